@@ -1,0 +1,270 @@
+"""What a person meets before the first line of Python runs: make, the installer, the lock.
+
+The installer and the Makefile are the real ones, in a folder of their own; the machine around them (apt-get,
+sudo, interpreters, uv) is made of small scripts, so nothing is installed and no network is used.
+Takes about two seconds.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+LOCK = (REPOSITORY / "requirements.txt").read_text()
+PINNED_UV = re.search(r"^uv==(\S+)", (REPOSITORY / "deploy/uv.txt").read_text(), re.MULTILINE)[1]
+
+# What the scripts under test may take for granted on a fresh machine.
+PLAIN_TOOLS = ["bash", "dirname", "env", "id", "ln", "make", "mkdir", "rm", "sed", "touch", "true"]
+# An interpreter: says yes to what it is asked, tells its own path, and as .venv's where packages go.
+A_PYTHON = """
+case "$*" in
+    *realpath*) echo "$0" ;;
+    *purelib*) echo .venv ;;
+    *"-m venv"*) echo "$0" > chosen; exit 1 ;;
+esac"""
+A_UV = f"""
+case "$*" in
+    --version) echo "uv {PINNED_UV} (a machine)" ;;
+    venv*) mkdir -p .venv/bin; ln -s "$PYTHON" .venv/bin/python ;;
+    "pip sync"*) echo synced >> synced; [ ! -e broken_network ] ;;
+esac"""
+
+
+class Machine:
+    """A checkout, and a PATH on which there is only what was put there."""
+
+    def __init__(self, root: Path) -> None:
+        self.checkout, self.programs = root / "checkout", root / "programs"
+        self.programs.mkdir()
+        for name in PLAIN_TOOLS:
+            (self.programs / name).symlink_to(shutil.which(name))
+        shutil.copytree(REPOSITORY / "deploy", self.checkout / "deploy")
+        for name in ["Makefile", "pyproject.toml", "requirements.txt"]:
+            shutil.copy(REPOSITORY / name, self.checkout)
+
+    def add(self, path: str, script: str) -> Path:
+        """A program: on the PATH, or, for a path with a folder in it, in the checkout."""
+        program = (self.checkout if "/" in path else self.programs) / path
+        program.parent.mkdir(parents=True, exist_ok=True)
+        program.unlink(missing_ok=True)
+        program.write_text(f"#!/usr/bin/env bash\n{script}\n")
+        program.chmod(0o755)
+        return program
+
+    def add_system_packages(self) -> None:
+        for name in ["g++", "pkg-config"]:
+            self.add(name, "exit 0")
+
+    def run(self, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        environment = {"PATH": str(self.programs), "HOME": str(self.checkout)} | environment
+        return subprocess.run(
+            command, cwd=self.checkout, env=environment, capture_output=True, text=True, check=False
+        )
+
+    def install(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return self.run("deploy/install.sh", *arguments, **environment)
+
+    def read(self, name: str) -> str:
+        return (self.checkout / name).read_text()
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path)
+
+
+def only_line(text: str) -> str:
+    (line,) = text.splitlines()
+    return line
+
+
+# --- the lock -------------------------------------------------------------------------------------
+
+DIRECT = [
+    Requirement(text) for text in PYPROJECT["project"]["dependencies"] + PYPROJECT["dependency-groups"]["dev"]
+]
+
+
+@pytest.mark.parametrize("requirement", DIRECT, ids=lambda requirement: requirement.name)
+def test_dependency_is_locked_within_its_bounds_and_explained(requirement: Requirement) -> None:
+    versions = re.findall(rf"^{re.escape(requirement.name)}==(\S+)", LOCK, re.MULTILINE)
+    assert versions
+    assert all(Version(version) in requirement.specifier for version in versions)
+    assert f"| {requirement.name} |" in (REPOSITORY / "docs/dependencies.md").read_text()
+
+
+def test_every_pin_has_hashes() -> None:
+    pins = re.split(r"^(?=[^\s#])", LOCK, flags=re.MULTILINE)[1:]
+    assert len(pins) > len(DIRECT)
+    assert [pin.splitlines()[0] for pin in pins if "==" not in pin or "--hash=sha256:" not in pin] == []
+
+
+def test_lock_names_no_index_and_no_machine() -> None:
+    assert re.findall(r"https?:|file:|--index|--find-links|\s/\S+", LOCK) == []
+
+
+def test_installer_and_package_agree_on_the_python_range() -> None:
+    assert PYPROJECT["project"]["requires-python"] == ">=3.11,<3.14"
+    assert "(3, 11) <= sys.version_info[:2] <= (3, 13)" in (REPOSITORY / "deploy/install.sh").read_text()
+
+
+# --- system packages ------------------------------------------------------------------------------
+
+PACKAGES = "g++ pkg-config libopencv-dev libturbojpeg0-dev"
+
+
+def test_without_apt_one_line_says_what_is_missing(machine: Machine) -> None:
+    machine.add("python3.12", A_PYTHON)
+    result = machine.install()
+    assert result.returncode == 1
+    assert only_line(result.stderr).endswith(f"system packages are missing (Debian's names): {PACKAGES}")
+    assert not (machine.checkout / ".venv").exists()
+
+
+def test_without_rights_one_line_says_what_to_install(machine: Machine) -> None:
+    machine.add("python3.12", A_PYTHON)
+    machine.add("id", "echo 1000")
+    machine.add("sudo", "exit 1")
+    machine.add("apt-get", "touch apt_was_called")
+    result = machine.install()
+    assert result.returncode == 1
+    assert only_line(result.stderr).endswith(f"as root: apt-get update && apt-get install {PACKAGES}")
+    assert not (machine.checkout / "apt_was_called").exists()
+
+
+@pytest.mark.parametrize("user", ["0", "1000"])
+def test_missing_packages_and_no_others_are_asked_of_apt(machine: Machine, user: str) -> None:
+    machine.add("python3.12", A_PYTHON)
+    machine.add("g++", "exit 0")
+    machine.add("pkg-config", '[ "$*" != "--exists libturbojpeg" ]')
+    machine.add("id", f"echo {user}")
+    machine.add("sudo", '[ "$1" != -n ] || shift; touch sudo_was_used; exec "$@"')
+    machine.add("apt-get", 'echo "$*" >> asked; [[ "$*" != *install* ]]')
+    result = machine.install()
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].endswith("apt-get update && apt-get install libturbojpeg0-dev")
+    assert machine.read("asked").splitlines()[-1].endswith("--no-install-recommends libturbojpeg0-dev")
+    assert (machine.checkout / "sudo_was_used").exists() == (user != "0")
+
+
+# --- the interpreter ------------------------------------------------------------------------------
+
+
+def test_newest_python_that_runs_is_chosen(machine: Machine) -> None:
+    machine.add("python3.13", "echo 'pyenv: python3.13: command not found' >&2; exit 127")
+    chosen = machine.add("python3.12", A_PYTHON)
+    machine.add("python3.11", A_PYTHON)
+    machine.install("uv")
+    assert machine.read("chosen").strip() == str(chosen)
+
+
+def test_named_python_is_chosen(machine: Machine) -> None:
+    machine.add("python3.13", A_PYTHON)
+    chosen = machine.add("python3.11", A_PYTHON)
+    machine.install("uv", PYTHON="python3.11")
+    assert machine.read("chosen").strip() == str(chosen)
+
+
+@pytest.mark.parametrize("name", ["python3.9", "no_such_python"])
+def test_named_python_that_does_not_fit_is_refused_in_one_line(machine: Machine, name: str) -> None:
+    machine.add("python3.12", A_PYTHON)
+    machine.add("python3.9", "exit 1")
+    result = machine.install(PYTHON=name)
+    assert result.returncode == 1
+    assert f"PYTHON={name} is not a working Python 3.11, 3.12 or 3.13" in only_line(result.stderr)
+
+
+def test_without_python_one_line_says_so(machine: Machine) -> None:
+    result = machine.install()
+    assert result.returncode == 1
+    assert "no Python here" in only_line(result.stderr)
+
+
+# --- finished and unfinished installations --------------------------------------------------------
+
+
+@pytest.fixture
+def equipped(machine: Machine) -> Machine:
+    """A machine on which the whole installation runs through."""
+    machine.add_system_packages()
+    machine.add("python3.12", A_PYTHON)
+    machine.add(".venv-uv/bin/uv", A_UV)
+    return machine
+
+
+def make(machine: Machine, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return machine.run("make", *arguments, f"PYTHON={machine.programs / 'python3.12'}")
+
+
+def test_second_make_installs_nothing_until_the_lock_changes(equipped: Machine) -> None:
+    equipped.add("python3.12", A_PYTHON + '\n[[ "$*" != studies* ]] || echo "$*"')
+    for _ in range(2):
+        result = make(equipped, "study", "ARGS=--plan --set seed=1")
+        assert (result.returncode, result.stdout) == (0, "studies/agc_sweep.py --plan --set seed=1\n")
+    assert equipped.read("synced") == "synced\n"
+    changed_seconds = (equipped.checkout / ".venv/.installed").stat().st_mtime + 10
+    os.utime(equipped.checkout / "requirements.txt", (changed_seconds, changed_seconds))
+    make(equipped, "study")
+    assert equipped.read("synced") == "synced\nsynced\n"
+
+
+def test_broken_off_installation_is_made_anew(equipped: Machine) -> None:
+    (equipped.checkout / "broken_network").touch()
+    assert make(equipped, "study").returncode != 0
+    assert not (equipped.checkout / ".venv/.installed").exists()
+    leftover = equipped.checkout / ".venv/half_a_package"
+    leftover.touch()
+
+    (equipped.checkout / "broken_network").unlink()
+    assert make(equipped, "study").returncode == 0
+    assert (equipped.checkout / ".venv/.installed").exists()
+    assert not leftover.exists()
+
+
+def test_environment_finds_the_project(equipped: Machine) -> None:
+    make(equipped, "study")
+    assert equipped.read(".venv/nfnet_ray.pth").strip() == str(equipped.checkout)
+
+
+# --- what continuous integration and git see ------------------------------------------------------
+
+
+@pytest.mark.parametrize(("status", "closing_line"), [(0, "3 passed in 0.10s"), (1, "1 failed in 0.10s")])
+def test_ci_ends_with_the_tests_closing_line(machine: Machine, status: int, closing_line: str) -> None:
+    shutil.copytree(REPOSITORY / ".ci", machine.checkout / ".ci")
+    (machine.checkout / "Makefile").write_text(f"test:\n\t@echo '{closing_line}'; exit {status}\n")
+    result = machine.run(".ci/run")
+    assert result.stdout.splitlines()[-1] == closing_line
+    assert result.stderr == ""
+    assert bool(result.returncode) == bool(status)
+
+
+@pytest.mark.parametrize(
+    ("path", "ignored"),
+    [
+        ("nfnet_ray/data/loader.py", False),
+        ("studies/results/agc_sweep.csv", False),
+        ("tests/fixtures/agc.npz", False),
+        ("data/cifar10/train.bin", True),
+        ("runs/agc_sweep/journal.jsonl", True),
+        ("tests/digits.beton", True),
+        ("mlflow.db", True),
+        (".venv/.installed", True),
+        ("nfnet_ray/data/__pycache__/loader.pyc", True),
+    ],
+)
+def test_git_ignores_what_runs_leave_behind_and_no_source(tmp_path: Path, path: str, ignored: bool) -> None:
+    shutil.copy(REPOSITORY / ".gitignore", tmp_path)
+    subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)
+    checked = subprocess.run(["git", "-C", str(tmp_path), "check-ignore", "--quiet", path], check=False)
+    assert (checked.returncode == 0) == ignored
