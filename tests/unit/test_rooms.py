@@ -1,0 +1,161 @@
+"""The rooms of the house, and who may import whom.
+
+An import that points back up (the training loop asking the cluster, the cluster asking a study) is what
+turns a platform into one lump that runs nowhere else; `models`, `optim`, `data` and `training` have to run
+on a bare machine that has only torch. So the arrows are checked on the source, function bodies included.
+
+Takes less than a second.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+LIBRARY = "nfnet_ray"
+
+# room -> the rooms that it imports. What those may import is allowed too: a study may build a Recipe.
+ARROWS = {
+    "errors": set(),
+    "recipe": set(),
+    "models": {"recipe"},
+    "optim": {"recipe"},
+    "data": {"recipe"},
+    "training": {"models", "optim", "data"},
+    "tracking": set(),
+    "cluster": {"training", "tracking"},
+    "analysis": {"tracking"},
+    "dashboards": {"analysis"},
+    "data_prep": {"data", "cluster"},
+    "studies": {"cluster", "dashboards", "data_prep"},  # the built-in data set is written on first use
+    "benchmarks": {"cluster", "data_prep"},
+}
+TOP_LEVEL_ROOMS = {"studies", "data_prep", "dashboards", "benchmarks"}
+FOR_EVERYONE = {"errors"}
+ONLY_IN = {"ray": "cluster", "mlflow": "tracking"}
+NAMES_THAT_SAY_NOTHING = {"utils", "util", "helpers", "helper", "common", "misc"}
+LONGEST_LOOP_LINES = 300  # so that the walk through a training run stays one sitting
+
+
+def reachable(room: str) -> set[str]:
+    """All rooms that `room` may import: those behind its arrows, and the ones for everyone."""
+    rooms = set(FOR_EVERYONE)
+    for target in ARROWS[room]:
+        rooms |= {target} | reachable(target)
+    return rooms
+
+
+def imported_modules(source: str, module: str, is_package: bool) -> Iterator[tuple[int, str]]:
+    """(line, absolute dotted name) of every import in `source`, wherever it stands.
+
+    `from a import b` gives `a.b`, since b may be a module. Literal names handed to `import_module` count too.
+    """
+    package = module.split(".") if is_package else module.split(".")[:-1]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            origin = ".".join([*above, *([node.module] if node.module else [])])
+            yield from ((node.lineno, f"{origin}.{alias.name}") for alias in node.names)
+        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if called in {"import_module", "__import__"}:
+                yield node.lineno, str(node.args[0].value)
+
+
+def room_of(dotted_name: str) -> str | None:
+    """The room of a module of ours, "" for the bare library itself, None for other people's modules."""
+    top, *rest = dotted_name.split(".")
+    if top in TOP_LEVEL_ROOMS:
+        return top
+    if top == LIBRARY:
+        return rest[0] if rest and not rest[0].startswith("__") else ""
+    return None
+
+
+def violations(source: str, module: str, is_package: bool = False) -> list[str]:
+    """One line for each import in `source` that the plan does not allow to `module`."""
+    room = room_of(module)
+    if any(part in NAMES_THAT_SAY_NOTHING for part in module.split(".")):
+        return [f"{module}: a name that says nothing about what is inside"]
+    if room and room not in ARROWS:
+        return [f"{module}: '{room}' is not a room of the plan"]
+    allowed = {"", room} | (reachable(room) if room else FOR_EVERYONE)
+    found = []
+    for line, name in imported_modules(source, module, is_package):
+        target, top = room_of(name), name.split(".")[0]
+        if target is not None and target not in allowed:
+            found.append(f"{module}:{line}: imports {name}, but {room or LIBRARY} may not import {target}")
+        if top in ONLY_IN and room != ONLY_IN[top]:
+            found.append(f"{module}:{line}: imports {name}; only {ONLY_IN[top]} imports {top}")
+    return found
+
+
+def modules() -> list[Path]:
+    return sorted(
+        path.relative_to(REPOSITORY)
+        for top in [LIBRARY, *sorted(TOP_LEVEL_ROOMS)]
+        for path in (REPOSITORY / top).rglob("*.py")
+    )
+
+
+@pytest.mark.parametrize("path", modules(), ids=str)
+def test_module_imports_only_what_the_plan_allows(path: Path) -> None:
+    is_package = path.name == "__init__.py"
+    module = ".".join(path.parent.parts if is_package else path.with_suffix("").parts)
+    assert violations((REPOSITORY / path).read_text(), module, is_package) == []
+
+
+def test_loop_is_read_in_one_sitting() -> None:
+    loop = REPOSITORY / LIBRARY / "training" / "loop.py"
+    assert len(loop.read_text().splitlines()) < LONGEST_LOOP_LINES
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("nfnet_ray.training.loop", "import ray"),
+        ("nfnet_ray.training.loop", "from nfnet_ray.cluster import tuner"),
+        ("nfnet_ray.training.loop", "from nfnet_ray import cluster"),
+        ("nfnet_ray.training.loop", "from ..cluster.tuner import tune"),
+        ("nfnet_ray.training.loop", "from .. import tracking"),
+        ("nfnet_ray.training.loop", "def train():\n    import mlflow.tracking"),
+        ("nfnet_ray.training.loop", "if TYPE_CHECKING:\n    from ray.train import Checkpoint"),
+        ("nfnet_ray.models.nfnet", "import nfnet_ray.optim.agc"),
+        ("nfnet_ray.recipe", "from nfnet_ray.models import list_models"),
+        ("nfnet_ray.cluster.tuner", "import mlflow"),
+        ("nfnet_ray.cluster.tuner", "import studies.agc_sweep"),
+        ("nfnet_ray.tracking.sink", "import importlib\nimportlib.import_module('ray.tune')"),
+        ("nfnet_ray.analysis.frontier", "from nfnet_ray.cluster import journal"),
+        ("studies.agc_sweep", "from ray import tune"),
+        ("studies.agc_sweep", "from benchmarks import step"),
+        ("dashboards.report", "from nfnet_ray.training import train"),
+        ("nfnet_ray.errors", "from nfnet_ray.recipe import Recipe"),
+        ("nfnet_ray.training.utils", ""),
+        ("data_prep.common.paths", ""),
+        ("nfnet_ray.attic", ""),
+    ],
+)
+def test_violation_is_found(module: str, source: str) -> None:
+    assert len(violations(source, module)) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "is_package", "source"),
+    [
+        ("nfnet_ray.training.loop", False, "import torch\nfrom nfnet_ray.models import create_model"),
+        ("nfnet_ray.training.loop", False, "from .clock import Clock\nfrom ..errors import UserError"),
+        ("nfnet_ray.training", True, "from .loop import train\nfrom . import clock"),
+        ("nfnet_ray.cluster.tuner", False, "import ray\nfrom nfnet_ray.tracking import sink"),
+        ("nfnet_ray.tracking.sink", False, "from mlflow import MlflowClient"),
+        ("studies.agc_sweep", False, "from nfnet_ray.recipe import Recipe\nfrom dashboards import report"),
+        ("data_prep.convert", False, "from nfnet_ray import __version__\nfrom nfnet_ray.data import beton"),
+    ],
+)
+def test_allowed_imports_pass(module: str, is_package: bool, source: str) -> None:
+    assert violations(source, module, is_package) == []
