@@ -1,0 +1,350 @@
+"""The Recipe: everything that decides one training run.
+
+A Recipe is a tree of frozen dataclasses. Every leaf has one dotted name
+(``optimizer.agc.clip_factor``) that is the same in a study's space, in ``--set`` on a command line,
+in MLflow's params and as a column of a table. A wrong value fails when the Recipe is built, with the
+field, the value and what is allowed.
+
+This module knows nothing but the standard library: the same Recipe is read by a driver that has no
+torch in memory and by a worker on a machine that has only torch.
+
+The defaults are the published ImageNet recipe of NFNet-F0 (Brock et al. 2021, appendix A.1 and the
+official ``experiment_nfnets.py``); studies replace what their question needs.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from nfnet_ray.errors import UserError
+
+
+class RecipeError(UserError):
+    """A Recipe field that does not exist, or a value that it does not take."""
+
+
+def setting(
+    default: Any,
+    meaning: str,
+    *,
+    above: float | None = None,
+    at_least: float | None = None,
+    below: float | None = None,
+    at_most: float | None = None,
+) -> Any:
+    """A dataclass field with what it means and the range of values it takes."""
+    bounds = {"above": above, "at least": at_least, "below": below, "at most": at_most}
+    return dataclasses.field(
+        default=default,
+        metadata={"meaning": meaning, "bounds": {k: v for k, v in bounds.items() if v is not None}},
+    )
+
+
+_MISFIT = object()
+
+
+def _conform(value: Any, hint: Any) -> Any:
+    """``value`` as the annotated type (int to float, list to tuple), or _MISFIT."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        results = (_conform(value, argument) for argument in arguments)
+        return next((result for result in results if result is not _MISFIT), _MISFIT)
+    if origin is Literal:
+        return value if value in arguments else _MISFIT
+    if origin is tuple:
+        if not isinstance(value, tuple | list):
+            return _MISFIT
+        items = tuple(_conform(item, arguments[0]) for item in value)
+        return _MISFIT if _MISFIT in items else items
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is int and isinstance(value, bool):
+        return _MISFIT
+    if hint is types.NoneType:
+        return None if value is None else _MISFIT
+    return value if isinstance(value, hint) else _MISFIT
+
+
+def _within(value: Any, bounds: Mapping[str, float]) -> bool:
+    if isinstance(value, tuple):
+        return (bool(value) or not bounds) and all(_within(item, bounds) for item in value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
+    if value is None or not bounds:
+        return True
+    return (
+        value > bounds.get("above", float("-inf"))
+        and value >= bounds.get("at least", float("-inf"))
+        and value < bounds.get("below", float("inf"))
+        and value <= bounds.get("at most", float("inf"))
+    )
+
+
+def _describe(hint: Any, bounds: Mapping[str, float]) -> str:
+    """What a field takes, in words: ``a number above 0, or none``."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return ", or ".join(_describe(argument, bounds) for argument in arguments)
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, arguments))
+    words = {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "a word",
+        types.NoneType: "none",
+    }
+    text = "a list of " + words[arguments[0]].removeprefix("a ") + "s" if origin is tuple else words[hint]
+    limits = " and ".join(f"{kind} {limit:g}" for kind, limit in bounds.items())
+    return f"{text} {limits}" if (limits and hint in (int, float)) or (limits and origin is tuple) else text
+
+
+class Section:
+    """Checks every field of a Recipe section against its type and its range when it is built."""
+
+    prefix: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self))
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = _conform(getattr(self, field.name), hints[field.name])
+            name = f"{self.prefix}{field.name}"
+            if value is _MISFIT or not _within(value, field.metadata.get("bounds", {})):
+                raise RecipeError(
+                    f"{name} = {getattr(self, field.name)!r} is not allowed: it takes "
+                    f"{_describe(hints[field.name], field.metadata.get('bounds', {}))}"
+                )
+            object.__setattr__(self, field.name, value)
+
+
+@dataclass(frozen=True)
+class Overrides(Section):
+    """The official class's knobs; None keeps what the model's name stands for."""
+
+    prefix: ClassVar[str] = "model.overrides."
+
+    width: tuple[int, ...] | None = setting(None, "channels of each stage", at_least=1)
+    depth: tuple[int, ...] | None = setting(None, "blocks of each stage", at_least=1)
+    group_width: tuple[int, ...] | None = setting(
+        None, "channels of one group of the 3x3 convolutions, for each stage", at_least=1
+    )
+    expansion: tuple[float, ...] | None = setting(
+        None, "bottleneck width / block output width, for each stage", above=0
+    )
+    se_ratio: float | None = setting(None, "squeeze-excite hidden width / channels", above=0)
+    alpha: float | None = setting(None, "scale of the residual branch", above=0)
+    activation: str | None = setting(None, "name of the activation, such as gelu or silu")
+
+    def chosen(self) -> dict[str, Any]:
+        """The knobs that are turned: {name: value} of those that are not None."""
+        return {name: value for name, value in _leaves(self) if value is not None}
+
+
+@dataclass(frozen=True)
+class ModelRecipe(Section):
+    """Which network, and its regularisation. None stands for the variant's published value."""
+
+    prefix: ClassVar[str] = "model."
+
+    name: str = setting("nfnet_f0", "a name from nfnet_ray.models.list_models()")
+    dropout: float | None = setting(None, "drop rate before the classifier", at_least=0, below=1)
+    stochastic_depth: float | None = setting(
+        None, "largest drop rate of a residual branch", at_least=0, below=1
+    )
+    overrides: Overrides = Overrides()
+
+
+@dataclass(frozen=True)
+class DataRecipe(Section):
+    """Which images, and how they are cut. None stands for the variant's published size."""
+
+    prefix: ClassVar[str] = "data."
+
+    path: str = setting("", "a data set converted by data_prep (where it lies does not change the result)")
+    image_size: int | None = setting(None, "side of a training image in pixels", at_least=8)
+    eval_size: int | None = setting(None, "side of a validation image in pixels", at_least=8)
+    crop: Literal["random_resized", "padded", "whole"] = setting(
+        "random_resized", "how a training image is cut: Inception crop, shift by crop_padding, or whole"
+    )
+    crop_padding: int = setting(4, "largest shift of the padded crop in pixels", at_least=0)
+    flip: bool = setting(True, "mirror half of the training images left to right")
+    resident: Literal["auto", "always", "never"] = setting(
+        "auto", "decode once and keep in memory, or decode in every epoch"
+    )
+
+
+@dataclass(frozen=True)
+class AGCRecipe(Section):
+    """Adaptive gradient clipping (paper section 4)."""
+
+    prefix: ClassVar[str] = "optimizer.agc."
+
+    clip_factor: float | None = setting(
+        0.01, "largest allowed gradient norm / parameter norm of a unit; none does not clip", above=0
+    )
+    eps: float = setting(1e-3, "smallest parameter norm that is reckoned with (official optim.py)", above=0)
+    exclude: tuple[str, ...] = setting(
+        ("classifier.weight",), "parameters that are never clipped, by name (paper section 4.1)"
+    )
+
+
+@dataclass(frozen=True)
+class OptimizerRecipe(Section):
+    """SGD with Nesterov momentum and coupled weight decay (official optim.py)."""
+
+    prefix: ClassVar[str] = "optimizer."
+
+    momentum: float = setting(0.9, "momentum of SGD", at_least=0, below=1)
+    nesterov: bool = setting(True, "look ahead along the momentum")
+    weight_decay: float = setting(
+        2e-5, "decay of conv and linear weights, not of gains and biases", at_least=0
+    )
+    agc: AGCRecipe = AGCRecipe()
+
+
+@dataclass(frozen=True)
+class ScheduleRecipe(Section):
+    """Linear warm-up from 0, then a cosine to 0 (paper appendix A.1)."""
+
+    prefix: ClassVar[str] = "schedule."
+
+    epochs: int = setting(360, "passes over the training images", at_least=1)
+    warmup_epochs: float = setting(5.0, "epochs of linear warm-up; fractions count", at_least=0)
+    base_learning_rate: float = setting(0.1, "peak learning rate for each 256 images of the batch", above=0)
+
+
+@dataclass(frozen=True)
+class LossRecipe(Section):
+    """Softmax cross-entropy."""
+
+    prefix: ClassVar[str] = "loss."
+
+    label_smoothing: float = setting(0.1, "share of the target spread over all classes", at_least=0, below=1)
+
+
+@dataclass(frozen=True)
+class Recipe(Section):
+    """Everything that decides one training run.
+
+    >>> recipe = Recipe().with_values({"optimizer.agc.clip_factor": 0.04, "batch_size": 1024})
+    >>> recipe.optimizer.agc.clip_factor, recipe.peak_learning_rate
+    (0.04, 0.4)
+    """
+
+    model: ModelRecipe = ModelRecipe()
+    data: DataRecipe = DataRecipe()
+    optimizer: OptimizerRecipe = OptimizerRecipe()
+    schedule: ScheduleRecipe = ScheduleRecipe()
+    loss: LossRecipe = LossRecipe()
+    batch_size: int = setting(4096, "images of one optimiser step, over all workers", at_least=1)
+    precision: Literal["float32", "bfloat16"] = setting("float32", "type of the arithmetic of a step")
+    memory_format: Literal["contiguous", "channels_last"] = setting("contiguous", "layout of activations")
+    seed: int = setting(0, "seed of weights, order, augmentation and dropout", at_least=0)
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The largest learning rate: ``base_learning_rate * batch_size / 256`` (paper appendix A.1)."""
+        return self.schedule.base_learning_rate * self.batch_size / 256
+
+    def to_values(self) -> dict[str, Any]:
+        """All leaves as {dotted name: value}, in the order in which they are declared."""
+        return dict(_leaves(self))
+
+    def with_values(self, values: Mapping[str, Any]) -> Recipe:
+        """A copy in which the fields of the given dotted names have the given values."""
+        known = self.to_values()
+        for name in values:
+            if name not in known:
+                raise RecipeError(_unknown_field(name, list(known)))
+        return _replaced(self, "", values)
+
+    @staticmethod
+    def from_values(values: Mapping[str, Any]) -> Recipe:
+        """The Recipe whose :meth:`to_values`, possibly through JSON, gave ``values``."""
+        return Recipe().with_values(values)
+
+    def fingerprint(self) -> str:
+        """12 hex digits that are equal for two Recipes that train the same network on the same bytes.
+
+        Where the data lies on this machine is left out; which data it is, the data set's own
+        fingerprint says.
+        """
+        values = {name: value for name, value in self.to_values().items() if name != "data.path"}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def field_meanings() -> dict[str, str]:
+    """{dotted name: what it means and what it takes} of every Recipe field, for help texts."""
+
+    def walk(section: type[Section]) -> Iterator[tuple[str, str]]:
+        hints = typing.get_type_hints(section)
+        for field in dataclasses.fields(section):  # type: ignore[arg-type]
+            hint = hints[field.name]
+            if isinstance(hint, type) and issubclass(hint, Section):
+                yield from walk(hint)
+            else:
+                takes = _describe(hint, field.metadata["bounds"])
+                yield f"{section.prefix}{field.name}", f"{field.metadata['meaning']} ({takes})"
+
+    return dict(walk(Recipe))
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """``"optimizer.agc.clip_factor=0.02"`` as (dotted name, value); ``none`` is None.
+
+    Raises RecipeError if there is no ``=`` or no such field. The value is checked when a Recipe is
+    built with it.
+    """
+    name, equals, literal = text.partition("=")
+    name, literal = name.strip(), literal.strip()
+    if not equals or not name:
+        raise RecipeError(f"--set {text}: write it as field=value, such as optimizer.agc.clip_factor=0.02")
+    known = list(Recipe().to_values())
+    if name not in known:
+        raise RecipeError(_unknown_field(name, known))
+    words = {"none": None, "true": True, "false": False}
+    if literal.lower() in words:
+        return name, words[literal.lower()]
+    try:
+        return name, ast.literal_eval(literal)
+    except (ValueError, SyntaxError):
+        return name, literal  # a bare word, such as channels_last
+
+
+def _unknown_field(name: str, known: list[str]) -> str:
+    leaf = name.rsplit(".", 1)[-1]
+    close = [k for k in known if k.rsplit(".", 1)[-1] == leaf] or difflib.get_close_matches(
+        name, known, n=3, cutoff=0.4
+    )
+    hint = f"did you mean {' or '.join(close)}?" if close else "see --help for the list"
+    return f"{name} is not a field of the Recipe: {hint}"
+
+
+def _leaves(section: Section, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for field in dataclasses.fields(section):  # type: ignore[arg-type]
+        value = getattr(section, field.name)
+        if isinstance(value, Section):
+            yield from _leaves(value, f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}", value
+
+
+def _replaced(section: Any, prefix: str, values: Mapping[str, Any]) -> Any:
+    changes: dict[str, Any] = {}
+    for field in dataclasses.fields(section):
+        old, name = getattr(section, field.name), f"{prefix}{field.name}"
+        if isinstance(old, Section):
+            changes[field.name] = _replaced(old, f"{name}.", values)
+        elif name in values:
+            changes[field.name] = values[name]
+    return dataclasses.replace(section, **changes)

@@ -1,0 +1,84 @@
+"""A Recipe takes only what makes sense, and says so; its dotted names are the same everywhere."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from nfnet_ray.recipe import Recipe, RecipeError, field_meanings, parse_setting
+
+
+def test_values_survive_json() -> None:
+    recipe = Recipe().with_values(
+        {
+            "model.overrides.width": [32, 64, 96, 96],
+            "optimizer.agc.clip_factor": None,
+            "precision": "bfloat16",
+        }
+    )
+    assert Recipe.from_values(json.loads(json.dumps(recipe.to_values()))) == recipe
+    assert recipe.model.overrides.chosen() == {"width": (32, 64, 96, 96)}
+
+
+def test_every_field_has_a_meaning_under_its_dotted_name() -> None:
+    assert list(field_meanings()) == list(Recipe().to_values())
+
+
+@pytest.mark.parametrize(
+    ("setting", "complaint"),
+    [
+        (
+            "optimizer.agc.clip_factor=-1",
+            "optimizer.agc.clip_factor = -1 is not allowed: it takes a number above 0, or none",
+        ),
+        ("optimizer.agc.clip_factor=1e999", "above 0"),
+        ("batch_size=1.5", "a whole number at least 1"),
+        ("batch_size=true", "a whole number at least 1"),
+        ("optimizer.momentum=1", "at least 0 and below 1"),
+        ("data.crop=sideways", "one of random_resized, padded, whole"),
+        ("model.overrides.width=[64, 0]", "a list of whole numbers at least 1"),
+        ("clip_factor=0.01", "did you mean optimizer.agc.clip_factor?"),
+        ("optimizer.agc.clip_facto=0.01", "did you mean optimizer.agc.clip_factor"),
+        ("batch_size", "write it as field=value"),
+    ],
+)
+def test_a_wrong_setting_is_refused_in_one_line(setting: str, complaint: str) -> None:
+    def apply() -> Recipe:
+        name, value = parse_setting(setting)
+        return Recipe().with_values({name: value})
+
+    with pytest.raises(RecipeError) as error:
+        apply()
+    assert complaint in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("optimizer.agc.clip_factor=none", None),
+        ("optimizer.weight_decay=0", 0.0),
+        ("data.flip=False", False),
+        ("memory_format=channels_last", "channels_last"),
+        ("model.overrides.depth=[1, 2, 6, 3]", (1, 2, 6, 3)),
+    ],
+)
+def test_settings_are_read_as_python_reads_them(setting: str, value: Any) -> None:
+    name, parsed = parse_setting(setting)
+    assert Recipe().with_values({name: parsed}).to_values()[name] == value
+
+
+def test_the_fingerprint_tells_what_trains_apart_but_not_where_data_lies() -> None:
+    here, there = (Recipe().with_values({"data.path": path}) for path in ("/a", "/b"))
+    assert here.fingerprint() == there.fingerprint()
+    assert here.fingerprint() != here.with_values({"seed": 1}).fingerprint()
+
+
+def test_a_recipe_needs_nothing_but_the_standard_library() -> None:
+    code = "import sys, nfnet_ray.recipe; print([m for m in ('torch', 'numpy', 'ray', 'mlflow') if m in sys.modules])"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.strip() == "[]"
