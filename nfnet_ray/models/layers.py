@@ -1,0 +1,168 @@
+"""The layers of an NFNet: standardised convolution, activations, squeeze-excite, stochastic depth.
+
+Images are (N, C, H, W), in either memory format. Every layer works in float32, float64, bfloat16 and under
+autocast. Source: google-deepmind/deepmind-research `nfnets/base.py` at commit f5de0ed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+# The smallest sum of squared deviations that weight standardisation divides by: base.py's epsilon. It is a
+# floor, not a term that is added: an added 1e-5 on the variance moves the logits of F0 by 1.7e-2.
+SQUARED_DEVIATIONS_FLOOR = 1e-4
+
+
+def _identity(x_NCHW: Tensor) -> Tensor:
+    return x_NCHW
+
+
+# Names as in base.py; jax's defaults, hence the tanh form of GELU. Unscaled: `variants.ACTIVATION_GAINS`
+# holds the factors, and the convolution that reads the activation applies them (`input_scale`).
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "celu": F.celu,
+    "elu": F.elu,
+    "gelu": partial(F.gelu, approximate="tanh"),
+    "identity": _identity,
+    "leaky_relu": F.leaky_relu,
+    "log_sigmoid": F.logsigmoid,
+    "log_softmax": partial(F.log_softmax, dim=1),
+    "relu": F.relu,
+    "relu6": F.relu6,
+    "selu": F.selu,
+    "sigmoid": torch.sigmoid,
+    "silu": F.silu,
+    "soft_sign": F.softsign,
+    "softplus": F.softplus,
+    "tanh": torch.tanh,
+}
+
+
+class ScaledWSConv2d(nn.Module):
+    """Convolution with scaled weight standardisation and TensorFlow's 'SAME' padding.
+
+    Per output channel, over its `fan_in = in_channels / groups * kernel_size^2` weights `w`:
+
+        w_hat = gain * (w - mean(w)) / sqrt(max(fan_in * var(w), 1e-4))        (biased variance)
+        y     = conv(input_scale * x, w_hat) + bias
+
+    `weight` is (out_channels, in_channels / groups, kernel_size, kernel_size), drawn from N(0, 1 / fan_in);
+    `gain` starts at 1 and `bias` at 0, both (out_channels,).
+
+    `input_scale` is the constant that the network multiplies the preceding activation by. A convolution is
+    linear, so scaling its few weights instead gives the same and saves a pass over the activations, forward
+    and backward.
+
+    Source: paper section 3; `WSConv2D` in base.py.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        groups: int = 1,
+        input_scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.stride = stride
+        self.groups = groups
+        self.input_scale = input_scale
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, kernel_size, kernel_size))
+        self.gain = nn.Parameter(torch.ones(out_channels))
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+        self.fan_in = self.weight[0].numel()
+        nn.init.normal_(self.weight, std=self.fan_in**-0.5)
+
+    def standardized_weight(self) -> Tensor:
+        """`input_scale * w_hat`, shaped like `weight`."""
+        # The divisor of the variance is fan_in - correction = 1: the sum of squared deviations, fan_in * var.
+        squared_deviations, mean = torch.var_mean(
+            self.weight, dim=(1, 2, 3), correction=self.fan_in - 1, keepdim=True
+        )
+        scale = squared_deviations.clamp(min=SQUARED_DEVIATIONS_FLOOR).rsqrt()
+        scale = scale * (self.input_scale * self.gain).view(-1, 1, 1, 1)
+        # (w - mean) * scale with one pass over the weights.
+        return torch.addcmul(-mean * scale, self.weight, scale)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        """(N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride))."""
+        kernel_size = self.weight.shape[-1]
+        top, bottom = _same_padding(x_NCHW.shape[2], kernel_size, self.stride)
+        left, right = _same_padding(x_NCHW.shape[3], kernel_size, self.stride)
+        padding = (top, left)
+        if top != bottom or left != right:
+            x_NCHW = F.pad(x_NCHW, (left, right, top, bottom))
+            padding = (0, 0)
+        return F.conv2d(
+            x_NCHW, self.standardized_weight(), self.bias, self.stride, padding, groups=self.groups
+        )
+
+    def extra_repr(self) -> str:
+        out_channels, in_channels, kernel_size, _ = self.weight.shape
+        return (
+            f"{in_channels * self.groups}, {out_channels}, kernel_size={kernel_size}, stride={self.stride}, "
+            f"groups={self.groups}, input_scale={self.input_scale:.4f}"
+        )
+
+
+def _same_padding(size: int, kernel_size: int, stride: int) -> tuple[int, int]:
+    """TensorFlow's 'SAME' padding (before, after) of one side: ceil(size / stride) outputs, and where the
+    padding is odd the extra pixel goes after. A 3x3 convolution of stride 2 pads an even side by (0, 1), an
+    odd one by (1, 1)."""
+    outputs = (size + stride - 1) // stride
+    total = max((outputs - 1) * stride + kernel_size - size, 0)
+    return total // 2, total - total // 2
+
+
+class SqueezeExcite(nn.Module):
+    """The gate of squeeze-excite, one factor in (0, 1) per image and channel:
+
+        gate = sigmoid(W2 relu(W1 mean_hw(x) + b1) + b2)
+
+    The ReLU is plain, whatever the network's activation (base.py; the paper's appendix C says GELU). Weights
+    start as a normal of standard deviation 1 / sqrt(inputs) cut at two of them (haiku's default for a
+    linear layer, whose actual deviation is 0.88 of that), biases at 0.
+    """
+
+    def __init__(self, channels: int, hidden_channels: int) -> None:
+        super().__init__()
+        self.reduce = nn.Linear(channels, hidden_channels)
+        self.expand = nn.Linear(hidden_channels, channels)
+        for linear in (self.reduce, self.expand):
+            std = linear.in_features**-0.5
+            nn.init.trunc_normal_(linear.weight, std=std, a=-2 * std, b=2 * std)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        """(N, C, H, W) -> gate (N, C). The caller multiplies, together with its other factors."""
+        return torch.sigmoid(self.expand(F.relu(self.reduce(x_NCHW.mean((2, 3))))))
+
+
+class StochasticDepth(nn.Module):
+    """In training, sets whole samples of its input to zero, each with probability `drop_rate`.
+
+    The samples that stay are NOT divided by the probability of staying, unlike in most later code
+    (`StochDepth` in base.py).
+    """
+
+    def __init__(self, drop_rate: float) -> None:
+        super().__init__()
+        self.drop_rate = drop_rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, ...) -> (N, ...)."""
+        if not self.training or self.drop_rate == 0:
+            return x
+        stays = torch.rand(x.shape[0], *[1] * (x.ndim - 1), device=x.device) >= self.drop_rate
+        return x * stays
+
+    def extra_repr(self) -> str:
+        return f"drop_rate={self.drop_rate:.4f}"
