@@ -1,0 +1,1 @@
+"""Images in, data set out: ``python -m data_prep --help``."""

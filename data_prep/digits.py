@@ -1,0 +1,103 @@
+"""The handwritten digits that scikit-learn carries: real scans, no download, a data set in a second.
+
+1,797 grey images of 8x8 pixels with 17 levels: the test part of the UCI "Optical Recognition of Handwritten
+Digits" data set (E. Alpaydin, C. Kaynak, 1998, doi:10.24432/C50P49).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.convert import ConvertSettings, OutTakenError, convert
+from data_prep.sources import Source, SourceImage
+from data_prep.splits import plan_splits
+from nfnet_ray.data.dataset import DatasetSummary, open_dataset
+from nfnet_ray.errors import UserError
+
+_KIND = "scikit-learn digits"
+_HOLDOUT = 0.2  # 360 of 1,797
+_SIDE = 32  # pixels: CIFAR's size, so that what trains on one trains on the other
+_JPEG_QUALITY = 95
+_BRIGHTEST = 16  # the data set's pixels are 0 to 16
+
+
+def write_digits(out_directory: Path) -> Path:
+    """Write the digits as a data set: 1,437 training and 360 validation images, the same every time.
+
+    Each image is enlarged to 32x32 pixels with Pillow's bicubic filter (smooth strokes, as a scan at that
+    size would have) and stored as a grey JPEG of quality 95. Does nothing where it was done before. When
+    several processes do it at once, one puts its result in place and all return.
+
+    Returns:
+        ``out_directory``.
+
+    Raises:
+        UserError: the folder holds something else or cannot be written, or scikit-learn is missing.
+    """
+    out = Path(out_directory)
+    if _holds_digits(out):
+        return out
+    source = open_digits()
+    try:
+        convert(source, plan_splits(source, _HOLDOUT), out, ConvertSettings())
+    except OutTakenError:
+        if not _holds_digits(out):
+            raise
+    return out
+
+
+def describe_digits(out_directory: Path) -> DatasetSummary:
+    """What :func:`write_digits` would write there, but for its fingerprint. Writes nothing."""
+    source = open_digits()
+    plan = plan_splits(source, _HOLDOUT)
+    train, validation = len(plan.train.indices), len(plan.validation.indices)
+    return DatasetSummary(Path(out_directory), train, validation, source.class_names, "", (_SIDE, _SIDE))
+
+
+def open_digits() -> Source:
+    """The digits as a source with a training split only."""
+    # The table is read from the installed package's folder; importing scikit-learn takes seconds.
+    spec = importlib.util.find_spec("sklearn")
+    folders = spec.submodule_search_locations if spec is not None else None
+    tables = [Path(folder) / "datasets" / "data" / "digits.csv.gz" for folder in folders or ()]
+    table = next((table for table in tables if table.exists()), None)
+    if table is None:
+        raise UserError("scikit-learn, whose digits are wanted, is not installed: pip install scikit-learn")
+    # A row is 64 pixels, row by row, and the digit.
+    values = np.loadtxt(table, delimiter=",", dtype=np.int64)
+    pixels = np.rint(values[:, :-1] * (255 / _BRIGHTEST)).astype(np.uint8).reshape(-1, 8, 8)
+    names = [f"digits/{index:04}" for index in range(len(values))]
+    split = _DigitsSplit(names, values[:, -1], pixels)
+    return Source(_KIND, tuple("0123456789"), {"train": split})
+
+
+@dataclass(frozen=True)
+class _DigitsSplit:
+    names: list[str]
+    labels: np.ndarray
+    pixels: np.ndarray
+
+    def images(self, indices: np.ndarray) -> Iterator[SourceImage]:
+        for index in indices:
+            load = partial(_enlarge, self.pixels[index])
+            yield SourceImage(self.names[index], int(self.labels[index]), load)
+
+
+def _enlarge(pixels: np.ndarray) -> bytes:
+    from PIL import Image
+
+    image = Image.fromarray(pixels).resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=_JPEG_QUALITY)
+    return buffer.getvalue()
+
+
+def _holds_digits(out: Path) -> bool:
+    return (out / "train.beton").exists() and open_dataset(out).train.manifest.settings["source"] == _KIND

@@ -1,0 +1,169 @@
+"""Parquet files in the Hugging Face layout: an image column ``struct<bytes, path>`` and an integer label."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from data_prep.sources import Source, SourceImage, UnreadableImageError
+from nfnet_ray.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+# Rows read at a time: 64 photographs of 100 KB are 6 MB, and the cost per batch is small even at 1 KB.
+_BATCH_ROWS = 64
+# train-00000-of-00002.parquet, cifar10-test.parquet, …
+_SPLIT_IN_NAME = re.compile(r"(?:^|[-_.])(train|validation|valid|val|test)(?=[-_.]|$)")
+
+
+@dataclass(frozen=True)
+class _ParquetSplit:
+    files: tuple[Path, ...]
+    image_column: str
+    names: list[str]
+    labels: np.ndarray
+
+    def images(self, indices: np.ndarray) -> Iterator[SourceImage]:
+        import pyarrow.parquet as pq
+
+        wanted = np.zeros(len(self.labels), bool)
+        wanted[indices] = True
+        row = 0
+        for path in self.files:
+            with pq.ParquetFile(path) as file:
+                for batch in file.iter_batches(_BATCH_ROWS, columns=[f"{self.image_column}.bytes"]):
+                    encoded = batch.column(0).field("bytes")
+                    for position in np.flatnonzero(wanted[row : row + len(batch)]):
+                        index = row + int(position)
+                        load = _Loader(encoded[int(position)])
+                        yield SourceImage(self.names[index], int(self.labels[index]), load)
+                    row += len(batch)
+
+
+@dataclass(frozen=True)
+class _Loader:
+    """Copies an image out of its batch only when a worker asks for it."""
+
+    encoded: pa.BinaryScalar
+
+    def __call__(self) -> bytes:
+        if not self.encoded.is_valid:
+            raise UnreadableImageError("the row holds no image bytes, at most a path")
+        return self.encoded.as_py()
+
+
+def open_parquet(files: Sequence[Path], label_column: str) -> Source:
+    """List Parquet files: names and labels are read, images are not.
+
+    A file's split is taken from its name; files that name none are training data. Class names come from
+    the ``huggingface`` metadata of the schema, else they are "0", "1", ….
+    """
+    import pyarrow as pa
+
+    by_split: dict[str, list[Path]] = defaultdict(list)
+    for path in files:
+        match = _SPLIT_IN_NAME.search(path.stem)
+        split = match.group(1) if match else "train"
+        by_split["validation" if split in ("valid", "val") else split].append(path)
+    if "train" not in by_split:
+        if len(by_split) > 1:
+            raise UserError(f"{files[0].parent}: no training files; name one train-….parquet")
+        by_split = {"train": list(files)}  # somebody wants to split this one
+    try:
+        class_names, image_column = _read_schemas(files, label_column)
+        splits = {split: _open_split(paths, image_column, label_column) for split, paths in by_split.items()}
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{files[0].parent}: its Parquet files cannot be read ({reason})") from error
+    for split, found in splits.items():
+        if not found.names:
+            raise UserError(f"{by_split[split][0]}: no rows in the {split} files; remove or fill them")
+    if class_names is None:
+        class_names = tuple(str(label) for label in range(int(splits["train"].labels.max()) + 1))
+    return Source("Parquet", class_names, splits)
+
+
+def _read_schemas(files: Sequence[Path], label_column: str) -> tuple[tuple[str, ...] | None, str]:
+    """Class names, if there are any, and the image column; the same in every file, or an error."""
+    import pyarrow.parquet as pq
+
+    found = set()
+    for path in files:
+        schema = pq.read_schema(path)
+        found.add((_class_names(schema, label_column), _image_column(path, schema)))
+        _check_label_column(path, schema, label_column)
+    if len(found) > 1:
+        raise UserError(
+            f"{files[0].parent}: the files' columns or class names differ; convert one data set at a time"
+        )
+    return found.pop()
+
+
+def _image_column(path: Path, schema: pa.Schema) -> str:
+    import pyarrow.types as types
+
+    columns = [
+        field.name
+        for field in schema
+        if types.is_struct(field.type)
+        and (at := field.type.get_field_index("bytes")) >= 0
+        and (types.is_binary(field.type[at].type) or types.is_large_binary(field.type[at].type))
+    ]
+    if len(columns) != 1:
+        raise UserError(
+            f"{path}: needed is one image column of type struct<bytes: binary, path: string>, found"
+            f" {len(columns)} among {', '.join(schema.names)}"
+        )
+    return columns[0]
+
+
+def _check_label_column(path: Path, schema: pa.Schema, label_column: str) -> None:
+    import pyarrow.types as types
+
+    integers = [field.name for field in schema if types.is_integer(field.type)]
+    if label_column not in integers:
+        choice = f"its integer columns: {', '.join(integers)}" if integers else "it has no integer column"
+        raise UserError(
+            f"{path}: no integer column '{label_column}' ({choice}); choose one with --label-column"
+        )
+
+
+def _class_names(schema: pa.Schema, label_column: str) -> tuple[str, ...] | None:
+    """The ``names`` of a ClassLabel, as the ``datasets`` library stores its features in a schema."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return tuple(map(str, features[label_column]["names"]))
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _open_split(files: Sequence[Path], image_column: str, label_column: str) -> _ParquetSplit:
+    import pyarrow.parquet as pq
+
+    names: list[str] = []
+    labels = []
+    for path in files:
+        has_path = pq.read_schema(path).field(image_column).type.get_field_index("path") >= 0
+        columns = [label_column] + ([f"{image_column}.path"] if has_path else [])
+        with pq.ParquetFile(path) as file:
+            table = file.read(columns=columns)
+        label = table.column(label_column)
+        if label.null_count:
+            raise UserError(f"{path}: {label.null_count} rows have no label; remove them or label them")
+        # Not to_numpy: that imports pandas, which takes 2 s.
+        labels.append(np.from_dlpack(label.combine_chunks()).astype(np.int64))
+        paths = (
+            [image["path"] if image else None for image in table.column(image_column).to_pylist()]
+            if has_path
+            else [None] * len(table)
+        )
+        names += [name or f"{path.name}:{row}" for row, name in enumerate(paths)]
+    return _ParquetSplit(tuple(files), image_column, names, np.concatenate(labels))

@@ -1,0 +1,84 @@
+"""How far a conversion is: a bar on a terminal, a line now and then in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+Progress = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
+"""Called with a split's name and its number of images; gives a function to call once per image."""
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+@contextmanager
+def silent(name: str, total: int) -> Iterator[Callable[[], None]]:
+    """No progress at all."""
+    del name, total
+    yield lambda: None
+
+
+@contextmanager
+def on_stderr(name: str, total: int) -> Iterator[Callable[[], None]]:
+    """Show images per second and the time left; the function it gives is called once per image."""
+    show = _bar if sys.stderr.isatty() else _lines
+    with show(name, total) as advance:
+        yield advance
+
+
+@contextmanager
+def _bar(name: str, total: int) -> Iterator[Callable[[], None]]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
+
+    class ImagesPerSecond(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.speed or 0:,.0f} images/s")
+
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), ImagesPerSecond(),
+        TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(name, total=total)
+        yield lambda: progress.advance(task)
+
+
+@contextmanager
+def _lines(name: str, total: int) -> Iterator[Callable[[], None]]:
+    start = last_line = time.monotonic()
+    done = 0
+
+    def advance() -> None:
+        nonlocal done, last_line
+        done += 1
+        now = time.monotonic()
+        if now - last_line >= _SECONDS_BETWEEN_LINES:
+            last_line = now
+            images_per_second = done / (now - start)
+            left = format_seconds((total - done) / images_per_second)
+            print(
+                f"{name}: {done:,} of {total:,} images, {images_per_second:,.0f} images/s, {left} left",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    yield advance
+
+
+def format_seconds(seconds: float) -> str:
+    """``1:02:03``, or ``2:03`` below an hour."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,109 @@
+"""Which images train and which validate."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from data_prep.sources import Source, SourceSplit
+from nfnet_ray.errors import UserError
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Some images of one of a source's splits."""
+
+    split: SourceSplit
+    indices: np.ndarray
+    """Ascending positions in the split."""
+
+
+@dataclass(frozen=True)
+class SplitPlan:
+    """Where the two splits of a data set come from."""
+
+    train: Selection
+    validation: Selection
+    note: str
+    """One line for people."""
+
+
+def plan_splits(source: Source, holdout: float) -> SplitPlan:
+    """Take the source's validation split, else its test split, else hold a share of its training images out.
+
+    Raises:
+        UserError: fewer than two classes, or labels without a class.
+    """
+    train = source.splits["train"]
+    if len(source.class_names) < 2:
+        raise UserError("SOURCE has only one class; a classifier needs at least two")
+    _check_labels("train", train.labels, source.class_names)
+    if len(np.unique(train.labels)) < 2:
+        raise UserError("SOURCE's training images all have one label; a classifier needs at least two")
+    for name in ("validation", "test"):
+        if name in source.splits:
+            split = source.splits[name]
+            _check_labels(name, split.labels, source.class_names)
+            note = f"validation: the source's {name} split, {len(split.labels):,} images"
+            if name == "validation" and "test" in source.splits:
+                note += " (its test split is not used)"
+            return SplitPlan(_everything(train), _everything(split), note)
+    held = held_out(train.names, train.labels, holdout)
+    manner = f"{holdout:.0%} of each class"
+    if not held.any():
+        # A handful of samples, to try the machinery with. Each class keeps what little it has, or gives it away.
+        held = held_out(train.names, np.zeros_like(train.labels), holdout)
+        manner = "of classes that are then not trained on: no class has two images, so accuracy means nothing"
+    note = (
+        f"validation: the source has no such split, so {int(held.sum()):,} of its {len(held):,} images are"
+        f" held out, {manner}"
+    )
+    return SplitPlan(Selection(train, np.flatnonzero(~held)), Selection(train, np.flatnonzero(held)), note)
+
+
+def held_out(names: Sequence[str], labels: np.ndarray, share: float) -> np.ndarray:
+    """A share of each class, chosen by the hash of the images' names: the same ones on every machine.
+
+    ``ceil(share * N)`` images in all are dealt to the classes in proportion (largest remainders, ties to the
+    lower label); then every class of two or more images gives at least one and keeps at least one.
+
+    Args:
+        names: N names.
+        labels: (N,) int64.
+        share: between 0 and 1, both excluded.
+
+    Returns:
+        (N,) bool: True where an image is held out.
+    """
+    counts = np.bincount(labels)
+    shares = share * counts
+    quotas = np.floor(shares).astype(np.int64)
+    # 0.2 * 1797 is 359.40000000000003: the small number keeps such noise from adding an image.
+    missing = math.ceil(share * len(labels) - 1e-9) - int(quotas.sum())
+    quotas[np.argsort(quotas - shares, kind="stable")[:missing]] += 1
+    quotas = np.where(counts >= 2, np.clip(quotas, 1, counts - 1), 0)
+
+    digests = np.array([hashlib.blake2b(name.encode(), digest_size=8).digest() for name in names], "S8")
+    order = np.lexsort((np.arange(len(labels)), digests, labels))
+    rank_in_class = np.empty(len(labels), np.int64)
+    class_starts = np.cumsum(counts) - counts
+    rank_in_class[order] = np.arange(len(labels)) - class_starts[labels[order]]
+    return rank_in_class < quotas[labels]
+
+
+def _everything(split: SourceSplit) -> Selection:
+    return Selection(split, np.arange(len(split.labels)))
+
+
+def _check_labels(name: str, labels: np.ndarray, class_names: tuple[str, ...]) -> None:
+    wrong = (labels < 0) | (labels >= len(class_names))
+    if wrong.any():
+        index = int(np.argmax(wrong))
+        raise UserError(
+            f"the {name} split's image {index} has label {labels[index]}, but the classes are 0 to"
+            f" {len(class_names) - 1}: remove unlabelled images"
+        )

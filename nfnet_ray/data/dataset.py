@@ -1,0 +1,150 @@
+"""A data set: a train and a validation beton, each with its manifest, that belong together.
+
+Two layouts are understood:
+
+- a folder with ``train.beton``, ``train.parquet``, ``validation.beton`` and ``validation.parquet``;
+- ``NAME.beton`` and ``NAME.parquet`` with ``NAME.validation.beton`` and ``NAME.validation.parquet`` beside.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from nfnet_ray.data.beton import Beton
+from nfnet_ray.data.manifest import Manifest, read_manifest
+from nfnet_ray.errors import UserError
+
+_SUFFIX = ".beton"
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """One beton and its manifest, which were found to belong together."""
+
+    name: str
+    """``train`` or ``validation``."""
+    beton: Beton
+    manifest: Manifest
+
+    def __len__(self) -> int:
+        return len(self.beton)
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A checked data set."""
+
+    path: Path
+    train: Split
+    validation: Split
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.train.manifest.class_names
+
+    @property
+    def fingerprint(self) -> str:
+        """32 hexadecimal digits that stand for the content of both splits, wherever the files lie."""
+        both = self.train.manifest.fingerprint + self.validation.manifest.fingerprint
+        return hashlib.blake2b(both.encode("ascii"), digest_size=16).hexdigest()
+
+    @property
+    def uniform_size(self) -> tuple[int, int] | None:
+        """(height, width) in pixels if all images of both splits have it, else None."""
+        betons = (self.train.beton, self.validation.beton)
+        height, width = int(betons[0].heights[0]), int(betons[0].widths[0])
+        same = all(np.all(beton.heights == height) and np.all(beton.widths == width) for beton in betons)
+        return (height, width) if same else None
+
+
+@dataclass(frozen=True)
+class DatasetSummary:
+    """What a program needs to know of a data set before it starts anything. Plain values only."""
+
+    path: Path
+    train_images: int
+    validation_images: int
+    class_names: tuple[str, ...]
+    fingerprint: str
+    uniform_size: tuple[int, int] | None
+    """(height, width) in pixels, or None where images differ in size."""
+
+
+def split_paths(path: Path) -> dict[str, tuple[Path, Path]]:
+    """Where the data set ``path`` keeps its splits, if it exists: ``{split name: (beton, manifest)}``."""
+    if path.suffix == _SUFFIX:
+        stems = {"train": path.with_suffix(""), "validation": path.with_suffix(".validation")}
+    else:
+        stems = {name: path / name for name in ("train", "validation")}
+    # Not with_suffix: NAME itself may contain dots.
+    return {
+        name: (stem.with_name(stem.name + _SUFFIX), stem.with_name(stem.name + ".parquet"))
+        for name, stem in stems.items()
+    }
+
+
+def open_dataset(path: str | os.PathLike[str]) -> Dataset:
+    """Open a data set and check everything but the images' bytes; a second for a million images.
+
+    Args:
+        path: a folder or a ``.beton``, laid out as this module says.
+
+    Raises:
+        UserError: something is missing, damaged, or does not belong together.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(
+            f"{path}: no such data set; give a folder with train.beton or a .beton file,"
+            " or make one: python -m data_prep convert SOURCE OUT"
+        )
+    if path.is_file() and path.suffix != _SUFFIX:
+        raise UserError(
+            f"{path}: neither a folder nor a {_SUFFIX} file; convert it first: python -m data_prep"
+        )
+    paths = split_paths(path)
+    if path.is_dir() and not any(beton.exists() for beton, _ in paths.values()):
+        raise UserError(
+            f"{path}: holds neither train.beton nor validation.beton; give the folder that a conversion wrote"
+        )
+    train, validation = (_open_split(name, *files) for name, files in paths.items())
+    names, other = train.manifest.class_names, validation.manifest.class_names
+    if names != other:
+        detail = f"{len(names)} and {len(other)}"
+        if len(names) == len(other):
+            detail = next(f"'{a}' and '{b}'" for a, b in zip(names, other, strict=True) if a != b)
+        raise UserError(
+            f"{path}: train and validation have different classes ({detail}); convert both in one go"
+        )
+    return Dataset(path, train, validation)
+
+
+def check_dataset(path: str | os.PathLike[str]) -> DatasetSummary:
+    """Check a data set as :func:`open_dataset` does, and keep nothing open."""
+    dataset = open_dataset(path)
+    return DatasetSummary(
+        path=dataset.path,
+        train_images=len(dataset.train),
+        validation_images=len(dataset.validation),
+        class_names=dataset.class_names,
+        fingerprint=dataset.fingerprint,
+        uniform_size=dataset.uniform_size,
+    )
+
+
+def _open_split(name: str, beton_path: Path, manifest_path: Path) -> Split:
+    if not beton_path.exists():
+        raise UserError(f"{beton_path}: missing, so there are no {name} images; copy it or convert again")
+    beton = Beton.open(beton_path)
+    if not manifest_path.exists():
+        raise UserError(
+            f"{beton_path}: its manifest {manifest_path.name} is missing beside it; copy it or convert again"
+        )
+    manifest = read_manifest(manifest_path)
+    manifest.check_belongs_to(beton)
+    return Split(name, beton, manifest)

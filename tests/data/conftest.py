@@ -1,0 +1,70 @@
+"""Pictures and small sources to convert; all from what the packages in the environment carry."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from nfnet_ray.data.beton import Beton
+
+Encode = Callable[..., bytes]
+
+
+@pytest.fixture(scope="session")
+def photograph() -> Image.Image:
+    """A real photograph, 640x427, from scikit-learn's folder (importing scikit-learn would take seconds)."""
+    spec = importlib.util.find_spec("sklearn")
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    path = Path(spec.submodule_search_locations[0]) / "datasets" / "images" / "flower.jpg"
+    with Image.open(path) as image:
+        return image.convert("RGB")
+
+
+@pytest.fixture(scope="session")
+def encode(photograph: Image.Image) -> Encode:
+    """``encode(number, format, size=(width, height), mode)``: a part of the photograph as a file's bytes."""
+
+    def encoded(
+        number: int,
+        kind: str = "JPEG",
+        size: tuple[int, int] = (48, 40),
+        mode: str = "RGB",
+        **options: object,
+    ) -> bytes:
+        left, top = 13 * number % 300, 7 * number % 200
+        part = photograph.crop((left, top, left + 200, top + 200)).resize(size)
+        buffer = io.BytesIO()
+        part.convert(mode).save(buffer, kind, **options)
+        return buffer.getvalue()
+
+    return encoded
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path, encode: Encode) -> Path:
+    """Three classes of five JPEGs, no splits."""
+    root = tmp_path / "flowers"
+    for label, name in enumerate(("aster", "daisy", "rose")):
+        (root / name).mkdir(parents=True)
+        for number in range(5):
+            (root / name / f"{number}.jpg").write_bytes(encode(10 * label + number))
+    return root
+
+
+@pytest.fixture(scope="session")
+def decoded() -> Callable[[Beton, int], np.ndarray]:
+    """The pixels of one sample, (H, W, 3) uint8."""
+
+    def decode(beton: Beton, index: int) -> np.ndarray:
+        out = np.empty((beton.heights[index], beton.widths[index], 3), np.uint8)
+        beton.decode(index, out)
+        return out
+
+    return decode

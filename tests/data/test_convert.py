@@ -1,0 +1,413 @@
+"""Images in, data set out: what is stored, who validates, what goes wrong, what is left behind. About 9 s."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from data_prep.__main__ import main
+from data_prep.splits import held_out
+from nfnet_ray.data.beton import Beton
+from nfnet_ray.data.dataset import Dataset, open_dataset
+
+from .conftest import Encode
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def convert(*arguments: object) -> int:
+    return main(["convert", *map(str, arguments)])
+
+
+def stored_by_source(dataset: Dataset) -> dict[str, bytes]:
+    return {
+        name: split.beton.image_bytes(index).tobytes()
+        for split in (dataset.train, dataset.validation)
+        for index, name in enumerate(split.manifest.sources())
+    }
+
+
+def class_of_source(dataset: Dataset) -> dict[str, str]:
+    return {
+        name: dataset.class_names[label]
+        for split in (dataset.train, dataset.validation)
+        for name, label in zip(split.manifest.sources(), split.beton.labels.tolist(), strict=True)
+    }
+
+
+def write_shard(path: Path, images: list[bytes | None], labels: list[int], **options: object) -> None:
+    """A Parquet file as the ``datasets`` library writes it."""
+    names = options.get("names")
+    structs = [{"bytes": image, "path": f"{path.stem}/{row}.jpg"} for row, image in enumerate(images)]
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    table = pa.table(
+        {"image": pa.array(structs, kind), str(options.get("column", "label")): pa.array(labels)}
+    )
+    if names is not None:
+        features = {"image": {"_type": "Image"}, "label": {"names": names, "_type": "ClassLabel"}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(table, path, row_group_size=3)
+
+
+# What is stored
+
+
+@pytest.mark.parametrize("out", ["out", "out.beton", "v1.2.beton"])
+def test_clean_jpegs_are_stored_byte_for_byte(image_folder: Path, tmp_path: Path, out: str) -> None:
+    assert convert(image_folder, tmp_path / out) == 0
+    dataset = open_dataset(tmp_path / out)
+    assert dataset.class_names == ("aster", "daisy", "rose")
+    stored = stored_by_source(dataset)
+    assert len(stored) == 15
+    for name, data in stored.items():
+        assert data == (image_folder / name).read_bytes()
+        assert class_of_source(dataset)[name] == name.split("/")[0]
+    assert dataset.uniform_size == (40, 48)
+
+
+def test_other_images_are_re_encoded(
+    image_folder: Path, tmp_path: Path, encode: Encode, capsys: pytest.CaptureFixture[str]
+) -> None:
+    aster = image_folder / "aster"
+    (aster / "a.png").write_bytes(encode(50, "PNG"))
+    (aster / "b.png").write_bytes(encode(51, "PNG", mode="P"))
+    (aster / "c.jpg").write_bytes(encode(52, mode="CMYK"))
+    (aster / "d.JPEG").write_bytes(encode(53, size=(1300, 650)))
+    (aster / "e.jpg").write_bytes(encode(54)[:-2] + b"\x55" * 60 + b"\xff\xd9")  # a warning
+    (aster / "f.jpg").write_bytes(encode(55, mode="L"))
+    (aster / "g.webp").write_bytes(encode(56, "WEBP"))
+    (aster / "readme.txt").write_text("not an image")
+    assert convert(image_folder, tmp_path / "out", "--jpeg-quality", 95) == 0
+    stored = stored_by_source(open_dataset(tmp_path / "out"))
+    assert len(stored) == 22
+    for name in ("a.png", "b.png", "c.jpg", "d.JPEG", "e.jpg", "f.jpg", "g.webp"):
+        data = stored[f"aster/{name}"]
+        with Image.open(io.BytesIO(data)) as image, Image.open(aster / name) as original:
+            assert image.format == "JPEG"
+            assert image.size == ((1024, 512) if name == "d.JPEG" else (48, 40))
+            pixels = np.asarray(image.convert("RGB"), np.int64)
+            expected = np.asarray(original.convert("RGB").resize(image.size), np.int64)
+        assert np.abs(pixels - expected).mean() < 5
+        assert (data == (aster / name).read_bytes()) == (name == "f.jpg")
+    printed = capsys.readouterr().out
+    assert "re-encoded 3 images: not a JPEG" in printed
+    assert "re-encoded 1 images: a side longer than 1024 pixels" in printed
+    assert "re-encoded 1 images: a damaged JPEG that Pillow reads all the same" in printed
+    assert "1 files are not images" in printed
+
+
+def test_everything_that_was_stored_decodes(
+    image_folder: Path, tmp_path: Path, encode: Encode, decoded: Callable[[Beton, int], np.ndarray]
+) -> None:
+    (image_folder / "rose" / "z.png").write_bytes(encode(60, "PNG", size=(33, 77)))
+    assert convert(image_folder, tmp_path / "out", "--max-side", 40) == 0
+    dataset = open_dataset(tmp_path / "out")
+    shapes = {
+        decoded(split.beton, index).shape
+        for split in (dataset.train, dataset.validation)
+        for index in range(len(split))
+    }
+    assert shapes == {(33, 40, 3), (40, 17, 3)}
+    assert dataset.uniform_size is None
+
+
+def test_the_same_source_gives_the_same_bytes(image_folder: Path, tmp_path: Path, encode: Encode) -> None:
+    (image_folder / "rose" / "z.png").write_bytes(encode(60, "PNG"))
+    moved = Path(shutil.copytree(image_folder, tmp_path / "moved" / "elsewhere"))
+    assert convert(image_folder, tmp_path / "a.beton", "--workers", 1) == 0
+    assert convert(moved, tmp_path / "b.beton", "--workers", 5) == 0
+    for suffix in (".beton", ".parquet", ".validation.beton", ".validation.parquet"):
+        assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / f"b{suffix}").read_bytes()
+
+
+# Who validates
+
+
+@pytest.mark.parametrize("name", ["validation", "valid", "val"])
+def test_split_folders(image_folder: Path, tmp_path: Path, encode: Encode, name: str) -> None:
+    root = tmp_path / "split"
+    root.mkdir()
+    shutil.copytree(image_folder, root / "train")
+    for split in (name, "test"):
+        (root / split / "rose").mkdir(parents=True)
+        (root / split / "rose" / "x.jpg").write_bytes(encode(70))
+    assert convert(root, tmp_path / "out") == 0
+    dataset = open_dataset(tmp_path / "out")
+    assert len(dataset.train) == 15
+    assert dataset.validation.manifest.sources() == [f"{name}/rose/x.jpg"]
+    assert class_of_source(dataset)[f"{name}/rose/x.jpg"] == "rose"
+
+
+def test_a_class_may_be_called_train(image_folder: Path, tmp_path: Path) -> None:
+    (image_folder / "rose").rename(image_folder / "train")
+    assert convert(image_folder, tmp_path / "out") == 0
+    assert open_dataset(tmp_path / "out").class_names == ("aster", "daisy", "train")
+
+
+def test_parquet_shards(tmp_path: Path, encode: Encode, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "shards"
+    source.mkdir()
+    images = [encode(number) for number in range(16)]
+    names = ["cat", "dog"]
+    write_shard(source / "train-00000-of-00002.parquet", images[:7], [0, 1, 0, 1, 0, 1, 0], names=names)
+    write_shard(source / "train-00001-of-00002.parquet", images[7:12], [1, 1, 0, 0, 1], names=names)
+    write_shard(source / "test-00000-of-00001.parquet", images[12:], [1, 1, 0, 0], names=names)
+    assert convert(source, tmp_path / "out") == 0
+    dataset = open_dataset(tmp_path / "out")
+    assert dataset.class_names == ("cat", "dog")
+    assert dataset.train.beton.labels.tolist() == [0, 1, 0, 1, 0, 1, 0, 1, 1, 0, 0, 1]
+    assert dataset.validation.beton.labels.tolist() == [1, 1, 0, 0]
+    assert list(stored_by_source(dataset).values()) == images
+    assert "the source's test split, 4 images" in capsys.readouterr().out
+
+
+def test_one_parquet_file_is_split_and_its_classes_are_numbered(tmp_path: Path, encode: Encode) -> None:
+    path = tmp_path / "everything.parquet"
+    images, labels = [encode(number) for number in range(20)], [number % 2 for number in range(20)]
+    write_shard(path, images, labels, column="fine_label")
+    assert convert(path, tmp_path / "out") == 2
+    assert convert(path, tmp_path / "out", "--label-column", "fine_label") == 0
+    dataset = open_dataset(tmp_path / "out")
+    assert dataset.class_names == ("0", "1")
+    assert (len(dataset.train), len(dataset.validation)) == (16, 4)
+    for name, data in stored_by_source(dataset).items():
+        number = int(name.split("/")[1].removesuffix(".jpg"))
+        assert data == images[number]
+        assert class_of_source(dataset)[name] == str(number % 2)
+
+
+def test_holding_out_is_stratified_and_leaves_every_class_something() -> None:
+    labels = np.repeat(np.arange(5), [1, 2, 3, 50, 1000])
+    names = [f"image {index}" for index in range(len(labels))]
+    held = held_out(names, labels, 0.1)
+    assert np.bincount(labels[held], minlength=5).tolist() == [0, 1, 1, 5, 100]
+    assert np.bincount(labels[held_out(names, labels, 0.99)]).tolist() == [0, 1, 2, 49, 990]
+    # Which ones are held out depends on names alone, not on the order in which they were found.
+    order = np.random.default_rng(0).permutation(len(labels))
+    shuffled = held_out([names[index] for index in order], labels[order], 0.1)
+    np.testing.assert_array_equal(shuffled, held[order])
+
+
+# What goes wrong
+
+
+def test_an_unreadable_image_stops_the_conversion_and_nothing_is_left(
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (image_folder / "daisy" / "broken.jpg").write_bytes(b"\xff\xd8 this is no picture")
+    before = sorted(tmp_path.rglob("*"))
+    assert convert(image_folder, tmp_path / "out") == 2
+    printed = capsys.readouterr()
+    assert "daisy/broken.jpg" in printed.err
+    assert printed.err.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_unreadable_images_can_be_left_out_and_are_listed(
+    image_folder: Path, tmp_path: Path, encode: Encode, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (image_folder / "daisy" / "broken.jpg").write_bytes(encode(80)[:500])
+    sixteen_bits = Image.fromarray(np.zeros((8, 8), np.uint16))
+    sixteen_bits.save(image_folder / "rose" / "deep.png")
+    assert convert(image_folder, tmp_path / "out", "--skip-unreadable") == 0
+    dataset = open_dataset(tmp_path / "out")
+    assert len(stored_by_source(dataset)) == 15
+    printed = capsys.readouterr().out
+    assert "left out daisy/broken.jpg" in printed
+    assert "left out rose/deep.png" in printed
+    assert "left out 2 unreadable images" in printed
+    both = (dataset.train.manifest, dataset.validation.manifest)
+    skipped = [name for manifest in both for name in manifest.settings["skipped"]]
+    assert sorted(skipped) == ["daisy/broken.jpg", "rose/deep.png"]
+
+
+def test_a_row_without_image_bytes_is_unreadable(
+    tmp_path: Path, encode: Encode, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "rows.parquet"
+    write_shard(path, [encode(0), None, *(encode(number) for number in range(6))], [0, 1, 0, 1, 0, 1, 0, 1])
+    assert convert(path, tmp_path / "out") == 2
+    assert "rows/1.jpg: cannot be decoded" in capsys.readouterr().err
+
+
+def nothing(root: Path) -> None:
+    assert not root.exists()
+
+
+def empty(root: Path) -> None:
+    root.mkdir()
+
+
+def one_class(root: Path) -> None:
+    shutil.copytree(root.parent / "flowers" / "rose", root / "rose")
+
+
+def a_class_without_images(root: Path) -> None:
+    shutil.copytree(root.parent / "flowers", root)
+    (root / "tulip").mkdir()
+
+
+def an_unknown_validation_class(root: Path) -> None:
+    shutil.copytree(root.parent / "flowers", root / "train")
+    shutil.copytree(root.parent / "flowers" / "rose", root / "val" / "tulip")
+
+
+def other_columns(root: Path) -> None:
+    root.mkdir()
+    pq.write_table(pa.table({"text": ["a"], "label": [1]}), root / "a.parquet")
+
+
+def not_parquet(root: Path) -> None:
+    root.mkdir()
+    (root / "a.parquet").write_bytes(b"hello")
+
+
+def labels_without_classes(root: Path) -> None:
+    root.mkdir()
+    write_shard(root / "a.parquet", [b"", b"", b""], [0, 1, -1], names=["cat", "dog"])
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (nothing, "no such file or folder"),
+        (empty, "no class folders"),
+        (one_class, "only one class"),
+        (a_class_without_images, "tulip: a class without images"),
+        (an_unknown_validation_class, "train has no such class"),
+        (other_columns, "one image column"),
+        (not_parquet, "cannot be read"),
+        (labels_without_classes, "has label -1"),
+    ],
+)
+def test_sources_that_cannot_be_converted(
+    image_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    build: Callable[[Path], None],
+    message: str,
+) -> None:
+    del image_folder  # there to be copied from
+    build(tmp_path / "source")
+    before = sorted(tmp_path.rglob("*"))
+    assert convert(tmp_path / "source", tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_handful_of_samples_converts_and_says_what_that_is_worth(
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(5):  # one image of each class: none can be trained on and validated with
+        folder = tmp_path / "samples" / f"class{number}"
+        folder.mkdir(parents=True)
+        shutil.copy(image_folder / "rose" / "0.jpg", folder / f"{number}.jpg")
+    assert convert(tmp_path / "samples", tmp_path / "out") == 0
+    assert "accuracy means nothing" in capsys.readouterr().out
+    dataset = open_dataset(tmp_path / "out")
+    assert (len(dataset.train), len(dataset.validation)) == (4, 1)
+
+
+def test_an_out_that_cannot_be_written(
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    assert convert(image_folder, tmp_path / "file" / "out") == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+# What is left behind
+
+
+@pytest.mark.parametrize("out", ["out", "out.beton"])
+def test_a_finished_data_set_is_only_replaced_when_asked(
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], out: str
+) -> None:
+    assert convert(image_folder, tmp_path / out) == 0
+    first = open_dataset(tmp_path / out).fingerprint
+    shutil.rmtree(image_folder / "rose")
+    before = sorted(tmp_path.iterdir())
+    assert convert(image_folder, tmp_path / out) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert open_dataset(tmp_path / out).fingerprint == first
+    assert convert(image_folder, tmp_path / out, "--overwrite") == 0
+    assert open_dataset(tmp_path / out).class_names == ("aster", "daisy")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_failed_replacement_keeps_the_old_data_set(image_folder: Path, tmp_path: Path) -> None:
+    assert convert(image_folder, tmp_path / "out.beton") == 0
+    first = open_dataset(tmp_path / "out.beton").fingerprint
+    (image_folder / "aster" / "broken.jpg").write_bytes(b"\xff\xd8")
+    assert convert(image_folder, tmp_path / "out.beton", "--overwrite") == 2
+    assert open_dataset(tmp_path / "out.beton").fingerprint == first
+
+
+def test_overwrite_never_deletes_what_is_not_a_data_set(image_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.tex").write_text("years of work")
+    assert convert(image_folder, tmp_path / "home", "--overwrite") == 2
+    assert (tmp_path / "home" / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_source_is_not_overwritten_by_its_own_manifest(tmp_path: Path, encode: Encode) -> None:
+    path = tmp_path / "photos.parquet"
+    write_shard(path, [encode(number) for number in range(6)], [0, 1] * 3)
+    before = path.read_bytes()
+    assert convert(path, tmp_path / "photos.beton", "--overwrite") == 2
+    assert path.read_bytes() == before
+
+
+def test_a_disk_that_fails_stops_the_conversion_even_when_skipping(
+    image_folder: Path, tmp_path: Path
+) -> None:
+    (image_folder / "rose" / "gone.jpg").symlink_to(tmp_path / "unmounted" / "gone.jpg")
+    assert convert(image_folder, tmp_path / "out", "--skip-unreadable") == 2
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("out", ["out", "out.beton"])
+def test_an_interrupted_conversion_leaves_nothing(
+    image_folder: Path, tmp_path: Path, encode: Encode, out: str, number: signal.Signals, code: int
+) -> None:
+    """An image that is a pipe holds the conversion at a known place until this test lets go of it."""
+    picture = encode(90, size=(600, 600))
+    for index in range(200):
+        (image_folder / "rose" / f"many-{index}.jpg").write_bytes(picture)
+    pipe = image_folder / "aster" / "0.jpg"
+    pipe.unlink()
+    os.mkfifo(pipe)
+    # Neither pipe nor pictures are held out, whichever they are: the validation split is given.
+    shutil.copytree(image_folder / "daisy", tmp_path / "split" / "val" / "daisy")
+    image_folder.rename(tmp_path / "split" / "train")
+    before = sorted(tmp_path.iterdir())
+
+    command = [sys.executable, "-m", "data_prep", "convert", str(tmp_path / "split"), str(tmp_path / out)]
+    process = subprocess.Popen(
+        command, cwd=REPOSITORY, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with open(tmp_path / "split" / "train" / "aster" / "0.jpg", "wb") as writing:  # waits for the reader
+        assert len(sorted(tmp_path.iterdir())) == len(before) + 1  # it is under way
+        process.send_signal(number)
+        writing.write(picture)
+    _, error = process.communicate()
+    assert process.returncode == code
+    assert "Traceback" not in error
+    assert error == ("interrupted: nothing was written\n" if code == 130 else "")
+    assert sorted(tmp_path.iterdir()) == before
