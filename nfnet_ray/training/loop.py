@@ -1,0 +1,181 @@
+"""The training loop: from a Recipe and a Context to a trained network. Read it top to bottom."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from nfnet_ray.data.batching import check_batch_size
+from nfnet_ray.data.dataset import Dataset, open_dataset
+from nfnet_ray.data.draws import network_seed
+from nfnet_ray.data.loader import EvalLoader, TrainLoader
+from nfnet_ray.errors import UserError
+from nfnet_ray.models import create_model
+from nfnet_ray.models.published import with_published_values
+from nfnet_ray.recipe import Recipe
+from nfnet_ray.training.clock import Clock
+from nfnet_ray.training.context import Context
+from nfnet_ray.training.evaluation import EVAL_BATCH_SIZE, evaluate
+from nfnet_ray.training.process import reset_process
+from nfnet_ray.training.step import MEMORY_FORMATS, StepResult, TrainStep
+
+STEPS_BETWEEN_GPU_CHECKS = 16  # reading the loss stops the GPU's queue, so it is not read at every step
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: after ``epochs`` finished epochs, with the metrics of the last one.
+
+    ``diverged`` is a loss that became infinite or not a number; ``reason`` then says when.
+    """
+
+    state: Literal["finished", "diverged", "stopped"]
+    epochs: int
+    metrics: dict[str, float]
+    model: nn.Module
+    reason: str | None = None
+
+
+def train(recipe: Recipe, context: Context, clock: Clock | None = None) -> Outcome:
+    """Trains the Recipe's network and reports after every epoch.
+
+    Goes on from the Context's latest checkpoint if there is one. The result depends on the Recipe, the
+    data and the number of workers and threads, not on what ran in this process before. ``clock`` is one
+    that has been running since the run was asked for. Raises UserError for data or a checkpoint that does
+    not fit the Recipe.
+    """
+    clock = clock or Clock()
+    reset_process(recipe.seed, context.threads)
+    recipe = with_published_values(recipe)
+    dataset = open_dataset(recipe.data.path)
+    check_batch_size(recipe.batch_size, len(dataset.train), context.world_size, recipe.data.path)
+
+    where: dict[str, Any] = {
+        "rank": context.rank,
+        "world_size": context.world_size,
+        "device": context.device,
+        "threads": context.threads,
+    }
+    train_loader = TrainLoader(
+        dataset.train, recipe.data, batch_size=recipe.batch_size, seed=recipe.seed, **where
+    )
+    eval_loader = EvalLoader(dataset.validation, recipe.data, batch_size=EVAL_BATCH_SIZE, **where)
+
+    model = create_model(
+        recipe.model.name,
+        num_classes=len(dataset.class_names),
+        dropout=recipe.model.dropout,
+        stochastic_depth=recipe.model.stochastic_depth,
+        overrides=recipe.model.overrides.chosen(),
+    )
+    model.to(context.device).to(memory_format=MEMORY_FORMATS[recipe.memory_format])
+    step = TrainStep(model, recipe, context, train_loader.batches_per_epoch)
+    epochs_done = _resume(recipe, dataset, context, step, model, clock)
+    metrics: dict[str, float] = {}
+
+    for epoch in range(epochs_done, recipe.schedule.epochs):
+        torch.manual_seed(network_seed(recipe.seed, epoch, context.rank))
+        model.train()
+        train_seconds_before = clock.seconds("train")
+        sums = EpochSums(context)
+        learning_rate = step.learning_rate
+        for number, batch in enumerate(clock.waiting_for(train_loader.epoch(epoch)), start=1):
+            learning_rate = step.learning_rate
+            sums.add(step(batch))
+            if number == train_loader.batches_per_epoch or number % sums.steps_between_checks == 0:
+                loss = sums.mean_loss()
+                if not math.isfinite(loss):
+                    reason = f"the training loss became {loss} in epoch {epoch + 1}, step {number}"
+                    return Outcome("diverged", epoch, clock.metrics(), model, reason)
+
+        clock.enter("eval")
+        images = train_loader.batches_per_epoch * recipe.batch_size
+        metrics = evaluate(model, eval_loader, recipe, context)
+        if not math.isfinite(metrics["validation_loss"]):
+            reason = f"the validation loss became {metrics['validation_loss']} after epoch {epoch + 1}"
+            return Outcome("diverged", epoch, clock.metrics(), model, reason)
+
+        clock.enter("checkpoint")
+        epochs_done = epoch + 1
+        if context.rank == 0:
+            context.save_checkpoint(epochs_done, _state(recipe, dataset, step, model, clock, epochs_done))
+
+        clock.enter("report")
+        metrics |= sums.means() | clock.metrics()
+        metrics["epoch"] = epochs_done
+        metrics["learning_rate"] = learning_rate
+        metrics["images_per_second"] = images / (clock.seconds("train") - train_seconds_before)
+        context.report(metrics)
+        if context.should_stop() and epochs_done < recipe.schedule.epochs:
+            return Outcome("stopped", epochs_done, metrics, model)
+    return Outcome("finished", epochs_done, metrics, model)
+
+
+class EpochSums:
+    """Sums of the steps' results on the device, over the steps of one epoch and, when read, all workers."""
+
+    def __init__(self, context: Context) -> None:
+        self.steps_between_checks = 1 if context.device.type == "cpu" else STEPS_BETWEEN_GPU_CHECKS
+        self._world_size = context.world_size
+        self._sums = torch.zeros(4, dtype=torch.float64, device=context.device)
+
+    def add(self, result: StepResult) -> None:
+        """Counts one step."""
+        one = torch.ones_like(result.loss)
+        self._sums += torch.stack([result.loss, result.top1, result.clipped_fraction, one]).double()
+
+    def mean_loss(self) -> float:
+        """Mean training loss so far over all workers; waits for the device."""
+        return self.means()["train_loss"]
+
+    def means(self) -> dict[str, float]:
+        """Means over the steps so far and over all workers, which have to call this together."""
+        sums = self._sums.clone()
+        if self._world_size > 1:
+            dist.all_reduce(sums)
+        loss, top1, clipped, steps = sums.tolist()
+        return {
+            "train_loss": loss / steps,
+            "train_top1": top1 / steps,
+            "agc_clipped_fraction": clipped / steps,
+        }
+
+
+def _state(
+    recipe: Recipe, dataset: Dataset, step: TrainStep, model: nn.Module, clock: Clock, epochs: int
+) -> dict[str, Any]:
+    """All that the rest of the run depends on. Generators need not be kept: each epoch seeds its own."""
+    return {
+        "recipe": recipe.fingerprint(),
+        "data": dataset.fingerprint,
+        "epochs": epochs,
+        "steps": step.number,
+        "model": model.state_dict(),
+        "optimizer": step.optimizer.state_dict(),
+        "clock": clock.state(),
+    }
+
+
+def _resume(
+    recipe: Recipe, dataset: Dataset, context: Context, step: TrainStep, model: nn.Module, clock: Clock
+) -> int:
+    """Loads the Context's latest checkpoint, if any; the number of epochs that are done."""
+    state = context.latest_checkpoint()
+    if state is None:
+        return 0
+    for kind, own in (("recipe", recipe.fingerprint()), ("data", dataset.fingerprint)):
+        if state[kind] != own:
+            raise UserError(
+                f"the checkpoint was written with another {kind} ({state[kind]}, not {own}): start anew"
+            )
+    model.load_state_dict(state["model"])
+    step.optimizer.load_state_dict(state["optimizer"])
+    step.number = state["steps"]
+    clock.resume(state["clock"])
+    epochs: int = state["epochs"]
+    return epochs

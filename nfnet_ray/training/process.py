@@ -1,0 +1,34 @@
+"""A used process as good as a new one: nothing of the trial before may reach the next."""
+
+from __future__ import annotations
+
+import gc
+import random
+
+import numpy as np
+import torch
+
+
+def reset_process(seed: int, threads: int) -> None:
+    """Puts every process-wide switch that can change a result to a stated value.
+
+    Ray Tune runs one trial after another in the same process, where torch's defaults, generators and
+    caches would otherwise survive. Decoded images stay: they are never written to.
+    """
+    torch.set_default_dtype(torch.float32)
+    torch.set_default_device(None)
+    torch.set_grad_enabled(True)
+    if torch.are_deterministic_algorithms_enabled():  # to call the setter imports the compiler: seconds
+        torch.use_deterministic_algorithms(False)
+    torch.set_num_threads(threads)  # the order of a sum, and so its last bits, depends on it
+    torch.backends.cudnn.deterministic = False
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
