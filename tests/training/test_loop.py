@@ -1,0 +1,180 @@
+"""What train(recipe, context) promises: the same numbers wherever and however often it is run."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nfnet_ray.errors import UserError
+from nfnet_ray.recipe import Recipe
+from nfnet_ray.training import Outcome, PlainContext, train
+from nfnet_ray.training.clock import PHASES
+
+NUMBERS = ("validation_top1", "validation_loss", "train_loss", "train_top1", "agc_clipped_fraction")
+
+
+@pytest.fixture(autouse=True)
+def _leave_the_process_as_it_was() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_default_dtype(torch.float32)
+    torch.set_num_threads(threads)
+
+
+def run(recipe: Recipe, **settings: Any) -> tuple[Outcome, list[dict[str, float]]]:
+    """The outcome, and the numbers of each epoch that do not depend on the clock."""
+    epochs: list[dict[str, float]] = []
+    context = PlainContext(
+        device=torch.device("cpu"),
+        threads=1,
+        on_report=lambda metrics: epochs.append({name: metrics[name] for name in NUMBERS}),
+        **settings,
+    )
+    return train(recipe, context), epochs
+
+
+def weights(outcome: Outcome) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in outcome.model.state_dict().items()}
+
+
+def assert_equal_to_the_bit(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []
+
+
+def test_a_used_process_gives_the_numbers_of_a_fresh_one(quick: Recipe, tmp_path: Path) -> None:
+    recipe = quick.with_values({"schedule.epochs": 2})
+    script = (
+        "import json, sys, torch; from nfnet_ray.recipe import Recipe; from nfnet_ray.training import *\n"
+        "epochs = []\n"
+        "context = PlainContext(device=torch.device('cpu'), threads=1, on_report=lambda m: epochs.append(dict(m)))\n"
+        "outcome = train(Recipe.from_values(json.loads(sys.argv[1])), context)\n"
+        "torch.save(outcome.model.state_dict(), sys.argv[2]); print(json.dumps(epochs))"
+    )
+    arguments = [json.dumps(recipe.to_values()), str(tmp_path / "fresh.pt")]
+    fresh = subprocess.run(
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True
+    )
+
+    # A process in which another network has been trained, and in which every switch was left turned.
+    run(
+        quick.with_values(
+            {"model.overrides.activation": "silu", "seed": 3, "schedule.epochs": 1, "batch_size": 64}
+        )
+    )
+    torch.set_default_dtype(torch.float64)
+    torch.set_num_threads(2)
+    torch.use_deterministic_algorithms(True)
+    torch.set_grad_enabled(False)
+    torch.manual_seed(99)
+    random.seed(99)
+    outcome, epochs = run(recipe)
+
+    assert epochs == [{name: epoch[name] for name in NUMBERS} for epoch in json.loads(fresh.stdout)]
+    assert_equal_to_the_bit(weights(outcome), torch.load(tmp_path / "fresh.pt", weights_only=True))
+
+
+class PulledPlug(Exception):
+    """Stands for a process that dies."""
+
+
+def run_until_epoch(recipe: Recipe, directory: Path, last: int) -> None:
+    def report(metrics: Any) -> None:
+        if metrics["epoch"] == last:
+            raise PulledPlug
+
+    with pytest.raises(PulledPlug):
+        train(
+            recipe,
+            PlainContext(device=torch.device("cpu"), threads=1, checkpoints=directory, on_report=report),
+        )
+
+
+def test_a_run_that_goes_on_ends_with_the_weights_of_one_that_was_not_stopped(
+    quick: Recipe, tmp_path: Path
+) -> None:
+    whole, whole_epochs = run(quick)
+    run_until_epoch(quick, tmp_path, last=1)
+    resumed, rest = run(quick, checkpoints=tmp_path)
+    assert rest == whole_epochs[1:]
+    assert resumed.epochs == 3
+    assert_equal_to_the_bit(weights(resumed), weights(whole))
+
+
+def test_a_damaged_last_checkpoint_costs_one_epoch(quick: Recipe, tmp_path: Path) -> None:
+    whole, _ = run(quick)
+    run_until_epoch(quick, tmp_path, last=2)
+    last = tmp_path / "epoch_00002.pt"
+    last.write_bytes(last.read_bytes()[:1000])
+    resumed, epochs = run(quick, checkpoints=tmp_path)
+    assert len(epochs) == 2  # the second and the third
+    assert_equal_to_the_bit(weights(resumed), weights(whole))
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(quick: Recipe, tmp_path: Path) -> None:
+    run_until_epoch(quick, tmp_path, last=1)
+    with pytest.raises(UserError, match="another recipe"):
+        run(quick.with_values({"optimizer.agc.clip_factor": 0.5}), checkpoints=tmp_path)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_that_reason(quick: Recipe) -> None:
+    wild = {
+        "optimizer.agc.clip_factor": None,
+        "schedule.base_learning_rate": 50.0,
+        "schedule.warmup_epochs": 0.0,
+    }
+    outcome, _ = run(quick.with_values(wild))
+    assert outcome.state == "diverged"
+    assert "loss became" in str(outcome.reason)
+    assert "epoch" in str(outcome.reason)
+
+
+def test_clipping_spares_the_classifier_weight_alone(quick: Recipe) -> None:
+    settings = {"schedule.epochs": 1, "schedule.warmup_epochs": 0.0, "optimizer.weight_decay": 0.0}
+    start = weights(run(quick.with_values(settings | {"schedule.base_learning_rate": 1e-12}))[0])
+    outcome, epochs = run(quick.with_values(settings | {"optimizer.agc.clip_factor": 1e-9}))
+    moved = {name for name, tensor in weights(outcome).items() if (tensor - start[name]).abs().max() > 1e-5}
+    assert moved == {"classifier.weight"}
+    assert (
+        epochs[0]["agc_clipped_fraction"] > 0.3
+    )  # the others have no gradient at all, behind skip gains of 0
+
+
+def test_an_excluded_parameter_that_does_not_exist_is_named(quick: Recipe) -> None:
+    with pytest.raises(UserError, match=r"head\.weight.*classifier\.weight"):
+        run(quick.with_values({"optimizer.agc.exclude": ["head.weight"]}))
+
+
+def test_a_batch_larger_than_the_data_is_refused(quick: Recipe) -> None:
+    with pytest.raises(UserError, match="batch_size 4096 is larger than the 240 training images"):
+        run(quick.with_values({"batch_size": 4096}))
+
+
+def test_the_phases_of_the_clock_add_up_to_the_time_that_passed(quick: Recipe) -> None:
+    reports: list[dict[str, float]] = []
+    start = time.perf_counter()
+    context = PlainContext(device=torch.device("cpu"), threads=1, on_report=lambda m: reports.append(dict(m)))
+    train(quick, context)
+    passed = time.perf_counter() - start
+    accounted = sum(reports[-1][f"{phase}_seconds"] for phase in PHASES)
+    assert abs(passed - accounted) < 0.02 * passed
+    assert reports[0]["startup_seconds"] == reports[-1]["startup_seconds"]
+
+
+def test_bfloat16_trains(quick: Recipe) -> None:
+    settings = {"schedule.epochs": 1, "batch_size": 120}  # two steps: a CPU has to emulate it
+    outcome, epochs = run(quick.with_values(settings | {"precision": "bfloat16"}))
+    _, in_float32 = run(quick.with_values(settings))
+    assert outcome.state == "finished"
+    assert epochs[0]["train_loss"] == pytest.approx(in_float32[0]["train_loss"], rel=0.02)
+    assert epochs[0]["train_loss"] != in_float32[0]["train_loss"]
+    assert {tensor.dtype for tensor in weights(outcome).values()} == {torch.float32}
