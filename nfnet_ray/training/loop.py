@@ -75,8 +75,9 @@ def train(recipe: Recipe, context: Context, clock: Clock | None = None) -> Outco
     )
     model.to(context.device).to(memory_format=MEMORY_FORMATS[recipe.memory_format])
     step = TrainStep(model, recipe, context, train_loader.batches_per_epoch)
-    epochs_done = _resume(recipe, dataset, context, step, model, clock)
-    metrics: dict[str, float] = {}
+    epochs_done, metrics = _resume(recipe, dataset, context, step, model, clock)
+    if epochs_done:  # the report of this epoch may have died with the worker
+        context.report(metrics)
 
     for epoch in range(epochs_done, recipe.schedule.epochs):
         torch.manual_seed(network_seed(recipe.seed, epoch, context.rank))
@@ -100,16 +101,17 @@ def train(recipe: Recipe, context: Context, clock: Clock | None = None) -> Outco
             reason = f"the validation loss became {metrics['validation_loss']} after epoch {epoch + 1}"
             return Outcome("diverged", epoch, clock.metrics(), model, reason)
 
-        clock.enter("checkpoint")
         epochs_done = epoch + 1
-        if context.rank == 0:
-            context.save_checkpoint(epochs_done, _state(recipe, dataset, step, model, clock, epochs_done))
-
-        clock.enter("report")
         metrics |= sums.means() | clock.metrics()
         metrics["epoch"] = epochs_done
         metrics["learning_rate"] = learning_rate
         metrics["images_per_second"] = images / (clock.seconds("train") - train_seconds_before)
+
+        clock.enter("checkpoint")
+        if context.rank == 0:
+            context.save_checkpoint(epochs_done, _state(recipe, dataset, step, model, clock, metrics))
+
+        clock.enter("report")
         context.report(metrics)
         if context.should_stop() and epochs_done < recipe.schedule.epochs:
             return Outcome("stopped", epochs_done, metrics, model)
@@ -147,13 +149,18 @@ class EpochSums:
 
 
 def _state(
-    recipe: Recipe, dataset: Dataset, step: TrainStep, model: nn.Module, clock: Clock, epochs: int
+    recipe: Recipe,
+    dataset: Dataset,
+    step: TrainStep,
+    model: nn.Module,
+    clock: Clock,
+    metrics: dict[str, float],
 ) -> dict[str, Any]:
     """All that the rest of the run depends on. Generators need not be kept: each epoch seeds its own."""
     return {
         "recipe": recipe.fingerprint(),
         "data": dataset.fingerprint,
-        "epochs": epochs,
+        "metrics": metrics,
         "steps": step.number,
         "model": model.state_dict(),
         "optimizer": step.optimizer.state_dict(),
@@ -163,11 +170,11 @@ def _state(
 
 def _resume(
     recipe: Recipe, dataset: Dataset, context: Context, step: TrainStep, model: nn.Module, clock: Clock
-) -> int:
-    """Loads the Context's latest checkpoint, if any; the number of epochs that are done."""
+) -> tuple[int, dict[str, float]]:
+    """Loads the Context's latest checkpoint, if any; the epochs that are done, and the last one's metrics."""
     state = context.latest_checkpoint()
     if state is None:
-        return 0
+        return 0, {}
     for kind, own in (("recipe", recipe.fingerprint()), ("data", dataset.fingerprint)):
         if state[kind] != own:
             raise UserError(
@@ -177,5 +184,5 @@ def _resume(
     step.optimizer.load_state_dict(state["optimizer"])
     step.number = state["steps"]
     clock.resume(state["clock"])
-    epochs: int = state["epochs"]
-    return epochs
+    metrics: dict[str, float] = state["metrics"]
+    return int(metrics["epoch"]), metrics
