@@ -1,0 +1,262 @@
+"""The journal of a study: what its lines say, how they are written, and how they are read.
+
+A journal is a text file of JSON objects, one a line, that only ever grows::
+
+    study_started  (study_resumed)  trial_started  epoch  epoch  …  trial_ended  …  study_ended
+
+Numbers that JSON cannot hold are written as the strings ``"NaN"``, ``"Infinity"`` and ``"-Infinity"``
+and come back as floats, so those three strings are reserved everywhere in an event.
+
+A process that dies while it writes leaves a torn last line. Readers stop in front of it, and
+:class:`Journal` cuts it off before it appends, so that the next event does not grow out of a stump.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, TypedDict, cast
+
+from nfnet_ray.errors import UserError
+
+JOURNAL_FILE = "journal.jsonl"
+
+TrialState = Literal["finished", "stopped", "diverged", "failed", "interrupted"]
+StudyState = Literal["finished", "interrupted"]
+
+Values = dict[str, Any]
+"""{dotted Recipe name: value}."""
+
+
+class DataDescription(TypedDict):
+    """Which images the study looked at."""
+
+    path: str
+    name: str
+    fingerprint: str
+    classes: int
+    train_images: int
+    validation_images: int
+
+
+class Hardware(TypedDict):
+    """What the study ran on; ``description`` is for people."""
+
+    description: str
+    cpus: float
+    gpus: float
+    memory_gib: float
+
+
+class Versions(TypedDict):
+    """What ran; ``commit`` is the repository's, empty where there is none."""
+
+    nfnet_ray: str
+    torch: str
+    ray: str
+    python: str
+    commit: str
+
+
+class HalvingDescription(TypedDict):
+    """Successive halving: which trials were stopped early."""
+
+    grace_epochs: int
+    reduction_factor: float
+
+
+class WorkerDescription(TypedDict):
+    """Workers of one trial, and the cores and GPUs of each."""
+
+    workers: int
+    cpus: int
+    gpus: float
+
+
+class StudyDescription(TypedDict):
+    """The question of a study and everything that its trials share. Enough to go on with it."""
+
+    name: str
+    question: str
+    command: str
+    metric: Literal["validation_top1"]
+    mode: Literal["max"]
+    space: dict[str, list[Any]]
+    seeds: list[int]
+    epochs: int
+    halving: HalvingDescription | None
+    worker: WorkerDescription
+    recipe: Values
+    data: DataDescription
+    hardware: Hardware
+    versions: Versions
+
+
+class TrialPlan(TypedDict):
+    """One trial: ``point`` holds what is swept, ``recipe`` what differs from the study's recipe."""
+
+    name: str
+    point: Values
+    recipe: Values
+
+
+class StudyStarted(TypedDict):
+    """The first line of a journal. Times are Unix seconds, here and below."""
+
+    event: Literal["study_started"]
+    time: float
+    study: StudyDescription
+    trials: list[TrialPlan]
+
+
+class StudyResumed(TypedDict):
+    """A driver has taken up a study that an earlier one left."""
+
+    event: Literal["study_resumed"]
+    time: float
+
+
+class TrialStarted(TypedDict):
+    """A trial began, or began again: ``attempt`` counts from 1."""
+
+    event: Literal["trial_started"]
+    time: float
+    trial: str
+    attempt: int
+
+
+class EpochEnded(TypedDict):
+    """The measurements of one epoch. A later event of the same trial and epoch replaces an earlier one.
+
+    ``validation_top1`` is a fraction from 0 to 1; ``train_seconds`` is cumulative over the trial.
+    """
+
+    event: Literal["epoch"]
+    time: float
+    trial: str
+    epoch: int
+    metrics: dict[str, float | None]
+
+
+class TrialEnded(TypedDict):
+    """How a trial ended after ``epochs`` epochs. An interrupted one may start again."""
+
+    event: Literal["trial_ended"]
+    time: float
+    trial: str
+    state: TrialState
+    reason: str | None
+    epochs: int
+
+
+class StudyEnded(TypedDict):
+    """The driver has left in good order; ``wall_seconds`` is the time it was there, over all resumptions."""
+
+    event: Literal["study_ended"]
+    time: float
+    state: StudyState
+    wall_seconds: float
+
+
+Event = StudyStarted | StudyResumed | TrialStarted | EpochEnded | TrialEnded | StudyEnded
+
+_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+class Journal:
+    """Appends events to a journal. One process writes a journal at a time; any number may read it.
+
+    ``append`` returns when the line has reached the disk (or the server of a network file system), so
+    an event that was appended survives the death of the process and of the machine.
+
+    >>> with Journal(study_directory / JOURNAL_FILE) as journal:                   # doctest: +SKIP
+    ...     journal.append({"event": "study_resumed", "time": time.time()})
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Not append mode: a torn tail has to be cut off first.
+        self._stream = open(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b")  # noqa: SIM115
+        self._stream.truncate(self._end_of_last_line())
+        self._stream.seek(0, os.SEEK_END)
+
+    def append(self, event: Event) -> None:
+        """Write one event as one line and wait until it is stored."""
+        line = json.dumps(_to_json(event), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        self._stream.write(line.encode() + b"\n")
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _end_of_last_line(self) -> int:
+        end = 0
+        for line in self._stream:
+            if line.endswith(b"\n"):
+                end += len(line)
+        return end
+
+
+def read_events(path: Path, offset: int = 0) -> Iterator[tuple[Event, int]]:
+    """Yield ``(event, end)`` for each complete line from byte ``offset`` on.
+
+    ``end`` is the byte after the event's line: the offset to go on from. A last line without its line
+    break is still being written, or torn, and is left out. A journal that does not exist is empty.
+
+    Raises:
+        UserError: a complete line is not a JSON object with an ``event`` (the disk, or a person, has
+            changed the file), or the file is shorter than ``offset``.
+    """
+    try:
+        stream = path.open("rb")
+    except FileNotFoundError:
+        return
+    with stream:
+        if offset > stream.seek(0, os.SEEK_END):
+            raise UserError(f"{path} is shorter than what was read of it before: restore it from a backup")
+        stream.seek(offset)
+        for line in stream:
+            if not line.endswith(b"\n"):
+                return
+            try:
+                event = _from_json(json.loads(line))
+                event["event"]
+            except (ValueError, TypeError, KeyError):
+                raise UserError(
+                    f"{path} is damaged at byte {offset}: restore that line from a backup, or delete it"
+                ) from None
+            offset += len(line)
+            yield cast(Event, event), offset
+
+
+def study_id(started: StudyStarted) -> str:
+    """A name that no other study has, even one of the same name elsewhere: name and start in UTC milliseconds."""
+    return f"{started['study']['name']}-{round(started['time'] * 1000)}"
+
+
+def _to_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _to_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_to_json(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
+
+
+def _from_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _from_json(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_from_json(item) for item in value]
+    return _NON_FINITE.get(value, value) if isinstance(value, str) else value

@@ -1,0 +1,49 @@
+"""Names and values of Recipe fields as people read them, the same in MLflow, in tables and in plots."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+
+def short_names(dotted_names: Iterable[str]) -> dict[str, str]:
+    """Give each dotted name its last components, as many as keep it different from all the others.
+
+    >>> short_names(["optimizer.agc.clip_factor", "batch_size"])
+    {'optimizer.agc.clip_factor': 'clip_factor', 'batch_size': 'batch_size'}
+    >>> short_names(["model.overrides.alpha", "loss.alpha"])
+    {'model.overrides.alpha': 'overrides.alpha', 'loss.alpha': 'loss.alpha'}
+    """
+    names = list(dict.fromkeys(dotted_names))
+    endings = dict.fromkeys(names, 1)
+
+    def short(name: str) -> str:
+        return ".".join(name.split(".")[-endings[name] :])
+
+    while True:
+        shorts = [short(name) for name in names]
+        twins = [
+            name for name in names if shorts.count(short(name)) > 1 and endings[name] < len(name.split("."))
+        ]
+        if not twins:
+            return dict(zip(names, shorts, strict=True))
+        for name in twins:
+            endings[name] += 1
+
+
+def value_label(value: Any) -> str:
+    """A value as a person would write it: ``none``, ``true``, ``0.01``, ``64 × 128``."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list | tuple):
+        return " × ".join(value_label(item) for item in value)
+    return str(value)
+
+
+def point_label(point: Mapping[str, Any], names: Mapping[str, str]) -> str:
+    """A point in words, ``clip_factor 0.01, batch_size 64``; ``names`` comes from :func:`short_names`."""
+    return ", ".join(f"{names.get(field, field)} {value_label(value)}" for field, value in point.items())

@@ -1,0 +1,299 @@
+"""Events of a journal as experiments, runs, params, metrics and tags of MLflow.
+
+One experiment holds everything. A study is one run (tag ``kind=study``), each of its trials another one
+(``kind=trial``). Trials are flat, not nested: the UI's charts leave nested runs out until each parent is
+opened by hand. All runs of a study carry its ``study_id``, so they are found again whatever happened
+between creating a run and noting its id.
+
+Every write may be made twice without harm. A run is looked for before it is created; params and tags are
+set to the same values; a metric has its event's time, and MLflow keeps one of two points that are equal
+in run, name, step, time and value.
+
+Step is the epoch, and ``train_seconds`` is logged in the same batch as the accuracy: only then can the UI
+draw one against the other.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nfnet_ray.tracking.events import (
+    EpochEnded,
+    Event,
+    StudyStarted,
+    TrialEnded,
+    TrialPlan,
+    TrialStarted,
+    Values,
+    read_events,
+    study_id,
+)
+from nfnet_ray.tracking.labels import point_label, short_names, value_label
+from nfnet_ray.tracking.spool import TrackedStudy
+from nfnet_ray.tracking.uri import sqlite_path
+from nfnet_ray.tracking.view import TAG_PREFIX, comparison_view, view_key
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+# The most that one log_batch takes (mlflow/utils/validation.py, MAX_PARAMS_TAGS_PER_BATCH and
+# MAX_METRICS_PER_BATCH).
+_PARAMS_PER_CALL = 100
+_METRICS_PER_CALL = 1000
+
+_RUN_STATUS = {
+    "finished": "FINISHED",
+    "stopped": "KILLED",
+    "interrupted": "KILLED",
+    "diverged": "FAILED",
+    "failed": "FAILED",
+}
+
+
+class StudyWriter:
+    """Writes one study's events. Not thread-safe; any call may raise what mlflow raises."""
+
+    def __init__(self, client: MlflowClient, tracking_uri: str, experiment: str, journal_path: Path) -> None:
+        """Find the study's experiment (creating it if need be) and the runs that it has already.
+
+        The journal must begin with ``study_started``.
+        """
+        self._client = client
+        self._journal_path = journal_path
+        started = next(read_events(journal_path))[0]
+        if started["event"] != "study_started":
+            raise ValueError(f"{journal_path} begins with {started['event']}, not with study_started")
+        self._started: StudyStarted = started
+        self._study_id = study_id(started)
+        self._plans: dict[str, TrialPlan] = {trial["name"]: trial for trial in started["trials"]}
+
+        experiment_id = self._experiment_id(tracking_uri, experiment)
+        study_run_id, trial_run_ids = self._existing_runs(experiment_id)
+        self.tracked = TrackedStudy(
+            tracking_uri=tracking_uri,
+            experiment_id=experiment_id,
+            view_key=view_key(self._study_id),
+            study_run_id=study_run_id,
+            trial_run_ids=trial_run_ids,
+        )
+
+    def write(self, event: Event) -> None:
+        """Write one event. Kinds of events that this version does not know are left out."""
+        if event["event"] == "study_started":
+            self._start_study(event)
+        elif event["event"] == "study_resumed":
+            self._client.update_run(self.tracked.study_run_id, status="RUNNING")
+            self._set_tags(self.tracked.study_run_id, {"state": "running"})
+        elif event["event"] == "trial_started":
+            self._start_trial(event)
+        elif event["event"] == "epoch":
+            self.write_epochs([event])
+        elif event["event"] == "trial_ended":
+            self._end_trial(event)
+            self._summarise(event["time"])
+        elif event["event"] == "study_ended":
+            self._summarise(event["time"])
+            self._set_tags(
+                self.tracked.study_run_id,
+                {"state": event["state"], "wall_seconds": f"{event['wall_seconds']:.0f}"},
+            )
+            self._end_run(self.tracked.study_run_id, event["state"], event["time"])
+
+    def write_epochs(self, events: Sequence[EpochEnded]) -> None:
+        """Write the metrics of several epochs, in one call for each trial (1,000 metrics at most)."""
+        from mlflow.entities import Metric
+
+        for trial in dict.fromkeys(event["trial"] for event in events):
+            run_id = self._trial_run(trial, events[0]["time"])
+            metrics = [
+                # MLflow stores an infinity as 1.8e308, which would be the only thing that a chart shows.
+                Metric(
+                    name,
+                    value if math.isfinite(value) else math.nan,
+                    _milliseconds(event["time"]),
+                    event["epoch"],
+                )
+                for event in events
+                if event["trial"] == trial
+                for name, value in event["metrics"].items()
+                if value is not None
+            ]
+            for first in range(0, len(metrics), _METRICS_PER_CALL):
+                self._client.log_batch(run_id, metrics=metrics[first : first + _METRICS_PER_CALL])
+
+    def attach(self, path: Path) -> None:
+        """Store a file with the study's run."""
+        self._client.log_artifact(self.tracked.study_run_id, str(path))
+
+    def _experiment_id(self, tracking_uri: str, name: str) -> str:
+        experiment = self._client.get_experiment_by_name(name)
+        if experiment is None:
+            database = sqlite_path(tracking_uri)
+            # Without a server, MLflow would put artifacts into ./mlruns of whoever creates the experiment.
+            location = (database.absolute().parent / "mlartifacts" / name).as_uri() if database else None
+            return self._client.create_experiment(name, artifact_location=location)
+        if experiment.lifecycle_stage != "active":
+            raise RuntimeError(f"experiment {name!r} was deleted; restore it in the MLflow UI")
+        return experiment.experiment_id
+
+    def _existing_runs(self, experiment_id: str) -> tuple[str, dict[str, str]]:
+        study_run_id, trial_run_ids, page = "", {}, None
+        while True:
+            runs = self._client.search_runs(
+                [experiment_id],
+                f"tags.study_id = '{self._study_id}'",
+                order_by=["attributes.start_time DESC"],  # of two, the older one overwrites, and is kept
+                page_token=page,
+            )
+            for run in runs:
+                if run.data.tags.get("kind") == "study":
+                    study_run_id = run.info.run_id
+                else:
+                    trial_run_ids[run.data.tags["trial"]] = run.info.run_id
+            page = runs.token
+            if not page:
+                return study_run_id, trial_run_ids
+
+    def _start_study(self, event: StudyStarted) -> None:
+        study = event["study"]
+        run_id = self.tracked.study_run_id or self._create_run(
+            f"study: {study['name']}", event["time"], {"kind": "study"}
+        )
+        self.tracked = replace(self.tracked, study_run_id=run_id)
+        space = {f"space.{name}": values for name, values in study["space"].items()}
+        self._log_params(run_id, {**_data_params(event), **study["recipe"], **space, "seeds": study["seeds"]})
+        self._set_tags(
+            run_id,
+            {
+                "state": "running",
+                "question": study["question"],
+                "command": study["command"],
+                # What the UI shows as the description of the run.
+                "mlflow.note.content": f"{study['question']}\n\n`{study['command']}`",
+            },
+        )
+        view = comparison_view(study["name"], self._study_id, study["metric"], study["space"], event["time"])
+        self._client.set_experiment_tag(
+            self.tracked.experiment_id, f"{TAG_PREFIX}{self.tracked.view_key}", view
+        )
+
+    def _start_trial(self, event: TrialStarted) -> None:
+        run_id = self._trial_run(event["trial"], event["time"])
+        self._log_params(run_id, {**_data_params(self._started), **self._recipe(event["trial"])})
+        self._client.update_run(run_id, status="RUNNING")
+        self._set_tags(run_id, {"state": "running", "attempt": str(event["attempt"])})
+
+    def _end_trial(self, event: TrialEnded) -> None:
+        run_id = self._trial_run(event["trial"], event["time"])
+        self._set_tags(run_id, {"state": event["state"], "reason": event["reason"] or ""})
+        self._end_run(run_id, event["state"], event["time"])
+
+    def _trial_run(self, trial: str, time: float) -> str:
+        """The id of the trial's run, which is created when the trial is first heard of."""
+        if run_id := self.tracked.trial_run_ids.get(trial):
+            return run_id
+        study, shown = self._started["study"], dict(self._plans[trial]["point"])
+        recipe = self._recipe(trial)
+        if len(study["seeds"]) > 1 and "seed" in recipe:
+            shown["seed"] = recipe["seed"]
+        names = short_names([*study["space"], *shown])
+        run_id = self._create_run(
+            _run_name(shown, names) or trial,
+            time,
+            {"kind": "trial", "trial": trial, "point": point_label(shown, names)},
+        )
+        self.tracked = replace(self.tracked, trial_run_ids={**self.tracked.trial_run_ids, trial: run_id})
+        return run_id
+
+    def _recipe(self, trial: str) -> Values:
+        plan = self._plans[trial]
+        return {**self._started["study"]["recipe"], **plan["recipe"], **plan["point"]}
+
+    def _create_run(self, name: str, time: float, tags: Mapping[str, str]) -> str:
+        study = self._started["study"]
+        return self._client.create_run(
+            self.tracked.experiment_id,
+            start_time=_milliseconds(time),
+            run_name=name,
+            tags={
+                **tags,
+                "study": study["name"],
+                "study_id": self._study_id,
+                **{f"hardware.{name}": str(value) for name, value in study["hardware"].items()},
+                **{f"versions.{name}": str(value) for name, value in study["versions"].items()},
+            },
+        ).info.run_id
+
+    def _end_run(self, run_id: str, state: str, time: float) -> None:
+        self._client.set_terminated(run_id, _RUN_STATUS[state], end_time=_milliseconds(time))
+
+    def _log_params(self, run_id: str, values: Mapping[str, Any]) -> None:
+        from mlflow.entities import Param
+
+        params = [Param(name, _param(value)) for name, value in values.items()]
+        for first in range(0, len(params), _PARAMS_PER_CALL):
+            self._client.log_batch(run_id, params=params[first : first + _PARAMS_PER_CALL])
+
+    def _set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        self._client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
+
+    def _summarise(self, time: float) -> None:
+        """Log the study's own metrics as they stood at ``time``, which is an event's.
+
+        The best accuracy is the highest that a finished trial had in its last epoch. All is worked out
+        from the journal each time, so that a driver that took over says the same.
+        """
+        from mlflow.entities import Metric
+
+        metric = self._started["study"]["metric"]
+        states: dict[str, str] = {}
+        last: dict[str, dict[str, float | None]] = {}
+        for event, _ in read_events(self._journal_path):
+            if event["time"] <= time and event["event"] == "epoch":
+                last[event["trial"]] = event["metrics"]
+            elif event["time"] <= time and event["event"] == "trial_ended":
+                states[event["trial"]] = event["state"]
+        finished = [trial for trial, state in states.items() if state == "finished"]
+        final = [value for trial in finished if (value := last.get(trial, {}).get(metric)) is not None]
+        summary = {
+            "trials_finished": float(len(finished)),
+            "trials_ended": float(len(states)),
+            "total_train_seconds": sum(metrics.get("train_seconds") or 0.0 for metrics in last.values()),
+        }
+        if final:
+            summary[f"best_{metric}"] = max(final)
+        self._client.log_batch(
+            self.tracked.study_run_id,
+            metrics=[
+                Metric(name, value, _milliseconds(time), len(states)) for name, value in summary.items()
+            ],
+        )
+
+
+def _run_name(point: Values, names: Mapping[str, str]) -> str:
+    """``clip_factor 0.02``, or ``0.02, 64 (clip_factor, batch_size)``: the UI's list cuts off after 20 letters."""
+    if len(point) < 2:
+        return point_label(point, names)
+    return f"{', '.join(map(value_label, point.values()))} ({', '.join(names[field] for field in point)})"
+
+
+def _data_params(started: StudyStarted) -> Values:
+    return {f"data.{name}": value for name, value in started["study"]["data"].items()}
+
+
+def _param(value: Any) -> str:
+    """Params are texts; floats keep all their digits, and lists can be read back."""
+    if isinstance(value, list | tuple):
+        return json.dumps(value)
+    return repr(value) if isinstance(value, float) else value_label(value)
+
+
+def _milliseconds(seconds: float) -> int:
+    return round(seconds * 1000)

@@ -1,0 +1,230 @@
+"""Everything in the journal comes to MLflow, once, in the same runs, whatever was in between.
+
+Against real SQLite databases; takes about 20 s on two cores, most of it mlflow's import and its migrations.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from nfnet_ray.tracking.events import JOURNAL_FILE, Event
+from nfnet_ray.tracking.sink import MLflowSink
+from nfnet_ray.tracking.spool import SPOOL_FILE, Spool
+from nfnet_ray.tracking.view import TAG_PREFIX
+from tests.tracking.example_study import CLIP_FACTOR, agc_sweep, study_started, trial_events, write_journal
+
+SECONDS = 60.0  # far more than any delivery here takes
+SMALL: list[Event] = agc_sweep(clip_factors=(0.01, 0.005, None), batch_sizes=(256,), epochs=4)
+"""Three trials: one finishes, one is stopped, one diverges."""
+
+
+def spool_of(directory: Path) -> Spool:
+    return Spool(directory / JOURNAL_FILE, directory / SPOOL_FILE)
+
+
+def deliver(directory: Path, tracking_uri: str, experiment: str | None = None) -> str:
+    """Deliver what is pending; return the sink's last status."""
+    sink = MLflowSink(tracking_uri, spool_of(directory), experiment)
+    sink.start()
+    assert sink.close(SECONDS) == 0, sink.status
+    return sink.status
+
+
+def runs_of(tracking_uri: str, experiment: str = "nfnet_ray") -> dict[str, Run]:
+    """{"study" or the trial's name: its run}; fails where two runs stand for the same."""
+    client = MlflowClient(tracking_uri=tracking_uri)
+    found = client.get_experiment_by_name(experiment)
+    assert found is not None
+    runs = client.search_runs([found.experiment_id])
+    names = Counter(run.data.tags.get("trial", "study") for run in runs)
+    assert set(names.values()) == {1}, f"runs that are there more than once: {names}"
+    return {run.data.tags.get("trial", "study"): run for run in runs}
+
+
+def points(tracking_uri: str, run: Run, metric: str) -> list[tuple[int, float]]:
+    """[(step, value)] of a metric, in order."""
+    history = MlflowClient(tracking_uri=tracking_uri).get_metric_history(run.info.run_id, metric)
+    return sorted((point.step, point.value) for point in history)
+
+
+def test_a_study_is_one_run_and_each_trial_is_another(tmp_path: Path, tracking_uri: str) -> None:
+    write_journal(tmp_path, SMALL)
+    assert deliver(tmp_path, tracking_uri) == "MLflow: up to date"
+    runs = runs_of(tracking_uri)
+    assert set(runs) == {"study", "agc_sweep-00", "agc_sweep-01", "agc_sweep-02"}
+
+    study, trial = runs["study"], runs["agc_sweep-00"]
+    assert study.info.status == "FINISHED"
+    assert study.data.tags["kind"] == "study"
+    assert study.data.metrics["trials_finished"] == 1
+    assert trial.data.tags["kind"] == "trial"
+    assert trial.data.tags["study"] == study.data.tags["study"] == "agc_sweep"
+    assert trial.data.tags["study_id"] == study.data.tags["study_id"]
+    assert trial.data.params[CLIP_FACTOR] == "0.01"
+    assert trial.data.params["schedule.epochs"] == "4"
+    assert trial.data.params["data.fingerprint"] == "9f86d081884c"
+    assert runs["agc_sweep-02"].data.params[CLIP_FACTOR] == "none"
+    assert trial.info.run_name == "0.01, 256 (clip_factor, batch_size)"
+
+    ends = {name: (run.info.status, run.data.tags["state"]) for name, run in runs.items()}
+    assert ends["agc_sweep-00"] == ("FINISHED", "finished")
+    assert ends["agc_sweep-01"] == ("KILLED", "stopped")
+    assert ends["agc_sweep-02"] == ("FAILED", "diverged")
+    assert runs["agc_sweep-02"].data.tags["reason"] == "train_loss was NaN in epoch 3"
+
+
+def test_accuracy_and_training_time_stand_at_the_same_step_the_epoch(
+    tmp_path: Path, tracking_uri: str
+) -> None:
+    write_journal(tmp_path, SMALL)
+    deliver(tmp_path, tracking_uri)
+    for name, run in runs_of(tracking_uri).items():
+        expected = [event for event in SMALL if event["event"] == "epoch" and event["trial"] == name]
+        for metric in ("validation_top1", "train_seconds"):
+            logged = points(tracking_uri, run, metric)
+            assert [step for step, _ in logged] == [event["epoch"] for event in expected]
+            for (_, value), event in zip(logged, expected, strict=True):
+                written = event["metrics"][metric]
+                assert written is not None
+                assert value == pytest.approx(written, rel=1e-12, nan_ok=True)
+
+
+def test_an_infinite_loss_does_not_become_a_huge_one(tmp_path: Path, tracking_uri: str) -> None:
+    events = [study_started({}), *trial_events("agc_sweep-00", 1.0, [0.5])]
+    assert events[2]["event"] == "epoch"
+    events[2]["metrics"] |= {"train_loss": math.inf, "validation_loss": None}
+    write_journal(tmp_path, events)
+    deliver(tmp_path, tracking_uri)
+    run = runs_of(tracking_uri)["agc_sweep-00"]
+    [(_, loss)] = points(tracking_uri, run, "train_loss")
+    assert math.isnan(loss)
+    assert points(tracking_uri, run, "validation_loss") == []
+
+
+def test_a_resumed_study_goes_on_in_the_same_runs(tmp_path: Path, tracking_uri: str) -> None:
+    middle = 4  # in the middle of the first trial
+    write_journal(tmp_path, SMALL[:middle])
+    deliver(tmp_path, tracking_uri)
+    before = runs_of(tracking_uri)
+    assert before["agc_sweep-00"].info.status == "RUNNING"
+
+    interrupted: Event = {
+        "event": "study_ended",
+        "time": SMALL[middle - 1]["time"],
+        "state": "interrupted",
+        "wall_seconds": 1.0,
+    }
+    write_journal(tmp_path, [interrupted])
+    deliver(tmp_path, tracking_uri)
+    assert runs_of(tracking_uri)["study"].info.status == "KILLED"
+
+    write_journal(tmp_path, [{"event": "study_resumed", "time": SMALL[middle]["time"]}, *SMALL[middle:]])
+    deliver(tmp_path, tracking_uri)
+    after = runs_of(tracking_uri)
+    assert {name: after[name].info.run_id for name in before} == {
+        name: run.info.run_id for name, run in before.items()
+    }
+    assert after["study"].info.status == "FINISHED"
+    assert [step for step, _ in points(tracking_uri, after["agc_sweep-00"], "train_loss")] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("state", ["lost", "torn"])
+def test_a_driver_that_died_before_it_noted_anything_makes_no_second_runs(
+    tmp_path: Path, tracking_uri: str, state: str
+) -> None:
+    write_journal(tmp_path, SMALL)
+    deliver(tmp_path, tracking_uri)
+    before = runs_of(tracking_uri)
+    counts = {name: len(points(tracking_uri, run, "train_seconds")) for name, run in before.items()}
+    if state == "lost":
+        (tmp_path / SPOOL_FILE).unlink()
+    else:
+        text = (tmp_path / SPOOL_FILE).read_text()
+        (tmp_path / SPOOL_FILE).write_text(text[: len(text) // 2])
+    assert spool_of(tmp_path).pending_count() == len(SMALL)
+
+    deliver(tmp_path, tracking_uri)
+    after = runs_of(tracking_uri)
+    assert {name: run.info.run_id for name, run in after.items()} == {
+        name: run.info.run_id for name, run in before.items()
+    }
+    assert {name: len(points(tracking_uri, run, "train_seconds")) for name, run in after.items()} == counts
+    assert spool_of(tmp_path).tracked.trial_run_ids["agc_sweep-01"] == before["agc_sweep-01"].info.run_id
+
+
+def test_another_study_of_the_same_name_gets_runs_of_its_own(tmp_path: Path, tracking_uri: str) -> None:
+    later = study_started({CLIP_FACTOR: [0.01]})
+    later["time"] += 1
+    trial = trial_events("agc_sweep-00", 1.0, [0.5])
+    write_journal(tmp_path / "a", [study_started({CLIP_FACTOR: [0.01]}), *trial])
+    write_journal(tmp_path / "b", [later, *trial])
+    deliver(tmp_path / "a", tracking_uri)
+    deliver(tmp_path / "b", tracking_uri)
+    a, b = spool_of(tmp_path / "a").tracked, spool_of(tmp_path / "b").tracked
+    assert a.experiment_id == b.experiment_id
+    assert len({a.study_run_id, b.study_run_id, *a.trial_run_ids.values(), *b.trial_run_ids.values()}) == 4
+    assert a.view_key != b.view_key
+
+
+def test_a_new_database_gets_the_whole_journal(tmp_path: Path, tracking_uri: str) -> None:
+    write_journal(tmp_path, SMALL[:-1])
+    deliver(tmp_path, tracking_uri)
+    (tmp_path / "mlflow.db").unlink()
+    write_journal(tmp_path, SMALL[-1:])
+    another = tracking_uri.replace("mlflow.db", "folder/another.db")  # which the sink has to create
+    deliver(tmp_path, another)
+    runs = runs_of(another)
+    assert len(runs) == 4
+    assert len(points(another, runs["agc_sweep-00"], "train_seconds")) == 4
+    assert spool_of(tmp_path).tracked.tracking_uri == another
+
+
+def test_what_mlflow_refuses_does_not_hold_up_the_rest(tmp_path: Path, tracking_uri: str) -> None:
+    events = [study_started({}), *trial_events("agc_sweep-00", 1.0, [0.1, 0.2, 0.3])]
+    assert events[3]["event"] == "epoch"
+    events[3]["metrics"]["a name\nthat MLflow refuses"] = 1.0
+    write_journal(tmp_path, events)
+    assert deliver(tmp_path, tracking_uri) == "MLflow: up to date, 1 event refused"
+    run = runs_of(tracking_uri)["agc_sweep-00"]
+    assert [step for step, _ in points(tracking_uri, run, "validation_top1")] == [1, 3]
+    assert run.info.status == "FINISHED"
+
+
+def test_without_a_server_nothing_is_raised_and_nothing_is_lost(tmp_path: Path, tracking_uri: str) -> None:
+    write_journal(tmp_path, SMALL)
+    sink = MLflowSink("http://127.0.0.1:9", spool_of(tmp_path))  # the discard port: nobody listens
+    sink.start()
+    sink.attach(tmp_path / JOURNAL_FILE)
+    assert sink.close(3.0) == len(SMALL)
+    assert sink.status.startswith(f"MLflow: {len(SMALL)} events waiting")
+    deliver(tmp_path, tracking_uri)
+    assert len(runs_of(tracking_uri)) == 4
+
+
+def test_the_report_is_attached_to_the_run_of_the_study(tmp_path: Path, tracking_uri: str) -> None:
+    write_journal(tmp_path, SMALL)
+    (tmp_path / "report.html").write_text("a report")
+    sink = MLflowSink(tracking_uri, spool_of(tmp_path))
+    sink.start()
+    sink.attach(tmp_path / "report.html")
+    assert sink.close(SECONDS) == 0
+    client, run_id = MlflowClient(tracking_uri=tracking_uri), spool_of(tmp_path).tracked.study_run_id
+    assert [file.path for file in client.list_artifacts(run_id)] == ["report.html"]
+
+
+def test_the_experiment_is_the_environments_if_it_names_one(
+    tmp_path: Path, tracking_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "of the team")
+    write_journal(tmp_path, SMALL[:2])
+    deliver(tmp_path, tracking_uri)
+    assert set(runs_of(tracking_uri, "of the team")) == {"study", "agc_sweep-00"}
+    tracked = spool_of(tmp_path).tracked
+    experiment = MlflowClient(tracking_uri=tracking_uri).get_experiment(tracked.experiment_id)
+    assert f"{TAG_PREFIX}{tracked.view_key}" in experiment.tags
