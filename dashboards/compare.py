@@ -1,0 +1,180 @@
+"""Open the MLflow UI on a study's comparison: accuracy against training time, all trials, no click.
+
+    python -m dashboards.compare STUDY [--port 5000] [--no-browser]
+
+STUDY is a study's directory, or its name under ./runs. Where the study was recorded in an SQLite database,
+an MLflow server is started on it, and stopped again with Ctrl-C; where it was recorded on a server, that
+server's page is opened.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import webbrowser
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from dashboards.study_directory import find_study
+from nfnet_ray.errors import UserError
+from nfnet_ray.tracking.events import JOURNAL_FILE
+from nfnet_ray.tracking.spool import SPOOL_FILE, Spool, TrackedStudy
+from nfnet_ray.tracking.uri import check_tracking_uri, sqlite_path
+from nfnet_ray.tracking.view import comparison_url
+
+HOST = "127.0.0.1"
+PORTS_TO_TRY = 20
+START_SECONDS = 90.0
+"""It takes about 8 s on two quiet cores; a cold disk and a busy machine may need ten times that."""
+STOP_SECONDS = 10.0
+
+
+def tracked_study(directory: Path) -> TrackedStudy:
+    """Where MLflow has the study.
+
+    Raises:
+        UserError: nothing of it has reached MLflow.
+    """
+    tracked = Spool(directory / JOURNAL_FILE, directory / SPOOL_FILE).tracked
+    if not tracked.study_run_id:
+        raise UserError(
+            f"nothing of {directory} is in MLflow yet; python -m dashboards.report {directory} needs no MLflow"
+        )
+    return tracked
+
+
+@contextmanager
+def mlflow_server(tracking_uri: str, port: int) -> Iterator[str]:
+    """An MLflow server on a database, from when it answers to the end of the block; yields its address.
+
+    The next free port is taken if ``port`` is not free.
+
+    Raises:
+        UserError: no port is free, or the server has ended or does not answer within :data:`START_SECONDS`.
+    """
+    database = sqlite_path(tracking_uri)
+    assert database is not None
+    if not database.is_file():
+        raise UserError(
+            f"the study was recorded in {database}, which is gone; restore it, or resume the study"
+        )
+    url = f"http://{HOST}:{_free_port(port)}"
+    with tempfile.TemporaryFile() as output:
+        server = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "mlflow", "server", "--backend-store-uri", tracking_uri),
+                *("--host", HOST, "--port", url.rpartition(":")[2], "--workers", "1"),
+            ],
+            env={
+                **os.environ,
+                "MLFLOW_DISABLE_TELEMETRY": "true",
+                "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            },
+            cwd=database.absolute().parent,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # so that Ctrl-C reaches us only, and its workers can be ended with it
+        )
+        try:
+            _wait_until_it_answers(server, url, output)
+            yield url
+        finally:
+            _end(server)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m dashboards.compare", description="Open the MLflow UI on a study's comparison."
+    )
+    parser.add_argument("study", metavar="STUDY", help="a study's directory, or its name under ./runs")
+    parser.add_argument("--port", type=int, default=5000, help="the first port to try (default: %(default)s)")
+    parser.add_argument("--no-browser", action="store_true", help="print the address only")
+    options = parser.parse_args(arguments)
+    try:
+        _compare(find_study(options.study), options.port, not options.no_browser)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        pass
+    return 0
+
+
+def _compare(directory: Path, port: int, browser: bool) -> None:
+    tracked = tracked_study(directory)
+    if sqlite_path(tracked.tracking_uri) is None:
+        check_tracking_uri(tracked.tracking_uri)
+        _show(tracked, tracked.tracking_uri, browser)
+        return
+    # A service manager stops us with SIGTERM; the server must end then, too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    print("Starting the MLflow server …", flush=True)
+    with mlflow_server(tracked.tracking_uri, port) as url:
+        _show(tracked, url, browser)
+        print("Ctrl-C stops the server.", flush=True)
+        signal.pause()
+
+
+def _show(tracked: TrackedStudy, server_url: str, browser: bool) -> None:
+    url = comparison_url(server_url, tracked.experiment_id, tracked.view_key)
+    print(url, flush=True)
+    if browser:
+        webbrowser.open(url)
+
+
+def _free_port(first: int) -> int:
+    for port in range(first, min(first + PORTS_TO_TRY, 65536)):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((HOST, port))
+            except OSError:
+                continue
+        if port != first:
+            print(f"Port {first} is in use; taking {port}.", flush=True)
+        return port
+    raise UserError(f"ports {first} to {first + PORTS_TO_TRY - 1} cannot be used; name another with --port")
+
+
+def _wait_until_it_answers(server: subprocess.Popen[bytes], url: str, output: IO[bytes]) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if server.poll() is not None:
+            output.seek(0)
+            lines = output.read().decode(errors="replace").strip().splitlines() or ["without a word"]
+            raise UserError(
+                f"the MLflow server has ended (exit code {server.returncode}): {lines[-1].strip()}"
+            )
+        try:
+            with urllib.request.urlopen(f"{url}/health", timeout=2):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.2)
+    raise UserError(f"the MLflow server did not answer at {url} within {START_SECONDS:g} s; try again")
+
+
+def _end(server: subprocess.Popen[bytes]) -> None:
+    """End the server and its workers."""
+    for signal_number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(server.pid, signal_number)
+            server.wait(STOP_SECONDS)
+            return
+        except ProcessLookupError:
+            return
+        except subprocess.TimeoutExpired:
+            continue
+
+
+if __name__ == "__main__":
+    sys.exit(main())

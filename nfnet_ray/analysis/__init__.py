@@ -1,0 +1,29 @@
+"""What the finished, or unfinished, runs of a study say: tables, the best setting, and how sure that is.
+
+>>> from nfnet_ray.analysis import best_setting, load_study                        # doctest: +SKIP
+>>> print(best_setting(load_study("runs/agc_sweep")).sentence())                   # doctest: +SKIP
+"""
+
+from nfnet_ray.analysis.answer import (
+    BestSetting,
+    SettingResult,
+    best_per_stratum,
+    best_setting,
+    setting_results,
+    time_to_accuracy,
+)
+from nfnet_ray.analysis.intervals import difference_interval, wilson_interval
+from nfnet_ray.analysis.record import StudyRecord, load_study
+
+__all__ = [
+    "BestSetting",
+    "SettingResult",
+    "StudyRecord",
+    "best_per_stratum",
+    "best_setting",
+    "difference_interval",
+    "load_study",
+    "setting_results",
+    "time_to_accuracy",
+    "wilson_interval",
+]

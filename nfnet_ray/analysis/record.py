@@ -1,0 +1,161 @@
+"""A study's journal as tables."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nfnet_ray.errors import UserError
+from nfnet_ray.tracking.events import (
+    JOURNAL_FILE,
+    EpochEnded,
+    StudyDescription,
+    StudyEnded,
+    StudyStarted,
+    TrialEnded,
+    read_events,
+)
+from nfnet_ray.tracking.labels import short_names
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+METRIC = "validation_top1"
+
+
+@dataclass(frozen=True)
+class StudyRecord:
+    """Everything that is known of a study.
+
+    Attributes:
+        study: the question, the data, the hardware and the command, as the journal has them.
+        started: Unix seconds of the start.
+        state: ``finished``, ``interrupted`` or, where the driver has not said how it ended, ``unfinished``.
+        wall_seconds: time that the driver was there; None where it has not said so.
+        fields: dotted names of the swept Recipe fields. The first is the question, the others are strata.
+            Seeds are never among them: trials that differ in the seed only are repetitions.
+        names: {dotted name: short name to show}.
+        epochs: a row per trial and epoch: ``trial``, the swept fields, ``seed``, ``epoch``, and each metric.
+        trials: a row per planned trial: ``trial``, the swept fields, ``seed``, ``state`` (an event's, or
+            ``unfinished``, ``not started``), ``reason``, ``epochs``, ``last_top1`` and ``best_top1``
+            (fractions), ``train_seconds``, ``images_per_second`` (median over epochs), ``startup_seconds``.
+            What was not measured is NaN.
+    """
+
+    study: StudyDescription
+    started: float
+    state: str
+    wall_seconds: float | None
+    fields: tuple[str, ...]
+    names: dict[str, str]
+    epochs: pd.DataFrame
+    trials: pd.DataFrame
+
+
+def load_study(directory: str | Path) -> StudyRecord:
+    """Read the journal in a study's directory; it may be of a study that is still running.
+
+    Raises:
+        UserError: there is no journal, it is damaged, or it does not begin with ``study_started``.
+    """
+    import pandas as pd
+
+    path = Path(directory) / JOURNAL_FILE
+    if not path.is_file():
+        raise UserError(
+            f"{directory} holds no study: there is no {JOURNAL_FILE} in it; name a study's directory"
+        )
+    started: StudyStarted | None = None
+    study_ended: StudyEnded | None = None
+    running: set[str] = set()
+    trial_ended: dict[str, TrialEnded] = {}
+    measured: dict[tuple[str, int], EpochEnded] = {}
+    for event, _ in read_events(path):
+        if event["event"] == "study_started":
+            started = event
+        elif event["event"] == "study_resumed":
+            study_ended = None
+        elif event["event"] == "trial_started":
+            running.add(event["trial"])
+            trial_ended.pop(event["trial"], None)
+        elif event["event"] == "epoch":
+            measured[event["trial"], event["epoch"]] = event
+        elif event["event"] == "trial_ended":
+            trial_ended[event["trial"]] = event
+            running.discard(event["trial"])
+        elif event["event"] == "study_ended":
+            study_ended = event
+    if started is None:
+        raise UserError(f"{path} does not say what the study is: its first line, study_started, is missing")
+
+    study = started["study"]
+    fields = tuple(name for name in study["space"] if name.rsplit(".", 1)[-1] != "seed")
+    identity: dict[str, dict[str, Any]] = {}
+    for plan in started["trials"]:
+        values = {**study["recipe"], **plan["recipe"], **plan["point"]}
+        identity[plan["name"]] = {
+            "trial": plan["name"],
+            **{field: _hashable(values.get(field)) for field in fields},
+            "seed": values.get("seed"),
+        }
+
+    epoch_rows = [
+        {**identity[trial], "epoch": epoch, **measured[trial, epoch]["metrics"]} | {"epoch": epoch}
+        for trial, epoch in sorted(measured, key=lambda key: (list(identity).index(key[0]), key[1]))
+    ]
+    trial_rows = []
+    for trial, columns in identity.items():
+        ended = trial_ended.get(trial)
+        metrics = [row for row in epoch_rows if row["trial"] == trial]
+        trial_rows.append(
+            {
+                **columns,
+                "state": ended["state"] if ended else "unfinished" if trial in running else "not started",
+                "reason": (ended["reason"] if ended else None) or "",
+                "epochs": max((row["epoch"] for row in metrics), default=0),
+                **_summary(metrics),
+            }
+        )
+    epochs = pd.DataFrame(
+        epoch_rows, columns=None if epoch_rows else ["trial", *fields, "seed", "epoch", METRIC]
+    )
+    trials = pd.DataFrame(trial_rows)
+    for table in (epochs, trials):  # as objects: None and NaN are not the same value of a swept field
+        for field in fields:
+            table[field] = pd.Series([identity[trial][field] for trial in table["trial"]], dtype=object)
+    return StudyRecord(
+        study=study,
+        started=started["time"],
+        state=study_ended["state"] if study_ended else "unfinished",
+        wall_seconds=study_ended["wall_seconds"] if study_ended else None,
+        fields=fields,
+        names=short_names(fields),
+        epochs=epochs,
+        trials=trials,
+    )
+
+
+def _summary(metrics: list[dict[str, Any]]) -> dict[str, float]:
+    """One trial's columns of ``StudyRecord.trials`` from its epochs, in order."""
+    import statistics
+
+    def values(name: str) -> list[float]:
+        found = (row.get(name) for row in metrics)
+        return [value for value in found if value is not None and not math.isnan(value)]
+
+    top1, train_seconds, speed, startup = map(
+        values, (METRIC, "train_seconds", "images_per_second", "startup_seconds")
+    )
+    return {
+        "last_top1": top1[-1] if top1 else math.nan,
+        "best_top1": max(top1, default=math.nan),
+        "train_seconds": train_seconds[-1] if train_seconds else math.nan,
+        "images_per_second": statistics.median(speed) if speed else math.nan,
+        "startup_seconds": startup[-1] if startup else math.nan,
+    }
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(_hashable(item) for item in value) if isinstance(value, list) else value

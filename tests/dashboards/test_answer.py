@@ -1,0 +1,186 @@
+"""The answer to a study's question is the right one, and says how sure it is.
+
+Takes about two seconds, most of it pandas' import.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nfnet_ray.analysis import (
+    best_per_stratum,
+    best_setting,
+    difference_interval,
+    load_study,
+    setting_results,
+    time_to_accuracy,
+    wilson_interval,
+)
+from nfnet_ray.analysis.record import StudyRecord
+from nfnet_ray.errors import UserError
+from nfnet_ray.tracking.events import Event
+from tests.tracking.example_study import CLIP_FACTOR, agc_sweep, study_started, trial_events, write_journal
+
+Outcome = tuple[Sequence[float], str]  # accuracies after each epoch, and how the trial ended
+
+
+def study(
+    directory: Path,
+    space: Mapping[str, Sequence[Any]],
+    outcomes: Sequence[Outcome],
+    seeds: Sequence[int] = (0,),
+) -> StudyRecord:
+    """A study whose trials, in the order of the grid (seeds innermost), came out as said."""
+    started = study_started(space, seeds)
+    events: list[Event] = [started]
+    for trial, (top1, state) in zip(started["trials"], outcomes, strict=True):
+        events += trial_events(trial["name"], 10.0, top1, state)
+    write_journal(directory, events)
+    return load_study(directory)
+
+
+def test_the_sentence_names_the_setting_the_interval_the_images_and_the_seeds(tmp_path: Path) -> None:
+    outcomes = [
+        ([348 / 360], "finished"),
+        ([0.8], "finished"),
+        ([350 / 360], "finished"),
+        ([0.7], "finished"),
+    ]
+    record = study(tmp_path, {CLIP_FACTOR: [0.01, 0.02], "batch_size": [64, 256]}, outcomes)
+    best = best_setting(record)
+    assert best is not None
+    assert best.sentence() == (
+        "Best setting: clip_factor 0.02 at batch_size 64: top-1 97.2% (95% interval 95.0 to 98.5%, "
+        "360 validation images, 1 seed); within noise of clip_factor 0.01 (96.7%)"
+    )
+
+
+def test_a_clear_winner_is_said_to_be_one(tmp_path: Path) -> None:
+    record = study(tmp_path, {CLIP_FACTOR: [0.01, None]}, [([0.5], "finished"), ([0.9], "finished")])
+    best = best_setting(record)
+    assert best is not None
+    assert best.best.point == {CLIP_FACTOR: None}
+    assert best.within_noise == ()
+    assert best.sentence().startswith("Best setting: clip_factor none: top-1 90.0%")
+    assert best.sentence().endswith("; ahead of clip_factor 0.01 (50.0%) by more than the noise")
+
+
+def test_each_stratum_has_an_answer_of_its_own(tmp_path: Path) -> None:
+    outcomes = [([0.90], "finished"), ([0.95], "finished"), ([0.97], "finished"), ([0.80], "finished")]
+    record = study(tmp_path, {CLIP_FACTOR: [0.01, 0.02], "batch_size": [64, 256]}, outcomes)
+    points = [tuple(answer.best.point.values()) for answer in best_per_stratum(record)]
+    assert points == [(0.02, 64), (0.01, 256)]
+    assert [answer.candidates for answer in best_per_stratum(record)] == [2, 2]
+
+
+def test_accuracy_is_that_after_the_last_epoch_not_the_luckiest(tmp_path: Path) -> None:
+    outcomes = [([0.5, 0.99, 0.8], "finished"), ([0.5, 0.7, 0.9], "finished")]
+    record = study(tmp_path, {CLIP_FACTOR: [0.01, 0.02]}, outcomes)
+    best = best_setting(record)
+    assert best is not None
+    assert best.best.top1 == 0.9
+    assert list(record.trials["best_top1"]) == [0.99, 0.9]
+
+
+@pytest.mark.parametrize("state", ["stopped", "diverged", "failed", "interrupted"])
+def test_a_trial_that_did_not_finish_does_not_win(tmp_path: Path, state: str) -> None:
+    record = study(tmp_path, {CLIP_FACTOR: [0.01, 0.02]}, [([0.99], state), ([0.9], "finished")])
+    best = best_setting(record)
+    assert best is not None
+    assert (best.best.point[CLIP_FACTOR], best.candidates) == (0.02, 1)
+    assert best.runner_up is None
+
+
+def test_a_setting_that_diverges_for_one_seed_does_not_win_by_its_survivors(tmp_path: Path) -> None:
+    outcomes = [([0.99], "finished"), ([0.1], "diverged"), ([0.9], "finished"), ([0.92], "finished")]
+    record = study(tmp_path, {CLIP_FACTOR: [0.01, 0.02]}, outcomes, seeds=(0, 1))
+    best = best_setting(record)
+    assert best is not None
+    assert best.best.point == {CLIP_FACTOR: 0.02}
+    assert best.best.top1 == pytest.approx(0.91)
+    assert best.best.seed_top1 == (0.9, 0.92)
+    assert "2 seeds" in best.sentence()
+
+
+def test_seeds_do_not_narrow_the_interval_of_images_that_they_share(tmp_path: Path) -> None:
+    record = study(tmp_path, {CLIP_FACTOR: [0.01]}, [([0.9], "finished")] * 3, seeds=(0, 1, 2))
+    [result] = setting_results(record)
+    assert (result.low, result.high) == wilson_interval(0.9, 360)
+
+
+def test_of_equals_the_first_of_the_space_wins_and_the_other_is_within_noise(tmp_path: Path) -> None:
+    record = study(tmp_path, {CLIP_FACTOR: [0.04, 0.01]}, [([0.9], "finished"), ([0.9], "finished")])
+    best = best_setting(record)
+    assert best is not None
+    assert best.best.point == {CLIP_FACTOR: 0.04}
+    assert [other.point[CLIP_FACTOR] for other in best.within_noise] == [0.01]
+
+
+def test_where_all_trials_diverge_there_is_no_answer(tmp_path: Path) -> None:
+    record = study(tmp_path, {CLIP_FACTOR: [0.04, None]}, [([0.3, math.nan], "diverged"), ([], "diverged")])
+    assert best_setting(record) is None
+    assert best_per_stratum(record) == []
+    assert list(record.trials["last_top1"]) == pytest.approx([0.3, math.nan], nan_ok=True)
+
+
+def test_a_study_without_a_space_has_a_result(tmp_path: Path) -> None:
+    best = best_setting(study(tmp_path, {}, [([0.9], "finished")]))
+    assert best is not None
+    assert best.sentence().startswith("Result: top-1 90.0% (95% interval")
+
+
+def test_a_later_attempt_replaces_what_an_earlier_one_measured(tmp_path: Path) -> None:
+    started = study_started({CLIP_FACTOR: [0.01, 0.02]})
+    first = trial_events("agc_sweep-00", 10.0, [0.1, 0.2], "interrupted")
+    again = trial_events("agc_sweep-00", 500.0, [0.3, 0.4, 0.5])
+    write_journal(tmp_path, [started, *first])
+    assert list(load_study(tmp_path).trials["state"]) == ["interrupted", "not started"]
+    write_journal(tmp_path, [{"event": "study_resumed", "time": 400.0}, *again[:1]])
+    record = load_study(tmp_path)
+    assert (record.state, *record.trials["state"]) == ("unfinished", "unfinished", "not started")
+    write_journal(tmp_path, again[1:])
+    record = load_study(tmp_path)
+    assert list(record.epochs["validation_top1"]) == [0.3, 0.4, 0.5]
+    assert record.trials.to_dict("records")[0]["state"] == "finished"
+
+
+def test_time_to_accuracy_is_the_training_time_of_the_first_epoch_that_reached_it(tmp_path: Path) -> None:
+    outcomes = [([0.5, 0.92, 0.89, 0.95], "finished"), ([0.5, 0.6], "stopped")]
+    record = study(tmp_path, {CLIP_FACTOR: [0.01, None]}, outcomes)
+    table = time_to_accuracy(record, 0.9)
+    assert list(table["train_seconds"]) == pytest.approx([80.0, math.nan], nan_ok=True)
+    assert list(table["epoch"]) == pytest.approx([2, math.nan], nan_ok=True)
+    assert time_to_accuracy(record, 0.999)["train_seconds"].isna().all()
+
+
+def test_the_tables_have_a_row_for_each_trial_and_epoch(tmp_path: Path) -> None:
+    write_journal(tmp_path, agc_sweep())
+    record = load_study(tmp_path)
+    assert len(record.trials) == 12
+    assert len(record.epochs) == 10 * 8 + 2 * 3
+    assert record.names == {CLIP_FACTOR: "clip_factor", "batch_size": "batch_size"}
+    row = record.trials.to_dict("records")[10]
+    assert (row[CLIP_FACTOR], row["batch_size"], row["startup_seconds"]) == (None, 64, 4.2)
+    assert row["images_per_second"] == pytest.approx(1440 * 8 / row["train_seconds"])
+
+
+def test_intervals_are_the_published_ones() -> None:
+    # Newcombe 1998, Statistics in Medicine 17, 857-890: 81 of 263, method 3; and 873-890, table II, method 10.
+    assert wilson_interval(81 / 263, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert difference_interval(9 / 10, 3 / 10, 10) == pytest.approx((0.1705, 0.8090), abs=5e-5)
+    assert difference_interval(10 / 10, 0 / 10, 10) == pytest.approx((0.6075, 1.0), abs=5e-5)
+    assert wilson_interval(1.0, 360)[1] == pytest.approx(1.0)
+    assert wilson_interval(0.0, 360)[0] == pytest.approx(0.0)
+
+
+def test_a_folder_without_a_study_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no study"):
+        load_study(tmp_path)
+    write_journal(tmp_path, [{"event": "study_resumed", "time": 1.0}])
+    with pytest.raises(UserError, match="study_started, is missing"):
+        load_study(tmp_path)

@@ -1,0 +1,186 @@
+"""A study's report is one page that needs nothing but itself and leaves nothing out.
+
+Takes about eight seconds, most of it Chromium.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from dashboards.report import main, write_report
+from nfnet_ray.tracking.events import Event
+from tests.tracking.chromium import page_after_scripts
+from tests.tracking.example_study import CLIP_FACTOR, agc_sweep, study_started, trial_events, write_journal
+
+
+class Page(HTMLParser):
+    """What a page says and what it would load."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.style = ""
+        self.data: dict[str, dict[str, object]] = {}
+        self._inside = ""
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self._inside = "data" if ("id", "report") in attrs else tag
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = "" if tag in ("script", "style") else self._inside
+
+    def handle_data(self, data: str) -> None:
+        if self._inside == "data":
+            self.data = json.loads(data)
+        elif self._inside == "style":
+            self.style += data
+        elif self._inside != "script":
+            self.text += data
+
+    @property
+    def trials(self) -> list[str | None]:
+        return [attributes["data-trial"] for tag, attributes in self.tags if "data-trial" in attributes]
+
+
+def report(directory: Path, events: list[Event]) -> Page:
+    write_journal(directory, events)
+    return Page(write_report(directory))
+
+
+def test_the_report_has_the_question_the_answer_every_trial_and_how_it_was_measured(tmp_path: Path) -> None:
+    events = agc_sweep()
+    page = report(tmp_path, events)
+    assert page.trials == [f"agc_sweep-{number:02}" for number in range(12)]
+    for words in (
+        "How strongly should AGC clip the gradients",
+        "Best setting: clip_factor 0.02 at batch_size 64: top-1 97.2%",
+        "within noise of",
+        "best clip_factor",
+        "train_loss was NaN in epoch 3",
+        "python studies/agc_sweep.py --data data/imagenet_samples.beton",
+        "360 validation images",
+        "9f86d081884c",
+        "torch 2.15.0",
+        "float32",
+        "2 × CPU (x86-64), no GPU",
+        "1 seed (0)",
+    ):
+        assert words in page.text
+    assert "Not complete" not in page.text
+
+
+def test_nothing_is_loaded_from_anywhere(tmp_path: Path) -> None:
+    page = report(tmp_path, agc_sweep())
+    loading = [
+        attributes for _, attributes in page.tags if {"src", "href", "srcset", "data"} & set(attributes)
+    ]
+    assert loading == []
+    assert "url(" not in page.style
+    assert "@import" not in page.style
+    policies = [tag["content"] for _, tag in page.tags if tag.get("http-equiv") == "Content-Security-Policy"]
+    assert len(policies) == 1
+    assert "default-src 'none'" in str(policies[0])
+
+
+def test_names_from_outside_are_shown_not_run(tmp_path: Path) -> None:
+    events = agc_sweep()
+    assert events[0]["event"] == "study_started"
+    attack = "</script><script>alert(1)</script>"
+    events[0]["study"]["question"] = attack
+    for trial in events[0]["trials"]:
+        trial["name"] += attack
+    for event in events:
+        if "trial" in event:
+            event["trial"] += attack
+    page = report(tmp_path, events)
+    assert sum(tag == "script" for tag, _ in page.tags) == 3
+    assert attack in page.text
+
+
+def test_a_study_in_which_all_trials_diverged_has_a_report(tmp_path: Path) -> None:
+    started = study_started({CLIP_FACTOR: [0.08, None]})
+    page = report(
+        tmp_path,
+        [
+            started,
+            *trial_events("agc_sweep-00", 1.0, [0.2, math.nan], "diverged", "train_loss was NaN in epoch 2"),
+            *trial_events("agc_sweep-01", 9.0, [], "diverged", "train_loss was inf in epoch 1"),
+            {"event": "study_ended", "time": 20.0, "state": "finished", "wall_seconds": 20.0},
+        ],
+    )
+    assert "Every one of the 2 trials diverged." in page.text
+    assert page.trials == ["agc_sweep-00", "agc_sweep-01"]
+    assert list(page.data["figures"]) == ["time-0"]
+
+
+def test_an_interrupted_study_has_a_report_that_says_so(tmp_path: Path) -> None:
+    whole = agc_sweep()
+    ended: Event = {
+        "event": "study_ended",
+        "time": whole[30]["time"],
+        "state": "interrupted",
+        "wall_seconds": 100.0,
+    }
+    page = report(tmp_path, [*whole[:30], ended])
+    assert "Not complete. The study was interrupted: 3 of 12 trials have ended." in page.text
+    assert "not started" in page.text
+    assert len(page.trials) == 12
+
+
+@pytest.mark.parametrize("events", [0, 1, 2], ids=["just started", "first trial started", "first epoch"])
+def test_a_study_that_has_hardly_begun_has_a_report(tmp_path: Path, events: int) -> None:
+    page = report(tmp_path, agc_sweep()[: events + 1])
+    assert "No trial can be compared yet: of 12" in page.text
+    assert len(page.trials) == 12
+
+
+def test_a_study_without_a_space_has_a_report_with_its_trials_names(tmp_path: Path) -> None:
+    page = report(tmp_path, [study_started({}), *trial_events("agc_sweep-00", 1.0, [0.5, 0.9])])
+    assert "Result: top-1 90.0%" in page.text
+    assert "agc_sweep-00" in page.text
+
+
+def test_repetitions_are_told_apart(tmp_path: Path) -> None:
+    page = report(tmp_path, agc_sweep((0.01, 0.02), (64,), seeds=(0, 1)))
+    assert len(page.trials) == 4
+    assert "2 seeds (0, 1)" in page.text
+    headings = re.findall(r"seed", page.text.partition("All 4 trials")[2])
+    assert headings
+
+
+def test_a_browser_draws_the_curves(tmp_path: Path) -> None:
+    write_journal(tmp_path / "study", agc_sweep())
+    path = write_report(tmp_path / "study")
+    page = page_after_scripts(path.as_uri(), tmp_path / "profile")
+    panels = re.split(r'<div class="chart', page)[1:]
+    curves = [len(re.findall(r'<path class="js-line"', panel)) for panel in panels]
+    assert curves == [6, 6, 2]
+    axes = [re.findall(r'class="xtitle"[^>]*>([^<]*)', panel) for panel in panels]
+    assert axes == [["training time (minutes)"], ["training time (minutes)"], ["clip_factor"]]
+    assert len(re.findall(r'<path class="yerror"', panels[2])) == 10
+
+
+def test_the_command_line_finds_a_study_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_journal(tmp_path / "runs" / "agc_sweep", agc_sweep((0.01,), (64,)))
+    assert main(["agc_sweep"]) == 0
+    assert capsys.readouterr().out.strip() == "runs/agc_sweep/report.html"
+    assert main(["runs/agc_sweep", "--output", "elsewhere/page.html"]) == 0
+    assert (tmp_path / "elsewhere" / "page.html").stat().st_size > 1_000_000
+    capsys.readouterr()
+    assert main(["agc_swep"]) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert "the studies in ./runs are: agc_sweep" in message
+    assert main(["agc_sweep", "--output", "runs/agc_sweep/journal.jsonl/page.html"]) == 2
