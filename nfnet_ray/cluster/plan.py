@@ -1,0 +1,77 @@
+"""What a study would cost, before anything is started."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from nfnet_ray.cluster.study import Halving, Study, Trial
+from nfnet_ray.data.batching import batches_per_epoch, check_batch_size
+from nfnet_ray.data.dataset import DatasetSummary
+from nfnet_ray.models.published import with_published_values
+from nfnet_ray.models.variants import count_multiply_adds, count_parameters, get_variant
+from nfnet_ray.recipe import Recipe
+
+TRAINING_PER_FORWARD = 3  # a backward pass costs about two forward ones
+
+
+@dataclass(frozen=True)
+class StudyCost:
+    """At most: what a study takes if no trial is stopped early. At least: if halving stops all that it can."""
+
+    images: int
+    least_images: int
+    multiply_adds: float
+    parameters: int
+
+
+def check_trials(trials: Sequence[Trial], data: DatasetSummary, workers: int) -> None:
+    """Raises UserError if any trial could not run: an unknown model, a batch that data or workers do not fit."""
+    for trial in trials:
+        recipe = with_published_values(trial.recipe)
+        check_batch_size(recipe.batch_size, data.train_images, workers, data.path)
+
+
+def estimate_cost(study: Study, trials: Sequence[Trial], data: DatasetSummary) -> StudyCost:
+    """Images to train on and the arithmetic that they need, from the trials' Recipes alone."""
+    images = sum(_images(trial.recipe, data, trial.recipe.schedule.epochs) for trial in trials)
+    strata: dict[str, list[Trial]] = {}
+    for trial in trials:
+        strata.setdefault(trial.stratum, []).append(trial)
+    least_images = 0
+    for rivals in strata.values():
+        for trial, epochs in zip(
+            rivals, _least_epochs(len(rivals), study.halving, study.epochs), strict=True
+        ):
+            least_images += _images(trial.recipe, data, epochs)
+    multiply_adds = sum(
+        TRAINING_PER_FORWARD
+        * _images(trial.recipe, data, trial.recipe.schedule.epochs)
+        * _forward_multiply_adds(trial.recipe, len(data.class_names))
+        for trial in trials
+    )
+    variant = get_variant(study.recipe.model.name, study.recipe.model.overrides.chosen())
+    return StudyCost(images, least_images, multiply_adds, count_parameters(variant, len(data.class_names)))
+
+
+def _images(recipe: Recipe, data: DatasetSummary, epochs: int) -> int:
+    return batches_per_epoch(data.train_images, recipe.batch_size) * recipe.batch_size * epochs
+
+
+def _forward_multiply_adds(recipe: Recipe, classes: int) -> int:
+    variant = get_variant(recipe.model.name, recipe.model.overrides.chosen())
+    size = with_published_values(recipe).data.image_size
+    assert size is not None
+    return count_multiply_adds(variant, size, classes)
+
+
+def _least_epochs(rivals: int, halving: Halving | None, epochs: int) -> list[int]:
+    """Epochs of each of ``rivals`` trials if every rung lets only its best share through."""
+    if halving is None:
+        return [epochs] * rivals
+    result, left, rung = [], rivals, float(halving.grace_epochs)
+    while rung < epochs:
+        through = max(1, int(left / halving.reduction_factor))
+        result += [int(rung)] * (left - through)
+        left, rung = through, rung * halving.reduction_factor
+    return result + [epochs] * left

@@ -1,0 +1,160 @@
+"""A study as it runs: a table of its trials that a person can read, with the time that is left."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from nfnet_ray.cluster.journal import StudyProgress, TrialProgress
+from nfnet_ray.cluster.study import METRIC, Study
+from nfnet_ray.tracking.labels import short_names, value_label
+
+STATE_STYLES = {
+    "running": "bold cyan",
+    "finished": "green",
+    "stopped": "yellow",
+    "diverged": "red",
+    "failed": "bold red",
+    "interrupted": "yellow",
+}
+
+
+def trial_table(study: Study, progress: StudyProgress) -> Table:
+    """A row for each trial: what is swept, top-1, epochs, training seconds, images per second, state."""
+    titles = short_names(study.space)
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for title in titles.values():
+        table.add_column(title.replace("_", " "), justify="right")
+    if len(study.seeds) > 1:
+        table.add_column("seed", justify="right")
+    for title in ("top-1", "epochs", "train s", "images/s"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("state", no_wrap=False, overflow="fold")
+    for trial in study.trials():
+        state = progress.trials[trial.name]
+        cells = [value_label(trial.point[name]) for name in titles]
+        if len(study.seeds) > 1:
+            cells.append(str(trial.recipe.seed))
+        cells += [
+            _number(state.last(METRIC), "{:.1%}"),
+            f"{state.epoch}/{study.epochs}",
+            _number(state.last("train_seconds"), "{:.1f}"),
+            _number(state.last("images_per_second"), "{:,.0f}"),
+        ]
+        table.add_row(*cells, _state(state))
+    return table
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else form.format(value)
+
+
+def _state(trial: TrialProgress) -> Text:
+    style = STATE_STYLES.get(trial.state or "", "dim")
+    text = Text(trial.state or "waiting", style=style)
+    if trial.reason and trial.state != "stopped":
+        text.append(f": {trial.reason}", style="default")
+    return text
+
+
+def clock_time(seconds: float) -> str:
+    """``95.2`` as ``1:35``, ``7325`` as ``2:02:05``."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
+
+
+class StudyDisplay:
+    """Shows a study while it runs: a live table on a terminal, a line for each event elsewhere."""
+
+    def __init__(
+        self, study: Study, progress: StudyProgress, footnote: Callable[[], str], console: Console
+    ) -> None:
+        self._study, self._progress, self._footnote = study, progress, footnote
+        self._console = console
+        self._started = time.monotonic()
+        self._epochs_before = {name: trial.epoch for name, trial in progress.trials.items()}
+        self._shown: dict[str, tuple[str | None, int]] = {}
+        self._note = ""
+        self._live = Live(
+            get_renderable=self._render, console=console, refresh_per_second=2, transient=True, screen=False
+        )
+
+    def __enter__(self) -> StudyDisplay:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._console.is_terminal:
+            self._live.stop()
+
+    def note(self, text: str) -> None:
+        """Says something once, below the table."""
+        self._note = text
+        if not self._console.is_terminal:
+            self._console.print(f"[{clock_time(self._elapsed)}] {text}", markup=False)
+
+    def update(self) -> None:
+        """Takes notice that the progress has changed."""
+        if self._console.is_terminal:
+            return
+        for trial in self._progress.trials.values():
+            seen = (trial.state, trial.epoch)
+            if self._shown.get(trial.name, (None, self._epochs_before[trial.name])) != seen:
+                self._shown[trial.name] = seen
+                self._console.print(self._line(trial), markup=False, soft_wrap=True)
+
+    def _line(self, trial: TrialProgress) -> str:
+        what = f"epoch {trial.epoch}/{self._study.epochs}" if trial.state == "running" else str(trial.state)
+        if trial.state == "running" and trial.epoch == self._epochs_before[trial.name]:
+            what = "started"
+        top1 = trial.last(METRIC)
+        figures = (
+            f", top-1 {top1:.1%}, {trial.last('train_seconds') or 0:.1f} s of training"
+            if top1 is not None
+            else ""
+        )
+        reason = f" ({trial.reason})" if trial.reason else ""
+        return f"[{clock_time(self._elapsed)}] {trial.name}: {what}{reason}{figures}; {self._time_left()}"
+
+    @property
+    def _elapsed(self) -> float:
+        return time.monotonic() - self._started
+
+    def _time_left(self) -> str:
+        """Time for all epochs that are left at the pace so far; trials that are stopped early make it less."""
+        trials = self._progress.trials.values()
+        done = sum(trial.epoch - self._epochs_before[trial.name] for trial in trials)
+        if not done:
+            return "time left: known after the first epoch"
+        left = sum(
+            self._study.epochs - trial.epoch
+            for trial in trials
+            if trial.state not in ("finished", "stopped", "diverged", "failed")
+        )
+        return f"at most {clock_time(self._elapsed / done * left)} left"
+
+    def _render(self) -> RenderableType:
+        states = [trial.state for trial in self._progress.trials.values()]
+        over = sum(state in ("finished", "stopped", "diverged", "failed") for state in states)
+        footer = (
+            f"{over} of {len(states)} trials done, {states.count('running')} running; "
+            f"{clock_time(self._elapsed)} gone, {self._time_left()}. Ctrl-C stops and keeps what is done."
+        )
+        notes = [Text(self._note, style="bold yellow")] if self._note else []
+        return Group(
+            trial_table(self._study, self._progress),
+            Text(),
+            Text(footer, style="bold"),
+            Text(self._footnote(), style="dim"),
+            *notes,
+        )

@@ -1,0 +1,86 @@
+"""Successive halving that compares like with like, and that survives a restart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ray.tune.execution.tune_controller import TuneController
+from ray.tune.experiment import Trial as TuneTrial
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+
+from nfnet_ray.cluster.study import METRIC, Halving
+
+
+@dataclass(frozen=True)
+class _ByName:
+    """All that ASHA looks at of a trial: its id."""
+
+    trial_id: str
+
+
+_NO_CONTROLLER: Any = None  # ASHA is handed Tune's controller, and does not look at it
+
+
+class StratifiedHalving(FIFOScheduler):
+    """One ASHA scheduler of Ray Tune for each stratum.
+
+    Tune does not save a scheduler's state (ray#30838), so a study that goes on builds it again: every
+    epoch in the journal is shown to :meth:`replay`. Trials are known here by their study name, which a
+    restart does not change, not by Tune's random id.
+    """
+
+    def __init__(self, strata: Mapping[str, str], halving: Halving, epochs: int) -> None:
+        super().__init__()
+        self._strata = dict(strata)  # trial name: stratum
+        self._rivals = {
+            stratum: ASHAScheduler(
+                time_attr="epoch",
+                metric=METRIC,
+                mode="max",
+                max_t=epochs,
+                grace_period=min(halving.grace_epochs, epochs),
+                reduction_factor=halving.reduction_factor,
+                stop_last_trials=False,  # a trial that reaches its last epoch ends by itself
+            )
+            for stratum in set(strata.values())
+        }
+
+    def replay(self, epochs: Iterable[tuple[str, int, float]]) -> None:
+        """Shows the scheduler what (trial, epoch, validation top-1) were reported before the restart."""
+        added: set[str] = set()
+        for name, epoch, top1 in epochs:
+            rivals: Any = self._rivals[self._strata[name]]
+            trial = _ByName(name)
+            if name not in added:
+                rivals.on_trial_add(_NO_CONTROLLER, trial)
+                added.add(name)
+            rivals.on_trial_result(_NO_CONTROLLER, trial, {"epoch": epoch, METRIC: top1})
+
+    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
+        return True
+
+    def on_trial_add(self, tune_controller: TuneController, trial: TuneTrial) -> None:
+        self._rivals_of(trial).on_trial_add(tune_controller, _named(trial))
+
+    def on_trial_result(
+        self, tune_controller: TuneController, trial: TuneTrial, result: dict[str, Any]
+    ) -> str:
+        decision: str = self._rivals_of(trial).on_trial_result(tune_controller, _named(trial), result)
+        return decision
+
+    def on_trial_complete(
+        self, tune_controller: TuneController, trial: TuneTrial, result: dict[str, Any]
+    ) -> None:
+        self._rivals_of(trial).on_trial_complete(tune_controller, _named(trial), result)
+
+    def on_trial_remove(self, tune_controller: TuneController, trial: TuneTrial) -> None:
+        self._rivals_of(trial).on_trial_remove(tune_controller, _named(trial))
+
+    def _rivals_of(self, trial: TuneTrial) -> ASHAScheduler:
+        return self._rivals[self._strata[trial.config["trial"]["name"]]]
+
+
+def _named(trial: TuneTrial) -> Any:
+    return _ByName(trial.config["trial"]["name"])

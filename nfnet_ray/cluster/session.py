@@ -1,0 +1,133 @@
+"""A connection to Ray: to a cluster that is up, or to one of our own on this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nfnet_ray
+from nfnet_ray.errors import UserError
+
+CONNECT_DEADLINE_SECONDS = 5.0
+
+# Read by Ray and Tune when they are imported. A study prints its own table, keeps its own journal and
+# handles Ctrl-C itself.
+_RAY_SETTINGS = {
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a diverged trial's last word has no accuracy
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+}
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a Ray cluster has, over all its nodes."""
+
+    nodes: int
+    cpus: float
+    gpus: float
+    memory_gib: float
+    description: str
+
+
+def available_cpus() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check_address(address: str) -> None:
+    """Raises UserError, within seconds, if no Ray can be reached at ``address``."""
+    if address.startswith("ray://"):
+        raise UserError(
+            f"--address {address}: Ray Client cannot run a study; run it on the cluster with "
+            "`ray job submit --address http://HEAD:8265 -- python studies/... --address auto`"
+        )
+    if address in ("auto", "local"):
+        return
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdigit():
+        raise UserError(f"--address {address}: write auto, or HOST:PORT of a Ray head, such as 10.0.0.1:6379")
+    try:
+        socket.create_connection((host, int(port)), CONNECT_DEADLINE_SECONDS).close()
+    except OSError as error:
+        raise UserError(
+            f"--address {address}: no Ray answers there ({error.strerror or error}); "
+            "start one with `ray start --head`, or leave --address out"
+        ) from None
+
+
+@contextmanager
+def ray_session(address: str | None, *, train_in_tune: bool) -> Iterator[Resources]:
+    """Connects to Ray and, at the end, disconnects; a Ray of our own is started and stopped.
+
+    ``train_in_tune``: trials run TorchTrainer inside Tune. Then the dashboard has to be up: without it the
+    placement group of a trial that is stopped early is never given back, and the next trial never starts.
+    """
+    for name, value in _RAY_SETTINGS.items():
+        os.environ.setdefault(name, value)
+    if address and _has_token():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray sends it to an address only when told to
+    import ray
+
+    quiet: dict[str, Any] = {
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+        "configure_logging": True,
+    }
+    try:
+        if address is None:
+            # "local", or else Ray would join a cluster that happens to be up on this machine.
+            ray.init(address="local", num_cpus=available_cpus(), include_dashboard=train_in_tune, **quiet)
+        else:
+            check_address(address)
+            # Workers run this driver's code, not whatever their node has installed.
+            package = str(Path(nfnet_ray.__file__).parent)
+            ray.init(address=address, runtime_env={"py_modules": [package]}, **quiet)
+    except ConnectionError as error:
+        if address == "auto":
+            raise UserError(
+                "--address auto: no Ray is running on this machine; start one with `ray start --head`, "
+                "or leave --address out"
+            ) from None
+        raise UserError(
+            f"--address {address}: Ray does not let us in ({str(error).splitlines()[0]}); a cluster of another "
+            "machine wants its token in RAY_AUTH_TOKEN"
+        ) from None
+    try:
+        yield _resources()
+    finally:
+        ray.shutdown()
+
+
+def _has_token() -> bool:
+    """Whether this machine holds a token for Ray clusters, in one of the places where Ray looks for it."""
+    named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    return bool(named) or (Path.home() / ".ray" / "auth_token").exists()
+
+
+def _resources() -> Resources:
+    import ray
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    total = ray.cluster_resources()
+    cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
+    models = sorted(
+        name.removeprefix("accelerator_type:") for name in total if name.startswith("accelerator_type:")
+    )
+    parts = [f"{cpus:g} CPU cores"]
+    if gpus:
+        parts.append(f"{gpus:g} GPUs" + (f" ({', '.join(models)})" if models else ""))
+    if len(nodes) > 1:
+        parts.append(f"{len(nodes)} nodes")
+    return Resources(len(nodes), cpus, gpus, total.get("memory", 0.0) / 2**30, ", ".join(parts))

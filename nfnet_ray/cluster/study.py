@@ -1,0 +1,104 @@
+"""A Study is a question; its Trials are the points at which the question is asked."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from nfnet_ray.errors import UserError
+from nfnet_ray.recipe import Recipe
+from nfnet_ray.tracking.events import HalvingDescription, StudyStarted
+from nfnet_ray.tracking.labels import short_names, value_label
+
+METRIC: Final = "validation_top1"
+
+
+@dataclass(frozen=True)
+class Halving:
+    """Asynchronous successive halving (Li et al. 2020): at ``grace_epochs``, and each time the epochs
+    have grown by ``reduction_factor``, a trial goes on only if it is among the best 1 / factor so far.
+
+    Trials compete within a stratum alone: with other trials of the same seed and the same values of all
+    swept fields but the first. A factor that suits batch 64 shall not stop one that suits batch 256.
+    """
+
+    grace_epochs: int
+    reduction_factor: float = 2.0
+
+    def description(self) -> HalvingDescription:
+        """As a journal tells it."""
+        return {"grace_epochs": self.grace_epochs, "reduction_factor": self.reduction_factor}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One point of a study: ``point`` is {dotted name: value} of what is swept."""
+
+    name: str
+    point: Mapping[str, Any]
+    stratum: str
+    recipe: Recipe
+
+
+@dataclass(frozen=True)
+class Study:
+    """A question, the Recipe it starts from, and the space in which the answer is sought.
+
+    ``space`` is {dotted Recipe name: values}. The first name is what is asked about; the others are the
+    conditions under which it is asked.
+    """
+
+    name: str
+    question: str
+    recipe: Recipe
+    space: Mapping[str, tuple[Any, ...]]
+    seeds: tuple[int, ...] = (0,)
+    halving: Halving | None = None
+    trial_limit: int | None = None
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of a trial that is not stopped early."""
+        return self.recipe.schedule.epochs
+
+    @staticmethod
+    def from_event(event: StudyStarted) -> Study:
+        """The study that a journal's first line tells of."""
+        told = event["study"]
+        return Study(
+            name=told["name"],
+            question=told["question"],
+            recipe=Recipe.from_values(told["recipe"]),
+            space={name: tuple(values) for name, values in told["space"].items()},
+            seeds=tuple(told["seeds"]),
+            halving=Halving(**told["halving"]) if told["halving"] else None,
+            trial_limit=len(event["trials"]),
+        )
+
+    def trials(self) -> list[Trial]:
+        """All trials in the order in which they start: seed by seed, condition by condition.
+
+        Raises RecipeError for a value that its field does not take.
+        """
+        names = list(self.space)
+        conditions = list(itertools.product(*(self.space[name] for name in names[1:])))
+        labels = short_names(names)
+        trials = []
+        for seed, condition, asked in itertools.product(self.seeds, conditions, self.space[names[0]]):
+            point = dict(zip(names, (asked, *condition), strict=True))
+            parts = [f"{labels[name]}={_as_file_name(value_label(value))}" for name, value in point.items()]
+            if len(self.seeds) > 1:
+                parts.append(f"seed={seed}")
+            recipe = self.recipe.with_values(point | {"seed": seed})
+            trials.append(Trial(",".join(parts), point, ",".join(parts[1:]), recipe))
+        if len({trial.name for trial in trials}) != len(trials):
+            raise UserError(f"study {self.name}: a value stands twice in its space; name each value once")
+        return trials[: self.trial_limit]
+
+
+def _as_file_name(label: str) -> str:
+    """A label that can stand in a file name: ``64 × 128`` as ``64-128``."""
+    return re.sub(r"[^A-Za-z0-9.+]+", "-", label).strip("-")

@@ -1,0 +1,1 @@
+"""One file per question. Each is a program: ``python studies/agc_sweep.py --help``."""

@@ -1,0 +1,249 @@
+"""The command line that all studies share: flags, checks before anything starts, running, the last words."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from data_prep import digits
+from nfnet_ray.cluster.journal import StudyProgress
+from nfnet_ray.cluster.plan import check_trials, estimate_cost
+from nfnet_ray.cluster.progress import clock_time, trial_table
+from nfnet_ray.cluster.session import available_cpus, check_address
+from nfnet_ray.cluster.study import Study, Trial
+from nfnet_ray.data.dataset import DatasetSummary, check_dataset
+from nfnet_ray.errors import UserError
+from nfnet_ray.recipe import field_meanings, parse_setting
+from nfnet_ray.tracking.events import StudyStarted
+from nfnet_ray.tracking.uri import check_tracking_uri, default_tracking_uri
+from studies.run import EXIT_INTERRUPTED, StudyRun, WorkerDemand, interpreter, shown
+
+StudyFactory = Callable[[DatasetSummary, int | None], Study]
+
+BUILT_IN_DATA = Path("data") / "digits"
+EXIT_USER_ERROR = 2
+FIXED_BY_A_STUDY = (
+    "data",
+    "trials",
+    "epochs",
+    "seeds",
+    "set",
+    "workers_per_trial",
+    "cpus_per_worker",
+    "gpus_per_worker",
+)
+
+
+def main(factory: StudyFactory, file: Path, arguments: Sequence[str] | None = None) -> int:
+    """Runs a study's command line; the exit code: 0, 2 for an error of use, 130 for Ctrl-C."""
+    options = _parser(factory, file).parse_args(arguments)
+    # A terminal is as wide as it is; a log file is given room for a whole row.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    try:
+        return _run(factory, file, options, console)
+    except UserError as error:
+        print(f"{file.name}: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print(f"{file.name}: stopped before the first trial", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def _parser(factory: StudyFactory, file: Path) -> argparse.ArgumentParser:
+    fields = "\n".join(f"  {name:30} {meaning}" for name, meaning in field_meanings().items())
+    parser = argparse.ArgumentParser(
+        prog=f"python {shown(file)}",
+        description=sys.modules[factory.__module__].__doc__,
+        epilog=f"fields for --set FIELD=VALUE:\n{fields}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    where = parser.add_argument_group("where it runs and where results go")
+    where.add_argument(
+        "--address", help="a Ray cluster that is up: auto, or HOST:PORT; without it, this machine"
+    )
+    where.add_argument(
+        "--storage",
+        type=Path,
+        default=Path("runs"),
+        metavar="DIR",
+        help="folder of all studies' results, on a cluster a shared one (default: %(default)s)",
+    )
+    where.add_argument(
+        "--tracking-uri",
+        metavar="URI",
+        help="MLflow: http://HOST:PORT or sqlite:///FILE (default: mlflow.db in the storage folder)",
+    )
+    where.add_argument("--name", help="name of the study's folder (default: the study's name and the time)")
+    where.add_argument("--resume", metavar="NAME", help="go on with a study that was stopped")
+    what = parser.add_argument_group("what it studies")
+    what.add_argument(
+        "--data",
+        type=Path,
+        metavar="PATH",
+        help="a data set written by data_prep (default: handwritten digits, written on first use)",
+    )
+    what.add_argument("--trials", type=_positive, metavar="N", help="only the first N trials")
+    what.add_argument("--epochs", type=_positive, metavar="N", help="epochs of each trial")
+    what.add_argument(
+        "--seeds", type=_positive, default=1, metavar="N", help="repeat each trial with N seeds"
+    )
+    what.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="set a field of the Recipe; a swept field that is set is swept no more",
+    )
+    shape = parser.add_argument_group("what a trial is given")
+    shape.add_argument(
+        "--workers-per-trial",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="more than one trains data-parallel through Ray Train (default: 1)",
+    )
+    shape.add_argument(
+        "--cpus-per-worker", type=_positive, metavar="N", help="default: 1, or a GPU's share of the cores"
+    )
+    shape.add_argument(
+        "--gpus-per-worker",
+        type=float,
+        metavar="X",
+        help="0.25 packs four workers on a GPU (default: 1 if the cluster has GPUs)",
+    )
+    parser.add_argument(
+        "--plan", action="store_true", help="print what would run and what it costs; start nothing"
+    )
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
+    return number
+
+
+def _run(factory: StudyFactory, file: Path, options: argparse.Namespace, console: Console) -> int:
+    storage = options.storage.resolve()
+    if options.address:
+        check_address(options.address)
+    if options.resume:
+        _refuse_with_resume(options)
+        directory = storage / options.resume
+        progress, started = StudyProgress.read(directory)
+        study = Study.from_event(started)
+        data = check_dataset(study.recipe.data.path)
+        _check_same_data(data, started)
+        demand = WorkerDemand(**started["study"]["worker"])
+    else:
+        data = _data(options)
+        study = _with_settings(factory(data, options.epochs), options)
+        directory = storage / study.name
+        progress = StudyProgress.waiting(study)
+        demand = WorkerDemand(options.workers_per_trial, options.cpus_per_worker, options.gpus_per_worker)
+    trials = study.trials()
+    check_trials(trials, data, demand.workers)
+    if options.plan:
+        _print_plan(study, trials, data, demand.workers, console)
+        return 0
+    tracking_uri = options.tracking_uri or default_tracking_uri(storage)
+    check_tracking_uri(tracking_uri)
+    if not options.resume and directory.exists():
+        raise UserError(
+            f"{directory} holds a study already: go on with --resume {study.name}, or take another --name"
+        )
+    run = StudyRun(study, data, directory, tracking_uri, _command(file, options, study.name), progress)
+    return run.execute(options.address, demand, console)
+
+
+def _refuse_with_resume(options: argparse.Namespace) -> None:
+    given = [name for name in FIXED_BY_A_STUDY if getattr(options, name) not in (None, [], 1)]
+    if given or options.name:
+        flag = "--" + (given or ["name"])[0].replace("_", "-")
+        raise UserError(
+            f"{flag} cannot be changed with --resume {options.resume}: leave it out, or start a new study"
+        )
+
+
+def _check_same_data(data: DatasetSummary, started: StudyStarted) -> None:
+    before = started["study"]["data"]["fingerprint"]
+    if data.fingerprint != before:
+        raise UserError(
+            f"{data.path} is not the data that the study began with (fingerprint {data.fingerprint}, then {before}): "
+            "put that back, or start a new study"
+        )
+
+
+def _data(options: argparse.Namespace) -> DatasetSummary:
+    if options.data:
+        return check_dataset(options.data.resolve())
+    if options.plan:
+        return digits.describe_digits(BUILT_IN_DATA.resolve())
+    return check_dataset(digits.write_digits(BUILT_IN_DATA.resolve()))
+
+
+def _with_settings(study: Study, options: argparse.Namespace) -> Study:
+    """The study as the command line wants it. Raises RecipeError before anything is started."""
+    settings = dict(parse_setting(text) for text in options.set)
+    for own in ("data.path", "seed"):
+        if own in settings:
+            raise UserError(f"--set {own}=...: use {'--data' if own == 'data.path' else '--seeds'} instead")
+    if "schedule.epochs" in settings:
+        raise UserError("--set schedule.epochs=...: use --epochs instead, which scales the warm-up along")
+    recipe = study.recipe.with_values(settings)
+    values = recipe.to_values()
+    return replace(
+        study,
+        name=options.name or f"{study.name}-{time.strftime('%Y%m%d-%H%M%S')}",
+        recipe=recipe,
+        space={
+            name: (values[name],) if name in settings else choices for name, choices in study.space.items()
+        },
+        seeds=tuple(range(options.seeds)),
+        trial_limit=options.trials,
+    )
+
+
+def _command(file: Path, options: argparse.Namespace, name: str) -> str:
+    """The command that goes on with the study."""
+    parts = [interpreter(), shown(file), "--resume", name]
+    for flag in ("address", "tracking_uri"):
+        if getattr(options, flag):
+            parts += [f"--{flag.replace('_', '-')}", getattr(options, flag)]
+    if options.storage != Path("runs"):
+        parts += ["--storage", str(options.storage)]
+    return shlex.join(parts)
+
+
+def _print_plan(
+    study: Study, trials: list[Trial], data: DatasetSummary, workers: int, console: Console
+) -> None:
+    from nfnet_ray.training.probe import measure_images_per_second
+
+    console.print(f"[bold]{study.name}[/bold]: {study.question}")
+    console.print(trial_table(study, StudyProgress.waiting(study)))
+    cost = estimate_cost(study, trials, data)
+    cpus = available_cpus()
+    rate = measure_images_per_second(trials[0].recipe, len(data.class_names), threads=1)
+    side_by_side = max(1, cpus // workers)
+    least, most = (clock_time(images / rate / side_by_side) for images in (cost.least_images, cost.images))
+    console.print(
+        f"\n{len(trials)} trials of {study.recipe.model.name} ({cost.parameters:,} parameters) of at most "
+        f"{study.epochs} epochs: {cost.images:,} images, {cost.multiply_adds:.3g} multiply-adds.",
+        soft_wrap=True,
+    )
+    console.print(
+        f"{least} (if halving stops all that it may) to {most} (if it stops none) of training with {side_by_side} "
+        f"trials side by side, at {rate:,.0f} images/s: measured just now on this machine, on "
+        "its GPU if it has one, else on one core.",
+        soft_wrap=True,
+    )
+    console.print("Nothing was started.")

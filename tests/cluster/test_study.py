@@ -1,0 +1,126 @@
+"""A study's trials, their names and order, early stopping within a stratum, and what a journal remembers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from nfnet_ray.cluster.journal import StudyProgress
+from nfnet_ray.cluster.plan import estimate_cost
+from nfnet_ray.cluster.scheduler import StratifiedHalving
+from nfnet_ray.cluster.study import METRIC, Halving, Study
+from nfnet_ray.data.dataset import DatasetSummary
+from nfnet_ray.errors import UserError
+from nfnet_ray.recipe import Recipe, RecipeError
+from nfnet_ray.tracking.events import Journal
+
+SPACE = {"optimizer.agc.clip_factor": (0.01, 0.16, None), "batch_size": (64, 256)}
+RECIPE = Recipe().with_values({"model.name": "nfnet_pico", "schedule.epochs": 8})
+
+
+def test_trials_cover_the_space_condition_by_condition_and_seed_by_seed() -> None:
+    trials = Study("s", "?", RECIPE, SPACE, seeds=(0, 1)).trials()
+    assert [trial.name for trial in trials[:4]] == [
+        "clip_factor=0.01,batch_size=64,seed=0",
+        "clip_factor=0.16,batch_size=64,seed=0",
+        "clip_factor=none,batch_size=64,seed=0",
+        "clip_factor=0.01,batch_size=256,seed=0",
+    ]
+    assert len(trials) == 12
+    assert {trial.stratum for trial in trials} == {
+        f"batch_size={batch},seed={seed}" for batch in (64, 256) for seed in (0, 1)
+    }
+    last = trials[-1].recipe
+    assert (last.optimizer.agc.clip_factor, last.batch_size, last.seed) == (None, 256, 1)
+
+
+def test_a_space_with_a_wrong_or_repeated_value_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"optimizer\.agc\.clip_factor = -1"):
+        Study("s", "?", RECIPE, {"optimizer.agc.clip_factor": (0.01, -1)}).trials()
+    with pytest.raises(UserError, match="twice"):
+        Study("s", "?", RECIPE, {"batch_size": (64, 64)}).trials()
+
+
+def test_a_study_survives_its_journal(tmp_path: Path) -> None:
+    study = Study("s", "?", RECIPE, SPACE, seeds=(0, 1), halving=Halving(2, 3.0), trial_limit=5)
+    with Journal(tmp_path / "journal.jsonl") as journal:
+        journal.append(started_event(study))
+    progress, started = StudyProgress.read(tmp_path)
+    assert Study.from_event(started) == study
+    assert progress.unfinished == [trial.name for trial in study.trials()]
+
+
+def started_event(study: Study) -> Any:
+    return {
+        "event": "study_started",
+        "time": 0.0,
+        "study": {
+            "name": study.name,
+            "question": study.question,
+            "space": {name: list(values) for name, values in study.space.items()},
+            "seeds": list(study.seeds),
+            "halving": study.halving.description() if study.halving else None,
+            "recipe": study.recipe.to_values(),
+        },
+        "trials": [{"name": trial.name, "point": {}, "recipe": {}} for trial in study.trials()],
+    }
+
+
+def tune_trial(name: str) -> Any:
+    """What Ray Tune shows a scheduler of a trial, as far as it is looked at; the id is Tune's random one."""
+    return SimpleNamespace(trial_id=f"random-{name}", config={"trial": {"name": name}})
+
+
+def decide(scheduler: StratifiedHalving, name: str, epoch: int, top1: float) -> str:
+    controller: Any = None
+    trial = tune_trial(name)
+    if epoch == 1:
+        scheduler.on_trial_add(controller, trial)
+    return scheduler.on_trial_result(controller, trial, {"epoch": epoch, METRIC: top1})
+
+
+STRATA = {"a": "batch 64", "b": "batch 64", "c": "batch 64", "x": "batch 256", "y": "batch 256"}
+
+
+def test_trials_are_stopped_by_rivals_of_their_own_stratum_only() -> None:
+    scheduler = StratifiedHalving(STRATA, Halving(grace_epochs=1), epochs=8)
+    assert decide(scheduler, "a", 1, 0.9) == "CONTINUE"
+    assert decide(scheduler, "x", 1, 0.2) == "CONTINUE"  # far below a, but first of its own
+    assert decide(scheduler, "b", 1, 0.3) == "STOP"
+    assert decide(scheduler, "y", 1, 0.3) == "CONTINUE"
+    assert decide(scheduler, "c", 1, 0.95) == "CONTINUE"
+
+
+def test_the_last_epoch_stops_nobody_so_that_a_trial_can_end_by_itself() -> None:
+    scheduler = StratifiedHalving({"a": "s"}, Halving(grace_epochs=3), epochs=8)
+    assert [decide(scheduler, "a", epoch, 0.1) for epoch in range(1, 9)] == ["CONTINUE"] * 8
+
+
+def test_after_a_restart_the_rungs_are_what_they_were() -> None:
+    reported = [("a", 1, 0.9), ("b", 1, 0.3), ("a", 2, 0.92), ("x", 1, 0.2)]
+    before = StratifiedHalving(STRATA, Halving(grace_epochs=1), epochs=8)
+    for event in reported:
+        decide(before, *event)
+    after = StratifiedHalving(STRATA, Halving(grace_epochs=1), epochs=8)
+    after.replay(reported)
+    later = [("c", 1, 0.6), ("c", 2, 0.91), ("y", 1, 0.1)]
+    assert [decide(after, *event) for event in later] == [decide(before, *event) for event in later]
+    fresh = StratifiedHalving(STRATA, Halving(grace_epochs=1), epochs=8)
+    assert decide(fresh, "c", 1, 0.1) == "CONTINUE"
+    assert decide(after, "c", 1, 0.1) == decide(before, "c", 1, 0.1)
+
+
+def test_the_cost_counts_images_and_knows_what_halving_may_save() -> None:
+    data = DatasetSummary(Path("digits"), 1437, 360, tuple("0123456789"), "", (32, 32))
+    study = Study(
+        "s", "?", RECIPE, {"optimizer.agc.clip_factor": (0.01, 0.02, 0.04, 0.08), "batch_size": (64,)}
+    )
+    cost = estimate_cost(study, study.trials(), data)
+    assert cost.images == cost.least_images == 4 * 8 * (1437 // 64 * 64)
+    halved = Study("s", "?", RECIPE, study.space, halving=Halving(2))
+    least = estimate_cost(halved, halved.trials(), data).least_images
+    assert least == (2 + 2 + 4 + 8) * (1437 // 64 * 64)  # rungs at 2 and 4: four trials, two, one
+    assert cost.parameters == 192_703

@@ -1,0 +1,42 @@
+"""A folder to run studies from, and a Ray cluster that is up already."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.workplace import Workplace
+
+GCS_PORT, DASHBOARD_PORT = 6399, 8299  # not Ray's own, which a developer's cluster may have
+
+
+@pytest.fixture
+def workplace(tmp_path: Path) -> Workplace:
+    return Workplace(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[str]:
+    """The address of a Ray cluster of one node and two cores, started as an administrator would."""
+    ray = str(Path(sys.executable).with_name("ray"))
+    environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0"}
+    start = [
+        ray,
+        "start",
+        "--head",
+        "--num-cpus=2",
+        f"--port={GCS_PORT}",
+        f"--dashboard-port={DASHBOARD_PORT}",
+    ]
+    subprocess.run(start, env=environment, check=True, capture_output=True, timeout=120)
+    try:
+        yield f"127.0.0.1:{GCS_PORT}"
+    finally:
+        subprocess.run(
+            [ray, "stop", "--force"], env=environment, check=False, capture_output=True, timeout=120
+        )

@@ -1,0 +1,123 @@
+"""Whatever a person gets wrong: one clear line, exit code 2, no stack trace, nothing started, nothing written."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.workplace import Workplace
+
+
+@pytest.fixture
+def data(workplace: Workplace, few_digits: Path) -> Path:
+    """A copy of a good data set, to be spoilt."""
+    return Path(shutil.copytree(few_digits, workplace.folder / "set"))
+
+
+def closed_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def refused(workplace: Workplace, *arguments: str | Path) -> str:
+    """The one line with which a study refuses."""
+    before = sorted(workplace.folder.rglob("*"))
+    result = workplace.run(*arguments)
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+    assert result.stderr.startswith("agc_sweep.py: ")
+    assert result.stderr.count("\n") == 1
+    assert sorted(workplace.folder.rglob("*")) == before
+    return result.stderr
+
+
+def without_manifest(data: Path) -> None:
+    (data / "train.parquet").unlink()
+
+
+def truncated(data: Path) -> None:
+    beton = data / "train.beton"
+    beton.write_bytes(beton.read_bytes()[:-5000])
+
+
+def emptied(data: Path) -> None:
+    (data / "validation.beton").write_bytes(b"")
+
+
+def another_manifest(data: Path) -> None:
+    shutil.copy(data / "validation.parquet", data / "train.parquet")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "complaint"),
+    [
+        (without_manifest, "train.parquet"),
+        (truncated, "train.beton"),
+        (emptied, "validation.beton"),
+        (another_manifest, "train.parquet"),
+    ],
+)
+def test_a_spoilt_data_set(
+    workplace: Workplace, data: Path, spoil: Callable[[Path], None], complaint: str
+) -> None:
+    spoil(data)
+    assert complaint in refused(workplace, "--data", data)
+
+
+def test_no_such_data(workplace: Workplace) -> None:
+    assert "no such data set" in refused(workplace, "--data", "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("setting", "complaint"),
+    [
+        ("optimizer.agc.clip_factor=-0.1", "it takes a number above 0, or none"),
+        ("optimizer.agc.clipfactor=0.1", "did you mean optimizer.agc.clip_factor"),
+        ("model.name=nfnet_f9", "nfnet_f9"),
+        ("model.overrides.width=[64]", "width"),
+        ("batch_size=100000", "larger than the 240 training images"),
+        ("data.path=elsewhere", "use --data"),
+    ],
+)
+def test_a_wrong_setting(workplace: Workplace, few_digits: Path, setting: str, complaint: str) -> None:
+    assert complaint in refused(workplace, "--data", few_digits, "--set", setting)
+
+
+def test_no_ray_at_the_address(workplace: Workplace, few_digits: Path) -> None:
+    address = f"127.0.0.1:{closed_port()}"
+    assert "no Ray answers there" in refused(workplace, "--data", few_digits, "--address", address)
+    assert "ray job submit" in refused(workplace, "--data", few_digits, "--address", "ray://somewhere:10001")
+    assert "HOST:PORT" in refused(workplace, "--data", few_digits, "--address", "somewhere")
+
+
+def test_no_ray_on_this_machine(workplace: Workplace, few_digits: Path) -> None:
+    """``auto`` is looked up by Ray itself, which needs the study to have said hello."""
+    result = workplace.run(
+        "--data", few_digits, "--address", "auto", RAY_TMPDIR=str(workplace.folder), RAY_ADDRESS=""
+    )
+    assert result.returncode == 2
+    assert "no Ray is running on this machine" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not (workplace.folder / "runs").exists()
+
+
+def test_a_tracking_server_that_does_not_answer(workplace: Workplace, few_digits: Path) -> None:
+    uri = f"http://127.0.0.1:{closed_port()}"
+    assert uri in refused(workplace, "--data", few_digits, "--tracking-uri", uri)
+
+
+def test_a_batch_that_the_workers_cannot_share(workplace: Workplace, few_digits: Path) -> None:
+    line = refused(workplace, "--data", few_digits, "--set", "batch_size=49", "--workers-per-trial", "2")
+    assert "multiple of 2" in line
+
+
+def test_resuming_what_is_not_there_or_is_fixed(workplace: Workplace) -> None:
+    assert "no study is here" in refused(workplace, "--resume", "nothing")
+    assert "--epochs cannot be changed" in refused(workplace, "--resume", "nothing", "--epochs", "3")

@@ -1,0 +1,192 @@
+"""A study from the command line to the report, through every real part: Ray, the loader, MLflow, the page."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.workplace import QUICK, Workplace
+
+pytestmark = pytest.mark.slow
+
+CLOCK_METRICS = ("_seconds", "images_per_second")
+
+
+def numbers(workplace: Workplace, study: str, trial: str) -> dict[int, dict[str, Any]]:
+    """{epoch: metrics} of a trial, without what depends on how long things took."""
+    epochs = workplace.progress(study).trials[trial].epochs
+    return {
+        epoch: {name: value for name, value in metrics.items() if not name.endswith(CLOCK_METRICS)}
+        for epoch, metrics in epochs.items()
+    }
+
+
+def test_a_study_runs_through_and_can_be_seen_everywhere(workplace: Workplace, few_digits: Path) -> None:
+    """Four trials on two actors: three that learn, and one without clipping that diverges."""
+    result = workplace.run(
+        "--name", "first", "--data", few_digits, "--epochs", "2", *QUICK,
+        "--set", "schedule.base_learning_rate=30", "--set", "schedule.warmup_epochs=0",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout + result.stderr
+    progress = workplace.progress("first")
+    states = {name: trial.state for name, trial in progress.trials.items()}
+    assert len(states) == 6
+    assert states["clip_factor=none,batch_size=48"] == "diverged"
+    assert "loss became" in str(progress.trials["clip_factor=none,batch_size=48"].reason)
+    assert "finished" in states.values()
+    assert set(states.values()) <= {"finished", "stopped", "diverged"}
+
+    for said in (
+        "top-1",
+        "Best setting",
+        "report.html",
+        "-m dashboards.compare runs/first",
+        "diverged",
+    ):
+        assert said in result.stdout
+    report = (workplace.folder / "runs" / "first" / "report.html").read_text()
+    assert "diverged" in report
+    assert "<script src=" not in report
+
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{workplace.folder}/runs/mlflow.db")
+    experiment = client.get_experiment_by_name("nfnet_ray")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], "tags.study = 'first'")
+    assert sorted(run.data.tags["kind"] for run in runs) == ["study"] + ["trial"] * 6
+    for run in runs:
+        if run.data.tags["kind"] != "trial":
+            continue
+        trial = progress.trials[run.data.tags["trial"]]
+        assert run.data.tags["state"] == trial.state
+        assert run.data.params["model.name"] == "nfnet_pico"
+        assert run.data.params["batch_size"] == "48"
+        for metric in ("validation_top1", "train_seconds", "startup_seconds", "images_per_second"):
+            history = client.get_metric_history(run.info.run_id, metric)
+            assert {m.step: m.value for m in history} == {e: v[metric] for e, v in trial.epochs.items()}
+
+
+def test_a_trial_in_a_used_actor_gives_the_numbers_of_one_in_a_fresh_actor(
+    workplace: Workplace, few_digits: Path
+) -> None:
+    common = ["--data", few_digits, "--epochs", "2", *QUICK, "--cpus-per-worker", "2"]  # one trial at a time
+    several = workplace.run("--name", "several", *common, "--trials", "3")
+    alone = workplace.run("--name", "alone", *common, "--set", "optimizer.agc.clip_factor=0.04")
+    assert (several.returncode, alone.returncode) == (0, 0), several.stderr + alone.stderr
+    trial = "clip_factor=0.04,batch_size=48"
+    in_used_actor, in_fresh_actor = (numbers(workplace, study, trial) for study in ("several", "alone"))
+    assert in_used_actor
+    assert in_used_actor == {epoch: in_fresh_actor[epoch] for epoch in in_used_actor}
+
+
+def test_ctrl_c_keeps_what_is_finished_and_resume_goes_on(
+    workplace: Workplace, few_digits: Path, cluster: str
+) -> None:
+    common = ["--data", few_digits, "--epochs", "3", *QUICK, "--cpus-per-worker", "2"]
+    undisturbed = workplace.run("--name", "whole", *common, "--trials", "3", "--address", "auto")
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    process = workplace.start("--name", "broken", *common, "--trials", "3", "--address", cluster)
+    printed = workplace.interrupt_after(
+        process, "broken", lambda event: event["event"] == "epoch" and "0.02" in event["trial"]
+    )
+    assert process.returncode == 130
+    assert "Traceback" not in printed
+    assert "--resume broken" in printed
+    progress = workplace.progress("broken")
+    assert progress.trials["clip_factor=0.01,batch_size=48"].state == "finished"
+    assert progress.trials["clip_factor=0.02,batch_size=48"].state == "interrupted"
+    assert progress.trials["clip_factor=0.04,batch_size=48"].state is None
+
+    resumed = workplace.run("--resume", "broken", "--address", "auto")
+    assert resumed.returncode == 0, resumed.stderr
+    assert workplace.progress("broken").unfinished == []
+    attempts = [
+        e for e in workplace.events("broken") if e["event"] == "trial_started" and "0.01" in e["trial"]
+    ]
+    assert len(attempts) == 1  # it was not run again
+    for trial in workplace.progress("whole").trials:
+        assert numbers(workplace, "broken", trial) == numbers(workplace, "whole", trial)
+
+
+def test_a_killed_trial_goes_on_from_its_checkpoint(
+    workplace: Workplace, few_digits: Path, cluster: str
+) -> None:
+    common = ["--data", few_digits, "--epochs", "30", *QUICK, "--trials", "1", "--address", cluster]
+    process = workplace.start("--name", "killed", *common)
+    killed = False
+    while process.poll() is None and not killed:
+        if any(event["event"] == "epoch" for event in workplace.events("killed")):
+            # The title that Ray gives the process of a Tune function.
+            killed = (
+                subprocess.run(["pkill", "-KILL", "-f", "^ray::ImplicitFunc"], check=False).returncode == 0
+            )
+    out, err = process.communicate(timeout=200)
+    assert killed
+    assert process.returncode == 0, out + err
+    trial = workplace.progress("killed").trials["clip_factor=0.01,batch_size=48"]
+    assert (trial.state, trial.epoch, trial.attempts) == ("finished", 30, 2)
+    epochs = [event["epoch"] for event in workplace.events("killed") if event["event"] == "epoch"]
+    assert len(epochs) <= 31  # at most the epoch that was running is done twice
+
+
+def test_two_workers_train_like_one(workplace: Workplace, few_digits: Path, cluster: str) -> None:
+    """Through a TorchTrainer. Nothing random in the network, so only the order of sums differs."""
+    common = ["--data", few_digits, "--epochs", "2", *QUICK, "--set", "optimizer.agc.clip_factor=0.02",
+              "--address", cluster]  # fmt: skip
+    one = workplace.run("--name", "one", *common)
+    two = workplace.run("--name", "two", *common, "--workers-per-trial", "2")
+    assert (one.returncode, two.returncode) == (0, 0), one.stderr + two.stderr + two.stdout
+    trial = "clip_factor=0.02,batch_size=48"
+    alone, together = (numbers(workplace, study, trial) for study in ("one", "two"))
+    assert sorted(together) == [1, 2]
+    for epoch in together:
+        assert together[epoch]["train_loss"] == pytest.approx(alone[epoch]["train_loss"], rel=1e-4)
+        assert together[epoch]["validation_loss"] == pytest.approx(alone[epoch]["validation_loss"], rel=1e-3)
+
+
+def test_a_tracking_server_that_goes_away_costs_nothing(
+    workplace: Workplace, few_digits: Path, cluster: str
+) -> None:
+    from http.server import BaseHTTPRequestHandler, HTTPServer
+    from threading import Thread
+
+    class OnlyHealthy(BaseHTTPRequestHandler):
+        """Says that it is well, and answers nothing else."""
+
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path == "/health" else 503)
+            self.end_headers()
+            self.wfile.write(b"OK")
+
+        do_POST = do_GET
+
+        def log_message(self, *_: object) -> None: ...
+
+    server = HTTPServer(("127.0.0.1", 0), OnlyHealthy)
+    Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        result = workplace.run(
+            "--name", "untracked", "--data", few_digits, "--epochs", "1", *QUICK, "--trials", "2",
+            "--address", cluster, "--tracking-uri", f"http://127.0.0.1:{server.server_port}",
+        )  # fmt: skip
+    finally:
+        server.shutdown()
+    assert result.returncode == 0, result.stderr
+    assert "could not be delivered" in result.stdout
+    assert (workplace.folder / "runs" / "untracked" / "report.html").exists()
+    assert all(trial.state == "finished" for trial in workplace.progress("untracked").trials.values())
+
+
+def test_plan_starts_nothing_and_help_reads_well(workplace: Workplace) -> None:
+    plan = workplace.run("--plan", "--epochs", "4")
+    assert plan.returncode == 0, plan.stderr
+    assert "12 trials of nfnet_pico" in plan.stdout
+    assert "Nothing was started" in plan.stdout
+    assert list(workplace.folder.iterdir()) == []
+    text = workplace.run("--help").stdout
+    assert "optimizer.agc.clip_factor" in text
+    assert "--workers-per-trial" in text

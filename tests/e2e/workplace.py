@@ -1,0 +1,74 @@
+"""Running a study as a person does: its command line, in a folder of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from nfnet_ray.cluster.journal import StudyProgress
+from nfnet_ray.tracking.events import JOURNAL_FILE, Event, read_events
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+STUDY = REPOSITORY / "studies" / "agc_sweep.py"
+DEADLINE_SECONDS = 240
+
+# A network, and runs of it, so short that what is around them is what takes the time.
+QUICK = [
+    "--set", "model.overrides.width=[16, 16, 32, 32]",
+    "--set", "model.overrides.depth=[1, 1, 1, 1]",
+    "--set", "model.overrides.group_width=[8, 8, 16, 16]",
+    "--set", "batch_size=48",
+]  # fmt: skip
+
+
+class Workplace:
+    """A folder from which studies are run, and the journals that they leave in its ``runs``."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def start(self, *arguments: str | Path, **environment: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, str(STUDY), *map(str, arguments)],
+            cwd=self.folder,
+            env=os.environ | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+        process = self.start(*arguments, **environment)
+        try:
+            out, err = process.communicate(timeout=DEADLINE_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            out, err = process.communicate()
+            pytest.fail(f"no end after {DEADLINE_SECONDS} s\n{out}\n{err}")
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    def events(self, study: str) -> list[Event]:
+        return [event for event, _ in read_events(self.folder / "runs" / study / JOURNAL_FILE)]
+
+    def progress(self, study: str) -> StudyProgress:
+        return StudyProgress.read(self.folder / "runs" / study)[0]
+
+    def interrupt_after(
+        self, process: subprocess.Popen[str], study: str, condition: Callable[[Event], bool]
+    ) -> str:
+        """Sends Ctrl-C once an event of the journal meets the condition; what was printed."""
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while not any(condition(event) for event in self.events(study)):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=DEADLINE_SECONDS)
+        return out + err
