@@ -15,6 +15,7 @@ import json
 import math
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,8 @@ from nfnet_ray.errors import UserError
 from nfnet_ray.tracking.labels import point_label, value_label
 
 REPORT_FILE = "report.html"
+NAMED_AT_MOST = 4
+"""Of more settings than these a caption gives the number; the table names them."""
 
 # The browser itself then refuses whatever would need a network.
 _NOTHING_FROM_OUTSIDE = (
@@ -248,6 +251,9 @@ def _last_accuracy(record: StudyRecord) -> str:
         if (point := {field: trial[field] for field in record.fields}) not in compared
     }
     missing = "; ".join(f"{label} ({state})" for label, state in left_out.items())
+    if len(left_out) > NAMED_AT_MOST:
+        counts = Counter(left_out.values())
+        missing = f"{len(left_out)} settings: " + ", ".join(f"{n} {state}" for state, n in counts.items())
     question = record.names[record.fields[0]]
     marks = ", ".join(
         f"{STRATUM_MARKS[number % len(STRATUM_MARKS)][1]} {point_label(stratum, record.names)}"

@@ -25,6 +25,11 @@ class _Answers(BaseHTTPRequestHandler):
         if kind == "silent":
             self.server.released.wait(30)  # type: ignore[attr-defined]
             return
+        if kind == "dripping":  # never silent for long, and never done
+            self.wfile.write(b"HTTP/1.0 200 OK\r\nServer: ")
+            while not self.server.released.wait(0.2):  # type: ignore[attr-defined]
+                self.wfile.write(b"x")
+            return
         status, text = {
             "mlflow": (200, b"OK"),
             "other": (200, b"<html>Welcome to nginx!</html>"),
@@ -71,6 +76,7 @@ def test_a_server_that_answers_as_mlflow_is_taken(server: str) -> None:
         ("locked", "MLFLOW_TRACKING_USERNAME"),
         ("host", "--allowed-hosts"),
         ("silent", "did not answer within 0.5 s"),
+        ("dripping", "did not answer within 0.5 s"),
     ],
 )
 def test_a_server_that_will_not_do_is_refused(
