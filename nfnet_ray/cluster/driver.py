@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray import tune
 from ray.tune import Callback, FailureConfig, RunConfig, Stopper, TuneConfig, Tuner
 from ray.tune.experiment import Trial as TuneTrial
@@ -101,9 +100,6 @@ def run_trials(
     """
     alone = worker.workers == 1
     side_by_side = concurrent_trials(resources, worker)
-    if alone:
-        for _ in range(side_by_side):
-            _import_what_trials_need.remote()
     request = {"CPU": float(worker.cpus), "GPU": worker.gpus} if alone else {"node:__internal_head__": 0.001}
     scheduler = None
     if study.halving:
@@ -134,12 +130,6 @@ def run_trials(
     for name, progress in recorder.progress.trials.items():
         if progress.state == "running":  # Tune was asked to stop, and says nothing of what it stopped
             recorder.end_trial(name, "interrupted", None)
-
-
-@ray.remote(num_cpus=1)
-def _import_what_trials_need() -> None:
-    """Takes a process of Ray's pool through torch's import while Tune sets itself up; Tune's actor gets it then."""
-    import nfnet_ray.training  # noqa: F401
 
 
 def _trial_name(trial: TuneTrial) -> str:
