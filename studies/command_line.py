@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 from rich.console import Console
 
@@ -21,7 +23,7 @@ from nfnet_ray.cluster.study import Study, Trial
 from nfnet_ray.data.dataset import DatasetSummary, check_dataset
 from nfnet_ray.errors import UserError
 from nfnet_ray.recipe import field_meanings, parse_setting
-from nfnet_ray.tracking.events import StudyStarted
+from nfnet_ray.tracking.events import JOURNAL_FILE, StudyStarted
 from nfnet_ray.tracking.uri import check_tracking_uri, default_tracking_uri
 from studies.run import EXIT_INTERRUPTED, StudyRun, WorkerDemand, interpreter, shown
 
@@ -56,9 +58,16 @@ def main(factory: StudyFactory, file: Path, arguments: Sequence[str] | None = No
         return EXIT_INTERRUPTED
 
 
+class _OneLineParser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as all other errors of use are said."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_USER_ERROR, f"{Path(self.prog).name}: {message}; see --help\n")
+
+
 def _parser(factory: StudyFactory, file: Path) -> argparse.ArgumentParser:
     fields = "\n".join(f"  {name:30} {meaning}" for name, meaning in field_meanings().items())
-    parser = argparse.ArgumentParser(
+    parser = _OneLineParser(
         prog=f"python {shown(file)}",
         description=sys.modules[factory.__module__].__doc__,
         epilog=f"fields for --set FIELD=VALUE:\n{fields}",
@@ -80,8 +89,12 @@ def _parser(factory: StudyFactory, file: Path) -> argparse.ArgumentParser:
         metavar="URI",
         help="MLflow: http://HOST:PORT or sqlite:///FILE (default: mlflow.db in the storage folder)",
     )
-    where.add_argument("--name", help="name of the study's folder (default: the study's name and the time)")
-    where.add_argument("--resume", metavar="NAME", help="go on with a study that was stopped")
+    where.add_argument(
+        "--name", type=_study_name, help="name of the study's folder (default: the study's name and the time)"
+    )
+    where.add_argument(
+        "--resume", type=_study_name, metavar="NAME", help="go on with a study that was stopped"
+    )
     what = parser.add_argument_group("what it studies")
     what.add_argument(
         "--data",
@@ -114,7 +127,7 @@ def _parser(factory: StudyFactory, file: Path) -> argparse.ArgumentParser:
     )
     shape.add_argument(
         "--gpus-per-worker",
-        type=float,
+        type=_share,
         metavar="X",
         help="0.25 packs four workers on a GPU (default: 1 if the cluster has GPUs)",
     )
@@ -125,10 +138,19 @@ def _parser(factory: StudyFactory, file: Path) -> argparse.ArgumentParser:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
-    return number
+    return int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number of at least 0")
+    return share
 
 
 def _run(factory: StudyFactory, file: Path, options: argparse.Namespace, console: Console) -> int:
@@ -156,7 +178,7 @@ def _run(factory: StudyFactory, file: Path, options: argparse.Namespace, console
         return 0
     tracking_uri = options.tracking_uri or default_tracking_uri(storage)
     check_tracking_uri(tracking_uri)
-    if not options.resume and directory.exists():
+    if not options.resume and (directory / JOURNAL_FILE).exists():
         raise UserError(
             f"{directory} holds a study already: go on with --resume {study.name}, or take another --name"
         )
@@ -188,6 +210,15 @@ def _data(options: argparse.Namespace) -> DatasetSummary:
     if options.plan:
         return digits.describe_digits(BUILT_IN_DATA.resolve())
     return check_dataset(digits.write_digits(BUILT_IN_DATA.resolve()))
+
+
+def _study_name(text: str) -> str:
+    """A name that can be a folder's and that nobody has to quote."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a name: use letters, digits, dots, dashes and underscores"
+        )
+    return text
 
 
 def _with_settings(study: Study, options: argparse.Namespace) -> Study:

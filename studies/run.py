@@ -26,6 +26,7 @@ from nfnet_ray.cluster.progress import StudyDisplay, clock_time, trial_table
 from nfnet_ray.cluster.session import Resources, ray_session
 from nfnet_ray.cluster.study import METRIC, Study, Trial
 from nfnet_ray.data.dataset import DatasetSummary
+from nfnet_ray.errors import UserError
 from nfnet_ray.tracking.events import JOURNAL_FILE, Journal, StudyStarted
 from nfnet_ray.tracking.sink import MLflowSink
 from nfnet_ray.tracking.spool import SPOOL_FILE, Spool
@@ -33,6 +34,7 @@ from nfnet_ray.tracking.spool import SPOOL_FILE, Spool
 if TYPE_CHECKING:
     from nfnet_ray.cluster.trial import WorkerResources
 
+LOCK_FILE = "running.lock"
 EXIT_FAILED_TRIALS = 1
 EXIT_INTERRUPTED = 130  # what a shell gives a program that Ctrl-C ended
 TRACKING_DEADLINE_SECONDS = 20.0  # to deliver what is left once the trials are over
@@ -66,8 +68,14 @@ class StudyRun:
         sink = MLflowSink(self.tracking_uri, Spool(journal_path, self.directory / SPOOL_FILE))
         if trials:
             self._greet(len(trials), console)
-            with ray_session(address, train_in_tune=demand.workers > 1) as resources:
-                self._run_trials(trials, resources, demand, sink, console)
+            try:
+                with ray_session(address, train_in_tune=demand.workers > 1) as resources, self._alone():
+                    self._run_trials(trials, resources, demand, sink, console)
+            except KeyboardInterrupt:
+                if self.progress.started is None:
+                    raise
+                console.print(f"Stopped at once. Go on with:  {self.command}", soft_wrap=True)
+                return EXIT_INTERRUPTED
         else:
             console.print(f"All trials of {self.study.name} have ended.")
         self._say_result(console)
@@ -80,6 +88,21 @@ class StudyRun:
             console.print(f"Some trials failed. Run them again with:  {self.command}", soft_wrap=True)
             return EXIT_FAILED_TRIALS
         return 0
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keeps a second process, on any machine that shares the storage, from running the same study."""
+        from filelock import FileLock, Timeout
+
+        self.directory.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.directory / LOCK_FILE, timeout=0)
+        try:
+            with lock:
+                yield
+        except Timeout:
+            raise UserError(
+                f"another process is running {self.study.name}: wait until it has ended, or stop it"
+            ) from None
 
     def _run_trials(
         self,
@@ -140,7 +163,9 @@ class StudyRun:
         sink.start()
         sink.attach(self.directory / REPORT_FILE)
         missing = sink.close(TRACKING_DEADLINE_SECONDS)
-        console.print(f"MLflow:  {interpreter()} -m dashboards.compare {shown(self.directory)}", soft_wrap=True)
+        console.print(
+            f"MLflow:  {interpreter()} -m dashboards.compare {shown(self.directory)}", soft_wrap=True
+        )
         if missing:
             console.print(
                 f"         {missing} events could not be delivered yet ({sink.status}). They are kept in "

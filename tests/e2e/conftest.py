@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.workplace import Workplace
+from tests.e2e.workplace import Workplace, one_at_a_time
 
 GCS_PORT, DASHBOARD_PORT = 6399, 8299  # not Ray's own, which a developer's cluster may have
 
@@ -40,3 +40,16 @@ def cluster() -> Iterator[str]:
         subprocess.run(
             [ray, "stop", "--force"], env=environment, check=False, capture_output=True, timeout=120
         )
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory, few_digits: Path, cluster: str) -> Workplace:
+    """A workplace with the undisturbed study ``whole``: three trials of three epochs, one after another.
+
+    It found the cluster by ``--address auto``. Its second and third trial ran in a used actor.
+    """
+    del cluster  # it only has to be up
+    place = Workplace(tmp_path_factory.mktemp("whole"))
+    result = place.run("--name", "whole", *one_at_a_time(few_digits), "--trials", "3", "--address", "auto")
+    assert result.returncode == 0, result.stdout + result.stderr
+    return place

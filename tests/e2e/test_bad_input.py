@@ -90,6 +90,13 @@ def test_a_wrong_setting(workplace: Workplace, few_digits: Path, setting: str, c
     assert complaint in refused(workplace, "--data", few_digits, "--set", setting)
 
 
+@pytest.mark.parametrize(
+    "flags", [["--trials", "0"], ["--epochs", "many"], ["--name", "../up"], ["--nonsense"]]
+)
+def test_a_wrong_flag(workplace: Workplace, flags: list[str]) -> None:
+    assert flags[0] in refused(workplace, *flags)
+
+
 def test_no_ray_at_the_address(workplace: Workplace, few_digits: Path) -> None:
     address = f"127.0.0.1:{closed_port()}"
     assert "no Ray answers there" in refused(workplace, "--data", few_digits, "--address", address)

@@ -28,6 +28,11 @@ QUICK = [
 ]  # fmt: skip
 
 
+def one_at_a_time(data: Path) -> list[str]:
+    """Flags of three-epoch trials that each take two cores."""
+    return ["--data", str(data), "--epochs", "3", *QUICK, "--cpus-per-worker", "2"]
+
+
 class Workplace:
     """A folder from which studies are run, and the journals that they leave in its ``runs``."""
 
