@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 
 import torch
 from torch import Tensor
 
 SMALLEST_GRADIENT_NORM = 1e-6
 """Floor of the gradient norm in the divisor (official ``optim.py``, ``adaptive_grad_clip``)."""
+
+LARGEST_STACKED_VALUES = 1 << 14
+"""Above this, copying a tensor into a stack costs more than kernels of its own (benchmarks/clipping.py)."""
 
 
 def as_units(tensor: Tensor) -> Tensor:
@@ -57,8 +60,10 @@ def clip_gradients_adaptively(
     and the last micro-batch) and before weight decay is added. Leave the classifier's weight out of
     ``parameters``.
 
-    The tensors are stacked by shape, so the number of kernels grows with the number of distinct shapes
-    (about 30 in NFNet-F0), not of tensors (233).
+    Small tensors, most of a network's 233 (NFNet-F0), are stacked by shape and share their kernels; large
+    ones, where a kernel is worth its launch and a copy is not, are normed and scaled where they are. What
+    lies between the norms and the scaling is done once for the units of all tensors
+    (``benchmarks/clipping.py``).
 
     Args:
         parameters: leaf tensors of any float dtype on one device; those without ``.grad`` are left alone.
@@ -70,26 +75,40 @@ def clip_gradients_adaptively(
 
     Source: Brock et al. 2021, section 4, equation 3, and official ``optim.py``.
     """
-    by_shape: defaultdict[tuple[torch.Size, torch.dtype], list[Tensor]] = defaultdict(list)
-    for parameter in parameters:
+    groups: defaultdict[Hashable, list[Tensor]] = defaultdict(list)
+    for number, parameter in enumerate(parameters):
         if parameter.grad is not None:
-            by_shape[as_units(parameter).shape, parameter.dtype].append(parameter)
-    if not by_shape:
+            alone = number if parameter.numel() > LARGEST_STACKED_VALUES else None
+            groups[as_units(parameter).shape, parameter.dtype, alone].append(parameter)
+    if not groups:
         return torch.zeros(())
 
-    clipped, units = [], 0
-    for group in by_shape.values():
-        gradients = [as_units(_gradient(parameter)) for parameter in group]
-        stacked_gradients = torch.stack(gradients)
-        parameter_norms = torch.linalg.vector_norm(torch.stack([as_units(p) for p in group]), dim=-1)
-        gradient_norms = torch.linalg.vector_norm(stacked_gradients, dim=-1)
-        largest_norms = parameter_norms.clamp_(min=eps).mul_(clip_factor)
-        too_large = gradient_norms > largest_norms
-        scale = torch.where(too_large, largest_norms / gradient_norms.clamp(min=SMALLEST_GRADIENT_NORM), 1.0)
-        torch._foreach_copy_(gradients, list(stacked_gradients.mul_(scale.unsqueeze(-1)).unbind()))
-        clipped.append(too_large.sum())
-        units += too_large.numel()
-    return torch.stack(clipped).sum().float() / units
+    gradients = [[as_units(_gradient(parameter)) for parameter in group] for group in groups.values()]
+    stacks = [_stacked(group) for group in gradients]  # each (tensors, units, values)
+    parameter_norms = [_norms(_stacked([as_units(p) for p in group])) for group in groups.values()]
+    gradient_norms = [_norms(stack) for stack in stacks]
+
+    # All units of the network in one vector: a few kernels, however many tensors there are.
+    gradient_norm = torch.cat([norms.flatten() for norms in gradient_norms])
+    largest_norm = torch.cat([norms.flatten() for norms in parameter_norms]).clamp_(min=eps).mul_(clip_factor)
+    too_large = gradient_norm > largest_norm
+    scale = torch.where(too_large, largest_norm / gradient_norm.clamp_(min=SMALLEST_GRADIENT_NORM), 1.0)
+
+    scales = scale.split([norms.numel() for norms in gradient_norms])
+    for group, stack, norms, own in zip(gradients, stacks, gradient_norms, scales, strict=True):
+        stack.mul_(own.view_as(norms).unsqueeze(-1))
+        if len(group) > 1:  # a stack of one is a view of its gradient
+            torch._foreach_copy_(group, list(stack.unbind()))
+    return too_large.float().mean()
+
+
+def _stacked(tensors: list[Tensor]) -> Tensor:
+    return tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(tensors)
+
+
+def _norms(stack: Tensor) -> Tensor:
+    """(tensors, units, values) to (tensors, units)."""
+    return torch.linalg.vector_norm(stack, dim=-1)
 
 
 def _gradient(parameter: Tensor) -> Tensor:

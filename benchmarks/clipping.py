@@ -1,0 +1,123 @@
+"""AGC stacked by shape against AGC tensor by tensor: ``python -m benchmarks.clipping [--threads N]``.
+
+The gradients of a whole network are clipped over and over, alternately in both ways, and the medians are
+compared; both give the same gradients. Appends a row for each network to ``results/clipping.csv``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from nfnet_ray.models import create_model
+from nfnet_ray.optim import clip_gradients_adaptively, unitwise_norm
+
+RESULTS = Path(__file__).with_name("results") / "clipping.csv"
+REPEATS = 15
+CLIP_FACTOR, EPS = 0.01, 1e-3
+
+
+@torch.no_grad()
+def clip_tensor_by_tensor(parameters: Sequence[nn.Parameter]) -> None:
+    """The usual way: a handful of kernels for each tensor."""
+    for parameter in parameters:
+        gradient = parameter.grad
+        assert gradient is not None
+        largest = unitwise_norm(parameter).clamp(min=EPS) * CLIP_FACTOR
+        norm = unitwise_norm(gradient)
+        gradient.copy_(torch.where(norm > largest, gradient * (largest / norm.clamp(min=1e-6)), gradient))
+
+
+def seconds(work: Callable[[], object], device: torch.device) -> float:
+    """How long ``work`` takes, the device's queue included."""
+    synchronise = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    synchronise()
+    start = time.perf_counter()
+    work()
+    synchronise()
+    return time.perf_counter() - start
+
+
+def measure(name: str, device: torch.device) -> dict[str, str | int | float]:
+    """One network's medians in milliseconds, and their ratio."""
+    torch.manual_seed(0)
+    parameters = list(create_model(name).to(device).parameters())
+    gradients = [torch.randn_like(parameter) for parameter in parameters]
+
+    def reset() -> None:
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient.clone()
+
+    def clipped(work: Callable[[], object]) -> list[Tensor]:
+        reset()
+        work()
+        return [parameter.grad.clone() for parameter in parameters if parameter.grad is not None]
+
+    ways: dict[str, Callable[[], object]] = {
+        "stacked": lambda: clip_gradients_adaptively(parameters, CLIP_FACTOR, EPS),
+        "tensor_by_tensor": lambda: clip_tensor_by_tensor(parameters),
+    }
+    for a, b in zip(*(clipped(work) for work in ways.values()), strict=True):
+        torch.testing.assert_close(a, b)
+    times: dict[str, list[float]] = {way: [] for way in ways}
+    for _ in range(REPEATS):
+        for way, work in ways.items():
+            reset()
+            times[way].append(seconds(work, device))
+    medians = {way: 1e3 * statistics.median(samples) for way, samples in times.items()}
+    return {
+        "model": name,
+        "tensors": len(parameters),
+        "stacked_ms": round(medians["stacked"], 2),
+        "tensor_by_tensor_ms": round(medians["tensor_by_tensor"], 2),
+        "speed_up": round(medians["tensor_by_tensor"] / medians["stacked"], 2),
+        "n": REPEATS,
+    }
+
+
+def hardware(device: torch.device, threads: int) -> str:
+    """The device in words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    models = [
+        line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")
+    ]
+    return f"{models[0].partition(': ')[2] if models else platform.machine()}, {threads} threads"
+
+
+def main() -> None:
+    """Measures, prints, and appends to the results."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
+    parser.add_argument("models", nargs="*", default=["nfnet_pico", "nfnet_nano", "nfnet_f0"])
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    about: dict[str, str | int | float] = {
+        "hardware": hardware(device, options.threads),
+        "torch": torch.__version__,
+    }
+    rows = [measure(name, device) | about for name in options.models]
+    RESULTS.parent.mkdir(exist_ok=True)
+    is_new = not RESULTS.exists()
+    with RESULTS.open("a", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
+        if is_new:
+            writer.writeheader()
+        writer.writerows(rows)
+    for row in rows:
+        print(row)
+
+
+if __name__ == "__main__":
+    main()
