@@ -17,7 +17,7 @@ from rich.console import Console
 from data_prep import digits
 from nfnet_ray.cluster.journal import StudyProgress
 from nfnet_ray.cluster.plan import check_trials, estimate_cost
-from nfnet_ray.cluster.progress import clock_time, trial_table
+from nfnet_ray.cluster.progress import clock_time, reported_epochs, trial_table
 from nfnet_ray.cluster.session import available_cpus, check_address
 from nfnet_ray.cluster.study import Study, Trial
 from nfnet_ray.data.dataset import DatasetSummary, check_dataset
@@ -260,7 +260,7 @@ def _print_plan(
     from nfnet_ray.training.probe import measure_images_per_second
 
     console.print(f"[bold]{study.name}[/bold]: {study.question}")
-    console.print(trial_table(study, StudyProgress.waiting(study)))
+    console.print(trial_table(study, StudyProgress.waiting(study), reported_epochs))
     cost = estimate_cost(study, trials, data)
     cpus = available_cpus()
     rate = measure_images_per_second(trials[0].recipe, len(data.class_names), threads=1)

@@ -22,7 +22,7 @@ from rich.console import Console
 import nfnet_ray
 from dashboards.report import REPORT_FILE, write_report
 from nfnet_ray.cluster.journal import StudyProgress
-from nfnet_ray.cluster.progress import StudyDisplay, clock_time, trial_table
+from nfnet_ray.cluster.progress import StudyDisplay, clock_time, reported_epochs, trial_table
 from nfnet_ray.cluster.session import Resources, ray_session
 from nfnet_ray.cluster.study import METRIC, Study, Trial
 from nfnet_ray.data.dataset import DatasetSummary
@@ -113,14 +113,22 @@ class StudyRun:
         console: Console,
     ) -> None:
         # Ray reads its settings when it is imported, so it is imported here and not above.
-        from nfnet_ray.cluster.driver import Recorder, concurrent_trials, run_trials, worker_resources
+        from nfnet_ray.cluster.driver import (
+            TRIALS_FOLDER,
+            Recorder,
+            concurrent_trials,
+            run_trials,
+            worker_resources,
+        )
 
         worker = worker_resources(resources, demand.workers, demand.cpus, demand.gpus)
         side_by_side = min(concurrent_trials(resources, worker), len(trials))
         console.print(f"Ray: {resources.description}; trials side by side: {side_by_side}.\n")
         started_at = time.monotonic() - self.progress.wall_seconds
         stop = threading.Event()
-        display = StudyDisplay(self.study, self.progress, lambda: sink.status, console)
+        display = StudyDisplay(
+            self.study, self.progress, self.directory / TRIALS_FOLDER, lambda: sink.status, console
+        )
         with Journal(self.directory / JOURNAL_FILE) as journal:
 
             def on_event() -> None:
@@ -149,7 +157,7 @@ class StudyRun:
         """The table, the answer, and where the report is."""
         from nfnet_ray.analysis import best_per_stratum, load_study
 
-        console.print(trial_table(self.study, self.progress))
+        console.print(trial_table(self.study, self.progress, reported_epochs))
         console.print()
         answers = best_per_stratum(load_study(self.directory))
         for answer in answers:

@@ -30,6 +30,8 @@ from nfnet_ray.cluster.trial import (
 from nfnet_ray.errors import UserError
 from nfnet_ray.tracking.events import Event, Journal, TrialState
 
+TRIALS_FOLDER = "trials"  # in a study's directory; in it each trial has a folder of its name
+
 
 class Recorder:
     """Puts each event into the journal first, then into the progress that is shown."""
@@ -106,7 +108,7 @@ def run_trials(
         strata = {trial.name: trial.stratum for trial in study.trials()}
         scheduler = StratifiedHalving(strata, study.halving, study.epochs)
         scheduler.replay(recorder.progress.reported_epochs())
-    configs = [trial_config(trial, directory / "trials" / trial.name, worker) for trial in trials]
+    configs = [trial_config(trial, directory / TRIALS_FOLDER / trial.name, worker) for trial in trials]
     attempt = f"{time.time_ns()}"  # Tune goes on with what it finds under a name; our journal does that
     Tuner(
         tune.with_resources(run_in_actor if alone else run_worker_group, request),

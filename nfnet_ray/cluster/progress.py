@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console, Group, RenderableType
@@ -12,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nfnet_ray.cluster.journal import StudyProgress, TrialProgress
+from nfnet_ray.cluster.progress_file import noted_progress
 from nfnet_ray.cluster.study import METRIC, Study
 from nfnet_ray.tracking.labels import short_names, value_label
 
@@ -25,7 +29,9 @@ STATE_STYLES = {
 }
 
 
-def trial_table(study: Study, progress: StudyProgress) -> Table:
+def trial_table(
+    study: Study, progress: StudyProgress, epochs_done: Callable[[TrialProgress], float]
+) -> Table:
     """A row for each trial: what is swept, top-1, epochs, training seconds, images per second, state."""
     titles = short_names(study.space)
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
@@ -43,12 +49,22 @@ def trial_table(study: Study, progress: StudyProgress) -> Table:
             cells.append(str(trial.recipe.seed))
         cells += [
             _number(state.last(METRIC), "{:.1%}"),
-            f"{state.epoch}/{study.epochs}",
+            f"{_epochs(epochs_done(state))}/{study.epochs}",
             _number(state.last("train_seconds"), "{:.1f}"),
             _number(state.last("images_per_second"), "{:,.0f}"),
         ]
         table.add_row(*cells, _state(state))
     return table
+
+
+def reported_epochs(trial: TrialProgress) -> float:
+    """The epochs of a trial that have been reported."""
+    return trial.epoch
+
+
+def _epochs(epochs: float) -> str:
+    """``3`` at the end of an epoch, ``3.4`` within one."""
+    return f"{math.floor(10 * epochs) / 10:g}"
 
 
 def _number(value: float | None, form: str) -> str:
@@ -71,13 +87,22 @@ def clock_time(seconds: float) -> str:
 
 
 class StudyDisplay:
-    """Shows a study while it runs: a live table on a terminal, a line for each event elsewhere."""
+    """Shows a study while it runs: a live table on a terminal, a line for each event and minute elsewhere.
+
+    ``trials`` is the folder in which each trial has one of its own name.
+    """
 
     def __init__(
-        self, study: Study, progress: StudyProgress, footnote: Callable[[], str], console: Console
+        self,
+        study: Study,
+        progress: StudyProgress,
+        trials: Path,
+        footnote: Callable[[], str],
+        console: Console,
     ) -> None:
-        self._study, self._progress, self._footnote = study, progress, footnote
+        self._study, self._progress, self._trials, self._footnote = study, progress, trials, footnote
         self._console = console
+        self._closed = threading.Event()
         self._started = time.monotonic()
         self._epochs_before = {name: trial.epoch for name, trial in progress.trials.items()}
         self._shown: dict[str, tuple[str | None, int]] = {}
@@ -89,11 +114,14 @@ class StudyDisplay:
     def __enter__(self) -> StudyDisplay:
         if self._console.is_terminal:
             self._live.start()
+        else:
+            threading.Thread(target=self._say_every_minute, daemon=True).start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._closed.set()
         if self._console.is_terminal:
             self._live.stop()
 
@@ -126,6 +154,22 @@ class StudyDisplay:
         reason = f" ({trial.reason})" if trial.reason else ""
         return f"[{clock_time(self._elapsed)}] {trial.name}: {what}{reason}{figures}; {self._time_left()}"
 
+    def _say_every_minute(self) -> None:
+        while not self._closed.wait(60):
+            running = [trial for trial in self._progress.trials.values() if trial.state == "running"]
+            told = ", ".join(f"{trial.name} {_epochs(self._epochs_done(trial))}" for trial in running)
+            self._console.print(
+                f"[{clock_time(self._elapsed)}] epochs of {self._study.epochs}: {told or 'none runs'}; "
+                f"{self._time_left()}",
+                markup=False,
+                soft_wrap=True,
+            )
+
+    def _epochs_done(self, trial: TrialProgress) -> float:
+        """With the fraction of the running epoch; a number of before a restart may stand in the file."""
+        noted = noted_progress(self._trials / trial.name) if trial.state == "running" else 0.0
+        return max(trial.epoch, min(noted, trial.epoch + 0.99))
+
     @property
     def _elapsed(self) -> float:
         return time.monotonic() - self._started
@@ -133,11 +177,11 @@ class StudyDisplay:
     def _time_left(self) -> str:
         """Time for all epochs that are left at the pace so far; trials that are stopped early make it less."""
         trials = self._progress.trials.values()
-        done = sum(trial.epoch - self._epochs_before[trial.name] for trial in trials)
+        done = sum(self._epochs_done(trial) - self._epochs_before[trial.name] for trial in trials)
         if not done:
-            return "time left: known after the first epoch"
+            return "time left: not known yet"
         left = sum(
-            self._study.epochs - trial.epoch
+            self._study.epochs - self._epochs_done(trial)
             for trial in trials
             if trial.state not in ("finished", "stopped", "diverged", "failed")
         )
@@ -152,7 +196,7 @@ class StudyDisplay:
         )
         notes = [Text(self._note, style="bold yellow")] if self._note else []
         return Group(
-            trial_table(self._study, self._progress),
+            trial_table(self._study, self._progress, self._epochs_done),
             Text(),
             Text(footer, style="bold"),
             Text(self._footnote(), style="dim"),

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray import tune
 
+from nfnet_ray.cluster.progress_file import note_progress
 from nfnet_ray.cluster.study import METRIC, Trial
 from nfnet_ray.errors import UserError
 from nfnet_ray.recipe import Recipe
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 METRICS = "metrics"  # key of all of an epoch's metrics; what a scheduler reads stands beside it
 OUTCOME, REASON = "outcome", "outcome_reason"  # keys of a trial's last report, beside its epoch
+PROGRESS_INTERVAL_SECONDS = 5.0
 LOST_WORKER_RETRIES = 3  # a lost process or node is not the trial's fault: it goes on from its checkpoint
 
 
@@ -56,13 +58,20 @@ class _WorkerContext:
 
         self.rank, self.world_size, self.device = rank, world_size, device
         self.threads = int(config["resources"]["cpus"])
-        self._checkpoints = CheckpointDirectory(Path(config["directory"]) / "checkpoints")
+        self._directory = Path(config["directory"])
+        self._checkpoints = CheckpointDirectory(self._directory / "checkpoints")
+        self._progress_noted_at = time.monotonic()
 
     def save_checkpoint(self, epoch: int, state: State) -> None:
         self._checkpoints.save(epoch, state)
 
     def latest_checkpoint(self) -> State | None:
         return self._checkpoints.load_latest()
+
+    def progress(self, epochs: float) -> None:
+        if self.rank == 0 and time.monotonic() - self._progress_noted_at > PROGRESS_INTERVAL_SECONDS:
+            self._progress_noted_at = time.monotonic()
+            note_progress(self._directory, epochs)
 
     def should_stop(self) -> bool:
         return False

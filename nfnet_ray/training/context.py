@@ -42,6 +42,9 @@ class Context(Protocol):
     def report(self, metrics: Metrics) -> None:
         """Hands one epoch's metrics to whoever watches. Called by every rank; may not return (early stop)."""
 
+    def progress(self, epochs: float) -> None:
+        """How many epochs are done, fractions included. Called after every step, so it has to be cheap."""
+
     def should_stop(self) -> bool:
         """Whether to end after the running epoch."""
 
@@ -78,6 +81,9 @@ class PlainContext:
 
     def report(self, metrics: Metrics) -> None:
         self._on_report(metrics)
+
+    def progress(self, epochs: float) -> None:
+        """Nobody watches."""
 
     def should_stop(self) -> bool:
         return False

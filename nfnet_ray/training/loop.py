@@ -88,6 +88,7 @@ def train(recipe: Recipe, context: Context, clock: Clock | None = None) -> Outco
         for number, batch in enumerate(clock.waiting_for(train_loader.epoch(epoch)), start=1):
             learning_rate = step.learning_rate
             sums.add(step(batch))
+            context.progress(epoch + number / train_loader.batches_per_epoch)
             if number == train_loader.batches_per_epoch or number % sums.steps_between_checks == 0:
                 loss = sums.mean_loss()
                 if not math.isfinite(loss):

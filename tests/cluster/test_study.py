@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from nfnet_ray.cluster.journal import StudyProgress
 from nfnet_ray.cluster.plan import estimate_cost
+from nfnet_ray.cluster.progress import StudyDisplay
+from nfnet_ray.cluster.progress_file import note_progress
 from nfnet_ray.cluster.scheduler import StratifiedHalving
 from nfnet_ray.cluster.study import METRIC, Halving, Study
 from nfnet_ray.data.dataset import DatasetSummary
@@ -124,3 +128,33 @@ def test_the_cost_counts_images_and_knows_what_halving_may_save() -> None:
     least = estimate_cost(halved, halved.trials(), data).least_images
     assert least == (2 + 2 + 4 + 8) * (1437 // 64 * 64)  # rungs at 2 and 4: four trials, two, one
     assert cost.parameters == 192_703
+
+
+@pytest.mark.parametrize(
+    ("noted", "shown"),
+    [(None, "1/8"), (1.43, "1.4/8"), (0.9, "1/8"), (5.2, "1.9/8")],
+    ids=["nothing noted yet", "within the epoch", "of the epoch before", "of before a restart"],
+)
+def test_the_display_shows_where_a_trial_is_within_its_epoch(
+    tmp_path: Path, noted: float | None, shown: str
+) -> None:
+    study = Study("s", "?", RECIPE, {"batch_size": (64,)})
+    progress = StudyProgress.waiting(study)
+    started: Any = {"event": "trial_started", "time": 0.0, "trial": "batch_size=64", "attempt": 1}
+    epoch: Any = {
+        "event": "epoch",
+        "time": 0.0,
+        "trial": "batch_size=64",
+        "epoch": 1,
+        "metrics": {METRIC: 0.5, "train_seconds": 1.0, "images_per_second": 10.0},
+    }
+    progress.apply(started)
+    if noted is not None:
+        note_progress(tmp_path / "batch_size=64", noted)
+    console = Console(file=io.StringIO(), force_terminal=True, width=120)
+    with StudyDisplay(study, progress, tmp_path, lambda: "footnote", console):
+        progress.apply(epoch)
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    assert shown in text
+    assert "at most" in text
