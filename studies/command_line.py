@@ -7,10 +7,10 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from rich.console import Console
 
@@ -22,7 +22,7 @@ from nfnet_ray.cluster.session import available_cpus, check_address
 from nfnet_ray.cluster.study import Study, Trial
 from nfnet_ray.data.dataset import DatasetSummary, check_dataset
 from nfnet_ray.errors import UserError
-from nfnet_ray.recipe import field_meanings, parse_setting
+from nfnet_ray.recipe import Recipe, field_meanings, parse_setting
 from nfnet_ray.tracking.events import JOURNAL_FILE, StudyStarted
 from nfnet_ray.tracking.uri import check_tracking_uri, default_tracking_uri
 from studies.run import EXIT_INTERRUPTED, StudyRun, WorkerDemand, interpreter, shown
@@ -105,7 +105,7 @@ def _parser(factory: StudyFactory, file: Path) -> argparse.ArgumentParser:
     what.add_argument("--trials", type=_positive, metavar="N", help="only the first N trials")
     what.add_argument("--epochs", type=_positive, metavar="N", help="epochs of each trial")
     what.add_argument(
-        "--seeds", type=_positive, default=1, metavar="N", help="repeat each trial with N seeds"
+        "--seeds", type=_positive, metavar="N", help="repeat each trial with N seeds (default: 1)"
     )
     what.add_argument(
         "--set",
@@ -118,7 +118,6 @@ def _parser(factory: StudyFactory, file: Path) -> argparse.ArgumentParser:
     shape.add_argument(
         "--workers-per-trial",
         type=_positive,
-        default=1,
         metavar="N",
         help="more than one trains data-parallel through Ray Train (default: 1)",
     )
@@ -155,8 +154,13 @@ def _share(text: str) -> float:
 
 def _run(factory: StudyFactory, file: Path, options: argparse.Namespace, console: Console) -> int:
     storage = options.storage.resolve()
+    tracking_uri = options.tracking_uri or default_tracking_uri(storage)
+    settings = dict(parse_setting(text) for text in options.set)
+    Recipe().with_values(settings)
     if options.address:
         check_address(options.address)
+    if not options.plan:
+        check_tracking_uri(tracking_uri)
     if options.resume:
         _refuse_with_resume(options)
         directory = storage / options.resume
@@ -166,18 +170,19 @@ def _run(factory: StudyFactory, file: Path, options: argparse.Namespace, console
         _check_same_data(data, started)
         demand = WorkerDemand(**started["study"]["worker"])
     else:
-        data = _data(options)
-        study = _with_settings(factory(data, options.epochs), options)
+        data = _data(settings.pop("data.path", None) or options.data, options.plan)
+        epochs = settings.pop("schedule.epochs", None) or options.epochs
+        study = _with_settings(factory(data, epochs), settings, options)
         directory = storage / study.name
         progress = StudyProgress.waiting(study)
-        demand = WorkerDemand(options.workers_per_trial, options.cpus_per_worker, options.gpus_per_worker)
+        demand = WorkerDemand(
+            options.workers_per_trial or 1, options.cpus_per_worker, options.gpus_per_worker
+        )
     trials = study.trials()
     check_trials(trials, data, demand.workers)
     if options.plan:
         _print_plan(study, trials, data, demand.workers, console)
         return 0
-    tracking_uri = options.tracking_uri or default_tracking_uri(storage)
-    check_tracking_uri(tracking_uri)
     if not options.resume and (directory / JOURNAL_FILE).exists():
         raise UserError(
             f"{directory} holds a study already: go on with --resume {study.name}, or take another --name"
@@ -187,7 +192,7 @@ def _run(factory: StudyFactory, file: Path, options: argparse.Namespace, console
 
 
 def _refuse_with_resume(options: argparse.Namespace) -> None:
-    given = [name for name in FIXED_BY_A_STUDY if getattr(options, name) not in (None, [], 1)]
+    given = [name for name in FIXED_BY_A_STUDY if getattr(options, name) not in (None, [])]
     if given or options.name:
         flag = "--" + (given or ["name"])[0].replace("_", "-")
         raise UserError(
@@ -204,10 +209,10 @@ def _check_same_data(data: DatasetSummary, started: StudyStarted) -> None:
         )
 
 
-def _data(options: argparse.Namespace) -> DatasetSummary:
-    if options.data:
-        return check_dataset(options.data.resolve())
-    if options.plan:
+def _data(path: str | Path | None, only_plan: bool) -> DatasetSummary:
+    if path:
+        return check_dataset(Path(path).resolve())
+    if only_plan:
         return digits.describe_digits(BUILT_IN_DATA.resolve())
     return check_dataset(digits.write_digits(BUILT_IN_DATA.resolve()))
 
@@ -221,14 +226,8 @@ def _study_name(text: str) -> str:
     return text
 
 
-def _with_settings(study: Study, options: argparse.Namespace) -> Study:
+def _with_settings(study: Study, settings: Mapping[str, Any], options: argparse.Namespace) -> Study:
     """The study as the command line wants it. Raises RecipeError before anything is started."""
-    settings = dict(parse_setting(text) for text in options.set)
-    for own in ("data.path", "seed"):
-        if own in settings:
-            raise UserError(f"--set {own}=...: use {'--data' if own == 'data.path' else '--seeds'} instead")
-    if "schedule.epochs" in settings:
-        raise UserError("--set schedule.epochs=...: use --epochs instead, which scales the warm-up along")
     recipe = study.recipe.with_values(settings)
     values = recipe.to_values()
     return replace(
@@ -238,7 +237,7 @@ def _with_settings(study: Study, options: argparse.Namespace) -> Study:
         space={
             name: (values[name],) if name in settings else choices for name, choices in study.space.items()
         },
-        seeds=tuple(range(options.seeds)),
+        seeds=tuple(range(recipe.seed, recipe.seed + (options.seeds or 1))),
         trial_limit=options.trials,
     )
 
@@ -273,7 +272,7 @@ def _print_plan(
     )
     console.print(
         f"{least} (if halving stops all that it may) to {most} (if it stops none) of training with {side_by_side} "
-        f"trials side by side, at {rate:,.0f} images/s: measured just now on this machine, on "
+        f"trials side by side, at {rate:.3g} images/s: measured just now on this machine, on "
         "its GPU if it has one, else on one core.",
         soft_wrap=True,
     )

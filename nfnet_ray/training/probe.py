@@ -10,12 +10,14 @@ import torch
 from nfnet_ray.data.loader import Batch
 from nfnet_ray.models import create_model
 from nfnet_ray.models.published import with_published_values
+from nfnet_ray.models.variants import count_multiply_adds, get_variant
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.training.context import PlainContext
 from nfnet_ray.training.process import reset_process
 from nfnet_ray.training.step import MEMORY_FORMATS, TrainStep
 
-LARGEST_BATCH = 64  # a probe has to be quick; images per second change little beyond it on a CPU
+LARGEST_BATCH = 64  # images per second change little beyond it on a CPU
+LARGEST_FORWARD_MULTIPLY_ADDS = 2e9  # of a batch, unless one image alone has more: a probe has to be quick
 MEASURED_STEPS = 3
 
 
@@ -25,7 +27,12 @@ def measure_images_per_second(recipe: Recipe, num_classes: int, threads: int) ->
     Takes the GPU if there is one, else ``threads`` cores; the best of three steps.
     """
     recipe = with_published_values(recipe)
-    recipe = recipe.with_values({"batch_size": min(recipe.batch_size, LARGEST_BATCH)})
+    size = recipe.data.image_size
+    assert size is not None
+    variant = get_variant(recipe.model.name, recipe.model.overrides.chosen())
+    affordable = int(LARGEST_FORWARD_MULTIPLY_ADDS // count_multiply_adds(variant, size, num_classes))
+    batch_size = max(1, min(recipe.batch_size, LARGEST_BATCH, affordable))
+    recipe = recipe.with_values({"batch_size": batch_size})
     context = PlainContext(threads=threads)
     reset_process(recipe.seed, threads)
     model = create_model(
@@ -33,8 +40,6 @@ def measure_images_per_second(recipe: Recipe, num_classes: int, threads: int) ->
     )
     model.to(context.device).to(memory_format=MEMORY_FORMATS[recipe.memory_format])
     step = TrainStep(model, recipe, context, steps_per_epoch=1000)
-    size = recipe.data.image_size
-    assert size is not None
     images = torch.randint(
         0, 256, (recipe.batch_size, size, size, 3), dtype=torch.uint8, device=context.device
     )

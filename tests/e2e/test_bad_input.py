@@ -83,7 +83,8 @@ def test_no_such_data(workplace: Workplace) -> None:
         ("model.name=nfnet_f9", "nfnet_f9"),
         ("model.overrides.width=[64]", "width"),
         ("batch_size=100000", "larger than the 240 training images"),
-        ("data.path=elsewhere", "use --data"),
+        ("data.path=elsewhere", "no such data set"),
+        ("schedule.epochs=0", "schedule.epochs = 0 is not allowed"),
     ],
 )
 def test_a_wrong_setting(workplace: Workplace, few_digits: Path, setting: str, complaint: str) -> None:
@@ -128,3 +129,4 @@ def test_a_batch_that_the_workers_cannot_share(workplace: Workplace, few_digits:
 def test_resuming_what_is_not_there_or_is_fixed(workplace: Workplace) -> None:
     assert "no study is here" in refused(workplace, "--resume", "nothing")
     assert "--epochs cannot be changed" in refused(workplace, "--resume", "nothing", "--epochs", "3")
+    assert "--trials cannot be changed" in refused(workplace, "--resume", "nothing", "--trials", "1")
