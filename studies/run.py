@@ -71,6 +71,8 @@ class StudyRun:
             try:
                 with ray_session(address, train_in_tune=demand.workers > 1) as resources, self._alone():
                     self._run_trials(trials, resources, demand, sink, console)
+                    self._say_result(console)  # before Ray is left, for nothing may come between
+                    self._deliver(sink, console)
             except KeyboardInterrupt:
                 if self.progress.started is None:
                     raise
@@ -78,8 +80,8 @@ class StudyRun:
                 return EXIT_INTERRUPTED
         else:
             console.print(f"All trials of {self.study.name} have ended.")
-        self._say_result(console)
-        self._deliver(sink, console)
+            self._say_result(console)
+            self._deliver(sink, console)
         states = {trial.state for trial in self.progress.trials.values()}
         if states & {None, "running", "interrupted"}:
             console.print(f"Stopped; what was finished is kept. Go on with:  {self.command}", soft_wrap=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import socket
@@ -88,12 +89,13 @@ def ray_session(address: str | None, *, train_in_tune: bool) -> Iterator[Resourc
     try:
         if address is None:
             # "local", or else Ray would join a cluster that happens to be up on this machine.
-            ray.init(address="local", num_cpus=available_cpus(), include_dashboard=train_in_tune, **quiet)
+            cores = available_cpus()
+            context = ray.init(address="local", num_cpus=cores, include_dashboard=train_in_tune, **quiet)
         else:
             check_address(address)
             # Workers run this driver's code, not whatever their node has installed.
             package = str(Path(nfnet_ray.__file__).parent)
-            ray.init(address=address, runtime_env={"py_modules": [package]}, **quiet)
+            context = ray.init(address=address, runtime_env={"py_modules": [package]}, **quiet)
     except ConnectionError as error:
         if address == "auto":
             raise UserError(
@@ -105,8 +107,14 @@ def ray_session(address: str | None, *, train_in_tune: bool) -> Iterator[Resourc
             "machine wants its token in RAY_AUTH_TOKEN"
         ) from None
     try:
+        if train_in_tune and not context.dashboard_url:
+            raise UserError(
+                "--workers-per-trial above 1 needs Ray's dashboard, without which a trial that is stopped early "
+                "never gives its place back: start the head with `ray start --head --include-dashboard=true`"
+            )
         yield _resources()
     finally:
+        gc.collect()  # Ray ends the process if a reference to it is collected after the shutdown
         ray.shutdown()
 
 
