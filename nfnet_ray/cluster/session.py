@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import platform
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -118,6 +119,17 @@ def ray_session(address: str | None, *, train_in_tune: bool) -> Iterator[Resourc
         ray.shutdown()
 
 
+def _processor() -> str:
+    """The name of this machine's processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    return next(
+        (line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine()
+    )
+
+
 def _has_token() -> bool:
     """Whether this machine holds a token for Ray clusters, in one of the places where Ray looks for it."""
     named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
@@ -133,7 +145,7 @@ def _resources() -> Resources:
     models = sorted(
         name.removeprefix("accelerator_type:") for name in total if name.startswith("accelerator_type:")
     )
-    parts = [f"{cpus:g} CPU cores"]
+    parts = [f"{cpus:g} CPU cores" + (f" ({_processor()})" if len(nodes) == 1 else "")]
     if gpus:
         parts.append(f"{gpus:g} GPUs" + (f" ({', '.join(models)})" if models else ""))
     if len(nodes) > 1:
