@@ -165,8 +165,37 @@ class ModelRecipe(Section):
 
 
 @dataclass(frozen=True)
+class MixingRecipe(Section):
+    """MixUp and CutMix. With both, half of the images get the one and half the other (official dataset.py)."""
+
+    prefix: ClassVar[str] = "data.mixing."
+
+    mixup_alpha: float | None = setting(
+        0.2, "MixUp's ratio is drawn from Beta(alpha, alpha); none: no MixUp", above=0
+    )
+    cutmix_alpha: float | None = setting(
+        1.0, "CutMix's share of the area is drawn from Beta(alpha, alpha); none: no CutMix", above=0
+    )
+    partners: Literal["separate", "batch"] = setting(
+        "separate", "what is mixed in: further images, read and cut for it (official), or the batch's own"
+    )
+
+
+@dataclass(frozen=True)
+class RandAugmentRecipe(Section):
+    """RandAugment with the official code's 16 operations."""
+
+    prefix: ClassVar[str] = "data.randaugment."
+
+    layers: int = setting(4, "operations for each image, one after the other; 0: none", at_least=0)
+    magnitude: float | None = setting(
+        None, "strength of each operation, nominally 0 to 10; none: the variant's published one", at_least=0
+    )
+
+
+@dataclass(frozen=True)
 class DataRecipe(Section):
-    """Which images, and how they are cut. None stands for the variant's published size."""
+    """Which images, and what is done to them. None stands for the variant's published value."""
 
     prefix: ClassVar[str] = "data."
 
@@ -178,6 +207,14 @@ class DataRecipe(Section):
     )
     crop_padding: int = setting(4, "largest shift of the padded crop in pixels", at_least=0)
     flip: bool = setting(True, "mirror half of the training images left to right")
+    mixing: MixingRecipe = MixingRecipe()
+    randaugment: RandAugmentRecipe = RandAugmentRecipe()
+    autoaugment: bool = setting(False, "AutoAugment's ImageNet policy, in place of RandAugment")
+    eval_crop: Literal["squash", "central"] = setting(
+        "squash",
+        "how a validation image is cut: both sides to eval_size + 32 and the centre of that (official NFNet), "
+        "or the central square of the shorter side (the usual way)",
+    )
     resident: Literal["auto", "always", "never"] = setting(
         "auto", "decode once and keep in memory, or decode in every epoch"
     )
@@ -199,28 +236,95 @@ class AGCRecipe(Section):
 
 
 @dataclass(frozen=True)
+class SAMRecipe(Section):
+    """Sharpness-aware minimisation (Foret et al. 2021; NFNet paper appendix A.4) and its relatives."""
+
+    prefix: ClassVar[str] = "optimizer.sam."
+
+    rho: float | None = setting(None, "length of the ascent step in the space of the weights; none: no SAM", above=0)
+    method: Literal["sam", "asam", "looksam", "esam"] = setting("sam", "which form of SAM")
+    ascent_share: float = setting(
+        1.0, "share of the batch, its first images, that the ascent gradient is taken on", above=0, at_most=1
+    )
+    perturbation: Literal["replica", "global", "micro_batch"] | None = setting(
+        None,
+        "what has an ascent step of its own: each worker, the whole batch (synchronised), or each micro-batch; "
+        "none: each worker, and for looksam the whole batch",
+    )
+    share_masks: bool = setting(True, "the same dropout and stochastic depth in the ascent and the descent pass")
+    asam_eta: float = setting(0.01, "asam: added to the weights' sizes (Kwon et al. 2021)", at_least=0)
+    looksam_interval: int = setting(
+        5, "looksam: steps from one ascent to the next (Liu et al. 2022)", at_least=1
+    )
+    looksam_alpha: float = setting(
+        0.7, "looksam: weight of the kept direction in the steps between (Liu et al. 2022)", at_least=0
+    )
+    esam_weight_share: float = setting(
+        0.6, "esam: share of the weights that one ascent step moves (Du et al. 2022)", above=0, at_most=1
+    )
+    esam_data_share: float = setting(
+        0.5, "esam: share of the images, the sharpest, that the descent sees (Du et al. 2022)", above=0, at_most=1
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.method == "looksam" and self.perturbation not in (None, "global"):
+            raise RecipeError(
+                f"optimizer.sam.perturbation = {self.perturbation!r} is not allowed with looksam, whose direction "
+                "is kept for all workers: it takes global, or none"
+            )
+        if self.method == "esam" and self.ascent_share != 1:
+            raise RecipeError(
+                f"optimizer.sam.ascent_share = {self.ascent_share!r} is not allowed with esam, which compares the "
+                "losses of all images: it takes 1"
+            )
+
+
+@dataclass(frozen=True)
+class EMARecipe(Section):
+    """The running mean of the weights that is evaluated (official utils.py, experiment_nfnets.py)."""
+
+    prefix: ClassVar[str] = "optimizer.ema."
+
+    decay: float | None = setting(
+        0.99999, "share of the mean that a step keeps; none: no mean, the weights are evaluated", at_least=0, below=1
+    )
+    warmup: bool = setting(True, "at most (1 + t) / (10 + t) at step t, so that the mean forgets the start")
+
+
+@dataclass(frozen=True)
 class OptimizerRecipe(Section):
-    """SGD with Nesterov momentum and coupled weight decay (official optim.py)."""
+    """SGD with Nesterov momentum and coupled weight decay (official optim.py), or TensorFlow's RMSProp."""
 
     prefix: ClassVar[str] = "optimizer."
 
-    momentum: float = setting(0.9, "momentum of SGD", at_least=0, below=1)
-    nesterov: bool = setting(True, "look ahead along the momentum")
-    weight_decay: float = setting(
-        2e-5, "decay of conv and linear weights, not of gains and biases", at_least=0
+    name: Literal["sgd", "rmsprop"] = setting("sgd", "SGD for NFNets, RMSProp as TensorFlow's for EfficientNets")
+    momentum: float = setting(0.9, "momentum", at_least=0, below=1)
+    nesterov: bool = setting(True, "sgd: look ahead along the momentum")
+    rmsprop_decay: float = setting(0.9, "rmsprop: share of the mean square that a step keeps", at_least=0, below=1)
+    rmsprop_eps: float = setting(1e-3, "rmsprop: added to the mean square, inside the root", above=0)
+    weight_decay: float = setting(2e-5, "decay of the parameters named by `decayed`", at_least=0)
+    decayed: Literal["weights", "all_but_norm"] = setting(
+        "weights",
+        "what weight decay acts on: conv and linear weights (NFNets), or all but the normalisation's (EfficientNets)",
     )
     agc: AGCRecipe = AGCRecipe()
+    sam: SAMRecipe = SAMRecipe()
+    ema: EMARecipe = EMARecipe()
 
 
 @dataclass(frozen=True)
 class ScheduleRecipe(Section):
-    """Linear warm-up from 0, then a cosine to 0 (paper appendix A.1)."""
+    """Linear warm-up from 0, then a cosine to 0 (paper appendix A.1) or stairs (EfficientNet, ResNet)."""
 
     prefix: ClassVar[str] = "schedule."
 
     epochs: int = setting(360, "passes over the training images", at_least=1)
     warmup_epochs: float = setting(5.0, "epochs of linear warm-up; fractions count", at_least=0)
     base_learning_rate: float = setting(0.1, "peak learning rate for each 256 images of the batch", above=0)
+    shape: Literal["cosine", "staircase"] = setting("cosine", "how the learning rate falls after the warm-up")
+    decay_factor: float = setting(0.97, "staircase: the learning rate after a stair / before it", above=0, at_most=1)
+    decay_epochs: float = setting(2.4, "staircase: epochs of one stair, counted from the start", above=0)
 
 
 @dataclass(frozen=True)
@@ -247,9 +351,15 @@ class Recipe(Section):
     schedule: ScheduleRecipe = ScheduleRecipe()
     loss: LossRecipe = LossRecipe()
     batch_size: int = setting(4096, "images of one optimiser step, over all workers", at_least=1)
+    micro_batches: int = setting(
+        1, "parts of a worker's share of a batch, one after the other (gradient accumulation)", at_least=1
+    )
     precision: Literal["float32", "bfloat16"] = setting("float32", "type of the arithmetic of a step")
     memory_format: Literal["contiguous", "channels_last"] = setting("contiguous", "layout of activations")
     seed: int = setting(0, "seed of weights, order, augmentation and dropout", at_least=0)
+    signal_epochs: int = setting(
+        0, "epochs from one measurement of the activations' variance, block by block, to the next; 0: none", at_least=0
+    )
 
     @property
     def peak_learning_rate(self) -> float:
@@ -270,7 +380,16 @@ class Recipe(Section):
 
     @staticmethod
     def from_values(values: Mapping[str, Any]) -> Recipe:
-        """The Recipe whose :meth:`to_values`, possibly through JSON, gave ``values``."""
+        """The Recipe whose :meth:`to_values`, possibly through JSON, gave ``values``.
+
+        Raises RecipeError where a field is missing: another version wrote the values, and a default in its
+        place would be another run.
+        """
+        missing = [name for name in Recipe().to_values() if name not in values]
+        if missing:
+            raise RecipeError(
+                f"{', '.join(missing)}: not in this Recipe, which another version of nfnet_ray wrote; start anew"
+            )
         return Recipe().with_values(values)
 
     def fingerprint(self) -> str:
