@@ -1,4 +1,4 @@
-"""The layers of an NFNet: standardised convolution, activations, squeeze-excite, stochastic depth.
+"""The layers of an NFNet: standardised convolution, activations, squeeze-excite, stochastic depth, dropout.
 
 Images are (N, C, H, W), in either memory format. Every layer works in float32, float64, bfloat16 and under
 autocast. Source: google-deepmind/deepmind-research `nfnets/base.py` at commit f5de0ed.
@@ -122,6 +122,20 @@ def _same_padding(size: int, kernel_size: int, stride: int) -> tuple[int, int]:
     return total // 2, total - total // 2
 
 
+class SameMaxPool2d(nn.Module):
+    """3x3 max pooling of stride 2 with TensorFlow's 'SAME' padding, whose pixels never win.
+
+    On an even side the windows start at the first pixel, on an odd one a pixel before it (nf_resnet.py).
+    """
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, ceil(H / 2), ceil(W / 2))."""
+        top, bottom = _same_padding(x_NCHW.shape[2], 3, 2)
+        left, right = _same_padding(x_NCHW.shape[3], 3, 2)
+        padded_NCHW = F.pad(x_NCHW, (left, right, top, bottom), value=float("-inf"))
+        return F.max_pool2d(padded_NCHW, 3, stride=2)
+
+
 class SqueezeExcite(nn.Module):
     """The gate of squeeze-excite, one factor in (0, 1) per image and channel:
 
@@ -150,19 +164,45 @@ class StochasticDepth(nn.Module):
     """In training, sets whole samples of its input to zero, each with probability `drop_rate`.
 
     The samples that stay are NOT divided by the probability of staying, unlike in most later code
-    (`StochDepth` in base.py).
+    (`StochDepth` in base.py). A sample is dropped where its number in `uniforms_N`, uniform in [0, 1), is
+    below the rate; without `uniforms_N` the numbers come from torch's generator. Nothing is drawn in
+    evaluation.
     """
 
     def __init__(self, drop_rate: float) -> None:
         super().__init__()
         self.drop_rate = drop_rate
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, uniforms_N: Tensor | None = None) -> Tensor:
         """(N, ...) -> (N, ...)."""
         if not self.training or self.drop_rate == 0:
             return x
-        stays = torch.rand(x.shape[0], *[1] * (x.ndim - 1), device=x.device) >= self.drop_rate
-        return x * stays
+        if uniforms_N is None:
+            uniforms_N = torch.rand(x.shape[0], device=x.device)
+        return x * (uniforms_N >= self.drop_rate).view(-1, *[1] * (x.ndim - 1))
 
     def extra_repr(self) -> str:
         return f"drop_rate={self.drop_rate:.4f}"
+
+
+class Dropout(nn.Module):
+    """In training, sets each number of a vector to zero with probability `p` and divides the rest by `1 - p`.
+
+    A number goes where its own in `uniforms_NC`, uniform in [0, 1), is below `p`; without `uniforms_NC` torch
+    draws. Nothing is drawn in evaluation. Source: `hk.dropout`, which nfnet.py applies to the pooled vector.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x_NC: Tensor, uniforms_NC: Tensor | None = None) -> Tensor:
+        """(N, C) -> (N, C)."""
+        if not self.training or self.p == 0:
+            return x_NC
+        if uniforms_NC is None:
+            return F.dropout(x_NC, self.p)
+        return x_NC * (uniforms_NC >= self.p) * (1 / (1 - self.p))
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"

@@ -1,73 +1,116 @@
-"""NFNet: a residual network without normalisation layers, built from a variant's plan.
+"""Residual networks without normalisation layers, built from a variant's plan: NFNet, NF-ResNet, NF-RegNet.
 
-Source: Brock, De, Smith, Simonyan 2021 (arXiv 2102.06171), section 5 and appendix C;
-google-deepmind/deepmind-research `nfnets/nfnet.py` at commit f5de0ed. Where paper and code disagree, the
-code is followed, because the published weights belong to it. With the same weights the logits agree with
-the official ones to 1e-6 in float32 and 1e-14 in float64.
+Source: Brock, De, Smith, Simonyan 2021 (arXiv 2102.06171), section 5 and appendix C; Brock, De, Smith 2021
+(arXiv 2101.08692) for the other two families; google-deepmind/deepmind-research `nfnets/nfnet.py`,
+`nf_resnet.py` and `nf_regnet.py` at commit f5de0ed. Where paper and code disagree, the code is followed,
+because the published weights belong to it. With the same weights the logits agree with the official ones to
+1e-6 in float32 and 1e-14 in float64.
 """
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
-from nfnet_ray.models.layers import ACTIVATIONS, ScaledWSConv2d, SqueezeExcite, StochasticDepth
-from nfnet_ray.models.variants import ACTIVATION_GAINS, STEM_STRIDES, BlockPlan, Variant, block_plan
+from nfnet_ray.models.draws import Stream, keyed_uniforms
+from nfnet_ray.models.layers import (
+    ACTIVATIONS,
+    Dropout,
+    SameMaxPool2d,
+    ScaledWSConv2d,
+    SqueezeExcite,
+    StochasticDepth,
+)
+from nfnet_ray.models.variants import ACTIVATION_GAINS, BlockPlan, Variant, block_plan
 
 
 class NFBlock(nn.Module):
-    """One residual block. With `act(x) = gain * activation(x)` and two 3x3 convolutions in the middle:
+    """One residual block. NFNet's, with `act(x) = gain * activation(x)`:
 
         u        = beta * act(x)
         shortcut = conv_shortcut(average_pool(u)) in a transition block, x in the others
         r        = conv2(act(conv1b(act(conv1(act(conv0(u)))))))
         y        = shortcut + alpha * skip_gain * stochastic_depth(2 * squeeze_excite(r) * r)
 
+    NF-ResNet's has no `conv1b`, its `conv_shortcut` strides instead of the pooling, and squeeze-excite is left
+    out unless asked for. NF-RegNet's has no `conv1b`, and squeeze-excite acts on what `conv1` gives.
+
     `skip_gain` is one scalar that starts at 0, so a new network is the chain of its transition shortcuts.
-    Source: paper appendix C; `NFBlock` in nfnet.py.
+    Source: paper appendix C; `NFBlock` in nfnet.py and nf_regnet.py, `NFResBlock` in nf_resnet.py.
     """
 
     def __init__(self, plan: BlockPlan, *, alpha: float, activation: str) -> None:
         super().__init__()
+        self.plan = plan
         self.activation = ACTIVATIONS[activation]
         self.alpha = alpha
         gain = ACTIVATION_GAINS[activation]
         width, groups = plan.bottleneck_channels, plan.groups
-        # ceil_mode is TensorFlow's 'SAME': the last pixels of an odd side are averaged over what exists.
-        self.pool = nn.AvgPool2d(2, ceil_mode=True) if plan.stride > 1 else nn.Identity()
+        self.pool: nn.Module = nn.Identity()
         self.conv_shortcut: ScaledWSConv2d | None = None
         if plan.is_transition:
+            stride = plan.stride
+            if stride > 1 and plan.family.shortcut == "average_pool":
+                # ceil_mode is TensorFlow's 'SAME': the last pixels of an odd side are averaged over what exists.
+                self.pool, stride = nn.AvgPool2d(2, ceil_mode=True), 1
             self.conv_shortcut = ScaledWSConv2d(
-                plan.in_channels, plan.out_channels, 1, input_scale=gain * plan.beta
+                plan.in_channels, plan.out_channels, 1, stride=stride, input_scale=gain * plan.beta
             )
         self.conv0 = ScaledWSConv2d(plan.in_channels, width, 1, input_scale=gain * plan.beta)
         self.conv1 = ScaledWSConv2d(width, width, 3, stride=plan.stride, groups=groups, input_scale=gain)
-        self.conv1b = ScaledWSConv2d(width, width, 3, groups=groups, input_scale=gain)
+        self.conv1b: ScaledWSConv2d | None = None
+        if plan.use_two_convs:
+            self.conv1b = ScaledWSConv2d(width, width, 3, groups=groups, input_scale=gain)
         self.conv2 = ScaledWSConv2d(width, plan.out_channels, 1, input_scale=gain)
-        self.squeeze_excite = SqueezeExcite(plan.out_channels, plan.se_channels)
+        self.squeeze_excite: SqueezeExcite | None = None
+        if plan.se_channels:
+            self.squeeze_excite = SqueezeExcite(plan.se_gated_channels, plan.se_channels)
         self.stochastic_depth = StochasticDepth(plan.stochastic_depth)
         self.skip_gain = nn.Parameter(torch.zeros(()))
 
-    def forward(self, x_NCHW: Tensor) -> Tensor:
-        """(N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride))."""
-        u_NCHW = self.activation(x_NCHW)
-        shortcut_NCHW = x_NCHW if self.conv_shortcut is None else self.conv_shortcut(self.pool(u_NCHW))
-        r_NCHW = self.conv0(u_NCHW)
-        r_NCHW = self.conv1(self.activation(r_NCHW))
-        r_NCHW = self.conv1b(self.activation(r_NCHW))
+    def shortcut(self, x_NCHW: Tensor, u_NCHW: Tensor) -> Tensor:
+        """The block's input (N, in_channels, H, W) and its activation -> (N, out_channels, H', W')."""
+        return x_NCHW if self.conv_shortcut is None else self.conv_shortcut(self.pool(u_NCHW))
+
+    def branch(self, u_NCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """The activation of the block's input -> `r` (N, out_channels, H', W') and the factors (N, out_channels)
+        or (N, 1) that squeeze-excite multiplies it by."""
+        r_NCHW = self.conv1(self.activation(self.conv0(u_NCHW)))
+        if self.conv1b is not None:
+            r_NCHW = self.conv1b(self.activation(r_NCHW))
+        gates_bottleneck = self.plan.family.squeeze_excite == "bottleneck"
+        if self.squeeze_excite is not None and gates_bottleneck:
+            r_NCHW = r_NCHW * (2 * self.squeeze_excite(r_NCHW))[:, :, None, None]
         r_NCHW = self.conv2(self.activation(r_NCHW))
+        if self.squeeze_excite is not None and not gates_bottleneck:
+            return r_NCHW, 2 * self.squeeze_excite(r_NCHW)
+        return r_NCHW, r_NCHW.new_ones(r_NCHW.shape[0], 1)
+
+    def forward(self, x_NCHW: Tensor, uniforms_N: Tensor | None = None) -> Tensor:
+        """(N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride)).
+
+        `uniforms_N` decides which samples' branches are dropped, see `StochasticDepth`.
+        """
+        u_NCHW = self.activation(x_NCHW)
+        shortcut_NCHW = self.shortcut(x_NCHW, u_NCHW)
+        r_NCHW, gate_NC = self.branch(u_NCHW)
         # All factors of the branch are per image and channel at most: together they are one small tensor, and
         # the branch is multiplied and added in a single pass.
-        gate_NC = self.stochastic_depth(self.squeeze_excite(r_NCHW)) * (2 * self.alpha * self.skip_gain)
+        gate_NC = self.stochastic_depth(gate_NC, uniforms_N) * (self.alpha * self.skip_gain)
         return torch.addcmul(shortcut_NCHW, r_NCHW, gate_NC[:, :, None, None])
 
 
 class NFNet(nn.Module):
-    """A network of the NFNet family for `num_classes` classes, with the official initial weights.
+    """A network of a normaliser-free family for `num_classes` classes, with the official initial weights.
 
     Parameters are called `weight`, `gain`, `bias` and `skip_gain`; the last layer is `classifier`. Optimisers
     choose by these names: AGC leaves out `classifier.weight`, weight decay leaves out gains and biases.
     """
+
+    # A training loop may give this network a key for each sample; see `forward`.
+    draws_by_sample: ClassVar[bool] = True
 
     def __init__(self, variant: Variant, num_classes: int) -> None:
         super().__init__()
@@ -76,30 +119,53 @@ class NFNet(nn.Module):
         self.activation_gain = ACTIVATION_GAINS[variant.activation]
         self.stem = nn.ModuleList()
         channels = 3
-        for index, (out_channels, stride) in enumerate(zip(variant.stem_channels, STEM_STRIDES, strict=True)):
+        for index, conv in enumerate(variant.stem):
             input_scale = self.activation_gain if index > 0 else 1.0  # the first one reads the image
             self.stem.append(
-                ScaledWSConv2d(channels, out_channels, 3, stride=stride, input_scale=input_scale)
+                ScaledWSConv2d(
+                    channels, conv.out_channels, conv.kernel_size, stride=conv.stride, input_scale=input_scale
+                )
             )
-            channels = out_channels
+            channels = conv.out_channels
+        has_pool = variant.family.stem == "conv_and_max_pool"
+        self.stem_pool: nn.Module = SameMaxPool2d() if has_pool else nn.Identity()
         self.blocks = nn.ModuleList(
             NFBlock(plan, alpha=variant.alpha, activation=variant.activation) for plan in block_plan(variant)
         )
-        self.final_conv = ScaledWSConv2d(variant.stage_channels[-1], variant.final_conv_channels, 1)
-        self.dropout = nn.Dropout(variant.dropout)
-        self.classifier = nn.Linear(variant.final_conv_channels, num_classes)
-        nn.init.normal_(self.classifier.weight, std=0.01)  # nfnet.py
+        self.final_conv: nn.Module = nn.Identity()
+        if variant.family.has_final_conv:
+            self.final_conv = ScaledWSConv2d(variant.stage_channels[-1], variant.pooled_channels, 1)
+        self.dropout = Dropout(variant.dropout)
+        self.classifier = nn.Linear(variant.pooled_channels, num_classes)
+        nn.init.normal_(self.classifier.weight, std=variant.family.classifier_std)
         nn.init.zeros_(self.classifier.bias)
 
-    def pooled_features(self, x_NCHW: Tensor) -> Tensor:
-        """Normalised images (N, 3, H, W) -> the vector (N, final_conv_channels) that is classified."""
+    def stem_features(self, x_NCHW: Tensor) -> Tensor:
+        """Normalised images (N, 3, H, W) -> the first block's input."""
         for index, conv in enumerate(self.stem):
             x_NCHW = conv(x_NCHW if index == 0 else self.activation(x_NCHW))
-        for block in self.blocks:
-            x_NCHW = block(x_NCHW)
+        return self.stem_pool(x_NCHW)
+
+    def pooled_features(self, x_NCHW: Tensor, sample_keys: Tensor | None = None) -> Tensor:
+        """Normalised images (N, 3, H, W) -> the vector (N, pooled_channels) that is classified."""
+        x_NCHW = self.stem_features(x_NCHW)
+        uniforms_NB: Tensor | None = None
+        if sample_keys is not None and self.training and self.variant.stochastic_depth > 0:
+            uniforms_NB = keyed_uniforms(sample_keys, Stream.STOCHASTIC_DEPTH, len(self.blocks))
+        for index, block in enumerate(self.blocks):
+            x_NCHW = block(x_NCHW, None if uniforms_NB is None else uniforms_NB[:, index])
         x_NCHW = self.activation(self.final_conv(x_NCHW))
         return x_NCHW.mean((2, 3)) * self.activation_gain
 
-    def forward(self, x_NCHW: Tensor) -> Tensor:
-        """Normalised images (N, 3, H, W), of any size -> logits (N, num_classes)."""
-        return self.classifier(self.dropout(self.pooled_features(x_NCHW)))
+    def forward(self, x_NCHW: Tensor, sample_keys: Tensor | None = None) -> Tensor:
+        """Normalised images (N, 3, H, W), of any size -> logits (N, num_classes).
+
+        `sample_keys` is int64 (N,), a hash of what makes each sample's turn unique, such as (seed, epoch, sample
+        index). With it, stochastic depth and dropout depend on a sample's key, the layer and the channel alone;
+        without it they draw from torch's generator. In evaluation nothing is drawn.
+        """
+        pooled_NC = self.pooled_features(x_NCHW, sample_keys)
+        uniforms_NC: Tensor | None = None
+        if sample_keys is not None and self.training and self.dropout.p > 0:
+            uniforms_NC = keyed_uniforms(sample_keys, Stream.DROPOUT, pooled_NC.shape[1])
+        return self.classifier(self.dropout(pooled_NC, uniforms_NC))

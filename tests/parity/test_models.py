@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nfnet_ray.errors import UserError
-from nfnet_ray.models import create_model, list_models
+from nfnet_ray.models import create_model
 from nfnet_ray.models.deepmind import load_deepmind_weights, to_deepmind_arrays
 from nfnet_ray.models.layers import ACTIVATIONS, StochasticDepth
 from nfnet_ray.models.nfnet import NFBlock, NFNet
@@ -29,6 +29,7 @@ from nfnet_ray.models.variants import (
     count_multiply_adds,
     count_parameters,
     get_variant,
+    list_models,
 )
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
@@ -69,7 +70,9 @@ def fresh_network(network: str, **settings: Any) -> NFNet:
     meta = json.loads(str(reference(network)["meta"]))
     entry = meta["variant_entry"]
     shape = {key: entry[key] for key in ("width", "depth", "group_width", "expansion") if key in entry}
-    return create_model("nfnet_f0", meta["num_classes"], overrides=shape | meta["kwargs"], **settings)
+    model = create_model("nfnet_f0", meta["num_classes"], overrides=shape | meta["kwargs"], **settings)
+    assert isinstance(model, NFNet)
+    return model
 
 
 def official_network(network: str, **settings: Any) -> NFNet:
@@ -323,6 +326,7 @@ def test_whole_network_in_one_type(dtype: torch.dtype) -> None:
 
 @pytest.mark.slow
 def test_compiles_into_one_graph() -> None:
+    torch.compiler.reset()  # a second compilation would take sizes for variables, and a minute
     model = create_model("nfnet_pico", 10, dropout=0.5, stochastic_depth=0.5)
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     x_NCHW = torch.randn(2, 3, 32, 32)

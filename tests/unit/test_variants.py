@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 
 from nfnet_ray.errors import UserError
-from nfnet_ray.models import create_model, list_models
+from nfnet_ray.models import create_model
 from nfnet_ray.models.variants import (
     block_plan,
     count_multiply_adds,
     count_parameters,
     get_variant,
+    list_models,
+    part_costs,
 )
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
@@ -35,7 +37,7 @@ def test_variant_is_the_official_one_block_by_block(official_name: str) -> None:
     assert list(variant.depth) == official["depth"]
     assert variant.dropout == official["drop_rate"]
     assert (variant.train_size, variant.test_size) == (official["train_imsize"], official["test_imsize"])
-    assert variant.final_conv_channels == official["final_conv_ch"]
+    assert variant.pooled_channels == official["final_conv_ch"]
 
     plan = block_plan(variant)
     assert len(plan) == len(official["blocks"])
@@ -63,9 +65,25 @@ def test_costs_are_the_official_ones_to_the_unit(official_name: str) -> None:
     assert count_multiply_adds(variant, variant.test_size, 1000) == official["macs_test"]
 
 
-def test_the_whole_family_is_listed() -> None:
+def test_all_families_are_listed() -> None:
     published = [f"nfnet_f{index}{suffix}" for suffix in ("", "_plus") for index in range(8)]
-    assert list_models() == ["nfnet_pico", "nfnet_nano", *published]
+    resnets = [f"nf_resnet{layers}" for layers in (50, 101, 152, 200, 288, 600)]
+    regnets = [f"nf_regnet_b{level}" for level in range(6)]
+    assert list_models() == ["nfnet_pico", "nfnet_nano", *published, *resnets, *regnets]
+
+
+def test_costs_add_up_part_by_part() -> None:
+    variant = get_variant("nfnet_nano")
+    parts = part_costs(variant, 32, 10)
+    assert [part.name for part in parts] == [
+        "stem",
+        *(f"block_{index:02d}" for index in range(12)),
+        "final_conv",
+        "classifier",
+    ]
+    assert [part.output_size for part in parts] == [8, 8, 4, 4, 2, 2, 2, 2, 2, 2, 1, 1, 1, 1, 1]
+    assert sum(part.parameters for part in parts) == count_parameters(variant, 10)
+    assert sum(part.multiply_adds for part in parts) == count_multiply_adds(variant, 32, 10)
 
 
 def test_small_members_are_small() -> None:
@@ -83,16 +101,16 @@ def test_overrides_take_the_lists_of_a_file() -> None:
 
 def test_width_multiplier_leaves_the_stem_alone() -> None:
     half = get_variant("nfnet_f0", {"width_multiplier": 0.5, "group_width": [64, 64, 64, 64]})
-    assert half.stem_channels == (16, 32, 64, 128)
+    assert [conv.out_channels for conv in half.stem] == [16, 32, 64, 128]
     assert [block.out_channels for block in block_plan(half)][::3] == [128, 768, 768, 768]
-    assert half.final_conv_channels == 1536
+    assert half.pooled_channels == 1536
 
 
 @pytest.mark.parametrize(
     ("name", "overrides", "words"),
     [
         ("nfnet-f0", None, ["'nfnet-f0'", "did you mean nfnet_f0"]),
-        ("resnet50", None, ["'resnet50'", "use one of", "nfnet_pico"]),
+        ("alexnet", None, ["'alexnet'", "use one of", "nfnet_pico"]),
         ("nfnet_f0", {"widht": [1, 2, 3, 4]}, ["'widht'", "did you mean width"]),
         ("nfnet_f0", {"dropout": 0.1}, ["'dropout'", "use one of", "activation"]),
         ("nfnet_f0", {"width": [256, 512, 1536]}, ["width=(256, 512, 1536)", "four whole numbers"]),
@@ -138,7 +156,7 @@ def test_a_wrong_setting_is_named(settings: dict[str, Any]) -> None:
 
 def test_names_and_costs_need_no_torch() -> None:
     program = (
-        "import sys; from nfnet_ray.models import list_models; from nfnet_ray.models.variants import *; "
+        "import sys; import nfnet_ray.models; from nfnet_ray.models.variants import *; "
         "count_parameters(get_variant(list_models()[0]), 10); sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True, cwd=FIXTURES.parents[1])
