@@ -1,0 +1,119 @@
+"""The command line: ``python -m nfnet_ray.models`` lists the models, ``python -m nfnet_ray.models NAME`` prints one."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nfnet_ray.errors import UserError
+from nfnet_ray.models.catalogue import get_model
+from nfnet_ray.models.tables import block_table, list_table, summary
+from nfnet_ray.models.variants import OVERRIDES, Variant
+
+# Of the images of --signal, unless --size says another: large enough that F0's last stage has 4x4 pixels, small
+# enough for a CPU. Smaller members are measured at their training size.
+SIGNAL_SIZE = 128
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print what was asked for; gives the exit code: 0, or 2 for an error a person can put right."""
+    options = _parser().parse_args(arguments)
+    try:
+        _run(options)
+    except (UserError, OSError) as error:  # OSError: a page that cannot be written, a closed pipe
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m nfnet_ray.models",
+        description="List all models, or print one: its blocks, and what they cost.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="""\
+examples
+  python -m nfnet_ray.models
+  python -m nfnet_ray.models nfnet_f0 --size 256
+  python -m nfnet_ray.models nfnet_f0 --set width=[128,256,768,768] --set group_width=[64,64,64,64]
+  python -m nfnet_ray.models nf_resnet50 --signal signal.html
+""",
+    )
+    parser.add_argument("name", nargs="?", metavar="NAME", help="a model; without it all are listed")
+    parser.add_argument(
+        "--classes", type=_positive, default=1000, metavar="K",
+        help="classes to tell apart (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--size", type=_positive, metavar="PIXELS",
+        help="side of an image, for multiply-adds and --signal (default: the model's training size, "
+        f"for --signal at most {SIGNAL_SIZE})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KNOB=VALUE", dest="knobs",
+        help=f"change the architecture: {', '.join(OVERRIDES)}; may be repeated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--signal", type=Path, metavar="PAGE.html",
+        help="measure the activations of a new network, block by block, and draw them next to their expectation",
+    )  # fmt: skip
+    return parser
+
+
+def _run(options: argparse.Namespace) -> None:
+    if options.name is None:
+        given = {"--set": options.knobs, "--size": options.size, "--signal": options.signal}
+        for flag, value in given.items():
+            if value:
+                raise UserError(f"{flag} needs the name of a model; without {flag} all of them are listed")
+        print(list_table(options.classes))
+        return
+    overrides = dict(map(parse_knob, options.knobs))
+    model = get_model(options.name, overrides)
+    size = options.size or model.train_size
+    if options.signal is not None:
+        if not isinstance(model, Variant):
+            raise UserError(
+                f"model {model.name}: the signal of a baseline has no expectation; choose an NFNet"
+            )
+        from nfnet_ray.models.signal_page import write_signal_page  # torch and plotly, which take seconds
+
+        size = options.size or min(SIGNAL_SIZE, model.train_size)
+        print(write_signal_page(model, size, options.signal))
+        print(f"wrote {options.signal}")
+        return
+    if isinstance(model, Variant):
+        print(block_table(model, size, options.classes))
+    print(summary(options.name, overrides, size, options.classes))
+
+
+def parse_knob(text: str) -> tuple[str, Any]:
+    """`"width=[32, 64, 96, 96]"` as (knob, value); `none` is None, and what is not a Python literal is a word.
+
+    Raises UserError if there is no `=`.
+    """
+    name, equals, literal = (part.strip() for part in text.partition("="))
+    if not equals or not name:
+        raise UserError(f"--set {text}: write it as KNOB=VALUE, such as width=[128,256,768,768]")
+    words = {"none": None, "true": True, "false": False}
+    if literal.lower() in words:
+        return name, words[literal.lower()]
+    try:
+        return name, ast.literal_eval(literal)
+    except (ValueError, SyntaxError):
+        return name, literal
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not positive")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())

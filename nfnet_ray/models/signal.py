@@ -1,0 +1,123 @@
+"""Signal propagation: how large a network's activations are, block by block, and how large they should be.
+
+Source: Brock, De, Smith 2021 (arXiv 2101.08692), section 3, "signal propagation plots"; `signal_metrics` in
+google-deepmind/deepmind-research `nfnets/base.py` at commit f5de0ed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from nfnet_ray.errors import UserError
+from nfnet_ray.models.nfnet import NFBlock, NFNet
+from nfnet_ray.models.variants import block_name
+
+
+@dataclass(frozen=True)
+class BlockSignal:
+    """The activation (N, C, H, W) at one depth. All numbers are means over the channels, and without unit."""
+
+    name: str  # stem, block_00 and so on, final_conv
+    squared_mean: float  # square of the channel's mean over images and pixels
+    variance: float  # of the channel over images and pixels, biased
+    expected_variance: float  # what the network is designed to have here, see `expected_variances`
+    branch_variance: float | None = None  # of a block's residual branch, before alpha and the skip gain
+
+    @property
+    def mean_square(self) -> float:
+        """Mean square of the whole activation: `squared_mean + variance`."""
+        return self.squared_mean + self.variance
+
+
+@torch.no_grad()
+def measure_signal(model: nn.Module, images_NCHW: Tensor) -> list[BlockSignal]:
+    """The activations of `model` in evaluation on normalised images, from the stem to the final convolution.
+
+    Per channel, over images and pixels, and then averaged over channels: the square of the mean, and the
+    variance, as the official code reports them. Works in every floating-point type and under autocast; sums are
+    float32's, or float64's where the activations are. The model is left as it was: modes, gradients, and torch's
+    generator. NF-ResNets have no final convolution.
+
+    Raises `UserError` for a model of another kind.
+    """
+    if not isinstance(model, NFNet):
+        raise UserError(
+            f"the signal of a {type(model).__name__} cannot be measured: its expectation is not known; choose an "
+            "NFNet, NF-ResNet or NF-RegNet, or set signal_epochs to 0"
+        )
+    expected = iter(expected_variances(model))
+    with _evaluation(model):
+        x_NCHW = model.stem_features(images_NCHW)
+        signals = [BlockSignal("stem", *_moments(x_NCHW), next(expected))]
+        for index, block in enumerate(model.blocks):
+            assert isinstance(block, NFBlock)
+            r_NCHW, gate_NC = block.branch(block.activation(x_NCHW))
+            _, branch_variance = _moments(r_NCHW * gate_NC[:, :, None, None])
+            x_NCHW = block(x_NCHW)
+            signals.append(BlockSignal(block_name(index), *_moments(x_NCHW), next(expected), branch_variance))
+        if model.variant.family.has_final_conv:
+            signals.append(BlockSignal("final_conv", *_moments(model.final_conv(x_NCHW)), next(expected)))
+    return signals
+
+
+def signal_metrics(signals: list[BlockSignal]) -> dict[str, float]:
+    """{`signal/NN_name/quantity`: value} for `variance`, `mean_square` and `expected_variance`.
+
+    NN counts from 0, nearest the image, with as many digits as the last needs and at least two.
+    """
+    digits = max(2, len(str(len(signals) - 1)))
+    return {
+        f"signal/{depth:0{digits}d}_{signal.name}/{quantity}": getattr(signal, quantity)
+        for depth, signal in enumerate(signals)
+        for quantity in ("variance", "mean_square", "expected_variance")
+    }
+
+
+def expected_variances(model: NFNet) -> list[float]:
+    """The variances that the design expects with the present skip gains, in the order of `measure_signal`.
+
+    Images of unit variance, and with `v` the variance of a block's input, 1 after the stem:
+
+        q = beta^2 v                                          the scaled activation's
+        v <- (q in a transition block, else v) + (alpha * skip_gain)^2 q
+
+    With skip gains of 1, q is 1 everywhere: a transition block starts again at 1 and every block adds
+    `alpha^2`, which is what `beta` was computed from. With the initial skip gains of 0 no block adds anything.
+
+    What is assumed (arXiv 2101.08692, section 4): standardised convolutions of scaled activations keep the
+    variance, with gains of 1; so does pooling; activations grow with their input (ReLU does; GELU and SiLU do near
+    unit variance); `2 * squeeze_excite` is 1; the branch is not correlated with the shortcut. It is the design that
+    is computed, not the weights: a trained network may well be elsewhere.
+    """
+    v = 1.0
+    expected = [v]
+    for block in model.blocks:
+        assert isinstance(block, NFBlock)
+        q = block.plan.beta**2 * v
+        v = (q if block.plan.is_transition else v) + (block.alpha * block.skip_gain.item()) ** 2 * q
+        expected.append(v)
+    return [*expected, v] if model.variant.family.has_final_conv else expected
+
+
+def _moments(x_NCHW: Tensor) -> tuple[float, float]:
+    """Means over the channels of the squared mean and of the variance."""
+    x_NCHW = x_NCHW if x_NCHW.dtype == torch.float64 else x_NCHW.float()
+    variance_C, mean_C = torch.var_mean(x_NCHW, dim=(0, 2, 3), correction=0)
+    return mean_C.square().mean().item(), variance_C.mean().item()
+
+
+@contextmanager
+def _evaluation(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; each module's own mode comes back, whatever happens."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
