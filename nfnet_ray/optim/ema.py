@@ -1,0 +1,64 @@
+"""The exponential moving average of a network's weights, with the official warm-up."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nfnet_ray.recipe import EMARecipe
+
+
+def ema_decay(step: int, decay: float, warmup: bool = True) -> float:
+    r"""The share of the average that optimiser step ``step``, counted from 0, keeps.
+
+    .. math::  d(t) = \min\Bigl(d_{max}, \frac{1 + t}{10 + t}\Bigr)
+
+    and :math:`d_{max}` without warm-up. With the published 0.99999 the maximum is reached at step 899,990,
+    eight times the whole official run: there the warm-up alone decides. Source: official ``utils.py``.
+    """
+    return min(decay, (1 + step) / (10 + step)) if warmup else decay
+
+
+class ExponentialMovingAverage:
+    r"""A second network, ``model``, that holds the average of the first one's weights.
+
+    .. math::  \bar p \leftarrow d(t) \, \bar p + (1 - d(t)) \, p
+
+    after every optimiser step, from a copy of the initial weights on. Statistics of normalisation layers
+    (EfficientNet) are averaged as the weights are, counters are copied. Source: paper appendix A.1; official
+    ``experiment.py`` and ``utils.py``.
+    """
+
+    def __init__(self, model: nn.Module, recipe: EMARecipe) -> None:
+        if recipe.decay is None:
+            raise ValueError("an EMARecipe without a decay asks for no average")
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self._decay, self._warmup = recipe.decay, recipe.warmup
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        """Takes in the weights after optimiser step ``step``, counted from 0."""
+        pairs = list(zip(_tensors(self.model), _tensors(model), strict=True))
+        averaged = [(mean, new) for mean, new in pairs if mean.is_floating_point()]
+        means, news = [mean for mean, _ in averaged], [new.detach() for _, new in averaged]
+        torch._foreach_lerp_(means, news, 1.0 - ema_decay(step, self._decay, self._warmup))
+        for mean, new in pairs:
+            if not mean.is_floating_point():
+                mean.copy_(new)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a checkpoint has to keep."""
+        return self.model.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a :meth:`state_dict`."""
+        self.model.load_state_dict(state)
+
+
+def _tensors(model: nn.Module) -> Iterator[Tensor]:
+    yield from model.parameters()
+    yield from model.buffers()
