@@ -1,7 +1,22 @@
-"""Adaptive gradient clipping, SGD's parameter groups, and the learning-rate schedule."""
+"""What turns gradients into new weights: SAM, AGC, SGD and RMSProp, the learning-rate schedules, the average."""
 
 from nfnet_ray.optim.agc import clip_gradients_adaptively, unitwise_norm
-from nfnet_ray.optim.schedule import warmup_cosine
-from nfnet_ray.optim.sgd import create_sgd, decays
+from nfnet_ray.optim.ema import ExponentialMovingAverage
+from nfnet_ray.optim.optimizer import create_optimizer, decayed_names
+from nfnet_ray.optim.sam import LookDirection, perturbation, perturbed, sharpest
+from nfnet_ray.optim.schedule import learning_rate_at, warmup_cosine, warmup_staircase
 
-__all__ = ["clip_gradients_adaptively", "create_sgd", "decays", "unitwise_norm", "warmup_cosine"]
+__all__ = [
+    "ExponentialMovingAverage",
+    "LookDirection",
+    "clip_gradients_adaptively",
+    "create_optimizer",
+    "decayed_names",
+    "learning_rate_at",
+    "perturbation",
+    "perturbed",
+    "sharpest",
+    "unitwise_norm",
+    "warmup_cosine",
+    "warmup_staircase",
+]

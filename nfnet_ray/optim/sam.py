@@ -1,0 +1,265 @@
+"""Sharpness-aware minimisation (SAM) and its relatives ASAM, LookSAM and ESAM, over lists of tensors.
+
+One step of SAM: the gradient at the weights (the ascent gradient) gives a perturbation, the gradient at the
+perturbed weights (the descent gradient) is what the optimiser gets, and the weights are put back. What is
+here knows neither network nor batch; ``nfnet_ray/training/gradient.py`` makes the passes. The choices that
+the papers leave open are in ``docs/methods/sam.md``.
+
+Nothing here waits for the device, and whatever is done once for each tensor is done by torch's foreach kernels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nfnet_ray.recipe import SAMRecipe
+
+LARGEST_NORMED_VALUES = 1 << 16
+"""A norm over more values than this is put together from parts: torch adds up a tensor's squares in a few
+float32 numbers on a CPU, which is 1e-4 too little at 4 million values and 7e-4 at 16 million."""
+
+# SplitMix64, as in nfnet_ray/data/draws.py: Steele, Lea, Flood 2014, with Stafford's variant 13 of the mixing.
+_GOLDEN = 0x9E3779B97F4A7C15
+_MIXING = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1))  # shift, then multiply
+_DRAWN_AT_ONCE = {"cpu": 1 << 15, "other": 1 << 22}
+"""Entries of ESAM's mask that are hashed together: what stays in a core's cache, or fills a GPU."""
+
+
+@torch.no_grad()
+def perturbation(
+    parameters: Sequence[Tensor], gradients: Sequence[Tensor | None], recipe: SAMRecipe, *, seed: int
+) -> list[Tensor]:
+    r"""The ascent step: what is added to each parameter before the descent gradient is taken.
+
+    With all parameters as one vector :math:`w` and the ascent gradient :math:`g`, by ``recipe.method``:
+
+    .. math::
+        \text{sam, looksam:} \quad & \epsilon = \rho \, \frac{g}{\lVert g \rVert_2} \\
+        \text{asam:} \quad & \epsilon = \rho \, \frac{T^2 g}{\lVert T g \rVert_2}, \qquad
+            T_i = |w_i| + \eta \text{ for weights, } 1 \text{ for the rest} \\
+        \text{esam:} \quad & \epsilon = \frac{\rho}{\beta} \, m \odot \frac{g}{\lVert g \rVert_2}, \qquad
+            m_i \in \{0, 1\}, \; P(m_i = 1) = \beta
+
+    Every parameter takes part: classifier, gains, skip gains and biases too. There is one norm over all of
+    them and no epsilon; a gradient of zero gives a perturbation of zero. Weights, in the sense of ``asam``, are
+    tensors of two dimensions or more. The mask of ``esam`` is a hash of ``seed`` and the place of the entry, so it
+    is the same on every worker, kind of device and memory format, and after a restart.
+
+    Args:
+        parameters: float32 or float64 tensors on one device.
+        gradients: for each parameter one of its shape and dtype, or None where there is none (as if zero).
+        recipe: ``rho`` is not None; ``asam_eta`` is :math:`\eta`, ``esam_weight_share`` :math:`\beta`.
+        seed: for ``esam``, another one in each step.
+
+    Returns:
+        A new tensor for each parameter, of its shape and dtype. Norms are taken in float32, or float64 if any
+        gradient is.
+
+    Source: Foret et al. 2021, equation 2, and google-research/sam ``flax_training.py``; Kwon et al. 2021, with
+    SamsungLabs/ASAM ``asam.py``; Liu et al. 2022, algorithm 1; Du et al. 2022, stochastic weight perturbation.
+    """
+    if recipe.rho is None:
+        raise ValueError("a SAMRecipe without rho asks for no ascent step")
+    given = [
+        torch.zeros_like(parameter) if gradient is None else gradient
+        for parameter, gradient in zip(parameters, gradients, strict=True)
+    ]
+    if not given:
+        return []
+    if recipe.method == "asam":
+        sizes = _sizes(parameters, recipe.asam_eta)
+        scaled = torch._foreach_mul(sizes, given)
+        steps = list(torch._foreach_mul(scaled, _divided(recipe.rho, global_norm(scaled))))
+        torch._foreach_mul_(steps, sizes)
+        return steps
+    share = recipe.esam_weight_share if recipe.method == "esam" else 1.0
+    steps = list(torch._foreach_mul(given, _divided(recipe.rho / share, global_norm(given))))
+    if share < 1:
+        mask = _mask(sum(step.numel() for step in steps), share, seed, steps[0].device)
+        masks = mask.split([step.numel() for step in steps])
+        torch._foreach_mul_(steps, [m.view(step.shape) for m, step in zip(masks, steps, strict=True)])
+    return steps
+
+
+@contextlib.contextmanager
+def perturbed(parameters: Sequence[Tensor], steps: Sequence[Tensor]) -> Iterator[None]:
+    """Within it the parameters are :math:`w + \\epsilon`; after it they are :math:`w` again, to the bit.
+
+    The weights are kept and copied back, also when an exception passes through: to subtract :math:`\\epsilon`
+    again would leave rounding errors that add up over a run. Parameters stay the same tensors in the same
+    storage, so DistributedDataParallel and an optimiser may hold them. Not recorded by autograd, which does
+    notice the change: a backward pass has to be on the same side as its forward pass. Autocast does not notice,
+    so the bfloat16 copies of weights that it keeps for the length of its context are dropped, going in and out.
+    """
+    kept = [torch.empty_like(parameter) for parameter in parameters]
+    with torch.no_grad():
+        if kept:
+            torch._foreach_copy_(kept, list(parameters))
+    try:
+        with torch.no_grad():
+            if kept:
+                torch._foreach_add_(list(parameters), list(steps))
+        torch.clear_autocast_cache()
+        yield
+    finally:
+        with torch.no_grad():
+            if kept:
+                torch._foreach_copy_(list(parameters), kept)
+        torch.clear_autocast_cache()
+
+
+def share_of(count: int, share: float) -> int:
+    """A share of ``count`` images, rounded up."""
+    return math.ceil(share * count * (1 - 1e-12))  # 0.55 * 100 = 55.00000000000001 is meant to be whole
+
+
+@torch.no_grad()
+def sharpest(losses_before_N: Tensor, losses_after_N: Tensor, share: float) -> Tensor:
+    """ESAM's choice of data: the images whose loss the perturbation raised most.
+
+    Of N images, :math:`\\lceil \\text{share} \\cdot N \\rceil` with the largest
+    :math:`\\ell(w + \\epsilon) - \\ell(w)`; of equals the earlier ones. Both losses are (N,). Returns their indices,
+    int64, ascending. How many they are depends on N alone, so the device is not waited for.
+
+    Source: Du et al. 2022, sharpness-sensitive data selection; the official code rounds down instead.
+    """
+    rises_N = losses_after_N - losses_before_N
+    order_N = torch.sort(rises_N, descending=True, stable=True).indices
+    return order_N[: share_of(len(rises_N), share)].sort().values
+
+
+class LookDirection:
+    r"""What LookSAM keeps from an ascent step for the steps after it, in which it makes none.
+
+    With all parameters as one vector, :math:`g` the ascent gradient and :math:`g_s` the descent gradient,
+
+    .. math::  g_v = g_s - \frac{\langle g, g_s \rangle}{\lVert g \rVert^2} \, g, \qquad\qquad
+               g \leftarrow g + \alpha \, \frac{\lVert g \rVert}{\lVert g_v \rVert} \, g_v
+
+    the first in a step with an ascent (:meth:`remember`), the second in those between
+    (:meth:`add_to_gradients`). Only the direction of :math:`g_v` is needed, so that is what is kept: float
+    tensors as large as the parameters. It is zero where :math:`g_s` is parallel to :math:`g`.
+
+    Source: Liu et al. 2022, algorithm 1.
+    """
+
+    def __init__(self) -> None:
+        self._direction: list[Tensor] = []
+
+    @torch.no_grad()
+    def remember(self, ascent_gradients: Sequence[Tensor], descent_gradients: Sequence[Tensor]) -> None:
+        """Keeps the part of the descent gradient that is orthogonal to the ascent gradient.
+
+        Both are left as they are. With unit vectors :math:`u = g / |g|`, :math:`v = g_s / |g_s|` and :math:`d = v - u`,
+        :math:`g_v / |g_s| = v - (u v) u = d + (1 - u v) u`, and :math:`1 - u v = |d|^2 / 2`. SAM's two gradients are
+        nearly parallel, so an inner product would cancel; this does not, and it needs norms only.
+        """
+        size, other_size = global_norm(ascent_gradients), global_norm(descent_gradients)
+        along = list(torch._foreach_mul(list(ascent_gradients), _divided(1.0, size)))
+        direction = list(torch._foreach_mul(list(descent_gradients), _divided(1.0, other_size)))
+        torch._foreach_sub_(direction, along)
+        # 1 - u v, also where one of the two is zero and not a unit vector.
+        missing = 2.0 - (size > 0).to(size.dtype) - (other_size > 0).to(size.dtype)
+        torch._foreach_mul_(along, (missing + global_norm(direction).square()) / 2)
+        torch._foreach_add_(direction, along)
+        left = global_norm(direction)
+        # What is left of parallel vectors is rounding, and no direction.
+        negligible = 16 * torch.finfo(direction[0].dtype).eps
+        torch._foreach_mul_(direction, torch.where(left > negligible, 1.0 / left, 0.0))
+        self._direction = direction
+
+    @torch.no_grad()
+    def add_to_gradients(self, parameters: Sequence[Tensor], alpha: float) -> None:
+        """Adds the kept direction to ``.grad``, ``alpha`` times as long as the whole gradient is.
+
+        ``parameters`` are those of :meth:`remember`, in its order; those without ``.grad`` are left alone.
+        """
+        if len(self._direction) != len(parameters):
+            raise RuntimeError(
+                f"LookSAM's direction is for {len(self._direction)} parameters, not {len(parameters)}: "
+                "an ascent step comes first"
+            )
+        # A checkpoint's tensors may lie elsewhere.
+        self._direction = [d.to(p.device) for d, p in zip(self._direction, parameters, strict=True)]
+        pairs = [
+            (parameter.grad, direction)
+            for parameter, direction in zip(parameters, self._direction, strict=True)
+            if parameter.grad is not None
+        ]
+        if not pairs:
+            return
+        gradients = [gradient for gradient, _ in pairs]
+        added = torch._foreach_mul([direction for _, direction in pairs], alpha * global_norm(gradients))
+        torch._foreach_add_(gradients, list(added))
+
+    def state_dict(self) -> dict[str, list[Tensor]]:
+        """What a checkpoint has to keep, for a run that goes on between two ascent steps."""
+        return {"direction": list(self._direction)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a :meth:`state_dict`."""
+        self._direction = list(state["direction"])
+
+
+def global_norm(tensors: Sequence[Tensor]) -> Tensor:
+    """The L2 norm of all tensors as one vector: a scalar in float32, or in float64 if any of them is."""
+    dtype = torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
+    parts = [part for tensor in tensors for part in _parts(tensor)]
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(parts, 2, dtype=dtype)))
+
+
+def _parts(tensor: Tensor) -> Sequence[Tensor]:
+    """Views of at most LARGEST_NORMED_VALUES values on a CPU (see there), but whole rows."""
+    if tensor.numel() <= LARGEST_NORMED_VALUES or tensor.device.type != "cpu":
+        return (tensor,)
+    return tensor.split(max(1, LARGEST_NORMED_VALUES // tensor[0].numel()))
+
+
+def _divided(numerator: float, norm: Tensor) -> Tensor:
+    """``numerator / norm``, and 0 where the norm is 0."""
+    return torch.where(norm > 0, numerator / norm, 0.0)
+
+
+def _sizes(parameters: Sequence[Tensor], eta: float) -> list[Tensor]:
+    """ASAM's T: the weights' absolute values + eta, and 1 for what is no weight."""
+    sizes = list(torch._foreach_abs(list(parameters)))
+    torch._foreach_add_(sizes, eta)
+    others = [size for size in sizes if size.ndim < 2]
+    if others:
+        torch._foreach_zero_(others)
+        torch._foreach_add_(others, 1.0)
+    return sizes
+
+
+def _mask(count: int, share: float, seed: int, device: torch.device) -> Tensor:
+    """``count`` booleans, each true with probability ``share`` < 1: hashes of (seed, place)."""
+    mask = torch.empty(count, dtype=torch.bool, device=device)
+    start = _signed(_mixed(seed + _GOLDEN))
+    limit = round(share * 2.0**64) - (1 << 63)  # a hash is uniform in -2^63 .. 2^63 - 1
+    at_once = _DRAWN_AT_ONCE.get(device.type, _DRAWN_AT_ONCE["other"])
+    for first in range(0, count, at_once):
+        state = torch.arange(first, min(first + at_once, count), device=device)
+        state.mul_(_signed(_GOLDEN)).add_(start)
+        for shift, factor in _MIXING:
+            shifted = (state >> shift).bitwise_and_((1 << (64 - shift)) - 1)  # torch's shift keeps the sign
+            state.bitwise_xor_(shifted).mul_(_signed(factor))
+        torch.lt(state, limit, out=mask[first : first + at_once])
+    return mask
+
+
+def _mixed(number: int) -> int:
+    for shift, factor in _MIXING:
+        number %= 1 << 64
+        number = (number ^ (number >> shift)) * factor
+    return number
+
+
+def _signed(number: int) -> int:
+    """The int64 of the same 64 bits."""
+    return (number + (1 << 63)) % (1 << 64) - (1 << 63)
