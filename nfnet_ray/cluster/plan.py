@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from nfnet_ray.cluster.study import Halving, Study, Trial
 from nfnet_ray.data.batching import batches_per_epoch, check_batch_size
 from nfnet_ray.data.dataset import DatasetSummary
+from nfnet_ray.models.catalogue import count_multiply_adds, count_parameters
 from nfnet_ray.models.published import with_published_values
-from nfnet_ray.models.variants import count_multiply_adds, count_parameters, get_variant
 from nfnet_ray.recipe import Recipe
 
 TRAINING_PER_FORWARD = 3  # a backward pass costs about two forward ones
@@ -20,8 +20,8 @@ class StudyCost:
     """At most: what a study takes if no trial is stopped early. At least: if halving stops all that it can."""
 
     images: int
-    least_images: int
     multiply_adds: float
+    least_multiply_adds: float
     parameters: int
 
 
@@ -29,7 +29,7 @@ def check_trials(trials: Sequence[Trial], data: DatasetSummary, workers: int) ->
     """Raises UserError if any trial could not run: an unknown model, a batch that data or workers do not fit."""
     for trial in trials:
         recipe = with_published_values(trial.recipe)
-        check_batch_size(recipe.batch_size, data.train_images, workers, data.path)
+        check_batch_size(recipe, data.train_images, workers, data.path)
 
 
 def estimate_cost(study: Study, trials: Sequence[Trial], data: DatasetSummary) -> StudyCost:
@@ -38,31 +38,48 @@ def estimate_cost(study: Study, trials: Sequence[Trial], data: DatasetSummary) -
     strata: dict[str, list[Trial]] = {}
     for trial in trials:
         strata.setdefault(trial.stratum, []).append(trial)
-    least_images = 0
+    classes, least_multiply_adds = len(data.class_names), 0.0
     for rivals in strata.values():
         for trial, epochs in zip(
             rivals, _least_epochs(len(rivals), study.halving, study.epochs), strict=True
         ):
-            least_images += _images(trial.recipe, data, epochs)
+            least_multiply_adds += _images(trial.recipe, data, epochs) * training_multiply_adds(
+                trial.recipe, classes
+            )
     multiply_adds = sum(
-        TRAINING_PER_FORWARD
-        * _images(trial.recipe, data, trial.recipe.schedule.epochs)
-        * _forward_multiply_adds(trial.recipe, len(data.class_names))
+        _images(trial.recipe, data, trial.recipe.schedule.epochs)
+        * training_multiply_adds(trial.recipe, classes)
         for trial in trials
     )
-    variant = get_variant(study.recipe.model.name, study.recipe.model.overrides.chosen())
-    return StudyCost(images, least_images, multiply_adds, count_parameters(variant, len(data.class_names)))
+    model = study.recipe.model
+    parameters = count_parameters(model.name, classes, model.overrides.chosen())
+    return StudyCost(images, multiply_adds, least_multiply_adds, parameters)
+
+
+def training_multiply_adds(recipe: Recipe, classes: int) -> float:
+    """Multiply-adds of training one image once: forward, backward, and SAM's ascent."""
+    return _forward_passes(recipe) * _forward_multiply_adds(recipe, classes)
 
 
 def _images(recipe: Recipe, data: DatasetSummary, epochs: int) -> int:
     return batches_per_epoch(data.train_images, recipe.batch_size) * recipe.batch_size * epochs
 
 
+def _forward_passes(recipe: Recipe) -> float:
+    """Forward passes of the network that the training of one image is worth, SAM's ascent included."""
+    sam = recipe.optimizer.sam
+    if sam.rho is None:
+        return TRAINING_PER_FORWARD
+    if sam.method == "esam":  # ascent on all images, a look at all, descent on the sharpest
+        return TRAINING_PER_FORWARD + 1 + TRAINING_PER_FORWARD * sam.esam_data_share
+    interval = sam.looksam_interval if sam.method == "looksam" else 1
+    return TRAINING_PER_FORWARD * (1 + sam.ascent_share / interval)
+
+
 def _forward_multiply_adds(recipe: Recipe, classes: int) -> int:
-    variant = get_variant(recipe.model.name, recipe.model.overrides.chosen())
     size = with_published_values(recipe).data.image_size
     assert size is not None
-    return count_multiply_adds(variant, size, classes)
+    return count_multiply_adds(recipe.model.name, size, classes, recipe.model.overrides.chosen())
 
 
 def _least_epochs(rivals: int, halving: Halving | None, epochs: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""NFNets by name. Importing this needs no torch; `create_model` does."""
+"""NFNets and the networks they are compared with, by name. Importing this needs no torch; `create_model` does."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from nfnet_ray.errors import UserError
-from nfnet_ray.models.variants import get_variant, list_models
+from nfnet_ray.models.baselines import Baseline, create_baseline
+from nfnet_ray.models.catalogue import get_model, list_models
 
 if TYPE_CHECKING:
-    from nfnet_ray.models.nfnet import NFNet
+    from torch import nn
 
 __all__ = ["create_model", "list_models"]
 
@@ -22,27 +23,31 @@ def create_model(
     dropout: float | None = None,
     stochastic_depth: float | None = None,
     overrides: Mapping[str, Any] | None = None,
-) -> NFNet:
+) -> nn.Module:
     """A new network: normalised images (N, 3, H, W) -> logits (N, num_classes).
 
     `dropout` (on the pooled vector) and `stochastic_depth` (the drop rate that the last block approaches)
-    are the variant's published values when None. `overrides` changes the architecture, see
-    `nfnet_ray.models.variants.OVERRIDES`. Initial weights come from torch's global generator.
+    are the model's published values when None. `overrides` changes the architecture of a normaliser-free
+    network, see `nfnet_ray.models.variants.OVERRIDES`. Initial weights come from torch's global generator;
+    nothing is downloaded.
 
-    Raises `UserError` for an unknown name or setting and for a value that is not allowed.
+    Raises `UserError` for an unknown name or setting, for a value that is not allowed, and for a baseline where
+    timm is not installed.
 
     Example: `create_model("nfnet_f0", num_classes=10, overrides={"depth": [1, 1, 2, 1]})`.
     """
-    variant = get_variant(name, overrides)
+    model = get_model(name, overrides)
     if dropout is not None:
-        variant = replace(variant, dropout=dropout)
+        model = replace(model, dropout=dropout)
     if stochastic_depth is not None:
-        variant = replace(variant, stochastic_depth=stochastic_depth)
+        model = replace(model, stochastic_depth=stochastic_depth)
     if not isinstance(num_classes, int) or num_classes < 1:
         raise UserError(
             f"model {name}: num_classes={num_classes!r} is not allowed; use a whole number above 0"
         )
+    if isinstance(model, Baseline):
+        return create_baseline(model, num_classes)
 
     from nfnet_ray.models.nfnet import NFNet
 
-    return NFNet(variant, num_classes)
+    return NFNet(model, num_classes)

@@ -1,22 +1,297 @@
-"""A Recipe's open places filled with what was published for its network."""
+"""What was published for each model: the values that a Recipe leaves open, and whole Recipes.
+
+Each family's Recipe is a function whose docstring says where it comes from, what accuracy was published for
+it, and what of it a Recipe cannot say. Accuracies are top-1 on ImageNet's 50,000 validation images, one crop.
+"""
 
 from __future__ import annotations
 
-from nfnet_ray.models.variants import get_variant
-from nfnet_ray.recipe import Recipe
+import re
+from collections.abc import Callable
+
+from nfnet_ray.models.catalogue import get_model
+from nfnet_ray.recipe import (
+    AGCRecipe,
+    DataRecipe,
+    EMARecipe,
+    LossRecipe,
+    MixingRecipe,
+    ModelRecipe,
+    OptimizerRecipe,
+    RandAugmentRecipe,
+    Recipe,
+    ScheduleRecipe,
+)
+
+# Strength of RandAugment by model. F-series: official experiment_nfnets.py, the same for the wider `plus`
+# members. EfficientNet: tensorflow/tpu models/official/efficientnet/README.md (Cubuk et al. 2019).
+# EfficientNetV2: google/automl effnetv2_configs.py, the last and largest of its progressive training.
+_RANDAUGMENT_MAGNITUDES = {
+    **dict(zip((f"nfnet_f{index}" for index in range(8)), (5, 10, 10, 15, 15, 15, 15, 15), strict=True)),
+    "tf_efficientnet_b5": 17,
+    "tf_efficientnet_b7": 28,
+    "tf_efficientnetv2_s": 10,
+    "tf_efficientnetv2_m": 15,
+}
+
+
+def _randaugment_magnitude(name: str, train_size: int) -> float:
+    """The published one, or else the F-series' at that size: what is too strong for a size blanks images (A.3)."""
+    published = _RANDAUGMENT_MAGNITUDES.get(name.removesuffix("_plus"))
+    if published is not None:
+        return float(published)
+    return 5.0 if train_size <= 192 else 10.0 if train_size <= 256 else 15.0
 
 
 def with_published_values(recipe: Recipe) -> Recipe:
-    """The Recipe with sizes, dropout and stochastic depth of its variant where it says None.
+    """The Recipe with its model's sizes, dropout, stochastic depth and RandAugment magnitude where it says None.
+
+    Where no magnitude was published, it is that of the F-series at the model's training size.
 
     Raises UserError for a model that does not exist or overrides that it does not take.
     """
-    variant = get_variant(recipe.model.name, recipe.model.overrides.chosen())
+    name = recipe.model.name
+    model = get_model(name, recipe.model.overrides.chosen())
     published = {
-        "model.dropout": variant.dropout,
-        "model.stochastic_depth": variant.stochastic_depth,
-        "data.image_size": variant.train_size,
-        "data.eval_size": variant.test_size,
+        "model.dropout": model.dropout,
+        "model.stochastic_depth": model.stochastic_depth,
+        "data.image_size": model.train_size,
+        "data.eval_size": model.test_size,
+        "data.randaugment.magnitude": _randaugment_magnitude(name, model.train_size),
     }
     values = recipe.to_values()
-    return recipe.with_values({name: value for name, value in published.items() if values[name] is None})
+    return recipe.with_values({key: value for key, value in published.items() if values[key] is None})
+
+
+def published_recipe(name: str) -> Recipe:
+    """The Recipe that was published for a model, all values filled in; only `data.path` is left to say.
+
+    >>> recipe = published_recipe("nfnet_f1")
+    >>> recipe.batch_size, recipe.data.image_size, recipe.data.randaugment.magnitude
+    (4096, 224, 10.0)
+
+    Raises UserError for a model that does not exist.
+    """
+    get_model(name)
+    family = next(family for pattern, family in _FAMILIES.items() if re.match(pattern, name))
+    return with_published_values(family(name))
+
+
+_NO_MIXING = MixingRecipe(mixup_alpha=None, cutmix_alpha=None)
+_NO_RANDAUGMENT = RandAugmentRecipe(layers=0)
+
+
+def _nfnet(name: str) -> Recipe:
+    """NFNet-F0 to F7, and the wider F0+ to F7+, which the paper only pre-trains.
+
+    Source: official experiment_nfnets.py, paper section 6.1 and appendix A. Published: F0 83.6, F1 84.7,
+    F2 85.1, F3 85.7, F4 85.9, F5 86.0; with SAM F5 86.3 and F6 86.5. Mean of three seeds, SAM's of one.
+
+    SAM is off, also for F5 and F6: the paper gives no rho for ImageNet (its 0.05 is for fine-tuning, A.5), and
+    the official repository has no SAM. To have it: `optimizer.sam.rho`, with `optimizer.sam.ascent_share` 0.2.
+
+    The paper's bfloat16 casts the weights too, ours is autocast's: weights stay float32 until an operation.
+    """
+    return Recipe(  # the defaults of the fields are this recipe; what is said again is what makes it
+        model=ModelRecipe(name=name),
+        data=DataRecipe(
+            crop="random_resized",
+            mixing=MixingRecipe(mixup_alpha=0.2, cutmix_alpha=1.0, partners="separate"),
+            randaugment=RandAugmentRecipe(layers=4),
+            eval_crop="squash",
+        ),
+        optimizer=OptimizerRecipe(
+            weight_decay=2e-5,
+            decayed="weights",
+            agc=AGCRecipe(clip_factor=0.01, exclude=("classifier.weight",)),
+            ema=EMARecipe(decay=0.99999, warmup=True),
+        ),
+        schedule=ScheduleRecipe(epochs=360, warmup_epochs=5.0, base_learning_rate=0.1),
+        loss=LossRecipe(label_smoothing=0.1),
+        batch_size=4096,
+        precision="bfloat16",
+    )
+
+
+def _small_nfnet(name: str) -> Recipe:
+    """The small members, for images of CIFAR's size. Nothing is published for them.
+
+    The optimiser, the schedule's shape and the smoothing are the F-series'; the shifts by up to 4 of 32 pixels
+    are those of He et al. 2016 for CIFAR-10. No mixing and no RandAugment, whose translations are counted in
+    pixels and leave nothing of an image this small. A start for studies of one's own, not tuned.
+    """
+    return Recipe(
+        model=ModelRecipe(name=name),
+        data=DataRecipe(
+            crop="padded",
+            crop_padding=4,
+            mixing=_NO_MIXING,
+            randaugment=_NO_RANDAUGMENT,
+            eval_crop="central",
+        ),
+        schedule=ScheduleRecipe(epochs=60, warmup_epochs=5.0, base_learning_rate=0.1),
+        batch_size=256,
+    )
+
+
+def _nf_resnet(name: str) -> Recipe:
+    """NF-ResNets as in the paper's ablation of AGC.
+
+    Source: paper section 4.1 and appendix D: Nesterov momentum, 90 epochs, batches of 256 to 4096, 0.1 for 256
+    images, AGC on all but the classifier's weight with a factor of 0.01 to 0.16 (0.01 for 1024 images and
+    more, section 5.1). What the paper leaves open is the default of the official experiment.py: batch 1024,
+    warm-up of 5 epochs, cosine, weight decay 1e-4, label smoothing 0.1, plain crops and flips, no dropout, no
+    EMA, float32, central evaluation crop. Accuracies are published as a figure (figure 2) alone.
+    """
+    return Recipe(
+        model=ModelRecipe(name=name, dropout=0.0),
+        data=DataRecipe(mixing=_NO_MIXING, randaugment=_NO_RANDAUGMENT, eval_crop="central"),
+        optimizer=OptimizerRecipe(
+            weight_decay=1e-4,
+            agc=AGCRecipe(clip_factor=0.01, exclude=("classifier.weight",)),
+            ema=EMARecipe(decay=None),
+        ),
+        schedule=ScheduleRecipe(epochs=90, warmup_epochs=5.0, base_learning_rate=0.1),
+        batch_size=1024,
+    )
+
+
+def _nf_regnet(name: str) -> Recipe:
+    """NF-RegNet-B0 to B5.
+
+    Source: official experiment_nf_regnets.py: batch 1024 at 0.4, 360 epochs, no AGC, weight decay 5e-5 and 1e-5
+    more for each level, MixUp and CutMix without RandAugment, EMA, float32, central evaluation crop; no
+    accuracies there. Its cosine ends at 0.001, ours at 0.
+    """
+    level = int(name[-1])
+    return Recipe(
+        model=ModelRecipe(name=name),
+        data=DataRecipe(
+            mixing=MixingRecipe(mixup_alpha=0.2, cutmix_alpha=1.0, partners="separate"),
+            randaugment=_NO_RANDAUGMENT,
+            eval_crop="central",
+        ),
+        optimizer=OptimizerRecipe(
+            weight_decay=round(5e-5 + 1e-5 * level, 5),  # no trace of binary fractions in tables
+            agc=AGCRecipe(clip_factor=None, exclude=("classifier.weight",)),
+            ema=EMARecipe(decay=0.99999, warmup=True),
+        ),
+        schedule=ScheduleRecipe(epochs=360, warmup_epochs=5.0, base_learning_rate=0.1),
+        batch_size=1024,
+    )
+
+
+def _efficientnet(name: str) -> Recipe:
+    """EfficientNet-B0 to B7, each with the better of its published augmentations.
+
+    Source: Tan and Le 2019; tensorflow/tpu models/official/efficientnet, `main.py`, `utils.py` and README.md.
+    Published with AutoAugment: B0 77.1, B1 79.1, B2 80.1, B3 81.6, B4 82.9, B6 84.0; with RandAugment of two
+    layers: B5 83.7, B7 84.7.
+
+    The original holds out 25,022 training images and keeps the checkpoint that is best on them; it also
+    averages batch normalisation's statistics over groups of replicas, where ours are each worker's own.
+
+    The layout is the faster one on the GPU that timm measured (docs/methods/baselines.md); measure it on yours.
+    """
+    has_randaugment = name in _RANDAUGMENT_MAGNITUDES
+    return Recipe(
+        model=ModelRecipe(name=name),
+        data=DataRecipe(
+            mixing=_NO_MIXING,
+            randaugment=RandAugmentRecipe(layers=2) if has_randaugment else _NO_RANDAUGMENT,
+            autoaugment=not has_randaugment,
+            eval_crop="central",
+        ),
+        optimizer=OptimizerRecipe(
+            name="rmsprop",
+            momentum=0.9,
+            nesterov=False,
+            rmsprop_decay=0.9,
+            rmsprop_eps=1e-3,
+            weight_decay=1e-5,
+            decayed="all_but_norm",
+            agc=AGCRecipe(clip_factor=None, exclude=("classifier.weight",)),
+            ema=EMARecipe(decay=0.9999, warmup=True),
+        ),
+        schedule=ScheduleRecipe(
+            epochs=350,
+            warmup_epochs=5.0,
+            base_learning_rate=0.016,  # 0.256 at 4096
+            shape="staircase",
+            decay_factor=0.97,
+            decay_epochs=2.4,
+        ),
+        loss=LossRecipe(label_smoothing=0.1),
+        batch_size=4096,
+        precision="bfloat16",
+        memory_format="channels_last",
+    )
+
+
+def _efficientnet_v2(name: str) -> Recipe:
+    """EfficientNetV2-S and M at the last stage of their progressive training.
+
+    Source: Tan and Le 2021; google/automl efficientnetv2, `hparams.py`, `effnetv2_configs.py`, `utils.py`.
+    EfficientNet's optimiser and schedule, but biases are not decayed (`weight_decay_exclude`). Published: S
+    83.9, M 85.2, which this Recipe does NOT promise, since progressive training is not there: the original
+    goes from 128 pixels to `data.image_size` in four stages, and from weak to the present regularisation.
+
+    Smaller differences: the original mixes after RandAugment, crops from 5% of the area, maps pixels to -1..1,
+    and evaluates on the whole image, squashed; here a border of 16 pixels is cut off the squashed image.
+    """
+    mixes = name.endswith("_m")
+    return _efficientnet(name).with_values(
+        {
+            "data.mixing.mixup_alpha": 0.2 if mixes else None,
+            "data.mixing.cutmix_alpha": 0.2 if mixes else None,
+            "data.mixing.partners": "batch",  # the batch in reverse (`datasets.py`)
+            "data.eval_crop": "squash",
+            "optimizer.decayed": "weights",
+        }
+    )
+
+
+def _resnet50(name: str) -> Recipe:
+    """ResNet-50 as torchvision trained its first weights (IMAGENET1K_V1). Published: 76.13.
+
+    Source: torchvision's `references/classification` and the weights' own page: batch 256 at 0.1, divided by
+    10 every 30 of 90 epochs, momentum 0.9 without Nesterov, weight decay 1e-4, plain crops and flips.
+
+    The original decays batch normalisation's gains and shifts too, and starts the last of each branch at 1;
+    here they are not decayed, and timm starts it at 0. Goyal et al. 2017 do both, and with one more step down
+    at epoch 80 report 76.4. For larger batches they warm up: `schedule.warmup_epochs` 5.
+    """
+    return Recipe(
+        model=ModelRecipe(name=name),
+        data=DataRecipe(mixing=_NO_MIXING, randaugment=_NO_RANDAUGMENT, eval_crop="central"),
+        optimizer=OptimizerRecipe(
+            momentum=0.9,
+            nesterov=False,
+            weight_decay=1e-4,
+            decayed="all_but_norm",
+            agc=AGCRecipe(clip_factor=None, exclude=("fc.weight",)),
+            ema=EMARecipe(decay=None),
+        ),
+        schedule=ScheduleRecipe(
+            epochs=90,
+            warmup_epochs=0.0,
+            base_learning_rate=0.1,
+            shape="staircase",
+            decay_factor=0.1,
+            decay_epochs=30.0,
+        ),
+        loss=LossRecipe(label_smoothing=0.0),
+        batch_size=256,
+        memory_format="channels_last",
+    )
+
+
+_FAMILIES: dict[str, Callable[[str], Recipe]] = {
+    r"nfnet_f\d": _nfnet,
+    r"nfnet_": _small_nfnet,
+    r"nf_resnet": _nf_resnet,
+    r"nf_regnet": _nf_regnet,
+    r"tf_efficientnet_b": _efficientnet,
+    r"tf_efficientnetv2_": _efficientnet_v2,
+    r"resnet50": _resnet50,
+}

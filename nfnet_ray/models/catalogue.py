@@ -1,0 +1,58 @@
+"""Every model by its name, NFNets and baselines alike, as far as that needs no torch."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from nfnet_ray.errors import UserError
+from nfnet_ray.models import baselines, variants
+from nfnet_ray.models.baselines import BASELINES, Baseline
+from nfnet_ray.models.variants import Variant, get_variant
+
+
+def list_models() -> list[str]:
+    """Names that `create_model` takes: the normaliser-free families, then the baselines."""
+    return [*variants.list_models(), *BASELINES]
+
+
+def get_model(name: str, overrides: Mapping[str, Any] | None = None) -> Variant | Baseline:
+    """What is published of a model: `train_size`, `test_size`, `dropout`, `stochastic_depth` and its costs.
+
+    Raises UserError for an unknown name, and for overrides that the model does not take.
+    """
+    if name in BASELINES:
+        if overrides:
+            raise UserError(
+                f"model {name}: overrides {', '.join(overrides)} are not possible; a baseline is what was published, "
+                "choose an NFNet for them"
+            )
+        return BASELINES[name]
+    if name not in list_models():
+        close = difflib.get_close_matches(str(name), list_models())
+        hint = f"did you mean {' or '.join(close)}?" if close else f"use one of {', '.join(list_models())}"
+        raise UserError(f"unknown model {name!r}; {hint}")
+    return get_variant(name, overrides)
+
+
+def count_parameters(name: str, num_classes: int, overrides: Mapping[str, Any] | None = None) -> int:
+    """Learnable scalars of the network that `create_model` makes of the same arguments."""
+    model = get_model(name, overrides)
+    if isinstance(model, Baseline):
+        return baselines.count_parameters(model, num_classes)
+    return variants.count_parameters(model, num_classes)
+
+
+def count_multiply_adds(
+    name: str, image_size: int, num_classes: int, overrides: Mapping[str, Any] | None = None
+) -> int:
+    """Multiply-adds of one forward pass of one square image of `image_size` pixels per side.
+
+    Convolutions and linear layers. For a baseline at another size than its training's an estimate, see
+    `baselines.count_multiply_adds`.
+    """
+    model = get_model(name, overrides)
+    if isinstance(model, Baseline):
+        return baselines.count_multiply_adds(model, image_size, num_classes)
+    return variants.count_multiply_adds(model, image_size, num_classes)
