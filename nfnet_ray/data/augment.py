@@ -1,52 +1,109 @@
-"""What happens to a batch on the device, after decoding: shift, flip, normalise."""
+"""What happens to a batch on the device, after decoding: shift, flip, mix, RandAugment, normalise."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
+from nfnet_ray.data.batch import Batch, Indices, on_device
+from nfnet_ray.data.batching import mixes
 from nfnet_ray.data.draws import Purpose, uniforms
+from nfnet_ray.data.mixing import mix
+from nfnet_ray.data.randaugment import autoaugment, randaugment
 from nfnet_ray.recipe import DataRecipe
 
 CHANNEL_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)  # official dataset.py, of uint8 pixels
 CHANNEL_STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
 
 
+class Augmented(NamedTuple):
+    """``images`` (N, H, W, 3), uint8, or float32 in 0..255; partner labels and label shares where there are any."""
+
+    images: Tensor
+    partner_labels: Tensor | None = None
+    label_share: Tensor | None = None
+
+
 def augment(
-    images_NHWC: Tensor, indices: NDArray[np.int64], recipe: DataRecipe, seed: int, epoch: int
-) -> Tensor:
-    """Shifts (``crop="padded"``) and flips a uint8 batch (N, H, W, 3); same shape and dtype.
+    batch: Batch,
+    positions: Indices,
+    partners: Batch | None,
+    recipe: DataRecipe,
+    seed: int,
+    epoch: int,
+) -> Augmented:
+    """Shifts, flips, mixes with ``partners`` and applies RandAugment or AutoAugment, as the Recipe says.
 
-    What happens to an image depends on (seed, epoch, its sample index) alone.
+    What happens to an image depends on (seed, epoch, its sample index) alone; which image it is mixed with, and by
+    which of MixUp and CutMix, on its place in the global batch. Where the Recipe mixes and ``partners`` is None, the
+    partner is the neighbour in the batch.
     """
-    if recipe.crop == "padded" and recipe.crop_padding:
-        shifts = uniforms(seed, epoch, Purpose.SHIFT, indices, 2) * (2 * recipe.crop_padding + 1)
-        images_NHWC = _shifted(images_NHWC, shifts.astype(np.int64), recipe.crop_padding)
-    if recipe.flip:
-        flipped = torch.from_numpy(uniforms(seed, epoch, Purpose.FLIP, indices)[:, 0] < 0.5)
-        images_NHWC = torch.where(
-            flipped.to(images_NHWC.device)[:, None, None, None], images_NHWC.flip(2), images_NHWC
+    images = shifted_and_flipped(batch, recipe, seed, epoch)
+    mixed = Augmented(images)
+    if mixes(recipe.mixing):
+        if partners is None:
+            neighbours = np.arange(len(positions)) ^ 1  # a pair is never split (batching.positions_of_rank)
+            rows = on_device(neighbours, images.device)
+            partner_images, partner_labels = images[rows], batch.labels[rows]
+        else:
+            partner_images = shifted_and_flipped(partners, recipe, seed, epoch, as_partners=True)
+            partner_labels = partners.labels
+        images, share = mix(images, partner_images, batch.indices, positions, recipe.mixing, seed, epoch)
+        mixed = Augmented(images, partner_labels, share)
+    if recipe.autoaugment:
+        return mixed._replace(images=autoaugment(_as_bytes(images), batch.indices, seed, epoch))
+    if recipe.randaugment.layers:
+        layers, magnitude = recipe.randaugment.layers, recipe.randaugment.magnitude
+        assert magnitude is not None
+        images = randaugment(
+            _as_bytes(images), batch.indices, seed, epoch, layers=layers, magnitude=magnitude
         )
-    return images_NHWC
+        return mixed._replace(images=images)
+    return mixed
 
 
-def _shifted(images_NHWC: Tensor, offsets: NDArray[np.int64], padding: int) -> Tensor:
+def shifted_and_flipped(
+    batch: Batch, recipe: DataRecipe, seed: int, epoch: int, *, as_partners: bool = False
+) -> Tensor:
+    """The batch's images shifted (``crop="padded"``) and flipped; partners have draws of their own."""
+    images, device = batch.images, batch.images.device
+    if recipe.crop == "padded" and recipe.crop_padding:
+        purpose = Purpose.PARTNER_SHIFT if as_partners else Purpose.SHIFT
+        shifts = uniforms(seed, epoch, purpose, batch.indices, 2) * (2 * recipe.crop_padding + 1)
+        images = _shifted(images, shifts.astype(np.int64), recipe.crop_padding)
+    if recipe.flip:
+        purpose = Purpose.PARTNER_FLIP if as_partners else Purpose.FLIP
+        flipped = on_device(uniforms(seed, epoch, purpose, batch.indices)[:, 0] < 0.5, device)
+        images = torch.where(flipped[:, None, None, None], images.flip(2), images)
+    return images
+
+
+def _shifted(images_NHWC: Tensor, offsets: Indices, padding: int) -> Tensor:
     """Each image's window at its (row, column) offset in the image padded with black."""
     count, height, width, _ = images_NHWC.shape
     padded = F.pad(images_NHWC, (0, 0, padding, padding, padding, padding))
     device = images_NHWC.device
-    offset = torch.from_numpy(offsets).to(device)
+    offset = on_device(offsets, device)
     rows = offset[:, :1] + torch.arange(height, device=device)
     columns = offset[:, 1:] + torch.arange(width, device=device)
     return padded[torch.arange(count, device=device)[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
+def _as_bytes(images: Tensor) -> Tensor:
+    """Clipped to 0..255 and cut off to uint8, as the official ``_augment_image`` does before RandAugment."""
+    return images if images.dtype == torch.uint8 else images.clamp(0, 255).to(torch.uint8)
+
+
 def normalise(images_NHWC: Tensor, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
-    """uint8 (N, H, W, 3) to float32 (N, 3, H, W) with zero mean and unit variance over ImageNet."""
+    """(N, H, W, 3), uint8 or float32 in 0..255, to float32 (N, 3, H, W) of zero mean and unit variance over ImageNet.
+
+    ``(x - mean) / std`` for each channel, with the constants of the official ``dataset.py``.
+    """
     mean = torch.tensor(CHANNEL_MEAN, device=images_NHWC.device)
     std = torch.tensor(CHANNEL_STD, device=images_NHWC.device)
-    normalised = images_NHWC.to(torch.float32).sub_(mean).div_(std)
+    normalised = images_NHWC.to(torch.float32).sub(mean).div_(std)  # not sub_: float32 images are used again
     return normalised.permute(0, 3, 1, 2).contiguous(memory_format=memory_format)

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import os
 
+import numpy as np
+from numpy.typing import NDArray
+
 from nfnet_ray.errors import UserError
+from nfnet_ray.recipe import DataRecipe, MixingRecipe, Recipe
+
+CHUNKS = (4, 2, 1)  # 4: a pair for MixUp and a pair for CutMix
 
 
 def batches_per_epoch(images: int, batch_size: int) -> int:
@@ -12,8 +18,30 @@ def batches_per_epoch(images: int, batch_size: int) -> int:
     return images // batch_size
 
 
-def check_batch_size(batch_size: int, images: int, workers: int, path: str | os.PathLike[str]) -> None:
-    """Raises UserError if the training images do not fill one batch, or the workers cannot share it equally."""
+def positions_of_rank(batch_size: int, rank: int, world_size: int) -> NDArray[np.int64]:
+    """Which places of the global batch a worker takes, (batch_size / world_size,) int64, ascending.
+
+    Chunks of 4 places are dealt out in turn (of 2 or 1, where 4 does not divide a worker's share): chunk c goes
+    to rank ``c % world_size``. So the first images of every share are among the first of the global batch, which
+    SAM's ascent is taken on, while neighbours, which mixing pairs, stay together.
+    """
+    share = batch_size // world_size
+    chunk = next(size for size in CHUNKS if share % size == 0)
+    return np.arange(share * world_size, dtype=np.int64).reshape(-1, chunk)[rank::world_size].reshape(-1)
+
+
+def mixes(recipe: MixingRecipe) -> bool:
+    """Whether training images are mixed at all."""
+    return recipe.mixup_alpha is not None or recipe.cutmix_alpha is not None
+
+
+def check_batch_size(recipe: Recipe, images: int, workers: int, path: str | os.PathLike[str]) -> None:
+    """Raises UserError if the Recipe's batches cannot be made of ``images`` training images for ``workers`` workers.
+
+    They have to fill one batch; workers share it equally, and micro-batches a worker's share; and where images
+    are mixed with neighbours, a share is all pairs.
+    """
+    batch_size, micro_batches = recipe.batch_size, recipe.micro_batches
     if batches_per_epoch(images, batch_size) == 0:
         raise UserError(
             f"batch_size {batch_size} is larger than the {images:,} training images of {path}: "
@@ -23,4 +51,20 @@ def check_batch_size(batch_size: int, images: int, workers: int, path: str | os.
         raise UserError(
             f"batch_size {batch_size} cannot be shared equally by {workers} workers: "
             f"choose a multiple of {workers} with --set batch_size=..."
+        )
+    if batch_size % (workers * micro_batches):
+        raise UserError(
+            f"micro_batches {micro_batches} cannot share equally the {batch_size // workers} images of a worker: "
+            f"choose a divisor of {batch_size // workers} with --set micro_batches=..."
+        )
+    check_partners(recipe.data, batch_size, workers)
+
+
+def check_partners(recipe: DataRecipe, batch_size: int, workers: int) -> None:
+    """Raises UserError if images are to be mixed with neighbours of their batch and a share is not all pairs."""
+    share = batch_size // workers
+    if mixes(recipe.mixing) and recipe.mixing.partners == "batch" and share % 2:
+        raise UserError(
+            f"batch_size {batch_size} gives a worker an odd number of images ({share}), which fall into no pairs: "
+            f"choose a multiple of {2 * workers} with --set batch_size=..., or --set data.mixing.partners=separate"
         )

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from nfnet_ray.data.draws import Purpose, uniforms
 
 AREA_RANGE = (0.08, 1.0)  # Inception crop, official dataset.py: share of the image's area
+SMALLEST_KEPT_AREA = 0.1  # its min_object_covered, where the object is the whole image
 ASPECT_RANGE = (3 / 4, 4 / 3)  # and width / height of the box
 ATTEMPTS = 10
 EVAL_MARGIN_PIXELS = 32  # official evaluation scales to size + 32, then cuts the centre (dataset.py)
@@ -17,32 +18,44 @@ Sizes = NDArray[np.int64]
 
 
 def random_resized_boxes(
-    seed: int, epoch: int, indices: NDArray[np.int64], heights: Sizes, widths: Sizes
+    seed: int,
+    epoch: int,
+    indices: NDArray[np.int64],
+    heights: Sizes,
+    widths: Sizes,
+    size: int,
+    purpose: Purpose = Purpose.RESIZED_CROP,
 ) -> Boxes:
-    """Inception crops, (N, 4): of 10 attempts at a random area and aspect the first that fits, else the centre.
+    """Inception crops, (N, 4): of 10 attempts at a random aspect and height the first that fits, else the centre.
 
-    Area is uniform in [0.08, 1] of the image's, aspect is log-uniform in [3/4, 4/3].
-    Source: official ``dataset.py``; the paper's appendix A.1 names it Inception-style.
+    The law is that of TensorFlow's ``sample_distorted_bounding_box``, which the official code calls: the aspect is
+    uniform in [3/4, 4/3], and the *height* is uniform among those that give an area of 0.08 to 1 of the image's and
+    fit into it; a box of less than 0.1 of the image is thrown away. So half of the boxes of a 500 x 375 image have
+    less than 0.36 of its area; where the area is drawn, as in torchvision, it is 0.42. After ten failures
+    the box is evaluation's central square for images of ``size`` pixels.
+
+    Source: official ``dataset.py``; TensorFlow ``sample_distorted_bounding_box_op.cc``; paper appendix A.1.
     """
-    draws = uniforms(seed, epoch, Purpose.RESIZED_CROP, indices, 4 * ATTEMPTS).reshape(-1, ATTEMPTS, 4)
+    draws = uniforms(seed, epoch, purpose, indices, 4 * ATTEMPTS).reshape(-1, ATTEMPTS, 4)
     height, width = heights[:, None].astype(np.float64), widths[:, None].astype(np.float64)
-    area = height * width * (AREA_RANGE[0] + draws[..., 0] * (AREA_RANGE[1] - AREA_RANGE[0]))
-    log_low, log_high = np.log(ASPECT_RANGE)
-    aspect = np.exp(log_low + draws[..., 1] * (log_high - log_low))
-    box_width, box_height = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
-    fits = (box_width >= 1) & (box_height >= 1) & (box_width <= width) & (box_height <= height)
-    top = np.floor(draws[..., 2] * (height - box_height + 1))
-    left = np.floor(draws[..., 3] * (width - box_width + 1))
+    area = height * width
+    aspect = ASPECT_RANGE[0] + draws[..., 0] * (ASPECT_RANGE[1] - ASPECT_RANGE[0])
+    lowest = np.rint(np.sqrt(AREA_RANGE[0] * area / aspect))
+    highest = np.rint(np.sqrt(AREA_RANGE[1] * area / aspect))
+    highest = np.where(np.rint(highest * aspect) > width, np.floor((width + 0.5) / aspect), highest)
+    highest -= np.rint(highest * aspect) > width  # half a pixel may have been rounded up
+    highest = np.minimum(highest, height)
+    lowest = np.minimum(lowest, highest)
+    box_height = lowest + np.floor(draws[..., 1] * (highest - lowest + 1))
+    box_width = np.rint(box_height * aspect)
+    share = box_height * box_width / area
+    fits = (share >= SMALLEST_KEPT_AREA) & (share <= AREA_RANGE[1]) & (box_width <= width)
+    # TensorFlow never draws the last place, at which the box touches the lower or right edge.
+    top = np.floor(draws[..., 2] * np.maximum(height - box_height, 1))
+    left = np.floor(draws[..., 3] * np.maximum(width - box_width, 1))
     attempts = np.stack([top, left, box_height, box_width], axis=-1).astype(np.int64)
     first = attempts[np.arange(len(indices)), fits.argmax(axis=1)]
-    return np.where(fits.any(axis=1)[:, None], first, _central_boxes_within_aspect(heights, widths))
-
-
-def _central_boxes_within_aspect(heights: Sizes, widths: Sizes) -> Boxes:
-    """The largest central boxes whose aspect is inside the Inception range, (N, 4)."""
-    box_width = np.minimum(widths, np.rint(heights * ASPECT_RANGE[1]).astype(np.int64))
-    box_height = np.minimum(heights, np.rint(widths / ASPECT_RANGE[0]).astype(np.int64))
-    return _central(heights, widths, box_height, box_width)
+    return np.where(fits.any(axis=1)[:, None], first, central_square_boxes(heights, widths, size))
 
 
 def whole_boxes(heights: Sizes, widths: Sizes) -> Boxes:
@@ -60,6 +73,20 @@ def central_square_boxes(heights: Sizes, widths: Sizes, size: int) -> Boxes:
     side = np.maximum(np.rint(shorter * size / (size + EVAL_MARGIN_PIXELS)).astype(np.int64), 1)
     side = np.where((heights == size) & (widths == size), size, side)
     return _central(heights, widths, side, side)
+
+
+def squash_and_crop(image_HWC: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
+    """The official evaluation's crop, into ``out`` (size, size, 3) uint8.
+
+    Both sides are resized to ``size + 32`` whatever the aspect, by Pillow's bicubic filter as in the official demo
+    notebook; then the centre is cut out. The loader takes an image that has the size already as it is.
+    """
+    from PIL import Image  # here, so that training needs no Pillow
+
+    size = out.shape[0]
+    scaled, margin = size + EVAL_MARGIN_PIXELS, EVAL_MARGIN_PIXELS // 2
+    resized = Image.fromarray(image_HWC).resize((scaled, scaled), Image.Resampling.BICUBIC)
+    out[:] = np.asarray(resized)[margin : margin + size, margin : margin + size]
 
 
 def _central(heights: Sizes, widths: Sizes, box_heights: Sizes, box_widths: Sizes) -> Boxes:

@@ -25,6 +25,15 @@ class Purpose(IntEnum):
     SHIFT = 3
     FLIP = 4
     NETWORK = 5
+    SAMPLE_KEY = 6
+    MIXUP = 7
+    CUTMIX = 8
+    PARTNER_ORDER = 9
+    PARTNER_RESIZED_CROP = 10
+    PARTNER_SHIFT = 11
+    PARTNER_FLIP = 12
+    RANDAUGMENT = 13
+    AUTOAUGMENT = 14
 
 
 def _mixed(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -54,10 +63,15 @@ def uniforms(
     return bits.astype(np.float64) * 2.0**-53
 
 
-def epoch_order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
+def epoch_order(seed: int, epoch: int, count: int, purpose: Purpose = Purpose.ORDER) -> NDArray[np.int64]:
     """A permutation of ``count`` sample indices, int64: they are sorted by their hash."""
     indices = np.arange(count, dtype=np.int64)
-    return np.argsort(hashes(seed, epoch, Purpose.ORDER, indices)[:, 0], kind="stable")
+    return np.argsort(hashes(seed, epoch, purpose, indices)[:, 0], kind="stable")
+
+
+def sample_keys(seed: int, epoch: int, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+    """One int64 for each sample, (N,): what its dropout and stochastic depth in the network are drawn from."""
+    return hashes(seed, epoch, Purpose.SAMPLE_KEY, indices)[:, 0].view(np.int64)
 
 
 def network_seed(seed: int, epoch: int, rank: int) -> int:

@@ -1,0 +1,38 @@
+"""The command line: ``python -m nfnet_ray.data sheet OUT [IMAGE]``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from nfnet_ray.errors import UserError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; gives the exit code: 0, or 2 for an error a person can put right."""
+    parser = argparse.ArgumentParser(prog="python -m nfnet_ray.data", description="Look at augmentation.")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    sheet = commands.add_parser(
+        "sheet",
+        help="a picture of every operation of RandAugment at three magnitudes, of MixUp and of CutMix",
+    )
+    sheet.add_argument("out", type=Path, metavar="OUT", help="the picture to write: NAME.jpg or NAME.png")
+    sheet.add_argument(
+        "image", type=Path, nargs="?", metavar="IMAGE", help="a photograph (default: scikit-learn's flower)"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        from nfnet_ray.data.sheet import write_sheet  # here, so that --help is quick
+
+        write_sheet(options.out, options.image)
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"wrote {options.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+"""What the loaders give: images, labels, and what else a step has to know of its samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Indices = NDArray[np.int64]
+
+
+def on_device(array: NDArray[Any], device: torch.device) -> Tensor:
+    """A NumPy array as a tensor on the device, without waiting for what the device is doing."""
+    return torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """``images`` uint8 (N, H, W, 3) and ``labels`` int64 (N,) on the device, with their sample indices."""
+
+    images: Tensor
+    labels: Tensor
+    indices: Indices
+
+    def part(self, rows: slice) -> Batch:
+        """Some of the samples; tensors are views."""
+        return Batch(self.images[rows], self.labels[rows], self.indices[rows])
+
+
+@dataclass(frozen=True)
+class TrainBatch(Batch):
+    """A worker's share of a training batch; ``images`` is float32 in 0..255 where mixing left fractions, else uint8.
+
+    The target is ``label_share * onehot(labels) + (1 - label_share) * onehot(partner_labels)``; without mixing
+    both are None.
+    """
+
+    positions: Indices
+    """(N,): the place of each sample in the global batch, ascending."""
+    keys: Tensor
+    """int64 (N,) on the device: a hash of (seed, epoch, sample index), for the draws inside the network."""
+    partner_labels: Tensor | None = None
+    """int64 (N,) on the device."""
+    label_share: Tensor | None = None
+    """float32 (N,) on the device."""
+
+    def part(self, rows: slice) -> TrainBatch:
+        """Some of the samples; tensors are views."""
+        return TrainBatch(
+            images=self.images[rows],
+            labels=self.labels[rows],
+            indices=self.indices[rows],
+            positions=self.positions[rows],
+            keys=self.keys[rows],
+            partner_labels=None if self.partner_labels is None else self.partner_labels[rows],
+            label_share=None if self.label_share is None else self.label_share[rows],
+        )
+
+    def chosen(self, rows: Tensor) -> TrainBatch:
+        """The samples of the given rows, int64 (M,), in that order; copies."""
+        own, host = rows.to(self.labels.device), rows.cpu().numpy()
+        return TrainBatch(
+            images=self.images[own],
+            labels=self.labels[own],
+            indices=self.indices[host],
+            positions=self.positions[host],
+            keys=self.keys[own],
+            partner_labels=None if self.partner_labels is None else self.partner_labels[own],
+            label_share=None if self.label_share is None else self.label_share[own],
+        )
+
+    @staticmethod
+    def concatenated(parts: Sequence[TrainBatch]) -> TrainBatch:
+        """The samples of all parts, one part after the other."""
+        partner_labels = [part.partner_labels for part in parts if part.partner_labels is not None]
+        label_shares = [part.label_share for part in parts if part.label_share is not None]
+        return TrainBatch(
+            images=torch.cat([part.images for part in parts]),
+            labels=torch.cat([part.labels for part in parts]),
+            indices=np.concatenate([part.indices for part in parts]),
+            positions=np.concatenate([part.positions for part in parts]),
+            keys=torch.cat([part.keys for part in parts]),
+            partner_labels=torch.cat(partner_labels) if partner_labels else None,
+            label_share=torch.cat(label_shares) if label_shares else None,
+        )
