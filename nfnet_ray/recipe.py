@@ -241,7 +241,9 @@ class SAMRecipe(Section):
 
     prefix: ClassVar[str] = "optimizer.sam."
 
-    rho: float | None = setting(None, "length of the ascent step in the space of the weights; none: no SAM", above=0)
+    rho: float | None = setting(
+        None, "length of the ascent step in the space of the weights; none: no SAM", above=0
+    )
     method: Literal["sam", "asam", "looksam", "esam"] = setting("sam", "which form of SAM")
     ascent_share: float = setting(
         1.0, "share of the batch, its first images, that the ascent gradient is taken on", above=0, at_most=1
@@ -251,7 +253,9 @@ class SAMRecipe(Section):
         "what has an ascent step of its own: each worker, the whole batch (synchronised), or each micro-batch; "
         "none: each worker, and for looksam the whole batch",
     )
-    share_masks: bool = setting(True, "the same dropout and stochastic depth in the ascent and the descent pass")
+    share_masks: bool = setting(
+        True, "the same dropout and stochastic depth in the ascent and the descent pass"
+    )
     asam_eta: float = setting(0.01, "asam: added to the weights' sizes (Kwon et al. 2021)", at_least=0)
     looksam_interval: int = setting(
         5, "looksam: steps from one ascent to the next (Liu et al. 2022)", at_least=1
@@ -263,7 +267,10 @@ class SAMRecipe(Section):
         0.6, "esam: share of the weights that one ascent step moves (Du et al. 2022)", above=0, at_most=1
     )
     esam_data_share: float = setting(
-        0.5, "esam: share of the images, the sharpest, that the descent sees (Du et al. 2022)", above=0, at_most=1
+        0.5,
+        "esam: share of the images, the sharpest, that the descent sees (Du et al. 2022)",
+        above=0,
+        at_most=1,
     )
 
     def __post_init__(self) -> None:
@@ -287,7 +294,10 @@ class EMARecipe(Section):
     prefix: ClassVar[str] = "optimizer.ema."
 
     decay: float | None = setting(
-        0.99999, "share of the mean that a step keeps; none: no mean, the weights are evaluated", at_least=0, below=1
+        0.99999,
+        "share of the mean that a step keeps; none: no mean, the weights are evaluated",
+        at_least=0,
+        below=1,
     )
     warmup: bool = setting(True, "at most (1 + t) / (10 + t) at step t, so that the mean forgets the start")
 
@@ -298,10 +308,14 @@ class OptimizerRecipe(Section):
 
     prefix: ClassVar[str] = "optimizer."
 
-    name: Literal["sgd", "rmsprop"] = setting("sgd", "SGD for NFNets, RMSProp as TensorFlow's for EfficientNets")
+    name: Literal["sgd", "rmsprop"] = setting(
+        "sgd", "SGD for NFNets, RMSProp as TensorFlow's for EfficientNets"
+    )
     momentum: float = setting(0.9, "momentum", at_least=0, below=1)
     nesterov: bool = setting(True, "sgd: look ahead along the momentum")
-    rmsprop_decay: float = setting(0.9, "rmsprop: share of the mean square that a step keeps", at_least=0, below=1)
+    rmsprop_decay: float = setting(
+        0.9, "rmsprop: share of the mean square that a step keeps", at_least=0, below=1
+    )
     rmsprop_eps: float = setting(1e-3, "rmsprop: added to the mean square, inside the root", above=0)
     weight_decay: float = setting(2e-5, "decay of the parameters named by `decayed`", at_least=0)
     decayed: Literal["weights", "all_but_norm"] = setting(
@@ -323,7 +337,9 @@ class ScheduleRecipe(Section):
     warmup_epochs: float = setting(5.0, "epochs of linear warm-up; fractions count", at_least=0)
     base_learning_rate: float = setting(0.1, "peak learning rate for each 256 images of the batch", above=0)
     shape: Literal["cosine", "staircase"] = setting("cosine", "how the learning rate falls after the warm-up")
-    decay_factor: float = setting(0.97, "staircase: the learning rate after a stair / before it", above=0, at_most=1)
+    decay_factor: float = setting(
+        0.97, "staircase: the learning rate after a stair / before it", above=0, at_most=1
+    )
     decay_epochs: float = setting(2.4, "staircase: epochs of one stair, counted from the start", above=0)
 
 
@@ -354,11 +370,15 @@ class Recipe(Section):
     micro_batches: int = setting(
         1, "parts of a worker's share of a batch, one after the other (gradient accumulation)", at_least=1
     )
-    precision: Literal["float32", "bfloat16"] = setting("float32", "type of the arithmetic of a step")
+    precision: Literal["float32", "bfloat16", "float64"] = setting(
+        "float32", "type of the arithmetic of a step; weights are float32 (float64 with float64, for checks)"
+    )
     memory_format: Literal["contiguous", "channels_last"] = setting("contiguous", "layout of activations")
     seed: int = setting(0, "seed of weights, order, augmentation and dropout", at_least=0)
     signal_epochs: int = setting(
-        0, "epochs from one measurement of the activations' variance, block by block, to the next; 0: none", at_least=0
+        0,
+        "epochs from one measurement of the activations' variance, block by block, to the next; 0: none",
+        at_least=0,
     )
 
     @property

@@ -20,24 +20,29 @@ from nfnet_ray.models.published import with_published_values
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.training.clock import Clock
 from nfnet_ray.training.context import Context
-from nfnet_ray.training.evaluation import EVAL_BATCH_SIZE, evaluate
+from nfnet_ray.training.evaluation import EVAL_BATCH_SIZE, evaluate, evaluate_signal
+from nfnet_ray.training.gradient import DTYPES, MEMORY_FORMATS
 from nfnet_ray.training.process import reset_process
-from nfnet_ray.training.step import MEMORY_FORMATS, StepResult, TrainStep
+from nfnet_ray.training.step import StepResult, TrainStep
 
 STEPS_BETWEEN_GPU_CHECKS = 16  # reading the loss stops the GPU's queue, so it is not read at every step
+
+Ending = Literal["finished", "diverged", "stopped"]
 
 
 @dataclass(frozen=True)
 class Outcome:
     """How a run ended: after ``epochs`` finished epochs, with the metrics of the last one.
 
+    ``model`` holds the weights as they were trained, ``average`` their moving average, if the Recipe has one.
     ``diverged`` is a loss that became infinite or not a number; ``reason`` then says when.
     """
 
-    state: Literal["finished", "diverged", "stopped"]
+    state: Ending
     epochs: int
     metrics: dict[str, float]
     model: nn.Module
+    average: nn.Module | None = None
     reason: str | None = None
 
 
@@ -53,7 +58,7 @@ def train(recipe: Recipe, context: Context, clock: Clock | None = None) -> Outco
     reset_process(recipe.seed, context.threads)
     recipe = with_published_values(recipe)
     dataset = open_dataset(recipe.data.path)
-    check_batch_size(recipe.batch_size, len(dataset.train), context.world_size, recipe.data.path)
+    check_batch_size(recipe, len(dataset.train), context.world_size, recipe.data.path)
 
     where: dict[str, Any] = {
         "rank": context.rank,
@@ -73,11 +78,18 @@ def train(recipe: Recipe, context: Context, clock: Clock | None = None) -> Outco
         stochastic_depth=recipe.model.stochastic_depth,
         overrides=recipe.model.overrides.chosen(),
     )
-    model.to(context.device).to(memory_format=MEMORY_FORMATS[recipe.memory_format])
+    model.to(context.device, DTYPES[recipe.precision]).to(memory_format=MEMORY_FORMATS[recipe.memory_format])
     step = TrainStep(model, recipe, context, train_loader.batches_per_epoch)
     epochs_done, metrics = _resume(recipe, dataset, context, step, model, clock)
     if epochs_done:  # the report of this epoch may have died with the worker
         context.report(metrics)
+    initial_signal: dict[str, float] = {}
+    if recipe.signal_epochs and not epochs_done:
+        signal = evaluate_signal(model, eval_loader, recipe)
+        initial_signal = {f"initial_{name}": value for name, value in signal.items()}
+
+    def ended(state: Ending, epochs: int, metrics: dict[str, float], reason: str | None = None) -> Outcome:
+        return Outcome(state, epochs, metrics, model, step.average.model if step.average else None, reason)
 
     for epoch in range(epochs_done, recipe.schedule.epochs):
         torch.manual_seed(network_seed(recipe.seed, epoch, context.rank))
@@ -93,16 +105,25 @@ def train(recipe: Recipe, context: Context, clock: Clock | None = None) -> Outco
                 loss = sums.mean_loss()
                 if not math.isfinite(loss):
                     reason = f"the training loss became {loss} in epoch {epoch + 1}, step {number}"
-                    return Outcome("diverged", epoch, clock.metrics(), model, reason)
+                    return ended("diverged", epoch, clock.metrics(), reason)
 
         clock.enter("eval")
         images = train_loader.batches_per_epoch * recipe.batch_size
+        step.unify_statistics()
         metrics = evaluate(model, eval_loader, recipe, context)
-        if not math.isfinite(metrics["validation_loss"]):
-            reason = f"the validation loss became {metrics['validation_loss']} after epoch {epoch + 1}"
-            return Outcome("diverged", epoch, clock.metrics(), model, reason)
+        if step.average:  # what is delivered, and compared, is the average
+            metrics = {f"raw_{name}": value for name, value in metrics.items()}
+            metrics |= evaluate(step.average.model, eval_loader, recipe, context)
+        loss = metrics.get("raw_validation_loss", metrics["validation_loss"])
+        if not math.isfinite(loss):
+            reason = f"the validation loss became {loss} after epoch {epoch + 1}"
+            return ended("diverged", epoch, clock.metrics(), reason)
 
         epochs_done = epoch + 1
+        if recipe.signal_epochs and epochs_done % recipe.signal_epochs == 0:
+            metrics |= evaluate_signal(model, eval_loader, recipe)
+        if epochs_done == 1:
+            metrics |= initial_signal
         metrics |= sums.means() | clock.metrics()
         metrics["epoch"] = epochs_done
         metrics["learning_rate"] = learning_rate
@@ -115,8 +136,8 @@ def train(recipe: Recipe, context: Context, clock: Clock | None = None) -> Outco
         clock.enter("report")
         context.report(metrics)
         if context.should_stop() and epochs_done < recipe.schedule.epochs:
-            return Outcome("stopped", epochs_done, metrics, model)
-    return Outcome("finished", epochs_done, metrics, model)
+            return ended("stopped", epochs_done, metrics)
+    return ended("finished", epochs_done, metrics)
 
 
 class EpochSums:
@@ -162,9 +183,8 @@ def _state(
         "recipe": recipe.fingerprint(),
         "data": dataset.fingerprint,
         "metrics": metrics,
-        "steps": step.number,
         "model": model.state_dict(),
-        "optimizer": step.optimizer.state_dict(),
+        "step": step.state_dict(),
         "clock": clock.state(),
     }
 
@@ -182,8 +202,7 @@ def _resume(
                 f"the checkpoint was written with another {kind} ({state[kind]}, not {own}): start anew"
             )
     model.load_state_dict(state["model"])
-    step.optimizer.load_state_dict(state["optimizer"])
-    step.number = state["steps"]
+    step.load_state_dict(state["step"])
     clock.resume(state["clock"])
     metrics: dict[str, float] = state["metrics"]
     return int(metrics["epoch"]), metrics

@@ -7,14 +7,15 @@ import time
 import numpy as np
 import torch
 
-from nfnet_ray.data.loader import Batch
+from nfnet_ray.data.batch import TrainBatch
 from nfnet_ray.models import create_model
+from nfnet_ray.models.catalogue import count_multiply_adds
 from nfnet_ray.models.published import with_published_values
-from nfnet_ray.models.variants import count_multiply_adds, get_variant
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.training.context import PlainContext
+from nfnet_ray.training.gradient import DTYPES, MEMORY_FORMATS
 from nfnet_ray.training.process import reset_process
-from nfnet_ray.training.step import MEMORY_FORMATS, TrainStep
+from nfnet_ray.training.step import TrainStep
 
 LARGEST_BATCH = 64  # images per second change little beyond it on a CPU
 LARGEST_FORWARD_MULTIPLY_ADDS = 2e9  # of a batch, unless one image alone has more: a probe has to be quick
@@ -29,25 +30,33 @@ def measure_images_per_second(recipe: Recipe, num_classes: int, threads: int) ->
     recipe = with_published_values(recipe)
     size = recipe.data.image_size
     assert size is not None
-    variant = get_variant(recipe.model.name, recipe.model.overrides.chosen())
-    affordable = int(LARGEST_FORWARD_MULTIPLY_ADDS // count_multiply_adds(variant, size, num_classes))
+    overrides = recipe.model.overrides.chosen()
+    one_image = count_multiply_adds(recipe.model.name, size, num_classes, overrides)
+    affordable = int(LARGEST_FORWARD_MULTIPLY_ADDS // one_image)
     batch_size = max(1, min(recipe.batch_size, LARGEST_BATCH, affordable))
-    recipe = recipe.with_values({"batch_size": batch_size})
+    recipe = recipe.with_values({"batch_size": batch_size, "micro_batches": 1})
     context = PlainContext(threads=threads)
     reset_process(recipe.seed, threads)
     model = create_model(
-        recipe.model.name, num_classes=num_classes, overrides=recipe.model.overrides.chosen()
+        recipe.model.name,
+        num_classes=num_classes,
+        dropout=recipe.model.dropout,
+        stochastic_depth=recipe.model.stochastic_depth,
+        overrides=overrides,
     )
-    model.to(context.device).to(memory_format=MEMORY_FORMATS[recipe.memory_format])
+    model.to(context.device, DTYPES[recipe.precision]).to(memory_format=MEMORY_FORMATS[recipe.memory_format])
     step = TrainStep(model, recipe, context, steps_per_epoch=1000)
-    images = torch.randint(
-        0, 256, (recipe.batch_size, size, size, 3), dtype=torch.uint8, device=context.device
+    device, numbers = context.device, np.arange(batch_size)
+    batch = TrainBatch(
+        images=torch.randint(0, 256, (batch_size, size, size, 3), dtype=torch.uint8, device=device),
+        labels=torch.randint(0, num_classes, (batch_size,), device=device),
+        indices=numbers,
+        positions=numbers,
+        keys=torch.arange(batch_size, device=device),
     )
-    labels = torch.randint(0, num_classes, (recipe.batch_size,), device=context.device)
-    batch = Batch(images, labels, np.arange(recipe.batch_size))
     seconds = []
     for _ in range(1 + MEASURED_STEPS):
         start = time.perf_counter()
         step(batch).loss.item()  # waits for the device
         seconds.append(time.perf_counter() - start)
-    return recipe.batch_size / min(seconds[1:])
+    return batch_size / min(seconds[1:])

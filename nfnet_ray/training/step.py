@@ -1,30 +1,32 @@
 """One optimiser step. Its order is written here and nowhere else:
 
-1. forward and loss, in the Recipe's precision,
-2. backward; with several workers DistributedDataParallel averages the gradients over them,
-3. adaptive gradient clipping of everything but the excluded parameters (the classifier's weight),
-4. weight decay is added, then momentum, Nesterov and the update at this step's learning rate.
+1. the gradient of the mean loss over the global batch: with SAM, ascent on the first images, then descent on all at
+   the perturbed weights; over micro-batches (they add up); over workers (their mean) (``gradient.py``),
+2. adaptive gradient clipping of everything but the excluded parameters (the classifier's weight),
+3. weight decay is added, then momentum, Nesterov and the update at this step's learning rate,
+4. the moving average takes in the new weights.
 
-The clip sees the gradient of the global batch, without weight decay (official ``optim.py``).
+The clip sees the descent gradient of the global batch, without weight decay (official ``optim.py``); the ascent
+gradient is not clipped.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-import torch.nn.functional as F
+import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
-from nfnet_ray.data.augment import normalise
-from nfnet_ray.data.loader import Batch
+from nfnet_ray.data.batch import TrainBatch
 from nfnet_ray.errors import UserError
-from nfnet_ray.optim import clip_gradients_adaptively, create_sgd, warmup_cosine
+from nfnet_ray.optim import clip_gradients_adaptively, create_optimizer, learning_rate_at
+from nfnet_ray.optim.ema import ExponentialMovingAverage
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.training.context import Context
-
-MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+from nfnet_ray.training.gradient import Gradient
 
 
 @dataclass(frozen=True)
@@ -41,57 +43,74 @@ class TrainStep:
 
     def __init__(self, model: nn.Module, recipe: Recipe, context: Context, steps_per_epoch: int) -> None:
         self.number = 0
-        self.optimizer = create_sgd(model.named_parameters(), recipe.optimizer)
-        self._recipe = recipe
+        self.optimizer = create_optimizer(model, recipe.optimizer)
+        ema = recipe.optimizer.ema
+        self.average = ExponentialMovingAverage(model, ema) if ema.decay is not None else None
+        self._model, self._recipe, self._context = model, recipe, context
         self._steps_per_epoch = steps_per_epoch
-        self._memory_format = MEMORY_FORMATS[recipe.memory_format]
-        self._autocast = torch.autocast(
-            context.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"
-        )
-        named = dict(model.named_parameters())
-        agc = recipe.optimizer.agc
-        unknown = [name for name in agc.exclude if name not in named]
-        if unknown:
-            raise UserError(
-                f"optimizer.agc.exclude names {unknown[0]}, which {recipe.model.name} does not have; "
-                f"its classifier is {list(named)[-2]}"
-            )
-        self._clipped = [p for name, p in named.items() if name not in agc.exclude]
-        self._model = model
-        if context.world_size > 1:
-            devices = [context.device] if context.device.type == "cuda" else None
-            self._model = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+        self._clipped = _clipped_parameters(model, recipe)
+        self._gradient = Gradient(model, recipe, context)
 
     @property
     def learning_rate(self) -> float:
         """The learning rate of the next step."""
-        schedule = self._recipe.schedule
-        return warmup_cosine(
+        return learning_rate_at(
             self.number,
+            self._recipe.schedule,
             peak=self._recipe.peak_learning_rate,
-            warmup_steps=schedule.warmup_epochs * self._steps_per_epoch,
-            total_steps=schedule.epochs * self._steps_per_epoch,
+            steps_per_epoch=self._steps_per_epoch,
         )
 
-    def __call__(self, batch: Batch) -> StepResult:
-        images = normalise(batch.images, self._memory_format)
-        with self._autocast:
-            logits = self._model(images)
-        smoothing = self._recipe.loss.label_smoothing
-        loss = F.cross_entropy(logits.float(), batch.labels, label_smoothing=smoothing)
-
+    def __call__(self, batch: TrainBatch) -> StepResult:
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        losses = self._gradient.add(batch, self.number)
 
         agc = self._recipe.optimizer.agc
-        clipped_fraction = torch.zeros((), device=loss.device)
+        clipped_fraction = torch.zeros((), device=losses.loss_N.device)
         if agc.clip_factor is not None:
             clipped_fraction = clip_gradients_adaptively(self._clipped, agc.clip_factor, agc.eps)
 
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate
         self.optimizer.step()
-        self.number += 1
 
-        top1 = (logits.detach().argmax(dim=1) == batch.labels).float().mean()
-        return StepResult(loss.detach(), top1, clipped_fraction)
+        if self.average:
+            self.average.update(self._model, self.number)
+        self.number += 1
+        return StepResult(losses.loss_N.mean(), losses.correct_N.float().mean(), clipped_fraction)
+
+    def unify_statistics(self) -> None:
+        """Gives all workers the running statistics of the first one's normalisation layers, if there are any."""
+        if self._context.world_size > 1:
+            averages = self.average.model.buffers() if self.average else ()
+            for statistic in (*self._model.buffers(), *averages):
+                dist.broadcast(statistic, src=0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint has to keep beside the model's weights."""
+        return {
+            "number": self.number,
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average.state_dict() if self.average else None,
+            "look_direction": self._gradient.look_direction.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a :meth:`state_dict`."""
+        self.number = state["number"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average:
+            self.average.load_state_dict(state["average"])
+        self._gradient.look_direction.load_state_dict(state["look_direction"])
+
+
+def _clipped_parameters(model: nn.Module, recipe: Recipe) -> list[nn.Parameter]:
+    """What AGC acts on. Raises UserError for an excluded name that the model does not have."""
+    agc, named = recipe.optimizer.agc, dict(model.named_parameters())
+    unknown = [name for name in agc.exclude if name not in named]
+    if unknown and agc.clip_factor is not None:
+        raise UserError(
+            f"optimizer.agc.exclude names {unknown[0]}, which {recipe.model.name} does not have; "
+            f"its classifier is {list(named)[-2]}"
+        )
+    return [parameter for name, parameter in named.items() if name not in agc.exclude]

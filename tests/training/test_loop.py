@@ -110,6 +110,67 @@ def test_a_run_that_goes_on_ends_with_the_weights_of_one_that_was_not_stopped(
     assert_equal_to_the_bit(weights(resumed), weights(whole))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["sam", "looksam", "esam"])
+def test_with_every_technique_a_run_goes_on_to_the_same_weights(
+    quick: Recipe, tmp_path: Path, method: str
+) -> None:
+    everything = quick.with_values(
+        {
+            "data.mixing.mixup_alpha": 0.2,
+            "data.mixing.cutmix_alpha": 1.0,
+            "data.randaugment.layers": 2,
+            "data.randaugment.magnitude": 5,
+            "optimizer.sam.rho": 0.05,
+            "optimizer.sam.method": method,
+            "optimizer.sam.looksam_interval": 3,  # not a divisor of an epoch's five steps
+            "micro_batches": 2,
+            "schedule.epochs": 2,
+            "signal_epochs": 1,
+        }
+    )
+    whole, whole_epochs = run(everything)
+    run_until_epoch(everything, tmp_path, last=1)
+    resumed, rest = run(everything, checkpoints=tmp_path)
+    assert rest == whole_epochs
+    assert_equal_to_the_bit(weights(resumed), weights(whole))
+    assert whole.average is not None
+    assert resumed.average is not None
+    assert_equal_to_the_bit(resumed.average.state_dict(), whole.average.state_dict())
+    assert resumed.metrics["signal/00_stem/variance"] == whole.metrics["signal/00_stem/variance"]
+
+
+def test_what_is_compared_is_the_average_where_there_is_one(quick: Recipe) -> None:
+    reports: list[dict[str, float]] = []
+    context = PlainContext(device=torch.device("cpu"), threads=1, on_report=lambda m: reports.append(dict(m)))
+    recipe = quick.with_values({"schedule.epochs": 1})
+    train(recipe.with_values({"optimizer.ema.decay": None}), context)
+    train(recipe, context)
+    train(recipe.with_values({"optimizer.ema.decay": 0.0}), context)  # the average is the last weights
+    alone, with_average, with_copy = reports
+    assert "raw_validation_loss" not in alone
+    assert with_average["raw_validation_loss"] == with_copy["validation_loss"] == alone["validation_loss"]
+    assert with_average["validation_loss"] != alone["validation_loss"]
+
+
+def test_the_signal_is_measured_before_training_and_when_asked_for(quick: Recipe) -> None:
+    reports: list[dict[str, float]] = []
+    context = PlainContext(device=torch.device("cpu"), threads=1, on_report=lambda m: reports.append(dict(m)))
+    train(quick.with_values({"signal_epochs": 2}), context)
+    initial, *others = [{name for name in report if "signal/" in name} for report in reports]
+    assert {name.partition("/")[0] for name in initial} == {"initial_signal"}
+    assert [len(names) for names in others] == [len(initial), 0]
+    assert {name.partition("/")[0] for name in others[0]} == {"signal"}
+    without = run(quick.with_values({"schedule.epochs": 1}))[0]
+    watched = run(quick.with_values({"schedule.epochs": 1, "signal_epochs": 1}))[0]
+    assert_equal_to_the_bit(weights(watched), weights(without))
+
+
+def test_micro_batches_that_do_not_fit_are_refused(quick: Recipe) -> None:
+    with pytest.raises(UserError, match="micro_batches 5 cannot share equally the 48 images of a worker"):
+        run(quick.with_values({"micro_batches": 5}))
+
+
 def test_a_damaged_last_checkpoint_costs_one_epoch(quick: Recipe, tmp_path: Path) -> None:
     whole, _ = run(quick)
     run_until_epoch(quick, tmp_path, last=2)

@@ -1,0 +1,142 @@
+"""A training step with SAM and its relatives against a plain one: ``python -m benchmarks.sharpness [--threads N]``.
+
+Whole optimiser steps (gradient, clipping, update, average) on images in memory, one with each method in turn;
+a measurement is the mean over five of them, so that LookSAM's ascent is in it once. Appends a row for each
+network and method to ``results/sharpness.csv``; ``ratio`` is the median of the ratios to the plain steps in between.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import statistics
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.clipping import hardware, seconds
+from nfnet_ray.data.loader import TrainBatch
+from nfnet_ray.models import create_model
+from nfnet_ray.models.published import published_recipe
+from nfnet_ray.recipe import Recipe
+from nfnet_ray.training.context import PlainContext
+from nfnet_ray.training.gradient import DTYPES, MEMORY_FORMATS
+from nfnet_ray.training.process import reset_process
+from nfnet_ray.training.step import TrainStep
+
+RESULTS = Path(__file__).with_name("results") / "sharpness.csv"
+STEPS = 5  # LookSAM's interval
+CLASSES = 1000
+WAYS: dict[str, dict[str, Any]] = {
+    "plain": {"rho": None},
+    "sam, ascent on all": {"rho": 0.05},
+    "sam, ascent on 20%": {"rho": 0.05, "ascent_share": 0.2},
+    "asam": {"rho": 0.5, "method": "asam"},
+    "looksam, every 5th step": {"rho": 0.05, "method": "looksam", "looksam_interval": STEPS},
+    "esam, 60% of weights, 50% of data": {
+        "rho": 0.05,
+        "method": "esam",
+        "esam_weight_share": 0.6,
+        "esam_data_share": 0.5,
+    },
+}
+
+Row = dict[str, str | int | float]
+
+
+def some_batch(recipe: Recipe, device: torch.device) -> TrainBatch:
+    """Random images and labels."""
+    count, size = recipe.batch_size, recipe.data.image_size
+    assert size is not None
+    return TrainBatch(
+        images=torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8, device=device),
+        labels=torch.randint(0, CLASSES, (count,), device=device),
+        indices=np.arange(count),
+        positions=np.arange(count),
+        keys=torch.arange(count, device=device),
+    )
+
+
+def measure(recipe: Recipe, context: PlainContext, repeats: int) -> list[Row]:
+    """A row for each way: the median milliseconds of a step, and the median ratio to a plain one."""
+    reset_process(recipe.seed, context.threads)
+    batch = some_batch(recipe, context.device)
+    steps: dict[str, TrainStep] = {}
+    for way, settings in WAYS.items():
+        own = recipe.with_values({f"optimizer.sam.{field}": value for field, value in settings.items()})
+        model = create_model(
+            own.model.name,
+            num_classes=CLASSES,
+            dropout=own.model.dropout,
+            stochastic_depth=own.model.stochastic_depth,
+        )
+        model.to(context.device, DTYPES[own.precision]).to(memory_format=MEMORY_FORMATS[own.memory_format])
+        steps[way] = TrainStep(model, own, context, steps_per_epoch=1000)
+
+    for step in steps.values():
+        for _ in range(STEPS):  # allocates; on a GPU, chooses kernels
+            step(batch)
+    times: dict[str, list[float]] = {way: [] for way in WAYS}
+    for _ in range(repeats):
+        sums = dict.fromkeys(WAYS, 0.0)
+        for _ in range(STEPS):  # in turns, so that what else the machine does meets all of them
+            for way, step in steps.items():
+                sums[way] += seconds(partial(step, batch), context.device)
+        for way, total in sums.items():
+            times[way].append(total / STEPS)
+    return [
+        {
+            "model": recipe.model.name,
+            "method": way,
+            "step_ms": round(1e3 * statistics.median(own), 1),
+            "ratio": round(statistics.median(a / b for a, b in zip(own, times["plain"], strict=True)), 2),
+            "n": repeats,
+            "batch_size": recipe.batch_size,
+            "image_size": str(recipe.data.image_size),
+            "precision": recipe.precision,
+        }
+        for way, own in times.items()
+    ]
+
+
+def main() -> None:
+    """Measures, prints, and appends to the results."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=64, help="images of a step (default: %(default)s)")
+    parser.add_argument(
+        "--image-size", type=int, default=32, help="side in pixels; 0: the model's own (default: %(default)s)"
+    )
+    parser.add_argument("--precision", default="float32", choices=sorted(DTYPES))
+    parser.add_argument("--repeats", type=int, default=9, help="measurements of each (default: %(default)s)")
+    parser.add_argument("models", nargs="*", default=["nfnet_pico", "nfnet_nano"])
+    options = parser.parse_args()
+    context = PlainContext(threads=options.threads)
+    about: Row = {"hardware": hardware(context.device, options.threads), "torch": torch.__version__}
+    rows: list[Row] = []
+    for name in options.models:
+        values: dict[str, Any] = {"batch_size": options.batch_size, "precision": options.precision}
+        if options.image_size:
+            values["data.image_size"] = options.image_size
+        rows += [
+            row | about
+            for row in measure(published_recipe(name).with_values(values), context, options.repeats)
+        ]
+    RESULTS.parent.mkdir(exist_ok=True)
+    is_new = not RESULTS.exists()
+    with RESULTS.open("a", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
+        if is_new:
+            writer.writeheader()
+        writer.writerows(rows)
+    for row in rows:
+        print(row)
+
+
+if __name__ == "__main__":
+    main()

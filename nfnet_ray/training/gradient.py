@@ -1,0 +1,226 @@
+"""The gradient of one step: over micro-batches, over workers, and with an ascent step of SAM or without.
+
+A worker's share of the batch is handled in equal micro-batches, whose gradients add up in ``.grad``; in the
+backward pass of the last one DistributedDataParallel averages them over the workers. The result is the
+gradient of the mean loss over the global batch, however it is cut.
+
+With SAM the share falls into groups, each with an ascent step of its own (``optimizer.sam.perturbation``):
+
+* ``replica``: the share of each worker is a group, so workers see different perturbations (paper A.4);
+* ``global``: one perturbation for all workers, from the ascent gradient averaged over them;
+* ``micro_batch``: each micro-batch is a group, which on few devices does what many replicas would (paper A.4).
+
+For each group: ascent gradient on its first images, perturb the weights, descent gradient, put the weights back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+
+from nfnet_ray.data.augment import normalise
+from nfnet_ray.data.batch import TrainBatch
+from nfnet_ray.data.batching import positions_of_rank
+from nfnet_ray.errors import UserError
+from nfnet_ray.optim.sam import LookDirection, perturbation, perturbed, share_of, sharpest
+from nfnet_ray.recipe import Recipe
+from nfnet_ray.training.context import Context
+
+MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.float32}  # of the weights
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Of some images, each (N,): cross-entropy, and whether the label (MixUp: the first) had the largest logit."""
+
+    loss_N: Tensor
+    correct_N: Tensor
+
+
+class Gradient:
+    """Adds the gradient of a batch to ``.grad`` of the model's parameters."""
+
+    def __init__(self, model: nn.Module, recipe: Recipe, context: Context) -> None:
+        self.look_direction = LookDirection()
+        self._model, self._recipe, self._context = model, recipe, context
+        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._replicas: nn.Module = model
+        if context.world_size > 1:
+            devices = [context.device] if context.device.type == "cuda" else None
+            self._replicas = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+        self._dtype = DTYPES[recipe.precision]
+        self._memory_format = MEMORY_FORMATS[recipe.memory_format]
+        self._autocast = torch.autocast(
+            context.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"
+        )
+        sam = recipe.optimizer.sam
+        self._draws_by_sample: bool = getattr(model, "draws_by_sample", False)
+        if sam.rho is not None and sam.share_masks and sam.ascent_share < 1 and not self._draws_by_sample:
+            raise UserError(
+                f"{recipe.model.name} cannot draw the same dropout for a share of the batch: "
+                "set optimizer.sam.share_masks=false or optimizer.sam.ascent_share=1"
+            )
+        self._scope = sam.perturbation or ("global" if sam.method == "looksam" else "replica")
+
+    def add(self, batch: TrainBatch, step: int) -> Losses:
+        """The gradient of optimiser step ``step``; the losses are those that were descended on.
+
+        ``batch`` is this worker's share. With SAM they are losses at the perturbed weights; with ESAM only
+        the sharpest images are among them.
+        """
+        sam = self._recipe.optimizer.sam
+        share = len(batch.labels)
+        if sam.rho is None:
+            return self._descend(batch, images=share)
+        if sam.method == "looksam" and step % sam.looksam_interval:
+            losses = self._descend(batch, images=share)
+            self.look_direction.add_to_gradients(self._parameters, sam.looksam_alpha)
+            return losses
+
+        groups = self._groups(batch)
+        results = []
+        for number, group in enumerate(groups, start=1):
+            with self._draws_of_the_descent():
+                ascent_gradients, before = self._ascend(group)
+            offsets = perturbation(
+                self._parameters, ascent_gradients, sam, seed=(self._recipe.seed << 32) + step
+            )
+            with perturbed(self._parameters, offsets), _first_statistics(self._model):
+                descended, images = group, float(share)
+                if sam.method == "esam":
+                    descended, kept_share = self._sharpest(group, before)
+                    images *= kept_share
+                results.append(self._descend(descended, images, is_last=number == len(groups)))
+            if sam.method == "looksam":
+                descent_gradients = [_gradient(parameter) for parameter in self._parameters]
+                self.look_direction.remember(ascent_gradients, descent_gradients)
+        return _joined(results)
+
+    def _groups(self, batch: TrainBatch) -> list[TrainBatch]:
+        """What has an ascent step of its own. Micro-batches are dealt out as shares are to workers."""
+        if self._scope != "micro_batch":
+            return [batch]
+        count = self._recipe.micro_batches
+        rows = [positions_of_rank(len(batch.labels), number, count) for number in range(count)]
+        return [batch.chosen(torch.from_numpy(own)) for own in rows]
+
+    def _micro_batches(self, batch: TrainBatch) -> list[TrainBatch]:
+        """As many images each as a micro-batch of the whole share has; one empty part where there are none."""
+        share = self._recipe.batch_size // self._context.world_size
+        size = math.ceil(share / self._recipe.micro_batches)
+        return [batch.part(slice(start, start + size)) for start in range(0, max(1, len(batch.labels)), size)]
+
+    def _descend(self, batch: TrainBatch, images: float, is_last: bool = True) -> Losses:
+        """Adds the gradient of the summed losses / ``images`` to ``.grad``, and at last averages over workers."""
+        results, parts = [], self._micro_batches(batch)
+        for number, part in enumerate(parts, start=1):
+            averages = is_last and number == len(parts)
+            with contextlib.nullcontext() if averages else self._without_averaging():
+                losses = self._losses(self._replicas, part)
+                (losses.loss_N.sum() / images).backward()
+            results.append(Losses(losses.loss_N.detach(), losses.correct_N))
+        return _joined(results)
+
+    def _ascend(self, group: TrainBatch) -> tuple[list[Tensor], list[Tensor]]:
+        """The gradient of the mean loss over the group's first images, and their losses; leaves ``.grad`` alone."""
+        sam = self._recipe.optimizer.sam
+        if self._scope == "global":  # the first images of the global batch, on whichever workers they are
+            total = share_of(self._recipe.batch_size, sam.ascent_share)
+            own = int((group.positions < total).sum())
+        else:
+            total = own = share_of(len(group.labels), sam.ascent_share)
+        gradients = [torch.zeros_like(parameter) for parameter in self._parameters]
+        before: list[Tensor] = []
+        for part in self._micro_batches(group.part(slice(0, own))) if own else []:
+            losses = self._losses(self._model, part, part.keys if sam.share_masks else part.keys + 1)
+            more = torch.autograd.grad(losses.loss_N.sum() / total, self._parameters, materialize_grads=True)
+            torch._foreach_add_(gradients, list(more))
+            before.append(losses.loss_N.detach())
+        if self._scope == "global" and self._context.world_size > 1:
+            _add_over_workers(gradients)
+        return gradients, before
+
+    def _sharpest(self, group: TrainBatch, before: list[Tensor]) -> tuple[TrainBatch, float]:
+        """ESAM's choice of images for the descent, and their share of all images."""
+        share, world_size = self._recipe.optimizer.sam.esam_data_share, self._context.world_size
+        with torch.no_grad():
+            after = [self._losses(self._model, part).loss_N for part in self._micro_batches(group)]
+        before_N, after_N = torch.cat(before), torch.cat(after)
+        if self._scope != "global" or world_size == 1:
+            rows = sharpest(before_N, after_N, share)
+            return group.chosen(rows), len(rows) / len(group.labels)
+        own = torch.stack([before_N, after_N])
+        pairs = [torch.empty_like(own) for _ in range(world_size)]
+        dist.all_gather(pairs, own)
+        before_N, after_N = torch.cat(pairs, dim=1)
+        rows = sharpest(before_N, after_N, share)
+        kept_share = len(rows) / self._recipe.batch_size
+        rows = rows - self._context.rank * len(group.labels)
+        return group.chosen(rows[(rows >= 0) & (rows < len(group.labels))]), kept_share
+
+    def _losses(self, network: nn.Module, part: TrainBatch, keys: Tensor | None = None) -> Losses:
+        """Forward pass and loss, (N,) each, in the Recipe's precision; the loss in float32 at least."""
+        images = normalise(part.images, self._memory_format).to(self._dtype)
+        with self._autocast:
+            drawn_from = (part.keys if keys is None else keys,) if self._draws_by_sample else ()
+            logits = network(images, *drawn_from)
+        logits = logits.to(self._dtype)
+        smoothing = self._recipe.loss.label_smoothing
+        loss_N = F.cross_entropy(logits, part.labels, reduction="none", label_smoothing=smoothing)
+        if part.partner_labels is not None and part.label_share is not None:
+            other_N = F.cross_entropy(
+                logits, part.partner_labels, reduction="none", label_smoothing=smoothing
+            )
+            loss_N = torch.lerp(other_N, loss_N, part.label_share.to(loss_N.dtype))
+        return Losses(loss_N, logits.detach().argmax(dim=1) == part.labels)
+
+    def _draws_of_the_descent(self) -> contextlib.AbstractContextManager[None]:
+        """For networks that draw from torch's generator: the pass after the ascent draws the same again."""
+        draws_again = self._recipe.optimizer.sam.share_masks and not self._draws_by_sample
+        devices = [self._context.device] if self._context.device.type == "cuda" else []
+        return torch.random.fork_rng(devices, enabled=draws_again)
+
+    def _without_averaging(self) -> contextlib.AbstractContextManager[None]:
+        if isinstance(self._replicas, DistributedDataParallel):
+            return self._replicas.no_sync()
+        return contextlib.nullcontext()
+
+
+def _joined(losses: list[Losses]) -> Losses:
+    return Losses(torch.cat([part.loss_N for part in losses]), torch.cat([part.correct_N for part in losses]))
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+
+
+def _add_over_workers(gradients: list[Tensor]) -> None:
+    """Sums over the workers in place; as one vector, so that there is one message and not hundreds."""
+    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+    dist.all_reduce(flat)
+    summed = flat.split([gradient.numel() for gradient in gradients])
+    torch._foreach_copy_(gradients, [new.view(old.shape) for new, old in zip(summed, gradients, strict=True)])
+
+
+@contextlib.contextmanager
+def _first_statistics(model: nn.Module) -> Iterator[None]:
+    """Batch normalisation's running statistics stay those of the first pass, at the weights themselves."""
+    layers = [layer for layer in model.modules() if isinstance(layer, _BatchNorm)]
+    momenta = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.momentum = 0.0
+    try:
+        yield
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum

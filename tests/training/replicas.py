@@ -1,0 +1,138 @@
+"""Three optimiser steps of a tiny network in float64, in this process or as one of several workers.
+
+``python replicas.py OUT RANK WORLD_SIZE STORE``: for each case of this world size, the weights after the last step
+(and their moving average) go to OUT, a file for torch.load. STORE is a file through which the workers meet.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from nfnet_ray.data.batch import TrainBatch
+from nfnet_ray.data.batching import positions_of_rank
+from nfnet_ray.models import create_model
+from nfnet_ray.models.nfnet import NFNet
+from nfnet_ray.recipe import Recipe
+from nfnet_ray.training.context import PlainContext
+from nfnet_ray.training.gradient import DTYPES
+from nfnet_ray.training.step import TrainStep
+
+BATCH, PIXELS, CLASSES, STEPS = 16, 16, 5, 3
+
+SAM: dict[str, dict[str, Any]] = {
+    "no_sam": {},
+    "sam_global": {"rho": 0.5, "perturbation": "global"},
+    "sam_global_quarter": {"rho": 0.5, "perturbation": "global", "ascent_share": 0.25},
+    "sam_global_uneven": {"rho": 0.5, "perturbation": "global", "ascent_share": 0.3},
+    "asam_global": {"rho": 0.5, "perturbation": "global", "method": "asam"},
+    "looksam": {"rho": 0.5, "method": "looksam", "looksam_interval": 2},
+    "esam_global": {"rho": 0.5, "perturbation": "global", "method": "esam"},
+    "sam_replica": {"rho": 0.5, "perturbation": "replica"},
+    "sam_replica_half": {"rho": 0.5, "perturbation": "replica", "ascent_share": 0.5},
+    "asam_replica": {"rho": 0.5, "perturbation": "replica", "method": "asam"},
+    "esam_replica": {"rho": 0.5, "perturbation": "replica", "method": "esam"},
+    "sam_micro_batch": {"rho": 0.5, "perturbation": "micro_batch"},
+    "sam_micro_batch_half": {"rho": 0.5, "perturbation": "micro_batch", "ascent_share": 0.5},
+    "asam_micro_batch": {"rho": 0.5, "perturbation": "micro_batch", "method": "asam"},
+    "esam_micro_batch": {"rho": 0.5, "perturbation": "micro_batch", "method": "esam"},
+}
+MICRO_BATCHES = (1, 2)
+MORE_MICRO_BATCHES = 4  # of one worker alone, and with AGC and the average
+
+
+def recipe(sam: str, agc: bool, ema: bool, micro_batches: int) -> Recipe:
+    """With weight decay, Nesterov, label smoothing, dropout and stochastic depth in every case."""
+    values: dict[str, Any] = {
+        "model.name": "nfnet_pico",
+        "model.dropout": 0.3,
+        "model.stochastic_depth": 0.3,
+        "model.overrides.width": [16, 16, 32, 32],
+        "model.overrides.depth": [1, 1, 1, 1],
+        "model.overrides.group_width": [8, 8, 16, 16],
+        "optimizer.agc.clip_factor": 0.02 if agc else None,
+        "optimizer.weight_decay": 0.01,
+        "optimizer.ema.decay": 0.9 if ema else None,
+        "schedule.epochs": 1,
+        "schedule.warmup_epochs": 0.0,
+        "schedule.base_learning_rate": 1.6,
+        "batch_size": BATCH,
+        "micro_batches": micro_batches,
+        "precision": "float64",
+    }
+    return Recipe().with_values(values | {f"optimizer.sam.{name}": value for name, value in SAM[sam].items()})
+
+
+class Worker(PlainContext):
+    """One of several workers, without Ray."""
+
+    def __init__(self, rank: int, world_size: int) -> None:
+        super().__init__(device=torch.device("cpu"), threads=1)
+        self.rank, self.world_size = rank, world_size  # type: ignore[misc]
+
+
+def global_batch(step: int) -> TrainBatch:
+    """Random images with MixUp's kind of labels."""
+    generator = torch.Generator().manual_seed(step)
+    pixels = torch.randint(0, 256, (BATCH, PIXELS, PIXELS, 3), generator=generator, dtype=torch.uint8)
+    return TrainBatch(
+        images=pixels,
+        labels=torch.randint(0, CLASSES, (BATCH,), generator=generator),
+        indices=np.arange(BATCH),
+        positions=np.arange(BATCH),
+        keys=torch.randint(-(2**62), 2**62, (BATCH,), generator=generator),
+        partner_labels=torch.randint(0, CLASSES, (BATCH,), generator=generator),
+        label_share=torch.rand(BATCH, generator=generator),
+    )
+
+
+def network(recipe: Recipe) -> NFNet:
+    """The same initial weights every time, with gains and biases that matter."""
+    torch.manual_seed(0)
+    model = create_model(
+        recipe.model.name,
+        CLASSES,
+        dropout=recipe.model.dropout,
+        stochastic_depth=recipe.model.stochastic_depth,
+        overrides=recipe.model.overrides.chosen(),
+    ).to(DTYPES[recipe.precision])
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    return model
+
+
+def train(recipe: Recipe, worker: Worker) -> dict[str, torch.Tensor]:
+    """The weights after the last step, and their average."""
+    model = network(recipe)
+    step = TrainStep(model, recipe, worker, steps_per_epoch=STEPS)
+    own = torch.from_numpy(positions_of_rank(BATCH, worker.rank, worker.world_size))
+    for number in range(STEPS):
+        step(global_batch(number).chosen(own))
+    result = {f"weights.{name}": tensor for name, tensor in model.state_dict().items()}
+    if step.average:
+        result |= {f"average.{name}": tensor for name, tensor in step.average.state_dict().items()}
+    return result
+
+
+def main(out: str, rank: int, world_size: int, store: str) -> None:
+    torch.set_num_threads(1)
+    if world_size > 1:
+        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)
+    worker = Worker(rank, world_size)
+    results = {}
+    for sam, agc, ema in itertools.product(SAM, (False, True), (False, True)):
+        more = (MORE_MICRO_BATCHES,) if agc and ema and world_size == 1 else ()
+        for micro_batches in (*MICRO_BATCHES, *more):
+            results[sam, agc, ema, micro_batches] = train(recipe(sam, agc, ema, micro_batches), worker)
+    torch.save(results, out)
+    if world_size > 1:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])

@@ -1,0 +1,52 @@
+"""A baseline trains under the loop that NFNets train under, with its own published Recipe."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from nfnet_ray.models.published import published_recipe
+from nfnet_ray.training import PlainContext, train
+from nfnet_ray.training.probe import measure_images_per_second
+
+ON_DIGITS = {
+    "data.image_size": 32,
+    "data.eval_size": 32,
+    "data.crop": "padded",
+    "data.flip": False,
+    "schedule.epochs": 1,
+    "batch_size": 80,
+    "precision": "float32",
+}
+
+
+@pytest.fixture(autouse=True)
+def _leave_the_process_as_it_was() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_efficientnet_trains_with_rmsprop_stairs_and_its_average(few_digits: Path) -> None:
+    recipe = published_recipe("tf_efficientnet_b0").with_values(
+        {**ON_DIGITS, "data.path": str(few_digits), "schedule.warmup_epochs": 0.5}
+    )
+    reports: list[dict[str, float]] = []
+    context = PlainContext(
+        device=torch.device("cpu"), threads=1, on_report=lambda metrics: reports.append(dict(metrics))
+    )
+    outcome = train(recipe, context)
+    (report,) = reports
+    assert math.isfinite(report["train_loss"])
+    assert {"validation_top1", "raw_validation_top1"} <= report.keys()
+    assert int(outcome.model.get_buffer("bn1.num_batches_tracked")) == 3
+    assert outcome.model.get_parameter("classifier.weight").shape == (10, 1280)
+
+
+def test_a_probe_takes_a_baseline() -> None:
+    recipe = published_recipe("resnet50").with_values({**ON_DIGITS, "batch_size": 2})
+    assert measure_images_per_second(recipe, num_classes=10, threads=1) > 0
