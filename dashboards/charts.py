@@ -211,10 +211,7 @@ def _curve(
     all_values: list[Any],
     unit_seconds: float,
 ) -> dict[str, Any]:
-    point = {field: trial[field] for field in record.fields}
-    if len(record.study["seeds"]) > 1:
-        point["seed"] = trial["seed"]
-    label = point_label(point, record.names) or trial["trial"]
+    label = trial_label(record, trial)
     symbol, _, meaning = END_MARKS[trial["state"]]
     value = trial[record.fields[0]] if record.fields else 0
     earlier = len(rows) - 1
@@ -234,6 +231,14 @@ def _curve(
         "hoverinfo": "text",
         "meta": {"level": all_values.index(value) if record.fields else 0},
     }
+
+
+def trial_label(record: StudyRecord, trial: Mapping[Hashable, Any]) -> str:
+    """A row of ``record.trials`` in words: what is swept, and the seed where there are several."""
+    point = {field: trial[field] for field in record.fields}
+    if len(record.study["seeds"]) > 1:
+        point["seed"] = trial["seed"]
+    return point_label(point, record.names) or str(trial["trial"])
 
 
 def duration(seconds: float) -> str:

@@ -47,6 +47,10 @@ caption { text-align: left; font-size: 0.9rem; padding-bottom: 0.35rem; }
 }
 .legend button i { width: 1.35rem; height: 0; border-top: 3px solid currentcolor; }
 .legend button[data-none] i { border-top-style: dotted; }
+.legend .key { display: inline-flex; gap: 0.45rem; align-items: center; margin-right: 0.75rem; color: inherit; }
+.legend .key i { width: 1.35rem; height: 0; border-top: 3px solid currentcolor; }
+.legend .key[data-line] i { border-top: 2px dashed var(--ink); }
+.legend .key[data-line="dot"] i { border-top-style: dotted; }
 .legend button[data-level][aria-pressed="false"] { opacity: 0.4; text-decoration: line-through; }
 button:focus-visible, a:focus-visible, summary:focus-visible, .scroll:focus-visible {
   outline: 2px solid var(--accent); outline-offset: 2px; }
@@ -97,7 +101,8 @@ let closeUp = false;
 function themed(figure) {
   const style = getComputedStyle(document.documentElement);
   const color = name => style.getPropertyValue(name).trim();
-  const palette = report.palettes[dark.matches ? "dark" : "light"];
+  const theme = dark.matches ? "dark" : "light";
+  const palette = report.palettes[theme], shades = report.shades[theme];
   const narrow = matchMedia("(max-width: 40rem)").matches;
   const axis = {
     color: color("--quiet"), gridcolor: color("--grid"), linecolor: color("--rule"), zeroline: false,
@@ -105,10 +110,10 @@ function themed(figure) {
   };
   const data = figure.data.map(trace => {
     const meta = trace.meta;
-    if ("level" in meta)
-      return {...trace, visible: !hidden.has(meta.level),
-              line: {...trace.line, color: palette[meta.level]},
-              marker: {...trace.marker, color: palette[meta.level], line: {width: 1.6, color: palette[meta.level]}}};
+    const own = palette[meta.level] ?? shades[meta.shade] ?? (meta.reference && color("--ink"));
+    if (own)
+      return {...trace, visible: !hidden.has(meta.level), line: {...trace.line, color: own},
+              marker: {...trace.marker, color: own, line: {width: 1.6, color: own}}};
     const colors = meta.levels.map(level => palette[level]);
     return {...trace, line: {...trace.line, color: color("--quiet")},
             error_y: {...trace.error_y, color: color("--quiet")},
@@ -134,9 +139,11 @@ function draw() {
     const {data, layout} = themed(report.figures[element.id]);
     Plotly.react(element, data, layout, {responsive: true, displayModeBar: false});
   }
-  const palette = report.palettes[dark.matches ? "dark" : "light"];
+  const theme = dark.matches ? "dark" : "light";
   for (const button of document.querySelectorAll("[data-level]"))
-    button.querySelector("i").style.color = palette[button.dataset.level];
+    button.querySelector("i").style.color = report.palettes[theme][button.dataset.level];
+  for (const key of document.querySelectorAll("[data-shade]"))
+    key.querySelector("i").style.color = report.shades[theme][key.dataset.shade];
 }
 
 for (const button of document.querySelectorAll("[data-level]"))

@@ -32,6 +32,7 @@ from dashboards.charts import (
     strata,
 )
 from dashboards.page import SCRIPT, STYLE
+from dashboards.signal_charts import SignalCharts, epoch_label, epoch_shades, signal_charts
 from dashboards.study_directory import find_study
 from nfnet_ray.analysis import (
     BestSetting,
@@ -47,6 +48,14 @@ from nfnet_ray.tracking.labels import point_label, value_label
 REPORT_FILE = "report.html"
 NAMED_AT_MOST = 4
 """Of more settings than these a caption gives the number; the table names them."""
+
+EVAL_CROPS = {
+    "squash": "single crop “squash”: both sides resized to eval_size + 32 pixels, and the centre of that; "
+    "images of eval_size whole",
+    "central": "single crop “central”: the central square of eval_size / (eval_size + 32) of the shorter side; "
+    "images of eval_size whole",
+}
+"""{value of ``data.eval_crop``: how a validation image was cut}."""
 
 # The browser itself then refuses whatever would need a network.
 _NOTHING_FROM_OUTSIDE = (
@@ -105,7 +114,11 @@ def _page(record: StudyRecord) -> str:
     last = last_accuracy(record)
     if last is not None:
         figures["last"] = last
-    data = json.dumps({"palettes": palettes(record), "figures": figures}, allow_nan=False)
+    signal = signal_charts(record)
+    if signal is not None:
+        figures |= {f"signal-{number}": figure for number, (_, figure) in enumerate(signal.panels)}
+    shades = epoch_shades(len(signal.epochs) if signal else 0)
+    data = json.dumps({"palettes": palettes(record), "shades": shades, "figures": figures}, allow_nan=False)
     started = time.strftime("%d %B %Y", time.gmtime(record.started))
     return "".join(
         [
@@ -118,6 +131,7 @@ def _page(record: StudyRecord) -> str:
             _answer(record),
             _curves(record, panels),
             _last_accuracy(record) if last is not None else "",
+            _signal(signal) if signal is not None else "",
             _trials(record),
             _measurement(record),
             "</main>\n",
@@ -270,6 +284,46 @@ def _last_accuracy(record: StudyRecord) -> str:
     )
 
 
+def _signal(charts: SignalCharts) -> str:
+    figures = "".join(
+        f"<figure{' class=single' if len(charts.panels) == 1 else ''}><h3>{_text(title)}</h3>"
+        f'<div class="chart" id="signal-{number}" role="img" aria-label="'
+        f'{_text(f"Variance of activations over depth, {title}")}"></div></figure>\n'
+        for number, (title, _) in enumerate(charts.panels)
+    )
+    keys = "".join(
+        f'<span class="key" data-shade="{number}"><i></i>{epoch_label(epoch)}</span>\n'
+        for number, epoch in enumerate(charts.epochs)
+    )
+    if charts.has_expectation:
+        keys += (
+            '<span class="key" data-line="dot"><i></i>expected by design at the first measurement</span>\n'
+            '<span class="key" data-line="dash"><i></i>expected at the last, with the skip gains of then</span>\n'
+        )
+    remarks = [
+        "Some measured epochs are left out." if charts.epochs_left_out else "",
+        f"{_count(charts.trials_left_out, 'more measured trial')} of these kinds "
+        f"{'is' if charts.trials_left_out == 1 else 'are'} left out."
+        if charts.trials_left_out
+        else "",
+        f"Diverged before the first measurement: {_some(charts.unmeasured)}." if charts.unmeasured else "",
+        f"Not drawn, as a log axis has no place for them: {_count(charts.undrawable, 'variance')} of 0, "
+        "infinity or not a number."
+        if charts.undrawable
+        else "",
+    ]
+    return (
+        "<section>\n<h2>Signal propagation</h2>\n"
+        '<p class="note">How large the activations are between the image and the classifier, as training goes on: '
+        "the variance of a channel over images and pixels, mean over channels, on some validation images, of the "
+        "weights as they are trained. Shown are the best setting under each condition, and trials that diverged, "
+        "which have a scale of their own.</p>\n"
+        f'<div class="legend">{keys}</div>\n<div class="panels">\n{figures}</div>\n'
+        + (f'<p class="note">{_text(said)}</p>\n' if (said := " ".join(filter(None, remarks))) else "")
+        + "</section>\n"
+    )
+
+
 def _trials(record: StudyRecord) -> str:
     best = best_setting(record)
     with_seeds = len(record.study["seeds"]) > 1 and not record.trials["seed"].isna().any()
@@ -331,6 +385,7 @@ def _measurement(record: StudyRecord) -> str:
             "Trials",
             f"{_count(len(study['seeds']), 'seed')} ({seeds}); {study['epochs']} epochs each{_halving(record)}",
         ),
+        ("Accuracy", _accuracy(record)),
         ("Precision", str(study["recipe"].get("precision", ""))),
         (
             "Hardware",
@@ -353,6 +408,28 @@ def _measurement(record: StudyRecord) -> str:
         f"</dl>\n<h3>To repeat it</h3>\n<pre><code>{_text(study['command'])}</code></pre>\n"
         f"<details><summary>The recipe that all trials share</summary>\n<dl>\n{recipe}</dl>\n</details>\n</section>\n"
     )
+
+
+def _accuracy(record: StudyRecord) -> str:
+    """Of which weights and of which part of an image the accuracies are."""
+    decays, crops = (_values(record, name) for name in ("optimizer.ema.decay", "data.eval_crop"))
+    words = []
+    averaged = [decay for decay in decays if decay is not None]
+    if averaged:
+        words.append(
+            f"of the averaged weights (EMA, decay {', '.join(map(value_label, averaged))})"
+            + (", without EMA of the weights themselves" if None in decays else "")
+        )
+    elif decays:
+        words.append("of the weights after the last step of an epoch")
+    words += [EVAL_CROPS.get(crop, str(crop)) for crop in crops]
+    return "; ".join(words)
+
+
+def _values(record: StudyRecord, name: str) -> list[Any]:
+    """The values that a Recipe field had in the study; none where the journal is older than the field."""
+    recipe = record.study["recipe"]
+    return list(record.study["space"].get(name, [recipe[name]] if name in recipe else []))
 
 
 def _halving(record: StudyRecord) -> str:
@@ -384,6 +461,13 @@ def _phases(record: StudyRecord) -> str:
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _some(labels: Sequence[str]) -> str:
+    """The labels, or, of many, the first ones and how many more there are."""
+    if len(labels) <= NAMED_AT_MOST:
+        return "; ".join(labels)
+    return f"{'; '.join(labels[:NAMED_AT_MOST])} and {len(labels) - NAMED_AT_MOST} more"
 
 
 def _fact(name: str, value: str) -> str:

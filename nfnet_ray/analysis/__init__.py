@@ -14,6 +14,7 @@ from nfnet_ray.analysis.answer import (
 )
 from nfnet_ray.analysis.intervals import difference_interval, wilson_interval
 from nfnet_ray.analysis.record import StudyRecord, load_study
+from nfnet_ray.analysis.signal import signal_by_depth
 
 __all__ = [
     "BestSetting",
@@ -24,6 +25,7 @@ __all__ = [
     "difference_interval",
     "load_study",
     "setting_results",
+    "signal_by_depth",
     "time_to_accuracy",
     "wilson_interval",
 ]

@@ -10,6 +10,7 @@ import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -76,6 +77,43 @@ def test_the_report_has_the_question_the_answer_every_trial_and_how_it_was_measu
     ):
         assert words in page.text
     assert "Not complete" not in page.text
+
+
+@pytest.mark.parametrize(
+    ("space", "recipe", "words"),
+    [
+        (
+            {},
+            {"optimizer.ema.decay": 0.9999, "data.eval_crop": "squash"},
+            "Accuracyof the averaged weights (EMA, decay 0.9999); single crop “squash”: both sides resized",
+        ),
+        (
+            {},
+            {"optimizer.ema.decay": None, "data.eval_crop": "central"},
+            "Accuracyof the weights after the last step of an epoch; single crop “central”: the central square",
+        ),
+        (
+            {"optimizer.ema.decay": [0.99, None]},
+            {"data.eval_crop": "squash"},
+            "averaged weights (EMA, decay 0.99), without EMA of the weights themselves; single crop “squash”",
+        ),
+    ],
+)
+def test_the_report_says_which_weights_and_which_crop_were_evaluated(
+    tmp_path: Path, space: dict[str, list[Any]], recipe: dict[str, Any], words: str
+) -> None:
+    started = study_started(space)
+    started["study"]["recipe"] |= recipe
+    assert words in report(tmp_path, [started]).text
+
+
+def test_a_journal_that_is_older_than_a_field_of_the_recipe_has_a_report(tmp_path: Path) -> None:
+    events = agc_sweep((0.01,), (64,))
+    assert events[0]["event"] == "study_started"
+    del events[0]["study"]["recipe"]["optimizer.ema.decay"], events[0]["study"]["recipe"]["data.eval_crop"]
+    text = report(tmp_path, events).text
+    assert "averaged weights" not in text
+    assert "single crop" not in text
 
 
 def test_nothing_is_loaded_from_anywhere(tmp_path: Path) -> None:
