@@ -19,7 +19,7 @@ from pathlib import Path
 
 from nfnet_ray.cluster.study import Halving, Study
 from nfnet_ray.data.dataset import DatasetSummary
-from nfnet_ray.recipe import DataRecipe, ModelRecipe, Recipe, ScheduleRecipe
+from studies.base_recipe import recipe_for
 from studies.command_line import main
 
 QUESTION = "How strongly should adaptive gradient clipping clip, and how does that depend on the batch size?"
@@ -33,36 +33,16 @@ CLIP_FACTORS = (
 )  # the paper's ablation grid (section 4.1), and no clipping
 BATCH_SIZES = (64, 256)
 EPOCHS = 8
-SMALL_IMAGE_PIXELS = (
-    64  # up to here images are shifted as CIFAR's are, above they are cropped as ImageNet's are
-)
 
 
 def agc_sweep(data: DatasetSummary, epochs: int | None = None) -> Study:
     """The study on a data set: six clip factors at each batch size of which at least two fit an epoch."""
     epochs = epochs or EPOCHS
-    size = max(data.uniform_size) if data.uniform_size else None
-    small = size is not None and size <= SMALL_IMAGE_PIXELS
-    recipe = Recipe(
-        model=ModelRecipe(name="nfnet_pico"),
-        data=DataRecipe(
-            path=str(data.path),
-            crop="padded" if small else "random_resized",
-            crop_padding=size // 8 if small and size else 0,  # CIFAR's 4 of 32 pixels
-            flip=not all(name.isdigit() for name in data.class_names),  # a mirrored digit is another sign
-        ),
-        schedule=ScheduleRecipe(
-            epochs=epochs,
-            warmup_epochs=epochs / 8,
-            # four times the paper's, so that a few epochs show what many would
-            base_learning_rate=0.4,
-        ),
-    )
     batch_sizes = tuple(size for size in BATCH_SIZES if 2 * size <= data.train_images)
     return Study(
         name="agc_sweep",
         question=QUESTION,
-        recipe=recipe,
+        recipe=recipe_for(data, epochs),
         space={
             "optimizer.agc.clip_factor": CLIP_FACTORS,
             "batch_size": batch_sizes or (max(1, data.train_images // 2),),

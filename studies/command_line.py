@@ -16,7 +16,7 @@ from rich.console import Console
 
 from data_prep import digits
 from nfnet_ray.cluster.journal import StudyProgress
-from nfnet_ray.cluster.plan import check_trials, estimate_cost
+from nfnet_ray.cluster.plan import check_trials, estimate_cost, training_multiply_adds
 from nfnet_ray.cluster.progress import clock_time, reported_epochs, trial_table
 from nfnet_ray.cluster.session import available_cpus, check_address
 from nfnet_ray.cluster.study import Study, Trial
@@ -66,7 +66,9 @@ class _OneLineParser(argparse.ArgumentParser):
 
 
 def _parser(factory: StudyFactory, file: Path) -> argparse.ArgumentParser:
-    fields = "\n".join(f"  {name:30} {meaning}" for name, meaning in field_meanings().items())
+    meanings = field_meanings()
+    width = max(map(len, meanings))
+    fields = "\n".join(f"  {name:{width}}  {meaning}" for name, meaning in meanings.items())
     parser = _OneLineParser(
         prog=f"python {shown(file)}",
         description=sys.modules[factory.__module__].__doc__,
@@ -262,18 +264,26 @@ def _print_plan(
     console.print(trial_table(study, StudyProgress.waiting(study), reported_epochs))
     cost = estimate_cost(study, trials, data)
     cpus = available_cpus()
-    rate = measure_images_per_second(trials[0].recipe, len(data.class_names), threads=1)
+    classes = len(data.class_names)
+    rate = measure_images_per_second(trials[0].recipe, classes, threads=1)
+    # Other trials may be dearer for each image, as those with SAM are: arithmetic is what is scaled by.
+    speed = rate * training_multiply_adds(trials[0].recipe, classes)
     side_by_side = max(1, cpus // workers)
-    least, most = (clock_time(images / rate / side_by_side) for images in (cost.least_images, cost.images))
+    least, most = (
+        clock_time(amount / speed / side_by_side) for amount in (cost.least_multiply_adds, cost.multiply_adds)
+    )
+    span = (
+        f"{least} (if halving stops all that it may) to {most} (if it stops none)" if study.halving else most
+    )
     console.print(
         f"\n{len(trials)} trials of {study.recipe.model.name} ({cost.parameters:,} parameters) of at most "
         f"{study.epochs} epochs: {cost.images:,} images, {cost.multiply_adds:.3g} multiply-adds.",
         soft_wrap=True,
     )
     console.print(
-        f"{least} (if halving stops all that it may) to {most} (if it stops none) of training with {side_by_side} "
-        f"trials side by side, at {rate:.3g} images/s: measured just now on this machine, on "
-        "its GPU if it has one, else on one core.",
+        f"{span} of training with {side_by_side} "
+        f"trials side by side, at {rate:.3g} images/s of the first: measured just now on this "
+        "machine, on its GPU if it has one, else on one core.",
         soft_wrap=True,
     )
     console.print("Nothing was started.")

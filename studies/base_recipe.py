@@ -1,0 +1,52 @@
+"""The Recipe that the studies start from: a small network, plain images, settings that fit the images' size."""
+
+from __future__ import annotations
+
+from nfnet_ray.data.dataset import DatasetSummary
+from nfnet_ray.recipe import (
+    DataRecipe,
+    EMARecipe,
+    MixingRecipe,
+    ModelRecipe,
+    OptimizerRecipe,
+    RandAugmentRecipe,
+    Recipe,
+    ScheduleRecipe,
+)
+
+SMALL_IMAGE_PIXELS = (
+    64  # up to here images are shifted as CIFAR's are, above they are cropped as ImageNet's are
+)
+USUAL_BATCH_SIZES = (64, 256)
+LEAST_STEPS_PER_EPOCH = 20  # so that a handful of epochs is a hundred steps
+
+
+def recipe_for(data: DatasetSummary, epochs: int) -> Recipe:
+    """The Recipe of ``epochs`` epochs on a data set. The batch size is left to the study."""
+    size = max(data.uniform_size) if data.uniform_size else None
+    small = size is not None and size <= SMALL_IMAGE_PIXELS
+    return Recipe(
+        model=ModelRecipe(name="nfnet_pico"),
+        data=DataRecipe(
+            path=str(data.path),
+            crop="padded" if small else "random_resized",
+            crop_padding=size // 8 if small and size else 0,  # CIFAR's 4 of 32 pixels
+            flip=not all(name.isdigit() for name in data.class_names),  # a mirrored digit is another sign
+            # Plain images, as in the paper's ablation of AGC: what is asked about stands alone.
+            mixing=MixingRecipe(mixup_alpha=None, cutmix_alpha=None),
+            randaugment=RandAugmentRecipe(layers=0),
+        ),
+        optimizer=OptimizerRecipe(ema=EMARecipe(decay=None)),
+        schedule=ScheduleRecipe(
+            epochs=epochs,
+            warmup_epochs=epochs / 8,
+            # four times the paper's, so that a few epochs show what many would
+            base_learning_rate=0.4,
+        ),
+    )
+
+
+def batch_size_for(data: DatasetSummary) -> int:
+    """The largest of 64 and 256 of which an epoch has at least 20, for studies that do not sweep it."""
+    fitting = [size for size in USUAL_BATCH_SIZES if size * LEAST_STEPS_PER_EPOCH <= data.train_images]
+    return max(fitting, default=max(1, min(USUAL_BATCH_SIZES[0], data.train_images // 2)))

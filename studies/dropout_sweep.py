@@ -1,0 +1,45 @@
+"""How much dropout should a network of a given size have, and does stochastic depth change that?
+
+Question. The published NFNets drop more of the pooled features the larger they are, 0.2 in F0 to 0.5 in F4 and
+beyond, and all of them a residual branch in up to a quarter of the cases (Brock et al. 2021, table 1 and
+appendix A.1). Which rate is best for this network on this data, at each rate of stochastic depth?
+
+Command. ``python studies/dropout_sweep.py`` on one machine, on the 1,797 handwritten digits that scikit-learn
+carries; ``--data PATH --address auto`` on a cluster, on a data set that data_prep converted. One size is one
+run: ``--set model.name=nfnet_nano`` asks the same of the next larger network, ``nfnet_f0`` to ``nfnet_f6`` of
+the published ones.
+
+Cost. 18 trials of 8 epochs. No trial is stopped early: dropout slows a network down at first, so early
+stopping would keep those with little of it.
+
+Result. Not yet known.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from nfnet_ray.cluster.study import Study
+from nfnet_ray.data.dataset import DatasetSummary
+from studies.base_recipe import batch_size_for, recipe_for
+from studies.command_line import main
+
+QUESTION = "How much dropout should a network of this size have, and does stochastic depth change that?"
+DROPOUTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)  # none, and up to what the largest published networks have
+STOCHASTIC_DEPTHS = (0.0, 0.1, 0.25)  # none, the paper's for fine-tuning (A.5), its for ImageNet (A.1)
+EPOCHS = 8
+
+
+def dropout_sweep(data: DatasetSummary, epochs: int | None = None) -> Study:
+    """The study on a data set: six rates of dropout at each of three rates of stochastic depth."""
+    return Study(
+        name="dropout_sweep",
+        question=QUESTION,
+        recipe=recipe_for(data, epochs or EPOCHS).with_values({"batch_size": batch_size_for(data)}),
+        space={"model.dropout": DROPOUTS, "model.stochastic_depth": STOCHASTIC_DEPTHS},
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(dropout_sweep, Path(__file__)))

@@ -1,0 +1,145 @@
+"""Each study builds its trials from a data set's summary alone, and its plan and its help can be read.
+
+Takes about three seconds, most of it imports.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from data_prep.digits import describe_digits
+from nfnet_ray.cluster.plan import check_trials
+from nfnet_ray.data.dataset import DatasetSummary
+from nfnet_ray.recipe import Recipe, field_meanings
+from studies.base_recipe import batch_size_for, recipe_for
+from studies.command_line import StudyFactory, main
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+FOLDER = REPOSITORY / "studies"
+STUDIES = sorted(path.stem for path in FOLDER.glob("*_sweep.py"))
+DIGITS = describe_digits(Path("data") / "digits")
+IMAGENET = DatasetSummary(Path("imagenet"), 1_281_167, 50_000, ("tench", "goldfish"), "f", None)
+
+
+def factory(study: str) -> StudyFactory:
+    made: StudyFactory = getattr(importlib.import_module(f"studies.{study}"), study)
+    return made
+
+
+def plan(study: str, monkeypatch: pytest.MonkeyPatch, *flags: str) -> int:
+    """``python studies/STUDY.py --plan``, without the measurement of this machine's speed."""
+    monkeypatch.setattr("nfnet_ray.training.probe.measure_images_per_second", lambda *_, **__: 500.0)
+    return main(factory(study), FOLDER / f"{study}.py", ["--plan", *flags])
+
+
+def test_all_studies_are_looked_at() -> None:
+    assert {"agc_sweep", "sam_sweep", "dropout_sweep"} <= set(STUDIES)
+
+
+@pytest.mark.parametrize("study", STUDIES)
+@pytest.mark.parametrize("data", [DIGITS, IMAGENET], ids=["digits", "imagenet"])
+def test_trials_are_built_can_run_and_differ(study: str, data: DatasetSummary) -> None:
+    made = factory(study)(data, 3)
+    trials = made.trials()
+    check_trials(trials, data, workers=1)
+    count = 1
+    for values in made.space.values():
+        count *= len(values)
+    assert len({trial.name for trial in trials}) == len(trials) == count
+    assert len({trial.recipe.fingerprint() for trial in trials}) == count
+    assert {trial.recipe.schedule.epochs for trial in trials} == {3}
+    assert factory(study)(data, None).epochs > 3
+    assert made.question.endswith("?")
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_trials_are_built_without_ray_and_torch(study: str) -> None:
+    program = f"""
+import sys
+from pathlib import Path
+from data_prep.digits import describe_digits
+from nfnet_ray.cluster.plan import check_trials
+from studies.{study} import {study}
+data = describe_digits(Path("digits"))
+check_trials({study}(data, None).trials(), data, workers=1)
+print({{"ray", "torch", "mlflow"}} & set(sys.modules))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "set()\n"
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_the_plan_of_a_study(
+    study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert plan(study, monkeypatch) == 0
+    said = capsys.readouterr().out
+    made = factory(study)(DIGITS, None)
+    assert f"{len(made.trials())} trials of nfnet_pico" in said
+    assert made.question in " ".join(said.split())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_sam_is_in_every_stratum_and_no_trial_is_stopped_early() -> None:
+    study = factory("sam_sweep")(DIGITS, None)
+    strata = {trial.stratum for trial in study.trials()}
+    baselines = [trial.stratum for trial in study.trials() if trial.recipe.optimizer.sam.rho is None]
+    assert sorted(baselines) == sorted(strata)
+    assert study.halving is None  # SAM is compared at equal time, not by who is ahead at half of the epochs
+
+
+def test_the_baseline_of_the_sam_study_can_be_given_more_epochs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the study's docstring says that plain training is given the time that SAM had."""
+    docstring = sys.modules[factory("sam_sweep").__module__].__doc__ or ""
+    found = re.search(r"studies/sam_sweep\.py (--epochs [^`]+)``", docstring)
+    assert found
+    monkeypatch.chdir(tmp_path)
+    assert plan("sam_sweep", monkeypatch, *found[1].split()) == 0
+    said = capsys.readouterr().out
+    assert "1 trials of nfnet_pico" in said
+    assert "of at most 16 epochs" in said
+
+
+def test_small_images_are_shifted_and_large_ones_cropped() -> None:
+    small, large = recipe_for(DIGITS, 8), recipe_for(IMAGENET, 8)
+    assert (small.data.crop, small.data.crop_padding, small.data.flip) == ("padded", 4, False)
+    assert (large.data.crop, large.data.flip) == ("random_resized", True)
+
+
+@pytest.mark.parametrize(
+    ("train_images", "batch_size"), [(1_281_167, 256), (5120, 256), (5119, 64), (1437, 64), (100, 50), (1, 1)]
+)
+def test_an_epoch_has_many_steps_where_the_data_allow_it(train_images: int, batch_size: int) -> None:
+    assert batch_size_for(replace(DIGITS, train_images=train_images)) == batch_size
+
+
+def test_a_study_says_how_it_is_run_and_what_came_out() -> None:
+    for study in STUDIES:
+        docstring = sys.modules[factory(study).__module__].__doc__ or ""
+        for part in ("Question.", f"Command. ``python studies/{study}.py``", "Cost.", "Result."):
+            assert part in docstring
+
+
+def test_help_lists_all_fields_in_one_column(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(factory("agc_sweep"), FOLDER / "agc_sweep.py", ["--help"])
+    lines = capsys.readouterr().out.partition("fields for --set FIELD=VALUE:\n")[2].splitlines()
+    meanings = field_meanings()
+    assert [line.split()[0] for line in lines] == list(Recipe().to_values())
+    columns = {
+        line.index(meaning, len(name) + 3)
+        for line, (name, meaning) in zip(lines, meanings.items(), strict=True)
+    }
+    assert len(columns) == 1
