@@ -1,0 +1,64 @@
+"""Weights in another implementation's names and layouts: checked as a whole, then copied."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nfnet_ray.models.pickled_arrays import readable
+
+# What torch and NumPy both have. NumPy knows no bfloat16 of its own.
+FLOATING_POINT = (np.float16, np.float32, np.float64)
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A parameter of ours, and the tensor of the other implementation that belongs into it.
+
+    The other's tensor becomes ours by `transpose(axes)` and a reshape that only adds or removes axes of
+    length 1.
+    """
+
+    name: str
+    parameter: Tensor
+    shape: tuple[int, ...]
+    axes: tuple[int, ...]
+
+
+def find_problems(slots: Sequence[Slot], given: Mapping[str, np.ndarray]) -> list[str]:
+    """Everything that keeps the tensors from being copied, each with its name; empty if they fit.
+
+    Tensors that are missing, of no use, misshapen, not floating-point, or that hold NaN, infinity or a
+    number that the parameter's type cannot hold.
+    """
+    by_name = {slot.name: slot for slot in slots}
+    problems = [f"{name} is missing" for name in by_name if name not in given]
+    for name, array in given.items():
+        slot = by_name.get(name)
+        if slot is None:
+            problems.append(f"{readable(name)} is not part of the model")
+        elif array.shape != slot.shape:
+            problems.append(f"{name} is {array.shape}, not {slot.shape}")
+        elif array.dtype.newbyteorder("=") not in FLOATING_POINT:
+            problems.append(f"{name} holds {array.dtype}, not float16, float32 or float64")
+        elif not _is_finite(array, slot.parameter.dtype):
+            problems.append(f"{name} holds NaN, infinity or numbers too large for {slot.parameter.dtype}")
+    return problems
+
+
+@torch.no_grad()
+def copy_into(slots: Sequence[Slot], given: Mapping[str, np.ndarray]) -> None:
+    """Copies tensors without `find_problems` into our parameters, whatever their device and type."""
+    for slot in slots:
+        array = given[slot.name].transpose(slot.axes).reshape(slot.parameter.shape)
+        # A copy in this machine's byte order: torch takes no other, and warns about memory it may not write to.
+        slot.parameter.copy_(torch.from_numpy(np.array(array, array.dtype.newbyteorder("="))))
+
+
+def _is_finite(array: np.ndarray, dtype: torch.dtype) -> bool:
+    # Both are NaN if there is one, and every comparison with NaN is false.
+    return bool(max(array.max(), -array.min()) <= torch.finfo(dtype).max)

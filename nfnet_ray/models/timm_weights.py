@@ -1,0 +1,108 @@
+"""Weights to and from the names and shapes of timm's `dm_nfnet_*`, the ports that keep the published weights.
+
+They differ from ours in names, in gains of shape (C, 1, 1, 1), and in squeeze-excite's linear layers, which are
+1x1 convolutions there. timm's `nfnet_f*`, without `dm_`, are other networks. timm itself is not needed here.
+
+Source: huggingface/pytorch-image-models, `timm/models/nfnet.py` of release 1.0.31.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+from torch import Tensor, nn
+
+from nfnet_ray.errors import UserError
+from nfnet_ray.models.foreign_weights import Slot, copy_into, find_problems
+from nfnet_ray.models.nfnet import NFBlock, NFNet
+from nfnet_ray.models.pickled_arrays import readable
+from nfnet_ray.models.variants import NFNET
+
+_BLOCK_LAYERS = {
+    "conv_shortcut": "downsample.conv",
+    "conv0": "conv1",
+    "conv1": "conv2",
+    "conv1b": "conv2b",
+    "conv2": "conv3",
+    "squeeze_excite.reduce": "attn_last.fc1",
+    "squeeze_excite.expand": "attn_last.fc2",
+}
+
+
+def load_timm_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Copy the state dict of a `dm_nfnet_*` of timm into the NFNet of the same shape.
+
+    Tensors may be of any floating-point type and on any device. Raises `UserError` that names every tensor that
+    is missing, unexpected, misshapen, not floating-point or not finite; the model is then as it was.
+
+    The logits are not quite those that timm computes with the same weights, see docs/methods/published_weights.md.
+    """
+    model = _nfnet(model)
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise UserError(
+                f"a state dict is a mapping of tensors, but {readable(str(name))} is a {type(value).__name__}; "
+                "give the part of the checkpoint that is the model's state dict"
+            )
+    slots = list(_slots(model))
+    given = {name: _array(tensor) for name, tensor in state.items()}
+    problems = find_problems(slots, given)
+    if problems:
+        raise UserError(
+            f"this state dict of timm does not fit this {model.variant.name} with "
+            f"{model.classifier.out_features} classes: {'; '.join(problems)}; "
+            "check the model's name and its number of classes (of timm's, only dm_nfnet_* are these networks)"
+        )
+    copy_into(slots, given)
+
+
+def to_timm_state(model: nn.Module) -> dict[str, Tensor]:
+    """A state dict for timm's `dm_nfnet_*` of the same shape, for `load_state_dict`; copies, not views.
+
+    Types and devices are the model's. timm has `dm_nfnet_f0` to `dm_nfnet_f6`.
+    """
+    return {slot.name: slot.parameter.detach().clone().reshape(slot.shape) for slot in _slots(_nfnet(model))}
+
+
+def _nfnet(model: nn.Module) -> NFNet:
+    if not isinstance(model, NFNet) or model.variant.family != NFNET:
+        name = model.variant.name if isinstance(model, NFNet) else type(model).__name__
+        raise UserError(f"timm's dm_nfnet_* are NFNets, not {name}; create an nfnet_f0 to nfnet_f6 for them")
+    return model
+
+
+def _slots(model: NFNet) -> Iterator[Slot]:
+    for index, conv in enumerate(model.stem):
+        yield from _layer_slots(f"stem.conv{index + 1}", conv)
+    blocks = iter(model.blocks)
+    for stage, depth in enumerate(model.variant.depth):
+        for index in range(depth):
+            block = next(blocks)
+            assert isinstance(block, NFBlock)
+            name = f"stages.{stage}.{index}"
+            yield _slot(f"{name}.skipinit_gain", block.skip_gain)
+            for ours, theirs in _BLOCK_LAYERS.items():
+                layer = dict(block.named_modules()).get(ours)  # the shortcut of most blocks is not a layer
+                if layer is not None:
+                    yield from _layer_slots(f"{name}.{theirs}", layer)
+    yield from _layer_slots("final_conv", model.final_conv)
+    yield from _layer_slots("head.fc", model.classifier)
+
+
+def _layer_slots(name: str, layer: nn.Module) -> Iterator[Slot]:
+    for parameter_name, parameter in layer.named_parameters():
+        yield _slot(f"{name}.{parameter_name}", parameter)
+
+
+def _slot(name: str, parameter: Tensor) -> Slot:
+    shape = tuple(parameter.shape)
+    if name.endswith(".gain") or (".attn_last." in name and parameter.ndim == 2):
+        shape += (1,) * (4 - parameter.ndim)
+    return Slot(name, parameter, shape, tuple(range(len(shape))))
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    tensor = tensor.detach().to("cpu")
+    # NumPy has none of torch's shorter types; all their numbers are float32 numbers.
+    return (tensor.float() if tensor.is_floating_point() and tensor.itemsize < 4 else tensor).numpy()
