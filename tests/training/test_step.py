@@ -21,6 +21,7 @@ from nfnet_ray.data.augment import normalise
 from nfnet_ray.data.batch import TrainBatch
 from nfnet_ray.models.nfnet import NFNet
 from nfnet_ray.optim import unitwise_norm
+from nfnet_ray.training.gradient import Gradient
 from nfnet_ray.training.step import TrainStep
 from tests.training import replicas
 
@@ -108,6 +109,14 @@ def test_two_perturbed_workers_equal_two_perturbed_micro_batches(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("sam", [sam.replace("replica", "micro_batch") for sam in UNSYNCHRONISED])
+def test_two_workers_with_two_perturbed_micro_batches_equal_one_with_four(results: Any, sam: str) -> None:
+    alone = results[1][0][sam, True, True, replicas.MORE_MICRO_BATCHES]
+    for rank in results[2]:
+        assert_equal(rank[sam, True, True, 2], alone)
+
+
+@pytest.mark.slow
 def test_each_technique_makes_a_difference(results: Any) -> None:
     """Or the comparisons above would compare nothing."""
     alone = results[1][0]
@@ -187,6 +196,41 @@ def test_a_step_is_what_the_papers_say(sam: str, ascent_images: int) -> None:
         ascent_images,
     )
     assert_equal(replicas.train(recipe, worker), expected)
+
+
+def test_esam_descends_on_the_mean_loss_of_the_sharpest_half() -> None:
+    values = {"optimizer.sam.esam_weight_share": 1.0, "optimizer.sam.esam_data_share": 0.5}
+    recipe = replicas.recipe("esam_replica", agc=False, ema=False, micro_batches=2).with_values(values)
+    model, batch = replicas.network(recipe), replicas.global_batch(0)
+    names = [name for name, _ in model.named_parameters()]
+    start = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+    def losses(at: dict[str, Tensor]) -> Tensor:
+        logits = functional_call(model, at, (normalise(batch.images).double(), batch.keys))
+        assert batch.partner_labels is not None
+        assert batch.label_share is not None
+        of_each = [
+            cross_entropy(logits, labels, reduction="none", label_smoothing=0.1)
+            for labels in (batch.labels, batch.partner_labels)
+        ]
+        return torch.lerp(of_each[1], of_each[0], batch.label_share.double())
+
+    at = {name: tensor.clone().requires_grad_() for name, tensor in start.items()}
+    before = losses(at)
+    ascent = torch.autograd.grad(before.mean(), list(at.values()))
+    norm = torch.sqrt(sum((gradient**2).sum() for gradient in ascent))
+    at = {
+        name: (start[name] + 0.5 * gradient / norm).requires_grad_()
+        for name, gradient in zip(names, ascent, strict=True)
+    }
+    after = losses(at)
+    sharpest = (after - before).topk(replicas.BATCH // 2).indices
+    expected = torch.autograd.grad(after[sharpest].mean(), list(at.values()))
+
+    descended = Gradient(model, recipe, replicas.Worker(rank=0, world_size=1)).add(batch, step=0)
+    assert len(descended.loss_N) == replicas.BATCH // 2
+    for (name, parameter), gradient in zip(model.named_parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, **TOLERANCE, msg=name)
 
 
 def test_bfloat16_keeps_the_weights_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
