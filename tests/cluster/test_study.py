@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from nfnet_ray.cluster.journal import StudyProgress
-from nfnet_ray.cluster.plan import estimate_cost
+from nfnet_ray.cluster.plan import estimate_cost, training_multiply_adds
 from nfnet_ray.cluster.progress import StudyDisplay
 from nfnet_ray.cluster.progress_file import note_progress
 from nfnet_ray.cluster.scheduler import StratifiedHalving
@@ -117,16 +117,18 @@ def test_after_a_restart_the_rungs_are_what_they_were() -> None:
     assert decide(after, "c", 1, 0.1) == decide(before, "c", 1, 0.1)
 
 
-def test_the_cost_counts_images_and_knows_what_halving_may_save() -> None:
+def test_the_cost_counts_arithmetic_and_knows_what_halving_may_save() -> None:
     data = DatasetSummary(Path("digits"), 1437, 360, tuple("0123456789"), "", (32, 32))
     study = Study(
         "s", "?", RECIPE, {"optimizer.agc.clip_factor": (0.01, 0.02, 0.04, 0.08), "batch_size": (64,)}
     )
     cost = estimate_cost(study, study.trials(), data)
-    assert cost.images == cost.least_images == 4 * 8 * (1437 // 64 * 64)
+    assert cost.images == 4 * 8 * (1437 // 64 * 64)
+    of_an_image = training_multiply_adds(RECIPE, 10)
+    assert cost.multiply_adds == cost.least_multiply_adds == pytest.approx(cost.images * of_an_image)
     halved = Study("s", "?", RECIPE, study.space, halving=Halving(2))
-    least = estimate_cost(halved, halved.trials(), data).least_images
-    assert least == (2 + 2 + 4 + 8) * (1437 // 64 * 64)  # rungs at 2 and 4: four trials, two, one
+    least = estimate_cost(halved, halved.trials(), data).least_multiply_adds / of_an_image
+    assert least == pytest.approx((2 + 2 + 4 + 8) * (1437 // 64 * 64))  # rungs at 2 and 4: four trials, two, one
     assert cost.parameters == 192_703
 
 
