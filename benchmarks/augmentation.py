@@ -8,7 +8,6 @@ Appends a row for each size and magnitude to ``results/augmentation.csv``.
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.clipping import hardware, seconds
+from benchmarks.record import Row, append_rows, circumstances, seconds
 from nfnet_ray.data.augment import augment
 from nfnet_ray.data.batch import Batch
 from nfnet_ray.recipe import DataRecipe, MixingRecipe, RandAugmentRecipe
@@ -27,7 +26,7 @@ BATCH, LAYERS = 256, 4
 MAGNITUDES = (5.0, 10.0, 15.0)
 
 
-def measure(size: int, magnitude: float, device: torch.device) -> dict[str, str | int | float]:
+def measure(size: int, magnitude: float, device: torch.device) -> Row:
     """Medians in milliseconds for one batch: mixing alone, and all of it."""
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (2, BATCH, size, size, 3), generator=generator, dtype=torch.uint8)
@@ -66,20 +65,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    about: dict[str, str | int | float] = {
-        "hardware": hardware(device, options.threads),
-        "torch": torch.__version__,
-    }
+    about = circumstances(device, options.threads)
     rows = [measure(size, magnitude, device) | about for size in options.sizes for magnitude in MAGNITUDES]
-    RESULTS.parent.mkdir(exist_ok=True)
-    is_new = not RESULTS.exists()
-    with RESULTS.open("a", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
-        if is_new:
-            writer.writeheader()
-        writer.writerows(rows)
-    for row in rows:
-        print(row)
+    append_rows(RESULTS, rows)
 
 
 if __name__ == "__main__":

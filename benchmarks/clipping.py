@@ -7,16 +7,14 @@ compared; both give the same gradients. Appends a row for each network to ``resu
 from __future__ import annotations
 
 import argparse
-import csv
-import platform
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.record import Row, append_rows, circumstances, seconds
 from nfnet_ray.models import create_model
 from nfnet_ray.optim import clip_gradients_adaptively, unitwise_norm
 
@@ -36,17 +34,7 @@ def clip_tensor_by_tensor(parameters: Sequence[nn.Parameter]) -> None:
         gradient.copy_(torch.where(norm > largest, gradient * (largest / norm.clamp(min=1e-6)), gradient))
 
 
-def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """How long ``work`` takes, the device's queue included."""
-    synchronise = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    synchronise()
-    start = time.perf_counter()
-    work()
-    synchronise()
-    return time.perf_counter() - start
-
-
-def measure(name: str, device: torch.device) -> dict[str, str | int | float]:
+def measure(name: str, device: torch.device) -> Row:
     """One network's medians in milliseconds, and their ratio."""
     torch.manual_seed(0)
     parameters = list(create_model(name).to(device).parameters())
@@ -83,16 +71,6 @@ def measure(name: str, device: torch.device) -> dict[str, str | int | float]:
     }
 
 
-def hardware(device: torch.device, threads: int) -> str:
-    """The device in words."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    models = [
-        line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")
-    ]
-    return f"{models[0].partition(': ')[2] if models else platform.machine()}, {threads} threads"
-
-
 def main() -> None:
     """Measures, prints, and appends to the results."""
     parser = argparse.ArgumentParser(
@@ -103,20 +81,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    about: dict[str, str | int | float] = {
-        "hardware": hardware(device, options.threads),
-        "torch": torch.__version__,
-    }
+    about = circumstances(device, options.threads)
     rows = [measure(name, device) | about for name in options.models]
-    RESULTS.parent.mkdir(exist_ok=True)
-    is_new = not RESULTS.exists()
-    with RESULTS.open("a", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
-        if is_new:
-            writer.writeheader()
-        writer.writerows(rows)
-    for row in rows:
-        print(row)
+    append_rows(RESULTS, rows)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from timm.utils import adaptive_clip_grad
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.clipping import hardware
+from benchmarks.record import Row, circumstances
 from nfnet_ray.models import create_model
 from nfnet_ray.models.deepmind import load_deepmind_weights, to_deepmind_arrays
 from nfnet_ray.models.nfnet import NFNet
@@ -39,8 +39,6 @@ RESULTS = Path(__file__).with_name("results") / "differences.csv"
 IMAGES, IMAGE_PX = 2, 64
 CLIP_FACTOR, EPS = 0.01, 1e-3  # the official recipe
 WEIGHT_DECAY = 2e-5
-
-Row = dict[str, str | int | float]
 
 
 def row(
@@ -308,8 +306,7 @@ def main() -> None:
     about: Row = {
         "images": IMAGES,
         "image_px": IMAGE_PX,
-        "hardware": hardware(torch.device("cpu"), options.threads),
-        "torch": torch.__version__,
+        **circumstances(torch.device("cpu"), options.threads),
         "timm_version": timm.__version__,
     }
     rows = []

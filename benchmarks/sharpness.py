@@ -8,7 +8,6 @@ network and method to ``results/sharpness.csv``; ``ratio`` is the median of the 
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.clipping import hardware, seconds
+from benchmarks.record import Row, append_rows, circumstances, seconds
 from nfnet_ray.data.loader import TrainBatch
 from nfnet_ray.models import create_model
 from nfnet_ray.models.published import published_recipe
@@ -43,8 +42,6 @@ WAYS: dict[str, dict[str, Any]] = {
         "esam_data_share": 0.5,
     },
 }
-
-Row = dict[str, str | int | float]
 
 
 def some_batch(recipe: Recipe, device: torch.device) -> TrainBatch:
@@ -117,7 +114,7 @@ def main() -> None:
     parser.add_argument("models", nargs="*", default=["nfnet_pico", "nfnet_nano"])
     options = parser.parse_args()
     context = PlainContext(threads=options.threads)
-    about: Row = {"hardware": hardware(context.device, options.threads), "torch": torch.__version__}
+    about = circumstances(context.device, options.threads)
     rows: list[Row] = []
     for name in options.models:
         values: dict[str, Any] = {"batch_size": options.batch_size, "precision": options.precision}
@@ -127,15 +124,7 @@ def main() -> None:
             row | about
             for row in measure(published_recipe(name).with_values(values), context, options.repeats)
         ]
-    RESULTS.parent.mkdir(exist_ok=True)
-    is_new = not RESULTS.exists()
-    with RESULTS.open("a", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
-        if is_new:
-            writer.writeheader()
-        writer.writerows(rows)
-    for row in rows:
-        print(row)
+    append_rows(RESULTS, rows)
 
 
 if __name__ == "__main__":
