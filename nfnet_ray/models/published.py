@@ -259,7 +259,8 @@ def _resnet50(name: str) -> Recipe:
 
     The original decays batch normalisation's gains and shifts too, and starts the last of each branch at 1;
     here they are not decayed, and timm starts it at 0. Goyal et al. 2017 do both, and with one more step down
-    at epoch 80 report 76.4. For larger batches they warm up: `schedule.warmup_epochs` 5.
+    at epoch 80 report 76.4. For larger batches they warm up: `schedule.warmup_epochs` 5. torchvision's crops
+    are larger, too: it draws their area, TensorFlow their height (docs/methods/crop_and_flip.md).
     """
     return Recipe(
         model=ModelRecipe(name=name),
