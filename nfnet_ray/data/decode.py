@@ -3,10 +3,11 @@
 ``libffcv`` is a thin C layer over libturbojpeg and OpenCV. It is loaded with :mod:`ctypes`, which lets
 go of the interpreter lock during a call, so plain Python threads decode in parallel. The Python package
 ``ffcv`` around it is not imported: that costs seconds of compilation per process, and its decoder drops
-the return code that says whether an image was damaged.
+the return code that says whether an image was damaged. libturbojpeg is called through libffcv's own link to it,
+with libffcv's settings: its ``imdecode`` keeps two decoders for ever for every thread that there ever was.
 
-Source of the two signatures and of their meaning: ``ffcv/libffcv.py`` of FFCV 1.0.2 (functions ``imdecode``
-and ``resize_crop``).
+Source of the signatures and of their meaning: ``ffcv/libffcv.py`` and ``libffcv.cpp`` of FFCV 1.0.2 (functions
+``imdecode`` and ``resize_crop``), and ``turbojpeg.h`` of libjpeg-turbo 2.1.
 
 Array names carry their axes: H height, W width, C = 3 colour channels in the order red, green, blue.
 """
@@ -16,6 +17,8 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.util
+import logging
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,11 +26,19 @@ import numpy as np
 
 from nfnet_ray.errors import UserError
 
+logger = logging.getLogger(__name__)
+
 # ITU-T T.81, table B.1: the start-of-frame markers are C0 to CF without DHT (C4), JPG (C8) and DAC (CC).
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 # Markers that stand alone, with no length after them: TEM and the restart markers RST0 to RST7.
 _WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD8)})
-_START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
+_START_OF_SCAN, _END_OF_IMAGE, _RESTART_INTERVAL = 0xDA, 0xD9, 0xDD
+_SEQUENTIAL_HUFFMAN = frozenset({0xC0, 0xC1})
+
+# turbojpeg.h. libffcv asks for the fast inverse transform too.
+_TJPF_RGB, _TJFLAG_FASTDCT, _TJFLAG_STOPONWARNING = 0, 2048, 8192
+DECODER_VARIABLE = "NFNET_RAY_DECODER"
+_BYTES_LEFT = "extraneous bytes"  # jerror.h, JWRN_EXTRANEOUS_DATA
 
 
 class DecodeError(Exception):
@@ -76,8 +87,7 @@ def jpeg_header(source: bytes | memoryview) -> JpegHeader:
 def decode_jpeg(source: np.ndarray, destination_HWC: np.ndarray) -> None:
     """Decode a whole JPEG into ``destination_HWC``; grey images fill all three channels.
 
-    Safe to call from many threads at once; prefer a few long-lived ones, since libffcv keeps one decoder
-    per thread and never frees it.
+    Safe to call from many threads at once.
 
     Args:
         source: (bytes,) uint8, contiguous: the JPEG.
@@ -88,24 +98,92 @@ def decode_jpeg(source: np.ndarray, destination_HWC: np.ndarray) -> None:
             (a truncated or damaged stream). The destination's content is then undefined.
         ValueError: an array of the wrong type, shape or layout.
     """
-    if source.dtype != np.uint8 or source.ndim != 1 or not source.flags.c_contiguous:
-        raise ValueError(f"source must be contiguous (bytes,) uint8, not {source.dtype} {source.shape}")
+    _check_stored(source)
     _check_pixels("destination", destination_HWC)
     if not destination_HWC.flags.writeable:
         raise ValueError("destination is read-only")
-    height, width, _ = destination_HWC.shape
-    header = jpeg_header(source.data)
-    # libturbojpeg would scale an image of another size into part of the buffer and call that a success.
-    if (header.height, header.width) != (height, width):
-        raise DecodeError(f"the JPEG is {header.height}x{header.width} pixels, expected {height}x{width}")
-    library = _library()
-    # Crop (0, 0, height, width) at scale 1/1, with cropping and flipping switched off: the whole image.
-    code = library.imdecode(
-        source.ctypes.data, source.size, height, width, destination_HWC.ctypes.data,
-        height, width, 0, 0, 1, 1, False, False,
-    )  # fmt: skip
-    if code != 0:
-        raise DecodeError(library.tjGetErrorStr().decode(errors="replace"))
+    _check_size(source, *destination_HWC.shape[:2])
+    error = _decompress(source, destination_HWC)
+    if error is not None:
+        raise DecodeError(error)
+
+
+def decode_jpeg_top(source: np.ndarray, height: int, width: int, bottom: int) -> np.ndarray:
+    """The rows of a JPEG above ``bottom``, or a few more, (at least ``bottom``, width, 3) uint8.
+
+    The rows asked for have the pixels of :func:`decode_jpeg`, to the bit. Only a baseline JPEG in one scan without
+    restart markers can be read like that; of others all rows are decoded.
+
+    It notices less damage: what libjpeg makes of changed bits is seldom wrong by itself, but ends too early or too
+    late, and the end is not looked at. Compare the bytes with the manifest's hash before, as the loader does.
+
+    Args:
+        source: (bytes,) uint8, contiguous: the JPEG.
+        height, width: of the whole image, in pixels.
+        bottom: 1 to ``height``.
+
+    Raises:
+        DecodeError: as :func:`decode_jpeg`.
+        ValueError: an array of the wrong type or layout, or rows that there are not.
+    """
+    _check_stored(source)
+    if not 0 < bottom <= height:
+        raise ValueError(f"the {bottom} upper rows of {height} cannot be decoded")
+    _check_size(source, height, width)
+    rows, frame = height, _frame_of_one_scan(source.data) if bottom < height else None
+    if frame is not None:
+        # One row more, since chroma is interpolated between rows; then up to the end of a row of blocks.
+        rows = min(height, -(-(bottom + 1) // frame.block_rows) * frame.block_rows)
+    is_cut = frame is not None and rows < height
+    if frame is not None and is_cut:  # as a JPEG of fewer rows: libturbojpeg stops after them
+        source = source.copy()
+        source[frame.height_offset : frame.height_offset + 2] = rows >> 8, rows & 0xFF
+    destination_HWC = np.empty((rows, width, 3), np.uint8)
+    error = _decompress(source, destination_HWC)
+    if error is not None and not (is_cut and _says_that_rows_are_left(error)):
+        raise DecodeError(error)
+    return destination_HWC
+
+
+def _says_that_rows_are_left(message: str) -> bool:
+    """Whether libturbojpeg's first complaint is about bytes after the last row, before the end of the image.
+
+    All rows are decoded then. It looks for a marker there only, as there are no restart markers.
+    """
+    return _BYTES_LEFT in message and message.endswith("before marker 0xd9")
+
+
+class _Frame(NamedTuple):
+    """Where the frame header keeps the image's height, and how many rows of pixels a row of blocks has."""
+
+    height_offset: int
+    block_rows: int
+
+
+def _frame_of_one_scan(view: memoryview) -> _Frame | None:
+    """The frame, if rows at its end can be left alone; else None.
+
+    That is so for a sequential Huffman JPEG (SOF0, SOF1) whose first scan has all components (ITU-T T.81, B.2.3), and
+    which has no restart markers (DRI).
+    """
+    position, components, frame = 2, 0, None
+    while position + 10 <= len(view) and view[position] == 0xFF:
+        marker = view[position + 1]
+        if marker == 0xFF:
+            position += 1
+            continue
+        if marker in _SEQUENTIAL_HUFFMAN:
+            components = view[position + 9]
+            sampling = view[
+                position + 11 : position + 11 + 3 * components : 3
+            ]  # vertical in the lower 4 bits
+            frame = _Frame(position + 5, 8 * max((factors & 0xF for factors in sampling), default=1))
+        elif marker in _START_OF_FRAME or marker == _RESTART_INTERVAL or marker in _WITHOUT_LENGTH:
+            return None
+        elif marker == _START_OF_SCAN:
+            return frame if view[position + 4] == components and frame and frame.block_rows else None
+        position += 2 + (view[position + 2] << 8 | view[position + 3])
+    return None
 
 
 def resize_crop(
@@ -133,10 +211,49 @@ def resize_crop(
         raise ValueError(
             f"box rows {top}:{bottom}, columns {left}:{right} is not inside {source_height}x{source_width}"
         )
+    if decoder() == "plain":
+        from nfnet_ray.data import plain
+
+        plain.resize_crop(source_HWC, top, left, height, width, destination_HWC)
+        return
     _library().resize(
         0, source_HWC.ctypes.data, source_height, source_width, top, bottom, left, right,
         destination_HWC.ctypes.data, destination_HWC.shape[0], destination_HWC.shape[1],
     )  # fmt: skip
+
+
+def _check_stored(source: np.ndarray) -> None:
+    if source.dtype != np.uint8 or source.ndim != 1 or not source.flags.c_contiguous:
+        raise ValueError(f"source must be contiguous (bytes,) uint8, not {source.dtype} {source.shape}")
+
+
+def _check_size(source: np.ndarray, height: int, width: int) -> JpegHeader:
+    """libturbojpeg would scale an image of another size into part of the buffer and call that a success."""
+    header = jpeg_header(source.data)
+    if (header.height, header.width) != (height, width):
+        raise DecodeError(f"the JPEG is {header.height}x{header.width} pixels, expected {height}x{width}")
+    return header
+
+
+def _decompress(source: np.ndarray, destination_HWC: np.ndarray) -> str | None:
+    """Decode into all of the destination; libturbojpeg's first error or warning, or None."""
+    if decoder() == "plain":
+        from nfnet_ray.data import plain
+
+        return plain.decompress(source, destination_HWC)
+    library = _library()
+    height, width, _ = destination_HWC.shape
+    # A new one for each image (1 us): it keeps tables, and a damaged image that lacks one would be decoded with that of
+    # the image before, so that its pixels depend on what this thread happened to decode.
+    decompressor = library.tjInitDecompress()
+    try:
+        code = library.tjDecompress2(
+            decompressor, source.ctypes.data, source.size, destination_HWC.ctypes.data,
+            width, 0, height, _TJPF_RGB, _TJFLAG_FASTDCT | _TJFLAG_STOPONWARNING,
+        )  # fmt: skip
+        return None if code == 0 else library.tjGetErrorStr2(decompressor).decode(errors="replace")
+    finally:
+        library.tjDestroy(decompressor)
 
 
 def _check_pixels(name: str, array: np.ndarray) -> None:
@@ -148,32 +265,64 @@ def _check_pixels(name: str, array: np.ndarray) -> None:
 
 
 @functools.cache
-def _library() -> ctypes.CDLL:
+def decoder() -> str:
+    """``libffcv``, or where that is not installed ``plain``: Pillow and NumPy, see :mod:`nfnet_ray.data.plain`.
+
+    The environment variable ``NFNET_RAY_DECODER`` asks for one of the two by name.
+
+    Raises:
+        UserError: the variable names neither.
+    """
+    chosen = os.environ.get(DECODER_VARIABLE, "")
+    if chosen in ("libffcv", "plain"):
+        return chosen
+    if chosen:
+        raise UserError(f"{DECODER_VARIABLE}={chosen}: there is no such decoder; give libffcv or plain")
+    if _library_path() is not None:
+        return "libffcv"
+    logger.warning(
+        "libffcv, FFCV's compiled library, is not installed: Pillow decodes instead, at about half the speed,"
+        " and finds only part of the damage that libffcv finds"
+    )
+    return "plain"
+
+
+def _library_path() -> Path | None:
     """The compiled library of the installed FFCV. ``find_spec`` locates the package without running it."""
     spec = importlib.util.find_spec("ffcv")
     folders = spec.submodule_search_locations if spec is not None else None
-    candidates = sorted(path for folder in folders or () for path in Path(folder).glob("_libffcv*.so"))
-    if not candidates:
+    candidates = (path for folder in folders or () for path in Path(folder).glob("_libffcv*.so"))
+    return min(candidates, default=None)
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    """``libffcv``, with the functions that are called here described to ctypes."""
+    path = _library_path()
+    if path is None:
         raise UserError(
             "libffcv, FFCV's compiled library, is not installed: pip install ffcv==1.0.2 (it builds with"
-            " pkg-config, libopencv-dev and libturbojpeg0-dev)"
+            f" pkg-config, libopencv-dev and libturbojpeg0-dev), or set {DECODER_VARIABLE}=plain"
         )
     try:
-        library = ctypes.CDLL(str(candidates[0]))
+        library = ctypes.CDLL(str(path))
     except OSError as error:
         raise UserError(
-            f"{candidates[0]}: cannot be loaded ({error}); install libturbojpeg and OpenCV's libraries"
-            " (libturbojpeg0 and libopencv-imgproc, or libopencv-dev)"
+            f"{path}: cannot be loaded ({error}); install libturbojpeg and OpenCV's libraries"
+            " (libturbojpeg0 and libopencv-imgproc, or libopencv-dev),"
+            f" or set {DECODER_VARIABLE}=plain"
         ) from error
-    library.imdecode.argtypes = [
-        ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_void_p,
-        *(6 * [ctypes.c_uint32]), *(2 * [ctypes.c_bool]),
-    ]  # fmt: skip
-    library.imdecode.restype = ctypes.c_int
     library.resize.argtypes = 11 * [ctypes.c_int64]
     library.resize.restype = None
-    # turbojpeg.h: the message of the last failure in this thread. The name is found through libffcv's
-    # own link to libturbojpeg.
-    library.tjGetErrorStr.argtypes = []
-    library.tjGetErrorStr.restype = ctypes.c_char_p
+    # turbojpeg.h of libjpeg-turbo 2. These names are found through libffcv's own link to libturbojpeg.
+    library.tjInitDecompress.argtypes = []
+    library.tjInitDecompress.restype = ctypes.c_void_p
+    library.tjDestroy.argtypes = [ctypes.c_void_p]
+    library.tjDestroy.restype = ctypes.c_int
+    library.tjDecompress2.argtypes = [
+        ctypes.c_void_p, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_void_p, *(5 * [ctypes.c_int])
+    ]  # fmt: skip
+    library.tjDecompress2.restype = ctypes.c_int
+    library.tjGetErrorStr2.argtypes = [ctypes.c_void_p]
+    library.tjGetErrorStr2.restype = ctypes.c_char_p
     return library
