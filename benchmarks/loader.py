@@ -6,20 +6,19 @@ epoch of random resized crops, uint8 in batches of 50, is timed in turn for
 * ``ours``: ``TrainLoader`` from a .beton, without flips, mixing and RandAugment;
 * ``ffcv``: FFCV's own ``Loader`` from the same file, ``RandomResizedCropRGBImageDecoder`` and ``ToTensor``;
 * ``torchvision``: ``ImageFolder``, ``RandomResizedCrop``, ``PILToTensor`` and ``DataLoader`` with lasting workers;
-* ``hugging_face``: an ``imagefolder`` of Hugging Face datasets with the same transform; empty where that is not installed;
+* ``hugging_face``: an ``imagefolder`` of Hugging Face datasets, with the same transform; empty if not installed;
 * ``plain_decode``: libjpeg-turbo decodes the stored bytes, which are in memory, and nothing else: the limit;
-* ``ours_own_law``: ours once more. In ``ours`` the crops are drawn by the law of the others (torchvision's, whose crops
-  have 0.5 of the image on average), here by NFNet's (0.4).
+* ``ours_own_law``: ours once more. In ``ours`` the crops are drawn by the law of the others (torchvision's, whose
+  crops have 0.5 of the image on average), here by NFNet's (0.4).
 
-Each way has as many threads or processes as the other, and a first epoch that does not count. Ratios are medians over rounds. Then:
-from the call of ``TrainLoader`` to its first batch in this process; the same in a new process, imports included; and by how much
-memory grows over ten more epochs. Appends a row to ``results/loader.csv``.
+Each way has as many threads or processes as the others, and a first epoch that does not count. Ratios are medians
+over rounds. Then: from opening the data set to the first batch, in this process; the same in a new process, imports
+included; and by how much memory grows over ten more epochs. Appends a row to ``results/loader.csv``.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import importlib.util
 import os
 import shutil
@@ -38,7 +37,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.clipping import hardware
+from benchmarks.record import Row, append_rows, circumstances
 from data_prep.__main__ import main as data_prep
 from nfnet_ray.data import loader as loader_module
 from nfnet_ray.data.crop import central_square_boxes
@@ -130,8 +129,8 @@ def ffcv(beton: Path, size: int, threads: int) -> Epoch:
 
 def torchvision(folder: Path, size: int, threads: int) -> Epoch:
     """Epochs of ImageFolder and DataLoader."""
-    from torchvision.datasets import ImageFolder
-    from torchvision.transforms import Compose, PILToTensor, RandomResizedCrop
+    from torchvision.datasets import ImageFolder  # type: ignore[import-untyped]
+    from torchvision.transforms import Compose, PILToTensor, RandomResizedCrop  # type: ignore[import-untyped,unused-ignore]
 
     images = ImageFolder(str(folder), Compose([RandomResizedCrop(size), PILToTensor()]))
     loader = torch.utils.data.DataLoader(
@@ -142,8 +141,8 @@ def torchvision(folder: Path, size: int, threads: int) -> Epoch:
 
 def hugging_face(folder: Path, size: int, threads: int) -> Epoch:
     """Epochs of Hugging Face datasets."""
-    from datasets import load_dataset
-    from torchvision.transforms import Compose, PILToTensor, RandomResizedCrop
+    from datasets import load_dataset  # type: ignore[import-not-found,unused-ignore]
+    from torchvision.transforms import Compose, PILToTensor, RandomResizedCrop  # type: ignore[import-untyped,unused-ignore]
 
     transform = Compose([lambda image: image.convert("RGB"), RandomResizedCrop(size), PILToTensor()])
 
@@ -187,7 +186,7 @@ def first_batch_seconds(folder: Path, size: int, threads: int) -> float:
     return time.perf_counter() - start
 
 
-def measure(source: Path, work: Path, size: int, threads: int, copies: int) -> dict[str, str | int | float]:
+def measure(source: Path, work: Path, size: int, threads: int, copies: int) -> Row:
     """One row of results."""
     for image in sorted(path for path in source.rglob("*") if path.is_file()):
         for split, count in (("train", copies), ("validation", 1)):
@@ -216,9 +215,9 @@ def measure(source: Path, work: Path, size: int, threads: int, copies: int) -> d
                 speeds[way].append(images / (time.perf_counter() - start))
 
     def ratio(way: str, other: str) -> float:
-        return round(statistics.median(np.array(speeds[way]) / np.array(speeds[other])), 2)
+        return round(float(np.median(np.array(speeds[way]) / np.array(speeds[other]))), 2)
 
-    row: dict[str, str | int | float] = {"size": size, "batch": BATCH, "images": len(dataset.train)}
+    row: Row = {"size": size, "batch": BATCH, "images": len(dataset.train)}
     for way in ("ours", "ffcv", "torchvision", "hugging_face", "plain_decode", "ours_own_law"):
         row[f"{way}_images_per_second"] = round(statistics.median(speeds[way])) if way in speeds else ""
     row["times_ffcv"], row["times_torchvision"] = ratio("ours", "ffcv"), ratio("ours", "torchvision")
@@ -259,16 +258,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as work:
         row = measure(options.source, Path(work), options.size, options.threads, options.copies)
-    row |= {"hardware": hardware(CPU, options.threads), "torch": torch.__version__}
-    RESULTS.parent.mkdir(exist_ok=True)
-    is_new = not RESULTS.exists()
-    with RESULTS.open("a", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(row), lineterminator="\n")
-        if is_new:
-            writer.writeheader()
-        writer.writerow(row)
-    for name, value in row.items():
-        print(f"{name}: {value}")
+    append_rows(RESULTS, [row | circumstances(CPU, options.threads)])
 
 
 if __name__ == "__main__":

@@ -1,18 +1,28 @@
 """Batches of a data set, in an order and with crops that depend on (seed, epoch, sample) alone.
 
-The loader reads FFCV's file format and runs FFCV's compiled decoder and resizer (``libffcv``) on a pool
+The loader reads FFCV's file format and runs FFCV's compiled decoder (``libffcv``) on a pool
 of threads; the calls release the interpreter's lock. FFCV's own Python ``Loader`` is not used: it draws
 crops from unseeded generators, drops the decoder's return code and waits for ever for a dead thread, and
 importing it costs seconds of compilation in every process.
+
+**Damaged images.** The first time that a process reads a sample, its bytes are compared with the manifest's hash, which
+finds any change; libjpeg notices few changed bits, and those only at the end of an image, up to which a crop is seldom
+decoded. The decoder's result is checked every time. With ``on_damaged="stop"`` a damaged one is an
+error with its name. With ``"skip"`` it is counted, named once in the log, and does not come: in training the next
+sound sample of the file stands in its place, with its own label and draws, so that the order and all other samples
+stay as they are, on any number of workers; in evaluation it is left out. More than ``DAMAGED_LIMIT`` of a split
+are an error all the same.
 """
 
 from __future__ import annotations
 
+import logging
+import math
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
+from typing import Literal
 
 import numpy as np
 import torch
@@ -22,6 +32,7 @@ from torch import Tensor
 from nfnet_ray.data.augment import augment
 from nfnet_ray.data.batch import Batch, Indices, TrainBatch, on_device
 from nfnet_ray.data.batching import batches_per_epoch, check_partners, mixes, positions_of_rank
+from nfnet_ray.data.beton import RAW
 from nfnet_ray.data.crop import (
     Boxes,
     central_square_boxes,
@@ -30,17 +41,25 @@ from nfnet_ray.data.crop import (
     whole_boxes,
 )
 from nfnet_ray.data.dataset import Split
-from nfnet_ray.data.decode import resize_crop
+from nfnet_ray.data.decode import DecodeError, decode_jpeg_top, decoder, resize_crop
 from nfnet_ray.data.draws import Purpose, epoch_order, sample_keys
+from nfnet_ray.data.manifest import hash_stored
+from nfnet_ray.data.pool import Job, Pool
+from nfnet_ray.data.resident import Images, Samples, shared_images
+from nfnet_ray.data.resize import resize_antialiased
+from nfnet_ray.errors import UserError
 from nfnet_ray.recipe import DataRecipe
 
 BATCHES_AHEAD = 3  # as many as FFCV's Loader prepares
-BATCH_DEADLINE_SECONDS = 300.0  # far above any decode; a batch that takes longer is stuck
-RESIDENT_SHARE_OF_MEMORY = 0.25  # of what is free, for one split in one process
+RESIDENT_SHARE_OF_MEMORY = 0.25  # of what is free, for one split
+DAMAGED_LIMIT = 0.01  # of a split's images, rounded up; where more are damaged, the file is
 
 Cut = Callable[[Indices], Boxes]
-Fit = Callable[[NDArray[np.uint8], tuple[int, int, int, int], NDArray[np.uint8]], None]
-"""Makes a decoded image (H, W, 3) and its box (top, left, height, width) into a sample, in place."""
+Fit = Callable[[NDArray[np.uint8], int, int, int, int, NDArray[np.uint8]], None]
+"""Makes the box (top, left, height, width) of a decoded image (H, W, 3) into a sample, in place."""
+OnDamaged = Literal["stop", "skip"]
+
+logger = logging.getLogger(__name__)
 
 
 class TrainLoader:
@@ -63,6 +82,7 @@ class TrainLoader:
         world_size: int,
         device: torch.device,
         threads: int,
+        on_damaged: OnDamaged = "stop",
     ) -> None:
         if recipe.image_size is None:
             raise ValueError("the Recipe's image_size is not resolved yet")
@@ -75,9 +95,15 @@ class TrainLoader:
         self._positions = positions_of_rank(batch_size, rank, world_size)
         self._count, self._device = len(split), device
         self._reads_partners = mixes(recipe.mixing) and recipe.mixing.partners == "separate"
-        self._source = _Source(split, recipe.image_size, device, threads)
+        fit = resize_antialiased if recipe.crop == "random_resized" else resize_crop
+        self._source = _Source(split, recipe.image_size, device, threads, fit, on_damaged, stands_in=True)
         if recipe.crop != "random_resized" and _stays_resident(recipe, len(split), recipe.image_size):
-            self._source.load_all(self._cut(0, Purpose.RESIZED_CROP))
+            self._source.load_all("whole", self._cut(0, Purpose.RESIZED_CROP))
+
+    @property
+    def damaged(self) -> dict[int, str]:
+        """The damaged samples that this worker has met so far, and what is wrong with them."""
+        return dict(self._source.damaged)
 
     def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[TrainBatch]:
         """The augmented batches of epoch ``epoch`` (counted from 0), from batch ``first_batch`` on."""
@@ -135,26 +161,26 @@ class EvalLoader:
         world_size: int,
         device: torch.device,
         threads: int,
+        on_damaged: OnDamaged = "stop",
     ) -> None:
         if recipe.eval_size is None:
             raise ValueError("the Recipe's eval_size is not resolved yet")
         own = np.arange(rank, len(split), world_size)
         self._parts = [own[start : start + batch_size] for start in range(0, len(own), batch_size)]
-        squashes = recipe.eval_crop == "squash"
-        self._source = _Source(
-            split,
-            recipe.eval_size,
-            device,
-            threads,
-            recipe.eval_crop,
-            _squash_and_crop if squashes else _resize_crop,
-        )
-        self._size, self._squashes = recipe.eval_size, squashes
+        self._size, self._squashes = recipe.eval_size, recipe.eval_crop == "squash"
+        fit = _squash_and_crop if self._squashes else resize_crop
+        self._source = _Source(split, recipe.eval_size, device, threads, fit, on_damaged, stands_in=False)
         if _stays_resident(recipe, len(split), recipe.eval_size):
-            self._source.load_all(self._cut)
+            self._source.load_all(recipe.eval_crop, self._cut)
+
+    @property
+    def damaged(self) -> dict[int, str]:
+        """The damaged samples that this worker has met so far, and what is wrong with them."""
+        return dict(self._source.damaged)
 
     def __iter__(self) -> Iterator[Batch]:
-        return self._source.batches(self._parts, self._cut)
+        batches = self._source.batches(self._parts, self._cut)
+        return (batch for batch in batches if len(batch.indices))
 
     def _cut(self, indices: Indices) -> Boxes:
         beton = self._source.split.beton
@@ -164,14 +190,13 @@ class EvalLoader:
         return central_square_boxes(heights, widths, self._size)
 
 
-def _resize_crop(
-    image_HWC: NDArray[np.uint8], box: tuple[int, int, int, int], out: NDArray[np.uint8]
-) -> None:
-    resize_crop(image_HWC, *box, out)
-
-
 def _squash_and_crop(
-    image_HWC: NDArray[np.uint8], _box: tuple[int, int, int, int], out: NDArray[np.uint8]
+    image_HWC: NDArray[np.uint8],
+    _top: int,
+    _left: int,
+    _height: int,
+    _width: int,
+    out: NDArray[np.uint8],
 ) -> None:
     squash_and_crop(image_HWC, out)
 
@@ -185,81 +210,142 @@ class _Source:
         size: int,
         device: torch.device,
         threads: int,
-        crop: str = "whole",
-        fit: Fit = _resize_crop,
+        fit: Fit,
+        on_damaged: OnDamaged,
+        *,
+        stands_in: bool,
     ) -> None:
-        self.split, self._size, self._device = split, size, device
-        self._crop, self._fit = crop, fit
+        self.split, self._size, self._device, self._fit = split, size, device, fit
+        self._on_damaged, self._stands_in = on_damaged, stands_in
+        self.damaged: dict[int, str] = {}
+        self._lock = threading.Lock()
+        self._is_checked = np.zeros(len(split), bool)  # against the manifest's hash
         self._labels = torch.tensor(split.beton.labels)
-        self._threads = max(1, threads)
+        self._pool = Pool(max(1, threads))
         self._images: Tensor | None = None
+        self._samples: Samples | None = None
 
-    def load_all(self, cut: Cut) -> None:
-        """Makes the images resident on the device; a process decodes the same split only once."""
-        split = self.split
-        key = (str(split.beton.path), split.manifest.fingerprint, self._size, self._crop, str(self._device))
+    def load_all(self, crop: str, cut: Cut) -> None:
+        """Makes the images resident on the device: decoded once on a node, and opened once in a process."""
+        name = f"{self.split.manifest.fingerprint}-{self._size}-{crop}-{decoder()}"
+        if self._on_damaged != "stop":
+            name += f"-{'stood_in' if self._stands_in else 'left_out'}"
+        key = (name, str(self._device))
         if key not in _RESIDENT:
-            parts = np.array_split(np.arange(len(self.split)), max(1, len(self.split) // 512))
-            images = torch.cat([batch.images.cpu() for batch in self.batches(parts, cut)])
-            _RESIDENT[key] = images.to(self._device)
-        self._images = _RESIDENT[key]
+            images, samples = shared_images(
+                name, len(self.split), self._size, lambda *out: self._decode_all(cut, *out)
+            )
+            _RESIDENT[key] = torch.from_numpy(images).to(self._device), samples
+        self._images, self._samples = _RESIDENT[key]
+        for index in np.flatnonzero(self._samples != np.arange(len(self.split))):
+            self._note_damaged(int(index), "found when the images were decoded to stay in memory")
+
+    def _decode_all(self, cut: Cut, images: Images, samples: Samples) -> None:
+        for start in range(0, len(self.split), _ROWS_AT_ONCE):
+            part = np.arange(start, min(start + _ROWS_AT_ONCE, len(self.split)))
+            samples[part] = part
+            here = slice(start, start + len(part))
+            self._pool.wait(self._submit(samples[here], cut, images[here]))
 
     def batches(self, parts: list[Indices], cut: Cut) -> Iterator[Batch]:
         """One Batch for each part, in their order."""
-        if self._images is not None:
+        if self._images is not None and self._samples is not None:
             for part in parts:
-                chosen = torch.from_numpy(part)
-                images = self._images[chosen.to(self._device)]
-                yield Batch(images, self._labels[chosen].to(self._device), part)
+                samples = self._samples[part]
+                chosen = torch.from_numpy(part[samples >= 0])
+                yield self._batch(self._images[chosen.to(self._device)], samples[samples >= 0])
             return
         pin = self._device.type == "cuda"
-        with ThreadPoolExecutor(self._threads, thread_name_prefix="decode") as pool:
-            waiting: deque[tuple[Indices, Tensor, list[Future[None]]]] = deque()
-            try:
-                for part in parts:
-                    buffer = torch.empty(
-                        (len(part), self._size, self._size, 3), dtype=torch.uint8, pin_memory=pin
-                    )
-                    tasks = self._submit(pool, part, cut(part), buffer.numpy())
-                    waiting.append((part, buffer, tasks))
-                    if len(waiting) > BATCHES_AHEAD:
-                        yield self._finished(*waiting.popleft())
-                while waiting:
+        waiting: deque[tuple[Indices, Tensor, Job]] = deque()
+        try:
+            for part in parts:
+                shape = (len(part), self._size, self._size, 3)
+                buffer, samples = torch.empty(shape, dtype=torch.uint8, pin_memory=pin), part.copy()
+                waiting.append((samples, buffer, self._submit(samples, cut, buffer.numpy())))
+                if len(waiting) > BATCHES_AHEAD:
                     yield self._finished(*waiting.popleft())
-            finally:
-                for _, _, tasks in waiting:
-                    for task in tasks:
-                        task.cancel()
+            while waiting:
+                yield self._finished(*waiting.popleft())
+        finally:
+            for _, _, job in waiting:
+                job.cancel()
 
-    def _submit(
-        self, pool: ThreadPoolExecutor, part: Indices, boxes: Boxes, out: NDArray[np.uint8]
-    ) -> list[Future[None]]:
-        chunks = np.array_split(np.arange(len(part)), self._threads)
-        return [pool.submit(partial(self._decode, part, boxes, out, chunk)) for chunk in chunks if len(chunk)]
+    def _submit(self, samples: Indices, cut: Cut, out: NDArray[np.uint8]) -> Job:
+        boxes, beton_name = cut(samples), self.split.beton.path
 
-    def _finished(self, part: Indices, buffer: Tensor, tasks: list[Future[None]]) -> Batch:
-        for task in tasks:
-            task.result(timeout=BATCH_DEADLINE_SECONDS)  # raises what the thread raised
-        labels = self._labels[torch.from_numpy(part)]
+        def decode(row: int) -> None:
+            try:
+                self._decode(int(samples[row]), boxes[row], out[row])
+            except DecodeError as error:
+                self._note_damaged(int(samples[row]), str(error))
+                self._replace(samples, row, cut, out)
+
+        return self._pool.submit(len(samples), decode, lambda row: f"{beton_name}: sample {samples[row]}")
+
+    def _finished(self, samples: Indices, buffer: Tensor, job: Job) -> Batch:
+        self._pool.wait(job)
+        if (samples < 0).any():
+            buffer, samples = buffer[torch.from_numpy(samples >= 0)], samples[samples >= 0]
+        return self._batch(buffer, samples)
+
+    def _batch(self, images: Tensor, samples: Indices) -> Batch:
+        labels = self._labels[torch.from_numpy(samples)]
         return Batch(
-            buffer.to(self._device, non_blocking=True), labels.to(self._device, non_blocking=True), part
+            images.to(self._device, non_blocking=True), labels.to(self._device, non_blocking=True), samples
         )
 
-    def _decode(self, part: Indices, boxes: Boxes, out: NDArray[np.uint8], rows: Indices) -> None:
+    def _decode(self, index: int, box: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
+        """Decodes as much of a sample as the box needs, and fits the box into ``out``."""
         beton = self.split.beton
-        for row in rows:
-            index, (top, left, height, width) = int(part[row]), map(int, boxes[row])
-            full = (int(beton.heights[index]), int(beton.widths[index]))
-            # An image that has the sample's size already is taken as it is.
-            if (top, left, height, width) == (0, 0, *full) and full == (self._size, self._size):
-                beton.decode(index, out[row])
-                continue
-            image = np.empty((*full, 3), np.uint8)
-            beton.decode(index, image)
-            self._fit(image, (top, left, height, width), out[row])
+        stored, full = beton.image_bytes(index), (int(beton.heights[index]), int(beton.widths[index]))
+        top, left, height, width = map(int, box)
+        if not self._is_checked[index]:
+            if hash_stored(stored) != self.split.manifest.hashes[index].as_py():
+                raise DecodeError("its bytes are not those that the manifest knows")
+            self._is_checked[index] = True
+        is_raw = beton.modes[index] == RAW
+        image = stored.reshape(*full, 3) if is_raw else decode_jpeg_top(stored, *full, top + height)
+        # An image that has the sample's size already is taken as it is.
+        if (top, left, height, width) == (0, 0, *full) and full == (self._size, self._size):
+            out[...] = image
+        else:
+            self._fit(image, top, left, height, width, out)
+
+    def _replace(self, samples: Indices, row: int, cut: Cut, out: NDArray[np.uint8]) -> None:
+        """Puts the next sound sample of the file in the place of a damaged one, or -1 for none."""
+        if not self._stands_in:
+            samples[row] = -1
+            return
+        # Which one it is depends on the file alone, so it is the same on every worker. The limit ends the search.
+        others = samples.copy()
+        for step in range(1, len(self.split)):
+            others[row] = (samples[row] + step) % len(self.split)
+            try:
+                self._decode(int(others[row]), cut(others)[row], out[row])
+            except DecodeError as error:
+                self._note_damaged(int(others[row]), str(error))
+            else:
+                samples[row] = others[row]
+                return
+
+    def _note_damaged(self, index: int, reason: str) -> None:
+        path = self.split.beton.path
+        if self._on_damaged == "stop":
+            raise UserError(f"{path}: sample {index} is damaged ({reason}); copy or convert the file again")
+        with self._lock:
+            if index in self.damaged:
+                return
+            self.damaged[index] = reason
+        logger.warning("%s: sample %d is damaged (%s) and is left out", path, index, reason)
+        if len(self.damaged) > math.ceil(DAMAGED_LIMIT * len(self.split)):
+            raise UserError(
+                f"{path}: {len(self.damaged)} of {len(self.split)} samples are damaged so far, more than "
+                f"{DAMAGED_LIMIT:.0%}; copy or convert the file again"
+            )
 
 
-_RESIDENT: dict[tuple[str, str, int, str, str], Tensor] = {}
+_ROWS_AT_ONCE = 512  # of a resident split; errors come soon
+_RESIDENT: dict[tuple[str, str], tuple[Tensor, Samples]] = {}
 
 
 def _stays_resident(recipe: DataRecipe, count: int, size: int) -> bool:

@@ -1,0 +1,186 @@
+"""Decoded images of a split, once for all processes of a node: a file that they all map into memory.
+
+The file lies in the folder for temporary files. Its name says what is in it: the split's fingerprint, the images'
+size and crop. It is written beside its name under a lock, and renamed when it is whole, so that what has the name is
+finished; a process that is killed leaves a ``.partial`` file and a free lock. What is read is checked against its
+length and its checksum. Memory is the system's page cache: it is shared, and given back when something needs it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import mmap
+import os
+import stat
+import struct
+import tempfile
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nfnet_ray.errors import UserError
+
+LOCK_DEADLINE_SECONDS = 1800.0  # another process may decode ImageNet; it is an error if that takes longer
+LOCK_LOOK_SECONDS = 0.1
+UNUSED_SECONDS = 24 * 3600.0  # files that nobody has opened for so long are removed when a new one is made
+
+_HEADER = struct.Struct("<16sQQI")  # magic, images, bytes of one image, CRC-32 of all that follows
+_HEADER_BYTES = 4096
+_MAGIC = b"nfnet_ray images"
+
+logger = logging.getLogger(__name__)
+
+Images = NDArray[np.uint8]
+Samples = NDArray[np.int64]
+Decode = Callable[[Images, Samples], None]
+"""Fills images (N, H, W, 3), and for each of them the sample that it shows, (N,); -1: none."""
+
+
+def shared_images(
+    name: str, count: int, size: int, decode: Decode, folder: Path | None = None
+) -> tuple[Images, Samples]:
+    """What ``decode`` gives, (count, size, size, 3) uint8 and (count,) int64, once for all processes of the node.
+
+    Nobody should write to the arrays; it would be seen by this process alone. Where the folder has no room, they are
+    this process's own.
+
+    Args:
+        name: letters, digits, dots and dashes; all that the images depend on.
+        decode: fills both arrays. What it raises is passed on, and leaves no file.
+        folder: default: one for this user in the folder for temporary files.
+
+    Raises:
+        UserError: another process has held the lock for :data:`LOCK_DEADLINE_SECONDS`.
+    """
+    shape, start = (count, size, size, 3), time.perf_counter()
+    what = f"{count:,} images of {size} px, {count * size * size * 3 / 1e6:,.0f} MB,"
+    try:
+        folder = folder if folder is not None else _own_folder()
+        path = folder / f"{name}.images"
+        found = _opened(path, shape)
+        if found is None:
+            with _locked(path):
+                found = _opened(path, shape)  # another process may have made it in the meantime
+                if found is None:
+                    _remove_unused(folder, keep=path)
+                    _write(path, shape, decode)
+                    found = _opened(path, shape)
+                    if found is None:
+                        raise OSError(f"{path} does not read as it was written")
+                    seconds = time.perf_counter() - start
+                    logger.info("resident: %s decoded in %.1f s, one copy for this node", what, seconds)
+                    return found
+        logger.info("resident: %s taken from this node's copy", what)
+        return found
+    except OSError as error:  # no room, or no folder that can be written to
+        logger.warning("resident: %s decoded for this process alone (%s)", what, error)
+        images, samples = np.empty(shape, np.uint8), np.empty(count, np.int64)
+        decode(images, samples)
+        return images, samples
+
+
+def _own_folder() -> Path:
+    """A folder in which no other user can place files."""
+    folder = Path(tempfile.gettempdir()) / f"nfnet_ray-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
+        raise PermissionError(f"{folder} is not a folder of this user alone")
+    return folder
+
+
+def _bytes(shape: tuple[int, ...]) -> int:
+    return _HEADER_BYTES + 8 * shape[0] + int(np.prod(shape))
+
+
+def _parts(memory: mmap.mmap, shape: tuple[int, ...]) -> tuple[Images, Samples]:
+    samples = np.frombuffer(memory, np.int64, shape[0], _HEADER_BYTES)
+    images = np.frombuffer(memory, np.uint8, int(np.prod(shape)), _HEADER_BYTES + 8 * shape[0])
+    return images.reshape(shape), samples
+
+
+def _checksum(images: Images, samples: Samples) -> int:
+    return zlib.crc32(images.reshape(-1).data, zlib.crc32(samples.data))
+
+
+def _opened(path: Path, shape: tuple[int, ...]) -> tuple[Images, Samples] | None:
+    """What a finished file holds; None if there is none, or it is short, damaged or of another shape.
+
+    It stays locked, shared, for as long as the process lives: nobody removes it meanwhile.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(path.open("rb"))
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            header = file.read(_HEADER.size)
+            if os.fstat(file.fileno()).st_size != _bytes(shape) or len(header) != _HEADER.size:
+                return None
+            # Private pages: torch wants an array that could be written to. Only what is written is ever copied.
+            memory = mmap.mmap(file.fileno(), 0, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
+            os.utime(path)
+        except (FileNotFoundError, BlockingIOError):  # there is none, or it is just being removed
+            return None
+        images, samples = _parts(memory, shape)
+        expected = (_MAGIC, shape[0], images[0].size, _checksum(images, samples))
+        if _HEADER.unpack(header) != expected:
+            logger.warning("resident: %s is damaged; its images are decoded again", path)
+            return None
+        _held_open.append(stack.pop_all())
+    return images, samples
+
+
+_held_open: list[contextlib.ExitStack] = []
+
+
+def _write(path: Path, shape: tuple[int, ...], decode: Decode) -> None:
+    """Decodes into ``path``; only under its lock."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("w+b") as file:
+            # Room is made first: a full disk is an error here, and would be a signal that kills once it is mapped.
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, _bytes(shape))
+            else:  # macOS
+                file.truncate(_bytes(shape))
+            memory = mmap.mmap(file.fileno(), 0)  # goes with the arrays in it
+            images, samples = _parts(memory, shape)
+            decode(images, samples)
+            _HEADER.pack_into(memory, 0, _MAGIC, shape[0], images[0].size, _checksum(images, samples))
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Holds ``path``'s lock; the system frees it when a process dies."""
+    with path.with_name(path.name + ".lock").open("wb") as file:
+        deadline = time.monotonic() + LOCK_DEADLINE_SECONDS
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    raise UserError(
+                        f"{path}: another process has been decoding it for {LOCK_DEADLINE_SECONDS:.0f} s; is it stuck? "
+                        "End it, or train with --set data.resident=never"
+                    ) from error
+                time.sleep(LOCK_LOOK_SECONDS)
+        yield
+
+
+def _remove_unused(folder: Path, keep: Path) -> None:
+    """Removes images that no process has open and that were last opened a day ago."""
+    for path in folder.glob("*.images"):
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            if path == keep or time.time() - os.fstat(file.fileno()).st_mtime < UNUSED_SECONDS:
+                continue
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()

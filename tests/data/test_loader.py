@@ -1,0 +1,583 @@
+"""The loader: damaged images, deadlines, one resident copy for a node, and memory. About 12 s."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from nfnet_ray.data import loader, pool, resident
+from nfnet_ray.data.beton import RAW, Beton, BetonWriter
+from nfnet_ray.data.crop import random_resized_boxes
+from nfnet_ray.data.dataset import Dataset, open_dataset
+from nfnet_ray.data.loader import EvalLoader, OnDamaged, TrainLoader
+from nfnet_ray.data.manifest import hash_stored, write_manifest
+from nfnet_ray.data.pool import Pool
+from nfnet_ray.data.resident import Images, Samples, shared_images
+from nfnet_ray.data.resize import resize_antialiased
+from nfnet_ray.errors import UserError
+from nfnet_ray.recipe import DataRecipe, MixingRecipe, RandAugmentRecipe
+
+from .conftest import Encode
+
+CPU = torch.device("cpu")
+IMAGES, SIZE, BATCH = 48, 32, 8
+
+
+def write_split(stem: Path, encode: Encode, damaged: set[int], raw: bool = False) -> None:
+    """Pictures of several sizes; ``damaged`` ones are cut in their middle, and their manifest believes in them."""
+    path = stem.with_name(stem.name + ".beton")
+    hashes = []
+    with BetonWriter(path, capacity=IMAGES) as writer:
+        for index in range(IMAGES):
+            width, height = 40 + index % 7, 50 + index % 11
+            stored = encode(index, size=(width, height))
+            if raw:
+                stored = np.asarray(pixels(stored)).tobytes()
+            if index in damaged:
+                stored = stored[: len(stored) // 8]
+            hashes.append(hash_stored(stored))
+            writer.append(stored, label=index % 5, height=height, width=width, mode=RAW if raw else 0)
+    write_manifest(
+        stem.with_name(stem.name + ".parquet"),
+        beton=Beton.open(path),
+        class_names=[str(label) for label in range(5)],
+        sources=[f"picture/{index}" for index in range(IMAGES)],
+        hashes=hashes,
+        settings={},
+    )
+
+
+def pixels(encoded: bytes) -> np.ndarray:
+    import io
+
+    return np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"))
+
+
+@pytest.fixture
+def write(tmp_path: Path, encode: Encode) -> Callable[..., Dataset]:
+    def written(damaged: set[int] | None = None, raw: bool = False) -> Dataset:
+        folder = tmp_path / f"data{len(list(tmp_path.iterdir()))}"
+        folder.mkdir()
+        for name in ("train", "validation"):
+            write_split(folder / name, encode, damaged or set(), raw)
+        return open_dataset(folder)
+
+    return written
+
+
+@pytest.fixture(autouse=True)
+def own_temporary_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Resident images go there, and none are remembered from another test."""
+    folder = tmp_path_factory.mktemp("temporary")
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr(resident.tempfile, "tempdir", None)
+    monkeypatch.setattr(loader, "_RESIDENT", {})
+    return folder
+
+
+def recipe(crop: str = "random_resized", resident: str = "never") -> DataRecipe:
+    return DataRecipe(
+        image_size=SIZE,
+        eval_size=SIZE,
+        crop=crop,  # type: ignore[arg-type]
+        flip=False,
+        mixing=MixingRecipe(mixup_alpha=None, cutmix_alpha=None),
+        randaugment=RandAugmentRecipe(layers=0),
+        eval_crop="central",
+        resident=resident,  # type: ignore[arg-type]
+    )
+
+
+def train_loader(
+    dataset: Dataset,
+    data: DataRecipe,
+    on_damaged: OnDamaged = "skip",
+    rank: int = 0,
+    world_size: int = 1,
+    threads: int = 2,
+) -> TrainLoader:
+    return TrainLoader(
+        dataset.train, data, batch_size=BATCH, seed=3, rank=rank, world_size=world_size, device=CPU,
+        threads=threads, on_damaged=on_damaged,
+    )  # fmt: skip
+
+
+def eval_loader(
+    dataset: Dataset, data: DataRecipe, on_damaged: OnDamaged = "skip", rank: int = 0, world_size: int = 1
+) -> EvalLoader:
+    return EvalLoader(
+        dataset.validation, data, batch_size=5, rank=rank, world_size=world_size, device=CPU, threads=2,
+        on_damaged=on_damaged,
+    )  # fmt: skip
+
+
+def epoch_of(
+    dataset: Dataset, data: DataRecipe, world_size: int = 1, threads: int = 2
+) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+    """An epoch's images, labels and indices, in the order of the global batches."""
+    ranks = [
+        list(train_loader(dataset, data, rank=rank, world_size=world_size, threads=threads).epoch(1))
+        for rank in range(world_size)
+    ]
+    images, labels, indices = [], [], []
+    for shares in zip(*ranks, strict=True):
+        order = np.argsort(np.concatenate([share.positions for share in shares]))
+        images.append(torch.cat([share.images for share in shares])[torch.from_numpy(order)])
+        labels.append(torch.cat([share.labels for share in shares])[torch.from_numpy(order)])
+        indices += np.concatenate([share.indices for share in shares])[order].tolist()
+    return torch.cat(images), torch.cat(labels), indices
+
+
+# --- what a sample is -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("raw", [False, True], ids=["jpeg", "raw"])
+def test_a_sample_is_its_box_of_the_whole_image_resized(write: Callable[..., Dataset], raw: bool) -> None:
+    """Only the part of a JPEG above the box's lower edge is decoded; that cannot be seen."""
+    dataset = write(raw=raw)
+    beton = dataset.train.beton
+    images, labels, indices = epoch_of(dataset, recipe())
+    assert sorted(indices) == list(range(IMAGES))
+    for got, label, index in zip(images, labels, indices, strict=True):
+        whole = np.empty((beton.heights[index], beton.widths[index], 3), np.uint8)
+        beton.decode(index, whole)
+        box = random_resized_boxes(3, 1, np.array([index]), *np.array([[len(whole)], [whole.shape[1]]]), SIZE)
+        expected = np.empty((SIZE, SIZE, 3), np.uint8)
+        resize_antialiased(whole, *map(int, box[0]), expected)
+        np.testing.assert_array_equal(got.numpy(), expected)
+        assert label == index % 5
+
+
+def test_resizing_is_pillows_bilinear(photograph: Image.Image) -> None:
+    """To one level: both round 8-bit sums of fixed-point products, in a different order."""
+    image = np.asarray(photograph)
+    for top, left, height, width, size in ((10, 20, 300, 260, 64), (0, 0, 40, 50, 64), (7, 9, 200, 400, 96)):
+        got = np.empty((size, size, 3), np.uint8)
+        resize_antialiased(image, top, left, height, width, got)
+        box = photograph.crop((left, top, left + width, top + height))
+        expected = np.asarray(box.resize((size, size), Image.Resampling.BILINEAR), np.int64)
+        assert np.abs(got - expected).max() <= 1
+    with pytest.raises(ValueError, match="not inside"):
+        resize_antialiased(image, 0, 0, 428, 10, np.empty((8, 8, 3), np.uint8))
+
+
+# --- damaged images -------------------------------------------------------------------------------
+
+DAMAGED = {7, 8}
+STREAMED, RESIDENT = recipe(), recipe("padded", "always")
+
+
+@pytest.fixture
+def generous(monkeypatch: pytest.MonkeyPatch) -> None:
+    """2 of 48 are more than 1 %."""
+    monkeypatch.setattr(loader, "DAMAGED_LIMIT", 0.05)
+
+
+@pytest.mark.usefixtures("generous")
+@pytest.mark.parametrize("data", [STREAMED, RESIDENT], ids=["streamed", "resident"])
+def test_the_next_sound_sample_stands_in(write: Callable[..., Dataset], data: DataRecipe) -> None:
+    sound, damaged = write(), write(DAMAGED)
+    images, labels, indices = epoch_of(damaged, data)
+    expected_images, expected_labels, expected = epoch_of(sound, data)
+    assert indices == [9 if index in DAMAGED else index for index in expected]
+    nine = expected.index(9)
+    for place, index in enumerate(expected):
+        source = nine if index in DAMAGED else place
+        assert torch.equal(images[place], expected_images[source])
+        assert labels[place] == expected_labels[source]
+
+
+@pytest.mark.usefixtures("generous")
+@pytest.mark.parametrize("data", [STREAMED, RESIDENT], ids=["streamed", "resident"])
+@pytest.mark.parametrize(("world_size", "threads"), [(1, 4), (2, 1), (8, 2)])
+def test_stand_ins_are_the_same_for_any_number_of_ranks_and_threads(
+    write: Callable[..., Dataset], data: DataRecipe, world_size: int, threads: int
+) -> None:
+    dataset = write(DAMAGED)
+    one, other = epoch_of(dataset, data), epoch_of(dataset, data, world_size, threads)
+    assert one[2] == other[2]
+    assert torch.equal(one[0], other[0])
+    assert torch.equal(one[1], other[1])
+
+
+@pytest.mark.usefixtures("generous")
+@pytest.mark.parametrize("keep", ["always", "never"])
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_evaluation_leaves_damaged_images_out_and_counts_the_others_once(
+    write: Callable[..., Dataset], keep: str, world_size: int
+) -> None:
+    dataset, seen = write(DAMAGED), []
+    for rank in range(world_size):
+        for batch in eval_loader(dataset, recipe(resident=keep), rank=rank, world_size=world_size):
+            assert len(batch.images) == len(batch.labels) == len(batch.indices) > 0
+            assert batch.labels.tolist() == [index % 5 for index in batch.indices]
+            seen += batch.indices.tolist()
+    assert sorted(seen) == sorted(set(range(IMAGES)) - DAMAGED)
+
+
+@pytest.mark.usefixtures("generous")
+def test_damaged_images_are_counted_and_named_once(
+    write: Callable[..., Dataset], caplog: pytest.LogCaptureFixture
+) -> None:
+    loading = train_loader(write(DAMAGED), STREAMED)
+    for epoch in range(3):
+        assert sum(len(batch.labels) for batch in loading.epoch(epoch)) == IMAGES
+    assert set(loading.damaged) == DAMAGED
+    assert sorted(record.args[1] for record in caplog.records) == sorted(DAMAGED)  # type: ignore[index]
+
+
+@pytest.mark.parametrize("data", [STREAMED, RESIDENT], ids=["streamed", "resident"])
+def test_stop_is_the_default_and_names_the_sample(write: Callable[..., Dataset], data: DataRecipe) -> None:
+    with pytest.raises(UserError, match=r"train\.beton: sample 7 is damaged"):
+        list(
+            TrainLoader(
+                write({7}).train, data, batch_size=BATCH, seed=3, rank=0, world_size=1, device=CPU, threads=2
+            ).epoch(0)
+        )
+
+
+@pytest.mark.parametrize("data", [STREAMED, RESIDENT], ids=["streamed", "resident"])
+def test_a_single_changed_bit_is_found(write: Callable[..., Dataset], data: DataRecipe) -> None:
+    """libjpeg decodes such an image without a complaint."""
+    dataset = write()
+    beton = dataset.train.beton
+    with beton.path.open("r+b") as file:
+        place = int(beton.offsets[7] + beton.sizes[7] // 2)
+        file.seek(place)
+        changed = file.read(1)[0] ^ 1
+        file.seek(place)
+        file.write(bytes([changed]))
+    loading = train_loader(dataset, data)
+    list(loading.epoch(0))
+    assert list(loading.damaged) == [7]
+
+
+def test_too_many_damaged_images_are_an_error(write: Callable[..., Dataset]) -> None:
+    with pytest.raises(UserError, match=r"2 of 48 samples are damaged so far, more than 1%"):
+        list(train_loader(write(DAMAGED), STREAMED).epoch(0))
+
+
+def test_a_copy_made_with_skip_is_not_taken_for_one_made_with_stop(write: Callable[..., Dataset]) -> None:
+    dataset = write({7})
+    train_loader(dataset, RESIDENT)
+    with pytest.raises(UserError, match="sample 7 is damaged"):
+        train_loader(dataset, RESIDENT, on_damaged="stop")
+
+
+# --- threads --------------------------------------------------------------------------------------
+
+
+def name(row: int) -> str:
+    return f"sample {row} of a test"
+
+
+def test_a_row_that_hangs_is_an_error_with_its_name_and_place() -> None:
+    begun = time.monotonic()
+    threads = Pool(2, deadline_seconds=0.5)
+    with pytest.raises(
+        UserError, match=r"sample 3 of a test has been decoding for .* in hang_here \(test_loa"
+    ):
+        threads.wait(threads.submit(5, hang_here, name))
+    assert time.monotonic() - begun < 5
+
+
+def hang_here(row: int) -> None:
+    if row == 3:
+        time.sleep(60)
+
+
+def test_a_program_ends_although_a_thread_hangs() -> None:
+    code = """
+import time
+from nfnet_ray.data.pool import Pool
+pool = Pool(1, deadline_seconds=0.3)
+try:
+    pool.wait(pool.submit(1, lambda row: time.sleep(600), str))
+except Exception as error:
+    print(type(error).__name__)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], timeout=30, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "UserError\n"
+
+
+def test_a_program_may_end_in_the_middle_of_an_epoch(write: Callable[..., Dataset]) -> None:
+    """With threads in C when the interpreter goes, it would be a segmentation fault."""
+    code = """
+import sys
+import torch
+from nfnet_ray.data.dataset import open_dataset
+from nfnet_ray.data.loader import EvalLoader
+from nfnet_ray.recipe import DataRecipe
+recipe = DataRecipe(image_size=8, eval_size=800, eval_crop="central", resident="never")
+validation = open_dataset(sys.argv[1]).validation
+batches = iter(
+    EvalLoader(validation, recipe, batch_size=4, rank=0, world_size=1, device=torch.device("cpu"), threads=4)
+)
+next(batches)
+"""
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", code, str(write().path)], timeout=60, check=True)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("error", [ValueError, SystemExit, KeyboardInterrupt])
+def test_what_a_row_raises_reaches_the_one_who_waits(error: type[BaseException]) -> None:
+    def fail(row: int) -> None:
+        if row == 2:
+            raise error("row two")
+
+    threads = Pool(2)
+    expected = error if issubclass(error, Exception) else RuntimeError
+    with pytest.raises(expected, match="row two"):
+        threads.wait(threads.submit(4, fail, name))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_killed_in_the_middle_of_a_row_is_an_error() -> None:
+    threads = Pool(1)
+    begun = threading.Event()
+
+    def slow(_: int) -> None:
+        begun.set()
+        for _ in range(1000):
+            time.sleep(0.01)
+
+    job = threads.submit(1, slow, name)
+    worker = threads._workers[0].thread
+    assert worker is not None
+    assert begun.wait(5)
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(
+        ctypes.c_ulong(worker.ident or 0), ctypes.py_object(SystemExit)
+    )
+    killed = time.monotonic()
+    with pytest.raises(RuntimeError, match="SystemExit"):
+        threads.wait(job)
+    assert time.monotonic() - killed < 5
+
+
+def test_a_thread_that_is_gone_is_an_error() -> None:
+    threads = Pool(1)
+    threads.wait(threads.submit(1, lambda _: None, name))
+    threads._queue.put(None)
+    worker = threads._workers[0].thread
+    assert worker is not None
+    worker.join(5)
+    with pytest.raises(UserError, match="decode-0 has ended"):
+        threads.wait(threads.submit(1, lambda _: None, name))
+
+
+def test_a_loader_whose_decoder_hangs_says_which_sample(
+    write: Callable[..., Dataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = write()
+    monkeypatch.setattr(loader, "decode_jpeg_top", lambda *_: time.sleep(60))
+    monkeypatch.setattr(pool, "ROW_DEADLINE_SECONDS", 0.5)
+    loading = train_loader(dataset, STREAMED)
+    loading._source._pool._deadline_seconds = 0.5
+    with pytest.raises(UserError, match=r"train\.beton: sample \d+ has been decoding"):
+        next(loading.epoch(0))
+
+
+def test_an_epoch_left_early_leaves_nothing_behind(write: Callable[..., Dataset]) -> None:
+    loading = train_loader(write(), STREAMED)
+    for epoch in range(20):
+        next(loading.epoch(epoch))
+    expected = [batch.images for batch in loading.epoch(1)]
+    again = [batch.images for batch in train_loader(write(), STREAMED).epoch(1)]
+    assert all(torch.equal(a, b) for a, b in zip(expected, again, strict=True))
+
+
+# --- one resident copy for a node -----------------------------------------------------------------
+
+SHAPE = (6, 4, 4, 3)
+
+
+def decode_numbers(images: Images, samples: Samples) -> None:
+    images[...] = np.arange(images.size, dtype=np.uint8).reshape(images.shape)
+    samples[:] = np.arange(len(samples))
+
+
+def must_not_decode(_images: Images, _samples: Samples) -> None:
+    raise AssertionError("decoded again")
+
+
+def check(images: Images, samples: Samples) -> None:
+    expected, indices = np.empty(SHAPE, np.uint8), np.empty(6, np.int64)
+    decode_numbers(expected, indices)
+    np.testing.assert_array_equal(images, expected)
+    np.testing.assert_array_equal(samples, indices)
+
+
+def resident_files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.suffix != ".lock")
+
+
+def in_another_process(folder: Path) -> int:
+    """The exit code of one that opens the images, and must not decode."""
+    process = multiprocessing.get_context("fork").Process(
+        target=lambda: check(*shared_images("a", 6, 4, must_not_decode, folder))
+    )
+    process.start()
+    process.join(30)
+    return -99 if process.exitcode is None else process.exitcode
+
+
+def test_a_second_process_opens_what_the_first_decoded(tmp_path: Path) -> None:
+    check(*shared_images("a", 6, 4, decode_numbers, tmp_path))
+    assert resident_files(tmp_path) == ["a.images"]
+    assert in_another_process(tmp_path) == 0
+
+
+def test_processes_that_start_together_decode_once(tmp_path: Path) -> None:
+    def slowly(images: Images, samples: Samples) -> None:
+        with (tmp_path / "decoded").open("a") as file:
+            file.write("x")
+        time.sleep(0.5)
+        decode_numbers(images, samples)
+
+    folder = tmp_path / "resident"
+    folder.mkdir()
+    context = multiprocessing.get_context("fork")
+    processes = [
+        context.Process(target=lambda: check(*shared_images("a", 6, 4, slowly, folder))) for _ in range(4)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(30)
+    assert [process.exitcode for process in processes] == [0, 0, 0, 0]
+    assert (tmp_path / "decoded").read_text() == "x"
+
+
+def test_a_killed_creator_leaves_nothing_that_looks_finished(tmp_path: Path) -> None:
+    def killed(images: Images, samples: Samples) -> None:
+        decode_numbers(images, samples)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    process = multiprocessing.get_context("fork").Process(
+        target=lambda: shared_images("a", 6, 4, killed, tmp_path)
+    )
+    process.start()
+    process.join(30)
+    assert process.exitcode == -signal.SIGKILL
+    assert resident_files(tmp_path) == ["a.images.partial"]
+    check(*shared_images("a", 6, 4, decode_numbers, tmp_path))
+    assert resident_files(tmp_path) == ["a.images"]
+
+
+def test_a_decode_that_fails_leaves_no_file(tmp_path: Path) -> None:
+    def fails(_images: Images, _samples: Samples) -> None:
+        raise UserError("sample 3 is damaged")
+
+    with pytest.raises(UserError, match="sample 3"):
+        shared_images("a", 6, 4, fails, tmp_path)
+    assert resident_files(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "place", ["first header byte", "count", "checksum", "first sample", "last pixel", "short", "long"]
+)
+def test_a_damaged_or_cut_file_is_made_again(tmp_path: Path, place: str) -> None:
+    path = tmp_path / "a.images"
+    check(*shared_images("a", 6, 4, decode_numbers, tmp_path))
+    content = bytearray(path.read_bytes())
+    offset = {
+        "first header byte": 0, "count": 16, "checksum": 32, "first sample": 4096, "last pixel": len(content) - 1
+    }.get(place)  # fmt: skip
+    if offset is not None:
+        content[offset] ^= 1
+    damaged = {"short": bytes(content[:-1]), "long": bytes(content) + b"x"}.get(place, bytes(content))
+    path.unlink()  # what is mapped stays as it is
+    path.write_bytes(damaged)
+    check(*shared_images("a", 6, 4, decode_numbers, tmp_path))
+    assert in_another_process(tmp_path) == 0
+
+
+def test_old_files_go_unless_somebody_has_them_open(tmp_path: Path) -> None:
+    old = time.time() - 2 * resident.UNUSED_SECONDS
+    shared_images("in_use", 6, 4, decode_numbers, tmp_path)
+    for unused in ("old", "recent"):
+        shutil.copyfile(tmp_path / "in_use.images", tmp_path / f"{unused}.images")
+    for path in ("in_use", "old"):
+        os.utime(tmp_path / f"{path}.images", (old, old))
+    shared_images("new", 6, 4, decode_numbers, tmp_path)
+    assert resident_files(tmp_path) == ["in_use.images", "new.images", "recent.images"]
+
+
+def test_without_room_the_images_are_the_processes_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    check(*shared_images("a", 6, 4, decode_numbers, tmp_path))
+    assert resident_files(tmp_path) == []
+    assert "for this process alone" in caplog.text
+
+
+def test_a_lock_that_is_never_given_back_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resident, "LOCK_DEADLINE_SECONDS", 0.3)
+    with resident._locked(tmp_path / "a.images"), pytest.raises(UserError, match="another process"):
+        shared_images("a", 6, 4, decode_numbers, tmp_path)
+
+
+def test_a_folder_that_others_may_write_to_is_not_used(own_temporary_folder: Path) -> None:
+    folder = own_temporary_folder / f"nfnet_ray-{os.getuid()}"
+    folder.mkdir(mode=0o777)
+    folder.chmod(0o777)
+    check(*shared_images("a", 6, 4, decode_numbers))
+    assert resident_files(folder) == []
+
+
+def test_loaders_of_one_node_share_and_say_so(
+    write: Callable[..., Dataset], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    dataset = write()
+    expected = epoch_of(dataset, RESIDENT)
+    assert [record.message.partition(" decoded")[0] for record in caplog.records] == [
+        "resident: 48 images of 32 px, 0 MB,"
+    ]
+    monkeypatch.setattr(loader, "_RESIDENT", {})  # as in another process
+    monkeypatch.setattr(loader, "decode_jpeg_top", None)
+    got = epoch_of(dataset, RESIDENT)
+    assert torch.equal(got[0], expected[0])
+    assert "taken from this node's copy" in caplog.records[-1].message
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+
+def test_memory_is_flat_over_ten_epochs(write: Callable[..., Dataset]) -> None:
+    def resident_kilobytes() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 1024
+
+    loading = train_loader(write(), STREAMED)
+
+    def epochs(count: int) -> None:
+        for epoch in range(count):
+            for _ in loading.epoch(epoch):
+                pass
+
+    epochs(3)
+    before = resident_kilobytes()
+    epochs(10)
+    assert resident_kilobytes() - before < 4096  # an epoch's images have 3,700
