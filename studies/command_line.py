@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import shlex
 import sys
@@ -104,6 +105,13 @@ def _parser(factory: StudyFactory, file: Path) -> argparse.ArgumentParser:
         metavar="PATH",
         help="a data set written by data_prep (default: handwritten digits, written on first use)",
     )
+    what.add_argument(
+        "--verify",
+        choices=("quick", "full"),
+        default="quick",
+        help="what is checked of the data before anything starts: quick, all but the images' bytes; full, each image's"
+        " bytes against its hash too, as python -m data_prep verify does (default: %(default)s)",
+    )
     what.add_argument("--trials", type=_positive, metavar="N", help="only the first N trials")
     what.add_argument("--epochs", type=_positive, metavar="N", help="epochs of each trial")
     what.add_argument(
@@ -170,9 +178,14 @@ def _run(factory: StudyFactory, file: Path, options: argparse.Namespace, console
         study = Study.from_event(started)
         data = check_dataset(study.recipe.data.path)
         _check_same_data(data, started)
+        if options.verify == "full":
+            _verify(data.path)
         demand = WorkerDemand(**started["study"]["worker"])
     else:
-        data = _data(settings.pop("data.path", None) or options.data, options.plan)
+        path = settings.pop("data.path", None) or options.data
+        data = _data(path, options.plan)
+        if options.verify == "full" and (path or not options.plan):  # a plan writes no digits
+            _verify(data.path)
         epochs = settings.pop("schedule.epochs", None) or options.epochs
         study = _with_settings(factory(data, epochs), settings, options)
         directory = storage / study.name
@@ -217,6 +230,14 @@ def _data(path: str | Path | None, only_plan: bool) -> DatasetSummary:
     if only_plan:
         return digits.describe_digits(BUILT_IN_DATA.resolve())
     return check_dataset(digits.write_digits(BUILT_IN_DATA.resolve()))
+
+
+def _verify(path: Path) -> None:
+    """Every byte of the data. Raises UserError if one is not as it was written."""
+    from data_prep.byte_progress import bytes_on_stderr
+    from nfnet_ray.data.verification import check_all
+
+    check_all(path, os.cpu_count() or 1, bytes_on_stderr)
 
 
 def _study_name(text: str) -> str:

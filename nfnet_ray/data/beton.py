@@ -186,7 +186,7 @@ def _open_checked(path: Path, descriptor: int) -> Beton:
         for field in descriptors
     )
     if found != _FIELDS:
-        raise _wrong_fields(path, ", ".join(f"'{name}' of type {type_id}" for type_id, name in found))
+        raise _wrong_fields(path, ", ".join(f"{name!r} of type {type_id}" for type_id, name in found))
 
     if page_bytes == 0 or page_bytes & (page_bytes - 1):
         raise _damaged(path, f"its page size is {page_bytes}, not a power of two")
@@ -296,15 +296,18 @@ class BetonWriter:
 
     A context manager. The bytes go to ``<name>.partial`` beside the file; leaving the ``with`` block in
     peace writes metadata, allocation table and, last, the header, flushes all to the disk and renames the
-    file into place. Leaving it through an exception removes the partial file.
+    file into place. Leaving it through an exception removes the partial file, or keeps it to be gone on with.
 
     Args:
         path: the file to write; one that exists is replaced at the end.
         capacity: the largest number of samples that may come. Metadata stands before the images, so room
             for it is made first; the header then says how many samples really came.
+        keep_partial: keep the partial file after an exception, and start from one that is there. Its samples come
+            back one by one, with :meth:`held` and :meth:`adopt`, before the first is appended; what lies behind
+            them is thrown away. The bytes are then those of a file written in one go.
     """
 
-    def __init__(self, path: str | os.PathLike[str], capacity: int) -> None:
+    def __init__(self, path: str | os.PathLike[str], capacity: int, *, keep_partial: bool = False) -> None:
         if capacity < 1:
             raise ValueError(f"capacity must be at least 1, not {capacity}")
         self.path = Path(path)
@@ -313,8 +316,10 @@ class BetonWriter:
         self._table = np.zeros(capacity, ALLOCATION)
         self._count = 0
         self._position = _page_end(_METADATA_OFFSET + self._metadata.nbytes)
+        self._keep_partial = keep_partial
+        self._adopting = keep_partial and self._partial.exists()
         try:
-            self._file = open(self._partial, "wb")  # noqa: SIM115 - closed in __exit__
+            self._file = open(self._partial, "r+b" if self._adopting else "wb")  # noqa: SIM115 - closed in __exit__
         except OSError as error:
             raise UserError(f"{self._partial}: cannot be written ({error.strerror})") from error
         self._file.seek(self._position)
@@ -326,21 +331,60 @@ class BetonWriter:
         self, stored: bytes | memoryview, *, label: int, height: int, width: int, mode: int = JPEG
     ) -> None:
         """Add the next sample: its stored bytes (at most :data:`PAGE_BYTES`), label, and size in pixels."""
-        size = len(stored)
+        self._drop_what_was_not_adopted()
+        self._check(len(stored), height, width)
+        position = self._place(len(stored))
+        if position != self._position:
+            self._file.seek(position)
+        self._file.write(stored)
+        self._note(position, len(stored), label, height, width, mode)
+
+    def held(self, size: int) -> bytes:
+        """What a kept partial file holds where a next sample of ``size`` bytes stands; less if it ends before."""
+        if not self._adopting:
+            return b""
+        return os.pread(self._file.fileno(), size, self._place(size))
+
+    def adopt(self, size: int, *, label: int, height: int, width: int, mode: int = JPEG) -> None:
+        """Count what :meth:`held` gave as the next sample, without writing it again."""
+        if not self._adopting:
+            raise ValueError("a sample can be adopted only from a kept partial file, before any is appended")
+        self._check(size, height, width)
+        self._note(self._place(size), size, label, height, width, mode)
+
+    def sync(self) -> None:
+        """Bring all samples so far to the disk, so that they survive a kill or a power failure."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def _check(self, size: int, height: int, width: int) -> None:
         if not 0 < size <= PAGE_BYTES:
             raise ValueError(f"a sample has 1 to {PAGE_BYTES} bytes, not {size}")
         if not (0 < height <= _MAX_SIDE and 0 < width <= _MAX_SIDE):
             raise ValueError(f"an image has 1 to {_MAX_SIDE} pixels a side, not {height}x{width}")
         if self._count == len(self._metadata):
             raise ValueError(f"the writer was made for {self._count} samples")
-        if self._position + size > _page_end(self._position):
-            self._position = _page_end(self._position)
-            self._file.seek(self._position)
-        self._file.write(stored)
-        self._metadata[self._count] = ((mode, width, height, self._position), label)
-        self._table[self._count] = (self._count, self._position, size)
-        self._position += size
+
+    def _place(self, size: int) -> int:
+        """Where a next sample of ``size`` bytes stands: in this page, or at the beginning of the next."""
+        page_end = _page_end(self._position)
+        return self._position if self._position + size <= page_end else page_end
+
+    def _note(self, position: int, size: int, label: int, height: int, width: int, mode: int) -> None:
+        self._metadata[self._count] = ((mode, width, height, position), label)
+        self._table[self._count] = (self._count, position, size)
+        self._position = position + size
         self._count += 1
+
+    def _drop_what_was_not_adopted(self) -> None:
+        if not self._adopting:
+            return
+        self._adopting = False
+        self._file.truncate(self._position)
+        # A finish that was broken off has left metadata, perhaps even a header.
+        self._file.seek(0)
+        self._file.write(bytes(_METADATA_OFFSET + self._metadata.nbytes))
+        self._file.seek(self._position)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -349,12 +393,19 @@ class BetonWriter:
             if kind is None:
                 self._finish()
         finally:
-            self._file.close()
-            self._partial.unlink(missing_ok=True)  # gone already if it was renamed
+            try:
+                self._file.close()
+            except OSError:  # a full disk, once more
+                if kind is None:
+                    raise
+            finally:
+                if not self._keep_partial:
+                    self._partial.unlink(missing_ok=True)  # gone already if it was renamed
 
     def _finish(self) -> None:
         if self._count == 0:
             raise UserError(f"{self.path}: there is no sample to write")
+        self._drop_what_was_not_adopted()
         file, table_offset = self._file, _page_end(self._position)
         file.seek(table_offset)
         file.write(self._table[: self._count].tobytes())

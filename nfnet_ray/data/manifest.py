@@ -13,7 +13,8 @@ hash   string hash of the stored bytes, see :func:`hash_stored`
 ====== ====== =====================================================================
 
 The schema's metadata holds one JSON document under the key ``nfnet_ray.manifest``: format version, class
-names, writing settings, the beton's size in bytes, and the split's fingerprint.
+names, writing settings, the beton's size in bytes, the split's fingerprint, and hashes of the names and of the document
+itself (manifests written before there were these two are read all the same).
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ if TYPE_CHECKING:  # importing pyarrow takes 0.3 s, which a command line's --hel
 
 FORMAT_VERSION = 1
 _METADATA_KEY = b"nfnet_ray.manifest"
+_DOCUMENT_HASH_KEY = "document_hash"
 _HASH_BYTES = 16  # 128 bits: two of 10^9 images agree by chance with a probability of 10^-21
 
 
@@ -61,6 +63,8 @@ class Manifest:
     """(N,) int64, stored bytes."""
     hashes: pa.StringArray
     """(N,) strings of 32 hexadecimal digits."""
+    names_hash: str | None
+    """:func:`hash_names` of the images' names; None in a manifest written before there was one."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -71,6 +75,26 @@ class Manifest:
 
         with pq.ParquetFile(self.path) as file:
             return file.read(columns=["source"]).column("source").to_pylist()
+
+    def check_names(self) -> None:
+        """Compare the images' names, which no fingerprint stands for, with their hash.
+
+        Raises:
+            UserError: they cannot be read, or are others than were written.
+        """
+        import pyarrow as pa
+
+        try:
+            names_hash = hash_names(self.sources())
+        except (OSError, KeyError, TypeError, ValueError, MemoryError, pa.ArrowException) as error:
+            raise UserError(
+                f"{self.path}: its names cannot be read; copy or convert the data set again"
+            ) from error
+        if self.names_hash not in (None, names_hash):
+            raise UserError(
+                f"{self.path}: the images' names in it are not those that were written; copy or convert the data"
+                " set again"
+            )
 
     def check_belongs_to(self, beton: Beton) -> None:
         """Compare all that can be compared without reading the images.
@@ -110,6 +134,17 @@ def hash_stored(stored: bytes | np.ndarray) -> str:
     """
     data = stored if isinstance(stored, bytes) else stored.data
     return hashlib.blake2b(data, digest_size=_HASH_BYTES).hexdigest()
+
+
+def hash_names(sources: Sequence[str]) -> str:
+    """BLAKE2b-128 over the images' names, in order."""
+    return hash_stored(json.dumps(list(sources)).encode())
+
+
+def _hash_document(document: Mapping[str, Any]) -> str:
+    """BLAKE2b-128 over the JSON document without its own hash."""
+    rest = {key: value for key, value in document.items() if key != _DOCUMENT_HASH_KEY}
+    return hash_stored(json.dumps(rest, sort_keys=True).encode())
 
 
 def write_manifest(
@@ -155,7 +190,9 @@ def write_manifest(
         "settings": dict(settings),
         "beton_bytes": beton.file_bytes,
         "fingerprint": _fingerprint(table, class_names),
+        "names_hash": hash_names(sources),
     }
+    document[_DOCUMENT_HASH_KEY] = _hash_document(document)
     table = table.replace_schema_metadata({_METADATA_KEY: json.dumps(document)})
     partial = path.with_name(path.name + ".partial")
     try:
@@ -186,8 +223,9 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
             table = file.read(columns=columns)
     except FileNotFoundError as error:
         raise UserError(f"{path}: there is no such manifest; copy it from beside the .beton") from error
-    except (OSError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0]
+    # Of a damaged file, names may be no text (ValueError) and sizes absurd (MemoryError).
+    except (OSError, ValueError, MemoryError, pa.ArrowException) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
             f"{path}: cannot be read as a manifest ({reason}); copy or convert the data set again"
         ) from error
@@ -197,6 +235,10 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
         if version != FORMAT_VERSION:
             raise UserError(
                 f"{path}: manifest of format {version}, needed is {FORMAT_VERSION}; convert again"
+            )
+        if document.get(_DOCUMENT_HASH_KEY) not in (None, _hash_document(document)):
+            raise UserError(
+                f"{path}: its settings are not those that were written; copy or convert the data set again"
             )
         manifest = Manifest(
             path=path,
@@ -209,6 +251,7 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
             widths=_column(table, "width", np.int32),
             sizes=_column(table, "bytes", np.int64),
             hashes=table.column("hash").combine_chunks(),
+            names_hash=document.get("names_hash"),
         )
         indices = _column(table, "index", np.int64)
         fingerprint = _fingerprint(table, manifest.class_names)
