@@ -1,32 +1,47 @@
-"""What bytes of an image are stored: its own wherever that is possible."""
+"""What bytes of an image are stored: its own wherever that is possible, or its pixels."""
 
 from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from data_prep.sources import UnreadableImageError
-from nfnet_ray.data.beton import PAGE_BYTES
+from data_prep.sources import UnreadableImageError, WriteMode
+from nfnet_ray.data.beton import JPEG, PAGE_BYTES, RAW
 from nfnet_ray.data.decode import DecodeError, decode_jpeg, jpeg_header
 from nfnet_ray.data.manifest import hash_stored
+
+if TYPE_CHECKING:  # the command line's --help need not wait for Pillow
+    from PIL import Image
 
 # No chroma subsampling in what is encoded here: in a 32-pixel image, halving the colour's resolution
 # is a visible change of the data, and the bytes it saves do not matter where re-encoding is the exception.
 CHROMA_SUBSAMPLING = "4:4:4"
+# Write mode "smart" keeps images of up to 64x64 pixels raw (CIFAR, Tiny ImageNet): 1.2 GB for 100,000 of them,
+# and nothing to decode in any epoch.
+SMART_RAW_BYTES = 64 * 64 * 3
 # Pillow's modes of 8 bits a channel. Others (I, I;16, F) have no one meaning as 8-bit pixels.
 _EIGHT_BIT_MODES = frozenset(
     {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"}
 )
+_NOT_A_JPEG, _PIXELS = "not a JPEG", "pixels, not a JPEG"
 
 
 @dataclass(frozen=True)
 class EncodeSettings:
-    """How images that cannot be stored as they are get encoded."""
+    """How images are stored."""
 
+    write_mode: WriteMode = "jpg"
+    """``jpg``: clean JPEGs byte for byte, the rest encoded. ``raw``: decoded pixels. ``smart``: raw where the
+    pixels take at most :data:`SMART_RAW_BYTES`, or no more than the JPEG; else as ``jpg``.
+
+    FFCV's ``smart`` (``fields/rgb_image.py`` of 1.0.2) weighs nothing against the JPEG: it is raw for every image
+    unless ``smart_threshold`` is given, and encodes what is larger than that. Its ``jpg`` encodes every image anew.
+    """
     jpeg_quality: int = 90
-    """1 to 100. 90 is what FFCV's RGBImageField uses unless told otherwise."""
+    """1 to 100, for JPEGs that are encoded here. 90 is what FFCV's RGBImageField uses unless told otherwise."""
     max_side: int = 1024
     """Pixels. Larger images are shrunk. NFNet-F6 is evaluated at 576 pixels, and every pixel beyond costs
     decoding time in every epoch."""
@@ -36,73 +51,137 @@ class EncodeSettings:
 class StoredImage:
     """An image ready to be stored."""
 
-    jpeg: bytes
+    data: bytes
+    """A JPEG, or height x width x 3 pixels: as ``mode`` says."""
+    mode: int
+    """:data:`nfnet_ray.data.beton.JPEG` or ``RAW``."""
     hash: str
     height: int
     width: int
     re_encoded: str | None
-    """Why it is not the source's own bytes, or None where it is."""
+    """Why training sees other pixels than the source has, or None where it does not. Raw pixels of a clean JPEG
+    are what training would decode from it."""
 
 
-def prepare_image(encoded: bytes, settings: EncodeSettings) -> StoredImage:
-    """Keep a JPEG that the training's own decoder reads without complaint; re-encode anything else.
+def prepare_image(image: bytes | np.ndarray, settings: EncodeSettings) -> StoredImage:
+    """Store an image as ``settings.write_mode`` says, changing no pixel that need not change.
 
-    Re-encoding follows torchvision's ``ImageFolder``: orientation tags are ignored, transparency is dropped.
+    A JPEG that the training's own decoder reads without complaint is kept, or decoded by that decoder. Reading
+    anything else follows torchvision's ``ImageFolder``: orientation tags are ignored, transparency is dropped.
+
+    Args:
+        image: a file's bytes, or (height, width, 3) uint8 pixels.
 
     Raises:
-        UnreadableImageError: nothing decodes it.
+        UnreadableImageError: nothing decodes it, or it is too large to be stored.
     """
-    reason, size = _why_not_as_it_is(encoded, settings)
-    if reason is None:
-        return StoredImage(encoded, hash_stored(encoded), *size, re_encoded=None)
-    jpeg, (height, width) = _re_encode(encoded, settings)
+    if isinstance(image, np.ndarray):
+        return _from_pixels(image, settings)
+    reason, pixels_HWC = _decode_clean_jpeg(image, settings.max_side)
+    if pixels_HWC is not None:
+        height, width, _ = pixels_HWC.shape
+        if _raw_is_right((height, width), len(image), settings.write_mode):
+            return _raw(pixels_HWC, None)
+        if len(image) <= PAGE_BYTES:
+            return StoredImage(image, JPEG, hash_stored(image), height, width, re_encoded=None)
+        reason = "a JPEG of more bytes than a page"
+    opened = _open(image)
+    if reason == _NOT_A_JPEG and max(opened.size) > settings.max_side:  # then raw pixels lose something too
+        reason = f"a side longer than {settings.max_side} pixels"
+    return _from_pillow(_shrunk(opened, settings.max_side), reason, settings)
+
+
+def _from_pixels(pixels_HWC: np.ndarray, settings: EncodeSettings) -> StoredImage:
+    from PIL import Image
+
+    if pixels_HWC.dtype != np.uint8 or pixels_HWC.ndim != 3 or pixels_HWC.shape[2] != 3:
+        raise ValueError(f"pixels must be (H, W, 3) uint8, not {pixels_HWC.dtype} {pixels_HWC.shape}")
+    image = Image.fromarray(pixels_HWC)
+    reason = _PIXELS
+    if max(image.size) > settings.max_side:
+        reason = f"a side longer than {settings.max_side} pixels"
+    return _from_pillow(_shrunk(image, settings.max_side), reason, settings)
+
+
+def _from_pillow(image: Image.Image, reason: str, settings: EncodeSettings) -> StoredImage:
+    """Raw or as a JPEG, ``image`` being of mode L or RGB and of its final size."""
+    size = (image.height, image.width)
+    jpeg = b""
+    # Whether raw is right may depend on how small a JPEG is, but for most images it does not.
+    if not _raw_is_right(size, 0, settings.write_mode):
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=settings.jpeg_quality, subsampling=CHROMA_SUBSAMPLING)
+        jpeg = buffer.getvalue()
+    if _raw_is_right(size, len(jpeg), settings.write_mode):
+        lossless = reason in (_NOT_A_JPEG, _PIXELS)
+        return _raw(np.asarray(image.convert("RGB")), None if lossless else reason)
     if len(jpeg) > PAGE_BYTES:
-        raise UnreadableImageError(
-            f"{len(jpeg):,} bytes, more than a page of {PAGE_BYTES:,}: lower --max-side"
-        )
-    return StoredImage(jpeg, hash_stored(jpeg), height, width, re_encoded=reason)
+        raise _too_large(len(jpeg))
+    return StoredImage(jpeg, JPEG, hash_stored(jpeg), *size, re_encoded=reason)
 
 
-def _why_not_as_it_is(encoded: bytes, settings: EncodeSettings) -> tuple[str | None, tuple[int, int]]:
-    """A reason to re-encode, if there is one; and the JPEG's (height, width), else (0, 0)."""
+def _raw_is_right(size: tuple[int, int], jpeg_bytes: int, write_mode: WriteMode) -> bool:
+    """Whether pixels of ``size`` (height, width) are to be stored, rather than a JPEG of ``jpeg_bytes``."""
+    raw_bytes = 3 * size[0] * size[1]
+    return write_mode == "raw" or (
+        write_mode == "smart" and raw_bytes <= min(max(SMART_RAW_BYTES, jpeg_bytes), PAGE_BYTES)
+    )
+
+
+def _raw(pixels_HWC: np.ndarray, reason: str | None) -> StoredImage:
+    if pixels_HWC.nbytes > PAGE_BYTES:
+        raise _too_large(pixels_HWC.nbytes)
+    data = pixels_HWC.tobytes()
+    height, width, _ = pixels_HWC.shape
+    return StoredImage(data, RAW, hash_stored(data), height, width, re_encoded=reason)
+
+
+def _too_large(size: int) -> UnreadableImageError:
+    return UnreadableImageError(f"{size:,} bytes, more than a page of {PAGE_BYTES:,}: lower --max-side")
+
+
+def _decode_clean_jpeg(encoded: bytes, max_side: int) -> tuple[str, np.ndarray | None]:
+    """The pixels (H, W, 3) of a JPEG that can stay as it is, else None and the reason why it cannot."""
     try:
         header = jpeg_header(encoded)
     except DecodeError:
-        return "not a JPEG", (0, 0)
-    size = (header.height, header.width)
+        return _NOT_A_JPEG, None
     if header.components not in (1, 3):
-        return "a JPEG with neither one nor three channels", size
-    if max(size) > settings.max_side:
-        return f"a side longer than {settings.max_side} pixels", size
-    if len(encoded) > PAGE_BYTES:
-        return "a JPEG of more bytes than a page", size
-    if 0 in size:
-        return "a JPEG of unknown size", size
+        return "a JPEG with neither one nor three channels", None
+    if max(header.height, header.width) > max_side:
+        return f"a side longer than {max_side} pixels", None
+    if 0 in (header.height, header.width):
+        return "a JPEG of unknown size", None
+    pixels_HWC = np.empty((header.height, header.width, 3), np.uint8)
     try:
-        decode_jpeg(np.frombuffer(encoded, np.uint8), np.empty((*size, 3), np.uint8))
+        decode_jpeg(np.frombuffer(encoded, np.uint8), pixels_HWC)
     except DecodeError:
-        return "a damaged JPEG that Pillow reads all the same", size
-    return None, size
+        return "a damaged JPEG that Pillow reads all the same", None
+    return "", pixels_HWC
 
 
-def _re_encode(encoded: bytes, settings: EncodeSettings) -> tuple[bytes, tuple[int, int]]:
+def _open(encoded: bytes) -> Image.Image:
+    """What Pillow makes of it, grey (L) or RGB."""
     from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(io.BytesIO(encoded)) as opened:
             if opened.mode not in _EIGHT_BIT_MODES:
                 raise UnreadableImageError(f"pixels of mode {opened.mode}: convert it to 8 bits a channel")
-            image = opened.convert("L" if opened.mode in ("1", "L") else "RGB")
+            return opened.convert("L" if opened.mode in ("1", "L") else "RGB")
     except UnreadableImageError:
         raise
     except UnidentifiedImageError as error:
         raise UnreadableImageError("not an image of a known format") from error
     except Exception as error:  # Pillow's plugins raise whatever a damaged file leads them into
         raise UnreadableImageError(str(error) or type(error).__name__) from error
+
+
+def _shrunk(image: Image.Image, max_side: int) -> Image.Image:
+    from PIL import Image
+
     longest = max(image.size)
-    if longest > settings.max_side:
-        width, height = (max(1, round(side * settings.max_side / longest)) for side in image.size)
-        image = image.resize((width, height), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=settings.jpeg_quality, subsampling=CHROMA_SUBSAMPLING)
-    return buffer.getvalue(), (image.height, image.width)
+    if longest <= max_side:
+        return image
+    width, height = (max(1, round(side * max_side / longest)) for side in image.size)
+    return image.resize((width, height), Image.Resampling.LANCZOS)

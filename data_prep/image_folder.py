@@ -14,7 +14,7 @@ from nfnet_ray.errors import UserError
 
 # The file names that torchvision's ImageFolder takes for images.
 _EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"})
-_SPLIT_FOLDERS = {
+SPLIT_FOLDERS: dict[str, tuple[str, ...]] = {
     "train": ("train",),
     "validation": ("validation", "valid", "val"),
     "test": ("test",),
@@ -22,11 +22,14 @@ _SPLIT_FOLDERS = {
 
 
 @dataclass(frozen=True)
-class _FolderSplit:
+class FolderSplit:
+    """Images that are files below one folder."""
+
     root: Path
     names: list[str]
     """Paths relative to ``root``, with forward slashes."""
     labels: np.ndarray
+    """(N,) int64."""
 
     def images(self, indices: np.ndarray) -> Iterator[SourceImage]:
         for index in indices:
@@ -44,7 +47,7 @@ def open_image_folder(root: Path) -> Source:
     if _class_folders(root / "train"):  # a class may be called "train", but then it holds no folders
         folders = {
             split: root / name
-            for split, names in _SPLIT_FOLDERS.items()
+            for split, names in SPLIT_FOLDERS.items()
             for name in reversed(names)
             if (root / name).is_dir()
         }
@@ -73,7 +76,7 @@ def open_image_folder(root: Path) -> Source:
             raise UserError(f"{folder}: no images in its class folders; fill or remove it")
         _check_text(root, names)
         labels = np.repeat(np.arange(len(class_names), dtype=np.int64), counts)
-        splits[split] = _FolderSplit(root, names, labels)
+        splits[split] = FolderSplit(root, names, labels)
     notes = (f"{ignored:,} files are not images and were ignored",) if ignored else ()
     return Source("image folder", tuple(class_names), splits, notes)
 

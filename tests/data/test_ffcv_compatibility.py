@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from data_prep.__main__ import main
 from data_prep.digits import write_digits
-from nfnet_ray.data.beton import RAW, Beton, BetonWriter
+from nfnet_ray.data.beton import JPEG, RAW, Beton, BetonWriter
 from nfnet_ray.data.dataset import open_dataset
 from nfnet_ray.data.decode import resize_crop
 from nfnet_ray.data.manifest import hash_stored, write_manifest
@@ -60,6 +62,34 @@ def test_ffcv_loader_reads_our_file(tmp_path: Path, decoded: Decoded, os_cache: 
     np.testing.assert_array_equal(np.concatenate(labels), beton.labels)
     ours = np.stack([decoded(beton, index) for index in range(len(beton))])
     np.testing.assert_array_equal(np.concatenate(images), ours)
+
+
+def test_ffcv_loader_reads_what_each_write_mode_stores(tmp_path: Path, decoded: Decoded) -> None:
+    """With ``smart``, noise, whose JPEGs are larger than its pixels, is raw, and photographs stay JPEGs."""
+    from ffcv.fields.basics import IntDecoder
+    from ffcv.fields.rgb_image import SimpleRGBImageDecoder
+    from ffcv.loader import Loader, OrderOption
+
+    for number in range(12):
+        noise = Pictures([(90, 80)] * 12)[number][0]
+        pixels = noise if number % 3 else np.full_like(noise, 20 * number)
+        folder = tmp_path / "source" / f"class{number % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / f"{number:02}.jpg", quality=100, subsampling="4:4:4")
+    modes = {}
+    for write_mode in ("jpg", "raw", "smart"):
+        out = tmp_path / f"{write_mode}.beton"
+        assert main(["convert", str(tmp_path / "source"), str(out), "--write-mode", write_mode]) == 0
+        beton = open_dataset(out).train.beton
+        modes[write_mode] = set(beton.modes.tolist())
+        loader = Loader(
+            str(beton.path), batch_size=len(beton), num_workers=1, os_cache=True, order=OrderOption.SEQUENTIAL,
+            pipelines={"image": [SimpleRGBImageDecoder()], "label": [IntDecoder()]},
+        )  # fmt: skip
+        ((images, labels),) = [(np.array(image), np.array(label)[:, 0]) for image, label in loader]
+        np.testing.assert_array_equal(images, [decoded(beton, index) for index in range(len(beton))])
+        np.testing.assert_array_equal(labels, beton.labels)
+    assert modes == {"jpg": {JPEG}, "raw": {RAW}, "smart": {JPEG, RAW}}
 
 
 def test_ffcv_reader_finds_our_samples_on_several_pages(tmp_path: Path) -> None:

@@ -1,0 +1,137 @@
+"""A CSV file that lists images and their labels, and says which images validate.
+
+A header names the columns: ``path`` (relative to the CSV file), ``label`` (a class name or a number), and, if it
+likes, ``split`` (train, validation or test; valid and val are understood). Other columns are ignored.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from data_prep.image_folder import SPLIT_FOLDERS, FolderSplit
+from data_prep.sources import Source
+from nfnet_ray.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_INTEGER = re.compile(r"-?[0-9]+")
+_SPLITS = {name: split for split, names in SPLIT_FOLDERS.items() for name in names}
+
+
+def open_csv(path: Path, label_column: str) -> Source:
+    """Read the list; the images are only looked for, not opened.
+
+    Where all labels are numbers, classes are numbered in the numbers' order; else in the names'. Images keep the
+    list's order.
+
+    Raises:
+        UserError: a column is missing or has gaps, an image is listed twice or does not exist.
+    """
+    columns = _read_columns(path, label_column)
+    names = _checked_paths(path, columns["path"])
+    splits = _checked_splits(path, columns.get("split", ["train"] * len(names)))
+    texts = columns[label_column]
+    class_names = _class_names(path, texts)
+    label_of = {name: label for label, name in enumerate(class_names)}
+    labels = np.array([label_of[text] for text in texts], np.int64)
+    if not (splits == "train").any():
+        raise UserError(f"{path}: no row's split is train; name the images to train with")
+    trained = np.bincount(labels[splits == "train"], minlength=len(class_names))
+    if not trained.all():
+        name = class_names[int(np.argmin(trained))]
+        row = texts.index(name) + 1
+        raise UserError(f"{path}: row {row}: no training image has label '{name}'; add some or remove it")
+    _check_images(path, names)
+    found = {
+        split: FolderSplit(path.parent, [names[index] for index in at.tolist()], labels[at])
+        for split in SPLIT_FOLDERS
+        if len(at := np.flatnonzero(splits == split))
+    }
+    return Source("CSV list", class_names, found)
+
+
+def _read_columns(path: Path, label_column: str) -> dict[str, list[str]]:
+    import pyarrow as pa
+    from pyarrow import csv
+
+    needed = ["path", label_column]
+    try:
+        with csv.open_csv(path) as reader:
+            header = reader.schema.names
+        missing = [name for name in needed if name not in header]
+        if missing:
+            raise UserError(
+                f"{path}: no column '{missing[0]}' among {', '.join(header)}; its first line must name path,"
+                f" {label_column} and perhaps split"
+            )
+        columns = [name for name in (*needed, "split") if name in header]
+        # As text, or a label 01 would become a 1. A path or a label may be called "null".
+        as_text = csv.ConvertOptions(
+            include_columns=columns,
+            column_types=dict.fromkeys(columns, pa.string()),
+            strings_can_be_null=False,
+        )
+        table: pa.Table = csv.read_csv(path, convert_options=as_text)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: cannot be read as a CSV file in UTF-8 ({reason})") from error
+    if len(set(header)) < len(header):
+        raise UserError(f"{path}: its first line names a column twice: {', '.join(header)}")
+    if not len(table):
+        raise UserError(f"{path}: lists no images; add rows below its first line")
+    found = {name: table.column(name).to_pylist() for name in columns}
+    for name, values in found.items():
+        for row, value in enumerate(values, start=1):
+            if not value.strip():
+                raise UserError(f"{path}: row {row}: no {name}; fill it in or remove the row")
+    return found
+
+
+def _checked_paths(path: Path, listed: Sequence[str]) -> list[str]:
+    """The paths in the one way to write them, so that two are the same file only if they are equal."""
+    first_row: dict[str, int] = {}
+    for row, name in enumerate(listed, start=1):
+        if posixpath.isabs(name):
+            raise UserError(
+                f"{path}: row {row}: {name} is an absolute path; write it relative to the CSV file, so that"
+                " the data set does not depend on where it lies"
+            )
+        first = first_row.setdefault(posixpath.normpath(name), row)
+        if first != row:
+            raise UserError(f"{path}: row {row}: {name} is listed already, in row {first}; remove one")
+    return list(first_row)
+
+
+def _checked_splits(path: Path, listed: Sequence[str]) -> np.ndarray:
+    for row, name in enumerate(listed, start=1):
+        if name not in _SPLITS:
+            raise UserError(f"{path}: row {row}: split '{name}' is none of {', '.join(_SPLITS)}")
+    return np.array([_SPLITS[name] for name in listed])
+
+
+def _class_names(path: Path, texts: Sequence[str]) -> tuple[str, ...]:
+    distinct = sorted(set(texts))
+    if not all(_INTEGER.fullmatch(text) for text in distinct):
+        return tuple(distinct)
+    by_number: dict[int, str] = {}
+    for text in distinct:
+        other = by_number.setdefault(int(text), text)
+        if other != text:
+            raise UserError(f"{path}: labels '{other}' and '{text}' are one number; write it in one way")
+    return tuple(by_number[number] for number in sorted(by_number))
+
+
+def _check_images(path: Path, names: Sequence[str]) -> None:
+    missing = [row for row, name in enumerate(names, start=1) if not (path.parent / name).is_file()]
+    if missing:
+        raise UserError(
+            f"{path}: row {missing[0]}: there is no file {path.parent / names[missing[0] - 1]}"
+            f" ({len(missing):,} of {len(names):,} are missing); paths are relative to the CSV file"
+        )
