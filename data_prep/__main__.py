@@ -11,8 +11,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
+from typing import get_args
 
 from data_prep.encode import EncodeSettings
+from data_prep.sources import WriteMode
 from nfnet_ray.data.dataset import DatasetSummary
 from nfnet_ray.errors import UserError
 
@@ -26,15 +28,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options.run(options)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {'; '.join([str(error), *_notes(error)])}", file=sys.stderr)
         return 2
     except OSError as error:  # a full disk, a share that went away: nothing to debug here
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("interrupted: nothing was written", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(f"interrupted: {'; '.join(_notes(interrupt)) or 'nothing was written'}", file=sys.stderr)
         return _INTERRUPTED
+    except SystemExit as exit_:  # of _terminate
+        print(f"terminated: {'; '.join(_notes(exit_)) or 'nothing was written'}", file=sys.stderr)
+        raise
     return 0
+
+
+def _notes(error: BaseException) -> list[str]:
+    """A conversion that can be gone on with says so in a note."""
+    return list(getattr(error, "__notes__", ()))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -45,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
 
     convert = commands.add_parser(
         "convert",
-        help="convert an image folder or Parquet files",
+        help="convert a folder, Parquet files, ImageNet's tar files, CIFAR or a CSV list",
         description="Convert images to .beton files (FFCV's format) with a manifest beside each. JPEGs that"
         " decode cleanly are stored byte for byte; everything else is re-encoded.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -54,11 +64,19 @@ SOURCE is one of
   a folder of class folders of images;
   a folder with train/ and validation/ (or valid/, val/, test/), each with class folders;
   Parquet files, or a folder of them, in the Hugging Face layout: a column image of
-  struct<bytes, path> and an integer label; train-*, validation-* and test-* name the splits.
+  struct<bytes, path> and an integer label; train-*, validation-* and test-* name the splits;
+  ImageNet (ILSVRC-2012) as it is distributed: ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and
+  ILSVRC2012_devkit_t12.tar.gz, or a folder of the three; nothing is unpacked;
+  CIFAR-10 or CIFAR-100, binary version: the .tar.gz, or the folder in it;
+  a .csv with the columns path (relative to it), label (names or numbers) and, if you like, split
+  (train, validation or test).
 
 examples
   python -m data_prep convert photos/ data/photos
   python -m data_prep convert imagenet/data/ imagenet.beton --workers 32
+  python -m data_prep convert ILSVRC2012_img_train.tar ILSVRC2012_img_val.tar \\
+      ILSVRC2012_devkit_t12.tar.gz imagenet.beton
+  python -m data_prep convert cifar-10-binary.tar.gz data/cifar10
 """,
     )
     convert.add_argument("source", nargs="+", type=Path, metavar="SOURCE", help="see below")
@@ -73,7 +91,13 @@ examples
     )  # fmt: skip
     convert.add_argument(
         "--label-column", default="label", metavar="NAME",
-        help="Parquet column with the labels (default: %(default)s)",
+        help="column of Parquet files or a CSV list with the labels (default: %(default)s)",
+    )  # fmt: skip
+    convert.add_argument(
+        "--write-mode", choices=get_args(WriteMode),
+        help="jpg: clean JPEGs byte for byte, the rest encoded as JPEG; raw: decoded pixels; smart: raw where"
+        " pixels are few (up to 64x64) or take no more bytes than the JPEG, else jpg (default: jpg, for"
+        " CIFAR's binary files smart)",
     )  # fmt: skip
     convert.add_argument(
         "--jpeg-quality", type=_quality, default=EncodeSettings.jpeg_quality, metavar="1..100",
@@ -83,13 +107,28 @@ examples
         "--max-side", type=_positive, default=EncodeSettings.max_side, metavar="PIXELS",
         help="shrink images with a longer side to this (default: %(default)s)",
     )  # fmt: skip
-    convert.add_argument(
-        "--skip-unreadable", action="store_true",
-        help="leave images out that cannot be decoded, and list them, instead of stopping",
+    unreadable = convert.add_mutually_exclusive_group()
+    unreadable.add_argument(
+        "--max-unreadable", type=_images_or_share, default=0, metavar="N|SHARE",
+        help="leave out up to N images, or that SHARE of all (0.001 or 0.1%%), that cannot be decoded, and list"
+        " them with the reason in OUT.quarantine.csv; one more stops the conversion (default: %(default)s)",
     )  # fmt: skip
+    unreadable.add_argument(
+        "--skip-unreadable", action="store_true", help="leave out any number of images that cannot be decoded"
+    )
     convert.add_argument(
         "--workers", type=_positive, default=os.cpu_count() or 1, metavar="N",
         help="threads (default: one per core, here %(default)s)",
+    )  # fmt: skip
+    convert.add_argument(
+        "--address", metavar="auto|HOST:PORT",
+        help="prepare images on the Ray cluster there, whose nodes have SOURCE under the same path, instead of"
+        " in threads here; the files are the same",
+    )  # fmt: skip
+    convert.add_argument(
+        "--resume", action="store_true",
+        help="go on where the same conversion was stopped, if it was; else begin. At most 5 seconds of work are"
+        " lost to a kill or a power failure",
     )  # fmt: skip
     convert.add_argument("--overwrite", action="store_true", help="replace a data set that OUT holds")
     convert.set_defaults(run=_convert)
@@ -102,21 +141,135 @@ examples
     )
     digits.add_argument("out", type=Path, metavar="OUT", help="folder to make")
     digits.set_defaults(run=_digits)
+    _add_verify(commands)
+    _add_info(commands)
+    _add_fetch(commands)
+    _add_doctor(commands)
     return parser
 
 
+def _add_verify(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    verify = commands.add_parser(
+        "verify",
+        help="check every byte of a data set against its manifest",
+        description="Check a data set: header, records and manifest, and each image's stored bytes against the hash"
+        " taken when it was written. Names what is wrong. Exit code 0: every byte is as it was written; 2: it is"
+        " not.",
+    )
+    _add_dataset(verify)
+    verify.add_argument("--decode", action="store_true", help="decode every image too (much slower)")
+    verify.add_argument(
+        "--limit", type=_positive, default=20, metavar="N",
+        help="print at most N of the things that are wrong (default: %(default)s)",
+    )  # fmt: skip
+    verify.add_argument(
+        "--workers", type=_positive, default=os.cpu_count() or 1, metavar="N",
+        help="threads (default: one per core, here %(default)s)",
+    )  # fmt: skip
+    verify.set_defaults(run=_verify)
+
+
+def _add_info(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    info = commands.add_parser(
+        "info",
+        help="say what is in a data set, and draw its classes",
+        description="Say what is in a data set: images, classes, sizes, how it was written, duplicates. With --sheet,"
+        " draw the first images of each class.",
+    )
+    _add_dataset(info)
+    info.add_argument(
+        "--sheet", type=Path, metavar="PNG", help="write a picture of up to 100 classes, NAME.png or NAME.jpg"
+    )
+    info.set_defaults(run=_info)
+
+
+def _add_fetch(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    fetch = commands.add_parser(
+        "fetch",
+        help="download CIFAR-10 or Imagenette, and check it",
+        description="Download a data set from where it is published, check its known checksum, and unpack it where"
+        " that is needed. What was cut off is gone on with by the same command.",
+    )
+    fetch.add_argument("name", choices=("cifar10", "imagenette"), help="the data set")
+    fetch.add_argument("out", type=Path, metavar="OUT_DIR", help="folder to put it in")
+    fetch.add_argument(
+        "--size", choices=("160", "320", "full"), default="320",
+        help="Imagenette's shorter side in pixels (default: %(default)s)",
+    )  # fmt: skip
+    fetch.add_argument("--url", help="a mirror of the same file; it has to have the same checksum")
+    fetch.set_defaults(run=_fetch)
+
+
+def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    doctor = commands.add_parser(
+        "doctor",
+        help="measure what limits the loading of a data set on this machine",
+        description="Measure disk, page cache, decoding per core and the training loader, for ten seconds, and say"
+        " what limits, and whether it can feed a model on a number of GPUs.",
+    )
+    _add_dataset(doctor)
+    doctor.add_argument(
+        "--model", metavar="NAME", help="the model to feed: python -m nfnet_ray.models lists all"
+    )
+    doctor.add_argument("--gpus", type=_positive, default=1, metavar="N", help="default: %(default)s")
+    doctor.add_argument(
+        "--gpu-images-per-second", type=_positive, metavar="X",
+        help="what one GPU trains with (default: measured on this machine's GPU; without one, what is published for"
+        " a V100)",
+    )  # fmt: skip
+    doctor.add_argument(
+        "--workers", type=_positive, default=os.cpu_count() or 1, metavar="N",
+        help="the loader's threads (default: one per core, here %(default)s)",
+    )  # fmt: skip
+    doctor.set_defaults(run=_doctor)
+
+
+def _add_dataset(command: argparse.ArgumentParser) -> None:
+    command.add_argument("path", type=Path, metavar="OUT", help="what convert wrote: NAME.beton, or a folder")
+
+
+def _doctor(options: argparse.Namespace) -> None:
+    from data_prep.doctor import run_doctor
+
+    run_doctor(options.path, options.model, options.gpus, options.gpu_images_per_second, options.workers)
+
+
+def _fetch(options: argparse.Namespace) -> None:
+    from data_prep.fetch import run_fetch
+
+    run_fetch(options.name, options.size, options.out, options.url)
+
+
+def _info(options: argparse.Namespace) -> None:
+    from data_prep.info import run_info
+    from nfnet_ray.data.dataset import open_dataset
+
+    run_info(open_dataset(options.path), options.sheet)
+
+
+def _verify(options: argparse.Namespace) -> None:
+    from data_prep.verify import run_verify
+
+    run_verify(options.path, options.workers, decode=options.decode, shown=options.limit)
+
+
 def _convert(options: argparse.Namespace) -> None:
-    from data_prep.convert import ConvertSettings, check_out, convert, unfinished
+    from data_prep.convert import ConvertSettings, convert
     from data_prep.progress import format_seconds, on_stderr
+    from data_prep.quarantine import quarantine_path
     from data_prep.sources import open_source
     from data_prep.splits import plan_splits
+    from data_prep.staging import check_out, describe_unfinished, unfinished
 
     start = time.monotonic()
     out: Path = options.out
     check_out(out, overwrite=options.overwrite)
-    for path in unfinished(out):
-        print(f"note: {path} is left from a conversion that was killed, or one is running; if not, delete it")
-    source = open_source(options.source, options.label_column)
+    if not options.resume:
+        for path in unfinished(out):
+            print(f"note: {describe_unfinished(path)}")
+    # Tasks on a cluster have other working folders.
+    source_paths = [path.absolute() for path in options.source] if options.address else options.source
+    source = open_source(source_paths, options.label_column, on_stderr)
     for note in source.notes:
         print(f"note: {note}")
     plan = plan_splits(source, options.holdout)
@@ -126,12 +279,20 @@ def _convert(options: argparse.Namespace) -> None:
         plan,
         out,
         ConvertSettings(
-            encode=EncodeSettings(jpeg_quality=options.jpeg_quality, max_side=options.max_side),
+            encode=EncodeSettings(
+                write_mode=options.write_mode or source.write_mode,
+                jpeg_quality=options.jpeg_quality,
+                max_side=options.max_side,
+            ),
             workers=options.workers,
-            skip_unreadable=options.skip_unreadable,
+            address=options.address,
+            max_unreadable=None if options.skip_unreadable else options.max_unreadable,
             overwrite=options.overwrite,
+            resume=options.resume,
+            keep_unfinished=True,
         ),
         progress=on_stderr,
+        source_paths=source_paths,
     )
     seconds = time.monotonic() - start
     for reason, count in report.re_encoded.most_common():
@@ -139,11 +300,13 @@ def _convert(options: argparse.Namespace) -> None:
     for name, why in report.skipped.items():
         print(f"left out {name}: {why}")
     if report.skipped:
-        print(f"left out {len(report.skipped):,} unreadable images in all")
+        print(f"left out {len(report.skipped):,} unreadable images in all, listed in {quarantine_path(out)}")
+    if report.images_resumed:
+        print(f"resumed: {report.images_resumed:,} images were done before")
     images = report.dataset.train_images + report.dataset.validation_images
     print(
         f"{source.kind}: {images:,} images, {report.stored_bytes:,} bytes in {format_seconds(seconds)}"
-        f" ({images / seconds:,.0f} images/s)"
+        f" ({(images - report.images_resumed) / seconds:,.0f} images/s)"
     )
     _print_dataset(report.dataset)
 
@@ -173,6 +336,16 @@ def _share(text: str) -> float:
     share = float(text)
     if not 0 < share < 1:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return share
+
+
+def _images_or_share(text: str) -> int | float:
+    """``20`` images; ``0.001`` or ``0.1%`` of all."""
+    if text.isdecimal():
+        return int(text)
+    share = float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    if not 0 <= share < 1:
+        raise argparse.ArgumentTypeError(f"{text} is neither a number of images nor a share below 1")
     return share
 
 

@@ -1,37 +1,28 @@
-"""From a source to a finished data set: in one pass per split, in bounded memory, all or nothing."""
+"""From a source to a finished data set: in one pass per split, in bounded memory, all or nothing, resumable."""
 
 from __future__ import annotations
 
-import glob
-import shutil
-import uuid
-from collections import Counter, deque
+import time
+from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_prep.encode import (
-    CHROMA_SUBSAMPLING,
-    EncodeSettings,
-    StoredImage,
-    prepare_image,
-)
+from data_prep.encode import CHROMA_SUBSAMPLING, EncodeSettings
+from data_prep.identity import conversion_identity, file_states
+from data_prep.journal import SYNC_SECONDS, SplitJournal, StoredRecord, UnreadableRecord
+from data_prep.parallel import Prepared, in_ray_tasks, in_threads
 from data_prep.progress import Progress, silent
+from data_prep.quarantine import Quarantine, unreadable_limit, write_quarantine
 from data_prep.sources import Source, SourceImage, UnreadableImageError
 from data_prep.splits import Selection, SplitPlan
+from data_prep.staging import OutTakenError as OutTakenError
+from data_prep.staging import Staging, check_out, leftover, publish, staging_folder
 from nfnet_ray.data.beton import Beton, BetonWriter
 from nfnet_ray.data.dataset import DatasetSummary, check_dataset, split_paths
-from nfnet_ray.data.manifest import write_manifest
+from nfnet_ray.data.manifest import hash_stored, write_manifest
 from nfnet_ray.errors import UserError
-
-# Images in flight per worker: enough that none waits while the writer catches up on a large one.
-_IN_FLIGHT_PER_WORKER = 8
-
-
-class OutTakenError(UserError):
-    """There is something where a data set was to be written."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +32,16 @@ class ConvertSettings:
     encode: EncodeSettings = field(default_factory=EncodeSettings)
     workers: int = 1
     """Threads that fetch, check and re-encode images. They do not change what is written."""
-    skip_unreadable: bool = False
-    """Leave images that nothing decodes out, and list them, instead of stopping."""
+    address: str | None = None
+    """Of a Ray cluster that does it instead: ``auto`` or ``HOST:PORT``, or ``local`` for one of our own."""
+    max_unreadable: int | float | None = 0
+    """How many images that nothing decodes are left out, and listed, before the conversion stops: a number of
+    images, a share of all (a float below 1), or None for any number."""
     overwrite: bool = False
+    resume: bool = False
+    """Go on where an earlier conversion of the same source with the same settings stopped, if there is one."""
+    keep_unfinished: bool = False
+    """Keep what was done when the conversion is stopped, for ``resume``."""
 
 
 @dataclass(frozen=True)
@@ -57,193 +55,210 @@ class ConvertReport:
     """Number of images per reason why they were not stored as they were."""
     skipped: Mapping[str, str]
     """Names of unreadable images that were left out, and why."""
+    images_resumed: int = 0
+    """Number of images that an earlier conversion had done."""
 
 
 def convert(
-    source: Source, plan: SplitPlan, out: Path, settings: ConvertSettings, progress: Progress = silent
+    source: Source,
+    plan: SplitPlan,
+    out: Path,
+    settings: ConvertSettings,
+    progress: Progress = silent,
+    source_paths: Sequence[Path] = (),
 ) -> ConvertReport:
     """Write a data set to ``out``: a ``.beton`` with its partners beside it, or a folder.
 
-    Everything is written into ``<out>.partial-…`` beside it and moved into place at the end; an error or an
-    interruption removes it. The same source and settings give the same bytes.
+    Everything is written into ``<out>.partial-…`` beside it and moved into place at the end. The same source and
+    settings give the same bytes, in one go or resumed.
+
+    Args:
+        source_paths: where the source lies. A resumed conversion is refused if a file there has been changed
+            since, other than an image that is still to come.
 
     Raises:
         OutTakenError: ``out`` is taken, at the start or at the end.
-        UserError: ``out`` cannot be written, or an image cannot be read.
+        UserError: ``out`` cannot be written, too many images cannot be read, or there is nothing like this
+            conversion to go on with.
     """
     check_out(out, overwrite=settings.overwrite)
+    selections = {"train": plan.train, "validation": plan.validation}
+    total = sum(len(selection.indices) for selection in selections.values())
+    quarantine = Quarantine(unreadable_limit(settings.max_unreadable, total))
     re_encoded: Counter[str] = Counter()
-    skipped: dict[str, str] = {}
-    with staging_folder(out) as staging:
-        paths = split_paths(staging)
-        for name, selection in (("train", plan.train), ("validation", plan.validation)):
-            counts, left_out = _write_split(name, selection, *paths[name], source, settings, progress)
-            re_encoded += counts
-            skipped |= left_out
-        stored_bytes = sum(path.stat().st_size for files in paths.values() for path in files)
-        publish(staging, out, overwrite=settings.overwrite)
-    return ConvertReport(check_dataset(out), stored_bytes, re_encoded, skipped)
-
-
-def _write_split(
-    name: str,
-    selection: Selection,
-    beton_path: Path,
-    manifest_path: Path,
-    source: Source,
-    settings: ConvertSettings,
-    progress: Progress,
-) -> tuple[Counter[str], dict[str, str]]:
-    """Write one beton and its manifest; gives the re-encoding reasons counted, and what was left out."""
-    sources: list[str] = []
-    hashes: list[str] = []
-    re_encoded: Counter[str] = Counter()
-    skipped: dict[str, str] = {}
-    total = len(selection.indices)
-    images = selection.split.images(selection.indices)
-    with (
-        BetonWriter(beton_path, capacity=total) as writer,
-        progress(name, total) as advance,
-        closing(_in_order(images, settings)) as in_order,
-    ):
-        for image, future in in_order:
-            advance()
-            try:
-                stored = future.result()
-            except UnreadableImageError as error:
-                if not settings.skip_unreadable:
-                    raise UserError(
-                        f"{image.name}: cannot be decoded ({error}); repair or remove it, or leave such"
-                        " images out with --skip-unreadable"
-                    ) from error
-                skipped[image.name] = str(error)
-                continue
-            except OSError as error:  # the disk's fault, not the image's: nothing is left out for it
-                raise UserError(f"{image.name}: cannot be read ({error}); check the disk") from error
-            writer.append(stored.jpeg, label=image.label, height=stored.height, width=stored.width)
-            sources.append(image.name)
-            hashes.append(stored.hash)
-            if stored.re_encoded is not None:
-                re_encoded[stored.re_encoded] += 1
-    write_manifest(
-        manifest_path,
-        beton=Beton.open(beton_path),
-        class_names=source.class_names,
-        sources=sources,
-        hashes=hashes,
-        settings={
-            "source": source.kind,
-            "split": name,
-            "jpeg_quality": settings.encode.jpeg_quality,
-            "chroma_subsampling": CHROMA_SUBSAMPLING,
-            "max_side": settings.encode.max_side,
-            "re_encoded": dict(sorted(re_encoded.items())),
-            "skipped": list(skipped),
-        },
-    )
-    return re_encoded, skipped
-
-
-def _in_order(
-    images: Iterator[SourceImage], settings: ConvertSettings
-) -> Generator[tuple[SourceImage, Future[StoredImage]]]:
-    """The images as they came, each with its result in the making; a bounded number at a time."""
-
-    def work(image: SourceImage) -> StoredImage:
-        return prepare_image(image.load(), settings.encode)
-
-    in_flight: deque[tuple[SourceImage, Future[StoredImage]]] = deque()
-    pool = ThreadPoolExecutor(settings.workers, thread_name_prefix="prepare")
+    images_resumed = 0
+    identity = conversion_identity(source, plan, settings.encode)
+    keep = settings.keep_unfinished or settings.resume
+    files = file_states(source_paths if keep else (), without=out)
+    resumed = None
+    if settings.resume:
+        names = {split: _names(selection) for split, selection in selections.items()}
+        resumed = leftover(out, identity, files, names)
     try:
-        for image in images:
-            in_flight.append((image, pool.submit(work, image)))
-            if len(in_flight) >= _IN_FLIGHT_PER_WORKER * settings.workers:
-                yield in_flight.popleft()
-        yield from in_flight
-    finally:
-        pool.shutdown(cancel_futures=True)
+        with (
+            _ray(settings.address),
+            staging_folder(out, resume=resumed, keep=keep) as staging,
+        ):
+            staging.begin(identity, files[1])
+            for split, selection in selections.items():
+                writer = _SplitWriter(split, selection, source, settings, staging, quarantine)
+                writer.write(progress)
+                re_encoded += writer.re_encoded
+                images_resumed += writer.images_resumed
+            if quarantine.images:
+                write_quarantine(staging.quarantine, quarantine)
+            written = [path for pair in split_paths(staging.folder).values() for path in pair]
+            stored_bytes = sum(path.stat().st_size for path in written)
+            publish(staging, out, overwrite=settings.overwrite)
+    except OSError as error:  # what the source's disk does is a UserError by now
+        problem = UserError(
+            f"{out}: cannot be written ({error.strerror or error}); make room or mend the disk"
+        )
+        for note in getattr(error, "__notes__", ()):
+            problem.add_note(note)
+        raise problem from error
+    skipped = {name: reason for _, name, reason in quarantine.images}
+    return ConvertReport(check_dataset(out), stored_bytes, re_encoded, skipped, images_resumed)
 
 
-def check_out(out: Path, *, overwrite: bool) -> None:
-    """Refuse an ``out`` that is taken, before any work is done.
+class _SplitWriter:
+    """Writes one beton and its manifest, or what is missing of them."""
 
-    Raises:
-        OutTakenError: there is a data set and ``overwrite`` is off.
-        UserError: there is something else, which is never overwritten.
-    """
-    ours = _files(out)
-    if out.suffix == ".beton":
-        if out.is_dir():
-            raise UserError(f"{out}: is a folder; choose another name for OUT")
-        taken = [path for path in ours if path.exists()]
-        for beton, manifest in split_paths(out).values():
-            if manifest.exists() and not beton.exists():  # not ours; perhaps it is what is being converted
-                raise UserError(f"{manifest}: is in the way of a manifest; choose another name for OUT")
-    elif out.is_dir():
-        taken = list(out.iterdir())
-        foreign = sorted({path.name for path in taken} - {path.name for path in ours})
-        if foreign:
-            raise UserError(f"{out}: holds other things ({foreign[0]}, …); choose a new folder for OUT")
-    elif out.exists():
-        raise UserError(f"{out}: is a file; choose a new folder, or a name that ends in .beton, for OUT")
-    else:
-        taken = []
-    if taken and not overwrite:
-        raise OutTakenError(f"{out}: is there already ({taken[0].name}); replace it with --overwrite")
+    def __init__(
+        self,
+        split: str,
+        selection: Selection,
+        source: Source,
+        settings: ConvertSettings,
+        staging: Staging,
+        quarantine: Quarantine,
+    ) -> None:
+        self.split, self.selection, self.source, self.settings = split, selection, source, settings
+        self.quarantine = quarantine
+        self.beton_path, self.manifest_path = split_paths(staging.folder)[split]
+        self.journal_path = staging.journal(split)
+        self.sources: list[str] = []
+        self.hashes: list[str] = []
+        self.re_encoded: Counter[str] = Counter()
+        """Number of images per reason."""
+        self.images_resumed = 0
 
+    def write(self, progress: Progress) -> None:
+        """Take over what an earlier conversion did, and do the rest."""
+        total = len(self.selection.indices)
+        partial = self.beton_path.with_name(self.beton_path.name + ".partial")
+        if self.beton_path.exists():  # whole, but what comes after it was not
+            self.beton_path.replace(partial)
+        with (
+            SplitJournal(self.journal_path) as journal,
+            BetonWriter(self.beton_path, capacity=total, keep_partial=True) as writer,
+        ):
+            done = self.images_resumed = self._take_over(journal, writer)
+            images = self.selection.split.images(self.selection.indices[done:])
+            with progress(self.split, total, done) as advance, closing(self._prepared(images)) as prepared:
+                try:
+                    last_sync = time.monotonic()
+                    for image, result in prepared:
+                        self._write_image(image, result, journal, writer)
+                        advance()
+                        if time.monotonic() - last_sync >= SYNC_SECONDS:
+                            _sync(journal, writer)
+                            last_sync = time.monotonic()
+                except BaseException:
+                    with suppress(OSError):  # the disk may be full; what was synced before stays
+                        _sync(journal, writer)
+                    raise
+            _sync(journal, writer)
+        self._write_manifest()
 
-@contextmanager
-def staging_folder(out: Path) -> Iterator[Path]:
-    """A new folder beside ``out``, on the same file system, that is gone afterwards."""
-    # Two conversions to one place do not meet here; the second to finish finds it taken.
-    staging = out.parent / f"{out.name}.partial-{uuid.uuid4().hex[:8]}"
-    try:
-        staging.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"{out.parent}: cannot be written ({error.strerror}); choose another OUT") from error
-    try:
-        yield staging
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)  # gone already if it was published as a folder
+    def _take_over(self, journal: SplitJournal, writer: BetonWriter) -> int:
+        """Count what an earlier conversion did, and hash it again; the number of its images.
 
+        From the first one on that is not what its hash says, all is done anew.
+        """
+        done = 0
+        split = self.selection.split
+        for index, record in zip(self.selection.indices, journal.replay(), strict=False):
+            name, label = split.names[index], int(split.labels[index])
+            if isinstance(record, UnreadableRecord):
+                self.quarantine.add(self.split, name, record.reason)
+            else:
+                if hash_stored(writer.held(record.size)) != record.hash:
+                    break
+                writer.adopt(
+                    record.size, label=label, height=record.height, width=record.width, mode=record.mode
+                )
+                self._count(name, record)
+            done += 1
+        return done
 
-def publish(staging: Path, out: Path, *, overwrite: bool) -> None:
-    """Move a finished data set into place; until the last move, nothing there looks like one.
-
-    Raises:
-        OutTakenError: something else has taken the place meanwhile.
-    """
-    check_out(out, overwrite=overwrite)
-    if out.suffix != ".beton":
-        out = out.resolve()  # a link to a folder stays a link
-        old = staging.with_name(staging.name + ".old")
-        if out.is_dir() and any(out.iterdir()):
-            out.rename(old)
+    def _write_image(
+        self, image: SourceImage, result: Prepared, journal: SplitJournal, writer: BetonWriter
+    ) -> None:
         try:
-            staging.rename(out)  # replaces an empty folder, but no other
-        except OSError as error:
-            raise OutTakenError(f"{out}: cannot be put in place ({error.strerror})") from error
-        shutil.rmtree(old, ignore_errors=True)
-        return
-    # The train beton is what makes a data set of the four files: it leaves first and arrives last.
-    pairs = list(zip(_files(staging), _files(out), strict=True))[::-1]
-    out.unlink(missing_ok=True)
-    arrived: list[Path] = []
-    try:
-        for finished, place in pairs:
-            finished.replace(place)
-            arrived.append(place)
-    except BaseException:
-        for place in arrived:
-            place.unlink(missing_ok=True)
-        raise
+            stored = result()
+        except UnreadableImageError as error:
+            self.quarantine.add(self.split, image.name, str(error))
+            journal.add(UnreadableRecord(str(error)))
+            return
+        except OSError as error:  # the disk's fault, not the image's: nothing is left out for it
+            raise UserError(f"{image.name}: cannot be read ({error}); check the disk") from error
+        writer.append(
+            stored.data, label=image.label, height=stored.height, width=stored.width, mode=stored.mode
+        )
+        record = StoredRecord(
+            len(stored.data), stored.mode, stored.height, stored.width, stored.hash, stored.re_encoded
+        )
+        self._count(image.name, record)
+        journal.add(record)
+
+    def _count(self, name: str, record: StoredRecord) -> None:
+        self.sources.append(name)
+        self.hashes.append(record.hash)
+        if record.re_encoded is not None:
+            self.re_encoded[record.re_encoded] += 1
+
+    def _prepared(self, images: Iterator[SourceImage]) -> Generator[tuple[SourceImage, Prepared]]:
+        if self.settings.address is not None:
+            return in_ray_tasks(images, self.settings.encode)
+        return in_threads(images, self.settings.encode, self.settings.workers)
+
+    def _write_manifest(self) -> None:
+        encode = self.settings.encode
+        write_manifest(
+            self.manifest_path,
+            beton=Beton.open(self.beton_path),
+            class_names=self.source.class_names,
+            sources=self.sources,
+            hashes=self.hashes,
+            settings={
+                "source": self.source.kind,
+                "split": self.split,
+                "write_mode": encode.write_mode,
+                "jpeg_quality": encode.jpeg_quality,
+                "chroma_subsampling": CHROMA_SUBSAMPLING,
+                "max_side": encode.max_side,
+                "re_encoded": dict(sorted(self.re_encoded.items())),
+                "skipped": list(self.quarantine.reasons(self.split)),
+            },
+        )
 
 
-def unfinished(out: Path) -> Sequence[Path]:
-    """What conversions to ``out`` that were killed, or are running right now, have beside it."""
-    return sorted(out.parent.glob(f"{glob.escape(out.name)}.partial-*"))
+def _sync(journal: SplitJournal, writer: BetonWriter) -> None:
+    """The images first: the journal must not promise what is not there."""
+    writer.sync()
+    journal.commit()
 
 
-def _files(path: Path) -> list[Path]:
-    """The four files of a data set, train's beton first."""
-    return [file for files in split_paths(path).values() for file in files]
+def _names(selection: Selection) -> list[str]:
+    return [selection.split.names[int(index)] for index in selection.indices]
+
+
+def _ray(address: str | None) -> AbstractContextManager[object]:
+    if address is None:
+        return nullcontext()
+    import data_prep
+    from nfnet_ray.cluster.session import ray_session
+
+    package = Path(data_prep.__file__).parent
+    return ray_session(address, train_in_tune=False, packages=[package])

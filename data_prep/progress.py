@@ -6,40 +6,51 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
 
-Progress = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
-"""Called with a split's name and its number of images; gives a function to call once per image."""
+
+class Progress(Protocol):
+    """Called with a split's name, its number of images, and how many of them an earlier conversion has done;
+    gives a function to call once per image that is done now."""
+
+    def __call__(
+        self, name: str, total: int, done: int = 0, /
+    ) -> AbstractContextManager[Callable[[], None]]: ...
+
 
 _SECONDS_BETWEEN_LINES = 10.0
 
 
 @contextmanager
-def silent(name: str, total: int) -> Iterator[Callable[[], None]]:
+def silent(name: str, total: int, done: int = 0, /) -> Iterator[Callable[[], None]]:
     """No progress at all."""
-    del name, total
+    del name, total, done
     yield lambda: None
 
 
 @contextmanager
-def on_stderr(name: str, total: int) -> Iterator[Callable[[], None]]:
-    """Show images per second and the time left; the function it gives is called once per image."""
+def on_stderr(name: str, total: int, done: int = 0, /) -> Iterator[Callable[[], None]]:
+    """Show images per second and the time left; the function it gives is called once per image.
+
+    What was ``done`` before counts as done, but not for the images per second.
+    """
     show = _bar if sys.stderr.isatty() else _lines
-    with show(name, total) as advance:
+    with show(name, total, done) as advance:
         yield advance
 
 
 @contextmanager
-def _bar(name: str, total: int) -> Iterator[Callable[[], None]]:
+def _bar(name: str, total: int, done: int) -> Iterator[Callable[[], None]]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
-        Progress,
         ProgressColumn,
         Task,
         TextColumn,
         TimeRemainingColumn,
     )
+    from rich.progress import Progress as Bars
     from rich.text import Text
 
     class ImagesPerSecond(ProgressColumn):
@@ -50,15 +61,15 @@ def _bar(name: str, total: int) -> Iterator[Callable[[], None]]:
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), ImagesPerSecond(),
         TimeRemainingColumn(),
     )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(name, total=total)
-        yield lambda: progress.advance(task)
+    with Bars(*columns, console=Console(stderr=True)) as bars:
+        task = bars.add_task(name, total=total, completed=done)
+        yield lambda: bars.advance(task)
 
 
 @contextmanager
-def _lines(name: str, total: int) -> Iterator[Callable[[], None]]:
+def _lines(name: str, total: int, done: int) -> Iterator[Callable[[], None]]:
     start = last_line = time.monotonic()
-    done = 0
+    done_before = done
 
     def advance() -> None:
         nonlocal done, last_line
@@ -66,7 +77,7 @@ def _lines(name: str, total: int) -> Iterator[Callable[[], None]]:
         now = time.monotonic()
         if now - last_line >= _SECONDS_BETWEEN_LINES:
             last_line = now
-            images_per_second = done / (now - start)
+            images_per_second = (done - done_before) / (now - start)
             left = format_seconds((total - done) / images_per_second)
             print(
                 f"{name}: {done:,} of {total:,} images, {images_per_second:,.0f} images/s, {left} left",

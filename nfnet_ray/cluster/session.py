@@ -7,7 +7,7 @@ import logging
 import os
 import platform
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,11 +70,15 @@ def check_address(address: str) -> None:
 
 
 @contextmanager
-def ray_session(address: str | None, *, train_in_tune: bool) -> Iterator[Resources]:
+def ray_session(
+    address: str | None, *, train_in_tune: bool, packages: Sequence[Path] = ()
+) -> Iterator[Resources]:
     """Connects to Ray and, at the end, disconnects; a Ray of our own is started and stopped.
 
     ``train_in_tune``: trials run TorchTrainer inside Tune. Then the dashboard has to be up: without it the
     placement group of a trial that is stopped early is never given back, and the next trial never starts.
+
+    ``packages``: folders of packages whose code a cluster's workers run, besides this library's.
     """
     for name, value in _RAY_SETTINGS.items():
         os.environ.setdefault(name, value)
@@ -95,8 +99,8 @@ def ray_session(address: str | None, *, train_in_tune: bool) -> Iterator[Resourc
         else:
             check_address(address)
             # Workers run this driver's code, not whatever their node has installed.
-            package = str(Path(nfnet_ray.__file__).parent)
-            context = ray.init(address=address, runtime_env={"py_modules": [package]}, **quiet)
+            modules = [str(package) for package in (Path(nfnet_ray.__file__).parent, *packages)]
+            context = ray.init(address=address, runtime_env={"py_modules": modules}, **quiet)
     except ConnectionError as error:
         if address == "auto":
             raise UserError(

@@ -128,7 +128,9 @@ def test_the_cost_counts_arithmetic_and_knows_what_halving_may_save() -> None:
     assert cost.multiply_adds == cost.least_multiply_adds == pytest.approx(cost.images * of_an_image)
     halved = Study("s", "?", RECIPE, study.space, halving=Halving(2))
     least = estimate_cost(halved, halved.trials(), data).least_multiply_adds / of_an_image
-    assert least == pytest.approx((2 + 2 + 4 + 8) * (1437 // 64 * 64))  # rungs at 2 and 4: four trials, two, one
+    assert least == pytest.approx(
+        (2 + 2 + 4 + 8) * (1437 // 64 * 64)
+    )  # rungs at 2 and 4: four trials, two, one
     assert cost.parameters == 192_703
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import os
@@ -204,15 +205,26 @@ def test_holding_out_is_stratified_and_leaves_every_class_something() -> None:
 # What goes wrong
 
 
-def test_an_unreadable_image_stops_the_conversion_and_nothing_is_left(
+def test_an_unreadable_image_stops_the_conversion_and_nothing_looks_finished(
     image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (image_folder / "daisy" / "broken.jpg").write_bytes(b"\xff\xd8 this is no picture")
-    before = sorted(tmp_path.rglob("*"))
+    before = sorted(tmp_path.iterdir())
     assert convert(image_folder, tmp_path / "out") == 2
     printed = capsys.readouterr()
-    assert "daisy/broken.jpg" in printed.err
+    assert "daisy/broken.jpg: cannot be decoded" in printed.err
+    assert "the same command with --resume goes on" in printed.err
     assert printed.err.count("\n") == 1
+    (left,) = set(tmp_path.iterdir()) - set(before)
+    assert left.name.startswith("out.partial-")
+    assert list(left.glob("*.beton")) == list(left.glob("*.parquet")) == []
+
+
+def test_an_unreadable_first_image_leaves_nothing(image_folder: Path, tmp_path: Path) -> None:
+    for path in image_folder.rglob("*.jpg"):
+        path.write_bytes(b"\xff\xd8 this is no picture")
+    before = sorted(tmp_path.rglob("*"))
+    assert convert(image_folder, tmp_path / "out") == 2
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -228,10 +240,42 @@ def test_unreadable_images_can_be_left_out_and_are_listed(
     printed = capsys.readouterr().out
     assert "left out daisy/broken.jpg" in printed
     assert "left out rose/deep.png" in printed
-    assert "left out 2 unreadable images" in printed
+    assert "left out 2 unreadable images in all, listed in" in printed
+    with open(tmp_path / "out.quarantine.csv", newline="") as file:
+        listed = {row["source"]: row["reason"] for row in csv.DictReader(file)}
+    assert sorted(listed) == ["daisy/broken.jpg", "rose/deep.png"]
+    assert "mode I;16" in listed["rose/deep.png"]
     both = (dataset.train.manifest, dataset.validation.manifest)
     skipped = [name for manifest in both for name in manifest.settings["skipped"]]
     assert sorted(skipped) == ["daisy/broken.jpg", "rose/deep.png"]
+
+
+@pytest.mark.parametrize(("limit", "code"), [("1", 2), ("2", 0), ("5%", 2), ("12%", 0), ("0.12", 0)])
+def test_so_many_unreadable_images_are_left_out_and_no_more(
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], limit: str, code: int
+) -> None:
+    for name in ("aster", "rose"):  # 2 of 17 images
+        (image_folder / name / "broken.jpg").write_bytes(b"\xff\xd8 this is no picture")
+    assert convert(image_folder, tmp_path / "out", "--max-unreadable", limit) == code
+    if code == 0:
+        assert len(stored_by_source(open_dataset(tmp_path / "out"))) == 15
+        assert (tmp_path / "out.quarantine.csv").exists()
+        return
+    error = capsys.readouterr().err
+    assert "/broken.jpg: cannot be decoded" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out.quarantine.csv").exists()
+
+
+def test_a_list_of_unreadable_images_replaces_only_its_like(image_folder: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "out.quarantine.csv"
+    mine.write_text("my,own,table\n1,2,3\n")
+    assert convert(image_folder, tmp_path / "out") == 2
+    assert mine.read_text() == "my,own,table\n1,2,3\n"
+    mine.write_text("split,source,reason\ntrain,old.jpg,of the data set before\n")
+    assert convert(image_folder, tmp_path / "out") == 0
+    assert not mine.exists()
 
 
 def test_a_row_without_image_bytes_is_unreadable(
@@ -409,5 +453,5 @@ def test_an_interrupted_conversion_leaves_nothing(
     _, error = process.communicate()
     assert process.returncode == code
     assert "Traceback" not in error
-    assert error == ("interrupted: nothing was written\n" if code == 130 else "")
+    assert error == ("interrupted" if code == 130 else "terminated") + ": nothing was written\n"
     assert sorted(tmp_path.iterdir()) == before

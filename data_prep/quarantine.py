@@ -1,0 +1,79 @@
+"""Images that nothing decodes: counted, listed with their reasons beside the data set, tolerated up to a limit."""
+
+from __future__ import annotations
+
+import csv
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nfnet_ray.errors import UserError
+
+_COLUMNS = ["split", "source", "reason"]
+
+
+@dataclass
+class Quarantine:
+    """The unreadable images of one conversion."""
+
+    limit: int | None
+    """None: any number."""
+    images: list[tuple[str, str, str]] = field(default_factory=list)
+    """Split, name, reason."""
+
+    def add(self, split: str, name: str, reason: str) -> None:
+        """Leave one image out.
+
+        Raises:
+            UserError: it is one too many.
+        """
+        if self.limit == 0:
+            raise UserError(
+                f"{name}: cannot be decoded ({reason}); repair or remove it, or leave such images out with"
+                " --skip-unreadable, or up to N of them with --max-unreadable N"
+            )
+        if self.limit is not None and len(self.images) >= self.limit:
+            raise UserError(
+                f"{name}: cannot be decoded ({reason}), and {self.limit:,} images before it could not either,"
+                " which is as many as --max-unreadable allows; repair them, or allow more"
+            )
+        self.images.append((split, name, reason))
+
+    def reasons(self, split: str) -> dict[str, str]:
+        """``{name: reason}`` of one split."""
+        return {name: reason for where, name, reason in self.images if where == split}
+
+
+def unreadable_limit(max_unreadable: int | float | None, total: int) -> int | None:
+    """A number of images stays one; a share (a float below 1) is taken of ``total`` and rounded down."""
+    if isinstance(max_unreadable, float):
+        return math.floor(max_unreadable * total)
+    return max_unreadable
+
+
+def quarantine_path(out: Path) -> Path:
+    """Where the list of a data set's unreadable images lies: beside it, since a data set's folder holds no more."""
+    name = out.name.removesuffix(".beton")
+    return out.with_name(f"{name}.quarantine.csv")
+
+
+def check_quarantine_path(out: Path) -> None:
+    """Refuse a place where something else lies that would be replaced."""
+    path = quarantine_path(out)
+    if not path.exists():
+        return
+    try:
+        with open(path, newline="", encoding="utf-8", errors="replace") as file:
+            ours = next(csv.reader(file), None) == _COLUMNS
+    except OSError:
+        ours = False
+    if not ours:
+        raise UserError(f"{path}: is in the way of a list of unreadable images; choose another name for OUT")
+
+
+def write_quarantine(path: Path, quarantine: Quarantine) -> None:
+    """A CSV file with a row per unreadable image, columns split, source and reason."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(_COLUMNS)
+        writer.writerows(quarantine.images)

@@ -1,0 +1,270 @@
+"""Where a data set grows until it is whole: a folder beside its place, moved there at the end, found after a kill."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import glob
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.identity import changed_file, difference
+from data_prep.journal import count_records
+from data_prep.quarantine import check_quarantine_path, quarantine_path
+from nfnet_ray.data.dataset import split_paths
+from nfnet_ray.errors import UserError
+
+_NO_LOCKS = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS})  # some network file systems have none
+
+
+class OutTakenError(UserError):
+    """There is something where a data set was to be written."""
+
+
+@dataclass(frozen=True)
+class Staging:
+    """A folder in which a data set is being written."""
+
+    folder: Path
+
+    @property
+    def progress(self) -> Path:
+        """What only a resumed conversion needs; gone before the data set is moved into place."""
+        return self.folder / "progress"
+
+    @property
+    def quarantine(self) -> Path:
+        return self.progress / "quarantine.csv"
+
+    @property
+    def _identity(self) -> Path:
+        return self.progress / "identity.json"
+
+    @property
+    def _file_states(self) -> Path:
+        return self.progress / "source_files.npy"
+
+    def journal(self, split: str) -> Path:
+        return self.progress / f"{split}.journal"
+
+    def images_done(self) -> int:
+        """Number of images that a resumed conversion need not look at again."""
+        return sum(count_records(self.journal(split)) for split in split_paths(self.folder))
+
+    def begin(self, identity: dict[str, str], states: np.ndarray) -> None:
+        """Note what is being converted and how; again when it is gone on with, for a repaired image has changed."""
+        new = self.progress / "new"
+        with open(new, "wb") as file:
+            np.save(file, np.sort(states))
+        new.replace(self._file_states)
+        new.write_text(json.dumps(identity, indent=1))
+        new.replace(self._identity)
+
+    def why_not_resumable(
+        self, identity: dict[str, str], names: Sequence[str], states: np.ndarray, images: dict[str, list[str]]
+    ) -> str | None:
+        """What differs from the conversion that this folder is of, or None; arguments as in :func:`leftover`."""
+        try:
+            before = json.loads(self._identity.read_text())
+            states_before = np.load(self._file_states)
+        except (OSError, ValueError):
+            return "it was stopped before it began"
+        to_come = {
+            name
+            for split, all_names in images.items()
+            for name in all_names[count_records(self.journal(split)) :]
+        }
+        changed = changed_file(states_before, names, states, to_come)
+        return difference(before, identity) or (f"in SOURCE, {changed}" if changed else None)
+
+
+def check_out(out: Path, *, overwrite: bool) -> None:
+    """Refuse an ``out`` that is taken, before any work is done.
+
+    Raises:
+        OutTakenError: there is a data set and ``overwrite`` is off.
+        UserError: there is something else, which is never overwritten.
+    """
+    ours = _files(out)
+    if out.suffix == ".beton":
+        if out.is_dir():
+            raise UserError(f"{out}: is a folder; choose another name for OUT")
+        taken = [path for path in ours if path.exists()]
+        for beton, manifest in split_paths(out).values():
+            if manifest.exists() and not beton.exists():  # not ours; perhaps it is what is being converted
+                raise UserError(f"{manifest}: is in the way of a manifest; choose another name for OUT")
+    elif out.is_dir():
+        taken = list(out.iterdir())
+        foreign = sorted({path.name for path in taken} - {path.name for path in ours})
+        if foreign:
+            raise UserError(f"{out}: holds other things ({foreign[0]}, …); choose a new folder for OUT")
+    elif out.exists():
+        raise UserError(f"{out}: is a file; choose a new folder, or a name that ends in .beton, for OUT")
+    else:
+        taken = []
+    if taken and not overwrite:
+        raise OutTakenError(f"{out}: is there already ({taken[0].name}); replace it with --overwrite")
+    check_quarantine_path(out)
+
+
+@contextmanager
+def staging_folder(out: Path, *, resume: Staging | None = None, keep: bool = False) -> Iterator[Staging]:
+    """A folder beside ``out``, on the same file system, that is gone afterwards.
+
+    Args:
+        resume: the folder of an earlier conversion; None makes a new one.
+        keep: an exception leaves the folder if there are images in it that were done.
+
+    An exception gets a note if the folder stays.
+    """
+    # Two conversions to one place do not meet here; the second to finish finds it taken.
+    staging = resume or Staging(out.parent / f"{out.name}.partial-{uuid.uuid4().hex[:8]}")
+    try:
+        staging.progress.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if resume is None:
+            shutil.rmtree(staging.folder, ignore_errors=True)
+        raise UserError(f"{out.parent}: cannot be written ({error.strerror}); choose another OUT") from error
+    with _lock(staging):
+        try:
+            yield staging
+        except BaseException as error:
+            done = staging.images_done() if keep else 0
+            if done:
+                error.add_note(
+                    f"{done:,} images are kept in {staging.folder}; the same command with --resume goes on"
+                )
+            else:
+                shutil.rmtree(staging.folder, ignore_errors=True)
+            raise
+        shutil.rmtree(staging.folder, ignore_errors=True)  # gone already if it was published as a folder
+
+
+def leftover(
+    out: Path,
+    identity: dict[str, str],
+    files: tuple[list[str], np.ndarray],
+    images: dict[str, list[str]],
+) -> Staging | None:
+    """The folder of an earlier conversion to ``out`` that can be gone on with, of several the farthest; or None.
+
+    Args:
+        identity, files: of the conversion that wants to go on; the files as :func:`file_states` gives them.
+        images: each split's image names, in order.
+
+    Raises:
+        UserError: there are some, but none of the same source and settings, or they are being written to.
+    """
+    good: list[Staging] = []
+    problem = None
+    for path in unfinished(out):
+        staging = Staging(path)
+        if not staging.progress.is_dir() or not staging.images_done():
+            continue
+        if _is_locked(staging):
+            problem = problem or f"{path}: a conversion is running there; wait for it, or choose another OUT"
+            continue
+        why_not = staging.why_not_resumable(identity, *files, images)
+        if why_not is None:
+            good.append(staging)
+        else:
+            problem = (
+                f"{path}: is of another conversion: {why_not}; convert as it did, or delete it and start anew"
+            )
+    if good:
+        return max(good, key=Staging.images_done)
+    if problem is not None:
+        raise UserError(problem)
+    return None
+
+
+def unfinished(out: Path) -> Sequence[Path]:
+    """What conversions to ``out`` that were stopped, or are running right now, have beside it."""
+    return sorted(out.parent.glob(f"{glob.escape(out.name)}.partial-*"))
+
+
+def describe_unfinished(path: Path) -> str:
+    """One line for people: what it is, and what to do with it."""
+    staging = Staging(path)
+    if staging.progress.is_dir() and _is_locked(staging):
+        return f"{path}: another conversion to the same place is running"
+    done = staging.images_done()
+    if done:
+        return f"{path}: {done:,} images of a conversion that was stopped; go on with --resume, or delete it"
+    return f"{path}: left from a conversion that was stopped; delete it"
+
+
+def publish(staging: Staging, out: Path, *, overwrite: bool) -> None:
+    """Move a finished data set into place; until the last move, nothing there looks like one.
+
+    Raises:
+        OutTakenError: something else has taken the place meanwhile.
+    """
+    check_out(out, overwrite=overwrite)
+    if staging.quarantine.exists():
+        staging.quarantine.replace(quarantine_path(out))
+    else:
+        quarantine_path(out).unlink(missing_ok=True)  # of the data set that is replaced
+    shutil.rmtree(staging.progress)
+    folder = staging.folder
+    if out.suffix != ".beton":
+        out = out.resolve()  # a link to a folder stays a link
+        old = folder.with_name(folder.name + ".old")
+        if out.is_dir() and any(out.iterdir()):
+            out.rename(old)
+        try:
+            folder.rename(out)  # replaces an empty folder, but no other
+        except OSError as error:
+            raise OutTakenError(f"{out}: cannot be put in place ({error.strerror})") from error
+        shutil.rmtree(old, ignore_errors=True)
+        return
+    # The train beton is what makes a data set of the four files: it leaves first and arrives last.
+    pairs = list(zip(_files(folder), _files(out), strict=True))[::-1]
+    out.unlink(missing_ok=True)
+    arrived: list[Path] = []
+    try:
+        for finished, place in pairs:
+            finished.replace(place)
+            arrived.append(place)
+    except BaseException:
+        for place in arrived:
+            place.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def _lock(staging: Staging) -> Iterator[None]:
+    """Held as long as this process lives, which is how others tell a running conversion from a killed one."""
+    descriptor = os.open(staging.progress / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"{staging.folder}: a conversion is running there; wait for it, or choose another OUT"
+            ) from error
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _is_locked(staging: Staging) -> bool:
+    with suppress(UserError), _lock(staging):
+        return False
+    return True
+
+
+def _files(path: Path) -> list[Path]:
+    """The four files of a data set, train's beton first."""
+    return [file for files in split_paths(path).values() for file in files]
