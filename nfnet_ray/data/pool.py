@@ -77,6 +77,8 @@ class _Worker:
     job: Job | None = None
     row: int = 0
     since: float = 0.0
+    is_busy: bool = False
+    """Until the row's job is let go of, too."""
 
 
 _Queue = queue.SimpleQueue[tuple[Job, int] | None]
@@ -138,14 +140,18 @@ class Pool:
 
 def _work(jobs: _Queue, worker: _Worker) -> None:
     while (item := jobs.get()) is not None:
+        worker.is_busy = True
+        if _ending.is_set():  # looked at after it is known to be busy
+            worker.is_busy = False
+            threading.Event().wait()  # to let go of the job would be to enter torch
         job, row = item
         worker.row, worker.since = row, time.monotonic()
         worker.job = job
-        if not _ending.is_set():  # looked at after it is known to be busy
-            with contextlib.suppress(Exception):  # the job keeps it for the one who waits
-                job.run(row)
-        worker.job = None
+        with contextlib.suppress(Exception):  # the job keeps it for the one who waits
+            job.run(row)
         del item, job  # or an idle thread would keep the last batch in memory
+        worker.job = None  # may free the batch
+        worker.is_busy = False
 
 
 def _stop(jobs: _Queue, threads: int) -> None:
@@ -162,10 +168,13 @@ _all_workers: weakref.WeakSet[_Worker] = weakref.WeakSet()
 
 @atexit.register
 def _wait_for_the_rows_under_way() -> None:
-    """A thread that comes back from C after the interpreter has gone ends the process by a signal."""
+    """A thread that comes back from torch when the interpreter has gone aborts the process."""
     _ending.set()
     deadline = time.monotonic() + EXIT_SECONDS
-    while time.monotonic() < deadline and any(worker.job is not None for worker in list(_all_workers)):
+    while time.monotonic() < deadline and any(
+        worker.is_busy and worker.thread is not None and worker.thread.is_alive()
+        for worker in list(_all_workers)
+    ):
         time.sleep(0.002)
 
 

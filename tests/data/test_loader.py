@@ -38,13 +38,13 @@ CPU = torch.device("cpu")
 IMAGES, SIZE, BATCH = 48, 32, 8
 
 
-def write_split(stem: Path, encode: Encode, damaged: set[int], raw: bool = False) -> None:
+def write_split(stem: Path, encode: Encode, damaged: set[int], raw: bool = False, larger: int = 1) -> None:
     """Pictures of several sizes; ``damaged`` ones are cut in their middle, and their manifest believes in them."""
     path = stem.with_name(stem.name + ".beton")
     hashes = []
     with BetonWriter(path, capacity=IMAGES) as writer:
         for index in range(IMAGES):
-            width, height = 40 + index % 7, 50 + index % 11
+            width, height = larger * (40 + index % 7), larger * (50 + index % 11)
             stored = encode(index, size=(width, height))
             if raw:
                 stored = np.asarray(pixels(stored)).tobytes()
@@ -70,11 +70,11 @@ def pixels(encoded: bytes) -> np.ndarray:
 
 @pytest.fixture
 def write(tmp_path: Path, encode: Encode) -> Callable[..., Dataset]:
-    def written(damaged: set[int] | None = None, raw: bool = False) -> Dataset:
+    def written(damaged: set[int] | None = None, raw: bool = False, larger: int = 1) -> Dataset:
         folder = tmp_path / f"data{len(list(tmp_path.iterdir()))}"
         folder.mkdir()
         for name in ("train", "validation"):
-            write_split(folder / name, encode, damaged or set(), raw)
+            write_split(folder / name, encode, damaged or set(), raw, larger)
         return open_dataset(folder)
 
     return written
@@ -318,22 +318,26 @@ except Exception as error:
 
 
 def test_a_program_may_end_in_the_middle_of_an_epoch(write: Callable[..., Dataset]) -> None:
-    """With threads in C when the interpreter goes, it would be a segmentation fault."""
+    """A thread that comes back from torch when the interpreter has gone aborts the process, one time in three."""
     code = """
 import sys
 import torch
 from nfnet_ray.data.dataset import open_dataset
-from nfnet_ray.data.loader import EvalLoader
-from nfnet_ray.recipe import DataRecipe
-recipe = DataRecipe(image_size=8, eval_size=800, eval_crop="central", resident="never")
-validation = open_dataset(sys.argv[1]).validation
-batches = iter(
-    EvalLoader(validation, recipe, batch_size=4, rank=0, world_size=1, device=torch.device("cpu"), threads=4)
+from nfnet_ray.data.loader import TrainLoader
+from nfnet_ray.recipe import DataRecipe, MixingRecipe, RandAugmentRecipe
+recipe = DataRecipe(
+    image_size=192, eval_size=192, mixing=MixingRecipe(None, None), randaugment=RandAugmentRecipe(layers=0)
 )
+train = open_dataset(sys.argv[1]).train
+loader = TrainLoader(
+    train, recipe, batch_size=8, seed=0, rank=0, world_size=1, device=torch.device("cpu"), threads=4
+)
+batches = loader.epoch(0)
 next(batches)
 """
-    for _ in range(2):
-        subprocess.run([sys.executable, "-c", code, str(write().path)], timeout=60, check=True)
+    path = str(write(larger=14).path)
+    for _ in range(4):
+        subprocess.run([sys.executable, "-c", code, path], timeout=60, check=True)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
