@@ -82,7 +82,7 @@ def ray_session(
     """
     for name, value in _RAY_SETTINGS.items():
         os.environ.setdefault(name, value)
-    if address and _has_token():
+    if address not in (None, "local") and _has_token():  # a Ray of our own is started without
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray sends it to an address only when told to
     import ray
 
