@@ -237,7 +237,11 @@ def _doctor(options: argparse.Namespace) -> None:
 def _fetch(options: argparse.Namespace) -> None:
     from data_prep.fetch import run_fetch
 
-    run_fetch(options.name, options.size, options.out, options.url)
+    try:
+        run_fetch(options.name, options.size, options.out, options.url)
+    except (KeyboardInterrupt, SystemExit) as stop:
+        stop.add_note("what was downloaded so far is kept; the same command goes on")
+        raise
 
 
 def _info(options: argparse.Namespace) -> None:
