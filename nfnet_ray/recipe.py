@@ -373,7 +373,11 @@ class Recipe(Section):
     precision: Literal["float32", "bfloat16", "float64"] = setting(
         "float32", "type of the arithmetic of a step; weights are float32 (float64 with float64, for checks)"
     )
-    memory_format: Literal["contiguous", "channels_last"] = setting("contiguous", "layout of activations")
+    memory_format: Literal["contiguous", "channels_last", "auto"] = setting(
+        "contiguous",
+        "layout of activations; auto: the one that is faster in a few steps before the first one",
+    )
+    compile: bool = setting(False, "translate the network by torch.compile before the first step")
     seed: int = setting(0, "seed of weights, order, augmentation and dropout", at_least=0)
     signal_epochs: int = setting(
         0,

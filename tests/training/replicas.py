@@ -74,6 +74,7 @@ class Worker(PlainContext):
     def __init__(self, rank: int, world_size: int) -> None:
         super().__init__(device=torch.device("cpu"), threads=1)
         self.rank, self.world_size = rank, world_size  # type: ignore[misc]
+        self.replicas = world_size  # type: ignore[misc]
 
 
 def global_batch(step: int) -> TrainBatch:
