@@ -87,7 +87,12 @@ class CheckpointStore:
 
         def content(file: IO[bytes]) -> None:
             hashing.file = file
-            torch.save(dict(state), hashing)  # type: ignore[arg-type]  # it needs write and flush alone
+            try:
+                torch.save(dict(state), hashing)  # type: ignore[arg-type]  # it needs write and flush alone
+            except RuntimeError:  # torch's own words for whatever the disk said
+                if hashing.error is not None:
+                    raise hashing.error from None
+                raise
 
         self._storage.write(f"{name}.pt", content)
         entry = Entry(name, step, epoch, hashing.bytes, hashing.digest(), time, metric)
@@ -186,6 +191,7 @@ class _Hashing:
 
     def __init__(self) -> None:
         self.file: IO[bytes] | None = None
+        self.error: OSError | None = None
         self.bytes = 0
         self._digest = hashlib.blake2b(digest_size=16)
 
@@ -193,7 +199,11 @@ class _Hashing:
         assert self.file is not None
         view = memoryview(data).cast("B")
         self._digest.update(view)
-        self.file.write(view)
+        try:
+            self.file.write(view)
+        except OSError as error:
+            self.error = error
+            raise
         self.bytes += len(view)
         return len(view)
 

@@ -40,6 +40,7 @@ class Saver:
         self._writing: threading.Thread | None = None
         self._saved_at = time.monotonic()
         self._failures: list[OSError] = []
+        self._bug: Exception | None = None
         self._staged: dict[str, Tensor] = {}
 
     def __enter__(self) -> Saver:
@@ -117,6 +118,8 @@ class Saver:
                 arguments["step"],
                 error,
             )
+        except Exception as error:  # nobody would hear of it in a thread
+            self._bug = error
         else:
             self._failures.clear()
 
@@ -124,6 +127,8 @@ class Saver:
         if self._writing is not None:
             self._writing.join()
             self._writing = None
+        if self._bug is not None:
+            raise self._bug
 
     def _staged_copy(self, state: State) -> State:
         """A copy in memory that is kept from one checkpoint to the next, pinned if it comes from a GPU."""
