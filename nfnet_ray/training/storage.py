@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -56,11 +57,16 @@ def storage_at(place: str | os.PathLike[str]) -> Storage:
     except Exception as error:  # pyarrow.ArrowInvalid, and OSError where a service does not answer
         line = next(iter(str(error).splitlines()), "")
         raise UserError(
-            f"{text}: not a place for checkpoints ({line}); give a path, or a URI such as s3://bucket/runs"
+            f"{without_secrets(text)}: not a place for checkpoints ({line}); give a path, or a URI such as s3://bucket/runs"
         ) from error
     if isinstance(filesystem, fs.LocalFileSystem):
         return _Folder(Path(path))
     return _ArrowFolder(text, filesystem, path)
+
+
+def without_secrets(uri: str) -> str:
+    """A URI as it may stand in a log: without the keys before its host, and the options after its path."""
+    return re.sub(r"//[^/@]*@", "//", uri.partition("?")[0])
 
 
 class _Folder:
@@ -110,7 +116,8 @@ class _ArrowFolder:
     """A folder of one of pyarrow's file systems."""
 
     def __init__(self, place: str, filesystem: Any, path: str) -> None:
-        self.place, self._filesystem, self._path = place, filesystem, path.rstrip("/")
+        self._filesystem, self._path = filesystem, path.rstrip("/")
+        self.place = without_secrets(place)
 
     def write(self, name: str, content: Write) -> None:
         self._filesystem.create_dir(self._path, recursive=True)
