@@ -16,7 +16,9 @@ from nfnet_ray.data.draws import network_seed
 from nfnet_ray.data.loader import EvalLoader, TrainLoader
 from nfnet_ray.errors import UserError
 from nfnet_ray.models import create_model
+from nfnet_ray.models.pretrained import set_training_mode, start_from
 from nfnet_ray.models.published import with_published_values
+from nfnet_ray.models.weights_file import with_pinned_weights
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.training.clock import Clock
 from nfnet_ray.training.context import Context
@@ -56,7 +58,7 @@ def train(recipe: Recipe, context: Context, clock: Clock | None = None) -> Outco
     """
     clock = clock or Clock()
     reset_process(recipe.seed, context.threads)
-    recipe = with_published_values(recipe)
+    recipe = with_pinned_weights(with_published_values(recipe))
     dataset = open_dataset(recipe.data.path)
     check_batch_size(recipe, len(dataset.train), context.world_size, recipe.data.path)
 
@@ -78,6 +80,7 @@ def train(recipe: Recipe, context: Context, clock: Clock | None = None) -> Outco
         stochastic_depth=recipe.model.stochastic_depth,
         overrides=recipe.model.overrides.chosen(),
     )
+    start_from(model, recipe.model)
     model.to(context.device, DTYPES[recipe.precision]).to(memory_format=MEMORY_FORMATS[recipe.memory_format])
     step = TrainStep(model, recipe, context, train_loader.batches_per_epoch)
     epochs_done, metrics = _resume(recipe, dataset, context, step, model, clock)
@@ -93,7 +96,7 @@ def train(recipe: Recipe, context: Context, clock: Clock | None = None) -> Outco
 
     for epoch in range(epochs_done, recipe.schedule.epochs):
         torch.manual_seed(network_seed(recipe.seed, epoch, context.rank))
-        model.train()
+        set_training_mode(model)
         train_seconds_before = clock.seconds("train")
         sums = EpochSums(context)
         learning_rate = step.learning_rate
