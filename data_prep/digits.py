@@ -36,7 +36,7 @@ ALL_DIGITS = DigitsPart("scikit-learn digits", "0123456789", 0.2)
 FIRST_HALF = DigitsPart("scikit-learn digits, 0 to 4", "01234", 0.2)
 """To learn something that may help with the others: 720 images to train with and 181 to validate."""
 SECOND_HALF_FEW = DigitsPart("scikit-learn digits, 5 to 9, few to train with", "56789", 1 - 50 / 896)
-"""Ten images of each class to train with, as many as there are to validate: 50 and 846."""
+"""Ten images of each class to train with, and all the others to validate: 50 and 846."""
 
 _SIDE = 32  # pixels: CIFAR's size, so that what trains on one trains on the other
 _JPEG_QUALITY = 95
