@@ -314,6 +314,19 @@ def test_the_classifier_is_drawn_alike_with_weights_and_without(quick: Recipe, p
     assert not equal(body(models[0]), body(models[1]))
 
 
+@pytest.mark.parametrize("decay", [0.9, None])
+def test_a_checkpoint_of_a_run_gives_what_its_accuracy_was_measured_on(
+    quick: Recipe, tmp_path: Path, decay: float | None
+) -> None:
+    recipe = quick.with_values({"schedule.epochs": 1, "optimizer.ema.decay": decay})
+    outcome = run(recipe, tmp_path)
+    (checkpoint,) = tmp_path.glob("*.pt")
+    target = create_model("nfnet_pico", 3, overrides=recipe.model.overrides.chosen())
+    loaded = load_pretrained(target, checkpoint)
+    assert equal(body(target), body(outcome.average or outcome.model))
+    assert ("moving average" in loaded.origin) == (decay is not None)
+
+
 class PulledPlug(Exception):
     """Stands for a process that dies."""
 
