@@ -48,6 +48,7 @@ from data_prep.digits import FIRST_HALF, SECOND_HALF_FEW, describe_digits, write
 from nfnet_ray.cluster.study import Study
 from nfnet_ray.data.dataset import DatasetSummary, check_dataset
 from nfnet_ray.errors import UserError
+from nfnet_ray.models.baselines import BASELINES
 from nfnet_ray.models.published import FINETUNING_EPOCHS, finetuning_values
 from nfnet_ray.recipe import Recipe
 from studies.base_recipe import batch_size_for, recipe_for
@@ -89,6 +90,7 @@ def transfer(data: DatasetSummary, epochs: int | None = None, weights: str | Non
         question=QUESTION,
         recipe=recipe.with_values(
             finetuning_values(epochs)
+            | _clipping_of(name)
             | {"model.name": name, "batch_size": batch_size, "model.weights": str(path)}
         ),
         space={
@@ -150,6 +152,13 @@ def pretrain(path: Path, console: Console, epochs: int = PRETRAINING_EPOCHS) -> 
 
 def _pretraining_recipe(data: DatasetSummary, epochs: int = PRETRAINING_EPOCHS) -> Recipe:
     return recipe_for(data, epochs).with_values({"batch_size": PRETRAINING_BATCH_SIZE})
+
+
+def _clipping_of(name: str) -> dict[str, object]:
+    """Baselines are fine-tuned without AGC, as they were trained, and their classifiers have names of their own."""
+    if name not in BASELINES:
+        return {}
+    return {"optimizer.agc.clip_factor": None, "optimizer.agc.exclude": (BASELINES[name].classifier_weight,)}
 
 
 def _network_of(weights: str, otherwise: str) -> str:

@@ -16,6 +16,8 @@ from nfnet_ray.data.dataset import DatasetSummary
 from nfnet_ray.errors import UserError
 from nfnet_ray.models import create_model
 from nfnet_ray.models.pretrained import recognise_model
+from nfnet_ray.training.context import PlainContext
+from nfnet_ray.training.step import TrainStep
 from studies import transfer
 from studies.command_line import MadeWeights, main
 
@@ -51,6 +53,14 @@ def test_the_recipe_is_the_papers_for_fine_tuning(tmp_path: Path) -> None:
         0.1 / 2048 * 256
         in transfer.transfer(FLOWERS, weights=str(tmp_path / "w.pt")).space["schedule.base_learning_rate"]
     )
+
+
+def test_a_baseline_is_fine_tuned_without_clipping(tmp_path: Path) -> None:
+    torch.save(create_model("resnet50", 5).state_dict(), tmp_path / "w.pt")
+    recipe = transfer.transfer(FLOWERS, weights=str(tmp_path / "w.pt")).recipe
+    assert recipe.model.name == "resnet50"
+    assert recipe.optimizer.agc.clip_factor is None
+    TrainStep(create_model("resnet50", 5), recipe, PlainContext(), steps_per_epoch=1)
 
 
 def test_data_of_ones_own_want_weights_of_ones_own() -> None:
