@@ -313,7 +313,10 @@ def _with_weights(study: Study, made: MadeWeights | None, only_plan: bool, conso
 
 def _check_weights(trials: list[Trial], classes: int, console: Console) -> None:
     """Says what the trials will load. Raises UserError if it does not fit, before anything is started."""
-    models = {trial.recipe.model for trial in trials}
+    # A file is read once, however many trials load it into the same network.
+    models = {
+        replace(trial.recipe.model, trained="all", dropout=None, stochastic_depth=None) for trial in trials
+    }
     # What a study has yet to make has no hash, and fits.
     known = [model for model in models if model.weights is not None and split_weights(model.weights)[1]]
     sentences = set()

@@ -292,6 +292,15 @@ def test_a_frozen_body_gives_the_features_of_evaluation_and_dropout_is_the_class
     assert not torch.equal(model(images, keys), logits)
 
 
+def test_training_a_classifier_sees_no_stochastic_depth(quick: Recipe, pretrained: Path) -> None:
+    frozen = {"model.trained": "classifier", "model.weights": str(pretrained), "schedule.epochs": 1}
+    rates = [
+        run(quick.with_values(frozen | {"model.stochastic_depth": rate})).model.state_dict()
+        for rate in (0.0, 0.9)
+    ]
+    assert equal(*rates)
+
+
 def test_a_frozen_baseline_keeps_its_batch_statistics() -> None:
     model = create_model("resnet50", 3)
     start_from(model, ModelRecipe("resnet50", trained="classifier"))
