@@ -391,7 +391,11 @@ class Recipe(Section):
     precision: Literal["float32", "bfloat16", "float64"] = setting(
         "float32", "type of the arithmetic of a step; weights are float32 (float64 with float64, for checks)"
     )
-    memory_format: Literal["contiguous", "channels_last"] = setting("contiguous", "layout of activations")
+    memory_format: Literal["contiguous", "channels_last", "auto"] = setting(
+        "contiguous",
+        "layout of activations; auto: the one that is faster in a few steps before the first one",
+    )
+    compile: bool = setting(False, "translate the network by torch.compile before the first step")
     seed: int = setting(0, "seed of weights, order, augmentation and dropout", at_least=0)
     signal_epochs: int = setting(
         0,
@@ -437,10 +441,7 @@ class Recipe(Section):
         fingerprint says. Of a file of weights the content counts, if the Recipe says it (see
         :func:`split_weights`), and not where it lies.
         """
-        values = {name: value for name, value in self.to_values().items() if name != "data.path"}
-        if self.model.weights is not None:
-            path, digest = split_weights(self.model.weights)
-            values["model.weights"] = digest or path
+        values = decisive_values(self.to_values())
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -455,6 +456,19 @@ def split_weights(weights: str) -> tuple[str, str | None]:
     """
     path, mark, digest = weights.rpartition(WEIGHTS_DIGEST_MARK)
     return (path, digest) if mark else (weights, None)
+
+
+def decisive_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the ``values`` of a Recipe those that decide its result.
+
+    Without the place of the data, which have a fingerprint of their own, and of a file of weights its content
+    alone, where that is said.
+    """
+    decisive = {name: value for name, value in values.items() if name != "data.path"}
+    if decisive.get("model.weights") is not None:
+        path, digest = split_weights(decisive["model.weights"])
+        decisive["model.weights"] = f"sha256:{digest}" if digest else path
+    return decisive
 
 
 def field_meanings() -> dict[str, str]:

@@ -23,8 +23,6 @@ from nfnet_ray.recipe import Recipe
 if TYPE_CHECKING:
     import torch
 
-    from nfnet_ray.training.checkpoint import State
-
 METRICS = "metrics"  # key of all of an epoch's metrics; what a scheduler reads stands beside it
 OUTCOME, REASON = "outcome", "outcome_reason"  # keys of a trial's last report, beside its epoch
 PROGRESS_INTERVAL_SECONDS = 5.0
@@ -54,19 +52,16 @@ class _WorkerContext:
     """What the contexts of both kinds of trial share: a directory for checkpoints, on shared storage."""
 
     def __init__(self, config: Mapping[str, Any], rank: int, world_size: int, device: torch.device) -> None:
-        from nfnet_ray.training.checkpoint import CheckpointDirectory
+        from nfnet_ray.training.checkpoint import CheckpointStore
+        from nfnet_ray.training.context import SECONDS_BETWEEN_CHECKPOINTS
 
         self.rank, self.world_size, self.device = rank, world_size, device
+        self.replicas = int(config["resources"]["workers"])
         self.threads = int(config["resources"]["cpus"])
         self._directory = Path(config["directory"])
-        self._checkpoints = CheckpointDirectory(self._directory / "checkpoints")
+        self.store = CheckpointStore(self._directory / "checkpoints")
+        self.seconds_between_checkpoints: float | None = SECONDS_BETWEEN_CHECKPOINTS
         self._progress_noted_at = time.monotonic()
-
-    def save_checkpoint(self, epoch: int, state: State) -> None:
-        self._checkpoints.save(epoch, state)
-
-    def latest_checkpoint(self) -> State | None:
-        return self._checkpoints.load_latest()
 
     def progress(self, epochs: float) -> None:
         if self.rank == 0 and time.monotonic() - self._progress_noted_at > PROGRESS_INTERVAL_SECONDS:

@@ -30,6 +30,18 @@ def positions_of_rank(batch_size: int, rank: int, world_size: int) -> NDArray[np
     return np.arange(share * world_size, dtype=np.int64).reshape(-1, chunk)[rank::world_size].reshape(-1)
 
 
+def positions_of_worker(batch_size: int, rank: int, world_size: int, replicas: int) -> NDArray[np.int64]:
+    """Which places a worker takes where ``world_size`` workers stand for ``replicas``, int64, ascending.
+
+    It takes the shares of the replicas ``rank``, ``rank + world_size`` and so on; if one number divides the
+    other, these are the places that :func:`positions_of_rank` deals to it among ``world_size`` workers.
+    """
+    shares = [
+        positions_of_rank(batch_size, replica, replicas) for replica in range(rank, replicas, world_size)
+    ]
+    return np.sort(np.concatenate(shares))
+
+
 def mixes(recipe: MixingRecipe) -> bool:
     """Whether training images are mixed at all."""
     return recipe.mixup_alpha is not None or recipe.cutmix_alpha is not None

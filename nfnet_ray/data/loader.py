@@ -5,13 +5,13 @@ of threads; the calls release the interpreter's lock. FFCV's own Python ``Loader
 crops from unseeded generators, drops the decoder's return code and waits for ever for a dead thread, and
 importing it costs seconds of compilation in every process.
 
-**Damaged images.** The first time that a process reads a sample, its bytes are compared with the manifest's hash, which
-finds any change; libjpeg notices few changed bits, and those only at the end of an image, up to which a crop is seldom
-decoded. The decoder's result is checked every time. With ``on_damaged="stop"`` a damaged one is an
-error with its name. With ``"skip"`` it is counted, named once in the log, and does not come: in training the next
-sound sample of the file stands in its place, with its own label and draws, so that the order and all other samples
-stay as they are, on any number of workers; in evaluation it is left out. More than ``DAMAGED_LIMIT`` of a split
-are an error all the same.
+**Damaged images.** The first time that a process reads a sample, its bytes are compared with the manifest's
+hash, which finds any change; libjpeg notices few changed bits, and those only at the end of an image, up to
+which a crop is seldom decoded. The decoder's result is checked every time. With ``on_damaged="stop"`` a
+damaged one is an error with its name. With ``"skip"`` it is counted, named once in the log, and does not come:
+in training the next sound sample of the file stands in its place, with its own label and draws, so that the
+order and all other samples stay as they are, on any number of workers; in evaluation it is left out. More than
+``DAMAGED_LIMIT`` of a split are an error all the same.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from torch import Tensor
 
 from nfnet_ray.data.augment import augment
 from nfnet_ray.data.batch import Batch, Indices, TrainBatch, on_device
-from nfnet_ray.data.batching import batches_per_epoch, check_partners, mixes, positions_of_rank
+from nfnet_ray.data.batching import batches_per_epoch, check_partners, mixes, positions_of_worker
 from nfnet_ray.data.beton import RAW
 from nfnet_ray.data.crop import (
     Boxes,
@@ -66,9 +66,10 @@ class TrainLoader:
     """The training batches of one worker: rank ``rank`` of ``world_size``.
 
     Global batch k of an epoch is ``order[k * batch_size : (k + 1) * batch_size]`` for any number of
-    workers; each takes the places that ``batching.positions_of_rank`` deals to it. What does not fill a batch is
-    left out in that epoch. With mixing and ``partners="separate"`` the image at each place is mixed with the one at the
-    same place of a second order, which has a crop, a shift and a flip of its own.
+    workers; each takes the places that ``batching.positions_of_worker`` deals to it (``replicas``: how many
+    workers there would be, if some are missing). What does not fill a batch is
+    left out in that epoch. With mixing and ``partners="separate"`` the image at each place is mixed with the
+    one at the same place of a second order, which has a crop, a shift and a flip of its own.
     """
 
     def __init__(
@@ -83,16 +84,18 @@ class TrainLoader:
         device: torch.device,
         threads: int,
         on_damaged: OnDamaged = "stop",
+        replicas: int | None = None,
     ) -> None:
+        replicas = replicas or world_size
         if recipe.image_size is None:
             raise ValueError("the Recipe's image_size is not resolved yet")
         if recipe.randaugment.layers and recipe.randaugment.magnitude is None and not recipe.autoaugment:
             raise ValueError("the Recipe's randaugment.magnitude is not resolved yet")
-        check_partners(recipe, batch_size, world_size)
+        check_partners(recipe, batch_size, replicas)
         self.batches_per_epoch = batches_per_epoch(len(split), batch_size)
         self._recipe, self._seed, self._batch_size = recipe, seed, batch_size
         self._size = recipe.image_size
-        self._positions = positions_of_rank(batch_size, rank, world_size)
+        self._positions = positions_of_worker(batch_size, rank, world_size, replicas)
         self._count, self._device = len(split), device
         self._reads_partners = mixes(recipe.mixing) and recipe.mixing.partners == "separate"
         fit = resize_antialiased if recipe.crop == "random_resized" else resize_crop

@@ -1,54 +1,214 @@
-"""Checkpoints of one run in one directory: complete or not there at all."""
+"""Checkpoints of one run: complete and checked, or not there at all.
+
+A checkpoint is two files, ``step-00000123-1f0c9a2e.pt`` and a ``.json`` of the same name that is written after
+it and points to it: its length, its BLAKE2b hash, when it was taken, and the metric of its epoch. Without that
+entry a file does not count. Names are never used twice, so a worker that was thought dead can damage nothing.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 import logging
 import os
+import re
+import secrets
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import IO, Any
 
 import torch
+
+from nfnet_ray.training.storage import Storage, storage_at
 
 logger = logging.getLogger(__name__)
 
 State = Mapping[str, Any]
-KEPT = 2  # the last one, and the one before it in case the last is damaged
+
+_ENTRY = re.compile(r"step-(\d{8})-[0-9a-f]{8}\.json")
+_STATE = re.compile(r"step-\d{8}-[0-9a-f]{8}\.pt")
+_PIECE_BYTES = 1 << 22
 
 
-class CheckpointDirectory:
-    """Writes and finds the checkpoints ``epoch_00003.pt`` of one run.
+@dataclass(frozen=True)
+class Kept:
+    """Which checkpoints stay: the ``last`` ones, and the ``best`` ones of those that have a metric."""
 
-    A file is written under another name, synced, and renamed when it is complete, so that a crash at any
-    moment leaves the checkpoint before it intact.
+    last: int = 2  # the newest, and the one before it in case that is damaged
+    best: int = 1
+
+
+DEFAULT_KEPT = Kept()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is known of a checkpoint without opening it.
+
+    ``epoch`` counts finished epochs; ``metric`` is of the last one, None within an epoch.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    name: str
+    step: int
+    epoch: int
+    bytes: int
+    blake2b: str
+    written_at: float
+    metric: float | None
 
-    def save(self, epoch: int, state: State) -> None:
-        """Keeps ``state`` (tensors and plain values) as the checkpoint after ``epoch`` finished epochs."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        target = self.path / f"epoch_{epoch:05d}.pt"
-        partial = target.with_suffix(".partial")
-        with partial.open("wb") as file:
-            torch.save(dict(state), file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(target)
-        for old in self._newest_first()[KEPT:]:
-            old.unlink(missing_ok=True)
 
-    def load_latest(self) -> State | None:
-        """The newest checkpoint that can be read, on the CPU; None where there is none."""
-        for path in self._newest_first():
+class CheckpointStore:
+    """Writes, finds and removes the checkpoints of one run in one place (see :mod:`nfnet_ray.training.storage`)."""
+
+    def __init__(self, place: str | os.PathLike[str], kept: Kept = DEFAULT_KEPT) -> None:
+        self._storage: Storage = storage_at(place)
+        self._kept = kept
+
+    @property
+    def place(self) -> str:
+        """The path or URI."""
+        return self._storage.place
+
+    def save(self, state: State, *, step: int, epoch: int, time: float, metric: float | None) -> Entry:
+        """Keeps ``state`` (tensors and plain values), then removes what need not stay.
+
+        Args:
+            step: optimiser steps done.
+            epoch: epochs finished.
+            time: when the state was taken, in seconds of the system's clock.
+            metric: larger is better; None within an epoch.
+
+        Raises:
+            OSError: it cannot be written. All that was there is as it was.
+        """
+        name = f"step-{step:08d}-{secrets.token_hex(4)}"
+        hashing = _Hashing()
+
+        def content(file: IO[bytes]) -> None:
+            hashing.file = file
             try:
-                state: State = torch.load(path, map_location="cpu", weights_only=True)
-            except Exception as error:  # torch raises many kinds for a damaged file
-                logger.warning("checkpoint %s is damaged (%s): using the one before it", path, error)
-            else:
-                return state
+                torch.save(dict(state), hashing)  # type: ignore[arg-type]  # it needs write and flush alone
+            except RuntimeError:  # torch's own words for whatever the disk said
+                if hashing.error is not None:
+                    raise hashing.error from None
+                raise
+
+        self._storage.write(f"{name}.pt", content)
+        entry = Entry(name, step, epoch, hashing.bytes, hashing.digest(), time, metric)
+        described = json.dumps(asdict(entry), indent=1).encode()
+        self._storage.write(f"{name}.json", lambda file: file.write(described))
+        self._remove_old()
+        return entry
+
+    def entries(self) -> list[Entry]:
+        """All checkpoints, newest first."""
+        entries = []
+        for name in self._storage.names():
+            if not _ENTRY.fullmatch(name):
+                continue
+            try:
+                with self._storage.open(name) as file:
+                    entries.append(Entry(**json.loads(file.read())))
+            except (OSError, ValueError, TypeError) as error:
+                logger.warning("%s/%s: not the entry of a checkpoint (%s); left out", self.place, name, error)
+        return sorted(entries, key=lambda entry: (entry.step, entry.written_at), reverse=True)
+
+    def best(self) -> Entry | None:
+        """The one with the largest metric; None where none has one."""
+        rated = [entry for entry in self.entries() if entry.metric is not None]
+        return max(rated, key=lambda entry: (entry.metric, entry.step), default=None)
+
+    def latest_sound(self) -> Entry | None:
+        """The newest whose bytes are those that were written; says so if that is not the newest of all."""
+        for entry in self.entries():
+            reason = self._damage(entry)
+            if reason is None:
+                return entry
+            logger.warning(
+                "checkpoint %s/%s.pt is damaged (%s): using the one before it", self.place, entry.name, reason
+            )
         return None
 
-    def _newest_first(self) -> list[Path]:
-        return sorted(self.path.glob("epoch_*.pt"), reverse=True)
+    def load(self, entry: Entry) -> State:
+        """The state, on the CPU. Only tensors and plain values are read: no code in a file is run."""
+        with self._storage.open(f"{entry.name}.pt") as file:
+            state: State = torch.load(file, map_location="cpu", weights_only=True)
+        return state
+
+    def probe(self, name: str, token: bytes) -> None:
+        """Writes a small file and reads it again. Raises OSError."""
+        self._storage.write(name, lambda file: file.write(token))
+        if self.read_probe(name) != token:
+            raise OSError(f"{self.place}/{name} does not read as it was written")
+
+    def read_probe(self, name: str) -> bytes:
+        """What :meth:`probe` wrote, perhaps on another machine. Raises OSError."""
+        with self._storage.open(name) as file:
+            return file.read()
+
+    def remove_probe(self, name: str) -> None:
+        """Removes it."""
+        with contextlib.suppress(OSError):
+            self._storage.remove(name)
+
+    def remove_leftovers(self) -> None:
+        """Removes what a writer that was killed has left: files that no entry points to."""
+        with contextlib.suppress(OSError):
+            self._storage.remove_partial()
+            known = {entry.name for entry in self.entries()}
+            for name in self._storage.names():
+                if _STATE.fullmatch(name) and name.removesuffix(".pt") not in known:
+                    self._storage.remove(name)
+
+    def _damage(self, entry: Entry) -> str | None:
+        try:
+            with self._storage.open(f"{entry.name}.pt") as file:
+                found, digest = 0, hashlib.blake2b(digest_size=16)
+                while piece := file.read(_PIECE_BYTES):
+                    digest.update(piece)
+                    found += len(piece)
+        except OSError as error:
+            return error.strerror or str(error)
+        if found != entry.bytes:
+            return f"{found} bytes, not {entry.bytes}"
+        return None if digest.hexdigest() == entry.blake2b else "its bytes are not those that were written"
+
+    def _remove_old(self) -> None:
+        entries = self.entries()
+        rated = [entry for entry in entries if entry.metric is not None]
+        rated.sort(key=lambda entry: (entry.metric, entry.step), reverse=True)
+        stay = {entry.name for entry in (*entries[: self._kept.last], *rated[: self._kept.best])}
+        for entry in entries:
+            if entry.name not in stay:
+                with contextlib.suppress(OSError):  # the new one is safe; an old one too many does no harm
+                    self._storage.remove(f"{entry.name}.json")  # first, so that no entry points to nothing
+                    self._storage.remove(f"{entry.name}.pt")
+
+
+class _Hashing:
+    """Passes on what torch writes, and hashes it."""
+
+    def __init__(self) -> None:
+        self.file: IO[bytes] | None = None
+        self.error: OSError | None = None
+        self.bytes = 0
+        self._digest = hashlib.blake2b(digest_size=16)
+
+    def write(self, data: Any) -> int:
+        assert self.file is not None
+        view = memoryview(data).cast("B")
+        self._digest.update(view)
+        try:
+            self.file.write(view)
+        except OSError as error:
+            self.error = error
+            raise
+        self.bytes += len(view)
+        return len(view)
+
+    def flush(self) -> None:
+        """The storage flushes."""
+
+    def digest(self) -> str:
+        return self._digest.hexdigest()

@@ -8,24 +8,34 @@ from typing import Literal, TypeVar
 
 T = TypeVar("T")
 
-Phase = Literal["startup", "train", "data_wait", "eval", "checkpoint", "report"]
-PHASES: tuple[Phase, ...] = ("startup", "train", "data_wait", "eval", "checkpoint", "report")
+Phase = Literal["startup", "warmup", "train", "data_wait", "eval", "checkpoint", "report", "lost", "paused"]
+PHASES: tuple[Phase, ...] = (
+    "startup", "warmup", "train", "data_wait", "eval", "checkpoint", "report", "lost", "paused"
+)  # fmt: skip
 
 
 class Clock:
     """A stopwatch that is always in exactly one phase, so that the phases add up to the wall-clock time.
 
-    It starts in ``startup``: everything before the first step. ``train`` is forward, backward, clipping
-    and update; waiting for a batch is ``data_wait``; ``report`` is waiting for whoever reads the metrics.
-    The seconds are part of the checkpoint, so they go on counting after a restart. Time between a
-    checkpoint and a failure is not in it: that work is done again. ``started_at`` is a moment of
-    ``time.perf_counter()``, by default now.
+    It starts in ``startup``: everything before the first batch. ``warmup`` is a pass whose result is thrown away:
+    compilation, and the choice of the GPU's algorithms. ``train`` is forward, backward, clipping and update;
+    waiting for a batch is ``data_wait``; ``checkpoint`` is what training waits for one; ``report`` is waiting
+    for whoever reads the metrics.
+
+    The seconds are part of the checkpoint, so they go on counting after a restart. Between a checkpoint and
+    the start of the attempt that goes on from it they are ``lost``: work that is done again, and the time in
+    which nothing ran. If the run was asked to stop, and the checkpoint is the one that it kept then, they are
+    ``paused``. So over all attempts the phases add up to the time since the first one began, by the system's clock.
+
+    Args:
+        started_at: a moment of ``time.perf_counter()``, by default now.
     """
 
     def __init__(self, started_at: float | None = None) -> None:
         self._seconds: dict[Phase, float] = dict.fromkeys(PHASES, 0.0)
         self._phase: Phase = "startup"
-        self._since = time.perf_counter() if started_at is None else started_at
+        self._started_at = time.perf_counter() if started_at is None else started_at
+        self._since = self._started_at
 
     def enter(self, phase: Phase) -> None:
         """Ends the running phase and begins another."""
@@ -36,7 +46,7 @@ class Clock:
     def waiting_for(self, items: Iterator[T]) -> Iterator[T]:
         """Yields the items: waiting for one is ``data_wait``, what the caller does with it is ``train``.
 
-        Waiting for the very first item of a run is still ``startup``.
+        Waiting for the very first item of an attempt is still ``startup``.
         """
         while True:
             if self._phase != "startup":
@@ -57,12 +67,18 @@ class Clock:
         """``{phase}_seconds`` of every phase, cumulative."""
         return {f"{phase}_seconds": self.seconds(phase) for phase in PHASES}
 
-    def state(self) -> dict[str, float]:
-        """What a checkpoint has to keep."""
-        return {phase: self.seconds(phase) for phase in PHASES}
+    def state(self, *, paused: bool = False) -> dict[str, float]:
+        """What a checkpoint has to keep. ``paused``: the run ends here, as it was asked to."""
+        return {
+            **{phase: self.seconds(phase) for phase in PHASES},
+            "taken_at": time.time(),
+            "is_pause": float(paused),
+        }
 
     def resume(self, state: Mapping[str, float]) -> None:
-        """Adds the seconds of the attempts before this one; start-up is each attempt's own."""
+        """Adds the seconds of the attempts before this one, and those between them and this one."""
         for phase in PHASES:
-            if phase != "startup":
-                self._seconds[phase] += state.get(phase, 0.0)
+            self._seconds[phase] += state.get(phase, 0.0)
+        began = time.time() - (time.perf_counter() - self._started_at)
+        between = max(0.0, began - state["taken_at"])  # two machines' clocks may differ
+        self._seconds["paused" if state["is_pause"] else "lost"] += between

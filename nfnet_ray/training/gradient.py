@@ -6,9 +6,12 @@ gradient of the mean loss over the global batch, however it is cut.
 
 With SAM the share falls into groups, each with an ascent step of its own (``optimizer.sam.perturbation``):
 
-* ``replica``: the share of each worker is a group, so workers see different perturbations (paper A.4);
+* ``replica``: the share of each replica is a group, so workers see different perturbations (paper A.4);
 * ``global``: one perturbation for all workers, from the ascent gradient averaged over them;
 * ``micro_batch``: each micro-batch is a group, which on few devices does what many replicas would (paper A.4).
+
+A replica is a worker; where workers are missing (``Context.replicas``), one of them stands for several, one
+after the other.
 
 For each group: ascent gradient on its first images, perturb the weights, descent gradient, put the weights back.
 """
@@ -19,7 +22,9 @@ import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -35,7 +40,10 @@ from nfnet_ray.optim.sam import LookDirection, perturbation, perturbed, share_of
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.training.context import Context
 
-MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+MEMORY_FORMATS: dict[str, torch.memory_format] = {
+    "contiguous": torch.contiguous_format,
+    "channels_last": torch.channels_last,
+}
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.float32}  # of the weights
 
 
@@ -54,10 +62,14 @@ class Gradient:
         self.look_direction = LookDirection()
         self._model, self._recipe, self._context = model, recipe, context
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._replicas: nn.Module = model
+        # Dynamic shapes would be slower kernels; there are few sizes.
+        self._network = cast(nn.Module, torch.compile(model, dynamic=False)) if recipe.compile else model
+        self._replicas: nn.Module = self._network
         if context.world_size > 1:
             devices = [context.device] if context.device.type == "cuda" else None
-            self._replicas = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+            self._replicas = DistributedDataParallel(
+                self._network, device_ids=devices, gradient_as_bucket_view=True
+            )
         self._dtype = DTYPES[recipe.precision]
         self._memory_format = MEMORY_FORMATS[recipe.memory_format]
         self._autocast = torch.autocast(
@@ -79,11 +91,12 @@ class Gradient:
         the sharpest images are among them.
         """
         sam = self._recipe.optimizer.sam
-        share = len(batch.labels)
+        # The mean over the workers of sums / this is the mean over the global batch, also if some have more images.
+        share = self._recipe.batch_size / self._context.world_size
         if sam.rho is None:
-            return self._descend(batch, images=share)
+            return self._descend(batch, share)
         if sam.method == "looksam" and step % sam.looksam_interval:
-            losses = self._descend(batch, images=share)
+            losses = self._descend(batch, share)
             self.look_direction.add_to_gradients(self._parameters, sam.looksam_alpha)
             return losses
 
@@ -96,7 +109,7 @@ class Gradient:
                 self._parameters, ascent_gradients, sam, seed=(self._recipe.seed << 32) + step
             )
             with perturbed(self._parameters, offsets), _first_statistics(self._model):
-                descended, images = group, float(share)
+                descended, images = group, share
                 if sam.method == "esam":
                     descended, kept_share = self._sharpest(group, before)
                     images *= kept_share
@@ -107,16 +120,24 @@ class Gradient:
         return _joined(results)
 
     def _groups(self, batch: TrainBatch) -> list[TrainBatch]:
-        """What has an ascent step of its own. Micro-batches are dealt out as shares are to workers."""
+        """What has an ascent step of its own. Micro-batches are dealt out of a share as shares are out of a batch."""
+        rank, world_size, replicas = self._context.rank, self._context.world_size, self._context.replicas
+        groups = [batch]
+        if self._scope != "global" and replicas > world_size:
+            shares = [
+                positions_of_rank(self._recipe.batch_size, replica, replicas)
+                for replica in range(rank, replicas, world_size)
+            ]
+            groups = [batch.chosen(torch.from_numpy(np.searchsorted(batch.positions, own))) for own in shares]
         if self._scope != "micro_batch":
-            return [batch]
+            return groups
         count = self._recipe.micro_batches
-        rows = [positions_of_rank(len(batch.labels), number, count) for number in range(count)]
-        return [batch.chosen(torch.from_numpy(own)) for own in rows]
+        rows = [positions_of_rank(len(groups[0].labels), number, count) for number in range(count)]
+        return [group.chosen(torch.from_numpy(own)) for group in groups for own in rows]
 
     def _micro_batches(self, batch: TrainBatch) -> list[TrainBatch]:
-        """As many images each as a micro-batch of the whole share has; one empty part where there are none."""
-        share = self._recipe.batch_size // self._context.world_size
+        """As many images each as a micro-batch of a whole share has; one empty part where there are none."""
+        share = self._recipe.batch_size // self._context.replicas
         size = math.ceil(share / self._recipe.micro_batches)
         return [batch.part(slice(start, start + size)) for start in range(0, max(1, len(batch.labels)), size)]
 
@@ -142,7 +163,7 @@ class Gradient:
         gradients = [torch.zeros_like(parameter) for parameter in self._parameters]
         before: list[Tensor] = []
         for part in self._micro_batches(group.part(slice(0, own))) if own else []:
-            losses = self._losses(self._model, part, part.keys if sam.share_masks else part.keys + 1)
+            losses = self._losses(self._network, part, part.keys if sam.share_masks else part.keys + 1)
             more = torch.autograd.grad(losses.loss_N.sum() / total, self._parameters, materialize_grads=True)
             torch._foreach_add_(gradients, list(more))
             before.append(losses.loss_N.detach())
@@ -154,19 +175,18 @@ class Gradient:
         """ESAM's choice of images for the descent, and their share of all images."""
         share, world_size = self._recipe.optimizer.sam.esam_data_share, self._context.world_size
         with torch.no_grad():
-            after = [self._losses(self._model, part).loss_N for part in self._micro_batches(group)]
+            after = [self._losses(self._network, part).loss_N for part in self._micro_batches(group)]
         before_N, after_N = torch.cat(before), torch.cat(after)
         if self._scope != "global" or world_size == 1:
             rows = sharpest(before_N, after_N, share)
             return group.chosen(rows), len(rows) / len(group.labels)
-        own = torch.stack([before_N, after_N])
-        pairs = [torch.empty_like(own) for _ in range(world_size)]
-        dist.all_gather(pairs, own)
-        before_N, after_N = torch.cat(pairs, dim=1)
-        rows = sharpest(before_N, after_N, share)
-        kept_share = len(rows) / self._recipe.batch_size
-        rows = rows - self._context.rank * len(group.labels)
-        return group.chosen(rows[(rows >= 0) & (rows < len(group.labels))]), kept_share
+        places = torch.from_numpy(group.positions).to(before_N.device)
+        losses = before_N.new_zeros(2, self._recipe.batch_size)  # each worker fills in its own places
+        losses[:, places] = torch.stack([before_N, after_N])
+        dist.all_reduce(losses)
+        chosen = sharpest(losses[0], losses[1], share)
+        rows = torch.isin(places, chosen).nonzero()[:, 0]
+        return group.chosen(rows), len(chosen) / self._recipe.batch_size
 
     def _losses(self, network: nn.Module, part: TrainBatch, keys: Tensor | None = None) -> Losses:
         """Forward pass and loss, (N,) each, in the Recipe's precision; the loss in float32 at least."""

@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from nfnet_ray.data.batching import check_batch_size
-from nfnet_ray.data.dataset import Dataset, open_dataset
+from nfnet_ray.data.dataset import open_dataset
 from nfnet_ray.data.draws import network_seed
 from nfnet_ray.data.loader import EvalLoader, TrainLoader
-from nfnet_ray.errors import UserError
 from nfnet_ray.models import create_model
 from nfnet_ray.models.pretrained import set_training_mode, start_from
 from nfnet_ray.models.published import with_published_values
 from nfnet_ray.models.weights_file import with_pinned_weights
 from nfnet_ray.recipe import Recipe
+from nfnet_ray.training.agreement import EpochSums, Lookout
 from nfnet_ray.training.clock import Clock
 from nfnet_ray.training.context import Context
 from nfnet_ray.training.evaluation import EVAL_BATCH_SIZE, evaluate, evaluate_signal
 from nfnet_ray.training.gradient import DTYPES, MEMORY_FORMATS
-from nfnet_ray.training.process import reset_process
-from nfnet_ray.training.step import StepResult, TrainStep
+from nfnet_ray.training.probe import fastest_memory_format
+from nfnet_ray.training.process import generators, reset_process, set_generators
+from nfnet_ray.training.saving import Saver, check_same, first_workers
+from nfnet_ray.training.step import TrainStep
 
-STEPS_BETWEEN_GPU_CHECKS = 16  # reading the loss stops the GPU's queue, so it is not read at every step
+METRIC = "validation_top1"  # which checkpoint is the best
 
 Ending = Literal["finished", "diverged", "stopped"]
 
@@ -37,7 +40,8 @@ class Outcome:
     """How a run ended: after ``epochs`` finished epochs, with the metrics of the last one.
 
     ``model`` holds the weights as they were trained, ``average`` their moving average, if the Recipe has one.
-    ``diverged`` is a loss that became infinite or not a number; ``reason`` then says when.
+    ``diverged`` is a loss that became infinite or not a number; ``reason`` then says when. ``stopped``: the
+    Context asked for it; the last checkpoint is of this very step.
     """
 
     state: Ending
@@ -48,164 +52,171 @@ class Outcome:
     reason: str | None = None
 
 
-def train(recipe: Recipe, context: Context, clock: Clock | None = None) -> Outcome:
+def train(
+    recipe: Recipe, context: Context, clock: Clock | None = None, *, force_resume: bool = False
+) -> Outcome:
     """Trains the Recipe's network and reports after every epoch.
 
-    Goes on from the Context's latest checkpoint if there is one. The result depends on the Recipe, the
-    data and the number of workers and threads, not on what ran in this process before. ``clock`` is one
-    that has been running since the run was asked for. Raises UserError for data or a checkpoint that does
-    not fit the Recipe.
+    Goes on from the Context's latest checkpoint if there is one, in the middle of an epoch too. The result
+    depends on the Recipe, the data and the number of workers and threads, not on what ran in this process
+    before, nor on where the run was broken off. ``clock`` is one that has been running since the run was asked for.
+
+    Raises UserError for data or a checkpoint that does not fit the Recipe; with ``force_resume`` another
+    Recipe or other data than the checkpoint's are a warning.
     """
     clock = clock or Clock()
-    reset_process(recipe.seed, context.threads)
     recipe = with_pinned_weights(with_published_values(recipe))
     dataset = open_dataset(recipe.data.path)
-    check_batch_size(recipe, len(dataset.train), context.world_size, recipe.data.path)
+    check_batch_size(recipe, len(dataset.train), context.replicas, recipe.data.path)
+    with Saver(context) as saver:
+        before = saver.latest()
+        settings = recipe.to_values()  # as they were asked for
+        if before:
+            check_same(before, recipe, dataset.fingerprint, force=force_resume)
+            recipe = recipe.with_values({"memory_format": before["memory_format"]})
+        elif recipe.memory_format == "auto":
+            fastest = fastest_memory_format(recipe, len(dataset.class_names), context.threads, context.device)
+            recipe = recipe.with_values({"memory_format": first_workers(fastest, context)})
+        reset_process(recipe.seed, context.threads)
 
-    where: dict[str, Any] = {
-        "rank": context.rank,
-        "world_size": context.world_size,
-        "device": context.device,
-        "threads": context.threads,
-    }
-    train_loader = TrainLoader(
-        dataset.train, recipe.data, batch_size=recipe.batch_size, seed=recipe.seed, **where
-    )
-    eval_loader = EvalLoader(dataset.validation, recipe.data, batch_size=EVAL_BATCH_SIZE, **where)
-
-    model = create_model(
-        recipe.model.name,
-        num_classes=len(dataset.class_names),
-        dropout=recipe.model.dropout,
-        stochastic_depth=recipe.model.stochastic_depth,
-        overrides=recipe.model.overrides.chosen(),
-    )
-    start_from(model, recipe.model)
-    model.to(context.device, DTYPES[recipe.precision]).to(memory_format=MEMORY_FORMATS[recipe.memory_format])
-    step = TrainStep(model, recipe, context, train_loader.batches_per_epoch)
-    epochs_done, metrics = _resume(recipe, dataset, context, step, model, clock)
-    if epochs_done:  # the report of this epoch may have died with the worker
-        context.report(metrics)
-    initial_signal: dict[str, float] = {}
-    if recipe.signal_epochs and not epochs_done:
-        signal = evaluate_signal(model, eval_loader, recipe)
-        initial_signal = {f"initial_{name}": value for name, value in signal.items()}
-
-    def ended(state: Ending, epochs: int, metrics: dict[str, float], reason: str | None = None) -> Outcome:
-        return Outcome(state, epochs, metrics, model, step.average.model if step.average else None, reason)
-
-    for epoch in range(epochs_done, recipe.schedule.epochs):
-        torch.manual_seed(network_seed(recipe.seed, epoch, context.rank))
-        set_training_mode(model)
-        train_seconds_before = clock.seconds("train")
-        sums = EpochSums(context)
-        learning_rate = step.learning_rate
-        for number, batch in enumerate(clock.waiting_for(train_loader.epoch(epoch)), start=1):
-            learning_rate = step.learning_rate
-            sums.add(step(batch))
-            context.progress(epoch + number / train_loader.batches_per_epoch)
-            if number == train_loader.batches_per_epoch or number % sums.steps_between_checks == 0:
-                loss = sums.mean_loss()
-                if not math.isfinite(loss):
-                    reason = f"the training loss became {loss} in epoch {epoch + 1}, step {number}"
-                    return ended("diverged", epoch, clock.metrics(), reason)
-
-        clock.enter("eval")
-        images = train_loader.batches_per_epoch * recipe.batch_size
-        step.unify_statistics()
-        metrics = evaluate(model, eval_loader, recipe, context)
-        if step.average:  # what is delivered, and compared, is the average
-            metrics = {f"raw_{name}": value for name, value in metrics.items()}
-            metrics |= evaluate(step.average.model, eval_loader, recipe, context)
-        loss = metrics.get("raw_validation_loss", metrics["validation_loss"])
-        if not math.isfinite(loss):
-            reason = f"the validation loss became {loss} after epoch {epoch + 1}"
-            return ended("diverged", epoch, clock.metrics(), reason)
-
-        epochs_done = epoch + 1
-        if recipe.signal_epochs and epochs_done % recipe.signal_epochs == 0:
-            metrics |= evaluate_signal(model, eval_loader, recipe)
-        if epochs_done == 1:
-            metrics |= initial_signal
-        metrics |= sums.means() | clock.metrics()
-        metrics["epoch"] = epochs_done
-        metrics["learning_rate"] = learning_rate
-        metrics["images_per_second"] = images / (clock.seconds("train") - train_seconds_before)
-
-        clock.enter("checkpoint")
-        if context.rank == 0:
-            context.save_checkpoint(epochs_done, _state(recipe, dataset, step, model, clock, metrics))
-
-        clock.enter("report")
-        context.report(metrics)
-        if context.should_stop() and epochs_done < recipe.schedule.epochs:
-            return ended("stopped", epochs_done, metrics)
-    return ended("finished", epochs_done, metrics)
-
-
-class EpochSums:
-    """Sums of the steps' results on the device, over the steps of one epoch and, when read, all workers."""
-
-    def __init__(self, context: Context) -> None:
-        self.steps_between_checks = 1 if context.device.type == "cpu" else STEPS_BETWEEN_GPU_CHECKS
-        self._world_size = context.world_size
-        self._sums = torch.zeros(4, dtype=torch.float64, device=context.device)
-
-    def add(self, result: StepResult) -> None:
-        """Counts one step."""
-        one = torch.ones_like(result.loss)
-        self._sums += torch.stack([result.loss, result.top1, result.clipped_fraction, one]).double()
-
-    def mean_loss(self) -> float:
-        """Mean training loss so far over all workers; waits for the device."""
-        return self.means()["train_loss"]
-
-    def means(self) -> dict[str, float]:
-        """Means over the steps so far and over all workers, which have to call this together."""
-        sums = self._sums.clone()
-        if self._world_size > 1:
-            dist.all_reduce(sums)
-        loss, top1, clipped, steps = sums.tolist()
-        return {
-            "train_loss": loss / steps,
-            "train_top1": top1 / steps,
-            "agc_clipped_fraction": clipped / steps,
+        where: dict[str, Any] = {
+            "rank": context.rank,
+            "world_size": context.world_size,
+            "device": context.device,
+            "threads": context.threads,
         }
+        train_loader = TrainLoader(
+            dataset.train,
+            recipe.data,
+            batch_size=recipe.batch_size,
+            seed=recipe.seed,
+            replicas=context.replicas,
+            **where,
+        )
+        eval_loader = EvalLoader(dataset.validation, recipe.data, batch_size=EVAL_BATCH_SIZE, **where)
+        model = create_model(
+            recipe.model.name,
+            num_classes=len(dataset.class_names),
+            dropout=recipe.model.dropout,
+            stochastic_depth=recipe.model.stochastic_depth,
+            overrides=recipe.model.overrides.chosen(),
+        )
+        start_from(model, recipe.model)
+        layout = MEMORY_FORMATS[recipe.memory_format]
+        model.to(context.device, DTYPES[recipe.precision]).to(memory_format=layout)
+        batches = train_loader.batches_per_epoch
+        step = TrainStep(model, recipe, context, batches)
+        sums, at = EpochSums(context), Position()
+        if before:
+            at = Position(**before["position"])
+            model.load_state_dict(before["model"])
+            step.load_state_dict(before["step"])
+            clock.resume(before["clock"])
+            if at.epoch:  # the report of that epoch may have died with the worker
+                context.report(at.metrics)
+
+        def keep(at: Position, *, paused: bool = False) -> None:
+            """A checkpoint of here and now."""
+            state = {
+                "recipe": settings,
+                "data": dataset.fingerprint,
+                "memory_format": recipe.memory_format,
+                "position": vars(at),
+                "model": model.state_dict(),
+                "step": step.state_dict(),
+                "clock": clock.state(paused=paused),
+            }
+            own = {
+                "generators": generators(context.device),
+                "sums": sums.state_dict(),
+                "statistics": step.own_statistics(),
+            }
+            metric = at.metrics[METRIC] if at.batches == 0 else None
+            saver.save(state, own, step=step.number, epoch=at.epoch, metric=metric)
+
+        def ended(state: Ending, at: Position, reason: str | None = None) -> Outcome:
+            metrics = dict(at.metrics) | (clock.metrics() if state == "diverged" else {})
+            average = step.average.model if step.average else None
+            return Outcome(state, at.epoch, metrics, model, average, reason)
+
+        if recipe.signal_epochs and not before:
+            signal = evaluate_signal(model, eval_loader, recipe)
+            at = Position(initial={f"initial_{name}": value for name, value in signal.items()})
+        lookout, warmed_up_for = Lookout(context, saver), None
+        for epoch in range(at.epoch, recipe.schedule.epochs):
+            torch.manual_seed(network_seed(recipe.seed, epoch, context.rank))
+            if before and at.batches:  # in the middle of an epoch
+                workers = before["workers"]
+                sums.load_state_dicts([worker["sums"] for worker in workers], context.rank)
+                if len(workers) == context.world_size:
+                    set_generators(workers[context.rank]["generators"], context.device)
+                    step.load_own_statistics(workers[context.rank]["statistics"])
+            else:
+                sums = EpochSums(context)
+                at = Position(epoch, 0, clock.seconds("train"), at.metrics, at.initial)
+            before = None
+            set_training_mode(model)
+            arriving = clock.waiting_for(train_loader.epoch(epoch, first_batch=at.batches))
+            for number, batch in enumerate(arriving, start=at.batches + 1):
+                if warmed_up_for != batch.images.shape and step.needs_warm_up:
+                    clock.enter("warmup")
+                    step.warm_up(batch)
+                    clock.enter("train")
+                warmed_up_for = batch.images.shape
+                sums.add(step(batch), number)
+                context.progress(epoch + number / batches)
+                if lookout.is_due(is_last=number == batches):
+                    look = lookout.look(sums)
+                    if not math.isfinite(look.mean_loss):
+                        where_bad = f"in epoch {epoch + 1}, step {sums.first_bad_step()}"
+                        return ended("diverged", at, f"the training loss became {look.mean_loss} {where_bad}")
+                    if look.stops or look.saves:
+                        clock.enter("checkpoint")
+                        at = at.after(number)
+                        keep(at, paused=look.stops)
+                    if look.stops:
+                        saver.finish()
+                        return ended("stopped", at)
+
+            clock.enter("eval")
+            step.unify_statistics()
+            metrics = evaluate(model, eval_loader, recipe, context)
+            if step.average:  # what is delivered, and compared, is the average
+                metrics = {f"raw_{name}": value for name, value in metrics.items()}
+                metrics |= evaluate(step.average.model, eval_loader, recipe, context)
+            loss = metrics.get("raw_validation_loss", metrics["validation_loss"])
+            if not math.isfinite(loss):
+                return ended("diverged", at, f"the validation loss became {loss} after epoch {epoch + 1}")
+            if recipe.signal_epochs and (epoch + 1) % recipe.signal_epochs == 0:
+                metrics |= evaluate_signal(model, eval_loader, recipe)
+            metrics |= {**at.initial, **sums.means()}
+            metrics["epoch"] = epoch + 1
+            metrics["learning_rate"] = step.last_learning_rate
+            train_seconds = clock.seconds("train") - at.train_seconds_before
+            metrics["images_per_second"] = batches * recipe.batch_size / train_seconds
+
+            clock.enter("checkpoint")
+            at = Position(epoch + 1, metrics=metrics | clock.metrics())
+            keep(at)
+            clock.enter("report")
+            context.report(at.metrics)
+        saver.finish()
+        return ended("finished", at)
 
 
-def _state(
-    recipe: Recipe,
-    dataset: Dataset,
-    step: TrainStep,
-    model: nn.Module,
-    clock: Clock,
-    metrics: dict[str, float],
-) -> dict[str, Any]:
-    """All that the rest of the run depends on. Generators need not be kept: each epoch seeds its own."""
-    return {
-        "recipe": recipe.fingerprint(),
-        "data": dataset.fingerprint,
-        "metrics": metrics,
-        "model": model.state_dict(),
-        "step": step.state_dict(),
-        "clock": clock.state(),
-    }
+@dataclass(frozen=True)
+class Position:
+    """Where a run is: ``batches`` of epoch ``epoch`` (counted from 0) are done, as many epochs are finished."""
 
+    epoch: int = 0
+    batches: int = 0
+    train_seconds_before: float = 0.0
+    """``train_seconds`` when this epoch began."""
+    metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """Of the last finished epoch."""
+    initial: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """What was measured before the first step, to be reported with the first epoch."""
 
-def _resume(
-    recipe: Recipe, dataset: Dataset, context: Context, step: TrainStep, model: nn.Module, clock: Clock
-) -> tuple[int, dict[str, float]]:
-    """Loads the Context's latest checkpoint, if any; the epochs that are done, and the last one's metrics."""
-    state = context.latest_checkpoint()
-    if state is None:
-        return 0, {}
-    for kind, own in (("recipe", recipe.fingerprint()), ("data", dataset.fingerprint)):
-        if state[kind] != own:
-            raise UserError(
-                f"the checkpoint was written with another {kind} ({state[kind]}, not {own}): start anew"
-            )
-    model.load_state_dict(state["model"])
-    step.load_state_dict(state["step"])
-    clock.resume(state["clock"])
-    metrics: dict[str, float] = state["metrics"]
-    return int(metrics["epoch"]), metrics
+    def after(self, batches: int) -> Position:
+        """The same epoch, further on."""
+        return dataclasses.replace(self, batches=batches)

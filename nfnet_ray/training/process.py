@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gc
 import random
+from collections.abc import Mapping
 
 import numpy as np
 import torch
+from torch import Tensor
 
 
 def reset_process(seed: int, threads: int) -> None:
@@ -32,3 +34,18 @@ def reset_process(seed: int, threads: int) -> None:
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
+
+
+def generators(device: torch.device) -> dict[str, Tensor]:
+    """The states of the generators that training draws from: torch's, on the CPU and on the device."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["device"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def set_generators(states: Mapping[str, Tensor], device: torch.device) -> None:
+    """Goes on from :func:`generators`; a device that had none then keeps its own."""
+    torch.set_rng_state(states["cpu"])
+    if device.type == "cuda" and "device" in states:
+        torch.cuda.set_rng_state(states["device"], device)

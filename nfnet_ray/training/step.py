@@ -12,7 +12,7 @@ gradient is not clipped.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,8 +54,16 @@ class TrainStep:
     @property
     def learning_rate(self) -> float:
         """The learning rate of the next step."""
+        return self._learning_rate_of(self.number)
+
+    @property
+    def last_learning_rate(self) -> float:
+        """The learning rate of the step before."""
+        return self._learning_rate_of(self.number - 1)
+
+    def _learning_rate_of(self, number: int) -> float:
         return learning_rate_at(
-            self.number,
+            number,
             self._recipe.schedule,
             peak=self._recipe.peak_learning_rate,
             steps_per_epoch=self._steps_per_epoch,
@@ -79,12 +87,46 @@ class TrainStep:
         self.number += 1
         return StepResult(losses.loss_N.mean(), losses.correct_N.float().mean(), clipped_fraction)
 
+    @property
+    def needs_warm_up(self) -> bool:
+        """Whether the first step of an attempt would take longer than the others."""
+        return self._recipe.compile or self._context.device.type == "cuda"
+
+    def warm_up(self, batch: TrainBatch) -> None:
+        """A gradient that is thrown away, for what only the first one costs: compilation, the choice of algorithms.
+
+        Weights, generators, running statistics and LookSAM's direction are afterwards what they were.
+        """
+        buffers = [(buffer, buffer.clone()) for buffer in self._model.buffers()]
+        direction = self._gradient.look_direction.state_dict()
+        devices = [self._context.device] if self._context.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            self._gradient.add(batch, step=0)
+        self._gradient.look_direction.load_state_dict(direction)
+        for buffer, before in buffers:
+            buffer.copy_(before)
+        self.optimizer.zero_grad(set_to_none=True)
+        if devices:
+            torch.cuda.synchronize(self._context.device)
+
     def unify_statistics(self) -> None:
         """Gives all workers the running statistics of the first one's normalisation layers, if there are any."""
         if self._context.world_size > 1:
-            averages = self.average.model.buffers() if self.average else ()
-            for statistic in (*self._model.buffers(), *averages):
+            for statistic in self._statistics():
                 dist.broadcast(statistic, src=0)
+
+    def own_statistics(self) -> list[Tensor]:
+        """This worker's running statistics, which within an epoch are not those of the others."""
+        return [statistic.clone() for statistic in self._statistics()]
+
+    def load_own_statistics(self, statistics: Sequence[Tensor]) -> None:
+        """Goes on from :meth:`own_statistics`."""
+        for own, kept in zip(self._statistics(), statistics, strict=True):
+            own.copy_(kept)
+
+    def _statistics(self) -> list[Tensor]:
+        averages = self.average.model.buffers() if self.average else ()
+        return [*self._model.buffers(), *averages]
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint has to keep beside the model's weights."""

@@ -1,7 +1,8 @@
 """Three optimiser steps of a tiny network in float64, in this process or as one of several workers.
 
 ``python replicas.py OUT RANK WORLD_SIZE STORE``: for each case of this world size, the weights after the last step
-(and their moving average) go to OUT, a file for torch.load. STORE is a file through which the workers meet.
+(and their moving average) go to OUT, a file for torch.load. STORE is a file through which the workers meet. With three
+workers, only the cases in which they stand for four.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from nfnet_ray.data.batch import TrainBatch
-from nfnet_ray.data.batching import positions_of_rank
+from nfnet_ray.data.batching import positions_of_worker
 from nfnet_ray.models import create_model
 from nfnet_ray.models.nfnet import NFNet
 from nfnet_ray.models.pretrained import set_training_mode, start_from
@@ -46,6 +47,7 @@ SAM: dict[str, dict[str, Any]] = {
 }
 MICRO_BATCHES = (1, 2)
 MORE_MICRO_BATCHES = 4  # of one worker alone, and with AGC and the average
+REPLICAS = 4  # that one, two and three workers stand for, with AGC and the average
 
 
 def recipe(sam: str, agc: bool, ema: bool, micro_batches: int) -> Recipe:
@@ -74,9 +76,9 @@ def recipe(sam: str, agc: bool, ema: bool, micro_batches: int) -> Recipe:
 class Worker(PlainContext):
     """One of several workers, without Ray."""
 
-    def __init__(self, rank: int, world_size: int) -> None:
+    def __init__(self, rank: int, world_size: int, replicas: int) -> None:
         super().__init__(device=torch.device("cpu"), threads=1)
-        self.rank, self.world_size = rank, world_size  # type: ignore[misc]
+        self.rank, self.world_size, self.replicas = rank, world_size, replicas  # type: ignore[misc]
 
 
 def global_batch(step: int) -> TrainBatch:
@@ -115,7 +117,7 @@ def train(recipe: Recipe, worker: Worker) -> dict[str, torch.Tensor]:
     """The weights after the last step, and their average."""
     model = network(recipe)
     step = TrainStep(model, recipe, worker, steps_per_epoch=STEPS)
-    own = torch.from_numpy(positions_of_rank(BATCH, worker.rank, worker.world_size))
+    own = torch.from_numpy(positions_of_worker(BATCH, worker.rank, worker.world_size, worker.replicas))
     for number in range(STEPS):
         step(global_batch(number).chosen(own))
     result = {f"weights.{name}": tensor for name, tensor in model.state_dict().items()}
@@ -128,12 +130,16 @@ def main(out: str, rank: int, world_size: int, store: str) -> None:
     torch.set_num_threads(1)
     if world_size > 1:
         dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)
-    worker = Worker(rank, world_size)
-    results = {}
-    for sam, agc, ema in itertools.product(SAM, (False, True), (False, True)):
-        more = (MORE_MICRO_BATCHES,) if agc and ema and world_size == 1 else ()
-        for micro_batches in (*MICRO_BATCHES, *more):
-            results[sam, agc, ema, micro_batches] = train(recipe(sam, agc, ema, micro_batches), worker)
+    results: dict[tuple[Any, ...], dict[str, torch.Tensor]] = {}
+    if world_size < 3:
+        worker = Worker(rank, world_size, replicas=world_size)
+        for sam, agc, ema in itertools.product(SAM, (False, True), (False, True)):
+            more = (MORE_MICRO_BATCHES,) if agc and ema and world_size == 1 else ()
+            for micro_batches in (*MICRO_BATCHES, *more):
+                results[sam, agc, ema, micro_batches] = train(recipe(sam, agc, ema, micro_batches), worker)
+    worker = Worker(rank, world_size, REPLICAS)
+    for sam in SAM:
+        results["of four", sam] = train(recipe(sam, agc=True, ema=True, micro_batches=2), worker)
     torch.save(results, out)
     if world_size > 1:
         dist.destroy_process_group()

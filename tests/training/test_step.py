@@ -45,9 +45,9 @@ Results = dict[tuple[str, bool, bool, int], dict[str, torch.Tensor]]
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[Results]]:
-    """{world size: the results of each rank}, of three processes that work at the same time."""
+    """{world size: the results of each rank}, of six processes that work at the same time."""
     folder = tmp_path_factory.mktemp("replicas")
-    places = [(0, 1), (0, 2), (1, 2)]
+    places = [(0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3)]
     commands = [
         [
             sys.executable,
@@ -55,7 +55,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[Results]
             str(folder / f"{rank}of{size}.pt"),
             str(rank),
             str(size),
-            str(folder / "store"),
+            str(folder / f"store of {size}"),
         ]
         for rank, size in places
     ]
@@ -63,7 +63,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[Results]
     for process in processes:
         _, errors = process.communicate(timeout=240)
         assert process.returncode == 0, errors
-    found: dict[int, list[Results]] = {1: [], 2: []}
+    found: dict[int, list[Results]] = {1: [], 2: [], 3: []}
     for rank, size in places:
         found[size].append(torch.load(folder / f"{rank}of{size}.pt", weights_only=True))
     return found
@@ -115,6 +115,19 @@ def test_two_workers_with_two_perturbed_micro_batches_equal_one_with_four(result
     alone = results[1][0][sam, True, True, replicas.MORE_MICRO_BATCHES]
     for rank in results[2]:
         assert_equal(rank[sam, True, True, 2], alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sam", replicas.SAM)
+def test_one_two_and_three_workers_stand_for_four(results: Any, sam: str) -> None:
+    alone = results[1][0]
+    for rank in (*results[2], *results[3]):
+        assert_equal(rank["of four", sam], alone["of four", sam])
+    if sam in SYNCHRONISED:
+        assert_equal(alone["of four", sam], alone[sam, True, True, 1])
+    if sam in UNSYNCHRONISED:
+        four_groups = sam.replace("replica", "micro_batch")
+        assert_equal(alone["of four", sam], alone[four_groups, True, True, 4])
 
 
 @pytest.mark.slow
@@ -189,7 +202,7 @@ def written_out(model: NFNet, batches: list[TrainBatch], rho: float, ascent_imag
 def test_a_step_is_what_the_papers_say(sam: str, ascent_images: int) -> None:
     """Perturb along the first images' gradient; clip, decay, momentum, Nesterov; then the average."""
     recipe = replicas.recipe(sam, agc=True, ema=True, micro_batches=1)
-    worker = replicas.Worker(rank=0, world_size=1)
+    worker = replicas.Worker(rank=0, world_size=1, replicas=1)
     expected = written_out(
         replicas.network(recipe),
         [replicas.global_batch(n) for n in range(replicas.STEPS)],
@@ -228,7 +241,7 @@ def test_esam_descends_on_the_mean_loss_of_the_sharpest_half() -> None:
     sharpest = (after - before).topk(replicas.BATCH // 2).indices
     expected = torch.autograd.grad(after[sharpest].mean(), list(at.values()))
 
-    descended = Gradient(model, recipe, replicas.Worker(rank=0, world_size=1)).add(batch, step=0)
+    descended = Gradient(model, recipe, replicas.Worker(rank=0, world_size=1, replicas=1)).add(batch, step=0)
     assert len(descended.loss_N) == replicas.BATCH // 2
     for (name, parameter), gradient in zip(model.named_parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, **TOLERANCE, msg=name)
@@ -239,9 +252,9 @@ def test_bfloat16_keeps_the_weights_in_float32(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(replicas, "PIXELS", 32)
     values = {"precision": "bfloat16", "optimizer.sam.rho": 0.05}
     recipe = replicas.recipe("sam_replica", agc=True, ema=True, micro_batches=1).with_values(values)
-    in_bfloat16 = replicas.train(recipe, replicas.Worker(rank=0, world_size=1))
+    in_bfloat16 = replicas.train(recipe, replicas.Worker(rank=0, world_size=1, replicas=1))
     exact = replicas.train(
-        recipe.with_values({"precision": "float32"}), replicas.Worker(rank=0, world_size=1)
+        recipe.with_values({"precision": "float32"}), replicas.Worker(rank=0, world_size=1, replicas=1)
     )
     assert {tensor.dtype for tensor in in_bfloat16.values()} == {torch.float32}
     moved = rounding = 0.0
@@ -255,7 +268,7 @@ def test_bfloat16_keeps_the_weights_in_float32(monkeypatch: pytest.MonkeyPatch) 
 def test_a_step_goes_on_from_its_state() -> None:
     for sam in ("looksam", "esam_global", "sam_micro_batch"):
         recipe = replicas.recipe(sam, agc=True, ema=True, micro_batches=2)
-        worker = replicas.Worker(rank=0, world_size=1)
+        worker = replicas.Worker(rank=0, world_size=1, replicas=1)
         models = [replicas.network(recipe) for _ in range(2)]
         whole, first = (TrainStep(model, recipe, worker, replicas.STEPS) for model in models)
         whole(replicas.global_batch(0))

@@ -363,5 +363,5 @@ def test_a_transfer_goes_on_to_the_same_weights_and_not_with_other_ones(
     assert equal(resumed.model.state_dict(), whole.model.state_dict())
 
     torch.save(run(quick.with_values({"schedule.epochs": 1, "seed": 5})).model.state_dict(), own)
-    with pytest.raises(UserError, match="recipe"):
+    with pytest.raises(UserError, match=r"other settings \(model\.weights sha256:\w+, now sha256:\w+\)"):
         run(recipe, tmp_path / "run")

@@ -1,0 +1,112 @@
+"""What the workers of a run find out together within an epoch: its mean loss, and whether to save or to stop."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+
+from nfnet_ray.training.context import Context
+from nfnet_ray.training.saving import Saver
+from nfnet_ray.training.step import StepResult
+
+# Reading a number stops the GPU's queue, so it is not done at every step; but a wish to stop must be heard in time.
+MOST_STEPS_BETWEEN_LOOKS = 16
+SECONDS_BETWEEN_LOOKS = 2.0
+
+
+class Look(NamedTuple):
+    """What all workers know after a look, so what they do next is the same."""
+
+    mean_loss: float
+    """Of the epoch so far, over all workers."""
+    stops: bool
+    saves: bool
+
+
+class EpochSums:
+    """Sums of the steps' results on the device, over the steps of one epoch and, when read, all workers."""
+
+    def __init__(self, context: Context) -> None:
+        self._world_size, self._device = context.world_size, context.device
+        self._sums = torch.zeros(4, dtype=torch.float64, device=context.device)
+        self._first_bad_step = torch.full((), math.inf, dtype=torch.float64, device=context.device)
+
+    def add(self, result: StepResult, step: int) -> None:
+        """Counts step ``step`` of the epoch."""
+        one = torch.ones_like(result.loss)
+        self._sums += torch.stack([result.loss, result.top1, result.clipped_fraction, one]).double()
+        bad = torch.where(result.loss.isfinite(), math.inf, float(step))
+        self._first_bad_step = torch.minimum(self._first_bad_step, bad)
+
+    def over_workers(self, *further: float) -> list[float]:
+        """The four sums, and further numbers, summed over the workers, who have to call this together."""
+        mine = torch.tensor(further, dtype=torch.float64, device=self._device)
+        summed = torch.cat([self._sums, mine])
+        if self._world_size > 1:
+            dist.all_reduce(summed)
+        numbers: list[float] = summed.tolist()
+        return numbers
+
+    def means(self) -> dict[str, float]:
+        """Means over the steps so far and over all workers, who have to call this together."""
+        loss, top1, clipped, steps = self.over_workers()
+        return {
+            "train_loss": loss / steps,
+            "train_top1": top1 / steps,
+            "agc_clipped_fraction": clipped / steps,
+        }
+
+    def first_bad_step(self) -> int:
+        """The first step whose loss was infinite or not a number on any worker; they have to call this together."""
+        first = self._first_bad_step.clone()
+        if self._world_size > 1:
+            dist.all_reduce(first, dist.ReduceOp.MIN)
+        return int(first)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """This worker's sums."""
+        return {"sums": self._sums}
+
+    def load_state_dicts(self, states: Sequence[Mapping[str, Any]], rank: int) -> None:
+        """Goes on from the sums of all workers; the first one takes those of workers that are no more."""
+        own = [torch.zeros(4, dtype=torch.float64)]
+        if len(states) == self._world_size:
+            own = [states[rank]["sums"]]
+        elif rank == 0:
+            own = [state["sums"] for state in states]
+        self._sums.copy_(torch.stack(own).sum(0))
+
+
+class Lookout:
+    """Decides when the workers look, which costs a message and, on a GPU, waiting for it.
+
+    On a CPU they do at every step. On a GPU the next look is so many steps away as take two seconds, 16 at
+    most; the time of a step that this is reckoned from is the mean over the workers, so that all come to the
+    same number.
+    """
+
+    def __init__(self, context: Context, saver: Saver) -> None:
+        self._context, self._saver = context, saver
+        self._steps_to_next, self._steps, self._since = 1, 0, time.perf_counter()
+
+    def is_due(self, is_last: bool) -> bool:
+        """Whether to look after this step; always after the epoch's last one."""
+        self._steps += 1
+        return is_last or self._steps >= self._steps_to_next
+
+    def look(self, sums: EpochSums) -> Look:
+        """What the workers find; they have to call this together."""
+        seconds = (time.perf_counter() - self._since) / max(1, self._steps)
+        wishes = (float(self._context.should_stop()), float(self._saver.is_due()), seconds)
+        loss, _, _, steps, stop, save, seconds = sums.over_workers(*wishes)
+        seconds /= self._context.world_size
+        if self._context.device.type != "cpu" and seconds > 0:
+            affordable = int(SECONDS_BETWEEN_LOOKS / seconds)
+            self._steps_to_next = max(1, min(MOST_STEPS_BETWEEN_LOOKS, affordable))
+        self._steps, self._since = 0, time.perf_counter()
+        return Look(loss / steps, stop > 0, save > 0)

@@ -1,0 +1,254 @@
+"""When a run keeps a checkpoint, what is in it, and how it goes on from one.
+
+All workers take part: each has generators, sums and statistics of its own. They are collected by the first,
+which copies all to the CPU's memory while training waits (``checkpoint_seconds``) and writes it from a thread
+while training goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from nfnet_ray.errors import UserError
+from nfnet_ray.recipe import Recipe, decisive_values
+from nfnet_ray.training.checkpoint import CheckpointStore, State
+from nfnet_ray.training.context import Context
+
+FAILED_WRITES_IN_A_ROW = 3  # a disk that is full now may have room at the next checkpoint
+PROBE_FILE = "probe"
+PROBE_SECONDS = (
+    10.0  # network file systems show a new file late: NFS keeps what it knows of a folder for seconds
+)
+
+logger = logging.getLogger(__name__)
+
+
+class Saver:
+    """Keeps the checkpoints of one run. A context manager: leaving it waits for a write that is under way."""
+
+    def __init__(self, context: Context) -> None:
+        self._context, self._store = context, context.store
+        self._writing: threading.Thread | None = None
+        self._saved_at = time.monotonic()
+        self._failures: list[OSError] = []
+        self._bug: Exception | None = None
+        self._staged: dict[str, Tensor] = {}
+
+    def __enter__(self) -> Saver:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._wait()
+
+    def latest(self) -> State | None:
+        """The checkpoint to go on from, the same on every worker; None where there is none.
+
+        Raises UserError, on every worker, if one of them does not see what another one has written.
+        """
+        if self._store is None:
+            return None
+        _check_storage(self._store, self._context)
+        rank = self._context.rank
+        entry = first_workers(self._store.latest_sound() if rank == 0 else None, self._context)
+        if rank == 0:
+            self._store.remove_leftovers()
+        return self._store.load(entry) if entry else None
+
+    def is_due(self) -> bool:
+        """Whether this worker wants a checkpoint within an epoch. The first one's wish counts."""
+        seconds = self._context.seconds_between_checkpoints
+        if self._store is None or self._context.rank != 0 or seconds is None:
+            return False
+        is_writing = self._writing is not None and self._writing.is_alive()
+        return not is_writing and time.monotonic() - self._saved_at >= seconds
+
+    def save(
+        self, state: Mapping[str, Any], own: Mapping[str, Any], *, step: int, epoch: int, metric: float | None
+    ) -> None:
+        """Takes ``state`` of the first worker and ``own`` of each, and has them written. Called by all together.
+
+        Raises UserError if the last three could not be written.
+        """
+        if self._store is None:
+            return
+        taken_at = time.time()
+        workers = _collected(own, self._context)
+        self._saved_at = time.monotonic()
+        if self._context.rank != 0:
+            return
+        self._wait()
+        if len(self._failures) >= FAILED_WRITES_IN_A_ROW:
+            raise UserError(
+                f"{self._store.place}: {len(self._failures)} checkpoints in a row could not be written "
+                f"({self._failures[-1]}); make room, then go on from the one before"
+            )
+        copied = self._staged_copy({**state, "workers": workers, "taken_at": taken_at})
+        arguments = {"step": step, "epoch": epoch, "time": taken_at, "metric": metric}
+        # Not a daemon: a program that ends waits for its last checkpoint.
+        self._writing = threading.Thread(target=self._write, args=(copied, arguments), name="checkpoint")
+        self._writing.start()
+
+    def finish(self) -> None:
+        """Waits for the last checkpoint. Raises UserError if that could not be written."""
+        self._wait()
+        if self._failures and self._store:
+            raise UserError(
+                f"{self._store.place}: the last checkpoint could not be written ({self._failures[-1]}); "
+                "make room, then go on from the one before"
+            )
+
+    def _write(self, state: State, arguments: dict[str, Any]) -> None:
+        assert self._store is not None
+        try:
+            self._store.save(state, **arguments)
+        except OSError as error:
+            self._failures.append(error)
+            logger.warning(
+                "%s: the checkpoint of step %s could not be written (%s): training goes on, the one before is kept",
+                self._store.place,
+                arguments["step"],
+                error,
+            )
+        except Exception as error:  # nobody would hear of it in a thread
+            self._bug = error
+        else:
+            self._failures.clear()
+
+    def _wait(self) -> None:
+        if self._writing is not None:
+            self._writing.join()
+            self._writing = None
+        if self._bug is not None:
+            raise self._bug
+
+    def _staged_copy(self, state: State) -> State:
+        """A copy in memory that is kept from one checkpoint to the next, pinned if it comes from a GPU."""
+        is_cuda = self._context.device.type == "cuda"
+
+        def copied(path: str, value: Any) -> Any:
+            if isinstance(value, Tensor):
+                kept = self._staged.get(path)
+                if kept is None or kept.shape != value.shape or kept.dtype != value.dtype:
+                    kept = torch.empty(value.shape, dtype=value.dtype, pin_memory=is_cuda)
+                    self._staged[path] = kept
+                return kept.copy_(value.detach(), non_blocking=True)
+            if isinstance(value, Mapping):
+                return {key: copied(f"{path}/{key}", item) for key, item in value.items()}
+            if isinstance(value, list | tuple):
+                return [copied(f"{path}/{number}", item) for number, item in enumerate(value)]
+            return value
+
+        result: State = copied("", state)
+        if is_cuda:
+            torch.cuda.synchronize(self._context.device)
+        return result
+
+
+def check_same(state: State, recipe: Recipe, data: str, *, force: bool) -> None:
+    """Raises UserError if a checkpoint is not of this Recipe and data, with the fields that differ.
+
+    With ``force`` it warns.
+    """
+    before, now = decisive_values(state["recipe"]), decisive_values(recipe.to_values())
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in now.items()}
+    differing = [
+        f"{name} {_shown(before, name)}, now {_shown(plain, name)}"
+        for name in sorted(before.keys() | plain.keys())
+        if (name in before, before.get(name)) != (name in plain, plain.get(name))
+    ]
+    if state["data"] != data:
+        differing.append(f"data {state['data']}, now {data}")
+    if not differing:
+        return
+    if not force:
+        raise UserError(
+            f"the checkpoint was written with other settings ({'; '.join(differing)}): "
+            "put them back, start anew elsewhere, or force it"
+        )
+    logger.warning("going on from a checkpoint of other settings: %s", "; ".join(differing))
+
+
+def _shown(values: Mapping[str, Any], name: str) -> str:
+    return str(values[name]) if name in values else "not there"
+
+
+def _check_storage(store: CheckpointStore, context: Context) -> None:
+    """Every worker writes a file and reads those of all the others, before anything is trained.
+
+    Raises UserError, on every worker, if one could not.
+    """
+    tokens = _all_of(secrets.token_bytes(8), context)
+    name = f"{PROBE_FILE}-{{}}".format
+    problem = ""
+    try:
+        store.probe(name(context.rank), tokens[context.rank])
+    except OSError as error:
+        problem = f"worker {context.rank} cannot write to {store.place} ({error})"
+    problems = [text for text in _all_of(problem, context) if text]
+    if not problems:
+        for rank, token in enumerate(tokens):
+            if not _is_seen(store, name(rank), token):
+                problem = f"worker {context.rank} does not see in {store.place} what worker {rank} has written there"
+                break
+        problems = [text for text in _all_of(problem, context) if text]  # nobody reads any more
+    store.remove_probe(name(context.rank))
+    if problems:
+        raise UserError(f"{problems[0]}: checkpoints need a folder or a URI that all nodes share")
+
+
+def _is_seen(store: CheckpointStore, name: str, token: bytes) -> bool:
+    deadline = time.monotonic() + PROBE_SECONDS
+    while True:
+        try:
+            if store.read_probe(name) == token:
+                return True
+        except OSError:
+            pass
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+
+
+def first_workers(value: Any, context: Context) -> Any:
+    """The first worker's value, on every worker."""
+    if context.world_size == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def _all_of(value: Any, context: Context) -> list[Any]:
+    """Every worker's value, on every worker."""
+    if context.world_size == 1:
+        return [value]
+    values: list[Any] = [None] * context.world_size
+    dist.all_gather_object(values, value)
+    return values
+
+
+def _collected(own: Mapping[str, Any], context: Context) -> list[Any] | None:
+    """Every worker's ``own``, on the first one."""
+    if context.world_size == 1:
+        return [own]
+    values: list[Any] | None = [None] * context.world_size if context.rank == 0 else None
+    dist.gather_object(_on_cpu(own), values, dst=0)
+    return values
+
+
+def _on_cpu(value: Any) -> Any:
+    """Tensors as they are pickled: on no GPU."""
+    if isinstance(value, Tensor):
+        return value.detach().cpu()
+    if isinstance(value, Mapping):
+        return {key: _on_cpu(item) for key, item in value.items()}
+    return value

@@ -1,0 +1,155 @@
+"""Where checkpoints lie: a folder on a disk or a shared file system, or a place in an object store.
+
+A place is a path, or a URI that pyarrow knows: ``s3://bucket/runs``, ``gs://bucket/runs``, ``hdfs://…``,
+``file:///runs``. A file that has its name is complete: on a file system it is written beside, synced and
+renamed; an object store shows an object only when its last byte has arrived.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+from nfnet_ray.errors import UserError
+
+PARTIAL = ".partial"
+
+Write = Callable[[IO[bytes]], object]
+"""Writes a file's content, front to back."""
+
+
+class Storage(Protocol):
+    """A flat folder of files. OSError is whatever the disk or the network says."""
+
+    place: str
+    """Its path or URI, for messages."""
+
+    def write(self, name: str, content: Write) -> None:
+        """Makes or replaces a file; it is complete, or it is not there."""
+
+    def open(self, name: str) -> contextlib.AbstractContextManager[IO[bytes]]:
+        """A file for reading and seeking. Raises FileNotFoundError."""
+
+    def names(self) -> list[str]:
+        """The names of all complete files, in no order."""
+
+    def remove(self, name: str) -> None:
+        """Removes a file, if it is there."""
+
+    def remove_partial(self) -> None:
+        """Removes what broken-off writes have left."""
+
+
+def storage_at(place: str | os.PathLike[str]) -> Storage:
+    """The storage at a path or a URI. Raises UserError for a URI that pyarrow does not know."""
+    text = os.fspath(place)
+    if "://" not in text:
+        return _Folder(Path(text))
+    from pyarrow import fs  # here, so that a machine with torch alone can train
+
+    try:
+        filesystem, path = fs.FileSystem.from_uri(text)
+    except Exception as error:  # pyarrow.ArrowInvalid, and OSError where a service does not answer
+        line = next(iter(str(error).splitlines()), "")
+        raise UserError(
+            f"{text}: not a place for checkpoints ({line}); give a path, or a URI such as s3://bucket/runs"
+        ) from error
+    if isinstance(filesystem, fs.LocalFileSystem):
+        return _Folder(Path(path))
+    return _ArrowFolder(text, filesystem, path)
+
+
+class _Folder:
+    """A folder of this machine, or of a file system that all machines share."""
+
+    def __init__(self, path: Path) -> None:
+        self.place, self._path = str(path), path
+
+    def write(self, name: str, content: Write) -> None:
+        self._path.mkdir(parents=True, exist_ok=True)
+        partial = self._path / f"{name}{PARTIAL}"
+        try:
+            with partial.open("wb") as file:
+                content(file)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(self._path / name)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                partial.unlink()
+            raise
+        folder = os.open(self._path, os.O_RDONLY)  # the new name has to survive a power failure, too
+        try:
+            with contextlib.suppress(OSError):  # not every network file system can
+                os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def open(self, name: str) -> contextlib.AbstractContextManager[IO[bytes]]:
+        return (self._path / name).open("rb")
+
+    def names(self) -> list[str]:
+        try:
+            return [entry.name for entry in os.scandir(self._path) if not entry.name.endswith(PARTIAL)]
+        except FileNotFoundError:
+            return []
+
+    def remove(self, name: str) -> None:
+        (self._path / name).unlink(missing_ok=True)
+
+    def remove_partial(self) -> None:
+        for path in self._path.glob(f"*{PARTIAL}"):
+            path.unlink(missing_ok=True)
+
+
+class _ArrowFolder:
+    """A folder of one of pyarrow's file systems."""
+
+    def __init__(self, place: str, filesystem: Any, path: str) -> None:
+        self.place, self._filesystem, self._path = place, filesystem, path.rstrip("/")
+
+    def write(self, name: str, content: Write) -> None:
+        self._filesystem.create_dir(self._path, recursive=True)
+        buffered = None
+        with self._filesystem.open_output_stream(f"{self._path}/{name}") as stream:
+            # torch writes many small pieces.
+            buffered = io.BufferedWriter(_Unclosed(stream), buffer_size=1 << 22)
+            content(buffered)
+            buffered.flush()
+
+    def open(self, name: str) -> contextlib.AbstractContextManager[IO[bytes]]:
+        file: contextlib.AbstractContextManager[IO[bytes]] = self._filesystem.open_input_file(
+            f"{self._path}/{name}"
+        )
+        return file
+
+    def names(self) -> list[str]:
+        from pyarrow import fs
+
+        selector = fs.FileSelector(self._path, allow_not_found=True)
+        return [info.base_name for info in self._filesystem.get_file_info(selector) if info.is_file]
+
+    def remove(self, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._filesystem.delete_file(f"{self._path}/{name}")
+
+    def remove_partial(self) -> None:
+        """There is nothing: an upload that broke off has no name."""
+
+
+class _Unclosed(io.RawIOBase):
+    """A pyarrow stream as Python's buffers want it; the buffer's end does not close it."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._stream.write(data)
+        return len(data)

@@ -1,0 +1,491 @@
+"""A checkpoint is complete and checked, or not there; damage and full disks cost a checkpoint, not the run."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import resource
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nfnet_ray.errors import UserError
+from nfnet_ray.recipe import Recipe
+from nfnet_ray.training import Outcome, PlainContext, train
+from nfnet_ray.training.checkpoint import CheckpointStore, Kept
+from nfnet_ray.training.clock import PHASES
+from nfnet_ray.training.storage import storage_at
+from tests.resume.campaign import EPOCHS, STEPS, recipe_of
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def recipe(tiny_digits: Path) -> Recipe:
+    """Two epochs of five steps, with a moving average."""
+    return recipe_of(("sgd", "agc", "ema", "stochastic_depth"), tiny_digits)
+
+
+@pytest.fixture(autouse=True)
+def _leave_the_threads_as_they_were() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+class StoppedContext(PlainContext):
+    """Wants to stop after so many epochs, fractions included."""
+
+    def __init__(self, after: float, **settings: Any) -> None:
+        super().__init__(device=CPU, threads=1, **settings)
+        self._after = after
+
+    def progress(self, epochs: float) -> None:
+        if epochs >= self._after - 1e-6:
+            self.stop()
+
+
+def weights(outcome: Outcome) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in outcome.model.state_dict().items()}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def filled(place: Path, count: int, kept: Kept | None = None) -> CheckpointStore:
+    """A store with checkpoints of the steps 1 to ``count``; the metric falls with each."""
+    store = CheckpointStore(place, kept or Kept(last=count))
+    for step in range(1, count + 1):
+        state = {"step": step, "weights": torch.arange(1000.0) + step}
+        store.save(state, step=step, epoch=step, time=time.time(), metric=1 / step)
+    return store
+
+
+def steps(store: CheckpointStore) -> list[int]:
+    return [entry.step for entry in store.entries()]
+
+
+def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:
+    state = {
+        "weights": {"a": torch.randn(3, 4), "b": torch.arange(5)},
+        "nothing": None,
+        "numbers": [1, 2.5, "three", True],
+    }
+    store = CheckpointStore(tmp_path)
+    store.save(state, step=7, epoch=1, time=12.5, metric=0.25)
+    entry = store.latest_sound()
+    assert entry is not None
+    assert (entry.step, entry.epoch, entry.written_at, entry.metric) == (7, 1, 12.5, 0.25)
+    loaded = store.load(entry)
+    assert loaded["numbers"] == state["numbers"]
+    assert loaded["nothing"] is None
+    assert all(torch.equal(loaded["weights"][name], state["weights"][name]) for name in ("a", "b"))
+    # What lies there is an ordinary file of torch.save, for whoever wants the weights.
+    (path,) = tmp_path.glob("*.pt")
+    assert torch.load(path, weights_only=True)["numbers"] == state["numbers"]
+
+
+def test_the_last_ones_and_the_best_stay(tmp_path: Path) -> None:
+    store = filled(tmp_path, 6, Kept(last=2, best=1))
+    assert steps(store) == [6, 5, 1]
+    best = store.best()
+    assert best is not None
+    assert best.step == 1
+    assert len(list(tmp_path.iterdir())) == 6  # three checkpoints, two files each
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
+    class Hostile:
+        def __reduce__(self) -> Any:
+            return os.system, ("echo hostile",)
+
+    store = CheckpointStore(tmp_path)
+    store.save({"weights": Hostile()}, step=1, epoch=1, time=0.0, metric=None)
+    entry = store.latest_sound()
+    assert entry is not None
+    with pytest.raises(Exception, match=r"[Ww]eights.only"):
+        store.load(entry)
+
+
+DAMAGES = {
+    "a bit is flipped": lambda path: path.write_bytes(
+        path.read_bytes()[:2000] + bytes([path.read_bytes()[2000] ^ 1]) + path.read_bytes()[2001:]
+    ),
+    "it is cut short": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "it is empty": lambda path: path.write_bytes(b""),
+    "it is gone": lambda path: path.unlink(),
+    "its entry is cut short": lambda path: path.with_suffix(".json").write_text('{"name": "step'),
+    "its entry was never written": lambda path: path.with_suffix(".json").unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_last_checkpoint_is_passed_over(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = filled(tmp_path, 3)
+    DAMAGES[damage](max(tmp_path.glob("*.pt")))
+    with caplog.at_level(logging.WARNING):
+        entry = store.latest_sound()
+    assert entry is not None
+    assert entry.step == 2
+    assert store.load(entry)["step"] == 2
+    if damage != "its entry was never written":  # then nothing says that it was ever finished
+        assert "step-00000003" in caplog.text
+
+
+def test_what_a_killed_writer_leaves_is_cleared_away(tmp_path: Path) -> None:
+    store = filled(tmp_path, 2)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    (tmp_path / "step-00000003-00000000.pt").write_bytes(b"no entry")
+    (tmp_path / "step-00000003-00000001.pt.partial").write_bytes(b"half")
+    (tmp_path / "notes.txt").write_text("somebody's own")
+    assert steps(store) == [2, 1]
+    store.remove_leftovers()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", *before]
+
+
+def test_a_run_is_stopped_within_an_epoch_and_goes_on_from_that_step(recipe: Recipe, tmp_path: Path) -> None:
+    whole = train(recipe, PlainContext(device=CPU, threads=1))
+    stopped = train(recipe, StoppedContext(after=0.6, checkpoints=tmp_path))
+    assert (stopped.state, stopped.epochs) == ("stopped", 0)
+    assert steps(CheckpointStore(tmp_path)) == [3]  # of an epoch's five
+    at_the_end = train(recipe, StoppedContext(after=1.0, checkpoints=tmp_path))
+    assert at_the_end.state == "stopped"
+    assert steps(CheckpointStore(tmp_path))[0] == STEPS  # trained, but not evaluated yet
+    resumed = train(recipe, PlainContext(device=CPU, threads=1, checkpoints=tmp_path))
+    assert resumed.state == "finished"
+    assert same(weights(resumed), weights(whole))
+    timeless = {name for name in whole.metrics if not name.endswith(("_seconds", "_per_second"))}
+    assert {name: resumed.metrics[name] for name in timeless} == {
+        name: whole.metrics[name] for name in timeless
+    }
+
+
+def test_sigterm_keeps_the_step_and_ends(recipe: Recipe, tmp_path: Path) -> None:
+    long = recipe.with_values({"schedule.epochs": 5000})
+    script = f"""
+        import json, signal, torch
+        from nfnet_ray.recipe import Recipe
+        from nfnet_ray.training import PlainContext, train
+        context = PlainContext(device=torch.device("cpu"), threads=1, checkpoints={str(tmp_path)!r},
+                               on_report=lambda metrics: print(metrics["epoch"], flush=True))
+        with context.stopped_by(signal.SIGTERM):
+            outcome = train(Recipe.from_values(json.loads({json.dumps(json.dumps(long.to_values()))})), context)
+        print(outcome.state, outcome.epochs)
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "1.0\n" or process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    lines = process.communicate(timeout=60)[0].splitlines()
+    state, epochs = lines[-1].split()
+    assert (state, process.returncode) == ("stopped", 0)
+    newest = CheckpointStore(tmp_path).entries()[0]
+    assert newest.epoch == int(epochs)
+    assert newest.metric is None  # not one of those at the end of an epoch
+
+
+def test_other_settings_are_refused_with_what_differs_or_forced(
+    recipe: Recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(recipe, StoppedContext(after=0.4, checkpoints=tmp_path))
+    other = recipe.with_values({"optimizer.momentum": 0.8, "schedule.base_learning_rate": 0.2})
+    context = PlainContext(device=CPU, threads=1, checkpoints=tmp_path)
+    with pytest.raises(UserError) as error:
+        train(other, context)
+    assert "optimizer.momentum 0.9, now 0.8; schedule.base_learning_rate 0.1, now 0.2" in str(error.value)
+    assert "\n" not in str(error.value)
+    with caplog.at_level(logging.WARNING):
+        outcome = train(other, context, force_resume=True)
+    assert outcome.state == "finished"
+    assert "optimizer.momentum 0.9, now 0.8" in caplog.text
+    # Where the data lies is not what is trained.
+    moved = recipe.with_values({"data.path": recipe.data.path + "/"})
+    assert train(moved, context, force_resume=True).state == "finished"
+
+
+def test_other_data_are_refused(recipe: Recipe, few_digits: Path, tmp_path: Path) -> None:
+    train(recipe, StoppedContext(after=0.4, checkpoints=tmp_path))
+    with pytest.raises(UserError, match=r"other settings \(data [0-9a-f]{32}, now [0-9a-f]{32}\)"):
+        train(
+            recipe.with_values({"data.path": str(few_digits)}),
+            PlainContext(device=CPU, threads=1, checkpoints=tmp_path),
+        )
+
+
+def full_disk(limit: int) -> None:
+    """In a child process: no file may grow over so many bytes, as on a full disk."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+
+def in_child(work: Any) -> str:
+    """What a function that is run in a process of its own says; the rest of this process is left as it is."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            said = str(work())
+        except BaseException as error:
+            said = f"{type(error).__name__}: {error}"
+        os.write(writing, said.encode())
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as file:
+        said = file.read()
+    os.waitpid(child, 0)
+    return said
+
+
+def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
+    store = filled(tmp_path, 2)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def write() -> str:
+        full_disk(2000)
+        try:
+            store.save({"weights": torch.zeros(10**5)}, step=3, epoch=3, time=0.0, metric=None)
+        except OSError as error:
+            return f"errno {error.errno}"
+        return "written"
+
+    assert in_child(write) == "errno 27"  # EFBIG; a full disk is 28, which takes a file system to fill
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.slow
+def test_training_goes_on_beside_a_full_disk_and_says_so_at_the_end(recipe: Recipe, tmp_path: Path) -> None:
+    """And a run that never gets a checkpoint onto the disk ends, before it has cost much."""
+    script = f"""
+        import json, logging, resource, signal, sys, threading, time, torch
+        from nfnet_ray.errors import UserError
+        from nfnet_ray.recipe import Recipe
+        from nfnet_ray.training import PlainContext, train
+        logging.basicConfig(level=logging.WARNING, stream=sys.stdout, format="%(message)s")
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+        full = set(json.loads(sys.argv[1]))
+        def report(metrics):
+            epoch = int(metrics["epoch"])
+            while any(thread.name == "checkpoint" for thread in threading.enumerate()):
+                time.sleep(0.01)  # this epoch's is on its way
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2000 if epoch + 1 in full else hard, hard))
+        recipe = Recipe.from_values(json.loads({json.dumps(json.dumps(recipe.to_values()))}))
+        context = PlainContext(device=torch.device("cpu"), threads=1, checkpoints=sys.argv[2], on_report=report)
+        try:
+            print(train(recipe.with_values({{"schedule.epochs": 6}}), context).state)
+        except UserError as error:
+            print("UserError:", error)
+    """
+
+    def told(full_in_epochs: list[int], folder: str) -> str:
+        place = tmp_path / folder
+        command = [sys.executable, "-c", textwrap.dedent(script), json.dumps(full_in_epochs), str(place)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    passing = told([2, 3], "passing")
+    assert passing.count("training goes on, the one before is kept") == 2
+    assert passing.splitlines()[-1] == "finished"
+    assert steps(CheckpointStore(tmp_path / "passing"))[0] == 6 * STEPS
+    lasting = told([2, 3, 4, 5, 6], "lasting")
+    assert "UserError" in lasting.splitlines()[-1]
+    assert "3 checkpoints in a row could not be written" in lasting
+    assert steps(CheckpointStore(tmp_path / "lasting")) == [STEPS]
+    last = told([6], "last")
+    assert "the last checkpoint could not be written" in last.splitlines()[-1]
+
+
+def test_training_does_not_wait_for_a_slow_disk(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While one checkpoint is on its way, training goes on, and none is asked for within the epoch."""
+    released = threading.Event()
+    begun: list[int] = []
+    save = CheckpointStore.save
+
+    def slow(self: CheckpointStore, state: Any, *, step: int, **facts: Any) -> Any:
+        begun.append(step)
+        assert released.wait(30)
+        return save(self, state, step=step, **facts)
+
+    monkeypatch.setattr(CheckpointStore, "save", slow)
+    done: list[float] = []
+
+    class Watched(PlainContext):
+        def progress(self, epochs: float) -> None:
+            done.append(epochs)
+            if round(epochs * STEPS) == 4:
+                released.set()
+
+    context = Watched(device=CPU, threads=1, checkpoints=tmp_path, seconds_between_checkpoints=0.0)
+    outcome = train(recipe, context)
+    assert begun[0] == 1  # three more steps were made while it was being written
+    assert begun[1] >= 4
+    assert outcome.state == "finished"
+    # What was written is what was at that step, although the weights went on changing.
+    monkeypatch.undo()
+    resumed = train(recipe, PlainContext(device=CPU, threads=1, checkpoints=tmp_path))
+    assert same(weights(resumed), weights(outcome))
+
+
+def test_a_state_is_copied_before_training_goes_on(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train(recipe, PlainContext(device=CPU, threads=1))
+    save, released = CheckpointStore.save, threading.Event()
+
+    def late(self: CheckpointStore, state: Any, *, step: int, **facts: Any) -> Any:
+        if step == 1:
+            assert released.wait(30)
+        return save(self, state, step=step, **facts)
+
+    class Killed(Exception):
+        pass
+
+    class Context(PlainContext):
+        def progress(self, epochs: float) -> None:
+            if round(epochs * STEPS) == 4:
+                released.set()
+                raise Killed
+
+    monkeypatch.setattr(CheckpointStore, "save", late)
+    with pytest.raises(Killed):
+        train(recipe, Context(device=CPU, threads=1, checkpoints=tmp_path, seconds_between_checkpoints=0.0))
+    assert steps(CheckpointStore(tmp_path)) == [1]
+    resumed = train(recipe, PlainContext(device=CPU, threads=1, checkpoints=tmp_path))
+    assert same(weights(resumed), weights(whole))
+
+
+def test_the_clock_adds_up_over_attempts_to_the_time_that_passed(recipe: Recipe, tmp_path: Path) -> None:
+    long = recipe.with_values({"schedule.epochs": 12})
+    began = time.time()
+    reports: list[dict[str, float]] = []
+
+    class Killed(Exception):
+        pass
+
+    class Dies(PlainContext):
+        def progress(self, epochs: float) -> None:
+            if epochs > 3.5:
+                raise Killed
+
+    def settings() -> dict[str, Any]:
+        return {
+            "device": CPU,
+            "threads": 1,
+            "checkpoints": tmp_path,
+            "on_report": lambda m: reports.append(dict(m)),
+        }
+
+    with pytest.raises(Killed):
+        train(long, Dies(**settings()))
+    died = time.time()
+    time.sleep(1.0)  # until somebody notices
+    restarted = time.time()
+    stopped = StoppedContext(after=7.4, checkpoints=tmp_path, on_report=lambda m: reports.append(dict(m)))
+    assert train(long, stopped).state == "stopped"
+    paused = time.time()
+    time.sleep(0.5)  # over the weekend
+    train(long, PlainContext(**settings()))
+    passed = time.time() - began
+    last = reports[-1]
+    accounted = sum(last[f"{phase}_seconds"] for phase in PHASES)
+    assert abs(accounted - passed) < 0.01 * passed + 0.05  # the last report's own time is not in it
+    assert last["lost_seconds"] >= restarted - died
+    assert last["lost_seconds"] < restarted - died + 0.5 * (died - began)  # what was done again
+    assert 0.5 <= last["paused_seconds"] < time.time() - paused
+    assert last["train_seconds"] < passed - last["lost_seconds"] - last["paused_seconds"]
+
+
+def test_training_seconds_count_no_work_twice(recipe: Recipe, tmp_path: Path) -> None:
+    """Steps that are thrown away by a failure are lost, and not in the training time of the run."""
+    slept = 0.2
+
+    class Slow(PlainContext):
+        def __init__(self, dies_at: float, **settings: Any) -> None:
+            super().__init__(device=CPU, threads=1, **settings)
+            self._dies_at, self.metrics = dies_at, {"train_seconds": 0.0}
+
+        def progress(self, epochs: float) -> None:
+            time.sleep(slept)
+            if epochs >= self._dies_at - 1e-6:
+                raise ZeroDivisionError
+
+        def report(self, metrics: Any) -> None:
+            self.metrics = dict(metrics)
+
+    with pytest.raises(ZeroDivisionError):
+        train(recipe, Slow(1.8, checkpoints=tmp_path))  # four steps beyond the checkpoint
+    last = Slow(9, checkpoints=tmp_path)
+    train(recipe, last)
+    assert last.metrics["train_seconds"] > EPOCHS * STEPS * slept
+    assert last.metrics["lost_seconds"] > 4 * slept
+    undisturbed = Slow(9)
+    train(recipe, undisturbed)
+    assert abs(last.metrics["train_seconds"] - undisturbed.metrics["train_seconds"]) < 3 * slept
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", [1, 2])
+def test_a_run_goes_on_with_another_number_of_workers(tiny_digits: Path, tmp_path: Path, first: int) -> None:
+    """With the same samples in the same batches, and numbers that differ by rounding alone."""
+    from tests.resume.campaign import epochs_of, steps_of
+
+    recipe = recipe_of(("sam", "agc", "ema", "augmentation"), tiny_digits).with_values({"micro_batches": 1})
+    script = f"""
+        import sys; from pathlib import Path
+        import torch._dynamo
+        from nfnet_ray.recipe import Recipe
+        from tests.resume.campaign import Attempt
+        import json
+        recipe = Recipe.from_values(json.loads({json.dumps(json.dumps(recipe.to_values()))}))
+        folder = Path({str(tmp_path)!r})
+        assert Attempt(recipe, 2, folder / "whole", None, None).wait()
+        killed = Attempt(recipe, {first}, folder / "killed", folder / "checkpoints", (0, 0.8), replicas=2)
+        killed.wait(first_ends_all=True)
+        assert Attempt(recipe, {3 - first}, folder / "resumed", folder / "checkpoints", None, replicas=2).wait(), (
+            (folder / "resumed" / "stderr-0").read_text())
+    """
+    root = Path(__file__).parents[2]
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, cwd=root)
+
+    def notes(name: str, rank: int) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (tmp_path / name / f"log-{rank}").read_text().splitlines()]
+
+    def samples(name: str, workers: int) -> dict[int, dict[int, int]]:
+        """{step: {place: sample}} over all workers."""
+        found: dict[int, dict[int, int]] = {}
+        for rank in range(workers):
+            for step, (indices, positions) in steps_of(notes(name, rank)).items():
+                found.setdefault(step, {}).update(zip(positions, indices, strict=True))
+        return found
+
+    expected, got = samples("whole", 2), samples("resumed", 3 - first)
+    assert 0 < min(got) < STEPS
+    assert got == {step: expected[step] for step in got}
+    expected_metrics, metrics = epochs_of(notes("whole", 0)), epochs_of(notes("resumed", 0))
+    for epoch, numbers in metrics.items():
+        for name, number in numbers.items():
+            assert number == pytest.approx(expected_metrics[epoch][name], rel=2e-3, abs=2e-3), name
+
+
+def test_places_that_no_file_system_knows_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not a place for checkpoints"):
+        storage_at("nowhere://bucket/runs")
+    local = CheckpointStore(f"file://{tmp_path}/runs")
+    local.save({"step": 1}, step=1, epoch=1, time=0.0, metric=None)
+    assert steps(CheckpointStore(tmp_path / "runs")) == [1]
