@@ -21,15 +21,30 @@ from data_prep.splits import plan_splits
 from nfnet_ray.data.dataset import DatasetSummary, open_dataset
 from nfnet_ray.errors import UserError
 
-_KIND = "scikit-learn digits"
-_HOLDOUT = 0.2  # 360 of 1,797
+
+@dataclass(frozen=True)
+class DigitsPart:
+    """Which of the digits, and the share of each class's images that validates; ``kind`` names it in the data set."""
+
+    kind: str
+    digits: str
+    holdout: float
+
+
+ALL_DIGITS = DigitsPart("scikit-learn digits", "0123456789", 0.2)
+"""1,437 images to train with and 360 to validate."""
+FIRST_HALF = DigitsPart("scikit-learn digits, 0 to 4", "01234", 0.2)
+"""To learn something that may help with the others: 720 images to train with and 181 to validate."""
+SECOND_HALF_FEW = DigitsPart("scikit-learn digits, 5 to 9, few to train with", "56789", 1 - 50 / 896)
+"""Ten images of each class to train with, and all the others to validate: 50 and 846."""
+
 _SIDE = 32  # pixels: CIFAR's size, so that what trains on one trains on the other
 _JPEG_QUALITY = 95
 _BRIGHTEST = 16  # the data set's pixels are 0 to 16
 
 
-def write_digits(out_directory: Path) -> Path:
-    """Write the digits as a data set: 1,437 training and 360 validation images, the same every time.
+def write_digits(out_directory: Path, part: DigitsPart = ALL_DIGITS) -> Path:
+    """Write the digits, or a part of them, as a data set, the same every time.
 
     Each image is enlarged to 32x32 pixels with Pillow's bicubic filter (smooth strokes, as a scan at that
     size would have) and stored as a grey JPEG of quality 95. Does nothing where it was done before. When
@@ -42,27 +57,27 @@ def write_digits(out_directory: Path) -> Path:
         UserError: the folder holds something else or cannot be written, or scikit-learn is missing.
     """
     out = Path(out_directory)
-    if _holds_digits(out):
+    if _holds_digits(out, part):
         return out
-    source = open_digits()
+    source = open_digits(part)
     try:
-        convert(source, plan_splits(source, _HOLDOUT), out, ConvertSettings())
+        convert(source, plan_splits(source, part.holdout), out, ConvertSettings())
     except OutTakenError:
-        if not _holds_digits(out):
+        if not _holds_digits(out, part):
             raise
     return out
 
 
-def describe_digits(out_directory: Path) -> DatasetSummary:
+def describe_digits(out_directory: Path, part: DigitsPart = ALL_DIGITS) -> DatasetSummary:
     """What :func:`write_digits` would write there, but for its fingerprint. Writes nothing."""
-    source = open_digits()
-    plan = plan_splits(source, _HOLDOUT)
+    source = open_digits(part)
+    plan = plan_splits(source, part.holdout)
     train, validation = len(plan.train.indices), len(plan.validation.indices)
     return DatasetSummary(Path(out_directory), train, validation, source.class_names, "", (_SIDE, _SIDE))
 
 
-def open_digits() -> Source:
-    """The digits as a source with a training split only."""
+def open_digits(part: DigitsPart = ALL_DIGITS) -> Source:
+    """The digits, or a part of them, as a source with a training split only."""
     # The table is read from the installed package's folder; importing scikit-learn takes seconds.
     spec = importlib.util.find_spec("sklearn")
     folders = spec.submodule_search_locations if spec is not None else None
@@ -73,9 +88,11 @@ def open_digits() -> Source:
     # A row is 64 pixels, row by row, and the digit.
     values = np.loadtxt(table, delimiter=",", dtype=np.int64)
     pixels = np.rint(values[:, :-1] * (255 / _BRIGHTEST)).astype(np.uint8).reshape(-1, 8, 8)
-    names = [f"digits/{index:04}" for index in range(len(values))]
-    split = _DigitsSplit(names, values[:, -1], pixels)
-    return Source(_KIND, tuple("0123456789"), {"train": split})
+    chosen = [index for index, digit in enumerate(values[:, -1]) if str(digit) in part.digits]
+    names = [f"digits/{index:04}" for index in chosen]
+    labels = np.array([part.digits.index(str(digit)) for digit in values[chosen, -1]], np.int64)
+    split = _DigitsSplit(names, labels, pixels[chosen])
+    return Source(part.kind, tuple(part.digits), {"train": split})
 
 
 @dataclass(frozen=True)
@@ -99,5 +116,5 @@ def _enlarge(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _holds_digits(out: Path) -> bool:
-    return (out / "train.beton").exists() and open_dataset(out).train.manifest.settings["source"] == _KIND
+def _holds_digits(out: Path, part: DigitsPart) -> bool:
+    return (out / "train.beton").exists() and open_dataset(out).train.manifest.settings["source"] == part.kind

@@ -152,16 +152,34 @@ class Overrides(Section):
 
 @dataclass(frozen=True)
 class ModelRecipe(Section):
-    """Which network, and its regularisation. None stands for the variant's published value."""
+    """Which network, what it starts from, and its regularisation. None stands for the variant's published value."""
 
     prefix: ClassVar[str] = "model."
 
     name: str = setting("nfnet_f0", "a name from nfnet_ray.models.list_models()")
+    weights: str | None = setting(
+        None,
+        "a file of weights to start from (published, timm's, or our own), a study puts @sha256:… behind its name; "
+        "none: weights drawn anew",
+    )
+    classifier: Literal["new", "loaded"] = setting(
+        "new", "whether `weights` give the classifier too, which takes the same classes"
+    )
+    trained: Literal["all", "classifier"] = setting(
+        "all", "what is trained; classifier: all else stays as it is, in evaluation mode"
+    )
     dropout: float | None = setting(None, "drop rate before the classifier", at_least=0, below=1)
     stochastic_depth: float | None = setting(
         None, "largest drop rate of a residual branch", at_least=0, below=1
     )
     overrides: Overrides = Overrides()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.classifier == "loaded" and self.weights is None:
+            raise RecipeError(
+                "model.classifier = 'loaded' is not allowed without model.weights, where it comes from: it takes new"
+            )
 
 
 @dataclass(frozen=True)
@@ -420,10 +438,37 @@ class Recipe(Section):
         """12 hex digits that are equal for two Recipes that train the same network on the same bytes.
 
         Where the data lies on this machine is left out; which data it is, the data set's own
-        fingerprint says.
+        fingerprint says. Of a file of weights the content counts, if the Recipe says it (see
+        :func:`split_weights`), and not where it lies.
         """
-        values = {name: value for name, value in self.to_values().items() if name != "data.path"}
+        values = decisive_values(self.to_values())
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+
+WEIGHTS_DIGEST_MARK = "@sha256:"
+
+
+def split_weights(weights: str) -> tuple[str, str | None]:
+    """``model.weights`` as (path, SHA-256 of the content in hex), None where the content is left open.
+
+    >>> split_weights("weights/F0_haiku.npz@sha256:a1b2")
+    ('weights/F0_haiku.npz', 'a1b2')
+    """
+    path, mark, digest = weights.rpartition(WEIGHTS_DIGEST_MARK)
+    return (path, digest) if mark else (weights, None)
+
+
+def decisive_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the ``values`` of a Recipe those that decide its result.
+
+    Without the place of the data, which have a fingerprint of their own, and of a file of weights its content
+    alone, where that is said.
+    """
+    decisive = {name: value for name, value in values.items() if name != "data.path"}
+    if decisive.get("model.weights") is not None:
+        path, digest = split_weights(decisive["model.weights"])
+        decisive["model.weights"] = f"sha256:{digest}" if digest else path
+    return decisive
 
 
 def field_meanings() -> dict[str, str]:

@@ -9,13 +9,13 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 from rich.console import Console
 
-from data_prep import digits
+from data_prep.digits import ALL_DIGITS, DigitsPart, describe_digits, write_digits
 from nfnet_ray.cluster.journal import StudyProgress
 from nfnet_ray.cluster.plan import check_trials, estimate_cost, training_multiply_adds
 from nfnet_ray.cluster.progress import clock_time, reported_epochs, trial_table
@@ -23,14 +23,41 @@ from nfnet_ray.cluster.session import available_cpus, check_address
 from nfnet_ray.cluster.study import Study, Trial
 from nfnet_ray.data.dataset import DatasetSummary, check_dataset
 from nfnet_ray.errors import UserError
-from nfnet_ray.recipe import Recipe, field_meanings, parse_setting
+from nfnet_ray.models.weights_file import pinned
+from nfnet_ray.recipe import Recipe, field_meanings, parse_setting, split_weights
 from nfnet_ray.tracking.events import JOURNAL_FILE, StudyStarted
 from nfnet_ray.tracking.uri import check_tracking_uri, default_tracking_uri
 from studies.run import EXIT_INTERRUPTED, StudyRun, WorkerDemand, interpreter, shown
 
-StudyFactory = Callable[[DatasetSummary, int | None], Study]
+StudyFactory = Callable[..., Study]
+"""Of (data, epochs or None), and of the study's own flags by name: None where they were not given."""
 
-BUILT_IN_DATA = Path("data") / "digits"
+
+@dataclass(frozen=True)
+class Flag:
+    """A flag that one study has and the others have not; its value is a text."""
+
+    name: str
+    metavar: str
+    help: str
+
+
+@dataclass(frozen=True)
+class BuiltInData:
+    """What a study runs on without ``--data``: digits, written into this folder on first use."""
+
+    folder: Path = Path("data") / "digits"
+    part: DigitsPart = ALL_DIGITS
+
+
+@dataclass(frozen=True)
+class MadeWeights:
+    """A file of weights that a study makes when it is not there yet, as ``make`` says it: (path, console) -> None."""
+
+    path: Path
+    make: Callable[[Path, Console], None]
+
+
 EXIT_USER_ERROR = 2
 FIXED_BY_A_STUDY = (
     "data",
@@ -44,13 +71,33 @@ FIXED_BY_A_STUDY = (
 )
 
 
-def main(factory: StudyFactory, file: Path, arguments: Sequence[str] | None = None) -> int:
+@dataclass(frozen=True)
+class _Program:
+    """A study as a program: what builds it, and what it has of its own."""
+
+    factory: StudyFactory
+    file: Path
+    built_in: BuiltInData
+    flags: Sequence[Flag]
+    made: MadeWeights | None
+
+
+def main(
+    factory: StudyFactory,
+    file: Path,
+    arguments: Sequence[str] | None = None,
+    *,
+    built_in: BuiltInData | None = None,
+    flags: Sequence[Flag] = (),
+    made: MadeWeights | None = None,
+) -> int:
     """Runs a study's command line; the exit code: 0, 2 for an error of use, 130 for Ctrl-C."""
-    options = _parser(factory, file).parse_args(arguments)
+    program = _Program(factory, file, built_in or BuiltInData(), flags, made)
+    options = _parser(program).parse_args(arguments)
     # A terminal is as wide as it is; a log file is given room for a whole row.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     try:
-        return _run(factory, file, options, console)
+        return _run(program, options, console)
     except UserError as error:
         print(f"{file.name}: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
@@ -66,13 +113,13 @@ class _OneLineParser(argparse.ArgumentParser):
         self.exit(EXIT_USER_ERROR, f"{Path(self.prog).name}: {message}; see --help\n")
 
 
-def _parser(factory: StudyFactory, file: Path) -> argparse.ArgumentParser:
+def _parser(program: _Program) -> argparse.ArgumentParser:
     meanings = field_meanings()
     width = max(map(len, meanings))
     fields = "\n".join(f"  {name:{width}}  {meaning}" for name, meaning in meanings.items())
     parser = _OneLineParser(
-        prog=f"python {shown(file)}",
-        description=sys.modules[factory.__module__].__doc__,
+        prog=f"python {shown(program.file)}",
+        description=sys.modules[program.factory.__module__].__doc__,
         epilog=f"fields for --set FIELD=VALUE:\n{fields}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -112,6 +159,8 @@ def _parser(factory: StudyFactory, file: Path) -> argparse.ArgumentParser:
         help="what is checked of the data before anything starts: quick, all but the images' bytes; full, each image's"
         " bytes against its hash too, as python -m data_prep verify does (default: %(default)s)",
     )
+    for flag in program.flags:
+        what.add_argument(f"--{flag.name}", metavar=flag.metavar, help=flag.help)
     what.add_argument("--trials", type=_positive, metavar="N", help="only the first N trials")
     what.add_argument("--epochs", type=_positive, metavar="N", help="epochs of each trial")
     what.add_argument(
@@ -162,7 +211,8 @@ def _share(text: str) -> float:
     return share
 
 
-def _run(factory: StudyFactory, file: Path, options: argparse.Namespace, console: Console) -> int:
+def _run(program: _Program, options: argparse.Namespace, console: Console) -> int:
+    progress: StudyProgress | None
     storage = options.storage.resolve()
     tracking_uri = options.tracking_uri or default_tracking_uri(storage)
     settings = dict(parse_setting(text) for text in options.set)
@@ -172,7 +222,7 @@ def _run(factory: StudyFactory, file: Path, options: argparse.Namespace, console
     if not options.plan:
         check_tracking_uri(tracking_uri)
     if options.resume:
-        _refuse_with_resume(options)
+        _refuse_with_resume(options, program.flags)
         directory = storage / options.resume
         progress, started = StudyProgress.read(directory)
         study = Study.from_event(started)
@@ -183,18 +233,20 @@ def _run(factory: StudyFactory, file: Path, options: argparse.Namespace, console
         demand = WorkerDemand(**started["study"]["worker"])
     else:
         path = settings.pop("data.path", None) or options.data
-        data = _data(path, options.plan)
+        data = _data(path, options.plan, program.built_in)
         if options.verify == "full" and (path or not options.plan):  # a plan writes no digits
             _verify(data.path)
         epochs = settings.pop("schedule.epochs", None) or options.epochs
-        study = _with_settings(factory(data, epochs), settings, options)
-        directory = storage / study.name
-        progress = StudyProgress.waiting(study)
+        own = {flag.name: getattr(options, flag.name) for flag in program.flags}
+        study = _with_settings(program.factory(data, epochs, **own), settings, options)
+        directory, progress = storage / study.name, None
         demand = WorkerDemand(
             options.workers_per_trial or 1, options.cpus_per_worker, options.gpus_per_worker
         )
+    check_trials(study.trials(), data, demand.workers)
+    study = _with_weights(study, program.made, options.plan, console)
     trials = study.trials()
-    check_trials(trials, data, demand.workers)
+    _check_weights(trials, len(data.class_names), console)
     if options.plan:
         _print_plan(study, trials, data, demand.workers, console)
         return 0
@@ -202,12 +254,15 @@ def _run(factory: StudyFactory, file: Path, options: argparse.Namespace, console
         raise UserError(
             f"{directory} holds a study already: go on with --resume {study.name}, or take another --name"
         )
-    run = StudyRun(study, data, directory, tracking_uri, _command(file, options, study.name), progress)
+    command = _command(program.file, options, study.name)
+    progress = progress or StudyProgress.waiting(study)
+    run = StudyRun(study, data, directory, tracking_uri, command, progress)
     return run.execute(options.address, demand, console)
 
 
-def _refuse_with_resume(options: argparse.Namespace) -> None:
-    given = [name for name in FIXED_BY_A_STUDY if getattr(options, name) not in (None, [])]
+def _refuse_with_resume(options: argparse.Namespace, flags: Sequence[Flag]) -> None:
+    fixed = (*FIXED_BY_A_STUDY, *(flag.name for flag in flags))
+    given = [name for name in fixed if getattr(options, name) not in (None, [])]
     if given or options.name:
         flag = "--" + (given or ["name"])[0].replace("_", "-")
         raise UserError(
@@ -224,12 +279,53 @@ def _check_same_data(data: DatasetSummary, started: StudyStarted) -> None:
         )
 
 
-def _data(path: str | Path | None, only_plan: bool) -> DatasetSummary:
+def _data(path: str | Path | None, only_plan: bool, built_in: BuiltInData) -> DatasetSummary:
     if path:
         return check_dataset(Path(path).resolve())
     if only_plan:
-        return digits.describe_digits(BUILT_IN_DATA.resolve())
-    return check_dataset(digits.write_digits(BUILT_IN_DATA.resolve()))
+        return describe_digits(built_in.folder.resolve(), built_in.part)
+    return check_dataset(write_digits(built_in.folder.resolve(), built_in.part))
+
+
+def _with_weights(study: Study, made: MadeWeights | None, only_plan: bool, console: Console) -> Study:
+    """The study with the content of its files of weights written behind their names.
+
+    What the study makes itself is made first, but for a plan. Raises UserError for a file that is not there, or
+    that is not the one that the study began with.
+    """
+
+    def known(weights: str | None) -> str | None:
+        if weights is None:
+            return None
+        path = Path(split_weights(weights)[0])
+        if made and path.resolve() == made.path.resolve() and not path.exists():
+            if only_plan:
+                return weights
+            made.make(path, console)
+        return pinned(weights)
+
+    recipe = study.recipe.with_values({"model.weights": known(study.recipe.model.weights)})
+    space = dict(study.space)
+    if "model.weights" in space:
+        space["model.weights"] = tuple(map(known, space["model.weights"]))
+    return replace(study, recipe=recipe, space=space)
+
+
+def _check_weights(trials: list[Trial], classes: int, console: Console) -> None:
+    """Says what the trials will load. Raises UserError if it does not fit, before anything is started."""
+    # A file is read once, however many trials load it into the same network.
+    models = {
+        replace(trial.recipe.model, trained="all", dropout=None, stochastic_depth=None) for trial in trials
+    }
+    # What a study has yet to make has no hash, and fits.
+    known = [model for model in models if model.weights is not None and split_weights(model.weights)[1]]
+    sentences = set()
+    for model in known:
+        from nfnet_ray.models.pretrained import check_pretrained  # torch, which most studies do without here
+
+        sentences.add(check_pretrained(model, classes).sentence())
+    for sentence in sorted(sentences):
+        console.print(f"Weights: {sentence}.", soft_wrap=True)
 
 
 def _verify(path: Path) -> None:

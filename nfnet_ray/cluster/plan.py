@@ -13,6 +13,7 @@ from nfnet_ray.models.published import with_published_values
 from nfnet_ray.recipe import Recipe
 
 TRAINING_PER_FORWARD = 3  # a backward pass costs about two forward ones
+FROZEN_PER_FORWARD = 1  # there is no backward pass through what is not trained
 
 
 @dataclass(frozen=True)
@@ -68,12 +69,13 @@ def _images(recipe: Recipe, data: DatasetSummary, epochs: int) -> int:
 def _forward_passes(recipe: Recipe) -> float:
     """Forward passes of the network that the training of one image is worth, SAM's ascent included."""
     sam = recipe.optimizer.sam
+    one_pass = TRAINING_PER_FORWARD if recipe.model.trained == "all" else FROZEN_PER_FORWARD
     if sam.rho is None:
-        return TRAINING_PER_FORWARD
+        return one_pass
     if sam.method == "esam":  # ascent on all images, a look at all, descent on the sharpest
-        return TRAINING_PER_FORWARD + 1 + TRAINING_PER_FORWARD * sam.esam_data_share
+        return one_pass + 1 + one_pass * sam.esam_data_share
     interval = sam.looksam_interval if sam.method == "looksam" else 1
-    return TRAINING_PER_FORWARD * (1 + sam.ascent_share / interval)
+    return one_pass * (1 + sam.ascent_share / interval)
 
 
 def _forward_multiply_adds(recipe: Recipe, classes: int) -> int:

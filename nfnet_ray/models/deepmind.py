@@ -54,8 +54,8 @@ def load_deepmind_weights(model: nn.Module, arrays_or_path: OfficialArrays | str
     not finite, and the network that they belong to if it is another; the model is then as it was.
     """
     model = _network(model)
-    given = _flat(_arrays(arrays_or_path))
-    slots = list(_slots(model))
+    given = flattened(_arrays(arrays_or_path))
+    slots = list(official_slots(model))
     problems = find_problems(slots, given)
     if problems:
         name, classes = model.variant.name, model.classifier.out_features
@@ -95,7 +95,7 @@ def recognise_variant(arrays: OfficialArrays) -> str:
     The number of classes does not matter. Raises `UserError` if they are of no known network; it names the
     nearest one and every array that is not as it is there.
     """
-    given = _flat(arrays)
+    given = flattened(arrays)
     found = _match(given)
     if found:
         return found[0]
@@ -130,7 +130,7 @@ def published_file_name(path: str | os.PathLike[str]) -> str | None:
 def to_deepmind_arrays(model: nn.Module) -> dict[str, dict[str, np.ndarray]]:
     """The weights of `model` as the official mapping, in float32 as published; copies, not views."""
     arrays: dict[str, dict[str, np.ndarray]] = {}
-    for slot in _slots(_network(model)):
+    for slot in official_slots(_network(model)):
         module, _, parameter = slot.name.rpartition("/")
         array = slot.parameter.detach().to("cpu", torch.float32).numpy()
         official = np.array(array.transpose(_TO_OFFICIAL[array.ndim]), order="C")
@@ -147,7 +147,8 @@ def _network(model: nn.Module) -> NFNet:
     return model
 
 
-def _slots(model: NFNet) -> Iterator[Slot]:
+def official_slots(model: NFNet) -> Iterator[Slot]:
+    """Each parameter of the network under its official name, `module/parameter`."""
     family = model.variant.family
     for index, conv in enumerate(model.stem):
         stem = f"stem_conv{index}" if family == NFNET else "initial_conv"
@@ -190,7 +191,7 @@ def _arrays(arrays_or_path: OfficialArrays | str | os.PathLike[str]) -> Official
     return arrays_or_path
 
 
-def _flat(arrays: OfficialArrays) -> dict[str, np.ndarray]:
+def flattened(arrays: OfficialArrays) -> dict[str, np.ndarray]:
     """{"module/parameter": array}."""
     flat = {}
     for module, parameters in arrays.items():
@@ -225,7 +226,7 @@ def _candidates(given: Mapping[str, np.ndarray]) -> list[str]:
 def _official_shapes(name: str) -> Mapping[str, tuple[int, ...]]:
     """All shapes of a network with one class."""
     with torch.device("meta"):
-        return {slot.name: slot.shape for slot in _slots(NFNet(get_variant(name), num_classes=1))}
+        return {slot.name: slot.shape for slot in official_slots(NFNet(get_variant(name), num_classes=1))}
 
 
 def _differences(name: str, given: Mapping[str, np.ndarray]) -> list[str]:

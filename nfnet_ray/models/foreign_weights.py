@@ -59,6 +59,12 @@ def copy_into(slots: Sequence[Slot], given: Mapping[str, np.ndarray]) -> None:
         slot.parameter.copy_(torch.from_numpy(np.array(array, array.dtype.newbyteorder("="))))
 
 
+def as_array(tensor: Tensor) -> np.ndarray:
+    """The tensor's numbers for NumPy, which has none of torch's shorter types; all their numbers are float32's."""
+    tensor = tensor.detach().to("cpu")
+    return (tensor.float() if tensor.is_floating_point() and tensor.itemsize < 4 else tensor).numpy()
+
+
 def _is_finite(array: np.ndarray, dtype: torch.dtype) -> bool:
     # Both are NaN if there is one, and every comparison with NaN is false.
     return bool(max(array.max(), -array.min()) <= torch.finfo(dtype).max)

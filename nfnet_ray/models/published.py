@@ -77,6 +77,33 @@ def published_recipe(name: str) -> Recipe:
     return with_published_values(family(name))
 
 
+# Paper appendix A.5: 15,000 steps of 2,048 images on ImageNet's 1,281,167 are 24 epochs, and 5,000 of warm-up 8.
+FINETUNING_EPOCHS = 24
+FINETUNING_WARMUP_SHARE = 1 / 3
+
+
+def finetuning_values(epochs: int = FINETUNING_EPOCHS) -> dict[str, object]:
+    """{dotted Recipe name: value} of how the paper fine-tunes NFNets that were trained on a larger data set.
+
+    Source: paper appendix A.5, for JFT-300M to ImageNet: SGD at a peak of 0.1 for 2,048 images, of which a third of
+    the steps is warm-up, weight decay 1e-5, dropout 0.25 and stochastic depth 0.1 whatever the size of the network,
+    SAM with a rho of 0.05. With other ``epochs`` the warm-up keeps its share.
+
+    Not in it, as the paper does not say it for fine-tuning: the moving average, AGC and augmentation, which stay what
+    the Recipe has.
+    """
+    return {
+        "model.dropout": 0.25,
+        "model.stochastic_depth": 0.1,
+        "optimizer.weight_decay": 1e-5,
+        "optimizer.sam.rho": 0.05,
+        "schedule.epochs": epochs,
+        "schedule.warmup_epochs": epochs * FINETUNING_WARMUP_SHARE,
+        "schedule.base_learning_rate": 0.1 * 256 / 2048,
+        "batch_size": 2048,
+    }
+
+
 _NO_MIXING = MixingRecipe(mixup_alpha=None, cutmix_alpha=None)
 _NO_RANDAUGMENT = RandAugmentRecipe(layers=0)
 

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-import numpy as np
 from torch import Tensor, nn
 
 from nfnet_ray.errors import UserError
-from nfnet_ray.models.foreign_weights import Slot, copy_into, find_problems
+from nfnet_ray.models.foreign_weights import Slot, as_array, copy_into, find_problems
 from nfnet_ray.models.nfnet import NFBlock, NFNet
 from nfnet_ray.models.pickled_arrays import readable
 from nfnet_ray.models.variants import NFNET
@@ -45,8 +44,8 @@ def load_timm_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
                 f"a state dict is a mapping of tensors, but {readable(str(name))} is a {type(value).__name__}; "
                 "give the part of the checkpoint that is the model's state dict"
             )
-    slots = list(_slots(model))
-    given = {name: _array(tensor) for name, tensor in state.items()}
+    slots = list(timm_slots(model))
+    given = {name: as_array(tensor) for name, tensor in state.items()}
     problems = find_problems(slots, given)
     if problems:
         raise UserError(
@@ -62,7 +61,9 @@ def to_timm_state(model: nn.Module) -> dict[str, Tensor]:
 
     Types and devices are the model's. timm has `dm_nfnet_f0` to `dm_nfnet_f6`.
     """
-    return {slot.name: slot.parameter.detach().clone().reshape(slot.shape) for slot in _slots(_nfnet(model))}
+    return {
+        slot.name: slot.parameter.detach().clone().reshape(slot.shape) for slot in timm_slots(_nfnet(model))
+    }
 
 
 def _nfnet(model: nn.Module) -> NFNet:
@@ -72,7 +73,8 @@ def _nfnet(model: nn.Module) -> NFNet:
     return model
 
 
-def _slots(model: NFNet) -> Iterator[Slot]:
+def timm_slots(model: NFNet) -> Iterator[Slot]:
+    """Each parameter of the network under the name that it has in timm's `dm_nfnet_*`."""
     for index, conv in enumerate(model.stem):
         yield from _layer_slots(f"stem.conv{index + 1}", conv)
     blocks = iter(model.blocks)
@@ -100,9 +102,3 @@ def _slot(name: str, parameter: Tensor) -> Slot:
     if name.endswith(".gain") or (".attn_last." in name and parameter.ndim == 2):
         shape += (1,) * (4 - parameter.ndim)
     return Slot(name, parameter, shape, tuple(range(len(shape))))
-
-
-def _array(tensor: Tensor) -> np.ndarray:
-    tensor = tensor.detach().to("cpu")
-    # NumPy has none of torch's shorter types; all their numbers are float32 numbers.
-    return (tensor.float() if tensor.is_floating_point() and tensor.itemsize < 4 else tensor).numpy()

@@ -60,10 +60,12 @@ def create_optimizer(model: nn.Module, recipe: OptimizerRecipe) -> Optimizer:
     EfficientNets (tensorflow/tpu ``models/official/efficientnet``: ``main.py``, ``utils.py``). The arithmetic
     is timm's ``RMSpropTF``.
 
+    Parameters that are not trained are in neither group: they have no momentum and do not decay.
+
     Raises UserError for RMSProp where timm is not installed.
     """
     decayed = set(decayed_names(model, recipe))
-    named = list(model.named_parameters())
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for n, p in named if n in decayed], "weight_decay": recipe.weight_decay},
         {"params": [p for n, p in named if n not in decayed], "weight_decay": 0.0},

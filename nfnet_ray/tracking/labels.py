@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import PurePath
 from typing import Any
+
+_DIGEST_MARK = "@sha256:"  # behind a path, as in nfnet_ray.recipe
 
 
 def short_names(dotted_names: Iterable[str]) -> dict[str, str]:
@@ -32,7 +35,7 @@ def short_names(dotted_names: Iterable[str]) -> dict[str, str]:
 
 
 def value_label(value: Any) -> str:
-    """A value as a person would write it: ``none``, ``true``, ``0.01``, ``64 × 128``."""
+    """A value as a person would write it: ``none``, ``true``, ``0.01``, ``64 × 128``, ``F0_haiku.npz``."""
     if value is None:
         return "none"
     if isinstance(value, bool):
@@ -41,6 +44,8 @@ def value_label(value: Any) -> str:
         return f"{value:.6g}"
     if isinstance(value, list | tuple):
         return " × ".join(value_label(item) for item in value)
+    if isinstance(value, str) and _DIGEST_MARK in value:  # a file whose content is known: its name is enough
+        return PurePath(value.partition(_DIGEST_MARK)[0]).name
     return str(value)
 
 

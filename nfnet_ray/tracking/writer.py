@@ -289,7 +289,9 @@ def _data_params(started: StudyStarted) -> Values:
 
 
 def _param(value: Any) -> str:
-    """Params are texts; floats keep all their digits, and lists can be read back."""
+    """Params are texts, and stay whole; floats keep all their digits, and lists can be read back."""
+    if isinstance(value, str):
+        return value
     if isinstance(value, list | tuple):
         return json.dumps(value)
     return repr(value) if isinstance(value, float) else value_label(value)

@@ -16,7 +16,9 @@ from nfnet_ray.data.dataset import open_dataset
 from nfnet_ray.data.draws import network_seed
 from nfnet_ray.data.loader import EvalLoader, TrainLoader
 from nfnet_ray.models import create_model
+from nfnet_ray.models.pretrained import set_training_mode, start_from
 from nfnet_ray.models.published import with_published_values
+from nfnet_ray.models.weights_file import with_pinned_weights
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.training.agreement import EpochSums, Lookout
 from nfnet_ray.training.clock import Clock
@@ -63,7 +65,7 @@ def train(
     Recipe or other data than the checkpoint's are a warning.
     """
     clock = clock or Clock()
-    recipe = with_published_values(recipe)
+    recipe = with_pinned_weights(with_published_values(recipe))
     dataset = open_dataset(recipe.data.path)
     check_batch_size(recipe, len(dataset.train), context.replicas, recipe.data.path)
     with Saver(context) as saver:
@@ -99,6 +101,7 @@ def train(
             stochastic_depth=recipe.model.stochastic_depth,
             overrides=recipe.model.overrides.chosen(),
         )
+        start_from(model, recipe.model)
         layout = MEMORY_FORMATS[recipe.memory_format]
         model.to(context.device, DTYPES[recipe.precision]).to(memory_format=layout)
         batches = train_loader.batches_per_epoch
@@ -152,7 +155,7 @@ def train(
                 sums = EpochSums(context)
                 at = Position(epoch, 0, clock.seconds("train"), at.metrics, at.initial)
             before = None
-            model.train()
+            set_training_mode(model)
             arriving = clock.waiting_for(train_loader.epoch(epoch, first_batch=at.batches))
             for number, batch in enumerate(arriving, start=at.batches + 1):
                 if warmed_up_for != batch.images.shape and step.needs_warm_up:

@@ -11,6 +11,7 @@ import torch
 from nfnet_ray.data.batch import TrainBatch
 from nfnet_ray.models import create_model
 from nfnet_ray.models.catalogue import count_multiply_adds
+from nfnet_ray.models.pretrained import freeze, set_training_mode
 from nfnet_ray.models.published import with_published_values
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.training.context import PlainContext
@@ -67,6 +68,8 @@ def measure_images_per_second(
         stochastic_depth=recipe.model.stochastic_depth,
         overrides=overrides,
     )
+    freeze(model, recipe.model)
+    set_training_mode(model)
     model.to(context.device, DTYPES[recipe.precision]).to(memory_format=MEMORY_FORMATS[recipe.memory_format])
     step = TrainStep(model, recipe, context, steps_per_epoch=1000)
     device, numbers = context.device, np.arange(batch_size)

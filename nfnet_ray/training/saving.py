@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nfnet_ray.errors import UserError
-from nfnet_ray.recipe import Recipe
+from nfnet_ray.recipe import Recipe, decisive_values
 from nfnet_ray.training.checkpoint import CheckpointStore, State
 from nfnet_ray.training.context import Context
 
@@ -158,9 +158,7 @@ def check_same(state: State, recipe: Recipe, data: str, *, force: bool) -> None:
 
     With ``force`` it warns.
     """
-    before, now = dict(state["recipe"]), recipe.to_values()
-    before.pop("data.path", None)
-    now.pop("data.path", None)
+    before, now = decisive_values(state["recipe"]), decisive_values(recipe.to_values())
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in now.items()}
     differing = [
         f"{name} {_shown(before, name)}, now {_shown(plain, name)}"

@@ -75,7 +75,7 @@ class TrainStep:
 
         agc = self._recipe.optimizer.agc
         clipped_fraction = torch.zeros((), device=losses.loss_N.device)
-        if agc.clip_factor is not None:
+        if agc.clip_factor is not None and self._clipped:
             clipped_fraction = clip_gradients_adaptively(self._clipped, agc.clip_factor, agc.eps)
 
         for group in self.optimizer.param_groups:
@@ -147,7 +147,10 @@ class TrainStep:
 
 
 def _clipped_parameters(model: nn.Module, recipe: Recipe) -> list[nn.Parameter]:
-    """What AGC acts on. Raises UserError for an excluded name that the model does not have."""
+    """What AGC acts on: what is trained, without the excluded names.
+
+    Raises UserError for an excluded name that the model does not have.
+    """
     agc, named = recipe.optimizer.agc, dict(model.named_parameters())
     unknown = [name for name in agc.exclude if name not in named]
     if unknown and agc.clip_factor is not None:
@@ -155,4 +158,6 @@ def _clipped_parameters(model: nn.Module, recipe: Recipe) -> list[nn.Parameter]:
             f"optimizer.agc.exclude names {unknown[0]}, which {recipe.model.name} does not have; "
             f"its classifier is {list(named)[-2]}"
         )
-    return [parameter for name, parameter in named.items() if name not in agc.exclude]
+    return [
+        parameter for name, parameter in named.items() if parameter.requires_grad and name not in agc.exclude
+    ]

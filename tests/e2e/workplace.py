@@ -36,12 +36,12 @@ def one_at_a_time(data: Path) -> list[str]:
 class Workplace:
     """A folder from which studies are run, and the journals that they leave in its ``runs``."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, study: Path = STUDY) -> None:
+        self.folder, self.study = folder, study
 
     def start(self, *arguments: str | Path, **environment: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, str(STUDY), *map(str, arguments)],
+            [sys.executable, str(self.study), *map(str, arguments)],
             cwd=self.folder,
             env=os.environ | environment,
             stdout=subprocess.PIPE,

@@ -281,7 +281,7 @@ def test_names_and_shapes_of_the_other_families(name: str) -> None:
         "shapes"
     ]
     with torch.device("meta"):
-        ours = {slot.name: list(slot.shape) for slot in deepmind._slots(create_model(name))}
+        ours = {slot.name: list(slot.shape) for slot in deepmind.official_slots(create_model(name))}
     assert ours == official
     arrays: Arrays = {}
     for label, shape in official.items():

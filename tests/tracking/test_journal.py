@@ -98,6 +98,7 @@ def test_short_names_stay_different() -> None:
 
 
 def test_values_are_written_as_people_write_them() -> None:
+    assert value_label("/a/F0_haiku.npz@sha256:0f1e") == "F0_haiku.npz"
     assert [value_label(value) for value in (None, True, 0.01, 1e-5, 64, (64, 128), "silu")] == [
         *("none", "true", "0.01", "1e-05", "64", "64 × 128", "silu")
     ]

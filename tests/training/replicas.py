@@ -19,6 +19,7 @@ from nfnet_ray.data.batch import TrainBatch
 from nfnet_ray.data.batching import positions_of_worker
 from nfnet_ray.models import create_model
 from nfnet_ray.models.nfnet import NFNet
+from nfnet_ray.models.pretrained import set_training_mode, start_from
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.training.context import PlainContext
 from nfnet_ray.training.gradient import DTYPES
@@ -34,6 +35,7 @@ SAM: dict[str, dict[str, Any]] = {
     "asam_global": {"rho": 0.5, "perturbation": "global", "method": "asam"},
     "looksam": {"rho": 0.5, "method": "looksam", "looksam_interval": 2},
     "esam_global": {"rho": 0.5, "perturbation": "global", "method": "esam"},
+    "frozen": {"rho": 0.5, "perturbation": "global"},
     "sam_replica": {"rho": 0.5, "perturbation": "replica"},
     "sam_replica_half": {"rho": 0.5, "perturbation": "replica", "ascent_share": 0.5},
     "asam_replica": {"rho": 0.5, "perturbation": "replica", "method": "asam"},
@@ -52,6 +54,7 @@ def recipe(sam: str, agc: bool, ema: bool, micro_batches: int) -> Recipe:
     """With weight decay, Nesterov, label smoothing, dropout and stochastic depth in every case."""
     values: dict[str, Any] = {
         "model.name": "nfnet_pico",
+        "model.trained": "classifier" if sam == "frozen" else "all",
         "model.dropout": 0.3,
         "model.stochastic_depth": 0.3,
         "model.overrides.width": [16, 16, 32, 32],
@@ -105,6 +108,8 @@ def network(recipe: Recipe) -> NFNet:
     ).to(DTYPES[recipe.precision])
     for parameter in model.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
+    start_from(model, recipe.model)
+    set_training_mode(model)
     return model
 
 

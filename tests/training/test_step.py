@@ -36,6 +36,7 @@ SYNCHRONISED = (
     "asam_global",
     "looksam",
     "esam_global",
+    "frozen",
 )
 UNSYNCHRONISED = ("sam_replica", "sam_replica_half", "asam_replica", "esam_replica")
 

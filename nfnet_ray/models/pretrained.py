@@ -1,0 +1,273 @@
+"""Transfer: a network that starts from weights that were trained before, with a classifier of its own, whole or frozen.
+
+What a file holds is seen from its content: the published pickles (`F0_haiku.npz`), state dicts of timm's
+`dm_nfnet_*` and baselines (`.pth`, `.safetensors`), and our own state dicts and checkpoints (`.pt`). Nothing that
+stands in a file is run.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nfnet_ray.errors import UserError
+from nfnet_ray.models import create_model, variants
+from nfnet_ray.models.baselines import BASELINES
+from nfnet_ray.models.deepmind import flattened, official_slots
+from nfnet_ray.models.foreign_weights import Slot, as_array, copy_into, find_problems
+from nfnet_ray.models.nfnet import NFNet
+from nfnet_ray.models.pickled_arrays import read_pickled_arrays, readable
+from nfnet_ray.models.timm_weights import timm_slots
+from nfnet_ray.models.weights_file import pinned
+from nfnet_ray.recipe import ModelRecipe, split_weights
+
+logger = logging.getLogger(__name__)
+
+SHOWN_PROBLEMS = 3  # of another network's weights every tensor is one
+
+_ZIP = b"PK\x03\x04"  # torch.save since 1.6
+# How torch.save began before that: its magic number, pickled (torch/serialization.py, MAGIC_NUMBER).
+_OLD_TORCH = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
+
+Layout = Literal["official", "timm", "own"]
+_SKIP_GAINS: Mapping[Layout, str] = {"official": "/skip_gain", "timm": ".skipinit_gain", "own": ".skip_gain"}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What was taken from a file of weights."""
+
+    path: str
+    origin: str
+    tensors: int
+    classifier: Literal["new", "loaded"]
+
+    def sentence(self) -> str:
+        """One line for people."""
+        kind = "a new one, drawn at random" if self.classifier == "new" else "that of the file"
+        return f"{self.tensors} tensors from {self.path} ({self.origin}); classifier: {kind}"
+
+
+def load_pretrained(
+    model: nn.Module, path: str | os.PathLike[str], classifier: Literal["new", "loaded"] = "new"
+) -> Loaded:
+    """Copies the weights of a file into a network, all but the classifier's unless that is `loaded` too.
+
+    A new classifier stays as `create_model` made it: weights from N(0, 0.01), bias 0 (official nfnet.py). Which one
+    is not guessed from the number of classes: ten classes are not always the same ten. Of a checkpoint of ours
+    it is the moving average that is taken, if it has one: that is what its accuracy was measured on.
+
+    The network may be on any device, of any floating-point type. Raises `UserError`, in one line, for a file that
+    cannot be read, and for weights that do not fit, with the network that they belong to if it is a known one;
+    the network is then as it was.
+    """
+    file = _read(path)
+    slots = _fitting(model, file, classifier)
+    copy_into(slots, file.arrays)
+    return Loaded(file.path, file.origin, len(slots), classifier)
+
+
+def start_from(model: nn.Module, recipe: ModelRecipe) -> Loaded | None:
+    """Makes a fresh network what the Recipe starts from: loads its weights, if any, and freezes what is not trained."""
+    loaded = None
+    if recipe.weights is not None:
+        loaded = load_pretrained(model, split_weights(recipe.weights)[0], recipe.classifier)
+        logger.info("%s", loaded.sentence())
+    freeze(model, recipe)
+    return loaded
+
+
+def freeze(model: nn.Module, recipe: ModelRecipe) -> None:
+    """With `model.trained` = classifier, leaves gradients to the classifier alone."""
+    if recipe.trained == "classifier":
+        model.requires_grad_(False)
+        classifier_of(model).requires_grad_(True)
+
+
+def set_training_mode(model: nn.Module) -> None:
+    """`model.train()`, but parts of the network of which nothing is trained stay in evaluation mode.
+
+    So features of a frozen body are those of evaluation: without stochastic depth, and with batch normalisation's
+    statistics as they were loaded. Dropout in front of the classifier is the classifier's, and on.
+    """
+    model.train()
+    for child in model.children():
+        parameters = list(child.parameters())
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
+            child.eval()
+
+
+def check_pretrained(recipe: ModelRecipe, num_classes: int) -> Loaded:
+    """What :func:`start_from` would load, tried on a network without memory. Raises `UserError` as it does."""
+    if recipe.weights is None:
+        raise ValueError("a ModelRecipe without weights loads none")
+    file = _read(split_weights(pinned(recipe.weights))[0])
+    with torch.device("meta"):
+        model = create_model(recipe.name, num_classes, overrides=recipe.overrides.chosen())
+    slots = _fitting(model, file, recipe.classifier)
+    return Loaded(file.path, file.origin, len(slots), recipe.classifier)
+
+
+def recognise_model(path: str | os.PathLike[str]) -> str | None:
+    """The name of the network whose weights are in a file, from their names and shapes; None for none of ours.
+
+    Neither the classifier nor its classes matter. Raises `UserError` for a file that cannot be read.
+    """
+    return _recognise(_read(path))
+
+
+def classifier_of(model: nn.Module) -> nn.Module:
+    """The last layer, of an NFNet or of one of timm's networks."""
+    classifier = model.classifier if isinstance(model, NFNet) else model.get_classifier()  # type: ignore[operator]
+    assert isinstance(classifier, nn.Module)
+    return classifier
+
+
+@dataclass(frozen=True)
+class _File:
+    path: str
+    origin: str
+    layout: Layout
+    arrays: Mapping[str, np.ndarray]
+
+
+def _fitting(model: nn.Module, file: _File, classifier: Literal["new", "loaded"]) -> list[Slot]:
+    """The slots of the network that the file fills. Raises UserError if it does not fill them."""
+    slots, others = _slots(model, file.layout)
+    given = file.arrays
+    if classifier == "loaded":
+        slots += others
+    else:
+        left_out = {slot.name for slot in others}
+        given = {name: array for name, array in given.items() if name not in left_out}
+    problems = find_problems(slots, given)
+    if problems:
+        name = model.variant.name if isinstance(model, NFNet) else type(model).__name__
+        whose = _recognise(file)
+        theirs = f"they are those of {whose}" if whose else "they are of no known network"
+        more = f"; and {len(problems) - SHOWN_PROBLEMS} more" if len(problems) > SHOWN_PROBLEMS else ""
+        raise UserError(
+            f"model.weights: the weights of {file.path} ({file.origin}) do not fit this {name}: {theirs}. "
+            f"{'; '.join(problems[:SHOWN_PROBLEMS])}{more}. Check model.name and model.overrides"
+            + (", and the number of classes" if classifier == "loaded" else "")
+        )
+    return slots
+
+
+def _slots(model: nn.Module, layout: Layout) -> tuple[list[Slot], list[Slot]]:
+    """The network's slots in a file's naming: those of the body, and those of the classifier."""
+    if layout == "own":
+        slots = list(_own_slots(model))
+    elif isinstance(model, NFNet):
+        slots = list(official_slots(model) if layout == "official" else timm_slots(model))
+    else:
+        raise UserError(
+            f"model.weights: these are weights of an NFNet, which a {type(model).__name__} cannot start from: "
+            "check model.name"
+        )
+    last = {id(parameter) for parameter in classifier_of(model).parameters()}
+    body = [slot for slot in slots if id(slot.parameter) not in last]
+    return body, [slot for slot in slots if id(slot.parameter) in last]
+
+
+def _own_slots(model: nn.Module) -> Iterator[Slot]:
+    """Parameters and statistics under the names of the model's own state dict; counters are not wanted."""
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if tensor.is_floating_point():
+            yield Slot(name, tensor, tuple(tensor.shape), tuple(range(tensor.ndim)))
+
+
+def _recognise(file: _File) -> str | None:
+    for name in _candidates(file):
+        with torch.device("meta"):
+            model = create_model(name, num_classes=1)
+        body, classifier = _slots(model, file.layout)
+        left_out = {slot.name for slot in classifier}
+        shapes = {slot.name: slot.shape for slot in body}
+        if shapes == {name: array.shape for name, array in file.arrays.items() if name not in left_out}:
+            return name
+    return None
+
+
+def _candidates(file: _File) -> list[str]:
+    """Networks with as many blocks as the file has skip gains: few, so that only few are built."""
+    blocks = sum(name.endswith(_SKIP_GAINS[file.layout]) for name in file.arrays)
+    if not blocks:
+        return list(BASELINES) if file.layout == "own" else []
+    return [name for name in variants.list_models() if sum(variants.get_variant(name).depth) == blocks]
+
+
+def _read(path: str | os.PathLike[str]) -> _File:
+    where = readable(os.fspath(path))
+    try:
+        with open(path, "rb") as stream:
+            start = stream.read(64)
+            size = os.fstat(stream.fileno()).st_size
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"model.weights: cannot read {where}: {reason}; check the path") from error
+    if start.startswith((_ZIP, _OLD_TORCH)):
+        return _of_torch(path, where)
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= size:
+        return _of_state(_read_safetensors(path, where), where, "state dict")
+    return _File(where, "official weights", "official", flattened(read_pickled_arrays(path)))
+
+
+def _of_torch(path: str | os.PathLike[str], where: str) -> _File:
+    try:
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (
+        Exception
+    ) as error:  # torch raises many kinds, for a damaged file and for one that wants to run something
+        line = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(
+            f"model.weights: {where} cannot be loaded as weights alone, or it is damaged: {readable(line)}"
+        ) from error
+    if not isinstance(content, Mapping):
+        raise UserError(
+            f"model.weights: {where} holds a {type(content).__name__}; it takes a state dict or a checkpoint"
+        )
+    if "step" in content and isinstance(content.get("model"), Mapping):  # of nfnet_ray.training
+        average = content["step"].get("average") if isinstance(content["step"], Mapping) else None
+        if average:
+            return _of_state(average, where, "moving average of a checkpoint")
+        return _of_state(content["model"], where, "checkpoint")
+    if isinstance(content.get("state_dict"), Mapping):  # timm's and many others' way
+        return _of_state(content["state_dict"], where, "state dict of a checkpoint")
+    return _of_state(content, where, "state dict")
+
+
+def _read_safetensors(path: str | os.PathLike[str], where: str) -> Mapping[str, Tensor]:
+    try:
+        from safetensors.torch import load_file
+    except ModuleNotFoundError as missing:
+        raise UserError(
+            f"model.weights: {where} needs safetensors, which is not here ({missing}); install it"
+        ) from missing
+    try:
+        return load_file(path)
+    except Exception as error:  # its own kind, and whatever the tensors' types raise
+        raise UserError(
+            f"model.weights: {where} is damaged: {readable(str(error))}; download it again"
+        ) from error
+
+
+def _of_state(state: Mapping[str, Any], where: str, origin: str) -> _File:
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise UserError(
+                f"model.weights: {where} is no state dict: {readable(str(name))} is a {type(value).__name__}; "
+                "save the model's state dict alone"
+            )
+    # Counters, such as batch normalisation's, are no weights.
+    arrays = {str(name): as_array(tensor) for name, tensor in state.items() if tensor.is_floating_point()}
+    is_timm = any(name.endswith(_SKIP_GAINS["timm"]) for name in arrays)
+    return _File(where, f"timm's {origin}" if is_timm else origin, "timm" if is_timm else "own", arrays)

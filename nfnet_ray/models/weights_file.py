@@ -1,0 +1,57 @@
+"""A file of weights as a part of a Recipe: what counts is its content, so its hash is written behind its name.
+
+This module needs no torch: a program that starts trials pins their weights before it starts anything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import stat
+from pathlib import Path
+
+from nfnet_ray.errors import UserError
+from nfnet_ray.models.pickled_arrays import readable
+from nfnet_ray.recipe import WEIGHTS_DIGEST_MARK, Recipe, split_weights
+
+
+def pinned(weights: str) -> str:
+    """``model.weights`` with an absolute path and the SHA-256 of the content: ``/data/F0.npz@sha256:…``.
+
+    It reads the file, at some 1 GB/s. Raises UserError for a file that cannot be read, and for one that holds
+    something else than the hash says, if there was one.
+    """
+    path, expected = split_weights(weights)
+    digest = _sha256(path)
+    if expected not in (None, digest):
+        raise UserError(
+            f"model.weights: {readable(path)} is not the file that was meant (its SHA-256 is {digest}, not "
+            f"{readable(str(expected))}): put that file back, or start anew with this one"
+        )
+    return f"{Path(path).resolve()}{WEIGHTS_DIGEST_MARK}{digest}"
+
+
+def with_pinned_weights(recipe: Recipe) -> Recipe:
+    """The Recipe with its weights :func:`pinned`, if it starts from any.
+
+    So a run does not go on from a checkpoint that began with other weights, wherever they lie. Raises UserError
+    as :func:`pinned` does.
+    """
+    if recipe.model.weights is None:
+        return recipe
+    return recipe.with_values({"model.weights": pinned(recipe.model.weights)})
+
+
+def _sha256(path: str) -> str:
+    where = f"{readable(path)} on {socket.gethostname()}"
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # before it is opened: a pipe would wait for its writer
+            raise UserError(f"model.weights: {where} is not a file; give the path of a file of weights")
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except (OSError, ValueError) as error:  # a ValueError is a name that no file can have
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(
+            f"model.weights: cannot read {where} ({reason}): give a path that every node sees"
+        ) from error

@@ -1,0 +1,255 @@
+"""What a run costs: arithmetic per second and how much of the device it uses, memory, power.
+
+    meter = Meter(recipe, num_classes, context)      # recipe: with all published values
+    for each epoch:
+        meter.start()                                # before the first batch is waited for
+        …                                            # training
+        metrics |= meter.stop(images, train_seconds) # every worker; the same numbers on each of them
+    state["meter"] = meter.state()                   # meter.resume(state["meter"]) after a restart
+
+docs/cost.md says what each metric means and what it does not count.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+import torch.distributed as dist
+
+from nfnet_ray.models.catalogue import count_multiply_adds
+from nfnet_ray.recipe import Recipe
+from nfnet_ray.training.context import Context
+
+Precision = Literal["float32", "bfloat16", "float64"]
+
+FLOPS_PER_MULTIPLY_ADD = 2
+BACKWARD_PER_FORWARD = 2  # one for the gradient of the weights, one for that of the activations
+
+_NO_PEAK = 0.0  # of a device that is not in the table, on its way between workers
+_NO_ENERGY = -1.0
+_HASH_BITS = 52  # what a float64 holds exactly
+
+_H100_SXM: Mapping[Precision, float] = {"float64": 67, "float32": 67, "bfloat16": 1979 / 2}
+_H100_NVL: Mapping[Precision, float] = {"float64": 60, "float32": 60, "bfloat16": 1671 / 2}
+_A100: Mapping[Precision, float] = {"float64": 19.5, "float32": 19.5, "bfloat16": 312}
+
+# Peak in 10^12 floating-point operations per second, without sparsity, by what torch.cuda.get_device_name() says,
+# from NVIDIA's data sheets ("NVIDIA H100 Tensor Core GPU Datasheet" and so on; of GeForce cards from the white papers
+# "NVIDIA Ampere GA102 GPU Architecture" and "NVIDIA Ada GPU Architecture", with accumulation in float32, which is what
+# torch does). Where a data sheet has sparsity alone, half of it. float32 is that of the CUDA cores, since training
+# has TF32 off (nfnet_ray/training/process.py); float64 is that of the tensor cores, where a data sheet has one.
+# V100 and T4 have no arithmetic in bfloat16. A slice of a GPU (MIG) has another name, and is in no data sheet.
+_PEAK_TERAFLOPS: tuple[tuple[str, Mapping[Precision, float]], ...] = (
+    (r"(Tesla )?V100-SXM[23]-(16|32)GB(-LS)?", {"float64": 7.8, "float32": 15.7}),
+    (r"(Tesla )?V100-PCIE-(16|32)GB", {"float64": 7.0, "float32": 14.0}),
+    (r"(Tesla )?V100S-PCIE-32GB", {"float64": 8.2, "float32": 16.4}),
+    (r"(Tesla )?T4", {"float32": 8.1}),
+    (r"A100-(SXM4|SXM|PCIE|PCIe)-(40|80)GB|A100 80GB PCIe", _A100),
+    (r"A10", {"float32": 31.2, "bfloat16": 125}),
+    (r"A10G", {"float32": 35, "bfloat16": 70}),
+    (r"A40", {"float32": 37.4, "bfloat16": 299.4 / 2}),
+    (r"RTX A6000", {"float32": 38.7, "bfloat16": 309.7 / 2}),
+    (r"H100 80GB HBM3", _H100_SXM),
+    (r"H100 PCIe", {"float64": 51, "float32": 51, "bfloat16": 1513 / 2}),
+    (r"H100 NVL", _H100_NVL),
+    (r"H200", _H100_SXM),
+    (r"H200 NVL", _H100_NVL),
+    (r"L4", {"float32": 30.3, "bfloat16": 242 / 2}),
+    (r"L40", {"float32": 90.5, "bfloat16": 181.05}),
+    (r"L40S", {"float32": 91.6, "bfloat16": 362.05}),
+    (r"GeForce RTX 3090", {"float32": 35.6, "bfloat16": 71}),
+    (r"GeForce RTX 4090", {"float32": 82.6, "bfloat16": 165.2}),
+)
+
+
+def peak_flops_per_second(device_name: str, precision: Precision) -> float | None:
+    """What a GPU's data sheet promises at most, dense; None for a device that is not in the table above.
+
+    >>> peak_flops_per_second("NVIDIA A100-SXM4-80GB", "bfloat16")
+    312000000000000.0
+    """
+    name = device_name.removeprefix("NVIDIA ")
+    for pattern, peaks in _PEAK_TERAFLOPS:
+        if re.fullmatch(pattern, name):
+            teraflops = peaks.get(precision)
+            return None if teraflops is None else teraflops * 1e12
+    return None
+
+
+def model_flops_per_image(recipe: Recipe, num_classes: int) -> float:
+    """Floating-point operations that training on one image takes by the mathematics of the network.
+
+    Two for each multiply-add of convolutions and linear layers, forward and twice that backward; through a frozen
+    body (``model.trained``) there is no backward pass. Not in it: SAM's ascent, ESAM's look at all images, recomputed
+    activations, the optimiser, and everything that is done to pixels. ``recipe`` has its published values.
+    """
+    size = recipe.data.image_size
+    if size is None:
+        raise ValueError("the Recipe leaves data.image_size open: with_published_values fills it in")
+    forward = FLOPS_PER_MULTIPLY_ADD * count_multiply_adds(
+        recipe.model.name, size, num_classes, recipe.model.overrides.chosen()
+    )
+    return float(forward * (1 + BACKWARD_PER_FORWARD if recipe.model.trained == "all" else 1))
+
+
+class EnergyCounter(Protocol):
+    """Reads what a device has used so far."""
+
+    def joules(self) -> float | None:
+        """Since some moment in the past; None where it cannot be read."""
+
+
+class NvmlEnergyCounter:
+    """The energy counter of a CUDA device, which its driver keeps (Volta and later).
+
+    Silent where there is no driver, no ``nvidia-ml-py``, no counter, or a slice of a GPU (MIG) in place of one.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._nvml: Any = None
+        # Not by number: CUDA_VISIBLE_DEVICES, which Ray sets for each worker, is nothing to NVML.
+        with contextlib.suppress(Exception):  # it is there for a metric, and may never stop a training
+            import pynvml
+
+            pynvml.nvmlInit()
+            uuid = str(torch.cuda.get_device_properties(device).uuid)
+            self._handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid.removeprefix('GPU-')}")
+            self._nvml = pynvml
+
+    def joules(self) -> float | None:
+        """Since the driver was loaded, by a counter in millijoules."""
+        if self._nvml is None:
+            return None
+        with contextlib.suppress(Exception):  # as above
+            return float(self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)) / 1000
+        return None
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """One worker's numbers of an epoch. ``device`` tells GPUs apart, and means nothing else."""
+
+    device: float
+    peak: float
+    memory_bytes: float
+    joules: float
+    seconds: float
+
+    def values(self) -> list[float]:
+        return [self.device, self.peak, self.memory_bytes, self.joules, self.seconds]
+
+
+class Meter:
+    """Measures the training of each epoch between :meth:`start` and :meth:`stop`.
+
+    ``energy`` is for tests; by default NVML's counter is read on a GPU, and nothing on a CPU.
+    """
+
+    def __init__(
+        self, recipe: Recipe, num_classes: int, context: Context, energy: EnergyCounter | None = None
+    ) -> None:
+        self._flops_per_image = model_flops_per_image(recipe, num_classes)
+        self._context = context
+        self._is_gpu = context.device.type == "cuda"
+        if energy is None and self._is_gpu:
+            energy = NvmlEnergyCounter(context.device)
+        self._energy = energy
+        name = torch.cuda.get_device_name(context.device) if self._is_gpu else ""
+        self._peak = peak_flops_per_second(name, recipe.precision) or _NO_PEAK
+        self._device = self._device_number()
+        self._joules_before: float | None = None
+        self._started_at = time.perf_counter()
+        self._total_joules = 0.0
+        self._forgot = False
+
+    def start(self) -> None:
+        """Begins an epoch's training: forgets the peaks so far and reads the energy counter."""
+        self._forgot = self._forget_peak_memory()
+        self._joules_before = self._energy.joules() if self._energy else None
+        self._started_at = time.perf_counter()
+
+    def stop(self, images: int, train_seconds: float) -> dict[str, float]:
+        """Ends it: the metrics that can be known, the same on all workers, which have to call this together.
+
+        ``images`` of the epoch, over all workers; ``train_seconds`` that the epoch took of the clock's phase.
+        A GPU's queue has to be empty, as it is once a loss has been read.
+        """
+        seconds = time.perf_counter() - self._started_at
+        own = _Reading(self._device, self._peak, self._peak_memory(), self._joules(), seconds)
+        readings = self._of_all_workers(own)
+        flops_per_second = self._flops_per_image * images / train_seconds
+        metrics = {"model_tflops_per_second": flops_per_second / 1e12}
+
+        # Workers that share a GPU share its peak and its power.
+        devices = {reading.device: reading for reading in readings}.values()
+        if all(reading.peak != _NO_PEAK for reading in devices):
+            metrics["model_flops_utilisation"] = flops_per_second / sum(reading.peak for reading in devices)
+        if all(reading.memory_bytes > 0 for reading in readings):
+            name = "peak_memory_bytes" if self._is_gpu else "peak_resident_bytes"
+            metrics[name] = max(reading.memory_bytes for reading in readings)
+        if all(reading.joules != _NO_ENERGY for reading in devices):
+            self._total_joules += sum(reading.joules for reading in devices)
+            metrics["gpu_power_watts"] = sum(reading.joules / reading.seconds for reading in devices)
+            metrics["gpu_energy_joules"] = self._total_joules
+        return metrics
+
+    def state(self) -> dict[str, float]:
+        """What a checkpoint has to keep."""
+        return {"joules": self._total_joules}
+
+    def resume(self, state: Mapping[str, float]) -> None:
+        """Goes on counting from a :meth:`state`."""
+        self._total_joules = state["joules"]
+
+    def _joules(self) -> float:
+        """Since :meth:`start`. A counter that went back (the driver was loaded anew) says nothing."""
+        after = self._energy.joules() if self._energy else None
+        if after is None or self._joules_before is None or after < self._joules_before:
+            return _NO_ENERGY
+        return after - self._joules_before
+
+    def _device_number(self) -> float:
+        if not self._is_gpu:
+            return float(self._context.rank)
+        uuid = str(torch.cuda.get_device_properties(self._context.device).uuid)
+        digest = hashlib.blake2b(uuid.encode(), digest_size=8).digest()
+        return float(int.from_bytes(digest, "big") >> (64 - _HASH_BITS))
+
+    def _of_all_workers(self, own: _Reading) -> list[_Reading]:
+        if self._context.world_size == 1:
+            return [own]
+        values = torch.tensor(own.values(), dtype=torch.float64, device=self._context.device)
+        everyones = [torch.empty_like(values) for _ in range(self._context.world_size)]
+        dist.all_gather(everyones, values)
+        return [_Reading(*values.tolist()) for values in everyones]
+
+    def _forget_peak_memory(self) -> bool:
+        if self._is_gpu:
+            torch.cuda.reset_peak_memory_stats(self._context.device)
+            return True
+        try:
+            with open(
+                "/proc/self/clear_refs", "w"
+            ) as file:  # Linux: 5 sets the peak to what it is now (proc(5))
+                file.write("5")
+        except OSError:
+            return False
+        return True
+
+    def _peak_memory(self) -> float:
+        """Bytes, 0 where it is not known."""
+        if self._is_gpu:
+            return float(torch.cuda.max_memory_allocated(self._context.device))
+        if self._forgot:
+            with contextlib.suppress(OSError), open("/proc/self/status") as file:
+                for line in file:
+                    if line.startswith("VmHWM:"):
+                        return float(line.split()[1]) * 1024
+        return 0.0

@@ -1,0 +1,150 @@
+"""The transfer study before it runs: its trials, its plan, and the weights that it makes itself. About 10 s."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from data_prep.digits import SECOND_HALF_FEW, describe_digits
+from nfnet_ray.cluster.plan import check_trials, training_multiply_adds
+from nfnet_ray.data.dataset import DatasetSummary
+from nfnet_ray.errors import UserError
+from nfnet_ray.models import create_model
+from nfnet_ray.models.pretrained import recognise_model
+from nfnet_ray.training.context import PlainContext
+from nfnet_ray.training.step import TrainStep
+from studies import transfer
+from studies.command_line import MadeWeights, main
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+FILE = REPOSITORY / "studies" / "transfer.py"
+DIGITS = describe_digits(Path("data") / "digits", SECOND_HALF_FEW)
+FLOWERS = DatasetSummary(Path("flowers"), 1020, 1020, tuple(map(str, range(102))), "f", None)
+
+
+def test_pretrained_and_drawn_weights_meet_whole_and_frozen_networks() -> None:
+    study = transfer.transfer(DIGITS, 3)
+    trials = study.trials()
+    check_trials(trials, DIGITS, workers=1)
+    assert len({trial.name for trial in trials}) == len(trials) == 16
+    assert len({trial.recipe.fingerprint() for trial in trials}) == 16
+    assert len({trial.stratum for trial in trials}) == 4
+    assert {(t.recipe.model.weights is None, t.recipe.model.trained) for t in trials} == {
+        (drawn, trained) for drawn in (True, False) for trained in ("all", "classifier")
+    }
+    assert study.epochs == 3
+    assert DIGITS.train_images // study.recipe.batch_size == 5
+
+
+def test_the_recipe_is_the_papers_for_fine_tuning(tmp_path: Path) -> None:
+    torch.save(create_model("nfnet_nano", 5).state_dict(), tmp_path / "w.pt")
+    recipe = transfer.transfer(FLOWERS, weights=str(tmp_path / "w.pt")).recipe
+    assert recipe.model.name == "nfnet_nano"  # seen from the weights
+    assert (recipe.model.dropout, recipe.model.stochastic_depth) == (0.25, 0.1)
+    assert (recipe.optimizer.weight_decay, recipe.optimizer.sam.rho) == (1e-5, 0.05)
+    assert (recipe.schedule.epochs, recipe.schedule.warmup_epochs) == (24, 8)
+    # 0.1 for 2,048 images (A.5) is among the rates that are tried.
+    assert (
+        0.1 / 2048 * 256
+        in transfer.transfer(FLOWERS, weights=str(tmp_path / "w.pt")).space["schedule.base_learning_rate"]
+    )
+
+
+def test_a_baseline_is_fine_tuned_without_clipping(tmp_path: Path) -> None:
+    torch.save(create_model("resnet50", 5).state_dict(), tmp_path / "w.pt")
+    recipe = transfer.transfer(FLOWERS, weights=str(tmp_path / "w.pt")).recipe
+    assert recipe.model.name == "resnet50"
+    assert recipe.optimizer.agc.clip_factor is None
+    TrainStep(create_model("resnet50", 5), recipe, PlainContext(), steps_per_epoch=1)
+
+
+def test_data_of_ones_own_want_weights_of_ones_own() -> None:
+    with pytest.raises(UserError, match="from which weights"):
+        transfer.transfer(FLOWERS)
+
+
+def test_what_is_frozen_costs_no_backward_pass() -> None:
+    recipe = transfer.transfer(DIGITS).recipe
+    frozen = recipe.with_values({"model.trained": "classifier"})
+    assert training_multiply_adds(recipe, 5) == 3 * training_multiply_adds(frozen, 5)
+
+
+def test_the_plan_makes_nothing_and_needs_no_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("nfnet_ray.training.probe.measure_images_per_second", lambda *_, **__: 500.0)
+    made = MadeWeights(transfer.built_in_weights(), transfer.pretrain)
+
+    def plan(*flags: str) -> int:
+        return main(
+            transfer.transfer, FILE, ["--plan", *flags], built_in=transfer.BUILT_IN,
+            flags=(transfer.WEIGHTS_FLAG,), made=made,
+        )  # fmt: skip
+
+    assert plan() == 0
+    assert "16 trials of nfnet_pico" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+    assert plan("--weights", "nowhere.npz") == 2
+    assert "cannot read nowhere.npz" in capsys.readouterr().err
+    torch.save(create_model("nfnet_pico", 7).state_dict(), "w.pt")
+    assert plan("--weights", "w.pt", "--set", "model.name=nfnet_nano") == 2
+    assert "they are those of nfnet_pico" in capsys.readouterr().err
+    assert plan("--weights", "w.pt", "--set", "model.weights=none") == 0
+    assert "8 trials" in capsys.readouterr().out
+
+
+def test_trials_are_built_without_ray_and_torch() -> None:
+    program = """
+import sys
+from pathlib import Path
+from data_prep.digits import SECOND_HALF_FEW, describe_digits
+from studies.transfer import transfer
+transfer(describe_digits(Path("digits"), SECOND_HALF_FEW)).trials()
+print({"ray", "torch", "mlflow"} & set(sys.modules))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "set()\n"
+
+
+def test_pretraining_that_was_stopped_goes_on_to_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(transfer, "PRETRAINING_EPOCHS_A_LINE", 1)
+    said: list[str] = []
+
+    class Impatient(Console):
+        """Somebody presses Ctrl-C when the second epoch is through."""
+
+        def print(self, *objects: object, **_: object) -> None:
+            said.append(str(objects[0]))
+            if "epoch 2" in said[-1]:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        transfer.pretrain(tmp_path / "a.pt", Impatient(), epochs=3)
+    assert "goes on from the last epoch" in said[-1]
+    assert not (tmp_path / "a.pt").exists()
+    transfer.pretrain(tmp_path / "a.pt", Console(quiet=True), epochs=3)
+    transfer.pretrain(tmp_path / "b.pt", Console(quiet=True), epochs=3)
+    assert sum("epoch 1" in line for line in said) == 1
+    a, b = (torch.load(tmp_path / name, weights_only=True) for name in ("a.pt", "b.pt"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert recognise_model(tmp_path / "a.pt") == "nfnet_pico"
+    assert not (tmp_path / "a.checkpoints").exists()
+    before = (tmp_path / "a.pt").stat().st_mtime_ns
+    transfer.pretrain(tmp_path / "a.pt", Console(quiet=True), epochs=3)
+    assert (tmp_path / "a.pt").stat().st_mtime_ns == before
+
+
+def test_the_study_says_how_it_is_run_and_what_came_out() -> None:
+    for part in ("Question.", "Command. ``python studies/transfer.py``", "Cost.", "Result."):
+        assert part in (transfer.__doc__ or "")
