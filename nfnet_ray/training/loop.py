@@ -22,6 +22,7 @@ from nfnet_ray.training.clock import Clock
 from nfnet_ray.training.context import Context
 from nfnet_ray.training.evaluation import EVAL_BATCH_SIZE, evaluate, evaluate_signal
 from nfnet_ray.training.gradient import DTYPES, MEMORY_FORMATS
+from nfnet_ray.training.loading import loading_metrics
 from nfnet_ray.training.process import reset_process
 from nfnet_ray.training.step import StepResult, TrainStep
 
@@ -67,7 +68,12 @@ def train(recipe: Recipe, context: Context, clock: Clock | None = None) -> Outco
         "threads": context.threads,
     }
     train_loader = TrainLoader(
-        dataset.train, recipe.data, batch_size=recipe.batch_size, seed=recipe.seed, **where
+        dataset.train,
+        recipe.data,
+        batch_size=recipe.batch_size,
+        seed=recipe.seed,
+        epochs=recipe.schedule.epochs,
+        **where,
     )
     eval_loader = EvalLoader(dataset.validation, recipe.data, batch_size=EVAL_BATCH_SIZE, **where)
 
@@ -125,6 +131,7 @@ def train(recipe: Recipe, context: Context, clock: Clock | None = None) -> Outco
         if epochs_done == 1:
             metrics |= initial_signal
         metrics |= sums.means() | clock.metrics()
+        metrics |= loading_metrics(recipe.data, train_loader, eval_loader, epoch, context)
         metrics["epoch"] = epochs_done
         metrics["learning_rate"] = learning_rate
         metrics["images_per_second"] = images / (clock.seconds("train") - train_seconds_before)
