@@ -110,7 +110,8 @@ def _parser(factory: StudyFactory, file: Path) -> argparse.ArgumentParser:
         choices=("quick", "full"),
         default="quick",
         help="what is checked of the data before anything starts: quick, all but the images' bytes; full, each image's"
-        " bytes against its hash too, as python -m data_prep verify does (default: %(default)s)",
+        " bytes against its hash too, as python -m data_prep verify does, and with --address on each node that has a"
+        " copy of its own (default: %(default)s)",
     )
     what.add_argument("--trials", type=_positive, metavar="N", help="only the first N trials")
     what.add_argument("--epochs", type=_positive, metavar="N", help="epochs of each trial")
@@ -202,7 +203,8 @@ def _run(factory: StudyFactory, file: Path, options: argparse.Namespace, console
         raise UserError(
             f"{directory} holds a study already: go on with --resume {study.name}, or take another --name"
         )
-    run = StudyRun(study, data, directory, tracking_uri, _command(file, options, study.name), progress)
+    command, verify = _command(file, options, study.name), options.verify == "full"
+    run = StudyRun(study, data, directory, tracking_uri, command, progress, verify)
     return run.execute(options.address, demand, console)
 
 
