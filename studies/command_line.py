@@ -11,11 +11,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from rich.console import Console
 
 from data_prep import digits
+from data_prep.one_line_parser import EXIT_USER_ERROR, OneLineParser
 from nfnet_ray.cluster.journal import StudyProgress
 from nfnet_ray.cluster.plan import check_trials, estimate_cost, training_multiply_adds
 from nfnet_ray.cluster.progress import clock_time, reported_epochs, trial_table
@@ -31,7 +32,6 @@ from studies.run import EXIT_INTERRUPTED, StudyRun, WorkerDemand, interpreter, s
 StudyFactory = Callable[[DatasetSummary, int | None], Study]
 
 BUILT_IN_DATA = Path("data") / "digits"
-EXIT_USER_ERROR = 2
 FIXED_BY_A_STUDY = (
     "data",
     "trials",
@@ -59,18 +59,11 @@ def main(factory: StudyFactory, file: Path, arguments: Sequence[str] | None = No
         return EXIT_INTERRUPTED
 
 
-class _OneLineParser(argparse.ArgumentParser):
-    """Says what is wrong in one line, as all other errors of use are said."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(EXIT_USER_ERROR, f"{Path(self.prog).name}: {message}; see --help\n")
-
-
 def _parser(factory: StudyFactory, file: Path) -> argparse.ArgumentParser:
     meanings = field_meanings()
     width = max(map(len, meanings))
     fields = "\n".join(f"  {name:{width}}  {meaning}" for name, meaning in meanings.items())
-    parser = _OneLineParser(
+    parser = OneLineParser(
         prog=f"python {shown(file)}",
         description=sys.modules[factory.__module__].__doc__,
         epilog=f"fields for --set FIELD=VALUE:\n{fields}",
