@@ -385,6 +385,7 @@ def _measurement(record: StudyRecord) -> str:
             "Trials",
             f"{_count(len(study['seeds']), 'seed')} ({seeds}); {study['epochs']} epochs each{_halving(record)}",
         ),
+        ("Damaged images", _damaged(record)),
         ("Accuracy", _accuracy(record)),
         ("Precision", str(study["recipe"].get("precision", ""))),
         (
@@ -424,6 +425,14 @@ def _accuracy(record: StudyRecord) -> str:
         words.append("of the weights after the last step of an epoch")
     words += [EVAL_CROPS.get(crop, str(crop)) for crop in crops]
     return "; ".join(words)
+
+
+def _damaged(record: StudyRecord) -> str:
+    """How many images the trials left out for being damaged; nothing where they found none."""
+    words = {"damaged_train_images": "training", "damaged_validation_images": "validation"}
+    most = {words[name]: record.epochs[name].max() for name in words if name in record.epochs}
+    parts = [f"{count:,.0f} {split}" for split, count in most.items() if count > 0]
+    return f"left out, at most in a trial: {' and '.join(parts)} images" if parts else ""
 
 
 def _values(record: StudyRecord, name: str) -> list[Any]:

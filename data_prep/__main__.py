@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import shlex
 import signal
@@ -14,6 +15,7 @@ from types import FrameType
 from typing import get_args
 
 from data_prep.encode import EncodeSettings
+from data_prep.one_line_parser import EXIT_USER_ERROR, OneLineParser
 from data_prep.sources import WriteMode
 from nfnet_ray.data.dataset import DatasetSummary
 from nfnet_ray.errors import UserError
@@ -29,10 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.run(options)
     except UserError as error:
         print(f"error: {'; '.join([str(error), *_notes(error)])}", file=sys.stderr)
-        return 2
+        return EXIT_USER_ERROR
     except OSError as error:  # a full disk, a share that went away: nothing to debug here
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return EXIT_USER_ERROR
     except KeyboardInterrupt as interrupt:
         print(f"interrupted: {'; '.join(_notes(interrupt)) or 'nothing was written'}", file=sys.stderr)
         return _INTERRUPTED
@@ -48,7 +50,7 @@ def _notes(error: BaseException) -> list[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(  # and so are those of its commands
         prog="python -m data_prep", description="Turn images into a data set that trains fast."
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -148,7 +150,7 @@ examples
     return parser
 
 
-def _add_verify(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_verify(commands: argparse._SubParsersAction[OneLineParser]) -> None:
     verify = commands.add_parser(
         "verify",
         help="check every byte of a data set against its manifest",
@@ -169,7 +171,7 @@ def _add_verify(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     verify.set_defaults(run=_verify)
 
 
-def _add_info(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_info(commands: argparse._SubParsersAction[OneLineParser]) -> None:
     info = commands.add_parser(
         "info",
         help="say what is in a data set, and draw its classes",
@@ -183,7 +185,7 @@ def _add_info(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     info.set_defaults(run=_info)
 
 
-def _add_fetch(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_fetch(commands: argparse._SubParsersAction[OneLineParser]) -> None:
     fetch = commands.add_parser(
         "fetch",
         help="download CIFAR-10 or Imagenette, and check it",
@@ -200,7 +202,7 @@ def _add_fetch(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     fetch.set_defaults(run=_fetch)
 
 
-def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_doctor(commands: argparse._SubParsersAction[OneLineParser]) -> None:
     doctor = commands.add_parser(
         "doctor",
         help="measure what limits the loading of a data set on this machine",
@@ -336,10 +338,18 @@ def _terminate(signal_number: int, frame: FrameType | None) -> None:
     raise SystemExit(_TERMINATED)
 
 
+def _number(text: str) -> float:
+    """NaN for what is no number, which no range has in it."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
 def _share(text: str) -> float:
-    share = float(text)
+    share = _number(text)
     if not 0 < share < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+        raise argparse.ArgumentTypeError(f"{text} is not a number between 0 and 1")
     return share
 
 
@@ -347,24 +357,22 @@ def _images_or_share(text: str) -> int | float:
     """``20`` images; ``0.001`` or ``0.1%`` of all."""
     if text.isdecimal():
         return int(text)
-    share = float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    share = _number(text[:-1]) / 100 if text.endswith("%") else _number(text)
     if not 0 <= share < 1:
         raise argparse.ArgumentTypeError(f"{text} is neither a number of images nor a share below 1")
     return share
 
 
 def _quality(text: str) -> int:
-    quality = int(text)
-    if not 1 <= quality <= 100:
-        raise argparse.ArgumentTypeError(f"{text} is not between 1 and 100")
-    return quality
+    if not text.isdecimal() or not 1 <= int(text) <= 100:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 to 100")
+    return int(text)
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not positive")
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
+    return int(text)
 
 
 if __name__ == "__main__":

@@ -202,7 +202,10 @@ class _SplitWriter:
             journal.add(UnreadableRecord(str(error)))
             return
         except OSError as error:  # the disk's fault, not the image's: nothing is left out for it
-            raise UserError(f"{image.name}: cannot be read ({error}); check the disk") from error
+            advice = "check the disk"
+            if self.settings.address is not None:
+                advice += ", and that every node sees the source under the same path"
+            raise UserError(f"{image.name}: cannot be read ({error}); {advice}") from error
         writer.append(
             stored.data, label=image.label, height=stored.height, width=stored.width, mode=stored.mode
         )

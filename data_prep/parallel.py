@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -70,8 +71,11 @@ class _Outcome:
 def _attempt(encode: EncodeSettings, image: SourceImage) -> _Outcome:
     try:
         return _Outcome(_prepare(encode, image), None)
-    except (UnreadableImageError, OSError) as error:
+    except UnreadableImageError as error:
         return _Outcome(None, error.with_traceback(None))
+    except OSError as error:  # of this machine, which is one of several
+        reason = f"{error.strerror or error}, on {platform.node()}"
+        return _Outcome(None, OSError(error.errno, reason, error.filename))
 
 
 def _prepare(encode: EncodeSettings, image: SourceImage) -> StoredImage:

@@ -82,7 +82,9 @@ def open_parquet(files: Sequence[Path], label_column: str) -> Source:
         splits = {split: _open_split(paths, image_column, label_column) for split, paths in by_split.items()}
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"{files[0].parent}: its Parquet files cannot be read ({reason})") from error
+        raise UserError(
+            f"{files[0].parent}: its Parquet files cannot be read ({reason}); copy or download them again"
+        ) from error
     for split, found in splits.items():
         if not found.names:
             raise UserError(f"{by_split[split][0]}: no rows in the {split} files; remove or fill them")
@@ -93,11 +95,18 @@ def open_parquet(files: Sequence[Path], label_column: str) -> Source:
 
 def _read_schemas(files: Sequence[Path], label_column: str) -> tuple[tuple[str, ...] | None, str]:
     """Class names, if there are any, and the image column; the same in every file, or an error."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     found = set()
     for path in files:
-        schema = pq.read_schema(path)
+        try:
+            schema = pq.read_schema(path)
+        except (pa.ArrowException, OSError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"{path}: cannot be read as Parquet ({reason}); copy or download it again"
+            ) from error
         found.add((_class_names(schema, label_column), _image_column(path, schema)))
         _check_label_column(path, schema, label_column)
     if len(found) > 1:

@@ -212,6 +212,53 @@ class RandAugmentRecipe(Section):
 
 
 @dataclass(frozen=True)
+class ProgressiveRecipe(Section):
+    """Training images that grow by epoch (docs/methods/progressive_size.md); `data.image_size` is the last size."""
+
+    prefix: ClassVar[str] = "data.progressive."
+
+    start_size: int | None = setting(
+        None,
+        "side of a training image in the first epoch, in pixels; none: always data.image_size",
+        at_least=8,
+    )
+    start_epoch: int = setting(0, "epochs that are done when images begin to grow", at_least=0)
+    end_epoch: int | None = setting(
+        None,
+        "epochs that are done when they have data.image_size; none: all but the last, or all but the last stage",
+        at_least=1,
+    )
+    stages: int | None = setting(
+        None,
+        "so many sizes, each for as many epochs as the others; none: a new size in each epoch",
+        at_least=2,
+    )
+    step: int = setting(32, "sizes in between are rounded to a multiple of so many pixels", at_least=1)
+    start_magnitude: float | None = setting(
+        None,
+        "RandAugment's magnitude at start_size, which grows with the size; none: always the same",
+        at_least=0,
+    )
+    mixing_grows: bool = setting(False, "MixUp's and CutMix's alpha grow with the size, from 0 at start_size")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.end_epoch is not None and self.end_epoch <= self.start_epoch:
+            raise RecipeError(
+                f"data.progressive.end_epoch = {self.end_epoch} is not allowed: images grow from "
+                f"data.progressive.start_epoch = {self.start_epoch} on, so it takes more than that"
+            )
+
+    def full_size_epoch(self, epochs: int) -> int:
+        """The first of ``epochs`` epochs, counted from 0, whose images have the full size."""
+        if self.end_epoch is not None:
+            return self.end_epoch
+        if self.stages is not None:
+            return self.start_epoch + (epochs - self.start_epoch) * (self.stages - 1) // self.stages
+        return epochs - 1
+
+
+@dataclass(frozen=True)
 class DataRecipe(Section):
     """Which images, and what is done to them. None stands for the variant's published value."""
 
@@ -219,6 +266,7 @@ class DataRecipe(Section):
 
     path: str = setting("", "a data set converted by data_prep (where it lies does not change the result)")
     image_size: int | None = setting(None, "side of a training image in pixels", at_least=8)
+    progressive: ProgressiveRecipe = ProgressiveRecipe()
     eval_size: int | None = setting(None, "side of a validation image in pixels", at_least=8)
     crop: Literal["random_resized", "padded", "whole"] = setting(
         "random_resized", "how a training image is cut: Inception crop, shift by crop_padding, or whole"
@@ -236,6 +284,20 @@ class DataRecipe(Section):
     resident: Literal["auto", "always", "never"] = setting(
         "auto", "decode once and keep in memory, or decode in every epoch"
     )
+    on_damaged: Literal["stop", "skip"] = setting(
+        "stop",
+        "what a damaged image comes to: an error with its name, or it is counted and the next sound one stands in "
+        "(in evaluation it is left out)",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        start_size = self.progressive.start_size
+        if start_size is not None and self.image_size is not None and start_size > self.image_size:
+            raise RecipeError(
+                f"data.progressive.start_size = {start_size} is not allowed: images grow to "
+                f"data.image_size = {self.image_size}, so it takes at most that"
+            )
 
 
 @dataclass(frozen=True)
@@ -402,6 +464,17 @@ class Recipe(Section):
         "epochs from one measurement of the activations' variance, block by block, to the next; 0: none",
         at_least=0,
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        growth, epochs = self.data.progressive, self.schedule.epochs
+        full_size_epoch = growth.full_size_epoch(epochs)
+        if growth.start_size is not None and not growth.start_epoch < full_size_epoch < epochs:
+            raise RecipeError(
+                f"data.progressive: images that grow from epoch {growth.start_epoch} to {full_size_epoch} do not "
+                f"reach data.image_size within schedule.epochs = {epochs}: take more epochs, an earlier end_epoch, "
+                "or start_size none"
+            )
 
     @property
     def peak_learning_rate(self) -> float:

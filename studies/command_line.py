@@ -11,11 +11,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from rich.console import Console
 
 from data_prep.digits import ALL_DIGITS, DigitsPart, describe_digits, write_digits
+from data_prep.one_line_parser import EXIT_USER_ERROR, OneLineParser
 from nfnet_ray.cluster.journal import StudyProgress
 from nfnet_ray.cluster.plan import check_trials, estimate_cost, training_multiply_adds
 from nfnet_ray.cluster.progress import clock_time, reported_epochs, trial_table
@@ -58,7 +59,6 @@ class MadeWeights:
     make: Callable[[Path, Console], None]
 
 
-EXIT_USER_ERROR = 2
 FIXED_BY_A_STUDY = (
     "data",
     "trials",
@@ -106,18 +106,11 @@ def main(
         return EXIT_INTERRUPTED
 
 
-class _OneLineParser(argparse.ArgumentParser):
-    """Says what is wrong in one line, as all other errors of use are said."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(EXIT_USER_ERROR, f"{Path(self.prog).name}: {message}; see --help\n")
-
-
 def _parser(program: _Program) -> argparse.ArgumentParser:
     meanings = field_meanings()
     width = max(map(len, meanings))
     fields = "\n".join(f"  {name:{width}}  {meaning}" for name, meaning in meanings.items())
-    parser = _OneLineParser(
+    parser = OneLineParser(
         prog=f"python {shown(program.file)}",
         description=sys.modules[program.factory.__module__].__doc__,
         epilog=f"fields for --set FIELD=VALUE:\n{fields}",
@@ -157,7 +150,8 @@ def _parser(program: _Program) -> argparse.ArgumentParser:
         choices=("quick", "full"),
         default="quick",
         help="what is checked of the data before anything starts: quick, all but the images' bytes; full, each image's"
-        " bytes against its hash too, as python -m data_prep verify does (default: %(default)s)",
+        " bytes against its hash too, as python -m data_prep verify does, and with --address on each node that has a"
+        " copy of its own (default: %(default)s)",
     )
     for flag in program.flags:
         what.add_argument(f"--{flag.name}", metavar=flag.metavar, help=flag.help)
@@ -254,9 +248,9 @@ def _run(program: _Program, options: argparse.Namespace, console: Console) -> in
         raise UserError(
             f"{directory} holds a study already: go on with --resume {study.name}, or take another --name"
         )
-    command = _command(program.file, options, study.name)
+    command, verify = _command(program.file, options, study.name), options.verify == "full"
     progress = progress or StudyProgress.waiting(study)
-    run = StudyRun(study, data, directory, tracking_uri, command, progress)
+    run = StudyRun(study, data, directory, tracking_uri, command, progress, verify)
     return run.execute(options.address, demand, console)
 
 

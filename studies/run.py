@@ -59,6 +59,8 @@ class StudyRun:
     tracking_uri: str
     command: str
     progress: StudyProgress
+    verify: bool = False
+    """Whether the nodes of a cluster check every byte of their data before the first trial."""
 
     def execute(self, address: str | None, demand: WorkerDemand, console: Console) -> int:
         """Runs what has not ended yet, says how it went, and delivers all of it to MLflow; the exit code."""
@@ -69,10 +71,13 @@ class StudyRun:
         if trials:
             self._greet(len(trials), console)
             try:
-                with ray_session(address, train_in_tune=demand.workers > 1) as resources, self._alone():
-                    self._run_trials(trials, resources, demand, sink, console)
-                    self._say_result(console)  # before Ray is left, for nothing may come between
-                    self._deliver(sink, console)
+                with ray_session(address, train_in_tune=demand.workers > 1) as resources:
+                    if address is not None:  # else it is this machine, which has looked at its data
+                        self._check_nodes(resources, demand)
+                    with self._alone():
+                        self._run_trials(trials, resources, demand, sink, console)
+                        self._say_result(console)  # before Ray is left, for nothing may come between
+                        self._deliver(sink, console)
             except KeyboardInterrupt:
                 if self.progress.started is None:
                     raise
@@ -90,6 +95,15 @@ class StudyRun:
             console.print(f"Some trials failed. Run them again with:  {self.command}", soft_wrap=True)
             return EXIT_FAILED_TRIALS
         return 0
+
+    def _check_nodes(self, resources: Resources, demand: WorkerDemand) -> None:
+        """Raises UserError if a node that may train has not the data that this machine has."""
+        from data_prep.byte_progress import bytes_on_stderr
+        from nfnet_ray.cluster.driver import worker_resources
+        from nfnet_ray.cluster.nodes import check_nodes
+
+        worker = worker_resources(resources, demand.workers, demand.cpus, demand.gpus)
+        check_nodes(self.data, worker, verify=self.verify, progress=bytes_on_stderr)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

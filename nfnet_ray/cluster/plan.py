@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nfnet_ray.cluster.study import Halving, Study, Trial
 from nfnet_ray.data.batching import batches_per_epoch, check_batch_size
 from nfnet_ray.data.dataset import DatasetSummary
+from nfnet_ray.data.progressive import data_at_epoch
 from nfnet_ray.models.catalogue import count_multiply_adds, count_parameters
 from nfnet_ray.models.published import with_published_values
 from nfnet_ray.recipe import Recipe
@@ -44,22 +46,36 @@ def estimate_cost(study: Study, trials: Sequence[Trial], data: DatasetSummary) -
         for trial, epochs in zip(
             rivals, _least_epochs(len(rivals), study.halving, study.epochs), strict=True
         ):
-            least_multiply_adds += _images(trial.recipe, data, epochs) * training_multiply_adds(
-                trial.recipe, classes
-            )
-    multiply_adds = sum(
-        _images(trial.recipe, data, trial.recipe.schedule.epochs)
-        * training_multiply_adds(trial.recipe, classes)
-        for trial in trials
-    )
+            least_multiply_adds += _multiply_adds(trial.recipe, data, epochs)
+    multiply_adds = sum(_multiply_adds(trial.recipe, data, trial.recipe.schedule.epochs) for trial in trials)
     model = study.recipe.model
     parameters = count_parameters(model.name, classes, model.overrides.chosen())
     return StudyCost(images, multiply_adds, least_multiply_adds, parameters)
 
 
 def training_multiply_adds(recipe: Recipe, classes: int) -> float:
-    """Multiply-adds of training one image once: forward, backward, and SAM's ascent."""
-    return _forward_passes(recipe) * _forward_multiply_adds(recipe, classes)
+    """Multiply-adds of training one image of full size once: forward, backward, and SAM's ascent."""
+    size = with_published_values(recipe).data.image_size
+    assert size is not None
+    return _training_multiply_adds(recipe, size, classes)
+
+
+def _multiply_adds(recipe: Recipe, data: DatasetSummary, epochs: int) -> float:
+    """Of the first ``epochs`` epochs, each at its own image size."""
+    resolved = with_published_values(recipe).data
+    sizes = Counter(
+        data_at_epoch(resolved, epoch, recipe.schedule.epochs).image_size for epoch in range(epochs)
+    )
+    return sum(
+        _images(recipe, data, count) * _training_multiply_adds(recipe, size, len(data.class_names))
+        for size, count in sizes.items()
+        if size is not None
+    )
+
+
+def _training_multiply_adds(recipe: Recipe, size: int, classes: int) -> float:
+    overrides = recipe.model.overrides.chosen()
+    return _forward_passes(recipe) * count_multiply_adds(recipe.model.name, size, classes, overrides)
 
 
 def _images(recipe: Recipe, data: DatasetSummary, epochs: int) -> int:
@@ -76,12 +92,6 @@ def _forward_passes(recipe: Recipe) -> float:
         return one_pass + 1 + one_pass * sam.esam_data_share
     interval = sam.looksam_interval if sam.method == "looksam" else 1
     return one_pass * (1 + sam.ascent_share / interval)
-
-
-def _forward_multiply_adds(recipe: Recipe, classes: int) -> int:
-    size = with_published_values(recipe).data.image_size
-    assert size is not None
-    return count_multiply_adds(recipe.model.name, size, classes, recipe.model.overrides.chosen())
 
 
 def _least_epochs(rivals: int, halving: Halving | None, epochs: int) -> list[int]:

@@ -76,6 +76,9 @@ def _state(trial: TrialProgress) -> Text:
     text = Text(trial.state or "waiting", style=style)
     if trial.reason and trial.state != "stopped":
         text.append(f": {trial.reason}", style="default")
+    damaged = sum(trial.last(f"damaged_{split}_images") or 0 for split in ("train", "validation"))
+    if damaged:
+        text.append(f"; without {damaged:.0f} damaged image{'s' * (damaged != 1)}", style="default")
     return text
 
 

@@ -82,8 +82,12 @@ def ray_session(
     """
     for name, value in _RAY_SETTINGS.items():
         os.environ.setdefault(name, value)
-    if address not in (None, "local") and _has_token():  # a Ray of our own is started without
-        os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray sends it to an address only when told to
+    if address is not None:
+        check_address(address)
+    # Ray sends a token to a known address only when told to; of its own accord to what it finds itself.
+    known = (os.environ.get("RAY_ADDRESS") or address) if address == "auto" else address
+    if known not in (None, "auto", "local") and _has_token() and not _answers_without_token(known):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray
 
     quiet: dict[str, Any] = {
@@ -97,7 +101,6 @@ def ray_session(
             cores = available_cpus()
             context = ray.init(address="local", num_cpus=cores, include_dashboard=train_in_tune, **quiet)
         else:
-            check_address(address)
             # Workers run this driver's code, not whatever their node has installed.
             modules = [str(package) for package in (Path(nfnet_ray.__file__).parent, *packages)]
             context = ray.init(address=address, runtime_env={"py_modules": modules}, **quiet)
@@ -112,6 +115,8 @@ def ray_session(
             "machine wants its token in RAY_AUTH_TOKEN"
         ) from None
     try:
+        if address == "auto":
+            _check_token_is_wanted(ray.get_runtime_context().gcs_address)
         if train_in_tune and not context.dashboard_url:
             raise UserError(
                 "--workers-per-trial above 1 needs Ray's dashboard, without which a trial that is stopped early "
@@ -138,6 +143,31 @@ def _has_token() -> bool:
     """Whether this machine holds a token for Ray clusters, in one of the places where Ray looks for it."""
     named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
     return bool(named) or (Path.home() / ".ray" / "auth_token").exists()
+
+
+def _answers_without_token(address: str) -> bool:
+    """Whether the head at HOST:PORT lets anybody in. Asked of it directly, before Ray is imported and settles it."""
+    import grpc  # Ray's own
+
+    with grpc.insecure_channel(address) as channel:
+        ask = channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")
+        try:
+            ask(b"", timeout=CONNECT_DEADLINE_SECONDS)
+        except grpc.RpcError:
+            return False
+    return True
+
+
+def _check_token_is_wanted(address: str) -> None:
+    """Raises UserError if Ray has taken up a token that lay about, and the cluster knows of none.
+
+    Everything would start, and then the cluster's workers, which send no token, would take this process for dead.
+    """
+    if os.environ.get("RAY_AUTH_MODE", "").lower() == "token" and _answers_without_token(address):
+        raise UserError(
+            f"--address auto: the Ray at {address} was started without a token, and this machine has one by now "
+            "(~/.ray/auth_token, unless RAY_AUTH_TOKEN names another): start again with RAY_AUTH_MODE=disabled"
+        )
 
 
 def _resources() -> Resources:

@@ -69,7 +69,10 @@ def augment(
 def shifted_and_flipped(
     batch: Batch, recipe: DataRecipe, seed: int, epoch: int, *, as_partners: bool = False
 ) -> Tensor:
-    """The batch's images shifted (``crop="padded"``) and flipped; partners have draws of their own."""
+    """The batch's images shifted (``crop="padded"``) and flipped; partners have draws of their own.
+
+    Images that are not of the Recipe's size, because that grows by epoch, are then brought to it.
+    """
     images, device = batch.images, batch.images.device
     if recipe.crop == "padded" and recipe.crop_padding:
         purpose = Purpose.PARTNER_SHIFT if as_partners else Purpose.SHIFT
@@ -79,7 +82,16 @@ def shifted_and_flipped(
         purpose = Purpose.PARTNER_FLIP if as_partners else Purpose.FLIP
         flipped = on_device(uniforms(seed, epoch, purpose, batch.indices)[:, 0] < 0.5, device)
         images = torch.where(flipped[:, None, None, None], images.flip(2), images)
+    if recipe.image_size not in (None, images.shape[1]):
+        images = _resized(images, recipe.image_size)
     return images
+
+
+def _resized(images_NHWC: Tensor, size: int) -> Tensor:
+    """uint8 (N, H, W, 3) to (N, size, size, 3), by torch's antialiased bilinear filter in float32."""
+    images_NCHW = images_NHWC.permute(0, 3, 1, 2).float().contiguous()  # CUDA has no such filter for bytes
+    resized = F.interpolate(images_NCHW, (size, size), mode="bilinear", antialias=True)
+    return resized.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
 def _shifted(images_NHWC: Tensor, offsets: Indices, padding: int) -> Tensor:

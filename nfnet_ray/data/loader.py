@@ -5,13 +5,13 @@ of threads; the calls release the interpreter's lock. FFCV's own Python ``Loader
 crops from unseeded generators, drops the decoder's return code and waits for ever for a dead thread, and
 importing it costs seconds of compilation in every process.
 
-**Damaged images.** The first time that a process reads a sample, its bytes are compared with the manifest's
-hash, which finds any change; libjpeg notices few changed bits, and those only at the end of an image, up to
-which a crop is seldom decoded. The decoder's result is checked every time. With ``on_damaged="stop"`` a
-damaged one is an error with its name. With ``"skip"`` it is counted, named once in the log, and does not come:
-in training the next sound sample of the file stands in its place, with its own label and draws, so that the
-order and all other samples stay as they are, on any number of workers; in evaluation it is left out. More than
-``DAMAGED_LIMIT`` of a split are an error all the same.
+**Damaged images.** The first time that a process reads a sample, its bytes are compared with the manifest's hash, which
+finds any change; libjpeg notices few changed bits, and those only at the end of an image, up to which a crop is seldom
+decoded. The decoder's result is checked every time. With the Recipe's ``on_damaged="stop"`` a damaged one is an
+error with its name. With ``"skip"`` it is counted, named once in the log, and does not come: in training the next
+sound sample of the file stands in its place, with its own label and draws, so that the order and all other samples
+stay as they are, on any number of workers; in evaluation it is left out. More than ``DAMAGED_LIMIT`` of a split
+are an error all the same.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ import math
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
-from typing import Literal
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -45,6 +44,7 @@ from nfnet_ray.data.decode import DecodeError, decode_jpeg_top, decoder, resize_
 from nfnet_ray.data.draws import Purpose, epoch_order, sample_keys
 from nfnet_ray.data.manifest import hash_stored
 from nfnet_ray.data.pool import Job, Pool
+from nfnet_ray.data.progressive import data_at_epoch
 from nfnet_ray.data.resident import Images, Samples, shared_images
 from nfnet_ray.data.resize import resize_antialiased
 from nfnet_ray.errors import UserError
@@ -57,7 +57,6 @@ DAMAGED_LIMIT = 0.01  # of a split's images, rounded up; where more are damaged,
 Cut = Callable[[Indices], Boxes]
 Fit = Callable[[NDArray[np.uint8], int, int, int, int, NDArray[np.uint8]], None]
 """Makes the box (top, left, height, width) of a decoded image (H, W, 3) into a sample, in place."""
-OnDamaged = Literal["stop", "skip"]
 
 logger = logging.getLogger(__name__)
 
@@ -66,10 +65,14 @@ class TrainLoader:
     """The training batches of one worker: rank ``rank`` of ``world_size``.
 
     Global batch k of an epoch is ``order[k * batch_size : (k + 1) * batch_size]`` for any number of
-    workers; each takes the places that ``batching.positions_of_worker`` deals to it (``replicas``: how many
-    workers there would be, if some are missing). What does not fill a batch is
-    left out in that epoch. With mixing and ``partners="separate"`` the image at each place is mixed with the
-    one at the same place of a second order, which has a crop, a shift and a flip of its own.
+    workers; each takes the places that ``batching.positions_of_worker`` deals to it (``replicas``: how many workers
+    there would be, if some are missing). What does not fill a batch is left out in that epoch. With mixing and
+    ``partners="separate"`` the image at each place is mixed with the one at the same place of a second order, which has
+    a crop, a shift and a flip of its own.
+
+    Where the Recipe's images grow (``data.progressive``), random crops are decoded to the epoch's size. Padded and
+    whole images, which may be resident, are decoded to the full one, shifted and flipped, then resized on the device.
+    ``epochs`` is the number of all epochs, which that may depend on.
     """
 
     def __init__(
@@ -83,50 +86,64 @@ class TrainLoader:
         world_size: int,
         device: torch.device,
         threads: int,
-        on_damaged: OnDamaged = "stop",
         replicas: int | None = None,
+        epochs: int | None = None,
     ) -> None:
         replicas = replicas or world_size
         if recipe.image_size is None:
             raise ValueError("the Recipe's image_size is not resolved yet")
         if recipe.randaugment.layers and recipe.randaugment.magnitude is None and not recipe.autoaugment:
             raise ValueError("the Recipe's randaugment.magnitude is not resolved yet")
+        if recipe.progressive.start_size is not None and epochs is None:
+            raise ValueError("how fast images grow depends on the number of epochs")
         check_partners(recipe, batch_size, replicas)
         self.batches_per_epoch = batches_per_epoch(len(split), batch_size)
         self._recipe, self._seed, self._batch_size = recipe, seed, batch_size
-        self._size = recipe.image_size
+        self._epochs = epochs or 1
         self._positions = positions_of_worker(batch_size, rank, world_size, replicas)
         self._count, self._device = len(split), device
-        self._reads_partners = mixes(recipe.mixing) and recipe.mixing.partners == "separate"
         fit = resize_antialiased if recipe.crop == "random_resized" else resize_crop
-        self._source = _Source(split, recipe.image_size, device, threads, fit, on_damaged, stands_in=True)
+        self._source = _Source(split, recipe, recipe.image_size, device, threads, fit, stands_in=True)
         if recipe.crop != "random_resized" and _stays_resident(recipe, len(split), recipe.image_size):
-            self._source.load_all("whole", self._cut(0, Purpose.RESIZED_CROP))
+            self._source.load_all("whole", self._cut(recipe, 0, Purpose.RESIZED_CROP))
 
     @property
     def damaged(self) -> dict[int, str]:
         """The damaged samples that this worker has met so far, and what is wrong with them."""
         return dict(self._source.damaged)
 
+    def remember_damaged(self, found: Mapping[int, str]) -> None:
+        """Counts what was met before the run was broken off."""
+        self._source.damaged |= found
+
+    def image_size(self, epoch: int) -> int:
+        """The side of epoch ``epoch``'s images, in pixels."""
+        size = data_at_epoch(self._recipe, epoch, self._epochs).image_size
+        assert size is not None
+        return size
+
     def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[TrainBatch]:
         """The augmented batches of epoch ``epoch`` (counted from 0), from batch ``first_batch`` on."""
+        recipe = data_at_epoch(self._recipe, epoch, self._epochs)
+        reads_partners = mixes(recipe.mixing) and recipe.mixing.partners == "separate"
         starts = range(
             first_batch * self._batch_size, self.batches_per_epoch * self._batch_size, self._batch_size
         )
-        share, cut = len(self._positions), self._cut(epoch, Purpose.RESIZED_CROP)
+        share, cut = len(self._positions), self._cut(recipe, epoch, Purpose.RESIZED_CROP)
         order = epoch_order(self._seed, epoch, self._count)
         parts = [order[start + self._positions] for start in starts]
-        if self._reads_partners:  # they come in the second half of what is read
+        if reads_partners:  # they come in the second half of what is read
             others = epoch_order(self._seed, epoch, self._count, Purpose.PARTNER_ORDER)
             parts = [
                 np.concatenate([own, others[start + self._positions]])
                 for own, start in zip(parts, starts, strict=True)
             ]
-            cut = _halves(share, cut, self._cut(epoch, Purpose.PARTNER_RESIZED_CROP))
-        for read in self._source.batches(parts, cut):
+            cut = _halves(share, cut, self._cut(recipe, epoch, Purpose.PARTNER_RESIZED_CROP))
+        size = recipe.image_size if recipe.crop == "random_resized" else None
+        for read in self._source.batches(parts, cut, size):
             batch = read.part(slice(0, share))
-            partners = read.part(slice(share, None)) if self._reads_partners else None
-            augmented = augment(batch, self._positions, partners, self._recipe, self._seed, epoch)
+            partners = read.part(slice(share, None)) if reads_partners else None
+            augmented = augment(batch, self._positions, partners, recipe, self._seed, epoch)
             yield TrainBatch(
                 images=augmented.images,
                 labels=batch.labels,
@@ -137,11 +154,12 @@ class TrainLoader:
                 label_share=augmented.label_share,
             )
 
-    def _cut(self, epoch: int, purpose: Purpose) -> Cut:
-        beton, seed = self._source.split.beton, self._seed
-        if self._recipe.crop == "random_resized":
+    def _cut(self, recipe: DataRecipe, epoch: int, purpose: Purpose) -> Cut:
+        beton, seed, size = self._source.split.beton, self._seed, recipe.image_size
+        assert size is not None
+        if recipe.crop == "random_resized":
             return lambda i: random_resized_boxes(
-                seed, epoch, i, beton.heights[i], beton.widths[i], self._size, purpose
+                seed, epoch, i, beton.heights[i], beton.widths[i], size, purpose
             )
         return lambda i: whole_boxes(beton.heights[i], beton.widths[i])
 
@@ -164,7 +182,6 @@ class EvalLoader:
         world_size: int,
         device: torch.device,
         threads: int,
-        on_damaged: OnDamaged = "stop",
     ) -> None:
         if recipe.eval_size is None:
             raise ValueError("the Recipe's eval_size is not resolved yet")
@@ -172,7 +189,7 @@ class EvalLoader:
         self._parts = [own[start : start + batch_size] for start in range(0, len(own), batch_size)]
         self._size, self._squashes = recipe.eval_size, recipe.eval_crop == "squash"
         fit = _squash_and_crop if self._squashes else resize_crop
-        self._source = _Source(split, recipe.eval_size, device, threads, fit, on_damaged, stands_in=False)
+        self._source = _Source(split, recipe, recipe.eval_size, device, threads, fit, stands_in=False)
         if _stays_resident(recipe, len(split), recipe.eval_size):
             self._source.load_all(recipe.eval_crop, self._cut)
 
@@ -180,6 +197,10 @@ class EvalLoader:
     def damaged(self) -> dict[int, str]:
         """The damaged samples that this worker has met so far, and what is wrong with them."""
         return dict(self._source.damaged)
+
+    def remember_damaged(self, found: Mapping[int, str]) -> None:
+        """Counts what was met before the run was broken off."""
+        self._source.damaged |= found
 
     def __iter__(self) -> Iterator[Batch]:
         batches = self._source.batches(self._parts, self._cut)
@@ -210,16 +231,16 @@ class _Source:
     def __init__(
         self,
         split: Split,
+        recipe: DataRecipe,
         size: int,
         device: torch.device,
         threads: int,
         fit: Fit,
-        on_damaged: OnDamaged,
         *,
         stands_in: bool,
     ) -> None:
         self.split, self._size, self._device, self._fit = split, size, device, fit
-        self._on_damaged, self._stands_in = on_damaged, stands_in
+        self._on_damaged, self._stands_in = recipe.on_damaged, stands_in
         self.damaged: dict[int, str] = {}
         self._lock = threading.Lock()
         self._is_checked = np.zeros(len(split), bool)  # against the manifest's hash
@@ -250,8 +271,8 @@ class _Source:
             here = slice(start, start + len(part))
             self._pool.wait(self._submit(samples[here], cut, images[here]))
 
-    def batches(self, parts: list[Indices], cut: Cut) -> Iterator[Batch]:
-        """One Batch for each part, in their order."""
+    def batches(self, parts: list[Indices], cut: Cut, size: int | None = None) -> Iterator[Batch]:
+        """One Batch for each part, in their order; images that are not resident may have another ``size``."""
         if self._images is not None and self._samples is not None:
             for part in parts:
                 samples = self._samples[part]
@@ -262,7 +283,7 @@ class _Source:
         waiting: deque[tuple[Indices, Tensor, Job]] = deque()
         try:
             for part in parts:
-                shape = (len(part), self._size, self._size, 3)
+                shape = (len(part), size or self._size, size or self._size, 3)
                 buffer, samples = torch.empty(shape, dtype=torch.uint8, pin_memory=pin), part.copy()
                 waiting.append((samples, buffer, self._submit(samples, cut, buffer.numpy())))
                 if len(waiting) > BATCHES_AHEAD:
@@ -309,7 +330,7 @@ class _Source:
         is_raw = beton.modes[index] == RAW
         image = stored.reshape(*full, 3) if is_raw else decode_jpeg_top(stored, *full, top + height)
         # An image that has the sample's size already is taken as it is.
-        if (top, left, height, width) == (0, 0, *full) and full == (self._size, self._size):
+        if (top, left, height, width) == (0, 0, *full) and full == out.shape[:2]:
             out[...] = image
         else:
             self._fit(image, top, left, height, width, out)

@@ -25,6 +25,8 @@ from nfnet_ray.training.clock import Clock
 from nfnet_ray.training.context import Context
 from nfnet_ray.training.evaluation import EVAL_BATCH_SIZE, evaluate, evaluate_signal
 from nfnet_ray.training.gradient import DTYPES, MEMORY_FORMATS
+from nfnet_ray.training.loading import damaged_so_far, loading_metrics, remember_damaged
+from nfnet_ray.training.meter import Meter
 from nfnet_ray.training.probe import fastest_memory_format
 from nfnet_ray.training.process import generators, reset_process, set_generators
 from nfnet_ray.training.saving import Saver, check_same, first_workers
@@ -91,6 +93,7 @@ def train(
             batch_size=recipe.batch_size,
             seed=recipe.seed,
             replicas=context.replicas,
+            epochs=recipe.schedule.epochs,
             **where,
         )
         eval_loader = EvalLoader(dataset.validation, recipe.data, batch_size=EVAL_BATCH_SIZE, **where)
@@ -106,12 +109,14 @@ def train(
         model.to(context.device, DTYPES[recipe.precision]).to(memory_format=layout)
         batches = train_loader.batches_per_epoch
         step = TrainStep(model, recipe, context, batches)
-        sums, at = EpochSums(context), Position()
+        sums, at, meter = EpochSums(context), Position(), Meter(recipe, len(dataset.class_names), context)
         if before:
             at = Position(**before["position"])
             model.load_state_dict(before["model"])
             step.load_state_dict(before["step"])
             clock.resume(before["clock"])
+            meter.resume(before["meter"])
+            remember_damaged(train_loader, eval_loader, [worker["damaged"] for worker in before["workers"]])
             if at.epoch:  # the report of that epoch may have died with the worker
                 context.report(at.metrics)
 
@@ -125,11 +130,13 @@ def train(
                 "model": model.state_dict(),
                 "step": step.state_dict(),
                 "clock": clock.state(paused=paused),
+                "meter": meter.state(),
             }
             own = {
                 "generators": generators(context.device),
                 "sums": sums.state_dict(),
                 "statistics": step.own_statistics(),
+                "damaged": damaged_so_far(train_loader, eval_loader),
             }
             metric = at.metrics[METRIC] if at.batches == 0 else None
             saver.save(state, own, step=step.number, epoch=at.epoch, metric=metric)
@@ -156,6 +163,7 @@ def train(
                 at = Position(epoch, 0, clock.seconds("train"), at.metrics, at.initial)
             before = None
             set_training_mode(model)
+            meter.start()
             arriving = clock.waiting_for(train_loader.epoch(epoch, first_batch=at.batches))
             for number, batch in enumerate(arriving, start=at.batches + 1):
                 if warmed_up_for != batch.images.shape and step.needs_warm_up:
@@ -179,21 +187,25 @@ def train(
                         return ended("stopped", at)
 
             clock.enter("eval")
+            trained = batches * recipe.batch_size
+            train_seconds = clock.seconds("train") - at.train_seconds_before
+            metrics = {"images_per_second": trained / train_seconds}
+            metrics |= meter.stop(trained, train_seconds, train_loader.image_size(epoch))
             step.unify_statistics()
-            metrics = evaluate(model, eval_loader, recipe, context)
+            validation = evaluate(model, eval_loader, recipe, context)
+            loss = validation["validation_loss"]
             if step.average:  # what is delivered, and compared, is the average
-                metrics = {f"raw_{name}": value for name, value in metrics.items()}
-                metrics |= evaluate(step.average.model, eval_loader, recipe, context)
-            loss = metrics.get("raw_validation_loss", metrics["validation_loss"])
+                validation = {f"raw_{name}": value for name, value in validation.items()}
+                validation |= evaluate(step.average.model, eval_loader, recipe, context)
+            metrics |= validation
             if not math.isfinite(loss):
                 return ended("diverged", at, f"the validation loss became {loss} after epoch {epoch + 1}")
             if recipe.signal_epochs and (epoch + 1) % recipe.signal_epochs == 0:
                 metrics |= evaluate_signal(model, eval_loader, recipe)
             metrics |= {**at.initial, **sums.means()}
+            metrics |= loading_metrics(recipe.data, train_loader, eval_loader, epoch, context)
             metrics["epoch"] = epoch + 1
             metrics["learning_rate"] = step.last_learning_rate
-            train_seconds = clock.seconds("train") - at.train_seconds_before
-            metrics["images_per_second"] = batches * recipe.batch_size / train_seconds
 
             clock.enter("checkpoint")
             at = Position(epoch + 1, metrics=metrics | clock.metrics())

@@ -1,10 +1,10 @@
 """What a run costs: arithmetic per second and how much of the device it uses, memory, power.
 
-    meter = Meter(recipe, num_classes, context)      # recipe: with all published values
+    meter = Meter(recipe, num_classes, context)
     for each epoch:
         meter.start()                                # before the first batch is waited for
         …                                            # training
-        metrics |= meter.stop(images, train_seconds) # every worker; the same numbers on each of them
+        metrics |= meter.stop(images, train_seconds, image_size) # every worker; the same numbers on each of them
     state["meter"] = meter.state()                   # meter.resume(state["meter"]) after a restart
 
 docs/cost.md says what each metric means and what it does not count.
@@ -83,18 +83,15 @@ def peak_flops_per_second(device_name: str, precision: Precision) -> float | Non
     return None
 
 
-def model_flops_per_image(recipe: Recipe, num_classes: int) -> float:
+def model_flops_per_image(recipe: Recipe, num_classes: int, image_size: int) -> float:
     """Floating-point operations that training on one image takes by the mathematics of the network.
 
     Two for each multiply-add of convolutions and linear layers, forward and twice that backward; through a frozen
     body (``model.trained``) there is no backward pass. Not in it: SAM's ascent, ESAM's look at all images, recomputed
-    activations, the optimiser, and everything that is done to pixels. ``recipe`` has its published values.
+    activations, the optimiser, and everything that is done to pixels. ``image_size`` is its side in pixels.
     """
-    size = recipe.data.image_size
-    if size is None:
-        raise ValueError("the Recipe leaves data.image_size open: with_published_values fills it in")
     forward = FLOPS_PER_MULTIPLY_ADD * count_multiply_adds(
-        recipe.model.name, size, num_classes, recipe.model.overrides.chosen()
+        recipe.model.name, image_size, num_classes, recipe.model.overrides.chosen()
     )
     return float(forward * (1 + BACKWARD_PER_FORWARD if recipe.model.trained == "all" else 1))
 
@@ -155,7 +152,7 @@ class Meter:
     def __init__(
         self, recipe: Recipe, num_classes: int, context: Context, energy: EnergyCounter | None = None
     ) -> None:
-        self._flops_per_image = model_flops_per_image(recipe, num_classes)
+        self._recipe, self._num_classes = recipe, num_classes
         self._context = context
         self._is_gpu = context.device.type == "cuda"
         if energy is None and self._is_gpu:
@@ -175,16 +172,18 @@ class Meter:
         self._joules_before = self._energy.joules() if self._energy else None
         self._started_at = time.perf_counter()
 
-    def stop(self, images: int, train_seconds: float) -> dict[str, float]:
+    def stop(self, images: int, train_seconds: float, image_size: int) -> dict[str, float]:
         """Ends it: the metrics that can be known, the same on all workers, which have to call this together.
 
-        ``images`` of the epoch, over all workers; ``train_seconds`` that the epoch took of the clock's phase.
+        ``images`` of the epoch, over all workers; ``train_seconds`` that the epoch took of the clock's phase;
+        ``image_size`` is the side of the epoch's images in pixels.
         A GPU's queue has to be empty, as it is once a loss has been read.
         """
         seconds = time.perf_counter() - self._started_at
         own = _Reading(self._device, self._peak, self._peak_memory(), self._joules(), seconds)
         readings = self._of_all_workers(own)
-        flops_per_second = self._flops_per_image * images / train_seconds
+        flops_per_image = model_flops_per_image(self._recipe, self._num_classes, image_size)
+        flops_per_second = flops_per_image * images / train_seconds
         metrics = {"model_tflops_per_second": flops_per_second / 1e12}
 
         # Workers that share a GPU share its peak and its power.

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from nfnet_ray.cluster.journal import StudyProgress
 from nfnet_ray.cluster.plan import estimate_cost, training_multiply_adds
-from nfnet_ray.cluster.progress import StudyDisplay
+from nfnet_ray.cluster.progress import StudyDisplay, reported_epochs, trial_table
 from nfnet_ray.cluster.progress_file import note_progress
 from nfnet_ray.cluster.scheduler import StratifiedHalving
 from nfnet_ray.cluster.study import METRIC, Halving, Study
@@ -132,6 +132,30 @@ def test_the_cost_counts_arithmetic_and_knows_what_halving_may_save() -> None:
         (2 + 2 + 4 + 8) * (1437 // 64 * 64)
     )  # rungs at 2 and 4: four trials, two, one
     assert cost.parameters == 192_703
+
+
+def test_the_table_says_how_many_damaged_images_were_left_out() -> None:
+    study = Study("s", "?", RECIPE, {"batch_size": (64,)})
+    progress = StudyProgress.waiting(study)
+
+    def shown() -> str:
+        console = Console(file=io.StringIO(), width=120)
+        console.print(trial_table(study, progress, reported_epochs))
+        assert isinstance(console.file, io.StringIO)
+        return console.file.getvalue()
+
+    metrics = {METRIC: 0.5, "damaged_train_images": 0, "damaged_validation_images": 0}
+    for epoch, damaged in ((1, 0), (2, 3)):
+        metrics["damaged_train_images"] = damaged
+        event: Any = {
+            "event": "epoch",
+            "time": 0.0,
+            "trial": "batch_size=64",
+            "epoch": epoch,
+            "metrics": metrics,
+        }
+        progress.apply(event)
+        assert ("without 3 damaged images" in shown()) == bool(damaged)
 
 
 @pytest.mark.parametrize(

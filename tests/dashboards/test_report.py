@@ -57,6 +57,17 @@ def report(directory: Path, events: list[Event]) -> Page:
     return Page(write_report(directory))
 
 
+def test_damaged_images_that_were_left_out_are_told(tmp_path: Path) -> None:
+    events = agc_sweep()
+    assert "Damaged images" not in report(tmp_path / "sound", events).text
+    epochs = [event for event in events if event["event"] == "epoch"]
+    for event in epochs:
+        event["metrics"] |= {"damaged_train_images": 0, "damaged_validation_images": 0}  # type: ignore[operator]
+    assert "Damaged images" not in report(tmp_path / "skip", events).text
+    epochs[0]["metrics"]["damaged_train_images"] = 1203  # type: ignore[index]
+    assert "left out, at most in a trial: 1,203 training images" in report(tmp_path / "damaged", events).text
+
+
 def test_the_report_has_the_question_the_answer_every_trial_and_how_it_was_measured(tmp_path: Path) -> None:
     events = agc_sweep()
     page = report(tmp_path, events)

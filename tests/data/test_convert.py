@@ -333,7 +333,7 @@ def labels_without_classes(root: Path) -> None:
         (a_class_without_images, "tulip: a class without images"),
         (an_unknown_validation_class, "train has no such class"),
         (other_columns, "one image column"),
-        (not_parquet, "cannot be read"),
+        (not_parquet, ".parquet: cannot be read as Parquet"),
         (labels_without_classes, "has label -1"),
     ],
 )
@@ -352,6 +352,33 @@ def test_sources_that_cannot_be_converted(
     assert message in error
     assert error.count("\n") == 1
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (
+            ["--holdout", "half"],
+            "convert: argument --holdout: half is not a number between 0 and 1; see --help",
+        ),
+        (["--jpeg-quality", "best"], "--jpeg-quality: best is not a whole number from 1 to 100"),
+        (
+            ["--max-unreadable", "few"],
+            "--max-unreadable: few is neither a number of images nor a share below 1",
+        ),
+        (["--max-side", "1e3"], "--max-side: 1e3 is not a whole number above 0"),
+        (["--write-mode", "png"], "invalid choice: 'png'"),
+    ],
+)
+def test_a_wrong_flag_is_an_error_of_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], complaint: str
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        convert(tmp_path, tmp_path / "out", *flags)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert complaint in error
+    assert error.count("\n") == 1
 
 
 def test_a_handful_of_samples_converts_and_says_what_that_is_worth(

@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -24,6 +25,7 @@ import numpy as np
 import pytest
 
 import data_prep.convert as convert_module
+from data_prep import parallel
 from data_prep.__main__ import main
 from data_prep.convert import ConvertSettings
 from data_prep.encode import EncodeSettings
@@ -419,6 +421,18 @@ class _Split:
         return (self.found[int(index)] for index in indices)
 
 
+def with_load(source: Source, load_of: Callable[[str], Callable[[], bytes]]) -> Source:
+    """The source with another way to load each image's file."""
+    splits = {}
+    for name, split in source.splits.items():
+        found = [
+            replace(image, load=load_of(str(split.root / image.name)))  # type: ignore[attr-defined]
+            for image in split.images(np.arange(len(split.names)))
+        ]
+        splits[name] = _Split(list(split.names), split.labels, found)
+    return replace(source, splits=splits)
+
+
 @pytest.mark.slow
 def test_ray_writes_the_same_bytes_and_survives_a_worker_that_is_killed(
     source: Path, undisturbed: dict[str, bytes], tmp_path: Path
@@ -436,21 +450,60 @@ def test_ray_writes_the_same_bytes_and_survives_a_worker_that_is_killed(
             os.kill(os.getpid(), signal.SIGKILL)
         return Path(path).read_bytes()
 
-    def fatal_once(source: Source) -> Source:
-        splits = {}
-        for name, split in source.splits.items():
-            found = [
-                replace(
-                    image, load=partial(load, str(split.root / image.name), image.name.endswith("044.jpeg"))
-                )  # type: ignore[attr-defined]
-                for image in split.images(np.arange(len(split.names)))
-            ]
-            splits[name] = _Split(list(split.names), split.labels, found)
-        return replace(source, splits=splits)
-
-    fatal = fatal_once(opened)
+    fatal = with_load(opened, lambda path: partial(load, path, path.endswith("044.jpeg")))
     settings = ConvertSettings(EncodeSettings(), address="local", max_unreadable=None)
     report = convert_module.convert(fatal, plan_splits(fatal, 0.2), tmp_path / "out", settings)
     assert marker.exists()
     assert report.dataset.fingerprint == open_dataset(tmp_path / "out").fingerprint
     assert data_set_files(tmp_path / "out") == undisturbed
+
+
+@pytest.mark.slow
+def test_a_node_that_is_lost_in_the_middle_costs_nothing(
+    source: Path, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        second = cluster.add_node(num_cpus=1)
+        second_id, marker = second.node_id, tmp_path / "working"
+
+        def load(path: str) -> bytes:
+            import time
+            from pathlib import Path
+
+            import ray
+
+            if ray.get_runtime_context().get_node_id() == second_id:
+                Path(str(marker)).touch()
+                time.sleep(30)  # it is still at it when its node goes
+            return Path(path).read_bytes()
+
+        def lose_the_second_node() -> None:
+            deadline = time.monotonic() + 60
+            while not marker.exists() and time.monotonic() < deadline:
+                time.sleep(0.05)
+            cluster.remove_node(second, allow_graceful=False)
+
+        slow = with_load(open_source([source], "label"), lambda path: partial(load, path))
+        settings = ConvertSettings(EncodeSettings(), address=cluster.address, max_unreadable=None)
+        accident = threading.Thread(target=lose_the_second_node)
+        accident.start()
+        convert_module.convert(slow, plan_splits(slow, 0.2), tmp_path / "out", settings)
+        accident.join()
+        assert marker.exists()
+        assert cluster.worker_nodes == set()
+    finally:
+        cluster.shutdown()
+    assert data_set_files(tmp_path / "out") == undisturbed
+
+
+def test_on_a_cluster_an_unreadable_file_is_named_with_its_machine(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parallel.platform, "node", lambda: "worker-3")
+    image = next(iter(open_source([source], "label").splits["train"].images(np.array([0]))))
+    lost = replace(image, load=(source / "gone.jpg").read_bytes)
+    with pytest.raises(FileNotFoundError, match=r"No such file or directory, on worker-3: .*gone\.jpg"):
+        parallel._attempt(EncodeSettings(), lost).result()

@@ -13,7 +13,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -24,7 +26,7 @@ from nfnet_ray.data import loader, pool, resident
 from nfnet_ray.data.beton import RAW, Beton, BetonWriter
 from nfnet_ray.data.crop import random_resized_boxes
 from nfnet_ray.data.dataset import Dataset, open_dataset
-from nfnet_ray.data.loader import EvalLoader, OnDamaged, TrainLoader
+from nfnet_ray.data.loader import EvalLoader, TrainLoader
 from nfnet_ray.data.manifest import hash_stored, write_manifest
 from nfnet_ray.data.pool import Pool
 from nfnet_ray.data.resident import Images, Samples, shared_images
@@ -35,6 +37,7 @@ from nfnet_ray.recipe import DataRecipe, MixingRecipe, RandAugmentRecipe
 from .conftest import Encode
 
 CPU = torch.device("cpu")
+OnDamaged = Literal["stop", "skip"]
 IMAGES, SIZE, BATCH = 48, 32, 8
 
 
@@ -111,19 +114,19 @@ def train_loader(
     world_size: int = 1,
     threads: int = 2,
 ) -> TrainLoader:
+    data = replace(data, on_damaged=on_damaged)
     return TrainLoader(
-        dataset.train, data, batch_size=BATCH, seed=3, rank=rank, world_size=world_size, device=CPU,
-        threads=threads, on_damaged=on_damaged,
+        dataset.train, data, batch_size=BATCH, seed=3, rank=rank, world_size=world_size, device=CPU, threads=threads
     )  # fmt: skip
 
 
 def eval_loader(
     dataset: Dataset, data: DataRecipe, on_damaged: OnDamaged = "skip", rank: int = 0, world_size: int = 1
 ) -> EvalLoader:
+    data = replace(data, on_damaged=on_damaged)
     return EvalLoader(
-        dataset.validation, data, batch_size=5, rank=rank, world_size=world_size, device=CPU, threads=2,
-        on_damaged=on_damaged,
-    )  # fmt: skip
+        dataset.validation, data, batch_size=5, rank=rank, world_size=world_size, device=CPU, threads=2
+    )
 
 
 def epoch_of(

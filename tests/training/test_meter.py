@@ -36,19 +36,18 @@ def test_the_flops_of_an_image_are_those_that_torch_counts() -> None:
             model(torch.randn(1, 3, 32, 32)).sum().backward()
         counted = counter.get_total_flops()
         # The stem's input has no gradient, and the frozen body's classifier has one of its weight: a few percent.
-        flops = model_flops_per_image(PICO.with_values({"model.trained": trained}), 5)
+        flops = model_flops_per_image(PICO.with_values({"model.trained": trained}), 5, 32)
         assert flops == pytest.approx(counted, rel=0.03)
 
 
 def test_sam_is_no_part_of_the_models_flops() -> None:
-    assert model_flops_per_image(PICO.with_values({"optimizer.sam.rho": 0.1}), 5) == model_flops_per_image(
-        PICO, 5
-    )
+    with_sam = PICO.with_values({"optimizer.sam.rho": 0.1})
+    assert model_flops_per_image(with_sam, 5, 32) == model_flops_per_image(PICO, 5, 32)
 
 
 def test_the_published_network_takes_its_published_multiply_adds() -> None:
     # Facts of the official count_flops: 6.977 G multiply-adds of NFNet-F0 at 192 pixels.
-    assert model_flops_per_image(published_recipe("nfnet_f0"), 1000) == pytest.approx(
+    assert model_flops_per_image(published_recipe("nfnet_f0"), 1000, 192) == pytest.approx(
         6.977e9 * 2 * 3, rel=1e-3
     )
 
@@ -132,13 +131,13 @@ def test_an_epoch_on_a_gpu(gpu: PlainContext, clock: list[float], monkeypatch: p
     nvml = FakeNvml()
     use(monkeypatch, nvml)
     recipe = PICO.with_values({"precision": "bfloat16"})
-    meter, flops = Meter(recipe, 5, gpu), model_flops_per_image(recipe, 5)
+    meter, flops = Meter(recipe, 5, gpu), model_flops_per_image(recipe, 5, 32)
     assert nvml.asked == ["GPU-1234-ab"]
     nvml.millijoules = 50_000
     meter.start()
     clock[0] += 20  # of which 16 are training; the rest was waiting for data
     nvml.millijoules = 1_050_000
-    metrics = meter.stop(images=4_000, train_seconds=16)
+    metrics = meter.stop(images=4_000, train_seconds=16, image_size=32)
     assert metrics == {
         "model_tflops_per_second": pytest.approx(flops * 250 / 1e12),
         "model_flops_utilisation": pytest.approx(flops * 250 / 121e12),
@@ -149,14 +148,14 @@ def test_an_epoch_on_a_gpu(gpu: PlainContext, clock: list[float], monkeypatch: p
     meter.start()
     clock[0] += 10
     nvml.millijoules = 1_650_000
-    assert meter.stop(images=4_000, train_seconds=10)["gpu_energy_joules"] == 1_600
+    assert meter.stop(images=4_000, train_seconds=10, image_size=32)["gpu_energy_joules"] == 1_600
 
     resumed = Meter(recipe, 5, gpu)
     resumed.resume(meter.state())
     resumed.start()
     clock[0] += 1
     nvml.millijoules = 1_651_000
-    assert resumed.stop(images=1, train_seconds=1)["gpu_energy_joules"] == 1_601
+    assert resumed.stop(images=1, train_seconds=1, image_size=32)["gpu_energy_joules"] == 1_601
 
 
 def test_a_counter_that_goes_back_leaves_power_out_and_the_sum_as_it_was(
@@ -171,7 +170,7 @@ def test_a_counter_that_goes_back_leaves_power_out_and_the_sum_as_it_was(
         meter.start()
         clock[0] += 1
         nvml.millijoules = after
-        sums.append(meter.stop(images=1, train_seconds=1).get("gpu_energy_joules"))
+        sums.append(meter.stop(images=1, train_seconds=1, image_size=32).get("gpu_energy_joules"))
     assert sums == [4, None, 5]
 
 
@@ -196,7 +195,7 @@ def test_without_nvml_power_is_left_out_and_nothing_else(
     use(monkeypatch, nvml)
     meter = Meter(PICO, 5, gpu)
     meter.start()
-    assert set(meter.stop(images=1, train_seconds=1)) == {
+    assert set(meter.stop(images=1, train_seconds=1, image_size=32)) == {
         "model_tflops_per_second",
         "model_flops_utilisation",
         "peak_memory_bytes",
@@ -219,7 +218,10 @@ def test_an_unknown_gpu_has_no_utilisation(gpu: PlainContext, monkeypatch: pytes
     use(monkeypatch, None)
     meter = Meter(PICO, 5, gpu)
     meter.start()
-    assert set(meter.stop(images=1, train_seconds=1)) == {"model_tflops_per_second", "peak_memory_bytes"}
+    assert set(meter.stop(images=1, train_seconds=1, image_size=32)) == {
+        "model_tflops_per_second",
+        "peak_memory_bytes",
+    }
 
 
 class Counter:
@@ -259,10 +261,10 @@ def test_workers_are_put_together_by_device(
     own = [meter_module._Reading(m._device, m._peak, m._peak_memory(), m._joules(), 1.0) for m in meters]
     monkeypatch.setattr(Meter, "_of_all_workers", lambda _self, _own: own)
     for meter in meters:
-        metrics = meter.stop(images=100, train_seconds=1)
+        metrics = meter.stop(images=100, train_seconds=1, image_size=32)
         assert metrics["gpu_power_watts"] == metrics["gpu_energy_joules"] == watts
         assert metrics["peak_memory_bytes"] == 2_000
-        one = model_flops_per_image(PICO, 5) * 100 / 30.3e12  # L4, float32
+        one = model_flops_per_image(PICO, 5, 32) * 100 / 30.3e12  # L4, float32
         assert metrics["model_flops_utilisation"] == pytest.approx(one / gpus)
 
 
@@ -278,7 +280,7 @@ place = SimpleNamespace(rank=rank, world_size=2, device=torch.device("cpu"))
 meter = Meter(recipe, 5, place, SimpleNamespace(joules=iter(([0.0, 1.0], [0.0, 2.0])[rank]).__next__))
 meter._peak_memory = lambda: (3.0, 4.0)[rank]
 meter.start()
-metrics = meter.stop(images=10, train_seconds=2)
+metrics = meter.stop(images=10, train_seconds=2, image_size=32)
 print(metrics["gpu_energy_joules"], metrics["peak_resident_bytes"], metrics["gpu_power_watts"])
 dist.destroy_process_group()
 """
@@ -310,7 +312,7 @@ def test_on_a_cpu_the_peak_is_that_of_the_epoch() -> None:
         block = np.ones(megabytes << 20, np.uint8)
         del block
         started = time.perf_counter()
-        metrics = meter.stop(images=10, train_seconds=0.5)
+        metrics = meter.stop(images=10, train_seconds=0.5, image_size=32)
         assert time.perf_counter() - started < 60
         assert set(metrics) == {"model_tflops_per_second", "peak_resident_bytes"}
         peaks.append(metrics["peak_resident_bytes"])

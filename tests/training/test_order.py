@@ -17,7 +17,7 @@ from nfnet_ray.data.crop import central_square_boxes, random_resized_boxes
 from nfnet_ray.data.dataset import Dataset, open_dataset
 from nfnet_ray.data.draws import Purpose, epoch_order, sample_keys, uniforms
 from nfnet_ray.data.loader import EvalLoader, TrainBatch, TrainLoader
-from nfnet_ray.recipe import DataRecipe, MixingRecipe, RandAugmentRecipe
+from nfnet_ray.recipe import DataRecipe, MixingRecipe, ProgressiveRecipe, RandAugmentRecipe
 
 CPU = torch.device("cpu")
 
@@ -60,6 +60,7 @@ def epoch_of(
             world_size=world_size,
             device=CPU,
             threads=threads,
+            epochs=8,
         )
         parts.append(list(loader.epoch(epoch, first_batch)))
     batches = []
@@ -98,6 +99,22 @@ RECIPES = {
         mixing=MixingRecipe(mixup_alpha=0.2, cutmix_alpha=None),
         autoaugment=True,
     ),
+    "growing, mixed with others, RandAugment": DataRecipe(
+        image_size=48,
+        progressive=ProgressiveRecipe(16, step=8, start_magnitude=1.0, mixing_grows=True),
+        eval_size=32,
+        crop="random_resized",
+        mixing=MixingRecipe(mixup_alpha=0.2, cutmix_alpha=1.0, partners="separate"),
+        randaugment=RandAugmentRecipe(layers=2, magnitude=5.0),
+    ),
+    "growing, resident, mixed with neighbours": DataRecipe(
+        image_size=48,
+        progressive=ProgressiveRecipe(16, step=8),
+        eval_size=32,
+        crop="padded",
+        mixing=MixingRecipe(mixup_alpha=0.2, cutmix_alpha=1.0, partners="batch"),
+        randaugment=RandAugmentRecipe(layers=0),
+    ),
 }
 
 
@@ -124,12 +141,15 @@ def test_seed_and_epoch_change_order_pixels_and_keys(photos: Dataset, recipe: Da
         assert not np.array_equal(other.indices, base.indices)
         in_both = np.intersect1d(base.indices, other.indices)[0]
         one, two = (int(np.flatnonzero(batch.indices == in_both)[0]) for batch in (base, other))
-        assert not torch.equal(base.images[one], other.images[two])
+        assert not torch.equal(base.images[one], other.images[two])  # growing images differ in size
         assert base.keys[one] != other.keys[two]
 
 
-def test_an_epoch_can_be_entered_in_the_middle(photos: Dataset) -> None:
-    recipe = RECIPES["mixed with others, RandAugment"]
+@pytest.mark.parametrize(
+    "name", ["mixed with others, RandAugment", *(name for name in RECIPES if name.startswith("growing"))]
+)
+def test_an_epoch_can_be_entered_in_the_middle(photos: Dataset, name: str) -> None:
+    recipe = RECIPES[name]
     whole, rest = epoch_of(photos, recipe), epoch_of(photos, recipe, first_batch=1)
     assert len(whole.labels) == 32
     assert_equal(rest, whole.part(slice(16, None)))

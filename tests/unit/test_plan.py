@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from nfnet_ray.cluster.plan import StudyCost, check_trials, estimate_cost
-from nfnet_ray.cluster.study import Study
+from nfnet_ray.cluster.study import Halving, Study
 from nfnet_ray.data.dataset import DatasetSummary
 from nfnet_ray.errors import UserError
+from nfnet_ray.models.catalogue import count_multiply_adds
 from nfnet_ray.models.published import published_recipe
 from nfnet_ray.recipe import Recipe
 
@@ -46,6 +47,28 @@ def test_an_ascent_step_is_paid_for(sam: dict[str, Any], passes: float) -> None:
     plain = Recipe().with_values({"model.name": "nfnet_pico"})
     recipe = plain.with_values({f"optimizer.sam.{field}": value for field, value in sam.items()})
     assert cost_of(recipe).multiply_adds / cost_of(plain).multiply_adds == pytest.approx(passes / 3)
+
+
+def test_growing_images_cost_what_each_epochs_size_costs() -> None:
+    plain = Recipe().with_values({"model.name": "nfnet_pico", "data.image_size": 32})
+    growing = plain.with_values({"data.progressive.start_size": 16})
+    costs = [cost_of(recipe).multiply_adds for recipe in (plain, growing)]
+    small = cost_of(plain.with_values({"data.image_size": 16})).multiply_adds
+    assert costs[1] == (small + costs[0]) / 2  # two epochs: the first at 16 px, the last at 32
+
+
+def test_a_study_that_may_be_stopped_early_is_stopped_at_small_images() -> None:
+    values = {
+        "model.name": "nfnet_pico",
+        "data.image_size": 32,
+        "data.progressive.start_size": 16,
+        "batch_size": 100,
+    }
+    growing = Recipe().with_values(values | {"schedule.epochs": 3, "data.progressive.end_epoch": 1})
+    study = Study("s", "?", growing, {"optimizer.agc.clip_factor": (0.01, 0.02)}, halving=Halving(1, 4.0))
+    least = estimate_cost(study, study.trials(), DATA).least_multiply_adds
+    one = [count_multiply_adds("nfnet_pico", size, 10) * 3 * 1000 for size in (16, 32)]
+    assert least == pytest.approx(2 * one[0] + 2 * one[1])  # one trial after its first epoch, one at its end
 
 
 def test_a_baseline_with_overrides_is_refused_before_anything_starts() -> None:

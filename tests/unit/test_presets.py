@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from nfnet_ray.data.progressive import data_at_epoch
 from nfnet_ray.errors import UserError
 from nfnet_ray.models import list_models
 from nfnet_ray.models.published import published_recipe, with_published_values
@@ -150,7 +151,7 @@ def test_efficientnets_share_optimiser_and_schedule(name: str) -> None:
         ("tf_efficientnetv2_m", (384, 480), 0.3, 15, 0.2),
     ],
 )
-def test_second_efficientnets_have_their_last_stage(
+def test_second_efficientnets_end_with_their_last_stage(
     name: str, sizes: tuple[int, int], dropout: float, magnitude: float, alpha: float | None
 ) -> None:
     recipe = published_recipe(name)
@@ -161,6 +162,31 @@ def test_second_efficientnets_have_their_last_stage(
     assert (mixing.mixup_alpha, mixing.cutmix_alpha, mixing.partners) == (alpha, alpha, "batch")
     assert not recipe.data.autoaugment
     assert recipe.optimizer.decayed == "weights"
+
+
+@pytest.mark.parametrize(
+    (
+        "name",
+        "stages",
+    ),  # pixels, RandAugment's magnitude, MixUp's alpha: google/automl efficientnetv2/main_tf2.py
+    [
+        ("tf_efficientnetv2_s", [(171, 5, None), (214, 20 / 3, None), (257, 25 / 3, None), (300, 10, None)]),
+        (
+            "tf_efficientnetv2_m",
+            [(192, 5, None), (256, 25 / 3, 0.2 / 3), (320, 35 / 3, 0.4 / 3), (384, 15, 0.2)],
+        ),
+    ],
+)
+def test_second_efficientnets_grow_in_four_stages(
+    name: str, stages: list[tuple[int, float, float | None]]
+) -> None:
+    recipe = published_recipe(name)
+    borders = [int(stage / 4 * 350) for stage in range(5)]
+    for expected, first, end in zip(stages, borders, borders[1:], strict=False):
+        for epoch in (first, end - 1):
+            data = data_at_epoch(recipe.data, epoch, recipe.schedule.epochs)
+            assert (data.image_size, data.randaugment.magnitude) == pytest.approx(expected[:2])
+            assert data.mixing.mixup_alpha == data.mixing.cutmix_alpha == pytest.approx(expected[2])
 
 
 def test_resnet_is_torchvisions_first() -> None:

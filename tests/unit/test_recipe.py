@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from nfnet_ray.models.published import with_published_values
 from nfnet_ray.recipe import Recipe, RecipeError, field_meanings, parse_setting
 
 
@@ -40,6 +41,10 @@ def test_every_field_has_a_meaning_under_its_dotted_name() -> None:
         ("batch_size=true", "a whole number at least 1"),
         ("optimizer.momentum=1", "at least 0 and below 1"),
         ("data.crop=sideways", "one of random_resized, padded, whole"),
+        ("data.on_damaged=ignore", "one of stop, skip"),
+        ("data.progressive.start_size=7", "a whole number at least 8, or none"),
+        ("data.progressive.stages=1", "a whole number at least 2, or none"),
+        ("data.progressive.step=0", "a whole number at least 1"),
         ("model.overrides.width=[64, 0]", "a list of whole numbers at least 1"),
         ("clip_factor=0.01", "did you mean optimizer.agc.clip_factor?"),
         ("optimizer.agc.clip_facto=0.01", "did you mean optimizer.agc.clip_factor"),
@@ -82,3 +87,28 @@ def test_a_recipe_needs_nothing_but_the_standard_library() -> None:
     code = "import sys, nfnet_ray.recipe; print([m for m in ('torch', 'numpy', 'ray', 'mlflow') if m in sys.modules])"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("values", "complaint"),
+    [
+        ({"image_size": 128}, "data.progressive.start_size = 160 is not allowed: images grow to data.image_size = 128"),
+        ({"start_epoch": 5, "end_epoch": 5}, "data.progressive.end_epoch = 5 is not allowed: images grow from"),
+        ({"end_epoch": 20}, "images that grow from epoch 0 to 20 do not reach data.image_size within schedule.epochs"),
+        ({"start_epoch": 19}, "images that grow from epoch 19 to 19 do not reach"),
+        ({"start_epoch": 19, "stages": 4}, "images that grow from epoch 19 to 19 do not reach"),
+    ],
+)  # fmt: skip
+def test_images_that_could_not_grow_are_refused_in_one_line(values: dict[str, int], complaint: str) -> None:
+    growing = Recipe().with_values({"data.progressive.start_size": 160, "schedule.epochs": 20})
+    fields = {f"data.{'' if name == 'image_size' else 'progressive.'}{name}": n for name, n in values.items()}
+    with pytest.raises(RecipeError) as error:
+        growing.with_values(fields)
+    assert complaint in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_start_size_above_the_models_own_size_is_refused_when_that_is_known() -> None:
+    recipe = Recipe().with_values({"data.progressive.start_size": 200})
+    with pytest.raises(RecipeError, match=r"start_size = 200 is not allowed: .* data.image_size = 192"):
+        with_published_values(recipe)

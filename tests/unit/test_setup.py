@@ -103,6 +103,15 @@ def test_dependency_is_locked_within_its_bounds_and_explained(requirement: Requi
     assert f"| {requirement.name} |" in (REPOSITORY / "docs/dependencies.md").read_text()
 
 
+@pytest.mark.parametrize("name", ["ffcv", "opencv-python", "numba"])
+def test_ffcv_and_what_it_alone_asks_for_are_for_linux_alone(name: str) -> None:
+    """Elsewhere it need not be built: nfnet_ray/data/plain.py reads its files."""
+    (pin,) = re.findall(rf"^{name}==.*?(?: \\)?$", LOCK, re.MULTILINE)
+    marker = Requirement(pin.removesuffix(" \\")).marker
+    assert marker is not None
+    assert [marker.evaluate({"sys_platform": platform}) for platform in ("linux", "darwin")] == [True, False]
+
+
 def test_every_pin_has_hashes() -> None:
     pins = re.split(r"^(?=[^\s#])", LOCK, flags=re.MULTILINE)[1:]
     assert len(pins) > len(DIRECT)

@@ -1,0 +1,183 @@
+"""The data as the nodes of a Ray cluster see it: there, the same everywhere, and, if asked for, whole."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+import time
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nfnet_ray.data.dataset import DatasetSummary, open_dataset, split_paths
+from nfnet_ray.data.storage import FileIdentity, file_identity
+from nfnet_ray.data.verification import ByteProgress, check_all
+from nfnet_ray.errors import UserError
+
+if TYPE_CHECKING:
+    from nfnet_ray.cluster.trial import WorkerResources
+
+LOOK_DEADLINE_SECONDS = 120.0  # to start a process on a node and read 48 bytes of each of a million images
+_LOOK_PAUSE_SECONDS = 0.5
+_DONE = ""
+
+
+@dataclass(frozen=True)
+class _Sight:
+    """What a node sees of the data, or why it sees none."""
+
+    problem: str | None
+    fingerprint: str = ""
+    files: tuple[FileIdentity, ...] = ()
+    stored_bytes: int = 0
+
+
+def check_nodes(
+    data: DatasetSummary, worker: WorkerResources, *, verify: bool, progress: ByteProgress
+) -> None:
+    """Looks at the data on every node where a worker fits, before anything is started.
+
+    Each node opens the data set, which checks all but the images' bytes, and has to find the fingerprint that was found
+    here. With ``verify`` each copy's bytes are checked against their hashes too, by one of the nodes that have it; what
+    this process sees has been checked already. Needs a :func:`nfnet_ray.cluster.session.ray_session`.
+
+    Raises:
+        UserError: a node has no data, other data or damaged data, or does not answer; with its name.
+    """
+    nodes = _nodes_that_train(worker)
+    sights = _looks(data.path, nodes)
+    for node, sight in sights.items():
+        if sight.problem is not None:
+            raise UserError(f"{nodes[node]}: {sight.problem}")
+        if sight.fingerprint != data.fingerprint:
+            raise UserError(
+                f"{nodes[node]}: {data.path} is other data there (fingerprint {sight.fingerprint}, here "
+                f"{data.fingerprint}): copy the data set to it again, or put it where every node sees it"
+            )
+    if verify:
+        copies = {sight.files: node for node, sight in reversed(sights.items())}
+        copies.pop(_files(data.path), None)
+        _verify_copies(data.path, {node: nodes[node] for node in copies.values()}, sights, progress)
+
+
+def _nodes_that_train(worker: WorkerResources) -> dict[str, str]:
+    """{id: name for a person} of the nodes on which a worker fits."""
+    import ray
+
+    return {
+        node["NodeID"]: f"node {node['NodeManagerAddress']} ({node['NodeManagerHostname']})"
+        for node in ray.nodes()
+        if node["Alive"]
+        and node["Resources"].get("CPU", 0) >= worker.cpus
+        and node["Resources"].get("GPU", 0) >= worker.gpus
+    }
+
+
+def _on_node(function: Any, node: str, **options: Any) -> Any:
+    """A task that runs on that node and takes no core from anybody."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    remote: Any = ray.remote
+    place = NodeAffinitySchedulingStrategy(node, soft=False)
+    return remote(num_cpus=0, max_retries=0, scheduling_strategy=place, **options)(function)
+
+
+def _looks(path: Path, nodes: Mapping[str, str]) -> dict[str, _Sight]:
+    import ray
+
+    tasks = {node: _on_node(_look, node).remote(path) for node in nodes}
+    _, silent = ray.wait(list(tasks.values()), num_returns=len(tasks), timeout=LOOK_DEADLINE_SECONDS)
+    for node, task in tasks.items():
+        if task in silent:
+            raise UserError(
+                f"{nodes[node]}: no answer for {LOOK_DEADLINE_SECONDS:.0f} s when it was asked for {path}: are the "
+                "node and its file system up?"
+            )
+    return {node: _result(task, nodes[node]) for node, task in tasks.items()}
+
+
+def _result(reference: Any, name: str) -> Any:
+    import ray
+
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayError as error:
+        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+        raise UserError(
+            f"{name}: lost while its data was looked at ({reason}); start again when it is back or gone"
+        ) from error
+
+
+def _look(path: Path) -> _Sight:
+    """Runs on a node."""
+    if not path.exists():
+        return _Sight(f"there is no {path}: put the data where every node sees it, or copy it there")
+    try:
+        dataset = open_dataset(path)
+        stored_bytes = sum(int(split.beton.sizes.sum()) for split in (dataset.train, dataset.validation))
+        return _Sight(None, dataset.fingerprint, _files(path), stored_bytes)
+    except (UserError, OSError) as error:
+        return _Sight(str(error))
+
+
+def _files(path: Path) -> tuple[FileIdentity, ...]:
+    return tuple(file_identity(file) for pair in split_paths(path).values() for file in pair)
+
+
+def _verify_copies(
+    path: Path, copies: Mapping[str, str], sights: Mapping[str, _Sight], progress: ByteProgress
+) -> None:
+    import ray
+
+    if not copies:
+        return
+    told: dict[Any, str] = {
+        _on_node(_verify, node, num_returns="streaming").remote(path): name for node, name in copies.items()
+    }
+    total = sum(sights[node].stored_bytes for node in copies)
+    what = next(iter(copies.values())) if len(copies) == 1 else f"{len(copies)} copies of the data"
+    try:
+        with progress(what, total) as advance:
+            while told:
+                ready: list[Any] = ray.wait(list(told), timeout=_LOOK_PAUSE_SECONDS, fetch_local=False)[0]
+                for stream in ready:
+                    word = _result(next(stream), told[stream])
+                    if isinstance(word, int):
+                        advance(word)
+                    elif word == _DONE:
+                        del told[stream]
+                    else:
+                        raise UserError(f"{told[stream]}: {word}")
+    finally:
+        for stream in told:
+            ray.cancel(stream, force=True)
+
+
+def _verify(path: Path) -> Generator[int | str]:
+    """Runs on a node: numbers of bytes that were checked, now and then; at last what is wrong, or _DONE."""
+    words: queue.SimpleQueue[int | str] = queue.SimpleQueue()
+
+    @contextmanager
+    def tell(_name: str, _total: int) -> Iterator[Any]:
+        yield words.put
+
+    def run() -> None:
+        try:
+            check_all(path, os.cpu_count() or 1, tell)
+            words.put(_DONE)
+        except Exception as error:
+            words.put(str(error) or repr(error))
+
+    threading.Thread(target=run, daemon=True).start()
+    checked, since = 0, time.monotonic()
+    while isinstance(word := words.get(), int):
+        checked += word
+        if time.monotonic() - since > _LOOK_PAUSE_SECONDS:
+            yield checked
+            checked, since = 0, time.monotonic()
+    yield checked
+    yield word

@@ -1,0 +1,52 @@
+"""What an epoch's metrics say of its images: their size where it grows, and how many were found damaged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch.distributed as dist
+
+from nfnet_ray.data.loader import EvalLoader, TrainLoader
+from nfnet_ray.recipe import DataRecipe
+from nfnet_ray.training.context import Context
+
+
+def loading_metrics(
+    recipe: DataRecipe, train_loader: TrainLoader, eval_loader: EvalLoader, epoch: int, context: Context
+) -> dict[str, float]:
+    """``image_size`` in pixels if images grow; ``damaged_train_images`` and ``damaged_validation_images`` if skipped.
+
+    These are the different samples that all workers together have met since the run started; one that two workers met
+    counts once. All workers have to call this together.
+    """
+    metrics: dict[str, float] = {}
+    if recipe.progressive.start_size is not None:
+        metrics["image_size"] = train_loader.image_size(epoch)
+    if recipe.on_damaged == "skip":
+        metrics["damaged_train_images"] = _count(train_loader.damaged, context.world_size)
+        metrics["damaged_validation_images"] = _count(eval_loader.damaged, context.world_size)
+    return metrics
+
+
+def damaged_so_far(train_loader: TrainLoader, eval_loader: EvalLoader) -> dict[str, dict[int, str]]:
+    """This worker's damaged samples, for a checkpoint."""
+    return {"train": train_loader.damaged, "validation": eval_loader.damaged}
+
+
+def remember_damaged(
+    train_loader: TrainLoader, eval_loader: EvalLoader, of_workers: Iterable[Mapping[str, Mapping[int, str]]]
+) -> None:
+    """Goes on from :func:`damaged_so_far` of all workers."""
+    for damaged in of_workers:
+        train_loader.remember_damaged(damaged["train"])
+        eval_loader.remember_damaged(damaged["validation"])
+
+
+def _count(indices: Iterable[int], world_size: int) -> int:
+    """How many different numbers all workers have together."""
+    own = set(indices)
+    if world_size == 1:
+        return len(own)
+    of_all: list[set[int]] = [set()] * world_size
+    dist.all_gather_object(of_all, own)
+    return len(set().union(*of_all))

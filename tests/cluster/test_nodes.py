@@ -1,0 +1,181 @@
+"""The data on every node of a cluster: there, the same, whole, and read once. About 40 s: a Ray of two nodes.
+
+The second node runs in a mount namespace of its own, in which another folder lies at the data's place: a disk of its
+own. That takes root, or the right to mount.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from nfnet_ray.cluster.nodes import check_nodes
+from nfnet_ray.cluster.session import ray_session
+from nfnet_ray.cluster.trial import WorkerResources
+from nfnet_ray.data.dataset import check_dataset, open_dataset
+from nfnet_ray.data.storage import file_identity
+from nfnet_ray.errors import UserError
+from tests.e2e.workplace import Workplace
+
+pytestmark = pytest.mark.slow
+
+WORKER = WorkerResources(workers=1, cpus=1, gpus=0.0)
+
+
+def flip(dataset: Path, index: int) -> None:
+    beton = open_dataset(dataset).train.beton
+    with beton.path.open("r+b") as file:
+        place = int(beton.offsets[index]) + 20
+        file.seek(place)
+        byte = file.read(1)[0]
+        file.seek(place)
+        file.write(bytes([byte ^ 1]))
+
+
+@pytest.fixture(scope="module")
+def places(few_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``shared`` is one folder for both nodes; what lies in ``first`` the second node sees as it is in ``second``."""
+    root = tmp_path_factory.mktemp("places")
+    for place in ("shared", "first/same", "second/same", "first/only", "first/damaged", "second/damaged"):
+        shutil.copytree(few_digits, root / place)
+    flip(root / "second/damaged", 7)
+    shutil.copytree(few_digits, root / "first/other")
+    (root / "second/other").mkdir()
+    for name in ("train", "validation"):  # the splits have changed places
+        for suffix in (".beton", ".parquet"):
+            other = "validation" if name == "train" else "train"
+            shutil.copy(few_digits / f"{name}{suffix}", root / f"second/other/{other}{suffix}")
+    return root
+
+
+@pytest.fixture(scope="module")
+def address(places: Path) -> Iterator[str]:
+    allowed = subprocess.run(["unshare", "--mount", "true"], check=False, capture_output=True)
+    if allowed.returncode:
+        pytest.skip(f"no mount namespaces here: {allowed.stderr.decode().strip()}")
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    script = (
+        'mount --bind "$1" "$2" && exec "$3" -m ray.scripts.scripts start --address "$4" --num-cpus 1 --block'
+    )
+    second = subprocess.Popen(
+        ["unshare", "--mount", "bash", "-c", script, "-", places / "second", places / "first", sys.executable,
+         cluster.address],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        yield cluster.address
+    finally:
+        second.send_signal(signal.SIGTERM)
+        second.wait(timeout=60)
+        cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def session(address: str) -> Iterator[str]:
+    import ray
+
+    with ray_session(address, train_in_tune=False):
+        deadline = time.monotonic() + 60
+        while sum(node["Alive"] for node in ray.nodes()) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        yield address
+
+
+class Read:
+    """A progress that remembers what was read."""
+
+    def __init__(self) -> None:
+        self.name, self.total, self.done = "", 0, 0
+
+    @contextmanager
+    def __call__(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
+        self.name, self.total = name, total
+        yield self.advance
+
+    def advance(self, count: int) -> None:
+        self.done += count
+
+
+def check(path: Path, *, verify: bool) -> Read:
+    read = Read()
+    check_nodes(check_dataset(path), WORKER, verify=verify, progress=read)
+    return read
+
+
+@pytest.mark.usefixtures("session")
+def test_what_all_nodes_share_is_not_read_again_and_a_copy_is_read_once(places: Path) -> None:
+    assert check(places / "shared", verify=True).total == 0
+    assert check(places / "first/same", verify=False).total == 0
+    read = check(places / "first/same", verify=True)
+    dataset = open_dataset(places / "first/same")
+    stored = sum(int(split.beton.sizes.sum()) for split in (dataset.train, dataset.validation))
+    assert read.total == read.done == stored
+    assert read.name.startswith("node ")
+
+
+@pytest.mark.usefixtures("session")
+@pytest.mark.parametrize(
+    ("place", "verify", "complaint"),
+    [
+        ("first/only", False, r"^node \S+ \(\S+\): there is no \S+first/only: put the data where every node sees it"),
+        ("first/other", False, r"^node \S+ \(\S+\): \S+first/other is other data there \(fingerprint \w+, here \w+\)"),
+        ("first/damaged", True, r"^node \S+ \(\S+\): .* 1 damaged sample, first train: train\.beton: sample 7 "),
+    ],
+)  # fmt: skip
+def test_a_node_without_the_data_is_named(places: Path, place: str, verify: bool, complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint) as error:
+        check(places / place, verify=verify)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.usefixtures("session")
+def test_damage_that_only_reading_every_byte_finds_is_left_to_the_loader(places: Path) -> None:
+    check(places / "first/damaged", verify=False)
+
+
+@pytest.mark.usefixtures("session")
+def test_a_node_on_which_no_worker_fits_need_not_have_the_data(places: Path) -> None:
+    data = check_dataset(places / "first/only")
+    check_nodes(data, WorkerResources(1, cpus=2, gpus=0.0), verify=True, progress=Read())
+
+
+def test_a_study_that_would_train_on_a_damaged_copy_starts_nothing(
+    session: str, places: Path, tmp_path: Path
+) -> None:
+    flags = [
+        "--data",
+        places / "first/damaged",
+        "--verify",
+        "full",
+        "--address",
+        session,
+        "--storage",
+        "runs",
+    ]
+    result = Workplace(tmp_path).run(*flags, HOME=os.environ["HOME"])
+    assert result.returncode == 2
+    lines = [line for line in result.stderr.splitlines() if "MB" not in line]
+    assert len(lines) == 1
+    assert "agc_sweep.py: node " in lines[0]
+    assert "sample 7 " in lines[0]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_file_is_one_under_two_names_and_a_copy_is_another(tmp_path: Path) -> None:
+    path, link, copy = (tmp_path / name for name in ("file", "link", "copy"))
+    path.write_bytes(b"bytes")
+    os.link(path, link)
+    shutil.copy2(path, copy)
+    assert file_identity(path) == file_identity(link) != file_identity(copy)

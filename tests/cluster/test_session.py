@@ -1,0 +1,100 @@
+"""Tokens: what lies in a person's home decides neither whether our own Ray starts nor whether a cluster is understood.
+
+About 40 s: several Rays.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+HEAD = """\
+import sys
+from ray.cluster_utils import Cluster
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+print(cluster.address, flush=True)
+sys.stdin.read()
+cluster.shutdown()
+"""
+# A worker that wants to know the first task's result has to ask this process for it.
+ASK = """\
+import sys
+{imports}
+from nfnet_ray.cluster.session import ray_session
+from nfnet_ray.errors import UserError
+try:
+    with ray_session(sys.argv[1], train_in_tune=False):
+        import ray
+        first = ray.remote(lambda: 20).remote()
+        print(ray.get(ray.remote(lambda refs: 1 + ray.get(refs[0])).remote([first]), timeout=60))
+except UserError as error:
+    print(error)
+"""
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home with a token in it, for programs that say nothing of tokens."""
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("0123456789abcdef" * 4)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+@pytest.fixture(params=["disabled", "token"])
+def head(
+    request: pytest.FixtureRequest, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[str, str]]:
+    """The address of a Ray, and whether it wants the token."""
+    assert home
+    short = tempfile.mkdtemp()  # sockets lie in it, whose paths have to be short
+    monkeypatch.setenv("RAY_TMPDIR", short)  # so that what "auto" finds is this one
+    with monkeypatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", request.param)
+        process = subprocess.Popen(
+            [sys.executable, "-c", HEAD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    yield process.stdout.readline().strip(), request.param
+    process.stdin.close()
+    process.wait(timeout=60)
+    shutil.rmtree(short)
+
+
+def said(address: str, imports: str = "") -> str:
+    program = ASK.format(imports=imports)
+    result = subprocess.run(
+        [sys.executable, "-c", program, address], capture_output=True, text=True, check=False, timeout=150
+    )
+    return result.stdout or result.stderr
+
+
+@pytest.mark.usefixtures("home")
+def test_a_ray_of_our_own_starts_where_a_token_lies_about() -> None:
+    """Ray reads how it is to be used when it is imported; what is set afterwards reaches its other processes alone."""
+    assert said("local", imports="import ray") == "21\n"
+
+
+def test_a_cluster_is_sent_the_token_if_it_wants_one(
+    head: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, mode = head
+    if mode == "token":
+        monkeypatch.setenv("RAY_ADDRESS", address)  # as in a job that was submitted
+        assert said("auto") == "21\n"
+        return
+    assert said(address) == "21\n"
+    found_by_itself = said("auto")  # and then it is Ray that takes the token up
+    assert f"the Ray at {address} was started without a token" in found_by_itself
+    assert found_by_itself.count("\n") == 1

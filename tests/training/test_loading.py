@@ -1,0 +1,127 @@
+"""What a run says of its images: their size where it grows, and how many were damaged and left out. About 15 s."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nfnet_ray.data import loader as loader_module
+from nfnet_ray.data.dataset import open_dataset
+from nfnet_ray.errors import UserError
+from nfnet_ray.recipe import Recipe
+from nfnet_ray.training import Outcome, PlainContext, train
+from tests.resume.test_checkpoints import StoppedContext
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def own_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Resident images go there, and none are remembered from another test."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setattr(loader_module, "_RESIDENT", {})
+
+
+def run(recipe: Recipe, **settings: Any) -> tuple[Outcome, list[dict[str, float]]]:
+    epochs: list[dict[str, float]] = []
+
+    def keep(metrics: Any) -> None:
+        epochs.append(dict(metrics))
+        if len(epochs) == settings.get("stop_after"):
+            raise KeyboardInterrupt
+
+    context = PlainContext(device=CPU, threads=1, checkpoints=settings.get("checkpoints"), on_report=keep)
+    return train(recipe, context), epochs
+
+
+def test_growing_images_are_reported_and_a_run_that_goes_on_ends_with_the_same_weights(
+    quick: Recipe, tmp_path: Path
+) -> None:
+    growing = quick.with_values({"data.progressive.start_size": 16, "data.progressive.step": 8})
+    whole, epochs = run(growing)
+    assert [metrics["image_size"] for metrics in epochs] == [16, 24, 32]
+    with pytest.raises(KeyboardInterrupt):
+        run(growing, checkpoints=tmp_path / "kept", stop_after=1)
+    resumed, rest = run(growing, checkpoints=tmp_path / "kept")
+    assert [metrics["image_size"] for metrics in rest] == [16, 24, 32]  # the first is told again
+    ours, theirs = resumed.model.state_dict(), whole.model.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert "image_size" not in run(quick.with_values({"schedule.epochs": 1}))[1][0]
+
+
+@pytest.fixture
+def damaged(few_digits: Path, tmp_path: Path) -> Path:
+    """Two training images and one validation image are nothing but zeros."""
+    folder = tmp_path / "damaged"
+    shutil.copytree(few_digits, folder)
+    dataset = open_dataset(folder)
+    for split, indices in ((dataset.train, (3, 100)), (dataset.validation, (7,))):
+        with split.beton.path.open("r+b") as file:
+            for index in indices:
+                file.seek(int(split.beton.offsets[index]))
+                file.write(bytes(int(split.beton.sizes[index])))
+    return folder
+
+
+@pytest.mark.parametrize("resident", ["always", "never"])
+def test_damaged_images_stop_a_run_or_are_counted(quick: Recipe, damaged: Path, resident: str) -> None:
+    values = {"data.path": str(damaged), "data.resident": resident, "schedule.epochs": 2}
+    with pytest.raises(UserError, match=r"train\.beton: sample (3|100) is damaged"):
+        run(quick.with_values(values))
+    _, epochs = run(quick.with_values(values | {"data.on_damaged": "skip"}))
+    for metrics in epochs:
+        assert (metrics["damaged_train_images"], metrics["damaged_validation_images"]) == (2, 1)
+
+
+def test_where_nothing_is_skipped_nothing_is_said(quick: Recipe) -> None:
+    one = quick.with_values({"schedule.epochs": 1})
+    assert not [name for name in run(one)[1][0] if name.startswith("damaged")]
+    metrics = run(one.with_values({"data.on_damaged": "skip"}))[1][0]
+    assert (metrics["damaged_train_images"], metrics["damaged_validation_images"]) == (0, 0)
+
+
+WORKER = """\
+import sys
+import torch.distributed as dist
+from types import SimpleNamespace
+from nfnet_ray.recipe import DataRecipe
+from nfnet_ray.training.loading import loading_metrics
+rank, store = int(sys.argv[1]), sys.argv[2]
+dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+train, validation = ({3, 5}, {1}) if rank == 0 else ({5, 8}, set())
+loaders = [SimpleNamespace(damaged=dict.fromkeys(damaged, "")) for damaged in (train, validation)]
+print(loading_metrics(DataRecipe(on_damaged="skip"), *loaders, 0, SimpleNamespace(world_size=2)))
+dist.destroy_process_group()
+"""
+
+
+def test_a_sample_that_two_workers_found_damaged_counts_once(tmp_path: Path) -> None:
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WORKER, str(rank), str(tmp_path / "store")],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [worker.communicate(timeout=120)[0] for worker in workers]
+    assert said == 2 * ["{'damaged_train_images': 3, 'damaged_validation_images': 1}\n"]
+
+
+def test_a_run_that_goes_on_knows_what_was_damaged_before(
+    quick: Recipe, damaged: Path, tmp_path: Path
+) -> None:
+    recipe = quick.with_values(
+        {"data.path": str(damaged), "data.resident": "never", "data.on_damaged": "skip", "schedule.epochs": 1}
+    )
+    stopped = StoppedContext(after=1.0, checkpoints=tmp_path)  # all training images have been read
+    assert train(recipe, stopped).state == "stopped"
+    metrics = train(recipe, StoppedContext(after=9.0, checkpoints=tmp_path)).metrics
+    assert metrics["damaged_train_images"] == 2
