@@ -391,7 +391,7 @@ def test_a_loader_whose_decoder_hangs_says_which_sample(
     write: Callable[..., Dataset], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = write()
-    monkeypatch.setattr(loader, "decode_jpeg_top", lambda *_: time.sleep(60))
+    monkeypatch.setattr(loader, "decode_jpeg_box", lambda *_: time.sleep(60))
     monkeypatch.setattr(pool, "ROW_DEADLINE_SECONDS", 0.5)
     loading = train_loader(dataset, STREAMED)
     loading._source._pool._deadline_seconds = 0.5
@@ -561,7 +561,7 @@ def test_loaders_of_one_node_share_and_say_so(
         "resident: 48 images of 32 px, 0 MB,"
     ]
     monkeypatch.setattr(loader, "_RESIDENT", {})  # as in another process
-    monkeypatch.setattr(loader, "decode_jpeg_top", None)
+    monkeypatch.setattr(loader, "decode_jpeg_box", None)
     got = epoch_of(dataset, RESIDENT)
     assert torch.equal(got[0], expected[0])
     assert "taken from this node's copy" in caplog.records[-1].message
