@@ -259,7 +259,7 @@ def boxes_of(height: int, width: int) -> Iterator[tuple[int, int, int, int]]:
 def test_a_box_has_the_pixels_of_the_whole_image(
     photograph: Image.Image, native: Counter, sampling: int, size: tuple[int, int]
 ) -> None:
-    """To the bit, wherever its edges are: chroma is interpolated across borders of blocks, and not at the image's edge."""
+    """To the bit, wherever its edges are: chroma is interpolated between blocks, and not at the image's edge."""
     height, width = size
     pixels = np.asarray(photograph)[100 : 100 + height, 200 : 200 + width]
     for quality in (30, 100):  # 100: long codes
@@ -348,19 +348,18 @@ def test_what_becomes_of_a_damaged_jpeg_is_what_libffcv_makes_of_it(
         else:
             damaged[at : at + int(generator.integers(0, 4))] = generator.bytes(int(generator.integers(0, 4)))
         bottom = int(generator.integers(1, 65))
-        source = stored(bytes(damaged))
+        source, top = stored(bytes(damaged)), bottom // 2
         try:
-            expected = decode_jpeg_top(source, 64, 80, bottom)[bottom // 2 : bottom, 13:70]
+            expected: bytes | str = decode_jpeg_top(source, 64, 80, bottom)[top:bottom, 13:70].tobytes()
         except DecodeError as error:
-            with pytest.raises(DecodeError) as caught:
-                decode_jpeg_box(source, 64, 80, bottom // 2, 13, bottom - bottom // 2, 57)
-            assert str(caught.value) == str(error)
-            outcomes[False] += 1
-        else:
-            box = decode_jpeg_box(source, 64, 80, bottom // 2, 13, bottom - bottom // 2, 57)
-            assert np.array_equal(box, expected)
-            outcomes[True] += 1
-    assert min(outcomes.values()) > 100
+            expected = str(error)
+        try:
+            got: bytes | str = decode_jpeg_box(source, 64, 80, top, 13, bottom - top, 57).tobytes()
+        except DecodeError as error:
+            got = str(error)
+        assert got == expected
+        outcomes[isinstance(got, bytes)] += 1
+    assert min(outcomes.values()) > 50
     assert native.decoded > 100
 
 
