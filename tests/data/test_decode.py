@@ -363,6 +363,45 @@ def test_what_becomes_of_a_damaged_jpeg_is_what_libffcv_makes_of_it(
     assert native.decoded > 100
 
 
+def grey_block(symbols: str) -> bytes:
+    """A grey JPEG of 8 x 8 pixels; of its coefficients R are 15 zeros and a one, 1 is a one, and E ends the block."""
+    codes = {"R": "01", "1": "101", "E": "110"}  # Huffman code, and the value 1 as a bit
+    bits = "0" + "".join(codes[symbol] for symbol in symbols)
+    bits += "1" * (-len(bits) % 8)
+    data = int(bits, 2).to_bytes(len(bits) // 8, "big").replace(b"\xff", b"\xff\0")
+
+    def segment(marker: int, content: bytes) -> bytes:
+        return bytes([0xFF, marker]) + (2 + len(content)).to_bytes(2, "big") + content
+
+    return b"".join(
+        [
+            b"\xff\xd8",
+            segment(0xDB, bytes([0]) + bytes([9]) * 64),  # quantisation
+            segment(0xC0, bytes([8, 0, 8, 0, 8, 1, 1, 0x11, 0])),  # frame
+            segment(0xC4, bytes([0x00, 1, *(15 * [0]), 0])),  # DC: 0 means no difference
+            segment(0xC4, bytes([0x10, 1, 1, 1, *(13 * [0]), 0xF1, 0x01, 0x00])),  # AC: 0, 10 and 110
+            segment(0xDA, bytes([1, 1, 0, 0, 63, 0])),  # scan
+            data,
+            b"\xff\xd9",
+        ]
+    )
+
+
+def test_a_block_may_end_and_overflow_anywhere(native: Counter) -> None:
+    """libjpeg moves a run that leaves the block into its last coefficient without a word; that is not done here."""
+    for ones in range(64):
+        for runs in range(5):
+            places = 1 + ones + 16 * runs
+            symbols = "1" * ones + "R" * runs + ("E" if places < 64 else "")
+            if places > 64 + 15:
+                continue
+            decoded = native.decoded
+            encoded = grey_block(symbols)
+            whole = decode(encoded, 8, 8)
+            assert np.array_equal(decode_jpeg_box(stored(encoded), 8, 8, 0, 0, 8, 8), whole)
+            assert native.decoded - decoded == (places <= 64), symbols
+
+
 @pytest.mark.parametrize(
     "box", [(-1, 0, 10, 10), (0, -1, 10, 10), (0, 0, 41, 10), (0, 40, 10, 9), (5, 5, 0, 10), (0, 0, 10, -1)]
 )
