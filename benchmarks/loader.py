@@ -141,7 +141,7 @@ def torchvision(folder: Path, size: int, threads: int) -> Epoch:
 
 def hugging_face(folder: Path, size: int, threads: int) -> Epoch:
     """Epochs of Hugging Face datasets."""
-    from datasets import load_dataset  # type: ignore[import-not-found,unused-ignore]
+    from datasets import load_dataset  # type: ignore[import-untyped,unused-ignore]
     from torchvision.transforms import Compose, PILToTensor, RandomResizedCrop  # type: ignore[import-untyped,unused-ignore]
 
     transform = Compose([lambda image: image.convert("RGB"), RandomResizedCrop(size), PILToTensor()])
