@@ -31,5 +31,5 @@ clean:  ## remove .venv and the tools' caches; results and data stay
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
 
-$(installed): requirements.txt pyproject.toml deploy/install.sh deploy/uv.txt
+$(installed): requirements.txt pyproject.toml deploy/install.sh deploy/uv.txt setup.py nfnet_ray/data/jpeg_box.c
 	@deploy/install.sh

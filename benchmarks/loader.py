@@ -6,8 +6,9 @@ epoch of random resized crops, uint8 in batches of 50, is timed in turn for
 * ``ours``: ``TrainLoader`` from a .beton, without flips, mixing and RandAugment;
 * ``ffcv``: FFCV's own ``Loader`` from the same file, ``RandomResizedCropRGBImageDecoder`` and ``ToTensor``;
 * ``torchvision``: ``ImageFolder``, ``RandomResizedCrop``, ``PILToTensor`` and ``DataLoader`` with lasting workers;
-* ``hugging_face``: an ``imagefolder`` of Hugging Face datasets, with the same transform; empty if not installed;
+* ``hugging_face``: an ``imagefolder`` of Hugging Face datasets, with the same transform and ``DataLoader``;
 * ``plain_decode``: libjpeg-turbo decodes the stored bytes, which are in memory, and nothing else: the limit;
+* ``ours_raw``: ours from a .beton of raw pixels (``--write-mode raw``), which is in the page cache;
 * ``ours_own_law``: ours once more. In ``ours`` the crops are drawn by the law of the others (torchvision's, whose
   crops have 0.5 of the image on average), here by NFNet's (0.4).
 
@@ -19,7 +20,6 @@ included; and by how much memory grows over ten more epochs. Appends a row to ``
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import shutil
 import statistics
@@ -141,7 +141,7 @@ def torchvision(folder: Path, size: int, threads: int) -> Epoch:
 
 def hugging_face(folder: Path, size: int, threads: int) -> Epoch:
     """Epochs of Hugging Face datasets."""
-    from datasets import load_dataset  # type: ignore[import-not-found,unused-ignore]
+    from datasets import load_dataset  # type: ignore[import-untyped,unused-ignore]
     from torchvision.transforms import Compose, PILToTensor, RandomResizedCrop  # type: ignore[import-untyped,unused-ignore]
 
     transform = Compose([lambda image: image.convert("RGB"), RandomResizedCrop(size), PILToTensor()])
@@ -149,7 +149,9 @@ def hugging_face(folder: Path, size: int, threads: int) -> Epoch:
     def transformed(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
         return {"image": [transform(image) for image in rows["image"]], "label": rows["label"]}
 
-    images = load_dataset("imagefolder", data_dir=str(folder), split="train").with_transform(transformed)
+    cache = folder.parents[1] / "hugging_face"  # beside the images, and gone with them
+    images = load_dataset("imagefolder", data_dir=str(folder), split="train", cache_dir=str(cache))
+    images = images.with_transform(transformed)
     loader = torch.utils.data.DataLoader(
         images, BATCH, shuffle=True, num_workers=threads, persistent_workers=True, drop_last=True
     )
@@ -194,18 +196,19 @@ def measure(source: Path, work: Path, size: int, threads: int, copies: int) -> R
             folder.mkdir(parents=True, exist_ok=True)
             for number in range(count):
                 shutil.copyfile(image, folder / f"{number}-{image.name}")
-    if data_prep(["convert", str(work / "source"), str(work / "data")]) != 0:
-        raise SystemExit(2)
+    for name, mode in (("data", "jpg"), ("raw", "raw")):
+        if data_prep(["convert", str(work / "source"), str(work / name), "--write-mode", mode]) != 0:
+            raise SystemExit(2)
     dataset = open_dataset(work / "data")
     ways: dict[str, Epoch] = {
         "ours": ours(dataset, size, threads, own_law=False),
         "ffcv": ffcv(work / "data" / "train.beton", size, threads),
         "torchvision": torchvision(work / "source" / "train", size, threads),
+        "hugging_face": hugging_face(work / "source" / "train", size, threads),
         "plain_decode": plain_decode(dataset, threads),
+        "ours_raw": ours(open_dataset(work / "raw"), size, threads, own_law=False),
         "ours_own_law": ours(dataset, size, threads, own_law=True),
     }
-    if importlib.util.find_spec("datasets"):
-        ways["hugging_face"] = hugging_face(work / "source" / "train", size, threads)
     speeds: dict[str, list[float]] = {way: [] for way in ways}
     for number in range(1 + ROUNDS):
         for way, epoch in ways.items():
@@ -218,10 +221,11 @@ def measure(source: Path, work: Path, size: int, threads: int, copies: int) -> R
         return round(float(np.median(np.array(speeds[way]) / np.array(speeds[other]))), 2)
 
     row: Row = {"size": size, "batch": BATCH, "images": len(dataset.train)}
-    for way in ("ours", "ffcv", "torchvision", "hugging_face", "plain_decode", "ours_own_law"):
-        row[f"{way}_images_per_second"] = round(statistics.median(speeds[way])) if way in speeds else ""
-    row["times_ffcv"], row["times_torchvision"] = ratio("ours", "ffcv"), ratio("ours", "torchvision")
-    row["times_plain_decode"] = ratio("ours", "plain_decode")
+    for way in ways:
+        row[f"{way}_images_per_second"] = round(statistics.median(speeds[way]))
+    for way in ("ffcv", "torchvision", "hugging_face", "plain_decode"):
+        row[f"times_{way}"] = ratio("ours", way)
+    row["raw_times_jpeg"] = ratio("ours_raw", "ours")
 
     row["warm_start_seconds"] = round(
         statistics.median(first_batch_seconds(work / "data", size, threads) for _ in range(ROUNDS)), 2

@@ -104,9 +104,23 @@ install_venv() {
     # Bytecode is compiled here, once, and not by the first study: there it would cost half a minute.
     "$uv" pip sync --python .venv/bin/python --require-hashes --compile-bytecode \
         --build-constraints requirements.txt requirements.txt
-    # The project itself: its folder on the path. Nothing is built, so nothing is fetched and nothing can be stale.
-    pwd > "$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/nfnet_ray.pth"
+    # The project itself: its folder on the path. Of its Python nothing is built, so nothing can be stale.
+    local packages
+    packages=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+    pwd > "$packages/nfnet_ray.pth"
+    build_jpeg_decoder "$packages"
     touch .venv/.installed
+}
+
+build_jpeg_decoder() {  # setup.py: faster, with the same pixels; all works without it
+    local temporary
+    temporary=$(mktemp -d)
+    rm -f "$1"/_nfnet_ray_jpeg*.so
+    CC="${CC:-cc}" .venv/bin/python setup.py --quiet build_ext --build-lib "$1" --build-temp "$temporary" ||
+        true
+    rm -rf "$temporary"
+    compgen -G "$1/_nfnet_ray_jpeg*.so" >/dev/null ||
+        say "nfnet_ray/data/jpeg_box.c could not be built (is libjpeg-dev there?): JPEGs are decoded more slowly"
 }
 
 choose_python

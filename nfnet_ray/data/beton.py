@@ -136,6 +136,19 @@ class Beton:
             raise IndexError(f"sample {index} of {len(self)}")
         return _read(self.path, self._descriptor, int(self.offsets[index]), int(self.sizes[index]))
 
+    def raw_rows(self, index: int, top: int, bottom: int) -> np.ndarray:
+        """(bottom - top, width, 3) uint8: rows of sample ``index``, which is :data:`RAW`; no other bytes are read.
+
+        Raises:
+            UserError: as :meth:`image_bytes`.
+        """
+        height, width = int(self.heights[index]), int(self.widths[index])
+        if self.modes[index] != RAW or not 0 <= top < bottom <= height:
+            raise ValueError(f"sample {index} has no raw rows {top}:{bottom}")
+        row_bytes = 3 * width
+        offset, size = int(self.offsets[index]) + top * row_bytes, (bottom - top) * row_bytes
+        return _read(self.path, self._descriptor, offset, size).reshape(bottom - top, width, 3)
+
     def decode(self, index: int, out_HWC: np.ndarray) -> None:
         """Decode sample ``index`` into ``out_HWC``: (height, width, 3) uint8, contiguous, RGB.
 

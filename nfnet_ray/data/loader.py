@@ -1,6 +1,6 @@
 """Batches of a data set, in an order and with crops that depend on (seed, epoch, sample) alone.
 
-The loader reads FFCV's file format and runs FFCV's compiled decoder (``libffcv``) on a pool
+The loader reads FFCV's file format and runs compiled decoders (FFCV's ``libffcv``, and ``jpeg_box.c``) on a pool
 of threads; the calls release the interpreter's lock. FFCV's own Python ``Loader`` is not used: it draws
 crops from unseeded generators, drops the decoder's return code and waits for ever for a dead thread, and
 importing it costs seconds of compilation in every process.
@@ -40,7 +40,7 @@ from nfnet_ray.data.crop import (
     whole_boxes,
 )
 from nfnet_ray.data.dataset import Split
-from nfnet_ray.data.decode import DecodeError, decode_jpeg_top, decoder, resize_crop
+from nfnet_ray.data.decode import DecodeError, decode_jpeg_box, decoder, resize_crop
 from nfnet_ray.data.draws import Purpose, epoch_order, sample_keys
 from nfnet_ray.data.manifest import hash_stored
 from nfnet_ray.data.pool import Job, Pool
@@ -319,21 +319,27 @@ class _Source:
         )
 
     def _decode(self, index: int, box: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
-        """Decodes as much of a sample as the box needs, and fits the box into ``out``."""
+        """Reads and decodes as much of a sample as the box needs, and fits the box into ``out``."""
         beton = self.split.beton
-        stored, full = beton.image_bytes(index), (int(beton.heights[index]), int(beton.widths[index]))
+        full = int(beton.heights[index]), int(beton.widths[index])
         top, left, height, width = map(int, box)
-        if not self._is_checked[index]:
-            if hash_stored(stored) != self.split.manifest.hashes[index].as_py():
+        is_raw, is_checked = beton.modes[index] == RAW, self._is_checked[index]
+        if is_raw and is_checked:
+            image = beton.raw_rows(index, top, top + height)
+        else:
+            stored = beton.image_bytes(index)
+            if not is_checked and hash_stored(stored) != self.split.manifest.hashes[index].as_py():
                 raise DecodeError("its bytes are not those that the manifest knows")
             self._is_checked[index] = True
-        is_raw = beton.modes[index] == RAW
-        image = stored.reshape(*full, 3) if is_raw else decode_jpeg_top(stored, *full, top + height)
+            if is_raw:
+                image = stored.reshape(*full, 3)[top : top + height]
+            else:
+                image, left = decode_jpeg_box(stored, *full, top, left, height, width), 0
         # An image that has the sample's size already is taken as it is.
-        if (top, left, height, width) == (0, 0, *full) and full == out.shape[:2]:
+        if (height, width) == full == out.shape[:2]:
             out[...] = image
         else:
-            self._fit(image, top, left, height, width, out)
+            self._fit(image, 0, left, height, width, out)
 
     def _replace(self, samples: Indices, row: int, cut: Cut, out: NDArray[np.uint8]) -> None:
         """Puts the next sound sample of the file in the place of a damaged one, or -1 for none."""

@@ -36,8 +36,9 @@ def resize_antialiased(
             f"box rows {top}:{bottom}, columns {left}:{right} is not inside {source_HWC.shape[:2]}"
         )
     # Copies by NumPy: torch would start threads of its own for them, in every decoding thread. Side by side in
-    # memory (channels_last), all three channels are resized at once, and stay like that.
-    box_NHWC = np.ascontiguousarray(source_HWC[None, top:bottom, left:right])
-    box_NCHW = torch.from_numpy(box_NHWC).permute(0, 3, 1, 2)
+    # memory (channels_last), all three channels are resized at once, and stay like that. The first axis is torch's:
+    # of NumPy's new axis the stride is 0, and torch would not see that it is channels_last.
+    box_HWC = np.ascontiguousarray(source_HWC[top:bottom, left:right])
+    box_NCHW = torch.from_numpy(box_HWC).unsqueeze(0).permute(0, 3, 1, 2)
     resized_NCHW = F.interpolate(box_NCHW, destination_HWC.shape[:2], mode="bilinear", antialias=True)
     destination_HWC[...] = resized_NCHW[0].permute(1, 2, 0).numpy()

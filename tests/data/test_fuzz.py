@@ -23,7 +23,7 @@ from PIL import Image
 
 from nfnet_ray.data.beton import ALLOCATION, FIELD_DESCRIPTOR, HEADER, JPEG, METADATA, RAW, VERSION, Beton
 from nfnet_ray.data.dataset import open_dataset
-from nfnet_ray.data.decode import DecodeError, decode_jpeg_top
+from nfnet_ray.data.decode import DecodeError, decode_jpeg_box, decode_jpeg_top
 from nfnet_ray.data.manifest import hash_stored, write_manifest
 from nfnet_ray.data.verification import verify
 from nfnet_ray.errors import UserError
@@ -265,7 +265,7 @@ def one_line(error: UserError) -> None:
 
 
 def pixels_of(beton: Beton, index: int) -> np.ndarray | None:
-    """(H, W, 3), or None where the file is refused. Of a JPEG its upper rows are decoded by themselves as well."""
+    """(H, W, 3), or None where the file is refused. Of a JPEG its upper rows and a box are decoded as well."""
     height, width = int(beton.heights[index]), int(beton.widths[index])
     if height * width > MOST_PIXELS:
         return None
@@ -282,6 +282,21 @@ def pixels_of(beton: Beton, index: int) -> np.ndarray | None:
             assert out is None, "the upper half is damaged, but not the whole"
         else:
             assert out is None or np.array_equal(top[: -(-height // 2)], out[: -(-height // 2)])
+        box = slice(height // 4, height // 4 + -(-height // 2)), slice(width // 3, None)
+        try:
+            pixels = decode_jpeg_box(
+                beton.image_bytes(index),
+                height,
+                width,
+                box[0].start,
+                box[1].start,
+                -(-height // 2),
+                width - width // 3,
+            )
+        except DecodeError:
+            assert out is None, "the box is damaged, but not the whole"
+        else:
+            assert out is None or np.array_equal(pixels, out[box])
     return out
 
 

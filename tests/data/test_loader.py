@@ -22,7 +22,7 @@ import pytest
 import torch
 from PIL import Image
 
-from nfnet_ray.data import loader, pool, resident
+from nfnet_ray.data import decode, loader, pool, resident
 from nfnet_ray.data.beton import RAW, Beton, BetonWriter
 from nfnet_ray.data.crop import random_resized_boxes
 from nfnet_ray.data.dataset import Dataset, open_dataset
@@ -151,7 +151,7 @@ def epoch_of(
 
 @pytest.mark.parametrize("raw", [False, True], ids=["jpeg", "raw"])
 def test_a_sample_is_its_box_of_the_whole_image_resized(write: Callable[..., Dataset], raw: bool) -> None:
-    """Only the part of a JPEG above the box's lower edge is decoded; that cannot be seen."""
+    """Only the box of a JPEG is decoded; that cannot be seen."""
     dataset = write(raw=raw)
     beton = dataset.train.beton
     images, labels, indices = epoch_of(dataset, recipe())
@@ -164,6 +164,28 @@ def test_a_sample_is_its_box_of_the_whole_image_resized(write: Callable[..., Dat
         resize_antialiased(whole, *map(int, box[0]), expected)
         np.testing.assert_array_equal(got.numpy(), expected)
         assert label == index % 5
+
+
+@pytest.mark.parametrize("crop", ["random_resized", "padded"])
+def test_samples_are_the_same_without_the_compiled_box_decoder(
+    write: Callable[..., Dataset], monkeypatch: pytest.MonkeyPatch, crop: str
+) -> None:
+    dataset = write(larger=3)
+    expected = [epoch_of(dataset, recipe(crop)), [batch.images for batch in eval_loader(dataset, recipe())]]
+    assert decode._box_function() is not None
+    monkeypatch.setattr(decode, "_box_function", lambda: None)
+    got = [epoch_of(dataset, recipe(crop)), [batch.images for batch in eval_loader(dataset, recipe())]]
+    assert torch.equal(got[0][0], expected[0][0])
+    assert all(torch.equal(one, other) for one, other in zip(got[1], expected[1], strict=True))
+
+
+def test_of_raw_samples_that_were_checked_only_the_rows_of_the_box_are_read(
+    write: Callable[..., Dataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = train_loader(write(raw=True), recipe())
+    expected = torch.cat([batch.images for batch in training.epoch(1)])
+    monkeypatch.setattr(Beton, "image_bytes", None)
+    assert torch.equal(torch.cat([batch.images for batch in training.epoch(1)]), expected)
 
 
 def test_resizing_is_pillows_bilinear(photograph: Image.Image) -> None:
@@ -394,7 +416,7 @@ def test_a_loader_whose_decoder_hangs_says_which_sample(
     write: Callable[..., Dataset], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = write()
-    monkeypatch.setattr(loader, "decode_jpeg_top", lambda *_: time.sleep(60))
+    monkeypatch.setattr(loader, "decode_jpeg_box", lambda *_: time.sleep(60))
     monkeypatch.setattr(pool, "ROW_DEADLINE_SECONDS", 0.5)
     loading = train_loader(dataset, STREAMED)
     loading._source._pool._deadline_seconds = 0.5
@@ -564,7 +586,7 @@ def test_loaders_of_one_node_share_and_say_so(
         "resident: 48 images of 32 px, 0 MB,"
     ]
     monkeypatch.setattr(loader, "_RESIDENT", {})  # as in another process
-    monkeypatch.setattr(loader, "decode_jpeg_top", None)
+    monkeypatch.setattr(loader, "decode_jpeg_box", None)
     got = epoch_of(dataset, RESIDENT)
     assert torch.equal(got[0], expected[0])
     assert "taken from this node's copy" in caplog.records[-1].message

@@ -16,7 +16,7 @@ from PIL import Image
 from nfnet_ray.data import decode
 from nfnet_ray.data.beton import RAW, Beton, BetonWriter
 from nfnet_ray.data.dataset import Dataset, open_dataset
-from nfnet_ray.data.decode import DecodeError, decode_jpeg, decode_jpeg_top, resize_crop
+from nfnet_ray.data.decode import DecodeError, decode_jpeg, decode_jpeg_box, decode_jpeg_top, resize_crop
 from nfnet_ray.data.loader import EvalLoader, TrainLoader
 from nfnet_ray.data.manifest import hash_stored, write_manifest
 from nfnet_ray.errors import UserError
@@ -281,13 +281,17 @@ def test_changed_bits_are_noticed_about_as_often_as_by_libffcv(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_upper_rows_alone_are_those_of_the_whole(photograph: Image.Image, switch: Switch, kind: str) -> None:
+def test_upper_rows_and_boxes_alone_are_those_of_the_whole(
+    photograph: Image.Image, switch: Switch, kind: str
+) -> None:
     switch("plain")
     encoded = np.frombuffer(jpeg(photograph.crop((300, 100, 364, 148)), **KINDS[kind]), np.uint8)
     whole = np.empty((48, 64, 3), np.uint8)
     decode_jpeg(encoded, whole)
     for bottom in (1, 15, 16, 20, 47, 48):
         assert np.array_equal(decode_jpeg_top(encoded, 48, 64, bottom)[:bottom], whole[:bottom])
+        box = decode_jpeg_box(encoded, 48, 64, bottom // 2, 7, bottom - bottom // 2, 30)
+        assert np.array_equal(box, whole[bottom // 2 : bottom, 7:37])
 
 
 def test_it_takes_over_where_libffcv_is_missing_and_says_so_once(

@@ -24,13 +24,17 @@ LOCK = (REPOSITORY / "requirements.txt").read_text()
 PINNED_UV = re.search(r"^uv==(\S+)", (REPOSITORY / "deploy/uv.txt").read_text(), re.MULTILINE)[1]
 
 # What the scripts under test may take for granted on a fresh machine.
-PLAIN_TOOLS = ["bash", "dirname", "env", "id", "ln", "make", "mkdir", "rm", "sed", "touch", "true"]
-# An interpreter: says yes to what it is asked, tells its own path, and as .venv's where packages go.
+PLAIN_TOOLS = ["bash", "dirname", "env", "id", "ln", "make", "mkdir", "mktemp", "rm", "sed", "touch", "true"]
+DECODER = "nfnet_ray/data/jpeg_box.c"
+# An interpreter: says yes to what it is asked, tells its own path, and as .venv's where packages go. Where there is
+# no_compiler it builds nothing, and as setuptools with an optional extension it says so and ends well.
 A_PYTHON = """
 case "$*" in
     *realpath*) echo "$0" ;;
     *purelib*) echo .venv ;;
     *"-m venv"*) echo "$0" > chosen; exit 1 ;;
+    "setup.py "*"build_ext --build-lib .venv "*)
+        if [ -e no_compiler ]; then echo "warning: build_ext: failed" >&2; else echo >> .venv/_nfnet_ray_jpeg.so; fi ;;
 esac"""
 A_UV = f"""
 case "$*" in
@@ -49,8 +53,9 @@ class Machine:
         for name in PLAIN_TOOLS:
             (self.programs / name).symlink_to(shutil.which(name))
         shutil.copytree(REPOSITORY / "deploy", self.checkout / "deploy")
-        for name in ["Makefile", "pyproject.toml", "requirements.txt"]:
-            shutil.copy(REPOSITORY / name, self.checkout)
+        (self.checkout / DECODER).parent.mkdir(parents=True)
+        for name in ["Makefile", "pyproject.toml", "requirements.txt", "setup.py", DECODER]:
+            shutil.copy(REPOSITORY / name, self.checkout / name)
 
     def add(self, path: str, script: str) -> Path:
         """A program: on the PATH, or, for a path with a folder in it, in the checkout."""
@@ -243,6 +248,26 @@ def test_broken_off_installation_is_made_anew(equipped: Machine) -> None:
 def test_environment_finds_the_project(equipped: Machine) -> None:
     make(equipped, "study")
     assert equipped.read(".venv/nfnet_ray.pth").strip() == str(equipped.checkout)
+
+
+def test_decoder_is_built_again_when_its_source_changes(equipped: Machine) -> None:
+    assert make(equipped, "study").stderr == ""
+    library = equipped.checkout / ".venv/_nfnet_ray_jpeg.so"
+    assert library.read_text() == "\n"
+    built_seconds = (equipped.checkout / ".venv/.installed").stat().st_mtime
+    os.utime(equipped.checkout / DECODER, (built_seconds + 10, built_seconds + 10))
+    (equipped.checkout / "no_compiler").touch()
+    assert make(equipped, "study").returncode == 0
+    assert not library.exists()  # rather none than that of another source
+
+
+def test_without_a_compiler_one_line_says_that_decoding_is_slower(equipped: Machine) -> None:
+    (equipped.checkout / "no_compiler").touch()
+    result = make(equipped, "study")
+    assert result.returncode == 0
+    assert (equipped.checkout / ".venv/.installed").exists()
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("install: ")]
+    assert "jpeg_box.c could not be built" in line
 
 
 # --- what continuous integration and git see ------------------------------------------------------
