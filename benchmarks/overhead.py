@@ -5,7 +5,8 @@ Four ways to train the same Recipe on the same data, one after the other in each
 * ``bare``: batches from the loader, ``TrainStep``, nothing else: no clock, no sums, no progress, no checkpoints;
 * ``loop``: ``nfnet_ray.training.train`` without checkpoints;
 * ``saving``: the same, with a checkpoint at the end of each epoch;
-* ``ray``: the same under Ray Train, a ``TorchTrainer`` of one worker; left out where Ray is not installed.
+* ``ray``: the same by ``python studies/train.py``, a ``TorchTrainer`` of one worker, with its journal and MLflow; left
+  out where Ray is not installed.
 
 ``loop / bare`` is what clock, progress and sums cost a step; ``ray / saving`` what Ray Train costs it;
 ``checkpoint_share`` what training waits for a checkpoint, as a share of an epoch. Ratios are of seconds for
@@ -109,13 +110,31 @@ def one_way(way: str, recipe: Recipe, folder: Path) -> dict[str, list[float]]:
     if way == "bare":
         return {"steps": bare(recipe), "checkpoints": []}
     if way == "ray":
-        from nfnet_ray.cluster.trainer import train_alone
-
-        train_alone(recipe, folder, threads=THREADS, on_report=watcher)
+        for metrics in _reports_of_studies_train(recipe, folder):
+            watcher(metrics)
     else:
         checkpoints = folder / "checkpoints" if way == "saving" else None
         train(recipe, PlainContext(threads=THREADS, checkpoints=checkpoints, on_report=watcher))
     return {"steps": watcher.step_seconds, "checkpoints": watcher.checkpoint_seconds}
+
+
+def _reports_of_studies_train(recipe: Recipe, folder: Path) -> list[Mapping[str, float]]:
+    """The metrics of each epoch, from the journal that a run leaves."""
+    settings = [
+        f"--set={name}={value}"
+        for name, value in recipe.to_values().items()
+        if value != Recipe().to_values()[name] and name not in ("data.path", "model.name", "schedule.epochs")
+    ]
+    command = [sys.executable, "studies/train.py", "--model", recipe.model.name, "--data", recipe.data.path]
+    command += ["--epochs", str(EPOCHS), "--workers", "1", "--storage", str(folder), "--name", "overhead"]
+    done = subprocess.run(
+        [*command, "--cpus-per-worker", str(THREADS), *settings], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise SystemExit(f"{done.stdout}{done.stderr}")
+    lines = (folder / "overhead" / "journal.jsonl").read_text().splitlines()
+    events = [json.loads(line) for line in lines]
+    return [event["metrics"] for event in events if event["event"] == "epoch"]
 
 
 def in_a_process(way: str, recipe: Recipe) -> dict[str, list[float]]:
