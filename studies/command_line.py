@@ -1,4 +1,4 @@
-"""The command line that all studies share: flags, checks before anything starts, running, the last words."""
+"""The command line that all studies share, and training with them: flags, checks before anything starts, running."""
 
 from __future__ import annotations
 
@@ -47,15 +47,20 @@ FIXED_BY_A_STUDY = (
 def main(factory: StudyFactory, file: Path, arguments: Sequence[str] | None = None) -> int:
     """Runs a study's command line; the exit code: 0, 2 for an error of use, 130 for Ctrl-C."""
     options = _parser(factory, file).parse_args(arguments)
+    return run_command(file, lambda console: _run(factory, file, options, console), "the first trial")
+
+
+def run_command(file: Path, body: Callable[[Console], int], beginning: str) -> int:
+    """The exit code of ``body``, or of how it was broken off; Ctrl-C before the ``beginning`` loses nothing."""
     # A terminal is as wide as it is; a log file is given room for a whole row.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     try:
-        return _run(factory, file, options, console)
+        return body(console)
     except UserError as error:
         print(f"{file.name}: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
-        print(f"{file.name}: stopped before the first trial", file=sys.stderr)
+        print(f"{file.name}: stopped before {beginning}", file=sys.stderr)
         return EXIT_INTERRUPTED
 
 
@@ -66,16 +71,21 @@ class _OneLineParser(argparse.ArgumentParser):
         self.exit(EXIT_USER_ERROR, f"{Path(self.prog).name}: {message}; see --help\n")
 
 
-def _parser(factory: StudyFactory, file: Path) -> argparse.ArgumentParser:
+def new_parser(file: Path, description: str | None) -> argparse.ArgumentParser:
+    """A parser whose help lists the fields of the Recipe."""
     meanings = field_meanings()
     width = max(map(len, meanings))
     fields = "\n".join(f"  {name:{width}}  {meaning}" for name, meaning in meanings.items())
-    parser = _OneLineParser(
+    return _OneLineParser(
         prog=f"python {shown(file)}",
-        description=sys.modules[factory.__module__].__doc__,
+        description=description,
         epilog=f"fields for --set FIELD=VALUE:\n{fields}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def add_places(parser: argparse.ArgumentParser, what: str) -> argparse._ArgumentGroup:
+    """Flags for where a study or a training, as ``what`` says, runs and where its results go."""
     where = parser.add_argument_group("where it runs and where results go")
     where.add_argument(
         "--address", help="a Ray cluster that is up: auto, or HOST:PORT; without it, this machine"
@@ -85,7 +95,7 @@ def _parser(factory: StudyFactory, file: Path) -> argparse.ArgumentParser:
         type=Path,
         default=Path("runs"),
         metavar="DIR",
-        help="folder of all studies' results, on a cluster a shared one (default: %(default)s)",
+        help="folder of all results, on a cluster a shared one (default: %(default)s)",
     )
     where.add_argument(
         "--tracking-uri",
@@ -93,29 +103,51 @@ def _parser(factory: StudyFactory, file: Path) -> argparse.ArgumentParser:
         help="MLflow: http://HOST:PORT or sqlite:///FILE (default: mlflow.db in the storage folder)",
     )
     where.add_argument(
-        "--name", type=_study_name, help="name of the study's folder (default: the study's name and the time)"
+        "--name", type=_study_name, help=f"name of its folder (default: the {what}'s name and the time)"
     )
     where.add_argument(
-        "--resume", type=_study_name, metavar="NAME", help="go on with a study that was stopped"
+        "--resume", type=_study_name, metavar="NAME", help=f"go on with a {what} that was stopped"
     )
-    what = parser.add_argument_group("what it studies")
-    what.add_argument(
+    return where
+
+
+def add_data(group: argparse._ArgumentGroup) -> None:
+    """Flags for the images."""
+    group.add_argument(
         "--data",
         type=Path,
         metavar="PATH",
         help="a data set written by data_prep (default: handwritten digits, written on first use)",
     )
-    what.add_argument(
+    group.add_argument(
         "--verify",
         choices=("quick", "full"),
         default="quick",
         help="what is checked of the data before anything starts: quick, all but the images' bytes; full, each image's"
         " bytes against its hash too, as python -m data_prep verify does (default: %(default)s)",
     )
-    what.add_argument("--trials", type=_positive, metavar="N", help="only the first N trials")
-    what.add_argument("--epochs", type=_positive, metavar="N", help="epochs of each trial")
+
+
+def add_shares(group: argparse._ArgumentGroup, cpus: str) -> None:
+    """Flags for what each worker is given; ``cpus`` says how many cores it gets without them."""
+    group.add_argument("--cpus-per-worker", type=positive, metavar="N", help=f"default: {cpus}")
+    group.add_argument(
+        "--gpus-per-worker",
+        type=_share,
+        metavar="X",
+        help="0.25 packs four workers on a GPU (default: 1 if the cluster has GPUs)",
+    )
+
+
+def _parser(factory: StudyFactory, file: Path) -> argparse.ArgumentParser:
+    parser = new_parser(file, sys.modules[factory.__module__].__doc__)
+    add_places(parser, "study")
+    what = parser.add_argument_group("what it studies")
+    add_data(what)
+    what.add_argument("--trials", type=positive, metavar="N", help="only the first N trials")
+    what.add_argument("--epochs", type=positive, metavar="N", help="epochs of each trial")
     what.add_argument(
-        "--seeds", type=_positive, metavar="N", help="repeat each trial with N seeds (default: 1)"
+        "--seeds", type=positive, metavar="N", help="repeat each trial with N seeds (default: 1)"
     )
     what.add_argument(
         "--set",
@@ -127,26 +159,19 @@ def _parser(factory: StudyFactory, file: Path) -> argparse.ArgumentParser:
     shape = parser.add_argument_group("what a trial is given")
     shape.add_argument(
         "--workers-per-trial",
-        type=_positive,
+        type=positive,
         metavar="N",
         help="more than one trains data-parallel through Ray Train (default: 1)",
     )
-    shape.add_argument(
-        "--cpus-per-worker", type=_positive, metavar="N", help="default: 1, or a GPU's share of the cores"
-    )
-    shape.add_argument(
-        "--gpus-per-worker",
-        type=_share,
-        metavar="X",
-        help="0.25 packs four workers on a GPU (default: 1 if the cluster has GPUs)",
-    )
+    add_shares(shape, "1, or a GPU's share of the cores")
     parser.add_argument(
         "--plan", action="store_true", help="print what would run and what it costs; start nothing"
     )
     return parser
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """A whole number above 0, for argparse."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
     return int(text)
@@ -172,20 +197,20 @@ def _run(factory: StudyFactory, file: Path, options: argparse.Namespace, console
     if not options.plan:
         check_tracking_uri(tracking_uri)
     if options.resume:
-        _refuse_with_resume(options)
+        refuse_with_resume(options, FIXED_BY_A_STUDY)
         directory = storage / options.resume
         progress, started = StudyProgress.read(directory)
         study = Study.from_event(started)
         data = check_dataset(study.recipe.data.path)
-        _check_same_data(data, started)
+        check_same_data(data, started)
         if options.verify == "full":
-            _verify(data.path)
+            verify(data.path)
         demand = WorkerDemand(**started["study"]["worker"])
     else:
         path = settings.pop("data.path", None) or options.data
-        data = _data(path, options.plan)
+        data = data_at(path, options.plan)
         if options.verify == "full" and (path or not options.plan):  # a plan writes no digits
-            _verify(data.path)
+            verify(data.path)
         epochs = settings.pop("schedule.epochs", None) or options.epochs
         study = _with_settings(factory(data, epochs), settings, options)
         directory = storage / study.name
@@ -196,26 +221,28 @@ def _run(factory: StudyFactory, file: Path, options: argparse.Namespace, console
     trials = study.trials()
     check_trials(trials, data, demand.workers)
     if options.plan:
-        _print_plan(study, trials, data, demand.workers, console)
+        print_plan(study, trials, data, demand.workers, console)
         return 0
     if not options.resume and (directory / JOURNAL_FILE).exists():
         raise UserError(
             f"{directory} holds a study already: go on with --resume {study.name}, or take another --name"
         )
-    run = StudyRun(study, data, directory, tracking_uri, _command(file, options, study.name), progress)
+    run = StudyRun(study, data, directory, tracking_uri, resume_command(file, options, study.name), progress)
     return run.execute(options.address, demand, console)
 
 
-def _refuse_with_resume(options: argparse.Namespace) -> None:
-    given = [name for name in FIXED_BY_A_STUDY if getattr(options, name) not in (None, [])]
-    if given or options.name:
-        flag = "--" + (given or ["name"])[0].replace("_", "-")
+def refuse_with_resume(options: argparse.Namespace, fixed: Sequence[str]) -> None:
+    """Raises UserError if one of the ``fixed`` flags, or a name, was given."""
+    given = [name for name in (*fixed, "name") if getattr(options, name) not in (None, [])]
+    if given:
+        flag = "--" + given[0].replace("_", "-")
         raise UserError(
-            f"{flag} cannot be changed with --resume {options.resume}: leave it out, or start a new study"
+            f"{flag} cannot be changed with --resume {options.resume}: leave it out, or start anew without --resume"
         )
 
 
-def _check_same_data(data: DatasetSummary, started: StudyStarted) -> None:
+def check_same_data(data: DatasetSummary, started: StudyStarted) -> None:
+    """Raises UserError if it is not what the study began with."""
     before = started["study"]["data"]["fingerprint"]
     if data.fingerprint != before:
         raise UserError(
@@ -224,7 +251,8 @@ def _check_same_data(data: DatasetSummary, started: StudyStarted) -> None:
         )
 
 
-def _data(path: str | Path | None, only_plan: bool) -> DatasetSummary:
+def data_at(path: str | Path | None, only_plan: bool) -> DatasetSummary:
+    """The data set at a path, or the built-in one, which a plan does not write."""
     if path:
         return check_dataset(Path(path).resolve())
     if only_plan:
@@ -232,7 +260,7 @@ def _data(path: str | Path | None, only_plan: bool) -> DatasetSummary:
     return check_dataset(digits.write_digits(BUILT_IN_DATA.resolve()))
 
 
-def _verify(path: Path) -> None:
+def verify(path: Path) -> None:
     """Every byte of the data. Raises UserError if one is not as it was written."""
     from data_prep.byte_progress import bytes_on_stderr
     from nfnet_ray.data.verification import check_all
@@ -265,8 +293,8 @@ def _with_settings(study: Study, settings: Mapping[str, Any], options: argparse.
     )
 
 
-def _command(file: Path, options: argparse.Namespace, name: str) -> str:
-    """The command that goes on with the study."""
+def resume_command(file: Path, options: argparse.Namespace, name: str) -> str:
+    """The command that goes on with what is called ``name``."""
     parts = [interpreter(), shown(file), "--resume", name]
     for flag in ("address", "tracking_uri"):
         if getattr(options, flag):
@@ -276,9 +304,10 @@ def _command(file: Path, options: argparse.Namespace, name: str) -> str:
     return shlex.join(parts)
 
 
-def _print_plan(
+def print_plan(
     study: Study, trials: list[Trial], data: DatasetSummary, workers: int, console: Console
 ) -> None:
+    """What would run and what it costs, with the speed of this machine."""
     from nfnet_ray.training.probe import measure_images_per_second
 
     console.print(f"[bold]{study.name}[/bold]: {study.question}")
@@ -289,7 +318,7 @@ def _print_plan(
     rate = measure_images_per_second(trials[0].recipe, classes, threads=1)
     # Other trials may be dearer for each image, as those with SAM are: arithmetic is what is scaled by.
     speed = rate * training_multiply_adds(trials[0].recipe, classes)
-    side_by_side = max(1, cpus // workers)
+    side_by_side = max(1, min(len(trials), cpus // workers))
     least, most = (
         clock_time(amount / speed / side_by_side) for amount in (cost.least_multiply_adds, cost.multiply_adds)
     )

@@ -177,10 +177,10 @@ def train(
 
             clock.enter("eval")
             step.unify_statistics()
-            metrics = evaluate(model, eval_loader, recipe, context)
+            metrics = evaluate(model, clock.beating(eval_loader), recipe, context)
             if step.average:  # what is delivered, and compared, is the average
                 metrics = {f"raw_{name}": value for name, value in metrics.items()}
-                metrics |= evaluate(step.average.model, eval_loader, recipe, context)
+                metrics |= evaluate(step.average.model, clock.beating(eval_loader), recipe, context)
             loss = metrics.get("raw_validation_loss", metrics["validation_loss"])
             if not math.isfinite(loss):
                 return ended("diverged", at, f"the validation loss became {loss} after epoch {epoch + 1}")
