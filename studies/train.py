@@ -269,6 +269,7 @@ class TrainingRun(StudyRun):
     ) -> WorkerResources:
         from nfnet_ray.cluster.resources import check_places, training_resources
 
+        del trials
         worker = training_resources(resources, demand.workers, demand.min_workers, demand.cpus, demand.gpus)
         told = f"{worker.workers} x ({worker.cpus} cores" + (
             f", {worker.gpus:g} GPU)" if worker.gpus else ")"

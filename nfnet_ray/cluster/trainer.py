@@ -10,6 +10,7 @@ import os
 import secrets
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -57,7 +58,6 @@ class TrainingOptions:
     checkpoint_seconds: float | None = None
     hang_seconds: float | None = None
     force: bool = False
-    resize_seconds: float = SECONDS_BETWEEN_RESIZES
 
 
 def worker_config(
@@ -81,7 +81,7 @@ def worker_config(
         "force": options.force,
         "mailbox": f"{trial.name}-{secrets.token_hex(8)}",  # of this driver alone
         "through_tune": through_tune,
-        "resize_seconds": options.resize_seconds,
+        "resize_seconds": SECONDS_BETWEEN_RESIZES,
     }
 
 
@@ -173,8 +173,7 @@ class _Fit:
             torch_trainer(self._config, []).fit()
             self.error = "without a last word of the workers"
         except Exception as error:
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            self.error = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+            self.error = kept_trace(self._config, error)
 
     def is_over(self) -> bool:
         return not self._thread.is_alive()
@@ -299,6 +298,15 @@ class _Follower:
         if note["step"] or before:
             self._say(f"Training with {_workers(note['workers'])}, from step {note['step']:,}.")
         self._why = None
+
+
+def kept_trace(config: WorkerConfig, error: Exception) -> str:
+    """One line for the table; the trace is kept in a file."""
+    trace = Path(config["directory"]) / "error.txt"
+    trace.parent.mkdir(parents=True, exist_ok=True)
+    trace.write_text("".join(traceback.format_exception(error)))
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {line} (trace in {trace})"
 
 
 def hang_sentence(hung: list[dict[str, Any]]) -> str:
