@@ -15,9 +15,9 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from rich.console import Console
 
@@ -247,6 +247,7 @@ class TrainingRun(StudyRun):
 
     options: TrainingOptions
     own_ray: bool
+    last_word: dict[str, Any] = field(default_factory=dict)
 
     def _session(self, address: str | None, demand: WorkerDemand) -> AbstractContextManager[Resources]:
         del demand
@@ -299,7 +300,7 @@ class TrainingRun(StudyRun):
         del resources
         trial = trials[0]
         config = worker_config(trial, self._trial_directory, worker, self.options, through_tune=False)
-        run_training(config, recorder, display.note, stop, own_ray=self.own_ray)
+        self.last_word.update(run_training(config, recorder, display.note, stop, own_ray=self.own_ray))
 
     @property
     def _trial_directory(self) -> Path:
@@ -320,6 +321,8 @@ class TrainingRun(StudyRun):
         if trial.state in (None, "running", "interrupted"):
             console.print(f"Stopped; a checkpoint is kept. Go on with:  {self.command}", soft_wrap=True)
             return EXIT_INTERRUPTED
+        if self.last_word.get("refused"):
+            raise UserError(str(trial.reason))
         if trial.state == "failed":
             console.print(f"It failed. Go on with:  {self.command}", soft_wrap=True)
             return EXIT_FAILED_TRIALS

@@ -6,18 +6,17 @@ developer interface; ``RunConfig(callbacks=...)`` takes both.
 
 from __future__ import annotations
 
-import logging
 import time
+from collections.abc import Mapping
 from typing import Any
 
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 
 from nfnet_ray.cluster.mailbox import Mailbox
 from nfnet_ray.cluster.worker import LAST_LOSS, YIELD, hear_sigterm
 
 SECONDS_TO_YIELD = 120.0  # for a step, and for a checkpoint to be written
-
-logger = logging.getLogger(__name__)
 
 
 class GroupEvents(ControllerCallback, WorkerGroupCallback):
@@ -39,13 +38,17 @@ class GroupEvents(ControllerCallback, WorkerGroupCallback):
         if worker_group_status.errors and self._size is not None:
             self._size = None
             preempted = worker_group_status.get_preemption_info() is not None
-            error = _last_line(next(iter(worker_group_status.errors.values())))
-            self._mailbox.set(LAST_LOSS, error)
+            dead = sorted(
+                rank
+                for rank, error in worker_group_status.errors.items()
+                if isinstance(error, WorkerHealthCheckFailedError | WorkerHealthCheckTimeoutError)
+            )
+            reason = _reason(dead, worker_group_status.errors)
+            self._mailbox.set(LAST_LOSS, reason)
             self._mailbox.post(
                 "lost",
-                ranks=sorted(worker_group_status.errors),
+                reason=reason,
                 preempted=preempted or worker_group_status.has_preempted_worker(),
-                error=error,
             )
 
     def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:
@@ -64,7 +67,13 @@ class GroupEvents(ControllerCallback, WorkerGroupCallback):
         self._size = None
 
 
-def _last_line(error: BaseException) -> str:
-    """What a person can use of an error: its own last line, not the traces of Ray around it."""
+def _reason(dead: list[int], errors: Mapping[int, Exception]) -> str:
+    """Who died or failed. When one dies the others fail, for want of it, and Ray may hear of them first."""
+    if dead:
+        return f"rank {' and '.join(map(str, dead))} died"
+    rank, error = next(iter(errors.items()))
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    last = lines[-1] if lines else type(error).__name__
+    if "onnection" in str(error):  # of gloo and of NCCL: refused, reset, closed by peer
+        return f"rank {rank} lost its connection to another one"
+    return f"rank {rank} failed ({last})"

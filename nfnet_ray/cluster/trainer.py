@@ -265,20 +265,15 @@ class _Follower:
                 self._lost(note)
 
     def _lost(self, note: Mapping[str, Any]) -> None:
+        if self._why is not None and not self._hung:
+            return  # it was said before
         if self._hung:
-            self.lose(hang_sentence(self._hung))
-        elif self._is_training or self._why is None:
-            ranks = ", ".join(map(str, note["ranks"]))
-            self.lose(
-                "a machine was taken back"
-                if note["preempted"]
-                else f"rank {ranks} was lost ({note['error']})"
-            )
+            why = hang_sentence(self._hung)
+        else:
+            why = "a machine was taken back" if note["preempted"] else str(note["reason"])
+        self.lose(why)
         self._hung = []
-        self._is_training = False
-        self._say(
-            f"{str(self._why)[:1].upper()}{str(self._why)[1:]}; starting again from the last checkpoint."
-        )
+        self._say(f"{why[0].upper()}{why[1:]}; the workers start again from the last checkpoint.")
 
     def _start(self, note: Mapping[str, Any]) -> None:
         self.attempts += 1

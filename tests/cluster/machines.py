@@ -10,7 +10,9 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from tests.cluster.training import descendants, environment
 
@@ -26,11 +28,13 @@ IDS = (
 class Machine:
     """One node. ``inside`` is a command that runs another one elsewhere, such as ``ip netns exec NAME``."""
 
-    def __init__(self, name: str, arguments: list[str], inside: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, name: str, arguments: list[str], inside: tuple[str, ...], variables: Mapping[str, str]
+    ) -> None:
         self.name = name
         self._process = subprocess.Popen(
             [*inside, RAY, "start", "--block", "--disable-usage-stats", f"--node-name={name}", *arguments],
-            env=environment(),
+            env=environment() | dict(variables),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
@@ -52,19 +56,33 @@ class Machine:
 class Machines:
     """A head without cores for workers, and machines that come and go."""
 
-    def __init__(self, ip: str = "127.0.0.1", inside: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        ip: str = "127.0.0.1",
+        inside: tuple[str, ...] = (),
+        variables: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self.address = f"{ip}:{_free_port()}"
         self._inside = inside
         self._up: list[Machine] = []
         port = self.address.rpartition(":")[2]
         dashboard = [f"--dashboard-port={_free_port()}", "--num-cpus=0", f"--node-ip-address={ip}"]
-        self.head = self._started(Machine("head", ["--head", f"--port={port}", *dashboard], inside))
+        self.head = self._started(
+            Machine("head", ["--head", f"--port={port}", *dashboard], inside, variables)
+        )
 
-    def add(self, name: str, ip: str = "127.0.0.1", inside: tuple[str, ...] = (), cpus: int = 1) -> Machine:
-        """A machine that is up."""
-        arguments = [f"--address={self.address}", f"--node-ip-address={ip}", f"--num-cpus={cpus}"]
+    def add(
+        self,
+        name: str,
+        ip: str = "127.0.0.1",
+        inside: tuple[str, ...] = (),
+        variables: Mapping[str, str] = MappingProxyType({}),
+    ) -> Machine:
+        """A machine of one core that is up."""
+        arguments = [f"--address={self.address}", f"--node-ip-address={ip}", "--num-cpus=1"]
         agent = f"--dashboard-agent-listen-port={_free_port()}"
-        return self._started(Machine(name, [*arguments, agent, "--include-log-monitor=false"], inside))
+        arguments += [agent, "--include-log-monitor=false"]
+        return self._started(Machine(name, arguments, inside, variables))
 
     def _started(self, machine: Machine) -> Machine:
         self._up.append(machine)

@@ -146,7 +146,7 @@ class Driver:
                 pytest.fail(f"{what}: not seen (exit code {self.process.poll()})\n{self.printed}")
             time.sleep(0.1)
 
-    def until_attempt(self, number: int, *, steps: int = 4) -> None:
+    def until_attempt(self, number: int, *, steps: int = 3) -> None:
         """Until the workers have been started so often, and have trained for some steps since."""
         self.until(lambda: len(self._place.attempts) >= number, f"attempt {number}")
         first = max(self._place.samples, default=-1)
