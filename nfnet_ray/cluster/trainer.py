@@ -11,7 +11,7 @@ import secrets
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -307,17 +307,25 @@ def kept_trace(config: WorkerConfig, error: Exception) -> str:
 def hang_sentence(hung: list[dict[str, Any]]) -> str:
     """Which worker hung, by what all watchdogs found.
 
-    The one to blame has come least far; of several, one that does not wait for the others.
+    A worker that could not even tell is to blame first, as one that was stopped; then the one that has come least
+    far; of several, one that does not wait for the others.
     """
+    silent = sorted(set(range(hung[0]["workers"])) - {note["rank"] for note in hung})
+    seconds, place = f"{hung[0]['seconds']:.0f} s", hung[0]["place"]
+    if silent:
+        return (
+            f"rank {_and(silent)} gave no sign of life for {seconds} (stacks of the other ranks in {place})"
+        )
     fewest = min(note["beats"] for note in hung)
     last = [note for note in hung if note["beats"] == fewest]
     guilty = [note for note in last if not note["waits_for_others"]] or last
-    ranks = " and ".join(str(note["rank"]) for note in sorted(guilty, key=lambda note: note["rank"]))
-    phases = " and ".join(dict.fromkeys(note["phase"] for note in guilty))
-    return (
-        f"rank {ranks} hung for {hung[0]['seconds']:.0f} s in {phases} "
-        f"(stacks of all ranks in {hung[0]['place']})"
-    )
+    phases = _and(dict.fromkeys(note["phase"] for note in guilty))
+    ranks = _and(sorted(note["rank"] for note in guilty))
+    return f"rank {ranks} hung for {seconds} in {phases} (stacks of all ranks in {place})"
+
+
+def _and(items: Iterable[object]) -> str:
+    return " and ".join(map(str, items))
 
 
 def _workers(count: int) -> str:

@@ -316,6 +316,7 @@ def _keep_stacks(hang: Hang, config: WorkerConfig, context: GroupContext, attemp
     context.mailbox.post(
         "hung",
         rank=context.rank,
+        workers=context.world_size,
         phase=hang.phase,
         beats=hang.beats,
         waits_for_others=hang.waits_for_others,

@@ -64,7 +64,8 @@ class Machines:
     ) -> None:
         self.address = f"{ip}:{_free_port()}"
         self._inside = inside
-        self._up: list[Machine] = []
+        self.up: list[Machine] = []
+        """The head and the others, in the order in which they came."""
         port = self.address.rpartition(":")[2]
         dashboard = [f"--dashboard-port={_free_port()}", "--num-cpus=0", f"--node-ip-address={ip}"]
         self.head = self._started(
@@ -85,7 +86,7 @@ class Machines:
         return self._started(Machine(name, arguments, inside, variables))
 
     def _started(self, machine: Machine) -> Machine:
-        self._up.append(machine)
+        self.up.append(machine)
         deadline = time.monotonic() + START_SECONDS
         while machine.name not in self.ids():
             assert machine._process.poll() is None, f"{machine.name} did not start"
@@ -94,7 +95,7 @@ class Machines:
         return machine
 
     def __getitem__(self, name: str) -> Machine:
-        return next(machine for machine in self._up if machine.name == name)
+        return next(machine for machine in self.up if machine.name == name)
 
     def ids(self) -> dict[str, str]:
         """{name: Ray's id} of the machines that are up."""
@@ -120,11 +121,11 @@ class Machines:
     def remove(self, machine: Machine) -> None:
         """Kills a machine."""
         machine.kill()
-        self._up.remove(machine)
+        self.up.remove(machine)
 
     def close(self) -> None:
         """Kills all of them."""
-        for machine in reversed(self._up):
+        for machine in reversed(self.up):
             machine.kill()
 
 
