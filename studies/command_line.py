@@ -326,13 +326,13 @@ def print_plan(
         f"{least} (if halving stops all that it may) to {most} (if it stops none)" if study.halving else most
     )
     console.print(
-        f"\n{len(trials)} trials of {study.recipe.model.name} ({cost.parameters:,} parameters) of at most "
+        f"\n{len(trials)} {'trial' if len(trials) == 1 else 'trials'} of {study.recipe.model.name} ({cost.parameters:,} parameters) of at most "
         f"{study.epochs} epochs: {cost.images:,} images, {cost.multiply_adds:.3g} multiply-adds.",
         soft_wrap=True,
     )
+    together = f"with {side_by_side} trials side by side" if len(trials) > 1 else "on this machine"
     console.print(
-        f"{span} of training with {side_by_side} "
-        f"trials side by side, at {rate:.3g} images/s of the first: measured just now on this "
+        f"{span} of training {together}, at {rate:.3g} images/s of the first: measured just now on this "
         "machine, on its GPU if it has one, else on one core.",
         soft_wrap=True,
     )

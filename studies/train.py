@@ -163,8 +163,8 @@ def _run(options: argparse.Namespace, console: Console) -> int:
             )
         path = settings.pop("data.path", None) or options.data
         data = data_at(path, options.plan)
-        recipe = _recipe(options.model or DEFAULT_MODEL, data, is_built_in=not path).with_values(settings)
-        model = recipe.model.name
+        model = settings.pop("model.name", None) or options.model or DEFAULT_MODEL
+        recipe = _recipe(model, data, is_built_in=not path).with_values(settings)
         study = Study(
             name=options.name or f"{model}-{time.strftime('%Y%m%d-%H%M%S')}",
             question=f"How well does {model} do on {data.path.stem}?",
