@@ -296,9 +296,9 @@ def _with_settings(study: Study, settings: Mapping[str, Any], options: argparse.
 def resume_command(file: Path, options: argparse.Namespace, name: str) -> str:
     """The command that goes on with what is called ``name``."""
     parts = [interpreter(), shown(file), "--resume", name]
-    for flag in ("address", "tracking_uri"):
-        if getattr(options, flag):
-            parts += [f"--{flag.replace('_', '-')}", getattr(options, flag)]
+    for flag in ("address", "tracking_uri", "checkpoint_minutes", "hang_seconds"):
+        if getattr(options, flag, None):
+            parts += [f"--{flag.replace('_', '-')}", str(getattr(options, flag))]
     if options.storage != Path("runs"):
         parts += ["--storage", str(options.storage)]
     return shlex.join(parts)
@@ -325,8 +325,9 @@ def print_plan(
     span = (
         f"{least} (if halving stops all that it may) to {most} (if it stops none)" if study.halving else most
     )
+    count = f"{len(trials)} {'trial' if len(trials) == 1 else 'trials'}"
     console.print(
-        f"\n{len(trials)} {'trial' if len(trials) == 1 else 'trials'} of {study.recipe.model.name} ({cost.parameters:,} parameters) of at most "
+        f"\n{count} of {study.recipe.model.name} ({cost.parameters:,} parameters) of at most "
         f"{study.epochs} epochs: {cost.images:,} images, {cost.multiply_adds:.3g} multiply-adds.",
         soft_wrap=True,
     )

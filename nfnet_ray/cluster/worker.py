@@ -211,8 +211,16 @@ def report_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
 def train_alone(config: WorkerConfig, started_at: float) -> dict[str, Any]:
     """Trains in a Tune trial of one worker; how that ended, as the trial's last report."""
     from nfnet_ray.training.clock import Clock
+    from nfnet_ray.training.storage import storage_at
+    from nfnet_ray.training.watchdog import SECONDS_OF_SILENCE, Watchdog
 
-    return _train(config, TuneContext(config), Clock(started_at))
+    def keep(hang: Hang) -> None:
+        stacks = hang.stacks.encode()
+        storage_at(stacks_place(config)).write("rank-0.txt", lambda file: file.write(stacks))
+
+    clock = Clock(started_at)
+    with Watchdog(clock, config["hang_seconds"] or SECONDS_OF_SILENCE, keep):  # Tune then starts it again
+        return _train(config, TuneContext(config), clock)
 
 
 def train_in_group(plain: dict[str, Any]) -> None:
