@@ -1,4 +1,4 @@
-"""The command line that all studies share: flags, checks before anything starts, running, the last words."""
+"""The command line that all studies share, and training with them: flags, checks before anything starts, running."""
 
 from __future__ import annotations
 
@@ -94,28 +94,38 @@ def main(
     """Runs a study's command line; the exit code: 0, 2 for an error of use, 130 for Ctrl-C."""
     program = _Program(factory, file, built_in or BuiltInData(), flags, made)
     options = _parser(program).parse_args(arguments)
+    return run_command(file, lambda console: _run(program, options, console), "the first trial")
+
+
+def run_command(file: Path, body: Callable[[Console], int], beginning: str) -> int:
+    """The exit code of ``body``, or of how it was broken off; Ctrl-C before the ``beginning`` loses nothing."""
     # A terminal is as wide as it is; a log file is given room for a whole row.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     try:
-        return _run(program, options, console)
+        return body(console)
     except UserError as error:
         print(f"{file.name}: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
-        print(f"{file.name}: stopped before the first trial", file=sys.stderr)
+        print(f"{file.name}: stopped before {beginning}", file=sys.stderr)
         return EXIT_INTERRUPTED
 
 
-def _parser(program: _Program) -> argparse.ArgumentParser:
+def new_parser(file: Path, description: str | None) -> argparse.ArgumentParser:
+    """A parser whose help lists the fields of the Recipe."""
     meanings = field_meanings()
     width = max(map(len, meanings))
     fields = "\n".join(f"  {name:{width}}  {meaning}" for name, meaning in meanings.items())
-    parser = OneLineParser(
-        prog=f"python {shown(program.file)}",
-        description=sys.modules[program.factory.__module__].__doc__,
+    return OneLineParser(
+        prog=f"python {shown(file)}",
+        description=description,
         epilog=f"fields for --set FIELD=VALUE:\n{fields}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def add_places(parser: argparse.ArgumentParser, what: str) -> argparse._ArgumentGroup:
+    """Flags for where a study or a training, as ``what`` says, runs and where its results go."""
     where = parser.add_argument_group("where it runs and where results go")
     where.add_argument(
         "--address", help="a Ray cluster that is up: auto, or HOST:PORT; without it, this machine"
@@ -125,7 +135,7 @@ def _parser(program: _Program) -> argparse.ArgumentParser:
         type=Path,
         default=Path("runs"),
         metavar="DIR",
-        help="folder of all studies' results, on a cluster a shared one (default: %(default)s)",
+        help="folder of all results, on a cluster a shared one (default: %(default)s)",
     )
     where.add_argument(
         "--tracking-uri",
@@ -133,19 +143,23 @@ def _parser(program: _Program) -> argparse.ArgumentParser:
         help="MLflow: http://HOST:PORT or sqlite:///FILE (default: mlflow.db in the storage folder)",
     )
     where.add_argument(
-        "--name", type=_study_name, help="name of the study's folder (default: the study's name and the time)"
+        "--name", type=_study_name, help=f"name of its folder (default: the {what}'s name and the time)"
     )
     where.add_argument(
-        "--resume", type=_study_name, metavar="NAME", help="go on with a study that was stopped"
+        "--resume", type=_study_name, metavar="NAME", help=f"go on with a {what} that was stopped"
     )
-    what = parser.add_argument_group("what it studies")
-    what.add_argument(
+    return where
+
+
+def add_data(group: argparse._ArgumentGroup) -> None:
+    """Flags for the images."""
+    group.add_argument(
         "--data",
         type=Path,
         metavar="PATH",
         help="a data set written by data_prep (default: handwritten digits, written on first use)",
     )
-    what.add_argument(
+    group.add_argument(
         "--verify",
         choices=("quick", "full"),
         default="quick",
@@ -153,12 +167,30 @@ def _parser(program: _Program) -> argparse.ArgumentParser:
         " bytes against its hash too, as python -m data_prep verify does, and with --address on each node that has a"
         " copy of its own (default: %(default)s)",
     )
+
+
+def add_shares(group: argparse._ArgumentGroup, cpus: str) -> None:
+    """Flags for what each worker is given; ``cpus`` says how many cores it gets without them."""
+    group.add_argument("--cpus-per-worker", type=positive, metavar="N", help=f"default: {cpus}")
+    group.add_argument(
+        "--gpus-per-worker",
+        type=_share,
+        metavar="X",
+        help="0.25 packs four workers on a GPU (default: 1 if the cluster has GPUs)",
+    )
+
+
+def _parser(program: _Program) -> argparse.ArgumentParser:
+    parser = new_parser(program.file, sys.modules[program.factory.__module__].__doc__)
+    add_places(parser, "study")
+    what = parser.add_argument_group("what it studies")
+    add_data(what)
     for flag in program.flags:
         what.add_argument(f"--{flag.name}", metavar=flag.metavar, help=flag.help)
-    what.add_argument("--trials", type=_positive, metavar="N", help="only the first N trials")
-    what.add_argument("--epochs", type=_positive, metavar="N", help="epochs of each trial")
+    what.add_argument("--trials", type=positive, metavar="N", help="only the first N trials")
+    what.add_argument("--epochs", type=positive, metavar="N", help="epochs of each trial")
     what.add_argument(
-        "--seeds", type=_positive, metavar="N", help="repeat each trial with N seeds (default: 1)"
+        "--seeds", type=positive, metavar="N", help="repeat each trial with N seeds (default: 1)"
     )
     what.add_argument(
         "--set",
@@ -170,26 +202,19 @@ def _parser(program: _Program) -> argparse.ArgumentParser:
     shape = parser.add_argument_group("what a trial is given")
     shape.add_argument(
         "--workers-per-trial",
-        type=_positive,
+        type=positive,
         metavar="N",
         help="more than one trains data-parallel through Ray Train (default: 1)",
     )
-    shape.add_argument(
-        "--cpus-per-worker", type=_positive, metavar="N", help="default: 1, or a GPU's share of the cores"
-    )
-    shape.add_argument(
-        "--gpus-per-worker",
-        type=_share,
-        metavar="X",
-        help="0.25 packs four workers on a GPU (default: 1 if the cluster has GPUs)",
-    )
+    add_shares(shape, "1, or a GPU's share of the cores")
     parser.add_argument(
         "--plan", action="store_true", help="print what would run and what it costs; start nothing"
     )
     return parser
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """A whole number above 0, for argparse."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
     return int(text)
@@ -216,20 +241,20 @@ def _run(program: _Program, options: argparse.Namespace, console: Console) -> in
     if not options.plan:
         check_tracking_uri(tracking_uri)
     if options.resume:
-        _refuse_with_resume(options, program.flags)
+        refuse_with_resume(options, (*FIXED_BY_A_STUDY, *(flag.name for flag in program.flags)))
         directory = storage / options.resume
         progress, started = StudyProgress.read(directory)
         study = Study.from_event(started)
         data = check_dataset(study.recipe.data.path)
-        _check_same_data(data, started)
+        check_same_data(data, started)
         if options.verify == "full":
-            _verify(data.path)
+            verify(data.path)
         demand = WorkerDemand(**started["study"]["worker"])
     else:
         path = settings.pop("data.path", None) or options.data
-        data = _data(path, options.plan, program.built_in)
+        data = data_at(path, options.plan, program.built_in)
         if options.verify == "full" and (path or not options.plan):  # a plan writes no digits
-            _verify(data.path)
+            verify(data.path)
         epochs = settings.pop("schedule.epochs", None) or options.epochs
         own = {flag.name: getattr(options, flag.name) for flag in program.flags}
         study = _with_settings(program.factory(data, epochs, **own), settings, options)
@@ -238,33 +263,34 @@ def _run(program: _Program, options: argparse.Namespace, console: Console) -> in
             options.workers_per_trial or 1, options.cpus_per_worker, options.gpus_per_worker
         )
     check_trials(study.trials(), data, demand.workers)
-    study = _with_weights(study, program.made, options.plan, console)
+    study = with_weights(study, program.made, options.plan, console)
     trials = study.trials()
-    _check_weights(trials, len(data.class_names), console)
+    check_weights(trials, len(data.class_names), console)
     if options.plan:
-        _print_plan(study, trials, data, demand.workers, console)
+        print_plan(study, trials, data, demand.workers, console)
         return 0
     if not options.resume and (directory / JOURNAL_FILE).exists():
         raise UserError(
             f"{directory} holds a study already: go on with --resume {study.name}, or take another --name"
         )
-    command, verify = _command(program.file, options, study.name), options.verify == "full"
     progress = progress or StudyProgress.waiting(study)
-    run = StudyRun(study, data, directory, tracking_uri, command, progress, verify)
+    command, verifies = resume_command(program.file, options, study.name), options.verify == "full"
+    run = StudyRun(study, data, directory, tracking_uri, command, progress, verifies)
     return run.execute(options.address, demand, console)
 
 
-def _refuse_with_resume(options: argparse.Namespace, flags: Sequence[Flag]) -> None:
-    fixed = (*FIXED_BY_A_STUDY, *(flag.name for flag in flags))
-    given = [name for name in fixed if getattr(options, name) not in (None, [])]
-    if given or options.name:
-        flag = "--" + (given or ["name"])[0].replace("_", "-")
+def refuse_with_resume(options: argparse.Namespace, fixed: Sequence[str]) -> None:
+    """Raises UserError if one of the ``fixed`` flags, or a name, was given."""
+    given = [name for name in (*fixed, "name") if getattr(options, name) not in (None, [])]
+    if given:
+        flag = "--" + given[0].replace("_", "-")
         raise UserError(
-            f"{flag} cannot be changed with --resume {options.resume}: leave it out, or start a new study"
+            f"{flag} cannot be changed with --resume {options.resume}: leave it out, or start anew without --resume"
         )
 
 
-def _check_same_data(data: DatasetSummary, started: StudyStarted) -> None:
+def check_same_data(data: DatasetSummary, started: StudyStarted) -> None:
+    """Raises UserError if it is not what the study began with."""
     before = started["study"]["data"]["fingerprint"]
     if data.fingerprint != before:
         raise UserError(
@@ -273,7 +299,8 @@ def _check_same_data(data: DatasetSummary, started: StudyStarted) -> None:
         )
 
 
-def _data(path: str | Path | None, only_plan: bool, built_in: BuiltInData) -> DatasetSummary:
+def data_at(path: str | Path | None, only_plan: bool, built_in: BuiltInData) -> DatasetSummary:
+    """The data set at a path, or the built-in one, which a plan does not write."""
     if path:
         return check_dataset(Path(path).resolve())
     if only_plan:
@@ -281,7 +308,7 @@ def _data(path: str | Path | None, only_plan: bool, built_in: BuiltInData) -> Da
     return check_dataset(write_digits(built_in.folder.resolve(), built_in.part))
 
 
-def _with_weights(study: Study, made: MadeWeights | None, only_plan: bool, console: Console) -> Study:
+def with_weights(study: Study, made: MadeWeights | None, only_plan: bool, console: Console) -> Study:
     """The study with the content of its files of weights written behind their names.
 
     What the study makes itself is made first, but for a plan. Raises UserError for a file that is not there, or
@@ -305,7 +332,7 @@ def _with_weights(study: Study, made: MadeWeights | None, only_plan: bool, conso
     return replace(study, recipe=recipe, space=space)
 
 
-def _check_weights(trials: list[Trial], classes: int, console: Console) -> None:
+def check_weights(trials: list[Trial], classes: int, console: Console) -> None:
     """Says what the trials will load. Raises UserError if it does not fit, before anything is started."""
     # A file is read once, however many trials load it into the same network.
     models = {
@@ -322,7 +349,7 @@ def _check_weights(trials: list[Trial], classes: int, console: Console) -> None:
         console.print(f"Weights: {sentence}.", soft_wrap=True)
 
 
-def _verify(path: Path) -> None:
+def verify(path: Path) -> None:
     """Every byte of the data. Raises UserError if one is not as it was written."""
     from data_prep.byte_progress import bytes_on_stderr
     from nfnet_ray.data.verification import check_all
@@ -355,20 +382,21 @@ def _with_settings(study: Study, settings: Mapping[str, Any], options: argparse.
     )
 
 
-def _command(file: Path, options: argparse.Namespace, name: str) -> str:
-    """The command that goes on with the study."""
+def resume_command(file: Path, options: argparse.Namespace, name: str) -> str:
+    """The command that goes on with what is called ``name``."""
     parts = [interpreter(), shown(file), "--resume", name]
-    for flag in ("address", "tracking_uri"):
-        if getattr(options, flag):
-            parts += [f"--{flag.replace('_', '-')}", getattr(options, flag)]
+    for flag in ("address", "tracking_uri", "checkpoint_minutes", "hang_seconds"):
+        if getattr(options, flag, None):
+            parts += [f"--{flag.replace('_', '-')}", str(getattr(options, flag))]
     if options.storage != Path("runs"):
         parts += ["--storage", str(options.storage)]
     return shlex.join(parts)
 
 
-def _print_plan(
+def print_plan(
     study: Study, trials: list[Trial], data: DatasetSummary, workers: int, console: Console
 ) -> None:
+    """What would run and what it costs, with the speed of this machine."""
     from nfnet_ray.training.probe import measure_images_per_second
 
     console.print(f"[bold]{study.name}[/bold]: {study.question}")
@@ -379,21 +407,22 @@ def _print_plan(
     rate = measure_images_per_second(trials[0].recipe, classes, threads=1)
     # Other trials may be dearer for each image, as those with SAM are: arithmetic is what is scaled by.
     speed = rate * training_multiply_adds(trials[0].recipe, classes)
-    side_by_side = max(1, cpus // workers)
+    side_by_side = max(1, min(len(trials), cpus // workers))
     least, most = (
         clock_time(amount / speed / side_by_side) for amount in (cost.least_multiply_adds, cost.multiply_adds)
     )
     span = (
         f"{least} (if halving stops all that it may) to {most} (if it stops none)" if study.halving else most
     )
+    count = f"{len(trials)} {'trial' if len(trials) == 1 else 'trials'}"
     console.print(
-        f"\n{len(trials)} trials of {study.recipe.model.name} ({cost.parameters:,} parameters) of at most "
+        f"\n{count} of {study.recipe.model.name} ({cost.parameters:,} parameters) of at most "
         f"{study.epochs} epochs: {cost.images:,} images, {cost.multiply_adds:.3g} multiply-adds.",
         soft_wrap=True,
     )
+    together = f"with {side_by_side} trials side by side" if len(trials) > 1 else "on this machine"
     console.print(
-        f"{span} of training with {side_by_side} "
-        f"trials side by side, at {rate:.3g} images/s of the first: measured just now on this "
+        f"{span} of training {together}, at {rate:.3g} images/s of the first: measured just now on this "
         "machine, on its GPU if it has one, else on one core.",
         soft_wrap=True,
     )

@@ -9,13 +9,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from rich.console import Console
 
@@ -24,7 +24,7 @@ from dashboards.report import REPORT_FILE, write_report
 from nfnet_ray.cluster.journal import StudyProgress
 from nfnet_ray.cluster.progress import StudyDisplay, clock_time, reported_epochs, trial_table
 from nfnet_ray.cluster.session import Resources, ray_session
-from nfnet_ray.cluster.study import METRIC, Study, Trial
+from nfnet_ray.cluster.study import METRIC, TRIALS_FOLDER, Study, Trial
 from nfnet_ray.data.dataset import DatasetSummary
 from nfnet_ray.errors import UserError
 from nfnet_ray.tracking.events import JOURNAL_FILE, Journal, StudyStarted
@@ -32,7 +32,8 @@ from nfnet_ray.tracking.sink import MLflowSink
 from nfnet_ray.tracking.spool import SPOOL_FILE, Spool
 
 if TYPE_CHECKING:
-    from nfnet_ray.cluster.trial import WorkerResources
+    from nfnet_ray.cluster.recorder import Recorder
+    from nfnet_ray.cluster.worker import WorkerResources
 
 LOCK_FILE = "running.lock"
 EXIT_FAILED_TRIALS = 1
@@ -42,16 +43,27 @@ TRACKING_DEADLINE_SECONDS = 20.0  # to deliver what is left once the trials are 
 
 @dataclass(frozen=True)
 class WorkerDemand:
-    """What the command line asks for: workers of a trial, cores and GPUs of each; None leaves it to the cluster."""
+    """What the command line asks for: workers of a trial, cores and GPUs of each; None leaves it to the cluster.
+
+    A training may go on with ``min_workers`` of them.
+    """
 
     workers: int
     cpus: int | None
     gpus: float | None
+    min_workers: int | None = None
 
 
 @dataclass(frozen=True)
 class StudyRun:
-    """A study that has passed every check that needs no Ray. ``command`` goes on with it after a stop."""
+    """A study that has passed every check that needs no Ray. ``command`` goes on with it after a stop.
+
+    ``changed`` are fields of its Recipe that somebody who goes on with it has forced upon it.
+    """
+
+    stopping: ClassVar[str] = (
+        "Stopping: the running trials keep their last epoch. Once more to leave at once."
+    )
 
     study: Study
     data: DatasetSummary
@@ -59,8 +71,9 @@ class StudyRun:
     tracking_uri: str
     command: str
     progress: StudyProgress
-    verify: bool = False
+    verifies: bool = False
     """Whether the nodes of a cluster check every byte of their data before the first trial."""
+    changed: Mapping[str, Any] = field(default_factory=dict)
 
     def execute(self, address: str | None, demand: WorkerDemand, console: Console) -> int:
         """Runs what has not ended yet, says how it went, and delivers all of it to MLflow; the exit code."""
@@ -71,7 +84,7 @@ class StudyRun:
         if trials:
             self._greet(len(trials), console)
             try:
-                with ray_session(address, train_in_tune=demand.workers > 1) as resources:
+                with self._session(address, demand) as resources:
                     if address is not None:  # else it is this machine, which has looked at its data
                         self._check_nodes(resources, demand)
                     with self._alone():
@@ -84,9 +97,12 @@ class StudyRun:
                 console.print(f"Stopped at once. Go on with:  {self.command}", soft_wrap=True)
                 return EXIT_INTERRUPTED
         else:
-            console.print(f"All trials of {self.study.name} have ended.")
+            console.print(f"All trials of {self.study.name} have ended; there is nothing to go on with.")
             self._say_result(console)
             self._deliver(sink, console)
+        return self._exit_code(console)
+
+    def _exit_code(self, console: Console) -> int:
         states = {trial.state for trial in self.progress.trials.values()}
         if states & {None, "running", "interrupted"}:
             console.print(f"Stopped; what was finished is kept. Go on with:  {self.command}", soft_wrap=True)
@@ -99,11 +115,13 @@ class StudyRun:
     def _check_nodes(self, resources: Resources, demand: WorkerDemand) -> None:
         """Raises UserError if a node that may train has not the data that this machine has."""
         from data_prep.byte_progress import bytes_on_stderr
-        from nfnet_ray.cluster.driver import worker_resources
         from nfnet_ray.cluster.nodes import check_nodes
 
-        worker = worker_resources(resources, demand.workers, demand.cpus, demand.gpus)
-        check_nodes(self.data, worker, verify=self.verify, progress=bytes_on_stderr)
+        worker = self._each_worker(resources, demand)
+        check_nodes(self.data, worker, verify=self.verifies, progress=bytes_on_stderr)
+
+    def _session(self, address: str | None, demand: WorkerDemand) -> AbstractContextManager[Resources]:
+        return ray_session(address, train_in_tune=demand.workers > 1)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -129,17 +147,9 @@ class StudyRun:
         console: Console,
     ) -> None:
         # Ray reads its settings when it is imported, so it is imported here and not above.
-        from nfnet_ray.cluster.driver import (
-            TRIALS_FOLDER,
-            Recorder,
-            concurrent_trials,
-            run_trials,
-            worker_resources,
-        )
+        from nfnet_ray.cluster.recorder import Recorder
 
-        worker = worker_resources(resources, demand.workers, demand.cpus, demand.gpus)
-        side_by_side = min(concurrent_trials(resources, worker), len(trials))
-        console.print(f"Ray: {resources.description}; trials side by side: {side_by_side}.\n")
+        worker = self._worker(trials, resources, demand, console)
         started_at = time.monotonic() - self.progress.wall_seconds
         stop = threading.Event()
         display = StudyDisplay(
@@ -156,10 +166,14 @@ class StudyRun:
             recorder = Recorder(journal, self.progress, on_event)
             if self.progress.started is None:
                 recorder.record(self._started_event(resources, worker))
+            elif self.changed:
+                recorder.record(
+                    {"event": "study_resumed", "time": time.time(), "changed": dict(self.changed)}
+                )
             else:
                 recorder.record({"event": "study_resumed", "time": time.time()})
-            with display, _ctrl_c_sets(stop, display):
-                run_trials(trials, self.study, recorder, self.directory, resources, worker, stop)
+            with display, _ctrl_c_sets(stop, display, self.stopping):
+                self._train(trials, recorder, resources, worker, stop, display)
             recorder.record(
                 {
                     "event": "study_ended",
@@ -168,6 +182,37 @@ class StudyRun:
                     "wall_seconds": time.monotonic() - started_at,
                 }
             )
+
+    def _each_worker(self, resources: Resources, demand: WorkerDemand) -> WorkerResources:
+        from nfnet_ray.cluster.resources import worker_resources
+
+        return worker_resources(resources, demand.workers, demand.cpus, demand.gpus)
+
+    def _worker(
+        self, trials: list[Trial], resources: Resources, demand: WorkerDemand, console: Console
+    ) -> WorkerResources:
+        """What each worker is given; says so."""
+        from nfnet_ray.cluster.resources import concurrent_trials
+
+        worker = self._each_worker(resources, demand)
+        side_by_side = min(concurrent_trials(resources, worker), len(trials))
+        console.print(f"Ray: {resources.description}; trials side by side: {side_by_side}.\n")
+        return worker
+
+    def _train(
+        self,
+        trials: list[Trial],
+        recorder: Recorder,
+        resources: Resources,
+        worker: WorkerResources,
+        stop: threading.Event,
+        display: StudyDisplay,
+    ) -> None:
+        """Runs the trials to their ends, or until ``stop`` is set."""
+        from nfnet_ray.cluster.driver import run_trials
+
+        del display  # Tune's callback shows what happens
+        run_trials(trials, self.study, recorder, self.directory, resources, worker, stop)
 
     def _say_result(self, console: Console) -> None:
         """The table, the answer, and where the report is."""
@@ -222,7 +267,12 @@ class StudyRun:
                 "seeds": list(study.seeds),
                 "epochs": study.epochs,
                 "halving": study.halving.description() if study.halving else None,
-                "worker": {"workers": worker.workers, "cpus": worker.cpus, "gpus": worker.gpus},
+                "worker": {
+                    "workers": worker.workers,
+                    "cpus": worker.cpus,
+                    "gpus": worker.gpus,
+                    "min_workers": worker.min_workers,
+                },
                 "recipe": study.recipe.to_values(),
                 "data": {
                     "path": str(data.path),
@@ -270,14 +320,14 @@ def interpreter() -> str:
 
 
 @contextmanager
-def _ctrl_c_sets(stop: threading.Event, display: StudyDisplay) -> Iterator[None]:
+def _ctrl_c_sets(stop: threading.Event, display: StudyDisplay, note: str) -> Iterator[None]:
     """While this lasts the first Ctrl-C (or SIGTERM) asks the study to stop; a second one ends it at once."""
 
     def ask(_signal: int, _frame: FrameType | None) -> None:
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
-        display.note("Stopping: the running trials keep their last epoch. Once more to leave at once.")
+        display.note(note)
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,76 +12,14 @@ from ray import tune
 from ray.tune import Callback, FailureConfig, RunConfig, Stopper, TuneConfig, Tuner
 from ray.tune.experiment import Trial as TuneTrial
 
-from nfnet_ray.cluster.journal import StudyProgress
+from nfnet_ray.cluster.recorder import Recorder
+from nfnet_ray.cluster.resources import concurrent_trials
 from nfnet_ray.cluster.scheduler import StratifiedHalving
 from nfnet_ray.cluster.session import Resources
-from nfnet_ray.cluster.study import METRIC, Study, Trial
-from nfnet_ray.cluster.trial import (
-    LOST_WORKER_RETRIES,
-    METRICS,
-    OUTCOME,
-    REASON,
-    WorkerResources,
-    run_in_actor,
-    run_worker_group,
-    trial_config,
-)
-from nfnet_ray.errors import UserError
-from nfnet_ray.tracking.events import Event, Journal, TrialState
-
-TRIALS_FOLDER = "trials"  # in a study's directory; in it each trial has a folder of its name
-
-
-class Recorder:
-    """Puts each event into the journal first, then into the progress that is shown."""
-
-    def __init__(self, journal: Journal, progress: StudyProgress, on_event: Callable[[], None]) -> None:
-        self._journal, self.progress, self._on_event = journal, progress, on_event
-
-    def record(self, event: Event) -> None:
-        """Keeps an event; when this returns it is on the disk."""
-        self._journal.append(event)
-        self.progress.apply(event)
-        self._on_event()
-
-    def end_trial(self, name: str, state: TrialState, reason: str | None) -> None:
-        """Keeps that a trial has ended, after as many epochs as were reported."""
-        epochs = self.progress.trials[name].epoch
-        self.record(
-            {
-                "event": "trial_ended",
-                "time": time.time(),
-                "trial": name,
-                "state": state,
-                "reason": reason,
-                "epochs": epochs,
-            }
-        )
-
-
-def worker_resources(
-    resources: Resources, workers: int, cpus: int | None = None, gpus: float | None = None
-) -> WorkerResources:
-    """What each worker of a trial gets: as asked, else one GPU where there are any, and its share of the cores."""
-    if gpus is None:
-        gpus = 1.0 if resources.gpus >= workers else 0.0
-    if cpus is None:
-        cpus = max(1, int(resources.cpus // (resources.gpus / gpus))) if gpus and resources.gpus else 1
-    return WorkerResources(workers, cpus, gpus)
-
-
-def concurrent_trials(resources: Resources, worker: WorkerResources) -> int:
-    """How many trials fit at once. Raises UserError if not even one does."""
-    fits = resources.cpus / (worker.workers * worker.cpus)
-    if worker.gpus:
-        fits = min(fits, resources.gpus / (worker.workers * worker.gpus))
-    if fits < 1:
-        need = f"{worker.workers} x ({worker.cpus} CPU" + (f" + {worker.gpus:g} GPU)" if worker.gpus else ")")
-        raise UserError(
-            f"a trial needs {need} and Ray has {resources.description}: ask for fewer with "
-            "--workers-per-trial, --cpus-per-worker or --gpus-per-worker"
-        )
-    return math.floor(fits)
+from nfnet_ray.cluster.study import METRIC, TRIALS_FOLDER, Study, Trial
+from nfnet_ray.cluster.trainer import worker_config
+from nfnet_ray.cluster.trial import run_in_actor, run_worker_group
+from nfnet_ray.cluster.worker import LOST_WORKER_RETRIES, METRICS, OUTCOME, REASON, WorkerResources
 
 
 def run_trials(
@@ -108,7 +45,10 @@ def run_trials(
         strata = {trial.name: trial.stratum for trial in study.trials()}
         scheduler = StratifiedHalving(strata, study.halving, study.epochs)
         scheduler.replay(recorder.progress.reported_epochs())
-    configs = [trial_config(trial, directory / TRIALS_FOLDER / trial.name, worker) for trial in trials]
+    configs = [
+        worker_config(trial, directory / TRIALS_FOLDER / trial.name, worker, through_tune=True)
+        for trial in trials
+    ]
     attempt = f"{time.time_ns()}"  # Tune goes on with what it finds under a name; our journal does that
     Tuner(
         tune.with_resources(run_in_actor if alone else run_worker_group, request),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from nfnet_ray.cluster.study import METRIC, Study
 from nfnet_ray.errors import UserError
@@ -40,6 +41,8 @@ class StudyProgress:
     def __init__(self) -> None:
         self.started: StudyStarted | None = None
         self.wall_seconds = 0.0
+        self.changed: dict[str, Any] = {}
+        """Fields that were forced upon the Recipe by those who went on with it."""
         self.trials: dict[str, TrialProgress] = {}
         self._reported: list[tuple[str, int, float]] = []
 
@@ -66,6 +69,8 @@ class StudyProgress:
             case "study_started":
                 self.started = event
                 self.trials = {plan["name"]: TrialProgress(plan["name"]) for plan in event["trials"]}
+            case "study_resumed":
+                self.changed |= event.get("changed", {})
             case "study_ended":
                 self.wall_seconds = event["wall_seconds"]
             case "trial_started":

@@ -18,7 +18,7 @@ from nfnet_ray.data.verification import ByteProgress, check_all
 from nfnet_ray.errors import UserError
 
 if TYPE_CHECKING:
-    from nfnet_ray.cluster.trial import WorkerResources
+    from nfnet_ray.cluster.worker import WorkerResources
 
 LOOK_DEADLINE_SECONDS = 120.0  # to start a process on a node and read 48 bytes of each of a million images
 _LOOK_PAUSE_SECONDS = 0.5

@@ -34,13 +34,14 @@ _RAY_SETTINGS = {
 
 @dataclass(frozen=True)
 class Resources:
-    """What a Ray cluster has, over all its nodes."""
+    """What a Ray cluster has, over all its nodes; ``machines`` is (cores, GPUs) of each."""
 
     nodes: int
     cpus: float
     gpus: float
     memory_gib: float
     description: str
+    machines: tuple[tuple[float, float], ...] = ()
 
 
 def available_cpus() -> int:
@@ -184,4 +185,6 @@ def _resources() -> Resources:
         parts.append(f"{gpus:g} GPUs" + (f" ({', '.join(models)})" if models else ""))
     if len(nodes) > 1:
         parts.append(f"{len(nodes)} nodes")
-    return Resources(len(nodes), cpus, gpus, total.get("memory", 0.0) / 2**30, ", ".join(parts))
+    machines = tuple((node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0)) for node in nodes)
+    memory_gib = total.get("memory", 0.0) / 2**30
+    return Resources(len(nodes), cpus, gpus, memory_gib, ", ".join(parts), machines)

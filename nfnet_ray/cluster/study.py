@@ -14,6 +14,7 @@ from nfnet_ray.tracking.events import HalvingDescription, StudyStarted
 from nfnet_ray.tracking.labels import short_names, value_label
 
 METRIC: Final = "validation_top1"
+TRIALS_FOLDER: Final = "trials"  # in a study's directory; in it each trial has a folder of its name
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Study:
     """A question, the Recipe it starts from, and the space in which the answer is sought.
 
     ``space`` is {dotted Recipe name: values}. The first name is what is asked about; the others are the
-    conditions under which it is asked.
+    conditions under which it is asked. With an empty one there is a trial for each seed: a training run.
     """
 
     name: str
@@ -83,6 +84,10 @@ class Study:
 
         Raises RecipeError for a value that its field does not take.
         """
+        if not self.space:
+            return [
+                Trial(f"seed={seed}", {}, "", self.recipe.with_values({"seed": seed})) for seed in self.seeds
+            ][: self.trial_limit]
         names = list(self.space)
         conditions = list(itertools.product(*(self.space[name] for name in names[1:])))
         labels = short_names(names)

@@ -18,7 +18,7 @@ import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, TypedDict, cast
+from typing import Any, Literal, NotRequired, TypedDict, cast
 
 from nfnet_ray.errors import UserError
 
@@ -69,11 +69,12 @@ class HalvingDescription(TypedDict):
 
 
 class WorkerDescription(TypedDict):
-    """Workers of one trial, and the cores and GPUs of each."""
+    """Workers of one trial, and the cores and GPUs of each. It may go on with ``min_workers`` of them."""
 
     workers: int
     cpus: int
     gpus: float
+    min_workers: NotRequired[int | None]
 
 
 class StudyDescription(TypedDict):
@@ -89,6 +90,8 @@ class StudyDescription(TypedDict):
     epochs: int
     halving: HalvingDescription | None
     worker: WorkerDescription
+    checkpoints: NotRequired[str | None]
+    """Where a training's checkpoints lie, if not in its directory."""
     recipe: Values
     data: DataDescription
     hardware: Hardware
@@ -113,19 +116,26 @@ class StudyStarted(TypedDict):
 
 
 class StudyResumed(TypedDict):
-    """A driver has taken up a study that an earlier one left."""
+    """A driver has taken up a study that an earlier one left. ``changed`` are fields that it forced upon the Recipe."""
 
     event: Literal["study_resumed"]
     time: float
+    changed: NotRequired[Values]
 
 
 class TrialStarted(TypedDict):
-    """A trial began, or began again: ``attempt`` counts from 1."""
+    """A trial began, or began again: ``attempt`` counts from 1.
+
+    Of a training run it is known with how many workers, at which optimiser step, and after what.
+    """
 
     event: Literal["trial_started"]
     time: float
     trial: str
     attempt: int
+    workers: NotRequired[int]
+    step: NotRequired[int]
+    after: NotRequired[str | None]
 
 
 class EpochEnded(TypedDict):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal, TypeVar
 
 T = TypeVar("T")
@@ -36,9 +36,17 @@ class Clock:
         self._phase: Phase = "startup"
         self._started_at = time.perf_counter() if started_at is None else started_at
         self._since = self._started_at
+        self.beats = 0
+        """Signs of life: it grows whenever a phase or a batch begins."""
+
+    @property
+    def phase(self) -> Phase:
+        """The running one."""
+        return self._phase
 
     def enter(self, phase: Phase) -> None:
         """Ends the running phase and begins another."""
+        self.beats += 1
         now = time.perf_counter()
         self._seconds[self._phase] += now - self._since
         self._phase, self._since = phase, now
@@ -56,6 +64,12 @@ class Clock:
             except StopIteration:
                 return
             self.enter("train")
+            yield item
+
+    def beating(self, items: Iterable[T]) -> Iterator[T]:
+        """Yields the items of a phase that lasts, each a sign of life."""
+        for item in items:
+            self.beats += 1
             yield item
 
     def seconds(self, phase: Phase) -> float:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
 from nfnet_ray.data.augment import normalise
+from nfnet_ray.data.batch import Batch
 from nfnet_ray.data.loader import EvalLoader
 from nfnet_ray.models.signal import measure_signal, signal_metrics
 from nfnet_ray.recipe import Recipe
@@ -19,7 +22,9 @@ EVAL_BATCH_SIZE = 256  # images a worker holds at once; no result depends on it 
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, loader: EvalLoader, recipe: Recipe, context: Context) -> dict[str, float]:
+def evaluate(
+    model: nn.Module, batches: Iterable[Batch], recipe: Recipe, context: Context
+) -> dict[str, float]:
     """Top-1 and top-5 as fractions and the mean cross-entropy, over the images of all workers.
 
     Each image counts exactly once, on any number of workers. A single crop, no test-time augmentation. Leaves
@@ -27,7 +32,7 @@ def evaluate(model: nn.Module, loader: EvalLoader, recipe: Recipe, context: Cont
     """
     model.eval()
     sums = torch.zeros(4, dtype=torch.float64, device=context.device)
-    for batch in loader:
+    for batch in batches:
         images = normalise(batch.images, MEMORY_FORMATS[recipe.memory_format]).to(DTYPES[recipe.precision])
         with torch.autocast(context.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
             logits = model(images).to(DTYPES[recipe.precision])

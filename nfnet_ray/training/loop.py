@@ -192,11 +192,11 @@ def train(
             metrics = {"images_per_second": trained / train_seconds}
             metrics |= meter.stop(trained, train_seconds, train_loader.image_size(epoch))
             step.unify_statistics()
-            validation = evaluate(model, eval_loader, recipe, context)
+            validation = evaluate(model, clock.beating(eval_loader), recipe, context)
             loss = validation["validation_loss"]
             if step.average:  # what is delivered, and compared, is the average
                 validation = {f"raw_{name}": value for name, value in validation.items()}
-                validation |= evaluate(step.average.model, eval_loader, recipe, context)
+                validation |= evaluate(step.average.model, clock.beating(eval_loader), recipe, context)
             metrics |= validation
             if not math.isfinite(loss):
                 return ended("diverged", at, f"the validation loss became {loss} after epoch {epoch + 1}")

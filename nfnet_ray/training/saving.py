@@ -186,20 +186,20 @@ def _check_storage(store: CheckpointStore, context: Context) -> None:
 
     Raises UserError, on every worker, if one could not.
     """
-    tokens = _all_of(secrets.token_bytes(8), context)
+    tokens = all_of(secrets.token_bytes(8), context)
     name = f"{PROBE_FILE}-{{}}".format
     problem = ""
     try:
         store.probe(name(context.rank), tokens[context.rank])
     except OSError as error:
         problem = f"worker {context.rank} cannot write to {store.place} ({error})"
-    problems = [text for text in _all_of(problem, context) if text]
+    problems = [text for text in all_of(problem, context) if text]
     if not problems:
         for rank, token in enumerate(tokens):
             if not _is_seen(store, name(rank), token):
                 problem = f"worker {context.rank} does not see in {store.place} what worker {rank} has written there"
                 break
-        problems = [text for text in _all_of(problem, context) if text]  # nobody reads any more
+        problems = [text for text in all_of(problem, context) if text]  # nobody reads any more
     store.remove_probe(name(context.rank))
     if problems:
         raise UserError(f"{problems[0]}: checkpoints need a folder or a URI that all nodes share")
@@ -227,7 +227,7 @@ def first_workers(value: Any, context: Context) -> Any:
     return values[0]
 
 
-def _all_of(value: Any, context: Context) -> list[Any]:
+def all_of(value: Any, context: Context) -> list[Any]:
     """Every worker's value, on every worker."""
     if context.world_size == 1:
         return [value]

@@ -20,7 +20,7 @@ import pytest
 
 from nfnet_ray.cluster.nodes import check_nodes
 from nfnet_ray.cluster.session import ray_session
-from nfnet_ray.cluster.trial import WorkerResources
+from nfnet_ray.cluster.worker import WorkerResources
 from nfnet_ray.data.dataset import check_dataset, open_dataset
 from nfnet_ray.data.storage import file_identity
 from nfnet_ray.errors import UserError

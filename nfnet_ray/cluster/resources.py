@@ -1,0 +1,81 @@
+"""What each worker is given, and how many of them a cluster takes."""
+
+from __future__ import annotations
+
+import math
+
+from nfnet_ray.cluster.session import Resources
+from nfnet_ray.cluster.worker import WorkerResources
+from nfnet_ray.errors import UserError
+
+
+def worker_resources(
+    resources: Resources, workers: int, cpus: int | None = None, gpus: float | None = None
+) -> WorkerResources:
+    """What each worker of a trial gets: as asked, else one GPU where there are any, and its share of the cores."""
+    if gpus is None:
+        gpus = 1.0 if resources.gpus >= workers else 0.0
+    if cpus is None:
+        slots = int(resources.gpus // gpus) if gpus else 0
+        cpus = most_cpus(resources, slots, gpus) if slots else 1
+    return WorkerResources(workers, cpus, gpus)
+
+
+def training_resources(
+    resources: Resources,
+    workers: int,
+    min_workers: int | None,
+    cpus: int | None = None,
+    gpus: float | None = None,
+) -> WorkerResources:
+    """What each worker of a training gets that has the cluster for itself: as asked, else a GPU, and all cores."""
+    if gpus is None:
+        gpus = 1.0 if resources.gpus >= (min_workers or workers) else 0.0
+    if cpus is None:
+        cpus = most_cpus(resources, workers, gpus)
+    return WorkerResources(workers, cpus, gpus, min_workers)
+
+
+def most_cpus(resources: Resources, workers: int, gpus: float) -> int:
+    """The most cores that each worker can have without fewer of them finding a place, at least 1.
+
+    Counted machine by machine: the cores of a head that has no GPU are of no use to a worker that needs one.
+    """
+    placed = min(workers, places(resources, 1, gpus))
+    most = int(max((cpus for cpus, _ in resources.machines), default=1))
+    return max((cpus for cpus in range(1, most + 1) if places(resources, cpus, gpus) >= placed), default=1)
+
+
+def places(resources: Resources, cpus: int, gpus: float) -> int:
+    """How many workers the machines take."""
+    return sum(
+        int(min(machine_cpus // cpus, machine_gpus // gpus if gpus else math.inf))
+        for machine_cpus, machine_gpus in resources.machines
+    )
+
+
+def check_places(resources: Resources, worker: WorkerResources) -> None:
+    """Raises UserError if the machines that are there do not take the workers, the fewest that are allowed."""
+    least = worker.min_workers or worker.workers
+    if places(resources, worker.cpus, worker.gpus) < least:
+        raise UserError(
+            f"{least} x {_each(worker)} do not fit: Ray has {resources.description}; ask for fewer with "
+            "--workers, --cpus-per-worker or --gpus-per-worker"
+        )
+
+
+def concurrent_trials(resources: Resources, worker: WorkerResources) -> int:
+    """How many trials fit at once. Raises UserError if not even one does."""
+    fits = resources.cpus / (worker.workers * worker.cpus)
+    if worker.gpus:
+        fits = min(fits, resources.gpus / (worker.workers * worker.gpus))
+    if fits < 1:
+        raise UserError(
+            f"a trial needs {worker.workers} x {_each(worker)} and Ray has {resources.description}: ask for fewer "
+            "with --workers-per-trial, --cpus-per-worker or --gpus-per-worker"
+        )
+    return math.floor(fits)
+
+
+def _each(worker: WorkerResources) -> str:
+    return f"({worker.cpus} CPU" + (f" + {worker.gpus:g} GPU)" if worker.gpus else ")")

@@ -1,0 +1,339 @@
+"""What runs in a worker: its Context, and how a training that Ray started ends.
+
+The driver imports this module too, so torch is imported in the functions, where a training runs.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
+
+from nfnet_ray.cluster.mailbox import Mailbox
+from nfnet_ray.cluster.progress_file import note_progress
+from nfnet_ray.cluster.study import METRIC
+from nfnet_ray.errors import UserError
+from nfnet_ray.recipe import Recipe
+
+if TYPE_CHECKING:
+    import torch
+
+    from nfnet_ray.training.clock import Clock
+    from nfnet_ray.training.watchdog import Hang
+
+METRICS = "metrics"  # key of all of an epoch's metrics; what a scheduler reads stands beside it
+OUTCOME, REASON = "outcome", "outcome_reason"  # keys of a trial's last report, beside its epoch
+# Names in the mailbox.
+STOP, YIELD, PROGRESS, TRIES, LAST_LOSS = "stop", "yield", "progress", "tries", "last_loss"
+PROGRESS_INTERVAL_SECONDS = 5.0
+SECONDS_BETWEEN_NOTES = 1.0  # that the first worker looks for in the mailbox
+LOST_WORKER_RETRIES = 3  # a lost process or node is not the training's fault: it goes on from its checkpoint
+
+logger = logging.getLogger(__name__)
+
+StopReason = Literal["asked", "resized", "preempted", "terminated"]
+
+
+@dataclass(frozen=True)
+class WorkerResources:
+    """Workers of one trial, and what each of them is given. It may go on with ``min_workers`` of them."""
+
+    workers: int
+    cpus: int
+    gpus: float
+    min_workers: int | None = None
+
+
+class WorkerConfig(TypedDict):
+    """A training as the plain values that Ray carries to where it runs.
+
+    ``directory`` is the training's own; ``checkpoints`` a path or URI that all workers share. ``mailbox`` names
+    the :class:`Mailbox` of a worker group, and ``through_tune`` says where its reports go. What is None is the
+    training room's own default.
+    """
+
+    name: str
+    recipe: dict[str, Any]
+    directory: str
+    checkpoints: str
+    resources: dict[str, Any]
+    seconds_between_checkpoints: float | None
+    hang_seconds: float | None
+    force: bool
+    mailbox: str
+    through_tune: bool
+    resize_seconds: float
+
+
+class _WorkerContext:
+    """What the contexts of all kinds of training share."""
+
+    def __init__(self, config: WorkerConfig, rank: int, world_size: int, device: torch.device) -> None:
+        from nfnet_ray.training.checkpoint import CheckpointStore
+        from nfnet_ray.training.context import SECONDS_BETWEEN_CHECKPOINTS
+
+        self.rank, self.world_size, self.device = rank, world_size, device
+        self.replicas = int(config["resources"]["workers"])
+        self.threads = int(config["resources"]["cpus"])
+        self.directory = Path(config["directory"])
+        self.store = CheckpointStore(config["checkpoints"])
+        seconds = config["seconds_between_checkpoints"]
+        self.seconds_between_checkpoints = SECONDS_BETWEEN_CHECKPOINTS if seconds is None else seconds
+
+
+class TuneContext(_WorkerContext):
+    """The Context of a trial with one worker: metrics go straight to Tune, which may not return."""
+
+    def __init__(self, config: WorkerConfig) -> None:
+        import torch
+
+        gpu = config["resources"]["gpus"] > 0
+        super().__init__(config, rank=0, world_size=1, device=torch.device("cuda" if gpu else "cpu"))
+        self._progress_noted_at = time.monotonic()
+
+    def report(self, metrics: Mapping[str, Any]) -> None:
+        from ray import tune
+
+        tune.report(report_of(metrics))
+
+    def progress(self, epochs: float) -> None:
+        if time.monotonic() - self._progress_noted_at > PROGRESS_INTERVAL_SECONDS:
+            self._progress_noted_at = time.monotonic()
+            note_progress(self.directory, epochs)
+
+    def should_stop(self) -> bool:
+        return False
+
+
+class GroupContext(_WorkerContext):
+    """The Context of a worker of a TorchTrainer. It stops when somebody asks, and when its machine is taken back."""
+
+    def __init__(self, config: WorkerConfig) -> None:
+        import ray.train
+        import ray.train.torch
+
+        place = ray.train.get_context()
+        device = ray.train.torch.get_device()
+        super().__init__(config, place.get_world_rank(), place.get_world_size(), device)
+        self.mailbox = Mailbox(config["mailbox"])
+        self._through_tune = config["through_tune"]
+        self._wish: StopReason | None = None
+        self._epochs: float | None = None
+        self._over = threading.Event()
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """While this lasts the first worker reads the mailbox, and notes progress there."""
+        thread = threading.Thread(target=self._listen, name="mailbox", daemon=True)
+        if self.rank == 0:
+            thread.start()
+        try:
+            yield
+        finally:
+            self._over.set()
+
+    def _listen(self) -> None:
+        noted_at = time.monotonic()
+        while not self._over.wait(SECONDS_BETWEEN_NOTES):
+            try:
+                if self.mailbox.get(STOP):
+                    self._wish = "asked"
+                elif self.mailbox.get(YIELD):
+                    self._wish = "resized"
+                if self._epochs is not None and time.monotonic() - noted_at > PROGRESS_INTERVAL_SECONDS:
+                    noted_at = time.monotonic()
+                    self.mailbox.set(PROGRESS, self._epochs)
+                    if self._through_tune:
+                        note_progress(self.directory, self._epochs)
+            except Exception as error:  # the head may be away for a while; what it has to say can wait
+                logger.warning("the cluster's head does not answer (%s)", error)
+
+    def report(self, metrics: Mapping[str, Any]) -> None:
+        if self._through_tune:
+            import ray.train
+
+            ray.train.report(report_of(metrics))
+        elif self.rank == 0:
+            self.mailbox.post("epoch", metrics=dict(metrics))
+
+    def progress(self, epochs: float) -> None:
+        self._epochs = epochs
+
+    def should_stop(self) -> bool:
+        return self.stop_reason() is not None
+
+    def stop_reason(self) -> StopReason | None:
+        """Why this worker wants to stop; another one may have another reason, or none."""
+        if _terminated.is_set():
+            return "terminated"
+        return "preempted" if preempted_ranks() else self._wish
+
+
+def preempted_ranks() -> list[int]:
+    """Workers whose machines are about to be taken back, as this worker was told.
+
+    ``ray.train.get_preemption_info`` is a barrier of all workers, at every call; what it hands round is read here.
+    """
+    from ray.train.v2._internal.execution.context import get_train_context
+
+    info = get_train_context().preemption_context.preemption_info
+    return list(info.preempted_ranks) if info else []
+
+
+_terminated = threading.Event()
+
+
+def hear_sigterm() -> None:
+    """From now on a first SIGTERM to this process lets it keep a checkpoint. For the main thread."""
+
+    def hear(number: int, _frame: FrameType | None) -> None:
+        _terminated.set()
+        signal.signal(number, before)
+
+    before = signal.signal(signal.SIGTERM, hear)
+
+
+def report_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """What Tune is told: a last word as it is; an epoch with its metrics in one place, apart from Tune's own."""
+    if OUTCOME in metrics:
+        return dict(metrics)
+    return {"epoch": metrics["epoch"], METRIC: metrics[METRIC], METRICS: dict(metrics)}
+
+
+def train_alone(config: WorkerConfig, started_at: float) -> dict[str, Any]:
+    """Trains in a Tune trial of one worker; how that ended, as the trial's last report."""
+    from nfnet_ray.training.clock import Clock
+    from nfnet_ray.training.storage import storage_at
+    from nfnet_ray.training.watchdog import SECONDS_OF_SILENCE, Watchdog
+
+    def keep(hang: Hang) -> None:
+        stacks = hang.stacks.encode()
+        storage_at(stacks_place(config)).write("rank-0.txt", lambda file: file.write(stacks))
+
+    clock = Clock(started_at)
+    with Watchdog(clock, config["hang_seconds"] or SECONDS_OF_SILENCE, keep):  # Tune then starts it again
+        return _train(config, TuneContext(config), clock)
+
+
+def train_in_group(plain: dict[str, Any]) -> None:
+    """What each worker of a TorchTrainer does. Whatever it raises, Ray Train deals with."""
+    started_at = time.perf_counter()
+    config = cast(WorkerConfig, plain)
+    from nfnet_ray.training.clock import Clock
+    from nfnet_ray.training.watchdog import SECONDS_OF_SILENCE, Watchdog
+
+    clock, context = Clock(started_at), GroupContext(config)
+
+    tries = _count_try(context)
+    if tries is None:
+        loss = f" ({context.mailbox.get(LAST_LOSS) or 'for no reason that is known'})"
+        reason = f"its workers died {1 + LOST_WORKER_RETRIES} times at the same checkpoint{loss}"
+        _say_last_word(context, {OUTCOME: "failed", REASON: reason, "epoch": 0})
+        return
+
+    def tell(hang: Hang) -> None:
+        _keep_stacks(hang, config, context, tries)
+
+    hang_seconds = config["hang_seconds"] or SECONDS_OF_SILENCE
+    with context.listening(), Watchdog(clock, hang_seconds, tell):
+        last_word = _train(config, context, clock)
+        if last_word[OUTCOME] != "stopped":
+            _say_last_word(context, last_word)
+            return
+    _leave(context, last_word)
+
+
+def _say_last_word(context: GroupContext, word: Mapping[str, Any]) -> None:
+    if context._through_tune:
+        context.report(word)
+    elif context.rank == 0:
+        context.mailbox.post("ended", **word)
+
+
+def _leave(context: GroupContext, last_word: Mapping[str, Any]) -> None:
+    """Ends a worker that has kept a checkpoint because one of them was asked to stop."""
+    from nfnet_ray.training.saving import all_of
+
+    reason = context.stop_reason()
+    told = all_of((reason, preempted_ranks()), context)
+    reasons = [wish for wish, _ in told if wish]
+    doomed = {rank for _, ranks in told for rank in ranks}
+    if "asked" in reasons:
+        _say_last_word(context, last_word)
+    elif context.rank == 0:
+        context.mailbox.post("kept", reason=reasons[0])
+        context.mailbox.unset(YIELD)
+    if "asked" not in reasons and (reason == "terminated" or context.rank in doomed):
+        # To Ray a worker that returns has finished. One that dies on a machine that is taken back is started
+        # again elsewhere, which counts as nobody's failure.
+        os._exit(0)
+
+
+def _count_try(context: GroupContext) -> int | None:
+    """Which attempt this is; None if those before died one after the other at the same checkpoint. All together."""
+    from nfnet_ray.training.saving import first_workers
+
+    tries = None
+    if context.rank == 0:
+        newest = next(iter(context.store.entries()), None)
+        step = newest.step if newest else 0
+        before = context.mailbox.get(TRIES) or {"attempt": 0, "step": -1, "count": 0}
+        count = before["count"] + 1 if before["step"] == step else 1
+        tries = before["attempt"] + 1
+        context.mailbox.set(TRIES, {"attempt": tries, "step": step, "count": count})
+        context.mailbox.post("attempt", attempt=tries, workers=context.world_size, step=step)
+        if count > 1 + LOST_WORKER_RETRIES:
+            tries = None
+    agreed: int | None = first_workers(tries, context)
+    return agreed
+
+
+def _train(config: WorkerConfig, context: TuneContext | GroupContext, clock: Clock) -> dict[str, Any]:
+    """Trains; how that ended, as the training's last report."""
+    recipe = Recipe.from_values(config["recipe"])
+    if recipe.compile:
+        keep_compiled()
+    from nfnet_ray.training import train
+
+    try:
+        outcome = train(recipe, context, clock, force_resume=config["force"])
+    except UserError as error:  # the same on every worker
+        return {OUTCOME: "failed", REASON: str(error), "epoch": 0, "refused": True}
+    return {OUTCOME: outcome.state, REASON: outcome.reason, "epoch": outcome.epochs}
+
+
+def keep_compiled() -> None:
+    """Has torch.compile keep what it makes where it survives this process, and a restart of the machine."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "nfnet_ray" / "inductor"))
+
+
+def _keep_stacks(hang: Hang, config: WorkerConfig, context: GroupContext, attempt: int) -> None:
+    """Puts a hanging worker's stacks where the driver can find them, and tells it."""
+    from nfnet_ray.training.storage import storage_at
+
+    place, name = stacks_place(config), f"attempt-{attempt}-rank-{context.rank}.txt"
+    context.mailbox.post(
+        "hung",
+        rank=context.rank,
+        workers=context.world_size,
+        phase=hang.phase,
+        beats=hang.beats,
+        waits_for_others=hang.waits_for_others,
+        seconds=hang.silent_seconds,
+        place=place,
+    )
+    storage_at(place).write(name, lambda file: file.write(hang.stacks.encode()))
+
+
+def stacks_place(config: WorkerConfig) -> str:
+    """Where the stacks of workers that hang are kept: beside the checkpoints."""
+    return f"{config['checkpoints'].rstrip('/').removesuffix('/checkpoints')}/stacks"

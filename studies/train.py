@@ -1,0 +1,344 @@
+"""Train one network, on one worker or on many, and come through whatever happens to them.
+
+``python studies/train.py`` alone trains nfnet_pico on handwritten digits, in a minute. On a cluster:
+``python studies/train.py --model nfnet_f0 --data PATH --workers 8 --address auto`` trains by the published Recipe
+of that model; --set changes its fields. A worker that is lost is started again, and with --min-workers the run
+goes on with fewer until machines are back: the batch and the order of the images stay the same. Ctrl-C keeps a
+checkpoint of the very step; --resume goes on from it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from rich.console import Console
+
+from nfnet_ray.cluster.journal import StudyProgress
+from nfnet_ray.cluster.plan import check_trials, estimate_cost
+from nfnet_ray.cluster.progress import StudyDisplay
+from nfnet_ray.cluster.session import Resources, check_address, ray_session
+from nfnet_ray.cluster.study import TRIALS_FOLDER, Study, Trial
+from nfnet_ray.data.dataset import DatasetSummary, check_dataset
+from nfnet_ray.errors import UserError
+from nfnet_ray.models.published import published_recipe
+from nfnet_ray.recipe import Recipe, parse_setting
+from nfnet_ray.tracking.events import JOURNAL_FILE, StudyStarted
+from nfnet_ray.tracking.uri import check_tracking_uri, default_tracking_uri
+from studies.base_recipe import batch_size_for, recipe_for
+from studies.command_line import (
+    BuiltInData,
+    add_data,
+    add_places,
+    add_shares,
+    check_same_data,
+    check_weights,
+    data_at,
+    new_parser,
+    positive,
+    print_plan,
+    refuse_with_resume,
+    resume_command,
+    run_command,
+    verify,
+    with_weights,
+)
+from studies.run import EXIT_FAILED_TRIALS, EXIT_INTERRUPTED, StudyRun, WorkerDemand, shown
+
+if TYPE_CHECKING:
+    from nfnet_ray.cluster.recorder import Recorder
+    from nfnet_ray.cluster.trainer import TrainingOptions
+    from nfnet_ray.cluster.worker import WorkerResources
+
+DEFAULT_MODEL = "nfnet_pico"
+EPOCHS_ON_DIGITS = 8
+FIXED = ("data", "model", "workers", "checkpoints")
+FIXED_UNLESS_FORCED = ("set", "epochs")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; the exit code: 0, 1 if the training failed, 2 for an error of use, 130 for Ctrl-C."""
+    options = _parser().parse_args(arguments)
+    return run_command(Path(__file__), lambda console: _run(options, console), "the first step")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = new_parser(Path(__file__), __doc__)
+    where = add_places(parser, "training")
+    where.add_argument(
+        "--checkpoints",
+        metavar="PLACE",
+        help="a path or URI (s3://bucket/folder) that all nodes share (default: in the training's folder)",
+    )
+    what = parser.add_argument_group("what it trains")
+    what.add_argument("--model", metavar="NAME", help=f"default: {DEFAULT_MODEL}")
+    add_data(what)
+    what.add_argument("--epochs", type=positive, metavar="N", help="default: the Recipe's")
+    what.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", help="set a field of the Recipe"
+    )
+    shape = parser.add_argument_group("on what")
+    shape.add_argument(
+        "--workers",
+        type=_workers,
+        metavar="N",
+        help="workers that share each batch; 2-8 is elastic (default: 1)",
+    )
+    shape.add_argument(
+        "--min-workers", type=positive, metavar="N", help="go on with so many where machines are missing"
+    )
+    add_shares(shape, "all that the cluster has for it")
+    guard = parser.add_argument_group("what it does against failures")
+    guard.add_argument(
+        "--checkpoint-minutes",
+        type=_above_zero,
+        metavar="M",
+        help="keep a checkpoint so often within an epoch (default: 10)",
+    )
+    guard.add_argument(
+        "--hang-seconds",
+        type=_above_zero,
+        metavar="S",
+        help="a worker that gives no sign of life for so long is started again (default: 600)",
+    )
+    guard.add_argument(
+        "--force", action="store_true", help="with --resume: go on with other settings or other data"
+    )
+    parser.add_argument(
+        "--plan", action="store_true", help="print what would run and what it costs; start nothing"
+    )
+    return parser
+
+
+def _workers(text: str) -> tuple[int, int]:
+    """``8`` or ``2-8`` as (least, most)."""
+    least, dash, most = text.partition("-")
+    bounds = positive(least), positive(most if dash else least)
+    if bounds[0] > bounds[1]:
+        raise argparse.ArgumentTypeError(f"{text}: write the smaller number first")
+    return bounds
+
+
+def _above_zero(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+    return number
+
+
+def _run(options: argparse.Namespace, console: Console) -> int:
+    storage = options.storage.resolve()
+    tracking_uri = options.tracking_uri or default_tracking_uri(storage)
+    settings = dict(parse_setting(text) for text in options.set)
+    Recipe().with_values(settings)
+    if options.epochs:
+        settings["schedule.epochs"] = options.epochs
+    if options.address:
+        check_address(options.address)
+    if not options.plan:
+        check_tracking_uri(tracking_uri)
+    started: StudyStarted | None = None
+    if options.resume:
+        refuse_with_resume(options, FIXED if options.force else (*FIXED, *FIXED_UNLESS_FORCED))
+        directory = storage / options.resume
+        progress, started = StudyProgress.read(directory)
+        study = Study.from_event(started)
+        study = replace(study, recipe=study.recipe.with_values(progress.changed | settings))
+        data = check_dataset(study.recipe.data.path)
+        if not options.force:
+            check_same_data(data, started)
+        demand = _demand(WorkerDemand(**started["study"]["worker"]), options)
+        checkpoints = started["study"].get("checkpoints")
+    else:
+        if options.force:
+            raise UserError(
+                "--force goes with --resume NAME: a new training has nothing to be forced against"
+            )
+        path = settings.pop("data.path", None) or options.data
+        data = data_at(path, options.plan, BuiltInData())
+        model = settings.pop("model.name", None) or options.model or DEFAULT_MODEL
+        recipe = _recipe(model, data, is_built_in=not path).with_values(settings)
+        study = Study(
+            name=options.name or f"{model}-{time.strftime('%Y%m%d-%H%M%S')}",
+            question=f"How well does {model} do on {data.path.stem}?",
+            recipe=recipe,
+            space={},
+            seeds=(recipe.seed,),
+        )
+        directory = storage / study.name
+        progress = StudyProgress.waiting(study)
+        least, most = options.workers or (1, 1)
+        demand = _demand(WorkerDemand(most, None, None, least if least < most else None), options)
+        checkpoints = options.checkpoints
+    if options.verify == "full" and (options.data or options.resume or not options.plan):
+        verify(data.path)
+    check_trials(study.trials(), data, demand.workers)
+    study = with_weights(study, None, options.plan, console)
+    trials = study.trials()
+    check_weights(trials, len(data.class_names), console)
+    if options.plan:
+        print_plan(study, trials, data, demand.workers, console)
+        return 0
+    if not options.resume and (directory / JOURNAL_FILE).exists():
+        raise UserError(
+            f"{directory} holds a training or a study already: go on with --resume {study.name}, or take another --name"
+        )
+    run = TrainingRun(
+        study,
+        data,
+        directory,
+        tracking_uri,
+        resume_command(Path(__file__), options, study.name),
+        progress,
+        verifies=options.verify == "full",
+        changed=settings if options.resume else {},
+        options=_training_options(options, checkpoints),
+        own_ray=options.address is None,
+    )
+    return run.execute(options.address, demand, console)
+
+
+def _demand(before: WorkerDemand, options: argparse.Namespace) -> WorkerDemand:
+    """What was asked for before, and now."""
+    demand = WorkerDemand(
+        before.workers,
+        options.cpus_per_worker or before.cpus,
+        before.gpus if options.gpus_per_worker is None else options.gpus_per_worker,
+        options.min_workers or before.min_workers,
+    )
+    if demand.min_workers and demand.min_workers > demand.workers:
+        raise UserError(f"--min-workers {demand.min_workers} is more than the {demand.workers} of --workers")
+    return demand
+
+
+def _recipe(model: str, data: DatasetSummary, *, is_built_in: bool) -> Recipe:
+    """The published Recipe of the model; on the built-in digits the one of the studies, which takes seconds."""
+    if not is_built_in:
+        return published_recipe(model).with_values({"data.path": str(data.path)})
+    values = {"model.name": model, "batch_size": batch_size_for(data)}
+    return recipe_for(data, EPOCHS_ON_DIGITS).with_values(values)
+
+
+def _training_options(options: argparse.Namespace, checkpoints: str | None) -> TrainingOptions:
+    from nfnet_ray.cluster.trainer import TrainingOptions
+
+    if checkpoints:
+        from nfnet_ray.training.storage import storage_at
+
+        storage_at(checkpoints)  # says so if it is no place
+        checkpoints = checkpoints if "://" in checkpoints else str(Path(checkpoints).resolve())
+    return TrainingOptions(
+        checkpoints=checkpoints,
+        checkpoint_seconds=options.checkpoint_minutes and 60 * options.checkpoint_minutes,
+        hang_seconds=options.hang_seconds,
+        force=options.force,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRun(StudyRun):
+    """A training: a study of one trial, which has the cluster for itself and no scheduler above it."""
+
+    stopping: ClassVar[str] = "Stopping: the workers keep a checkpoint. Once more to leave at once."
+
+    options: TrainingOptions
+    own_ray: bool
+    last_word: dict[str, Any] = field(default_factory=dict)
+
+    def _session(self, address: str | None, demand: WorkerDemand) -> AbstractContextManager[Resources]:
+        del demand
+        return ray_session(address, train_in_tune=False)
+
+    def _greet(self, count: int, console: Console) -> None:
+        del count
+        study, data = self.study, self.data
+        cost = estimate_cost(study, study.trials(), data)
+        console.print(f"[bold]{study.name}[/bold]: {study.question}")
+        console.print(
+            f"{study.recipe.model.name} ({cost.parameters:,} parameters), {study.epochs} epochs on "
+            f"{data.train_images:,} training images ({len(data.class_names)} classes), validated on "
+            f"{data.validation_images:,}. Results: {shown(self.directory)}",
+            soft_wrap=True,
+        )
+
+    def _each_worker(self, resources: Resources, demand: WorkerDemand) -> WorkerResources:
+        from nfnet_ray.cluster.resources import training_resources
+
+        return training_resources(resources, demand.workers, demand.min_workers, demand.cpus, demand.gpus)
+
+    def _worker(
+        self, trials: list[Trial], resources: Resources, demand: WorkerDemand, console: Console
+    ) -> WorkerResources:
+        from nfnet_ray.cluster.resources import check_places
+
+        del trials
+        worker = self._each_worker(resources, demand)
+        told = f"{worker.workers} x ({worker.cpus} cores" + (
+            f", {worker.gpus:g} GPU)" if worker.gpus else ")"
+        )
+        if worker.min_workers:
+            told += f", at least {worker.min_workers}"
+        console.print(f"Ray: {resources.description}; workers: {told}.\n", soft_wrap=True)
+        try:
+            check_places(resources, worker)
+        except UserError as error:
+            if self.own_ray:
+                raise
+            console.print(f"Waiting for machines: {error}", soft_wrap=True)  # a cluster may grow
+        return worker
+
+    def _train(
+        self,
+        trials: list[Trial],
+        recorder: Recorder,
+        resources: Resources,
+        worker: WorkerResources,
+        stop: threading.Event,
+        display: StudyDisplay,
+    ) -> None:
+        from nfnet_ray.cluster.trainer import run_training, worker_config
+
+        del resources
+        trial = trials[0]
+        config = worker_config(trial, self._trial_directory, worker, self.options, through_tune=False)
+        self.last_word.update(run_training(config, recorder, display.note, stop, own_ray=self.own_ray))
+
+    @property
+    def _trial_directory(self) -> Path:
+        return self.directory / TRIALS_FOLDER / self.study.trials()[0].name
+
+    def _started_event(self, resources: Resources, worker: WorkerResources) -> StudyStarted:
+        event = super()._started_event(resources, worker)
+        event["study"]["checkpoints"] = self.options.checkpoints
+        return event
+
+    def _say_result(self, console: Console) -> None:
+        super()._say_result(console)
+        place = self.options.checkpoints or shown(self._trial_directory / "checkpoints")
+        console.print(f"Weights: {place}", soft_wrap=True)
+
+    def _exit_code(self, console: Console) -> int:
+        trial = self.progress.trials[self.study.trials()[0].name]
+        if trial.state in (None, "running", "interrupted"):
+            console.print(f"Stopped; a checkpoint is kept. Go on with:  {self.command}", soft_wrap=True)
+            return EXIT_INTERRUPTED
+        if self.last_word.get("refused"):
+            raise UserError(str(trial.reason))
+        if trial.state == "failed":
+            console.print(f"It failed. Go on with:  {self.command}", soft_wrap=True)
+            return EXIT_FAILED_TRIALS
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

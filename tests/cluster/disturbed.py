@@ -1,0 +1,98 @@
+"""``studies/train.py`` as a person runs it, but slow enough to be disturbed, and with what a test wants to go wrong.
+
+``python disturbed.py FOLDER ARGUMENTS OF studies/train.py``. FOLDER is the test's: in it stand the settings
+(``disturbance.json``), and the workers write there which samples they trained on (``samples-*.txt``).
+
+``python disturbed.py FOLDER --plain RANK RECIPE.json OUT`` is one of two workers of the same training without Ray
+and without any disturbance: what the others are compared with.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+if str(REPOSITORY) not in sys.path:
+    sys.path.insert(0, str(REPOSITORY))
+
+FOLDER = Path(sys.argv[1]) if len(sys.argv) > 1 else Path()
+
+
+def settings(folder: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads((folder / "disturbance.json").read_text())
+    except (OSError, ValueError):  # it is being replaced
+        return {}
+    return found
+
+
+def note_samples_and_dawdle(folder: Path, rank: int) -> None:
+    """From now on each step of this process notes its samples, and takes as long as the settings say."""
+    from nfnet_ray.training.step import TrainStep
+
+    true_step = TrainStep.__call__
+
+    def step(self: Any, batch: Any) -> Any:
+        now = settings(folder)
+        if [rank, self.number] == now.get("hang") and not (folder / "has_hung").exists():
+            (folder / "has_hung").touch()
+            time.sleep(10_000)
+        time.sleep(now.get("step_seconds", 0.0))
+        with (folder / f"samples-{os.getpid()}.txt").open("a") as file:
+            file.write(json.dumps([self.number, batch.indices.tolist()]) + "\n")
+        return true_step(self, batch)
+
+    TrainStep.__call__ = step  # type: ignore[method-assign]
+
+
+def disturbed_worker(config: dict[str, Any]) -> None:
+    """In the place of ``train_in_group``; a function of __main__ travels to the workers by value."""
+    import ray.train
+
+    from nfnet_ray.cluster.worker import train_in_group
+
+    rank = ray.train.get_context().get_world_rank()
+    note_samples_and_dawdle(FOLDER, rank)
+    if settings(FOLDER).get("storage_apart"):  # as if each machine had a disk of its own there
+        config = config | {"checkpoints": f"{config['checkpoints']}-{rank}"}
+    train_in_group(config)
+
+
+def plain_worker(rank: int, recipe_file: Path, out: Path) -> None:
+    """Trains as one of two workers that know nothing of Ray, and keeps the weights."""
+    import torch
+    import torch.distributed as dist
+
+    from nfnet_ray.recipe import Recipe
+    from nfnet_ray.training import PlainContext, train
+
+    class Worker(PlainContext):
+        world_size = 2  # type: ignore[assignment]
+        replicas = 2  # type: ignore[assignment]
+
+    dist.init_process_group("gloo", init_method=f"file://{out}.meet", rank=rank, world_size=2)
+    context = Worker(device=torch.device("cpu"), threads=1)
+    context.rank = rank  # type: ignore[misc]
+    note_samples_and_dawdle(FOLDER, rank)
+    outcome = train(Recipe.from_values(json.loads(recipe_file.read_text())), context)
+    if rank == 0:
+        torch.save(outcome.model.state_dict(), out)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    if sys.argv[2] == "--plain":
+        plain_worker(int(sys.argv[3]), Path(sys.argv[4]), Path(sys.argv[5]))
+    else:
+        from nfnet_ray.cluster import trainer
+        from studies import train
+
+        trainer.train_in_group = disturbed_worker
+        trainer.SECONDS_BETWEEN_RESIZES = 2.0
+        train.__file__ = __file__  # the command that goes on is this one
+        sys.exit(train.main(sys.argv[2:]))

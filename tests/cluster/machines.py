@@ -1,0 +1,136 @@
+"""A Ray cluster of several nodes on this machine, each a ``ray start`` that can be killed, perhaps in a namespace."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+from tests.cluster.training import descendants, environment
+
+RAY = str(Path(sys.executable).with_name("ray"))
+START_SECONDS = 60
+IDS = (
+    "import json, sys; from ray._raylet import GcsClient;"
+    "nodes = GcsClient(address=sys.argv[1]).get_all_node_info().values();"
+    "print(json.dumps({node.node_name: node.node_id.hex() for node in nodes if node.state == 0}))"
+)
+
+
+class Machine:
+    """One node. ``inside`` is a command that runs another one elsewhere, such as ``ip netns exec NAME``."""
+
+    def __init__(
+        self, name: str, arguments: list[str], inside: tuple[str, ...], variables: Mapping[str, str]
+    ) -> None:
+        self.name = name
+        self._process = subprocess.Popen(
+            [*inside, RAY, "start", "--block", "--disable-usage-stats", f"--node-name={name}", *arguments],
+            env=environment() | dict(variables),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def kill(self) -> None:
+        """``kill -9`` to everything that runs on it."""
+        pids = [*descendants(self.pid), self.pid]
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._process.wait()
+
+
+class Machines:
+    """A head without cores for workers, and machines that come and go."""
+
+    def __init__(
+        self,
+        ip: str = "127.0.0.1",
+        inside: tuple[str, ...] = (),
+        variables: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        self.address = f"{ip}:{_free_port()}"
+        self._inside = inside
+        self.up: list[Machine] = []
+        """The head and the others, in the order in which they came."""
+        port = self.address.rpartition(":")[2]
+        dashboard = [f"--dashboard-port={_free_port()}", "--num-cpus=0", f"--node-ip-address={ip}"]
+        self.head = self._started(
+            Machine("head", ["--head", f"--port={port}", *dashboard], inside, variables)
+        )
+
+    def add(
+        self,
+        name: str,
+        ip: str = "127.0.0.1",
+        inside: tuple[str, ...] = (),
+        variables: Mapping[str, str] = MappingProxyType({}),
+    ) -> Machine:
+        """A machine of one core that is up."""
+        arguments = [f"--address={self.address}", f"--node-ip-address={ip}", "--num-cpus=1"]
+        agent = f"--dashboard-agent-listen-port={_free_port()}"
+        arguments += [agent, "--include-log-monitor=false"]
+        return self._started(Machine(name, arguments, inside, variables))
+
+    def _started(self, machine: Machine) -> Machine:
+        self.up.append(machine)
+        deadline = time.monotonic() + START_SECONDS
+        while machine.name not in self.ids():
+            assert machine._process.poll() is None, f"{machine.name} did not start"
+            assert time.monotonic() < deadline, f"{machine.name} is not up"
+            time.sleep(0.5)
+        return machine
+
+    def __getitem__(self, name: str) -> Machine:
+        return next(machine for machine in self.up if machine.name == name)
+
+    def ids(self) -> dict[str, str]:
+        """{name: Ray's id} of the machines that are up."""
+        asked = subprocess.run(
+            [*self._inside, sys.executable, "-c", IDS, self.address],
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=START_SECONDS,
+            check=False,
+        )
+        return dict(json.loads(asked.stdout)) if asked.returncode == 0 else {}
+
+    def take_back(self, machine: Machine, seconds: int) -> None:
+        """Says what a cloud's agent says before it takes a machine back."""
+        subprocess.run(
+            [*self._inside, RAY, "drain-node", f"--address={self.address}", f"--node-id={self.ids()[machine.name]}",
+             "--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=spot",
+             f"--deadline-remaining-seconds={seconds}"],
+            env=environment(), check=True, capture_output=True, timeout=START_SECONDS,
+        )  # fmt: skip
+
+    def remove(self, machine: Machine) -> None:
+        """Kills a machine."""
+        machine.kill()
+        self.up.remove(machine)
+
+    def close(self) -> None:
+        """Kills all of them."""
+        for machine in reversed(self.up):
+            machine.kill()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

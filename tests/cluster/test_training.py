@@ -1,0 +1,134 @@
+"""What a training run survives: each test disturbs one and compares it with two plain processes that nobody did."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.cluster.machines import Machines
+from tests.cluster.training import TrainingPlace, Undisturbed, differing, kill
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, few_digits: Path) -> Undisturbed:
+    return Undisturbed(tmp_path_factory.mktemp("undisturbed"), few_digits)
+
+
+@pytest.fixture(scope="module")
+def machines() -> Iterator[Machines]:
+    """A head, and two machines of one core."""
+    cluster = Machines()
+    try:
+        cluster.add("one")
+        cluster.add("two")
+        yield cluster
+    finally:
+        cluster.close()
+
+
+@pytest.fixture
+def place(tmp_path: Path, few_digits: Path, machines: Machines) -> TrainingPlace:
+    return TrainingPlace(tmp_path, few_digits, machines.address)
+
+
+def test_kill_9_of_a_worker_the_controller_and_the_driver_changes_no_bit(
+    place: TrainingPlace, undisturbed: Undisturbed
+) -> None:
+    """And a SIGTERM to the driver, which keeps the very step."""
+    place.disturb(step_seconds=0.3)
+    driver = place.start("--workers", "2", "--checkpoint-minutes", "0.03")
+    driver.until_attempt(1)
+    kill("ray::RayTrainWorker", os.getpid())
+    driver.until_attempt(2)
+    kill("ray::TrainController", os.getpid())
+    driver.until_attempt(3)
+    asked_at = time.monotonic()
+    assert driver.end(signal.SIGTERM) == 130
+    assert time.monotonic() - asked_at < 30
+    assert "--resume run" in driver.printed
+    assert place.state["clock"]["is_pause"] == 1
+    kept_at = place.state["step"]["number"]
+    assert kept_at == max(place.samples) + 1
+
+    driver = place.resume()
+    driver.until_attempt(4)
+    assert place.attempts[-1]["step"] == kept_at
+    driver.process.kill()
+    driver.process.wait()
+
+    place.disturb(step_seconds=0)
+    driver = place.resume()
+    assert driver.end() == 0, driver.printed
+    assert place.trial.state == "finished"
+    assert [attempt["workers"] for attempt in place.attempts] == [2] * 5
+    assert any(said in place.attempts[1]["after"] for said in ("died", "lost its connection"))
+    assert "controller" in place.attempts[2]["after"]
+    assert place.samples == undisturbed.samples
+    assert differing(place.state["model"], undisturbed.weights) == []
+    clock = place.state["clock"]
+    assert clock["lost"] > 0
+    assert clock["paused"] > 0
+
+
+def test_with_machines_that_come_and_go_it_is_the_same_training(
+    place: TrainingPlace, undisturbed: Undisturbed, machines: Machines
+) -> None:
+    """A machine is taken back, which costs no step; one comes; one is lost without a word."""
+    place.disturb(step_seconds=0.5)
+    driver = place.start("--workers", "1-2", "--checkpoint-minutes", "0.03")
+    driver.until_attempt(1)
+    assert place.attempts[0]["workers"] == 2
+    leaving = machines["two"]
+    machines.take_back(leaving, seconds=60)
+    driver.until_attempt(2)
+    assert (place.attempts[1]["workers"], place.attempts[1]["after"]) == (1, "a machine is taken back")
+    assert place.steps_done_twice == set()
+    machines.remove(leaving)
+    machines.add("three")
+    driver.until_attempt(3)
+    assert (place.attempts[2]["workers"], place.attempts[2]["after"]) == (2, "1 worker became 2")
+    assert place.steps_done_twice == set()
+    machines.remove(machines["three"])
+    driver.until_attempt(4)
+    assert place.attempts[3]["workers"] == 1
+    place.disturb(step_seconds=0)
+    assert driver.end() == 0, driver.printed
+    machines.add("four")
+    assert place.samples == undisturbed.samples
+    for name, weight in undisturbed.weights.items():
+        torch.testing.assert_close(place.state["model"][name], weight, rtol=1e-2, atol=1e-3)
+
+
+def test_a_worker_that_hangs_is_found_and_all_stacks_are_kept(
+    place: TrainingPlace, undisturbed: Undisturbed
+) -> None:
+    place.disturb(hang=[1, 12])
+    driver = place.start("--workers", "2", "--hang-seconds", "8")
+    assert driver.end() == 0, driver.printed
+    stacks = place.folder / "runs" / "run" / "trials" / "seed=0" / "stacks"
+    first, second = ((stacks / f"attempt-1-rank-{rank}.txt").read_text() for rank in range(2))
+    assert "in step" in second  # where disturbed.py sleeps
+    assert "in look" in first or "in backward" in first  # it waits for the other one
+    after = place.attempts[1]["after"]
+    assert after.startswith("rank 1 hung for")
+    assert str(stacks) in after
+    assert "Rank 1 hung for" in driver.printed
+    assert differing(place.state["model"], undisturbed.weights) == []
+
+
+def test_a_storage_that_is_not_shared_is_refused_in_one_line(place: TrainingPlace) -> None:
+    place.disturb(storage_apart=True)
+    driver = place.start("--workers", "2")
+    assert driver.end() == 2
+    last = driver.printed.strip().splitlines()[-1]
+    assert last.startswith("train.py: ")
+    assert "need a folder or a URI that all nodes share" in last
+    assert "Traceback" not in driver.printed
