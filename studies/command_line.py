@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from rich.console import Console
 
 from data_prep import digits
+from nfnet_ray.cluster.job import HOME_VARIABLE, home_folder, submission_id
 from nfnet_ray.cluster.journal import StudyProgress
 from nfnet_ray.cluster.plan import check_trials, estimate_cost, training_multiply_adds
 from nfnet_ray.cluster.progress import clock_time, reported_epochs, trial_table
@@ -24,13 +25,14 @@ from nfnet_ray.cluster.study import Study, Trial
 from nfnet_ray.data.dataset import DatasetSummary, check_dataset
 from nfnet_ray.errors import UserError
 from nfnet_ray.recipe import Recipe, field_meanings, parse_setting
-from nfnet_ray.tracking.events import JOURNAL_FILE, StudyStarted
+from nfnet_ray.tracking.events import JOURNAL_FILE, StudyStarted, read_events
 from nfnet_ray.tracking.uri import check_tracking_uri, default_tracking_uri
 from studies.run import EXIT_INTERRUPTED, StudyRun, WorkerDemand, interpreter, shown
 
 StudyFactory = Callable[[DatasetSummary, int | None], Study]
 
 BUILT_IN_DATA = Path("data") / "digits"
+DEFAULT_STORAGE = Path("runs")
 EXIT_USER_ERROR = 2
 FIXED_BY_A_STUDY = (
     "data",
@@ -83,9 +85,10 @@ def _parser(factory: StudyFactory, file: Path) -> argparse.ArgumentParser:
     where.add_argument(
         "--storage",
         type=Path,
-        default=Path("runs"),
+        default=DEFAULT_STORAGE,
         metavar="DIR",
-        help="folder of all studies' results, on a cluster a shared one (default: %(default)s)",
+        help="folder of all studies' results, on a cluster a shared one (default: %(default)s); relative paths, this "
+        f"and --data's, start in ${HOME_VARIABLE}, else here, else (a submitted job) in your home folder",
     )
     where.add_argument(
         "--tracking-uri",
@@ -93,7 +96,17 @@ def _parser(factory: StudyFactory, file: Path) -> argparse.ArgumentParser:
         help="MLflow: http://HOST:PORT or sqlite:///FILE (default: mlflow.db in the storage folder)",
     )
     where.add_argument(
-        "--name", type=_study_name, help="name of the study's folder (default: the study's name and the time)"
+        "--name",
+        type=_study_name,
+        help="name of the study's folder (default: the study's name and the time; of a job that was submitted to Ray,"
+        " the study's name and the submission id, with --continue)",
+    )
+    where.add_argument(
+        "--continue",
+        dest="may_continue",
+        action="store_true",
+        help="go on with the study of this --name if there is one with the same settings, else start it: one"
+        " command line for the first attempt and for all later ones",
     )
     where.add_argument(
         "--resume", type=_study_name, metavar="NAME", help="go on with a study that was stopped"
@@ -163,7 +176,8 @@ def _share(text: str) -> float:
 
 
 def _run(factory: StudyFactory, file: Path, options: argparse.Namespace, console: Console) -> int:
-    storage = options.storage.resolve()
+    home = home_folder()
+    storage = (home / options.storage).resolve()
     tracking_uri = options.tracking_uri or default_tracking_uri(storage)
     settings = dict(parse_setting(text) for text in options.set)
     Recipe().with_values(settings)
@@ -183,7 +197,7 @@ def _run(factory: StudyFactory, file: Path, options: argparse.Namespace, console
         demand = WorkerDemand(**started["study"]["worker"])
     else:
         path = settings.pop("data.path", None) or options.data
-        data = _data(path, options.plan)
+        data = _data(home, path, options.plan)
         if options.verify == "full" and (path or not options.plan):  # a plan writes no digits
             _verify(data.path)
         epochs = settings.pop("schedule.epochs", None) or options.epochs
@@ -193,26 +207,63 @@ def _run(factory: StudyFactory, file: Path, options: argparse.Namespace, console
         demand = WorkerDemand(
             options.workers_per_trial or 1, options.cpus_per_worker, options.gpus_per_worker
         )
+        # A journal without one whole line is of a driver that was killed as it wrote the first: nothing has begun.
+        if not options.plan and any(read_events(directory / JOURNAL_FILE)):
+            progress, demand = _go_on(study, data, demand, directory, options)
     trials = study.trials()
     check_trials(trials, data, demand.workers)
     if options.plan:
         _print_plan(study, trials, data, demand.workers, console)
         return 0
-    if not options.resume and (directory / JOURNAL_FILE).exists():
-        raise UserError(
-            f"{directory} holds a study already: go on with --resume {study.name}, or take another --name"
-        )
     run = StudyRun(study, data, directory, tracking_uri, _command(file, options, study.name), progress)
     return run.execute(options.address, demand, console)
 
 
 def _refuse_with_resume(options: argparse.Namespace) -> None:
     given = [name for name in FIXED_BY_A_STUDY if getattr(options, name) not in (None, [])]
-    if given or options.name:
-        flag = "--" + (given or ["name"])[0].replace("_", "-")
+    given += [name for name in ("name", "may_continue") if getattr(options, name)]
+    if given:
+        flag = "--continue" if given[0] == "may_continue" else "--" + given[0].replace("_", "-")
         raise UserError(
             f"{flag} cannot be changed with --resume {options.resume}: leave it out, or start a new study"
         )
+
+
+def _go_on(
+    study: Study,
+    data: DatasetSummary,
+    demand: WorkerDemand,
+    directory: Path,
+    options: argparse.Namespace,
+) -> tuple[StudyProgress, WorkerDemand]:
+    """How far the study in ``directory`` is and what its workers were given, if it is the one that was asked for.
+
+    What ``demand`` leaves to the cluster stays as it was. Raises UserError where the study must not go on
+    unasked, or differs.
+    """
+    if not options.may_continue and (options.name or submission_id() is None):
+        raise UserError(
+            f"{directory} holds a study already: go on with --resume {study.name} or with --continue, "
+            "or take another --name"
+        )
+    progress, started = StudyProgress.read(directory)
+    before = started["study"]["worker"]
+    differences = study.differences(Study.from_event(started))
+    for name, now, then in (
+        ("workers per trial", demand.workers, before["workers"]),
+        ("cpus per worker", demand.cpus, before["cpus"]),
+        ("gpus per worker", demand.gpus, before["gpus"]),
+    ):
+        if now is not None and now != then:
+            differences.append(f"{name} is {now}, was {then}")
+    if data.fingerprint != started["study"]["data"]["fingerprint"]:
+        differences.append(f"data is {data.fingerprint}, was {started['study']['data']['fingerprint']}")
+    if differences:
+        raise UserError(
+            f"{directory} holds another study ({'; '.join(differences)}): start this one under another --name, "
+            f"or go on with that one by --resume {study.name}"
+        )
+    return progress, WorkerDemand(**before)
 
 
 def _check_same_data(data: DatasetSummary, started: StudyStarted) -> None:
@@ -224,12 +275,11 @@ def _check_same_data(data: DatasetSummary, started: StudyStarted) -> None:
         )
 
 
-def _data(path: str | Path | None, only_plan: bool) -> DatasetSummary:
+def _data(home: Path, path: str | Path | None, only_plan: bool) -> DatasetSummary:
     if path:
-        return check_dataset(Path(path).resolve())
-    if only_plan:
-        return digits.describe_digits(BUILT_IN_DATA.resolve())
-    return check_dataset(digits.write_digits(BUILT_IN_DATA.resolve()))
+        return check_dataset((home / path).resolve())
+    built_in = (home / BUILT_IN_DATA).resolve()
+    return digits.describe_digits(built_in) if only_plan else check_dataset(digits.write_digits(built_in))
 
 
 def _verify(path: Path) -> None:
@@ -253,9 +303,11 @@ def _with_settings(study: Study, settings: Mapping[str, Any], options: argparse.
     """The study as the command line wants it. Raises RecipeError before anything is started."""
     recipe = study.recipe.with_values(settings)
     values = recipe.to_values()
+    # A job that is submitted again under its id is the same job; anything else is told apart by the time.
+    occasion = submission_id() or time.strftime("%Y%m%d-%H%M%S")
     return replace(
         study,
-        name=options.name or f"{study.name}-{time.strftime('%Y%m%d-%H%M%S')}",
+        name=options.name or _study_name(f"{study.name}-{occasion}"),
         recipe=recipe,
         space={
             name: (values[name],) if name in settings else choices for name, choices in study.space.items()
@@ -271,7 +323,7 @@ def _command(file: Path, options: argparse.Namespace, name: str) -> str:
     for flag in ("address", "tracking_uri"):
         if getattr(options, flag):
             parts += [f"--{flag.replace('_', '-')}", getattr(options, flag)]
-    if options.storage != Path("runs"):
+    if options.storage != DEFAULT_STORAGE:
         parts += ["--storage", str(options.storage)]
     return shlex.join(parts)
 

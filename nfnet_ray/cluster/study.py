@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -77,6 +78,28 @@ class Study:
             halving=Halving(**told["halving"]) if told["halving"] else None,
             trial_limit=len(event["trials"]),
         )
+
+    def differences(self, other: Study) -> list[str]:
+        """What keeps this study from being ``other``, each as "FIELD is A, was B"; none if they are the same.
+
+        Where the data lies and what the study is called make no difference; that the data is the same is
+        for its fingerprint to say.
+        """
+        mine, others = self._as_told(), other._as_told()
+        return [
+            f"{name} is {mine.get(name, 'not swept')}, was {others.get(name, 'not swept')}"
+            for name in {**mine, **others}
+            if mine.get(name) != others.get(name)
+        ]
+
+    def _as_told(self) -> dict[str, str]:
+        """{what a person may set: its value as JSON}, in which a journal's lists and our tuples are equal."""
+        recipe = {name: value for name, value in self.recipe.to_values().items() if name != "data.path"}
+        told = {"question": self.question} | recipe
+        told |= {f"swept {name}": values for name, values in self.space.items()}
+        told |= {"seeds": self.seeds, "halving": self.halving and self.halving.description()}
+        told["trials"] = len(self.trials())
+        return {name: json.dumps(value) for name, value in told.items()}
 
     def trials(self) -> list[Trial]:
         """All trials in the order in which they start: seed by seed, condition by condition.
