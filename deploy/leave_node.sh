@@ -9,6 +9,6 @@ timeout "$seconds" ray drain-node --reason DRAIN_NODE_REASON_PREEMPTION \
     --reason-message "Kubernetes ends pod ${HOSTNAME:-}" --deadline-remaining-seconds "$seconds" ||
     echo "leave_node: Ray did not take the notice; waiting all the same" >&2
 # Ray names a worker process after what it runs; one that runs nothing is ray::IDLE.
-while [ "$SECONDS" -lt "$end" ] && pgrep --full '^ray::[^I]' >/dev/null; do
+while [ "$SECONDS" -lt "$end" ] && pgrep --full '^ray::([^I]|I[^D])' >/dev/null; do
     sleep 1
 done
