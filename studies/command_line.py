@@ -153,6 +153,13 @@ def _parser(factory: StudyFactory, file: Path) -> argparse.ArgumentParser:
         metavar="X",
         help="0.25 packs four workers on a GPU (default: 1 if the cluster has GPUs)",
     )
+    shape.add_argument(
+        "--trials-at-once",
+        type=_positive,
+        metavar="N",
+        help="trials side by side (default: as many as fit on the nodes that are up); where nodes start when they are"
+        " asked for, what is asked for",
+    )
     parser.add_argument(
         "--plan", action="store_true", help="print what would run and what it costs; start nothing"
     )
@@ -194,7 +201,7 @@ def _run(factory: StudyFactory, file: Path, options: argparse.Namespace, console
         _check_same_data(data, started)
         if options.verify == "full":
             _verify(data.path)
-        demand = WorkerDemand(**started["study"]["worker"])
+        demand = WorkerDemand(**started["study"]["worker"], trials_at_once=options.trials_at_once)
     else:
         path = settings.pop("data.path", None) or options.data
         data = _data(home, path, options.plan)
@@ -205,8 +212,16 @@ def _run(factory: StudyFactory, file: Path, options: argparse.Namespace, console
         directory = storage / study.name
         progress = StudyProgress.waiting(study)
         demand = WorkerDemand(
-            options.workers_per_trial or 1, options.cpus_per_worker, options.gpus_per_worker
+            options.workers_per_trial or 1,
+            options.cpus_per_worker,
+            options.gpus_per_worker,
+            options.trials_at_once,
         )
+        if options.trials_at_once and None in (demand.cpus, demand.gpus):
+            raise UserError(
+                "--trials-at-once needs --cpus-per-worker and --gpus-per-worker: "
+                "nodes that are not up yet cannot be looked at"
+            )
         # A journal without one whole line is of a driver that was killed as it wrote the first: nothing has begun.
         if not options.plan and any(read_events(directory / JOURNAL_FILE)):
             progress, demand = _go_on(study, data, demand, directory, options)
@@ -263,7 +278,7 @@ def _go_on(
             f"{directory} holds another study ({'; '.join(differences)}): start this one under another --name, "
             f"or go on with that one by --resume {study.name}"
         )
-    return progress, WorkerDemand(**before)
+    return progress, WorkerDemand(**before, trials_at_once=demand.trials_at_once)
 
 
 def _check_same_data(data: DatasetSummary, started: StudyStarted) -> None:
@@ -320,9 +335,9 @@ def _with_settings(study: Study, settings: Mapping[str, Any], options: argparse.
 def _command(file: Path, options: argparse.Namespace, name: str) -> str:
     """The command that goes on with the study."""
     parts = [interpreter(), shown(file), "--resume", name]
-    for flag in ("address", "tracking_uri"):
+    for flag in ("address", "tracking_uri", "trials_at_once"):
         if getattr(options, flag):
-            parts += [f"--{flag.replace('_', '-')}", getattr(options, flag)]
+            parts += [f"--{flag.replace('_', '-')}", str(getattr(options, flag))]
     if options.storage != DEFAULT_STORAGE:
         parts += ["--storage", str(options.storage)]
     return shlex.join(parts)

@@ -42,11 +42,15 @@ TRACKING_DEADLINE_SECONDS = 20.0  # to deliver what is left once the trials are 
 
 @dataclass(frozen=True)
 class WorkerDemand:
-    """What the command line asks for: workers of a trial, cores and GPUs of each; None leaves it to the cluster."""
+    """What the command line asks for: workers of a trial, cores and GPUs of each, trials side by side.
+
+    None leaves it to what the cluster has.
+    """
 
     workers: int
     cpus: int | None
     gpus: float | None
+    trials_at_once: int | None = None
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,7 @@ class StudyRun:
         )
 
         worker = worker_resources(resources, demand.workers, demand.cpus, demand.gpus)
-        side_by_side = min(concurrent_trials(resources, worker), len(trials))
+        side_by_side = min(demand.trials_at_once or concurrent_trials(resources, worker), len(trials))
         console.print(f"Ray: {resources.description}; trials side by side: {side_by_side}.\n")
         started_at = time.monotonic() - self.progress.wall_seconds
         stop = threading.Event()
@@ -145,7 +149,7 @@ class StudyRun:
             else:
                 recorder.record({"event": "study_resumed", "time": time.time()})
             with display, _ctrl_c_sets(stop, display):
-                run_trials(trials, self.study, recorder, self.directory, resources, worker, stop)
+                run_trials(trials, self.study, recorder, self.directory, side_by_side, worker, stop)
             recorder.record(
                 {
                     "event": "study_ended",

@@ -72,7 +72,7 @@ def worker_resources(
 
 
 def concurrent_trials(resources: Resources, worker: WorkerResources) -> int:
-    """How many trials fit at once. Raises UserError if not even one does."""
+    """How many trials fit at once, on the nodes that are up. Raises UserError if not even one does."""
     fits = resources.cpus / (worker.workers * worker.cpus)
     if worker.gpus:
         fits = min(fits, resources.gpus / (worker.workers * worker.gpus))
@@ -80,7 +80,8 @@ def concurrent_trials(resources: Resources, worker: WorkerResources) -> int:
         need = f"{worker.workers} x ({worker.cpus} CPU" + (f" + {worker.gpus:g} GPU)" if worker.gpus else ")")
         raise UserError(
             f"a trial needs {need} and Ray has {resources.description}: ask for fewer with "
-            "--workers-per-trial, --cpus-per-worker or --gpus-per-worker"
+            "--workers-per-trial, --cpus-per-worker or --gpus-per-worker; where nodes start when they are asked "
+            "for, say with --trials-at-once how many trials to ask for"
         )
     return math.floor(fits)
 
@@ -90,18 +91,19 @@ def run_trials(
     study: Study,
     recorder: Recorder,
     directory: Path,
-    resources: Resources,
+    side_by_side: int,
     worker: WorkerResources,
     stop: threading.Event,
 ) -> None:
     """Runs the trials to their ends, or until ``stop`` is set; everything that happened is in the journal.
+
+    ``side_by_side`` trials at most are asked for at once. Those that do not fit wait, and an autoscaler sees them wait.
 
     Needs a :func:`nfnet_ray.cluster.session.ray_session`. A trial of one worker is a Tune function in an
     actor that stays up for the next one; a trial of several is a TorchTrainer started by a Tune function
     on the head node, where it takes no cores from the workers.
     """
     alone = worker.workers == 1
-    side_by_side = concurrent_trials(resources, worker)
     request = {"CPU": float(worker.cpus), "GPU": worker.gpus} if alone else {"node:__internal_head__": 0.001}
     scheduler = None
     if study.halving:

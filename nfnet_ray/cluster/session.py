@@ -7,7 +7,6 @@ import logging
 import os
 import platform
 import socket
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +17,6 @@ import nfnet_ray
 from nfnet_ray.errors import UserError
 
 CONNECT_DEADLINE_SECONDS = 5.0
-AUTOSCALER_DEADLINE_SECONDS = 60.0
 
 # Read by Ray and Tune when they are imported. A study prints its own table, keeps its own journal and
 # handles Ctrl-C itself.
@@ -36,7 +34,7 @@ _RAY_SETTINGS = {
 
 @dataclass(frozen=True)
 class Resources:
-    """What a Ray cluster has, over all its nodes; of one that grows by demand, what it may grow to."""
+    """What a Ray cluster has, over all its nodes."""
 
     nodes: int
     cpus: float
@@ -148,35 +146,13 @@ def _resources() -> Resources:
 
     nodes = [node for node in ray.nodes() if node["Alive"]]
     total = ray.cluster_resources()
-    grown = _resources_when_grown()
-    cpus, gpus = (max(total.get(name, 0.0), grown.get(name, 0.0)) for name in ("CPU", "GPU"))
+    cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
     models = sorted(
         name.removeprefix("accelerator_type:") for name in total if name.startswith("accelerator_type:")
     )
-    parts = [f"{cpus:g} CPU cores" + (f" ({_processor()})" if len(nodes) == 1 and not grown else "")]
+    parts = [f"{cpus:g} CPU cores" + (f" ({_processor()})" if len(nodes) == 1 else "")]
     if gpus:
         parts.append(f"{gpus:g} GPUs" + (f" ({', '.join(models)})" if models else ""))
     if len(nodes) > 1:
         parts.append(f"{len(nodes)} nodes")
-    if (cpus, gpus) != (total.get("CPU", 0.0), total.get("GPU", 0.0)):
-        parts.append("when it has grown")
     return Resources(len(nodes), cpus, gpus, total.get("memory", 0.0) / 2**30, ", ".join(parts))
-
-
-def _resources_when_grown() -> dict[str, float]:
-    """What the autoscaler may bring the cluster to, by resource; empty where there is no autoscaler.
-
-    Trials have to be asked for before their nodes are there: nobody starts a node that nothing waits for. The
-    autoscaler tells Ray its limits soon after its start. While a head without cores stands alone they are
-    waited for, since nothing could run without them. Ray Train reads the limits in the same way
-    (ray/train/v2/_internal/execution/worker_group/worker_group.py, 2.60): there is no public call.
-    """
-    import ray
-    from ray._private.state import state
-
-    deadline = time.monotonic() + AUTOSCALER_DEADLINE_SECONDS
-    while True:
-        limits = state.get_max_resources_from_cluster_config()
-        if limits or ray.cluster_resources().get("CPU") or time.monotonic() > deadline:
-            return {name: float(limit) for name, limit in (limits or {}).items()}
-        time.sleep(1)

@@ -37,7 +37,14 @@ def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[Study
                 name = run.study.trials()[0].name
                 journal.append({"event": "trial_started", "time": 0, "trial": name, "attempt": 1})
                 journal.append(
-                    {"event": "trial_ended", "time": 1, "trial": name, "state": "finished", "reason": None, "epochs": 2}
+                    {
+                        "event": "trial_ended",
+                        "time": 1,
+                        "trial": name,
+                        "state": "finished",
+                        "reason": None,
+                        "epochs": 2,
+                    }
                 )
         runs.append((run, demand))
         return 0
@@ -88,7 +95,10 @@ def test_without_continue_a_name_is_used_once(
         (["--trials", "2"], "trials is 2, was 6"),
         (["--seeds", "2"], r"seeds is \[0, 1\], was \[0\]"),
         (["--set", "optimizer.momentum=0.8"], "optimizer.momentum is 0.8, was 0.9"),
-        (["--set", "optimizer.agc.clip_factor=0.01"], r"swept optimizer.agc.clip_factor is \[0.01\], was \[0.01, 0"),
+        (
+            ["--set", "optimizer.agc.clip_factor=0.01"],
+            r"swept optimizer.agc.clip_factor is \[0.01\], was \[0.01, 0",
+        ),
         (["--cpus-per-worker", "1"], "cpus per worker is 1, was 2"),
         (["--workers-per-trial", "2"], "workers per trial is 2, was 1"),
     ],
@@ -127,12 +137,24 @@ def test_a_driver_that_was_killed_at_its_first_word_has_begun_nothing(started: A
     assert remaining(started[0][0]) == 6
 
 
-def test_resume_and_continue_exclude_each_other(
-    started: Any, few_digits: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.usefixtures("started")
+def test_resume_and_continue_exclude_each_other(few_digits: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert study("--name", "x", data=few_digits) == 0
     assert main(agc_sweep, STUDY_FILE, ["--resume", "x", "--continue"]) == 2
     assert "--continue cannot be changed with --resume x" in capsys.readouterr().err
+
+
+def test_trials_that_no_node_has_room_for_yet_can_be_asked_for(
+    started: Any, few_digits: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert study("--name", "x", "--trials-at-once", "4", data=few_digits) == 2
+    assert "--trials-at-once needs --cpus-per-worker and --gpus-per-worker" in capsys.readouterr().err
+    shape = ["--cpus-per-worker", "2", "--gpus-per-worker", "0", "--trials-at-once"]
+    assert study("--name", "x", "--continue", *shape, "4", data=few_digits) == 0
+    assert study("--name", "x", "--continue", *shape, "5", data=few_digits) == 0  # no part of the question
+    assert main(agc_sweep, STUDY_FILE, ["--resume", "x", "--trials-at-once", "6"]) == 0
+    assert [demand.trials_at_once for _, demand in started] == [4, 5, 6]
+    assert "--trials-at-once 6" in started[-1][0].command
 
 
 def test_a_job_that_is_submitted_again_goes_on_without_a_flag(

@@ -27,11 +27,13 @@ Document = dict[str, Any]
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 KUBERNETES = REPOSITORY / "deploy" / "kubernetes"
-APPLIED = sorted(path.parent for folder in ("overlays", "jobs") for path in (KUBERNETES / folder).glob("*/*zation.yaml"))
+APPLIED = sorted(
+    path.parent for folder in ("overlays", "jobs") for path in (KUBERNETES / folder).glob("*/*zation.yaml")
+)
 OVERLAYS = [path for path in APPLIED if path.parent.name == "overlays"]
 JOBS = [path for path in APPLIED if path.parent.name == "jobs"]
 
-# From the oldest Kubernetes with a year of support left when KubeRay 1.7.0 came out to the newest that the package knows.
+# From one that was supported when KubeRay 1.7.0 came out to the newest that the package knows.
 KUBERNETES_VERSIONS = ("1.34", "1.37")
 
 
@@ -89,7 +91,10 @@ def _crd(kind: str) -> tuple[str, Document, jsonschema.Draft202012Validator]:
     schema["properties"]["metadata"] = {
         "type": "object",
         "properties": {name: {"type": "string"} for name in ("name", "namespace")}
-        | {name: {"type": "object", "additionalProperties": {"type": "string"}} for name in ("labels", "annotations")},
+        | {
+            name: {"type": "object", "additionalProperties": {"type": "string"}}
+            for name in ("labels", "annotations")
+        },
         "required": ["name"],
     }
     strict = _strict(schema)
@@ -116,7 +121,9 @@ def _strict(schema: Any) -> Any:
     if not isinstance(schema, dict):
         return schema
     strict = {
-        key: {name: _strict(field) for name, field in value.items()} if key == "properties" else _strict(value)
+        key: {name: _strict(field) for name, field in value.items()}
+        if key == "properties"
+        else _strict(value)
         for key, value in schema.items()
         if not key.startswith("x-kubernetes-") and key not in ("nullable", "format", "default", "description")
     }
@@ -219,7 +226,10 @@ def _cluster_faults(spec: Document, where: str) -> Iterator[str]:
             yield f"{where}.{name}.suspend: not with the autoscaler"
     if len({group["groupName"] for group in workers}) < len(workers):
         yield f"{where}.workerGroupSpecs: two groups of one name"
-    if spec.get("authOptions", {}).get("mode") == "token" and Version(spec.get("rayVersion", "0")) < _TOKENS_SINCE:
+    if (
+        spec.get("authOptions", {}).get("mode") == "token"
+        and Version(spec.get("rayVersion", "0")) < _TOKENS_SINCE
+    ):
         yield f"{where}.rayVersion: authOptions.mode token needs {_TOKENS_SINCE}"
     yield from (f"{where}.{name}: is behind a feature gate" for name in _BEHIND_FEATURE_GATES if name in spec)
     if "gcsFaultToleranceOptions" in spec:

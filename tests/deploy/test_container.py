@@ -66,7 +66,9 @@ def container_faults(text: str) -> list[str]:
                     faults.append(f"COPY {source}: does not exist")
                 if f"!{source}" not in ignore:
                     faults.append(f"COPY {source}: .dockerignore keeps it out")
-    if leftover := re.findall(r"\S+-dev\b|\bpkg-config\b", " ".join(rest for word, rest in final if word == "RUN")):
+    if leftover := re.findall(
+        r"\S+-dev\b|\bpkg-config\b", " ".join(rest for word, rest in final if word == "RUN")
+    ):
         faults.append(f"the image that runs has {leftover}")
     return faults
 
@@ -100,7 +102,9 @@ def test_hadolint_has_nothing_to_say() -> None:
     hadolint = Path(sys.executable).with_name("hadolint")
     result = subprocess.run([hadolint, CONTAINERFILE], capture_output=True, text=True, check=False)
     assert result.stdout + result.stderr == ""
-    bad = subprocess.run([hadolint, "-"], input="FROM debian\nRUN cd /tmp", capture_output=True, text=True, check=False)
+    bad = subprocess.run(
+        [hadolint, "-"], input="FROM debian\nRUN cd /tmp", capture_output=True, text=True, check=False
+    )
     assert "DL3006" in bad.stdout
 
 
@@ -114,7 +118,10 @@ def test_it_holds_the_locked_packages_for_a_python_of_the_project() -> None:
     assert any("requirements.txt" in rest for word, rest in build if word == "COPY")
     assert "--require-hashes" in (REPOSITORY / "deploy" / "install.sh").read_text()
     assert any("deploy/install.sh" in rest for word, rest in build if word == "RUN")
-    assert ("COPY", "--from=build /opt/nfnet_ray/.venv /opt/nfnet_ray/.venv") in run  # scripts in it name their place
+    assert (
+        "COPY",
+        "--from=build /opt/nfnet_ray/.venv /opt/nfnet_ray/.venv",
+    ) in run  # scripts in it name their place
     installed = " ".join(rest for word, rest in run if word == "RUN")
     for program in ("wget", "procps", "g++"):  # KubeRay's probes, leave_node.sh, torch.compile
         assert program in installed.split()
@@ -125,14 +132,18 @@ def tools_taken_out(build: list[tuple[str, str]]) -> list[str]:
     """What the line that takes the development tools out of the image prints."""
     [line] = [rest for word, rest in build if word == "RUN"]
     code = shlex.split(re.findall(r'-c "([^"]*)"', line)[0].join('""'))[0]
-    printed = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    printed = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
     return printed.stdout.split()
 
 
 # --- what a worker pod does when it is ended --------------------------------------------------------------------------
 
 
-def leave(tmp_path: Path, ray: str, pgrep: str, seconds: int) -> tuple[subprocess.CompletedProcess[str], float]:
+def leave(
+    tmp_path: Path, ray: str, pgrep: str, seconds: int
+) -> tuple[subprocess.CompletedProcess[str], float]:
     for name, body in (("ray", ray), ("pgrep", pgrep)):
         (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
         (tmp_path / name).chmod(0o755)
@@ -173,7 +184,9 @@ def test_idle_workers_of_ray_do_not_hold_a_node() -> None:
 # --- data from object storage -----------------------------------------------------------------------------------------
 
 
-def test_a_data_set_is_fetched_and_a_second_attempt_copies_what_is_missing(few_digits: Path, tmp_path: Path) -> None:
+def test_a_data_set_is_fetched_and_a_second_attempt_copies_what_is_missing(
+    few_digits: Path, tmp_path: Path
+) -> None:
     from nfnet_ray.data.verification import check_all
 
     fetched = fetch(few_digits.as_uri(), tmp_path)

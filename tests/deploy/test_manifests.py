@@ -37,7 +37,9 @@ from tests.deploy.manifests import (
 SITE = yaml.safe_load((KUBERNETES / "site" / "site.yaml").read_text())["spec"]
 NAMESPACE = "nfnet-ray"
 
-each_kustomization = pytest.mark.parametrize("folder", APPLIED, ids=lambda folder: f"{folder.parent.name}/{folder.name}")
+each_kustomization = pytest.mark.parametrize(
+    "folder", APPLIED, ids=lambda folder: f"{folder.parent.name}/{folder.name}"
+)
 
 
 def only(kind: str, folder: Path, name: str | None = None) -> Document:
@@ -56,7 +58,9 @@ def ray_clusters() -> list[tuple[str, Document]]:
     return specs + [(folder.name, only("RayJob", folder)["spec"]["rayClusterSpec"]) for folder in JOBS]
 
 
-each_cluster = pytest.mark.parametrize(("where", "spec"), ray_clusters(), ids=[where for where, _ in ray_clusters()])
+each_cluster = pytest.mark.parametrize(
+    ("where", "spec"), ray_clusters(), ids=[where for where, _ in ray_clusters()]
+)
 
 
 # --- valid, and what the validators find ------------------------------------------------------------------------------
@@ -124,7 +128,11 @@ WORKERS = "spec.workerGroupSpecs.0"
         (f"{WORKERS}.suspend", True, "not with the autoscaler"),
         ("spec.gcsFaultToleranceOptions.backend", "rocksdb", "feature gate"),
         (f"{HEAD}.rayStartParams.redis-password", "x", "belongs into gcsFaultToleranceOptions"),
-        (f"{HEAD}.template.spec.containers.0.env.0.name", "REDIS_PASSWORD", "belongs into gcsFaultToleranceOptions"),
+        (
+            f"{HEAD}.template.spec.containers.0.env.0.name",
+            "REDIS_PASSWORD",
+            "belongs into gcsFaultToleranceOptions",
+        ),
         ("spec.networkPolicy", {}, "feature gate"),
     ],
 )
@@ -140,7 +148,11 @@ def test_a_broken_cluster_is_found(path: str, value: Any, fault: str) -> None:
     [
         ("spec.entrypoints", "ls", "entrypoints'? was unexpected"),
         ("spec.backoffLimit", "five", "backoffLimit.*integer"),
-        ("spec.rayClusterSpec.headGroupSpec.template.spec.containers.0.images", "x", "images'? was unexpected"),
+        (
+            "spec.rayClusterSpec.headGroupSpec.template.spec.containers.0.images",
+            "x",
+            "images'? was unexpected",
+        ),
         ("spec.rayClusterSpec.rayVersion", "2.40.0", "needs 2.52.0"),
         ("spec.rayClusterSpec", None, "one of rayClusterSpec and clusterSelector"),
         ("spec.clusterSelector", {"ray.io/cluster": "nfnet-ray"}, "backoffLimit"),
@@ -164,16 +176,36 @@ def test_a_broken_job_is_found(path: str, value: Any, fault: str) -> None:
     [
         ("Deployment", "mlflow", "spec.template.spec.containers.0.arg", ["x"], "arg'? was unexpected"),
         ("Deployment", "mlflow", "spec.selector", None, "selector.*required"),
-        ("Deployment", "mlflow", "spec.template.spec.containers.0.ports.0.containerPort", "http", "containerPort"),
+        (
+            "Deployment",
+            "mlflow",
+            "spec.template.spec.containers.0.ports.0.containerPort",
+            "http",
+            "containerPort",
+        ),
         ("StatefulSet", "postgres", "spec.volumeClaimTemplate", [], "volumeClaimTemplate'? was unexpected"),
-        ("StatefulSet", "redis", "spec.template.spec.containers.0.env.0.valueFrom.secretRef", {}, "secretRef'? was"),
-        ("PersistentVolumeClaim", "shared", "spec.accessMode", "ReadWriteMany", "accessMode'? was unexpected"),
+        (
+            "StatefulSet",
+            "redis",
+            "spec.template.spec.containers.0.env.0.valueFrom.secretRef",
+            {},
+            "secretRef'? was",
+        ),
+        (
+            "PersistentVolumeClaim",
+            "shared",
+            "spec.accessMode",
+            "ReadWriteMany",
+            "accessMode'? was unexpected",
+        ),
         ("NetworkPolicy", "databases", "spec.podSelektor", {}, "podSelektor'? was unexpected"),
         ("Service", "mlflow", "spec.ports.0.port", None, "port.*required"),
         ("Service", "mlflow", "kind", "Servce", "find schema"),
     ],
 )
-def test_a_broken_part_of_the_platform_is_found(kind: str, name: str, path: str, value: Any, fault: str) -> None:
+def test_a_broken_part_of_the_platform_is_found(
+    kind: str, name: str, path: str, value: Any, fault: str
+) -> None:
     document = only(kind, OVERLAYS[0], name)
     change(document, path, value)
     found = faults(document)
@@ -193,7 +225,9 @@ def test_a_head_without_gpu_and_workers_that_grow_on_demand(where: str, spec: Do
     assert spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
     assert "gpu" not in str(spec["headGroupSpec"]["template"]["spec"]["containers"])
     groups = {group["groupName"]: group for group in spec["workerGroupSpecs"]}
-    assert set(groups) == {"convert": {"cpu"}, "spot": {"gpu", "spot"}, "study": {"gpu", "spot"}}.get(where, {"gpu"})
+    assert set(groups) == {"convert": {"cpu"}, "spot": {"gpu", "spot"}, "study": {"gpu", "spot"}}.get(
+        where, {"gpu"}
+    )
     for name, group in groups.items():
         site = SITE[f"{name}Workers"]
         limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
@@ -242,7 +276,9 @@ def test_pods_run_as_nobody_special_and_say_what_they_need(folder: Path) -> None
                 assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
                 assert {"cpu", "memory"} <= set(container["resources"]["requests"])
                 image = container["image"]
-                assert image == SITE["image"] or re.fullmatch(r"(redis|postgres):\d+\.\d+[.\d]*-bookworm", image)
+                assert image == SITE["image"] or re.fullmatch(
+                    r"(redis|postgres):\d+\.\d+[.\d]*-bookworm", image
+                )
                 assert not re.search(":latest$|^[^:]*$", image)
 
 
@@ -265,7 +301,10 @@ def test_what_is_referred_to_is_there(folder: Path) -> None:
                 if "persistentVolumeClaim" in volume:
                     assert ("PersistentVolumeClaim", volume["persistentVolumeClaim"]["claimName"]) in names
         if document["kind"] in ("Deployment", "StatefulSet"):
-            assert document["spec"]["selector"]["matchLabels"] == document["spec"]["template"]["metadata"]["labels"]
+            assert (
+                document["spec"]["selector"]["matchLabels"]
+                == document["spec"]["template"]["metadata"]["labels"]
+            )
             labels.append(document["spec"]["selector"]["matchLabels"])
     for document in documents:
         if document["kind"] == "Service":
@@ -274,7 +313,7 @@ def test_what_is_referred_to_is_there(folder: Path) -> None:
 
 
 def test_every_value_of_the_site_is_carried_to_where_it_belongs(tmp_path: Path) -> None:
-    """Each is changed to one that stands nowhere else and is found in what is applied, so nothing else needs an edit."""
+    """Each is changed to one that stands nowhere else, and is found in what is applied."""
     shutil.copytree(KUBERNETES, tmp_path / "kubernetes")
     file = tmp_path / "kubernetes" / "site" / "site.yaml"
     site = yaml.safe_load(file.read_text())
@@ -308,6 +347,12 @@ def test_the_study_job_asks_for_a_study_that_goes_on_when_it_is_tried_again() ->
     recipe = Recipe().with_values(dict(parse_setting(text) for text in options.set))
     assert recipe.batch_size % options.workers_per_trial == 0
     assert options.tracking_uri == "http://mlflow:5000"
+    # A trial fits a node of the site, and the trials that are asked for fit what the cluster may grow to.
+    per_node = {"gpus": SITE["gpuWorkers"]["gpus"], "cpus": int(SITE["gpuWorkers"]["cpu"])}
+    assert options.workers_per_trial * options.gpus_per_worker <= per_node["gpus"]
+    assert options.workers_per_trial * options.cpus_per_worker <= per_node["cpus"]
+    nodes = SITE["gpuWorkers"]["maxReplicas"] + SITE["spotWorkers"]["maxReplicas"]
+    assert 1 <= options.trials_at_once <= nodes
     assert only("RayJob", KUBERNETES / "jobs" / "study")["spec"]["backoffLimit"] > 0
 
 
@@ -318,5 +363,3 @@ def test_the_conversion_goes_on_when_it_is_tried_again_and_makes_what_the_study_
     assert (options.address, options.resume) == ("auto", True)
     study = entrypoint(KUBERNETES / "jobs" / "study")
     assert Path("/shared") / study[study.index("--data") + 1] == options.out
-
-
