@@ -21,7 +21,7 @@ lint: $(installed)  ## ruff and mypy
 
 lock:  ## requirements.txt anew from pyproject.toml; make lock ARGS=--upgrade
 	@deploy/install.sh uv
-	@.venv-uv/bin/uv pip compile --quiet pyproject.toml --group dev --universal --python-version 3.11 \
+	@.venv-uv/bin/uv pip compile --quiet pyproject.toml --group dev --group server --universal --python-version 3.11 \
 		--generate-hashes --no-header --output-file requirements.txt $(ARGS)
 
 clean:  ## remove .venv and the tools' caches; results and data stay

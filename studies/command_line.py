@@ -17,6 +17,7 @@ from rich.console import Console
 
 from data_prep.digits import ALL_DIGITS, DigitsPart, describe_digits, write_digits
 from data_prep.one_line_parser import EXIT_USER_ERROR, OneLineParser
+from nfnet_ray.cluster.job import HOME_VARIABLE, home_folder, submission_id
 from nfnet_ray.cluster.journal import StudyProgress
 from nfnet_ray.cluster.plan import check_trials, estimate_cost, training_multiply_adds
 from nfnet_ray.cluster.progress import clock_time, reported_epochs, trial_table
@@ -26,7 +27,7 @@ from nfnet_ray.data.dataset import DatasetSummary, check_dataset
 from nfnet_ray.errors import UserError
 from nfnet_ray.models.weights_file import pinned
 from nfnet_ray.recipe import Recipe, field_meanings, parse_setting, split_weights
-from nfnet_ray.tracking.events import JOURNAL_FILE, StudyStarted
+from nfnet_ray.tracking.events import JOURNAL_FILE, StudyStarted, read_events
 from nfnet_ray.tracking.uri import check_tracking_uri, default_tracking_uri
 from studies.run import EXIT_INTERRUPTED, StudyRun, WorkerDemand, interpreter, shown
 
@@ -59,6 +60,7 @@ class MadeWeights:
     make: Callable[[Path, Console], None]
 
 
+DEFAULT_STORAGE = Path("runs")
 FIXED_BY_A_STUDY = (
     "data",
     "trials",
@@ -133,9 +135,10 @@ def add_places(parser: argparse.ArgumentParser, what: str) -> argparse._Argument
     where.add_argument(
         "--storage",
         type=Path,
-        default=Path("runs"),
+        default=DEFAULT_STORAGE,
         metavar="DIR",
-        help="folder of all results, on a cluster a shared one (default: %(default)s)",
+        help="folder of all results, on a cluster a shared one (default: %(default)s); relative paths, "
+        f"this and --data's, start in ${HOME_VARIABLE}, else here, else (a submitted job) in your home folder",
     )
     where.add_argument(
         "--tracking-uri",
@@ -143,10 +146,20 @@ def add_places(parser: argparse.ArgumentParser, what: str) -> argparse._Argument
         help="MLflow: http://HOST:PORT or sqlite:///FILE (default: mlflow.db in the storage folder)",
     )
     where.add_argument(
-        "--name", type=_study_name, help=f"name of its folder (default: the {what}'s name and the time)"
+        "--name",
+        type=study_name,
+        help=f"name of its folder (default: the {what}'s name and the time; of a job that was submitted to Ray,"
+        f" the {what}'s name and the submission id, with --continue)",
     )
     where.add_argument(
-        "--resume", type=_study_name, metavar="NAME", help=f"go on with a {what} that was stopped"
+        "--continue",
+        dest="may_continue",
+        action="store_true",
+        help=f"go on with the {what} of this --name if there is one with the same settings, else start it: one"
+        " command line for the first attempt and for all later ones",
+    )
+    where.add_argument(
+        "--resume", type=study_name, metavar="NAME", help=f"go on with a {what} that was stopped"
     )
     return where
 
@@ -207,6 +220,13 @@ def _parser(program: _Program) -> argparse.ArgumentParser:
         help="more than one trains data-parallel through Ray Train (default: 1)",
     )
     add_shares(shape, "1, or a GPU's share of the cores")
+    shape.add_argument(
+        "--trials-at-once",
+        type=positive,
+        metavar="N",
+        help="trials side by side (default: as many as fit on the nodes that are up); where nodes start when they are"
+        " asked for, what is asked for",
+    )
     parser.add_argument(
         "--plan", action="store_true", help="print what would run and what it costs; start nothing"
     )
@@ -232,7 +252,8 @@ def _share(text: str) -> float:
 
 def _run(program: _Program, options: argparse.Namespace, console: Console) -> int:
     progress: StudyProgress | None
-    storage = options.storage.resolve()
+    home = home_folder()
+    storage = (home / options.storage).resolve()
     tracking_uri = options.tracking_uri or default_tracking_uri(storage)
     settings = dict(parse_setting(text) for text in options.set)
     Recipe().with_values(settings)
@@ -249,10 +270,10 @@ def _run(program: _Program, options: argparse.Namespace, console: Console) -> in
         check_same_data(data, started)
         if options.verify == "full":
             verify(data.path)
-        demand = WorkerDemand(**started["study"]["worker"])
+        demand = WorkerDemand(**started["study"]["worker"], trials_at_once=options.trials_at_once)
     else:
         path = settings.pop("data.path", None) or options.data
-        data = data_at(path, options.plan, program.built_in)
+        data = data_at(home, path, options.plan, program.built_in)
         if options.verify == "full" and (path or not options.plan):  # a plan writes no digits
             verify(data.path)
         epochs = settings.pop("schedule.epochs", None) or options.epochs
@@ -260,19 +281,25 @@ def _run(program: _Program, options: argparse.Namespace, console: Console) -> in
         study = _with_settings(program.factory(data, epochs, **own), settings, options)
         directory, progress = storage / study.name, None
         demand = WorkerDemand(
-            options.workers_per_trial or 1, options.cpus_per_worker, options.gpus_per_worker
+            options.workers_per_trial or 1,
+            options.cpus_per_worker,
+            options.gpus_per_worker,
+            options.trials_at_once,
         )
+        if options.trials_at_once and None in (demand.cpus, demand.gpus):
+            raise UserError(
+                "--trials-at-once needs --cpus-per-worker and --gpus-per-worker: "
+                "nodes that are not up yet cannot be looked at"
+            )
     check_trials(study.trials(), data, demand.workers)
     study = with_weights(study, program.made, options.plan, console)
+    if not options.resume and not options.plan and has_begun(directory):
+        progress, demand = go_on(study, data, demand, directory, options)
     trials = study.trials()
     check_weights(trials, len(data.class_names), console)
     if options.plan:
         print_plan(study, trials, data, demand.workers, console)
         return 0
-    if not options.resume and (directory / JOURNAL_FILE).exists():
-        raise UserError(
-            f"{directory} holds a study already: go on with --resume {study.name}, or take another --name"
-        )
     progress = progress or StudyProgress.waiting(study)
     command, verifies = resume_command(program.file, options, study.name), options.verify == "full"
     run = StudyRun(study, data, directory, tracking_uri, command, progress, verifies)
@@ -281,12 +308,58 @@ def _run(program: _Program, options: argparse.Namespace, console: Console) -> in
 
 def refuse_with_resume(options: argparse.Namespace, fixed: Sequence[str]) -> None:
     """Raises UserError if one of the ``fixed`` flags, or a name, was given."""
-    given = [name for name in (*fixed, "name") if getattr(options, name) not in (None, [])]
+    given = [name for name in fixed if getattr(options, name) not in (None, [])]
+    given += [name for name in ("name", "may_continue") if getattr(options, name)]
     if given:
-        flag = "--" + given[0].replace("_", "-")
+        flag = "--continue" if given[0] == "may_continue" else "--" + given[0].replace("_", "-")
         raise UserError(
             f"{flag} cannot be changed with --resume {options.resume}: leave it out, or start anew without --resume"
         )
+
+
+def has_begun(directory: Path) -> bool:
+    """Whether a study or training is kept there.
+
+    A journal without one whole line is of a driver that was killed as it wrote the first: nothing has begun.
+    """
+    return any(read_events(directory / JOURNAL_FILE))
+
+
+def go_on(
+    study: Study,
+    data: DatasetSummary,
+    demand: WorkerDemand,
+    directory: Path,
+    options: argparse.Namespace,
+) -> tuple[StudyProgress, WorkerDemand]:
+    """How far the study in ``directory`` is and what its workers were given, if it is the one that was asked for.
+
+    What ``demand`` leaves to the cluster stays as it was. Raises UserError where the study must not go on
+    unasked, or differs.
+    """
+    if not options.may_continue and (options.name or submission_id() is None):
+        raise UserError(
+            f"{directory} holds a study already: go on with --resume {study.name} or with --continue, "
+            "or take another --name"
+        )
+    progress, started = StudyProgress.read(directory)
+    before = started["study"]["worker"]
+    differences = study.differences(Study.from_event(started))
+    for name, now, then in (
+        ("workers per trial", demand.workers, before["workers"]),
+        ("cpus per worker", demand.cpus, before["cpus"]),
+        ("gpus per worker", demand.gpus, before["gpus"]),
+    ):
+        if now is not None and now != then:
+            differences.append(f"{name} is {now}, was {then}")
+    if data.fingerprint != started["study"]["data"]["fingerprint"]:
+        differences.append(f"data is {data.fingerprint}, was {started['study']['data']['fingerprint']}")
+    if differences:
+        raise UserError(
+            f"{directory} holds another study ({'; '.join(differences)}): start this one under another --name, "
+            f"or go on with that one by --resume {study.name}"
+        )
+    return progress, WorkerDemand(**before, trials_at_once=demand.trials_at_once)
 
 
 def check_same_data(data: DatasetSummary, started: StudyStarted) -> None:
@@ -299,13 +372,14 @@ def check_same_data(data: DatasetSummary, started: StudyStarted) -> None:
         )
 
 
-def data_at(path: str | Path | None, only_plan: bool, built_in: BuiltInData) -> DatasetSummary:
-    """The data set at a path, or the built-in one, which a plan does not write."""
+def data_at(home: Path, path: str | Path | None, only_plan: bool, built_in: BuiltInData) -> DatasetSummary:
+    """The data set at a path below ``home``, or the built-in one, which a plan does not write."""
     if path:
-        return check_dataset(Path(path).resolve())
+        return check_dataset((home / path).resolve())
+    folder = (home / built_in.folder).resolve()
     if only_plan:
-        return describe_digits(built_in.folder.resolve(), built_in.part)
-    return check_dataset(write_digits(built_in.folder.resolve(), built_in.part))
+        return describe_digits(folder, built_in.part)
+    return check_dataset(write_digits(folder, built_in.part))
 
 
 def with_weights(study: Study, made: MadeWeights | None, only_plan: bool, console: Console) -> Study:
@@ -357,7 +431,7 @@ def verify(path: Path) -> None:
     check_all(path, os.cpu_count() or 1, bytes_on_stderr)
 
 
-def _study_name(text: str) -> str:
+def study_name(text: str) -> str:
     """A name that can be a folder's and that nobody has to quote."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text):
         raise argparse.ArgumentTypeError(
@@ -366,13 +440,18 @@ def _study_name(text: str) -> str:
     return text
 
 
+def occasion() -> str:
+    """What tells two runs of one name apart: the time, or the id of a submitted job, which is the same again."""
+    return submission_id() or time.strftime("%Y%m%d-%H%M%S")
+
+
 def _with_settings(study: Study, settings: Mapping[str, Any], options: argparse.Namespace) -> Study:
     """The study as the command line wants it. Raises RecipeError before anything is started."""
     recipe = study.recipe.with_values(settings)
     values = recipe.to_values()
     return replace(
         study,
-        name=options.name or f"{study.name}-{time.strftime('%Y%m%d-%H%M%S')}",
+        name=options.name or study_name(f"{study.name}-{occasion()}"),
         recipe=recipe,
         space={
             name: (values[name],) if name in settings else choices for name, choices in study.space.items()
@@ -385,10 +464,10 @@ def _with_settings(study: Study, settings: Mapping[str, Any], options: argparse.
 def resume_command(file: Path, options: argparse.Namespace, name: str) -> str:
     """The command that goes on with what is called ``name``."""
     parts = [interpreter(), shown(file), "--resume", name]
-    for flag in ("address", "tracking_uri", "checkpoint_minutes", "hang_seconds"):
+    for flag in ("address", "tracking_uri", "trials_at_once", "checkpoint_minutes", "hang_seconds"):
         if getattr(options, flag, None):
             parts += [f"--{flag.replace('_', '-')}", str(getattr(options, flag))]
-    if options.storage != Path("runs"):
+    if options.storage != DEFAULT_STORAGE:
         parts += ["--storage", str(options.storage)]
     return shlex.join(parts)
 

@@ -43,15 +43,16 @@ TRACKING_DEADLINE_SECONDS = 20.0  # to deliver what is left once the trials are 
 
 @dataclass(frozen=True)
 class WorkerDemand:
-    """What the command line asks for: workers of a trial, cores and GPUs of each; None leaves it to the cluster.
+    """What the command line asks for: workers of a trial, cores and GPUs of each, trials side by side.
 
-    A training may go on with ``min_workers`` of them.
+    None leaves it to what the cluster has. A training may go on with ``min_workers`` of its workers.
     """
 
     workers: int
     cpus: int | None
     gpus: float | None
     min_workers: int | None = None
+    trials_at_once: int | None = None
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ class StudyRun:
             else:
                 recorder.record({"event": "study_resumed", "time": time.time()})
             with display, _ctrl_c_sets(stop, display, self.stopping):
-                self._train(trials, recorder, resources, worker, stop, display)
+                self._train(trials, recorder, resources, demand, worker, stop, display)
             recorder.record(
                 {
                     "event": "study_ended",
@@ -192,18 +193,24 @@ class StudyRun:
         self, trials: list[Trial], resources: Resources, demand: WorkerDemand, console: Console
     ) -> WorkerResources:
         """What each worker is given; says so."""
-        from nfnet_ray.cluster.resources import concurrent_trials
-
         worker = self._each_worker(resources, demand)
-        side_by_side = min(concurrent_trials(resources, worker), len(trials))
+        side_by_side = self._side_by_side(trials, resources, demand, worker)
         console.print(f"Ray: {resources.description}; trials side by side: {side_by_side}.\n")
         return worker
+
+    def _side_by_side(
+        self, trials: list[Trial], resources: Resources, demand: WorkerDemand, worker: WorkerResources
+    ) -> int:
+        from nfnet_ray.cluster.resources import concurrent_trials
+
+        return min(demand.trials_at_once or concurrent_trials(resources, worker), len(trials))
 
     def _train(
         self,
         trials: list[Trial],
         recorder: Recorder,
         resources: Resources,
+        demand: WorkerDemand,
         worker: WorkerResources,
         stop: threading.Event,
         display: StudyDisplay,
@@ -212,7 +219,8 @@ class StudyRun:
         from nfnet_ray.cluster.driver import run_trials
 
         del display  # Tune's callback shows what happens
-        run_trials(trials, self.study, recorder, self.directory, resources, worker, stop)
+        side_by_side = self._side_by_side(trials, resources, demand, worker)
+        run_trials(trials, self.study, recorder, self.directory, side_by_side, worker, stop)
 
     def _say_result(self, console: Console) -> None:
         """The table, the answer, and where the report is."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import sys
 import threading
-import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from rich.console import Console
 
+from nfnet_ray.cluster.job import home_folder
 from nfnet_ray.cluster.journal import StudyProgress
 from nfnet_ray.cluster.plan import check_trials, estimate_cost
 from nfnet_ray.cluster.progress import StudyDisplay
@@ -30,7 +30,7 @@ from nfnet_ray.data.dataset import DatasetSummary, check_dataset
 from nfnet_ray.errors import UserError
 from nfnet_ray.models.published import published_recipe
 from nfnet_ray.recipe import Recipe, parse_setting
-from nfnet_ray.tracking.events import JOURNAL_FILE, StudyStarted
+from nfnet_ray.tracking.events import StudyStarted
 from nfnet_ray.tracking.uri import check_tracking_uri, default_tracking_uri
 from studies.base_recipe import batch_size_for, recipe_for
 from studies.command_line import (
@@ -41,12 +41,16 @@ from studies.command_line import (
     check_same_data,
     check_weights,
     data_at,
+    go_on,
+    has_begun,
     new_parser,
+    occasion,
     positive,
     print_plan,
     refuse_with_resume,
     resume_command,
     run_command,
+    study_name,
     verify,
     with_weights,
 )
@@ -137,7 +141,8 @@ def _above_zero(text: str) -> float:
 
 
 def _run(options: argparse.Namespace, console: Console) -> int:
-    storage = options.storage.resolve()
+    home = home_folder()
+    storage = (home / options.storage).resolve()
     tracking_uri = options.tracking_uri or default_tracking_uri(storage)
     settings = dict(parse_setting(text) for text in options.set)
     Recipe().with_values(settings)
@@ -165,11 +170,11 @@ def _run(options: argparse.Namespace, console: Console) -> int:
                 "--force goes with --resume NAME: a new training has nothing to be forced against"
             )
         path = settings.pop("data.path", None) or options.data
-        data = data_at(path, options.plan, BuiltInData())
+        data = data_at(home, path, options.plan, BuiltInData())
         model = settings.pop("model.name", None) or options.model or DEFAULT_MODEL
         recipe = _recipe(model, data, is_built_in=not path).with_values(settings)
         study = Study(
-            name=options.name or f"{model}-{time.strftime('%Y%m%d-%H%M%S')}",
+            name=options.name or study_name(f"{model}-{occasion()}"),
             question=f"How well does {model} do on {data.path.stem}?",
             recipe=recipe,
             space={},
@@ -184,15 +189,13 @@ def _run(options: argparse.Namespace, console: Console) -> int:
         verify(data.path)
     check_trials(study.trials(), data, demand.workers)
     study = with_weights(study, None, options.plan, console)
+    if not options.resume and not options.plan and has_begun(directory):
+        progress, demand = go_on(study, data, demand, directory, options)
     trials = study.trials()
     check_weights(trials, len(data.class_names), console)
     if options.plan:
         print_plan(study, trials, data, demand.workers, console)
         return 0
-    if not options.resume and (directory / JOURNAL_FILE).exists():
-        raise UserError(
-            f"{directory} holds a training or a study already: go on with --resume {study.name}, or take another --name"
-        )
     run = TrainingRun(
         study,
         data,
@@ -302,13 +305,14 @@ class TrainingRun(StudyRun):
         trials: list[Trial],
         recorder: Recorder,
         resources: Resources,
+        demand: WorkerDemand,
         worker: WorkerResources,
         stop: threading.Event,
         display: StudyDisplay,
     ) -> None:
         from nfnet_ray.cluster.trainer import run_training, worker_config
 
-        del resources
+        del resources, demand
         trial = trials[0]
         config = worker_config(trial, self._trial_directory, worker, self.options, through_tune=False)
         self.last_word.update(run_training(config, recorder, display.note, stop, own_ray=self.own_ray))

@@ -13,9 +13,7 @@ from ray.tune import Callback, FailureConfig, RunConfig, Stopper, TuneConfig, Tu
 from ray.tune.experiment import Trial as TuneTrial
 
 from nfnet_ray.cluster.recorder import Recorder
-from nfnet_ray.cluster.resources import concurrent_trials
 from nfnet_ray.cluster.scheduler import StratifiedHalving
-from nfnet_ray.cluster.session import Resources
 from nfnet_ray.cluster.study import METRIC, TRIALS_FOLDER, Study, Trial
 from nfnet_ray.cluster.trainer import worker_config
 from nfnet_ray.cluster.trial import run_in_actor, run_worker_group
@@ -27,18 +25,19 @@ def run_trials(
     study: Study,
     recorder: Recorder,
     directory: Path,
-    resources: Resources,
+    side_by_side: int,
     worker: WorkerResources,
     stop: threading.Event,
 ) -> None:
     """Runs the trials to their ends, or until ``stop`` is set; everything that happened is in the journal.
+
+    ``side_by_side`` trials at most are asked for at once. Those that do not fit wait, and an autoscaler sees them wait.
 
     Needs a :func:`nfnet_ray.cluster.session.ray_session`. A trial of one worker is a Tune function in an
     actor that stays up for the next one; a trial of several is a TorchTrainer started by a Tune function
     on the head node, where it takes no cores from the workers.
     """
     alone = worker.workers == 1
-    side_by_side = concurrent_trials(resources, worker)
     request = {"CPU": float(worker.cpus), "GPU": worker.gpus} if alone else {"node:__internal_head__": 0.001}
     scheduler = None
     if study.halving:

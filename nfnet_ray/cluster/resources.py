@@ -65,14 +65,15 @@ def check_places(resources: Resources, worker: WorkerResources) -> None:
 
 
 def concurrent_trials(resources: Resources, worker: WorkerResources) -> int:
-    """How many trials fit at once. Raises UserError if not even one does."""
+    """How many trials fit at once, on the nodes that are up. Raises UserError if not even one does."""
     fits = resources.cpus / (worker.workers * worker.cpus)
     if worker.gpus:
         fits = min(fits, resources.gpus / (worker.workers * worker.gpus))
     if fits < 1:
         raise UserError(
             f"a trial needs {worker.workers} x {_each(worker)} and Ray has {resources.description}: ask for fewer "
-            "with --workers-per-trial, --cpus-per-worker or --gpus-per-worker"
+            "with --workers-per-trial, --cpus-per-worker or --gpus-per-worker; where nodes start when they are asked "
+            "for, say with --trials-at-once how many trials to ask for"
         )
     return math.floor(fits)
 

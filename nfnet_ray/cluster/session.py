@@ -104,7 +104,8 @@ def ray_session(
         else:
             # Workers run this driver's code, not whatever their node has installed.
             modules = [str(package) for package in (Path(nfnet_ray.__file__).parent, *packages)]
-            context = ray.init(address=address, runtime_env={"py_modules": modules}, **quiet)
+            code = {"py_modules": modules, "excludes": ["__pycache__"]}
+            context = ray.init(address=address, runtime_env=code, **quiet)
     except ConnectionError as error:
         if address == "auto":
             raise UserError(

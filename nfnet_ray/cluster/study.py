@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from nfnet_ray.errors import UserError
-from nfnet_ray.recipe import Recipe
+from nfnet_ray.recipe import Recipe, decisive_values
 from nfnet_ray.tracking.events import HalvingDescription, StudyStarted
 from nfnet_ray.tracking.labels import short_names, value_label
 
@@ -78,6 +79,27 @@ class Study:
             halving=Halving(**told["halving"]) if told["halving"] else None,
             trial_limit=len(event["trials"]),
         )
+
+    def differences(self, other: Study) -> list[str]:
+        """What keeps this study from being ``other``, each as "FIELD is A, was B"; none if they are the same.
+
+        Where the data lies and what the study is called make no difference; that the data is the same is
+        for its fingerprint to say.
+        """
+        mine, others = self._as_told(), other._as_told()
+        return [
+            f"{name} is {mine.get(name, 'not swept')}, was {others.get(name, 'not swept')}"
+            for name in {**mine, **others}
+            if mine.get(name) != others.get(name)
+        ]
+
+    def _as_told(self) -> dict[str, str]:
+        """{what a person may set: its value as JSON}, in which a journal's lists and our tuples are equal."""
+        told = {"question": self.question} | decisive_values(self.recipe.to_values())
+        told |= {f"swept {name}": values for name, values in self.space.items()}
+        told |= {"seeds": self.seeds, "halving": self.halving and self.halving.description()}
+        told["trials"] = len(self.trials())
+        return {name: json.dumps(value) for name, value in told.items()}
 
     def trials(self) -> list[Trial]:
         """All trials in the order in which they start: seed by seed, condition by condition.

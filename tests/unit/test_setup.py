@@ -96,7 +96,9 @@ def only_line(text: str) -> str:
 # --- the lock -------------------------------------------------------------------------------------
 
 DIRECT = [
-    Requirement(text) for text in PYPROJECT["project"]["dependencies"] + PYPROJECT["dependency-groups"]["dev"]
+    Requirement(text)
+    for texts in (PYPROJECT["project"]["dependencies"], *PYPROJECT["dependency-groups"].values())
+    for text in texts
 ]
 
 

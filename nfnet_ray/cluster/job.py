@@ -1,0 +1,38 @@
+"""What a program knows of having been submitted to a Ray cluster (``ray job submit``, KubeRay's RayJob)."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+HOME_VARIABLE = "NFNET_RAY_HOME"
+
+# Ray's job supervisor hands both to the entrypoint: ray/dashboard/modules/job/{job_supervisor,common}.py, 2.60.
+_JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+_SUBMISSION_ID = "job_submission_id"
+
+
+def submission_id() -> str | None:
+    """The id under which this program was submitted (``raysubmit_…`` or what ``--submission-id`` said)."""
+    return _job_config().get("metadata", {}).get(_SUBMISSION_ID)
+
+
+def home_folder() -> Path:
+    """The folder that relative paths of data and results are taken from.
+
+    ``$NFNET_RAY_HOME``, where it is set: on a cluster, the storage that all nodes share. Else the current
+    folder; but if that is Ray's unpacked copy of an uploaded working directory, which Ray deletes when it
+    needs the place, the user's home on the node where the program runs.
+    """
+    named = os.environ.get(HOME_VARIABLE)
+    if named:
+        return Path(named).resolve()
+    uploaded = _job_config().get("runtime_env", {}).get("working_dir")
+    return Path.home() if uploaded else Path.cwd()
+
+
+def _job_config() -> dict[str, Any]:
+    config: dict[str, Any] = json.loads(os.environ.get(_JOB_CONFIG_VARIABLE) or "{}")
+    return config

@@ -1,0 +1,207 @@
+"""``ray job submit`` for real: a head with a token, an upload, status, logs, stop, and the same job again.
+
+The head runs in its own processes, folder and ports, and is the only Ray that is touched. Takes a minute or two.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from nfnet_ray.cluster.journal import StudyProgress
+from nfnet_ray.tracking.events import JOURNAL_FILE, Event, read_events
+
+pytestmark = pytest.mark.slow
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+# Neither Ray's own nor those of tests/e2e: another head may be up on this machine.
+GCS_PORT, DASHBOARD_PORT, AGENT_PORT, CLIENT_PORT = 6397, 8297, 52397, 20097
+TOKEN = "0123456789abcdef" * 4
+DEADLINE_SECONDS = 200
+LEFT_AT_HOME = ("data", "runs", "mlruns", ".venv", ".venv-uv", ".git", "build")
+# What the sources of a study amount to, with room to grow; the tests' fixtures alone are more.
+LARGEST_UPLOAD_BYTES = 2_500_000
+
+
+@dataclass(frozen=True)
+class Head:
+    """A head that is up. ``home`` is NFNET_RAY_HOME of everything that it starts."""
+
+    home: Path
+
+    def ray(self, *arguments: str, token: str | None = TOKEN) -> subprocess.CompletedProcess[str]:
+        """The command ``ray``, as on a laptop that can reach the head."""
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        environment |= {
+            "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{DASHBOARD_PORT}",
+            "HOME": str(self.home),
+        }
+        if token:
+            environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+        return subprocess.run(
+            [sys.executable, "-m", "ray.scripts.scripts", *arguments],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE_SECONDS,
+            check=False,
+        )
+
+    def events(self, study: str) -> list[Event]:
+        return [event for event, _ in read_events(self.home / "runs" / study / JOURNAL_FILE)]
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    home = tmp_path_factory.mktemp("home")
+    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # short: Ray's sockets lie in it
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "HOME": str(home),
+        "NFNET_RAY_HOME": str(home),
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": TOKEN,
+        "RAY_JOB_STOP_WAIT_TIME_S": "60",  # as deploy/kubernetes/cluster sets it
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=2"]
+    command += ["--node-ip-address=127.0.0.1", f"--port={GCS_PORT}", f"--dashboard-port={DASHBOARD_PORT}"]
+    command += [f"--dashboard-agent-listen-port={AGENT_PORT}", f"--ray-client-server-port={CLIENT_PORT}"]
+    command += ["--min-worker-port=0", "--max-worker-port=0"]
+    with open(Path(folder) / "head.log", "w") as log:
+        process = subprocess.Popen(
+            [*command, f"--temp-dir={folder}"], env=environment, stdout=log, stderr=log
+        )
+    try:
+        head = Head(home)
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while (
+            head.ray("job", "submit", "--no-wait", "--", "true").returncode != 0
+        ):  # its job agent comes up last
+            assert process.poll() is None, (Path(folder) / "head.log").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+        yield head
+    finally:
+        process.send_signal(signal.SIGTERM)  # it ends what it started
+        process.wait(60)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """This repository after a while of use: data, results, caches. Its workers say which code they run."""
+    folder = tmp_path_factory.mktemp("checkout") / "nfnet_ray"
+
+    def at_home(directory: str, names: list[str]) -> list[str]:
+        return [name for name in names if Path(directory) == REPOSITORY and name in LEFT_AT_HOME]
+
+    shutil.copytree(REPOSITORY, folder, ignore=at_home, symlinks=True)
+    for name in ("data/imagenet/train.beton", "runs/old/journal.jsonl", ".venv/lib/libtorch.so", "mlruns/0/meta",
+                 "mlflow.db", "scratch.beton", ".git/objects/pack", "nfnet_ray/__pycache__/big.pyc"):  # fmt: skip
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(os.urandom(1 << 20))
+    with (folder / "nfnet_ray" / "cluster" / "trial.py").open("a") as module:
+        module.write(
+            "\nimport os\nfrom pathlib import Path\n"
+            "Path(os.environ['NFNET_RAY_HOME'], f'code-{os.getpid()}').write_text(__file__)\n"
+        )
+    return folder
+
+
+def test_the_upload_is_the_sources_alone(head: Head, checkout: Path) -> None:
+    listing = (
+        "import os; from pathlib import Path;"
+        "[print('FILE', path.stat().st_size, path) for path in Path('.').rglob('*') if path.is_file()]"
+    )
+    result = head.ray("job", "submit", "--working-dir", str(checkout), "--", "python", "-c", listing)
+    assert result.returncode == 0, result.stdout + result.stderr
+    lines = [line.split() for line in result.stdout.splitlines() if line.startswith("FILE ")]
+    files = {Path(name): int(size) for _, size, name in lines}
+    assert {
+        Path("studies/agc_sweep.py"),
+        Path("nfnet_ray/data/loader.py"),
+        Path("data_prep/convert.py"),
+    } <= set(files)
+    assert {file.parts[0] for file in files if len(file.parts) > 1} == {
+        "nfnet_ray",
+        "studies",
+        "data_prep",
+        "dashboards",
+    }
+    assert not [file for file in files if file.suffix in (".beton", ".db", ".pyc", ".jsonl")]
+    assert sum(files.values()) < LARGEST_UPLOAD_BYTES
+
+
+def test_a_study_is_submitted_watched_stopped_and_submitted_again(head: Head, checkout: Path) -> None:
+    study = "agc_sweep-mine"
+    submit = ["job", "submit", "--submission-id", "mine", "--working-dir", str(checkout)]
+    # On the built-in digits: an epoch takes about two seconds, so that the study is stopped long before its end.
+    entrypoint = [
+        "--",
+        "python",
+        "studies/agc_sweep.py",
+        "--address",
+        "auto",
+        "--trials",
+        "1",
+        "--epochs",
+        "5",
+    ]
+
+    refused = head.ray(*submit, *entrypoint, token=None)
+    assert refused.returncode != 0
+    assert "token" in (refused.stdout + refused.stderr).lower()
+
+    started = head.ray(*submit[:2], "--no-wait", *submit[2:], *entrypoint)
+    assert started.returncode == 0, said(started)
+    assert re.search("PENDING|RUNNING", said(head.ray("job", "status", "mine")))
+    wait_until(head, lambda: any(event["event"] == "epoch" for event in head.events(study)))
+    stopped = head.ray("job", "stop", "mine")
+    assert stopped.returncode == 0, said(stopped)
+    assert "was stopped" in said(stopped)
+    log = said(head.ray("job", "logs", "mine"))
+    assert "Traceback" not in log
+    assert f"--resume {study}" in log
+    [trial] = StudyProgress.read(head.home / "runs" / study)[0].trials.values()
+    assert trial.state == "interrupted"
+    before = trial.epoch
+    assert 0 < before < 5
+
+    assert "already exists" in said(head.ray(*submit, *entrypoint))
+    assert head.ray("job", "delete", "mine").returncode == 0
+    again = head.ray(*submit, *entrypoint)
+    assert again.returncode == 0, said(again)
+    assert "'mine' succeeded" in said(head.ray("job", "status", "mine"))
+    [trial] = StudyProgress.read(head.home / "runs" / study)[0].trials.values()
+    assert (trial.state, trial.epoch, trial.attempts) == ("finished", 5, 2)
+    epochs = [event["epoch"] for event in head.events(study) if event["event"] == "epoch"]
+    assert len(epochs) <= 6  # at most the epoch that was running is done twice
+
+    code = {Path(path.read_text()) for path in head.home.glob("code-*")}
+    assert code  # the workers', and the driver's
+    assert all("runtime_resources" in path.parts for path in code), code
+
+
+def said(result: subprocess.CompletedProcess[str]) -> str:
+    return result.stdout + result.stderr
+
+
+def wait_until(head: Head, condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not condition():
+        if time.monotonic() > deadline or "'mine' failed" in said(head.ray("job", "status", "mine")):
+            pytest.fail(said(head.ray("job", "logs", "mine")))
+        time.sleep(0.2)

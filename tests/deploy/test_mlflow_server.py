@@ -1,0 +1,91 @@
+"""The MLflow server as its manifest starts it: for whom it is there, and that artifacts go through it.
+
+The same command and flags on a free port, with SQLite in PostgreSQL's place. Takes about fifteen seconds.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nfnet_ray.tracking.uri import check_tracking_uri
+from tests.deploy.manifests import KUBERNETES, pod_specs, rendered
+
+pytestmark = pytest.mark.slow
+
+DEADLINE_SECONDS = 120
+
+
+@pytest.fixture(scope="module")
+def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    folder = tmp_path_factory.mktemp("mlflow")
+    documents = rendered(KUBERNETES / "overlays" / "pvc")
+    [pod] = [pod for document in documents for name, pod in pod_specs(document) if name == "mlflow"]
+    [container] = pod["containers"]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        free: int = probe.getsockname()[1]
+    arguments = [argument.replace("5000", str(free)) for argument in container["args"]]
+    arguments = [argument.replace("=/artifacts", f"={folder / 'artifacts'}") for argument in arguments]
+    environment = {variable["name"]: variable.get("value", "") for variable in container["env"]}
+    assert environment["MLFLOW_BACKEND_STORE_URI"].startswith(
+        "postgresql+psycopg2://mlflow:$(POSTGRES_PASSWORD)@postgres"
+    )
+    environment["MLFLOW_BACKEND_STORE_URI"] = f"sqlite:///{folder / 'mlflow.db'}"
+    process = subprocess.Popen(
+        [sys.executable, "-m", *container["command"], *arguments],
+        cwd=folder,
+        env=os.environ | environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while status(free, container["readinessProbe"]["httpGet"]["path"], "10.0.0.7") != 200:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+        yield free
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def status(port: int, path: str, host: str) -> int:
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", headers={"Host": f"{host}:{port}"})
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return 0
+
+
+def test_it_answers_to_the_names_of_its_service_and_to_no_other(port: int) -> None:
+    search = "/api/2.0/mlflow/experiments/search?max_results=1"
+    for host in ("mlflow", "mlflow.nfnet-ray.svc", "mlflow.nfnet-ray.svc.cluster.local", "localhost"):
+        assert status(port, search, host) == 200, host
+    for host in ("example.com", "mlflow.example.com"):
+        assert status(port, search, host) == 403, host
+
+
+def test_runs_and_artifacts_go_through_it(port: int, tmp_path: Path) -> None:
+    import mlflow
+
+    uri = f"http://127.0.0.1:{port}"
+    check_tracking_uri(uri)
+    client = mlflow.MlflowClient(uri)
+    run = client.create_run(client.create_experiment("study")).info.run_id
+    (tmp_path / "report.html").write_text("<html>")
+    client.log_artifact(run, str(tmp_path / "report.html"))
+    assert [artifact.path for artifact in client.list_artifacts(run)] == ["report.html"]
