@@ -42,7 +42,7 @@ def place(tmp_path: Path, few_digits: Path, machines: Machines) -> TrainingPlace
 def test_kill_9_of_a_worker_the_controller_and_the_driver_changes_no_bit(
     place: TrainingPlace, undisturbed: Undisturbed
 ) -> None:
-    """And a SIGTERM to the driver, which keeps the very step."""
+    """And SIGTERM to a worker, and to the driver, which keep the very step."""
     place.disturb(step_seconds=0.3)
     driver = place.start("--workers", "2", "--checkpoint-minutes", "0.03")
     driver.until_attempt(1)
@@ -50,6 +50,11 @@ def test_kill_9_of_a_worker_the_controller_and_the_driver_changes_no_bit(
     driver.until_attempt(2)
     kill("ray::TrainController", os.getpid())
     driver.until_attempt(3)
+    lost_so_far = place.steps_done_twice
+    kill("ray::RayTrainWorker", os.getpid(), signal.SIGTERM)
+    driver.until_attempt(4)
+    assert place.attempts[3]["after"] == "a worker was asked to end"
+    assert place.steps_done_twice == lost_so_far
     asked_at = time.monotonic()
     assert driver.end(signal.SIGTERM) == 130
     assert time.monotonic() - asked_at < 30
@@ -59,7 +64,7 @@ def test_kill_9_of_a_worker_the_controller_and_the_driver_changes_no_bit(
     assert kept_at == max(place.samples) + 1
 
     driver = place.resume()
-    driver.until_attempt(4)
+    driver.until_attempt(5)
     assert place.attempts[-1]["step"] == kept_at
     driver.process.kill()
     driver.process.wait()
@@ -68,7 +73,7 @@ def test_kill_9_of_a_worker_the_controller_and_the_driver_changes_no_bit(
     driver = place.resume()
     assert driver.end() == 0, driver.printed
     assert place.trial.state == "finished"
-    assert [attempt["workers"] for attempt in place.attempts] == [2] * 5
+    assert [attempt["workers"] for attempt in place.attempts] == [2] * 6
     assert any(said in place.attempts[1]["after"] for said in ("died", "lost its connection"))
     assert "controller" in place.attempts[2]["after"]
     assert place.samples == undisturbed.samples

@@ -204,8 +204,8 @@ def descendants(pid: int) -> dict[int, str]:
     return {child: titles[child] for child in found - {pid}}
 
 
-def kill(title: str, below: int) -> int:
-    """``kill -9`` to the first process below one whose title begins so; its id."""
+def kill(title: str, below: int, number: signal.Signals = signal.SIGKILL) -> int:
+    """A signal to the first process below one whose title begins so; its id."""
     pid = min(pid for pid, found in descendants(below).items() if found.startswith(title))
-    os.kill(pid, signal.SIGKILL)
+    os.kill(pid, number)
     return pid
