@@ -284,7 +284,7 @@ def _run(program: _Program, options: argparse.Namespace, console: Console) -> in
             options.workers_per_trial or 1,
             options.cpus_per_worker,
             options.gpus_per_worker,
-            options.trials_at_once,
+            trials_at_once=options.trials_at_once,
         )
         if options.trials_at_once and None in (demand.cpus, demand.gpus):
             raise UserError(
@@ -344,7 +344,10 @@ def go_on(
         )
     progress, started = StudyProgress.read(directory)
     before = started["study"]["worker"]
-    differences = study.differences(Study.from_event(started))
+    earlier = Study.from_event(started)
+    differences = study.differences(
+        replace(earlier, recipe=earlier.recipe.with_values(progress.changed))  # by --force
+    )
     for name, now, then in (
         ("workers per trial", demand.workers, before["workers"]),
         ("cpus per worker", demand.cpus, before["cpus"]),

@@ -15,11 +15,12 @@ import pytest
 
 from nfnet_ray.cluster.journal import StudyProgress
 from nfnet_ray.cluster.session import Resources
-from nfnet_ray.cluster.trial import WorkerResources
+from nfnet_ray.cluster.worker import WorkerResources
 from nfnet_ray.tracking.events import JOURNAL_FILE, Journal
 from studies.agc_sweep import agc_sweep
 from studies.command_line import main
 from studies.run import StudyRun, WorkerDemand
+from studies.train import main as train
 
 STUDY_FILE = Path("studies") / "agc_sweep.py"
 WORKER = WorkerResources(1, 2, 0.0)
@@ -49,7 +50,7 @@ def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[Study
         runs.append((run, demand))
         return 0
 
-    monkeypatch.setattr(StudyRun, "execute", execute)
+    monkeypatch.setattr(StudyRun, "execute", execute)  # a training's too
     monkeypatch.chdir(tmp_path)
     for name in ("NFNET_RAY_HOME", "RAY_JOB_CONFIG_JSON_ENV_VAR"):
         monkeypatch.delenv(name, raising=False)
@@ -135,6 +136,20 @@ def test_a_driver_that_was_killed_at_its_first_word_has_begun_nothing(started: A
     assert study("--name", "x", "--continue", data=few_digits) == 0
     assert StudyProgress.read(journal.parent)[1]["study"]["name"] == "x"
     assert remaining(started[0][0]) == 6
+
+
+def test_a_training_goes_on_in_the_same_way(
+    started: Any, few_digits: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["--data", str(few_digits), "--model", "nfnet_pico", "--set", "batch_size=48", "--name", "t"]
+    for _ in range(2):
+        assert train([*command, "--continue"]) == 0
+    assert [remaining(run) for run, _ in started] == [1, 0]
+    assert train(command) == 2
+    assert "with --continue" in capsys.readouterr().err
+    assert train([*command, "--continue", "--epochs", "3"]) == 2
+    assert "schedule.epochs is 3, was 60" in capsys.readouterr().err
+    assert len(started) == 2
 
 
 @pytest.mark.usefixtures("started")

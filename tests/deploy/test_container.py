@@ -64,7 +64,7 @@ def container_faults(text: str) -> list[str]:
             for source in rest.split()[:-1]:
                 if not (REPOSITORY / source).exists():
                     faults.append(f"COPY {source}: does not exist")
-                if f"!{source}" not in ignore:
+                if not any(f"!{path}" in ignore for path in (source, *map(str, Path(source).parents))):
                     faults.append(f"COPY {source}: .dockerignore keeps it out")
     if leftover := re.findall(
         r"\S+-dev\b|\bpkg-config\b", " ".join(rest for word, rest in final if word == "RUN")

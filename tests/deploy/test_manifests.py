@@ -21,6 +21,7 @@ import yaml
 from data_prep.__main__ import _parser as data_prep_parser
 from nfnet_ray.recipe import Recipe, parse_setting
 from studies.agc_sweep import agc_sweep
+from studies.command_line import BuiltInData, _Program
 from studies.command_line import _parser as study_parser
 from tests.deploy.manifests import (
     APPLIED,
@@ -341,7 +342,8 @@ def entrypoint(folder: Path) -> list[str]:
 
 def test_the_study_job_asks_for_a_study_that_goes_on_when_it_is_tried_again() -> None:
     python, file, *flags = entrypoint(KUBERNETES / "jobs" / "study")
-    options = study_parser(agc_sweep, REPOSITORY / file).parse_args(flags)
+    program = _Program(agc_sweep, REPOSITORY / file, BuiltInData(), (), None)
+    options = study_parser(program).parse_args(flags)
     assert python == "python"
     assert (options.address, options.name, options.may_continue) == ("auto", "agc-sweep", True)
     recipe = Recipe().with_values(dict(parse_setting(text) for text in options.set))
