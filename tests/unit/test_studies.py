@@ -108,7 +108,7 @@ def test_the_baseline_of_the_sam_study_can_be_given_more_epochs(
     monkeypatch.chdir(tmp_path)
     assert plan("sam_sweep", monkeypatch, *found[1].split()) == 0
     said = capsys.readouterr().out
-    assert "1 trials of nfnet_pico" in said
+    assert "1 trial of nfnet_pico" in said
     assert "of at most 16 epochs" in said
 
 
