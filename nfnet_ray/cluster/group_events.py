@@ -6,10 +6,12 @@ developer interface; ``RunConfig(callbacks=...)`` takes both.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping
 from typing import Any
 
+import ray
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 
@@ -22,13 +24,29 @@ SECONDS_TO_YIELD = 120.0  # for a step, and for a checkpoint to be written
 class GroupEvents(ControllerCallback, WorkerGroupCallback):
     """Notes that a group has started or has lost workers; lets it keep a checkpoint before it is resized."""
 
-    def __init__(self, mailbox: str) -> None:
-        self._name = mailbox
+    def __init__(self, mailbox: str, training: str) -> None:
+        self._name, self._training = mailbox, training
         self._size: int | None = None
 
     @property
     def _mailbox(self) -> Mailbox:
         return Mailbox(self._name)
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """Withdraws what a controller of the same training that was killed had asked machines for.
+
+        Elastic workers are started on machines that Ray has reserved for them, and what a dead controller reserved
+        expires only after three minutes.
+        """
+        of_training, request = Mailbox(self._training), f"train-{train_run_context.run_id}"
+        before = of_training.get("request")
+        of_training.set("request", request)
+        if before:
+            with contextlib.suppress(
+                ValueError, ray.exceptions.RayError
+            ):  # no such actor: nothing is reserved
+                coordinator = ray.get_actor("AutoscalingCoordinator", namespace="AutoscalingCoordinator")
+                ray.get(coordinator.cancel_request.remote(requester_id=before), timeout=10)
 
     def after_worker_group_start(self, worker_group: Any) -> None:
         self._size = len(worker_group)

@@ -104,7 +104,7 @@ def torch_trainer(config: WorkerConfig, callbacks: list[Any]) -> TorchTrainer:
         "resources_per_worker": each,
         "elastic_resize_monitor_interval_s": config["resize_seconds"],
     }
-    all_callbacks: list[Any] = [GroupEvents(config["mailbox"]), *callbacks]
+    all_callbacks: list[Any] = [GroupEvents(config["mailbox"], config["directory"]), *callbacks]
     return TorchTrainer(
         train_in_group,
         train_loop_config=dict(config),

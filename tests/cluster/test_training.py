@@ -39,6 +39,35 @@ def place(tmp_path: Path, few_digits: Path, machines: Machines) -> TrainingPlace
     return TrainingPlace(tmp_path, few_digits, machines.address)
 
 
+def test_with_machines_that_come_and_go_it_is_the_same_training(
+    place: TrainingPlace, undisturbed: Undisturbed, machines: Machines
+) -> None:
+    """A machine is taken back, which costs no step; one comes; one is lost without a word."""
+    place.disturb(step_seconds=0.5)
+    driver = place.start("--workers", "1-2", "--checkpoint-minutes", "0.03")
+    driver.until_attempt(1)
+    assert place.attempts[0]["workers"] == 2
+    leaving = machines["two"]
+    machines.take_back(leaving, seconds=60)
+    driver.until_attempt(2)
+    assert (place.attempts[1]["workers"], place.attempts[1]["after"]) == (1, "a machine is taken back")
+    assert place.steps_done_twice == set()
+    machines.remove(leaving)
+    machines.add("three")
+    driver.until_attempt(3)
+    assert (place.attempts[2]["workers"], place.attempts[2]["after"]) == (2, "1 worker became 2")
+    assert place.steps_done_twice == set()
+    machines.remove(machines["three"])
+    driver.until_attempt(4)
+    assert place.attempts[3]["workers"] == 1
+    place.disturb(step_seconds=0)
+    assert driver.end() == 0, driver.printed
+    machines.add("four")
+    assert place.samples == undisturbed.samples
+    for name, weight in undisturbed.weights.items():
+        torch.testing.assert_close(place.state["model"][name], weight, rtol=1e-2, atol=1e-3)
+
+
 def test_kill_9_of_a_worker_the_controller_and_the_driver_changes_no_bit(
     place: TrainingPlace, undisturbed: Undisturbed
 ) -> None:
@@ -81,35 +110,6 @@ def test_kill_9_of_a_worker_the_controller_and_the_driver_changes_no_bit(
     clock = place.state["clock"]
     assert clock["lost"] > 0
     assert clock["paused"] > 0
-
-
-def test_with_machines_that_come_and_go_it_is_the_same_training(
-    place: TrainingPlace, undisturbed: Undisturbed, machines: Machines
-) -> None:
-    """A machine is taken back, which costs no step; one comes; one is lost without a word."""
-    place.disturb(step_seconds=0.5)
-    driver = place.start("--workers", "1-2", "--checkpoint-minutes", "0.03")
-    driver.until_attempt(1)
-    assert place.attempts[0]["workers"] == 2
-    leaving = machines["two"]
-    machines.take_back(leaving, seconds=60)
-    driver.until_attempt(2)
-    assert (place.attempts[1]["workers"], place.attempts[1]["after"]) == (1, "a machine is taken back")
-    assert place.steps_done_twice == set()
-    machines.remove(leaving)
-    machines.add("three")
-    driver.until_attempt(3)
-    assert (place.attempts[2]["workers"], place.attempts[2]["after"]) == (2, "1 worker became 2")
-    assert place.steps_done_twice == set()
-    machines.remove(machines["three"])
-    driver.until_attempt(4)
-    assert place.attempts[3]["workers"] == 1
-    place.disturb(step_seconds=0)
-    assert driver.end() == 0, driver.printed
-    machines.add("four")
-    assert place.samples == undisturbed.samples
-    for name, weight in undisturbed.weights.items():
-        torch.testing.assert_close(place.state["model"][name], weight, rtol=1e-2, atol=1e-3)
 
 
 def test_a_worker_that_hangs_is_found_and_all_stacks_are_kept(
