@@ -1,10 +1,11 @@
 """Runs that are killed at a random step and go on, for every combination of techniques: do they end as if unharmed?
 
-``python campaign.py DATA WORKERS SEED``: for each combination three trainings of a tiny network, each in processes of
-its own (forked, so that none of them has to import torch): one that is left alone; one of whose workers one kills
-itself with SIGKILL in the middle of a step, somewhere within the run; and one that goes on from what that has left.
-Prints a line of JSON for each combination: what differs, and from where it went on. DATA is a data set of 120 images
-to train with.
+``python -m tests.resume.campaign DATA WORKERS SEED [0|1]``: for each combination three trainings of a tiny
+network, each in processes of its own (forked, so that none of them has to import torch): one that is left
+alone; one of whose workers one kills itself with SIGKILL in the middle of a step, somewhere within the run;
+and one that goes on from what that has left. Prints a line of JSON for each combination: what differs, and
+from where it went on. DATA is a data set of 120 images to train with; with 0 or 1 it is half of the
+combinations, such that any four switches are in every setting.
 """
 
 from __future__ import annotations
@@ -64,10 +65,11 @@ Combination = tuple[str, ...]
 """A method, and the switches that are on."""
 
 
-def combinations() -> list[Combination]:
-    """All of them: 5 methods, 2 ** 5 settings of the switches."""
+def combinations(half: int | None = None) -> list[Combination]:
+    """All of them, 5 methods with 2 ** 5 settings of the switches, or those with an even or odd number of parts."""
     settings = itertools.product(*[(None, name) for name in SWITCHES])
-    return [(method, *filter(None, setting)) for method, setting in itertools.product(METHODS, settings)]
+    of_all = [(method, *filter(None, setting)) for method, setting in itertools.product(METHODS, settings)]
+    return [combination for combination in of_all if half is None or len(combination) % 2 == half]
 
 
 def recipe_of(combination: Combination, data: Path) -> Recipe:
@@ -89,6 +91,12 @@ def recipe_of(combination: Combination, data: Path) -> Recipe:
         values |= on_values if name in on else off_values
     values |= {f"optimizer.sam.{name}": value for name, value in METHODS[method].items()}
     return Recipe().with_values(values)
+
+
+def timeless(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The metrics that are the same in every run: not seconds, nor what a second or the memory holds."""
+    of_this_run = ("_seconds", "_per_second", "_bytes")
+    return {name: value for name, value in metrics.items() if not name.endswith(of_this_run)}
 
 
 class Worker(PlainContext):
@@ -115,12 +123,7 @@ class Worker(PlainContext):
             file.write(json.dumps(facts).encode() + b"\n")
 
     def report(self, metrics: Mapping[str, float]) -> None:
-        kept = {
-            name: value
-            for name, value in metrics.items()
-            if not name.endswith("_second") and "_seconds" not in name
-        }
-        self.note(epoch=metrics["epoch"], metrics=kept)
+        self.note(epoch=metrics["epoch"], metrics=timeless(metrics))
 
     def progress(self, epochs: float) -> None:
         if self._dies_at is not None and epochs >= self._dies_at - 1e-6:
@@ -270,11 +273,11 @@ def tried(combination: Combination, data: Path, workers: int, seed: int, folder:
     }
 
 
-def main(data: Path, workers: int, seed: int) -> None:
+def main(data: Path, workers: int, seed: int, half: int | None = None) -> None:
     """Goes through all combinations, in as many lanes as leave a core for each worker."""
     gc.freeze()  # training collects garbage first, and would look through all modules in each process
     lanes = max(1, (os.cpu_count() or 1) // workers)
-    own = combinations()
+    own = combinations(half)
     for lane in range(1, lanes):
         if os.fork() == 0:
             own = own[lane::lanes]
@@ -291,4 +294,4 @@ def main(data: Path, workers: int, seed: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    main(Path(sys.argv[1]), *map(int, sys.argv[2:]))
