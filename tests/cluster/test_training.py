@@ -134,6 +134,6 @@ def test_a_storage_that_is_not_shared_is_refused_in_one_line(place: TrainingPlac
     driver = place.start("--workers", "2")
     assert driver.end() == 2
     last = driver.printed.strip().splitlines()[-1]
-    assert last.startswith("train.py: ")
+    assert last.startswith("disturbed.py: worker ")  # the name of the program
     assert "need a folder or a URI that all nodes share" in last
     assert "Traceback" not in driver.printed
