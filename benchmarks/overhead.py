@@ -2,7 +2,8 @@
 
 Four ways to train the same Recipe on the same data, one after the other in each round, each in a process of its own:
 
-* ``bare``: batches from the loader, ``TrainStep``, nothing else: no clock, no sums, no progress, no checkpoints;
+* ``bare``: batches from the loader and ``TrainStep``, then evaluation, which is not timed but changes what memory is
+  at hand: no clock, no sums, no progress, no checkpoints;
 * ``loop``: ``nfnet_ray.training.train`` without checkpoints;
 * ``saving``: the same, with a checkpoint at the end of each epoch;
 * ``ray``: the same by ``python studies/train.py``, a ``TorchTrainer`` of one worker, with its journal and MLflow; left
@@ -32,18 +33,19 @@ import torch
 
 from benchmarks.record import Row, append_rows, circumstances
 from nfnet_ray.data.dataset import open_dataset
-from nfnet_ray.data.loader import TrainLoader
+from nfnet_ray.data.loader import EvalLoader, TrainLoader
 from nfnet_ray.models import create_model
 from nfnet_ray.models.published import with_published_values
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.training import PlainContext, train
+from nfnet_ray.training.evaluation import EVAL_BATCH_SIZE, evaluate
 from nfnet_ray.training.gradient import DTYPES, MEMORY_FORMATS
 from nfnet_ray.training.process import reset_process
 from nfnet_ray.training.step import TrainStep
 
 RESULTS = Path(__file__).with_name("results") / "overhead.csv"
 WAYS = ("bare", "loop", "saving", "ray")
-EPOCHS = 6
+EPOCHS = 11
 THREADS = 1
 
 
@@ -75,6 +77,7 @@ def bare(recipe: Recipe) -> list[float]:
     dataset, context = open_dataset(recipe.data.path), PlainContext(threads=THREADS)
     where: dict[str, Any] = {"rank": 0, "world_size": 1, "device": context.device, "threads": THREADS}
     loader = TrainLoader(dataset.train, recipe.data, batch_size=recipe.batch_size, seed=recipe.seed, **where)
+    eval_loader = EvalLoader(dataset.validation, recipe.data, batch_size=EVAL_BATCH_SIZE, **where)
     model = create_model(recipe.model.name, len(dataset.class_names))
     model.to(context.device, DTYPES[recipe.precision]).to(memory_format=MEMORY_FORMATS[recipe.memory_format])
     step = TrainStep(model, recipe, context, loader.batches_per_epoch)
@@ -86,6 +89,9 @@ def bare(recipe: Recipe) -> list[float]:
             loss = step(batch).loss
         loss.item()  # waits for the device
         seconds.append(time.perf_counter() - start)
+        evaluate(model, eval_loader, recipe, context)
+        if step.average:
+            evaluate(step.average.model, eval_loader, recipe, context)
     return seconds
 
 

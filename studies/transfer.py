@@ -45,6 +45,7 @@ from typing import Any
 from rich.console import Console
 
 from data_prep.digits import FIRST_HALF, SECOND_HALF_FEW, describe_digits, write_digits
+from nfnet_ray.cluster.job import home_folder
 from nfnet_ray.cluster.study import Study
 from nfnet_ray.data.dataset import DatasetSummary, check_dataset
 from nfnet_ray.errors import UserError
@@ -84,7 +85,7 @@ def transfer(data: DatasetSummary, epochs: int | None = None, weights: str | Non
             )
         name, path, rates = recipe.model.name, built_in_weights(), LEARNING_RATES_OF_FEW_IMAGES
     else:
-        name, path, rates = _network_of(weights, recipe.model.name), Path(weights), LEARNING_RATES
+        name, path, rates = _network_of(weights, recipe.model.name), home_folder() / weights, LEARNING_RATES
     return Study(
         name="transfer",
         question=QUESTION,
@@ -104,7 +105,7 @@ def transfer(data: DatasetSummary, epochs: int | None = None, weights: str | Non
 def built_in_weights() -> Path:
     """Where the weights of the digits 0 to 4 are kept. What they were trained with is part of the name."""
     recipe = _pretraining_recipe(describe_digits(PRETRAINING_DATA, FIRST_HALF))
-    return Path("data") / f"digits_0_to_4-{recipe.fingerprint()}.pt"
+    return home_folder() / "data" / f"digits_0_to_4-{recipe.fingerprint()}.pt"
 
 
 def pretrain(path: Path, console: Console, epochs: int = PRETRAINING_EPOCHS) -> None:
@@ -117,7 +118,7 @@ def pretrain(path: Path, console: Console, epochs: int = PRETRAINING_EPOCHS) -> 
 
     from nfnet_ray.training import PlainContext, train
 
-    data = check_dataset(write_digits(PRETRAINING_DATA.resolve(), FIRST_HALF))
+    data = check_dataset(write_digits((home_folder() / PRETRAINING_DATA).resolve(), FIRST_HALF))
     recipe = _pretraining_recipe(data, epochs)
 
     def report(metrics: Any) -> None:
