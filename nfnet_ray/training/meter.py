@@ -234,10 +234,8 @@ class Meter:
             torch.cuda.reset_peak_memory_stats(self._context.device)
             return True
         try:
-            with open(
-                "/proc/self/clear_refs", "w"
-            ) as file:  # Linux: 5 sets the peak to what it is now (proc(5))
-                file.write("5")
+            with open("/proc/self/clear_refs", "w") as file:
+                file.write("5")  # Linux sets the peak to what it is now: proc(5)
         except OSError:
             return False
         return True

@@ -25,9 +25,8 @@ from nfnet_ray.training.context import Context
 
 FAILED_WRITES_IN_A_ROW = 3  # a disk that is full now may have room at the next checkpoint
 PROBE_FILE = "probe"
-PROBE_SECONDS = (
-    10.0  # network file systems show a new file late: NFS keeps what it knows of a folder for seconds
-)
+# Network file systems show a new file late: NFS keeps what it knows of a folder for seconds.
+PROBE_SECONDS = 10.0
 
 logger = logging.getLogger(__name__)
 

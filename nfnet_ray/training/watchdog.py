@@ -88,10 +88,9 @@ class Watchdog:
         try:
             while not self._over.wait(every):
                 now = time.monotonic()
+                # This thread stood still too: the machine slept, or somebody stopped the process.
                 if now - looked_at > every + self._seconds / 2:
-                    beats = (
-                        -1
-                    )  # this thread stood still too: the machine slept, or somebody stopped the process
+                    beats = -1
                 looked_at = now
                 if beats != self._clock.beats:
                     beats, since = self._clock.beats, now
