@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +13,21 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from data_prep.__main__ import main as data_prep
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _rays_of_our_own() -> Iterator[None]:
+    """Every Ray that a test starts writes its address file and its sessions into a folder of this run alone.
+
+    So `--address auto` finds the tests' own cluster, and a Ray that somebody else runs on this machine is neither
+    joined nor replaced in the address file. The path is short because Ray's sockets lie in it.
+    """
+    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TMPDIR", folder)
+        patch.delenv("RAY_ADDRESS", raising=False)
+        yield
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

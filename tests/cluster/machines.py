@@ -17,7 +17,7 @@ from types import MappingProxyType
 from tests.cluster.training import descendants, environment
 
 RAY = str(Path(sys.executable).with_name("ray"))
-START_SECONDS = 60
+START_SECONDS = 180  # 10 s on two quiet cores
 IDS = (
     "import json, sys; from ray._raylet import GcsClient;"
     "nodes = GcsClient(address=sys.argv[1]).get_all_node_info().values();"
@@ -54,22 +54,30 @@ class Machine:
 
 
 class Machines:
-    """A head without cores for workers, and machines that come and go."""
+    """A head, which has no cores for workers unless it is given some, and machines that come and go.
+
+    Every port is a free one, so that another head on this machine is not in the way.
+    """
 
     def __init__(
         self,
         ip: str = "127.0.0.1",
         inside: tuple[str, ...] = (),
         variables: Mapping[str, str] = MappingProxyType({}),
+        head_cores: int = 0,
     ) -> None:
         self.address = f"{ip}:{_free_port()}"
         self._inside = inside
         self.up: list[Machine] = []
         """The head and the others, in the order in which they came."""
         port = self.address.rpartition(":")[2]
-        dashboard = [f"--dashboard-port={_free_port()}", "--num-cpus=0", f"--node-ip-address={ip}"]
+        ports = [
+            f"--{name}-port={_free_port()}"
+            for name in ("dashboard", "dashboard-agent-listen", "ray-client-server")
+        ]
+        shape = [f"--num-cpus={head_cores}", f"--node-ip-address={ip}"]
         self.head = self._started(
-            Machine("head", ["--head", f"--port={port}", *dashboard], inside, variables)
+            Machine("head", ["--head", f"--port={port}", *ports, *shape], inside, variables)
         )
 
     def add(

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.cluster.machines import Machines
 from tests.e2e.workplace import Workplace, one_at_a_time
-
-GCS_PORT, DASHBOARD_PORT = 6399, 8299  # not Ray's own, which a developer's cluster may have
 
 
 @pytest.fixture
@@ -22,24 +18,15 @@ def workplace(tmp_path: Path) -> Workplace:
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[str]:
-    """The address of a Ray cluster of one node and two cores, started as an administrator would."""
-    ray = str(Path(sys.executable).with_name("ray"))
-    environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0"}
-    start = [
-        ray,
-        "start",
-        "--head",
-        "--num-cpus=2",
-        f"--port={GCS_PORT}",
-        f"--dashboard-port={DASHBOARD_PORT}",
-    ]
-    subprocess.run(start, env=environment, check=True, capture_output=True, timeout=120)
+    """The address of a Ray cluster of one node and two cores, started as an administrator would.
+
+    It is ended by its own processes: `ray stop` would end every Ray on the machine, whoever started it.
+    """
+    machines = Machines(head_cores=2)
     try:
-        yield f"127.0.0.1:{GCS_PORT}"
+        yield machines.address
     finally:
-        subprocess.run(
-            [ray, "stop", "--force"], env=environment, check=False, capture_output=True, timeout=120
-        )
+        machines.close()
 
 
 @pytest.fixture(scope="session")
