@@ -15,10 +15,10 @@ from types import FrameType
 from typing import get_args
 
 from data_prep.encode import EncodeSettings
-from data_prep.one_line_parser import EXIT_USER_ERROR, OneLineParser
 from data_prep.sources import WriteMode
 from nfnet_ray.data.dataset import DatasetSummary
 from nfnet_ray.errors import UserError
+from nfnet_ray.one_line_parser import EXIT_USER_ERROR, OneLineParser
 
 _INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C: 128 + SIGINT
 _TERMINATED = 143  # 128 + SIGTERM

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from nfnet_ray.printable import printable
+
 
 class UserError(Exception):
     """Something a person can put right: one line that says what, where, and what to do.
 
     Command lines print the message to standard error and leave with exit code 2, without a stack
     trace; everything else that is raised is a bug and keeps its trace.
+
+    Names in the message may hold anything: the text of the error is one printable line all the same.
     """
+
+    def __str__(self) -> str:
+        return printable(super().__str__())

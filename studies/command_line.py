@@ -16,7 +16,6 @@ from typing import Any
 from rich.console import Console
 
 from data_prep.digits import ALL_DIGITS, DigitsPart, describe_digits, write_digits
-from data_prep.one_line_parser import EXIT_USER_ERROR, OneLineParser
 from nfnet_ray.cluster.job import HOME_VARIABLE, home_folder, submission_id
 from nfnet_ray.cluster.journal import StudyProgress
 from nfnet_ray.cluster.plan import check_trials, estimate_cost, training_multiply_adds
@@ -26,6 +25,7 @@ from nfnet_ray.cluster.study import Study, Trial
 from nfnet_ray.data.dataset import DatasetSummary, check_dataset
 from nfnet_ray.errors import UserError
 from nfnet_ray.models.weights_file import pinned
+from nfnet_ray.one_line_parser import EXIT_USER_ERROR, OneLineParser
 from nfnet_ray.recipe import Recipe, field_meanings, parse_setting, split_weights
 from nfnet_ray.tracking.events import JOURNAL_FILE, StudyStarted, read_events
 from nfnet_ray.tracking.uri import check_tracking_uri, default_tracking_uri

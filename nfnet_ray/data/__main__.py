@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from nfnet_ray.errors import UserError
+from nfnet_ray.one_line_parser import EXIT_USER_ERROR, OneLineParser
+from nfnet_ray.printable import printable
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; gives the exit code: 0, or 2 for an error a person can put right."""
-    parser = argparse.ArgumentParser(prog="python -m nfnet_ray.data", description="Look at augmentation.")
+    parser = OneLineParser(prog="python -m nfnet_ray.data", description="Look at augmentation.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     sheet = commands.add_parser(
         "sheet",
@@ -29,8 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_sheet(options.out, options.image)
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"wrote {options.out}")
+        return EXIT_USER_ERROR
+    print(f"wrote {printable(options.out)}")
     return 0
 
 

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import NoReturn
 
+from nfnet_ray.printable import printable
+
 EXIT_USER_ERROR = 2
 
 
@@ -13,4 +15,4 @@ class OneLineParser(argparse.ArgumentParser):
     """Where argparse prints the usage too, this points at ``--help``."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(EXIT_USER_ERROR, f"{Path(self.prog).name}: {message}; see --help\n")
+        self.exit(EXIT_USER_ERROR, f"{Path(self.prog).name}: {printable(message)}; see --help\n")

@@ -1,0 +1,55 @@
+"""Text that is safe to print: names of files, classes and columns may hold whatever a file system or a table allows.
+
+A newline in a name makes two lines of one, an escape code moves the cursor or changes the window's title, a sign that
+turns the writing direction shows another name than there is, and a byte that is not UTF-8 cannot be printed at all.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import unicodedata
+from collections.abc import Sequence
+
+# Of category Cf, format characters, these two are spelling: Persian and Hindi words and joined emoji have them.
+_JOINERS = frozenset("\u200c\u200d")
+# The Unicode standard's general categories: control and format characters, surrogates, line and paragraph separators.
+_UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+_SHORT = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
+# How Python's file functions show a byte of a name that is not UTF-8 (PEP 383): U+DC80 to U+DCFF.
+_BYTES_AS_SURROGATES = range(0xDC80, 0xDD00)
+
+
+def printable(value: object) -> str:
+    r"""``str(value)`` in one line: a newline becomes ``\n``, an escape ``\x1b``, a byte that is not UTF-8 ``\xff``.
+
+    Letters, signs and emoji of all scripts stay. Of text that was made printable before, it changes nothing.
+    """
+    text = str(value)
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(map(_shown, text))
+
+
+def shell_command(words: Sequence[str | os.PathLike[str]]) -> str:
+    """A command in one printable line, to be pasted into bash or zsh; each word is quoted where that is needed."""
+    return " ".join(_shell_word(os.fspath(word)) for word in words)
+
+
+def _shown(character: str) -> str:
+    if character in _JOINERS or unicodedata.category(character) not in _UNPRINTABLE:
+        return character
+    code = ord(character)
+    if code in _BYTES_AS_SURROGATES:
+        return f"\\x{code - 0xDC00:02x}"
+    if code < 0x80:
+        return _SHORT.get(character, f"\\x{code:02x}")
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def _shell_word(word: str) -> str:
+    if printable(word) == word:
+        return shlex.quote(word)
+    # Bash and zsh understand these escapes between $' and '.
+    escaped = word.replace("\\", "\\\\").replace("'", "\\'")
+    return f"$'{printable(escaped)}'"
