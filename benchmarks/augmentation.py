@@ -16,8 +16,10 @@ import numpy as np
 import torch
 
 from benchmarks.record import Row, append_rows, circumstances, seconds
+from nfnet_ray.arguments import positive
 from nfnet_ray.data.augment import augment
 from nfnet_ray.data.batch import Batch
+from nfnet_ray.one_line_parser import OneLineParser
 from nfnet_ray.recipe import DataRecipe, MixingRecipe, RandAugmentRecipe
 
 RESULTS = Path(__file__).with_name("results") / "augmentation.csv"
@@ -57,11 +59,11 @@ def measure(size: int, magnitude: float, device: torch.device) -> Row:
 
 def main() -> None:
     """Measures, prints, and appends to the results."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
-    parser.add_argument("sizes", nargs="*", type=int, default=[64, 192], metavar="SIZE")
+    parser.add_argument("--threads", type=positive, default=1, help="CPU threads (default: %(default)s)")
+    parser.add_argument("sizes", nargs="*", type=positive, default=[64, 192], metavar="SIZE")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.record import Row, append_rows, circumstances, seconds
+from nfnet_ray.arguments import positive
 from nfnet_ray.models import create_model
+from nfnet_ray.one_line_parser import OneLineParser
 from nfnet_ray.optim import clip_gradients_adaptively, unitwise_norm
 
 RESULTS = Path(__file__).with_name("results") / "clipping.csv"
@@ -73,10 +75,10 @@ def measure(name: str, device: torch.device) -> Row:
 
 def main() -> None:
     """Measures, prints, and appends to the results."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
+    parser.add_argument("--threads", type=positive, default=1, help="CPU threads (default: %(default)s)")
     parser.add_argument("models", nargs="*", default=["nfnet_pico", "nfnet_nano", "nfnet_f0"])
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

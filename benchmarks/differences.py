@@ -28,11 +28,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.record import Row, circumstances
+from nfnet_ray.arguments import positive
 from nfnet_ray.models import create_model
 from nfnet_ray.models.deepmind import load_deepmind_weights, to_deepmind_arrays
 from nfnet_ray.models.nfnet import NFNet
 from nfnet_ray.models.timm_weights import to_timm_state
 from nfnet_ray.models.variants import block_plan, get_variant
+from nfnet_ray.one_line_parser import OneLineParser
 from nfnet_ray.optim import clip_gradients_adaptively
 
 RESULTS = Path(__file__).with_name("results") / "differences.csv"
@@ -296,10 +298,10 @@ def measure() -> Iterable[Row]:
 
 def main() -> None:
     """Measures, prints, and writes the results."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
+    parser.add_argument("--threads", type=positive, default=1, help="CPU threads (default: %(default)s)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)

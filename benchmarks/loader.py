@@ -39,12 +39,14 @@ from numpy.typing import NDArray
 
 from benchmarks.record import Row, append_rows, circumstances
 from data_prep.__main__ import main as data_prep
+from nfnet_ray.arguments import positive
 from nfnet_ray.data import loader as loader_module
 from nfnet_ray.data.crop import central_square_boxes
 from nfnet_ray.data.dataset import Dataset, open_dataset
 from nfnet_ray.data.decode import decode_jpeg
 from nfnet_ray.data.draws import Purpose, uniforms
 from nfnet_ray.data.loader import TrainLoader
+from nfnet_ray.one_line_parser import OneLineParser
 from nfnet_ray.recipe import DataRecipe, MixingRecipe, RandAugmentRecipe
 
 RESULTS = Path(__file__).with_name("results") / "loader.csv"
@@ -251,13 +253,13 @@ def measure(source: Path, work: Path, size: int, threads: int, copies: int) -> R
 
 def main() -> None:
     """Measures, prints, and appends to the results."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("source", type=Path, metavar="SOURCE", help="a folder of class folders of JPEGs")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="default: one for each core")
-    parser.add_argument("--size", type=int, default=192, metavar="PIXELS", help="default: %(default)s")
-    parser.add_argument("--copies", type=int, default=4, help="of each image (default: %(default)s)")
+    parser.add_argument("--threads", type=positive, default=os.cpu_count() or 1, help="default: one for each core")
+    parser.add_argument("--size", type=positive, default=192, metavar="PIXELS", help="default: %(default)s")
+    parser.add_argument("--copies", type=positive, default=4, help="of each image (default: %(default)s)")
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as work:

@@ -32,10 +32,12 @@ from typing import Any
 import torch
 
 from benchmarks.record import Row, append_rows, circumstances
+from nfnet_ray.arguments import positive
 from nfnet_ray.data.dataset import open_dataset
 from nfnet_ray.data.loader import EvalLoader, TrainLoader
 from nfnet_ray.models import create_model
 from nfnet_ray.models.published import with_published_values
+from nfnet_ray.one_line_parser import OneLineParser
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.training import PlainContext, train
 from nfnet_ray.training.evaluation import EVAL_BATCH_SIZE, evaluate
@@ -191,13 +193,13 @@ def measure(recipe: Recipe, rounds: int) -> Row:
 
 def main() -> None:
     """Measures, prints, and appends to the results."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, help="a data set (default: the handwritten digits)")
     parser.add_argument("--model", default="nfnet_pico", help="default: %(default)s")
-    parser.add_argument("--batch-size", type=int, default=64, help="default: %(default)s")
-    parser.add_argument("--rounds", type=int, default=7, help="default: %(default)s")
+    parser.add_argument("--batch-size", type=positive, default=64, help="default: %(default)s")
+    parser.add_argument("--rounds", type=positive, default=7, help="default: %(default)s")
     parser.add_argument("--one-way", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()

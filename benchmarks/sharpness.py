@@ -17,9 +17,11 @@ import numpy as np
 import torch
 
 from benchmarks.record import Row, append_rows, circumstances, seconds
+from nfnet_ray.arguments import positive, whole_number
 from nfnet_ray.data.loader import TrainBatch
 from nfnet_ray.models import create_model
 from nfnet_ray.models.published import published_recipe
+from nfnet_ray.one_line_parser import OneLineParser
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.training.context import PlainContext
 from nfnet_ray.training.gradient import DTYPES, MEMORY_FORMATS
@@ -101,16 +103,19 @@ def measure(recipe: Recipe, context: PlainContext, repeats: int) -> list[Row]:
 
 def main() -> None:
     """Measures, prints, and appends to the results."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=64, help="images of a step (default: %(default)s)")
+    parser.add_argument("--threads", type=positive, default=1, help="CPU threads (default: %(default)s)")
+    parser.add_argument("--batch-size", type=positive, default=64, help="images of a step (default: %(default)s)")
     parser.add_argument(
-        "--image-size", type=int, default=32, help="side in pixels; 0: the model's own (default: %(default)s)"
+        "--image-size",
+        type=whole_number(0),
+        default=32,
+        help="side in pixels; 0: the model's own (default: %(default)s)",
     )
     parser.add_argument("--precision", default="float32", choices=sorted(DTYPES))
-    parser.add_argument("--repeats", type=int, default=9, help="measurements of each (default: %(default)s)")
+    parser.add_argument("--repeats", type=positive, default=9, help="measurements of each (default: %(default)s)")
     parser.add_argument("models", nargs="*", default=["nfnet_pico", "nfnet_nano"])
     options = parser.parse_args()
     context = PlainContext(threads=options.threads)

@@ -9,7 +9,6 @@ server's page is opened.
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import socket
@@ -26,7 +25,9 @@ from pathlib import Path
 from typing import IO
 
 from dashboards.study_directory import find_study
+from nfnet_ray.arguments import whole_number
 from nfnet_ray.errors import UserError
+from nfnet_ray.one_line_parser import EXIT_USER_ERROR, OneLineParser
 from nfnet_ray.tracking.events import JOURNAL_FILE
 from nfnet_ray.tracking.spool import SPOOL_FILE, Spool, TrackedStudy
 from nfnet_ray.tracking.uri import check_tracking_uri, sqlite_path
@@ -93,18 +94,24 @@ def mlflow_server(tracking_uri: str, port: int) -> Iterator[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python -m dashboards.compare", description="Open the MLflow UI on a study's comparison."
     )
     parser.add_argument("study", metavar="STUDY", help="a study's directory, or its name under ./runs")
-    parser.add_argument("--port", type=int, default=5000, help="the first port to try (default: %(default)s)")
+    parser.add_argument(
+        "--port",
+        type=whole_number(1, 65535),
+        default=5000,
+        metavar="N",
+        help="the first port to try (default: %(default)s)",
+    )
     parser.add_argument("--no-browser", action="store_true", help="print the address only")
     options = parser.parse_args(arguments)
     try:
         _compare(find_study(options.study), options.port, not options.no_browser)
     except UserError as error:
         print(error, file=sys.stderr)
-        return 2
+        return EXIT_USER_ERROR
     except KeyboardInterrupt:
         pass
     return 0

@@ -9,7 +9,6 @@ Studies that are still running, were interrupted, or in which no trial finished 
 
 from __future__ import annotations
 
-import argparse
 import html
 import json
 import math
@@ -43,6 +42,7 @@ from nfnet_ray.analysis import (
     setting_results,
 )
 from nfnet_ray.errors import UserError
+from nfnet_ray.one_line_parser import EXIT_USER_ERROR, OneLineParser
 from nfnet_ray.tracking.labels import point_label, value_label
 
 REPORT_FILE = "report.html"
@@ -86,7 +86,7 @@ def write_report(study_directory: Path, destination: Path | None = None) -> Path
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python -m dashboards.report", description="Write a study's report."
     )
     parser.add_argument("study", metavar="STUDY", help="a study's directory, or its name under ./runs")
@@ -101,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(write_report(find_study(options.study), options.output))
     except UserError as error:
         print(error, file=sys.stderr)
-        return 2
+        return EXIT_USER_ERROR
     return 0
 
 

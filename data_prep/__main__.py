@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import shlex
 import signal
@@ -16,6 +15,7 @@ from typing import get_args
 
 from data_prep.encode import EncodeSettings
 from data_prep.sources import WriteMode
+from nfnet_ray.arguments import MOST_DIGITS, number_or_nan, positive, shortened, whole_number
 from nfnet_ray.data.dataset import DatasetSummary
 from nfnet_ray.errors import UserError
 from nfnet_ray.one_line_parser import EXIT_USER_ERROR, OneLineParser
@@ -102,11 +102,11 @@ examples
         " CIFAR's binary files smart)",
     )  # fmt: skip
     convert.add_argument(
-        "--jpeg-quality", type=_quality, default=EncodeSettings.jpeg_quality, metavar="1..100",
+        "--jpeg-quality", type=whole_number(1, 100), default=EncodeSettings.jpeg_quality, metavar="1..100",
         help="of images that are re-encoded, without chroma subsampling (default: %(default)s)",
     )  # fmt: skip
     convert.add_argument(
-        "--max-side", type=_positive, default=EncodeSettings.max_side, metavar="PIXELS",
+        "--max-side", type=positive, default=EncodeSettings.max_side, metavar="PIXELS",
         help="shrink images with a longer side to this (default: %(default)s)",
     )  # fmt: skip
     unreadable = convert.add_mutually_exclusive_group()
@@ -119,7 +119,7 @@ examples
         "--skip-unreadable", action="store_true", help="leave out any number of images that cannot be decoded"
     )
     convert.add_argument(
-        "--workers", type=_positive, default=os.cpu_count() or 1, metavar="N",
+        "--workers", type=positive, default=os.cpu_count() or 1, metavar="N",
         help="threads (default: one per core, here %(default)s)",
     )  # fmt: skip
     convert.add_argument(
@@ -161,11 +161,11 @@ def _add_verify(commands: argparse._SubParsersAction[OneLineParser]) -> None:
     _add_dataset(verify)
     verify.add_argument("--decode", action="store_true", help="decode every image too (much slower)")
     verify.add_argument(
-        "--limit", type=_positive, default=20, metavar="N",
+        "--limit", type=positive, default=20, metavar="N",
         help="print at most N of the things that are wrong (default: %(default)s)",
     )  # fmt: skip
     verify.add_argument(
-        "--workers", type=_positive, default=os.cpu_count() or 1, metavar="N",
+        "--workers", type=positive, default=os.cpu_count() or 1, metavar="N",
         help="threads (default: one per core, here %(default)s)",
     )  # fmt: skip
     verify.set_defaults(run=_verify)
@@ -213,14 +213,14 @@ def _add_doctor(commands: argparse._SubParsersAction[OneLineParser]) -> None:
     doctor.add_argument(
         "--model", metavar="NAME", help="the model to feed: python -m nfnet_ray.models lists all"
     )
-    doctor.add_argument("--gpus", type=_positive, default=1, metavar="N", help="default: %(default)s")
+    doctor.add_argument("--gpus", type=positive, default=1, metavar="N", help="default: %(default)s")
     doctor.add_argument(
-        "--gpu-images-per-second", type=_positive, metavar="X",
+        "--gpu-images-per-second", type=positive, metavar="X",
         help="what one GPU trains with (default: measured on this machine's GPU; without one, what is published for"
         " a V100)",
     )  # fmt: skip
     doctor.add_argument(
-        "--workers", type=_positive, default=os.cpu_count() or 1, metavar="N",
+        "--workers", type=positive, default=os.cpu_count() or 1, metavar="N",
         help="the loader's threads (default: one per core, here %(default)s)",
     )  # fmt: skip
     doctor.set_defaults(run=_doctor)
@@ -338,41 +338,21 @@ def _terminate(signal_number: int, frame: FrameType | None) -> None:
     raise SystemExit(_TERMINATED)
 
 
-def _number(text: str) -> float:
-    """NaN for what is no number, which no range has in it."""
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
-
-
 def _share(text: str) -> float:
-    share = _number(text)
+    share = number_or_nan(text)
     if not 0 < share < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a number between 0 and 1")
+        raise argparse.ArgumentTypeError(f"{shortened(text)} is not a number between 0 and 1")
     return share
 
 
 def _images_or_share(text: str) -> int | float:
     """``20`` images; ``0.001`` or ``0.1%`` of all."""
-    if text.isdecimal():
+    if text.isdecimal() and len(text) <= MOST_DIGITS:
         return int(text)
-    share = _number(text[:-1]) / 100 if text.endswith("%") else _number(text)
+    share = number_or_nan(text[:-1]) / 100 if text.endswith("%") else number_or_nan(text)
     if not 0 <= share < 1:
-        raise argparse.ArgumentTypeError(f"{text} is neither a number of images nor a share below 1")
+        raise argparse.ArgumentTypeError(f"{shortened(text)} is neither a number of images nor a share below 1")
     return share
-
-
-def _quality(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 100:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 to 100")
-    return int(text)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from typing import Any
 from rich.console import Console
 
 from data_prep.digits import ALL_DIGITS, DigitsPart, describe_digits, write_digits
+from nfnet_ray.arguments import at_least_zero, positive, shortened
 from nfnet_ray.cluster.job import HOME_VARIABLE, home_folder, submission_id
 from nfnet_ray.cluster.journal import StudyProgress
 from nfnet_ray.cluster.plan import check_trials, estimate_cost, training_multiply_adds
@@ -187,7 +188,7 @@ def add_shares(group: argparse._ArgumentGroup, cpus: str) -> None:
     group.add_argument("--cpus-per-worker", type=positive, metavar="N", help=f"default: {cpus}")
     group.add_argument(
         "--gpus-per-worker",
-        type=_share,
+        type=at_least_zero,
         metavar="X",
         help="0.25 packs four workers on a GPU (default: 1 if the cluster has GPUs)",
     )
@@ -231,23 +232,6 @@ def _parser(program: _Program) -> argparse.ArgumentParser:
         "--plan", action="store_true", help="print what would run and what it costs; start nothing"
     )
     return parser
-
-
-def positive(text: str) -> int:
-    """A whole number above 0, for argparse."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
-    return int(text)
-
-
-def _share(text: str) -> float:
-    try:
-        share = float(text)
-    except ValueError:
-        share = -1.0
-    if not 0 <= share < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a number of at least 0")
-    return share
 
 
 def _run(program: _Program, options: argparse.Namespace, console: Console) -> int:
@@ -436,9 +420,9 @@ def verify(path: Path) -> None:
 
 def study_name(text: str) -> str:
     """A name that can be a folder's and that nobody has to quote."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text):
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", text):
         raise argparse.ArgumentTypeError(
-            f"{text!r} is not a name: use letters, digits, dots, dashes and underscores"
+            f"{shortened(text)!r} is not a name: use up to 100 letters, digits, dots, dashes and underscores"
         )
     return text
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from rich.console import Console
 
+from nfnet_ray.arguments import above_zero, positive, shortened
 from nfnet_ray.cluster.job import home_folder
 from nfnet_ray.cluster.journal import StudyProgress
 from nfnet_ray.cluster.plan import check_trials, estimate_cost
@@ -45,7 +46,6 @@ from studies.command_line import (
     has_begun,
     new_parser,
     occasion,
-    positive,
     print_plan,
     refuse_with_resume,
     resume_command,
@@ -102,13 +102,13 @@ def _parser() -> argparse.ArgumentParser:
     guard = parser.add_argument_group("what it does against failures")
     guard.add_argument(
         "--checkpoint-minutes",
-        type=_above_zero,
+        type=above_zero,
         metavar="M",
         help="keep a checkpoint so often within an epoch (default: 10)",
     )
     guard.add_argument(
         "--hang-seconds",
-        type=_above_zero,
+        type=above_zero,
         metavar="S",
         help="a worker that gives no sign of life for so long is started again (default: 600)",
     )
@@ -126,18 +126,8 @@ def _workers(text: str) -> tuple[int, int]:
     least, dash, most = text.partition("-")
     bounds = positive(least), positive(most if dash else least)
     if bounds[0] > bounds[1]:
-        raise argparse.ArgumentTypeError(f"{text}: write the smaller number first")
+        raise argparse.ArgumentTypeError(f"{shortened(text)}: write the smaller number first")
     return bounds
-
-
-def _above_zero(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
-    if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
-    return number
 
 
 def _run(options: argparse.Namespace, console: Console) -> int:

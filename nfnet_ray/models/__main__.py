@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from nfnet_ray.arguments import positive
 from nfnet_ray.errors import UserError
 from nfnet_ray.models.catalogue import get_model
 from nfnet_ray.models.tables import block_table, list_table, summary
 from nfnet_ray.models.variants import OVERRIDES, Variant
+from nfnet_ray.one_line_parser import EXIT_USER_ERROR, OneLineParser
 
 # Of the images of --signal, unless --size says another: large enough that F0's last stage has 4x4 pixels, small
 # enough for a CPU. Smaller members are measured at their training size.
@@ -26,12 +28,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _run(options)
     except (UserError, OSError) as error:  # OSError: a page that cannot be written, a closed pipe
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return EXIT_USER_ERROR
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python -m nfnet_ray.models",
         description="List all models, or print one: its blocks, and what they cost.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -45,11 +47,11 @@ examples
     )
     parser.add_argument("name", nargs="?", metavar="NAME", help="a model; without it all are listed")
     parser.add_argument(
-        "--classes", type=_positive, default=1000, metavar="K",
+        "--classes", type=positive, default=1000, metavar="K",
         help="classes to tell apart (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--size", type=_positive, metavar="PIXELS",
+        "--size", type=positive, metavar="PIXELS",
         help="side of an image, for multiply-adds and --signal (default: the model's training size, "
         f"for --signal at most {SIGNAL_SIZE})",
     )  # fmt: skip
@@ -106,13 +108,6 @@ def parse_knob(text: str) -> tuple[str, Any]:
         return name, ast.literal_eval(literal)
     except (ValueError, SyntaxError):
         return name, literal
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not positive")
-    return number
 
 
 if __name__ == "__main__":

@@ -21,8 +21,11 @@ LIBRARY = "nfnet_ray"
 # room -> the rooms that it imports. What those may import is allowed too: a study may build a Recipe.
 ARROWS = {
     "errors": set(),
+    "arguments": set(),
     "one_line_parser": set(),
     "printable": set(),
+    "terminal": set(),
+    "wording": set(),
     "recipe": set(),
     "models": {"recipe"},
     "optim": {"recipe"},
@@ -37,7 +40,7 @@ ARROWS = {
     "benchmarks": {"cluster", "data_prep"},
 }
 TOP_LEVEL_ROOMS = {"studies", "data_prep", "dashboards", "benchmarks"}
-FOR_EVERYONE = {"errors", "one_line_parser", "printable"}
+FOR_EVERYONE = {"arguments", "errors", "one_line_parser", "printable", "terminal", "wording"}
 ONLY_IN = {"ray": "cluster", "mlflow": "tracking"}
 NAMES_THAT_SAY_NOTHING = {"utils", "util", "helpers", "helper", "common", "misc"}
 LONGEST_LOOP_LINES = 300  # so that the walk through a training run stays one sitting

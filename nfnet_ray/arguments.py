@@ -1,0 +1,59 @@
+"""Types of the arguments of all command lines: what is not allowed ends in one line that says what is."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+
+# Nothing that is counted here comes near it, and a longer text would take Python's own limit on digits.
+MOST_DIGITS = 18
+_LONGEST_ECHO = 40
+
+
+def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
+    """An argparse type: a whole number of at least ``least``, and at most ``most`` where that is given."""
+    allowed = "above 0" if least == 1 else f"of at least {least}"
+    if most is not None:
+        allowed = f"from {least} to {most}"
+
+    def parse(text: str) -> int:
+        number = int(text) if text.isdecimal() and len(text) <= MOST_DIGITS else None
+        if number is None or number < least or (most is not None and number > most):
+            raise argparse.ArgumentTypeError(f"{shortened(text)} is not a whole number {allowed}")
+        return number
+
+    return parse
+
+
+positive = whole_number(1)
+"""An argparse type: a whole number above 0."""
+
+
+def above_zero(text: str) -> float:
+    """An argparse type: a finite number above 0."""
+    number = number_or_nan(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{shortened(text)} is not a number above 0")
+    return number
+
+
+def at_least_zero(text: str) -> float:
+    """An argparse type: a finite number of at least 0."""
+    number = number_or_nan(text)
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"{shortened(text)} is not a number of at least 0")
+    return number
+
+
+def number_or_nan(text: str) -> float:
+    """NaN for what is no number, which no range has in it."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def shortened(text: str) -> str:
+    """What was typed, short enough for a line."""
+    return text if len(text) <= _LONGEST_ECHO else f"{text[:_LONGEST_ECHO]}…"

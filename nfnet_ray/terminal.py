@@ -1,0 +1,58 @@
+"""Printing to people: literally, wrapped between words, and drawn anew only where a terminal can do that."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.text import Text
+
+LOG_WIDTH = 160
+"""Columns of a table in a log file, where no terminal says how wide it is: room for a whole row."""
+
+
+def new_console(*, stderr: bool = False) -> Console:
+    """A console that prints every text as it is: a ``[`` or a ``:name:`` in a path is no markup.
+
+    Only a terminal is one, whatever FORCE_COLOR says: that asks for colours, and not for a table that is drawn
+    again and again into a log file.
+    """
+    is_terminal = (sys.stderr if stderr else sys.stdout).isatty()
+    return Console(
+        stderr=stderr,
+        width=None if is_terminal else LOG_WIDTH,
+        force_terminal=is_terminal,
+        color_system="standard" if not is_terminal and os.environ.get("FORCE_COLOR") else "auto",
+        highlight=False,
+        markup=False,
+        emoji=False,
+    )
+
+
+def can_redraw(console: Console) -> bool:
+    """Whether lines can be drawn again in place; if not, as on Emacs' shell or in a pipe, each is printed once."""
+    return console.is_terminal and console.is_interactive
+
+
+def say(console: Console, text: str | Text) -> None:
+    """Prints prose: wrapped between words on a terminal, in one line in a log."""
+    console.print(text, soft_wrap=not console.is_terminal)
+
+
+def say_whole(console: Console, text: str | Text) -> None:
+    """Prints a line that a person may copy, such as a command or a path: nothing is broken or put in between."""
+    console.print(text, soft_wrap=True)
+
+
+@contextmanager
+def waiting(console: Console, text: str) -> Iterator[None]:
+    """Shows that something goes on: a spinner until the end of the block, or a line where nothing can be redrawn."""
+    if can_redraw(console):
+        with console.status(Text(text)):
+            yield
+    else:
+        say(console, text)
+        yield

@@ -1,0 +1,45 @@
+"""Numbers as every part of the project says them to people: counts with their noun, times, speeds."""
+
+from __future__ import annotations
+
+
+def count(number: int, noun: str) -> str:
+    """A number with what it counts, in the singular for one.
+
+    >>> count(1, "epoch"), count(1437, "training image"), count(0, "class"), count(2, "copy")
+    ('1 epoch', '1,437 training images', '0 classes', '2 copies')
+    """
+    return f"{number:,} {noun if number == 1 else plural(noun)}"
+
+
+def plural(noun: str) -> str:
+    """The regular plural of an English noun.
+
+    >>> plural("image"), plural("class"), plural("branch"), plural("copy"), plural("day")
+    ('images', 'classes', 'branches', 'copies', 'days')
+    """
+    if noun.endswith("y") and noun[-2:-1] not in "aeiou":
+        return f"{noun[:-1]}ies"
+    return f"{noun}es" if noun.endswith(("s", "x", "ch", "sh")) else f"{noun}s"
+
+
+def clock_time(seconds: float) -> str:
+    """A time span as a clock shows it.
+
+    >>> clock_time(95.2), clock_time(7325)
+    ('1:35', '2:02:05')
+    """
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
+
+
+def speed(per_second: float) -> str:
+    """A number per second, with as many digits as say something: three, and never in powers of ten.
+
+    >>> speed(0.1234), speed(8.25), speed(99.96), speed(999), speed(2716.4), speed(123456)
+    ('0.123', '8.25', '100', '999', '2,716', '123,456')
+    """
+    if round(per_second, 1) >= 100:
+        return f"{per_second:,.0f}"
+    return f"{per_second:.3g}"

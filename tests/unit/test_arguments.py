@@ -1,0 +1,72 @@
+"""Whatever is typed behind a flag: one line that names the flag and says what is allowed, exit code 2.
+
+Takes about two seconds, most of it imports.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from studies import train
+from studies.agc_sweep import agc_sweep
+from studies.command_line import main as run_study
+
+NO_NUMBERS = ["x", "", "-1", "1.5.2", "nan", "inf", "1e400", "9" * 5000, "²", "\x1b[31m1\n2"]
+
+
+def study(arguments: list[str]) -> int:
+    return run_study(agc_sweep, Path("studies/agc_sweep.py"), arguments)
+
+
+def module(name: str) -> Callable[[list[str]], int]:
+    main: Callable[[list[str]], int] = importlib.import_module(name).main
+    return main
+
+
+COMMANDS: list[tuple[Callable[[list[str]], int], list[str], list[str]]] = [
+    (study, [], ["--trials", "--epochs", "--seeds", "--workers-per-trial", "--cpus-per-worker"]),
+    (study, [], ["--gpus-per-worker", "--trials-at-once"]),
+    (train.main, [], ["--workers", "--min-workers", "--cpus-per-worker", "--gpus-per-worker", "--epochs"]),
+    (train.main, [], ["--checkpoint-minutes", "--hang-seconds"]),
+    (module("nfnet_ray.models.__main__"), ["nfnet_f0"], ["--size", "--classes"]),
+    (module("dashboards.compare"), ["study"], ["--port"]),
+    (module("data_prep.__main__"), ["convert", "a", "b"], ["--holdout", "--max-side", "--jpeg-quality"]),
+    (module("data_prep.__main__"), ["convert", "a", "b"], ["--workers", "--max-unreadable"]),
+    (module("data_prep.__main__"), ["doctor", "a"], ["--gpus", "--gpu-images-per-second", "--workers"]),
+    (module("data_prep.__main__"), ["verify", "a"], ["--limit", "--workers"]),
+]
+
+
+@pytest.mark.parametrize("text", NO_NUMBERS, ids=lambda text: ascii(text[:9]))
+def test_a_flag_that_takes_a_number_refuses_all_else_in_one_line(
+    text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for main, before, flags in COMMANDS:
+        for flag in flags:
+            with pytest.raises(SystemExit) as exit_:
+                main([*before, f"{flag}={text}"])
+            said = capsys.readouterr().err
+            assert exit_.value.code == 2
+            assert said.count("\n") == 1, said
+            assert f"argument {flag}: " in said
+            assert "number" in said
+            assert "_" not in said.partition(flag)[2]  # no name of a function
+            assert said.strip().isprintable()
+            assert len(said) < 300
+
+
+@pytest.mark.parametrize(
+    "name", ["nfnet_ray.models.__main__", "nfnet_ray.data.__main__", "dashboards.report", "dashboards.compare"]
+)
+def test_an_unknown_flag_is_refused_in_one_line(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        module(name)(["--no-such-flag"])
+    said = capsys.readouterr().err
+    assert exit_.value.code == 2
+    assert said.count("\n") == 1
+    assert said.startswith(f"python -m {name.removesuffix('.__main__')}: ")
+    assert "see --help" in said
