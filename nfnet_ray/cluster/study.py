@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import re
@@ -106,6 +107,10 @@ class Study:
 
         Raises RecipeError for a value that its field does not take.
         """
+        return list(self._trials)
+
+    @functools.cached_property
+    def _trials(self) -> list[Trial]:
         if not self.space:
             return [
                 Trial(f"seed={seed}", {}, "", self.recipe.with_values({"seed": seed})) for seed in self.seeds

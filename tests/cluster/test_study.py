@@ -186,3 +186,12 @@ def test_the_display_shows_where_a_trial_is_within_its_epoch(
     text = console.file.getvalue()
     assert shown in text
     assert "at most" in text
+
+
+def test_the_trials_of_a_study_are_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table that is drawn twice a second asks for them: of 1,000 trials they took seconds each time."""
+    study = Study("s", "?", RECIPE, SPACE)
+    first = study.trials()
+    monkeypatch.setattr(Recipe, "with_values", None)
+    assert study.trials() == first
+    assert study.trials() is not first
