@@ -34,7 +34,6 @@ from dashboards.page import SCRIPT, STYLE
 from dashboards.signal_charts import SignalCharts, epoch_label, epoch_shades, signal_charts
 from dashboards.study_directory import find_study
 from nfnet_ray.analysis import (
-    BestSetting,
     StudyRecord,
     best_per_stratum,
     best_setting,
@@ -164,7 +163,7 @@ def _answer(record: StudyRecord) -> str:
         return f'<section class="answer" aria-label="Answer">\n<p>{_text(why)}</p>\n</section>\n'
     return (
         f'<section class="answer" aria-label="Answer">\n<p>{_text(best.sentence())}.</p>\n'
-        f'{_best_per_stratum(record)}<p class="note">{_text(_caution(best))}</p>\n</section>\n'
+        f'{_best_per_stratum(record)}<p class="note">{_text(best.caution())}</p>\n</section>\n'
     )
 
 
@@ -197,19 +196,6 @@ def _best_per_stratum(record: StudyRecord) -> str:
         f'<div class="scroll"><table>\n<thead><tr>{head}<th scope="col">within noise of it</th></tr></thead>\n'
         f"<tbody>\n{rows}</tbody>\n</table></div>\n"
     )
-
-
-def _caution(best: BestSetting) -> str:
-    words = (
-        "Accuracy is that after the last epoch. The interval is what the draw of the validation images alone "
-        "would explain (binomial, Wilson)."
-    )
-    if best.candidates > 1:
-        words += (
-            f" “Within noise”: the 95% interval of the difference (Newcombe) includes 0. The best is the "
-            f"highest of {best.candidates} settings, so its accuracy is somewhat optimistic."
-        )
-    return words
 
 
 def _curves(record: StudyRecord, panels: list[tuple[str, Figure]]) -> str:

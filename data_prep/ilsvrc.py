@@ -191,7 +191,7 @@ def _kit_reader(path: Path) -> Callable[[str], bytes]:
 
 def _read_meta(content: bytes) -> tuple[dict[int, str], dict[str, int], dict[str, int]]:
     """WordNet ids by ILSVRC2012_ID; then their numbers of children (0: a class) and of training images."""
-    from scipy.io import loadmat  # type: ignore[import-untyped]
+    from scipy.io import loadmat
 
     synsets = loadmat(io.BytesIO(content), variable_names=["synsets"])["synsets"].ravel()
     # MATLAB knows matrices only: each number and string is one of a single row.

@@ -12,7 +12,7 @@ from nfnet_ray.analysis.answer import (
     setting_results,
     time_to_accuracy,
 )
-from nfnet_ray.analysis.intervals import difference_interval, wilson_interval
+from nfnet_ray.analysis.intervals import accuracy_interval, difference_interval, wilson_interval
 from nfnet_ray.analysis.record import StudyRecord, load_study
 from nfnet_ray.analysis.signal import signal_by_depth
 
@@ -20,6 +20,7 @@ __all__ = [
     "BestSetting",
     "SettingResult",
     "StudyRecord",
+    "accuracy_interval",
     "best_per_stratum",
     "best_setting",
     "difference_interval",

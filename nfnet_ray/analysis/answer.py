@@ -11,12 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from nfnet_ray.analysis.intervals import difference_interval, wilson_interval
+from nfnet_ray.analysis.intervals import accuracy_interval, difference_interval
 from nfnet_ray.analysis.record import METRIC, StudyRecord
 from nfnet_ray.tracking.labels import point_label
 
 if TYPE_CHECKING:
     import pandas as pd
+
+SEEDS_NOT_MEASURED = "the noise between seeds was not measured: run with --seeds 3"
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,8 @@ class SettingResult:
     Attributes:
         point: {dotted name: value} of the swept fields.
         top1: mean over seeds of the accuracy after the last epoch, a fraction.
-        low, high: 95% interval of ``top1`` for the draw of validation images. The images are the same for
-            all seeds, so more seeds do not narrow it.
+        low, high: 95% interval of ``top1``, for the draw of validation images and, from two seeds on, of seeds
+            (:func:`nfnet_ray.analysis.intervals.accuracy_interval`).
         seed_top1: each seed's accuracy, whose mean ``top1`` is.
         validation_images: how many images each of them was measured on.
     """
@@ -42,12 +44,14 @@ class SettingResult:
 
 @dataclass(frozen=True)
 class BestSetting:
-    """The setting with the highest accuracy, and the ones that it cannot be told from.
+    """The setting with the highest accuracy, and whether it can be told from the others.
 
     Attributes:
         best: the winner. Of equals, the one that comes first in the study's space.
         runner_up: the second best, None if there is no other.
-        within_noise: the others whose difference from the best has 0 in its 95% interval, best first.
+        within_noise: the others whose difference from the best has 0 in its 95% interval, best first. Where either
+            of the two has a single seed the interval is that of the images alone: another seed may change the order.
+        seeds_measured: whether each of them has two seeds or more; else nothing is known of the noise between seeds.
         candidates: how many settings it was chosen from.
         question: dotted name of the first swept field; None if nothing was swept.
         names: {dotted name: short name to show}.
@@ -56,29 +60,56 @@ class BestSetting:
     best: SettingResult
     runner_up: SettingResult | None
     within_noise: tuple[SettingResult, ...]
+    seeds_measured: bool
     candidates: int
     question: str | None
     names: dict[str, str]
 
     def sentence(self) -> str:
-        """The answer in one sentence, with the interval, the number of images and the number of seeds."""
+        """The answer in one sentence, with the interval and what it covers, the number of images and of seeds."""
         best, seeds = self.best, len(self.best.seed_top1)
         where = self._where(best.point)
+        covers = "images" if seeds == 1 else "seeds and images"
         return (
             f"{f'Best setting: {where}' if where else 'Result'}: top-1 {_percent(best.top1)} "
-            f"(95% interval {100 * best.low:.1f} to {_percent(best.high)}, "
+            f"(95% interval over {covers} {100 * best.low:.1f} to {_percent(best.high)}; "
             f"{best.validation_images:,} validation images, {seeds} {'seed' if seeds == 1 else 'seeds'})"
             f"{self._comparison()}"
         )
 
+    def caution(self) -> str:
+        """What the intervals cover, and how optimistic the best of several is; sentences for a note."""
+        words = ["Accuracy is that after the last epoch."]
+        if len(self.best.seed_top1) > 1:
+            words.append(
+                "The interval covers the draw of the seeds (Student's t) and of the validation images (Wilson)."
+            )
+        else:
+            words.append(
+                "The interval covers the draw of the validation images alone (Wilson). How far another seed would "
+                "move the accuracy was not measured."
+            )
+        if self.runner_up is not None:
+            covers = "seeds (Welch) and images" if self.seeds_measured else "images alone"
+            words.append(
+                f"“Within noise”: the 95% interval of the difference (Newcombe), over {covers}, includes 0. The best "
+                f"is the highest of {self.candidates} settings, so its accuracy is somewhat optimistic."
+            )
+        return " ".join(words)
+
     def _comparison(self) -> str:
         if self.runner_up is None:
             return ""
-        second = f"{self._other(self.runner_up)} ({_percent(self.runner_up.top1)})"
-        more = len(self.within_noise) - 1
-        if more < 0:
-            return f"; ahead of {second} by more than the noise"
-        return f"; within noise of {second}" + (f" and {more} more" if more else "")
+        if self.within_noise:
+            first, more = self.within_noise[0], len(self.within_noise) - 1
+            words = f"; within noise of {self._named(first)}" + (f" and {more} more" if more else "")
+            return words if self.seeds_measured else f"{words}; {SEEDS_NOT_MEASURED}"
+        if self.seeds_measured:
+            return f"; ahead of {self._named(self.runner_up)} by more than the noise of seeds and images"
+        return f"; next is {self._named(self.runner_up)}; {SEEDS_NOT_MEASURED}"
+
+    def _named(self, other: SettingResult) -> str:
+        return f"{self._other(other)} ({_percent(other.top1)})"
 
     def _where(self, point: Mapping[str, Any]) -> str:
         strata = {field: value for field, value in point.items() if field != self.question}
@@ -111,7 +142,7 @@ def setting_results(record: StudyRecord) -> list[SettingResult]:
         if not top1 or out_of_the_race or any(math.isnan(value) for value in top1):
             continue
         mean = sum(top1) / len(top1)
-        low, high = wilson_interval(mean, images)
+        low, high = accuracy_interval(top1, images)
         results.append(SettingResult(point, mean, low, high, tuple(top1), images))
     return results
 
@@ -167,12 +198,13 @@ def _best(record: StudyRecord, results: list[SettingResult]) -> BestSetting | No
     within_noise = tuple(
         other
         for other in others
-        if difference_interval(best.top1, other.top1, best.validation_images)[0] <= 0
+        if difference_interval(best.seed_top1, other.seed_top1, best.validation_images)[0] <= 0
     )
     return BestSetting(
         best=best,
         runner_up=others[0] if others else None,
         within_noise=within_noise,
+        seeds_measured=all(len(result.seed_top1) > 1 for result in results),
         candidates=len(results),
         question=record.fields[0] if record.fields else None,
         names=record.names,
