@@ -59,9 +59,7 @@ def measure(size: int, magnitude: float, device: torch.device) -> Row:
 
 def main() -> None:
     """Measures, prints, and appends to the results."""
-    parser = OneLineParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=positive, default=1, help="CPU threads (default: %(default)s)")
     parser.add_argument("sizes", nargs="*", type=positive, default=[64, 192], metavar="SIZE")
     options = parser.parse_args()

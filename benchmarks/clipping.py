@@ -75,9 +75,7 @@ def measure(name: str, device: torch.device) -> Row:
 
 def main() -> None:
     """Measures, prints, and appends to the results."""
-    parser = OneLineParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=positive, default=1, help="CPU threads (default: %(default)s)")
     parser.add_argument("models", nargs="*", default=["nfnet_pico", "nfnet_nano", "nfnet_f0"])
     options = parser.parse_args()

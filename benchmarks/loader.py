@@ -253,11 +253,11 @@ def measure(source: Path, work: Path, size: int, threads: int, copies: int) -> R
 
 def main() -> None:
     """Measures, prints, and appends to the results."""
-    parser = OneLineParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, metavar="SOURCE", help="a folder of class folders of JPEGs")
-    parser.add_argument("--threads", type=positive, default=os.cpu_count() or 1, help="default: one for each core")
+    parser.add_argument(
+        "--threads", type=positive, default=os.cpu_count() or 1, help="default: one for each core"
+    )
     parser.add_argument("--size", type=positive, default=192, metavar="PIXELS", help="default: %(default)s")
     parser.add_argument("--copies", type=positive, default=4, help="of each image (default: %(default)s)")
     options = parser.parse_args()

@@ -193,9 +193,7 @@ def measure(recipe: Recipe, rounds: int) -> Row:
 
 def main() -> None:
     """Measures, prints, and appends to the results."""
-    parser = OneLineParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="a data set (default: the handwritten digits)")
     parser.add_argument("--model", default="nfnet_pico", help="default: %(default)s")
     parser.add_argument("--batch-size", type=positive, default=64, help="default: %(default)s")

@@ -103,11 +103,11 @@ def measure(recipe: Recipe, context: PlainContext, repeats: int) -> list[Row]:
 
 def main() -> None:
     """Measures, prints, and appends to the results."""
-    parser = OneLineParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=positive, default=1, help="CPU threads (default: %(default)s)")
-    parser.add_argument("--batch-size", type=positive, default=64, help="images of a step (default: %(default)s)")
+    parser.add_argument(
+        "--batch-size", type=positive, default=64, help="images of a step (default: %(default)s)"
+    )
     parser.add_argument(
         "--image-size",
         type=whole_number(0),
@@ -115,7 +115,9 @@ def main() -> None:
         help="side in pixels; 0: the model's own (default: %(default)s)",
     )
     parser.add_argument("--precision", default="float32", choices=sorted(DTYPES))
-    parser.add_argument("--repeats", type=positive, default=9, help="measurements of each (default: %(default)s)")
+    parser.add_argument(
+        "--repeats", type=positive, default=9, help="measurements of each (default: %(default)s)"
+    )
     parser.add_argument("models", nargs="*", default=["nfnet_pico", "nfnet_nano"])
     options = parser.parse_args()
     context = PlainContext(threads=options.threads)

@@ -85,9 +85,7 @@ def write_report(study_directory: Path, destination: Path | None = None) -> Path
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = OneLineParser(
-        prog="python -m dashboards.report", description="Write a study's report."
-    )
+    parser = OneLineParser(prog="python -m dashboards.report", description="Write a study's report.")
     parser.add_argument("study", metavar="STUDY", help="a study's directory, or its name under ./runs")
     parser.add_argument(
         "--output",

@@ -351,7 +351,9 @@ def _images_or_share(text: str) -> int | float:
         return int(text)
     share = number_or_nan(text[:-1]) / 100 if text.endswith("%") else number_or_nan(text)
     if not 0 <= share < 1:
-        raise argparse.ArgumentTypeError(f"{shortened(text)} is neither a number of images nor a share below 1")
+        raise argparse.ArgumentTypeError(
+            f"{shortened(text)} is neither a number of images nor a share below 1"
+        )
     return share
 
 

@@ -17,11 +17,12 @@ from rich.console import Console
 
 from data_prep.digits import ALL_DIGITS, DigitsPart, describe_digits, write_digits
 from nfnet_ray.arguments import at_least_zero, positive, shortened
+from nfnet_ray.cluster.address import find_head, where_to_run
 from nfnet_ray.cluster.job import HOME_VARIABLE, home_folder, submission_id
 from nfnet_ray.cluster.journal import StudyProgress
 from nfnet_ray.cluster.plan import check_trials, estimate_cost, training_multiply_adds
 from nfnet_ray.cluster.progress import clock_time, reported_epochs, trial_table
-from nfnet_ray.cluster.session import available_cpus, check_address
+from nfnet_ray.cluster.session import available_cpus
 from nfnet_ray.cluster.study import Study, Trial
 from nfnet_ray.data.dataset import DatasetSummary, check_dataset
 from nfnet_ray.errors import UserError
@@ -131,7 +132,9 @@ def add_places(parser: argparse.ArgumentParser, what: str) -> argparse._Argument
     """Flags for where a study or a training, as ``what`` says, runs and where its results go."""
     where = parser.add_argument_group("where it runs and where results go")
     where.add_argument(
-        "--address", help="a Ray cluster that is up: auto, or HOST:PORT; without it, this machine"
+        "--address",
+        help="a Ray cluster that is up: auto, or HOST:PORT; without it this machine, or in a submitted job its"
+        " cluster; local is always this machine",
     )
     where.add_argument(
         "--storage",
@@ -241,8 +244,9 @@ def _run(program: _Program, options: argparse.Namespace, console: Console) -> in
     tracking_uri = options.tracking_uri or default_tracking_uri(storage)
     settings = dict(parse_setting(text) for text in options.set)
     Recipe().with_values(settings)
-    if options.address:
-        check_address(options.address)
+    options.address = where_to_run(options.address)
+    if options.address is not None:
+        find_head(options.address)
     if not options.plan:
         check_tracking_uri(tracking_uri)
     if options.resume:

@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from rich.console import Console
 
 from nfnet_ray.arguments import above_zero, positive, shortened
+from nfnet_ray.cluster.address import find_head, where_to_run
 from nfnet_ray.cluster.job import home_folder
 from nfnet_ray.cluster.journal import StudyProgress
 from nfnet_ray.cluster.plan import check_trials, estimate_cost
 from nfnet_ray.cluster.progress import StudyDisplay
-from nfnet_ray.cluster.session import Resources, check_address, ray_session
+from nfnet_ray.cluster.session import Resources, ray_session
 from nfnet_ray.cluster.study import TRIALS_FOLDER, Study, Trial
 from nfnet_ray.data.dataset import DatasetSummary, check_dataset
 from nfnet_ray.errors import UserError
@@ -138,8 +139,9 @@ def _run(options: argparse.Namespace, console: Console) -> int:
     Recipe().with_values(settings)
     if options.epochs:
         settings["schedule.epochs"] = options.epochs
-    if options.address:
-        check_address(options.address)
+    options.address = where_to_run(options.address)
+    if options.address is not None:
+        find_head(options.address)
     if not options.plan:
         check_tracking_uri(tracking_uri)
     started: StudyStarted | None = None

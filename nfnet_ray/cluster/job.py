@@ -14,6 +14,16 @@ _JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 _SUBMISSION_ID = "job_submission_id"
 
 
+def is_submitted() -> bool:
+    """Whether this program was started by a cluster's job supervisor."""
+    return bool(_job_config())
+
+
+def forget_job() -> None:
+    """From now on Ray does not see that this is a job, whose files a Ray of its own would not have."""
+    os.environ.pop(_JOB_CONFIG_VARIABLE, None)
+
+
 def submission_id() -> str | None:
     """The id under which this program was submitted (``raysubmit_…`` or what ``--submission-id`` said)."""
     return _job_config().get("metadata", {}).get(_SUBMISSION_ID)

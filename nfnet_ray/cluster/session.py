@@ -6,7 +6,7 @@ import gc
 import logging
 import os
 import platform
-import socket
+import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import nfnet_ray
+from nfnet_ray.cluster.address import LOCAL, find_head, has_token
+from nfnet_ray.cluster.job import forget_job
 from nfnet_ray.errors import UserError
-
-CONNECT_DEADLINE_SECONDS = 5.0
 
 # Read by Ray and Tune when they are imported. A study prints its own table, keeps its own journal and
 # handles Ctrl-C itself.
@@ -49,27 +49,6 @@ def available_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def check_address(address: str) -> None:
-    """Raises UserError, within seconds, if no Ray can be reached at ``address``."""
-    if address.startswith("ray://"):
-        raise UserError(
-            f"--address {address}: Ray Client cannot run a study; run it on the cluster with "
-            "`ray job submit --address http://HEAD:8265 -- python studies/... --address auto`"
-        )
-    if address in ("auto", "local"):
-        return
-    host, colon, port = address.rpartition(":")
-    if not colon or not port.isdigit():
-        raise UserError(f"--address {address}: write auto, or HOST:PORT of a Ray head, such as 10.0.0.1:6379")
-    try:
-        socket.create_connection((host, int(port)), CONNECT_DEADLINE_SECONDS).close()
-    except OSError as error:
-        raise UserError(
-            f"--address {address}: no Ray answers there ({error.strerror or error}); "
-            "start one with `ray start --head`, or leave --address out"
-        ) from None
-
-
 @contextmanager
 def ray_session(
     address: str | None, *, train_in_tune: bool, packages: Sequence[Path] = ()
@@ -83,12 +62,14 @@ def ray_session(
     """
     for name, value in _RAY_SETTINGS.items():
         os.environ.setdefault(name, value)
-    if address is not None:
-        check_address(address)
-    # Ray sends a token to a known address only when told to; of its own accord to what it finds itself.
-    known = (os.environ.get("RAY_ADDRESS") or address) if address == "auto" else address
-    if known not in (None, "auto", "local") and _has_token() and not _answers_without_token(known):
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if address in (None, LOCAL):
+        address = None
+        _be_on_our_own()
+    else:
+        head = find_head(address)
+        address = head.address
+        if head.wants_token:  # Ray sends one to a known address only when told to
+            os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray
 
     quiet: dict[str, Any] = {
@@ -107,18 +88,10 @@ def ray_session(
             code = {"py_modules": modules, "excludes": ["__pycache__"]}
             context = ray.init(address=address, runtime_env=code, **quiet)
     except ConnectionError as error:
-        if address == "auto":
-            raise UserError(
-                "--address auto: no Ray is running on this machine; start one with `ray start --head`, "
-                "or leave --address out"
-            ) from None
         raise UserError(
-            f"--address {address}: Ray does not let us in ({str(error).splitlines()[0]}); a cluster of another "
-            "machine wants its token in RAY_AUTH_TOKEN"
+            f"--address {address}: Ray does not let us in ({str(error).splitlines()[0]}); is the cluster still up?"
         ) from None
     try:
-        if address == "auto":
-            _check_token_is_wanted(ray.get_runtime_context().gcs_address)
         if train_in_tune and not context.dashboard_url:
             raise UserError(
                 "--workers-per-trial above 1 needs Ray's dashboard, without which a trial that is stopped early "
@@ -130,6 +103,21 @@ def ray_session(
         ray.shutdown()
 
 
+def _be_on_our_own() -> None:
+    """Nothing that the environment says of a cluster is meant for a Ray of our own and its processes."""
+    forget_job()
+    os.environ.pop("RAY_ADDRESS", None)
+    # Ray wants a token of its own Ray too, and would write one into a home that may not be writable.
+    if os.environ.get("RAY_AUTH_MODE", "token").lower() == "token" and not has_token():
+        try:
+            (Path.home() / ".ray").mkdir(exist_ok=True)
+            is_writable = os.access(Path.home() / ".ray", os.W_OK)
+        except (OSError, RuntimeError):  # of which the last: there is no home
+            is_writable = False
+        if not is_writable:
+            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
 def _processor() -> str:
     """The name of this machine's processor."""
     try:
@@ -139,37 +127,6 @@ def _processor() -> str:
     return next(
         (line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine()
     )
-
-
-def _has_token() -> bool:
-    """Whether this machine holds a token for Ray clusters, in one of the places where Ray looks for it."""
-    named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
-    return bool(named) or (Path.home() / ".ray" / "auth_token").exists()
-
-
-def _answers_without_token(address: str) -> bool:
-    """Whether the head at HOST:PORT lets anybody in. Asked of it directly, before Ray is imported and settles it."""
-    import grpc  # Ray's own
-
-    with grpc.insecure_channel(address) as channel:
-        ask = channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")
-        try:
-            ask(b"", timeout=CONNECT_DEADLINE_SECONDS)
-        except grpc.RpcError:
-            return False
-    return True
-
-
-def _check_token_is_wanted(address: str) -> None:
-    """Raises UserError if Ray has taken up a token that lay about, and the cluster knows of none.
-
-    Everything would start, and then the cluster's workers, which send no token, would take this process for dead.
-    """
-    if os.environ.get("RAY_AUTH_MODE", "").lower() == "token" and _answers_without_token(address):
-        raise UserError(
-            f"--address auto: the Ray at {address} was started without a token, and this machine has one by now "
-            "(~/.ray/auth_token, unless RAY_AUTH_TOKEN names another): start again with RAY_AUTH_MODE=disabled"
-        )
 
 
 def _resources() -> Resources:

@@ -177,9 +177,9 @@ def test_a_job_that_is_submitted_again_goes_on_without_a_flag(
 ) -> None:
     submitted(monkeypatch, "mine")
     for _ in range(2):
-        assert study(data=few_digits) == 0
+        assert study("--address", "local", data=few_digits) == 0
     submitted(monkeypatch, "another")
-    assert study(data=few_digits) == 0
+    assert study("--address", "local", data=few_digits) == 0
     assert [(run.study.name, remaining(run)) for run, _ in started] == [
         ("agc_sweep-mine", 6),
         ("agc_sweep-mine", 5),
@@ -192,12 +192,12 @@ def test_results_of_an_uploaded_working_directory_do_not_stay_in_rays_copy_of_it
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     submitted(monkeypatch, "mine", working_dir="gcs://_ray_pkg_0123456789abcdef.zip")
-    assert study(data=few_digits) == 0
+    assert study("--address", "local", data=few_digits) == 0
     monkeypatch.setenv("NFNET_RAY_HOME", str(tmp_path / "shared"))
     (tmp_path / "shared").mkdir()
     (tmp_path / "shared" / "digits").symlink_to(few_digits)
-    assert study(data=Path("digits")) == 0
-    assert study("--storage", str(tmp_path / "elsewhere"), data=few_digits) == 0
+    assert study("--address", "local", data=Path("digits")) == 0
+    assert study("--address", "local", "--storage", str(tmp_path / "elsewhere"), data=few_digits) == 0
     assert [run.directory.parent for run, _ in started] == [
         tmp_path / "home" / "runs",
         tmp_path / "shared" / "runs",

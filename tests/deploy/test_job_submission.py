@@ -152,9 +152,7 @@ def test_a_study_is_submitted_watched_stopped_and_submitted_again(head: Head, ch
     entrypoint = [
         "--",
         "python",
-        "studies/agc_sweep.py",
-        "--address",
-        "auto",
+        "studies/agc_sweep.py",  # without --address: it is in a cluster
         "--trials",
         "1",
         "--epochs",

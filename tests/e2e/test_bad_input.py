@@ -105,17 +105,6 @@ def test_no_ray_at_the_address(workplace: Workplace, few_digits: Path) -> None:
     assert "HOST:PORT" in refused(workplace, "--data", few_digits, "--address", "somewhere")
 
 
-def test_no_ray_on_this_machine(workplace: Workplace, few_digits: Path) -> None:
-    """``auto`` is looked up by Ray itself, which needs the study to have said hello."""
-    result = workplace.run(
-        "--data", few_digits, "--address", "auto", RAY_TMPDIR=str(workplace.folder), RAY_ADDRESS=""
-    )
-    assert result.returncode == 2
-    assert "no Ray is running on this machine" in result.stderr
-    assert result.stderr.count("\n") == 1
-    assert not (workplace.folder / "runs").exists()
-
-
 def test_a_tracking_server_that_does_not_answer(workplace: Workplace, few_digits: Path) -> None:
     uri = f"http://127.0.0.1:{closed_port()}"
     assert uri in refused(workplace, "--data", few_digits, "--tracking-uri", uri)

@@ -60,7 +60,8 @@ def test_a_flag_that_takes_a_number_refuses_all_else_in_one_line(
 
 
 @pytest.mark.parametrize(
-    "name", ["nfnet_ray.models.__main__", "nfnet_ray.data.__main__", "dashboards.report", "dashboards.compare"]
+    "name",
+    ["nfnet_ray.models.__main__", "nfnet_ray.data.__main__", "dashboards.report", "dashboards.compare"],
 )
 def test_an_unknown_flag_is_refused_in_one_line(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:

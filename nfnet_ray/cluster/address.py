@@ -1,0 +1,334 @@
+"""Which Ray head an address means, and whether it takes us, found out within seconds and before Ray is imported.
+
+Ray itself waits minutes for a head that has ended, and says so in its own log lines.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import platform
+import re
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from nfnet_ray.cluster.job import is_submitted
+from nfnet_ray.errors import UserError
+
+ANSWER_SECONDS = 5.0
+"""How long a person is kept waiting for something that says nothing."""
+JOINING_SECONDS = 5.0
+"""A node that has just been started is known to the head this much later, at most (``ray start`` waits for it)."""
+
+AUTO, LOCAL = "auto", "local"
+
+_HEAD_PORT = "the head's own port is 6379, unless `ray start --port` named another"
+# Of Ray 2.60: src/ray/protobuf/gcs_service.proto.
+_CHECK_ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
+_READ_VALUE = "/ray.rpc.InternalKVGcsService/InternalKVGet"
+_RAY_VERSION, _RAYLET_ALIVE = 2, 3  # fields of CheckAliveReply
+_VALUE = 2  # field of InternalKVGetReply
+# ray/_common/usage/usage_constants.py and ray/_private/ray_constants.py.
+_METADATA_KEY, _METADATA_NAMESPACE = b"CLUSTER_METADATA", b"cluster"
+
+
+@dataclass(frozen=True)
+class Head:
+    """A Ray head that answers at ``address``, HOST:PORT, and takes drivers from this machine."""
+
+    address: str
+    wants_token: bool
+
+
+@dataclass(frozen=True)
+class _Meant:
+    """The HOST:PORT that is meant. ``named`` says for a person where it comes from, ``remedy`` what else there is."""
+
+    address: str
+    named: str
+    remedy: str
+
+
+def where_to_run(address: str | None) -> str | None:
+    """What ``--address`` means: None for a Ray of this process's own, else ``auto`` or what was given.
+
+    A job that was submitted to a cluster runs there, unless it says ``local``.
+    """
+    if address is None:
+        return AUTO if is_submitted() else None
+    return None if address == LOCAL else address
+
+
+def find_head(address: str) -> Head:
+    """The head that ``address``, ``auto`` or HOST:PORT, means; ``auto`` means what it means to Ray.
+
+    Raises:
+        UserError: none is there, it is something else, or it is not for this machine or this installation.
+    """
+    meant = _meant(address)
+    host, port = _host_and_port(meant)
+    answers: list[Head | UserError] = []
+
+    def ask() -> None:
+        try:
+            answers.append(_ask(meant, host, port))
+        except UserError as error:
+            answers.append(error)
+
+    # A name server that does not answer has no deadline of its own.
+    thread = threading.Thread(target=ask, name="address", daemon=True)
+    thread.start()
+    thread.join(2 * ANSWER_SECONDS)
+    if not answers:
+        raise UserError(
+            f"{meant.named}: no answer for {2 * ANSWER_SECONDS:.0f} s; is that host up? Else {meant.remedy}"
+        )
+    if isinstance(answers[0], UserError):
+        raise answers[0]
+    _check_is_node(meant, answers[0])
+    return answers[0]
+
+
+def _meant(address: str) -> _Meant:
+    """Follows ray/_private/services.py, ``get_ray_address_from_environment``."""
+    if address != AUTO:
+        remedy = "give one that is up, or leave --address out to use this machine alone"
+        return _Meant(address.strip(), f"--address {address.strip() or repr(address)}", remedy)
+    from_environment = os.environ.get("RAY_ADDRESS", "").strip()
+    if from_environment not in ("", AUTO):
+        remedy = "set RAY_ADDRESS to one that is up, or unset it, or leave --address out"
+        return _Meant(from_environment, f"--address auto, RAY_ADDRESS={from_environment}", remedy)
+    running = sorted({address for address, _ in _raylets()})
+    file = _temporary_folder() / "ray" / "ray_current_cluster"
+    try:
+        noted = file.read_text().strip()
+    except (OSError, ValueError):
+        noted = ""
+    remedy = "that head has ended: start one with `ray start --head`, or leave --address out"
+    if len(running) == 1 or (running and not noted):
+        return _Meant(running[0], f"--address auto, {running[0]} of this machine's Ray", remedy)
+    if not noted:
+        raise UserError(
+            "--address auto: no Ray is running on this machine; start one with `ray start --head`, "
+            "or leave --address out"
+        )
+    if running:
+        remedy = f"that head has ended, and other Rays of this machine are at {', '.join(running)}"
+    return _Meant(noted, f"--address auto, {noted} in {file}", remedy)
+
+
+def _temporary_folder() -> Path:
+    """As ray/_common/utils.py has it, ``get_default_system_temp_dir``."""
+    return Path(os.environ.get("RAY_TMPDIR", os.environ.get("TMPDIR", "/tmp")))
+
+
+def _host_and_port(meant: _Meant) -> tuple[str, int]:
+    address = meant.address
+    if address.startswith("ray://"):
+        raise UserError(
+            f"{meant.named}: Ray Client cannot run a study; run it on the cluster with "
+            "`ray job submit --address http://HEAD:8265 -- python studies/... --address auto`"
+        )
+    if address.startswith(("http://", "https://")):
+        raise UserError(
+            f"{meant.named}: that is where jobs are submitted to, with `ray job submit --address "
+            f"{address} -- python studies/...`; a driver takes HOST:PORT of the head, such as 10.0.0.1:6379"
+        )
+    bracketed = re.fullmatch(r"\[(?P<host>[^\]]+)\]:(?P<port>\d+)", address)
+    plain = re.fullmatch(r"(?P<host>[^:\[\]/\s]+):(?P<port>\d+)", address)
+    match = bracketed or plain
+    if match is None or not 0 < int(match["port"]) < 1 << 16:
+        form = (
+            "write an IPv6 address in brackets, [fd00::1]:6379"
+            if address.count(":") > 1 and "/" not in address
+            else "write auto, or HOST:PORT of a Ray head, such as 10.0.0.1:6379"
+        )
+        raise UserError(f"{meant.named}: {form}")
+    return match["host"], int(match["port"])
+
+
+def _ask(meant: _Meant, host: str, port: int) -> Head:
+    _connect(meant, host, port)
+    token, wants_token = None, False
+    answer = _call(meant, _CHECK_ALIVE, b"", token)
+    if answer is None:
+        token, wants_token = _token(), True
+        if os.environ.get("RAY_AUTH_MODE", "token").lower() == "disabled":
+            raise UserError(
+                f"{meant.named}: that cluster wants a token, and RAY_AUTH_MODE=disabled: unset it"
+            )
+        how = "put the cluster's, which its head prints with `ray get-auth-token`, into RAY_AUTH_TOKEN"
+        if token is None:
+            raise UserError(f"{meant.named}: that cluster wants a token, and there is none here: {how}")
+        answer = _call(meant, _CHECK_ALIVE, b"", token)
+        if answer is None:
+            raise UserError(f"{meant.named}: that cluster does not take the token of this machine: {how}")
+    elif os.environ.get("RAY_AUTH_MODE", "").lower() == "token":
+        # All would start, and then the workers, which send no token, would take this process for dead.
+        raise UserError(
+            f"{meant.named}: that cluster knows of no token: start again with RAY_AUTH_MODE=disabled"
+        )
+    ray_version = next(iter(_fields(answer, _RAY_VERSION)), b"").decode(errors="replace")
+    key = _field(1, _METADATA_KEY) + _field(2, _METADATA_NAMESPACE)
+    value = next(iter(_fields(_call(meant, _READ_VALUE, key, token) or b"", _VALUE)), b"")
+    _check_versions(meant, ray_version, value)
+    return Head(meant.address, wants_token)
+
+
+def _connect(meant: _Meant, host: str, port: int) -> None:
+    try:
+        socket.create_connection((host, port), ANSWER_SECONDS).close()
+    except TimeoutError:
+        raise UserError(
+            f"{meant.named}: no Ray answers there (nothing for {ANSWER_SECONDS:.0f} s); {meant.remedy}"
+        ) from None
+    except (OSError, UnicodeError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"{meant.named}: no Ray answers there ({why}); {meant.remedy}") from None
+
+
+def _call(meant: _Meant, method: str, request: bytes, token: str | None) -> bytes | None:
+    """The reply of the head, or None if it wants a token, or another one."""
+    import grpc  # Ray's own
+
+    metadata = (("authorization", f"Bearer {token}"),) if token else None
+    with _channel(meant.address) as channel:
+        try:
+            reply: bytes = channel.unary_unary(method)(request, timeout=ANSWER_SECONDS, metadata=metadata)
+        except grpc.RpcError as error:
+            code = error.code()
+            if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+                return None
+            if code is grpc.StatusCode.UNIMPLEMENTED:
+                what = "a gRPC server answers there, such as Ray Client's, and not the head"
+            elif code is grpc.StatusCode.DEADLINE_EXCEEDED:
+                what = f"what is there says nothing for {ANSWER_SECONDS:.0f} s, as a head does that hangs"
+            elif _is_web_server(meant):
+                what = "a web server answers there, such as Ray's dashboard, and not the head"
+            else:
+                what = f"what answers there is no Ray head ({code.name})"
+            raise UserError(f"{meant.named}: {what}; {_HEAD_PORT}") from None
+    return reply
+
+
+def _is_web_server(meant: _Meant) -> bool:
+    connection = http.client.HTTPConnection(*_host_and_port(meant), timeout=ANSWER_SECONDS)
+    try:
+        connection.request("HEAD", "/")
+        connection.getresponse()
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+    return True
+
+
+def _channel(address: str) -> Any:
+    """As ray/_private/grpc_utils.py makes its own."""
+    import grpc
+
+    # A proxy that the environment names is for the web, and not for the head.
+    options = [("grpc.enable_http_proxy", 0)]
+    if os.environ.get("RAY_USE_TLS", "0").lower() not in ("1", "true"):
+        return grpc.insecure_channel(address, options)
+    names = ("RAY_TLS_CA_CERT", "RAY_TLS_SERVER_KEY", "RAY_TLS_SERVER_CERT")
+    try:
+        parts = [Path(os.environ[name]).read_bytes() for name in names]
+    except (KeyError, OSError) as error:
+        raise UserError(f"RAY_USE_TLS=1 needs {', '.join(names)}, and one cannot be read ({error})") from None
+    return grpc.secure_channel(address, grpc.ssl_channel_credentials(*parts), options)
+
+
+def _check_versions(meant: _Meant, ray_version: str, metadata: bytes) -> None:
+    try:
+        python_version = str(json.loads(metadata)["python_version"])
+    except (ValueError, KeyError, TypeError):
+        python_version = ""
+    here, python_here = version("ray"), platform.python_version()
+    # Functions are carried to workers as bytecode, which differs from one minor version of Python to the next.
+    differs = python_version and python_version.split(".")[:2] != python_here.split(".")[:2]
+    if ray_version != here or differs:
+        python = f" and Python {python_version}" if python_version else ""
+        raise UserError(
+            f"{meant.named}: that cluster runs Ray {ray_version or '(unknown)'}{python}, and this is Ray {here} and "
+            f"Python {python_here}: install the cluster's versions here, or the ones from here on all its nodes"
+        )
+
+
+def _check_is_node(meant: _Meant, head: Head) -> None:
+    """Raises UserError if no node of the cluster runs on this machine, for a driver reaches the cluster through it."""
+    token = _token() if head.wants_token else None
+    deadline = time.monotonic() + JOINING_SECONDS
+    while True:
+        nodes = [bytes.fromhex(node) for _, node in _raylets()]
+        request = b"".join(_field(1, node) for node in nodes)
+        if nodes and any(_alive(_call(meant, _CHECK_ALIVE, request, token) or b"")):
+            return
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"{meant.named}: this machine is not a node of that cluster: run on one that is, with `ray job submit "
+                f"--address http://HEAD:8265 -- python studies/...`, or join by `ray start --address={head.address}`"
+            )
+        time.sleep(0.5)
+
+
+def _raylets() -> Iterator[tuple[str, str]]:
+    """(address of the head, id in hexadecimal) of each node that runs on this machine, by the processes' arguments."""
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            program, *arguments = file.read_bytes().decode(errors="replace").split("\0")
+        except OSError:
+            continue
+        if "raylet" not in Path(program).name:
+            continue
+        given = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+        address, node = given.get("--gcs-address", ""), given.get("--node_id", "")
+        if address and re.fullmatch(r"([0-9a-f]{2})+", node):
+            yield address, node
+
+
+def has_token() -> bool:
+    """Whether this machine holds a token for Ray clusters."""
+    return _token() is not None
+
+
+def _token() -> str | None:
+    """The token that this machine holds for Ray clusters, from where Ray looks for it, in its order."""
+    named = os.environ.get("RAY_AUTH_TOKEN")
+    if named:
+        return named
+    try:
+        file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+        return file.read_text().strip() or None
+    except (OSError, ValueError, RuntimeError):  # of which the last: there is no home
+        return None
+
+
+def _field(number: int, value: bytes) -> bytes:
+    """A protobuf field of bytes, of less than 128 of them."""
+    return bytes([number << 3 | 2, len(value)]) + value
+
+
+def _fields(message: bytes, number: int) -> list[Any]:
+    """The values of a field of a protobuf message."""
+    from google.protobuf.empty_pb2 import Empty
+    from google.protobuf.message import DecodeError
+    from google.protobuf.unknown_fields import UnknownFieldSet
+
+    try:
+        found = UnknownFieldSet(Empty.FromString(message))
+    except DecodeError:
+        return []
+    return [field.data for field in found if field.field_number == number]
+
+
+def _alive(reply: bytes) -> list[bool]:
+    """Of each node that was asked for; proto3 packs repeated booleans into bytes."""
+    return [bool(byte) for packed in _fields(reply, _RAYLET_ALIVE) for byte in packed]
