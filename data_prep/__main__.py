@@ -15,13 +15,16 @@ from typing import get_args
 
 from data_prep.encode import EncodeSettings
 from data_prep.sources import WriteMode
-from nfnet_ray.arguments import MOST_DIGITS, number_or_nan, positive, shortened, whole_number
+from nfnet_ray.arguments import MOST_DIGITS, given_path, number_or_nan, positive, shortened, whole_number
 from nfnet_ray.data.dataset import DatasetSummary
 from nfnet_ray.errors import UserError
 from nfnet_ray.one_line_parser import EXIT_USER_ERROR, OneLineParser
 
 _INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C: 128 + SIGINT
 _TERMINATED = 143  # 128 + SIGTERM
+_MOST_PIXELS = 65_500  # a side of a JPEG, in libjpeg (JPEG_MAX_DIMENSION); a .beton's sides are 16 bits wide
+# More threads than any machine has cores for; the operating system would refuse them in other words.
+_THREADS = whole_number(1, 1024)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -81,9 +84,9 @@ examples
   python -m data_prep convert cifar-10-binary.tar.gz data/cifar10
 """,
     )
-    convert.add_argument("source", nargs="+", type=Path, metavar="SOURCE", help="see below")
+    convert.add_argument("source", nargs="+", type=given_path, metavar="SOURCE", help="see below")
     convert.add_argument(
-        "out", type=Path, metavar="OUT",
+        "out", type=given_path, metavar="OUT",
         help="NAME.beton, which gets NAME.validation.beton beside it; or else a folder to make",
     )  # fmt: skip
     convert.add_argument(
@@ -106,7 +109,7 @@ examples
         help="of images that are re-encoded, without chroma subsampling (default: %(default)s)",
     )  # fmt: skip
     convert.add_argument(
-        "--max-side", type=positive, default=EncodeSettings.max_side, metavar="PIXELS",
+        "--max-side", type=whole_number(1, _MOST_PIXELS), default=EncodeSettings.max_side, metavar="PIXELS",
         help="shrink images with a longer side to this (default: %(default)s)",
     )  # fmt: skip
     unreadable = convert.add_mutually_exclusive_group()
@@ -119,7 +122,7 @@ examples
         "--skip-unreadable", action="store_true", help="leave out any number of images that cannot be decoded"
     )
     convert.add_argument(
-        "--workers", type=positive, default=os.cpu_count() or 1, metavar="N",
+        "--workers", type=_THREADS, default=os.cpu_count() or 1, metavar="N",
         help="threads (default: one per core, here %(default)s)",
     )  # fmt: skip
     convert.add_argument(
@@ -141,7 +144,7 @@ examples
         description="Write the 1,797 handwritten digits that scikit-learn carries, enlarged to 32x32"
         " pixels, as a data set: 1,437 images to train with, 360 to validate.",
     )
-    digits.add_argument("out", type=Path, metavar="OUT", help="folder to make")
+    digits.add_argument("out", type=given_path, metavar="OUT", help="folder to make")
     digits.set_defaults(run=_digits)
     _add_verify(commands)
     _add_info(commands)
@@ -165,7 +168,7 @@ def _add_verify(commands: argparse._SubParsersAction[OneLineParser]) -> None:
         help="print at most N of the things that are wrong (default: %(default)s)",
     )  # fmt: skip
     verify.add_argument(
-        "--workers", type=positive, default=os.cpu_count() or 1, metavar="N",
+        "--workers", type=_THREADS, default=os.cpu_count() or 1, metavar="N",
         help="threads (default: one per core, here %(default)s)",
     )  # fmt: skip
     verify.set_defaults(run=_verify)
@@ -180,7 +183,7 @@ def _add_info(commands: argparse._SubParsersAction[OneLineParser]) -> None:
     )
     _add_dataset(info)
     info.add_argument(
-        "--sheet", type=Path, metavar="PNG", help="write a picture of up to 100 classes, NAME.png or NAME.jpg"
+        "--sheet", type=given_path, metavar="PNG", help="write a picture of up to 100 classes, NAME.png or NAME.jpg"
     )
     info.set_defaults(run=_info)
 
@@ -193,7 +196,7 @@ def _add_fetch(commands: argparse._SubParsersAction[OneLineParser]) -> None:
         " that is needed. What was cut off is gone on with by the same command.",
     )
     fetch.add_argument("name", choices=("cifar10", "imagenette"), help="the data set")
-    fetch.add_argument("out", type=Path, metavar="OUT_DIR", help="folder to put it in")
+    fetch.add_argument("out", type=given_path, metavar="OUT_DIR", help="folder to put it in")
     fetch.add_argument(
         "--size", choices=("160", "320", "full"), default="320",
         help="Imagenette's shorter side in pixels (default: %(default)s)",
@@ -220,14 +223,14 @@ def _add_doctor(commands: argparse._SubParsersAction[OneLineParser]) -> None:
         " a V100)",
     )  # fmt: skip
     doctor.add_argument(
-        "--workers", type=positive, default=os.cpu_count() or 1, metavar="N",
+        "--workers", type=_THREADS, default=os.cpu_count() or 1, metavar="N",
         help="the loader's threads (default: one per core, here %(default)s)",
     )  # fmt: skip
     doctor.set_defaults(run=_doctor)
 
 
 def _add_dataset(command: argparse.ArgumentParser) -> None:
-    command.add_argument("path", type=Path, metavar="OUT", help="what convert wrote: NAME.beton, or a folder")
+    command.add_argument("path", type=given_path, metavar="OUT", help="what convert wrote: NAME.beton, or a folder")
 
 
 def _doctor(options: argparse.Namespace) -> None:

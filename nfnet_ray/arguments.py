@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 # Nothing that is counted here comes near it, and a longer text would take Python's own limit on digits.
 MOST_DIGITS = 18
@@ -44,6 +45,15 @@ def at_least_zero(text: str) -> float:
     if not 0 <= number < math.inf:
         raise argparse.ArgumentTypeError(f"{shortened(text)} is not a number of at least 0")
     return number
+
+
+def given_path(text: str) -> Path:
+    """An argparse type: a path. An empty text is none, though Python takes it for the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError(
+            "a path is needed, and this is empty: is a variable of the shell not set?"
+        )
+    return Path(text)
 
 
 def number_or_nan(text: str) -> float:

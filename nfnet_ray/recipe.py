@@ -568,7 +568,7 @@ def field_meanings() -> dict[str, str]:
 def parse_setting(text: str) -> tuple[str, Any]:
     """``"optimizer.agc.clip_factor=0.02"`` as (dotted name, value); ``none`` is None.
 
-    Raises RecipeError if there is no ``=`` or no such field. The value is checked when a Recipe is
+    Raises RecipeError if there is no ``=``, nothing behind it, or no such field. The value is checked when a Recipe is
     built with it.
     """
     name, equals, literal = text.partition("=")
@@ -578,6 +578,10 @@ def parse_setting(text: str) -> tuple[str, Any]:
     known = list(Recipe().to_values())
     if name not in known:
         raise RecipeError(_unknown_field(name, known))
+    if not literal:
+        raise RecipeError(
+            f"--set {text}: there is no value; is a variable of the shell not set? None is written none"
+        )
     words = {"none": None, "true": True, "false": False}
     if literal.lower() in words:
         return name, words[literal.lower()]

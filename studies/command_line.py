@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 
 from data_prep.digits import ALL_DIGITS, DigitsPart, describe_digits, write_digits
-from nfnet_ray.arguments import at_least_zero, positive, shortened
+from nfnet_ray.arguments import at_least_zero, given_path, positive, shortened
 from nfnet_ray.cluster.address import find_head, where_to_run
 from nfnet_ray.cluster.job import HOME_VARIABLE, home_folder, submission_id
 from nfnet_ray.cluster.journal import StudyProgress
@@ -138,7 +138,7 @@ def add_places(parser: argparse.ArgumentParser, what: str) -> argparse._Argument
     )
     where.add_argument(
         "--storage",
-        type=Path,
+        type=given_path,
         default=DEFAULT_STORAGE,
         metavar="DIR",
         help="folder of all results, on a cluster a shared one (default: %(default)s); relative paths, "
@@ -172,7 +172,7 @@ def add_data(group: argparse._ArgumentGroup) -> None:
     """Flags for the images."""
     group.add_argument(
         "--data",
-        type=Path,
+        type=given_path,
         metavar="PATH",
         help="a data set written by data_prep (default: handwritten digits, written on first use)",
     )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
+from nfnet_ray.arguments import given_path
 from nfnet_ray.errors import UserError
 from nfnet_ray.one_line_parser import EXIT_USER_ERROR, OneLineParser
 from nfnet_ray.printable import printable
@@ -19,9 +19,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "sheet",
         help="a picture of every operation of RandAugment at three magnitudes, of MixUp and of CutMix",
     )
-    sheet.add_argument("out", type=Path, metavar="OUT", help="the picture to write: NAME.jpg or NAME.png")
     sheet.add_argument(
-        "image", type=Path, nargs="?", metavar="IMAGE", help="a photograph (default: scikit-learn's flower)"
+        "out", type=given_path, metavar="OUT", help="the picture to write: NAME.jpg or NAME.png"
+    )
+    sheet.add_argument(
+        "image",
+        type=given_path,
+        nargs="?",
+        metavar="IMAGE",
+        help="a photograph (default: scikit-learn's flower)",
     )
     options = parser.parse_args(arguments)
     try:

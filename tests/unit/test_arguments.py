@@ -71,3 +71,23 @@ def test_an_unknown_flag_is_refused_in_one_line(name: str, capsys: pytest.Captur
     assert said.count("\n") == 1
     assert said.startswith(f"python -m {name.removesuffix('.__main__')}: ")
     assert "see --help" in said
+
+
+def test_an_empty_variable_is_no_path(capsys: pytest.CaptureFixture[str]) -> None:
+    """``--data $UNSET`` would mean the current folder to Python, and ``convert "$UNSET" out`` would convert it."""
+    data_prep, sheet = module("data_prep.__main__"), module("nfnet_ray.data.__main__")
+    for main, arguments in (
+        (study, ["--data", ""]),
+        (study, ["--storage", ""]),
+        (data_prep, ["convert", "", "out"]),
+        (data_prep, ["convert", "source", ""]),
+        (data_prep, ["info", ""]),
+        (data_prep, ["fetch", "cifar10", ""]),
+        (sheet, ["sheet", ""]),
+    ):
+        with pytest.raises(SystemExit) as exit_:
+            main(arguments)
+        said = capsys.readouterr().err
+        assert exit_.value.code == 2
+        assert said.count("\n") == 1
+        assert "a path is needed, and this is empty" in said
