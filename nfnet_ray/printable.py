@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 import unicodedata
 from collections.abc import Sequence
+from pathlib import Path
 
 # Of category Cf, format characters, these two are spelling: Persian and Hindi words and joined emoji have them.
 _JOINERS = frozenset("\u200c\u200d")
@@ -34,6 +36,18 @@ def printable(value: object) -> str:
 def shell_command(words: Sequence[str | os.PathLike[str]]) -> str:
     """A command in one printable line, to be pasted into bash or zsh; each word is quoted where that is needed."""
     return " ".join(_shell_word(os.fspath(word)) for word in words)
+
+
+def shown(path: Path) -> str:
+    """A path as a person would type it here: relative to the working directory if it is below it."""
+    path = path.resolve()
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def interpreter() -> str:
+    """The Python that runs this, as a person would type it here: ``.venv/bin/python``."""
+    python = Path(sys.executable)  # not resolved: the link inside an environment is what makes it one
+    return str(python.relative_to(Path.cwd())) if python.is_relative_to(Path.cwd()) else str(python)
 
 
 def _shown(character: str) -> str:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.text import Text
+
+from nfnet_ray.printable import printable
 
 LOG_WIDTH = 160
 """Columns of a table in a log file, where no terminal says how wide it is: room for a whole row."""
@@ -37,21 +40,30 @@ def can_redraw(console: Console) -> bool:
     return console.is_terminal and console.is_interactive
 
 
-def say(console: Console, text: str | Text) -> None:
-    """Prints prose: wrapped between words on a terminal, in one line in a log."""
-    console.print(text, soft_wrap=not console.is_terminal)
+def say(console: Console, text: str, *, title: str = "") -> None:
+    """Prints prose, behind a bold ``title`` if there is one: wrapped between words on a terminal, one line in a log.
+
+    A path or a name that is longer than a line is left whole, for cut in two it could not be copied.
+    """
+    title = printable(title)
+    line = f"{title}: {printable(text)}" if title else printable(text)
+    if console.is_terminal:
+        line = textwrap.fill(line, console.width, break_long_words=False, break_on_hyphens=False)
+    shown = Text(line)
+    shown.stylize("bold", 0, len(title))
+    console.print(shown, soft_wrap=True)
 
 
-def say_whole(console: Console, text: str | Text) -> None:
+def say_whole(console: Console, text: str) -> None:
     """Prints a line that a person may copy, such as a command or a path: nothing is broken or put in between."""
-    console.print(text, soft_wrap=True)
+    console.print(printable(text), soft_wrap=True)
 
 
 @contextmanager
 def waiting(console: Console, text: str) -> Iterator[None]:
     """Shows that something goes on: a spinner until the end of the block, or a line where nothing can be redrawn."""
     if can_redraw(console):
-        with console.status(Text(text)):
+        with console.status(Text(printable(text))):
             yield
     else:
         say(console, text)

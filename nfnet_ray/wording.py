@@ -15,12 +15,13 @@ def count(number: int, noun: str) -> str:
 def plural(noun: str) -> str:
     """The regular plural of an English noun.
 
-    >>> plural("image"), plural("class"), plural("branch"), plural("copy"), plural("day")
-    ('images', 'classes', 'branches', 'copies', 'days')
+    >>> plural("epoch"), plural("class"), plural("batch"), plural("copy"), plural("day")
+    ('epochs', 'classes', 'batches', 'copies', 'days')
     """
     if noun.endswith("y") and noun[-2:-1] not in "aeiou":
         return f"{noun[:-1]}ies"
-    return f"{noun}es" if noun.endswith(("s", "x", "ch", "sh")) else f"{noun}s"
+    hisses = noun.endswith(("s", "x", "ch", "sh")) and not noun.endswith("epoch")
+    return f"{noun}es" if hisses else f"{noun}s"
 
 
 def clock_time(seconds: float) -> str:

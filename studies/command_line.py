@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,17 +20,20 @@ from nfnet_ray.cluster.address import find_head, where_to_run
 from nfnet_ray.cluster.job import HOME_VARIABLE, home_folder, submission_id
 from nfnet_ray.cluster.journal import StudyProgress
 from nfnet_ray.cluster.plan import check_trials, estimate_cost, training_multiply_adds
-from nfnet_ray.cluster.progress import clock_time, reported_epochs, trial_table
+from nfnet_ray.cluster.progress import reported_epochs, trial_table
 from nfnet_ray.cluster.session import available_cpus
 from nfnet_ray.cluster.study import Study, Trial
 from nfnet_ray.data.dataset import DatasetSummary, check_dataset
 from nfnet_ray.errors import UserError
 from nfnet_ray.models.weights_file import pinned
 from nfnet_ray.one_line_parser import EXIT_USER_ERROR, OneLineParser
+from nfnet_ray.printable import interpreter, shell_command, shown
 from nfnet_ray.recipe import Recipe, field_meanings, parse_setting, split_weights
+from nfnet_ray.terminal import new_console, say
 from nfnet_ray.tracking.events import JOURNAL_FILE, StudyStarted, read_events
 from nfnet_ray.tracking.uri import check_tracking_uri, default_tracking_uri
-from studies.run import EXIT_INTERRUPTED, StudyRun, WorkerDemand, interpreter, shown
+from nfnet_ray.wording import clock_time, count, speed
+from studies.run import EXIT_INTERRUPTED, StudyRun, WorkerDemand, say_question
 
 StudyFactory = Callable[..., Study]
 """Of (data, epochs or None), and of the study's own flags by name: None where they were not given."""
@@ -103,8 +105,7 @@ def main(
 
 def run_command(file: Path, body: Callable[[Console], int], beginning: str) -> int:
     """The exit code of ``body``, or of how it was broken off; Ctrl-C before the ``beginning`` loses nothing."""
-    # A terminal is as wide as it is; a log file is given room for a whole row.
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    console = new_console()
     try:
         return body(console)
     except UserError as error:
@@ -411,7 +412,7 @@ def check_weights(trials: list[Trial], classes: int, console: Console) -> None:
 
         sentences.add(check_pretrained(model, classes).sentence())
     for sentence in sorted(sentences):
-        console.print(f"Weights: {sentence}.", soft_wrap=True)
+        say(console, f"Weights: {sentence}.")
 
 
 def verify(path: Path) -> None:
@@ -460,7 +461,7 @@ def resume_command(file: Path, options: argparse.Namespace, name: str) -> str:
             parts += [f"--{flag.replace('_', '-')}", str(getattr(options, flag))]
     if options.storage != DEFAULT_STORAGE:
         parts += ["--storage", str(options.storage)]
-    return shlex.join(parts)
+    return shell_command(parts)
 
 
 def print_plan(
@@ -469,31 +470,31 @@ def print_plan(
     """What would run and what it costs, with the speed of this machine."""
     from nfnet_ray.training.probe import measure_images_per_second
 
-    console.print(f"[bold]{study.name}[/bold]: {study.question}")
+    say_question(study, console)
     console.print(trial_table(study, StudyProgress.waiting(study), reported_epochs))
     cost = estimate_cost(study, trials, data)
     cpus = available_cpus()
     classes = len(data.class_names)
     rate = measure_images_per_second(trials[0].recipe, classes, threads=1)
     # Other trials may be dearer for each image, as those with SAM are: arithmetic is what is scaled by.
-    speed = rate * training_multiply_adds(trials[0].recipe, classes)
+    pace = rate * training_multiply_adds(trials[0].recipe, classes)
     side_by_side = max(1, min(len(trials), cpus // workers))
     least, most = (
-        clock_time(amount / speed / side_by_side) for amount in (cost.least_multiply_adds, cost.multiply_adds)
+        clock_time(amount / pace / side_by_side) for amount in (cost.least_multiply_adds, cost.multiply_adds)
     )
     span = (
         f"{least} (if halving stops all that it may) to {most} (if it stops none)" if study.halving else most
     )
-    count = f"{len(trials)} {'trial' if len(trials) == 1 else 'trials'}"
-    console.print(
-        f"\n{count} of {study.recipe.model.name} ({cost.parameters:,} parameters) of at most "
-        f"{study.epochs} epochs: {cost.images:,} images, {cost.multiply_adds:.3g} multiply-adds.",
-        soft_wrap=True,
+    console.print()
+    say(
+        console,
+        f"{count(len(trials), 'trial')} of {study.recipe.model.name} ({cost.parameters:,} parameters) of at most "
+        f"{count(study.epochs, 'epoch')}: {count(cost.images, 'image')}, {cost.multiply_adds:.3g} multiply-adds.",
     )
-    together = f"with {side_by_side} trials side by side" if len(trials) > 1 else "on this machine"
-    console.print(
-        f"{span} of training {together}, at {rate:.3g} images/s of the first: measured just now on this "
+    together = f"with {count(side_by_side, 'trial')} side by side" if len(trials) > 1 else "on this machine"
+    say(
+        console,
+        f"{span} of training {together}, at {speed(rate)} images/s of the first: measured just now on this "
         "machine, on its GPU if it has one, else on one core.",
-        soft_wrap=True,
     )
-    console.print("Nothing was started.")
+    say(console, "Nothing was started.")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import platform
-import shlex
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -22,14 +21,17 @@ from rich.console import Console
 import nfnet_ray
 from dashboards.report import REPORT_FILE, write_report
 from nfnet_ray.cluster.journal import StudyProgress
-from nfnet_ray.cluster.progress import StudyDisplay, clock_time, reported_epochs, trial_table
+from nfnet_ray.cluster.progress import StudyDisplay, reported_epochs, trial_table
 from nfnet_ray.cluster.session import Resources, ray_session
 from nfnet_ray.cluster.study import METRIC, TRIALS_FOLDER, Study, Trial
 from nfnet_ray.data.dataset import DatasetSummary
 from nfnet_ray.errors import UserError
+from nfnet_ray.printable import interpreter, shell_command, shown
+from nfnet_ray.terminal import say, say_whole, waiting
 from nfnet_ray.tracking.events import JOURNAL_FILE, Journal, StudyStarted
 from nfnet_ray.tracking.sink import MLflowSink
 from nfnet_ray.tracking.spool import SPOOL_FILE, Spool
+from nfnet_ray.wording import clock_time, count
 
 if TYPE_CHECKING:
     from nfnet_ray.cluster.recorder import Recorder
@@ -85,7 +87,7 @@ class StudyRun:
         if trials:
             self._greet(len(trials), console)
             try:
-                with self._session(address, demand) as resources:
+                with self._announced_session(address, demand, console) as resources:
                     if address is not None:  # else it is this machine, which has looked at its data
                         self._check_nodes(resources, demand)
                     with self._alone():
@@ -95,10 +97,11 @@ class StudyRun:
             except KeyboardInterrupt:
                 if self.progress.started is None:
                     raise
-                console.print(f"Stopped at once. Go on with:  {self.command}", soft_wrap=True)
+                say(console, "Stopped at once. Resume with:")
+                say_whole(console, f"  {self.command}")
                 return EXIT_INTERRUPTED
         else:
-            console.print(f"All trials of {self.study.name} have ended; there is nothing to go on with.")
+            say(console, f"All trials of {self.study.name} have ended; there is nothing to resume.")
             self._say_result(console)
             self._deliver(sink, console)
         return self._exit_code(console)
@@ -106,10 +109,12 @@ class StudyRun:
     def _exit_code(self, console: Console) -> int:
         states = {trial.state for trial in self.progress.trials.values()}
         if states & {None, "running", "interrupted"}:
-            console.print(f"Stopped; what was finished is kept. Go on with:  {self.command}", soft_wrap=True)
+            say(console, "Stopped; what was finished is kept. Resume with:")
+            say_whole(console, f"  {self.command}")
             return EXIT_INTERRUPTED
         if "failed" in states:
-            console.print(f"Some trials failed. Run them again with:  {self.command}", soft_wrap=True)
+            say(console, "Some trials failed. Run them again with:")
+            say_whole(console, f"  {self.command}")
             return EXIT_FAILED_TRIALS
         return 0
 
@@ -120,6 +125,16 @@ class StudyRun:
 
         worker = self._each_worker(resources, demand)
         check_nodes(self.data, worker, verify=self.verifies, progress=bytes_on_stderr)
+
+    @contextmanager
+    def _announced_session(
+        self, address: str | None, demand: WorkerDemand, console: Console
+    ) -> Iterator[Resources]:
+        """Ray takes ten seconds and more to start, in which a person sees that something happens."""
+        with ExitStack() as stack:
+            with waiting(console, f"Connecting to Ray at {address} …" if address else "Starting Ray …"):
+                resources = stack.enter_context(self._session(address, demand))
+            yield resources
 
     def _session(self, address: str | None, demand: WorkerDemand) -> AbstractContextManager[Resources]:
         return ray_session(address, train_in_tune=demand.workers > 1)
@@ -195,7 +210,8 @@ class StudyRun:
         """What each worker is given; says so."""
         worker = self._each_worker(resources, demand)
         side_by_side = self._side_by_side(trials, resources, demand, worker)
-        console.print(f"Ray: {resources.description}; trials side by side: {side_by_side}.\n")
+        say(console, f"Ray: {resources.description}; trials side by side: {side_by_side}.")
+        console.print()
         return worker
 
     def _side_by_side(
@@ -230,35 +246,40 @@ class StudyRun:
         console.print()
         answers = best_per_stratum(load_study(self.directory))
         for answer in answers:
-            console.print(answer.sentence(), soft_wrap=True)
+            say(console, answer.sentence())
         if not answers:
-            console.print("No trial came to its end with an accuracy, so there is no best setting.")
-        console.print(f"\nTook:    {clock_time(self.progress.wall_seconds)}")
-        console.print(f"Report:  {write_report(self.directory)}", soft_wrap=True)
+            say(console, "No trial finished with an accuracy, so there is no best setting.")
+        console.print()
+        say(console, f"Took:    {clock_time(self.progress.wall_seconds)}")
+        say_whole(console, f"Report:  {shown(write_report(self.directory))}")
 
     def _deliver(self, sink: MLflowSink, console: Console) -> None:
         sink.start()
         sink.attach(self.directory / REPORT_FILE)
         missing = sink.close(TRACKING_DEADLINE_SECONDS)
-        console.print(
-            f"MLflow:  {interpreter()} -m dashboards.compare {shown(self.directory)}", soft_wrap=True
-        )
+        say_whole(console, f"MLflow:  {self._compare_command()}")
         if missing:
-            console.print(
-                f"         {missing} events could not be delivered yet ({sink.status}). They are kept in "
-                f"{shown(self.directory / JOURNAL_FILE)}; deliver them with:  {self.command}",
-                soft_wrap=True,
+            say(
+                console,
+                f"{count(missing, 'event')} could not be delivered yet ({sink.status}), and kept in "
+                f"{shown(self.directory / JOURNAL_FILE)}. Deliver with:",
             )
+            say_whole(console, f"  {self.command}")
 
-    def _greet(self, count: int, console: Console) -> None:
-        data = self.data
-        console.print(f"[bold]{self.study.name}[/bold]: {self.study.question}")
-        console.print(
-            f"{count} trials of at most {self.study.epochs} epochs on {data.train_images:,} training images "
-            f"({len(data.class_names)} classes), validated on {data.validation_images:,}. "
-            f"Results: {shown(self.directory)}",
-            soft_wrap=True,
-        )
+    def _greet(self, trials: int, console: Console) -> None:
+        say_question(self.study, console)
+        extent = f"{count(trials, 'trial')} of at most {count(self.study.epochs, 'epoch')}"
+        say(console, f"{extent} {on_images(self.data)}.")
+        self._say_places(console)
+
+    def _say_places(self, console: Console) -> None:
+        """Where to look while it runs."""
+        say_whole(console, f"Report:  {shown(self.directory / REPORT_FILE)}")
+        say_whole(console, f"MLflow:  {self._compare_command()}")
+        say(console, "Both can be opened once the first epoch is done.")
+
+    def _compare_command(self) -> str:
+        return shell_command([interpreter(), "-m", "dashboards.compare", shown(self.directory)])
 
     def _started_event(self, resources: Resources, worker: WorkerResources) -> StudyStarted:
         study, data = self.study, self.data
@@ -268,7 +289,7 @@ class StudyRun:
             "study": {
                 "name": study.name,
                 "question": study.question,
-                "command": shlex.join([interpreter(), *sys.orig_argv[1:]]),
+                "command": shell_command([interpreter(), *sys.orig_argv[1:]]),
                 "metric": METRIC,
                 "mode": "max",
                 "space": {name: list(values) for name, values in study.space.items()},
@@ -315,16 +336,17 @@ class StudyRun:
         }
 
 
-def shown(path: Path) -> str:
-    """A path as a person would type it here."""
-    path = path.resolve()
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+def say_question(study: Study, console: Console) -> None:
+    """The name of a study or training, and its question."""
+    say(console, study.question, title=study.name)
 
 
-def interpreter() -> str:
-    """The Python that runs this, as a person would type it here: ``.venv/bin/python``."""
-    python = Path(sys.executable)  # not resolved: the link inside an environment is what makes it one
-    return str(python.relative_to(Path.cwd())) if python.is_relative_to(Path.cwd()) else str(python)
+def on_images(data: DatasetSummary) -> str:
+    """``on 1,437 training images (10 classes), validated on 360``."""
+    return (
+        f"on {count(data.train_images, 'training image')} ({count(len(data.class_names), 'class')}), "
+        f"validated on {data.validation_images:,}"
+    )
 
 
 @contextmanager

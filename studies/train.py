@@ -31,9 +31,12 @@ from nfnet_ray.cluster.study import TRIALS_FOLDER, Study, Trial
 from nfnet_ray.data.dataset import DatasetSummary, check_dataset
 from nfnet_ray.errors import UserError
 from nfnet_ray.models.published import published_recipe
+from nfnet_ray.printable import shown
 from nfnet_ray.recipe import Recipe, parse_setting
+from nfnet_ray.terminal import say, say_whole
 from nfnet_ray.tracking.events import StudyStarted
 from nfnet_ray.tracking.uri import check_tracking_uri, default_tracking_uri
+from nfnet_ray.wording import count
 from studies.base_recipe import batch_size_for, recipe_for
 from studies.command_line import (
     BuiltInData,
@@ -55,7 +58,14 @@ from studies.command_line import (
     verify,
     with_weights,
 )
-from studies.run import EXIT_FAILED_TRIALS, EXIT_INTERRUPTED, StudyRun, WorkerDemand, shown
+from studies.run import (
+    EXIT_FAILED_TRIALS,
+    EXIT_INTERRUPTED,
+    StudyRun,
+    WorkerDemand,
+    on_images,
+    say_question,
+)
 
 if TYPE_CHECKING:
     from nfnet_ray.cluster.recorder import Recorder
@@ -254,17 +264,14 @@ class TrainingRun(StudyRun):
         del demand
         return ray_session(address, train_in_tune=False)
 
-    def _greet(self, count: int, console: Console) -> None:
-        del count
-        study, data = self.study, self.data
-        cost = estimate_cost(study, study.trials(), data)
-        console.print(f"[bold]{study.name}[/bold]: {study.question}")
-        console.print(
-            f"{study.recipe.model.name} ({cost.parameters:,} parameters), {study.epochs} epochs on "
-            f"{data.train_images:,} training images ({len(data.class_names)} classes), validated on "
-            f"{data.validation_images:,}. Results: {shown(self.directory)}",
-            soft_wrap=True,
-        )
+    def _greet(self, trials: int, console: Console) -> None:
+        del trials
+        study = self.study
+        cost = estimate_cost(study, study.trials(), self.data)
+        say_question(study, console)
+        network = f"{study.recipe.model.name} ({cost.parameters:,} parameters)"
+        say(console, f"{network}, {count(study.epochs, 'epoch')} {on_images(self.data)}.")
+        self._say_places(console)
 
     def _each_worker(self, resources: Resources, demand: WorkerDemand) -> WorkerResources:
         from nfnet_ray.cluster.resources import training_resources
@@ -278,18 +285,19 @@ class TrainingRun(StudyRun):
 
         del trials
         worker = self._each_worker(resources, demand)
-        told = f"{worker.workers} x ({worker.cpus} cores" + (
+        told = f"{worker.workers} x ({count(worker.cpus, 'core')}" + (
             f", {worker.gpus:g} GPU)" if worker.gpus else ")"
         )
         if worker.min_workers:
             told += f", at least {worker.min_workers}"
-        console.print(f"Ray: {resources.description}; workers: {told}.\n", soft_wrap=True)
+        say(console, f"Ray: {resources.description}; workers: {told}.")
+        console.print()
         try:
             check_places(resources, worker)
         except UserError as error:
             if self.own_ray:
                 raise
-            console.print(f"Waiting for machines: {error}", soft_wrap=True)  # a cluster may grow
+            say(console, f"Waiting for machines: {error}")  # a cluster may grow
         return worker
 
     def _train(
@@ -321,17 +329,19 @@ class TrainingRun(StudyRun):
     def _say_result(self, console: Console) -> None:
         super()._say_result(console)
         place = self.options.checkpoints or shown(self._trial_directory / "checkpoints")
-        console.print(f"Weights: {place}", soft_wrap=True)
+        say_whole(console, f"Weights: {place}")
 
     def _exit_code(self, console: Console) -> int:
         trial = self.progress.trials[self.study.trials()[0].name]
         if trial.state in (None, "running", "interrupted"):
-            console.print(f"Stopped; a checkpoint is kept. Go on with:  {self.command}", soft_wrap=True)
+            say(console, "Stopped; a checkpoint is kept. Resume with:")
+            say_whole(console, f"  {self.command}")
             return EXIT_INTERRUPTED
         if self.last_word.get("refused"):
             raise UserError(str(trial.reason))
         if trial.state == "failed":
-            console.print(f"It failed. Go on with:  {self.command}", soft_wrap=True)
+            say(console, "It failed. Resume with:")
+            say_whole(console, f"  {self.command}")
             return EXIT_FAILED_TRIALS
         return 0
 

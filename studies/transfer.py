@@ -52,6 +52,8 @@ from nfnet_ray.errors import UserError
 from nfnet_ray.models.baselines import BASELINES
 from nfnet_ray.models.published import FINETUNING_EPOCHS, finetuning_values
 from nfnet_ray.recipe import Recipe
+from nfnet_ray.terminal import say
+from nfnet_ray.wording import count
 from studies.base_recipe import batch_size_for, recipe_for
 from studies.command_line import BuiltInData, Flag, MadeWeights, main
 
@@ -123,18 +125,15 @@ def pretrain(path: Path, console: Console, epochs: int = PRETRAINING_EPOCHS) -> 
 
     def report(metrics: Any) -> None:
         if metrics["epoch"] % PRETRAINING_EPOCHS_A_LINE == 0:
-            console.print(
-                f"  epoch {metrics['epoch']:.0f} of {epochs}: top-1 {metrics['validation_top1']:.1%}"
-            )
+            say(console, f"  epoch {metrics['epoch']:.0f} of {epochs}: top-1 {metrics['validation_top1']:.1%}")
 
     checkpoints = path.with_suffix(".checkpoints")
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
         if path.exists():  # by another process, meanwhile
             return
-        console.print(
-            f"First, once: {recipe.model.name} learns the digits 0 to 4 ({data.train_images} images)."
-        )
+        images = count(data.train_images, "image")
+        say(console, f"First, once: {recipe.model.name} learns the digits 0 to 4 ({images}).")
         try:
             outcome = train(
                 recipe,
@@ -143,7 +142,7 @@ def pretrain(path: Path, console: Console, epochs: int = PRETRAINING_EPOCHS) -> 
                 ),
             )
         except KeyboardInterrupt:
-            console.print("Stopped; the next start goes on from the last epoch.")
+            say(console, "Stopped; the next start resumes from the last epoch.")
             raise
         partial = path.with_suffix(".partial")
         torch.save(outcome.model.state_dict(), partial)

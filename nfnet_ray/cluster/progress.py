@@ -18,6 +18,7 @@ from nfnet_ray.cluster.journal import StudyProgress, TrialProgress
 from nfnet_ray.cluster.progress_file import noted_progress
 from nfnet_ray.cluster.study import METRIC, Study
 from nfnet_ray.tracking.labels import short_names, value_label
+from nfnet_ray.wording import clock_time
 
 STATE_STYLES = {
     "running": "bold cyan",
@@ -80,13 +81,6 @@ def _state(trial: TrialProgress) -> Text:
     if damaged:
         text.append(f"; without {damaged:.0f} damaged image{'s' * (damaged != 1)}", style="default")
     return text
-
-
-def clock_time(seconds: float) -> str:
-    """``95.2`` as ``1:35``, ``7325`` as ``2:02:05``."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
 
 
 class StudyDisplay:

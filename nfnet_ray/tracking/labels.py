@@ -44,7 +44,8 @@ def value_label(value: Any) -> str:
         return f"{value:.6g}"
     if isinstance(value, list | tuple):
         return " × ".join(value_label(item) for item in value)
-    if isinstance(value, str) and _DIGEST_MARK in value:  # a file whose content is known: its name is enough
+    # Of a file the name is enough.
+    if isinstance(value, str) and (_DIGEST_MARK in value or PurePath(value).is_absolute()):
         return PurePath(value.partition(_DIGEST_MARK)[0]).name
     return str(value)
 

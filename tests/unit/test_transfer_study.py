@@ -131,7 +131,7 @@ def test_pretraining_that_was_stopped_goes_on_to_the_same_weights(
 
     with pytest.raises(KeyboardInterrupt):
         transfer.pretrain(tmp_path / "a.pt", Impatient(), epochs=3)
-    assert "goes on from the last epoch" in said[-1]
+    assert "resumes from the last epoch" in said[-1]
     assert not (tmp_path / "a.pt").exists()
     transfer.pretrain(tmp_path / "a.pt", Console(quiet=True), epochs=3)
     transfer.pretrain(tmp_path / "b.pt", Console(quiet=True), epochs=3)

@@ -1,0 +1,89 @@
+"""What is printed for people: literal, wrapped between words, and drawn anew only where a terminal can. A second."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+from rich.console import Console
+from rich.table import Table
+
+from nfnet_ray.terminal import can_redraw, new_console, say, say_whole, waiting
+
+ODD_NAME = "st [old] [/bold] [red]x :smile: \x1b[31m\n"
+SHOWN = r"st [old] [/bold] [red]x :smile: \x1b[31m\n"
+COMMAND = "python studies/agc_sweep.py --resume " + "a-long-name-" * 8
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def console_on(
+    stream: io.StringIO, monkeypatch: pytest.MonkeyPatch, columns: int = 40, **environment: str
+) -> Console:
+    for name in ("FORCE_COLOR", "NO_COLOR", "TTY_INTERACTIVE", "TTY_COMPATIBLE", "LINES"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in ({"TERM": "xterm", "COLUMNS": str(columns)} | environment).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "stdout", stream)
+    return new_console()
+
+
+@pytest.mark.parametrize("stream", [Terminal, io.StringIO])
+def test_names_are_printed_as_they_are(stream: type[io.StringIO], monkeypatch: pytest.MonkeyPatch) -> None:
+    out = stream()
+    console = console_on(out, monkeypatch, columns=100)
+    table = Table(box=None)
+    table.add_column("[bold]name")
+    table.add_row("[old] :smile:")
+    console.print(table)
+    say(console, ODD_NAME)
+    say_whole(console, ODD_NAME)
+    console.print()
+    printed = out.getvalue()
+    assert printed.count(SHOWN) == 2
+    assert "[bold]name" in printed
+    assert "[old] :smile:" in printed
+    assert "\x1b[31m" not in printed
+
+
+def test_prose_is_wrapped_between_words_and_commands_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    out = Terminal()
+    console = console_on(out, monkeypatch)
+    prose = "12 trials of at most 8 epochs on 1,437 training images (10 classes), validated on 360."
+    say(console, prose)
+    lines = out.getvalue().splitlines()
+    assert max(map(len, lines)) <= 40
+    assert " ".join(lines) == prose
+    out.truncate(0)
+    out.seek(0)
+    say_whole(console, COMMAND)
+    say(console, f"Resume with: {COMMAND.split()[-1]}")
+    assert out.getvalue().splitlines() == [COMMAND, "Resume with:", COMMAND.split()[-1]]
+
+
+def test_a_log_has_whole_lines_and_no_codes_whatever_the_environment_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = io.StringIO()
+    console = console_on(out, monkeypatch, FORCE_COLOR="1", COLUMNS="20")
+    prose = "word " * 60 + "end"
+    say(console, prose)
+    assert out.getvalue() == f"{prose}\n"
+    assert not can_redraw(console)
+
+
+@pytest.mark.parametrize(("term", "redraws"), [("xterm-256color", True), ("dumb", False), ("unknown", False)])
+def test_a_dumb_terminal_gets_lines(term: str, redraws: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = Terminal()
+    console = console_on(out, monkeypatch, TERM=term)
+    assert can_redraw(console) == redraws
+    with waiting(console, "Starting Ray [local] …"):
+        pass
+    assert "Starting Ray [local] …" in out.getvalue()
+    assert ("\x1b[" in out.getvalue()) == redraws
+    if not redraws:
+        assert out.getvalue() == "Starting Ray [local] …\n"
