@@ -11,11 +11,13 @@ import shutil
 import subprocess
 from types import TracebackType
 
+from tests.deadlines import HANG_SECONDS
+
 SUBNET = "10.213.7"  # private, and nobody else's here: it is known inside the namespaces alone
 
 
 def _run(*command: str) -> None:
-    subprocess.run(command, check=True, capture_output=True, text=True, timeout=20)
+    subprocess.run(command, check=True, capture_output=True, text=True, timeout=HANG_SECONDS)
 
 
 class Hosts:

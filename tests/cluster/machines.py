@@ -15,9 +15,9 @@ from pathlib import Path
 from types import MappingProxyType
 
 from tests.cluster.training import descendants, environment
+from tests.deadlines import HANG_SECONDS
 
 RAY = str(Path(sys.executable).with_name("ray"))
-START_SECONDS = 180  # 10 s on two quiet cores
 IDS = (
     "import json, sys; from ray._raylet import GcsClient;"
     "nodes = GcsClient(address=sys.argv[1]).get_all_node_info().values();"
@@ -95,7 +95,7 @@ class Machines:
 
     def _started(self, machine: Machine) -> Machine:
         self.up.append(machine)
-        deadline = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + HANG_SECONDS
         while machine.name not in self.ids():
             assert machine._process.poll() is None, f"{machine.name} did not start"
             assert time.monotonic() < deadline, f"{machine.name} is not up"
@@ -112,7 +112,7 @@ class Machines:
             env=environment(),
             capture_output=True,
             text=True,
-            timeout=START_SECONDS,
+            timeout=HANG_SECONDS,
             check=False,
         )
         return dict(json.loads(asked.stdout)) if asked.returncode == 0 else {}
@@ -123,7 +123,7 @@ class Machines:
             [*self._inside, RAY, "drain-node", f"--address={self.address}", f"--node-id={self.ids()[machine.name]}",
              "--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=spot",
              f"--deadline-remaining-seconds={seconds}"],
-            env=environment(), check=True, capture_output=True, timeout=START_SECONDS,
+            env=environment(), check=True, capture_output=True, timeout=HANG_SECONDS,
         )  # fmt: skip
 
     def remove(self, machine: Machine) -> None:

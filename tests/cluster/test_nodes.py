@@ -24,6 +24,7 @@ from nfnet_ray.cluster.worker import WorkerResources
 from nfnet_ray.data.dataset import check_dataset, open_dataset
 from nfnet_ray.data.storage import file_identity
 from nfnet_ray.errors import UserError
+from tests.deadlines import HANG_SECONDS
 from tests.e2e.workplace import Workplace
 
 pytestmark = pytest.mark.slow
@@ -77,7 +78,7 @@ def address(places: Path) -> Iterator[str]:
         yield cluster.address
     finally:
         second.send_signal(signal.SIGTERM)
-        second.wait(timeout=60)
+        second.wait(timeout=HANG_SECONDS)
         cluster.shutdown()
 
 
@@ -86,7 +87,7 @@ def session(address: str) -> Iterator[str]:
     import ray
 
     with ray_session(address, train_in_tune=False):
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + HANG_SECONDS
         while sum(node["Alive"] for node in ray.nodes()) < 2:
             assert time.monotonic() < deadline
             time.sleep(0.2)

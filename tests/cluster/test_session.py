@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.deadlines import HANG_SECONDS
+
 pytestmark = pytest.mark.slow
 
 HEAD = """\
@@ -68,14 +70,18 @@ def head(
     assert process.stdout is not None
     yield process.stdout.readline().strip(), request.param
     process.stdin.close()
-    process.wait(timeout=60)
+    process.wait(timeout=HANG_SECONDS)
     shutil.rmtree(short)
 
 
 def said(address: str, imports: str = "") -> str:
     program = ASK.format(imports=imports)
     result = subprocess.run(
-        [sys.executable, "-c", program, address], capture_output=True, text=True, check=False, timeout=150
+        [sys.executable, "-c", program, address],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=HANG_SECONDS,
     )
     return result.stdout or result.stderr
 

@@ -10,7 +10,7 @@ from tests.cluster.hosts import Hosts, why_not
 from tests.cluster.machines import Machines
 from tests.cluster.training import TrainingPlace, Undisturbed, differing
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = pytest.mark.slow
 
 # The head believes in a death after about 15 s and not after a minute.
 IMPATIENT = {

@@ -20,9 +20,9 @@ from nfnet_ray.models.published import published_recipe
 from nfnet_ray.recipe import Recipe, parse_setting
 from nfnet_ray.tracking.events import JOURNAL_FILE, read_events
 from nfnet_ray.training.checkpoint import CheckpointStore
+from tests.deadlines import HANG_SECONDS
 
 SCRIPT = Path(__file__).with_name("disturbed.py")
-DEADLINE_SECONDS = 200
 BATCH = 48
 EPOCHS = 24  # of five steps
 QUICK = [
@@ -140,7 +140,7 @@ class Driver:
 
     def until(self, condition: Callable[[], bool], what: str) -> None:
         """Waits while the training runs."""
-        deadline = time.monotonic() + DEADLINE_SECONDS
+        deadline = time.monotonic() + HANG_SECONDS
         while not condition():
             if self.process.poll() is not None or time.monotonic() > deadline:
                 pytest.fail(f"{what}: not seen (exit code {self.process.poll()})\n{self.printed}")
@@ -159,10 +159,10 @@ class Driver:
         for number in signals:
             self.process.send_signal(number)
         try:
-            return self.process.wait(DEADLINE_SECONDS)
+            return self.process.wait(HANG_SECONDS)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            pytest.fail(f"no end after {DEADLINE_SECONDS} s\n{self.printed}")
+            pytest.fail(f"no end after {HANG_SECONDS} s\n{self.printed}")
 
 
 class Undisturbed:
@@ -177,7 +177,7 @@ class Undisturbed:
             )
             for rank in range(2)
         ]
-        assert [worker.wait(DEADLINE_SECONDS) for worker in workers] == [0, 0]
+        assert [worker.wait(HANG_SECONDS) for worker in workers] == [0, 0]
         self.weights: dict[str, torch.Tensor] = torch.load(out, weights_only=True)
         self.samples = TrainingPlace(folder, data, "").samples
 

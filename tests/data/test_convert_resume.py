@@ -36,6 +36,7 @@ from data_prep.splits import plan_splits
 from data_prep.staging import unfinished
 from nfnet_ray.data.beton import BetonWriter
 from nfnet_ray.data.dataset import open_dataset
+from tests.deadlines import HANG_SECONDS
 
 from .conftest import Encode
 
@@ -109,7 +110,7 @@ def undisturbed(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 def kill_after(out: Path, images: int, process: subprocess.Popen[str]) -> None:
     """SIGKILL as soon as so many images are in the journals."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + HANG_SECONDS
     while process.poll() is None and time.monotonic() < deadline:
         journals = [path for folder in unfinished(out) for path in folder.glob("progress/*.journal")]
         if sum(map(count_records, journals)) >= images:
@@ -335,7 +336,7 @@ def test_a_running_conversion_is_not_gone_on_with(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     process = start(source, tmp_path / "out", "--skip-unreadable", before=os.setpgrp)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + HANG_SECONDS
     while time.monotonic() < deadline:
         if any(count_records(path) for path in tmp_path.glob("out.partial-*/progress/train.journal")):
             break
@@ -477,11 +478,11 @@ def test_a_node_that_is_lost_in_the_middle_costs_nothing(
 
             if ray.get_runtime_context().get_node_id() == second_id:
                 Path(str(marker)).touch()
-                time.sleep(30)  # it is still at it when its node goes
+                time.sleep(300)  # it is still at it when its node goes
             return Path(path).read_bytes()
 
         def lose_the_second_node() -> None:
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + HANG_SECONDS
             while not marker.exists() and time.monotonic() < deadline:
                 time.sleep(0.05)
             cluster.remove_node(second, allow_graceful=False)

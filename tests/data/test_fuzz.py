@@ -27,12 +27,12 @@ from nfnet_ray.data.decode import DecodeError, decode_jpeg_box, decode_jpeg_top
 from nfnet_ray.data.manifest import hash_stored, write_manifest
 from nfnet_ray.data.verification import verify
 from nfnet_ray.errors import UserError
+from tests.deadlines import HANG_SECONDS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGE_BYTES = 4096  # FFCV's own are of 8 MiB, too much to write thousands of times
 METADATA_OFFSET = HEADER.itemsize + 2 * FIELD_DESCRIPTOR.itemsize
 MEMORY_BYTES = 3 << 30  # address space of the process that is attacked
-HANG_SECONDS = 30
 MOST_PIXELS = (
     1 << 22
 )  # a beton alone may claim any size; the caller makes the room, so this is where it stops
@@ -385,7 +385,7 @@ def test_damaged_files_are_refused_named_or_unchanged(tmp_path: Path, decoder: s
         env=environment,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=HANG_SECONDS,
         check=False,
     )
     assert process.returncode == 0, process.stderr[-3000:]

@@ -33,6 +33,7 @@ from nfnet_ray.data.resident import Images, Samples, shared_images
 from nfnet_ray.data.resize import resize_antialiased
 from nfnet_ray.errors import UserError
 from nfnet_ray.recipe import DataRecipe, MixingRecipe, RandAugmentRecipe
+from tests.deadlines import HANG_SECONDS
 
 from .conftest import Encode
 
@@ -312,18 +313,16 @@ def name(row: int) -> str:
 
 
 def test_a_row_that_hangs_is_an_error_with_its_name_and_place() -> None:
-    begun = time.monotonic()
     threads = Pool(2, deadline_seconds=0.5)
     with pytest.raises(
         UserError, match=r"sample 3 of a test has been decoding for .* in hang_here \(test_loa"
     ):
         threads.wait(threads.submit(5, hang_here, name))
-    assert time.monotonic() - begun < 5
 
 
 def hang_here(row: int) -> None:
     if row == 3:
-        time.sleep(60)
+        time.sleep(10 * HANG_SECONDS)
 
 
 def test_a_program_ends_although_a_thread_hangs() -> None:
@@ -332,12 +331,12 @@ import time
 from nfnet_ray.data.pool import Pool
 pool = Pool(1, deadline_seconds=0.3)
 try:
-    pool.wait(pool.submit(1, lambda row: time.sleep(600), str))
+    pool.wait(pool.submit(1, lambda row: time.sleep(9000), str))
 except Exception as error:
     print(type(error).__name__)
 """
     done = subprocess.run(
-        [sys.executable, "-c", code], timeout=30, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code], timeout=HANG_SECONDS, capture_output=True, text=True, check=True
     )
     assert done.stdout == "UserError\n"
 
@@ -362,7 +361,7 @@ next(batches)
 """
     path = str(write(larger=14).path)
     for _ in range(4):
-        subprocess.run([sys.executable, "-c", code, path], timeout=60, check=True)
+        subprocess.run([sys.executable, "-c", code, path], timeout=HANG_SECONDS, check=True)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -391,14 +390,12 @@ def test_a_thread_killed_in_the_middle_of_a_row_is_an_error() -> None:
     job = threads.submit(1, slow, name)
     worker = threads._workers[0].thread
     assert worker is not None
-    assert begun.wait(5)
+    assert begun.wait(HANG_SECONDS)
     ctypes.pythonapi.PyThreadState_SetAsyncExc(
         ctypes.c_ulong(worker.ident or 0), ctypes.py_object(SystemExit)
     )
-    killed = time.monotonic()
     with pytest.raises(RuntimeError, match="SystemExit"):
         threads.wait(job)
-    assert time.monotonic() - killed < 5
 
 
 def test_a_thread_that_is_gone_is_an_error() -> None:
@@ -407,7 +404,7 @@ def test_a_thread_that_is_gone_is_an_error() -> None:
     threads._queue.put(None)
     worker = threads._workers[0].thread
     assert worker is not None
-    worker.join(5)
+    worker.join(HANG_SECONDS)
     with pytest.raises(UserError, match="decode-0 has ended"):
         threads.wait(threads.submit(1, lambda _: None, name))
 
@@ -416,7 +413,7 @@ def test_a_loader_whose_decoder_hangs_says_which_sample(
     write: Callable[..., Dataset], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = write()
-    monkeypatch.setattr(loader, "decode_jpeg_box", lambda *_: time.sleep(60))
+    monkeypatch.setattr(loader, "decode_jpeg_box", lambda *_: time.sleep(10 * HANG_SECONDS))
     monkeypatch.setattr(pool, "ROW_DEADLINE_SECONDS", 0.5)
     loading = train_loader(dataset, STREAMED)
     loading._source._pool._deadline_seconds = 0.5
@@ -464,7 +461,7 @@ def in_another_process(folder: Path) -> int:
         target=lambda: check(*shared_images("a", 6, 4, must_not_decode, folder))
     )
     process.start()
-    process.join(30)
+    process.join(HANG_SECONDS)
     return -99 if process.exitcode is None else process.exitcode
 
 
@@ -490,7 +487,7 @@ def test_processes_that_start_together_decode_once(tmp_path: Path) -> None:
     for process in processes:
         process.start()
     for process in processes:
-        process.join(30)
+        process.join(HANG_SECONDS)
     assert [process.exitcode for process in processes] == [0, 0, 0, 0]
     assert (tmp_path / "decoded").read_text() == "x"
 
@@ -504,7 +501,7 @@ def test_a_killed_creator_leaves_nothing_that_looks_finished(tmp_path: Path) -> 
         target=lambda: shared_images("a", 6, 4, killed, tmp_path)
     )
     process.start()
-    process.join(30)
+    process.join(HANG_SECONDS)
     assert process.exitcode == -signal.SIGKILL
     assert resident_files(tmp_path) == ["a.images.partial"]
     check(*shared_images("a", 6, 4, decode_numbers, tmp_path))

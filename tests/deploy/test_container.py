@@ -20,6 +20,7 @@ from packaging.version import Version
 
 from deploy.fetch_data import fetch
 from nfnet_ray.errors import UserError
+from tests.deadlines import HANG_SECONDS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CONTAINERFILE = REPOSITORY / "deploy" / "Containerfile"
@@ -150,7 +151,13 @@ def leave(
     environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "DRAIN_SECONDS": str(seconds)}
     started = time.monotonic()
     result = subprocess.run(
-        [LEAVE_NODE], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=60
+        [LEAVE_NODE],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=HANG_SECONDS,
     )
     return result, time.monotonic() - started
 

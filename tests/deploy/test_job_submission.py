@@ -21,6 +21,7 @@ import pytest
 
 from nfnet_ray.cluster.journal import StudyProgress
 from nfnet_ray.tracking.events import JOURNAL_FILE, Event, read_events
+from tests.deadlines import HANG_SECONDS
 
 pytestmark = pytest.mark.slow
 
@@ -28,7 +29,6 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 # Neither Ray's own nor those of tests/e2e: another head may be up on this machine.
 GCS_PORT, DASHBOARD_PORT, AGENT_PORT, CLIENT_PORT = 6397, 8297, 52397, 20097
 TOKEN = "0123456789abcdef" * 4
-DEADLINE_SECONDS = 200
 LEFT_AT_HOME = ("data", "runs", "mlruns", ".venv", ".venv-uv", ".git", "build")
 # What the sources of a study amount to, with room to grow; the tests' fixtures alone are more.
 LARGEST_UPLOAD_BYTES = 2_500_000
@@ -54,7 +54,7 @@ class Head:
             env=environment,
             capture_output=True,
             text=True,
-            timeout=DEADLINE_SECONDS,
+            timeout=HANG_SECONDS,
             check=False,
         )
 
@@ -85,7 +85,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         )
     try:
         head = Head(home)
-        deadline = time.monotonic() + DEADLINE_SECONDS
+        deadline = time.monotonic() + HANG_SECONDS
         while (
             head.ray("job", "submit", "--no-wait", "--", "true").returncode != 0
         ):  # its job agent comes up last
@@ -95,7 +95,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         yield head
     finally:
         process.send_signal(signal.SIGTERM)  # it ends what it started
-        process.wait(60)
+        process.wait(HANG_SECONDS)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -198,7 +198,7 @@ def said(result: subprocess.CompletedProcess[str]) -> str:
 
 
 def wait_until(head: Head, condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE_SECONDS
+    deadline = time.monotonic() + HANG_SECONDS
     while not condition():
         if time.monotonic() > deadline or "'mine' failed" in said(head.ray("job", "status", "mine")):
             pytest.fail(said(head.ray("job", "logs", "mine")))

@@ -18,11 +18,10 @@ from pathlib import Path
 import pytest
 
 from nfnet_ray.tracking.uri import check_tracking_uri
+from tests.deadlines import HANG_SECONDS
 from tests.deploy.manifests import KUBERNETES, pod_specs, rendered
 
 pytestmark = pytest.mark.slow
-
-DEADLINE_SECONDS = 120
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +48,7 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
         stderr=subprocess.DEVNULL,
     )
     try:
-        deadline = time.monotonic() + DEADLINE_SECONDS
+        deadline = time.monotonic() + HANG_SECONDS
         while status(free, container["readinessProbe"]["httpGet"]["path"], "10.0.0.7") != 200:
             assert process.poll() is None
             assert time.monotonic() < deadline
@@ -57,13 +56,13 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
         yield free
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(HANG_SECONDS)
 
 
 def status(port: int, path: str, host: str) -> int:
     request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", headers={"Host": f"{host}:{port}"})
     try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=HANG_SECONDS) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as error:
         return error.code

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.deadlines import HANG_SECONDS
 from tests.e2e.workplace import QUICK, Workplace, one_at_a_time
 
 pytestmark = pytest.mark.slow
@@ -117,7 +118,7 @@ def test_a_killed_trial_goes_on_from_its_checkpoint(
             killed = (
                 subprocess.run(["pkill", "-KILL", "-f", "^ray::ImplicitFunc"], check=False).returncode == 0
             )
-    out, err = process.communicate(timeout=200)
+    out, err = process.communicate(timeout=HANG_SECONDS)
     assert killed
     assert process.returncode == 0, out + err
     trial = workplace.progress("killed").trials["clip_factor=0.01,batch_size=48"]

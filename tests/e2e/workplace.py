@@ -14,10 +14,10 @@ import pytest
 
 from nfnet_ray.cluster.journal import StudyProgress
 from nfnet_ray.tracking.events import JOURNAL_FILE, Event, read_events
+from tests.deadlines import HANG_SECONDS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 STUDY = REPOSITORY / "studies" / "agc_sweep.py"
-DEADLINE_SECONDS = 240
 
 # A network, and runs of it, so short that what is around them is what takes the time.
 QUICK = [
@@ -52,11 +52,11 @@ class Workplace:
     def run(self, *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
         process = self.start(*arguments, **environment)
         try:
-            out, err = process.communicate(timeout=DEADLINE_SECONDS)
+            out, err = process.communicate(timeout=HANG_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
             out, err = process.communicate()
-            pytest.fail(f"no end after {DEADLINE_SECONDS} s\n{out}\n{err}")
+            pytest.fail(f"no end after {HANG_SECONDS} s\n{out}\n{err}")
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     def events(self, study: str) -> list[Event]:
@@ -69,11 +69,11 @@ class Workplace:
         self, process: subprocess.Popen[str], study: str, condition: Callable[[Event], bool]
     ) -> str:
         """Sends Ctrl-C once an event of the journal meets the condition; what was printed."""
-        deadline = time.monotonic() + DEADLINE_SECONDS
+        deadline = time.monotonic() + HANG_SECONDS
         while not any(condition(event) for event in self.events(study)):
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=DEADLINE_SECONDS)
+        out, err = process.communicate(timeout=HANG_SECONDS)
         return out + err

@@ -33,9 +33,9 @@ from nfnet_ray.data.batch import TrainBatch
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.training import PlainContext, train
 from nfnet_ray.training.step import StepResult, TrainStep
+from tests.deadlines import HANG_SECONDS
 
 EPOCHS, BATCH, STEPS = 2, 24, 5  # 120 images
-DEADLINE_SECONDS = 60.0
 
 METHODS: dict[str, dict[str, Any]] = {
     "sgd": {},
@@ -192,7 +192,7 @@ class Attempt:
     def wait(self, *, first_ends_all: bool = False) -> bool:
         """Whether all workers ended well. Of a training that lost a worker the others are killed, as Ray does."""
         left, well = set(self._children), True
-        deadline = time.monotonic() + DEADLINE_SECONDS
+        deadline = time.monotonic() + HANG_SECONDS
         while left:
             for child in list(left):
                 ended, status = os.waitpid(child, os.WNOHANG)

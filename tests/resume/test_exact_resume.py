@@ -20,7 +20,6 @@ SEED = 0
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize("workers", [1, 2])
 def test_every_combination_goes_on_to_the_same_bits(tiny_digits: Path, workers: int) -> None:
     half = workers - 1

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.deadlines import HANG_SECONDS
+
 _OPTIONS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
     *("--disable-component-update", "--disable-sync", "--window-size=1400,1200"),
@@ -23,5 +25,5 @@ def page_after_scripts(url: str, profile: Path, virtual_seconds: int = 10) -> st
         *(browser, *_OPTIONS, f"--user-data-dir={profile}"),
         *(f"--virtual-time-budget={1000 * virtual_seconds}", "--dump-dom", url),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_SECONDS, check=True)
     return done.stdout

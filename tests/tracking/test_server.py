@@ -23,6 +23,7 @@ from nfnet_ray.tracking.sink import MLflowSink
 from nfnet_ray.tracking.spool import SPOOL_FILE, Spool, TrackedStudy
 from nfnet_ray.tracking.uri import check_tracking_uri
 from nfnet_ray.tracking.view import comparison_url
+from tests.deadlines import HANG_SECONDS
 from tests.tracking.chromium import page_after_scripts
 from tests.tracking.example_study import agc_sweep, write_journal
 
@@ -32,7 +33,7 @@ EVENTS = agc_sweep()
 
 
 def wait_for(sink: MLflowSink, words: str) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + HANG_SECONDS
     while words not in sink.status:
         assert time.monotonic() < deadline, f"still {sink.status!r}, not {words!r}"
         time.sleep(0.05)

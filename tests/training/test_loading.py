@@ -16,6 +16,7 @@ from nfnet_ray.data.dataset import open_dataset
 from nfnet_ray.errors import UserError
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.training import Outcome, PlainContext, train
+from tests.deadlines import HANG_SECONDS
 from tests.resume.test_checkpoints import StoppedContext
 
 CPU = torch.device("cpu")
@@ -111,7 +112,7 @@ def test_a_sample_that_two_workers_found_damaged_counts_once(tmp_path: Path) -> 
         )
         for rank in range(2)
     ]
-    said = [worker.communicate(timeout=120)[0] for worker in workers]
+    said = [worker.communicate(timeout=HANG_SECONDS)[0] for worker in workers]
     assert said == 2 * ["{'damaged_train_images': 3, 'damaged_validation_images': 1}\n"]
 
 

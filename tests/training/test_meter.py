@@ -18,6 +18,7 @@ from nfnet_ray.recipe import Recipe
 from nfnet_ray.training import meter as meter_module
 from nfnet_ray.training.context import PlainContext
 from nfnet_ray.training.meter import Meter, NvmlEnergyCounter, model_flops_per_image, peak_flops_per_second
+from tests.deadlines import HANG_SECONDS
 
 PICO = with_published_values(Recipe().with_values({"model.name": "nfnet_pico", "data.image_size": 32}))
 
@@ -293,7 +294,7 @@ def test_workers_tell_each_other(tmp_path: Path) -> None:
         )
         for rank in range(2)
     ]
-    first, second = (process.communicate(timeout=120)[0] for process in processes)
+    first, second = (process.communicate(timeout=HANG_SECONDS)[0] for process in processes)
     assert [process.returncode for process in processes] == [0, 0]
     assert first == second
     joules, peak, watts = map(float, first.split())

@@ -23,6 +23,7 @@ from nfnet_ray.models.nfnet import NFNet
 from nfnet_ray.optim import unitwise_norm
 from nfnet_ray.training.gradient import Gradient
 from nfnet_ray.training.step import TrainStep
+from tests.deadlines import HANG_SECONDS
 from tests.training import replicas
 
 SCRIPT = Path(__file__).with_name("replicas.py")
@@ -61,7 +62,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[Results]
     ]
     processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
     for process in processes:
-        _, errors = process.communicate(timeout=240)
+        _, errors = process.communicate(timeout=HANG_SECONDS)
         assert process.returncode == 0, errors
     found: dict[int, list[Results]] = {1: [], 2: [], 3: []}
     for rank, size in places:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from nfnet_ray.training.clock import Clock
 from nfnet_ray.training.watchdog import EXIT_HUNG, Hang, Watchdog
+from tests.deadlines import HANG_SECONDS, wait_until
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -27,20 +28,20 @@ class Told:
 
 def test_signs_of_life_keep_it_quiet() -> None:
     clock, told = Clock(), Told()
-    with told.watchdog(clock):
+    with told.watchdog(clock, seconds=2.0):
         for phase in ("train", "data_wait", "train", "eval"):
             clock.enter(phase)
-            time.sleep(0.15)
-        for _ in clock.beating(range(6)):  # evaluation lasts, batch by batch
-            time.sleep(0.15)
+            time.sleep(0.05)
+        for _ in clock.beating(range(60)):  # evaluation lasts longer than that, batch by batch
+            time.sleep(0.05)
     assert told.hangs == []
     assert told.codes == []
 
 
 def test_before_the_first_step_it_is_patient() -> None:
     clock, told = Clock(), Told()
-    with told.watchdog(clock):
-        time.sleep(0.6)  # twice as long as it would bear later
+    with told.watchdog(clock, seconds=1.5):
+        time.sleep(2.0)  # longer than it would wait later, and far less than three times as long
     assert told.hangs == []
 
 
@@ -55,13 +56,13 @@ def test_silence_ends_the_process_and_tells_of_all_threads() -> None:
     other = threading.Thread(target=a_thread_that_waits)
     other.start()
     with told.watchdog(clock):
-        time.sleep(1.0)
+        wait_until(lambda: bool(told.codes), "the end of a process that hangs")
     let_go.set()
     other.join()
     (hang,) = told.hangs
     assert told.codes == [EXIT_HUNG]
     assert (hang.phase, hang.beats, hang.waits_for_others) == ("data_wait", 1, False)
-    assert 0.3 <= hang.silent_seconds < 1
+    assert hang.silent_seconds >= 0.3
     assert "a_thread_that_waits" in hang.stacks
     assert "test_silence_ends_the_process" in hang.stacks
 
@@ -71,7 +72,7 @@ def test_storage_that_hangs_does_not_hold_it_up() -> None:
     clock.enter("checkpoint")
     forever = threading.Event()
     with Watchdog(clock, 0.2, lambda _hang: forever.wait() and None, seconds_to_stay=0.2, end=codes.append):
-        time.sleep(1.0)
+        wait_until(lambda: bool(codes), "the end of a process whose storage hangs")
     forever.set()
     assert codes == [EXIT_HUNG]
 
@@ -82,7 +83,7 @@ def in_a_process(program: str) -> subprocess.CompletedProcess[str]:
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANG_SECONDS,
         check=False,
     )
 
@@ -115,7 +116,7 @@ def test_of_two_workers_both_tell_and_the_one_that_waits_says_so(tmp_path: Path)
         f"    open(f'{tmp_path}/{{rank}}.txt', 'w').write(f'{{hang.waits_for_others}} {{hang.stacks}}')\n"
         "def hang_here():\n"
         "    time.sleep(100)\n"
-        "with Watchdog(clock, 1.0, tell, seconds_to_stay=2.0):\n"
+        "with Watchdog(clock, 1.0, tell, seconds_to_stay=4.0):\n"
         "    hang_here() if rank else dist.all_reduce(torch.zeros(1))\n"
     )
     workers = [
@@ -124,7 +125,7 @@ def test_of_two_workers_both_tell_and_the_one_that_waits_says_so(tmp_path: Path)
         )
         for rank in range(2)
     ]
-    assert [worker.wait(60) for worker in workers] == [EXIT_HUNG, EXIT_HUNG]
+    assert [worker.wait(HANG_SECONDS) for worker in workers] == [EXIT_HUNG, EXIT_HUNG]
     waiting, hanging = ((tmp_path / f"{rank}.txt").read_text() for rank in range(2))
     assert waiting.startswith("True ")
     assert "in all_reduce" in waiting

@@ -24,6 +24,7 @@ from nfnet_ray.errors import UserError
 from nfnet_ray.models import create_model
 from nfnet_ray.models.deepmind import load_deepmind_weights, load_published
 from nfnet_ray.models.pickled_arrays import MAX_STEPS, read_pickled_arrays
+from tests.deadlines import HANG_SECONDS
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -499,7 +500,7 @@ def read_with_little_memory(folder: Path, memory_bytes: int) -> dict[str, tuple[
         env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANG_SECONDS,
     )
     assert process.returncode == 0, process.stderr[-2000:]
     outcomes: dict[str, tuple[str, float]] = json.loads(process.stdout)
