@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="""\
 SOURCE is one of
   a folder of class folders of images;
-  a folder with train/ and validation/ (or valid/, val/, test/), each with class folders;
+  a folder with train/ and validation/ (or valid/, val/, test/; in any capitals), each with class folders;
   Parquet files, or a folder of them, in the Hugging Face layout: a column image of
   struct<bytes, path> and an integer label; train-*, validation-* and test-* name the splits;
   ImageNet (ILSVRC-2012) as it is distributed: ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and
@@ -183,7 +183,10 @@ def _add_info(commands: argparse._SubParsersAction[OneLineParser]) -> None:
     )
     _add_dataset(info)
     info.add_argument(
-        "--sheet", type=given_path, metavar="PNG", help="write a picture of up to 100 classes, NAME.png or NAME.jpg"
+        "--sheet",
+        type=given_path,
+        metavar="PNG",
+        help="write a picture of up to 100 classes, NAME.png or NAME.jpg",
     )
     info.set_defaults(run=_info)
 
@@ -230,7 +233,9 @@ def _add_doctor(commands: argparse._SubParsersAction[OneLineParser]) -> None:
 
 
 def _add_dataset(command: argparse.ArgumentParser) -> None:
-    command.add_argument("path", type=given_path, metavar="OUT", help="what convert wrote: NAME.beton, or a folder")
+    command.add_argument(
+        "path", type=given_path, metavar="OUT", help="what convert wrote: NAME.beton, or a folder"
+    )
 
 
 def _doctor(options: argparse.Namespace) -> None:
@@ -268,10 +273,11 @@ def _convert(options: argparse.Namespace) -> None:
     from data_prep.quarantine import quarantine_path
     from data_prep.sources import open_source
     from data_prep.splits import plan_splits
-    from data_prep.staging import check_out, describe_unfinished, unfinished
+    from data_prep.staging import check_out, check_outside, describe_unfinished, unfinished
 
     start = time.monotonic()
     out: Path = options.out
+    check_outside(out, options.source)
     check_out(out, overwrite=options.overwrite)
     if not options.resume:
         for path in unfinished(out):

@@ -89,7 +89,7 @@ def convert(
     images_resumed = 0
     identity = conversion_identity(source, plan, settings.encode)
     keep = settings.keep_unfinished or settings.resume
-    files = file_states(source_paths if keep else (), without=out)
+    files = file_states(source_paths if keep else ())
     resumed = None
     if settings.resume:
         names = {split: _names(selection) for split, selection in selections.items()}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from data_prep.image_folder import SPLIT_FOLDERS, FolderSplit
+from data_prep.image_folder import SPLIT_OF, FolderSplit
 from data_prep.sources import Source
 from nfnet_ray.errors import UserError
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _INTEGER = re.compile(r"-?[0-9]+")
-_SPLITS = {name: split for split, names in SPLIT_FOLDERS.items() for name in names}
 
 
 def open_csv(path: Path, label_column: str) -> Source:
@@ -51,7 +50,7 @@ def open_csv(path: Path, label_column: str) -> Source:
     _check_images(path, names)
     found = {
         split: FolderSplit(path.parent, [names[index] for index in at.tolist()], labels[at])
-        for split in SPLIT_FOLDERS
+        for split in ("train", "validation", "test")
         if len(at := np.flatnonzero(splits == split))
     }
     return Source("CSV list", class_names, found)
@@ -110,10 +109,11 @@ def _checked_paths(path: Path, listed: Sequence[str]) -> list[str]:
 
 
 def _checked_splits(path: Path, listed: Sequence[str]) -> np.ndarray:
-    for row, name in enumerate(listed, start=1):
-        if name not in _SPLITS:
-            raise UserError(f"{path}: row {row}: split '{name}' is none of {', '.join(_SPLITS)}")
-    return np.array([_SPLITS[name] for name in listed])
+    known = [name.strip().casefold() for name in listed]
+    for row, name in enumerate(known, start=1):
+        if name not in SPLIT_OF:
+            raise UserError(f"{path}: row {row}: split '{listed[row - 1]}' is none of {', '.join(SPLIT_OF)}")
+    return np.array([SPLIT_OF[name] for name in known])
 
 
 def _class_names(path: Path, texts: Sequence[str]) -> tuple[str, ...]:

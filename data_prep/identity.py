@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.encode import EncodeSettings
+from data_prep.folder_walk import visible_files
 from data_prep.sources import Source
 from data_prep.splits import Selection, SplitPlan
 
@@ -40,18 +41,17 @@ def difference(before: dict[str, str], now: dict[str, str]) -> str | None:
     return None
 
 
-def file_states(paths: Sequence[Path], without: Path) -> tuple[list[str], np.ndarray]:
+def file_states(paths: Sequence[Path]) -> tuple[list[str], np.ndarray]:
     """All files below ``paths``, and what tells whether they have been changed.
 
     Args:
-        paths: files and folders; links are followed.
-        without: a file or folder below one of them that is left out, with all whose names begin with its name.
+        paths: files and folders; links are followed, and hidden files left out.
 
     Returns:
         N relative names, and (N,) uint64: hashes of name, size in bytes and time of the last change.
     """
     names, states = [], []
-    for name, path in _files(paths, os.path.abspath(without)):
+    for name, path in _files(paths):
         try:
             found = os.stat(path)
             state = f"{name}\0{found.st_size}\0{found.st_mtime_ns}"
@@ -74,20 +74,12 @@ def changed_file(
     return f"{gone:,} files are gone" if gone > 0 else None
 
 
-def _files(paths: Sequence[Path], without: str) -> Iterator[tuple[str, str]]:
+def _files(paths: Sequence[Path]) -> Iterator[tuple[str, str]]:
     for top in paths:
         if not top.is_dir():
             yield top.name, str(top)
-            continue
-        root = os.path.abspath(top)
-        inside = without.startswith(root + os.sep)
-        for parent, folders, files in os.walk(root, followlinks=True):
-            if inside:
-                folders[:] = [name for name in folders if not os.path.join(parent, name).startswith(without)]
-            for name in files:
-                path = os.path.join(parent, name)
-                if not (inside and path.startswith(without)):
-                    yield os.path.relpath(path, root).replace(os.sep, "/"), path
+        else:
+            yield from visible_files(os.path.abspath(top))
 
 
 def _describe(selection: Selection) -> str:

@@ -115,6 +115,22 @@ def check_out(out: Path, *, overwrite: bool) -> None:
     check_quarantine_path(out)
 
 
+def check_outside(out: Path, source_paths: Sequence[Path]) -> None:
+    """Refuse an ``out`` in a folder that is converted: the next conversion would take it for part of the source.
+
+    Raises:
+        UserError: it lies below one of the paths, or is one of them.
+    """
+    place = out.resolve()
+    for path in source_paths:
+        folder = path.resolve()
+        if path.is_dir() and (place == folder or folder in place.parents):
+            raise UserError(
+                f"{out}: OUT lies in SOURCE, {path}, and the next conversion would read it as images; choose a place"
+                f" outside, such as {folder.parent / f'{folder.name}.beton'}"
+            )
+
+
 @contextmanager
 def staging_folder(out: Path, *, resume: Staging | None = None, keep: bool = False) -> Iterator[Staging]:
     """A folder beside ``out``, on the same file system, that is gone afterwards.

@@ -15,6 +15,25 @@ from nfnet_ray.data.beton import Beton
 
 Encode = Callable[..., bytes]
 
+# ``python -c HELD IMAGE PIPE convert …``: the command line, in which reading the image waits until somebody has
+# written to the named pipe: a conversion held at a known place, as a network share that does not answer holds it.
+HELD = """\
+import signal, sys
+from pathlib import Path
+import data_prep.image_folder
+from data_prep.__main__ import _terminate, main
+image, pipe, *arguments = sys.argv[1:]
+read = data_prep.image_folder.read_regular_file
+def hold(path):
+    if path == Path(image):
+        with open(pipe) as file:
+            file.read()
+    return read(path)
+data_prep.image_folder.read_regular_file = hold
+signal.signal(signal.SIGTERM, _terminate)
+sys.exit(main(arguments))
+"""
+
 
 @pytest.fixture(scope="session")
 def photograph() -> Image.Image:

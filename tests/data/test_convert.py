@@ -24,7 +24,7 @@ from data_prep.splits import held_out
 from nfnet_ray.data.beton import Beton
 from nfnet_ray.data.dataset import Dataset, open_dataset
 
-from .conftest import Encode
+from .conftest import HELD, Encode
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -107,7 +107,7 @@ def test_other_images_are_re_encoded(
     assert "re-encoded 3 images: not a JPEG" in printed
     assert "re-encoded 1 images: a side longer than 1024 pixels" in printed
     assert "re-encoded 1 images: a damaged JPEG that Pillow reads all the same" in printed
-    assert "1 files are not images" in printed
+    assert "ignored 1 file with no image's name: 1 .txt" in printed
 
 
 def test_everything_that_was_stored_decodes(
@@ -366,7 +366,7 @@ def test_sources_that_cannot_be_converted(
             ["--max-unreadable", "few"],
             "--max-unreadable: few is neither a number of images nor a share below 1",
         ),
-        (["--max-side", "1e3"], "--max-side: 1e3 is not a whole number above 0"),
+        (["--max-side", "1e3"], "--max-side: 1e3 is not a whole number from 1 to 65500"),
         (["--write-mode", "png"], "invalid choice: 'png'"),
     ],
 )
@@ -457,26 +457,25 @@ def test_a_disk_that_fails_stops_the_conversion_even_when_skipping(
 def test_an_interrupted_conversion_leaves_nothing(
     image_folder: Path, tmp_path: Path, encode: Encode, out: str, number: signal.Signals, code: int
 ) -> None:
-    """An image that is a pipe holds the conversion at a known place until this test lets go of it."""
     picture = encode(90, size=(600, 600))
     for index in range(200):
         (image_folder / "rose" / f"many-{index}.jpg").write_bytes(picture)
-    pipe = image_folder / "aster" / "0.jpg"
-    pipe.unlink()
-    os.mkfifo(pipe)
-    # Neither pipe nor pictures are held out, whichever they are: the validation split is given.
+    # Neither the image that is waited for nor the others are held out: the validation split is given.
     shutil.copytree(image_folder / "daisy", tmp_path / "split" / "val" / "daisy")
     image_folder.rename(tmp_path / "split" / "train")
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
     before = sorted(tmp_path.iterdir())
 
-    command = [sys.executable, "-m", "data_prep", "convert", str(tmp_path / "split"), str(tmp_path / out)]
+    image = tmp_path / "split" / "train" / "aster" / "0.jpg"
+    command = [sys.executable, "-c", HELD, str(image), str(pipe), "convert"]
     process = subprocess.Popen(
-        command, cwd=REPOSITORY, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    with open(tmp_path / "split" / "train" / "aster" / "0.jpg", "wb") as writing:  # waits for the reader
+        [*command, str(tmp_path / "split"), str(tmp_path / out)],
+        cwd=REPOSITORY, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    with open(pipe, "w"):  # waits for the reader
         assert len(sorted(tmp_path.iterdir())) == len(before) + 1  # it is under way
         process.send_signal(number)
-        writing.write(picture)
     _, error = process.communicate()
     assert process.returncode == code
     assert "Traceback" not in error

@@ -38,7 +38,7 @@ from nfnet_ray.data.beton import BetonWriter
 from nfnet_ray.data.dataset import open_dataset
 from tests.deadlines import HANG_SECONDS
 
-from .conftest import Encode
+from .conftest import HELD, Encode
 
 REPOSITORY = Path(__file__).parents[2]
 IMAGES = 90
@@ -203,22 +203,19 @@ def test_a_full_disk_gives_one_line_and_keeps_what_is_done(
 def test_an_interruption_says_how_to_go_on(
     image_folder: Path, tmp_path: Path, number: signal.Signals, word: str
 ) -> None:
-    """An image that is a pipe holds the conversion at a known place until this test lets go of it."""
     shutil.copytree(image_folder, tmp_path / "split" / "val")
     image_folder.rename(tmp_path / "split" / "train")
-    pipe = tmp_path / "split" / "train" / "rose" / "4.jpg"  # the last one of train
-    picture = pipe.read_bytes()
-    pipe.unlink()
+    pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    command = [sys.executable, "-m", "data_prep", "convert", str(tmp_path / "split"), str(tmp_path / "out")]
-    command += ["--workers", "1"]
+    image = tmp_path / "split" / "train" / "rose" / "4.jpg"  # the last one of train
+    command = [sys.executable, "-c", HELD, str(image), str(pipe), "convert"]
+    command += [str(tmp_path / "split"), str(tmp_path / "out"), "--workers", "1"]
     process = subprocess.Popen(
         command, cwd=REPOSITORY, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-    with open(pipe, "wb") as writing:  # waits for the reader
+    with open(pipe, "w"):  # waits for the reader
         time.sleep(0.3)  # the main thread takes over the images before, and waits for this one
         process.send_signal(number)
-        writing.write(picture)
     _, error = process.communicate()
     (folder,) = unfinished(tmp_path / "out")
     assert error == f"{word}: 14 images are kept in {folder}; the same command with --resume goes on\n"

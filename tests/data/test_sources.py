@@ -476,9 +476,9 @@ def write_csv(root: Path, *rows: str, header: str = "path,label,split") -> Path:
 
 def test_a_csv_list_names_images_labels_and_splits(image_folder: Path, tmp_path: Path) -> None:
     rows = [
-        "aster/0.jpg,b,train",
-        "daisy/1.jpg,a,train",
-        '"./rose/../rose/2.jpg",b,valid',
+        "aster/0.jpg,b,Train",
+        "daisy/1.jpg,a,training",
+        '"./rose/../rose/2.jpg",b,VALID',
         "rose/3.jpg,a,test",
     ]
     source = write_csv(image_folder, *rows)
@@ -522,7 +522,7 @@ TWO = ("aster/0.jpg,a,train", "daisy/0.jpg,b,train")
         ((*TWO, "./aster/0.jpg,b,train"), "path,label,split", "row 3: ./aster/0.jpg is listed already, in row 1"),
         ((*TWO, "rose/x.jpg,b,train", "rose/y.jpg,b,train"), "path,label,split", "(2 of 4 are missing)"),
         ((*TWO, "/etc/passwd,b,train"), "path,label,split", "absolute path"),
-        ((*TWO, "rose/0.jpg,b,training"), "path,label,split", "row 3: split 'training' is none of train, val"),
+        ((*TWO, "rose/0.jpg,b,trian"), "path,label,split", "row 3: split 'trian' is none of train, training, val"),
         ((*TWO, "rose/0.jpg,c,val"), "path,label,split", "row 3: no training image has label 'c'"),
         (("rose/0.jpg,a,val", "rose/1.jpg,b,test"), "path,label,split", "no row's split is train"),
         ((TWO[0], "rose/0.jpg,a,train"), "path,label,split", "only one class"),
