@@ -22,7 +22,7 @@ import nfnet_ray
 from dashboards.report import REPORT_FILE, write_report
 from nfnet_ray.cluster.journal import StudyProgress
 from nfnet_ray.cluster.progress import StudyDisplay, reported_epochs, trial_table
-from nfnet_ray.cluster.session import Resources, ray_session
+from nfnet_ray.cluster.session import Resources, available_cpus, ray_session
 from nfnet_ray.cluster.study import METRIC, TRIALS_FOLDER, Study, Trial
 from nfnet_ray.data.dataset import DatasetSummary
 from nfnet_ray.errors import UserError
@@ -68,6 +68,8 @@ class StudyRun:
         "Stopping: the running trials keep their last epoch. Once more to leave at once."
     )
 
+    workers_flag: ClassVar[str] = "--workers-per-trial"
+
     study: Study
     data: DatasetSummary
     directory: Path
@@ -85,11 +87,12 @@ class StudyRun:
         journal_path = self.directory / JOURNAL_FILE
         sink = MLflowSink(self.tracking_uri, Spool(journal_path, self.directory / SPOOL_FILE))
         if trials:
+            if address is None:
+                self._check_cores(demand)
             self._greet(len(trials), console)
             try:
                 with self._announced_session(address, demand, console) as resources:
-                    if address is not None:  # else it is this machine, which has looked at its data
-                        self._check_nodes(resources, demand)
+                    self._check_nodes(address, resources, demand)
                     with self._alone():
                         self._run_trials(trials, resources, demand, sink, console)
                         self._say_result(console)  # before Ray is left, for nothing may come between
@@ -118,12 +121,25 @@ class StudyRun:
             return EXIT_FAILED_TRIALS
         return 0
 
-    def _check_nodes(self, resources: Resources, demand: WorkerDemand) -> None:
-        """Raises UserError if a node that may train has not the data that this machine has."""
+    def _check_cores(self, demand: WorkerDemand) -> None:
+        """Raises UserError, before a Ray is started here, if this machine has not the cores for it."""
+        least, cpus, here = demand.min_workers or demand.workers, demand.cpus or 1, available_cpus()
+        if least * cpus > here:
+            raise UserError(
+                f"{least} x ({cpus} CPU) do not fit: this machine has {here} {'core' if here == 1 else 'cores'} for "
+                f"it; ask for fewer with {self.workers_flag} or --cpus-per-worker"
+            )
+
+    def _check_nodes(self, address: str | None, resources: Resources, demand: WorkerDemand) -> None:
+        """Raises UserError if a node that may train has not the data that this machine has, or if nothing fits here."""
         from data_prep.byte_progress import bytes_on_stderr
         from nfnet_ray.cluster.nodes import check_nodes
+        from nfnet_ray.cluster.resources import check_places
 
         worker = self._each_worker(resources, demand)
+        if address is None:  # this machine has looked at its data, and does not grow
+            check_places(resources, worker, self.workers_flag)
+            return
         check_nodes(self.data, worker, verify=self.verifies, progress=bytes_on_stderr)
 
     @contextmanager
@@ -233,10 +249,15 @@ class StudyRun:
     ) -> None:
         """Runs the trials to their ends, or until ``stop`` is set."""
         from nfnet_ray.cluster.driver import run_trials
+        from nfnet_ray.cluster.placement import waiting_is_explained
 
-        del display  # Tune's callback shows what happens
         side_by_side = self._side_by_side(trials, resources, demand, worker)
-        run_trials(trials, self.study, recorder, self.directory, side_by_side, worker, stop)
+
+        def wanted() -> int:
+            return min(side_by_side, len(self.progress.unfinished)) * worker.workers
+
+        with waiting_is_explained(wanted, worker, display.note):
+            run_trials(trials, self.study, recorder, self.directory, side_by_side, worker, stop)
 
     def _say_result(self, console: Console) -> None:
         """The table, the answer, and where the report is."""

@@ -254,6 +254,7 @@ def _training_options(options: argparse.Namespace, checkpoints: str | None) -> T
 class TrainingRun(StudyRun):
     """A training: a study of one trial, which has the cluster for itself and no scheduler above it."""
 
+    workers_flag: ClassVar[str] = "--workers"
     stopping: ClassVar[str] = "Stopping: the workers keep a checkpoint. Once more to leave at once."
 
     options: TrainingOptions
@@ -281,8 +282,6 @@ class TrainingRun(StudyRun):
     def _worker(
         self, trials: list[Trial], resources: Resources, demand: WorkerDemand, console: Console
     ) -> WorkerResources:
-        from nfnet_ray.cluster.resources import check_places
-
         del trials
         worker = self._each_worker(resources, demand)
         told = f"{worker.workers} x ({count(worker.cpus, 'core')}" + (
@@ -292,12 +291,6 @@ class TrainingRun(StudyRun):
             told += f", at least {worker.min_workers}"
         say(console, f"Ray: {resources.description}; workers: {told}.")
         console.print()
-        try:
-            check_places(resources, worker)
-        except UserError as error:
-            if self.own_ray:
-                raise
-            say(console, f"Waiting for machines: {error}")  # a cluster may grow
         return worker
 
     def _train(
@@ -310,12 +303,15 @@ class TrainingRun(StudyRun):
         stop: threading.Event,
         display: StudyDisplay,
     ) -> None:
+        from nfnet_ray.cluster.placement import waiting_is_explained
         from nfnet_ray.cluster.trainer import run_training, worker_config
 
         del resources, demand
         trial = trials[0]
         config = worker_config(trial, self._trial_directory, worker, self.options, through_tune=False)
-        self.last_word.update(run_training(config, recorder, display.note, stop, own_ray=self.own_ray))
+        least = worker.min_workers or worker.workers
+        with waiting_is_explained(lambda: least, worker, display.note):
+            self.last_word.update(run_training(config, recorder, display.note, stop, own_ray=self.own_ray))
 
     @property
     def _trial_directory(self) -> Path:

@@ -126,7 +126,7 @@ class StudyDisplay:
         """Says something once, below the table."""
         self._note = text
         if not self._console.is_terminal:
-            self._console.print(f"[{clock_time(self._elapsed)}] {text}", markup=False)
+            self._console.print(f"[{clock_time(self._elapsed)}] {text}", markup=False, soft_wrap=True)
 
     def update(self) -> None:
         """Takes notice that the progress has changed."""

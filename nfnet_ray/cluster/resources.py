@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from nfnet_ray.cluster.session import Resources
 from nfnet_ray.cluster.worker import WorkerResources
@@ -48,35 +49,42 @@ def most_cpus(resources: Resources, workers: int, gpus: float) -> int:
 
 def places(resources: Resources, cpus: int, gpus: float) -> int:
     """How many workers the machines take."""
+    return places_on(resources.machines, cpus, gpus)
+
+
+def places_on(machines: Iterable[tuple[float, float]], cpus: int, gpus: float) -> int:
+    """How many workers fit on machines of (cores, GPUs)."""
     return sum(
         int(min(machine_cpus // cpus, machine_gpus // gpus if gpus else math.inf))
-        for machine_cpus, machine_gpus in resources.machines
+        for machine_cpus, machine_gpus in machines
     )
 
 
-def check_places(resources: Resources, worker: WorkerResources) -> None:
-    """Raises UserError if the machines that are there do not take the workers, the fewest that are allowed."""
+def check_places(resources: Resources, worker: WorkerResources, flag: str = "--workers") -> None:
+    """Raises UserError if the machines that are there do not take the workers, the fewest that are allowed.
+
+    ``flag`` is the one that says how many there are.
+    """
     least = worker.min_workers or worker.workers
     if places(resources, worker.cpus, worker.gpus) < least:
         raise UserError(
-            f"{least} x {_each(worker)} do not fit: Ray has {resources.description}; ask for fewer with "
-            "--workers, --cpus-per-worker or --gpus-per-worker"
+            f"{least} x {worker_in_words(worker)} do not fit: Ray has {resources.description}; ask for fewer with "
+            f"{flag}, --cpus-per-worker or --gpus-per-worker"
         )
 
 
 def concurrent_trials(resources: Resources, worker: WorkerResources) -> int:
     """How many trials fit at once, on the nodes that are up. Raises UserError if not even one does."""
-    fits = resources.cpus / (worker.workers * worker.cpus)
-    if worker.gpus:
-        fits = min(fits, resources.gpus / (worker.workers * worker.gpus))
+    fits = places(resources, worker.cpus, worker.gpus) // worker.workers
     if fits < 1:
         raise UserError(
-            f"a trial needs {worker.workers} x {_each(worker)} and Ray has {resources.description}: ask for fewer "
-            "with --workers-per-trial, --cpus-per-worker or --gpus-per-worker; where nodes start when they are asked "
-            "for, say with --trials-at-once how many trials to ask for"
+            f"a trial needs {worker.workers} x {worker_in_words(worker)} and Ray has {resources.description}: ask for "
+            "fewer with --workers-per-trial, --cpus-per-worker or --gpus-per-worker; where nodes start when they are "
+            "asked for, say with --trials-at-once how many trials to ask for"
         )
-    return math.floor(fits)
+    return fits
 
 
-def _each(worker: WorkerResources) -> str:
+def worker_in_words(worker: WorkerResources) -> str:
+    """What a worker asks for: ``(2 CPU + 1 GPU)``."""
     return f"({worker.cpus} CPU" + (f" + {worker.gpus:g} GPU)" if worker.gpus else ")")

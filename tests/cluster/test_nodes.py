@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from nfnet_ray.cluster import placement
 from nfnet_ray.cluster.nodes import check_nodes
 from nfnet_ray.cluster.session import ray_session
 from nfnet_ray.cluster.worker import WorkerResources
@@ -180,3 +181,31 @@ def test_a_file_is_one_under_two_names_and_a_copy_is_another(tmp_path: Path) -> 
     os.link(path, link)
     shutil.copy2(path, copy)
     assert file_identity(path) == file_identity(link) != file_identity(copy)
+
+
+@pytest.mark.usefixtures("session")
+def test_what_finds_no_place_is_explained_and_what_has_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two nodes of one core each."""
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    monkeypatch.setattr(placement, "SECONDS_BETWEEN_LOOKS", 0.1)
+    monkeypatch.setattr(placement, "SECONDS_BEFORE_SAYING", 0.2)
+    large, small = WorkerResources(1, 2, 0.0), WorkerResources(2, 1, 0.0)
+
+    def said(wanted: int, worker: WorkerResources) -> list[str]:
+        lines: list[str] = []
+        with placement.waiting_is_explained(lambda: wanted, worker, lines.append):
+            time.sleep(1)
+        return lines
+
+    [line] = said(1, large)
+    assert "a worker that asks for (2 CPU) has no place. Ray has 2 CPU on 2 nodes" in line
+    assert said(2, small) == []
+    group = placement_group([{"CPU": 1.0}, {"CPU": 1.0}])
+    assert group.wait(30)
+    try:
+        assert said(2, small) == []  # they have their places
+        [line] = said(3, small)
+        assert "of which 0 CPU are free; it starts when others leave room" in line
+    finally:
+        remove_placement_group(group)

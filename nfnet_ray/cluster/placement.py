@@ -1,0 +1,107 @@
+"""Says what a study waits for when its workers find no place: what they ask for, and what there is."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from nfnet_ray.cluster.resources import places_on, worker_in_words
+from nfnet_ray.cluster.worker import WorkerResources
+
+SECONDS_BETWEEN_LOOKS = 2.0
+SECONDS_BEFORE_SAYING = 10.0
+"""Far longer than Ray takes to place a worker for which there is room."""
+SECONDS_BETWEEN_SAYING = 300.0
+"""An autoscaler takes minutes to start a node."""
+
+Machines = Sequence[tuple[float, float]]
+"""(cores, GPUs) of each node."""
+
+
+@contextmanager
+def waiting_is_explained(
+    wanted: Callable[[], int], worker: WorkerResources, say: Callable[[str], None]
+) -> Iterator[None]:
+    """While this lasts, says so when fewer than ``wanted()`` workers have a place and there is no room for the others.
+
+    Needs a :func:`nfnet_ray.cluster.session.ray_session`.
+    """
+    over = threading.Event()
+
+    def look() -> None:
+        since, said_at = time.monotonic(), float("-inf")
+        while not over.wait(SECONDS_BETWEEN_LOOKS):
+            try:
+                machines, free, placed = _nodes(worker)
+            except Exception:  # the head does not answer: it has other things to say, or will be back
+                continue
+            reason = lack_of_room(wanted() - placed, worker, machines, free)
+            now = time.monotonic()
+            if reason is None:
+                since = now
+            elif now - since > SECONDS_BEFORE_SAYING and now - said_at > SECONDS_BETWEEN_SAYING:
+                said_at = now
+                say(reason)
+
+    thread = threading.Thread(target=look, name="placement", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(SECONDS_BETWEEN_LOOKS)
+
+
+def lack_of_room(missing: int, worker: WorkerResources, machines: Machines, free: Machines) -> str | None:
+    """Why ``missing`` workers find no place, in one line; None if they do, or will in a moment."""
+    if missing <= places_on(free, worker.cpus, worker.gpus):
+        return None
+    each, least = worker_in_words(worker), worker.min_workers or worker.workers
+    fitting = places_on(machines, worker.cpus, worker.gpus)
+    if fitting >= least:
+        why = "it starts when others leave room, or when an autoscaler adds nodes"
+    else:
+        why = (
+            "no node that is up is that large"
+            if fitting == 0
+            else f"the nodes that are up take {fitting} of them"
+        )
+        why += ": ask for less (--cpus-per-worker, --gpus-per-worker), or wait if an autoscaler adds nodes"
+    count = "a worker that asks" if missing == 1 else f"{missing} workers that ask"
+    return (
+        f"Waiting for room: {count} for {each} {'has' if missing == 1 else 'have'} no place. Ray has "
+        f"{_in_words(machines)} on {len(machines)} {'node' if len(machines) == 1 else 'nodes'}, of which "
+        f"{_in_words(free)} are free; {why}."
+    )
+
+
+def _in_words(machines: Machines) -> str:
+    cpus, gpus = (sum(machine[kind] for machine in machines) for kind in (0, 1))
+    return f"{cpus:g} CPU" + (f" + {gpus:g} GPU" if any(machine[1] for machine in machines) else "")
+
+
+def _nodes(worker: WorkerResources) -> tuple[Machines, Machines, int]:
+    """What the nodes have, what of it is free, and how many workers of this driver have a place."""
+    import ray
+
+    # No public call says which job a placement group is of; jobs of the same shape may share the cluster.
+    from ray._private.state import state
+    from ray.core.generated import gcs_pb2
+
+    tables: Any = gcs_pb2  # made by protobuf, without types
+    job = bytes.fromhex(ray.get_runtime_context().get_job_id())
+    nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+    left = state.available_resources_per_node()
+    placed = 0
+    for table in state._connect_and_get_accessor().get_placement_group_table():
+        group = tables.PlacementGroupTableData.FromString(table)
+        if group.creator_job_id == job and group.state == tables.PlacementGroupTableData.CREATED:
+            placed += sum(bundle.unit_resources.get("CPU", 0) == worker.cpus for bundle in group.bundles)
+    return _machines(nodes), _machines({node: left.get(node, {}) for node in nodes}), placed
+
+
+def _machines(resources: dict[str, dict[str, float]]) -> Machines:
+    return [(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in resources.values()]
