@@ -1,13 +1,19 @@
-# Everything runs in .venv, which the first command makes (deploy/install.sh).
+# Everything runs in .venv, which the first command makes (deploy/install.sh): a study installs what it needs, the tests
+# the tools of development as well.
 SHELL := /bin/bash
 python := .venv/bin/python
 installed := .venv/.installed
+installed_tools := .venv/.installed-dev
+compile := .venv-uv/bin/uv pip compile --quiet pyproject.toml --group server --universal --python-version 3.11 \
+	--generate-hashes --no-header --output-file
 # Which interpreter .venv is made from; empty: the newest of Python 3.11 to 3.13 that is found.
 PYTHON ?=
 export PYTHON
 
 .DEFAULT_GOAL := help
 .PHONY: study test lint lock clean help
+# Two installations at once would meet in one .venv.
+.NOTPARALLEL:
 
 study: $(installed)  ## the AGC sweep: a table, a plot, a best setting; make study ARGS="--plan"
 	@$(python) studies/agc_sweep.py $(ARGS)
@@ -15,14 +21,16 @@ study: $(installed)  ## the AGC sweep: a table, a plot, a best setting; make stu
 test: lint  ## lint, then all tests; make test ARGS="tests/unit -k agc"
 	@$(python) -m pytest $(ARGS)
 
-lint: $(installed)  ## ruff and mypy
+lint: $(installed_tools)  ## ruff and mypy
 	@$(python) -m ruff check .
 	@$(python) -m mypy
 
-lock:  ## requirements.txt anew from pyproject.toml; make lock ARGS=--upgrade
+lock:  ## requirements.txt and requirements-dev.txt anew from pyproject.toml; make lock ARGS=--upgrade
 	@deploy/install.sh uv
-	@.venv-uv/bin/uv pip compile --quiet pyproject.toml --group dev --group server --universal --python-version 3.11 \
-		--generate-hashes --no-header --output-file requirements.txt $(ARGS)
+	@$(compile) requirements-dev.txt --group dev $(ARGS)
+# A part of the same resolution: uv keeps the versions that it finds in the file that it writes.
+	@cp requirements-dev.txt requirements.txt
+	@$(compile) requirements.txt
 
 clean:  ## remove .venv and the tools' caches; results and data stay
 	rm -rf .venv .venv-uv .mypy_cache .ruff_cache .pytest_cache build *.egg-info
@@ -31,5 +39,11 @@ clean:  ## remove .venv and the tools' caches; results and data stay
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
 
-$(installed): requirements.txt pyproject.toml deploy/install.sh deploy/uv.txt setup.py nfnet_ray/data/jpeg_box.c
+sources := requirements.txt requirements-dev.txt pyproject.toml deploy/install.sh deploy/uv.txt setup.py \
+	nfnet_ray/data/jpeg_box.c
+
+$(installed): $(sources)
 	@deploy/install.sh
+
+$(installed_tools): $(sources)
+	@deploy/install.sh dev

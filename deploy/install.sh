@@ -1,8 +1,12 @@
 #!/usr/bin/env bash
 # Makes .venv: system packages where they are missing, an interpreter, uv, the locked dependencies.
 #
-#   deploy/install.sh        everything; leaves .venv/.installed as its very last step
+#   deploy/install.sh        what studies, workers and an MLflow server need (requirements.txt)
+#   deploy/install.sh dev    the tools of development as well (requirements-dev.txt)
 #   deploy/install.sh uv     only uv, in .venv-uv (what `make lock` needs)
+#
+# The very last step leaves .venv/.installed and, where the tools are there too, .venv/.installed-dev. Tools that are
+# there stay, whichever of the two is asked for.
 #
 # PYTHON=/path/to/python3.12 chooses the interpreter.
 set -euo pipefail
@@ -92,10 +96,15 @@ install_uv() {
         --require-hashes -r deploy/uv.txt || die "uv $pinned could not be installed: see pip's message above"
 }
 
-install_venv() {
+install_venv() {  # with the tools of development, if $1 is dev
+    local lock=requirements.txt stamps=(.venv/.installed)
+    if [ "$1" = dev ] || [ -e .venv/.installed-dev ]; then
+        lock=requirements-dev.txt
+        stamps+=(.venv/.installed-dev)
+    fi
     # Without the stamp the environment was never finished, or broke off while it was changed: begin again.
     [ -e .venv/.installed ] || rm -rf .venv
-    rm -f .venv/.installed
+    rm -f .venv/.installed-dev .venv/.installed
     if [ ! -d .venv ]; then
         "$uv" venv --quiet --python "${python:-3.13}" .venv ||
             die "no Python 3.11 to 3.13 could be had: install one, or name it with PYTHON=/path/to/python3.12"
@@ -103,13 +112,13 @@ install_venv() {
     # FFCV comes as source; its build takes setuptools from the same lock, so nothing unpinned is fetched.
     # Bytecode is compiled here, once, and not by the first study: there it would cost half a minute.
     "$uv" pip sync --python .venv/bin/python --require-hashes --compile-bytecode \
-        --build-constraints requirements.txt requirements.txt
+        --build-constraints "$lock" "$lock"
     # The project itself: its folder on the path. Of its Python nothing is built, so nothing can be stale.
     local packages
     packages=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
     pwd > "$packages/nfnet_ray.pth"
     build_jpeg_decoder "$packages"
-    touch .venv/.installed
+    touch "${stamps[@]}"
 }
 
 build_jpeg_decoder() {  # setup.py: faster, with the same pixels; all works without it
@@ -123,11 +132,13 @@ build_jpeg_decoder() {  # setup.py: faster, with the same pixels; all works with
         say "nfnet_ray/data/jpeg_box.c could not be built (is libjpeg-dev there?): JPEGs are decoded more slowly"
 }
 
+what=${1:-}
+case "$what" in "" | dev | uv) ;; *) die "$what is not known: dev, uv or nothing" ;; esac
 choose_python
-if [ "${1:-}" = uv ]; then
+if [ "$what" = uv ]; then
     install_uv
 else
     install_system_packages
     install_uv
-    install_venv
+    install_venv "$what"
 fi

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 import tomllib
 from pathlib import Path
 
@@ -20,7 +21,8 @@ from packaging.version import Version
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
-LOCK = (REPOSITORY / "requirements.txt").read_text()
+LOCKS = ("requirements.txt", "requirements-dev.txt")  # what runs, and the tools of development as well
+RUN_TIME, WITH_TOOLS = ((REPOSITORY / name).read_text() for name in LOCKS)
 PINNED_UV = re.search(r"^uv==(\S+)", (REPOSITORY / "deploy/uv.txt").read_text(), re.MULTILINE)[1]
 
 # What the scripts under test may take for granted on a fresh machine.
@@ -40,7 +42,7 @@ A_UV = f"""
 case "$*" in
     --version) echo "uv {PINNED_UV} (a machine)" ;;
     venv*) mkdir -p .venv/bin; ln -s "$PYTHON" .venv/bin/python ;;
-    "pip sync"*) echo synced >> synced; [ ! -e broken_network ] ;;
+    "pip sync"*) echo "${{@: -1}}" >> synced; [ ! -e broken_network ] ;;
 esac"""
 
 
@@ -54,8 +56,11 @@ class Machine:
             (self.programs / name).symlink_to(shutil.which(name))
         shutil.copytree(REPOSITORY / "deploy", self.checkout / "deploy")
         (self.checkout / DECODER).parent.mkdir(parents=True)
-        for name in ["Makefile", "pyproject.toml", "requirements.txt", "setup.py", DECODER]:
+        for name in ["Makefile", "pyproject.toml", *LOCKS, "setup.py", DECODER]:
             shutil.copy(REPOSITORY / name, self.checkout / name)
+        an_hour_ago = time.time() - 3600
+        for path in self.checkout.rglob("*"):
+            os.utime(path, (an_hour_ago, an_hour_ago))
 
     def add(self, path: str, script: str) -> Path:
         """A program: on the PATH, or, for a path with a folder in it, in the checkout."""
@@ -95,38 +100,55 @@ def only_line(text: str) -> str:
 
 # --- the lock -------------------------------------------------------------------------------------
 
-DIRECT = [
-    Requirement(text)
-    for texts in (PYPROJECT["project"]["dependencies"], *PYPROJECT["dependency-groups"].values())
-    for text in texts
-]
+GROUPS = {"project": PYPROJECT["project"]["dependencies"]} | PYPROJECT["dependency-groups"]
+DIRECT = [(group, Requirement(text)) for group, texts in GROUPS.items() for text in texts]
+each_lock = pytest.mark.parametrize("lock", [RUN_TIME, WITH_TOOLS], ids=LOCKS)
 
 
-@pytest.mark.parametrize("requirement", DIRECT, ids=lambda requirement: requirement.name)
-def test_dependency_is_locked_within_its_bounds_and_explained(requirement: Requirement) -> None:
-    versions = re.findall(rf"^{re.escape(requirement.name)}==(\S+)", LOCK, re.MULTILINE)
-    assert versions
-    assert all(Version(version) in requirement.specifier for version in versions)
+def pins(lock: str) -> dict[str, str]:
+    """Each line that names a version, with its environment marker, and all that follows it: the hashes, and why."""
+    blocks = re.split(r"^(?=[^\s#])", lock, flags=re.MULTILINE)[1:]
+    return {head: rest for head, _, rest in (block.partition("\n") for block in blocks)}
+
+
+@pytest.mark.parametrize(("group", "requirement"), DIRECT, ids=lambda value: getattr(value, "name", value))
+def test_dependency_is_locked_within_its_bounds_and_explained(group: str, requirement: Requirement) -> None:
+    name = re.escape(requirement.name)
+    for lock in (RUN_TIME, WITH_TOOLS):
+        versions = re.findall(rf"^{name}==(\S+)", lock, re.MULTILINE)
+        # What is a tool alone is not installed for a study.
+        assert bool(versions) == (group != "dev" or lock == WITH_TOOLS)
+        assert all(Version(version) in requirement.specifier for version in versions)
     assert f"| {requirement.name} |" in (REPOSITORY / "docs/dependencies.md").read_text()
 
 
+def test_what_runs_is_a_part_of_what_is_tested_with() -> None:
+    run_time, with_tools = (
+        {pin: re.findall(r"--hash=(\S+)", rest) for pin, rest in pins(lock).items()}
+        for lock in (RUN_TIME, WITH_TOOLS)
+    )
+    assert run_time.items() < with_tools.items()
+
+
+@each_lock
 @pytest.mark.parametrize("name", ["ffcv", "opencv-python", "numba"])
-def test_ffcv_and_what_it_alone_asks_for_are_for_linux_alone(name: str) -> None:
+def test_ffcv_and_what_it_alone_asks_for_are_for_linux_alone(name: str, lock: str) -> None:
     """Elsewhere it need not be built: nfnet_ray/data/plain.py reads its files."""
-    (pin,) = re.findall(rf"^{name}==.*?(?: \\)?$", LOCK, re.MULTILINE)
+    (pin,) = re.findall(rf"^{name}==.*?(?: \\)?$", lock, re.MULTILINE)
     marker = Requirement(pin.removesuffix(" \\")).marker
     assert marker is not None
     assert [marker.evaluate({"sys_platform": platform}) for platform in ("linux", "darwin")] == [True, False]
 
 
-def test_every_pin_has_hashes() -> None:
-    pins = re.split(r"^(?=[^\s#])", LOCK, flags=re.MULTILINE)[1:]
-    assert len(pins) > len(DIRECT)
-    assert [pin.splitlines()[0] for pin in pins if "==" not in pin or "--hash=sha256:" not in pin] == []
+@each_lock
+def test_every_pin_has_hashes(lock: str) -> None:
+    assert len(pins(lock)) > len(DIRECT)
+    assert [pin for pin, rest in pins(lock).items() if "==" not in pin or "--hash=sha256:" not in rest] == []
 
 
-def test_lock_names_no_index_and_no_machine() -> None:
-    assert re.findall(r"https?:|file:|--index|--find-links|\s/\S+", LOCK) == []
+@each_lock
+def test_lock_names_no_index_and_no_machine(lock: str) -> None:
+    assert re.findall(r"https?:|file:|--index|--find-links|\s/\S+", lock) == []
 
 
 def test_installer_and_package_agree_on_the_python_range() -> None:
@@ -222,16 +244,69 @@ def make(machine: Machine, *arguments: str) -> subprocess.CompletedProcess[str]:
     return machine.run("make", *arguments, f"PYTHON={machine.programs / 'python3.12'}")
 
 
+def synced(machine: Machine) -> list[str]:
+    """Which lock each installation so far was made from."""
+    record = machine.checkout / "synced"
+    return record.read_text().split() if record.exists() else []
+
+
+def change(machine: Machine, name: str) -> None:
+    """Makes a file, and no other, newer than the installation."""
+    half_an_hour_ago = time.time() - 1800
+    for stamp in (machine.checkout / ".venv").glob(".installed*"):
+        os.utime(stamp, (half_an_hour_ago, half_an_hour_ago))
+    (machine.checkout / name).touch()
+
+
 def test_second_make_installs_nothing_until_the_lock_changes(equipped: Machine) -> None:
     equipped.add("python3.12", A_PYTHON + '\n[[ "$*" != studies* ]] || echo "$*"')
     for _ in range(2):
         result = make(equipped, "study", "ARGS=--plan --set seed=1")
         assert (result.returncode, result.stdout) == (0, "studies/agc_sweep.py --plan --set seed=1\n")
-    assert equipped.read("synced") == "synced\n"
-    changed_seconds = (equipped.checkout / ".venv/.installed").stat().st_mtime + 10
-    os.utime(equipped.checkout / "requirements.txt", (changed_seconds, changed_seconds))
+    assert synced(equipped) == ["requirements.txt"]
+    change(equipped, "requirements.txt")
     make(equipped, "study")
-    assert equipped.read("synced") == "synced\nsynced\n"
+    assert synced(equipped) == ["requirements.txt"] * 2
+
+
+def test_tests_install_the_tools_as_well_and_a_study_takes_none_away(equipped: Machine) -> None:
+    def goals(*names: str) -> list[str]:
+        before = len(synced(equipped))
+        for name in names:
+            assert make(equipped, name).returncode == 0
+        return synced(equipped)[before:]
+
+    assert goals("study") == ["requirements.txt"]
+    # In the same environment: only what is missing is installed.
+    survivor = equipped.checkout / ".venv/a_package"
+    survivor.touch()
+    assert goals("lint", "study", "test") == ["requirements-dev.txt"]
+    change(equipped, "requirements.txt")
+    assert goals("study", "lint") == ["requirements-dev.txt"]
+    assert survivor.exists()
+    for names, lock in ((("test", "study"), "requirements-dev.txt"), (("study",), "requirements.txt")):
+        shutil.rmtree(equipped.checkout / ".venv")
+        assert goals(*names) == [lock]
+
+
+@pytest.mark.parametrize("goal", ["study", "lint"])
+def test_tools_that_were_broken_off_are_not_taken_for_installed(equipped: Machine, goal: str) -> None:
+    make(equipped, "study")
+    (equipped.checkout / "broken_network").touch()
+    assert make(equipped, "lint").returncode != 0
+    assert list((equipped.checkout / ".venv").glob(".installed*")) == []
+    leftover = equipped.checkout / ".venv/half_a_package"
+    leftover.touch()
+    (equipped.checkout / "broken_network").unlink()
+    assert make(equipped, goal).returncode == 0
+    assert not leftover.exists()
+
+
+def test_installer_refuses_what_it_does_not_know(equipped: Machine) -> None:
+    result = equipped.install("devel")
+    assert result.returncode == 1
+    assert "devel" in only_line(result.stderr)
+    assert not (equipped.checkout / ".venv").exists()
 
 
 def test_broken_off_installation_is_made_anew(equipped: Machine) -> None:
@@ -256,8 +331,7 @@ def test_decoder_is_built_again_when_its_source_changes(equipped: Machine) -> No
     assert make(equipped, "study").stderr == ""
     library = equipped.checkout / ".venv/_nfnet_ray_jpeg.so"
     assert library.read_text() == "\n"
-    built_seconds = (equipped.checkout / ".venv/.installed").stat().st_mtime
-    os.utime(equipped.checkout / DECODER, (built_seconds + 10, built_seconds + 10))
+    change(equipped, DECODER)
     (equipped.checkout / "no_compiler").touch()
     assert make(equipped, "study").returncode == 0
     assert not library.exists()  # rather none than that of another source
