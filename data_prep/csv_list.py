@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from data_prep.image_folder import SPLIT_OF, FolderSplit
+from data_prep.regular_file import what_it_is
 from data_prep.sources import Source
 from nfnet_ray.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_INTEGER = re.compile(r"-?[0-9]+")
+# Spreadsheets and data frames write 1 as 1.0 where a row has no number. What is longer is no number of a class.
+_INTEGER = re.compile(r"(-?[0-9]{1,18})(?:\.0*)?")
 
 
 def open_csv(path: Path, label_column: str) -> Source:
@@ -117,12 +119,22 @@ def _checked_splits(path: Path, listed: Sequence[str]) -> np.ndarray:
 
 
 def _class_names(path: Path, texts: Sequence[str]) -> tuple[str, ...]:
+    numbers = {
+        text: int(match[1]) for text in sorted(set(texts)) if (match := _INTEGER.fullmatch(text.strip()))
+    }
+    for text, number in numbers.items():
+        if number < 0:
+            row = texts.index(text) + 1
+            raise UserError(
+                f"{path}: row {row}: label {text.strip()} is negative, which means no label; remove such rows, or give"
+                " the class a name"
+            )
     distinct = sorted(set(texts))
-    if not all(_INTEGER.fullmatch(text) for text in distinct):
+    if len(numbers) < len(distinct):
         return tuple(distinct)
     by_number: dict[int, str] = {}
-    for text in distinct:
-        other = by_number.setdefault(int(text), text)
+    for text, number in numbers.items():
+        other = by_number.setdefault(number, text)
         if other != text:
             raise UserError(f"{path}: labels '{other}' and '{text}' are one number; write it in one way")
     return tuple(by_number[number] for number in sorted(by_number))
@@ -131,7 +143,11 @@ def _class_names(path: Path, texts: Sequence[str]) -> tuple[str, ...]:
 def _check_images(path: Path, names: Sequence[str]) -> None:
     missing = [row for row, name in enumerate(names, start=1) if not (path.parent / name).is_file()]
     if missing:
+        image = path.parent / names[missing[0] - 1]
+        what = (
+            f"{image} is {what_it_is(image)}, not a file" if image.exists() else f"there is no file {image}"
+        )
         raise UserError(
-            f"{path}: row {missing[0]}: there is no file {path.parent / names[missing[0] - 1]}"
-            f" ({len(missing):,} of {len(names):,} are missing); paths are relative to the CSV file"
+            f"{path}: row {missing[0]}: {what} ({len(missing):,} of {len(names):,} are missing); paths are relative to"
+            " the CSV file"
         )

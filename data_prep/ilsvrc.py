@@ -55,7 +55,9 @@ class _Kit:
 
 def holds_ilsvrc(folder: Path) -> bool:
     """Whether ``folder`` looks like one with ILSVRC's tar files in it, rather than unpacked images."""
-    return any(folder.glob("*.tar")) and not (folder / "train").is_dir()
+    if (folder / "train").is_dir():
+        return False
+    return any(path.is_file() and _role(path) is not None for path in folder.glob("*.tar"))
 
 
 def open_ilsvrc(paths: Sequence[Path], progress: Progress = silent) -> Source:
@@ -87,7 +89,11 @@ def open_ilsvrc(paths: Sequence[Path], progress: Progress = silent) -> Source:
 def _tell_apart(paths: Sequence[Path]) -> dict[str, Path]:
     if len(paths) == 1 and paths[0].is_dir():
         folder = paths[0]
-        paths = [path for path in sorted(folder.iterdir()) if path.is_dir() or ".t" in path.name]
+        paths = [
+            path
+            for path in sorted(folder.iterdir())
+            if path.is_dir() or (path.is_file() and ".t" in path.name)
+        ]
         paths = [path for path in paths if _role(path) is not None]
         if not paths:
             raise UserError(f"{folder}: none of its tar files is one of ILSVRC-2012; {_NEEDED}")
@@ -115,7 +121,7 @@ def _tell_apart(paths: Sequence[Path]) -> dict[str, Path]:
 
 def _role(path: Path) -> str | None:
     if path.is_dir():
-        return "kit" if any(folder.joinpath(_META).exists() for folder in (path, path / "data")) else None
+        return "kit" if any(folder.joinpath(_META).is_file() for folder in (path, path / "data")) else None
     for name in map(basename, first_names(path, count=1)):
         for role, pattern in (
             ("train", _CLASS_TAR),
@@ -171,7 +177,7 @@ def _kit_reader(path: Path) -> Callable[[str], bytes]:
             contents = {
                 name: (folder / name).read_bytes()
                 for name in (_META, _GROUND_TRUTH)
-                if (folder / name).exists()
+                if (folder / name).is_file()
             }
         else:
             with tarfile.open(path) as tar:

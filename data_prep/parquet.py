@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from data_prep.folder_walk import is_left_out, visible_files
+from data_prep.image_folder import SPLIT_OF
 from data_prep.sources import Source, SourceImage, UnreadableImageError
 from nfnet_ray.errors import UserError
 
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 # Rows read at a time: 64 photographs of 100 KB are 6 MB, and the cost per batch is small even at 1 KB.
 _BATCH_ROWS = 64
 # train-00000-of-00002.parquet, cifar10-test.parquet, …
-_SPLIT_IN_NAME = re.compile(r"(?:^|[-_.])(train|validation|valid|val|test)(?=[-_.]|$)")
+_SPLIT_IN_NAME = re.compile(rf"(?:^|[-_.])({'|'.join(SPLIT_OF)})(?=[-_.]|$)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -60,25 +62,65 @@ class _Loader:
         return self.encoded.as_py()
 
 
+def is_shard(path: Path) -> bool:
+    """Whether a path is a Parquet file by its name, and no hidden one such as macOS makes beside each file."""
+    return path.suffix.lower() == ".parquet" and not is_left_out(path.name) and path.is_file()
+
+
+def holds_images(files: Sequence[Path]) -> bool:
+    """Whether one of the files has a column of images, or cannot be read; other tables lie beside image files, too."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return any(_image_columns(pq.read_schema(path)) for path in files)
+    except (pa.ArrowException, OSError):
+        return True
+
+
+def shards_below(folder: Path) -> list[Path]:
+    """The Parquet files in folders below one, as Hugging Face's repositories and caches have them.
+
+    Raises:
+        UserError: they are those of several data sets.
+    """
+    files = [Path(path) for _, path in visible_files(str(folder))]
+    shards = sorted(path for path in files if is_shard(path))
+    parents = sorted({path.parent for path in shards})
+    one_per_split = all(path.name.casefold() in SPLIT_OF for path in parents)
+    if len(parents) > 1 and not (one_per_split and len({path.parent for path in parents}) == 1):
+        names = ", ".join(str(path) for path in parents[:3])
+        raise UserError(f"{folder}: holds Parquet files in several folders ({names}); give one of them")
+    return shards
+
+
 def open_parquet(files: Sequence[Path], label_column: str) -> Source:
     """List Parquet files: names and labels are read, images are not.
 
-    A file's split is taken from its name; files that name none are training data. Class names come from
-    the ``huggingface`` metadata of the schema, else they are "0", "1", ….
+    A file's split is taken from its name, or else from its folder's; files that name none are training data. A
+    test split is not read where there is a validation split, or where it has no labels. Class names come from the
+    ``huggingface`` metadata of the schema, else they are "0", "1", ….
+
+    Raises:
+        UserError: a column is missing, a file cannot be read, or a class has no training image.
     """
     import pyarrow as pa
 
     by_split: dict[str, list[Path]] = defaultdict(list)
     for path in files:
-        match = _SPLIT_IN_NAME.search(path.stem)
-        split = match.group(1) if match else "train"
-        by_split["validation" if split in ("valid", "val") else split].append(path)
+        by_split[_split_of(path)].append(path)
     if "train" not in by_split:
         if len(by_split) > 1:
             raise UserError(f"{files[0].parent}: no training files; name one train-….parquet")
         by_split = {"train": list(files)}  # somebody wants to split this one
+    notes = []
     try:
-        class_names, image_column = _read_schemas(files, label_column)
+        if "test" in by_split:
+            why = _why_not_tested_with(by_split, label_column)
+            if why is not None:
+                notes.append(f"the test split, {by_split.pop('test')[0].name}, is not read: {why}")
+        read = [path for paths in by_split.values() for path in paths]
+        class_names, image_column = _read_schemas(read, label_column)
         splits = {split: _open_split(paths, image_column, label_column) for split, paths in by_split.items()}
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
@@ -88,9 +130,47 @@ def open_parquet(files: Sequence[Path], label_column: str) -> Source:
     for split, found in splits.items():
         if not found.names:
             raise UserError(f"{by_split[split][0]}: no rows in the {split} files; remove or fill them")
+    _check_labels(by_split["train"][0], splits["train"].labels, class_names)
     if class_names is None:
         class_names = tuple(str(label) for label in range(int(splits["train"].labels.max()) + 1))
-    return Source("Parquet", class_names, splits)
+    return Source("Parquet", class_names, splits, tuple(notes))
+
+
+def _split_of(path: Path) -> str:
+    match = _SPLIT_IN_NAME.search(path.stem)
+    return (
+        SPLIT_OF[match.group(1).casefold()] if match else SPLIT_OF.get(path.parent.name.casefold(), "train")
+    )
+
+
+def _why_not_tested_with(by_split: dict[str, list[Path]], label_column: str) -> str | None:
+    """Test splits are published without labels: without the column, with no values in it, or with -1 in each row."""
+    import pyarrow.parquet as pq
+
+    if "validation" in by_split:
+        return "there is a validation split"
+    for path in by_split["test"]:
+        if label_column not in pq.read_schema(path).names:
+            return "it has no labels"
+        with pq.ParquetFile(path) as file:
+            labels = file.read(columns=[label_column]).column(label_column)
+        if any(label.is_valid and label.as_py() != -1 for label in labels):
+            return None
+    return "it has no labels"
+
+
+def _check_labels(path: Path, labels: np.ndarray, class_names: tuple[str, ...] | None) -> None:
+    """Labels are numbered without gaps, or a file is missing: files are often sorted by label."""
+    used = np.unique(labels)
+    count = len(class_names) if class_names is not None else int(used[-1]) + 1
+    if used[0] < 0 or used[-1] >= count or len(used) == count:
+        return  # what is out of bounds is an error for every source
+    missing = next(label for label in range(count) if label >= len(used) or used[label] != label)
+    name = f" ('{class_names[missing]}')" if class_names is not None else ""
+    raise UserError(
+        f"{path.parent}: no training image has label {missing}{name}, but the labels are 0 to {count - 1}: is a file"
+        " missing? If not, number the classes without gaps"
+    )
 
 
 def _read_schemas(files: Sequence[Path], label_column: str) -> tuple[tuple[str, ...] | None, str]:
@@ -117,21 +197,25 @@ def _read_schemas(files: Sequence[Path], label_column: str) -> tuple[tuple[str, 
 
 
 def _image_column(path: Path, schema: pa.Schema) -> str:
-    import pyarrow.types as types
-
-    columns = [
-        field.name
-        for field in schema
-        if types.is_struct(field.type)
-        and (at := field.type.get_field_index("bytes")) >= 0
-        and (types.is_binary(field.type[at].type) or types.is_large_binary(field.type[at].type))
-    ]
+    columns = _image_columns(schema)
     if len(columns) != 1:
         raise UserError(
             f"{path}: needed is one image column of type struct<bytes: binary, path: string>, found"
             f" {len(columns)} among {', '.join(schema.names)}"
         )
     return columns[0]
+
+
+def _image_columns(schema: pa.Schema) -> list[str]:
+    import pyarrow.types as types
+
+    return [
+        field.name
+        for field in schema
+        if types.is_struct(field.type)
+        and (at := field.type.get_field_index("bytes")) >= 0
+        and (types.is_binary(field.type[at].type) or types.is_large_binary(field.type[at].type))
+    ]
 
 
 def _check_label_column(path: Path, schema: pa.Schema, label_column: str) -> None:

@@ -12,7 +12,9 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from data_prep.folder_walk import is_image_name, visible_files
 from data_prep.progress import Progress, silent
+from data_prep.regular_file import what_it_is
 from nfnet_ray.errors import UserError
 
 WriteMode = Literal["jpg", "raw", "smart"]
@@ -80,6 +82,8 @@ def open_source(paths: Sequence[Path], label_column: str, progress: Progress = s
     for path in paths:
         if not path.exists():
             raise UserError(f"{path}: no such file or folder; check SOURCE")
+        if not path.is_file() and not path.is_dir():
+            raise UserError(f"{path}: is {what_it_is(path)}; give a file or a folder")
     source = _open(paths, label_column, progress)
     _check_class_names(source.class_names)
     notes = [*source.notes, *_notes_on_class_names(source.class_names)]
@@ -88,18 +92,20 @@ def open_source(paths: Sequence[Path], label_column: str, progress: Progress = s
 
 def _open(paths: Sequence[Path], label_column: str, progress: Progress) -> Source:
     # A source's module is imported once it is chosen: --help needs none of them.
-    if all(path.is_file() and path.suffix == ".parquet" for path in paths):
+    if all(path.is_file() and path.suffix.lower() == ".parquet" for path in paths):
         return _parquet(paths, label_column)
     if len(paths) == 1 and paths[0].is_dir():
         return _open_folder(paths[0], label_column, progress)
-    if len(paths) == 1 and paths[0].suffix == ".csv":
+    if len(paths) == 1 and paths[0].suffix.lower() == ".csv":
         from data_prep.csv_list import open_csv
 
         return open_csv(paths[0], label_column)
     from data_prep.cifar10 import holds_cifar, open_cifar
     from data_prep.ilsvrc import open_ilsvrc
 
-    tars = [path for path in paths if path.is_file() and {".tar", ".tgz"} & set(path.suffixes)]
+    tars = [
+        path for path in paths if path.is_file() and {"tar", "tgz"} & set(path.name.lower().split(".")[1:])
+    ]
     if len(paths) == 1 and tars and holds_cifar(paths[0]):
         return open_cifar(paths[0])
     if tars:
@@ -118,15 +124,22 @@ def _open_folder(folder: Path, label_column: str, progress: Progress) -> Source:
     from data_prep.cifar10 import holds_cifar, open_cifar
     from data_prep.ilsvrc import holds_ilsvrc, open_ilsvrc
     from data_prep.image_folder import open_image_folder
+    from data_prep.parquet import holds_images, is_shard, shards_below
 
-    shards = sorted(folder.glob("*.parquet"))
-    if shards:
+    shards = sorted(path for path in folder.iterdir() if is_shard(path))
+    if shards and (holds_images(shards) or not _holds_image_files(folder)):
         return _parquet(shards, label_column)
     if holds_cifar(folder):
         return open_cifar(folder)
-    if holds_ilsvrc(folder):
+    if holds_ilsvrc(folder) or (any(folder.glob("*.tar")) and not _holds_image_files(folder)):
         return open_ilsvrc([folder], progress)
+    if not _holds_image_files(folder) and (shards := shards_below(folder)):
+        return _parquet(shards, label_column)
     return open_image_folder(folder)
+
+
+def _holds_image_files(folder: Path) -> bool:
+    return any(is_image_name(name) for name, _ in visible_files(str(folder)))
 
 
 def _parquet(files: Sequence[Path], label_column: str) -> Source:

@@ -103,7 +103,12 @@ def _check_labels(name: str, labels: np.ndarray, class_names: tuple[str, ...]) -
     wrong = (labels < 0) | (labels >= len(class_names))
     if wrong.any():
         index = int(np.argmax(wrong))
+        label = int(labels[index])
+        why = (
+            "which means no label: remove it"
+            if label < 0
+            else "which no training image has: remove it or add some"
+        )
         raise UserError(
-            f"the {name} split's image {index} has label {labels[index]}, but the classes are 0 to"
-            f" {len(class_names) - 1}: remove unlabelled images"
+            f"the {name} split's image {index} has label {label}, {why} (the classes are 0 to {len(class_names) - 1})"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import shutil
 import tarfile
@@ -24,6 +25,7 @@ from data_prep.tar_index import tar_members
 from nfnet_ray.data.beton import JPEG, PAGE_BYTES, RAW, Beton
 from nfnet_ray.data.dataset import open_dataset
 from nfnet_ray.data.decode import decode_jpeg
+from nfnet_ray.errors import UserError
 
 from .conftest import Encode
 
@@ -494,17 +496,17 @@ def test_a_csv_list_names_images_labels_and_splits(image_folder: Path, tmp_path:
 def test_a_csv_list_may_number_its_classes_and_leave_the_split_to_us(
     image_folder: Path, tmp_path: Path
 ) -> None:
-    """10 comes after 9 and -1 before it, and the header may name columns in any order and others besides."""
+    """10 comes after 9 and 2.0 before it, and the header may name columns in any order and others besides."""
     names = sorted(path.relative_to(image_folder).as_posix() for path in image_folder.glob("*/*"))
-    rows = [f"{number},{(9, 10, -1)[number % 3]},{name}" for number, name in enumerate(names)]
+    rows = [f"{number},{(9, 10, 2.0)[number % 3]},{name}" for number, name in enumerate(names)]
     source = write_csv(image_folder, *rows, header="id,class,path")
     assert convert(source, tmp_path / "out", "--label-column", "class") == 0
     dataset = open_dataset(tmp_path / "out")
-    assert dataset.class_names == ("-1", "9", "10")
+    assert dataset.class_names == ("2.0", "9", "10")
     assert (len(dataset.train), len(dataset.validation)) == (12, 3)
     for split in (dataset.train, dataset.validation):
         for name, label in zip(split.manifest.sources(), split.beton.labels.tolist(), strict=True):
-            assert dataset.class_names[label] == str((9, 10, -1)[names.index(name) % 3])
+            assert dataset.class_names[label] == str((9, 10, 2.0)[names.index(name) % 3])
 
 
 TWO = ("aster/0.jpg,a,train", "daisy/0.jpg,b,train")
@@ -528,6 +530,9 @@ TWO = ("aster/0.jpg,a,train", "daisy/0.jpg,b,train")
         ((TWO[0], "rose/0.jpg,a,train"), "path,label,split", "only one class"),
         (("rose/0.jpg,01,train", "rose/1.jpg,1,train"), "path,label,split", "'01' and '1' are one number"),
         ((*TWO, "rose/0.jpg, a,train"), "path,label,split", "two classes of SOURCE have one name"),
+        (("rose/0.jpg,-1,train", "rose/1.jpg,1,train"), "path,label,split", "row 1: label -1 is negative, which m"),
+        ((*TWO, "rose/0.jpg,-1.0,train"), "path,label,split", "row 3: label -1.0 is negative, which means no la"),
+        ((*TWO, "rose,a,train"), "path,label,split", "flowers/rose is a folder, not a file (1 of 3 are missing)"),
     ],
 )  # fmt: skip
 def test_wrong_csv_lists_each_get_a_line(
@@ -556,6 +561,16 @@ def test_a_csv_list_may_come_from_a_spreadsheet(image_folder: Path, tmp_path: Pa
     (image_folder / "list.csv").write_bytes("\r\n".join(lines).encode("utf-8-sig"))
     assert convert(image_folder / "list.csv", tmp_path / "out") == 0
     assert open_dataset(tmp_path / "out").class_names == ("NA", "null")
+
+
+def test_a_csv_list_may_have_its_suffix_in_capitals(image_folder: Path) -> None:
+    shutil.move(write_csv(image_folder, *TWO), image_folder / "LIST.CSV")
+    assert open_source([image_folder / "LIST.CSV"], "label").class_names == ("a", "b")
+
+
+def test_a_label_of_many_digits_is_a_name(image_folder: Path) -> None:
+    path = write_csv(image_folder, f"aster/0.jpg,{'9' * 5000},train", "rose/0.jpg,1,train")
+    assert open_source([path], "label").class_names == ("1", "9" * 5000)
 
 
 def test_a_csv_list_in_another_encoding_gets_a_line(
@@ -711,7 +726,7 @@ def test_what_is_no_image_is_refused(encode: Encode, name: str, write_mode: Writ
 
 
 def write_parquet(path: Path, table: pa.Table) -> None:
-    path.parent.mkdir()
+    path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, path)
 
 
@@ -728,8 +743,12 @@ IMAGE = pa.array([{"bytes": b"x", "path": "x"}] * 2)
         ({"image": IMAGE, "second": IMAGE, "label": [0, 1]}, "found 2 among"),
         ({"image": IMAGE, "label": [0, None]}, "1 rows have no label"),
         ({"image": IMAGE, "label": [0, 0]}, "only one class"),
+        ({"image": IMAGE, "label": [0, 5]}, "no training image has label 1, but the labels are 0 to 5: is a file mi"),
+        ({"image": IMAGE, "label": [1, 2]}, "no training image has label 0, but the labels are 0 to 2"),
+        ({"image": IMAGE, "label": [0, 10**12]}, "no training image has label 1, but the labels are 0 to 10000000"),
+        ({"image": IMAGE, "label": [-1, 1]}, "the train split's image 0 has label -1, which means no label"),
     ],
-)
+)  # fmt: skip
 def test_parquet_without_its_columns_gets_a_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], columns: dict[str, object], message: str
 ) -> None:
@@ -750,6 +769,91 @@ def test_two_parquet_classes_of_one_name_get_a_line(
     write_parquet(tmp_path / "source" / "train.parquet", table)
     assert convert(tmp_path / "source", tmp_path / "out") == 2
     assert "two classes of SOURCE have one name, 'crane' and 'crane'" in capsys.readouterr().err
+
+
+def test_a_class_of_parquet_files_without_a_training_image_is_named(tmp_path: Path) -> None:
+    features = '{"info": {"features": {"label": {"names": ["cat", "cow", "dog"], "_type": "ClassLabel"}}}}'
+    table = pa.table({"image": IMAGE, "label": [0, 2]}).replace_schema_metadata({"huggingface": features})
+    write_parquet(tmp_path / "source" / "train.parquet", table)
+    with pytest.raises(
+        UserError, match=r"no training image has label 1 \('cow'\), but the labels are 0 to 2"
+    ):
+        open_source([tmp_path / "source"], "label")
+
+
+LABELLED = {"image": IMAGE, "label": [0, 1]}
+
+
+@pytest.mark.parametrize("names", [("train-0", "Test-0"), ("training_0", "testing_0"), ("train", "test")])
+def test_parquet_files_may_name_their_splits_in_capitals(tmp_path: Path, names: Sequence[str]) -> None:
+    for name in names:
+        write_parquet(tmp_path / "source" / f"{name}.PARQUET", pa.table(LABELLED))
+    assert set(open_source([tmp_path / "source"], "label").splits) == {"train", "test"}
+
+
+@pytest.mark.parametrize(
+    ("test", "others", "why"),
+    [
+        ({"image": IMAGE, "label": [-1, -1]}, (), "it has no labels"),
+        ({"image": IMAGE, "label": pa.array([None, None], pa.int64())}, (), "it has no labels"),
+        ({"image": IMAGE}, (), "it has no labels"),
+        ({"image": IMAGE}, ("validation",), "there is a validation split"),
+        (LABELLED, ("valid",), "there is a validation split"),
+    ],
+)
+def test_a_test_split_of_parquet_files_without_labels_is_not_read(
+    tmp_path: Path, test: dict[str, object], others: Sequence[str], why: str
+) -> None:
+    for name in ("train", *others):
+        write_parquet(tmp_path / "source" / f"{name}-0.parquet", pa.table(LABELLED))
+    write_parquet(tmp_path / "source" / "test-0.parquet", pa.table(test))
+    source = open_source([tmp_path / "source"], "label")
+    assert set(source.splits) == {"train", *(["validation"] if others else [])}
+    assert source.notes == (f"the test split, test-0.parquet, is not read: {why}",)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ("data/train-0.parquet", "data/test-0.parquet", "README.md", ".git/other.parquet"),
+        ("default/train/0000.parquet", "default/test/0000.parquet"),
+        ("snapshots/abc/plain_text/train-0.parquet", "snapshots/abc/plain_text/test-0.parquet", "refs/main"),
+        ("train-0.parquet", "test-0.parquet", "._train-0.parquet", "assets/sample.png"),
+    ],
+)
+def test_a_repository_of_hugging_face_is_read(tmp_path: Path, files: Sequence[str]) -> None:
+    for file in files:
+        if (file.endswith("-0.parquet") and "._" not in file) or file.endswith("0000.parquet"):
+            write_parquet(tmp_path / file, pa.table(LABELLED))
+        else:
+            (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / file).write_text("something else")
+    source = open_source([tmp_path], "label")
+    assert {name: len(split.names) for name, split in source.splits.items()} == {"train": 2, "test": 2}
+
+
+def test_several_data_sets_of_parquet_files_get_a_line(tmp_path: Path) -> None:
+    for name in ("small", "large"):
+        write_parquet(tmp_path / name / "train.parquet", pa.table(LABELLED))
+    with pytest.raises(
+        UserError, match=r"holds Parquet files in several folders \(.*large, .*small\); give one of them"
+    ):
+        open_source([tmp_path], "label")
+
+
+def test_a_table_or_archive_beside_class_folders_is_not_the_source(image_folder: Path) -> None:
+    pq.write_table(pa.table({"path": ["rose/0.jpg"], "label": [1]}), image_folder / "index.parquet")
+    (image_folder / "photos.tar").write_bytes(tar_of({"a.txt": b"hello"}))
+    assert open_source([image_folder], "label").class_names == ("aster", "daisy", "rose")
+
+
+@pytest.mark.parametrize("name", ["pipe", "list.csv", "a.parquet", "ILSVRC2012_img_train.tar"])
+def test_a_source_that_is_a_pipe_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match="is a named pipe; give a file or a folder"):
+        open_source([tmp_path / name], "label")
+    with pytest.raises(UserError, match=r"no class folders|none of its tar files"):
+        open_source([tmp_path], "label")
 
 
 @pytest.mark.parametrize(
