@@ -25,6 +25,7 @@ from nfnet_ray.cluster.session import available_cpus
 from nfnet_ray.cluster.study import Study, Trial
 from nfnet_ray.data.dataset import DatasetSummary, check_dataset
 from nfnet_ray.errors import UserError
+from nfnet_ray.interruption import EXIT_INTERRUPTED, interruptible
 from nfnet_ray.models.weights_file import pinned
 from nfnet_ray.one_line_parser import EXIT_USER_ERROR, OneLineParser
 from nfnet_ray.printable import interpreter, shell_command, shown
@@ -33,7 +34,7 @@ from nfnet_ray.terminal import new_console, say
 from nfnet_ray.tracking.events import JOURNAL_FILE, StudyStarted, read_events
 from nfnet_ray.tracking.uri import check_tracking_uri, default_tracking_uri
 from nfnet_ray.wording import clock_time, count, speed
-from studies.run import EXIT_INTERRUPTED, StudyRun, WorkerDemand, say_question
+from studies.run import StudyRun, WorkerDemand, say_question
 
 StudyFactory = Callable[..., Study]
 """Of (data, epochs or None), and of the study's own flags by name: None where they were not given."""
@@ -107,7 +108,8 @@ def run_command(file: Path, body: Callable[[Console], int], beginning: str) -> i
     """The exit code of ``body``, or of how it was broken off; Ctrl-C before the ``beginning`` loses nothing."""
     console = new_console()
     try:
-        return body(console)
+        with interruptible():
+            return body(console)
     except UserError as error:
         print(f"{file.name}: {error}", file=sys.stderr)
         return EXIT_USER_ERROR

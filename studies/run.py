@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import signal
 import subprocess
 import sys
 import threading
@@ -13,7 +12,6 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from rich.console import Console
@@ -26,6 +24,7 @@ from nfnet_ray.cluster.session import Resources, available_cpus, ray_session
 from nfnet_ray.cluster.study import METRIC, TRIALS_FOLDER, Study, Trial
 from nfnet_ray.data.dataset import DatasetSummary
 from nfnet_ray.errors import UserError
+from nfnet_ray.interruption import EXIT_INTERRUPTED, asked_to_stop
 from nfnet_ray.printable import interpreter, shell_command, shown
 from nfnet_ray.terminal import say, say_whole, waiting
 from nfnet_ray.tracking.events import JOURNAL_FILE, Journal, StudyStarted
@@ -39,8 +38,9 @@ if TYPE_CHECKING:
 
 LOCK_FILE = "running.lock"
 EXIT_FAILED_TRIALS = 1
-EXIT_INTERRUPTED = 130  # what a shell gives a program that Ctrl-C ended
 TRACKING_DEADLINE_SECONDS = 20.0  # to deliver what is left once the trials are over
+# After SIGTERM: what stops us may wait for 30 s in all before it kills (Kubernetes, Slurm), and nothing is lost.
+TRACKING_DEADLINE_SECONDS_IF_STOPPED = 10.0
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ class StudyRun:
                 )
             else:
                 recorder.record({"event": "study_resumed", "time": time.time()})
-            with display, _ctrl_c_sets(stop, display, self.stopping):
+            with display, asked_to_stop(stop, lambda: display.note(self.stopping)):
                 self._train(trials, recorder, resources, demand, worker, stop, display)
             recorder.record(
                 {
@@ -277,7 +277,8 @@ class StudyRun:
     def _deliver(self, sink: MLflowSink, console: Console) -> None:
         sink.start()
         sink.attach(self.directory / REPORT_FILE)
-        missing = sink.close(TRACKING_DEADLINE_SECONDS)
+        stopped = self.progress.unfinished
+        missing = sink.close(TRACKING_DEADLINE_SECONDS_IF_STOPPED if stopped else TRACKING_DEADLINE_SECONDS)
         say_whole(console, f"MLflow:  {self._compare_command()}")
         if missing:
             say(
@@ -368,24 +369,6 @@ def on_images(data: DatasetSummary) -> str:
         f"on {count(data.train_images, 'training image')} ({count(len(data.class_names), 'class')}), "
         f"validated on {data.validation_images:,}"
     )
-
-
-@contextmanager
-def _ctrl_c_sets(stop: threading.Event, display: StudyDisplay, note: str) -> Iterator[None]:
-    """While this lasts the first Ctrl-C (or SIGTERM) asks the study to stop; a second one ends it at once."""
-
-    def ask(_signal: int, _frame: FrameType | None) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-        display.note(note)
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _commit() -> str:

@@ -30,6 +30,7 @@ from nfnet_ray.cluster.session import Resources, ray_session
 from nfnet_ray.cluster.study import TRIALS_FOLDER, Study, Trial
 from nfnet_ray.data.dataset import DatasetSummary, check_dataset
 from nfnet_ray.errors import UserError
+from nfnet_ray.interruption import EXIT_INTERRUPTED
 from nfnet_ray.models.published import published_recipe
 from nfnet_ray.printable import shown
 from nfnet_ray.recipe import Recipe, parse_setting
@@ -58,14 +59,7 @@ from studies.command_line import (
     verify,
     with_weights,
 )
-from studies.run import (
-    EXIT_FAILED_TRIALS,
-    EXIT_INTERRUPTED,
-    StudyRun,
-    WorkerDemand,
-    on_images,
-    say_question,
-)
+from studies.run import EXIT_FAILED_TRIALS, StudyRun, WorkerDemand, on_images, say_question
 
 if TYPE_CHECKING:
     from nfnet_ray.cluster.recorder import Recorder

@@ -16,7 +16,9 @@ from typing import Any
 import nfnet_ray
 from nfnet_ray.cluster.address import LOCAL, find_head, has_token
 from nfnet_ray.cluster.job import forget_job
+from nfnet_ray.cluster.own_ray import OwnRay
 from nfnet_ray.errors import UserError
+from nfnet_ray.interruption import handlers_kept
 
 # Read by Ray and Tune when they are imported. A study prints its own table, keeps its own journal and
 # handles Ctrl-C itself.
@@ -77,16 +79,17 @@ def ray_session(
         "logging_level": logging.ERROR,
         "configure_logging": True,
     }
+    own = OwnRay()
     try:
         if address is None:
-            # "local", or else Ray would join a cluster that happens to be up on this machine.
             cores = available_cpus()
-            context = ray.init(address="local", num_cpus=cores, include_dashboard=train_in_tune, **quiet)
+            context = own.start(num_cpus=cores, include_dashboard=train_in_tune, **quiet)
         else:
             # Workers run this driver's code, not whatever their node has installed.
             modules = [str(package) for package in (Path(nfnet_ray.__file__).parent, *packages)]
             code = {"py_modules": modules, "excludes": ["__pycache__"]}
-            context = ray.init(address=address, runtime_env=code, **quiet)
+            with handlers_kept():
+                context = ray.init(address=address, runtime_env=code, **quiet)
     except ConnectionError as error:
         raise UserError(
             f"--address {address}: Ray does not let us in ({str(error).splitlines()[0]}); is the cluster still up?"
@@ -100,7 +103,7 @@ def ray_session(
         yield _resources()
     finally:
         gc.collect()  # Ray ends the process if a reference to it is collected after the shutdown
-        ray.shutdown()
+        own.end() if address is None else ray.shutdown()
 
 
 def _be_on_our_own() -> None:

@@ -199,6 +199,8 @@ def hear_sigterm() -> None:
         signal.signal(number, before)
 
     before = signal.signal(signal.SIGTERM, hear)
+    # A Ray of our own starts its processes deaf to it (own_ray.py).
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
 def report_of(metrics: Mapping[str, Any]) -> dict[str, Any]:

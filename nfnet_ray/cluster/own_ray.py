@@ -1,0 +1,101 @@
+"""A Ray of our own on this machine: no signal that is meant for the driver ends it, and it does not outlive the driver.
+
+Its processes are in the driver's process group and control group, so what tells the driver to end tells them too:
+``timeout``, ``kill -- -GROUP``, systemd, Slurm, a terminal that is closed. Without them no worker could keep a
+checkpoint and no driver say its last words. Ray shields them from Ctrl-C by having them block SIGINT; here they are
+started with SIGTERM and SIGHUP blocked in the same way, which every process inherits from the one that started it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from nfnet_ray.cluster import warden
+from nfnet_ray.interruption import handlers_kept
+
+_MEANT_FOR_THE_DRIVER = {signal.SIGTERM, signal.SIGHUP}
+SECONDS_FOR_THE_WARDEN = 5.0
+
+
+class OwnRay:
+    """``start`` is ``ray.init``, ``end`` is ``ray.shutdown``; both for the main thread.
+
+    The kernel kills what Ray started directly when the driver dies, however it dies, and workers end when their raylet
+    does. Its two agents go on for a minute; a process of our own (:mod:`nfnet_ray.cluster.warden`) sees to them.
+    """
+
+    def __init__(self) -> None:
+        self._warden: subprocess.Popen[bytes] | None = None
+
+    def start(self, **options: Any) -> Any:
+        """What ``ray.init`` returns. What tells the driver to end meanwhile is heard when Ray is up."""
+        import ray
+
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _MEANT_FOR_THE_DRIVER)
+        try:
+            if Path("/proc/self/stat").exists():
+                command = [sys.executable, "-I", "-S", warden.__file__]
+                self._warden = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+            with handlers_kept():
+                # "local", or else Ray would join a cluster that happens to be up on this machine.
+                context = ray.init(address="local", **options)
+            self._tell_warden()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        return context
+
+    def end(self) -> None:
+        """Disconnects, and kills all of this Ray."""
+        import ray
+
+        # Ray asks its processes to end by SIGTERM, and would wait a second for each of them in vain. They hold nothing
+        # that anybody needs.
+        for process in _started():
+            process.terminate = process.kill  # type: ignore[method-assign]
+        self._tell_warden()
+        ray.shutdown()
+        if self._warden is not None and self._warden.stdin is not None:
+            self._warden.stdin.close()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._warden.wait(SECONDS_FOR_THE_WARDEN)
+
+    def _tell_warden(self) -> None:
+        """Of all processes of this Ray that there are now."""
+        if self._warden is None or self._warden.stdin is None:
+            return
+        for process in _with_descendants({process.pid for process in _started()}):
+            began = warden.start_time(process)
+            if began is not None:
+                self._warden.stdin.write(f"{process} {began}\n".encode())
+        self._warden.stdin.flush()
+
+
+def _started() -> list[subprocess.Popen[bytes]]:
+    """The processes that ``ray.init`` started itself."""
+    from ray._private import worker
+
+    node: Any = worker._global_node
+    if node is None:
+        return []
+    return [described.process for alike in node.all_processes.values() for described in alike]
+
+
+def _with_descendants(processes: set[int]) -> set[int]:
+    parents: dict[int, int] = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdecimal():
+            try:
+                stat = Path("/proc", entry, "stat").read_bytes()
+            except OSError:  # it has ended
+                continue
+            parents[int(entry)] = int(stat.rpartition(b")")[2].split()[1])  # proc(5), field 4, ppid
+    found = set(processes)
+    while more := {child for child, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found

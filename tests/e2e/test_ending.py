@@ -1,0 +1,117 @@
+"""Told to end, a study and a training keep a checkpoint and say their last words; of their Ray nothing is left.
+
+About a minute: three Rays of their own.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nfnet_ray.cluster.warden import start_time
+from nfnet_ray.training.checkpoint import CheckpointStore
+from tests.cluster.training import descendants
+from tests.deadlines import HANG_SECONDS, wait_until
+from tests.e2e.workplace import QUICK, REPOSITORY, Workplace
+
+pytestmark = pytest.mark.slow
+
+LONG = ["--epochs", "100000"]
+
+
+def is_left(process: int, began: str | None) -> bool:
+    """Whether it is still the process that began then, and no zombie."""
+    try:
+        return start_time(process) == began and Path(f"/proc/{process}/cmdline").read_bytes() != b""
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize(("program", "further"), [("agc_sweep.py", ["--trials", "3"]), ("train.py", [])])
+def test_sigterm_to_all_processes_ends_a_run_as_ctrl_c_does(
+    workplace: Workplace, few_digits: Path, program: str, further: list[str]
+) -> None:
+    """First to its process group, as ``timeout`` does, then to each process, as systemd does."""
+    command = [
+        sys.executable,
+        str(REPOSITORY / "studies" / program),
+        "--name",
+        "n",
+        "--data",
+        str(few_digits),
+    ]
+    driver = subprocess.Popen(
+        [*command, *LONG, *QUICK, *further],
+        cwd=workplace.folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+    def has_trained() -> bool:
+        assert driver.poll() is None, driver.communicate()
+        return any(event["event"] == "epoch" for event in workplace.events("n"))
+
+    wait_until(has_trained, "the first epoch")
+    processes = {process: start_time(process) for process in descendants(driver.pid)}
+    assert len(processes) > 5  # its Ray
+    os.killpg(driver.pid, signal.SIGTERM)
+    for process in processes:
+        try:
+            os.kill(process, signal.SIGTERM)
+        except ProcessLookupError:
+            continue
+    out, err = driver.communicate(timeout=HANG_SECONDS)
+    assert driver.returncode == 130, out + err
+    assert err == ""
+    assert "--resume n" in out
+    assert (workplace.folder / "runs" / "n" / "report.html").exists()
+    last = workplace.events("n")[-1]
+    assert last["event"] == "study_ended"
+    assert last["state"] == "interrupted"
+    trial, progress = next(
+        (name, trial) for name, trial in workplace.progress("n").trials.items() if trial.epochs
+    )
+    assert progress.state == "interrupted"
+    kept = CheckpointStore(workplace.folder / "runs" / "n" / "trials" / trial / "checkpoints").entries()
+    assert kept[0].epoch >= progress.epoch
+    wait_until(lambda: not any(is_left(*process) for process in processes.items()), "the last process")
+
+
+DRIVER = """\
+import os, signal
+from nfnet_ray.cluster.session import ray_session
+with ray_session(None, train_in_tune=False):
+    import ray
+    class Busy:
+        def begin(self): return os.getpid()
+        def work(self):
+            while True: pass
+    busy = ray.remote(Busy).remote()
+    ray.get(busy.begin.remote())
+    busy.work.remote()
+    print("up", flush=True)
+    signal.pause()
+"""
+
+
+def test_no_process_of_its_ray_survives_a_driver_that_is_killed(tmp_path: Path) -> None:
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRIVER],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert driver.stdout is not None
+    assert driver.stdout.readline() == "up\n"
+    processes = {process: start_time(process) for process in descendants(driver.pid)}
+    driver.kill()
+    driver.wait()
+    wait_until(lambda: not any(is_left(*process) for process in processes.items()), "the last process")
