@@ -20,7 +20,7 @@ from nfnet_ray.cluster.address import find_head, where_to_run
 from nfnet_ray.cluster.job import HOME_VARIABLE, home_folder, submission_id
 from nfnet_ray.cluster.journal import StudyProgress
 from nfnet_ray.cluster.plan import check_trials, estimate_cost, training_multiply_adds
-from nfnet_ray.cluster.progress import reported_epochs, trial_table
+from nfnet_ray.cluster.progress import plan_table
 from nfnet_ray.cluster.session import available_cpus
 from nfnet_ray.cluster.study import Study, Trial
 from nfnet_ray.data.dataset import DatasetSummary, check_dataset
@@ -473,7 +473,7 @@ def print_plan(
     from nfnet_ray.training.probe import measure_images_per_second
 
     say_question(study, console)
-    console.print(trial_table(study, StudyProgress.waiting(study), reported_epochs))
+    console.print(plan_table(study))
     cost = estimate_cost(study, trials, data)
     cpus = available_cpus()
     classes = len(data.class_names)

@@ -19,6 +19,7 @@ from rich.console import Console
 import nfnet_ray
 from dashboards.report import REPORT_FILE, write_report
 from nfnet_ray.cluster.journal import StudyProgress
+from nfnet_ray.cluster.plan import epoch_arithmetic
 from nfnet_ray.cluster.progress import StudyDisplay, reported_epochs, trial_table
 from nfnet_ray.cluster.session import Resources, available_cpus, ray_session
 from nfnet_ray.cluster.study import METRIC, TRIALS_FOLDER, Study, Trial
@@ -185,7 +186,12 @@ class StudyRun:
         started_at = time.monotonic() - self.progress.wall_seconds
         stop = threading.Event()
         display = StudyDisplay(
-            self.study, self.progress, self.directory / TRIALS_FOLDER, lambda: sink.status, console
+            self.study,
+            self.progress,
+            self.directory / TRIALS_FOLDER,
+            lambda: sink.status,
+            console,
+            epoch_arithmetic(self.study.trials(), self.data),
         )
         with Journal(self.directory / JOURNAL_FILE) as journal:
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from nfnet_ray.cluster.study import Halving, Study, Trial
@@ -43,9 +44,9 @@ def estimate_cost(study: Study, trials: Sequence[Trial], data: DatasetSummary) -
         strata.setdefault(trial.stratum, []).append(trial)
     classes, least_multiply_adds = len(data.class_names), 0.0
     for rivals in strata.values():
-        for trial, epochs in zip(
-            rivals, _least_epochs(len(rivals), study.halving, study.epochs), strict=True
-        ):
+        count = len(rivals)
+        targets = least_epochs([0.0] * count, [False] * count, study.halving, study.epochs)
+        for trial, epochs in zip(rivals, targets, strict=True):
             least_multiply_adds += _multiply_adds(trial.recipe, data, epochs)
     multiply_adds = sum(_multiply_adds(trial.recipe, data, trial.recipe.schedule.epochs) for trial in trials)
     model = study.recipe.model
@@ -94,13 +95,46 @@ def _forward_passes(recipe: Recipe) -> float:
     return one_pass * (1 + sam.ascent_share / interval)
 
 
-def _least_epochs(rivals: int, halving: Halving | None, epochs: int) -> list[int]:
-    """Epochs of each of ``rivals`` trials if every rung lets only its best share through."""
-    if halving is None:
-        return [epochs] * rivals
-    result, left, rung = [], rivals, float(halving.grace_epochs)
+def epoch_arithmetic(trials: Sequence[Trial], data: DatasetSummary) -> dict[str, float]:
+    """{trial: multiply-adds of one of its epochs, of their mean where images grow}."""
+    return {
+        trial.name: _multiply_adds(trial.recipe, data, trial.recipe.schedule.epochs)
+        / trial.recipe.schedule.epochs
+        for trial in trials
+    }
+
+
+def least_epochs(
+    done: Sequence[float], ended: Sequence[bool], halving: Halving | None, epochs: int
+) -> list[int]:
+    """The epoch that each of some rivals reaches at least: if every rung lets only its best share through.
+
+    ``done`` are the epochs that each has behind it, ``ended`` whether it trains no more. Those that are ahead are
+    taken to be let through.
+    """
+    targets, left = [], len(done)
+    for rung in _rungs(halving, epochs):
+        through = max(1, int(left / halving.reduction_factor)) if halving else left
+        targets += [rung] * (left - through)
+        left = through
+    targets += [epochs] * left
+    result = [0] * len(done)
+    for index, target in zip(sorted(range(len(done)), key=lambda index: done[index]), targets, strict=True):
+        # A trial that is past a rung can be stopped at the next one only.
+        result[index] = (
+            math.ceil(done[index]) if ended[index] else max(target, next_rung(done[index], halving, epochs))
+        )
+    return result
+
+
+def next_rung(done: float, halving: Halving | None, epochs: int) -> int:
+    """The epoch at which a trial with ``done`` epochs behind it can be stopped next, or ends."""
+    return next((rung for rung in _rungs(halving, epochs) if rung >= done), epochs)
+
+
+def _rungs(halving: Halving | None, epochs: int) -> Iterator[int]:
+    """The epochs, before the last one, at which trials are stopped."""
+    rung = float(halving.grace_epochs) if halving else epochs
     while rung < epochs:
-        through = max(1, int(left / halving.reduction_factor))
-        result += [int(rung)] * (left - through)
-        left, rung = through, rung * halving.reduction_factor
-    return result + [epochs] * left
+        yield int(rung)
+        rung *= halving.reduction_factor if halving else 1.0

@@ -1,24 +1,29 @@
-"""A study as it runs: a table of its trials that a person can read, with the time that is left."""
+"""A study as it runs: a table of its trials that fits the terminal, with the time that is left; lines elsewhere."""
 
 from __future__ import annotations
 
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.live import Live
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
 from nfnet_ray.cluster.journal import StudyProgress, TrialProgress
 from nfnet_ray.cluster.progress_file import noted_progress
-from nfnet_ray.cluster.study import METRIC, Study
-from nfnet_ray.tracking.labels import short_names, value_label
-from nfnet_ray.wording import clock_time
+from nfnet_ray.cluster.study import METRIC, Study, Trial
+from nfnet_ray.cluster.time_left import ENDED, TimeLeft
+from nfnet_ray.printable import printable
+from nfnet_ray.terminal import can_redraw
+from nfnet_ray.tracking.labels import point_label, short_names, value_label
+from nfnet_ray.wording import clock_time, count
 
 STATE_STYLES = {
     "running": "bold cyan",
@@ -28,34 +33,62 @@ STATE_STYLES = {
     "failed": "bold red",
     "interrupted": "yellow",
 }
+_LEAST_WIDTH = 12  # of a column of the live table; longer values are cut on a narrow terminal
+_WIDE = 10_000
+# The order in which states are counted in the line for trials without a row.
+_COUNTED = ("running", "waiting", *ENDED, "interrupted")
 
 
 def trial_table(
     study: Study, progress: StudyProgress, epochs_done: Callable[[TrialProgress], float]
 ) -> Table:
     """A row for each trial: what is swept, top-1, epochs, training seconds, images per second, state."""
+    return _table(study, progress, study.trials(), epochs_done, ("top-1", "epochs", "train s", "images/s"))
+
+
+def plan_table(study: Study) -> Table:
+    """A row for each trial that would run: what is swept, and the epochs."""
+    return _table(study, StudyProgress.waiting(study), study.trials(), reported_epochs, ("epochs",))
+
+
+def _table(
+    study: Study,
+    progress: StudyProgress,
+    trials: Sequence[Trial],
+    epochs_done: Callable[[TrialProgress], float],
+    measured: Iterable[str],
+    one_line: bool = False,
+) -> Table:
+    """``one_line``: a text that is too long for its column is cut, so that each trial takes one line."""
     titles = short_names(study.space)
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for title in titles.values():
-        table.add_column(title.replace("_", " "), justify="right")
+    labels = {name: [printable(value_label(trial.point[name])) for trial in trials] for name in titles}
+    for name, title in titles.items():
+        least = min(_LEAST_WIDTH, max(map(len, labels[name]), default=0)) if one_line else None
+        table.add_column(title.replace("_", " "), justify="right", min_width=least)
     if len(study.seeds) > 1:
-        table.add_column("seed", justify="right")
-    for title in ("top-1", "epochs", "train s", "images/s"):
+        table.add_column("seed", justify="right", no_wrap=True)
+    for title in measured:
         table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("state", no_wrap=False, overflow="fold")
-    for trial in study.trials():
+    table.add_column("state", min_width=max(map(len, STATE_STYLES)) if one_line else None)
+    for row, trial in enumerate(trials):
         state = progress.trials[trial.name]
-        cells = [value_label(trial.point[name]) for name in titles]
+        cells = [_cell(labels[name][row], one_line) for name in titles]
         if len(study.seeds) > 1:
-            cells.append(str(trial.recipe.seed))
-        cells += [
-            _number(state.last(METRIC), "{:.1%}"),
-            f"{_epochs(epochs_done(state))}/{study.epochs}",
-            _number(state.last("train_seconds"), "{:.1f}"),
-            _number(state.last("images_per_second"), "{:,.0f}"),
-        ]
-        table.add_row(*cells, _state(state))
+            cells.append(Text(str(trial.recipe.seed)))
+        values = {
+            "top-1": _number(state.last(METRIC), "{:.1%}"),
+            "epochs": f"{_epochs(epochs_done(state))}/{study.epochs}",
+            "train s": _number(state.last("train_seconds"), "{:.1f}"),
+            "images/s": _number(state.last("images_per_second"), "{:,.0f}"),
+        }
+        cells += [Text(values[title]) for title in measured]
+        table.add_row(*cells, _state(state, one_line))
     return table
+
+
+def _cell(text: str, one_line: bool) -> Text:
+    return Text(text, no_wrap=one_line or None, overflow="ellipsis" if one_line else "fold")
 
 
 def reported_epochs(trial: TrialProgress) -> float:
@@ -72,21 +105,24 @@ def _number(value: float | None, form: str) -> str:
     return "" if value is None else form.format(value)
 
 
-def _state(trial: TrialProgress) -> Text:
+def _state(trial: TrialProgress, one_line: bool) -> Text:
     style = STATE_STYLES.get(trial.state or "", "dim")
-    text = Text(trial.state or "waiting", style=style)
+    text = Text(trial.state or "waiting", style, no_wrap=one_line or None, overflow="ellipsis" if one_line else "fold")
     if trial.reason and trial.state != "stopped":
-        text.append(f": {trial.reason}", style="default")
+        text.append(f": {printable(trial.reason)}", style="default")
     damaged = sum(trial.last(f"damaged_{split}_images") or 0 for split in ("train", "validation"))
     if damaged:
-        text.append(f"; without {damaged:.0f} damaged image{'s' * (damaged != 1)}", style="default")
+        text.append(f"; without {count(round(damaged), 'damaged image')}", style="default")
     return text
 
 
 class StudyDisplay:
     """Shows a study while it runs: a live table on a terminal, a line for each event and minute elsewhere.
 
-    ``trials`` is the folder in which each trial has one of its own name.
+    Args:
+        trials: the folder in which each trial has one of its own name.
+        footnote: says something that is shown below the table.
+        work: {trial: arithmetic of one of its epochs}, for the time that is left; without it all are taken for equal.
     """
 
     def __init__(
@@ -96,20 +132,28 @@ class StudyDisplay:
         trials: Path,
         footnote: Callable[[], str],
         console: Console,
+        work: Mapping[str, float] | None = None,
     ) -> None:
         self._study, self._progress, self._trials, self._footnote = study, progress, trials, footnote
         self._console = console
         self._closed = threading.Event()
         self._started = time.monotonic()
         self._epochs_before = {name: trial.epoch for name, trial in progress.trials.items()}
+        self._time_left = TimeLeft(study, progress, work or dict.fromkeys(progress.trials, 1.0))
+        self._left_lock = threading.Lock()
         self._shown: dict[str, tuple[str | None, int]] = {}
         self._note = ""
+        self._is_live = can_redraw(console)
         self._live = Live(
-            get_renderable=self._render, console=console, refresh_per_second=2, transient=True, screen=False
+            _Frame(self._draw),
+            console=console,
+            refresh_per_second=2,
+            transient=True,
+            vertical_overflow="crop",
         )
 
     def __enter__(self) -> StudyDisplay:
-        if self._console.is_terminal:
+        if self._is_live:
             self._live.start()
         else:
             threading.Thread(target=self._say_every_minute, daemon=True).start()
@@ -119,48 +163,47 @@ class StudyDisplay:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._closed.set()
-        if self._console.is_terminal:
+        if self._is_live:
             self._live.stop()
 
     def note(self, text: str) -> None:
         """Says something once, below the table."""
-        self._note = text
-        if not self._console.is_terminal:
-            self._console.print(f"[{clock_time(self._elapsed)}] {text}", markup=False, soft_wrap=True)
+        self._note = printable(text)
+        if not self._is_live:
+            self._print(text)
 
     def update(self) -> None:
         """Takes notice that the progress has changed."""
-        if self._console.is_terminal:
+        if self._is_live:
+            self._left()
             return
         for trial in self._progress.trials.values():
             seen = (trial.state, trial.epoch)
             if self._shown.get(trial.name, (None, self._epochs_before[trial.name])) != seen:
                 self._shown[trial.name] = seen
-                self._console.print(self._line(trial), markup=False, soft_wrap=True)
+                self._print(self._line(trial))
+
+    def _print(self, line: str) -> None:
+        text = Text(printable(f"[{clock_time(self._elapsed)}] {line}"))
+        self._console.print(text, soft_wrap=True)
 
     def _line(self, trial: TrialProgress) -> str:
         what = f"epoch {trial.epoch}/{self._study.epochs}" if trial.state == "running" else str(trial.state)
         if trial.state == "running" and trial.epoch == self._epochs_before[trial.name]:
             what = "started"
+        if trial.reason:
+            what += f" ({trial.reason})"
         top1 = trial.last(METRIC)
-        figures = (
-            f", top-1 {top1:.1%}, {trial.last('train_seconds') or 0:.1f} s of training"
-            if top1 is not None
-            else ""
-        )
-        reason = f" ({trial.reason})" if trial.reason else ""
-        return f"[{clock_time(self._elapsed)}] {trial.name}: {what}{reason}{figures}; {self._time_left()}"
+        if top1 is not None:
+            what += f", top-1 {top1:.1%}, {trial.last('train_seconds') or 0:.1f} s of training"
+        return "; ".join(filter(None, [f"{trial.name}: {what}", self._left()]))
 
     def _say_every_minute(self) -> None:
         while not self._closed.wait(60):
             running = [trial for trial in self._progress.trials.values() if trial.state == "running"]
             told = ", ".join(f"{trial.name} {_epochs(self._epochs_done(trial))}" for trial in running)
-            self._console.print(
-                f"[{clock_time(self._elapsed)}] epochs of {self._study.epochs}: {told or 'none runs'}; "
-                f"{self._time_left()}",
-                markup=False,
-                soft_wrap=True,
-            )
+            done = f"{told} of {count(self._study.epochs, 'epoch')}" if told else "no trial is running"
+            self._print("; ".join(filter(None, [done, self._left()])))
 
     def _epochs_done(self, trial: TrialProgress) -> float:
         """With the fraction of the running epoch; a number of before a restart may stand in the file."""
@@ -171,31 +214,114 @@ class StudyDisplay:
     def _elapsed(self) -> float:
         return time.monotonic() - self._started
 
-    def _time_left(self) -> str:
-        """Time for all epochs that are left at the pace so far; trials that are stopped early make it less."""
-        trials = self._progress.trials.values()
-        done = sum(self._epochs_done(trial) - self._epochs_before[trial.name] for trial in trials)
-        if not done:
-            return "time left: not known yet"
-        left = sum(
-            self._study.epochs - self._epochs_done(trial)
-            for trial in trials
-            if trial.state not in ("finished", "stopped", "diverged", "failed")
-        )
-        return f"at most {clock_time(self._elapsed / done * left)} left"
+    def _left(self) -> str:
+        with self._left_lock:  # events come in one thread, the table is drawn in another
+            self._time_left.observe(self._elapsed)
+            return self._time_left.sentence(self._epochs_done)
 
-    def _render(self) -> RenderableType:
-        states = [trial.state for trial in self._progress.trials.values()]
-        over = sum(state in ("finished", "stopped", "diverged", "failed") for state in states)
-        footer = (
-            f"{over} of {len(states)} trials done, {states.count('running')} running; "
-            f"{clock_time(self._elapsed)} gone, {self._time_left()}. Ctrl-C stops and keeps what is done."
+    def _draw(self, console: Console, options: ConsoleOptions) -> list[list[Segment]]:
+        """The lines of a frame that is lower than the terminal, so that nothing of it is left when it is taken away.
+
+        What is below the table comes first; then the best trial so far and the running ones, as many as fit.
+        """
+        height = max(1, options.size.height - 1)
+        footer = [
+            line
+            for text in self._footer()
+            for line in console.render_lines(text, options.update(height=None), pad=False)
+        ][:height]
+        room = height - len(footer) - 2  # the titles, and an empty line
+        while room > 0:
+            rows = Group(*self._rows(console, room))
+            lines = console.render_lines(rows, options.update(height=None), pad=False)
+            excess = len(lines) + 1 + len(footer) - height
+            if excess <= 0:
+                return [*lines, [], *footer]
+            room -= excess  # titles of several words take several lines
+        return footer
+
+    def _footer(self) -> list[Text]:
+        states = Counter(trial.state or "waiting" for trial in self._progress.trials.values())
+        over = sum(states[state] for state in ENDED)
+        said = [f"{over} of {count(states.total(), 'trial')} done"]
+        said += [f"{states[state]:,} {state}" for state in ("running", "waiting") if states[state]]
+        times = ", ".join(filter(None, [f"{clock_time(self._elapsed)} gone", self._left()]))
+        lines = [
+            Text(f"{', '.join(said)}; {times}.", style="bold"),
+            Text("Ctrl-C stops and keeps what is done.", style="bold"),
+        ]
+        best = self._best()
+        if best is not None and len(self._study.trials()) > 1:
+            lines.append(Text(self._said_of(best)))
+        lines.append(Text(printable(self._footnote()), style="dim"))
+        if self._note:
+            lines.append(Text(self._note, style="bold yellow"))
+        return lines
+
+    def _best(self) -> Trial | None:
+        """The trial with the highest accuracy after its last epoch, unless it broke down; of equals the first."""
+
+        def top1(trial: Trial) -> float:
+            return self._progress.trials[trial.name].last(METRIC) or 0.0
+
+        sound = [trial for trial in self._study.trials() if self._is_sound(trial)]
+        return max(sound, key=top1, default=None)
+
+    def _is_sound(self, trial: Trial) -> bool:
+        state = self._progress.trials[trial.name]
+        return bool(state.epochs) and state.state not in ("diverged", "failed")
+
+    def _said_of(self, best: Trial) -> str:
+        state = self._progress.trials[best.name]
+        where = point_label(best.point, short_names(self._study.space))
+        if len(self._study.seeds) > 1:
+            where = ", ".join(filter(None, [where, f"seed {best.recipe.seed}"]))
+        top1 = state.last(METRIC) or 0.0
+        return printable(f"Best so far: {top1:.1%} after epoch {state.epoch} of {self._study.epochs}: {where}")
+
+    def _rows(self, console: Console, room: int) -> list[Table | Text]:
+        """A table of at most ``room`` rows; instead of the last one, a line that counts the trials that have none."""
+        trials = self._study.trials()
+        shown = trials if len(trials) <= room else self._chosen(trials, room - 1)
+        measured = ["top-1", "epochs", "train s", "images/s"]
+        while True:
+            table = _table(self._study, self._progress, shown, self._epochs_done, measured, one_line=True)
+            wide = console.options.update(width=_WIDE)  # else rich gives no more than the terminal has
+            if console.measure(table, options=wide).minimum <= console.width or len(measured) <= 2:
+                break
+            measured.pop()  # on a narrow terminal the accuracy matters more than the speed
+        if len(shown) == len(trials):
+            return [table]
+        names = {trial.name for trial in shown}
+        rest = Counter(
+            state.state or "waiting" for name, state in self._progress.trials.items() if name not in names
         )
-        notes = [Text(self._note, style="bold yellow")] if self._note else []
-        return Group(
-            trial_table(self._study, self._progress, self._epochs_done),
-            Text(),
-            Text(footer, style="bold"),
-            Text(self._footnote(), style="dim"),
-            *notes,
-        )
+        told = ", ".join(f"{rest[state]:,} {state}" for state in _COUNTED if rest[state])
+        return [table, Text(f"… {told}", style="dim", no_wrap=True)]
+
+    def _chosen(self, trials: list[Trial], room: int) -> list[Trial]:
+        """The best trial, the running ones, the best of those that have ended, and, if there is room, the next ones."""
+        best = self._best()
+
+        def rank(trial: Trial) -> tuple[int, float]:
+            state = self._progress.trials[trial.name]
+            if best is not None and trial.name == best.name:
+                return 0, 0.0
+            if state.state == "running":
+                return 1, 0.0
+            return (2, -(state.last(METRIC) or 0.0)) if state.state else (3, 0.0)
+
+        chosen = {trial.name for trial in sorted(trials, key=rank)[:room]}
+        return [trial for trial in trials if trial.name in chosen]
+
+
+class _Frame:
+    """What rich draws again and again: lines that are made for the size that the terminal has at that moment."""
+
+    def __init__(self, draw: Callable[[Console, ConsoleOptions], list[list[Segment]]]) -> None:
+        self._draw = draw
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for line in self._draw(console, options):
+            yield from line
+            yield Segment.line()

@@ -185,7 +185,8 @@ def test_the_display_shows_where_a_trial_is_within_its_epoch(
     assert isinstance(console.file, io.StringIO)
     text = console.file.getvalue()
     assert shown in text
-    assert "at most" in text
+    assert "about" in text
+    assert "left" in text
 
 
 def test_the_trials_of_a_study_are_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
