@@ -22,6 +22,7 @@ from nfnet_ray.one_line_parser import EXIT_USER_ERROR, OneLineParser
 
 _INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C: 128 + SIGINT
 _TERMINATED = 143  # 128 + SIGTERM
+_SHOW_CURSOR = "\x1b[?25h"  # DECTCEM, of DEC's VT220 and all terminals since
 _MOST_PIXELS = 65_500  # a side of a JPEG, in libjpeg (JPEG_MAX_DIMENSION); a .beton's sides are 16 bits wide
 # More threads than any machine has cores for; the operating system would refuse them in other words.
 _THREADS = whole_number(1, 1024)
@@ -39,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt as interrupt:
+        if sys.stderr.isatty():  # a bar that is left behind with its thread has hidden the cursor
+            print(_SHOW_CURSOR, end="", file=sys.stderr)
         print(f"interrupted: {'; '.join(_notes(interrupt)) or 'nothing was written'}", file=sys.stderr)
         return _INTERRUPTED
     except SystemExit as exit_:  # of _terminate
@@ -269,6 +272,7 @@ def _verify(options: argparse.Namespace) -> None:
 
 def _convert(options: argparse.Namespace) -> None:
     from data_prep.convert import ConvertSettings, convert
+    from data_prep.parallel import interruptible
     from data_prep.progress import format_seconds, on_stderr
     from data_prep.quarantine import quarantine_path
     from data_prep.sources import open_source
@@ -284,7 +288,7 @@ def _convert(options: argparse.Namespace) -> None:
             print(f"note: {describe_unfinished(path)}")
     # Tasks on a cluster have other working folders.
     source_paths = [path.absolute() for path in options.source] if options.address else options.source
-    source = open_source(source_paths, options.label_column, on_stderr)
+    source = interruptible(lambda: open_source(source_paths, options.label_column, on_stderr))
     for note in source.notes:
         print(f"note: {note}")
     plan = plan_splits(source, options.holdout)

@@ -34,20 +34,27 @@ class _ParquetSplit:
     labels: np.ndarray
 
     def images(self, indices: np.ndarray) -> Iterator[SourceImage]:
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
         wanted = np.zeros(len(self.labels), bool)
         wanted[indices] = True
         row = 0
         for path in self.files:
-            with pq.ParquetFile(path) as file:
-                for batch in file.iter_batches(_BATCH_ROWS, columns=[f"{self.image_column}.bytes"]):
-                    encoded = batch.column(0).field("bytes")
-                    for position in np.flatnonzero(wanted[row : row + len(batch)]):
-                        index = row + int(position)
-                        load = _Loader(encoded[int(position)])
-                        yield SourceImage(self.names[index], int(self.labels[index]), load)
-                    row += len(batch)
+            try:
+                with pq.ParquetFile(path) as file:
+                    for batch in file.iter_batches(_BATCH_ROWS, columns=[f"{self.image_column}.bytes"]):
+                        encoded = batch.column(0).field("bytes")
+                        for position in np.flatnonzero(wanted[row : row + len(batch)]):
+                            index = row + int(position)
+                            load = _Loader(encoded[int(position)])
+                            yield SourceImage(self.names[index], int(self.labels[index]), load)
+                        row += len(batch)
+            except (pa.ArrowException, OSError) as error:
+                reason = str(error).splitlines()[0]
+                raise UserError(
+                    f"{path}: cannot be read after row {row:,} ({reason}); copy or download it again"
+                ) from error
 
 
 @dataclass(frozen=True)

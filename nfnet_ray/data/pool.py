@@ -108,9 +108,10 @@ class Pool:
             Exception: what a row has raised; RuntimeError where it was no Exception.
         """
         while not job.wait(LOOK_SECONDS):
-            self._check()
+            self.check()
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raises UserError where a row takes longer than the deadline, or a thread is gone."""
         now = time.monotonic()
         for worker in self._workers:
             busy_with, row, since = worker.job, worker.row, worker.since

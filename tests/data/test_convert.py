@@ -10,7 +10,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+import data_prep.image_folder as image_folder_module
+from data_prep import parallel
 from data_prep.__main__ import main
+from data_prep.image_folder import FolderSplit
+from data_prep.sources import SourceImage
 from data_prep.splits import held_out
 from nfnet_ray.data.beton import Beton
 from nfnet_ray.data.dataset import Dataset, open_dataset
@@ -473,11 +478,84 @@ def test_an_interrupted_conversion_leaves_nothing(
         [*command, str(tmp_path / "split"), str(tmp_path / out)],
         cwd=REPOSITORY, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
-    with open(pipe, "w"):  # waits for the reader
+    with open(pipe, "w"):  # waits for the reader, and lets it wait for ever
         assert len(sorted(tmp_path.iterdir())) == len(before) + 1  # it is under way
         process.send_signal(number)
-    _, error = process.communicate()
+        _, error = process.communicate()
     assert process.returncode == code
     assert "Traceback" not in error
     assert error == ("interrupted" if code == 130 else "terminated") + ": nothing was written\n"
     assert sorted(tmp_path.iterdir()) == before
+
+
+# A source that does not answer
+
+
+@pytest.fixture
+def never(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """An event that nobody sets before the test is over; reading may take half a second."""
+    monkeypatch.setattr(parallel, "READ_SECONDS", 0.5)
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+@pytest.mark.parametrize("flags", [[], ["--skip-unreadable"]])
+def test_an_image_that_cannot_be_read_in_time_is_named(
+    image_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    never: threading.Event,
+    flags: list[str],
+) -> None:
+    def read(path: Path) -> bytes:
+        if path.name == "3.jpg":
+            never.wait()
+        return path.read_bytes()
+
+    monkeypatch.setattr(image_folder_module, "read_regular_file", read)
+    assert convert(image_folder, tmp_path / "out", *flags) == 2
+    error = capsys.readouterr().err
+    assert "/3.jpg: cannot be read (" in error
+    assert "no answer for 0 s); check the disk" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_list_of_images_that_does_not_come_is_an_error(
+    image_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    never: threading.Event,
+) -> None:
+    def images(split: FolderSplit, indices: np.ndarray) -> Iterator[SourceImage]:
+        del split, indices
+        never.wait()
+        yield from ()
+
+    monkeypatch.setattr(FolderSplit, "images", images)
+    assert convert(image_folder, tmp_path / "out") == 2
+    assert capsys.readouterr().err == "error: SOURCE: cannot be read (no answer for 0 s); check the disk\n"
+
+
+def test_ctrl_c_does_not_wait_for_what_does_not_answer(never: threading.Event) -> None:
+    threading.Timer(0.3, signal.raise_signal, [signal.SIGINT]).start()
+    with pytest.raises(KeyboardInterrupt):
+        parallel.interruptible(never.wait)
+
+
+def test_a_parquet_file_that_is_damaged_in_its_middle_gets_a_line(
+    tmp_path: Path, encode: Encode, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "photos.parquet"
+    write_shard(path, [encode(number, size=(96, 80)) for number in range(12)], [0, 1] * 6)
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 4000] = bytes(4000)
+    path.write_bytes(content)
+    assert convert(path, tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {path}: cannot be read after row ") or "photos/" in error
+    assert error.count("\n") == 1

@@ -213,10 +213,10 @@ def test_an_interruption_says_how_to_go_on(
     process = subprocess.Popen(
         command, cwd=REPOSITORY, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-    with open(pipe, "w"):  # waits for the reader
+    with open(pipe, "w"):  # waits for the reader, and lets it wait for ever
         time.sleep(0.3)  # the main thread takes over the images before, and waits for this one
         process.send_signal(number)
-    _, error = process.communicate()
+        _, error = process.communicate()
     (folder,) = unfinished(tmp_path / "out")
     assert error == f"{word}: 14 images are kept in {folder}; the same command with --resume goes on\n"
     assert not (tmp_path / "out").exists()
