@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from rich.console import Console
 
 import nfnet_ray
+from dashboards.live_report import LiveReport
 from dashboards.report import REPORT_FILE, write_report
 from nfnet_ray.cluster.journal import StudyProgress
 from nfnet_ray.cluster.plan import epoch_arithmetic
@@ -193,12 +194,13 @@ class StudyRun:
             console,
             epoch_arithmetic(self.study.trials(), self.data),
         )
-        with Journal(self.directory / JOURNAL_FILE) as journal:
+        with Journal(self.directory / JOURNAL_FILE) as journal, LiveReport(self.directory) as report:
 
             def on_event() -> None:
                 display.update()
                 if any(trial.epochs for trial in self.progress.trials.values()):
                     sink.start()  # not before: importing mlflow would hold up the first trials
+                    report.wake()
                 sink.wake()
 
             recorder = Recorder(journal, self.progress, on_event)

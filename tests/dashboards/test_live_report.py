@@ -1,0 +1,55 @@
+"""The report of a running study is written soon, seldom and harmlessly. Less than a second."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from queue import Queue
+
+from dashboards.live_report import LiveReport
+
+DEADLINE_SECONDS = 60.0
+
+
+def test_the_first_epoch_gives_a_report_and_the_next_ones_wait(tmp_path: Path) -> None:
+    written: Queue[Path] = Queue()
+    with LiveReport(tmp_path, written.put) as report:
+        assert written.empty()
+        for _ in range(100):
+            report.wake()
+        assert written.get(timeout=DEADLINE_SECONDS) == tmp_path
+        report.wake()
+    assert written.empty()  # a minute has not passed
+
+
+def test_it_is_written_again_and_a_failure_does_no_harm(tmp_path: Path) -> None:
+    attempts: Queue[int] = Queue()
+
+    def write(_: Path) -> None:
+        attempts.put(1)
+        if attempts.qsize() == 1:
+            raise OSError("No space left on device")
+        if attempts.qsize() == 2:
+            raise AssertionError("something that nobody thought of")
+
+    with LiveReport(tmp_path, write, seconds_between=0.0) as report:
+        for attempt in (1, 2, 3):
+            report.wake()
+            while attempts.qsize() < attempt:
+                threading.Event().wait(0.01)
+
+
+def test_once_it_is_closed_nobody_writes_any_more(tmp_path: Path) -> None:
+    begun, may_end, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def write(_: Path) -> None:
+        begun.set()
+        may_end.wait(DEADLINE_SECONDS)
+        ended.set()
+
+    with LiveReport(tmp_path, write) as report:
+        report.wake()
+        report.wake()
+        assert begun.wait(DEADLINE_SECONDS)
+        may_end.set()
+    assert ended.is_set()
