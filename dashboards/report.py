@@ -9,6 +9,7 @@ Studies that are still running, were interrupted, or in which no trial finished 
 
 from __future__ import annotations
 
+import contextlib
 import html
 import json
 import math
@@ -80,6 +81,8 @@ def write_report(study_directory: Path, destination: Path | None = None) -> Path
         scratch.write_text(page, encoding="utf-8")
         scratch.replace(destination)
     except OSError as error:
+        with contextlib.suppress(OSError):  # a part of it would take the room that is missing
+            scratch.unlink()
         raise UserError(f"{destination} cannot be written: {error.strerror}; choose another place") from error
     return destination
 

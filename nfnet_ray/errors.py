@@ -16,3 +16,7 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         return printable(super().__str__())
+
+
+class StorageError(UserError):
+    """The place where results are kept is full, or can no longer be written. What was kept before is sound."""

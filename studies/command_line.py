@@ -22,13 +22,21 @@ from nfnet_ray.cluster.journal import StudyProgress
 from nfnet_ray.cluster.plan import check_trials, estimate_cost, training_multiply_adds
 from nfnet_ray.cluster.progress import plan_table
 from nfnet_ray.cluster.session import available_cpus
-from nfnet_ray.cluster.study import Study, Trial
+from nfnet_ray.cluster.study import TRIALS_FOLDER, Study, Trial
 from nfnet_ray.data.dataset import DatasetSummary, check_dataset
 from nfnet_ray.errors import UserError
 from nfnet_ray.interruption import EXIT_INTERRUPTED, interruptible
 from nfnet_ray.models.weights_file import pinned
 from nfnet_ray.one_line_parser import EXIT_USER_ERROR, OneLineParser
-from nfnet_ray.printable import interpreter, shell_command, shown
+from nfnet_ray.places import (
+    MOST_NAME_BYTES,
+    check_can_write,
+    check_path,
+    in_words,
+    readable,
+    resolved,
+)
+from nfnet_ray.printable import interpreter, printable, shell_command, shown
 from nfnet_ray.recipe import Recipe, field_meanings, parse_setting, split_weights
 from nfnet_ray.terminal import new_console, say
 from nfnet_ray.tracking.events import JOURNAL_FILE, StudyStarted, read_events
@@ -66,6 +74,10 @@ class MadeWeights:
 
 
 DEFAULT_STORAGE = Path("runs")
+MOST_DATABASE_PATH_BYTES = 504  # MAX_PATHNAME of SQLite's os_unix.c, 512, less its "-journal"
+MOST_BYTES_BELOW_A_TRIAL = (
+    100  # "/checkpoints/step-00000000-00000000.json.partial" is the longest, with room to grow
+)
 FIXED_BY_A_STUDY = (
     "data",
     "trials",
@@ -111,7 +123,12 @@ def run_command(file: Path, body: Callable[[Console], int], beginning: str) -> i
         with interruptible():
             return body(console)
     except UserError as error:
-        print(f"{file.name}: {error}", file=sys.stderr)
+        print(f"{file.name}: {printable(error)}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except OSError as error:
+        if error.filename is None:  # it is of no file that somebody could put right
+            raise
+        print(f"{file.name}: {printable(error.filename)}: {in_words(error)}", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         print(f"{file.name}: stopped before {beginning}", file=sys.stderr)
@@ -243,7 +260,7 @@ def _parser(program: _Program) -> argparse.ArgumentParser:
 def _run(program: _Program, options: argparse.Namespace, console: Console) -> int:
     progress: StudyProgress | None
     home = home_folder()
-    storage = (home / options.storage).resolve()
+    storage = storage_folder(home, options)
     tracking_uri = options.tracking_uri or default_tracking_uri(storage)
     settings = dict(parse_setting(text) for text in options.set)
     Recipe().with_values(settings)
@@ -251,13 +268,13 @@ def _run(program: _Program, options: argparse.Namespace, console: Console) -> in
     if options.address is not None:
         find_head(options.address)
     if not options.plan:
-        check_tracking_uri(tracking_uri)
+        check_tracking(tracking_uri)
     if options.resume:
         refuse_with_resume(options, (*FIXED_BY_A_STUDY, *(flag.name for flag in program.flags)))
         directory = storage / options.resume
         progress, started = StudyProgress.read(directory)
         study = Study.from_event(started)
-        data = check_dataset(study.recipe.data.path)
+        data = data_at(home, study.recipe.data.path, options.plan, program.built_in)
         check_same_data(data, started)
         if options.verify == "full":
             verify(data.path)
@@ -287,6 +304,7 @@ def _run(program: _Program, options: argparse.Namespace, console: Console) -> in
     if not options.resume and not options.plan and has_begun(directory):
         progress, demand = go_on(study, data, demand, directory, options)
     trials = study.trials()
+    check_study_folder(directory, trials)
     check_weights(trials, len(data.class_names), console)
     if options.plan:
         print_plan(study, trials, data, demand.workers, console)
@@ -295,6 +313,35 @@ def _run(program: _Program, options: argparse.Namespace, console: Console) -> in
     command, verifies = resume_command(program.file, options, study.name), options.verify == "full"
     run = StudyRun(study, data, directory, tracking_uri, command, progress, verifies)
     return run.execute(options.address, demand, console)
+
+
+def storage_folder(home: Path, options: argparse.Namespace) -> Path:
+    """The absolute path of ``--storage``. Raises UserError if no results can be kept there; a plan keeps none."""
+    storage = resolved(home / options.storage, "--storage", makes=MOST_NAME_BYTES)
+    database = storage / "mlflow.db"
+    if not options.tracking_uri and len(os.fsencode(database)) > MOST_DATABASE_PATH_BYTES:
+        raise UserError(
+            f"--storage: MLflow's database {database} would have a path of more than {MOST_DATABASE_PATH_BYTES} bytes, "
+            "which SQLite does not open; name a shorter folder, or another place with --tracking-uri"
+        )
+    if not options.plan:
+        check_can_write(storage / (options.resume or options.name or ""), "--storage")
+    return storage
+
+
+def check_tracking(uri: str) -> None:
+    """Raises UserError if a study cannot be recorded at ``uri``."""
+    check_path(uri, "--tracking-uri")
+    try:
+        check_tracking_uri(uri)
+    except (OSError, ValueError) as error:
+        raise UserError(f"tracking URI {uri!r}: {error}") from error
+
+
+def check_study_folder(directory: Path, trials: Sequence[Trial]) -> None:
+    """Raises UserError if a trial's files would have names or paths that are too long."""
+    longest = max((trial.name for trial in trials), key=len)
+    check_path(directory / TRIALS_FOLDER / longest, "--storage and --name", makes=MOST_BYTES_BELOW_A_TRIAL)
 
 
 def refuse_with_resume(options: argparse.Namespace, fixed: Sequence[str]) -> None:
@@ -369,10 +416,14 @@ def check_same_data(data: DatasetSummary, started: StudyStarted) -> None:
 def data_at(home: Path, path: str | Path | None, only_plan: bool, built_in: BuiltInData) -> DatasetSummary:
     """The data set at a path below ``home``, or the built-in one, which a plan does not write."""
     if path:
-        return check_dataset((home / path).resolve())
+        folder = resolved(home / path, "--data")
+        with readable("--data"):
+            return check_dataset(folder)
     folder = (home / built_in.folder).resolve()
     if only_plan:
         return describe_digits(folder, built_in.part)
+    if not folder.exists():
+        check_can_write(folder, "built-in data")
     return check_dataset(write_digits(folder, built_in.part))
 
 
@@ -434,6 +485,16 @@ def study_name(text: str) -> str:
     return text
 
 
+def name_on_occasion(stem: str) -> str:
+    """The name of what was given none: ``stem`` and the occasion. Raises UserError if that is no name."""
+    try:
+        return study_name(f"{stem}-{occasion()}")
+    except argparse.ArgumentTypeError as error:
+        raise UserError(
+            f"the job's submission id makes no name of a study ({error}); give one by --name"
+        ) from None
+
+
 def occasion() -> str:
     """What tells two runs of one name apart: the time, or the id of a submitted job, which is the same again."""
     return submission_id() or time.strftime("%Y%m%d-%H%M%S")
@@ -445,7 +506,7 @@ def _with_settings(study: Study, settings: Mapping[str, Any], options: argparse.
     values = recipe.to_values()
     return replace(
         study,
-        name=options.name or study_name(f"{study.name}-{occasion()}"),
+        name=options.name or name_on_occasion(study.name),
         recipe=recipe,
         space={
             name: (values[name],) if name in settings else choices for name, choices in study.space.items()

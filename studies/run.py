@@ -22,11 +22,12 @@ from dashboards.report import REPORT_FILE, write_report
 from nfnet_ray.cluster.journal import StudyProgress
 from nfnet_ray.cluster.plan import epoch_arithmetic
 from nfnet_ray.cluster.progress import StudyDisplay, reported_epochs, trial_table
-from nfnet_ray.cluster.session import Resources, available_cpus, ray_session
+from nfnet_ray.cluster.session import Resources, available_cpus, check_temporary_folder, ray_session
 from nfnet_ray.cluster.study import METRIC, TRIALS_FOLDER, Study, Trial
 from nfnet_ray.data.dataset import DatasetSummary
-from nfnet_ray.errors import UserError
+from nfnet_ray.errors import StorageError, UserError
 from nfnet_ray.interruption import EXIT_INTERRUPTED, asked_to_stop
+from nfnet_ray.places import in_words, lost_place, remedy_for
 from nfnet_ray.printable import interpreter, shell_command, shown
 from nfnet_ray.terminal import say, say_whole, waiting
 from nfnet_ray.tracking.events import JOURNAL_FILE, Journal, StudyStarted
@@ -91,6 +92,7 @@ class StudyRun:
         if trials:
             if address is None:
                 self._check_cores(demand)
+                check_temporary_folder()
             self._greet(len(trials), console)
             try:
                 with self._announced_session(address, demand, console) as resources:
@@ -99,6 +101,14 @@ class StudyRun:
                         self._run_trials(trials, resources, demand, sink, console)
                         self._say_result(console)  # before Ray is left, for nothing may come between
                         self._deliver(sink, console)
+            except StorageError:
+                raise
+            except Exception as error:
+                lost = lost_place(error)
+                if lost is None:
+                    raise
+                why = f"{shown(self.directory)} cannot be written ({in_words(lost)}); {remedy_for(lost)}"
+                raise StorageError(self._stopped_sentence(why)) from error
             except KeyboardInterrupt:
                 if self.progress.started is None:
                     raise
@@ -203,7 +213,7 @@ class StudyRun:
                     report.wake()
                 sink.wake()
 
-            recorder = Recorder(journal, self.progress, on_event)
+            recorder = Recorder(journal, self.progress, on_event, on_lost=stop.set)
             if self.progress.started is None:
                 recorder.record(self._started_event(resources, worker))
             elif self.changed:
@@ -222,6 +232,12 @@ class StudyRun:
                     "wall_seconds": time.monotonic() - started_at,
                 }
             )
+        if recorder.lost:
+            raise StorageError(self._stopped_sentence(recorder.lost))
+
+    def _stopped_sentence(self, why: str) -> str:
+        epochs = sum(len(trial.epochs) for trial in self.progress.trials.values())
+        return f"stopped, as {why}, then resume with `{self.command}`; {count(epochs, 'epoch')} of before are kept"
 
     def _each_worker(self, resources: Resources, demand: WorkerDemand) -> WorkerResources:
         from nfnet_ray.cluster.resources import worker_resources

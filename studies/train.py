@@ -28,34 +28,38 @@ from nfnet_ray.cluster.plan import check_trials, estimate_cost
 from nfnet_ray.cluster.progress import StudyDisplay
 from nfnet_ray.cluster.session import Resources, ray_session
 from nfnet_ray.cluster.study import TRIALS_FOLDER, Study, Trial
-from nfnet_ray.data.dataset import DatasetSummary, check_dataset
+from nfnet_ray.data.dataset import DatasetSummary
 from nfnet_ray.errors import UserError
 from nfnet_ray.interruption import EXIT_INTERRUPTED
 from nfnet_ray.models.published import published_recipe
+from nfnet_ray.places import check_can_write, check_path, resolved
 from nfnet_ray.printable import shown
 from nfnet_ray.recipe import Recipe, parse_setting
 from nfnet_ray.terminal import say, say_whole
 from nfnet_ray.tracking.events import StudyStarted
-from nfnet_ray.tracking.uri import check_tracking_uri, default_tracking_uri
+from nfnet_ray.tracking.uri import default_tracking_uri
 from nfnet_ray.wording import count
 from studies.base_recipe import batch_size_for, recipe_for
 from studies.command_line import (
+    MOST_BYTES_BELOW_A_TRIAL,
     BuiltInData,
     add_data,
     add_places,
     add_shares,
     check_same_data,
+    check_study_folder,
+    check_tracking,
     check_weights,
     data_at,
     go_on,
     has_begun,
+    name_on_occasion,
     new_parser,
-    occasion,
     print_plan,
     refuse_with_resume,
     resume_command,
     run_command,
-    study_name,
+    storage_folder,
     verify,
     with_weights,
 )
@@ -137,7 +141,7 @@ def _workers(text: str) -> tuple[int, int]:
 
 def _run(options: argparse.Namespace, console: Console) -> int:
     home = home_folder()
-    storage = (home / options.storage).resolve()
+    storage = storage_folder(home, options)
     tracking_uri = options.tracking_uri or default_tracking_uri(storage)
     settings = dict(parse_setting(text) for text in options.set)
     Recipe().with_values(settings)
@@ -147,7 +151,7 @@ def _run(options: argparse.Namespace, console: Console) -> int:
     if options.address is not None:
         find_head(options.address)
     if not options.plan:
-        check_tracking_uri(tracking_uri)
+        check_tracking(tracking_uri)
     started: StudyStarted | None = None
     if options.resume:
         refuse_with_resume(options, FIXED if options.force else (*FIXED, *FIXED_UNLESS_FORCED))
@@ -155,7 +159,7 @@ def _run(options: argparse.Namespace, console: Console) -> int:
         progress, started = StudyProgress.read(directory)
         study = Study.from_event(started)
         study = replace(study, recipe=study.recipe.with_values(progress.changed | settings))
-        data = check_dataset(study.recipe.data.path)
+        data = data_at(home, study.recipe.data.path, options.plan, BuiltInData())
         if not options.force:
             check_same_data(data, started)
         demand = _demand(WorkerDemand(**started["study"]["worker"]), options)
@@ -170,7 +174,7 @@ def _run(options: argparse.Namespace, console: Console) -> int:
         model = settings.pop("model.name", None) or options.model or DEFAULT_MODEL
         recipe = _recipe(model, data, is_built_in=not path).with_values(settings)
         study = Study(
-            name=options.name or study_name(f"{model}-{occasion()}"),
+            name=options.name or name_on_occasion(model),
             question=f"How well does {model} do on {data.path.stem}?",
             recipe=recipe,
             space={},
@@ -188,6 +192,7 @@ def _run(options: argparse.Namespace, console: Console) -> int:
     if not options.resume and not options.plan and has_begun(directory):
         progress, demand = go_on(study, data, demand, directory, options)
     trials = study.trials()
+    check_study_folder(directory, trials)
     check_weights(trials, len(data.class_names), console)
     if options.plan:
         print_plan(study, trials, data, demand.workers, console)
@@ -201,7 +206,7 @@ def _run(options: argparse.Namespace, console: Console) -> int:
         progress,
         verifies=options.verify == "full",
         changed=settings if options.resume else {},
-        options=_training_options(options, checkpoints),
+        options=_training_options(home, options, checkpoints),
         own_ray=options.address is None,
     )
     return run.execute(options.address, demand, console)
@@ -228,14 +233,18 @@ def _recipe(model: str, data: DatasetSummary, *, is_built_in: bool) -> Recipe:
     return recipe_for(data, EPOCHS_ON_DIGITS).with_values(values)
 
 
-def _training_options(options: argparse.Namespace, checkpoints: str | None) -> TrainingOptions:
+def _training_options(home: Path, options: argparse.Namespace, checkpoints: str | None) -> TrainingOptions:
     from nfnet_ray.cluster.trainer import TrainingOptions
 
     if checkpoints:
         from nfnet_ray.training.storage import storage_at
 
-        storage_at(checkpoints)  # says so if it is no place
-        checkpoints = checkpoints if "://" in checkpoints else str(Path(checkpoints).resolve())
+        check_path(checkpoints, "--checkpoints", makes=MOST_BYTES_BELOW_A_TRIAL)
+        if "://" not in checkpoints:
+            checkpoints = str(resolved(home / checkpoints, "--checkpoints", makes=MOST_BYTES_BELOW_A_TRIAL))
+        place = storage_at(checkpoints).place  # says so if it is no place
+        if "://" not in place:
+            check_can_write(Path(place), "--checkpoints")
     return TrainingOptions(
         checkpoints=checkpoints,
         checkpoint_seconds=options.checkpoint_minutes and 60 * options.checkpoint_minutes,

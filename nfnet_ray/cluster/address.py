@@ -106,7 +106,7 @@ def _meant(address: str) -> _Meant:
         remedy = "set RAY_ADDRESS to one that is up, or unset it, or leave --address out"
         return _Meant(from_environment, f"--address auto, RAY_ADDRESS={from_environment}", remedy)
     running = sorted({address for address, _ in _raylets()})
-    file = _temporary_folder() / "ray" / "ray_current_cluster"
+    file = temporary_folder() / "ray" / "ray_current_cluster"
     try:
         noted = file.read_text().strip()
     except (OSError, ValueError):
@@ -124,7 +124,7 @@ def _meant(address: str) -> _Meant:
     return _Meant(noted, f"--address auto, {noted} in {file}", remedy)
 
 
-def _temporary_folder() -> Path:
+def temporary_folder() -> Path:
     """As ray/_common/utils.py has it, ``get_default_system_temp_dir``."""
     return Path(os.environ.get("RAY_TMPDIR", os.environ.get("TMPDIR", "/tmp")))
 

@@ -17,7 +17,15 @@ from nfnet_ray.cluster.scheduler import StratifiedHalving
 from nfnet_ray.cluster.study import METRIC, TRIALS_FOLDER, Study, Trial
 from nfnet_ray.cluster.trainer import worker_config
 from nfnet_ray.cluster.trial import run_in_actor, run_worker_group
-from nfnet_ray.cluster.worker import LOST_WORKER_RETRIES, METRICS, OUTCOME, REASON, WorkerResources
+from nfnet_ray.cluster.worker import (
+    LOST_WORKER_RETRIES,
+    METRICS,
+    OUTCOME,
+    REASON,
+    STORAGE_LOST,
+    WorkerResources,
+)
+from nfnet_ray.places import lost_place, remedy_for
 
 
 def run_trials(
@@ -133,7 +141,10 @@ class _JournalCallback(_NotSaved, Callback):
         epoch = self._recorder.progress.trials[name].epoch
         if name in self._last_words:
             word = self._last_words[name]
-            self._recorder.end_trial(name, word[OUTCOME], word[REASON])
+            if word.get(STORAGE_LOST):
+                self._interrupt(name, word[REASON])
+            else:
+                self._recorder.end_trial(name, word[OUTCOME], word[REASON])
         elif epoch == self._epochs:
             self._recorder.end_trial(name, "finished", None)
         else:
@@ -141,4 +152,14 @@ class _JournalCallback(_NotSaved, Callback):
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         lines = Path(trial.error_file).read_text().strip().splitlines() if trial.error_file else []
-        self._recorder.end_trial(_trial_name(trial), "failed", lines[-1] if lines else "its worker died")
+        reason = lines[-1] if lines else "its worker died"
+        lost = lost_place(OSError("\n".join(lines)))
+        if lost:
+            self._interrupt(_trial_name(trial), f"{reason}; {remedy_for(lost)}")
+        else:
+            self._recorder.end_trial(_trial_name(trial), "failed", reason)
+
+    def _interrupt(self, name: str, reason: str) -> None:
+        """No trial can keep its results any longer: all of them stop, to be resumed once there is room."""
+        self._recorder.end_trial(name, "interrupted", reason)
+        self._recorder.lose(reason)

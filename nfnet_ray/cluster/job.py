@@ -7,6 +7,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from nfnet_ray.errors import UserError
+from nfnet_ray.places import resolved
+
 HOME_VARIABLE = "NFNET_RAY_HOME"
 
 # Ray's job supervisor hands both to the entrypoint: ray/dashboard/modules/job/{job_supervisor,common}.py, 2.60.
@@ -34,13 +37,16 @@ def home_folder() -> Path:
 
     ``$NFNET_RAY_HOME``, where it is set: on a cluster, the storage that all nodes share. Else the current
     folder; but if that is Ray's unpacked copy of an uploaded working directory, which Ray deletes when it
-    needs the place, the user's home on the node where the program runs.
+    needs the place, the user's home on the node where the program runs. Raises UserError if there is none.
     """
     named = os.environ.get(HOME_VARIABLE)
     if named:
-        return Path(named).resolve()
+        return resolved(Path(named), HOME_VARIABLE)
     uploaded = _job_config().get("runtime_env", {}).get("working_dir")
-    return Path.home() if uploaded else Path.cwd()
+    try:
+        return Path.home() if uploaded else Path.cwd()
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"neither {HOME_VARIABLE} nor a current or home folder is there ({error})") from None
 
 
 def _job_config() -> dict[str, Any]:

@@ -57,8 +57,14 @@ class StudyProgress:
     def read(directory: Path) -> tuple[StudyProgress, StudyStarted]:
         """The progress of the study whose results lie in ``directory``, and how it was started."""
         progress = StudyProgress()
-        for event, _ in read_events(directory / JOURNAL_FILE):
-            progress.apply(event)
+        try:
+            for event, _ in read_events(directory / JOURNAL_FILE):
+                progress.apply(event)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{directory / JOURNAL_FILE} is no journal that this version understands ({error!r}); restore it from "
+                "a backup"
+            ) from error
         if progress.started is None:
             raise UserError(f"{directory}: no study is here; --resume takes the name of one that was started")
         return progress, progress.started

@@ -14,11 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import nfnet_ray
-from nfnet_ray.cluster.address import LOCAL, find_head, has_token
+from nfnet_ray.cluster.address import LOCAL, find_head, has_token, temporary_folder
 from nfnet_ray.cluster.job import forget_job
 from nfnet_ray.cluster.own_ray import OwnRay
 from nfnet_ray.errors import UserError
 from nfnet_ray.interruption import handlers_kept
+from nfnet_ray.places import check_can_write, check_path
+
+LONGEST_SOCKET_PATH = 107
+"""Of a Unix socket, unix(7), less the zero at the end."""
+LONGEST_BELOW_TEMPORARY = len("/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
+"""Ray's longest (ray/_private/node.py), with the largest process id of Linux."""
 
 # Read by Ray and Tune when they are imported. A study prints its own table, keeps its own journal and
 # handles Ctrl-C itself.
@@ -67,6 +73,7 @@ def ray_session(
     if address in (None, LOCAL):
         address = None
         _be_on_our_own()
+        check_temporary_folder()
     else:
         head = find_head(address)
         address = head.address
@@ -83,7 +90,8 @@ def ray_session(
     try:
         if address is None:
             cores = available_cpus()
-            context = own.start(num_cpus=cores, include_dashboard=train_in_tune, **quiet)
+            local: dict[str, Any] = {"num_cpus": cores, "include_dashboard": train_in_tune}
+            context = _start(own, local | quiet)
         else:
             # Workers run this driver's code, not whatever their node has installed.
             modules = [str(package) for package in (Path(nfnet_ray.__file__).parent, *packages)]
@@ -104,6 +112,53 @@ def ray_session(
     finally:
         gc.collect()  # Ray ends the process if a reference to it is collected after the shutdown
         own.end() if address is None else ray.shutdown()
+
+
+def _start(own: OwnRay, options: dict[str, Any]) -> Any:
+    """Starts it, and a second time if Ray's processes are late, as on a machine that is busy.
+
+    Raises UserError if it does not start.
+    """
+    for attempt in range(2):
+        try:
+            return own.start(**options)
+        except Exception as error:
+            own.end()  # what is up of it
+            # ray/_private/node.py, Node.__init__.
+            if attempt == 0 and "timed out during startup" in str(error):
+                continue
+            line = next(
+                (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
+            )
+            logs = temporary_folder() / "ray" / "session_latest" / "logs"
+            raise UserError(
+                f"Ray does not start on this machine ({line}); its own logs are in {logs}"
+            ) from error
+    raise AssertionError
+
+
+def check_temporary_folder() -> None:
+    """Raises UserError if a Ray of our own cannot keep its sockets and logs where it would.
+
+    That is in ``$RAY_TMPDIR``, else ``$TMPDIR``, else ``/tmp``.
+    """
+    for name in ("RAY_TMPDIR", "TMPDIR"):
+        if not os.environ.get(name, "unset"):
+            del os.environ[name]  # Ray would take an empty one for the current folder
+    name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ), "/tmp")
+    folder = check_path(temporary_folder(), name, makes=LONGEST_BELOW_TEMPORARY)
+    length = len(os.fsencode(folder))
+    if not folder.is_absolute():
+        raise UserError(
+            f"{name}: {folder} is a relative path; set RAY_TMPDIR to an absolute one, such as /tmp"
+        )
+    if length + LONGEST_BELOW_TEMPORARY > LONGEST_SOCKET_PATH:
+        raise UserError(
+            f"{name}: {folder} is too long for the sockets that Ray makes in it ({length} bytes, and "
+            f"{LONGEST_SOCKET_PATH - LONGEST_BELOW_TEMPORARY} are the most): set RAY_TMPDIR to a shorter one, such as "
+            "/tmp"
+        )
+    check_can_write(folder / "ray", name)
 
 
 def _be_on_our_own() -> None:

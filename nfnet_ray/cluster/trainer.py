@@ -25,10 +25,12 @@ from nfnet_ray.cluster.worker import (
     PROGRESS,
     REASON,
     STOP,
+    STORAGE_LOST,
     WorkerConfig,
     WorkerResources,
     train_in_group,
 )
+from nfnet_ray.places import in_words
 from nfnet_ray.tracking.events import TrialState
 
 if TYPE_CHECKING:
@@ -155,6 +157,9 @@ def run_training(
     finally:
         mailbox.remove()
     state: TrialState = "interrupted" if word[OUTCOME] == "stopped" else word[OUTCOME]
+    if word.get(STORAGE_LOST):
+        state = "interrupted"
+        recorder.lose(str(word[REASON]))
     recorder.end_trial(config["name"], state, word.get(REASON))
     return word
 
@@ -298,10 +303,14 @@ class _Follower:
 def kept_trace(config: WorkerConfig, error: Exception) -> str:
     """One line for the table; the trace is kept in a file."""
     trace = Path(config["directory"]) / "error.txt"
-    trace.parent.mkdir(parents=True, exist_ok=True)
-    trace.write_text("".join(traceback.format_exception(error)))
+    try:
+        trace.parent.mkdir(parents=True, exist_ok=True)
+        trace.write_text("".join(traceback.format_exception(error)))
+        where = f"trace in {trace}"
+    except OSError as why:
+        where = f"its trace could not be kept: {in_words(why)}"
     line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return f"{type(error).__name__}: {line} (trace in {trace})"
+    return f"{type(error).__name__}: {line} ({where})"
 
 
 def hang_sentence(hung: list[dict[str, Any]]) -> str:

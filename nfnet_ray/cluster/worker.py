@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 from nfnet_ray.cluster.mailbox import Mailbox
 from nfnet_ray.cluster.progress_file import note_progress
 from nfnet_ray.cluster.study import METRIC
-from nfnet_ray.errors import UserError
+from nfnet_ray.errors import StorageError, UserError
 from nfnet_ray.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 METRICS = "metrics"  # key of all of an epoch's metrics; what a scheduler reads stands beside it
 OUTCOME, REASON = "outcome", "outcome_reason"  # keys of a trial's last report, beside its epoch
+STORAGE_LOST = "storage_lost"  # another, if checkpoints can no longer be written, as no trial's then can
 # Names in the mailbox.
 STOP, YIELD, PROGRESS, TRIES, LAST_LOSS = "stop", "yield", "progress", "tries", "last_loss"
 PROGRESS_INTERVAL_SECONDS = 5.0
@@ -308,7 +309,8 @@ def _train(config: WorkerConfig, context: TuneContext | GroupContext, clock: Clo
     try:
         outcome = train(recipe, context, clock, force_resume=config["force"])
     except UserError as error:  # the same on every worker
-        return {OUTCOME: "failed", REASON: str(error), "epoch": 0, "refused": True}
+        word = {OUTCOME: "failed", REASON: str(error), "epoch": 0, "refused": True}
+        return word | ({STORAGE_LOST: True} if isinstance(error, StorageError) else {})
     return {OUTCOME: outcome.state, REASON: outcome.reason, "epoch": outcome.epochs}
 
 

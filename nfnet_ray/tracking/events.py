@@ -13,6 +13,7 @@ A process that dies while it writes leaves a torn last line. Readers stop in fro
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -189,16 +190,24 @@ class Journal:
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Not append mode: a torn tail has to be cut off first.
-        self._stream = open(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b")  # noqa: SIM115
+        # Unbuffered: after a full disk nothing waits in a buffer to be written into the middle of a later line.
+        self._stream = open(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b", buffering=0)  # noqa: SIM115
         self._stream.truncate(self._end_of_last_line())
         self._stream.seek(0, os.SEEK_END)
 
     def append(self, event: Event) -> None:
-        """Write one event as one line and wait until it is stored."""
+        """Write one event as one line and wait until it is stored. Raises OSError; then nothing of it is there."""
         line = json.dumps(_to_json(event), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-        self._stream.write(line.encode() + b"\n")
-        self._stream.flush()
-        os.fsync(self._stream.fileno())
+        end = self._stream.seek(0, os.SEEK_END)
+        rest = memoryview(line.encode() + b"\n")
+        try:
+            while rest:
+                rest = rest[self._stream.write(rest) :]
+            os.fsync(self._stream.fileno())
+        except OSError:
+            with contextlib.suppress(OSError):
+                self._stream.truncate(end)
+            raise
 
     def close(self) -> None:
         self._stream.close()
@@ -210,11 +219,7 @@ class Journal:
         self.close()
 
     def _end_of_last_line(self) -> int:
-        end = 0
-        for line in self._stream:
-            if line.endswith(b"\n"):
-                end += len(line)
-        return end
+        return self._stream.read().rfind(b"\n") + 1
 
 
 def read_events(path: Path, offset: int = 0) -> Iterator[tuple[Event, int]]:
@@ -225,12 +230,14 @@ def read_events(path: Path, offset: int = 0) -> Iterator[tuple[Event, int]]:
 
     Raises:
         UserError: a complete line is not a JSON object with an ``event`` (the disk, or a person, has
-            changed the file), or the file is shorter than ``offset``.
+            changed the file), the file is shorter than ``offset``, or it cannot be read.
     """
     try:
         stream = path.open("rb")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from error
     with stream:
         if offset > stream.seek(0, os.SEEK_END):
             raise UserError(f"{path} is shorter than what was read of it before: restore it from a backup")

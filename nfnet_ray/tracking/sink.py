@@ -158,9 +158,10 @@ class MLflowSink:
 
         from nfnet_ray.tracking.writer import StudyWriter
 
-        # Both would print into our progress table while the database is being created.
+        # Both would print into our progress table while the database is being created, and mlflow a stack trace of
+        # 100 lines for each attempt that fails, of which status says all in a few words.
         for name in ("mlflow", "alembic"):
-            logging.getLogger(name).setLevel(logging.WARNING)
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         with _database_to_ourselves(self._tracking_uri):
             client = MlflowClient(tracking_uri=self._tracking_uri)
             writer = StudyWriter(client, self._tracking_uri, self._experiment, self._spool.journal_path)

@@ -18,7 +18,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from nfnet_ray.errors import UserError
+from nfnet_ray.errors import StorageError, UserError
+from nfnet_ray.places import in_words, lost_place, remedy_for
 from nfnet_ray.recipe import Recipe, decisive_values
 from nfnet_ray.training.checkpoint import CheckpointStore, State
 from nfnet_ray.training.context import Context
@@ -75,21 +76,17 @@ class Saver:
     ) -> None:
         """Takes ``state`` of the first worker and ``own`` of each, and has them written. Called by all together.
 
-        Raises UserError if the last three could not be written.
+        Raises StorageError, on every worker, if the last three could not be written.
         """
         if self._store is None:
             return
         taken_at = time.time()
         workers = _collected(own, self._context)
         self._saved_at = time.monotonic()
+        self._wait()
+        self._check(FAILED_WRITES_IN_A_ROW)
         if self._context.rank != 0:
             return
-        self._wait()
-        if len(self._failures) >= FAILED_WRITES_IN_A_ROW:
-            raise UserError(
-                f"{self._store.place}: {len(self._failures)} checkpoints in a row could not be written "
-                f"({self._failures[-1]}); make room, then go on from the one before"
-            )
         copied = self._staged_copy({**state, "workers": workers, "taken_at": taken_at})
         arguments = {"step": step, "epoch": epoch, "time": taken_at, "metric": metric}
         # Not a daemon: a program that ends waits for its last checkpoint.
@@ -97,13 +94,24 @@ class Saver:
         self._writing.start()
 
     def finish(self) -> None:
-        """Waits for the last checkpoint. Raises UserError if that could not be written."""
+        """Waits for the last checkpoint. Raises StorageError, on every worker, if that could not be written."""
         self._wait()
-        if self._failures and self._store:
-            raise UserError(
-                f"{self._store.place}: the last checkpoint could not be written ({self._failures[-1]}); "
-                "make room, then go on from the one before"
+        if self._store is not None:
+            self._check(1)
+
+    def _check(self, most: int) -> None:
+        """Raises StorageError, on every worker, if the last ``most`` checkpoints could not be written."""
+        assert self._store is not None
+        problem = None
+        if len(self._failures) >= most:
+            error, count = self._failures[-1], len(self._failures)
+            what = "the last checkpoint" if count == 1 else f"{count} checkpoints in a row"
+            problem = (
+                f"{self._store.place}: {what} could not be written ({in_words(error)}); {remedy_for(error)}"
             )
+        problem = first_workers(problem, self._context)  # the others wrote nothing
+        if problem:
+            raise StorageError(problem)
 
     def _write(self, state: State, arguments: dict[str, Any]) -> None:
         assert self._store is not None
@@ -187,12 +195,17 @@ def _check_storage(store: CheckpointStore, context: Context) -> None:
     """
     tokens = all_of(secrets.token_bytes(8), context)
     name = f"{PROBE_FILE}-{{}}".format
-    problem = ""
+    problem, lost = "", ""
     try:
         store.probe(name(context.rank), tokens[context.rank])
     except OSError as error:
-        problem = f"worker {context.rank} cannot write to {store.place} ({error})"
-    problems = [text for text in all_of(problem, context) if text]
+        problem = f"worker {context.rank} cannot write to {store.place} ({in_words(error)})"
+        lost = f"{problem}; {remedy_for(error)}" if lost_place(error) else ""
+    told = all_of((problem, lost), context)
+    for _, text in told:
+        if text:
+            raise StorageError(text)
+    problems = [text for text, _ in told if text]
     if not problems:
         for rank, token in enumerate(tokens):
             if not _is_seen(store, name(rank), token):

@@ -24,6 +24,7 @@ ARROWS = {
     "arguments": set(),
     "interruption": set(),
     "one_line_parser": set(),
+    "places": set(),
     "printable": set(),
     "terminal": set(),
     "wording": set(),
@@ -41,7 +42,16 @@ ARROWS = {
     "benchmarks": {"cluster", "data_prep"},
 }
 TOP_LEVEL_ROOMS = {"studies", "data_prep", "dashboards", "benchmarks"}
-FOR_EVERYONE = {"arguments", "errors", "interruption", "one_line_parser", "printable", "terminal", "wording"}
+FOR_EVERYONE = {
+    "arguments",
+    "errors",
+    "interruption",
+    "one_line_parser",
+    "places",
+    "printable",
+    "terminal",
+    "wording",
+}
 ONLY_IN = {"ray": "cluster", "mlflow": "tracking"}
 NAMES_THAT_SAY_NOTHING = {"utils", "util", "helpers", "helper", "common", "misc"}
 LONGEST_LOOP_LINES = 300  # so that the walk through a training run stays one sitting
