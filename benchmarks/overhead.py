@@ -88,8 +88,8 @@ def bare(recipe: Recipe) -> list[float]:
         model.train()
         start = time.perf_counter()
         for batch in loader.epoch(epoch):
-            loss = step(batch).loss
-        loss.item()  # waits for the device
+            loss_sum = step(batch).loss_sum
+        loss_sum.item()  # waits for the device
         seconds.append(time.perf_counter() - start)
         evaluate(model, eval_loader, recipe, context)
         if step.average:

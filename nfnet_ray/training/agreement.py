@@ -29,18 +29,25 @@ class Look(NamedTuple):
 
 
 class EpochSums:
-    """Sums of the steps' results on the device, over the steps of one epoch and, when read, all workers."""
+    """Sums of the steps' results on the device, over the steps of one epoch and, when read, all workers.
+
+    Every image weighs the same, so the numbers of an epoch do not depend on how many workers did which of its steps.
+    """
 
     def __init__(self, context: Context) -> None:
         self._world_size, self._device = context.world_size, context.device
+        # Loss, correct answers, clipped fraction times images, images.
         self._sums = torch.zeros(4, dtype=torch.float64, device=context.device)
         self._first_bad_step = torch.full((), math.inf, dtype=torch.float64, device=context.device)
 
     def add(self, result: StepResult, step: int) -> None:
         """Counts step ``step`` of the epoch."""
-        one = torch.ones_like(result.loss)
-        self._sums += torch.stack([result.loss, result.top1, result.clipped_fraction, one]).double()
-        bad = torch.where(result.loss.isfinite(), math.inf, float(step))
+        clipped = result.clipped_fraction * result.images
+        images = torch.full_like(result.loss_sum, result.images)
+        self._sums += torch.stack(
+            [part.double() for part in (result.loss_sum, result.correct, clipped, images)]
+        )
+        bad = torch.where(result.loss_sum.isfinite(), math.inf, float(step))
         self._first_bad_step = torch.minimum(self._first_bad_step, bad)
 
     def over_workers(self, *further: float) -> list[float]:
@@ -53,12 +60,12 @@ class EpochSums:
         return numbers
 
     def means(self) -> dict[str, float]:
-        """Means over the steps so far and over all workers, who have to call this together."""
-        loss, top1, clipped, steps = self.over_workers()
+        """Means over the images so far and over all workers, who have to call this together."""
+        loss, correct, clipped, images = self.over_workers()
         return {
-            "train_loss": loss / steps,
-            "train_top1": top1 / steps,
-            "agc_clipped_fraction": clipped / steps,
+            "train_loss": loss / images,
+            "train_top1": correct / images,
+            "agc_clipped_fraction": clipped / images,
         }
 
     def first_bad_step(self) -> int:
@@ -70,16 +77,23 @@ class EpochSums:
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """This worker's sums."""
-        return {"sums": self._sums}
+        return {"image_sums": self._sums}
 
-    def load_state_dicts(self, states: Sequence[Mapping[str, Any]], rank: int) -> None:
-        """Goes on from the sums of all workers; the first one takes those of workers that are no more."""
+    def load_state_dicts(self, states: Sequence[Mapping[str, Any]], rank: int, batch_size: int) -> None:
+        """Goes on from the sums of all workers; with another number of them, the first one takes those of all."""
+        kept = [_image_sums(state, batch_size / len(states)) for state in states]
         own = [torch.zeros(4, dtype=torch.float64)]
         if len(states) == self._world_size:
-            own = [states[rank]["sums"]]
+            own = [kept[rank]]
         elif rank == 0:
-            own = [state["sums"] for state in states]
+            own = kept
         self._sums.copy_(torch.stack(own).sum(0))
+
+
+def _image_sums(state: Mapping[str, Any], images_per_step: float) -> torch.Tensor:
+    """The sums of one worker; older checkpoints hold sums of means over each step's images."""
+    sums: torch.Tensor = state["image_sums"] if "image_sums" in state else state["sums"] * images_per_step
+    return sums
 
 
 class Lookout:
@@ -103,10 +117,10 @@ class Lookout:
         """What the workers find; they have to call this together."""
         seconds = (time.perf_counter() - self._since) / max(1, self._steps)
         wishes = (float(self._context.should_stop()), float(self._saver.is_due()), seconds)
-        loss, _, _, steps, stop, save, seconds = sums.over_workers(*wishes)
+        loss, _, _, images, stop, save, seconds = sums.over_workers(*wishes)
         seconds /= self._context.world_size
         if self._context.device.type != "cpu" and seconds > 0:
             affordable = int(SECONDS_BETWEEN_LOOKS / seconds)
             self._steps_to_next = max(1, min(MOST_STEPS_BETWEEN_LOOKS, affordable))
         self._steps, self._since = 0, time.perf_counter()
-        return Look(loss / steps, stop > 0, save > 0)
+        return Look(loss / images, stop > 0, save > 0)

@@ -154,7 +154,7 @@ def train(
             torch.manual_seed(network_seed(recipe.seed, epoch, context.rank))
             if before and at.batches:  # in the middle of an epoch
                 workers = before["workers"]
-                sums.load_state_dicts([worker["sums"] for worker in workers], context.rank)
+                sums.load_state_dicts([worker["sums"] for worker in workers], context.rank, recipe.batch_size)
                 if len(workers) == context.world_size:
                     set_generators(workers[context.rank]["generators"], context.device)
                     step.load_own_statistics(workers[context.rank]["statistics"])

@@ -31,11 +31,16 @@ from nfnet_ray.training.gradient import Gradient
 
 @dataclass(frozen=True)
 class StepResult:
-    """Scalars on the device: mean loss, share of correct answers, share of units that AGC clipped."""
+    """What one step of one worker adds to the numbers of its epoch; the tensors are scalars on the device."""
 
-    loss: Tensor
-    top1: Tensor
+    images: int
+    """That this worker descended on: its share of the batch, with ESAM the sharpest of them. May be 0."""
+    loss_sum: Tensor
+    """Over these images."""
+    correct: Tensor
+    """How many of them were recognised."""
     clipped_fraction: Tensor
+    """The share of units that AGC clipped, the same on every worker."""
 
 
 class TrainStep:
@@ -85,7 +90,12 @@ class TrainStep:
         if self.average:
             self.average.update(self._model, self.number)
         self.number += 1
-        return StepResult(losses.loss_N.mean(), losses.correct_N.float().mean(), clipped_fraction)
+        return StepResult(
+            images=len(losses.loss_N),
+            loss_sum=losses.loss_N.sum(dtype=torch.float64),
+            correct=losses.correct_N.sum(),
+            clipped_fraction=clipped_fraction,
+        )
 
     @property
     def needs_warm_up(self) -> bool:

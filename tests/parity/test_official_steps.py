@@ -138,8 +138,8 @@ def train(recipe: Recipe) -> tuple[TrainStep, NFNet, dict[str, list[float]]]:
         targets = {name: OFFICIAL[name][number] for name in ("labels", "mix_labels", "ratio")}
         track["learning_rate"].append(step.learning_rate)
         result = step(images_and_targets(f"step/{number}", targets))
-        track["loss"].append(result.loss.item())
-        track["top1"].append(result.top1.item())
+        track["loss"].append((result.loss_sum / result.images).item())
+        track["top1"].append((result.correct / result.images).item())
         track["clipped"].append(result.clipped_fraction.item())
     return step, model, track
 

@@ -19,6 +19,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Mapping
@@ -100,7 +101,10 @@ def timeless(metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 class Worker(PlainContext):
-    """One of several workers, without Ray; may kill itself."""
+    """One of several workers, without Ray; may kill itself.
+
+    With ``waits`` every checkpoint is complete before the next step, so what a kill leaves does not depend on the disk.
+    """
 
     def __init__(
         self,
@@ -110,12 +114,13 @@ class Worker(PlainContext):
         log: Path,
         dies_at: float | None,
         replicas: int,
+        waits: bool,
     ) -> None:
         super().__init__(
             device=torch.device("cpu"), threads=1, checkpoints=checkpoints, seconds_between_checkpoints=0.0
         )
         self.rank, self.world_size, self.replicas = rank, world_size, replicas  # type: ignore[misc]
-        self._log, self._dies_at = log, dies_at
+        self._log, self._dies_at, self._waits = log, dies_at, waits
 
     def note(self, **facts: Any) -> None:
         """A line in this worker's log, which is whole if it is there."""
@@ -126,6 +131,10 @@ class Worker(PlainContext):
         self.note(epoch=metrics["epoch"], metrics=timeless(metrics))
 
     def progress(self, epochs: float) -> None:
+        if self._waits:
+            for thread in threading.enumerate():
+                if thread.name == "checkpoint":
+                    thread.join()
         if self._dies_at is not None and epochs >= self._dies_at - 1e-6:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -142,6 +151,7 @@ class Attempt:
         dies_at: tuple[int, float] | None,
         *,
         replicas: int | None = None,
+        waits: bool = False,
     ) -> None:
         folder.mkdir()
         self.folder, self.workers = folder, workers
@@ -152,10 +162,9 @@ class Attempt:
             if child == 0:
                 code = 1
                 try:
-                    self._work(
-                        recipe,
-                        Worker(rank, workers, checkpoints, folder / f"log-{rank}", when, replicas or workers),
-                    )
+                    log = folder / f"log-{rank}"
+                    worker = Worker(rank, workers, checkpoints, log, when, replicas or workers, waits)
+                    self._work(recipe, worker)
                     code = 0
                 except BaseException:
                     traceback.print_exc()
