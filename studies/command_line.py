@@ -40,7 +40,7 @@ from nfnet_ray.printable import interpreter, printable, shell_command, shown
 from nfnet_ray.recipe import Recipe, field_meanings, parse_setting, split_weights
 from nfnet_ray.terminal import new_console, say
 from nfnet_ray.tracking.events import JOURNAL_FILE, StudyStarted, read_events
-from nfnet_ray.tracking.uri import check_tracking_uri, default_tracking_uri
+from nfnet_ray.tracking.uri import MOST_DATABASE_PATH_BYTES, check_tracking_uri, default_tracking_uri
 from nfnet_ray.wording import clock_time, count, speed
 from studies.run import StudyRun, WorkerDemand, say_question
 
@@ -74,7 +74,6 @@ class MadeWeights:
 
 
 DEFAULT_STORAGE = Path("runs")
-MOST_DATABASE_PATH_BYTES = 504  # MAX_PATHNAME of SQLite's os_unix.c, 512, less its "-journal"
 MOST_BYTES_BELOW_A_TRIAL = (
     100  # "/checkpoints/step-00000000-00000000.json.partial" is the longest, with room to grow
 )

@@ -237,7 +237,8 @@ class StudyRun:
 
     def _stopped_sentence(self, why: str) -> str:
         epochs = sum(len(trial.epochs) for trial in self.progress.trials.values())
-        return f"stopped, as {why}, then resume with `{self.command}`; {count(epochs, 'epoch')} of before are kept"
+        kept = f"what was kept before ({count(epochs, 'epoch')}) is sound"
+        return f"stopped, as {why}, then resume with `{self.command}`; {kept}"
 
     def _each_worker(self, resources: Resources, demand: WorkerDemand) -> WorkerResources:
         from nfnet_ray.cluster.resources import worker_resources

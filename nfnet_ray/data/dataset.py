@@ -138,6 +138,9 @@ def check_dataset(path: str | os.PathLike[str]) -> DatasetSummary:
 
 
 def _open_split(name: str, beton_path: Path, manifest_path: Path) -> Split:
+    for path in (beton_path, manifest_path):
+        if path.exists() and not path.is_file():  # a named pipe would hold whoever opens it
+            raise UserError(f"{path}: not a regular file; copy the data set again")
     if not beton_path.exists():
         raise UserError(f"{beton_path}: missing, so there are no {name} images; copy it or convert again")
     beton = Beton.open(beton_path)

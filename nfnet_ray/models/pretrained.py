@@ -207,6 +207,8 @@ def _candidates(file: _File) -> list[str]:
 
 def _read(path: str | os.PathLike[str]) -> _File:
     where = readable(os.fspath(path))
+    if os.path.exists(path) and not os.path.isfile(path):  # a named pipe would hold us
+        raise UserError(f"model.weights: {where} is not a file; give the path of a file of weights")
     try:
         with open(path, "rb") as stream:
             start = stream.read(64)

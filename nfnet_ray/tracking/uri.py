@@ -14,6 +14,9 @@ from nfnet_ray.errors import UserError
 CHECK_SECONDS = 5.0
 """How long a person who starts a study is kept waiting for a server that says nothing."""
 
+MOST_DATABASE_PATH_BYTES = 504
+"""MAX_PATHNAME of SQLite's os_unix.c, 512, less its "-journal"."""
+
 _WHAT_TO_USE = "use sqlite:///mlflow.db, or the http(s) address of an MLflow server"
 
 
@@ -53,6 +56,13 @@ def _check_sqlite(uri: str) -> None:
         raise UserError(f"tracking URI {uri!r} names no file; write it as sqlite:///mlflow.db")
     if path.is_dir():
         raise UserError(f"tracking URI {uri!r}: {path} is a folder; name a file in it, such as mlflow.db")
+    if len(os.fsencode(path.absolute())) > MOST_DATABASE_PATH_BYTES:
+        raise UserError(
+            f"tracking URI {uri!r}: SQLite opens no path of more than {MOST_DATABASE_PATH_BYTES} bytes; "
+            "name a shorter one"
+        )
+    if path.exists() and not path.is_file():
+        raise UserError(f"tracking URI {uri!r}: {path} is not a regular file; name another one")
     if path.exists():
         with path.open("rb") as stream:
             first_bytes = stream.read(16)

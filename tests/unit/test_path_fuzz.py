@@ -34,7 +34,7 @@ NAMES = st.sampled_from(
     ["", ".", "..", "~", " ", "a", "a b", "ä", "名前", "e\u0301", "🙂", "a\nb", "\r", "\t", "\x1b[31m", "\x7f", "\0",
      "\udcff", "\ud800", "\u202e", "x" * 255, "x" * 256, "ä" * 128, "?", "a?b=c", "#", "%", "%2F", "[red]", "[/]",
      ":", "*", "'", '"', "`", "$HOME", "\\", "-", "--", "-x", "=", "a=b", ",", "&", ";", "|", "..x", "x.beton", "none",
-     "file", "folder", "dangling", "loop", "inside", "C:"]
+     "file", "folder", "dangling", "loop", "inside", "pipe", "pipe.beton", "C:"]
 )  # fmt: skip
 STARTS = st.sampled_from(
     ["", "", "here/", "/", "//", "///", "/proc/", "/dev/null/", "/dev/full/", "/sys/", "~/", "../", "file:", "file://",
@@ -56,6 +56,8 @@ def place(tmp_path: Path, few_digits: Path, monkeypatch: pytest.MonkeyPatch) -> 
     (tmp_path / "folder").mkdir()
     (tmp_path / "dangling").symlink_to("nowhere")
     (tmp_path / "loop").symlink_to("loop")
+    os.mkfifo(tmp_path / "pipe")
+    os.mkfifo(tmp_path / "pipe.beton")
     (tmp_path / "inside").symlink_to(tmp_path / "file" / "below")
     (tmp_path / "data").symlink_to(few_digits)
     monkeypatch.chdir(tmp_path)
