@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from data_prep.progress import format_seconds
+from nfnet_ray.printable import printable
 
 _SECONDS_BETWEEN_LINES = 10.0
 _MEGABYTE = 1e6
@@ -23,7 +24,7 @@ def bytes_on_stderr(name: str, total: int | None, done: int = 0) -> Iterator[Cal
         done: bytes of these that were there before, and say nothing of the speed.
     """
     show = _bar if sys.stderr.isatty() else _lines
-    with show(name, total, done) as advance:
+    with show(printable(name), total, done) as advance:
         yield advance
 
 
@@ -40,7 +41,7 @@ def _bar(name: str, total: int | None, done: int) -> Iterator[Callable[[int], No
     )
 
     columns = (
-        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
+        TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
         TimeRemainingColumn(),
     )  # fmt: skip
     with Progress(*columns, console=Console(stderr=True)) as progress:

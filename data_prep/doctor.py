@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_prep.lines import say
 from nfnet_ray.data.beton import RAW, Beton
 from nfnet_ray.data.dataset import Dataset, Split, open_dataset
 from nfnet_ray.errors import UserError
@@ -305,7 +306,8 @@ def run_doctor(
     image_size = recipe.data.image_size
     assert image_size is not None
     speeds = measure(dataset.train, image_size, threads, SECONDS_EACH)
-    print("\n".join(diagnose(dataset.train, speeds, need, _memory_bytes())))
+    for line in diagnose(dataset.train, speeds, need, _memory_bytes()):
+        say(line)
 
 
 def _memory_bytes() -> int:

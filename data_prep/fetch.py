@@ -13,7 +13,6 @@ import hashlib
 import http.client
 import os
 import re
-import shlex
 import shutil
 import ssl
 import tarfile
@@ -28,8 +27,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from data_prep.byte_progress import bytes_on_stderr
+from data_prep.lines import say
 from nfnet_ray.data.verification import ByteProgress
 from nfnet_ray.errors import UserError
+from nfnet_ray.printable import interpreter, shell_command
 
 _BLOCK_BYTES = 1 << 18
 _TIMEOUT_SECONDS = 60.0  # without a byte
@@ -135,8 +136,8 @@ def fetch(
 def next_command(fetched: Path) -> str:
     """The command that converts what was fetched."""
     stem = re.sub(r"(-binary)?\.tar\.gz$", "", fetched.name)
-    command = ["python", "-m", "data_prep", "convert", str(fetched), str(fetched.parent / f"{stem}.beton")]
-    return shlex.join(command)
+    out = fetched.parent / f"{stem}.beton"
+    return shell_command([interpreter(), "-m", "data_prep", "convert", fetched, out])
 
 
 @contextmanager
@@ -318,5 +319,5 @@ def run_fetch(name: str, size: str, out: Path, url: str | None) -> None:
     """Fetch and say what to do next."""
     archive = ARCHIVES[name if name != "imagenette" or size == "full" else f"imagenette-{size}"]
     fetched = fetch(archive, out, url=url)
-    print(f"{fetched} is there, from an archive with the published {archive.algorithm}")
-    print(f"next: {next_command(fetched)}")
+    say(f"{fetched} is there, from an archive with the published {archive.algorithm}")
+    say(f"next: {next_command(fetched)}")

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from data_prep.lines import say
 from nfnet_ray.data.beton import JPEG, Beton
 from nfnet_ray.data.dataset import Dataset, Split
 from nfnet_ray.data.manifest import Manifest
 from nfnet_ray.errors import UserError
+from nfnet_ray.printable import printable
 
 if TYPE_CHECKING:  # a summary in words need not wait for Pillow
     from PIL import Image
@@ -165,7 +167,7 @@ def write_class_sheet(dataset: Dataset, path: Path) -> int:
         row, column = divmod(number, columns)
         left, top = _GAP + column * (width + _GAP), _GAP + row * (height + _GAP)
         train, validation = of_class[0](label), of_class[1](label)
-        title = f"{names[label]} ({len(train):,} + {len(validation):,})"
+        title = f"{printable(names[label])} ({len(train):,} + {len(validation):,})"
         draw.text((left, top), _fitting(title, width, font.getlength), _INK, font)
         chosen = [(dataset.train.beton, index) for index in train[:images_each]]
         chosen += [(dataset.validation.beton, index) for index in validation[: images_each - len(chosen)]]
@@ -233,7 +235,8 @@ def _shortened(text: str) -> str:
 def run_info(dataset: Dataset, sheet: Path | None) -> None:
     """Print the summary, and write the sheet if one is wanted."""
     lines: Sequence[str] = describe(dataset)
-    print("\n".join(lines))
+    for line in lines:
+        say(line)
     if sheet is not None:
         classes = write_class_sheet(dataset, sheet)
-        print(f"wrote {sheet}: {classes} of {len(dataset.class_names):,} classes")
+        say(f"wrote {sheet}: {classes} of {len(dataset.class_names):,} classes")

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from data_prep.byte_progress import bytes_on_stderr
+from data_prep.lines import say
 from nfnet_ray.data.verification import Verification, summary_of, verify
 from nfnet_ray.errors import UserError
 
@@ -23,15 +24,15 @@ def run_verify(path: Path, workers: int, *, decode: bool, shown: int = SHOWN_DAM
     seconds = max(time.monotonic() - start, 1e-9)
     damages = verification.damages
     for damage in damages[:shown]:
-        print(damage)
+        say(str(damage))
     if len(damages) > shown:
-        print(f"… and {len(damages) - shown:,} more (--limit {len(damages)} shows all)")
-    print(
+        say(f"… and {len(damages) - shown:,} more (--limit {len(damages)} shows all)")
+    say(
         f"{path}: checked {verification.checked_images:,} images, {verification.checked_bytes / 1e6:,.0f} MB in"
         f" {seconds:.1f} s ({verification.checked_bytes / 1e6 / seconds:,.0f} MB/s)"
         + (", each decoded" if decode else "")
     )
     if damages:
         raise UserError(f"{path}: {summary_of(damages)}; copy or convert the data set again")
-    print("every byte is as it was written")
+    say("every byte is as it was written")
     return verification

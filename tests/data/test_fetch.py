@@ -23,6 +23,7 @@ from data_prep.__main__ import main
 from data_prep.fetch import ARCHIVES, FRUITLESS_ATTEMPTS, Archive, fetch, next_command
 from nfnet_ray.data.verification import silent
 from nfnet_ray.errors import UserError
+from nfnet_ray.printable import interpreter
 
 CONTENT = np.random.default_rng(0).bytes(1_000_000)
 
@@ -310,7 +311,7 @@ def test_a_folder_is_unpacked_whole_and_can_be_converted(
     assert fetcher.files == ["thing.tgz", "tiny"]
     assert {str(path.relative_to(fetcher.out)) for path in folder.rglob("*.jpg")} == set(files)
     command = next_command(folder).split()
-    assert command[:4] == ["python", "-m", "data_prep", "convert"]
+    assert command[:4] == [interpreter(), "-m", "data_prep", "convert"]
     assert main(command[3:]) == 0
     assert "12 training and 3 validation images of 3 classes" in capsys.readouterr().out
     fetcher(published(fetcher.server.content, "tiny"))
@@ -358,7 +359,9 @@ def test_the_command_says_what_to_do_next(
     out, _ = capsys.readouterr()
     archive = tmp_path / "cifar-10-binary.tar.gz"
     assert archive.read_bytes() == CONTENT
-    assert out.endswith(f"next: python -m data_prep convert {archive} {tmp_path / 'cifar-10.beton'}\n")
+    assert out.endswith(
+        f"next: {interpreter()} -m data_prep convert {archive} {tmp_path / 'cifar-10.beton'}\n"
+    )
 
 
 def test_the_known_archives_are_well_formed() -> None:
