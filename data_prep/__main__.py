@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import signal
 import sys
 import time
@@ -14,11 +13,14 @@ from types import FrameType
 from typing import get_args
 
 from data_prep.encode import EncodeSettings
+from data_prep.lines import say
 from data_prep.sources import WriteMode
 from nfnet_ray.arguments import MOST_DIGITS, given_path, number_or_nan, positive, shortened, whole_number
 from nfnet_ray.data.dataset import DatasetSummary
 from nfnet_ray.errors import UserError
 from nfnet_ray.one_line_parser import EXIT_USER_ERROR, OneLineParser
+from nfnet_ray.printable import interpreter, printable, shell_command, shown
+from nfnet_ray.wording import count
 
 _INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C: 128 + SIGINT
 _TERMINATED = 143  # 128 + SIGTERM
@@ -34,20 +36,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options.run(options)
     except UserError as error:
-        print(f"error: {'; '.join([str(error), *_notes(error)])}", file=sys.stderr)
+        _say_error(f"error: {'; '.join([str(error), *_notes(error)])}")
         return EXIT_USER_ERROR
     except OSError as error:  # a full disk, a share that went away: nothing to debug here
-        print(f"error: {error}", file=sys.stderr)
+        _say_error(f"error: {error}")
         return EXIT_USER_ERROR
     except KeyboardInterrupt as interrupt:
         if sys.stderr.isatty():  # a bar that is left behind with its thread has hidden the cursor
             print(_SHOW_CURSOR, end="", file=sys.stderr)
-        print(f"interrupted: {'; '.join(_notes(interrupt)) or 'nothing was written'}", file=sys.stderr)
+        _say_error(f"interrupted: {'; '.join(_notes(interrupt)) or 'nothing was written'}")
         return _INTERRUPTED
     except SystemExit as exit_:  # of _terminate
-        print(f"terminated: {'; '.join(_notes(exit_)) or 'nothing was written'}", file=sys.stderr)
+        _say_error(f"terminated: {'; '.join(_notes(exit_)) or 'nothing was written'}")
         raise
     return 0
+
+
+def _say_error(line: str) -> None:
+    print(printable(line), file=sys.stderr)
 
 
 def _notes(error: BaseException) -> list[str]:
@@ -102,10 +108,10 @@ examples
         help="column of Parquet files or a CSV list with the labels (default: %(default)s)",
     )  # fmt: skip
     convert.add_argument(
-        "--write-mode", choices=get_args(WriteMode),
-        help="jpg: clean JPEGs byte for byte, the rest encoded as JPEG; raw: decoded pixels; smart: raw where"
-        " pixels are few (up to 64x64) or take no more bytes than the JPEG, else jpg (default: jpg, for"
-        " CIFAR's binary files smart)",
+        "--write-mode", choices=get_args(WriteMode), default=EncodeSettings.write_mode,
+        help="auto: clean JPEGs byte for byte, of the rest pixels up to 64x64 and JPEGs above; jpg: the rest as JPEGs;"
+        " raw: decoded pixels; smart: pixels up to 64x64 or where they take no more bytes than the JPEG, else jpg"
+        " (default: %(default)s)",
     )  # fmt: skip
     convert.add_argument(
         "--jpeg-quality", type=whole_number(1, 100), default=EncodeSettings.jpeg_quality, metavar="1..100",
@@ -114,6 +120,10 @@ examples
     convert.add_argument(
         "--max-side", type=whole_number(1, _MOST_PIXELS), default=EncodeSettings.max_side, metavar="PIXELS",
         help="shrink images with a longer side to this (default: %(default)s)",
+    )  # fmt: skip
+    convert.add_argument(
+        "--apply-orientation", action="store_true",
+        help="turn photographs as their orientation tags say, and encode those anew (default: pixels stay as they lie)",
     )  # fmt: skip
     unreadable = convert.add_mutually_exclusive_group()
     unreadable.add_argument(
@@ -285,23 +295,24 @@ def _convert(options: argparse.Namespace) -> None:
     check_out(out, overwrite=options.overwrite)
     if not options.resume:
         for path in unfinished(out):
-            print(f"note: {describe_unfinished(path)}")
+            say(f"note: {describe_unfinished(path)}")
     # Tasks on a cluster have other working folders.
     source_paths = [path.absolute() for path in options.source] if options.address else options.source
     source = interruptible(lambda: open_source(source_paths, options.label_column, on_stderr))
     for note in source.notes:
-        print(f"note: {note}")
+        say(f"note: {note}")
     plan = plan_splits(source, options.holdout)
-    print(plan.note)
+    say(plan.note)
     report = convert(
         source,
         plan,
         out,
         ConvertSettings(
             encode=EncodeSettings(
-                write_mode=options.write_mode or source.write_mode,
+                write_mode=options.write_mode,
                 jpeg_quality=options.jpeg_quality,
                 max_side=options.max_side,
+                apply_orientation=options.apply_orientation,
             ),
             workers=options.workers,
             address=options.address,
@@ -314,16 +325,26 @@ def _convert(options: argparse.Namespace) -> None:
         source_paths=source_paths,
     )
     seconds = time.monotonic() - start
-    for reason, count in report.re_encoded.most_common():
-        print(f"re-encoded {count:,} images: {reason}")
+    for reason, number in report.re_encoded.most_common():
+        say(f"re-encoded {count(number, 'image')}: {reason}")
+    if report.lossy_jpegs:
+        say(
+            f"of these, {report.lossy_jpegs:,} became JPEGs of quality {options.jpeg_quality}, which is lossy:"
+            " --write-mode raw keeps pixels as they are"
+        )
+    if report.orientation_tags and not options.apply_orientation:
+        say(
+            f"note: {count(report.orientation_tags, 'image')} with an orientation tag, stored as the pixels lie,"
+            " perhaps sideways: --apply-orientation turns them"
+        )
     for name, why in report.skipped.items():
-        print(f"left out {name}: {why}")
+        say(f"left out {name}: {why}")
     if report.skipped:
-        print(f"left out {len(report.skipped):,} unreadable images in all, listed in {quarantine_path(out)}")
+        say(f"left out {len(report.skipped):,} unreadable images in all, listed in {quarantine_path(out)}")
     if report.images_resumed:
-        print(f"resumed: {report.images_resumed:,} images were done before")
+        say(f"resumed: {report.images_resumed:,} images were done before")
     images = report.dataset.train_images + report.dataset.validation_images
-    print(
+    say(
         f"{source.kind}: {images:,} images, {report.stored_bytes:,} bytes in {format_seconds(seconds)}"
         f" ({(images - report.images_resumed) / seconds:,.0f} images/s)"
     )
@@ -338,12 +359,13 @@ def _digits(options: argparse.Namespace) -> None:
 
 
 def _print_dataset(dataset: DatasetSummary) -> None:
-    print(
+    say(
         f"wrote {dataset.path}: {dataset.train_images:,} training and {dataset.validation_images:,}"
         f" validation images of {len(dataset.class_names):,} classes"
     )
-    print(f"fingerprint {dataset.fingerprint}")
-    print(f"next: python studies/agc_sweep.py --data {shlex.quote(str(dataset.path))}")
+    say(f"fingerprint {dataset.fingerprint}")
+    study = shown(Path(__file__).parents[1] / "studies" / "agc_sweep.py")
+    say(f"next: {shell_command([interpreter(), study, '--data', dataset.path])}")
 
 
 def _terminate(signal_number: int, frame: FrameType | None) -> None:

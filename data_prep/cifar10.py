@@ -122,7 +122,7 @@ def open_cifar(path: Path) -> Source:
     except (tarfile.TarError, EOFError, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error}); download it again") from error
     notes = ("the fine labels are used",) if kind.label_bytes > 1 else ()
-    return Source(f"{kind.name}, binary version", class_names, splits, notes, write_mode="smart")
+    return Source(f"{kind.name}, binary version", class_names, splits, notes)
 
 
 def _open_split(place: Path, kind: _Kind, files: tuple[str, ...]) -> _CifarSplit:

@@ -19,7 +19,7 @@ from data_prep.sources import Source, SourceImage, UnreadableImageError
 from data_prep.splits import Selection, SplitPlan
 from data_prep.staging import OutTakenError as OutTakenError
 from data_prep.staging import Staging, check_out, leftover, publish, staging_folder
-from nfnet_ray.data.beton import Beton, BetonWriter
+from nfnet_ray.data.beton import JPEG, Beton, BetonWriter
 from nfnet_ray.data.dataset import DatasetSummary, check_dataset, split_paths
 from nfnet_ray.data.manifest import hash_stored, write_manifest
 from nfnet_ray.errors import UserError
@@ -57,6 +57,10 @@ class ConvertReport:
     """Names of unreadable images that were left out, and why."""
     images_resumed: int = 0
     """Number of images that an earlier conversion had done."""
+    lossy_jpegs: int = 0
+    """How many of the re-encoded images were stored as JPEGs of the settings' quality."""
+    orientation_tags: int = 0
+    """How many images have a tag that says that they are to be turned, whether they were or not."""
 
 
 def convert(
@@ -86,7 +90,7 @@ def convert(
     total = sum(len(selection.indices) for selection in selections.values())
     quarantine = Quarantine(unreadable_limit(settings.max_unreadable, total))
     re_encoded: Counter[str] = Counter()
-    images_resumed = 0
+    images_resumed = lossy_jpegs = orientation_tags = 0
     identity = conversion_identity(source, plan, settings.encode)
     keep = settings.keep_unfinished or settings.resume
     files = interruptible(lambda: file_states(source_paths if keep else ()))
@@ -105,6 +109,8 @@ def convert(
                 writer.write(progress)
                 re_encoded += writer.re_encoded
                 images_resumed += writer.images_resumed
+                lossy_jpegs += writer.lossy_jpegs
+                orientation_tags += writer.orientation_tags
             if quarantine.images:
                 write_quarantine(staging.quarantine, quarantine)
             written = [path for pair in split_paths(staging.folder).values() for path in pair]
@@ -118,7 +124,9 @@ def convert(
             problem.add_note(note)
         raise problem from error
     skipped = {name: reason for _, name, reason in quarantine.images}
-    return ConvertReport(check_dataset(out), stored_bytes, re_encoded, skipped, images_resumed)
+    return ConvertReport(
+        check_dataset(out), stored_bytes, re_encoded, skipped, images_resumed, lossy_jpegs, orientation_tags
+    )
 
 
 class _SplitWriter:
@@ -141,6 +149,8 @@ class _SplitWriter:
         self.hashes: list[str] = []
         self.re_encoded: Counter[str] = Counter()
         """Number of images per reason."""
+        self.lossy_jpegs = 0
+        self.orientation_tags = 0
         self.images_resumed = 0
 
     def write(self, progress: Progress) -> None:
@@ -206,20 +216,28 @@ class _SplitWriter:
             if self.settings.address is not None:
                 advice += ", and that every node sees the source under the same path"
             raise UserError(f"{image.name}: cannot be read ({error}); {advice}") from error
+        except MemoryError as error:  # of this machine, where another one may have enough
+            raise UserError(
+                f"{image.name}: {str(error) or 'there is not enough memory to decode it'}; shrink or remove it, or"
+                " convert where there is more memory"
+            ) from error
         writer.append(
             stored.data, label=image.label, height=stored.height, width=stored.width, mode=stored.mode
         )
         record = StoredRecord(
-            len(stored.data), stored.mode, stored.height, stored.width, stored.hash, stored.re_encoded
-        )
+            len(stored.data), stored.mode, stored.height, stored.width, stored.hash, stored.re_encoded,
+            stored.orientation,
+        )  # fmt: skip
         self._count(image.name, record)
         journal.add(record)
 
     def _count(self, name: str, record: StoredRecord) -> None:
         self.sources.append(name)
         self.hashes.append(record.hash)
+        self.orientation_tags += record.orientation != 1
         if record.re_encoded is not None:
             self.re_encoded[record.re_encoded] += 1
+            self.lossy_jpegs += record.mode == JPEG
 
     def _prepared(self, images: Iterator[SourceImage]) -> Generator[tuple[SourceImage, Prepared]]:
         if self.settings.address is not None:
@@ -241,6 +259,8 @@ class _SplitWriter:
                 "jpeg_quality": encode.jpeg_quality,
                 "chroma_subsampling": CHROMA_SUBSAMPLING,
                 "max_side": encode.max_side,
+                "orientation_tags": self.orientation_tags,
+                "apply_orientation": encode.apply_orientation,
                 "re_encoded": dict(sorted(self.re_encoded.items())),
                 "skipped": list(self.quarantine.reasons(self.split)),
             },

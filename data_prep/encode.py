@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from data_prep.pillow_image import open_image, orientation_of_jpeg, shrunk, turned_upright
 from data_prep.sources import UnreadableImageError, WriteMode
 from nfnet_ray.data.beton import JPEG, PAGE_BYTES, RAW
 from nfnet_ray.data.decode import DecodeError, decode_jpeg, jpeg_header
@@ -19,23 +20,21 @@ if TYPE_CHECKING:  # the command line's --help need not wait for Pillow
 # No chroma subsampling in what is encoded here: in a 32-pixel image, halving the colour's resolution
 # is a visible change of the data, and the bytes it saves do not matter where re-encoding is the exception.
 CHROMA_SUBSAMPLING = "4:4:4"
-# Write mode "smart" keeps images of up to 64x64 pixels raw (CIFAR, Tiny ImageNet): 1.2 GB for 100,000 of them,
-# and nothing to decode in any epoch.
-SMART_RAW_BYTES = 64 * 64 * 3
-# Pillow's modes of 8 bits a channel. Others (I, I;16, F) have no one meaning as 8-bit pixels.
-_EIGHT_BIT_MODES = frozenset(
-    {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"}
-)
+# Images of up to 64x64 pixels (CIFAR, Tiny ImageNet) are better kept as pixels: 1.2 GB for 100,000 of them, and nothing
+# to decode in any epoch.
+SMALL_RAW_BYTES = 64 * 64 * 3
 _NOT_A_JPEG, _PIXELS = "not a JPEG", "pixels, not a JPEG"
+_TURNED = "turned upright, as its orientation tag says"
 
 
 @dataclass(frozen=True)
 class EncodeSettings:
     """How images are stored."""
 
-    write_mode: WriteMode = "jpg"
-    """``jpg``: clean JPEGs byte for byte, the rest encoded. ``raw``: decoded pixels. ``smart``: raw where the
-    pixels take at most :data:`SMART_RAW_BYTES`, or no more than the JPEG; else as ``jpg``.
+    write_mode: WriteMode = "auto"
+    """``auto``: clean JPEGs byte for byte; of the rest, raw pixels where they take at most :data:`SMALL_RAW_BYTES`, and
+    encoded where they are more. ``jpg``: the rest encoded, whatever its size. ``raw``: decoded pixels of all.
+    ``smart``: raw where the pixels take at most :data:`SMALL_RAW_BYTES`, or no more than the JPEG; else as ``jpg``.
 
     FFCV's ``smart`` (``fields/rgb_image.py`` of 1.0.2) weighs nothing against the JPEG: it is raw for every image
     unless ``smart_threshold`` is given, and encodes what is larger than that. Its ``jpg`` encodes every image anew.
@@ -45,6 +44,8 @@ class EncodeSettings:
     max_side: int = 1024
     """Pixels. Larger images are shrunk. NFNet-F6 is evaluated at 576 pixels, and every pixel beyond costs
     decoding time in every epoch."""
+    apply_orientation: bool = False
+    """Turn images as their orientation tags say, and encode those anew."""
 
 
 @dataclass(frozen=True)
@@ -61,34 +62,47 @@ class StoredImage:
     re_encoded: str | None
     """Why training sees other pixels than the source has, or None where it does not. Raw pixels of a clean JPEG
     are what training would decode from it."""
+    orientation: int = 1
+    """What the source's orientation tag says, 1 to 8 (Exif 2.32, 4.6.5): 1 is upright, or no tag."""
 
 
 def prepare_image(image: bytes | np.ndarray, settings: EncodeSettings) -> StoredImage:
     """Store an image as ``settings.write_mode`` says, changing no pixel that need not change.
 
     A JPEG that the training's own decoder reads without complaint is kept, or decoded by that decoder. Reading
-    anything else follows torchvision's ``ImageFolder``: orientation tags are ignored, transparency is dropped.
+    anything else follows torchvision's ``ImageFolder``: transparency is dropped, and orientation tags are ignored
+    unless the settings say otherwise (Pillow applies those of TIFF files by itself).
 
     Args:
         image: a file's bytes, or (height, width, 3) uint8 pixels.
 
     Raises:
         UnreadableImageError: nothing decodes it, or it is too large to be stored.
+        MemoryError: there is not enough memory to decode it.
     """
     if isinstance(image, np.ndarray):
         return _from_pixels(image, settings)
     reason, pixels_HWC = _decode_clean_jpeg(image, settings.max_side)
-    if pixels_HWC is not None:
+    orientation = 1 if reason == _NOT_A_JPEG else orientation_of_jpeg(image)
+    turns = settings.apply_orientation and orientation != 1
+    if pixels_HWC is not None and not turns:
         height, width, _ = pixels_HWC.shape
-        if _raw_is_right((height, width), len(image), settings.write_mode):
-            return _raw(pixels_HWC, None)
+        if _raw_is_right((height, width), len(image), settings.write_mode, is_clean_jpeg=True):
+            return _raw(pixels_HWC, None, orientation)
         if len(image) <= PAGE_BYTES:
-            return StoredImage(image, JPEG, hash_stored(image), height, width, re_encoded=None)
+            return StoredImage(
+                image, JPEG, hash_stored(image), height, width, re_encoded=None, orientation=orientation
+            )
         reason = "a JPEG of more bytes than a page"
-    opened = _open(image)
-    if reason == _NOT_A_JPEG and max(opened.size) > settings.max_side:  # then raw pixels lose something too
-        reason = f"a side longer than {settings.max_side} pixels"
-    return _from_pillow(_shrunk(opened, settings.max_side), reason, settings)
+    opened = open_image(image, settings.max_side)
+    if reason == _NOT_A_JPEG:
+        orientation = opened.orientation
+        turns = settings.apply_orientation and orientation != 1
+        if opened.was_shrunk:  # then raw pixels lose something too
+            reason = f"a side longer than {settings.max_side} pixels"
+    if not turns:
+        return _from_pillow(opened.image, reason, settings, orientation)
+    return _from_pillow(turned_upright(opened.image, orientation), _TURNED, settings, orientation)
 
 
 def _from_pixels(pixels_HWC: np.ndarray, settings: EncodeSettings) -> StoredImage:
@@ -100,10 +114,10 @@ def _from_pixels(pixels_HWC: np.ndarray, settings: EncodeSettings) -> StoredImag
     reason = _PIXELS
     if max(image.size) > settings.max_side:
         reason = f"a side longer than {settings.max_side} pixels"
-    return _from_pillow(_shrunk(image, settings.max_side), reason, settings)
+    return _from_pillow(shrunk(image, settings.max_side), reason, settings, 1)
 
 
-def _from_pillow(image: Image.Image, reason: str, settings: EncodeSettings) -> StoredImage:
+def _from_pillow(image: Image.Image, reason: str, settings: EncodeSettings, orientation: int) -> StoredImage:
     """Raw or as a JPEG, ``image`` being of mode L or RGB and of its final size."""
     size = (image.height, image.width)
     jpeg = b""
@@ -114,26 +128,32 @@ def _from_pillow(image: Image.Image, reason: str, settings: EncodeSettings) -> S
         jpeg = buffer.getvalue()
     if _raw_is_right(size, len(jpeg), settings.write_mode):
         lossless = reason in (_NOT_A_JPEG, _PIXELS)
-        return _raw(np.asarray(image.convert("RGB")), None if lossless else reason)
+        return _raw(np.asarray(image.convert("RGB")), None if lossless else reason, orientation)
     if len(jpeg) > PAGE_BYTES:
         raise _too_large(len(jpeg))
-    return StoredImage(jpeg, JPEG, hash_stored(jpeg), *size, re_encoded=reason)
+    return StoredImage(jpeg, JPEG, hash_stored(jpeg), *size, re_encoded=reason, orientation=orientation)
 
 
-def _raw_is_right(size: tuple[int, int], jpeg_bytes: int, write_mode: WriteMode) -> bool:
+def _raw_is_right(
+    size: tuple[int, int], jpeg_bytes: int, write_mode: WriteMode, *, is_clean_jpeg: bool = False
+) -> bool:
     """Whether pixels of ``size`` (height, width) are to be stored, rather than a JPEG of ``jpeg_bytes``."""
     raw_bytes = 3 * size[0] * size[1]
+    if write_mode == "auto":
+        return not is_clean_jpeg and raw_bytes <= SMALL_RAW_BYTES
     return write_mode == "raw" or (
-        write_mode == "smart" and raw_bytes <= min(max(SMART_RAW_BYTES, jpeg_bytes), PAGE_BYTES)
+        write_mode == "smart" and raw_bytes <= min(max(SMALL_RAW_BYTES, jpeg_bytes), PAGE_BYTES)
     )
 
 
-def _raw(pixels_HWC: np.ndarray, reason: str | None) -> StoredImage:
+def _raw(pixels_HWC: np.ndarray, reason: str | None, orientation: int) -> StoredImage:
     if pixels_HWC.nbytes > PAGE_BYTES:
         raise _too_large(pixels_HWC.nbytes)
     data = pixels_HWC.tobytes()
     height, width, _ = pixels_HWC.shape
-    return StoredImage(data, RAW, hash_stored(data), height, width, re_encoded=reason)
+    return StoredImage(
+        data, RAW, hash_stored(data), height, width, re_encoded=reason, orientation=orientation
+    )
 
 
 def _too_large(size: int) -> UnreadableImageError:
@@ -158,30 +178,3 @@ def _decode_clean_jpeg(encoded: bytes, max_side: int) -> tuple[str, np.ndarray |
     except DecodeError:
         return "a damaged JPEG that Pillow reads all the same", None
     return "", pixels_HWC
-
-
-def _open(encoded: bytes) -> Image.Image:
-    """What Pillow makes of it, grey (L) or RGB."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(io.BytesIO(encoded)) as opened:
-            if opened.mode not in _EIGHT_BIT_MODES:
-                raise UnreadableImageError(f"pixels of mode {opened.mode}: convert it to 8 bits a channel")
-            return opened.convert("L" if opened.mode in ("1", "L") else "RGB")
-    except UnreadableImageError:
-        raise
-    except UnidentifiedImageError as error:
-        raise UnreadableImageError("not an image of a known format") from error
-    except Exception as error:  # Pillow's plugins raise whatever a damaged file leads them into
-        raise UnreadableImageError(str(error) or type(error).__name__) from error
-
-
-def _shrunk(image: Image.Image, max_side: int) -> Image.Image:
-    from PIL import Image
-
-    longest = max(image.size)
-    if longest <= max_side:
-        return image
-    width, height = (max(1, round(side * max_side / longest)) for side in image.size)
-    return image.resize((width, height), Image.Resampling.LANCZOS)

@@ -1,8 +1,8 @@
 """What a conversion has done so far, on disk, so that another process can go on from there.
 
 One line of JSON per image, in the order of the split: for a stored image its size in bytes, mode, height, width,
-hash and the reason why it was re-encoded (or null); for an unreadable one the reason. A line is written only
-after the image's bytes are on the disk, so a journal never promises more than there is.
+hash, the reason why it was re-encoded (or null), and its orientation tag; for an unreadable one the reason. A line
+is written only after the image's bytes are on the disk, so a journal never promises more than there is.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 SYNC_SECONDS = 5.0
@@ -28,6 +28,7 @@ class StoredRecord:
     width: int
     hash: str
     re_encoded: str | None
+    orientation: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,7 @@ def _line(record: Record) -> bytes:
     if isinstance(record, UnreadableRecord):
         value: object = record.reason
     else:
-        value = [record.size, record.mode, record.height, record.width, record.hash, record.re_encoded]
+        value = list(astuple(record))
     return json.dumps(value).encode() + b"\n"
 
 
@@ -113,4 +114,6 @@ def _parse(line: bytes) -> Record | None:
         return None
     if isinstance(value, str):
         return UnreadableRecord(value)
-    return StoredRecord(*value) if isinstance(value, list) and len(value) == 6 else None
+    return (
+        StoredRecord(*value) if isinstance(value, list) and len(value) == len(fields(StoredRecord)) else None
+    )

@@ -33,7 +33,7 @@ _IMAGES_PER_READ = 16
 
 T = TypeVar("T")
 Prepared = Callable[[], StoredImage]
-"""Waits for the image and gives it; raises UnreadableImageError or OSError as loading and preparing it did."""
+"""Waits for the image and gives it; raises UnreadableImageError, OSError or MemoryError as loading and preparing do."""
 
 
 def in_threads(
@@ -160,7 +160,7 @@ class _Outcome:
     """A result, or why there is none: an exception about one image is not a failed task."""
 
     stored: StoredImage | None
-    error: UnreadableImageError | OSError | None
+    error: UnreadableImageError | OSError | MemoryError | None
 
     def result(self) -> StoredImage:
         if self.stored is None:
@@ -172,7 +172,7 @@ class _Outcome:
 def _attempt(encode: EncodeSettings, image: SourceImage) -> _Outcome:
     try:
         return _Outcome(_InTheMaking(Pool(1, deadline_seconds=math.inf), image, encode).result(), None)
-    except UnreadableImageError as error:
+    except (UnreadableImageError, MemoryError) as error:
         return _Outcome(None, error.with_traceback(None))
     except OSError as error:  # of this machine, which is one of several
         reason = f"{error.strerror or error}, on {platform.node()}"

@@ -17,7 +17,7 @@ from data_prep.progress import Progress, silent
 from data_prep.regular_file import what_it_is
 from nfnet_ray.errors import UserError
 
-WriteMode = Literal["jpg", "raw", "smart"]
+WriteMode = Literal["auto", "jpg", "raw", "smart"]
 """How images are stored; :class:`data_prep.encode.EncodeSettings` says what each means."""
 
 
@@ -63,8 +63,6 @@ class Source:
     """Keys: ``train`` always, ``validation`` and ``test`` where the source has them."""
     notes: tuple[str, ...] = ()
     """What a person should know of how the source was read."""
-    write_mode: WriteMode = "jpg"
-    """How to store its images unless somebody says otherwise: ``smart`` where it holds pixels and no files."""
 
 
 def open_source(paths: Sequence[Path], label_column: str, progress: Progress = silent) -> Source:

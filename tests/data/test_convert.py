@@ -96,7 +96,7 @@ def test_other_images_are_re_encoded(
     (aster / "f.jpg").write_bytes(encode(55, mode="L"))
     (aster / "g.webp").write_bytes(encode(56, "WEBP"))
     (aster / "readme.txt").write_text("not an image")
-    assert convert(image_folder, tmp_path / "out", "--jpeg-quality", 95) == 0
+    assert convert(image_folder, tmp_path / "out", "--jpeg-quality", 95, "--write-mode", "jpg") == 0
     stored = stored_by_source(open_dataset(tmp_path / "out"))
     assert len(stored) == 22
     for name in ("a.png", "b.png", "c.jpg", "d.JPEG", "e.jpg", "f.jpg", "g.webp"):
@@ -110,9 +110,59 @@ def test_other_images_are_re_encoded(
         assert (data == (aster / name).read_bytes()) == (name == "f.jpg")
     printed = capsys.readouterr().out
     assert "re-encoded 3 images: not a JPEG" in printed
-    assert "re-encoded 1 images: a side longer than 1024 pixels" in printed
-    assert "re-encoded 1 images: a damaged JPEG that Pillow reads all the same" in printed
+    assert "re-encoded 1 image: a side longer than 1024 pixels" in printed
+    assert "re-encoded 1 image: a damaged JPEG that Pillow reads all the same" in printed
+    assert "of these, 6 became JPEGs of quality 95, which is lossy: --write-mode raw keeps pixels" in printed
     assert "ignored 1 file with no image's name: 1 .txt" in printed
+
+
+def test_small_lossless_images_keep_their_pixels_unless_told_otherwise(
+    image_folder: Path, tmp_path: Path, encode: Encode, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in image_folder.glob("rose/*"):
+        path.with_suffix(".png").write_bytes(encode(int(path.stem), "PNG", size=(64, 64)))
+        path.unlink()
+    assert convert(image_folder, tmp_path / "small") == 0
+    assert "re-encoded" not in capsys.readouterr().out
+    for name, data in stored_by_source(open_dataset(tmp_path / "small")).items():
+        with Image.open(image_folder / name) as image:
+            is_png = name.startswith("rose")
+            assert data == (np.asarray(image).tobytes() if is_png else (image_folder / name).read_bytes())
+    (image_folder / "rose" / "large.png").write_bytes(encode(9, "PNG", size=(65, 64)))
+    assert convert(image_folder, tmp_path / "large") == 0
+    printed = capsys.readouterr().out
+    assert "re-encoded 1 image: not a JPEG\nof these, 1 became JPEGs of quality 90, which is lossy" in printed
+
+
+def test_photographs_that_lie_on_their_side_are_counted_and_turned_when_asked(
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = image_folder / "rose" / "0.jpg"
+    with Image.open(path) as image:
+        upright = image.transpose(Image.Transpose.ROTATE_270)
+        image.save(path, quality=95, exif=exif)
+    assert convert(image_folder, tmp_path / "lying") == 0
+    printed = capsys.readouterr().out
+    assert (
+        "note: 1 image with an orientation tag, stored as the pixels lie, perhaps sideways: --apply-o"
+        in printed
+    )
+    lying = open_dataset(tmp_path / "lying")
+    assert stored_by_source(lying)["rose/0.jpg"] == path.read_bytes()
+    tags = [split.manifest.settings["orientation_tags"] for split in (lying.train, lying.validation)]
+    assert sum(tags) == 1
+
+    assert convert(image_folder, tmp_path / "turned", "--apply-orientation") == 0
+    printed = capsys.readouterr().out
+    assert "re-encoded 1 image: turned upright, as its orientation tag says" in printed
+    assert "note:" not in printed
+    turned = open_dataset(tmp_path / "turned")
+    data = stored_by_source(turned)["rose/0.jpg"]
+    pixels = np.frombuffer(data, np.uint8).reshape(48, 40, 3).astype(np.int64)  # it is small
+    assert np.abs(pixels - np.asarray(upright)).mean() < 5
+    assert turned.train.manifest.settings["apply_orientation"] is True
 
 
 def test_everything_that_was_stored_decodes(
@@ -405,6 +455,60 @@ def test_an_out_that_cannot_be_written(
     (tmp_path / "file").write_text("in the way")
     assert convert(image_folder, tmp_path / "file" / "out") == 2
     assert "cannot be written" in capsys.readouterr().err
+
+
+# What is printed
+
+
+def test_whatever_is_in_a_name_is_printed_in_one_line(
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "a\nb\x1b]0;title\x07"
+    (image_folder / "rose").rename(image_folder / name)
+    (image_folder / name / "0.jpg").write_bytes(b"no image")
+    (image_folder / f"{name}.jpg").write_bytes(b"in no class")
+    assert convert(image_folder, tmp_path / name) == 2
+    assert convert(image_folder, tmp_path / name, "--skip-unreadable") == 0
+    assert main(["info", str(tmp_path / name), "--sheet", str(tmp_path / f"{name}.png")]) == 0
+    assert main(["verify", str(tmp_path / name)]) == 0
+    out, err = capsys.readouterr()
+    shown = r"a\nb\x1b]0;title\x07"
+    assert f"error: {shown}/0.jpg: cannot be decoded" in err
+    for line in (
+        f"left out {shown}/0.jpg: ",
+        f"of no class: {shown}.jpg\n",
+        f"wrote {tmp_path / shown}: 11 training and 3 validation images of 3 classes\n",
+        f"studies/agc_sweep.py --data $'{tmp_path / shown}'\n",
+        f"classes: {shown}, aster, daisy\n",
+    ):
+        assert line in out
+    assert all(line.isprintable() for line in [*out.split("\n"), *err.split("\n")])
+
+
+def test_a_reader_that_is_gone_and_a_terminal_without_unicode_end_no_conversion(
+    image_folder: Path, tmp_path: Path
+) -> None:
+    (image_folder / "rose").rename(image_folder / "ros\u00e9")
+    (image_folder / "ros\u00e9.jpg").write_bytes(b"in no class")
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "data_prep", "convert", str(image_folder)]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    ended = subprocess.run(
+        [*command, str(tmp_path / "a")],
+        cwd=REPOSITORY,
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        env=environment,
+    )
+    os.close(writing)
+    assert (ended.returncode, ended.stderr) == (0, b"")
+    assert len(open_dataset(tmp_path / "a").train) == 12
+    ended = subprocess.run(
+        [*command, str(tmp_path / "b")], cwd=REPOSITORY, capture_output=True, env=environment
+    )
+    assert (ended.returncode, ended.stderr) == (0, b"")
+    assert rb"of no class: ros\xe9.jpg" in ended.stdout
 
 
 # What is left behind

@@ -8,6 +8,8 @@ import pickle
 import shutil
 import tarfile
 import tracemalloc
+import warnings
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,11 +17,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 from scipy.io import savemat
 
+from data_prep import pillow_image
 from data_prep.__main__ import main
-from data_prep.encode import SMART_RAW_BYTES, EncodeSettings, StoredImage, prepare_image
+from data_prep.encode import SMALL_RAW_BYTES, EncodeSettings, StoredImage, prepare_image
 from data_prep.sources import UnreadableImageError, WriteMode, open_source
 from data_prep.tar_index import tar_members
 from nfnet_ray.data.beton import JPEG, PAGE_BYTES, RAW, Beton
@@ -387,7 +390,7 @@ def test_cifar10_is_stored_without_loss(cifar10: Path, tmp_path: Path) -> None:
         np.testing.assert_array_equal(pixels_of(split.beton), np.concatenate([batch[0] for batch in batches]))
         np.testing.assert_array_equal(split.beton.labels, np.concatenate([batch[1] for batch in batches]))
     assert dataset.train.manifest.sources()[-1] == "data_batch_5/00014"
-    assert dataset.train.manifest.settings["write_mode"] == "smart"
+    assert dataset.train.manifest.settings["write_mode"] == "auto"
     assert dataset.train.manifest.settings["re_encoded"] == {}
 
 
@@ -632,7 +635,7 @@ def test_raw_pixels_of_a_lossless_image_are_its_own(encode: Encode, photograph: 
 
 
 def test_smart_is_raw_where_that_is_small_or_smaller(encode: Encode) -> None:
-    side = int((SMART_RAW_BYTES / 3) ** 0.5)
+    side = int((SMALL_RAW_BYTES / 3) ** 0.5)
     for kind in ("JPEG", "PNG"):
         assert stored(encode(1, kind, size=(side, side)), "smart").mode == RAW
         assert stored(encode(1, kind, size=(side + 1, side)), "smart").mode == JPEG
@@ -679,7 +682,7 @@ ODDITIES: dict[str, tuple[Callable[[Encode], bytes], str | None]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("write_mode", ["jpg", "raw", "smart"])
+@pytest.mark.parametrize("write_mode", ["auto", "jpg", "raw", "smart"])
 @pytest.mark.parametrize("name", ODDITIES)
 def test_odd_images_are_stored_as_what_they_show(encode: Encode, name: str, write_mode: WriteMode) -> None:
     build, reason = ODDITIES[name]
@@ -691,12 +694,143 @@ def test_odd_images_are_stored_as_what_they_show(encode: Encode, name: str, writ
     difference = np.abs(stored_pixels(result).astype(np.int64) - expected)
     # What the JPEG of quality 90 that was made of it loses; CMYK and a palette's dither lose more than photographs.
     assert difference.mean() < (6 if write_mode == "jpg" and reason is not None else 1)
-    if write_mode == "jpg":
+    assert result.orientation == (6 if name == "JPEG with an orientation" else 1)
+    if write_mode == "jpg" or (write_mode == "auto" and reason is None):
         assert result.re_encoded == reason
         assert (result.data == image) == (reason is None)
     else:
         assert result.mode == RAW
         assert result.re_encoded == (reason if name == "CMYK JPEG" else None)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_turned_as_pillow_turns_it(encode: Encode, kind: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"quality": 95} if kind == "JPEG" else {"lossless": True} if kind == "WEBP" else {}
+    image = encode(1, kind, exif=exif, **options)
+    settings = EncodeSettings(write_mode="raw", apply_orientation=True)
+    turned = prepare_image(image, settings)
+    with Image.open(io.BytesIO(image)) as opened:
+        expected = np.asarray(ImageOps.exif_transpose(opened), np.int64)
+    assert np.abs(stored_pixels(turned).astype(np.int64) - expected).mean() < 2
+    assert turned.orientation == (
+        1 if kind == "TIFF" else orientation
+    )  # Pillow turns those whatever one says
+    if orientation == 1:
+        assert turned == prepare_image(image, EncodeSettings(write_mode="raw"))
+
+
+@pytest.mark.parametrize(
+    "tag", [b"", b"MM", b"II*\0\xff\xff\xff\xff", b"MM\0*\0\0\0\x08\0\1\1\x12\0\3\0\0\0\1\0\x63\0\0"]
+)
+def test_a_damaged_orientation_is_none(encode: Encode, tag: bytes) -> None:
+    image = encode(1, exif=b"Exif\0\0" + tag)
+    assert stored(image).orientation == 1
+    assert stored(image).data == image
+
+
+# Large images, and what is attached to images
+
+
+def png_with(chunks: dict[bytes, bytes], image: bytes) -> bytes:
+    """A PNG with more chunks behind its header, each with a checksum (PNG, 5.3)."""
+    header = 8 + 25
+    more = b"".join(
+        len(content).to_bytes(4, "big") + name + content + zlib.crc32(name + content).to_bytes(4, "big")
+        for name, content in chunks.items()
+    )
+    return image[:header] + more + image[header:]
+
+
+MUCH = bytes(40 << 20)
+PROFILE, TEXT = b"profile\0\0" + zlib.compress(MUCH), zlib.compress(MUCH)
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        {b"iCCP": PROFILE},
+        {b"zTXt": b"Comment\0\0" + TEXT},
+        {b"iTXt": b"Comment\0\1\0\0\0" + TEXT},
+        {b"tEXt": b"Comment\0" + MUCH[: 2 << 20]},
+        {b"iCCP": b"no profile at all", b"zTXt": b""},
+    ],
+    ids=lambda chunks: "+".join(map(bytes.decode, chunks)),
+)
+def test_what_is_attached_to_a_png_does_not_keep_it_from_being_read(
+    encode: Encode, chunks: dict[bytes, bytes]
+) -> None:
+    image = encode(3, "PNG")
+    assert stored(png_with(chunks, image), "raw") == stored(image, "raw")
+
+
+def test_what_is_attached_to_a_jpeg_does_not_keep_it_from_being_read(encode: Encode) -> None:
+    image = encode(3, icc_profile=bytes(3 << 20), comment=bytes(60_000))
+    assert stored(image).data == image
+    assert stored(image, max_side=30).width == 30
+
+
+def test_an_image_above_pillows_limit_is_read(capfd: pytest.CaptureFixture[str]) -> None:
+    side = 13_600  # above 89 megapixels Pillow warns, and above 179 it refuses
+    image = b"P4 %d %d\n" % (side, side) + (bytes(side // 16) + b"\xff" * (side // 16)) * side
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = stored(image, "raw", max_side=100)
+    assert (result.height, result.width) == (100, 100)
+    assert stored_pixels(result)[50, [0, 40, 60, 99], 0].tolist() == [255, 255, 0, 0]
+    assert capfd.readouterr().err == ""
+
+
+def test_pillows_warnings_reach_nobody(encode: Encode) -> None:
+    """Nobody can do anything about them, and they name lines of the library."""
+    image = encode(1, "PNG", mode="P", transparency=bytes(range(64)))
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        with Image.open(io.BytesIO(image)) as opened:
+            opened.convert("RGB")
+        assert len(shown) == 1
+        pillow_image._pillow.cache_clear()
+        stored(image)
+    assert len(shown) == 1
+
+
+def test_a_large_jpeg_is_decoded_at_a_part_of_its_size(
+    photograph: Image.Image, encode: Encode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del encode
+    buffer = io.BytesIO()
+    photograph.save(buffer, "JPEG", quality=95)
+    whole = stored(buffer.getvalue(), "raw", max_side=80)
+    sizes: list[tuple[int, int]] = []
+    check_memory = pillow_image._check_memory
+    monkeypatch.setattr(pillow_image, "_SCALED_PIXELS", 100_000)
+    monkeypatch.setattr(
+        pillow_image, "_check_memory", lambda image: (sizes.append(image.size), check_memory(image))
+    )
+    part = stored(buffer.getvalue(), "raw", max_side=80)
+    assert sizes == [(160, 107)]
+    assert (part.height, part.width) == (whole.height, whole.width) == (53, 80)
+    difference = stored_pixels(part).astype(np.int64) - stored_pixels(whole)
+    assert np.abs(difference).mean() < 2
+
+
+def test_an_image_that_does_not_fit_into_memory_stops_the_conversion(
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pillow_image, "LARGE_PIXELS", 1000)
+    monkeypatch.setattr(pillow_image, "_free_memory_bytes", lambda: 5_000.0)
+    assert convert(image_folder, tmp_path / "out", "--max-side", 30, "--skip-unreadable") == 2
+    error = capsys.readouterr().err
+    assert (
+        "0.jpg: decoding its 0 megapixels takes 0.0 GB of memory, and 0.0 GB are free; shrink or remove it"
+        in error
+    )
+    assert error.count("\n") == 1
+    monkeypatch.setattr(pillow_image, "MOST_PIXELS", 1000)
+    with pytest.raises(UnreadableImageError, match="48 x 40 pixels, more than 1,000: shrink or cut it"):
+        stored((image_folder / "rose" / "0.jpg").read_bytes(), max_side=30)
 
 
 UNREADABLE: dict[str, Callable[[Encode], bytes]] = {
@@ -715,7 +849,7 @@ def png_of_16_bits() -> bytes:
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("write_mode", ["jpg", "raw", "smart"])
+@pytest.mark.parametrize("write_mode", ["auto", "raw"])
 @pytest.mark.parametrize("name", UNREADABLE)
 def test_what_is_no_image_is_refused(encode: Encode, name: str, write_mode: WriteMode) -> None:
     with pytest.raises(UnreadableImageError):
