@@ -212,7 +212,7 @@ def _curve(
     unit_seconds: float,
 ) -> dict[str, Any]:
     label = trial_label(record, trial)
-    symbol, _, meaning = END_MARKS[trial["state"]]
+    symbol, meaning = END_MARKS[trial["state"]][0], state_words(record, trial["state"])
     value = trial[record.fields[0]] if record.fields else 0
     earlier = len(rows) - 1
     return {
@@ -239,6 +239,13 @@ def trial_label(record: StudyRecord, trial: Mapping[Hashable, Any]) -> str:
     if len(record.study["seeds"]) > 1:
         point["seed"] = trial["seed"]
     return point_label(point, record.names) or str(trial["trial"])
+
+
+def state_words(record: StudyRecord, state: str) -> str:
+    """A trial's state for people. In a study that has not ended, a trial without an end is running."""
+    if state == "unfinished" and record.state == "unfinished":
+        return "running"
+    return END_MARKS[state][2] if state in END_MARKS else state
 
 
 def duration(seconds: float) -> str:

@@ -95,8 +95,18 @@ SCRIPT = """
 const report = JSON.parse(document.getElementById("report").textContent);
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const charts = [...document.querySelectorAll(".chart")];
-const hidden = new Set();
-let closeUp = false;
+// What a reader has chosen is kept over a reload, where the browser keeps anything for the page.
+const place = "report " + location.pathname;
+const kept = (() => {
+  try { return JSON.parse(sessionStorage.getItem(place)) ?? {}; } catch { return {}; }
+})();
+function keep(changes) {
+  Object.assign(kept, changes);
+  try { sessionStorage.setItem(place, JSON.stringify(kept)); } catch { /* a page in a sandbox has no storage */ }
+}
+
+const hidden = new Set(kept.hidden);
+let closeUp = kept.closeUp ?? false;
 
 function themed(figure) {
   const style = getComputedStyle(document.documentElement);
@@ -146,35 +156,62 @@ function draw() {
     key.querySelector("i").style.color = report.shades[theme][key.dataset.shade];
 }
 
-for (const button of document.querySelectorAll("[data-level]"))
+for (const button of document.querySelectorAll("[data-level]")) {
+  const level = Number(button.dataset.level);
+  const show = () => button.setAttribute("aria-pressed", String(!hidden.has(level)));
   button.addEventListener("click", () => {
-    const level = Number(button.dataset.level);
     if (!hidden.delete(level)) hidden.add(level);
-    button.setAttribute("aria-pressed", String(!hidden.has(level)));
+    keep({hidden: [...hidden]});
+    show();
     draw();
   });
+  show();
+}
 
-document.querySelector(".zoom")?.addEventListener("click", event => {
+const zoom = document.querySelector(".zoom");
+function showZoom() {
+  zoom.setAttribute("aria-pressed", String(closeUp));
+  zoom.textContent = closeUp ? "Show everything" : "Zoom in on the top";
+}
+zoom?.addEventListener("click", () => {
   closeUp = !closeUp;
-  event.currentTarget.setAttribute("aria-pressed", String(closeUp));
-  event.currentTarget.textContent = closeUp ? "Show everything" : "Zoom in on the top";
+  keep({closeUp});
+  showZoom();
   draw();
 });
+if (zoom) showZoom();
 
-for (const [column, button] of [...document.querySelectorAll("#trials th button")].entries())
-  button.addEventListener("click", () => {
-    const header = button.closest("th"), body = document.querySelector("#trials tbody");
-    const up = header.getAttribute("aria-sort") !== "ascending";
-    for (const other of header.parentNode.children) other.removeAttribute("aria-sort");
-    header.setAttribute("aria-sort", up ? "ascending" : "descending");
-    const key = row => row.children[column].dataset.sort;
-    const compare = (a, b) => {
-      const [x, y] = [key(a), key(b)];
-      if (x === "" || y === "") return (x === "") - (y === "");  // what is missing stays last
-      return (up ? 1 : -1) * (isNaN(x) || isNaN(y) ? x.localeCompare(y) : x - y);
-    };
-    body.append(...[...body.rows].sort(compare));
+const headers = [...document.querySelectorAll("#trials thead th")];
+function sortTrials(column, up) {
+  const body = document.querySelector("#trials tbody");
+  for (const header of headers) header.removeAttribute("aria-sort");
+  headers[column].setAttribute("aria-sort", up ? "ascending" : "descending");
+  const key = row => row.children[column].dataset.sort;
+  const compare = (a, b) => {
+    const [x, y] = [key(a), key(b)];
+    if (x === "" || y === "") return (x === "") - (y === "");  // what is missing stays last
+    return (up ? 1 : -1) * (isNaN(x) || isNaN(y) ? x.localeCompare(y) : x - y);
+  };
+  body.append(...[...body.rows].sort(compare));
+}
+for (const [column, header] of headers.entries())
+  header.querySelector("button").addEventListener("click", () => {
+    const now = header.getAttribute("aria-sort");
+    const up = now ? now !== "ascending" : header.dataset.first !== "descending";
+    keep({sort: [column, up]});
+    sortTrials(column, up);
   });
+if (kept.sort?.[0] < headers.length) sortTrials(...kept.sort);
+
+// The report of a running study is written again and again; the older it is the more seldom it is looked for, and no
+// longer than a day: the study may be dead, or this a copy of its report.
+function reload() {
+  if (document.hidden) document.addEventListener("visibilitychange", () => location.reload(), {once: true});
+  else location.reload();
+}
+const age = Date.now() / 1000 - report.written;
+if (report.written && age < 86400) setTimeout(reload, 1000 * Math.min(600, Math.max(20, age / 5)));
+else document.querySelector(".reloads")?.remove();
 
 dark.addEventListener("change", draw);
 draw();

@@ -13,7 +13,9 @@ import contextlib
 import html
 import json
 import math
+import os
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -29,6 +31,7 @@ from dashboards.charts import (
     last_accuracy,
     levels,
     palettes,
+    state_words,
     strata,
 )
 from dashboards.page import SCRIPT, STYLE
@@ -44,10 +47,17 @@ from nfnet_ray.analysis import (
 from nfnet_ray.errors import UserError
 from nfnet_ray.one_line_parser import EXIT_USER_ERROR, OneLineParser
 from nfnet_ray.tracking.labels import point_label, value_label
+from nfnet_ray.wording import count, speed
 
 REPORT_FILE = "report.html"
+SILENCE_SECONDS = 15 * 60.0
+"""A study whose driver has recorded nothing for this long may have lost it."""
 NAMED_AT_MOST = 4
 """Of more settings than these a caption gives the number; the table names them."""
+
+LAST, HIGHEST, SPEED = "top-1, last epoch", "top-1, highest epoch (optimistic)", "images/s"
+BEST_FIRST = (LAST, HIGHEST, SPEED)
+"""Columns of which the first click shows the largest first."""
 
 EVAL_CROPS = {
     "squash": "single crop “squash”: both sides resized to eval_size + 32 pixels, and the centre of that; "
@@ -66,16 +76,19 @@ _NOTHING_FROM_OUTSIDE = (
 def write_report(study_directory: Path, destination: Path | None = None) -> Path:
     """Write the report of the study in ``study_directory`` and return its path.
 
+    The journal may grow meanwhile, and several processes or threads may write the same report: the destination is
+    replaced in one step, so a reader never finds half a page. The page of a study that has not ended reloads itself.
+
     Args:
-        destination: by default ``report.html`` in the study's directory. It is replaced in one step, so a
-            reader never finds half a page.
+        destination: by default ``report.html`` in the study's directory.
 
     Raises:
         UserError: the directory holds no study that can be read, or ``destination`` cannot be written.
     """
     destination = destination or study_directory / REPORT_FILE
-    page = _page(load_study(study_directory))
-    scratch = destination.with_name(f".{destination.name}.writing")
+    page = _page(load_study(study_directory), time.time())
+    # Of this thread alone: the driver of a running study and a person may both be writing.
+    scratch = destination.with_name(f".{destination.name}.{os.getpid()}-{threading.get_ident()}.writing")
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
         scratch.write_text(page, encoding="utf-8")
@@ -105,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _page(record: StudyRecord) -> str:
+def _page(record: StudyRecord, now: float) -> str:
     from plotly.offline import get_plotlyjs
 
     study = record.study
@@ -118,7 +131,16 @@ def _page(record: StudyRecord) -> str:
     if signal is not None:
         figures |= {f"signal-{number}": figure for number, (_, figure) in enumerate(signal.panels)}
     shades = epoch_shades(len(signal.epochs) if signal else 0)
-    data = json.dumps({"palettes": palettes(record), "shades": shades, "figures": figures}, allow_nan=False)
+    data = json.dumps(
+        {
+            # What makes the page reload itself.
+            "written": now if record.state == "unfinished" else None,
+            "palettes": palettes(record),
+            "shades": shades,
+            "figures": figures,
+        },
+        allow_nan=False,
+    )
     started = time.strftime("%d %B %Y", time.gmtime(record.started))
     return "".join(
         [
@@ -127,7 +149,7 @@ def _page(record: StudyRecord) -> str:
             f'<meta http-equiv="Content-Security-Policy" content="{_NOTHING_FROM_OUTSIDE}">\n',
             f"<title>{_text(study['name'])}: report</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n",
             f'<p class="overline">{_text(study["name"])} · {started}</p>\n<h1>{_text(study["question"])}</h1>\n',
-            _warning(record),
+            _warning(record, now),
             _answer(record),
             _curves(record, panels),
             _last_accuracy(record) if last is not None else "",
@@ -142,14 +164,28 @@ def _page(record: StudyRecord) -> str:
     )
 
 
-def _warning(record: StudyRecord) -> str:
+def _warning(record: StudyRecord, now: float) -> str:
+    """What a reader has to know first of a study that is not complete."""
     if record.state == "finished":
         return ""
     ended = int(record.trials["state"].isin(["finished", "stopped", "diverged", "failed"]).sum())
-    what = "was interrupted" if record.state == "interrupted" else "is still running, or was cut off"
+    have_ended = f"{ended:,} of {count(len(record.trials), 'trial')} {'has' if ended == 1 else 'have'} ended"
+    if record.state == "interrupted":
+        title, what = "Not complete.", f"The study was interrupted: {have_ended}."
+    elif now - record.last_event < SILENCE_SECONDS:
+        title, what = "Running.", f"{have_ended}."
+    else:
+        title = "Running, or cut off."
+        what = f"{have_ended}; the last news was {duration(now - record.last_event)} old."
+    reloads = (
+        f" As of <time>{time.strftime('%d %B %Y, %H:%M UTC', time.gmtime(now))}</time>."
+        '<span class="reloads"> This page reloads itself.</span>'
+        if record.state == "unfinished"
+        else ""
+    )
     return (
-        f'<p class="warning" role="status"><strong>Not complete.</strong> The study {what}: '
-        f"{ended} of {len(record.trials)} trials have ended. What follows is what is known so far.</p>\n"
+        f'<p class="warning" role="status"><strong>{title}</strong> {_text(what)} What follows is what is known so '
+        f"far.{reloads}</p>\n"
     )
 
 
@@ -157,10 +193,13 @@ def _answer(record: StudyRecord) -> str:
     best = best_setting(record)
     if best is None:
         counts = record.trials["state"].value_counts()
-        states = ", ".join(f"{count} {_state_words(str(state))}" for state, count in counts.items())
+        states = ", ".join(
+            f"{number:,} {state_words(record, str(state))}" for state, number in counts.items()
+        )
         why = f"No trial can be compared yet: of {len(record.trials)}, {states}."
         if (record.trials["state"] == "diverged").all():
-            why = f"Every one of the {len(record.trials)} trials diverged."
+            number = len(record.trials)
+            why = f"Every one of the {number:,} trials diverged." if number > 1 else "The trial diverged."
         return f'<section class="answer" aria-label="Answer">\n<p>{_text(why)}</p>\n</section>\n'
     return (
         f'<section class="answer" aria-label="Answer">\n<p>{_text(best.sentence())}.</p>\n'
@@ -194,7 +233,7 @@ def _best_per_stratum(record: StudyRecord) -> str:
     ]
     head = "".join(f'<th scope="col" class="number">{_text(heading)}</th>' for heading in headings)
     return (
-        f'<div class="scroll"><table>\n<thead><tr>{head}<th scope="col">within noise of it</th></tr></thead>\n'
+        f'<div class="scroll"><table>\n<thead><tr>{head}<th scope="col">not distinguishable from it</th></tr></thead>\n'
         f"<tbody>\n{rows}</tbody>\n</table></div>\n"
     )
 
@@ -208,7 +247,9 @@ def _curves(record: StudyRecord, panels: list[tuple[str, Figure]]) -> str:
         for number, (title, _) in enumerate(panels)
     )
     present = dict.fromkeys(
-        END_MARKS[state][1:] for state in END_MARKS if (record.trials["state"] == state).any()
+        (END_MARKS[state][1], state_words(record, state))
+        for state in END_MARKS
+        if (record.trials["state"] == state).any()
     )
     marks = ", ".join(f"{letter} {meaning}" for letter, meaning in present)
     return (
@@ -247,14 +288,16 @@ def _legend(record: StudyRecord, panels: list[tuple[str, Figure]]) -> str:
 def _last_accuracy(record: StudyRecord) -> str:
     compared = [result.point for result in setting_results(record)]
     left_out = {
-        point_label(point, record.names): _state_words(trial["state"])
+        point_label(point, record.names): state_words(record, trial["state"])
         for trial in record.trials.to_dict("records")
         if (point := {field: trial[field] for field in record.fields}) not in compared
     }
     missing = "; ".join(f"{label} ({state})" for label, state in left_out.items())
     if len(left_out) > NAMED_AT_MOST:
         counts = Counter(left_out.values())
-        missing = f"{len(left_out)} settings: " + ", ".join(f"{n} {state}" for state, n in counts.items())
+        missing = f"{count(len(left_out), 'setting')}: " + ", ".join(
+            f"{n:,} {state}" for state, n in counts.items()
+        )
     question = record.names[record.fields[0]]
     marks = ", ".join(
         f"{STRATUM_MARKS[number % len(STRATUM_MARKS)][1]} {point_label(stratum, record.names)}"
@@ -289,12 +332,12 @@ def _signal(charts: SignalCharts) -> str:
         )
     remarks = [
         "Some measured epochs are left out." if charts.epochs_left_out else "",
-        f"{_count(charts.trials_left_out, 'more measured trial')} of these kinds "
+        f"{count(charts.trials_left_out, 'more measured trial')} of these kinds "
         f"{'is' if charts.trials_left_out == 1 else 'are'} left out."
         if charts.trials_left_out
         else "",
         f"Diverged before the first measurement: {_some(charts.unmeasured)}." if charts.unmeasured else "",
-        f"Not drawn, as a log axis has no place for them: {_count(charts.undrawable, 'variance')} of 0, "
+        f"Not drawn, as a log axis has no place for them: {count(charts.undrawable, 'variance')} of 0, "
         "infinity or not a number."
         if charts.undrawable
         else "",
@@ -319,11 +362,11 @@ def _trials(record: StudyRecord) -> str:
         *((name, "number") for _, name in fields),
         *([] if fields else [("trial", "")]),
         *([("seed", "number")] if with_seeds else []),
-        ("top-1, last", "number"),
-        ("top-1, best", "number"),
+        (LAST, "number"),
+        (HIGHEST, "number"),
         ("epochs", "number"),
         ("training time", "number"),
-        ("images/s", "number"),
+        (SPEED, "number"),
         ("start-up", "number"),
         ("state", ""),
     ]
@@ -340,22 +383,29 @@ def _trials(record: StudyRecord) -> str:
             _cell(duration(trial["train_seconds"]), trial["train_seconds"], "number"),
             _cell(_speed(trial["images_per_second"]), trial["images_per_second"], "number"),
             _cell(duration(trial["startup_seconds"]), trial["startup_seconds"], "number"),
-            _cell(_state_words(trial["state"]), trial["state"], "", trial["reason"]),
+            _cell(state_words(record, trial["state"]), trial["state"], "", trial["reason"]),
         ]
         marked = ' class="best"' if is_best else ""
         name = _text(trial["trial"])
         rows.append(f'<tr data-trial="{name}"{marked}>{"".join(cells)}</tr>\n')
     header = "".join(
-        f'<th scope="col"{f" class={kind}" if kind else ""}><button type="button">{_text(name)}</button></th>'
+        f'<th scope="col"{f" class={kind}" if kind else ""}'
+        f"{' data-first=descending' if name in BEST_FIRST else ''}>"
+        f'<button type="button">{_text(name)}</button></th>'
         for name, kind in columns
     )
     return (
-        f"<section>\n<h2>All {len(record.trials)} trials</h2>\n"
+        f"<section>\n<h2>{_all_trials(record)}</h2>\n"
         + ('<p class="note">The best setting is in bold. Click a heading to sort.</p>\n' if best else "")
         + '<div class="scroll" tabindex="0" role="region" aria-label="Table of all trials">\n'
         f'<table id="trials">\n<thead><tr>{header}</tr></thead>\n<tbody>\n{"".join(rows)}</tbody>\n'
         "</table>\n</div>\n</section>\n"
     )
+
+
+def _all_trials(record: StudyRecord) -> str:
+    number = len(record.trials)
+    return f"All {count(number, 'trial')}" if number > 1 else "The trial"
 
 
 def _measurement(record: StudyRecord) -> str:
@@ -365,19 +415,19 @@ def _measurement(record: StudyRecord) -> str:
     facts = [
         (
             "Data",
-            f"{data['name']}: {data['classes']:,} classes, {data['train_images']:,} training and "
-            f"{data['validation_images']:,} validation images; fingerprint {data['fingerprint']}",
+            f"{data['name']}: {count(data['classes'], 'class')}, {data['train_images']:,} training and "
+            f"{count(data['validation_images'], 'validation image')}; fingerprint {data['fingerprint']}",
         ),
         (
             "Trials",
-            f"{_count(len(study['seeds']), 'seed')} ({seeds}); {study['epochs']} epochs each{_halving(record)}",
+            f"{count(len(study['seeds']), 'seed')} ({seeds}); {count(study['epochs'], 'epoch')} each{_halving(record)}",
         ),
         ("Damaged images", _damaged(record)),
         ("Accuracy", _accuracy(record)),
         ("Precision", str(study["recipe"].get("precision", ""))),
         (
             "Hardware",
-            f"{hardware['description']} ({hardware['cpus']:g} CPUs, {hardware['gpus']:g} GPUs, "
+            f"{hardware['description']} ({_amount(hardware['cpus'], 'CPU')}, {_amount(hardware['gpus'], 'GPU')}, "
             f"{hardware['memory_gib']:.0f} GiB memory)",
         ),
         (
@@ -418,8 +468,8 @@ def _damaged(record: StudyRecord) -> str:
     """How many images the trials left out for being damaged; nothing where they found none."""
     words = {"damaged_train_images": "training", "damaged_validation_images": "validation"}
     most = {words[name]: record.epochs[name].max() for name in words if name in record.epochs}
-    parts = [f"{count:,.0f} {split}" for split, count in most.items() if count > 0]
-    return f"left out, at most in a trial: {' and '.join(parts)} images" if parts else ""
+    parts = [count(int(number), f"{split} image") for split, number in most.items() if number > 0]
+    return f"left out, at most in a trial: {' and '.join(parts)}" if parts else ""
 
 
 def _values(record: StudyRecord, name: str) -> list[Any]:
@@ -455,8 +505,9 @@ def _phases(record: StudyRecord) -> str:
     )
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+def _amount(number: float, noun: str) -> str:
+    """A number that may be a fraction, with its noun; a whole one is written as :func:`count` does."""
+    return count(int(number), noun) if number == int(number) else f"{number:g} {noun}s"
 
 
 def _some(labels: Sequence[str]) -> str:
@@ -478,16 +529,12 @@ def _cell(shown: str, value: Any, kind: str, remark: str = "") -> str:
     return f'<td{attribute} data-sort="{"" if missing else _text(value)}">{_text(shown)}{note}</td>'
 
 
-def _state_words(state: str) -> str:
-    return END_MARKS[state][2] if state in END_MARKS else state
-
-
 def _percent(fraction: float) -> str:
     return "–" if math.isnan(fraction) else f"{100 * fraction:.1f}%"
 
 
 def _speed(images_per_second: float) -> str:
-    return "–" if math.isnan(images_per_second) else f"{images_per_second:,.3g}"
+    return "–" if math.isnan(images_per_second) else speed(images_per_second)
 
 
 def _text(value: object) -> str:

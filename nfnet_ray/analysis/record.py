@@ -33,6 +33,7 @@ class StudyRecord:
         study: the question, the data, the hardware and the command, as the journal has them.
         started: Unix seconds of the start.
         state: ``finished``, ``interrupted`` or, where the driver has not said how it ended, ``unfinished``.
+        last_event: Unix seconds of the latest event.
         wall_seconds: time that the driver was there; None where it has not said so.
         fields: dotted names of the swept Recipe fields. The first is the question, the others are strata.
             Seeds are never among them: trials that differ in the seed only are repetitions.
@@ -47,6 +48,7 @@ class StudyRecord:
     study: StudyDescription
     started: float
     state: str
+    last_event: float
     wall_seconds: float | None
     fields: tuple[str, ...]
     names: dict[str, str]
@@ -72,7 +74,9 @@ def load_study(directory: str | Path) -> StudyRecord:
     running: set[str] = set()
     trial_ended: dict[str, TrialEnded] = {}
     measured: dict[tuple[str, int], EpochEnded] = {}
+    last_event = 0.0
     for event, _ in read_events(path):
+        last_event = event["time"]
         if event["event"] == "study_started":
             started = event
         elif event["event"] == "study_resumed":
@@ -101,21 +105,21 @@ def load_study(directory: str | Path) -> StudyRecord:
             "seed": values.get("seed"),
         }
 
-    epoch_rows = [
-        {**identity[trial], "epoch": epoch, **measured[trial, epoch]["metrics"]} | {"epoch": epoch}
-        for trial, epoch in sorted(measured, key=lambda key: (list(identity).index(key[0]), key[1]))
-    ]
+    rows_of: dict[str, list[dict[str, Any]]] = {trial: [] for trial in identity}
+    for trial, epoch in sorted(measured, key=lambda key: key[1]):
+        metrics = measured[trial, epoch]["metrics"]
+        rows_of[trial].append({**identity[trial], "epoch": epoch, **metrics} | {"epoch": epoch})
+    epoch_rows = [row for rows in rows_of.values() for row in rows]
     trial_rows = []
     for trial, columns in identity.items():
         ended = trial_ended.get(trial)
-        metrics = [row for row in epoch_rows if row["trial"] == trial]
         trial_rows.append(
             {
                 **columns,
                 "state": ended["state"] if ended else "unfinished" if trial in running else "not started",
                 "reason": (ended["reason"] if ended else None) or "",
-                "epochs": max((row["epoch"] for row in metrics), default=0),
-                **_summary(metrics),
+                "epochs": max((row["epoch"] for row in rows_of[trial]), default=0),
+                **_summary(rows_of[trial]),
             }
         )
     epochs = pd.DataFrame(
@@ -129,6 +133,7 @@ def load_study(directory: str | Path) -> StudyRecord:
         study=study,
         started=started["time"],
         state=study_ended["state"] if study_ended else "unfinished",
+        last_event=last_event,
         wall_seconds=study_ended["wall_seconds"] if study_ended else None,
         fields=fields,
         names=short_names(fields),

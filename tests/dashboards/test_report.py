@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import math
 import re
+import time
+from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -183,6 +185,49 @@ def test_an_interrupted_study_has_a_report_that_says_so(tmp_path: Path) -> None:
     assert "Not complete. The study was interrupted: 3 of 12 trials have ended." in page.text
     assert "not started" in page.text
     assert len(page.trials) == 12
+
+
+def test_the_report_of_a_running_study_says_what_runs_and_reloads_itself(tmp_path: Path) -> None:
+    events = agc_sweep()[:30]
+    for event in events:
+        event["time"] += time.time() - events[-1]["time"]  # the driver said something just now
+    page = report(tmp_path, events)
+    assert "Running. 3 of 12 trials have ended. What follows is what is known so far." in page.text
+    assert "This page reloads itself" in page.text
+    assert page.data["written"]
+    assert "running" in page.text.partition("All 12 trials")[2]
+    ended: Event = {
+        "event": "study_ended",
+        "time": time.time(),
+        "state": "interrupted",
+        "wall_seconds": 100.0,
+    }
+    page = report(tmp_path, [ended])
+    assert "reloads itself" not in page.text
+    assert page.data["written"] is None
+
+
+def test_a_study_of_which_nothing_was_heard_for_long_may_be_dead(tmp_path: Path) -> None:
+    page = report(tmp_path, agc_sweep()[:30])
+    assert re.search(
+        "Running, or cut off. 3 of 12 trials have ended; the last news was [^.]* old.", page.text
+    )
+
+
+def test_reports_are_written_by_several_at_once_while_the_journal_grows(tmp_path: Path) -> None:
+    """Whoever reads meanwhile finds a whole page; nothing is left behind but that."""
+    events = agc_sweep()
+    write_journal(tmp_path, events[:10])
+    write_report(tmp_path)
+    pages = set()
+    with ThreadPoolExecutor(3) as threads:
+        writers = [threads.submit(write_report, tmp_path) for _ in range(6)]
+        for event in events[10:]:
+            write_journal(tmp_path, [event])
+            pages.add((tmp_path / "report.html").read_text(encoding="utf-8")[-len("</html>\n") :])
+        assert [writer.result() for writer in writers] == [tmp_path / "report.html"] * 6
+    assert pages == {"</html>\n"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["journal.jsonl", "report.html"]
 
 
 @pytest.mark.parametrize("events", [0, 1, 2], ids=["just started", "first trial started", "first epoch"])
