@@ -63,8 +63,11 @@ def resolved(path: Path, named: str, *, makes: int = 0) -> Path:
     return check_path(found, named, makes=makes)
 
 
-def check_can_write(folder: Path, named: str) -> None:
-    """Raises UserError if nothing can be written in ``folder``, or where it would be made. Leaves nothing behind."""
+def check_can_write(folder: Path, named: str, room_bytes: int = PROBE_BYTES) -> None:
+    """Raises UserError if nothing can be written in ``folder``, or where it would be made, or if there is less room.
+
+    Leaves nothing behind.
+    """
     nearest = folder
     try:
         while not nearest.exists():
@@ -77,6 +80,10 @@ def check_can_write(folder: Path, named: str) -> None:
             file.write(bytes(PROBE_BYTES))
             file.flush()
             os.fsync(file.fileno())
+            disk = os.fstatvfs(file.fileno())
+        # Some network file systems tell of no size at all; of the others the probe has taken its part already.
+        if disk.f_blocks and disk.f_bavail * disk.f_frsize < room_bytes - PROBE_BYTES:
+            raise OSError(errno.ENOSPC, f"less than {room_bytes / 1e6:.0f} MB of room")
     except OSError as error:
         remedy = "make room, or name another folder" if error.errno in _FULL else "name another folder"
         raise UserError(f"{named}: {nearest} cannot be written ({in_words(error)}); {remedy}") from None
@@ -108,6 +115,16 @@ def lost_place(error: BaseException) -> OSError | None:
         if os.strerror(number) in str(error):
             return OSError(number, os.strerror(number))
     return None
+
+
+def which_is_lost(*folders: Path) -> Path:
+    """The first folder in which nothing can be written; the very first one if there is room in all again."""
+    for folder in folders:
+        try:
+            check_can_write(folder, "")
+        except UserError:
+            return folder
+    return folders[0]
 
 
 def in_words(error: OSError) -> str:

@@ -19,6 +19,7 @@ from rich.console import Console
 import nfnet_ray
 from dashboards.live_report import LiveReport
 from dashboards.report import REPORT_FILE, write_report
+from nfnet_ray.cluster.address import temporary_folder
 from nfnet_ray.cluster.journal import StudyProgress
 from nfnet_ray.cluster.plan import epoch_arithmetic
 from nfnet_ray.cluster.progress import StudyDisplay, reported_epochs, trial_table
@@ -27,7 +28,7 @@ from nfnet_ray.cluster.study import METRIC, TRIALS_FOLDER, Study, Trial
 from nfnet_ray.data.dataset import DatasetSummary
 from nfnet_ray.errors import StorageError, UserError
 from nfnet_ray.interruption import EXIT_INTERRUPTED, asked_to_stop
-from nfnet_ray.places import in_words, lost_place, remedy_for
+from nfnet_ray.places import in_words, lost_place, remedy_for, which_is_lost
 from nfnet_ray.printable import interpreter, shell_command, shown
 from nfnet_ray.terminal import say, say_whole, waiting
 from nfnet_ray.tracking.events import JOURNAL_FILE, Journal, StudyStarted
@@ -107,7 +108,8 @@ class StudyRun:
                 lost = lost_place(error)
                 if lost is None:
                     raise
-                why = f"{shown(self.directory)} cannot be written ({in_words(lost)}); {remedy_for(lost)}"
+                place = which_is_lost(self.directory, temporary_folder() / "ray")
+                why = f"{shown(place)} cannot be written ({in_words(lost)}); {remedy_for(lost)}"
                 raise StorageError(self._stopped_sentence(why)) from error
             except KeyboardInterrupt:
                 if self.progress.started is None:

@@ -26,6 +26,9 @@ LONGEST_SOCKET_PATH = 107
 LONGEST_BELOW_TEMPORARY = len("/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
 """Ray's longest (ray/_private/node.py), with the largest process id of Linux."""
 
+LEAST_TEMPORARY_BYTES = 10_000_000
+"""Ray's logs of a study are 0.3 to 2.4 MB; where they find no room, workers die."""
+
 # Read by Ray and Tune when they are imported. A study prints its own table, keeps its own journal and
 # handles Ctrl-C itself.
 _RAY_SETTINGS = {
@@ -158,7 +161,7 @@ def check_temporary_folder() -> None:
             f"{LONGEST_SOCKET_PATH - LONGEST_BELOW_TEMPORARY} are the most): set RAY_TMPDIR to a shorter one, such as "
             "/tmp"
         )
-    check_can_write(folder / "ray", name)
+    check_can_write(folder / "ray", name, LEAST_TEMPORARY_BYTES)
 
 
 def _be_on_our_own() -> None:

@@ -1,0 +1,89 @@
+"""A Ray of our own that does not start, and where it keeps its sockets. No Ray is started."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+
+from nfnet_ray.cluster import session
+from nfnet_ray.cluster.own_ray import OwnRay
+from nfnet_ray.errors import UserError
+
+LATE = "The current node timed out during startup. This could happen because some of the raylet failed to startup."
+
+
+@pytest.fixture
+def starts(monkeypatch: pytest.MonkeyPatch) -> list[Exception | str]:
+    """What each start of Ray does, in turn: it raises, or is that."""
+    outcomes: list[Exception | str] = []
+
+    def start(_self: OwnRay, **_options: Any) -> Any:
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(OwnRay, "start", start)
+    monkeypatch.setattr(OwnRay, "end", lambda _self: None)
+    return outcomes
+
+
+def test_a_ray_that_is_late_is_started_once_more(starts: list[Exception | str]) -> None:
+    starts += [Exception(LATE), "up"]
+    assert session._start(OwnRay(), {}) == "up"
+    starts += [Exception(LATE), Exception(LATE)]
+    with pytest.raises(
+        UserError, match=r"^Ray does not start on this machine \(The current node timed out .*logs$"
+    ):
+        session._start(OwnRay(), {})
+
+
+def test_another_reason_is_said_at_once_and_in_one_line(starts: list[Exception | str]) -> None:
+    starts += [RuntimeError("\n  no such thing\nand much more"), "up"]
+    with pytest.raises(UserError, match=r"\(no such thing\)") as caught:
+        session._start(OwnRay(), {})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("folder", "complaint"),
+    [
+        ("/" + "x" * 39, "40 bytes, and 39 are the most"),
+        ("relative", "relative"),
+        ("/dev/null", "is not a folder"),
+        ("/proc", "cannot be written"),
+    ],
+)
+@pytest.mark.parametrize("name", ["RAY_TMPDIR", "TMPDIR"])
+def test_a_folder_that_ray_cannot_use(
+    monkeypatch: pytest.MonkeyPatch, name: str, folder: str, complaint: str
+) -> None:
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv(name, folder)
+    with pytest.raises(UserError, match=f"^{name}: .*{complaint}"):
+        session.check_temporary_folder()
+
+
+def test_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", "")
+    monkeypatch.setenv("TMPDIR", "/tmp")
+    session.check_temporary_folder()
+
+
+def test_a_disk_with_too_little_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp")
+    monkeypatch.setattr(session, "LEAST_TEMPORARY_BYTES", 10**18)
+    with pytest.raises(UserError, match=r"RAY_TMPDIR: .*less than .* MB of room.*make room"):
+        session.check_temporary_folder()
+
+
+def test_without_a_home_it_has_a_token_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", "/proc/nowhere")
+    monkeypatch.setenv("RAY_ADDRESS", "of.a.cluster:6379")
+    session._be_on_our_own()
+    assert len(os.environ.pop("RAY_AUTH_TOKEN")) == 64
+    assert "RAY_ADDRESS" not in os.environ
