@@ -69,7 +69,7 @@ class StudyRun:
     """
 
     stopping: ClassVar[str] = (
-        "Stopping: the running trials keep their last epoch. Once more to leave at once."
+        "Stopping: the running trials keep a checkpoint of this step. Once more to leave at once."
     )
 
     workers_flag: ClassVar[str] = "--workers-per-trial"
@@ -215,7 +215,7 @@ class StudyRun:
                     report.wake()
                 sink.wake()
 
-            recorder = Recorder(journal, self.progress, on_event, on_lost=stop.set)
+            recorder = Recorder(journal, self.progress, on_event, display.note, on_lost=stop.set)
             if self.progress.started is None:
                 recorder.record(self._started_event(resources, worker))
             elif self.changed:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,22 @@ from ray import tune
 from ray.tune import Callback, FailureConfig, RunConfig, Stopper, TuneConfig, Tuner
 from ray.tune.experiment import Trial as TuneTrial
 
+from nfnet_ray.cluster.journal import StudyProgress
+from nfnet_ray.cluster.mailbox import Mailbox
 from nfnet_ray.cluster.recorder import Recorder
 from nfnet_ray.cluster.scheduler import StratifiedHalving
 from nfnet_ray.cluster.study import METRIC, TRIALS_FOLDER, Study, Trial
-from nfnet_ray.cluster.trainer import worker_config
+from nfnet_ray.cluster.trainer import SECONDS_TO_KEEP, worker_config
 from nfnet_ray.cluster.trial import run_in_actor, run_worker_group
 from nfnet_ray.cluster.worker import (
+    HAS_TRAINED,
     LOST_WORKER_RETRIES,
     METRICS,
     OUTCOME,
     REASON,
+    STOP,
     STORAGE_LOST,
+    WorkerConfig,
     WorkerResources,
 )
 from nfnet_ray.places import lost_place, remedy_for
@@ -51,7 +57,13 @@ def run_trials(
     if study.halving:
         strata = {trial.name: trial.stratum for trial in study.trials()}
         scheduler = StratifiedHalving(strata, study.halving, study.epochs)
-        scheduler.replay(recorder.progress.reported_epochs())
+        stopped = scheduler.replay(recorder.progress.reported_epochs())
+        for trial in trials:
+            if trial.name in stopped:  # its driver was killed before it could say so
+                recorder.end_trial(trial.name, "stopped", _reason(stopped[trial.name]))
+        trials = [trial for trial in trials if trial.name not in stopped]
+        if not trials:
+            return
     configs = [
         worker_config(trial, directory / TRIALS_FOLDER / trial.name, worker, through_tune=True)
         for trial in trials
@@ -70,8 +82,8 @@ def run_trials(
         run_config=RunConfig(
             name=attempt,
             storage_path=str(directory / "tune"),
-            stop=_StopWhenAsked(stop),
-            callbacks=[_JournalCallback(recorder, study.epochs)],
+            stop=_StopWhenAsked(stop, recorder.progress, configs),
+            callbacks=[_JournalCallback(recorder, study.epochs, stop)],
             failure_config=FailureConfig(max_failures=LOST_WORKER_RETRIES),
             verbose=0,
         ),
@@ -86,6 +98,11 @@ def _trial_name(trial: TuneTrial) -> str:
     return name
 
 
+def _reason(epoch: int) -> str:
+    """Why halving stops a trial."""
+    return f"not among the best of its rung after epoch {epoch}"
+
+
 class _NotSaved:
     """Tune pickles what it is given into its own state, which this project does not use."""
 
@@ -94,24 +111,50 @@ class _NotSaved:
 
 
 class _StopWhenAsked(_NotSaved, Stopper):
-    def __init__(self, stop: threading.Event) -> None:
-        self._stop = stop
+    """Ends all trials once somebody wants it, after those that train have kept a checkpoint of the step they are at."""
+
+    def __init__(
+        self, stop: threading.Event, progress: StudyProgress, configs: Sequence[WorkerConfig]
+    ) -> None:
+        self._stop, self._progress = stop, progress
+        self._mailboxes = {config["name"]: Mailbox(config["mailbox"]) for config in configs}
+        self._asked: list[str] | None = None
+        self._asked_at = 0.0
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False
 
     def stop_all(self) -> bool:
-        return self._stop.is_set()
+        if not self._stop.is_set():
+            return False
+        if self._asked is None:
+            self._asked_at = time.monotonic()
+            self._asked = self._ask()
+        is_late = time.monotonic() - self._asked_at > SECONDS_TO_KEEP
+        return is_late or not any(self._progress.trials[name].state == "running" for name in self._asked)
+
+    def _ask(self) -> list[str]:
+        """Asks the trials to stop, those too that Tune may start meanwhile; which of them have something to keep."""
+        training = []
+        with suppress(Exception):  # the cluster's head is away, and nobody there can be asked
+            for mailbox in self._mailboxes.values():
+                mailbox.set(STOP, True)
+            for name, mailbox in self._mailboxes.items():
+                if self._progress.trials[name].state == "running" and mailbox.get(HAS_TRAINED):
+                    training.append(name)
+        return training
 
 
 class _JournalCallback(_NotSaved, Callback):
     """Turns what Tune tells of its trials into events."""
 
-    def __init__(self, recorder: Recorder, epochs: int) -> None:
-        self._recorder, self._epochs = recorder, epochs
+    def __init__(self, recorder: Recorder, epochs: int, stop: threading.Event) -> None:
+        self._recorder, self._epochs, self._stop = recorder, epochs, stop
         self._last_words: dict[str, dict[str, Any]] = {}
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        if self._stop.is_set():  # Tune gives it the place of one that has stopped, and ends it in a moment
+            return
         name = _trial_name(trial)
         attempt = self._recorder.progress.trials[name].attempts + 1
         self._recorder.record(
@@ -123,32 +166,27 @@ class _JournalCallback(_NotSaved, Callback):
     ) -> None:
         if OUTCOME in result:
             self._last_words[_trial_name(trial)] = result
-        elif METRIC in result:
-            self._recorder.record(
-                {
-                    "event": "epoch",
-                    "time": time.time(),
-                    "trial": _trial_name(trial),
-                    "epoch": result["epoch"],
-                    "metrics": result[METRICS],
-                }
-            )
+        elif METRIC in result and self._is_running(trial):
+            self._recorder.record_epoch(_trial_name(trial), result["epoch"], result[METRICS])
 
     def on_trial_complete(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
     ) -> None:
+        if not self._is_running(trial):
+            return
         name = _trial_name(trial)
-        epoch = self._recorder.progress.trials[name].epoch
-        if name in self._last_words:
-            word = self._last_words[name]
-            if word.get(STORAGE_LOST):
-                self._interrupt(name, word[REASON])
-            else:
-                self._recorder.end_trial(name, word[OUTCOME], word[REASON])
-        elif epoch == self._epochs:
+        progress = self._recorder.progress.trials[name]
+        word = self._last_words.get(name)
+        if word is not None and word.get(STORAGE_LOST):
+            self._interrupt(name, word[REASON])
+        elif word is not None and word[OUTCOME] == "stopped":  # it was asked to
+            self._recorder.end_trial(name, "interrupted", None)
+        elif word is not None:
+            self._recorder.end_trial(name, word[OUTCOME], word[REASON])
+        elif progress.epoch == self._epochs:
             self._recorder.end_trial(name, "finished", None)
         else:
-            self._recorder.end_trial(name, "stopped", f"not among the best of its rung after epoch {epoch}")
+            self._recorder.end_trial(name, "stopped", _reason(progress.epoch))
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         lines = Path(trial.error_file).read_text().strip().splitlines() if trial.error_file else []
@@ -163,3 +201,7 @@ class _JournalCallback(_NotSaved, Callback):
         """No trial can keep its results any longer: all of them stop, to be resumed once there is room."""
         self._recorder.end_trial(name, "interrupted", reason)
         self._recorder.lose(reason)
+
+    def _is_running(self, trial: TuneTrial) -> bool:
+        """Whether the journal says so: not of a trial that was started while all others were being stopped."""
+        return self._recorder.progress.trials[_trial_name(trial)].state == "running"

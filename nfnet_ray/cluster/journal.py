@@ -40,7 +40,10 @@ class StudyProgress:
 
     def __init__(self) -> None:
         self.started: StudyStarted | None = None
-        self.wall_seconds = 0.0
+        self._wall_seconds_before = 0.0
+        self._session: tuple[float, float] | None = (
+            None  # first and last event of a driver that has not said its end
+        )
         self.changed: dict[str, Any] = {}
         """Fields that were forced upon the Recipe by those who went on with it."""
         self.trials: dict[str, TrialProgress] = {}
@@ -71,6 +74,11 @@ class StudyProgress:
 
     def apply(self, event: Event) -> None:
         """Takes in the next event of the journal."""
+        if event["event"] in ("study_started", "study_resumed"):
+            self._wall_seconds_before = self.wall_seconds
+            self._session = (event["time"], event["time"])
+        elif self._session is not None:
+            self._session = (self._session[0], max(self._session[1], event["time"]))
         match event["event"]:
             case "study_started":
                 self.started = event
@@ -78,16 +86,24 @@ class StudyProgress:
             case "study_resumed":
                 self.changed |= event.get("changed", {})
             case "study_ended":
-                self.wall_seconds = event["wall_seconds"]
+                self._wall_seconds_before, self._session = event["wall_seconds"], None
             case "trial_started":
                 trial = self.trials[event["trial"]]
                 trial.state, trial.reason, trial.attempts = "running", None, event["attempt"]
             case "epoch":
-                self.trials[event["trial"]].epochs[event["epoch"]] = event["metrics"]
-                self._reported.append((event["trial"], event["epoch"], event["metrics"][METRIC] or 0.0))
+                trial = self.trials[event["trial"]]
+                if event["epoch"] not in trial.epochs:  # journals of earlier versions have some twice
+                    self._reported.append((event["trial"], event["epoch"], event["metrics"][METRIC] or 0.0))
+                trial.epochs[event["epoch"]] = event["metrics"]
             case "trial_ended":
                 trial = self.trials[event["trial"]]
                 trial.state, trial.reason = event["state"], event["reason"]
+
+    @property
+    def wall_seconds(self) -> float:
+        """Time that drivers were there; of one that was killed, up to its last event."""
+        first, last = self._session or (0.0, 0.0)
+        return self._wall_seconds_before + (last - first)
 
     @property
     def unfinished(self) -> list[str]:
@@ -95,5 +111,5 @@ class StudyProgress:
         return [trial.name for trial in self.trials.values() if trial.state not in ENDED_FOR_GOOD]
 
     def reported_epochs(self) -> list[tuple[str, int, float]]:
-        """(trial, epoch, validation top-1) in the order in which they were reported."""
+        """(trial, epoch, validation top-1) as they were first reported, in that order: what halving decided by."""
         return list(self._reported)

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from nfnet_ray.cluster.journal import StudyProgress
+from nfnet_ray.cluster.study import METRIC
 from nfnet_ray.places import in_words, remedy_for
 from nfnet_ray.tracking.events import Event, Journal, TrialState
 
+# Ends of the names of metrics that depend on the machine and on what else it does, and not on what was learned.
+_OF_THE_MACHINE = ("_seconds", "_per_second", "_bytes", "_watts", "_joules", "_utilisation")
+
 
 class Recorder:
-    """Puts each event into the journal first, then into the progress that is shown."""
+    """Puts each event into the journal first, then into the progress that is shown; ``say`` tells a person."""
 
     def __init__(
         self,
         journal: Journal,
         progress: StudyProgress,
         on_event: Callable[[], None],
+        say: Callable[[str], None],
         on_lost: Callable[[], None] = lambda: None,
     ) -> None:
-        self._journal, self.progress, self._on_event = journal, progress, on_event
+        self._journal, self.progress, self._on_event, self._say = journal, progress, on_event, say
         self._on_lost = on_lost
         self._journal_is_lost = False
         self.lost: str | None = None
@@ -44,6 +50,28 @@ class Recorder:
         self.lost = self.lost or why
         self._on_lost()
 
+    def record_epoch(self, trial: str, epoch: int, metrics: Mapping[str, float | None]) -> None:
+        """Keeps an epoch's metrics, once.
+
+        A training that resumes from a checkpoint reports the checkpoint's epoch anew, for that report may have been
+        lost; and one whose last checkpoint was lost trains an epoch again. Both give what was learned to the bit. If
+        not (GPUs and another number of workers add in another order, and somebody may have changed data or code), the
+        later numbers replace the earlier ones, because it is their weights that are trained further.
+        """
+        known = self.progress.trials[trial].epochs.get(epoch)
+        if known is not None:
+            changed = _changes(known, metrics)
+            if not changed:
+                return
+            name = METRIC if METRIC in changed else changed[0]
+            self._say(
+                f"{trial}: epoch {epoch} was done again and came out differently ({name} {metrics.get(name)}, was "
+                f"{known.get(name)}): the new numbers replace the old ones"
+            )
+        self.record(
+            {"event": "epoch", "time": time.time(), "trial": trial, "epoch": epoch, "metrics": dict(metrics)}
+        )
+
     def end_trial(self, name: str, state: TrialState, reason: str | None) -> None:
         """Keeps that a trial has ended, after as many epochs as were reported."""
         epochs = self.progress.trials[name].epoch
@@ -57,3 +85,15 @@ class Recorder:
                 "epochs": epochs,
             }
         )
+
+
+def _changes(before: Mapping[str, float | None], now: Mapping[str, float | None]) -> list[str]:
+    """Names of the metrics of what was learned that are not the same to the last bit."""
+    names = [name for name in {**before, **now} if not name.endswith(_OF_THE_MACHINE)]
+    return [name for name in names if not _are_same(before.get(name), now.get(name))]
+
+
+def _are_same(before: float | None, now: float | None) -> bool:
+    if before is None or now is None:
+        return before is now
+    return before == now or (math.isnan(before) and math.isnan(now))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial as TuneTrial
@@ -34,6 +34,7 @@ class StratifiedHalving(FIFOScheduler):
     def __init__(self, strata: Mapping[str, str], halving: Halving, epochs: int) -> None:
         super().__init__()
         self._strata = dict(strata)  # trial name: stratum
+        self._seen: dict[str, int] = {}  # trial name: last epoch
         self._rivals = {
             stratum: ASHAScheduler(
                 time_attr="epoch",
@@ -47,16 +48,22 @@ class StratifiedHalving(FIFOScheduler):
             for stratum in set(strata.values())
         }
 
-    def replay(self, epochs: Iterable[tuple[str, int, float]]) -> None:
-        """Shows the scheduler what (trial, epoch, validation top-1) were reported before the restart."""
-        added: set[str] = set()
+    def replay(self, epochs: Iterable[tuple[str, int, float]]) -> dict[str, int]:
+        """Shows the scheduler what (trial, epoch, validation top-1) were reported before the restart.
+
+        Returns {trial: epoch} of those that it stops after the last epoch that they reported. Their driver has said
+        so, unless it was killed in between.
+        """
+        stopped: dict[str, int] = {}
         for name, epoch, top1 in epochs:
-            rivals: Any = self._rivals[self._strata[name]]
             trial = _ByName(name)
-            if name not in added:
-                rivals.on_trial_add(_NO_CONTROLLER, trial)
-                added.add(name)
-            rivals.on_trial_result(_NO_CONTROLLER, trial, {"epoch": epoch, METRIC: top1})
+            if name not in self._seen:
+                self._rivals[self._strata[name]].on_trial_add(_NO_CONTROLLER, cast(TuneTrial, trial))
+            decision = self._decide(trial, {"epoch": epoch, METRIC: top1})
+            stopped.pop(name, None)
+            if decision == self.STOP:
+                stopped[name] = epoch
+        return stopped
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
         return True
@@ -67,7 +74,16 @@ class StratifiedHalving(FIFOScheduler):
     def on_trial_result(
         self, tune_controller: TuneController, trial: TuneTrial, result: dict[str, Any]
     ) -> str:
-        decision: str = self._rivals_of(trial).on_trial_result(tune_controller, _named(trial), result)
+        del tune_controller
+        return self._decide(_named(trial), result)
+
+    def _decide(self, trial: Any, result: dict[str, Any]) -> str:
+        """Each epoch of a trial is decided about once: a trial that resumes reports that of its checkpoint again."""
+        if METRIC not in result or result["epoch"] <= self._seen.get(trial.trial_id, 0):
+            return self.CONTINUE
+        self._seen[trial.trial_id] = result["epoch"]
+        rivals = self._rivals[self._strata[trial.trial_id]]
+        decision: str = rivals.on_trial_result(_NO_CONTROLLER, trial, result)
         return decision
 
     def on_trial_complete(

@@ -243,16 +243,7 @@ class _Follower:
             case "attempt":
                 self._start(note)
             case "epoch":
-                epoch = int(note["metrics"]["epoch"])
-                self._recorder.record(
-                    {
-                        "event": "epoch",
-                        "time": time.time(),
-                        "trial": name,
-                        "epoch": epoch,
-                        "metrics": note["metrics"],
-                    }
-                )
+                self._recorder.record_epoch(name, int(note["metrics"]["epoch"]), note["metrics"])
             case "hung":
                 self._hung.append(dict(note))
             case "resizing":

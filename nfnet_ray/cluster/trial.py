@@ -6,13 +6,14 @@ Both call the same ``train(recipe, context)``; only the Context differs.
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import Any
 
 from ray import tune
 
 from nfnet_ray.cluster.mailbox import Mailbox
 from nfnet_ray.cluster.trainer import kept_trace, torch_trainer
-from nfnet_ray.cluster.worker import OUTCOME, REASON, STORAGE_LOST, WorkerConfig, train_alone
+from nfnet_ray.cluster.worker import OUTCOME, REASON, STOP, STORAGE_LOST, WorkerConfig, train_alone
 from nfnet_ray.places import lost_place
 
 
@@ -20,6 +21,8 @@ def run_in_actor(space: dict[str, Any]) -> None:
     """Tune function of a trial with one worker. ``space["trial"]`` is its :class:`WorkerConfig`."""
     started_at = time.perf_counter()
     config: WorkerConfig = space["trial"]
+    if _comes_too_late(config):
+        return
     try:
         last_word = train_alone(config, started_at)
     except Exception as error:
@@ -30,6 +33,9 @@ def run_in_actor(space: dict[str, Any]) -> None:
             last_word[STORAGE_LOST] = True
         if torch.cuda.is_initialized() and not isinstance(error, torch.OutOfMemoryError):
             raise  # the process may be broken, and the next trial must not get it
+    finally:
+        with suppress(Exception):  # the cluster's head may be away, and nothing else depends on it
+            Mailbox(config["mailbox"]).remove()
     tune.report(last_word)
 
 
@@ -38,9 +44,19 @@ def run_worker_group(space: dict[str, Any]) -> None:
     from ray.tune.integration.ray_train import TuneReportCallback
 
     config: WorkerConfig = space["trial"]
+    if _comes_too_late(config):
+        return
     try:
         torch_trainer(config, [TuneReportCallback()]).fit()
     except Exception as error:
         tune.report({OUTCOME: "failed", REASON: kept_trace(config, error), "epoch": 0})
     finally:
         Mailbox(config["mailbox"]).remove()
+
+
+def _comes_too_late(config: WorkerConfig) -> bool:
+    """Whether the study is being stopped: Tune starts waiting trials in the places of those that have stopped."""
+    if not Mailbox(config["mailbox"]).get(STOP):
+        return False
+    tune.report({OUTCOME: "stopped", REASON: None, "epoch": 0})
+    return True

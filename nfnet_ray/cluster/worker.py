@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -34,8 +34,11 @@ OUTCOME, REASON = "outcome", "outcome_reason"  # keys of a trial's last report, 
 STORAGE_LOST = "storage_lost"  # another, if checkpoints can no longer be written, as no trial's then can
 # Names in the mailbox.
 STOP, YIELD, PROGRESS, TRIES, LAST_LOSS = "stop", "yield", "progress", "tries", "last_loss"
+HAS_TRAINED = "has_trained"  # set from the first step on: from then on there is something to keep
 PROGRESS_INTERVAL_SECONDS = 5.0
 SECONDS_BETWEEN_NOTES = 1.0  # that the first worker looks for in the mailbox
+# systemd and Slurm tell the driver and its workers at once; Tune looks at what the driver wants ten times a second.
+SECONDS_UNTIL_THE_DRIVER_ASKS = 3.0
 LOST_WORKER_RETRIES = 3  # a lost process or node is not the training's fault: it goes on from its checkpoint
 
 logger = logging.getLogger(__name__)
@@ -88,6 +91,49 @@ class _WorkerContext:
         self.store = CheckpointStore(config["checkpoints"])
         seconds = config["seconds_between_checkpoints"]
         self.seconds_between_checkpoints = SECONDS_BETWEEN_CHECKPOINTS if seconds is None else seconds
+        self.mailbox = Mailbox(config["mailbox"])
+        self._wish: StopReason | None = None
+        self._epochs: float | None = None
+        self._noted_at: float | None = None
+        self._over = threading.Event()
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """While this lasts the first worker reads the mailbox, and notes progress."""
+        thread = threading.Thread(target=self._listen, name="mailbox", daemon=True)
+        if self.rank == 0:
+            thread.start()
+        try:
+            yield
+        finally:
+            self._over.set()
+
+    def _listen(self) -> None:
+        while not self._over.wait(SECONDS_BETWEEN_NOTES):
+            try:
+                self._read_wishes()
+                if self._epochs is None:
+                    continue
+                if self._noted_at is None:
+                    self.mailbox.set(HAS_TRAINED, True)
+                if self._noted_at is None or time.monotonic() - self._noted_at > PROGRESS_INTERVAL_SECONDS:
+                    self._noted_at = time.monotonic()
+                    self._note_progress(self._epochs)
+            except Exception as error:  # the head may be away for a while; what it has to say can wait
+                logger.warning("the cluster's head does not answer (%s)", error)
+
+    def _read_wishes(self) -> None:
+        if self.mailbox.get(STOP):
+            self._wish = "asked"
+
+    def _note_progress(self, epochs: float) -> None:
+        note_progress(self.directory, epochs)
+
+    def progress(self, epochs: float) -> None:
+        self._epochs = epochs
+
+    def should_stop(self) -> bool:
+        return self._wish is not None
 
 
 class TuneContext(_WorkerContext):
@@ -98,20 +144,11 @@ class TuneContext(_WorkerContext):
 
         gpu = config["resources"]["gpus"] > 0
         super().__init__(config, rank=0, world_size=1, device=torch.device("cuda" if gpu else "cpu"))
-        self._progress_noted_at = time.monotonic()
 
     def report(self, metrics: Mapping[str, Any]) -> None:
         from ray import tune
 
         tune.report(report_of(metrics))
-
-    def progress(self, epochs: float) -> None:
-        if time.monotonic() - self._progress_noted_at > PROGRESS_INTERVAL_SECONDS:
-            self._progress_noted_at = time.monotonic()
-            note_progress(self.directory, epochs)
-
-    def should_stop(self) -> bool:
-        return False
 
 
 class GroupContext(_WorkerContext):
@@ -124,38 +161,18 @@ class GroupContext(_WorkerContext):
         place = ray.train.get_context()
         device = ray.train.torch.get_device()
         super().__init__(config, place.get_world_rank(), place.get_world_size(), device)
-        self.mailbox = Mailbox(config["mailbox"])
         self._through_tune = config["through_tune"]
-        self._wish: StopReason | None = None
-        self._epochs: float | None = None
-        self._over = threading.Event()
 
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """While this lasts the first worker reads the mailbox, and notes progress there."""
-        thread = threading.Thread(target=self._listen, name="mailbox", daemon=True)
-        if self.rank == 0:
-            thread.start()
-        try:
-            yield
-        finally:
-            self._over.set()
+    def _read_wishes(self) -> None:
+        if self.mailbox.get(STOP):
+            self._wish = "asked"
+        elif self.mailbox.get(YIELD):
+            self._wish = "resized"
 
-    def _listen(self) -> None:
-        noted_at = time.monotonic()
-        while not self._over.wait(SECONDS_BETWEEN_NOTES):
-            try:
-                if self.mailbox.get(STOP):
-                    self._wish = "asked"
-                elif self.mailbox.get(YIELD):
-                    self._wish = "resized"
-                if self._epochs is not None and time.monotonic() - noted_at > PROGRESS_INTERVAL_SECONDS:
-                    noted_at = time.monotonic()
-                    self.mailbox.set(PROGRESS, self._epochs)
-                    if self._through_tune:
-                        note_progress(self.directory, self._epochs)
-            except Exception as error:  # the head may be away for a while; what it has to say can wait
-                logger.warning("the cluster's head does not answer (%s)", error)
+    def _note_progress(self, epochs: float) -> None:
+        self.mailbox.set(PROGRESS, epochs)
+        if self._through_tune:
+            super()._note_progress(epochs)
 
     def report(self, metrics: Mapping[str, Any]) -> None:
         if self._through_tune:
@@ -165,11 +182,18 @@ class GroupContext(_WorkerContext):
         elif self.rank == 0:
             self.mailbox.post("epoch", metrics=dict(metrics))
 
-    def progress(self, epochs: float) -> None:
-        self._epochs = epochs
-
     def should_stop(self) -> bool:
         return self.stop_reason() is not None
+
+    def is_asked_soon(self) -> bool:
+        """Whether the driver wants the run to stop, now or in a moment: what ends all processes ends it too."""
+        deadline = time.monotonic() + SECONDS_UNTIL_THE_DRIVER_ASKS
+        with suppress(Exception):  # the cluster's head is away
+            while time.monotonic() < deadline:
+                if self.mailbox.get(STOP):
+                    return True
+                time.sleep(0.1)
+        return False
 
     def stop_reason(self) -> StopReason | None:
         """Why this worker wants to stop; another one may have another reason, or none."""
@@ -221,9 +245,10 @@ def train_alone(config: WorkerConfig, started_at: float) -> dict[str, Any]:
         stacks = hang.stacks.encode()
         storage_at(stacks_place(config)).write("rank-0.txt", lambda file: file.write(stacks))
 
-    clock = Clock(started_at)
-    with Watchdog(clock, config["hang_seconds"] or SECONDS_OF_SILENCE, keep):  # Tune then starts it again
-        return _train(config, TuneContext(config), clock)
+    clock, context = Clock(started_at), TuneContext(config)
+    hang_seconds = config["hang_seconds"] or SECONDS_OF_SILENCE
+    with context.listening(), Watchdog(clock, hang_seconds, keep):  # Tune then starts it again
+        return _train(config, context, clock)
 
 
 def train_in_group(plain: dict[str, Any]) -> None:
@@ -263,12 +288,14 @@ def _say_last_word(context: GroupContext, word: Mapping[str, Any]) -> None:
 
 def _leave(context: GroupContext, last_word: Mapping[str, Any]) -> None:
     """Ends a worker that has kept a checkpoint because one of them was asked to stop."""
-    from nfnet_ray.training.saving import all_of
+    from nfnet_ray.training.saving import all_of, first_workers
 
     reason = context.stop_reason()
     told = all_of((reason, preempted_ranks()), context)
     reasons = [wish for wish, _ in told if wish]
     doomed = {rank for _, ranks in told for rank in ranks}
+    if "terminated" in reasons and first_workers(context.rank == 0 and context.is_asked_soon(), context):
+        reasons = ["asked"]
     if "asked" in reasons:
         _say_last_word(context, last_word)
     elif context.rank == 0:

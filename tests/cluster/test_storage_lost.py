@@ -65,7 +65,7 @@ def test_nothing_of_a_line_that_finds_no_room_stays_in_the_journal(tmp_path: Pat
 def recorder(tmp_path: Path) -> Iterator[Recorder]:
     study = Study("x", "?", Recipe(), {})
     with Journal(tmp_path / JOURNAL_FILE) as journal:
-        yield Recorder(journal, StudyProgress.waiting(study), lambda: None, threading.Event().set)
+        yield Recorder(journal, StudyProgress.waiting(study), lambda: None, print, threading.Event().set)
 
 
 def test_after_an_event_that_is_missing_nothing_is_recorded(tmp_path: Path, recorder: Recorder) -> None:
@@ -83,7 +83,8 @@ def test_after_an_event_that_is_missing_nothing_is_recorded(tmp_path: Path, reco
 def test_a_trial_that_cannot_keep_its_checkpoints_is_interrupted_and_stops_the_study(
     tmp_path: Path, recorder: Recorder, how: str
 ) -> None:
-    callback = _JournalCallback(recorder, epochs=3)
+    callback = _JournalCallback(recorder, 3, threading.Event())
+    recorder.record(started(1))
     error_file = tmp_path / "error.txt"
     error_file.write_text("Traceback ...\nOSError: [Errno 28] No space left on device: 'x'\n")
     trial = cast(Any, SimpleNamespace(config={"trial": {"name": TRIAL}}, error_file=str(error_file)))

@@ -117,6 +117,25 @@ def test_after_a_restart_the_rungs_are_what_they_were() -> None:
     assert decide(after, "c", 1, 0.1) == decide(before, "c", 1, 0.1)
 
 
+def test_a_trial_that_resumes_is_not_decided_about_anew() -> None:
+    """It reports the epoch of its checkpoint again, and had passed its rung when it had fewer rivals."""
+    reported = [("a", 1, 0.5), ("b", 1, 0.9), ("c", 1, 0.95)]
+    scheduler = StratifiedHalving(STRATA, Halving(grace_epochs=1), epochs=8)
+    assert scheduler.replay(reported) == {}
+    assert decide(scheduler, "a", 1, 0.5) == "CONTINUE"
+    assert decide(scheduler, "a", 2, 0.6) == "CONTINUE"
+    assert decide(scheduler, "b", 2, 0.5) == "STOP"
+
+
+def test_the_replay_names_trials_that_stop_at_what_they_reported_last() -> None:
+    scheduler = StratifiedHalving(STRATA, Halving(grace_epochs=1), epochs=8)
+    reported = [("a", 1, 0.9), ("b", 1, 0.3), ("c", 1, 0.2), ("a", 2, 0.9), ("c", 2, 0.3), ("x", 1, 0.1)]
+    # An earlier version let c go on after its rung: what it has done since is not taken from it.
+    assert scheduler.replay(reported) == {"b": 1, "c": 2}
+    scheduler = StratifiedHalving(STRATA, Halving(grace_epochs=1), epochs=8)
+    assert scheduler.replay([*reported, ("c", 3, 0.3)]) == {"b": 1}
+
+
 def test_the_cost_counts_arithmetic_and_knows_what_halving_may_save() -> None:
     data = DatasetSummary(Path("digits"), 1437, 360, tuple("0123456789"), "", (32, 32))
     study = Study(

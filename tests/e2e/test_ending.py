@@ -75,6 +75,9 @@ def test_sigterm_to_all_processes_ends_a_run_as_ctrl_c_does(
     last = workplace.events("n")[-1]
     assert last["event"] == "study_ended"
     assert last["state"] == "interrupted"
+    assert not any(
+        event["event"] == "trial_started" and "0.04" in event["trial"] for event in workplace.events("n")
+    )
     trial, progress = next(
         (name, trial) for name, trial in workplace.progress("n").trials.items() if trial.epochs
     )

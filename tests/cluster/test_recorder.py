@@ -1,0 +1,128 @@
+"""What a driver writes down: each epoch once, however often a training resumes and whatever was killed when."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nfnet_ray.cluster.driver import run_trials
+from nfnet_ray.cluster.journal import StudyProgress
+from nfnet_ray.cluster.recorder import Recorder
+from nfnet_ray.cluster.study import METRIC, Halving, Study
+from nfnet_ray.cluster.worker import WorkerResources
+from nfnet_ray.recipe import Recipe
+from nfnet_ray.tracking.events import JOURNAL_FILE, Journal, read_events
+
+RECIPE = Recipe().with_values({"model.name": "nfnet_pico", "schedule.epochs": 8})
+STUDY = Study("s", "?", RECIPE, {"optimizer.agc.clip_factor": (0.01, 0.02)}, halving=Halving(grace_epochs=4))
+FIRST, SECOND = (trial.name for trial in STUDY.trials())
+MEASURED = {METRIC: 0.5, "validation_loss": 1.25, "train_seconds": 3.5, "images_per_second": 700.0}
+
+
+@pytest.fixture
+def said() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def recorder(tmp_path: Path, said: list[str]) -> Iterator[Recorder]:
+    with Journal(tmp_path / JOURNAL_FILE) as journal:
+        yield Recorder(journal, StudyProgress.waiting(STUDY), lambda: None, said.append)
+
+
+def epochs(folder: Path) -> list[Any]:
+    return [event for event, _ in read_events(folder / JOURNAL_FILE) if event["event"] == "epoch"]
+
+
+@pytest.mark.parametrize(
+    "again",
+    [MEASURED, MEASURED | {"train_seconds": 4.0, "images_per_second": 650.0}],
+    ids=["reported anew", "trained anew"],
+)
+def test_an_epoch_that_is_known_is_not_recorded_again(
+    recorder: Recorder, said: list[str], tmp_path: Path, again: dict[str, float]
+) -> None:
+    measured, again = MEASURED | {"signal": math.nan}, again | {"signal": math.nan}
+    recorder.record_epoch(FIRST, 1, measured)
+    recorder.record_epoch(FIRST, 1, again)
+    recorder.record_epoch(SECOND, 1, again)
+    recorder.record_epoch(FIRST, 2, again)
+    assert [(event["trial"], event["epoch"]) for event in epochs(tmp_path)] == [
+        (FIRST, 1),
+        (SECOND, 1),
+        (FIRST, 2),
+    ]
+    assert epochs(tmp_path)[0]["metrics"]["train_seconds"] == 3.5
+    assert said == []
+
+
+@pytest.mark.parametrize(
+    "other", [{METRIC: 0.4}, {"validation_loss": math.nan}, {"raw_validation_top1": 0.1}]
+)
+def test_an_epoch_that_came_out_differently_replaces_the_first_and_is_said(
+    recorder: Recorder, said: list[str], tmp_path: Path, other: dict[str, float]
+) -> None:
+    recorder.record_epoch(FIRST, 1, MEASURED)
+    recorder.record_epoch(FIRST, 1, MEASURED | other)
+    assert len(epochs(tmp_path)) == 2
+    (name,) = other
+    assert recorder.progress.trials[FIRST].last(name) == pytest.approx(other[name], nan_ok=True)
+    (sentence,) = said
+    assert sentence.startswith(
+        f"{FIRST}: epoch 1 was done again and came out differently ({name} {other[name]}, was"
+    )
+
+
+def test_a_trial_whose_driver_was_killed_before_it_could_say_stopped_is_stopped(
+    recorder: Recorder, tmp_path: Path
+) -> None:
+    """Nothing is started: there is no Ray here."""
+    for trial, top1 in ((FIRST, 0.9), (SECOND, 0.2)):
+        recorder.record({"event": "trial_started", "time": 0.0, "trial": trial, "attempt": 1})
+        for epoch in range(1, 5):
+            recorder.record_epoch(trial, epoch, MEASURED | {METRIC: top1 + epoch / 100})
+    recorder.end_trial(FIRST, "finished", None)
+    left = [trial for trial in STUDY.trials() if trial.name == SECOND]
+    run_trials(left, STUDY, recorder, tmp_path, 1, WorkerResources(1, 1, 0.0), threading.Event())
+    ended = recorder.progress.trials[SECOND]
+    assert (ended.state, ended.reason) == ("stopped", "not among the best of its rung after epoch 4")
+
+
+def test_the_time_of_drivers_that_were_killed_is_counted() -> None:
+    progress = StudyProgress.waiting(STUDY)
+
+    def happens(event: str, time: float, **more: Any) -> float:
+        described: Any = {"event": event, "time": time, **more}
+        progress.apply(described)
+        return progress.wall_seconds
+
+    plans = [{"name": trial.name, "point": {}, "recipe": {}} for trial in STUDY.trials()]
+    assert happens("study_started", 1000.0, trials=plans) == 0
+    assert happens("trial_started", 1003.0, trial=FIRST, attempt=1) == 3
+    assert happens("epoch", 1010.0, trial=FIRST, epoch=1, metrics=MEASURED) == 10
+    assert happens("study_resumed", 5000.0) == 10  # killed, and nobody was there meanwhile
+    assert happens("epoch", 5020.0, trial=FIRST, epoch=2, metrics=MEASURED) == 30
+    assert happens("study_ended", 5025.0, state="interrupted", wall_seconds=35.5) == 35.5
+    assert happens("study_resumed", 9000.0) == 35.5
+    assert happens("epoch", 9001.0, trial=FIRST, epoch=3, metrics=MEASURED) == 36.5
+
+
+def test_what_halving_decided_by_is_what_was_reported_first() -> None:
+    """Journals of earlier versions have the epoch of each checkpoint twice."""
+    progress = StudyProgress.waiting(STUDY)
+    for epoch, top1 in ((1, 0.1), (2, 0.2), (2, 0.2), (3, 0.3), (3, 0.35), (4, 0.4)):
+        event: Any = {
+            "event": "epoch",
+            "time": 0.0,
+            "trial": FIRST,
+            "epoch": epoch,
+            "metrics": MEASURED | {METRIC: top1},
+        }
+        progress.apply(event)
+    assert progress.reported_epochs() == [(FIRST, 1, 0.1), (FIRST, 2, 0.2), (FIRST, 3, 0.3), (FIRST, 4, 0.4)]
+    assert progress.trials[FIRST].epochs[3][METRIC] == 0.35
