@@ -140,8 +140,9 @@ class StudyRun:
         least, cpus, here = demand.min_workers or demand.workers, demand.cpus or 1, available_cpus()
         if least * cpus > here:
             raise UserError(
-                f"{least} x ({cpus} CPU) do not fit: this machine has {here} {'core' if here == 1 else 'cores'} for "
-                f"it; ask for fewer with {self.workers_flag} or --cpus-per-worker"
+                f"{least} x ({cpus} CPU) do not fit: this machine has {count(here, 'core')} for it; ask for fewer with "
+                f"{self.workers_flag} or --cpus-per-worker"
+                + (", or resume it on a machine that has them" if self.progress.started else "")
             )
 
     def _check_nodes(self, address: str | None, resources: Resources, demand: WorkerDemand) -> None:

@@ -115,6 +115,20 @@ def test_a_batch_that_the_workers_cannot_share(workplace: Workplace, few_digits:
     assert "multiple of 2" in line
 
 
+def test_more_cores_than_this_machine_has(workplace: Workplace, few_digits: Path) -> None:
+    shape = ["--cpus-per-worker", "3000", "--gpus-per-worker", "0", "--trials-at-once", "1"]
+    assert "1 x (3000 CPU) do not fit: this machine has" in refused(workplace, "--data", few_digits, *shape)
+
+
+def test_a_storage_below_a_file(workplace: Workplace, few_digits: Path) -> None:
+    """With a tracking server elsewhere, as on a cluster: nothing else would look at the storage."""
+    (workplace.folder / "file").touch()
+    elsewhere = ["--tracking-uri", f"sqlite:///{workplace.folder}/mlflow.db"]
+    line = refused(workplace, "--data", few_digits, "--storage", "file/runs", *elsewhere)
+    assert "--storage: " in line
+    assert "file is not a folder" in line
+
+
 def test_resuming_what_is_not_there_or_is_fixed(workplace: Workplace) -> None:
     assert "no study is here" in refused(workplace, "--resume", "nothing")
     assert "--epochs cannot be changed" in refused(workplace, "--resume", "nothing", "--epochs", "3")
