@@ -223,10 +223,10 @@ def _parser(program: _Program) -> argparse.ArgumentParser:
     add_data(what)
     for flag in program.flags:
         what.add_argument(f"--{flag.name}", metavar=flag.metavar, help=flag.help)
-    what.add_argument("--trials", type=positive, metavar="N", help="only the first N trials")
+    what.add_argument("--trials", type=positive, metavar="N", help="only the first N settings, with all seeds")
     what.add_argument("--epochs", type=positive, metavar="N", help="epochs of each trial")
     what.add_argument(
-        "--seeds", type=positive, metavar="N", help="repeat each trial with N seeds (default: 1)"
+        "--seeds", type=positive, metavar="N", help="repeat each setting with N seeds (default: 1)"
     )
     what.add_argument(
         "--set",

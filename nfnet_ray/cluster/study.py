@@ -7,7 +7,7 @@ import itertools
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from nfnet_ray.errors import UserError
@@ -61,6 +61,9 @@ class Study:
     seeds: tuple[int, ...] = (0,)
     halving: Halving | None = None
     trial_limit: int | None = None
+    """Of the settings, only the first so many; each of them with every seed."""
+    chosen: tuple[str, ...] | None = None
+    """Names of the trials of a journal that has not every seed of each setting: earlier versions counted trials."""
 
     @property
     def epochs(self) -> int:
@@ -71,15 +74,19 @@ class Study:
     def from_event(event: StudyStarted) -> Study:
         """The study that a journal's first line tells of."""
         told = event["study"]
-        return Study(
+        study = Study(
             name=told["name"],
             question=told["question"],
             recipe=Recipe.from_values(told["recipe"]),
             space={name: tuple(values) for name, values in told["space"].items()},
             seeds=tuple(told["seeds"]),
             halving=Halving(**told["halving"]) if told["halving"] else None,
-            trial_limit=len(event["trials"]),
+            trial_limit=len({json.dumps(plan["point"], sort_keys=True) for plan in event["trials"]}),
         )
+        names = tuple(plan["name"] for plan in event["trials"])
+        if names == tuple(trial.name for trial in study.trials()):
+            return study
+        return replace(study, trial_limit=None, chosen=names)
 
     def differences(self, other: Study) -> list[str]:
         """What keeps this study from being ``other``, each as "FIELD is A, was B"; none if they are the same.
@@ -114,12 +121,13 @@ class Study:
         if not self.space:
             return [
                 Trial(f"seed={seed}", {}, "", self.recipe.with_values({"seed": seed})) for seed in self.seeds
-            ][: self.trial_limit]
+            ]
         names = list(self.space)
         conditions = list(itertools.product(*(self.space[name] for name in names[1:])))
         labels = short_names(names)
+        settings = list(itertools.product(conditions, self.space[names[0]]))[: self.trial_limit]
         trials = []
-        for seed, condition, asked in itertools.product(self.seeds, conditions, self.space[names[0]]):
+        for seed, (condition, asked) in itertools.product(self.seeds, settings):
             point = dict(zip(names, (asked, *condition), strict=True))
             parts = [f"{labels[name]}={_as_file_name(value_label(value))}" for name, value in point.items()]
             if len(self.seeds) > 1:
@@ -128,7 +136,7 @@ class Study:
             trials.append(Trial(",".join(parts), point, ",".join(parts[1:]), recipe))
         if len({trial.name for trial in trials}) != len(trials):
             raise UserError(f"study {self.name}: a value stands twice in its space; name each value once")
-        return trials[: self.trial_limit]
+        return [trial for trial in trials if self.chosen is None or trial.name in self.chosen]
 
 
 def _as_file_name(label: str) -> str:

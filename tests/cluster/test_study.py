@@ -57,6 +57,18 @@ def test_a_study_survives_its_journal(tmp_path: Path) -> None:
     assert progress.unfinished == [trial.name for trial in study.trials()]
 
 
+def test_a_limit_counts_settings_and_each_has_all_seeds() -> None:
+    study = Study("s", "?", RECIPE, SPACE, seeds=(0, 1, 2), trial_limit=2)
+    assert [trial.name for trial in study.trials()] == [
+        f"clip_factor={factor},batch_size=64,seed={seed}" for seed in (0, 1, 2) for factor in (0.01, 0.16)
+    ]
+    # Earlier versions counted trials, and a journal of theirs is resumed with the trials that it names.
+    event = started_event(study)
+    event["trials"] = event["trials"][:2]
+    before = Study.from_event(event)
+    assert [trial.name for trial in before.trials()] == [trial.name for trial in study.trials()[:2]]
+
+
 def started_event(study: Study) -> Any:
     return {
         "event": "study_started",
@@ -69,7 +81,9 @@ def started_event(study: Study) -> Any:
             "halving": study.halving.description() if study.halving else None,
             "recipe": study.recipe.to_values(),
         },
-        "trials": [{"name": trial.name, "point": {}, "recipe": {}} for trial in study.trials()],
+        "trials": [
+            {"name": trial.name, "point": dict(trial.point), "recipe": {}} for trial in study.trials()
+        ],
     }
 
 
