@@ -18,5 +18,16 @@ class UserError(Exception):
         return printable(super().__str__())
 
 
-class StorageError(UserError):
+class StopsStudyError(UserError):
+    """Something that no trial of a study can do without. All of them stop, to be resumed once it is put right.
+
+    The message names it and ends in what to do about it.
+    """
+
+
+class DataChangedError(StopsStudyError):
+    """The data set is not, or not any more, the one that the study or training began with."""
+
+
+class StorageError(StopsStudyError):
     """The place where results are kept is full, or can no longer be written. What was kept before is sound."""

@@ -26,7 +26,7 @@ from nfnet_ray.cluster.progress import StudyDisplay, reported_epochs, trial_tabl
 from nfnet_ray.cluster.session import Resources, available_cpus, check_temporary_folder, ray_session
 from nfnet_ray.cluster.study import METRIC, TRIALS_FOLDER, Study, Trial
 from nfnet_ray.data.dataset import DatasetSummary
-from nfnet_ray.errors import StorageError, UserError
+from nfnet_ray.errors import StopsStudyError, StorageError, UserError
 from nfnet_ray.interruption import EXIT_INTERRUPTED, asked_to_stop
 from nfnet_ray.places import in_words, lost_place, remedy_for, which_is_lost
 from nfnet_ray.printable import interpreter, shell_command, shown
@@ -102,7 +102,7 @@ class StudyRun:
                         self._run_trials(trials, resources, demand, sink, console)
                         self._say_result(console)  # before Ray is left, for nothing may come between
                         self._deliver(sink, console)
-            except StorageError:
+            except StopsStudyError:
                 raise
             except Exception as error:
                 lost = lost_place(error)
@@ -236,7 +236,7 @@ class StudyRun:
                 }
             )
         if recorder.lost:
-            raise StorageError(self._stopped_sentence(recorder.lost))
+            raise StopsStudyError(self._stopped_sentence(recorder.lost))
 
     def _stopped_sentence(self, why: str) -> str:
         epochs = sum(len(trial.epochs) for trial in self.progress.trials.values())
@@ -285,7 +285,16 @@ class StudyRun:
             return min(side_by_side, len(self.progress.unfinished)) * worker.workers
 
         with waiting_is_explained(wanted, worker, display.note):
-            run_trials(trials, self.study, recorder, self.directory, side_by_side, worker, stop)
+            run_trials(
+                trials,
+                self.study,
+                self.data.fingerprint,
+                recorder,
+                self.directory,
+                side_by_side,
+                worker,
+                stop,
+            )
 
     def _say_result(self, console: Console) -> None:
         """The table, the answer, and where the report is."""

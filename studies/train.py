@@ -311,7 +311,9 @@ class TrainingRun(StudyRun):
 
         del resources, demand
         trial = trials[0]
-        config = worker_config(trial, self._trial_directory, worker, self.options, through_tune=False)
+        config = worker_config(
+            trial, self.data.fingerprint, self._trial_directory, worker, self.options, through_tune=False
+        )
         least = worker.min_workers or worker.workers
         with waiting_is_explained(lambda: least, worker, display.note):
             self.last_word.update(run_training(config, recorder, display.note, stop, own_ray=self.own_ray))

@@ -27,7 +27,7 @@ from nfnet_ray.cluster.worker import (
     OUTCOME,
     REASON,
     STOP,
-    STORAGE_LOST,
+    STOPS_STUDY,
     WorkerConfig,
     WorkerResources,
 )
@@ -37,6 +37,7 @@ from nfnet_ray.places import lost_place, remedy_for
 def run_trials(
     trials: Sequence[Trial],
     study: Study,
+    data_fingerprint: str,
     recorder: Recorder,
     directory: Path,
     side_by_side: int,
@@ -65,7 +66,9 @@ def run_trials(
         if not trials:
             return
     configs = [
-        worker_config(trial, directory / TRIALS_FOLDER / trial.name, worker, through_tune=True)
+        worker_config(
+            trial, data_fingerprint, directory / TRIALS_FOLDER / trial.name, worker, through_tune=True
+        )
         for trial in trials
     ]
     attempt = f"{time.time_ns()}"  # Tune goes on with what it finds under a name; our journal does that
@@ -177,7 +180,7 @@ class _JournalCallback(_NotSaved, Callback):
         name = _trial_name(trial)
         progress = self._recorder.progress.trials[name]
         word = self._last_words.get(name)
-        if word is not None and word.get(STORAGE_LOST):
+        if word is not None and word.get(STOPS_STUDY):
             self._interrupt(name, word[REASON])
         elif word is not None and word[OUTCOME] == "stopped":  # it was asked to
             self._recorder.end_trial(name, "interrupted", None)
@@ -198,7 +201,7 @@ class _JournalCallback(_NotSaved, Callback):
             self._recorder.end_trial(_trial_name(trial), "failed", reason)
 
     def _interrupt(self, name: str, reason: str) -> None:
-        """No trial can keep its results any longer: all of them stop, to be resumed once there is room."""
+        """What no trial can do without is gone: all of them stop, to be resumed once it is there."""
         self._recorder.end_trial(name, "interrupted", reason)
         self._recorder.lose(reason)
 

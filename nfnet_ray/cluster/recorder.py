@@ -30,7 +30,7 @@ class Recorder:
         self._on_lost = on_lost
         self._journal_is_lost = False
         self.lost: str | None = None
-        """Why results can no longer be kept. From then on nothing is recorded, and the study has to stop."""
+        """Why the study has to stop: results can no longer be kept, or its data is not there any more."""
 
     def record(self, event: Event) -> None:
         """Keeps an event; when this returns it is on the disk, or :attr:`lost` says why it is not."""
@@ -46,7 +46,7 @@ class Recorder:
         self._on_event()
 
     def lose(self, why: str) -> None:
-        """Results can no longer be kept, for this reason, which ends in what to do about it."""
+        """The study has to stop, for this reason, which ends in what to do about it."""
         self.lost = self.lost or why
         self._on_lost()
 

@@ -25,7 +25,7 @@ from nfnet_ray.cluster.worker import (
     PROGRESS,
     REASON,
     STOP,
-    STORAGE_LOST,
+    STOPS_STUDY,
     WorkerConfig,
     WorkerResources,
     train_in_group,
@@ -64,17 +64,22 @@ class TrainingOptions:
 
 def worker_config(
     trial: Trial,
+    data_fingerprint: str,
     directory: Path,
     resources: WorkerResources,
     options: TrainingOptions | None = None,
     *,
     through_tune: bool,
 ) -> WorkerConfig:
-    """A training as the plain values that Ray carries to where it runs; ``directory`` is the training's own."""
+    """A training as the plain values that Ray carries to where it runs.
+
+    ``data_fingerprint`` is that of the data that the study began with, ``directory`` the training's own.
+    """
     options = options or TrainingOptions()
     return {
         "name": trial.name,
         "recipe": trial.recipe.to_values(),
+        "data_fingerprint": data_fingerprint,
         "directory": str(directory),
         "checkpoints": options.checkpoints or str(directory / "checkpoints"),
         "resources": asdict(resources),
@@ -157,7 +162,7 @@ def run_training(
     finally:
         mailbox.remove()
     state: TrialState = "interrupted" if word[OUTCOME] == "stopped" else word[OUTCOME]
-    if word.get(STORAGE_LOST):
+    if word.get(STOPS_STUDY):
         state = "interrupted"
         recorder.lose(str(word[REASON]))
     recorder.end_trial(config["name"], state, word.get(REASON))

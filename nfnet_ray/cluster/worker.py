@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 from nfnet_ray.cluster.mailbox import Mailbox
 from nfnet_ray.cluster.progress_file import note_progress
 from nfnet_ray.cluster.study import METRIC
-from nfnet_ray.errors import StorageError, UserError
+from nfnet_ray.errors import StopsStudyError, UserError
 from nfnet_ray.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 
 METRICS = "metrics"  # key of all of an epoch's metrics; what a scheduler reads stands beside it
 OUTCOME, REASON = "outcome", "outcome_reason"  # keys of a trial's last report, beside its epoch
-STORAGE_LOST = "storage_lost"  # another, if checkpoints can no longer be written, as no trial's then can
+STOPS_STUDY = (
+    "stops_study"  # another, if no other trial can do better: storage is full, or the data has changed
+)
 # Names in the mailbox.
 STOP, YIELD, PROGRESS, TRIES, LAST_LOSS = "stop", "yield", "progress", "tries", "last_loss"
 HAS_TRAINED = "has_trained"  # set from the first step on: from then on there is something to keep
@@ -66,6 +68,7 @@ class WorkerConfig(TypedDict):
 
     name: str
     recipe: dict[str, Any]
+    data_fingerprint: str
     directory: str
     checkpoints: str
     resources: dict[str, Any]
@@ -334,10 +337,16 @@ def _train(config: WorkerConfig, context: TuneContext | GroupContext, clock: Clo
     from nfnet_ray.training import train
 
     try:
-        outcome = train(recipe, context, clock, force_resume=config["force"])
+        outcome = train(
+            recipe,
+            context,
+            clock,
+            data_fingerprint=config["data_fingerprint"],
+            force_resume=config["force"],
+        )
     except UserError as error:  # the same on every worker
         word = {OUTCOME: "failed", REASON: str(error), "epoch": 0, "refused": True}
-        return word | ({STORAGE_LOST: True} if isinstance(error, StorageError) else {})
+        return word | ({STOPS_STUDY: True} if isinstance(error, StopsStudyError) else {})
     return {OUTCOME: outcome.state, REASON: outcome.reason, "epoch": outcome.epochs}
 
 

@@ -17,6 +17,7 @@ fields. Source of the layout: ``ffcv/types.py``, ``reader.py``, ``writer.py``, `
 from __future__ import annotations
 
 import os
+import time
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from types import TracebackType
 import numpy as np
 
 from nfnet_ray.data.decode import DecodeError, decode_jpeg
-from nfnet_ray.errors import UserError
+from nfnet_ray.errors import DataChangedError, UserError
 
 HEADER = np.dtype(
     [
@@ -97,6 +98,8 @@ class Beton:
     sizes: np.ndarray
     """(N,) int64: how many stored bytes a sample has."""
     _descriptor: int
+    _opened: tuple[int, int]
+    """Bytes of the file and nanoseconds of its last change when it was opened."""
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Beton:
@@ -125,6 +128,27 @@ class Beton:
     def __reduce__(self) -> tuple[object, ...]:
         """Pickles as its path: the descriptor's number means another file in another process."""
         return Beton.open, (self.path,)
+
+    def check_unchanged(self) -> None:
+        """Ask the file system whether the open file has been written to; microseconds, no image is read.
+
+        A file that was replaced under its name is none of this: what is open is still the old one.
+
+        Raises:
+            DataChangedError: its size or the time of its last change is another than when it was opened.
+        """
+        try:
+            now = _size_and_time(self._descriptor)
+        except OSError as error:
+            raise DataChangedError(
+                f"{self.path} can no longer be read ({error.strerror}); make it readable again"
+            ) from None
+        if now != self._opened:
+            changed_at = time.strftime("%H:%M:%S", time.localtime(now[1] / 1e9))
+            raise DataChangedError(
+                f"{self.path} was written to, at {changed_at}, while it was being read; copy or convert the data set"
+                f" again, or find it sound with `python -m data_prep verify`"
+            )
 
     def image_bytes(self, index: int) -> np.ndarray:
         """(bytes,) uint8: the stored bytes of sample ``index`` (0 <= index < N), a JPEG or raw pixels.
@@ -173,7 +197,8 @@ class Beton:
 
 def _open_checked(path: Path, descriptor: int) -> Beton:
     try:
-        file_bytes = os.fstat(descriptor).st_size
+        opened = _size_and_time(descriptor)
+        file_bytes = opened[0]
         os.pread(descriptor, 1, 0)  # a folder can be opened, but not read
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give a .beton file") from error
@@ -234,7 +259,13 @@ def _open_checked(path: Path, descriptor: int) -> Beton:
     _check_each(path, labels >= 0, "has a negative label")
     for array in (labels, heights, widths, modes, offsets, sizes):
         array.setflags(write=False)
-    return Beton(path, file_bytes, labels, heights, widths, modes, offsets, sizes, descriptor)
+    return Beton(path, file_bytes, labels, heights, widths, modes, offsets, sizes, descriptor, opened)
+
+
+def _size_and_time(descriptor: int) -> tuple[int, int]:
+    """Bytes, and nanoseconds of the content's last change; not of the inode's, which a new link or owner changes."""
+    status = os.fstat(descriptor)
+    return status.st_size, status.st_mtime_ns
 
 
 def _checked_allocations(

@@ -17,7 +17,7 @@ import numpy as np
 
 from nfnet_ray.data.beton import Beton
 from nfnet_ray.data.manifest import Manifest, read_manifest
-from nfnet_ray.errors import UserError
+from nfnet_ray.errors import DataChangedError, UserError
 
 _SUFFIX = ".beton"
 
@@ -61,6 +61,11 @@ class Dataset:
         same = all(np.all(beton.heights == height) and np.all(beton.widths == width) for beton in betons)
         return (height, width) if same else None
 
+    def check_unchanged(self) -> None:
+        """Raises DataChangedError if either beton has been written to since it was opened."""
+        for split in (self.train, self.validation):
+            split.beton.check_unchanged()
+
 
 @dataclass(frozen=True)
 class DatasetSummary:
@@ -88,15 +93,32 @@ def split_paths(path: Path) -> dict[str, tuple[Path, Path]]:
     }
 
 
-def open_dataset(path: str | os.PathLike[str]) -> Dataset:
+def open_dataset(path: str | os.PathLike[str], fingerprint: str | None = None) -> Dataset:
     """Open a data set and check everything but the images' bytes; a second for a million images.
 
     Args:
         path: a folder or a ``.beton``, laid out as this module says.
+        fingerprint: of the data set that has to be there, the one that a study or a training began with.
 
     Raises:
         UserError: something is missing, damaged, or does not belong together.
+        DataChangedError: it is that, or another data set, where a fingerprint was given.
     """
+    if fingerprint is None:
+        return _open(path)
+    try:
+        dataset = _open(path)
+    except UserError as error:
+        raise DataChangedError(f"the data set that this began with is gone ({error}); put it back") from None
+    if dataset.fingerprint != fingerprint:
+        raise DataChangedError(
+            f"{path} is not the data set that this began with (fingerprint {fingerprint}, now"
+            f" {dataset.fingerprint}); put that one back"
+        )
+    return dataset
+
+
+def _open(path: str | os.PathLike[str]) -> Dataset:
     path = Path(path)
     if not path.exists():
         raise UserError(

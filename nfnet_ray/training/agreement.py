@@ -4,19 +4,35 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 
+from nfnet_ray.errors import UserError
 from nfnet_ray.training.context import Context
-from nfnet_ray.training.saving import Saver
+from nfnet_ray.training.saving import Saver, all_of
 from nfnet_ray.training.step import StepResult
 
 # Reading a number stops the GPU's queue, so it is not done at every step; but a wish to stop must be heard in time.
 MOST_STEPS_BETWEEN_LOOKS = 16
 SECONDS_BETWEEN_LOOKS = 2.0
+
+T = TypeVar("T")
+
+
+def together(context: Context, act: Callable[[], T]) -> T:
+    """Does something on every worker. Raises, on all of them, what it raised for people on the first that failed."""
+    result, error = None, None
+    try:
+        result = act()
+    except UserError as raised:
+        error = raised
+    for found in all_of(error, context):
+        if found is not None:
+            raise found
+    return cast(T, result)
 
 
 class Look(NamedTuple):

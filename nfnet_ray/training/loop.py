@@ -20,7 +20,7 @@ from nfnet_ray.models.pretrained import set_training_mode, start_from
 from nfnet_ray.models.published import with_published_values
 from nfnet_ray.models.weights_file import with_pinned_weights
 from nfnet_ray.recipe import Recipe
-from nfnet_ray.training.agreement import EpochSums, Lookout
+from nfnet_ray.training.agreement import EpochSums, Lookout, together
 from nfnet_ray.training.clock import Clock
 from nfnet_ray.training.context import Context
 from nfnet_ray.training.evaluation import EVAL_BATCH_SIZE, evaluate, evaluate_signal
@@ -55,7 +55,12 @@ class Outcome:
 
 
 def train(
-    recipe: Recipe, context: Context, clock: Clock | None = None, *, force_resume: bool = False
+    recipe: Recipe,
+    context: Context,
+    clock: Clock | None = None,
+    *,
+    data_fingerprint: str | None = None,
+    force_resume: bool = False,
 ) -> Outcome:
     """Trains the Recipe's network and reports after every epoch.
 
@@ -64,11 +69,12 @@ def train(
     before, nor on where the run was broken off. ``clock`` is one that has been running since the run was asked for.
 
     Raises UserError for data or a checkpoint that does not fit the Recipe; with ``force_resume`` another
-    Recipe or other data than the checkpoint's are a warning.
+    Recipe or other data than the checkpoint's are a warning. Raises DataChangedError if the data set is not that of
+    ``data_fingerprint``, or is written to during the run: nothing is kept or reported of what was trained since.
     """
     clock = clock or Clock()
     recipe = with_pinned_weights(with_published_values(recipe))
-    dataset = open_dataset(recipe.data.path)
+    dataset = together(context, lambda: open_dataset(recipe.data.path, data_fingerprint))
     check_batch_size(recipe, len(dataset.train), context.replicas, recipe.data.path)
     with Saver(context) as saver:
         before = saver.latest()
@@ -122,6 +128,7 @@ def train(
 
         def keep(at: Position, *, paused: bool = False) -> None:
             """A checkpoint of here and now."""
+            together(context, dataset.check_unchanged)
             state = {
                 "recipe": settings,
                 "data": dataset.fingerprint,
@@ -142,6 +149,8 @@ def train(
             saver.save(state, own, step=step.number, epoch=at.epoch, metric=metric)
 
         def ended(state: Ending, at: Position, reason: str | None = None) -> Outcome:
+            if state == "diverged":  # it may have been the data
+                together(context, dataset.check_unchanged)
             metrics = dict(at.metrics) | (clock.metrics() if state == "diverged" else {})
             average = step.average.model if step.average else None
             return Outcome(state, at.epoch, metrics, model, average, reason)

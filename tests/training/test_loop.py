@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -14,7 +16,8 @@ from typing import Any
 import pytest
 import torch
 
-from nfnet_ray.errors import UserError
+from nfnet_ray.data.dataset import open_dataset
+from nfnet_ray.errors import DataChangedError, UserError
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.training import Outcome, PlainContext, train
 from nfnet_ray.training.clock import PHASES
@@ -239,3 +242,70 @@ def test_bfloat16_trains(quick: Recipe) -> None:
     assert epochs[0]["train_loss"] == pytest.approx(in_float32[0]["train_loss"], rel=0.02)
     assert epochs[0]["train_loss"] != in_float32[0]["train_loss"]
     assert {tensor.dtype for tensor in weights(outcome).values()} == {torch.float32}
+
+
+def test_another_data_set_in_its_place_is_not_trained_on(
+    quick: Recipe, few_digits: Path, tmp_path: Path
+) -> None:
+    fingerprint = open_dataset(few_digits).fingerprint
+    context = PlainContext(device=torch.device("cpu"), threads=1, checkpoints=tmp_path / "checkpoints")
+    began_with = "0" * 32
+    with pytest.raises(DataChangedError, match=f"began with .fingerprint {began_with}, now {fingerprint}"):
+        train(quick, context, data_fingerprint=began_with)
+    gone = quick.with_values({"data.path": str(tmp_path / "gone")})
+    with pytest.raises(DataChangedError, match="the data set that this began with is gone"):
+        train(gone, context, data_fingerprint=fingerprint)
+    assert train(quick, context, data_fingerprint=fingerprint).state == "finished"
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+@pytest.mark.parametrize("within_memory", ["auto", "never"])
+def test_data_that_is_written_to_during_a_run_ends_it_and_nothing_of_it_is_kept(
+    quick: Recipe, few_digits: Path, tmp_path: Path, split: str, within_memory: str
+) -> None:
+    data = shutil.copytree(few_digits, tmp_path / "data")
+    recipe = quick.with_values({"data.path": str(data), "data.resident": within_memory})
+    reported: list[float] = []
+
+    class Overwriting(PlainContext):
+        def progress(self, epochs: float) -> None:
+            if 1.3 < epochs < 1.5:
+                path = data / f"{split}.beton"
+                with path.open("r+b") as file:
+                    file.seek(-2000, os.SEEK_END)
+                    file.write(bytes(100))
+
+    context = Overwriting(
+        device=torch.device("cpu"),
+        threads=1,
+        checkpoints=tmp_path / "checkpoints",
+        seconds_between_checkpoints=0.0,
+        on_report=lambda metrics: reported.append(metrics["epoch"]),
+    )
+    with pytest.raises(DataChangedError, match=rf"{split}\.beton was written to, at .*verify"):
+        train(recipe, context)
+    assert reported == [1]
+    assert context.store is not None
+    entry = context.store.latest_sound()
+    assert entry is not None
+    assert (
+        entry.step <= 6
+    )  # the first step of the second epoch; it was written to before the end of the second one
+
+
+def test_a_copy_elsewhere_and_another_owner_or_name_are_no_change(
+    quick: Recipe, few_digits: Path, tmp_path: Path
+) -> None:
+    data = shutil.copytree(few_digits, tmp_path / "data")
+
+    class Moving(PlainContext):
+        def progress(self, epochs: float) -> None:
+            path = data / "train.beton"
+            if 1.3 < epochs < 1.5 and not (tmp_path / "copy").exists():
+                shutil.copy2(path, tmp_path / "copy")
+                path.chmod(0o640)
+                os.replace(tmp_path / "copy", path)
+                (tmp_path / "copy").touch()
+
+    context = Moving(device=torch.device("cpu"), threads=1)
+    assert train(quick.with_values({"data.path": str(data)}), context).state == "finished"
