@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import subprocess
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.deadlines import HANG_SECONDS
+from data_prep.__main__ import main as data_prep
+from tests.cluster.training import kill
+from tests.deadlines import HANG_SECONDS, wait_until
 from tests.e2e.workplace import QUICK, Workplace, one_at_a_time
 
 pytestmark = pytest.mark.slow
@@ -115,20 +118,53 @@ def test_a_killed_trial_goes_on_from_its_checkpoint(
 ) -> None:
     common = ["--data", few_digits, "--epochs", "30", *QUICK, "--trials", "1", "--address", cluster]
     process = workplace.start("--name", "killed", *common)
-    killed = False
-    while process.poll() is None and not killed:
-        if any(event["event"] == "epoch" for event in workplace.events("killed")):
-            # The title that Ray gives the process of a Tune function.
-            killed = (
-                subprocess.run(["pkill", "-KILL", "-f", "^ray::ImplicitFunc"], check=False).returncode == 0
-            )
+    wait_until(
+        lambda: (
+            process.poll() is not None
+            or any(event["event"] == "epoch" for event in workplace.events("killed"))
+        ),
+        "an epoch",
+    )
+    kill("ray::ImplicitFunc", os.getpid())  # the title that Ray gives the process of a Tune function
     out, err = process.communicate(timeout=HANG_SECONDS)
-    assert killed
     assert process.returncode == 0, out + err
     trial = workplace.progress("killed").trials["clip_factor=0.01,batch_size=48"]
     assert (trial.state, trial.epoch, trial.attempts) == ("finished", 30, 2)
     epochs = [event["epoch"] for event in workplace.events("killed") if event["event"] == "epoch"]
     assert epochs == list(range(1, 31))  # the one that was running is done twice, and told once
+
+
+def test_a_study_whose_data_is_replaced_stops_and_resumes_once_it_is_back(
+    workplace: Workplace, whole: Workplace, few_digits: Path, cluster: str
+) -> None:
+    """The first trial ends with what it has open; the next one finds another data set of the same shape."""
+    data = shutil.copytree(few_digits, workplace.folder / "data")
+    flags = [*one_at_a_time(data), "--trials", "3", "--address", cluster]
+    process = workplace.start("--name", "replaced", *flags)
+    wait_until(
+        lambda: (
+            process.poll() is not None
+            or any(event["event"] == "epoch" for event in workplace.events("replaced"))
+        ),
+        "an epoch",
+    )
+    data.rename(workplace.folder / "first")
+    arguments = ["convert", few_digits.parent / "source", data, "--holdout", "0.3"]
+    assert data_prep([*map(str, arguments)]) == 0
+    out, err = process.communicate(timeout=HANG_SECONDS)
+    assert process.returncode == 2, out + err
+    assert err.count("\n") == 1
+    assert f"{data} is not the data set that this began with (fingerprint " in err
+    assert "put that one back, then resume with" in err
+    progress = workplace.progress("replaced")
+    assert [trial.state for trial in progress.trials.values()] == ["finished", "interrupted", None]
+
+    shutil.rmtree(data)
+    (workplace.folder / "first").rename(data)
+    resumed = workplace.run("--resume", "replaced", "--address", cluster)
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    for trial in whole.progress("whole").trials:
+        assert numbers(workplace, "replaced", trial) == numbers(whole, "whole", trial)
 
 
 def test_two_workers_train_like_one(
