@@ -40,7 +40,12 @@ from nfnet_ray.printable import interpreter, printable, shell_command, shown
 from nfnet_ray.recipe import Recipe, field_meanings, parse_setting, split_weights
 from nfnet_ray.terminal import new_console, say
 from nfnet_ray.tracking.events import JOURNAL_FILE, StudyStarted, read_events
-from nfnet_ray.tracking.uri import MOST_DATABASE_PATH_BYTES, check_tracking_uri, default_tracking_uri
+from nfnet_ray.tracking.uri import (
+    MOST_DATABASE_PATH_BYTES,
+    check_tracking_uri,
+    default_tracking_uri,
+    sqlite_path,
+)
 from nfnet_ray.wording import clock_time, count, speed
 from studies.run import StudyRun, WorkerDemand, say_question
 
@@ -74,6 +79,8 @@ class MadeWeights:
 
 
 DEFAULT_STORAGE = Path("runs")
+# MLflow 3.17's empty one is 1.0 MB. A disk that fills up while it is made leaves one that MLflow never opens again.
+NEW_DATABASE_BYTES = 2_000_000
 MOST_BYTES_BELOW_A_TRIAL = (
     100  # "/checkpoints/step-00000000-00000000.json.partial" is the longest, with room to grow
 )
@@ -335,6 +342,9 @@ def check_tracking(uri: str) -> None:
         check_tracking_uri(uri)
     except (OSError, ValueError) as error:
         raise UserError(f"tracking URI {uri!r}: {error}") from error
+    database = sqlite_path(uri)
+    if database is not None and not database.exists():
+        check_can_write(database.absolute().parent, f"tracking URI {uri!r}", NEW_DATABASE_BYTES)
 
 
 def check_study_folder(directory: Path, trials: Sequence[Trial]) -> None:

@@ -120,7 +120,10 @@ def _meant(address: str) -> _Meant:
             "or leave --address out"
         )
     if running:
-        remedy = f"that head has ended, and other Rays of this machine are at {', '.join(running)}"
+        others = ", ".join(running)
+        remedy = (
+            f"that head has ended: give --address one that is up (on this machine {others}), or leave it out"
+        )
     return _Meant(noted, f"--address auto, {noted} in {file}", remedy)
 
 

@@ -174,7 +174,7 @@ def test_the_address_file_of_a_head_that_was_killed(
     assert f"{dead} in {file}" in line
     assert "has ended" in line
     on_this_machine(monkeypatch, "10.0.0.1:1", "10.0.0.2:2")
-    assert "other Rays of this machine are at 10.0.0.1:1, 10.0.0.2:2" in refusal("auto")
+    assert "one that is up (on this machine 10.0.0.1:1, 10.0.0.2:2)" in refusal("auto")
     head = serve(FakeHead(OURS))
     on_this_machine(monkeypatch, head)
     assert find_head("auto").address == head  # as Ray does, for it is the only one
