@@ -6,6 +6,7 @@ likes, ``split`` (train, validation or test; valid and val are understood). Othe
 
 from __future__ import annotations
 
+import os
 import posixpath
 import re
 from collections.abc import Sequence
@@ -15,8 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from data_prep.image_folder import SPLIT_OF, FolderSplit
-from data_prep.regular_file import what_it_is
 from data_prep.sources import Source
+from nfnet_ray.data.regular_file import what_it_is
 from nfnet_ray.errors import UserError
 
 if TYPE_CHECKING:
@@ -141,11 +142,14 @@ def _class_names(path: Path, texts: Sequence[str]) -> tuple[str, ...]:
 
 
 def _check_images(path: Path, names: Sequence[str]) -> None:
-    missing = [row for row, name in enumerate(names, start=1) if not (path.parent / name).is_file()]
+    # Not Path.is_file(), which raises an error for a name that is too long.
+    missing = [row for row, name in enumerate(names, start=1) if not os.path.isfile(path.parent / name)]
     if missing:
         image = path.parent / names[missing[0] - 1]
         what = (
-            f"{image} is {what_it_is(image)}, not a file" if image.exists() else f"there is no file {image}"
+            f"{image} is {what_it_is(image)}, not a file"
+            if os.path.exists(image)
+            else f"there is no file {image}"
         )
         raise UserError(
             f"{path}: row {missing[0]}: {what} ({len(missing):,} of {len(names):,} are missing); paths are relative to"

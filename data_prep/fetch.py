@@ -107,9 +107,9 @@ def fetch(
     Raises:
         UserError: no such file there, no room, a wrong checksum, or no connection after several attempts.
     """
-    url = url or archive.url
-    if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
-        raise UserError(f"{url}: give an address that begins with https:// or http://")
+    url = archive.url if url is None else url
+    if not _is_web_address(url):
+        raise UserError(f"{url}: not an address; give one with https:// or http://, such as {archive.url}")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -131,6 +131,21 @@ def fetch(
         if folder is not None:
             _unpack(finished, archive, folder)
     return folder or finished
+
+
+def _is_web_address(url: str) -> bool:
+    try:
+        parts = urllib.parse.urlsplit(url)
+        has_place = bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:  # of brackets or a port that are none
+        return False
+    return (
+        parts.scheme in ("http", "https")
+        and has_place
+        and url.isascii()
+        and url.isprintable()
+        and " " not in url
+    )
 
 
 def next_command(fetched: Path) -> str:

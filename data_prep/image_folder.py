@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.folder_walk import FolderWalk
-from data_prep.regular_file import read_regular_file
 from data_prep.sources import Source, SourceImage
+from nfnet_ray.data.regular_file import read_regular_file
 from nfnet_ray.errors import UserError
 from nfnet_ray.wording import count
 

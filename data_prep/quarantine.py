@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nfnet_ray.data.regular_file import read_regular_file
 from nfnet_ray.errors import UserError
 
 _COLUMNS = ["split", "source", "reason"]
@@ -63,9 +65,9 @@ def check_quarantine_path(out: Path) -> None:
     if not path.exists():
         return
     try:
-        with open(path, newline="", encoding="utf-8", errors="replace") as file:
-            ours = next(csv.reader(file), None) == _COLUMNS
-    except OSError:
+        text = read_regular_file(path).decode("utf-8", "replace")
+        ours = next(csv.reader(io.StringIO(text, newline="")), None) == _COLUMNS
+    except (OSError, csv.Error):
         ours = False
     if not ours:
         raise UserError(f"{path}: is in the way of a list of unreadable images; choose another name for OUT")

@@ -21,6 +21,7 @@ from data_prep.journal import count_records
 from data_prep.quarantine import check_quarantine_path, quarantine_path
 from nfnet_ray.data.dataset import split_paths
 from nfnet_ray.errors import UserError
+from nfnet_ray.wording import count
 
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS})  # some network file systems have none
 
@@ -94,6 +95,8 @@ def check_out(out: Path, *, overwrite: bool) -> None:
         UserError: there is something else, which is never overwritten.
     """
     ours = _files(out)
+    if not out.exists() and os.path.islink(os.path.realpath(out)):
+        raise UserError(f"{out}: a link that leads to itself; remove it, or choose another OUT")
     if out.suffix == ".beton":
         if out.is_dir():
             raise UserError(f"{out}: is a folder; choose another name for OUT")
@@ -121,9 +124,9 @@ def check_outside(out: Path, source_paths: Sequence[Path]) -> None:
     Raises:
         UserError: it lies below one of the paths, or is one of them.
     """
-    place = out.resolve()
+    place = Path(os.path.realpath(out))  # Path.resolve() raises RuntimeError for a link to itself
     for path in source_paths:
-        folder = path.resolve()
+        folder = Path(os.path.realpath(path))
         if path.is_dir() and (place == folder or folder in place.parents):
             raise UserError(
                 f"{out}: OUT lies in SOURCE, {path}, and the next conversion would read it as images; choose a place"
@@ -156,7 +159,8 @@ def staging_folder(out: Path, *, resume: Staging | None = None, keep: bool = Fal
             done = staging.images_done() if keep else 0
             if done:
                 error.add_note(
-                    f"{done:,} images are kept in {staging.folder}; the same command with --resume goes on"
+                    f"{count(done, 'image')} {'is' if done == 1 else 'are'} kept in {staging.folder}; the same command"
+                    " with --resume goes on"
                 )
             else:
                 shutil.rmtree(staging.folder, ignore_errors=True)
@@ -214,7 +218,7 @@ def describe_unfinished(path: Path) -> str:
         return f"{path}: another conversion to the same place is running"
     done = staging.images_done()
     if done:
-        return f"{path}: {done:,} images of a conversion that was stopped; go on with --resume, or delete it"
+        return f"{path}: {count(done, 'image')} of a conversion that was stopped; go on with --resume, or delete it"
     return f"{path}: left from a conversion that was stopped; delete it"
 
 
@@ -232,7 +236,7 @@ def publish(staging: Staging, out: Path, *, overwrite: bool) -> None:
     shutil.rmtree(staging.progress)
     folder = staging.folder
     if out.suffix != ".beton":
-        out = out.resolve()  # a link to a folder stays a link
+        out = Path(os.path.realpath(out))  # a link to a folder stays a link
         old = folder.with_name(folder.name + ".old")
         if out.is_dir() and any(out.iterdir()):
             out.rename(old)

@@ -125,7 +125,7 @@ def _open(path: str | os.PathLike[str]) -> Dataset:
             f"{path}: no such data set; give a folder with train.beton or a .beton file,"
             " or make one: python -m data_prep convert SOURCE OUT"
         )
-    if path.is_file() and path.suffix != _SUFFIX:
+    if not path.is_dir() and path.suffix != _SUFFIX:
         raise UserError(
             f"{path}: neither a folder nor a {_SUFFIX} file; convert it first: python -m data_prep"
         )

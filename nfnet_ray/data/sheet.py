@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 from nfnet_ray.data.image_operations import OPERATIONS
 from nfnet_ray.data.mixing import mix
 from nfnet_ray.data.randaugment import distortion
+from nfnet_ray.data.regular_file import read_regular_file
 from nfnet_ray.errors import UserError
 from nfnet_ray.recipe import MixingRecipe
 
@@ -83,9 +85,12 @@ def _mixed(image: Tensor, partner: Tensor, recipe: MixingRecipe) -> tuple[list[T
 def _opened(path: Path) -> Tensor:
     """The central square of a picture at PIXELS per side, uint8 (1, H, W, 3)."""
     try:
-        with Image.open(path) as file:
+        with Image.open(io.BytesIO(read_regular_file(path))) as file:
             picture = file.convert("RGB")
     except OSError as error:
+        reason = "not a picture of a known format" if error.errno is None else error.strerror
+        raise UserError(f"{path}: cannot be read as a picture ({reason}); give another") from error
+    except Exception as error:  # Pillow's plugins raise whatever a damaged file leads them into
         raise UserError(f"{path}: cannot be read as a picture ({error}); give another") from error
     side = min(picture.size)
     left, top = (picture.width - side) // 2, (picture.height - side) // 2

@@ -22,6 +22,7 @@ from nfnet_ray.data.beton import ALLOCATION, FIELD_DESCRIPTOR, HEADER, JPEG, MET
 from nfnet_ray.data.dataset import Dataset, open_dataset, split_paths
 from nfnet_ray.data.decode import DecodeError, jpeg_header
 from nfnet_ray.data.manifest import Manifest, hash_stored, read_manifest
+from nfnet_ray.data.regular_file import what_it_is
 from nfnet_ray.errors import UserError
 
 # Read by one thread in one go, in the file's order: long enough for a spinning disk to stream, short enough
@@ -141,6 +142,12 @@ def _open_split(
     verification: Verification, name: str, beton_path: Path, manifest_path: Path
 ) -> tuple[Beton, Manifest] | None:
     """Both files as far as they can be opened and compared; what is wrong with them goes to the verification."""
+    for path in (beton_path, manifest_path):
+        if path.exists() and not path.is_file():  # a named pipe would hold whoever opens it
+            verification.damages.append(
+                Damage(name, path, None, None, f"{path}: is {what_it_is(path)}, not a file; copy it again")
+            )
+            return None
     problems = []
     beton = manifest = None
     try:

@@ -26,6 +26,7 @@ from data_prep.__main__ import main
 from data_prep.image_folder import FolderSplit
 from data_prep.sources import SourceImage
 from data_prep.splits import held_out
+from nfnet_ray.data.__main__ import main as data_main
 from nfnet_ray.data.beton import Beton
 from nfnet_ray.data.dataset import Dataset, open_dataset
 
@@ -509,6 +510,38 @@ def test_a_reader_that_is_gone_and_a_terminal_without_unicode_end_no_conversion(
     )
     assert (ended.returncode, ended.stderr) == (0, b"")
     assert rb"of no class: ros\xe9.jpg" in ended.stdout
+
+
+def test_what_is_no_file_is_not_waited_for(
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert convert(image_folder, tmp_path / "good") == 0
+    shutil.copytree(tmp_path / "good", tmp_path / "set")
+    (tmp_path / "set" / "train.beton").unlink()
+    for name in ("set/train.beton", "pipe.beton", "pipe.jpg", "out.quarantine.csv"):
+        os.mkfifo(tmp_path / name)
+    (tmp_path / "loop").symlink_to("loop")
+    capsys.readouterr()
+    for arguments, complaint in (
+        (["verify", "set"], "file wrong as a whole"),
+        (["verify", "pipe.beton"], "files wrong as a whole"),
+        (["info", "set"], "not a regular file"),
+        (["info", "/dev/null"], "neither a folder nor a .beton file"),
+        (["convert", "flowers", "out"], "is in the way of a list of unreadable images"),
+        (["convert", "loop", "new"], "no such file or folder"),
+        (["convert", "flowers", "loop"], "a link that leads to itself"),
+        (["sheet", "sheet.png", "pipe.jpg"], "cannot be read as a picture (not a regular file)"),
+        (
+            ["sheet", "sheet.png", "set/train.parquet"],
+            "cannot be read as a picture (not a picture of a known for",
+        ),
+    ):
+        run = data_main if arguments[0] == "sheet" else main
+        paths = [str(tmp_path / name) for name in arguments[1:]]
+        assert run([arguments[0], *paths]) == 2
+        error = capsys.readouterr().err
+        assert complaint in error
+        assert error.count("\n") == 1
 
 
 # What is left behind

@@ -371,3 +371,20 @@ def test_the_known_archives_are_well_formed() -> None:
         assert len(bytes.fromhex(archive.checksum)) * 2 == digits[archive.algorithm]
         assert archive.folder is None or archive.name == f"{archive.folder}.tgz"
     assert len({archive.checksum for archive in ARCHIVES.values()}) == len(ARCHIVES)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "", "x", "ftp://x/y", "file:///etc/passwd", "http://", "http:///x", "http://[", "http://h:abc/x", "http://a b/",
+        "http://x/\n", "http://x:0/", "http://x:99999/",
+    ],
+)  # fmt: skip
+def test_what_is_no_address_is_refused_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], url: str
+) -> None:
+    assert main(["fetch", "cifar10", str(tmp_path / "out"), "--url", url]) == 2
+    error = capsys.readouterr().err
+    assert ": not an address; give one with https:// or http://, such as https://www.cs.toronto.edu/" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
