@@ -20,7 +20,7 @@ from nfnet_ray.data.dataset import DatasetSummary
 from nfnet_ray.errors import UserError
 from nfnet_ray.one_line_parser import EXIT_USER_ERROR, OneLineParser
 from nfnet_ray.printable import interpreter, printable, shell_command, shown
-from nfnet_ray.wording import count
+from nfnet_ray.wording import agree, count, speed
 
 _INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C: 128 + SIGINT
 _TERMINATED = 143  # 128 + SIGTERM
@@ -340,13 +340,14 @@ def _convert(options: argparse.Namespace) -> None:
     for name, why in report.skipped.items():
         say(f"left out {name}: {why}")
     if report.skipped:
-        say(f"left out {len(report.skipped):,} unreadable images in all, listed in {quarantine_path(out)}")
+        say(f"left out {count(len(report.skipped), 'unreadable image')} in all, listed in {quarantine_path(out)}")
     if report.images_resumed:
-        say(f"resumed: {report.images_resumed:,} images were done before")
+        were = agree(report.images_resumed, "was", "were")
+        say(f"resumed: {count(report.images_resumed, 'image')} {were} done before")
     images = report.dataset.train_images + report.dataset.validation_images
     say(
-        f"{source.kind}: {images:,} images, {report.stored_bytes:,} bytes in {format_seconds(seconds)}"
-        f" ({(images - report.images_resumed) / seconds:,.0f} images/s)"
+        f"{source.kind}: {count(images, 'image')}, {count(report.stored_bytes, 'byte')} in {format_seconds(seconds)}"
+        f" ({speed((images - report.images_resumed) / seconds)} images/s)"
     )
     _print_dataset(report.dataset)
 
@@ -360,8 +361,8 @@ def _digits(options: argparse.Namespace) -> None:
 
 def _print_dataset(dataset: DatasetSummary) -> None:
     say(
-        f"wrote {dataset.path}: {dataset.train_images:,} training and {dataset.validation_images:,}"
-        f" validation images of {len(dataset.class_names):,} classes"
+        f"wrote {dataset.path}: {dataset.train_images:,} training and"
+        f" {count(dataset.validation_images, 'validation image')} of {count(len(dataset.class_names), 'class')}"
     )
     say(f"fingerprint {dataset.fingerprint}")
     study = shown(Path(__file__).parents[1] / "studies" / "agc_sweep.py")

@@ -26,6 +26,7 @@ from nfnet_ray.data.beton import RAW, Beton
 from nfnet_ray.data.dataset import Dataset, Split, open_dataset
 from nfnet_ray.errors import UserError
 from nfnet_ray.recipe import DataRecipe, MixingRecipe, RandAugmentRecipe, Recipe
+from nfnet_ray.wording import count
 
 SECONDS_EACH = 2.0
 _BATCH_SIZE = 64  # the loader's speed changes little with it
@@ -167,7 +168,7 @@ def diagnose(split: Split, speeds: Speeds, need: Need | None, memory_bytes: int)
             f"{kind}, {mean_megapixels:.2g} megapixels on average",
         )
     )
-    threads = f"{speeds.threads} thread{'s' * (speeds.threads != 1)}"
+    threads = count(speeds.threads, "thread")
     lines.append(line(f"decoding, {threads}", speeds.decode, "whole images"))
     lines.append(
         line(
@@ -211,7 +212,7 @@ def _verdict(speeds: Speeds, need: Need | None, supply: float, limit: str) -> li
         cores = math.ceil(_ENOUGH * need.images_per_second / (speeds.loader / speeds.threads))
         other = " or smaller images (convert --max-side), or no decoding (convert --write-mode raw)"
         lines.append(
-            f"what helps: {cores} cores as fast as these instead of {speeds.threads};"
+            f"what helps: {count(cores, 'core')} as fast as these instead of {speeds.threads};"
             + (other if limit == "decoding" else " or images of the size that is trained at")
         )
     return lines

@@ -16,6 +16,7 @@ from data_prep.encode import EncodeSettings
 from data_prep.folder_walk import visible_files
 from data_prep.sources import Source
 from data_prep.splits import Selection, SplitPlan
+from nfnet_ray.wording import agree, count
 
 
 def conversion_identity(source: Source, plan: SplitPlan, encode: EncodeSettings) -> dict[str, str]:
@@ -71,7 +72,7 @@ def changed_file(
         if name not in to_come:
             return f"{name} has been changed or added"
     gone = int((~np.isin(before, states)).sum()) - len(changed)
-    return f"{gone:,} files are gone" if gone > 0 else None
+    return f"{count(gone, 'file')} {agree(gone, 'is', 'are')} gone" if gone > 0 else None
 
 
 def _files(paths: Sequence[Path]) -> Iterator[tuple[str, str]]:

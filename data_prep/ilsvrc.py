@@ -27,6 +27,7 @@ from data_prep.progress import Progress, silent
 from data_prep.sources import Source
 from data_prep.tar_index import TarMember, TarSplit, first_names, tar_members
 from nfnet_ray.errors import UserError
+from nfnet_ray.wording import count
 
 _CLASS_TAR = re.compile(r"(n\d{8})\.tar")
 _VALIDATION_IMAGE = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
@@ -74,12 +75,12 @@ def open_ilsvrc(paths: Sequence[Path], progress: Progress = silent) -> Source:
     validation = _index_validation(found["validation"], kit, progress)
     notes = []
     if others:
-        notes.append(f"{others:,} files are not images and were ignored")
+        notes.append(f"ignored {count(others, 'file')} of other kinds than images")
     counts = np.bincount(train.labels, minlength=len(kit.wnids)).tolist()
-    for wnid, count in zip(kit.wnids, counts, strict=True):
-        if count != kit.train_images[wnid]:
+    for wnid, images in zip(kit.wnids, counts, strict=True):
+        if images != kit.train_images[wnid]:
             notes.append(
-                f"{wnid} has {count:,} training images, the development kit says"
+                f"{wnid} has {count(images, 'training image')}, the development kit says"
                 f" {kit.train_images[wnid]:,}: the tar file is not complete, or not the original"
             )
             break  # one is enough to make people look
@@ -258,16 +259,16 @@ def _check_classes(path: Path, kit: _Kit, found: set[str]) -> None:
     if missing or unknown:
         example = f"{missing[0]}.tar is not in it" if missing else f"{unknown[0]}.tar is none of them"
         raise UserError(
-            f"{path}: holds {len(found):,} classes, the development kit names {len(kit.wnids):,}"
+            f"{path}: holds {count(len(found), 'class')}, the development kit names {len(kit.wnids):,}"
             f" ({example}); give {_FILES['train']} and the kit of the same year and task"
         )
 
 
 def _index_validation(path: Path, kit: _Kit, progress: Progress) -> TarSplit:
     """The validation images, by class and then by name, as they are in ``val/WNID``."""
-    count = len(kit.validation_labels)
+    expected = len(kit.validation_labels)
     by_number: dict[int, TarMember] = {}
-    with progress("index of validation", count) as advance:
+    with progress("index of validation", expected) as advance:
         for member in tar_members(path):
             match = _VALIDATION_IMAGE.fullmatch(basename(member.name))
             if match is None or int(match[1]) in by_number:
@@ -277,12 +278,12 @@ def _index_validation(path: Path, kit: _Kit, progress: Progress) -> TarSplit:
                 )
             by_number[int(match[1])] = member
             advance()
-    if len(by_number) != count or set(by_number) != set(range(1, count + 1)):
+    if len(by_number) != expected or set(by_number) != set(range(1, expected + 1)):
         raise UserError(
-            f"{path}: holds {len(by_number):,} images, up to number {max(by_number):,}, and the development"
-            f" kit's ground truth is of {count:,}; give {_FILES['validation']} and the kit of the same year"
+            f"{path}: holds {count(len(by_number), 'image')}, up to number {max(by_number):,}, and the development"
+            f" kit's ground truth is of {expected:,}; give {_FILES['validation']} and the kit of the same year"
         )
-    order = np.lexsort((np.arange(count), kit.validation_labels)).tolist()
+    order = np.lexsort((np.arange(expected), kit.validation_labels)).tolist()
     members = [by_number[position + 1] for position in order]
     labels = kit.validation_labels[order]
     return TarSplit(

@@ -16,6 +16,7 @@ from nfnet_ray.data.dataset import Dataset, Split
 from nfnet_ray.data.manifest import Manifest
 from nfnet_ray.errors import UserError
 from nfnet_ray.printable import printable
+from nfnet_ray.wording import agree, count
 
 if TYPE_CHECKING:  # a summary in words need not wait for Pillow
     from PIL import Image
@@ -48,7 +49,8 @@ def describe(dataset: Dataset) -> list[str]:
     images = sum(map(len, splits))
     file_bytes = sum(split.beton.file_bytes for split in splits)
     lines = [
-        f"{dataset.path}: {images:,} images of {len(dataset.class_names):,} classes, {_megabytes(file_bytes)}",
+        f"{dataset.path}: {count(images, 'image')} of {count(len(dataset.class_names), 'class')},"
+        f" {_megabytes(file_bytes)}",
         f"fingerprint {dataset.fingerprint}",
     ]
     for split in splits:
@@ -57,17 +59,19 @@ def describe(dataset: Dataset) -> list[str]:
     duplicates = find_duplicates(dataset)
     for name, surplus in duplicates.surplus.items():
         if surplus:
-            lines.append(f"note: {name}: {surplus:,} images are there once already, byte for byte")
+            there = agree(surplus, "is", "are")
+            lines.append(f"note: {name}: {count(surplus, 'image')} {there} there once already, byte for byte")
     if duplicates.contradictory:
         lines.append(
-            f"warning: {duplicates.contradictory:,} images are there several times, byte for byte, with different"
-            " labels"
+            f"warning: {count(duplicates.contradictory, 'image')} {agree(duplicates.contradictory, 'is', 'are')} there"
+            " several times, byte for byte, with different labels"
         )
     if duplicates.leaked:
         examples = "; ".join(f"{one} is {other}" for one, other in duplicates.examples)
         lines.append(
-            f"warning: {duplicates.leaked:,} of {len(dataset.validation):,} validation images are training images"
-            f" too, byte for byte: accuracy on them says little ({examples})"
+            f"warning: {duplicates.leaked:,} of {count(len(dataset.validation), 'validation image')}"
+            f" {agree(duplicates.leaked, 'is a training image', 'are training images')} too, byte for byte: accuracy"
+            f" on them says little ({examples})"
         )
     return lines
 
@@ -75,9 +79,9 @@ def describe(dataset: Dataset) -> list[str]:
 def _describe_split(split: Split) -> Iterator[str]:
     beton, name = split.beton, split.name
     jpegs = int((beton.modes == JPEG).sum())
-    modes = [f"{count:,} {mode}" for mode, count in (("JPEG", jpegs), ("raw", len(beton) - jpegs)) if count]
+    modes = [f"{images:,} {mode}" for mode, images in (("JPEG", jpegs), ("raw", len(beton) - jpegs)) if images]
     yield (
-        f"{name}: {len(beton):,} images ({', '.join(modes)}), {_megabytes(beton.file_bytes)},"
+        f"{name}: {count(len(beton), 'image')} ({', '.join(modes)}), {_megabytes(beton.file_bytes)},"
         f" {_spread(beton.sizes)} stored bytes an image"
     )
     shorter = np.minimum(beton.heights, beton.widths)
@@ -94,7 +98,7 @@ def _describe_split(split: Split) -> Iterator[str]:
     empty = np.flatnonzero(counts == 0)
     if len(empty):
         names = _shortened(", ".join(split.manifest.class_names[index] for index in empty))
-        yield f"  note: {len(empty):,} classes have no image here: {names}"
+        yield f"  note: {count(len(empty), 'class')} {agree(len(empty), 'has', 'have')} no image here: {names}"
     yield from _describe_settings(split.manifest)
 
 
@@ -109,10 +113,12 @@ def _describe_settings(manifest: Manifest) -> Iterator[str]:
     if plain:
         yield f"  written with {_shortened(plain)}"
     if re_encoded:
-        reasons = ", ".join(f"{count:,} {reason}" for reason, count in re_encoded.items())
-        yield f"  {sum(re_encoded.values()):,} images were re-encoded: {reasons}"
+        reasons = ", ".join(f"{images:,} {reason}" for reason, images in re_encoded.items())
+        total = sum(re_encoded.values())
+        yield f"  {count(total, 'image')} {agree(total, 'was', 'were')} re-encoded: {reasons}"
     if left_out:
-        yield f"  {len(left_out):,} images were left out: {_shortened(', '.join(map(str, left_out)))}"
+        were = agree(len(left_out), "was", "were")
+        yield f"  {count(len(left_out), 'image')} {were} left out: {_shortened(', '.join(map(str, left_out)))}"
 
 
 def find_duplicates(dataset: Dataset) -> Duplicates:
@@ -239,4 +245,4 @@ def run_info(dataset: Dataset, sheet: Path | None) -> None:
         say(line)
     if sheet is not None:
         classes = write_class_sheet(dataset, sheet)
-        say(f"wrote {sheet}: {classes} of {len(dataset.class_names):,} classes")
+        say(f"wrote {sheet}: {classes} of {count(len(dataset.class_names), 'class')}")

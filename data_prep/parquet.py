@@ -16,6 +16,7 @@ from data_prep.folder_walk import is_left_out, visible_files
 from data_prep.image_folder import SPLIT_OF
 from data_prep.sources import Source, SourceImage, UnreadableImageError
 from nfnet_ray.errors import UserError
+from nfnet_ray.wording import agree, count
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -257,7 +258,8 @@ def _open_split(files: Sequence[Path], image_column: str, label_column: str) -> 
             table = file.read(columns=columns)
         label = table.column(label_column)
         if label.null_count:
-            raise UserError(f"{path}: {label.null_count} rows have no label; remove them or label them")
+            rows = f"{count(label.null_count, 'row')} {agree(label.null_count, 'has', 'have')} no label"
+            raise UserError(f"{path}: {rows}; remove them or label them")
         # Not to_numpy: that imports pandas, which takes 2 s.
         labels.append(np.from_dlpack(label.combine_chunks()).astype(np.int64))
         paths = (

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
+from nfnet_ray.wording import count, speed
+
 
 class Progress(Protocol):
     """Called with a split's name, its number of images, and how many of them an earlier conversion has done;
@@ -55,7 +57,7 @@ def _bar(name: str, total: int, done: int) -> Iterator[Callable[[], None]]:
 
     class ImagesPerSecond(ProgressColumn):
         def render(self, task: Task) -> Text:
-            return Text(f"{task.speed or 0:,.0f} images/s")
+            return Text(f"{speed(task.speed or 0)} images/s")
 
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), ImagesPerSecond(),
@@ -80,7 +82,7 @@ def _lines(name: str, total: int, done: int) -> Iterator[Callable[[], None]]:
             images_per_second = (done - done_before) / (now - start)
             left = format_seconds((total - done) / images_per_second)
             print(
-                f"{name}: {done:,} of {total:,} images, {images_per_second:,.0f} images/s, {left} left",
+                f"{name}: {done:,} of {count(total, 'image')}, {speed(images_per_second)} images/s, {left} left",
                 file=sys.stderr,
                 flush=True,
             )

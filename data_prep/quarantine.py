@@ -10,6 +10,7 @@ from pathlib import Path
 
 from nfnet_ray.data.regular_file import read_regular_file
 from nfnet_ray.errors import UserError
+from nfnet_ray.wording import count
 
 _COLUMNS = ["split", "source", "reason"]
 
@@ -36,7 +37,7 @@ class Quarantine:
             )
         if self.limit is not None and len(self.images) >= self.limit:
             raise UserError(
-                f"{name}: cannot be decoded ({reason}), and {self.limit:,} images before it could not either,"
+                f"{name}: cannot be decoded ({reason}), and {count(self.limit, 'image')} before it could not either,"
                 " which is as many as --max-unreadable allows; repair them, or allow more"
             )
         self.images.append((split, name, reason))

@@ -11,6 +11,7 @@ import numpy as np
 
 from data_prep.sources import Source, SourceSplit
 from nfnet_ray.errors import UserError
+from nfnet_ray.wording import agree, count
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def plan_splits(source: Source, holdout: float) -> SplitPlan:
         if name in source.splits:
             split = source.splits[name]
             _check_labels(name, split.labels, source.class_names)
-            note = f"validation: the source's {name} split, {len(split.labels):,} images"
+            note = f"validation: the source's {name} split, {count(len(split.labels), 'image')}"
             if name == "validation" and "test" in source.splits:
                 note += " (its test split is not used)"
             return SplitPlan(_everything(train), _everything(split), note)
@@ -59,8 +60,8 @@ def plan_splits(source: Source, holdout: float) -> SplitPlan:
         held = held_out(train.names, np.zeros_like(train.labels), holdout)
         manner = "of classes that are then not trained on: no class has two images, so accuracy means nothing"
     note = (
-        f"validation: the source has no such split, so {int(held.sum()):,} of its {len(held):,} images are"
-        f" held out, {manner}"
+        f"validation: the source has no such split, so {int(held.sum()):,} of its {count(len(held), 'image')}"
+        f" {agree(int(held.sum()), 'is', 'are')} held out, {manner}"
     )
     return SplitPlan(Selection(train, np.flatnonzero(~held)), Selection(train, np.flatnonzero(held)), note)
 

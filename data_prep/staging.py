@@ -21,7 +21,7 @@ from data_prep.journal import count_records
 from data_prep.quarantine import check_quarantine_path, quarantine_path
 from nfnet_ray.data.dataset import split_paths
 from nfnet_ray.errors import UserError
-from nfnet_ray.wording import count
+from nfnet_ray.wording import agree, count
 
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS})  # some network file systems have none
 
@@ -159,7 +159,7 @@ def staging_folder(out: Path, *, resume: Staging | None = None, keep: bool = Fal
             done = staging.images_done() if keep else 0
             if done:
                 error.add_note(
-                    f"{count(done, 'image')} {'is' if done == 1 else 'are'} kept in {staging.folder}; the same command"
+                    f"{count(done, 'image')} {agree(done, 'is', 'are')} kept in {staging.folder}; the same command"
                     " with --resume goes on"
                 )
             else:

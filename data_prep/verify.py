@@ -9,6 +9,7 @@ from data_prep.byte_progress import bytes_on_stderr
 from data_prep.lines import say
 from nfnet_ray.data.verification import Verification, summary_of, verify
 from nfnet_ray.errors import UserError
+from nfnet_ray.wording import count
 
 SHOWN_DAMAGES = 20
 
@@ -28,7 +29,7 @@ def run_verify(path: Path, workers: int, *, decode: bool, shown: int = SHOWN_DAM
     if len(damages) > shown:
         say(f"… and {len(damages) - shown:,} more (--limit {len(damages)} shows all)")
     say(
-        f"{path}: checked {verification.checked_images:,} images, {verification.checked_bytes / 1e6:,.0f} MB in"
+        f"{path}: checked {count(verification.checked_images, 'image')}, {verification.checked_bytes / 1e6:,.0f} MB in"
         f" {seconds:.1f} s ({verification.checked_bytes / 1e6 / seconds:,.0f} MB/s)"
         + (", each decoded" if decode else "")
     )

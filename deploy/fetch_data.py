@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from pyarrow.fs import FileSelector, FileSystem, FileType
 
 from nfnet_ray.errors import UserError
+from nfnet_ray.wording import count
 
 CHUNK_BYTES = 8 << 20
 
@@ -33,7 +34,7 @@ def fetch(uri: str, folder: Path) -> Path:
         raise UserError(f"{uri}: no files lie there")
     target = folder / PurePosixPath(root).name
     total = sum(file.size for file in files)
-    print(f"{uri}: {len(files)} files, {total / 2**30:.2f} GiB, to {target}", flush=True)
+    print(f"{uri}: {count(len(files), 'file')}, {total / 2**30:.2f} GiB, to {target}", flush=True)
     started = time.monotonic()
     for file in files:
         path = target / PurePosixPath(file.path).relative_to(root)

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 
-def count(number: int, noun: str) -> str:
+def count(number: float, noun: str) -> str:
     """A number with what it counts, in the singular for one.
 
-    >>> count(1, "epoch"), count(1437, "training image"), count(0, "class"), count(2, "copy")
-    ('1 epoch', '1,437 training images', '0 classes', '2 copies')
+    >>> count(1, "epoch"), count(1437, "training image"), count(0, "class"), count(2.0, "core"), count(0.5, "GPU")
+    ('1 epoch', '1,437 training images', '0 classes', '2 cores', '0.5 GPUs')
     """
-    return f"{number:,} {noun if number == 1 else plural(noun)}"
+    amount = f"{number:,.10g}" if isinstance(number, float) else f"{number:,}"
+    return f"{amount} {agree(number, noun, plural(noun))}"
+
+
+def agree(number: float, one: str, many: str) -> str:
+    """The word that goes with the number.
+
+    >>> agree(1, "is", "are"), agree(3, "is", "are")
+    ('is', 'are')
+    """
+    return one if number == 1 else many
 
 
 def plural(noun: str) -> str:

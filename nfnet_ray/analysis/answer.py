@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from nfnet_ray.analysis.intervals import accuracy_interval, difference_interval
 from nfnet_ray.analysis.record import METRIC, StudyRecord
 from nfnet_ray.tracking.labels import point_label
+from nfnet_ray.wording import count
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,7 +74,7 @@ class BestSetting:
         return (
             f"{f'Best setting: {where}' if where else 'Result'}: top-1 {_percent(best.top1)} "
             f"(95% interval over {covers} {100 * best.low:.1f} to {_percent(best.high)}; "
-            f"{best.validation_images:,} validation images, {seeds} {'seed' if seeds == 1 else 'seeds'})"
+            f"{count(best.validation_images, 'validation image')}, {count(seeds, 'seed')})"
             f"{self._comparison()}"
         )
 

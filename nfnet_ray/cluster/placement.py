@@ -10,6 +10,7 @@ from typing import Any
 
 from nfnet_ray.cluster.resources import places_on, worker_in_words
 from nfnet_ray.cluster.worker import WorkerResources
+from nfnet_ray.wording import agree, count
 
 SECONDS_BETWEEN_LOOKS = 2.0
 SECONDS_BEFORE_SAYING = 10.0
@@ -70,10 +71,10 @@ def lack_of_room(missing: int, worker: WorkerResources, machines: Machines, free
             else f"the nodes that are up take {fitting} of them"
         )
         why += ": ask for less (--cpus-per-worker, --gpus-per-worker), or wait if an autoscaler adds nodes"
-    count = "a worker that asks" if missing == 1 else f"{missing} workers that ask"
+    waiting = "a worker that asks" if missing == 1 else f"{missing} workers that ask"
     return (
-        f"Waiting for room: {count} for {each} {'has' if missing == 1 else 'have'} no place. Ray has "
-        f"{_in_words(machines)} on {len(machines)} {'node' if len(machines) == 1 else 'nodes'}, of which "
+        f"Waiting for room: {waiting} for {each} {agree(missing, 'has', 'have')} no place. Ray has "
+        f"{_in_words(machines)} on {count(len(machines), 'node')}, of which "
         f"{_in_words(free)} are free; {why}."
     )
 

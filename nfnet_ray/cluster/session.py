@@ -20,6 +20,7 @@ from nfnet_ray.cluster.own_ray import OwnRay
 from nfnet_ray.errors import UserError
 from nfnet_ray.interruption import handlers_kept
 from nfnet_ray.places import check_can_write, check_path
+from nfnet_ray.wording import count
 
 LONGEST_SOCKET_PATH = 107
 """Of a Unix socket, unix(7), less the zero at the end."""
@@ -199,9 +200,9 @@ def _resources() -> Resources:
     models = sorted(
         name.removeprefix("accelerator_type:") for name in total if name.startswith("accelerator_type:")
     )
-    parts = [f"{cpus:g} CPU cores" + (f" ({_processor()})" if len(nodes) == 1 else "")]
+    parts = [count(cpus, 'CPU core') + (f" ({_processor()})" if len(nodes) == 1 else "")]
     if gpus:
-        parts.append(f"{gpus:g} GPUs" + (f" ({', '.join(models)})" if models else ""))
+        parts.append(count(gpus, 'GPU') + (f" ({', '.join(models)})" if models else ""))
     if len(nodes) > 1:
         parts.append(f"{len(nodes)} nodes")
     machines = tuple((node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0)) for node in nodes)

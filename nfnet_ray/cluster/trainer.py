@@ -32,6 +32,7 @@ from nfnet_ray.cluster.worker import (
 )
 from nfnet_ray.places import in_words
 from nfnet_ray.tracking.events import TrialState
+from nfnet_ray.wording import count
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
@@ -252,7 +253,7 @@ class _Follower:
             case "hung":
                 self._hung.append(dict(note))
             case "resizing":
-                self.lose(f"{_workers(note['before'])} became {note['after']}")
+                self.lose(f"{count(note['before'], 'worker')} became {note['after']}")
                 self._say(f"Machines have come or gone: {self._why}; keeping a checkpoint first.")
             case "kept":
                 if note["reason"] == "preempted":
@@ -292,7 +293,7 @@ class _Follower:
             }
         )
         if note["step"] or before:
-            self._say(f"Training with {_workers(note['workers'])}, from step {note['step']:,}.")
+            self._say(f"Training with {count(note['workers'], 'worker')}, from step {note['step']:,}.")
         self._why = None
 
 
@@ -331,10 +332,6 @@ def hang_sentence(hung: list[dict[str, Any]]) -> str:
 
 def _and(items: Iterable[object]) -> str:
     return " and ".join(map(str, items))
-
-
-def _workers(count: int) -> str:
-    return f"{count} worker" if count == 1 else f"{count} workers"
 
 
 def _give_back_all_places() -> None:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from nfnet_ray.errors import UserError
 from nfnet_ray.recipe import DataRecipe, MixingRecipe, Recipe
+from nfnet_ray.wording import count
 
 CHUNKS = (4, 2, 1)  # 4: a pair for MixUp and a pair for CutMix
 
@@ -56,17 +57,18 @@ def check_batch_size(recipe: Recipe, images: int, workers: int, path: str | os.P
     batch_size, micro_batches = recipe.batch_size, recipe.micro_batches
     if batches_per_epoch(images, batch_size) == 0:
         raise UserError(
-            f"batch_size {batch_size} is larger than the {images:,} training images of {path}: "
+            f"batch_size {batch_size} is larger than the {count(images, 'training image')} of {path}: "
             "choose a smaller one with --set batch_size=..."
         )
     if batch_size % workers:
         raise UserError(
-            f"batch_size {batch_size} cannot be shared equally by {workers} workers: "
+            f"batch_size {batch_size} cannot be shared equally by {count(workers, 'worker')}: "
             f"choose a multiple of {workers} with --set batch_size=..."
         )
     if batch_size % (workers * micro_batches):
         raise UserError(
-            f"micro_batches {micro_batches} cannot share equally the {batch_size // workers} images of a worker: "
+            f"micro_batches {micro_batches} cannot share equally the {count(batch_size // workers, 'image')} of a "
+            "worker: "
             f"choose a divisor of {batch_size // workers} with --set micro_batches=..."
         )
     check_partners(recipe.data, batch_size, workers)

@@ -24,6 +24,7 @@ from nfnet_ray.data.decode import DecodeError, jpeg_header
 from nfnet_ray.data.manifest import Manifest, hash_stored, read_manifest
 from nfnet_ray.data.regular_file import what_it_is
 from nfnet_ray.errors import UserError
+from nfnet_ray.wording import count
 
 # Read by one thread in one go, in the file's order: long enough for a spinning disk to stream, short enough
 # that 16 threads hold little and progress moves.
@@ -133,8 +134,8 @@ def summary_of(damages: list[Damage]) -> str:
     """How many samples and files are wrong, in words."""
     samples = len({(damage.split, damage.index) for damage in damages if damage.index is not None})
     files = sum(damage.index is None for damage in damages)
-    parts = [f"{samples:,} damaged sample{'s' * (samples != 1)}"] if samples else []
-    parts += [f"{files} file{'s' * (files != 1)} wrong as a whole"] if files else []
+    parts = [count(samples, "damaged sample")] if samples else []
+    parts += [f"{count(files, 'file')} wrong as a whole"] if files else []
     return " and ".join(parts)
 
 

@@ -25,6 +25,7 @@ from nfnet_ray.models.layers import ScaledWSConv2d
 from nfnet_ray.models.nfnet import NFBlock, NFNet
 from nfnet_ray.models.pickled_arrays import read_pickled_arrays, readable
 from nfnet_ray.models.variants import NF_RESNET, NFNET, Variant, get_variant, list_models
+from nfnet_ray.wording import count
 
 # Axes of the official array in the order of ours, by number of dimensions, and the other way round.
 _TO_TORCH = {0: (), 1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}
@@ -63,10 +64,10 @@ def load_deepmind_weights(model: nn.Module, arrays_or_path: OfficialArrays | str
         source = ""
         if isinstance(arrays_or_path, str | os.PathLike):
             source = f" from {readable(os.fspath(arrays_or_path))}"
-        whose = f"are those of {others[0]} with {others[1]} classes and " if others else ""
+        whose = f"are those of {others[0]} with {count(others[1], 'class')} and " if others else ""
         raise UserError(
-            f"these weights{source} {whose}do not fit this {name} with {classes} classes: {'; '.join(problems)}; "
-            "check the model's name, its overrides and its number of classes"
+            f"these weights{source} {whose}do not fit this {name} with {count(classes, 'class')}: "
+            f"{'; '.join(problems)}; check the model's name, its overrides and its number of classes"
         )
     copy_into(slots, given)
 

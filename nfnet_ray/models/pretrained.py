@@ -28,6 +28,7 @@ from nfnet_ray.models.pickled_arrays import read_pickled_arrays, readable
 from nfnet_ray.models.timm_weights import timm_slots
 from nfnet_ray.models.weights_file import pinned
 from nfnet_ray.recipe import ModelRecipe, split_weights
+from nfnet_ray.wording import count
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class Loaded:
     def sentence(self) -> str:
         """One line for people."""
         kind = "a new one, drawn at random" if self.classifier == "new" else "that of the file"
-        return f"{self.tensors} tensors from {self.path} ({self.origin}); classifier: {kind}"
+        return f"{count(self.tensors, 'tensor')} from {self.path} ({self.origin}); classifier: {kind}"
 
 
 def load_pretrained(

@@ -7,6 +7,7 @@ from typing import Any
 
 from nfnet_ray.models.catalogue import count_multiply_adds, count_parameters, get_model, list_models
 from nfnet_ray.models.variants import Variant, block_name, block_plan, part_costs
+from nfnet_ray.wording import count
 
 
 def list_table(num_classes: int) -> str:
@@ -74,7 +75,7 @@ def summary(name: str, overrides: Mapping[str, Any], image_size: int, num_classe
         for size, meaning in meanings.items()
     )
     lines = [
-        f"{name}: {count_parameters(name, num_classes, overrides):,} parameters for {num_classes:,} classes",
+        f"{name}: {count_parameters(name, num_classes, overrides):,} parameters for {count(num_classes, 'class')}",
         f"multiply-adds: {multiply_adds}",
         f"dropout {model.dropout:g}, stochastic depth {model.stochastic_depth:g}",
     ]

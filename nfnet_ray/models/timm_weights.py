@@ -17,6 +17,7 @@ from nfnet_ray.models.foreign_weights import Slot, as_array, copy_into, find_pro
 from nfnet_ray.models.nfnet import NFBlock, NFNet
 from nfnet_ray.models.pickled_arrays import readable
 from nfnet_ray.models.variants import NFNET
+from nfnet_ray.wording import count
 
 _BLOCK_LAYERS = {
     "conv_shortcut": "downsample.conv",
@@ -50,7 +51,7 @@ def load_timm_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     if problems:
         raise UserError(
             f"this state dict of timm does not fit this {model.variant.name} with "
-            f"{model.classifier.out_features} classes: {'; '.join(problems)}; "
+            f"{count(model.classifier.out_features, 'class')}: {'; '.join(problems)}; "
             "check the model's name and its number of classes (of timm's, only dm_nfnet_* are these networks)"
         )
     copy_into(slots, given)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, cast
 from nfnet_ray.tracking.events import EpochEnded, Event
 from nfnet_ray.tracking.spool import Spool
 from nfnet_ray.tracking.uri import sqlite_path
+from nfnet_ray.wording import count
 
 if TYPE_CHECKING:
     from nfnet_ray.tracking.writer import StudyWriter
@@ -104,11 +105,11 @@ class MLflowSink:
     def status(self) -> str:
         """One line for a progress display."""
         waiting = self._spool.pending_count()
-        refused = f", {_events(self._refused)} refused" if self._refused else ""
+        refused = f", {count(self._refused, 'event')} refused" if self._refused else ""
         if self._trouble:
             since = time.strftime("%H:%M", time.localtime(self._trouble_since))
-            return f"MLflow: {_events(waiting)} waiting, {self._trouble} since {since}{refused}"
-        return f"MLflow: {f'{_events(waiting)} waiting' if waiting else 'up to date'}{refused}"
+            return f"MLflow: {count(waiting, 'event')} waiting, {self._trouble} since {since}{refused}"
+        return f"MLflow: {count(waiting, 'event') + ' waiting' if waiting else 'up to date'}{refused}"
 
     def _run(self) -> None:
         pause = _FIRST_PAUSE_SECONDS
@@ -201,10 +202,6 @@ def _database_to_ourselves(tracking_uri: str) -> Iterator[None]:
     database.absolute().parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{database}.lock"):
         yield
-
-
-def _events(count: int) -> str:
-    return "1 event" if count == 1 else f"{count} events"
 
 
 def _in_words(error: Exception) -> str:

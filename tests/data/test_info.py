@@ -63,9 +63,9 @@ def test_the_summary_counts_what_is_there(mixed: Dataset, capsys: pytest.Capture
     assert "height 20 to 40 (median 20), width 20 to 48 (median 20)" in out
     assert "shorter side: 16 to 31: 75.0%, 32 to 63: 25.0%" in out
     assert "0 to 2 (median 1) images a class" in out
-    assert "1 classes have no image here: kind3" in out
+    assert "1 class has no image here: kind3" in out
     assert "3 images were re-encoded: 3 not a JPEG" in out
-    assert "1 images were left out: bad.jpg" in out
+    assert "1 image was left out: bad.jpg" in out
 
 
 def test_duplicates_leaks_and_contradictions_are_counted_and_warned_of(mixed: Dataset) -> None:
@@ -76,8 +76,8 @@ def test_duplicates_leaks_and_contradictions_are_counted_and_warned_of(mixed: Da
     assert duplicates.examples == (("validation/0", "train/3"),)
     lines = describe(mixed)
     assert [line for line in lines if line.startswith("warning")] == [
-        "warning: 1 images are there several times, byte for byte, with different labels",
-        "warning: 1 of 2 validation images are training images too, byte for byte: accuracy on them says little"
+        "warning: 1 image is there several times, byte for byte, with different labels",
+        "warning: 1 of 2 validation images is a training image too, byte for byte: accuracy on them says little"
         " (validation/0 is train/3)",
     ]
 

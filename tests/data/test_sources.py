@@ -875,7 +875,7 @@ IMAGE = pa.array([{"bytes": b"x", "path": "x"}] * 2)
         ({"image": IMAGE, "fine": [0, 1]}, "no integer column 'label' (its integer columns: fine)"),
         ({"image": IMAGE, "label": ["a", "b"]}, "no integer column 'label'"),
         ({"image": IMAGE, "second": IMAGE, "label": [0, 1]}, "found 2 among"),
-        ({"image": IMAGE, "label": [0, None]}, "1 rows have no label"),
+        ({"image": IMAGE, "label": [0, None]}, "1 row has no label"),
         ({"image": IMAGE, "label": [0, 0]}, "only one class"),
         ({"image": IMAGE, "label": [0, 5]}, "no training image has label 1, but the labels are 0 to 5: is a file mi"),
         ({"image": IMAGE, "label": [1, 2]}, "no training image has label 0, but the labels are 0 to 2"),
