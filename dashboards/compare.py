@@ -9,6 +9,11 @@ server's page is opened.
 
 from __future__ import annotations
 
+from nfnet_ray.program import begin
+
+if __name__ == "__main__":
+    begin()  # first: what follows takes seconds to import
+
 import os
 import signal
 import socket
@@ -27,6 +32,7 @@ from typing import IO
 from dashboards.study_directory import find_study
 from nfnet_ray.arguments import whole_number
 from nfnet_ray.errors import UserError
+from nfnet_ray.interruption import interruptible
 from nfnet_ray.one_line_parser import EXIT_USER_ERROR, OneLineParser
 from nfnet_ray.tracking.events import JOURNAL_FILE
 from nfnet_ray.tracking.spool import SPOOL_FILE, Spool, TrackedStudy
@@ -108,7 +114,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-browser", action="store_true", help="print the address only")
     options = parser.parse_args(arguments)
     try:
-        _compare(find_study(options.study), options.port, not options.no_browser)
+        with interruptible():  # a service manager's SIGTERM, or the server would go on
+            _compare(find_study(options.study), options.port, not options.no_browser)
     except UserError as error:
         print(error, file=sys.stderr)
         return EXIT_USER_ERROR
@@ -123,8 +130,6 @@ def _compare(directory: Path, port: int, browser: bool) -> None:
         check_tracking_uri(tracked.tracking_uri)
         _show(tracked, tracked.tracking_uri, browser)
         return
-    # A service manager stops us with SIGTERM; the server must end then, too.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     print("Starting the MLflow server …", flush=True)
     with mlflow_server(tracked.tracking_uri, port) as url:
         _show(tracked, url, browser)

@@ -9,6 +9,11 @@ Studies that are still running, were interrupted, or in which no trial finished 
 
 from __future__ import annotations
 
+from nfnet_ray.program import begin
+
+if __name__ == "__main__":
+    begin()  # first: what follows takes seconds to import
+
 import contextlib
 import html
 import json
@@ -45,6 +50,7 @@ from nfnet_ray.analysis import (
     setting_results,
 )
 from nfnet_ray.errors import UserError
+from nfnet_ray.interruption import EXIT_INTERRUPTED, interruptible
 from nfnet_ray.one_line_parser import EXIT_USER_ERROR, OneLineParser
 from nfnet_ray.tracking.labels import point_label, value_label
 from nfnet_ray.wording import count, speed
@@ -111,10 +117,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     try:
-        print(write_report(find_study(options.study), options.output))
+        with interruptible():
+            print(write_report(find_study(options.study), options.output))
     except UserError as error:
         print(error, file=sys.stderr)
         return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print("report: stopped", file=sys.stderr)
+        return EXIT_INTERRUPTED
     return 0
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from nfnet_ray.program import begin
+
+if __name__ == "__main__":
+    begin()  # first: what follows takes seconds to import
+
 import argparse
 import os
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -18,11 +22,11 @@ from data_prep.sources import WriteMode
 from nfnet_ray.arguments import MOST_DIGITS, given_path, number_or_nan, positive, shortened, whole_number
 from nfnet_ray.data.dataset import DatasetSummary
 from nfnet_ray.errors import UserError
+from nfnet_ray.interruption import EXIT_INTERRUPTED, interruptible
 from nfnet_ray.one_line_parser import EXIT_USER_ERROR, OneLineParser
 from nfnet_ray.printable import interpreter, printable, shell_command, shown
 from nfnet_ray.wording import agree, count, speed
 
-_INTERRUPTED = 130  # what a shell reports for a program ended by Ctrl-C: 128 + SIGINT
 _TERMINATED = 143  # 128 + SIGTERM
 _SHOW_CURSOR = "\x1b[?25h"  # DECTCEM, of DEC's VT220 and all terminals since
 _MOST_PIXELS = 65_500  # a side of a JPEG, in libjpeg (JPEG_MAX_DIMENSION); a .beton's sides are 16 bits wide
@@ -34,7 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; gives the exit code: 0, 2 for an error a person can put right, 130 for Ctrl-C."""
     options = _parser().parse_args(arguments)
     try:
-        options.run(options)
+        # A scheduler's SIGTERM would end Python on the spot and leave unfinished files.
+        with interruptible(sigterm=_terminate):
+            options.run(options)
     except UserError as error:
         _say_error(f"error: {'; '.join([str(error), *_notes(error)])}")
         return EXIT_USER_ERROR
@@ -45,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if sys.stderr.isatty():  # a bar that is left behind with its thread has hidden the cursor
             print(_SHOW_CURSOR, end="", file=sys.stderr)
         _say_error(f"interrupted: {'; '.join(_notes(interrupt)) or 'nothing was written'}")
-        return _INTERRUPTED
+        return EXIT_INTERRUPTED
     except SystemExit as exit_:  # of _terminate
         _say_error(f"terminated: {'; '.join(_notes(exit_)) or 'nothing was written'}")
         raise
@@ -394,6 +400,4 @@ def _images_or_share(text: str) -> int | float:
 
 
 if __name__ == "__main__":
-    # A scheduler's SIGTERM would end Python on the spot and leave unfinished files.
-    signal.signal(signal.SIGTERM, _terminate)
     sys.exit(main())

@@ -40,9 +40,14 @@ def end_quietly() -> None:
 
 
 @contextmanager
-def interruptible() -> Iterator[None]:
-    """While this lasts being told to end raises KeyboardInterrupt, as Ctrl-C alone does elsewhere."""
+def interruptible(sigterm: Handler | None = None) -> Iterator[None]:
+    """While this lasts being told to end raises KeyboardInterrupt, as Ctrl-C alone does elsewhere.
+
+    ``sigterm`` handles SIGTERM, for a program that tells it from Ctrl-C.
+    """
     with _heard_by(_interrupt):
+        if sigterm is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, sigterm)
         yield
 
 
@@ -113,5 +118,8 @@ def _end_at_once(_number: int, _frame: FrameType | None) -> None:
     """Without Python's ways to end, which wait for threads and run what a half imported library registered."""
     folder, name = os.path.split(sys.argv[0])
     program = os.path.basename(folder) if name == "__main__.py" else name
-    os.write(2, f"{program}: stopped before it had begun\n".encode())
+    if program == "-m":  # while Python looks for the module
+        program = sys.orig_argv[sys.orig_argv.index("-m") + 1]
+    with suppress(OSError):  # the terminal that was closed
+        os.write(2, f"{program}: stopped\n".encode())
     os._exit(EXIT_INTERRUPTED)

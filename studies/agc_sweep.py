@@ -14,6 +14,11 @@ Result. README.md shows a run of it.
 
 from __future__ import annotations
 
+from nfnet_ray.program import begin
+
+if __name__ == "__main__":
+    begin()  # first: what follows takes seconds to import
+
 import sys
 from pathlib import Path
 

@@ -17,6 +17,11 @@ Result. Not yet known.
 
 from __future__ import annotations
 
+from nfnet_ray.program import begin
+
+if __name__ == "__main__":
+    begin()  # first: what follows takes seconds to import
+
 import sys
 from pathlib import Path
 

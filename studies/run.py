@@ -30,6 +30,7 @@ from nfnet_ray.errors import StopsStudyError, StorageError, UserError
 from nfnet_ray.interruption import EXIT_INTERRUPTED, asked_to_stop
 from nfnet_ray.places import in_words, lost_place, remedy_for, which_is_lost
 from nfnet_ray.printable import interpreter, shell_command, shown
+from nfnet_ray.program import goes_on_without_output
 from nfnet_ray.terminal import say, say_whole, waiting
 from nfnet_ray.tracking.events import JOURNAL_FILE, Journal, StudyStarted
 from nfnet_ray.tracking.sink import MLflowSink
@@ -162,7 +163,9 @@ class StudyRun:
         self, address: str | None, demand: WorkerDemand, console: Console
     ) -> Iterator[Resources]:
         """Ray takes ten seconds and more to start, in which a person sees that something happens."""
+        warning = f"{self.study.name}: nobody reads its output any more; it goes on, and keeps all results"
         with ExitStack() as stack:
+            stack.enter_context(goes_on_without_output(warning))
             with waiting(console, f"Connecting to Ray at {address} …" if address else "Starting Ray …"):
                 resources = stack.enter_context(self._session(address, demand))
             yield resources

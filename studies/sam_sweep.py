@@ -39,6 +39,11 @@ nothing.
 
 from __future__ import annotations
 
+from nfnet_ray.program import begin
+
+if __name__ == "__main__":
+    begin()  # first: what follows takes seconds to import
+
 import sys
 from pathlib import Path
 

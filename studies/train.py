@@ -9,6 +9,11 @@ checkpoint of the very step; --resume goes on from it.
 
 from __future__ import annotations
 
+from nfnet_ray.program import begin
+
+if __name__ == "__main__":
+    begin()  # first: what follows takes seconds to import
+
 import argparse
 import sys
 import threading

@@ -36,6 +36,11 @@ distant pair of tasks this says nothing.
 
 from __future__ import annotations
 
+from nfnet_ray.program import begin
+
+if __name__ == "__main__":
+    begin()  # first: what follows takes seconds to import
+
 import os
 import shutil
 import sys

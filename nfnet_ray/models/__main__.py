@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from nfnet_ray.program import begin
+
+if __name__ == "__main__":
+    begin()  # first: what follows takes seconds to import
+
 import argparse
 import ast
 import sys

@@ -23,6 +23,7 @@ ARROWS = {
     "errors": set(),
     "arguments": set(),
     "interruption": set(),
+    "program": set(),
     "one_line_parser": set(),
     "places": set(),
     "printable": set(),
@@ -51,6 +52,7 @@ FOR_EVERYONE = {
     "printable",
     "terminal",
     "wording",
+    "program",
 }
 ONLY_IN = {"ray": "cluster", "mlflow": "tracking"}
 NAMES_THAT_SAY_NOTHING = {"utils", "util", "helpers", "helper", "common", "misc"}

@@ -1,0 +1,130 @@
+"""Told to end, a program says one line; an output that nobody reads costs no work. A few seconds."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nfnet_ray import interruption
+from nfnet_ray.interruption import asked_to_stop
+from tests.deadlines import HANG_SECONDS
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+STUDIES = ["studies/agc_sweep.py", "studies/dropout_sweep.py", "studies/sam_sweep.py", "studies/transfer.py"]
+MODULES = ["data_prep", "dashboards.compare", "dashboards.report", "nfnet_ray.models", "nfnet_ray.data"]
+PROGRAMS = [[program] for program in [*STUDIES, "studies/train.py"]] + [["-m", name] for name in MODULES]
+
+# Stands for any library: its import is long, and what tells the program to end comes in the middle of it.
+INTERRUPTING = """\
+import os, signal
+os.kill(os.getpid(), {number})
+"""
+
+
+def run(
+    *arguments: str, before: str = "", stdout: int = subprocess.PIPE, cwd: Path = REPOSITORY
+) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([before, str(REPOSITORY)])}
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env=environment,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=HANG_SECONDS,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program[-1])
+def test_an_import_that_is_interrupted_takes_one_line(program: list[str], tmp_path: Path) -> None:
+    """Of argparse, which all of them import first, before any of the large libraries."""
+    (tmp_path / "argparse.py").write_text(INTERRUPTING.format(number=int(signal.SIGINT)))
+    ended = run(*program, before=str(tmp_path))
+    assert ended.returncode == 130, ended.stderr
+    assert ended.stderr.endswith(": stopped\n")
+    assert ended.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_so_does_what_a_supervisor_or_a_closed_terminal_interrupts(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    (tmp_path / "argparse.py").write_text(INTERRUPTING.format(number=int(number)))
+    ended = run("studies/train.py", before=str(tmp_path))
+    assert (ended.returncode, ended.stderr) == (130, "train.py: stopped\n")
+
+
+@pytest.fixture
+def stop() -> Iterator[threading.Event]:
+    """Set by the first request, while the test lasts; requests are told apart without waiting."""
+    asked = threading.Event()
+    with asked_to_stop(asked, lambda: None):
+        yield asked
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_the_first_request_stops_and_the_second_ends_at_once(
+    stop: threading.Event, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signal.raise_signal(number)
+    assert stop.is_set()
+    signal.raise_signal(signal.SIGTERM)  # as ``timeout`` does, to its child and to its group
+    signal.raise_signal(signal.SIGHUP)
+    monkeypatch.setattr(interruption, "SECONDS_OF_ONE_REQUEST", 0.0)
+    signal.raise_signal(signal.SIGHUP)  # of a shell that passes on what the kernel has sent
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_after_nohup_a_closed_terminal_stops_nothing() -> None:
+    before, asked = signal.signal(signal.SIGHUP, signal.SIG_IGN), threading.Event()
+    try:
+        with asked_to_stop(asked, lambda: None):
+            signal.raise_signal(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert not asked.is_set()
+
+
+@pytest.mark.parametrize(
+    "program",
+    [["studies/train.py", "--help"], ["-m", "data_prep", "convert", "--help"], ["-m", "nfnet_ray.models"]],
+    ids=lambda program: program[1],
+)
+def test_a_pipe_that_nobody_reads_is_no_error(program: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    ended = run(*program, stdout=writing)
+    os.close(writing)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+RUN = """\
+import sys
+from nfnet_ray.program import begin, goes_on_without_output
+begin()
+with goes_on_without_output("nobody reads it"):
+    for _ in range(3):
+        print("epoch", flush=True)
+    print("done", file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("place", ["a pipe", "a full disk"])
+def test_a_run_that_loses_its_output_says_so_once_and_goes_on(place: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    if place == "a full disk":
+        os.dup2(os.open("/dev/full", os.O_WRONLY), writing)
+    ended = run("-c", RUN, stdout=writing)
+    os.close(writing)
+    assert (ended.returncode, ended.stderr) == (0, "nobody reads it\ndone\n")
