@@ -60,7 +60,7 @@ def _bar(name: str, total: int, done: int) -> Iterator[Callable[[], None]]:
             return Text(f"{speed(task.speed or 0)} images/s")
 
     columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), ImagesPerSecond(),
+        TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), ImagesPerSecond(),
         TimeRemainingColumn(),
     )  # fmt: skip
     with Bars(*columns, console=Console(stderr=True)) as bars:

@@ -102,7 +102,7 @@ def _describe(hint: Any, bounds: Mapping[str, float]) -> str:
         int: "a whole number",
         float: "a number",
         bool: "true or false",
-        str: "a word",
+        str: "text",
         types.NoneType: "none",
     }
     text = "a list of " + words[arguments[0]].removeprefix("a ") + "s" if origin is tuple else words[hint]
@@ -314,7 +314,7 @@ class AGCRecipe(Section):
     clip_factor: float | None = setting(
         0.01, "largest allowed gradient norm / parameter norm of a unit; none does not clip", above=0
     )
-    eps: float = setting(1e-3, "smallest parameter norm that is reckoned with (official optim.py)", above=0)
+    eps: float = setting(1e-3, "lower bound on the parameter norm (official optim.py)", above=0)
     exclude: tuple[str, ...] = setting(
         ("classifier.weight",), "parameters that are never clipped, by name (paper section 4.1)"
     )
@@ -380,7 +380,7 @@ class EMARecipe(Section):
 
     decay: float | None = setting(
         0.99999,
-        "share of the mean that a step keeps; none: no mean, the weights are evaluated",
+        "decay of the moving average; none: no average, the weights are evaluated",
         at_least=0,
         below=1,
     )
@@ -399,7 +399,7 @@ class OptimizerRecipe(Section):
     momentum: float = setting(0.9, "momentum", at_least=0, below=1)
     nesterov: bool = setting(True, "sgd: look ahead along the momentum")
     rmsprop_decay: float = setting(
-        0.9, "rmsprop: share of the mean square that a step keeps", at_least=0, below=1
+        0.9, "rmsprop: decay of the moving mean square", at_least=0, below=1
     )
     rmsprop_eps: float = setting(1e-3, "rmsprop: added to the mean square, inside the root", above=0)
     weight_decay: float = setting(2e-5, "decay of the parameters named by `decayed`", at_least=0)

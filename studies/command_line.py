@@ -185,11 +185,10 @@ def add_places(parser: argparse.ArgumentParser, what: str) -> argparse._Argument
         "--continue",
         dest="may_continue",
         action="store_true",
-        help=f"go on with the {what} of this --name if there is one with the same settings, else start it: one"
-        " command line for the first attempt and for all later ones",
+        help=f"start the {what}, or resume it if this --name exists with the same settings; safe to run again",
     )
     where.add_argument(
-        "--resume", type=study_name, metavar="NAME", help=f"go on with a {what} that was stopped"
+        "--resume", type=study_name, metavar="NAME", help=f"resume a {what} that was stopped"
     )
     return where
 
@@ -240,7 +239,7 @@ def _parser(program: _Program) -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="FIELD=VALUE",
-        help="set a field of the Recipe; a swept field that is set is swept no more",
+        help="set a field of the Recipe; setting a swept field fixes it for all trials",
     )
     shape = parser.add_argument_group("what a trial is given")
     shape.add_argument(
@@ -254,8 +253,8 @@ def _parser(program: _Program) -> argparse.ArgumentParser:
         "--trials-at-once",
         type=positive,
         metavar="N",
-        help="trials side by side (default: as many as fit on the nodes that are up); where nodes start when they are"
-        " asked for, what is asked for",
+        help="trials side by side (default: as many as fit on the nodes that are up); on an autoscaling cluster, how"
+        " many trials to request nodes for",
     )
     parser.add_argument(
         "--plan", action="store_true", help="print what would run and what it costs; start nothing"
@@ -386,7 +385,7 @@ def go_on(
     """
     if not options.may_continue and (options.name or submission_id() is None):
         raise UserError(
-            f"{directory} holds a study already: go on with --resume {study.name} or with --continue, "
+            f"{directory} holds a study already: resume it with --resume {study.name} or --continue, "
             "or take another --name"
         )
     progress, started = StudyProgress.read(directory)
@@ -407,7 +406,7 @@ def go_on(
     if differences:
         raise UserError(
             f"{directory} holds another study ({'; '.join(differences)}): start this one under another --name, "
-            f"or go on with that one by --resume {study.name}"
+            f"or resume that one with --resume {study.name}"
         )
     return progress, WorkerDemand(**before, trials_at_once=demand.trials_at_once)
 

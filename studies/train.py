@@ -110,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
         help="workers that share each batch; 2-8 is elastic (default: 1)",
     )
     shape.add_argument(
-        "--min-workers", type=positive, metavar="N", help="go on with so many where machines are missing"
+        "--min-workers", type=positive, metavar="N", help="resume with as few as N where machines are missing"
     )
     add_shares(shape, "all that the cluster has for it")
     guard = parser.add_argument_group("what it does against failures")
@@ -118,16 +118,16 @@ def _parser() -> argparse.ArgumentParser:
         "--checkpoint-minutes",
         type=above_zero,
         metavar="M",
-        help="keep a checkpoint so often within an epoch (default: 10)",
+        help="minutes between checkpoints within an epoch (default: 10)",
     )
     guard.add_argument(
         "--hang-seconds",
         type=above_zero,
         metavar="S",
-        help="a worker that gives no sign of life for so long is started again (default: 600)",
+        help="restart a worker that has given no sign of life for S seconds (default: 600)",
     )
     guard.add_argument(
-        "--force", action="store_true", help="with --resume: go on with other settings or other data"
+        "--force", action="store_true", help="with --resume: allow other settings or other data"
     )
     parser.add_argument(
         "--plan", action="store_true", help="print what would run and what it costs; start nothing"
