@@ -22,7 +22,7 @@ from nfnet_ray.cluster.journal import StudyProgress
 from nfnet_ray.cluster.progress_file import note_progress, noted_progress
 from nfnet_ray.cluster.recorder import Recorder
 from nfnet_ray.cluster.study import Study
-from nfnet_ray.cluster.worker import OUTCOME, REASON, STORAGE_LOST
+from nfnet_ray.cluster.worker import OUTCOME, REASON, STOPS_STUDY
 from nfnet_ray.places import lost_place
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.tracking.events import JOURNAL_FILE, Event, Journal, read_events
@@ -89,7 +89,7 @@ def test_a_trial_that_cannot_keep_its_checkpoints_is_interrupted_and_stops_the_s
     error_file.write_text("Traceback ...\nOSError: [Errno 28] No space left on device: 'x'\n")
     trial = cast(Any, SimpleNamespace(config={"trial": {"name": TRIAL}}, error_file=str(error_file)))
     if how == "its last word":
-        word = {OUTCOME: "failed", REASON: "x: no room; make room", STORAGE_LOST: True}
+        word = {OUTCOME: "failed", REASON: "x: no room; make room", STOPS_STUDY: True}
         callback.on_trial_result(1, [trial], trial, word)
         callback.on_trial_complete(1, [trial], trial)
     else:
