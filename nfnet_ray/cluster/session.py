@@ -168,7 +168,8 @@ def check_temporary_folder() -> None:
 def _be_on_our_own() -> None:
     """Nothing that the environment says of a cluster is meant for a Ray of our own and its processes."""
     forget_job()
-    os.environ.pop("RAY_ADDRESS", None)
+    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+        os.environ.pop(name, None)
     # Ray wants a token of its own Ray too, and would write one into a home that may not be writable.
     if os.environ.get("RAY_AUTH_MODE", "token").lower() == "token" and not has_token():
         try:

@@ -105,6 +105,7 @@ def torch_trainer(config: WorkerConfig, callbacks: list[Any]) -> TorchTrainer:
     is_elastic = least < resources.workers
     for name, value in (_SETTINGS | (_ELASTIC_SETTINGS if is_elastic else {})).items():
         os.environ.setdefault(name, value)  # Ray Train reads them here and hands them to its processes
+    _name_this_cluster()
     each = {"CPU": float(resources.cpus)} | ({"GPU": resources.gpus} if resources.gpus else {})
     scaling: dict[str, Any] = {  # Ray's annotations are of the class of its V1, which knows no elasticity
         "num_workers": (least, resources.workers) if is_elastic else resources.workers,
@@ -128,6 +129,19 @@ def torch_trainer(config: WorkerConfig, callbacks: list[Any]) -> TorchTrainer:
             callbacks=all_callbacks,
         ),
     )
+
+
+def _name_this_cluster() -> None:
+    """Has Ray Train's processes ask this cluster, and not another one that they find on the machine.
+
+    The one that gives back the place of a trial that was stopped asks the State API what it may give back, and looks
+    for that as ``auto`` does: with another Ray on the machine it asked that one, and the next trial waited for ever.
+    """
+    import ray
+    from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
+
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+    ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
 
 
 def run_training(

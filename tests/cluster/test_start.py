@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from nfnet_ray.cluster import session
+from nfnet_ray.cluster import session, trainer
 from nfnet_ray.cluster.own_ray import OwnRay
 from nfnet_ray.errors import UserError
 
@@ -84,6 +85,18 @@ def test_without_a_home_it_has_a_token_of_its_own(monkeypatch: pytest.MonkeyPatc
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", "/proc/nowhere")
     monkeypatch.setenv("RAY_ADDRESS", "of.a.cluster:6379")
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://of.a.cluster:8265")
     session._be_on_our_own()
     assert len(os.environ.pop("RAY_AUTH_TOKEN")) == 64
-    assert "RAY_ADDRESS" not in os.environ
+    assert not {"RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"} & set(os.environ)
+
+
+def test_ray_trains_processes_are_told_which_ray_is_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or they ask another one that runs on the machine what they may give back."""
+    import ray
+    from ray.train.v2._internal.constants import get_env_vars_to_propagate
+
+    monkeypatch.setenv("RAY_ADDRESS", "of.another.cluster:6379")
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address="10.0.0.1:6379"))
+    trainer._name_this_cluster()
+    assert get_env_vars_to_propagate()["RAY_ADDRESS"] == "10.0.0.1:6379"
