@@ -288,7 +288,7 @@ def _verify(options: argparse.Namespace) -> None:
 
 def _convert(options: argparse.Namespace) -> None:
     from data_prep.convert import ConvertSettings, convert
-    from data_prep.parallel import interruptible
+    from data_prep.parallel import in_own_thread
     from data_prep.progress import format_seconds, on_stderr
     from data_prep.quarantine import quarantine_path
     from data_prep.sources import open_source
@@ -304,7 +304,7 @@ def _convert(options: argparse.Namespace) -> None:
             say(f"note: {describe_unfinished(path)}")
     # Tasks on a cluster have other working folders.
     source_paths = [path.absolute() for path in options.source] if options.address else options.source
-    source = interruptible(lambda: open_source(source_paths, options.label_column, on_stderr))
+    source = in_own_thread(lambda: open_source(source_paths, options.label_column, on_stderr))
     for note in source.notes:
         say(f"note: {note}")
     plan = plan_splits(source, options.holdout)
@@ -346,7 +346,9 @@ def _convert(options: argparse.Namespace) -> None:
     for name, why in report.skipped.items():
         say(f"left out {name}: {why}")
     if report.skipped:
-        say(f"left out {count(len(report.skipped), 'unreadable image')} in all, listed in {quarantine_path(out)}")
+        say(
+            f"left out {count(len(report.skipped), 'unreadable image')} in all, listed in {quarantine_path(out)}"
+        )
     if report.images_resumed:
         were = agree(report.images_resumed, "was", "were")
         say(f"resumed: {count(report.images_resumed, 'image')} {were} done before")

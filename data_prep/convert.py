@@ -12,7 +12,7 @@ from pathlib import Path
 from data_prep.encode import CHROMA_SUBSAMPLING, EncodeSettings
 from data_prep.identity import conversion_identity, file_states
 from data_prep.journal import SYNC_SECONDS, SplitJournal, StoredRecord, UnreadableRecord
-from data_prep.parallel import Prepared, in_ray_tasks, in_threads, interruptible
+from data_prep.parallel import Prepared, in_own_thread, in_ray_tasks, in_threads
 from data_prep.progress import Progress, silent
 from data_prep.quarantine import Quarantine, unreadable_limit, write_quarantine
 from data_prep.sources import Source, SourceImage, UnreadableImageError
@@ -93,7 +93,7 @@ def convert(
     images_resumed = lossy_jpegs = orientation_tags = 0
     identity = conversion_identity(source, plan, settings.encode)
     keep = settings.keep_unfinished or settings.resume
-    files = interruptible(lambda: file_states(source_paths if keep else ()))
+    files = in_own_thread(lambda: file_states(source_paths if keep else ()))
     resumed = None
     if settings.resume:
         names = {split: _names(selection) for split, selection in selections.items()}

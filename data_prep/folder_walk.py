@@ -288,10 +288,10 @@ def visible_files(root: str) -> Iterator[tuple[str, str]]:
         ]
         folders[:] = [name for name, real in visible if real not in seen]
         seen.update(real for _, real in visible)
+        below = os.path.relpath(parent, root).replace(os.sep, "/")
         for name in files:
             if not is_left_out(name):
-                path = os.path.join(parent, name)
-                yield os.path.relpath(path, root).replace(os.sep, "/"), path
+                yield _joined(below, name), os.path.join(parent, name)
 
 
 def _count_all_images(path: str) -> int:

@@ -64,6 +64,11 @@ def open_image_folder(root: Path) -> Source:
             f"{root / folders['train']}: no class folders and no .parquet files in it; SOURCE needs a folder of images"
             " per class, or .parquet files"
         )
+    if len(class_names) == 1 and len(walk.folders(_joined(folders["train"], class_names[0]))) > 1:
+        inner = root / folders["train"] / class_names[0]
+        raise UserError(
+            f"{root / folders['train']}: only one class, {class_names[0]}; is SOURCE perhaps {inner}?"
+        )
     names: dict[tuple[str, str], list[str]] = {}
     for split, folder in folders.items():
         if folder != ".":

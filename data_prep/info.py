@@ -79,7 +79,9 @@ def describe(dataset: Dataset) -> list[str]:
 def _describe_split(split: Split) -> Iterator[str]:
     beton, name = split.beton, split.name
     jpegs = int((beton.modes == JPEG).sum())
-    modes = [f"{images:,} {mode}" for mode, images in (("JPEG", jpegs), ("raw", len(beton) - jpegs)) if images]
+    modes = [
+        f"{images:,} {mode}" for mode, images in (("JPEG", jpegs), ("raw", len(beton) - jpegs)) if images
+    ]
     yield (
         f"{name}: {count(len(beton), 'image')} ({', '.join(modes)}), {_megabytes(beton.file_bytes)},"
         f" {_spread(beton.sizes)} stored bytes an image"

@@ -100,7 +100,7 @@ class _Call(Generic[T]):
         return self._results[0]
 
 
-def interruptible(function: Callable[[], T]) -> T:
+def in_own_thread(function: Callable[[], T]) -> T:
     """``function()``, left behind in its thread when this one is interrupted."""
     call, pool = _Call(function), Pool(1, deadline_seconds=math.inf)
     job = call.start(pool)

@@ -680,7 +680,7 @@ def test_a_list_of_images_that_does_not_come_is_an_error(
 def test_ctrl_c_does_not_wait_for_what_does_not_answer(never: threading.Event) -> None:
     threading.Timer(0.3, signal.raise_signal, [signal.SIGINT]).start()
     with pytest.raises(KeyboardInterrupt):
-        parallel.interruptible(never.wait)
+        parallel.in_own_thread(never.wait)
 
 
 def test_a_parquet_file_that_is_damaged_in_its_middle_gets_a_line(

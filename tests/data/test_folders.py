@@ -263,6 +263,19 @@ def test_splits_that_are_none_get_a_line(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_around_the_classes_or_splits_is_named(
+    splits: Callable[..., Path], image_folder: Path
+) -> None:
+    source = splits("photos/train", "photos/val")
+    for outer, inner in ((source, source / "photos"), (image_folder.parent, None)):
+        if inner is None:
+            shutil.rmtree(source)
+            inner = image_folder
+        with pytest.raises(UserError) as error:
+            open_source([outer], "label")
+        assert str(error.value) == f"{outer}: only one class, {inner.name}; is SOURCE perhaps {inner}?"
+
+
 def test_a_conversion_into_its_own_source_is_refused(
     image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
