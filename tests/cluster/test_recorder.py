@@ -88,7 +88,8 @@ def test_a_trial_whose_driver_was_killed_before_it_could_say_stopped_is_stopped(
             recorder.record_epoch(trial, epoch, MEASURED | {METRIC: top1 + epoch / 100})
     recorder.end_trial(FIRST, "finished", None)
     left = [trial for trial in STUDY.trials() if trial.name == SECOND]
-    run_trials(left, STUDY, recorder, tmp_path, 1, WorkerResources(1, 1, 0.0), threading.Event())
+    worker = WorkerResources(1, 1, 0.0)
+    run_trials(left, STUDY, "0123456789ab", recorder, tmp_path, 1, worker, threading.Event())
     ended = recorder.progress.trials[SECOND]
     assert (ended.state, ended.reason) == ("stopped", "not among the best of its rung after epoch 4")
 
