@@ -25,7 +25,7 @@ from nfnet_ray.errors import UserError
 from nfnet_ray.interruption import EXIT_INTERRUPTED, interruptible
 from nfnet_ray.one_line_parser import EXIT_USER_ERROR, OneLineParser
 from nfnet_ray.printable import interpreter, printable, shell_command, shown
-from nfnet_ray.wording import agree, count, speed
+from nfnet_ray.wording import agree, clock_time, count, speed
 
 _TERMINATED = 143  # 128 + SIGTERM
 _SHOW_CURSOR = "\x1b[?25h"  # DECTCEM, of DEC's VT220 and all terminals since
@@ -289,7 +289,7 @@ def _verify(options: argparse.Namespace) -> None:
 def _convert(options: argparse.Namespace) -> None:
     from data_prep.convert import ConvertSettings, convert
     from data_prep.parallel import in_own_thread
-    from data_prep.progress import format_seconds, on_stderr
+    from data_prep.progress import on_stderr
     from data_prep.quarantine import quarantine_path
     from data_prep.sources import open_source
     from data_prep.splits import plan_splits
@@ -354,7 +354,7 @@ def _convert(options: argparse.Namespace) -> None:
         say(f"resumed: {count(report.images_resumed, 'image')} {were} done before")
     images = report.dataset.train_images + report.dataset.validation_images
     say(
-        f"{source.kind}: {count(images, 'image')}, {count(report.stored_bytes, 'byte')} in {format_seconds(seconds)}"
+        f"{source.kind}: {count(images, 'image')}, {count(report.stored_bytes, 'byte')} in {clock_time(seconds)}"
         f" ({speed((images - report.images_resumed) / seconds)} images/s)"
     )
     _print_dataset(report.dataset)

@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from data_prep.progress import format_seconds
+from data_prep.progress import can_draw_bars
 from nfnet_ray.printable import printable
+from nfnet_ray.wording import clock_time
 
 _SECONDS_BETWEEN_LINES = 10.0
 _MEGABYTE = 1e6
@@ -23,14 +24,13 @@ def bytes_on_stderr(name: str, total: int | None, done: int = 0) -> Iterator[Cal
         total: bytes in all, or None where nobody knows.
         done: bytes of these that were there before, and say nothing of the speed.
     """
-    show = _bar if sys.stderr.isatty() else _lines
+    show = _bar if can_draw_bars() else _lines
     with show(printable(name), total, done) as advance:
         yield advance
 
 
 @contextmanager
 def _bar(name: str, total: int | None, done: int) -> Iterator[Callable[[int], None]]:
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         DownloadColumn,
@@ -40,11 +40,13 @@ def _bar(name: str, total: int | None, done: int) -> Iterator[Callable[[int], No
         TransferSpeedColumn,
     )
 
+    from nfnet_ray.terminal import new_console
+
     columns = (
         TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
         TimeRemainingColumn(),
     )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with Progress(*columns, console=new_console(stderr=True)) as progress:
         task = progress.add_task(name, total=total, completed=done)
         yield lambda count: progress.advance(task, count)
 
@@ -65,7 +67,7 @@ def _lines(name: str, total: int | None, done: int) -> Iterator[Callable[[int], 
         of, left = "", ""
         if total is not None:
             of = f" of {total / _MEGABYTE:,.0f}"
-            left = f", {format_seconds(max(0, total - done - moved) / max(bytes_per_second, 1))} left"
+            left = f", {clock_time(max(0, total - done - moved) / max(bytes_per_second, 1))} left"
         print(
             f"{name}: {(done + moved) / _MEGABYTE:,.0f}{of} MB, {bytes_per_second / _MEGABYTE:,.0f} MB/s{left}",
             file=sys.stderr,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
-from nfnet_ray.wording import count, speed
+from nfnet_ray.wording import clock_time, count, speed
 
 
 class Progress(Protocol):
@@ -36,14 +36,22 @@ def on_stderr(name: str, total: int, done: int = 0, /) -> Iterator[Callable[[], 
 
     What was ``done`` before counts as done, but not for the images per second.
     """
-    show = _bar if sys.stderr.isatty() else _lines
+    show = _bar if can_draw_bars() else _lines
     with show(name, total, done) as advance:
         yield advance
 
 
+def can_draw_bars() -> bool:
+    """Whether standard error is a terminal that can redraw a line."""
+    if not sys.stderr.isatty():  # as in every log: without the import of rich
+        return False
+    from nfnet_ray.terminal import can_redraw, new_console
+
+    return can_redraw(new_console(stderr=True))
+
+
 @contextmanager
 def _bar(name: str, total: int, done: int) -> Iterator[Callable[[], None]]:
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -59,11 +67,13 @@ def _bar(name: str, total: int, done: int) -> Iterator[Callable[[], None]]:
         def render(self, task: Task) -> Text:
             return Text(f"{speed(task.speed or 0)} images/s")
 
+    from nfnet_ray.terminal import new_console
+
     columns = (
         TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), ImagesPerSecond(),
         TimeRemainingColumn(),
     )  # fmt: skip
-    with Bars(*columns, console=Console(stderr=True)) as bars:
+    with Bars(*columns, console=new_console(stderr=True)) as bars:
         task = bars.add_task(name, total=total, completed=done)
         yield lambda: bars.advance(task)
 
@@ -80,7 +90,7 @@ def _lines(name: str, total: int, done: int) -> Iterator[Callable[[], None]]:
         if now - last_line >= _SECONDS_BETWEEN_LINES:
             last_line = now
             images_per_second = (done - done_before) / (now - start)
-            left = format_seconds((total - done) / images_per_second)
+            left = clock_time((total - done) / images_per_second)
             print(
                 f"{name}: {done:,} of {count(total, 'image')}, {speed(images_per_second)} images/s, {left} left",
                 file=sys.stderr,
@@ -89,9 +99,3 @@ def _lines(name: str, total: int, done: int) -> Iterator[Callable[[], None]]:
 
     yield advance
 
-
-def format_seconds(seconds: float) -> str:
-    """``1:02:03``, or ``2:03`` below an hour."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

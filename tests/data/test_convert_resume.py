@@ -401,7 +401,7 @@ def test_progress_counts_what_was_there_but_not_as_speed(
     with on_stderr("train", 1000, 900) as advance:
         advance()
         advance()
-    assert capsys.readouterr().err == "train: 902 of 1,000 images, 0 images/s, 16:20 left\n"
+    assert capsys.readouterr().err == "train: 902 of 1,000 images, 0.1 images/s, 16:20 left\n"
 
 
 # On Ray

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import io
 import sys
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 from rich.table import Table
 
+from data_prep.digits import describe_digits
+from nfnet_ray.cluster.journal import StudyProgress
 from nfnet_ray.terminal import can_redraw, new_console, say, say_whole, waiting
+from studies.agc_sweep import agc_sweep
+from studies.run import StudyRun
 
 ODD_NAME = "st [old] [/bold] [red]x :smile: \x1b[31m\n"
 SHOWN = r"st [old] [/bold] [red]x :smile: \x1b[31m\n"
@@ -87,3 +92,20 @@ def test_a_dumb_terminal_gets_lines(term: str, redraws: bool, monkeypatch: pytes
     assert ("\x1b[" in out.getvalue()) == redraws
     if not redraws:
         assert out.getvalue() == "Starting Ray [local] …\n"
+
+
+def test_a_study_says_where_to_look_before_it_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the path as it is, quoted where it is part of a command."""
+    monkeypatch.chdir(tmp_path)
+    out = Terminal()
+    console = console_on(out, monkeypatch, columns=80)
+    data = describe_digits(Path("digits"))
+    study = agc_sweep(data, 1)
+    progress = StudyProgress.waiting(study)
+    StudyRun(study, data, Path("st [old]") / "mine", "sqlite:///a.db", "", progress)._greet(1, console)
+    lines = out.getvalue().splitlines()
+    assert "Report:  st [old]/mine/report.html" in lines
+    assert any(line.endswith("-m dashboards.compare 'st [old]/mine'") for line in lines)
+    assert "1 trial of at most 1 epoch on 1,437 training images (10 classes), validated on" in lines
