@@ -34,9 +34,10 @@ from nfnet_ray.arguments import whole_number
 from nfnet_ray.errors import UserError
 from nfnet_ray.interruption import interruptible
 from nfnet_ray.one_line_parser import EXIT_USER_ERROR, OneLineParser
+from nfnet_ray.tracking.database import artifacts_stay_beside
 from nfnet_ray.tracking.events import JOURNAL_FILE
 from nfnet_ray.tracking.spool import SPOOL_FILE, Spool, TrackedStudy
-from nfnet_ray.tracking.uri import check_tracking_uri, sqlite_path
+from nfnet_ray.tracking.uri import check_tracking_uri, sqlite_path, sqlite_uri, with_credentials_aside
 from nfnet_ray.tracking.view import comparison_url
 
 HOST = "127.0.0.1"
@@ -75,15 +76,19 @@ def mlflow_server(tracking_uri: str, port: int) -> Iterator[str]:
         raise UserError(
             f"the study was recorded in {database}, which is gone; restore it, or resume the study"
         )
+    artifacts_stay_beside(database)
     url = f"http://{HOST}:{_free_port(port)}"
+    # Relative to the working directory: MLflow would make a second folder for one whose name has to be quoted.
+    backend = "sqlite:///" + sqlite_uri(Path("/") / database.name).removeprefix("sqlite:////")
     with tempfile.TemporaryFile() as output:
         server = subprocess.Popen(
             [
-                *(sys.executable, "-m", "mlflow", "server", "--backend-store-uri", tracking_uri),
+                *(sys.executable, "-m", "mlflow", "server", "--backend-store-uri", backend),
                 *("--host", HOST, "--port", url.rpartition(":")[2], "--workers", "1"),
             ],
+            # Not the user's settings for other servers.
             env={
-                **os.environ,
+                **{name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")},
                 "MLFLOW_DISABLE_TELEMETRY": "true",
                 "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             },
@@ -127,8 +132,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _compare(directory: Path, port: int, browser: bool) -> None:
     tracked = tracked_study(directory)
     if sqlite_path(tracked.tracking_uri) is None:
-        check_tracking_uri(tracked.tracking_uri)
-        _show(tracked, tracked.tracking_uri, browser)
+        server = with_credentials_aside(tracked.tracking_uri)
+        check_tracking_uri(server)
+        _show(tracked, server, browser)
         return
     print("Starting the MLflow server …", flush=True)
     with mlflow_server(tracked.tracking_uri, port) as url:
@@ -159,6 +165,8 @@ def _free_port(first: int) -> int:
 
 
 def _wait_until_it_answers(server: subprocess.Popen[bytes], url: str, output: IO[bytes]) -> None:
+    # Without a proxy, for which this address means the proxy's machine.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if server.poll() is not None:
@@ -168,7 +176,7 @@ def _wait_until_it_answers(server: subprocess.Popen[bytes], url: str, output: IO
                 f"the MLflow server has ended (exit code {server.returncode}): {lines[-1].strip()}"
             )
         try:
-            with urllib.request.urlopen(f"{url}/health", timeout=2):
+            with opener.open(f"{url}/health", timeout=2):
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.2)

@@ -447,7 +447,8 @@ def _measurement(record: StudyRecord) -> str:
         ),
         (
             "Versions",
-            ", ".join(f"{name} {version}" for name, version in versions.items() if version),
+            ", ".join(f"{name} {version}" for name, version in versions.items() if version and name != "dirty")
+            + (" with uncommitted changes" if versions.get("dirty") else ""),
         ),
     ]
     recipe = "".join(_fact(name, value_label(value)) for name, value in study["recipe"].items())

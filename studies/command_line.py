@@ -39,12 +39,13 @@ from nfnet_ray.places import (
 from nfnet_ray.printable import interpreter, printable, shell_command, shown
 from nfnet_ray.recipe import Recipe, field_meanings, parse_setting, split_weights
 from nfnet_ray.terminal import new_console, say
+from nfnet_ray.tracking.choice import tracking_uri_for
 from nfnet_ray.tracking.events import JOURNAL_FILE, StudyStarted, read_events
 from nfnet_ray.tracking.uri import (
     MOST_DATABASE_PATH_BYTES,
     check_tracking_uri,
-    default_tracking_uri,
     sqlite_path,
+    without_password,
 )
 from nfnet_ray.wording import clock_time, count, speed
 from studies.run import StudyRun, WorkerDemand, say_question
@@ -173,7 +174,9 @@ def add_places(parser: argparse.ArgumentParser, what: str) -> argparse._Argument
     where.add_argument(
         "--tracking-uri",
         metavar="URI",
-        help="MLflow: http://HOST:PORT or sqlite:///FILE (default: mlflow.db in the storage folder)",
+        help="MLflow: http://HOST:PORT or sqlite:///FILE (default: with --resume where it was recorded, else"
+        " $MLFLOW_TRACKING_URI, else mlflow.db in the storage folder); user names and passwords belong into"
+        " MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
     )
     where.add_argument(
         "--name",
@@ -266,7 +269,7 @@ def _run(program: _Program, options: argparse.Namespace, console: Console) -> in
     progress: StudyProgress | None
     home = home_folder()
     storage = storage_folder(home, options)
-    tracking_uri = options.tracking_uri or default_tracking_uri(storage)
+    tracking_uri = tracking_uri_for(options.tracking_uri, storage, home, options.resume or options.name)
     settings = dict(parse_setting(text) for text in options.set)
     Recipe().with_values(settings)
     options.address = where_to_run(options.address)
@@ -529,7 +532,7 @@ def resume_command(file: Path, options: argparse.Namespace, name: str) -> str:
     parts = [interpreter(), shown(file), "--resume", name]
     for flag in ("address", "tracking_uri", "trials_at_once", "checkpoint_minutes", "hang_seconds"):
         if getattr(options, flag, None):
-            parts += [f"--{flag.replace('_', '-')}", str(getattr(options, flag))]
+            parts += [f"--{flag.replace('_', '-')}", without_password(str(getattr(options, flag)))]
     if options.storage != DEFAULT_STORAGE:
         parts += ["--storage", str(options.storage)]
     return shell_command(parts)

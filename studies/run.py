@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import subprocess
 import sys
 import threading
 import time
@@ -35,7 +34,9 @@ from nfnet_ray.terminal import say, say_whole, waiting
 from nfnet_ray.tracking.events import JOURNAL_FILE, Journal, StudyStarted
 from nfnet_ray.tracking.sink import MLflowSink
 from nfnet_ray.tracking.spool import SPOOL_FILE, Spool
+from nfnet_ray.tracking.uri import without_password
 from nfnet_ray.wording import clock_time, count
+from studies.source import source_version
 
 if TYPE_CHECKING:
     from nfnet_ray.cluster.recorder import Recorder
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
 LOCK_FILE = "running.lock"
 EXIT_FAILED_TRIALS = 1
+EXIT_NOT_IN_MLFLOW = 3  # all has been trained; 2 is an error of use
 TRACKING_DEADLINE_SECONDS = 20.0  # to deliver what is left once the trials are over
 # After SIGTERM: what stops us may wait for 30 s in all before it kills (Kubernetes, Slurm), and nothing is lost.
 TRACKING_DEADLINE_SECONDS_IF_STOPPED = 10.0
@@ -102,7 +104,7 @@ class StudyRun:
                     with self._alone():
                         self._run_trials(trials, resources, demand, sink, console)
                         self._say_result(console)  # before Ray is left, for nothing may come between
-                        self._deliver(sink, console)
+                        is_delivered = self._deliver(sink, console)
             except StopsStudyError:
                 raise
             except Exception as error:
@@ -121,8 +123,8 @@ class StudyRun:
         else:
             say(console, f"All trials of {self.study.name} have ended; there is nothing to resume.")
             self._say_result(console)
-            self._deliver(sink, console)
-        return self._exit_code(console)
+            is_delivered = self._deliver(sink, console)
+        return self._exit_code(console) or (0 if is_delivered else EXIT_NOT_IN_MLFLOW)
 
     def _exit_code(self, console: Console) -> int:
         states = {trial.state for trial in self.progress.trials.values()}
@@ -314,19 +316,19 @@ class StudyRun:
         say(console, f"Took:    {clock_time(self.progress.wall_seconds)}")
         say_whole(console, f"Report:  {shown(write_report(self.directory))}")
 
-    def _deliver(self, sink: MLflowSink, console: Console) -> None:
+    def _deliver(self, sink: MLflowSink, console: Console) -> bool:
+        """Whether MLflow has everything; says what it has not."""
         sink.start()
         sink.attach(self.directory / REPORT_FILE)
         stopped = self.progress.unfinished
-        missing = sink.close(TRACKING_DEADLINE_SECONDS_IF_STOPPED if stopped else TRACKING_DEADLINE_SECONDS)
+        sink.close(TRACKING_DEADLINE_SECONDS_IF_STOPPED if stopped else TRACKING_DEADLINE_SECONDS)
         say_whole(console, f"MLflow:  {self._compare_command()}")
-        if missing:
-            say(
-                console,
-                f"{count(missing, 'event')} could not be delivered yet ({sink.status}), and kept in "
-                f"{shown(self.directory / JOURNAL_FILE)}. Deliver with:",
-            )
-            say_whole(console, f"  {self.command}")
+        words = sink.last_words(self.command)
+        for sentences, command in words:
+            say(console, sentences)
+            if command:
+                say_whole(console, f"  {command}")
+        return not words
 
     def _greet(self, trials: int, console: Console) -> None:
         say_question(self.study, console)
@@ -351,7 +353,7 @@ class StudyRun:
             "study": {
                 "name": study.name,
                 "question": study.question,
-                "command": shell_command([interpreter(), *sys.orig_argv[1:]]),
+                "command": shell_command([interpreter(), *map(without_password, sys.orig_argv[1:])]),
                 "metric": METRIC,
                 "mode": "max",
                 "space": {name: list(values) for name, values in study.space.items()},
@@ -384,7 +386,7 @@ class StudyRun:
                     "torch": version("torch"),
                     "ray": version("ray"),
                     "python": platform.python_version(),
-                    "commit": _commit(),
+                    **source_version(),
                 },
             },
             "trials": [
@@ -409,15 +411,3 @@ def on_images(data: DatasetSummary) -> str:
         f"on {count(data.train_images, 'training image')} ({count(len(data.class_names), 'class')}), "
         f"validated on {data.validation_images:,}"
     )
-
-
-def _commit() -> str:
-    """The commit that runs, empty where there is no repository."""
-    folder = Path(nfnet_ray.__file__).parent
-    try:
-        git = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, timeout=5, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return git.stdout.strip()

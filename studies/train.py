@@ -41,8 +41,8 @@ from nfnet_ray.places import check_can_write, check_path, resolved
 from nfnet_ray.printable import shown
 from nfnet_ray.recipe import Recipe, parse_setting
 from nfnet_ray.terminal import say, say_whole
+from nfnet_ray.tracking.choice import tracking_uri_for
 from nfnet_ray.tracking.events import StudyStarted
-from nfnet_ray.tracking.uri import default_tracking_uri
 from nfnet_ray.wording import count
 from studies.base_recipe import batch_size_for, recipe_for
 from studies.command_line import (
@@ -147,7 +147,7 @@ def _workers(text: str) -> tuple[int, int]:
 def _run(options: argparse.Namespace, console: Console) -> int:
     home = home_folder()
     storage = storage_folder(home, options)
-    tracking_uri = options.tracking_uri or default_tracking_uri(storage)
+    tracking_uri = tracking_uri_for(options.tracking_uri, storage, home, options.resume or options.name)
     settings = dict(parse_setting(text) for text in options.set)
     Recipe().with_values(settings)
     if options.epochs:

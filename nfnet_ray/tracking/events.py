@@ -52,14 +52,20 @@ class Hardware(TypedDict):
     memory_gib: float
 
 
-class Versions(TypedDict):
-    """What ran; ``commit`` is the repository's, empty where there is none."""
+class SourceVersion(TypedDict):
+    """``commit`` is the repository's, empty where there is none; ``dirty``: tracked files differ from it."""
+
+    commit: str
+    dirty: NotRequired[bool]
+
+
+class Versions(SourceVersion):
+    """What ran."""
 
     nfnet_ray: str
     torch: str
     ray: str
     python: str
-    commit: str
 
 
 class HalvingDescription(TypedDict):

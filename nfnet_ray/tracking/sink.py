@@ -12,17 +12,25 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from nfnet_ray.tracking.events import EpochEnded, Event
-from nfnet_ray.tracking.spool import Spool
-from nfnet_ray.tracking.uri import sqlite_path
+from nfnet_ray.printable import printable, shown
+from nfnet_ray.tracking.database import artifacts_stay_beside, client_uri
+from nfnet_ray.tracking.events import EpochEnded
+from nfnet_ray.tracking.experiment import (
+    experiment_name,
+    restore_experiment_command,
+    restore_runs_command,
+)
+from nfnet_ray.tracking.server import MLFLOW_ENVIRONMENT, go_past_proxies_to_this_machine
+from nfnet_ray.tracking.spool import STUDY_RUN, JournalLine, Spool, TrackedStudy, Undelivered, runs_of
+from nfnet_ray.tracking.uri import sqlite_path, with_credentials_aside, without_password
 from nfnet_ray.wording import count
 
 if TYPE_CHECKING:
-    from nfnet_ray.tracking.writer import StudyWriter
+    from mlflow.exceptions import MlflowException
+
+    from nfnet_ray.tracking.writer import RunState, StudyWriter
 
 logger = logging.getLogger(__name__)
-
-DEFAULT_EXPERIMENT = "nfnet_ray"
 
 _EVENTS_PER_READ = 200
 # Between two attempts on a server that does not answer: long enough to leave it alone, short enough
@@ -31,8 +39,7 @@ _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 60.0
 _PAUSE_WHILE_CLOSING_SECONDS = 0.5
 
 _MLFLOW_ENVIRONMENT = {
-    # The telemetry thread changes os.environ while requests iterates over it, which fails at random.
-    "MLFLOW_DISABLE_TELEMETRY": "true",
+    **MLFLOW_ENVIRONMENT,
     # set_terminated prints a link, in the middle of our progress table.
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
@@ -43,13 +50,18 @@ _MLFLOW_DEFAULTS = {
 }
 
 
+# What MLflow says of an event that it will not take, however often it is asked.
+_REFUSALS = {"INVALID_PARAMETER_VALUE", "INVALID_STATE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST"}
+
+
 class MLflowSink:
     """Delivers what is pending in ``spool``, in order, in one background thread.
 
     A call that fails is made again, after longer and longer pauses, until it succeeds or the sink is
     closed; what then is missing stays in the journal and is delivered when the study is resumed, into
-    the same runs. An event that the server refuses as invalid is set aside, said so in :attr:`status`,
-    and does not hold up the others.
+    the same runs. A run that was deleted is held, and an event that MLflow refuses is noted: neither holds
+    up the others, both are tried again when the sink is closed and when the study is resumed, and
+    :meth:`last_words` names them.
 
     No method raises because of MLflow, and none but :meth:`close` waits for it.
 
@@ -60,16 +72,19 @@ class MLflowSink:
     """
 
     def __init__(self, tracking_uri: str, spool: Spool, experiment: str | None = None) -> None:
-        self._tracking_uri = tracking_uri
+        self._tracking_uri = with_credentials_aside(tracking_uri)
         self._spool = spool
-        self._experiment = experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or DEFAULT_EXPERIMENT
+        self._experiment = experiment or experiment_name()
         self._thread = threading.Thread(target=self._run, name="mlflow-sink", daemon=True)
         self._wake = threading.Event()
         self._closing = threading.Event()
         self._abandoned = threading.Event()
         self._attachments: list[Path] = []
+        self._not_stored: dict[Path, str] = {}
         self._writer: StudyWriter | None = None
-        self._refused = 0
+        self._why_held: dict[str, RunState] = {}
+        self._why_refused = ""
+        self._has_tried_again = False
         self._trouble = ""
         self._trouble_since = 0.0
 
@@ -80,11 +95,15 @@ class MLflowSink:
         os.environ.update(_MLFLOW_ENVIRONMENT)
         for name, value in _MLFLOW_DEFAULTS.items():
             os.environ.setdefault(name, value)
+        go_past_proxies_to_this_machine(self._tracking_uri)
         self._thread.start()
         self._wake.set()
 
     def wake(self) -> None:
         """Say that the journal has grown."""
+        # Before anything is delivered, so that a study that was killed is resumed in the same place.
+        if self._thread.ident is None and self._spool.tracked.tracking_uri != self._tracking_uri:
+            self._spool.acknowledge(0, TrackedStudy(self._tracking_uri), Undelivered())
         self._wake.set()
 
     def attach(self, path: Path) -> None:
@@ -93,23 +112,60 @@ class MLflowSink:
         self._wake.set()
 
     def close(self, deadline_seconds: float) -> int:
-        """Deliver what can be delivered within the deadline; return how many events could not be."""
+        """Deliver what can be delivered within the deadline; return how many events and files were not taken."""
         self._closing.set()
         self._wake.set()
         if self._thread.is_alive():
             self._thread.join(deadline_seconds)
         self._abandoned.set()
-        return self._spool.pending_count()
+        return self._spool.pending_count() + len(self._not_stored)
 
     @property
     def status(self) -> str:
         """One line for a progress display."""
-        waiting = self._spool.pending_count()
-        refused = f", {count(self._refused, 'event')} refused" if self._refused else ""
+        waiting, undelivered = self._spool.pending_count(), self._spool.undelivered_count()
+        refused = f", {count(undelivered, 'event')} refused" if undelivered else ""
+        waiting -= undelivered
+        events = count(waiting, "event")
         if self._trouble:
             since = time.strftime("%H:%M", time.localtime(self._trouble_since))
-            return f"MLflow: {count(waiting, 'event')} waiting, {self._trouble} since {since}{refused}"
-        return f"MLflow: {count(waiting, 'event') + ' waiting' if waiting else 'up to date'}{refused}"
+            return f"MLflow: {events} waiting, {self._trouble} since {since}{refused}"
+        return f"MLflow: {f'{events} waiting' if waiting else 'up to date'}{refused}"
+
+    def last_words(self, resume_command: str) -> list[tuple[str, str]]:
+        """What did not reach MLflow by the end and what to do: [(sentences, a command or "")]; [] if all is there."""
+        words: list[tuple[str, str]] = []
+        undelivered, tracked = self._spool.undelivered, self._spool.tracked
+        waiting = self._spool.pending_count() - self._spool.undelivered_count()
+        deleted = [run for run, why in self._why_held.items() if why == "deleted" and run in undelivered.held]
+        if "in a deleted experiment" in self._why_held.values():
+            command = restore_experiment_command(self._tracking_uri, tracked.experiment_id)
+            words.append(
+                (f"The experiment {self._experiment!r} was deleted in MLflow. Restore it with:", command)
+            )
+        elif deleted:
+            ids = {STUDY_RUN: tracked.study_run_id, **tracked.trial_run_ids}
+            names = ", ".join(run or "the study" for run in deleted[:5])
+            more = f" and {len(deleted) - 5} more" if len(deleted) > 5 else ""
+            command = restore_runs_command(self._tracking_uri, [ids[run] for run in deleted])
+            verb = "run was" if len(deleted) == 1 else "runs were"
+            words.append((f"In MLflow the {verb} deleted of {names}{more}. Restore with:", command))
+        if undelivered.refused and self._why_refused:
+            refused = count(len(undelivered.refused), "event")
+            words.append((f"MLflow refused {refused}, the last one with: {self._why_refused}", ""))
+        if missing := waiting + self._spool.undelivered_count():
+            why = f" ({self._trouble})" if waiting and self._trouble else ""
+            journal = printable(shown(self._spool.journal_path))
+            left = f"{count(missing, 'event')} could not be delivered to MLflow{why}, and kept in {journal}."
+            words.append((f"{left} Deliver with:", resume_command))
+        for path, why in self._not_stored.items():
+            words.append((f"{printable(shown(path))} could not be stored in MLflow: {why}", ""))
+        if self._attachments and not missing:
+            names = ", ".join(printable(shown(path)) for path in self._attachments)
+            words.append(
+                (f"{names} could not be stored in MLflow: {self._trouble or 'no time was left'}", "")
+            )
+        return words
 
     def _run(self) -> None:
         pause = _FIRST_PAUSE_SECONDS
@@ -142,17 +198,33 @@ class MLflowSink:
             if not self._spool.pending_count() and not self._attachments:
                 return
             self._writer = self._open_writer()
+            self._try_again(self._writer)
         while batch := list(islice(self._spool.pending(), _EVENTS_PER_READ)):
-            for is_epoch, group in groupby(batch, key=lambda item: item[0]["event"] == "epoch"):
+            for is_epoch, group in groupby(batch, key=lambda line: line.event["event"] == "epoch"):
                 # A stretch of epochs goes in one call for each trial, so that a long backlog is soon gone.
-                for step in [list(group)] if is_epoch else [[item] for item in group]:
+                for step in [list(group)] if is_epoch else [[line] for line in group]:
                     if self._abandoned.is_set():
                         return
-                    self._write(self._writer, [event for event, _ in step])
-                    self._spool.acknowledge(step[-1][1], self._writer.tracked)
+                    undelivered = self._write(self._writer, step, self._spool.undelivered)
+                    self._spool.acknowledge(step[-1].end, self._writer.tracked, undelivered)
+        if self._closing.is_set() and not self._has_tried_again:
+            self._try_again(self._writer)
+            self._has_tried_again = True
         while self._attachments and not self._abandoned.is_set():
-            self._writer.attach(self._attachments[0])
+            if STUDY_RUN not in self._spool.undelivered.held:  # else it is attached when the study is resumed
+                self._attach(self._writer, self._attachments[0])
             self._attachments.pop(0)
+
+    def _attach(self, writer: StudyWriter, path: Path) -> None:
+        """Store a file; what no other attempt would change is noted, and raises nothing."""
+        try:
+            writer.attach(path)
+        except Exception as error:
+            if _is_out_of_reach(error):
+                raise
+            self._not_stored[path] = _in_words(error)
+        else:
+            self._not_stored.pop(path, None)
 
     def _open_writer(self) -> StudyWriter:
         from mlflow import MlflowClient
@@ -163,50 +235,135 @@ class MLflowSink:
         # 100 lines for each attempt that fails, of which status says all in a few words.
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
-        with _database_to_ourselves(self._tracking_uri):
-            client = MlflowClient(tracking_uri=self._tracking_uri)
+        with _database_to_ourselves(self._tracking_uri) as database:
+            if database:
+                artifacts_stay_beside(database)
+            client = MlflowClient(tracking_uri=client_uri(self._tracking_uri))
             writer = StudyWriter(client, self._tracking_uri, self._experiment, self._spool.journal_path)
+        before, cursor, undelivered = (
+            self._spool.tracked,
+            self._spool.acknowledged_bytes,
+            self._spool.undelivered,
+        )
         if not writer.tracked.study_run_id:
             # Another server than before, or its database is a new one: it gets the whole journal.
-            self._spool.acknowledge(0, writer.tracked)
+            cursor, undelivered = 0, Undelivered()
+        elif before.tracking_uri == self._tracking_uri:
+            # What is gone for good, as after `mlflow gc`, is written anew.
+            for trial in before.trial_run_ids.keys() - writer.tracked.trial_run_ids.keys():
+                undelivered = undelivered.holding(trial, 0)
+        self._spool.acknowledge(cursor, writer.tracked, undelivered)
         return writer
 
-    def _write(self, writer: StudyWriter, events: list[Event]) -> None:
+    def _try_again(self, writer: StudyWriter) -> None:
+        """Deliver what was held back or refused before, as far as that is possible now."""
+        for run in self._spool.undelivered.held:
+            self._try_run_again(writer, run)
+        for line in list(self._spool.refused()):
+            undelivered = self._spool.undelivered
+            others = Undelivered(undelivered.held, undelivered.refused - {line.start})
+            undelivered = self._write(writer, [line], others)
+            self._spool.acknowledge(self._spool.acknowledged_bytes, writer.tracked, undelivered)
+
+    def _try_run_again(self, writer: StudyWriter, run: str) -> None:
+        missing = list(self._spool.missing(run))
+        undelivered = self._spool.undelivered.without(run)
+        for is_epoch, group in groupby(missing, key=lambda line: line.event["event"] == "epoch"):
+            for step in [list(group)] if is_epoch else [[line] for line in group]:
+                if self._abandoned.is_set():
+                    return
+                undelivered = self._write_to(writer, run, step, undelivered)
+                if run in undelivered.held:
+                    break
+            if run in undelivered.held:
+                break
+        else:
+            self._why_held.pop(run, None)
+        self._spool.acknowledge(self._spool.acknowledged_bytes, writer.tracked, undelivered)
+
+    def _write(self, writer: StudyWriter, step: list[JournalLine], undelivered: Undelivered) -> Undelivered:
+        """Write a stretch of epochs, or one event of another kind, into its runs; what is undelivered after it."""
+        for run in dict.fromkeys(run for line in step for run in runs_of(line.event)):
+            if run not in undelivered.held:
+                lines = [line for line in step if run in runs_of(line.event)]
+                undelivered = self._write_to(writer, run, lines, undelivered)
+        return undelivered
+
+    def _write_to(
+        self, writer: StudyWriter, run: str, lines: list[JournalLine], undelivered: Undelivered
+    ) -> Undelivered:
+        """The same for one run."""
         from mlflow.exceptions import MlflowException
 
         try:
-            if events[0]["event"] == "epoch":
-                writer.write_epochs(cast(list[EpochEnded], events))
+            if lines[0].event["event"] == "epoch":
+                writer.write_epochs(run, [cast(EpochEnded, line.event) for line in lines])
             else:
-                writer.write(events[0])
+                writer.write(lines[0].event, run)
         except MlflowException as error:
-            if error.error_code != "INVALID_PARAMETER_VALUE" or not writer.tracked.study_run_id:
+            if error.error_code not in _REFUSALS:
                 raise
-            if len(events) > 1:  # find the one that is meant
-                for event in events:
-                    self._write(writer, [event])
-                return
-            self._refused += 1
-            logger.warning("MLflow refuses an event: %s", error.message)
+            return self._refused(writer, run, lines, undelivered, error)
+        return undelivered
+
+    def _refused(
+        self,
+        writer: StudyWriter,
+        run: str,
+        lines: list[JournalLine],
+        undelivered: Undelivered,
+        error: MlflowException,
+    ) -> Undelivered:
+        state = writer.state_of(run)
+        if state == "gone" and lines[0].start and not writer.run_id(run):
+            # It was purged while we were there: what was before goes into a new run, when all is tried again.
+            self._why_held[run] = state
+            return undelivered.holding(run, 0)
+        if state in ("deleted", "in a deleted experiment"):
+            self._why_held[run] = state
+            return undelivered.holding(run, lines[0].start)
+        if len(lines) > 1:  # find the one that is meant
+            for line in lines:
+                if run not in undelivered.held:
+                    undelivered = self._write_to(writer, run, [line], undelivered)
+            return undelivered
+        self._why_refused = _in_words(error)
+        logger.debug("MLflow refuses an event: %s", error.message)
+        return Undelivered(undelivered.held, undelivered.refused | {lines[0].start})
 
 
 @contextmanager
-def _database_to_ourselves(tracking_uri: str) -> Iterator[None]:
-    """Hold a lock beside an SQLite database: of two processes that create its tables at once, one fails."""
+def _database_to_ourselves(tracking_uri: str) -> Iterator[Path | None]:
+    """Hold a lock beside an SQLite database: of two processes that create its tables at once, one fails.
+
+    Yields the database, or None where there is a server.
+    """
     from filelock import FileLock
 
     database = sqlite_path(tracking_uri)
     if database is None:
-        yield
+        yield None
         return
     database.absolute().parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{database}.lock"):
-        yield
+        yield database
+
+
+def _is_out_of_reach(error: Exception) -> bool:
+    """Whether a server did not answer, so that it may another time."""
+    from requests import exceptions
+
+    signs = ("Max retries exceeded", "Connection", "timed out", "Timeout")
+    return isinstance(error, exceptions.ConnectionError | exceptions.Timeout) or any(
+        sign in str(error) for sign in signs
+    )
 
 
 def _in_words(error: Exception) -> str:
-    text = str(error).strip().partition("\n")[0] or type(error).__name__
-    unreachable = ("Max retries exceeded", "Connection", "timed out", "Timeout")
-    if any(sign in text for sign in unreachable) or isinstance(error, OSError):
+    if _is_out_of_reach(error):
         return "server does not answer"
-    return text if len(text) <= 100 else f"{text[:99]}…"
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    text = without_password(printable(text.strip().partition("\n")[0])) or type(error).__name__
+    return text if len(text) <= 160 else f"{text[:159]}…"

@@ -3,7 +3,7 @@
 MLflow's charts have a metric as X axis, but only after some clicks in each browser. The UI can also
 read its whole state from a tag of the experiment, ``mlflow.sharedViewState.<key>``, when its address
 names the key. The format of that state is the UI's own and not documented; this module was written
-against MLflow 3.17, and ``tests/tracking/test_view.py`` looks at the page that it gives.
+against MLflow 3.17, and ``tests/tracking/test_server.py`` looks at the page that it gives.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 TAG_PREFIX = "mlflow.sharedViewState."
+EXPERIMENT_KIND_TAG, EXPERIMENT_KIND = "mlflow.experimentKind", "custom_model_development"
+"""The tag of an experiment, and its value, for which the UI shows runs and not traces."""
 
 
 def view_key(study_id: str) -> str:
@@ -27,7 +29,7 @@ def comparison_url(server_url: str, experiment_id: str, key: str) -> str:
     """The address that opens the comparison on an MLflow server such as ``http://127.0.0.1:5000``."""
     return (
         f"{server_url.rstrip('/')}/#/experiments/{experiment_id}/runs"
-        f"?viewStateShareKey={key}&compareRunsMode=CHART"
+        f"?viewStateShareKey={key}&compareRunsMode=CHART&workflowType=machine_learning"
     )
 
 

@@ -9,6 +9,9 @@ Every write may be made twice without harm. A run is looked for before it is cre
 set to the same values; a metric has its event's time, and MLflow keeps one of two points that are equal
 in run, name, step, time and value.
 
+A run that somebody has deleted in MLflow stays the study's: no other one takes its place until it is gone for good
+(``mlflow gc``), for it can be restored.
+
 Step is the epoch, and ``train_seconds`` is logged in the same batch as the accuracy: only then can the UI
 draw one against the other.
 """
@@ -20,8 +23,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from nfnet_ray.tracking.database import artifact_folder
 from nfnet_ray.tracking.events import (
     EpochEnded,
     Event,
@@ -30,13 +34,20 @@ from nfnet_ray.tracking.events import (
     TrialPlan,
     TrialStarted,
     Values,
+    Versions,
     read_events,
     study_id,
 )
 from nfnet_ray.tracking.labels import point_label, short_names, value_label
-from nfnet_ray.tracking.spool import TrackedStudy
+from nfnet_ray.tracking.spool import STUDY_RUN, TrackedStudy
 from nfnet_ray.tracking.uri import sqlite_path
-from nfnet_ray.tracking.view import TAG_PREFIX, comparison_view, view_key
+from nfnet_ray.tracking.view import (
+    EXPERIMENT_KIND,
+    EXPERIMENT_KIND_TAG,
+    TAG_PREFIX,
+    comparison_view,
+    view_key,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -48,11 +59,15 @@ _METRICS_PER_CALL = 1000
 
 _RUN_STATUS = {
     "finished": "FINISHED",
-    "stopped": "KILLED",
+    "stopped": "FINISHED",  # as planned; the tag ``state`` says that it was early
     "interrupted": "KILLED",
     "diverged": "FAILED",
     "failed": "FAILED",
 }
+
+
+RunState = Literal["open", "deleted", "in a deleted experiment", "gone"]
+"""``gone`` is also what was never there."""
 
 
 class StudyWriter:
@@ -72,6 +87,7 @@ class StudyWriter:
         self._study_id = study_id(started)
         self._plans: dict[str, TrialPlan] = {trial["name"]: trial for trial in started["trials"]}
 
+        self.experiment = experiment
         experiment_id = self._experiment_id(tracking_uri, experiment)
         study_run_id, trial_run_ids = self._existing_runs(experiment_id)
         self.tracked = TrackedStudy(
@@ -82,8 +98,11 @@ class StudyWriter:
             trial_run_ids=trial_run_ids,
         )
 
-    def write(self, event: Event) -> None:
-        """Write one event. Kinds of events that this version does not know are left out."""
+    def write(self, event: Event, run: str) -> None:
+        """Write what an event says of one of its runs (:func:`nfnet_ray.tracking.spool.runs_of`).
+
+        Kinds of events that this version does not know are left out.
+        """
         if event["event"] == "study_started":
             self._start_study(event)
         elif event["event"] == "study_resumed":
@@ -92,10 +111,12 @@ class StudyWriter:
         elif event["event"] == "trial_started":
             self._start_trial(event)
         elif event["event"] == "epoch":
-            self.write_epochs([event])
+            self.write_epochs(run, [event])
         elif event["event"] == "trial_ended":
-            self._end_trial(event)
-            self._summarise(event["time"])
+            if run == STUDY_RUN:
+                self._summarise(event["time"])
+            else:
+                self._end_trial(event)
         elif event["event"] == "study_ended":
             self._summarise(event["time"])
             self._set_tags(
@@ -104,27 +125,50 @@ class StudyWriter:
             )
             self._end_run(self.tracked.study_run_id, event["state"], event["time"])
 
-    def write_epochs(self, events: Sequence[EpochEnded]) -> None:
-        """Write the metrics of several epochs, in one call for each trial (1,000 metrics at most)."""
+    def write_epochs(self, trial: str, events: Sequence[EpochEnded]) -> None:
+        """Write the metrics of several epochs of one trial, 1,000 metrics a call."""
         from mlflow.entities import Metric
 
-        for trial in dict.fromkeys(event["trial"] for event in events):
-            run_id = self._trial_run(trial, events[0]["time"])
-            metrics = [
-                # MLflow stores an infinity as 1.8e308, which would be the only thing that a chart shows.
-                Metric(
-                    name,
-                    value if math.isfinite(value) else math.nan,
-                    _milliseconds(event["time"]),
-                    event["epoch"],
-                )
-                for event in events
-                if event["trial"] == trial
-                for name, value in event["metrics"].items()
-                if value is not None
-            ]
-            for first in range(0, len(metrics), _METRICS_PER_CALL):
-                self._client.log_batch(run_id, metrics=metrics[first : first + _METRICS_PER_CALL])
+        run_id = self._trial_run(trial, events[0]["time"])
+        metrics = [
+            # MLflow stores an infinity as 1.8e308, which would be the only thing that a chart shows.
+            Metric(
+                name,
+                value if math.isfinite(value) else math.nan,
+                _milliseconds(event["time"]),
+                event["epoch"],
+            )
+            for event in events
+            for name, value in event["metrics"].items()
+            if value is not None
+        ]
+        for first in range(0, len(metrics), _METRICS_PER_CALL):
+            self._client.log_batch(run_id, metrics=metrics[first : first + _METRICS_PER_CALL])
+
+    def run_id(self, run: str) -> str:
+        """The id of a trial's run, or of the study's; empty if there is none."""
+        return self.tracked.study_run_id if run == STUDY_RUN else self.tracked.trial_run_ids.get(run, "")
+
+    def state_of(self, run: str) -> RunState:
+        """Whether a run can be written to. One that is gone for good is forgotten, so that another takes its place."""
+        from mlflow.exceptions import MlflowException
+
+        if self._client.get_experiment(self.tracked.experiment_id).lifecycle_stage != "active":
+            return "in a deleted experiment"
+        if not self.run_id(run):
+            return "gone"
+        try:
+            stage = self._client.get_run(self.run_id(run)).info.lifecycle_stage
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            if run == STUDY_RUN:
+                self.tracked = replace(self.tracked, study_run_id="")
+            else:
+                ids = {name: run_id for name, run_id in self.tracked.trial_run_ids.items() if name != run}
+                self.tracked = replace(self.tracked, trial_run_ids=ids)
+            return "gone"
+        return "open" if stage == "active" else "deleted"
 
     def attach(self, path: Path) -> None:
         """Store a file with the study's run."""
@@ -132,21 +176,25 @@ class StudyWriter:
 
     def _experiment_id(self, tracking_uri: str, name: str) -> str:
         experiment = self._client.get_experiment_by_name(name)
-        if experiment is None:
-            database = sqlite_path(tracking_uri)
-            # Without a server, MLflow would put artifacts into ./mlruns of whoever creates the experiment.
-            location = (database.absolute().parent / "mlartifacts" / name).as_uri() if database else None
-            return self._client.create_experiment(name, artifact_location=location)
-        if experiment.lifecycle_stage != "active":
-            raise RuntimeError(f"experiment {name!r} was deleted; restore it in the MLflow UI")
-        return experiment.experiment_id
+        if experiment is not None:
+            return experiment.experiment_id
+        location = None
+        # Without a server, MLflow would put artifacts into ./mlruns of whoever creates the experiment.
+        if database := sqlite_path(tracking_uri):
+            folder = artifact_folder(database, name)
+            folder.mkdir(parents=True, exist_ok=True)  # so that a copy of the database is known by its own
+            location = folder.as_uri()
+        return self._client.create_experiment(name, artifact_location=location)
 
     def _existing_runs(self, experiment_id: str) -> tuple[str, dict[str, str]]:
+        from mlflow.entities import ViewType
+
         study_run_id, trial_run_ids, page = "", {}, None
         while True:
             runs = self._client.search_runs(
                 [experiment_id],
                 f"tags.study_id = '{self._study_id}'",
+                run_view_type=ViewType.ALL,
                 order_by=["attributes.start_time DESC"],  # of two, the older one overwrites, and is kept
                 page_token=page,
             )
@@ -178,9 +226,11 @@ class StudyWriter:
             },
         )
         view = comparison_view(study["name"], self._study_id, study["metric"], study["space"], event["time"])
-        self._client.set_experiment_tag(
-            self.tracked.experiment_id, f"{TAG_PREFIX}{self.tracked.view_key}", view
-        )
+        experiment_id = self.tracked.experiment_id
+        self._client.set_experiment_tag(experiment_id, f"{TAG_PREFIX}{self.tracked.view_key}", view)
+        # Else the UI opens it among traces and prompts of language models.
+        if EXPERIMENT_KIND_TAG not in self._client.get_experiment(experiment_id).tags:
+            self._client.set_experiment_tag(experiment_id, EXPERIMENT_KIND_TAG, EXPERIMENT_KIND)
 
     def _start_trial(self, event: TrialStarted) -> None:
         run_id = self._trial_run(event["trial"], event["time"])
@@ -226,6 +276,7 @@ class StudyWriter:
                 "study_id": self._study_id,
                 **{f"hardware.{name}": str(value) for name, value in study["hardware"].items()},
                 **{f"versions.{name}": str(value) for name, value in study["versions"].items()},
+                **_source_tags(study["versions"]),
             },
         ).info.run_id
 
@@ -282,6 +333,16 @@ def _run_name(point: Values, names: Mapping[str, str]) -> str:
     if len(point) < 2:
         return point_label(point, names)
     return f"{', '.join(map(value_label, point.values()))} ({', '.join(names[field] for field in point)})"
+
+
+def _source_tags(versions: Versions) -> dict[str, str]:
+    """What MLflow's UI shows as the source of a run; nothing outside a repository."""
+    if not versions["commit"]:
+        return {}
+    tags = {"mlflow.source.git.commit": versions["commit"]}
+    if (dirty := versions.get("dirty")) is not None:
+        tags["mlflow.source.git.dirty"] = str(dirty).lower()
+    return tags
 
 
 def _data_params(started: StudyStarted) -> Values:

@@ -17,11 +17,11 @@ from nfnet_ray.tracking.spool import SPOOL_FILE, Spool, TrackedStudy
 from tests.tracking.example_study import agc_sweep, write_journal
 
 
-class _Healthy(BaseHTTPRequestHandler):
+class _Mlflow(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
-        self.send_response(200)
+        self.send_response(404)
         self.end_headers()
-        self.wfile.write(b"OK")
+        self.wfile.write(b'{"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "no such experiment"}')
 
     def log_message(self, *_: object) -> None:
         pass
@@ -29,7 +29,7 @@ class _Healthy(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Healthy) as http:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Mlflow) as http:
         threading.Thread(target=http.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{http.server_address[1]}"
         http.shutdown()
@@ -47,11 +47,12 @@ def test_a_study_on_a_server_opens_there(
 ) -> None:
     opened: list[str] = []
     monkeypatch.setattr("webbrowser.open", opened.append)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # which is not for this machine
     study = tracked_at(tmp_path, server)
     assert main([study, "--no-browser"]) == 0
     assert opened == []
     assert main([study]) == 0
-    url = f"{server}/#/experiments/7/runs?viewStateShareKey=abc&compareRunsMode=CHART"
+    url = f"{server}/#/experiments/7/runs?viewStateShareKey=abc&compareRunsMode=CHART&workflowType=machine_learning"
     assert capsys.readouterr().out.split() == [url, url]
     assert opened == [url]
 

@@ -190,19 +190,22 @@ def test_a_tracking_server_that_goes_away_costs_nothing(
     from http.server import BaseHTTPRequestHandler, HTTPServer
     from threading import Thread
 
-    class OnlyHealthy(BaseHTTPRequestHandler):
-        """Says that it is well, and answers nothing else."""
+    class GoesAway(BaseHTTPRequestHandler):
+        """Answers the first question, whether the experiment is there, and nothing else."""
+
+        questions = 0
 
         def do_GET(self) -> None:
-            self.send_response(200 if self.path == "/health" else 503)
+            GoesAway.questions += 1
+            self.send_response(404 if GoesAway.questions == 1 else 503)
             self.end_headers()
-            self.wfile.write(b"OK")
+            self.wfile.write(b'{"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "no such experiment"}')
 
         do_POST = do_GET
 
         def log_message(self, *_: object) -> None: ...
 
-    server = HTTPServer(("127.0.0.1", 0), OnlyHealthy)
+    server = HTTPServer(("127.0.0.1", 0), GoesAway)
     Thread(target=server.serve_forever, daemon=True).start()
     try:
         result = workplace.run(
@@ -211,7 +214,7 @@ def test_a_tracking_server_that_goes_away_costs_nothing(
         )  # fmt: skip
     finally:
         server.shutdown()
-    assert result.returncode == 0, result.stderr
+    assert result.returncode == 3, result.stderr
     assert "could not be delivered" in result.stdout
     assert (workplace.folder / "runs" / "untracked" / "report.html").exists()
     assert all(trial.state == "finished" for trial in workplace.progress("untracked").trials.values())

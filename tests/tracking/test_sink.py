@@ -5,17 +5,24 @@ Against real SQLite databases; takes about 20 s on two cores, most of it mlflow'
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
+import sqlite3
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from nfnet_ray.tracking.choice import tracking_uri_for
+from nfnet_ray.tracking.database import has_run
 from nfnet_ray.tracking.events import JOURNAL_FILE, Event
 from nfnet_ray.tracking.sink import MLflowSink
 from nfnet_ray.tracking.spool import SPOOL_FILE, Spool
+from nfnet_ray.tracking.uri import check_tracking_uri, default_tracking_uri
 from nfnet_ray.tracking.view import TAG_PREFIX
 from tests.tracking.example_study import CLIP_FACTOR, agc_sweep, study_started, trial_events, write_journal
 
@@ -74,7 +81,7 @@ def test_a_study_is_one_run_and_each_trial_is_another(tmp_path: Path, tracking_u
 
     ends = {name: (run.info.status, run.data.tags["state"]) for name, run in runs.items()}
     assert ends["agc_sweep-00"] == ("FINISHED", "finished")
-    assert ends["agc_sweep-01"] == ("KILLED", "stopped")
+    assert ends["agc_sweep-01"] == ("FINISHED", "stopped")  # as planned
     assert ends["agc_sweep-02"] == ("FAILED", "diverged")
     assert runs["agc_sweep-02"].data.tags["reason"] == "train_loss was NaN in epoch 3"
 
@@ -185,12 +192,21 @@ def test_a_new_database_gets_the_whole_journal(tmp_path: Path, tracking_uri: str
     assert spool_of(tmp_path).tracked.tracking_uri == another
 
 
-def test_what_mlflow_refuses_does_not_hold_up_the_rest(tmp_path: Path, tracking_uri: str) -> None:
+def test_what_mlflow_refuses_does_not_hold_up_the_rest_and_is_named(
+    tmp_path: Path, tracking_uri: str
+) -> None:
     events = [study_started({}), *trial_events("agc_sweep-00", 1.0, [0.1, 0.2, 0.3])]
     assert events[3]["event"] == "epoch"
     events[3]["metrics"]["a name\nthat MLflow refuses"] = 1.0
     write_journal(tmp_path, events)
-    assert deliver(tmp_path, tracking_uri) == "MLflow: up to date, 1 event refused"
+    sink = MLflowSink(tracking_uri, spool_of(tmp_path))
+    sink.start()
+    assert sink.close(SECONDS) == 1
+    assert sink.status == "MLflow: up to date, 1 event refused"
+    [(refusal, _), (missing, command)] = sink.last_words("RESUME")
+    assert "MLflow refused 1 event" in refusal
+    assert "1 event could not be delivered" in missing
+    assert command == "RESUME"
     run = runs_of(tracking_uri)["agc_sweep-00"]
     assert [step for step, _ in points(tracking_uri, run, "validation_top1")] == [1, 3]
     assert run.info.status == "FINISHED"
@@ -228,3 +244,180 @@ def test_the_experiment_is_the_environments_if_it_names_one(
     tracked = spool_of(tmp_path).tracked
     experiment = MlflowClient(tracking_uri=tracking_uri).get_experiment(tracked.experiment_id)
     assert f"{TAG_PREFIX}{tracked.view_key}" in experiment.tags
+
+
+def test_the_runs_say_which_source_they_come_from(tmp_path: Path, tracking_uri: str) -> None:
+    started = study_started({})
+    started["study"]["versions"]["dirty"] = True
+    write_journal(tmp_path, [started])
+    deliver(tmp_path, tracking_uri)
+    tags = runs_of(tracking_uri)["study"].data.tags
+    assert tags["mlflow.source.git.commit"] == "4f2d1c0"
+    assert tags["mlflow.source.git.dirty"] == "true"
+
+
+def undelivered(directory: Path, tracking_uri: str) -> list[tuple[str, str]]:
+    """Deliver what can be; what is said of the rest."""
+    sink = MLflowSink(tracking_uri, spool_of(directory))
+    sink.start()
+    assert sink.close(SECONDS) > 0
+    return sink.last_words("RESUME")
+
+
+def everything(tracking_uri: str) -> dict[str, tuple[str, list[tuple[int, float]]]]:
+    """{run: (status, points)}, with each NaN as a number that is equal to itself."""
+    return {
+        name: (
+            run.info.status,
+            [
+                (step, -1.0 if math.isnan(value) else value)
+                for step, value in points(tracking_uri, run, "validation_top1")
+            ],
+        )
+        for name, run in runs_of(tracking_uri).items()
+    }
+
+
+@pytest.mark.parametrize("what", ["a trial", "the study", "the experiment"])
+def test_what_was_deleted_meanwhile_waits_until_it_is_restored(
+    tmp_path: Path, tracking_uri: str, what: str
+) -> None:
+    whole = f"sqlite:///{tmp_path / 'whole.db'}"
+    shutil.copy(tmp_path / "mlflow.db", tmp_path / "whole.db")
+    write_journal(tmp_path / "whole", SMALL)
+    deliver(tmp_path / "whole", whole)
+
+    middle = 4  # in the middle of the first trial
+    write_journal(tmp_path, SMALL[:middle])
+    deliver(tmp_path, tracking_uri)
+    client, tracked = MlflowClient(tracking_uri=tracking_uri), spool_of(tmp_path).tracked
+    run_id = tracked.trial_run_ids["agc_sweep-00"] if what == "a trial" else tracked.study_run_id
+    if what == "the experiment":
+        client.delete_experiment(tracked.experiment_id)
+    else:
+        client.delete_run(run_id)
+
+    write_journal(tmp_path, SMALL[middle:])
+    for _ in range(2):  # the second time as `--resume` does, before anything is restored
+        [(deleted, restore), (missing, resume)] = undelivered(tmp_path, tracking_uri)
+        assert "deleted" in deleted
+        kind = "experiments" if what == "the experiment" else "runs"
+        assert f"MLFLOW_TRACKING_URI={tracking_uri} " in restore
+        assert f"-m mlflow {kind} restore" in restore
+        assert restore.endswith(tracked.experiment_id if what == "the experiment" else run_id)
+        assert "could not be delivered" in missing
+        assert resume == "RESUME"
+    if what != "the experiment":  # nobody else has waited
+        others = {name: everything(whole)[name] for name in ("agc_sweep-01", "agc_sweep-02")}
+        assert {name: everything(tracking_uri)[name] for name in others} == others
+
+    if what == "the experiment":
+        client.restore_experiment(tracked.experiment_id)
+    else:
+        client.restore_run(run_id)
+    deliver(tmp_path, tracking_uri)
+    assert everything(tracking_uri) == everything(whole)
+
+
+def test_a_run_that_is_gone_for_good_is_written_anew(tmp_path: Path, tracking_uri: str) -> None:
+    write_journal(tmp_path, SMALL[:-1])
+    deliver(tmp_path, tracking_uri)
+    before = everything(tracking_uri)
+    gone = spool_of(tmp_path).tracked.trial_run_ids["agc_sweep-00"]
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:  # what `mlflow gc` does
+        for table in ("tags", "params", "metrics", "latest_metrics", "runs"):
+            database.execute(f"DELETE FROM {table} WHERE run_uuid = ?", (gone,))
+        database.commit()
+    write_journal(tmp_path, SMALL[-1:])
+    deliver(tmp_path, tracking_uri)
+    after = everything(tracking_uri)
+    assert {name: after[name] for name in after if name != "study"} == {
+        name: before[name] for name in before if name != "study"
+    }
+
+
+def test_a_report_that_cannot_be_stored_is_said_and_holds_nothing_up(
+    tmp_path: Path, tracking_uri: str
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    client = MlflowClient(tracking_uri=tracking_uri)
+    client.create_experiment("nfnet_ray", artifact_location=(tmp_path / "file" / "artifacts").as_uri())
+    write_journal(tmp_path, SMALL)
+    (tmp_path / "report.html").write_text("a report")
+    sink = MLflowSink(tracking_uri, spool_of(tmp_path))
+    sink.start()
+    sink.attach(tmp_path / "report.html")
+    sink.attach(tmp_path / "report.html")
+    assert sink.close(SECONDS) == 1
+    [(words, command)] = sink.last_words("RESUME")
+    assert "report.html could not be stored in MLflow: Not a directory" in words
+    assert command == ""
+    assert runs_of(tracking_uri)["study"].info.status == "FINISHED"
+
+
+@pytest.mark.usefixtures("tracking_uri")
+@pytest.mark.parametrize("name", ["d?x=1", "a%20b #y", "ein [alter] Übungslauf"])
+def test_the_name_of_a_folder_is_only_a_name(tmp_path: Path, name: str) -> None:
+    storage = tmp_path / name
+    storage.mkdir()
+    (tmp_path / "mlflow.db").rename(storage / "mlflow.db")
+    uri = default_tracking_uri(storage)
+    check_tracking_uri(uri)
+    write_journal(storage / "study", SMALL[:2])
+    sink = MLflowSink(uri, spool_of(storage / "study"))
+    sink.start()
+    sink.attach(storage / "study" / JOURNAL_FILE)
+    assert sink.close(SECONDS) == 0, sink.status
+    tracked = spool_of(storage / "study").tracked
+    assert has_run(storage / "mlflow.db", tracked.study_run_id)
+    assert [path.relative_to(storage).parts[:2] for path in storage.rglob(f"*/artifacts/{JOURNAL_FILE}")] == [
+        ("mlartifacts", "nfnet_ray")
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.usefixtures("tracking_uri")
+@pytest.mark.parametrize("how", ["moved", "copied"])
+@pytest.mark.parametrize("noted", ["now", "by an earlier version"])
+def test_a_storage_folder_that_was_moved_or_copied_has_its_own_database(
+    tmp_path: Path, how: str, noted: str
+) -> None:
+    old, new = tmp_path / "runs", tmp_path / "elsewhere" / "runs"
+    old.mkdir()
+    (tmp_path / "mlflow.db").rename(old / "mlflow.db")
+    write_journal(old / "study", SMALL[:4])
+    deliver(old / "study", default_tracking_uri(old))
+    state = json.loads((old / "study" / SPOOL_FILE).read_text())
+    assert str(tmp_path) not in json.dumps(state)
+    if noted == "by an earlier version":
+        del state["database"], state["held"], state["refused"]
+        state["tracking_uri"] = default_tracking_uri(old)
+        (old / "study" / SPOOL_FILE).write_text(json.dumps(state))
+
+    new.parent.mkdir()
+    if how == "moved":
+        old.rename(new)
+    else:
+        shutil.copytree(old, new)
+    before = everything(default_tracking_uri(old)) if how == "copied" else {}
+
+    uri = tracking_uri_for(None, new, tmp_path, "study")
+    assert uri == default_tracking_uri(new) == spool_of(new / "study").tracked.tracking_uri
+    write_journal(new / "study", SMALL[4:])
+    (new / "study" / "report.html").write_text("a report")
+    sink = MLflowSink(uri, spool_of(new / "study"))
+    sink.start()
+    sink.attach(new / "study" / "report.html")
+    assert sink.close(SECONDS) == 0, sink.status
+    assert {name: status for name, (status, _) in everything(uri).items()} == {
+        "study": "FINISHED",
+        "agc_sweep-00": "FINISHED",
+        "agc_sweep-01": "FINISHED",
+        "agc_sweep-02": "FAILED",
+    }
+    assert len(list(new.rglob("artifacts/report.html"))) == 1
+    if how == "moved":
+        assert not old.exists()
+    else:
+        assert list(old.rglob("artifacts/report.html")) == []
+        assert everything(default_tracking_uri(old)) == before

@@ -1,0 +1,46 @@
+"""Which MLflow a study is recorded in, if it is not said."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from nfnet_ray.tracking.spool import SPOOL_FILE, Spool
+from nfnet_ray.tracking.uri import (
+    URI_VARIABLE,
+    default_tracking_uri,
+    sqlite_path,
+    sqlite_uri,
+    with_credentials_aside,
+)
+
+
+def tracking_uri_for(given: str | None, storage: Path, home: Path, study: str | None) -> str:
+    """The tracking URI, absolute and without a password: the first that there is.
+
+    1. ``given``, on the command line;
+    2. the one that the study of this name in ``storage`` has been recorded at so far;
+    3. the environment's MLFLOW_TRACKING_URI;
+    4. the database ``mlflow.db`` in ``storage``.
+
+    Args:
+        given: the command line's, or None.
+        storage: the folder of all studies, absolute.
+        home: where relative paths start.
+        study: the name, if it is known; there need not be such a study.
+
+    Raises:
+        UserError: an address whose user name and password cannot be told from its host.
+    """
+    uri = given
+    if uri is None and study:
+        uri = Spool(storage / study / "unused", storage / study / SPOOL_FILE).tracked.tracking_uri
+    uri = uri or (os.environ.get(URI_VARIABLE) if given is None else given)
+    if not uri and given is None:
+        return default_tracking_uri(storage)
+    uri = with_credentials_aside(uri or "")
+    path = sqlite_path(uri)
+    if path is None or path.is_absolute() or not path.name or str(path).startswith((":memory:", "file:")):
+        return uri
+    options = uri.partition("?")[2]
+    return sqlite_uri(home / path) + (f"?{options}" if options else "")

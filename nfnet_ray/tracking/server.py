@@ -1,0 +1,179 @@
+"""Asking an MLflow server whether studies can be recorded there, with MLflow's own client and all its settings.
+
+So what holds for recording holds for the question: basic authentication, tokens, certificates, proxies, plugins.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import threading
+from typing import Any
+from urllib.parse import urlsplit
+
+from nfnet_ray.errors import UserError
+from nfnet_ray.tracking.experiment import experiment_name
+from nfnet_ray.tracking.uri import URI_VARIABLE, without_password
+
+CHECK_SECONDS = 10.0
+"""How long a person who starts a study is kept waiting for a server that says nothing."""
+
+# The telemetry thread changes os.environ while requests iterates over it, which fails at random.
+MLFLOW_ENVIRONMENT = {"MLFLOW_DISABLE_TELEMETRY": "true"}
+
+
+def check_server(uri: str) -> None:
+    """Find out whether an MLflow server takes us, in :data:`CHECK_SECONDS` once mlflow is imported.
+
+    Raises:
+        UserError: it does not answer, answers as something else than MLflow or refuses us, or the experiment that
+            studies go into has been deleted there.
+    """
+    os.environ.update(MLFLOW_ENVIRONMENT)
+    go_past_proxies_to_this_machine(uri)
+    import mlflow.utils.rest_utils  # noqa: F401  here, so that the time it takes is not the server's
+
+    # In a thread: a name server that does not answer has no timeout of its own.
+    answer: list[dict[str, Any] | str] = []
+    asking = threading.Thread(target=lambda: answer.append(_ask(uri)), daemon=True)
+    asking.start()
+    asking.join(CHECK_SECONDS)
+    found = answer[0] if answer else _silent(uri)
+    if isinstance(found, str):
+        source = f" (from {URI_VARIABLE})" if os.environ.get(URI_VARIABLE) == uri else ""
+        raise UserError(f"MLflow server {uri}{source} {found}")
+    if found.get("lifecycle_stage") == "deleted":
+        from nfnet_ray.tracking.database import deleted_experiment
+
+        raise deleted_experiment(uri, str(found["experiment_id"]))
+
+
+def is_this_machine(uri: str) -> bool:
+    """Whether an address is one of the loopback interface."""
+    host = urlsplit(uri).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def go_past_proxies_to_this_machine(uri: str) -> None:
+    """Has this process speak to its own machine without a proxy, for which that address means the proxy's machine."""
+    if not is_this_machine(uri):
+        return
+    host = urlsplit(uri).hostname or ""
+    exempt = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    if exempt.strip() != "*" and host not in exempt.split(","):
+        os.environ["no_proxy"] = os.environ["NO_PROXY"] = f"{exempt},{host}" if exempt else host
+
+
+def _ask(uri: str) -> dict[str, Any] | str:
+    """The experiment that studies go into (empty if there is none yet), or what is wrong with the server."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
+
+    try:
+        response = http_request(
+            get_default_host_creds(uri),
+            "/api/2.0/mlflow/experiments/get-by-name",
+            "GET",
+            params={"experiment_name": experiment_name()},
+            timeout=CHECK_SECONDS,
+            max_retries=0,
+            raise_on_status=False,
+        )
+    except Exception as error:  # whatever plugins and certificates raise
+        cause = error.__cause__ or error.__context__ if isinstance(error, MlflowException) else error
+        return _why_unreachable(uri, cause or error)
+    try:
+        told = response.json()
+    except ValueError:
+        told = None
+    told = told if isinstance(told, dict) else {}
+    if response.status_code == 200 and isinstance(told.get("experiment"), dict):
+        return dict(told["experiment"])
+    if response.status_code == 404 and told.get("error_code") == "RESOURCE_DOES_NOT_EXIST":
+        return {}
+    return _why_refused(
+        uri, response.status_code, str(told.get("message") or response.text), bool(told), response.url
+    )
+
+
+def _why_refused(uri: str, status: int, text: str, is_json: bool, url: str) -> str:
+    if status == 401:
+        return "refuses us (HTTP 401); check MLFLOW_TRACKING_USERNAME and _PASSWORD, or MLFLOW_TRACKING_TOKEN"
+    if status == 403 and "Host" in text:
+        return "refuses this host name; start it with --allowed-hosts, or use its IP address"
+    if status == 403 and (is_json or not _proxy_to(uri)):
+        return f"does not permit it (HTTP 403); ask for permission on the experiment {experiment_name()!r}"
+    if not is_json and (proxy := _proxy_to(uri)):
+        return (
+            f"is not what answers (HTTP {status}) but perhaps the proxy {proxy}, which the environment names; "
+            f"NO_PROXY={urlsplit(uri).hostname} goes past it"
+        )
+    if status >= 500:
+        return f"has trouble of its own (HTTP {status}); look at its log, or try again later"
+    if urlsplit(url).hostname != urlsplit(uri).hostname:
+        return f"sends us on to {urlsplit(url).hostname}, as for a login; set MLFLOW_TRACKING_TOKEN"
+    if status == 404:
+        return "answers HTTP 404; is that the address of an MLflow server?"
+    return f"is a web server but not MLflow's (HTTP {status}); check the address and the port"
+
+
+def _why_unreachable(uri: str, error: BaseException) -> str:
+    from requests import exceptions
+
+    proxy = _proxy_to(uri)
+    if isinstance(error, exceptions.ProxyError):
+        return (
+            f"cannot be reached through the proxy {proxy}, which the environment names; "
+            f"NO_PROXY={urlsplit(uri).hostname} goes past it"
+        )
+    if isinstance(error, exceptions.SSLError):
+        if "WRONG_VERSION_NUMBER" in str(error) or "record layer" in str(error):
+            return "does not speak TLS; write http:// for https://"
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            return (
+                "has a certificate that is not trusted here; set MLFLOW_TRACKING_SERVER_CERT_PATH to that of its "
+                f"authority, or MLFLOW_TRACKING_INSECURE_TLS=true ({_innermost(error)})"
+            )
+        return (
+            f"and this machine do not agree on TLS ({_innermost(error)}); "
+            "is MLFLOW_TRACKING_CLIENT_CERT_PATH needed?"
+        )
+    if isinstance(error, exceptions.Timeout):
+        return _silent(uri)
+    return f"cannot be reached ({_innermost(error)}); is it running, and the address right?"
+
+
+def _silent(uri: str) -> str:
+    proxy = _proxy_to(uri)
+    return f"did not answer within {CHECK_SECONDS:g} s{f' through the proxy {proxy}' if proxy else ''}; is it running?"
+
+
+def _proxy_to(uri: str) -> str | None:
+    """The proxy that the environment names for an address."""
+    from requests.utils import get_environ_proxies, select_proxy
+
+    proxy = select_proxy(uri, get_environ_proxies(uri))
+    return without_password(proxy) if proxy else None
+
+
+def _innermost(error: BaseException) -> str:
+    """What the operating system, or the TLS library, said first."""
+    seen: set[int] = set()
+    cause: BaseException = error
+    while id(cause) not in seen:
+        seen.add(id(cause))
+        reason = getattr(cause, "reason", None)
+        inner = (
+            cause.__cause__ or cause.__context__ or (reason if isinstance(reason, BaseException) else None)
+        )
+        arguments = [argument for argument in cause.args if isinstance(argument, BaseException)]
+        inner = inner or (arguments[0] if arguments else None)
+        if inner is None or isinstance(inner, AttributeError | KeyError | StopIteration):
+            break
+        cause = inner
+    text = (cause.strerror if isinstance(cause, OSError) else None) or str(cause) or type(cause).__name__
+    return without_password(text.partition("\n")[0])
