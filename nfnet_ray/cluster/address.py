@@ -54,6 +54,8 @@ class _Meant:
     address: str
     named: str
     remedy: str
+    was_found: bool = False
+    """Whether nobody named it: it is the one Ray that runs on this machine."""
 
 
 def where_to_run(address: str | None) -> str | None:
@@ -113,7 +115,9 @@ def _meant(address: str) -> _Meant:
         noted = ""
     remedy = "that head has ended: start one with `ray start --head`, or leave --address out"
     if len(running) == 1 or (running and not noted):
-        return _Meant(running[0], f"--address auto, {running[0]} of this machine's Ray", remedy)
+        return _Meant(
+            running[0], f"--address auto, {running[0]} of this machine's Ray", remedy, was_found=True
+        )
     if not noted:
         raise UserError(
             "--address auto: no Ray is running on this machine; start one with `ray start --head`, "
@@ -182,6 +186,11 @@ def _ask(meant: _Meant, host: str, port: int) -> Head:
     key = _field(1, _METADATA_KEY) + _field(2, _METADATA_NAMESPACE)
     value = next(iter(_fields(_call(meant, _READ_VALUE, key, token) or b"", _VALUE)), b"")
     _check_versions(meant, ray_version, value)
+    if meant.was_found and b'"ray_init_cluster": true' in value:
+        raise UserError(
+            f"--address auto: no cluster is up on this machine; the Ray at {meant.address} is another program's own "
+            "and ends with it. Start one with `ray start --head`, or leave --address out"
+        )
     return Head(meant.address, wants_token)
 
 

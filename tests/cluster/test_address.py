@@ -36,6 +36,7 @@ class FakeHead(grpc.GenericRpcHandler):
 
     def __init__(self, versions: dict[str, str], token: str | None = None, alive: bool = True) -> None:
         self.versions, self.token, self.alive = versions, token, alive
+        self.metadata: dict[str, object] = {"ray_init_cluster": False}
 
     def service(self, handler_call_details: Any) -> grpc.RpcMethodHandler | None:
         metadata = dict(handler_call_details.invocation_metadata)
@@ -61,7 +62,8 @@ class FakeHead(grpc.GenericRpcHandler):
 
     def _read(self, request: bytes) -> bytes:
         assert b"CLUSTER_METADATA" in request
-        value = json.dumps(self.versions).encode()
+        value = json.dumps(self.versions | self.metadata).encode()
+        assert len(value) < 128
         return b"\x0a\x00\x12" + bytes([len(value)]) + value
 
 
@@ -126,6 +128,16 @@ def test_a_head_that_takes_us(serve: Any, monkeypatch: pytest.MonkeyPatch) -> No
         assert (found.address, found.wants_token) == (head, False)
     monkeypatch.setenv("RAY_ADDRESS", f" {head}\n")
     assert find_head("auto").address == head
+
+
+def test_auto_does_not_join_the_ray_of_another_program(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as that of another study, with which it would end."""
+    private = FakeHead(OURS)
+    private.metadata = {"ray_init_cluster": True}
+    head = serve(private)
+    on_this_machine(monkeypatch, head)
+    assert "another program's own" in refusal("auto")
+    assert find_head(head).address == head  # whoever names it means it
 
 
 @pytest.mark.parametrize(
