@@ -8,6 +8,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -282,6 +283,7 @@ def _run(program: _Program, options: argparse.Namespace, console: Console) -> in
         directory = storage / options.resume
         progress, started = StudyProgress.read(directory)
         study = Study.from_event(started)
+        study = with_data_here(study, started, home)
         data = data_at(home, study.recipe.data.path, options.plan, program.built_in)
         check_same_data(data, started)
         if options.verify == "full":
@@ -412,6 +414,23 @@ def go_on(
             f"or resume that one with --resume {study.name}"
         )
     return progress, WorkerDemand(**before, trials_at_once=demand.trials_at_once)
+
+
+def with_data_here(study: Study, started: StudyStarted, home: Path) -> Study:
+    """The study with its data's place below ``home``, if it lay elsewhere and the same data is here under that name.
+
+    So a checkout that was moved or copied uses its own.
+    """
+    noted = Path(study.recipe.data.path)
+    if noted.is_relative_to(home):
+        return study
+    for first in range(1, len(noted.parts)):
+        here = home.joinpath(*noted.parts[first:])
+        if here.is_dir():
+            with suppress(UserError):  # something else of that name
+                if check_dataset(here).fingerprint == started["study"]["data"]["fingerprint"]:
+                    return replace(study, recipe=study.recipe.with_values({"data.path": str(here)}))
+    return study
 
 
 def check_same_data(data: DatasetSummary, started: StudyStarted) -> None:

@@ -66,6 +66,7 @@ from studies.command_line import (
     run_command,
     storage_folder,
     verify,
+    with_data_here,
     with_weights,
 )
 from studies.run import EXIT_FAILED_TRIALS, StudyRun, WorkerDemand, on_images, say_question
@@ -164,6 +165,7 @@ def _run(options: argparse.Namespace, console: Console) -> int:
         progress, started = StudyProgress.read(directory)
         study = Study.from_event(started)
         study = replace(study, recipe=study.recipe.with_values(progress.changed | settings))
+        study = with_data_here(study, started, home)
         data = data_at(home, study.recipe.data.path, options.plan, BuiltInData())
         if not options.force:
             check_same_data(data, started)

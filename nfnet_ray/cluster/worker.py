@@ -376,4 +376,6 @@ def _keep_stacks(hang: Hang, config: WorkerConfig, context: GroupContext, attemp
 
 def stacks_place(config: WorkerConfig) -> str:
     """Where the stacks of workers that hang are kept: beside the checkpoints."""
-    return f"{config['checkpoints'].rstrip('/').removesuffix('/checkpoints')}/stacks"
+    place = config["checkpoints"]
+    folder, mark, options = place.partition("?") if "://" in place else (place, "", "")
+    return f"{folder.rstrip('/').removesuffix('/checkpoints')}/stacks{mark}{options}"

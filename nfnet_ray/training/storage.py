@@ -50,6 +50,11 @@ def storage_at(place: str | os.PathLike[str]) -> Storage:
     text = os.fspath(place)
     if "://" not in text:
         return _Folder(Path(text))
+    if "#" in text or (text.startswith("file:") and "?" in text):
+        # pyarrow would leave out what follows, and checkpoints would lie in another place.
+        raise UserError(
+            f"{without_secrets(text)}: in a URI write # as %23, and in one of a file ? as %3F; or give a path"
+        )
     from pyarrow import fs  # here, so that a machine with torch alone can train
 
     try:

@@ -484,6 +484,9 @@ def test_a_run_goes_on_with_another_number_of_workers(tiny_digits: Path, tmp_pat
 def test_places_that_no_file_system_knows_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a place for checkpoints"):
         storage_at("nowhere://bucket/runs")
+    for place in (f"file://{tmp_path}/runs?x=1", f"file://{tmp_path}/runs#1", "gs://bucket/runs#1"):
+        with pytest.raises(UserError, match="%23"):
+            storage_at(place)
     local = CheckpointStore(f"file://{tmp_path}/runs")
     local.save({"step": 1}, step=1, epoch=1, time=0.0, metric=None)
     assert steps(CheckpointStore(tmp_path / "runs")) == [1]

@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import importlib
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from data_prep.digits import describe_digits
 from nfnet_ray.cluster.plan import check_trials
-from nfnet_ray.data.dataset import DatasetSummary
+from nfnet_ray.cluster.study import Study
+from nfnet_ray.data.dataset import DatasetSummary, check_dataset
 from nfnet_ray.recipe import Recipe, field_meanings
 from studies.base_recipe import batch_size_for, recipe_for
-from studies.command_line import StudyFactory, main
+from studies.command_line import StudyFactory, main, with_data_here
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FOLDER = REPOSITORY / "studies"
@@ -143,3 +146,21 @@ def test_help_lists_all_fields_in_one_column(capsys: pytest.CaptureFixture[str])
         for line, (name, meaning) in zip(lines, meanings.items(), strict=True)
     }
     assert len(columns) == 1
+
+
+def test_a_checkout_that_was_copied_uses_its_own_data(tmp_path: Path, few_digits: Path) -> None:
+    """And one that has none, or other data of this name, uses what was noted."""
+    noted, here = tmp_path / "old" / "data" / "digits", tmp_path / "new" / "data" / "digits"
+    shutil.copytree(few_digits, noted)
+    data = check_dataset(noted)
+    study = Study("s", "?", recipe_for(data, 1), {}, (0,))
+    started: Any = {"study": {"data": {"fingerprint": data.fingerprint}}}
+    new = tmp_path / "new"
+    new.mkdir()
+    assert with_data_here(study, started, new).recipe.data.path == str(noted)
+    here.mkdir(parents=True)
+    assert with_data_here(study, started, new).recipe.data.path == str(noted)
+    here.rmdir()
+    shutil.copytree(few_digits, here)
+    assert with_data_here(study, started, new).recipe.data.path == str(here)
+    assert with_data_here(study, started, tmp_path / "old").recipe.data.path == str(noted)
