@@ -1,17 +1,21 @@
 """The container file says what it must, and what runs in its pods beside Ray does what it should.
 
-No image is built here: that needs a container engine and a registry. Takes about five seconds.
+No image is built here; test_image.py runs one. Takes about five seconds.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
+import sysconfig
 import time
 import tomllib
 from pathlib import Path
+from string import Template
 
 import pytest
 from packaging.specifiers import SpecifierSet
@@ -33,12 +37,18 @@ def instructions(text: str) -> list[tuple[str, str]]:
     return [(word, rest) for line in joined.splitlines() if line for word, _, rest in [line.partition(" ")]]
 
 
+def defaults(text: str) -> dict[str, str]:
+    """What the build's arguments are where nobody says otherwise."""
+    return dict(rest.split("=", 1) for word, rest in instructions(text) if word == "ARG")
+
+
 def stages(text: str) -> list[list[tuple[str, str]]]:
     found: list[list[tuple[str, str]]] = []
     for instruction in instructions(text):
         if instruction[0] == "FROM":
             found.append([])
-        found[-1].append(instruction)
+        if found:  # arguments that all stages know come before the first
+            found[-1].append(instruction)
     return found
 
 
@@ -48,7 +58,7 @@ def container_faults(text: str) -> list[str]:
     all_stages = stages(text)
     names: set[str] = set()
     for stage in all_stages:
-        image, *alias = stage[0][1].split(" AS ")
+        image, *alias = Template(stage[0][1]).substitute(defaults(text)).split(" AS ")
         if image not in names and not re.fullmatch(r"[\w./-]+:[\w.-]*\d[\w.-]*@sha256:[0-9a-f]{64}", image):
             faults.append(f"{image} is not pinned by a version and a digest")
         names |= set(alias)
@@ -58,6 +68,11 @@ def container_faults(text: str) -> list[str]:
         faults.append("the image does not run as a user by number that is not root")
     ignore = (REPOSITORY / ".dockerignore").read_text().splitlines()
     for word, rest in instructions(text):
+        faults += [
+            f"{mount} is no secret that may be missing"
+            for mount in re.findall(r"--mount=\S+", rest)
+            if not mount.startswith("--mount=type=secret,") or "required" in mount
+        ]
         if word == "ADD":
             faults.append(f"ADD {rest}: fetches or unpacks unseen; COPY")
         if word == "COPY" and "--from=" not in rest:
@@ -83,6 +98,7 @@ def test_the_container_file_has_no_faults() -> None:
     [
         (r"@sha256:\w+", "", "not pinned"),
         (r":3\.\S+@", ":latest@", "not pinned"),
+        (r"type=secret,id=apt", "type=bind,source=apt", "no secret"),
         (r"USER 1000:1000", "USER 0", "not root"),
         (r"USER 1000:1000", "USER ray", "by number"),
         (r"USER 1000:1000\n", "", "not root"),
@@ -111,9 +127,9 @@ def test_hadolint_has_nothing_to_say() -> None:
 def test_it_holds_the_locked_packages_for_a_python_of_the_project() -> None:
     text = CONTAINERFILE.read_text()
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
-    [python] = re.findall(r"^FROM python:([\d.]+)-", text, re.MULTILINE)
+    [python] = re.findall(r"^python:([\d.]+)-", defaults(text)["BASE"])
     assert Version(python) in SpecifierSet(project["project"]["requires-python"])
-    assert f"PYTHON=/usr/local/bin/python{python.rpartition('.')[0]} " in text
+    assert defaults(text)["PYTHON"] == f"/usr/local/bin/python{python.rpartition('.')[0]}"
     build, run = stages(text)[1:]
     assert any("requirements.txt" in rest for word, rest in build if word == "COPY")
     assert "--require-hashes" in (REPOSITORY / "deploy" / "install.sh").read_text()
@@ -126,6 +142,121 @@ def test_it_holds_the_locked_packages_for_a_python_of_the_project() -> None:
     for program in ("wget", "procps", "g++"):  # KubeRay's probes, leave_node.sh, torch.compile
         assert program in installed.split()
     assert "install.sh dev" not in text  # no tools of development
+
+
+def test_what_the_build_stage_copies_is_enough_for_the_decoder(tmp_path: Path) -> None:
+    _, build, _ = stages(CONTAINERFILE.read_text())
+    for word, rest in build:
+        if word == "COPY":
+            *sources, target = rest.split()
+            for source in sources:
+                (tmp_path / target).mkdir(parents=True, exist_ok=True)
+                shutil.copy(REPOSITORY / source, tmp_path / target)
+    [command] = [rest for word, rest in build if word == "RUN" and "setup.py" in rest]
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    python = tmp_path / ".venv/bin/python"
+    # Without the .pth files of our own environment, one of which is the repository.
+    start = (
+        f"import runpy, sys; sys.path.insert(0, {sysconfig.get_path('purelib')!r}); "
+        "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    start = shlex.join([sys.executable, "-S", "-c", start])
+    python.write_text(f'#!/bin/bash\ncase "$*" in *purelib*) echo built ;; *) exec {start} "$@" ;; esac\n')
+    python.chmod(0o755)
+    command = command.replace("/tmp/build", str(tmp_path / "temporary"))
+    result = subprocess.run(
+        ["bash", "-ec", command],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=HANG_SECONDS,
+    )
+    assert result.returncode == 0, result.stderr
+    assert list((tmp_path / "built").glob("_nfnet_ray_jpeg*.so")), result.stderr
+
+
+# --- the image of this machine ----------------------------------------------------------------------------------------
+
+BUILD_HERE = REPOSITORY / "deploy" / "build_here.sh"
+# The build, that keeps what it was shown and asked for; the base is there already.
+A_BUILDAH = """
+[ "$1" = build ] || exit 0
+for word in "$@"; do
+    case "$word" in id=*) source=${word#*src=}; cp "$source" "$KEPT/" ;; esac
+    echo "$word" >> "$KEPT/asked"
+done"""
+AN_APT_GET = """[ "$1" = indextargets ] || exit 1
+echo "mirror:/debian/ bookworm main"
+echo "mirror:/debian/ bookworm-updates main"
+echo "mirror:/security/ bookworm-security main"
+echo "elsewhere:/ bookworm contrib"
+"""
+A_PIP = """cat <<'END'
+:env:.cert='/etc/a.pem'
+global.index-url='index:/main'
+global.extra-index-url='file:/a\\nindex:/more /opt/b'
+END"""
+
+
+def build_here(
+    tmp_path: Path, programs: dict[str, str], **environment: str
+) -> subprocess.CompletedProcess[str]:
+    for name, body in ({"id": "echo 0", "debootstrap": "exit 1"} | programs).items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    variables = {"PATH": f"{tmp_path}:/usr/bin:/bin", "HOME": str(tmp_path), "KEPT": str(tmp_path / "kept")}
+    (tmp_path / "kept").mkdir(exist_ok=True)
+    return subprocess.run(
+        [BUILD_HERE],
+        env=variables | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=HANG_SECONDS,
+    )
+
+
+def test_a_build_here_fetches_as_this_machine_does_and_keeps_none_of_it(tmp_path: Path) -> None:
+    certificates = tmp_path / "company.pem"
+    certificates.write_text("a company's own")
+    programs = {"buildah": A_BUILDAH, "apt-get": AN_APT_GET, "python3": A_PIP}
+    proxy = "proxy:/user's $HOME"
+    result = build_here(
+        tmp_path, programs, SSL_CERT_FILE=str(certificates), UV_DEFAULT_INDEX="index:/uv", https_proxy=proxy
+    )
+    assert result.returncode == 0, result.stderr
+    kept = tmp_path / "kept"
+    assert (kept / "apt").read_text().splitlines() == [
+        "deb mirror:/debian/ bookworm main",
+        "deb mirror:/debian/ bookworm-updates main",
+        "deb mirror:/security/ bookworm-security main",
+    ]
+    assert (kept / "certificates").read_text() == certificates.read_text()
+    show = '. $0; printf \'%s\\n\' "$PIP_INDEX_URL" "$PIP_EXTRA_INDEX_URL" "$UV_DEFAULT_INDEX" "$https_proxy"'
+    shown = subprocess.run(
+        ["sh", "-c", show, kept / "environment"], env={}, capture_output=True, text=True, check=True
+    )
+    assert shown.stdout.splitlines() == ["index:/main", "index:/more", "index:/uv", proxy]
+    asked = (kept / "asked").read_text()
+    arguments = re.findall(r"^(\w+)=/?[\w./:-]+$", asked, re.MULTILINE)
+    assert set(arguments) == set(defaults(CONTAINERFILE.read_text()))
+    assert not re.search("index:|mirror:|proxy", asked)
+    assert "://" not in BUILD_HERE.read_text()
+
+
+@pytest.mark.parametrize(
+    ("programs", "message"),
+    [
+        ({"id": "echo 1000"}, "need root"),
+        ({"buildah": "", "apt-get": "exit 100", "python3": ""}, "name a mirror with MIRROR="),
+    ],
+)
+def test_what_a_build_here_lacks_is_one_line(tmp_path: Path, programs: dict[str, str], message: str) -> None:
+    result = build_here(tmp_path, programs)
+    assert result.returncode == 1
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
 
 
 # --- what a worker pod does when it is ended --------------------------------------------------------------------------
