@@ -45,7 +45,9 @@ if TYPE_CHECKING:
 LOCK_FILE = "running.lock"
 EXIT_FAILED_TRIALS = 1
 EXIT_NOT_IN_MLFLOW = 3  # all has been trained; 2 is an error of use
-TRACKING_DEADLINE_SECONDS = 20.0  # to deliver what is left once the trials are over
+# To deliver what is left once the trials are over: on a busy machine importing mlflow and making its database alone
+# took more than 20 s. Where no server answers there is less to wait for.
+TRACKING_DEADLINE_SECONDS, UNANSWERED_SECONDS = 180.0, 20.0
 # After SIGTERM: what stops us may wait for 30 s in all before it kills (Kubernetes, Slurm), and nothing is lost.
 TRACKING_DEADLINE_SECONDS_IF_STOPPED = 10.0
 
@@ -321,7 +323,10 @@ class StudyRun:
         sink.start()
         sink.attach(self.directory / REPORT_FILE)
         stopped = self.progress.unfinished
-        sink.close(TRACKING_DEADLINE_SECONDS_IF_STOPPED if stopped else TRACKING_DEADLINE_SECONDS)
+        if stopped:
+            sink.close(TRACKING_DEADLINE_SECONDS_IF_STOPPED)
+        else:
+            sink.close(TRACKING_DEADLINE_SECONDS, UNANSWERED_SECONDS)
         say_whole(console, f"MLflow:  {self._compare_command()}")
         words = sink.last_words(self.command)
         for sentences, command in words:

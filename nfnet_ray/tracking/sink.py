@@ -37,6 +37,7 @@ _EVENTS_PER_READ = 200
 # that it has caught up by the time a person has looked.
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 60.0
 _PAUSE_WHILE_CLOSING_SECONDS = 0.5
+_LOOK_SECONDS = 0.2
 
 _MLFLOW_ENVIRONMENT = {
     **MLFLOW_ENVIRONMENT,
@@ -111,12 +112,18 @@ class MLflowSink:
         self._attachments.append(path)
         self._wake.set()
 
-    def close(self, deadline_seconds: float) -> int:
-        """Deliver what can be delivered within the deadline; return how many events and files were not taken."""
+    def close(self, deadline_seconds: float, unanswered_seconds: float | None = None) -> int:
+        """Deliver what can be delivered within the deadline; return how many events and files were not taken.
+
+        While MLflow does not answer it is asked for ``unanswered_seconds`` only, by default for as long.
+        """
         self._closing.set()
         self._wake.set()
-        if self._thread.is_alive():
-            self._thread.join(deadline_seconds)
+        began = time.monotonic()
+        while self._thread.is_alive() and (waited := time.monotonic() - began) < deadline_seconds:
+            if self._trouble and unanswered_seconds is not None and waited > unanswered_seconds:
+                break
+            self._thread.join(min(_LOOK_SECONDS, deadline_seconds - waited))
         self._abandoned.set()
         return self._spool.pending_count() + len(self._not_stored)
 

@@ -217,7 +217,7 @@ def test_without_a_server_nothing_is_raised_and_nothing_is_lost(tmp_path: Path, 
     sink = MLflowSink("http://127.0.0.1:9", spool_of(tmp_path))  # the discard port: nobody listens
     sink.start()
     sink.attach(tmp_path / JOURNAL_FILE)
-    assert sink.close(3.0) == len(SMALL)
+    assert sink.close(SECONDS, unanswered_seconds=3.0) == len(SMALL)
     assert sink.status.startswith(f"MLflow: {len(SMALL)} events waiting")
     deliver(tmp_path, tracking_uri)
     assert len(runs_of(tracking_uri)) == 4
