@@ -20,7 +20,6 @@ import difflib
 import functools
 import hashlib
 import json
-import math
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -32,6 +31,13 @@ from nfnet_ray.errors import UserError
 
 class RecipeError(UserError):
     """A Recipe field that does not exist, or a value that it does not take."""
+
+
+# What no field takes more of: 32-bit seeds and sizes, and numbers that stay finite when float32 multiplies them.
+LARGEST_WHOLE_NUMBER = 2**31 - 1
+LARGEST_NUMBER = 1e6
+LARGEST_SIDE = 2048
+"""Pixels of an image's side: twice what any published recipe uses; memory grows with its square."""
 
 
 def setting(
@@ -68,7 +74,7 @@ def _conform(value: Any, hint: Any) -> Any:
         items = tuple(_conform(item, arguments[0]) for item in value)
         return _MISFIT if _MISFIT in items else items
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        return float(value) if abs(value) < 2**53 else _MISFIT
     if hint is int and isinstance(value, bool):
         return _MISFIT
     if hint is types.NoneType:
@@ -79,16 +85,28 @@ def _conform(value: Any, hint: Any) -> Any:
 def _within(value: Any, bounds: Mapping[str, float]) -> bool:
     if isinstance(value, tuple):
         return (bool(value) or not bounds) and all(_within(item, bounds) for item in value)
-    if isinstance(value, float) and not math.isfinite(value):
-        return False
-    if value is None or not bounds:
+    if not isinstance(value, int | float) or isinstance(value, bool):
         return True
     return (
-        value > bounds.get("above", float("-inf"))
+        abs(value) <= _largest(value)  # which nan is not
+        and value > bounds.get("above", float("-inf"))
         and value >= bounds.get("at least", float("-inf"))
         and value < bounds.get("below", float("inf"))
         and value <= bounds.get("at most", float("inf"))
     )
+
+
+def _largest(value: int | float) -> float:
+    return LARGEST_NUMBER if isinstance(value, float) else LARGEST_WHOLE_NUMBER
+
+
+def _shortened(value: Any) -> str:
+    """``repr`` in at most 60 characters."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes out no whole number of more than 4,300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _describe(hint: Any, bounds: Mapping[str, float]) -> str:
@@ -106,7 +124,9 @@ def _describe(hint: Any, bounds: Mapping[str, float]) -> str:
         types.NoneType: "none",
     }
     text = "a list of " + words[arguments[0]].removeprefix("a ") + "s" if origin is tuple else words[hint]
-    limits = " and ".join(f"{kind} {limit:g}" for kind, limit in bounds.items())
+    limits = " and ".join(
+        f"{kind} {limit:,.0f}" if limit >= 1e5 else f"{kind} {limit:g}" for kind, limit in bounds.items()
+    )
     return f"{text} {limits}" if (limits and hint in (int, float)) or (limits and origin is tuple) else text
 
 
@@ -122,12 +142,15 @@ class Section:
     def __post_init__(self) -> None:
         hints = _hints(type(self))
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
-            value = _conform(getattr(self, field.name), hints[field.name])
+            given, bounds = getattr(self, field.name), field.metadata.get("bounds", {})
+            value = _conform(given, hints[field.name])
             name = f"{self.prefix}{field.name}"
-            if value is _MISFIT or not _within(value, field.metadata.get("bounds", {})):
+            if value is _MISFIT or not _within(value, bounds):
+                is_number = isinstance(value, int | float) and not isinstance(value, bool)
+                if is_number and abs(value) > _largest(value) and not {"below", "at most"} & bounds.keys():
+                    bounds = bounds | {"at most": _largest(value)}
                 raise RecipeError(
-                    f"{name} = {getattr(self, field.name)!r} is not allowed: it takes "
-                    f"{_describe(hints[field.name], field.metadata.get('bounds', {}))}"
+                    f"{name} = {_shortened(given)} is not allowed: it takes {_describe(hints[field.name], bounds)}"
                 )
             object.__setattr__(self, field.name, value)
 
@@ -138,10 +161,10 @@ class Overrides(Section):
 
     prefix: ClassVar[str] = "model.overrides."
 
-    width: tuple[int, ...] | None = setting(None, "channels of each stage", at_least=1)
-    depth: tuple[int, ...] | None = setting(None, "blocks of each stage", at_least=1)
+    width: tuple[int, ...] | None = setting(None, "channels of each stage", at_least=1, at_most=65536)
+    depth: tuple[int, ...] | None = setting(None, "blocks of each stage", at_least=1, at_most=1000)
     group_width: tuple[int, ...] | None = setting(
-        None, "channels of one group of the 3x3 convolutions, for each stage", at_least=1
+        None, "channels of one group of the 3x3 convolutions, for each stage", at_least=1, at_most=65536
     )
     expansion: tuple[float, ...] | None = setting(
         None, "bottleneck width / block output width, for each stage", above=0
@@ -210,9 +233,14 @@ class RandAugmentRecipe(Section):
 
     prefix: ClassVar[str] = "data.randaugment."
 
-    layers: int = setting(4, "operations for each image, one after the other; 0: none", at_least=0)
+    layers: int = setting(
+        4, "operations for each image, one after the other; 0: none", at_least=0, at_most=64
+    )
     magnitude: float | None = setting(
-        None, "strength of each operation, nominally 0 to 10; none: the variant's published one", at_least=0
+        None,
+        "strength of each operation, nominally 0 to 10; none: the variant's published one",
+        at_least=0,
+        at_most=100,
     )
 
 
@@ -226,6 +254,7 @@ class ProgressiveRecipe(Section):
         None,
         "side of a training image in the first epoch, in pixels; none: always data.image_size",
         at_least=8,
+        at_most=LARGEST_SIDE,
     )
     start_epoch: int = setting(0, "epochs that are done when images begin to grow", at_least=0)
     end_epoch: int | None = setting(
@@ -243,6 +272,7 @@ class ProgressiveRecipe(Section):
         None,
         "RandAugment's magnitude at start_size, which grows with the size; none: always the same",
         at_least=0,
+        at_most=100,
     )
     mixing_grows: bool = setting(False, "MixUp's and CutMix's alpha grow with the size, from 0 at start_size")
 
@@ -270,13 +300,19 @@ class DataRecipe(Section):
     prefix: ClassVar[str] = "data."
 
     path: str = setting("", "a data set converted by data_prep (where it lies does not change the result)")
-    image_size: int | None = setting(None, "side of a training image in pixels", at_least=8)
+    image_size: int | None = setting(
+        None, "side of a training image in pixels", at_least=8, at_most=LARGEST_SIDE
+    )
     progressive: ProgressiveRecipe = ProgressiveRecipe()
-    eval_size: int | None = setting(None, "side of a validation image in pixels", at_least=8)
+    eval_size: int | None = setting(
+        None, "side of a validation image in pixels", at_least=8, at_most=LARGEST_SIDE
+    )
     crop: Literal["random_resized", "padded", "whole"] = setting(
         "random_resized", "how a training image is cut: Inception crop, shift by crop_padding, or whole"
     )
-    crop_padding: int = setting(4, "largest shift of the padded crop in pixels", at_least=0)
+    crop_padding: int = setting(
+        4, "largest shift of the padded crop in pixels", at_least=0, at_most=LARGEST_SIDE - 1
+    )
     flip: bool = setting(True, "mirror half of the training images left to right")
     mixing: MixingRecipe = MixingRecipe()
     randaugment: RandAugmentRecipe = RandAugmentRecipe()
@@ -302,6 +338,11 @@ class DataRecipe(Section):
             raise RecipeError(
                 f"data.progressive.start_size = {start_size} is not allowed: images grow to "
                 f"data.image_size = {self.image_size}, so it takes at most that"
+            )
+        if self.crop == "padded" and self.image_size is not None and self.crop_padding >= self.image_size:
+            raise RecipeError(
+                f"data.crop_padding = {self.crop_padding} is not allowed: it would shift images of "
+                f"data.image_size = {self.image_size} out of sight, so it takes less than that"
             )
 
 
@@ -418,7 +459,7 @@ class ScheduleRecipe(Section):
 
     prefix: ClassVar[str] = "schedule."
 
-    epochs: int = setting(360, "passes over the training images", at_least=1)
+    epochs: int = setting(360, "passes over the training images", at_least=1, at_most=100_000)
     warmup_epochs: float = setting(5.0, "epochs of linear warm-up; fractions count", at_least=0)
     base_learning_rate: float = setting(0.1, "peak learning rate for each 256 images of the batch", above=0)
     shape: Literal["cosine", "staircase"] = setting("cosine", "how the learning rate falls after the warm-up")
@@ -587,7 +628,7 @@ def parse_setting(text: str) -> tuple[str, Any]:
         return name, words[literal.lower()]
     try:
         return name, ast.literal_eval(literal)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return name, literal  # a bare word, such as channels_last
 
 

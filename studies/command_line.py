@@ -233,7 +233,9 @@ def _parser(program: _Program) -> argparse.ArgumentParser:
     add_data(what)
     for flag in program.flags:
         what.add_argument(f"--{flag.name}", metavar=flag.metavar, help=flag.help)
-    what.add_argument("--trials", type=positive, metavar="N", help="only the first N settings, with all seeds")
+    what.add_argument(
+        "--trials", type=positive, metavar="N", help="only the first N settings, with all seeds"
+    )
     what.add_argument("--epochs", type=positive, metavar="N", help="epochs of each trial")
     what.add_argument(
         "--seeds", type=positive, metavar="N", help="repeat each setting with N seeds (default: 1)"
@@ -566,28 +568,36 @@ def print_plan(
     say_question(study, console)
     console.print(plan_table(study))
     cost = estimate_cost(study, trials, data)
-    cpus = available_cpus()
-    classes = len(data.class_names)
-    rate = measure_images_per_second(trials[0].recipe, classes, threads=1)
-    # Other trials may be dearer for each image, as those with SAM are: arithmetic is what is scaled by.
-    pace = rate * training_multiply_adds(trials[0].recipe, classes)
-    side_by_side = max(1, min(len(trials), cpus // workers))
-    least, most = (
-        clock_time(amount / pace / side_by_side) for amount in (cost.least_multiply_adds, cost.multiply_adds)
-    )
-    span = (
-        f"{least} (if halving stops all that it may) to {most} (if it stops none)" if study.halving else most
-    )
     console.print()
     say(
         console,
         f"{count(len(trials), 'trial')} of {study.recipe.model.name} ({cost.parameters:,} parameters) of at most "
         f"{count(study.epochs, 'epoch')}: {count(cost.images, 'image')}, {cost.multiply_adds:.3g} multiply-adds.",
     )
-    together = f"with {count(side_by_side, 'trial')} side by side" if len(trials) > 1 else "on this machine"
-    say(
-        console,
-        f"{span} of training {together}, at {speed(rate)} images/s of the first: measured just now on this "
-        "machine, on its GPU if it has one, else on one core.",
-    )
+    classes = len(data.class_names)
+    try:
+        rate = measure_images_per_second(trials[0].recipe, classes, threads=1)
+    except MemoryError:
+        say(console, "How long that takes is not known: a step does not fit the memory of this machine.")
+    else:
+        # Other trials may be dearer for each image, as those with SAM are: arithmetic is what is scaled by.
+        pace = rate * training_multiply_adds(trials[0].recipe, classes)
+        side_by_side = max(1, min(len(trials), available_cpus() // workers))
+        least, most = (
+            clock_time(amount / pace / side_by_side)
+            for amount in (cost.least_multiply_adds, cost.multiply_adds)
+        )
+        span = (
+            f"{least} (if halving stops all that it may) to {most} (if it stops none)"
+            if study.halving
+            else most
+        )
+        together = (
+            f"with {count(side_by_side, 'trial')} side by side" if len(trials) > 1 else "on this machine"
+        )
+        say(
+            console,
+            f"{span} of training {together}, at {speed(rate)} images/s of the first: measured just now on this "
+            "machine, on its GPU if it has one, else on one core.",
+        )
     say(console, "Nothing was started.")

@@ -48,8 +48,18 @@ def measure_images_per_second(
 ) -> float:
     """Training images per second of the Recipe's step on this machine, in memory, after one step to warm up.
 
-    Takes ``device``, by default the GPU if there is one, else ``threads`` cores; the best of three steps.
+    Takes ``device``, by default the GPU if there is one, else ``threads`` cores; the best of three steps. Raises
+    MemoryError if such a step does not fit this machine.
     """
+    try:
+        return _measured(recipe, num_classes, threads, device)
+    except RuntimeError as error:  # torch has no class of its own for a CPU's memory
+        if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+            raise MemoryError(str(error)) from None
+        raise
+
+
+def _measured(recipe: Recipe, num_classes: int, threads: int, device: torch.device | None) -> float:
     recipe = with_published_values(recipe)
     size = recipe.data.image_size
     assert size is not None

@@ -18,7 +18,7 @@ import torch
 
 from nfnet_ray.data.dataset import open_dataset
 from nfnet_ray.errors import DataChangedError, UserError
-from nfnet_ray.recipe import Recipe
+from nfnet_ray.recipe import LARGEST_WHOLE_NUMBER, Recipe
 from nfnet_ray.training import Outcome, PlainContext, train
 from nfnet_ray.training.clock import PHASES
 
@@ -309,3 +309,24 @@ def test_a_copy_elsewhere_and_another_owner_or_name_are_no_change(
 
     context = Moving(device=torch.device("cpu"), threads=1)
     assert train(quick.with_values({"data.path": str(data)}), context).state == "finished"
+
+
+@pytest.mark.parametrize(
+    "extreme",
+    [
+        {"data.randaugment.layers": 2, "data.randaugment.magnitude": 100},
+        {"data.mixing.mixup_alpha": 1e6, "data.mixing.cutmix_alpha": 1e-300, "seed": LARGEST_WHOLE_NUMBER},
+        {"data.crop_padding": 31, "optimizer.agc.eps": 1e-320, "optimizer.agc.clip_factor": 1e6},
+        {"schedule.base_learning_rate": 1e6, "optimizer.weight_decay": 1e6},
+        {"optimizer.sam.rho": 1e6, "optimizer.sam.method": "esam", "seed": LARGEST_WHOLE_NUMBER},
+        {"data.mixing.mixup_alpha": 1e-300, "optimizer.name": "rmsprop", "optimizer.rmsprop_eps": 1e6},
+    ],
+    ids=lambda extreme: ",".join(extreme),
+)
+def test_the_largest_and_smallest_values_of_a_recipe_are_trained_with(
+    quick: Recipe, extreme: dict[str, Any]
+) -> None:
+    """To the end, or until the loss is no number any more; what a Recipe takes is no stack trace later."""
+    recipe = quick.with_values({"schedule.epochs": 1, "data.image_size": 32, **extreme})
+    outcome = train(recipe, PlainContext(device=torch.device("cpu"), threads=1))
+    assert outcome.state in ("finished", "diverged")
