@@ -11,11 +11,14 @@ from nfnet_ray.cluster.study import Halving, Study, Trial
 from nfnet_ray.data.batching import batches_per_epoch, check_batch_size
 from nfnet_ray.data.dataset import DatasetSummary
 from nfnet_ray.data.progressive import data_at_epoch
+from nfnet_ray.errors import UserError
+from nfnet_ray.models.baselines import BASELINES
 from nfnet_ray.models.catalogue import count_multiply_adds, count_parameters
 from nfnet_ray.models.published import with_published_values
 from nfnet_ray.recipe import Recipe
 
 TRAINING_PER_FORWARD = 3  # a backward pass costs about two forward ones
+DEEPEST_STRIDE = 32  # of EfficientNets and of ResNet-50: images up to this side end as one pixel
 FROZEN_PER_FORWARD = 1  # there is no backward pass through what is not trained
 
 
@@ -34,6 +37,20 @@ def check_trials(trials: Sequence[Trial], data: DatasetSummary, workers: int) ->
     for trial in trials:
         recipe = with_published_values(trial.recipe)
         check_batch_size(recipe, data.train_images, workers, data.path)
+        _check_batch_normalisation(recipe, workers)
+
+
+def _check_batch_normalisation(recipe: Recipe, workers: int) -> None:
+    """Raises UserError where batch normalisation would be given one number for each channel."""
+    name = recipe.model.name
+    images = recipe.batch_size // workers // recipe.micro_batches
+    size = recipe.data.progressive.start_size or recipe.data.image_size
+    if name in BASELINES and images == 1 and size is not None and size <= DEEPEST_STRIDE:
+        raise UserError(
+            f"batch_size {recipe.batch_size} gives a pass a single image, and {name} normalises over a batch, which "
+            f"at {size} px is then one number for each channel: choose a larger batch, fewer micro_batches, or "
+            f"data.image_size above {DEEPEST_STRIDE}"
+        )
 
 
 def estimate_cost(study: Study, trials: Sequence[Trial], data: DatasetSummary) -> StudyCost:

@@ -10,7 +10,6 @@ import os
 import secrets
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,9 +27,9 @@ from nfnet_ray.cluster.worker import (
     STOPS_STUDY,
     WorkerConfig,
     WorkerResources,
+    kept_trace,
     train_in_group,
 )
-from nfnet_ray.places import in_words
 from nfnet_ray.tracking.events import TrialState
 from nfnet_ray.wording import count
 
@@ -309,19 +308,6 @@ class _Follower:
         if note["step"] or before:
             self._say(f"Training with {count(note['workers'], 'worker')}, from step {note['step']:,}.")
         self._why = None
-
-
-def kept_trace(config: WorkerConfig, error: Exception) -> str:
-    """One line for the table; the trace is kept in a file."""
-    trace = Path(config["directory"]) / "error.txt"
-    try:
-        trace.parent.mkdir(parents=True, exist_ok=True)
-        trace.write_text("".join(traceback.format_exception(error)))
-        where = f"trace in {trace}"
-    except OSError as why:
-        where = f"its trace could not be kept: {in_words(why)}"
-    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return f"{type(error).__name__}: {line} ({where})"
 
 
 def hang_sentence(hung: list[dict[str, Any]]) -> str:

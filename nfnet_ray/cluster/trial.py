@@ -12,8 +12,17 @@ from typing import Any
 from ray import tune
 
 from nfnet_ray.cluster.mailbox import Mailbox
-from nfnet_ray.cluster.trainer import kept_trace, torch_trainer
-from nfnet_ray.cluster.worker import OUTCOME, REASON, STOP, STOPS_STUDY, WorkerConfig, train_alone
+from nfnet_ray.cluster.trainer import torch_trainer
+from nfnet_ray.cluster.worker import (
+    OUTCOME,
+    REASON,
+    STOP,
+    STOPS_STUDY,
+    WorkerConfig,
+    is_fault,
+    kept_trace,
+    train_alone,
+)
 from nfnet_ray.places import lost_place
 
 
@@ -31,7 +40,7 @@ def run_in_actor(space: dict[str, Any]) -> None:
         last_word = {OUTCOME: "failed", REASON: kept_trace(config, error), "epoch": 0}
         if lost_place(error):
             last_word[STOPS_STUDY] = True
-        if torch.cuda.is_initialized() and not isinstance(error, torch.OutOfMemoryError):
+        if torch.cuda.is_initialized() and not is_fault(error):
             raise  # the process may be broken, and the next trial must not get it
     finally:
         with suppress(Exception):  # the cluster's head may be away, and nothing else depends on it

@@ -10,6 +10,7 @@ import os
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from nfnet_ray.cluster.mailbox import Mailbox
 from nfnet_ray.cluster.progress_file import note_progress
 from nfnet_ray.cluster.study import METRIC
 from nfnet_ray.errors import StopsStudyError, UserError
+from nfnet_ray.places import in_words
 from nfnet_ray.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -36,12 +38,28 @@ STOPS_STUDY = (
 )
 # Names in the mailbox.
 STOP, YIELD, PROGRESS, TRIES, LAST_LOSS = "stop", "yield", "progress", "tries", "last_loss"
+FAULT, LAST_ERROR = "fault", "last_error"
 HAS_TRAINED = "has_trained"  # set from the first step on: from then on there is something to keep
 PROGRESS_INTERVAL_SECONDS = 5.0
 SECONDS_BETWEEN_NOTES = 1.0  # that the first worker looks for in the mailbox
 # systemd and Slurm tell the driver and its workers at once; Tune looks at what the driver wants ten times a second.
 SECONDS_UNTIL_THE_DRIVER_ASKS = 3.0
 LOST_WORKER_RETRIES = 3  # a lost process or node is not the training's fault: it goes on from its checkpoint
+
+# Errors of the program or of the network. Machines, networks and storage raise OSError and RuntimeError.
+_FAULTS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NameError,
+    NotImplementedError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+_SIGNS_OF_MACHINES = ("onnection", "gloo", "NCCL", "CUDA", "cuDNN", "timed out", "imeout")
 
 logger = logging.getLogger(__name__)
 
@@ -255,15 +273,20 @@ def train_alone(config: WorkerConfig, started_at: float) -> dict[str, Any]:
 
 
 def train_in_group(plain: dict[str, Any]) -> None:
-    """What each worker of a TorchTrainer does. Whatever it raises, Ray Train deals with."""
+    """What each worker of a TorchTrainer does. When it raises, Ray Train starts all workers again."""
     started_at = time.perf_counter()
     config = cast(WorkerConfig, plain)
     from nfnet_ray.training.clock import Clock
+    from nfnet_ray.training.saving import first_workers
     from nfnet_ray.training.watchdog import SECONDS_OF_SILENCE, Watchdog
 
     clock, context = Clock(started_at), GroupContext(config)
 
     tries = _count_try(context)
+    fault = first_workers(context.mailbox.get(FAULT), context)
+    if fault is not None:  # of the attempt before; it would come again
+        _say_last_word(context, {OUTCOME: "failed", REASON: fault, "epoch": 0})
+        return
     if tries is None:
         loss = f" ({context.mailbox.get(LAST_LOSS) or 'for no reason that is known'})"
         reason = f"its workers died {1 + LOST_WORKER_RETRIES} times at the same checkpoint{loss}"
@@ -275,11 +298,47 @@ def train_in_group(plain: dict[str, Any]) -> None:
 
     hang_seconds = config["hang_seconds"] or SECONDS_OF_SILENCE
     with context.listening(), Watchdog(clock, hang_seconds, tell):
-        last_word = _train(config, context, clock)
+        try:
+            last_word = _train(config, context, clock)
+        except Exception as error:
+            if not _comes_again(error, context):
+                raise
+            reason = kept_trace(config, error)
+            if (
+                context._through_tune
+            ):  # where all workers have to report together, which they do when started again
+                context.mailbox.set(FAULT, reason)
+                raise
+            context.mailbox.post("ended", **{OUTCOME: "failed", REASON: reason})
+            return
         if last_word[OUTCOME] != "stopped":
             _say_last_word(context, last_word)
             return
     _leave(context, last_word)
+
+
+def is_fault(error: Exception) -> bool:
+    """Whether an error is of the program or of the network, so that it would come again, and not of a machine."""
+    import torch
+
+    return isinstance(error, (*_FAULTS, torch.OutOfMemoryError))
+
+
+def _comes_again(error: Exception, context: GroupContext) -> bool:
+    """Whether to end a training for an error: it is a fault, or it came on this worker at this checkpoint before."""
+    if is_fault(error):
+        return True
+    import torch.distributed as dist
+
+    # When another worker is lost the others fail too: what they raise is plain RuntimeErrors as well.
+    of_machines = isinstance(error, OSError | EOFError | dist.DistError)
+    if of_machines or any(sign in str(error) for sign in _SIGNS_OF_MACHINES):
+        return False
+    name = f"{LAST_ERROR}-{context.rank}"
+    told = {"step": context.mailbox.get(TRIES)["step"], "error": f"{type(error).__name__}: {error}"}
+    before = context.mailbox.get(name)
+    context.mailbox.set(name, told)
+    return bool(before == told)
 
 
 def _say_last_word(context: GroupContext, word: Mapping[str, Any]) -> None:
@@ -348,6 +407,19 @@ def _train(config: WorkerConfig, context: TuneContext | GroupContext, clock: Clo
         word = {OUTCOME: "failed", REASON: str(error), "epoch": 0, "refused": True}
         return word | ({STOPS_STUDY: True} if isinstance(error, StopsStudyError) else {})
     return {OUTCOME: outcome.state, REASON: outcome.reason, "epoch": outcome.epochs}
+
+
+def kept_trace(config: WorkerConfig, error: Exception) -> str:
+    """One line for the table; the trace is kept in a file."""
+    trace = Path(config["directory"]) / "error.txt"
+    try:
+        trace.parent.mkdir(parents=True, exist_ok=True)
+        trace.write_text("".join(traceback.format_exception(error)))
+        where = f"trace in {trace}"
+    except OSError as why:
+        where = f"its trace could not be kept: {in_words(why)}"
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {line} ({where})"
 
 
 def keep_compiled() -> None:

@@ -42,6 +42,8 @@ def note_samples_and_dawdle(folder: Path, rank: int) -> None:
         if [rank, self.number] == now.get("hang") and not (folder / "has_hung").exists():
             (folder / "has_hung").touch()
             time.sleep(10_000)
+        if [rank, self.number] == now.get("fails"):
+            raise ValueError("this network cannot do that")
         time.sleep(now.get("step_seconds", 0.0))
         with (folder / f"samples-{os.getpid()}.txt").open("a") as file:
             file.write(json.dumps([self.number, batch.indices.tolist()]) + "\n")

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from nfnet_ray.cluster.journal import StudyProgress
-from nfnet_ray.cluster.plan import estimate_cost, training_multiply_adds
+from nfnet_ray.cluster.plan import check_trials, estimate_cost, training_multiply_adds
 from nfnet_ray.cluster.progress import StudyDisplay, reported_epochs, trial_table
 from nfnet_ray.cluster.progress_file import note_progress
 from nfnet_ray.cluster.scheduler import StratifiedHalving
@@ -229,3 +229,18 @@ def test_the_trials_of_a_study_are_built_once(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(Recipe, "with_values", None)
     assert study.trials() == first
     assert study.trials() is not first
+
+
+def test_batch_normalisation_over_a_single_pixel_is_refused_before_the_start() -> None:
+    data = DatasetSummary(Path("d"), 240, 60, tuple("0123456789"), "f", (32, 32))
+    values = {"model.name": "resnet50", "data.image_size": 32, "data.eval_size": 32, "batch_size": 8}
+
+    def check(workers: int, **changed: Any) -> None:
+        check_trials(Study("s", "?", RECIPE.with_values(values | changed), {}).trials(), data, workers)
+
+    check(4)
+    check(8, **{"data.image_size": 64})
+    check(8, **{"model.name": "nfnet_pico"})
+    for workers, changed in ((8, {}), (4, {"micro_batches": 2})):
+        with pytest.raises(UserError, match="one number for each channel"):
+            check(workers, **changed)

@@ -134,3 +134,15 @@ def test_a_storage_that_is_not_shared_is_refused_in_one_line(place: TrainingPlac
     assert last.startswith("disturbed.py: worker ")  # the name of the program
     assert "need a folder or a URI that all nodes share" in last
     assert "Traceback" not in driver.printed
+
+
+def test_an_error_of_the_network_ends_a_training_at_once(place: TrainingPlace) -> None:
+    """On one of two workers: it is not tried again as if a machine had been lost."""
+    place.disturb(fails=[1, 7])
+    driver = place.start("--workers", "2", "--checkpoint-minutes", "0.01")
+    assert driver.end() == 1
+    assert [attempt["attempt"] for attempt in place.attempts] == [1]
+    ended = place.events[-2]
+    assert (ended["event"], ended["state"]) == ("trial_ended", "failed")
+    assert ended["reason"].startswith("ValueError: this network cannot do that (trace in ")
+    assert "start again" not in driver.printed

@@ -57,7 +57,7 @@ class TrainingPlace:
         self.printed: list[str] = []
 
     def disturb(self, **settings: Any) -> None:
-        """From now on steps take ``step_seconds``; ``hang`` is [rank, step]; ``storage_apart`` a truth."""
+        """From now on steps take ``step_seconds``; ``hang`` and ``fails``: [rank, step]; ``storage_apart``: a truth."""
         partial = self.folder / "disturbance.partial"
         partial.write_text(json.dumps(settings))
         partial.replace(self.folder / "disturbance.json")
