@@ -36,6 +36,8 @@ JOBS = [path for path in APPLIED if path.parent.name == "jobs"]
 # From one that was supported when KubeRay 1.7.0 came out to the newest that the package knows.
 KUBERNETES_VERSIONS = ("1.34", "1.37")
 
+_UNITS = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+
 
 @functools.cache
 def _rendered(folder: Path) -> str:
@@ -50,6 +52,12 @@ def _rendered(folder: Path) -> str:
 def rendered(folder: Path) -> list[Document]:
     """What ``kubectl apply -k folder`` sends."""
     return list(yaml.safe_load_all(_rendered(folder)))
+
+
+def quantity_bytes(text: str) -> int:
+    """A quantity of Kubernetes in bytes: 4Gi."""
+    [(number, unit)] = re.findall(r"^(\d+)([KMGT]i)?$", text)
+    return int(number) * _UNITS.get(unit, 1)
 
 
 def faults(document: Document) -> list[str]:

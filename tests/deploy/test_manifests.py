@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
+from ray._private import ray_constants
 
 from data_prep.__main__ import _parser as data_prep_parser
 from nfnet_ray.recipe import Recipe, parse_setting
@@ -32,6 +33,7 @@ from tests.deploy.manifests import (
     Document,
     faults,
     pod_specs,
+    quantity_bytes,
     rendered,
 )
 
@@ -244,17 +246,28 @@ def test_pods_of_ray_have_room_for_shared_memory_and_leave_in_good_order(where: 
         [container] = pod["containers"]
         mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
         volumes = {volume["name"]: volume for volume in pod["volumes"]}
-        assert volumes[mounts["/dev/shm"]]["emptyDir"]["medium"] == "Memory"
+        shared_memory = volumes[mounts["/dev/shm"]]["emptyDir"]
+        assert shared_memory["medium"] == "Memory"
+        # Ray's object store takes a part of memory, or 95% of this from ten gigabytes on; where less is, a slow disk.
+        room, memory = map(
+            quantity_bytes, (shared_memory["sizeLimit"], container["resources"]["limits"]["memory"])
+        )
+        wanted = ray_constants.DEFAULT_OBJECT_STORE_MEMORY_PROPORTION * memory
+        assert room >= wanted or 0.95 * room >= ray_constants.REQUIRE_SHM_SIZE_THRESHOLD
         assert volumes[mounts["/shared"]]["persistentVolumeClaim"] == {"claimName": "shared"}
         assert {"name": "NFNET_RAY_HOME", "value": "/shared"} in container["env"]
         assert ("/data" in mounts) == (where == "object-storage")
+        # Kubernetes counts it all: the hook, then what Ray waits after SIGTERM; the rest is for Ray's own end.
+        environment = {variable["name"]: variable["value"] for variable in container["env"]}
+        waits = environment.get(
+            "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", ray_constants.RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S
+        )
+        seconds = float(environment.get("DRAIN_SECONDS", 0)) + float(waits) + 10
+        assert pod.get("terminationGracePeriodSeconds", 30) >= seconds
     for pod in workers:
         [container] = pod["containers"]
-        environment = {variable["name"]: variable["value"] for variable in container["env"]}
         [script] = container["lifecycle"]["preStop"]["exec"]["command"]
         assert os.access(REPOSITORY / Path(script).relative_to("/opt/nfnet_ray"), os.X_OK)
-        # Kubernetes counts the hook's time too; what is left after it is for Ray's own end.
-        assert pod["terminationGracePeriodSeconds"] >= int(environment["DRAIN_SECONDS"]) + 10
 
 
 def test_spot_workers_are_asked_for_on_spot_nodes_alone() -> None:
