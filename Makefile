@@ -11,7 +11,7 @@ PYTHON ?=
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: study test lint lock clean help
+.PHONY: study test test-image lint lock clean help
 # Two installations at once would meet in one .venv.
 .NOTPARALLEL:
 
@@ -20,6 +20,10 @@ study: $(installed)  ## the AGC sweep: a table, a plot, a best setting; make stu
 
 test: lint  ## lint, then all tests; make test ARGS="tests/unit -k agc"
 	@$(python) -m pytest $(ARGS)
+
+test-image: $(installed_tools)  ## builds the container image, then runs a study from it; as root, on Debian or Ubuntu
+	@deploy/build_here.sh
+	@$(python) -m pytest -m image tests/deploy/test_image.py $(ARGS)
 
 lint: $(installed_tools)  ## ruff and mypy
 	@$(python) -m ruff check .
@@ -37,7 +41,7 @@ clean:  ## remove .venv and the tools' caches; results and data stay
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 sources := requirements.txt requirements-dev.txt pyproject.toml deploy/install.sh deploy/uv.txt setup.py \
 	nfnet_ray/data/jpeg_box.c

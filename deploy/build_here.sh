@@ -5,7 +5,8 @@
 #
 # From where apt, pip and uv fetch is taken from this machine's own settings (apt's sources, pip.conf, uv.toml,
 # environment variables and certificates), shown to the steps that fetch, and kept in no image. MIRROR=… names a
-# mirror of Debian where apt here has none. TMPDIR and /var/lib/containers need 30 GB for a while.
+# mirror of Debian where apt here has none. /var/lib/containers and /var/tmp need 40 GB for a while. What the next
+# build would use again goes with `buildah rmi nfnet-ray:here nfnet-ray-base:bookworm; buildah rmi --prune`.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
