@@ -2,20 +2,20 @@
 
 A colour depends on whether the reader's screen is light or dark, so a trace names a *level* of the first
 swept field in ``meta`` and the page's script gives it the colour that the level has in the theme
-(:func:`palettes`). Levels of numbers are a sequence from Plotly's Plasma scale, which grows evenly in
-lightness and so keeps its order for colour-blind readers and in print; ``none`` is grey and dotted, apart
-from the sequence, since it is not one more number.
+(:mod:`dashboards.level_styles`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from nfnet_ray.analysis import StudyRecord, setting_results
+from dashboards.level_styles import LEVELS_AT_MOST, Levels, Look, is_number, levels_of, looks_of
+from nfnet_ray.analysis import StudyRecord
 from nfnet_ray.analysis.record import METRIC
-from nfnet_ray.tracking.labels import point_label, value_label
+from nfnet_ray.tracking.labels import point_label
 
 Figure = dict[str, Any]
 
@@ -29,49 +29,29 @@ END_MARKS = {
 }
 """{state: (Plotly's symbol at the end of a curve, the letter for it, what it means)}."""
 
-STRATUM_MARKS = (
-    ("circle", "●"),
-    ("square", "■"),
-    ("diamond", "◆"),
-    ("triangle-up", "▲"),
-    ("triangle-down", "▼"),
-    ("star", "★"),
-)
-"""(Plotly's symbol, the letter for it) of the strata, in their order."""
-
-# The yellow end of the scale vanishes on white, the blue end on black.
-_LIGHT_THEME_RANGE, _DARK_THEME_RANGE = (0.0, 0.8), (0.35, 1.0)
-_GREY = {"light": "#767676", "dark": "#9a9a9a"}
-# Okabe and Ito's palette, for values without an order; black is left out, as it would vanish on a dark page.
-_UNORDERED = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
+PANELS_AT_MOST = 6
+"""With more strata than these all trials share one panel."""
+CURVES_AT_MOST = 40
+"""Of more curves than these a panel shows, at first, the best ones and how all are spread."""
+BEST_CURVES = 10
+_BAND_STEPS = 80
+_TRIALS_FOR_A_QUANTILE = 5
+_EPOCHS_WITH_MARKERS = 40
 
 
-def levels(record: StudyRecord) -> list[Any]:
-    """The values of the first swept field in the order of the legend: numbers upwards, then words, then none."""
-    if not record.fields:
-        return []
-    values = list(dict.fromkeys(record.trials[record.fields[0]]))
-    numbers = [value for value in values if _is_number(value)]
-    words = [value for value in values if not _is_number(value) and value is not None]
-    return [*sorted(numbers), *words, *([None] if None in values else [])]
+@dataclass(frozen=True)
+class Panel:
+    """A chart of accuracy against time. ``summarised`` says that it shows the best curves and bands at first."""
+
+    title: str
+    figure: Figure
+    curves: int
+    summarised: bool
 
 
-def palettes(record: StudyRecord) -> dict[str, list[str]]:
-    """``{"light": [colour of each level], "dark": […]}``; one colour where nothing was swept."""
-    from plotly.colors import sample_colorscale
-
-    values = levels(record) or [0]
-    colored = [value for value in values if value is not None]
-    ordered = all(_is_number(value) for value in colored)
-    result = {}
-    for theme, (low, high) in {"light": _LIGHT_THEME_RANGE, "dark": _DARK_THEME_RANGE}.items():
-        if ordered and colored:
-            steps = [low + (high - low) * i / max(1, len(colored) - 1) for i in range(len(colored))]
-            colors = list(sample_colorscale("Plasma", steps))
-        else:
-            colors = [_UNORDERED[i % len(_UNORDERED)] for i in range(len(colored))]
-        result[theme] = [*colors, *([_GREY[theme]] if None in values else [])]
-    return result
+def levels(record: StudyRecord) -> Levels:
+    """The levels of the first swept field; none where nothing was swept."""
+    return levels_of(record.trials[record.fields[0]] if record.fields else [])
 
 
 def strata(record: StudyRecord) -> list[dict[str, Any]]:
@@ -82,155 +62,219 @@ def strata(record: StudyRecord) -> list[dict[str, Any]]:
 
     def position(stratum: tuple[Any, ...]) -> list[Any]:
         return [
-            (0, value) if _is_number(value) else (1, values.index(value) if value in values else -1)
+            (0, value) if is_number(value) else (1, values.index(value) if value in values else -1)
             for value, values in zip(stratum, order, strict=True)
         ]
 
     return [dict(zip(fields, stratum, strict=True)) for stratum in sorted(found, key=position)]
 
 
-def accuracy_against_time(record: StudyRecord) -> list[tuple[str, Figure]]:
-    """A panel for each stratum, ``(title, figure)``; all with the same axes, a curve for each trial.
+def accuracy_against_time(record: StudyRecord) -> list[Panel]:
+    """A panel for each stratum, all with the same axes and a curve for each trial, or one for all trials.
 
-    The layout's ``meta.top`` is a range of the Y axis in which the last accuracies of the finished trials
-    can be told from each other; None where there is nothing to tell apart.
+    A layout's ``meta.top`` is a range of its Y axis in which the best finished trials of the panel can be told from
+    each other, None where there is nothing to tell apart; ``meta.ends`` are the labels at the ends of curves.
     """
-    all_values = levels(record)
+    all_levels = levels(record)
+    looks = looks_of(all_levels)
     unit_seconds, unit = _time_unit(_maximum(record.epochs.get("train_seconds", [])))
     top = _maximum(record.epochs[METRIC], default=1.0)
-    bottom = min((value for value in record.epochs[METRIC] if _is_number(value)), default=0.0)
+    bottom = min((value for value in record.epochs[METRIC] if is_number(value)), default=0.0)
     margin = max(0.02, 0.06 * (top - bottom))
     longest = _maximum(record.epochs.get("train_seconds", [])) / unit_seconds
-    last = [
-        value for value in record.trials[record.trials["state"] == "finished"]["last_top1"] if value == value
-    ]
-    # As much again below the finished trials as they spread, so that one sees the curves come in.
-    close_up = [max(0.0, 2 * min(last) - top - 0.01), min(1.005, top + 0.01)] if len(last) > 1 else None
+    rows_of = _measured_rows(record, unit_seconds)
+    conditions = strata(record)
+    if len(conditions) > PANELS_AT_MOST:
+        conditions = [{}]
     panels = []
-    for stratum in strata(record):
-        traces = []
-        for trial in record.trials.to_dict("records"):
-            if any(trial[field] != value for field, value in stratum.items()):
-                continue
-            rows = record.epochs[record.epochs["trial"] == trial["trial"]].to_dict("records")
-            rows = [row for row in rows if _is_number(row[METRIC]) and _is_number(row.get("train_seconds"))]
-            if rows:
-                traces.append(_curve(record, trial, rows, all_values, unit_seconds))
-        panels.append(
-            (
-                point_label(stratum, record.names),
-                {
-                    "data": traces,
-                    "layout": {
-                        "meta": {"top": close_up},
-                        "xaxis": {
-                            "title": {"text": f"training time ({unit})"},
-                            "range": [0, 1.04 * longest or 1],
-                        },
-                        "yaxis": {
-                            "title": {"text": "validation top-1"},
-                            "tickformat": ".0%",
-                            "range": [max(0, bottom - margin), min(1.005, top + margin)],
-                        },
-                    },
-                },
-            )
+    for stratum in conditions:
+        curves = [
+            _Curve(trial, rows_of[trial["trial"]], _level(record, all_levels, trial))
+            for trial in record.trials.to_dict("records")
+            if trial["trial"] in rows_of and all(trial[field] == value for field, value in stratum.items())
+        ]
+        summarised = len(curves) > CURVES_AT_MOST
+        best = (
+            sorted(curves, key=lambda curve: -curve.rows[-1][METRIC])[:BEST_CURVES] if summarised else curves
         )
+        figure: Figure = {
+            "data": [
+                *(_bands(curves) + _all_curves(record, curves, looks) if summarised else []),
+                *(_curve(record, curve, looks[curve.level]) for curve in best),
+            ],
+            "layout": {
+                "meta": {
+                    "top": _close_up([curve.trial for curve in curves]),
+                    "ends": [] if summarised else _ends(curves, all_levels),
+                },
+                "xaxis": {
+                    "title": {"text": f"training time ({unit})"},
+                    "range": [0, 1.04 * longest or 1],
+                },
+                "yaxis": {
+                    "title": {"text": "validation top-1"},
+                    "tickformat": ".0%",
+                    "range": [max(0, bottom - margin), min(1.005, top + margin)],
+                },
+            },
+        }
+        panels.append(Panel(point_label(stratum, record.names), figure, len(curves), summarised))
     return panels
 
 
-def last_accuracy(record: StudyRecord) -> Figure | None:
-    """Accuracy after the last epoch against the first swept field, a line for each stratum, with intervals.
+@dataclass(frozen=True)
+class _Curve:
+    """A trial with its measured epochs, each with ``epoch``, :data:`METRIC` and ``time`` in the panel's unit."""
 
-    None where no two settings can be compared.
-    """
-    results = setting_results(record)
-    if len(results) < 2 or not record.fields:
+    trial: Mapping[Hashable, Any]
+    rows: list[dict[str, Any]]
+    level: int
+
+
+def _measured_rows(record: StudyRecord, unit_seconds: float) -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = {}
+    if "train_seconds" not in record.epochs:
+        return found
+    columns = (record.epochs[name] for name in ("trial", "epoch", METRIC, "train_seconds"))
+    for trial, epoch, top1, seconds in zip(*columns, strict=True):
+        if is_number(top1) and is_number(seconds):
+            row = {"epoch": epoch, METRIC: top1, "seconds": seconds, "time": seconds / unit_seconds}
+            found.setdefault(trial, []).append(row)
+    return found
+
+
+def _level(record: StudyRecord, all_levels: Levels, trial: Mapping[Hashable, Any]) -> int:
+    return all_levels.index[trial[record.fields[0]]] if record.fields else 0
+
+
+def _close_up(trials: Sequence[Mapping[Hashable, Any]]) -> list[float] | None:
+    """A range of accuracies that is wide enough for the better half of the finished trials, and little more."""
+    last = sorted(trial["last_top1"] for trial in trials if trial["state"] == "finished")
+    last = [value for value in last if is_number(value)]
+    if len(last) < 2:
         return None
-    question, all_values = record.fields[0], levels(record)
-    traces = []
-    columns = strata(record)
-    for number, stratum in enumerate(columns):
-        mine = sorted(
-            (
-                (all_values.index(result.point[question]), result)
-                for result in results
-                if all(result.point[field] == value for field, value in stratum.items())
-            ),
-            key=lambda item: item[0],
-        )
-        if not mine:
-            continue
-        shift = 0.12 * (number - (len(columns) - 1) / 2)
-        traces.append(
-            {
-                "type": "scatter",
-                "mode": "lines+markers",
-                "name": point_label(stratum, record.names) or "all trials",
-                "x": [level + shift for level, _ in mine],
-                "y": [result.top1 for _, result in mine],
-                "error_y": {
-                    "type": "data",
-                    "symmetric": False,
-                    "array": [result.high - result.top1 for _, result in mine],
-                    "arrayminus": [result.top1 - result.low for _, result in mine],
-                    "thickness": 1.2,
-                    "width": 3,
-                },
-                "line": {"width": 1.2, "dash": ("solid", "dash", "dot", "dashdot")[number % 4]},
-                "marker": {"size": 9, "symbol": STRATUM_MARKS[number % len(STRATUM_MARKS)][0]},
-                "hovertext": [
-                    f"{point_label(result.point, record.names)}<br>top-1 {result.top1:.1%} "
-                    f"({result.low:.1%} to {result.high:.1%})<br>{_seeds(result.seed_top1)}"
-                    for _, result in mine
-                ],
-                "hoverinfo": "text",
-                "meta": {"levels": [level for level, _ in mine]},
-            }
-        )
-    return {
-        "data": traces,
-        "layout": {
-            "xaxis": {
-                "title": {"text": record.names[question]},
-                "tickmode": "array",
-                "tickvals": list(range(len(all_values))),
-                "ticktext": [value_label(value) for value in all_values],
-                "range": [-0.5, len(all_values) - 0.5],
-                "showgrid": False,
-            },
-            "yaxis": {"title": {"text": "validation top-1"}, "tickformat": ".0%"},
-        },
-    }
+    better = last[min(len(last) // 2, len(last) - 2) :]
+    # As much again below them as they spread, so that one sees the curves come in.
+    return [max(0.0, 2 * better[0] - better[-1] - 0.01), min(1.005, better[-1] + 0.01)]
 
 
-def _curve(
-    record: StudyRecord,
-    trial: Mapping[Hashable, Any],
-    rows: list[dict[Hashable, Any]],
-    all_values: list[Any],
-    unit_seconds: float,
-) -> dict[str, Any]:
+def _ends(curves: Sequence[_Curve], all_levels: Levels) -> list[dict[str, Any]]:
+    """A label for each level, where its longest curve ends; none where there is but one level, or very many."""
+    if not 1 < len(all_levels) <= LEVELS_AT_MOST:
+        return []
+    last: dict[int, dict[str, Any]] = {}
+    for curve in curves:
+        end = curve.rows[-1]
+        if curve.level not in last or end["epoch"] > last[curve.level]["epoch"]:
+            last[curve.level] = end
+    return [
+        {"text": all_levels.labels[level], "x": end["time"], "y": end[METRIC], "level": level}
+        for level, end in sorted(last.items())
+    ]
+
+
+def _curve(record: StudyRecord, curve: _Curve, look: Look) -> dict[str, Any]:
+    rows, trial = curve.rows, curve.trial
     label = trial_label(record, trial)
     symbol, meaning = END_MARKS[trial["state"]][0], state_words(record, trial["state"])
-    value = trial[record.fields[0]] if record.fields else 0
     earlier = len(rows) - 1
+    small = 5.0 if len(rows) <= _EPOCHS_WITH_MARKERS else 0.0
     return {
         "type": "scatter",
         "mode": "lines+markers",
         "name": trial["trial"],
-        "x": [row["train_seconds"] / unit_seconds for row in rows],
-        "y": [row[METRIC] for row in rows],
-        "line": {"width": 1.8, "dash": "dot" if value is None else "solid"},
-        "marker": {"size": [3.5] * earlier + [8.5], "symbol": ["circle"] * earlier + [symbol], "opacity": 1},
+        "x": [_short(row["time"]) for row in rows],
+        "y": [_short(row[METRIC]) for row in rows],
+        "line": {"width": 1.8, "dash": look.dash},
+        "marker": {
+            "size": [small] * earlier + [9],
+            "symbol": [look.symbol] * earlier + [symbol],
+            "opacity": 1,
+        },
         "hovertext": [
-            f"{label}<br>epoch {row['epoch']}, {duration(row['train_seconds'])}<br>top-1 {row[METRIC]:.1%}"
+            f"{label}<br>epoch {row['epoch']}, {duration(row['seconds'])}<br>top-1 {row[METRIC]:.1%}"
             + (f"<br>{meaning}" if row is rows[-1] else "")
             for row in rows
         ],
         "hoverinfo": "text",
-        "meta": {"level": all_values.index(value) if record.fields else 0},
+        "meta": {"level": curve.level},
     }
+
+
+def _all_curves(record: StudyRecord, curves: Sequence[_Curve], looks: Sequence[Look]) -> list[dict[str, Any]]:
+    """All curves as one trace for each level, since a browser takes its time for each trace; hidden at first.
+
+    ``meta.trials`` has the label and the number of points of each curve.
+    """
+    traces = []
+    for level, look in enumerate(looks):
+        mine = [curve for curve in curves if curve.level == level]
+        if mine:
+            traces.append(
+                {
+                    "type": "scatter",
+                    "mode": "lines",
+                    "x": [x for curve in mine for x in (*(_short(row["time"]) for row in curve.rows), None)],
+                    "y": [y for curve in mine for y in (*(_short(row[METRIC]) for row in curve.rows), None)],
+                    "hovertemplate": "%{text}<br>top-1 %{y:.1%}<extra></extra>",
+                    "line": {"width": 0.8, "dash": look.dash},
+                    "opacity": 0.45,
+                    "meta": {
+                        "level": level,
+                        "all": True,
+                        "trials": [[trial_label(record, curve.trial), len(curve.rows)] for curve in mine],
+                    },
+                }
+            )
+    return traces
+
+
+def _bands(curves: Sequence[_Curve]) -> list[dict[str, Any]]:
+    """How the accuracies of the trials that were training at a time are spread: the middle 90% and 50%, the median."""
+    import numpy as np
+
+    times = np.linspace(0, max(curve.rows[-1]["time"] for curve in curves), _BAND_STEPS)
+    at_time = np.full((len(curves), len(times)), np.nan)
+    for number, curve in enumerate(curves):
+        own = [row["time"] for row in curve.rows]
+        training = (times >= own[0]) & (times <= own[-1])
+        at_time[number, training] = np.interp(times[training], own, [row[METRIC] for row in curve.rows])
+    enough = (~np.isnan(at_time)).sum(axis=0) >= _TRIALS_FOR_A_QUANTILE
+    if not enough.any():
+        return []
+    quantiles = np.nanquantile(at_time[:, enough], (0.05, 0.25, 0.5, 0.75, 0.95), axis=0)
+    low, quarter, median, three_quarters, high = (
+        [_short(value) for value in row] for row in quantiles.tolist()
+    )
+    x = [_short(value) for value in times[enough].tolist()]
+
+    def band(below: list[float], above: list[float], strength: int) -> dict[str, Any]:
+        return {
+            "type": "scatter",
+            "mode": "lines",
+            "x": x + x[::-1],
+            "y": above + below[::-1],
+            "fill": "toself",
+            "line": {"width": 0},
+            "hoverinfo": "skip",
+            "meta": {"band": strength},
+        }
+
+    middle = {
+        "type": "scatter",
+        "mode": "lines",
+        "x": x,
+        "y": median,
+        "line": {"width": 2},
+        "hovertemplate": "median %{y:.1%}<extra></extra>",
+        "meta": {"band": 0},
+    }
+    return [band(low, high, 1), band(quarter, three_quarters, 2), middle]
+
+
+def _short(value: float) -> float:
+    """As many digits as a chart can show: a page has up to some ten thousand of them."""
+    return float(f"{value:.5g}")
 
 
 def trial_label(record: StudyRecord, trial: Mapping[Hashable, Any]) -> str:
@@ -270,14 +314,4 @@ def _time_unit(longest_seconds: float) -> tuple[float, str]:
 
 
 def _maximum(values: Iterable[Any], default: float = 0.0) -> float:
-    return max((value for value in values if _is_number(value)), default=default)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _seeds(top1: Sequence[float]) -> str:
-    if len(top1) == 1:
-        return "1 seed"
-    return f"{len(top1)} seeds: {', '.join(f'{value:.1%}' for value in top1)}"
+    return max((value for value in values if is_number(value)), default=default)

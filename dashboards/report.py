@@ -22,27 +22,36 @@ import os
 import sys
 import threading
 import time
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dashboards.charts import (
+    BEST_CURVES,
+    CURVES_AT_MOST,
     END_MARKS,
-    STRATUM_MARKS,
     Figure,
+    Panel,
     accuracy_against_time,
     duration,
-    last_accuracy,
     levels,
-    palettes,
     state_words,
-    strata,
 )
+from dashboards.level_styles import Look, levels_of, looks_of
 from dashboards.page import SCRIPT, STYLE
+from dashboards.setting_charts import (
+    HeatMap,
+    Outcome,
+    SettingsChart,
+    epochs_of,
+    heat_map,
+    setting_outcomes,
+    settings_chart,
+)
 from dashboards.signal_charts import SignalCharts, epoch_label, epoch_shades, signal_charts
 from dashboards.study_directory import find_study
 from nfnet_ray.analysis import (
+    BestSetting,
     StudyRecord,
     best_per_stratum,
     best_setting,
@@ -52,16 +61,20 @@ from nfnet_ray.analysis import (
 from nfnet_ray.errors import UserError
 from nfnet_ray.interruption import EXIT_INTERRUPTED, interruptible
 from nfnet_ray.one_line_parser import EXIT_USER_ERROR, OneLineParser
-from nfnet_ray.tracking.labels import point_label, value_label
+from nfnet_ray.tracking.labels import value_label
 from nfnet_ray.wording import count, speed
 
 REPORT_FILE = "report.html"
 SILENCE_SECONDS = 15 * 60.0
 """A study whose driver has recorded nothing for this long may have lost it."""
+STRATA_AT_MOST = 12
+"""Of more conditions than these the answer's table has the ones with the highest accuracy."""
 NAMED_AT_MOST = 4
 """Of more settings than these a caption gives the number; the table names them."""
 
 LAST, HIGHEST, SPEED = "top-1, last epoch", "top-1, highest epoch (optimistic)", "images/s"
+PAGED_ABOVE = 50
+"""A table of more trials than these is shown a page at a time (the page's script has the same number)."""
 BEST_FIRST = (LAST, HIGHEST, SPEED)
 """Columns of which the first click shows the largest first."""
 
@@ -132,24 +145,22 @@ def _page(record: StudyRecord, now: float) -> str:
     from plotly.offline import get_plotlyjs
 
     study = record.study
+    best = best_setting(record)
     panels = accuracy_against_time(record)
-    figures: dict[str, Figure] = {f"time-{number}": figure for number, (_, figure) in enumerate(panels)}
-    last = last_accuracy(record)
-    if last is not None:
-        figures["last"] = last
+    figures: dict[str, Figure] = {f"time-{number}": panel.figure for number, panel in enumerate(panels)}
+    outcomes = setting_outcomes(record, setting_results(record))
+    settings = settings_chart(record, outcomes)
+    if settings is not None:
+        figures["settings"] = settings.figure
     signal = signal_charts(record)
     if signal is not None:
         figures |= {f"signal-{number}": figure for number, (_, figure) in enumerate(signal.panels)}
     shades = epoch_shades(len(signal.epochs) if signal else 0)
     data = json.dumps(
-        {
-            # What makes the page reload itself.
-            "written": now if record.state == "unfinished" else None,
-            "palettes": palettes(record),
-            "shades": shades,
-            "figures": figures,
-        },
+        # The time makes the page of a running study reload itself.
+        {"written": now if record.state == "unfinished" else None, "figures": figures},
         allow_nan=False,
+        separators=(",", ":"),
     )
     started = time.strftime("%d %B %Y", time.gmtime(record.started))
     return "".join(
@@ -157,20 +168,35 @@ def _page(record: StudyRecord, now: float) -> str:
             '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n',
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n',
             f'<meta http-equiv="Content-Security-Policy" content="{_NOTHING_FROM_OUTSIDE}">\n',
-            f"<title>{_text(study['name'])}: report</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n",
+            f"<title>{_text(study['name'])}: report</title>\n",
+            f"<style>{STYLE}{_colors(looks_of(levels(record)), shades)}</style>\n</head>\n<body>\n<main>\n",
             f'<p class="overline">{_text(study["name"])} · {started}</p>\n<h1>{_text(study["question"])}</h1>\n',
             _warning(record, now),
-            _answer(record),
+            _answer(record, best),
+            _settings(record, best, outcomes, settings) if settings is not None else "",
             _curves(record, panels),
-            _last_accuracy(record) if last is not None else "",
             _signal(signal) if signal is not None else "",
-            _trials(record),
+            _trials(record, best),
             _measurement(record),
             "</main>\n",
             # "<" could end the element early.
             f'<script type="application/json" id="report">{data.replace("<", chr(92) + "u003c")}</script>\n',
             f"<script>{get_plotlyjs()}</script>\n<script>{SCRIPT}</script>\n</body>\n</html>\n",
         ]
+    )
+
+
+def _colors(looks: Sequence[Look], shades: Mapping[str, Sequence[str]]) -> str:
+    """The colours of levels and of epochs for the style sheet, from which the page's script has them as well."""
+
+    def of(theme: str) -> str:
+        colors = {f"--level-{number}": getattr(look, theme) for number, look in enumerate(looks)}
+        colors |= {f"--shade-{number}": color for number, color in enumerate(shades[theme])}
+        return " ".join(f"{name}: {color};" for name, color in colors.items())
+
+    return (
+        f":root {{ {of('light')} }}\n"
+        f"@media screen and (prefers-color-scheme: dark) {{ :root:not(.printing) {{ {of('dark')} }} }}\n"
     )
 
 
@@ -199,8 +225,7 @@ def _warning(record: StudyRecord, now: float) -> str:
     )
 
 
-def _answer(record: StudyRecord) -> str:
-    best = best_setting(record)
+def _answer(record: StudyRecord, best: BestSetting | None) -> str:
     if best is None:
         counts = record.trials["state"].value_counts()
         states = ", ".join(
@@ -223,104 +248,197 @@ def _best_per_stratum(record: StudyRecord) -> str:
     if len(answers) < 2:
         return ""
     question, *conditions = record.fields
-    rows = "".join(
-        "<tr>"
-        + "".join(_cell(value_label(answer.best.point[field]), None, "number") for field in conditions)
-        + _cell(value_label(answer.best.point[question]), None, "number")
-        + _cell(_percent(answer.best.top1), None, "number")
-        + _cell(f"{100 * answer.best.low:.1f} to {_percent(answer.best.high)}", None, "number")
-        + _cell(
-            ", ".join(value_label(other.point[question]) for other in answer.within_noise) or "–", None, ""
-        )
-        + "</tr>\n"
-        for answer in answers
-    )
     headings = [
         *(record.names[field] for field in conditions),
         f"best {record.names[question]}",
         "top-1",
         "95% interval",
+        "not distinguishable from it",
     ]
-    head = "".join(f'<th scope="col" class="number">{_text(heading)}</th>' for heading in headings)
+    rows = []
+    for answer in answers:
+        values = [
+            *(value_label(answer.best.point[field]) for field in conditions),
+            value_label(answer.best.point[question]),
+            _percent(answer.best.top1),
+            f"{100 * answer.best.low:.1f} to {_percent(answer.best.high)}",
+            _some([value_label(other.point[question]) for other in answer.within_noise], ", ") or "–",
+        ]
+        cells = (
+            _cell(value, None, "" if heading == headings[-1] else "number")
+            for heading, value in zip(headings, values, strict=True)
+        )
+        rows.append(f"<tr>{''.join(cells)}</tr>\n")
+    head = "".join(
+        f'<th scope="col"{"" if heading == headings[-1] else " class=number"}>{_text(heading)}</th>'
+        for heading in headings
+    )
+    more = (
+        f'<p class="note">The best {STRATA_AT_MOST} of {len(answers):,} conditions.</p>\n'
+        if len(answers) > STRATA_AT_MOST
+        else ""
+    )
+    best_first = sorted(range(len(answers)), key=lambda number: -answers[number].best.top1)[:STRATA_AT_MOST]
+    shown = "".join(rows[number] for number in sorted(best_first))
     return (
-        f'<div class="scroll"><table>\n<thead><tr>{head}<th scope="col">not distinguishable from it</th></tr></thead>\n'
-        f"<tbody>\n{rows}</tbody>\n</table></div>\n"
+        f'{_card_labels("best", headings)}<div class="scroll"><table id="best" class="cards">\n'
+        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{shown}</tbody>\n</table></div>\n{more}"
     )
 
 
-def _curves(record: StudyRecord, panels: list[tuple[str, Figure]]) -> str:
+def _curves(record: StudyRecord, panels: list[Panel]) -> str:
     figures = "".join(
         f"<figure{' class=single' if len(panels) == 1 else ''}>"
-        + (f"<h3>{_text(title)}</h3>" if title else "")
+        + _figure_head(panel.title, f"time-{number}", panel.figure)
         + f'<div class="chart" id="time-{number}" role="img" aria-label="'
-        f'{_text(f"Validation top-1 against training time, {title}".rstrip(", "))}"></div></figure>\n'
-        for number, (title, _) in enumerate(panels)
+        f'{_text(f"Validation top-1 against training time, {panel.title}".rstrip(", "))}"></div></figure>\n'
+        for number, panel in enumerate(panels)
     )
     present = dict.fromkeys(
         (END_MARKS[state][1], state_words(record, state))
         for state in END_MARKS
         if (record.trials["state"] == state).any()
     )
-    marks = ", ".join(f"{letter} {meaning}" for letter, meaning in present)
+    notes = []
+    if present:
+        notes.append(
+            f"The end of a curve: {', '.join(f'{letter} {meaning}' for letter, meaning in present)}."
+        )
+    if any(panel.summarised for panel in panels):
+        notes.append(
+            f"Where there are more than {CURVES_AT_MOST} trials, the {BEST_CURVES} with the highest last accuracy have "
+            "a curve. Behind them is how the accuracies of all the trials that were still training at that time are "
+            "spread: median, middle 50%, middle 90%."
+        )
     return (
         "<section>\n<h2>Accuracy against training time</h2>\n"
         '<p class="note">Training time is that of the training steps alone; start-up, waiting for data, '
         "evaluation and checkpoints are not in it.</p>\n"
         f'{_legend(record, panels)}<div class="panels">\n{figures}</div>\n'
-        + (f'<p class="note">The end of a curve: {_text(marks)}.</p>\n' if marks else "")
+        + (f'<p class="note">{_text(" ".join(notes))}</p>\n' if notes else "")
         + "</section>\n"
     )
 
 
-def _legend(record: StudyRecord, panels: list[tuple[str, Figure]]) -> str:
-    values = levels(record)
-    if not values:
-        return ""
+def _figure_head(title: str, chart: str, figure: Figure) -> str:
+    """The title of a chart and, where there is something to look at closely, the button that does it."""
+    zoom = (
+        f'<button type="button" class="zoom" data-chart="{chart}"></button>'
+        if figure["layout"]["meta"]["top"]
+        else ""
+    )
+    return f'<div class="head"><h3>{_text(title)}</h3>{zoom}</div>' if title or zoom else ""
+
+
+def _legend(record: StudyRecord, panels: list[Panel]) -> str:
+    all_levels = levels(record)
+    name = _text(record.names[record.fields[0]]) if record.fields else ""
     buttons = "".join(
-        f'<button type="button" aria-pressed="true" data-level="{number}"'
-        f"{' data-none' if value is None else ''}><i></i>{_text(value_label(value))}</button>\n"
-        for number, value in enumerate(values)
+        f'<button type="button" aria-pressed="true" data-level="{number}">{_key(look, number)}'
+        f"{_text(label)}</button>\n"
+        for number, (label, look) in enumerate(zip(all_levels.labels, looks_of(all_levels), strict=False))
     )
-    name = record.names[record.fields[0]]
-    zoom = any(figure["layout"]["meta"]["top"] for _, figure in panels)
+    if any(panel.summarised for panel in panels):
+        more = (
+            f"Show all {max(panel.curves for panel in panels):,} curves"
+            if len(panels) == 1
+            else "Show all curves"
+        )
+        buttons += (
+            f'<button type="button" class="all" aria-pressed="false" data-more="{more}" '
+            f'data-fewer="Show the best {BEST_CURVES} and the spread"></button>\n'
+        )
+    if not buttons:
+        return ""
     return (
-        f'<div class="legend" role="group" aria-label="Show or hide values of {_text(name)}">'
-        f"<span>{_text(name)}</span>\n{buttons}"
-        + (
-            '<button type="button" class="zoom" aria-pressed="false">Zoom in on the top</button>'
-            if zoom
-            else ""
-        )
-        + "</div>\n"
+        f'<div class="legend" role="group" aria-label="Show or hide values of {name}"><span>{name}</span>\n'
+        f"{buttons}</div>\n"
     )
 
 
-def _last_accuracy(record: StudyRecord) -> str:
-    compared = [result.point for result in setting_results(record)]
-    left_out = {
-        point_label(point, record.names): state_words(record, trial["state"])
-        for trial in record.trials.to_dict("records")
-        if (point := {field: trial[field] for field in record.fields}) not in compared
-    }
-    missing = "; ".join(f"{label} ({state})" for label, state in left_out.items())
-    if len(left_out) > NAMED_AT_MOST:
-        counts = Counter(left_out.values())
-        missing = f"{count(len(left_out), 'setting')}: " + ", ".join(
-            f"{n:,} {state}" for state, n in counts.items()
-        )
+_MARK_PATHS = {
+    "circle": "M15 2.5a3.5 3.5 0 1 0 .01 0z",
+    "square": "M12 3h6v6h-6z",
+    "diamond": "M15 1.5l4.5 4.5l-4.5 4.5l-4.5-4.5z",
+    "triangle-up": "M15 2l4 7.5h-8z",
+    "triangle-down": "M15 10l4-7.5h-8z",
+}
+_DASH_ARRAYS = {"solid": "", "dash": "6 3", "dashdot": "6 2 1.5 2", "longdash": "10 3", "dot": "1.5 2.5"}
+
+
+def _key(look: Look, level: int) -> str:
+    """A piece of a level's curve, for the legend."""
+    return (
+        f'<svg viewBox="0 0 30 12" aria-hidden="true" style="color: var(--level-{level})">'
+        f'<path d="M0 6h30" stroke="currentColor" stroke-width="2" stroke-dasharray="{_DASH_ARRAYS[look.dash]}"/>'
+        f'<path d="{_MARK_PATHS[look.symbol]}" fill="currentColor"/></svg>'
+    )
+
+
+def _settings(
+    record: StudyRecord, best: BestSetting | None, outcomes: Sequence[Outcome], chart: SettingsChart
+) -> str:
+    """Every setting: a mark in a chart, and a cell in the table of the first two swept fields."""
     question = record.names[record.fields[0]]
-    marks = ", ".join(
-        f"{STRATUM_MARKS[number % len(STRATUM_MARKS)][1]} {point_label(stratum, record.names)}"
-        for number, stratum in enumerate(strata(record))
-        if stratum
+    marks = []
+    if chart.has_finished:
+        marks.append("solid: after the last epoch, with its 95% interval")
+    if chart.partial_epochs:
+        epochs = ", ".join(f"after {epochs_of(record, epochs)}" for epochs in chart.partial_epochs)
+        marks.append(f"hollow: {epochs}, as it was stopped early or has yet to finish")
+    if chart.has_lost:
+        marks.append("✕ below: diverged or failed")
+    strata_words = ", ".join(f"{letter} {label}" for letter, label in chart.strata)
+    missing = len({tuple(t[f] for f in record.fields) for t in record.trials.to_dict("records")}) - len(
+        outcomes
     )
+    caption = f"{'; '.join(marks)}.".capitalize() + (
+        f" {count(missing, 'setting').capitalize()} without a measured epoch." if missing else ""
+    )
+    table = heat_map(record, outcomes)
+    figure = (
+        f"<figure{'' if table else ' class=single'}>"
+        + _figure_head(strata_words, "settings", chart.figure)
+        + f'<div class="chart" id="settings" role="img" aria-label="Validation top-1 of each setting against '
+        f'{_text(question)}"></div>\n<figcaption>{_text(caption)}</figcaption></figure>\n'
+    )
+    body = f'<div class="beside">\n{figure}{_heat_map(record, best, table)}</div>\n' if table else figure
+    return f"<section>\n<h2>Accuracy of every setting</h2>\n{body}</section>\n"
+
+
+def _heat_map(record: StudyRecord, best: BestSetting | None, table: HeatMap) -> str:
+    first, second = (_text(record.names[field]) for field in record.fields[:2])
+    known = [cell.top1 for row in table.cells for cell in row if cell is not None and cell.kind == "finished"]
+    low, high = min(known, default=0.0), max(known, default=1.0)
+
+    def cell(outcome: Outcome | None) -> str:
+        if outcome is None:
+            return '<td class="unknown">–</td>'
+        title = f' title="{_text(outcome.state)}"'
+        if outcome.kind == "lost":
+            return f'<td class="lost"{title}>✕</td>'
+        if outcome.kind == "partial":
+            epochs = f"{outcome.epochs} of {record.study['epochs']}"
+            return f'<td class="partial"{title}>{_percent(outcome.top1)}<small>after {epochs}</small></td>'
+        share = 0.12 + 0.88 * (outcome.top1 - low) / (high - low) if high > low else 1.0
+        marked = ' class="best"' if best is not None and outcome.point == best.best.point else ""
+        return f'<td{marked} style="--share: {share:.2f}">{_percent(outcome.top1)}</td>'
+
+    rows = "".join(
+        f'<tr><th scope="row">{_text(label)}</th>{"".join(map(cell, row))}</tr>\n'
+        for label, row in zip(table.rows.labels, table.cells, strict=True)
+    )
+    head = "".join(f'<th scope="col">{_text(label)}</th>' for label in table.columns.labels)
+    notes = ["Coloured: after the last epoch; only these can be compared with each other."]
+    if table.others or table.grouped:
+        grouped = ["the values in a group"] if table.grouped else []
+        notes.append(f"A cell is the best over {' and '.join([*table.others, *grouped])}.")
     return (
-        "<section>\n<h2>Accuracy after the last epoch</h2>\n"
-        f'<p class="note">{_text(marks)}</p>\n<figure class="single">'
-        f'<div class="chart" id="last" role="img" aria-label="Validation top-1 after the last epoch against '
-        f'{_text(question)}, with 95% intervals"></div>\n<figcaption>Bars are 95% intervals.'
-        + (f" Not compared: {_text(missing)}." if missing else "")
-        + "</figcaption></figure>\n</section>\n"
+        f'<figure><div class="head"><h3>{second} (down) × {first} (across)</h3></div>\n'
+        f'<div class="scroll" tabindex="0" role="region" aria-label="Accuracy by {first} and {second}">\n'
+        f'<table class="heat">\n<thead><tr><td class="unknown"></td>{head}</tr></thead>\n'
+        f"<tbody>\n{rows}</tbody>\n</table></div>\n"
+        f"<figcaption>{_text(' '.join(notes))}</figcaption></figure>\n"
     )
 
 
@@ -332,7 +450,8 @@ def _signal(charts: SignalCharts) -> str:
         for number, (title, _) in enumerate(charts.panels)
     )
     keys = "".join(
-        f'<span class="key" data-shade="{number}"><i></i>{epoch_label(epoch)}</span>\n'
+        f'<span class="key" data-shade="{number}"><i style="color: var(--shade-{number})"></i>'
+        f"{epoch_label(epoch)}</span>\n"
         for number, epoch in enumerate(charts.epochs)
     )
     if charts.has_expectation:
@@ -364,12 +483,11 @@ def _signal(charts: SignalCharts) -> str:
     )
 
 
-def _trials(record: StudyRecord) -> str:
-    best = best_setting(record)
+def _trials(record: StudyRecord, best: BestSetting | None) -> str:
     with_seeds = len(record.study["seeds"]) > 1 and not record.trials["seed"].isna().any()
     fields = [(field, record.names[field]) for field in record.fields]
     columns = [
-        *((name, "number") for _, name in fields),
+        *((name, "number" if levels_of(record.trials[field]).ordered else "") for field, name in fields),
         *([] if fields else [("trial", "")]),
         *([("seed", "number")] if with_seeds else []),
         (LAST, "number"),
@@ -380,22 +498,33 @@ def _trials(record: StudyRecord) -> str:
         ("start-up", "number"),
         ("state", ""),
     ]
+    trials = record.trials.to_dict("records")
+    paged = len(trials) > PAGED_ABOVE
+    if paged:
+        trials.sort(
+            key=lambda trial: -math.inf if math.isnan(trial["last_top1"]) else trial["last_top1"],
+            reverse=True,
+        )
     rows = []
-    for trial in record.trials.to_dict("records"):
+    for number, trial in enumerate(trials):
         is_best = best is not None and all(trial[field] == best.best.point[field] for field in record.fields)
-        cells = [
-            *(_cell(value_label(trial[field]), trial[field], "number") for field, _ in fields),
-            *([] if fields else [_cell(trial["trial"], trial["trial"], "")]),
-            *([_cell(str(int(trial["seed"])), int(trial["seed"]), "number")] if with_seeds else []),
-            _cell(_percent(trial["last_top1"]), trial["last_top1"], "number"),
-            _cell(_percent(trial["best_top1"]), trial["best_top1"], "number"),
-            _cell(str(trial["epochs"]), trial["epochs"], "number"),
-            _cell(duration(trial["train_seconds"]), trial["train_seconds"], "number"),
-            _cell(_speed(trial["images_per_second"]), trial["images_per_second"], "number"),
-            _cell(duration(trial["startup_seconds"]), trial["startup_seconds"], "number"),
-            _cell(state_words(record, trial["state"]), trial["state"], "", trial["reason"]),
+        values = [
+            *((value_label(trial[field]), trial[field]) for field, _ in fields),
+            *([] if fields else [(trial["trial"], trial["trial"])]),
+            *([(str(int(trial["seed"])), int(trial["seed"]))] if with_seeds else []),
+            (_percent(trial["last_top1"]), trial["last_top1"]),
+            (_percent(trial["best_top1"]), trial["best_top1"]),
+            (str(trial["epochs"]), trial["epochs"]),
+            (duration(trial["train_seconds"]), trial["train_seconds"]),
+            (_speed(trial["images_per_second"]), trial["images_per_second"]),
+            (duration(trial["startup_seconds"]), trial["startup_seconds"]),
+            (state_words(record, trial["state"]), trial["state"]),
         ]
-        marked = ' class="best"' if is_best else ""
+        cells = [
+            _cell(shown, value, kind, trial["reason"] if name == "state" else "")
+            for (name, kind), (shown, value) in zip(columns, values, strict=True)
+        ]
+        marked = (' class="best"' if is_best else "") + (" hidden" if number >= PAGED_ABOVE else "")
         name = _text(trial["trial"])
         rows.append(f'<tr data-trial="{name}"{marked}>{"".join(cells)}</tr>\n')
     header = "".join(
@@ -404,11 +533,22 @@ def _trials(record: StudyRecord) -> str:
         f'<button type="button">{_text(name)}</button></th>'
         for name, kind in columns
     )
+    notes = ["The best setting is in bold."] if best else []
+    notes += ["Best first."] if paged else []
+    pager = (
+        '<div class="pager"><input type="search" placeholder="Filter, for example: finished 0.02" '
+        'aria-label="Show only trials with these words"><button type="button">← Previous</button>'
+        '<button type="button">Next →</button></div>\n'
+        '<p class="note rows" role="status"></p>\n'
+        if paged
+        else ""
+    )
     return (
         f"<section>\n<h2>{_all_trials(record)}</h2>\n"
-        + ('<p class="note">The best setting is in bold. Click a heading to sort.</p>\n' if best else "")
-        + '<div class="scroll" tabindex="0" role="region" aria-label="Table of all trials">\n'
-        f'<table id="trials">\n<thead><tr>{header}</tr></thead>\n<tbody>\n{"".join(rows)}</tbody>\n'
+        f'<p class="note">{" ".join(notes)} <span class="screen">Click a heading to sort.</span></p>\n{pager}'
+        '<div class="scroll" tabindex="0" role="region" aria-label="Table of all trials">\n'
+        f'{_card_labels("trials", [name for name, _ in columns])}<table id="trials" class="cards">\n'
+        f"<thead><tr>{header}</tr></thead>\n<tbody>\n{''.join(rows)}</tbody>\n"
         "</table>\n</div>\n</section>\n"
     )
 
@@ -521,11 +661,11 @@ def _amount(number: float, noun: str) -> str:
     return count(int(number), noun) if number == int(number) else f"{number:g} {noun}s"
 
 
-def _some(labels: Sequence[str]) -> str:
+def _some(labels: Sequence[str], separator: str = "; ") -> str:
     """The labels, or, of many, the first ones and how many more there are."""
     if len(labels) <= NAMED_AT_MOST:
-        return "; ".join(labels)
-    return f"{'; '.join(labels[:NAMED_AT_MOST])} and {len(labels) - NAMED_AT_MOST} more"
+        return separator.join(labels)
+    return f"{separator.join(labels[:NAMED_AT_MOST])} and {len(labels) - NAMED_AT_MOST} more"
 
 
 def _fact(name: str, value: str) -> str:
@@ -533,11 +673,25 @@ def _fact(name: str, value: str) -> str:
 
 
 def _cell(shown: str, value: Any, kind: str, remark: str = "") -> str:
-    """A cell of the table; ``data-sort`` holds what the page's script sorts by, empty where nothing is known."""
+    """A cell of a table; ``data-sort`` holds what the page's script sorts by, empty where nothing is known."""
     missing = value is None or (isinstance(value, float) and math.isnan(value))
     note = f'<span class="reason">{_text(remark)}</span>' if remark else ""
     attribute = f' class="{kind}"' if kind else ""
     return f'<td{attribute} data-sort="{"" if missing else _text(value)}">{_text(shown)}{note}</td>'
+
+
+def _card_labels(table: str, headings: Sequence[str]) -> str:
+    """What the cells of a table are called where the page is narrow and a row becomes a card."""
+    rules = "".join(
+        f"#{table} td:nth-child({number})::before {{ content: {_css_string(f'{heading} ')}; }}\n"
+        for number, heading in enumerate(headings, start=1)
+    )
+    return f"<style>@media screen and (max-width: 40rem) {{\n{rules}}}</style>\n"
+
+
+def _css_string(text: str) -> str:
+    """A string in a style sheet, in which nothing can end the string or the element that it is in."""
+    return '"' + "".join(c if c.isalnum() or c in " ,._-()/" else f"\\{ord(c):x} " for c in text) + '"'
 
 
 def _percent(fraction: float) -> str:

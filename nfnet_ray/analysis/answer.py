@@ -7,7 +7,7 @@ swept field is the question, the others are strata: which clip factor is best de
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -137,9 +137,8 @@ def setting_results(record: StudyRecord) -> list[SettingResult]:
     images = record.study["data"]["validation_images"]
     results = []
     for point, trials in _settings(record):
-        finished = trials[trials["state"] == "finished"]
-        top1 = [float(value) for value in finished["last_top1"]]
-        out_of_the_race = trials["state"].isin(["stopped", "diverged", "failed"]).any()
+        top1 = [float(trial["last_top1"]) for trial in trials if trial["state"] == "finished"]
+        out_of_the_race = any(trial["state"] in ("stopped", "diverged", "failed") for trial in trials)
         if not top1 or out_of_the_race or any(math.isnan(value) for value in top1):
             continue
         mean = sum(top1) / len(top1)
@@ -182,14 +181,12 @@ def time_to_accuracy(record: StudyRecord, threshold: float) -> pd.DataFrame:
     return table
 
 
-def _settings(record: StudyRecord) -> list[tuple[dict[str, Any], pd.DataFrame]]:
+def _settings(record: StudyRecord) -> list[tuple[dict[str, Any], list[dict[Hashable, Any]]]]:
     """Each point of the space with its trials, in the order of the trials' plan."""
-    points = [tuple(row[field] for field in record.fields) for row in record.trials.to_dict("records")]
-    settings = []
-    for point in dict.fromkeys(points):
-        rows = [candidate == point for candidate in points]
-        settings.append((dict(zip(record.fields, point, strict=True)), record.trials[rows]))
-    return settings
+    settings: dict[tuple[Any, ...], list[dict[Hashable, Any]]] = {}
+    for trial in record.trials.to_dict("records"):
+        settings.setdefault(tuple(trial[field] for field in record.fields), []).append(trial)
+    return [(dict(zip(record.fields, point, strict=True)), trials) for point, trials in settings.items()]
 
 
 def _best(record: StudyRecord, results: list[SettingResult]) -> BestSetting | None:

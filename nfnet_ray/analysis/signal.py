@@ -29,7 +29,8 @@ def signal_by_depth(record: StudyRecord) -> pd.DataFrame:
 
     meanings = {column: found for column in record.epochs if (found := _METRIC.fullmatch(str(column)))}
     measured: dict[tuple[str, int, int], dict[str, Any]] = {}
-    for trial, rows in record.epochs.groupby("trial", sort=False):
+    epochs = record.epochs[["trial", "epoch", *meanings]] if meanings else record.epochs[:0]
+    for trial, rows in epochs.groupby("trial", sort=False):
         for row in rows.to_dict("records"):
             for column, meaning in meanings.items():
                 value = row[column]

@@ -5,6 +5,7 @@ Takes about eight seconds, most of it Chromium.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -16,6 +17,15 @@ from typing import Any
 
 import pytest
 
+from dashboards.level_styles import (
+    LEVELS_AT_MOST,
+    PAPER,
+    READABLE_CONTRAST,
+    color_distance,
+    contrast,
+    levels_of,
+    looks_of,
+)
 from dashboards.report import main, write_report
 from nfnet_ray.tracking.events import Event
 from tests.tracking.chromium import page_after_scripts
@@ -170,7 +180,7 @@ def test_a_study_in_which_all_trials_diverged_has_a_report(tmp_path: Path) -> No
     )
     assert "Every one of the 2 trials diverged." in page.text
     assert page.trials == ["agc_sweep-00", "agc_sweep-01"]
-    assert list(page.data["figures"]) == ["time-0"]
+    assert list(page.data["figures"]) == ["time-0", "settings"]
 
 
 def test_an_interrupted_study_has_a_report_that_says_so(tmp_path: Path) -> None:
@@ -257,10 +267,107 @@ def test_a_browser_draws_the_curves(tmp_path: Path) -> None:
     page = page_after_scripts(path.as_uri(), tmp_path / "profile")
     panels = re.split(r'<div class="chart', page)[1:]
     curves = [len(re.findall(r'<path class="js-line"', panel)) for panel in panels]
-    assert curves == [6, 6, 2]
+    assert curves == [2, 6, 6]
     axes = [re.findall(r'class="xtitle"[^>]*>([^<]*)', panel) for panel in panels]
-    assert axes == [["training time (minutes)"], ["training time (minutes)"], ["clip_factor"]]
-    assert len(re.findall(r'<path class="yerror"', panels[2])) == 10
+    assert axes == [["clip_factor"], ["training time (minutes)"], ["training time (minutes)"]]
+    assert len(re.findall(r'<path class="yerror"', panels[0])) == 10
+    assert len(re.findall(r'class="annotation-text"', panels[1])) == 6  # labels at the ends of the curves
+    assert "4 of 8" not in panels[0]
+    assert ">3 of 8<" in panels[0]  # beside the mark of the trial that was stopped early
+
+
+def test_every_setting_has_a_mark_and_a_cell(tmp_path: Path) -> None:
+    page = report(tmp_path, agc_sweep())
+    traces = page.data["figures"]["settings"]["data"]  # type: ignore[index]
+    marks = {
+        text: symbol_at(trace, i) for trace in traces for i, text in enumerate(trace.get("hovertext", []))
+    }
+    assert len(marks) == 12
+    assert marks["clip_factor none, batch_size 256<br>diverged after 3 epochs"] == "x"
+    [stopped] = [text for text in marks if "after 3 of 8 epochs, stopped early" in text]
+    assert stopped.startswith("clip_factor 0.005, batch_size 256<br>")
+    assert marks[stopped] == "square-open"
+    assert sorted(marks.values()).count("circle") == 6
+    cells = [
+        attributes.get("class")
+        for tag, attributes in page.tags
+        if tag == "td" and "data-sort" not in attributes
+    ]
+    # The first is the corner of the table.
+    assert [cells.count(kind) for kind in ("unknown", "partial", "lost", "best", None)] == [1, 1, 1, 1, 9]
+    assert "hollow: after 3 of 8 epochs" in page.text
+
+
+def symbol_at(trace: dict[str, Any], place: int) -> str:
+    """The marker's symbol of a point; one that shares its place in the trace with others has theirs."""
+    symbol = trace["marker"]["symbol"]
+    return str(symbol if isinstance(symbol, str) else symbol[place])
+
+
+def test_twelve_networks_can_be_told_apart(tmp_path: Path) -> None:
+    names = [f"tf_efficientnetv2_{number}" for number in range(12)]
+    started = study_started({"model.name": names})
+    events: list[Event] = [started]
+    for number, trial in enumerate(started["trials"]):
+        events += trial_events(trial["name"], 1.0, [0.3 + number / 100, 0.8 - number / 100])
+    page = report(tmp_path, events)
+    assert "Best setting: model tf_efficientnetv2_0: top-1 80.0%" in page.text
+    curves, settings = (page.data["figures"][name] for name in ("time-0", "settings"))  # type: ignore[index]
+    looks = looks_of(levels_of(names))
+    for theme, paper in PAPER.items():
+        assert len({(getattr(look, theme), look.dash, look.symbol) for look in looks}) == 12
+        assert all(contrast(getattr(look, theme), paper) >= READABLE_CONTRAST for look in looks)
+    assert len({(trace["line"]["dash"], trace["marker"]["symbol"][0]) for trace in curves["data"]}) >= 5
+    assert [end["text"] for end in curves["layout"]["meta"]["ends"]] == names
+    assert settings["layout"]["xaxis"]["ticktext"] == names
+    assert {trace["mode"] for trace in settings["data"]} == {
+        "markers"
+    }  # words have no order: no line joins them
+
+
+@pytest.mark.parametrize("count", [2, 6, 12, 1000])
+def test_numbers_keep_their_order_and_can_be_seen(count: int) -> None:
+    levels = levels_of([number / 1000 for number in range(count, 0, -1)])
+    looks = looks_of(levels)
+    assert len(looks) == len(levels) <= LEVELS_AT_MOST
+    assert levels.index[0.001] == 0
+    assert levels.index[count / 1000] == len(levels) - 1
+    for theme, paper in PAPER.items():
+        colors = [getattr(look, theme) for look in looks]
+        assert all(contrast(color, paper) >= READABLE_CONTRAST for color in colors)
+        lightness = [contrast(color, "#000000") for color in colors]
+        assert lightness == sorted(lightness)
+        distances = [color_distance(a, b) for a, b in itertools.pairwise(colors)]
+        assert max(distances) < 1.5 * min(distances)
+
+
+def test_each_panel_is_zoomed_to_its_own_best_trials(tmp_path: Path) -> None:
+    started = study_started({CLIP_FACTOR: [0.01, 0.02, 0.04, 0.08], "batch_size": [64, 256]})
+    last = iter([0.94, 0.3, 0.96, 0.31, 0.98, 0.29, 0.5, 0.3])
+    events: list[Event] = [started]
+    for trial in started["trials"]:
+        events += trial_events(trial["name"], 1.0, [0.2, next(last)])
+    figures: Any = report(tmp_path, events).data["figures"]
+    ranges = [figures[f"time-{number}"]["layout"]["meta"]["top"] for number in (0, 1)]
+    assert ranges[0] == pytest.approx([0.93, 0.99])
+    assert ranges[1] == pytest.approx([0.28, 0.32])
+
+
+def test_of_many_trials_the_best_have_curves_and_the_table_has_pages(tmp_path: Path) -> None:
+    started = study_started({"schedule.base_learning_rate": [number / 100 for number in range(1, 61)]})
+    events: list[Event] = [started]
+    for number, trial in enumerate(started["trials"]):
+        events += trial_events(trial["name"], 1.0, [0.2 + number / 1000, 0.3 + number / 100])
+    page = report(tmp_path, events)
+    figures: Any = page.data["figures"]
+    kinds = [("band" in t["meta"], t["meta"].get("all", False)) for t in figures["time-0"]["data"]]
+    assert kinds.count((True, False)) == 3
+    assert kinds.count((False, False)) == 10
+    points = [t for t in figures["time-0"]["data"] if t["meta"].get("all")]
+    assert sum(label_points for t in points for _, label_points in t["meta"]["trials"]) == 120
+    rows = [attributes for tag, attributes in page.tags if "data-trial" in attributes]
+    assert [("hidden" in row) for row in rows] == [False] * 50 + [True] * 10
+    assert rows[0]["data-trial"] == "agc_sweep-59"  # the best first
 
 
 def test_the_command_line_finds_a_study_by_its_name(

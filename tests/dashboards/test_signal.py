@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from dashboards.charts import palettes
+from dashboards.charts import levels
+from dashboards.level_styles import looks_of
 from dashboards.report import write_report
 from dashboards.signal_charts import EPOCHS_AT_MOST, SignalCharts, epoch_shades, signal_charts
 from nfnet_ray.analysis import load_study, signal_by_depth
@@ -259,11 +260,12 @@ def test_a_browser_draws_the_panels(tmp_path: Path) -> None:
     assert ">block_03<" in panels["signal-0"]
     # Each curve has the colour that its epoch has in the legend, as the colours of levels are in theirs.
     shades = epoch_shades(5)["light"]
-    keys = re.findall(r'data-shade="\d+"><i style="color: ([^"]+);', page)
-    assert keys == shades
+    keys = re.findall(r'data-shade="\d+"><i style="color: var\((--shade-\d+)\)', page)
+    assert [re.search(f"{key}: ([^;]+);", page)[1] for key in keys] == shades  # type: ignore[index]
     drawn = re.findall(r'class="js-line"[^>]*style="[^"]*stroke: ([^;]+);', panels["signal-0"])
     assert drawn[:5] == shades
     assert len(set(drawn[5:])) == 1
     assert drawn[5] not in shades
-    levels = palettes(load_study(tmp_path / "study"))["light"]
-    assert re.search(r'class="js-line"[^>]*stroke: ([^;]+);', panels["time-0"])[1] in levels  # type: ignore[index]
+    looks = looks_of(levels(load_study(tmp_path / "study")))
+    level_colors = ["rgb({}, {}, {})".format(*bytes.fromhex(look.light[1:])) for look in looks]
+    assert re.search(r'class="js-line"[^>]*stroke: ([^;]+);', panels["time-0"])[1] in level_colors  # type: ignore[index]

@@ -1,0 +1,172 @@
+"""The looks of a field's values in the report's charts: colours that can be told apart, dashes, markers.
+
+Colours differ between the light and the dark page. Numbers are a sequence from Plotly's Plasma scale, which grows
+evenly in lightness and so keeps its order for colour-blind readers and in print; the steps are equally far apart for
+the eye. Words, such as names of networks, have no order: colour, dash and marker together tell any twelve apart. None
+is grey and dotted, since it is not one more number.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nfnet_ray.tracking.labels import value_label
+
+LEVELS_AT_MOST = 12
+"""Of more numbers than these, as a random search has them, neighbours share a look."""
+_GROUPS = 8
+
+PAPER = {"light": "#ffffff", "dark": "#161615"}
+"""What the page's style sheet calls ``--paper``."""
+READABLE_CONTRAST = 3.0
+"""The least contrast of a line against the page: WCAG 2.2, success criterion 1.4.11."""
+
+_GREY = {"light": "#767676", "dark": "#9a9a9a"}
+# After Okabe and Ito's palette, darker on the light page and lighter on the dark one until the contrast is enough.
+_UNORDERED = {
+    "light": ("#0072b2", "#d55e00", "#00805f", "#b8478f", "#6a3fc0", "#8a6d00"),
+    "dark": ("#56b4e9", "#e69f00", "#2fbf8f", "#e08bbd", "#f0e442", "#b9a3ff"),
+}
+_DASHES = ("solid", "dash", "dashdot", "longdash")
+# As many as share no factor with the six colours, so that neighbours differ in both.
+_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down")
+
+
+@dataclass(frozen=True)
+class Levels:
+    """The values of a swept field, in the order of legends and axes: numbers upwards, then words, then none.
+
+    Attributes:
+        labels: what each level is called.
+        index: {value: number of its level}.
+        ordered: whether all but none are numbers.
+        has_none: whether the last one is none.
+    """
+
+    labels: tuple[str, ...]
+    index: dict[Any, int]
+    ordered: bool
+    has_none: bool
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one level is drawn: Plotly's names of its dash and of its marker, and a colour for each theme."""
+
+    light: str
+    dark: str
+    dash: str
+    symbol: str
+
+
+def levels_of(values: Iterable[Any]) -> Levels:
+    """The levels of these values; beyond :data:`LEVELS_AT_MOST` numbers, groups of about equally many values."""
+    distinct = list(dict.fromkeys(values))
+    numbers = sorted(value for value in distinct if is_number(value))
+    words = [value for value in distinct if not is_number(value) and value is not None]
+    groups: list[list[Any]] = [[number] for number in numbers]
+    if len(numbers) > LEVELS_AT_MOST:
+        bounds = [round(len(numbers) * group / _GROUPS) for group in range(_GROUPS + 1)]
+        groups = [numbers[low:high] for low, high in itertools.pairwise(bounds)]
+    groups += [[word] for word in words]
+    groups += [[None]] if None in distinct else []
+    return Levels(
+        labels=tuple(
+            value_label(group[0]) if len(group) == 1 else f"{_rounded(group[0])} to {_rounded(group[-1])}"
+            for group in groups
+        ),
+        index={value: number for number, group in enumerate(groups) for value in group},
+        ordered=not words,
+        has_none=None in distinct,
+    )
+
+
+def looks_of(levels: Levels) -> list[Look]:
+    """The look of each level; of the one line there is where nothing was swept."""
+    count = max(1, len(levels)) - levels.has_none
+    looks = []
+    if levels.ordered:
+        scales = {theme: _even_steps(count, theme) for theme in PAPER}
+        for number in range(count):
+            # With few colours the steps between them are large enough by themselves.
+            dash = "dash" if count > 5 and number % 2 else "solid"
+            looks.append(
+                Look(scales["light"][number], scales["dark"][number], dash, _SYMBOLS[number % len(_SYMBOLS)])
+            )
+    else:
+        for number in range(count):
+            color = number % len(_UNORDERED["light"])
+            dash = _DASHES[number // len(_UNORDERED["light"]) % len(_DASHES)]
+            symbol = _SYMBOLS[number % len(_SYMBOLS)]
+            looks.append(Look(_UNORDERED["light"][color], _UNORDERED["dark"][color], dash, symbol))
+    if levels.has_none:
+        looks.append(Look(_GREY["light"], _GREY["dark"], "dot", "circle"))
+    return looks
+
+
+def contrast(color: str, paper: str) -> float:
+    """WCAG's contrast ratio of two ``#rrggbb`` colours, 1 to 21."""
+    dark, light = sorted(_xyz(each)[1] for each in (color, paper))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def color_distance(a: str, b: str) -> float:
+    """How different two ``#rrggbb`` colours look: their distance in CIELAB (ΔE of 1976)."""
+    return math.dist(_lab(a), _lab(b))
+
+
+def is_number(value: Any) -> bool:
+    """Whether it can be a place on an axis: a finite number, and not a truth value."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _even_steps(count: int, theme: str) -> list[str]:
+    """Colours of the readable part of Plasma, from its blue end on, each as far from the next."""
+    from plotly.colors import sample_colorscale
+
+    scale = [_hex(color) for color in sample_colorscale("Plasma", [i / 255 for i in range(256)])]
+    readable = [color for color in scale if contrast(color, PAPER[theme]) >= READABLE_CONTRAST]
+    along = [0.0]
+    for here, there in itertools.pairwise(readable):
+        along.append(along[-1] + color_distance(here, there))
+    places = [along[-1] * step / max(1, count - 1) for step in range(count)]
+    return [
+        min(zip(readable, along, strict=True), key=lambda item: abs(item[1] - place))[0] for place in places
+    ]
+
+
+def _rounded(value: float) -> str:
+    return f"{value:.2g}" if isinstance(value, float) else value_label(value)
+
+
+def _hex(color: str) -> str:
+    """``rgb(13, 8, 135)`` as ``#0d0887``."""
+    return "#" + "".join(f"{round(float(part)):02x}" for part in color[4:-1].split(","))
+
+
+def _xyz(color: str) -> Sequence[float]:
+    """CIE XYZ of an sRGB colour (IEC 61966-2-1), with white's Y at 1."""
+    channels = [int(color[start : start + 2], 16) / 255 for start in (1, 3, 5)]
+    r, g, b = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels)
+    return (
+        0.4124 * r + 0.3576 * g + 0.1805 * b,
+        0.2126 * r + 0.7152 * g + 0.0722 * b,
+        0.0193 * r + 0.1192 * g + 0.9505 * b,
+    )
+
+
+def _lab(color: str) -> tuple[float, float, float]:
+    """CIELAB of an sRGB colour, for the white point D65."""
+
+    def scaled(share: float) -> float:
+        return share ** (1 / 3) if share > 0.008856 else 7.787 * share + 16 / 116
+
+    x, y, z = (scaled(part / white) for part, white in zip(_xyz(color), (0.9505, 1.0, 1.089), strict=True))
+    return 116 * y - 16, 500 * (x - y), 200 * (y - z)

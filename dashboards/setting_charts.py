@@ -1,0 +1,297 @@
+"""What each setting of a study came to: a mark in a chart, and a cell in a table of the first two swept fields."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from dashboards.charts import PANELS_AT_MOST, Figure, levels, state_words, strata
+from dashboards.level_styles import Levels, levels_of
+from nfnet_ray.analysis import SettingResult, StudyRecord
+from nfnet_ray.analysis.record import METRIC
+from nfnet_ray.tracking.labels import point_label
+from nfnet_ray.wording import count
+
+STRATUM_MARKS = (
+    ("circle", "●"),
+    ("square", "■"),
+    ("diamond", "◆"),
+    ("triangle-up", "▲"),
+    ("triangle-down", "▼"),
+    ("star", "★"),
+)
+"""(Plotly's symbol, the letter for it) of the strata, in their order; as many as :data:`PANELS_AT_MOST`."""
+LABELLED_AT_MOST = 40
+"""Of more hollow marks than these the number of epochs is under the pointer only."""
+_DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+
+Kind = Literal["finished", "partial", "lost"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What is known of one setting.
+
+    Attributes:
+        kind: ``finished`` is comparable with the other finished ones; ``partial`` has an accuracy after fewer epochs
+            (stopped early, running, interrupted); ``lost`` diverged or failed, for one seed at least.
+        state: the state of the trial that decided on ``kind``, in words.
+        top1: mean over seeds after ``epochs`` epochs, a fraction; NaN where it was lost.
+        result: with the interval, of a finished one.
+    """
+
+    point: Mapping[str, Any]
+    kind: Kind
+    state: str
+    top1: float
+    epochs: int
+    result: SettingResult | None = None
+
+
+def setting_outcomes(record: StudyRecord, results: Sequence[SettingResult]) -> list[Outcome]:
+    """The outcome of each setting that has one, in the order of the study's space, given the finished ones."""
+    finished = {tuple(result.point.values()): result for result in results}
+    top1 = {
+        (trial, epoch): value
+        for trial, epoch, value in zip(*(record.epochs[n] for n in ("trial", "epoch", METRIC)), strict=True)
+    }
+    settings: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for trial in record.trials.to_dict("records"):
+        key = tuple(trial[field] for field in record.fields)
+        settings.setdefault(key, []).append({str(name): value for name, value in trial.items()})
+    outcomes = []
+    for key, trials in settings.items():
+        point = dict(zip(record.fields, key, strict=True))
+        if key in finished:
+            result = finished[key]
+            epochs = max(trial["epochs"] for trial in trials)
+            outcomes.append(Outcome(point, "finished", "finished", result.top1, epochs, result))
+            continue
+        lost = [trial for trial in trials if trial["state"] in ("diverged", "failed")]
+        begun = [trial for trial in trials if trial["epochs"]]
+        if lost:
+            epochs = min(trial["epochs"] for trial in lost)
+            outcomes.append(Outcome(point, "lost", state_words(record, lost[0]["state"]), math.nan, epochs))
+        elif begun:
+            # Seeds may have got to different epochs: the last one that all of them have.
+            least = min(begun, key=lambda trial: int(trial["epochs"]))
+            values = [top1.get((trial["trial"], least["epochs"]), math.nan) for trial in begun]
+            mean = sum(values) / len(values)
+            if not math.isnan(mean):
+                state = state_words(record, least["state"])
+                outcomes.append(Outcome(point, "partial", state, mean, least["epochs"]))
+    return outcomes
+
+
+@dataclass(frozen=True)
+class SettingsChart:
+    """Accuracy of each setting against the first swept field.
+
+    Attributes:
+        strata: (letter, label) of the marks of each stratum; empty where one mark stands for all of them.
+        partial_epochs: the numbers of epochs at which there is a hollow mark.
+        has_finished, has_lost: whether there are marks of these kinds.
+    """
+
+    figure: Figure
+    strata: tuple[tuple[str, str], ...]
+    partial_epochs: tuple[int, ...]
+    has_finished: bool
+    has_lost: bool
+
+
+def settings_chart(record: StudyRecord, outcomes: Sequence[Outcome]) -> SettingsChart | None:
+    """The chart; None where there are not two settings to compare."""
+    if len(outcomes) < 2 or not record.fields:
+        return None
+    question, all_levels = record.fields[0], levels(record)
+    conditions = strata(record)
+    apart = len(conditions) <= PANELS_AT_MOST
+    known = [outcome.top1 for outcome in outcomes if outcome.kind != "lost"]
+    known += [bound for o in outcomes if o.result and apart for bound in (o.result.low, o.result.high)]
+    low, high = min(known, default=0.0), max(known, default=1.0)
+    margin = max(0.01, 0.07 * (high - low))
+    # What was lost has no accuracy: its marks are in a row of their own, below all the others.
+    floor = low - margin
+    range_ = [floor - margin / 2, min(1.02, high + margin)]
+    partial = [outcome for outcome in outcomes if outcome.kind == "partial"]
+    named = apart and len(partial) <= LABELLED_AT_MOST
+    traces: list[dict[str, Any]] = []
+    for number, stratum in enumerate(conditions if apart else [{}]):
+        mine = [o for o in outcomes if all(o.point[field] == value for field, value in stratum.items())]
+        symbol = STRATUM_MARKS[number][0]
+        width = min(0.18, 0.7 / len(conditions))
+        shift = width * (number - (len(conditions) - 1) / 2) if apart else 0.0
+        by_kind: dict[Kind, list[Outcome]] = {kind: [] for kind in ("finished", "partial", "lost")}
+        for outcome in sorted(mine, key=lambda outcome: all_levels.index[outcome.point[question]]):
+            by_kind[outcome.kind].append(outcome)
+        for kind, rows in by_kind.items():
+            if not rows:
+                continue
+            own = [all_levels.index[outcome.point[question]] for outcome in rows]
+            spread = [0.0] * len(rows) if apart else _jitter(rows, conditions, record.fields[1:])
+            trace: dict[str, Any] = {
+                "type": "scatter",
+                "mode": "markers+text" if kind == "partial" and named else "markers",
+                "x": [round(level + shift + more, 4) for level, more in zip(own, spread, strict=True)],
+                "y": [floor if kind == "lost" else outcome.top1 for outcome in rows],
+                "marker": {
+                    "size": 9 if apart else 7,
+                    "symbol": {"finished": symbol, "partial": f"{symbol}-open", "lost": "x"}[kind],
+                },
+                "hovertext": [_hover(record, outcome) for outcome in rows],
+                "hoverinfo": "text",
+                "meta": {"levels": own, "quiet": kind == "partial" and not apart},
+            }
+            if kind == "partial" and named:
+                trace["text"] = [f"{outcome.epochs} of {record.study['epochs']}" for outcome in rows]
+                side = "right" if number >= len(conditions) / 2 else "left"
+                trace["textposition"] = "top center" if len(conditions) == 1 else f"middle {side}"
+                trace["textfont"] = {"size": 10.5}
+            traces.append(trace)
+            if kind == "finished" and apart:
+                trace["error_y"] = {
+                    "type": "data",
+                    "symmetric": False,
+                    "array": [o.result.high - o.top1 if o.result else 0 for o in rows],
+                    "arrayminus": [o.top1 - o.result.low if o.result else 0 for o in rows],
+                    "thickness": 1.2,
+                    "width": 3,
+                }
+                traces += _line(trace, rows, question, all_levels, _DASHES[number])
+    finished = [outcome.result for outcome in outcomes if outcome.result]
+    tops = sorted(result.top1 for result in finished)
+    better = tops[len(tops) // 2 :]
+    layout = {
+        "meta": {
+            "top": [
+                min(r.low for r in finished if r.top1 >= better[0]) - 0.005,
+                min(1.005, max(r.high for r in finished) + 0.005),
+            ]
+            if len(finished) > 1
+            else None
+        },
+        "xaxis": {
+            "title": {"text": record.names[question]},
+            "tickmode": "array",
+            "tickvals": list(range(len(all_levels))),
+            "ticktext": list(all_levels.labels),
+            # Plotly leaves out a label that does not fit; these may be long.
+            "tickangle": -35 if max(map(len, all_levels.labels)) > 6 else 0,
+            "ticklabeloverflow": "allow",
+            "range": [-0.7, len(all_levels) - 0.3],
+            "showgrid": False,
+        },
+        "yaxis": {"title": {"text": "validation top-1"}, "tickformat": ".0%", "range": range_},
+    }
+    return SettingsChart(
+        figure={"data": traces, "layout": layout},
+        strata=tuple(
+            (STRATUM_MARKS[number][1], point_label(stratum, record.names))
+            for number, stratum in enumerate(conditions)
+            if stratum
+        )
+        if apart
+        else (),
+        partial_epochs=tuple(sorted({outcome.epochs for outcome in partial})),
+        has_finished=bool(finished),
+        has_lost=any(outcome.kind == "lost" for outcome in outcomes),
+    )
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """The best outcome for each pair of values of the first two swept fields.
+
+    Attributes:
+        columns, rows: the levels of the first field and of the second.
+        cells: ``cells[row][column]``, None where nothing is known.
+        others: names of the swept fields over which the best was taken.
+        grouped: whether a row or a column stands for several values.
+    """
+
+    columns: Levels
+    rows: Levels
+    cells: tuple[tuple[Outcome | None, ...], ...]
+    others: tuple[str, ...]
+    grouped: bool
+
+
+def heat_map(record: StudyRecord, outcomes: Sequence[Outcome]) -> HeatMap | None:
+    """The table; None where fewer than two fields were swept, or nothing is known yet."""
+    if len(record.fields) < 2 or not outcomes:
+        return None
+    first, second, *others = record.fields
+    columns, rows = levels(record), levels_of(record.trials[second])
+    cells: list[list[Outcome | None]] = [[None] * len(columns) for _ in range(len(rows))]
+    order = {"finished": 2, "partial": 1, "lost": 0}
+    for outcome in outcomes:
+        row, column = rows.index[outcome.point[second]], columns.index[outcome.point[first]]
+        rival = cells[row][column]
+        rank = (order[outcome.kind], outcome.epochs, outcome.top1 if outcome.kind != "lost" else 0.0)
+        if rival is None or rank > (
+            order[rival.kind],
+            rival.epochs,
+            rival.top1 if rival.kind != "lost" else 0.0,
+        ):
+            cells[row][column] = outcome
+    values = len(set(record.trials[first])), len(set(record.trials[second]))
+    return HeatMap(
+        columns,
+        rows,
+        tuple(map(tuple, cells)),
+        tuple(record.names[field] for field in others),
+        grouped=values != (len(columns), len(rows)),
+    )
+
+
+def _jitter(
+    rows: Sequence[Outcome], conditions: Sequence[Mapping[str, Any]], fields: Sequence[str]
+) -> list[float]:
+    """A place for each stratum within the room of a level, the same in each level."""
+    places = {tuple(stratum.values()): number for number, stratum in enumerate(conditions)}
+    last = max(1, len(places) - 1)
+    return [0.7 * (places[tuple(row.point[field] for field in fields)] / last - 0.5) for row in rows]
+
+
+def _line(
+    trace: Mapping[str, Any], rows: Sequence[Outcome], question: str, all_levels: Levels, dash: str
+) -> list[dict[str, Any]]:
+    """A line through the finished settings; none between words, and none to none: they have no order."""
+    places = [i for i, row in enumerate(rows) if row.point[question] is not None]
+    if not all_levels.ordered or len(places) < 2:
+        return []
+    return [
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "x": [trace["x"][place] for place in places],
+            "y": [trace["y"][place] for place in places],
+            "line": {"width": 1.2, "dash": dash},
+            "hoverinfo": "skip",
+            "meta": {"quietLine": True},
+        }
+    ]
+
+
+def _hover(record: StudyRecord, outcome: Outcome) -> str:
+    words = [point_label(outcome.point, record.names)]
+    if outcome.result is not None:
+        result = outcome.result
+        words.append(f"top-1 {result.top1:.1%} ({result.low:.1%} to {result.high:.1%})")
+        seeds = ", ".join(f"{value:.1%}" for value in result.seed_top1)
+        words.append(
+            count(len(result.seed_top1), "seed") + (f": {seeds}" if len(result.seed_top1) > 1 else "")
+        )
+    elif outcome.kind == "partial":
+        words.append(f"top-1 {outcome.top1:.1%} after {epochs_of(record, outcome.epochs)}, {outcome.state}")
+    else:
+        words.append(f"{outcome.state} after {count(outcome.epochs, 'epoch')}")
+    return "<br>".join(words)
+
+
+def epochs_of(record: StudyRecord, epochs: int) -> str:
+    """``4 of 8 epochs``."""
+    return f"{epochs} of {count(record.study['epochs'], 'epoch')}"
