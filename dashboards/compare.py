@@ -29,7 +29,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from dashboards.study_directory import find_study
+from nfnet_ray.analysis.study_directory import find_study
 from nfnet_ray.arguments import whole_number
 from nfnet_ray.errors import UserError
 from nfnet_ray.interruption import interruptible

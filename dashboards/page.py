@@ -6,12 +6,12 @@ STYLE = """
 :root {
   color-scheme: light dark;
   --paper: #ffffff; --raised: #f6f6f4; --ink: #1c1c1a; --quiet: #5f5f5a; --rule: #dcdcd6; --grid: #e9e9e4;
-  --accent: #3f1e9c; --heat: #6fa8dc;
+  --accent: #3f1e9c; --heat: #6fa8dc; --shadow: rgb(0 0 0 / 0.25);
 }
 @media screen and (prefers-color-scheme: dark) {
   :root:not(.printing) {
     --paper: #161615; --raised: #1f1f1d; --ink: #ecece6; --quiet: #a3a39b; --rule: #383834; --grid: #2b2b28;
-    --accent: #f0a35e; --heat: #2f6ea8;
+    --accent: #f0a35e; --heat: #2f6ea8; --shadow: rgb(255 255 255 / 0.3);
   }
 }
 * { box-sizing: border-box; }
@@ -67,8 +67,8 @@ figcaption { margin-top: 0.5rem; }
   /* A shadow at an edge beyond which there is more; it scrolls away with the end of the content. */
   background: linear-gradient(to right, var(--paper) 30%, transparent) left / 2.5rem 100% no-repeat local,
     linear-gradient(to left, var(--paper) 30%, transparent) right / 2.5rem 100% no-repeat local,
-    linear-gradient(to right, rgb(0 0 0 / 0.25), transparent) left / 0.9rem 100% no-repeat scroll,
-    linear-gradient(to left, rgb(0 0 0 / 0.25), transparent) right / 0.9rem 100% no-repeat scroll; }
+    linear-gradient(to right, var(--shadow), transparent) left / 0.9rem 100% no-repeat scroll,
+    linear-gradient(to left, var(--shadow), transparent) right / 0.9rem 100% no-repeat scroll; }
 table { border-collapse: collapse; width: 100%; font-size: 0.9rem; }
 th, td { text-align: left; padding: 0.45rem 0.6rem; white-space: nowrap; vertical-align: baseline; }
 th:first-child, td:first-child { padding-left: 0; }

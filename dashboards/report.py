@@ -49,7 +49,6 @@ from dashboards.setting_charts import (
     settings_chart,
 )
 from dashboards.signal_charts import SignalCharts, epoch_label, epoch_shades, signal_charts
-from dashboards.study_directory import find_study
 from nfnet_ray.analysis import (
     BestSetting,
     StudyRecord,
@@ -58,6 +57,7 @@ from nfnet_ray.analysis import (
     load_study,
     setting_results,
 )
+from nfnet_ray.analysis.study_directory import find_study
 from nfnet_ray.errors import UserError
 from nfnet_ray.interruption import EXIT_INTERRUPTED, interruptible
 from nfnet_ray.one_line_parser import EXIT_USER_ERROR, OneLineParser
@@ -104,6 +104,7 @@ def write_report(study_directory: Path, destination: Path | None = None) -> Path
     Raises:
         UserError: the directory holds no study that can be read, or ``destination`` cannot be written.
     """
+    study_directory = find_study(study_directory)
     destination = destination or study_directory / REPORT_FILE
     page = _page(load_study(study_directory), time.time())
     # Of this thread alone: the driver of a running study and a person may both be writing.
@@ -407,7 +408,7 @@ def _settings(
 
 
 def _heat_map(record: StudyRecord, best: BestSetting | None, table: HeatMap) -> str:
-    first, second = (_text(record.names[field]) for field in record.fields[:2])
+    across, down = _text(record.names[table.across]), _text(record.names[table.down])
     known = [cell.top1 for row in table.cells for cell in row if cell is not None and cell.kind == "finished"]
     low, high = min(known, default=0.0), max(known, default=1.0)
 
@@ -434,8 +435,8 @@ def _heat_map(record: StudyRecord, best: BestSetting | None, table: HeatMap) -> 
         grouped = ["the values in a group"] if table.grouped else []
         notes.append(f"A cell is the best over {' and '.join([*table.others, *grouped])}.")
     return (
-        f'<figure><div class="head"><h3>{second} (down) × {first} (across)</h3></div>\n'
-        f'<div class="scroll" tabindex="0" role="region" aria-label="Accuracy by {first} and {second}">\n'
+        f'<figure><div class="head"><h3>{down} (down) × {across} (across)</h3></div>\n'
+        f'<div class="scroll" tabindex="0" role="region" aria-label="Accuracy by {across} and {down}">\n'
         f'<table class="heat">\n<thead><tr><td class="unknown"></td>{head}</tr></thead>\n'
         f"<tbody>\n{rows}</tbody>\n</table></div>\n"
         f"<figcaption>{_text(' '.join(notes))}</figcaption></figure>\n"
@@ -587,7 +588,9 @@ def _measurement(record: StudyRecord) -> str:
         ),
         (
             "Versions",
-            ", ".join(f"{name} {version}" for name, version in versions.items() if version and name != "dirty")
+            ", ".join(
+                f"{name} {version}" for name, version in versions.items() if version and name != "dirty"
+            )
             + (" with uncommitted changes" if versions.get("dirty") else ""),
         ),
     ]

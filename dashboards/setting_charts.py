@@ -25,6 +25,8 @@ STRATUM_MARKS = (
 """(Plotly's symbol, the letter for it) of the strata, in their order; as many as :data:`PANELS_AT_MOST`."""
 LABELLED_AT_MOST = 40
 """Of more hollow marks than these the number of epochs is under the pointer only."""
+HEADING_CHARACTERS = 10
+"""Longer values of the first field are the rows of the table, where there is room for them."""
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 
 Kind = Literal["finished", "partial", "lost"]
@@ -150,6 +152,7 @@ def settings_chart(record: StudyRecord, outcomes: Sequence[Outcome]) -> Settings
                 side = "right" if number >= len(conditions) / 2 else "left"
                 trace["textposition"] = "top center" if len(conditions) == 1 else f"middle {side}"
                 trace["textfont"] = {"size": 10.5}
+                trace["cliponaxis"] = False
             traces.append(trace)
             if kind == "finished" and apart:
                 trace["error_y"] = {
@@ -206,12 +209,15 @@ class HeatMap:
     """The best outcome for each pair of values of the first two swept fields.
 
     Attributes:
-        columns, rows: the levels of the first field and of the second.
+        across, down: dotted names of the fields. The first one is across, unless its values are long words.
+        columns, rows: the levels of the field across and of the one down.
         cells: ``cells[row][column]``, None where nothing is known.
         others: names of the swept fields over which the best was taken.
         grouped: whether a row or a column stands for several values.
     """
 
+    across: str
+    down: str
     columns: Levels
     rows: Levels
     cells: tuple[tuple[Outcome | None, ...], ...]
@@ -223,12 +229,14 @@ def heat_map(record: StudyRecord, outcomes: Sequence[Outcome]) -> HeatMap | None
     """The table; None where fewer than two fields were swept, or nothing is known yet."""
     if len(record.fields) < 2 or not outcomes:
         return None
-    first, second, *others = record.fields
-    columns, rows = levels(record), levels_of(record.trials[second])
+    across, down, *others = record.fields
+    if max(map(len, levels(record).labels)) > HEADING_CHARACTERS:
+        across, down = down, across
+    columns, rows = levels_of(record.trials[across]), levels_of(record.trials[down])
     cells: list[list[Outcome | None]] = [[None] * len(columns) for _ in range(len(rows))]
     order = {"finished": 2, "partial": 1, "lost": 0}
     for outcome in outcomes:
-        row, column = rows.index[outcome.point[second]], columns.index[outcome.point[first]]
+        row, column = rows.index[outcome.point[down]], columns.index[outcome.point[across]]
         rival = cells[row][column]
         rank = (order[outcome.kind], outcome.epochs, outcome.top1 if outcome.kind != "lost" else 0.0)
         if rival is None or rank > (
@@ -237,8 +245,10 @@ def heat_map(record: StudyRecord, outcomes: Sequence[Outcome]) -> HeatMap | None
             rival.top1 if rival.kind != "lost" else 0.0,
         ):
             cells[row][column] = outcome
-    values = len(set(record.trials[first])), len(set(record.trials[second]))
+    values = len(set(record.trials[across])), len(set(record.trials[down]))
     return HeatMap(
+        across,
+        down,
         columns,
         rows,
         tuple(map(tuple, cells)),

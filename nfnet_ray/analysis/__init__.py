@@ -1,7 +1,7 @@
 """What the finished, or unfinished, runs of a study say: tables, the best setting, and how sure that is.
 
 >>> from nfnet_ray.analysis import best_setting, load_study                        # doctest: +SKIP
->>> print(best_setting(load_study("runs/agc_sweep")).sentence())                   # doctest: +SKIP
+>>> print(best_setting(load_study("agc_sweep")).sentence())                        # doctest: +SKIP
 """
 
 from nfnet_ray.analysis.answer import (

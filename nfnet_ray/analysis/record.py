@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nfnet_ray.analysis.study_directory import find_study
 from nfnet_ray.errors import UserError
 from nfnet_ray.tracking.events import (
     JOURNAL_FILE,
@@ -56,19 +57,18 @@ class StudyRecord:
     trials: pd.DataFrame
 
 
-def load_study(directory: str | Path) -> StudyRecord:
-    """Read the journal in a study's directory; it may be of a study that is still running.
+def load_study(study: str | Path) -> StudyRecord:
+    """Read the journal of a study, which may still be running.
+
+    Args:
+        study: a study's directory, or its name under ``./runs``.
 
     Raises:
-        UserError: there is no journal, it is damaged, or it does not begin with ``study_started``.
+        UserError: there is no such study, or its journal is damaged or does not begin with ``study_started``.
     """
     import pandas as pd
 
-    path = Path(directory) / JOURNAL_FILE
-    if not path.is_file():
-        raise UserError(
-            f"{directory} holds no study: there is no {JOURNAL_FILE} in it; name a study's directory"
-        )
+    path = find_study(study) / JOURNAL_FILE
     started: StudyStarted | None = None
     study_ended: StudyEnded | None = None
     running: set[str] = set()
@@ -94,11 +94,11 @@ def load_study(directory: str | Path) -> StudyRecord:
     if started is None:
         raise UserError(f"{path} does not say what the study is: its first line, study_started, is missing")
 
-    study = started["study"]
-    fields = tuple(name for name in study["space"] if name.rsplit(".", 1)[-1] != "seed")
+    description = started["study"]
+    fields = tuple(name for name in description["space"] if name.rsplit(".", 1)[-1] != "seed")
     identity: dict[str, dict[str, Any]] = {}
     for plan in started["trials"]:
-        values = {**study["recipe"], **plan["recipe"], **plan["point"]}
+        values = {**description["recipe"], **plan["recipe"], **plan["point"]}
         identity[plan["name"]] = {
             "trial": plan["name"],
             **{field: _hashable(values.get(field)) for field in fields},
@@ -130,7 +130,7 @@ def load_study(directory: str | Path) -> StudyRecord:
         for field in fields:
             table[field] = pd.Series([identity[trial][field] for trial in table["trial"]], dtype=object)
     return StudyRecord(
-        study=study,
+        study=description,
         started=started["time"],
         state=study_ended["state"] if study_ended else "unfinished",
         last_event=last_event,

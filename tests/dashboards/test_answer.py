@@ -216,8 +216,19 @@ def test_the_tables_have_a_row_for_each_trial_and_epoch(tmp_path: Path) -> None:
     assert row["images_per_second"] == pytest.approx(1440 * 8 / row["train_seconds"])
 
 
+def test_a_study_is_found_by_its_directory_and_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_journal(tmp_path / "runs" / "agc_sweep", agc_sweep((0.01,), (64,)))
+    for study in ("agc_sweep", "runs/agc_sweep", tmp_path / "runs" / "agc_sweep"):
+        assert load_study(study).study["name"] == "agc_sweep"
+    with pytest.raises(UserError, match=r"the studies in \./runs are: agc_sweep"):
+        load_study("agc_swep")
+
+
 def test_a_folder_without_a_study_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds no study"):
+    with pytest.raises(UserError, match=r"no study .*name a directory that holds"):
         load_study(tmp_path)
     write_journal(tmp_path, [{"event": "study_resumed", "time": 1.0}])
     with pytest.raises(UserError, match="study_started, is missing"):

@@ -11,7 +11,7 @@ RUNS = Path("runs")
 """Where studies put their directories unless they are told otherwise."""
 
 
-def find_study(text: str) -> Path:
+def find_study(text: str | Path) -> Path:
     """The study's directory: ``text`` itself, or the study of that name under ``./runs``.
 
     Raises:
@@ -22,4 +22,4 @@ def find_study(text: str) -> Path:
             return directory
     known = sorted(path.parent.name for path in RUNS.glob(f"*/{JOURNAL_FILE}"))
     there_are = f"the studies in ./{RUNS} are: {', '.join(known)}" if known else f"there is none in ./{RUNS}"
-    raise UserError(f"no study {text!r}: name a directory that holds a {JOURNAL_FILE}; {there_are}")
+    raise UserError(f"no study {str(text)!r}: name a directory that holds a {JOURNAL_FILE}; {there_are}")
