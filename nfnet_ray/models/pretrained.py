@@ -12,7 +12,7 @@ import os
 import pickle
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from nfnet_ray.models.deepmind import flattened, official_slots
 from nfnet_ray.models.foreign_weights import Slot, as_array, copy_into, find_problems
 from nfnet_ray.models.nfnet import NFNet
 from nfnet_ray.models.pickled_arrays import read_pickled_arrays, readable
+from nfnet_ray.models.state_dicts import State, find_state, load_without_running
 from nfnet_ray.models.timm_weights import timm_slots
 from nfnet_ray.models.weights_file import pinned
 from nfnet_ray.recipe import ModelRecipe, split_weights
@@ -220,32 +221,12 @@ def _read(path: str | os.PathLike[str]) -> _File:
     if start.startswith((_ZIP, _OLD_TORCH)):
         return _of_torch(path, where)
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= size:
-        return _of_state(_read_safetensors(path, where), where, "state dict")
+        return _of_state(*find_state(_read_safetensors(path, where), where), where)
     return _File(where, "official weights", "official", flattened(read_pickled_arrays(path)))
 
 
 def _of_torch(path: str | os.PathLike[str], where: str) -> _File:
-    try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        Exception
-    ) as error:  # torch raises many kinds, for a damaged file and for one that wants to run something
-        line = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(
-            f"model.weights: {where} cannot be loaded as weights alone, or it is damaged: {readable(line)}"
-        ) from error
-    if not isinstance(content, Mapping):
-        raise UserError(
-            f"model.weights: {where} holds a {type(content).__name__}; it takes a state dict or a checkpoint"
-        )
-    if "step" in content and isinstance(content.get("model"), Mapping):  # of nfnet_ray.training
-        average = content["step"].get("average") if isinstance(content["step"], Mapping) else None
-        if average:
-            return _of_state(average, where, "moving average of a checkpoint")
-        return _of_state(content["model"], where, "checkpoint")
-    if isinstance(content.get("state_dict"), Mapping):  # timm's and many others' way
-        return _of_state(content["state_dict"], where, "state dict of a checkpoint")
-    return _of_state(content, where, "state dict")
+    return _of_state(*find_state(load_without_running(path, where), where), where)
 
 
 def _read_safetensors(path: str | os.PathLike[str], where: str) -> Mapping[str, Tensor]:
@@ -263,14 +244,8 @@ def _read_safetensors(path: str | os.PathLike[str], where: str) -> Mapping[str, 
         ) from error
 
 
-def _of_state(state: Mapping[str, Any], where: str, origin: str) -> _File:
-    for name, value in state.items():
-        if not isinstance(value, Tensor):
-            raise UserError(
-                f"model.weights: {where} is no state dict: {readable(str(name))} is a {type(value).__name__}; "
-                "save the model's state dict alone"
-            )
+def _of_state(state: State, origin: str, where: str) -> _File:
     # Counters, such as batch normalisation's, are no weights.
-    arrays = {str(name): as_array(tensor) for name, tensor in state.items() if tensor.is_floating_point()}
+    arrays = {name: as_array(tensor) for name, tensor in state.items() if tensor.is_floating_point()}
     is_timm = any(name.endswith(_SKIP_GAINS["timm"]) for name in arrays)
     return _File(where, f"timm's {origin}" if is_timm else origin, "timm" if is_timm else "own", arrays)

@@ -163,7 +163,7 @@ def test_what_does_not_fit_is_refused_in_one_line_and_changes_nothing(
     (tmp_path / "cut.safetensors").write_bytes((8).to_bytes(8, "little") + b'{"a": 1}')
     assert "damaged" in refusal("nfnet_pico", tmp_path / "cut.safetensors")
     torch.save({"model": _Runs()}, tmp_path / "hostile.pt")
-    assert "cannot be loaded as weights alone" in refusal("nfnet_pico", tmp_path / "hostile.pt")
+    assert "nothing in it is run" in refusal("nfnet_pico", tmp_path / "hostile.pt")
     assert capsys.readouterr().out == ""
     torch.save([1, 2], tmp_path / "list.pt")
     assert "holds a list" in refusal("nfnet_pico", tmp_path / "list.pt")

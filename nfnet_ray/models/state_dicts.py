@@ -1,0 +1,126 @@
+"""The weights in what torch.save and training programs put around them: averages, wrappers, prefixes.
+
+What is known here, with the programs that write it:
+
+* ``state_dict_ema`` beside ``state_dict``: timm's training script; ``model_ema``: DeiT, ConvNeXt and others. The
+  average is what their accuracy was measured on, and what timm itself loads;
+* ``state_dict``, ``model``, ``model_state_dict``: timm, Lightning, torchvision's references, PyTorch's tutorial;
+* names that begin with ``module.`` (DataParallel, DistributedDataParallel, AveragedModel), ``_orig_mod.``
+  (torch.compile) or ``model.`` (Lightning), one inside another.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pickle
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nfnet_ray.errors import UserError
+from nfnet_ray.models.pickled_arrays import readable
+
+_AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "model_ema_state_dict", "ema")
+_WEIGHTS = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights")
+_PREFIXES = ("module.", "_orig_mod.", "model.")
+_COUNTERS = ("n_averaged",)  # AveragedModel's, which stands outside of its prefix
+
+_DEEPEST = 3  # of one wrapper inside another; a file may be made to have no end of them
+
+State = Mapping[str, Tensor]
+
+
+def load_without_running(path: str | os.PathLike[str], where: str) -> Any:
+    """What torch.save wrote, on the CPU. Nothing in the file is run.
+
+    Raises:
+        UserError: it is damaged, or holds objects that would have to be run to be read.
+    """
+    try:
+        # timm's checkpoints carry the arguments of their training, a class that only holds values.
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+            warnings.simplefilter("ignore")  # of the formats of old files, which the reader cannot change
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "Weights only load failed" not in str(error):
+            raise _damaged(where) from error
+        raise UserError(
+            f"model.weights: {where} holds more than weights, and nothing in it is run: load it where it was made, and "
+            "save model.state_dict() alone"
+        ) from error
+    except Exception as error:  # torch raises many kinds for a file that is cut short or changed
+        raise _damaged(where) from error
+
+
+def find_state(content: Any, where: str, depth: int = 0) -> tuple[State, str]:
+    """The state dict in what a file holds, and where in it that was, in words.
+
+    Of several it is the average. Raises UserError if there is none, or if it holds something else than plain tensors.
+    """
+    if not isinstance(content, Mapping):
+        raise UserError(
+            f"model.weights: {where} holds a {type(content).__name__}; it takes a state dict or a checkpoint"
+        )
+    if "step" in content and isinstance(content.get("model"), Mapping):  # of nfnet_ray.training
+        average = content["step"].get("average") if isinstance(content["step"], Mapping) else None
+        if average:
+            return _checked(average, where), "moving average of a checkpoint"
+        return _checked(content["model"], where), "checkpoint"
+    inside = [
+        key for key in (*_AVERAGES, *_WEIGHTS) if isinstance(content.get(key), Mapping) and content[key]
+    ]
+    if not inside or depth == _DEEPEST:
+        return _without_prefixes(_checked(content, where), "state dict")
+    name = inside[0]
+    inner, origin = find_state(content[name], where, depth + 1)
+    kind = "moving average" if name in _AVERAGES else "state dict"
+    if name != "state_dict":
+        kind += f" ({name})"
+    return inner, f"{kind} of a checkpoint{origin.removeprefix('state dict')}"
+
+
+def _checked(state: Mapping[Any, Any], where: str) -> State:
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise UserError(
+                f"model.weights: {where} is no state dict: {readable(str(name))} is a {type(value).__name__}; "
+                "save the model's state dict alone"
+            )
+        kind = _unusual(value)
+        if kind:
+            raise UserError(
+                f"model.weights: {where}: {readable(str(name))} is {kind}; save plain tensors of floating-point numbers"
+            )
+    if not state:
+        raise UserError(f"model.weights: {where} holds no tensors; save the model's state dict")
+    return {str(name): value for name, value in state.items()}
+
+
+def _unusual(tensor: Tensor) -> str | None:
+    if tensor.is_quantized:
+        return "quantised"
+    if tensor.layout != torch.strided:
+        return f"sparse ({str(tensor.layout).removeprefix('torch.')})"
+    if tensor.is_complex():
+        return "complex"
+    return "without its numbers (on the device 'meta')" if tensor.is_meta else None
+
+
+def _without_prefixes(state: State, origin: str) -> tuple[State, str]:
+    """The state dict without what wrappers put before every name, which is said in ``origin``."""
+    removed = ""
+    while True:
+        names = [name for name in state if name not in _COUNTERS]
+        prefix = next((p for p in _PREFIXES if names and all(name.startswith(p) for name in names)), None)
+        if prefix is None:
+            return state, f"{origin}, without the prefix {removed}" if removed else origin
+        removed += prefix
+        state = {name.removeprefix(prefix): state[name] for name in names}
+
+
+def _damaged(where: str) -> UserError:
+    return UserError(f"model.weights: {where} is damaged or was cut short; copy or download it again")
