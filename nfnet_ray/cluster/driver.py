@@ -61,7 +61,7 @@ def run_trials(
         stopped = scheduler.replay(recorder.progress.reported_epochs())
         for trial in trials:
             if trial.name in stopped:  # its driver was killed before it could say so
-                recorder.end_trial(trial.name, "stopped", _reason(stopped[trial.name]))
+                recorder.end_trial(trial.name, "stopped", study.why_stopped(trial.name, stopped[trial.name]))
         trials = [trial for trial in trials if trial.name not in stopped]
         if not trials:
             return
@@ -86,7 +86,7 @@ def run_trials(
             name=attempt,
             storage_path=str(directory / "tune"),
             stop=_StopWhenAsked(stop, recorder.progress, configs),
-            callbacks=[_JournalCallback(recorder, study.epochs, stop)],
+            callbacks=[_JournalCallback(recorder, study, stop)],
             failure_config=FailureConfig(max_failures=LOST_WORKER_RETRIES),
             verbose=0,
         ),
@@ -99,11 +99,6 @@ def run_trials(
 def _trial_name(trial: TuneTrial) -> str:
     name: str = trial.config["trial"]["name"]
     return name
-
-
-def _reason(epoch: int) -> str:
-    """Why halving stops a trial."""
-    return f"not among the best of its rung after epoch {epoch}"
 
 
 class _NotSaved:
@@ -151,8 +146,8 @@ class _StopWhenAsked(_NotSaved, Stopper):
 class _JournalCallback(_NotSaved, Callback):
     """Turns what Tune tells of its trials into events."""
 
-    def __init__(self, recorder: Recorder, epochs: int, stop: threading.Event) -> None:
-        self._recorder, self._epochs, self._stop = recorder, epochs, stop
+    def __init__(self, recorder: Recorder, study: Study, stop: threading.Event) -> None:
+        self._recorder, self._study, self._stop = recorder, study, stop
         self._last_words: dict[str, dict[str, Any]] = {}
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
@@ -186,10 +181,10 @@ class _JournalCallback(_NotSaved, Callback):
             self._recorder.end_trial(name, "interrupted", None)
         elif word is not None:
             self._recorder.end_trial(name, word[OUTCOME], word[REASON])
-        elif progress.epoch == self._epochs:
+        elif progress.epoch == self._study.epochs:
             self._recorder.end_trial(name, "finished", None)
         else:
-            self._recorder.end_trial(name, "stopped", _reason(progress.epoch))
+            self._recorder.end_trial(name, "stopped", self._study.why_stopped(name, progress.epoch))
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         lines = Path(trial.error_file).read_text().strip().splitlines() if trial.error_file else []

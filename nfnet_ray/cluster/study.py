@@ -13,7 +13,7 @@ from typing import Any, Final
 from nfnet_ray.errors import UserError
 from nfnet_ray.recipe import Recipe, decisive_values
 from nfnet_ray.tracking.events import HalvingDescription, StudyStarted
-from nfnet_ray.tracking.labels import short_names, value_label
+from nfnet_ray.tracking.labels import point_label, short_names, value_label
 
 METRIC: Final = "validation_top1"
 TRIALS_FOLDER: Final = "trials"  # in a study's directory; in it each trial has a folder of its name
@@ -115,6 +115,16 @@ class Study:
         Raises RecipeError for a value that its field does not take.
         """
         return list(self._trials)
+
+    def why_stopped(self, trial: str, epoch: int) -> str:
+        """Why halving stops a trial after an epoch: ``not in the best half at batch_size 64 after epoch 4``."""
+        assert self.halving is not None
+        factor = self.halving.reduction_factor
+        share = {2.0: "half", 3.0: "third", 4.0: "quarter"}.get(factor, f"1/{factor:g}")
+        [point] = [planned.point for planned in self.trials() if planned.name == trial]
+        rivals = {name: point[name] for name in list(self.space)[1:]}
+        under = f" at {point_label(rivals, short_names(self.space))}" if rivals else ""
+        return f"not in the best {share}{under} after epoch {epoch}"
 
     @functools.cached_property
     def _trials(self) -> list[Trial]:

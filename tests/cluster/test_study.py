@@ -150,6 +150,16 @@ def test_the_replay_names_trials_that_stop_at_what_they_reported_last() -> None:
     assert scheduler.replay([*reported, ("c", 3, 0.3)]) == {"b": 1}
 
 
+def test_what_stopped_a_trial_is_said_with_its_rivals() -> None:
+    space = {"optimizer.agc.clip_factor": (0.01, None), "batch_size": (64, 256)}
+    study = Study("s", "?", Recipe(), space, halving=Halving(grace_epochs=4))
+    assert study.why_stopped("clip_factor=none,batch_size=64", 4) == (
+        "not in the best half at batch_size 64 after epoch 4"
+    )
+    alone = Study("s", "?", Recipe(), {"model.name": ("nfnet_f0",)}, halving=Halving(3, reduction_factor=3))
+    assert alone.why_stopped("model=nfnet-f0", 9) == "not in the best third after epoch 9"
+
+
 def test_the_cost_counts_arithmetic_and_knows_what_halving_may_save() -> None:
     data = DatasetSummary(Path("digits"), 1437, 360, tuple("0123456789"), "", (32, 32))
     study = Study(
