@@ -13,7 +13,7 @@ from typing import Any, Final
 from nfnet_ray.errors import UserError
 from nfnet_ray.recipe import Recipe, decisive_values
 from nfnet_ray.tracking.events import HalvingDescription, StudyStarted
-from nfnet_ray.tracking.labels import point_label, short_names, value_label
+from nfnet_ray.tracking.labels import endings, point_label, short_names, value_label
 
 METRIC: Final = "validation_top1"
 TRIALS_FOLDER: Final = "trials"  # in a study's directory; in it each trial has a folder of its name
@@ -134,7 +134,7 @@ class Study:
             ]
         names = list(self.space)
         conditions = list(itertools.product(*(self.space[name] for name in names[1:])))
-        labels = short_names(names)
+        labels = endings(names)
         settings = list(itertools.product(conditions, self.space[names[0]]))[: self.trial_limit]
         trials = []
         for seed, (condition, asked) in itertools.product(self.seeds, settings):

@@ -9,34 +9,43 @@ from typing import Any
 _DIGEST_MARK = "@sha256:"  # behind a path, as in nfnet_ray.recipe
 
 
-def short_names(dotted_names: Iterable[str]) -> dict[str, str]:
+def endings(dotted_names: Iterable[str]) -> dict[str, str]:
     """Give each dotted name its last components, as many as keep it different from all the others.
 
-    What has a name is called by what it is: ``model.name`` is ``model``.
+    Trials are named by these, in journals and folders: they stay as they are.
 
-    >>> short_names(["optimizer.agc.clip_factor", "batch_size"])
+    >>> endings(["optimizer.agc.clip_factor", "batch_size"])
     {'optimizer.agc.clip_factor': 'clip_factor', 'batch_size': 'batch_size'}
-    >>> short_names(["model.overrides.alpha", "loss.alpha"])
+    >>> endings(["model.overrides.alpha", "loss.alpha"])
     {'model.overrides.alpha': 'overrides.alpha', 'loss.alpha': 'loss.alpha'}
-    >>> short_names(["model.name", "optimizer.name"])
-    {'model.name': 'model', 'optimizer.name': 'optimizer'}
     """
     names = list(dict.fromkeys(dotted_names))
-    components = {name: name.removesuffix(".name").split(".") for name in names}
-    endings = dict.fromkeys(names, 1)
+    components = {name: name.split(".") for name in names}
+    lengths = dict.fromkeys(names, 1)
 
     def short(name: str) -> str:
-        return ".".join(components[name][-endings[name] :])
+        return ".".join(components[name][-lengths[name] :])
 
     while True:
         shorts = [short(name) for name in names]
         twins = [
-            name for name in names if shorts.count(short(name)) > 1 and endings[name] < len(components[name])
+            name for name in names if shorts.count(short(name)) > 1 and lengths[name] < len(components[name])
         ]
         if not twins:
             return dict(zip(names, shorts, strict=True))
         for name in twins:
-            endings[name] += 1
+            lengths[name] += 1
+
+
+def short_names(dotted_names: Iterable[str]) -> dict[str, str]:
+    """The :func:`endings` of dotted names, as a person reads them: ``model.name`` is called ``model``.
+
+    >>> short_names(["model.name", "optimizer.name"])
+    {'model.name': 'model', 'optimizer.name': 'optimizer'}
+    """
+    things = {name: name.removesuffix(".name") for name in dotted_names}
+    shorts = endings(things.values())
+    return {name: shorts[thing] for name, thing in things.items()}
 
 
 def value_label(value: Any) -> str:

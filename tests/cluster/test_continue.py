@@ -85,7 +85,7 @@ def test_without_continue_a_name_is_used_once(
 ) -> None:
     assert study("--name", "x", data=few_digits) == 0
     assert study("--name", "x", data=few_digits) == 2
-    assert "--resume x or with --continue" in capsys.readouterr().err
+    assert "--resume x or --continue" in capsys.readouterr().err
     assert len(started) == 1
 
 
@@ -146,7 +146,7 @@ def test_a_training_goes_on_in_the_same_way(
         assert train([*command, "--continue"]) == 0
     assert [remaining(run) for run, _ in started] == [1, 0]
     assert train(command) == 2
-    assert "with --continue" in capsys.readouterr().err
+    assert "--resume t or --continue" in capsys.readouterr().err
     assert train([*command, "--continue", "--epochs", "3"]) == 2
     assert "schedule.epochs is 3, was 60" in capsys.readouterr().err
     assert len(started) == 2

@@ -69,6 +69,12 @@ def test_a_limit_counts_settings_and_each_has_all_seeds() -> None:
     assert [trial.name for trial in before.trials()] == [trial.name for trial in study.trials()[:2]]
 
 
+def test_trials_are_named_as_in_journals_of_earlier_versions() -> None:
+    space = {"model.name": ("nfnet_pico", "nfnet_nano"), "batch_size": (64,)}
+    names = [trial.name for trial in Study("s", "?", RECIPE, space).trials()]
+    assert names == ["name=nfnet-pico,batch_size=64", "name=nfnet-nano,batch_size=64"]
+
+
 def started_event(study: Study) -> Any:
     return {
         "event": "study_started",
@@ -157,7 +163,7 @@ def test_what_stopped_a_trial_is_said_with_its_rivals() -> None:
         "not in the best half at batch_size 64 after epoch 4"
     )
     alone = Study("s", "?", Recipe(), {"model.name": ("nfnet_f0",)}, halving=Halving(3, reduction_factor=3))
-    assert alone.why_stopped("model=nfnet-f0", 9) == "not in the best third after epoch 9"
+    assert alone.why_stopped("name=nfnet-f0", 9) == "not in the best third after epoch 9"
 
 
 def test_the_cost_counts_arithmetic_and_knows_what_halving_may_save() -> None:

@@ -42,7 +42,7 @@ def test_every_field_has_a_meaning_under_its_dotted_name() -> None:
         ("optimizer.momentum=1", "at least 0 and below 1"),
         ("data.crop=sideways", "one of random_resized, padded, whole"),
         ("data.on_damaged=ignore", "one of stop, skip"),
-        ("data.progressive.start_size=7", "a whole number at least 8, or none"),
+        ("data.progressive.start_size=7", "a whole number at least 8 and at most 2048, or none"),
         ("data.progressive.stages=1", "a whole number at least 2, or none"),
         ("data.progressive.step=0", "a whole number at least 1"),
         ("model.overrides.width=[64, 0]", "a list of whole numbers at least 1"),
