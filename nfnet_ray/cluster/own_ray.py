@@ -1,4 +1,4 @@
-"""A Ray of our own on this machine: no signal that is meant for the driver ends it, and it does not outlive the driver.
+"""A local Ray: no signal that is meant for the driver ends it, and it does not outlive the driver.
 
 Its processes are in the driver's process group and control group, so what tells the driver to end tells them too:
 ``timeout``, ``kill -- -GROUP``, systemd, Slurm, a terminal that is closed. Without them no worker could keep a
@@ -27,7 +27,7 @@ class OwnRay:
     """``start`` is ``ray.init``, ``end`` is ``ray.shutdown``; both for the main thread.
 
     The kernel kills what Ray started directly when the driver dies, however it dies, and workers end when their raylet
-    does. Its two agents go on for a minute; a process of our own (:mod:`nfnet_ray.cluster.warden`) sees to them.
+    does. Its two agents go on for a minute; a process that we start (:mod:`nfnet_ray.cluster.warden`) sees to them.
     """
 
     def __init__(self) -> None:

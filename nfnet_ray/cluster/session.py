@@ -65,7 +65,7 @@ def available_cpus() -> int:
 def ray_session(
     address: str | None, *, train_in_tune: bool, packages: Sequence[Path] = ()
 ) -> Iterator[Resources]:
-    """Connects to Ray and, at the end, disconnects; a Ray of our own is started and stopped.
+    """Connects to Ray and, at the end, disconnects; a local Ray is started and stopped.
 
     ``train_in_tune``: trials run TorchTrainer inside Tune. Then the dashboard has to be up: without it the
     placement group of a trial that is stopped early is never given back, and the next trial never starts.
@@ -142,7 +142,7 @@ def _start(own: OwnRay, options: dict[str, Any]) -> Any:
 
 
 def check_temporary_folder() -> None:
-    """Raises UserError if a Ray of our own cannot keep its sockets and logs where it would.
+    """Raises UserError if a local Ray cannot keep its sockets and logs where it would.
 
     That is in ``$RAY_TMPDIR``, else ``$TMPDIR``, else ``/tmp``.
     """
@@ -166,7 +166,7 @@ def check_temporary_folder() -> None:
 
 
 def _be_on_our_own() -> None:
-    """Nothing that the environment says of a cluster is meant for a Ray of our own and its processes."""
+    """Nothing that the environment says of a cluster is meant for a local Ray and its processes."""
     forget_job()
     for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
         os.environ.pop(name, None)

@@ -245,7 +245,7 @@ def hear_sigterm() -> None:
         signal.signal(number, before)
 
     before = signal.signal(signal.SIGTERM, hear)
-    # A Ray of our own starts its processes deaf to it (own_ray.py).
+    # A local Ray starts its processes deaf to it (own_ray.py).
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 

@@ -1,4 +1,4 @@
-"""A Ray of our own that does not start, and where it keeps its sockets. No Ray is started."""
+"""A local Ray that does not start, and where it keeps its sockets. No Ray is started."""
 
 from __future__ import annotations
 
