@@ -211,7 +211,8 @@ class Cluster:
             status = said(self.ray("job", "status", "agc-1")).lower()
             if "failed" in status or time.monotonic() > deadline:
                 pytest.fail(f"{what}: {status}\n{said(self.ray('job', 'logs', 'agc-1'))[-6000:]}")
-            time.sleep(1)
+            # A command of Ray takes seconds of a core that the study could have.
+            time.sleep(5)
 
 
 def said(result: subprocess.CompletedProcess[str]) -> str:
