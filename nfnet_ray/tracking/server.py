@@ -142,7 +142,8 @@ def _why_unreachable(uri: str, error: BaseException) -> str:
             f"and this machine do not agree on TLS ({_innermost(error)}); "
             "is MLFLOW_TRACKING_CLIENT_CERT_PATH needed?"
         )
-    if isinstance(error, exceptions.Timeout):
+    # While the answer is read a time-out arrives as another error, with the socket's inside.
+    if isinstance(error, exceptions.Timeout) or _innermost(error) == "timed out":
         return _silent(uri)
     return f"cannot be reached ({_innermost(error)}); is it running, and the address right?"
 
