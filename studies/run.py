@@ -108,6 +108,7 @@ class StudyRun:
                         self._say_result(console)  # before Ray is left, for nothing may come between
                         is_delivered = self._deliver(sink, console)
             except StopsStudyError:
+                sink.close(TRACKING_DEADLINE_SECONDS_IF_STOPPED)
                 raise
             except Exception as error:
                 lost = lost_place(error)
@@ -119,6 +120,7 @@ class StudyRun:
             except KeyboardInterrupt:
                 if self.progress.started is None:
                     raise
+                sink.close(0)
                 say(console, "Stopped at once. Resume with:")
                 say_whole(console, f"  {self.command}")
                 return EXIT_INTERRUPTED

@@ -80,6 +80,7 @@ class MLflowSink:
         self._wake = threading.Event()
         self._closing = threading.Event()
         self._abandoned = threading.Event()
+        self._opens_database = threading.Event()
         self._attachments: list[Path] = []
         self._not_stored: dict[Path, str] = {}
         self._writer: StudyWriter | None = None
@@ -115,16 +116,22 @@ class MLflowSink:
     def close(self, deadline_seconds: float, unanswered_seconds: float | None = None) -> int:
         """Deliver what can be delivered within the deadline; return how many events and files were not taken.
 
-        While MLflow does not answer it is asked for ``unanswered_seconds`` only, by default for as long.
+        While MLflow does not answer it is asked for ``unanswered_seconds`` only, by default for as long. A database
+        that is being made is waited for in any case: one that was left half made never opens again.
         """
         self._closing.set()
         self._wake.set()
         began = time.monotonic()
-        while self._thread.is_alive() and (waited := time.monotonic() - began) < deadline_seconds:
+        while self._thread.is_alive():
+            waited = time.monotonic() - began
+            if waited >= deadline_seconds:
+                break
             if self._trouble and unanswered_seconds is not None and waited > unanswered_seconds:
                 break
             self._thread.join(min(_LOOK_SECONDS, deadline_seconds - waited))
         self._abandoned.set()
+        while self._thread.is_alive() and self._opens_database.is_set():
+            self._thread.join(_LOOK_SECONDS)
         return self._spool.pending_count() + len(self._not_stored)
 
     @property
@@ -245,8 +252,14 @@ class MLflowSink:
         with _database_to_ourselves(self._tracking_uri) as database:
             if database:
                 artifacts_stay_beside(database)
-            client = MlflowClient(tracking_uri=client_uri(self._tracking_uri))
-            writer = StudyWriter(client, self._tracking_uri, self._experiment, self._spool.journal_path)
+                self._opens_database.set()
+            try:
+                if self._abandoned.is_set():  # whoever closes this looks at the two in the other order
+                    raise InterruptedError("closed before MLflow was opened")
+                client = MlflowClient(tracking_uri=client_uri(self._tracking_uri))
+                writer = StudyWriter(client, self._tracking_uri, self._experiment, self._spool.journal_path)
+            finally:
+                self._opens_database.clear()
         before, cursor, undelivered = (
             self._spool.tracked,
             self._spool.acknowledged_bytes,

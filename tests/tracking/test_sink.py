@@ -24,6 +24,7 @@ from nfnet_ray.tracking.sink import MLflowSink
 from nfnet_ray.tracking.spool import SPOOL_FILE, Spool
 from nfnet_ray.tracking.uri import check_tracking_uri, default_tracking_uri
 from nfnet_ray.tracking.view import TAG_PREFIX
+from tests.deadlines import wait_until
 from tests.tracking.example_study import CLIP_FACTOR, agc_sweep, study_started, trial_events, write_journal
 
 SECONDS = 60.0  # far more than any delivery here takes
@@ -177,6 +178,20 @@ def test_another_study_of_the_same_name_gets_runs_of_its_own(tmp_path: Path, tra
     assert a.experiment_id == b.experiment_id
     assert len({a.study_run_id, b.study_run_id, *a.trial_run_ids.values(), *b.trial_run_ids.values()}) == 4
     assert a.view_key != b.view_key
+
+
+def test_a_database_that_is_being_made_is_waited_for(tmp_path: Path) -> None:
+    """A process that ended in the middle left one that no MLflow opens again."""
+    write_journal(tmp_path, SMALL)
+    tracking_uri = f"sqlite:///{tmp_path}/new.db"
+    sink = MLflowSink(tracking_uri, spool_of(tmp_path))
+    sink.start()
+    wait_until((tmp_path / "new.db").exists, "the database")
+    sink.close(0)
+    with closing(sqlite3.connect(tmp_path / "new.db")) as database:
+        [(version,)] = database.execute("select version_num from alembic_version").fetchall()
+    assert version
+    assert deliver(tmp_path, tracking_uri) == "MLflow: up to date"
 
 
 def test_a_new_database_gets_the_whole_journal(tmp_path: Path, tracking_uri: str) -> None:
