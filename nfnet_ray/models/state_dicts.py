@@ -15,6 +15,7 @@ import argparse
 import os
 import pickle
 import warnings
+import zipfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -53,7 +54,21 @@ def load_without_running(path: str | os.PathLike[str], where: str) -> Any:
             "save model.state_dict() alone"
         ) from error
     except Exception as error:  # torch raises many kinds for a file that is cut short or changed
+        if _is_other_archive(path):
+            raise UserError(
+                f"model.weights: {where} is an archive that torch.save did not write (NumPy's, perhaps); it takes "
+                "published pickles, safetensors and what torch.save writes"
+            ) from error
         raise _damaged(where) from error
+
+
+def _is_other_archive(path: str | os.PathLike[str]) -> bool:
+    """Whether it is a whole zip archive that lacks what torch.save puts into each of its own."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return not any(name.endswith("/data.pkl") for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def find_state(content: Any, where: str, depth: int = 0) -> tuple[State, str]:

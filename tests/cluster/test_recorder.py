@@ -91,7 +91,7 @@ def test_a_trial_whose_driver_was_killed_before_it_could_say_stopped_is_stopped(
     worker = WorkerResources(1, 1, 0.0)
     run_trials(left, STUDY, "0123456789ab", recorder, tmp_path, 1, worker, threading.Event())
     ended = recorder.progress.trials[SECOND]
-    assert (ended.state, ended.reason) == ("stopped", "not among the best of its rung after epoch 4")
+    assert (ended.state, ended.reason) == ("stopped", "not in the best half after epoch 4")
 
 
 def test_the_time_of_drivers_that_were_killed_is_counted() -> None:

@@ -309,7 +309,7 @@ def test_weights_of_another_network_are_called_so() -> None:
     with pytest.raises(UserError) as error:
         load_deepmind_weights(f0, arrays)
     message = str(error.value)
-    assert "are those of nfnet_f1 with 1000 classes and do not fit this nfnet_f0 with 1000 classes" in message
+    assert "are those of nfnet_f1 with 1,000 classes and do not fit this nfnet_f0 with 1,000 classes" in message
     for words in (
         "NFNet/~/nf_block_12/skip_gain is not part of the model",
         "NFNet/~/nf_block_9/~/conv_shortcut/w is missing",
@@ -321,7 +321,7 @@ def test_weights_of_another_network_are_called_so() -> None:
     with pytest.raises(UserError) as error:
         load_deepmind_weights(f0_of_10, without_memory(official_shapes(VARIANTS["F0"])))
     message = str(error.value)
-    assert "are those of nfnet_f0 with 1000 classes and do not fit this nfnet_f0 with 10 classes" in message
+    assert "are those of nfnet_f0 with 1,000 classes and do not fit this nfnet_f0 with 10 classes" in message
     assert message.count("NFNet/~/") == 2
 
 
