@@ -44,7 +44,7 @@ help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 sources := requirements.txt requirements-dev.txt pyproject.toml deploy/install.sh deploy/uv.txt setup.py \
-	nfnet_ray/data/jpeg_box.c
+	nfnet_ray/data/decoding/jpeg_box.c
 
 $(installed): $(sources)
 	@deploy/install.sh

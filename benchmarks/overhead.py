@@ -33,8 +33,8 @@ import torch
 
 from benchmarks.record import Row, append_rows, circumstances
 from nfnet_ray.arguments import positive
-from nfnet_ray.data.dataset import open_dataset
-from nfnet_ray.data.loader import EvalLoader, TrainLoader
+from nfnet_ray.data.files.dataset import open_dataset
+from nfnet_ray.data.loading.loader import EvalLoader, TrainLoader
 from nfnet_ray.models import create_model
 from nfnet_ray.models.published import with_published_values
 from nfnet_ray.one_line_parser import OneLineParser

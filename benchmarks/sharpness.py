@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.record import Row, append_rows, circumstances, seconds
 from nfnet_ray.arguments import positive, whole_number
-from nfnet_ray.data.loader import TrainBatch
+from nfnet_ray.data.loading.loader import TrainBatch
 from nfnet_ray.models import create_model
 from nfnet_ray.models.published import published_recipe
 from nfnet_ray.one_line_parser import OneLineParser

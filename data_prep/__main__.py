@@ -20,7 +20,7 @@ from data_prep.encode import EncodeSettings
 from data_prep.lines import say
 from data_prep.sources import WriteMode
 from nfnet_ray.arguments import MOST_DIGITS, given_path, number_or_nan, positive, shortened, whole_number
-from nfnet_ray.data.dataset import DatasetSummary
+from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.errors import UserError
 from nfnet_ray.interruption import EXIT_INTERRUPTED, interruptible
 from nfnet_ray.one_line_parser import EXIT_USER_ERROR, OneLineParser
@@ -275,7 +275,7 @@ def _fetch(options: argparse.Namespace) -> None:
 
 def _info(options: argparse.Namespace) -> None:
     from data_prep.info import run_info
-    from nfnet_ray.data.dataset import open_dataset
+    from nfnet_ray.data.files.dataset import open_dataset
 
     run_info(open_dataset(options.path), options.sheet)
 
@@ -362,7 +362,7 @@ def _convert(options: argparse.Namespace) -> None:
 
 def _digits(options: argparse.Namespace) -> None:
     from data_prep.digits import write_digits
-    from nfnet_ray.data.dataset import check_dataset
+    from nfnet_ray.data.files.dataset import check_dataset
 
     _print_dataset(check_dataset(write_digits(options.out)))
 

@@ -19,9 +19,9 @@ from data_prep.sources import Source, SourceImage, UnreadableImageError
 from data_prep.splits import Selection, SplitPlan
 from data_prep.staging import OutTakenError as OutTakenError
 from data_prep.staging import Staging, check_out, leftover, publish, staging_folder
-from nfnet_ray.data.beton import JPEG, Beton, BetonWriter
-from nfnet_ray.data.dataset import DatasetSummary, check_dataset, split_paths
-from nfnet_ray.data.manifest import hash_stored, write_manifest
+from nfnet_ray.data.files.beton import JPEG, Beton, BetonWriter
+from nfnet_ray.data.files.dataset import DatasetSummary, check_dataset, split_paths
+from nfnet_ray.data.files.manifest import hash_stored, write_manifest
 from nfnet_ray.errors import UserError
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from data_prep.image_folder import SPLIT_OF, FolderSplit
 from data_prep.sources import Source
-from nfnet_ray.data.regular_file import what_it_is
+from nfnet_ray.data.files.regular_file import what_it_is
 from nfnet_ray.errors import UserError
 
 if TYPE_CHECKING:

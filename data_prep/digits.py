@@ -18,7 +18,7 @@ import numpy as np
 from data_prep.convert import ConvertSettings, OutTakenError, convert
 from data_prep.sources import Source, SourceImage
 from data_prep.splits import plan_splits
-from nfnet_ray.data.dataset import DatasetSummary, open_dataset
+from nfnet_ray.data.files.dataset import DatasetSummary, open_dataset
 from nfnet_ray.errors import UserError
 
 

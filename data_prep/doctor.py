@@ -1,8 +1,8 @@
 """``python -m data_prep doctor``: how fast this machine reads, decodes and loads a data set, and what limits it.
 
 Each part is measured by itself for about two seconds, on the training split: stored bytes from the disk and from the
-page cache, decoding on one core, and :class:`nfnet_ray.data.loader.TrainLoader` as training uses it, but for mixing and
-RandAugment, which run on the GPU where there is one.
+page cache, decoding on one core, and :class:`nfnet_ray.data.loading.loader.TrainLoader` as training uses it, without
+mixing and RandAugment, which run on the GPU where there is one.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.lines import say
-from nfnet_ray.data.beton import RAW, Beton
-from nfnet_ray.data.dataset import Dataset, Split, open_dataset
+from nfnet_ray.data.files.beton import RAW, Beton
+from nfnet_ray.data.files.dataset import Dataset, Split, open_dataset
 from nfnet_ray.errors import UserError
 from nfnet_ray.recipe import DataRecipe, MixingRecipe, RandAugmentRecipe, Recipe
 from nfnet_ray.wording import count
@@ -266,7 +266,7 @@ def _decode(beton: Beton, index: int) -> None:
 def _images_per_second_loaded(split: Split, image_size: int, threads: int, seconds: float) -> float:
     import torch
 
-    from nfnet_ray.data.loader import TrainLoader
+    from nfnet_ray.data.loading.loader import TrainLoader
 
     recipe = DataRecipe(
         image_size=image_size,

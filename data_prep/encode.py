@@ -10,9 +10,9 @@ import numpy as np
 
 from data_prep.pillow_image import open_image, orientation_of_jpeg, shrunk, turned_upright
 from data_prep.sources import UnreadableImageError, WriteMode
-from nfnet_ray.data.beton import JPEG, PAGE_BYTES, RAW
-from nfnet_ray.data.decode import DecodeError, decode_jpeg, jpeg_header
-from nfnet_ray.data.manifest import hash_stored
+from nfnet_ray.data.decoding.decode import DecodeError, decode_jpeg, jpeg_header
+from nfnet_ray.data.files.beton import JPEG, PAGE_BYTES, RAW
+from nfnet_ray.data.files.manifest import hash_stored
 
 if TYPE_CHECKING:  # the command line's --help need not wait for Pillow
     from PIL import Image
@@ -55,7 +55,7 @@ class StoredImage:
     data: bytes
     """A JPEG, or height x width x 3 pixels: as ``mode`` says."""
     mode: int
-    """:data:`nfnet_ray.data.beton.JPEG` or ``RAW``."""
+    """:data:`nfnet_ray.data.files.beton.JPEG` or ``RAW``."""
     hash: str
     height: int
     width: int

@@ -28,7 +28,7 @@ from typing import BinaryIO
 
 from data_prep.byte_progress import bytes_on_stderr
 from data_prep.lines import say
-from nfnet_ray.data.verification import ByteProgress
+from nfnet_ray.data.files.verification import ByteProgress
 from nfnet_ray.errors import UserError
 from nfnet_ray.printable import interpreter, shell_command
 

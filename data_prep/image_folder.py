@@ -12,7 +12,7 @@ import numpy as np
 
 from data_prep.folder_walk import FolderWalk
 from data_prep.sources import Source, SourceImage
-from nfnet_ray.data.regular_file import read_regular_file
+from nfnet_ray.data.files.regular_file import read_regular_file
 from nfnet_ray.errors import UserError
 from nfnet_ray.wording import count
 

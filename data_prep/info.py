@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from data_prep.lines import say
-from nfnet_ray.data.beton import JPEG, Beton
-from nfnet_ray.data.dataset import Dataset, Split
-from nfnet_ray.data.manifest import Manifest
+from nfnet_ray.data.files.beton import JPEG, Beton
+from nfnet_ray.data.files.dataset import Dataset, Split
+from nfnet_ray.data.files.manifest import Manifest
 from nfnet_ray.errors import UserError
 from nfnet_ray.printable import printable
 from nfnet_ray.wording import agree, count

@@ -19,7 +19,7 @@ from typing import Generic, TypeVar
 
 from data_prep.encode import EncodeSettings, StoredImage, prepare_image
 from data_prep.sources import SourceImage, UnreadableImageError
-from nfnet_ray.data.pool import LOOK_SECONDS, Job, Pool
+from nfnet_ray.data.loading.pool import LOOK_SECONDS, Job, Pool
 from nfnet_ray.errors import UserError
 
 READ_SECONDS = 120.0

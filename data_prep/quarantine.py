@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nfnet_ray.data.regular_file import read_regular_file
+from nfnet_ray.data.files.regular_file import read_regular_file
 from nfnet_ray.errors import UserError
 from nfnet_ray.wording import count
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from data_prep.folder_walk import is_image_name, visible_files
 from data_prep.progress import Progress, silent
-from nfnet_ray.data.regular_file import what_it_is
+from nfnet_ray.data.files.regular_file import what_it_is
 from nfnet_ray.errors import UserError
 
 WriteMode = Literal["auto", "jpg", "raw", "smart"]

@@ -123,7 +123,7 @@ install_venv() {  # with the tools of development, if $1 is dev
 
 build_jpeg_decoder() {  # setup.py: faster, with the same pixels; all works without it
     # The container image builds it later, in a step of its own.
-    [ -e nfnet_ray/data/jpeg_box.c ] || return 0
+    [ -e nfnet_ray/data/decoding/jpeg_box.c ] || return 0
     local temporary
     temporary=$(mktemp -d)
     rm -f "$1"/_nfnet_ray_jpeg*.so
@@ -131,7 +131,7 @@ build_jpeg_decoder() {  # setup.py: faster, with the same pixels; all works with
         true
     rm -rf "$temporary"
     compgen -G "$1/_nfnet_ray_jpeg*.so" >/dev/null ||
-        say "nfnet_ray/data/jpeg_box.c could not be built (is libjpeg-dev there?): JPEGs are decoded more slowly"
+        say "nfnet_ray/data/decoding/jpeg_box.c could not be built (is libjpeg-dev there?): JPEGs are decoded more slowly"
 }
 
 what=${1:-}

@@ -23,7 +23,7 @@ import sys
 from pathlib import Path
 
 from nfnet_ray.cluster.study import Halving, Study
-from nfnet_ray.data.dataset import DatasetSummary
+from nfnet_ray.data.files.dataset import DatasetSummary
 from studies.base_recipe import recipe_for
 from studies.command_line import main
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nfnet_ray.data.dataset import DatasetSummary
+from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.recipe import (
     DataRecipe,
     EMARecipe,

@@ -24,7 +24,7 @@ from nfnet_ray.cluster.plan import check_trials, estimate_cost, training_multipl
 from nfnet_ray.cluster.progress import plan_table
 from nfnet_ray.cluster.session import available_cpus
 from nfnet_ray.cluster.study import TRIALS_FOLDER, Study, Trial
-from nfnet_ray.data.dataset import DatasetSummary, check_dataset
+from nfnet_ray.data.files.dataset import DatasetSummary, check_dataset
 from nfnet_ray.errors import UserError
 from nfnet_ray.interruption import EXIT_INTERRUPTED, interruptible
 from nfnet_ray.models.weights_file import pinned
@@ -191,9 +191,7 @@ def add_places(parser: argparse.ArgumentParser, what: str) -> argparse._Argument
         action="store_true",
         help=f"start the {what}, or resume it if this --name exists with the same settings; safe to run again",
     )
-    where.add_argument(
-        "--resume", type=study_name, metavar="NAME", help=f"resume a {what} that was stopped"
-    )
+    where.add_argument("--resume", type=study_name, metavar="NAME", help=f"resume a {what} that was stopped")
     return where
 
 
@@ -503,7 +501,7 @@ def check_weights(trials: list[Trial], classes: int, console: Console) -> None:
 def verify(path: Path) -> None:
     """Every byte of the data. Raises UserError if one is not as it was written."""
     from data_prep.byte_progress import bytes_on_stderr
-    from nfnet_ray.data.verification import check_all
+    from nfnet_ray.data.files.verification import check_all
 
     check_all(path, os.cpu_count() or 1, bytes_on_stderr)
 

@@ -26,7 +26,7 @@ import sys
 from pathlib import Path
 
 from nfnet_ray.cluster.study import Study
-from nfnet_ray.data.dataset import DatasetSummary
+from nfnet_ray.data.files.dataset import DatasetSummary
 from studies.base_recipe import batch_size_for, recipe_for
 from studies.command_line import main
 

@@ -33,7 +33,7 @@ from nfnet_ray.cluster.plan import check_trials, estimate_cost
 from nfnet_ray.cluster.progress import StudyDisplay
 from nfnet_ray.cluster.session import Resources, ray_session
 from nfnet_ray.cluster.study import TRIALS_FOLDER, Study, Trial
-from nfnet_ray.data.dataset import DatasetSummary
+from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.errors import UserError
 from nfnet_ray.interruption import EXIT_INTERRUPTED
 from nfnet_ray.models.published import published_recipe

@@ -52,7 +52,7 @@ from rich.console import Console
 from data_prep.digits import FIRST_HALF, SECOND_HALF_FEW, describe_digits, write_digits
 from nfnet_ray.cluster.job import home_folder
 from nfnet_ray.cluster.study import Study
-from nfnet_ray.data.dataset import DatasetSummary, check_dataset
+from nfnet_ray.data.files.dataset import DatasetSummary, check_dataset
 from nfnet_ray.errors import UserError
 from nfnet_ray.models.baselines import BASELINES
 from nfnet_ray.models.published import FINETUNING_EPOCHS, finetuning_values
@@ -130,7 +130,9 @@ def pretrain(path: Path, console: Console, epochs: int = PRETRAINING_EPOCHS) -> 
 
     def report(metrics: Any) -> None:
         if metrics["epoch"] % PRETRAINING_EPOCHS_A_LINE == 0:
-            say(console, f"  epoch {metrics['epoch']:.0f} of {epochs}: top-1 {metrics['validation_top1']:.1%}")
+            say(
+                console, f"  epoch {metrics['epoch']:.0f} of {epochs}: top-1 {metrics['validation_top1']:.1%}"
+            )
 
     checkpoints = path.with_suffix(".checkpoints")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nfnet_ray.data.dataset import DatasetSummary, open_dataset, split_paths
-from nfnet_ray.data.storage import FileIdentity, file_identity
-from nfnet_ray.data.verification import ByteProgress, check_all
+from nfnet_ray.data.files.dataset import DatasetSummary, open_dataset, split_paths
+from nfnet_ray.data.files.file_identity import FileIdentity, file_identity
+from nfnet_ray.data.files.verification import ByteProgress, check_all
 from nfnet_ray.errors import UserError
 
 if TYPE_CHECKING:

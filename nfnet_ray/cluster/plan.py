@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from nfnet_ray.cluster.study import Halving, Study, Trial
+from nfnet_ray.data.augmentation.progressive import data_at_epoch
 from nfnet_ray.data.batching import batches_per_epoch, check_batch_size
-from nfnet_ray.data.dataset import DatasetSummary
-from nfnet_ray.data.progressive import data_at_epoch
+from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.errors import UserError
 from nfnet_ray.models.baselines import BASELINES
 from nfnet_ray.models.catalogue import count_multiply_adds, count_parameters

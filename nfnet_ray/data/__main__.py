@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     try:
-        from nfnet_ray.data.sheet import write_sheet  # here, so that --help is quick
+        from nfnet_ray.data.augmentation.sheet import write_sheet  # here, so that --help is quick
 
         write_sheet(options.out, options.image)
     except (UserError, OSError) as error:

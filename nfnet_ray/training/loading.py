@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import torch.distributed as dist
 
-from nfnet_ray.data.loader import EvalLoader, TrainLoader
+from nfnet_ray.data.loading.loader import EvalLoader, TrainLoader
 from nfnet_ray.recipe import DataRecipe
 from nfnet_ray.training.context import Context
 

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from nfnet_ray.data.batching import check_batch_size
-from nfnet_ray.data.dataset import open_dataset
 from nfnet_ray.data.draws import network_seed
-from nfnet_ray.data.loader import EvalLoader, TrainLoader
+from nfnet_ray.data.files.dataset import open_dataset
+from nfnet_ray.data.loading.loader import EvalLoader, TrainLoader
 from nfnet_ray.models import create_model
 from nfnet_ray.models.pretrained import set_training_mode, start_from
 from nfnet_ray.models.published import with_published_values

@@ -8,7 +8,7 @@ import pytest
 
 from nfnet_ray.cluster.journal import StudyProgress
 from nfnet_ray.cluster.study import Study
-from nfnet_ray.data.dataset import DatasetSummary
+from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.errors import UserError
 from nfnet_ray.recipe import Recipe
 from studies.run import StudyRun

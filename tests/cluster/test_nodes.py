@@ -22,8 +22,8 @@ from nfnet_ray.cluster import placement
 from nfnet_ray.cluster.nodes import check_nodes
 from nfnet_ray.cluster.session import ray_session
 from nfnet_ray.cluster.worker import WorkerResources
-from nfnet_ray.data.dataset import check_dataset, open_dataset
-from nfnet_ray.data.storage import file_identity
+from nfnet_ray.data.files.dataset import check_dataset, open_dataset
+from nfnet_ray.data.files.file_identity import file_identity
 from nfnet_ray.errors import UserError
 from tests.deadlines import HANG_SECONDS
 from tests.e2e.workplace import Workplace

@@ -16,7 +16,7 @@ from nfnet_ray.cluster.progress import StudyDisplay, reported_epochs, trial_tabl
 from nfnet_ray.cluster.progress_file import note_progress
 from nfnet_ray.cluster.scheduler import StratifiedHalving
 from nfnet_ray.cluster.study import METRIC, Halving, Study
-from nfnet_ray.data.dataset import DatasetSummary
+from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.errors import UserError
 from nfnet_ray.recipe import Recipe, RecipeError
 from nfnet_ray.tracking.events import Journal

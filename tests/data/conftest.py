@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nfnet_ray.data.beton import Beton
+from nfnet_ray.data.files.beton import Beton
 
 Encode = Callable[..., bytes]
 

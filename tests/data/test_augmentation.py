@@ -13,17 +13,11 @@ from PIL import Image
 from scipy import stats
 
 from data_prep.__main__ import main as data_prep
-from nfnet_ray.data import loader
 from nfnet_ray.data.__main__ import main as data
-from nfnet_ray.data.augment import CHANNEL_MEAN, CHANNEL_STD, augment, normalise
-from nfnet_ray.data.batch import Batch, TrainBatch
-from nfnet_ray.data.batching import check_partners
-from nfnet_ray.data.dataset import Dataset, open_dataset
-from nfnet_ray.data.draws import Purpose, epoch_order, uniforms
-from nfnet_ray.data.image_operations import OPERATIONS
-from nfnet_ray.data.loader import EvalLoader, TrainLoader
-from nfnet_ray.data.mixing import cutmix_boxes, mix, mixup_ratios, mixup_rows, symmetric_beta
-from nfnet_ray.data.randaugment import (
+from nfnet_ray.data.augmentation.augment import CHANNEL_MEAN, CHANNEL_STD, augment, normalise
+from nfnet_ray.data.augmentation.image_operations import OPERATIONS
+from nfnet_ray.data.augmentation.mixing import cutmix_boxes, mix, mixup_ratios, mixup_rows, symmetric_beta
+from nfnet_ray.data.augmentation.randaugment import (
     IMAGENET_POLICY,
     NOTHING,
     autoaugment_choices,
@@ -31,6 +25,12 @@ from nfnet_ray.data.randaugment import (
     randaugment,
     randaugment_choices,
 )
+from nfnet_ray.data.batch import Batch, TrainBatch
+from nfnet_ray.data.batching import check_partners
+from nfnet_ray.data.draws import Purpose, epoch_order, uniforms
+from nfnet_ray.data.files.dataset import Dataset, open_dataset
+from nfnet_ray.data.loading import loader
+from nfnet_ray.data.loading.loader import EvalLoader, TrainLoader
 from nfnet_ray.errors import UserError
 from nfnet_ray.recipe import DataRecipe, MixingRecipe, RandAugmentRecipe
 

@@ -27,8 +27,8 @@ from data_prep.image_folder import FolderSplit
 from data_prep.sources import SourceImage
 from data_prep.splits import held_out
 from nfnet_ray.data.__main__ import main as data_main
-from nfnet_ray.data.beton import Beton
-from nfnet_ray.data.dataset import Dataset, open_dataset
+from nfnet_ray.data.files.beton import Beton
+from nfnet_ray.data.files.dataset import Dataset, open_dataset
 
 from .conftest import HELD, Encode
 

@@ -34,8 +34,8 @@ from data_prep.progress import on_stderr
 from data_prep.sources import Source, SourceImage, open_source
 from data_prep.splits import plan_splits
 from data_prep.staging import unfinished
-from nfnet_ray.data.beton import BetonWriter
-from nfnet_ray.data.dataset import open_dataset
+from nfnet_ray.data.files.beton import BetonWriter
+from nfnet_ray.data.files.dataset import open_dataset
 from tests.deadlines import HANG_SECONDS
 
 from .conftest import HELD, Encode

@@ -13,7 +13,7 @@ import pytest
 
 from data_prep.__main__ import main
 from data_prep.digits import write_digits
-from nfnet_ray.data.beton import (
+from nfnet_ray.data.files.beton import (
     ALLOCATION,
     FIELD_DESCRIPTOR,
     HEADER,
@@ -22,7 +22,7 @@ from nfnet_ray.data.beton import (
     Beton,
     BetonWriter,
 )
-from nfnet_ray.data.dataset import check_dataset, open_dataset
+from nfnet_ray.data.files.dataset import check_dataset, open_dataset
 from nfnet_ray.errors import UserError
 
 Decoded = Callable[[Beton, int], np.ndarray]

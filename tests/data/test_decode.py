@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nfnet_ray.data import decode as decode_module
-from nfnet_ray.data.decode import (
+from nfnet_ray.data.decoding import decode as decode_module
+from nfnet_ray.data.decoding.decode import (
     DecodeError,
     decode_jpeg,
     decode_jpeg_box,

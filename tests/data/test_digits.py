@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from data_prep.digits import write_digits
-from nfnet_ray.data.beton import Beton
-from nfnet_ray.data.dataset import open_dataset
+from nfnet_ray.data.files.beton import Beton
+from nfnet_ray.data.files.dataset import open_dataset
 from nfnet_ray.errors import UserError
 
 REPOSITORY = Path(__file__).parents[2]

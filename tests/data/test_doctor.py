@@ -11,7 +11,7 @@ import torch
 from data_prep import doctor
 from data_prep.__main__ import main
 from data_prep.doctor import Need, Speeds, diagnose, measure, needed
-from nfnet_ray.data.dataset import Dataset, open_dataset
+from nfnet_ray.data.files.dataset import Dataset, open_dataset
 from nfnet_ray.errors import UserError
 from nfnet_ray.recipe import Recipe
 

@@ -21,7 +21,7 @@ import pytest
 from data_prep import fetch as fetch_module
 from data_prep.__main__ import main
 from data_prep.fetch import ARCHIVES, FRUITLESS_ATTEMPTS, Archive, fetch, next_command
-from nfnet_ray.data.verification import silent
+from nfnet_ray.data.files.verification import silent
 from nfnet_ray.errors import UserError
 from nfnet_ray.printable import interpreter
 

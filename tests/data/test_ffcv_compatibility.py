@@ -14,10 +14,10 @@ from PIL import Image
 
 from data_prep.__main__ import main
 from data_prep.digits import write_digits
-from nfnet_ray.data.beton import JPEG, RAW, Beton, BetonWriter
-from nfnet_ray.data.dataset import open_dataset
-from nfnet_ray.data.decode import resize_crop
-from nfnet_ray.data.manifest import hash_stored, write_manifest
+from nfnet_ray.data.decoding.decode import resize_crop
+from nfnet_ray.data.files.beton import JPEG, RAW, Beton, BetonWriter
+from nfnet_ray.data.files.dataset import open_dataset
+from nfnet_ray.data.files.manifest import hash_stored, write_manifest
 
 Decoded = Callable[[Beton, int], np.ndarray]
 

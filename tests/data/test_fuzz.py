@@ -21,11 +21,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nfnet_ray.data.beton import ALLOCATION, FIELD_DESCRIPTOR, HEADER, JPEG, METADATA, RAW, VERSION, Beton
-from nfnet_ray.data.dataset import open_dataset
-from nfnet_ray.data.decode import DecodeError, decode_jpeg_box, decode_jpeg_top
-from nfnet_ray.data.manifest import hash_stored, write_manifest
-from nfnet_ray.data.verification import verify
+from nfnet_ray.data.decoding.decode import DecodeError, decode_jpeg_box, decode_jpeg_top
+from nfnet_ray.data.files.beton import (
+    ALLOCATION,
+    FIELD_DESCRIPTOR,
+    HEADER,
+    JPEG,
+    METADATA,
+    RAW,
+    VERSION,
+    Beton,
+)
+from nfnet_ray.data.files.dataset import open_dataset
+from nfnet_ray.data.files.manifest import hash_stored, write_manifest
+from nfnet_ray.data.files.verification import verify
 from nfnet_ray.errors import UserError
 from tests.deadlines import HANG_SECONDS
 

@@ -11,9 +11,9 @@ from PIL import Image
 
 from data_prep.__main__ import main
 from data_prep.info import SHEET_CLASSES, describe, find_duplicates, write_class_sheet
-from nfnet_ray.data.beton import JPEG, RAW, Beton, BetonWriter
-from nfnet_ray.data.dataset import Dataset, open_dataset
-from nfnet_ray.data.manifest import hash_stored, write_manifest
+from nfnet_ray.data.files.beton import JPEG, RAW, Beton, BetonWriter
+from nfnet_ray.data.files.dataset import Dataset, open_dataset
+from nfnet_ray.data.files.manifest import hash_stored, write_manifest
 from nfnet_ray.errors import UserError
 
 Sample = tuple[bytes, int, int, int]  # stored bytes, label, height, width

@@ -22,15 +22,16 @@ import pytest
 import torch
 from PIL import Image
 
-from nfnet_ray.data import decode, loader, pool, resident
-from nfnet_ray.data.beton import RAW, Beton, BetonWriter
-from nfnet_ray.data.crop import random_resized_boxes
-from nfnet_ray.data.dataset import Dataset, open_dataset
-from nfnet_ray.data.loader import EvalLoader, TrainLoader
-from nfnet_ray.data.manifest import hash_stored, write_manifest
-from nfnet_ray.data.pool import Pool
-from nfnet_ray.data.resident import Images, Samples, shared_images
-from nfnet_ray.data.resize import resize_antialiased
+from nfnet_ray.data.augmentation.crop import random_resized_boxes
+from nfnet_ray.data.decoding import decode
+from nfnet_ray.data.decoding.resize import resize_antialiased
+from nfnet_ray.data.files.beton import RAW, Beton, BetonWriter
+from nfnet_ray.data.files.dataset import Dataset, open_dataset
+from nfnet_ray.data.files.manifest import hash_stored, write_manifest
+from nfnet_ray.data.loading import loader, pool, resident
+from nfnet_ray.data.loading.loader import EvalLoader, TrainLoader
+from nfnet_ray.data.loading.pool import Pool
+from nfnet_ray.data.loading.resident import Images, Samples, shared_images
 from nfnet_ray.errors import UserError
 from nfnet_ray.recipe import DataRecipe, MixingRecipe, RandAugmentRecipe
 from tests.deadlines import HANG_SECONDS
@@ -328,7 +329,7 @@ def hang_here(row: int) -> None:
 def test_a_program_ends_although_a_thread_hangs() -> None:
     code = """
 import time
-from nfnet_ray.data.pool import Pool
+from nfnet_ray.data.loading.pool import Pool
 pool = Pool(1, deadline_seconds=0.3)
 try:
     pool.wait(pool.submit(1, lambda row: time.sleep(9000), str))
@@ -346,8 +347,8 @@ def test_a_program_may_end_in_the_middle_of_an_epoch(write: Callable[..., Datase
     code = """
 import sys
 import torch
-from nfnet_ray.data.dataset import open_dataset
-from nfnet_ray.data.loader import TrainLoader
+from nfnet_ray.data.files.dataset import open_dataset
+from nfnet_ray.data.loading.loader import TrainLoader
 from nfnet_ray.recipe import DataRecipe, MixingRecipe, RandAugmentRecipe
 recipe = DataRecipe(
     image_size=192, eval_size=192, mixing=MixingRecipe(None, None), randaugment=RandAugmentRecipe(layers=0)

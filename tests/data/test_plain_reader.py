@@ -13,12 +13,18 @@ import pytest
 import torch
 from PIL import Image
 
-from nfnet_ray.data import decode
-from nfnet_ray.data.beton import RAW, Beton, BetonWriter
-from nfnet_ray.data.dataset import Dataset, open_dataset
-from nfnet_ray.data.decode import DecodeError, decode_jpeg, decode_jpeg_box, decode_jpeg_top, resize_crop
-from nfnet_ray.data.loader import EvalLoader, TrainLoader
-from nfnet_ray.data.manifest import hash_stored, write_manifest
+from nfnet_ray.data.decoding import decode
+from nfnet_ray.data.decoding.decode import (
+    DecodeError,
+    decode_jpeg,
+    decode_jpeg_box,
+    decode_jpeg_top,
+    resize_crop,
+)
+from nfnet_ray.data.files.beton import RAW, Beton, BetonWriter
+from nfnet_ray.data.files.dataset import Dataset, open_dataset
+from nfnet_ray.data.files.manifest import hash_stored, write_manifest
+from nfnet_ray.data.loading.loader import EvalLoader, TrainLoader
 from nfnet_ray.errors import UserError
 from nfnet_ray.recipe import DataRecipe, MixingRecipe, RandAugmentRecipe
 

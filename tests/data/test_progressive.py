@@ -10,13 +10,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nfnet_ray.data import loader as loader_module
+from nfnet_ray.data.augmentation.crop import random_resized_boxes
+from nfnet_ray.data.augmentation.progressive import data_at_epoch
 from nfnet_ray.data.batch import TrainBatch
-from nfnet_ray.data.crop import random_resized_boxes
-from nfnet_ray.data.dataset import open_dataset
-from nfnet_ray.data.loader import TrainLoader
-from nfnet_ray.data.progressive import data_at_epoch
-from nfnet_ray.data.resize import resize_antialiased
+from nfnet_ray.data.decoding.resize import resize_antialiased
+from nfnet_ray.data.files.dataset import open_dataset
+from nfnet_ray.data.loading import loader as loader_module
+from nfnet_ray.data.loading.loader import TrainLoader
 from nfnet_ray.recipe import DataRecipe, MixingRecipe, ProgressiveRecipe, RandAugmentRecipe
 
 CPU = torch.device("cpu")

@@ -25,9 +25,9 @@ from data_prep.__main__ import main
 from data_prep.encode import SMALL_RAW_BYTES, EncodeSettings, StoredImage, prepare_image
 from data_prep.sources import UnreadableImageError, WriteMode, open_source
 from data_prep.tar_index import tar_members
-from nfnet_ray.data.beton import JPEG, PAGE_BYTES, RAW, Beton
-from nfnet_ray.data.dataset import open_dataset
-from nfnet_ray.data.decode import decode_jpeg
+from nfnet_ray.data.decoding.decode import decode_jpeg
+from nfnet_ray.data.files.beton import JPEG, PAGE_BYTES, RAW, Beton
+from nfnet_ray.data.files.dataset import open_dataset
 from nfnet_ray.errors import UserError
 
 from .conftest import Encode

@@ -10,10 +10,19 @@ import numpy as np
 import pytest
 
 from data_prep.__main__ import main
-from nfnet_ray.data.beton import ALLOCATION, FIELD_DESCRIPTOR, HEADER, JPEG, METADATA, RAW, Beton, BetonWriter
-from nfnet_ray.data.dataset import open_dataset
-from nfnet_ray.data.manifest import hash_stored, read_manifest, write_manifest
-from nfnet_ray.data.verification import Damage, check_all, verify, verify_all
+from nfnet_ray.data.files.beton import (
+    ALLOCATION,
+    FIELD_DESCRIPTOR,
+    HEADER,
+    JPEG,
+    METADATA,
+    RAW,
+    Beton,
+    BetonWriter,
+)
+from nfnet_ray.data.files.dataset import open_dataset
+from nfnet_ray.data.files.manifest import hash_stored, read_manifest, write_manifest
+from nfnet_ray.data.files.verification import Damage, check_all, verify, verify_all
 from nfnet_ray.errors import UserError
 
 CLASS_NAMES = ("aster", "daisy", "rose")

@@ -314,7 +314,7 @@ def test_idle_workers_of_ray_do_not_hold_a_node() -> None:
 def test_a_data_set_is_fetched_and_a_second_attempt_copies_what_is_missing(
     few_digits: Path, tmp_path: Path
 ) -> None:
-    from nfnet_ray.data.verification import check_all
+    from nfnet_ray.data.files.verification import check_all
 
     fetched = fetch(few_digits.as_uri(), tmp_path)
     assert fetched == tmp_path / few_digits.name

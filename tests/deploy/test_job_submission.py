@@ -132,7 +132,7 @@ def test_the_upload_is_the_sources_alone(head: Head, checkout: Path) -> None:
     files = {Path(name): int(size) for _, size, name in lines}
     assert {
         Path("studies/agc_sweep.py"),
-        Path("nfnet_ray/data/loader.py"),
+        Path("nfnet_ray/data/loading/loader.py"),
         Path("data_prep/convert.py"),
     } <= set(files)
     assert {file.parts[0] for file in files if len(file.parts) > 1} == {

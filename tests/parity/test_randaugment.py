@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from nfnet_ray.data import randaugment
-from nfnet_ray.data.image_operations import OPERATIONS
+from nfnet_ray.data.augmentation import randaugment
+from nfnet_ray.data.augmentation.image_operations import OPERATIONS
 
 NUMBERS = np.load(Path(__file__).parents[1] / "fixtures" / "randaugment.npz")
 META = json.loads(str(NUMBERS["meta"]))

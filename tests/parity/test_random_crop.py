@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nfnet_ray.data.crop import central_square_boxes, random_resized_boxes
+from nfnet_ray.data.augmentation.crop import central_square_boxes, random_resized_boxes
 
 OFFICIAL = json.loads((Path(__file__).parents[1] / "fixtures" / "random_resized_crop.json").read_text())
 COUNT = OFFICIAL["draws"]

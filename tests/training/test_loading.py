@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from nfnet_ray.data import loader as loader_module
-from nfnet_ray.data.dataset import open_dataset
+from nfnet_ray.data.files.dataset import open_dataset
+from nfnet_ray.data.loading import loader as loader_module
 from nfnet_ray.errors import UserError
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.training import Outcome, PlainContext, train

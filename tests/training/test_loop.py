@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from nfnet_ray.data.dataset import open_dataset
+from nfnet_ray.data.files.dataset import open_dataset
 from nfnet_ray.errors import DataChangedError, UserError
 from nfnet_ray.recipe import LARGEST_WHOLE_NUMBER, Recipe
 from nfnet_ray.training import Outcome, PlainContext, train

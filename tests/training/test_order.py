@@ -12,11 +12,11 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from data_prep.__main__ import main as data_prep
+from nfnet_ray.data.augmentation.crop import central_square_boxes, random_resized_boxes
 from nfnet_ray.data.batching import positions_of_rank
-from nfnet_ray.data.crop import central_square_boxes, random_resized_boxes
-from nfnet_ray.data.dataset import Dataset, open_dataset
 from nfnet_ray.data.draws import Purpose, epoch_order, sample_keys, uniforms
-from nfnet_ray.data.loader import EvalLoader, TrainBatch, TrainLoader
+from nfnet_ray.data.files.dataset import Dataset, open_dataset
+from nfnet_ray.data.loading.loader import EvalLoader, TrainBatch, TrainLoader
 from nfnet_ray.recipe import DataRecipe, MixingRecipe, ProgressiveRecipe, RandAugmentRecipe
 
 CPU = torch.device("cpu")

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy, one_hot
 
-from nfnet_ray.data.augment import normalise
+from nfnet_ray.data.augmentation.augment import normalise
 from nfnet_ray.data.batch import TrainBatch
 from nfnet_ray.models.nfnet import NFNet
 from nfnet_ray.optim import unitwise_norm

@@ -9,7 +9,7 @@ import pytest
 
 from nfnet_ray.cluster.plan import StudyCost, check_trials, estimate_cost
 from nfnet_ray.cluster.study import Halving, Study
-from nfnet_ray.data.dataset import DatasetSummary
+from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.errors import UserError
 from nfnet_ray.models.catalogue import count_multiply_adds
 from nfnet_ray.models.published import published_recipe

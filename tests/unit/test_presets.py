@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from nfnet_ray.data.progressive import data_at_epoch
+from nfnet_ray.data.augmentation.progressive import data_at_epoch
 from nfnet_ray.errors import UserError
 from nfnet_ray.models import list_models
 from nfnet_ray.models.published import published_recipe, with_published_values

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from nfnet_ray.cluster.plan import check_trials, estimate_cost
 from nfnet_ray.cluster.study import Halving, Study
-from nfnet_ray.data.dataset import DatasetSummary
+from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.errors import UserError
 from nfnet_ray.models.published import with_published_values
 from nfnet_ray.printable import printable

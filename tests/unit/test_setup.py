@@ -27,7 +27,7 @@ PINNED_UV = re.search(r"^uv==(\S+)", (REPOSITORY / "deploy/uv.txt").read_text(),
 
 # What the scripts under test may take for granted on a fresh machine.
 PLAIN_TOOLS = ["bash", "dirname", "env", "id", "ln", "make", "mkdir", "mktemp", "rm", "sed", "touch", "true"]
-DECODER = "nfnet_ray/data/jpeg_box.c"
+DECODER = "nfnet_ray/data/decoding/jpeg_box.c"
 # An interpreter: says yes to what it is asked, tells its own path, and as .venv's where packages go. Where there is
 # no_compiler it builds nothing, and as setuptools with an optional extension it says so and ends well.
 A_PYTHON = """
@@ -133,7 +133,7 @@ def test_what_runs_is_a_part_of_what_is_tested_with() -> None:
 @each_lock
 @pytest.mark.parametrize("name", ["ffcv", "opencv-python", "numba"])
 def test_ffcv_and_what_it_alone_asks_for_are_for_linux_alone(name: str, lock: str) -> None:
-    """Elsewhere it need not be built: nfnet_ray/data/plain.py reads its files."""
+    """Elsewhere it need not be built: nfnet_ray/data/decoding/plain.py reads its files."""
     (pin,) = re.findall(rf"^{name}==.*?(?: \\)?$", lock, re.MULTILINE)
     marker = Requirement(pin.removesuffix(" \\")).marker
     assert marker is not None
@@ -362,7 +362,7 @@ def test_ci_ends_with_the_tests_closing_line(machine: Machine, status: int, clos
 @pytest.mark.parametrize(
     ("path", "ignored"),
     [
-        ("nfnet_ray/data/loader.py", False),
+        ("nfnet_ray/data/loading/loader.py", False),
         ("studies/results/agc_sweep.csv", False),
         ("tests/fixtures/agc.npz", False),
         ("data/cifar10/train.bin", True),

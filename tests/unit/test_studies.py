@@ -19,7 +19,7 @@ import pytest
 from data_prep.digits import describe_digits
 from nfnet_ray.cluster.plan import check_trials
 from nfnet_ray.cluster.study import Study
-from nfnet_ray.data.dataset import DatasetSummary, check_dataset
+from nfnet_ray.data.files.dataset import DatasetSummary, check_dataset
 from nfnet_ray.recipe import Recipe, field_meanings
 from studies.base_recipe import batch_size_for, recipe_for
 from studies.command_line import StudyFactory, main, with_data_here

@@ -18,11 +18,20 @@ from pathlib import Path
 
 import numpy as np
 
-from nfnet_ray.data.beton import ALLOCATION, FIELD_DESCRIPTOR, HEADER, JPEG, METADATA, RAW, VERSION, Beton
-from nfnet_ray.data.dataset import Dataset, open_dataset, split_paths
-from nfnet_ray.data.decode import DecodeError, jpeg_header
-from nfnet_ray.data.manifest import Manifest, hash_stored, read_manifest
-from nfnet_ray.data.regular_file import what_it_is
+from nfnet_ray.data.decoding.decode import DecodeError, jpeg_header
+from nfnet_ray.data.files.beton import (
+    ALLOCATION,
+    FIELD_DESCRIPTOR,
+    HEADER,
+    JPEG,
+    METADATA,
+    RAW,
+    VERSION,
+    Beton,
+)
+from nfnet_ray.data.files.dataset import Dataset, open_dataset, split_paths
+from nfnet_ray.data.files.manifest import Manifest, hash_stored, read_manifest
+from nfnet_ray.data.files.regular_file import what_it_is
 from nfnet_ray.errors import UserError
 from nfnet_ray.wording import count
 
@@ -82,7 +91,7 @@ def verify(
     """Check a data set, open or not: whatever can still be read is checked.
 
     Args:
-        path: a folder or a ``.beton``, as :func:`nfnet_ray.data.dataset.open_dataset` takes it.
+        path: a folder or a ``.beton``, as :func:`nfnet_ray.data.files.dataset.open_dataset` takes it.
         workers: threads that read and hash.
         decode: decode every image too. A hash says that the bytes are those that were written; this says that
             they make a picture.

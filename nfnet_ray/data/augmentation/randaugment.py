@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nfnet_ray.data.augmentation.image_operations import OPERATIONS, cutout
 from nfnet_ray.data.batch import on_device
 from nfnet_ray.data.draws import Purpose, uniforms
-from nfnet_ray.data.image_operations import OPERATIONS, cutout
 
 Indices = NDArray[np.int64]
 

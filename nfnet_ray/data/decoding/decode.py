@@ -245,7 +245,7 @@ def resize_crop(
     bottom, right = top + height, left + width
     _check_box(top, left, height, width, source_height, source_width)
     if decoder() == "plain":
-        from nfnet_ray.data import plain
+        from nfnet_ray.data.decoding import plain
 
         plain.resize_crop(source_HWC, top, left, height, width, destination_HWC)
         return
@@ -279,7 +279,7 @@ def _check_size(source: np.ndarray, height: int, width: int) -> JpegHeader:
 def _decompress(source: np.ndarray, destination_HWC: np.ndarray) -> str | None:
     """Decode into all of the destination; libturbojpeg's first error or warning, or None."""
     if decoder() == "plain":
-        from nfnet_ray.data import plain
+        from nfnet_ray.data.decoding import plain
 
         return plain.decompress(source, destination_HWC)
     library = _library()
@@ -307,7 +307,7 @@ def _check_pixels(name: str, array: np.ndarray) -> None:
 
 @functools.cache
 def decoder() -> str:
-    """``libffcv``, or where that is not installed ``plain``: Pillow and NumPy, see :mod:`nfnet_ray.data.plain`.
+    """``libffcv``, or ``plain`` where that is not installed: Pillow and NumPy (:mod:`nfnet_ray.data.decoding.plain`).
 
     The environment variable ``NFNET_RAY_DECODER`` asks for one of the two by name.
 

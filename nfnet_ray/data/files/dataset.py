@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from nfnet_ray.data.beton import Beton
-from nfnet_ray.data.manifest import Manifest, read_manifest
+from nfnet_ray.data.files.beton import Beton
+from nfnet_ray.data.files.manifest import Manifest, read_manifest
 from nfnet_ray.errors import DataChangedError, UserError
 
 _SUFFIX = ".beton"

@@ -1,6 +1,6 @@
 """What ``libffcv`` does, with Pillow and NumPy: for machines where FFCV cannot be built.
 
-Its two functions take arguments that :mod:`nfnet_ray.data.decode` has checked, and do what
+Its two functions take arguments that :mod:`nfnet_ray.data.decoding.decode` has checked, and do what
 its compiled functions do. Two things differ:
 
 * Pillow runs libjpeg's accurate inverse transform (``JDCT_ISLOW``), ``libffcv`` the fast one (``JDCT_IFAST``), whose
@@ -21,7 +21,7 @@ import re
 import numpy as np
 from numpy.typing import NDArray
 
-from nfnet_ray.data.decode import DecodeError, jpeg_header
+from nfnet_ray.data.decoding.decode import DecodeError, jpeg_header
 
 Pixels = NDArray[np.uint8]
 

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nfnet_ray.data.augmentation.mixing import mix
+from nfnet_ray.data.augmentation.randaugment import autoaugment, randaugment
 from nfnet_ray.data.batch import Batch, Indices, on_device
 from nfnet_ray.data.batching import mixes
 from nfnet_ray.data.draws import Purpose, uniforms
-from nfnet_ray.data.mixing import mix
-from nfnet_ray.data.randaugment import autoaugment, randaugment
 from nfnet_ray.recipe import DataRecipe
 
 CHANNEL_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)  # official dataset.py, of uint8 pixels

@@ -25,7 +25,7 @@ from types import TracebackType
 
 import numpy as np
 
-from nfnet_ray.data.decode import DecodeError, decode_jpeg
+from nfnet_ray.data.decoding.decode import DecodeError, decode_jpeg
 from nfnet_ray.errors import DataChangedError, UserError
 
 HEADER = np.dtype(

@@ -11,10 +11,10 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from nfnet_ray.data.image_operations import OPERATIONS
-from nfnet_ray.data.mixing import mix
-from nfnet_ray.data.randaugment import distortion
-from nfnet_ray.data.regular_file import read_regular_file
+from nfnet_ray.data.augmentation.image_operations import OPERATIONS
+from nfnet_ray.data.augmentation.mixing import mix
+from nfnet_ray.data.augmentation.randaugment import distortion
+from nfnet_ray.data.files.regular_file import read_regular_file
 from nfnet_ray.errors import UserError
 from nfnet_ray.recipe import MixingRecipe
 

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nfnet_ray.data.beton import Beton
+from nfnet_ray.data.files.beton import Beton
 from nfnet_ray.errors import UserError
 
 if TYPE_CHECKING:  # importing pyarrow takes 0.3 s, which a command line's --help need not wait for

@@ -28,25 +28,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nfnet_ray.data.augment import augment
-from nfnet_ray.data.batch import Batch, Indices, TrainBatch, on_device
-from nfnet_ray.data.batching import batches_per_epoch, check_partners, mixes, positions_of_worker
-from nfnet_ray.data.beton import RAW
-from nfnet_ray.data.crop import (
+from nfnet_ray.data.augmentation.augment import augment
+from nfnet_ray.data.augmentation.crop import (
     Boxes,
     central_square_boxes,
     random_resized_boxes,
     squash_and_crop,
     whole_boxes,
 )
-from nfnet_ray.data.dataset import Split
-from nfnet_ray.data.decode import DecodeError, decode_jpeg_box, decoder, resize_crop
+from nfnet_ray.data.augmentation.progressive import data_at_epoch
+from nfnet_ray.data.batch import Batch, Indices, TrainBatch, on_device
+from nfnet_ray.data.batching import batches_per_epoch, check_partners, mixes, positions_of_worker
+from nfnet_ray.data.decoding.decode import DecodeError, decode_jpeg_box, decoder, resize_crop
+from nfnet_ray.data.decoding.resize import resize_antialiased
 from nfnet_ray.data.draws import Purpose, epoch_order, sample_keys
-from nfnet_ray.data.manifest import hash_stored
-from nfnet_ray.data.pool import Job, Pool
-from nfnet_ray.data.progressive import data_at_epoch
-from nfnet_ray.data.resident import Images, Samples, shared_images
-from nfnet_ray.data.resize import resize_antialiased
+from nfnet_ray.data.files.beton import RAW
+from nfnet_ray.data.files.dataset import Split
+from nfnet_ray.data.files.manifest import hash_stored
+from nfnet_ray.data.loading.pool import Job, Pool
+from nfnet_ray.data.loading.resident import Images, Samples, shared_images
 from nfnet_ray.errors import UserError
 from nfnet_ray.recipe import DataRecipe
 

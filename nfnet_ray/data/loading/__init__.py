@@ -1,0 +1,1 @@
+"""Samples in their order, decoded by threads into batches; images that stay in memory."""
