@@ -27,7 +27,7 @@ from nfnet_ray.cluster.study import TRIALS_FOLDER, Study, Trial
 from nfnet_ray.data.files.dataset import DatasetSummary, check_dataset
 from nfnet_ray.errors import UserError
 from nfnet_ray.interruption import EXIT_INTERRUPTED, interruptible
-from nfnet_ray.models.weights_file import pinned
+from nfnet_ray.models.weights.weights_file import pinned
 from nfnet_ray.one_line_parser import EXIT_USER_ERROR, OneLineParser
 from nfnet_ray.places import (
     MOST_NAME_BYTES,
@@ -491,7 +491,9 @@ def check_weights(trials: list[Trial], classes: int, console: Console) -> None:
     known = [model for model in models if model.weights is not None and split_weights(model.weights)[1]]
     sentences = set()
     for model in known:
-        from nfnet_ray.models.pretrained import check_pretrained  # torch, which most studies do without here
+        from nfnet_ray.models.weights.pretrained import (
+            check_pretrained,  # torch, which most studies do without here
+        )
 
         sentences.add(check_pretrained(model, classes).sentence())
     for sentence in sorted(sentences):

@@ -170,7 +170,9 @@ def _clipping_of(name: str) -> dict[str, object]:
 
 def _network_of(weights: str, otherwise: str) -> str:
     """The network that a file's weights are of; if it is none of ours, the check before the start says so."""
-    from nfnet_ray.models.pretrained import recognise_model  # torch, which is needed for nothing else here
+    from nfnet_ray.models.weights.pretrained import (
+        recognise_model,  # torch, which is needed for nothing else here
+    )
 
     return recognise_model(weights) or otherwise
 

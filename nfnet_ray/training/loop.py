@@ -16,9 +16,9 @@ from nfnet_ray.data.draws import network_seed
 from nfnet_ray.data.files.dataset import open_dataset
 from nfnet_ray.data.loading.loader import EvalLoader, TrainLoader
 from nfnet_ray.models import create_model
-from nfnet_ray.models.pretrained import set_training_mode, start_from
 from nfnet_ray.models.published import with_published_values
-from nfnet_ray.models.weights_file import with_pinned_weights
+from nfnet_ray.models.weights.pretrained import set_training_mode, start_from
+from nfnet_ray.models.weights.weights_file import with_pinned_weights
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.training.agreement import EpochSums, Lookout, together
 from nfnet_ray.training.clock import Clock

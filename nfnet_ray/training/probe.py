@@ -11,8 +11,8 @@ import torch
 from nfnet_ray.data.batch import TrainBatch
 from nfnet_ray.models import create_model
 from nfnet_ray.models.catalogue import count_multiply_adds
-from nfnet_ray.models.pretrained import freeze, set_training_mode
 from nfnet_ray.models.published import with_published_values
+from nfnet_ray.models.weights.pretrained import freeze, set_training_mode
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.training.context import PlainContext
 from nfnet_ray.training.gradient import DTYPES, MEMORY_FORMATS

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nfnet_ray.models import create_model
-from nfnet_ray.models.weights_file import pinned
+from nfnet_ray.models.weights.weights_file import pinned
 from tests.e2e.workplace import QUICK, STUDY, Workplace
 
 pytestmark = pytest.mark.slow

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from nfnet_ray.models import create_model
-from nfnet_ray.models.deepmind import load_deepmind_weights, to_deepmind_arrays
 from nfnet_ray.models.nfnet import NFNet
+from nfnet_ray.models.weights.deepmind import load_deepmind_weights, to_deepmind_arrays
 
 OFFICIAL = dict(np.load(Path(__file__).resolve().parents[1] / "fixtures" / "nfnet_full_size.npz"))
 META = json.loads(str(OFFICIAL["meta"]))

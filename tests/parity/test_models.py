@@ -20,7 +20,6 @@ from torch.nn import functional as F
 
 from nfnet_ray.errors import UserError
 from nfnet_ray.models import create_model
-from nfnet_ray.models.deepmind import load_deepmind_weights, to_deepmind_arrays
 from nfnet_ray.models.layers import ACTIVATIONS, StochasticDepth
 from nfnet_ray.models.nfnet import NFBlock, NFNet
 from nfnet_ray.models.variants import (
@@ -31,6 +30,7 @@ from nfnet_ray.models.variants import (
     get_variant,
     list_models,
 )
+from nfnet_ray.models.weights.deepmind import load_deepmind_weights, to_deepmind_arrays
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 NETWORKS = ("nfnet_tiny", "nfnet_tiny_edge")

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from nfnet_ray.errors import UserError
 from nfnet_ray.models import create_model
-from nfnet_ray.models.deepmind import load_deepmind_weights, to_deepmind_arrays
 from nfnet_ray.models.layers import SameMaxPool2d
 from nfnet_ray.models.nfnet import NFNet
 from nfnet_ray.models.signal import measure_signal
@@ -30,6 +29,7 @@ from nfnet_ray.models.variants import (
     get_variant,
     part_costs,
 )
+from nfnet_ray.models.weights.deepmind import load_deepmind_weights, to_deepmind_arrays
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 STRUCTURE = json.loads((FIXTURES / "nf_resnet_regnet_structure.json").read_text())["variants"]

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from nfnet_ray.data.batch import TrainBatch
 from nfnet_ray.models import create_model
-from nfnet_ray.models.deepmind import load_deepmind_weights, to_deepmind_arrays
 from nfnet_ray.models.nfnet import NFNet
+from nfnet_ray.models.weights.deepmind import load_deepmind_weights, to_deepmind_arrays
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.training.context import PlainContext
 from nfnet_ray.training.gradient import DTYPES, MEMORY_FORMATS, Gradient

@@ -30,17 +30,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nfnet_ray.errors import UserError
-from nfnet_ray.models import create_model, deepmind
-from nfnet_ray.models.deepmind import (
+from nfnet_ray.models import create_model
+from nfnet_ray.models.nfnet import NFNet
+from nfnet_ray.models.weights import deepmind
+from nfnet_ray.models.weights.deepmind import (
     load_deepmind_weights,
     load_published,
     published_file_name,
     recognise_variant,
     to_deepmind_arrays,
 )
-from nfnet_ray.models.nfnet import NFNet
-from nfnet_ray.models.pickled_arrays import read_pickled_arrays
-from nfnet_ray.models.timm_weights import load_timm_state, to_timm_state
+from nfnet_ray.models.weights.pickled_arrays import read_pickled_arrays
+from nfnet_ray.models.weights.timm_weights import load_timm_state, to_timm_state
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 PICKLED = json.loads((FIXTURES / "pickled_weights.json").read_text())
@@ -309,7 +310,9 @@ def test_weights_of_another_network_are_called_so() -> None:
     with pytest.raises(UserError) as error:
         load_deepmind_weights(f0, arrays)
     message = str(error.value)
-    assert "are those of nfnet_f1 with 1,000 classes and do not fit this nfnet_f0 with 1,000 classes" in message
+    assert (
+        "are those of nfnet_f1 with 1,000 classes and do not fit this nfnet_f0 with 1,000 classes" in message
+    )
     for words in (
         "NFNet/~/nf_block_12/skip_gain is not part of the model",
         "NFNet/~/nf_block_9/~/conv_shortcut/w is missing",

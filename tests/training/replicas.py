@@ -19,7 +19,7 @@ from nfnet_ray.data.batch import TrainBatch
 from nfnet_ray.data.batching import positions_of_worker
 from nfnet_ray.models import create_model
 from nfnet_ray.models.nfnet import NFNet
-from nfnet_ray.models.pretrained import set_training_mode, start_from
+from nfnet_ray.models.weights.pretrained import set_training_mode, start_from
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.training.context import PlainContext
 from nfnet_ray.training.gradient import DTYPES

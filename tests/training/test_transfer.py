@@ -15,9 +15,9 @@ from torch import nn
 
 from nfnet_ray.errors import UserError
 from nfnet_ray.models import create_model
-from nfnet_ray.models.deepmind import to_deepmind_arrays
 from nfnet_ray.models.nfnet import NFNet
-from nfnet_ray.models.pretrained import (
+from nfnet_ray.models.weights.deepmind import to_deepmind_arrays
+from nfnet_ray.models.weights.pretrained import (
     check_pretrained,
     classifier_of,
     load_pretrained,
@@ -25,8 +25,8 @@ from nfnet_ray.models.pretrained import (
     set_training_mode,
     start_from,
 )
-from nfnet_ray.models.timm_weights import to_timm_state
-from nfnet_ray.models.weights_file import pinned, with_pinned_weights
+from nfnet_ray.models.weights.timm_weights import to_timm_state
+from nfnet_ray.models.weights.weights_file import pinned, with_pinned_weights
 from nfnet_ray.recipe import ModelRecipe, Recipe, RecipeError, split_weights
 from nfnet_ray.training import Outcome, PlainContext, train
 from nfnet_ray.training.step import TrainStep

@@ -22,8 +22,8 @@ import torch
 
 from nfnet_ray.errors import UserError
 from nfnet_ray.models import create_model
-from nfnet_ray.models.deepmind import load_deepmind_weights, load_published
-from nfnet_ray.models.pickled_arrays import MAX_STEPS, read_pickled_arrays
+from nfnet_ray.models.weights.deepmind import load_deepmind_weights, load_published
+from nfnet_ray.models.weights.pickled_arrays import MAX_STEPS, read_pickled_arrays
 from tests.deadlines import HANG_SECONDS
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
@@ -464,7 +464,7 @@ READER = """
 import json, pathlib, resource, sys, time
 import numpy as np
 from nfnet_ray.errors import UserError
-from nfnet_ray.models.pickled_arrays import read_pickled_arrays
+from nfnet_ray.models.weights.pickled_arrays import read_pickled_arrays
 
 assert "torch" not in sys.modules  # it would need more memory than there is here
 used = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nfnet_ray.errors import UserError
 from nfnet_ray.models import create_model
-from nfnet_ray.models.pretrained import load_pretrained
+from nfnet_ray.models.weights.pretrained import load_pretrained
 
 torch.manual_seed(3)
 WEIGHTS: dict[str, Tensor] = dict(create_model("nfnet_pico", num_classes=5).state_dict())

@@ -13,10 +13,10 @@ from collections.abc import Iterator, Mapping
 from torch import Tensor, nn
 
 from nfnet_ray.errors import UserError
-from nfnet_ray.models.foreign_weights import Slot, as_array, copy_into, find_problems
 from nfnet_ray.models.nfnet import NFBlock, NFNet
-from nfnet_ray.models.pickled_arrays import readable
 from nfnet_ray.models.variants import NFNET
+from nfnet_ray.models.weights.foreign_weights import Slot, as_array, copy_into, find_problems
+from nfnet_ray.models.weights.pickled_arrays import readable
 from nfnet_ray.wording import count
 
 _BLOCK_LAYERS = {

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from nfnet_ray.errors import UserError
-from nfnet_ray.models.pickled_arrays import readable
+from nfnet_ray.models.weights.pickled_arrays import readable
 
 _AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "model_ema_state_dict", "ema")
 _WEIGHTS = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights")

@@ -21,13 +21,13 @@ from torch import Tensor, nn
 from nfnet_ray.errors import UserError
 from nfnet_ray.models import create_model, variants
 from nfnet_ray.models.baselines import BASELINES
-from nfnet_ray.models.deepmind import flattened, official_slots
-from nfnet_ray.models.foreign_weights import Slot, as_array, copy_into, find_problems
 from nfnet_ray.models.nfnet import NFNet
-from nfnet_ray.models.pickled_arrays import read_pickled_arrays, readable
-from nfnet_ray.models.state_dicts import State, find_state, load_without_running
-from nfnet_ray.models.timm_weights import timm_slots
-from nfnet_ray.models.weights_file import pinned
+from nfnet_ray.models.weights.deepmind import flattened, official_slots
+from nfnet_ray.models.weights.foreign_weights import Slot, as_array, copy_into, find_problems
+from nfnet_ray.models.weights.pickled_arrays import read_pickled_arrays, readable
+from nfnet_ray.models.weights.state_dicts import State, find_state, load_without_running
+from nfnet_ray.models.weights.timm_weights import timm_slots
+from nfnet_ray.models.weights.weights_file import pinned
 from nfnet_ray.recipe import ModelRecipe, split_weights
 from nfnet_ray.wording import count
 

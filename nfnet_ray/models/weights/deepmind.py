@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from nfnet_ray.errors import UserError
-from nfnet_ray.models.foreign_weights import Slot, copy_into, find_problems
 from nfnet_ray.models.layers import ScaledWSConv2d
 from nfnet_ray.models.nfnet import NFBlock, NFNet
-from nfnet_ray.models.pickled_arrays import read_pickled_arrays, readable
 from nfnet_ray.models.variants import NF_RESNET, NFNET, Variant, get_variant, list_models
+from nfnet_ray.models.weights.foreign_weights import Slot, copy_into, find_problems
+from nfnet_ray.models.weights.pickled_arrays import read_pickled_arrays, readable
 from nfnet_ray.wording import count
 
 # Axes of the official array in the order of ours, by number of dimensions, and the other way round.

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nfnet_ray.models.pickled_arrays import readable
+from nfnet_ray.models.weights.pickled_arrays import readable
 
 # What torch and NumPy both have. NumPy knows no bfloat16 of its own.
 FLOATING_POINT = (np.float16, np.float32, np.float64)

@@ -12,7 +12,7 @@ import stat
 from pathlib import Path
 
 from nfnet_ray.errors import UserError
-from nfnet_ray.models.pickled_arrays import readable
+from nfnet_ray.models.weights.pickled_arrays import readable
 from nfnet_ray.recipe import WEIGHTS_DIGEST_MARK, Recipe, split_weights
 
 
