@@ -244,7 +244,7 @@ def _training_options(home: Path, options: argparse.Namespace, checkpoints: str 
     from nfnet_ray.cluster.trainer import TrainingOptions
 
     if checkpoints:
-        from nfnet_ray.training.storage import storage_at
+        from nfnet_ray.training.checkpoints.storage import storage_at
 
         check_path(checkpoints, "--checkpoints", makes=MOST_BYTES_BELOW_A_TRIAL)
         if "://" not in checkpoints:

@@ -102,7 +102,7 @@ class _WorkerContext:
     """What the contexts of all kinds of training share."""
 
     def __init__(self, config: WorkerConfig, rank: int, world_size: int, device: torch.device) -> None:
-        from nfnet_ray.training.checkpoint import CheckpointStore
+        from nfnet_ray.training.checkpoints.checkpoint import CheckpointStore
         from nfnet_ray.training.context import SECONDS_BETWEEN_CHECKPOINTS
 
         self.rank, self.world_size, self.device = rank, world_size, device
@@ -258,8 +258,8 @@ def report_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 def train_alone(config: WorkerConfig, started_at: float) -> dict[str, Any]:
     """Trains in a Tune trial of one worker; how that ended, as the trial's last report."""
+    from nfnet_ray.training.checkpoints.storage import storage_at
     from nfnet_ray.training.clock import Clock
-    from nfnet_ray.training.storage import storage_at
     from nfnet_ray.training.watchdog import SECONDS_OF_SILENCE, Watchdog
 
     def keep(hang: Hang) -> None:
@@ -276,8 +276,8 @@ def train_in_group(plain: dict[str, Any]) -> None:
     """What each worker of a TorchTrainer does. When it raises, Ray Train starts all workers again."""
     started_at = time.perf_counter()
     config = cast(WorkerConfig, plain)
+    from nfnet_ray.training.checkpoints.saving import first_workers
     from nfnet_ray.training.clock import Clock
-    from nfnet_ray.training.saving import first_workers
     from nfnet_ray.training.watchdog import SECONDS_OF_SILENCE, Watchdog
 
     clock, context = Clock(started_at), GroupContext(config)
@@ -350,7 +350,7 @@ def _say_last_word(context: GroupContext, word: Mapping[str, Any]) -> None:
 
 def _leave(context: GroupContext, last_word: Mapping[str, Any]) -> None:
     """Ends a worker that has kept a checkpoint because one of them was asked to stop."""
-    from nfnet_ray.training.saving import all_of, first_workers
+    from nfnet_ray.training.checkpoints.saving import all_of, first_workers
 
     reason = context.stop_reason()
     told = all_of((reason, preempted_ranks()), context)
@@ -371,7 +371,7 @@ def _leave(context: GroupContext, last_word: Mapping[str, Any]) -> None:
 
 def _count_try(context: GroupContext) -> int | None:
     """Which attempt this is; None if those before died one after the other at the same checkpoint. All together."""
-    from nfnet_ray.training.saving import first_workers
+    from nfnet_ray.training.checkpoints.saving import first_workers
 
     tries = None
     if context.rank == 0:
@@ -430,7 +430,7 @@ def keep_compiled() -> None:
 
 def _keep_stacks(hang: Hang, config: WorkerConfig, context: GroupContext, attempt: int) -> None:
     """Puts a hanging worker's stacks where the driver can find them, and tells it."""
-    from nfnet_ray.training.storage import storage_at
+    from nfnet_ray.training.checkpoints.storage import storage_at
 
     place, name = stacks_place(config), f"attempt-{attempt}-rank-{context.rank}.txt"
     context.mailbox.post(

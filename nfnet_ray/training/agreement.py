@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 
 from nfnet_ray.errors import UserError
+from nfnet_ray.training.checkpoints.saving import Saver, all_of
 from nfnet_ray.training.context import Context
-from nfnet_ray.training.saving import Saver, all_of
 from nfnet_ray.training.step import StepResult
 
 # Reading a number stops the GPU's queue, so it is not done at every step; but a wish to stop must be heard in time.

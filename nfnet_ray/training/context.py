@@ -13,7 +13,7 @@ from typing import Protocol
 
 import torch
 
-from nfnet_ray.training.checkpoint import DEFAULT_KEPT, CheckpointStore, Kept
+from nfnet_ray.training.checkpoints.checkpoint import DEFAULT_KEPT, CheckpointStore, Kept
 
 Metrics = Mapping[str, float]
 SECONDS_BETWEEN_CHECKPOINTS = 600.0  # what a failure costs at most, beside the ends of epochs

@@ -19,7 +19,7 @@ from nfnet_ray.cluster.journal import StudyProgress
 from nfnet_ray.models.published import published_recipe
 from nfnet_ray.recipe import Recipe, parse_setting
 from nfnet_ray.tracking.events import JOURNAL_FILE, read_events
-from nfnet_ray.training.checkpoint import CheckpointStore
+from nfnet_ray.training.checkpoints.checkpoint import CheckpointStore
 from tests.deadlines import HANG_SECONDS
 
 SCRIPT = Path(__file__).with_name("disturbed.py")

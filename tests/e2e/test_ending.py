@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from nfnet_ray.cluster.warden import start_time
-from nfnet_ray.training.checkpoint import CheckpointStore
+from nfnet_ray.training.checkpoints.checkpoint import CheckpointStore
 from tests.cluster.training import descendants
 from tests.deadlines import HANG_SECONDS, wait_until
 from tests.e2e.workplace import QUICK, REPOSITORY, Workplace

@@ -22,9 +22,9 @@ import torch
 from nfnet_ray.errors import UserError
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.training import Outcome, PlainContext, train
-from nfnet_ray.training.checkpoint import CheckpointStore, Kept
+from nfnet_ray.training.checkpoints.checkpoint import CheckpointStore, Kept
+from nfnet_ray.training.checkpoints.storage import storage_at
 from nfnet_ray.training.clock import PHASES
-from nfnet_ray.training.storage import storage_at
 from tests.deadlines import HANG_SECONDS
 from tests.resume.campaign import EPOCHS, STEPS, recipe_of, timeless
 

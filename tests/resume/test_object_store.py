@@ -11,7 +11,7 @@ from pyarrow import fs
 
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.training import PlainContext, train
-from nfnet_ray.training.checkpoint import CheckpointStore, Kept
+from nfnet_ray.training.checkpoints.checkpoint import CheckpointStore, Kept
 from tests.resume.campaign import STEPS, recipe_of
 from tests.resume.test_checkpoints import StoppedContext, same, weights
 

@@ -20,7 +20,7 @@ from typing import IO, Any
 
 import torch
 
-from nfnet_ray.training.storage import Storage, storage_at
+from nfnet_ray.training.checkpoints.storage import Storage, storage_at
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class Entry:
 
 
 class CheckpointStore:
-    """Writes, finds and removes the checkpoints of one run in one place (see :mod:`nfnet_ray.training.storage`)."""
+    """Writes, finds and removes the checkpoints of one run in one place (see :mod:`nfnet_ray.training.checkpoints.storage`)."""
 
     def __init__(self, place: str | os.PathLike[str], kept: Kept = DEFAULT_KEPT) -> None:
         self._storage: Storage = storage_at(place)

@@ -21,7 +21,7 @@ from torch import Tensor
 from nfnet_ray.errors import StorageError, UserError
 from nfnet_ray.places import in_words, lost_place, remedy_for
 from nfnet_ray.recipe import Recipe, decisive_values
-from nfnet_ray.training.checkpoint import CheckpointStore, State
+from nfnet_ray.training.checkpoints.checkpoint import CheckpointStore, State
 from nfnet_ray.training.context import Context
 
 FAILED_WRITES_IN_A_ROW = 3  # a disk that is full now may have room at the next checkpoint
