@@ -16,10 +16,10 @@ import numpy as np
 import torch
 
 from benchmarks.record import Row, append_rows, circumstances, seconds
-from nfnet_ray.arguments import positive
+from nfnet_ray.command_line.arguments import positive
+from nfnet_ray.command_line.one_line_parser import OneLineParser
 from nfnet_ray.data.augmentation.augment import augment
 from nfnet_ray.data.batch import Batch
-from nfnet_ray.one_line_parser import OneLineParser
 from nfnet_ray.recipe import DataRecipe, MixingRecipe, RandAugmentRecipe
 
 RESULTS = Path(__file__).with_name("results") / "augmentation.csv"

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.record import Row, append_rows, circumstances, seconds
-from nfnet_ray.arguments import positive
+from nfnet_ray.command_line.arguments import positive
+from nfnet_ray.command_line.one_line_parser import OneLineParser
 from nfnet_ray.models import create_model
-from nfnet_ray.one_line_parser import OneLineParser
 from nfnet_ray.optim import clip_gradients_adaptively, unitwise_norm
 
 RESULTS = Path(__file__).with_name("results") / "clipping.csv"

@@ -28,13 +28,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.record import Row, circumstances
-from nfnet_ray.arguments import positive
+from nfnet_ray.command_line.arguments import positive
+from nfnet_ray.command_line.one_line_parser import OneLineParser
 from nfnet_ray.models import create_model
 from nfnet_ray.models.nfnet import NFNet
 from nfnet_ray.models.variants import block_plan, get_variant
 from nfnet_ray.models.weights.deepmind import load_deepmind_weights, to_deepmind_arrays
 from nfnet_ray.models.weights.timm_weights import to_timm_state
-from nfnet_ray.one_line_parser import OneLineParser
 from nfnet_ray.optim import clip_gradients_adaptively
 
 RESULTS = Path(__file__).with_name("results") / "differences.csv"

@@ -39,14 +39,14 @@ from numpy.typing import NDArray
 
 from benchmarks.record import Row, append_rows, circumstances
 from data_prep.__main__ import main as data_prep
-from nfnet_ray.arguments import positive
+from nfnet_ray.command_line.arguments import positive
+from nfnet_ray.command_line.one_line_parser import OneLineParser
 from nfnet_ray.data.augmentation.crop import central_square_boxes
 from nfnet_ray.data.decoding.decode import decode_jpeg
 from nfnet_ray.data.draws import Purpose, uniforms
 from nfnet_ray.data.files.dataset import Dataset, open_dataset
 from nfnet_ray.data.loading import loader as loader_module
 from nfnet_ray.data.loading.loader import TrainLoader
-from nfnet_ray.one_line_parser import OneLineParser
 from nfnet_ray.recipe import DataRecipe, MixingRecipe, RandAugmentRecipe
 
 RESULTS = Path(__file__).with_name("results") / "loader.csv"

@@ -32,12 +32,12 @@ from typing import Any
 import torch
 
 from benchmarks.record import Row, append_rows, circumstances
-from nfnet_ray.arguments import positive
+from nfnet_ray.command_line.arguments import positive
+from nfnet_ray.command_line.one_line_parser import OneLineParser
 from nfnet_ray.data.files.dataset import open_dataset
 from nfnet_ray.data.loading.loader import EvalLoader, TrainLoader
 from nfnet_ray.models import create_model
 from nfnet_ray.models.published import with_published_values
-from nfnet_ray.one_line_parser import OneLineParser
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.training import PlainContext, train
 from nfnet_ray.training.evaluation import EVAL_BATCH_SIZE, evaluate

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 
 from benchmarks.record import Row, append_rows, circumstances, seconds
-from nfnet_ray.arguments import positive, whole_number
+from nfnet_ray.command_line.arguments import positive, whole_number
+from nfnet_ray.command_line.one_line_parser import OneLineParser
 from nfnet_ray.data.loading.loader import TrainBatch
 from nfnet_ray.models import create_model
 from nfnet_ray.models.published import published_recipe
-from nfnet_ray.one_line_parser import OneLineParser
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.training.context import PlainContext
 from nfnet_ray.training.gradient import DTYPES, MEMORY_FORMATS

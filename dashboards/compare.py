@@ -9,7 +9,7 @@ server's page is opened.
 
 from __future__ import annotations
 
-from nfnet_ray.program import begin
+from nfnet_ray.command_line.program import begin
 
 if __name__ == "__main__":
     begin()  # first: what follows takes seconds to import
@@ -30,10 +30,10 @@ from pathlib import Path
 from typing import IO
 
 from nfnet_ray.analysis.study_directory import find_study
-from nfnet_ray.arguments import whole_number
+from nfnet_ray.command_line.arguments import whole_number
+from nfnet_ray.command_line.interruption import interruptible
+from nfnet_ray.command_line.one_line_parser import EXIT_USER_ERROR, OneLineParser
 from nfnet_ray.errors import UserError
-from nfnet_ray.interruption import interruptible
-from nfnet_ray.one_line_parser import EXIT_USER_ERROR, OneLineParser
 from nfnet_ray.tracking.database import artifacts_stay_beside
 from nfnet_ray.tracking.events import JOURNAL_FILE
 from nfnet_ray.tracking.spool import SPOOL_FILE, Spool, TrackedStudy

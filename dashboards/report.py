@@ -9,7 +9,7 @@ Studies that are still running, were interrupted, or in which no trial finished 
 
 from __future__ import annotations
 
-from nfnet_ray.program import begin
+from nfnet_ray.command_line.program import begin
 
 if __name__ == "__main__":
     begin()  # first: what follows takes seconds to import
@@ -58,9 +58,9 @@ from nfnet_ray.analysis import (
     setting_results,
 )
 from nfnet_ray.analysis.study_directory import find_study
+from nfnet_ray.command_line.interruption import EXIT_INTERRUPTED, interruptible
+from nfnet_ray.command_line.one_line_parser import EXIT_USER_ERROR, OneLineParser
 from nfnet_ray.errors import UserError
-from nfnet_ray.interruption import EXIT_INTERRUPTED, interruptible
-from nfnet_ray.one_line_parser import EXIT_USER_ERROR, OneLineParser
 from nfnet_ray.tracking.labels import value_label
 from nfnet_ray.wording import count, speed
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nfnet_ray.program import begin
+from nfnet_ray.command_line.program import begin
 
 if __name__ == "__main__":
     begin()  # first: what follows takes seconds to import
@@ -19,11 +19,18 @@ from typing import get_args
 from data_prep.encode import EncodeSettings
 from data_prep.lines import say
 from data_prep.sources import WriteMode
-from nfnet_ray.arguments import MOST_DIGITS, given_path, number_or_nan, positive, shortened, whole_number
+from nfnet_ray.command_line.arguments import (
+    MOST_DIGITS,
+    given_path,
+    number_or_nan,
+    positive,
+    shortened,
+    whole_number,
+)
+from nfnet_ray.command_line.interruption import EXIT_INTERRUPTED, interruptible
+from nfnet_ray.command_line.one_line_parser import EXIT_USER_ERROR, OneLineParser
 from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.errors import UserError
-from nfnet_ray.interruption import EXIT_INTERRUPTED, interruptible
-from nfnet_ray.one_line_parser import EXIT_USER_ERROR, OneLineParser
 from nfnet_ray.printable import interpreter, printable, shell_command, shown
 from nfnet_ray.wording import agree, clock_time, count, speed
 

@@ -40,7 +40,7 @@ def _bar(name: str, total: int | None, done: int) -> Iterator[Callable[[int], No
         TransferSpeedColumn,
     )
 
-    from nfnet_ray.terminal import new_console
+    from nfnet_ray.command_line.terminal import new_console
 
     columns = (
         TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn(),

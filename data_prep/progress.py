@@ -45,7 +45,7 @@ def can_draw_bars() -> bool:
     """Whether standard error is a terminal that can redraw a line."""
     if not sys.stderr.isatty():  # as in every log: without the import of rich
         return False
-    from nfnet_ray.terminal import can_redraw, new_console
+    from nfnet_ray.command_line.terminal import can_redraw, new_console
 
     return can_redraw(new_console(stderr=True))
 
@@ -67,7 +67,7 @@ def _bar(name: str, total: int, done: int) -> Iterator[Callable[[], None]]:
         def render(self, task: Task) -> Text:
             return Text(f"{speed(task.speed or 0)} images/s")
 
-    from nfnet_ray.terminal import new_console
+    from nfnet_ray.command_line.terminal import new_console
 
     columns = (
         TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), ImagesPerSecond(),
@@ -98,4 +98,3 @@ def _lines(name: str, total: int, done: int) -> Iterator[Callable[[], None]]:
             )
 
     yield advance
-

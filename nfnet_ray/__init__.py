@@ -6,6 +6,6 @@ __version__ = "0.1.0"
 
 # So it is while `python -m nfnet_ray.models` looks for that program, which imports this and other packages.
 if getattr(sys, "argv", [])[:1] == ["-m"]:
-    from nfnet_ray.program import begin
+    from nfnet_ray.command_line.program import begin
 
     begin()

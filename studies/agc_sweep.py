@@ -14,7 +14,7 @@ Result. README.md shows a run of it.
 
 from __future__ import annotations
 
-from nfnet_ray.program import begin
+from nfnet_ray.command_line.program import begin
 
 if __name__ == "__main__":
     begin()  # first: what follows takes seconds to import

@@ -24,13 +24,13 @@ from nfnet_ray.cluster.plan import epoch_arithmetic
 from nfnet_ray.cluster.progress import StudyDisplay, reported_epochs, trial_table
 from nfnet_ray.cluster.session import Resources, available_cpus, check_temporary_folder, ray_session
 from nfnet_ray.cluster.study import METRIC, TRIALS_FOLDER, Study, Trial
+from nfnet_ray.command_line.interruption import EXIT_INTERRUPTED, asked_to_stop
+from nfnet_ray.command_line.program import goes_on_without_output
+from nfnet_ray.command_line.terminal import say, say_whole, waiting
 from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.errors import StopsStudyError, StorageError, UserError
-from nfnet_ray.interruption import EXIT_INTERRUPTED, asked_to_stop
 from nfnet_ray.places import in_words, lost_place, remedy_for, which_is_lost
 from nfnet_ray.printable import interpreter, shell_command, shown
-from nfnet_ray.program import goes_on_without_output
-from nfnet_ray.terminal import say, say_whole, waiting
 from nfnet_ray.tracking.events import JOURNAL_FILE, Journal, StudyStarted
 from nfnet_ray.tracking.sink import MLflowSink
 from nfnet_ray.tracking.spool import SPOOL_FILE, Spool

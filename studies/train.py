@@ -9,7 +9,7 @@ checkpoint of the very step; --resume goes on from it.
 
 from __future__ import annotations
 
-from nfnet_ray.program import begin
+from nfnet_ray.command_line.program import begin
 
 if __name__ == "__main__":
     begin()  # first: what follows takes seconds to import
@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from rich.console import Console
 
-from nfnet_ray.arguments import above_zero, positive, shortened
 from nfnet_ray.cluster.address import find_head, where_to_run
 from nfnet_ray.cluster.job import home_folder
 from nfnet_ray.cluster.journal import StudyProgress
@@ -33,14 +32,15 @@ from nfnet_ray.cluster.plan import check_trials, estimate_cost
 from nfnet_ray.cluster.progress import StudyDisplay
 from nfnet_ray.cluster.session import Resources, ray_session
 from nfnet_ray.cluster.study import TRIALS_FOLDER, Study, Trial
+from nfnet_ray.command_line.arguments import above_zero, positive, shortened
+from nfnet_ray.command_line.interruption import EXIT_INTERRUPTED
+from nfnet_ray.command_line.terminal import say, say_whole
 from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.errors import UserError
-from nfnet_ray.interruption import EXIT_INTERRUPTED
 from nfnet_ray.models.published import published_recipe
 from nfnet_ray.places import check_can_write, check_path, resolved
 from nfnet_ray.printable import shown
 from nfnet_ray.recipe import Recipe, parse_setting
-from nfnet_ray.terminal import say, say_whole
 from nfnet_ray.tracking.choice import tracking_uri_for
 from nfnet_ray.tracking.events import StudyStarted
 from nfnet_ray.wording import count

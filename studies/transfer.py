@@ -36,7 +36,7 @@ distant pair of tasks this says nothing.
 
 from __future__ import annotations
 
-from nfnet_ray.program import begin
+from nfnet_ray.command_line.program import begin
 
 if __name__ == "__main__":
     begin()  # first: what follows takes seconds to import
@@ -52,12 +52,12 @@ from rich.console import Console
 from data_prep.digits import FIRST_HALF, SECOND_HALF_FEW, describe_digits, write_digits
 from nfnet_ray.cluster.job import home_folder
 from nfnet_ray.cluster.study import Study
+from nfnet_ray.command_line.terminal import say
 from nfnet_ray.data.files.dataset import DatasetSummary, check_dataset
 from nfnet_ray.errors import UserError
 from nfnet_ray.models.baselines import BASELINES
 from nfnet_ray.models.published import FINETUNING_EPOCHS, finetuning_values
 from nfnet_ray.recipe import Recipe
-from nfnet_ray.terminal import say
 from nfnet_ray.wording import count
 from studies.base_recipe import batch_size_for, recipe_for
 from studies.command_line import BuiltInData, Flag, MadeWeights, main

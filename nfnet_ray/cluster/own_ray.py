@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from nfnet_ray.cluster import warden
-from nfnet_ray.interruption import handlers_kept
+from nfnet_ray.command_line.interruption import handlers_kept
 
 _MEANT_FOR_THE_DRIVER = {signal.SIGTERM, signal.SIGHUP}
 SECONDS_FOR_THE_WARDEN = 5.0

@@ -20,8 +20,8 @@ from nfnet_ray.cluster.journal import StudyProgress, TrialProgress
 from nfnet_ray.cluster.progress_file import noted_progress
 from nfnet_ray.cluster.study import METRIC, Study, Trial
 from nfnet_ray.cluster.time_left import ENDED, TimeLeft
+from nfnet_ray.command_line.terminal import can_redraw
 from nfnet_ray.printable import printable
-from nfnet_ray.terminal import can_redraw
 from nfnet_ray.tracking.labels import point_label, short_names, value_label
 from nfnet_ray.wording import clock_time, count
 
@@ -107,7 +107,9 @@ def _number(value: float | None, form: str) -> str:
 
 def _state(trial: TrialProgress, one_line: bool) -> Text:
     style = STATE_STYLES.get(trial.state or "", "dim")
-    text = Text(trial.state or "waiting", style, no_wrap=one_line or None, overflow="ellipsis" if one_line else "fold")
+    text = Text(
+        trial.state or "waiting", style, no_wrap=one_line or None, overflow="ellipsis" if one_line else "fold"
+    )
     if trial.reason and trial.state != "stopped":
         text.append(f": {printable(trial.reason)}", style="default")
     damaged = sum(trial.last(f"damaged_{split}_images") or 0 for split in ("train", "validation"))
@@ -277,7 +279,9 @@ class StudyDisplay:
         if len(self._study.seeds) > 1:
             where = ", ".join(filter(None, [where, f"seed {best.recipe.seed}"]))
         top1 = state.last(METRIC) or 0.0
-        return printable(f"Best so far: {top1:.1%} after epoch {state.epoch} of {self._study.epochs}: {where}")
+        return printable(
+            f"Best so far: {top1:.1%} after epoch {state.epoch} of {self._study.epochs}: {where}"
+        )
 
     def _rows(self, console: Console, room: int) -> list[Table | Text]:
         """A table of at most ``room`` rows; instead of the last one, a line that counts the trials that have none."""

@@ -17,8 +17,8 @@ import nfnet_ray
 from nfnet_ray.cluster.address import LOCAL, find_head, has_token, temporary_folder
 from nfnet_ray.cluster.job import forget_job
 from nfnet_ray.cluster.own_ray import OwnRay
+from nfnet_ray.command_line.interruption import handlers_kept
 from nfnet_ray.errors import UserError
-from nfnet_ray.interruption import handlers_kept
 from nfnet_ray.places import check_can_write, check_path
 from nfnet_ray.wording import count
 
@@ -201,9 +201,9 @@ def _resources() -> Resources:
     models = sorted(
         name.removeprefix("accelerator_type:") for name in total if name.startswith("accelerator_type:")
     )
-    parts = [count(cpus, 'CPU core') + (f" ({_processor()})" if len(nodes) == 1 else "")]
+    parts = [count(cpus, "CPU core") + (f" ({_processor()})" if len(nodes) == 1 else "")]
     if gpus:
-        parts.append(count(gpus, 'GPU') + (f" ({', '.join(models)})" if models else ""))
+        parts.append(count(gpus, "GPU") + (f" ({', '.join(models)})" if models else ""))
     if len(nodes) > 1:
         parts.append(f"{len(nodes)} nodes")
     machines = tuple((node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0)) for node in nodes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nfnet_ray.program import begin
+from nfnet_ray.command_line.program import begin
 
 if __name__ == "__main__":
     begin()  # first: what follows takes seconds to import
@@ -10,9 +10,9 @@ if __name__ == "__main__":
 import sys
 from collections.abc import Sequence
 
-from nfnet_ray.arguments import given_path
+from nfnet_ray.command_line.arguments import given_path
+from nfnet_ray.command_line.one_line_parser import EXIT_USER_ERROR, OneLineParser
 from nfnet_ray.errors import UserError
-from nfnet_ray.one_line_parser import EXIT_USER_ERROR, OneLineParser
 from nfnet_ray.printable import printable
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nfnet_ray.program import begin
+from nfnet_ray.command_line.program import begin
 
 if __name__ == "__main__":
     begin()  # first: what follows takes seconds to import
@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nfnet_ray.arguments import positive
+from nfnet_ray.command_line.arguments import positive
+from nfnet_ray.command_line.one_line_parser import EXIT_USER_ERROR, OneLineParser
 from nfnet_ray.errors import UserError
 from nfnet_ray.models.catalogue import get_model
 from nfnet_ray.models.tables import block_table, list_table, summary
 from nfnet_ray.models.variants import OVERRIDES, Variant
-from nfnet_ray.one_line_parser import EXIT_USER_ERROR, OneLineParser
 
 # Of the images of --signal, unless --size says another: large enough that F0's last stage has 4x4 pixels, small
 # enough for a CPU. Smaller members are measured at their training size.

@@ -15,8 +15,8 @@ from typing import Any
 from nfnet_ray.cluster.journal import StudyProgress
 from nfnet_ray.cluster.progress import StudyDisplay
 from nfnet_ray.cluster.study import METRIC, Halving, Study
+from nfnet_ray.command_line.terminal import can_redraw, new_console, say
 from nfnet_ray.recipe import Recipe
-from nfnet_ray.terminal import can_redraw, new_console, say
 
 EPOCHS = 8
 MARK = "\x1b[0h"  # for the test: this is what a person sees
@@ -57,7 +57,10 @@ def main() -> None:
         drawn += 1
         return "MLflow: 3 events waiting"
 
-    with TemporaryDirectory() as folder, StudyDisplay(study, progress, Path(folder), footnote, console) as display:
+    with (
+        TemporaryDirectory() as folder,
+        StudyDisplay(study, progress, Path(folder), footnote, console) as display,
+    ):
         progress.trials = progress_of(study, ended, running).trials
         display.update()
         display.note("A worker was lost; the workers start again from the last checkpoint.")

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from nfnet_ray import interruption
-from nfnet_ray.interruption import asked_to_stop
+from nfnet_ray.command_line import interruption
+from nfnet_ray.command_line.interruption import asked_to_stop
 from tests.deadlines import HANG_SECONDS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -110,7 +110,7 @@ def test_a_pipe_that_nobody_reads_is_no_error(program: list[str]) -> None:
 
 RUN = """\
 import sys
-from nfnet_ray.program import begin, goes_on_without_output
+from nfnet_ray.command_line.program import begin, goes_on_without_output
 begin()
 with goes_on_without_output("nobody reads it"):
     for _ in range(3):

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from nfnet_ray.command_line.one_line_parser import OneLineParser
 from nfnet_ray.errors import UserError
-from nfnet_ray.one_line_parser import OneLineParser
 from nfnet_ray.printable import printable, shell_command
 
 TITLE = "a\x1b]0;owned\x07.jpg"  # sets the title of a terminal's window

@@ -21,13 +21,9 @@ LIBRARY = "nfnet_ray"
 # room -> the rooms that it imports. What those may import is allowed too: a study may build a Recipe.
 ARROWS = {
     "errors": set(),
-    "arguments": set(),
-    "interruption": set(),
-    "program": set(),
-    "one_line_parser": set(),
+    "command_line": set(),
     "places": set(),
     "printable": set(),
-    "terminal": set(),
     "wording": set(),
     "recipe": set(),
     "models": {"recipe"},
@@ -44,15 +40,11 @@ ARROWS = {
 }
 TOP_LEVEL_ROOMS = {"studies", "data_prep", "dashboards", "benchmarks"}
 FOR_EVERYONE = {
-    "arguments",
+    "command_line",
     "errors",
-    "interruption",
-    "one_line_parser",
     "places",
     "printable",
-    "terminal",
     "wording",
-    "program",
 }
 ONLY_IN = {"ray": "cluster", "mlflow": "tracking"}
 NAMES_THAT_SAY_NOTHING = {"utils", "util", "helpers", "helper", "common", "misc"}

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from data_prep.digits import describe_digits
 from nfnet_ray.cluster.journal import StudyProgress
-from nfnet_ray.terminal import can_redraw, new_console, say, say_whole, waiting
+from nfnet_ray.command_line.terminal import can_redraw, new_console, say, say_whole, waiting
 from studies.agc_sweep import agc_sweep
 from studies.run import StudyRun
 
@@ -94,9 +94,7 @@ def test_a_dumb_terminal_gets_lines(term: str, redraws: bool, monkeypatch: pytes
         assert out.getvalue() == "Starting Ray [local] …\n"
 
 
-def test_a_study_says_where_to_look_before_it_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_study_says_where_to_look_before_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the path as it is, quoted where it is part of a command."""
     monkeypatch.chdir(tmp_path)
     out = Terminal()

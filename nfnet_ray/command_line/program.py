@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
-from nfnet_ray.interruption import end_quietly
+from nfnet_ray.command_line.interruption import end_quietly
 
 _NOBODY_READS = {errno.EPIPE, errno.EIO}  # of a pipe; of a terminal, see write(2)
 

@@ -1,0 +1,1 @@
+"""What every command line of the project shares: parsing in one line, exit codes, Ctrl-C, the terminal."""
