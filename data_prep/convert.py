@@ -281,7 +281,7 @@ def _ray(address: str | None) -> AbstractContextManager[object]:
     if address is None:
         return nullcontext()
     import data_prep
-    from nfnet_ray.cluster.session import ray_session
+    from nfnet_ray.cluster.connection.session import ray_session
 
     package = Path(data_prep.__file__).parent
     return ray_session(address, train_in_tune=False, packages=[package])

@@ -147,7 +147,7 @@ def in_ray_tasks(
     Images that are files of their own, or members of a tar, are read in the task, so the workers need the
     source's folder under the same name. A worker that dies is replaced, and its images are done again.
     """
-    from nfnet_ray.cluster.parallel_map import map_in_order
+    from nfnet_ray.cluster.connection.parallel_map import map_in_order
 
     for image, outcome in map_in_order(
         partial(_attempt, encode), _read_ahead(images), items_per_task=_IMAGES_PER_TASK, describe=_name

@@ -22,8 +22,8 @@ if __name__ == "__main__":
 import sys
 from pathlib import Path
 
-from nfnet_ray.cluster.study import Halving, Study
 from nfnet_ray.data.files.dataset import DatasetSummary
+from nfnet_ray.study.study import Halving, Study
 from studies.base_recipe import recipe_for
 from studies.command_line import main
 

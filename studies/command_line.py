@@ -16,13 +16,9 @@ from typing import Any
 from rich.console import Console
 
 from data_prep.digits import ALL_DIGITS, DigitsPart, describe_digits, write_digits
-from nfnet_ray.cluster.address import find_head, where_to_run
-from nfnet_ray.cluster.job import HOME_VARIABLE, home_folder, submission_id
-from nfnet_ray.cluster.journal import StudyProgress
-from nfnet_ray.cluster.plan import check_trials, estimate_cost, training_multiply_adds
-from nfnet_ray.cluster.progress import plan_table
-from nfnet_ray.cluster.session import available_cpus
-from nfnet_ray.cluster.study import TRIALS_FOLDER, Study, Trial
+from nfnet_ray.cluster.connection.address import find_head, where_to_run
+from nfnet_ray.cluster.connection.job import HOME_VARIABLE, home_folder, submission_id
+from nfnet_ray.cluster.connection.session import available_cpus
 from nfnet_ray.command_line.arguments import at_least_zero, given_path, positive, shortened
 from nfnet_ray.command_line.interruption import EXIT_INTERRUPTED, interruptible
 from nfnet_ray.command_line.one_line_parser import EXIT_USER_ERROR, OneLineParser
@@ -40,6 +36,10 @@ from nfnet_ray.places import (
 )
 from nfnet_ray.printable import interpreter, printable, shell_command, shown
 from nfnet_ray.recipe import Recipe, field_meanings, parse_setting, split_weights
+from nfnet_ray.study.display import plan_table
+from nfnet_ray.study.plan import check_trials, estimate_cost, training_multiply_adds
+from nfnet_ray.study.state import StudyProgress
+from nfnet_ray.study.study import TRIALS_FOLDER, Study, Trial
 from nfnet_ray.tracking.choice import tracking_uri_for
 from nfnet_ray.tracking.events import JOURNAL_FILE, StudyStarted, read_events
 from nfnet_ray.tracking.uri import (

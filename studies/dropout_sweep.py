@@ -25,8 +25,8 @@ if __name__ == "__main__":
 import sys
 from pathlib import Path
 
-from nfnet_ray.cluster.study import Study
 from nfnet_ray.data.files.dataset import DatasetSummary
+from nfnet_ray.study.study import Study
 from studies.base_recipe import batch_size_for, recipe_for
 from studies.command_line import main
 

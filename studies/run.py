@@ -18,12 +18,13 @@ from rich.console import Console
 import nfnet_ray
 from dashboards.live_report import LiveReport
 from dashboards.report import REPORT_FILE, write_report
-from nfnet_ray.cluster.address import temporary_folder
-from nfnet_ray.cluster.journal import StudyProgress
-from nfnet_ray.cluster.plan import epoch_arithmetic
-from nfnet_ray.cluster.progress import StudyDisplay, reported_epochs, trial_table
-from nfnet_ray.cluster.session import Resources, available_cpus, check_temporary_folder, ray_session
-from nfnet_ray.cluster.study import METRIC, TRIALS_FOLDER, Study, Trial
+from nfnet_ray.cluster.connection.address import temporary_folder
+from nfnet_ray.cluster.connection.session import (
+    Resources,
+    available_cpus,
+    check_temporary_folder,
+    ray_session,
+)
 from nfnet_ray.command_line.interruption import EXIT_INTERRUPTED, asked_to_stop
 from nfnet_ray.command_line.program import goes_on_without_output
 from nfnet_ray.command_line.terminal import say, say_whole, waiting
@@ -31,6 +32,10 @@ from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.errors import StopsStudyError, StorageError, UserError
 from nfnet_ray.places import in_words, lost_place, remedy_for, which_is_lost
 from nfnet_ray.printable import interpreter, shell_command, shown
+from nfnet_ray.study.display import StudyDisplay, reported_epochs, trial_table
+from nfnet_ray.study.plan import epoch_arithmetic
+from nfnet_ray.study.state import StudyProgress
+from nfnet_ray.study.study import METRIC, TRIALS_FOLDER, Study, Trial
 from nfnet_ray.tracking.events import JOURNAL_FILE, Journal, StudyStarted
 from nfnet_ray.tracking.sink import MLflowSink
 from nfnet_ray.tracking.spool import SPOOL_FILE, Spool
@@ -39,8 +44,8 @@ from nfnet_ray.wording import clock_time, count
 from studies.source import source_version
 
 if TYPE_CHECKING:
-    from nfnet_ray.cluster.recorder import Recorder
     from nfnet_ray.cluster.worker import WorkerResources
+    from nfnet_ray.study.recorder import Recorder
 
 LOCK_FILE = "running.lock"
 EXIT_FAILED_TRIALS = 1
@@ -155,8 +160,8 @@ class StudyRun:
     def _check_nodes(self, address: str | None, resources: Resources, demand: WorkerDemand) -> None:
         """Raises UserError if a node that may train has not the data that this machine has, or if nothing fits here."""
         from data_prep.byte_progress import bytes_on_stderr
-        from nfnet_ray.cluster.nodes import check_nodes
-        from nfnet_ray.cluster.resources import check_places
+        from nfnet_ray.cluster.connection.nodes import check_nodes
+        from nfnet_ray.cluster.connection.resources import check_places
 
         worker = self._each_worker(resources, demand)
         if address is None:  # this machine has looked at its data, and does not grow
@@ -203,7 +208,7 @@ class StudyRun:
         console: Console,
     ) -> None:
         # Ray reads its settings when it is imported, so it is imported here and not above.
-        from nfnet_ray.cluster.recorder import Recorder
+        from nfnet_ray.study.recorder import Recorder
 
         worker = self._worker(trials, resources, demand, console)
         started_at = time.monotonic() - self.progress.wall_seconds
@@ -253,7 +258,7 @@ class StudyRun:
         return f"stopped, as {why}, then resume with `{self.command}`; {kept}"
 
     def _each_worker(self, resources: Resources, demand: WorkerDemand) -> WorkerResources:
-        from nfnet_ray.cluster.resources import worker_resources
+        from nfnet_ray.cluster.connection.resources import worker_resources
 
         return worker_resources(resources, demand.workers, demand.cpus, demand.gpus)
 
@@ -270,7 +275,7 @@ class StudyRun:
     def _side_by_side(
         self, trials: list[Trial], resources: Resources, demand: WorkerDemand, worker: WorkerResources
     ) -> int:
-        from nfnet_ray.cluster.resources import concurrent_trials
+        from nfnet_ray.cluster.connection.resources import concurrent_trials
 
         return min(demand.trials_at_once or concurrent_trials(resources, worker), len(trials))
 
@@ -285,8 +290,8 @@ class StudyRun:
         display: StudyDisplay,
     ) -> None:
         """Runs the trials to their ends, or until ``stop`` is set."""
+        from nfnet_ray.cluster.connection.placement import waiting_is_explained
         from nfnet_ray.cluster.driver import run_trials
-        from nfnet_ray.cluster.placement import waiting_is_explained
 
         side_by_side = self._side_by_side(trials, resources, demand, worker)
 

@@ -25,13 +25,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from rich.console import Console
 
-from nfnet_ray.cluster.address import find_head, where_to_run
-from nfnet_ray.cluster.job import home_folder
-from nfnet_ray.cluster.journal import StudyProgress
-from nfnet_ray.cluster.plan import check_trials, estimate_cost
-from nfnet_ray.cluster.progress import StudyDisplay
-from nfnet_ray.cluster.session import Resources, ray_session
-from nfnet_ray.cluster.study import TRIALS_FOLDER, Study, Trial
+from nfnet_ray.cluster.connection.address import find_head, where_to_run
+from nfnet_ray.cluster.connection.job import home_folder
+from nfnet_ray.cluster.connection.session import Resources, ray_session
 from nfnet_ray.command_line.arguments import above_zero, positive, shortened
 from nfnet_ray.command_line.interruption import EXIT_INTERRUPTED
 from nfnet_ray.command_line.terminal import say, say_whole
@@ -41,6 +37,10 @@ from nfnet_ray.models.published import published_recipe
 from nfnet_ray.places import check_can_write, check_path, resolved
 from nfnet_ray.printable import shown
 from nfnet_ray.recipe import Recipe, parse_setting
+from nfnet_ray.study.display import StudyDisplay
+from nfnet_ray.study.plan import check_trials, estimate_cost
+from nfnet_ray.study.state import StudyProgress
+from nfnet_ray.study.study import TRIALS_FOLDER, Study, Trial
 from nfnet_ray.tracking.choice import tracking_uri_for
 from nfnet_ray.tracking.events import StudyStarted
 from nfnet_ray.wording import count
@@ -72,9 +72,9 @@ from studies.command_line import (
 from studies.run import EXIT_FAILED_TRIALS, StudyRun, WorkerDemand, on_images, say_question
 
 if TYPE_CHECKING:
-    from nfnet_ray.cluster.recorder import Recorder
     from nfnet_ray.cluster.trainer import TrainingOptions
     from nfnet_ray.cluster.worker import WorkerResources
+    from nfnet_ray.study.recorder import Recorder
 
 DEFAULT_MODEL = "nfnet_pico"
 EPOCHS_ON_DIGITS = 8
@@ -285,7 +285,7 @@ class TrainingRun(StudyRun):
         self._say_places(console)
 
     def _each_worker(self, resources: Resources, demand: WorkerDemand) -> WorkerResources:
-        from nfnet_ray.cluster.resources import training_resources
+        from nfnet_ray.cluster.connection.resources import training_resources
 
         return training_resources(resources, demand.workers, demand.min_workers, demand.cpus, demand.gpus)
 
@@ -313,7 +313,7 @@ class TrainingRun(StudyRun):
         stop: threading.Event,
         display: StudyDisplay,
     ) -> None:
-        from nfnet_ray.cluster.placement import waiting_is_explained
+        from nfnet_ray.cluster.connection.placement import waiting_is_explained
         from nfnet_ray.cluster.trainer import run_training, worker_config
 
         del resources, demand

@@ -50,14 +50,14 @@ from typing import Any
 from rich.console import Console
 
 from data_prep.digits import FIRST_HALF, SECOND_HALF_FEW, describe_digits, write_digits
-from nfnet_ray.cluster.job import home_folder
-from nfnet_ray.cluster.study import Study
+from nfnet_ray.cluster.connection.job import home_folder
 from nfnet_ray.command_line.terminal import say
 from nfnet_ray.data.files.dataset import DatasetSummary, check_dataset
 from nfnet_ray.errors import UserError
 from nfnet_ray.models.baselines import BASELINES
 from nfnet_ray.models.published import FINETUNING_EPOCHS, finetuning_values
 from nfnet_ray.recipe import Recipe
+from nfnet_ray.study.study import Study
 from nfnet_ray.wording import count
 from studies.base_recipe import batch_size_for, recipe_for
 from studies.command_line import BuiltInData, Flag, MadeWeights, main

@@ -13,11 +13,8 @@ from ray import tune
 from ray.tune import Callback, FailureConfig, RunConfig, Stopper, TuneConfig, Tuner
 from ray.tune.experiment import Trial as TuneTrial
 
-from nfnet_ray.cluster.journal import StudyProgress
 from nfnet_ray.cluster.mailbox import Mailbox
-from nfnet_ray.cluster.recorder import Recorder
 from nfnet_ray.cluster.scheduler import StratifiedHalving
-from nfnet_ray.cluster.study import METRIC, TRIALS_FOLDER, Study, Trial
 from nfnet_ray.cluster.trainer import SECONDS_TO_KEEP, worker_config
 from nfnet_ray.cluster.trial import run_in_actor, run_worker_group
 from nfnet_ray.cluster.worker import (
@@ -32,6 +29,9 @@ from nfnet_ray.cluster.worker import (
     WorkerResources,
 )
 from nfnet_ray.places import lost_place, remedy_for
+from nfnet_ray.study.recorder import Recorder
+from nfnet_ray.study.state import StudyProgress
+from nfnet_ray.study.study import METRIC, TRIALS_FOLDER, Study, Trial
 
 
 def run_trials(
@@ -48,7 +48,7 @@ def run_trials(
 
     ``side_by_side`` trials at most are asked for at once. Those that do not fit wait, and an autoscaler sees them wait.
 
-    Needs a :func:`nfnet_ray.cluster.session.ray_session`. A trial of one worker is a Tune function in an
+    Needs a :func:`nfnet_ray.cluster.connection.session.ray_session`. A trial of one worker is a Tune function in an
     actor that stays up for the next one; a trial of several is a TorchTrainer started by a Tune function
     on the head node, where it takes no cores from the workers.
     """

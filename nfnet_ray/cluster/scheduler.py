@@ -10,7 +10,7 @@ from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
-from nfnet_ray.cluster.study import METRIC, Halving
+from nfnet_ray.study.study import METRIC, Halving
 
 
 @dataclass(frozen=True)

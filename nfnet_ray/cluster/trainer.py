@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nfnet_ray.cluster.mailbox import Mailbox
-from nfnet_ray.cluster.progress_file import note_progress
-from nfnet_ray.cluster.study import Trial
 from nfnet_ray.cluster.worker import (
     LOST_WORKER_RETRIES,
     OUTCOME,
@@ -30,13 +28,15 @@ from nfnet_ray.cluster.worker import (
     kept_trace,
     train_in_group,
 )
+from nfnet_ray.study.epochs_done import note_progress
+from nfnet_ray.study.study import Trial
 from nfnet_ray.tracking.events import TrialState
 from nfnet_ray.wording import count
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
 
-    from nfnet_ray.cluster.recorder import Recorder
+    from nfnet_ray.study.recorder import Recorder
 
 SECONDS_BETWEEN_RESIZES = 60.0  # Ray Train's own; a resize costs the start of a group
 SECONDS_TO_KEEP = 120.0  # for workers that were asked to stop to write their checkpoint
@@ -153,7 +153,7 @@ def run_training(
 ) -> dict[str, Any]:
     """Trains until the end, or until ``stop`` is set, and returns the last word; all that happened is recorded.
 
-    Needs a :func:`nfnet_ray.cluster.session.ray_session`; ``own_ray`` says that nobody else uses that Ray.
+    Needs a :func:`nfnet_ray.cluster.connection.session.ray_session`; ``own_ray`` says that nobody else uses that Ray.
     """
     mailbox = Mailbox(config["mailbox"])
     follower = _Follower(config, mailbox, recorder, say, stop)

@@ -19,11 +19,11 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 
 from nfnet_ray.cluster.mailbox import Mailbox
-from nfnet_ray.cluster.progress_file import note_progress
-from nfnet_ray.cluster.study import METRIC
 from nfnet_ray.errors import StopsStudyError, UserError
 from nfnet_ray.places import in_words
 from nfnet_ray.recipe import Recipe
+from nfnet_ray.study.epochs_done import note_progress
+from nfnet_ray.study.study import METRIC
 
 if TYPE_CHECKING:
     import torch

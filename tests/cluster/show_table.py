@@ -12,11 +12,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from nfnet_ray.cluster.journal import StudyProgress
-from nfnet_ray.cluster.progress import StudyDisplay
-from nfnet_ray.cluster.study import METRIC, Halving, Study
 from nfnet_ray.command_line.terminal import can_redraw, new_console, say
 from nfnet_ray.recipe import Recipe
+from nfnet_ray.study.display import StudyDisplay
+from nfnet_ray.study.state import StudyProgress
+from nfnet_ray.study.study import METRIC, Halving, Study
 
 EPOCHS = 8
 MARK = "\x1b[0h"  # for the test: this is what a person sees

@@ -21,8 +21,8 @@ from typing import Any
 import grpc
 import pytest
 
-from nfnet_ray.cluster import address as address_module
-from nfnet_ray.cluster.address import find_head, where_to_run
+from nfnet_ray.cluster.connection import address as address_module
+from nfnet_ray.cluster.connection.address import find_head, where_to_run
 from nfnet_ray.errors import UserError
 
 TOKEN = "0123456789abcdef" * 4

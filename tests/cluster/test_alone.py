@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from nfnet_ray.cluster.journal import StudyProgress
-from nfnet_ray.cluster.study import Study
 from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.errors import UserError
 from nfnet_ray.recipe import Recipe
+from nfnet_ray.study.state import StudyProgress
+from nfnet_ray.study.study import Study
 from studies.run import StudyRun
 
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from nfnet_ray.cluster.journal import StudyProgress
-from nfnet_ray.cluster.session import Resources
+from nfnet_ray.cluster.connection.session import Resources
 from nfnet_ray.cluster.worker import WorkerResources
+from nfnet_ray.study.state import StudyProgress
 from nfnet_ray.tracking.events import JOURNAL_FILE, Journal
 from studies.agc_sweep import agc_sweep
 from studies.command_line import main

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import pytest
 
-from nfnet_ray.cluster import placement
-from nfnet_ray.cluster.nodes import check_nodes
-from nfnet_ray.cluster.session import ray_session
+from nfnet_ray.cluster.connection import placement
+from nfnet_ray.cluster.connection.nodes import check_nodes
+from nfnet_ray.cluster.connection.session import ray_session
 from nfnet_ray.cluster.worker import WorkerResources
 from nfnet_ray.data.files.dataset import check_dataset, open_dataset
 from nfnet_ray.data.files.file_identity import file_identity

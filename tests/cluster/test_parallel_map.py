@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from nfnet_ray.cluster.parallel_map import map_in_order
-from nfnet_ray.cluster.session import ray_session
+from nfnet_ray.cluster.connection.parallel_map import map_in_order
+from nfnet_ray.cluster.connection.session import ray_session
 from nfnet_ray.errors import UserError
 
 pytestmark = pytest.mark.slow

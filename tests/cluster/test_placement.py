@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from nfnet_ray.cluster.placement import Machines, lack_of_room
-from nfnet_ray.cluster.resources import concurrent_trials
-from nfnet_ray.cluster.session import Resources
+from nfnet_ray.cluster.connection.placement import Machines, lack_of_room
+from nfnet_ray.cluster.connection.resources import concurrent_trials
+from nfnet_ray.cluster.connection.session import Resources
 from nfnet_ray.cluster.worker import WorkerResources
 from nfnet_ray.errors import UserError
 

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from data_prep.digits import describe_digits
-from nfnet_ray.cluster.journal import StudyProgress
-from nfnet_ray.cluster.plan import epoch_arithmetic
-from nfnet_ray.cluster.study import METRIC, Halving, Study
-from nfnet_ray.cluster.time_left import TimeLeft
 from nfnet_ray.recipe import Recipe
+from nfnet_ray.study.plan import epoch_arithmetic
+from nfnet_ray.study.state import StudyProgress
+from nfnet_ray.study.study import METRIC, Halving, Study
+from nfnet_ray.study.time_left import TimeLeft
 from studies.agc_sweep import agc_sweep
 from tests.cluster.screen import Screen, run_on_terminal
 from tests.cluster.show_table import MARK
@@ -27,7 +27,9 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 RECORDED = REPOSITORY / "tests" / "fixtures" / "digits_study_events.jsonl"
 
 
-def shown(rows: int, columns: int, trials: int, ended: int, running: int, **environment: str) -> tuple[str, str]:
+def shown(
+    rows: int, columns: int, trials: int, ended: int, running: int, **environment: str
+) -> tuple[str, str]:
     """What is written to a terminal of that size before and after the table is taken away."""
     program = [sys.executable, "-m", "tests.cluster.show_table", *map(str, (trials, ended, running))]
     during, _, after = run_on_terminal(program, rows, columns, REPOSITORY, **environment).partition(MARK)
@@ -100,7 +102,9 @@ def test_the_time_left_is_near_the_truth() -> None:
         truth = end - event["time"]
         assert least <= most
         assert least <= 3 * truth + 30
-        if 0.2 * end <= event["time"] <= 0.85 * end:  # at the very end the last trial may diverge at any moment
+        if (
+            0.2 * end <= event["time"] <= 0.85 * end
+        ):  # at the very end the last trial may diverge at any moment
             assert truth / 3 <= most <= 3 * truth
             looked_at += 1
     assert looked_at > 30

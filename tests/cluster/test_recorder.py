@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from nfnet_ray.cluster.driver import run_trials
-from nfnet_ray.cluster.journal import StudyProgress
-from nfnet_ray.cluster.recorder import Recorder
-from nfnet_ray.cluster.study import METRIC, Halving, Study
 from nfnet_ray.cluster.worker import WorkerResources
 from nfnet_ray.recipe import Recipe
+from nfnet_ray.study.recorder import Recorder
+from nfnet_ray.study.state import StudyProgress
+from nfnet_ray.study.study import METRIC, Halving, Study
 from nfnet_ray.tracking.events import JOURNAL_FILE, Journal, read_events
 
 RECIPE = Recipe().with_values({"model.name": "nfnet_pico", "schedule.epochs": 8})

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from nfnet_ray.cluster.resources import check_places, training_resources, worker_resources
-from nfnet_ray.cluster.session import Resources
+from nfnet_ray.cluster.connection.resources import check_places, training_resources, worker_resources
+from nfnet_ray.cluster.connection.session import Resources
 from nfnet_ray.cluster.trainer import hang_sentence
 from nfnet_ray.errors import UserError
 

@@ -30,7 +30,7 @@ cluster.shutdown()
 ASK = """\
 import sys
 {imports}
-from nfnet_ray.cluster.session import ray_session
+from nfnet_ray.cluster.connection.session import ray_session
 from nfnet_ray.errors import UserError
 try:
     with ray_session(sys.argv[1], train_in_tune=False):

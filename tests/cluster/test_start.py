@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from nfnet_ray.cluster import session, trainer
-from nfnet_ray.cluster.own_ray import OwnRay
+from nfnet_ray.cluster import trainer
+from nfnet_ray.cluster.connection import session
+from nfnet_ray.cluster.connection.own_ray import OwnRay
 from nfnet_ray.errors import UserError
 
 LATE = "The current node timed out during startup. This could happen because some of the raylet failed to startup."

@@ -18,13 +18,13 @@ from typing import Any, cast
 import pytest
 
 from nfnet_ray.cluster.driver import _JournalCallback
-from nfnet_ray.cluster.journal import StudyProgress
-from nfnet_ray.cluster.progress_file import note_progress, noted_progress
-from nfnet_ray.cluster.recorder import Recorder
-from nfnet_ray.cluster.study import Study
 from nfnet_ray.cluster.worker import OUTCOME, REASON, STOPS_STUDY
 from nfnet_ray.places import lost_place
 from nfnet_ray.recipe import Recipe
+from nfnet_ray.study.epochs_done import note_progress, noted_progress
+from nfnet_ray.study.recorder import Recorder
+from nfnet_ray.study.state import StudyProgress
+from nfnet_ray.study.study import Study
 from nfnet_ray.tracking.events import JOURNAL_FILE, Event, Journal, read_events
 
 TRIAL = "seed=0"

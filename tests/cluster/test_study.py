@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from nfnet_ray.cluster.journal import StudyProgress
-from nfnet_ray.cluster.plan import check_trials, estimate_cost, training_multiply_adds
-from nfnet_ray.cluster.progress import StudyDisplay, reported_epochs, trial_table
-from nfnet_ray.cluster.progress_file import note_progress
 from nfnet_ray.cluster.scheduler import StratifiedHalving
-from nfnet_ray.cluster.study import METRIC, Halving, Study
 from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.errors import UserError
 from nfnet_ray.recipe import Recipe, RecipeError
+from nfnet_ray.study.display import StudyDisplay, reported_epochs, trial_table
+from nfnet_ray.study.epochs_done import note_progress
+from nfnet_ray.study.plan import check_trials, estimate_cost, training_multiply_adds
+from nfnet_ray.study.state import StudyProgress
+from nfnet_ray.study.study import METRIC, Halving, Study
 from nfnet_ray.tracking.events import Journal
 
 SPACE = {"optimizer.agc.clip_factor": (0.01, 0.16, None), "batch_size": (64, 256)}

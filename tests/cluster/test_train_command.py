@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from nfnet_ray.cluster.journal import StudyProgress
-from nfnet_ray.cluster.study import Study
 from nfnet_ray.models.published import published_recipe
 from nfnet_ray.recipe import Recipe
+from nfnet_ray.study.state import StudyProgress
+from nfnet_ray.study.study import Study
 from nfnet_ray.tracking.events import JOURNAL_FILE
 from studies.train import main
 

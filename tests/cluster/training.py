@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import torch
 
-from nfnet_ray.cluster.journal import StudyProgress
 from nfnet_ray.models.published import published_recipe
 from nfnet_ray.recipe import Recipe, parse_setting
+from nfnet_ray.study.state import StudyProgress
 from nfnet_ray.tracking.events import JOURNAL_FILE, read_events
 from nfnet_ray.training.checkpoints.checkpoint import CheckpointStore
 from tests.deadlines import HANG_SECONDS

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nfnet_ray.cluster.journal import StudyProgress
+from nfnet_ray.study.state import StudyProgress
 from nfnet_ray.tracking.events import JOURNAL_FILE, Event, read_events
 from tests.cluster.hosts import Hosts, why_not
 from tests.deadlines import HANG_SECONDS, wait_until

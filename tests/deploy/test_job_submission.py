@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from nfnet_ray.cluster.journal import StudyProgress
+from nfnet_ray.study.state import StudyProgress
 from nfnet_ray.tracking.events import JOURNAL_FILE, Event, read_events
 from tests.deadlines import HANG_SECONDS
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from nfnet_ray.cluster.warden import start_time
+from nfnet_ray.cluster.connection.warden import start_time
 from nfnet_ray.training.checkpoints.checkpoint import CheckpointStore
 from tests.cluster.training import descendants
 from tests.deadlines import HANG_SECONDS, wait_until
@@ -89,7 +89,7 @@ def test_sigterm_to_all_processes_ends_a_run_as_ctrl_c_does(
 
 DRIVER = """\
 import os, signal
-from nfnet_ray.cluster.session import ray_session
+from nfnet_ray.cluster.connection.session import ray_session
 with ray_session(None, train_in_tune=False):
     import ray
     class Busy:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import studies.agc_sweep
 import studies.train
-from nfnet_ray.cluster.session import check_temporary_folder
+from nfnet_ray.cluster.connection.session import check_temporary_folder
 from nfnet_ray.errors import UserError
 from nfnet_ray.printable import printable
 from studies.agc_sweep import agc_sweep

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from nfnet_ray.cluster.plan import StudyCost, check_trials, estimate_cost
-from nfnet_ray.cluster.study import Halving, Study
 from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.errors import UserError
 from nfnet_ray.models.catalogue import count_multiply_adds
 from nfnet_ray.models.published import published_recipe
 from nfnet_ray.recipe import Recipe
+from nfnet_ray.study.plan import StudyCost, check_trials, estimate_cost
+from nfnet_ray.study.study import Halving, Study
 
 DATA = DatasetSummary(Path("x"), 1000, 100, tuple("abcdefghij"), "0", None)
 

@@ -12,13 +12,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from nfnet_ray.cluster.plan import check_trials, estimate_cost
-from nfnet_ray.cluster.study import Halving, Study
 from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.errors import UserError
 from nfnet_ray.models.published import with_published_values
 from nfnet_ray.printable import printable
 from nfnet_ray.recipe import Recipe, parse_setting
+from nfnet_ray.study.plan import check_trials, estimate_cost
+from nfnet_ray.study.study import Halving, Study
 
 DATA = DatasetSummary(Path("digits"), 1437, 360, tuple("0123456789"), "f", (32, 32))
 BASE = Recipe().with_values({"model.name": "nfnet_pico", "batch_size": 64, "data.image_size": 32})

@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 
 from data_prep.digits import describe_digits
-from nfnet_ray.cluster.plan import check_trials
-from nfnet_ray.cluster.study import Study
 from nfnet_ray.data.files.dataset import DatasetSummary, check_dataset
 from nfnet_ray.recipe import Recipe, field_meanings
+from nfnet_ray.study.plan import check_trials
+from nfnet_ray.study.study import Study
 from studies.base_recipe import batch_size_for, recipe_for
 from studies.command_line import StudyFactory, main, with_data_here
 
@@ -68,7 +68,7 @@ def test_trials_are_built_without_ray_and_torch(study: str) -> None:
 import sys
 from pathlib import Path
 from data_prep.digits import describe_digits
-from nfnet_ray.cluster.plan import check_trials
+from nfnet_ray.study.plan import check_trials
 from studies.{study} import {study}
 data = describe_digits(Path("digits"))
 check_trials({study}(data, None).trials(), data, workers=1)

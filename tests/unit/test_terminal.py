@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from data_prep.digits import describe_digits
-from nfnet_ray.cluster.journal import StudyProgress
 from nfnet_ray.command_line.terminal import can_redraw, new_console, say, say_whole, waiting
+from nfnet_ray.study.state import StudyProgress
 from studies.agc_sweep import agc_sweep
 from studies.run import StudyRun
 

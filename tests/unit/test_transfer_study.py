@@ -11,11 +11,11 @@ import torch
 from rich.console import Console
 
 from data_prep.digits import SECOND_HALF_FEW, describe_digits
-from nfnet_ray.cluster.plan import check_trials, training_multiply_adds
 from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.errors import UserError
 from nfnet_ray.models import create_model
 from nfnet_ray.models.weights.pretrained import recognise_model
+from nfnet_ray.study.plan import check_trials, training_multiply_adds
 from nfnet_ray.training.context import PlainContext
 from nfnet_ray.training.step import TrainStep
 from studies import transfer

@@ -59,7 +59,7 @@ class Entry:
 
 
 class CheckpointStore:
-    """Writes, finds and removes the checkpoints of one run in one place (:mod:`nfnet_ray.training.checkpoints.storage`)."""
+    """Writes, finds and removes the checkpoints of one run in one :mod:`~nfnet_ray.training.checkpoints.storage`."""
 
     def __init__(self, place: str | os.PathLike[str], kept: Kept = DEFAULT_KEPT) -> None:
         self._storage: Storage = storage_at(place)

@@ -1,4 +1,4 @@
-"""Ends what is left of a Ray whose driver is gone. A program of its own, started by :mod:`nfnet_ray.cluster.own_ray`.
+"""Ends what is left of a Ray whose driver is gone: a program that :mod:`~nfnet_ray.cluster.connection.own_ray` starts.
 
 It reads lines ``PROCESS_ID START_TIME`` from its standard input, whose other end the driver holds and nobody else. When
 that is closed, in whatever way the driver ended, it kills the processes that are still the same ones. Imports nothing

@@ -42,7 +42,7 @@ def check_nodes(
 
     Each node opens the data set, which checks all but the images' bytes, and has to find the fingerprint that was found
     here. With ``verify`` each copy's bytes are checked against their hashes too, by one of the nodes that have it; what
-    this process sees has been checked already. Needs a :func:`nfnet_ray.cluster.session.ray_session`.
+    this process sees has been checked already. Needs a :func:`nfnet_ray.cluster.connection.session.ray_session`.
 
     Raises:
         UserError: a node has no data, other data or damaged data, or does not answer; with its name.

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nfnet_ray.cluster.study import METRIC, Study
 from nfnet_ray.errors import UserError
+from nfnet_ray.study.study import METRIC, Study
 from nfnet_ray.tracking.events import JOURNAL_FILE, Event, StudyStarted, TrialState, read_events
 
 ENDED_FOR_GOOD: tuple[TrialState, ...] = ("finished", "stopped", "diverged")

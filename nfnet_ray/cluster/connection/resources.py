@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from nfnet_ray.cluster.session import Resources
+from nfnet_ray.cluster.connection.session import Resources
 from nfnet_ray.cluster.worker import WorkerResources
 from nfnet_ray.errors import UserError
 

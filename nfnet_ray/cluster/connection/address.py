@@ -19,7 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from nfnet_ray.cluster.job import is_submitted
+from nfnet_ray.cluster.connection.job import is_submitted
 from nfnet_ray.errors import UserError
 
 ANSWER_SECONDS = 5.0

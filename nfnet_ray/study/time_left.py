@@ -6,9 +6,9 @@ import math
 from collections import deque
 from collections.abc import Callable, Mapping
 
-from nfnet_ray.cluster.journal import StudyProgress, TrialProgress
-from nfnet_ray.cluster.plan import least_epochs, next_rung
-from nfnet_ray.cluster.study import METRIC, Halving, Study
+from nfnet_ray.study.plan import least_epochs, next_rung
+from nfnet_ray.study.state import StudyProgress, TrialProgress
+from nfnet_ray.study.study import METRIC, Halving, Study
 from nfnet_ray.wording import clock_time
 
 ENDED = ("finished", "stopped", "diverged", "failed")

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from nfnet_ray.cluster import warden
+from nfnet_ray.cluster.connection import warden
 from nfnet_ray.command_line.interruption import handlers_kept
 
 _MEANT_FOR_THE_DRIVER = {signal.SIGTERM, signal.SIGHUP}
@@ -27,7 +27,7 @@ class OwnRay:
     """``start`` is ``ray.init``, ``end`` is ``ray.shutdown``; both for the main thread.
 
     The kernel kills what Ray started directly when the driver dies, however it dies, and workers end when their raylet
-    does. Its two agents go on for a minute; a process that we start (:mod:`nfnet_ray.cluster.warden`) sees to them.
+    does. Its two agents live for another minute; the process :mod:`~nfnet_ray.cluster.connection.warden` ends them.
     """
 
     def __init__(self) -> None:

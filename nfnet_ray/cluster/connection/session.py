@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import nfnet_ray
-from nfnet_ray.cluster.address import LOCAL, find_head, has_token, temporary_folder
-from nfnet_ray.cluster.job import forget_job
-from nfnet_ray.cluster.own_ray import OwnRay
+from nfnet_ray.cluster.connection.address import LOCAL, find_head, has_token, temporary_folder
+from nfnet_ray.cluster.connection.job import forget_job
+from nfnet_ray.cluster.connection.own_ray import OwnRay
 from nfnet_ray.command_line.interruption import handlers_kept
 from nfnet_ray.errors import UserError
 from nfnet_ray.places import check_can_write, check_path

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from nfnet_ray.cluster.resources import places_on, worker_in_words
+from nfnet_ray.cluster.connection.resources import places_on, worker_in_words
 from nfnet_ray.cluster.worker import WorkerResources
 from nfnet_ray.wording import agree, count
 
@@ -28,7 +28,7 @@ def waiting_is_explained(
 ) -> Iterator[None]:
     """While this lasts, says so when fewer than ``wanted()`` workers have a place and there is no room for the others.
 
-    Needs a :func:`nfnet_ray.cluster.session.ray_session`.
+    Needs a :func:`nfnet_ray.cluster.connection.session.ray_session`.
     """
     over = threading.Event()
 

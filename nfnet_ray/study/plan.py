@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from nfnet_ray.cluster.study import Halving, Study, Trial
 from nfnet_ray.data.augmentation.progressive import data_at_epoch
 from nfnet_ray.data.batching import batches_per_epoch, check_batch_size
 from nfnet_ray.data.files.dataset import DatasetSummary
@@ -16,6 +15,7 @@ from nfnet_ray.models.baselines import BASELINES
 from nfnet_ray.models.catalogue import count_multiply_adds, count_parameters
 from nfnet_ray.models.published import with_published_values
 from nfnet_ray.recipe import Recipe
+from nfnet_ray.study.study import Halving, Study, Trial
 
 TRAINING_PER_FORWARD = 3  # a backward pass costs about two forward ones
 DEEPEST_STRIDE = 32  # of EfficientNets and of ResNet-50: images up to this side end as one pixel

@@ -6,9 +6,9 @@ import math
 import time
 from collections.abc import Callable, Mapping
 
-from nfnet_ray.cluster.journal import StudyProgress
-from nfnet_ray.cluster.study import METRIC
 from nfnet_ray.places import in_words, remedy_for
+from nfnet_ray.study.state import StudyProgress
+from nfnet_ray.study.study import METRIC
 from nfnet_ray.tracking.events import Event, Journal, TrialState
 
 # Ends of the names of metrics that depend on the machine and on what else it does, and not on what was learned.
