@@ -16,9 +16,9 @@ from pathlib import Path
 from types import FrameType
 from typing import get_args
 
-from data_prep.encode import EncodeSettings
+from data_prep.conversion.encode import EncodeSettings
 from data_prep.lines import say
-from data_prep.sources import WriteMode
+from data_prep.sources.source import WriteMode
 from nfnet_ray.command_line.arguments import (
     MOST_DIGITS,
     given_path,
@@ -294,13 +294,13 @@ def _verify(options: argparse.Namespace) -> None:
 
 
 def _convert(options: argparse.Namespace) -> None:
-    from data_prep.convert import ConvertSettings, convert
-    from data_prep.parallel import in_own_thread
+    from data_prep.conversion.convert import ConvertSettings, convert
+    from data_prep.conversion.parallel import in_own_thread
+    from data_prep.conversion.quarantine import quarantine_path
+    from data_prep.conversion.splits import plan_splits
+    from data_prep.conversion.staging import check_out, check_outside, describe_unfinished, unfinished
     from data_prep.progress import on_stderr
-    from data_prep.quarantine import quarantine_path
-    from data_prep.sources import open_source
-    from data_prep.splits import plan_splits
-    from data_prep.staging import check_out, check_outside, describe_unfinished, unfinished
+    from data_prep.sources.source import open_source
 
     start = time.monotonic()
     out: Path = options.out

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.convert import ConvertSettings, OutTakenError, convert
-from data_prep.sources import Source, SourceImage
-from data_prep.splits import plan_splits
+from data_prep.conversion.convert import ConvertSettings, OutTakenError, convert
+from data_prep.conversion.splits import plan_splits
+from data_prep.sources.source import Source, SourceImage
 from nfnet_ray.data.files.dataset import DatasetSummary, open_dataset
 from nfnet_ray.errors import UserError
 

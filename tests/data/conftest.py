@@ -20,16 +20,16 @@ Encode = Callable[..., bytes]
 HELD = """\
 import signal, sys
 from pathlib import Path
-import data_prep.image_folder
+import data_prep.sources.image_folder
 from data_prep.__main__ import _terminate, main
 image, pipe, *arguments = sys.argv[1:]
-read = data_prep.image_folder.read_regular_file
+read = data_prep.sources.image_folder.read_regular_file
 def hold(path):
     if path == Path(image):
         with open(pipe) as file:
             file.read()
     return read(path)
-data_prep.image_folder.read_regular_file = hold
+data_prep.sources.image_folder.read_regular_file = hold
 signal.signal(signal.SIGTERM, _terminate)
 sys.exit(main(arguments))
 """

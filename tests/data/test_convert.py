@@ -20,12 +20,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-import data_prep.image_folder as image_folder_module
-from data_prep import parallel
+import data_prep.sources.image_folder as image_folder_module
 from data_prep.__main__ import main
-from data_prep.image_folder import FolderSplit
-from data_prep.sources import SourceImage
-from data_prep.splits import held_out
+from data_prep.conversion import parallel
+from data_prep.conversion.splits import held_out
+from data_prep.sources.image_folder import FolderSplit
+from data_prep.sources.source import SourceImage
 from nfnet_ray.data.__main__ import main as data_main
 from nfnet_ray.data.files.beton import Beton
 from nfnet_ray.data.files.dataset import Dataset, open_dataset

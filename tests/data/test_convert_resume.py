@@ -24,16 +24,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import data_prep.convert as convert_module
-from data_prep import parallel
+import data_prep.conversion.convert as convert_module
 from data_prep.__main__ import main
-from data_prep.convert import ConvertSettings
-from data_prep.encode import EncodeSettings
-from data_prep.journal import SplitJournal, StoredRecord, UnreadableRecord, count_records
+from data_prep.conversion import parallel
+from data_prep.conversion.convert import ConvertSettings
+from data_prep.conversion.encode import EncodeSettings
+from data_prep.conversion.record import SplitJournal, StoredRecord, UnreadableRecord, count_records
+from data_prep.conversion.splits import plan_splits
+from data_prep.conversion.staging import unfinished
 from data_prep.progress import on_stderr
-from data_prep.sources import Source, SourceImage, open_source
-from data_prep.splits import plan_splits
-from data_prep.staging import unfinished
+from data_prep.sources.source import Source, SourceImage, open_source
 from nfnet_ray.data.files.beton import BetonWriter
 from nfnet_ray.data.files.dataset import open_dataset
 from tests.deadlines import HANG_SECONDS
@@ -46,10 +46,10 @@ IMAGES = 90
 # Runs the command line with a sync after every image, and kills itself at the COUNTth fsync (0: never).
 PROGRAM = """\
 import os, signal, sys
-import data_prep.convert
+import data_prep.conversion.convert
 from data_prep.__main__ import main
 sync_seconds, count = float(sys.argv[1]), int(sys.argv[2])
-data_prep.convert.SYNC_SECONDS = sync_seconds
+data_prep.conversion.convert.SYNC_SECONDS = sync_seconds
 fsync, calls = os.fsync, 0
 def fsync_or_die(descriptor):
     global calls

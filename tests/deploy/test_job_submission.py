@@ -133,7 +133,7 @@ def test_the_upload_is_the_sources_alone(head: Head, checkout: Path) -> None:
     assert {
         Path("studies/agc_sweep.py"),
         Path("nfnet_ray/data/loading/loader.py"),
-        Path("data_prep/convert.py"),
+        Path("data_prep/conversion/convert.py"),
     } <= set(files)
     assert {file.parts[0] for file in files if len(file.parts) > 1} == {
         "nfnet_ray",

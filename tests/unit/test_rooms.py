@@ -165,7 +165,11 @@ def test_violation_is_found(module: str, source: str) -> None:
         ("nfnet_ray.cluster.tuner", False, "import ray\nfrom nfnet_ray.tracking import sink"),
         ("nfnet_ray.tracking.sink", False, "from mlflow import MlflowClient"),
         ("studies.agc_sweep", False, "from nfnet_ray.recipe import Recipe\nfrom dashboards import report"),
-        ("data_prep.convert", False, "from nfnet_ray import __version__\nfrom nfnet_ray.data import beton"),
+        (
+            "data_prep.conversion.convert",
+            False,
+            "from nfnet_ray import __version__\nfrom nfnet_ray.data import beton",
+        ),
     ],
 )
 def test_allowed_imports_pass(module: str, is_package: bool, source: str) -> None:

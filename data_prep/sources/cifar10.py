@@ -17,8 +17,8 @@ from typing import IO
 
 import numpy as np
 
-from data_prep.sources import Source, SourceImage
-from data_prep.tar_index import first_names
+from data_prep.sources.source import Source, SourceImage
+from data_prep.sources.tar_index import first_names
 from nfnet_ray.errors import UserError
 
 _SIDE = 32  # pixels

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from data_prep.pillow_image import open_image, orientation_of_jpeg, shrunk, turned_upright
-from data_prep.sources import UnreadableImageError, WriteMode
+from data_prep.sources.pillow_image import open_image, orientation_of_jpeg, shrunk, turned_upright
+from data_prep.sources.source import UnreadableImageError, WriteMode
 from nfnet_ray.data.decoding.decode import DecodeError, decode_jpeg, jpeg_header
 from nfnet_ray.data.files.beton import JPEG, PAGE_BYTES, RAW
 from nfnet_ray.data.files.manifest import hash_stored

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_prep.sources import UnreadableImageError
+from data_prep.sources.source import UnreadableImageError
 
 if TYPE_CHECKING:  # the command line's --help need not wait for Pillow
     from PIL import Image

@@ -12,13 +12,13 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from data_prep.folder_walk import is_image_name, visible_files
 from data_prep.progress import Progress, silent
+from data_prep.sources.folder_walk import is_image_name, visible_files
 from nfnet_ray.data.files.regular_file import what_it_is
 from nfnet_ray.errors import UserError
 
 WriteMode = Literal["auto", "jpg", "raw", "smart"]
-"""How images are stored; :class:`data_prep.encode.EncodeSettings` says what each means."""
+"""How images are stored; :class:`data_prep.conversion.encode.EncodeSettings` says what each means."""
 
 
 class UnreadableImageError(Exception):
@@ -95,11 +95,11 @@ def _open(paths: Sequence[Path], label_column: str, progress: Progress) -> Sourc
     if len(paths) == 1 and paths[0].is_dir():
         return _open_folder(paths[0], label_column, progress)
     if len(paths) == 1 and paths[0].suffix.lower() == ".csv":
-        from data_prep.csv_list import open_csv
+        from data_prep.sources.csv_list import open_csv
 
         return open_csv(paths[0], label_column)
-    from data_prep.cifar10 import holds_cifar, open_cifar
-    from data_prep.ilsvrc import open_ilsvrc
+    from data_prep.sources.cifar10 import holds_cifar, open_cifar
+    from data_prep.sources.ilsvrc import open_ilsvrc
 
     tars = [
         path for path in paths if path.is_file() and {"tar", "tgz"} & set(path.name.lower().split(".")[1:])
@@ -119,10 +119,10 @@ def _open(paths: Sequence[Path], label_column: str, progress: Progress) -> Sourc
 
 
 def _open_folder(folder: Path, label_column: str, progress: Progress) -> Source:
-    from data_prep.cifar10 import holds_cifar, open_cifar
-    from data_prep.ilsvrc import holds_ilsvrc, open_ilsvrc
-    from data_prep.image_folder import open_image_folder
-    from data_prep.parquet import holds_images, is_shard, shards_below
+    from data_prep.sources.cifar10 import holds_cifar, open_cifar
+    from data_prep.sources.ilsvrc import holds_ilsvrc, open_ilsvrc
+    from data_prep.sources.image_folder import open_image_folder
+    from data_prep.sources.parquet import holds_images, is_shard, shards_below
 
     shards = sorted(path for path in folder.iterdir() if is_shard(path))
     if shards and (holds_images(shards) or not _holds_image_files(folder)):
@@ -141,7 +141,7 @@ def _holds_image_files(folder: Path) -> bool:
 
 
 def _parquet(files: Sequence[Path], label_column: str) -> Source:
-    from data_prep.parquet import open_parquet
+    from data_prep.sources.parquet import open_parquet
 
     return open_parquet(files, label_column)
 

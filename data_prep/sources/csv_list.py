@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from data_prep.image_folder import SPLIT_OF, FolderSplit
-from data_prep.sources import Source
+from data_prep.sources.image_folder import SPLIT_OF, FolderSplit
+from data_prep.sources.source import Source
 from nfnet_ray.data.files.regular_file import what_it_is
 from nfnet_ray.errors import UserError
 

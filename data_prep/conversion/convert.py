@@ -9,16 +9,16 @@ from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_prep.encode import CHROMA_SUBSAMPLING, EncodeSettings
-from data_prep.identity import conversion_identity, file_states
-from data_prep.journal import SYNC_SECONDS, SplitJournal, StoredRecord, UnreadableRecord
-from data_prep.parallel import Prepared, in_own_thread, in_ray_tasks, in_threads
+from data_prep.conversion.encode import CHROMA_SUBSAMPLING, EncodeSettings
+from data_prep.conversion.identity import conversion_identity, file_states
+from data_prep.conversion.parallel import Prepared, in_own_thread, in_ray_tasks, in_threads
+from data_prep.conversion.quarantine import Quarantine, unreadable_limit, write_quarantine
+from data_prep.conversion.record import SYNC_SECONDS, SplitJournal, StoredRecord, UnreadableRecord
+from data_prep.conversion.splits import Selection, SplitPlan
+from data_prep.conversion.staging import OutTakenError as OutTakenError
+from data_prep.conversion.staging import Staging, check_out, leftover, publish, staging_folder
 from data_prep.progress import Progress, silent
-from data_prep.quarantine import Quarantine, unreadable_limit, write_quarantine
-from data_prep.sources import Source, SourceImage, UnreadableImageError
-from data_prep.splits import Selection, SplitPlan
-from data_prep.staging import OutTakenError as OutTakenError
-from data_prep.staging import Staging, check_out, leftover, publish, staging_folder
+from data_prep.sources.source import Source, SourceImage, UnreadableImageError
 from nfnet_ray.data.files.beton import JPEG, Beton, BetonWriter
 from nfnet_ray.data.files.dataset import DatasetSummary, check_dataset, split_paths
 from nfnet_ray.data.files.manifest import hash_stored, write_manifest

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.encode import EncodeSettings
-from data_prep.folder_walk import visible_files
-from data_prep.sources import Source
-from data_prep.splits import Selection, SplitPlan
+from data_prep.conversion.encode import EncodeSettings
+from data_prep.conversion.splits import Selection, SplitPlan
+from data_prep.sources.folder_walk import visible_files
+from data_prep.sources.source import Source
 from nfnet_ray.wording import agree, count
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.sources import SourceImage
+from data_prep.sources.source import SourceImage
 from nfnet_ray.errors import UserError
 
 # Enough for a member's header and the byte before it, which is what tarfile reads of each.

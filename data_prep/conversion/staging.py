@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.identity import changed_file, difference
-from data_prep.journal import count_records
-from data_prep.quarantine import check_quarantine_path, quarantine_path
+from data_prep.conversion.identity import changed_file, difference
+from data_prep.conversion.quarantine import check_quarantine_path, quarantine_path
+from data_prep.conversion.record import count_records
 from nfnet_ray.data.files.dataset import split_paths
 from nfnet_ray.errors import UserError
 from nfnet_ray.wording import agree, count

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_prep.sources import Source, SourceSplit
+from data_prep.sources.source import Source, SourceSplit
 from nfnet_ray.errors import UserError
 from nfnet_ray.wording import agree, count
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Generic, TypeVar
 
-from data_prep.encode import EncodeSettings, StoredImage, prepare_image
-from data_prep.sources import SourceImage, UnreadableImageError
+from data_prep.conversion.encode import EncodeSettings, StoredImage, prepare_image
+from data_prep.sources.source import SourceImage, UnreadableImageError
 from nfnet_ray.data.loading.pool import LOOK_SECONDS, Job, Pool
 from nfnet_ray.errors import UserError
 

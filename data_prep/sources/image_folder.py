@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.folder_walk import FolderWalk
-from data_prep.sources import Source, SourceImage
+from data_prep.sources.folder_walk import FolderWalk
+from data_prep.sources.source import Source, SourceImage
 from nfnet_ray.data.files.regular_file import read_regular_file
 from nfnet_ray.errors import UserError
 from nfnet_ray.wording import count
@@ -50,7 +50,7 @@ def open_image_folder(root: Path) -> Source:
     The names of splits may be in capitals, and among other words where all folders are such: ``Training``,
     ``seg_test``. Classes are numbered in the order of their folders' names, as torchvision's ImageFolder does; the
     training split decides which there are. What is skipped, and how links are followed, says
-    :mod:`data_prep.folder_walk`.
+    :mod:`data_prep.sources.folder_walk`.
 
     Raises:
         UserError: there are no classes, or two folders for one split, or a folder or link cannot be read.
