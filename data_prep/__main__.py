@@ -300,7 +300,7 @@ def _convert(options: argparse.Namespace) -> None:
     from data_prep.conversion.splits import plan_splits
     from data_prep.conversion.staging import check_out, check_outside, describe_unfinished, unfinished
     from data_prep.progress import on_stderr
-    from data_prep.sources.source import open_source
+    from data_prep.sources.choose import open_source
 
     start = time.monotonic()
     out: Path = options.out

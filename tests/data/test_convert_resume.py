@@ -33,7 +33,8 @@ from data_prep.conversion.record import SplitJournal, StoredRecord, UnreadableRe
 from data_prep.conversion.splits import plan_splits
 from data_prep.conversion.staging import unfinished
 from data_prep.progress import on_stderr
-from data_prep.sources.source import Source, SourceImage, open_source
+from data_prep.sources.choose import open_source
+from data_prep.sources.source import Source, SourceImage
 from nfnet_ray.data.files.beton import BetonWriter
 from nfnet_ray.data.files.dataset import open_dataset
 from tests.deadlines import HANG_SECONDS

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from data_prep.__main__ import main
+from data_prep.sources.choose import open_source
 from data_prep.sources.folder_walk import visible_files
-from data_prep.sources.source import open_source
 from nfnet_ray.data.files.dataset import Dataset, open_dataset
 from nfnet_ray.errors import UserError
 

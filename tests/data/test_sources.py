@@ -23,7 +23,8 @@ from scipy.io import savemat
 from data_prep.__main__ import main
 from data_prep.conversion.encode import SMALL_RAW_BYTES, EncodeSettings, StoredImage, prepare_image
 from data_prep.sources import pillow_image
-from data_prep.sources.source import UnreadableImageError, WriteMode, open_source
+from data_prep.sources.choose import open_source
+from data_prep.sources.source import UnreadableImageError, WriteMode
 from data_prep.sources.tar_index import tar_members
 from nfnet_ray.data.decoding.decode import decode_jpeg
 from nfnet_ray.data.files.beton import JPEG, PAGE_BYTES, RAW, Beton
