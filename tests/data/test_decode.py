@@ -14,15 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nfnet_ray.data.decoding import decode as decode_module
-from nfnet_ray.data.decoding.decode import (
-    DecodeError,
-    decode_jpeg,
-    decode_jpeg_box,
-    decode_jpeg_top,
-    jpeg_header,
-    resize_crop,
-)
+from nfnet_ray.data.decoding import compiled
+from nfnet_ray.data.decoding.decode import decode_jpeg, decode_jpeg_box, decode_jpeg_top, resize_crop
+from nfnet_ray.data.decoding.jpeg import DecodeError, jpeg_header
 
 from .conftest import Encode
 
@@ -202,7 +196,7 @@ TURBOJPEG_SAMPLINGS = {"4:4:4": 0, "4:2:2": 1, "4:2:0": 2, "grey": 3, "4:4:0": 4
 
 def turbojpeg(pixels_HWC: np.ndarray, sampling: int, quality: int) -> bytes:
     """A JPEG by libturbojpeg, which knows samplings that Pillow does not."""
-    library = decode_module._library()
+    library = compiled.libffcv()
     library.tjInitCompress.restype = ctypes.c_void_p
     library.tjCompress2.argtypes = [
         ctypes.c_void_p, ctypes.c_void_p, *(4 * [ctypes.c_int]), ctypes.c_void_p, ctypes.c_void_p, *(3 * [ctypes.c_int])
@@ -224,7 +218,7 @@ class Counter:
     """Stands in for jpeg_box.c's function, and counts how often it decoded."""
 
     def __init__(self) -> None:
-        function = decode_module._box_function()
+        function = compiled.box_function()
         assert function is not None, "jpeg_box.c is not built: run make"
         self.function, self.calls, self.decoded = function, 0, 0
 
@@ -237,7 +231,7 @@ class Counter:
 @pytest.fixture
 def native(monkeypatch: pytest.MonkeyPatch) -> Counter:
     counter = Counter()
-    monkeypatch.setattr(decode_module, "_box_function", lambda: counter)
+    monkeypatch.setattr(compiled, "box_function", lambda: counter)
     return counter
 
 
@@ -415,9 +409,9 @@ def test_a_box_outside_the_image_is_refused(encode: Encode, box: tuple[int, int,
 @pytest.fixture
 def looked_for_again() -> Iterator[None]:
     """The compiled functions are looked for again in the test, and after it."""
-    decode_module._box_function.cache_clear()
+    compiled.box_function.cache_clear()
     yield
-    decode_module._box_function.cache_clear()
+    compiled.box_function.cache_clear()
 
 
 @pytest.mark.usefixtures("looked_for_again")
@@ -437,7 +431,7 @@ def test_without_the_compiled_function_libffcv_gives_the_same_pixels_and_one_lin
         monkeypatch.setitem(sys.modules, "_nfnet_ray_jpeg", None)  # as if it were not there
     else:
         other = types.ModuleType("_nfnet_ray_jpeg")
-        other.__spec__ = ModuleSpec("_nfnet_ray_jpeg", None, origin=str(decode_module._library_path()))
+        other.__spec__ = ModuleSpec("_nfnet_ray_jpeg", None, origin=str(compiled.libffcv_path()))
         monkeypatch.setitem(sys.modules, "_nfnet_ray_jpeg", other)
     with caplog.at_level(logging.WARNING):
         for _ in range(3):

@@ -21,7 +21,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nfnet_ray.data.decoding.decode import DecodeError, decode_jpeg_box, decode_jpeg_top
+from nfnet_ray.data.decoding.decode import decode_jpeg_box, decode_jpeg_top
+from nfnet_ray.data.decoding.jpeg import DecodeError
 from nfnet_ray.data.files.beton import (
     ALLOCATION,
     FIELD_DESCRIPTOR,

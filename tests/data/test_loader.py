@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 
 from nfnet_ray.data.augmentation.crop import random_resized_boxes
-from nfnet_ray.data.decoding import decode
+from nfnet_ray.data.decoding import compiled
 from nfnet_ray.data.decoding.resize import resize_antialiased
 from nfnet_ray.data.files.beton import RAW, Beton, BetonWriter
 from nfnet_ray.data.files.dataset import Dataset, open_dataset
@@ -174,8 +174,8 @@ def test_samples_are_the_same_without_the_compiled_box_decoder(
 ) -> None:
     dataset = write(larger=3)
     expected = [epoch_of(dataset, recipe(crop)), [batch.images for batch in eval_loader(dataset, recipe())]]
-    assert decode._box_function() is not None
-    monkeypatch.setattr(decode, "_box_function", lambda: None)
+    assert compiled.box_function() is not None
+    monkeypatch.setattr(compiled, "box_function", lambda: None)
     got = [epoch_of(dataset, recipe(crop)), [batch.images for batch in eval_loader(dataset, recipe())]]
     assert torch.equal(got[0][0], expected[0][0])
     assert all(torch.equal(one, other) for one, other in zip(got[1], expected[1], strict=True))

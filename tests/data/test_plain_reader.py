@@ -14,13 +14,8 @@ import torch
 from PIL import Image
 
 from nfnet_ray.data.decoding import decode
-from nfnet_ray.data.decoding.decode import (
-    DecodeError,
-    decode_jpeg,
-    decode_jpeg_box,
-    decode_jpeg_top,
-    resize_crop,
-)
+from nfnet_ray.data.decoding.decode import decode_jpeg, decode_jpeg_box, decode_jpeg_top, resize_crop
+from nfnet_ray.data.decoding.jpeg import DecodeError
 from nfnet_ray.data.files.beton import RAW, Beton, BetonWriter
 from nfnet_ray.data.files.dataset import Dataset, open_dataset
 from nfnet_ray.data.files.manifest import hash_stored, write_manifest

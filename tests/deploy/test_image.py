@@ -238,7 +238,9 @@ def test_a_study_runs_from_the_image_is_ended_with_its_pods_and_resumes(cluster:
         # The image is root's; what is written lies in volumes.
         assert pod.execute("touch", "/opt/nfnet_ray/x").returncode != 0
     assert "_nfnet_ray_jpeg" in cluster.worker.execute(
-        "python", "-c", "from nfnet_ray.data import decode; print(decode._box_function() and '_nfnet_ray_jpeg')"
+        "python",
+        "-c",
+        "from nfnet_ray.data.decoding import compiled; print(compiled.box_function() and '_nfnet_ray_jpeg')",
     ).stdout  # fmt: skip
 
     submit = ["job", "submit", "--submission-id", "agc-1", "--no-wait", "--working-dir", ".", "--"]

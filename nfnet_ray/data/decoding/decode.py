@@ -8,83 +8,27 @@ with libffcv's settings: its ``imdecode`` keeps two decoders for ever for every 
 
 Boxes of JPEGs are decoded by ``jpeg_box.c`` of this package where that was built, with the pixels of libffcv.
 
-Source of the signatures and of their meaning: ``ffcv/libffcv.py`` and ``libffcv.cpp`` of FFCV 1.0.2 (functions
-``imdecode`` and ``resize_crop``), and ``turbojpeg.h`` of libjpeg-turbo 2.1.
-
 Array names carry their axes: H height, W width, C = 3 colour channels in the order red, green, blue.
 """
 
 from __future__ import annotations
 
-import ctypes
 import functools
-import importlib.util
 import logging
 import os
-from collections.abc import Callable
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
+from nfnet_ray.data.decoding import compiled, plain
+from nfnet_ray.data.decoding.compiled import DECODER_VARIABLE
+from nfnet_ray.data.decoding.jpeg import DecodeError, JpegHeader, frame_of_one_scan, jpeg_header
 from nfnet_ray.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# ITU-T T.81, table B.1: the start-of-frame markers are C0 to CF without DHT (C4), JPG (C8) and DAC (CC).
-_START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-# Markers that stand alone, with no length after them: TEM and the restart markers RST0 to RST7.
-_WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD8)})
-_START_OF_SCAN, _END_OF_IMAGE, _RESTART_INTERVAL = 0xDA, 0xD9, 0xDD
-_SEQUENTIAL_HUFFMAN = frozenset({0xC0, 0xC1})
-
 # turbojpeg.h. libffcv asks for the fast inverse transform too.
 _TJPF_RGB, _TJFLAG_FASTDCT, _TJFLAG_STOPONWARNING = 0, 2048, 8192
-DECODER_VARIABLE = "NFNET_RAY_DECODER"
 _BYTES_LEFT = "extraneous bytes"  # jerror.h, JWRN_EXTRANEOUS_DATA
-
-
-class DecodeError(Exception):
-    """The bytes are not an image that libturbojpeg decodes without an error or a warning."""
-
-
-class JpegHeader(NamedTuple):
-    """What a JPEG's frame header says: size in pixels and the number of colour components (1, 3 or 4)."""
-
-    height: int
-    width: int
-    components: int
-
-
-def jpeg_header(source: bytes | memoryview) -> JpegHeader:
-    """Read the frame header of a JPEG (ITU-T T.81, B.2.2) without decoding it.
-
-    Raises:
-        DecodeError: these bytes do not start a JPEG, or its frame header is missing or damaged.
-    """
-    view = memoryview(source)
-    if len(view) < 2 or view[0] != 0xFF or view[1] != 0xD8:
-        raise DecodeError("not a JPEG: the start-of-image marker is missing")
-    position = 2
-    while position + 10 <= len(view):  # a frame header's fixed part ends 10 bytes after its marker starts
-        if view[position] != 0xFF:
-            raise DecodeError(f"damaged JPEG: byte {position} should begin a marker")
-        marker = view[position + 1]
-        if marker == 0xFF:  # fill bytes may stand before a marker
-            position += 1
-        elif marker in _WITHOUT_LENGTH:
-            position += 2
-        elif marker in _START_OF_FRAME:
-            return JpegHeader(
-                height=view[position + 5] << 8 | view[position + 6],
-                width=view[position + 7] << 8 | view[position + 8],
-                components=view[position + 9],
-            )
-        elif marker in (_START_OF_SCAN, _END_OF_IMAGE):
-            break
-        else:
-            position += 2 + (view[position + 2] << 8 | view[position + 3])
-    raise DecodeError("damaged JPEG: it has no frame header")
 
 
 def decode_jpeg(source: np.ndarray, destination_HWC: np.ndarray) -> None:
@@ -131,7 +75,7 @@ def decode_jpeg_box(
     """
     _check_stored(source)
     _check_box(top, left, height, width, full_height, full_width)
-    decode_box = _box_function() if decoder() == "libffcv" else None
+    decode_box = compiled.box_function() if decoder() == "libffcv" else None
     if decode_box is not None:
         destination_HWC = np.empty((height, width, 3), np.uint8)
         code = decode_box(
@@ -166,7 +110,7 @@ def decode_jpeg_top(source: np.ndarray, height: int, width: int, bottom: int) ->
     if not 0 < bottom <= height:
         raise ValueError(f"the {bottom} upper rows of {height} cannot be decoded")
     _check_size(source, height, width)
-    rows, frame = height, _frame_of_one_scan(source.data) if bottom < height else None
+    rows, frame = height, frame_of_one_scan(source.data) if bottom < height else None
     if frame is not None:
         # One row more, since chroma is interpolated between rows; then up to the end of a row of blocks.
         rows = min(height, -(-(bottom + 1) // frame.block_rows) * frame.block_rows)
@@ -187,39 +131,6 @@ def _says_that_rows_are_left(message: str) -> bool:
     All rows are decoded then. It looks for a marker there only, as there are no restart markers.
     """
     return _BYTES_LEFT in message and message.endswith("before marker 0xd9")
-
-
-class _Frame(NamedTuple):
-    """Where the frame header keeps the image's height, and how many rows of pixels a row of blocks has."""
-
-    height_offset: int
-    block_rows: int
-
-
-def _frame_of_one_scan(view: memoryview) -> _Frame | None:
-    """The frame, if rows at its end can be left alone; else None.
-
-    That is so for a sequential Huffman JPEG (SOF0, SOF1) whose first scan has all components (ITU-T T.81, B.2.3), and
-    which has no restart markers (DRI).
-    """
-    position, components, frame = 2, 0, None
-    while position + 10 <= len(view) and view[position] == 0xFF:
-        marker = view[position + 1]
-        if marker == 0xFF:
-            position += 1
-            continue
-        if marker in _SEQUENTIAL_HUFFMAN:
-            components = view[position + 9]
-            sampling = view[
-                position + 11 : position + 11 + 3 * components : 3
-            ]  # vertical in the lower 4 bits
-            frame = _Frame(position + 5, 8 * max((factors & 0xF for factors in sampling), default=1))
-        elif marker in _START_OF_FRAME or marker == _RESTART_INTERVAL or marker in _WITHOUT_LENGTH:
-            return None
-        elif marker == _START_OF_SCAN:
-            return frame if view[position + 4] == components and frame and frame.block_rows else None
-        position += 2 + (view[position + 2] << 8 | view[position + 3])
-    return None
 
 
 def resize_crop(
@@ -245,11 +156,9 @@ def resize_crop(
     bottom, right = top + height, left + width
     _check_box(top, left, height, width, source_height, source_width)
     if decoder() == "plain":
-        from nfnet_ray.data.decoding import plain
-
         plain.resize_crop(source_HWC, top, left, height, width, destination_HWC)
         return
-    _library().resize(
+    compiled.libffcv().resize(
         0, source_HWC.ctypes.data, source_height, source_width, top, bottom, left, right,
         destination_HWC.ctypes.data, destination_HWC.shape[0], destination_HWC.shape[1],
     )  # fmt: skip
@@ -279,10 +188,8 @@ def _check_size(source: np.ndarray, height: int, width: int) -> JpegHeader:
 def _decompress(source: np.ndarray, destination_HWC: np.ndarray) -> str | None:
     """Decode into all of the destination; libturbojpeg's first error or warning, or None."""
     if decoder() == "plain":
-        from nfnet_ray.data.decoding import plain
-
         return plain.decompress(source, destination_HWC)
-    library = _library()
+    library = compiled.libffcv()
     height, width, _ = destination_HWC.shape
     # A new one for each image (1 us): it keeps tables, and a damaged image that lacks one would be decoded with that of
     # the image before, so that its pixels depend on what this thread happened to decode.
@@ -319,70 +226,10 @@ def decoder() -> str:
         return chosen
     if chosen:
         raise UserError(f"{DECODER_VARIABLE}={chosen}: there is no such decoder; give libffcv or plain")
-    if _library_path() is not None:
+    if compiled.libffcv_path() is not None:
         return "libffcv"
     logger.warning(
         "libffcv, FFCV's compiled library, is not installed: Pillow decodes instead, at about half the speed,"
         " and finds only part of the damage that libffcv finds"
     )
     return "plain"
-
-
-def _library_path() -> Path | None:
-    """The compiled library of the installed FFCV. ``find_spec`` locates the package without running it."""
-    spec = importlib.util.find_spec("ffcv")
-    folders = spec.submodule_search_locations if spec is not None else None
-    candidates = (path for folder in folders or () for path in Path(folder).glob("_libffcv*.so"))
-    return min(candidates, default=None)
-
-
-@functools.cache
-def _library() -> ctypes.CDLL:
-    """``libffcv``, with the functions that are called here described to ctypes."""
-    path = _library_path()
-    if path is None:
-        raise UserError(
-            "libffcv, FFCV's compiled library, is not installed: pip install ffcv==1.0.2 (it builds with"
-            f" pkg-config, libopencv-dev and libturbojpeg0-dev), or set {DECODER_VARIABLE}=plain"
-        )
-    try:
-        library = ctypes.CDLL(str(path))
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be loaded ({error}); install libturbojpeg and OpenCV's libraries"
-            " (libturbojpeg0 and libopencv-imgproc, or libopencv-dev),"
-            f" or set {DECODER_VARIABLE}=plain"
-        ) from error
-    library.resize.argtypes = 11 * [ctypes.c_int64]
-    library.resize.restype = None
-    # turbojpeg.h of libjpeg-turbo 2. These names are found through libffcv's own link to libturbojpeg.
-    library.tjInitDecompress.argtypes = []
-    library.tjInitDecompress.restype = ctypes.c_void_p
-    library.tjDestroy.argtypes = [ctypes.c_void_p]
-    library.tjDestroy.restype = ctypes.c_int
-    library.tjDecompress2.argtypes = [
-        ctypes.c_void_p, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_void_p, *(5 * [ctypes.c_int])
-    ]  # fmt: skip
-    library.tjDecompress2.restype = ctypes.c_int
-    library.tjGetErrorStr2.argtypes = [ctypes.c_void_p]
-    library.tjGetErrorStr2.restype = ctypes.c_char_p
-    return library
-
-
-@functools.cache
-def _box_function() -> Callable[..., int] | None:
-    """``jpeg_box.c``'s function, or None, said once, where it was not built, or from another version of the source.
-
-    ``setup.py`` builds it into the environment, so that every copy of the source that an interpreter runs finds it.
-    """
-    spec = importlib.util.find_spec("_nfnet_ray_jpeg")
-    try:
-        if spec is None or spec.origin is None:
-            raise OSError("it was not built; run make, or pip install . with a C compiler and libjpeg-dev")
-        function = ctypes.CDLL(spec.origin).nfnet_ray_jpeg_box_1
-    except (OSError, AttributeError) as error:
-        logger.warning("jpeg_box.c: %s; whole rows are decoded instead, with the same pixels", error)
-        return None
-    function.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *(6 * [ctypes.c_int]), ctypes.c_void_p]
-    function.restype = ctypes.c_int
-    return function

@@ -21,13 +21,18 @@ import re
 import numpy as np
 from numpy.typing import NDArray
 
-from nfnet_ray.data.decoding.decode import DecodeError, jpeg_header
+from nfnet_ray.data.decoding.jpeg import (
+    END_OF_IMAGE,
+    RESTART_INTERVAL,
+    SEQUENTIAL_HUFFMAN,
+    START_OF_SCAN,
+    DecodeError,
+    jpeg_header,
+)
 
 Pixels = NDArray[np.uint8]
 
 # ITU-T T.81, table B.1.
-_SEQUENTIAL_HUFFMAN = frozenset({0xC0, 0xC1})
-_START_OF_SCAN, _END_OF_IMAGE, _RESTART_INTERVAL = 0xDA, 0xD9, 0xDD
 _FIRST_RESTART, _LAST_RESTART = 0xD0, 0xD7
 # JFIF (APP0) and Adobe (APP14) decide on the colour space. Exif, profiles and comments are left out: Pillow reads
 # them, and fails on damage in what libjpeg skips.
@@ -107,11 +112,11 @@ def _essential_segments(encoded: bytes) -> tuple[bytes, int | None]:
             raise DecodeError(f"damaged JPEG: the segment at byte {position} is too long or too short")
         if marker not in _SKIPPED:
             kept.append(encoded[position : position + length])
-        if marker == _RESTART_INTERVAL:
+        if marker == RESTART_INTERVAL:
             restart_interval = int.from_bytes(encoded[position + 4 : position + 6], "big")
-        is_sequential |= marker in _SEQUENTIAL_HUFFMAN
+        is_sequential |= marker in SEQUENTIAL_HUFFMAN
         position += length
-        if marker != _START_OF_SCAN:
+        if marker != START_OF_SCAN:
             continue
         start, restarts, scans = position, 0, scans + 1
         while True:
@@ -127,7 +132,7 @@ def _essential_segments(encoded: bytes) -> tuple[bytes, int | None]:
             break
         position = found.end() - 2
         kept.append(encoded[start : found.start()])  # without fill bytes before the marker
-        if marker == _END_OF_IMAGE:
+        if marker == END_OF_IMAGE:
             if not is_sequential or scans > 1:
                 return b"".join([*kept, b"\xff\xd9"]), None
             content = b"".join(kept)

@@ -25,7 +25,8 @@ from types import TracebackType
 
 import numpy as np
 
-from nfnet_ray.data.decoding.decode import DecodeError, decode_jpeg
+from nfnet_ray.data.decoding.decode import decode_jpeg
+from nfnet_ray.data.decoding.jpeg import DecodeError
 from nfnet_ray.errors import DataChangedError, UserError
 
 HEADER = np.dtype(

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nfnet_ray.data.decoding.decode import DecodeError, jpeg_header
+from nfnet_ray.data.decoding.jpeg import DecodeError, jpeg_header
 from nfnet_ray.data.files.beton import (
     ALLOCATION,
     FIELD_DESCRIPTOR,

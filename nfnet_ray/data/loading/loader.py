@@ -39,7 +39,8 @@ from nfnet_ray.data.augmentation.crop import (
 from nfnet_ray.data.augmentation.progressive import data_at_epoch
 from nfnet_ray.data.batch import Batch, Indices, TrainBatch, on_device
 from nfnet_ray.data.batching import batches_per_epoch, check_partners, mixes, positions_of_worker
-from nfnet_ray.data.decoding.decode import DecodeError, decode_jpeg_box, decoder, resize_crop
+from nfnet_ray.data.decoding.decode import decode_jpeg_box, decoder, resize_crop
+from nfnet_ray.data.decoding.jpeg import DecodeError
 from nfnet_ray.data.decoding.resize import resize_antialiased
 from nfnet_ray.data.draws import Purpose, epoch_order, sample_keys
 from nfnet_ray.data.files.beton import RAW
