@@ -37,7 +37,8 @@ from nfnet_ray.errors import UserError
 from nfnet_ray.tracking.database import artifacts_stay_beside
 from nfnet_ray.tracking.events import JOURNAL_FILE
 from nfnet_ray.tracking.spool import SPOOL_FILE, Spool, TrackedStudy
-from nfnet_ray.tracking.uri import check_tracking_uri, sqlite_path, sqlite_uri, with_credentials_aside
+from nfnet_ray.tracking.uri import sqlite_path, sqlite_uri, with_credentials_aside
+from nfnet_ray.tracking.uri_check import check_tracking_uri
 from nfnet_ray.tracking.view import comparison_url
 
 HOST = "127.0.0.1"

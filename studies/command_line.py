@@ -42,12 +42,8 @@ from nfnet_ray.study.state import StudyProgress
 from nfnet_ray.study.study import TRIALS_FOLDER, Study, Trial
 from nfnet_ray.tracking.choice import tracking_uri_for
 from nfnet_ray.tracking.events import JOURNAL_FILE, StudyStarted, read_events
-from nfnet_ray.tracking.uri import (
-    MOST_DATABASE_PATH_BYTES,
-    check_tracking_uri,
-    sqlite_path,
-    without_password,
-)
+from nfnet_ray.tracking.uri import sqlite_path, without_password
+from nfnet_ray.tracking.uri_check import MOST_DATABASE_PATH_BYTES, check_tracking_uri
 from nfnet_ray.wording import clock_time, count, speed
 from studies.run import StudyRun, WorkerDemand, say_question
 

@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from nfnet_ray.errors import UserError
+from nfnet_ray.tracking.database import deleted_experiment
 from nfnet_ray.tracking.experiment import experiment_name
 from nfnet_ray.tracking.uri import URI_VARIABLE, without_password
 
@@ -43,8 +44,6 @@ def check_server(uri: str) -> None:
         source = f" (from {URI_VARIABLE})" if os.environ.get(URI_VARIABLE) == uri else ""
         raise UserError(f"MLflow server {uri}{source} {found}")
     if found.get("lifecycle_stage") == "deleted":
-        from nfnet_ray.tracking.database import deleted_experiment
-
         raise deleted_experiment(uri, str(found["experiment_id"]))
 
 
