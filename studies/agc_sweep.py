@@ -25,7 +25,7 @@ from pathlib import Path
 from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.study.study import Halving, Study
 from studies.base_recipe import recipe_for
-from studies.command_line import main
+from studies.running.flags import main
 
 QUESTION = "How strongly should adaptive gradient clipping clip, and how does that depend on the batch size?"
 CLIP_FACTORS = (

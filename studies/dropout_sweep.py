@@ -28,7 +28,7 @@ from pathlib import Path
 from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.study.study import Study
 from studies.base_recipe import batch_size_for, recipe_for
-from studies.command_line import main
+from studies.running.flags import main
 
 QUESTION = "How much dropout should a network of this size have, and does stochastic depth change that?"
 DROPOUTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)  # none, and up to what the largest published networks have

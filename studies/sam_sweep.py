@@ -50,7 +50,7 @@ from pathlib import Path
 from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.study.study import Study
 from studies.base_recipe import batch_size_for, recipe_for
-from studies.command_line import main
+from studies.running.flags import main
 
 QUESTION = "How large should SAM's ascent step rho be, and does SAM pay at equal training time?"
 # Around 0.05, which the paper gives for fine-tuning (appendix A.5) and Foret et al. (2021) for ImageNet.

@@ -45,7 +45,7 @@ from nfnet_ray.tracking.choice import tracking_uri_for
 from nfnet_ray.tracking.events import StudyStarted
 from nfnet_ray.wording import count
 from studies.base_recipe import batch_size_for, recipe_for
-from studies.command_line import (
+from studies.running.flags import (
     MOST_BYTES_BELOW_A_TRIAL,
     BuiltInData,
     add_data,
@@ -69,7 +69,7 @@ from studies.command_line import (
     with_data_here,
     with_weights,
 )
-from studies.run import EXIT_FAILED_TRIALS, StudyRun, WorkerDemand, on_images, say_question
+from studies.running.run import EXIT_FAILED_TRIALS, StudyRun, WorkerDemand, on_images, say_question
 
 if TYPE_CHECKING:
     from nfnet_ray.cluster.trainer import TrainingOptions

@@ -320,7 +320,7 @@ def test_a_study_with_verify_full_starts_nothing_on_damaged_data(
     flowers: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from studies.agc_sweep import agc_sweep
-    from studies.command_line import main as study
+    from studies.running.flags import main as study
 
     beton = open_dataset(flowers).train.beton
     flip(beton.path, int(beton.offsets[8]) + 100)

@@ -13,7 +13,7 @@ import pytest
 
 from studies import train
 from studies.agc_sweep import agc_sweep
-from studies.command_line import main as run_study
+from studies.running.flags import main as run_study
 
 NO_NUMBERS = ["x", "", "-1", "1.5.2", "nan", "inf", "1e400", "9" * 5000, "²", "\x1b[31m1\n2"]
 

@@ -18,8 +18,8 @@ from nfnet_ray.cluster.connection.session import check_temporary_folder
 from nfnet_ray.errors import UserError
 from nfnet_ray.printable import printable
 from studies.agc_sweep import agc_sweep
-from studies.command_line import main
-from studies.run import StudyRun
+from studies.running.flags import main
+from studies.running.run import StudyRun
 
 STUDY_FILE = Path(studies.agc_sweep.__file__)
 

@@ -19,7 +19,7 @@ from nfnet_ray.study.plan import check_trials, training_multiply_adds
 from nfnet_ray.training.context import PlainContext
 from nfnet_ray.training.step import TrainStep
 from studies import transfer
-from studies.command_line import MadeWeights, main
+from studies.running.flags import MadeWeights, main
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FILE = REPOSITORY / "studies" / "transfer.py"

@@ -45,7 +45,7 @@ from nfnet_ray.tracking.events import JOURNAL_FILE, StudyStarted, read_events
 from nfnet_ray.tracking.uri import sqlite_path, without_password
 from nfnet_ray.tracking.uri_check import MOST_DATABASE_PATH_BYTES, check_tracking_uri
 from nfnet_ray.wording import clock_time, count, speed
-from studies.run import StudyRun, WorkerDemand, say_question
+from studies.running.run import StudyRun, WorkerDemand, say_question
 
 StudyFactory = Callable[..., Study]
 """Of (data, epochs or None), and of the study's own flags by name: None where they were not given."""

@@ -41,7 +41,7 @@ from nfnet_ray.tracking.sink import MLflowSink
 from nfnet_ray.tracking.spool import SPOOL_FILE, Spool
 from nfnet_ray.tracking.uri import without_password
 from nfnet_ray.wording import clock_time, count
-from studies.source import source_version
+from studies.running.source import source_version
 
 if TYPE_CHECKING:
     from nfnet_ray.cluster.worker import WorkerResources
