@@ -18,7 +18,7 @@ export PYTHON
 study: $(installed)  ## the AGC sweep: a table, a plot, a best setting; make study ARGS="--plan"
 	@$(python) studies/agc_sweep.py $(ARGS)
 
-test: lint  ## lint, then all tests; make test ARGS="tests/unit -k agc"
+test: lint  ## lint, then all tests; make test ARGS="tests/quick -k agc"
 	@$(python) -m pytest $(ARGS)
 
 test-image: $(installed_tools)  ## builds the container image, then runs a study from it; as root, on Debian or Ubuntu

@@ -10,7 +10,8 @@ Takes less than a second.
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,7 @@ FOR_EVERYONE = {
 }
 ONLY_IN = {"ray": "cluster", "mlflow": "tracking"}
 NAMES_THAT_SAY_NOTHING = {"utils", "util", "helpers", "helper", "common", "misc"}
+MOST_FILES_IN_A_FOLDER = 15  # Python files, __init__.py included: more is a list that nobody reads
 LONGEST_LOOP_LINES = 300  # so that the walk through a training run stays one sitting
 
 
@@ -115,11 +117,75 @@ def modules() -> list[Path]:
     )
 
 
+def dotted_name(path: Path) -> str:
+    return ".".join(path.parent.parts if path.name == "__init__.py" else path.with_suffix("").parts)
+
+
 @pytest.mark.parametrize("path", modules(), ids=str)
 def test_module_imports_only_what_the_plan_allows(path: Path) -> None:
-    is_package = path.name == "__init__.py"
-    module = ".".join(path.parent.parts if is_package else path.with_suffix("").parts)
-    assert violations((REPOSITORY / path).read_text(), module, is_package) == []
+    source = (REPOSITORY / path).read_text()
+    assert violations(source, dotted_name(path), path.name == "__init__.py") == []
+
+
+def imports_of_modules(sources: Mapping[str, tuple[str, bool]]) -> dict[str, set[str]]:
+    """Module -> the modules among `sources` that it imports. Of each: its source, and whether it is a package."""
+    found: dict[str, set[str]] = {}
+    for module, (source, is_package) in sources.items():
+        names = {name for _, name in imported_modules(source, module, is_package)}
+        # `from a import b` is an import of the module a.b, or of a name in the module a.
+        found[module] = {name if name in sources else name.rpartition(".")[0] for name in names}
+        found[module] &= sources.keys() - {module}
+    return found
+
+
+def circles(imports: Mapping[str, set[str]]) -> list[list[str]]:
+    """The circles among modules: each a list of modules of which every one leads to every other."""
+    reached = {module: behind(module, imports) for module in imports}
+    found = {
+        tuple(sorted({module} | {other for other in reached[module] if module in reached[other]}))
+        for module in imports
+        if module in reached[module]
+    }
+    return [list(circle) for circle in sorted(found)]
+
+
+def behind(module: str, imports: Mapping[str, set[str]]) -> set[str]:
+    """All modules that `module` imports, directly or through others."""
+    seen: set[str] = set()
+    waiting = list(imports[module])
+    while waiting:
+        other = waiting.pop()
+        if other not in seen:
+            seen.add(other)
+            waiting.extend(imports[other])
+    return seen
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    sources = {
+        dotted_name(path): ((REPOSITORY / path).read_text(), path.name == "__init__.py") for path in modules()
+    }
+    assert circles(imports_of_modules(sources)) == []
+
+
+@pytest.mark.parametrize(
+    ("sources", "expected"),
+    [
+        ({"a": "import b", "b": "import c", "c": ""}, []),
+        ({"a": "import b", "b": "def f():\n    from a import x"}, [["a", "b"]]),
+        ({"a": "import b", "b": "import c", "c": "import b"}, [["b", "c"]]),
+        ({"p.a": "from p import b", "p.b": "from .a import x"}, [["p.a", "p.b"]]),
+    ],
+)
+def test_a_circle_is_found(sources: dict[str, str], expected: list[list[str]]) -> None:
+    assert (
+        circles(imports_of_modules({name: (source, False) for name, source in sources.items()})) == expected
+    )
+
+
+def test_no_folder_is_a_long_list() -> None:
+    counts = Counter(path.parent for path in modules())
+    assert {str(folder): count for folder, count in counts.items() if count > MOST_FILES_IN_A_FOLDER} == {}
 
 
 def test_loop_is_read_in_one_sitting() -> None:
