@@ -27,6 +27,7 @@ test-image: $(installed_tools)  ## builds the container image, then runs a study
 
 lint: $(installed_tools)  ## ruff and mypy
 	@$(python) -m ruff check .
+	@$(python) -m ruff format --check --quiet . || { echo "make lint: run .venv/bin/ruff format on these files"; exit 1; }
 	@$(python) -m mypy
 
 lock:  ## requirements.txt and requirements-dev.txt anew from pyproject.toml; make lock ARGS=--upgrade

@@ -439,9 +439,7 @@ class OptimizerRecipe(Section):
     )
     momentum: float = setting(0.9, "momentum", at_least=0, below=1)
     nesterov: bool = setting(True, "sgd: look ahead along the momentum")
-    rmsprop_decay: float = setting(
-        0.9, "rmsprop: decay of the moving mean square", at_least=0, below=1
-    )
+    rmsprop_decay: float = setting(0.9, "rmsprop: decay of the moving mean square", at_least=0, below=1)
     rmsprop_eps: float = setting(1e-3, "rmsprop: added to the mean square, inside the root", above=0)
     weight_decay: float = setting(2e-5, "decay of the parameters named by `decayed`", at_least=0)
     decayed: Literal["weights", "all_but_norm"] = setting(
