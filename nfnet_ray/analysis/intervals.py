@@ -18,7 +18,7 @@ def wilson_interval(fraction: float, n: int) -> tuple[float, float]:
     It stays within 0 and 1 and is right where accuracies are high, unlike ``p ± z·sqrt(p(1-p)/n)``.
 
     >>> [round(bound, 3) for bound in wilson_interval(0.972, 360)]
-    [0.95, 0.985]
+    [0.949, 0.985]
     """
     centre = fraction + Z_95**2 / (2 * n)
     spread = Z_95 * math.sqrt(fraction * (1 - fraction) / n + Z_95**2 / (4 * n**2))
