@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from rich.console import Console
 
-import nfnet_ray
 from dashboards.live_report import LiveReport
 from dashboards.report import REPORT_FILE, write_report
 from nfnet_ray.cluster.connection.address import temporary_folder
@@ -40,6 +39,7 @@ from nfnet_ray.tracking.events import JOURNAL_FILE, Journal, StudyStarted
 from nfnet_ray.tracking.sink import MLflowSink
 from nfnet_ray.tracking.spool import SPOOL_FILE, Spool
 from nfnet_ray.tracking.uri import without_password
+from nfnet_ray.version import __version__
 from nfnet_ray.wording import clock_time, count
 from studies.running.source import source_version
 
@@ -394,7 +394,7 @@ class StudyRun:
                     "memory_gib": resources.memory_gib,
                 },
                 "versions": {
-                    "nfnet_ray": nfnet_ray.__version__,
+                    "nfnet_ray": __version__,
                     "torch": version("torch"),
                     "ray": version("ray"),
                     "python": platform.python_version(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-import nfnet_ray
+from nfnet_ray import version
 from nfnet_ray.tracking.events import SourceVersion
 
 
@@ -15,7 +15,7 @@ def source_version(file: Path | None = None) -> SourceVersion:
     Without such a repository, or without git, the commit is empty: a library that is installed within somebody's
     repository is none of its files.
     """
-    file = file or Path(nfnet_ray.__file__)
+    file = file or Path(version.__file__)
     try:
         _git(file.parent, "ls-files", "--error-unmatch", file.name)
         commit = _git(file.parent, "rev-parse", "HEAD")

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nfnet_ray
 from nfnet_ray.cluster.connection.address import LOCAL, find_head, has_token, temporary_folder
 from nfnet_ray.cluster.connection.job import forget_job
 from nfnet_ray.cluster.connection.own_ray import OwnRay
@@ -22,6 +21,7 @@ from nfnet_ray.errors import UserError
 from nfnet_ray.places import check_can_write, check_path
 from nfnet_ray.wording import count
 
+_LIBRARY = Path(__file__).parents[2]
 LONGEST_SOCKET_PATH = 107
 """Of a Unix socket, unix(7), less the zero at the end."""
 LONGEST_BELOW_TEMPORARY = len("/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
@@ -98,7 +98,7 @@ def ray_session(
             context = _start(own, local | quiet)
         else:
             # Workers run this driver's code, not whatever their node has installed.
-            modules = [str(package) for package in (Path(nfnet_ray.__file__).parent, *packages)]
+            modules = [str(package) for package in (_LIBRARY, *packages)]
             code = {"py_modules": modules, "excludes": ["__pycache__"]}
             with handlers_kept():
                 context = ray.init(address=address, runtime_env=code, **quiet)
