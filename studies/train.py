@@ -45,29 +45,27 @@ from nfnet_ray.tracking.choice import tracking_uri_for
 from nfnet_ray.tracking.events import StudyStarted
 from nfnet_ray.wording import count
 from studies.base_recipe import batch_size_for, recipe_for
-from studies.running.flags import (
+from studies.running.checks import (
     MOST_BYTES_BELOW_A_TRIAL,
     BuiltInData,
-    add_data,
-    add_places,
-    add_shares,
-    check_same_data,
     check_study_folder,
     check_tracking,
     check_weights,
     data_at,
-    go_on,
-    has_begun,
-    name_on_occasion,
-    new_parser,
-    print_plan,
-    refuse_with_resume,
-    resume_command,
-    run_command,
     storage_folder,
     verify,
-    with_data_here,
     with_weights,
+)
+from studies.running.flags import add_data, add_places, add_shares, new_parser, run_command
+from studies.running.names import name_on_occasion
+from studies.running.plan_text import print_plan
+from studies.running.resuming import (
+    check_same_data,
+    go_on,
+    has_begun,
+    refuse_with_resume,
+    resume_command,
+    with_data_here,
 )
 from studies.running.run import EXIT_FAILED_TRIALS, StudyRun, WorkerDemand, on_images, say_question
 

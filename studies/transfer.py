@@ -60,7 +60,8 @@ from nfnet_ray.recipe import Recipe
 from nfnet_ray.study.study import Study
 from nfnet_ray.wording import count
 from studies.base_recipe import batch_size_for, recipe_for
-from studies.running.flags import BuiltInData, Flag, MadeWeights, main
+from studies.running.checks import BuiltInData, MadeWeights
+from studies.running.flags import Flag, main
 
 QUESTION = "Which learning rate is best with pretrained weights and without, for the whole network and the classifier?"
 BUILT_IN = BuiltInData(Path("data") / "digits_5_to_9", SECOND_HALF_FEW)

@@ -3,49 +3,53 @@
 from __future__ import annotations
 
 import argparse
-import os
-import re
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from data_prep.digits import ALL_DIGITS, DigitsPart, describe_digits, write_digits
 from nfnet_ray.cluster.connection.address import find_head, where_to_run
-from nfnet_ray.cluster.connection.job import HOME_VARIABLE, home_folder, submission_id
-from nfnet_ray.cluster.connection.session import available_cpus
-from nfnet_ray.command_line.arguments import at_least_zero, given_path, positive, shortened
+from nfnet_ray.cluster.connection.job import HOME_VARIABLE, home_folder
+from nfnet_ray.command_line.arguments import at_least_zero, given_path, positive
 from nfnet_ray.command_line.interruption import EXIT_INTERRUPTED, interruptible
 from nfnet_ray.command_line.one_line_parser import EXIT_USER_ERROR, OneLineParser
-from nfnet_ray.command_line.terminal import new_console, say
-from nfnet_ray.data.files.dataset import DatasetSummary, check_dataset
+from nfnet_ray.command_line.terminal import new_console
 from nfnet_ray.errors import UserError
-from nfnet_ray.models.weights.weights_file import pinned
 from nfnet_ray.places import (
-    MOST_NAME_BYTES,
-    check_can_write,
-    check_path,
     in_words,
-    readable,
-    resolved,
 )
-from nfnet_ray.printable import interpreter, printable, shell_command, shown
-from nfnet_ray.recipe import Recipe, field_meanings, parse_setting, split_weights
-from nfnet_ray.study.display import plan_table
-from nfnet_ray.study.plan import check_trials, estimate_cost, training_multiply_adds
+from nfnet_ray.printable import printable, shown
+from nfnet_ray.recipe import Recipe, field_meanings, parse_setting
+from nfnet_ray.study.plan import check_trials
 from nfnet_ray.study.state import StudyProgress
-from nfnet_ray.study.study import TRIALS_FOLDER, Study, Trial
+from nfnet_ray.study.study import Study
 from nfnet_ray.tracking.choice import tracking_uri_for
-from nfnet_ray.tracking.events import JOURNAL_FILE, StudyStarted, read_events
-from nfnet_ray.tracking.uri import sqlite_path, without_password
-from nfnet_ray.tracking.uri_check import MOST_DATABASE_PATH_BYTES, check_tracking_uri
-from nfnet_ray.wording import clock_time, count, speed
-from studies.running.run import StudyRun, WorkerDemand, say_question
+from studies.running.checks import (
+    BuiltInData,
+    MadeWeights,
+    check_study_folder,
+    check_tracking,
+    check_weights,
+    data_at,
+    storage_folder,
+    verify,
+    with_weights,
+)
+from studies.running.names import name_on_occasion, study_name
+from studies.running.plan_text import print_plan
+from studies.running.resuming import (
+    DEFAULT_STORAGE,
+    check_same_data,
+    go_on,
+    has_begun,
+    refuse_with_resume,
+    resume_command,
+    with_data_here,
+)
+from studies.running.run import StudyRun, WorkerDemand
 
 StudyFactory = Callable[..., Study]
 """Of (data, epochs or None), and of the study's own flags by name: None where they were not given."""
@@ -60,28 +64,6 @@ class Flag:
     help: str
 
 
-@dataclass(frozen=True)
-class BuiltInData:
-    """What a study runs on without ``--data``: digits, written into this folder on first use."""
-
-    folder: Path = Path("data") / "digits"
-    part: DigitsPart = ALL_DIGITS
-
-
-@dataclass(frozen=True)
-class MadeWeights:
-    """A file of weights that a study makes when it is not there yet, as ``make`` says it: (path, console) -> None."""
-
-    path: Path
-    make: Callable[[Path, Console], None]
-
-
-DEFAULT_STORAGE = Path("runs")
-# MLflow 3.17's empty one is 1.0 MB. A disk that fills up while it is made leaves one that MLflow never opens again.
-NEW_DATABASE_BYTES = 2_000_000
-MOST_BYTES_BELOW_A_TRIAL = (
-    100  # "/checkpoints/step-00000000-00000000.json.partial" is the longest, with room to grow
-)
 FIXED_BY_A_STUDY = (
     "data",
     "trials",
@@ -321,213 +303,6 @@ def _run(program: _Program, options: argparse.Namespace, console: Console) -> in
     return run.execute(options.address, demand, console)
 
 
-def storage_folder(home: Path, options: argparse.Namespace) -> Path:
-    """The absolute path of ``--storage``. Raises UserError if no results can be kept there; a plan keeps none."""
-    storage = resolved(home / options.storage, "--storage", makes=MOST_NAME_BYTES)
-    database = storage / "mlflow.db"
-    if not options.tracking_uri and len(os.fsencode(database)) > MOST_DATABASE_PATH_BYTES:
-        raise UserError(
-            f"--storage: MLflow's database {database} would have a path of more than {MOST_DATABASE_PATH_BYTES} bytes, "
-            "which SQLite does not open; name a shorter folder, or another place with --tracking-uri"
-        )
-    if not options.plan:
-        check_can_write(storage / (options.resume or options.name or ""), "--storage")
-    return storage
-
-
-def check_tracking(uri: str) -> None:
-    """Raises UserError if a study cannot be recorded at ``uri``."""
-    check_path(uri, "--tracking-uri")
-    try:
-        check_tracking_uri(uri)
-    except (OSError, ValueError) as error:
-        raise UserError(f"tracking URI {uri!r}: {error}") from error
-    database = sqlite_path(uri)
-    if database is not None and not database.exists():
-        check_can_write(database.absolute().parent, f"tracking URI {uri!r}", NEW_DATABASE_BYTES)
-
-
-def check_study_folder(directory: Path, trials: Sequence[Trial]) -> None:
-    """Raises UserError if a trial's files would have names or paths that are too long."""
-    longest = max((trial.name for trial in trials), key=len)
-    check_path(directory / TRIALS_FOLDER / longest, "--storage and --name", makes=MOST_BYTES_BELOW_A_TRIAL)
-
-
-def refuse_with_resume(options: argparse.Namespace, fixed: Sequence[str]) -> None:
-    """Raises UserError if one of the ``fixed`` flags, or a name, was given."""
-    given = [name for name in fixed if getattr(options, name) not in (None, [])]
-    given += [name for name in ("name", "may_continue") if getattr(options, name)]
-    if given:
-        flag = "--continue" if given[0] == "may_continue" else "--" + given[0].replace("_", "-")
-        raise UserError(
-            f"{flag} cannot be changed with --resume {options.resume}: leave it out, or start anew without --resume"
-        )
-
-
-def has_begun(directory: Path) -> bool:
-    """Whether a study or training is kept there.
-
-    A journal without one whole line is of a driver that was killed as it wrote the first: nothing has begun.
-    """
-    return any(read_events(directory / JOURNAL_FILE))
-
-
-def go_on(
-    study: Study,
-    data: DatasetSummary,
-    demand: WorkerDemand,
-    directory: Path,
-    options: argparse.Namespace,
-) -> tuple[StudyProgress, WorkerDemand]:
-    """How far the study in ``directory`` is and what its workers were given, if it is the one that was asked for.
-
-    What ``demand`` leaves to the cluster stays as it was. Raises UserError where the study must not go on
-    unasked, or differs.
-    """
-    if not options.may_continue and (options.name or submission_id() is None):
-        raise UserError(
-            f"{directory} holds a study already: resume it with --resume {study.name} or --continue, "
-            "or take another --name"
-        )
-    progress, started = StudyProgress.read(directory)
-    before = started["study"]["worker"]
-    earlier = Study.from_event(started)
-    differences = study.differences(
-        replace(earlier, recipe=earlier.recipe.with_values(progress.changed))  # by --force
-    )
-    for name, now, then in (
-        ("workers per trial", demand.workers, before["workers"]),
-        ("cpus per worker", demand.cpus, before["cpus"]),
-        ("gpus per worker", demand.gpus, before["gpus"]),
-    ):
-        if now is not None and now != then:
-            differences.append(f"{name} is {now}, was {then}")
-    if data.fingerprint != started["study"]["data"]["fingerprint"]:
-        differences.append(f"data is {data.fingerprint}, was {started['study']['data']['fingerprint']}")
-    if differences:
-        raise UserError(
-            f"{directory} holds another study ({'; '.join(differences)}): start this one under another --name, "
-            f"or resume that one with --resume {study.name}"
-        )
-    return progress, WorkerDemand(**before, trials_at_once=demand.trials_at_once)
-
-
-def with_data_here(study: Study, started: StudyStarted, home: Path) -> Study:
-    """The study with its data's place below ``home``, if it lay elsewhere and the same data is here under that name.
-
-    So a checkout that was moved or copied uses its own.
-    """
-    noted = Path(study.recipe.data.path)
-    if noted.is_relative_to(home):
-        return study
-    for first in range(1, len(noted.parts)):
-        here = home.joinpath(*noted.parts[first:])
-        if here.is_dir():
-            with suppress(UserError):  # something else of that name
-                if check_dataset(here).fingerprint == started["study"]["data"]["fingerprint"]:
-                    return replace(study, recipe=study.recipe.with_values({"data.path": str(here)}))
-    return study
-
-
-def check_same_data(data: DatasetSummary, started: StudyStarted) -> None:
-    """Raises UserError if it is not what the study began with."""
-    before = started["study"]["data"]["fingerprint"]
-    if data.fingerprint != before:
-        raise UserError(
-            f"{data.path} is not the data that the study began with (fingerprint {data.fingerprint}, then {before}): "
-            "put that back, or start a new study"
-        )
-
-
-def data_at(home: Path, path: str | Path | None, only_plan: bool, built_in: BuiltInData) -> DatasetSummary:
-    """The data set at a path below ``home``, or the built-in one, which a plan does not write."""
-    if path:
-        folder = resolved(home / path, "--data")
-        with readable("--data"):
-            return check_dataset(folder)
-    folder = (home / built_in.folder).resolve()
-    if only_plan:
-        return describe_digits(folder, built_in.part)
-    if not folder.exists():
-        check_can_write(folder, "built-in data")
-    return check_dataset(write_digits(folder, built_in.part))
-
-
-def with_weights(study: Study, made: MadeWeights | None, only_plan: bool, console: Console) -> Study:
-    """The study with the content of its files of weights written behind their names.
-
-    What the study makes itself is made first, but for a plan. Raises UserError for a file that is not there, or
-    that is not the one that the study began with.
-    """
-
-    def known(weights: str | None) -> str | None:
-        if weights is None:
-            return None
-        path = Path(split_weights(weights)[0])
-        if made and path.resolve() == made.path.resolve() and not path.exists():
-            if only_plan:
-                return weights
-            made.make(path, console)
-        return pinned(weights)
-
-    recipe = study.recipe.with_values({"model.weights": known(study.recipe.model.weights)})
-    space = dict(study.space)
-    if "model.weights" in space:
-        space["model.weights"] = tuple(map(known, space["model.weights"]))
-    return replace(study, recipe=recipe, space=space)
-
-
-def check_weights(trials: list[Trial], classes: int, console: Console) -> None:
-    """Says what the trials will load. Raises UserError if it does not fit, before anything is started."""
-    # A file is read once, however many trials load it into the same network.
-    models = {
-        replace(trial.recipe.model, trained="all", dropout=None, stochastic_depth=None) for trial in trials
-    }
-    # What a study has yet to make has no hash, and fits.
-    known = [model for model in models if model.weights is not None and split_weights(model.weights)[1]]
-    sentences = set()
-    for model in known:
-        from nfnet_ray.models.weights.pretrained import (
-            check_pretrained,  # torch, which most studies do without here
-        )
-
-        sentences.add(check_pretrained(model, classes).sentence())
-    for sentence in sorted(sentences):
-        say(console, f"Weights: {sentence}.")
-
-
-def verify(path: Path) -> None:
-    """Every byte of the data. Raises UserError if one is not as it was written."""
-    from data_prep.byte_progress import bytes_on_stderr
-    from nfnet_ray.data.files.verification import check_all
-
-    check_all(path, os.cpu_count() or 1, bytes_on_stderr)
-
-
-def study_name(text: str) -> str:
-    """A name that can be a folder's and that nobody has to quote."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", text):
-        raise argparse.ArgumentTypeError(
-            f"{shortened(text)!r} is not a name: use up to 100 letters, digits, dots, dashes and underscores"
-        )
-    return text
-
-
-def name_on_occasion(stem: str) -> str:
-    """The name of what was given none: ``stem`` and the occasion. Raises UserError if that is no name."""
-    try:
-        return study_name(f"{stem}-{occasion()}")
-    except argparse.ArgumentTypeError as error:
-        raise UserError(
-            f"the job's submission id makes no name of a study ({error}); give one by --name"
-        ) from None
-
-
-def occasion() -> str:
-    """What tells two runs of one name apart: the time, or the id of a submitted job, which is the same again."""
-    return submission_id() or time.strftime("%Y%m%d-%H%M%S")
-
-
 def _with_settings(study: Study, settings: Mapping[str, Any], options: argparse.Namespace) -> Study:
     """The study as the command line wants it. Raises RecipeError before anything is started."""
     recipe = study.recipe.with_values(settings)
@@ -542,58 +317,3 @@ def _with_settings(study: Study, settings: Mapping[str, Any], options: argparse.
         seeds=tuple(range(recipe.seed, recipe.seed + (options.seeds or 1))),
         trial_limit=options.trials,
     )
-
-
-def resume_command(file: Path, options: argparse.Namespace, name: str) -> str:
-    """The command that goes on with what is called ``name``."""
-    parts = [interpreter(), shown(file), "--resume", name]
-    for flag in ("address", "tracking_uri", "trials_at_once", "checkpoint_minutes", "hang_seconds"):
-        if getattr(options, flag, None):
-            parts += [f"--{flag.replace('_', '-')}", without_password(str(getattr(options, flag)))]
-    if options.storage != DEFAULT_STORAGE:
-        parts += ["--storage", str(options.storage)]
-    return shell_command(parts)
-
-
-def print_plan(
-    study: Study, trials: list[Trial], data: DatasetSummary, workers: int, console: Console
-) -> None:
-    """What would run and what it costs, with the speed of this machine."""
-    from nfnet_ray.training.probe import measure_images_per_second
-
-    say_question(study, console)
-    console.print(plan_table(study))
-    cost = estimate_cost(study, trials, data)
-    console.print()
-    say(
-        console,
-        f"{count(len(trials), 'trial')} of {study.recipe.model.name} ({cost.parameters:,} parameters) of at most "
-        f"{count(study.epochs, 'epoch')}: {count(cost.images, 'image')}, {cost.multiply_adds:.3g} multiply-adds.",
-    )
-    classes = len(data.class_names)
-    try:
-        rate = measure_images_per_second(trials[0].recipe, classes, threads=1)
-    except MemoryError:
-        say(console, "How long that takes is not known: a step does not fit the memory of this machine.")
-    else:
-        # Other trials may be dearer for each image, as those with SAM are: arithmetic is what is scaled by.
-        pace = rate * training_multiply_adds(trials[0].recipe, classes)
-        side_by_side = max(1, min(len(trials), available_cpus() // workers))
-        least, most = (
-            clock_time(amount / pace / side_by_side)
-            for amount in (cost.least_multiply_adds, cost.multiply_adds)
-        )
-        span = (
-            f"{least} (if halving stops all that it may) to {most} (if it stops none)"
-            if study.halving
-            else most
-        )
-        together = (
-            f"with {count(side_by_side, 'trial')} side by side" if len(trials) > 1 else "on this machine"
-        )
-        say(
-            console,
-            f"{span} of training {together}, at {speed(rate)} images/s of the first: measured just now on this "
-            "machine, on its GPU if it has one, else on one core.",
-        )
-    say(console, "Nothing was started.")

@@ -22,8 +22,9 @@ from ray._private import ray_constants
 from data_prep.__main__ import _parser as data_prep_parser
 from nfnet_ray.recipe import Recipe, parse_setting
 from studies.agc_sweep import agc_sweep
-from studies.running.flags import BuiltInData, _Program
+from studies.running.checks import BuiltInData
 from studies.running.flags import _parser as study_parser
+from studies.running.flags import _Program
 from tests.deploy.manifests import (
     APPLIED,
     JOBS,

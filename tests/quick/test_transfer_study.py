@@ -19,7 +19,8 @@ from nfnet_ray.study.plan import check_trials, training_multiply_adds
 from nfnet_ray.training.context import PlainContext
 from nfnet_ray.training.step import TrainStep
 from studies import transfer
-from studies.running.flags import MadeWeights, main
+from studies.running.checks import MadeWeights
+from studies.running.flags import main
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FILE = REPOSITORY / "studies" / "transfer.py"

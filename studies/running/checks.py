@@ -1,0 +1,150 @@
+"""What is checked, and made ready, before a study starts anything: places, data, weights."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+
+from data_prep.digits import ALL_DIGITS, DigitsPart, describe_digits, write_digits
+from nfnet_ray.command_line.terminal import say
+from nfnet_ray.data.files.dataset import DatasetSummary, check_dataset
+from nfnet_ray.errors import UserError
+from nfnet_ray.models.weights.weights_file import pinned
+from nfnet_ray.places import (
+    MOST_NAME_BYTES,
+    check_can_write,
+    check_path,
+    readable,
+    resolved,
+)
+from nfnet_ray.recipe import split_weights
+from nfnet_ray.study.study import TRIALS_FOLDER, Study, Trial
+from nfnet_ray.tracking.uri import sqlite_path
+from nfnet_ray.tracking.uri_check import MOST_DATABASE_PATH_BYTES, check_tracking_uri
+
+
+@dataclass(frozen=True)
+class BuiltInData:
+    """What a study runs on without ``--data``: digits, written into this folder on first use."""
+
+    folder: Path = Path("data") / "digits"
+    part: DigitsPart = ALL_DIGITS
+
+
+@dataclass(frozen=True)
+class MadeWeights:
+    """A file of weights that a study makes when it is not there yet, as ``make`` says it: (path, console) -> None."""
+
+    path: Path
+    make: Callable[[Path, Console], None]
+
+
+# MLflow 3.17's empty one is 1.0 MB. A disk that fills up while it is made leaves one that MLflow never opens again.
+NEW_DATABASE_BYTES = 2_000_000
+
+
+MOST_BYTES_BELOW_A_TRIAL = (
+    100  # "/checkpoints/step-00000000-00000000.json.partial" is the longest, with room to grow
+)
+
+
+def storage_folder(home: Path, options: argparse.Namespace) -> Path:
+    """The absolute path of ``--storage``. Raises UserError if no results can be kept there; a plan keeps none."""
+    storage = resolved(home / options.storage, "--storage", makes=MOST_NAME_BYTES)
+    database = storage / "mlflow.db"
+    if not options.tracking_uri and len(os.fsencode(database)) > MOST_DATABASE_PATH_BYTES:
+        raise UserError(
+            f"--storage: MLflow's database {database} would have a path of more than {MOST_DATABASE_PATH_BYTES} bytes, "
+            "which SQLite does not open; name a shorter folder, or another place with --tracking-uri"
+        )
+    if not options.plan:
+        check_can_write(storage / (options.resume or options.name or ""), "--storage")
+    return storage
+
+
+def check_tracking(uri: str) -> None:
+    """Raises UserError if a study cannot be recorded at ``uri``."""
+    check_path(uri, "--tracking-uri")
+    try:
+        check_tracking_uri(uri)
+    except (OSError, ValueError) as error:
+        raise UserError(f"tracking URI {uri!r}: {error}") from error
+    database = sqlite_path(uri)
+    if database is not None and not database.exists():
+        check_can_write(database.absolute().parent, f"tracking URI {uri!r}", NEW_DATABASE_BYTES)
+
+
+def check_study_folder(directory: Path, trials: Sequence[Trial]) -> None:
+    """Raises UserError if a trial's files would have names or paths that are too long."""
+    longest = max((trial.name for trial in trials), key=len)
+    check_path(directory / TRIALS_FOLDER / longest, "--storage and --name", makes=MOST_BYTES_BELOW_A_TRIAL)
+
+
+def data_at(home: Path, path: str | Path | None, only_plan: bool, built_in: BuiltInData) -> DatasetSummary:
+    """The data set at a path below ``home``, or the built-in one, which a plan does not write."""
+    if path:
+        folder = resolved(home / path, "--data")
+        with readable("--data"):
+            return check_dataset(folder)
+    folder = (home / built_in.folder).resolve()
+    if only_plan:
+        return describe_digits(folder, built_in.part)
+    if not folder.exists():
+        check_can_write(folder, "built-in data")
+    return check_dataset(write_digits(folder, built_in.part))
+
+
+def with_weights(study: Study, made: MadeWeights | None, only_plan: bool, console: Console) -> Study:
+    """The study with the content of its files of weights written behind their names.
+
+    What the study makes itself is made first, but for a plan. Raises UserError for a file that is not there, or
+    that is not the one that the study began with.
+    """
+
+    def known(weights: str | None) -> str | None:
+        if weights is None:
+            return None
+        path = Path(split_weights(weights)[0])
+        if made and path.resolve() == made.path.resolve() and not path.exists():
+            if only_plan:
+                return weights
+            made.make(path, console)
+        return pinned(weights)
+
+    recipe = study.recipe.with_values({"model.weights": known(study.recipe.model.weights)})
+    space = dict(study.space)
+    if "model.weights" in space:
+        space["model.weights"] = tuple(map(known, space["model.weights"]))
+    return replace(study, recipe=recipe, space=space)
+
+
+def check_weights(trials: list[Trial], classes: int, console: Console) -> None:
+    """Says what the trials will load. Raises UserError if it does not fit, before anything is started."""
+    # A file is read once, however many trials load it into the same network.
+    models = {
+        replace(trial.recipe.model, trained="all", dropout=None, stochastic_depth=None) for trial in trials
+    }
+    # What a study has yet to make has no hash, and fits.
+    known = [model for model in models if model.weights is not None and split_weights(model.weights)[1]]
+    sentences = set()
+    for model in known:
+        from nfnet_ray.models.weights.pretrained import (
+            check_pretrained,  # torch, which most studies do without here
+        )
+
+        sentences.add(check_pretrained(model, classes).sentence())
+    for sentence in sorted(sentences):
+        say(console, f"Weights: {sentence}.")
+
+
+def verify(path: Path) -> None:
+    """Every byte of the data. Raises UserError if one is not as it was written."""
+    from data_prep.byte_progress import bytes_on_stderr
+    from nfnet_ray.data.files.verification import check_all
+
+    check_all(path, os.cpu_count() or 1, bytes_on_stderr)
