@@ -24,18 +24,24 @@ from nfnet_ray.errors import UserError
 
 @dataclass(frozen=True)
 class DigitsPart:
-    """Which of the digits, and the share of each class's images that validates; ``kind`` names it in the data set."""
+    """Which of the digits, and the share of each class's images that validates; ``kind`` names it in the data set.
 
+    Studies keep it in the folder ``name`` of ``data``.
+    """
+
+    name: str
     kind: str
     digits: str
     holdout: float
 
 
-ALL_DIGITS = DigitsPart("scikit-learn digits", "0123456789", 0.2)
+ALL_DIGITS = DigitsPart("digits", "scikit-learn digits", "0123456789", 0.2)
 """1,437 images to train with and 360 to validate."""
-FIRST_HALF = DigitsPart("scikit-learn digits, 0 to 4", "01234", 0.2)
+FIRST_HALF = DigitsPart("digits_0_to_4", "scikit-learn digits, 0 to 4", "01234", 0.2)
 """To learn something that may help with the others: 720 images to train with and 181 to validate."""
-SECOND_HALF_FEW = DigitsPart("scikit-learn digits, 5 to 9, few to train with", "56789", 1 - 50 / 896)
+SECOND_HALF_FEW = DigitsPart(
+    "digits_5_to_9", "scikit-learn digits, 5 to 9, few to train with", "56789", 1 - 50 / 896
+)
 """Ten images of each class to train with, and all the others to validate: 50 and 846."""
 
 _SIDE = 32  # pixels: CIFAR's size, so that what trains on one trains on the other

@@ -60,22 +60,17 @@ from nfnet_ray.recipe import Recipe
 from nfnet_ray.study.study import Study
 from nfnet_ray.wording import count
 from studies.base_recipe import batch_size_for, recipe_for
-from studies.running.checks import BuiltInData, MadeWeights
-from studies.running.flags import Flag, main
+from studies.running.flags import main
+from studies.running.program import MadeWeights, StudyProgram
 
 QUESTION = "Which learning rate is best with pretrained weights and without, for the whole network and the classifier?"
-BUILT_IN = BuiltInData(Path("data") / "digits_5_to_9", SECOND_HALF_FEW)
-PRETRAINING_DATA = Path("data") / "digits_0_to_4"
+PRETRAINING_DATA = Path("data") / FIRST_HALF.name
 PRETRAINING_EPOCHS = 20  # to 99% of the digits 0 to 4
 PRETRAINING_BATCH_SIZE = 48  # 15 of them are an epoch
 PRETRAINING_EPOCHS_A_LINE = 5
 LEARNING_RATES = (0.0125, 0.05, 0.2, 0.8)  # the paper's (A.5) and up: a classifier alone bears more
 LEARNING_RATES_OF_FEW_IMAGES = (0.4, 1.6, 6.4, 25.6)  # for each 256: steps of ten images are small ones
 LEAST_STEPS_PER_EPOCH = 5
-
-WEIGHTS_FLAG = Flag(
-    "weights", "FILE", "what the network starts from (default: weights of a small one, made on first use)"
-)
 
 
 def transfer(data: DatasetSummary, epochs: int | None = None, weights: str | None = None) -> Study:
@@ -178,13 +173,17 @@ def _network_of(weights: str, otherwise: str) -> str:
     return recognise_model(weights) or otherwise
 
 
+PROGRAM = StudyProgram(
+    transfer,
+    digits=SECOND_HALF_FEW,
+    flags={
+        "weights": {
+            "metavar": "FILE",
+            "help": "what the network starts from (default: weights of a small one, made on first use)",
+        }
+    },
+    made_weights=MadeWeights(built_in_weights, pretrain),
+)
+
 if __name__ == "__main__":
-    sys.exit(
-        main(
-            transfer,
-            Path(__file__),
-            built_in=BUILT_IN,
-            flags=(WEIGHTS_FLAG,),
-            made=MadeWeights(built_in_weights(), pretrain),
-        )
-    )
+    sys.exit(main(PROGRAM, Path(__file__)))

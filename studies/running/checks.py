@@ -1,16 +1,15 @@
-"""What is checked, and made ready, before a study starts anything: places, data, weights."""
+"""Checks of a study before anything is started, and what they make ready: folders, data, weights."""
 
 from __future__ import annotations
 
-import argparse
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
-from data_prep.digits import ALL_DIGITS, DigitsPart, describe_digits, write_digits
+from data_prep.digits import DigitsPart, describe_digits, write_digits
 from nfnet_ray.command_line.terminal import say
 from nfnet_ray.data.files.dataset import DatasetSummary, check_dataset
 from nfnet_ray.errors import UserError
@@ -26,44 +25,28 @@ from nfnet_ray.recipe import split_weights
 from nfnet_ray.study.study import TRIALS_FOLDER, Study, Trial
 from nfnet_ray.tracking.uri import sqlite_path
 from nfnet_ray.tracking.uri_check import MOST_DATABASE_PATH_BYTES, check_tracking_uri
-
-
-@dataclass(frozen=True)
-class BuiltInData:
-    """What a study runs on without ``--data``: digits, written into this folder on first use."""
-
-    folder: Path = Path("data") / "digits"
-    part: DigitsPart = ALL_DIGITS
-
-
-@dataclass(frozen=True)
-class MadeWeights:
-    """A file of weights that a study makes when it is not there yet, as ``make`` says it: (path, console) -> None."""
-
-    path: Path
-    make: Callable[[Path, Console], None]
-
+from studies.running.program import MadeWeights
+from studies.running.request import Request
 
 # MLflow 3.17's empty one is 1.0 MB. A disk that fills up while it is made leaves one that MLflow never opens again.
 NEW_DATABASE_BYTES = 2_000_000
+# "/checkpoints/step-00000000-00000000.json.partial" is the longest path there, with room to grow.
+MOST_BYTES_BELOW_A_TRIAL = 100
+DATA_FOLDER = Path("data")
+"""The built-in data sets lie in it."""
 
 
-MOST_BYTES_BELOW_A_TRIAL = (
-    100  # "/checkpoints/step-00000000-00000000.json.partial" is the longest, with room to grow
-)
-
-
-def storage_folder(home: Path, options: argparse.Namespace) -> Path:
+def storage_folder(home: Path, request: Request) -> Path:
     """The absolute path of ``--storage``. Raises UserError if no results can be kept there; a plan keeps none."""
-    storage = resolved(home / options.storage, "--storage", makes=MOST_NAME_BYTES)
+    storage = resolved(home / request.storage, "--storage", makes=MOST_NAME_BYTES)
     database = storage / "mlflow.db"
-    if not options.tracking_uri and len(os.fsencode(database)) > MOST_DATABASE_PATH_BYTES:
+    if not request.tracking_uri and len(os.fsencode(database)) > MOST_DATABASE_PATH_BYTES:
         raise UserError(
             f"--storage: MLflow's database {database} would have a path of more than {MOST_DATABASE_PATH_BYTES} bytes, "
             "which SQLite does not open; name a shorter folder, or another place with --tracking-uri"
         )
-    if not options.plan:
-        check_can_write(storage / (options.resume or options.name or ""), "--storage")
+    if not request.plan:
+        check_can_write(storage / (request.resume or request.name or ""), "--storage")
     return storage
 
 
@@ -85,32 +68,32 @@ def check_study_folder(directory: Path, trials: Sequence[Trial]) -> None:
     check_path(directory / TRIALS_FOLDER / longest, "--storage and --name", makes=MOST_BYTES_BELOW_A_TRIAL)
 
 
-def data_at(home: Path, path: str | Path | None, only_plan: bool, built_in: BuiltInData) -> DatasetSummary:
-    """The data set at a path below ``home``, or the built-in one, which a plan does not write."""
+def data_at(home: Path, path: str | Path | None, only_plan: bool, digits: DigitsPart) -> DatasetSummary:
+    """The data set at a path below ``home``, or the built-in ``digits``, which are written unless it is for a plan."""
     if path:
         folder = resolved(home / path, "--data")
         with readable("--data"):
             return check_dataset(folder)
-    folder = (home / built_in.folder).resolve()
+    folder = (home / DATA_FOLDER / digits.name).resolve()
     if only_plan:
-        return describe_digits(folder, built_in.part)
+        return describe_digits(folder, digits)
     if not folder.exists():
         check_can_write(folder, "built-in data")
-    return check_dataset(write_digits(folder, built_in.part))
+    return check_dataset(write_digits(folder, digits))
 
 
 def with_weights(study: Study, made: MadeWeights | None, only_plan: bool, console: Console) -> Study:
-    """The study with the content of its files of weights written behind their names.
+    """The study with the hash of each file of weights behind its name.
 
-    What the study makes itself is made first, but for a plan. Raises UserError for a file that is not there, or
-    that is not the one that the study began with.
+    Weights that the study makes itself are made if they are missing, unless it is for a plan. Raises UserError for a
+    file that is missing, or that is not the one with which the study began.
     """
 
     def known(weights: str | None) -> str | None:
         if weights is None:
             return None
         path = Path(split_weights(weights)[0])
-        if made and path.resolve() == made.path.resolve() and not path.exists():
+        if made and path.resolve() == made.path().resolve() and not path.exists():
             if only_plan:
                 return weights
             made.make(path, console)
@@ -124,7 +107,7 @@ def with_weights(study: Study, made: MadeWeights | None, only_plan: bool, consol
 
 
 def check_weights(trials: list[Trial], classes: int, console: Console) -> None:
-    """Says what the trials will load. Raises UserError if it does not fit, before anything is started."""
+    """Says which weights the trials will load. Raises UserError if they do not fit the networks."""
     # A file is read once, however many trials load it into the same network.
     models = {
         replace(trial.recipe.model, trained="all", dropout=None, stochastic_depth=None) for trial in trials
@@ -133,9 +116,8 @@ def check_weights(trials: list[Trial], classes: int, console: Console) -> None:
     known = [model for model in models if model.weights is not None and split_weights(model.weights)[1]]
     sentences = set()
     for model in known:
-        from nfnet_ray.models.weights.pretrained import (
-            check_pretrained,  # torch, which most studies do without here
-        )
+        # It imports torch, which most studies do not need here.
+        from nfnet_ray.models.weights.pretrained import check_pretrained
 
         sentences.add(check_pretrained(model, classes).sentence())
     for sentence in sorted(sentences):
@@ -143,7 +125,7 @@ def check_weights(trials: list[Trial], classes: int, console: Console) -> None:
 
 
 def verify(path: Path) -> None:
-    """Every byte of the data. Raises UserError if one is not as it was written."""
+    """Checks every byte of the data. Raises UserError if one is not as it was written."""
     from data_prep.byte_progress import bytes_on_stderr
     from nfnet_ray.data.files.verification import check_all
 

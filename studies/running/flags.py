@@ -1,124 +1,69 @@
-"""The command line that all studies share, and training with them: flags, checks before anything starts, running."""
+"""The command line that all studies share, and training with them: its flags, its exit codes, its last line."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-from rich.console import Console
-
-from nfnet_ray.cluster.connection.address import find_head, where_to_run
-from nfnet_ray.cluster.connection.job import HOME_VARIABLE, home_folder
+from nfnet_ray.cluster.connection.job import HOME_VARIABLE
 from nfnet_ray.command_line.arguments import at_least_zero, given_path, positive
 from nfnet_ray.command_line.interruption import EXIT_INTERRUPTED, interruptible
 from nfnet_ray.command_line.one_line_parser import EXIT_USER_ERROR, OneLineParser
 from nfnet_ray.command_line.terminal import new_console
 from nfnet_ray.errors import UserError
-from nfnet_ray.places import (
-    in_words,
-)
 from nfnet_ray.printable import printable, shown
-from nfnet_ray.recipe import Recipe, field_meanings, parse_setting
-from nfnet_ray.study.plan import check_trials
-from nfnet_ray.study.state import StudyProgress
-from nfnet_ray.study.study import Study
-from nfnet_ray.tracking.choice import tracking_uri_for
-from studies.running.checks import (
-    BuiltInData,
-    MadeWeights,
-    check_study_folder,
-    check_tracking,
-    check_weights,
-    data_at,
-    storage_folder,
-    verify,
-    with_weights,
-)
-from studies.running.names import name_on_occasion, study_name
-from studies.running.plan_text import print_plan
-from studies.running.resuming import (
-    DEFAULT_STORAGE,
-    check_same_data,
-    go_on,
-    has_begun,
-    refuse_with_resume,
-    resume_command,
-    with_data_here,
-)
-from studies.running.run import StudyRun, WorkerDemand
-
-StudyFactory = Callable[..., Study]
-"""Of (data, epochs or None), and of the study's own flags by name: None where they were not given."""
+from nfnet_ray.recipe import field_meanings, parse_setting
+from studies.running.names import study_name
+from studies.running.program import StudyFactory, StudyProgram
+from studies.running.request import DEFAULT_STORAGE, Request
+from studies.running.resuming import resume_command
+from studies.running.run import run
+from studies.running.trials import StudyRequest
 
 
-@dataclass(frozen=True)
-class Flag:
-    """A flag that one study has and the others have not; its value is a text."""
+def main(study: StudyFactory | StudyProgram, file: Path, arguments: Sequence[str] | None = None) -> int:
+    """Runs a study's command line.
 
-    name: str
-    metavar: str
-    help: str
+    Args:
+        study: the function that builds the study, or a program where it needs more than that.
+        file: the program's file, which is named in messages and in the command that resumes the study.
+        arguments: the command line's, by default this process's own.
 
-
-FIXED_BY_A_STUDY = (
-    "data",
-    "trials",
-    "epochs",
-    "seeds",
-    "set",
-    "workers_per_trial",
-    "cpus_per_worker",
-    "gpus_per_worker",
-)
+    Returns:
+        The exit code: 0, 1 if trials failed, 2 for an error of use, 3 if MLflow has not everything, 130 if the study
+        was stopped.
+    """
+    program = study if isinstance(study, StudyProgram) else StudyProgram(study)
+    options = study_parser(program, file).parse_args(arguments)
+    return run_command(file, lambda: _study_request(program, options), "the first trial")
 
 
-@dataclass(frozen=True)
-class _Program:
-    """A study as a program: what builds it, and what it has of its own."""
-
-    factory: StudyFactory
-    file: Path
-    built_in: BuiltInData
-    flags: Sequence[Flag]
-    made: MadeWeights | None
-
-
-def main(
-    factory: StudyFactory,
-    file: Path,
-    arguments: Sequence[str] | None = None,
-    *,
-    built_in: BuiltInData | None = None,
-    flags: Sequence[Flag] = (),
-    made: MadeWeights | None = None,
-) -> int:
-    """Runs a study's command line; the exit code: 0, 2 for an error of use, 130 for Ctrl-C."""
-    program = _Program(factory, file, built_in or BuiltInData(), flags, made)
-    options = _parser(program).parse_args(arguments)
-    return run_command(file, lambda console: _run(program, options, console), "the first trial")
-
-
-def run_command(file: Path, body: Callable[[Console], int], beginning: str) -> int:
-    """The exit code of ``body``, or of how it was broken off; Ctrl-C before the ``beginning`` loses nothing."""
+def run_command(file: Path, request: Callable[[], Request], beginning: str) -> int:
+    """Runs what was asked for; the exit code. Nothing is lost by Ctrl-C before the ``beginning``."""
     console = new_console()
     try:
         with interruptible():
-            return body(console)
+            return run(request(), partial(resume_command, file), console).exit_code
     except UserError as error:
         print(f"{file.name}: {printable(error)}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    except OSError as error:
-        if error.filename is None:  # it is of no file that somebody could put right
-            raise
-        print(f"{file.name}: {printable(error.filename)}: {in_words(error)}", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         print(f"{file.name}: stopped before {beginning}", file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+def settings_of(texts: Sequence[str]) -> dict[str, object]:
+    """{dotted name: value} of the ``FIELD=VALUE`` of ``--set``. Raises UserError for one that is wrong."""
+    return dict(parse_setting(text) for text in texts)
+
+
+def _study_request(program: StudyProgram, options: argparse.Namespace) -> StudyRequest:
+    values = vars(options) | {"settings": settings_of(options.settings)}
+    own = {name: values.pop(name) for name in program.flags}
+    return StudyRequest(program=program, own=own, **values)
 
 
 def new_parser(file: Path, description: str | None) -> argparse.ArgumentParser:
@@ -202,13 +147,28 @@ def add_shares(group: argparse._ArgumentGroup, cpus: str) -> None:
     )
 
 
-def _parser(program: _Program) -> argparse.ArgumentParser:
-    parser = new_parser(program.file, sys.modules[program.factory.__module__].__doc__)
+def add_settings(group: argparse._ArgumentGroup, meaning: str) -> None:
+    """The flag for fields of the Recipe."""
+    group.add_argument(
+        "--set", action="append", default=[], dest="settings", metavar="FIELD=VALUE", help=meaning
+    )
+
+
+def add_plan(parser: argparse.ArgumentParser) -> None:
+    """The flag that only asks what would run."""
+    parser.add_argument(
+        "--plan", action="store_true", help="print what would run and what it costs; start nothing"
+    )
+
+
+def study_parser(program: StudyProgram, file: Path) -> argparse.ArgumentParser:
+    """The parser of a study; the names of its values are those of a :class:`StudyRequest`."""
+    parser = new_parser(file, sys.modules[program.build.__module__].__doc__)
     add_places(parser, "study")
     what = parser.add_argument_group("what it studies")
     add_data(what)
-    for flag in program.flags:
-        what.add_argument(f"--{flag.name}", metavar=flag.metavar, help=flag.help)
+    for name, shown_as in program.flags.items():
+        what.add_argument(f"--{name}", metavar=shown_as["metavar"], help=shown_as["help"])
     what.add_argument(
         "--trials", type=positive, metavar="N", help="only the first N settings, with all seeds"
     )
@@ -216,13 +176,7 @@ def _parser(program: _Program) -> argparse.ArgumentParser:
     what.add_argument(
         "--seeds", type=positive, metavar="N", help="repeat each setting with N seeds (default: 1)"
     )
-    what.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="FIELD=VALUE",
-        help="set a field of the Recipe; setting a swept field fixes it for all trials",
-    )
+    add_settings(what, "set a field of the Recipe; setting a swept field fixes it for all trials")
     shape = parser.add_argument_group("what a trial is given")
     shape.add_argument(
         "--workers-per-trial",
@@ -238,82 +192,5 @@ def _parser(program: _Program) -> argparse.ArgumentParser:
         help="trials side by side (default: as many as fit on the nodes that are up); on an autoscaling cluster, how"
         " many trials to request nodes for",
     )
-    parser.add_argument(
-        "--plan", action="store_true", help="print what would run and what it costs; start nothing"
-    )
+    add_plan(parser)
     return parser
-
-
-def _run(program: _Program, options: argparse.Namespace, console: Console) -> int:
-    progress: StudyProgress | None
-    home = home_folder()
-    storage = storage_folder(home, options)
-    tracking_uri = tracking_uri_for(options.tracking_uri, storage, home, options.resume or options.name)
-    settings = dict(parse_setting(text) for text in options.set)
-    Recipe().with_values(settings)
-    options.address = where_to_run(options.address)
-    if options.address is not None:
-        find_head(options.address)
-    if not options.plan:
-        check_tracking(tracking_uri)
-    if options.resume:
-        refuse_with_resume(options, (*FIXED_BY_A_STUDY, *(flag.name for flag in program.flags)))
-        directory = storage / options.resume
-        progress, started = StudyProgress.read(directory)
-        study = Study.from_event(started)
-        study = with_data_here(study, started, home)
-        data = data_at(home, study.recipe.data.path, options.plan, program.built_in)
-        check_same_data(data, started)
-        if options.verify == "full":
-            verify(data.path)
-        demand = WorkerDemand(**started["study"]["worker"], trials_at_once=options.trials_at_once)
-    else:
-        path = settings.pop("data.path", None) or options.data
-        data = data_at(home, path, options.plan, program.built_in)
-        if options.verify == "full" and (path or not options.plan):  # a plan writes no digits
-            verify(data.path)
-        epochs = settings.pop("schedule.epochs", None) or options.epochs
-        own = {flag.name: getattr(options, flag.name) for flag in program.flags}
-        study = _with_settings(program.factory(data, epochs, **own), settings, options)
-        directory, progress = storage / study.name, None
-        demand = WorkerDemand(
-            options.workers_per_trial or 1,
-            options.cpus_per_worker,
-            options.gpus_per_worker,
-            trials_at_once=options.trials_at_once,
-        )
-        if options.trials_at_once and None in (demand.cpus, demand.gpus):
-            raise UserError(
-                "--trials-at-once needs --cpus-per-worker and --gpus-per-worker: "
-                "nodes that are not up yet cannot be looked at"
-            )
-    check_trials(study.trials(), data, demand.workers)
-    study = with_weights(study, program.made, options.plan, console)
-    if not options.resume and not options.plan and has_begun(directory):
-        progress, demand = go_on(study, data, demand, directory, options)
-    trials = study.trials()
-    check_study_folder(directory, trials)
-    check_weights(trials, len(data.class_names), console)
-    if options.plan:
-        print_plan(study, trials, data, demand.workers, console)
-        return 0
-    progress = progress or StudyProgress.waiting(study)
-    command, verifies = resume_command(program.file, options, study.name), options.verify == "full"
-    run = StudyRun(study, data, directory, tracking_uri, command, progress, verifies)
-    return run.execute(options.address, demand, console)
-
-
-def _with_settings(study: Study, settings: Mapping[str, Any], options: argparse.Namespace) -> Study:
-    """The study as the command line wants it. Raises RecipeError before anything is started."""
-    recipe = study.recipe.with_values(settings)
-    values = recipe.to_values()
-    return replace(
-        study,
-        name=options.name or name_on_occasion(study.name),
-        recipe=recipe,
-        space={
-            name: (values[name],) if name in settings else choices for name, choices in study.space.items()
-        },
-        seeds=tuple(range(recipe.seed, recipe.seed + (options.seeds or 1))),
-        trial_limit=options.trials,
-    )

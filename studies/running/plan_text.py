@@ -1,4 +1,4 @@
-"""What ``--plan`` prints: the trials that would run, and what they cost."""
+"""The text of ``--plan``: the trials that would run, and what they cost."""
 
 from __future__ import annotations
 
@@ -9,18 +9,16 @@ from nfnet_ray.command_line.terminal import say
 from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.study.display import plan_table
 from nfnet_ray.study.plan import estimate_cost, training_multiply_adds
-from nfnet_ray.study.study import Study, Trial
+from nfnet_ray.study.study import Study
 from nfnet_ray.wording import clock_time, count, speed
-from studies.running.run import say_question
 
 
-def print_plan(
-    study: Study, trials: list[Trial], data: DatasetSummary, workers: int, console: Console
-) -> None:
-    """What would run and what it costs, with the speed of this machine."""
+def print_plan(study: Study, data: DatasetSummary, workers: int, console: Console) -> None:
+    """Prints what would run and what it costs, at the speed of this machine."""
     from nfnet_ray.training.probe import measure_images_per_second
 
-    say_question(study, console)
+    trials = study.trials()
+    say(console, study.question, title=study.name)
     console.print(plan_table(study))
     cost = estimate_cost(study, trials, data)
     console.print()
@@ -33,9 +31,9 @@ def print_plan(
     try:
         rate = measure_images_per_second(trials[0].recipe, classes, threads=1)
     except MemoryError:
-        say(console, "How long that takes is not known: a step does not fit the memory of this machine.")
+        say(console, "How long that takes is unknown: a step does not fit into the memory of this machine.")
     else:
-        # Other trials may be dearer for each image, as those with SAM are: arithmetic is what is scaled by.
+        # Other trials may need more time for each image, as those with SAM do: time is scaled by arithmetic.
         pace = rate * training_multiply_adds(trials[0].recipe, classes)
         side_by_side = max(1, min(len(trials), available_cpus() // workers))
         least, most = (
@@ -43,7 +41,7 @@ def print_plan(
             for amount in (cost.least_multiply_adds, cost.multiply_adds)
         )
         span = (
-            f"{least} (if halving stops all that it may) to {most} (if it stops none)"
+            f"{least} (if halving stops as many trials as it can) to {most} (if it stops none)"
             if study.halving
             else most
         )

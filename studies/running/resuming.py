@@ -1,9 +1,7 @@
-"""Resuming a study: which one is meant, that it is the same, and the command that does it."""
+"""Resuming a study: is it the one that was asked for, is its data the same, and which command resumes it."""
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -16,43 +14,41 @@ from nfnet_ray.study.state import StudyProgress
 from nfnet_ray.study.study import Study
 from nfnet_ray.tracking.events import JOURNAL_FILE, StudyStarted, read_events
 from nfnet_ray.tracking.uri import without_password
-from studies.running.run import WorkerDemand
+from studies.running.request import DEFAULT_STORAGE, Request
+from studies.running.runner import WorkerDemand
 
-DEFAULT_STORAGE = Path("runs")
 
-
-def refuse_with_resume(options: argparse.Namespace, fixed: Sequence[str]) -> None:
-    """Raises UserError if one of the ``fixed`` flags, or a name, was given."""
-    given = [name for name in fixed if getattr(options, name) not in (None, [])]
-    given += [name for name in ("name", "may_continue") if getattr(options, name)]
+def refuse_with_resume(request: Request) -> None:
+    """Raises UserError if something was given that a resumed study has in its journal, or another name."""
+    asked = request.fixed() | {"--name": request.name, "--continue": request.may_continue or None}
+    given = [flag for flag, value in asked.items() if value is not None]
     if given:
-        flag = "--continue" if given[0] == "may_continue" else "--" + given[0].replace("_", "-")
         raise UserError(
-            f"{flag} cannot be changed with --resume {options.resume}: leave it out, or start anew without --resume"
+            f"{given[0]} cannot be changed with --resume {request.resume}: leave it out, or start anew without --resume"
         )
 
 
 def has_begun(directory: Path) -> bool:
-    """Whether a study or training is kept there.
+    """Whether a study or a training has begun in this directory.
 
-    A journal without one whole line is of a driver that was killed as it wrote the first: nothing has begun.
+    A journal without a whole line is that of a driver that was killed while it wrote the first one.
     """
     return any(read_events(directory / JOURNAL_FILE))
 
 
-def go_on(
+def continued(
     study: Study,
     data: DatasetSummary,
     demand: WorkerDemand,
     directory: Path,
-    options: argparse.Namespace,
+    request: Request,
 ) -> tuple[StudyProgress, WorkerDemand]:
-    """How far the study in ``directory`` is and what its workers were given, if it is the one that was asked for.
+    """The progress of the study that has begun in ``directory``, and what its workers were given.
 
-    What ``demand`` leaves to the cluster stays as it was. Raises UserError where the study must not go on
-    unasked, or differs.
+    What ``demand`` leaves to the cluster stays as it was. Raises UserError if nobody asked to continue a study, or if
+    it is another one than ``study``.
     """
-    if not options.may_continue and (options.name or submission_id() is None):
+    if not request.may_continue and (request.name or submission_id() is None):
         raise UserError(
             f"{directory} holds a study already: resume it with --resume {study.name} or --continue, "
             "or take another --name"
@@ -60,9 +56,8 @@ def go_on(
     progress, started = StudyProgress.read(directory)
     before = started["study"]["worker"]
     earlier = Study.from_event(started)
-    differences = study.differences(
-        replace(earlier, recipe=earlier.recipe.with_values(progress.changed))  # by --force
-    )
+    # Fields that were changed with --force are part of it.
+    differences = study.differences(replace(earlier, recipe=earlier.recipe.with_values(progress.changed)))
     for name, now, then in (
         ("workers per trial", demand.workers, before["workers"]),
         ("cpus per worker", demand.cpus, before["cpus"]),
@@ -81,9 +76,9 @@ def go_on(
 
 
 def with_data_here(study: Study, started: StudyStarted, home: Path) -> Study:
-    """The study with its data's place below ``home``, if it lay elsewhere and the same data is here under that name.
+    """The study with the path of its data below ``home``, if the same data is there under the end of its old path.
 
-    So a checkout that was moved or copied uses its own.
+    So a checkout that was moved or copied uses its own data.
     """
     noted = Path(study.recipe.data.path)
     if noted.is_relative_to(home):
@@ -98,7 +93,7 @@ def with_data_here(study: Study, started: StudyStarted, home: Path) -> Study:
 
 
 def check_same_data(data: DatasetSummary, started: StudyStarted) -> None:
-    """Raises UserError if it is not what the study began with."""
+    """Raises UserError if this is not the data with which the study began."""
     before = started["study"]["data"]["fingerprint"]
     if data.fingerprint != before:
         raise UserError(
@@ -107,12 +102,13 @@ def check_same_data(data: DatasetSummary, started: StudyStarted) -> None:
         )
 
 
-def resume_command(file: Path, options: argparse.Namespace, name: str) -> str:
-    """The command that goes on with what is called ``name``."""
+def resume_command(file: Path, request: Request, name: str) -> str:
+    """The command that resumes the study, or training, called ``name``."""
     parts = [interpreter(), shown(file), "--resume", name]
     for flag in ("address", "tracking_uri", "trials_at_once", "checkpoint_minutes", "hang_seconds"):
-        if getattr(options, flag, None):
-            parts += [f"--{flag.replace('_', '-')}", without_password(str(getattr(options, flag)))]
-    if options.storage != DEFAULT_STORAGE:
-        parts += ["--storage", str(options.storage)]
+        value = getattr(request, flag, None)
+        if value:
+            parts += [f"--{flag.replace('_', '-')}", without_password(str(value))]
+    if request.storage != DEFAULT_STORAGE:
+        parts += ["--storage", str(request.storage)]
     return shell_command(parts)

@@ -11,7 +11,7 @@ from nfnet_ray.errors import UserError
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.study.state import StudyProgress
 from nfnet_ray.study.study import Study
-from studies.running.run import StudyRun
+from studies.running.study_run import StudyRun
 
 
 def test_a_second_process_is_refused_until_the_first_has_left(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ from nfnet_ray.study.state import StudyProgress
 from nfnet_ray.tracking.events import JOURNAL_FILE, Journal
 from studies.agc_sweep import agc_sweep
 from studies.running.flags import main
-from studies.running.run import StudyRun, WorkerDemand
+from studies.running.runner import WorkerDemand
+from studies.running.study_run import StudyRun
 from studies.train import main as train
 
 STUDY_FILE = Path("studies") / "agc_sweep.py"

@@ -22,9 +22,8 @@ from ray._private import ray_constants
 from data_prep.__main__ import _parser as data_prep_parser
 from nfnet_ray.recipe import Recipe, parse_setting
 from studies.agc_sweep import agc_sweep
-from studies.running.checks import BuiltInData
-from studies.running.flags import _parser as study_parser
-from studies.running.flags import _Program
+from studies.running.flags import study_parser
+from studies.running.program import StudyProgram
 from tests.deploy.manifests import (
     APPLIED,
     JOBS,
@@ -356,11 +355,10 @@ def entrypoint(folder: Path) -> list[str]:
 
 def test_the_study_job_asks_for_a_study_that_goes_on_when_it_is_tried_again() -> None:
     python, file, *flags = entrypoint(KUBERNETES / "jobs" / "study")
-    program = _Program(agc_sweep, REPOSITORY / file, BuiltInData(), (), None)
-    options = study_parser(program).parse_args(flags)
+    options = study_parser(StudyProgram(agc_sweep), REPOSITORY / file).parse_args(flags)
     assert python == "python"
     assert (options.address, options.name, options.may_continue) == ("auto", "agc-sweep", True)
-    recipe = Recipe().with_values(dict(parse_setting(text) for text in options.set))
+    recipe = Recipe().with_values(dict(parse_setting(text) for text in options.settings))
     assert recipe.batch_size % options.workers_per_trial == 0
     assert options.tracking_uri == "http://mlflow:5000"
     # A trial fits a node of the site, and the trials that are asked for fit what the cluster may grow to.

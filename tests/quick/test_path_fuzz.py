@@ -19,7 +19,7 @@ from nfnet_ray.errors import UserError
 from nfnet_ray.printable import printable
 from studies.agc_sweep import agc_sweep
 from studies.running.flags import main
-from studies.running.run import StudyRun
+from studies.running.study_run import StudyRun
 
 STUDY_FILE = Path(studies.agc_sweep.__file__)
 

@@ -22,7 +22,8 @@ from nfnet_ray.recipe import Recipe, field_meanings
 from nfnet_ray.study.plan import check_trials
 from nfnet_ray.study.study import Study
 from studies.base_recipe import batch_size_for, recipe_for
-from studies.running.flags import StudyFactory, main
+from studies.running.flags import main
+from studies.running.program import StudyFactory
 from studies.running.resuming import with_data_here
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -14,7 +14,7 @@ from data_prep.digits import describe_digits
 from nfnet_ray.command_line.terminal import can_redraw, new_console, say, say_whole, waiting
 from nfnet_ray.study.state import StudyProgress
 from studies.agc_sweep import agc_sweep
-from studies.running.run import StudyRun
+from studies.running.study_run import StudyRun
 
 ODD_NAME = "st [old] [/bold] [red]x :smile: \x1b[31m\n"
 SHOWN = r"st [old] [/bold] [red]x :smile: \x1b[31m\n"

@@ -19,7 +19,6 @@ from nfnet_ray.study.plan import check_trials, training_multiply_adds
 from nfnet_ray.training.context import PlainContext
 from nfnet_ray.training.step import TrainStep
 from studies import transfer
-from studies.running.checks import MadeWeights
 from studies.running.flags import main
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -80,13 +79,9 @@ def test_the_plan_makes_nothing_and_needs_no_weights(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("nfnet_ray.training.probe.measure_images_per_second", lambda *_, **__: 500.0)
-    made = MadeWeights(transfer.built_in_weights(), transfer.pretrain)
 
     def plan(*flags: str) -> int:
-        return main(
-            transfer.transfer, FILE, ["--plan", *flags], built_in=transfer.BUILT_IN,
-            flags=(transfer.WEIGHTS_FLAG,), made=made,
-        )  # fmt: skip
+        return main(transfer.PROGRAM, FILE, ["--plan", *flags])
 
     assert plan() == 0
     assert "16 trials of nfnet_pico" in capsys.readouterr().out

@@ -1,0 +1,40 @@
+"""What a study in studies/ is to the code that runs it: a function that builds it, and what else it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+
+from data_prep.digits import ALL_DIGITS, DigitsPart
+from nfnet_ray.study.study import Study
+
+StudyFactory = Callable[..., Study]
+"""``build(data, epochs)``, where ``epochs`` is None unless it was given; and keyword arguments of the study's own."""
+
+
+@dataclass(frozen=True)
+class MadeWeights:
+    """A file of weights that a study makes on first use: ``path()`` is the file, ``make(path, console)`` writes it."""
+
+    path: Callable[[], Path]
+    make: Callable[[Path, Console], None]
+
+
+@dataclass(frozen=True)
+class StudyProgram:
+    """A study as a program. Most need nothing but the function that builds them.
+
+    Attributes:
+        build: the study on a data set.
+        digits: the digits on which it runs without ``--data``; they are written on first use.
+        flags: {name of a keyword argument of ``build``: how argparse shows its flag}. Its value is a text, or None.
+        made_weights: a file of weights that is made when it is missing, or None.
+    """
+
+    build: StudyFactory
+    digits: DigitsPart = ALL_DIGITS
+    flags: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    made_weights: MadeWeights | None = None

@@ -1,0 +1,81 @@
+"""What a person asks for, on a command line or from Python: the same for a study and for one training."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data_prep.digits import ALL_DIGITS, DigitsPart
+from nfnet_ray.data.files.dataset import DatasetSummary
+from nfnet_ray.study.state import StudyProgress
+from nfnet_ray.study.study import Study
+from nfnet_ray.tracking.events import StudyStarted
+from studies.running.program import MadeWeights
+from studies.running.runner import Runner, WorkerDemand
+
+DEFAULT_STORAGE = Path("runs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request(ABC):
+    """What was asked for, field by field as the flags are called. None: nothing was said about it.
+
+    A subclass adds the fields that it alone has, and says which study they mean and how it is run.
+    """
+
+    address: str | None = None
+    storage: Path = DEFAULT_STORAGE
+    tracking_uri: str | None = None
+    name: str | None = None
+    may_continue: bool = False
+    resume: str | None = None
+    data: Path | None = None
+    verify: str = "quick"
+    epochs: int | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """{dotted name of a Recipe field: value}, of ``--set``."""
+    cpus_per_worker: int | None = None
+    gpus_per_worker: float | None = None
+    plan: bool = False
+
+    @property
+    def digits(self) -> DigitsPart:
+        """The digits that are used without ``data``."""
+        return ALL_DIGITS
+
+    @property
+    def made_weights(self) -> MadeWeights | None:
+        """Weights that are made on first use."""
+        return None
+
+    @property
+    def allows_other_data(self) -> bool:
+        """Whether a resumed study may use other data than it began with."""
+        return False
+
+    @abstractmethod
+    def fixed(self) -> dict[str, Any]:
+        """{flag: its value} of what a resumed study has in its journal, so that it cannot be given again."""
+
+    @abstractmethod
+    def values(self) -> dict[str, Any]:
+        """{dotted name of a Recipe field: the value that was asked for}."""
+
+    @abstractmethod
+    def new_study(self, data: DatasetSummary, values: dict[str, Any], *, is_built_in: bool) -> Study:
+        """The study that is meant, on a data set that is the built-in one or the user's."""
+
+    @abstractmethod
+    def resumed(self, study: Study, progress: StudyProgress) -> Study:
+        """A study as it is resumed; ``study`` is as its journal began."""
+
+    @abstractmethod
+    def demand(self, before: WorkerDemand | None) -> WorkerDemand:
+        """What its workers are to be given; ``before`` is what those of a resumed study had."""
+
+    @abstractmethod
+    def runner(self, home: Path, started: StudyStarted | None) -> Runner:
+        """What runs the study; ``started`` is the first event of a resumed one."""

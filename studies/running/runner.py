@@ -1,0 +1,113 @@
+"""What a study needs of that which runs its trials: Ray Tune for many, Ray Train for one."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from nfnet_ray.cluster.connection.session import Resources
+from nfnet_ray.data.files.dataset import DatasetSummary
+from nfnet_ray.study.state import StudyProgress
+from nfnet_ray.study.study import Study, Trial
+from nfnet_ray.tracking.events import StudyDescription
+
+if TYPE_CHECKING:
+    from nfnet_ray.cluster.worker import WorkerResources
+    from nfnet_ray.study.recorder import Recorder
+
+EXIT_FAILED_TRIALS = 1
+
+
+@dataclass(frozen=True)
+class WorkerDemand:
+    """What was asked for: workers of a trial, cores and GPUs of each, trials at once.
+
+    None leaves it to what the cluster has. A training may continue with ``min_workers`` of its workers.
+    """
+
+    workers: int
+    cpus: int | None
+    gpus: float | None
+    min_workers: int | None = None
+    trials_at_once: int | None = None
+
+
+@dataclass(frozen=True)
+class RunningStudy:
+    """A study that is connected to Ray and has its journal open, as its runner sees it.
+
+    Attributes:
+        trials: those that have not ended yet.
+        worker: what each worker is given.
+        stop: set when somebody has asked the study to stop.
+        note: says something to the person who watches.
+    """
+
+    study: Study
+    trials: Sequence[Trial]
+    data: DatasetSummary
+    directory: Path
+    progress: StudyProgress
+    worker: WorkerResources
+    trials_at_once: int
+    recorder: Recorder
+    stop: threading.Event
+    note: Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a study ended: the exit code and, unless it is 0, a sentence that introduces the command to resume it."""
+
+    exit_code: int
+    sentence: str = ""
+
+
+class Runner(Protocol):
+    """Runs the trials of a study, and knows what only this way of running them has to say."""
+
+    workers_flag: str
+    """The flag that says how many workers a trial has."""
+    stopping: str
+    """What is said when somebody asks the study to stop."""
+
+    def uses_train_in_tune(self, demand: WorkerDemand) -> bool:
+        """Whether Ray Train runs inside Ray Tune, for which Ray has to be started in another way."""
+        ...
+
+    def extent(self, study: Study, trials: int, data: DatasetSummary) -> str:
+        """What runs, as the beginning of a sentence: ``12 trials of at most 8 epochs``."""
+        ...
+
+    def worker(self, resources: Resources, demand: WorkerDemand) -> WorkerResources:
+        """What each worker is given of what the cluster has."""
+        ...
+
+    def trials_at_once(
+        self, trials: int, resources: Resources, demand: WorkerDemand, worker: WorkerResources
+    ) -> int:
+        """How many trials run at once. Raises UserError if not even one fits."""
+        ...
+
+    def shape(self, worker: WorkerResources, trials_at_once: int) -> str:
+        """What runs where, as the end of a sentence: ``trials side by side: 2``."""
+        ...
+
+    def describe(self, description: StudyDescription) -> None:
+        """Adds to the journal's description of the study what only this way of running it has."""
+        ...
+
+    def run(self, running: RunningStudy) -> None:
+        """Runs the trials to their ends, or until ``running.stop`` is set; everything that happened is recorded."""
+        ...
+
+    def results(self, study: Study, directory: Path) -> list[str]:
+        """Lines that say where results are, besides the report and MLflow."""
+        ...
+
+    def ending(self, study: Study, progress: StudyProgress) -> Ending:
+        """How it ended. Raises UserError if it could not run because of something that a person can put right."""
+        ...

@@ -1,0 +1,103 @@
+"""The first event of a journal: the study, its data, the machines and the version of everything that runs it."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nfnet_ray import version
+from nfnet_ray.cluster.connection.session import Resources
+from nfnet_ray.data.files.dataset import DatasetSummary
+from nfnet_ray.printable import interpreter, shell_command
+from nfnet_ray.study.study import METRIC, Study
+from nfnet_ray.tracking.events import SourceVersion, StudyStarted
+from nfnet_ray.tracking.uri import without_password
+
+if TYPE_CHECKING:
+    from nfnet_ray.cluster.worker import WorkerResources
+
+
+def started_event(
+    study: Study, data: DatasetSummary, resources: Resources, worker: WorkerResources
+) -> StudyStarted:
+    """The event of a study that starts now."""
+    return {
+        "event": "study_started",
+        "time": time.time(),
+        "study": {
+            "name": study.name,
+            "question": study.question,
+            "command": shell_command([interpreter(), *map(without_password, sys.orig_argv[1:])]),
+            "metric": METRIC,
+            "mode": "max",
+            "space": {name: list(values) for name, values in study.space.items()},
+            "seeds": list(study.seeds),
+            "epochs": study.epochs,
+            "halving": study.halving.description() if study.halving else None,
+            "worker": {
+                "workers": worker.workers,
+                "cpus": worker.cpus,
+                "gpus": worker.gpus,
+                "min_workers": worker.min_workers,
+            },
+            "recipe": study.recipe.to_values(),
+            "data": {
+                "path": str(data.path),
+                "name": data.path.stem,
+                "fingerprint": data.fingerprint,
+                "classes": len(data.class_names),
+                "train_images": data.train_images,
+                "validation_images": data.validation_images,
+            },
+            "hardware": {
+                "description": resources.description,
+                "cpus": resources.cpus,
+                "gpus": resources.gpus,
+                "memory_gib": resources.memory_gib,
+            },
+            "versions": {
+                "nfnet_ray": version.__version__,
+                "torch": metadata.version("torch"),
+                "ray": metadata.version("ray"),
+                "python": platform.python_version(),
+                **source_version(),
+            },
+        },
+        "trials": [
+            {
+                "name": trial.name,
+                "point": dict(trial.point),
+                "recipe": dict(trial.point) | {"seed": trial.recipe.seed},
+            }
+            for trial in study.trials()
+        ],
+    }
+
+
+def source_version(file: Path | None = None) -> SourceVersion:
+    """The commit of the repository that tracks ``file`` (by default this library), and whether tracked files differ.
+
+    Without such a repository, or without git, the commit is empty: a library that is installed within somebody's
+    repository is none of its files.
+    """
+    file = file or Path(version.__file__)
+    try:
+        _git(file.parent, "ls-files", "--error-unmatch", file.name)
+        commit = _git(file.parent, "rev-parse", "HEAD")
+        changes = _git(file.parent, "status", "--porcelain", "--untracked-files=no", "--ignore-submodules")
+    except (OSError, subprocess.SubprocessError):
+        return {"commit": ""}
+    return {"commit": commit, "dirty": bool(changes)}
+
+
+def _git(folder: Path, *words: str) -> str:
+    # Without taking the index's lock, which a person's own git may want just now.
+    command = ["git", "--no-optional-locks", *words]
+    return subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, timeout=10, check=True
+    ).stdout.strip()

@@ -1,0 +1,312 @@
+"""A study that has passed every check that needs no Ray: it is run, and says how it went."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from dashboards.live_report import LiveReport
+from dashboards.report import REPORT_FILE, write_report
+from nfnet_ray.cluster.connection.address import temporary_folder
+from nfnet_ray.cluster.connection.session import (
+    Resources,
+    available_cpus,
+    check_temporary_folder,
+    ray_session,
+)
+from nfnet_ray.command_line.interruption import EXIT_INTERRUPTED, asked_to_stop
+from nfnet_ray.command_line.program import goes_on_without_output
+from nfnet_ray.command_line.terminal import say, say_whole, waiting
+from nfnet_ray.data.files.dataset import DatasetSummary
+from nfnet_ray.errors import StopsStudyError, StorageError, UserError
+from nfnet_ray.places import in_words, lost_place, remedy_for, which_is_lost
+from nfnet_ray.printable import interpreter, shell_command, shown
+from nfnet_ray.study.display import StudyDisplay, reported_epochs, trial_table
+from nfnet_ray.study.plan import epoch_arithmetic
+from nfnet_ray.study.state import StudyProgress
+from nfnet_ray.study.study import TRIALS_FOLDER, Study, Trial
+from nfnet_ray.tracking.events import JOURNAL_FILE, Journal, StudyStarted
+from nfnet_ray.tracking.sink import MLflowSink
+from nfnet_ray.tracking.spool import SPOOL_FILE, Spool
+from nfnet_ray.wording import clock_time, count
+from studies.running.runner import Runner, RunningStudy, WorkerDemand
+from studies.running.started_event import started_event
+from studies.running.trials import TuneRunner
+
+if TYPE_CHECKING:
+    from nfnet_ray.cluster.worker import WorkerResources
+
+LOCK_FILE = "running.lock"
+EXIT_NOT_IN_MLFLOW = 3  # all has been trained; 2 is an error of use
+# To deliver what is left once the trials are over: on a busy machine importing mlflow and making its database alone
+# took more than 20 s. Where no server answers there is less to wait for.
+TRACKING_DEADLINE_SECONDS, UNANSWERED_SECONDS = 180.0, 20.0
+# After SIGTERM: what stops us may wait for 30 s in all before it kills (Kubernetes, Slurm), and nothing is lost.
+TRACKING_DEADLINE_SECONDS_IF_STOPPED = 10.0
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """A study, and everything that is needed to run it.
+
+    Attributes:
+        command: resumes the study after a stop.
+        progress: how far it is; its ``started`` is None if it has not begun.
+        runner: runs its trials.
+        verifies: whether the nodes of a cluster check every byte of their data before the first trial.
+        changed: {field of the Recipe: value} that whoever resumes the study has forced upon it.
+    """
+
+    study: Study
+    data: DatasetSummary
+    directory: Path
+    tracking_uri: str
+    command: str
+    progress: StudyProgress
+    runner: Runner = field(default_factory=TuneRunner)
+    verifies: bool = False
+    changed: Mapping[str, Any] = field(default_factory=dict)
+
+    def execute(self, address: str | None, demand: WorkerDemand, console: Console) -> int:
+        """Runs the trials that have not ended, says how it went, and delivers everything to MLflow.
+
+        Returns:
+            The exit code: 0, 1 if trials failed, 3 if MLflow has not everything, 130 if the study was stopped.
+
+        Raises:
+            UserError: the study cannot run, or had to stop, because of something that a person can put right.
+        """
+        todo = set(self.progress.unfinished)
+        trials = [trial for trial in self.study.trials() if trial.name in todo]
+        journal_path = self.directory / JOURNAL_FILE
+        sink = MLflowSink(self.tracking_uri, Spool(journal_path, self.directory / SPOOL_FILE))
+        if trials:
+            if address is None:
+                self._check_cores(demand)
+                check_temporary_folder()
+            self._greet(len(trials), console)
+            try:
+                with self._announced_session(address, demand, console) as resources:
+                    self._check_nodes(address, resources, demand)
+                    with self._alone():
+                        self._run_trials(trials, resources, demand, sink, console)
+                        self._say_result(console)  # before Ray is left, for nothing may come between
+                        is_delivered = self._deliver(sink, console)
+            except StopsStudyError:
+                sink.close(TRACKING_DEADLINE_SECONDS_IF_STOPPED)
+                raise
+            except Exception as error:
+                lost = lost_place(error)
+                if lost is None:
+                    raise
+                place = which_is_lost(self.directory, temporary_folder() / "ray")
+                why = f"{shown(place)} cannot be written ({in_words(lost)}); {remedy_for(lost)}"
+                raise StorageError(self._stopped_sentence(why)) from error
+            except KeyboardInterrupt:
+                if self.progress.started is None:
+                    raise
+                sink.close(0)
+                say(console, "Stopped at once. Resume with:")
+                say_whole(console, f"  {self.command}")
+                return EXIT_INTERRUPTED
+        else:
+            say(console, f"All trials of {self.study.name} have ended; there is nothing to resume.")
+            self._say_result(console)
+            is_delivered = self._deliver(sink, console)
+        return self._exit_code(console) or (0 if is_delivered else EXIT_NOT_IN_MLFLOW)
+
+    def _exit_code(self, console: Console) -> int:
+        ending = self.runner.ending(self.study, self.progress)
+        if ending.exit_code:
+            say(console, ending.sentence)
+            say_whole(console, f"  {self.command}")
+        return ending.exit_code
+
+    def _check_cores(self, demand: WorkerDemand) -> None:
+        """Raises UserError, before a Ray is started here, if this machine has not the cores for it."""
+        least, cpus, here = demand.min_workers or demand.workers, demand.cpus or 1, available_cpus()
+        if least * cpus > here:
+            raise UserError(
+                f"{least} x ({cpus} CPU) do not fit: this machine has {count(here, 'core')} for it; ask for fewer with "
+                f"{self.runner.workers_flag} or --cpus-per-worker"
+                + (", or resume it on a machine that has them" if self.progress.started else "")
+            )
+
+    def _check_nodes(self, address: str | None, resources: Resources, demand: WorkerDemand) -> None:
+        """Raises UserError if a node that may train has not the data that this machine has, or if nothing fits here."""
+        from data_prep.byte_progress import bytes_on_stderr
+        from nfnet_ray.cluster.connection.nodes import check_nodes
+        from nfnet_ray.cluster.connection.resources import check_places
+
+        worker = self.runner.worker(resources, demand)
+        if address is None:  # this machine has looked at its data, and does not grow
+            check_places(resources, worker, self.runner.workers_flag)
+            return
+        check_nodes(self.data, worker, verify=self.verifies, progress=bytes_on_stderr)
+
+    @contextmanager
+    def _announced_session(
+        self, address: str | None, demand: WorkerDemand, console: Console
+    ) -> Iterator[Resources]:
+        """Ray takes ten seconds and more to start, in which a person sees that something happens."""
+        train_in_tune = self.runner.uses_train_in_tune(demand)
+        warning = f"{self.study.name}: nobody reads its output any more; it goes on, and keeps all results"
+        with ExitStack() as stack:
+            stack.enter_context(goes_on_without_output(warning))
+            with waiting(console, f"Connecting to Ray at {address} …" if address else "Starting Ray …"):
+                resources = stack.enter_context(ray_session(address, train_in_tune=train_in_tune))
+            yield resources
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keeps a second process, on any machine that shares the storage, from running the same study."""
+        from filelock import FileLock, Timeout
+
+        self.directory.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.directory / LOCK_FILE, timeout=0)
+        try:
+            with lock:
+                yield
+        except Timeout:
+            raise UserError(
+                f"another process is running {self.study.name}: wait until it has ended, or stop it"
+            ) from None
+
+    def _run_trials(
+        self,
+        trials: list[Trial],
+        resources: Resources,
+        demand: WorkerDemand,
+        sink: MLflowSink,
+        console: Console,
+    ) -> None:
+        # Ray reads its settings when it is imported, so it is imported here and not above.
+        from nfnet_ray.study.recorder import Recorder
+
+        worker = self.runner.worker(resources, demand)
+        at_once = self.runner.trials_at_once(len(trials), resources, demand, worker)
+        say(console, f"Ray: {resources.description}; {self.runner.shape(worker, at_once)}.")
+        console.print()
+        started_at = time.monotonic() - self.progress.wall_seconds
+        stop = threading.Event()
+        display = StudyDisplay(
+            self.study,
+            self.progress,
+            self.directory / TRIALS_FOLDER,
+            lambda: sink.status,
+            console,
+            epoch_arithmetic(self.study.trials(), self.data),
+        )
+        with Journal(self.directory / JOURNAL_FILE) as journal, LiveReport(self.directory) as report:
+
+            def on_event() -> None:
+                display.update()
+                if any(trial.epochs for trial in self.progress.trials.values()):
+                    sink.start()  # not before: importing mlflow would hold up the first trials
+                    report.wake()
+                sink.wake()
+
+            recorder = Recorder(journal, self.progress, on_event, display.note, on_lost=stop.set)
+            if self.progress.started is None:
+                recorder.record(self._started_event(resources, worker))
+            elif self.changed:
+                recorder.record(
+                    {"event": "study_resumed", "time": time.time(), "changed": dict(self.changed)}
+                )
+            else:
+                recorder.record({"event": "study_resumed", "time": time.time()})
+            with display, asked_to_stop(stop, lambda: display.note(self.runner.stopping)):
+                self.runner.run(
+                    RunningStudy(
+                        self.study,
+                        trials,
+                        self.data,
+                        self.directory,
+                        self.progress,
+                        worker,
+                        at_once,
+                        recorder,
+                        stop,
+                        display.note,
+                    )
+                )
+            recorder.record(
+                {
+                    "event": "study_ended",
+                    "time": time.time(),
+                    "state": "interrupted" if stop.is_set() else "finished",
+                    "wall_seconds": time.monotonic() - started_at,
+                }
+            )
+        if recorder.lost:
+            raise StopsStudyError(self._stopped_sentence(recorder.lost))
+
+    def _stopped_sentence(self, why: str) -> str:
+        epochs = sum(len(trial.epochs) for trial in self.progress.trials.values())
+        kept = f"what was kept before ({count(epochs, 'epoch')}) is sound"
+        return f"stopped, as {why}, then resume with `{self.command}`; {kept}"
+
+    def _say_result(self, console: Console) -> None:
+        """The table, the answer, and where the report is."""
+        from nfnet_ray.analysis import best_per_stratum, load_study
+
+        console.print(trial_table(self.study, self.progress, reported_epochs))
+        console.print()
+        answers = best_per_stratum(load_study(self.directory))
+        for answer in answers:
+            say(console, answer.sentence())
+        if not answers:
+            say(console, "No trial finished with an accuracy, so there is no best setting.")
+        console.print()
+        say(console, f"Took:    {clock_time(self.progress.wall_seconds)}")
+        say_whole(console, f"Report:  {shown(write_report(self.directory))}")
+        for line in self.runner.results(self.study, self.directory):
+            say_whole(console, line)
+
+    def _deliver(self, sink: MLflowSink, console: Console) -> bool:
+        """Whether MLflow has everything; says what it has not."""
+        sink.start()
+        sink.attach(self.directory / REPORT_FILE)
+        stopped = self.progress.unfinished
+        if stopped:
+            sink.close(TRACKING_DEADLINE_SECONDS_IF_STOPPED)
+        else:
+            sink.close(TRACKING_DEADLINE_SECONDS, UNANSWERED_SECONDS)
+        say_whole(console, f"MLflow:  {self._compare_command()}")
+        words = sink.last_words(self.command)
+        for sentences, command in words:
+            say(console, sentences)
+            if command:
+                say_whole(console, f"  {command}")
+        return not words
+
+    def _greet(self, trials: int, console: Console) -> None:
+        say(console, self.study.question, title=self.study.name)
+        extent = self.runner.extent(self.study, trials, self.data)
+        say(console, f"{extent} {_on_images(self.data)}.")
+        say_whole(console, f"Report:  {shown(self.directory / REPORT_FILE)}")
+        say_whole(console, f"MLflow:  {self._compare_command()}")
+        say(console, "Both can be opened once the first epoch is done.")
+
+    def _compare_command(self) -> str:
+        return shell_command([interpreter(), "-m", "dashboards.compare", shown(self.directory)])
+
+    def _started_event(self, resources: Resources, worker: WorkerResources) -> StudyStarted:
+        event = started_event(self.study, self.data, resources, worker)
+        self.runner.describe(event["study"])
+        return event
+
+
+def _on_images(data: DatasetSummary) -> str:
+    """``on 1,437 training images (10 classes), validated on 360``."""
+    return (
+        f"on {count(data.train_images, 'training image')} ({count(len(data.class_names), 'class')}), "
+        f"validated on {data.validation_images:,}"
+    )

@@ -1,0 +1,204 @@
+"""One training: how it is asked for, and how Ray Train runs it, with the whole cluster for itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nfnet_ray.cluster.connection.session import Resources
+from nfnet_ray.command_line.interruption import EXIT_INTERRUPTED
+from nfnet_ray.data.files.dataset import DatasetSummary
+from nfnet_ray.errors import UserError
+from nfnet_ray.models.published import published_recipe
+from nfnet_ray.places import check_can_write, check_path, resolved
+from nfnet_ray.printable import shown
+from nfnet_ray.study.plan import estimate_cost
+from nfnet_ray.study.state import StudyProgress
+from nfnet_ray.study.study import TRIALS_FOLDER, Study
+from nfnet_ray.tracking.events import StudyDescription, StudyStarted
+from nfnet_ray.wording import count
+from studies.base_recipe import batch_size_for, recipe_for
+from studies.running.checks import MOST_BYTES_BELOW_A_TRIAL
+from studies.running.names import name_on_occasion
+from studies.running.request import Request
+from studies.running.runner import EXIT_FAILED_TRIALS, Ending, Runner, RunningStudy, WorkerDemand
+
+if TYPE_CHECKING:
+    from nfnet_ray.cluster.trainer import TrainingOptions
+    from nfnet_ray.cluster.worker import WorkerResources
+
+
+DEFAULT_MODEL = "nfnet_pico"
+EPOCHS_ON_DIGITS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRequest(Request):
+    """A training, with what was said of its model, its workers and its safety. ``workers`` is (least, most)."""
+
+    model: str | None = None
+    checkpoints: str | None = None
+    workers: tuple[int, int] | None = None
+    min_workers: int | None = None
+    checkpoint_minutes: float | None = None
+    hang_seconds: float | None = None
+    force: bool = False
+
+    @property
+    def allows_other_data(self) -> bool:
+        return self.force
+
+    def fixed(self) -> dict[str, Any]:
+        always = {
+            "--data": self.data,
+            "--model": self.model,
+            "--workers": self.workers,
+            "--checkpoints": self.checkpoints,
+        }
+        unless_forced = {"--set": self.settings or None, "--epochs": self.epochs}
+        return always if self.force else always | unless_forced
+
+    def values(self) -> dict[str, Any]:
+        return dict(self.settings) | ({"schedule.epochs": self.epochs} if self.epochs else {})
+
+    def new_study(self, data: DatasetSummary, values: dict[str, Any], *, is_built_in: bool) -> Study:
+        """A study of one trial. Its Recipe is the model's published one; on the built-in digits that of the studies,
+        which takes seconds."""
+        model = values.pop("model.name", None) or self.model or DEFAULT_MODEL
+        if is_built_in:
+            base = recipe_for(data, EPOCHS_ON_DIGITS)
+            recipe = base.with_values({"model.name": model, "batch_size": batch_size_for(data)})
+        else:
+            recipe = published_recipe(model).with_values({"data.path": str(data.path)})
+        recipe = recipe.with_values(values)
+        return Study(
+            name=self.name or name_on_occasion(model),
+            question=f"How well does {model} do on {data.path.stem}?",
+            recipe=recipe,
+            space={},
+            seeds=(recipe.seed,),
+        )
+
+    def resumed(self, study: Study, progress: StudyProgress) -> Study:
+        """With what was forced upon it before, and now."""
+        return replace(study, recipe=study.recipe.with_values(progress.changed | self.values()))
+
+    def demand(self, before: WorkerDemand | None) -> WorkerDemand:
+        """What was asked for before, and now. Raises UserError if ``min_workers`` is too large."""
+        if before is None:
+            least, most = self.workers or (1, 1)
+            before = WorkerDemand(most, None, None, least if least < most else None)
+        demand = WorkerDemand(
+            before.workers,
+            self.cpus_per_worker or before.cpus,
+            before.gpus if self.gpus_per_worker is None else self.gpus_per_worker,
+            self.min_workers or before.min_workers,
+        )
+        if demand.min_workers and demand.min_workers > demand.workers:
+            raise UserError(
+                f"--min-workers {demand.min_workers} is more than the {demand.workers} of --workers"
+            )
+        return demand
+
+    def runner(self, home: Path, started: StudyStarted | None) -> Runner:
+        checkpoints = started["study"].get("checkpoints") if started else self.checkpoints
+        return TrainRunner(self._options(home, checkpoints), own_ray=self.address is None)
+
+    def _options(self, home: Path, checkpoints: str | None) -> TrainingOptions:
+        """Raises UserError if no checkpoints can be kept where they are to be kept."""
+        from nfnet_ray.cluster.trainer import TrainingOptions
+
+        if checkpoints:
+            from nfnet_ray.training.checkpoints.storage import storage_at
+
+            check_path(checkpoints, "--checkpoints", makes=MOST_BYTES_BELOW_A_TRIAL)
+            if "://" not in checkpoints:
+                path = resolved(home / checkpoints, "--checkpoints", makes=MOST_BYTES_BELOW_A_TRIAL)
+                checkpoints = str(path)
+            place = storage_at(checkpoints).place  # raises if it is no place
+            if "://" not in place:
+                check_can_write(Path(place), "--checkpoints")
+        return TrainingOptions(
+            checkpoints=checkpoints,
+            checkpoint_seconds=self.checkpoint_minutes and 60 * self.checkpoint_minutes,
+            hang_seconds=self.hang_seconds,
+            force=self.force,
+        )
+
+
+class TrainRunner:
+    """A :class:`~studies.running.runner.Runner` for a training, which is a study of one trial.
+
+    ``own_ray`` says that nobody else uses the Ray on which it runs.
+    """
+
+    workers_flag = "--workers"
+    stopping = "Stopping: the workers keep a checkpoint. Press Ctrl-C again to quit at once."
+
+    def __init__(self, options: TrainingOptions, *, own_ray: bool) -> None:
+        self._options, self._own_ray = options, own_ray
+        self._was_refused = False
+
+    def uses_train_in_tune(self, _demand: WorkerDemand) -> bool:
+        return False
+
+    def extent(self, study: Study, _trials: int, data: DatasetSummary) -> str:
+        cost = estimate_cost(study, study.trials(), data)
+        return f"{study.recipe.model.name} ({cost.parameters:,} parameters), {count(study.epochs, 'epoch')}"
+
+    def worker(self, resources: Resources, demand: WorkerDemand) -> WorkerResources:
+        from nfnet_ray.cluster.connection.resources import training_resources
+
+        return training_resources(resources, demand.workers, demand.min_workers, demand.cpus, demand.gpus)
+
+    def trials_at_once(
+        self, _trials: int, _resources: Resources, _demand: WorkerDemand, _worker: WorkerResources
+    ) -> int:
+        return 1
+
+    def shape(self, worker: WorkerResources, _trials_at_once: int) -> str:
+        gpus = f", {worker.gpus:g} GPU" if worker.gpus else ""
+        least = f", at least {worker.min_workers}" if worker.min_workers else ""
+        return f"workers: {worker.workers} x ({count(worker.cpus, 'core')}{gpus}){least}"
+
+    def describe(self, description: StudyDescription) -> None:
+        description["checkpoints"] = self._options.checkpoints
+
+    def run(self, running: RunningStudy) -> None:
+        from nfnet_ray.cluster.connection.placement import waiting_is_explained
+        from nfnet_ray.cluster.trainer import run_training, worker_config
+
+        worker = running.worker
+        config = worker_config(
+            running.trials[0],
+            running.data.fingerprint,
+            _trial_directory(running.study, running.directory),
+            worker,
+            self._options,
+            through_tune=False,
+        )
+        least = worker.min_workers or worker.workers
+        with waiting_is_explained(lambda: least, worker, running.note):
+            last_word = run_training(
+                config, running.recorder, running.note, running.stop, own_ray=self._own_ray
+            )
+        self._was_refused = bool(last_word.get("refused"))
+
+    def results(self, study: Study, directory: Path) -> list[str]:
+        place = self._options.checkpoints or shown(_trial_directory(study, directory) / "checkpoints")
+        return [f"Weights: {place}"]
+
+    def ending(self, study: Study, progress: StudyProgress) -> Ending:
+        trial = progress.trials[study.trials()[0].name]
+        if trial.state in (None, "running", "interrupted"):
+            return Ending(EXIT_INTERRUPTED, "Stopped; a checkpoint is kept. Resume with:")
+        if self._was_refused:
+            raise UserError(str(trial.reason))
+        if trial.state == "failed":
+            return Ending(EXIT_FAILED_TRIALS, "It failed. Resume with:")
+        return Ending(0)
+
+
+def _trial_directory(study: Study, directory: Path) -> Path:
+    return directory / TRIALS_FOLDER / study.trials()[0].name

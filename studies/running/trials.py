@@ -1,0 +1,168 @@
+"""A study of many trials: how it is asked for, and how Ray Tune runs its trials, as many at once as fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data_prep.digits import DigitsPart
+from nfnet_ray.cluster.connection.session import Resources
+from nfnet_ray.command_line.interruption import EXIT_INTERRUPTED
+from nfnet_ray.data.files.dataset import DatasetSummary
+from nfnet_ray.errors import UserError
+from nfnet_ray.study.state import StudyProgress
+from nfnet_ray.study.study import Study
+from nfnet_ray.tracking.events import StudyDescription, StudyStarted
+from nfnet_ray.wording import count
+from studies.running.names import name_on_occasion
+from studies.running.program import MadeWeights, StudyProgram
+from studies.running.request import Request
+from studies.running.runner import EXIT_FAILED_TRIALS, Ending, Runner, RunningStudy, WorkerDemand
+
+if TYPE_CHECKING:
+    from nfnet_ray.cluster.worker import WorkerResources
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyRequest(Request):
+    """A study of ``program``, with what was said of its trials. ``own`` are the study's own flags by name."""
+
+    program: StudyProgram
+    own: Mapping[str, Any] = field(default_factory=dict)
+    trials: int | None = None
+    seeds: int | None = None
+    workers_per_trial: int | None = None
+    trials_at_once: int | None = None
+
+    @property
+    def digits(self) -> DigitsPart:
+        return self.program.digits
+
+    @property
+    def made_weights(self) -> MadeWeights | None:
+        return self.program.made_weights
+
+    def fixed(self) -> dict[str, Any]:
+        return {
+            "--data": self.data,
+            "--trials": self.trials,
+            "--epochs": self.epochs,
+            "--seeds": self.seeds,
+            "--set": self.settings or None,
+            "--workers-per-trial": self.workers_per_trial,
+            "--cpus-per-worker": self.cpus_per_worker,
+            "--gpus-per-worker": self.gpus_per_worker,
+            **{f"--{name}": value for name, value in self.own.items()},
+        }
+
+    def values(self) -> dict[str, Any]:
+        return dict(self.settings)
+
+    def new_study(self, data: DatasetSummary, values: dict[str, Any], *, is_built_in: bool) -> Study:
+        """The program's study with these values, seeds and trials. Raises RecipeError for a value that is wrong."""
+        del is_built_in
+        epochs = values.pop("schedule.epochs", None) or self.epochs
+        study = self.program.build(data, epochs, **self.own)
+        recipe = study.recipe.with_values(values)
+        all_values = recipe.to_values()
+        seeds = study.seeds
+        # A Study without seeds of its own has (0,): its Recipe's seed is meant.
+        if self.seeds or "seed" in values or seeds == (0,):
+            seeds = tuple(range(recipe.seed, recipe.seed + (self.seeds or 1)))
+        return replace(
+            study,
+            name=self.name or name_on_occasion(study.name),
+            recipe=recipe,
+            space={
+                name: (all_values[name],) if name in values else choices
+                for name, choices in study.space.items()
+            },
+            seeds=seeds,
+            trial_limit=self.trials or study.trial_limit,
+        )
+
+    def resumed(self, study: Study, _progress: StudyProgress) -> Study:
+        return study
+
+    def demand(self, before: WorkerDemand | None) -> WorkerDemand:
+        if before is not None:
+            return replace(before, trials_at_once=self.trials_at_once)
+        if self.trials_at_once and None in (self.cpus_per_worker, self.gpus_per_worker):
+            raise UserError(
+                "--trials-at-once needs --cpus-per-worker and --gpus-per-worker: "
+                "nodes that are not up yet cannot be looked at"
+            )
+        return WorkerDemand(
+            self.workers_per_trial or 1,
+            self.cpus_per_worker,
+            self.gpus_per_worker,
+            trials_at_once=self.trials_at_once,
+        )
+
+    def runner(self, _home: Path, _started: StudyStarted | None) -> Runner:
+        return TuneRunner()
+
+
+class TuneRunner:
+    """A :class:`~studies.running.runner.Runner` for the trials of a study."""
+
+    workers_flag = "--workers-per-trial"
+    stopping = (
+        "Stopping: the running trials keep a checkpoint of this step. Press Ctrl-C again to quit at once."
+    )
+
+    def uses_train_in_tune(self, demand: WorkerDemand) -> bool:
+        return demand.workers > 1
+
+    def extent(self, study: Study, trials: int, _data: DatasetSummary) -> str:
+        return f"{count(trials, 'trial')} of at most {count(study.epochs, 'epoch')}"
+
+    def worker(self, resources: Resources, demand: WorkerDemand) -> WorkerResources:
+        from nfnet_ray.cluster.connection.resources import worker_resources
+
+        return worker_resources(resources, demand.workers, demand.cpus, demand.gpus)
+
+    def trials_at_once(
+        self, trials: int, resources: Resources, demand: WorkerDemand, worker: WorkerResources
+    ) -> int:
+        from nfnet_ray.cluster.connection.resources import concurrent_trials
+
+        return min(demand.trials_at_once or concurrent_trials(resources, worker), trials)
+
+    def shape(self, _worker: WorkerResources, trials_at_once: int) -> str:
+        return f"trials side by side: {trials_at_once}"
+
+    def describe(self, _description: StudyDescription) -> None:
+        return
+
+    def run(self, running: RunningStudy) -> None:
+        from nfnet_ray.cluster.connection.placement import waiting_is_explained
+        from nfnet_ray.cluster.driver import run_trials
+
+        def wanted() -> int:
+            return min(running.trials_at_once, len(running.progress.unfinished)) * running.worker.workers
+
+        with waiting_is_explained(wanted, running.worker, running.note):
+            run_trials(
+                running.trials,
+                running.study,
+                running.data.fingerprint,
+                running.recorder,
+                running.directory,
+                running.trials_at_once,
+                running.worker,
+                running.stop,
+            )
+
+    def results(self, _study: Study, _directory: Path) -> list[str]:
+        return []
+
+    def ending(self, _study: Study, progress: StudyProgress) -> Ending:
+        states = {trial.state for trial in progress.trials.values()}
+        if states & {None, "running", "interrupted"}:
+            return Ending(EXIT_INTERRUPTED, "Stopped; what was finished is kept. Resume with:")
+        if "failed" in states:
+            return Ending(EXIT_FAILED_TRIALS, "Some trials failed. Run them again with:")
+        return Ending(0)
