@@ -1,4 +1,4 @@
-"""Running the trials of a study on Ray Tune, and writing down all that happens in its journal."""
+"""Runs the trials of a study on Ray Tune, and records in its journal what happens."""
 
 from __future__ import annotations
 
@@ -13,21 +13,14 @@ from ray import tune
 from ray.tune import Callback, FailureConfig, RunConfig, Stopper, TuneConfig, Tuner
 from ray.tune.experiment import Trial as TuneTrial
 
-from nfnet_ray.cluster.mailbox import Mailbox
+from nfnet_ray.cluster.connection.ray_internals import HEAD_NODE_RESOURCE
+from nfnet_ray.cluster.connection.resources import WorkerResources
+from nfnet_ray.cluster.exit_rules import LOST_WORKER_RETRIES
+from nfnet_ray.cluster.follower import SECONDS_TO_KEEP
+from nfnet_ray.cluster.mailbox import Register
+from nfnet_ray.cluster.messages import HAS_TRAINED, METRICS, STOP, FinalReport, WorkerConfig, worker_config
 from nfnet_ray.cluster.scheduler import StratifiedHalving
-from nfnet_ray.cluster.trainer import SECONDS_TO_KEEP, worker_config
 from nfnet_ray.cluster.trial import run_in_actor, run_worker_group
-from nfnet_ray.cluster.worker import (
-    HAS_TRAINED,
-    LOST_WORKER_RETRIES,
-    METRICS,
-    OUTCOME,
-    REASON,
-    STOP,
-    STOPS_STUDY,
-    WorkerConfig,
-    WorkerResources,
-)
 from nfnet_ray.places import lost_place, remedy_for
 from nfnet_ray.study.recorder import Recorder
 from nfnet_ray.study.state import StudyProgress
@@ -46,14 +39,14 @@ def run_trials(
 ) -> None:
     """Runs the trials to their ends, or until ``stop`` is set; everything that happened is in the journal.
 
-    ``side_by_side`` trials at most are asked for at once. Those that do not fit wait, and an autoscaler sees them wait.
+    Requests at most ``side_by_side`` trials at once. Those that do not fit wait, and an autoscaler sees them wait.
 
     Needs a :func:`nfnet_ray.cluster.connection.session.ray_session`. A trial of one worker is a Tune function in an
     actor that stays up for the next one; a trial of several is a TorchTrainer started by a Tune function
     on the head node, where it takes no cores from the workers.
     """
     alone = worker.workers == 1
-    request = {"CPU": float(worker.cpus), "GPU": worker.gpus} if alone else {"node:__internal_head__": 0.001}
+    request = {"CPU": float(worker.cpus), "GPU": worker.gpus} if alone else {HEAD_NODE_RESOURCE: 0.001}
     scheduler = None
     if study.halving:
         strata = {trial.name: trial.stratum for trial in study.trials()}
@@ -71,7 +64,8 @@ def run_trials(
         )
         for trial in trials
     ]
-    attempt = f"{time.time_ns()}"  # Tune goes on with what it finds under a name; our journal does that
+    # A new name: Tune would resume a run that it finds under an old one, and here the journal does that.
+    attempt = f"{time.time_ns()}"
     Tuner(
         tune.with_resources(run_in_actor if alone else run_worker_group, request),
         param_space={"trial": tune.grid_search(configs)},
@@ -92,7 +86,7 @@ def run_trials(
         ),
     ).fit()
     for name, progress in recorder.progress.trials.items():
-        if progress.state == "running":  # Tune was asked to stop, and says nothing of what it stopped
+        if progress.state == "running":  # Tune does not report which trials it stopped when it was asked to
             recorder.end_trial(name, "interrupted", None)
 
 
@@ -102,20 +96,20 @@ def _trial_name(trial: TuneTrial) -> str:
 
 
 class _NotSaved:
-    """Tune pickles what it is given into its own state, which this project does not use."""
+    """Tune pickles its callbacks into its own state, which this project does not use."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
 
 class _StopWhenAsked(_NotSaved, Stopper):
-    """Ends all trials once somebody wants it, after those that train have kept a checkpoint of the step they are at."""
+    """Ends all trials when asked to, after those that train have kept a checkpoint of their current step."""
 
     def __init__(
         self, stop: threading.Event, progress: StudyProgress, configs: Sequence[WorkerConfig]
     ) -> None:
         self._stop, self._progress = stop, progress
-        self._mailboxes = {config["name"]: Mailbox(config["mailbox"]) for config in configs}
+        self._registers = {config["name"]: Register(config["mailbox"]) for config in configs}
         self._asked: list[str] | None = None
         self._asked_at = 0.0
 
@@ -132,26 +126,26 @@ class _StopWhenAsked(_NotSaved, Stopper):
         return is_late or not any(self._progress.trials[name].state == "running" for name in self._asked)
 
     def _ask(self) -> list[str]:
-        """Asks the trials to stop, those too that Tune may start meanwhile; which of them have something to keep."""
+        """Asks all trials to stop, even those that Tune may start meanwhile. Returns those with something to keep."""
         training = []
         with suppress(Exception):  # the cluster's head is away, and nobody there can be asked
-            for mailbox in self._mailboxes.values():
-                mailbox.set(STOP, True)
-            for name, mailbox in self._mailboxes.items():
-                if self._progress.trials[name].state == "running" and mailbox.get(HAS_TRAINED):
+            for register in self._registers.values():
+                register.set(STOP, True)
+            for name, register in self._registers.items():
+                if self._progress.trials[name].state == "running" and register.get(HAS_TRAINED):
                     training.append(name)
         return training
 
 
 class _JournalCallback(_NotSaved, Callback):
-    """Turns what Tune tells of its trials into events."""
+    """Turns Tune's callbacks into events of the journal."""
 
     def __init__(self, recorder: Recorder, study: Study, stop: threading.Event) -> None:
         self._recorder, self._study, self._stop = recorder, study, stop
-        self._last_words: dict[str, dict[str, Any]] = {}
+        self._final_reports: dict[str, FinalReport] = {}
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        if self._stop.is_set():  # Tune gives it the place of one that has stopped, and ends it in a moment
+        if self._stop.is_set():  # Tune gives it the place of a stopped one, and will stop it too
             return
         name = _trial_name(trial)
         attempt = self._recorder.progress.trials[name].attempts + 1
@@ -162,8 +156,9 @@ class _JournalCallback(_NotSaved, Callback):
     def on_trial_result(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any
     ) -> None:
-        if OUTCOME in result:
-            self._last_words[_trial_name(trial)] = result
+        report = FinalReport.from_result(result)
+        if report is not None:
+            self._final_reports[_trial_name(trial)] = report
         elif METRIC in result and self._is_running(trial):
             self._recorder.record_epoch(_trial_name(trial), result["epoch"], result[METRICS])
 
@@ -174,13 +169,11 @@ class _JournalCallback(_NotSaved, Callback):
             return
         name = _trial_name(trial)
         progress = self._recorder.progress.trials[name]
-        word = self._last_words.get(name)
-        if word is not None and word.get(STOPS_STUDY):
-            self._interrupt(name, word[REASON])
-        elif word is not None and word[OUTCOME] == "stopped":  # it was asked to
-            self._recorder.end_trial(name, "interrupted", None)
-        elif word is not None:
-            self._recorder.end_trial(name, word[OUTCOME], word[REASON])
+        report = self._final_reports.get(name)
+        if report is not None and report.stops_study:
+            self._interrupt(name, str(report.reason))
+        elif report is not None:
+            self._recorder.end_trial(name, report.trial_state, report.reason)
         elif progress.epoch == self._study.epochs:
             self._recorder.end_trial(name, "finished", None)
         else:
@@ -196,10 +189,10 @@ class _JournalCallback(_NotSaved, Callback):
             self._recorder.end_trial(_trial_name(trial), "failed", reason)
 
     def _interrupt(self, name: str, reason: str) -> None:
-        """What no trial can do without is gone: all of them stop, to be resumed once it is there."""
+        """Ends the study for a reason that stops every trial; it can be resumed once the cause is gone."""
         self._recorder.end_trial(name, "interrupted", reason)
         self._recorder.lose(reason)
 
     def _is_running(self, trial: TuneTrial) -> bool:
-        """Whether the journal says so: not of a trial that was started while all others were being stopped."""
+        """Whether the journal says so. It does not of a trial that Tune started while the others were being stopped."""
         return self._recorder.progress.trials[_trial_name(trial)].state == "running"

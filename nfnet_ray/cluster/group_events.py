@@ -1,92 +1,84 @@
-"""What Ray Train's controller tells of a worker group, put into the mailbox of the run.
+"""What happens to a worker group, as Ray Train's controller sees it, told to the driver.
 
-Runs in the controller's process. Ray's public callback hears of reports and exceptions alone, so this is one of its
-developer interface; ``RunConfig(callbacks=...)`` takes both.
+Runs in the controller's process.
 """
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Mapping
 from typing import Any
 
-import ray
-from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
-from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+from nfnet_ray.cluster.connection import ray_internals
+from nfnet_ray.cluster.connection.ray_internals import ControllerCallback, WorkerGroupCallback
+from nfnet_ray.cluster.contexts import stop_on_sigterm
+from nfnet_ray.cluster.mailbox import Mailbox, Register
+from nfnet_ray.cluster.messages import LAST_LOSS, RESERVATION, YIELD, GroupResizing, WorkersLost
 
-from nfnet_ray.cluster.mailbox import Mailbox
-from nfnet_ray.cluster.worker import LAST_LOSS, YIELD, hear_sigterm
-
-SECONDS_TO_YIELD = 120.0  # for a step, and for a checkpoint to be written
+SECONDS_TO_YIELD = 120.0
+"""For a step, and for a checkpoint to be written."""
+SECONDS_BETWEEN_READS = 0.2
 
 
 class GroupEvents(ControllerCallback, WorkerGroupCallback):
-    """Notes that a group has started or has lost workers; lets it keep a checkpoint before it is resized."""
+    """Tells the driver that a group has lost workers; lets the group keep a checkpoint before it is resized.
+
+    Args:
+        mailbox: the name of the run's mailbox and register.
+        training: the training's directory, which is the same for a later controller of it.
+    """
 
     def __init__(self, mailbox: str, training: str) -> None:
-        self._name, self._training = mailbox, training
+        # Names, and not the objects: the callback is pickled into the controller.
+        self._run, self._training = mailbox, training
         self._size: int | None = None
 
-    @property
-    def _mailbox(self) -> Mailbox:
-        return Mailbox(self._name)
-
     def after_controller_start(self, train_run_context: Any) -> None:
-        """Withdraws what a controller of the same training that was killed had asked machines for.
+        """Releases the machines that an earlier controller of the training, which was killed, has reserved.
 
-        Elastic workers are started on machines that Ray has reserved for them, and what a dead controller reserved
-        expires only after three minutes.
+        Elastic workers are started on machines that Ray has reserved for them, and the reservation of a dead
+        controller expires only after three minutes.
         """
-        of_training, request = Mailbox(self._training), f"train-{train_run_context.run_id}"
-        before = of_training.get("request")
-        of_training.set("request", request)
+        of_training = Register(self._training)
+        before = of_training.get(RESERVATION)
+        of_training.set(RESERVATION, ray_internals.reservation_name(train_run_context.run_id))
         if before:
-            with contextlib.suppress(
-                ValueError, ray.exceptions.RayError
-            ):  # no such actor: nothing is reserved
-                coordinator = ray.get_actor("AutoscalingCoordinator", namespace="AutoscalingCoordinator")
-                ray.get(coordinator.cancel_request.remote(requester_id=before), timeout=10)
+            ray_internals.cancel_reservation(before)
 
     def after_worker_group_start(self, worker_group: Any) -> None:
         self._size = len(worker_group)
-        worker_group.execute(hear_sigterm)
+        worker_group.execute(stop_on_sigterm)
 
     def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
         if worker_group_status.errors and self._size is not None:
             self._size = None
             preempted = worker_group_status.get_preemption_info() is not None
-            dead = sorted(
-                rank
-                for rank, error in worker_group_status.errors.items()
-                if isinstance(error, WorkerHealthCheckFailedError | WorkerHealthCheckTimeoutError)
-            )
-            reason = _reason(dead, worker_group_status.errors)
-            self._mailbox.set(LAST_LOSS, reason)
-            self._mailbox.post(
-                "lost",
-                reason=reason,
-                preempted=preempted or worker_group_status.has_preempted_worker(),
+            reason = _reason(worker_group_status.errors)
+            Register(self._run).set(LAST_LOSS, reason)
+            Mailbox(self._run).post(
+                WorkersLost(reason, preempted or worker_group_status.has_preempted_worker())
             )
 
     def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:
         """Called when workers are started, too; only a group that runs has something to keep."""
         if self._size is None:
             return
-        self._mailbox.post("resizing", before=self._size, after=resize_decision.num_workers)
-        self._mailbox.set(YIELD, True)
+        register = Register(self._run)
+        Mailbox(self._run).post(GroupResizing(self._size, resize_decision.num_workers))
+        register.set(YIELD, True)
         deadline = time.monotonic() + SECONDS_TO_YIELD
-        while self._mailbox.get(YIELD) and time.monotonic() < deadline:
-            time.sleep(0.2)
-        self._mailbox.unset(YIELD)
+        while register.get(YIELD) and time.monotonic() < deadline:
+            time.sleep(SECONDS_BETWEEN_READS)
+        register.unset(YIELD)
 
     def before_worker_group_shutdown(self, worker_group: Any) -> None:
         del worker_group
         self._size = None
 
 
-def _reason(dead: list[int], errors: Mapping[int, Exception]) -> str:
-    """Who died or failed. When one dies the others fail, for want of it, and Ray may hear of them first."""
+def _reason(errors: Mapping[int, Exception]) -> str:
+    """Who died or failed. When one dies the others fail because of it, and Ray may hear of them first."""
+    dead = sorted(rank for rank, error in errors.items() if ray_internals.is_death(error))
     if dead:
         return f"rank {' and '.join(map(str, dead))} died"
     rank, error = next(iter(errors.items()))

@@ -1,7 +1,8 @@
-"""Notes between the driver of a training run and its workers, in the key-value store of the cluster's head.
+"""How the processes of a run reach each other: a register of values and a queue of notes, in the head's memory.
 
-It needs no further process, is there as long as the cluster is, and a note takes milliseconds. Nothing that was
-paid for depends on it: that is in checkpoints and in the journal.
+Both are in the key-value store of the cluster's head, which is there as long as the cluster is; an actor would be
+one more process that can die. A call takes milliseconds. No result depends on it: results are in checkpoints and in
+the journal.
 """
 
 from __future__ import annotations
@@ -9,50 +10,56 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from typing import Any
+from typing import Any, TypeVar
 
-from ray.experimental import internal_kv
+from nfnet_ray.cluster.connection import ray_internals
+from nfnet_ray.cluster.messages import Name, Note, note_from_values, note_to_values
 
-_NAMESPACE = "nfnet_ray"
+T = TypeVar("T")
+
+
+class Register:
+    """One JSON value for each name, of one run: the last that was set."""
+
+    def __init__(self, run: str) -> None:
+        self._prefix = f"{run}/value/"
+
+    def set(self, name: Name[T], value: T) -> None:
+        """Replaces the value of a name."""
+        ray_internals.put_value(self._prefix + name.text, json.dumps(value))
+
+    def get(self, name: Name[T]) -> T | None:
+        """The value of a name; None if it has none."""
+        found = ray_internals.get_value(self._prefix + name.text)
+        return None if found is None else json.loads(found)
+
+    def unset(self, name: Name[Any]) -> None:
+        """Removes a name."""
+        ray_internals.delete_value(self._prefix + name.text)
 
 
 class Mailbox:
-    """A box of one run. ``set`` and ``get`` keep one value for each name; ``post`` and ``take`` a queue of notes."""
+    """The notes to the driver of one run. Each is taken once."""
 
     def __init__(self, run: str) -> None:
-        self._prefix = f"{run}/"
+        self._prefix = f"{run}/note/"
 
-    def set(self, name: str, value: Any) -> None:
-        """Keeps a JSON value under a name, in place of the one before."""
-        internal_kv._internal_kv_put(
-            f"{self._prefix}value/{name}", json.dumps(value), True, namespace=_NAMESPACE
-        )
+    def post(self, note: Note) -> None:
+        """Adds a note."""
+        key = f"{self._prefix}{time.time_ns():020d}-{secrets.token_hex(4)}"
+        ray_internals.put_value(key, json.dumps(note_to_values(note)))
 
-    def get(self, name: str) -> Any:
-        """The value of a name; None where there is none."""
-        found = internal_kv._internal_kv_get(f"{self._prefix}value/{name}", namespace=_NAMESPACE)
-        return None if found is None else json.loads(found)
-
-    def unset(self, name: str) -> None:
-        """Forgets a name."""
-        internal_kv._internal_kv_del(f"{self._prefix}value/{name}", namespace=_NAMESPACE)
-
-    def post(self, kind: str, **content: Any) -> None:
-        """Puts a note into the queue."""
-        key = f"{self._prefix}note/{time.time_ns():020d}-{secrets.token_hex(4)}"
-        internal_kv._internal_kv_put(key, json.dumps({"kind": kind, **content}), True, namespace=_NAMESPACE)
-
-    def take(self) -> list[dict[str, Any]]:
-        """All notes that wait, oldest first, by their senders' clocks; they wait no longer."""
-        keys = internal_kv._internal_kv_list(f"{self._prefix}note/", namespace=_NAMESPACE)
+    def take(self) -> list[Note]:
+        """Removes and returns all notes, oldest first by the clocks of their senders."""
         notes = []
-        for key in sorted(keys):
-            found = internal_kv._internal_kv_get(key, namespace=_NAMESPACE)
+        for key in sorted(ray_internals.value_keys(self._prefix)):
+            found = ray_internals.get_value(key)
             if found is not None:
-                notes.append(json.loads(found))
-            internal_kv._internal_kv_del(key, namespace=_NAMESPACE)
+                notes.append(note_from_values(json.loads(found)))
+            ray_internals.delete_value(key)
         return notes
 
-    def remove(self) -> None:
-        """Removes everything."""
-        internal_kv._internal_kv_del(self._prefix, del_by_prefix=True, namespace=_NAMESPACE)
+
+def remove_run(run: str) -> None:
+    """Removes all values and notes of a run."""
+    ray_internals.delete_values(f"{run}/")

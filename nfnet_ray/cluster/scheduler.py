@@ -15,26 +15,28 @@ from nfnet_ray.study.study import METRIC, Halving
 
 @dataclass(frozen=True)
 class _ByName:
-    """All that ASHA looks at of a trial: its id."""
+    """A trial as ASHA sees it: it reads nothing but the id."""
 
     trial_id: str
 
 
-_NO_CONTROLLER: Any = None  # ASHA is handed Tune's controller, and does not look at it
+# ASHA is handed Tune's controller, and does not use it.
+_NO_CONTROLLER: Any = None
 
 
 class StratifiedHalving(FIFOScheduler):
     """One ASHA scheduler of Ray Tune for each stratum.
 
-    Tune does not save a scheduler's state (ray#30838), so a study that goes on builds it again: every
-    epoch in the journal is shown to :meth:`replay`. Trials are known here by their study name, which a
-    restart does not change, not by Tune's random id.
+    Tune does not save a scheduler's state (ray#30838), so a study that resumes rebuilds it: :meth:`replay` takes every
+    epoch in the journal. Trials are identified by their name in the study, which a restart does not change, and not by
+    Tune's random id.
     """
 
     def __init__(self, strata: Mapping[str, str], halving: Halving, epochs: int) -> None:
         super().__init__()
-        self._strata = dict(strata)  # trial name: stratum
-        self._seen: dict[str, int] = {}  # trial name: last epoch
+        # {trial: its stratum}, {trial: its last epoch}
+        self._strata = dict(strata)
+        self._seen: dict[str, int] = {}
         self._rivals = {
             stratum: ASHAScheduler(
                 time_attr="epoch",
@@ -43,16 +45,17 @@ class StratifiedHalving(FIFOScheduler):
                 max_t=epochs,
                 grace_period=min(halving.grace_epochs, epochs),
                 reduction_factor=halving.reduction_factor,
-                stop_last_trials=False,  # a trial that reaches its last epoch ends by itself
+                # A trial that reaches its last epoch ends by itself.
+                stop_last_trials=False,
             )
             for stratum in set(strata.values())
         }
 
     def replay(self, epochs: Iterable[tuple[str, int, float]]) -> dict[str, int]:
-        """Shows the scheduler what (trial, epoch, validation top-1) were reported before the restart.
+        """Takes the (trial, epoch, validation top-1) that were reported before the restart.
 
-        Returns {trial: epoch} of those that it stops after the last epoch that they reported. Their driver has said
-        so, unless it was killed in between.
+        Returns {trial: epoch} of the trials that it stops after the last epoch that they reported. The journal says so
+        already, unless the driver was killed in between.
         """
         stopped: dict[str, int] = {}
         for name, epoch, top1 in epochs:
@@ -78,7 +81,7 @@ class StratifiedHalving(FIFOScheduler):
         return self._decide(_named(trial), result)
 
     def _decide(self, trial: Any, result: dict[str, Any]) -> str:
-        """Each epoch of a trial is decided about once: a trial that resumes reports that of its checkpoint again."""
+        """Decides once per epoch: a trial that resumes reports the epoch of its checkpoint again."""
         if METRIC not in result or result["epoch"] <= self._seen.get(trial.trial_id, 0):
             return self.CONTINUE
         self._seen[trial.trial_id] = result["epoch"]

@@ -11,18 +11,11 @@ from typing import Any
 
 from ray import tune
 
-from nfnet_ray.cluster.mailbox import Mailbox
+from nfnet_ray.cluster.exit_rules import is_fault, keep_trace
+from nfnet_ray.cluster.mailbox import Register, remove_run
+from nfnet_ray.cluster.messages import STOP, FinalReport, WorkerConfig
 from nfnet_ray.cluster.trainer import torch_trainer
-from nfnet_ray.cluster.worker import (
-    OUTCOME,
-    REASON,
-    STOP,
-    STOPS_STUDY,
-    WorkerConfig,
-    is_fault,
-    kept_trace,
-    train_alone,
-)
+from nfnet_ray.cluster.worker import train_alone
 from nfnet_ray.places import lost_place
 
 
@@ -30,22 +23,20 @@ def run_in_actor(space: dict[str, Any]) -> None:
     """Tune function of a trial with one worker. ``space["trial"]`` is its :class:`WorkerConfig`."""
     started_at = time.perf_counter()
     config: WorkerConfig = space["trial"]
-    if _comes_too_late(config):
+    if _starts_too_late(config):
         return
     try:
-        last_word = train_alone(config, started_at)
+        report = train_alone(config, started_at)
     except Exception as error:
         import torch
 
-        last_word = {OUTCOME: "failed", REASON: kept_trace(config, error), "epoch": 0}
-        if lost_place(error):
-            last_word[STOPS_STUDY] = True
+        report = FinalReport("failed", keep_trace(config, error), stops_study=lost_place(error) is not None)
         if torch.cuda.is_initialized() and not is_fault(error):
             raise  # the process may be broken, and the next trial must not get it
     finally:
         with suppress(Exception):  # the cluster's head may be away, and nothing else depends on it
-            Mailbox(config["mailbox"]).remove()
-    tune.report(last_word)
+            remove_run(config["mailbox"])
+    tune.report(report.to_result())
 
 
 def run_worker_group(space: dict[str, Any]) -> None:
@@ -53,19 +44,19 @@ def run_worker_group(space: dict[str, Any]) -> None:
     from ray.tune.integration.ray_train import TuneReportCallback
 
     config: WorkerConfig = space["trial"]
-    if _comes_too_late(config):
+    if _starts_too_late(config):
         return
     try:
         torch_trainer(config, [TuneReportCallback()]).fit()
     except Exception as error:
-        tune.report({OUTCOME: "failed", REASON: kept_trace(config, error), "epoch": 0})
+        tune.report(FinalReport("failed", keep_trace(config, error)).to_result())
     finally:
-        Mailbox(config["mailbox"]).remove()
+        remove_run(config["mailbox"])
 
 
-def _comes_too_late(config: WorkerConfig) -> bool:
+def _starts_too_late(config: WorkerConfig) -> bool:
     """Whether the study is being stopped: Tune starts waiting trials in the places of those that have stopped."""
-    if not Mailbox(config["mailbox"]).get(STOP):
+    if not Register(config["mailbox"]).get(STOP):
         return False
-    tune.report({OUTCOME: "stopped", REASON: None, "epoch": 0})
+    tune.report(FinalReport("stopped").to_result())
     return True

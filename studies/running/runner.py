@@ -15,7 +15,7 @@ from nfnet_ray.study.study import Study, Trial
 from nfnet_ray.tracking.events import StudyDescription
 
 if TYPE_CHECKING:
-    from nfnet_ray.cluster.worker import WorkerResources
+    from nfnet_ray.cluster.connection.resources import WorkerResources
     from nfnet_ray.study.recorder import Recorder
 
 EXIT_FAILED_TRIALS = 1

@@ -19,7 +19,7 @@ from nfnet_ray.tracking.events import SourceVersion, StudyStarted
 from nfnet_ray.tracking.uri import without_password
 
 if TYPE_CHECKING:
-    from nfnet_ray.cluster.worker import WorkerResources
+    from nfnet_ray.cluster.connection.resources import WorkerResources
 
 
 def started_event(

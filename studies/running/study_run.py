@@ -41,7 +41,7 @@ from studies.running.started_event import started_event
 from studies.running.trials import TuneRunner
 
 if TYPE_CHECKING:
-    from nfnet_ray.cluster.worker import WorkerResources
+    from nfnet_ray.cluster.connection.resources import WorkerResources
 
 LOCK_FILE = "running.lock"
 EXIT_NOT_IN_MLFLOW = 3  # all has been trained; 2 is an error of use

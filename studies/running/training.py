@@ -25,8 +25,8 @@ from studies.running.request import Request
 from studies.running.runner import EXIT_FAILED_TRIALS, Ending, Runner, RunningStudy, WorkerDemand
 
 if TYPE_CHECKING:
-    from nfnet_ray.cluster.trainer import TrainingOptions
-    from nfnet_ray.cluster.worker import WorkerResources
+    from nfnet_ray.cluster.connection.resources import WorkerResources
+    from nfnet_ray.cluster.messages import TrainingOptions
 
 
 DEFAULT_MODEL = "nfnet_pico"
@@ -107,7 +107,7 @@ class TrainingRequest(Request):
 
     def _options(self, home: Path, checkpoints: str | None) -> TrainingOptions:
         """Raises UserError if no checkpoints can be kept where they are to be kept."""
-        from nfnet_ray.cluster.trainer import TrainingOptions
+        from nfnet_ray.cluster.messages import TrainingOptions
 
         if checkpoints:
             from nfnet_ray.training.checkpoints.storage import storage_at
@@ -167,7 +167,8 @@ class TrainRunner:
 
     def run(self, running: RunningStudy) -> None:
         from nfnet_ray.cluster.connection.placement import waiting_is_explained
-        from nfnet_ray.cluster.trainer import run_training, worker_config
+        from nfnet_ray.cluster.messages import worker_config
+        from nfnet_ray.cluster.trainer import run_training
 
         worker = running.worker
         config = worker_config(
@@ -180,10 +181,8 @@ class TrainRunner:
         )
         least = worker.min_workers or worker.workers
         with waiting_is_explained(lambda: least, worker, running.note):
-            last_word = run_training(
-                config, running.recorder, running.note, running.stop, own_ray=self._own_ray
-            )
-        self._was_refused = bool(last_word.get("refused"))
+            report = run_training(config, running.recorder, running.note, running.stop, own_ray=self._own_ray)
+        self._was_refused = report.refused
 
     def results(self, study: Study, directory: Path) -> list[str]:
         place = self._options.checkpoints or shown(_trial_directory(study, directory) / "checkpoints")

@@ -22,7 +22,7 @@ from studies.running.request import Request
 from studies.running.runner import EXIT_FAILED_TRIALS, Ending, Runner, RunningStudy, WorkerDemand
 
 if TYPE_CHECKING:
-    from nfnet_ray.cluster.worker import WorkerResources
+    from nfnet_ray.cluster.connection.resources import WorkerResources
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -91,10 +91,10 @@ if __name__ == "__main__":
     if sys.argv[2] == "--plain":
         plain_worker(int(sys.argv[3]), Path(sys.argv[4]), Path(sys.argv[5]))
     else:
-        from nfnet_ray.cluster import trainer
+        from nfnet_ray.cluster import messages, trainer
         from studies import train
 
         trainer.train_in_group = disturbed_worker
-        trainer.SECONDS_BETWEEN_RESIZES = 2.0
+        messages.SECONDS_BETWEEN_RESIZES = 2.0
         train.__file__ = __file__  # the command that goes on is this one
         sys.exit(train.main(sys.argv[2:]))

@@ -10,19 +10,21 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from nfnet_ray.cluster.worker import TRIES, GroupContext, _comes_again
+from nfnet_ray.cluster.contexts import GroupContext
+from nfnet_ray.cluster.exit_rules import will_recur
+from nfnet_ray.cluster.messages import ATTEMPTS, Name
 
 
-class Notes(dict[str, Any]):
-    """A mailbox without Ray."""
+class Values(dict[Name[Any], Any]):
+    """A register without Ray."""
 
-    def set(self, name: str, value: Any) -> None:
+    def set(self, name: Name[Any], value: Any) -> None:
         self[name] = value
 
 
 def context(step: int = 3) -> GroupContext:
-    mailbox = Notes({TRIES: {"attempt": 1, "step": step, "count": 1}})
-    return cast(GroupContext, SimpleNamespace(rank=0, mailbox=mailbox))
+    register = Values({ATTEMPTS: {"attempt": 1, "step": step, "count": 1}})
+    return cast(GroupContext, SimpleNamespace(rank=0, register=register))
 
 
 def raised_by_batch_normalisation() -> Exception:
@@ -43,7 +45,7 @@ def raised_by_batch_normalisation() -> Exception:
     ids=lambda error: type(error).__name__,
 )
 def test_an_error_of_the_program_ends_it_the_first_time(error: Exception) -> None:
-    assert _comes_again(error, context())
+    assert will_recur(error, context())
 
 
 @pytest.mark.parametrize(
@@ -59,12 +61,12 @@ def test_an_error_of_the_program_ends_it_the_first_time(error: Exception) -> Non
 )
 def test_an_error_of_a_machine_is_tried_again_each_time(error: Exception) -> None:
     place = context()
-    assert [_comes_again(error, place) for _ in range(3)] == [False, False, False]
+    assert [will_recur(error, place) for _ in range(3)] == [False, False, False]
 
 
 def test_what_could_be_either_ends_it_when_it_comes_a_second_time_at_the_same_checkpoint() -> None:
     error, place = RuntimeError("mat1 and mat2 shapes cannot be multiplied"), context()
-    assert not _comes_again(error, place)
-    assert _comes_again(error, place)
-    place.mailbox.set(TRIES, {"attempt": 3, "step": 8, "count": 1})
-    assert not _comes_again(error, place)
+    assert not will_recur(error, place)
+    assert will_recur(error, place)
+    place.register.set(ATTEMPTS, {"attempt": 3, "step": 8, "count": 1})
+    assert not will_recur(error, place)

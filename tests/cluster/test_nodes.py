@@ -20,8 +20,8 @@ import pytest
 
 from nfnet_ray.cluster.connection import placement
 from nfnet_ray.cluster.connection.nodes import check_nodes
+from nfnet_ray.cluster.connection.resources import WorkerResources
 from nfnet_ray.cluster.connection.session import ray_session
-from nfnet_ray.cluster.worker import WorkerResources
 from nfnet_ray.data.files.dataset import check_dataset, open_dataset
 from nfnet_ray.data.files.file_identity import file_identity
 from nfnet_ray.errors import UserError

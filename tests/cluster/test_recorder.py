@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from nfnet_ray.cluster.connection.resources import WorkerResources
 from nfnet_ray.cluster.driver import run_trials
-from nfnet_ray.cluster.worker import WorkerResources
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.study.recorder import Recorder
 from nfnet_ray.study.state import StudyProgress

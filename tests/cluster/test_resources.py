@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from nfnet_ray.cluster.connection.resources import check_places, training_resources, worker_resources
 from nfnet_ray.cluster.connection.session import Resources
-from nfnet_ray.cluster.trainer import hang_sentence
+from nfnet_ray.cluster.follower import hang_sentence
+from nfnet_ray.cluster.messages import WorkerHung
 from nfnet_ray.errors import UserError
 
 
@@ -42,16 +41,16 @@ def test_machines_that_are_missing_count_with_an_elastic_group() -> None:
         check_places(half, training_resources(half, 2, None, cpus=8, gpus=1.0))
 
 
-def found(rank: int, beats: int, waits: bool, phase: str = "train", workers: int = 2) -> dict[str, Any]:
-    return {
-        "rank": rank,
-        "workers": workers,
-        "beats": beats,
-        "waits_for_others": waits,
-        "phase": phase,
-        "seconds": 600.0,
-        "place": "runs/x/stacks",
-    }
+def found(rank: int, heartbeats: int, waits: bool, phase: str = "train", workers: int = 2) -> WorkerHung:
+    return WorkerHung(
+        rank=rank,
+        workers=workers,
+        heartbeats=heartbeats,
+        waits_for_others=waits,
+        phase=phase,
+        silent_seconds=600.0,
+        stacks="runs/x/stacks",
+    )
 
 
 @pytest.mark.parametrize(
@@ -67,6 +66,6 @@ def found(rank: int, beats: int, waits: bool, phase: str = "train", workers: int
     ],
     ids=["came least far", "does not wait", "all wait", "the other one could tell nothing"],
 )
-def test_the_one_that_hung_is_told_from_those_that_waited(hung: list[dict[str, Any]], blamed: str) -> None:
+def test_the_one_that_hung_is_told_from_those_that_waited(hung: list[WorkerHung], blamed: str) -> None:
     assert blamed in hang_sentence(hung)
     assert "runs/x/stacks" in hang_sentence(hung)

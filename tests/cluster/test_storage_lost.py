@@ -18,7 +18,7 @@ from typing import Any, cast
 import pytest
 
 from nfnet_ray.cluster.driver import _JournalCallback
-from nfnet_ray.cluster.worker import OUTCOME, REASON, STOPS_STUDY
+from nfnet_ray.cluster.messages import FinalReport
 from nfnet_ray.places import lost_place
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.study.epochs_done import note_progress, noted_progress
@@ -79,7 +79,7 @@ def test_after_an_event_that_is_missing_nothing_is_recorded(tmp_path: Path, reco
     assert recorder.progress.trials[TRIAL].attempts == 1
 
 
-@pytest.mark.parametrize("how", ["its last word", "an error of its worker"])
+@pytest.mark.parametrize("how", ["its final report", "an error of its worker"])
 def test_a_trial_that_cannot_keep_its_checkpoints_is_interrupted_and_stops_the_study(
     tmp_path: Path, recorder: Recorder, how: str
 ) -> None:
@@ -88,9 +88,9 @@ def test_a_trial_that_cannot_keep_its_checkpoints_is_interrupted_and_stops_the_s
     error_file = tmp_path / "error.txt"
     error_file.write_text("Traceback ...\nOSError: [Errno 28] No space left on device: 'x'\n")
     trial = cast(Any, SimpleNamespace(config={"trial": {"name": TRIAL}}, error_file=str(error_file)))
-    if how == "its last word":
-        word = {OUTCOME: "failed", REASON: "x: no room; make room", STOPS_STUDY: True}
-        callback.on_trial_result(1, [trial], trial, word)
+    if how == "its final report":
+        report = FinalReport("failed", "x: no room; make room", stops_study=True)
+        callback.on_trial_result(1, [trial], trial, report.to_result())
         callback.on_trial_complete(1, [trial], trial)
     else:
         callback.on_trial_error(1, [trial], trial)

@@ -19,6 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from nfnet_ray.cluster.connection import ray_internals
 from nfnet_ray.cluster.connection.job import is_submitted
 from nfnet_ray.errors import UserError
 
@@ -30,13 +31,6 @@ JOINING_SECONDS = 5.0
 AUTO, LOCAL = "auto", "local"
 
 _HEAD_PORT = "the head's own port is 6379, unless `ray start --port` named another"
-# Of Ray 2.60: src/ray/protobuf/gcs_service.proto.
-_CHECK_ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
-_READ_VALUE = "/ray.rpc.InternalKVGcsService/InternalKVGet"
-_RAY_VERSION, _RAYLET_ALIVE = 2, 3  # fields of CheckAliveReply
-_VALUE = 2  # field of InternalKVGetReply
-# ray/_common/usage/usage_constants.py and ray/_private/ray_constants.py.
-_METADATA_KEY, _METADATA_NAMESPACE = b"CLUSTER_METADATA", b"cluster"
 
 
 @dataclass(frozen=True)
@@ -108,7 +102,7 @@ def _meant(address: str) -> _Meant:
         remedy = "set RAY_ADDRESS to one that is up, or unset it, or leave --address out"
         return _Meant(from_environment, f"--address auto, RAY_ADDRESS={from_environment}", remedy)
     running = sorted({address for address, _ in _raylets()})
-    file = temporary_folder() / "ray" / "ray_current_cluster"
+    file = temporary_folder() / ray_internals.CURRENT_CLUSTER_FILE
     try:
         noted = file.read_text().strip()
     except (OSError, ValueError):
@@ -164,7 +158,7 @@ def _host_and_port(meant: _Meant) -> tuple[str, int]:
 def _ask(meant: _Meant, host: str, port: int) -> Head:
     _connect(meant, host, port)
     token, wants_token = None, False
-    answer = _call(meant, _CHECK_ALIVE, b"", token)
+    answer = _call(meant, ray_internals.CHECK_ALIVE, b"", token)
     if answer is None:
         token, wants_token = _token(), True
         if os.environ.get("RAY_AUTH_MODE", "token").lower() == "disabled":
@@ -174,7 +168,7 @@ def _ask(meant: _Meant, host: str, port: int) -> Head:
         how = "put the cluster's, which its head prints with `ray get-auth-token`, into RAY_AUTH_TOKEN"
         if token is None:
             raise UserError(f"{meant.named}: that cluster wants a token, and there is none here: {how}")
-        answer = _call(meant, _CHECK_ALIVE, b"", token)
+        answer = _call(meant, ray_internals.CHECK_ALIVE, b"", token)
         if answer is None:
             raise UserError(f"{meant.named}: that cluster does not take the token of this machine: {how}")
     elif os.environ.get("RAY_AUTH_MODE", "").lower() == "token":
@@ -182,11 +176,12 @@ def _ask(meant: _Meant, host: str, port: int) -> Head:
         raise UserError(
             f"{meant.named}: that cluster knows of no token: start again with RAY_AUTH_MODE=disabled"
         )
-    ray_version = next(iter(_fields(answer, _RAY_VERSION)), b"").decode(errors="replace")
-    key = _field(1, _METADATA_KEY) + _field(2, _METADATA_NAMESPACE)
-    value = next(iter(_fields(_call(meant, _READ_VALUE, key, token) or b"", _VALUE)), b"")
+    ray_version = _first(answer, ray_internals.CHECK_ALIVE_RAY_VERSION).decode(errors="replace")
+    key = _field(1, ray_internals.METADATA_KEY) + _field(2, ray_internals.METADATA_NAMESPACE)
+    reply = _call(meant, ray_internals.READ_VALUE, key, token) or b""
+    value = _first(reply, ray_internals.READ_VALUE_VALUE)
     _check_versions(meant, ray_version, value)
-    if meant.was_found and b'"ray_init_cluster": true' in value:
+    if meant.was_found and ray_internals.METADATA_OF_A_PROGRAM in value:
         raise UserError(
             f"--address auto: no cluster is up on this machine; the Ray at {meant.address} is another program's own "
             "and ends with it. Start one with `ray start --head`, or leave --address out"
@@ -260,7 +255,7 @@ def _channel(address: str) -> Any:
 
 def _check_versions(meant: _Meant, ray_version: str, metadata: bytes) -> None:
     try:
-        python_version = str(json.loads(metadata)["python_version"])
+        python_version = str(json.loads(metadata)[ray_internals.METADATA_PYTHON_VERSION])
     except (ValueError, KeyError, TypeError):
         python_version = ""
     here, python_here = version("ray"), platform.python_version()
@@ -281,7 +276,7 @@ def _check_is_node(meant: _Meant, head: Head) -> None:
     while True:
         nodes = [bytes.fromhex(node) for _, node in _raylets()]
         request = b"".join(_field(1, node) for node in nodes)
-        if nodes and any(_alive(_call(meant, _CHECK_ALIVE, request, token) or b"")):
+        if nodes and any(_alive(_call(meant, ray_internals.CHECK_ALIVE, request, token) or b"")):
             return
         if time.monotonic() > deadline:
             raise UserError(
@@ -301,7 +296,8 @@ def _raylets() -> Iterator[tuple[str, str]]:
         if "raylet" not in Path(program).name:
             continue
         given = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
-        address, node = given.get("--gcs-address", ""), given.get("--node_id", "")
+        address = given.get(ray_internals.RAYLET_HEAD_ARGUMENT, "")
+        node = given.get(ray_internals.RAYLET_NODE_ARGUMENT, "")
         if address and re.fullmatch(r"([0-9a-f]{2})+", node):
             yield address, node
 
@@ -341,6 +337,13 @@ def _fields(message: bytes, number: int) -> list[Any]:
     return [field.data for field in found if field.field_number == number]
 
 
+def _first(message: bytes, number: int) -> bytes:
+    """The first value of a field of bytes; empty if there is none."""
+    return next(iter(_fields(message, number)), b"")
+
+
 def _alive(reply: bytes) -> list[bool]:
     """Of each node that was asked for; proto3 packs repeated booleans into bytes."""
-    return [bool(byte) for packed in _fields(reply, _RAYLET_ALIVE) for byte in packed]
+    return [
+        bool(byte) for packed in _fields(reply, ray_internals.CHECK_ALIVE_RAYLET_ALIVE) for byte in packed
+    ]

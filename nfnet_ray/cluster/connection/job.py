@@ -1,4 +1,4 @@
-"""What a program knows of having been submitted to a Ray cluster (``ray job submit``, KubeRay's RayJob)."""
+"""Whether this program was submitted to a Ray cluster (``ray job submit``, KubeRay's RayJob), and as which job."""
 
 from __future__ import annotations
 
@@ -7,14 +7,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+from nfnet_ray.cluster.connection.ray_internals import JOB_CONFIG_VARIABLE, JOB_SUBMISSION_ID
 from nfnet_ray.errors import UserError
 from nfnet_ray.places import resolved
 
 HOME_VARIABLE = "NFNET_RAY_HOME"
-
-# Ray's job supervisor hands both to the entrypoint: ray/dashboard/modules/job/{job_supervisor,common}.py, 2.60.
-_JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-_SUBMISSION_ID = "job_submission_id"
 
 
 def is_submitted() -> bool:
@@ -23,21 +20,21 @@ def is_submitted() -> bool:
 
 
 def forget_job() -> None:
-    """From now on Ray does not see that this is a job, whose files a Ray of its own would not have."""
-    os.environ.pop(_JOB_CONFIG_VARIABLE, None)
+    """Hides from Ray that this is a job, whose uploaded files a Ray on this machine would not have."""
+    os.environ.pop(JOB_CONFIG_VARIABLE, None)
 
 
 def submission_id() -> str | None:
     """The id under which this program was submitted (``raysubmit_…`` or what ``--submission-id`` said)."""
-    return _job_config().get("metadata", {}).get(_SUBMISSION_ID)
+    return _job_config().get("metadata", {}).get(JOB_SUBMISSION_ID)
 
 
 def home_folder() -> Path:
-    """The folder that relative paths of data and results are taken from.
+    """The folder to which relative paths of data and results are relative.
 
-    ``$NFNET_RAY_HOME``, where it is set: on a cluster, the storage that all nodes share. Else the current
-    folder; but if that is Ray's unpacked copy of an uploaded working directory, which Ray deletes when it
-    needs the place, the user's home on the node where the program runs. Raises UserError if there is none.
+    ``$NFNET_RAY_HOME``, if it is set: on a cluster, the storage that all nodes share. Else the current folder; but if
+    that is Ray's copy of an uploaded working directory, which Ray deletes when it needs the space, the user's home on
+    the node where the program runs. Raises UserError if there is none.
     """
     named = os.environ.get(HOME_VARIABLE)
     if named:
@@ -50,5 +47,5 @@ def home_folder() -> Path:
 
 
 def _job_config() -> dict[str, Any]:
-    config: dict[str, Any] = json.loads(os.environ.get(_JOB_CONFIG_VARIABLE) or "{}")
+    config: dict[str, Any] = json.loads(os.environ.get(JOB_CONFIG_VARIABLE) or "{}")
     return config

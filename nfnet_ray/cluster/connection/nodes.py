@@ -10,15 +10,13 @@ from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from nfnet_ray.cluster.connection.resources import WorkerResources
 from nfnet_ray.data.files.dataset import DatasetSummary, open_dataset, split_paths
 from nfnet_ray.data.files.file_identity import FileIdentity, file_identity
 from nfnet_ray.data.files.verification import ByteProgress, check_all
 from nfnet_ray.errors import UserError
-
-if TYPE_CHECKING:
-    from nfnet_ray.cluster.worker import WorkerResources
 
 LOOK_DEADLINE_SECONDS = 120.0  # to start a process on a node and read 48 bytes of each of a million images
 _LOOK_PAUSE_SECONDS = 0.5

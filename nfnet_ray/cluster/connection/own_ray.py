@@ -1,9 +1,9 @@
-"""A local Ray: no signal that is meant for the driver ends it, and it does not outlive the driver.
+"""A Ray on this machine: no signal that is meant for the driver ends it, and it does not outlive the driver.
 
 Its processes are in the driver's process group and control group, so what tells the driver to end tells them too:
-``timeout``, ``kill -- -GROUP``, systemd, Slurm, a terminal that is closed. Without them no worker could keep a
-checkpoint and no driver say its last words. Ray shields them from Ctrl-C by having them block SIGINT; here they are
-started with SIGTERM and SIGHUP blocked in the same way, which every process inherits from the one that started it.
+``timeout``, ``kill -- -GROUP``, systemd, Slurm, a terminal that is closed. Without Ray no worker could keep a
+checkpoint, and the driver could not wait for it. Ray shields them from Ctrl-C by having them block SIGINT; here they
+are started with SIGTERM and SIGHUP blocked in the same way, which every process inherits from the one that started it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from nfnet_ray.cluster.connection import warden
+from nfnet_ray.cluster.connection import ray_internals, warden
 from nfnet_ray.command_line.interruption import handlers_kept
 
 _MEANT_FOR_THE_DRIVER = {signal.SIGTERM, signal.SIGHUP}
@@ -34,7 +34,7 @@ class OwnRay:
         self._warden: subprocess.Popen[bytes] | None = None
 
     def start(self, **options: Any) -> Any:
-        """What ``ray.init`` returns. What tells the driver to end meanwhile is heard when Ray is up."""
+        """Returns what ``ray.init`` does. A signal to the driver is delivered when Ray is up."""
         import ray
 
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, _MEANT_FOR_THE_DRIVER)
@@ -54,9 +54,8 @@ class OwnRay:
         """Disconnects, and kills all of this Ray."""
         import ray
 
-        # Ray asks its processes to end by SIGTERM, and would wait a second for each of them in vain. They hold nothing
-        # that anybody needs.
-        for process in _started():
+        # Ray would send its processes SIGTERM, which they block, and wait a second for each. Nothing in them is needed.
+        for process in ray_internals.started_processes():
             process.terminate = process.kill  # type: ignore[method-assign]
         self._tell_warden()
         ray.shutdown()
@@ -66,24 +65,14 @@ class OwnRay:
                 self._warden.wait(SECONDS_FOR_THE_WARDEN)
 
     def _tell_warden(self) -> None:
-        """Of all processes of this Ray that there are now."""
+        """Names to it all processes of this Ray that there are now."""
         if self._warden is None or self._warden.stdin is None:
             return
-        for process in _with_descendants({process.pid for process in _started()}):
+        for process in _with_descendants({process.pid for process in ray_internals.started_processes()}):
             began = warden.start_time(process)
             if began is not None:
                 self._warden.stdin.write(f"{process} {began}\n".encode())
         self._warden.stdin.flush()
-
-
-def _started() -> list[subprocess.Popen[bytes]]:
-    """The processes that ``ray.init`` started itself."""
-    from ray._private import worker
-
-    node: Any = worker._global_node
-    if node is None:
-        return []
-    return [described.process for alike in node.all_processes.values() for described in alike]
 
 
 def _with_descendants(processes: set[int]) -> set[int]:

@@ -1,4 +1,4 @@
-"""Says what a study waits for when its workers find no place: what they ask for, and what there is."""
+"""Explains why workers wait for resources: what they request, what the nodes have, and what of it is free."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
-from nfnet_ray.cluster.connection.resources import places_on, worker_in_words
-from nfnet_ray.cluster.worker import WorkerResources
+from nfnet_ray.cluster.connection import ray_internals
+from nfnet_ray.cluster.connection.resources import WorkerResources, places_on, worker_in_words
 from nfnet_ray.wording import agree, count
 
 SECONDS_BETWEEN_LOOKS = 2.0
 SECONDS_BEFORE_SAYING = 10.0
-"""Far longer than Ray takes to place a worker for which there is room."""
+"""Far longer than Ray takes to start a worker for which there is room."""
 SECONDS_BETWEEN_SAYING = 300.0
 """An autoscaler takes minutes to start a node."""
 
@@ -26,7 +25,7 @@ Machines = Sequence[tuple[float, float]]
 def waiting_is_explained(
     wanted: Callable[[], int], worker: WorkerResources, say: Callable[[str], None]
 ) -> Iterator[None]:
-    """While this lasts, says so when fewer than ``wanted()`` workers have a place and there is no room for the others.
+    """While this lasts, says why when fewer than ``wanted()`` workers have a place and the others do not fit.
 
     Needs a :func:`nfnet_ray.cluster.connection.session.ray_session`.
     """
@@ -37,7 +36,7 @@ def waiting_is_explained(
         while not over.wait(SECONDS_BETWEEN_LOOKS):
             try:
                 machines, free, placed = _nodes(worker)
-            except Exception:  # the head does not answer: it has other things to say, or will be back
+            except Exception:  # the head does not answer: others report that, or it will be back
                 continue
             reason = lack_of_room(wanted() - placed, worker, machines, free)
             now = time.monotonic()
@@ -88,20 +87,11 @@ def _nodes(worker: WorkerResources) -> tuple[Machines, Machines, int]:
     """What the nodes have, what of it is free, and how many workers of this driver have a place."""
     import ray
 
-    # No public call says which job a placement group is of; jobs of the same shape may share the cluster.
-    from ray._private.state import state
-    from ray.core.generated import gcs_pb2
-
-    tables: Any = gcs_pb2  # made by protobuf, without types
-    job = bytes.fromhex(ray.get_runtime_context().get_job_id())
     nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
-    left = state.available_resources_per_node()
-    placed = 0
-    for table in state._connect_and_get_accessor().get_placement_group_table():
-        group = tables.PlacementGroupTableData.FromString(table)
-        if group.creator_job_id == job and group.state == tables.PlacementGroupTableData.CREATED:
-            placed += sum(bundle.unit_resources.get("CPU", 0) == worker.cpus for bundle in group.bundles)
-    return _machines(nodes), _machines({node: left.get(node, {}) for node in nodes}), placed
+    free = ray_internals.free_resources()
+    bundles = ray_internals.placed_bundles(ray.get_runtime_context().get_job_id())
+    placed = sum(bundle.get("CPU", 0) == worker.cpus for bundle in bundles)
+    return _machines(nodes), _machines({node: free.get(node, {}) for node in nodes}), placed
 
 
 def _machines(resources: dict[str, dict[str, float]]) -> Machines:

@@ -1,19 +1,29 @@
-"""What each worker is given, and how many of them a cluster takes."""
+"""Cores and GPUs: what each worker is given, and how many workers fit on a cluster."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from nfnet_ray.cluster.connection.session import Resources
-from nfnet_ray.cluster.worker import WorkerResources
 from nfnet_ray.errors import UserError
+
+
+@dataclass(frozen=True)
+class WorkerResources:
+    """The workers of one trial, and the cores and GPUs of each. It can run with as few as ``min_workers`` of them."""
+
+    workers: int
+    cpus: int
+    gpus: float
+    min_workers: int | None = None
 
 
 def worker_resources(
     resources: Resources, workers: int, cpus: int | None = None, gpus: float | None = None
 ) -> WorkerResources:
-    """What each worker of a trial gets: as asked, else one GPU where there are any, and its share of the cores."""
+    """What each worker of a trial gets: as requested, else one GPU if there are enough, and its share of the cores."""
     if gpus is None:
         gpus = 1.0 if resources.gpus >= workers else 0.0
     if cpus is None:
@@ -29,7 +39,7 @@ def training_resources(
     cpus: int | None = None,
     gpus: float | None = None,
 ) -> WorkerResources:
-    """What each worker of a training gets that has the cluster for itself: as asked, else a GPU, and all cores."""
+    """What each worker gets of a training that has the cluster to itself: as requested, else a GPU and all cores."""
     if gpus is None:
         gpus = 1.0 if resources.gpus >= (min_workers or workers) else 0.0
     if cpus is None:
@@ -38,7 +48,7 @@ def training_resources(
 
 
 def most_cpus(resources: Resources, workers: int, gpus: float) -> int:
-    """The most cores that each worker can have without fewer of them finding a place, at least 1.
+    """The most cores that each worker can have without reducing the number of workers that fit; at least 1.
 
     Counted machine by machine: the cores of a head that has no GPU are of no use to a worker that needs one.
     """
@@ -48,7 +58,7 @@ def most_cpus(resources: Resources, workers: int, gpus: float) -> int:
 
 
 def places(resources: Resources, cpus: int, gpus: float) -> int:
-    """How many workers the machines take."""
+    """How many workers fit on the machines."""
     return places_on(resources.machines, cpus, gpus)
 
 
@@ -61,9 +71,9 @@ def places_on(machines: Iterable[tuple[float, float]], cpus: int, gpus: float) -
 
 
 def check_places(resources: Resources, worker: WorkerResources, flag: str = "--workers") -> None:
-    """Raises UserError if the machines that are there do not take the workers, the fewest that are allowed.
+    """Raises UserError if not even the fewest workers that are allowed fit on the machines that are up.
 
-    ``flag`` is the one that says how many there are.
+    ``flag`` is the command line's flag for their number.
     """
     least = worker.min_workers or worker.workers
     if places(resources, worker.cpus, worker.gpus) < least:
@@ -74,17 +84,17 @@ def check_places(resources: Resources, worker: WorkerResources, flag: str = "--w
 
 
 def concurrent_trials(resources: Resources, worker: WorkerResources) -> int:
-    """How many trials fit at once, on the nodes that are up. Raises UserError if not even one does."""
+    """How many trials fit at once on the nodes that are up. Raises UserError if not even one does."""
     fits = places(resources, worker.cpus, worker.gpus) // worker.workers
     if fits < 1:
         raise UserError(
             f"a trial needs {worker.workers} x {worker_in_words(worker)} and Ray has {resources.description}: ask for "
-            "fewer with --workers-per-trial, --cpus-per-worker or --gpus-per-worker; where nodes start when they are "
-            "asked for, say with --trials-at-once how many trials to ask for"
+            "fewer with --workers-per-trial, --cpus-per-worker or --gpus-per-worker; on an autoscaling cluster, say "
+            "with --trials-at-once how many trials to request"
         )
     return fits
 
 
 def worker_in_words(worker: WorkerResources) -> str:
-    """What a worker asks for: ``(2 CPU + 1 GPU)``."""
+    """The resources of a worker for a person: ``(2 CPU + 1 GPU)``."""
     return f"({worker.cpus} CPU" + (f" + {worker.gpus:g} GPU)" if worker.gpus else ")")

@@ -1,4 +1,4 @@
-"""A connection to Ray: to a cluster that is up, or to one of our own on this machine."""
+"""A connection to Ray: to a cluster that is up, or to a Ray that is started on this machine and ends with us."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nfnet_ray.cluster.connection import ray_internals
 from nfnet_ray.cluster.connection.address import LOCAL, find_head, has_token, temporary_folder
 from nfnet_ray.cluster.connection.job import forget_job
 from nfnet_ray.cluster.connection.own_ray import OwnRay
@@ -23,25 +24,11 @@ from nfnet_ray.wording import count
 
 _LIBRARY = Path(__file__).parents[2]
 LONGEST_SOCKET_PATH = 107
-"""Of a Unix socket, unix(7), less the zero at the end."""
-LONGEST_BELOW_TEMPORARY = len("/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
-"""Ray's longest (ray/_private/node.py), with the largest process id of Linux."""
+"""The longest path of a Unix socket in bytes: unix(7), without the zero at the end."""
+LONGEST_BELOW_TEMPORARY = len(ray_internals.LONGEST_SOCKET)
 
 LEAST_TEMPORARY_BYTES = 10_000_000
-"""Ray's logs of a study are 0.3 to 2.4 MB; where they find no room, workers die."""
-
-# Read by Ray and Tune when they are imported. A study prints its own table, keeps its own journal and
-# handles Ctrl-C itself.
-_RAY_SETTINGS = {
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a diverged trial's last word has no accuracy
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-}
+"""Ray's logs of a study are 0.3 to 2.4 MB; if they do not fit, workers die."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +54,12 @@ def ray_session(
 ) -> Iterator[Resources]:
     """Connects to Ray and, at the end, disconnects; a local Ray is started and stopped.
 
-    ``train_in_tune``: trials run TorchTrainer inside Tune. Then the dashboard has to be up: without it the
-    placement group of a trial that is stopped early is never given back, and the next trial never starts.
+    ``train_in_tune``: trials run TorchTrainer inside Tune. Then the dashboard has to be up: without it the placement
+    group of a trial that is stopped early is never removed, and the next trial never starts.
 
-    ``packages``: folders of packages whose code a cluster's workers run, besides this library's.
+    ``packages``: folders of packages whose code the cluster's workers run, in addition to this library's.
     """
-    for name, value in _RAY_SETTINGS.items():
+    for name, value in ray_internals.SETTINGS.items():
         os.environ.setdefault(name, value)
     if address in (None, LOCAL):
         address = None
@@ -81,7 +68,7 @@ def ray_session(
     else:
         head = find_head(address)
         address = head.address
-        if head.wants_token:  # Ray sends one to a known address only when told to
+        if head.wants_token:  # Ray sends one to a given address only in this mode
             os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray
 
@@ -109,8 +96,8 @@ def ray_session(
     try:
         if train_in_tune and not context.dashboard_url:
             raise UserError(
-                "--workers-per-trial above 1 needs Ray's dashboard, without which a trial that is stopped early "
-                "never gives its place back: start the head with `ray start --head --include-dashboard=true`"
+                "--workers-per-trial above 1 needs Ray's dashboard, without which the resources of a trial that is "
+                "stopped early are never freed: start the head with `ray start --head --include-dashboard=true`"
             )
         yield _resources()
     finally:
@@ -119,7 +106,7 @@ def ray_session(
 
 
 def _start(own: OwnRay, options: dict[str, Any]) -> Any:
-    """Starts it, and a second time if Ray's processes are late, as on a machine that is busy.
+    """Starts it, and once more if Ray's processes are late, as they are on a busy machine.
 
     Raises UserError if it does not start.
     """
@@ -127,9 +114,8 @@ def _start(own: OwnRay, options: dict[str, Any]) -> Any:
         try:
             return own.start(**options)
         except Exception as error:
-            own.end()  # what is up of it
-            # ray/_private/node.py, Node.__init__.
-            if attempt == 0 and "timed out during startup" in str(error):
+            own.end()  # the processes that did start
+            if attempt == 0 and ray_internals.STARTUP_TIMEOUT in str(error):
                 continue
             line = next(
                 (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
@@ -148,7 +134,7 @@ def check_temporary_folder() -> None:
     """
     for name in ("RAY_TMPDIR", "TMPDIR"):
         if not os.environ.get(name, "unset"):
-            del os.environ[name]  # Ray would take an empty one for the current folder
+            del os.environ[name]  # to Ray an empty one is the current folder
     name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ), "/tmp")
     folder = check_path(temporary_folder(), name, makes=LONGEST_BELOW_TEMPORARY)
     length = len(os.fsencode(folder))
@@ -166,16 +152,16 @@ def check_temporary_folder() -> None:
 
 
 def _be_on_our_own() -> None:
-    """Nothing that the environment says of a cluster is meant for a local Ray and its processes."""
+    """Removes from the environment what names a cluster: a local Ray and its processes must not join one."""
     forget_job()
     for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
         os.environ.pop(name, None)
-    # Ray wants a token of its own Ray too, and would write one into a home that may not be writable.
+    # Ray asks for a token here too, and would write one into a home that may not be writable.
     if os.environ.get("RAY_AUTH_MODE", "token").lower() == "token" and not has_token():
         try:
             (Path.home() / ".ray").mkdir(exist_ok=True)
             is_writable = os.access(Path.home() / ".ray", os.W_OK)
-        except (OSError, RuntimeError):  # of which the last: there is no home
+        except (OSError, RuntimeError):  # RuntimeError: there is no home
             is_writable = False
         if not is_writable:
             os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)

@@ -1,0 +1,238 @@
+"""Everything of Ray that is used here and is not its public API: each name once, and why the public API does not do.
+
+All was seen in Ray 2.60.0, and ``pyproject.toml`` allows no later minor version. Before that bound is raised,
+``tests/quick/test_ray_internals.py`` has to pass with the new version: it looks for each name below in the Ray that
+is installed, and for private names in all other files. Paths are relative to Ray's package, or to its repository
+where they begin with ``src``.
+
+Ray is imported in the functions: some of these facts are needed before, or in place of, a connection.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import subprocess
+
+    # Classes to derive from, for :mod:`nfnet_ray.cluster.group_events`. Public callbacks of Ray Train hear of reports
+    # and exceptions only, and not of workers that are lost or of a group that is about to be resized. They are Ray's
+    # developer API, and ``RunConfig(callbacks=...)`` takes them.
+    from ray.train.v2._internal.execution.callback import ControllerCallback as ControllerCallback
+    from ray.train.v2._internal.execution.callback import WorkerGroupCallback as WorkerGroupCallback
+
+VERSION = "2.60.0"
+"""The Ray in which all of this was seen."""
+
+# --- the key-value store of the head: the public API keeps values only in objects and actors, which die with their
+# --- owner or are one more process that can die
+
+
+_NAMESPACE = "nfnet_ray"
+
+
+def put_value(key: str, value: str) -> None:
+    """Sets the value of a key (experimental/internal_kv.py)."""
+    from ray.experimental import internal_kv
+
+    internal_kv._internal_kv_put(key, value, True, namespace=_NAMESPACE)
+
+
+def get_value(key: str) -> bytes | None:
+    """The value of a key, None if it has none."""
+    from ray.experimental import internal_kv
+
+    found: bytes | None = internal_kv._internal_kv_get(key, namespace=_NAMESPACE)
+    return found
+
+
+def delete_value(key: str) -> None:
+    """Removes a key."""
+    from ray.experimental import internal_kv
+
+    internal_kv._internal_kv_del(key, namespace=_NAMESPACE)
+
+
+def delete_values(prefix: str) -> None:
+    """Removes all keys with a prefix."""
+    from ray.experimental import internal_kv
+
+    internal_kv._internal_kv_del(prefix, del_by_prefix=True, namespace=_NAMESPACE)
+
+
+def value_keys(prefix: str) -> list[str]:
+    """All keys with a prefix, in any order."""
+    from ray.experimental import internal_kv
+
+    return [key.decode() for key in internal_kv._internal_kv_list(prefix, namespace=_NAMESPACE)]
+
+
+# --- Ray Train's controller and workers -----------------------------------------------------------
+
+
+def __getattr__(name: str) -> Any:
+    """The two callback classes above, imported when they are asked for."""
+    if name not in ("ControllerCallback", "WorkerGroupCallback"):
+        raise AttributeError(f"module {__name__} has no attribute {name}")
+    from ray.train.v2._internal.execution import callback
+
+    return getattr(callback, name)
+
+
+def is_death(error: Exception) -> bool:
+    """Whether an error in the status of a worker group says that the worker's process died or does not answer.
+
+    The public ``WorkerGroupError`` holds the same errors, but only after the group has ended.
+    """
+    from ray.train.v2._internal.exceptions import (
+        WorkerHealthCheckFailedError,
+        WorkerHealthCheckTimeoutError,
+    )
+
+    return isinstance(error, WorkerHealthCheckFailedError | WorkerHealthCheckTimeoutError)
+
+
+def preempted_ranks() -> list[int]:
+    """Workers whose machines are about to be taken back, as far as this worker of Ray Train was told.
+
+    The public ``ray.train.get_preemption_info`` is a barrier of all workers at every call; this reads what it returns.
+    """
+    from ray.train.v2._internal.execution.context import get_train_context
+
+    info = get_train_context().preemption_context.preemption_info
+    return list(info.preempted_ranks) if info else []
+
+
+def reservation_name(run_id: str) -> str:
+    """Under which name the controller of a Ray Train run reserves machines for elastic workers.
+
+    train/v2/_internal/execution/scaling_policy/scaling_policy.py. There is no public way to reserve or release.
+    """
+    return f"train-{run_id}"
+
+
+def cancel_reservation(name: str) -> None:
+    """Releases the machines that a controller has reserved; if it was killed, they stay reserved for minutes.
+
+    The actor is of data/_internal/cluster_autoscaler/default_autoscaling_coordinator.py.
+    """
+    import ray
+
+    # ValueError: there is no such actor, and nothing is reserved.
+    with contextlib.suppress(ValueError, ray.exceptions.RayError):
+        coordinator = ray.get_actor("AutoscalingCoordinator", namespace="AutoscalingCoordinator")
+        ray.get(coordinator.cancel_request.remote(requester_id=name), timeout=10)
+
+
+def propagate_variable(name: str) -> None:
+    """Has Ray Train hand an environment variable of this process to its controller and workers.
+
+    The public ``worker_runtime_env`` reaches the workers only.
+    """
+    from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
+
+    ENV_VARS_TO_PROPAGATE.add(name)
+
+
+TRAIN_HEALTH_CHECK_INTERVAL = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
+TRAIN_PREEMPTION_POLL_INTERVAL = "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S"
+TRAIN_GROUP_START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+"""Environment variables of train/v2/_internal/constants.py; ``RunConfig`` has no fields for them."""
+
+# --- nodes and placement groups -------------------------------------------------------------------
+
+HEAD_NODE_RESOURCE = "node:__internal_head__"
+"""A resource of the head node alone (_common/constants.py). Publicly a task can be sent to a node by its id, which a
+Tune trial cannot ask for."""
+
+
+def free_resources() -> dict[str, dict[str, float]]:
+    """{node id: {resource: amount that is free}}. The public ``available_resources`` is the sum over all nodes."""
+    from ray._private.state import state
+
+    free: dict[str, dict[str, float]] = state.available_resources_per_node()
+    return free
+
+
+def placed_bundles(job_id: str) -> Iterator[Mapping[str, float]]:
+    """The resources of each bundle that has a place, of one job's placement groups.
+
+    The public ``placement_group_table`` does not say whose a group is, and jobs of the same shape may share a cluster.
+    """
+    from ray._private.state import state
+    from ray.core.generated import gcs_pb2
+
+    # Made by protobuf, without types.
+    tables: Any = gcs_pb2
+    for table in state._connect_and_get_accessor().get_placement_group_table():
+        group = tables.PlacementGroupTableData.FromString(table)
+        if (
+            group.creator_job_id == bytes.fromhex(job_id)
+            and group.state == tables.PlacementGroupTableData.CREATED
+        ):
+            yield from (bundle.unit_resources for bundle in group.bundles)
+
+
+# --- the processes of a local Ray -----------------------------------------------------------------
+
+
+def started_processes() -> list[subprocess.Popen[bytes]]:
+    """The processes that ``ray.init`` started itself (_private/worker.py, _private/node.py). Publicly unknown."""
+    from ray._private import worker
+
+    node: Any = worker._global_node
+    if node is None:
+        return []
+    return [described.process for alike in node.all_processes.values() for described in alike]
+
+
+STARTUP_TIMEOUT = "timed out during startup"
+"""Part of the message when Ray's processes are late (_private/node.py, ``Node.__init__``), a plain Exception."""
+
+LONGEST_SOCKET = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
+"""The longest path of a socket below the temporary folder (_private/node.py), with Linux' largest process id."""
+
+# Read by Ray and Tune when they are imported, and named in no public signature. A study prints its own table, keeps
+# its own journal and handles Ctrl-C itself.
+SETTINGS = {
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    # The final report of a trial that diverged has no accuracy.
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+}
+
+# --- asking a head before Ray is imported: ``ray.init`` waits minutes for one that has ended --------
+
+# src/ray/protobuf/gcs_service.proto.
+CHECK_ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
+READ_VALUE = "/ray.rpc.InternalKVGcsService/InternalKVGet"
+# Numbers of fields of CheckAliveReply and InternalKVGetReply.
+CHECK_ALIVE_RAY_VERSION, CHECK_ALIVE_RAYLET_ALIVE = 2, 3
+READ_VALUE_VALUE = 2
+
+METADATA_KEY, METADATA_NAMESPACE = b"CLUSTER_METADATA", b"cluster"
+"""Where the head keeps its versions, as JSON (_common/usage/usage_constants.py, _private/ray_constants.py)."""
+METADATA_PYTHON_VERSION = "python_version"
+METADATA_OF_A_PROGRAM = b'"ray_init_cluster": true'
+"""In the metadata of a Ray that ``ray.init`` started, and that ends with its program (_common/usage/usage_lib.py)."""
+
+CURRENT_CLUSTER_FILE = "ray/ray_current_cluster"
+"""Below the temporary folder: the address of the last ``ray start`` (_common/utils.py)."""
+
+RAYLET_HEAD_ARGUMENT, RAYLET_NODE_ARGUMENT = "--gcs-address", "--node_id"
+"""Arguments of a node's raylet process that name its head and its own id (_private/services.py)."""
+
+# --- a submitted job ------------------------------------------------------------------------------
+
+JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""What the job supervisor tells a job of itself (dashboard/modules/job/job_supervisor.py). The public
+``ray.get_runtime_context`` knows it only after ``ray.init``."""
+JOB_SUBMISSION_ID = "job_submission_id"
+"""A key in its metadata (dashboard/modules/job/common.py)."""

@@ -1,0 +1,191 @@
+"""The two Contexts that a training on Ray is given: of a Tune trial, and of a worker of Ray Train.
+
+Runs in a worker. The driver imports this module too, so torch is imported in the functions.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from nfnet_ray.cluster.connection import ray_internals
+from nfnet_ray.cluster.mailbox import Mailbox, Register
+from nfnet_ray.cluster.messages import (
+    HAS_TRAINED,
+    PROGRESS,
+    STOP,
+    YIELD,
+    EpochEnded,
+    FinalReport,
+    StopReason,
+    WorkerConfig,
+    epoch_result,
+)
+from nfnet_ray.study.epochs_done import note_progress
+
+if TYPE_CHECKING:
+    import torch
+
+PROGRESS_INTERVAL_SECONDS = 5.0
+SECONDS_BETWEEN_READS = 1.0
+"""Of the register, by the first worker's thread."""
+SECONDS_UNTIL_THE_DRIVER_ASKS = 3.0
+"""systemd and Slurm signal the driver and its workers at once; Tune asks what the driver wants ten times a second."""
+
+logger = logging.getLogger(__name__)
+
+
+class _WorkerContext:
+    """What both have in common."""
+
+    def __init__(self, config: WorkerConfig, rank: int, world_size: int, device: torch.device) -> None:
+        from nfnet_ray.training.checkpoints.checkpoint import CheckpointStore
+        from nfnet_ray.training.context import SECONDS_BETWEEN_CHECKPOINTS
+
+        self.rank, self.world_size, self.device = rank, world_size, device
+        self.replicas = config["resources"]["workers"]
+        self.threads = config["resources"]["cpus"]
+        self.directory = Path(config["directory"])
+        self.store = CheckpointStore(config["checkpoints"])
+        seconds = config["seconds_between_checkpoints"]
+        self.seconds_between_checkpoints = SECONDS_BETWEEN_CHECKPOINTS if seconds is None else seconds
+        self.register, self.mailbox = Register(config["mailbox"]), Mailbox(config["mailbox"])
+        self._request: StopReason | None = None
+        self._epochs: float | None = None
+        self._noted_at: float | None = None
+        self._over = threading.Event()
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """While this lasts, a thread of the first worker reads the register and notes the progress."""
+        thread = threading.Thread(target=self._listen, name="register", daemon=True)
+        if self.rank == 0:
+            thread.start()
+        try:
+            yield
+        finally:
+            self._over.set()
+
+    def _listen(self) -> None:
+        while not self._over.wait(SECONDS_BETWEEN_READS):
+            try:
+                self._read_requests()
+                if self._epochs is None:
+                    continue
+                if self._noted_at is None:
+                    self.register.set(HAS_TRAINED, True)
+                if self._noted_at is None or time.monotonic() - self._noted_at > PROGRESS_INTERVAL_SECONDS:
+                    self._noted_at = time.monotonic()
+                    self._note_progress(self._epochs)
+            except Exception as error:  # the head may be away for a while; its requests can wait
+                logger.warning("the cluster's head does not answer (%s)", error)
+
+    def _read_requests(self) -> None:
+        if self.register.get(STOP):
+            self._request = "asked"
+
+    def _note_progress(self, epochs: float) -> None:
+        note_progress(self.directory, epochs)
+
+    def progress(self, epochs: float) -> None:
+        self._epochs = epochs
+
+    def should_stop(self) -> bool:
+        return self._request is not None
+
+
+class TuneContext(_WorkerContext):
+    """The Context of a trial with one worker: metrics go straight to Tune, which may end the trial there."""
+
+    def __init__(self, config: WorkerConfig) -> None:
+        import torch
+
+        gpu = config["resources"]["gpus"] > 0
+        super().__init__(config, rank=0, world_size=1, device=torch.device("cuda" if gpu else "cpu"))
+
+    def report(self, metrics: Mapping[str, Any]) -> None:
+        from ray import tune
+
+        tune.report(epoch_result(metrics))
+
+
+class GroupContext(_WorkerContext):
+    """The Context of a worker of a TorchTrainer. It stops when somebody asks, and when its machine is taken back."""
+
+    def __init__(self, config: WorkerConfig) -> None:
+        import ray.train
+        import ray.train.torch
+
+        place = ray.train.get_context()
+        device = ray.train.torch.get_device()
+        super().__init__(config, place.get_world_rank(), place.get_world_size(), device)
+        self.through_tune = config["through_tune"]
+
+    def _read_requests(self) -> None:
+        if self.register.get(STOP):
+            self._request = "asked"
+        elif self.register.get(YIELD):
+            self._request = "resized"
+
+    def _note_progress(self, epochs: float) -> None:
+        self.register.set(PROGRESS, epochs)
+        if self.through_tune:
+            super()._note_progress(epochs)
+
+    def report(self, metrics: Mapping[str, Any]) -> None:
+        if self.through_tune:
+            import ray.train
+
+            ray.train.report(epoch_result(metrics))
+        elif self.rank == 0:
+            self.mailbox.post(EpochEnded(dict(metrics)))
+
+    def report_end(self, report: FinalReport) -> None:
+        """Reports how the training ended. Collective where it goes through Tune."""
+        if self.through_tune:
+            import ray.train
+
+            ray.train.report(report.to_result())
+        elif self.rank == 0:
+            self.mailbox.post(report)
+
+    def should_stop(self) -> bool:
+        return self.stop_reason() is not None
+
+    def is_asked_soon(self) -> bool:
+        """Whether the driver asks for a stop, now or in a moment: a signal to all processes reaches it too."""
+        deadline = time.monotonic() + SECONDS_UNTIL_THE_DRIVER_ASKS
+        with suppress(Exception):  # the cluster's head is away
+            while time.monotonic() < deadline:
+                if self.register.get(STOP):
+                    return True
+                time.sleep(0.1)
+        return False
+
+    def stop_reason(self) -> StopReason | None:
+        """Why this worker wants to stop; another one may have another reason, or none."""
+        if _terminated.is_set():
+            return "terminated"
+        return "preempted" if ray_internals.preempted_ranks() else self._request
+
+
+_terminated = threading.Event()
+
+
+def stop_on_sigterm() -> None:
+    """Makes the first SIGTERM to this process a request to keep a checkpoint. For the main thread."""
+
+    def request(number: int, _frame: FrameType | None) -> None:
+        _terminated.set()
+        signal.signal(number, before)
+
+    before = signal.signal(signal.SIGTERM, request)
+    # A local Ray starts its processes with the signal blocked (connection/own_ray.py).
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})

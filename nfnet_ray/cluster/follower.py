@@ -1,0 +1,167 @@
+"""Following a training: the driver reads the notes of its workers, records them and says what a person has to know."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from nfnet_ray.cluster.mailbox import Mailbox, Register
+from nfnet_ray.cluster.messages import (
+    PROGRESS,
+    STOP,
+    AttemptStarted,
+    CheckpointKept,
+    EpochEnded,
+    FinalReport,
+    GroupResizing,
+    Note,
+    WorkerConfig,
+    WorkerHung,
+    WorkersLost,
+)
+from nfnet_ray.study.epochs_done import note_progress
+from nfnet_ray.wording import count
+
+if TYPE_CHECKING:
+    from nfnet_ray.study.recorder import Recorder
+
+SECONDS_TO_KEEP = 120.0
+"""For workers that were asked to stop to write their checkpoint."""
+SECONDS_BETWEEN_READS = 0.2
+
+
+class Controller(Protocol):
+    """The controller of Ray Train, as far as the follower is concerned."""
+
+    def is_over(self) -> bool:
+        """Whether it has ended."""
+
+
+class Follower:
+    """Reads the notes of a run, records them, and says what a person has to know.
+
+    ``say`` tells a person; ``stop`` is set when somebody wants the run to end.
+    """
+
+    def __init__(
+        self,
+        config: WorkerConfig,
+        recorder: Recorder,
+        say: Callable[[str], None],
+        stop: threading.Event,
+    ) -> None:
+        self.attempts = 0
+        self._config, self._recorder, self._say = config, recorder, say
+        self._mailbox, self._register = Mailbox(config["mailbox"]), Register(config["mailbox"])
+        self._stop, self._asked_at = stop, 0.0
+        self._is_training = False
+        self._why: str | None = None
+        self._hung: list[WorkerHung] = []
+
+    def mark_lost(self, why: str) -> None:
+        """Takes note that the workers are gone, and why."""
+        self._is_training = False
+        self._why = why
+
+    def follow(self, controller: Controller) -> FinalReport | None:
+        """Until there is a final report; None if the controller ended before that."""
+        while True:
+            is_over = controller.is_over()  # asked before the notes are read, so that none is missed
+            try:
+                for note in self._mailbox.take():
+                    if isinstance(note, FinalReport):
+                        return note
+                    self._record(note)
+                epochs = self._register.get(PROGRESS)
+                if epochs is not None:
+                    note_progress(Path(self._config["directory"]), epochs)
+                if self._stop.is_set() and self._has_stopped():
+                    return FinalReport("stopped")
+            except OSError as error:
+                self._say(f"the cluster's head does not answer ({error})")
+            if is_over:
+                return None
+            time.sleep(SECONDS_BETWEEN_READS)
+
+    def _has_stopped(self) -> bool:
+        """Asks the workers to stop. Returns whether there is nothing to wait for, as they have nothing to keep."""
+        if not self._asked_at:
+            self._asked_at = time.monotonic()
+            self._register.set(STOP, True)
+        return not self._is_training or time.monotonic() - self._asked_at > SECONDS_TO_KEEP
+
+    def _record(self, note: Note) -> None:
+        match note:
+            case AttemptStarted():
+                self._start(note)
+            case EpochEnded(metrics):
+                self._recorder.record_epoch(self._config["name"], int(metrics["epoch"]), metrics)
+            case WorkerHung():
+                self._hung.append(note)
+            case GroupResizing(before, after):
+                self.mark_lost(f"{count(before, 'worker')} became {after}")
+                self._say(f"Machines have come or gone: {self._why}; keeping a checkpoint first.")
+            case CheckpointKept("preempted"):
+                self.mark_lost("a machine is taken back")
+                self._say("A machine is taken back: a checkpoint is kept, and the workers start elsewhere.")
+            case CheckpointKept("terminated"):
+                self.mark_lost("a worker was asked to end")
+            case WorkersLost():
+                self._lost(note)
+
+    def _lost(self, note: WorkersLost) -> None:
+        if self._why is not None and not self._hung:
+            return  # already said
+        if self._hung:
+            why = hang_sentence(self._hung)
+        else:
+            why = "a machine was taken back" if note.preempted else note.reason
+        self.mark_lost(why)
+        self._hung = []
+        self._say(f"{why[0].upper()}{why[1:]}; the workers start again from the last checkpoint.")
+
+    def _start(self, note: AttemptStarted) -> None:
+        self.attempts += 1
+        self._is_training = True
+        before = self._recorder.progress.trials[self._config["name"]].attempts
+        self._recorder.record(
+            {
+                "event": "trial_started",
+                "time": time.time(),
+                "trial": self._config["name"],
+                "attempt": before + 1,
+                "workers": note.workers,
+                "step": note.step,
+                "after": self._why,
+            }
+        )
+        if note.step or before:
+            self._say(f"Training with {count(note.workers, 'worker')}, from step {note.step:,}.")
+        self._why = None
+
+
+def hang_sentence(hung: Sequence[WorkerHung]) -> str:
+    """Which worker hung, by the notes of all watchdogs.
+
+    A worker that could not even send one is to blame first, as one that was suspended; then the one that has come
+    least far; of several, one that does not wait for the others.
+    """
+    silent = sorted(set(range(hung[0].workers)) - {note.rank for note in hung})
+    seconds, place = f"{hung[0].silent_seconds:.0f} s", hung[0].stacks
+    if silent:
+        return (
+            f"rank {_and(silent)} gave no sign of life for {seconds} (stacks of the other ranks in {place})"
+        )
+    fewest = min(note.heartbeats for note in hung)
+    last = [note for note in hung if note.heartbeats == fewest]
+    guilty = [note for note in last if not note.waits_for_others] or last
+    phases = _and(dict.fromkeys(note.phase for note in guilty))
+    ranks = _and(sorted(note.rank for note in guilty))
+    return f"rank {ranks} hung for {seconds} in {phases} (stacks of all ranks in {place})"
+
+
+def _and(items: Iterable[object]) -> str:
+    return " and ".join(map(str, items))

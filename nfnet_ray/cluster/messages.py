@@ -1,0 +1,289 @@
+"""What the processes of a run tell each other: every kind of message is a type, and is made here.
+
+Knows no Ray. The driver's :class:`WorkerConfig` travels with the function that Ray runs; notes and values go through
+:mod:`nfnet_ray.cluster.mailbox`; the reports of a Tune trial go through Tune, as plain dictionaries.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Generic, Literal, TypedDict, TypeVar, cast
+
+from nfnet_ray.cluster.connection.resources import WorkerResources
+from nfnet_ray.study.study import METRIC, Trial
+from nfnet_ray.tracking.events import TrialState
+
+T = TypeVar("T")
+
+SECONDS_BETWEEN_RESIZES = 60.0
+"""The default of Ray Train's ``elastic_resize_monitor_interval_s``; a resize costs the start of a worker group."""
+
+StopReason = Literal["asked", "resized", "preempted", "terminated"]
+"""Why a worker stops at a checkpoint: the driver asked, the group gets another size, its machine is taken back, or
+its process was sent SIGTERM."""
+
+# --- from the driver to its workers ---------------------------------------------------------------
+
+
+class ResourceValues(TypedDict):
+    """:class:`WorkerResources` as plain values."""
+
+    workers: int
+    cpus: int
+    gpus: float
+    min_workers: int | None
+
+
+class WorkerConfig(TypedDict):
+    """A training as the plain values that Ray carries to the workers. None means the default of the training room."""
+
+    name: str
+    """The trial's."""
+    recipe: dict[str, Any]
+    data_fingerprint: str
+    """Of the data that the study began with."""
+    directory: str
+    """The trial's own folder."""
+    checkpoints: str
+    """A path or URI that all workers share."""
+    resources: ResourceValues
+    seconds_between_checkpoints: float | None
+    hang_seconds: float | None
+    force: bool
+    """Whether to resume with other settings or other data."""
+    mailbox: str
+    """The name of the run's :class:`~nfnet_ray.cluster.mailbox.Mailbox` and Register."""
+    through_tune: bool
+    """Whether the workers report to Tune, or to the mailbox."""
+    resize_seconds: float
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How a training run guards itself. None means the default of the training room.
+
+    ``checkpoints`` is a path or URI that all nodes share, by default in the training's own directory.
+    """
+
+    checkpoints: str | None = None
+    checkpoint_seconds: float | None = None
+    hang_seconds: float | None = None
+    force: bool = False
+
+
+def worker_config(
+    trial: Trial,
+    data_fingerprint: str,
+    directory: Path,
+    resources: WorkerResources,
+    options: TrainingOptions | None = None,
+    *,
+    through_tune: bool,
+) -> WorkerConfig:
+    """The configuration of a trial's workers.
+
+    ``data_fingerprint`` is that of the data that the study began with, ``directory`` the trial's own folder.
+    """
+    options = options or TrainingOptions()
+    return {
+        "name": trial.name,
+        "recipe": trial.recipe.to_values(),
+        "data_fingerprint": data_fingerprint,
+        "directory": str(directory),
+        "checkpoints": options.checkpoints or str(directory / "checkpoints"),
+        "resources": cast(ResourceValues, asdict(resources)),
+        "seconds_between_checkpoints": options.checkpoint_seconds,
+        "hang_seconds": options.hang_seconds,
+        "force": options.force,
+        # Random, so that no other driver reads it.
+        "mailbox": f"{trial.name}-{secrets.token_hex(8)}",
+        "through_tune": through_tune,
+        "resize_seconds": SECONDS_BETWEEN_RESIZES,
+    }
+
+
+# --- reports to Tune ------------------------------------------------------------------------------
+
+METRICS = "metrics"
+"""Key of all metrics of an epoch, apart from Tune's own; the one that a scheduler compares is next to it."""
+
+Outcome = Literal["finished", "stopped", "diverged", "failed"]
+
+
+def epoch_result(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The report of an epoch, as Tune is given it."""
+    return {"epoch": metrics["epoch"], METRIC: metrics[METRIC], METRICS: dict(metrics)}
+
+
+@dataclass(frozen=True)
+class FinalReport:
+    """How a training ended: the last that its workers report. It is a note too."""
+
+    outcome: Outcome
+    """``stopped``: it was asked to stop, and has kept a checkpoint if there was anything to keep."""
+    reason: str | None = None
+    epochs: int = 0
+    stops_study: bool = False
+    """Whether no other trial can do better: the storage is full, or the data has changed."""
+    refused: bool = False
+    """Whether it is an error of use, for which the command exits with 2."""
+
+    @property
+    def trial_state(self) -> TrialState:
+        """What the journal says of the trial; an interrupted one is run again when the study resumes."""
+        return "interrupted" if self.stops_study or self.outcome == "stopped" else self.outcome
+
+    def to_result(self) -> dict[str, Any]:
+        """The report as Tune is given it."""
+        return {
+            "outcome": self.outcome,
+            "outcome_reason": self.reason,
+            "epoch": self.epochs,
+            "stops_study": self.stops_study,
+            "refused": self.refused,
+        }
+
+    @staticmethod
+    def from_result(result: Mapping[str, Any]) -> FinalReport | None:
+        """The final report in what Tune was given; None if it is the report of an epoch."""
+        if "outcome" not in result:
+            return None
+        return FinalReport(
+            result["outcome"],
+            result["outcome_reason"],
+            result["epoch"],
+            result["stops_study"],
+            result["refused"],
+        )
+
+
+# --- notes from the workers and the controller to the driver --------------------------------------
+
+
+@dataclass(frozen=True)
+class AttemptStarted:
+    """From the first worker: a group of ``workers`` trains from the checkpoint of ``step``."""
+
+    attempt: int
+    workers: int
+    step: int
+
+
+@dataclass(frozen=True)
+class EpochEnded:
+    """From the first worker, where there is no Tune to report to."""
+
+    metrics: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class WorkerHung:
+    """From the watchdog of one of ``workers`` workers. The one to blame has the fewest ``heartbeats``."""
+
+    rank: int
+    workers: int
+    phase: str
+    heartbeats: int
+    waits_for_others: bool
+    silent_seconds: float
+    stacks: str
+    """The folder or URI with the stacks of the workers' threads."""
+
+
+@dataclass(frozen=True)
+class CheckpointKept:
+    """From the first worker: the group has kept a checkpoint because of ``reason``, and ends."""
+
+    reason: StopReason
+
+
+@dataclass(frozen=True)
+class GroupResizing:
+    """From the controller: the group will be started again with another number of workers."""
+
+    before: int
+    after: int
+
+
+@dataclass(frozen=True)
+class WorkersLost:
+    """From the controller: workers died or failed. ``preempted``: because a machine was taken back."""
+
+    reason: str
+    preempted: bool
+
+
+Note = AttemptStarted | EpochEnded | WorkerHung | CheckpointKept | GroupResizing | WorkersLost | FinalReport
+_NOTES: dict[str, type[Note]] = {
+    kind.__name__: kind
+    for kind in (
+        AttemptStarted,
+        EpochEnded,
+        WorkerHung,
+        CheckpointKept,
+        GroupResizing,
+        WorkersLost,
+        FinalReport,
+    )
+}
+
+
+def note_to_values(note: Note) -> dict[str, Any]:
+    """A note as JSON values."""
+    return {"kind": type(note).__name__, **asdict(note)}
+
+
+def note_from_values(values: Mapping[str, Any]) -> Note:
+    """The note that became those JSON values."""
+    fields = dict(values)
+    return _NOTES[fields.pop("kind")](**fields)
+
+
+# --- values that all processes of a run can read --------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Name(Generic[T]):
+    """The name of a value in a :class:`~nfnet_ray.cluster.mailbox.Register`, with the type of that value."""
+
+    text: str
+
+
+class AttemptCount(TypedDict):
+    """``attempt`` is the latest; ``count`` attempts in a row have begun at the checkpoint of ``step``."""
+
+    attempt: int
+    step: int
+    count: int
+
+
+class ErrorSeen(TypedDict):
+    """An error that a worker raised, and the step of the checkpoint that its attempt began at."""
+
+    step: int
+    error: str
+
+
+STOP: Name[bool] = Name("stop")
+"""The driver wants the workers to keep a checkpoint and to end."""
+YIELD: Name[bool] = Name("yield")
+"""The controller wants a checkpoint before it resizes the group; the workers unset it when it is kept."""
+PROGRESS: Name[float] = Name("progress")
+"""Epochs that are done, fractions included."""
+HAS_TRAINED: Name[bool] = Name("has_trained")
+"""Set after the first step: from then on there is something to keep."""
+ATTEMPTS: Name[AttemptCount] = Name("attempts")
+LAST_LOSS: Name[str] = Name("last_loss")
+"""Why workers were lost the last time, for the sentence that ends a training after too many losses."""
+FAULT: Name[str] = Name("fault")
+"""Why the next attempt has to end the training: an error of the program, which would recur."""
+RESERVATION: Name[str] = Name("reservation")
+"""Under which name the training's controller has reserved machines."""
+
+
+def last_error_of(rank: int) -> Name[ErrorSeen]:
+    """The name of the last error that could be the program's or a machine's, of one worker."""
+    return Name(f"last_error-{rank}")

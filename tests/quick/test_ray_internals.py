@@ -1,0 +1,394 @@
+"""Every private name of Ray that is used is in ray_internals.py, and is still what it says there.
+
+Run with another Ray, this says what has to be looked at before pyproject.toml allows that Ray. No cluster is started.
+About 3 s, most of it for importing Ray.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import json
+import os
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+from packaging.requirements import Requirement
+from packaging.version import Version
+from ray.core.generated import gcs_pb2, gcs_service_pb2
+
+from nfnet_ray.cluster.connection import ray_internals
+from nfnet_ray.cluster.connection.address import temporary_folder
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+INTERNALS = Path(ray_internals.__file__).relative_to(REPOSITORY)
+RAY = Path(ray.__file__).parent
+
+
+def source(path: str) -> str:
+    """A file of the Ray that is installed."""
+    return (RAY / path).read_text()
+
+
+# --- nowhere else ---------------------------------------------------------------------------------
+
+PRIVATE_MODULES = ("ray.core.generated", "ray.experimental.internal_kv")
+# The words of Ray that ray_internals.py spells out; shorter ones are words of everybody.
+WORDS = {
+    word
+    for value in vars(ray_internals).values()
+    for word in (value if isinstance(value, dict) else [value])
+    if isinstance(word, str) and word.startswith(("RAY_", "TUNE_", "node:", "/ray", "ray/", "timed out"))
+} | {"AutoscalingCoordinator"}
+
+
+def private_names(text: str) -> list[str]:
+    """Each import, attribute and word in the source of a module that is not Ray's public API."""
+    tree = ast.parse(text)
+    found = []
+    modules: set[str] = set()
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            modules |= {alias.asname or alias.name for alias in node.names if node.module.startswith("ray")}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in WORDS:
+            found.append(node.value)
+        found += [name for name in names if name.split(".")[0] == "ray" and is_private(name)]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            dotted = ast.unparse(node)
+            if dotted.split(".")[0] in modules | {"ray"} and is_private(dotted):
+                found.append(dotted)
+    return found
+
+
+def is_private(dotted: str) -> bool:
+    return any(part.startswith("_") for part in dotted.split(".")) or dotted.startswith(PRIVATE_MODULES)
+
+
+def modules() -> Iterator[Path]:
+    for folder in ("nfnet_ray", "studies", "data_prep", "dashboards", "benchmarks", "deploy"):
+        yield from (path.relative_to(REPOSITORY) for path in (REPOSITORY / folder).rglob("*.py"))
+
+
+def test_no_other_file_uses_a_private_name_of_ray() -> None:
+    found = {str(path): private_names((REPOSITORY / path).read_text()) for path in modules()}
+    assert len(found.pop(str(INTERNALS))) > 10
+    assert {path: names for path, names in found.items() if names} == {}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from ray._private import worker",
+        "from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE",
+        "import ray._raylet",
+        "from ray.experimental import internal_kv",
+        "from ray.core.generated import gcs_pb2",
+        "import ray\nray._private.worker.global_worker",
+        "from ray import train\ntrain._internal",
+        "request = {'node:__internal_head__': 1}",
+        "name = 'AutoscalingCoordinator'",
+    ],
+)
+def test_a_private_name_is_found(line: str) -> None:
+    assert private_names(line) != []
+
+
+def test_ray_is_bounded_to_the_version_in_which_they_were_seen() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    (bound,) = (
+        requirement.specifier
+        for requirement in map(Requirement, project["dependencies"])
+        if requirement.name == "ray"
+    )
+    seen = Version(ray_internals.VERSION)
+    assert Version(ray.__version__) in bound
+    assert seen in bound
+    assert Version(f"{seen.major}.{seen.minor}.99") in bound
+    assert Version(f"{seen.major}.{seen.minor + 1}.0") not in bound
+    assert Version(f"{seen.major}.{seen.minor - 1}.99") not in bound
+
+
+# --- the key-value store --------------------------------------------------------------------------
+
+
+class Head:
+    """In the place of Ray's client of the head: the values are in this process."""
+
+    def __init__(self) -> None:
+        self.values: dict[tuple[bytes, bytes], bytes] = {}
+
+    def internal_kv_put(self, key: bytes, value: bytes, overwrite: bool, namespace: bytes) -> int:
+        assert overwrite
+        self.values[namespace, key] = value
+        return 1
+
+    def internal_kv_get(self, key: bytes, namespace: bytes) -> bytes | None:
+        return self.values.get((namespace, key))
+
+    def internal_kv_del(self, key: bytes, by_prefix: bool, namespace: bytes) -> int:
+        chosen = [
+            known
+            for known in self.values
+            if known[0] == namespace and (known[1].startswith(key) if by_prefix else known[1] == key)
+        ]
+        for known in chosen:
+            del self.values[known]
+        return len(chosen)
+
+    def internal_kv_keys(self, prefix: bytes, namespace: bytes) -> list[bytes]:
+        return [key for space, key in self.values if space == namespace and key.startswith(prefix)]
+
+
+def test_values_of_the_head_are_set_listed_and_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.experimental import internal_kv
+
+    monkeypatch.setattr(internal_kv, "global_gcs_client", Head())
+    ray_internals.put_value("run/a", "1")
+    ray_internals.put_value("run/a", "2")
+    ray_internals.put_value("run/b", "3")
+    ray_internals.put_value("other/a", "4")
+    assert ray_internals.get_value("run/a") == b"2"
+    assert ray_internals.get_value("run/c") is None
+    assert sorted(ray_internals.value_keys("run/")) == ["run/a", "run/b"]
+    ray_internals.delete_value("run/a")
+    assert ray_internals.value_keys("run/") == ["run/b"]
+    ray_internals.delete_values("run/")
+    assert ray_internals.value_keys("") == ["other/a"]
+
+
+# --- Ray Train ------------------------------------------------------------------------------------
+
+
+def test_callbacks_of_the_controller_are_called_with_these_arguments() -> None:
+    from nfnet_ray.cluster.group_events import GroupEvents
+
+    methods = {
+        name: method
+        for name, method in vars(GroupEvents).items()
+        if inspect.isfunction(method) and not name.startswith("_")
+    }
+    assert len(methods) == 5
+    for name, method in methods.items():
+        (base,) = (
+            getattr(base, name)
+            for base in (ray_internals.ControllerCallback, ray_internals.WorkerGroupCallback)
+            if hasattr(base, name)
+        )
+        assert list(inspect.signature(method).parameters) == list(inspect.signature(base).parameters), name
+    with pytest.raises(AttributeError, match="NoSuchCallback"):
+        _ = ray_internals.NoSuchCallback
+
+
+def test_what_the_callbacks_are_handed_has_what_they_read() -> None:
+    from ray.train.v2._internal.execution.context import TrainRunContext
+    from ray.train.v2._internal.execution.scaling_policy import ResizeDecision
+    from ray.train.v2._internal.execution.worker_group import WorkerGroup, WorkerGroupPollStatus
+
+    def fields(kind: Any) -> set[str]:
+        return {field.name for field in dataclasses.fields(kind)}
+
+    assert "run_id" in fields(TrainRunContext)
+    assert "num_workers" in fields(ResizeDecision)
+    assert {"execute", "__len__"} <= set(dir(WorkerGroup))
+    status: Any = WorkerGroupPollStatus(worker_statuses={})
+    assert status.errors == {}
+    assert status.get_preemption_info() is None
+    assert status.has_preempted_worker() is False
+
+
+def test_the_death_of_a_worker_is_told_from_an_error_in_it() -> None:
+    from ray.train.v2._internal import exceptions
+
+    assert ray_internals.is_death(exceptions.WorkerHealthCheckFailedError("x", ValueError()))
+    assert ray_internals.is_death(exceptions.WorkerHealthCheckTimeoutError("x"))
+    assert not ray_internals.is_death(RuntimeError("x"))
+
+
+def test_ranks_on_machines_that_are_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.train.v2._internal.execution import context
+    from ray.train.v2._internal.execution.preemption import PreemptionContext
+    from ray.train.v2.api.preemption import PreemptionInfo
+
+    assert "preemption_context" in {field.name for field in dataclasses.fields(context.TrainContext)}
+    told = PreemptionContext()
+    monkeypatch.setattr(context, "get_train_context", lambda: SimpleNamespace(preemption_context=told))
+    assert ray_internals.preempted_ranks() == []
+    told.preemption_info = PreemptionInfo(deadline_ms=None, preempted_node_to_ranks={"a": [1], "b": [3]})
+    assert sorted(ray_internals.preempted_ranks()) == [1, 3]
+
+
+def test_reservations_of_machines_have_this_name_and_are_cancelled_by_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator as coordinator
+
+    policy = source("train/v2/_internal/execution/scaling_policy/scaling_policy.py")
+    assert 'self._requester_id = f"train-{train_run_context.run_id}"' in policy
+    assert ray_internals.reservation_name("17") == "train-17"
+    actor = inspect.getsource(coordinator.get_or_create_autoscaling_coordinator)
+    assert 'name="AutoscalingCoordinator",\n        namespace="AutoscalingCoordinator"' in actor
+    cancel = coordinator._AutoscalingCoordinatorActor.cancel_request
+    assert list(inspect.signature(cancel).parameters) == ["self", "requester_id"]
+
+    def none_is_there(*_: Any, **__: Any) -> None:
+        raise ValueError("Failed to look up actor")
+
+    monkeypatch.setattr(ray, "get_actor", none_is_there)
+    ray_internals.cancel_reservation("train-17")
+
+
+def test_variables_of_the_environment_reach_ray_trains_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.train.v2._internal import constants
+
+    monkeypatch.setattr(constants, "ENV_VARS_TO_PROPAGATE", set())
+    monkeypatch.setenv("A_VARIABLE", "x")
+    ray_internals.propagate_variable("A_VARIABLE")
+    assert constants.get_env_vars_to_propagate() == {"A_VARIABLE": "x"}
+
+
+def test_settings_of_ray_train() -> None:
+    from ray.train.v2._internal import constants
+
+    assert constants.HEALTH_CHECK_INTERVAL_S_ENV_VAR == ray_internals.TRAIN_HEALTH_CHECK_INTERVAL
+    assert constants.PREEMPTION_POLL_INTERVAL_S_ENV_VAR == ray_internals.TRAIN_PREEMPTION_POLL_INTERVAL
+    assert constants.WORKER_GROUP_START_TIMEOUT_S_ENV_VAR == ray_internals.TRAIN_GROUP_START_TIMEOUT
+
+
+# --- nodes, placement groups, processes -----------------------------------------------------------
+
+
+def test_the_resource_of_the_head_node() -> None:
+    from ray._common.constants import HEAD_NODE_RESOURCE_NAME
+
+    assert HEAD_NODE_RESOURCE_NAME == ray_internals.HEAD_NODE_RESOURCE
+
+
+def test_bundles_of_a_job_and_free_resources_of_each_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray._private.state import GlobalState, state
+
+    states = gcs_pb2.PlacementGroupTableData
+
+    def group(job: bytes, placed: int, *cores: float) -> bytes:
+        table = states(creator_job_id=job, state=placed)
+        for cpus in cores:
+            table.bundles.add().unit_resources["CPU"] = cpus
+        serialised: bytes = table.SerializeToString()
+        return serialised
+
+    groups = [
+        group(b"\1\0\0\0", states.CREATED, 2.0, 3.0),
+        group(b"\1\0\0\0", states.PENDING, 4.0),
+        group(b"\2\0\0\0", states.CREATED, 5.0),
+    ]
+    accessor = SimpleNamespace(get_placement_group_table=lambda: groups)
+    monkeypatch.setattr(GlobalState, "_connect_and_get_accessor", lambda _self: accessor)
+    assert [dict(bundle) for bundle in ray_internals.placed_bundles("01000000")] == [
+        {"CPU": 2.0},
+        {"CPU": 3.0},
+    ]
+    monkeypatch.setattr(state, "available_resources_per_node", lambda: {"a": {"CPU": 1.0}})
+    assert ray_internals.free_resources() == {"a": {"CPU": 1.0}}
+
+
+def test_processes_that_ray_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray._private import worker
+    from ray._private.services import ProcessInfo
+
+    assert worker._global_node is None
+    assert ray_internals.started_processes() == []
+    assert "self.all_processes: dict = {}" in source("_private/node.py")
+    described = ProcessInfo("a process", *[None] * (len(ProcessInfo._fields) - 1))
+    monkeypatch.setattr(
+        worker, "_global_node", SimpleNamespace(all_processes={"raylet": [described], "other": []})
+    )
+    assert ray_internals.started_processes() == ["a process"]
+
+
+def test_messages_and_paths_of_a_start() -> None:
+    node = source("_private/node.py")
+    assert ray_internals.STARTUP_TIMEOUT in node
+    session = re.search(r'strftime\(\s*"(.+?)"\s*\)', node)
+    assert session is not None
+    assert session[1] == "%Y-%m-%d_%H-%M-%S_%f"
+    for part in ('f"session_{date_str}_{os.getpid()}"', 'self._session_dir, "sockets"', '="plasma_store"'):
+        assert part in node
+    longest = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
+    assert longest == ray_internals.LONGEST_SOCKET
+
+
+@pytest.mark.parametrize("name", ray_internals.SETTINGS)
+def test_setting_is_read_by_ray(name: str) -> None:
+    folders = ("tune", "_common", "_private", "train", "air")
+    assert any(
+        name in path.read_text(errors="replace")
+        for folder in folders
+        for path in (RAY / folder).rglob("*.py")
+    )
+
+
+# --- asking a head, and a submitted job -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", [ray_internals.CHECK_ALIVE, ray_internals.READ_VALUE])
+def test_calls_of_the_head(path: str) -> None:
+    service, method = path.removeprefix("/ray.rpc.").split("/")
+    assert gcs_service_pb2.DESCRIPTOR.package == "ray.rpc"
+    assert method in gcs_service_pb2.DESCRIPTOR.services_by_name[service].methods_by_name
+
+
+def test_fields_of_its_answers() -> None:
+    def numbers(message: Any) -> dict[str, int]:
+        return {field.name: field.number for field in message.DESCRIPTOR.fields}
+
+    alive = numbers(gcs_service_pb2.CheckAliveReply)
+    assert alive["ray_version"] == ray_internals.CHECK_ALIVE_RAY_VERSION
+    assert alive["raylet_alive"] == ray_internals.CHECK_ALIVE_RAYLET_ALIVE
+    assert numbers(gcs_service_pb2.CheckAliveRequest)["node_ids"] == 1
+    assert numbers(gcs_service_pb2.InternalKVGetReply)["value"] == ray_internals.READ_VALUE_VALUE
+    asked = numbers(gcs_service_pb2.InternalKVGetRequest)
+    assert (asked["key"], asked["namespace"]) == (1, 2)
+
+
+def test_where_the_head_keeps_its_versions() -> None:
+    from ray._common.usage import usage_constants, usage_lib
+    from ray._private import ray_constants
+
+    assert usage_constants.CLUSTER_METADATA_KEY == ray_internals.METADATA_KEY
+    assert ray_constants.KV_NAMESPACE_CLUSTER == ray_internals.METADATA_NAMESPACE
+    metadata = usage_lib._generate_cluster_metadata(ray_init_cluster=True)
+    assert ray_internals.METADATA_PYTHON_VERSION in metadata
+    assert ray_internals.METADATA_OF_A_PROGRAM in json.dumps(metadata).encode()
+
+
+def test_where_ray_notes_the_cluster_of_this_machine() -> None:
+    from ray._common.utils import get_default_system_temp_dir, get_ray_address_file
+
+    assert get_default_system_temp_dir() == str(temporary_folder())
+    assert get_ray_address_file(None) == os.path.join(temporary_folder(), ray_internals.CURRENT_CLUSTER_FILE)
+
+
+@pytest.mark.parametrize("argument", [ray_internals.RAYLET_HEAD_ARGUMENT, ray_internals.RAYLET_NODE_ARGUMENT])
+def test_arguments_of_a_raylet(argument: str) -> None:
+    from ray._private import services
+
+    assert f'f"{argument}=' in inspect.getsource(services.start_raylet)
+
+
+def test_what_a_submitted_job_is_told() -> None:
+    from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
+    from ray.dashboard.modules.job.common import JOB_ID_METADATA_KEY
+
+    assert RAY_JOB_CONFIG_JSON_ENV_VAR == ray_internals.JOB_CONFIG_VARIABLE
+    assert JOB_ID_METADATA_KEY == ray_internals.JOB_SUBMISSION_ID
