@@ -1,1 +1,42 @@
-"""Studies on Ray: what would run, running it, and going on with it. The only room that imports Ray."""
+"""Studies and trainings on Ray. The only room that imports Ray.
+
+Its files run in different processes, which do not share memory. Every process can import every file; what follows
+says where the code of each one runs.
+
+The driver is the process of ``studies/*.py``. It holds the journal and the table, and ends all others.
+
+- ``driver.py`` runs the trials of a study on Ray Tune, whose own loop is in this process too.
+- ``scheduler.py`` stops trials early, one ASHA scheduler per stratum. Tune's loop asks it.
+- ``trainer.py`` runs a training that has the cluster to itself: Ray Train's ``fit`` in a thread, restarted if its
+  controller dies.
+- ``follower.py`` reads what the workers of that training say, records it and tells the person.
+- ``connection/`` starts Ray or finds a cluster, looks at its nodes, and runs functions on them.
+
+A trial process is an actor that Tune starts for each trial, on a node with room, and uses again for the next one.
+
+- ``trial.py`` is the function that Tune calls there. A trial of one worker is trained in this process. A trial of
+  several is a ``TorchTrainer`` of ``trainer.py``, whose ``fit`` this process waits for.
+
+The controller is an actor that Ray Train starts for each ``fit``. It starts the workers, and restarts them.
+
+- ``group_events.py`` tells the driver of workers that were lost, and asks them for a checkpoint before a resize.
+
+The workers are processes that train, one for each share of the batch. Of a trial with one worker, the trial process
+is the worker.
+
+- ``worker.py`` trains, and says at last how it ended.
+- ``contexts.py`` is what the training loop knows of Ray: where it reports, and whether it has to stop.
+- ``exit_rules.py`` decides whether a failure is tried again, and how a worker ends after a checkpoint.
+
+Between these processes:
+
+- ``messages.py`` defines everything that they tell each other: the configuration of the workers, notes, values, the
+  final report.
+- ``mailbox.py`` carries notes and values, through the memory of the cluster's head.
+- ``connection/ray_internals.py`` holds all that is used of Ray and is not its public API.
+
+A study whose trials have one worker each, and a training of two workers::
+
+    driver ── Tune ──> trial process: trial.py, worker.py
+    driver ── Train ──> controller: group_events.py ──> workers: worker.py
+"""
