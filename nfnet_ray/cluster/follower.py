@@ -117,8 +117,10 @@ class Follower:
             return  # already said
         if self._hung:
             why = hang_sentence(self._hung)
+        elif note.preempted:
+            why = "a machine was taken back"
         else:
-            why = "a machine was taken back" if note.preempted else note.reason
+            why = note.reason
         self.mark_lost(why)
         self._hung = []
         self._say(f"{why[0].upper()}{why[1:]}; the workers start again from the last checkpoint.")

@@ -1,6 +1,6 @@
-"""Which Ray head an address means, and whether it takes us, found out within seconds and before Ray is imported.
+"""Finds the Ray head that an address means and checks that it accepts us, in seconds and before Ray is imported.
 
-Ray itself waits minutes for a head that has ended, and says so in its own log lines.
+Ray itself waits minutes for a head that has ended, and reports it in log lines of its own.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from nfnet_ray.cluster.connection.job import is_submitted
 from nfnet_ray.errors import UserError
 
 ANSWER_SECONDS = 5.0
-"""How long a person is kept waiting for something that says nothing."""
+"""How long to wait for an answer before an error is shown."""
 JOINING_SECONDS = 5.0
-"""A node that has just been started is known to the head this much later, at most (``ray start`` waits for it)."""
+"""At most this long after its start a node is known to the head (``ray start`` waits for that)."""
 
 AUTO, LOCAL = "auto", "local"
 
@@ -35,7 +35,7 @@ _HEAD_PORT = "the head's own port is 6379, unless `ray start --port` named anoth
 
 @dataclass(frozen=True)
 class Head:
-    """A Ray head that answers at ``address``, HOST:PORT, and takes drivers from this machine."""
+    """A Ray head that answers at ``address``, HOST:PORT, and accepts drivers from this machine."""
 
     address: str
     wants_token: bool
@@ -43,17 +43,17 @@ class Head:
 
 @dataclass(frozen=True)
 class _Meant:
-    """The HOST:PORT that is meant. ``named`` says for a person where it comes from, ``remedy`` what else there is."""
+    """The HOST:PORT that is meant. ``named`` tells a person where it comes from, ``remedy`` what to do instead."""
 
     address: str
     named: str
     remedy: str
     was_found: bool = False
-    """Whether nobody named it: it is the one Ray that runs on this machine."""
+    """Whether it was not named: it is the one Ray that runs on this machine."""
 
 
 def where_to_run(address: str | None) -> str | None:
-    """What ``--address`` means: None for a Ray of this process's own, else ``auto`` or what was given.
+    """What ``--address`` means: None for a local Ray that this process starts, else ``auto`` or the address.
 
     A job that was submitted to a cluster runs there, unless it says ``local``.
     """
@@ -63,10 +63,10 @@ def where_to_run(address: str | None) -> str | None:
 
 
 def find_head(address: str) -> Head:
-    """The head that ``address``, ``auto`` or HOST:PORT, means; ``auto`` means what it means to Ray.
+    """The head at ``address``, which is ``auto`` or HOST:PORT; ``auto`` means the same as it does to Ray.
 
     Raises:
-        UserError: none is there, it is something else, or it is not for this machine or this installation.
+        UserError: no head is there, something else is, or this machine or installation cannot use it.
     """
     meant = _meant(address)
     host, port = _host_and_port(meant)
@@ -78,13 +78,13 @@ def find_head(address: str) -> Head:
         except UserError as error:
             answers.append(error)
 
-    # A name server that does not answer has no deadline of its own.
+    # In a thread: asking a name server has no timeout.
     thread = threading.Thread(target=ask, name="address", daemon=True)
     thread.start()
     thread.join(2 * ANSWER_SECONDS)
     if not answers:
         raise UserError(
-            f"{meant.named}: no answer for {2 * ANSWER_SECONDS:.0f} s; is that host up? Else {meant.remedy}"
+            f"{meant.named}: no answer for {2 * ANSWER_SECONDS:.0f} s; is that host up? If not, {meant.remedy}"
         )
     if isinstance(answers[0], UserError):
         raise answers[0]
@@ -126,7 +126,7 @@ def _meant(address: str) -> _Meant:
 
 
 def temporary_folder() -> Path:
-    """As ray/_common/utils.py has it, ``get_default_system_temp_dir``."""
+    """Where Ray keeps its temporary files, as in ray/_common/utils.py, ``get_default_system_temp_dir``."""
     return Path(os.environ.get("RAY_TMPDIR", os.environ.get("TMPDIR", "/tmp")))
 
 
@@ -139,8 +139,8 @@ def _host_and_port(meant: _Meant) -> tuple[str, int]:
         )
     if address.startswith(("http://", "https://")):
         raise UserError(
-            f"{meant.named}: that is where jobs are submitted to, with `ray job submit --address "
-            f"{address} -- python studies/...`; a driver takes HOST:PORT of the head, such as 10.0.0.1:6379"
+            f"{meant.named}: that address is for submitting jobs: `ray job submit --address {address} -- "
+            "python studies/...`; a driver needs HOST:PORT of the head, such as 10.0.0.1:6379"
         )
     bracketed = re.fullmatch(r"\[(?P<host>[^\]]+)\]:(?P<port>\d+)", address)
     plain = re.fullmatch(r"(?P<host>[^:\[\]/\s]+):(?P<port>\d+)", address)
@@ -172,7 +172,7 @@ def _ask(meant: _Meant, host: str, port: int) -> Head:
         if answer is None:
             raise UserError(f"{meant.named}: that cluster does not take the token of this machine: {how}")
     elif os.environ.get("RAY_AUTH_MODE", "").lower() == "token":
-        # All would start, and then the workers, which send no token, would take this process for dead.
+        # The study would start, and then its workers, which send no token, would think that this process is dead.
         raise UserError(
             f"{meant.named}: that cluster knows of no token: start again with RAY_AUTH_MODE=disabled"
         )
@@ -202,8 +202,8 @@ def _connect(meant: _Meant, host: str, port: int) -> None:
 
 
 def _call(meant: _Meant, method: str, request: bytes, token: str | None) -> bytes | None:
-    """The reply of the head, or None if it wants a token, or another one."""
-    import grpc  # Ray's own
+    """The reply of the head, or None if it wants a token, or another one than ``token``."""
+    import grpc  # a dependency of Ray
 
     metadata = (("authorization", f"Bearer {token}"),) if token else None
     with _channel(meant.address) as channel:
@@ -216,7 +216,7 @@ def _call(meant: _Meant, method: str, request: bytes, token: str | None) -> byte
             if code is grpc.StatusCode.UNIMPLEMENTED:
                 what = "a gRPC server answers there, such as Ray Client's, and not the head"
             elif code is grpc.StatusCode.DEADLINE_EXCEEDED:
-                what = f"what is there says nothing for {ANSWER_SECONDS:.0f} s, as a head does that hangs"
+                what = f"it accepts connections but says nothing for {ANSWER_SECONDS:.0f} s; perhaps the head hangs"
             elif _is_web_server(meant):
                 what = "a web server answers there, such as Ray's dashboard, and not the head"
             else:
@@ -238,10 +238,10 @@ def _is_web_server(meant: _Meant) -> bool:
 
 
 def _channel(address: str) -> Any:
-    """As ray/_private/grpc_utils.py makes its own."""
+    """A gRPC channel, made as in ray/_private/grpc_utils.py."""
     import grpc
 
-    # A proxy that the environment names is for the web, and not for the head.
+    # A proxy in the environment is for the web, and not for the head.
     options = [("grpc.enable_http_proxy", 0)]
     if os.environ.get("RAY_USE_TLS", "0").lower() not in ("1", "true"):
         return grpc.insecure_channel(address, options)
@@ -259,7 +259,7 @@ def _check_versions(meant: _Meant, ray_version: str, metadata: bytes) -> None:
     except (ValueError, KeyError, TypeError):
         python_version = ""
     here, python_here = version("ray"), platform.python_version()
-    # Functions are carried to workers as bytecode, which differs from one minor version of Python to the next.
+    # Functions travel to workers as bytecode, which differs between minor versions of Python.
     differs = python_version and python_version.split(".")[:2] != python_here.split(".")[:2]
     if ray_version != here or differs:
         python = f" and Python {python_version}" if python_version else ""
@@ -270,7 +270,7 @@ def _check_versions(meant: _Meant, ray_version: str, metadata: bytes) -> None:
 
 
 def _check_is_node(meant: _Meant, head: Head) -> None:
-    """Raises UserError if no node of the cluster runs on this machine, for a driver reaches the cluster through it."""
+    """Raises UserError if no node of the cluster runs on this machine: a driver reaches the cluster through one."""
     token = _token() if head.wants_token else None
     deadline = time.monotonic() + JOINING_SECONDS
     while True:
@@ -287,7 +287,7 @@ def _check_is_node(meant: _Meant, head: Head) -> None:
 
 
 def _raylets() -> Iterator[tuple[str, str]]:
-    """(address of the head, id in hexadecimal) of each node that runs on this machine, by the processes' arguments."""
+    """(address of its head, hexadecimal id) of each node on this machine, from the arguments of its processes."""
     for file in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             program, *arguments = file.read_bytes().decode(errors="replace").split("\0")
@@ -303,24 +303,24 @@ def _raylets() -> Iterator[tuple[str, str]]:
 
 
 def has_token() -> bool:
-    """Whether this machine holds a token for Ray clusters."""
+    """Whether this machine has a token for Ray clusters."""
     return _token() is not None
 
 
 def _token() -> str | None:
-    """The token that this machine holds for Ray clusters, from where Ray looks for it, in its order."""
+    """The token of this machine for Ray clusters, from the places where Ray looks for it, in its order."""
     named = os.environ.get("RAY_AUTH_TOKEN")
     if named:
         return named
     try:
         file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
         return file.read_text().strip() or None
-    except (OSError, ValueError, RuntimeError):  # of which the last: there is no home
+    except (OSError, ValueError, RuntimeError):  # RuntimeError: there is no home
         return None
 
 
 def _field(number: int, value: bytes) -> bytes:
-    """A protobuf field of bytes, of less than 128 of them."""
+    """Encodes a protobuf field of at most 127 bytes."""
     return bytes([number << 3 | 2, len(value)]) + value
 
 
@@ -343,7 +343,7 @@ def _first(message: bytes, number: int) -> bytes:
 
 
 def _alive(reply: bytes) -> list[bool]:
-    """Of each node that was asked for; proto3 packs repeated booleans into bytes."""
+    """Whether each of the requested nodes is alive; proto3 packs repeated booleans into bytes."""
     return [
         bool(byte) for packed in _fields(reply, ray_internals.CHECK_ALIVE_RAYLET_ALIVE) for byte in packed
     ]

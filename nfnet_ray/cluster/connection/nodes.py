@@ -1,4 +1,4 @@
-"""The data as the nodes of a Ray cluster see it: there, the same everywhere, and, if asked for, whole."""
+"""Checks the data on every node of a Ray cluster: it is there, the same everywhere and, on request, undamaged."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from nfnet_ray.data.files.file_identity import FileIdentity, file_identity
 from nfnet_ray.data.files.verification import ByteProgress, check_all
 from nfnet_ray.errors import UserError
 
-LOOK_DEADLINE_SECONDS = 120.0  # to start a process on a node and read 48 bytes of each of a million images
+# To start a process on a node and read 48 bytes of each of a million images.
+LOOK_DEADLINE_SECONDS = 120.0
 _LOOK_PAUSE_SECONDS = 0.5
 _DONE = ""
 
 
 @dataclass(frozen=True)
 class _Sight:
-    """What a node sees of the data, or why it sees none."""
+    """The data as a node sees it, or why it cannot use it."""
 
     problem: str | None
     fingerprint: str = ""
@@ -36,14 +37,15 @@ class _Sight:
 def check_nodes(
     data: DatasetSummary, worker: WorkerResources, *, verify: bool, progress: ByteProgress
 ) -> None:
-    """Looks at the data on every node where a worker fits, before anything is started.
+    """Checks the data on every node where a worker fits, before anything is started.
 
-    Each node opens the data set, which checks all but the images' bytes, and has to find the fingerprint that was found
-    here. With ``verify`` each copy's bytes are checked against their hashes too, by one of the nodes that have it; what
-    this process sees has been checked already. Needs a :func:`nfnet_ray.cluster.connection.session.ray_session`.
+    Each node opens the data set, which checks all but the images' bytes, and must find the same fingerprint as this
+    process. With ``verify``, the bytes of each copy are checked against their hashes too, by one of the nodes that see
+    it; the copy that this process sees has been checked already. Needs a
+    :func:`nfnet_ray.cluster.connection.session.ray_session`.
 
     Raises:
-        UserError: a node has no data, other data or damaged data, or does not answer; with its name.
+        UserError: a node, which is named, has no data, other data or damaged data, or does not answer.
     """
     nodes = _nodes_that_train(worker)
     sights = _looks(data.path, nodes)
@@ -75,7 +77,7 @@ def _nodes_that_train(worker: WorkerResources) -> dict[str, str]:
 
 
 def _on_node(function: Any, node: str, **options: Any) -> Any:
-    """A task that runs on that node and takes no core from anybody."""
+    """A task that runs on that node without reserving a core."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -133,30 +135,30 @@ def _verify_copies(
 
     if not copies:
         return
-    told: dict[Any, str] = {
+    streams: dict[Any, str] = {
         _on_node(_verify, node, num_returns="streaming").remote(path): name for node, name in copies.items()
     }
     total = sum(sights[node].stored_bytes for node in copies)
     what = next(iter(copies.values())) if len(copies) == 1 else f"{len(copies)} copies of the data"
     try:
         with progress(what, total) as advance:
-            while told:
-                ready: list[Any] = ray.wait(list(told), timeout=_LOOK_PAUSE_SECONDS, fetch_local=False)[0]
+            while streams:
+                ready: list[Any] = ray.wait(list(streams), timeout=_LOOK_PAUSE_SECONDS, fetch_local=False)[0]
                 for stream in ready:
-                    word = _result(next(stream), told[stream])
+                    word = _result(next(stream), streams[stream])
                     if isinstance(word, int):
                         advance(word)
                     elif word == _DONE:
-                        del told[stream]
+                        del streams[stream]
                     else:
-                        raise UserError(f"{told[stream]}: {word}")
+                        raise UserError(f"{streams[stream]}: {word}")
     finally:
-        for stream in told:
+        for stream in streams:
             ray.cancel(stream, force=True)
 
 
 def _verify(path: Path) -> Generator[int | str]:
-    """Runs on a node: numbers of bytes that were checked, now and then; at last what is wrong, or _DONE."""
+    """Runs on a node. Yields numbers of checked bytes from time to time; at the end what is wrong, or _DONE."""
     words: queue.SimpleQueue[int | str] = queue.SimpleQueue()
 
     @contextmanager

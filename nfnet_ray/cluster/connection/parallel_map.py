@@ -1,4 +1,4 @@
-"""A function over many items, in tasks on a Ray cluster, with the results in the items' order."""
+"""Maps a function over many items in tasks on a Ray cluster; results come in the order of the items."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from nfnet_ray.errors import UserError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# Tasks in flight per core: one that runs, one that waits, and one whose result waits for those before it.
+# Tasks in flight per core: one runs, one waits for a core, and the result of one waits for earlier results.
 _TASKS_PER_CORE = 3
-# A worker dies for want of memory, or with its node; a task that kills this many is at fault itself.
+# A worker dies when memory runs out, or with its node; a task that kills this many is itself the cause.
 _RETRIES = 5
 
 

@@ -56,7 +56,7 @@ def waiting_is_explained(
 
 
 def lack_of_room(missing: int, worker: WorkerResources, machines: Machines, free: Machines) -> str | None:
-    """Why ``missing`` workers find no place, in one line; None if they do, or will in a moment."""
+    """Why ``missing`` workers cannot start, in one line; None if they can, or will in a moment."""
     if missing <= places_on(free, worker.cpus, worker.gpus):
         return None
     each, least = worker_in_words(worker), worker.min_workers or worker.workers
@@ -84,7 +84,7 @@ def _in_words(machines: Machines) -> str:
 
 
 def _nodes(worker: WorkerResources) -> tuple[Machines, Machines, int]:
-    """What the nodes have, what of it is free, and how many workers of this driver have a place."""
+    """All resources of the nodes, those that are free, and how many workers of this driver have been placed."""
     import ray
 
     nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}

@@ -1,8 +1,8 @@
-"""Ends what is left of a Ray whose driver is gone: a program that :mod:`~nfnet_ray.cluster.connection.own_ray` starts.
+"""Kills the processes of a Ray whose driver is gone. :mod:`~nfnet_ray.cluster.connection.own_ray` starts this program.
 
-It reads lines ``PROCESS_ID START_TIME`` from its standard input, whose other end the driver holds and nobody else. When
-that is closed, in whatever way the driver ended, it kills the processes that are still the same ones. Imports nothing
-but the standard library: it starts in milliseconds and takes few of the machine's bytes for as long as a run lasts.
+It reads lines ``PROCESS_ID START_TIME`` from its standard input, whose other end only the driver holds. When that is
+closed, however the driver ended, it kills those of the processes that still have that start time. It imports nothing
+but the standard library, so that it starts in milliseconds and needs little memory while a run lasts.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 
 
 def start_time(process: int) -> str | None:
-    """When a process began, in the kernel's ticks: with its id it names a process for good. None: there is none."""
+    """When a process began, in ticks of the kernel: unique together with its id. None if there is no such process."""
     try:
         with open(f"/proc/{process}/stat", "rb") as stat:
             fields = stat.read().rpartition(b")")[2].split()
@@ -23,7 +23,7 @@ def start_time(process: int) -> str | None:
 
 
 def main() -> None:
-    """Waits for the end of the driver."""
+    """Waits for the end of the driver, then kills."""
     for process, began in [line.split() for line in sys.stdin]:
         if start_time(int(process)) == began:
             os.kill(int(process), signal.SIGKILL)
