@@ -10,12 +10,13 @@ The driver is the process of ``studies/*.py``. It holds the journal and the tabl
 - ``trainer.py`` runs a training that has the cluster to itself: Ray Train's ``fit`` in a thread, restarted if its
   controller dies.
 - ``follower.py`` reads what the workers of that training say, records it and tells the person.
-- ``connection/`` starts Ray or finds a cluster, looks at its nodes, and runs functions on them.
+- ``connection/`` starts Ray or finds a cluster, checks its nodes, and runs functions on them.
 
-A trial process is an actor that Tune starts for each trial, on a node with room, and uses again for the next one.
+A trial process is an actor that Tune starts for a trial.
 
-- ``trial.py`` is the function that Tune calls there. A trial of one worker is trained in this process. A trial of
-  several is a ``TorchTrainer`` of ``trainer.py``, whose ``fit`` this process waits for.
+- ``trial.py`` is the function that Tune calls there. A trial of one worker is trained in this process, which then runs
+  the next trial. A trial of several workers is a ``TorchTrainer`` of ``trainer.py``, for whose ``fit`` this process
+  waits, on the head node.
 
 The controller is an actor that Ray Train starts for each ``fit``. It starts the workers, and restarts them.
 

@@ -1,4 +1,4 @@
-"""What happens to a worker group, as Ray Train's controller sees it, told to the driver.
+"""Reports to the driver what Ray Train's controller sees of a worker group.
 
 Runs in the controller's process.
 """
@@ -77,7 +77,7 @@ class GroupEvents(ControllerCallback, WorkerGroupCallback):
 
 
 def _reason(errors: Mapping[int, Exception]) -> str:
-    """Who died or failed. When one dies the others fail because of it, and Ray may hear of them first."""
+    """Who died or failed. When one dies the others fail because of it, and Ray may notice them first."""
     dead = sorted(rank for rank, error in errors.items() if ray_internals.is_death(error))
     if dead:
         return f"rank {' and '.join(map(str, dead))} died"

@@ -80,8 +80,8 @@ def torch_trainer(config: WorkerConfig, callbacks: list[Any]) -> TorchTrainer:
 def _name_this_cluster() -> None:
     """Has Ray Train's processes ask this cluster, and not another one that they find on the machine.
 
-    When a trial is stopped, Ray asks its State API for the placement group that it may remove, and looks for that API
-    as ``auto`` does: with another Ray on the machine it asked that one, and the next trial waited for ever.
+    When a trial is stopped, Ray asks its State API for the placement group that it may remove, and finds that API
+    as ``auto`` does: with another Ray on the machine it asked that one, and the next trial never started.
     """
     import ray
 

@@ -188,8 +188,8 @@ def test_what_finds_no_place_is_explained_and_what_has_one_is_not(monkeypatch: p
     """Two nodes of one core each."""
     from ray.util.placement_group import placement_group, remove_placement_group
 
-    monkeypatch.setattr(placement, "SECONDS_BETWEEN_LOOKS", 0.1)
-    monkeypatch.setattr(placement, "SECONDS_BEFORE_SAYING", 0.2)
+    monkeypatch.setattr(placement, "SECONDS_BETWEEN_CHECKS", 0.1)
+    monkeypatch.setattr(placement, "SECONDS_BEFORE_EXPLAINING", 0.2)
     large, small = WorkerResources(1, 2, 0.0), WorkerResources(2, 1, 0.0)
 
     def said(wanted: int, worker: WorkerResources) -> list[str]:

@@ -19,13 +19,13 @@ from nfnet_ray.data.files.verification import ByteProgress, check_all
 from nfnet_ray.errors import UserError
 
 # To start a process on a node and read 48 bytes of each of a million images.
-LOOK_DEADLINE_SECONDS = 120.0
-_LOOK_PAUSE_SECONDS = 0.5
+ANSWER_SECONDS = 120.0
+_SECONDS_BETWEEN_REPORTS = 0.5
 _DONE = ""
 
 
 @dataclass(frozen=True)
-class _Sight:
+class _View:
     """The data as a node sees it, or why it cannot use it."""
 
     problem: str | None
@@ -48,19 +48,19 @@ def check_nodes(
         UserError: a node, which is named, has no data, other data or damaged data, or does not answer.
     """
     nodes = _nodes_that_train(worker)
-    sights = _looks(data.path, nodes)
-    for node, sight in sights.items():
-        if sight.problem is not None:
-            raise UserError(f"{nodes[node]}: {sight.problem}")
-        if sight.fingerprint != data.fingerprint:
+    views = _views_of(data.path, nodes)
+    for node, view in views.items():
+        if view.problem is not None:
+            raise UserError(f"{nodes[node]}: {view.problem}")
+        if view.fingerprint != data.fingerprint:
             raise UserError(
-                f"{nodes[node]}: {data.path} is other data there (fingerprint {sight.fingerprint}, here "
+                f"{nodes[node]}: {data.path} is other data there (fingerprint {view.fingerprint}, here "
                 f"{data.fingerprint}): copy the data set to it again, or put it where every node sees it"
             )
     if verify:
-        copies = {sight.files: node for node, sight in reversed(sights.items())}
+        copies = {view.files: node for node, view in reversed(views.items())}
         copies.pop(_files(data.path), None)
-        _verify_copies(data.path, {node: nodes[node] for node in copies.values()}, sights, progress)
+        _verify_copies(data.path, {node: nodes[node] for node in copies.values()}, views, progress)
 
 
 def _nodes_that_train(worker: WorkerResources) -> dict[str, str]:
@@ -86,15 +86,15 @@ def _on_node(function: Any, node: str, **options: Any) -> Any:
     return remote(num_cpus=0, max_retries=0, scheduling_strategy=place, **options)(function)
 
 
-def _looks(path: Path, nodes: Mapping[str, str]) -> dict[str, _Sight]:
+def _views_of(path: Path, nodes: Mapping[str, str]) -> dict[str, _View]:
     import ray
 
-    tasks = {node: _on_node(_look, node).remote(path) for node in nodes}
-    _, silent = ray.wait(list(tasks.values()), num_returns=len(tasks), timeout=LOOK_DEADLINE_SECONDS)
+    tasks = {node: _on_node(_view_of, node).remote(path) for node in nodes}
+    _, silent = ray.wait(list(tasks.values()), num_returns=len(tasks), timeout=ANSWER_SECONDS)
     for node, task in tasks.items():
         if task in silent:
             raise UserError(
-                f"{nodes[node]}: no answer for {LOOK_DEADLINE_SECONDS:.0f} s when it was asked for {path}: are the "
+                f"{nodes[node]}: no answer for {ANSWER_SECONDS:.0f} s when it was asked for {path}: are the "
                 "node and its file system up?"
             )
     return {node: _result(task, nodes[node]) for node, task in tasks.items()}
@@ -108,20 +108,21 @@ def _result(reference: Any, name: str) -> Any:
     except ray.exceptions.RayError as error:
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise UserError(
-            f"{name}: lost while its data was looked at ({reason}); start again when it is back or gone"
+            f"{name}: lost while its data was being checked ({reason}); start again when it is back, or has left "
+            "the cluster"
         ) from error
 
 
-def _look(path: Path) -> _Sight:
+def _view_of(path: Path) -> _View:
     """Runs on a node."""
     if not path.exists():
-        return _Sight(f"there is no {path}: put the data where every node sees it, or copy it there")
+        return _View(f"there is no {path}: put the data where every node sees it, or copy it there")
     try:
         dataset = open_dataset(path)
         stored_bytes = sum(int(split.beton.sizes.sum()) for split in (dataset.train, dataset.validation))
-        return _Sight(None, dataset.fingerprint, _files(path), stored_bytes)
+        return _View(None, dataset.fingerprint, _files(path), stored_bytes)
     except (UserError, OSError) as error:
-        return _Sight(str(error))
+        return _View(str(error))
 
 
 def _files(path: Path) -> tuple[FileIdentity, ...]:
@@ -129,7 +130,7 @@ def _files(path: Path) -> tuple[FileIdentity, ...]:
 
 
 def _verify_copies(
-    path: Path, copies: Mapping[str, str], sights: Mapping[str, _Sight], progress: ByteProgress
+    path: Path, copies: Mapping[str, str], views: Mapping[str, _View], progress: ByteProgress
 ) -> None:
     import ray
 
@@ -138,12 +139,14 @@ def _verify_copies(
     streams: dict[Any, str] = {
         _on_node(_verify, node, num_returns="streaming").remote(path): name for node, name in copies.items()
     }
-    total = sum(sights[node].stored_bytes for node in copies)
+    total = sum(views[node].stored_bytes for node in copies)
     what = next(iter(copies.values())) if len(copies) == 1 else f"{len(copies)} copies of the data"
     try:
         with progress(what, total) as advance:
             while streams:
-                ready: list[Any] = ray.wait(list(streams), timeout=_LOOK_PAUSE_SECONDS, fetch_local=False)[0]
+                ready: list[Any] = ray.wait(
+                    list(streams), timeout=_SECONDS_BETWEEN_REPORTS, fetch_local=False
+                )[0]
                 for stream in ready:
                     word = _result(next(stream), streams[stream])
                     if isinstance(word, int):
@@ -176,7 +179,7 @@ def _verify(path: Path) -> Generator[int | str]:
     checked, since = 0, time.monotonic()
     while isinstance(word := words.get(), int):
         checked += word
-        if time.monotonic() - since > _LOOK_PAUSE_SECONDS:
+        if time.monotonic() - since > _SECONDS_BETWEEN_REPORTS:
             yield checked
             checked, since = 0, time.monotonic()
     yield checked

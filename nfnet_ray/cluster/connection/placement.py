@@ -11,10 +11,10 @@ from nfnet_ray.cluster.connection import ray_internals
 from nfnet_ray.cluster.connection.resources import WorkerResources, places_on, worker_in_words
 from nfnet_ray.wording import agree, count
 
-SECONDS_BETWEEN_LOOKS = 2.0
-SECONDS_BEFORE_SAYING = 10.0
+SECONDS_BETWEEN_CHECKS = 2.0
+SECONDS_BEFORE_EXPLAINING = 10.0
 """Far longer than Ray takes to start a worker for which there is room."""
-SECONDS_BETWEEN_SAYING = 300.0
+SECONDS_BETWEEN_EXPLANATIONS = 300.0
 """An autoscaler takes minutes to start a node."""
 
 Machines = Sequence[tuple[float, float]]
@@ -31,9 +31,9 @@ def waiting_is_explained(
     """
     over = threading.Event()
 
-    def look() -> None:
-        since, said_at = time.monotonic(), float("-inf")
-        while not over.wait(SECONDS_BETWEEN_LOOKS):
+    def watch() -> None:
+        since, explained_at = time.monotonic(), float("-inf")
+        while not over.wait(SECONDS_BETWEEN_CHECKS):
             try:
                 machines, free, placed = _nodes(worker)
             except Exception:  # the head does not answer: others report that, or it will be back
@@ -42,17 +42,19 @@ def waiting_is_explained(
             now = time.monotonic()
             if reason is None:
                 since = now
-            elif now - since > SECONDS_BEFORE_SAYING and now - said_at > SECONDS_BETWEEN_SAYING:
-                said_at = now
+            elif (
+                now - since > SECONDS_BEFORE_EXPLAINING and now - explained_at > SECONDS_BETWEEN_EXPLANATIONS
+            ):
+                explained_at = now
                 say(reason)
 
-    thread = threading.Thread(target=look, name="placement", daemon=True)
+    thread = threading.Thread(target=watch, name="placement", daemon=True)
     thread.start()
     try:
         yield
     finally:
         over.set()
-        thread.join(SECONDS_BETWEEN_LOOKS)
+        thread.join(SECONDS_BETWEEN_CHECKS)
 
 
 def lack_of_room(missing: int, worker: WorkerResources, machines: Machines, free: Machines) -> str | None:

@@ -1,8 +1,8 @@
 """Everything of Ray that is used here and is not its public API: each name once, and why the public API does not do.
 
 All was seen in Ray 2.60.0, and ``pyproject.toml`` allows no later minor version. Before that bound is raised,
-``tests/quick/test_ray_internals.py`` has to pass with the new version: it looks for each name below in the Ray that
-is installed, and for private names in all other files. Paths are relative to Ray's package, or to its repository
+``tests/quick/test_ray_internals.py`` has to pass with the new version: it looks for each name below in the installed
+Ray, and for private names in all other files. Paths are relative to Ray's package, or to its repository
 where they begin with ``src``.
 
 Ray is imported in the functions: some of these facts are needed before, or in place of, a connection.
@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import subprocess
 
-    # Classes to derive from, for :mod:`nfnet_ray.cluster.group_events`. Public callbacks of Ray Train hear of reports
-    # and exceptions only, and not of workers that are lost or of a group that is about to be resized. They are Ray's
+    # Classes to derive from, for :mod:`nfnet_ray.cluster.group_events`. Public callbacks of Ray Train are called for
+    # reports and exceptions only, and not when workers are lost or a group is about to be resized. They are Ray's
     # developer API, and ``RunConfig(callbacks=...)`` takes them.
     from ray.train.v2._internal.execution.callback import ControllerCallback as ControllerCallback
     from ray.train.v2._internal.execution.callback import WorkerGroupCallback as WorkerGroupCallback
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 VERSION = "2.60.0"
 """The Ray in which all of this was seen."""
 
-# --- the key-value store of the head: the public API keeps values only in objects and actors, which die with their
-# --- owner or are one more process that can die
+# --- the key-value store of the head --------------------------------------------------------------
+# Publicly, values are kept in objects, which end with their owner, and in actors, which are processes that can die.
 
 
 _NAMESPACE = "nfnet_ray"
@@ -73,7 +73,7 @@ def value_keys(prefix: str) -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    """The two callback classes above, imported when they are asked for."""
+    """Imports the two callback classes above when they are needed."""
     if name not in ("ControllerCallback", "WorkerGroupCallback"):
         raise AttributeError(f"module {__name__} has no attribute {name}")
     from ray.train.v2._internal.execution import callback
@@ -95,7 +95,7 @@ def is_death(error: Exception) -> bool:
 
 
 def preempted_ranks() -> list[int]:
-    """Workers whose machines are about to be taken back, as far as this worker of Ray Train was told.
+    """Workers whose machines are about to be taken back, as far as this worker of Ray Train knows.
 
     The public ``ray.train.get_preemption_info`` is a barrier of all workers at every call; this reads what it returns.
     """
@@ -208,7 +208,8 @@ SETTINGS = {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
 
-# --- asking a head before Ray is imported: ``ray.init`` waits minutes for one that has ended --------
+# --- asking a head before Ray is imported ----------------------------------------------------------
+# ``ray.init`` waits minutes for a head that has ended.
 
 # src/ray/protobuf/gcs_service.proto.
 CHECK_ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
