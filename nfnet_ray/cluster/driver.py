@@ -191,7 +191,7 @@ class _JournalCallback(_NotSaved, Callback):
     def _interrupt(self, name: str, reason: str) -> None:
         """Ends the study for a reason that stops every trial; it can be resumed once the cause is gone."""
         self._recorder.end_trial(name, "interrupted", reason)
-        self._recorder.lose(reason)
+        self._recorder.mark_lost(reason)
 
     def _is_running(self, trial: TuneTrial) -> bool:
         """Whether the journal says so. It does not of a trial that Tune started while the others were being stopped."""

@@ -122,7 +122,7 @@ def run_training(
     finally:
         remove_run(config["mailbox"])
     if report.stops_study:
-        recorder.lose(str(report.reason))
+        recorder.mark_lost(str(report.reason))
     recorder.end_trial(config["name"], report.trial_state, report.reason)
     return report
 

@@ -40,13 +40,13 @@ class Recorder:
             self._journal.append(event)
         except OSError as error:
             self._journal_is_lost = True
-            self.lose(f"the journal cannot be written ({in_words(error)}); {remedy_for(error)}")
+            self.mark_lost(f"the journal cannot be written ({in_words(error)}); {remedy_for(error)}")
             return
         self.progress.apply(event)
         self._on_event()
 
-    def lose(self, why: str) -> None:
-        """The study has to stop, for this reason, which ends in what to do about it."""
+    def mark_lost(self, why: str) -> None:
+        """Stops the study. ``why`` ends in what to do about it."""
         self.lost = self.lost or why
         self._on_lost()
 

@@ -2,7 +2,7 @@
 
 One training on two hosts (network namespaces; without root, two nodes of this machine) is disturbed again and
 again, without waiting until it has come to itself: a worker, Ray Train's controller, the driver, which is then
-told to --resume, and a raylet, whose host then comes back. What it has learnt in the end is compared, bit by bit,
+told to --resume, and a raylet, whose host then comes back. What it has learnt at the end is compared, bit by bit,
 with two plain processes that nobody disturbed. Not part of the test suite: 40 kills take half an hour and more.
 """
 

@@ -96,5 +96,5 @@ if __name__ == "__main__":
 
         trainer.train_in_group = disturbed_worker
         messages.SECONDS_BETWEEN_RESIZES = 2.0
-        train.__file__ = __file__  # the command that goes on is this one
+        train.__file__ = __file__  # the command that resumes is this one
         sys.exit(train.main(sys.argv[2:]))

@@ -84,7 +84,7 @@ class Hosts:
         return ("ip", "netns", "exec", self.namespace(name))
 
     def cut_off(self, name: str) -> None:
-        """Pulls a host's cable: no packet comes or goes, and nobody is told."""
+        """Pulls a host's cable: no packet comes or goes, and no other host is notified."""
         _run("ip", "-n", self._switch, "link", "set", f"to-{name}", "down")
 
     def join(self, name: str) -> None:

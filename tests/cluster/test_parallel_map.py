@@ -1,4 +1,4 @@
-"""Results in order, a bounded number ahead, and what a worker's death comes to. About 25 s: a Ray of its own."""
+"""Results come in order, a bounded number is computed ahead, a worker may die. About 25 s: a Ray of its own."""
 
 from __future__ import annotations
 

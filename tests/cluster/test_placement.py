@@ -1,4 +1,4 @@
-"""What is said when workers find no place."""
+"""The line that explains why workers cannot start."""
 
 from __future__ import annotations
 

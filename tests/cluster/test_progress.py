@@ -30,7 +30,7 @@ RECORDED = REPOSITORY / "tests" / "fixtures" / "digits_study_events.jsonl"
 def shown(
     rows: int, columns: int, trials: int, ended: int, running: int, **environment: str
 ) -> tuple[str, str]:
-    """What is written to a terminal of that size before and after the table is taken away."""
+    """The output to a terminal of that size before and after the table is removed."""
     program = [sys.executable, "-m", "tests.cluster.show_table", *map(str, (trials, ended, running))]
     during, _, after = run_on_terminal(program, rows, columns, REPOSITORY, **environment).partition(MARK)
     return during, after

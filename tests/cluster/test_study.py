@@ -94,7 +94,7 @@ def started_event(study: Study) -> Any:
 
 
 def tune_trial(name: str) -> Any:
-    """What Ray Tune shows a scheduler of a trial, as far as it is looked at; the id is Tune's random one."""
+    """A trial as Ray Tune hands it to a scheduler, with what that reads; the id is Tune's random one."""
     return SimpleNamespace(trial_id=f"random-{name}", config={"trial": {"name": name}})
 
 
@@ -150,7 +150,7 @@ def test_a_trial_that_resumes_is_not_decided_about_anew() -> None:
 def test_the_replay_names_trials_that_stop_at_what_they_reported_last() -> None:
     scheduler = StratifiedHalving(STRATA, Halving(grace_epochs=1), epochs=8)
     reported = [("a", 1, 0.9), ("b", 1, 0.3), ("c", 1, 0.2), ("a", 2, 0.9), ("c", 2, 0.3), ("x", 1, 0.1)]
-    # An earlier version let c go on after its rung: what it has done since is not taken from it.
+    # An earlier version let c continue after its rung: its later epochs stay.
     assert scheduler.replay(reported) == {"b": 1, "c": 2}
     scheduler = StratifiedHalving(STRATA, Halving(grace_epochs=1), epochs=8)
     assert scheduler.replay([*reported, ("c", 3, 0.3)]) == {"b": 1}

@@ -1,4 +1,4 @@
-"""Trainings that are disturbed, and what is left of them: a workplace for the tests of studies/train.py."""
+"""Trainings that are disturbed, and what they leave behind: a workplace for the tests of studies/train.py."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def environment() -> dict[str, str]:
 
 
 class TrainingPlace:
-    """A folder from which one training is run, stopped and gone on with, and what it leaves there."""
+    """A folder from which one training is run, stopped and resumed, and the files that it leaves there."""
 
     def __init__(self, folder: Path, data: Path, address: str, prefix: tuple[str, ...] = ()) -> None:
         self.folder, self._data, self._address, self._prefix = folder, data, address, prefix
@@ -147,7 +147,7 @@ class Driver:
             time.sleep(0.1)
 
     def until_attempt(self, number: int, *, steps: int = 3) -> None:
-        """Until the workers have been started so often, and have trained for some steps since."""
+        """Waits until attempt ``number`` has trained for some steps."""
         self.until(lambda: len(self._place.attempts) >= number, f"attempt {number}")
         first = max(self._place.samples, default=-1)
         self.until(
