@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from nfnet_ray.cluster.connection.session import Resources
+from nfnet_ray.cluster.connection.resources import Resources, WorkerResources
 from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.study.state import StudyProgress
 from nfnet_ray.study.study import Study, Trial
 from nfnet_ray.tracking.events import StudyDescription
 
 if TYPE_CHECKING:
-    from nfnet_ray.cluster.connection.resources import WorkerResources
     from nfnet_ray.study.recorder import Recorder
 
 EXIT_FAILED_TRIALS = 1

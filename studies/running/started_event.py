@@ -8,18 +8,14 @@ import sys
 import time
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from nfnet_ray import version
-from nfnet_ray.cluster.connection.session import Resources
+from nfnet_ray.cluster.connection.resources import Resources, WorkerResources
 from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.printable import interpreter, shell_command
 from nfnet_ray.study.study import METRIC, Study
 from nfnet_ray.tracking.events import SourceVersion, StudyStarted
 from nfnet_ray.tracking.uri import without_password
-
-if TYPE_CHECKING:
-    from nfnet_ray.cluster.connection.resources import WorkerResources
 
 
 def started_event(

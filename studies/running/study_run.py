@@ -8,15 +8,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 
 from dashboards.live_report import LiveReport
 from dashboards.report import REPORT_FILE, write_report
 from nfnet_ray.cluster.connection.address import temporary_folder
+from nfnet_ray.cluster.connection.resources import Resources, WorkerResources
 from nfnet_ray.cluster.connection.session import (
-    Resources,
     available_cpus,
     check_temporary_folder,
     ray_session,
@@ -39,9 +39,6 @@ from nfnet_ray.wording import clock_time, count
 from studies.running.runner import Runner, RunningStudy, WorkerDemand
 from studies.running.started_event import started_event
 from studies.running.trials import TuneRunner
-
-if TYPE_CHECKING:
-    from nfnet_ray.cluster.connection.resources import WorkerResources
 
 LOCK_FILE = "running.lock"
 EXIT_NOT_IN_MLFLOW = 3  # all has been trained; 2 is an error of use

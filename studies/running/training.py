@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from nfnet_ray.cluster.connection.session import Resources
+from nfnet_ray.cluster.connection.resources import Resources, WorkerResources
+from nfnet_ray.cluster.messages import TrainingOptions, worker_config
 from nfnet_ray.command_line.interruption import EXIT_INTERRUPTED
 from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.errors import UserError
@@ -23,11 +24,6 @@ from studies.running.checks import MOST_BYTES_BELOW_A_TRIAL
 from studies.running.names import name_on_occasion
 from studies.running.request import Request
 from studies.running.runner import EXIT_FAILED_TRIALS, Ending, Runner, RunningStudy, WorkerDemand
-
-if TYPE_CHECKING:
-    from nfnet_ray.cluster.connection.resources import WorkerResources
-    from nfnet_ray.cluster.messages import TrainingOptions
-
 
 DEFAULT_MODEL = "nfnet_pico"
 EPOCHS_ON_DIGITS = 8
@@ -107,8 +103,6 @@ class TrainingRequest(Request):
 
     def _options(self, home: Path, checkpoints: str | None) -> TrainingOptions:
         """Raises UserError if no checkpoints can be kept where they are to be kept."""
-        from nfnet_ray.cluster.messages import TrainingOptions
-
         if checkpoints:
             from nfnet_ray.training.checkpoints.storage import storage_at
 
@@ -167,7 +161,6 @@ class TrainRunner:
 
     def run(self, running: RunningStudy) -> None:
         from nfnet_ray.cluster.connection.placement import waiting_is_explained
-        from nfnet_ray.cluster.messages import worker_config
         from nfnet_ray.cluster.trainer import run_training
 
         worker = running.worker

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from data_prep.digits import DigitsPart
-from nfnet_ray.cluster.connection.session import Resources
+from nfnet_ray.cluster.connection.resources import Resources, WorkerResources
 from nfnet_ray.command_line.interruption import EXIT_INTERRUPTED
 from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.errors import UserError
@@ -20,9 +20,6 @@ from studies.running.names import name_on_occasion
 from studies.running.program import MadeWeights, StudyProgram
 from studies.running.request import Request
 from studies.running.runner import EXIT_FAILED_TRIALS, Ending, Runner, RunningStudy, WorkerDemand
-
-if TYPE_CHECKING:
-    from nfnet_ray.cluster.connection.resources import WorkerResources
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,7 @@ from typing import Any
 
 import pytest
 
-from nfnet_ray.cluster.connection.resources import WorkerResources
-from nfnet_ray.cluster.connection.session import Resources
+from nfnet_ray.cluster.connection.resources import Resources, WorkerResources
 from nfnet_ray.study.state import StudyProgress
 from nfnet_ray.tracking.events import JOURNAL_FILE, Journal
 from studies.agc_sweep import agc_sweep

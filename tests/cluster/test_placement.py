@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nfnet_ray.cluster.connection.placement import Machines, lack_of_room
-from nfnet_ray.cluster.connection.resources import WorkerResources, concurrent_trials
-from nfnet_ray.cluster.connection.session import Resources
+from nfnet_ray.cluster.connection.resources import Resources, WorkerResources, concurrent_trials
 from nfnet_ray.errors import UserError
 
 TWO_NODES = [(2.0, 0.0), (2.0, 0.0)]

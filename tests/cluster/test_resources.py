@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from nfnet_ray.cluster.connection.resources import check_places, training_resources, worker_resources
-from nfnet_ray.cluster.connection.session import Resources
+from nfnet_ray.cluster.connection.resources import (
+    Resources,
+    check_places,
+    training_resources,
+    worker_resources,
+)
 from nfnet_ray.cluster.follower import hang_sentence
 from nfnet_ray.cluster.messages import WorkerHung
 from nfnet_ray.errors import UserError

@@ -6,8 +6,19 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from nfnet_ray.cluster.connection.session import Resources
 from nfnet_ray.errors import UserError
+
+
+@dataclass(frozen=True)
+class Resources:
+    """The resources of all nodes of a cluster; ``machines`` is (cores, GPUs) of each, ``description`` for people."""
+
+    nodes: int
+    cpus: float
+    gpus: float
+    memory_gib: float
+    description: str
+    machines: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(frozen=True)

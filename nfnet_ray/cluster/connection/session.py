@@ -9,7 +9,6 @@ import platform
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from nfnet_ray.cluster.connection import ray_internals
 from nfnet_ray.cluster.connection.address import LOCAL, find_head, has_token, temporary_folder
 from nfnet_ray.cluster.connection.job import forget_job
 from nfnet_ray.cluster.connection.own_ray import OwnRay
+from nfnet_ray.cluster.connection.resources import Resources
 from nfnet_ray.command_line.interruption import handlers_kept
 from nfnet_ray.errors import UserError
 from nfnet_ray.places import check_can_write, check_path
@@ -29,18 +29,6 @@ LONGEST_BELOW_TEMPORARY = len(ray_internals.LONGEST_SOCKET)
 
 LEAST_TEMPORARY_BYTES = 10_000_000
 """Ray's logs of a study are 0.3 to 2.4 MB; if they do not fit, workers die."""
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What a Ray cluster has, over all its nodes; ``machines`` is (cores, GPUs) of each."""
-
-    nodes: int
-    cpus: float
-    gpus: float
-    memory_gib: float
-    description: str
-    machines: tuple[tuple[float, float], ...] = ()
 
 
 def available_cpus() -> int:
