@@ -171,13 +171,15 @@ class Undisturbed:
     def __init__(self, folder: Path, data: Path) -> None:
         recipe, out = folder / "recipe.json", folder / "weights.pt"
         recipe.write_text(json.dumps(quick_recipe(data).to_values()))
-        workers = [
-            subprocess.Popen(
-                [sys.executable, str(SCRIPT), str(folder), "--plain", str(rank), str(recipe), str(out)]
-            )
+        python = [sys.executable, "-X", "faulthandler"]  # a process that is aborted says where it was
+        commands = [
+            [*python, str(SCRIPT), str(folder), "--plain", str(rank), str(recipe), str(out)]
             for rank in range(2)
         ]
-        assert [worker.wait(HANG_SECONDS) for worker in workers] == [0, 0]
+        workers = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
+        for worker in workers:
+            _, errors = worker.communicate(timeout=HANG_SECONDS)
+            assert worker.returncode == 0, f"exit code {worker.returncode}: {errors}"
         self.weights: dict[str, torch.Tensor] = torch.load(out, weights_only=True)
         self.samples = TrainingPlace(folder, data, "").samples
 
