@@ -1,11 +1,11 @@
 """The Recipe: everything that decides one training run.
 
-A Recipe is a tree of frozen dataclasses. Every leaf has one dotted name
+A Recipe is a tree of frozen dataclasses (:mod:`nfnet_ray.settings` checks them). Every leaf has one dotted name
 (``optimizer.agc.clip_factor``) that is the same in a study's space, in ``--set`` on a command line,
 in MLflow's params and as a column of a table. A wrong value fails when the Recipe is built, with the
 field, the value and what is allowed.
 
-This module knows nothing but the standard library: the same Recipe is read by a driver that has no
+This module needs nothing but the standard library: the same Recipe is read by a driver that has no
 torch in memory and by a worker on a machine that has only torch.
 
 The defaults are the published ImageNet recipe of NFNet-F0 (Brock et al. 2021, appendix A.1 and the
@@ -14,152 +14,19 @@ official ``experiment_nfnets.py``); studies replace what their question needs.
 
 from __future__ import annotations
 
-import ast
-import dataclasses
-import difflib
-import functools
 import hashlib
 import json
-import types
-import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
-from nfnet_ray.errors import UserError
-
-
-class RecipeError(UserError):
-    """A Recipe field that does not exist, or a value that it does not take."""
-
-
-# What no field takes more of: 32-bit seeds and sizes, and numbers that stay finite when float32 multiplies them.
-LARGEST_WHOLE_NUMBER = 2**31 - 1
-LARGEST_NUMBER = 1e6
-LARGEST_SIDE = 2048
-"""Pixels of an image's side: twice what any published recipe uses; memory grows with its square."""
-
-
-def setting(
-    default: Any,
-    meaning: str,
-    *,
-    above: float | None = None,
-    at_least: float | None = None,
-    below: float | None = None,
-    at_most: float | None = None,
-) -> Any:
-    """A dataclass field with what it means and the range of values it takes."""
-    bounds = {"above": above, "at least": at_least, "below": below, "at most": at_most}
-    return dataclasses.field(
-        default=default,
-        metadata={"meaning": meaning, "bounds": {k: v for k, v in bounds.items() if v is not None}},
-    )
-
-
-_MISFIT = object()
-
-
-def _conform(value: Any, hint: Any) -> Any:
-    """``value`` as the annotated type (int to float, list to tuple), or _MISFIT."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        results = (_conform(value, argument) for argument in arguments)
-        return next((result for result in results if result is not _MISFIT), _MISFIT)
-    if origin is Literal:
-        return value if value in arguments else _MISFIT
-    if origin is tuple:
-        if not isinstance(value, tuple | list):
-            return _MISFIT
-        items = tuple(_conform(item, arguments[0]) for item in value)
-        return _MISFIT if _MISFIT in items else items
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value) if abs(value) < 2**53 else _MISFIT
-    if hint is int and isinstance(value, bool):
-        return _MISFIT
-    if hint is types.NoneType:
-        return None if value is None else _MISFIT
-    return value if isinstance(value, hint) else _MISFIT
-
-
-def _within(value: Any, bounds: Mapping[str, float]) -> bool:
-    if isinstance(value, tuple):
-        return (bool(value) or not bounds) and all(_within(item, bounds) for item in value)
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return True
-    return (
-        abs(value) <= _largest(value)  # which nan is not
-        and value > bounds.get("above", float("-inf"))
-        and value >= bounds.get("at least", float("-inf"))
-        and value < bounds.get("below", float("inf"))
-        and value <= bounds.get("at most", float("inf"))
-    )
-
-
-def _largest(value: int | float) -> float:
-    return LARGEST_NUMBER if isinstance(value, float) else LARGEST_WHOLE_NUMBER
-
-
-def _shortened(value: Any) -> str:
-    """``repr`` in at most 60 characters."""
-    try:
-        text = repr(value)
-    except ValueError:  # Python writes out no whole number of more than 4,300 digits
-        return "a number of thousands of digits"
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _describe(hint: Any, bounds: Mapping[str, float]) -> str:
-    """What a field takes, in words: ``a number above 0, or none``."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        return ", or ".join(_describe(argument, bounds) for argument in arguments)
-    if origin is Literal:
-        return "one of " + ", ".join(map(str, arguments))
-    words = {
-        int: "a whole number",
-        float: "a number",
-        bool: "true or false",
-        str: "text",
-        types.NoneType: "none",
-    }
-    text = "a list of " + words[arguments[0]].removeprefix("a ") + "s" if origin is tuple else words[hint]
-    limits = " and ".join(
-        f"{kind} {limit:,.0f}" if limit >= 1e5 else f"{kind} {limit:g}" for kind, limit in bounds.items()
-    )
-    return f"{text} {limits}" if (limits and hint in (int, float)) or (limits and origin is tuple) else text
-
-
-# {field: annotation} of a section. Without the cache each Recipe would compile all its annotations again: 3 ms.
-_hints: Any = functools.cache(typing.get_type_hints)
-
-
-class Section:
-    """Checks every field of a Recipe section against its type and its range when it is built."""
-
-    prefix: ClassVar[str] = ""
-
-    def __post_init__(self) -> None:
-        hints = _hints(type(self))
-        for field in dataclasses.fields(self):  # type: ignore[arg-type]
-            given, bounds = getattr(self, field.name), field.metadata.get("bounds", {})
-            value = _conform(given, hints[field.name])
-            name = f"{self.prefix}{field.name}"
-            if value is _MISFIT or not _within(value, bounds):
-                is_number = isinstance(value, int | float) and not isinstance(value, bool)
-                if is_number and abs(value) > _largest(value) and not {"below", "at most"} & bounds.keys():
-                    bounds = bounds | {"at most": _largest(value)}
-                raise RecipeError(
-                    f"{name} = {_shortened(given)} is not allowed: it takes {_describe(hints[field.name], bounds)}"
-                )
-            object.__setattr__(self, field.name, value)
+from nfnet_ray import settings
+from nfnet_ray.settings import LARGEST_SIDE, RecipeError, Section, setting
 
 
 @dataclass(frozen=True)
 class Overrides(Section):
     """The official class's knobs; None keeps what the model's name stands for."""
-
-    prefix: ClassVar[str] = "model.overrides."
 
     width: tuple[int, ...] | None = setting(None, "channels of each stage", at_least=1, at_most=65536)
     depth: tuple[int, ...] | None = setting(None, "blocks of each stage", at_least=1, at_most=1000)
@@ -175,14 +42,12 @@ class Overrides(Section):
 
     def chosen(self) -> dict[str, Any]:
         """The knobs that are turned: {name: value} of those that are not None."""
-        return {name: value for name, value in _leaves(self) if value is not None}
+        return {name: value for name, value in self.to_values().items() if value is not None}
 
 
 @dataclass(frozen=True)
 class ModelRecipe(Section):
     """Which network, what it starts from, and its regularisation. None stands for the variant's published value."""
-
-    prefix: ClassVar[str] = "model."
 
     name: str = setting("nfnet_f0", "a name from nfnet_ray.models.list_models()")
     weights: str | None = setting(
@@ -214,8 +79,6 @@ class ModelRecipe(Section):
 class MixingRecipe(Section):
     """MixUp and CutMix. With both, half of the images get the one and half the other (official dataset.py)."""
 
-    prefix: ClassVar[str] = "data.mixing."
-
     mixup_alpha: float | None = setting(
         0.2, "MixUp's ratio is drawn from Beta(alpha, alpha); none: no MixUp", above=0
     )
@@ -231,8 +94,6 @@ class MixingRecipe(Section):
 class RandAugmentRecipe(Section):
     """RandAugment with the official code's 16 operations."""
 
-    prefix: ClassVar[str] = "data.randaugment."
-
     layers: int = setting(
         4, "operations for each image, one after the other; 0: none", at_least=0, at_most=64
     )
@@ -247,8 +108,6 @@ class RandAugmentRecipe(Section):
 @dataclass(frozen=True)
 class ProgressiveRecipe(Section):
     """Training images that grow by epoch (docs/methods/progressive_size.md); `data.image_size` is the last size."""
-
-    prefix: ClassVar[str] = "data.progressive."
 
     start_size: int | None = setting(
         None,
@@ -296,8 +155,6 @@ class ProgressiveRecipe(Section):
 @dataclass(frozen=True)
 class DataRecipe(Section):
     """Which images, and what is done to them. None stands for the variant's published value."""
-
-    prefix: ClassVar[str] = "data."
 
     path: str = setting("", "a data set converted by data_prep (where it lies does not change the result)")
     image_size: int | None = setting(
@@ -350,8 +207,6 @@ class DataRecipe(Section):
 class AGCRecipe(Section):
     """Adaptive gradient clipping (paper section 4)."""
 
-    prefix: ClassVar[str] = "optimizer.agc."
-
     clip_factor: float | None = setting(
         0.01, "largest allowed gradient norm / parameter norm of a unit; none does not clip", above=0
     )
@@ -364,8 +219,6 @@ class AGCRecipe(Section):
 @dataclass(frozen=True)
 class SAMRecipe(Section):
     """Sharpness-aware minimisation (Foret et al. 2021; NFNet paper appendix A.4) and its relatives."""
-
-    prefix: ClassVar[str] = "optimizer.sam."
 
     rho: float | None = setting(
         None, "length of the ascent step in the space of the weights; none: no SAM", above=0
@@ -417,8 +270,6 @@ class SAMRecipe(Section):
 class EMARecipe(Section):
     """The running mean of the weights that is evaluated (official utils.py, experiment_nfnets.py)."""
 
-    prefix: ClassVar[str] = "optimizer.ema."
-
     decay: float | None = setting(
         0.99999,
         "decay of the moving average; none: no average, the weights are evaluated",
@@ -431,8 +282,6 @@ class EMARecipe(Section):
 @dataclass(frozen=True)
 class OptimizerRecipe(Section):
     """SGD with Nesterov momentum and coupled weight decay (official optim.py), or TensorFlow's RMSProp."""
-
-    prefix: ClassVar[str] = "optimizer."
 
     name: Literal["sgd", "rmsprop"] = setting(
         "sgd", "SGD for NFNets, RMSProp as TensorFlow's for EfficientNets"
@@ -455,8 +304,6 @@ class OptimizerRecipe(Section):
 class ScheduleRecipe(Section):
     """Linear warm-up from 0, then a cosine to 0 (paper appendix A.1) or stairs (EfficientNet, ResNet)."""
 
-    prefix: ClassVar[str] = "schedule."
-
     epochs: int = setting(360, "passes over the training images", at_least=1, at_most=100_000)
     warmup_epochs: float = setting(5.0, "epochs of linear warm-up; fractions count", at_least=0)
     base_learning_rate: float = setting(0.1, "peak learning rate for each 256 images of the batch", above=0)
@@ -470,8 +317,6 @@ class ScheduleRecipe(Section):
 @dataclass(frozen=True)
 class LossRecipe(Section):
     """Softmax cross-entropy."""
-
-    prefix: ClassVar[str] = "loss."
 
     label_smoothing: float = setting(0.1, "share of the target spread over all classes", at_least=0, below=1)
 
@@ -524,18 +369,6 @@ class Recipe(Section):
     def peak_learning_rate(self) -> float:
         """The largest learning rate: ``base_learning_rate * batch_size / 256`` (paper appendix A.1)."""
         return self.schedule.base_learning_rate * self.batch_size / 256
-
-    def to_values(self) -> dict[str, Any]:
-        """All leaves as {dotted name: value}, in the order in which they are declared."""
-        return dict(_leaves(self))
-
-    def with_values(self, values: Mapping[str, Any]) -> Recipe:
-        """A copy in which the fields of the given dotted names have the given values."""
-        known = self.to_values()
-        for name in values:
-            if name not in known:
-                raise RecipeError(_unknown_field(name, list(known)))
-        return _replaced(self, "", values)
 
     @staticmethod
     def from_values(values: Mapping[str, Any]) -> Recipe:
@@ -590,18 +423,7 @@ def decisive_values(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def field_meanings() -> dict[str, str]:
     """{dotted name: what it means and what it takes} of every Recipe field, for help texts."""
-
-    def walk(section: type[Section]) -> Iterator[tuple[str, str]]:
-        hints = _hints(section)
-        for field in dataclasses.fields(section):  # type: ignore[arg-type]
-            hint = hints[field.name]
-            if isinstance(hint, type) and issubclass(hint, Section):
-                yield from walk(hint)
-            else:
-                takes = _describe(hint, field.metadata["bounds"])
-                yield f"{section.prefix}{field.name}", f"{field.metadata['meaning']} ({takes})"
-
-    return dict(walk(Recipe))
+    return settings.field_meanings(Recipe)
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
@@ -610,50 +432,4 @@ def parse_setting(text: str) -> tuple[str, Any]:
     Raises RecipeError if there is no ``=``, nothing behind it, or no such field. The value is checked when a Recipe is
     built with it.
     """
-    name, equals, literal = text.partition("=")
-    name, literal = name.strip(), literal.strip()
-    if not equals or not name:
-        raise RecipeError(f"--set {text}: write it as field=value, such as optimizer.agc.clip_factor=0.02")
-    known = list(Recipe().to_values())
-    if name not in known:
-        raise RecipeError(_unknown_field(name, known))
-    if not literal:
-        raise RecipeError(
-            f"--set {text}: there is no value; is a variable of the shell not set? None is written none"
-        )
-    words = {"none": None, "true": True, "false": False}
-    if literal.lower() in words:
-        return name, words[literal.lower()]
-    try:
-        return name, ast.literal_eval(literal)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return name, literal  # a bare word, such as channels_last
-
-
-def _unknown_field(name: str, known: list[str]) -> str:
-    leaf = name.rsplit(".", 1)[-1]
-    close = [k for k in known if k.rsplit(".", 1)[-1] == leaf] or difflib.get_close_matches(
-        name, known, n=3, cutoff=0.4
-    )
-    hint = f"did you mean {' or '.join(close)}?" if close else "see --help for the list"
-    return f"{name} is not a field of the Recipe: {hint}"
-
-
-def _leaves(section: Section, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for field in dataclasses.fields(section):  # type: ignore[arg-type]
-        value = getattr(section, field.name)
-        if isinstance(value, Section):
-            yield from _leaves(value, f"{prefix}{field.name}.")
-        else:
-            yield f"{prefix}{field.name}", value
-
-
-def _replaced(section: Any, prefix: str, values: Mapping[str, Any]) -> Any:
-    changes: dict[str, Any] = {}
-    for field in dataclasses.fields(section):
-        old, name = getattr(section, field.name), f"{prefix}{field.name}"
-        if isinstance(old, Section):
-            changes[field.name] = _replaced(old, f"{name}.", values)
-        elif name in values:
-            changes[field.name] = values[name]
-    return dataclasses.replace(section, **changes)
+    return settings.parse_setting(Recipe, text)

@@ -8,11 +8,9 @@ if __name__ == "__main__":
     begin()  # first: what follows takes seconds to import
 
 import argparse
-import ast
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from nfnet_ray.command_line.arguments import positive
 from nfnet_ray.command_line.one_line_parser import EXIT_USER_ERROR, OneLineParser
@@ -20,6 +18,9 @@ from nfnet_ray.errors import UserError
 from nfnet_ray.models.catalogue import get_model
 from nfnet_ray.models.tables import block_table, list_table, summary
 from nfnet_ray.models.variants import OVERRIDES, Variant
+from nfnet_ray.settings import parse_assignment
+
+KNOB_FORM = "KNOB=VALUE, such as width=[128,256,768,768]"
 
 # Of the images of --signal, unless --size says another: large enough that F0's last stage has 4x4 pixels, small
 # enough for a CPU. Smaller members are measured at their training size.
@@ -79,7 +80,7 @@ def _run(options: argparse.Namespace) -> None:
                 raise UserError(f"{flag} needs the name of a model; without {flag} all of them are listed")
         print(list_table(options.classes))
         return
-    overrides = dict(map(parse_knob, options.knobs))
+    overrides = dict(parse_assignment(text, KNOB_FORM) for text in options.knobs)
     model = get_model(options.name, overrides)
     size = options.size or model.train_size
     if options.signal is not None:
@@ -96,23 +97,6 @@ def _run(options: argparse.Namespace) -> None:
     if isinstance(model, Variant):
         print(block_table(model, size, options.classes))
     print(summary(options.name, overrides, size, options.classes))
-
-
-def parse_knob(text: str) -> tuple[str, Any]:
-    """`"width=[32, 64, 96, 96]"` as (knob, value); `none` is None, and what is not a Python literal is a word.
-
-    Raises UserError if there is no `=`.
-    """
-    name, equals, literal = (part.strip() for part in text.partition("="))
-    if not equals or not name:
-        raise UserError(f"--set {text}: write it as KNOB=VALUE, such as width=[128,256,768,768]")
-    words = {"none": None, "true": True, "false": False}
-    if literal.lower() in words:
-        return name, words[literal.lower()]
-    try:
-        return name, ast.literal_eval(literal)
-    except (ValueError, SyntaxError):
-        return name, literal
 
 
 if __name__ == "__main__":

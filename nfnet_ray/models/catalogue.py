@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ from nfnet_ray.errors import UserError
 from nfnet_ray.models import baselines, variants
 from nfnet_ray.models.baselines import BASELINES, Baseline
 from nfnet_ray.models.variants import Variant, get_variant
+from nfnet_ray.settings import did_you_mean
 
 
 def list_models() -> list[str]:
@@ -30,9 +30,7 @@ def get_model(name: str, overrides: Mapping[str, Any] | None = None) -> Variant 
             )
         return BASELINES[name]
     if name not in list_models():
-        close = difflib.get_close_matches(str(name), list_models())
-        hint = f"did you mean {' or '.join(close)}?" if close else f"use one of {', '.join(list_models())}"
-        raise UserError(f"unknown model {name!r}; {hint}")
+        raise UserError(f"unknown model {name!r}; {did_you_mean(name, list_models())}")
     return get_variant(name, overrides)
 
 

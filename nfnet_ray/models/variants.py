@@ -12,13 +12,13 @@ implementation, google-deepmind/deepmind-research `nfnets/` at commit f5de0ed: t
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from nfnet_ray.errors import UserError
+from nfnet_ray.settings import did_you_mean
 
 STAGES = 4
 
@@ -547,15 +547,12 @@ def get_variant(name: str, overrides: Mapping[str, Any] | None = None) -> Varian
     an unknown name or setting and for a value that is not allowed.
     """
     if name not in _VARIANTS:
-        raise UserError(f"unknown model {name!r}; {_suggest(name, list_models())}")
+        raise UserError(f"unknown model {name!r}; {did_you_mean(name, list_models())}")
     changes: dict[str, Any] = {}
     for key, value in (overrides or {}).items():
         if key not in OVERRIDES:
-            raise UserError(f"model {name}: unknown override {key!r}={value!r}; {_suggest(key, OVERRIDES)}")
+            raise UserError(
+                f"model {name}: unknown override {key!r}={value!r}; {did_you_mean(key, OVERRIDES)}"
+            )
         changes[key] = tuple(value) if isinstance(value, list) else value
     return replace(_VARIANTS[name], **changes)
-
-
-def _suggest(word: str, known: list[str] | tuple[str, ...]) -> str:
-    matches = difflib.get_close_matches(str(word), known)
-    return f"did you mean {' or '.join(matches)}?" if matches else f"use one of {', '.join(known)}"

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import typing
 from typing import Any
+from unittest import mock
 
 import pytest
 
 from nfnet_ray.models.published import with_published_values
-from nfnet_ray.recipe import Recipe, RecipeError, field_meanings, parse_setting
+from nfnet_ray.recipe import AGCRecipe, Overrides, Recipe, RecipeError, Section, field_meanings, parse_setting
 
 
 def test_values_survive_json() -> None:
@@ -62,6 +64,29 @@ def test_a_wrong_setting_is_refused_in_one_line(setting: str, complaint: str) ->
         apply()
     assert complaint in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("build", "name"),
+    [
+        (lambda: AGCRecipe(clip_factor=-1), "optimizer.agc.clip_factor = -1"),
+        (lambda: Overrides(depth=()), "model.overrides.depth = ()"),
+        (lambda: Recipe(batch_size=0), "batch_size = 0"),
+    ],
+)
+def test_a_section_built_by_itself_names_the_field_with_its_place_in_the_recipe(
+    build: typing.Callable[[], Section], name: str
+) -> None:
+    with pytest.raises(RecipeError) as error:
+        build()
+    assert str(error.value).startswith(f"{name} is not allowed")
+
+
+def test_annotations_are_compiled_once_for_each_class_not_for_each_recipe() -> None:
+    recipe = Recipe()
+    with mock.patch.object(typing, "get_type_hints") as compiling:
+        recipe.with_values({"optimizer.agc.clip_factor": 0.02, "seed": 1})
+    compiling.assert_not_called()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,314 @@
+"""Settings: frozen dataclasses whose fields have a range, a meaning and a dotted name.
+
+    @dataclass(frozen=True)
+    class AGCRecipe(Section):
+        clip_factor: float | None = setting(0.01, "largest gradient norm / parameter norm", above=0)
+
+    @dataclass(frozen=True)
+    class Recipe(Section):
+        agc: AGCRecipe = AGCRecipe()                       # its field is called agc.clip_factor
+
+    Recipe().with_values({"agc.clip_factor": -1})           # RecipeError: agc.clip_factor = -1 is not allowed: …
+
+A section checks its fields whenever it is built. Needs nothing but the standard library.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import functools
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeVar
+
+from nfnet_ray.errors import UserError
+
+
+class RecipeError(UserError):
+    """A setting that does not exist, or a value that it does not take."""
+
+
+# No setting takes more: seeds and sizes have 32 bits, and numbers stay finite when float32 multiplies them.
+LARGEST_WHOLE_NUMBER = 2**31 - 1
+LARGEST_NUMBER = 1e6
+LARGEST_SIDE = 2048
+"""Pixels of an image's side: twice what any published recipe uses; memory grows with its square."""
+
+
+def setting(
+    default: Any,
+    meaning: str,
+    *,
+    above: float | None = None,
+    at_least: float | None = None,
+    below: float | None = None,
+    at_most: float | None = None,
+) -> Any:
+    """A dataclass field with its meaning and the range of values that it takes."""
+    bounds = {"above": above, "at least": at_least, "below": below, "at most": at_most}
+    return dataclasses.field(
+        default=default,
+        metadata={"meaning": meaning, "bounds": {k: v for k, v in bounds.items() if v is not None}},
+    )
+
+
+class Section:
+    """Checks every field against its type and its range when it is built.
+
+    A section may be the default of a field of another one: so they form a tree, and the names of fields get dots. A
+    class of sections has one place in one tree.
+    """
+
+    prefix: ClassVar[str] = ""
+    """What comes before the names of this section's fields: ``optimizer.agc.``; empty at the root of the tree."""
+
+    def __init_subclass__(cls) -> None:
+        for name, value in vars(cls).items():
+            if isinstance(value, Section):
+                value._place_below(f"{name}.")
+
+    def _place_below(self, prefix: str) -> None:
+        type(self).prefix = prefix
+        for name, value in vars(self).items():
+            if isinstance(value, Section):
+                value._place_below(f"{prefix}{name}.")
+
+    def __post_init__(self) -> None:
+        for field in _fields(type(self)):
+            given = getattr(self, field.name)
+            value = _conform(given, field.hint)
+            if value is _MISFIT or not _within(value, field.bounds):
+                raise RecipeError(_refusal(f"{self.prefix}{field.name}", given, field))
+            if value is not given:
+                object.__setattr__(self, field.name, value)
+
+    def to_values(self) -> dict[str, Any]:
+        """All leaves as {dotted name below this section: value}, in the order in which they are declared."""
+        return dict(self._leaves(""))
+
+    def _leaves(self, prefix: str) -> Iterator[tuple[str, Any]]:
+        for field in _fields(type(self)):
+            value = getattr(self, field.name)
+            if isinstance(value, Section):
+                yield from value._leaves(f"{prefix}{field.name}.")
+            else:
+                yield f"{prefix}{field.name}", value
+
+    def with_values(self, values: Mapping[str, Any]) -> Self:
+        """A copy with other values in the fields of the given dotted names, which are names below this section.
+
+        Raises RecipeError for a name that is not a field, with the fields that may have been meant, and for a value
+        that the field does not take.
+        """
+        changes: dict[str, Any] = {}
+        below: dict[str, dict[str, Any]] = {}
+        for name, value in values.items():
+            if name not in _leaves_of(type(self)):
+                raise RecipeError(_unknown_field(name, leaf_names(type(self))))
+            first, dot, rest = name.partition(".")
+            if dot:
+                below.setdefault(first, {})[rest] = value
+            else:
+                changes[name] = value
+        # Sections in which nothing changes are kept, and not checked again: they were when they were built.
+        changes |= {name: getattr(self, name).with_values(changed) for name, changed in below.items()}
+        return dataclasses.replace(self, **changes)  # type: ignore[type-var]
+
+
+SectionType = TypeVar("SectionType", bound=Section)
+
+
+class _Field(NamedTuple):
+    """A field of a section: its annotated type, its range, and its meaning."""
+
+    name: str
+    hint: Any
+    bounds: Mapping[str, float]
+    meaning: str
+
+    @property
+    def section(self) -> type[Section] | None:
+        """The type of the section that the field holds; None for a leaf."""
+        return self.hint if isinstance(self.hint, type) and issubclass(self.hint, Section) else None
+
+
+def _read_fields(section: type[Section]) -> tuple[_Field, ...]:
+    hints = typing.get_type_hints(section)
+    return tuple(
+        _Field(field.name, hints[field.name], field.metadata.get("bounds", {}), field.metadata.get("meaning", ""))
+        for field in dataclasses.fields(section)  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+# Once for each class: compiling its annotations takes many times as long as checking its values. (Any: mypy holds no
+# class that has a hash for hashable.)
+_fields: Any = functools.cache(_read_fields)
+
+
+def _read_leaves(section: type[Section]) -> dict[str, _Field]:
+    leaves: dict[str, _Field] = {}
+    for field in _fields(section):
+        if field.section is None:
+            leaves[field.name] = field
+        else:
+            leaves |= {f"{field.name}.{name}": leaf for name, leaf in _leaves_of(field.section).items()}
+    return leaves
+
+
+_leaves_of: Any = functools.cache(_read_leaves)
+
+
+def leaf_names(section: type[Section]) -> list[str]:
+    """The dotted names of a tree's leaves, in the order in which they are declared."""
+    return list(_leaves_of(section))
+
+
+def field_meanings(section: type[Section]) -> dict[str, str]:
+    """{dotted name: its meaning and the values that it takes} of a tree's leaves, for help texts."""
+    return {
+        name: f"{field.meaning} ({_describe(field.hint, field.bounds)})"
+        for name, field in _leaves_of(section).items()
+    }
+
+
+_MISFIT = object()
+
+
+def _conform(value: Any, hint: Any) -> Any:
+    """``value`` as the annotated type (int to float, list to tuple), or _MISFIT."""
+    if isinstance(hint, type) and isinstance(value, Section):
+        return value if isinstance(value, hint) else _MISFIT
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        results = (_conform(value, argument) for argument in arguments)
+        return next((result for result in results if result is not _MISFIT), _MISFIT)
+    if origin is Literal:
+        return value if value in arguments else _MISFIT
+    if origin is tuple:
+        if not isinstance(value, tuple | list):
+            return _MISFIT
+        items = tuple(_conform(item, arguments[0]) for item in value)
+        return _MISFIT if _MISFIT in items else items
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value) if abs(value) < 2**53 else _MISFIT
+    if hint is int and isinstance(value, bool):
+        return _MISFIT
+    if hint is types.NoneType:
+        return None if value is None else _MISFIT
+    return value if isinstance(value, hint) else _MISFIT
+
+
+def _within(value: Any, bounds: Mapping[str, float]) -> bool:
+    if isinstance(value, tuple):
+        return (bool(value) or not bounds) and all(_within(item, bounds) for item in value)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return True
+    return (
+        # False for nan.
+        abs(value) <= _largest(value)
+        and value > bounds.get("above", float("-inf"))
+        and value >= bounds.get("at least", float("-inf"))
+        and value < bounds.get("below", float("inf"))
+        and value <= bounds.get("at most", float("inf"))
+    )
+
+
+def _largest(value: int | float) -> float:
+    return LARGEST_NUMBER if isinstance(value, float) else LARGEST_WHOLE_NUMBER
+
+
+def _refusal(name: str, given: Any, field: _Field) -> str:
+    bounds = field.bounds
+    is_number = isinstance(given, int | float) and not isinstance(given, bool)
+    if is_number and abs(given) > _largest(given) and not {"below", "at most"} & bounds.keys():
+        bounds = {**bounds, "at most": _largest(given)}
+    return f"{name} = {_shortened(given)} is not allowed: it takes {_describe(field.hint, bounds)}"
+
+
+def _shortened(value: Any) -> str:
+    """``repr`` in at most 60 characters."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes out no whole number of more than 4,300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _describe(hint: Any, bounds: Mapping[str, float]) -> str:
+    """The values that a field takes, in words: ``a number above 0, or none``."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return ", or ".join(_describe(argument, bounds) for argument in arguments)
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, arguments))
+    words = {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "text",
+        types.NoneType: "none",
+    }
+    text = "a list of " + words[arguments[0]].removeprefix("a ") + "s" if origin is tuple else words[hint]
+    limits = " and ".join(
+        f"{kind} {limit:,.0f}" if limit >= 1e5 else f"{kind} {limit:g}" for kind, limit in bounds.items()
+    )
+    return f"{text} {limits}" if (limits and hint in (int, float)) or (limits and origin is tuple) else text
+
+
+def parse_setting(section: type[Section], text: str) -> tuple[str, Any]:
+    """``"agc.clip_factor=0.02"`` as (dotted name, value), for a name that ``section`` has.
+
+    Raises RecipeError as :func:`parse_assignment` does, and for a name that is not a field. The value is checked when a
+    section is built with it.
+    """
+    name, value = parse_assignment(text, "field=value, such as optimizer.agc.clip_factor=0.02")
+    if name not in _leaves_of(section):
+        raise RecipeError(_unknown_field(name, leaf_names(section)))
+    return name, value
+
+
+def parse_assignment(text: str, form: str) -> tuple[str, Any]:
+    """The text of a ``--set``, such as ``"width=[32, 64]"``, as (name, value).
+
+    ``none`` is None, ``true`` and ``false`` are booleans in any case, and text that is not a Python literal is a word.
+    Raises RecipeError if it has no ``=`` or nothing after it; ``form`` says how to write it.
+    """
+    name, equals, literal = (part.strip() for part in text.partition("="))
+    if not equals or not name:
+        raise RecipeError(f"--set {text}: write it as {form}")
+    if not literal:
+        raise RecipeError(
+            f"--set {text}: there is no value; is a variable of the shell not set? None is written none"
+        )
+    words = {"none": None, "true": True, "false": False}
+    if literal.lower() in words:
+        return name, words[literal.lower()]
+    try:
+        return name, ast.literal_eval(literal)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return name, literal  # a bare word, such as channels_last
+
+
+def _unknown_field(name: str, known: Sequence[str]) -> str:
+    leaf = name.rsplit(".", 1)[-1]
+    if same_leaf := [other for other in known if other.rsplit(".", 1)[-1] == leaf]:
+        hint = did_you_mean(name, same_leaf, similarity=0.0)
+    else:
+        hint = did_you_mean(name, known, otherwise="see --help for the list", similarity=0.4)
+    return f"{name} is not a field of the Recipe: {hint}"
+
+
+def did_you_mean(
+    word: object, known: Sequence[str], otherwise: str | None = None, similarity: float = 0.6
+) -> str:
+    """``did you mean batch_size?``, or ``otherwise`` where no known word is similar; by default it lists them all.
+
+    ``similarity`` is difflib's ratio from 0 to 1 that a word has to reach.
+    """
+    similar = difflib.get_close_matches(str(word), known, cutoff=similarity)
+    if similar:
+        return f"did you mean {' or '.join(similar)}?"
+    return otherwise if otherwise is not None else f"use one of {', '.join(known)}"
