@@ -140,11 +140,11 @@ class StudyRun:
         """Raises UserError if a node that may train has not the data that this machine has, or if nothing fits here."""
         from data_prep.byte_progress import bytes_on_stderr
         from nfnet_ray.cluster.connection.nodes import check_nodes
-        from nfnet_ray.cluster.connection.resources import check_places
+        from nfnet_ray.cluster.connection.resources import check_workers_fit
 
         worker = self.runner.worker(resources, demand)
         if address is None:  # this machine has looked at its data, and does not grow
-            check_places(resources, worker, self.runner.workers_flag)
+            check_workers_fit(resources, worker, self.runner.workers_flag)
             return
         check_nodes(self.data, worker, verify=self.verifies, progress=bytes_on_stderr)
 

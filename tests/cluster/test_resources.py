@@ -6,7 +6,7 @@ import pytest
 
 from nfnet_ray.cluster.connection.resources import (
     Resources,
-    check_places,
+    check_workers_fit,
     training_resources,
     worker_resources,
 )
@@ -27,7 +27,7 @@ def test_workers_get_a_gpu_and_the_cores_beside_it_not_those_of_the_head() -> No
     assert (worker.gpus, worker.cpus) == (1, 4)
     trial = worker_resources(with_head, 1)
     assert (trial.gpus, trial.cpus) == (1, 4)
-    check_places(with_head, worker)
+    check_workers_fit(with_head, worker)
 
 
 def test_without_gpus_they_share_the_cores() -> None:
@@ -40,9 +40,9 @@ def test_machines_that_are_missing_count_with_an_elastic_group() -> None:
     half = cluster((4, 0), (8, 1))
     worker = training_resources(half, 2, 1)
     assert (worker.gpus, worker.cpus, worker.min_workers) == (1, 8, 1)
-    check_places(half, worker)
+    check_workers_fit(half, worker)
     with pytest.raises(UserError, match=r"2 x \(8 CPU \+ 1 GPU\) do not fit"):
-        check_places(half, training_resources(half, 2, None, cpus=8, gpus=1.0))
+        check_workers_fit(half, training_resources(half, 2, None, cpus=8, gpus=1.0))
 
 
 def found(rank: int, heartbeats: int, waits: bool, phase: str = "train", workers: int = 2) -> WorkerHung:

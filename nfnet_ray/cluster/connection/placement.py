@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from nfnet_ray.cluster.connection import ray_internals
-from nfnet_ray.cluster.connection.resources import WorkerResources, places_on, worker_in_words
+from nfnet_ray.cluster.connection.resources import WorkerResources, worker_in_words, workers_that_fit_on
 from nfnet_ray.wording import agree, count
 
 SECONDS_BETWEEN_CHECKS = 2.0
@@ -59,10 +59,10 @@ def waiting_is_explained(
 
 def lack_of_room(missing: int, worker: WorkerResources, machines: Machines, free: Machines) -> str | None:
     """Why ``missing`` workers cannot start, in one line; None if they can, or will in a moment."""
-    if missing <= places_on(free, worker.cpus, worker.gpus):
+    if missing <= workers_that_fit_on(free, worker.cpus, worker.gpus):
         return None
     each, least = worker_in_words(worker), worker.min_workers or worker.workers
-    fitting = places_on(machines, worker.cpus, worker.gpus)
+    fitting = workers_that_fit_on(machines, worker.cpus, worker.gpus)
     if fitting >= least:
         why = "it starts when others leave room, or when an autoscaler adds nodes"
     else:

@@ -63,17 +63,19 @@ def most_cpus(resources: Resources, workers: int, gpus: float) -> int:
 
     Counted machine by machine: the cores of a head that has no GPU are of no use to a worker that needs one.
     """
-    placed = min(workers, places(resources, 1, gpus))
+    placed = min(workers, workers_that_fit(resources, 1, gpus))
     most = int(max((cpus for cpus, _ in resources.machines), default=1))
-    return max((cpus for cpus in range(1, most + 1) if places(resources, cpus, gpus) >= placed), default=1)
+    return max(
+        (cpus for cpus in range(1, most + 1) if workers_that_fit(resources, cpus, gpus) >= placed), default=1
+    )
 
 
-def places(resources: Resources, cpus: int, gpus: float) -> int:
+def workers_that_fit(resources: Resources, cpus: int, gpus: float) -> int:
     """How many workers fit on the machines."""
-    return places_on(resources.machines, cpus, gpus)
+    return workers_that_fit_on(resources.machines, cpus, gpus)
 
 
-def places_on(machines: Iterable[tuple[float, float]], cpus: int, gpus: float) -> int:
+def workers_that_fit_on(machines: Iterable[tuple[float, float]], cpus: int, gpus: float) -> int:
     """How many workers fit on machines of (cores, GPUs)."""
     return sum(
         int(min(machine_cpus // cpus, machine_gpus // gpus if gpus else math.inf))
@@ -81,13 +83,13 @@ def places_on(machines: Iterable[tuple[float, float]], cpus: int, gpus: float) -
     )
 
 
-def check_places(resources: Resources, worker: WorkerResources, flag: str = "--workers") -> None:
+def check_workers_fit(resources: Resources, worker: WorkerResources, flag: str = "--workers") -> None:
     """Raises UserError if not even the fewest workers that are allowed fit on the machines that are up.
 
     ``flag`` is the command line's flag for their number.
     """
     least = worker.min_workers or worker.workers
-    if places(resources, worker.cpus, worker.gpus) < least:
+    if workers_that_fit(resources, worker.cpus, worker.gpus) < least:
         raise UserError(
             f"{least} x {worker_in_words(worker)} do not fit: Ray has {resources.description}; ask for fewer with "
             f"{flag}, --cpus-per-worker or --gpus-per-worker"
@@ -96,14 +98,14 @@ def check_places(resources: Resources, worker: WorkerResources, flag: str = "--w
 
 def concurrent_trials(resources: Resources, worker: WorkerResources) -> int:
     """How many trials fit at once on the nodes that are up. Raises UserError if not even one does."""
-    fits = places(resources, worker.cpus, worker.gpus) // worker.workers
-    if fits < 1:
+    trials = workers_that_fit(resources, worker.cpus, worker.gpus) // worker.workers
+    if trials < 1:
         raise UserError(
             f"a trial needs {worker.workers} x {worker_in_words(worker)} and Ray has {resources.description}: ask for "
             "fewer with --workers-per-trial, --cpus-per-worker or --gpus-per-worker; on an autoscaling cluster, say "
             "with --trials-at-once how many trials to request"
         )
-    return fits
+    return trials
 
 
 def worker_in_words(worker: WorkerResources) -> str:
