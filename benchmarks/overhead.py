@@ -40,9 +40,9 @@ from nfnet_ray.models import create_model
 from nfnet_ray.models.published import with_published_values
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.training import PlainContext, train
+from nfnet_ray.training.determinism import reset_process
 from nfnet_ray.training.evaluation import EVAL_BATCH_SIZE, evaluate
 from nfnet_ray.training.gradient import DTYPES, MEMORY_FORMATS
-from nfnet_ray.training.process import reset_process
 from nfnet_ray.training.step import TrainStep
 
 RESULTS = Path(__file__).with_name("results") / "overhead.csv"

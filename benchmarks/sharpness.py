@@ -24,8 +24,8 @@ from nfnet_ray.models import create_model
 from nfnet_ray.models.published import published_recipe
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.training.context import PlainContext
+from nfnet_ray.training.determinism import reset_process
 from nfnet_ray.training.gradient import DTYPES, MEMORY_FORMATS
-from nfnet_ray.training.process import reset_process
 from nfnet_ray.training.step import TrainStep
 
 RESULTS = Path(__file__).with_name("results") / "sharpness.csv"

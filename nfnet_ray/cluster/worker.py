@@ -23,14 +23,14 @@ from nfnet_ray.errors import StopsStudyError, UserError
 from nfnet_ray.recipe import Recipe
 
 if TYPE_CHECKING:
-    from nfnet_ray.training.clock import Clock
+    from nfnet_ray.training.measurement.clock import Clock
     from nfnet_ray.training.watchdog import Hang
 
 
 def train_alone(config: WorkerConfig, started_at: float) -> FinalReport:
     """Trains in a Tune trial of one worker. ``started_at`` is the trial's start by ``time.perf_counter``."""
     from nfnet_ray.training.checkpoints.storage import storage_at
-    from nfnet_ray.training.clock import Clock
+    from nfnet_ray.training.measurement.clock import Clock
     from nfnet_ray.training.watchdog import SECONDS_OF_SILENCE, Watchdog
 
     def keep(hang: Hang) -> None:
@@ -49,7 +49,7 @@ def train_in_group(plain: dict[str, Any]) -> None:
     started_at = time.perf_counter()
     config = cast(WorkerConfig, plain)
     from nfnet_ray.training.checkpoints.saving import first_workers
-    from nfnet_ray.training.clock import Clock
+    from nfnet_ray.training.measurement.clock import Clock
     from nfnet_ray.training.watchdog import SECONDS_OF_SILENCE, Watchdog
 
     clock, context = Clock(started_at), GroupContext(config)

@@ -22,14 +22,14 @@ from nfnet_ray.models.weights.weights_file import with_pinned_weights
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.training.agreement import EpochSums, Lookout, together
 from nfnet_ray.training.checkpoints.saving import Saver, check_same, first_workers
-from nfnet_ray.training.clock import Clock
 from nfnet_ray.training.context import Context
+from nfnet_ray.training.damage import damaged_so_far, loading_metrics, remember_damaged
+from nfnet_ray.training.determinism import generators, reset_process, set_generators
 from nfnet_ray.training.evaluation import EVAL_BATCH_SIZE, evaluate, evaluate_signal
 from nfnet_ray.training.gradient import DTYPES, MEMORY_FORMATS
-from nfnet_ray.training.loading import damaged_so_far, loading_metrics, remember_damaged
-from nfnet_ray.training.meter import Meter
+from nfnet_ray.training.measurement.clock import Clock
+from nfnet_ray.training.measurement.meter import Meter
 from nfnet_ray.training.probe import fastest_memory_format
-from nfnet_ray.training.process import generators, reset_process, set_generators
 from nfnet_ray.training.step import TrainStep
 
 METRIC = "validation_top1"  # which checkpoint is the best

@@ -15,8 +15,8 @@ from nfnet_ray.models.published import with_published_values
 from nfnet_ray.models.weights.pretrained import freeze, set_training_mode
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.training.context import PlainContext
+from nfnet_ray.training.determinism import reset_process
 from nfnet_ray.training.gradient import DTYPES, MEMORY_FORMATS
-from nfnet_ray.training.process import reset_process
 from nfnet_ray.training.step import TrainStep
 
 LARGEST_BATCH = 64  # images per second change little beyond it on a CPU

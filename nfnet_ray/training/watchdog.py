@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from nfnet_ray.training.clock import Clock, Phase
+from nfnet_ray.training.measurement.clock import Clock, Phase
 
 SECONDS_OF_SILENCE = 600.0
 # Data that is decoded once, compilation: before the first step much may take long that is not hanging.

@@ -24,7 +24,7 @@ from nfnet_ray.recipe import Recipe
 from nfnet_ray.training import Outcome, PlainContext, train
 from nfnet_ray.training.checkpoints.checkpoint import CheckpointStore, Kept
 from nfnet_ray.training.checkpoints.storage import storage_at
-from nfnet_ray.training.clock import PHASES
+from nfnet_ray.training.measurement.clock import PHASES
 from tests.deadlines import HANG_SECONDS
 from tests.resume.campaign import EPOCHS, STEPS, recipe_of, timeless
 

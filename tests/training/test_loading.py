@@ -93,7 +93,7 @@ import sys
 import torch.distributed as dist
 from types import SimpleNamespace
 from nfnet_ray.recipe import DataRecipe
-from nfnet_ray.training.loading import loading_metrics
+from nfnet_ray.training.damage import loading_metrics
 rank, store = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
 train, validation = ({3, 5}, {1}) if rank == 0 else ({5, 8}, set())

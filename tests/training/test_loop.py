@@ -20,7 +20,7 @@ from nfnet_ray.data.files.dataset import open_dataset
 from nfnet_ray.errors import DataChangedError, UserError
 from nfnet_ray.recipe import LARGEST_WHOLE_NUMBER, Recipe
 from nfnet_ray.training import Outcome, PlainContext, train
-from nfnet_ray.training.clock import PHASES
+from nfnet_ray.training.measurement.clock import PHASES
 
 NUMBERS = ("validation_top1", "validation_loss", "train_loss", "train_top1", "agc_clipped_fraction")
 

@@ -15,9 +15,14 @@ import torch
 from nfnet_ray.models import create_model
 from nfnet_ray.models.published import published_recipe, with_published_values
 from nfnet_ray.recipe import Recipe
-from nfnet_ray.training import meter as meter_module
 from nfnet_ray.training.context import PlainContext
-from nfnet_ray.training.meter import Meter, NvmlEnergyCounter, model_flops_per_image, peak_flops_per_second
+from nfnet_ray.training.measurement import meter as meter_module
+from nfnet_ray.training.measurement.meter import (
+    Meter,
+    NvmlEnergyCounter,
+    model_flops_per_image,
+    peak_flops_per_second,
+)
 from tests.deadlines import HANG_SECONDS
 
 PICO = with_published_values(Recipe().with_values({"model.name": "nfnet_pico", "data.image_size": 32}))
@@ -271,7 +276,7 @@ WORKER = """
 import sys, torch, torch.distributed as dist
 from types import SimpleNamespace
 from nfnet_ray.recipe import Recipe
-from nfnet_ray.training.meter import Meter
+from nfnet_ray.training.measurement.meter import Meter
 rank = int(sys.argv[1])
 dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2)
 recipe = Recipe().with_values({"model.name": "nfnet_pico", "data.image_size": 32})
@@ -307,7 +312,7 @@ PEAKS = """\
 import numpy as np, torch
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.training import PlainContext
-from nfnet_ray.training.meter import Meter
+from nfnet_ray.training.measurement.meter import Meter
 recipe = Recipe().with_values({"model.name": "nfnet_pico", "data.image_size": 32})
 meter = Meter(recipe, 5, PlainContext(device=torch.device("cpu"), threads=1))
 for megabytes in (300, 1, 200):

@@ -8,7 +8,7 @@ import threading
 import time
 from pathlib import Path
 
-from nfnet_ray.training.clock import Clock
+from nfnet_ray.training.measurement.clock import Clock
 from nfnet_ray.training.watchdog import EXIT_HUNG, Hang, Watchdog
 from tests.deadlines import HANG_SECONDS, wait_until
 
@@ -91,7 +91,7 @@ def in_a_process(program: str) -> subprocess.CompletedProcess[str]:
 def test_a_library_that_holds_the_interpreter_is_found_too() -> None:
     result = in_a_process(
         "import ctypes\n"
-        "from nfnet_ray.training.clock import Clock\n"
+        "from nfnet_ray.training.measurement.clock import Clock\n"
         "from nfnet_ray.training.watchdog import Watchdog\n"
         "clock = Clock(); clock.enter('train')\n"
         "def stuck():\n"
@@ -107,7 +107,7 @@ def test_a_library_that_holds_the_interpreter_is_found_too() -> None:
 def test_of_two_workers_both_tell_and_the_one_that_waits_says_so(tmp_path: Path) -> None:
     program = (
         "import sys, time, torch, torch.distributed as dist\n"
-        "from nfnet_ray.training.clock import Clock\n"
+        "from nfnet_ray.training.measurement.clock import Clock\n"
         "from nfnet_ray.training.watchdog import Watchdog\n"
         "rank = int(sys.argv[1])\n"
         f"dist.init_process_group('gloo', init_method='file://{tmp_path}/meet', rank=rank, world_size=2)\n"

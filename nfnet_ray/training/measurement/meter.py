@@ -44,7 +44,7 @@ _A100: Mapping[Precision, float] = {"float64": 19.5, "float32": 19.5, "bfloat16"
 # from NVIDIA's data sheets ("NVIDIA H100 Tensor Core GPU Datasheet" and so on; of GeForce cards from the white papers
 # "NVIDIA Ampere GA102 GPU Architecture" and "NVIDIA Ada GPU Architecture", with accumulation in float32, which is what
 # torch does). Where a data sheet has sparsity alone, half of it. float32 is that of the CUDA cores, since training
-# has TF32 off (nfnet_ray/training/process.py); float64 is that of the tensor cores, where a data sheet has one.
+# has TF32 off (nfnet_ray/training/determinism.py); float64 is that of the tensor cores, where a data sheet has one.
 # V100 and T4 have no arithmetic in bfloat16. A slice of a GPU (MIG) has another name, and is in no data sheet.
 _PEAK_TERAFLOPS: tuple[tuple[str, Mapping[Precision, float]], ...] = (
     (r"(Tesla )?V100-SXM[23]-(16|32)GB(-LS)?", {"float64": 7.8, "float32": 15.7}),

@@ -1,0 +1,1 @@
+"""What a run takes: seconds by phase, arithmetic per second, memory, energy."""
