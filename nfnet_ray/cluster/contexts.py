@@ -187,5 +187,5 @@ def stop_on_sigterm() -> None:
         signal.signal(number, before)
 
     before = signal.signal(signal.SIGTERM, request)
-    # A local Ray starts its processes with the signal blocked (connection/own_ray.py).
+    # A local Ray starts its processes with the signal blocked (connection/local_ray.py).
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})

@@ -95,11 +95,12 @@ def run_training(
     say: Callable[[str], None],
     stop: threading.Event,
     *,
-    own_ray: bool,
+    is_local: bool,
 ) -> FinalReport:
     """Trains until the end, or until ``stop`` is set; everything that happened is recorded.
 
-    Needs a :func:`nfnet_ray.cluster.connection.session.ray_session`. ``own_ray``: nobody else uses that Ray.
+    Needs a :func:`nfnet_ray.cluster.connection.session.ray_session`. ``is_local``: it is a
+    local Ray, which nobody else uses.
     """
     follower = Follower(config, recorder, say, stop)
     failures = 0
@@ -117,7 +118,7 @@ def run_training(
             if failures > LOST_WORKER_RETRIES:
                 report = FinalReport("failed", reason)
                 break
-            if own_ray:
+            if is_local:
                 _remove_placement_groups()
     finally:
         remove_run(config["mailbox"])

@@ -99,7 +99,7 @@ class TrainingRequest(Request):
 
     def runner(self, home: Path, started: StudyStarted | None) -> Runner:
         checkpoints = started["study"].get("checkpoints") if started else self.checkpoints
-        return TrainRunner(self._options(home, checkpoints), own_ray=self.address is None)
+        return TrainRunner(self._options(home, checkpoints), is_local=self.address is None)
 
     def _options(self, home: Path, checkpoints: str | None) -> TrainingOptions:
         """Raises UserError if no checkpoints can be kept where they are to be kept."""
@@ -124,14 +124,14 @@ class TrainingRequest(Request):
 class TrainRunner:
     """A :class:`~studies.running.runner.Runner` for a training, which is a study of one trial.
 
-    ``own_ray`` says that nobody else uses the Ray on which it runs.
+    ``is_local``: it runs on a Ray that this process has started, and that nobody else uses.
     """
 
     workers_flag = "--workers"
     stopping = "Stopping: the workers keep a checkpoint. Press Ctrl-C again to quit at once."
 
-    def __init__(self, options: TrainingOptions, *, own_ray: bool) -> None:
-        self._options, self._own_ray = options, own_ray
+    def __init__(self, options: TrainingOptions, *, is_local: bool) -> None:
+        self._options, self._is_local = options, is_local
         self._was_refused = False
 
     def uses_train_in_tune(self, _demand: WorkerDemand) -> bool:
@@ -174,7 +174,9 @@ class TrainRunner:
         )
         least = worker.min_workers or worker.workers
         with waiting_is_explained(lambda: least, worker, running.note):
-            report = run_training(config, running.recorder, running.note, running.stop, own_ray=self._own_ray)
+            report = run_training(
+                config, running.recorder, running.note, running.stop, is_local=self._is_local
+            )
         self._was_refused = report.refused
 
     def results(self, study: Study, directory: Path) -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 
 from nfnet_ray.cluster import trainer
 from nfnet_ray.cluster.connection import session
-from nfnet_ray.cluster.connection.own_ray import OwnRay
+from nfnet_ray.cluster.connection.local_ray import LocalRay
 from nfnet_ray.errors import UserError
 
 LATE = "The current node timed out during startup. This could happen because some of the raylet failed to startup."
@@ -21,31 +21,31 @@ def starts(monkeypatch: pytest.MonkeyPatch) -> list[Exception | str]:
     """What each start of Ray does, in turn: it raises, or is that."""
     outcomes: list[Exception | str] = []
 
-    def start(_self: OwnRay, **_options: Any) -> Any:
+    def start(_self: LocalRay, **_options: Any) -> Any:
         outcome = outcomes.pop(0)
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
 
-    monkeypatch.setattr(OwnRay, "start", start)
-    monkeypatch.setattr(OwnRay, "end", lambda _self: None)
+    monkeypatch.setattr(LocalRay, "start", start)
+    monkeypatch.setattr(LocalRay, "end", lambda _self: None)
     return outcomes
 
 
 def test_a_ray_that_is_late_is_started_once_more(starts: list[Exception | str]) -> None:
     starts += [Exception(LATE), "up"]
-    assert session._start(OwnRay(), {}) == "up"
+    assert session._start(LocalRay(), {}) == "up"
     starts += [Exception(LATE), Exception(LATE)]
     with pytest.raises(
         UserError, match=r"^Ray does not start on this machine \(The current node timed out .*logs$"
     ):
-        session._start(OwnRay(), {})
+        session._start(LocalRay(), {})
 
 
 def test_another_reason_is_said_at_once_and_in_one_line(starts: list[Exception | str]) -> None:
     starts += [RuntimeError("\n  no such thing\nand much more"), "up"]
     with pytest.raises(UserError, match=r"\(no such thing\)") as caught:
-        session._start(OwnRay(), {})
+        session._start(LocalRay(), {})
     assert "\n" not in str(caught.value)
 
 
@@ -87,7 +87,7 @@ def test_without_a_home_it_has_a_token_of_its_own(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("HOME", "/proc/nowhere")
     monkeypatch.setenv("RAY_ADDRESS", "of.a.cluster:6379")
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://of.a.cluster:8265")
-    session._be_on_our_own()
+    session._forget_clusters()
     assert len(os.environ.pop("RAY_AUTH_TOKEN")) == 64
     assert not {"RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"} & set(os.environ)
 

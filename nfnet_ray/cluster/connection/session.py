@@ -15,7 +15,7 @@ from typing import Any
 from nfnet_ray.cluster.connection import ray_internals
 from nfnet_ray.cluster.connection.address import LOCAL, find_head, has_token, temporary_folder
 from nfnet_ray.cluster.connection.job import forget_job
-from nfnet_ray.cluster.connection.own_ray import OwnRay
+from nfnet_ray.cluster.connection.local_ray import LocalRay
 from nfnet_ray.cluster.connection.resources import Resources
 from nfnet_ray.command_line.interruption import handlers_kept
 from nfnet_ray.errors import UserError
@@ -51,7 +51,7 @@ def ray_session(
         os.environ.setdefault(name, value)
     if address in (None, LOCAL):
         address = None
-        _be_on_our_own()
+        _forget_clusters()
         check_temporary_folder()
     else:
         head = find_head(address)
@@ -65,12 +65,12 @@ def ray_session(
         "logging_level": logging.ERROR,
         "configure_logging": True,
     }
-    own = OwnRay()
+    local_ray = LocalRay()
     try:
         if address is None:
             cores = available_cpus()
-            local: dict[str, Any] = {"num_cpus": cores, "include_dashboard": train_in_tune}
-            context = _start(own, local | quiet)
+            shape: dict[str, Any] = {"num_cpus": cores, "include_dashboard": train_in_tune}
+            context = _start(local_ray, shape | quiet)
         else:
             # Workers run this driver's code, not whatever their node has installed.
             modules = [str(package) for package in (_LIBRARY, *packages)]
@@ -90,19 +90,19 @@ def ray_session(
         yield _resources()
     finally:
         gc.collect()  # Ray ends the process if a reference to it is collected after the shutdown
-        own.end() if address is None else ray.shutdown()
+        local_ray.end() if address is None else ray.shutdown()
 
 
-def _start(own: OwnRay, options: dict[str, Any]) -> Any:
+def _start(local_ray: LocalRay, options: dict[str, Any]) -> Any:
     """Starts it, and once more if Ray's processes are late, as they are on a busy machine.
 
     Raises UserError if it does not start.
     """
     for attempt in range(2):
         try:
-            return own.start(**options)
+            return local_ray.start(**options)
         except Exception as error:
-            own.end()  # the processes that did start
+            local_ray.end()  # the processes that did start
             if attempt == 0 and ray_internals.STARTUP_TIMEOUT in str(error):
                 continue
             line = next(
@@ -139,7 +139,7 @@ def check_temporary_folder() -> None:
     check_can_write(folder / "ray", name, LEAST_TEMPORARY_BYTES)
 
 
-def _be_on_our_own() -> None:
+def _forget_clusters() -> None:
     """Removes from the environment what names a cluster: a local Ray and its processes must not join one."""
     forget_job()
     for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):

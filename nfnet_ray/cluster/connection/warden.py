@@ -1,4 +1,4 @@
-"""Kills the processes of a Ray whose driver is gone. :mod:`~nfnet_ray.cluster.connection.own_ray` starts this program.
+"""Kills the processes of a local Ray whose driver is gone; :mod:`~nfnet_ray.cluster.connection.local_ray` runs it.
 
 It reads lines ``PROCESS_ID START_TIME`` from its standard input, whose other end only the driver holds. When that is
 closed, however the driver ended, it kills those of the processes that still have that start time. It imports nothing

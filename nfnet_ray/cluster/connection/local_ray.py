@@ -23,7 +23,7 @@ _MEANT_FOR_THE_DRIVER = {signal.SIGTERM, signal.SIGHUP}
 SECONDS_FOR_THE_WARDEN = 5.0
 
 
-class OwnRay:
+class LocalRay:
     """``start`` is ``ray.init``, ``end`` is ``ray.shutdown``; both for the main thread.
 
     The kernel kills what Ray started directly when the driver dies, however it dies, and workers end when their raylet
