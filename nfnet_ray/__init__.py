@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from nfnet_ray.models.published import published_recipe
     from nfnet_ray.recipe import Recipe
     from nfnet_ray.study.study import Halving, Study
+    from studies.running.from_python import run
 
 __all__ = [
     "Halving",
@@ -35,6 +36,7 @@ __all__ = [
     "list_models",
     "load_study",
     "published_recipe",
+    "run",
 ]
 
 _DEFINED_IN = {
@@ -49,6 +51,7 @@ _DEFINED_IN = {
     "list_models": "nfnet_ray.models",
     "load_study": "nfnet_ray.analysis.record",
     "published_recipe": "nfnet_ray.models.published",
+    "run": "studies.running.from_python",
 }
 
 # True while `python -m nfnet_ray.models` looks for that program, which imports this and other packages.

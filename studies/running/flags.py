@@ -55,6 +55,14 @@ def run_command(file: Path, request: Callable[[], Request], beginning: str) -> i
         return EXIT_INTERRUPTED
 
 
+def _name(text: str) -> str:
+    """An argparse type: the name of a study."""
+    try:
+        return study_name(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def settings_of(texts: Sequence[str]) -> dict[str, object]:
     """{dotted name: value} of the ``FIELD=VALUE`` of ``--set``. Raises UserError for one that is wrong."""
     return dict(parse_setting(text) for text in texts)
@@ -104,7 +112,7 @@ def add_places(parser: argparse.ArgumentParser, what: str) -> argparse._Argument
     )
     where.add_argument(
         "--name",
-        type=study_name,
+        type=_name,
         help=f"name of its folder (default: the {what}'s name and the time; of a job that was submitted to Ray,"
         f" the {what}'s name and the submission id, with --continue)",
     )
@@ -114,7 +122,7 @@ def add_places(parser: argparse.ArgumentParser, what: str) -> argparse._Argument
         action="store_true",
         help=f"start the {what}, or resume it if this --name exists with the same settings; safe to run again",
     )
-    where.add_argument("--resume", type=study_name, metavar="NAME", help=f"resume a {what} that was stopped")
+    where.add_argument("--resume", type=_name, metavar="NAME", help=f"resume a {what} that was stopped")
     return where
 
 

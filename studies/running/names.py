@@ -1,8 +1,7 @@
-"""Names of studies and trainings: what they may be, and the one that is given to what has none."""
+"""Names of studies and trainings: which are allowed, and the default."""
 
 from __future__ import annotations
 
-import argparse
 import re
 import time
 
@@ -12,24 +11,23 @@ from nfnet_ray.errors import UserError
 
 
 def study_name(text: str) -> str:
-    """A name that can be a folder's and that nobody has to quote."""
+    """The name, if it can be a folder's and needs no quotes. Raises UserError."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", text):
-        raise argparse.ArgumentTypeError(
+        raise UserError(
             f"{shortened(text)!r} is not a name: use up to 100 letters, digits, dots, dashes and underscores"
         )
     return text
 
 
 def name_on_occasion(stem: str) -> str:
-    """The name of what was given none: ``stem`` and the occasion. Raises UserError if that is no name."""
+    """The name of a study without one: ``stem`` and the occasion. Raises UserError if together they are no name."""
     try:
         return study_name(f"{stem}-{occasion()}")
-    except argparse.ArgumentTypeError as error:
-        raise UserError(
-            f"the job's submission id makes no name of a study ({error}); give one by --name"
-        ) from None
+    except UserError as error:
+        reason = "the job's submission id makes" if submission_id() else f"{stem!r} and the time make"
+        raise UserError(f"{reason} no name of a study ({error}); give one by --name") from None
 
 
 def occasion() -> str:
-    """What tells two runs of one name apart: the time, or the id of a submitted job, which is the same again."""
+    """The time; in a submitted job its id, which is the same when the job is submitted again."""
     return submission_id() or time.strftime("%Y%m%d-%H%M%S")

@@ -60,6 +60,8 @@ def ray_session(
             os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray
 
+    if ray.is_initialized():
+        raise UserError("this process is connected to Ray already: call ray.shutdown() first")
     quiet: dict[str, Any] = {
         "log_to_driver": False,
         "logging_level": logging.ERROR,

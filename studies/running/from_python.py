@@ -1,0 +1,181 @@
+"""A study from Python: in a notebook or a script, in any thread, on the path that the command lines take."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from nfnet_ray.analysis.record import StudyRecord, load_study
+from nfnet_ray.command_line.interruption import EXIT_INTERRUPTED, interruptible
+from nfnet_ray.command_line.terminal import new_console
+from nfnet_ray.data.files.dataset import DatasetSummary
+from nfnet_ray.errors import UserError
+from nfnet_ray.study.study import Study
+from nfnet_ray.tracking.uri import without_password
+from studies.running import run as one_path
+from studies.running.names import study_name
+from studies.running.program import StudyFactory, StudyProgram
+from studies.running.request import DEFAULT_STORAGE, Request
+from studies.running.trials import StudyRequest
+
+
+def run(
+    study: Study | StudyFactory | StudyProgram | None = None,
+    *,
+    data: str | os.PathLike[str] | None = None,
+    epochs: int | None = None,
+    trials: int | None = None,
+    seeds: int | None = None,
+    settings: Mapping[str, Any] | None = None,
+    storage: str | os.PathLike[str] = DEFAULT_STORAGE,
+    name: str | None = None,
+    may_continue: bool = False,
+    resume: str | None = None,
+    address: str | None = None,
+    tracking_uri: str | None = None,
+    workers_per_trial: int | None = None,
+    cpus_per_worker: int | None = None,
+    gpus_per_worker: float | None = None,
+    trials_at_once: int | None = None,
+    verify: Literal["quick", "full"] = "quick",
+    **own: Any,
+) -> StudyRecord:
+    """Runs a study as its command line does, and returns what came out.
+
+    The arguments mean what the flags of ``python studies/agc_sweep.py --help`` mean, and messages name the flags.
+    Progress is printed; the journal, the report and MLflow are written, so the study can also be resumed from the
+    command line.
+
+    Args:
+        study: a :class:`nfnet_ray.Study`, or a function that builds one for a data set, such as
+            ``studies.agc_sweep.agc_sweep``. Leave it out with ``resume``: the journal has it.
+        data: a data set written by data_prep; by default the ``data.path`` of a Study's Recipe, or else handwritten
+            digits, which are written on first use.
+        epochs: epochs of each trial.
+        trials: only the first so many settings, each with all seeds.
+        seeds: how many seeds each setting is repeated with; by default a Study's own.
+        settings: {dotted name of a Recipe field: value}. A swept field that is set is fixed for all trials.
+        storage: the folder of all results.
+        name: the name of the study's folder; by default the study's name and the time.
+        may_continue: continue the study if there is one of this ``name`` with the same settings.
+        resume: the name of a study that was stopped.
+        address: a Ray cluster that is up, ``auto`` or HOST:PORT; by default Ray is started on this machine.
+        tracking_uri: where MLflow records the study.
+        workers_per_trial: more than one train data-parallel through Ray Train.
+        cpus_per_worker: cores of each worker.
+        gpus_per_worker: GPUs of each worker; 0.25 packs four workers on a GPU.
+        trials_at_once: trials that run at once.
+        verify: ``full`` also checks each image's bytes against its hash.
+        own: further arguments of the function that builds the study, such as ``weights`` of the transfer study.
+
+    Returns:
+        The study's record, which :func:`nfnet_ray.load_study` reads as well. A trial that failed has the state
+        ``failed`` in its table ``trials``.
+
+    Raises:
+        UserError: something is wrong that a person can put right.
+        KeyboardInterrupt: the study was stopped; what was finished is kept, and the command that resumes it is printed.
+            In the main thread the first Ctrl-C (or SIGTERM) lets the trials keep a checkpoint. In other threads no
+            signal is handled.
+    """
+    request = StudyRequest(
+        program=_program(study, resume, own),
+        own=own,
+        data=_data(study, data),
+        epochs=_positive("epochs", epochs),
+        trials=_positive("trials", trials),
+        seeds=_positive("seeds", seeds),
+        settings=settings or {},
+        storage=Path(storage),
+        name=name and study_name(name),
+        may_continue=may_continue,
+        resume=resume and study_name(resume),
+        address=address,
+        tracking_uri=tracking_uri,
+        workers_per_trial=_positive("workers_per_trial", workers_per_trial),
+        cpus_per_worker=_positive("cpus_per_worker", cpus_per_worker),
+        gpus_per_worker=gpus_per_worker,
+        trials_at_once=_positive("trials_at_once", trials_at_once),
+        verify=verify,
+    )
+    if gpus_per_worker is not None and not 0 <= gpus_per_worker < float("inf"):
+        raise UserError(
+            f"gpus_per_worker = {gpus_per_worker!r} is not allowed; it takes a number of at least 0"
+        )
+    if verify not in ("quick", "full"):
+        raise UserError(f"verify = {verify!r} is not allowed; it takes 'quick' or 'full'")
+    with _environment_kept(), interruptible():
+        finished = one_path.run(request, _resume_command, new_console())
+    if finished.exit_code == EXIT_INTERRUPTED:
+        raise KeyboardInterrupt
+    return load_study(finished.directory)
+
+
+def _program(
+    study: Study | StudyFactory | StudyProgram | None, resume: str | None, own: Mapping[str, Any]
+) -> StudyProgram:
+    if resume and isinstance(study, Study):
+        raise UserError(f"resume={resume!r} takes the study from its journal: leave the study out")
+    if study is None and not resume:
+        raise UserError("there is nothing to run: give a study, or resume=NAME")
+    program = study if isinstance(study, StudyProgram) else StudyProgram(_builder(study))
+    known = inspect.signature(program.build).parameters
+    unknown = [name for name in own if name not in known]
+    if unknown:
+        raise TypeError(f"run() got an unexpected keyword argument {unknown[0]!r}")
+    return program
+
+
+def _builder(study: Study | StudyFactory | None) -> StudyFactory:
+    """The function that builds a study, or one that gives a study data and epochs."""
+    if study is not None and not isinstance(study, Study):
+        return study
+
+    def build(data: DatasetSummary, epochs: int | None = None) -> Study:
+        assert study is not None
+        values = {"data.path": str(data.path)} | ({"schedule.epochs": epochs} if epochs else {})
+        return replace(study, recipe=study.recipe.with_values(values))
+
+    return build
+
+
+def _data(study: object, data: str | os.PathLike[str] | None) -> Path | None:
+    path = data or (study.recipe.data.path if isinstance(study, Study) else None)
+    return Path(path) if path else None
+
+
+def _positive(name: str, value: int | None) -> int | None:
+    if value is not None and (not isinstance(value, int) or value < 1):
+        raise UserError(f"{name} = {value!r} is not allowed; it takes a whole number above 0")
+    return value
+
+
+def _resume_command(request: Request, name: str) -> str:
+    """The call that resumes a study."""
+    arguments = {"resume": name}
+    for flag in ("address", "tracking_uri", "trials_at_once"):
+        value = getattr(request, flag)
+        if value:
+            arguments[flag] = without_password(value) if isinstance(value, str) else value
+    if request.storage != DEFAULT_STORAGE:
+        arguments["storage"] = str(request.storage)
+    return f"nfnet_ray.run({', '.join(f'{flag}={value!r}' for flag, value in arguments.items())})"
+
+
+@contextmanager
+def _environment_kept() -> Iterator[None]:
+    """Puts back what a run changes in the environment, where Ray's processes find what they need."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in {*before, *os.environ}:
+            if name not in before:
+                os.environ.pop(name, None)
+            elif os.environ.get(name) != before[name]:
+                os.environ[name] = before[name]

@@ -1,0 +1,65 @@
+"""A study from a script, through every real part: in another thread, then in the main thread. About 40 s."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import nfnet_ray
+from tests.deadlines import HANG_SECONDS
+from tests.e2e.workplace import REPOSITORY
+
+pytestmark = pytest.mark.slow
+
+SCRIPT = """\
+import json, signal, sys, threading
+import nfnet_ray
+
+small = {"width": [16, 16, 32, 32], "depth": [1, 1, 1, 1], "group_width": [8, 8, 16, 16]}
+recipe = nfnet_ray.Recipe().with_values(
+    {"model.name": "nfnet_pico", "batch_size": 48, "schedule.epochs": 1, "data.crop": "padded"}
+    | {f"model.overrides.{name}": value for name, value in small.items()}
+)
+study = nfnet_ray.Study(
+    "rates", "Which learning rate?", recipe, {"schedule.base_learning_rate": (0.1, 0.4)}
+)
+
+def in_a_thread():
+    records.append(nfnet_ray.run(study, data=sys.argv[1], name="rates", trials=1))
+
+records = []
+before = signal.getsignal(signal.SIGTERM)
+thread = threading.Thread(target=in_a_thread)
+thread.start()
+thread.join()
+records.append(nfnet_ray.run(study, data=sys.argv[1], name="again"))
+assert signal.getsignal(signal.SIGTERM) is before
+json.dump([record.trials["last_top1"].tolist() for record in records], open("top1.json", "w"))
+"""
+
+
+def test_a_script_runs_two_studies_one_after_the_other(tmp_path: Path, few_digits: Path) -> None:
+    """Each starts and ends a Ray; the same trial has the same accuracy in both, and in what is loaded later."""
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(few_digits)],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=HANG_SECONDS,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (first,), (again, other) = json.loads((tmp_path / "top1.json").read_text())
+    assert 0 < first == again <= 1
+    assert 0 < other <= 1
+    record = nfnet_ray.load_study(tmp_path / "runs" / "again")
+    assert record.state == "finished"
+    assert record.trials["last_top1"].tolist() == [again, other]
+    assert set(record.trials["state"]) == {"finished"}
+    assert (tmp_path / "runs" / "rates" / "report.html").exists()
+    assert "Best setting" in done.stdout

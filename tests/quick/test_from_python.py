@@ -1,0 +1,178 @@
+"""`nfnet_ray.run` asks for the same study as the command line, and answers with an exception or a record.
+
+What would then be run is looked at instead of being run; tests/e2e/test_from_python.py runs a study. About 3 s.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import nfnet_ray
+from nfnet_ray.cluster.connection.resources import Resources, WorkerResources
+from nfnet_ray.tracking.events import JOURNAL_FILE, Journal
+from studies import transfer
+from studies.agc_sweep import agc_sweep
+from studies.running.flags import main
+from studies.running.runner import WorkerDemand
+from studies.running.study_run import StudyRun
+
+STUDY_FILE = Path("studies") / "agc_sweep.py"
+TWO_RATES = {"schedule.base_learning_rate": (0.1, 0.4)}
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[StudyRun, WorkerDemand]]:
+    """The studies that were run; of each its journal has the first event."""
+    runs: list[tuple[StudyRun, WorkerDemand]] = []
+
+    def execute(run: StudyRun, _address: str | None, demand: WorkerDemand, _console: Any) -> int:
+        if run.progress.started is None:
+            with Journal(run.directory / JOURNAL_FILE) as journal:
+                journal.append(
+                    run._started_event(Resources(1, 2, 0, 8, "two cores"), WorkerResources(1, 2, 0.0))
+                )
+        runs.append((run, demand))
+        return 0
+
+    monkeypatch.setattr(StudyRun, "execute", execute)
+    monkeypatch.chdir(tmp_path)
+    for name in ("NFNET_RAY_HOME", "RAY_JOB_CONFIG_JSON_ENV_VAR", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    return runs
+
+
+def lr_study(**fields: Any) -> nfnet_ray.Study:
+    """A study that somebody has written in a notebook."""
+    recipe = nfnet_ray.Recipe().with_values({"model.name": "nfnet_pico", "batch_size": 48})
+    return nfnet_ray.Study("lr", "Which learning rate is best?", recipe, TWO_RATES, **fields)
+
+
+def test_the_arguments_mean_what_the_flags_mean(started: Any, few_digits: Path) -> None:
+    record = nfnet_ray.run(
+        agc_sweep, data=few_digits, name="a", epochs=2, trials=3, seeds=2, settings={"batch_size": 48},
+        cpus_per_worker=2, gpus_per_worker=0, trials_at_once=1, tracking_uri="sqlite:///m.db",
+    )  # fmt: skip
+    flags = ["--data", few_digits, "--name", "b", "--epochs", 2, "--trials", 3, "--seeds", 2]
+    flags += ["--set", "batch_size=48", "--cpus-per-worker", 2, "--gpus-per-worker", 0, "--trials-at-once", 1]
+    assert main(agc_sweep, STUDY_FILE, [*map(str, flags), "--tracking-uri", "sqlite:///m.db"]) == 0
+    (here, demand), (there, demand_there) = started
+    assert (here.study.trials(), demand, here.data, here.tracking_uri) == (
+        there.study.trials(), demand_there, there.data, there.tracking_uri,
+    )  # fmt: skip
+    assert (record.study["name"], record.state, len(record.trials)) == ("a", "unfinished", 6)
+    assert here.command == "nfnet_ray.run(resume='a', tracking_uri='sqlite:///m.db', trials_at_once=1)"
+
+
+def test_a_study_of_ones_own_keeps_its_seeds_and_is_given_data_and_epochs(
+    started: Any, few_digits: Path
+) -> None:
+    nfnet_ray.run(lr_study(seeds=(3, 4)), data=str(few_digits), epochs=2, storage="elsewhere")
+    [(run, _)] = started
+    assert run.study.name.startswith("lr-2")
+    assert (run.study.seeds, run.study.epochs, run.study.space) == ((3, 4), 2, TWO_RATES)
+    assert run.study.recipe.data.path == str(few_digits)
+    assert run.directory.parent == Path("elsewhere").resolve()
+    assert "storage='elsewhere'" in run.command
+
+
+def test_data_may_be_named_by_the_recipe(started: Any, few_digits: Path) -> None:
+    study = lr_study()
+    recipe = study.recipe.with_values({"data.path": str(few_digits), "seed": 7})
+    nfnet_ray.run(nfnet_ray.Study("lr", "?", recipe, TWO_RATES))
+    [(run, _)] = started
+    assert run.data.path == few_digits
+    assert run.study.seeds == (7,)
+
+
+def test_a_name_is_continued_only_on_request_and_resumed_without_the_study(
+    started: Any, few_digits: Path
+) -> None:
+    for may_continue in (False, True):
+        nfnet_ray.run(lr_study(), data=few_digits, name="x", may_continue=may_continue)
+    with pytest.raises(nfnet_ray.UserError, match="holds a study already"):
+        nfnet_ray.run(lr_study(), data=few_digits, name="x")
+    record = nfnet_ray.run(resume="x")
+    assert record.study["name"] == "x"
+    assert [run.study.trials() for run, _ in started] == [started[0][0].study.trials()] * 3
+    with pytest.raises(nfnet_ray.UserError, match="leave the study out"):
+        nfnet_ray.run(lr_study(), resume="x")
+    with pytest.raises(nfnet_ray.UserError, match="--epochs cannot be changed"):
+        nfnet_ray.run(resume="x", epochs=3)
+
+
+def test_arguments_of_a_studys_own_are_handed_to_it(started: Any, few_digits: Path) -> None:
+    del started
+    with pytest.raises(nfnet_ray.UserError, match=r"cannot read nowhere\.npz"):
+        nfnet_ray.run(transfer.PROGRAM, data=few_digits, weights="nowhere.npz")
+    with pytest.raises(TypeError, match="unexpected keyword argument 'epoch'"):
+        nfnet_ray.run(agc_sweep, epoch=2)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'weights'"):
+        nfnet_ray.run(lr_study(), weights="w.npz")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ({}, "give a study, or resume=NAME"),
+        ({"study": agc_sweep, "data": "nowhere"}, "no such data set"),
+        ({"study": agc_sweep, "trials": 0}, "trials = 0 is not allowed"),
+        ({"study": agc_sweep, "seeds": 1.5}, "seeds = 1.5 is not allowed"),
+        ({"study": agc_sweep, "gpus_per_worker": -1}, "gpus_per_worker = -1 is not allowed"),
+        ({"study": agc_sweep, "verify": "no"}, "verify = 'no' is not allowed"),
+        ({"study": agc_sweep, "name": "../up"}, "'../up' is not a name"),
+        ({"study": agc_sweep, "settings": {"batchsize": 1}}, "did you mean batch_size"),
+        ({"resume": "nothing"}, "no study is here"),
+    ],
+)
+def test_what_a_person_gets_wrong_is_a_user_error_and_leaves_nothing(
+    started: Any, arguments: dict[str, Any], complaint: str, tmp_path: Path
+) -> None:
+    with pytest.raises(nfnet_ray.UserError, match=complaint):
+        nfnet_ray.run(**arguments)
+    assert started == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_that_makes_no_folder_is_said_as_one(started: Any, few_digits: Path) -> None:
+    study = nfnet_ray.Study("my study", "?", lr_study().recipe, TWO_RATES)
+    with pytest.raises(nfnet_ray.UserError, match="'my study' and the time make no name"):
+        nfnet_ray.run(study, data=few_digits)
+    assert started == []
+
+
+def test_signals_and_the_environment_are_as_they_were(
+    started: Any, few_digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a study that was stopped is a KeyboardInterrupt, which ends a loop over studies, too."""
+    monkeypatch.setenv("RAY_ADDRESS", "elsewhere:6379")
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    during: list[object] = []
+
+    def stopped(*_: object) -> int:
+        os.environ.pop("RAY_ADDRESS")
+        os.environ["RAY_OF_A_RUN"] = "1"
+        during.append(signal.getsignal(signal.SIGTERM))
+        return 130
+
+    monkeypatch.setattr(StudyRun, "execute", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        nfnet_ray.run(lr_study(), data=few_digits)
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert during != [handlers[1]]
+    assert os.environ["RAY_ADDRESS"] == "elsewhere:6379"
+    assert "RAY_OF_A_RUN" not in os.environ
+    assert started == []
+
+
+def test_a_study_runs_in_any_thread_and_leaves_signals_alone(started: Any, few_digits: Path) -> None:
+    records: list[nfnet_ray.StudyRecord] = []
+    thread = threading.Thread(target=lambda: records.append(nfnet_ray.run(lr_study(), data=few_digits)))
+    thread.start()
+    thread.join()
+    assert len(started) == len(records) == 1
