@@ -23,8 +23,8 @@ from nfnet_ray.cluster.scheduler import StratifiedHalving
 from nfnet_ray.cluster.trial import run_in_actor, run_worker_group
 from nfnet_ray.places import lost_place, remedy_for
 from nfnet_ray.study.recorder import Recorder
-from nfnet_ray.study.state import StudyProgress
 from nfnet_ray.study.study import METRIC, TRIALS_FOLDER, Study, Trial
+from nfnet_ray.tracking.state import StudyState
 
 
 def run_trials(
@@ -51,7 +51,7 @@ def run_trials(
     if study.halving:
         strata = {trial.name: trial.stratum for trial in study.trials()}
         scheduler = StratifiedHalving(strata, study.halving, study.epochs)
-        stopped = scheduler.replay(recorder.progress.reported_epochs())
+        stopped = scheduler.replay(recorder.state.reported_epochs())
         for trial in trials:
             if trial.name in stopped:  # its driver was killed before it could say so
                 recorder.end_trial(trial.name, "stopped", study.why_stopped(trial.name, stopped[trial.name]))
@@ -79,13 +79,13 @@ def run_trials(
         run_config=RunConfig(
             name=attempt,
             storage_path=str(directory / "tune"),
-            stop=_StopWhenAsked(stop, recorder.progress, configs),
+            stop=_StopWhenAsked(stop, recorder.state, configs),
             callbacks=[_JournalCallback(recorder, study, stop)],
             failure_config=FailureConfig(max_failures=LOST_WORKER_RETRIES),
             verbose=0,
         ),
     ).fit()
-    for name, progress in recorder.progress.trials.items():
+    for name, progress in recorder.state.trials.items():
         if progress.state == "running":  # Tune does not report which trials it stopped when it was asked to
             recorder.end_trial(name, "interrupted", None)
 
@@ -105,9 +105,7 @@ class _NotSaved:
 class _StopWhenAsked(_NotSaved, Stopper):
     """Ends all trials when asked to, after those that train have kept a checkpoint of their current step."""
 
-    def __init__(
-        self, stop: threading.Event, progress: StudyProgress, configs: Sequence[WorkerConfig]
-    ) -> None:
+    def __init__(self, stop: threading.Event, progress: StudyState, configs: Sequence[WorkerConfig]) -> None:
         self._stop, self._progress = stop, progress
         self._registers = {config["name"]: Register(config["mailbox"]) for config in configs}
         self._asked: list[str] | None = None
@@ -148,7 +146,7 @@ class _JournalCallback(_NotSaved, Callback):
         if self._stop.is_set():  # Tune gives it the place of a stopped one, and will stop it too
             return
         name = _trial_name(trial)
-        attempt = self._recorder.progress.trials[name].attempts + 1
+        attempt = self._recorder.state.trials[name].attempts + 1
         self._recorder.record(
             {"event": "trial_started", "time": time.time(), "trial": name, "attempt": attempt}
         )
@@ -168,7 +166,7 @@ class _JournalCallback(_NotSaved, Callback):
         if not self._is_running(trial):
             return
         name = _trial_name(trial)
-        progress = self._recorder.progress.trials[name]
+        progress = self._recorder.state.trials[name]
         report = self._final_reports.get(name)
         if report is not None and report.stops_study:
             self._interrupt(name, str(report.reason))
@@ -195,4 +193,4 @@ class _JournalCallback(_NotSaved, Callback):
 
     def _is_running(self, trial: TuneTrial) -> bool:
         """Whether the journal says so. It does not of a trial that Tune started while the others were being stopped."""
-        return self._recorder.progress.trials[_trial_name(trial)].state == "running"
+        return self._recorder.state.trials[_trial_name(trial)].state == "running"

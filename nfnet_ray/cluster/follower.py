@@ -128,7 +128,7 @@ class Follower:
     def _start(self, note: AttemptStarted) -> None:
         self.attempts += 1
         self._is_training = True
-        before = self._recorder.progress.trials[self._config["name"]].attempts
+        before = self._recorder.state.trials[self._config["name"]].attempts
         self._recorder.record(
             {
                 "event": "trial_started",

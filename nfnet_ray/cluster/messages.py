@@ -14,7 +14,7 @@ from typing import Any, Generic, Literal, TypedDict, TypeVar, cast
 
 from nfnet_ray.cluster.connection.resources import WorkerResources
 from nfnet_ray.study.study import METRIC, Trial
-from nfnet_ray.tracking.events import TrialState
+from nfnet_ray.tracking.events import TrialOutcome
 
 T = TypeVar("T")
 
@@ -132,7 +132,7 @@ class FinalReport:
     """Whether it is an error of use, for which the command exits with 2."""
 
     @property
-    def trial_state(self) -> TrialState:
+    def trial_state(self) -> TrialOutcome:
         """What the journal says of the trial; an interrupted one is run again when the study resumes."""
         return "interrupted" if self.stops_study or self.outcome == "stopped" else self.outcome
 

@@ -19,10 +19,10 @@ from rich.text import Text
 from nfnet_ray.command_line.terminal import can_redraw
 from nfnet_ray.printable import printable
 from nfnet_ray.study.epochs_done import noted_progress
-from nfnet_ray.study.state import StudyProgress, TrialProgress
 from nfnet_ray.study.study import METRIC, Study, Trial
 from nfnet_ray.study.time_left import ENDED, TimeLeft
 from nfnet_ray.tracking.labels import point_label, short_names, value_label
+from nfnet_ray.tracking.state import StudyState, TrialProgress
 from nfnet_ray.wording import clock_time, count
 
 STATE_STYLES = {
@@ -39,21 +39,19 @@ _WIDE = 10_000
 _COUNTED = ("running", "waiting", *ENDED, "interrupted")
 
 
-def trial_table(
-    study: Study, progress: StudyProgress, epochs_done: Callable[[TrialProgress], float]
-) -> Table:
+def trial_table(study: Study, progress: StudyState, epochs_done: Callable[[TrialProgress], float]) -> Table:
     """A row for each trial: what is swept, top-1, epochs, training seconds, images per second, state."""
     return _table(study, progress, study.trials(), epochs_done, ("top-1", "epochs", "train s", "images/s"))
 
 
 def plan_table(study: Study) -> Table:
     """A row for each trial that would run: what is swept, and the epochs."""
-    return _table(study, StudyProgress.waiting(study), study.trials(), reported_epochs, ("epochs",))
+    return _table(study, study.waiting_state(), study.trials(), reported_epochs, ("epochs",))
 
 
 def _table(
     study: Study,
-    progress: StudyProgress,
+    progress: StudyState,
     trials: Sequence[Trial],
     epochs_done: Callable[[TrialProgress], float],
     measured: Iterable[str],
@@ -130,7 +128,7 @@ class StudyDisplay:
     def __init__(
         self,
         study: Study,
-        progress: StudyProgress,
+        progress: StudyState,
         trials: Path,
         footnote: Callable[[], str],
         console: Console,

@@ -7,26 +7,26 @@ import time
 from collections.abc import Callable, Mapping
 
 from nfnet_ray.places import in_words, remedy_for
-from nfnet_ray.study.state import StudyProgress
 from nfnet_ray.study.study import METRIC
-from nfnet_ray.tracking.events import Event, Journal, TrialState
+from nfnet_ray.tracking.events import Event, Journal, TrialOutcome
+from nfnet_ray.tracking.state import StudyState
 
 # Ends of the names of metrics that depend on the machine and on what else it does, and not on what was learned.
 _OF_THE_MACHINE = ("_seconds", "_per_second", "_bytes", "_watts", "_joules", "_utilisation")
 
 
 class Recorder:
-    """Puts each event into the journal first, then into the progress that is shown; ``say`` tells a person."""
+    """Puts each event into the journal first, then into the state that is shown; ``say`` tells a person."""
 
     def __init__(
         self,
         journal: Journal,
-        progress: StudyProgress,
+        state: StudyState,
         on_event: Callable[[], None],
         say: Callable[[str], None],
         on_lost: Callable[[], None] = lambda: None,
     ) -> None:
-        self._journal, self.progress, self._on_event, self._say = journal, progress, on_event, say
+        self._journal, self.state, self._on_event, self._say = journal, state, on_event, say
         self._on_lost = on_lost
         self._journal_is_lost = False
         self.lost: str | None = None
@@ -42,7 +42,7 @@ class Recorder:
             self._journal_is_lost = True
             self.mark_lost(f"the journal cannot be written ({in_words(error)}); {remedy_for(error)}")
             return
-        self.progress.apply(event)
+        self.state.apply(event)
         self._on_event()
 
     def mark_lost(self, why: str) -> None:
@@ -58,7 +58,7 @@ class Recorder:
         not (GPUs and another number of workers add in another order, and somebody may have changed data or code), the
         later numbers replace the earlier ones, because it is their weights that are trained further.
         """
-        known = self.progress.trials[trial].epochs.get(epoch)
+        known = self.state.trials[trial].epochs.get(epoch)
         if known is not None:
             changed = _changes(known, metrics)
             if not changed:
@@ -72,9 +72,9 @@ class Recorder:
             {"event": "epoch", "time": time.time(), "trial": trial, "epoch": epoch, "metrics": dict(metrics)}
         )
 
-    def end_trial(self, name: str, state: TrialState, reason: str | None) -> None:
+    def end_trial(self, name: str, state: TrialOutcome, reason: str | None) -> None:
         """Keeps that a trial has ended, after as many epochs as were reported."""
-        epochs = self.progress.trials[name].epoch
+        epochs = self.state.trials[name].epoch
         self.record(
             {
                 "event": "trial_ended",

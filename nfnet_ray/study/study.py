@@ -14,6 +14,7 @@ from nfnet_ray.errors import UserError
 from nfnet_ray.recipe import Recipe, decisive_values
 from nfnet_ray.tracking.events import HalvingDescription, StudyStarted
 from nfnet_ray.tracking.labels import endings, point_label, short_names, value_label
+from nfnet_ray.tracking.state import StudyState
 
 METRIC: Final = "validation_top1"
 TRIALS_FOLDER: Final = "trials"  # in a study's directory; in it each trial has a folder of its name
@@ -115,6 +116,10 @@ class Study:
         Raises RecipeError for a value that its field does not take.
         """
         return list(self._trials)
+
+    def waiting_state(self) -> StudyState:
+        """The state of this study before anything has happened: all trials wait."""
+        return StudyState(trial.name for trial in self.trials())
 
     def why_stopped(self, trial: str, epoch: int) -> str:
         """Why halving stops a trial after an epoch: ``not in the best half at batch_size 64 after epoch 4``."""

@@ -7,8 +7,8 @@ from collections import deque
 from collections.abc import Callable, Mapping
 
 from nfnet_ray.study.plan import least_epochs, next_rung
-from nfnet_ray.study.state import StudyProgress, TrialProgress
 from nfnet_ray.study.study import METRIC, Halving, Study
+from nfnet_ray.tracking.state import StudyState, TrialProgress
 from nfnet_ray.wording import clock_time
 
 ENDED = ("finished", "stopped", "diverged", "failed")
@@ -33,7 +33,7 @@ class TimeLeft:
         work: {trial: arithmetic of one of its epochs}, in any unit.
     """
 
-    def __init__(self, study: Study, progress: StudyProgress, work: Mapping[str, float]) -> None:
+    def __init__(self, study: Study, progress: StudyState, work: Mapping[str, float]) -> None:
         self._study, self._progress, self._work = study, progress, work
         self._strata: dict[str, list[str]] = {}
         for trial in study.trials():

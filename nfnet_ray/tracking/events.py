@@ -25,8 +25,8 @@ from nfnet_ray.errors import UserError
 
 JOURNAL_FILE = "journal.jsonl"
 
-TrialState = Literal["finished", "stopped", "diverged", "failed", "interrupted"]
-StudyState = Literal["finished", "interrupted"]
+TrialOutcome = Literal["finished", "stopped", "diverged", "failed", "interrupted"]
+StudyOutcome = Literal["finished", "interrupted"]
 
 Values = dict[str, Any]
 """{dotted Recipe name: value}."""
@@ -164,7 +164,7 @@ class TrialEnded(TypedDict):
     event: Literal["trial_ended"]
     time: float
     trial: str
-    state: TrialState
+    state: TrialOutcome
     reason: str | None
     epochs: int
 
@@ -174,7 +174,7 @@ class StudyEnded(TypedDict):
 
     event: Literal["study_ended"]
     time: float
-    state: StudyState
+    state: StudyOutcome
     wall_seconds: float
 
 

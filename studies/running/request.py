@@ -10,9 +10,9 @@ from typing import Any
 
 from data_prep.digits import ALL_DIGITS, DigitsPart
 from nfnet_ray.data.files.dataset import DatasetSummary
-from nfnet_ray.study.state import StudyProgress
 from nfnet_ray.study.study import Study
 from nfnet_ray.tracking.events import StudyStarted
+from nfnet_ray.tracking.state import StudyState
 from studies.running.program import MadeWeights
 from studies.running.runner import Runner, WorkerDemand
 
@@ -69,7 +69,7 @@ class Request(ABC):
         """The study that is meant, on a data set that is the built-in one or the user's."""
 
     @abstractmethod
-    def resumed(self, study: Study, progress: StudyProgress) -> Study:
+    def resumed(self, study: Study, progress: StudyState) -> Study:
         """A study as it is resumed; ``study`` is as its journal began."""
 
     @abstractmethod

@@ -10,9 +10,9 @@ from nfnet_ray.cluster.connection.job import submission_id
 from nfnet_ray.data.files.dataset import DatasetSummary, check_dataset
 from nfnet_ray.errors import UserError
 from nfnet_ray.printable import interpreter, shell_command, shown
-from nfnet_ray.study.state import StudyProgress
 from nfnet_ray.study.study import Study
 from nfnet_ray.tracking.events import JOURNAL_FILE, StudyStarted, read_events
+from nfnet_ray.tracking.state import StudyState
 from nfnet_ray.tracking.uri import without_password
 from studies.running.request import DEFAULT_STORAGE, Request
 from studies.running.runner import WorkerDemand
@@ -42,7 +42,7 @@ def continued(
     demand: WorkerDemand,
     directory: Path,
     request: Request,
-) -> tuple[StudyProgress, WorkerDemand]:
+) -> tuple[StudyState, WorkerDemand]:
     """The progress of the study that has begun in ``directory``, and what its workers were given.
 
     What ``demand`` leaves to the cluster stays as it was. Raises UserError if nobody asked to continue a study, or if
@@ -53,7 +53,7 @@ def continued(
             f"{directory} holds a study already: resume it with --resume {study.name} or --continue, "
             "or take another --name"
         )
-    progress, started = StudyProgress.read(directory)
+    progress, started = StudyState.read(directory)
     before = started["study"]["worker"]
     earlier = Study.from_event(started)
     # Fields that were changed with --force are part of it.

@@ -15,10 +15,10 @@ from nfnet_ray.errors import UserError
 from nfnet_ray.places import in_words
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.study.plan import check_trials
-from nfnet_ray.study.state import StudyProgress
 from nfnet_ray.study.study import Study
 from nfnet_ray.tracking.choice import tracking_uri_for
 from nfnet_ray.tracking.events import StudyStarted
+from nfnet_ray.tracking.state import StudyState
 from studies.running.checks import (
     check_study_folder,
     check_tracking,
@@ -85,13 +85,13 @@ def run(request: Request, resume_command: Callable[[Request, str], str], console
         check_tracking(tracking_uri)
 
     # What: the study, its data and its weights; a new one, one of a journal, or one that is continued.
-    progress: StudyProgress | None = None
+    progress: StudyState | None = None
     started: StudyStarted | None = None
     values = request.values()
     if request.resume:
         refuse_with_resume(request)
         directory = storage / request.resume
-        progress, started = StudyProgress.read(directory)
+        progress, started = StudyState.read(directory)
         study = request.resumed(Study.from_event(started), progress)
         study = with_data_here(study, started, home)
         path: str | Path | None = study.recipe.data.path
@@ -124,7 +124,7 @@ def run(request: Request, resume_command: Callable[[Request, str], str], console
         directory,
         tracking_uri,
         resume_command(request, study.name),
-        progress or StudyProgress.waiting(study),
+        progress or study.waiting_state(),
         request.runner(home, started),
         verifies=request.verify == "full",
         changed=request.values() if request.resume else {},

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from nfnet_ray.cluster.connection.resources import Resources, WorkerResources
 from nfnet_ray.data.files.dataset import DatasetSummary
-from nfnet_ray.study.state import StudyProgress
 from nfnet_ray.study.study import Study, Trial
 from nfnet_ray.tracking.events import StudyDescription
+from nfnet_ray.tracking.state import StudyState
 
 if TYPE_CHECKING:
     from nfnet_ray.study.recorder import Recorder
@@ -49,7 +49,7 @@ class RunningStudy:
     trials: Sequence[Trial]
     data: DatasetSummary
     directory: Path
-    progress: StudyProgress
+    progress: StudyState
     worker: WorkerResources
     trials_at_once: int
     recorder: Recorder
@@ -107,6 +107,6 @@ class Runner(Protocol):
         """Lines that say where results are, besides the report and MLflow."""
         ...
 
-    def ending(self, study: Study, progress: StudyProgress) -> Ending:
+    def ending(self, study: Study, progress: StudyState) -> Ending:
         """How it ended. Raises UserError if it could not run because of something that a person can put right."""
         ...

@@ -30,11 +30,11 @@ from nfnet_ray.places import in_words, lost_place, remedy_for, which_is_lost
 from nfnet_ray.printable import interpreter, shell_command, shown
 from nfnet_ray.study.display import StudyDisplay, reported_epochs, trial_table
 from nfnet_ray.study.plan import epoch_arithmetic
-from nfnet_ray.study.state import StudyProgress
 from nfnet_ray.study.study import TRIALS_FOLDER, Study, Trial
 from nfnet_ray.tracking.events import JOURNAL_FILE, Journal, StudyStarted
 from nfnet_ray.tracking.sink import MLflowSink
 from nfnet_ray.tracking.spool import SPOOL_FILE, Spool
+from nfnet_ray.tracking.state import StudyState
 from nfnet_ray.wording import clock_time, count
 from studies.running.runner import Runner, RunningStudy, WorkerDemand
 from studies.running.started_event import started_event
@@ -66,7 +66,7 @@ class StudyRun:
     directory: Path
     tracking_uri: str
     command: str
-    progress: StudyProgress
+    progress: StudyState
     runner: Runner = field(default_factory=TuneRunner)
     verifies: bool = False
     changed: Mapping[str, Any] = field(default_factory=dict)

@@ -15,9 +15,9 @@ from nfnet_ray.models.published import published_recipe
 from nfnet_ray.places import check_can_write, check_path, resolved
 from nfnet_ray.printable import shown
 from nfnet_ray.study.plan import estimate_cost
-from nfnet_ray.study.state import StudyProgress
 from nfnet_ray.study.study import TRIALS_FOLDER, Study
 from nfnet_ray.tracking.events import StudyDescription, StudyStarted
+from nfnet_ray.tracking.state import StudyState
 from nfnet_ray.wording import count
 from studies.base_recipe import batch_size_for, recipe_for
 from studies.running.checks import MOST_BYTES_BELOW_A_TRIAL
@@ -76,7 +76,7 @@ class TrainingRequest(Request):
             seeds=(recipe.seed,),
         )
 
-    def resumed(self, study: Study, progress: StudyProgress) -> Study:
+    def resumed(self, study: Study, progress: StudyState) -> Study:
         """With what was forced upon it before, and now."""
         return replace(study, recipe=study.recipe.with_values(progress.changed | self.values()))
 
@@ -183,7 +183,7 @@ class TrainRunner:
         place = self._options.checkpoints or shown(_trial_directory(study, directory) / "checkpoints")
         return [f"Weights: {place}"]
 
-    def ending(self, study: Study, progress: StudyProgress) -> Ending:
+    def ending(self, study: Study, progress: StudyState) -> Ending:
         trial = progress.trials[study.trials()[0].name]
         if trial.state in (None, "running", "interrupted"):
             return Ending(EXIT_INTERRUPTED, "Stopped; a checkpoint is kept. Resume with:")

@@ -12,9 +12,9 @@ from nfnet_ray.cluster.connection.resources import Resources, WorkerResources
 from nfnet_ray.command_line.interruption import EXIT_INTERRUPTED
 from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.errors import UserError
-from nfnet_ray.study.state import StudyProgress
 from nfnet_ray.study.study import Study
 from nfnet_ray.tracking.events import StudyDescription, StudyStarted
+from nfnet_ray.tracking.state import StudyState
 from nfnet_ray.wording import count
 from studies.running.names import name_on_occasion
 from studies.running.program import MadeWeights, StudyProgram
@@ -80,7 +80,7 @@ class StudyRequest(Request):
             trial_limit=self.trials or study.trial_limit,
         )
 
-    def resumed(self, study: Study, _progress: StudyProgress) -> Study:
+    def resumed(self, study: Study, _progress: StudyState) -> Study:
         return study
 
     def demand(self, before: WorkerDemand | None) -> WorkerDemand:
@@ -156,7 +156,7 @@ class TuneRunner:
     def results(self, _study: Study, _directory: Path) -> list[str]:
         return []
 
-    def ending(self, _study: Study, progress: StudyProgress) -> Ending:
+    def ending(self, _study: Study, progress: StudyState) -> Ending:
         states = {trial.state for trial in progress.trials.values()}
         if states & {None, "running", "interrupted"}:
             return Ending(EXIT_INTERRUPTED, "Stopped; what was finished is kept. Resume with:")

@@ -15,16 +15,16 @@ from typing import Any
 from nfnet_ray.command_line.terminal import can_redraw, new_console, say
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.study.display import StudyDisplay
-from nfnet_ray.study.state import StudyProgress
 from nfnet_ray.study.study import METRIC, Halving, Study
+from nfnet_ray.tracking.state import StudyState
 
 EPOCHS = 8
 MARK = "\x1b[0h"  # for the test: this is what a person sees
 
 
-def progress_of(study: Study, ended: int, running: int) -> StudyProgress:
+def progress_of(study: Study, ended: int, running: int) -> StudyState:
     """The first ``ended`` trials have ended, the last of them as the best, and the next ``running`` run."""
-    progress = StudyProgress.waiting(study)
+    progress = study.waiting_state()
     for index, trial in enumerate(study.trials()[: ended + running]):
         events: list[Any] = [{"event": "trial_started", "time": 0.0, "trial": trial.name, "attempt": 1}]
         top1 = 0.9 if index == ended - 1 else 0.1
@@ -49,7 +49,7 @@ def main() -> None:
     study = Study("s", "?", recipe, space, halving=Halving(4))
     console = new_console()
     say(console, "before")
-    progress = StudyProgress.waiting(study)
+    progress = study.waiting_state()
     drawn = 0
 
     def footnote() -> str:

@@ -9,7 +9,6 @@ import pytest
 from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.errors import UserError
 from nfnet_ray.recipe import Recipe
-from nfnet_ray.study.state import StudyProgress
 from nfnet_ray.study.study import Study
 from studies.running.study_run import StudyRun
 
@@ -18,7 +17,7 @@ def test_a_second_process_is_refused_until_the_first_has_left(tmp_path: Path) ->
     study = Study("twice", "?", Recipe(), {"batch_size": (64,)})
     data = DatasetSummary(tmp_path, 128, 32, ("a", "b"), "", None)
     first, second = (
-        StudyRun(study, data, tmp_path / "twice", "", "", StudyProgress.waiting(study)) for _ in range(2)
+        StudyRun(study, data, tmp_path / "twice", "", "", study.waiting_state()) for _ in range(2)
     )
     with first._alone(), pytest.raises(UserError, match="another process is running twice"), second._alone():
         pass

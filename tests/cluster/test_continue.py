@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from nfnet_ray.cluster.connection.resources import Resources, WorkerResources
-from nfnet_ray.study.state import StudyProgress
 from nfnet_ray.tracking.events import JOURNAL_FILE, Journal
+from nfnet_ray.tracking.state import StudyState
 from studies.agc_sweep import agc_sweep
 from studies.running.flags import main
 from studies.running.runner import WorkerDemand
@@ -122,7 +122,7 @@ def test_other_data_is_refused(
 ) -> None:
     assert study("--name", "x", "--continue", data=few_digits) == 0
     journal = tmp_path / "runs" / "x" / JOURNAL_FILE
-    fingerprint = StudyProgress.read(journal.parent)[1]["study"]["data"]["fingerprint"]
+    fingerprint = StudyState.read(journal.parent)[1]["study"]["data"]["fingerprint"]
     journal.write_text(journal.read_text().replace(fingerprint, "0123456789ab"))
     assert study("--name", "x", "--continue", data=few_digits) == 2
     assert f"data is {fingerprint}, was 0123456789ab" in capsys.readouterr().err
@@ -134,7 +134,7 @@ def test_a_driver_that_was_killed_at_its_first_word_has_begun_nothing(started: A
     journal.parent.mkdir(parents=True)
     journal.write_text('{"event":"study_sta')
     assert study("--name", "x", "--continue", data=few_digits) == 0
-    assert StudyProgress.read(journal.parent)[1]["study"]["name"] == "x"
+    assert StudyState.read(journal.parent)[1]["study"]["name"] == "x"
     assert remaining(started[0][0]) == 6
 
 

@@ -16,7 +16,6 @@ import pytest
 from data_prep.digits import describe_digits
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.study.plan import epoch_arithmetic
-from nfnet_ray.study.state import StudyProgress
 from nfnet_ray.study.study import METRIC, Halving, Study
 from nfnet_ray.study.time_left import TimeLeft
 from studies.agc_sweep import agc_sweep
@@ -86,7 +85,7 @@ def test_the_time_left_is_near_the_truth() -> None:
     """On the events of a study of digits, recorded on two cores that were busy with other work as well."""
     data = describe_digits(Path("digits"))
     study = agc_sweep(data)
-    progress = StudyProgress.waiting(study)
+    progress = study.waiting_state()
     left = TimeLeft(study, progress, epoch_arithmetic(study.trials(), data))
     events: list[Any] = [json.loads(line) for line in RECORDED.read_text().splitlines()]
     end = events[-1]["time"]
@@ -115,7 +114,7 @@ def test_the_time_left_begins_as_the_plan_has_it_and_follows_what_halving_may_st
     """Four trials of 8 epochs of a second, two side by side, halved after 2 and 4 epochs."""
     recipe = Recipe().with_values({"schedule.epochs": 8})
     study = Study("s", "?", recipe, {"batch_size": (1, 2, 3, 4)}, halving=Halving(2))
-    progress = StudyProgress.waiting(study)
+    progress = study.waiting_state()
     left = TimeLeft(study, progress, dict.fromkeys(progress.trials, 1.0))
     names = list(progress.trials)
 

@@ -14,7 +14,6 @@ from nfnet_ray.cluster.connection.resources import WorkerResources
 from nfnet_ray.cluster.driver import run_trials
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.study.recorder import Recorder
-from nfnet_ray.study.state import StudyProgress
 from nfnet_ray.study.study import METRIC, Halving, Study
 from nfnet_ray.tracking.events import JOURNAL_FILE, Journal, read_events
 
@@ -32,7 +31,7 @@ def said() -> list[str]:
 @pytest.fixture
 def recorder(tmp_path: Path, said: list[str]) -> Iterator[Recorder]:
     with Journal(tmp_path / JOURNAL_FILE) as journal:
-        yield Recorder(journal, StudyProgress.waiting(STUDY), lambda: None, said.append)
+        yield Recorder(journal, STUDY.waiting_state(), lambda: None, said.append)
 
 
 def epochs(folder: Path) -> list[Any]:
@@ -71,7 +70,7 @@ def test_an_epoch_that_came_out_differently_replaces_the_first_and_is_said(
     recorder.record_epoch(FIRST, 1, MEASURED | other)
     assert len(epochs(tmp_path)) == 2
     (name,) = other
-    assert recorder.progress.trials[FIRST].last(name) == pytest.approx(other[name], nan_ok=True)
+    assert recorder.state.trials[FIRST].last(name) == pytest.approx(other[name], nan_ok=True)
     (sentence,) = said
     assert sentence.startswith(
         f"{FIRST}: epoch 1 was done again and came out differently ({name} {other[name]}, was"
@@ -90,12 +89,12 @@ def test_a_trial_whose_driver_was_killed_before_it_could_say_stopped_is_stopped(
     left = [trial for trial in STUDY.trials() if trial.name == SECOND]
     worker = WorkerResources(1, 1, 0.0)
     run_trials(left, STUDY, "0123456789ab", recorder, tmp_path, 1, worker, threading.Event())
-    ended = recorder.progress.trials[SECOND]
+    ended = recorder.state.trials[SECOND]
     assert (ended.state, ended.reason) == ("stopped", "not in the best half after epoch 4")
 
 
 def test_the_time_of_drivers_that_were_killed_is_counted() -> None:
-    progress = StudyProgress.waiting(STUDY)
+    progress = STUDY.waiting_state()
 
     def happens(event: str, time: float, **more: Any) -> float:
         described: Any = {"event": event, "time": time, **more}
@@ -115,7 +114,7 @@ def test_the_time_of_drivers_that_were_killed_is_counted() -> None:
 
 def test_what_halving_decided_by_is_what_was_reported_first() -> None:
     """Journals of earlier versions have the epoch of each checkpoint twice."""
-    progress = StudyProgress.waiting(STUDY)
+    progress = STUDY.waiting_state()
     for epoch, top1 in ((1, 0.1), (2, 0.2), (2, 0.2), (3, 0.3), (3, 0.35), (4, 0.4)):
         event: Any = {
             "event": "epoch",

@@ -23,7 +23,6 @@ from nfnet_ray.places import lost_place
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.study.epochs_done import note_progress, noted_progress
 from nfnet_ray.study.recorder import Recorder
-from nfnet_ray.study.state import StudyProgress
 from nfnet_ray.study.study import Study
 from nfnet_ray.tracking.events import JOURNAL_FILE, Event, Journal, read_events
 
@@ -65,7 +64,7 @@ def test_nothing_of_a_line_that_finds_no_room_stays_in_the_journal(tmp_path: Pat
 def recorder(tmp_path: Path) -> Iterator[Recorder]:
     study = Study("x", "?", Recipe(), {})
     with Journal(tmp_path / JOURNAL_FILE) as journal:
-        yield Recorder(journal, StudyProgress.waiting(study), lambda: None, print, threading.Event().set)
+        yield Recorder(journal, study.waiting_state(), lambda: None, print, threading.Event().set)
 
 
 def test_after_an_event_that_is_missing_nothing_is_recorded(tmp_path: Path, recorder: Recorder) -> None:
@@ -76,7 +75,7 @@ def test_after_an_event_that_is_missing_nothing_is_recorded(tmp_path: Path, reco
     assert "the journal cannot be written (File too large); make room" in recorder.lost
     recorder.record(started(3))  # there is room again, and the second is missing
     assert attempts(tmp_path / JOURNAL_FILE) == [1]
-    assert recorder.progress.trials[TRIAL].attempts == 1
+    assert recorder.state.trials[TRIAL].attempts == 1
 
 
 @pytest.mark.parametrize("how", ["its final report", "an error of its worker"])
@@ -94,7 +93,7 @@ def test_a_trial_that_cannot_keep_its_checkpoints_is_interrupted_and_stops_the_s
         callback.on_trial_complete(1, [trial], trial)
     else:
         callback.on_trial_error(1, [trial], trial)
-    assert recorder.progress.trials[TRIAL].state == "interrupted"  # so that it is resumed
+    assert recorder.state.trials[TRIAL].state == "interrupted"  # so that it is resumed
     assert recorder.lost is not None
     assert recorder.lost.endswith("make room")
 

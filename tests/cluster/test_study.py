@@ -17,9 +17,9 @@ from nfnet_ray.recipe import Recipe, RecipeError
 from nfnet_ray.study.display import StudyDisplay, reported_epochs, trial_table
 from nfnet_ray.study.epochs_done import note_progress
 from nfnet_ray.study.plan import check_trials, estimate_cost, training_multiply_adds
-from nfnet_ray.study.state import StudyProgress
 from nfnet_ray.study.study import METRIC, Halving, Study
 from nfnet_ray.tracking.events import Journal
+from nfnet_ray.tracking.state import StudyState
 
 SPACE = {"optimizer.agc.clip_factor": (0.01, 0.16, None), "batch_size": (64, 256)}
 RECIPE = Recipe().with_values({"model.name": "nfnet_pico", "schedule.epochs": 8})
@@ -52,7 +52,7 @@ def test_a_study_survives_its_journal(tmp_path: Path) -> None:
     study = Study("s", "?", RECIPE, SPACE, seeds=(0, 1), halving=Halving(2, 3.0), trial_limit=5)
     with Journal(tmp_path / "journal.jsonl") as journal:
         journal.append(started_event(study))
-    progress, started = StudyProgress.read(tmp_path)
+    progress, started = StudyState.read(tmp_path)
     assert Study.from_event(started) == study
     assert progress.unfinished == [trial.name for trial in study.trials()]
 
@@ -185,7 +185,7 @@ def test_the_cost_counts_arithmetic_and_knows_what_halving_may_save() -> None:
 
 def test_the_table_says_how_many_damaged_images_were_left_out() -> None:
     study = Study("s", "?", RECIPE, {"batch_size": (64,)})
-    progress = StudyProgress.waiting(study)
+    progress = study.waiting_state()
 
     def shown() -> str:
         console = Console(file=io.StringIO(), width=120)
@@ -216,7 +216,7 @@ def test_the_display_shows_where_a_trial_is_within_its_epoch(
     tmp_path: Path, noted: float | None, shown: str
 ) -> None:
     study = Study("s", "?", RECIPE, {"batch_size": (64,)})
-    progress = StudyProgress.waiting(study)
+    progress = study.waiting_state()
     started: Any = {"event": "trial_started", "time": 0.0, "trial": "batch_size=64", "attempt": 1}
     epoch: Any = {
         "event": "epoch",

@@ -9,9 +9,9 @@ import pytest
 
 from nfnet_ray.models.published import published_recipe
 from nfnet_ray.recipe import Recipe
-from nfnet_ray.study.state import StudyProgress
 from nfnet_ray.study.study import Study
 from nfnet_ray.tracking.events import JOURNAL_FILE
+from nfnet_ray.tracking.state import StudyState
 from studies.train import main
 
 
@@ -88,7 +88,7 @@ def test_a_training_is_a_study_of_one_trial_and_remembers_what_was_forced_upon_i
     ]
     journal = tmp_path / JOURNAL_FILE
     journal.write_text("".join(json.dumps(event) + "\n" for event in (started, *resumed)))
-    progress, first = StudyProgress.read(tmp_path)
+    progress, first = StudyState.read(tmp_path)
     assert Study.from_event(first).trials() == study.trials()
     changed: Recipe = study.recipe.with_values(progress.changed)
     assert (changed.optimizer.agc.clip_factor, changed.schedule.epochs) == (0.5, 7)

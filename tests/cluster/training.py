@@ -17,8 +17,8 @@ import torch
 
 from nfnet_ray.models.published import published_recipe
 from nfnet_ray.recipe import Recipe, parse_setting
-from nfnet_ray.study.state import StudyProgress
 from nfnet_ray.tracking.events import JOURNAL_FILE, read_events
+from nfnet_ray.tracking.state import StudyState
 from nfnet_ray.training.checkpoints.checkpoint import CheckpointStore
 from tests.deadlines import HANG_SECONDS
 
@@ -95,7 +95,7 @@ class TrainingPlace:
 
     @property
     def trial(self) -> Any:
-        return StudyProgress.read(self.folder / "runs" / "run")[0].trials["seed=0"]
+        return StudyState.read(self.folder / "runs" / "run")[0].trials["seed=0"]
 
     @property
     def checkpoints(self) -> CheckpointStore:

@@ -21,8 +21,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nfnet_ray.study.state import StudyProgress
 from nfnet_ray.tracking.events import JOURNAL_FILE, Event, read_events
+from nfnet_ray.tracking.state import StudyState
 from tests.cluster.hosts import Hosts, why_not
 from tests.deadlines import HANG_SECONDS, wait_until
 from tests.deploy.manifests import KUBERNETES, REPOSITORY, Document, faults, pod_specs, rendered
@@ -269,7 +269,7 @@ def test_a_study_runs_from_the_image_is_ended_with_its_pods_and_resumes(cluster:
     cluster.wait_until(
         lambda: "succeeded" in said(cluster.ray("job", "status", "agc-1")), "the resumed study ends"
     )
-    [trial] = StudyProgress.read(cluster.shared / "runs" / STUDY)[0].trials.values()
+    [trial] = StudyState.read(cluster.shared / "runs" / STUDY)[0].trials.values()
     assert (trial.state, trial.epoch) == ("finished", EPOCHS)
     assert cluster.epochs()[: len(ended_at)] == ended_at
     assert sorted(set(cluster.epochs())) == list(range(1, EPOCHS + 1))

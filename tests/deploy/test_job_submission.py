@@ -19,8 +19,8 @@ from pathlib import Path
 
 import pytest
 
-from nfnet_ray.study.state import StudyProgress
 from nfnet_ray.tracking.events import JOURNAL_FILE, Event, read_events
+from nfnet_ray.tracking.state import StudyState
 from tests.deadlines import HANG_SECONDS
 
 pytestmark = pytest.mark.slow
@@ -173,7 +173,7 @@ def test_a_study_is_submitted_watched_stopped_and_submitted_again(head: Head, ch
     log = said(head.ray("job", "logs", "mine"))
     assert "Traceback" not in log
     assert f"--resume {study}" in log
-    [trial] = StudyProgress.read(head.home / "runs" / study)[0].trials.values()
+    [trial] = StudyState.read(head.home / "runs" / study)[0].trials.values()
     assert trial.state == "interrupted"
     before = trial.epoch
     assert 0 < before < 5
@@ -183,7 +183,7 @@ def test_a_study_is_submitted_watched_stopped_and_submitted_again(head: Head, ch
     again = head.ray(*submit, *entrypoint)
     assert again.returncode == 0, said(again)
     assert "'mine' succeeded" in said(head.ray("job", "status", "mine"))
-    [trial] = StudyProgress.read(head.home / "runs" / study)[0].trials.values()
+    [trial] = StudyState.read(head.home / "runs" / study)[0].trials.values()
     assert (trial.state, trial.epoch, trial.attempts) == ("finished", 5, 2)
     epochs = [event["epoch"] for event in head.events(study) if event["event"] == "epoch"]
     assert len(epochs) <= 6  # at most the epoch that was running is done twice

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from nfnet_ray.study.state import StudyProgress
 from nfnet_ray.tracking.events import JOURNAL_FILE, Event, read_events
+from nfnet_ray.tracking.state import StudyState
 from tests.deadlines import HANG_SECONDS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -62,8 +62,8 @@ class Workplace:
     def events(self, study: str) -> list[Event]:
         return [event for event, _ in read_events(self.folder / "runs" / study / JOURNAL_FILE)]
 
-    def progress(self, study: str) -> StudyProgress:
-        return StudyProgress.read(self.folder / "runs" / study)[0]
+    def progress(self, study: str) -> StudyState:
+        return StudyState.read(self.folder / "runs" / study)[0]
 
     def interrupt_after(
         self, process: subprocess.Popen[str], study: str, condition: Callable[[Event], bool]

@@ -12,7 +12,6 @@ from rich.table import Table
 
 from data_prep.digits import describe_digits
 from nfnet_ray.command_line.terminal import can_redraw, new_console, say, say_whole, waiting
-from nfnet_ray.study.state import StudyProgress
 from studies.agc_sweep import agc_sweep
 from studies.running.study_run import StudyRun
 
@@ -101,7 +100,7 @@ def test_a_study_says_where_to_look_before_it_runs(tmp_path: Path, monkeypatch: 
     console = console_on(out, monkeypatch, columns=80)
     data = describe_digits(Path("digits"))
     study = agc_sweep(data, 1)
-    progress = StudyProgress.waiting(study)
+    progress = study.waiting_state()
     StudyRun(study, data, Path("st [old]") / "mine", "sqlite:///a.db", "", progress)._greet(1, console)
     lines = out.getvalue().splitlines()
     assert "Report:  st [old]/mine/report.html" in lines

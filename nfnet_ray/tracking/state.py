@@ -1,0 +1,178 @@
+"""The state of a study, rebuilt from its journal: for display, resuming, analysis and MLflow.
+
+This is the one place where the lines of a journal are added up. A :class:`StudyState` takes them one by one, whether
+they have just happened or are read from a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nfnet_ray.errors import UserError
+from nfnet_ray.tracking.events import (
+    JOURNAL_FILE,
+    Event,
+    StudyEnded,
+    StudyStarted,
+    TrialOutcome,
+    read_events,
+)
+
+ENDED_FOR_GOOD: tuple[TrialOutcome, ...] = ("finished", "stopped", "diverged")
+"""States in which a resumed study leaves a trial alone; a failed or interrupted one is run again."""
+
+_METRIC = "validation_top1"  # what halving decides by
+
+
+@dataclass
+class TrialProgress:
+    """How far one trial is.
+
+    Attributes:
+        state: ``running`` or the state in which it ended; None while it waits.
+        reason: why it ended like that, None where there is nothing to say.
+        attempts: how often it has been started.
+        epochs: {epoch: its metrics}; of an epoch that was reported again, the later ones.
+        outcome: the state in which it ended last, which it keeps when it is started again.
+    """
+
+    name: str
+    state: TrialOutcome | str | None = None
+    reason: str | None = None
+    attempts: int = 0
+    epochs: dict[int, Mapping[str, float | None]] = field(default_factory=dict)
+    outcome: TrialOutcome | None = None
+
+    @property
+    def epoch(self) -> int:
+        """The last epoch that was reported, 0 before the first."""
+        return max(self.epochs, default=0)
+
+    def last(self, metric: str) -> float | None:
+        """A metric of the last epoch, None where there is none."""
+        return self.epochs[self.epoch].get(metric) if self.epochs else None
+
+
+class StudyState:
+    """The state of a study, built up from the events of its journal one by one.
+
+    Attributes:
+        started: the journal's first event, None before it.
+        ended: the event of the driver that was the last to leave in good order; None while one is at work, or after
+            it was killed.
+        changed: {field: value} of the Recipe, as those who resumed the study have changed it.
+        trials: {name: progress}, in the order of the plan.
+        last_event_time: Unix seconds of the latest event, 0 before the first.
+    """
+
+    def __init__(self, trials: Iterable[str] = ()) -> None:
+        self.started: StudyStarted | None = None
+        self.ended: StudyEnded | None = None
+        self.changed: dict[str, Any] = {}
+        self.trials = {name: TrialProgress(name) for name in trials}
+        self.last_event_time = 0.0
+        self._wall_seconds_before = 0.0
+        # First and last event of a driver that has not left in good order.
+        self._session: tuple[float, float] | None = None
+        self._reported: list[tuple[str, int, float]] = []
+
+    @staticmethod
+    def read(directory: Path) -> tuple[StudyState, StudyStarted]:
+        """The state of the study whose results are in ``directory``, and how it was started.
+
+        Raises:
+            UserError: there is no journal, it is damaged, it does not begin with ``study_started``, or it has events
+                that do not fit each other.
+        """
+        journal, state = directory / JOURNAL_FILE, StudyState()
+        if not journal.exists():
+            raise UserError(f"{directory}: no study is here; --resume takes the name of one that was started")
+        try:
+            for event, _ in read_events(journal):
+                state.apply(event)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            if state.started is not None:
+                raise UserError(
+                    f"{journal} is no journal that this version understands ({error!r}); restore it from a backup"
+                ) from error
+        if state.started is None:
+            raise UserError(
+                f"{journal} does not say what the study is: its first line, study_started, is missing"
+            )
+        return state, state.started
+
+    def apply(self, event: Event) -> None:
+        """Take in the next event of the journal. Kinds of events that this version does not know change nothing."""
+        self.last_event_time = event.get("time", self.last_event_time)
+        if event["event"] in ("study_started", "study_resumed"):
+            self._wall_seconds_before = self.wall_seconds
+            self._session = (event["time"], event["time"])
+        elif self._session is not None:
+            self._session = (self._session[0], max(self._session[1], event["time"]))
+        match event["event"]:
+            case "study_started":
+                self.started = event
+                self.trials = {plan["name"]: TrialProgress(plan["name"]) for plan in event["trials"]}
+            case "study_resumed":
+                self.ended = None
+                self.changed |= event.get("changed", {})
+            case "study_ended":
+                self.ended = event
+                self._wall_seconds_before, self._session = event["wall_seconds"], None
+            case "trial_started":
+                trial = self.trials[event["trial"]]
+                trial.state, trial.reason, trial.attempts = "running", None, event["attempt"]
+            case "epoch":
+                trial = self.trials[event["trial"]]
+                if event["epoch"] not in trial.epochs:  # journals of earlier versions have some twice
+                    top1 = event["metrics"].get(_METRIC) or 0.0
+                    self._reported.append((event["trial"], event["epoch"], top1))
+                trial.epochs[event["epoch"]] = event["metrics"]
+            case "trial_ended":
+                trial = self.trials[event["trial"]]
+                trial.state, trial.reason = event["state"], event["reason"]
+                trial.outcome = event["state"]
+
+    @property
+    def wall_seconds(self) -> float:
+        """Time for which drivers were at work; of one that was killed, up to its last event."""
+        first, last = self._session or (0.0, 0.0)
+        return self._wall_seconds_before + (last - first)
+
+    @property
+    def unfinished(self) -> list[str]:
+        """Names of the trials that still have something to do."""
+        return [trial.name for trial in self.trials.values() if trial.state not in ENDED_FOR_GOOD]
+
+    def reported_epochs(self) -> list[tuple[str, int, float]]:
+        """(trial, epoch, validation top-1) as they were first reported, in that order: what halving decided by."""
+        return list(self._reported)
+
+
+class JournalReader:
+    """The state of a study after any line of its journal. From one line to a later one, only what is between is read.
+
+    Not thread-safe.
+    """
+
+    def __init__(self, journal: Path) -> None:
+        self._journal = journal
+        self._state, self._end = StudyState(), 0
+
+    def state_at(self, end: int) -> StudyState:
+        """The state after the line that ends at byte ``end``; valid until the next call.
+
+        Raises UserError if the journal is damaged.
+        """
+        if end < self._end:  # an event that is written again
+            self._state, self._end = StudyState(), 0
+        if end > self._end:
+            for event, at in read_events(self._journal, self._end):
+                self._state.apply(event)
+                self._end = at
+                if at >= end:
+                    break
+        return self._state
