@@ -26,7 +26,7 @@ from nfnet_ray.settings import LARGEST_SIDE, RecipeError, Section, setting
 
 @dataclass(frozen=True)
 class Overrides(Section):
-    """The official class's knobs; None keeps what the model's name stands for."""
+    """Changes to the network's shape, the official class's arguments; None keeps the value of the named model."""
 
     width: tuple[int, ...] | None = setting(None, "channels of each stage", at_least=1, at_most=65536)
     depth: tuple[int, ...] | None = setting(None, "blocks of each stage", at_least=1, at_most=1000)
@@ -41,25 +41,25 @@ class Overrides(Section):
     activation: str | None = setting(None, "name of the activation, such as gelu or silu")
 
     def chosen(self) -> dict[str, Any]:
-        """The knobs that are turned: {name: value} of those that are not None."""
+        """{name: value} of those that are not None."""
         return {name: value for name, value in self.to_values().items() if value is not None}
 
 
 @dataclass(frozen=True)
 class ModelRecipe(Section):
-    """Which network, what it starts from, and its regularisation. None stands for the variant's published value."""
+    """The network, its initial weights and its regularisation. None is replaced by the model's published value."""
 
     name: str = setting("nfnet_f0", "a name from nfnet_ray.models.list_models()")
     weights: str | None = setting(
         None,
-        "a file of weights to start from (published, timm's, or our own), a study puts @sha256:… behind its name; "
-        "none: weights drawn anew",
+        "file of weights to start from (published, timm's or nfnet_ray's); a study appends @sha256:… to its name; "
+        "none: random initial weights",
     )
     classifier: Literal["new", "loaded"] = setting(
-        "new", "whether `weights` give the classifier too, which takes the same classes"
+        "new", "a new classifier, or the one loaded from `weights`, which needs the same classes"
     )
     trained: Literal["all", "classifier"] = setting(
-        "all", "what is trained; classifier: all else stays as it is, in evaluation mode"
+        "all", "what is trained; classifier: everything else is frozen, in evaluation mode"
     )
     dropout: float | None = setting(None, "drop rate before the classifier", at_least=0, below=1)
     stochastic_depth: float | None = setting(
@@ -77,7 +77,7 @@ class ModelRecipe(Section):
 
 @dataclass(frozen=True)
 class MixingRecipe(Section):
-    """MixUp and CutMix. With both, half of the images get the one and half the other (official dataset.py)."""
+    """MixUp and CutMix. With both, each is applied to half of the images (official dataset.py)."""
 
     mixup_alpha: float | None = setting(
         0.2, "MixUp's ratio is drawn from Beta(alpha, alpha); none: no MixUp", above=0
@@ -86,7 +86,7 @@ class MixingRecipe(Section):
         1.0, "CutMix's share of the area is drawn from Beta(alpha, alpha); none: no CutMix", above=0
     )
     partners: Literal["separate", "batch"] = setting(
-        "separate", "what is mixed in: further images, read and cut for it (official), or the batch's own"
+        "separate", "what images are mixed with: additional images (official), or others of the same batch"
     )
 
 
@@ -99,7 +99,7 @@ class RandAugmentRecipe(Section):
     )
     magnitude: float | None = setting(
         None,
-        "strength of each operation, nominally 0 to 10; none: the variant's published one",
+        "strength of each operation, nominally 0 to 10; none: the model's published one",
         at_least=0,
         at_most=100,
     )
@@ -107,7 +107,7 @@ class RandAugmentRecipe(Section):
 
 @dataclass(frozen=True)
 class ProgressiveRecipe(Section):
-    """Training images that grow by epoch (docs/methods/progressive_size.md); `data.image_size` is the last size."""
+    """Training images whose size grows by epoch, up to `data.image_size` (docs/methods/progressive_size.md)."""
 
     start_size: int | None = setting(
         None,
@@ -115,25 +115,27 @@ class ProgressiveRecipe(Section):
         at_least=8,
         at_most=LARGEST_SIDE,
     )
-    start_epoch: int = setting(0, "epochs that are done when images begin to grow", at_least=0)
+    start_epoch: int = setting(0, "number of epochs before images begin to grow", at_least=0)
     end_epoch: int | None = setting(
         None,
-        "epochs that are done when they have data.image_size; none: all but the last, or all but the last stage",
+        "number of epochs before they reach data.image_size; none: all but the last, or all but the last stage",
         at_least=1,
     )
     stages: int | None = setting(
         None,
-        "so many sizes, each for as many epochs as the others; none: a new size in each epoch",
+        "number of sizes, each used for the same number of epochs; none: a new size every epoch",
         at_least=2,
     )
-    step: int = setting(32, "sizes in between are rounded to a multiple of so many pixels", at_least=1)
+    step: int = setting(32, "sizes in between are rounded to a multiple of this many pixels", at_least=1)
     start_magnitude: float | None = setting(
         None,
-        "RandAugment's magnitude at start_size, which grows with the size; none: always the same",
+        "RandAugment's magnitude at start_size, growing with the size; none: the same at all sizes",
         at_least=0,
         at_most=100,
     )
-    mixing_grows: bool = setting(False, "MixUp's and CutMix's alpha grow with the size, from 0 at start_size")
+    mixing_grows: bool = setting(
+        False, "let MixUp's and CutMix's alpha grow with the size, from 0 at start_size"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -154,9 +156,9 @@ class ProgressiveRecipe(Section):
 
 @dataclass(frozen=True)
 class DataRecipe(Section):
-    """Which images, and what is done to them. None stands for the variant's published value."""
+    """The images, and how they are cropped and augmented. None is replaced by the model's published value."""
 
-    path: str = setting("", "a data set converted by data_prep (where it lies does not change the result)")
+    path: str = setting("", "a data set converted by data_prep (its location does not affect the result)")
     image_size: int | None = setting(
         None, "side of a training image in pixels", at_least=8, at_most=LARGEST_SIDE
     )
@@ -165,7 +167,7 @@ class DataRecipe(Section):
         None, "side of a validation image in pixels", at_least=8, at_most=LARGEST_SIDE
     )
     crop: Literal["random_resized", "padded", "whole"] = setting(
-        "random_resized", "how a training image is cut: Inception crop, shift by crop_padding, or whole"
+        "random_resized", "crop of a training image: Inception crop, shift by up to crop_padding, or none"
     )
     crop_padding: int = setting(
         4, "largest shift of the padded crop in pixels", at_least=0, at_most=LARGEST_SIDE - 1
@@ -176,16 +178,16 @@ class DataRecipe(Section):
     autoaugment: bool = setting(False, "AutoAugment's ImageNet policy, in place of RandAugment")
     eval_crop: Literal["squash", "central"] = setting(
         "squash",
-        "how a validation image is cut: both sides to eval_size + 32 and the centre of that (official NFNet), "
-        "or the central square of the shorter side (the usual way)",
+        "crop of a validation image: resize both sides to eval_size + 32 and take the centre (official NFNet), "
+        "or take the central square of the shorter side (the usual way)",
     )
     resident: Literal["auto", "always", "never"] = setting(
-        "auto", "decode once and keep in memory, or decode in every epoch"
+        "auto", "decode images once and keep them in memory, or decode them in every epoch"
     )
     on_damaged: Literal["stop", "skip"] = setting(
         "stop",
-        "what a damaged image comes to: an error with its name, or it is counted and the next sound one stands in "
-        "(in evaluation it is left out)",
+        "what to do with a damaged image: stop and name it, or skip it (count it and use the next good image instead; "
+        "evaluation leaves it out)",
     )
 
     def __post_init__(self) -> None:
@@ -208,7 +210,7 @@ class AGCRecipe(Section):
     """Adaptive gradient clipping (paper section 4)."""
 
     clip_factor: float | None = setting(
-        0.01, "largest allowed gradient norm / parameter norm of a unit; none does not clip", above=0
+        0.01, "largest allowed gradient norm / parameter norm of a unit; none: no clipping", above=0
     )
     eps: float = setting(1e-3, "lower bound on the parameter norm (official optim.py)", above=0)
     exclude: tuple[str, ...] = setting(
@@ -225,29 +227,29 @@ class SAMRecipe(Section):
     )
     method: Literal["sam", "asam", "looksam", "esam"] = setting("sam", "which form of SAM")
     ascent_share: float = setting(
-        1.0, "share of the batch, its first images, that the ascent gradient is taken on", above=0, at_most=1
+        1.0, "share of the batch, its first images, used for the ascent gradient", above=0, at_most=1
     )
     perturbation: Literal["replica", "global", "micro_batch"] | None = setting(
         None,
-        "what has an ascent step of its own: each worker, the whole batch (synchronised), or each micro-batch; "
-        "none: each worker, and for looksam the whole batch",
+        "what has its own ascent step: each worker, the whole batch (synchronised), or each micro-batch; "
+        "none: each worker, or for looksam the whole batch",
     )
     share_masks: bool = setting(
-        True, "the same dropout and stochastic depth in the ascent and the descent pass"
+        True, "use the same dropout and stochastic depth in the ascent and the descent pass"
     )
     asam_eta: float = setting(0.01, "asam: added to the weights' sizes (Kwon et al. 2021)", at_least=0)
     looksam_interval: int = setting(
         5, "looksam: steps from one ascent to the next (Liu et al. 2022)", at_least=1
     )
     looksam_alpha: float = setting(
-        0.7, "looksam: weight of the kept direction in the steps between (Liu et al. 2022)", at_least=0
+        0.7, "looksam: weight of the stored direction in the steps in between (Liu et al. 2022)", at_least=0
     )
     esam_weight_share: float = setting(
-        0.6, "esam: share of the weights that one ascent step moves (Du et al. 2022)", above=0, at_most=1
+        0.6, "esam: share of the weights moved by one ascent step (Du et al. 2022)", above=0, at_most=1
     )
     esam_data_share: float = setting(
         0.5,
-        "esam: share of the images, the sharpest, that the descent sees (Du et al. 2022)",
+        "esam: share of the images, the sharpest, used for the descent (Du et al. 2022)",
         above=0,
         at_most=1,
     )
@@ -268,7 +270,7 @@ class SAMRecipe(Section):
 
 @dataclass(frozen=True)
 class EMARecipe(Section):
-    """The running mean of the weights that is evaluated (official utils.py, experiment_nfnets.py)."""
+    """The moving average of the weights, which is evaluated (official utils.py, experiment_nfnets.py)."""
 
     decay: float | None = setting(
         0.99999,
@@ -276,7 +278,9 @@ class EMARecipe(Section):
         at_least=0,
         below=1,
     )
-    warmup: bool = setting(True, "at most (1 + t) / (10 + t) at step t, so that the mean forgets the start")
+    warmup: bool = setting(
+        True, "limit the decay to (1 + t) / (10 + t) at step t, to forget the initial weights"
+    )
 
 
 @dataclass(frozen=True)
@@ -284,16 +288,16 @@ class OptimizerRecipe(Section):
     """SGD with Nesterov momentum and coupled weight decay (official optim.py), or TensorFlow's RMSProp."""
 
     name: Literal["sgd", "rmsprop"] = setting(
-        "sgd", "SGD for NFNets, RMSProp as TensorFlow's for EfficientNets"
+        "sgd", "SGD (NFNets), or RMSProp in TensorFlow's form (EfficientNets)"
     )
     momentum: float = setting(0.9, "momentum", at_least=0, below=1)
-    nesterov: bool = setting(True, "sgd: look ahead along the momentum")
+    nesterov: bool = setting(True, "sgd: Nesterov momentum")
     rmsprop_decay: float = setting(0.9, "rmsprop: decay of the moving mean square", at_least=0, below=1)
     rmsprop_eps: float = setting(1e-3, "rmsprop: added to the mean square, inside the root", above=0)
-    weight_decay: float = setting(2e-5, "decay of the parameters named by `decayed`", at_least=0)
+    weight_decay: float = setting(2e-5, "weight decay of the parameters chosen by `decayed`", at_least=0)
     decayed: Literal["weights", "all_but_norm"] = setting(
         "weights",
-        "what weight decay acts on: conv and linear weights (NFNets), or all but the normalisation's (EfficientNets)",
+        "parameters with weight decay: conv and linear weights (NFNets), or all but normalisation's (EfficientNets)",
     )
     agc: AGCRecipe = AGCRecipe()
     sam: SAMRecipe = SAMRecipe()
@@ -305,7 +309,7 @@ class ScheduleRecipe(Section):
     """Linear warm-up from 0, then a cosine to 0 (paper appendix A.1) or stairs (EfficientNet, ResNet)."""
 
     epochs: int = setting(360, "passes over the training images", at_least=1, at_most=100_000)
-    warmup_epochs: float = setting(5.0, "epochs of linear warm-up; fractions count", at_least=0)
+    warmup_epochs: float = setting(5.0, "epochs of linear warm-up; may be a fraction", at_least=0)
     base_learning_rate: float = setting(0.1, "peak learning rate for each 256 images of the batch", above=0)
     shape: Literal["cosine", "staircase"] = setting("cosine", "how the learning rate falls after the warm-up")
     decay_factor: float = setting(
@@ -337,20 +341,20 @@ class Recipe(Section):
     loss: LossRecipe = LossRecipe()
     batch_size: int = setting(4096, "images of one optimiser step, over all workers", at_least=1)
     micro_batches: int = setting(
-        1, "parts of a worker's share of a batch, one after the other (gradient accumulation)", at_least=1
+        1, "parts into which a worker's share of a batch is split (gradient accumulation)", at_least=1
     )
     precision: Literal["float32", "bfloat16", "float64"] = setting(
-        "float32", "type of the arithmetic of a step; weights are float32 (float64 with float64, for checks)"
+        "float32", "dtype of a step's arithmetic; weights are float32 (float64 with float64, for checks)"
     )
     memory_format: Literal["contiguous", "channels_last", "auto"] = setting(
         "contiguous",
-        "layout of activations; auto: the one that is faster in a few steps before the first one",
+        "memory layout of activations; auto: the faster one, timed over a few steps before training",
     )
-    compile: bool = setting(False, "translate the network by torch.compile before the first step")
+    compile: bool = setting(False, "compile the network with torch.compile before the first step")
     seed: int = setting(0, "seed of weights, order, augmentation and dropout", at_least=0)
     signal_epochs: int = setting(
         0,
-        "epochs from one measurement of the activations' variance, block by block, to the next; 0: none",
+        "number of epochs between measurements of each block's activation variance; 0: none",
         at_least=0,
     )
 
@@ -374,22 +378,21 @@ class Recipe(Section):
     def from_values(values: Mapping[str, Any]) -> Recipe:
         """The Recipe whose :meth:`to_values`, possibly through JSON, gave ``values``.
 
-        Raises RecipeError where a field is missing: another version wrote the values, and a default in its
-        place would be another run.
+        Raises RecipeError if a field is missing: another version wrote the values, and filling in a default would
+        make it another run.
         """
         missing = [name for name in Recipe().to_values() if name not in values]
         if missing:
             raise RecipeError(
-                f"{', '.join(missing)}: not in this Recipe, which another version of nfnet_ray wrote; start anew"
+                f"{', '.join(missing)}: missing in this Recipe of another version of nfnet_ray; start a new study"
             )
         return Recipe().with_values(values)
 
     def fingerprint(self) -> str:
         """12 hex digits that are equal for two Recipes that train the same network on the same bytes.
 
-        Where the data lies on this machine is left out; which data it is, the data set's own
-        fingerprint says. Of a file of weights the content counts, if the Recipe says it (see
-        :func:`split_weights`), and not where it lies.
+        The path of the data is left out; the data set has its own fingerprint. A file of weights counts by its
+        content, if the Recipe states it (see :func:`split_weights`), and not by its path.
         """
         values = decisive_values(self.to_values())
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
@@ -399,7 +402,7 @@ WEIGHTS_DIGEST_MARK = "@sha256:"
 
 
 def split_weights(weights: str) -> tuple[str, str | None]:
-    """``model.weights`` as (path, SHA-256 of the content in hex), None where the content is left open.
+    """``model.weights`` as (path, SHA-256 of the content in hex); None if the content is not stated.
 
     >>> split_weights("weights/F0_haiku.npz@sha256:a1b2")
     ('weights/F0_haiku.npz', 'a1b2')
@@ -409,10 +412,10 @@ def split_weights(weights: str) -> tuple[str, str | None]:
 
 
 def decisive_values(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Of the ``values`` of a Recipe those that decide its result.
+    """Those of the ``values`` of a Recipe that decide its result.
 
-    Without the place of the data, which have a fingerprint of their own, and of a file of weights its content
-    alone, where that is said.
+    The path of the data is left out, since the data have their own fingerprint. A file of weights is represented by
+    its content, if that is stated.
     """
     decisive = {name: value for name, value in values.items() if name != "data.path"}
     if decisive.get("model.weights") is not None:
@@ -422,7 +425,7 @@ def decisive_values(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def field_meanings() -> dict[str, str]:
-    """{dotted name: what it means and what it takes} of every Recipe field, for help texts."""
+    """{dotted name: meaning and allowed values} of every Recipe field, for help texts."""
     return settings.field_meanings(Recipe)
 
 
