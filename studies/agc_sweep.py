@@ -28,20 +28,14 @@ from studies.base_recipe import recipe_for
 from studies.running.flags import main
 
 QUESTION = "How strongly should adaptive gradient clipping clip, and how does that depend on the batch size?"
-CLIP_FACTORS = (
-    0.01,
-    0.02,
-    0.04,
-    0.08,
-    0.16,
-    None,
-)  # the paper's ablation grid (section 4.1), and no clipping
+# The paper's ablation grid (section 4.1), and no clipping.
+CLIP_FACTORS = (0.01, 0.02, 0.04, 0.08, 0.16, None)
 BATCH_SIZES = (64, 256)
 EPOCHS = 8
 
 
 def agc_sweep(data: DatasetSummary, epochs: int | None = None) -> Study:
-    """The study on a data set: six clip factors at each batch size of which at least two fit an epoch."""
+    """The study on a data set: six clip factors at each batch size that leaves at least two steps per epoch."""
     epochs = epochs or EPOCHS
     batch_sizes = tuple(size for size in BATCH_SIZES if 2 * size <= data.train_images)
     return Study(

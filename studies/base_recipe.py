@@ -14,15 +14,14 @@ from nfnet_ray.recipe import (
     ScheduleRecipe,
 )
 
-SMALL_IMAGE_PIXELS = (
-    64  # up to here images are shifted as CIFAR's are, above they are cropped as ImageNet's are
-)
+# Images up to this size are shifted, as CIFAR's are; larger ones are cropped, as ImageNet's are.
+SMALL_IMAGE_PIXELS = 64
 USUAL_BATCH_SIZES = (64, 256)
-LEAST_STEPS_PER_EPOCH = 20  # so that a handful of epochs is a hundred steps
+LEAST_STEPS_PER_EPOCH = 20  # five epochs are a hundred steps
 
 
 def recipe_for(data: DatasetSummary, epochs: int) -> Recipe:
-    """The Recipe of ``epochs`` epochs on a data set. The batch size is left to the study."""
+    """A Recipe of ``epochs`` epochs on a data set. The study sets the batch size."""
     size = max(data.uniform_size) if data.uniform_size else None
     small = size is not None and size <= SMALL_IMAGE_PIXELS
     return Recipe(
@@ -31,8 +30,8 @@ def recipe_for(data: DatasetSummary, epochs: int) -> Recipe:
             path=str(data.path),
             crop="padded" if small else "random_resized",
             crop_padding=size // 8 if small and size else 0,  # CIFAR's 4 of 32 pixels
-            flip=not all(name.isdigit() for name in data.class_names),  # a mirrored digit is another sign
-            # Plain images, as in the paper's ablation of AGC: what is asked about stands alone.
+            flip=not all(name.isdigit() for name in data.class_names),  # a mirrored digit is not a digit
+            # Plain images, as in the paper's ablation of AGC, so that nothing else affects the answer.
             mixing=MixingRecipe(mixup_alpha=None, cutmix_alpha=None),
             randaugment=RandAugmentRecipe(layers=0),
         ),
@@ -40,13 +39,13 @@ def recipe_for(data: DatasetSummary, epochs: int) -> Recipe:
         schedule=ScheduleRecipe(
             epochs=epochs,
             warmup_epochs=epochs / 8,
-            # four times the paper's, so that a few epochs show what many would
+            # Four times the paper's, so that a few epochs show what many would.
             base_learning_rate=0.4,
         ),
     )
 
 
 def batch_size_for(data: DatasetSummary) -> int:
-    """The largest of 64 and 256 of which an epoch has at least 20, for studies that do not sweep it."""
+    """The largest of 64 and 256 that leaves at least 20 steps per epoch, for studies that do not sweep it."""
     fitting = [size for size in USUAL_BATCH_SIZES if size * LEAST_STEPS_PER_EPOCH <= data.train_images]
     return max(fitting, default=max(1, min(USUAL_BATCH_SIZES[0], data.train_images // 2)))

@@ -1,18 +1,18 @@
 """How much dropout should a network of a given size have, and does stochastic depth change that?
 
-Question. The published NFNets drop more of the pooled features the larger they are, 0.2 in F0 to 0.5 in F4 and
-beyond, and all of them a residual branch in up to a quarter of the cases (Brock et al. 2021, table 1 and
-appendix A.1). Which rate is best for this network on this data, at each rate of stochastic depth?
+Question. The larger a published NFNet is, the more of the pooled features it drops: 0.2 in F0 to 0.5 in F4 and
+beyond. All of them drop residual branches, at a rate of up to a quarter (Brock et al. 2021, table 1 and appendix
+A.1). Which rate is best for this network on this data, at each rate of stochastic depth?
 
 Command. ``python studies/dropout_sweep.py`` on one machine, on the 1,797 handwritten digits that scikit-learn
-carries; ``--data PATH --address auto`` on a cluster, on a data set that data_prep converted. One size is one
-run: ``--set model.name=nfnet_nano`` asks the same of the next larger network, ``nfnet_f0`` to ``nfnet_f6`` of
-the published ones.
+carries; ``--data PATH --address auto`` on a cluster, on a data set that data_prep converted. One study
+is about one size: ``--set model.name=nfnet_nano`` asks the same about the next larger network, ``nfnet_f0`` to
+``nfnet_f6`` about the published ones.
 
-Cost. 18 trials of 8 epochs. No trial is stopped early: dropout slows a network down at first, so early
-stopping would keep those with little of it.
+Cost. 18 trials of 8 epochs. No trial is stopped early: dropout slows learning at first, so early stopping
+would prefer trials with little dropout.
 
-Result. Not yet known.
+Result. Not known yet.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from studies.base_recipe import batch_size_for, recipe_for
 from studies.running.flags import main
 
 QUESTION = "How much dropout should a network of this size have, and does stochastic depth change that?"
-DROPOUTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)  # none, and up to what the largest published networks have
+DROPOUTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)  # none, up to that of the largest published networks
 STOCHASTIC_DEPTHS = (0.0, 0.1, 0.25)  # none, the paper's for fine-tuning (A.5), its for ImageNet (A.1)
 EPOCHS = 8
 

@@ -2,39 +2,37 @@
 
 Question. Brock et al. (2021, section 6.1 and appendix A.4) train F5 and F6 with SAM, and take the ascent
 gradient on a fifth of the batch to save time; they do not say with which rho. Which rho is best for this
-network on this data, with the ascent on the whole batch and on a fifth of it, and is what it adds worth the
-time of the second pass?
+network on this data, with the ascent on the whole batch and on a fifth of it, and is the gain in accuracy worth
+the time of the second pass?
 
 Command. ``python studies/sam_sweep.py`` on one machine, on the 1,797 handwritten digits that scikit-learn
-carries; ``--data PATH --address auto`` on a cluster, on a data set that data_prep converted. Of SAM's
-relatives the same is asked with ``--set optimizer.sam.method=looksam``, or ``esam`` (then with
-``--set optimizer.sam.ascent_share=1`` as well); rho of ``asam`` has another scale (Kwon et al. 2021 use 0.5
-and 1).
+carries; ``--data PATH --address auto`` on a cluster, on a data set that data_prep converted. To ask
+the same about SAM's relatives, use ``--set optimizer.sam.method=looksam``, or ``esam`` (then also
+``--set optimizer.sam.ascent_share=1``); rho of ``asam`` has another scale (Kwon et al. 2021 use 0.5 and 1).
 
 How to read it. All trials have the same epochs, but not the same time: an ascent on the whole batch doubles
 a step, one on a fifth of it makes it 20 to 40% longer (section 6.1), and the curves of the report, over
 training time, end where each trial did. SAM pays at equal time if its curve ends above what plain training
-reaches *by then*. The plain curve, which ends earlier, does not say: its learning rate had come down to 0
-before. So give plain training the time that SAM had, by its epochs, and compare the ends:
+reaches *by then*. The plain curve ends earlier and cannot tell, because its learning rate has already fallen
+to 0. So give plain training as much time as SAM had, by more epochs, and compare the ends:
 ``python studies/sam_sweep.py --epochs 16 --set optimizer.sam.rho=none --set optimizer.sam.ascent_share=1``.
 rho = none is in both halves of the sweep, as each half is compared on its own; its two trials are the same
-run twice, so they have the same accuracy to the last digit, and their times differ by the machine's noise.
-No trial is stopped early: a larger rho starts more slowly, and early stopping asks who is ahead after half
-the epochs.
+run twice: they have the same accuracy to the last digit, and times that differ only by the machine's noise.
+No trial is stopped early, because early stopping asks which trial is ahead after half the epochs, and a larger
+rho starts more slowly.
 
 Cost. 12 trials of 8 epochs: four minutes on two shared CPU cores.
 
-Result. On the digits no rho did better than no SAM by more than the noise, and a larger one did worse. Top-1
+Result. On the digits no rho beat training without SAM by more than the noise, and larger ones did worse. Top-1
 after 8 epochs, from the first command (1 seed, 360 validation images, so 94.2% is 91.2 to 96.2%; nfnet_pico,
-float32, two cores of an AMD EPYC, which other work shared, so the times are not worth telling):
+float32, two cores of an AMD EPYC that other work shared, so the times mean nothing):
 
     rho             none   0.01   0.02   0.05    0.1    0.2
     whole batch     94.2   92.5   90.6   89.2   85.6   74.2
     a fifth of it   94.2   94.4   92.5   90.8   85.8   76.9
 
-Plain training of 16 epochs (the command above, the same hardware) came to 97.8. So SAM does not pay here at
-equal time, nor at equal epochs. These are 176 steps; of a long training, which is what SAM is for, they say
-nothing.
+Plain training for 16 epochs (the command above, the same hardware) reached 97.8. So SAM does not pay here, neither
+at equal time nor at equal epochs. These are 176 steps; they say nothing about long training, for which SAM was made.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Train one network, on one worker or on many, and come through whatever happens to them.
+"""Train one network on one or many workers, and recover from failures.
 
-``python studies/train.py`` alone trains nfnet_pico on handwritten digits, in a minute. On a cluster:
+``python studies/train.py`` trains nfnet_pico on handwritten digits in about a minute. On a cluster,
 ``python studies/train.py --model nfnet_f0 --data PATH --workers 8 --address auto`` trains by the published Recipe
-of that model; --set changes its fields. A worker that is lost is started again, and with --min-workers the run
-goes on with fewer until machines are back: the batch and the order of the images stay the same. Ctrl-C keeps a
-checkpoint of the very step; --resume goes on from it.
+of that model; --set changes its fields. A lost worker is restarted. With --min-workers the run continues with fewer
+workers until machines are back; the batch and the order of the images stay the same. Ctrl-C saves a checkpoint of
+the current step, and --resume continues from it.
 """
 
 from __future__ import annotations
@@ -48,29 +48,33 @@ def _request(options: argparse.Namespace) -> TrainingRequest:
 
 def _parser() -> argparse.ArgumentParser:
     parser = new_parser(Path(__file__), __doc__)
-    where = add_places(parser, "training")
+    where = add_places(parser, "training", "the model's name")
     where.add_argument(
         "--checkpoints",
         metavar="PLACE",
-        help="a path or URI (s3://bucket/folder) that all nodes share (default: in the training's folder)",
+        help="where to keep checkpoints: a path or URI (s3://bucket/folder) that all nodes share (default: the"
+        " training's folder)",
     )
     what = parser.add_argument_group("what it trains")
-    what.add_argument("--model", metavar="NAME", help=f"default: {DEFAULT_MODEL}")
+    what.add_argument("--model", metavar="NAME", help=f"the network (default: {DEFAULT_MODEL})")
     add_data(what)
-    what.add_argument("--epochs", type=positive, metavar="N", help="default: the Recipe's")
+    what.add_argument("--epochs", type=positive, metavar="N", help="number of epochs (default: the Recipe's)")
     add_settings(what, "set a field of the Recipe")
-    shape = parser.add_argument_group("on what")
+    shape = parser.add_argument_group("resources")
     shape.add_argument(
         "--workers",
         type=_workers,
         metavar="N",
-        help="workers that share each batch; 2-8 is elastic (default: 1)",
+        help="number of workers that share each batch; 2-8 is elastic: at least 2, at most 8 (default: 1)",
     )
     shape.add_argument(
-        "--min-workers", type=positive, metavar="N", help="resume with as few as N where machines are missing"
+        "--min-workers",
+        type=positive,
+        metavar="N",
+        help="continue with as few as N workers when machines are missing",
     )
-    add_shares(shape, "all that the cluster has for it")
-    guard = parser.add_argument_group("what it does against failures")
+    add_shares(shape, "as many as the cluster has for each")
+    guard = parser.add_argument_group("protection against failures")
     guard.add_argument(
         "--checkpoint-minutes",
         type=above_zero,
@@ -81,10 +85,10 @@ def _parser() -> argparse.ArgumentParser:
         "--hang-seconds",
         type=above_zero,
         metavar="S",
-        help="restart a worker that has given no sign of life for S seconds (default: 600)",
+        help="restart a worker that shows no sign of life for S seconds (default: 600)",
     )
     guard.add_argument(
-        "--force", action="store_true", help="with --resume: allow other settings or other data"
+        "--force", action="store_true", help="with --resume, allow other settings or other data"
     )
     add_plan(parser)
     return parser

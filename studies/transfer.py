@@ -1,37 +1,37 @@
-"""What are pretrained weights worth on few images, and is the whole network to be trained or the classifier alone?
+"""What are pretrained weights worth on few images, and should the whole network be trained or only the classifier?
 
-Question. A network that was trained on one task starts another one with its weights and a new classifier. Brock
-et al. (2021, section 6.2, appendix A.5) fine-tune whole NFNets so. How does that compare with a frozen body, whose
-classifier alone is trained, and with the same network from scratch; and which learning rate does each of them need?
+Question. A network that was trained on one task starts another task with those weights and a new classifier. Brock
+et al. (2021, section 6.2, appendix A.5) fine-tune whole NFNets in this way. How does that compare with training only
+the classifier, and with the same network from scratch? Which learning rate does each of them need?
 
 Command. ``python studies/transfer.py`` on one machine: nfnet_pico learns the digits 0 to 4 of scikit-learn's
-(20 epochs, once, 15 s), and starts the digits 5 to 9 from there, with ten images of each to train with and all the
-others, 846, to validate. For real: ``python studies/transfer.py --weights F0_haiku.npz --data data/flowers``, with
-a published file, timm's weights or a checkpoint of ours (docs/methods/transfer.md); the network is the one whose
-weights they are. Another resolution: ``--set data.image_size=224 --set data.eval_size=288``.
+(20 epochs, once, 15 s), and starts on the digits 5 to 9 from there, with ten training images of each and the other
+846 for validation. For real: ``python studies/transfer.py --weights F0_haiku.npz --data data/flowers``, with a
+published file, timm's weights or one of our checkpoints (docs/methods/transfer.md); the network is recognised from the
+weights. For another resolution add ``--set data.image_size=224 --set data.eval_size=288``.
 
-What is compared. Weights, pretrained or drawn anew, times what is trained, all or the classifier: four strata, each
-with its best learning rate. Drawn weights of which the classifier alone is trained are the control for the frozen
-body: features of a random network. The Recipe is the paper's for fine-tuning (warm-up over a third of the steps, weight
+What is compared. Pretrained or random weights, each with the whole network trained or only its classifier: four
+strata, each with its best learning rate. Training only the classifier of a random network is the control for the
+frozen body. The Recipe is the paper's for fine-tuning (warm-up over a third of the steps, weight
 decay 1e-5, dropout 0.25, stochastic depth 0.1, SAM with a rho of 0.05) for all of them, so that they differ in
-nothing else. The paper's learning rate, 0.0125 for each 256 images, is among those for weights of your own; batches
-of ten images want more. No trial is stopped early: from scratch a network starts more slowly.
+nothing else. The paper's learning rate, 0.0125 for each 256 images, is among those for your own weights; batches of
+ten images need more. No trial is stopped early, because a network from scratch starts more slowly.
 
 Cost. 16 trials of 24 epochs: three minutes on two CPU cores that other work shared.
 
-Result. On the digits pretrained weights win in both cases, and the whole network beats its classifier by far. Top-1
+Result. On the digits pretrained weights win in both cases, and training the whole network is far better. Top-1
 after 24 epochs, from the first command (1 seed, 846 validation images, so 93.5% is 91.6 to 95.0%; nfnet_pico, float32,
 two shared cores of an AMD EPYC, torch 2.15):
 
     learning rate for each 256 images     0.4    1.6    6.4   25.6
     classifier, pretrained weights       74.6   75.7   77.3   74.1
-    classifier, drawn weights            32.6   58.4   57.7   55.3
+    classifier, random weights           32.6   58.4   57.7   55.3
     whole network, pretrained weights    84.0   92.3   93.5   67.6
-    whole network, drawn weights         54.8   75.7   89.5   68.6
+    whole network, random weights        54.8   75.7   89.5   68.6
 
 At the best rate of each, starting from the digits 0 to 4 saves the whole network four tenths of its errors; at smaller
-ones, where a network from scratch has not got far in 120 steps, far more. Digits are near to digits: of a more
-distant pair of tasks this says nothing.
+rates, with which a network from scratch gets nowhere in 120 steps, it saves far more. Digits resemble digits: this says
+nothing about a more distant pair of tasks.
 """
 
 from __future__ import annotations
@@ -68,15 +68,15 @@ PRETRAINING_DATA = Path("data") / FIRST_HALF.name
 PRETRAINING_EPOCHS = 20  # to 99% of the digits 0 to 4
 PRETRAINING_BATCH_SIZE = 48  # 15 of them are an epoch
 PRETRAINING_EPOCHS_A_LINE = 5
-LEARNING_RATES = (0.0125, 0.05, 0.2, 0.8)  # the paper's (A.5) and up: a classifier alone bears more
-LEARNING_RATES_OF_FEW_IMAGES = (0.4, 1.6, 6.4, 25.6)  # for each 256: steps of ten images are small ones
+LEARNING_RATES = (0.0125, 0.05, 0.2, 0.8)  # the paper's (A.5) and larger: a classifier alone tolerates more
+LEARNING_RATES_OF_FEW_IMAGES = (0.4, 1.6, 6.4, 25.6)  # for each 256 images: batches of ten need larger steps
 LEAST_STEPS_PER_EPOCH = 5
 
 
 def transfer(data: DatasetSummary, epochs: int | None = None, weights: str | None = None) -> Study:
-    """The study on a data set: four learning rates with weights or none, for the whole network or its classifier.
+    """The study on a data set: four learning rates, with pretrained or random weights, for all or the classifier.
 
-    Raises UserError for weights of an unknown network, and for data of the user's own without any.
+    Raises UserError for weights of an unknown network, and for the user's own data without weights.
     """
     epochs = epochs or FINETUNING_EPOCHS
     batch_size = min(batch_size_for(data), max(1, data.train_images // LEAST_STEPS_PER_EPOCH))
@@ -84,7 +84,7 @@ def transfer(data: DatasetSummary, epochs: int | None = None, weights: str | Non
     if weights is None:
         if data.class_names != tuple(SECOND_HALF_FEW.digits):
             raise UserError(
-                f"{data.path} is to be learnt from which weights? Name a file with --weights, such as F0_haiku.npz"
+                f"from which weights should {data.path} be learned? Name a file with --weights, such as F0_haiku.npz"
             )
         name, path, rates = recipe.model.name, built_in_weights(), LEARNING_RATES_OF_FEW_IMAGES
     else:
@@ -106,15 +106,15 @@ def transfer(data: DatasetSummary, epochs: int | None = None, weights: str | Non
 
 
 def built_in_weights() -> Path:
-    """Where the weights of the digits 0 to 4 are kept. What they were trained with is part of the name."""
+    """The file of the weights of the digits 0 to 4. Its name contains the fingerprint of the Recipe that made them."""
     recipe = _pretraining_recipe(describe_digits(PRETRAINING_DATA, FIRST_HALF))
     return home_folder() / "data" / f"digits_0_to_4-{recipe.fingerprint()}.pt"
 
 
 def pretrain(path: Path, console: Console, epochs: int = PRETRAINING_EPOCHS) -> None:
-    """Trains the small network on the digits 0 to 4 and writes its weights, the same ones each time on a machine.
+    """Trains the small network on the digits 0 to 4, on one CPU core, and writes its weights.
 
-    On one core of the CPU. It keeps a checkpoint of each epoch until it is through, and goes on from there.
+    They are the same each time on a machine. A checkpoint of each epoch is kept until the end, to resume from.
     """
     import torch
     from filelock import FileLock
@@ -158,17 +158,16 @@ def _pretraining_recipe(data: DatasetSummary, epochs: int = PRETRAINING_EPOCHS) 
 
 
 def _clipping_of(name: str) -> dict[str, object]:
-    """Baselines are fine-tuned without AGC, as they were trained, and their classifiers have names of their own."""
+    """Baselines are fine-tuned without AGC, as they were trained, and their classifiers have other names."""
     if name not in BASELINES:
         return {}
     return {"optimizer.agc.clip_factor": None, "optimizer.agc.exclude": (BASELINES[name].classifier_weight,)}
 
 
 def _network_of(weights: str, otherwise: str) -> str:
-    """The network that a file's weights are of; if it is none of ours, the check before the start says so."""
-    from nfnet_ray.models.weights.pretrained import (
-        recognise_model,  # torch, which is needed for nothing else here
-    )
+    """The network to which a file's weights belong; ``otherwise`` for an unknown one, which a later check refuses."""
+    # It imports torch, which nothing else here needs.
+    from nfnet_ray.models.weights.pretrained import recognise_model
 
     return recognise_model(weights) or otherwise
 
@@ -179,7 +178,7 @@ PROGRAM = StudyProgram(
     flags={
         "weights": {
             "metavar": "FILE",
-            "help": "what the network starts from (default: weights of a small one, made on first use)",
+            "help": "pretrained weights to start from (default: those of a small network, trained on first use)",
         }
     },
     made_weights=MadeWeights(built_in_weights, pretrain),

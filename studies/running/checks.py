@@ -33,7 +33,7 @@ NEW_DATABASE_BYTES = 2_000_000
 # "/checkpoints/step-00000000-00000000.json.partial" is the longest path there, with room to grow.
 MOST_BYTES_BELOW_A_TRIAL = 100
 DATA_FOLDER = Path("data")
-"""The built-in data sets lie in it."""
+"""The folder of the built-in data sets."""
 
 
 def storage_folder(home: Path, request: Request) -> Path:
@@ -43,7 +43,7 @@ def storage_folder(home: Path, request: Request) -> Path:
     if not request.tracking_uri and len(os.fsencode(database)) > MOST_DATABASE_PATH_BYTES:
         raise UserError(
             f"--storage: MLflow's database {database} would have a path of more than {MOST_DATABASE_PATH_BYTES} bytes, "
-            "which SQLite does not open; name a shorter folder, or another place with --tracking-uri"
+            "which SQLite cannot open; name a shorter folder, or another place with --tracking-uri"
         )
     if not request.plan:
         check_can_write(storage / (request.resume or request.name or ""), "--storage")
@@ -112,7 +112,7 @@ def check_weights(trials: list[Trial], classes: int, console: Console) -> None:
     models = {
         replace(trial.recipe.model, trained="all", dropout=None, stochastic_depth=None) for trial in trials
     }
-    # What a study has yet to make has no hash, and fits.
+    # Weights that the study has yet to make have no hash, and fit.
     known = [model for model in models if model.weights is not None and split_weights(model.weights)[1]]
     sentences = set()
     for model in known:

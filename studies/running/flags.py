@@ -1,4 +1,4 @@
-"""The command line that all studies share, and training with them: its flags, its exit codes, its last line."""
+"""The command line of every study: its flags and its exit codes. studies/train.py uses the same parts."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def main(study: StudyFactory | StudyProgram, file: Path, arguments: Sequence[str
 
 
 def run_command(file: Path, request: Callable[[], Request], beginning: str) -> int:
-    """Runs what was asked for; the exit code. Nothing is lost by Ctrl-C before the ``beginning``."""
+    """Runs what was asked for and returns the exit code; ``beginning`` is what Ctrl-C can come before."""
     console = new_console()
     try:
         with interruptible():
@@ -87,40 +87,42 @@ def new_parser(file: Path, description: str | None) -> argparse.ArgumentParser:
     )
 
 
-def add_places(parser: argparse.ArgumentParser, what: str) -> argparse._ArgumentGroup:
+def add_places(parser: argparse.ArgumentParser, what: str, default_name: str) -> argparse._ArgumentGroup:
     """Flags for where a study or a training, as ``what`` says, runs and where its results go."""
     where = parser.add_argument_group("where it runs and where results go")
     where.add_argument(
         "--address",
-        help="a Ray cluster that is up: auto, or HOST:PORT; without it this machine, or in a submitted job its"
-        " cluster; local is always this machine",
+        help="run on a Ray cluster: auto or HOST:PORT (default: this machine; in a job that was submitted to a cluster,"
+        " that cluster); local always means this machine",
     )
     where.add_argument(
         "--storage",
         type=given_path,
         default=DEFAULT_STORAGE,
         metavar="DIR",
-        help="folder of all results, on a cluster a shared one (default: %(default)s); relative paths, "
-        f"this and --data's, start in ${HOME_VARIABLE}, else here, else (a submitted job) in your home folder",
+        help="folder of all results; on a cluster, one that all nodes share (default: %(default)s). Relative paths,"
+        f" also that of --data, start at ${HOME_VARIABLE} if it is set, else at the current folder; in a job that was"
+        " submitted with a working directory, at your home folder",
     )
     where.add_argument(
         "--tracking-uri",
         metavar="URI",
-        help="MLflow: http://HOST:PORT or sqlite:///FILE (default: with --resume where it was recorded, else"
-        " $MLFLOW_TRACKING_URI, else mlflow.db in the storage folder); user names and passwords belong into"
-        " MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
+        help="where MLflow records it: http://HOST:PORT or sqlite:///FILE (default: with --resume, where it was"
+        " recorded before; else $MLFLOW_TRACKING_URI; else mlflow.db in the storage folder). Put user names and"
+        " passwords into MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
     )
     where.add_argument(
         "--name",
         type=_name,
-        help=f"name of its folder (default: the {what}'s name and the time; of a job that was submitted to Ray,"
-        f" the {what}'s name and the submission id, with --continue)",
+        help=f"name of the {what} and of its folder (default: {default_name} and the time; in a job that was submitted"
+        f" to Ray, {default_name} and the submission id, and --continue is implied)",
     )
     where.add_argument(
         "--continue",
         dest="may_continue",
         action="store_true",
-        help=f"start the {what}, or resume it if this --name exists with the same settings; safe to run again",
+        help=f"start the {what}, or resume it if one of this --name and with the same settings exists; such a command"
+        " can be repeated safely",
     )
     where.add_argument("--resume", type=_name, metavar="NAME", help=f"resume a {what} that was stopped")
     return where
@@ -132,26 +134,28 @@ def add_data(group: argparse._ArgumentGroup) -> None:
         "--data",
         type=given_path,
         metavar="PATH",
-        help="a data set written by data_prep (default: handwritten digits, written on first use)",
+        help="a data set written by data_prep (default: handwritten digits, created on first use)",
     )
     group.add_argument(
         "--verify",
         choices=("quick", "full"),
         default="quick",
-        help="what is checked of the data before anything starts: quick, all but the images' bytes; full, each image's"
-        " bytes against its hash too, as python -m data_prep verify does, and with --address on each node that has a"
-        " copy of its own (default: %(default)s)",
+        help="how to check the data before anything starts: quick checks everything but the images' bytes; full also"
+        " checks each image's bytes against its hash, as python -m data_prep verify does, and with --address does so on"
+        " each node that has its own copy (default: %(default)s)",
     )
 
 
 def add_shares(group: argparse._ArgumentGroup, cpus: str) -> None:
-    """Flags for what each worker is given; ``cpus`` says how many cores it gets without them."""
-    group.add_argument("--cpus-per-worker", type=positive, metavar="N", help=f"default: {cpus}")
+    """Flags for the resources of each worker; ``cpus`` describes the default number of cores."""
+    group.add_argument(
+        "--cpus-per-worker", type=positive, metavar="N", help=f"CPU cores of each worker (default: {cpus})"
+    )
     group.add_argument(
         "--gpus-per-worker",
         type=at_least_zero,
         metavar="X",
-        help="0.25 packs four workers on a GPU (default: 1 if the cluster has GPUs)",
+        help="GPUs of each worker; 0.25 packs four workers on one GPU (default: 1 if the cluster has GPUs)",
     )
 
 
@@ -163,42 +167,42 @@ def add_settings(group: argparse._ArgumentGroup, meaning: str) -> None:
 
 
 def add_plan(parser: argparse.ArgumentParser) -> None:
-    """The flag that only asks what would run."""
+    """The flag for a plan."""
     parser.add_argument(
-        "--plan", action="store_true", help="print what would run and what it costs; start nothing"
+        "--plan", action="store_true", help="print what would run and what it would cost, and start nothing"
     )
 
 
 def study_parser(program: StudyProgram, file: Path) -> argparse.ArgumentParser:
     """The parser of a study; the names of its values are those of a :class:`StudyRequest`."""
     parser = new_parser(file, sys.modules[program.build.__module__].__doc__)
-    add_places(parser, "study")
+    add_places(parser, "study", "the study's name")
     what = parser.add_argument_group("what it studies")
     add_data(what)
     for name, shown_as in program.flags.items():
         what.add_argument(f"--{name}", metavar=shown_as["metavar"], help=shown_as["help"])
     what.add_argument(
-        "--trials", type=positive, metavar="N", help="only the first N settings, with all seeds"
+        "--trials", type=positive, metavar="N", help="run only the first N settings, each with all seeds"
     )
     what.add_argument("--epochs", type=positive, metavar="N", help="epochs of each trial")
     what.add_argument(
         "--seeds", type=positive, metavar="N", help="repeat each setting with N seeds (default: 1)"
     )
     add_settings(what, "set a field of the Recipe; setting a swept field fixes it for all trials")
-    shape = parser.add_argument_group("what a trial is given")
+    shape = parser.add_argument_group("resources of a trial")
     shape.add_argument(
         "--workers-per-trial",
         type=positive,
         metavar="N",
-        help="more than one trains data-parallel through Ray Train (default: 1)",
+        help="workers of each trial; several train data-parallel through Ray Train (default: 1)",
     )
     add_shares(shape, "1, or a GPU's share of the cores")
     shape.add_argument(
         "--trials-at-once",
         type=positive,
         metavar="N",
-        help="trials side by side (default: as many as fit on the nodes that are up); on an autoscaling cluster, how"
-        " many trials to request nodes for",
+        help="how many trials run at once (default: as many as fit on the nodes that are up); on an"
+        " autoscaling cluster, how many trials to request nodes for",
     )
     add_plan(parser)
     return parser

@@ -24,7 +24,8 @@ def refuse_with_resume(request: Request) -> None:
     given = [flag for flag, value in asked.items() if value is not None]
     if given:
         raise UserError(
-            f"{given[0]} cannot be changed with --resume {request.resume}: leave it out, or start anew without --resume"
+            f"{given[0]} cannot be changed with --resume {request.resume}: leave it out, or start a new one"
+            " without --resume"
         )
 
 
@@ -50,7 +51,7 @@ def continued(
     """
     if not request.may_continue and (request.name or submission_id() is None):
         raise UserError(
-            f"{directory} holds a study already: resume it with --resume {study.name} or --continue, "
+            f"{directory} already holds a study: resume it with --resume {study.name} or --continue, "
             "or take another --name"
         )
     progress, started = StudyState.read(directory)
@@ -69,7 +70,7 @@ def continued(
         differences.append(f"data is {data.fingerprint}, was {started['study']['data']['fingerprint']}")
     if differences:
         raise UserError(
-            f"{directory} holds another study ({'; '.join(differences)}): start this one under another --name, "
+            f"{directory} holds another study ({'; '.join(differences)}): give this one another --name, "
             f"or resume that one with --resume {study.name}"
         )
     return progress, WorkerDemand(**before, trials_at_once=demand.trials_at_once)
@@ -97,8 +98,8 @@ def check_same_data(data: DatasetSummary, started: StudyStarted) -> None:
     before = started["study"]["data"]["fingerprint"]
     if data.fingerprint != before:
         raise UserError(
-            f"{data.path} is not the data that the study began with (fingerprint {data.fingerprint}, then {before}): "
-            "put that back, or start a new study"
+            f"{data.path} is not the data with which the study began (fingerprint {data.fingerprint}, then {before}): "
+            "restore that data, or start a new study"
         )
 
 

@@ -76,10 +76,10 @@ def started_event(
 
 
 def source_version(file: Path | None = None) -> SourceVersion:
-    """The commit of the repository that tracks ``file`` (by default this library), and whether tracked files differ.
+    """The commit of the repository that tracks ``file``, by default this library, and whether tracked files differ.
 
-    Without such a repository, or without git, the commit is empty: a library that is installed within somebody's
-    repository is none of its files.
+    The commit is empty without git, and if no repository tracks the file, even if it is inside one: a library that is
+    installed in somebody's repository is not part of it.
     """
     file = file or Path(version.__file__)
     try:
@@ -92,7 +92,7 @@ def source_version(file: Path | None = None) -> SourceVersion:
 
 
 def _git(folder: Path, *words: str) -> str:
-    # Without taking the index's lock, which a person's own git may want just now.
+    # It does not lock the index, which a person's own git may need at the same moment.
     command = ["git", "--no-optional-locks", *words]
     return subprocess.run(
         command, cwd=folder, capture_output=True, text=True, timeout=10, check=True

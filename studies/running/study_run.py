@@ -1,4 +1,4 @@
-"""A study that has passed every check that needs no Ray: it is run, and says how it went."""
+"""Running a study that has passed every check that needs no Ray, and saying how it went."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ from studies.running.started_event import started_event
 from studies.running.trials import TuneRunner
 
 LOCK_FILE = "running.lock"
-EXIT_NOT_IN_MLFLOW = 3  # all has been trained; 2 is an error of use
-# To deliver what is left once the trials are over: on a busy machine importing mlflow and making its database alone
-# took more than 20 s. Where no server answers there is less to wait for.
+EXIT_NOT_IN_MLFLOW = 3  # everything has been trained; 2 is an error of use
+# To deliver what is left after the last trial: on a busy machine importing mlflow and creating its database alone took
+# more than 20 s. If no server answers, the second one applies.
 TRACKING_DEADLINE_SECONDS, UNANSWERED_SECONDS = 180.0, 20.0
-# After SIGTERM: what stops us may wait for 30 s in all before it kills (Kubernetes, Slurm), and nothing is lost.
+# After SIGTERM: Kubernetes and Slurm wait 30 s in all before they kill. Nothing is lost.
 TRACKING_DEADLINE_SECONDS_IF_STOPPED = 10.0
 
 
@@ -94,7 +94,7 @@ class StudyRun:
                     self._check_nodes(address, resources, demand)
                     with self._alone():
                         self._run_trials(trials, resources, demand, sink, console)
-                        self._say_result(console)  # before Ray is left, for nothing may come between
+                        self._say_result(console)  # while connected to Ray: leaving it may take long
                         is_delivered = self._deliver(sink, console)
             except StopsStudyError:
                 sink.close(TRACKING_DEADLINE_SECONDS_IF_STOPPED)
@@ -127,7 +127,7 @@ class StudyRun:
         return ending.exit_code
 
     def _check_cores(self, demand: WorkerDemand) -> None:
-        """Raises UserError, before a Ray is started here, if this machine has not the cores for it."""
+        """Raises UserError, before Ray is started here, if this machine does not have enough cores."""
         least, cpus, here = demand.min_workers or demand.workers, demand.cpus or 1, available_cpus()
         if least * cpus > here:
             raise UserError(
@@ -137,13 +137,13 @@ class StudyRun:
             )
 
     def _check_nodes(self, address: str | None, resources: Resources, demand: WorkerDemand) -> None:
-        """Raises UserError if a node that may train has not the data that this machine has, or if nothing fits here."""
+        """Raises UserError if a node that may train lacks this machine's data, or if the workers do not fit here."""
         from data_prep.byte_progress import bytes_on_stderr
         from nfnet_ray.cluster.connection.nodes import check_nodes
         from nfnet_ray.cluster.connection.resources import check_workers_fit
 
         worker = self.runner.worker(resources, demand)
-        if address is None:  # this machine has looked at its data, and does not grow
+        if address is None:  # its data has been checked, and no node will be added
             check_workers_fit(resources, worker, self.runner.workers_flag)
             return
         check_nodes(self.data, worker, verify=self.verifies, progress=bytes_on_stderr)
@@ -152,9 +152,9 @@ class StudyRun:
     def _announced_session(
         self, address: str | None, demand: WorkerDemand, console: Console
     ) -> Iterator[Resources]:
-        """Ray takes ten seconds and more to start, in which a person sees that something happens."""
+        """A Ray session. Ray takes ten seconds and more to start; a spinner is shown meanwhile."""
         train_in_tune = self.runner.uses_train_in_tune(demand)
-        warning = f"{self.study.name}: nobody reads its output any more; it goes on, and keeps all results"
+        warning = f"{self.study.name}: nobody reads its output any more; it continues and keeps all results"
         with ExitStack() as stack:
             stack.enter_context(goes_on_without_output(warning))
             with waiting(console, f"Connecting to Ray at {address} …" if address else "Starting Ray …"):
@@ -163,7 +163,7 @@ class StudyRun:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Keeps a second process, on any machine that shares the storage, from running the same study."""
+        """Prevents a second process, on any machine that shares the storage, from running the same study."""
         from filelock import FileLock, Timeout
 
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -184,7 +184,7 @@ class StudyRun:
         sink: MLflowSink,
         console: Console,
     ) -> None:
-        # Ray reads its settings when it is imported, so it is imported here and not above.
+        # Imported here, because Ray reads its settings when it is imported.
         from nfnet_ray.study.recorder import Recorder
 
         worker = self.runner.worker(resources, demand)
@@ -206,7 +206,7 @@ class StudyRun:
             def on_event() -> None:
                 display.update()
                 if any(trial.epochs for trial in self.progress.trials.values()):
-                    sink.start()  # not before: importing mlflow would hold up the first trials
+                    sink.start()  # not earlier: importing mlflow would delay the first trials
                     report.wake()
                 sink.wake()
 
@@ -251,7 +251,7 @@ class StudyRun:
         return f"stopped, as {why}, then resume with `{self.command}`; {kept}"
 
     def _say_result(self, console: Console) -> None:
-        """The table, the answer, and where the report is."""
+        """Prints the table, the answer, and where the report is."""
         from nfnet_ray.analysis import best_per_stratum, load_study
 
         console.print(trial_table(self.study, self.progress, reported_epochs))
@@ -268,7 +268,7 @@ class StudyRun:
             say_whole(console, line)
 
     def _deliver(self, sink: MLflowSink, console: Console) -> bool:
-        """Whether MLflow has everything; says what it has not."""
+        """Delivers the rest to MLflow, and says what could not be delivered; whether MLflow has everything."""
         sink.start()
         sink.attach(self.directory / REPORT_FILE)
         stopped = self.progress.unfinished

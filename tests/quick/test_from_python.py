@@ -95,7 +95,7 @@ def test_a_name_is_continued_only_on_request_and_resumed_without_the_study(
 ) -> None:
     for may_continue in (False, True):
         nfnet_ray.run(lr_study(), data=few_digits, name="x", may_continue=may_continue)
-    with pytest.raises(nfnet_ray.UserError, match="holds a study already"):
+    with pytest.raises(nfnet_ray.UserError, match="already holds a study"):
         nfnet_ray.run(lr_study(), data=few_digits, name="x")
     record = nfnet_ray.run(resume="x")
     assert record.study["name"] == "x"

@@ -64,7 +64,7 @@ def test_a_baseline_is_fine_tuned_without_clipping(tmp_path: Path) -> None:
 
 
 def test_data_of_ones_own_want_weights_of_ones_own() -> None:
-    with pytest.raises(UserError, match="from which weights"):
+    with pytest.raises(UserError, match="from which weights should"):
         transfer.transfer(FLOWERS)
 
 
