@@ -171,7 +171,7 @@ class _JournalCallback(_NotSaved, Callback):
         if report is not None and report.stops_study:
             self._interrupt(name, str(report.reason))
         elif report is not None:
-            self._recorder.end_trial(name, report.trial_state, report.reason)
+            self._recorder.end_trial(name, report.trial_outcome, report.reason)
         elif progress.epoch == self._study.epochs:
             self._recorder.end_trial(name, "finished", None)
         else:

@@ -110,7 +110,8 @@ def worker_config(
 METRICS = "metrics"
 """Key of all metrics of an epoch, apart from Tune's own; the one that a scheduler compares is next to it."""
 
-Outcome = Literal["finished", "stopped", "diverged", "failed"]
+Ending = Literal["finished", "stopped", "diverged", "failed"]
+"""Those of ``nfnet_ray/training/loop.py``, and an error."""
 
 
 def epoch_result(metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,7 +123,7 @@ def epoch_result(metrics: Mapping[str, Any]) -> dict[str, Any]:
 class FinalReport:
     """How a training ended: the last that its workers report. It is a note too."""
 
-    outcome: Outcome
+    outcome: Ending
     """``stopped``: it was asked to stop, and has kept a checkpoint if there was anything to keep."""
     reason: str | None = None
     epochs: int = 0
@@ -132,7 +133,7 @@ class FinalReport:
     """Whether it is an error of use, for which the command exits with 2."""
 
     @property
-    def trial_state(self) -> TrialOutcome:
+    def trial_outcome(self) -> TrialOutcome:
         """What the journal says of the trial; an interrupted one is run again when the study resumes."""
         return "interrupted" if self.stops_study or self.outcome == "stopped" else self.outcome
 

@@ -124,7 +124,7 @@ def run_training(
         remove_run(config["mailbox"])
     if report.stops_study:
         recorder.mark_lost(str(report.reason))
-    recorder.end_trial(config["name"], report.trial_state, report.reason)
+    recorder.end_trial(config["name"], report.trial_outcome, report.reason)
     return report
 
 

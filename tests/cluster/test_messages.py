@@ -119,7 +119,7 @@ def test_a_final_report_goes_through_tune_and_says_the_state_of_the_trial(
     result = json.loads(json.dumps(report.to_result())) | {"training_iteration": 3, "done": False}
     assert METRIC not in result  # no scheduler takes it for an epoch
     assert FinalReport.from_result(result) == report
-    assert report.trial_state == state
+    assert report.trial_outcome == state
 
 
 def test_the_report_of_an_epoch_is_not_a_final_one() -> None:

@@ -42,10 +42,14 @@ def ray_session(
 ) -> Iterator[Resources]:
     """Connects to Ray and, at the end, disconnects; a local Ray is started and stopped.
 
-    ``train_in_tune``: trials run TorchTrainer inside Tune. Then the dashboard has to be up: without it the placement
-    group of a trial that is stopped early is never removed, and the next trial never starts.
+    Args:
+        address: None or ``local`` for a local Ray, else what ``--address`` takes.
+        train_in_tune: trials run TorchTrainer inside Tune. Then the dashboard has to be up: without it the placement
+            group of a trial that is stopped early is never removed, and the next trial never starts.
+        packages: folders of packages whose code the cluster's workers run, in addition to this library's.
 
-    ``packages``: folders of packages whose code the cluster's workers run, in addition to this library's.
+    Raises:
+        UserError: no head is there or it does not accept us, Ray does not start, or this process has one already.
     """
     for name, value in ray_internals.SETTINGS.items():
         os.environ.setdefault(name, value)
