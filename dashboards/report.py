@@ -14,13 +14,10 @@ from nfnet_ray.command_line.program import begin
 if __name__ == "__main__":
     begin()  # first: what follows takes seconds to import
 
-import contextlib
 import html
 import json
 import math
-import os
 import sys
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -62,6 +59,7 @@ from nfnet_ray.command_line.interruption import EXIT_INTERRUPTED, interruptible
 from nfnet_ray.command_line.one_line_parser import EXIT_USER_ERROR, OneLineParser
 from nfnet_ray.errors import UserError
 from nfnet_ray.tracking.labels import value_label
+from nfnet_ray.whole_file import whole_file
 from nfnet_ray.wording import count, speed
 
 REPORT_FILE = "report.html"
@@ -107,15 +105,12 @@ def write_report(study_directory: Path, destination: Path | None = None) -> Path
     study_directory = find_study(study_directory)
     destination = destination or study_directory / REPORT_FILE
     page = _page(load_study(study_directory), time.time())
-    # Of this thread alone: the driver of a running study and a person may both be writing.
-    scratch = destination.with_name(f".{destination.name}.{os.getpid()}-{threading.get_ident()}.writing")
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
-        scratch.write_text(page, encoding="utf-8")
-        scratch.replace(destination)
+        # The driver of a running study and a person may both be writing.
+        with whole_file(destination, "w", sync=False, several_writers=True) as file:
+            file.write(page)
     except OSError as error:
-        with contextlib.suppress(OSError):  # a part of it would take the room that is missing
-            scratch.unlink()
         raise UserError(f"{destination} cannot be written: {error.strerror}; choose another place") from error
     return destination
 

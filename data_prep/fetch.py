@@ -31,6 +31,7 @@ from data_prep.lines import say
 from nfnet_ray.data.files.verification import ByteProgress
 from nfnet_ray.errors import UserError
 from nfnet_ray.printable import interpreter, shell_command
+from nfnet_ray.whole_file import partial_path
 
 _BLOCK_BYTES = 1 << 18
 _TIMEOUT_SECONDS = 60.0  # without a byte
@@ -118,7 +119,7 @@ def fetch(
     folder = out / archive.folder if archive.folder else None
     if folder is not None and folder.exists():
         return folder
-    with _lone(finished.with_name(archive.name + ".partial")) as partial:
+    with _lone(partial_path(finished)) as partial:
         if finished.exists():
             if _checksum(finished, archive, progress) != archive.checksum:
                 raise UserError(
@@ -305,7 +306,7 @@ def _checksum(path: Path, archive: Archive, progress: ByteProgress) -> str:
 def _unpack(archive_path: Path, archive: Archive, folder: Path) -> None:
     """Unpack beside ``folder``, then move there. The caller holds the lock: what lies there is left from a kill."""
     assert archive.folder is not None
-    unpacking = folder.with_name(folder.name + ".partial")
+    unpacking = partial_path(folder)
     shutil.rmtree(unpacking, ignore_errors=True)
     try:
         with tarfile.open(archive_path, "r:gz") as tar:

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from pyarrow.fs import FileSelector, FileSystem, FileType
 
 from nfnet_ray.errors import UserError
+from nfnet_ray.whole_file import whole_file
 from nfnet_ray.wording import count
 
 CHUNK_BYTES = 8 << 20
@@ -41,11 +42,9 @@ def fetch(uri: str, folder: Path) -> Path:
         if path.exists() and path.stat().st_size == file.size:
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.partial")
-        with storage.open_input_stream(file.path) as source, partial.open("wb") as copy:
+        with storage.open_input_stream(file.path) as source, whole_file(path, sync=False) as copy:
             while chunk := source.read(CHUNK_BYTES):
                 copy.write(chunk)
-        partial.rename(path)
         seconds = max(time.monotonic() - started, 1e-9)
         print(f"{path.name}: {file.size / 2**20:,.0f} MiB, {seconds:,.0f} s so far", flush=True)
     return target

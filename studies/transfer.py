@@ -41,7 +41,6 @@ from nfnet_ray.command_line.program import begin
 if __name__ == "__main__":
     begin()  # first: what follows takes seconds to import
 
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -58,6 +57,7 @@ from nfnet_ray.models.baselines import BASELINES
 from nfnet_ray.models.published import FINETUNING_EPOCHS, finetuning_values
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.study.study import Study
+from nfnet_ray.whole_file import whole_file
 from nfnet_ray.wording import count
 from studies.base_recipe import batch_size_for, recipe_for
 from studies.running.flags import main
@@ -147,9 +147,8 @@ def pretrain(path: Path, console: Console, epochs: int = PRETRAINING_EPOCHS) -> 
         except KeyboardInterrupt:
             say(console, "Stopped; the next start resumes from the last epoch.")
             raise
-        partial = path.with_suffix(".partial")
-        torch.save(outcome.model.state_dict(), partial)
-        os.replace(partial, path)
+        with whole_file(path) as file:
+            torch.save(outcome.model.state_dict(), file)
         shutil.rmtree(checkpoints, ignore_errors=True)
 
 

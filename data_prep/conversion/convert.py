@@ -23,6 +23,7 @@ from nfnet_ray.data.files.beton import JPEG, Beton, BetonWriter
 from nfnet_ray.data.files.dataset import DatasetSummary, check_dataset, split_paths
 from nfnet_ray.data.files.manifest import hash_stored, write_manifest
 from nfnet_ray.errors import UserError
+from nfnet_ray.whole_file import partial_path
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ class _SplitWriter:
     def write(self, progress: Progress) -> None:
         """Take over what an earlier conversion did, and do the rest."""
         total = len(self.selection.indices)
-        partial = self.beton_path.with_name(self.beton_path.name + ".partial")
+        partial = partial_path(self.beton_path)
         if self.beton_path.exists():  # whole, but what comes after it was not
             self.beton_path.replace(partial)
         with (

@@ -21,6 +21,7 @@ from data_prep.conversion.quarantine import check_quarantine_path, quarantine_pa
 from data_prep.conversion.record import count_records
 from nfnet_ray.data.files.dataset import split_paths
 from nfnet_ray.errors import UserError
+from nfnet_ray.whole_file import whole_file
 from nfnet_ray.wording import agree, count
 
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS})  # some network file systems have none
@@ -62,12 +63,10 @@ class Staging:
 
     def begin(self, identity: dict[str, str], states: np.ndarray) -> None:
         """Note what is being converted and how; again when it is gone on with, for a repaired image has changed."""
-        new = self.progress / "new"
-        with open(new, "wb") as file:
+        with whole_file(self._file_states, sync=False) as file:
             np.save(file, np.sort(states))
-        new.replace(self._file_states)
-        new.write_text(json.dumps(identity, indent=1))
-        new.replace(self._identity)
+        with whole_file(self._identity, "w", sync=False) as file:
+            json.dump(identity, file, indent=1)
 
     def why_not_resumable(
         self, identity: dict[str, str], names: Sequence[str], states: np.ndarray, images: dict[str, list[str]]

@@ -8,16 +8,17 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
+from nfnet_ray.whole_file import whole_file
+
 PROGRESS_FILE = "epochs_done"
 
 
 def note_progress(trial_directory: Path, epochs: float) -> None:
     """Replaces the number in one step, so that nobody reads half of it. A full disk is for checkpoints to tell of."""
-    partial = trial_directory / f"{PROGRESS_FILE}.partial"
     with contextlib.suppress(OSError):
         trial_directory.mkdir(parents=True, exist_ok=True)
-        partial.write_text(f"{epochs:.4f}")
-        partial.replace(trial_directory / PROGRESS_FILE)
+        with whole_file(trial_directory / PROGRESS_FILE, "w", sync=False) as file:
+            file.write(f"{epochs:.4f}")
 
 
 def noted_progress(trial_directory: Path) -> float:

@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 from nfnet_ray.tracking.database import has_run
 from nfnet_ray.tracking.events import Event, read_events
 from nfnet_ray.tracking.uri import sqlite_path, sqlite_uri
+from nfnet_ray.whole_file import whole_file
 
 SPOOL_FILE = "tracking.json"
 
@@ -142,12 +143,8 @@ class Spool:
             "held": dict(undelivered.held),
             "refused": sorted(undelivered.refused),
         }
-        scratch = self._state_path.with_suffix(".writing")
-        with scratch.open("w") as stream:
+        with whole_file(self._state_path, "w") as stream:
             json.dump(state, stream, indent=1)
-            stream.flush()
-            os.fsync(stream.fileno())
-        scratch.replace(self._state_path)
         self.acknowledged_bytes, self.tracked, self.undelivered = offset, tracked, undelivered
 
     def _lines(self, start: int) -> Iterator[JournalLine]:

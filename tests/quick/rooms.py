@@ -18,6 +18,7 @@ ARROWS = {
     "command_line": set(),
     "places": set(),
     "printable": set(),
+    "whole_file": set(),
     "wording": set(),
     "version": set(),
     "settings": set(),
@@ -42,6 +43,7 @@ FOR_EVERYONE = {
     "places",
     "printable",
     "version",
+    "whole_file",
     "wording",
 }
 ONLY_IN = {"ray": "cluster", "mlflow": "tracking"}

@@ -28,6 +28,7 @@ import numpy as np
 from nfnet_ray.data.decoding.decode import decode_jpeg
 from nfnet_ray.data.decoding.jpeg import DecodeError
 from nfnet_ray.errors import DataChangedError, UserError
+from nfnet_ray.whole_file import partial_path
 
 HEADER = np.dtype(
     [
@@ -356,7 +357,7 @@ class BetonWriter:
         if capacity < 1:
             raise ValueError(f"capacity must be at least 1, not {capacity}")
         self.path = Path(path)
-        self._partial = self.path.with_name(self.path.name + ".partial")
+        self._partial = partial_path(self.path)
         self._metadata = np.zeros(capacity, METADATA)
         self._table = np.zeros(capacity, ALLOCATION)
         self._count = 0

@@ -31,6 +31,7 @@ import numpy as np
 
 from nfnet_ray.data.files.beton import Beton
 from nfnet_ray.errors import UserError
+from nfnet_ray.whole_file import whole_file
 
 if TYPE_CHECKING:  # importing pyarrow takes 0.3 s, which a command line's --help need not wait for
     import pyarrow as pa
@@ -194,15 +195,8 @@ def write_manifest(
     }
     document[_DOCUMENT_HASH_KEY] = _hash_document(document)
     table = table.replace_schema_metadata({_METADATA_KEY: json.dumps(document)})
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with open(partial, "wb") as file:
-            pq.write_table(table, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path) as file:
+        pq.write_table(table, file)
     return read_manifest(path)
 
 

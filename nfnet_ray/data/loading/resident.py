@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nfnet_ray.errors import UserError
+from nfnet_ray.whole_file import whole_file
 
 LOCK_DEADLINE_SECONDS = 1800.0  # another process may decode ImageNet; it is an error if that takes longer
 LOCK_LOOK_SECONDS = 0.1
@@ -140,21 +141,16 @@ _held_open: list[contextlib.ExitStack] = []
 
 def _write(path: Path, shape: tuple[int, ...], decode: Decode) -> None:
     """Decodes into ``path``; only under its lock."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("w+b") as file:
-            # Room is made first: a full disk is an error here, and would be a signal that kills once it is mapped.
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, _bytes(shape))
-            else:  # macOS
-                file.truncate(_bytes(shape))
-            memory = mmap.mmap(file.fileno(), 0)  # goes with the arrays in it
-            images, samples = _parts(memory, shape)
-            decode(images, samples)
-            _HEADER.pack_into(memory, 0, _MAGIC, shape[0], images[0].size, _checksum(images, samples))
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path, "w+b", sync=False) as file:
+        # Room is made first: a full disk is an error here, and would be a signal that kills once it is mapped.
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, _bytes(shape))
+        else:  # macOS
+            file.truncate(_bytes(shape))
+        memory = mmap.mmap(file.fileno(), 0)  # goes with the arrays in it
+        images, samples = _parts(memory, shape)
+        decode(images, samples)
+        _HEADER.pack_into(memory, 0, _MAGIC, shape[0], images[0].size, _checksum(images, samples))
 
 
 @contextlib.contextmanager

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from nfnet_ray.errors import UserError
-
-PARTIAL = ".partial"
+from nfnet_ray.whole_file import PARTIAL, whole_file
 
 Write = Callable[[IO[bytes]], object]
 """Writes a file's content, front to back."""
@@ -82,23 +81,8 @@ class _Folder:
 
     def write(self, name: str, content: Write) -> None:
         self._path.mkdir(parents=True, exist_ok=True)
-        partial = self._path / f"{name}{PARTIAL}"
-        try:
-            with partial.open("wb") as file:
-                content(file)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(self._path / name)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                partial.unlink()
-            raise
-        folder = os.open(self._path, os.O_RDONLY)  # the new name has to survive a power failure, too
-        try:
-            with contextlib.suppress(OSError):  # not every network file system can
-                os.fsync(folder)
-        finally:
-            os.close(folder)
+        with whole_file(self._path / name) as file:
+            content(file)
 
     def open(self, name: str) -> contextlib.AbstractContextManager[IO[bytes]]:
         return (self._path / name).open("rb")

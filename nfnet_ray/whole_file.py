@@ -1,0 +1,68 @@
+"""Writing a file in one step: it is complete, or its name shows what was there before.
+
+The content goes to a file next to it, ``NAME.partial``, which is renamed at the end. A file that grows over several
+runs of a program (:class:`nfnet_ray.data.files.beton.BetonWriter`, ``data_prep/fetch.py``) shares only that name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+PARTIAL = ".partial"
+"""Suffix of a file that is being written, or was when its program was killed."""
+
+
+@contextlib.contextmanager
+def whole_file(
+    path: Path, mode: str = "wb", *, sync: bool = True, several_writers: bool = False
+) -> Iterator[IO[Any]]:
+    """Open a file that replaces ``path`` when the block ends; an exception leaves ``path`` as it was.
+
+    The folder has to exist. A killed program leaves the partial file, which the next writer overwrites.
+
+    Args:
+        path: the file to make or to replace.
+        mode: ``"wb"``, ``"w+b"``, or ``"w"`` for text, which is written as UTF-8.
+        sync: bring content and name to the disk, so that the new file survives a power failure. Without it readers
+            still find either the old file or the new one.
+        several_writers: processes or threads may write the same path at once. Each gets a partial file of its own, and
+            the last one to finish wins.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    partial = partial_path(path)
+    if several_writers:
+        partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}{PARTIAL}")
+    try:
+        with partial.open(mode, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+            file.flush()
+            if sync:
+                os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):  # it would take room that may be missing
+            partial.unlink()
+        raise
+    if sync:
+        _sync_folder(path.parent)
+
+
+def partial_path(path: Path) -> Path:
+    """Where ``path`` is written until it is complete."""
+    return path.with_name(path.name + PARTIAL)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # not every network file system can
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
