@@ -8,22 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nfnet_ray.analysis.study_directory import find_study
-from nfnet_ray.errors import UserError
-from nfnet_ray.tracking.events import (
-    JOURNAL_FILE,
-    EpochEnded,
-    StudyDescription,
-    StudyEnded,
-    StudyStarted,
-    TrialEnded,
-    read_events,
-)
+from nfnet_ray.tracking.events import StudyDescription
 from nfnet_ray.tracking.labels import short_names
+from nfnet_ray.tracking.state import StudyState
 
 if TYPE_CHECKING:
     import pandas as pd
 
 METRIC = "validation_top1"
+# What the table of trials says where no event has said how a trial ended.
+_STATES = {None: "not started", "running": "unfinished"}
 
 
 @dataclass(frozen=True)
@@ -68,32 +62,7 @@ def load_study(study: str | Path) -> StudyRecord:
     """
     import pandas as pd
 
-    path = find_study(study) / JOURNAL_FILE
-    started: StudyStarted | None = None
-    study_ended: StudyEnded | None = None
-    running: set[str] = set()
-    trial_ended: dict[str, TrialEnded] = {}
-    measured: dict[tuple[str, int], EpochEnded] = {}
-    last_event = 0.0
-    for event, _ in read_events(path):
-        last_event = event["time"]
-        if event["event"] == "study_started":
-            started = event
-        elif event["event"] == "study_resumed":
-            study_ended = None
-        elif event["event"] == "trial_started":
-            running.add(event["trial"])
-            trial_ended.pop(event["trial"], None)
-        elif event["event"] == "epoch":
-            measured[event["trial"], event["epoch"]] = event
-        elif event["event"] == "trial_ended":
-            trial_ended[event["trial"]] = event
-            running.discard(event["trial"])
-        elif event["event"] == "study_ended":
-            study_ended = event
-    if started is None:
-        raise UserError(f"{path} does not say what the study is: its first line, study_started, is missing")
-
+    state, started = StudyState.read(find_study(study))
     description = started["study"]
     fields = tuple(name for name in description["space"] if name.rsplit(".", 1)[-1] != "seed")
     identity: dict[str, dict[str, Any]] = {}
@@ -105,21 +74,22 @@ def load_study(study: str | Path) -> StudyRecord:
             "seed": values.get("seed"),
         }
 
-    rows_of: dict[str, list[dict[str, Any]]] = {trial: [] for trial in identity}
-    for trial, epoch in sorted(measured, key=lambda key: key[1]):
-        metrics = measured[trial, epoch]["metrics"]
-        rows_of[trial].append({**identity[trial], "epoch": epoch, **metrics} | {"epoch": epoch})
-    epoch_rows = [row for rows in rows_of.values() for row in rows]
-    trial_rows = []
+    epoch_rows: list[dict[str, Any]] = []
+    trial_rows: list[dict[str, Any]] = []
     for trial, columns in identity.items():
-        ended = trial_ended.get(trial)
+        progress = state.trials[trial]
+        rows = [
+            {**columns, "epoch": epoch, **metrics} | {"epoch": epoch}
+            for epoch, metrics in sorted(progress.epochs.items())
+        ]
+        epoch_rows += rows
         trial_rows.append(
             {
                 **columns,
-                "state": ended["state"] if ended else "unfinished" if trial in running else "not started",
-                "reason": (ended["reason"] if ended else None) or "",
-                "epochs": max((row["epoch"] for row in rows_of[trial]), default=0),
-                **_summary(rows_of[trial]),
+                "state": _STATES.get(progress.state, progress.state),
+                "reason": progress.reason or "",
+                "epochs": progress.epoch,
+                **_summary(rows),
             }
         )
     epochs = pd.DataFrame(
@@ -132,9 +102,9 @@ def load_study(study: str | Path) -> StudyRecord:
     return StudyRecord(
         study=description,
         started=started["time"],
-        state=study_ended["state"] if study_ended else "unfinished",
-        last_event=last_event,
-        wall_seconds=study_ended["wall_seconds"] if study_ended else None,
+        state=state.ended["state"] if state.ended else "unfinished",
+        last_event=state.last_event_time,
+        wall_seconds=state.ended["wall_seconds"] if state.ended else None,
         fields=fields,
         names=short_names(fields),
         epochs=epochs,

@@ -319,7 +319,7 @@ class MLflowSink:
             if lines[0].event["event"] == "epoch":
                 writer.write_epochs(run, [cast(EpochEnded, line.event) for line in lines])
             else:
-                writer.write(lines[0].event, run)
+                writer.write(lines[0], run)
         except MlflowException as error:
             if error.error_code not in _REFUSALS:
                 raise

@@ -28,7 +28,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from nfnet_ray.tracking.database import artifact_folder
 from nfnet_ray.tracking.events import (
     EpochEnded,
-    Event,
     StudyStarted,
     TrialEnded,
     TrialPlan,
@@ -39,7 +38,8 @@ from nfnet_ray.tracking.events import (
     study_id,
 )
 from nfnet_ray.tracking.labels import point_label, short_names, value_label
-from nfnet_ray.tracking.spool import STUDY_RUN, TrackedStudy
+from nfnet_ray.tracking.spool import STUDY_RUN, JournalLine, TrackedStudy
+from nfnet_ray.tracking.state import JournalReader, StudyState
 from nfnet_ray.tracking.uri import sqlite_path
 from nfnet_ray.tracking.view import (
     EXPERIMENT_KIND,
@@ -79,7 +79,7 @@ class StudyWriter:
         The journal must begin with ``study_started``.
         """
         self._client = client
-        self._journal_path = journal_path
+        self._journal = JournalReader(journal_path)
         started = next(read_events(journal_path))[0]
         if started["event"] != "study_started":
             raise ValueError(f"{journal_path} begins with {started['event']}, not with study_started")
@@ -98,11 +98,12 @@ class StudyWriter:
             trial_run_ids=trial_run_ids,
         )
 
-    def write(self, event: Event, run: str) -> None:
+    def write(self, line: JournalLine, run: str) -> None:
         """Write what an event says of one of its runs (:func:`nfnet_ray.tracking.spool.runs_of`).
 
         Kinds of events that this version does not know are left out.
         """
+        event = line.event
         if event["event"] == "study_started":
             self._start_study(event)
         elif event["event"] == "study_resumed":
@@ -114,11 +115,11 @@ class StudyWriter:
             self.write_epochs(run, [event])
         elif event["event"] == "trial_ended":
             if run == STUDY_RUN:
-                self._summarise(event["time"])
+                self._summarise(line)
             else:
                 self._end_trial(event)
         elif event["event"] == "study_ended":
-            self._summarise(event["time"])
+            self._summarise(line)
             self._set_tags(
                 self.tracked.study_run_id,
                 {"state": event["state"], "wall_seconds": f"{event['wall_seconds']:.0f}"},
@@ -295,37 +296,35 @@ class StudyWriter:
 
         self._client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
 
-    def _summarise(self, time: float) -> None:
-        """Log the study's own metrics as they stood at ``time``, which is an event's.
+    def _summarise(self, line: JournalLine) -> None:
+        """Log the study's own metrics as they were after a line of the journal.
 
-        The best accuracy is the highest that a finished trial had in its last epoch. All is worked out
-        from the journal each time, so that a driver that took over says the same.
+        The best accuracy is the highest that a finished trial had in its last epoch. A trial that was started again
+        counts as it ended before. All comes from the journal, so that a driver that takes over says the same.
         """
         from mlflow.entities import Metric
 
-        metric = self._started["study"]["metric"]
-        states: dict[str, str] = {}
-        last: dict[str, dict[str, float | None]] = {}
-        for event, _ in read_events(self._journal_path):
-            if event["time"] <= time and event["event"] == "epoch":
-                last[event["trial"]] = event["metrics"]
-            elif event["time"] <= time and event["event"] == "trial_ended":
-                states[event["trial"]] = event["state"]
-        finished = [trial for trial, state in states.items() if state == "finished"]
-        final = [value for trial in finished if (value := last.get(trial, {}).get(metric)) is not None]
-        summary = {
-            "trials_finished": float(len(finished)),
-            "trials_ended": float(len(states)),
-            "total_train_seconds": sum(metrics.get("train_seconds") or 0.0 for metrics in last.values()),
-        }
-        if final:
-            summary[f"best_{metric}"] = max(final)
+        summary = study_metrics(self._journal.state_at(line.end), self._started["study"]["metric"])
+        time, step = _milliseconds(line.event["time"]), int(summary["trials_ended"])
         self._client.log_batch(
             self.tracked.study_run_id,
-            metrics=[
-                Metric(name, value, _milliseconds(time), len(states)) for name, value in summary.items()
-            ],
+            metrics=[Metric(name, value, time, step) for name, value in summary.items()],
         )
+
+
+def study_metrics(state: StudyState, metric: str) -> dict[str, float]:
+    """A study's own metrics in MLflow; ``best_…`` is missing while no trial has finished."""
+    trials = state.trials.values()
+    finished = [trial for trial in trials if trial.outcome == "finished"]
+    summary = {
+        "trials_finished": float(len(finished)),
+        "trials_ended": float(sum(trial.outcome is not None for trial in trials)),
+        "total_train_seconds": sum(trial.last("train_seconds") or 0.0 for trial in trials),
+    }
+    final = [value for trial in finished if (value := trial.last(metric)) is not None]
+    if final:
+        summary[f"best_{metric}"] = max(final)
+    return summary
 
 
 def _run_name(point: Values, names: Mapping[str, str]) -> str:
