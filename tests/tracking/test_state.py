@@ -1,0 +1,106 @@
+"""A journal is added up in one way: as it happens, read again, and read up to any line. Takes less than a second."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nfnet_ray.errors import UserError
+from nfnet_ray.tracking.events import Event, read_events
+from nfnet_ray.tracking.state import JournalReader, StudyState
+from nfnet_ray.tracking.writer import study_metrics
+from tests.tracking.example_study import agc_sweep, study_started, write_journal
+
+FIRST, SECOND = "agc_sweep-00", "agc_sweep-01"
+
+
+def facts(state: StudyState) -> dict[str, Any]:
+    """Everything that a state says; NaN equals itself in text."""
+    trials = {name: asdict(trial) for name, trial in state.trials.items()}
+    return {
+        "trials": repr(trials),
+        "times": (state.wall_seconds, state.last_event_time),
+        "ended": state.ended,
+        "changed": dict(state.changed),
+        "reported": repr(state.reported_epochs()),
+    }
+
+
+def interrupted_study() -> list[Event]:
+    """A driver is killed within the second trial; the next one runs the first one again too, which had failed."""
+    whole = agc_sweep(clip_factors=(0.01, 0.005), batch_sizes=(256,), epochs=3)
+    [started, *events] = whole
+    first, second = events[:5], events[5:-1]
+    failed: Any = first[-1] | {"state": "failed", "reason": "its worker died"}
+    resumed: Any = {"event": "study_resumed", "time": second[1]["time"] + 100, "changed": {"batch_size": 8}}
+    again: Any = [event | {"time": event["time"] + 1000} for event in first]
+    unknown: Any = {"event": "trial_paused", "time": 1.0, "trial": FIRST}
+    return [started, *first[:-1], failed, *second[:2], resumed, unknown, *second[2:], *again, whole[-1]]
+
+
+@pytest.mark.parametrize("events", [agc_sweep(), interrupted_study()], ids=["whole", "interrupted"])
+def test_the_state_at_any_line_is_that_of_a_journal_that_ends_there(
+    tmp_path: Path, events: list[Event]
+) -> None:
+    path = write_journal(tmp_path, events)
+    ends = [end for _, end in read_events(path)]
+    expected, state = [], StudyState()
+    for event in events:
+        state.apply(event)
+        expected.append(facts(state))
+    reader = JournalReader(path)
+    assert [facts(reader.state_at(end)) for end in ends] == expected
+    order = list(range(len(ends))) * 2
+    random.Random(0).shuffle(order)
+    for line in order:  # what is written again comes again
+        assert facts(reader.state_at(ends[line])) == expected[line]
+    assert facts(StudyState.read(tmp_path)[0]) == expected[-1]
+
+
+def test_a_trial_that_is_started_again_counts_as_it_ended_before() -> None:
+    state, metric = StudyState(), "validation_top1"
+    seen = []
+    for event in interrupted_study():
+        state.apply(event)
+        if event["event"] in ("trial_started", "trial_ended"):
+            summary = study_metrics(state, metric)
+            seen.append((state.trials[FIRST].state, summary["trials_ended"], summary["trials_finished"]))
+    assert seen == [
+        ("running", 0, 0),
+        ("failed", 1, 0),
+        ("failed", 1, 0),
+        ("failed", 2, 1 if state.trials[SECOND].outcome == "finished" else 0),
+        ("running", 2, seen[3][2]),
+        ("finished", 2, seen[3][2] + 1),
+    ]
+    assert summary[f"best_{metric}"] >= (state.trials[FIRST].last(metric) or 0.0)
+    assert summary["total_train_seconds"] == pytest.approx(
+        sum(trial.last("train_seconds") or 0.0 for trial in state.trials.values())
+    )
+
+
+@pytest.mark.parametrize(
+    ("events", "message"),
+    [
+        ([{"event": "study_resumed", "time": 1.0}], "does not say what the study is"),
+        ([{"event": "trial_started", "time": 1.0, "trial": FIRST, "attempt": 1}], "does not say what the"),
+        (
+            [
+                study_started({}),
+                {"event": "trial_started", "time": 1.0, "trial": "another", "attempt": 1},
+            ],
+            "no journal that this version understands",
+        ),
+    ],
+)
+def test_a_journal_that_does_not_fit_itself_is_refused_in_one_line(
+    tmp_path: Path, events: list[Event], message: str
+) -> None:
+    write_journal(tmp_path, events)
+    with pytest.raises(UserError, match=message) as refusal:
+        StudyState.read(tmp_path)
+    assert "\n" not in str(refusal.value)
