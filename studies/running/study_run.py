@@ -91,9 +91,10 @@ class StudyRun:
             self._greet(len(trials), console)
             try:
                 with self._announced_session(address, demand, console) as resources:
-                    self._check_nodes(address, resources, demand)
+                    worker = self.runner.worker(resources, demand)
+                    self._check_nodes(address, resources, worker)
                     with self._alone():
-                        self._run_trials(trials, resources, demand, sink, console)
+                        self._run_trials(trials, resources, demand, worker, sink, console)
                         self._say_result(console)  # while connected to Ray: leaving it may take long
                         is_delivered = self._deliver(sink, console)
             except StopsStudyError:
@@ -136,13 +137,12 @@ class StudyRun:
                 + (", or resume it on a machine that has them" if self.progress.started else "")
             )
 
-    def _check_nodes(self, address: str | None, resources: Resources, demand: WorkerDemand) -> None:
+    def _check_nodes(self, address: str | None, resources: Resources, worker: WorkerResources) -> None:
         """Raises UserError if a node that may train lacks this machine's data, or if the workers do not fit here."""
         from data_prep.byte_progress import bytes_on_stderr
         from nfnet_ray.cluster.connection.nodes import check_nodes
         from nfnet_ray.cluster.connection.resources import check_workers_fit
 
-        worker = self.runner.worker(resources, demand)
         if address is None:  # its data has been checked, and no node will be added
             check_workers_fit(resources, worker, self.runner.workers_flag)
             return
@@ -181,13 +181,13 @@ class StudyRun:
         trials: list[Trial],
         resources: Resources,
         demand: WorkerDemand,
+        worker: WorkerResources,
         sink: MLflowSink,
         console: Console,
     ) -> None:
         # Imported here, because Ray reads its settings when it is imported.
         from nfnet_ray.study.recorder import Recorder
 
-        worker = self.runner.worker(resources, demand)
         at_once = self.runner.trials_at_once(len(trials), resources, demand, worker)
         say(console, f"Ray: {resources.description}; {self.runner.shape(worker, at_once)}.")
         console.print()

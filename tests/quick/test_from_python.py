@@ -15,6 +15,7 @@ import pytest
 
 import nfnet_ray
 from nfnet_ray.cluster.connection.resources import Resources, WorkerResources
+from nfnet_ray.cluster.connection.session import ray_session
 from nfnet_ray.tracking.events import JOURNAL_FILE, Journal
 from studies import transfer
 from studies.agc_sweep import agc_sweep
@@ -168,6 +169,18 @@ def test_signals_and_the_environment_are_as_they_were(
     assert os.environ["RAY_ADDRESS"] == "elsewhere:6379"
     assert "RAY_OF_A_RUN" not in os.environ
     assert started == []
+
+
+def test_a_process_that_is_connected_to_ray_is_told_to_disconnect(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A notebook may have called ray.init; its Ray is left alone."""
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    monkeypatch.setattr("ray.shutdown", lambda: pytest.fail("it is not ours"))
+    for address in (None, "local"):
+        with (
+            pytest.raises(nfnet_ray.UserError, match=r"call ray\.shutdown\(\) first"),
+            ray_session(address, train_in_tune=False),
+        ):
+            pass
 
 
 def test_a_study_runs_in_any_thread_and_leaves_signals_alone(started: Any, few_digits: Path) -> None:
