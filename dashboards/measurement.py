@@ -1,0 +1,121 @@
+"""How a study was measured, as facts for its report: data, accuracy, hardware, time, versions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dashboards.charts import duration
+from nfnet_ray.analysis import StudyRecord
+from nfnet_ray.tracking.labels import value_label
+from nfnet_ray.wording import count
+
+EVAL_CROPS = {
+    "squash": "single crop “squash”: both sides resized to eval_size + 32 pixels, and the centre of that; "
+    "images of eval_size whole",
+    "central": "single crop “central”: the central square of eval_size / (eval_size + 32) of the shorter side; "
+    "images of eval_size whole",
+}
+"""{value of ``data.eval_crop``: how a validation image was cut}."""
+
+
+def measurement(record: StudyRecord) -> list[tuple[str, str]]:
+    """(name, text) of each fact; those that the journal does not tell are left out."""
+    study, data = record.study, record.study["data"]
+    facts = [
+        (
+            "Data",
+            f"{data['name']}: {count(data['classes'], 'class')}, {data['train_images']:,} training and "
+            f"{count(data['validation_images'], 'validation image')}; fingerprint {data['fingerprint']}",
+        ),
+        (
+            "Trials",
+            f"{count(len(study['seeds']), 'seed')} ({', '.join(map(str, study['seeds']))}); "
+            f"{count(study['epochs'], 'epoch')} each{_halving(record)}",
+        ),
+        ("Damaged images", _damaged_images(record)),
+        ("Accuracy", _accuracy(record)),
+        ("Precision", str(study["recipe"].get("precision", ""))),
+        ("Hardware", _hardware(record)),
+        ("Time", _time(record)),
+        ("Versions", _versions(record)),
+    ]
+    return [(name, text) for name, text in facts if text]
+
+
+def shared_recipe(record: StudyRecord) -> list[tuple[str, str]]:
+    """(name, value) of each Recipe field that all trials have in common."""
+    return [(name, value_label(value)) for name, value in record.study["recipe"].items()]
+
+
+def _halving(record: StudyRecord) -> str:
+    halving = record.study["halving"]
+    if halving is None:
+        return ""
+    return (
+        f", unless stopped early: at epoch {halving['grace_epochs']} and at each "
+        f"{halving['reduction_factor']:g}-fold of it, only the best 1/{halving['reduction_factor']:g} "
+        "under the same conditions went on (successive halving)"
+    )
+
+
+def _damaged_images(record: StudyRecord) -> str:
+    """How many images the trials left out for being damaged; nothing where they found none."""
+    words = {"damaged_train_images": "training", "damaged_validation_images": "validation"}
+    most = {words[name]: record.epochs[name].max() for name in words if name in record.epochs}
+    parts = [count(int(number), f"{split} image") for split, number in most.items() if number > 0]
+    return f"left out, at most in a trial: {' and '.join(parts)}" if parts else ""
+
+
+def _accuracy(record: StudyRecord) -> str:
+    """Of which weights and of which part of an image the accuracies are."""
+    decays, crops = (_values(record, name) for name in ("optimizer.ema.decay", "data.eval_crop"))
+    words = []
+    averaged = [decay for decay in decays if decay is not None]
+    if averaged:
+        words.append(
+            f"of the averaged weights (EMA, decay {', '.join(map(value_label, averaged))})"
+            + (", without EMA of the weights themselves" if None in decays else "")
+        )
+    elif decays:
+        words.append("of the weights after the last step of an epoch")
+    words += [EVAL_CROPS.get(crop, str(crop)) for crop in crops]
+    return "; ".join(words)
+
+
+def _values(record: StudyRecord, name: str) -> list[Any]:
+    """The values that a Recipe field had in the study; none where the journal is older than the field."""
+    recipe = record.study["recipe"]
+    return list(record.study["space"].get(name, [recipe[name]] if name in recipe else []))
+
+
+def _hardware(record: StudyRecord) -> str:
+    hardware = record.study["hardware"]
+    return (
+        f"{hardware['description']} ({count(hardware['cpus'], 'CPU')}, {count(hardware['gpus'], 'GPU')}, "
+        f"{hardware['memory_gib']:.0f} GiB memory)"
+    )
+
+
+def _time(record: StudyRecord) -> str:
+    """Where the seconds of all trials went, the largest part first, and how long the study took."""
+    words = {
+        "train_seconds": "training",
+        "data_wait_seconds": "waiting for data",
+        "eval_seconds": "evaluation",
+        "checkpoint_seconds": "checkpoints",
+        "startup_seconds": "start-up",
+    }
+    last = record.epochs.drop_duplicates("trial", keep="last")
+    totals = {words[name]: float(last[name].sum()) for name in words if name in last}
+    phases = sorted(totals.items(), key=lambda item: -item[1])
+    shares = ", ".join(f"{phase} {duration(seconds)}" for phase, seconds in phases)
+    whole = f"; {duration(record.wall_seconds)} from start to end" if record.wall_seconds else ""
+    return f"over all trials: {shares}{whole}"
+
+
+def _versions(record: StudyRecord) -> str:
+    versions = record.study["versions"]
+    names = ", ".join(
+        f"{name} {version}" for name, version in versions.items() if version and name != "dirty"
+    )
+    return names + (" with uncommitted changes" if versions.get("dirty") else "")

@@ -1,0 +1,270 @@
+"""What a study's report says, section by section: the facts that ``templates/report.html.jinja`` lays out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from dashboards.charts import (
+    BEST_CURVES,
+    CURVES_AT_MOST,
+    END_MARKS,
+    accuracy_against_time,
+    duration,
+    levels,
+    state_words,
+)
+from dashboards.level_styles import Look, looks_of
+from dashboards.measurement import measurement, shared_recipe
+from dashboards.page import Chart, Legend, legend_entry
+from dashboards.report_tables import (
+    HeatTable,
+    Table,
+    all_trials,
+    answers_table,
+    first_of,
+    heat_table,
+    trials_table,
+)
+from dashboards.setting_charts import SettingsChart, epochs_of, heat_map, setting_outcomes, settings_chart
+from dashboards.signal_charts import SignalCharts, epoch_label, epoch_shades, signal_charts
+from nfnet_ray.analysis import BestSetting, StudyRecord, best_setting, setting_results
+from nfnet_ray.wording import count
+
+SILENCE_SECONDS = 15 * 60.0
+"""A study whose driver has recorded nothing for this long may have lost it."""
+
+
+@dataclass(frozen=True)
+class Notice:
+    """What a reader has to know first of a study that is not complete.
+
+    Attributes:
+        as_of: when the page was written; empty if the study has ended.
+    """
+
+    title: str
+    text: str
+    as_of: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer in a sentence, with the best value under each condition where there are several."""
+
+    sentence: str
+    table: Table | None = None
+    caution: str = ""
+
+
+@dataclass(frozen=True)
+class SettingsSection:
+    """Accuracy of every setting: a chart, and a heat map where two fields or more were swept."""
+
+    chart: Chart
+    caption: str
+    heat_table: HeatTable | None
+
+
+@dataclass(frozen=True)
+class CurvesSection:
+    """Accuracy against training time."""
+
+    legend: Legend | None
+    charts: tuple[Chart, ...]
+    notes: str
+
+
+@dataclass(frozen=True)
+class SignalSection:
+    """Variance over depth. ``epochs`` are the labels of the shades, in order."""
+
+    charts: tuple[Chart, ...]
+    epochs: tuple[str, ...]
+    has_expectation: bool
+    remarks: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that a report says; ``looks`` and ``shades`` are the colours of levels and of epochs."""
+
+    name: str
+    question: str
+    command: str
+    started: str
+    notice: Notice | None
+    answer: Answer
+    settings: SettingsSection | None
+    curves: CurvesSection
+    signal: SignalSection | None
+    trials_title: str
+    trials: Table
+    measurement: Sequence[tuple[str, str]]
+    recipe: Sequence[tuple[str, str]]
+    looks: Sequence[Look]
+    shades: Mapping[str, Sequence[str]]
+
+    @property
+    def charts(self) -> list[Chart]:
+        """The charts of all sections."""
+        return [
+            *self.curves.charts,
+            *([self.settings.chart] if self.settings else []),
+            *(self.signal.charts if self.signal else []),
+        ]
+
+
+def report_facts(record: StudyRecord, now: float) -> Report:
+    """The report of a study as it is known at ``now`` (Unix seconds)."""
+    best = best_setting(record)
+    signal = signal_charts(record)
+    return Report(
+        name=record.study["name"],
+        question=record.study["question"],
+        command=record.study["command"],
+        started=time.strftime("%d %B %Y", time.gmtime(record.started)),
+        notice=_notice(record, now),
+        answer=_answer(record, best),
+        settings=_settings(record, best),
+        curves=_curves(record),
+        signal=_signal(signal) if signal else None,
+        trials_title=all_trials(record),
+        trials=trials_table(record, best),
+        measurement=measurement(record),
+        recipe=shared_recipe(record),
+        looks=looks_of(levels(record)),
+        shades=epoch_shades(len(signal.epochs) if signal else 0),
+    )
+
+
+def _notice(record: StudyRecord, now: float) -> Notice | None:
+    if record.state == "finished":
+        return None
+    ended = int(record.trials["state"].isin(["finished", "stopped", "diverged", "failed"]).sum())
+    have_ended = f"{ended:,} of {count(len(record.trials), 'trial')} {'has' if ended == 1 else 'have'} ended"
+    if record.state == "interrupted":
+        return Notice("Not complete.", f"The study was interrupted: {have_ended}.", "")
+    as_of = time.strftime("%d %B %Y, %H:%M UTC", time.gmtime(now))
+    silence = now - record.last_event
+    if silence < SILENCE_SECONDS:
+        return Notice("Running.", f"{have_ended}.", as_of)
+    return Notice("Running, or cut off.", f"{have_ended}; the last news was {duration(silence)} old.", as_of)
+
+
+def _answer(record: StudyRecord, best: BestSetting | None) -> Answer:
+    if best is not None:
+        return Answer(f"{best.sentence()}.", answers_table(record), best.caution())
+    number = len(record.trials)
+    if (record.trials["state"] == "diverged").all():
+        return Answer(
+            f"Every one of the {number:,} trials diverged." if number > 1 else "The trial diverged."
+        )
+    counts = record.trials["state"].value_counts()
+    states = ", ".join(f"{many:,} {state_words(record, str(state))}" for state, many in counts.items())
+    return Answer(f"No trial can be compared yet: of {number}, {states}.")
+
+
+def _settings(record: StudyRecord, best: BestSetting | None) -> SettingsSection | None:
+    outcomes = setting_outcomes(record, setting_results(record))
+    settings = settings_chart(record, outcomes)
+    if settings is None:
+        return None
+    settings_in_all = {
+        tuple(trial[field] for field in record.fields) for trial in record.trials.to_dict("records")
+    }
+    cells = heat_map(record, outcomes)
+    return SettingsSection(
+        chart=Chart(
+            id="settings",
+            figure=settings.figure,
+            label=f"Validation top-1 of each setting against {record.names[record.fields[0]]}",
+            title=", ".join(f"{letter} {label}" for letter, label in settings.strata),
+        ),
+        caption=_settings_caption(record, settings, len(settings_in_all) - len(outcomes)),
+        heat_table=heat_table(record, best, cells) if cells else None,
+    )
+
+
+def _settings_caption(record: StudyRecord, settings: SettingsChart, unmeasured: int) -> str:
+    marks = []
+    if settings.has_finished:
+        marks.append("solid: after the last epoch, with its 95% interval")
+    if settings.partial_epochs:
+        epochs = ", ".join(f"after {epochs_of(record, epochs)}" for epochs in settings.partial_epochs)
+        marks.append(f"hollow: {epochs}, as it was stopped early or has yet to finish")
+    if settings.has_lost:
+        marks.append("✕ below: diverged or failed")
+    caption = f"{'; '.join(marks)}.".capitalize()
+    if unmeasured:
+        caption += f" {count(unmeasured, 'setting').capitalize()} without a measured epoch."
+    return caption
+
+
+def _curves(record: StudyRecord) -> CurvesSection:
+    panels = accuracy_against_time(record)
+    summarised = any(panel.summarised for panel in panels)
+    present = [state for state in END_MARKS if (record.trials["state"] == state).any()]
+    ends = dict.fromkeys(f"{END_MARKS[state][1]} {state_words(record, state)}" for state in present)
+    notes = [f"The end of a curve: {', '.join(ends)}."] if ends else []
+    if summarised:
+        notes.append(
+            f"Where there are more than {CURVES_AT_MOST} trials, the {BEST_CURVES} with the highest last accuracy have "
+            "a curve. Behind them is how the accuracies of all the trials that were still training at that time are "
+            "spread: median, middle 50%, middle 90%."
+        )
+    charts = tuple(
+        Chart(
+            id=f"time-{number}",
+            figure=panel.figure,
+            label=f"Validation top-1 against training time, {panel.title}".rstrip(", "),
+            title=panel.title,
+        )
+        for number, panel in enumerate(panels)
+    )
+    more = ""
+    if summarised:
+        more = f"Show all {panels[0].curves:,} curves" if len(panels) == 1 else "Show all curves"
+    return CurvesSection(_legend(record, more), charts, " ".join(notes))
+
+
+def _legend(record: StudyRecord, more: str) -> Legend | None:
+    """The values of the first swept field; None where there is nothing to choose."""
+    all_levels = levels(record)
+    if not all_levels and not more:
+        return None
+    looks = zip(all_levels.labels, looks_of(all_levels), strict=False)
+    return Legend(
+        name=record.names[record.fields[0]] if record.fields else "",
+        entries=tuple(legend_entry(level, label, look) for level, (label, look) in enumerate(looks)),
+        more=more,
+        fewer=f"Show the best {BEST_CURVES} and the spread" if more else "",
+    )
+
+
+def _signal(charts: SignalCharts) -> SignalSection:
+    remarks = []
+    if charts.epochs_left_out:
+        remarks.append("Some measured epochs are left out.")
+    if charts.trials_left_out:
+        verb = "is" if charts.trials_left_out == 1 else "are"
+        remarks.append(
+            f"{count(charts.trials_left_out, 'more measured trial')} of these kinds {verb} left out."
+        )
+    if charts.unmeasured:
+        remarks.append(f"Diverged before the first measurement: {first_of(charts.unmeasured)}.")
+    if charts.undrawable:
+        remarks.append(
+            f"Not drawn, as a log axis has no place for them: {count(charts.undrawable, 'variance')} of 0, "
+            "infinity or not a number."
+        )
+    return SignalSection(
+        charts=tuple(
+            Chart(f"signal-{number}", figure, f"Variance of activations over depth, {title}", title)
+            for number, (title, figure) in enumerate(charts.panels)
+        ),
+        epochs=tuple(map(epoch_label, charts.epochs)),
+        has_expectation=charts.has_expectation,
+        remarks=" ".join(remarks),
+    )
