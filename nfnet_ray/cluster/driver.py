@@ -24,6 +24,7 @@ from nfnet_ray.cluster.trial import run_in_actor, run_worker_group
 from nfnet_ray.places import lost_place, remedy_for
 from nfnet_ray.study.recorder import Recorder
 from nfnet_ray.study.study import METRIC, TRIALS_FOLDER, Study, Trial
+from nfnet_ray.tracking.events import trial_started
 from nfnet_ray.tracking.state import StudyState
 
 
@@ -105,8 +106,8 @@ class _NotSaved:
 class _StopWhenAsked(_NotSaved, Stopper):
     """Ends all trials when asked to, after those that train have kept a checkpoint of their current step."""
 
-    def __init__(self, stop: threading.Event, progress: StudyState, configs: Sequence[WorkerConfig]) -> None:
-        self._stop, self._progress = stop, progress
+    def __init__(self, stop: threading.Event, state: StudyState, configs: Sequence[WorkerConfig]) -> None:
+        self._stop, self._state = stop, state
         self._registers = {config["name"]: Register(config["mailbox"]) for config in configs}
         self._asked: list[str] | None = None
         self._asked_at = 0.0
@@ -121,7 +122,7 @@ class _StopWhenAsked(_NotSaved, Stopper):
             self._asked_at = time.monotonic()
             self._asked = self._ask()
         is_late = time.monotonic() - self._asked_at > SECONDS_TO_KEEP
-        return is_late or not any(self._progress.trials[name].state == "running" for name in self._asked)
+        return is_late or not any(self._state.trials[name].state == "running" for name in self._asked)
 
     def _ask(self) -> list[str]:
         """Asks all trials to stop, even those that Tune may start meanwhile. Returns those with something to keep."""
@@ -130,7 +131,7 @@ class _StopWhenAsked(_NotSaved, Stopper):
             for register in self._registers.values():
                 register.set(STOP, True)
             for name, register in self._registers.items():
-                if self._progress.trials[name].state == "running" and register.get(HAS_TRAINED):
+                if self._state.trials[name].state == "running" and register.get(HAS_TRAINED):
                     training.append(name)
         return training
 
@@ -147,9 +148,7 @@ class _JournalCallback(_NotSaved, Callback):
             return
         name = _trial_name(trial)
         attempt = self._recorder.state.trials[name].attempts + 1
-        self._recorder.record(
-            {"event": "trial_started", "time": time.time(), "trial": name, "attempt": attempt}
-        )
+        self._recorder.record(trial_started(name, attempt))
 
     def on_trial_result(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any

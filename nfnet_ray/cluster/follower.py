@@ -23,6 +23,7 @@ from nfnet_ray.cluster.messages import (
     WorkersLost,
 )
 from nfnet_ray.study.epochs_done import note_progress
+from nfnet_ray.tracking.events import workers_started
 from nfnet_ray.wording import count
 
 if TYPE_CHECKING:
@@ -129,17 +130,8 @@ class Follower:
         self.attempts += 1
         self._is_training = True
         before = self._recorder.state.trials[self._config["name"]].attempts
-        self._recorder.record(
-            {
-                "event": "trial_started",
-                "time": time.time(),
-                "trial": self._config["name"],
-                "attempt": before + 1,
-                "workers": note.workers,
-                "step": note.step,
-                "after": self._why,
-            }
-        )
+        name = self._config["name"]
+        self._recorder.record(workers_started(name, before + 1, note.workers, note.step, self._why))
         if note.step or before:
             self._say(f"Training with {count(note.workers, 'worker')}, from step {note.step:,}.")
         self._why = None

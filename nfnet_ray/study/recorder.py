@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Mapping
 
 from nfnet_ray.places import in_words, remedy_for
 from nfnet_ray.study.study import METRIC
-from nfnet_ray.tracking.events import Event, Journal, TrialOutcome
+from nfnet_ray.tracking.events import Event, Journal, TrialOutcome, epoch_ended, trial_ended
 from nfnet_ray.tracking.state import StudyState
 
 # Ends of the names of metrics that depend on the machine and on what else it does, and not on what was learned.
@@ -68,23 +67,11 @@ class Recorder:
                 f"{trial}: epoch {epoch} was done again and came out differently ({name} {metrics.get(name)}, was "
                 f"{known.get(name)}): the new numbers replace the old ones"
             )
-        self.record(
-            {"event": "epoch", "time": time.time(), "trial": trial, "epoch": epoch, "metrics": dict(metrics)}
-        )
+        self.record(epoch_ended(trial, epoch, metrics))
 
     def end_trial(self, name: str, state: TrialOutcome, reason: str | None) -> None:
         """Keeps that a trial has ended, after as many epochs as were reported."""
-        epochs = self.state.trials[name].epoch
-        self.record(
-            {
-                "event": "trial_ended",
-                "time": time.time(),
-                "trial": name,
-                "state": state,
-                "reason": reason,
-                "epochs": epochs,
-            }
-        )
+        self.record(trial_ended(name, state, reason, self.state.trials[name].epoch))
 
 
 def _changes(before: Mapping[str, float | None], now: Mapping[str, float | None]) -> list[str]:

@@ -17,7 +17,8 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict, cast
 
@@ -122,12 +123,25 @@ class StudyStarted(TypedDict):
     trials: list[TrialPlan]
 
 
+def study_started(study: StudyDescription, trials: Sequence[TrialPlan]) -> StudyStarted:
+    """The event of a study that starts now."""
+    return {"event": "study_started", "time": time.time(), "study": study, "trials": list(trials)}
+
+
 class StudyResumed(TypedDict):
     """A driver has taken up a study that an earlier one left. ``changed`` are fields that it forced upon the Recipe."""
 
     event: Literal["study_resumed"]
     time: float
     changed: NotRequired[Values]
+
+
+def study_resumed(changed: Mapping[str, Any]) -> StudyResumed:
+    """The event of a driver that resumes a study now."""
+    event: StudyResumed = {"event": "study_resumed", "time": time.time()}
+    if changed:
+        event["changed"] = dict(changed)
+    return event
 
 
 class TrialStarted(TypedDict):
@@ -145,6 +159,17 @@ class TrialStarted(TypedDict):
     after: NotRequired[str | None]
 
 
+def trial_started(trial: str, attempt: int) -> TrialStarted:
+    """The event of a trial that starts now."""
+    return {"event": "trial_started", "time": time.time(), "trial": trial, "attempt": attempt}
+
+
+def workers_started(trial: str, attempt: int, workers: int, step: int, after: str | None) -> TrialStarted:
+    """The same of a training run, whose workers start at ``step``; ``after`` says why they had ended before."""
+    event = trial_started(trial, attempt)
+    return {**event, "workers": workers, "step": step, "after": after}
+
+
 class EpochEnded(TypedDict):
     """The measurements of one epoch. A later event of the same trial and epoch replaces an earlier one.
 
@@ -158,6 +183,17 @@ class EpochEnded(TypedDict):
     metrics: dict[str, float | None]
 
 
+def epoch_ended(trial: str, epoch: int, metrics: Mapping[str, float | None]) -> EpochEnded:
+    """The event of an epoch that is reported now."""
+    return {
+        "event": "epoch",
+        "time": time.time(),
+        "trial": trial,
+        "epoch": epoch,
+        "metrics": dict(metrics),
+    }
+
+
 class TrialEnded(TypedDict):
     """How a trial ended after ``epochs`` epochs. An interrupted one may start again."""
 
@@ -169,6 +205,18 @@ class TrialEnded(TypedDict):
     epochs: int
 
 
+def trial_ended(trial: str, state: TrialOutcome, reason: str | None, epochs: int) -> TrialEnded:
+    """The event of a trial that ends now."""
+    return {
+        "event": "trial_ended",
+        "time": time.time(),
+        "trial": trial,
+        "state": state,
+        "reason": reason,
+        "epochs": epochs,
+    }
+
+
 class StudyEnded(TypedDict):
     """The driver has left in good order; ``wall_seconds`` is the time it was there, over all resumptions."""
 
@@ -176,6 +224,11 @@ class StudyEnded(TypedDict):
     time: float
     state: StudyOutcome
     wall_seconds: float
+
+
+def study_ended(state: StudyOutcome, wall_seconds: float) -> StudyEnded:
+    """The event of a driver that leaves now."""
+    return {"event": "study_ended", "time": time.time(), "state": state, "wall_seconds": wall_seconds}
 
 
 Event = StudyStarted | StudyResumed | TrialStarted | EpochEnded | TrialEnded | StudyEnded
@@ -190,7 +243,7 @@ class Journal:
     an event that was appended survives the death of the process and of the machine.
 
     >>> with Journal(study_directory / JOURNAL_FILE) as journal:                   # doctest: +SKIP
-    ...     journal.append({"event": "study_resumed", "time": time.time()})
+    ...     journal.append(study_resumed(changed={}))
     """
 
     def __init__(self, path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
-import time
 from importlib import metadata
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from nfnet_ray.cluster.connection.resources import Resources, WorkerResources
 from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.printable import interpreter, shell_command
 from nfnet_ray.study.study import METRIC, Study
-from nfnet_ray.tracking.events import SourceVersion, StudyStarted
+from nfnet_ray.tracking.events import SourceVersion, StudyDescription, StudyStarted, TrialPlan, study_started
 from nfnet_ray.tracking.uri import without_password
 
 
@@ -22,57 +21,54 @@ def started_event(
     study: Study, data: DatasetSummary, resources: Resources, worker: WorkerResources
 ) -> StudyStarted:
     """The event of a study that starts now."""
-    return {
-        "event": "study_started",
-        "time": time.time(),
-        "study": {
-            "name": study.name,
-            "question": study.question,
-            "command": shell_command([interpreter(), *map(without_password, sys.orig_argv[1:])]),
-            "metric": METRIC,
-            "mode": "max",
-            "space": {name: list(values) for name, values in study.space.items()},
-            "seeds": list(study.seeds),
-            "epochs": study.epochs,
-            "halving": study.halving.description() if study.halving else None,
-            "worker": {
-                "workers": worker.workers,
-                "cpus": worker.cpus,
-                "gpus": worker.gpus,
-                "min_workers": worker.min_workers,
-            },
-            "recipe": study.recipe.to_values(),
-            "data": {
-                "path": str(data.path),
-                "name": data.path.stem,
-                "fingerprint": data.fingerprint,
-                "classes": len(data.class_names),
-                "train_images": data.train_images,
-                "validation_images": data.validation_images,
-            },
-            "hardware": {
-                "description": resources.description,
-                "cpus": resources.cpus,
-                "gpus": resources.gpus,
-                "memory_gib": resources.memory_gib,
-            },
-            "versions": {
-                "nfnet_ray": version.__version__,
-                "torch": metadata.version("torch"),
-                "ray": metadata.version("ray"),
-                "python": platform.python_version(),
-                **source_version(),
-            },
+    description: StudyDescription = {
+        "name": study.name,
+        "question": study.question,
+        "command": shell_command([interpreter(), *map(without_password, sys.orig_argv[1:])]),
+        "metric": METRIC,
+        "mode": "max",
+        "space": {name: list(values) for name, values in study.space.items()},
+        "seeds": list(study.seeds),
+        "epochs": study.epochs,
+        "halving": study.halving.description() if study.halving else None,
+        "worker": {
+            "workers": worker.workers,
+            "cpus": worker.cpus,
+            "gpus": worker.gpus,
+            "min_workers": worker.min_workers,
         },
-        "trials": [
-            {
-                "name": trial.name,
-                "point": dict(trial.point),
-                "recipe": dict(trial.point) | {"seed": trial.recipe.seed},
-            }
-            for trial in study.trials()
-        ],
+        "recipe": study.recipe.to_values(),
+        "data": {
+            "path": str(data.path),
+            "name": data.path.stem,
+            "fingerprint": data.fingerprint,
+            "classes": len(data.class_names),
+            "train_images": data.train_images,
+            "validation_images": data.validation_images,
+        },
+        "hardware": {
+            "description": resources.description,
+            "cpus": resources.cpus,
+            "gpus": resources.gpus,
+            "memory_gib": resources.memory_gib,
+        },
+        "versions": {
+            "nfnet_ray": version.__version__,
+            "torch": metadata.version("torch"),
+            "ray": metadata.version("ray"),
+            "python": platform.python_version(),
+            **source_version(),
+        },
     }
+    trials: list[TrialPlan] = [
+        {
+            "name": trial.name,
+            "point": dict(trial.point),
+            "recipe": dict(trial.point) | {"seed": trial.recipe.seed},
+        }
+        for trial in study.trials()
+    ]
+    return study_started(description, trials)
 
 
 def source_version(file: Path | None = None) -> SourceVersion:

@@ -31,7 +31,14 @@ from nfnet_ray.printable import interpreter, shell_command, shown
 from nfnet_ray.study.display import StudyDisplay, reported_epochs, trial_table
 from nfnet_ray.study.plan import epoch_arithmetic
 from nfnet_ray.study.study import TRIALS_FOLDER, Study, Trial
-from nfnet_ray.tracking.events import JOURNAL_FILE, Journal, StudyStarted
+from nfnet_ray.tracking.events import (
+    JOURNAL_FILE,
+    Journal,
+    StudyOutcome,
+    StudyStarted,
+    study_ended,
+    study_resumed,
+)
 from nfnet_ray.tracking.sink import MLflowSink
 from nfnet_ray.tracking.spool import SPOOL_FILE, Spool
 from nfnet_ray.tracking.state import StudyState
@@ -213,12 +220,8 @@ class StudyRun:
             recorder = Recorder(journal, self.progress, on_event, display.note, on_lost=stop.set)
             if self.progress.started is None:
                 recorder.record(self._started_event(resources, worker))
-            elif self.changed:
-                recorder.record(
-                    {"event": "study_resumed", "time": time.time(), "changed": dict(self.changed)}
-                )
             else:
-                recorder.record({"event": "study_resumed", "time": time.time()})
+                recorder.record(study_resumed(self.changed))
             with display, asked_to_stop(stop, lambda: display.note(self.runner.stopping)):
                 self.runner.run(
                     RunningStudy(
@@ -234,14 +237,8 @@ class StudyRun:
                         display.note,
                     )
                 )
-            recorder.record(
-                {
-                    "event": "study_ended",
-                    "time": time.time(),
-                    "state": "interrupted" if stop.is_set() else "finished",
-                    "wall_seconds": time.monotonic() - started_at,
-                }
-            )
+            outcome: StudyOutcome = "interrupted" if stop.is_set() else "finished"
+            recorder.record(study_ended(outcome, time.monotonic() - started_at))
         if recorder.lost:
             raise StopsStudyError(self._stopped_sentence(recorder.lost))
 

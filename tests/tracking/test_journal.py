@@ -5,12 +5,14 @@ Takes less than a second.
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
 import pytest
 
 from nfnet_ray.errors import UserError
+from nfnet_ray.tracking import events
 from nfnet_ray.tracking.events import JOURNAL_FILE, Event, Journal, read_events
 from nfnet_ray.tracking.labels import point_label, short_names, value_label
 from tests.tracking.example_study import agc_sweep, study_started, trial_events, write_journal
@@ -103,3 +105,35 @@ def test_values_are_written_as_people_write_them() -> None:
         *("none", "true", "0.01", "1e-05", "64", "64 × 128", "silu")
     ]
     assert point_label({"a.b": None, "c": 2}, {"a.b": "b"}) == "b none, c 2"
+
+
+def test_each_kind_of_event_has_the_line_that_it_always_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.time", lambda: 1.5)
+    description, plans = study_started({})["study"], study_started({})["trials"]
+    write_journal(
+        tmp_path,
+        [
+            events.study_started(description, plans),
+            events.study_resumed({}),
+            events.study_resumed({"batch_size": 8}),
+            events.trial_started("a", 1),
+            events.workers_started("a", 2, workers=3, step=40, after=None),
+            events.epoch_ended("a", 1, {"validation_top1": 0.5, "train_loss": math.nan}),
+            events.trial_ended("a", "stopped", None, 1),
+            events.study_ended("finished", 2.5),
+        ],
+    )
+    first, *lines = (tmp_path / JOURNAL_FILE).read_text().splitlines()
+    assert list(json.loads(first)) == ["event", "time", "study", "trials"]
+    assert lines == [
+        '{"event":"study_resumed","time":1.5}',
+        '{"event":"study_resumed","time":1.5,"changed":{"batch_size":8}}',
+        '{"event":"trial_started","time":1.5,"trial":"a","attempt":1}',
+        '{"event":"trial_started","time":1.5,"trial":"a","attempt":2,"workers":3,"step":40,"after":null}',
+        '{"event":"epoch","time":1.5,"trial":"a","epoch":1,'
+        '"metrics":{"validation_top1":0.5,"train_loss":"NaN"}}',
+        '{"event":"trial_ended","time":1.5,"trial":"a","state":"stopped","reason":null,"epochs":1}',
+        '{"event":"study_ended","time":1.5,"state":"finished","wall_seconds":2.5}',
+    ]
