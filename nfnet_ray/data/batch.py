@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,19 +71,4 @@ class TrainBatch(Batch):
             keys=self.keys[own],
             partner_labels=None if self.partner_labels is None else self.partner_labels[own],
             label_share=None if self.label_share is None else self.label_share[own],
-        )
-
-    @staticmethod
-    def concatenated(parts: Sequence[TrainBatch]) -> TrainBatch:
-        """The samples of all parts, one part after the other."""
-        partner_labels = [part.partner_labels for part in parts if part.partner_labels is not None]
-        label_shares = [part.label_share for part in parts if part.label_share is not None]
-        return TrainBatch(
-            images=torch.cat([part.images for part in parts]),
-            labels=torch.cat([part.labels for part in parts]),
-            indices=np.concatenate([part.indices for part in parts]),
-            positions=np.concatenate([part.positions for part in parts]),
-            keys=torch.cat([part.keys for part in parts]),
-            partner_labels=torch.cat(partner_labels) if partner_labels else None,
-            label_share=torch.cat(label_shares) if label_shares else None,
         )

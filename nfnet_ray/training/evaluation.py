@@ -9,9 +9,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-from nfnet_ray.data.augmentation.augment import normalise
 from nfnet_ray.data.batch import Batch
 from nfnet_ray.data.loading.loader import EvalLoader
+from nfnet_ray.data.normalise import normalise
 from nfnet_ray.models.signal import measure_signal, signal_metrics
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.training.context import Context

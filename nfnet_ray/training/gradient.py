@@ -32,9 +32,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from nfnet_ray.data.augmentation.augment import normalise
 from nfnet_ray.data.batch import TrainBatch
 from nfnet_ray.data.batching import positions_of_rank
+from nfnet_ray.data.normalise import normalise
 from nfnet_ray.errors import UserError
 from nfnet_ray.optim.sam import LookDirection, perturbation, perturbed, share_of, sharpest
 from nfnet_ray.recipe import Recipe

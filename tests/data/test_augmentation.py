@@ -14,7 +14,7 @@ from scipy import stats
 
 from data_prep.__main__ import main as data_prep
 from nfnet_ray.data.__main__ import main as data
-from nfnet_ray.data.augmentation.augment import CHANNEL_MEAN, CHANNEL_STD, augment, normalise
+from nfnet_ray.data.augmentation.augment import augment
 from nfnet_ray.data.augmentation.image_operations import OPERATIONS
 from nfnet_ray.data.augmentation.mixing import cutmix_boxes, mix, mixup_ratios, mixup_rows, symmetric_beta
 from nfnet_ray.data.augmentation.randaugment import (
@@ -31,6 +31,7 @@ from nfnet_ray.data.draws import Purpose, epoch_order, uniforms
 from nfnet_ray.data.files.dataset import Dataset, open_dataset
 from nfnet_ray.data.loading import loader
 from nfnet_ray.data.loading.loader import EvalLoader, TrainLoader
+from nfnet_ray.data.normalise import CHANNEL_MEAN, CHANNEL_STD, normalise
 from nfnet_ray.errors import UserError
 from nfnet_ray.recipe import DataRecipe, MixingRecipe, RandAugmentRecipe
 

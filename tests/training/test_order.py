@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +66,25 @@ def epoch_of(
         parts.append(list(loader.epoch(epoch, first_batch)))
     batches = []
     for together in zip(*parts, strict=True):
-        shares = TrainBatch.concatenated(together)
+        shares = concatenated(together)
         assert sorted(shares.positions) == list(range(16))
         batches.append(shares.chosen(torch.from_numpy(np.argsort(shares.positions))))
-    return TrainBatch.concatenated(batches)
+    return concatenated(batches)
+
+
+def concatenated(parts: Sequence[TrainBatch]) -> TrainBatch:
+    """The samples of all parts, one part after the other."""
+    partner_labels = [part.partner_labels for part in parts if part.partner_labels is not None]
+    label_shares = [part.label_share for part in parts if part.label_share is not None]
+    return TrainBatch(
+        images=torch.cat([part.images for part in parts]),
+        labels=torch.cat([part.labels for part in parts]),
+        indices=np.concatenate([part.indices for part in parts]),
+        positions=np.concatenate([part.positions for part in parts]),
+        keys=torch.cat([part.keys for part in parts]),
+        partner_labels=torch.cat(partner_labels) if partner_labels else None,
+        label_share=torch.cat(label_shares) if label_shares else None,
+    )
 
 
 PLAIN: dict[str, Any] = {

@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy, one_hot
 
-from nfnet_ray.data.augmentation.augment import normalise
 from nfnet_ray.data.batch import TrainBatch
+from nfnet_ray.data.normalise import normalise
 from nfnet_ray.models.nfnet import NFNet
 from nfnet_ray.optim import unitwise_norm
 from nfnet_ray.training.gradient import Gradient

@@ -1,4 +1,4 @@
-"""What happens to a batch on the device, after decoding: shift, flip, mix, RandAugment, normalise."""
+"""What happens to a batch on the device, after decoding: shift, flip, mix, RandAugment."""
 
 from __future__ import annotations
 
@@ -15,9 +15,6 @@ from nfnet_ray.data.batch import Batch, Indices, on_device
 from nfnet_ray.data.batching import mixes
 from nfnet_ray.data.draws import Purpose, uniforms
 from nfnet_ray.recipe import DataRecipe
-
-CHANNEL_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)  # official dataset.py, of uint8 pixels
-CHANNEL_STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
 
 
 class Augmented(NamedTuple):
@@ -108,14 +105,3 @@ def _shifted(images_NHWC: Tensor, offsets: Indices, padding: int) -> Tensor:
 def _as_bytes(images: Tensor) -> Tensor:
     """Clipped to 0..255 and cut off to uint8, as the official ``_augment_image`` does before RandAugment."""
     return images if images.dtype == torch.uint8 else images.clamp(0, 255).to(torch.uint8)
-
-
-def normalise(images_NHWC: Tensor, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
-    """(N, H, W, 3), uint8 or float32 in 0..255, to float32 (N, 3, H, W) of zero mean and unit variance over ImageNet.
-
-    ``(x - mean) / std`` for each channel, with the constants of the official ``dataset.py``.
-    """
-    mean = torch.tensor(CHANNEL_MEAN, device=images_NHWC.device)
-    std = torch.tensor(CHANNEL_STD, device=images_NHWC.device)
-    normalised = images_NHWC.to(torch.float32).sub(mean).div_(std)  # not sub_: float32 images are used again
-    return normalised.permute(0, 3, 1, 2).contiguous(memory_format=memory_format)

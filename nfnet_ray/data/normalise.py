@@ -1,0 +1,21 @@
+"""Images as networks take them: float32, channels first, of zero mean and unit variance over ImageNet."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# The official dataset.py, times 255 for pixels of 8 bits.
+CHANNEL_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
+CHANNEL_STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
+
+
+def normalise(images_NHWC: Tensor, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
+    """(N, H, W, 3), uint8 or float32 in 0..255, to float32 (N, 3, H, W) of zero mean and unit variance over ImageNet.
+
+    ``(x - mean) / std`` for each channel, with the constants of the official ``dataset.py``.
+    """
+    mean = torch.tensor(CHANNEL_MEAN, device=images_NHWC.device)
+    std = torch.tensor(CHANNEL_STD, device=images_NHWC.device)
+    normalised = images_NHWC.to(torch.float32).sub(mean).div_(std)  # not sub_: float32 images are used again
+    return normalised.permute(0, 3, 1, 2).contiguous(memory_format=memory_format)
