@@ -299,8 +299,8 @@ def _convert(options: argparse.Namespace) -> None:
     from data_prep.conversion.quarantine import quarantine_path
     from data_prep.conversion.splits import plan_splits
     from data_prep.conversion.staging import check_out, check_outside, describe_unfinished, unfinished
-    from data_prep.progress import on_stderr
     from data_prep.sources.choose import open_source
+    from nfnet_ray.command_line.progress import images_on_stderr
 
     start = time.monotonic()
     out: Path = options.out
@@ -311,7 +311,7 @@ def _convert(options: argparse.Namespace) -> None:
             say(f"note: {describe_unfinished(path)}")
     # Tasks on a cluster have other working folders.
     source_paths = [path.absolute() for path in options.source] if options.address else options.source
-    source = in_own_thread(lambda: open_source(source_paths, options.label_column, on_stderr))
+    source = in_own_thread(lambda: open_source(source_paths, options.label_column, images_on_stderr))
     for note in source.notes:
         say(f"note: {note}")
     plan = plan_splits(source, options.holdout)
@@ -334,7 +334,7 @@ def _convert(options: argparse.Namespace) -> None:
             resume=options.resume,
             keep_unfinished=True,
         ),
-        progress=on_stderr,
+        progress=images_on_stderr,
         source_paths=source_paths,
     )
     seconds = time.monotonic() - start

@@ -26,9 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from data_prep.byte_progress import bytes_on_stderr
 from data_prep.lines import say
-from nfnet_ray.data.files.verification import ByteProgress
+from nfnet_ray.command_line.progress import Progress, bytes_on_stderr
 from nfnet_ray.errors import UserError
 from nfnet_ray.printable import interpreter, shell_command
 from nfnet_ray.whole_file import partial_path
@@ -91,7 +90,7 @@ def fetch(
     out: Path,
     *,
     url: str | None = None,
-    progress: ByteProgress = bytes_on_stderr,
+    progress: Progress = bytes_on_stderr,
     sleep: Callable[[float], object] = time.sleep,
 ) -> Path:
     """Bring an archive to the folder ``out``, and unpack it where it has to be; gives what ``convert`` takes.
@@ -181,7 +180,7 @@ def _check_room(out: Path, archive: Archive, held_bytes: int) -> None:
 
 
 def _download_checked(
-    archive: Archive, url: str, partial: Path, progress: ByteProgress, sleep: Callable[[float], object]
+    archive: Archive, url: str, partial: Path, progress: Progress, sleep: Callable[[float], object]
 ) -> None:
     """Download until the checksum is right; what an earlier, other download left is thrown away once."""
     began_before = _size(partial) > 0
@@ -200,7 +199,7 @@ def _download_checked(
 
 
 def _download(
-    archive: Archive, url: str, partial: Path, progress: ByteProgress, sleep: Callable[[float], object]
+    archive: Archive, url: str, partial: Path, progress: Progress, sleep: Callable[[float], object]
 ) -> None:
     fruitless = 0
     if _size(partial) > archive.size:
@@ -294,7 +293,7 @@ def _copy(
         advance(len(block))
 
 
-def _checksum(path: Path, archive: Archive, progress: ByteProgress) -> str:
+def _checksum(path: Path, archive: Archive, progress: Progress) -> str:
     digest = hashlib.new(archive.algorithm, usedforsecurity=False)
     with open(path, "rb") as file, progress(f"check {archive.name}", path.stat().st_size) as advance:
         while block := file.read(_BLOCK_BYTES):

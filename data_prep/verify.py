@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from data_prep.byte_progress import bytes_on_stderr
 from data_prep.lines import say
+from nfnet_ray.command_line.progress import bytes_on_stderr
 from nfnet_ray.data.files.verification import Verification, summary_of, verify
 from nfnet_ray.errors import UserError
 from nfnet_ray.wording import count

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from data_prep.progress import Progress, silent
 from data_prep.sources.folder_walk import is_image_name, visible_files
 from data_prep.sources.source import Source
+from nfnet_ray.command_line.progress import Progress, silent
 from nfnet_ray.data.files.regular_file import what_it_is
 from nfnet_ray.errors import UserError
 

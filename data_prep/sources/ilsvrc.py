@@ -23,9 +23,9 @@ from posixpath import basename
 
 import numpy as np
 
-from data_prep.progress import Progress, silent
 from data_prep.sources.source import Source
 from data_prep.sources.tar_index import TarMember, TarSplit, first_names, tar_members
+from nfnet_ray.command_line.progress import Progress, silent
 from nfnet_ray.errors import UserError
 from nfnet_ray.wording import count
 

@@ -126,7 +126,7 @@ def check_weights(trials: list[Trial], classes: int, console: Console) -> None:
 
 def verify(path: Path) -> None:
     """Checks every byte of the data. Raises UserError if one is not as it was written."""
-    from data_prep.byte_progress import bytes_on_stderr
+    from nfnet_ray.command_line.progress import bytes_on_stderr
     from nfnet_ray.data.files.verification import check_all
 
     check_all(path, os.cpu_count() or 1, bytes_on_stderr)

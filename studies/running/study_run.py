@@ -146,9 +146,9 @@ class StudyRun:
 
     def _check_nodes(self, address: str | None, resources: Resources, worker: WorkerResources) -> None:
         """Raises UserError if a node that may train lacks this machine's data, or if the workers do not fit here."""
-        from data_prep.byte_progress import bytes_on_stderr
         from nfnet_ray.cluster.connection.nodes import check_nodes
         from nfnet_ray.cluster.connection.resources import check_workers_fit
+        from nfnet_ray.command_line.progress import bytes_on_stderr
 
         if address is None:  # its data has been checked, and no node will be added
             check_workers_fit(resources, worker, self.runner.workers_flag)

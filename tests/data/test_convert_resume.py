@@ -32,9 +32,9 @@ from data_prep.conversion.encode import EncodeSettings
 from data_prep.conversion.record import SplitJournal, StoredRecord, UnreadableRecord, count_records
 from data_prep.conversion.splits import plan_splits
 from data_prep.conversion.staging import unfinished
-from data_prep.progress import on_stderr
 from data_prep.sources.choose import open_source
 from data_prep.sources.source import Source, SourceImage
+from nfnet_ray.command_line.progress import images_on_stderr
 from nfnet_ray.data.files.beton import BetonWriter
 from nfnet_ray.data.files.dataset import open_dataset
 from tests.deadlines import HANG_SECONDS
@@ -399,7 +399,7 @@ def test_progress_counts_what_was_there_but_not_as_speed(
 ) -> None:
     now = iter([0.0, 5.0, 20.0])
     monkeypatch.setattr(time, "monotonic", lambda: next(now))
-    with on_stderr("train", 1000, 900) as advance:
+    with images_on_stderr("train", 1000, 900) as advance:
         advance()
         advance()
     assert capsys.readouterr().err == "train: 902 of 1,000 images, 0.1 images/s, 16:20 left\n"

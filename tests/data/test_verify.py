@@ -22,7 +22,7 @@ from nfnet_ray.data.files.beton import (
 )
 from nfnet_ray.data.files.dataset import open_dataset
 from nfnet_ray.data.files.manifest import hash_stored, read_manifest, write_manifest
-from nfnet_ray.data.files.verification import Damage, check_all, verify, verify_all
+from nfnet_ray.data.files.verification import Damage, check_all, verify
 from nfnet_ray.errors import UserError
 
 CLASS_NAMES = ("aster", "daisy", "rose")
@@ -89,7 +89,7 @@ def test_a_data_set_as_it_was_written_passes(flowers: Path, capsys: pytest.Captu
         out, _ = capsys.readouterr()
         assert "checked 30 images" in out
         assert out.endswith("every byte is as it was written\n")
-    assert verify_all(open_dataset(flowers), workers=2) == []
+    assert verify(flowers, workers=2).damages == []
     check_all(flowers, workers=2)
 
 
@@ -311,9 +311,7 @@ def test_check_all_refuses_before_anything_rests_on_it(flowers: Path) -> None:
     ) as caught:
         check_all(flowers, workers=2)
     assert "\n" not in str(caught.value)
-    assert [(damage.split, damage.index) for damage in verify_all(open_dataset(flowers), 1)] == [
-        ("validation", 5)
-    ]
+    assert [(damage.split, damage.index) for damage in verify(flowers, 1).damages] == [("validation", 5)]
 
 
 def test_a_study_with_verify_full_starts_nothing_on_damaged_data(

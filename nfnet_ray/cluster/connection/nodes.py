@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from nfnet_ray.cluster.connection.resources import WorkerResources
+from nfnet_ray.command_line.progress import Progress
 from nfnet_ray.data.files.dataset import DatasetSummary, open_dataset, split_paths
 from nfnet_ray.data.files.file_identity import FileIdentity, file_identity
-from nfnet_ray.data.files.verification import ByteProgress, check_all
+from nfnet_ray.data.files.verification import check_all
 from nfnet_ray.errors import UserError
 
 # To start a process on a node and read 48 bytes of each of a million images.
@@ -34,9 +35,7 @@ class _View:
     stored_bytes: int = 0
 
 
-def check_nodes(
-    data: DatasetSummary, worker: WorkerResources, *, verify: bool, progress: ByteProgress
-) -> None:
+def check_nodes(data: DatasetSummary, worker: WorkerResources, *, verify: bool, progress: Progress) -> None:
     """Checks the data on every node where a worker fits, before anything is started.
 
     Each node opens the data set, which checks all but the images' bytes, and must find the same fingerprint as this
@@ -130,7 +129,7 @@ def _files(path: Path) -> tuple[FileIdentity, ...]:
 
 
 def _verify_copies(
-    path: Path, copies: Mapping[str, str], views: Mapping[str, _View], progress: ByteProgress
+    path: Path, copies: Mapping[str, str], views: Mapping[str, _View], progress: Progress
 ) -> None:
     import ray
 
@@ -165,7 +164,7 @@ def _verify(path: Path) -> Generator[int | str]:
     words: queue.SimpleQueue[int | str] = queue.SimpleQueue()
 
     @contextmanager
-    def tell(_name: str, _total: int) -> Iterator[Any]:
+    def tell(_name: str, _total: int | None, _done: int = 0, /) -> Iterator[Any]:
         yield words.put
 
     def run() -> None:

@@ -12,12 +12,12 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from nfnet_ray.command_line.progress import Progress, silent
 from nfnet_ray.data.decoding.jpeg import DecodeError, jpeg_header
 from nfnet_ray.data.files.beton import (
     ALLOCATION,
@@ -29,7 +29,7 @@ from nfnet_ray.data.files.beton import (
     VERSION,
     Beton,
 )
-from nfnet_ray.data.files.dataset import Dataset, open_dataset, split_paths
+from nfnet_ray.data.files.dataset import open_dataset, split_paths
 from nfnet_ray.data.files.manifest import Manifest, hash_stored, read_manifest
 from nfnet_ray.data.files.regular_file import what_it_is
 from nfnet_ray.errors import UserError
@@ -39,16 +39,6 @@ from nfnet_ray.wording import count
 # that 16 threads hold little and progress moves.
 _PORTION_BYTES = 8 << 20
 _PORTIONS_PER_WORKER = 2
-
-ByteProgress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
-"""Called with a split's name and its stored bytes; gives a function to call with each further number of bytes."""
-
-
-@contextmanager
-def silent(name: str, total: int) -> Iterator[Callable[[int], None]]:
-    """No progress at all."""
-    del name, total
-    yield lambda _: None
 
 
 @dataclass(frozen=True)
@@ -86,7 +76,7 @@ def verify(
     workers: int,
     *,
     decode: bool = False,
-    progress: ByteProgress = silent,
+    progress: Progress = silent,
 ) -> Verification:
     """Check a data set, open or not: whatever can still be read is checked.
 
@@ -117,15 +107,7 @@ def verify(
     return verification
 
 
-def verify_all(dataset: Dataset, workers: int, progress: ByteProgress = silent) -> list[Damage]:
-    """Check every image of an open data set against its manifest's hash; gives what is wrong, in order."""
-    verification = Verification()
-    for split in (dataset.train, dataset.validation):
-        _verify_images(verification, split.name, split.beton, split.manifest, workers, False, progress)
-    return verification.damages
-
-
-def check_all(path: str | os.PathLike[str], workers: int, progress: ByteProgress = silent) -> None:
+def check_all(path: str | os.PathLike[str], workers: int, progress: Progress = silent) -> None:
     """Check a data set byte by byte before something rests on it.
 
     Raises:
@@ -257,7 +239,7 @@ def _verify_images(
     manifest: Manifest,
     workers: int,
     decode: bool,
-    progress: ByteProgress,
+    progress: Progress,
 ) -> None:
     """Hash all samples in the file's order, with ``workers`` threads."""
     wrong: list[tuple[int, str]] = []
