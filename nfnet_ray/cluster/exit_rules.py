@@ -73,7 +73,7 @@ def will_recur(error: Exception, context: GroupContext) -> bool:
 
 def count_attempt(context: GroupContext) -> int | None:
     """The attempt's number, or None after too many failures at one checkpoint. Collective: every worker calls it."""
-    from nfnet_ray.training.checkpoints.saving import first_workers
+    from nfnet_ray.training.collectives import first_workers
 
     attempt = None
     if context.rank == 0:
@@ -92,7 +92,7 @@ def count_attempt(context: GroupContext) -> int | None:
 
 def exit_after_checkpoint(context: GroupContext, report: FinalReport) -> None:
     """Ends a worker after a checkpoint was kept because one of them had to stop. Collective."""
-    from nfnet_ray.training.checkpoints.saving import all_of, first_workers
+    from nfnet_ray.training.collectives import all_of, first_workers
 
     reason = context.stop_reason()
     known = all_of((reason, ray_internals.preempted_ranks()), context)

@@ -48,7 +48,7 @@ def train_in_group(plain: dict[str, Any]) -> None:
     """What each worker of a TorchTrainer runs. When it raises, Ray Train starts all workers again."""
     started_at = time.perf_counter()
     config = cast(WorkerConfig, plain)
-    from nfnet_ray.training.checkpoints.saving import first_workers
+    from nfnet_ray.training.collectives import first_workers
     from nfnet_ray.training.measurement.clock import Clock
     from nfnet_ray.training.watchdog import SECONDS_OF_SILENCE, Watchdog
 

@@ -4,35 +4,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 
-from nfnet_ray.errors import UserError
-from nfnet_ray.training.checkpoints.saving import Saver, all_of
+from nfnet_ray.training.checkpoints.saving import Saver
+from nfnet_ray.training.collectives import add_over_workers, least_over_workers
 from nfnet_ray.training.context import Context
 from nfnet_ray.training.step import StepResult
 
 # Reading a number stops the GPU's queue, so it is not done at every step; but a wish to stop must be heard in time.
 MOST_STEPS_BETWEEN_LOOKS = 16
 SECONDS_BETWEEN_LOOKS = 2.0
-
-T = TypeVar("T")
-
-
-def together(context: Context, act: Callable[[], T]) -> T:
-    """Does something on every worker. Raises, on all of them, what it raised for people on the first that failed."""
-    result, error = None, None
-    try:
-        result = act()
-    except UserError as raised:
-        error = raised
-    for found in all_of(error, context):
-        if found is not None:
-            raise found
-    return cast(T, result)
 
 
 class Look(NamedTuple):
@@ -51,7 +35,7 @@ class EpochSums:
     """
 
     def __init__(self, context: Context) -> None:
-        self._world_size, self._device = context.world_size, context.device
+        self._context = context
         # Loss, correct answers, clipped fraction times images, images.
         self._sums = torch.zeros(4, dtype=torch.float64, device=context.device)
         self._first_bad_step = torch.full((), math.inf, dtype=torch.float64, device=context.device)
@@ -68,11 +52,8 @@ class EpochSums:
 
     def over_workers(self, *further: float) -> list[float]:
         """The four sums, and further numbers, summed over the workers, who have to call this together."""
-        mine = torch.tensor(further, dtype=torch.float64, device=self._device)
-        summed = torch.cat([self._sums, mine])
-        if self._world_size > 1:
-            dist.all_reduce(summed)
-        numbers: list[float] = summed.tolist()
+        mine = torch.tensor(further, dtype=torch.float64, device=self._context.device)
+        numbers: list[float] = add_over_workers(torch.cat([self._sums, mine]), self._context).tolist()
         return numbers
 
     def means(self) -> dict[str, float]:
@@ -86,10 +67,7 @@ class EpochSums:
 
     def first_bad_step(self) -> int:
         """The first step whose loss was infinite or not a number on any worker; they have to call this together."""
-        first = self._first_bad_step.clone()
-        if self._world_size > 1:
-            dist.all_reduce(first, dist.ReduceOp.MIN)
-        return int(first)
+        return int(least_over_workers(self._first_bad_step.clone(), self._context))
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """This worker's sums."""
@@ -99,7 +77,7 @@ class EpochSums:
         """Goes on from the sums of all workers; with another number of them, the first one takes those of all."""
         kept = [_image_sums(state, batch_size / len(states)) for state in states]
         own = [torch.zeros(4, dtype=torch.float64)]
-        if len(states) == self._world_size:
+        if len(states) == self._context.world_size:
             own = [kept[rank]]
         elif rank == 0:
             own = kept

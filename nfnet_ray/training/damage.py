@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-import torch.distributed as dist
-
 from nfnet_ray.data.loading.loader import EvalLoader, TrainLoader
 from nfnet_ray.recipe import DataRecipe
+from nfnet_ray.training.collectives import all_of
 from nfnet_ray.training.context import Context
 
 
@@ -23,8 +22,8 @@ def loading_metrics(
     if recipe.progressive.start_size is not None:
         metrics["image_size"] = train_loader.image_size(epoch)
     if recipe.on_damaged == "skip":
-        metrics["damaged_train_images"] = _count(train_loader.damaged, context.world_size)
-        metrics["damaged_validation_images"] = _count(eval_loader.damaged, context.world_size)
+        metrics["damaged_train_images"] = _count(train_loader.damaged, context)
+        metrics["damaged_validation_images"] = _count(eval_loader.damaged, context)
     return metrics
 
 
@@ -42,11 +41,6 @@ def remember_damaged(
         eval_loader.remember_damaged(damaged["validation"])
 
 
-def _count(indices: Iterable[int], world_size: int) -> int:
+def _count(indices: Iterable[int], context: Context) -> int:
     """How many different numbers all workers have together."""
-    own = set(indices)
-    if world_size == 1:
-        return len(own)
-    of_all: list[set[int]] = [set()] * world_size
-    dist.all_gather_object(of_all, own)
-    return len(set().union(*of_all))
+    return len(set().union(*all_of(set(indices), context)))

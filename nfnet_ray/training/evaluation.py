@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
@@ -14,6 +13,7 @@ from nfnet_ray.data.loading.loader import EvalLoader
 from nfnet_ray.data.normalise import normalise
 from nfnet_ray.models.signal import measure_signal, signal_metrics
 from nfnet_ray.recipe import Recipe
+from nfnet_ray.training.collectives import add_over_workers
 from nfnet_ray.training.context import Context
 from nfnet_ray.training.gradient import DTYPES, MEMORY_FORMATS
 
@@ -40,9 +40,7 @@ def evaluate(
         loss = F.cross_entropy(logits, batch.labels, reduction="sum")
         count = torch.tensor(float(len(batch.labels)), device=context.device)
         sums += torch.stack([best[:, 0].sum(), best.any(dim=1).sum(), loss, count]).double()
-    if context.world_size > 1:
-        dist.all_reduce(sums)
-    top1, top5, loss_sum, count = sums.tolist()
+    top1, top5, loss_sum, count = add_over_workers(sums, context).tolist()
     return {
         "validation_top1": top1 / count,
         "validation_top5": top5 / count,

@@ -26,7 +26,6 @@ from typing import cast
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -38,6 +37,7 @@ from nfnet_ray.data.normalise import normalise
 from nfnet_ray.errors import UserError
 from nfnet_ray.optim.sam import LookDirection, perturbation, perturbed, share_of, sharpest
 from nfnet_ray.recipe import Recipe
+from nfnet_ray.training.collectives import add_all_over_workers, add_over_workers
 from nfnet_ray.training.context import Context
 
 MEMORY_FORMATS: dict[str, torch.memory_format] = {
@@ -167,8 +167,8 @@ class Gradient:
             more = torch.autograd.grad(losses.loss_N.sum() / total, self._parameters, materialize_grads=True)
             torch._foreach_add_(gradients, list(more))
             before.append(losses.loss_N.detach())
-        if self._scope == "global" and self._context.world_size > 1:
-            _add_over_workers(gradients)
+        if self._scope == "global":
+            add_all_over_workers(gradients, self._context)
         return gradients, before
 
     def _sharpest(self, group: TrainBatch, before: list[Tensor]) -> tuple[TrainBatch, float]:
@@ -183,7 +183,7 @@ class Gradient:
         places = torch.from_numpy(group.positions).to(before_N.device)
         losses = before_N.new_zeros(2, self._recipe.batch_size)  # each worker fills in its own places
         losses[:, places] = torch.stack([before_N, after_N])
-        dist.all_reduce(losses)
+        add_over_workers(losses, self._context)
         chosen = sharpest(losses[0], losses[1], share)
         rows = torch.isin(places, chosen).nonzero()[:, 0]
         return group.chosen(rows), len(chosen) / self._recipe.batch_size
@@ -222,14 +222,6 @@ def _joined(losses: list[Losses]) -> Losses:
 
 def _gradient(parameter: nn.Parameter) -> Tensor:
     return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-
-
-def _add_over_workers(gradients: list[Tensor]) -> None:
-    """Sums over the workers in place; as one vector, so that there is one message and not hundreds."""
-    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-    dist.all_reduce(flat)
-    summed = flat.split([gradient.numel() for gradient in gradients])
-    torch._foreach_copy_(gradients, [new.view(old.shape) for new, old in zip(summed, gradients, strict=True)])
 
 
 @contextlib.contextmanager

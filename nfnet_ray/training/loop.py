@@ -20,8 +20,9 @@ from nfnet_ray.models.published import with_published_values
 from nfnet_ray.models.weights.pretrained import set_training_mode, start_from
 from nfnet_ray.models.weights.weights_file import with_pinned_weights
 from nfnet_ray.recipe import Recipe
-from nfnet_ray.training.agreement import EpochSums, Lookout, together
-from nfnet_ray.training.checkpoints.saving import Saver, check_same, first_workers
+from nfnet_ray.training.agreement import EpochSums, Lookout
+from nfnet_ray.training.checkpoints.saving import Saver, check_same
+from nfnet_ray.training.collectives import first_workers, together
 from nfnet_ray.training.context import Context
 from nfnet_ray.training.damage import damaged_so_far, loading_metrics, remember_damaged
 from nfnet_ray.training.determinism import generators, reset_process, set_generators
@@ -74,7 +75,7 @@ def train(
     """
     clock = clock or Clock()
     recipe = with_pinned_weights(with_published_values(recipe))
-    dataset = together(context, lambda: open_dataset(recipe.data.path, data_fingerprint))
+    dataset = together(lambda: open_dataset(recipe.data.path, data_fingerprint), context)
     check_batch_size(recipe, len(dataset.train), context.replicas, recipe.data.path)
     with Saver(context) as saver:
         before = saver.latest()
@@ -128,7 +129,7 @@ def train(
 
         def keep(at: Position, *, paused: bool = False) -> None:
             """A checkpoint of here and now."""
-            together(context, dataset.check_unchanged)
+            together(dataset.check_unchanged, context)
             state = {
                 "recipe": settings,
                 "data": dataset.fingerprint,
@@ -150,7 +151,7 @@ def train(
 
         def ended(state: Ending, at: Position, reason: str | None = None) -> Outcome:
             if state == "diverged":  # it may have been the data
-                together(context, dataset.check_unchanged)
+                together(dataset.check_unchanged, context)
             metrics = dict(at.metrics) | (clock.metrics() if state == "diverged" else {})
             average = step.average.model if step.average else None
             return Outcome(state, at.epoch, metrics, model, average, reason)

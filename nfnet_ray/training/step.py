@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from nfnet_ray.data.batch import TrainBatch
@@ -25,6 +24,7 @@ from nfnet_ray.errors import UserError
 from nfnet_ray.optim import clip_gradients_adaptively, create_optimizer, learning_rate_at
 from nfnet_ray.optim.ema import ExponentialMovingAverage
 from nfnet_ray.recipe import Recipe
+from nfnet_ray.training.collectives import copy_from_first
 from nfnet_ray.training.context import Context
 from nfnet_ray.training.gradient import Gradient
 
@@ -121,9 +121,7 @@ class TrainStep:
 
     def unify_statistics(self) -> None:
         """Gives all workers the running statistics of the first one's normalisation layers, if there are any."""
-        if self._context.world_size > 1:
-            for statistic in self._statistics():
-                dist.broadcast(statistic, src=0)
+        copy_from_first(self._statistics(), self._context)
 
     def own_statistics(self) -> list[Tensor]:
         """This worker's running statistics, which within an epoch are not those of the others."""

@@ -15,13 +15,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from nfnet_ray.errors import StorageError, UserError
 from nfnet_ray.places import in_words, lost_place, remedy_for
 from nfnet_ray.recipe import Recipe, decisive_values
 from nfnet_ray.training.checkpoints.checkpoint import CheckpointStore, State
+from nfnet_ray.training.collectives import all_of, first_workers, gathered_on_first
 from nfnet_ray.training.context import Context
 
 FAILED_WRITES_IN_A_ROW = 3  # a disk that is full now may have room at the next checkpoint
@@ -81,7 +81,7 @@ class Saver:
         if self._store is None:
             return
         taken_at = time.time()
-        workers = _collected(own, self._context)
+        workers = gathered_on_first(own, self._context)
         self._saved_at = time.monotonic()
         self._wait()
         self._check(FAILED_WRITES_IN_A_ROW)
@@ -228,39 +228,3 @@ def _is_seen(store: CheckpointStore, name: str, token: bytes) -> bool:
         if time.monotonic() > deadline:
             return False
         time.sleep(0.1)
-
-
-def first_workers(value: Any, context: Context) -> Any:
-    """The first worker's value, on every worker."""
-    if context.world_size == 1:
-        return value
-    values = [value]
-    dist.broadcast_object_list(values, src=0)
-    return values[0]
-
-
-def all_of(value: Any, context: Context) -> list[Any]:
-    """Every worker's value, on every worker."""
-    if context.world_size == 1:
-        return [value]
-    values: list[Any] = [None] * context.world_size
-    dist.all_gather_object(values, value)
-    return values
-
-
-def _collected(own: Mapping[str, Any], context: Context) -> list[Any] | None:
-    """Every worker's ``own``, on the first one."""
-    if context.world_size == 1:
-        return [own]
-    values: list[Any] | None = [None] * context.world_size if context.rank == 0 else None
-    dist.gather_object(_on_cpu(own), values, dst=0)
-    return values
-
-
-def _on_cpu(value: Any) -> Any:
-    """Tensors as they are pickled: on no GPU."""
-    if isinstance(value, Tensor):
-        return value.detach().cpu()
-    if isinstance(value, Mapping):
-        return {key: _on_cpu(item) for key, item in value.items()}
-    return value

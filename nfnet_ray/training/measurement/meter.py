@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import torch
-import torch.distributed as dist
 
 from nfnet_ray.models.catalogue import count_multiply_adds
 from nfnet_ray.recipe import Recipe
+from nfnet_ray.training.collectives import tensors_of_all
 from nfnet_ray.training.context import Context
 
 Precision = Literal["float32", "bfloat16", "float64"]
@@ -222,12 +222,8 @@ class Meter:
         return float(int.from_bytes(digest, "big") >> (64 - _HASH_BITS))
 
     def _of_all_workers(self, own: _Reading) -> list[_Reading]:
-        if self._context.world_size == 1:
-            return [own]
         values = torch.tensor(own.values(), dtype=torch.float64, device=self._context.device)
-        everyones = [torch.empty_like(values) for _ in range(self._context.world_size)]
-        dist.all_gather(everyones, values)
-        return [_Reading(*values.tolist()) for values in everyones]
+        return [_Reading(*worker.tolist()) for worker in tensors_of_all(values, self._context)]
 
     def _forget_peak_memory(self) -> bool:
         if self._is_gpu:

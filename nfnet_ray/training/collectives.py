@@ -1,0 +1,111 @@
+"""Exchanges between the workers of a run. Every worker has to call them, in the same order.
+
+With one worker they return what they are given, and torch.distributed is not needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from nfnet_ray.errors import UserError
+from nfnet_ray.training.context import Context
+
+T = TypeVar("T")
+
+
+def all_of(value: T, context: Context) -> list[T]:
+    """Every worker's value, by rank, on every worker. Values are pickled."""
+    if context.world_size == 1:
+        return [value]
+    values: list[Any] = [None] * context.world_size
+    dist.all_gather_object(values, value)
+    return values
+
+
+def first_workers(value: T, context: Context) -> T:
+    """The first worker's value, on every worker. It is pickled."""
+    if context.world_size == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def gathered_on_first(value: T, context: Context) -> list[T] | None:
+    """Every worker's value, by rank, on the first worker; None on the others. Tensors are moved to the CPU."""
+    if context.world_size == 1:
+        return [value]
+    values: list[Any] | None = [None] * context.world_size if context.rank == 0 else None
+    dist.gather_object(_on_cpu(value), values, dst=0)
+    return values
+
+
+def together(act: Callable[[], T], context: Context) -> T:
+    """Calls ``act`` on every worker, and gives its result there.
+
+    Where it raises a UserError on some workers, the one of the first of them is raised on all.
+    """
+    result, error = None, None
+    try:
+        result = act()
+    except UserError as raised:
+        error = raised
+    for found in all_of(error, context):
+        if found is not None:
+            raise found
+    return cast(T, result)
+
+
+def add_over_workers(tensor: Tensor, context: Context) -> Tensor:
+    """Sums a tensor over the workers, in place; returns it."""
+    if context.world_size > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def least_over_workers(tensor: Tensor, context: Context) -> Tensor:
+    """Takes the smallest of the workers' values, entry by entry and in place; returns the tensor."""
+    if context.world_size > 1:
+        dist.all_reduce(tensor, dist.ReduceOp.MIN)
+    return tensor
+
+
+def add_all_over_workers(tensors: Sequence[Tensor], context: Context) -> None:
+    """Sums tensors of one dtype over the workers, in place, in one message and not in hundreds."""
+    if context.world_size > 1:
+        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+        dist.all_reduce(flat)
+        summed = flat.split([tensor.numel() for tensor in tensors])
+        torch._foreach_copy_(
+            list(tensors), [new.view(old.shape) for new, old in zip(summed, tensors, strict=True)]
+        )
+
+
+def tensors_of_all(tensor: Tensor, context: Context) -> list[Tensor]:
+    """Every worker's tensor, by rank, on every worker; all have one shape, dtype and kind of device."""
+    if context.world_size == 1:
+        return [tensor]
+    tensors = [torch.empty_like(tensor) for _ in range(context.world_size)]
+    dist.all_gather(tensors, tensor)
+    return tensors
+
+
+def copy_from_first(tensors: Iterable[Tensor], context: Context) -> None:
+    """Overwrites every worker's tensors with those of the first one."""
+    if context.world_size > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor, src=0)
+
+
+def _on_cpu(value: Any) -> Any:
+    """Tensors as they are pickled: on no GPU."""
+    if isinstance(value, Tensor):
+        return value.detach().cpu()
+    if isinstance(value, Mapping):
+        return {key: _on_cpu(item) for key, item in value.items()}
+    return value
