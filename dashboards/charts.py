@@ -14,7 +14,7 @@ from typing import Any
 
 from dashboards.level_styles import LEVELS_AT_MOST, Levels, Look, is_number, levels_of, looks_of
 from nfnet_ray.analysis import StudyRecord
-from nfnet_ray.analysis.record import METRIC
+from nfnet_ray.metric import METRIC
 from nfnet_ray.tracking.labels import point_label
 
 Figure = dict[str, Any]

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from dashboards.charts import PANELS_AT_MOST, Figure, levels, state_words, strata
 from dashboards.level_styles import Levels, levels_of
 from nfnet_ray.analysis import SettingResult, StudyRecord
-from nfnet_ray.analysis.record import METRIC
+from nfnet_ray.metric import METRIC
 from nfnet_ray.tracking.labels import point_label
 from nfnet_ray.wording import count
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nfnet_ray.analysis.intervals import accuracy_interval, difference_interval
-from nfnet_ray.analysis.record import METRIC, StudyRecord
+from nfnet_ray.analysis.record import StudyRecord
+from nfnet_ray.metric import METRIC
 from nfnet_ray.tracking.labels import point_label
 from nfnet_ray.wording import count
 

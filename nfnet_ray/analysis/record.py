@@ -15,7 +15,6 @@ from nfnet_ray.tracking.state import StudyState
 if TYPE_CHECKING:
     import pandas as pd
 
-METRIC = "validation_top1"
 # What the table of trials says where no event has said how a trial ended.
 _STATES = {None: "not started", "running": "unfinished"}
 

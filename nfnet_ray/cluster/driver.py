@@ -21,9 +21,10 @@ from nfnet_ray.cluster.mailbox import Register
 from nfnet_ray.cluster.messages import HAS_TRAINED, METRICS, STOP, FinalReport, WorkerConfig, worker_config
 from nfnet_ray.cluster.scheduler import StratifiedHalving
 from nfnet_ray.cluster.trial import run_in_actor, run_worker_group
+from nfnet_ray.metric import METRIC
 from nfnet_ray.places import lost_place, remedy_for
 from nfnet_ray.study.recorder import Recorder
-from nfnet_ray.study.study import METRIC, TRIALS_FOLDER, Study, Trial
+from nfnet_ray.study.study import TRIALS_FOLDER, Study, Trial
 from nfnet_ray.tracking.events import trial_started
 from nfnet_ray.tracking.state import StudyState
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, Generic, Literal, TypedDict, TypeVar, cast
 
 from nfnet_ray.cluster.connection.resources import WorkerResources
-from nfnet_ray.study.study import METRIC, Trial
+from nfnet_ray.metric import METRIC
+from nfnet_ray.study.study import Trial
 from nfnet_ray.tracking.events import TrialOutcome
 
 T = TypeVar("T")

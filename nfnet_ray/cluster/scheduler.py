@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, cast
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
-from nfnet_ray.study.study import METRIC, Halving
+from nfnet_ray.metric import METRIC
+from nfnet_ray.study.study import Halving
 
 if TYPE_CHECKING:
     from ray.tune.execution.tune_controller import TuneController

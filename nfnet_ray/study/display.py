@@ -17,9 +17,10 @@ from rich.table import Table
 from rich.text import Text
 
 from nfnet_ray.command_line.terminal import can_redraw
+from nfnet_ray.metric import METRIC
 from nfnet_ray.printable import printable
 from nfnet_ray.study.epochs_done import noted_progress
-from nfnet_ray.study.study import METRIC, Study, Trial
+from nfnet_ray.study.study import Study, Trial
 from nfnet_ray.study.time_left import ENDED, TimeLeft
 from nfnet_ray.tracking.labels import point_label, short_names, value_label
 from nfnet_ray.tracking.state import StudyState, TrialProgress

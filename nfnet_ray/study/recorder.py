@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
+from nfnet_ray.metric import METRIC
 from nfnet_ray.places import in_words, remedy_for
-from nfnet_ray.study.study import METRIC
 from nfnet_ray.tracking.events import Event, Journal, TrialOutcome, epoch_ended, trial_ended
 from nfnet_ray.tracking.state import StudyState
 

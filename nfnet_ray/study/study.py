@@ -16,7 +16,6 @@ from nfnet_ray.tracking.events import HalvingDescription, StudyStarted
 from nfnet_ray.tracking.labels import endings, point_label, short_names, value_label
 from nfnet_ray.tracking.state import StudyState
 
-METRIC: Final = "validation_top1"
 TRIALS_FOLDER: Final = "trials"  # in a study's directory; in it each trial has a folder of its name
 
 

@@ -6,8 +6,9 @@ import math
 from collections import deque
 from collections.abc import Callable, Mapping
 
+from nfnet_ray.metric import METRIC
 from nfnet_ray.study.plan import least_epochs, next_rung
-from nfnet_ray.study.study import METRIC, Halving, Study
+from nfnet_ray.study.study import Halving, Study
 from nfnet_ray.tracking.state import StudyState, TrialProgress
 from nfnet_ray.wording import clock_time
 

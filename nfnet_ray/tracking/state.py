@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nfnet_ray.errors import UserError
+from nfnet_ray.metric import METRIC
 from nfnet_ray.tracking.events import (
     JOURNAL_FILE,
     Event,
@@ -23,8 +24,6 @@ from nfnet_ray.tracking.events import (
 
 ENDED_FOR_GOOD: tuple[TrialOutcome, ...] = ("finished", "stopped", "diverged")
 """States in which a resumed study leaves a trial alone; a failed or interrupted one is run again."""
-
-_METRIC = "validation_top1"  # what halving decides by
 
 
 @dataclass
@@ -128,7 +127,7 @@ class StudyState:
             case "epoch":
                 trial = self.trials[event["trial"]]
                 if event["epoch"] not in trial.epochs:  # journals of earlier versions have some twice
-                    top1 = event["metrics"].get(_METRIC) or 0.0
+                    top1 = event["metrics"].get(METRIC) or 0.0
                     self._reported.append((event["trial"], event["epoch"], top1))
                 trial.epochs[event["epoch"]] = event["metrics"]
             case "trial_ended":

@@ -11,8 +11,9 @@ from pathlib import Path
 from nfnet_ray import version
 from nfnet_ray.cluster.connection.resources import Resources, WorkerResources
 from nfnet_ray.data.files.dataset import DatasetSummary
+from nfnet_ray.metric import METRIC
 from nfnet_ray.printable import interpreter, shell_command
-from nfnet_ray.study.study import METRIC, Study
+from nfnet_ray.study.study import Study
 from nfnet_ray.tracking.events import SourceVersion, StudyDescription, StudyStarted, TrialPlan, study_started
 from nfnet_ray.tracking.uri import without_password
 

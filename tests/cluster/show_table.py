@@ -13,9 +13,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from nfnet_ray.command_line.terminal import can_redraw, new_console, say
+from nfnet_ray.metric import METRIC
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.study.display import StudyDisplay
-from nfnet_ray.study.study import METRIC, Halving, Study
+from nfnet_ray.study.study import Halving, Study
 from nfnet_ray.tracking.state import StudyState
 
 EPOCHS = 8

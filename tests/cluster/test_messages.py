@@ -28,8 +28,9 @@ from nfnet_ray.cluster.messages import (
     epoch_result,
     worker_config,
 )
+from nfnet_ray.metric import METRIC
 from nfnet_ray.recipe import Recipe
-from nfnet_ray.study.study import METRIC, Study
+from nfnet_ray.study.study import Study
 
 NOTES: list[Note] = [
     AttemptStarted(attempt=2, workers=4, step=17),

@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 
 from data_prep.digits import describe_digits
+from nfnet_ray.metric import METRIC
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.study.plan import epoch_arithmetic
-from nfnet_ray.study.study import METRIC, Halving, Study
+from nfnet_ray.study.study import Halving, Study
 from nfnet_ray.study.time_left import TimeLeft
 from studies.agc_sweep import agc_sweep
 from tests.cluster.screen import Screen, run_on_terminal

@@ -12,9 +12,10 @@ import pytest
 
 from nfnet_ray.cluster.connection.resources import WorkerResources
 from nfnet_ray.cluster.driver import run_trials
+from nfnet_ray.metric import METRIC
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.study.recorder import Recorder
-from nfnet_ray.study.study import METRIC, Halving, Study
+from nfnet_ray.study.study import Halving, Study
 from nfnet_ray.tracking.events import JOURNAL_FILE, Journal, read_events
 
 RECIPE = Recipe().with_values({"model.name": "nfnet_pico", "schedule.epochs": 8})

@@ -16,6 +16,7 @@ LIBRARY = "nfnet_ray"
 ARROWS = {
     "errors": set(),
     "command_line": set(),
+    "metric": set(),
     "places": set(),
     "printable": set(),
     "whole_file": set(),
@@ -40,6 +41,7 @@ TOP_LEVEL_ROOMS = {"studies", "data_prep", "dashboards", "benchmarks"}
 FOR_EVERYONE = {
     "command_line",
     "errors",
+    "metric",
     "places",
     "printable",
     "version",
