@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nfnet_ray.errors import UserError
-from nfnet_ray.models import baselines, variants
+from nfnet_ray.models import baselines, costs, variants
 from nfnet_ray.models.baselines import BASELINES, Baseline
 from nfnet_ray.models.variants import Variant, get_variant
 from nfnet_ray.settings import did_you_mean
@@ -39,7 +39,7 @@ def count_parameters(name: str, num_classes: int, overrides: Mapping[str, Any] |
     model = get_model(name, overrides)
     if isinstance(model, Baseline):
         return baselines.count_parameters(model, num_classes)
-    return variants.count_parameters(model, num_classes)
+    return costs.count_parameters(model, num_classes)
 
 
 def count_multiply_adds(
@@ -53,4 +53,4 @@ def count_multiply_adds(
     model = get_model(name, overrides)
     if isinstance(model, Baseline):
         return baselines.count_multiply_adds(model, image_size, num_classes)
-    return variants.count_multiply_adds(model, image_size, num_classes)
+    return costs.count_multiply_adds(model, image_size, num_classes)

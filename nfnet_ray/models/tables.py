@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nfnet_ray.models.catalogue import count_multiply_adds, count_parameters, get_model, list_models
-from nfnet_ray.models.variants import Variant, block_name, block_plan, part_costs
+from nfnet_ray.models.costs import part_costs
+from nfnet_ray.models.variants import Variant, block_name, block_plan
 from nfnet_ray.wording import count
 
 

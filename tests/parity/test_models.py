@@ -20,16 +20,10 @@ from torch.nn import functional as F
 
 from nfnet_ray.errors import UserError
 from nfnet_ray.models import create_model
+from nfnet_ray.models.costs import count_multiply_adds, count_parameters
 from nfnet_ray.models.layers import ACTIVATIONS, StochasticDepth
 from nfnet_ray.models.nfnet import NFBlock, NFNet
-from nfnet_ray.models.variants import (
-    ACTIVATION_GAINS,
-    block_plan,
-    count_multiply_adds,
-    count_parameters,
-    get_variant,
-    list_models,
-)
+from nfnet_ray.models.variants import ACTIVATION_GAINS, block_plan, get_variant, list_models
 from nfnet_ray.models.weights.deepmind import load_deepmind_weights, to_deepmind_arrays
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"

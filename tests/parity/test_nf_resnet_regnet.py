@@ -19,16 +19,11 @@ from torch import Tensor, nn
 
 from nfnet_ray.errors import UserError
 from nfnet_ray.models import create_model
+from nfnet_ray.models.costs import count_multiply_adds, count_parameters, part_costs
 from nfnet_ray.models.layers import SameMaxPool2d
 from nfnet_ray.models.nfnet import NFNet
 from nfnet_ray.models.signal import measure_signal
-from nfnet_ray.models.variants import (
-    block_plan,
-    count_multiply_adds,
-    count_parameters,
-    get_variant,
-    part_costs,
-)
+from nfnet_ray.models.variants import block_plan, get_variant
 from nfnet_ray.models.weights.deepmind import load_deepmind_weights, to_deepmind_arrays
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"

@@ -11,7 +11,8 @@ import pytest
 
 from nfnet_ray.models import list_models
 from nfnet_ray.models.__main__ import main
-from nfnet_ray.models.variants import block_plan, count_multiply_adds, get_variant
+from nfnet_ray.models.costs import count_multiply_adds
+from nfnet_ray.models.variants import block_plan, get_variant
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

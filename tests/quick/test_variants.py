@@ -12,14 +12,8 @@ import pytest
 
 from nfnet_ray.errors import UserError
 from nfnet_ray.models import create_model
-from nfnet_ray.models.variants import (
-    block_plan,
-    count_multiply_adds,
-    count_parameters,
-    get_variant,
-    list_models,
-    part_costs,
-)
+from nfnet_ray.models.costs import count_multiply_adds, count_parameters, part_costs
+from nfnet_ray.models.variants import block_plan, get_variant, list_models
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 OFFICIAL = json.loads((FIXTURES / "nfnet_structure.json").read_text())["variants"]
@@ -156,7 +150,7 @@ def test_a_wrong_setting_is_named(settings: dict[str, Any]) -> None:
 
 def test_names_and_costs_need_no_torch() -> None:
     program = (
-        "import sys; import nfnet_ray.models; from nfnet_ray.models.variants import *; "
+        "import sys; import nfnet_ray.models; from nfnet_ray.models.costs import *; from nfnet_ray.models.variants import *; "
         "count_parameters(get_variant(list_models()[0]), 10); sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True, cwd=FIXTURES.parents[1])

@@ -17,11 +17,11 @@ from nfnet_ray.models.published import published_recipe, with_published_values
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.training.context import PlainContext
 from nfnet_ray.training.measurement import meter as meter_module
+from nfnet_ray.training.measurement.gpus import peak_flops_per_second
 from nfnet_ray.training.measurement.meter import (
     Meter,
     NvmlEnergyCounter,
     model_flops_per_image,
-    peak_flops_per_second,
 )
 from tests.deadlines import HANG_SECONDS
 
