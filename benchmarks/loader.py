@@ -47,7 +47,7 @@ from nfnet_ray.data.draws import Purpose, uniforms
 from nfnet_ray.data.files.dataset import Dataset, open_dataset
 from nfnet_ray.data.loading import loader as loader_module
 from nfnet_ray.data.loading.loader import TrainLoader
-from nfnet_ray.recipe import DataRecipe, MixingRecipe, RandAugmentRecipe
+from nfnet_ray.recipe import MixingRecipe, ResolvedData, ResolvedRandAugment
 
 RESULTS = Path(__file__).with_name("results") / "loader.csv"
 ROUNDS, BATCH, ATTEMPTS = 7, 50, 10
@@ -82,12 +82,12 @@ def torchvision_boxes(
 
 def our_loader(dataset: Dataset, size: int, threads: int) -> TrainLoader:
     """Random resized crops and nothing else."""
-    recipe = DataRecipe(
+    recipe = ResolvedData(
         image_size=size,
         eval_size=size,
         flip=False,
         mixing=MixingRecipe(mixup_alpha=None, cutmix_alpha=None),
-        randaugment=RandAugmentRecipe(layers=0),
+        randaugment=ResolvedRandAugment(layers=0, magnitude=0.0),
     )
     return TrainLoader(
         dataset.train, recipe, batch_size=BATCH, seed=0, rank=0, world_size=1, device=CPU, threads=threads

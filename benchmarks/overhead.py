@@ -37,7 +37,7 @@ from nfnet_ray.command_line.one_line_parser import OneLineParser
 from nfnet_ray.data.files.dataset import open_dataset
 from nfnet_ray.data.loading.loader import EvalLoader, TrainLoader
 from nfnet_ray.models import create_model
-from nfnet_ray.models.published import with_published_values
+from nfnet_ray.models.published import resolve
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.training import PlainContext, train
 from nfnet_ray.training.determinism import reset_process
@@ -72,9 +72,9 @@ def recipe_of(data: Path, model: str, batch_size: int) -> Recipe:
     )
 
 
-def bare(recipe: Recipe) -> list[float]:
+def bare(asked: Recipe) -> list[float]:
     """Seconds of each epoch's steps."""
-    recipe = with_published_values(recipe)
+    recipe = resolve(asked)
     reset_process(recipe.seed, THREADS)
     dataset, context = open_dataset(recipe.data.path), PlainContext(threads=THREADS)
     where: dict[str, Any] = {"rank": 0, "world_size": 1, "device": context.device, "threads": THREADS}

@@ -25,7 +25,7 @@ from data_prep.lines import say
 from nfnet_ray.data.files.beton import RAW, Beton
 from nfnet_ray.data.files.dataset import Dataset, Split, open_dataset
 from nfnet_ray.errors import UserError
-from nfnet_ray.recipe import DataRecipe, MixingRecipe, RandAugmentRecipe, Recipe
+from nfnet_ray.recipe import MixingRecipe, Recipe, ResolvedData, ResolvedRandAugment
 from nfnet_ray.wording import count
 
 SECONDS_EACH = 2.0
@@ -268,10 +268,11 @@ def _images_per_second_loaded(split: Split, image_size: int, threads: int, secon
 
     from nfnet_ray.data.loading.loader import TrainLoader
 
-    recipe = DataRecipe(
+    recipe = ResolvedData(
         image_size=image_size,
+        eval_size=image_size,
         mixing=MixingRecipe(mixup_alpha=None, cutmix_alpha=None),
-        randaugment=RandAugmentRecipe(layers=0),
+        randaugment=ResolvedRandAugment(layers=0, magnitude=0.0),
         resident="never",
     )
     batch_size = min(_BATCH_SIZE, len(split))
@@ -298,15 +299,13 @@ def run_doctor(
     path: Path, model: str | None, gpus: int, gpu_images_per_second: float | None, threads: int
 ) -> None:
     """Measure and say what it means."""
-    from nfnet_ray.models.published import published_recipe, with_published_values
+    from nfnet_ray.models.published import published_recipe, resolve
 
-    recipe = published_recipe(model) if model is not None else with_published_values(Recipe())
+    recipe = resolve(published_recipe(model) if model is not None else Recipe())
     dataset: Dataset = open_dataset(path)
     # First, since it may be wrong, and what follows takes seconds.
     need = needed(recipe, len(dataset.class_names), gpus, gpu_images_per_second, model)
-    image_size = recipe.data.image_size
-    assert image_size is not None
-    speeds = measure(dataset.train, image_size, threads, SECONDS_EACH)
+    speeds = measure(dataset.train, recipe.data.image_size, threads, SECONDS_EACH)
     for line in diagnose(dataset.train, speeds, need, _memory_bytes()):
         say(line)
 

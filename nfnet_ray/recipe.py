@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from nfnet_ray import settings
-from nfnet_ray.settings import LARGEST_SIDE, RecipeError, Section, setting
+from nfnet_ray.settings import LARGEST_SIDE, RecipeError, Section, required, setting
 
 
 @dataclass(frozen=True)
@@ -396,6 +396,41 @@ class Recipe(Section):
         """
         values = decisive_values(self.to_values())
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class ResolvedModel(ModelRecipe):
+    """A ModelRecipe that leaves nothing to the published values."""
+
+    dropout: float = required(ModelRecipe, "dropout")
+    stochastic_depth: float = required(ModelRecipe, "stochastic_depth")
+
+
+@dataclass(frozen=True)
+class ResolvedRandAugment(RandAugmentRecipe):
+    """A RandAugmentRecipe that leaves nothing to the published values."""
+
+    magnitude: float = required(RandAugmentRecipe, "magnitude")
+
+
+@dataclass(frozen=True)
+class ResolvedData(DataRecipe):
+    """A DataRecipe that leaves nothing to the published values."""
+
+    image_size: int = required(DataRecipe, "image_size")
+    eval_size: int = required(DataRecipe, "eval_size")
+    randaugment: ResolvedRandAugment = required(DataRecipe, "randaugment")  # noqa: RUF009 (it makes a field)
+
+
+@dataclass(frozen=True)
+class ResolvedRecipe(Recipe):
+    """A Recipe in which its model's published values are filled in, as :func:`nfnet_ray.models.published.resolve` does.
+
+    Its names, values and fingerprint are those of the Recipe of the same values.
+    """
+
+    model: ResolvedModel = required(Recipe, "model")  # noqa: RUF009
+    data: ResolvedData = required(Recipe, "data")  # noqa: RUF009
 
 
 WEIGHTS_DIGEST_MARK = "@sha256:"

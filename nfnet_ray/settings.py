@@ -55,6 +55,12 @@ def setting(
     )
 
 
+def required(section: type[Section], name: str) -> Any:
+    """The field ``name`` of ``section``, in a subclass that narrows its type: without a default, by keyword only."""
+    metadata = {field.name: field.metadata for field in dataclasses.fields(section)}[name]  # type: ignore[arg-type]
+    return dataclasses.field(kw_only=True, metadata=metadata)
+
+
 class Section:
     """Checks every field against its type and its range when it is built.
 
@@ -119,6 +125,20 @@ class Section:
 
 
 SectionType = TypeVar("SectionType", bound=Section)
+
+
+def narrowed(section: Section, kind: type[SectionType]) -> SectionType:
+    """The same values as ``kind``, a subclass of the section's own type that has :func:`required` fields.
+
+    Raises RecipeError where a required field is None.
+    """
+    values = {field.name: (getattr(section, field.name), field) for field in _fields(kind)}
+    return kind(
+        **{
+            name: narrowed(value, field.section) if field.section is not None else value
+            for name, (value, field) in values.items()
+        }
+    )
 
 
 class _Field(NamedTuple):

@@ -20,8 +20,10 @@ from nfnet_ray.recipe import (
     OptimizerRecipe,
     RandAugmentRecipe,
     Recipe,
+    ResolvedRecipe,
     ScheduleRecipe,
 )
+from nfnet_ray.settings import narrowed
 
 # Strength of RandAugment by model. F-series: official experiment_nfnets.py, the same for the wider `plus`
 # members. EfficientNet: tensorflow/tpu models/official/efficientnet/README.md (Cubuk et al. 2019).
@@ -61,6 +63,11 @@ def with_published_values(recipe: Recipe) -> Recipe:
     }
     values = recipe.to_values()
     return recipe.with_values({key: value for key, value in published.items() if values[key] is None})
+
+
+def resolve(recipe: Recipe) -> ResolvedRecipe:
+    """The Recipe :func:`with_published_values`, of the type that says so. Raises UserError as that does."""
+    return narrowed(with_published_values(recipe), ResolvedRecipe)
 
 
 def published_recipe(name: str) -> Recipe:

@@ -13,8 +13,8 @@ from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.errors import UserError
 from nfnet_ray.models.baselines import BASELINES
 from nfnet_ray.models.catalogue import count_multiply_adds, count_parameters
-from nfnet_ray.models.published import with_published_values
-from nfnet_ray.recipe import Recipe
+from nfnet_ray.models.published import resolve
+from nfnet_ray.recipe import Recipe, ResolvedRecipe
 from nfnet_ray.study.study import Halving, Study, Trial
 
 TRAINING_PER_FORWARD = 3  # a backward pass costs about two forward ones
@@ -35,17 +35,17 @@ class StudyCost:
 def check_trials(trials: Sequence[Trial], data: DatasetSummary, workers: int) -> None:
     """Raises UserError if any trial could not run: an unknown model, a batch that data or workers do not fit."""
     for trial in trials:
-        recipe = with_published_values(trial.recipe)
+        recipe = resolve(trial.recipe)
         check_batch_size(recipe, data.train_images, workers, data.path)
         _check_batch_normalisation(recipe, workers)
 
 
-def _check_batch_normalisation(recipe: Recipe, workers: int) -> None:
+def _check_batch_normalisation(recipe: ResolvedRecipe, workers: int) -> None:
     """Raises UserError where batch normalisation would be given one number for each channel."""
     name = recipe.model.name
     images = recipe.batch_size // workers // recipe.micro_batches
     size = recipe.data.progressive.start_size or recipe.data.image_size
-    if name in BASELINES and images == 1 and size is not None and size <= DEEPEST_STRIDE:
+    if name in BASELINES and images == 1 and size <= DEEPEST_STRIDE:
         raise UserError(
             f"batch_size {recipe.batch_size} gives a pass a single image, and {name} normalises over a batch, which "
             f"at {size} px is then one number for each channel: choose a larger batch, fewer micro_batches, or "
@@ -73,21 +73,18 @@ def estimate_cost(study: Study, trials: Sequence[Trial], data: DatasetSummary) -
 
 def training_multiply_adds(recipe: Recipe, classes: int) -> float:
     """Multiply-adds of training one image of full size once: forward, backward, and SAM's ascent."""
-    size = with_published_values(recipe).data.image_size
-    assert size is not None
-    return _training_multiply_adds(recipe, size, classes)
+    return _training_multiply_adds(recipe, resolve(recipe).data.image_size, classes)
 
 
 def _multiply_adds(recipe: Recipe, data: DatasetSummary, epochs: int) -> float:
     """Of the first ``epochs`` epochs, each at its own image size."""
-    resolved = with_published_values(recipe).data
+    data_recipe = resolve(recipe).data
     sizes = Counter(
-        data_at_epoch(resolved, epoch, recipe.schedule.epochs).image_size for epoch in range(epochs)
+        data_at_epoch(data_recipe, epoch, recipe.schedule.epochs).image_size for epoch in range(epochs)
     )
     return sum(
         _images(recipe, data, count) * _training_multiply_adds(recipe, size, len(data.class_names))
         for size, count in sizes.items()
-        if size is not None
     )
 
 

@@ -1,4 +1,4 @@
-"""What the workers of a run find out together within an epoch: its mean loss, and whether to save or to stop."""
+"""What the workers of a run agree on within an epoch: its mean loss, and whether to save or to stop."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from nfnet_ray.training.collectives import add_over_workers, least_over_workers
 from nfnet_ray.training.context import Context
 from nfnet_ray.training.step import StepResult
 
-# Reading a number stops the GPU's queue, so it is not done at every step; but a wish to stop must be heard in time.
-MOST_STEPS_BETWEEN_LOOKS = 16
-SECONDS_BETWEEN_LOOKS = 2.0
+# Reading a number waits for the GPU, so it is not done at every step; but a request to stop must be seen in time.
+MOST_STEPS_BETWEEN_AGREEMENTS = 16
+SECONDS_BETWEEN_AGREEMENTS = 2.0
 
 
-class Look(NamedTuple):
-    """What all workers know after a look, so what they do next is the same."""
+class Agreed(NamedTuple):
+    """The same values on every worker, so what they do next is the same."""
 
     mean_loss: float
-    """Of the epoch so far, over all workers."""
-    stops: bool
-    saves: bool
+    """The mean loss of the epoch so far, over all workers."""
+    should_stop: bool
+    should_save: bool
 
 
 class EpochSums:
@@ -74,7 +74,7 @@ class EpochSums:
         return {"image_sums": self._sums}
 
     def load_state_dicts(self, states: Sequence[Mapping[str, Any]], rank: int, batch_size: int) -> None:
-        """Goes on from the sums of all workers; with another number of them, the first one takes those of all."""
+        """Restores the sums of all workers; with another number of workers, the first one takes the sums of all."""
         kept = [_image_sums(state, batch_size / len(states)) for state in states]
         own = [torch.zeros(4, dtype=torch.float64)]
         if len(states) == self._context.world_size:
@@ -90,12 +90,11 @@ def _image_sums(state: Mapping[str, Any], images_per_step: float) -> torch.Tenso
     return sums
 
 
-class Lookout:
-    """Decides when the workers look, which costs a message and, on a GPU, waiting for it.
+class Agreement:
+    """Decides when the workers agree, and on what. It costs a message and, on a GPU, waiting for the GPU.
 
-    On a CPU they do at every step. On a GPU the next look is so many steps away as take two seconds, 16 at
-    most; the time of a step that this is reckoned from is the mean over the workers, so that all come to the
-    same number.
+    On a CPU they do it at every step. On a GPU they do it about every two seconds, and at least every 16 steps, by the
+    mean time of a step over the workers, so that all of them wait for the same number of steps.
     """
 
     def __init__(self, context: Context, saver: Saver) -> None:
@@ -103,18 +102,18 @@ class Lookout:
         self._steps_to_next, self._steps, self._since = 1, 0, time.perf_counter()
 
     def is_due(self, is_last: bool) -> bool:
-        """Whether to look after this step; always after the epoch's last one."""
+        """Whether to agree after this step; always after the epoch's last one."""
         self._steps += 1
         return is_last or self._steps >= self._steps_to_next
 
-    def look(self, sums: EpochSums) -> Look:
-        """What the workers find; they have to call this together."""
+    def reach(self, sums: EpochSums) -> Agreed:
+        """Asks every worker, which all call this together. One worker's request to stop or to save counts for all."""
         seconds = (time.perf_counter() - self._since) / max(1, self._steps)
-        wishes = (float(self._context.should_stop()), float(self._saver.is_due()), seconds)
-        loss, _, _, images, stop, save, seconds = sums.over_workers(*wishes)
+        requests = (float(self._context.should_stop()), float(self._saver.is_due()), seconds)
+        loss, _, _, images, stop, save, seconds = sums.over_workers(*requests)
         seconds /= self._context.world_size
         if self._context.device.type != "cpu" and seconds > 0:
-            affordable = int(SECONDS_BETWEEN_LOOKS / seconds)
-            self._steps_to_next = max(1, min(MOST_STEPS_BETWEEN_LOOKS, affordable))
+            affordable = int(SECONDS_BETWEEN_AGREEMENTS / seconds)
+            self._steps_to_next = max(1, min(MOST_STEPS_BETWEEN_AGREEMENTS, affordable))
         self._steps, self._since = 0, time.perf_counter()
-        return Look(loss / images, stop > 0, save > 0)
+        return Agreed(loss / images, should_stop=stop > 0, should_save=save > 0)

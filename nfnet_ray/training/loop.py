@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
@@ -14,26 +13,18 @@ from torch import nn
 from nfnet_ray.data.batching import check_batch_size
 from nfnet_ray.data.draws import network_seed
 from nfnet_ray.data.files.dataset import open_dataset
-from nfnet_ray.data.loading.loader import EvalLoader, TrainLoader
-from nfnet_ray.models import create_model
 from nfnet_ray.models.published import with_published_values
-from nfnet_ray.models.weights.pretrained import set_training_mode, start_from
+from nfnet_ray.models.weights.pretrained import set_training_mode
 from nfnet_ray.models.weights.weights_file import with_pinned_weights
 from nfnet_ray.recipe import Recipe
-from nfnet_ray.training.agreement import EpochSums, Lookout
-from nfnet_ray.training.checkpoints.saving import Saver, check_same
-from nfnet_ray.training.collectives import first_workers, together
+from nfnet_ray.training.agreement import EpochSums
+from nfnet_ray.training.checkpoints.saving import Saver
+from nfnet_ray.training.collectives import together
 from nfnet_ray.training.context import Context
-from nfnet_ray.training.damage import damaged_so_far, loading_metrics, remember_damaged
-from nfnet_ray.training.determinism import generators, reset_process, set_generators
-from nfnet_ray.training.evaluation import EVAL_BATCH_SIZE, evaluate, evaluate_signal
-from nfnet_ray.training.gradient import DTYPES, MEMORY_FORMATS
+from nfnet_ray.training.damage import loading_metrics
+from nfnet_ray.training.evaluation import evaluate, evaluate_signal
 from nfnet_ray.training.measurement.clock import Clock
-from nfnet_ray.training.measurement.meter import Meter
-from nfnet_ray.training.probe import fastest_memory_format
-from nfnet_ray.training.step import TrainStep
-
-METRIC = "validation_top1"  # which checkpoint is the best
+from nfnet_ray.training.run import Position, Run, open_run
 
 Ending = Literal["finished", "diverged", "stopped"]
 
@@ -43,8 +34,8 @@ class Outcome:
     """How a run ended: after ``epochs`` finished epochs, with the metrics of the last one.
 
     ``model`` holds the weights as they were trained, ``average`` their moving average, if the Recipe has one.
-    ``diverged`` is a loss that became infinite or not a number; ``reason`` then says when. ``stopped``: the
-    Context asked for it; the last checkpoint is of this very step.
+    ``diverged``: the loss became infinite or not a number; ``reason`` says when. ``stopped``: the Context asked for
+    it; the last checkpoint is of this very step.
     """
 
     state: Ending
@@ -65,180 +56,128 @@ def train(
 ) -> Outcome:
     """Trains the Recipe's network and reports after every epoch.
 
-    Goes on from the Context's latest checkpoint if there is one, in the middle of an epoch too. The result
-    depends on the Recipe, the data and the number of workers and threads, not on what ran in this process
-    before, nor on where the run was broken off. ``clock`` is one that has been running since the run was asked for.
+    Resumes from the Context's latest checkpoint if there is one, also in the middle of an epoch. The result depends on
+    the Recipe, the data and the number of workers and threads; not on what ran in this process before, nor on where the
+    run was interrupted. ``clock`` is one that has been running since the run was asked for.
 
-    Raises UserError for data or a checkpoint that does not fit the Recipe; with ``force_resume`` another
-    Recipe or other data than the checkpoint's are a warning. Raises DataChangedError if the data set is not that of
+    Raises UserError for data or a checkpoint that does not fit the Recipe; with ``force_resume`` it warns of a
+    checkpoint of another Recipe or other data. Raises DataChangedError if the data set is not that of
     ``data_fingerprint``, or is written to during the run: nothing is kept or reported of what was trained since.
     """
+    # ---- Set up: the data, the network, and the latest checkpoint --------------------------------------------------
+
     clock = clock or Clock()
-    recipe = with_pinned_weights(with_published_values(recipe))
-    dataset = together(lambda: open_dataset(recipe.data.path, data_fingerprint), context)
-    check_batch_size(recipe, len(dataset.train), context.replicas, recipe.data.path)
+    asked = with_pinned_weights(with_published_values(recipe))
+    dataset = together(lambda: open_dataset(asked.data.path, data_fingerprint), context)
+    check_batch_size(asked, len(dataset.train), context.replicas, asked.data.path)
     with Saver(context) as saver:
-        before = saver.latest()
-        settings = recipe.to_values()  # as they were asked for
-        if before:
-            check_same(before, recipe, dataset.fingerprint, force=force_resume)
-            recipe = recipe.with_values({"memory_format": before["memory_format"]})
-        elif recipe.memory_format == "auto":
-            fastest = fastest_memory_format(recipe, len(dataset.class_names), context.threads, context.device)
-            recipe = recipe.with_values({"memory_format": first_workers(fastest, context)})
-        reset_process(recipe.seed, context.threads)
-
-        where: dict[str, Any] = {
-            "rank": context.rank,
-            "world_size": context.world_size,
-            "device": context.device,
-            "threads": context.threads,
-        }
-        train_loader = TrainLoader(
-            dataset.train,
-            recipe.data,
-            batch_size=recipe.batch_size,
-            seed=recipe.seed,
-            replicas=context.replicas,
-            epochs=recipe.schedule.epochs,
-            **where,
-        )
-        eval_loader = EvalLoader(dataset.validation, recipe.data, batch_size=EVAL_BATCH_SIZE, **where)
-        model = create_model(
-            recipe.model.name,
-            num_classes=len(dataset.class_names),
-            dropout=recipe.model.dropout,
-            stochastic_depth=recipe.model.stochastic_depth,
-            overrides=recipe.model.overrides.chosen(),
-        )
-        start_from(model, recipe.model)
-        layout = MEMORY_FORMATS[recipe.memory_format]
-        model.to(context.device, DTYPES[recipe.precision]).to(memory_format=layout)
-        batches = train_loader.batches_per_epoch
-        step = TrainStep(model, recipe, context, batches)
-        sums, at, meter = EpochSums(context), Position(), Meter(recipe, len(dataset.class_names), context)
-        if before:
-            at = Position(**before["position"])
-            model.load_state_dict(before["model"])
-            step.load_state_dict(before["step"])
-            clock.resume(before["clock"])
-            meter.resume(before["meter"])
-            remember_damaged(train_loader, eval_loader, [worker["damaged"] for worker in before["workers"]])
-            if at.epoch:  # the report of that epoch may have died with the worker
-                context.report(at.metrics)
-
-        def keep(at: Position, *, paused: bool = False) -> None:
-            """A checkpoint of here and now."""
-            together(dataset.check_unchanged, context)
-            state = {
-                "recipe": settings,
-                "data": dataset.fingerprint,
-                "memory_format": recipe.memory_format,
-                "position": vars(at),
-                "model": model.state_dict(),
-                "step": step.state_dict(),
-                "clock": clock.state(paused=paused),
-                "meter": meter.state(),
-            }
-            own = {
-                "generators": generators(context.device),
-                "sums": sums.state_dict(),
-                "statistics": step.own_statistics(),
-                "damaged": damaged_so_far(train_loader, eval_loader),
-            }
-            metric = at.metrics[METRIC] if at.batches == 0 else None
-            saver.save(state, own, step=step.number, epoch=at.epoch, metric=metric)
-
-        def ended(state: Ending, at: Position, reason: str | None = None) -> Outcome:
-            if state == "diverged":  # it may have been the data
-                together(dataset.check_unchanged, context)
-            metrics = dict(at.metrics) | (clock.metrics() if state == "diverged" else {})
-            average = step.average.model if step.average else None
-            return Outcome(state, at.epoch, metrics, model, average, reason)
-
-        if recipe.signal_epochs and not before:
-            signal = evaluate_signal(model, eval_loader, recipe)
+        run, at = open_run(asked, dataset, context, clock, saver, force_resume=force_resume)
+        if asked.signal_epochs and run.step.number == 0:
+            signal = evaluate_signal(run.model, run.eval_loader, run.recipe)
             at = Position(initial={f"initial_{name}": value for name, value in signal.items()})
-        lookout, warmed_up_for = Lookout(context, saver), None
-        for epoch in range(at.epoch, recipe.schedule.epochs):
-            torch.manual_seed(network_seed(recipe.seed, epoch, context.rank))
-            if before and at.batches:  # in the middle of an epoch
-                workers = before["workers"]
-                sums.load_state_dicts([worker["sums"] for worker in workers], context.rank, recipe.batch_size)
-                if len(workers) == context.world_size:
-                    set_generators(workers[context.rank]["generators"], context.device)
-                    step.load_own_statistics(workers[context.rank]["statistics"])
-            else:
-                sums = EpochSums(context)
-                at = Position(epoch, 0, clock.seconds("train"), at.metrics, at.initial)
-            before = None
-            set_training_mode(model)
-            meter.start()
-            arriving = clock.waiting_for(train_loader.epoch(epoch, first_batch=at.batches))
-            for number, batch in enumerate(arriving, start=at.batches + 1):
-                if warmed_up_for != batch.images.shape and step.needs_warm_up:
-                    clock.enter("warmup")
-                    step.warm_up(batch)
-                    clock.enter("train")
-                warmed_up_for = batch.images.shape
-                sums.add(step(batch), number)
-                context.progress(epoch + number / batches)
-                if lookout.is_due(is_last=number == batches):
-                    look = lookout.look(sums)
-                    if not math.isfinite(look.mean_loss):
-                        where_bad = f"in epoch {epoch + 1}, step {sums.first_bad_step()}"
-                        return ended("diverged", at, f"the training loss became {look.mean_loss} {where_bad}")
-                    if look.stops or look.saves:
-                        clock.enter("checkpoint")
-                        at = at.after(number)
-                        keep(at, paused=look.stops)
-                    if look.stops:
-                        saver.finish()
-                        return ended("stopped", at)
 
-            clock.enter("eval")
-            trained = batches * recipe.batch_size
-            train_seconds = clock.seconds("train") - at.train_seconds_before
-            metrics = {"images_per_second": trained / train_seconds}
-            metrics |= meter.stop(trained, train_seconds, train_loader.image_size(epoch))
-            step.unify_statistics()
-            validation = evaluate(model, clock.beating(eval_loader), recipe, context)
-            loss = validation["validation_loss"]
-            if step.average:  # what is delivered, and compared, is the average
-                validation = {f"raw_{name}": value for name, value in validation.items()}
-                validation |= evaluate(step.average.model, clock.beating(eval_loader), recipe, context)
-            metrics |= validation
-            if not math.isfinite(loss):
-                return ended("diverged", at, f"the validation loss became {loss} after epoch {epoch + 1}")
-            if recipe.signal_epochs and (epoch + 1) % recipe.signal_epochs == 0:
-                metrics |= evaluate_signal(model, eval_loader, recipe)
-            metrics |= {**at.initial, **sums.means()}
-            metrics |= loading_metrics(recipe.data, train_loader, eval_loader, epoch, context)
-            metrics["epoch"] = epoch + 1
-            metrics["learning_rate"] = step.last_learning_rate
+        # ---- Epoch by epoch: train, evaluate, save, report ---------------------------------------------------------
 
-            clock.enter("checkpoint")
-            at = Position(epoch + 1, metrics=metrics | clock.metrics())
-            keep(at)
-            clock.enter("report")
-            context.report(at.metrics)
+        while at.epoch < asked.schedule.epochs:
+            if at.batches == 0:
+                torch.manual_seed(network_seed(asked.seed, at.epoch, context.rank))
+                run.sums = EpochSums(context)
+                at = dataclasses.replace(at, train_seconds_before=clock.seconds("train"))
+            ended = train_epoch(run, at)
+            if ended:
+                return ended
+            finished = finish_epoch(run, at)
+            if isinstance(finished, Outcome):
+                return finished
+            at = finished
+
         saver.finish()
-        return ended("finished", at)
+        return _ended(run, at, "finished")
 
 
-@dataclass(frozen=True)
-class Position:
-    """Where a run is: ``batches`` of epoch ``epoch`` (counted from 0) are done, as many epochs are finished."""
+def train_epoch(run: Run, at: Position) -> Outcome | None:
+    """Trains on the batches of an epoch from ``at`` on. Returns an Outcome only if the run ends before the epoch does.
 
-    epoch: int = 0
-    batches: int = 0
-    train_seconds_before: float = 0.0
-    """``train_seconds`` when this epoch began."""
-    metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    """Of the last finished epoch."""
-    initial: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    """What was measured before the first step, to be reported with the first epoch."""
+    Every few steps the workers agree on what the epoch's loss is so far, and on whether to save or to stop.
+    """
+    clock, step, agreement = run.clock, run.step, run.agreement
+    batches = run.train_loader.batches_per_epoch
 
-    def after(self, batches: int) -> Position:
-        """The same epoch, further on."""
-        return dataclasses.replace(self, batches=batches)
+    set_training_mode(run.model)
+    run.meter.start()
+    arriving = clock.waiting_for(run.train_loader.epoch(at.epoch, first_batch=at.batches))
+    for number, batch in enumerate(arriving, start=at.batches + 1):
+        if step.needs_warm_up and batch.images.shape != run.warmed_up_shape:
+            clock.enter("warmup")
+            step.warm_up(batch)
+            clock.enter("train")
+        run.warmed_up_shape = batch.images.shape
+
+        run.sums.add(step(batch), number)
+        run.context.progress(at.epoch + number / batches)
+
+        if not agreement.is_due(is_last=number == batches):
+            continue
+        agreed = agreement.reach(run.sums)
+        if not math.isfinite(agreed.mean_loss):
+            place = f"in epoch {at.epoch + 1}, step {run.sums.first_bad_step()}"
+            return _ended(run, at, "diverged", f"the training loss became {agreed.mean_loss} {place}")
+        if agreed.should_stop or agreed.should_save:
+            clock.enter("checkpoint")
+            run.save(at.after(number), paused=agreed.should_stop)
+        if agreed.should_stop:
+            run.saver.finish()
+            return _ended(run, at, "stopped")
+    return None
+
+
+def finish_epoch(run: Run, at: Position) -> Position | Outcome:
+    """Evaluates after an epoch's last batch, saves and reports. Returns the position at the start of the next epoch.
+
+    ``at`` is where the epoch began. Returns an Outcome if the validation loss is not finite: the run ends.
+    """
+    recipe, context, clock, step = run.recipe, run.context, run.clock, run.step
+
+    # ---- Speed and cost of training ----
+    clock.enter("eval")
+    images = run.train_loader.batches_per_epoch * recipe.batch_size
+    train_seconds = clock.seconds("train") - at.train_seconds_before
+    metrics = {"images_per_second": images / train_seconds}
+    metrics |= run.meter.stop(images, train_seconds, run.train_loader.image_size(at.epoch))
+
+    # ---- Accuracy: of the moving average, where there is one, since that is what is delivered and compared ----
+    step.unify_statistics()
+    validation = evaluate(run.model, clock.beating(run.eval_loader), recipe, context)
+    loss = validation["validation_loss"]
+    if step.average:
+        validation = {f"raw_{name}": value for name, value in validation.items()}
+        validation |= evaluate(step.average.model, clock.beating(run.eval_loader), recipe, context)
+    if not math.isfinite(loss):
+        return _ended(run, at, "diverged", f"the validation loss became {loss} after epoch {at.epoch + 1}")
+    metrics |= validation
+    if recipe.signal_epochs and (at.epoch + 1) % recipe.signal_epochs == 0:
+        metrics |= evaluate_signal(run.model, run.eval_loader, recipe)
+
+    # ---- What the training itself counted ----
+    metrics |= {**at.initial, **run.sums.means()}
+    metrics |= loading_metrics(recipe.data, run.train_loader, run.eval_loader, at.epoch, context)
+    metrics["epoch"] = at.epoch + 1
+    metrics["learning_rate"] = step.last_learning_rate
+
+    # ---- Save, then report: what was reported is never trained again ----
+    clock.enter("checkpoint")
+    finished = Position(at.epoch + 1, metrics=metrics | clock.metrics())
+    run.save(finished)
+    clock.enter("report")
+    context.report(finished.metrics)
+    return finished
+
+
+def _ended(run: Run, at: Position, state: Ending, reason: str | None = None) -> Outcome:
+    metrics = dict(at.metrics)
+    if state == "diverged":
+        # Changed data may be why.
+        together(run.dataset.check_unchanged, run.context)
+        metrics |= run.clock.metrics()
+    average = run.step.average.model if run.step.average else None
+    return Outcome(state, at.epoch, metrics, run.model, average, reason)

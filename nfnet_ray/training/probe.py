@@ -11,7 +11,7 @@ import torch
 from nfnet_ray.data.batch import TrainBatch
 from nfnet_ray.models import create_model
 from nfnet_ray.models.catalogue import count_multiply_adds
-from nfnet_ray.models.published import with_published_values
+from nfnet_ray.models.published import resolve
 from nfnet_ray.models.weights.pretrained import freeze, set_training_mode
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.training.context import PlainContext
@@ -60,28 +60,29 @@ def measure_images_per_second(
 
 
 def _measured(recipe: Recipe, num_classes: int, threads: int, device: torch.device | None) -> float:
-    recipe = with_published_values(recipe)
-    size = recipe.data.image_size
-    assert size is not None
-    overrides = recipe.model.overrides.chosen()
-    one_image = count_multiply_adds(recipe.model.name, size, num_classes, overrides)
+    resolved = resolve(recipe)
+    size = resolved.data.image_size
+    overrides = resolved.model.overrides.chosen()
+    one_image = count_multiply_adds(resolved.model.name, size, num_classes, overrides)
     context = PlainContext(threads=threads, device=device)
-    batch_size = min(recipe.batch_size, LARGEST_BATCH)
+    batch_size = min(resolved.batch_size, LARGEST_BATCH)
     if context.device.type == "cpu":
         batch_size = max(1, min(batch_size, int(LARGEST_FORWARD_MULTIPLY_ADDS // one_image)))
-    recipe = recipe.with_values({"batch_size": batch_size, "micro_batches": 1})
-    reset_process(recipe.seed, threads)
+    resolved = resolved.with_values({"batch_size": batch_size, "micro_batches": 1})
+    reset_process(resolved.seed, threads)
     model = create_model(
-        recipe.model.name,
+        resolved.model.name,
         num_classes=num_classes,
-        dropout=recipe.model.dropout,
-        stochastic_depth=recipe.model.stochastic_depth,
+        dropout=resolved.model.dropout,
+        stochastic_depth=resolved.model.stochastic_depth,
         overrides=overrides,
     )
-    freeze(model, recipe.model)
+    freeze(model, resolved.model)
     set_training_mode(model)
-    model.to(context.device, DTYPES[recipe.precision]).to(memory_format=MEMORY_FORMATS[recipe.memory_format])
-    step = TrainStep(model, recipe, context, steps_per_epoch=1000)
+    model.to(context.device, DTYPES[resolved.precision]).to(
+        memory_format=MEMORY_FORMATS[resolved.memory_format]
+    )
+    step = TrainStep(model, resolved, context, steps_per_epoch=1000)
     device, numbers = context.device, np.arange(batch_size)
     batch = TrainBatch(
         images=torch.randint(0, 256, (batch_size, size, size, 3), dtype=torch.uint8, device=device),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from nfnet_ray.recipe import DataRecipe, ProgressiveRecipe
+from nfnet_ray.recipe import ProgressiveRecipe, ResolvedData
 
 
-def data_at_epoch(recipe: DataRecipe, epoch: int, epochs: int) -> DataRecipe:
+def data_at_epoch(recipe: ResolvedData, epoch: int, epochs: int) -> ResolvedData:
     """What the Recipe says of epoch ``epoch`` (counted from 0) of ``epochs``: its size, magnitude and alphas.
 
     The size is ``start_size`` up to ``start_epoch``, ``image_size`` from ``end_epoch`` on, and lies on a straight line
@@ -17,7 +17,6 @@ def data_at_epoch(recipe: DataRecipe, epoch: int, epochs: int) -> DataRecipe:
     growth, size, magnitude = recipe.progressive, recipe.image_size, recipe.randaugment.magnitude
     if growth.start_size is None:
         return recipe
-    assert size is not None
     share = _grown_share(growth, epoch, epochs)
     changes: dict[str, object] = {
         "image_size": _size(growth, size, share),

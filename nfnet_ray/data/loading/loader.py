@@ -49,7 +49,7 @@ from nfnet_ray.data.files.manifest import hash_stored
 from nfnet_ray.data.loading.pool import Job, Pool
 from nfnet_ray.data.loading.resident import Images, Samples, shared_images
 from nfnet_ray.errors import UserError
-from nfnet_ray.recipe import DataRecipe
+from nfnet_ray.recipe import DataRecipe, ResolvedData
 
 BATCHES_AHEAD = 3  # as many as FFCV's Loader prepares
 RESIDENT_SHARE_OF_MEMORY = 0.25  # of what is free, for one split
@@ -79,7 +79,7 @@ class TrainLoader:
     def __init__(
         self,
         split: Split,
-        recipe: DataRecipe,
+        recipe: ResolvedData,
         *,
         batch_size: int,
         seed: int,
@@ -91,10 +91,6 @@ class TrainLoader:
         epochs: int | None = None,
     ) -> None:
         replicas = replicas or world_size
-        if recipe.image_size is None:
-            raise ValueError("the Recipe's image_size is not resolved yet")
-        if recipe.randaugment.layers and recipe.randaugment.magnitude is None and not recipe.autoaugment:
-            raise ValueError("the Recipe's randaugment.magnitude is not resolved yet")
         if recipe.progressive.start_size is not None and epochs is None:
             raise ValueError("how fast images grow depends on the number of epochs")
         check_partners(recipe, batch_size, replicas)
@@ -119,9 +115,7 @@ class TrainLoader:
 
     def image_size(self, epoch: int) -> int:
         """The side of epoch ``epoch``'s images, in pixels."""
-        size = data_at_epoch(self._recipe, epoch, self._epochs).image_size
-        assert size is not None
-        return size
+        return data_at_epoch(self._recipe, epoch, self._epochs).image_size
 
     def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[TrainBatch]:
         """The augmented batches of epoch ``epoch`` (counted from 0), from batch ``first_batch`` on."""
@@ -155,9 +149,8 @@ class TrainLoader:
                 label_share=augmented.label_share,
             )
 
-    def _cut(self, recipe: DataRecipe, epoch: int, purpose: Purpose) -> Cut:
+    def _cut(self, recipe: ResolvedData, epoch: int, purpose: Purpose) -> Cut:
         beton, seed, size = self._source.split.beton, self._seed, recipe.image_size
-        assert size is not None
         if recipe.crop == "random_resized":
             return lambda i: random_resized_boxes(
                 seed, epoch, i, beton.heights[i], beton.widths[i], size, purpose
@@ -176,7 +169,7 @@ class EvalLoader:
     def __init__(
         self,
         split: Split,
-        recipe: DataRecipe,
+        recipe: ResolvedData,
         *,
         batch_size: int,
         rank: int,
@@ -184,8 +177,6 @@ class EvalLoader:
         device: torch.device,
         threads: int,
     ) -> None:
-        if recipe.eval_size is None:
-            raise ValueError("the Recipe's eval_size is not resolved yet")
         own = np.arange(rank, len(split), world_size)
         self._parts = [own[start : start + batch_size] for start in range(0, len(own), batch_size)]
         self._size, self._squashes = recipe.eval_size, recipe.eval_crop == "squash"

@@ -1,0 +1,228 @@
+"""A run while it is trained: all its parts, and what a checkpoint keeps of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from nfnet_ray.data.draws import network_seed
+from nfnet_ray.data.files.dataset import Dataset
+from nfnet_ray.data.loading.loader import EvalLoader, TrainLoader
+from nfnet_ray.metric import METRIC
+from nfnet_ray.models import create_model
+from nfnet_ray.models.published import resolve
+from nfnet_ray.models.weights.pretrained import start_from
+from nfnet_ray.recipe import Recipe, ResolvedRecipe
+from nfnet_ray.training.agreement import Agreement, EpochSums
+from nfnet_ray.training.checkpoints.saving import Saver, check_same
+from nfnet_ray.training.collectives import first_workers, together
+from nfnet_ray.training.context import Context
+from nfnet_ray.training.damage import damaged_so_far, remember_damaged
+from nfnet_ray.training.determinism import generators, reset_process, set_generators
+from nfnet_ray.training.evaluation import EVAL_BATCH_SIZE
+from nfnet_ray.training.gradient import DTYPES, MEMORY_FORMATS
+from nfnet_ray.training.measurement.clock import Clock
+from nfnet_ray.training.measurement.meter import Meter
+from nfnet_ray.training.probe import fastest_memory_format
+from nfnet_ray.training.step import TrainStep
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far a run is: ``epoch`` epochs are finished, and ``batches`` of the next one."""
+
+    epoch: int = 0
+    batches: int = 0
+    train_seconds_before: float = 0.0
+    """``train_seconds`` when this epoch began."""
+    metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """The metrics of the last finished epoch."""
+    initial: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """What was measured before the first step; it is reported with the first epoch."""
+
+    def after(self, batches: int) -> Position:
+        """The position in the same epoch after ``batches`` of its batches."""
+        return dataclasses.replace(self, batches=batches)
+
+
+@dataclass
+class Run:
+    """All parts of a run on one worker."""
+
+    recipe: ResolvedRecipe
+    """The Recipe that is trained: every value is filled in, and the memory format is chosen."""
+    settings: Mapping[str, Any]
+    """Its values before the memory format was chosen: those that a checkpoint keeps, and is compared with."""
+    context: Context
+    saver: Saver
+    dataset: Dataset
+    train_loader: TrainLoader
+    eval_loader: EvalLoader
+    model: nn.Module
+    step: TrainStep
+    clock: Clock
+    meter: Meter
+    # Loop state, which changes from step to step.
+    sums: EpochSums
+    agreement: Agreement
+    warmed_up_shape: torch.Size | None = None
+    """The shape of the images that the step was last warmed up for."""
+
+    # ---- What a checkpoint keeps, and how it is restored ------------------------------------------------------------
+
+    def save(self, at: Position, *, paused: bool = False) -> None:
+        """Keeps a checkpoint of this moment. All workers call it together."""
+        together(self.dataset.check_unchanged, self.context)
+        metric = at.metrics[METRIC] if at.batches == 0 else None
+        self.saver.save(
+            self.state_dict(at, paused=paused),
+            self.own_state_dict(),
+            step=self.step.number,
+            epoch=at.epoch,
+            metric=metric,
+        )
+
+    def state_dict(self, at: Position, *, paused: bool) -> dict[str, Any]:
+        """The state that all workers share. ``paused``: the run ends here, as it was asked to."""
+        return {
+            "recipe": dict(self.settings),
+            "data": self.dataset.fingerprint,
+            "memory_format": self.recipe.memory_format,
+            "position": vars(at),
+            "model": self.model.state_dict(),
+            "step": self.step.state_dict(),
+            "clock": self.clock.state(paused=paused),
+            "meter": self.meter.state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> Position:
+        """Restores a :meth:`state_dict`; returns the position that it is of."""
+        self.model.load_state_dict(state["model"])
+        self.step.load_state_dict(state["step"])
+        self.clock.resume(state["clock"])
+        self.meter.resume(state["meter"])
+        damaged = [worker["damaged"] for worker in state["workers"]]
+        remember_damaged(self.train_loader, self.eval_loader, damaged)
+        return Position(**state["position"])
+
+    def own_state_dict(self) -> dict[str, Any]:
+        """This worker's state, which differs from that of the others within an epoch."""
+        return {
+            "generators": generators(self.context.device),
+            "sums": self.sums.state_dict(),
+            "statistics": self.step.own_statistics(),
+            "damaged": damaged_so_far(self.train_loader, self.eval_loader),
+        }
+
+    def load_own_state_dicts(self, states: Sequence[Mapping[str, Any]], at: Position) -> None:
+        """Restores the :meth:`own_state_dict` of all workers, within an epoch.
+
+        Where the number of workers has changed, each one draws dropout anew, as it would at the start of the epoch.
+        """
+        context = self.context
+        torch.manual_seed(network_seed(self.recipe.seed, at.epoch, context.rank))
+        sums = [state["sums"] for state in states]
+        self.sums.load_state_dicts(sums, context.rank, self.recipe.batch_size)
+        if len(states) == context.world_size:
+            set_generators(states[context.rank]["generators"], context.device)
+            self.step.load_own_statistics(states[context.rank]["statistics"])
+
+
+def open_run(
+    recipe: Recipe,
+    dataset: Dataset,
+    context: Context,
+    clock: Clock,
+    saver: Saver,
+    *,
+    force_resume: bool,
+) -> tuple[Run, Position]:
+    """The parts of a run, new or restored from the latest checkpoint, and its position.
+
+    ``recipe`` has its model's published values filled in, and its weights pinned. All switches of this process that can
+    change a result are set. The metrics of the checkpoint's epoch are reported again: the first report may have been
+    lost with the worker. Raises UserError for a checkpoint of another Recipe or other data.
+    """
+    before = saver.latest()
+    if before:
+        check_same(before, recipe, dataset.fingerprint, force=force_resume)
+    memory_format = before["memory_format"] if before else _memory_format(recipe, dataset, context)
+    reset_process(recipe.seed, context.threads)
+    resolved = resolve(recipe).with_values({"memory_format": memory_format})
+    run = _built(resolved, recipe.to_values(), dataset, context, clock, saver)
+    if before is None:
+        return run, Position()
+    at = run.load_state_dict(before)
+    if at.epoch:
+        context.report(at.metrics)
+    if at.batches:
+        run.load_own_state_dicts(before["workers"], at)
+    return run, at
+
+
+def _memory_format(recipe: Recipe, dataset: Dataset, context: Context) -> str:
+    """The Recipe's memory format; for ``auto`` the one that the first worker finds faster."""
+    if recipe.memory_format != "auto":
+        return recipe.memory_format
+    classes = len(dataset.class_names)
+    return first_workers(fastest_memory_format(recipe, classes, context.threads, context.device), context)
+
+
+def _built(
+    recipe: ResolvedRecipe,
+    settings: Mapping[str, Any],
+    dataset: Dataset,
+    context: Context,
+    clock: Clock,
+    saver: Saver,
+) -> Run:
+    train_loader = TrainLoader(
+        dataset.train,
+        recipe.data,
+        batch_size=recipe.batch_size,
+        seed=recipe.seed,
+        epochs=recipe.schedule.epochs,
+        rank=context.rank,
+        world_size=context.world_size,
+        replicas=context.replicas,
+        device=context.device,
+        threads=context.threads,
+    )
+    eval_loader = EvalLoader(
+        dataset.validation,
+        recipe.data,
+        batch_size=EVAL_BATCH_SIZE,
+        rank=context.rank,
+        world_size=context.world_size,
+        device=context.device,
+        threads=context.threads,
+    )
+    model = create_model(
+        recipe.model.name,
+        num_classes=len(dataset.class_names),
+        dropout=recipe.model.dropout,
+        stochastic_depth=recipe.model.stochastic_depth,
+        overrides=recipe.model.overrides.chosen(),
+    )
+    start_from(model, recipe.model)
+    model.to(context.device, DTYPES[recipe.precision]).to(memory_format=MEMORY_FORMATS[recipe.memory_format])
+    return Run(
+        recipe=recipe,
+        settings=settings,
+        context=context,
+        saver=saver,
+        dataset=dataset,
+        train_loader=train_loader,
+        eval_loader=eval_loader,
+        model=model,
+        step=TrainStep(model, recipe, context, train_loader.batches_per_epoch),
+        clock=clock,
+        meter=Meter(recipe, len(dataset.class_names), context),
+        sums=EpochSums(context),
+        agreement=Agreement(context, saver),
+    )
