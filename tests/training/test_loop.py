@@ -18,7 +18,8 @@ import torch
 
 from nfnet_ray.data.files.dataset import open_dataset
 from nfnet_ray.errors import DataChangedError, UserError
-from nfnet_ray.recipe import LARGEST_WHOLE_NUMBER, Recipe
+from nfnet_ray.recipe import Recipe
+from nfnet_ray.settings import LARGEST_WHOLE_NUMBER
 from nfnet_ray.training import Outcome, PlainContext, train
 from nfnet_ray.training.measurement.clock import PHASES
 
