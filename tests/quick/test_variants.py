@@ -150,7 +150,8 @@ def test_a_wrong_setting_is_named(settings: dict[str, Any]) -> None:
 
 def test_names_and_costs_need_no_torch() -> None:
     program = (
-        "import sys; import nfnet_ray.models; from nfnet_ray.models.costs import *; from nfnet_ray.models.variants import *; "
+        "import sys; import nfnet_ray.models; from nfnet_ray.models.costs import *; "
+        "from nfnet_ray.models.variants import *; "
         "count_parameters(get_variant(list_models()[0]), 10); sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True, cwd=FIXTURES.parents[1])
