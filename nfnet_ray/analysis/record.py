@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nfnet_ray.analysis.study_directory import find_study
+from nfnet_ray.metric import METRIC
 from nfnet_ray.tracking.events import StudyDescription
 from nfnet_ray.tracking.labels import short_names
 from nfnet_ray.tracking.state import StudyState
