@@ -22,6 +22,8 @@ _GROUPS = 8
 
 PAPER = {"light": "#ffffff", "dark": "#161615"}
 """What the page's style sheet calls ``--paper``."""
+INK = {"light": "#1c1c1a", "dark": "#ecece6"}
+"""What the page's style sheet calls ``--ink``."""
 READABLE_CONTRAST = 3.0
 """The least contrast of a line against the page: WCAG 2.2, success criterion 1.4.11."""
 

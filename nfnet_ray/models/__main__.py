@@ -10,21 +10,15 @@ if __name__ == "__main__":
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from nfnet_ray.command_line.arguments import positive
 from nfnet_ray.command_line.one_line_parser import EXIT_USER_ERROR, OneLineParser
 from nfnet_ray.errors import UserError
 from nfnet_ray.models.catalogue import get_model
 from nfnet_ray.models.tables import block_table, list_table, summary
-from nfnet_ray.models.variants import OVERRIDES, Variant
+from nfnet_ray.models.variants import OVERRIDE_FORM, OVERRIDES, Variant
+from nfnet_ray.printable import shell_command
 from nfnet_ray.settings import parse_assignment
-
-KNOB_FORM = "KNOB=VALUE, such as width=[128,256,768,768]"
-
-# Of the images of --signal, unless --size says another: large enough that F0's last stage has 4x4 pixels, small
-# enough for a CPU. Smaller members are measured at their training size.
-SIGNAL_SIZE = 128
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,7 +42,6 @@ examples
   python -m nfnet_ray.models
   python -m nfnet_ray.models nfnet_f0 --size 256
   python -m nfnet_ray.models nfnet_f0 --set width=[128,256,768,768] --set group_width=[64,64,64,64]
-  python -m nfnet_ray.models nf_resnet50 --signal signal.html
 """,
     )
     parser.add_argument("name", nargs="?", metavar="NAME", help="a model; without it all are listed")
@@ -58,45 +51,40 @@ examples
     )  # fmt: skip
     parser.add_argument(
         "--size", type=positive, metavar="PIXELS",
-        help="side of an image, for multiply-adds and --signal (default: the model's training size, "
-        f"for --signal at most {SIGNAL_SIZE})",
+        help="side of an image, for multiply-adds (default: the model's training size)",
     )  # fmt: skip
     parser.add_argument(
         "--set", action="append", default=[], metavar="KNOB=VALUE", dest="knobs",
         help=f"change the architecture: {', '.join(OVERRIDES)}; may be repeated",
     )  # fmt: skip
-    parser.add_argument(
-        "--signal", type=Path, metavar="PAGE.html",
-        help="measure the activations of a new network, block by block, and draw them next to their expectation",
-    )  # fmt: skip
+    # What it did is a command of its own now, which `_run` names.
+    parser.add_argument("--signal", metavar="PAGE.html", help=argparse.SUPPRESS)
     return parser
 
 
 def _run(options: argparse.Namespace) -> None:
+    if options.signal is not None:
+        raise UserError(f"--signal has moved: {_signal_command(options)}")
     if options.name is None:
-        given = {"--set": options.knobs, "--size": options.size, "--signal": options.signal}
+        given = {"--set": options.knobs, "--size": options.size}
         for flag, value in given.items():
             if value:
                 raise UserError(f"{flag} needs the name of a model; without {flag} all of them are listed")
         print(list_table(options.classes))
         return
-    overrides = dict(parse_assignment(text, KNOB_FORM) for text in options.knobs)
+    overrides = dict(parse_assignment(text, OVERRIDE_FORM) for text in options.knobs)
     model = get_model(options.name, overrides)
     size = options.size or model.train_size
-    if options.signal is not None:
-        if not isinstance(model, Variant):
-            raise UserError(
-                f"model {model.name}: the signal of a baseline has no expectation; choose an NFNet"
-            )
-        from nfnet_ray.models.signal_page import write_signal_page  # torch and plotly, which take seconds
-
-        size = options.size or min(SIGNAL_SIZE, model.train_size)
-        print(write_signal_page(model, size, options.signal))
-        print(f"wrote {options.signal}")
-        return
     if isinstance(model, Variant):
         print(block_table(model, size, options.classes))
     print(summary(options.name, overrides, size, options.classes))
+
+
+def _signal_command(options: argparse.Namespace) -> str:
+    size = [] if options.size is None else ["--size", str(options.size)]
+    knobs = [word for knob in options.knobs for word in ("--set", knob)]
+    words = ["python", "-m", "dashboards.signal_propagation", options.name or "NAME", options.signal]
+    return shell_command([*words, *size, *knobs])
 
 
 if __name__ == "__main__":

@@ -15,7 +15,10 @@ from torch import Tensor, nn
 
 from nfnet_ray.errors import UserError
 from nfnet_ray.models.nfnet import NFBlock, NFNet
-from nfnet_ray.models.variants import block_name
+from nfnet_ray.models.variants import Variant, block_name
+
+NOISE_IMAGES = 8
+NOISE_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,24 @@ def _moments(x_NCHW: Tensor) -> tuple[float, float]:
     x_NCHW = x_NCHW if x_NCHW.dtype == torch.float64 else x_NCHW.float()
     variance_C, mean_C = torch.var_mean(x_NCHW, dim=(0, 2, 3), correction=0)
     return mean_C.square().mean().item(), variance_C.mean().item()
+
+
+def signal_of_new_network(variant: Variant, image_size: int) -> dict[str, list[BlockSignal]]:
+    """The signal of a new network on noise: {condition: signal}, with its initial skip gains and with all of them 1.
+
+    The noise is `NOISE_IMAGES` images of unit normal numbers, (3, image_size, image_size) each. Weights and images are
+    drawn from a fixed seed; torch's own generator is left as it was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(NOISE_SEED)
+        model = NFNet(variant, num_classes=1)
+        images_NCHW = torch.randn(NOISE_IMAGES, 3, image_size, image_size)
+    measured = {"initial skip gains, 0": measure_signal(model, images_NCHW)}
+    for block in model.blocks:
+        assert isinstance(block, NFBlock)
+        nn.init.ones_(block.skip_gain)
+    measured["skip gains of 1"] = measure_signal(model, images_NCHW)
+    return measured
 
 
 @contextmanager

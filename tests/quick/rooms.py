@@ -32,7 +32,7 @@ ARROWS = {
     "study": {"models", "data", "tracking"},
     "cluster": {"training", "study"},
     "analysis": {"tracking"},
-    "dashboards": {"analysis"},
+    "dashboards": {"analysis", "models"},
     "data_prep": {"data", "cluster"},
     "studies": {"cluster", "dashboards", "data_prep"},  # the built-in data set is written on first use
     "benchmarks": {"cluster", "data_prep"},

@@ -34,6 +34,7 @@ COMMANDS: list[tuple[Callable[[list[str]], int], list[str], list[str]]] = [
     (train.main, [], ["--checkpoint-minutes", "--hang-seconds"]),
     (module("nfnet_ray.models.__main__"), ["nfnet_f0"], ["--size", "--classes"]),
     (module("dashboards.compare"), ["study"], ["--port"]),
+    (module("dashboards.signal_propagation"), ["nfnet_f0", "page.html"], ["--size"]),
     (module("data_prep.__main__"), ["convert", "a", "b"], ["--holdout", "--max-side", "--jpeg-quality"]),
     (module("data_prep.__main__"), ["convert", "a", "b"], ["--workers", "--max-unreadable"]),
     (module("data_prep.__main__"), ["doctor", "a"], ["--gpus", "--gpu-images-per-second", "--workers"]),
@@ -61,7 +62,13 @@ def test_a_flag_that_takes_a_number_refuses_all_else_in_one_line(
 
 @pytest.mark.parametrize(
     "name",
-    ["nfnet_ray.models.__main__", "nfnet_ray.data.__main__", "dashboards.report", "dashboards.compare"],
+    [
+        "nfnet_ray.models.__main__",
+        "nfnet_ray.data.__main__",
+        "dashboards.report",
+        "dashboards.compare",
+        "dashboards.signal_propagation",
+    ],
 )
 def test_an_unknown_flag_is_refused_in_one_line(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:

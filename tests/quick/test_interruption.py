@@ -18,7 +18,14 @@ from tests.deadlines import HANG_SECONDS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 STUDIES = ["studies/agc_sweep.py", "studies/dropout_sweep.py", "studies/sam_sweep.py", "studies/transfer.py"]
-MODULES = ["data_prep", "dashboards.compare", "dashboards.report", "nfnet_ray.models", "nfnet_ray.data"]
+MODULES = [
+    "data_prep",
+    "dashboards.compare",
+    "dashboards.report",
+    "dashboards.signal_propagation",
+    "nfnet_ray.models",
+    "nfnet_ray.data",
+]
 PROGRAMS = [[program] for program in [*STUDIES, "studies/train.py"]] + [["-m", name] for name in MODULES]
 
 # Stands for any library: its import is long, and what tells the program to end comes in the middle of it.

@@ -107,9 +107,11 @@ def test_knobs_change_the_network(capsys: pytest.CaptureFixture[str]) -> None:
         (["nfnet_f0", "--set", "width"], ["--set width", "KNOB=VALUE"]),
         (["nfnet_f0", "--set", "activation=swish"], ["activation='swish'", "silu"]),
         (["resnet50", "--set", "width=[1,2,3,4]"], ["resnet50", "overrides"]),
-        (["resnet50", "--signal", "x.html"], ["resnet50", "baseline"]),
-        (["--signal", "x.html"], ["--signal needs the name"]),
-        (["nfnet_pico", "--signal", "/nowhere/x.html"], ["/nowhere/x.html"]),
+        (["--signal", "x.html"], ["--signal has moved: python -m dashboards.signal_propagation NAME x.html"]),
+        (
+            ["nfnet_pico", "--signal", "x.html", "--size", "64", "--set", "se_ratio=none"],
+            ["python -m dashboards.signal_propagation nfnet_pico x.html --size 64 --set se_ratio=none"],
+        ),
     ],
 )
 def test_a_mistake_is_one_line(
@@ -135,22 +137,3 @@ def test_a_bad_name_exits_with_2() -> None:
     command = [sys.executable, "-m", "nfnet_ray.models", "nfnet_g0"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
-
-
-def test_the_signal_page_stands_for_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    page = tmp_path / "signal.html"
-    lines = printed(capsys, "nfnet_pico", "--signal", str(page))
-    assert lines[-1] == f"wrote {page}"
-    assert [line.split()[0] for line in lines[1:-1]] == [
-        "stem",
-        *(f"block_{index:02d}" for index in range(5)),
-        "final_conv",
-    ]
-    stage_2, stage_3, stage_4 = 1 / 1.04, 1 / 1.04**2, 1 / 1.04**2 / 1.08  # of 1, 1, 2 and 1 blocks
-    expected = [float(line.split()[2]) for line in lines[1:-1]]
-    assert expected == pytest.approx([1, 1, stage_2, stage_3, stage_3, stage_4, stage_4], rel=1e-3)
-    text = page.read_text()
-    assert not re.search(r"<(script|link|img)[^>]+(src|href)=", text)
-    for words in ("new nfnet_pico", "32×32", "Initial skip gains", "Skip gains of 1", "block_04"):
-        assert words in text
-    assert printed(capsys, "nfnet_pico", "--signal", str(page)) == lines  # the same numbers again
