@@ -57,7 +57,7 @@ def run(
         data: a data set written by data_prep; by default the ``data.path`` of a Study's Recipe, or else handwritten
             digits, which are written on first use.
         epochs: epochs of each trial.
-        trials: only the first so many settings, each with all seeds.
+        trials: run only this number of settings, the first ones, each with all seeds.
         seeds: how many seeds each setting is repeated with; by default a Study's own.
         settings: {dotted name of a Recipe field: value}. A swept field that is set is fixed for all trials.
         storage: the folder of all results.

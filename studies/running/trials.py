@@ -89,7 +89,7 @@ class StudyRequest(Request):
         if self.trials_at_once and None in (self.cpus_per_worker, self.gpus_per_worker):
             raise UserError(
                 "--trials-at-once needs --cpus-per-worker and --gpus-per-worker: "
-                "nodes that are not up yet cannot be looked at"
+                "the size of nodes that are not up yet is unknown"
             )
         return WorkerDemand(
             self.workers_per_trial or 1,
