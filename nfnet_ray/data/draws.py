@@ -12,9 +12,9 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # increment of SplitMix64: Steele, Lea, Flood 2014, section 4
-_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)  # its two multipliers: Stafford's variant 13
-_MIX_2 = np.uint64(0x94D049BB133111EB)
+from nfnet_ray.splitmix64 import GOLDEN, mixed_array
+
+_GOLDEN = np.uint64(GOLDEN)
 
 
 class Purpose(IntEnum):
@@ -36,13 +36,6 @@ class Purpose(IntEnum):
     AUTOAUGMENT = 14
 
 
-def _mixed(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The output function of SplitMix64, a bijection of 64-bit numbers."""
-    state = (state ^ (state >> np.uint64(30))) * _MIX_1
-    state = (state ^ (state >> np.uint64(27))) * _MIX_2
-    return state ^ (state >> np.uint64(31))
-
-
 def hashes(
     seed: int, epoch: int, purpose: Purpose, indices: NDArray[np.int64], count: int = 1
 ) -> NDArray[np.uint64]:
@@ -51,7 +44,7 @@ def hashes(
         state = np.zeros((len(indices), count), np.uint64)
         keys = (np.uint64(seed), np.uint64(epoch), np.uint64(purpose))
         for key in (*keys, indices.astype(np.uint64)[:, None], np.arange(count, dtype=np.uint64)[None]):
-            state = _mixed(state + _GOLDEN + key)
+            state = mixed_array(state + _GOLDEN + key)
         return state
 
 

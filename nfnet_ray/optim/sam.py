@@ -19,14 +19,12 @@ import torch
 from torch import Tensor
 
 from nfnet_ray.recipe import SAMRecipe
+from nfnet_ray.splitmix64 import GOLDEN, mix_tensor_, mixed, signed
 
 LARGEST_NORMED_VALUES = 1 << 16
 """A norm over more values than this is put together from parts: torch adds up a tensor's squares in a few
 float32 numbers on a CPU, which is 1e-4 too little at 4 million values and 7e-4 at 16 million."""
 
-# SplitMix64, as in nfnet_ray/data/draws.py: Steele, Lea, Flood 2014, with Stafford's variant 13 of the mixing.
-_GOLDEN = 0x9E3779B97F4A7C15
-_MIXING = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1))  # shift, then multiply
 _DRAWN_AT_ONCE = {"cpu": 1 << 15, "other": 1 << 22}
 """Entries of ESAM's mask that are hashed together: what stays in a core's cache, or fills a GPU."""
 
@@ -240,26 +238,11 @@ def _sizes(parameters: Sequence[Tensor], eta: float) -> list[Tensor]:
 def _mask(count: int, share: float, seed: int, device: torch.device) -> Tensor:
     """``count`` booleans, each true with probability ``share`` < 1: hashes of (seed, place)."""
     mask = torch.empty(count, dtype=torch.bool, device=device)
-    start = _signed(_mixed(seed + _GOLDEN))
+    start = signed(mixed(seed + GOLDEN))
     limit = round(share * 2.0**64) - (1 << 63)  # a hash is uniform in -2^63 .. 2^63 - 1
     at_once = _DRAWN_AT_ONCE.get(device.type, _DRAWN_AT_ONCE["other"])
     for first in range(0, count, at_once):
         state = torch.arange(first, min(first + at_once, count), device=device)
-        state.mul_(_signed(_GOLDEN)).add_(start)
-        for shift, factor in _MIXING:
-            shifted = (state >> shift).bitwise_and_((1 << (64 - shift)) - 1)  # torch's shift keeps the sign
-            state.bitwise_xor_(shifted).mul_(_signed(factor))
+        mix_tensor_(state.mul_(signed(GOLDEN)).add_(start))
         torch.lt(state, limit, out=mask[first : first + at_once])
     return mask
-
-
-def _mixed(number: int) -> int:
-    for shift, factor in _MIXING:
-        number %= 1 << 64
-        number = (number ^ (number >> shift)) * factor
-    return number
-
-
-def _signed(number: int) -> int:
-    """The int64 of the same 64 bits."""
-    return (number + (1 << 63)) % (1 << 64) - (1 << 63)
