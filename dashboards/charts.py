@@ -30,9 +30,9 @@ END_MARKS = {
 """{state: (Plotly's symbol at the end of a curve, the letter for it, what it means)}."""
 
 PANELS_AT_MOST = 6
-"""With more strata than these all trials share one panel."""
+"""With more strata than this all trials share one panel."""
 CURVES_AT_MOST = 40
-"""Of more curves than these a panel shows, at first, the best ones and how all are spread."""
+"""With more curves than this a panel first shows the best ones and the spread of all."""
 BEST_CURVES = 10
 _BAND_STEPS = 80
 _TRIALS_FOR_A_QUANTILE = 5
@@ -273,7 +273,7 @@ def _bands(curves: Sequence[_Curve]) -> list[dict[str, Any]]:
 
 
 def _short(value: float) -> float:
-    """As many digits as a chart can show: a page has up to some ten thousand of them."""
+    """Rounded to the digits that a chart can show, because a page has tens of thousands of numbers."""
     return float(f"{value:.5g}")
 
 

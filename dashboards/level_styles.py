@@ -17,7 +17,7 @@ from typing import Any
 from nfnet_ray.tracking.labels import value_label
 
 LEVELS_AT_MOST = 12
-"""Of more numbers than these, as a random search has them, neighbours share a look."""
+"""With more numbers than this, as in a random search, neighbours share a look."""
 _GROUPS = 8
 
 PAPER = {"light": "#ffffff", "dark": "#161615"}

@@ -1,4 +1,4 @@
-"""The report of a study that runs, written again and again, in a thread that can do the study no harm."""
+"""The report of a running study, rewritten by a thread whose failures never reach the study."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from dashboards.report import write_report
 
 logger = logging.getLogger(__name__)
 
-# The reports of a study of 1,000 trials take seconds of the driver's time each: a tenth of it at most goes into them.
+# A report of 1,000 trials takes seconds of the driver's time: at most a tenth of the time is spent on reports.
 SECONDS_BETWEEN_REPORTS = 60.0
 _LARGEST_SHARE = 0.1
-# For a report that is being written when the study ends, on a storage that may have stopped to answer.
+# How long to wait at the end for a report that is being written, on a storage that may no longer answer.
 _CLOSING_SECONDS = 30.0
 
 

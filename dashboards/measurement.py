@@ -19,7 +19,7 @@ EVAL_CROPS = {
 
 
 def measurement(record: StudyRecord) -> list[tuple[str, str]]:
-    """(name, text) of each fact; those that the journal does not tell are left out."""
+    """(name, text) of each fact, without those that the journal does not have."""
     study, data = record.study, record.study["data"]
     facts = [
         (
@@ -54,20 +54,20 @@ def _halving(record: StudyRecord) -> str:
     return (
         f", unless stopped early: at epoch {halving['grace_epochs']} and at each "
         f"{halving['reduction_factor']:g}-fold of it, only the best 1/{halving['reduction_factor']:g} "
-        "under the same conditions went on (successive halving)"
+        "under the same conditions continued (successive halving)"
     )
 
 
 def _damaged_images(record: StudyRecord) -> str:
-    """How many images the trials left out for being damaged; nothing where they found none."""
+    """How many damaged images the trials skipped; empty if they found none."""
     words = {"damaged_train_images": "training", "damaged_validation_images": "validation"}
     most = {words[name]: record.epochs[name].max() for name in words if name in record.epochs}
     parts = [count(int(number), f"{split} image") for split, number in most.items() if number > 0]
-    return f"left out, at most in a trial: {' and '.join(parts)}" if parts else ""
+    return f"skipped, at most in one trial: {' and '.join(parts)}" if parts else ""
 
 
 def _accuracy(record: StudyRecord) -> str:
-    """Of which weights and of which part of an image the accuracies are."""
+    """Which weights and which crop of an image the accuracies were measured with."""
     decays, crops = (_values(record, name) for name in ("optimizer.ema.decay", "data.eval_crop"))
     words = []
     averaged = [decay for decay in decays if decay is not None]
@@ -83,7 +83,7 @@ def _accuracy(record: StudyRecord) -> str:
 
 
 def _values(record: StudyRecord, name: str) -> list[Any]:
-    """The values that a Recipe field had in the study; none where the journal is older than the field."""
+    """The values that a Recipe field had in the study; empty if the journal is older than the field."""
     recipe = record.study["recipe"]
     return list(record.study["space"].get(name, [recipe[name]] if name in recipe else []))
 

@@ -1,4 +1,4 @@
-"""A study's report: one HTML file that says what was asked, what came out, and how sure that is.
+"""A study's report: one HTML file with the question, the answer, and how certain the answer is.
 
     python -m dashboards.report STUDY [--output FILE]
 
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--output",
         type=Path,
         metavar="FILE",
-        help=f"where to (default: {REPORT_FILE} in the study's directory)",
+        help=f"the file to write (default: {REPORT_FILE} in the study's directory)",
     )
     options = parser.parse_args(arguments)
     try:

@@ -1,4 +1,4 @@
-"""What a study's report says, section by section: the facts that ``templates/report.html.jinja`` lays out."""
+"""The contents of a study's report, section by section, which ``templates/report.html.jinja`` lays out."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ from nfnet_ray.analysis import BestSetting, StudyRecord, best_setting, setting_r
 from nfnet_ray.wording import count
 
 SILENCE_SECONDS = 15 * 60.0
-"""A study whose driver has recorded nothing for this long may have lost it."""
+"""The driver of a study that has recorded nothing for this long may be dead."""
 
 
 @dataclass(frozen=True)
 class Notice:
-    """What a reader has to know first of a study that is not complete.
+    """A notice at the top of the report of a study that is not complete.
 
     Attributes:
         as_of: when the page was written; empty if the study has ended.
@@ -88,7 +88,7 @@ class SignalSection:
 
 @dataclass(frozen=True)
 class Report:
-    """All that a report says; ``looks`` and ``shades`` are the colours of levels and of epochs."""
+    """Everything that a report shows; ``looks`` and ``shades`` are the colours of levels and of epochs."""
 
     name: str
     question: str
@@ -150,7 +150,9 @@ def _notice(record: StudyRecord, now: float) -> Notice | None:
     silence = now - record.last_event
     if silence < SILENCE_SECONDS:
         return Notice("Running.", f"{have_ended}.", as_of)
-    return Notice("Running, or cut off.", f"{have_ended}; the last news was {duration(silence)} old.", as_of)
+    return Notice(
+        "Running, or cut off.", f"{have_ended}; the last event was recorded {duration(silence)} ago.", as_of
+    )
 
 
 def _answer(record: StudyRecord, best: BestSetting | None) -> Answer:
@@ -193,7 +195,7 @@ def _settings_caption(record: StudyRecord, settings: SettingsChart, unmeasured: 
         marks.append("solid: after the last epoch, with its 95% interval")
     if settings.partial_epochs:
         epochs = ", ".join(f"after {epochs_of(record, epochs)}" for epochs in settings.partial_epochs)
-        marks.append(f"hollow: {epochs}, as it was stopped early or has yet to finish")
+        marks.append(f"hollow: {epochs}, stopped early or not finished yet")
     if settings.has_lost:
         marks.append("✕ below: diverged or failed")
     caption = f"{'; '.join(marks)}.".capitalize()
@@ -207,12 +209,12 @@ def _curves(record: StudyRecord) -> CurvesSection:
     summarised = any(panel.summarised for panel in panels)
     present = [state for state in END_MARKS if (record.trials["state"] == state).any()]
     ends = dict.fromkeys(f"{END_MARKS[state][1]} {state_words(record, state)}" for state in present)
-    notes = [f"The end of a curve: {', '.join(ends)}."] if ends else []
+    notes = [f"Marks at the ends of curves: {', '.join(ends)}."] if ends else []
     if summarised:
         notes.append(
-            f"Where there are more than {CURVES_AT_MOST} trials, the {BEST_CURVES} with the highest last accuracy have "
-            "a curve. Behind them is how the accuracies of all the trials that were still training at that time are "
-            "spread: median, middle 50%, middle 90%."
+            f"Of more than {CURVES_AT_MOST} trials, only the {BEST_CURVES} with the highest final accuracy are drawn "
+            "as curves. The bands behind them show the median, the middle 50% and the middle 90% of all trials "
+            "that were still training at that time."
         )
     charts = tuple(
         Chart(
@@ -256,8 +258,8 @@ def _signal(charts: SignalCharts) -> SignalSection:
         remarks.append(f"Diverged before the first measurement: {first_of(charts.unmeasured)}.")
     if charts.undrawable:
         remarks.append(
-            f"Not drawn, as a log axis has no place for them: {count(charts.undrawable, 'variance')} of 0, "
-            "infinity or not a number."
+            f"Not drawn, because a log axis cannot show them: {count(charts.undrawable, 'variance')} of 0, "
+            "infinity or NaN."
         )
     return SignalSection(
         charts=tuple(

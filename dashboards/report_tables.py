@@ -15,15 +15,15 @@ from nfnet_ray.tracking.labels import value_label
 from nfnet_ray.wording import count, speed
 
 STRATA_AT_MOST = 12
-"""Of more conditions than these the answer's table has the ones with the highest accuracy."""
+"""The answer's table shows at most this many conditions: those with the highest accuracy."""
 NAMED_AT_MOST = 4
-"""Of more settings than these a caption gives the number; the table names them."""
+"""A caption names at most this many settings and gives the number of the others."""
 PAGED_ABOVE = 50
 """A table of more trials than these is shown a page at a time (the page's script has the same number)."""
 LAST, HIGHEST, SPEED = "top-1, last epoch", "top-1, highest epoch (optimistic)", "images/s"
 STATE = "state"
 BEST_FIRST = (LAST, HIGHEST, SPEED)
-"""Columns of which the first click shows the largest first."""
+"""Columns that the first click sorts from the largest down."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Column:
 
 
 class Cell(NamedTuple):
-    """What a cell shows, with a remark in small print, and what the page's script sorts it by: empty if unknown."""
+    """A cell's text, with a remark in small print and the key that the page's script sorts by; empty if unknown."""
 
     text: str
     is_number: bool = False
@@ -155,7 +155,7 @@ def heat_table(record: StudyRecord, best: BestSetting | None, heat_map: HeatMap)
 
 
 def trials_table(record: StudyRecord, best: BestSetting | None) -> Table:
-    """All trials, in the order of the study, or, where they fill more than a page, the best first."""
+    """All trials: in the study's order, or the best first if the table has several pages."""
     with_seeds = len(record.study["seeds"]) > 1 and not record.trials["seed"].isna().any()
     columns = (
         *(Column(record.names[field], levels_of(record.trials[field]).ordered) for field in record.fields),
@@ -220,7 +220,7 @@ def percent(fraction: float) -> str:
 
 
 def first_of(labels: Sequence[str], separator: str = "; ") -> str:
-    """The labels, or, of many, the first ones and how many more there are."""
+    """The labels; of more than :data:`NAMED_AT_MOST`, the first ones and the number of the others."""
     if len(labels) <= NAMED_AT_MOST:
         return separator.join(labels)
     return f"{separator.join(labels[:NAMED_AT_MOST])} and {len(labels) - NAMED_AT_MOST} more"

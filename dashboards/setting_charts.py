@@ -1,4 +1,4 @@
-"""What each setting of a study came to: a mark in a chart, and a cell in a table of the first two swept fields."""
+"""The outcome of each setting of a study: a mark in a chart, and a cell in a table of the first two swept fields."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STRATUM_MARKS = (
 )
 """(Plotly's symbol, the letter for it) of the strata, in their order; as many as :data:`PANELS_AT_MOST`."""
 LABELLED_AT_MOST = 40
-"""Of more hollow marks than these the number of epochs is under the pointer only."""
+"""With more hollow marks than this the number of epochs is shown under the pointer only."""
 HEADING_CHARACTERS = 10
 """Longer values of the first field are the rows of the table, where there is room for them."""
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
@@ -34,7 +34,7 @@ Kind = Literal["finished", "partial", "lost"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What is known of one setting.
+    """The outcome of one setting.
 
     Attributes:
         kind: ``finished`` is comparable with the other finished ones; ``partial`` has an accuracy after fewer epochs
@@ -115,7 +115,7 @@ def settings_chart(record: StudyRecord, outcomes: Sequence[Outcome]) -> Settings
     known += [bound for o in outcomes if o.result and apart for bound in (o.result.low, o.result.high)]
     low, high = min(known, default=0.0), max(known, default=1.0)
     margin = max(0.01, 0.07 * (high - low))
-    # What was lost has no accuracy: its marks are in a row of their own, below all the others.
+    # Lost settings have no accuracy: their marks form a separate row below all the others.
     floor = low - margin
     range_ = [floor - margin / 2, min(1.02, high + margin)]
     partial = [outcome for outcome in outcomes if outcome.kind == "partial"]

@@ -23,9 +23,9 @@ Row = Mapping[Hashable, Any]
 DIVERGED = "diverged"
 BEST_AT_MOST, PANELS_AT_MOST = 4, 6
 EPOCHS_AT_MOST = 8
-"""Of more epochs than these, evenly chosen ones are drawn, with the first and the last."""
+"""Of more epochs than this, evenly spaced ones are drawn, including the first and the last."""
 NAMED_BLOCKS = 16
-"""Of more blocks than these, only some have their name at the axis; all have it under the pointer."""
+"""With more blocks than this only some are named at the axis; the pointer shows every name."""
 
 # Of Plotly's Blues, from light to dark: the light end vanishes on white, the dark end on black.
 _LIGHT_THEME_RANGE, _DARK_THEME_RANGE = (0.42, 1.0), (0.78, 0.12)
@@ -33,7 +33,7 @@ _LIGHT_THEME_RANGE, _DARK_THEME_RANGE = (0.42, 1.0), (0.78, 0.12)
 
 @dataclass(frozen=True)
 class SignalCharts:
-    """What the section on signal propagation shows.
+    """The panels of the section on signal propagation.
 
     Attributes:
         panels: ``(title, figure)`` of the shown trials, with one Y axis for all that diverged and one for the rest.

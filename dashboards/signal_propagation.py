@@ -38,7 +38,7 @@ MOST_PIXELS = 128
 """Of the images, unless --size says another: large enough that F0's last stage has 4x4 pixels, small enough for a CPU.
 Smaller members are measured at their training size."""
 NAMED_BLOCKS = 30
-"""Of more blocks than these only some have their name at the axis."""
+"""With more blocks than this only some are named at the axis."""
 
 QUANTITIES = {
     "variance": "variance",

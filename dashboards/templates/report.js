@@ -30,7 +30,7 @@ function showRows() {
   back.disabled = page === 0;
   on.disabled = page === pages - 1;
   document.querySelector(".rows").textContent = !found.length
-    ? "No trial has all of these words."
+    ? "No trial matches."
     : `Trials ${number(page * PAGE + 1)} to ${number(page * PAGE + shown.length)} of ${number(found.length)}`;
 }
 function turn(to) {

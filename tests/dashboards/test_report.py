@@ -77,7 +77,7 @@ def test_damaged_images_that_were_left_out_are_told(tmp_path: Path) -> None:
         event["metrics"] |= {"damaged_train_images": 0, "damaged_validation_images": 0}  # type: ignore[operator]
     assert "Damaged images" not in report(tmp_path / "skip", events).text
     epochs[0]["metrics"]["damaged_train_images"] = 1203  # type: ignore[index]
-    assert "left out, at most in a trial: 1,203 training images" in report(tmp_path / "damaged", events).text
+    assert "skipped, at most in one trial: 1,203 training images" in report(tmp_path / "damaged", events).text
 
 
 def test_the_report_has_the_question_the_answer_every_trial_and_how_it_was_measured(tmp_path: Path) -> None:
@@ -202,8 +202,8 @@ def test_the_report_of_a_running_study_says_what_runs_and_reloads_itself(tmp_pat
     for event in events:
         event["time"] += time.time() - events[-1]["time"]  # the driver said something just now
     page = report(tmp_path, events)
-    assert "Running. 3 of 12 trials have ended. What follows is what is known so far." in page.text
-    assert "This page reloads itself" in page.text
+    assert "Running. 3 of 12 trials have ended. This page shows the results so far." in page.text
+    assert "It reloads itself" in page.text
     assert page.data["written"]
     assert "running" in page.text.partition("All 12 trials")[2]
     ended: Event = {
@@ -220,7 +220,7 @@ def test_the_report_of_a_running_study_says_what_runs_and_reloads_itself(tmp_pat
 def test_a_study_of_which_nothing_was_heard_for_long_may_be_dead(tmp_path: Path) -> None:
     page = report(tmp_path, agc_sweep()[:30])
     assert re.search(
-        "Running, or cut off. 3 of 12 trials have ended; the last news was [^.]* old.", page.text
+        "Running, or cut off. 3 of 12 trials have ended; the last event was recorded [^.]* ago.", page.text
     )
 
 

@@ -213,9 +213,7 @@ def test_what_a_log_axis_cannot_show_is_told_and_breaks_the_curve(tmp_path: Path
     assert None not in drawn[:3]
     assert charts.undrawable == 3
     page = write_report(tmp_path).read_text(encoding="utf-8")
-    assert (
-        "Not drawn, as a log axis has no place for them: 3 variances of 0, infinity or not a number." in page
-    )
+    assert "Not drawn, because a log axis cannot show them: 3 variances of 0, infinity or NaN." in page
 
 
 def test_a_network_without_an_expectation_has_a_chart_without_one(tmp_path: Path) -> None:
