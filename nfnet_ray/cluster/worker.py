@@ -127,7 +127,7 @@ def _keep_stacks(hang: Hang, config: WorkerConfig, context: GroupContext, attemp
             rank=context.rank,
             workers=context.world_size,
             phase=hang.phase,
-            heartbeats=hang.beats,
+            heartbeats=hang.heartbeats,
             waits_for_others=hang.waits_for_others,
             silent_seconds=hang.silent_seconds,
             stacks=place,

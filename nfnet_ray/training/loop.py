@@ -147,11 +147,11 @@ def finish_epoch(run: Run, at: Position) -> Position | Outcome:
 
     # ---- Accuracy: of the moving average, where there is one, since that is what is delivered and compared ----
     step.unify_statistics()
-    validation = evaluate(run.model, clock.beating(run.eval_loader), recipe, context)
+    validation = evaluate(run.model, clock.with_heartbeats(run.eval_loader), recipe, context)
     loss = validation["validation_loss"]
     if step.average:
         validation = {f"raw_{name}": value for name, value in validation.items()}
-        validation |= evaluate(step.average.model, clock.beating(run.eval_loader), recipe, context)
+        validation |= evaluate(step.average.model, clock.with_heartbeats(run.eval_loader), recipe, context)
     if not math.isfinite(loss):
         return _ended(run, at, "diverged", f"the validation loss became {loss} after epoch {at.epoch + 1}")
     metrics |= validation

@@ -39,10 +39,10 @@ _WAITS_FOR_OTHERS = (
 
 @dataclass(frozen=True)
 class Hang:
-    """What a worker's watchdog found. ``beats`` are the signs of life before; the one to blame has the fewest."""
+    """What a worker's watchdog found. ``heartbeats`` are the signs of life before; the one to blame has the fewest."""
 
     phase: str
-    beats: int
+    heartbeats: int
     silent_seconds: float
     waits_for_others: bool
     stacks: str
@@ -52,7 +52,7 @@ class Watchdog:
     """Watches a clock from a thread. A context manager: what is watched is what is inside.
 
     Args:
-        clock: whose ``beats`` have to grow.
+        clock: whose ``heartbeats`` have to grow.
         seconds: without a sign of life until the process is ended; three times as many before the first step.
         on_hang: is told before the process ends, from a thread of its own, for it may write to what hangs.
         seconds_to_stay: between the writing and the end.
@@ -84,19 +84,19 @@ class Watchdog:
 
     def _watch(self) -> None:
         every = min(1.0, self._seconds / 10)
-        beats, since, looked_at = -1, 0.0, time.monotonic()
+        heartbeats, since, looked_at = -1, 0.0, time.monotonic()
         try:
             while not self._over.wait(every):
                 now = time.monotonic()
                 # This thread stood still too: the machine slept, or somebody stopped the process.
                 if now - looked_at > every + self._seconds / 2:
-                    beats = -1
+                    heartbeats = -1
                 looked_at = now
-                if beats != self._clock.beats:
-                    beats, since = self._clock.beats, now
+                if heartbeats != self._clock.heartbeats:
+                    heartbeats, since = self._clock.heartbeats, now
                     self._arm_the_last_resort()
                 elif now - since > self._patience:
-                    self._report(beats, now - since)
+                    self._report(heartbeats, now - since)
                     return
         finally:
             faulthandler.cancel_dump_traceback_later()
@@ -109,12 +109,12 @@ class Watchdog:
         with contextlib.suppress(ValueError, OSError, RuntimeError):  # a process without standard error
             faulthandler.dump_traceback_later(2 * self._patience + 2 * self._stay, exit=True, file=2)
 
-    def _report(self, beats: int, silent_seconds: float) -> None:
+    def _report(self, heartbeats: int, silent_seconds: float) -> None:
         ends_at = time.monotonic() + self._stay
         stacks = stacks_of_all_threads()
         hang = Hang(
             self._clock.phase,
-            beats,
+            heartbeats,
             silent_seconds,
             waits_for_others=_waits_for_others(self._watched),
             stacks=f"no sign of life for {silent_seconds:.0f} s, in {self._clock.phase}; host "

@@ -32,7 +32,7 @@ def test_signs_of_life_keep_it_quiet() -> None:
         for phase in ("train", "data_wait", "train", "eval"):
             clock.enter(phase)
             time.sleep(0.05)
-        for _ in clock.beating(range(60)):  # evaluation lasts longer than that, batch by batch
+        for _ in clock.with_heartbeats(range(60)):  # evaluation lasts longer than that, batch by batch
             time.sleep(0.05)
     assert told.hangs == []
     assert told.codes == []
@@ -61,7 +61,7 @@ def test_silence_ends_the_process_and_tells_of_all_threads() -> None:
     other.join()
     (hang,) = told.hangs
     assert told.codes == [EXIT_HUNG]
-    assert (hang.phase, hang.beats, hang.waits_for_others) == ("data_wait", 1, False)
+    assert (hang.phase, hang.heartbeats, hang.waits_for_others) == ("data_wait", 1, False)
     assert hang.silent_seconds >= 0.3
     assert "a_thread_that_waits" in hang.stacks
     assert "test_silence_ends_the_process" in hang.stacks

@@ -36,7 +36,7 @@ class Clock:
         self._phase: Phase = "startup"
         self._started_at = time.perf_counter() if started_at is None else started_at
         self._since = self._started_at
-        self.beats = 0
+        self.heartbeats = 0
         """Signs of life: it grows whenever a phase or a batch begins."""
 
     @property
@@ -46,7 +46,7 @@ class Clock:
 
     def enter(self, phase: Phase) -> None:
         """Ends the running phase and begins another."""
-        self.beats += 1
+        self.heartbeats += 1
         now = time.perf_counter()
         self._seconds[self._phase] += now - self._since
         self._phase, self._since = phase, now
@@ -66,10 +66,10 @@ class Clock:
             self.enter("train")
             yield item
 
-    def beating(self, items: Iterable[T]) -> Iterator[T]:
+    def with_heartbeats(self, items: Iterable[T]) -> Iterator[T]:
         """Yields the items of a phase that lasts, each a sign of life."""
         for item in items:
-            self.beats += 1
+            self.heartbeats += 1
             yield item
 
     def seconds(self, phase: Phase) -> float:
