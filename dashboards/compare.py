@@ -25,14 +25,14 @@ import urllib.error
 import urllib.request
 import webbrowser
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 from nfnet_ray.analysis.study_directory import find_study
 from nfnet_ray.command_line.arguments import whole_number
-from nfnet_ray.command_line.interruption import interruptible
-from nfnet_ray.command_line.one_line_parser import EXIT_USER_ERROR, OneLineParser
+from nfnet_ray.command_line.exit_code import exit_code_of
+from nfnet_ray.command_line.one_line_parser import OneLineParser
 from nfnet_ray.errors import UserError
 from nfnet_ray.tracking.database import artifacts_stay_beside
 from nfnet_ray.tracking.events import JOURNAL_FILE
@@ -105,10 +105,11 @@ def mlflow_server(tracking_uri: str, port: int) -> Iterator[str]:
             _end(server)
 
 
+PROGRAM = "python -m dashboards.compare"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = OneLineParser(
-        prog="python -m dashboards.compare", description="Open the MLflow UI on a study's comparison."
-    )
+    parser = OneLineParser(prog=PROGRAM, description="Open the MLflow UI on a study's comparison.")
     parser.add_argument("study", metavar="STUDY", help="a study's directory, or its name under ./runs")
     parser.add_argument(
         "--port",
@@ -119,18 +120,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--no-browser", action="store_true", help="print the address only")
     options = parser.parse_args(arguments)
-    try:
-        with interruptible():  # a service manager's SIGTERM, or the server would go on
-            _compare(find_study(options.study), options.port, not options.no_browser)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return EXIT_USER_ERROR
-    except KeyboardInterrupt:
-        pass
-    return 0
+    return exit_code_of(PROGRAM, lambda: _compare(options.study, options.port, not options.no_browser))
 
 
-def _compare(directory: Path, port: int, browser: bool) -> None:
+def _compare(study: str, port: int, browser: bool) -> None:
+    # Ctrl-C is how a person ends the server; so is a service manager's SIGTERM.
+    with suppress(KeyboardInterrupt):
+        _open(find_study(study), port, browser)
+
+
+def _open(directory: Path, port: int, browser: bool) -> None:
     tracked = tracked_study(directory)
     if sqlite_path(tracked.tracking_uri) is None:
         server = with_credentials_aside(tracked.tracking_uri)

@@ -23,12 +23,14 @@ from dashboards.page import render_page
 from dashboards.report_facts import report_facts
 from nfnet_ray.analysis import StudyRecord, load_study
 from nfnet_ray.analysis.study_directory import find_study
-from nfnet_ray.command_line.interruption import EXIT_INTERRUPTED, interruptible
-from nfnet_ray.command_line.one_line_parser import EXIT_USER_ERROR, OneLineParser
+from nfnet_ray.command_line.exit_code import exit_code_of
+from nfnet_ray.command_line.one_line_parser import OneLineParser
 from nfnet_ray.errors import UserError
 from nfnet_ray.whole_file import whole_file
 
 REPORT_FILE = "report.html"
+
+PROGRAM = "python -m dashboards.report"
 
 
 def write_report(study_directory: Path, destination: Path | None = None) -> Path:
@@ -57,7 +59,7 @@ def write_report(study_directory: Path, destination: Path | None = None) -> Path
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = OneLineParser(prog="python -m dashboards.report", description="Write a study's report.")
+    parser = OneLineParser(prog=PROGRAM, description="Write a study's report.")
     parser.add_argument("study", metavar="STUDY", help="a study's directory, or its name under ./runs")
     parser.add_argument(
         "--output",
@@ -66,16 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help=f"the file to write (default: {REPORT_FILE} in the study's directory)",
     )
     options = parser.parse_args(arguments)
-    try:
-        with interruptible():
-            print(write_report(find_study(options.study), options.output))
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return EXIT_USER_ERROR
-    except KeyboardInterrupt:
-        print("report: stopped", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    return 0
+    return exit_code_of(PROGRAM, lambda: print(write_report(find_study(options.study), options.output)))
 
 
 def _page(record: StudyRecord, now: float) -> str:

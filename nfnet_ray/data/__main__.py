@@ -9,20 +9,23 @@ if __name__ == "__main__":
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from nfnet_ray.command_line.arguments import given_path
-from nfnet_ray.command_line.one_line_parser import EXIT_USER_ERROR, OneLineParser
-from nfnet_ray.errors import UserError
+from nfnet_ray.command_line.exit_code import exit_code_of
+from nfnet_ray.command_line.one_line_parser import OneLineParser
 from nfnet_ray.printable import printable
+
+PROGRAM = "python -m nfnet_ray.data"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; gives the exit code: 0, or 2 for an error a person can put right."""
-    parser = OneLineParser(prog="python -m nfnet_ray.data", description="Look at augmentation.")
+    parser = OneLineParser(prog=PROGRAM, description="Look at augmentation.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     sheet = commands.add_parser(
         "sheet",
-        help="a picture of every operation of RandAugment at three magnitudes, of MixUp and of CutMix",
+        help="draw every operation of RandAugment at three magnitudes, MixUp and CutMix",
     )
     sheet.add_argument(
         "out", type=given_path, metavar="OUT", help="the picture to write: NAME.jpg or NAME.png"
@@ -35,15 +38,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="a photograph (default: scikit-learn's flower)",
     )
     options = parser.parse_args(arguments)
-    try:
-        from nfnet_ray.data.augmentation.sheet import write_sheet  # here, so that --help is quick
+    return exit_code_of(PROGRAM, lambda: _write_sheet(options.out, options.image))
 
-        write_sheet(options.out, options.image)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    print(f"wrote {printable(options.out)}")
-    return 0
+
+def _write_sheet(out: Path, image: Path | None) -> None:
+    from nfnet_ray.data.augmentation.sheet import write_sheet  # here, so that --help is quick
+
+    write_sheet(out, image)
+    print(f"wrote {printable(out)}")
 
 
 if __name__ == "__main__":

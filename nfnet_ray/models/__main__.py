@@ -12,7 +12,8 @@ import sys
 from collections.abc import Sequence
 
 from nfnet_ray.command_line.arguments import positive
-from nfnet_ray.command_line.one_line_parser import EXIT_USER_ERROR, OneLineParser
+from nfnet_ray.command_line.exit_code import exit_code_of
+from nfnet_ray.command_line.one_line_parser import OneLineParser
 from nfnet_ray.errors import UserError
 from nfnet_ray.models.catalogue import get_model
 from nfnet_ray.models.tables import block_table, list_table, summary
@@ -20,21 +21,18 @@ from nfnet_ray.models.variants import OVERRIDE_FORM, OVERRIDES, Variant
 from nfnet_ray.printable import shell_command
 from nfnet_ray.settings import parse_assignment
 
+PROGRAM = "python -m nfnet_ray.models"
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print what was asked for; gives the exit code: 0, or 2 for an error a person can put right."""
     options = _parser().parse_args(arguments)
-    try:
-        _run(options)
-    except (UserError, OSError) as error:  # OSError: a page that cannot be written, a closed pipe
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    return 0
+    return exit_code_of(PROGRAM, lambda: _run(options))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
-        prog="python -m nfnet_ray.models",
+        prog=PROGRAM,
         description="List all models, or print one: its blocks, and what they cost.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="""\

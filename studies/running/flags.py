@@ -10,11 +10,11 @@ from pathlib import Path
 
 from nfnet_ray.cluster.connection.job import HOME_VARIABLE
 from nfnet_ray.command_line.arguments import at_least_zero, given_path, positive
-from nfnet_ray.command_line.interruption import EXIT_INTERRUPTED, interruptible
-from nfnet_ray.command_line.one_line_parser import EXIT_USER_ERROR, OneLineParser
+from nfnet_ray.command_line.exit_code import exit_code_of
+from nfnet_ray.command_line.one_line_parser import OneLineParser
 from nfnet_ray.command_line.terminal import new_console
 from nfnet_ray.errors import UserError
-from nfnet_ray.printable import printable, shown
+from nfnet_ray.printable import shown
 from nfnet_ray.recipe import field_meanings, parse_setting
 from studies.running.names import study_name
 from studies.running.program import StudyFactory, StudyProgram
@@ -44,15 +44,11 @@ def main(study: StudyFactory | StudyProgram, file: Path, arguments: Sequence[str
 def run_command(file: Path, request: Callable[[], Request], beginning: str) -> int:
     """Runs what was asked for and returns the exit code; ``beginning`` is what Ctrl-C can come before."""
     console = new_console()
-    try:
-        with interruptible():
-            return run(request(), partial(resume_command, file), console).exit_code
-    except UserError as error:
-        print(f"{file.name}: {printable(error)}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    except KeyboardInterrupt:
-        print(f"{file.name}: stopped before {beginning}", file=sys.stderr)
-        return EXIT_INTERRUPTED
+    return exit_code_of(
+        file.name,
+        lambda: run(request(), partial(resume_command, file), console).exit_code,
+        when_stopped=f"stopped before {beginning}",
+    )
 
 
 def _name(text: str) -> str:

@@ -21,7 +21,8 @@ HELD = """\
 import signal, sys
 from pathlib import Path
 import data_prep.sources.image_folder
-from data_prep.__main__ import _terminate, main
+from data_prep.__main__ import main
+from nfnet_ray.command_line.exit_code import terminate
 image, pipe, *arguments = sys.argv[1:]
 read = data_prep.sources.image_folder.read_regular_file
 def hold(path):
@@ -30,7 +31,7 @@ def hold(path):
             file.read()
     return read(path)
 data_prep.sources.image_folder.read_regular_file = hold
-signal.signal(signal.SIGTERM, _terminate)
+signal.signal(signal.SIGTERM, terminate)
 sys.exit(main(arguments))
 """
 

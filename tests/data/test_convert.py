@@ -474,7 +474,7 @@ def test_whatever_is_in_a_name_is_printed_in_one_line(
     assert main(["verify", str(tmp_path / name)]) == 0
     out, err = capsys.readouterr()
     shown = r"a\nb\x1b]0;title\x07"
-    assert f"error: {shown}/0.jpg: cannot be decoded" in err
+    assert f"python -m data_prep: {shown}/0.jpg: cannot be decoded" in err
     for line in (
         f"left out {shown}/0.jpg: ",
         f"of no class: {shown}.jpg\n",
@@ -621,7 +621,7 @@ def test_an_interrupted_conversion_leaves_nothing(
         _, error = process.communicate()
     assert process.returncode == code
     assert "Traceback" not in error
-    assert error == ("interrupted" if code == 130 else "terminated") + ": nothing was written\n"
+    assert error == "python -m data_prep: stopped; nothing was written\n"
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -674,7 +674,10 @@ def test_a_list_of_images_that_does_not_come_is_an_error(
 
     monkeypatch.setattr(FolderSplit, "images", images)
     assert convert(image_folder, tmp_path / "out") == 2
-    assert capsys.readouterr().err == "error: SOURCE: cannot be read (no answer for 0 s); check the disk\n"
+    assert (
+        capsys.readouterr().err
+        == "python -m data_prep: SOURCE: cannot be read (no answer for 0 s); check the disk\n"
+    )
 
 
 def test_ctrl_c_does_not_wait_for_what_does_not_answer(never: threading.Event) -> None:
@@ -694,5 +697,5 @@ def test_a_parquet_file_that_is_damaged_in_its_middle_gets_a_line(
     path.write_bytes(content)
     assert convert(path, tmp_path / "out") == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"error: {path}: cannot be read after row ") or "photos/" in error
+    assert error.startswith(f"python -m data_prep: {path}: cannot be read after row ") or "photos/" in error
     assert error.count("\n") == 1

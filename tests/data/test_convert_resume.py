@@ -200,9 +200,9 @@ def test_a_full_disk_gives_one_line_and_keeps_what_is_done(
     assert data_set_files(tmp_path / "out") == undisturbed
 
 
-@pytest.mark.parametrize(("number", "word"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interruption_says_how_to_go_on(
-    image_folder: Path, tmp_path: Path, number: signal.Signals, word: str
+    image_folder: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     shutil.copytree(image_folder, tmp_path / "split" / "val")
     image_folder.rename(tmp_path / "split" / "train")
@@ -219,7 +219,9 @@ def test_an_interruption_says_how_to_go_on(
         process.send_signal(number)
         _, error = process.communicate()
     (folder,) = unfinished(tmp_path / "out")
-    assert error == f"{word}: 14 images are kept in {folder}; the same command with --resume goes on\n"
+    assert error == (
+        f"python -m data_prep: stopped; 14 images are kept in {folder}; the same command with --resume goes on\n"
+    )
     assert not (tmp_path / "out").exists()
 
 

@@ -292,7 +292,7 @@ def test_the_command_names_up_to_a_limit_counts_all_and_exits_with_2(
     assert "sample 5 (rose/005.jpg)" in out
     assert "sample 11" not in out
     assert "and 1 more" in out
-    assert error == f"error: {flowers}: 3 damaged samples; copy or convert the data set again\n"
+    assert error == f"python -m data_prep: {flowers}: 3 damaged samples; copy or convert the data set again\n"
 
 
 def test_a_data_set_that_is_none_is_an_error_of_one_line(

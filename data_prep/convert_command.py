@@ -1,0 +1,214 @@
+"""``python -m data_prep convert``: its flags, and what it says about a conversion."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from pathlib import Path
+from typing import get_args
+
+from data_prep.conversion.encode import EncodeSettings
+from data_prep.lines import say
+from data_prep.sources.source import WriteMode
+from nfnet_ray.command_line.arguments import MOST_DIGITS, given_path, number_or_nan, shortened, whole_number
+from nfnet_ray.command_line.one_line_parser import OneLineParser
+from nfnet_ray.data.files.dataset import DatasetSummary
+from nfnet_ray.printable import interpreter, shell_command, shown
+from nfnet_ray.wording import agree, clock_time, count, speed
+
+_MOST_PIXELS = 65_500  # a side of a JPEG, in libjpeg (JPEG_MAX_DIMENSION); a .beton's sides are 16 bits wide
+# More threads than any machine has cores for; the operating system would refuse them in other words.
+number_of_threads = whole_number(1, 1024)
+
+
+def add_convert(commands: argparse._SubParsersAction[OneLineParser]) -> None:
+    """Add the command ``convert``."""
+    convert = commands.add_parser(
+        "convert",
+        help="convert a folder, Parquet files, ImageNet's tar files, CIFAR or a CSV list",
+        description="Convert images to .beton files (FFCV's format), each with a manifest next to it. JPEGs that decode"
+        " without errors are stored byte for byte; everything else is re-encoded.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="""\
+SOURCE is one of
+  a folder of class folders of images;
+  a folder with train/ and validation/ (or valid/, val/, test/; in upper or lower case), each with class folders;
+  Parquet files, or a folder of them, in the Hugging Face layout: a column image of
+  struct<bytes, path> and an integer label; train-*, validation-* and test-* name the splits;
+  ImageNet (ILSVRC-2012) as it is distributed: ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and
+  ILSVRC2012_devkit_t12.tar.gz, or a folder of the three; nothing is unpacked;
+  CIFAR-10 or CIFAR-100, binary version: the .tar.gz, or the folder in it;
+  a .csv with the columns path (relative to it), label (names or numbers) and optionally split
+  (train, validation or test).
+
+examples
+  python -m data_prep convert photos/ data/photos
+  python -m data_prep convert imagenet/data/ imagenet.beton --workers 32
+  python -m data_prep convert ILSVRC2012_img_train.tar ILSVRC2012_img_val.tar \\
+      ILSVRC2012_devkit_t12.tar.gz imagenet.beton
+  python -m data_prep convert cifar-10-binary.tar.gz data/cifar10
+""",
+    )
+    convert.add_argument("source", nargs="+", type=given_path, metavar="SOURCE", help="see below")
+    convert.add_argument(
+        "out", type=given_path, metavar="OUT",
+        help="a file NAME.beton, with NAME.validation.beton next to it; or a folder to create",
+    )  # fmt: skip
+    convert.add_argument(
+        "--holdout", type=_share, default=0.2, metavar="SHARE",
+        help="share of each class to hold out for validation if SOURCE has no validation or test split"
+        " (default: %(default)s)",
+    )  # fmt: skip
+    convert.add_argument(
+        "--label-column", default="label", metavar="NAME",
+        help="name of the column with the labels, in Parquet files or a CSV list (default: %(default)s)",
+    )  # fmt: skip
+    convert.add_argument(
+        "--write-mode", choices=get_args(WriteMode), default=EncodeSettings.write_mode,
+        help="how images are stored. auto: sound JPEGs byte for byte, other images as pixels up to 64x64 and as JPEGs"
+        " above; jpg: sound JPEGs byte for byte, other images as JPEGs; raw: all as pixels; smart: as pixels up to"
+        " 64x64 or if they take no more bytes than the JPEG, otherwise as jpg"
+        " (default: %(default)s)",
+    )  # fmt: skip
+    convert.add_argument(
+        "--jpeg-quality", type=whole_number(1, 100), default=EncodeSettings.jpeg_quality, metavar="1..100",
+        help="quality of images that are re-encoded, without chroma subsampling (default: %(default)s)",
+    )  # fmt: skip
+    convert.add_argument(
+        "--max-side", type=whole_number(1, _MOST_PIXELS), default=EncodeSettings.max_side, metavar="PIXELS",
+        help="shrink images with a longer side to this (default: %(default)s)",
+    )  # fmt: skip
+    convert.add_argument(
+        "--apply-orientation", action="store_true",
+        help="rotate photographs by their orientation tags, and re-encode those (default: pixels stay as they are)",
+    )  # fmt: skip
+    unreadable = convert.add_mutually_exclusive_group()
+    unreadable.add_argument(
+        "--max-unreadable", type=_images_or_share, default=0, metavar="N|SHARE",
+        help="skip up to N images, or this SHARE of all (0.001 or 0.1%%), that cannot be decoded, and list them with"
+        " the reason in OUT.quarantine.csv; one more stops the conversion (default: %(default)s)",
+    )  # fmt: skip
+    unreadable.add_argument(
+        "--skip-unreadable", action="store_true", help="skip any number of images that cannot be decoded"
+    )
+    convert.add_argument(
+        "--workers", type=number_of_threads, default=os.cpu_count() or 1, metavar="N",
+        help="number of threads (default: one per core, here %(default)s)",
+    )  # fmt: skip
+    convert.add_argument(
+        "--address", metavar="auto|HOST:PORT",
+        help="prepare images on a Ray cluster whose nodes have SOURCE under the same path, instead of in threads on"
+        " this machine; the files are the same",
+    )  # fmt: skip
+    convert.add_argument(
+        "--resume", action="store_true",
+        help="resume the same conversion if it was stopped; otherwise start it. A kill or a power failure costs at"
+        " most 5 seconds of work",
+    )  # fmt: skip
+    convert.add_argument("--overwrite", action="store_true", help="replace the data set that is in OUT")
+    convert.set_defaults(run=_convert)
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from data_prep.conversion.convert import ConvertSettings, convert
+    from data_prep.conversion.parallel import in_own_thread
+    from data_prep.conversion.quarantine import quarantine_path
+    from data_prep.conversion.splits import plan_splits
+    from data_prep.conversion.staging import check_out, check_outside, describe_unfinished, unfinished
+    from data_prep.sources.choose import open_source
+    from nfnet_ray.command_line.progress import images_on_stderr
+
+    start = time.monotonic()
+    out: Path = options.out
+    check_outside(out, options.source)
+    check_out(out, overwrite=options.overwrite)
+    if not options.resume:
+        for path in unfinished(out):
+            say(f"note: {describe_unfinished(path)}")
+    # Tasks on a cluster have other working folders.
+    source_paths = [path.absolute() for path in options.source] if options.address else options.source
+    source = in_own_thread(lambda: open_source(source_paths, options.label_column, images_on_stderr))
+    for note in source.notes:
+        say(f"note: {note}")
+    plan = plan_splits(source, options.holdout)
+    say(plan.note)
+    report = convert(
+        source,
+        plan,
+        out,
+        ConvertSettings(
+            encode=EncodeSettings(
+                write_mode=options.write_mode,
+                jpeg_quality=options.jpeg_quality,
+                max_side=options.max_side,
+                apply_orientation=options.apply_orientation,
+            ),
+            workers=options.workers,
+            address=options.address,
+            max_unreadable=None if options.skip_unreadable else options.max_unreadable,
+            overwrite=options.overwrite,
+            resume=options.resume,
+            keep_unfinished=True,
+        ),
+        progress=images_on_stderr,
+        source_paths=source_paths,
+    )
+    seconds = time.monotonic() - start
+    for reason, number in report.re_encoded.most_common():
+        say(f"re-encoded {count(number, 'image')}: {reason}")
+    if report.lossy_jpegs:
+        say(
+            f"of these, {report.lossy_jpegs:,} became JPEGs of quality {options.jpeg_quality}, which is lossy:"
+            " --write-mode raw keeps pixels as they are"
+        )
+    if report.orientation_tags and not options.apply_orientation:
+        say(
+            f"note: {count(report.orientation_tags, 'image')} with an orientation tag, stored as the pixels are,"
+            " perhaps sideways: --apply-orientation rotates them"
+        )
+    for name, why in report.skipped.items():
+        say(f"left out {name}: {why}")
+    if report.skipped:
+        say(
+            f"left out {count(len(report.skipped), 'unreadable image')} in all, listed in {quarantine_path(out)}"
+        )
+    if report.images_resumed:
+        were = agree(report.images_resumed, "was", "were")
+        say(f"resumed: {count(report.images_resumed, 'image')} {were} done before")
+    images = report.dataset.train_images + report.dataset.validation_images
+    say(
+        f"{source.kind}: {count(images, 'image')}, {count(report.stored_bytes, 'byte')} in {clock_time(seconds)}"
+        f" ({speed((images - report.images_resumed) / seconds)} images/s)"
+    )
+    print_dataset(report.dataset)
+
+
+def print_dataset(dataset: DatasetSummary) -> None:
+    """Print where a data set was written, what is in it, and the command that trains on it."""
+    say(
+        f"wrote {dataset.path}: {dataset.train_images:,} training and"
+        f" {count(dataset.validation_images, 'validation image')} of {count(len(dataset.class_names), 'class')}"
+    )
+    say(f"fingerprint {dataset.fingerprint}")
+    study = shown(Path(__file__).parents[1] / "studies" / "agc_sweep.py")
+    say(f"next: {shell_command([interpreter(), study, '--data', dataset.path])}")
+
+
+def _share(text: str) -> float:
+    share = number_or_nan(text)
+    if not 0 < share < 1:
+        raise argparse.ArgumentTypeError(f"{shortened(text)} is not a number between 0 and 1")
+    return share
+
+
+def _images_or_share(text: str) -> int | float:
+    """``20`` images; ``0.001`` or ``0.1%`` of all."""
+    if text.isdecimal() and len(text) <= MOST_DIGITS:
+        return int(text)
+    share = number_or_nan(text[:-1]) / 100 if text.endswith("%") else number_or_nan(text)
+    if not 0 <= share < 1:
+        raise argparse.ArgumentTypeError(
+            f"{shortened(text)} is neither a number of images nor a share below 1"
+        )
+    return share
