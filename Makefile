@@ -31,10 +31,12 @@ test-image: $(installed_tools)  ## builds the container image, then runs a study
 	@deploy/build_here.sh
 	@$(python) -m pytest -m image tests/deploy/test_image.py $(ARGS)
 
-lint: $(installed_tools)  ## ruff and mypy
+lint: $(installed_tools)  ## ruff, mypy, and Biome for the pages' style sheets and scripts
 	@$(python) -m ruff check .
 	@$(python) -m ruff format --check --quiet . || { echo "make lint: run .venv/bin/ruff format on these files"; exit 1; }
 	@$(python) -m mypy
+# Biome is installed on x86-64 Linux alone.
+	@if [ -x .venv/bin/biome ]; then .venv/bin/biome check --error-on-warnings; fi
 
 lock:  ## requirements.txt and requirements-dev.txt anew from pyproject.toml; make lock ARGS=--upgrade
 	@deploy/install.sh uv
