@@ -1,4 +1,4 @@
-"""AGC stacked by shape against AGC tensor by tensor: ``python -m benchmarks.clipping [--threads N]``.
+"""AGC stacked by shape, compared with AGC tensor by tensor: ``python -m benchmarks.clipping [--threads N]``.
 
 The gradients of a whole network are clipped over and over, alternately in both ways, and the medians are
 compared; both give the same gradients. Appends a row for each network to ``results/clipping.csv``.

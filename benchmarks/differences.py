@@ -1,7 +1,7 @@
 """How far timm's NFNets are from the official ones: ``python -m benchmarks.differences [--threads N]``.
 
 Both get the same weights and images, drawn by the recipe of ``tests/fixtures/README.md``, so that nothing is
-at a value where a difference would not show. Ours stands for the official implementation, which it agrees with to
+at a value where a difference would not show. Ours represents the official implementation, with which it agrees to
 1e-6 in the logits (``tests/parity``). Prints a table and writes ``results/differences.csv``: what timm has, what
 is official, and their difference; of logits the largest magnitudes, of gradients the norms. Takes a minute and
 3.2 GB of memory (F1 in float64).

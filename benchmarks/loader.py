@@ -1,4 +1,4 @@
-"""The loader against others, on the same images: ``python -m benchmarks.loader SOURCE [--threads N] [--size PIXELS]``.
+"""Our loader and others on the same images: ``python -m benchmarks.loader SOURCE [--threads N] [--size PIXELS]``.
 
 SOURCE has a folder of JPEGs for each class. Each image is taken ``--copies`` times, so that an epoch is long enough. An
 epoch of random resized crops, uint8 in batches of 50, is timed in turn for
@@ -151,7 +151,7 @@ def hugging_face(folder: Path, size: int, threads: int) -> Epoch:
     def transformed(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
         return {"image": [transform(image) for image in rows["image"]], "label": rows["label"]}
 
-    cache = folder.parents[1] / "hugging_face"  # beside the images, and gone with them
+    cache = folder.parents[1] / "hugging_face"  # next to the images, and deleted with them
     images = load_dataset("imagefolder", data_dir=str(folder), split="train", cache_dir=str(cache))
     images = images.with_transform(transformed)
     loader = torch.utils.data.DataLoader(

@@ -1,4 +1,4 @@
-"""What training costs beside its steps: ``python -m benchmarks.overhead [--data PATH] [--rounds N]``.
+"""What training costs besides its steps: ``python -m benchmarks.overhead [--data PATH] [--rounds N]``.
 
 Four ways to train the same Recipe on the same data, one after the other in each round, each in a process of its own:
 
@@ -98,7 +98,7 @@ def bare(asked: Recipe) -> list[float]:
 
 
 class Watcher:
-    """Takes the seconds out of what a run reports."""
+    """Collects the seconds that a run reports."""
 
     def __init__(self) -> None:
         self.step_seconds: list[float] = []

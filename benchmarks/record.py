@@ -1,4 +1,4 @@
-"""What every benchmark writes down: on which hardware, and its rows, at the end of a csv."""
+"""What every benchmark records: the hardware, and its rows, appended to a csv."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def hardware(device: torch.device, threads: int) -> str:
 
 
 def append_rows(path: Path, rows: Sequence[Row]) -> None:
-    """Prints the rows, and puts them at the end of a csv, which is made where there is none."""
+    """Prints the rows and appends them to a csv, which is created if there is none."""
     path.parent.mkdir(exist_ok=True)
     is_new = not path.exists()
     with path.open("a", newline="") as file:

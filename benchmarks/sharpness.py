@@ -1,4 +1,4 @@
-"""A training step with SAM and its relatives against a plain one: ``python -m benchmarks.sharpness [--threads N]``.
+"""A training step with SAM and its relatives and a plain one: ``python -m benchmarks.sharpness [--threads N]``.
 
 Whole optimiser steps (gradient, clipping, update, average) on images in memory, one with each method in turn;
 a measurement is the mean over five of them, so that LookSAM's ascent is in it once. Appends a row for each

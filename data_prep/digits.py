@@ -1,4 +1,4 @@
-"""The handwritten digits that scikit-learn carries: real scans, no download, a data set in a second.
+"""scikit-learn's handwritten digits: real scans, no download, a data set in a second.
 
 1,797 grey images of 8x8 pixels with 17 levels: the test part of the UCI "Optical Recognition of Handwritten
 Digits" data set (E. Alpaydin, C. Kaynak, 1998, doi:10.24432/C50P49).
@@ -75,7 +75,7 @@ def write_digits(out_directory: Path, part: DigitsPart = ALL_DIGITS) -> Path:
 
 
 def describe_digits(out_directory: Path, part: DigitsPart = ALL_DIGITS) -> DatasetSummary:
-    """What :func:`write_digits` would write there, but for its fingerprint. Writes nothing."""
+    """What :func:`write_digits` would write there, except for its fingerprint. Writes nothing."""
     source = open_digits(part)
     plan = plan_splits(source, part.holdout)
     train, validation = len(plan.train.indices), len(plan.validation.indices)

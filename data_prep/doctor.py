@@ -1,4 +1,4 @@
-"""``python -m data_prep doctor``: how fast this machine reads, decodes and loads a data set, and what limits it.
+"""``python -m data_prep doctor``: how fast this machine reads, decodes and loads a data set, and its bottleneck.
 
 Each part is measured by itself for about two seconds, on the training split: stored bytes from the disk and from the
 page cache, decoding on one core, and :class:`nfnet_ray.data.loading.loader.TrainLoader` as training uses it, without
@@ -80,7 +80,7 @@ class Speeds:
 
 @dataclass(frozen=True)
 class Need:
-    """What the GPUs take, in images per second."""
+    """What the GPUs need, in images per second."""
 
     images_per_second: float
     reason: str
@@ -115,7 +115,7 @@ def measure(split: Split, image_size: int, threads: int, seconds_each: float) ->
 def needed(
     recipe: Recipe, classes: int, gpus: int, gpu_images_per_second: float | None, model: str | None
 ) -> Need | None:
-    """How many images per second ``gpus`` GPUs train with: as given, as measured on this machine's, or as published."""
+    """The images per second that ``gpus`` GPUs need: as given, as measured on this machine's GPU, or as published."""
     if gpu_images_per_second is not None:
         return Need(gpus * gpu_images_per_second, f"{gpus} x {gpu_images_per_second:,.0f}, as given")
     if model is None:
@@ -139,7 +139,7 @@ def needed(
 
 
 def diagnose(split: Split, speeds: Speeds, need: Need | None, memory_bytes: int) -> list[str]:
-    """What was measured and what it means, in lines of words."""
+    """What was measured and what it means, in lines of text."""
     beton = split.beton
     mean_bytes = float(beton.sizes.mean())
     mean_megapixels = float((beton.heights * beton.widths).mean()) / 1e6
@@ -176,7 +176,7 @@ def diagnose(split: Split, speeds: Speeds, need: Need | None, memory_bytes: int)
             f"crops of {speeds.image_size} px from the page cache",
         )
     )  # fmt: skip
-    # The loader decodes the crop only, and has all else to do beside it.
+    # The loader decodes the crop only, but also does everything else.
     decodes = speeds.loader >= _MOSTLY_DECODING * speeds.decode
     loader_limit = "decoding" if decodes else "cutting and resizing, not decoding"
     cached = beton.file_bytes <= _CACHED_SHARE_OF_MEMORY * memory_bytes

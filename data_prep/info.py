@@ -44,7 +44,7 @@ class Duplicates:
 
 
 def describe(dataset: Dataset) -> list[str]:
-    """A data set in lines of words. Reads no image."""
+    """A summary of a data set in lines of text. Reads no image."""
     splits = (dataset.train, dataset.validation)
     images = sum(map(len, splits))
     file_bytes = sum(split.beton.file_bytes for split in splits)
@@ -241,7 +241,7 @@ def _shortened(text: str) -> str:
 
 
 def run_info(dataset: Dataset, sheet: Path | None) -> None:
-    """Print the summary, and write the sheet if one is wanted."""
+    """Print the summary, and write the sheet if one is requested."""
     lines: Sequence[str] = describe(dataset)
     for line in lines:
         say(line)

@@ -15,7 +15,7 @@ SHOWN_DAMAGES = 20
 
 
 def run_verify(path: Path, workers: int, *, decode: bool, shown: int = SHOWN_DAMAGES) -> Verification:
-    """Check a data set, show progress, and print what is wrong, the first ``shown`` of it by name.
+    """Check a data set, show progress, and list the first ``shown`` problems.
 
     Raises:
         UserError: something is wrong; the message sums it up.

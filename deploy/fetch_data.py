@@ -20,10 +20,10 @@ CHUNK_BYTES = 8 << 20
 
 
 def fetch(uri: str, folder: Path) -> Path:
-    """Copies all files below ``uri`` into ``folder``, under the last name of the URI; where they are then.
+    """Copies all files below ``uri`` into ``folder``, under the last name of the URI. Returns their folder.
 
     Raises:
-        UserError: the storage does not take the URI or our credentials, or nothing lies there.
+        UserError: the storage refuses the URI or our credentials, or there is nothing.
     """
     try:
         storage, root = FileSystem.from_uri(uri)
@@ -32,7 +32,7 @@ def fetch(uri: str, folder: Path) -> Path:
         raise UserError(f"{uri}: {str(error).splitlines()[0]}") from None
     files = [file for file in files if file.type == FileType.File]
     if not files:
-        raise UserError(f"{uri}: no files lie there")
+        raise UserError(f"{uri}: there are no files")
     target = folder / PurePosixPath(root).name
     total = sum(file.size for file in files)
     print(f"{uri}: {count(len(files), 'file')}, {total / 2**30:.2f} GiB, to {target}", flush=True)

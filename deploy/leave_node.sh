@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What a worker pod does when Kubernetes ends it (preStop): tells Ray that this node is about to be lost, then waits until
-# no task or actor is left here, DRAIN_SECONDS at most. Training sees the notice, writes a checkpoint and goes on elsewhere.
+# no task or actor is left here, DRAIN_SECONDS at most. Training sees the notice, saves a checkpoint and resumes elsewhere.
 set -uo pipefail
 
 seconds=${DRAIN_SECONDS:-90}

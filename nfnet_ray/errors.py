@@ -30,4 +30,4 @@ class DataChangedError(StopsStudyError):
 
 
 class StorageError(StopsStudyError):
-    """The place where results are kept is full, or can no longer be written. What was kept before is sound."""
+    """The folder of results is full, or can no longer be written. What was saved before is intact."""

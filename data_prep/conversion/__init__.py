@@ -1,1 +1,1 @@
-"""From a source to betons: plan, encode in parallel, write beside, check, put in place; resumable at any point."""
+"""From a source to betons: plan, encode in parallel, write to a temporary folder, move into place; resumable."""

@@ -1,4 +1,4 @@
-"""What bytes of an image are stored: its own wherever that is possible, or its pixels."""
+"""The stored bytes of an image: its own wherever possible, or else its pixels."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def _from_pillow(image: Image.Image, reason: str, settings: EncodeSettings, orie
 def _raw_is_right(
     size: tuple[int, int], jpeg_bytes: int, write_mode: WriteMode, *, is_clean_jpeg: bool = False
 ) -> bool:
-    """Whether pixels of ``size`` (height, width) are to be stored, rather than a JPEG of ``jpeg_bytes``."""
+    """Whether to store pixels of ``size`` (height, width) instead of a JPEG of ``jpeg_bytes``."""
     raw_bytes = 3 * size[0] * size[1]
     if write_mode == "auto":
         return not is_clean_jpeg and raw_bytes <= SMALL_RAW_BYTES

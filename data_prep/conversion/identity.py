@@ -1,4 +1,4 @@
-"""What has to be the same for one conversion to go on where another stopped."""
+"""What has to be the same for one conversion to resume another."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from nfnet_ray.wording import agree, count
 
 
 def conversion_identity(source: Source, plan: SplitPlan, encode: EncodeSettings) -> dict[str, str]:
-    """All that the written bytes depend on but the images' own, as text for people.
+    """Everything that the written bytes depend on except the images themselves, as text.
 
-    The number of workers, where the source lies, and how many unreadable images are tolerated are not part of it.
+    The number of workers, the source's path, and how many unreadable images are tolerated are not part of it.
     """
     return {
         "kind of source": source.kind,
@@ -35,7 +35,7 @@ def conversion_identity(source: Source, plan: SplitPlan, encode: EncodeSettings)
 
 
 def difference(before: dict[str, str], now: dict[str, str]) -> str | None:
-    """The first thing that is not as it was, for people, or None."""
+    """The first difference, in words, or None."""
     for what in [*before, *now]:
         if before.get(what) != now.get(what):
             return f"{what} was {before.get(what, 'unknown')}, is {now.get(what, 'unknown')}"

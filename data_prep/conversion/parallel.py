@@ -86,7 +86,7 @@ class _InTheMaking:
 
 
 class _Call(Generic[T]):
-    """A function that runs in a thread of its own."""
+    """A function that runs in its own thread."""
 
     def __init__(self, function: Callable[[], T]) -> None:
         self._function = function
@@ -142,7 +142,7 @@ def _read_ahead(images: Iterator[SourceImage]) -> Generator[SourceImage]:
 def in_ray_tasks(
     images: Iterator[SourceImage], encode: EncodeSettings
 ) -> Generator[tuple[SourceImage, Prepared]]:
-    """As :func:`in_threads`, in tasks on the Ray cluster that this process is connected to.
+    """Like :func:`in_threads`, in tasks on the Ray cluster that this process is connected to.
 
     Images that are files of their own, or members of a tar, are read in the task, so the workers need the
     source's folder under the same name. A worker that dies is replaced, and its images are done again.

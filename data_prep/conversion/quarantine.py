@@ -1,4 +1,4 @@
-"""Images that nothing decodes: counted, listed with their reasons beside the data set, tolerated up to a limit."""
+"""Undecodable images: counted, listed with the reasons next to the data set, tolerated up to a limit."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ def unreadable_limit(max_unreadable: int | float | None, total: int) -> int | No
 
 
 def quarantine_path(out: Path) -> Path:
-    """Where the list of a data set's unreadable images lies: beside it, since a data set's folder holds no more."""
+    """The path of the list of unreadable images: next to the data set, whose folder holds nothing else."""
     name = out.name.removesuffix(".beton")
     return out.with_name(f"{name}.quarantine.csv")
 
 
 def check_quarantine_path(out: Path) -> None:
-    """Refuse a place where something else lies that would be replaced."""
+    """Refuse a path at which the list would replace another file."""
     path = quarantine_path(out)
     if not path.exists():
         return

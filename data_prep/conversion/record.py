@@ -1,4 +1,4 @@
-"""What a conversion has done so far, on disk, so that another process can go on from there.
+"""A conversion's progress, on disk, so that another process can resume it.
 
 One line of JSON per image, in the order of the split: for a stored image its size in bytes, mode, height, width,
 hash, the reason why it was re-encoded (or null), and its orientation tag; for an unreadable one the reason. A line

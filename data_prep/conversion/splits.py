@@ -1,4 +1,4 @@
-"""Which images train and which validate."""
+"""Splits images into training and validation."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Where images come from: folders, lists, Parquet, tars, CIFAR's binaries; each gives the same kind of source."""
+"""Sources of images: folders, lists, Parquet, tars, CIFAR's binaries; all have the same interface."""

@@ -103,7 +103,7 @@ def _checked_paths(path: Path, listed: Sequence[str]) -> list[str]:
         if posixpath.isabs(name):
             raise UserError(
                 f"{path}: row {row}: {name} is an absolute path; write it relative to the CSV file, so that"
-                " the data set does not depend on where it lies"
+                " the data set does not depend on its location"
             )
         first = first_row.setdefault(posixpath.normpath(name), row)
         if first != row:

@@ -1,4 +1,4 @@
-"""Folders as people have them: with what their tools leave behind, with links, and with what is no file at all.
+"""Reads real folders: with tools' leftovers, with links, and with entries that are not files.
 
 Hidden folders and those that operating systems, editors and archivers make are skipped and counted. Links are followed,
 but each folder is entered once: a link that leads to one that is read already would double its images or give
@@ -75,7 +75,7 @@ class _Entry:
 
 @dataclass
 class LeftOut:
-    """What was found and is not read; paths are relative to the root."""
+    """Entries that were found and are not read; paths are relative to the root."""
 
     folders: list[str] = field(default_factory=list)
     """Hidden ones and those that systems make."""
@@ -139,7 +139,7 @@ class FolderWalk:
         return [entry.name for entry in self._list(folder).values() if entry.is_folder]
 
     def stray_images(self, folder: str = ".") -> list[str]:
-        """The images that lie directly in a folder."""
+        """The images directly in a folder."""
         return [
             _joined(folder, entry.name)
             for entry in self._list(folder).values()

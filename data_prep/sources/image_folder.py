@@ -85,7 +85,7 @@ def open_image_folder(root: Path) -> Source:
         strays = walk.stray_images(folder)
         if strays:
             notes.append(
-                f"ignored {count(len(strays), 'image')} beside the class folders, of no class:"
+                f"ignored {count(len(strays), 'image')} outside the class folders, of no class:"
                 f" {strays[0]}{', …' if len(strays) > 1 else ''}"
             )
     names = walk.without_doubles(names)
@@ -131,7 +131,7 @@ def _split_folders(walk: FolderWalk, notes: list[str]) -> dict[str, str]:
             notes.append(f"{name} is not read: it is none of the splits (it holds {count(images, 'image')})")
     strays = walk.stray_images()
     if strays:
-        notes.append(f"ignored {count(len(strays), 'image')} beside the folders of splits: {strays[0]}")
+        notes.append(f"ignored {count(len(strays), 'image')} outside the folders of splits: {strays[0]}")
     return folders
 
 

@@ -71,12 +71,12 @@ class _Loader:
 
 
 def is_shard(path: Path) -> bool:
-    """Whether a path is a Parquet file by its name, and no hidden one such as macOS makes beside each file."""
+    """Whether a path is a Parquet file by its name, and not a hidden one such as macOS makes for each file."""
     return path.suffix.lower() == ".parquet" and not is_left_out(path.name) and path.is_file()
 
 
 def holds_images(files: Sequence[Path]) -> bool:
-    """Whether one of the files has a column of images, or cannot be read; other tables lie beside image files, too."""
+    """Whether one of the files has a column of images, or cannot be read; other tables may be next to image files."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -1,4 +1,4 @@
-"""Reading an image with Pillow: any size that fits into memory, whatever texts and profiles are attached to it."""
+"""Reads an image with Pillow: any size that fits into memory, whatever texts and profiles are attached."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def _exif_segment(encoded: bytes) -> bytes | None:
     position = 2
     while position + 4 <= len(encoded) and encoded[position] == 0xFF:
         marker, length = encoded[position + 1], int.from_bytes(encoded[position + 2 : position + 4], "big")
-        if marker == 0xFF:  # fill bytes may stand before a marker
+        if marker == 0xFF:  # fill bytes may precede a marker
             position += 1
             continue
         if marker == 0xE1 and encoded.startswith(_EXIF, position + 4):
@@ -189,7 +189,7 @@ def _check_memory(opened: Image.Image) -> None:
         return
     needed = pixels * (1 if opened.mode in _BYTE_PER_PIXEL_MODES else 4)
     if opened.mode not in ("L", "RGB"):
-        needed += pixels * (1 if opened.mode in _GREY_MODES else 4)  # converted, beside what it was
+        needed += pixels * (1 if opened.mode in _GREY_MODES else 4)  # converted, in addition to the original
     free = _free_memory_bytes()
     if needed > free:
         raise MemoryError(

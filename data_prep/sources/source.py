@@ -1,4 +1,4 @@
-"""The shape that every kind of source has."""
+"""The interface of every kind of source."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ WriteMode = Literal["auto", "jpg", "raw", "smart"]
 
 
 class UnreadableImageError(Exception):
-    """There is no image in what the source holds, or no decoder makes one of it."""
+    """The source has no image there, or no decoder can read it."""
 
 
 @dataclass(frozen=True)
 class SourceImage:
-    """One image on its way; its bytes are fetched by whoever works on it, in a thread of its own."""
+    """One image of a source; whoever works on it fetches its bytes, in a separate thread."""
 
     name: str
     label: int
@@ -33,7 +33,7 @@ class SourceSplit(Protocol):
 
     @property
     def names(self) -> Sequence[str]:
-        """A name per image that does not depend on where the source lies."""
+        """A name per image that does not depend on the source's path."""
 
     @property
     def labels(self) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Where a tar file's members lie, so that they are read from it at random and it is never unpacked."""
+"""The positions of a tar file's members, so that they can be read at random without unpacking."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class TarMember:
 
 @dataclass(frozen=True)
 class TarSplit:
-    """Images that lie in one tar file, at any depth. N is their number."""
+    """Images within one tar file, at any depth. N is their number."""
 
     path: Path
     names: list[str]

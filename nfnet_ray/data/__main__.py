@@ -20,7 +20,7 @@ PROGRAM = "python -m nfnet_ray.data"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; gives the exit code: 0, or 2 for an error a person can put right."""
+    """Runs one command. Returns the exit code: 0, or 2 for a user's error."""
     parser = OneLineParser(prog=PROGRAM, description="Look at augmentation.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     sheet = commands.add_parser(

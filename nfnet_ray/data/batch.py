@@ -1,4 +1,4 @@
-"""What the loaders give: images, labels, and what else a step has to know of its samples."""
+"""What the loaders yield: images, labels, and everything else a step needs to know about its samples."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Indices = NDArray[np.int64]
 
 
 def on_device(array: NDArray[Any], device: torch.device) -> Tensor:
-    """A NumPy array as a tensor on the device, without waiting for what the device is doing."""
+    """A NumPy array as a tensor on the device, without waiting for the device."""
     return torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True)
 
 

@@ -1,4 +1,4 @@
-"""How a data set falls into batches."""
+"""How a data set is split into batches, and a batch among workers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def batches_per_epoch(images: int, batch_size: int) -> int:
 
 
 def positions_of_rank(batch_size: int, rank: int, world_size: int) -> NDArray[np.int64]:
-    """Which places of the global batch a worker takes, (batch_size / world_size,) int64, ascending.
+    """The positions in the global batch that a worker computes, (batch_size / world_size,) int64, ascending.
 
     Chunks of 4 places are dealt out in turn (of 2 or 1, where 4 does not divide a worker's share): chunk c goes
     to rank ``c % world_size``. So the first images of every share are among the first of the global batch, which
@@ -32,7 +32,7 @@ def positions_of_rank(batch_size: int, rank: int, world_size: int) -> NDArray[np
 
 
 def positions_of_worker(batch_size: int, rank: int, world_size: int, replicas: int) -> NDArray[np.int64]:
-    """Which places a worker takes where ``world_size`` workers stand for ``replicas``, int64, ascending.
+    """The positions that a worker computes if ``world_size`` workers replace ``replicas``, int64, ascending.
 
     It takes the shares of the replicas ``rank``, ``rank + world_size`` and so on; if one number divides the
     other, these are the places that :func:`positions_of_rank` deals to it among ``world_size`` workers.
@@ -75,7 +75,7 @@ def check_batch_size(recipe: Recipe, images: int, workers: int, path: str | os.P
 
 
 def check_partners(recipe: DataRecipe, batch_size: int, workers: int) -> None:
-    """Raises UserError if images are to be mixed with neighbours of their batch and a share is not all pairs."""
+    """Raises UserError if images are mixed with neighbours in their batch and a share cannot be split into pairs."""
     share = batch_size // workers
     if mixes(recipe.mixing) and recipe.mixing.partners == "batch" and share % 2:
         raise UserError(

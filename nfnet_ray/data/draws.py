@@ -18,7 +18,7 @@ _GOLDEN = np.uint64(GOLDEN)
 
 
 class Purpose(IntEnum):
-    """What a draw decides; each has numbers of its own. Never renumber: results depend on it."""
+    """The use of a random number; each use has its own numbers. Never renumber: results depend on it."""
 
     ORDER = 1
     RESIZED_CROP = 2
@@ -63,7 +63,7 @@ def epoch_order(seed: int, epoch: int, count: int, purpose: Purpose = Purpose.OR
 
 
 def sample_keys(seed: int, epoch: int, indices: NDArray[np.int64]) -> NDArray[np.int64]:
-    """One int64 for each sample, (N,): what its dropout and stochastic depth in the network are drawn from."""
+    """One int64 key for each sample, (N,), from which its dropout and stochastic depth are drawn."""
     return hashes(seed, epoch, Purpose.SAMPLE_KEY, indices)[:, 0].view(np.int64)
 
 

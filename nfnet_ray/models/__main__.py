@@ -25,7 +25,7 @@ PROGRAM = "python -m nfnet_ray.models"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print what was asked for; gives the exit code: 0, or 2 for an error a person can put right."""
+    """Print the table or the page. Returns the exit code: 0, or 2 for a user's error."""
     options = _parser().parse_args(arguments)
     return exit_code_of(PROGRAM, lambda: _run(options))
 

@@ -1,6 +1,6 @@
 """The networks that NFNets are compared with: EfficientNet-B0 to B7, EfficientNetV2-S and M, and ResNet-50.
 
-They are timm's, under timm's names. What is known of them without building them stands here as plain data, so
+They are timm's, under timm's names. What is known about them without building them is plain data here, so
 this module needs neither torch nor timm; `create_baseline` imports both.
 
 Sources: sizes, dropout and stochastic depth of EfficientNet from tensorflow/tpu `models/official/efficientnet/`
@@ -26,7 +26,7 @@ TENSORFLOW_BATCH_NORM_MOMENTUM = 1 - 0.99
 
 @dataclass(frozen=True)
 class Baseline:
-    """What is published of a network, and what it costs.
+    """A network's published values, and what it costs.
 
     Raises UserError, naming the field, the value and what is allowed, when a rate is wrong.
     """

@@ -1,4 +1,4 @@
-"""Every model by its name, NFNets and baselines alike, as far as that needs no torch."""
+"""All models by name, NFNets and baselines alike; everything here works without torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def list_models() -> list[str]:
 
 
 def get_model(name: str, overrides: Mapping[str, Any] | None = None) -> Variant | Baseline:
-    """What is published of a model: `train_size`, `test_size`, `dropout`, `stochastic_depth` and its costs.
+    """A model's published values: `train_size`, `test_size`, `dropout`, `stochastic_depth`, and its costs.
 
     Raises UserError for an unknown name, and for overrides that the model does not take.
     """
@@ -35,7 +35,7 @@ def get_model(name: str, overrides: Mapping[str, Any] | None = None) -> Variant 
 
 
 def count_parameters(name: str, num_classes: int, overrides: Mapping[str, Any] | None = None) -> int:
-    """Learnable scalars of the network that `create_model` makes of the same arguments."""
+    """Learnable scalars of the network that `create_model` makes from the same arguments."""
     model = get_model(name, overrides)
     if isinstance(model, Baseline):
         return baselines.count_parameters(model, num_classes)

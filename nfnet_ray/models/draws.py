@@ -16,7 +16,7 @@ from nfnet_ray.splitmix64 import GOLDEN, mix_tensor_, shifted_right, signed
 
 
 class Stream(IntEnum):
-    """What a number decides; each has numbers of its own. Never renumber: results depend on it."""
+    """The use of a random number; each use has its own numbers. Never renumber: results depend on it."""
 
     STOCHASTIC_DEPTH = 0
     DROPOUT = 1

@@ -71,7 +71,7 @@ def resolve(recipe: Recipe) -> ResolvedRecipe:
 
 
 def published_recipe(name: str) -> Recipe:
-    """The Recipe that was published for a model, all values filled in; only `data.path` is left to say.
+    """The Recipe that was published for a model, with all values filled in except `data.path`.
 
     >>> recipe = published_recipe("nfnet_f1")
     >>> recipe.batch_size, recipe.data.image_size, recipe.data.randaugment.magnitude
@@ -148,7 +148,7 @@ def _nfnet(name: str) -> Recipe:
 
 
 def _small_nfnet(name: str) -> Recipe:
-    """The small members, for images of CIFAR's size. Nothing is published for them.
+    """The small members, for images of CIFAR's size. There are no published Recipes for them.
 
     The optimiser, the schedule's shape and the smoothing are the F-series'; the shifts by up to 4 of 32 pixels
     are those of He et al. 2016 for CIFAR-10. No mixing and no RandAugment, whose translations are counted in

@@ -82,7 +82,7 @@ def signal_metrics(signals: list[BlockSignal]) -> dict[str, float]:
 
 
 def expected_variances(model: NFNet) -> list[float]:
-    """The variances that the design expects with the present skip gains, in the order of `measure_signal`.
+    """The variances that the design predicts for the current skip gains, in the order of `measure_signal`.
 
     Images of unit variance, and with `v` the variance of a block's input, 1 after the stem:
 
@@ -134,7 +134,7 @@ def signal_of_new_network(variant: Variant, image_size: int) -> dict[str, list[B
 
 @contextmanager
 def _evaluation(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; each module's own mode comes back, whatever happens."""
+    """Evaluation mode, after which each module's own mode is restored, whatever happens."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -1,4 +1,4 @@
-"""Tables of models for a terminal: all of them, or one of them part by part. Needs no torch."""
+"""Tables for a terminal: of all models, or of one model part by part. Needs no torch."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def block_table(variant: Variant, image_size: int, num_classes: int) -> str:
 
 
 def summary(name: str, overrides: Mapping[str, Any], image_size: int, num_classes: int) -> str:
-    """What a model costs as a whole, and what was published for it."""
+    """The cost of a whole model, and its published values."""
     model = get_model(name, overrides)
     meanings: dict[int, list[str]] = {image_size: []}
     for size, meaning in ((model.train_size, "training"), (model.test_size, "test")):

@@ -63,7 +63,7 @@ OVERRIDE_FORM = "KNOB=VALUE, such as width=[128,256,768,768]"
 
 @dataclass(frozen=True)
 class Family:
-    """In what the official classes differ; everything else about a network is its `Variant`'s."""
+    """The differences between the official classes; everything else about a network is in its `Variant`."""
 
     name: str  # of the official class
     stem: Literal["four_convs", "conv_and_max_pool", "conv"]
@@ -289,7 +289,7 @@ def _f_series() -> dict[str, Variant]:
     return table
 
 
-# Two members of our own, for machines without an accelerator and for small images. They regularise less, as
+# Two additional members, for machines without an accelerator and for small images. They regularise less, as
 # the published ones do the smaller they are.
 _SMALL = (
     # 192,703 parameters at 10 classes. A training step of 64 images takes one CPU core about 0.1 s (float32).
@@ -386,7 +386,7 @@ _VARIANTS: Mapping[str, Variant] = (
 
 @dataclass(frozen=True)
 class BlockPlan:
-    """What one residual block is made of; channels are counted, rates and scales have no unit."""
+    """The parts of one residual block; channels are counts, rates and scales have no unit."""
 
     in_channels: int
     out_channels: int

@@ -1,4 +1,4 @@
-"""What turns gradients into new weights: SAM, AGC, SGD and RMSProp, the learning-rate schedules, the average."""
+"""From gradients to new weights: SAM, AGC, SGD and RMSProp, learning-rate schedules, the moving average."""
 
 from nfnet_ray.optim.agc import clip_gradients_adaptively, unitwise_norm
 from nfnet_ray.optim.ema import ExponentialMovingAverage

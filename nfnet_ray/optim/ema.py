@@ -13,7 +13,7 @@ from nfnet_ray.recipe import EMARecipe
 
 
 def ema_decay(step: int, decay: float, warmup: bool = True) -> float:
-    r"""The share of the average that optimiser step ``step``, counted from 0, keeps.
+    r"""The decay of the average at optimiser step ``step``, counted from 0.
 
     .. math::  d(t) = \min\Bigl(d_{max}, \frac{1 + t}{10 + t}\Bigr)
 
@@ -41,7 +41,7 @@ class ExponentialMovingAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
-        """Takes in the weights after optimiser step ``step``, counted from 0."""
+        """Updates the average with the weights after optimiser step ``step``, counted from 0."""
         pairs = list(zip(_tensors(self.model), _tensors(model), strict=True))
         averaged = [(mean, new) for mean, new in pairs if mean.is_floating_point()]
         means, news = [mean for mean, _ in averaged], [new.detach() for _, new in averaged]
@@ -51,11 +51,11 @@ class ExponentialMovingAverage:
                 mean.copy_(new)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What a checkpoint has to keep."""
+        """The state to keep in a checkpoint."""
         return self.model.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from a :meth:`state_dict`."""
+        """Restores a :meth:`state_dict`."""
         self.model.load_state_dict(state)
 
 

@@ -1,4 +1,4 @@
-"""The Recipe's optimiser over its two groups of parameters: those that weight decay acts on, and the others."""
+"""The Recipe's optimiser over its two groups of parameters: with weight decay, and without."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NORMALISATIONS = (
 
 
 def decayed_names(model: nn.Module, recipe: OptimizerRecipe) -> list[str]:
-    """Names of the parameters that weight decay acts on, in the model's order.
+    """Names of the parameters with weight decay, in the model's order.
 
     ``weights``: convolution and linear weights; no gains, skip gains, biases, nothing of a normalisation
     (official ``experiment_nfnets.py``). ``all_but_norm``: all parameters but those of normalisation modules,

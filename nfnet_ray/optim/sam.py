@@ -33,7 +33,7 @@ _DRAWN_AT_ONCE = {"cpu": 1 << 15, "other": 1 << 22}
 def perturbation(
     parameters: Sequence[Tensor], gradients: Sequence[Tensor | None], recipe: SAMRecipe, *, seed: int
 ) -> list[Tensor]:
-    r"""The ascent step: what is added to each parameter before the descent gradient is taken.
+    r"""The ascent step: the change of each parameter before the descent gradient is computed.
 
     With all parameters as one vector :math:`w` and the ascent gradient :math:`g`, by ``recipe.method``:
 
@@ -133,7 +133,7 @@ def sharpest(losses_before_N: Tensor, losses_after_N: Tensor, share: float) -> T
 
 
 class LookDirection:
-    r"""What LookSAM keeps from an ascent step for the steps after it, in which it makes none.
+    r"""The direction that LookSAM stores at an ascent step, for the steps without an ascent.
 
     With all parameters as one vector, :math:`g` the ascent gradient and :math:`g_s` the descent gradient,
 
@@ -174,7 +174,7 @@ class LookDirection:
 
     @torch.no_grad()
     def add_to_gradients(self, parameters: Sequence[Tensor], alpha: float) -> None:
-        """Adds the kept direction to ``.grad``, ``alpha`` times as long as the whole gradient is.
+        """Adds the stored direction to ``.grad``, with ``alpha`` times the length of the whole gradient.
 
         ``parameters`` are those of :meth:`remember`, in its order; those without ``.grad`` are left alone.
         """
@@ -183,7 +183,7 @@ class LookDirection:
                 f"LookSAM's direction is for {len(self._direction)} parameters, not {len(parameters)}: "
                 "an ascent step comes first"
             )
-        # A checkpoint's tensors may lie elsewhere.
+        # A checkpoint's tensors may be on another device.
         self._direction = [d.to(p.device) for d, p in zip(self._direction, parameters, strict=True)]
         pairs = [
             (parameter.grad, direction)
@@ -197,11 +197,11 @@ class LookDirection:
         torch._foreach_add_(gradients, list(added))
 
     def state_dict(self) -> dict[str, list[Tensor]]:
-        """What a checkpoint has to keep, for a run that goes on between two ascent steps."""
+        """The state to keep in a checkpoint, for a run that resumes between two ascent steps."""
         return {"direction": list(self._direction)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from a :meth:`state_dict`."""
+        """Restores a :meth:`state_dict`."""
         self._direction = list(state["direction"])
 
 
@@ -236,7 +236,7 @@ def _sizes(parameters: Sequence[Tensor], eta: float) -> list[Tensor]:
 
 
 def _mask(count: int, share: float, seed: int, device: torch.device) -> Tensor:
-    """``count`` booleans, each true with probability ``share`` < 1: hashes of (seed, place)."""
+    """``count`` booleans, each true with probability ``share`` < 1: hashes of (seed, position)."""
     mask = torch.empty(count, dtype=torch.bool, device=device)
     start = signed(mixed(seed + GOLDEN))
     limit = round(share * 2.0**64) - (1 << 63)  # a hash is uniform in -2^63 .. 2^63 - 1

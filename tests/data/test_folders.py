@@ -118,7 +118,9 @@ def test_images_beside_class_folders_are_said(
     shutil.copy(image_folder / "rose" / "0.jpg", image_folder / "stray.jpg")
     assert convert(image_folder, tmp_path / "out") == 0
     assert names_of(open_dataset(tmp_path / "out")) == FLOWERS
-    assert "note: ignored 1 image beside the class folders, of no class: stray.jpg" in capsys.readouterr().out
+    assert (
+        "note: ignored 1 image outside the class folders, of no class: stray.jpg" in capsys.readouterr().out
+    )
 
 
 # Splits
@@ -204,8 +206,8 @@ def test_what_is_no_split_beside_splits_is_said(
     assert convert(source, tmp_path / "out") == 0
     printed = capsys.readouterr().out
     assert "note: extra is not read: it is none of the splits (it holds 15 images)\n" in printed
-    assert "note: ignored 1 image beside the class folders, of no class: train/stray.jpg\n" in printed
-    assert "note: ignored 1 image beside the folders of splits: logo.png\n" in printed
+    assert "note: ignored 1 image outside the class folders, of no class: train/stray.jpg\n" in printed
+    assert "note: ignored 1 image outside the folders of splits: logo.png\n" in printed
     assert "annotations" not in printed
 
 

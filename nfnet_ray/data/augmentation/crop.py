@@ -1,4 +1,4 @@
-"""Which part of a stored image becomes a sample: boxes of (top, left, height, width) in pixels."""
+"""The crop of a stored image that becomes a sample: boxes of (top, left, height, width) in pixels."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def data_at_epoch(recipe: ResolvedData, epoch: int, epochs: int) -> ResolvedData
 
 
 def _grown_share(growth: ProgressiveRecipe, epoch: int, epochs: int) -> float:
-    """How far images have grown: 0 at the start size, 1 at the full one."""
+    """The growth of the images so far: 0 at the start size, 1 at the full size."""
     start, end = growth.start_epoch, growth.full_size_epoch(epochs)
     if epoch >= end:
         return 1.0

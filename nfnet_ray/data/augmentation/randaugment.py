@@ -164,7 +164,7 @@ def apply(
         np.arange(count),
         *orders,
         np.arange(count),
-    ]  # which image lies where: at first, in layers, at last
+    ]  # where each image is: at first, in layers, at last
     moves = np.stack([np.argsort(old)[new] for old, new in itertools.pairwise(places)])
     moves_on_device, centres = on_device(moves, device), on_device(centres_NL2, device)
     for layer, order in enumerate(orders):

@@ -1,4 +1,4 @@
-"""A sheet of pictures: what each operation of RandAugment, MixUp and CutMix does to a photograph."""
+"""A contact sheet: the effect of each RandAugment operation, MixUp and CutMix on a photograph."""
 
 from __future__ import annotations
 

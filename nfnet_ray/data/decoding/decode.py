@@ -178,7 +178,7 @@ def _check_box(top: int, left: int, height: int, width: int, full_height: int, f
 
 
 def _check_size(source: np.ndarray, height: int, width: int) -> JpegHeader:
-    """libturbojpeg would scale an image of another size into part of the buffer and call that a success."""
+    """Check the size: libturbojpeg would scale another one into part of the buffer and report success."""
     header = jpeg_header(source.data)
     if (header.height, header.width) != (height, width):
         raise DecodeError(f"the JPEG is {header.height}x{header.width} pixels, expected {height}x{width}")
@@ -205,7 +205,7 @@ def _decompress(source: np.ndarray, destination_HWC: np.ndarray) -> str | None:
 
 
 def _check_pixels(name: str, array: np.ndarray) -> None:
-    """C reads and writes wherever it is told to, so the layout is checked before it is told."""
+    """Check the layout of the arrays, because C reads and writes wherever it is told to."""
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
         raise ValueError(f"{name} must be (H, W, 3) uint8, not {array.dtype} {array.shape}")
     if not array.flags.c_contiguous:

@@ -1,4 +1,4 @@
-"""What can be read of a JPEG without decoding it: ITU-T T.81's markers, the size of the image, its scans."""
+"""Reads a JPEG's structure without decoding it: ITU-T T.81's markers, the size of the image, its scans."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 # ITU-T T.81, table B.1: the start-of-frame markers are C0 to CF without DHT (C4), JPG (C8) and DAC (CC).
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-# Markers that stand alone, with no length after them: TEM and the restart markers RST0 to RST7.
+# Markers without a length after them: TEM and the restart markers RST0 to RST7.
 _WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD8)})
 START_OF_SCAN, END_OF_IMAGE, RESTART_INTERVAL = 0xDA, 0xD9, 0xDD
 SEQUENTIAL_HUFFMAN = frozenset({0xC0, 0xC1})
@@ -17,7 +17,7 @@ class DecodeError(Exception):
 
 
 class JpegHeader(NamedTuple):
-    """What a JPEG's frame header says: size in pixels and the number of colour components (1, 3 or 4)."""
+    """A JPEG's frame header: size in pixels and the number of colour components (1, 3 or 4)."""
 
     height: int
     width: int
@@ -38,7 +38,7 @@ def jpeg_header(source: bytes | memoryview) -> JpegHeader:
         if view[position] != 0xFF:
             raise DecodeError(f"damaged JPEG: byte {position} should begin a marker")
         marker = view[position + 1]
-        if marker == 0xFF:  # fill bytes may stand before a marker
+        if marker == 0xFF:  # fill bytes may precede a marker
             position += 1
         elif marker in _WITHOUT_LENGTH:
             position += 2

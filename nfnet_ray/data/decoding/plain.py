@@ -1,4 +1,4 @@
-"""What ``libffcv`` does, with Pillow and NumPy: for machines where FFCV cannot be built.
+"""The functions of ``libffcv`` in Pillow and NumPy, for machines where FFCV cannot be built.
 
 Its two functions take arguments that :mod:`nfnet_ray.data.decoding.decode` has checked, and do what
 its compiled functions do. Two things differ:
@@ -90,13 +90,13 @@ class _Stream(io.BytesIO):
 
 
 def _essential_segments(encoded: bytes) -> tuple[bytes, int | None]:
-    """The JPEG without what does not bear on its pixels; and where its last bytes begin, if decoding must need them.
+    """The JPEG without segments that do not affect its pixels; and where its last bytes begin, if decoding needs them.
 
     That is known of a sequential JPEG in one scan. Its end-of-image marker is replaced with :data:`_READ_AHEAD`: at
     the marker libjpeg would go on with zeros, after this it has nothing to go on with, and Pillow raises.
 
     Raises:
-        DecodeError: bytes stand where a marker should, restarts are out of order, or the end is missing.
+        DecodeError: there are other bytes in place of a marker, restarts are out of order, or the end is missing.
     """
     kept, position, restart_interval = [encoded[:2]], 2, 0
     is_sequential, scans = False, 0
@@ -104,7 +104,7 @@ def _essential_segments(encoded: bytes) -> tuple[bytes, int | None]:
         if encoded[position] != 0xFF:
             raise DecodeError(f"damaged JPEG: byte {position} should begin a marker")
         marker = encoded[position + 1]
-        if marker == 0xFF:  # fill bytes may stand before a marker
+        if marker == 0xFF:  # fill bytes may precede a marker
             position += 1
             continue
         length = 2 + int.from_bytes(encoded[position + 2 : position + 4], "big")

@@ -1,1 +1,1 @@
-"""A data set on the disk: betons, their manifest, what is checked before they are trusted."""
+"""A data set on disk: betons, their manifests, and the checks before they are trusted."""

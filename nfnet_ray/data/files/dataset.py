@@ -3,7 +3,7 @@
 Two layouts are understood:
 
 - a folder with ``train.beton``, ``train.parquet``, ``validation.beton`` and ``validation.parquet``;
-- ``NAME.beton`` and ``NAME.parquet`` with ``NAME.validation.beton`` and ``NAME.validation.parquet`` beside.
+- ``NAME.beton`` and ``NAME.parquet``, next to ``NAME.validation.beton`` and ``NAME.validation.parquet``.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Dataset:
 
     @property
     def fingerprint(self) -> str:
-        """32 hexadecimal digits that stand for the content of both splits, wherever the files lie."""
+        """32 hexadecimal digits that identify the content of both splits, wherever the files are."""
         both = self.train.manifest.fingerprint + self.validation.manifest.fingerprint
         return hashlib.blake2b(both.encode("ascii"), digest_size=16).hexdigest()
 
@@ -69,7 +69,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class DatasetSummary:
-    """What a program needs to know of a data set before it starts anything. Plain values only."""
+    """The facts about a data set that a program needs before it starts anything. Plain values only."""
 
     path: Path
     train_images: int
@@ -168,7 +168,7 @@ def _open_split(name: str, beton_path: Path, manifest_path: Path) -> Split:
     beton = Beton.open(beton_path)
     if not manifest_path.exists():
         raise UserError(
-            f"{beton_path}: its manifest {manifest_path.name} is missing beside it; copy it or convert again"
+            f"{beton_path}: its manifest {manifest_path.name} is missing next to it; copy it or convert again"
         )
     manifest = read_manifest(manifest_path)
     manifest.check_belongs_to(beton)

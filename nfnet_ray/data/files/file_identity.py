@@ -15,7 +15,7 @@ FileIdentity = tuple[str, ...]
 
 
 def file_identity(path: Path) -> FileIdentity:
-    """Equal on two machines only where ``path`` is the same file of a file system that they share.
+    """A text that two machines have in common only if ``path`` is the same file on a shared file system.
 
     On a network file system it is the file's number, size and times, on any other that and the running machine: copies
     of a disk have the same numbers and times, too. Containers of one machine see one file as one. Where that cannot be

@@ -1,4 +1,4 @@
-"""Every byte of a data set against its manifests, at the speed of the disk.
+"""Checks every byte of a data set against its manifests, at the speed of the disk.
 
 Opening a data set reads 48 bytes a sample and no image. Here each image's stored bytes are hashed and compared with
 the manifest, each sample's record (label, size, place) is compared one by one, and all that is wrong is named rather
@@ -43,7 +43,7 @@ _PORTIONS_PER_WORKER = 2
 
 @dataclass(frozen=True)
 class Damage:
-    """One thing that is wrong."""
+    """One problem that was found."""
 
     split: str
     """``train`` or ``validation``."""
@@ -63,7 +63,7 @@ class Damage:
 
 @dataclass
 class Verification:
-    """What was checked, and what is wrong."""
+    """What was checked, and the problems that were found."""
 
     damages: list[Damage] = field(default_factory=list)
     checked_images: int = 0
@@ -108,7 +108,7 @@ def verify(
 
 
 def check_all(path: str | os.PathLike[str], workers: int, progress: Progress = silent) -> None:
-    """Check a data set byte by byte before something rests on it.
+    """Check a data set byte by byte before it is used.
 
     Raises:
         UserError: something is wrong; names the first of it and how much there is.
@@ -321,7 +321,7 @@ def _in_order(
 
 
 class _ReadAhead:
-    """Tells the kernel what comes next: several threads in one file look to it like random reads."""
+    """Tells the kernel what is read next, because several threads in one file look like random reads."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -349,7 +349,7 @@ def _arrow_indices(indices: np.ndarray) -> object:
 
 
 def _sources(manifest: Manifest) -> list[str]:
-    """The samples' names. The fingerprint says nothing of them, so they may be unreadable where all else is fine."""
+    """The samples' names. The fingerprint does not cover them, so they may be unreadable when all else is fine."""
     try:
         return manifest.sources()
     except (OSError, KeyError, ValueError):  # pyarrow's exceptions are ValueErrors and KeyErrors

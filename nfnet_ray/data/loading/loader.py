@@ -106,11 +106,11 @@ class TrainLoader:
 
     @property
     def damaged(self) -> dict[int, str]:
-        """The damaged samples that this worker has met so far, and what is wrong with them."""
+        """The damaged samples that this worker has found so far, and what is wrong with them."""
         return dict(self._source.damaged)
 
     def remember_damaged(self, found: Mapping[int, str]) -> None:
-        """Counts what was met before the run was broken off."""
+        """Counts those that were found before the run was interrupted."""
         self._source.damaged |= found
 
     def image_size(self, epoch: int) -> int:
@@ -187,11 +187,11 @@ class EvalLoader:
 
     @property
     def damaged(self) -> dict[int, str]:
-        """The damaged samples that this worker has met so far, and what is wrong with them."""
+        """The damaged samples that this worker has found so far, and what is wrong with them."""
         return dict(self._source.damaged)
 
     def remember_damaged(self, found: Mapping[int, str]) -> None:
-        """Counts what was met before the run was broken off."""
+        """Counts those that were found before the run was interrupted."""
         self._source.damaged |= found
 
     def __iter__(self) -> Iterator[Batch]:
@@ -334,7 +334,7 @@ class _Source:
             self._fit(image, 0, left, height, width, out)
 
     def _replace(self, samples: Indices, row: int, cut: Cut, out: NDArray[np.uint8]) -> None:
-        """Puts the next sound sample of the file in the place of a damaged one, or -1 for none."""
+        """Replaces a damaged sample by the file's next good one, or -1 for none."""
         if not self._stands_in:
             samples[row] = -1
             return

@@ -1,4 +1,4 @@
-"""Threads that work through batches, row by row, and never keep anyone waiting for ever.
+"""Threads that work through batches, row by row, and never keep a caller waiting forever.
 
 A ``ThreadPoolExecutor`` waits for a thread that hangs when it is closed; these threads are left behind. What one of
 them raises, a thread that is gone, and a row that takes longer than the deadline become errors that name the row.
@@ -65,7 +65,7 @@ class Job:
         return is_done
 
     def cancel(self) -> None:
-        """Rows that have not begun are left out."""
+        """Skips the rows that have not begun."""
         self._cancelled = True
 
 
@@ -180,7 +180,7 @@ def _wait_for_the_rows_under_way() -> None:
 
 
 def _place(thread: threading.Thread) -> str:
-    """Where a thread is: file, line and function."""
+    """The position of a thread: file, line and function."""
     frame = sys._current_frames().get(thread.ident or 0)
     if frame is None:
         return "an unknown place"

@@ -111,7 +111,7 @@ def _checksum(images: Images, samples: Samples) -> int:
 
 
 def _opened(path: Path, shape: tuple[int, ...]) -> tuple[Images, Samples] | None:
-    """What a finished file holds; None if there is none, or it is short, damaged or of another shape.
+    """The content of a finished file; None if there is none, or it is short, damaged or of another shape.
 
     It stays locked, shared, for as long as the process lives: nobody removes it meanwhile.
     """

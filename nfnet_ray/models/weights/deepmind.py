@@ -49,7 +49,7 @@ def load_deepmind_weights(model: nn.Module, arrays_or_path: OfficialArrays | str
     """Copy official weights into an NFNet, NF-ResNet or NF-RegNet, whatever its device and floating-point type.
 
     They are a mapping {module: {parameter: array}}, or the path of a published file, which is a pickle of
-    that; it is read by `read_pickled_arrays`, which runs nothing that stands in it.
+    that; it is read by `read_pickled_arrays`, which runs no code in it.
 
     Raises `UserError` that names every array that is missing, unexpected, misshapen, not floating-point or
     not finite, and the network that they belong to if it is another; the model is then as it was.
@@ -91,7 +91,7 @@ def load_published(path: str | os.PathLike[str]) -> NFNet:
 
 
 def recognise_variant(arrays: OfficialArrays) -> str:
-    """The name of the network that official weights belong to, such as "nfnet_f3", from names and shapes alone.
+    """The name of the network to which official weights belong, such as "nfnet_f3", by names and shapes only.
 
     The number of classes does not matter. Raises `UserError` if they are of no known network; it names the
     nearest one and every array that is not as it is there.

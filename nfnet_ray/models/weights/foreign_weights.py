@@ -17,7 +17,7 @@ FLOATING_POINT = (np.float16, np.float32, np.float64)
 
 @dataclass(frozen=True)
 class Slot:
-    """A parameter of ours, and the tensor of the other implementation that belongs into it.
+    """One of our parameters, and the other implementation's tensor for it.
 
     The other's tensor becomes ours by `transpose(axes)` and a reshape that only adds or removes axes of
     length 1.
@@ -30,7 +30,7 @@ class Slot:
 
 
 def find_problems(slots: Sequence[Slot], given: Mapping[str, np.ndarray]) -> list[str]:
-    """Everything that keeps the tensors from being copied, each with its name; empty if they fit.
+    """The reasons why tensors cannot be copied, each with the tensor's name; empty if all fit.
 
     Tensors that are missing, of no use, misshapen, not floating-point, or that hold NaN, infinity or a
     number that the parameter's type cannot hold.

@@ -22,7 +22,7 @@ import numpy as np
 from nfnet_ray.errors import UserError
 
 # NFNet-F7, the largest that was defined, takes 74,000 at most (haiku mappings, dill, protocol 0). No step makes
-# more than a few hundred bytes that do not stand in the file, so this bounds the memory.
+# more than a few hundred bytes that are not in the file, so this bounds the memory.
 MAX_STEPS = 500_000
 MAX_DIMENSIONS = 32  # NumPy's own limit before version 2
 MAX_SIDE = 1 << 48  # beyond every file; keeps products of sides small
@@ -55,7 +55,7 @@ def read_pickled_arrays(path: str | os.PathLike[str]) -> Arrays:
 
 
 def readable(name: str) -> str:
-    """`name` for an error message: one line, whatever stands in a file that nobody vouches for."""
+    """`name` for an error message, as one line, whatever an untrusted file contains."""
     if len(name) > 200:
         name = f"{name[:200]}…"
     return name if name.isprintable() else ascii(name)
@@ -89,7 +89,7 @@ def _read(file: BinaryIO, where: str) -> Arrays:
 
 
 class _Refused(Exception):
-    """What the file wants that weights do not need; reads on from the file's name."""
+    """The file asks for something that weights do not need; the text continues the file's name."""
 
 
 class _Source:
@@ -110,7 +110,7 @@ class _Source:
 
 @dataclass(frozen=True)
 class _Global:
-    """A function or class that the file names, and what stands in for it. No tuple: those are a call's arguments."""
+    """A function or class that the file names, and our replacement. Not a tuple: those are a call's arguments."""
 
     name: str
     call: Callable[..., Any]
@@ -205,7 +205,7 @@ def _dill_array(function: object, arguments: object, state: object, attributes: 
 
 
 def _encode(text: object, encoding: object) -> bytes:
-    """How bytes are written before protocol 3: as text of the code points 0 to 255."""
+    """Bytes as protocols before 3 write them: as text of the code points 0 to 255."""
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
         raise _Refused("has bytes in an encoding that pickles of arrays do not use")
     return text.encode("latin-1")

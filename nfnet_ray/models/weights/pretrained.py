@@ -1,8 +1,8 @@
-"""Transfer: a network that starts from weights that were trained before, with a classifier of its own, whole or frozen.
+"""Transfer learning: a network starts from trained weights, with its own classifier; the body is trained or frozen.
 
 What a file holds is seen from its content: the published pickles (`F0_haiku.npz`), state dicts of timm's
 `dm_nfnet_*` and baselines (`.pth`, `.safetensors`), and our own state dicts and checkpoints (`.pt`). Nothing that
-stands in a file is run.
+ in a file is run.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Loaded:
 def load_pretrained(
     model: nn.Module, path: str | os.PathLike[str], classifier: Literal["new", "loaded"] = "new"
 ) -> Loaded:
-    """Copies the weights of a file into a network, all but the classifier's unless that is `loaded` too.
+    """Copies the weights of a file into a network, without the classifier's unless `classifier` is `loaded`.
 
     A new classifier stays as `create_model` made it: weights from N(0, 0.01), bias 0 (official nfnet.py). Which one
     is not guessed from the number of classes: ten classes are not always the same ten. Of a checkpoint of ours
@@ -78,7 +78,7 @@ def load_pretrained(
 
 
 def start_from(model: nn.Module, recipe: ModelRecipe) -> Loaded | None:
-    """Makes a fresh network what the Recipe starts from: loads its weights, if any, and freezes what is not trained."""
+    """Prepares a new network as the Recipe says: loads weights, if any, and freezes what is not trained."""
     loaded = None
     if recipe.weights is not None:
         loaded = load_pretrained(model, split_weights(recipe.weights)[0], recipe.classifier)
@@ -88,14 +88,14 @@ def start_from(model: nn.Module, recipe: ModelRecipe) -> Loaded | None:
 
 
 def freeze(model: nn.Module, recipe: ModelRecipe) -> None:
-    """With `model.trained` = classifier, leaves gradients to the classifier alone."""
+    """With `model.trained` = classifier, turns off gradients for everything but the classifier."""
     if recipe.trained == "classifier":
         model.requires_grad_(False)
         classifier_of(model).requires_grad_(True)
 
 
 def set_training_mode(model: nn.Module) -> None:
-    """`model.train()`, but parts of the network of which nothing is trained stay in evaluation mode.
+    """`model.train()`, except that frozen parts of the network stay in evaluation mode.
 
     So features of a frozen body are those of evaluation: without stochastic depth, and with batch normalisation's
     statistics as they were loaded. Dropout in front of the classifier is the classifier's, and on.
@@ -119,7 +119,7 @@ def check_pretrained(recipe: ModelRecipe, num_classes: int) -> Loaded:
 
 
 def recognise_model(path: str | os.PathLike[str]) -> str | None:
-    """The name of the network whose weights are in a file, from their names and shapes; None for none of ours.
+    """The name of the network to which a file's weights belong, by names and shapes; None if it is unknown.
 
     Neither the classifier nor its classes matter. Raises `UserError` for a file that cannot be read.
     """

@@ -1,8 +1,8 @@
-"""The weights in what torch.save and training programs put around them: averages, wrappers, prefixes.
+"""Finds the weights within what torch.save and training programs add: averages, wrappers, prefixes.
 
 What is known here, with the programs that write it:
 
-* ``state_dict_ema`` beside ``state_dict``: timm's training script; ``model_ema``: DeiT, ConvNeXt and others. The
+* ``state_dict_ema`` next to ``state_dict``: timm's training script; ``model_ema``: DeiT, ConvNeXt and others. The
   average is what their accuracy was measured on, and what timm itself loads;
 * ``state_dict``, ``model``, ``model_state_dict``: timm, Lightning, torchvision's references, PyTorch's tutorial;
 * names that begin with ``module.`` (DataParallel, DistributedDataParallel, AveragedModel), ``_orig_mod.``
@@ -28,7 +28,7 @@ from nfnet_ray.models.weights.pickled_arrays import readable
 _AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "model_ema_state_dict", "ema")
 _WEIGHTS = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights")
 _PREFIXES = ("module.", "_orig_mod.", "model.")
-_COUNTERS = ("n_averaged",)  # AveragedModel's, which stands outside of its prefix
+_COUNTERS = ("n_averaged",)  # AveragedModel's, which does not have its prefix
 
 _DEEPEST = 3  # of one wrapper inside another; a file may be made to have no end of them
 
@@ -36,7 +36,7 @@ State = Mapping[str, Tensor]
 
 
 def load_without_running(path: str | os.PathLike[str], where: str) -> Any:
-    """What torch.save wrote, on the CPU. Nothing in the file is run.
+    """Loads a file of torch.save onto the CPU without running any code in it.
 
     Raises:
         UserError: it is damaged, or holds objects that would have to be run to be read.
@@ -63,7 +63,7 @@ def load_without_running(path: str | os.PathLike[str], where: str) -> Any:
 
 
 def _is_other_archive(path: str | os.PathLike[str]) -> bool:
-    """Whether it is a whole zip archive that lacks what torch.save puts into each of its own."""
+    """Whether it is an intact zip archive without the entries that torch.save always writes."""
     try:
         with zipfile.ZipFile(path) as archive:
             return not any(name.endswith("/data.pkl") for name in archive.namelist())
@@ -72,7 +72,7 @@ def _is_other_archive(path: str | os.PathLike[str]) -> bool:
 
 
 def find_state(content: Any, where: str, depth: int = 0) -> tuple[State, str]:
-    """The state dict in what a file holds, and where in it that was, in words.
+    """The state dict within a file's content, and in words where it was.
 
     Of several it is the average. Raises UserError if there is none, or if it holds something else than plain tensors.
     """
@@ -126,7 +126,7 @@ def _unusual(tensor: Tensor) -> str | None:
 
 
 def _without_prefixes(state: State, origin: str) -> tuple[State, str]:
-    """The state dict without what wrappers put before every name, which is said in ``origin``."""
+    """The state dict without the prefixes that wrappers add to every name; ``origin`` says which."""
     removed = ""
     while True:
         names = [name for name in state if name not in _COUNTERS]

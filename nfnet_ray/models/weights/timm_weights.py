@@ -1,4 +1,4 @@
-"""Weights to and from the names and shapes of timm's `dm_nfnet_*`, the ports that keep the published weights.
+"""Weights to and from the names and shapes of timm's `dm_nfnet_*`, the ports of the published weights.
 
 They differ from ours in names, in gains of shape (C, 1, 1, 1), and in squeeze-excite's linear layers, which are
 1x1 convolutions there. timm's `nfnet_f*`, without `dm_`, are other networks. timm itself is not needed here.
@@ -75,7 +75,7 @@ def _nfnet(model: nn.Module) -> NFNet:
 
 
 def timm_slots(model: NFNet) -> Iterator[Slot]:
-    """Each parameter of the network under the name that it has in timm's `dm_nfnet_*`."""
+    """Each parameter of the network under its name in timm's `dm_nfnet_*`."""
     for index, conv in enumerate(model.stem):
         yield from _layer_slots(f"stem.conv{index + 1}", conv)
     blocks = iter(model.blocks)

@@ -1,4 +1,4 @@
-"""A file of weights as a part of a Recipe: what counts is its content, so its hash is written behind its name.
+"""A file of weights as part of a Recipe: its content counts, so its hash is appended to its name.
 
 This module needs no torch: a program that starts trials pins their weights before it starts anything.
 """
