@@ -1,4 +1,4 @@
-"""What the training loop knows of the world outside: its Context."""
+"""The Context: everything that the training loop knows about the world outside."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ import torch
 from nfnet_ray.training.checkpoints.checkpoint import DEFAULT_KEPT, CheckpointStore, Kept
 
 Metrics = Mapping[str, float]
-SECONDS_BETWEEN_CHECKPOINTS = 600.0  # what a failure costs at most, beside the ends of epochs
+# The training time that a failure loses at most, since the end of an epoch is saved anyway.
+SECONDS_BETWEEN_CHECKPOINTS = 600.0
 
 
 class Context(Protocol):
-    """One worker's place in the world. There is one implementation for plain processes and two for Ray."""
+    """One worker's surroundings. There is one implementation for plain processes and two for Ray."""
 
     @property
     def rank(self) -> int:
@@ -28,19 +29,19 @@ class Context(Protocol):
 
     @property
     def world_size(self) -> int:
-        """How many workers train this model together; above 1, torch.distributed is initialised."""
+        """The number of workers that train this model together; above 1, torch.distributed is initialised."""
 
     @property
     def replicas(self) -> int:
-        """Into how many equal shares a batch falls: ``world_size``, or more while workers are missing.
+        """The number of equal shares of a batch: ``world_size``, or more while workers are missing.
 
-        The workers that are there then take the shares of the others too, one after the other, so that
-        order, batch and SAM's groups stay as they are.
+        The workers that are there then also take the shares of the missing ones, one after the other, so that the
+        order, the batch and SAM's groups do not change.
         """
 
     @property
     def device(self) -> torch.device:
-        """Where the model and the batches live."""
+        """The device of the model and the batches."""
 
     @property
     def threads(self) -> int:
@@ -48,22 +49,22 @@ class Context(Protocol):
 
     @property
     def store(self) -> CheckpointStore | None:
-        """Where this run's checkpoints lie, a place that all workers share; None: none are kept."""
+        """The store of this run's checkpoints, which all workers share; None: none are kept."""
 
     @property
     def seconds_between_checkpoints(self) -> float | None:
-        """Within an epoch a checkpoint is due after so long; None: only at the ends of epochs."""
+        """Seconds between checkpoints within an epoch; None: checkpoint only at the end of each epoch."""
 
     def report(self, metrics: Metrics) -> None:
-        """Hands one epoch's metrics to whoever watches. Called by every rank; may not return (early stop)."""
+        """Reports one epoch's metrics. Every worker calls it; it may not return (early stopping)."""
 
     def progress(self, epochs: float) -> None:
-        """How many epochs are done, fractions included. Called after every step, so it has to be cheap."""
+        """Notes the number of epochs done, a fraction included. Called after every step, so it has to be cheap."""
 
     def should_stop(self) -> bool:
-        """Whether to keep a checkpoint and end, soon: a machine is taken back, or somebody wants it so.
+        """Whether to save a checkpoint and stop soon: the machine is being reclaimed, or someone asked for it.
 
-        Asked at least every few seconds, and one worker's wish stops all.
+        Called at least every few seconds. If one worker returns True, all stop.
         """
 
 
@@ -73,8 +74,8 @@ class PlainContext:
     Args:
         device: default: a GPU if there is one.
         threads: default: one for each core.
-        checkpoints: a folder or a URI to keep and find checkpoints in; without it nothing is kept.
-        kept: which of them stay.
+        checkpoints: a folder or a URI of checkpoints, to save and to resume from; without it nothing is saved.
+        kept: the number of checkpoints that are not removed.
         seconds_between_checkpoints: within an epoch; None: only at the ends of epochs.
         on_report: called with each epoch's metrics.
     """
@@ -110,12 +111,12 @@ class PlainContext:
         return self._stop.is_set()
 
     def stop(self) -> None:
-        """Asks the run to keep a checkpoint and end; from any thread."""
+        """Asks the run to save a checkpoint and stop; may be called from any thread."""
         self._stop.set()
 
     @contextmanager
     def stopped_by(self, *signals: signal.Signals) -> Iterator[None]:
-        """While this lasts the first of the signals stops the run with a checkpoint; one more is as it was before.
+        """Within it, the first signal stops the run with a checkpoint; a second one has its usual effect.
 
         For the main thread: ``with context.stopped_by(signal.SIGTERM, signal.SIGINT): train(recipe, context)``.
         """

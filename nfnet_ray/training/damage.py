@@ -1,4 +1,4 @@
-"""What an epoch's metrics say of its images: their size where it grows, and how many were found damaged."""
+"""An epoch's metrics of its images: their size, if it grows, and the number of damaged ones."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def loading_metrics(
 ) -> dict[str, float]:
     """``image_size`` in pixels if images grow; ``damaged_train_images`` and ``damaged_validation_images`` if skipped.
 
-    These are the different samples that all workers together have met since the run started; one that two workers met
-    counts once. All workers have to call this together.
+    They count the different samples that all workers together have met since the run started; a sample that two workers
+    met counts once. Collective: every worker calls it.
     """
     metrics: dict[str, float] = {}
     if recipe.progressive.start_size is not None:
@@ -35,7 +35,7 @@ def damaged_so_far(train_loader: TrainLoader, eval_loader: EvalLoader) -> dict[s
 def remember_damaged(
     train_loader: TrainLoader, eval_loader: EvalLoader, of_workers: Iterable[Mapping[str, Mapping[int, str]]]
 ) -> None:
-    """Goes on from :func:`damaged_so_far` of all workers."""
+    """Restores :func:`damaged_so_far` of all workers."""
     for damaged in of_workers:
         train_loader.remember_damaged(damaged["train"])
         eval_loader.remember_damaged(damaged["validation"])

@@ -1,4 +1,4 @@
-"""A used process as good as a new one: nothing of the trial before may reach the next."""
+"""Makes a used process like a new one, so that one trial cannot affect the next."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def reset_process(seed: int, threads: int) -> None:
-    """Puts every process-wide switch that can change a result to a stated value.
+    """Sets every process-wide switch that can change a result.
 
     Ray Tune runs one trial after another in the same process, where torch's defaults, generators and
     caches would otherwise survive. Decoded images stay: they are never written to.
@@ -45,7 +45,7 @@ def generators(device: torch.device) -> dict[str, Tensor]:
 
 
 def set_generators(states: Mapping[str, Tensor], device: torch.device) -> None:
-    """Goes on from :func:`generators`; a device that had none then keeps its own."""
+    """Restores :func:`generators`; a device whose state was not saved keeps its own."""
     torch.set_rng_state(states["cpu"])
     if device.type == "cuda" and "device" in states:
         torch.cuda.set_rng_state(states["device"], device)

@@ -10,7 +10,7 @@ With SAM the share falls into groups, each with an ascent step of its own (``opt
 * ``global``: one perturbation for all workers, from the ascent gradient averaged over them;
 * ``micro_batch``: each micro-batch is a group, which on few devices does what many replicas would (paper A.4).
 
-A replica is a worker; where workers are missing (``Context.replicas``), one of them stands for several, one
+A replica is a worker; where workers are missing (``Context.replicas``), one worker is several replicas, one
 after the other.
 
 For each group: ascent gradient on its first images, perturb the weights, descent gradient, put the weights back.

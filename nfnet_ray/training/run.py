@@ -1,4 +1,4 @@
-"""A run while it is trained: all its parts, and what a checkpoint keeps of them."""
+"""All parts of a run on one worker, and the state that a checkpoint saves and restores."""
 
 from __future__ import annotations
 

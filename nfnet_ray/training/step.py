@@ -31,14 +31,14 @@ from nfnet_ray.training.gradient import Gradient
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step of one worker adds to the numbers of its epoch; the tensors are scalars on the device."""
+    """One worker's part in the sums of an epoch, from one step; the tensors are scalars on the device."""
 
     images: int
-    """That this worker descended on: its share of the batch, with ESAM the sharpest of them. May be 0."""
+    """Images that this worker descended on: its share of the batch, with ESAM the sharpest of them; may be 0."""
     loss_sum: Tensor
-    """Over these images."""
+    """Sum of the losses of these images."""
     correct: Tensor
-    """How many of them were recognised."""
+    """Number of these images that were recognised."""
     clipped_fraction: Tensor
     """The share of units that AGC clipped, the same on every worker."""
 
@@ -103,9 +103,9 @@ class TrainStep:
         return self._recipe.compile or self._context.device.type == "cuda"
 
     def warm_up(self, batch: TrainBatch) -> None:
-        """A gradient that is thrown away, for what only the first one costs: compilation, the choice of algorithms.
+        """Computes a gradient and throws it away, so that compilation and the choice of algorithms happen now.
 
-        Weights, generators, running statistics and LookSAM's direction are afterwards what they were.
+        Weights, generators, running statistics and LookSAM's direction do not change.
         """
         buffers = [(buffer, buffer.clone()) for buffer in self._model.buffers()]
         direction = self._gradient.look_direction.state_dict()
@@ -128,7 +128,7 @@ class TrainStep:
         return [statistic.clone() for statistic in self._statistics()]
 
     def load_own_statistics(self, statistics: Sequence[Tensor]) -> None:
-        """Goes on from :meth:`own_statistics`."""
+        """Restores :meth:`own_statistics`."""
         for own, kept in zip(self._statistics(), statistics, strict=True):
             own.copy_(kept)
 
@@ -137,7 +137,7 @@ class TrainStep:
         return [*self._model.buffers(), *averages]
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint has to keep beside the model's weights."""
+        """The state to save in a checkpoint, next to the model's weights."""
         return {
             "number": self.number,
             "optimizer": self.optimizer.state_dict(),
@@ -146,7 +146,7 @@ class TrainStep:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from a :meth:`state_dict`."""
+        """Restores a :meth:`state_dict`."""
         self.number = state["number"]
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average:
@@ -155,7 +155,7 @@ class TrainStep:
 
 
 def _clipped_parameters(model: nn.Module, recipe: Recipe) -> list[nn.Parameter]:
-    """What AGC acts on: what is trained, without the excluded names.
+    """The parameters that AGC clips: those that are trained, without the excluded names.
 
     Raises UserError for an excluded name that the model does not have.
     """

@@ -39,7 +39,7 @@ _WAITS_FOR_OTHERS = (
 
 @dataclass(frozen=True)
 class Hang:
-    """What a worker's watchdog found. ``heartbeats`` are the signs of life before; the one to blame has the fewest."""
+    """A hang that a worker's watchdog found. The worker to blame has the fewest ``heartbeats``."""
 
     phase: str
     heartbeats: int
@@ -49,12 +49,12 @@ class Hang:
 
 
 class Watchdog:
-    """Watches a clock from a thread. A context manager: what is watched is what is inside.
+    """Watches a clock from a thread. A context manager: it watches as long as it is entered.
 
     Args:
         clock: whose ``heartbeats`` have to grow.
         seconds: without a sign of life until the process is ended; three times as many before the first step.
-        on_hang: is told before the process ends, from a thread of its own, for it may write to what hangs.
+        on_hang: called before the process ends, from its own thread, since it may write to what hangs.
         seconds_to_stay: between the writing and the end.
         end: ends the process.
     """

@@ -296,7 +296,7 @@ def test_training_goes_on_beside_a_full_disk_and_says_so_at_the_end(recipe: Reci
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
     passing = told([2, 3], "passing")
-    assert passing.count("training goes on, the one before is kept") == 2
+    assert passing.count("training continues, the one before is kept") == 2
     assert passing.splitlines()[-1] == "finished"
     assert steps(CheckpointStore(tmp_path / "passing"))[0] == 6 * STEPS
     lasting = told([2, 3, 4, 5, 6], "lasting")

@@ -29,7 +29,7 @@ from nfnet_ray.whole_file import whole_file
 
 LOCK_DEADLINE_SECONDS = 1800.0  # another process may decode ImageNet; it is an error if that takes longer
 LOCK_LOOK_SECONDS = 0.1
-UNUSED_SECONDS = 24 * 3600.0  # files that nobody has opened for so long are removed when a new one is made
+UNUSED_SECONDS = 24 * 3600.0  # files unopened for this long are removed when a new one is made
 
 _HEADER = struct.Struct("<16sQQI")  # magic, images, bytes of one image, CRC-32 of all that follows
 _HEADER_BYTES = 4096

@@ -1,8 +1,8 @@
-"""When a run keeps a checkpoint, what is in it, and how it goes on from one.
+"""Saving the checkpoints of a run, and finding the one to resume from.
 
-All workers take part: each has generators, sums and statistics of its own. They are collected by the first,
-which copies all to the CPU's memory while training waits (``checkpoint_seconds``) and writes it from a thread
-while training goes on.
+All workers take part, since each has its own generators, sums and statistics. The first worker collects them, copies
+everything to the CPU's memory while training waits (``checkpoint_seconds``), and writes it from a thread while training
+continues.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 
 class Saver:
-    """Keeps the checkpoints of one run. A context manager: leaving it waits for a write that is under way."""
+    """Saves the checkpoints of one run. A context manager: on leaving, it waits for a write in progress."""
 
     def __init__(self, context: Context) -> None:
         self._context, self._store = context, context.store
@@ -50,9 +50,9 @@ class Saver:
         self._wait()
 
     def latest(self) -> State | None:
-        """The checkpoint to go on from, the same on every worker; None where there is none.
+        """The state to resume from, the same on every worker; None if there is no checkpoint.
 
-        Raises UserError, on every worker, if one of them does not see what another one has written.
+        Raises UserError, on every worker, if one of them does not see the files that another one has written.
         """
         if self._store is None:
             return None
@@ -64,7 +64,7 @@ class Saver:
         return self._store.load(entry) if entry else None
 
     def is_due(self) -> bool:
-        """Whether this worker wants a checkpoint within an epoch. The first one's wish counts."""
+        """Whether it is time for a checkpoint within an epoch; always False but on the first worker."""
         seconds = self._context.seconds_between_checkpoints
         if self._store is None or self._context.rank != 0 or seconds is None:
             return False
@@ -74,7 +74,7 @@ class Saver:
     def save(
         self, state: Mapping[str, Any], own: Mapping[str, Any], *, step: int, epoch: int, metric: float | None
     ) -> None:
-        """Takes ``state`` of the first worker and ``own`` of each, and has them written. Called by all together.
+        """Saves the first worker's ``state`` and every worker's ``own``. Collective: every worker calls it.
 
         Raises StorageError, on every worker, if the last three could not be written.
         """
@@ -120,7 +120,7 @@ class Saver:
         except OSError as error:
             self._failures.append(error)
             logger.warning(
-                "%s: the checkpoint of step %s could not be written (%s): training goes on, the one before is kept",
+                "%s: the checkpoint of step %s could not be written (%s): training continues, the one before is kept",
                 self._store.place,
                 arguments["step"],
                 error,
@@ -138,7 +138,7 @@ class Saver:
             raise self._bug
 
     def _staged_copy(self, state: State) -> State:
-        """A copy in memory that is kept from one checkpoint to the next, pinned if it comes from a GPU."""
+        """A copy in memory that is reused for the next checkpoint; pinned if the state is on a GPU."""
         is_cuda = self._context.device.type == "cuda"
 
         def copied(path: str, value: Any) -> Any:
@@ -181,7 +181,7 @@ def check_same(state: State, recipe: Recipe, data: str, *, force: bool) -> None:
             f"the checkpoint was written with other settings ({'; '.join(differing)}): "
             "put them back, start anew elsewhere, or force it"
         )
-    logger.warning("going on from a checkpoint of other settings: %s", "; ".join(differing))
+    logger.warning("resuming from a checkpoint of other settings: %s", "; ".join(differing))
 
 
 def _shown(values: Mapping[str, Any], name: str) -> str:
@@ -201,11 +201,11 @@ def _check_storage(store: CheckpointStore, context: Context) -> None:
     except OSError as error:
         problem = f"worker {context.rank} cannot write to {store.place} ({in_words(error)})"
         lost = f"{problem}; {remedy_for(error)}" if lost_place(error) else ""
-    told = all_of((problem, lost), context)
-    for _, text in told:
+    problems_of_all = all_of((problem, lost), context)
+    for _, text in problems_of_all:
         if text:
             raise StorageError(text)
-    problems = [text for text, _ in told if text]
+    problems = [text for text, _ in problems_of_all if text]
     if not problems:
         for rank, token in enumerate(tokens):
             if not _is_seen(store, name(rank), token):

@@ -1,8 +1,8 @@
 """Where checkpoints lie: a folder on a disk or a shared file system, or a place in an object store.
 
 A place is a path, or a URI that pyarrow knows: ``s3://bucket/runs``, ``gs://bucket/runs``, ``hdfs://…``,
-``file:///runs``. A file that has its name is complete: on a file system it is written beside, synced and
-renamed; an object store shows an object only when its last byte has arrived.
+``file:///runs``. A file under its final name is complete: on a file system it is written under another name, synced
+and renamed; an object store shows an object only when its last byte has arrived.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where the seconds of a run went."""
+"""The time of a run, by phase."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Clock:
     waiting for a batch is ``data_wait``; ``checkpoint`` is what training waits for one; ``report`` is waiting
     for whoever reads the metrics.
 
-    The seconds are part of the checkpoint, so they go on counting after a restart. Between a checkpoint and
-    the start of the attempt that goes on from it they are ``lost``: work that is done again, and the time in
-    which nothing ran. If the run was asked to stop, and the checkpoint is the one that it kept then, they are
+    The seconds are part of the checkpoint, so counting continues after a restart. The seconds between a checkpoint
+    and the start of the attempt that resumes from it are ``lost``: work that is done again, and the time in which
+    nothing ran. If the run was asked to stop, and the checkpoint is the one that it kept then, they are
     ``paused``. So over all attempts the phases add up to the time since the first one began, by the system's clock.
 
     Args:
@@ -41,7 +41,7 @@ class Clock:
 
     @property
     def phase(self) -> Phase:
-        """The running one."""
+        """The running phase."""
         return self._phase
 
     def enter(self, phase: Phase) -> None:
@@ -82,7 +82,7 @@ class Clock:
         return {f"{phase}_seconds": self.seconds(phase) for phase in PHASES}
 
     def state(self, *, paused: bool = False) -> dict[str, float]:
-        """What a checkpoint has to keep. ``paused``: the run ends here, as it was asked to."""
+        """The state to save in a checkpoint. ``paused``: the run ends here, as it was asked to."""
         return {
             **{phase: self.seconds(phase) for phase in PHASES},
             "taken_at": time.time(),

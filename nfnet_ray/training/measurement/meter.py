@@ -1,4 +1,4 @@
-"""What a run costs: arithmetic per second and how much of the device it uses, memory, power.
+"""The cost of a run: arithmetic per second, the share of the device's peak, memory, power.
 
     meter = Meter(recipe, num_classes, context)
     for each epoch:
@@ -152,11 +152,11 @@ class Meter:
         return metrics
 
     def state(self) -> dict[str, float]:
-        """What a checkpoint has to keep."""
+        """The state to save in a checkpoint."""
         return {"joules": self._total_joules}
 
     def resume(self, state: Mapping[str, float]) -> None:
-        """Goes on counting from a :meth:`state`."""
+        """Restores a :meth:`state`, to count on from there."""
         self._total_joules = state["joules"]
 
     def _joules(self) -> float:
