@@ -11,7 +11,7 @@ from unittest import mock
 
 import pytest
 
-from nfnet_ray.models.published import with_published_values
+from nfnet_ray.models.published import resolve, with_published_values
 from nfnet_ray.recipe import AGCRecipe, Overrides, Recipe, RecipeError, Section, field_meanings, parse_setting
 
 
@@ -139,3 +139,19 @@ def test_a_start_size_above_the_models_own_size_is_refused_when_that_is_known() 
     recipe = Recipe().with_values({"data.progressive.start_size": 200})
     with pytest.raises(RecipeError, match=r"start_size = 200 is not allowed: .* data.image_size = 192"):
         with_published_values(recipe)
+
+
+def test_a_resolved_recipe_has_the_values_of_the_asked_one_and_its_fingerprint() -> None:
+    asked = Recipe().with_values({"model.dropout": 0.5, "data.image_size": 96, "seed": 3})
+    resolved = resolve(asked)
+    assert resolved.to_values() == with_published_values(asked).to_values()
+    assert list(resolved.to_values()) == list(asked.to_values())
+    assert resolved.fingerprint() == with_published_values(asked).fingerprint()
+    assert (resolved.model.dropout, resolved.data.image_size) == (0.5, 96)
+
+
+def test_a_resolved_recipe_stays_resolved() -> None:
+    resolved = resolve(Recipe()).with_values({"seed": 1})
+    assert type(resolved) is type(resolve(Recipe()))
+    with pytest.raises(RecipeError, match=r"data.image_size = None is not allowed: it takes a whole number"):
+        resolved.with_values({"data.image_size": None})

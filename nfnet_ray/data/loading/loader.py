@@ -5,13 +5,13 @@ of threads; the calls release the interpreter's lock. FFCV's own Python ``Loader
 crops from unseeded generators, drops the decoder's return code and waits for ever for a dead thread, and
 importing it costs seconds of compilation in every process.
 
-**Damaged images.** The first time that a process reads a sample, its bytes are compared with the manifest's hash, which
-finds any change; libjpeg notices few changed bits, and those only at the end of an image, up to which a crop is seldom
-decoded. The decoder's result is checked every time. With the Recipe's ``on_damaged="stop"`` a damaged one is an
-error with its name. With ``"skip"`` it is counted, named once in the log, and does not come: in training the next
-sound sample of the file stands in its place, with its own label and draws, so that the order and all other samples
-stay as they are, on any number of workers; in evaluation it is left out. More than ``DAMAGED_LIMIT`` of a split
-are an error all the same.
+**Damaged images.** The first time that a process reads a sample, its bytes are compared with the manifest's hash,
+which finds any change; libjpeg detects few flipped bits, and only at the end of an image, which a crop rarely reaches.
+The decoder's result is checked every time. With the Recipe's ``on_damaged="stop"`` a damaged one is an error with its
+name. With ``"skip"`` it is counted, named once in the log, and left out: in training the next good sample of the file
+is used instead, with its own label and draws, so that the order and all other samples do not change, on any number of
+workers; in evaluation nothing takes its place. If more than ``DAMAGED_LIMIT`` of a split are damaged, it is an error
+in both cases.
 """
 
 from __future__ import annotations
