@@ -22,8 +22,8 @@ from dashboards.charts import Figure
 from dashboards.level_styles import INK, Look, levels_of, looks_of
 from dashboards.page import Chart, Legend, legend_entry, render_page
 from nfnet_ray.command_line.arguments import given_path, positive
-from nfnet_ray.command_line.interruption import EXIT_INTERRUPTED, interruptible
-from nfnet_ray.command_line.one_line_parser import EXIT_USER_ERROR, OneLineParser
+from nfnet_ray.command_line.exit_code import exit_code_of
+from nfnet_ray.command_line.one_line_parser import OneLineParser
 from nfnet_ray.errors import UserError
 from nfnet_ray.models.catalogue import get_model
 from nfnet_ray.models.tables import aligned
@@ -74,16 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help=f"change the architecture: {', '.join(OVERRIDES)}; may be repeated",
     )
     options = parser.parse_args(arguments)
-    try:
-        with interruptible():
-            _run(options)
-    except (UserError, OSError) as error:  # OSError: the page cannot be written
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    except KeyboardInterrupt:
-        print("signal_propagation: stopped", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    return 0
+    return exit_code_of(parser.prog, lambda: _run(options))
 
 
 def _run(options: argparse.Namespace) -> None:

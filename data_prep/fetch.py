@@ -8,7 +8,6 @@ same command goes on with it.
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import http.client
 import os
@@ -25,6 +24,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
+
+from filelock import FileLock, Timeout
 
 from data_prep.lines import say
 from nfnet_ray.command_line.progress import Progress, bytes_on_stderr
@@ -157,17 +158,19 @@ def next_command(fetched: Path) -> str:
 
 @contextmanager
 def _lone(partial: Path) -> Iterator[Path]:
-    """Only one process at a time works on a download; the lock goes with the process, however it ends."""
+    """Let one process at a time work on a download; the lock is free once that process has ended, however it did."""
     lock_path = partial.with_name(partial.name + ".lock")
-    with open(lock_path, "ab") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"{partial}: is being fetched right now; wait for that to end") from error
-        try:
-            yield partial
-        finally:
-            lock_path.unlink(missing_ok=True)
+    # A soft lock, a file that only its maker removes, would outlive a kill.
+    lock = FileLock(lock_path, timeout=0, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise UserError(f"{partial} is being downloaded by another process; wait for that to end") from error
+    try:
+        yield partial
+    finally:
+        lock_path.unlink(missing_ok=True)
+        lock.release()
 
 
 def _check_room(out: Path, archive: Archive, held_bytes: int) -> None:

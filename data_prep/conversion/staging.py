@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import glob
 import json
 import os
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from data_prep.conversion.identity import changed_file, difference
 from data_prep.conversion.quarantine import check_quarantine_path, quarantine_path
@@ -261,21 +261,22 @@ def publish(staging: Staging, out: Path, *, overwrite: bool) -> None:
 
 @contextmanager
 def _lock(staging: Staging) -> Iterator[None]:
-    """Held as long as this process lives, which is how others tell a running conversion from a killed one."""
-    descriptor = os.open(staging.progress / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    """Hold a lock for as long as this process lives, by which others tell a running conversion from a killed one."""
+    # A soft lock, a file that only its maker removes, would outlive a kill.
+    lock = FileLock(staging.progress / "lock", timeout=0, fallback_to_soft=False)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"{staging.folder}: a conversion is running there; wait for it, or choose another OUT"
-            ) from error
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
+        lock.acquire()
+    except Timeout as error:
+        raise UserError(
+            f"{staging.folder}: a conversion is running there; wait for it, or choose another OUT"
+        ) from error
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+    try:
         yield
     finally:
-        os.close(descriptor)
+        lock.release()
 
 
 def _is_locked(staging: Staging) -> bool:

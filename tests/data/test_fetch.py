@@ -275,7 +275,7 @@ def test_two_at_once_do_not_write_into_one_file(fetcher: Fetcher) -> None:
     fetcher.out.mkdir()
     with (
         fetch_module._lone(fetcher.out / "thing.tgz.partial"),
-        pytest.raises(UserError, match="being fetched right now"),
+        pytest.raises(UserError, match="is being downloaded by another process"),
     ):
         fetcher()
     fetcher()
