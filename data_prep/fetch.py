@@ -1,8 +1,8 @@
 """``python -m data_prep fetch``: known data sets from where they are published, checked against known checksums.
 
-A download grows in ``NAME.partial`` and gets its name once its checksum is right; a folder is unpacked beside its
+A download grows in ``NAME.partial`` and gets its name once its checksum is right; a folder is unpacked next to its
 place and moved there whole. So what was cut off, by a network, a kill or a full disk, never looks finished, and the
-same command goes on with it.
+same command resumes it.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def fetch(
 ) -> Path:
     """Bring an archive to the folder ``out``, and unpack it where it has to be; gives what ``convert`` takes.
 
-    Does nothing twice: what is there and right stays, what is there in part is gone on with.
+    Does nothing twice: complete files are kept, partial ones are resumed.
 
     Args:
         archive: what to bring.
@@ -236,7 +236,7 @@ def _download(
             if fruitless >= FRUITLESS_ATTEMPTS:
                 raise UserError(
                     f"{url}: {fruitless} attempts brought nothing ({reason}); what was fetched stays in {partial},"
-                    " run the same command later to go on"
+                    " run the same command later to resume"
                 )
             sleep(min(_LONGEST_PAUSE_SECONDS, 2.0**fruitless))
 
@@ -306,7 +306,7 @@ def _checksum(path: Path, archive: Archive, progress: Progress) -> str:
 
 
 def _unpack(archive_path: Path, archive: Archive, folder: Path) -> None:
-    """Unpack beside ``folder``, then move there. The caller holds the lock: what lies there is left from a kill."""
+    """Unpack next to ``folder``, then move there. The caller holds the lock, so anything there is left from a kill."""
     assert archive.folder is not None
     unpacking = partial_path(folder)
     shutil.rmtree(unpacking, ignore_errors=True)

@@ -34,7 +34,7 @@ class ConvertSettings:
     workers: int = 1
     """Threads that fetch, check and re-encode images. They do not change what is written."""
     address: str | None = None
-    """Of a Ray cluster that does it instead: ``auto`` or ``HOST:PORT``, or ``local`` for one of our own."""
+    """Address of a Ray cluster that does the work: ``auto``, ``HOST:PORT``, or ``local`` to start one here."""
     max_unreadable: int | float | None = 0
     """How many images that nothing decodes are left out, and listed, before the conversion stops: a number of
     images, a share of all (a float below 1), or None for any number."""
@@ -72,19 +72,19 @@ def convert(
     progress: Progress = silent,
     source_paths: Sequence[Path] = (),
 ) -> ConvertReport:
-    """Write a data set to ``out``: a ``.beton`` with its partners beside it, or a folder.
+    """Write a data set to ``out``: a ``.beton`` with its other files next to it, or a folder.
 
-    Everything is written into ``<out>.partial-…`` beside it and moved into place at the end. The same source and
+    Everything is written into ``<out>.partial-…`` next to it and moved into place at the end. The same source and
     settings give the same bytes, in one go or resumed.
 
     Args:
-        source_paths: where the source lies. A resumed conversion is refused if a file there has been changed
+        source_paths: the source's paths. A resumed conversion is refused if a file there has been changed
             since, other than an image that is still to come.
 
     Raises:
         OutTakenError: ``out`` is taken, at the start or at the end.
         UserError: ``out`` cannot be written, too many images cannot be read, or there is nothing like this
-            conversion to go on with.
+            conversion to resume.
     """
     check_out(out, overwrite=settings.overwrite)
     selections = {"train": plan.train, "validation": plan.validation}

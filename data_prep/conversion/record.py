@@ -75,7 +75,7 @@ class SplitJournal:
     def commit(self) -> None:
         """Write what was added, to the disk. Call it after the images' bytes are there.
 
-        Whatever stands behind the last record that counts is overwritten: it was torn, forgotten, or is of a
+        Everything behind the last record that counts is overwritten: it was torn, forgotten, or is of a
         commit that failed half-way.
         """
         pending = b"".join(self._pending)

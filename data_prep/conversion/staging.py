@@ -1,4 +1,4 @@
-"""Where a data set grows until it is whole: a folder beside its place, moved there at the end, found after a kill."""
+"""The folder in which a data set is written: next to its final path, moved there at the end, found after a kill."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Staging:
         return sum(count_records(self.journal(split)) for split in split_paths(self.folder))
 
     def begin(self, identity: dict[str, str], states: np.ndarray) -> None:
-        """Note what is being converted and how; again when it is gone on with, for a repaired image has changed."""
+        """Note what is converted and how; again on resume, because an image may have been repaired."""
         with whole_file(self._file_states, sync=False) as file:
             np.save(file, np.sort(states))
         with whole_file(self._identity, "w", sync=False) as file:
@@ -121,21 +121,21 @@ def check_outside(out: Path, source_paths: Sequence[Path]) -> None:
     """Refuse an ``out`` in a folder that is converted: the next conversion would take it for part of the source.
 
     Raises:
-        UserError: it lies below one of the paths, or is one of them.
+        UserError: it is below one of the paths, or is one of them.
     """
     place = Path(os.path.realpath(out))  # Path.resolve() raises RuntimeError for a link to itself
     for path in source_paths:
         folder = Path(os.path.realpath(path))
         if path.is_dir() and (place == folder or folder in place.parents):
             raise UserError(
-                f"{out}: OUT lies in SOURCE, {path}, and the next conversion would read it as images; choose a place"
+                f"{out}: OUT is inside SOURCE, {path}, and the next conversion would read it as images; choose a path"
                 f" outside, such as {folder.parent / f'{folder.name}.beton'}"
             )
 
 
 @contextmanager
 def staging_folder(out: Path, *, resume: Staging | None = None, keep: bool = False) -> Iterator[Staging]:
-    """A folder beside ``out``, on the same file system, that is gone afterwards.
+    """A temporary folder next to ``out``, on the same file system.
 
     Args:
         resume: the folder of an earlier conversion; None makes a new one.
@@ -159,7 +159,7 @@ def staging_folder(out: Path, *, resume: Staging | None = None, keep: bool = Fal
             if done:
                 error.add_note(
                     f"{count(done, 'image')} {agree(done, 'is', 'are')} kept in {staging.folder}; the same command"
-                    " with --resume goes on"
+                    " with --resume resumes it"
                 )
             else:
                 shutil.rmtree(staging.folder, ignore_errors=True)
@@ -173,10 +173,10 @@ def leftover(
     files: tuple[list[str], np.ndarray],
     images: dict[str, list[str]],
 ) -> Staging | None:
-    """The folder of an earlier conversion to ``out`` that can be gone on with, of several the farthest; or None.
+    """The folder of an earlier conversion to ``out`` that can be resumed, the most advanced of several; or None.
 
     Args:
-        identity, files: of the conversion that wants to go on; the files as :func:`file_states` gives them.
+        identity, files: of the conversion that wants to resume; the files as :func:`file_states` gives them.
         images: each split's image names, in order.
 
     Raises:
@@ -206,7 +206,7 @@ def leftover(
 
 
 def unfinished(out: Path) -> Sequence[Path]:
-    """What conversions to ``out`` that were stopped, or are running right now, have beside it."""
+    """The folders of conversions to ``out`` that were stopped or are running right now."""
     return sorted(out.parent.glob(f"{glob.escape(out.name)}.partial-*"))
 
 
@@ -217,7 +217,7 @@ def describe_unfinished(path: Path) -> str:
         return f"{path}: another conversion to the same place is running"
     done = staging.images_done()
     if done:
-        return f"{path}: {count(done, 'image')} of a conversion that was stopped; go on with --resume, or delete it"
+        return f"{path}: {count(done, 'image')} of a conversion that was stopped; resume it with --resume, or delete it"
     return f"{path}: left from a conversion that was stopped; delete it"
 
 

@@ -107,7 +107,7 @@ def tar_members(path: Path, inside: TarMember | None = None) -> Iterator[TarMemb
             raise UserError(
                 f"{where}: not an uncompressed tar file ({error}); give it as it was downloaded"
             ) from error
-        # tarfile takes a file that just stops, or goes on with something else, for a tar that ends there; and it
+        # tarfile takes a file that just stops, or continues with something else, for a tar that ends there; and it
         # does not know where a tar inside another one has to end.
         file.seek(tar.offset)
         mark = file.read(tarfile.BLOCKSIZE) if tar.offset < end else b""

@@ -147,7 +147,7 @@ def test_photographs_that_lie_on_their_side_are_counted_and_turned_when_asked(
     assert convert(image_folder, tmp_path / "lying") == 0
     printed = capsys.readouterr().out
     assert (
-        "note: 1 image with an orientation tag, stored as the pixels lie, perhaps sideways: --apply-o"
+        "note: 1 image with an orientation tag, stored as the pixels are, perhaps sideways: --apply-o"
         in printed
     )
     lying = open_dataset(tmp_path / "lying")
@@ -269,7 +269,7 @@ def test_an_unreadable_image_stops_the_conversion_and_nothing_looks_finished(
     assert convert(image_folder, tmp_path / "out") == 2
     printed = capsys.readouterr()
     assert "daisy/broken.jpg: cannot be decoded" in printed.err
-    assert "the same command with --resume goes on" in printed.err
+    assert "the same command with --resume resumes it" in printed.err
     assert printed.err.count("\n") == 1
     (left,) = set(tmp_path.iterdir()) - set(before)
     assert left.name.startswith("out.partial-")

@@ -189,7 +189,7 @@ def test_a_full_disk_gives_one_line_and_keeps_what_is_done(
     assert process.returncode == 2
     (line,) = [line for line in error.splitlines() if not line.startswith(("train:", "validation:"))]
     assert "out: cannot be written (File too large)" in line
-    assert "--resume goes on" in line
+    assert "--resume resumes it" in line
     (folder,) = unfinished(tmp_path / "out")
     done = count_records(folder / "progress" / "train.journal")
     assert done > 5
@@ -220,7 +220,7 @@ def test_an_interruption_says_how_to_go_on(
         _, error = process.communicate()
     (folder,) = unfinished(tmp_path / "out")
     assert error == (
-        f"python -m data_prep: stopped; 14 images are kept in {folder}; the same command with --resume goes on\n"
+        f"python -m data_prep: stopped; 14 images are kept in {folder}; the same command with --resume resumes it\n"
     )
     assert not (tmp_path / "out").exists()
 
@@ -234,7 +234,7 @@ def test_a_leftover_is_named_with_what_to_do(
     (folder,) = unfinished(tmp_path / "out")
     note = capsys.readouterr().out.splitlines()[0]
     assert note.startswith(f"note: {folder}: ")
-    assert note.endswith("images of a conversion that was stopped; go on with --resume, or delete it")
+    assert note.endswith("images of a conversion that was stopped; resume it with --resume, or delete it")
 
 
 def test_a_higher_limit_goes_on_behind_the_images_that_were_read(

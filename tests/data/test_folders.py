@@ -290,7 +290,9 @@ def test_a_conversion_into_its_own_source_is_refused(
     ):
         assert convert(image_folder, out) == 2
         error = capsys.readouterr().err
-        assert f"OUT lies in SOURCE, {image_folder}, and the next conversion would read it as images" in error
+        assert (
+            f"OUT is inside SOURCE, {image_folder}, and the next conversion would read it as images" in error
+        )
         assert f"such as {tmp_path / 'flowers.beton'}" in error
     # One that an earlier version put there.
     assert convert(image_folder, tmp_path / "out") == 0

@@ -10,7 +10,7 @@ from nfnet_ray.recipe import ProgressiveRecipe, ResolvedData
 def data_at_epoch(recipe: ResolvedData, epoch: int, epochs: int) -> ResolvedData:
     """What the Recipe says of epoch ``epoch`` (counted from 0) of ``epochs``: its size, magnitude and alphas.
 
-    The size is ``start_size`` up to ``start_epoch``, ``image_size`` from ``end_epoch`` on, and lies on a straight line
+    The size is ``start_size`` up to ``start_epoch``, ``image_size`` from ``end_epoch`` on, and on a straight line
     between them, rounded to a multiple of ``step`` (FFCV's rn50 recipe, libffcv/ffcv-imagenet ``train_imagenet.py``).
     With ``stages`` the line becomes stairs of equal height (google/automl ``efficientnetv2/main_tf2.py``).
     """

@@ -93,7 +93,7 @@ def _essential_segments(encoded: bytes) -> tuple[bytes, int | None]:
     """The JPEG without segments that do not affect its pixels; and where its last bytes begin, if decoding needs them.
 
     That is known of a sequential JPEG in one scan. Its end-of-image marker is replaced with :data:`_READ_AHEAD`: at
-    the marker libjpeg would go on with zeros, after this it has nothing to go on with, and Pillow raises.
+    the marker libjpeg would continue with zeros; after this it has nothing to continue with, and Pillow raises.
 
     Raises:
         DecodeError: there are other bytes in place of a marker, restarts are out of order, or the end is missing.

@@ -289,8 +289,8 @@ def _checked_allocations(
     _check_each(path, offsets == metadata["image"]["data_ptr"], "has two different positions in the file")
     # Unsigned numbers wrap around: the bounds come first, each by itself, and sums only after them.
     inside = (offsets >= metadata_end) & (offsets < table_offset) & (sizes > 0) & (sizes <= page_bytes)
-    _check_each(path, inside, "lies outside the file's image data")
-    _check_each(path, offsets + sizes <= table_offset, "lies outside the file's image data")
+    _check_each(path, inside, "is outside the file's image data")
+    _check_each(path, offsets + sizes <= table_offset, "is outside the file's image data")
     same_page = offsets // page_bytes == (offsets + sizes - 1) // page_bytes
     _check_each(path, same_page, "straddles a page")
     return offsets.astype(np.int64), sizes.astype(np.int64)
@@ -340,13 +340,13 @@ def _read(path: Path, descriptor: int, offset: int, size: int) -> np.ndarray:
 class BetonWriter:
     """Writes a ``.beton``, sample by sample, in order.
 
-    A context manager. The bytes go to ``<name>.partial`` beside the file; leaving the ``with`` block in
+    A context manager. The bytes go to ``<name>.partial`` next to the file; leaving the ``with`` block in
     peace writes metadata, allocation table and, last, the header, flushes all to the disk and renames the
-    file into place. Leaving it through an exception removes the partial file, or keeps it to be gone on with.
+    file into place. Leaving it through an exception removes the partial file, or keeps it to be resumed.
 
     Args:
         path: the file to write; one that exists is replaced at the end.
-        capacity: the largest number of samples that may come. Metadata stands before the images, so room
+        capacity: the largest number of samples that may come. Metadata precede the images, so room
             for it is made first; the header then says how many samples really came.
         keep_partial: keep the partial file after an exception, and start from one that is there. Its samples come
             back one by one, with :meth:`held` and :meth:`adopt`, before the first is appended; what lies behind
@@ -386,7 +386,7 @@ class BetonWriter:
         self._note(position, len(stored), label, height, width, mode)
 
     def held(self, size: int) -> bytes:
-        """What a kept partial file holds where a next sample of ``size`` bytes stands; less if it ends before."""
+        """What a kept partial file contains in the place of a next sample of ``size`` bytes; less if it ends before."""
         if not self._adopting:
             return b""
         return os.pread(self._file.fileno(), size, self._place(size))
@@ -412,7 +412,7 @@ class BetonWriter:
             raise ValueError(f"the writer was made for {self._count} samples")
 
     def _place(self, size: int) -> int:
-        """Where a next sample of ``size`` bytes stands: in this page, or at the beginning of the next."""
+        """The offset of a next sample of ``size`` bytes: in this page, or at the beginning of the next."""
         page_end = _page_end(self._position)
         return self._position if self._position + size <= page_end else page_end
 

@@ -1,4 +1,4 @@
-"""The manifest of a ``.beton``: a Parquet file beside it that says what should be in it.
+"""The manifest of a ``.beton``: a Parquet file next to it that lists what should be in it.
 
 A row per sample, in the beton's order:
 
@@ -78,7 +78,7 @@ class Manifest:
             return file.read(columns=["source"]).column("source").to_pylist()
 
     def check_names(self) -> None:
-        """Compare the images' names, which no fingerprint stands for, with their hash.
+        """Compare the images' names, which no fingerprint covers, with their hash.
 
         Raises:
             UserError: they cannot be read, or are others than were written.
@@ -216,7 +216,7 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
         with pq.ParquetFile(path) as file:
             table = file.read(columns=columns)
     except FileNotFoundError as error:
-        raise UserError(f"{path}: there is no such manifest; copy it from beside the .beton") from error
+        raise UserError(f"{path}: there is no such manifest; copy it together with its .beton") from error
     # Of a damaged file, names may be no text (ValueError) and sizes absurd (MemoryError).
     except (OSError, ValueError, MemoryError, pa.ArrowException) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
