@@ -295,6 +295,9 @@ def parse_assignment(text: str, form: str) -> tuple[str, Any]:
 
     ``none`` is None, ``true`` and ``false`` are booleans in any case, and text that is not a Python literal is a word.
     Raises RecipeError if it has no ``=`` or nothing after it; ``form`` says how to write it.
+
+    >>> parse_assignment("width=[32, 64]", "KNOB=VALUE"), parse_assignment("memory_format=auto", "KNOB=VALUE")
+    (('width', [32, 64]), ('memory_format', 'auto'))
     """
     name, equals, literal = (part.strip() for part in text.partition("="))
     if not equals or not name:
@@ -327,6 +330,9 @@ def did_you_mean(
     """``did you mean batch_size?``, or ``otherwise`` where no known word is similar; by default it lists them all.
 
     ``similarity`` is difflib's ratio from 0 to 1 that a word has to reach.
+
+    >>> did_you_mean("dept", ["width", "depth"]), did_you_mean("x", ["width", "depth"])
+    ('did you mean depth?', 'use one of width, depth')
     """
     similar = difflib.get_close_matches(str(word), known, cutoff=similarity)
     if similar:

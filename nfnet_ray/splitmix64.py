@@ -22,7 +22,11 @@ _MIXING = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1))
 
 
 def signed(number: int) -> int:
-    """The int64 of the same lowest 64 bits: torch has hardly any arithmetic for unsigned 64-bit numbers."""
+    """The int64 of the same lowest 64 bits: torch has hardly any arithmetic for unsigned 64-bit numbers.
+
+    >>> signed(2**64 - 1)
+    -1
+    """
     return (number + (1 << 63)) % (1 << 64) - (1 << 63)
 
 

@@ -38,6 +38,10 @@ def unitwise_norm(tensor: Tensor) -> Tensor:
     """L2 norm of each unit, in a shape that broadcasts against ``tensor``.
 
     (O, I, H, W) gives (O, 1, 1, 1), (O, I) gives (O, 1), and one unit gives 1 in every dimension.
+
+    >>> unitwise_norm(torch.tensor([[3.0, 4.0], [6.0, 8.0]]))
+    tensor([[ 5.],
+            [10.]])
     """
     norms = torch.linalg.vector_norm(as_units(tensor), dim=1)
     if tensor.squeeze().ndim > 1 and tensor.ndim == 3:
@@ -72,6 +76,16 @@ def clip_gradients_adaptively(
 
     Returns:
         The share of units that were clipped, a float32 scalar on the parameters' device (no synchronisation).
+
+    Example, with two units of which the second has a gradient that is too large:
+
+    >>> weight = torch.nn.Parameter(torch.ones(2, 4))
+    >>> weight.grad = torch.tensor([[0.01] * 4, [1.0] * 4])
+    >>> clip_gradients_adaptively([weight], clip_factor=0.02)
+    tensor(0.5000)
+    >>> weight.grad
+    tensor([[0.0100, 0.0100, 0.0100, 0.0100],
+            [0.0200, 0.0200, 0.0200, 0.0200]])
 
     Source: Brock et al. 2021, section 4, equation 3, and official ``optim.py``.
     """

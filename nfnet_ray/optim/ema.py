@@ -19,6 +19,9 @@ def ema_decay(step: int, decay: float, warmup: bool = True) -> float:
 
     and :math:`d_{max}` without warm-up. With the published 0.99999 the maximum is reached at step 899,990,
     eight times the whole official run: there the warm-up alone decides. Source: official ``utils.py``.
+
+    >>> ema_decay(0, 0.99999), ema_decay(990, 0.99999), ema_decay(0, 0.99999, warmup=False)
+    (0.1, 0.991, 0.99999)
     """
     return min(decay, (1 + step) / (10 + step)) if warmup else decay
 

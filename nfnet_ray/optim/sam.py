@@ -59,6 +59,10 @@ def perturbation(
         A new tensor for each parameter, of its shape and dtype. Norms are taken in float32, or float64 if any
         gradient is.
 
+    >>> weight, gradient = torch.zeros(2), torch.tensor([3.0, 4.0])
+    >>> perturbation([weight], [gradient], SAMRecipe(rho=0.05), seed=0)
+    [tensor([0.0300, 0.0400])]
+
     Source: Foret et al. 2021, equation 2, and google-research/sam ``flax_training.py``; Kwon et al. 2021, with
     SamsungLabs/ASAM ``asam.py``; Liu et al. 2022, algorithm 1; Du et al. 2022, stochastic weight perturbation.
     """

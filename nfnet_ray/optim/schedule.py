@@ -19,6 +19,9 @@ def warmup_cosine(step: int, *, peak: float, warmup_steps: float, total_steps: f
 
     ``warmup_steps`` may be fractional, as it is in the official run (1563.92 of 112,602), and the very
     first step has rate 0 if there is a warm-up. Source: official ``optim.py`` (``WarmupCosineDecay``).
+
+    >>> [round(warmup_cosine(step, peak=0.4, warmup_steps=2, total_steps=10), 4) for step in (0, 1, 2, 6, 10)]
+    [0.0, 0.2, 0.4, 0.2, 0.0]
     """
     if warmup_steps > 0 and step <= warmup_steps:
         return peak * step / warmup_steps
