@@ -7,7 +7,6 @@ swept field in ``meta`` and the page's script gives it the colour that the level
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from dashboards.level_styles import LEVELS_AT_MOST, Levels, Look, is_number, lev
 from nfnet_ray.analysis import StudyRecord
 from nfnet_ray.metric import METRIC
 from nfnet_ray.tracking.labels import point_label
+from nfnet_ray.wording import duration
 
 Figure = dict[str, Any]
 
@@ -290,21 +290,6 @@ def state_words(record: StudyRecord, state: str) -> str:
     if state == "unfinished" and record.state == "unfinished":
         return "running"
     return END_MARKS[state][2] if state in END_MARKS else state
-
-
-def duration(seconds: float) -> str:
-    """A time for people: ``42 s``, ``4 min 6 s``, ``3 h 20 min``; a dash for NaN."""
-    if math.isnan(seconds):
-        return "–"
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s" if whole % 60 else f"{whole // 60} min"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours:,} h {minutes} min" if minutes else f"{hours:,} h"
 
 
 def _time_unit(longest_seconds: float) -> tuple[float, str]:

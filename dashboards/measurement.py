@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from dashboards.charts import duration
 from nfnet_ray.analysis import StudyRecord
 from nfnet_ray.tracking.labels import value_label
-from nfnet_ray.wording import count
+from nfnet_ray.wording import count, duration
 
 EVAL_CROPS = {
     "squash": "single crop “squash”: both sides resized to eval_size + 32 pixels, and the centre of that; "

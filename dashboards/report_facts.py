@@ -11,7 +11,6 @@ from dashboards.charts import (
     CURVES_AT_MOST,
     END_MARKS,
     accuracy_against_time,
-    duration,
     levels,
     state_words,
 )
@@ -30,7 +29,7 @@ from dashboards.report_tables import (
 from dashboards.setting_charts import SettingsChart, epochs_of, heat_map, setting_outcomes, settings_chart
 from dashboards.signal_charts import SignalCharts, epoch_label, epoch_shades, signal_charts
 from nfnet_ray.analysis import BestSetting, StudyRecord, best_setting, setting_results
-from nfnet_ray.wording import count
+from nfnet_ray.wording import agree, count, duration
 
 SILENCE_SECONDS = 15 * 60.0
 """The driver of a study that has recorded nothing for this long may be dead."""
@@ -143,7 +142,7 @@ def _notice(record: StudyRecord, now: float) -> Notice | None:
     if record.state == "finished":
         return None
     ended = int(record.trials["state"].isin(["finished", "stopped", "diverged", "failed"]).sum())
-    have_ended = f"{ended:,} of {count(len(record.trials), 'trial')} {'has' if ended == 1 else 'have'} ended"
+    have_ended = f"{ended:,} of {count(len(record.trials), 'trial')} {agree(ended, 'has', 'have')} ended"
     if record.state == "interrupted":
         return Notice("Not complete.", f"The study was interrupted: {have_ended}.", "")
     as_of = time.strftime("%d %B %Y, %H:%M UTC", time.gmtime(now))
@@ -250,7 +249,7 @@ def _signal(charts: SignalCharts) -> SignalSection:
     if charts.epochs_left_out:
         remarks.append("Some measured epochs are left out.")
     if charts.trials_left_out:
-        verb = "is" if charts.trials_left_out == 1 else "are"
+        verb = agree(charts.trials_left_out, "is", "are")
         remarks.append(
             f"{count(charts.trials_left_out, 'more measured trial')} of these kinds {verb} left out."
         )

@@ -7,12 +7,12 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from dashboards.charts import duration, state_words
+from dashboards.charts import state_words
 from dashboards.level_styles import levels_of
 from dashboards.setting_charts import HeatMap, Outcome
 from nfnet_ray.analysis import BestSetting, StudyRecord, best_per_stratum
 from nfnet_ray.tracking.labels import value_label
-from nfnet_ray.wording import count, speed
+from nfnet_ray.wording import count, duration, percent, speed
 
 STRATA_AT_MOST = 12
 """The answer's table shows at most this many conditions: those with the highest accuracy."""
@@ -198,7 +198,7 @@ def _trial_cells(
         (percent(trial["best_top1"]), trial["best_top1"]),
         (str(trial["epochs"]), trial["epochs"]),
         (duration(trial["train_seconds"]), trial["train_seconds"]),
-        (_speed(trial["images_per_second"]), trial["images_per_second"]),
+        (speed(trial["images_per_second"]), trial["images_per_second"]),
         (duration(trial["startup_seconds"]), trial["startup_seconds"]),
         (state_words(record, trial["state"]), trial["state"]),
     )
@@ -214,11 +214,6 @@ def all_trials(record: StudyRecord) -> str:
     return f"All {count(number, 'trial')}" if number > 1 else "The trial"
 
 
-def percent(fraction: float) -> str:
-    """``97.2%``; a dash for NaN."""
-    return "–" if math.isnan(fraction) else f"{100 * fraction:.1f}%"
-
-
 def first_of(labels: Sequence[str], separator: str = "; ") -> str:
     """The labels; of more than :data:`NAMED_AT_MOST`, the first ones and the number of the others."""
     if len(labels) <= NAMED_AT_MOST:
@@ -229,7 +224,3 @@ def first_of(labels: Sequence[str], separator: str = "; ") -> str:
 def _sort_key(value: Any) -> str:
     missing = value is None or (isinstance(value, float) and math.isnan(value))
     return "" if missing else str(value)
-
-
-def _speed(images_per_second: float) -> str:
-    return "–" if math.isnan(images_per_second) else speed(images_per_second)

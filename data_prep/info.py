@@ -16,7 +16,7 @@ from nfnet_ray.data.files.dataset import Dataset, Split
 from nfnet_ray.data.files.manifest import Manifest
 from nfnet_ray.errors import UserError
 from nfnet_ray.printable import printable
-from nfnet_ray.wording import agree, count
+from nfnet_ray.wording import agree, count, storage_size
 
 if TYPE_CHECKING:  # a summary in words need not wait for Pillow
     from PIL import Image
@@ -50,7 +50,7 @@ def describe(dataset: Dataset) -> list[str]:
     file_bytes = sum(split.beton.file_bytes for split in splits)
     lines = [
         f"{dataset.path}: {count(images, 'image')} of {count(len(dataset.class_names), 'class')},"
-        f" {_megabytes(file_bytes)}",
+        f" {storage_size(file_bytes)}",
         f"fingerprint {dataset.fingerprint}",
     ]
     for split in splits:
@@ -83,7 +83,7 @@ def _describe_split(split: Split) -> Iterator[str]:
         f"{images:,} {mode}" for mode, images in (("JPEG", jpegs), ("raw", len(beton) - jpegs)) if images
     ]
     yield (
-        f"{name}: {count(len(beton), 'image')} ({', '.join(modes)}), {_megabytes(beton.file_bytes)},"
+        f"{name}: {count(len(beton), 'image')} ({', '.join(modes)}), {storage_size(beton.file_bytes)},"
         f" {_spread(beton.sizes)} stored bytes an image"
     )
     shorter = np.minimum(beton.heights, beton.widths)
@@ -230,10 +230,6 @@ def _histogram(sides: np.ndarray) -> str:
         f"{1 << exponent} to {(2 << exponent) - 1}: {count / len(sides):.1%}"
         for exponent, count in zip(map(int, found), counts, strict=True)
     )
-
-
-def _megabytes(count: int) -> str:
-    return f"{count / 1e9:,.2f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
 
 
 def _shortened(text: str) -> str:

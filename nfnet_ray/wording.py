@@ -1,6 +1,10 @@
-"""Numbers as every part of the project says them to people: counts with their noun, times, speeds."""
+"""Numbers as the whole project prints them for people: counts with their noun, times, percents, speeds."""
 
 from __future__ import annotations
+
+import math
+
+_UNKNOWN = "–"
 
 
 def count(number: float, noun: str) -> str:
@@ -45,12 +49,51 @@ def clock_time(seconds: float) -> str:
     return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
 
 
+def duration(seconds: float) -> str:
+    """A time span in words and a dash for NaN.
+
+    >>> duration(4.2), duration(42), duration(246), duration(12000), duration(math.nan)
+    ('4.2 s', '42 s', '4 min 6 s', '3 h 20 min', '–')
+    """
+    if math.isnan(seconds):
+        return _UNKNOWN
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s" if whole % 60 else f"{whole // 60} min"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours:,} h {minutes} min" if minutes else f"{hours:,} h"
+
+
+def percent(fraction: float) -> str:
+    """A share with one digit after the point; a dash for NaN.
+
+    >>> percent(0.9724), percent(1), percent(math.nan)
+    ('97.2%', '100.0%', '–')
+    """
+    return _UNKNOWN if math.isnan(fraction) else f"{100 * fraction:.1f}%"
+
+
+def storage_size(size_bytes: int) -> str:
+    """A number of bytes, in MB or GB of powers of ten, as disks are sold.
+
+    >>> storage_size(1_234_567), storage_size(1_557_161_267)
+    ('1.2 MB', '1.56 GB')
+    """
+    return f"{size_bytes / 1e9:,.2f} GB" if size_bytes >= 1e9 else f"{size_bytes / 1e6:,.1f} MB"
+
+
 def speed(per_second: float) -> str:
-    """A number per second, with as many digits as say something: three, and never in powers of ten.
+    """A number per second with three significant digits, never in powers of ten; a dash for NaN.
 
     >>> speed(0.1234), speed(8.25), speed(99.96), speed(999), speed(2716.4), speed(123456)
     ('0.123', '8.25', '100', '999', '2,716', '123,456')
     """
+    if math.isnan(per_second):
+        return _UNKNOWN
     if round(per_second, 1) >= 100:
         return f"{per_second:,.0f}"
     return f"{per_second:.3g}"

@@ -15,7 +15,7 @@ from nfnet_ray.analysis.intervals import accuracy_interval, difference_interval
 from nfnet_ray.analysis.record import StudyRecord
 from nfnet_ray.metric import METRIC
 from nfnet_ray.tracking.labels import point_label
-from nfnet_ray.wording import count
+from nfnet_ray.wording import count, percent
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,8 +73,8 @@ class BestSetting:
         where = self._where(best.point)
         covers = "images" if seeds == 1 else "seeds and images"
         return (
-            f"{f'Best setting: {where}' if where else 'Result'}: top-1 {_percent(best.top1)} "
-            f"(95% interval over {covers} {100 * best.low:.1f} to {_percent(best.high)}; "
+            f"{f'Best setting: {where}' if where else 'Result'}: top-1 {percent(best.top1)} "
+            f"(95% interval over {covers} {100 * best.low:.1f} to {percent(best.high)}; "
             f"{count(best.validation_images, 'validation image')}, {count(seeds, 'seed')})"
             f"{self._comparison()}"
         )
@@ -111,7 +111,7 @@ class BestSetting:
         return f"; next is {self._named(self.runner_up)}; {SEEDS_NOT_MEASURED}"
 
     def _named(self, other: SettingResult) -> str:
-        return f"{self._other(other)} ({_percent(other.top1)})"
+        return f"{self._other(other)} ({percent(other.top1)})"
 
     def _where(self, point: Mapping[str, Any]) -> str:
         strata = {field: value for field, value in point.items() if field != self.question}
@@ -208,7 +208,3 @@ def _best(record: StudyRecord, results: list[SettingResult]) -> BestSetting | No
         question=record.fields[0] if record.fields else None,
         names=record.names,
     )
-
-
-def _percent(fraction: float) -> str:
-    return f"{100 * fraction:.1f}%"

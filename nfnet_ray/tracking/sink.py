@@ -23,7 +23,7 @@ from nfnet_ray.tracking.experiment import (
 from nfnet_ray.tracking.server import MLFLOW_ENVIRONMENT, go_past_proxies_to_this_machine
 from nfnet_ray.tracking.spool import STUDY_RUN, JournalLine, Spool, TrackedStudy, Undelivered, runs_of
 from nfnet_ray.tracking.uri import sqlite_path, with_credentials_aside, without_password
-from nfnet_ray.wording import count
+from nfnet_ray.wording import agree, count
 
 if TYPE_CHECKING:
     from mlflow.exceptions import MlflowException
@@ -162,7 +162,7 @@ class MLflowSink:
             names = ", ".join(run or "the study" for run in deleted[:5])
             more = f" and {len(deleted) - 5} more" if len(deleted) > 5 else ""
             command = restore_runs_command(self._tracking_uri, [ids[run] for run in deleted])
-            verb = "run was" if len(deleted) == 1 else "runs were"
+            verb = agree(len(deleted), "run was", "runs were")
             words.append((f"In MLflow the {verb} deleted of {names}{more}. Restore with:", command))
         if undelivered.refused and self._why_refused:
             refused = count(len(undelivered.refused), "event")
