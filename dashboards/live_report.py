@@ -58,7 +58,7 @@ class LiveReport:
             began = time.monotonic()
             try:
                 self._write(self._directory)
-            except Exception:  # whatever it is, the study goes on, and writes a report at its end
+            except Exception:  # whatever it is, the study continues, and writes a report at its end
                 logger.debug("no report of %s", self._directory, exc_info=True)
             seconds = time.monotonic() - began
             self._closed.wait(max(self._seconds_between, seconds / _LARGEST_SHARE))

@@ -61,7 +61,7 @@ def say_whole(console: Console, text: str) -> None:
 
 @contextmanager
 def waiting(console: Console, text: str) -> Iterator[None]:
-    """Shows that something goes on: a spinner until the end of the block, or a line where nothing can be redrawn."""
+    """Shows that something is in progress: a spinner until the block ends, or a line where nothing can be redrawn."""
     if can_redraw(console):
         with console.status(Text(printable(text))):
             yield

@@ -22,10 +22,10 @@ TRIALS_FOLDER: Final = "trials"  # in a study's directory; in it each trial has 
 @dataclass(frozen=True)
 class Halving:
     """Asynchronous successive halving (Li et al. 2020): at ``grace_epochs``, and each time the epochs
-    have grown by ``reduction_factor``, a trial goes on only if it is among the best 1 / factor so far.
+    have grown by ``reduction_factor``, a trial continues only if it is among the best 1 / factor so far.
 
     Trials compete within a stratum alone: with other trials of the same seed and the same values of all
-    swept fields but the first. A factor that suits batch 64 shall not stop one that suits batch 256.
+    swept fields but the first. A factor that suits batch 64 must not stop one that suits batch 256.
     """
 
     grace_epochs: int
@@ -61,7 +61,7 @@ class Study:
     seeds: tuple[int, ...] = (0,)
     halving: Halving | None = None
     trial_limit: int | None = None
-    """Of the settings, only the first so many; each of them with every seed."""
+    """Number of settings to run, the first ones, each with every seed; None: all."""
     chosen: tuple[str, ...] | None = None
     """Names of the trials of a journal that has not every seed of each setting: earlier versions counted trials."""
 
@@ -91,7 +91,7 @@ class Study:
     def differences(self, other: Study) -> list[str]:
         """What keeps this study from being ``other``, each as "FIELD is A, was B"; none if they are the same.
 
-        Where the data lies and what the study is called make no difference; that the data is the same is
+        The data's path and the study's name make no difference; whether the data is the same is
         for its fingerprint to say.
         """
         mine, others = self._as_told(), other._as_told()
@@ -149,7 +149,7 @@ class Study:
             recipe = self.recipe.with_values(point | {"seed": seed})
             trials.append(Trial(",".join(parts), point, ",".join(parts[1:]), recipe))
         if len({trial.name for trial in trials}) != len(trials):
-            raise UserError(f"study {self.name}: a value stands twice in its space; name each value once")
+            raise UserError(f"study {self.name}: a value occurs twice in its space; list each value once")
         return [trial for trial in trials if self.chosen is None or trial.name in self.chosen]
 
 

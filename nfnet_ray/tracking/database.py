@@ -1,7 +1,7 @@
 """MLflow's SQLite database as a file that is copied and moved. Asked without mlflow, whose import takes seconds.
 
 MLflow keeps where the artifacts lie as absolute URIs, so a database that was moved or copied points to its old place.
-What this package creates lies in ``mlartifacts/EXPERIMENT`` beside the database; :func:`artifacts_stay_beside` writes
+What this package creates is in ``mlartifacts/EXPERIMENT`` next to the database; :func:`artifacts_stay_beside` writes
 that anew wherever it is opened.
 """
 
@@ -68,7 +68,7 @@ def deleted_experiment(tracking_uri: str, experiment_id: str) -> UserError:
 def artifacts_stay_beside(database: Path) -> None:
     """Points the database to its own artifacts, if it has been moved or copied since it was last opened.
 
-    Changed are experiments whose artifacts lay in ``mlartifacts/EXPERIMENT`` beside some database: if they lie beside
+    Changes experiments whose artifacts were in ``mlartifacts/EXPERIMENT`` next to some database: if they are next to
     this one now, or no longer lie there. Any other place was chosen by somebody.
     """
     if not database.is_file():

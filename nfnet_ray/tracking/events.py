@@ -77,7 +77,7 @@ class HalvingDescription(TypedDict):
 
 
 class WorkerDescription(TypedDict):
-    """Workers of one trial, and the cores and GPUs of each. It may go on with ``min_workers`` of them."""
+    """Workers of one trial, and the cores and GPUs of each. It may continue with ``min_workers`` of them."""
 
     workers: int
     cpus: int
@@ -86,7 +86,7 @@ class WorkerDescription(TypedDict):
 
 
 class StudyDescription(TypedDict):
-    """The question of a study and everything that its trials share. Enough to go on with it."""
+    """The question of a study and everything that its trials share. Enough to resume it."""
 
     name: str
     question: str
@@ -284,7 +284,7 @@ class Journal:
 def read_events(path: Path, offset: int = 0) -> Iterator[tuple[Event, int]]:
     """Yield ``(event, end)`` for each complete line from byte ``offset`` on.
 
-    ``end`` is the byte after the event's line: the offset to go on from. A last line without its line
+    ``end`` is the byte after the event's line: the offset to continue from. A last line without its line
     break is still being written, or torn, and is left out. A journal that does not exist is empty.
 
     Raises:

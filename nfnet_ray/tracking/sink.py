@@ -188,7 +188,7 @@ class MLflowSink:
             self._wake.clear()
             try:
                 self._deliver()
-            except Exception as error:  # whatever it is, the study goes on
+            except Exception as error:  # whatever it is, the study continues
                 self._writer = None  # what it knew of the server may no longer hold
                 if not self._trouble:
                     self._trouble_since = time.time()
@@ -354,7 +354,7 @@ class MLflowSink:
 
 @contextmanager
 def _database_to_ourselves(tracking_uri: str) -> Iterator[Path | None]:
-    """Hold a lock beside an SQLite database: of two processes that create its tables at once, one fails.
+    """Hold a lock next to an SQLite database: of two processes that create its tables at once, one fails.
 
     Yields the database, or None where there is a server.
     """

@@ -10,7 +10,7 @@ moves on for the others, and the held run has a cursor of its own, the byte at w
 delivered. An event that MLflow refuses although its run is open, such as one with a name that MLflow does not allow, is
 noted with the byte at which it begins. Both are tried again when the study is resumed; until then they are pending.
 
-A database that lies in the folder of all studies is noted by its path from the study's, so that copies and moves of the
+A database in the folder of all studies is noted by its path from the study's, so that copies and moves of the
 folder have their own.
 """
 
@@ -48,7 +48,7 @@ class TrackedStudy:
 
 @dataclass(frozen=True)
 class Undelivered:
-    """What lies before the cursor and has not reached MLflow.
+    """Events before the cursor that have not reached MLflow.
 
     ``held`` is {name of a trial, or STUDY_RUN: byte from which on its events are missing}; ``refused`` are the bytes at
     which single events begin.

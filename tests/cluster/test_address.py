@@ -1,4 +1,4 @@
-"""Addresses that are no head, or none for us: one line each, within seconds, and no Ray is started or imported.
+"""Addresses without a head, or with one we cannot use: one line each, within seconds, without starting Ray.
 
 The heads are made here: servers that answer the two questions that are asked of one. About 10 s.
 """

@@ -1,4 +1,4 @@
-"""One command line that is right for the first attempt of a study and for every later one.
+"""One command line that works for the first attempt of a study and for every later one.
 
 What Ray gives a submitted job is put into the environment as its job supervisor does; the study's journal is
 real, and the run that would start is compared instead of being run. Takes about a second.

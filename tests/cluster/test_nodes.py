@@ -1,6 +1,6 @@
 """The data on every node of a cluster: there, the same, whole, and read once. About 40 s: a Ray of two nodes.
 
-The second node runs in a mount namespace of its own, in which another folder lies at the data's place: a disk of its
+The second node runs in a mount namespace of its own, in which another folder is at the data's place: a disk of its
 own. That takes root, or the right to mount.
 """
 

@@ -1,4 +1,4 @@
-"""What a person sees of a study that runs: on a terminal of any size, on one that cannot redraw, and of the time left.
+"""What a user sees of a running study: on a terminal of any size, on one that cannot redraw, and of the time left.
 
 Each terminal is a real one (a pty) with a process of its own: two seconds each, most of it imports.
 """

@@ -1,4 +1,4 @@
-"""What a driver writes down: each epoch once, however often a training resumes and whatever was killed when."""
+"""What a driver records: each epoch once, however often a training resumes and whatever is killed."""
 
 from __future__ import annotations
 

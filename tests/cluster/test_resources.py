@@ -1,4 +1,4 @@
-"""What workers are given, machine by machine, and whose fault a hang was."""
+"""The resources of workers, machine by machine, and which worker is at fault for a hang."""
 
 from __future__ import annotations
 

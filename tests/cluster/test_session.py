@@ -1,4 +1,4 @@
-"""Tokens: what lies in a person's home decides neither whether our own Ray starts nor whether a cluster is understood.
+"""Tokens: files in a user's home affect neither the start of a local Ray nor the connection to a cluster.
 
 About 40 s: several Rays.
 """

@@ -1,4 +1,4 @@
-"""A place of results that fills up, or can no longer be written: everything stops, what was kept is sound.
+"""A storage that fills up, or can no longer be written: everything stops, and what was saved is intact.
 
 No Ray is started. About 10 s, most of it for importing it.
 """

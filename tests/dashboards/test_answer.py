@@ -1,4 +1,4 @@
-"""The answer to a study's question is the right one, and says how sure it is.
+"""The answer to a study's question is correct, and states its uncertainty.
 
 Takes about two seconds, most of it pandas' import.
 """

@@ -1,4 +1,4 @@
-"""A study's report is one page that needs nothing but itself and leaves nothing out.
+"""A study's report is one self-contained page that leaves nothing out.
 
 Takes about eight seconds, most of it Chromium.
 """

@@ -1,6 +1,6 @@
-"""A conversion that is stopped, however, goes on where it was and writes the same bytes. About 15 s.
+"""A conversion that is stopped, in whatever way, resumes and writes the same bytes. About 15 s.
 
-The ones marked slow start a Ray of their own.
+The slow ones start a Ray.
 """
 
 from __future__ import annotations

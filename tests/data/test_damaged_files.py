@@ -1,4 +1,4 @@
-"""Whatever happened to a data set's files: one line for a person, no crash and no wrong data. About 6 s."""
+"""Whatever happened to a data set's files: a one-line error, no crash and no wrong data. About 6 s."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`doctor` measures each part, and says of given speeds what limits and whether it is enough. About 4 s."""
+"""`doctor` measures each part, and finds the bottleneck of given speeds. About 4 s."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`fetch` brings a file whole and right or says why not, over a network that does all that networks do. About 3 s."""
+"""`fetch` downloads a file completely and correctly or says why not, over any bad network. About 3 s."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Class folders as people have them: what programs leave there, splits, links, and what is no file. About 6 s."""
+"""Class folders as users have them: leftovers of programs, splits, links, entries that are not files. About 6 s."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`info` says what is in a data set, warns of leaks, and draws its classes. About 3 s."""
+"""`info` summarises a data set, warns about leaks, and draws its classes. About 3 s."""
 
 from __future__ import annotations
 

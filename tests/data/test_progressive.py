@@ -1,4 +1,4 @@
-"""Images that grow by epoch: how large in which, and what is in them."""
+"""Progressive image size: the size in each epoch, and the pixels."""
 
 from __future__ import annotations
 

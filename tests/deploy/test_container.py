@@ -1,4 +1,4 @@
-"""The container file says what it must, and what runs in its pods beside Ray does what it should.
+"""The container file has what it needs, and the programs that run in its pods besides Ray work.
 
 No image is built here; test_image.py runs one. Takes about five seconds.
 """

@@ -1,4 +1,4 @@
-"""Every manifest that can be applied is valid, and asks for what the documentation promises.
+"""Every manifest that can be applied is valid, and has what the documentation promises.
 
 The first half holds the rendered manifests to the schemas and to the operator's rules, and shows that those find
 what they are for: each broken manifest is one of ours with one thing changed. Takes about ten seconds.

@@ -1,4 +1,4 @@
-"""The MLflow server as its manifest starts it: for whom it is there, and that artifacts go through it.
+"""The MLflow server as its manifest starts it: which hosts it serves, and that artifacts go through it.
 
 The same command and flags on a free port, with SQLite in PostgreSQL's place. Takes about fifteen seconds.
 """

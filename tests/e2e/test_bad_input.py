@@ -1,4 +1,4 @@
-"""Whatever a person gets wrong: one clear line, exit code 2, no stack trace, nothing started, nothing written."""
+"""Whatever a user gets wrong: one clear line, exit code 2, no stack trace, nothing started, nothing written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Told to end, a study and a training keep a checkpoint and say their last words; of their Ray nothing is left.
+"""A study and a training that are told to end save a checkpoint, say how to resume, and leave nothing of Ray.
 
 About a minute: three Rays of their own.
 """

@@ -1,4 +1,4 @@
-"""The transfer study from the command line: its weights are known by their content, from the start to MLflow."""
+"""The transfer study from the command line: its weights are identified by content, from the start to MLflow."""
 
 from __future__ import annotations
 

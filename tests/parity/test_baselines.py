@@ -1,4 +1,4 @@
-"""The baselines are timm's modules, in TensorFlow's form, and what the table says of them is what they have."""
+"""The baselines are timm's modules, in TensorFlow's form, and match the table."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Published weights: the official files and timm's ports of them go in and come out to the bit.
+"""Published weights: the official files and timm's ports are loaded and written to the bit.
 
-The files themselves are not here. What stands in for them is of the same form: the one that gives NFNet-F0 exactly
+The files themselves are not here. They are replaced by files of the same form: the one that gives NFNet-F0 exactly
 its published size, and those that `tests/fixtures/README.md` names.
 """
 

@@ -1,4 +1,4 @@
-"""SAM, ASAM, LookSAM and ESAM against closed forms and against a computation of their own on one flat vector.
+"""SAM, ASAM, LookSAM and ESAM against closed forms and against a separate computation on one flat vector.
 
 Takes about 10 s on one core.
 """

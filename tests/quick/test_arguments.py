@@ -1,4 +1,4 @@
-"""Whatever is typed behind a flag: one line that names the flag and says what is allowed, exit code 2.
+"""Whatever follows a flag: one line names the flag and says what is allowed, exit code 2.
 
 Takes about two seconds, most of it imports.
 """

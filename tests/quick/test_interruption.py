@@ -1,4 +1,4 @@
-"""Told to end, a program says one line; an output that nobody reads costs no work. A few seconds."""
+"""A program that is told to end prints one line; output that nobody reads loses no work. A few seconds."""
 
 from __future__ import annotations
 

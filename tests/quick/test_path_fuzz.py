@@ -1,4 +1,4 @@
-"""Whatever is given for a path or a name, a study starts or says in one line why it does not. About 12 s, no Ray."""
+"""Whatever the path or the name, a study starts or one line says why it does not. About 12 s, no Ray."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a study is said to cost, for networks and ways of training that cost differently."""
+"""The estimated cost of a study, for networks and techniques with different costs."""
 
 from __future__ import annotations
 

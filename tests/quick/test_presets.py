@@ -1,4 +1,4 @@
-"""The published Recipe of every model: it builds, it is consistent, and it says what was published."""
+"""The published Recipe of every model builds, is consistent, and has the published values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names that would do something to a terminal are printed as what they are. Less than a second."""
+"""Names with control characters are printed harmlessly. Less than a second."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rooms of the house, and who may import whom.
+"""The folders of the project ("rooms"), and who may import whom.
 
 An import that points back up (the training loop asking the cluster, the cluster asking a study) is what
 turns a platform into one lump that runs nowhere else; `models`, `optim`, `data` and `training` have to run

@@ -1,4 +1,4 @@
-"""With a key for each sample, dropout and stochastic depth depend on the key, the layer and the channel alone.
+"""With a key for each sample, dropout and stochastic depth depend only on the key, the layer and the channel.
 
 Rates and independence are held to six standard errors of the number of draws that was taken.
 """

@@ -1,4 +1,4 @@
-"""Whatever is typed behind ``--set`` is a study that can be planned, or one line that says what is wrong.
+"""Whatever follows ``--set``, the study can be planned, or one line says what is wrong.
 
 The inputs are made up, the same ones every time. Takes about ten seconds.
 """

@@ -1,4 +1,4 @@
-"""What a person meets before the first line of Python runs: make, the installer, the lock.
+"""What a user meets before the first line of Python runs: make, the installer, the lock.
 
 The installer and the Makefile are the real ones, in a folder of their own; the machine around them (apt-get,
 sudo, interpreters, uv) is made of small scripts, so nothing is installed and no network is used.

@@ -1,4 +1,4 @@
-"""Weights are found in whatever people saved around them, and what was taken is said; the rest is one line.
+"""Weights are found in whatever was saved around them, and it is said what was loaded; else a one-line error.
 
 Takes about five seconds.
 """

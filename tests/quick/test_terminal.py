@@ -1,4 +1,4 @@
-"""What is printed for people: literal, wrapped between words, and drawn anew only where a terminal can. A second."""
+"""Output for users: literal, wrapped between words, and redrawn only where the terminal can. A second."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs that are killed at a random step and go on, for every combination of techniques: do they end as if unharmed?
+"""Runs that are killed at a random step and resumed, for every combination of techniques: is the result the same?
 
 ``python -m tests.resume.campaign DATA WORKERS SEED [0|1]``: for each combination three trainings of a tiny
 network, each in processes of its own (forked, so that none of them has to import torch): one that is left

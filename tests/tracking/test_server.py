@@ -1,4 +1,4 @@
-"""A tracking server that goes away and comes back has everything in the end, and shows it with no click.
+"""A tracking server that disappears and returns has everything in the end, and shows it without a click.
 
 Against a real MLflow server, which takes most of the 35 s.
 """

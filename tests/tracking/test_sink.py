@@ -1,4 +1,4 @@
-"""Everything in the journal comes to MLflow, once, in the same runs, whatever was in between.
+"""Everything in the journal reaches MLflow, once, in the same runs, whatever happens in between.
 
 Against real SQLite databases; takes about 20 s on two cores, most of it mlflow's import and its migrations.
 """

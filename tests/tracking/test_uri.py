@@ -1,4 +1,4 @@
-"""A study that could not be recorded does not start, and says in one line why.
+"""A study that could not be recorded does not start, and one line says why.
 
 Takes a second, and mlflow's import.
 """

@@ -1,4 +1,4 @@
-"""What a run says of its images: their size where it grows, and how many were damaged and left out. About 15 s."""
+"""A run's metrics of its images: their size if it grows, and how many were damaged and skipped. About 15 s."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run costs, reckoned by hand beside it: arithmetic, memory, power; over workers; and without a counter."""
+"""The cost of a run against hand calculations: arithmetic, memory, power; over workers; and without a counter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Transfer: weights in, a classifier of its own, whole or frozen; and what is refused. About 15 s."""
+"""Transfer: loaded weights, a new classifier, the body trained or frozen; and what is refused. About 15 s."""
 
 from __future__ import annotations
 

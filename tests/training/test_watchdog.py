@@ -1,4 +1,4 @@
-"""A worker that hangs is found, says what all its threads do, and ends; one that works is left alone."""
+"""A worker that hangs is found, prints the stacks of its threads, and ends; a working one is left alone."""
 
 from __future__ import annotations
 
