@@ -1,4 +1,4 @@
-"""A study as it runs: a table of its trials that fits the terminal, with the time that is left; lines elsewhere."""
+"""A running study for people: a live table that fits the terminal and says how much time is left; lines elsewhere."""
 
 from __future__ import annotations
 
@@ -34,31 +34,33 @@ STATE_STYLES = {
     "failed": "bold red",
     "interrupted": "yellow",
 }
-_LEAST_WIDTH = 12  # of a column of the live table; longer values are cut on a narrow terminal
+# Characters of a column of the live table, at least: on a narrow terminal longer values are cut.
+_LEAST_WIDTH = 12
+# Characters; wider than any terminal.
 _WIDE = 10_000
-# The order in which states are counted in the line for trials without a row.
+# The order of the states in the line that counts the trials without a row.
 _COUNTED = ("running", "waiting", *ENDED, "interrupted")
 
 
-def trial_table(study: Study, progress: StudyState, epochs_done: Callable[[TrialProgress], float]) -> Table:
-    """A row for each trial: what is swept, top-1, epochs, training seconds, images per second, state."""
-    return _table(study, progress, study.trials(), epochs_done, ("top-1", "epochs", "train s", "images/s"))
+def trial_table(study: Study, state: StudyState, epochs_done: Callable[[TrialProgress], float]) -> Table:
+    """A row for each trial: swept fields, top-1, epochs, training seconds, images per second, state."""
+    return _table(study, state, study.trials(), epochs_done, ("top-1", "epochs", "train s", "images/s"))
 
 
 def plan_table(study: Study) -> Table:
-    """A row for each trial that would run: what is swept, and the epochs."""
+    """A row for each trial that would run: swept fields and epochs."""
     return _table(study, study.waiting_state(), study.trials(), reported_epochs, ("epochs",))
 
 
 def _table(
     study: Study,
-    progress: StudyState,
+    state: StudyState,
     trials: Sequence[Trial],
     epochs_done: Callable[[TrialProgress], float],
     measured: Iterable[str],
     one_line: bool = False,
 ) -> Table:
-    """``one_line``: a text that is too long for its column is cut, so that each trial takes one line."""
+    """``one_line``: cut texts that are too long for their columns, so that each trial takes one line."""
     titles = short_names(study.space)
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     labels = {name: [printable(value_label(trial.point[name])) for trial in trials] for name in titles}
@@ -71,18 +73,18 @@ def _table(
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("state", min_width=max(map(len, STATE_STYLES)) if one_line else None)
     for row, trial in enumerate(trials):
-        state = progress.trials[trial.name]
+        progress = state.trials[trial.name]
         cells = [_cell(labels[name][row], one_line) for name in titles]
         if len(study.seeds) > 1:
             cells.append(Text(str(trial.recipe.seed)))
         values = {
-            "top-1": _number(state.last(METRIC), "{:.1%}"),
-            "epochs": f"{_epochs(epochs_done(state))}/{study.epochs}",
-            "train s": _number(state.last("train_seconds"), "{:.1f}"),
-            "images/s": _number(state.last("images_per_second"), "{:,.0f}"),
+            "top-1": _number(progress.last(METRIC), "{:.1%}"),
+            "epochs": f"{_epochs(epochs_done(progress))}/{study.epochs}",
+            "train s": _number(progress.last("train_seconds"), "{:.1f}"),
+            "images/s": _number(progress.last("images_per_second"), "{:,.0f}"),
         }
         cells += [Text(values[title]) for title in measured]
-        table.add_row(*cells, _state(state, one_line))
+        table.add_row(*cells, _state_cell(progress, one_line))
     return table
 
 
@@ -91,7 +93,7 @@ def _cell(text: str, one_line: bool) -> Text:
 
 
 def reported_epochs(trial: TrialProgress) -> float:
-    """The epochs of a trial that have been reported."""
+    """The number of epochs that a trial has reported."""
     return trial.epoch
 
 
@@ -104,7 +106,7 @@ def _number(value: float | None, form: str) -> str:
     return "" if value is None else form.format(value)
 
 
-def _state(trial: TrialProgress, one_line: bool) -> Text:
+def _state_cell(trial: TrialProgress, one_line: bool) -> Text:
     style = STATE_STYLES.get(trial.state or "", "dim")
     text = Text(
         trial.state or "waiting", style, no_wrap=one_line or None, overflow="ellipsis" if one_line else "fold"
@@ -122,31 +124,33 @@ class StudyDisplay:
 
     Args:
         trials: the folder in which each trial has one of its own name.
-        footnote: says something that is shown below the table.
-        work: {trial: arithmetic of one of its epochs}, for the time that is left; without it all are taken for equal.
+        footnote: returns a line to show below the table.
+        work: {trial: arithmetic of one of its epochs}, to estimate the time left; by default all are equal.
     """
 
     def __init__(
         self,
         study: Study,
-        progress: StudyState,
+        state: StudyState,
         trials: Path,
         footnote: Callable[[], str],
         console: Console,
         work: Mapping[str, float] | None = None,
     ) -> None:
-        self._study, self._progress, self._trials, self._footnote = study, progress, trials, footnote
+        self._study, self._state, self._trials, self._footnote = study, state, trials, footnote
         self._console = console
         self._closed = threading.Event()
         self._started = time.monotonic()
-        self._epochs_before = {name: trial.epoch for name, trial in progress.trials.items()}
-        self._time_left = TimeLeft(study, progress, work or dict.fromkeys(progress.trials, 1.0))
+        self._epochs_before = {name: trial.epoch for name, trial in state.trials.items()}
+        self._time_left = TimeLeft(study, state, work or dict.fromkeys(state.trials, 1.0))
         self._left_lock = threading.Lock()
         self._shown: dict[str, tuple[str | None, int]] = {}
         self._note = ""
         self._is_live = can_redraw(console)
+        self.frame = _Frame(self._draw)
+        """Draws what the terminal shows now; for rich."""
         self._live = Live(
-            _Frame(self._draw),
+            self.frame,
             console=console,
             refresh_per_second=2,
             transient=True,
@@ -168,17 +172,17 @@ class StudyDisplay:
             self._live.stop()
 
     def note(self, text: str) -> None:
-        """Says something once, below the table."""
+        """Show a message below the table, until the next one."""
         self._note = printable(text)
         if not self._is_live:
             self._print(text)
 
     def update(self) -> None:
-        """Takes notice that the progress has changed."""
+        """Show that the state of the study has changed."""
         if self._is_live:
             self._left()
             return
-        for trial in self._progress.trials.values():
+        for trial in self._state.trials.values():
             seen = (trial.state, trial.epoch)
             if self._shown.get(trial.name, (None, self._epochs_before[trial.name])) != seen:
                 self._shown[trial.name] = seen
@@ -201,13 +205,13 @@ class StudyDisplay:
 
     def _say_every_minute(self) -> None:
         while not self._closed.wait(60):
-            running = [trial for trial in self._progress.trials.values() if trial.state == "running"]
-            told = ", ".join(f"{trial.name} {_epochs(self._epochs_done(trial))}" for trial in running)
-            done = f"{told} of {count(self._study.epochs, 'epoch')}" if told else "no trial is running"
+            running = [trial for trial in self._state.trials.values() if trial.state == "running"]
+            names = ", ".join(f"{trial.name} {_epochs(self._epochs_done(trial))}" for trial in running)
+            done = f"{names} of {count(self._study.epochs, 'epoch')}" if names else "no trial is running"
             self._print("; ".join(filter(None, [done, self._left()])))
 
     def _epochs_done(self, trial: TrialProgress) -> float:
-        """With the fraction of the running epoch; a number of before a restart may stand in the file."""
+        """Epochs of a trial, with the fraction of the running one. After a restart the file may be older."""
         noted = noted_progress(self._trials / trial.name) if trial.state == "running" else 0.0
         return max(trial.epoch, min(noted, trial.epoch + 0.99))
 
@@ -216,14 +220,14 @@ class StudyDisplay:
         return time.monotonic() - self._started
 
     def _left(self) -> str:
-        with self._left_lock:  # events come in one thread, the table is drawn in another
+        with self._left_lock:  # events arrive in one thread, the table is drawn in another
             self._time_left.observe(self._elapsed)
             return self._time_left.sentence(self._epochs_done)
 
     def _draw(self, console: Console, options: ConsoleOptions) -> list[list[Segment]]:
-        """The lines of a frame that is lower than the terminal, so that nothing of it is left when it is taken away.
+        """The lines of a frame that is one line lower than the terminal: rich cannot erase what has scrolled away.
 
-        What is below the table comes first; then the best trial so far and the running ones, as many as fit.
+        The footer gets its lines first. The table has the rest, for the trials that matter most.
         """
         height = max(1, options.size.height - 1)
         footer = [
@@ -231,18 +235,18 @@ class StudyDisplay:
             for text in self._footer()
             for line in console.render_lines(text, options.update(height=None), pad=False)
         ][:height]
-        room = height - len(footer) - 2  # the titles, and an empty line
+        room = height - len(footer) - 2  # one line for the titles, and an empty one
         while room > 0:
             rows = Group(*self._rows(console, room))
             lines = console.render_lines(rows, options.update(height=None), pad=False)
             excess = len(lines) + 1 + len(footer) - height
             if excess <= 0:
                 return [*lines, [], *footer]
-            room -= excess  # titles of several words take several lines
+            room -= excess  # titles of several words may take several lines
         return footer
 
     def _footer(self) -> list[Text]:
-        states = Counter(trial.state or "waiting" for trial in self._progress.trials.values())
+        states = Counter(trial.state or "waiting" for trial in self._state.trials.values())
         over = sum(states[state] for state in ENDED)
         said = [f"{over} of {count(states.total(), 'trial')} done"]
         said += [f"{states[state]:,} {state}" for state in ("running", "waiting") if states[state]]
@@ -260,35 +264,35 @@ class StudyDisplay:
         return lines
 
     def _best(self) -> Trial | None:
-        """The trial with the highest accuracy after its last epoch, unless it broke down; of equals the first."""
+        """The trial with the highest accuracy after its last epoch, without those that diverged or failed."""
 
         def top1(trial: Trial) -> float:
-            return self._progress.trials[trial.name].last(METRIC) or 0.0
+            return self._state.trials[trial.name].last(METRIC) or 0.0
 
         sound = [trial for trial in self._study.trials() if self._is_sound(trial)]
         return max(sound, key=top1, default=None)
 
     def _is_sound(self, trial: Trial) -> bool:
-        state = self._progress.trials[trial.name]
-        return bool(state.epochs) and state.state not in ("diverged", "failed")
+        progress = self._state.trials[trial.name]
+        return bool(progress.epochs) and progress.state not in ("diverged", "failed")
 
     def _said_of(self, best: Trial) -> str:
-        state = self._progress.trials[best.name]
+        progress = self._state.trials[best.name]
         where = point_label(best.point, short_names(self._study.space))
         if len(self._study.seeds) > 1:
             where = ", ".join(filter(None, [where, f"seed {best.recipe.seed}"]))
-        top1 = state.last(METRIC) or 0.0
+        top1 = progress.last(METRIC) or 0.0
         return printable(
-            f"Best so far: {top1:.1%} after epoch {state.epoch} of {self._study.epochs}: {where}"
+            f"Best so far: {top1:.1%} after epoch {progress.epoch} of {self._study.epochs}: {where}"
         )
 
     def _rows(self, console: Console, room: int) -> list[Table | Text]:
-        """A table of at most ``room`` rows; instead of the last one, a line that counts the trials that have none."""
+        """A table of at most ``room`` rows. If trials are left out, the last row is a line that counts them."""
         trials = self._study.trials()
         shown = trials if len(trials) <= room else self._chosen(trials, room - 1)
         measured = ["top-1", "epochs", "train s", "images/s"]
         while True:
-            table = _table(self._study, self._progress, shown, self._epochs_done, measured, one_line=True)
+            table = _table(self._study, self._state, shown, self._epochs_done, measured, one_line=True)
             wide = console.options.update(width=_WIDE)  # else rich gives no more than the terminal has
             if console.measure(table, options=wide).minimum <= console.width or len(measured) <= 2:
                 break
@@ -297,29 +301,29 @@ class StudyDisplay:
             return [table]
         names = {trial.name for trial in shown}
         rest = Counter(
-            state.state or "waiting" for name, state in self._progress.trials.items() if name not in names
+            progress.state or "waiting" for name, progress in self._state.trials.items() if name not in names
         )
-        told = ", ".join(f"{rest[state]:,} {state}" for state in _COUNTED if rest[state])
-        return [table, Text(f"… {told}", style="dim", no_wrap=True)]
+        counts = ", ".join(f"{rest[state]:,} {state}" for state in _COUNTED if rest[state])
+        return [table, Text(f"… {counts}", style="dim", no_wrap=True)]
 
     def _chosen(self, trials: list[Trial], room: int) -> list[Trial]:
-        """The best trial, the running ones, the best of those that have ended, and, if there is room, the next ones."""
+        """The ``room`` trials that matter most: the best so far, the running, the best that have ended, the next."""
         best = self._best()
 
         def rank(trial: Trial) -> tuple[int, float]:
-            state = self._progress.trials[trial.name]
+            progress = self._state.trials[trial.name]
             if best is not None and trial.name == best.name:
                 return 0, 0.0
-            if state.state == "running":
+            if progress.state == "running":
                 return 1, 0.0
-            return (2, -(state.last(METRIC) or 0.0)) if state.state else (3, 0.0)
+            return (2, -(progress.last(METRIC) or 0.0)) if progress.state else (3, 0.0)
 
         chosen = {trial.name for trial in sorted(trials, key=rank)[:room]}
         return [trial for trial in trials if trial.name in chosen]
 
 
 class _Frame:
-    """What rich draws again and again: lines that are made for the size that the terminal has at that moment."""
+    """A renderable for rich whose lines are made anew, for the terminal's size at that moment, at each refresh."""
 
     def __init__(self, draw: Callable[[Console, ConsoleOptions], list[list[Segment]]]) -> None:
         self._draw = draw

@@ -1,4 +1,4 @@
-"""How much longer a study takes: from what its epochs have taken so far, and what halving may still stop."""
+"""How much longer a study takes, from the pace of its epochs so far and from the trials that halving may still stop."""
 
 from __future__ import annotations
 
@@ -13,41 +13,41 @@ from nfnet_ray.tracking.state import StudyState, TrialProgress
 from nfnet_ray.wording import clock_time
 
 ENDED = ("finished", "stopped", "diverged", "failed")
-# The phases of the clock that each epoch has (docs/time.md). Start-up and warm-up come once in a trial, and what was
-# lost or paused says nothing of what is to come.
+# The phases of the clock that each epoch has (docs/time.md). Start-up and warm-up happen once in a trial, and lost or
+# paused time does not predict anything.
 _PHASES = ("train_seconds", "data_wait_seconds", "eval_seconds", "checkpoint_seconds", "report_seconds")
-# Few enough to follow a machine that becomes faster or slower, and enough that one slow epoch is no matter: of 8, 16,
-# 32 and all epochs 16 came nearest to the truth in two studies on a machine whose load changed tenfold.
+# Few enough to follow a machine that becomes faster or slower, and enough to average out one slow epoch: of 8, 16, 32
+# and all epochs, 16 gave the best estimates in two studies on a machine whose load changed tenfold.
 _RECENT_EPOCHS = 16
 # A trial that ends leaves its slot empty until Ray has started the next one.
 _SLOTS_SECONDS = 30.0
 
 
 class TimeLeft:
-    """Seconds that a study still takes, once an epoch has been reported to this process.
+    """Estimates the seconds that a study still takes, from the first epoch on that is reported to this process.
 
-    The pace is that of the last epochs, in seconds for each unit of work. Start-up is not part of it; a trial that
-    waits is given the start-up of those that came after the first ones, which start their workers' processes. As many
-    trials run side by side as did in the last half minute.
+    The pace is that of the last epochs, in seconds per unit of work, without start-up. For a waiting trial, the mean
+    start-up of earlier trials is added; the very first ones do not count, because they also start their workers'
+    processes. The number of trials that run side by side is the highest of the last half minute.
 
     Args:
         work: {trial: arithmetic of one of its epochs}, in any unit.
     """
 
-    def __init__(self, study: Study, progress: StudyState, work: Mapping[str, float]) -> None:
-        self._study, self._progress, self._work = study, progress, work
+    def __init__(self, study: Study, state: StudyState, work: Mapping[str, float]) -> None:
+        self._study, self._state, self._work = study, state, work
         self._strata: dict[str, list[str]] = {}
         for trial in study.trials():
             self._strata.setdefault(trial.stratum, []).append(trial.name)
-        self._known = {name: trial.epoch for name, trial in progress.trials.items()}
+        self._known = {name: trial.epoch for name, trial in state.trials.items()}
         self._first: set[str] = set()
         self._epochs: deque[tuple[float, float]] = deque(maxlen=_RECENT_EPOCHS)
         self._startups: deque[float] = deque(maxlen=_RECENT_EPOCHS)
         self._running: deque[tuple[float, int]] = deque()
 
     def observe(self, now: float) -> None:
-        """Takes in what has changed in the progress; ``now`` is in seconds since any fixed time."""
-        for name, trial in self._progress.trials.items():
+        """Take in what has changed in the study's state; ``now`` is in seconds since any fixed time."""
+        for name, trial in self._state.trials.items():
             if trial.state == "running" and not self._epochs:
                 self._first.add(name)
             before = self._known[name]
@@ -57,15 +57,15 @@ class TimeLeft:
                 if not before and name not in self._first:
                     self._startups.append(trial.epochs[trial.epoch].get("startup_seconds") or 0.0)
                 self._known[name] = trial.epoch
-        self._running.append((now, sum(trial.state == "running" for trial in self._progress.trials.values())))
+        self._running.append((now, sum(trial.state == "running" for trial in self._state.trials.values())))
         while self._running[0][0] < now - _SLOTS_SECONDS:
             self._running.popleft()
 
     def seconds(self, epochs_done: Callable[[TrialProgress], float]) -> tuple[float, float] | None:
         """(least, most), or None before an epoch is done. ``epochs_done`` may count fractions of an epoch.
 
-        Least: if halving stops all that it may, as a plan says it. Most: if of the trials that are left it stops
-        none but those that are behind their rivals now.
+        Least: halving stops as many trials as it can. Most: of the remaining trials, halving stops only those that are
+        behind their rivals now.
         """
         work = sum(amount for _, amount in self._epochs)
         if not work:
@@ -75,8 +75,8 @@ class TimeLeft:
         halving, epochs = self._study.halving, self._study.epochs
         least, most = [], []
         for names in self._strata.values():
-            # Of those that are equally far, halving lets the better ones through.
-            rivals = sorted((self._progress.trials[name] for name in names), key=_last_top1)
+            # Of trials that are equally far, halving lets the better ones through.
+            rivals = sorted((self._state.trials[name] for name in names), key=_last_top1)
             done = [epochs_done(rival) for rival in rivals]
             targets = least_epochs(done, [rival.state in ENDED for rival in rivals], halving, epochs)
             for trial, behind_it, target in zip(rivals, done, targets, strict=True):
@@ -92,7 +92,7 @@ class TimeLeft:
         return _makespan(least, slots), _makespan(most, slots)
 
     def sentence(self, epochs_done: Callable[[TrialProgress], float]) -> str:
-        """``1:10 to 2:25 left``, ``about 2:25 left`` where nothing is stopped early; empty before an epoch is done."""
+        """``1:10 to 2:25 left``, or ``about 2:25 left`` without halving; empty before the first epoch."""
         seconds = self.seconds(epochs_done)
         if seconds is None:
             return ""
@@ -123,5 +123,5 @@ def _is_behind(trial: TrialProgress, rivals: list[TrialProgress], halving: Halvi
 
 
 def _makespan(seconds: list[float], slots: int) -> float:
-    """Of that many jobs side by side: no less than the longest of them."""
+    """The time that jobs of these lengths take, ``slots`` at a time: at least that of the longest one."""
     return max(sum(seconds) / slots, max(seconds, default=0.0))

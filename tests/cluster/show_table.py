@@ -40,14 +40,18 @@ def progress_of(study: Study, ended: int, running: int) -> StudyState:
     return progress
 
 
-def main() -> None:
-    trials, ended, running = map(int, sys.argv[1:])
+def many_trials(trials: int) -> Study:
+    """A study of half as many clip factors, at two batch sizes."""
     space = {
         "optimizer.agc.clip_factor": tuple(number / 1000 for number in range(1, trials // 2 + 1)),
         "batch_size": (64, 256),
     }
-    recipe = Recipe().with_values({"schedule.epochs": EPOCHS})
-    study = Study("s", "?", recipe, space, halving=Halving(4))
+    return Study("s", "?", Recipe().with_values({"schedule.epochs": EPOCHS}), space, halving=Halving(4))
+
+
+def main() -> None:
+    trials, ended, running = map(int, sys.argv[1:])
+    study = many_trials(trials)
     console = new_console()
     say(console, "before")
     progress = study.waiting_state()

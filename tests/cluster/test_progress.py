@@ -1,6 +1,6 @@
 """What a user sees of a running study: on a terminal of any size, on one that cannot redraw, and of the time left.
 
-Each terminal is a real one (a pty) with a process of its own: two seconds each, most of it imports.
+Where a table is taken away again, the terminal is a real one (a pty) with a process: two seconds, mostly imports.
 """
 
 from __future__ import annotations
@@ -8,20 +8,24 @@ from __future__ import annotations
 import json
 import re
 import sys
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
+from rich.table import Table
 
 from data_prep.digits import describe_digits
 from nfnet_ray.metric import METRIC
 from nfnet_ray.recipe import Recipe
+from nfnet_ray.study.display import StudyDisplay
 from nfnet_ray.study.plan import epoch_arithmetic
 from nfnet_ray.study.study import Halving, Study
 from nfnet_ray.study.time_left import TimeLeft
 from studies.agc_sweep import agc_sweep
 from tests.cluster.screen import Screen, run_on_terminal
-from tests.cluster.show_table import MARK
+from tests.cluster.show_table import MARK, many_trials, progress_of
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RECORDED = REPOSITORY / "tests" / "fixtures" / "digits_study_events.jsonl"
@@ -73,6 +77,43 @@ def test_what_matters_is_on_a_terminal_of_any_size(
     screen.feed(after)
     assert screen.text.split() in (["before", "after"], ["after"])
     assert "".join(screen.scrollback).split() in ([], ["before"])
+
+
+def frame(display: StudyDisplay, console: Console) -> list[str]:
+    return "".join(segment.text for segment in console.render(display.frame, console.options)).splitlines()
+
+
+@pytest.mark.parametrize("trials", [8, 1000])
+@pytest.mark.parametrize(("rows", "columns"), [(4, 80), (6, 60), (10, 40), (24, 80), (50, 200)])
+def test_the_time_and_how_to_stop_are_on_the_lowest_terminal(
+    tmp_path: Path, trials: int, rows: int, columns: int
+) -> None:
+    study = many_trials(trials)
+    console = Console(file=StringIO(), width=columns, height=rows, force_terminal=True)
+    state = progress_of(study, ended=trials // 2, running=2)
+    lines = frame(StudyDisplay(study, state, tmp_path, lambda: "MLflow: up to date", console), console)
+    assert len(lines) < rows
+    words = " ".join(" ".join(lines).split())
+    assert f"{trials // 2} of {trials:,} trials done, 2 running" in words
+    assert "Ctrl-C stops and keeps what is done." in words
+
+
+def test_a_frame_of_a_thousand_trials_builds_no_trial_and_only_the_rows_that_it_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = many_trials(1000)
+    console = Console(file=StringIO(), width=80, height=24, force_terminal=True)
+    state = progress_of(study, ended=600, running=4)
+    display = StudyDisplay(study, state, tmp_path, lambda: "MLflow: up to date", console)
+    monkeypatch.setattr(Recipe, "with_values", None)
+    rows = []
+    add_row = Table.add_row
+    monkeypatch.setattr(Table, "add_row", lambda *args, **how: (rows.append(args), add_row(*args, **how)))
+    lines = frame(display, console)
+    assert sum("running" in line for line in lines if "/8 " in line) == 4
+    assert any(line.startswith("…") for line in lines)
+    # Two tables are made where the first, of more rows, would not have fitted.
+    assert len(rows) <= 2 * 24
 
 
 def test_a_terminal_that_cannot_redraw_gets_lines() -> None:
