@@ -86,15 +86,6 @@ def add_all_over_workers(tensors: Sequence[Tensor], context: Context) -> None:
         )
 
 
-def tensors_of_all(tensor: Tensor, context: Context) -> list[Tensor]:
-    """Every worker's tensor, by rank, on every worker; all have one shape, dtype and kind of device."""
-    if context.world_size == 1:
-        return [tensor]
-    tensors = [torch.empty_like(tensor) for _ in range(context.world_size)]
-    dist.all_gather(tensors, tensor)
-    return tensors
-
-
 def copy_from_first(tensors: Iterable[Tensor], context: Context) -> None:
     """Overwrites every worker's tensors with those of the first one."""
     if context.world_size > 1:

@@ -11,6 +11,7 @@ from torch import nn
 from nfnet_ray.data.batch import Batch
 from nfnet_ray.data.loading.loader import EvalLoader
 from nfnet_ray.data.normalise import normalise
+from nfnet_ray.metric import METRIC
 from nfnet_ray.models.signal import measure_signal, signal_metrics
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.training.collectives import add_over_workers
@@ -42,7 +43,7 @@ def evaluate(
         sums += torch.stack([best[:, 0].sum(), best.any(dim=1).sum(), loss, count]).double()
     top1, top5, loss_sum, count = add_over_workers(sums, context).tolist()
     return {
-        "validation_top1": top1 / count,
+        METRIC: top1 / count,
         "validation_top5": top5 / count,
         "validation_loss": loss_sum / count,
     }

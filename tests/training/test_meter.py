@@ -263,7 +263,7 @@ def test_workers_are_put_together_by_device(
         meter.start()
     clock[0] += 1
     own = [meter_module._Reading(m._device, m._peak, m._peak_memory(), m._joules(), 1.0) for m in meters]
-    monkeypatch.setattr(Meter, "_of_all_workers", lambda _self, _own: own)
+    monkeypatch.setattr(meter_module, "all_of", lambda _own, _context: own)
     for meter in meters:
         metrics = meter.stop(images=100, train_seconds=1, image_size=32)
         assert metrics["gpu_power_watts"] == metrics["gpu_energy_joules"] == watts

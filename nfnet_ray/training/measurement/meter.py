@@ -23,7 +23,7 @@ import torch
 
 from nfnet_ray.models.catalogue import count_multiply_adds
 from nfnet_ray.recipe import Recipe
-from nfnet_ray.training.collectives import tensors_of_all
+from nfnet_ray.training.collectives import all_of
 from nfnet_ray.training.context import Context
 from nfnet_ray.training.measurement.gpus import peak_flops_per_second
 
@@ -91,9 +91,6 @@ class _Reading:
     joules: float
     seconds: float
 
-    def values(self) -> list[float]:
-        return [self.device, self.peak, self.memory_bytes, self.joules, self.seconds]
-
 
 class Meter:
     """Measures the training of each epoch between :meth:`start` and :meth:`stop`.
@@ -133,7 +130,7 @@ class Meter:
         """
         seconds = time.perf_counter() - self._started_at
         own = _Reading(self._device, self._peak, self._peak_memory(), self._joules(), seconds)
-        readings = self._of_all_workers(own)
+        readings = all_of(own, self._context)
         flops_per_image = model_flops_per_image(self._recipe, self._num_classes, image_size)
         flops_per_second = flops_per_image * images / train_seconds
         metrics = {"model_tflops_per_second": flops_per_second / 1e12}
@@ -172,10 +169,6 @@ class Meter:
         uuid = str(torch.cuda.get_device_properties(self._context.device).uuid)
         digest = hashlib.blake2b(uuid.encode(), digest_size=8).digest()
         return float(int.from_bytes(digest, "big") >> (64 - _HASH_BITS))
-
-    def _of_all_workers(self, own: _Reading) -> list[_Reading]:
-        values = torch.tensor(own.values(), dtype=torch.float64, device=self._context.device)
-        return [_Reading(*worker.tolist()) for worker in tensors_of_all(values, self._context)]
 
     def _forget_peak_memory(self) -> bool:
         if self._is_gpu:
