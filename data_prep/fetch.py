@@ -177,8 +177,8 @@ def _check_room(out: Path, archive: Archive, held_bytes: int) -> None:
     needed, free = archive.size - held_bytes + archive.unpacked_bytes, shutil.disk_usage(out).free
     if needed > free:
         raise UserError(
-            f"{out}: has {free / 1e6:,.0f} MB free, needed are {needed / 1e6:,.0f} MB; make room, or choose another"
-            " folder"
+            f"{out}: has {free / 1e6:,.0f} MB free, but {needed / 1e6:,.0f} MB are needed; make room, or choose"
+            " another folder"
         )
 
 

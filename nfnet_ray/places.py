@@ -1,4 +1,4 @@
-"""Paths that people name: whether they can be used, asked before anything starts, and what a full disk is told by."""
+"""Checks of the paths that users give, before anything starts, and the errors of a full or lost disk."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _LOST = (errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN)
 
 
 def check_path(path: str | os.PathLike[str], named: str, *, makes: int = 0) -> Path:
-    """The path, if a file system can have it. ``named`` is for messages: the flag or variable that it comes from.
+    """Return the path if a file system can have it. ``named`` is the flag or variable that it comes from, for messages.
 
     With ``makes`` it is one under which files are made, at most that many bytes of path below it.
 
@@ -45,10 +45,10 @@ def check_path(path: str | os.PathLike[str], named: str, *, makes: int = 0) -> P
         raise UserError(f"{named}: {printable(text)} has a control character in it; give another path")
     longest = max(map(len, raw.split(b"/")))
     if longest > MOST_NAME_BYTES:
-        raise UserError(f"{named}: a name of {longest} bytes is in it, and {MOST_NAME_BYTES} are the most")
+        raise UserError(f"{named}: a name in it is {longest} bytes long, and the limit is {MOST_NAME_BYTES}")
     if len(raw) + makes > MOST_PATH_BYTES:
         raise UserError(
-            f"{named}: the path is {len(raw)} bytes long, and {MOST_PATH_BYTES - makes} are the most"
+            f"{named}: the path is {len(raw)} bytes long, and the limit is {MOST_PATH_BYTES - makes}"
         )
     return Path(text)
 
@@ -91,7 +91,7 @@ def check_can_write(folder: Path, named: str, room_bytes: int = PROBE_BYTES) -> 
 
 @contextlib.contextmanager
 def readable(named: str) -> Iterator[None]:
-    """While this lasts, a file that cannot be read is said in one line. Raises UserError."""
+    """Inside the block, a file that cannot be read raises UserError."""
     try:
         yield
     except OSError as error:
@@ -99,7 +99,7 @@ def readable(named: str) -> Iterator[None]:
 
 
 def lost_place(error: BaseException) -> OSError | None:
-    """The OSError behind ``error`` that says that a place is full or can no longer be written; None if none does."""
+    """The OSError in the chain of ``error`` that means a full or no longer writable disk, or None."""
     seen: set[int] = set()
     waiting: list[BaseException | None] = [error]
     while waiting:
@@ -118,7 +118,7 @@ def lost_place(error: BaseException) -> OSError | None:
 
 
 def which_is_lost(*folders: Path) -> Path:
-    """The first folder in which nothing can be written; the very first one if there is room in all again."""
+    """The first folder in which nothing can be written, or the first of all if there is room in every one again."""
     for folder in folders:
         try:
             check_can_write(folder, "")
@@ -128,10 +128,10 @@ def which_is_lost(*folders: Path) -> Path:
 
 
 def in_words(error: OSError) -> str:
-    """What the system says, without number and path."""
+    """The system's message, without number and path."""
     return error.strerror or str(error)
 
 
 def remedy_for(error: OSError) -> str:
-    """What a person does about it, as the beginning of a sentence."""
+    """What to do about it, as the beginning of a sentence."""
     return "make room" if error.errno in _FULL else "make it writable again"

@@ -40,7 +40,7 @@ class ConvertSettings:
     images, a share of all (a float below 1), or None for any number."""
     overwrite: bool = False
     resume: bool = False
-    """Go on where an earlier conversion of the same source with the same settings stopped, if there is one."""
+    """Resume an earlier conversion of the same source with the same settings, if there is one."""
     keep_unfinished: bool = False
     """Keep what was done when the conversion is stopped, for ``resume``."""
 
@@ -185,7 +185,7 @@ class _SplitWriter:
     def _take_over(self, journal: SplitJournal, writer: BetonWriter) -> int:
         """Count what an earlier conversion did, and hash it again; the number of its images.
 
-        From the first one on that is not what its hash says, all is done anew.
+        From the first image that does not match its hash, everything is converted again.
         """
         done = 0
         split = self.selection.split

@@ -38,7 +38,7 @@ class EncodeSettings:
     ``smart``: raw where the pixels take at most :data:`SMALL_RAW_BYTES`, or no more than the JPEG; else as ``jpg``.
 
     FFCV's ``smart`` (``fields/rgb_image.py`` of 1.0.2) weighs nothing against the JPEG: it is raw for every image
-    unless ``smart_threshold`` is given, and encodes what is larger than that. Its ``jpg`` encodes every image anew.
+    unless ``smart_threshold`` is given, and encodes what is larger than that. Its ``jpg`` re-encodes every image.
     """
     jpeg_quality: int = 90
     """1 to 100, for JPEGs that are encoded here. 90 is what FFCV's RGBImageField uses unless told otherwise."""
@@ -46,7 +46,7 @@ class EncodeSettings:
     """Pixels. Larger images are shrunk. NFNet-F6 is evaluated at 576 pixels, and every pixel beyond costs
     decoding time in every epoch."""
     apply_orientation: bool = False
-    """Turn images as their orientation tags say, and encode those anew."""
+    """Rotate images by their orientation tags, and re-encode those."""
 
 
 @dataclass(frozen=True)

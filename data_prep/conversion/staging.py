@@ -28,7 +28,7 @@ _NO_LOCKS = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS})  # some ne
 
 
 class OutTakenError(UserError):
-    """There is something where a data set was to be written."""
+    """The path for a data set is taken."""
 
 
 @dataclass(frozen=True)
@@ -195,9 +195,7 @@ def leftover(
         if why_not is None:
             good.append(staging)
         else:
-            problem = (
-                f"{path}: is of another conversion: {why_not}; convert as it did, or delete it and start anew"
-            )
+            problem = f"{path}: is of another conversion: {why_not}; convert as it did, or delete it and start again"
     if good:
         return max(good, key=Staging.images_done)
     if problem is not None:

@@ -208,7 +208,7 @@ def _image_column(path: Path, schema: pa.Schema) -> str:
     columns = _image_columns(schema)
     if len(columns) != 1:
         raise UserError(
-            f"{path}: needed is one image column of type struct<bytes: binary, path: string>, found"
+            f"{path}: it needs one image column of type struct<bytes: binary, path: string>, and has"
             f" {len(columns)} among {', '.join(schema.names)}"
         )
     return columns[0]

@@ -1,1 +1,1 @@
-"""What every command line of the project shares: parsing in one line, exit codes, Ctrl-C, the terminal."""
+"""What every command line of the project shares: arguments, exit codes, Ctrl-C, progress, the terminal."""

@@ -1,4 +1,4 @@
-"""Types of the arguments of all command lines: what is not allowed ends in one line that says what is."""
+"""Argument types for all command lines: a value that is not allowed gives one line that says what is."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def at_least_zero(text: str) -> float:
 
 
 def given_path(text: str) -> Path:
-    """An argparse type: a path. An empty text is none, though Python takes it for the current folder."""
+    """An argparse type: a path. An empty text is refused; Python would take it for the current folder."""
     if not text:
         raise argparse.ArgumentTypeError(
             "a path is needed, and this is empty: is a variable of the shell not set?"
@@ -57,7 +57,7 @@ def given_path(text: str) -> Path:
 
 
 def number_or_nan(text: str) -> float:
-    """NaN for what is no number, which no range has in it."""
+    """The number, or NaN for any other text, which is outside every range."""
     try:
         return float(text)
     except ValueError:

@@ -1,8 +1,8 @@
-"""How a program ends when it is told to: by Ctrl-C, by SIGTERM, by a terminal that is closed.
+"""What a program does with Ctrl-C, SIGTERM and a terminal that is closed.
 
-Three times follow one another in each program of the project: it imports what it needs and reads its command line
-(:func:`end_quietly`), it works and has nothing to keep yet or any more (:func:`interruptible`), and, if it is a run, it
-has something to keep (:func:`asked_to_stop`). This module imports nothing that takes time, for it has to come first.
+Each program of the project has up to three phases: it imports what it needs and reads its command line
+(:func:`end_quietly`); it works, with nothing to save (:func:`interruptible`); and, if it is a run, it has something to
+save (:func:`asked_to_stop`). This module has to be imported first, so it imports nothing that takes time.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Any
 
 EXIT_INTERRUPTED = 130
-"""What a shell gives a program that Ctrl-C ended: 128 + SIGINT."""
+"""The exit code that a shell reports for a program that Ctrl-C ended: 128 + SIGINT."""
 
 # ``timeout`` signals its child and then its group, of which the child is one; a shell that loses its terminal passes
 # on what the kernel has sent already. A person who wants out at once takes longer between two keys, or presses again.
@@ -30,7 +30,7 @@ _requested_at = float("-inf")
 
 
 def end_quietly() -> None:
-    """From now on being told to end takes one line and exit code 130: nothing is there that could be lost.
+    """From now on these signals end the program at once, with one line and exit code 130: nothing can be lost yet.
 
     For the first lines of a program, before it imports the rest: an interrupted import is nobody's fault, and its
     stack trace says nothing. What a program does then with its signals takes the place of this.
@@ -41,7 +41,7 @@ def end_quietly() -> None:
 
 @contextmanager
 def interruptible(sigterm: Handler | None = None) -> Iterator[None]:
-    """While this lasts being told to end raises KeyboardInterrupt, as Ctrl-C alone does elsewhere.
+    """Inside the block all of these signals raise KeyboardInterrupt, as Ctrl-C alone does in Python.
 
     ``sigterm`` handles SIGTERM, for a program that tells it from Ctrl-C.
     """
@@ -53,7 +53,7 @@ def interruptible(sigterm: Handler | None = None) -> Iterator[None]:
 
 @contextmanager
 def asked_to_stop(stop: threading.Event, note: Callable[[], None]) -> Iterator[None]:
-    """While this lasts the first request sets ``stop`` and calls ``note``; a second one raises KeyboardInterrupt.
+    """Inside the block the first request sets ``stop`` and calls ``note``; a second one raises KeyboardInterrupt.
 
     A terminal that closes asks once: it is heard several times, and nobody sits in front of it any more.
     """
@@ -76,7 +76,7 @@ def asked_to_stop(stop: threading.Event, note: Callable[[], None]) -> Iterator[N
 
 @contextmanager
 def handlers_kept() -> Iterator[None]:
-    """Puts back what a library does to the handling of these signals while this lasts, as ``ray.init`` does."""
+    """Restores the signal handlers that a library replaces inside the block, as ``ray.init`` does."""
     before = {number: signal.getsignal(number) for number in _signals()}
     try:
         yield
@@ -104,7 +104,7 @@ def _put_back(handlers: Mapping[signal.Signals, Any]) -> None:
 
 
 def _signals() -> list[signal.Signals]:
-    """What tells a program to end; without the closed terminal where that is ignored, as ``nohup`` wants it."""
+    """The signals that end a program; without SIGHUP where it is ignored, as under ``nohup``."""
     hangs_up = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
     return [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hangs_up else [])]
 
@@ -115,7 +115,7 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
 
 
 def _end_at_once(_number: int, _frame: FrameType | None) -> None:
-    """Without Python's ways to end, which wait for threads and run what a half imported library registered."""
+    """Exits without Python's shutdown, which waits for threads and runs what half-imported libraries registered."""
     folder, name = os.path.split(sys.argv[0])
     program = os.path.basename(folder) if name == "__main__.py" else name
     if program == "-m":  # while Python looks for the module

@@ -1,4 +1,4 @@
-"""A command line's parser that says what is wrong in one line, as all other errors of use are said."""
+"""An argument parser whose errors are one line, like all other errors for users."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ EXIT_USER_ERROR = 2
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Where argparse prints the usage too, this points at ``--help``."""
+    """In place of the usage, which argparse prints with every error, it points to ``--help``."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(EXIT_USER_ERROR, f"{Path(self.prog).name}: {printable(message)}; see --help\n")

@@ -1,4 +1,4 @@
-"""What each program of the project does in its first lines, before it imports what takes seconds.
+"""The first lines of every program, before the imports that take seconds.
 
 From then on Ctrl-C takes one line instead of the stack trace of an import, and an output that nobody reads any more
 (``| head``, a terminal that is gone) is written into the void: what was begun is finished. Imports nothing that takes
@@ -30,7 +30,7 @@ def begin() -> None:
 
 @contextmanager
 def goes_on_without_output(warning: str) -> Iterator[None]:
-    """While this lasts no output is worth an error, such as that of a full disk that holds the log.
+    """Inside the block output that cannot be written is no error: the disk with the log may be full.
 
     The ``warning`` goes to standard error, once, when the output is lost.
     """
@@ -43,7 +43,7 @@ def goes_on_without_output(warning: str) -> Iterator[None]:
 
 
 class _Forgiving(io.FileIO):
-    """A file descriptor to which one can write for ever."""
+    """A file whose writes never fail."""
 
     def write(self, data: object, /) -> int:
         try:

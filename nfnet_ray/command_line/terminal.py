@@ -1,4 +1,4 @@
-"""Printing to people: literally, wrapped between words, and drawn anew only where a terminal can do that."""
+"""Printing for people: literally, wrapped between words, and redrawn only where a terminal can do that."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from rich.text import Text
 from nfnet_ray.printable import printable
 
 LOG_WIDTH = 160
-"""Columns of a table in a log file, where no terminal says how wide it is: room for a whole row."""
+"""Columns of a table in a log file, where there is no terminal with a width: enough for a whole row."""
 
 
 def new_console(*, stderr: bool = False) -> Console:
-    """A console that prints every text as it is: a ``[`` or a ``:name:`` in a path is no markup.
+    """A console that prints every text as it is: a ``[`` or a ``:name:`` in a path is not markup.
 
     Only a terminal is one, whatever FORCE_COLOR says: that asks for colours, and not for a table that is drawn
     again and again into a log file.
@@ -36,7 +36,7 @@ def new_console(*, stderr: bool = False) -> Console:
 
 
 def can_redraw(console: Console) -> bool:
-    """Whether lines can be drawn again in place; if not, as on Emacs' shell or in a pipe, each is printed once."""
+    """Whether lines can be redrawn in place; if not, as in Emacs' shell or a pipe, each is printed once."""
     return console.is_terminal and console.is_interactive
 
 
@@ -55,7 +55,7 @@ def say(console: Console, text: str, *, title: str = "") -> None:
 
 
 def say_whole(console: Console, text: str) -> None:
-    """Prints a line that a person may copy, such as a command or a path: nothing is broken or put in between."""
+    """Prints a line that a person may copy, such as a command or a path: no line break is inserted."""
     console.print(printable(text), soft_wrap=True)
 
 

@@ -871,11 +871,11 @@ IMAGE = pa.array([{"bytes": b"x", "path": "x"}] * 2)
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"label": [0, 1]}, "needed is one image column"),
+        ({"label": [0, 1]}, "it needs one image column"),
         ({"image": IMAGE}, "no integer column 'label' (it has no integer column)"),
         ({"image": IMAGE, "fine": [0, 1]}, "no integer column 'label' (its integer columns: fine)"),
         ({"image": IMAGE, "label": ["a", "b"]}, "no integer column 'label'"),
-        ({"image": IMAGE, "second": IMAGE, "label": [0, 1]}, "found 2 among"),
+        ({"image": IMAGE, "second": IMAGE, "label": [0, 1]}, "and has 2 among"),
         ({"image": IMAGE, "label": [0, None]}, "1 row has no label"),
         ({"image": IMAGE, "label": [0, 0]}, "only one class"),
         ({"image": IMAGE, "label": [0, 5]}, "no training image has label 1, but the labels are 0 to 5: is a file mi"),

@@ -103,5 +103,5 @@ def _shifted(images_NHWC: Tensor, offsets: Indices, padding: int) -> Tensor:
 
 
 def _as_bytes(images: Tensor) -> Tensor:
-    """Clipped to 0..255 and cut off to uint8, as the official ``_augment_image`` does before RandAugment."""
+    """Clipped to 0..255 and truncated to uint8, as the official ``_augment_image`` does before RandAugment."""
     return images if images.dtype == torch.uint8 else images.clamp(0, 255).to(torch.uint8)

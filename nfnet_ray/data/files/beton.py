@@ -149,7 +149,7 @@ class Beton:
             changed_at = time.strftime("%H:%M:%S", time.localtime(now[1] / 1e9))
             raise DataChangedError(
                 f"{self.path} was written to, at {changed_at}, while it was being read; copy or convert the data set"
-                f" again, or find it sound with `python -m data_prep verify`"
+                f" again, or check it with `python -m data_prep verify`"
             )
 
     def image_bytes(self, index: int) -> np.ndarray:
@@ -307,7 +307,7 @@ def _damaged(path: Path, what: str) -> UserError:
 
 def _wrong_fields(path: Path, found: str) -> UserError:
     return UserError(
-        f"{path}: holds {found}; needed are an RGB image named 'image', then an int named 'label':"
+        f"{path}: holds {found}, but an RGB image named 'image' and then an int named 'label' are needed:"
         " convert the source with these two fields"
     )
 

@@ -228,7 +228,7 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
         version = document["format_version"]
         if version != FORMAT_VERSION:
             raise UserError(
-                f"{path}: manifest of format {version}, needed is {FORMAT_VERSION}; convert again"
+                f"{path}: a manifest of format {version}, and this version reads {FORMAT_VERSION}; convert again"
             )
         if document.get(_DOCUMENT_HASH_KEY) not in (None, _hash_document(document)):
             raise UserError(
