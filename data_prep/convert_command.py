@@ -14,7 +14,7 @@ from data_prep.sources.source import WriteMode
 from nfnet_ray.command_line.arguments import MOST_DIGITS, given_path, number_or_nan, shortened, whole_number
 from nfnet_ray.command_line.one_line_parser import OneLineParser
 from nfnet_ray.data.files.dataset import DatasetSummary
-from nfnet_ray.printable import interpreter, shell_command, shown
+from nfnet_ray.printable import display_path, interpreter, shell_command
 from nfnet_ray.wording import agree, clock_time, count, speed
 
 _MOST_PIXELS = 65_500  # a side of a JPEG, in libjpeg (JPEG_MAX_DIMENSION); a .beton's sides are 16 bits wide
@@ -191,7 +191,7 @@ def print_dataset(dataset: DatasetSummary) -> None:
         f" {count(dataset.validation_images, 'validation image')} of {count(len(dataset.class_names), 'class')}"
     )
     say(f"fingerprint {dataset.fingerprint}")
-    study = shown(Path(__file__).parents[1] / "studies" / "agc_sweep.py")
+    study = display_path(Path(__file__).parents[1] / "studies" / "agc_sweep.py")
     say(f"next: {shell_command([interpreter(), study, '--data', dataset.path])}")
 
 

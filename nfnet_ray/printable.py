@@ -38,7 +38,7 @@ def shell_command(words: Sequence[str | os.PathLike[str]]) -> str:
     return " ".join(_shell_word(os.fspath(word)) for word in words)
 
 
-def shown(path: Path) -> str:
+def display_path(path: Path) -> str:
     """A path as a person would type it here: relative to the working directory if it is below it."""
     path = path.resolve()
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

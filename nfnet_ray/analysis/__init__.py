@@ -14,7 +14,7 @@ from nfnet_ray.analysis.answer import (
 )
 from nfnet_ray.analysis.intervals import accuracy_interval, difference_interval, wilson_interval
 from nfnet_ray.analysis.record import StudyRecord, load_study
-from nfnet_ray.analysis.signal import signal_by_depth
+from nfnet_ray.analysis.signal_propagation import signal_by_depth
 
 __all__ = [
     "BestSetting",

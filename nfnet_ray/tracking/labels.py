@@ -1,4 +1,4 @@
-"""Names and values of Recipe fields as people read them, the same in MLflow, in tables and in plots."""
+"""Names and values of Recipe fields for people, the same in MLflow, tables and plots."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import PurePath
 from typing import Any
 
-_DIGEST_MARK = "@sha256:"  # behind a path, as in nfnet_ray.recipe
+from nfnet_ray.recipe import WEIGHTS_DIGEST_MARK
 
 
 def endings(dotted_names: Iterable[str]) -> dict[str, str]:
-    """Give each dotted name its last components, as many as keep it different from all the others.
+    """Shorten each dotted name to its last components, to as few as keep it different from the others.
 
-    Trials are named by these, in journals and folders: they stay as they are.
+    Trials are named by these in journals and folders, so they have to stay as they are.
 
     >>> endings(["optimizer.agc.clip_factor", "batch_size"])
     {'optimizer.agc.clip_factor': 'clip_factor', 'batch_size': 'batch_size'}
@@ -38,7 +38,7 @@ def endings(dotted_names: Iterable[str]) -> dict[str, str]:
 
 
 def short_names(dotted_names: Iterable[str]) -> dict[str, str]:
-    """The :func:`endings` of dotted names, as a person reads them: ``model.name`` is called ``model``.
+    """The :func:`endings` of dotted names for people: ``model.name`` is called ``model``.
 
     >>> short_names(["model.name", "optimizer.name"])
     {'model.name': 'model', 'optimizer.name': 'optimizer'}
@@ -58,9 +58,9 @@ def value_label(value: Any) -> str:
         return f"{value:.6g}"
     if isinstance(value, list | tuple):
         return " × ".join(value_label(item) for item in value)
-    # Of a file the name is enough.
-    if isinstance(value, str) and (_DIGEST_MARK in value or PurePath(value).is_absolute()):
-        return PurePath(value.partition(_DIGEST_MARK)[0]).name
+    # The name of a file is enough.
+    if isinstance(value, str) and (WEIGHTS_DIGEST_MARK in value or PurePath(value).is_absolute()):
+        return PurePath(value.partition(WEIGHTS_DIGEST_MARK)[0]).name
     return str(value)
 
 

@@ -12,7 +12,7 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from nfnet_ray.printable import printable, shown
+from nfnet_ray.printable import display_path, printable
 from nfnet_ray.tracking.database import artifacts_stay_beside, client_uri
 from nfnet_ray.tracking.events import EpochEnded
 from nfnet_ray.tracking.experiment import (
@@ -169,13 +169,13 @@ class MLflowSink:
             words.append((f"MLflow refused {refused}, the last one with: {self._why_refused}", ""))
         if missing := waiting + self._spool.undelivered_count():
             why = f" ({self._trouble})" if waiting and self._trouble else ""
-            journal = printable(shown(self._spool.journal_path))
+            journal = printable(display_path(self._spool.journal_path))
             left = f"{count(missing, 'event')} could not be delivered to MLflow{why}, and kept in {journal}."
             words.append((f"{left} Deliver with:", resume_command))
         for path, why in self._not_stored.items():
-            words.append((f"{printable(shown(path))} could not be stored in MLflow: {why}", ""))
+            words.append((f"{printable(display_path(path))} could not be stored in MLflow: {why}", ""))
         if self._attachments and not missing:
-            names = ", ".join(printable(shown(path)) for path in self._attachments)
+            names = ", ".join(printable(display_path(path)) for path in self._attachments)
             words.append(
                 (f"{names} could not be stored in MLflow: {self._trouble or 'no time was left'}", "")
             )

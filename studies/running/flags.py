@@ -14,7 +14,7 @@ from nfnet_ray.command_line.exit_code import exit_code_of
 from nfnet_ray.command_line.one_line_parser import OneLineParser
 from nfnet_ray.command_line.terminal import new_console
 from nfnet_ray.errors import UserError
-from nfnet_ray.printable import shown
+from nfnet_ray.printable import display_path
 from nfnet_ray.recipe import field_meanings, parse_setting
 from studies.running.names import study_name
 from studies.running.program import StudyFactory, StudyProgram
@@ -76,7 +76,7 @@ def new_parser(file: Path, description: str | None) -> argparse.ArgumentParser:
     width = max(map(len, meanings))
     fields = "\n".join(f"  {name:{width}}  {meaning}" for name, meaning in meanings.items())
     return OneLineParser(
-        prog=f"python {shown(file)}",
+        prog=f"python {display_path(file)}",
         description=description,
         epilog=f"fields for --set FIELD=VALUE:\n{fields}",
         formatter_class=argparse.RawDescriptionHelpFormatter,

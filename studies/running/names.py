@@ -19,15 +19,15 @@ def study_name(text: str) -> str:
     return text
 
 
-def name_on_occasion(stem: str) -> str:
-    """The name of a study without one: ``stem`` and the occasion. Raises UserError if together they are no name."""
+def name_for_run(stem: str) -> str:
+    """The name of a study without one: ``stem`` and the run suffix. Raises UserError if together they are no name."""
     try:
-        return study_name(f"{stem}-{occasion()}")
+        return study_name(f"{stem}-{run_suffix()}")
     except UserError as error:
         reason = "the job's submission id makes" if submission_id() else f"{stem!r} and the time make"
         raise UserError(f"{reason} no name of a study ({error}); give one by --name") from None
 
 
-def occasion() -> str:
+def run_suffix() -> str:
     """The time; in a submitted job its id, which is the same when the job is submitted again."""
     return submission_id() or time.strftime("%Y%m%d-%H%M%S")

@@ -9,7 +9,7 @@ from pathlib import Path
 from nfnet_ray.cluster.connection.job import submission_id
 from nfnet_ray.data.files.dataset import DatasetSummary, check_dataset
 from nfnet_ray.errors import UserError
-from nfnet_ray.printable import interpreter, shell_command, shown
+from nfnet_ray.printable import display_path, interpreter, shell_command
 from nfnet_ray.study.study import Study
 from nfnet_ray.tracking.events import JOURNAL_FILE, StudyStarted, read_events
 from nfnet_ray.tracking.state import StudyState
@@ -105,7 +105,7 @@ def check_same_data(data: DatasetSummary, started: StudyStarted) -> None:
 
 def resume_command(file: Path, request: Request, name: str) -> str:
     """The command that resumes the study, or training, called ``name``."""
-    parts = [interpreter(), shown(file), "--resume", name]
+    parts = [interpreter(), display_path(file), "--resume", name]
     for flag in ("address", "tracking_uri", "trials_at_once", "checkpoint_minutes", "hang_seconds"):
         value = getattr(request, flag, None)
         if value:

@@ -27,7 +27,7 @@ from nfnet_ray.command_line.terminal import say, say_whole, waiting
 from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.errors import StopsStudyError, StorageError, UserError
 from nfnet_ray.places import in_words, lost_place, remedy_for, which_is_lost
-from nfnet_ray.printable import interpreter, shell_command, shown
+from nfnet_ray.printable import display_path, interpreter, shell_command
 from nfnet_ray.study.display import StudyDisplay, reported_epochs, trial_table
 from nfnet_ray.study.plan import epoch_arithmetic
 from nfnet_ray.study.study import TRIALS_FOLDER, Study, Trial
@@ -112,7 +112,7 @@ class StudyRun:
                 if lost is None:
                     raise
                 place = which_is_lost(self.directory, temporary_folder() / "ray")
-                why = f"{shown(place)} cannot be written ({in_words(lost)}); {remedy_for(lost)}"
+                why = f"{display_path(place)} cannot be written ({in_words(lost)}); {remedy_for(lost)}"
                 raise StorageError(self._stopped_sentence(why)) from error
             except KeyboardInterrupt:
                 if self.progress.started is None:
@@ -260,7 +260,7 @@ class StudyRun:
             say(console, "No trial finished with an accuracy, so there is no best setting.")
         console.print()
         say(console, f"Took:    {clock_time(self.progress.wall_seconds)}")
-        say_whole(console, f"Report:  {shown(write_report(self.directory))}")
+        say_whole(console, f"Report:  {display_path(write_report(self.directory))}")
         for line in self.runner.results(self.study, self.directory):
             say_whole(console, line)
 
@@ -285,12 +285,12 @@ class StudyRun:
         say(console, self.study.question, title=self.study.name)
         extent = self.runner.extent(self.study, trials, self.data)
         say(console, f"{extent} {_on_images(self.data)}.")
-        say_whole(console, f"Report:  {shown(self.directory / REPORT_FILE)}")
+        say_whole(console, f"Report:  {display_path(self.directory / REPORT_FILE)}")
         say_whole(console, f"MLflow:  {self._compare_command()}")
         say(console, "Both can be opened once the first epoch is done.")
 
     def _compare_command(self) -> str:
-        return shell_command([interpreter(), "-m", "dashboards.compare", shown(self.directory)])
+        return shell_command([interpreter(), "-m", "dashboards.compare", display_path(self.directory)])
 
     def _started_event(self, resources: Resources, worker: WorkerResources) -> StudyStarted:
         event = started_event(self.study, self.data, resources, worker)

@@ -13,7 +13,7 @@ from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.errors import UserError
 from nfnet_ray.models.published import published_recipe
 from nfnet_ray.places import check_can_write, check_path, resolved
-from nfnet_ray.printable import shown
+from nfnet_ray.printable import display_path
 from nfnet_ray.study.plan import estimate_cost
 from nfnet_ray.study.study import TRIALS_FOLDER, Study
 from nfnet_ray.tracking.events import StudyDescription, StudyStarted
@@ -21,7 +21,7 @@ from nfnet_ray.tracking.state import StudyState
 from nfnet_ray.wording import count
 from studies.base_recipe import batch_size_for, recipe_for
 from studies.running.checks import MOST_BYTES_BELOW_A_TRIAL
-from studies.running.names import name_on_occasion
+from studies.running.names import name_for_run
 from studies.running.request import Request
 from studies.running.runner import EXIT_FAILED_TRIALS, Ending, Runner, RunningStudy, WorkerDemand
 
@@ -69,7 +69,7 @@ class TrainingRequest(Request):
             recipe = published_recipe(model).with_values({"data.path": str(data.path)})
         recipe = recipe.with_values(values)
         return Study(
-            name=self.name or name_on_occasion(model),
+            name=self.name or name_for_run(model),
             question=f"How well does {model} do on {data.path.stem}?",
             recipe=recipe,
             space={},
@@ -180,7 +180,7 @@ class TrainRunner:
         self._was_refused = report.refused
 
     def results(self, study: Study, directory: Path) -> list[str]:
-        place = self._options.checkpoints or shown(_trial_directory(study, directory) / "checkpoints")
+        place = self._options.checkpoints or display_path(_trial_directory(study, directory) / "checkpoints")
         return [f"Weights: {place}"]
 
     def ending(self, study: Study, progress: StudyState) -> Ending:

@@ -16,7 +16,7 @@ from nfnet_ray.study.study import Study
 from nfnet_ray.tracking.events import StudyDescription, StudyStarted
 from nfnet_ray.tracking.state import StudyState
 from nfnet_ray.wording import count
-from studies.running.names import name_on_occasion
+from studies.running.names import name_for_run
 from studies.running.program import MadeWeights, StudyProgram
 from studies.running.request import Request
 from studies.running.runner import EXIT_FAILED_TRIALS, Ending, Runner, RunningStudy, WorkerDemand
@@ -70,7 +70,7 @@ class StudyRequest(Request):
             seeds = tuple(range(recipe.seed, recipe.seed + (self.seeds or 1)))
         return replace(
             study,
-            name=self.name or name_on_occasion(study.name),
+            name=self.name or name_for_run(study.name),
             recipe=recipe,
             space={
                 name: (all_values[name],) if name in values else choices

@@ -29,7 +29,7 @@ ARROWS = {
     "optim": {"recipe", "splitmix64"},
     "data": {"recipe", "splitmix64"},
     "training": {"models", "optim", "data"},
-    "tracking": set(),
+    "tracking": {"recipe"},
     "study": {"models", "data", "tracking"},
     "cluster": {"training", "study"},
     "analysis": {"tracking"},
