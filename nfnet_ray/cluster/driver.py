@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune
-from ray.tune import Callback, FailureConfig, RunConfig, Stopper, TuneConfig, Tuner
+from ray.tune import Callback, CLIReporter, FailureConfig, RunConfig, Stopper, TuneConfig, Tuner
 from ray.tune.experiment import Trial as TuneTrial
 
 from nfnet_ray.cluster.connection.ray_internals import HEAD_NODE_RESOURCE
@@ -85,6 +85,8 @@ def run_trials(
             callbacks=[_JournalCallback(recorder, study, stop)],
             failure_config=FailureConfig(max_failures=LOST_WORKER_RETRIES),
             verbose=0,
+            # In a notebook Tune's default one would clear what the study has printed.
+            progress_reporter=CLIReporter(),
         ),
     ).fit()
     for name, progress in recorder.state.trials.items():
