@@ -1,4 +1,4 @@
-"""What the finished, or unfinished, runs of a study say: tables, the best setting, and how sure that is.
+"""The results of a study, finished or not: tables, the best setting, and how certain it is.
 
 >>> from nfnet_ray.analysis import best_setting, load_study                        # doctest: +SKIP
 >>> print(best_setting(load_study("agc_sweep")).sentence())                        # doctest: +SKIP

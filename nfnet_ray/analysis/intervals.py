@@ -1,4 +1,4 @@
-"""How far an accuracy may be off: by the draw of the validation images, and by the draw of the seeds."""
+"""Confidence intervals of accuracies, for the draw of the validation images and the draw of the seeds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How large the activations were, block by block and epoch by epoch, as a study's journal has it."""
+"""The size of the activations, block by block and epoch by epoch, from a study's journal."""
 
 from __future__ import annotations
 

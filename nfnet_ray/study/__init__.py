@@ -1,1 +1,12 @@
-"""A question and its trials, their state, and how both are shown. Nothing here knows Ray."""
+"""A question and its trials, what they cost, and how they are shown while they run. Nothing here imports Ray.
+
+>>> from nfnet_ray.recipe import Recipe
+>>> from nfnet_ray.study import Study
+>>> study = Study("sizes", "Which batch size is best?", Recipe(), {"batch_size": (64, 256)})
+>>> [trial.name for trial in study.trials()]
+['batch_size=64', 'batch_size=256']
+"""
+
+from nfnet_ray.study.study import Halving, Study, Trial
+
+__all__ = ["Halving", "Study", "Trial"]

@@ -1,6 +1,6 @@
 """How far a running trial is inside its epoch: one number in a file, for an epoch of ImageNet takes hours.
 
-It is only for showing. What is paid for is in the journal and in the checkpoints.
+It is for display only: results are in the journal and in the checkpoints.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def note_progress(trial_directory: Path, epochs: float) -> None:
 
 
 def noted_progress(trial_directory: Path) -> float:
-    """Epochs that are done, fractions included; 0 where nothing has been noted."""
+    """Epochs that are done, fractions included; 0 if nothing has been noted."""
     try:
         return float((trial_directory / PROGRESS_FILE).read_text())
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""What a study would cost, before anything is started."""
+"""The cost of a study, estimated before anything is started."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FROZEN_PER_FORWARD = 1  # there is no backward pass through what is not trained
 
 @dataclass(frozen=True)
 class StudyCost:
-    """At most: what a study takes if no trial is stopped early. At least: if halving stops all that it can."""
+    """The cost if no trial is stopped early; ``least_…`` if halving stops as many trials as it can."""
 
     images: int
     multiply_adds: float

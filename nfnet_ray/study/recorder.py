@@ -1,4 +1,4 @@
-"""What happens in a study, into its journal and onto the screen."""
+"""Records what happens in a study: in its journal first, then on the screen."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _OF_THE_MACHINE = ("_seconds", "_per_second", "_bytes", "_watts", "_joules", "_u
 
 
 class Recorder:
-    """Puts each event into the journal first, then into the state that is shown; ``say`` tells a person."""
+    """Writes each event to the journal, then applies it to the state; ``say`` tells a person something."""
 
     def __init__(
         self,
@@ -29,12 +29,12 @@ class Recorder:
         self._on_lost = on_lost
         self._journal_is_lost = False
         self.lost: str | None = None
-        """Why the study has to stop: results can no longer be kept, or its data is not there any more."""
+        """Why the study has to stop: results can no longer be written, or its data is gone."""
 
     def record(self, event: Event) -> None:
         """Keeps an event; when this returns it is on the disk, or :attr:`lost` says why it is not."""
         if self._journal_is_lost:
-            return  # what follows an event that is missing would say something else than what happened
+            return  # events after a missing one would tell another story
         try:
             self._journal.append(event)
         except OSError as error:
@@ -45,7 +45,7 @@ class Recorder:
         self._on_event()
 
     def mark_lost(self, why: str) -> None:
-        """Stops the study. ``why`` ends in what to do about it."""
+        """Stop the study. ``why`` ends with what to do about it."""
         self.lost = self.lost or why
         self._on_lost()
 
@@ -70,7 +70,7 @@ class Recorder:
         self.record(epoch_ended(trial, epoch, metrics))
 
     def end_trial(self, name: str, state: TrialOutcome, reason: str | None) -> None:
-        """Keeps that a trial has ended, after as many epochs as were reported."""
+        """Record that a trial has ended, with the number of its reported epochs."""
         self.record(trial_ended(name, state, reason, self.state.trials[name].epoch))
 
 

@@ -32,7 +32,7 @@ class Halving:
     reduction_factor: float = 2.0
 
     def description(self) -> HalvingDescription:
-        """As a journal tells it."""
+        """The description in a journal."""
         return {"grace_epochs": self.grace_epochs, "reduction_factor": self.reduction_factor}
 
 
@@ -72,7 +72,7 @@ class Study:
 
     @staticmethod
     def from_event(event: StudyStarted) -> Study:
-        """The study that a journal's first line tells of."""
+        """The study that a journal's first line describes."""
         told = event["study"]
         study = Study(
             name=told["name"],
@@ -94,14 +94,14 @@ class Study:
         The data's path and the study's name make no difference; whether the data is the same is
         for its fingerprint to say.
         """
-        mine, others = self._as_told(), other._as_told()
+        mine, others = self._recorded(), other._recorded()
         return [
             f"{name} is {mine.get(name, 'not swept')}, was {others.get(name, 'not swept')}"
             for name in {**mine, **others}
             if mine.get(name) != others.get(name)
         ]
 
-    def _as_told(self) -> dict[str, str]:
+    def _recorded(self) -> dict[str, str]:
         """{what a person may set: its value as JSON}, in which a journal's lists and our tuples are equal."""
         told = {"question": self.question} | decisive_values(self.recipe.to_values())
         told |= {f"swept {name}": values for name, values in self.space.items()}

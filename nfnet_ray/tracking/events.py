@@ -1,4 +1,4 @@
-"""The journal of a study: what its lines say, how they are written, and how they are read.
+"""The journal of a study: its events, and how they are written and read.
 
 A journal is a text file of JSON objects, one a line, that only ever grows::
 
@@ -129,7 +129,7 @@ def study_started(study: StudyDescription, trials: Sequence[TrialPlan]) -> Study
 
 
 class StudyResumed(TypedDict):
-    """A driver has taken up a study that an earlier one left. ``changed`` are fields that it forced upon the Recipe."""
+    """A driver resumes a study. ``changed`` are the fields of the Recipe that it was told to change."""
 
     event: Literal["study_resumed"]
     time: float
@@ -147,7 +147,7 @@ def study_resumed(changed: Mapping[str, Any]) -> StudyResumed:
 class TrialStarted(TypedDict):
     """A trial began, or began again: ``attempt`` counts from 1.
 
-    Of a training run it is known with how many workers, at which optimiser step, and after what.
+    Training runs also have the number of workers, the optimiser step, and why the attempt before ended.
     """
 
     event: Literal["trial_started"]
@@ -218,7 +218,7 @@ def trial_ended(trial: str, state: TrialOutcome, reason: str | None, epochs: int
 
 
 class StudyEnded(TypedDict):
-    """The driver has left in good order; ``wall_seconds`` is the time it was there, over all resumptions."""
+    """The driver has left in good order; ``wall_seconds`` is the time of all drivers at work."""
 
     event: Literal["study_ended"]
     time: float
