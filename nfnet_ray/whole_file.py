@@ -40,7 +40,12 @@ def whole_file(
     if several_writers:
         partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}{PARTIAL}")
     try:
-        with partial.open(mode, encoding=None if "b" in mode else "utf-8") as file:
+        try:
+            file = partial.open(mode, encoding=None if "b" in mode else "utf-8")
+        except OSError as error:
+            error.filename = str(path)  # the name that the person knows
+            raise
+        with file:
             yield file
             file.flush()
             if sync:

@@ -74,5 +74,5 @@ def test_a_mistake_is_one_line(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.count("\n") == 1
-    assert captured.err.startswith("error: ")
+    assert captured.err.startswith("python -m dashboards.signal_propagation: ")
     assert [word for word in words if word not in captured.err] == []

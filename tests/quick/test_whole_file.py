@@ -75,3 +75,9 @@ def test_several_writers_do_not_disturb_each_other(tmp_path: Path) -> None:
         thread.join()
     assert path.read_text() in ("a" * 1000, "b" * 1000)
     assert [found.name for found in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_an_error_names_the_file_that_was_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as caught, whole_file(tmp_path / "missing" / "page.html"):
+        pass
+    assert caught.value.filename == str(tmp_path / "missing" / "page.html")

@@ -91,6 +91,11 @@ class TrainLoader:
         epochs: int | None = None,
     ) -> None:
         replicas = replicas or world_size
+        # The type says so, but a Recipe from a notebook has not been through a type checker.
+        if recipe.randaugment.layers and recipe.randaugment.magnitude is None and not recipe.autoaugment:
+            raise ValueError(
+                "the Recipe's randaugment.magnitude is missing; models.published.resolve fills it in"
+            )
         if recipe.progressive.start_size is not None and epochs is None:
             raise ValueError("how fast images grow depends on the number of epochs")
         check_partners(recipe, batch_size, replicas)
