@@ -11,7 +11,7 @@ PYTHON ?=
 export PYTHON
 
 # Two files of tests at a time: a test of Ray or of a whole study waits most of its time, and files share fixtures.
-pytest := $(python) -m pytest --numprocesses 2 --dist loadfile
+pytest := $(python) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: study test check test-image lint lock clean help

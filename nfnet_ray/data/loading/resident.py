@@ -1,8 +1,8 @@
 """Decoded images of a split, once for all processes of a node: a file that they all map into memory.
 
 The file lies in the folder for temporary files. Its name says what is in it: the split's fingerprint, the images'
-size and crop. It is written beside its name under a lock, and renamed when it is whole, so that what has the name is
-finished; a process that is killed leaves a ``.partial`` file and a free lock. What is read is checked against its
+size and crop. It is written under a lock as ``.partial`` and renamed when it is complete, so a file with the right name
+is finished; a process that is killed leaves a partial file and a free lock. A file that is read is checked against its
 length and its checksum. Memory is the system's page cache: it is shared, and given back when something needs it.
 """
 
