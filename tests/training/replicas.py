@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -126,6 +127,18 @@ def train(recipe: Recipe, worker: Worker) -> dict[str, torch.Tensor]:
     return result
 
 
+def compared(world_size: int) -> Iterator[tuple[str, bool, bool, int]]:
+    """(SAM, AGC, average, micro-batches): the cases of one or two workers that test_step.py compares with others."""
+    for sam, agc, ema in itertools.product(SAM, (False, True), (False, True)):
+        for micro_batches in (*MICRO_BATCHES, MORE_MICRO_BATCHES):
+            if micro_batches == MORE_MICRO_BATCHES and not (agc and ema and world_size == 1):
+                continue
+            # One perturbation for each micro-batch: it takes two, and two workers are compared with one that has four.
+            if "micro_batch" in sam and (micro_batches == 1 or (world_size == 2 and not (agc and ema))):
+                continue
+            yield sam, agc, ema, micro_batches
+
+
 def main(out: str, rank: int, world_size: int, store: str) -> None:
     torch.set_num_threads(1)
     if world_size > 1:
@@ -133,10 +146,8 @@ def main(out: str, rank: int, world_size: int, store: str) -> None:
     results: dict[tuple[Any, ...], dict[str, torch.Tensor]] = {}
     if world_size < 3:
         worker = Worker(rank, world_size, replicas=world_size)
-        for sam, agc, ema in itertools.product(SAM, (False, True), (False, True)):
-            more = (MORE_MICRO_BATCHES,) if agc and ema and world_size == 1 else ()
-            for micro_batches in (*MICRO_BATCHES, *more):
-                results[sam, agc, ema, micro_batches] = train(recipe(sam, agc, ema, micro_batches), worker)
+        for case in compared(world_size):
+            results[case] = train(recipe(*case), worker)
     worker = Worker(rank, world_size, REPLICAS)
     for sam in SAM:
         results["of four", sam] = train(recipe(sam, agc=True, ema=True, micro_batches=2), worker)
