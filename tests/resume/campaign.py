@@ -1,11 +1,11 @@
 """Runs that are killed at a random step and resumed, for every combination of techniques: is the result the same?
 
-``python -m tests.resume.campaign DATA WORKERS SEED [half|quarter]``: for each combination three trainings of a tiny
+``python -m tests.resume.campaign DATA WORKERS SEED [0|1]``: for each combination three trainings of a tiny
 network, each in processes of its own (forked, so that none of them has to import torch): one that is left
 alone; one of whose workers one kills itself with SIGKILL in the middle of a step, somewhere within the run;
 and one that goes on from what that has left. Prints a line of JSON for each combination: what differs, and
-from where it went on. DATA is a data set of 120 images to train with; ``half`` and ``quarter`` are parts of the
-combinations.
+from where it went on. DATA is a data set of 120 images to train with; with 0 or 1 it is half of the
+combinations, such that any four switches are in every setting.
 """
 
 from __future__ import annotations
@@ -66,21 +66,11 @@ Combination = tuple[str, ...]
 """A method, and the switches that are on."""
 
 
-def combinations(part: str | None = None) -> list[Combination]:
-    """All of them, 5 methods with 2 ** 5 settings of the switches, or a part of each method's.
-
-    ``half``: 16 settings, in which any four switches are in every setting. ``quarter``: 8, in which any two are (the
-    fractional factorial design of resolution III with the words ABD and ACE).
-    """
+def combinations(half: int | None = None) -> list[Combination]:
+    """All of them, 5 methods with 2 ** 5 settings of the switches, or those with an even or odd number of parts."""
     settings = itertools.product(*[(None, name) for name in SWITCHES])
     of_all = [(method, *filter(None, setting)) for method, setting in itertools.product(METHODS, settings)]
-    if part is None:
-        return of_all
-    if part == "half":
-        return [combination for combination in of_all if len(combination) % 2 == 0]
-    a, b, c, d, e = SWITCHES
-    words = ({a, b, d}, {a, c, e})
-    return [found for found in of_all if all(len(word & {*found}) % 2 == 0 for word in words)]
+    return [combination for combination in of_all if half is None or len(combination) % 2 == half]
 
 
 def recipe_of(combination: Combination, data: Path) -> Recipe:
@@ -292,11 +282,11 @@ def tried(combination: Combination, data: Path, workers: int, seed: int, folder:
     }
 
 
-def main(data: Path, workers: int, seed: int, part: str | None = None) -> None:
+def main(data: Path, workers: int, seed: int, half: int | None = None) -> None:
     """Goes through all combinations, in as many lanes as leave a core for each worker."""
     gc.freeze()  # training collects garbage first, and would look through all modules in each process
     lanes = max(1, (os.cpu_count() or 1) // workers)
-    own = combinations(part)
+    own = combinations(half)
     for lane in range(1, lanes):
         if os.fork() == 0:
             own = own[lane::lanes]
@@ -313,4 +303,4 @@ def main(data: Path, workers: int, seed: int, part: str | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:])
+    main(Path(sys.argv[1]), *map(int, sys.argv[2:]))
