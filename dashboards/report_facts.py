@@ -102,6 +102,8 @@ class Report:
     trials: Table
     measurement: Sequence[tuple[str, str]]
     recipe: Sequence[tuple[str, str]]
+    notes: Sequence[str]
+    tags: Sequence[tuple[str, str]]
     looks: Sequence[Look]
     shades: Mapping[str, Sequence[str]]
 
@@ -133,6 +135,8 @@ def report_facts(record: StudyRecord, now: float) -> Report:
         trials=trials_table(record, best),
         measurement=measurement(record),
         recipe=shared_recipe(record),
+        notes=record.notes,
+        tags=list(record.tags.items()),
         looks=looks_of(levels(record)),
         shades=epoch_shades(len(signal.epochs) if signal else 0),
     )

@@ -22,6 +22,7 @@ from pathlib import Path
 from nfnet_ray.command_line.arguments import above_zero, positive, shortened
 from nfnet_ray.errors import UserError
 from studies.running.flags import (
+    add_annotations,
     add_data,
     add_places,
     add_plan,
@@ -90,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     guard.add_argument(
         "--force", action="store_true", help="with --resume, allow other settings or other data"
     )
+    add_annotations(parser, "training")
     add_plan(parser)
     return parser
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,8 @@ class StudyRecord:
             ``unfinished``, ``not started``), ``reason``, ``epochs``, ``last_top1`` and ``best_top1``
             (fractions), ``train_seconds``, ``images_per_second`` (median over epochs), ``startup_seconds``.
             What was not measured is NaN.
+        notes: what people have said about the study.
+        tags: {key: value} that people have given it.
     """
 
     study: StudyDescription
@@ -49,6 +52,8 @@ class StudyRecord:
     names: dict[str, str]
     epochs: pd.DataFrame
     trials: pd.DataFrame
+    notes: tuple[str, ...] = ()
+    tags: Mapping[str, str] = field(default_factory=dict)
 
 
 def load_study(study: str | Path) -> StudyRecord:
@@ -97,8 +102,8 @@ def load_study(study: str | Path) -> StudyRecord:
     )
     trials = pd.DataFrame(trial_rows)
     for table in (epochs, trials):  # as objects: None and NaN are not the same value of a swept field
-        for field in fields:
-            table[field] = pd.Series([identity[trial][field] for trial in table["trial"]], dtype=object)
+        for name in fields:
+            table[name] = pd.Series([identity[trial][name] for trial in table["trial"]], dtype=object)
     return StudyRecord(
         study=description,
         started=started["time"],
@@ -109,6 +114,8 @@ def load_study(study: str | Path) -> StudyRecord:
         names=short_names(fields),
         epochs=epochs,
         trials=trials,
+        notes=tuple(state.notes),
+        tags=state.tags,
     )
 
 

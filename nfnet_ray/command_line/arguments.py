@@ -6,10 +6,15 @@ import argparse
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar, cast
+
+from nfnet_ray.errors import UserError
 
 # Nothing that is counted here comes near it, and a longer text would take Python's own limit on digits.
 MOST_DIGITS = 18
 _LONGEST_ECHO = 40
+
+_Parsed = TypeVar("_Parsed")
 
 
 def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
@@ -45,6 +50,33 @@ def at_least_zero(text: str) -> float:
     if not 0 <= number < math.inf:
         raise argparse.ArgumentTypeError(f"{shortened(text)} is not a number of at least 0")
     return number
+
+
+def given(parse: Callable[[str], _Parsed]) -> Callable[[str], _Parsed]:
+    """An argparse type from a function that raises UserError for a text that is not allowed."""
+
+    def parsed(text: str) -> _Parsed:
+        try:
+            return parse(text)
+        except UserError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return parsed
+
+
+class AddPair(argparse.Action):
+    """An argparse action: collects the (key, value) pairs of a repeated flag in a dict, where later ones win."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        del parser, option_string
+        key, value = cast(tuple[str, str], values)
+        setattr(namespace, self.dest, {**getattr(namespace, self.dest), key: value})
 
 
 def given_path(text: str) -> Path:

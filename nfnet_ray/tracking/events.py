@@ -104,6 +104,8 @@ class StudyDescription(TypedDict):
     data: DataDescription
     hardware: Hardware
     versions: Versions
+    notes: NotRequired[list[str]]
+    tags: NotRequired[dict[str, str]]
 
 
 class TrialPlan(TypedDict):
@@ -142,6 +144,20 @@ def study_resumed(changed: Mapping[str, Any]) -> StudyResumed:
     if changed:
         event["changed"] = dict(changed)
     return event
+
+
+class StudyAnnotated(TypedDict):
+    """Somebody added notes and tags to a study, or changed a tag. It may come after ``study_ended``."""
+
+    event: Literal["study_annotated"]
+    time: float
+    notes: list[str]
+    tags: dict[str, str]
+
+
+def study_annotated(notes: Sequence[str], tags: Mapping[str, str]) -> StudyAnnotated:
+    """The event of notes and tags that are added now."""
+    return {"event": "study_annotated", "time": time.time(), "notes": list(notes), "tags": dict(tags)}
 
 
 class TrialStarted(TypedDict):
@@ -231,7 +247,7 @@ def study_ended(state: StudyOutcome, wall_seconds: float) -> StudyEnded:
     return {"event": "study_ended", "time": time.time(), "state": state, "wall_seconds": wall_seconds}
 
 
-Event = StudyStarted | StudyResumed | TrialStarted | EpochEnded | TrialEnded | StudyEnded
+Event = StudyStarted | StudyResumed | StudyAnnotated | TrialStarted | EpochEnded | TrialEnded | StudyEnded
 
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 

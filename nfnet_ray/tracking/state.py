@@ -64,6 +64,8 @@ class StudyState:
             it was killed.
         changed: {field: value} of the Recipe, as those who resumed the study have changed it.
         trials: {name: progress}, in the order of the plan.
+        notes: what people have said about the study, in that order.
+        tags: {key: value} that people have given it.
         last_event_time: Unix seconds of the latest event, 0 before the first.
     """
 
@@ -72,6 +74,8 @@ class StudyState:
         self.ended: StudyEnded | None = None
         self.changed: dict[str, Any] = {}
         self.trials = {name: TrialProgress(name) for name in trials}
+        self.notes: list[str] = []
+        self.tags: dict[str, str] = {}
         self.last_event_time = 0.0
         self._wall_seconds_before = 0.0
         # First and last event of a driver that has not left in good order.
@@ -105,6 +109,10 @@ class StudyState:
 
     def apply(self, event: Event) -> None:
         """Take in the next event of the journal. Kinds of events that this version does not know change nothing."""
+        if event["event"] == "study_annotated":  # by a person, at any time: no driver was at work until then
+            self.notes += event["notes"]
+            self.tags |= event["tags"]
+            return
         self.last_event_time = event.get("time", self.last_event_time)
         if event["event"] in ("study_started", "study_resumed"):
             self._wall_seconds_before = self.wall_seconds
@@ -114,6 +122,8 @@ class StudyState:
         match event["event"]:
             case "study_started":
                 self.started = event
+                self.notes = list(event["study"].get("notes", ()))
+                self.tags = dict(event["study"].get("tags", {}))
                 self.trials = {plan["name"]: TrialProgress(plan["name"]) for plan in event["trials"]}
             case "study_resumed":
                 self.ended = None

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from nfnet_ray.tracking.database import artifact_folder
 from nfnet_ray.tracking.events import (
     EpochEnded,
+    StudyDescription,
     StudyStarted,
     TrialEnded,
     TrialPlan,
@@ -109,6 +110,8 @@ class StudyWriter:
         elif event["event"] == "study_resumed":
             self._client.update_run(self.tracked.study_run_id, status="RUNNING")
             self._set_tags(self.tracked.study_run_id, {"state": "running"})
+        elif event["event"] == "study_annotated":
+            self._annotate(line)
         elif event["event"] == "trial_started":
             self._start_trial(event)
         elif event["event"] == "epoch":
@@ -222,8 +225,8 @@ class StudyWriter:
                 "state": "running",
                 "question": study["question"],
                 "command": study["command"],
-                # What the UI shows as the description of the run.
-                "mlflow.note.content": f"{study['question']}\n\n`{study['command']}`",
+                "mlflow.note.content": _description(study, study.get("notes", ())),
+                **study.get("tags", {}),
             },
         )
         view = comparison_view(study["name"], self._study_id, study["metric"], study["space"], event["time"])
@@ -232,6 +235,11 @@ class StudyWriter:
         # Else the UI opens it among traces and prompts of language models.
         if EXPERIMENT_KIND_TAG not in self._client.get_experiment(experiment_id).tags:
             self._client.set_experiment_tag(experiment_id, EXPERIMENT_KIND_TAG, EXPERIMENT_KIND)
+
+    def _annotate(self, line: JournalLine) -> None:
+        state = self._journal.state_at(line.end)
+        content = _description(self._started["study"], state.notes)
+        self._set_tags(self.tracked.study_run_id, {"mlflow.note.content": content, **state.tags})
 
     def _start_trial(self, event: TrialStarted) -> None:
         run_id = self._trial_run(event["trial"], event["time"])
@@ -310,6 +318,11 @@ class StudyWriter:
             self.tracked.study_run_id,
             metrics=[Metric(name, value, time, step) for name, value in summary.items()],
         )
+
+
+def _description(study: StudyDescription, notes: Sequence[str]) -> str:
+    """What the UI shows as the description of the study's run, in Markdown."""
+    return "\n\n".join([study["question"], f"`{study['command']}`", *notes])
 
 
 def study_metrics(state: StudyState, metric: str) -> dict[str, float]:

@@ -9,13 +9,13 @@ from functools import partial
 from pathlib import Path
 
 from nfnet_ray.cluster.connection.job import HOME_VARIABLE
-from nfnet_ray.command_line.arguments import at_least_zero, given_path, positive
+from nfnet_ray.command_line.arguments import AddPair, at_least_zero, given, given_path, positive
 from nfnet_ray.command_line.exit_code import exit_code_of
 from nfnet_ray.command_line.one_line_parser import OneLineParser
 from nfnet_ray.command_line.terminal import new_console
-from nfnet_ray.errors import UserError
 from nfnet_ray.printable import display_path
 from nfnet_ray.recipe import field_meanings, parse_setting
+from nfnet_ray.study.annotations import note_text, tag_pair
 from studies.running.names import study_name
 from studies.running.program import StudyFactory, StudyProgram
 from studies.running.request import DEFAULT_STORAGE, Request
@@ -49,14 +49,6 @@ def run_command(file: Path, request: Callable[[], Request], beginning: str) -> i
         lambda: run(request(), partial(resume_command, file), console).exit_code,
         when_stopped=f"stopped before {beginning}",
     )
-
-
-def _name(text: str) -> str:
-    """An argparse type: the name of a study."""
-    try:
-        return study_name(text)
-    except UserError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def settings_of(texts: Sequence[str]) -> dict[str, object]:
@@ -109,7 +101,7 @@ def add_places(parser: argparse.ArgumentParser, what: str, default_name: str) ->
     )
     where.add_argument(
         "--name",
-        type=_name,
+        type=given(study_name),
         help=f"name of the {what} and of its folder (default: {default_name} and the time; in a job that was submitted"
         f" to Ray, {default_name} and the submission id, and --continue is implied)",
     )
@@ -120,7 +112,9 @@ def add_places(parser: argparse.ArgumentParser, what: str, default_name: str) ->
         help=f"start the {what}, or resume it if one of this --name and with the same settings exists; such a command"
         " can be repeated safely",
     )
-    where.add_argument("--resume", type=_name, metavar="NAME", help=f"resume a {what} that was stopped")
+    where.add_argument(
+        "--resume", type=given(study_name), metavar="NAME", help=f"resume a {what} that was stopped"
+    )
     return where
 
 
@@ -162,6 +156,36 @@ def add_settings(group: argparse._ArgumentGroup, meaning: str) -> None:
     )
 
 
+def add_annotations(parser: argparse.ArgumentParser, what: str) -> None:
+    """Flags for what is said about a study or a training, and for who is told how it ended."""
+    said = parser.add_argument_group("notes, and who is told")
+    said.add_argument(
+        "--note",
+        dest="notes",
+        action="append",
+        type=given(note_text),
+        default=[],
+        metavar="TEXT",
+        help=f"say something about the {what}: it is kept in the journal, and shown in the report and in MLflow; may be"
+        " repeated",
+    )
+    said.add_argument(
+        "--tag",
+        dest="tags",
+        action=AddPair,
+        type=given(tag_pair),
+        default={},
+        metavar="KEY=VALUE",
+        help="a tag, by which python -m studies list and MLflow find it; may be repeated",
+    )
+    said.add_argument(
+        "--notify",
+        metavar="URL",
+        help=f"post a JSON document to this webhook when the {what} ends, fails or reaches a limit on its cost. The"
+        " address is kept nowhere: give it again with --resume",
+    )
+
+
 def add_plan(parser: argparse.ArgumentParser) -> None:
     """The flag for a plan."""
     parser.add_argument(
@@ -200,5 +224,6 @@ def study_parser(program: StudyProgram, file: Path) -> argparse.ArgumentParser:
         help="how many trials run at once (default: as many as fit on the nodes that are up); on an"
         " autoscaling cluster, how many trials to request nodes for",
     )
+    add_annotations(parser, "study")
     add_plan(parser)
     return parser

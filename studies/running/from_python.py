@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from nfnet_ray.command_line.interruption import EXIT_INTERRUPTED, interruptible
 from nfnet_ray.command_line.terminal import new_console
 from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.errors import UserError
+from nfnet_ray.study.annotations import note_text, tag_pair
 from nfnet_ray.study.study import Study
 from nfnet_ray.tracking.uri import without_password
 from studies.running import run as one_path
@@ -43,6 +44,9 @@ def run(
     gpus_per_worker: float | None = None,
     trials_at_once: int | None = None,
     verify: Literal["quick", "full"] = "quick",
+    notes: Sequence[str] = (),
+    tags: Mapping[str, str] | None = None,
+    notify: str | None = None,
     **own: Any,
 ) -> StudyRecord:
     """Runs a study as its command line does, and returns what came out.
@@ -71,6 +75,9 @@ def run(
         gpus_per_worker: GPUs of each worker; 0.25 packs four workers on a GPU.
         trials_at_once: trials that run at once.
         verify: ``full`` also checks each image's bytes against its hash.
+        notes: what there is to say about the study; the journal, the report and MLflow have it.
+        tags: {key: value}, by which ``python -m studies list`` and MLflow find it.
+        notify: a webhook, to which a JSON document is posted when the study ends, fails or reaches a limit on its cost.
         own: further arguments of the function that builds the study, such as ``weights`` of the transfer study.
 
     Returns:
@@ -102,6 +109,9 @@ def run(
         gpus_per_worker=gpus_per_worker,
         trials_at_once=_positive("trials_at_once", trials_at_once),
         verify=verify,
+        notes=_notes(notes),
+        tags=dict(tag_pair(f"{key}={value}") for key, value in (tags or {}).items()),
+        notify=notify,
     )
     if gpus_per_worker is not None and not 0 <= gpus_per_worker < float("inf"):
         raise UserError(
@@ -153,6 +163,10 @@ def _positive(name: str, value: int | None) -> int | None:
     if value is not None and (not isinstance(value, int) or value < 1):
         raise UserError(f"{name} = {value!r} is not allowed; it takes a whole number above 0")
     return value
+
+
+def _notes(notes: Sequence[str]) -> list[str]:
+    return [note_text(note) for note in ([notes] if isinstance(notes, str) else notes)]
 
 
 def _resume_command(request: Request, name: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,10 @@ class Request(ABC):
     cpus_per_worker: int | None = None
     gpus_per_worker: float | None = None
     plan: bool = False
+    notes: Sequence[str] = ()
+    tags: Mapping[str, str] = field(default_factory=dict)
+    notify: str | None = None
+    """The address of a webhook. It is a secret, and never in the journal."""
 
     @property
     def digits(self) -> DigitsPart:

@@ -14,8 +14,10 @@ from nfnet_ray.cluster.connection.job import home_folder
 from nfnet_ray.errors import UserError
 from nfnet_ray.places import in_words
 from nfnet_ray.recipe import Recipe
+from nfnet_ray.study.annotations import Annotations
 from nfnet_ray.study.plan import check_trials
 from nfnet_ray.study.study import Study
+from nfnet_ray.study.webhook import check_webhook
 from nfnet_ray.tracking.choice import tracking_uri_for
 from nfnet_ray.tracking.events import StudyStarted
 from nfnet_ray.tracking.state import StudyState
@@ -78,6 +80,8 @@ def run(request: Request, resume_command: Callable[[Request, str], str], console
     storage = storage_folder(home, request)
     tracking_uri = tracking_uri_for(request.tracking_uri, storage, home, request.resume or request.name)
     Recipe().with_values(request.values())
+    if request.notify is not None:
+        check_webhook(request.notify)
     request = replace(request, address=where_to_run(request.address))
     if request.address is not None:
         find_head(request.address)
@@ -128,5 +132,7 @@ def run(request: Request, resume_command: Callable[[Request, str], str], console
         request.runner(home, started),
         verifies=request.verify == "full",
         changed=request.values() if request.resume else {},
+        annotations=Annotations(request.notes, request.tags),
+        notify_url=request.notify,
     )
     return Finished(study_run.execute(request.address, demand, console), directory)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
@@ -19,13 +20,17 @@ from nfnet_ray.tracking.uri import without_password
 
 
 def started_event(
-    study: Study, data: DatasetSummary, resources: Resources, worker: WorkerResources
+    study: Study,
+    data: DatasetSummary,
+    resources: Resources,
+    worker: WorkerResources,
+    hidden: Callable[[str], str] = without_password,
 ) -> StudyStarted:
-    """The event of a study that starts now."""
+    """The event of a study that starts now. Of each word of its command, the journal has what ``hidden`` returns."""
     description: StudyDescription = {
         "name": study.name,
         "question": study.question,
-        "command": shell_command([interpreter(), *map(without_password, sys.orig_argv[1:])]),
+        "command": shell_command([interpreter(), *map(hidden, sys.orig_argv[1:])]),
         "metric": METRIC,
         "mode": "max",
         "space": {name: list(values) for name, values in study.space.items()},

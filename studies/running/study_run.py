@@ -28,20 +28,25 @@ from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.errors import StopsStudyError, StorageError, UserError
 from nfnet_ray.places import in_words, lost_place, remedy_for, which_is_lost
 from nfnet_ray.printable import display_path, interpreter, shell_command
+from nfnet_ray.study.annotations import Annotations
 from nfnet_ray.study.display import StudyDisplay, reported_epochs, trial_table
 from nfnet_ray.study.plan import epoch_arithmetic
+from nfnet_ray.study.recorder import Recorder
 from nfnet_ray.study.study import TRIALS_FOLDER, Study, Trial
+from nfnet_ray.study.webhook import Happening, notify, outcome_text, shown_webhook, webhook_event
 from nfnet_ray.tracking.events import (
     JOURNAL_FILE,
     Journal,
     StudyOutcome,
     StudyStarted,
+    study_annotated,
     study_ended,
     study_resumed,
 )
 from nfnet_ray.tracking.sink import MLflowSink
 from nfnet_ray.tracking.spool import SPOOL_FILE, Spool
 from nfnet_ray.tracking.state import StudyState
+from nfnet_ray.tracking.uri import without_password
 from nfnet_ray.wording import clock_time, count
 from studies.running.runner import Runner, RunningStudy, WorkerDemand
 from studies.running.started_event import started_event
@@ -66,6 +71,8 @@ class StudyRun:
         runner: runs its trials.
         verifies: whether the nodes of a cluster check every byte of their data before the first trial.
         changed: {field of the Recipe: value} that whoever resumes the study has forced upon it.
+        annotations: notes and tags to keep; those that a resumed study has already are not repeated.
+        notify_url: a webhook that is told how the study ended, or None.
     """
 
     study: Study
@@ -77,6 +84,8 @@ class StudyRun:
     runner: Runner = field(default_factory=TuneRunner)
     verifies: bool = False
     changed: Mapping[str, Any] = field(default_factory=dict)
+    annotations: Annotations = field(default_factory=Annotations)
+    notify_url: str | None = None
 
     def execute(self, address: str | None, demand: WorkerDemand, console: Console) -> int:
         """Runs the trials that have not ended, says how it went, and delivers everything to MLflow.
@@ -87,6 +96,29 @@ class StudyRun:
         Raises:
             UserError: the study cannot run, or had to stop, because of something that a person can put right.
         """
+        before = self.progress.last_event_time
+        try:
+            exit_code = self._execute(address, demand, console)
+        except Exception as error:
+            if self.progress.last_event_time > before:  # else nothing has begun, or another process runs it
+                why = str(error) if isinstance(error, UserError) else f"it met a bug, {type(error).__name__}"
+                self._notify("failed", why, console)
+            raise
+        if self.progress.last_event_time > before and self.progress.ended is not None:
+            self._notify(self.progress.ended["state"], None, console)
+        return exit_code
+
+    def _notify(self, event: Happening, why: str | None, console: Console) -> None:
+        """Tells the webhook, if there is one, what has happened and ``why``, or else the answer so far."""
+        if self.notify_url is None:
+            return
+        sentences = [why] if why else self._answers()
+        text = outcome_text(event, self.study.name, self.progress, sentences)
+        told = webhook_event(event, self.study.name, self.progress, self.directory, text)
+        if trouble := notify(self.notify_url, told):
+            say(console, f"The webhook {trouble}.")
+
+    def _execute(self, address: str | None, demand: WorkerDemand, console: Console) -> int:
         todo = set(self.progress.unfinished)
         trials = [trial for trial in self.study.trials() if trial.name in todo]
         journal_path = self.directory / JOURNAL_FILE
@@ -123,6 +155,9 @@ class StudyRun:
                 return EXIT_INTERRUPTED
         else:
             say(console, f"All trials of {self.study.name} have ended; there is nothing to resume.")
+            if self.annotations.beyond(self.progress):
+                with self._alone(), Journal(journal_path) as journal:
+                    self._annotate(Recorder(journal, self.progress, sink.wake, lambda _: None))
             self._say_result(console)
             is_delivered = self._deliver(sink, console)
         return self._exit_code(console) or (0 if is_delivered else EXIT_NOT_IN_MLFLOW)
@@ -192,9 +227,6 @@ class StudyRun:
         sink: MLflowSink,
         console: Console,
     ) -> None:
-        # Imported here, because Ray reads its settings when it is imported.
-        from nfnet_ray.study.recorder import Recorder
-
         at_once = self.runner.trials_at_once(len(trials), resources, demand, worker)
         say(console, f"Ray: {resources.description}; {self.runner.shape(worker, at_once)}.")
         console.print()
@@ -222,6 +254,7 @@ class StudyRun:
                 recorder.record(self._started_event(resources, worker))
             else:
                 recorder.record(study_resumed(self.changed))
+                self._annotate(recorder)
             with display, asked_to_stop(stop, lambda: display.note(self.runner.stopping)):
                 self.runner.run(
                     RunningStudy(
@@ -242,6 +275,12 @@ class StudyRun:
         if recorder.lost:
             raise StopsStudyError(self._stopped_sentence(recorder.lost))
 
+    def _annotate(self, recorder: Recorder) -> None:
+        """Adds the notes and tags that a resumed study does not have yet."""
+        new = self.annotations.beyond(self.progress)
+        if new:
+            recorder.record(study_annotated(new.notes, new.tags))
+
     def _stopped_sentence(self, why: str) -> str:
         epochs = sum(len(trial.epochs) for trial in self.progress.trials.values())
         kept = f"what was kept before ({count(epochs, 'epoch')}) is sound"
@@ -249,20 +288,22 @@ class StudyRun:
 
     def _say_result(self, console: Console) -> None:
         """Prints the table, the answer, and where the report is."""
-        from nfnet_ray.analysis import best_per_stratum, load_study
-
         console.print(trial_table(self.study, self.progress, reported_epochs))
         console.print()
-        answers = best_per_stratum(load_study(self.directory))
-        for answer in answers:
-            say(console, answer.sentence())
-        if not answers:
-            say(console, "No trial finished with an accuracy, so there is no best setting.")
+        for answer in self._answers():
+            say(console, answer)
         console.print()
         say(console, f"Took:    {clock_time(self.progress.wall_seconds)}")
         say_whole(console, f"Report:  {display_path(write_report(self.directory))}")
         for line in self.runner.results(self.study, self.directory):
             say_whole(console, line)
+
+    def _answers(self) -> list[str]:
+        """The best setting of each stratum, a sentence for each; or the sentence that there is none."""
+        from nfnet_ray.analysis import best_per_stratum, load_study
+
+        answers = [answer.sentence() for answer in best_per_stratum(load_study(self.directory))]
+        return answers or ["No trial finished with an accuracy, so there is no best setting."]
 
     def _deliver(self, sink: MLflowSink, console: Console) -> bool:
         """Delivers the rest to MLflow, and says what could not be delivered; whether MLflow has everything."""
@@ -293,9 +334,19 @@ class StudyRun:
         return shell_command([interpreter(), "-m", "dashboards.compare", display_path(self.directory)])
 
     def _started_event(self, resources: Resources, worker: WorkerResources) -> StudyStarted:
-        event = started_event(self.study, self.data, resources, worker)
+        event = started_event(self.study, self.data, resources, worker, self._hidden)
+        if self.annotations.notes:
+            event["study"]["notes"] = list(self.annotations.notes)
+        if self.annotations.tags:
+            event["study"]["tags"] = dict(self.annotations.tags)
         self.runner.describe(event["study"])
         return event
+
+    def _hidden(self, word: str) -> str:
+        """A word of the command line without secrets."""
+        if self.notify_url:
+            word = word.replace(self.notify_url, shown_webhook(self.notify_url))
+        return without_password(word)
 
 
 def _on_images(data: DatasetSummary) -> str:

@@ -5,6 +5,7 @@ What would then be run is looked at instead of being run; tests/e2e/test_from_py
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -189,3 +190,50 @@ def test_a_study_runs_in_any_thread_and_leaves_signals_alone(started: Any, few_d
     thread.start()
     thread.join()
     assert len(started) == len(records) == 1
+
+
+def test_notes_and_tags_are_in_the_journal_and_the_webhook_is_not(
+    started: Any, few_digits: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = "https://me:secret@hooks.example.org/services/key"
+    flags = [
+        "--data",
+        str(few_digits),
+        "--note",
+        "a first try",
+        "--tag",
+        "team=vision",
+        "--tag",
+        "team=audio",
+    ]
+    monkeypatch.setattr("sys.orig_argv", ["python", "agc_sweep.py", *flags, "--notify", url])
+    assert main(agc_sweep, STUDY_FILE, [*flags, "--name", "a", "--notify", url]) == 0
+    nfnet_ray.run(
+        agc_sweep, data=few_digits, name="b", notes=["a first try"], tags={"team": "audio"}, notify=url
+    )
+    for name in ("a", "b"):
+        record = nfnet_ray.load_study(f"runs/{name}")
+        assert (record.notes, record.tags) == (("a first try",), {"team": "audio"})
+    assert [run.notify_url for run, _ in started] == [url, url]
+    journal = (Path("runs") / "a" / JOURNAL_FILE).read_text()
+    assert "https://hooks.example.org/…" in record_command(journal)
+    assert "services" not in record_command(journal)
+    assert "secret" not in journal
+    said = capsys.readouterr()
+    for flag, value in (("--notify", "secret"), ("--tag", "team"), ("--tag", "state=x"), ("--note", "")):
+        monkeypatch.setattr("sys.argv", ["agc_sweep.py"])
+        try:
+            code: object = main(agc_sweep, STUDY_FILE, [flag, value])
+        except SystemExit as end:
+            code = end.code
+        assert code == 2
+        said = capsys.readouterr()
+        assert said.err.count("\n") == 1
+        assert "secret" not in said.err
+    assert len(started) == 2
+
+
+def record_command(journal: str) -> str:
+    """The command that a journal's first line has."""
+    command: str = json.loads(journal.partition("\n")[0])["study"]["command"]
+    return command
