@@ -250,6 +250,7 @@ def study_ended(state: StudyOutcome, wall_seconds: float) -> StudyEnded:
 Event = StudyStarted | StudyResumed | StudyAnnotated | TrialStarted | EpochEnded | TrialEnded | StudyEnded
 
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+_NON_FINITE_IN_JSON = (b'NaN"', b'Infinity"')
 
 
 class Journal:
@@ -321,7 +322,11 @@ def read_events(path: Path, offset: int = 0) -> Iterator[tuple[Event, int]]:
             if not line.endswith(b"\n"):
                 return
             try:
-                event = _from_json(json.loads(line))
+                event = json.loads(line)
+                if any(
+                    text in line for text in _NON_FINITE_IN_JSON
+                ):  # few lines: to look into each takes longer
+                    event = _from_json(event)
                 event["event"]
             except (ValueError, TypeError, KeyError):
                 raise UserError(
