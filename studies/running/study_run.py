@@ -32,6 +32,7 @@ from nfnet_ray.study.annotations import Annotations
 from nfnet_ray.study.display import StudyDisplay, reported_epochs, trial_table
 from nfnet_ray.study.plan import epoch_arithmetic
 from nfnet_ray.study.recorder import Recorder
+from nfnet_ray.study.running_lock import alone_with
 from nfnet_ray.study.study import TRIALS_FOLDER, Study, Trial
 from nfnet_ray.study.webhook import Happening, notify, outcome_text, shown_webhook, webhook_event
 from nfnet_ray.tracking.events import (
@@ -52,7 +53,6 @@ from studies.running.runner import Runner, RunningStudy, WorkerDemand
 from studies.running.started_event import started_event
 from studies.running.trials import TuneRunner
 
-LOCK_FILE = "running.lock"
 EXIT_NOT_IN_MLFLOW = 3  # everything has been trained; 2 is an error of use
 # To deliver what is left after the last trial: on a busy machine importing mlflow and creating its database alone took
 # more than 20 s. If no server answers, the second one applies.
@@ -132,7 +132,7 @@ class StudyRun:
                 with self._announced_session(address, demand, console) as resources:
                     worker = self.runner.worker(resources, demand)
                     self._check_nodes(address, resources, worker)
-                    with self._alone():
+                    with alone_with(self.directory):
                         self._run_trials(trials, resources, demand, worker, sink, console)
                         self._say_result(console)  # while connected to Ray: leaving it may take long
                         is_delivered = self._deliver(sink, console)
@@ -156,7 +156,7 @@ class StudyRun:
         else:
             say(console, f"All trials of {self.study.name} have ended; there is nothing to resume.")
             if self.annotations.beyond(self.progress):
-                with self._alone(), Journal(journal_path) as journal:
+                with alone_with(self.directory), Journal(journal_path) as journal:
                     self._annotate(Recorder(journal, self.progress, sink.wake, lambda _: None))
             self._say_result(console)
             is_delivered = self._deliver(sink, console)
@@ -202,21 +202,6 @@ class StudyRun:
             with waiting(console, f"Connecting to Ray at {address} …" if address else "Starting Ray …"):
                 resources = stack.enter_context(ray_session(address, train_in_tune=train_in_tune))
             yield resources
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Prevents a second process, on any machine that shares the storage, from running the same study."""
-        from filelock import FileLock, Timeout
-
-        self.directory.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.directory / LOCK_FILE, timeout=0)
-        try:
-            with lock:
-                yield
-        except Timeout:
-            raise UserError(
-                f"another process is running {self.study.name}: wait until it has ended, or stop it"
-            ) from None
 
     def _run_trials(
         self,

@@ -1,0 +1,54 @@
+"""The lock of a study: one process at a time, on any machine that shares the storage, runs or changes it."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from nfnet_ray.errors import UserError
+
+LOCK_FILE = "running.lock"
+
+
+@contextmanager
+def alone_with(directory: Path) -> Iterator[None]:
+    """Inside the block no other process runs or changes the study in ``directory``, which is made if it is missing.
+
+    Raises UserError if another one does.
+    """
+    from filelock import FileLock, Timeout
+
+    directory.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(directory / LOCK_FILE, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(
+            f"another process is running {directory.name}: wait until it has ended, or stop it"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def is_running(directory: Path) -> bool:
+    """Whether a process holds the lock of the study in ``directory``. Leaves nothing behind.
+
+    A shared lock is tried, and given back at once: two processes that ask at the same time do not disturb each other.
+    """
+    try:
+        stream = (directory / LOCK_FILE).open("rb")
+    except OSError:
+        return False
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # a file system without locks, on which nobody can hold one
+            return False
+        fcntl.flock(stream, fcntl.LOCK_UN)
+    return False
