@@ -35,7 +35,7 @@ class StudyRecord:
             Seeds are never among them: trials that differ in the seed only are repetitions.
         names: {dotted name: short name to show}.
         epochs: a row per trial and epoch: ``trial``, the swept fields, ``seed``, ``epoch``, and each metric.
-        trials: a row per planned trial: ``trial``, the swept fields, ``seed``, ``state`` (an event's, or
+        trials: a row per planned or proposed trial: ``trial``, the swept fields, ``seed``, ``state`` (an event's, or
             ``unfinished``, ``not started``), ``reason``, ``epochs``, ``last_top1`` and ``best_top1``
             (fractions), ``train_seconds``, ``images_per_second`` (median over epochs), ``startup_seconds``.
             What was not measured is NaN.
@@ -78,7 +78,7 @@ def study_record(state: StudyState, started: StudyStarted, *, with_epochs: bool 
     description = started["study"]
     fields = tuple(name for name in description["space"] if name.rsplit(".", 1)[-1] != "seed")
     identity: dict[str, dict[str, Any]] = {}
-    for plan in started["trials"]:
+    for plan in state.plans.values():
         values = {**description["recipe"], **plan["recipe"], **plan["point"]}
         identity[plan["name"]] = {
             "trial": plan["name"],

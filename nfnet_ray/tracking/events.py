@@ -2,7 +2,7 @@
 
 A journal is a text file of JSON objects, one a line, that only ever grows::
 
-    study_started  (study_resumed)  trial_started  epoch  epoch  …  trial_ended  …  study_ended
+    study_started  (study_resumed)  (trial_proposed)  trial_started  epoch  epoch  …  trial_ended  …  study_ended
 
 Numbers that JSON cannot hold are written as the strings ``"NaN"``, ``"Infinity"`` and ``"-Infinity"``
 and come back as floats, so those three strings are reserved everywhere in an event.
@@ -76,6 +76,19 @@ class HalvingDescription(TypedDict):
     reduction_factor: float
 
 
+class SearchDescription(TypedDict):
+    """How the points of a study are found: ``settings`` of them at most, ``first_points`` before all others.
+
+    With a searcher that learns from results, ``trial_proposed`` adds trials while the study runs, and proposal number
+    j waits for the results of those up to number j - ``lag``.
+    """
+
+    name: str
+    settings: int
+    first_points: list[Values]
+    lag: NotRequired[int]
+
+
 class WorkerDescription(TypedDict):
     """Workers of one trial, and the cores and GPUs of each. It may continue with ``min_workers`` of them."""
 
@@ -96,6 +109,8 @@ class StudyDescription(TypedDict):
     space: dict[str, list[Any]]
     seeds: list[int]
     epochs: int
+    search: NotRequired[SearchDescription]
+    """How its points are found; without it they are all combinations of the space's values."""
     halving: HalvingDescription | None
     worker: WorkerDescription
     checkpoints: NotRequired[str | None]
@@ -158,6 +173,44 @@ class StudyAnnotated(TypedDict):
 def study_annotated(notes: Sequence[str], tags: Mapping[str, str]) -> StudyAnnotated:
     """The event of notes and tags that are added now."""
     return {"event": "study_annotated", "time": time.time(), "notes": list(notes), "tags": dict(tags)}
+
+
+class TrialProposed(TypedDict):
+    """A trial that the plan did not have: its point was chosen while the study ran, by what earlier trials gave.
+
+    ``number`` counts the settings of the study from 0; the trials of a setting with several seeds share it. ``after``
+    are the trials whose results the searcher was told.
+    """
+
+    event: Literal["trial_proposed"]
+    time: float
+    trial: str
+    point: Values
+    recipe: Values
+    number: int
+    after: list[str]
+
+
+def trial_proposed(plan: TrialPlan, number: int, after: Sequence[str]) -> TrialProposed:
+    """The event of a trial that is proposed now."""
+    return {
+        "event": "trial_proposed",
+        "time": time.time(),
+        "trial": plan["name"],
+        "point": plan["point"],
+        "recipe": plan["recipe"],
+        "number": number,
+        "after": list(after),
+    }
+
+
+def plans_of(event: Event) -> list[TrialPlan]:
+    """The trials that an event adds to a study."""
+    if event["event"] == "study_started":
+        return event["trials"]
+    if event["event"] == "trial_proposed":
+        return [{"name": event["trial"], "point": event["point"], "recipe": event["recipe"]}]
+    return []
 
 
 class TrialStarted(TypedDict):
@@ -247,7 +300,16 @@ def study_ended(state: StudyOutcome, wall_seconds: float) -> StudyEnded:
     return {"event": "study_ended", "time": time.time(), "state": state, "wall_seconds": wall_seconds}
 
 
-Event = StudyStarted | StudyResumed | StudyAnnotated | TrialStarted | EpochEnded | TrialEnded | StudyEnded
+Event = (
+    StudyStarted
+    | StudyResumed
+    | StudyAnnotated
+    | TrialProposed
+    | TrialStarted
+    | EpochEnded
+    | TrialEnded
+    | StudyEnded
+)
 
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _NON_FINITE_IN_JSON = (b'NaN"', b'Infinity"')

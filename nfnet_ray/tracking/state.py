@@ -19,6 +19,8 @@ from nfnet_ray.tracking.events import (
     StudyEnded,
     StudyStarted,
     TrialOutcome,
+    TrialPlan,
+    plans_of,
     read_events,
 )
 
@@ -63,7 +65,9 @@ class StudyState:
         ended: the event of the driver that was the last to leave in good order; None while one is at work, or after
             it was killed.
         changed: {field: value} of the Recipe, as those who resumed the study have changed it.
-        trials: {name: progress}, in the order of the plan.
+        trials: {name: progress}, in the order of the plan; those that were proposed later follow.
+        plans: {name: plan} of the same trials, once the journal has begun.
+        proposals: {name: number of its setting} of the trials that were proposed while the study ran.
         notes: what people have said about the study, in that order.
         tags: {key: value} that people have given it.
         last_event_time: Unix seconds of the latest event, 0 before the first.
@@ -76,6 +80,8 @@ class StudyState:
         self.trials = {name: TrialProgress(name) for name in trials}
         self.notes: list[str] = []
         self.tags: dict[str, str] = {}
+        self.plans: dict[str, TrialPlan] = {}
+        self.proposals: dict[str, int] = {}
         self.last_event_time = 0.0
         self._wall_seconds_before = 0.0
         # First and last event of a driver that has not left in good order.
@@ -124,7 +130,12 @@ class StudyState:
                 self.started = event
                 self.notes = list(event["study"].get("notes", ()))
                 self.tags = dict(event["study"].get("tags", {}))
-                self.trials = {plan["name"]: TrialProgress(plan["name"]) for plan in event["trials"]}
+                self.plans = {plan["name"]: plan for plan in plans_of(event)}
+                self.trials = {name: TrialProgress(name) for name in self.plans}
+            case "trial_proposed":
+                self.plans |= {plan["name"]: plan for plan in plans_of(event)}
+                self.trials.setdefault(event["trial"], TrialProgress(event["trial"]))
+                self.proposals[event["trial"]] = event["number"]
             case "study_resumed":
                 self.ended = None
                 self.changed |= event.get("changed", {})

@@ -35,6 +35,7 @@ from nfnet_ray.tracking.events import (
     TrialStarted,
     Values,
     Versions,
+    plans_of,
     read_events,
     study_id,
 )
@@ -86,7 +87,8 @@ class StudyWriter:
             raise ValueError(f"{journal_path} begins with {started['event']}, not with study_started")
         self._started: StudyStarted = started
         self._study_id = study_id(started)
-        self._plans: dict[str, TrialPlan] = {trial["name"]: trial for trial in started["trials"]}
+        self._journal_path, self._plans_read_to = journal_path, 0
+        self._plans: dict[str, TrialPlan] = {}
 
         self.experiment = experiment
         experiment_id = self._experiment_id(tracking_uri, experiment)
@@ -256,7 +258,7 @@ class StudyWriter:
         """The id of the trial's run, which is created when the trial is first heard of."""
         if run_id := self.tracked.trial_run_ids.get(trial):
             return run_id
-        study, shown = self._started["study"], dict(self._plans[trial]["point"])
+        study, shown = self._started["study"], dict(self._plan(trial)["point"])
         recipe = self._recipe(trial)
         if len(study["seeds"]) > 1 and "seed" in recipe:
             shown["seed"] = recipe["seed"]
@@ -270,8 +272,16 @@ class StudyWriter:
         return run_id
 
     def _recipe(self, trial: str) -> Values:
-        plan = self._plans[trial]
+        plan = self._plan(trial)
         return {**self._started["study"]["recipe"], **plan["recipe"], **plan["point"]}
+
+    def _plan(self, trial: str) -> TrialPlan:
+        """What a trial is, by the line that planned or proposed it."""
+        if trial not in self._plans:
+            for event, end in read_events(self._journal_path, self._plans_read_to):
+                self._plans_read_to = end
+                self._plans |= {plan["name"]: plan for plan in plans_of(event)}
+        return self._plans[trial]
 
     def _create_run(self, name: str, time: float, tags: Mapping[str, str]) -> str:
         study = self._started["study"]

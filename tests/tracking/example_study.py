@@ -20,6 +20,7 @@ from nfnet_ray.tracking.events import (
     StudyStarted,
     TrialEnded,
     TrialStarted,
+    trial_proposed,
 )
 
 CLIP_FACTOR = "optimizer.agc.clip_factor"
@@ -68,6 +69,25 @@ def study_started(
             for number, (point, seed) in enumerate(itertools.product(points, seeds))
         ],
     }
+
+
+def proposed_later(events: Sequence[Event]) -> list[Event]:
+    """The same study with all trials but the first proposed while it runs, each just before it starts."""
+    [started, *others] = events
+    assert started["event"] == "study_started"
+    plans = {plan["name"]: plan for plan in started["trials"]}
+    told: list[Event] = [{**started, "trials": started["trials"][:1]}]
+    for event in others:
+        if (
+            event["event"] == "trial_started"
+            and event["attempt"] == 1
+            and event["trial"] != next(iter(plans))
+        ):
+            number = list(plans).index(event["trial"])
+            after = list(plans)[:number]
+            told.append({**trial_proposed(plans[event["trial"]], number, after), "time": event["time"]})
+        told.append(event)
+    return told
 
 
 def trial_events(

@@ -26,7 +26,14 @@ from nfnet_ray.tracking.uri import default_tracking_uri
 from nfnet_ray.tracking.uri_check import check_tracking_uri
 from nfnet_ray.tracking.view import TAG_PREFIX
 from tests.deadlines import wait_until
-from tests.tracking.example_study import CLIP_FACTOR, agc_sweep, study_started, trial_events, write_journal
+from tests.tracking.example_study import (
+    CLIP_FACTOR,
+    agc_sweep,
+    proposed_later,
+    study_started,
+    trial_events,
+    write_journal,
+)
 
 SECONDS = 60.0  # far more than any delivery here takes
 SMALL: list[Event] = agc_sweep(clip_factors=(0.01, 0.005, None), batch_sizes=(256,), epochs=4)
@@ -86,6 +93,18 @@ def test_a_study_is_one_run_and_each_trial_is_another(tmp_path: Path, tracking_u
     assert ends["agc_sweep-01"] == ("FINISHED", "stopped")  # as planned
     assert ends["agc_sweep-02"] == ("FAILED", "diverged")
     assert runs["agc_sweep-02"].data.tags["reason"] == "train_loss was NaN in epoch 3"
+
+
+def test_a_trial_that_was_proposed_later_has_the_run_of_a_planned_one(
+    tmp_path: Path, tracking_uri: str
+) -> None:
+    write_journal(tmp_path, proposed_later(SMALL))
+    assert deliver(tmp_path, tracking_uri) == "MLflow: up to date"
+    runs = runs_of(tracking_uri)
+    assert set(runs) == {"study", "agc_sweep-00", "agc_sweep-01", "agc_sweep-02"}
+    assert runs["agc_sweep-02"].data.params[CLIP_FACTOR] == "none"
+    assert runs["agc_sweep-02"].data.tags["state"] == "diverged"
+    assert runs["study"].data.metrics["trials_ended"] == 3
 
 
 def test_accuracy_and_training_time_stand_at_the_same_step_the_epoch(

@@ -13,7 +13,7 @@ from nfnet_ray.errors import UserError
 from nfnet_ray.tracking.events import Event, read_events
 from nfnet_ray.tracking.state import JournalReader, StudyState
 from nfnet_ray.tracking.writer import study_metrics
-from tests.tracking.example_study import agc_sweep, study_started, write_journal
+from tests.tracking.example_study import agc_sweep, proposed_later, study_started, write_journal
 
 FIRST, SECOND = "agc_sweep-00", "agc_sweep-01"
 
@@ -27,6 +27,8 @@ def facts(state: StudyState) -> dict[str, Any]:
         "ended": state.ended,
         "changed": dict(state.changed),
         "reported": repr(state.reported_epochs()),
+        "plans": dict(state.plans),
+        "proposals": dict(state.proposals),
     }
 
 
@@ -42,7 +44,11 @@ def interrupted_study() -> list[Event]:
     return [started, *first[:-1], failed, *second[:2], resumed, unknown, *second[2:], *again, whole[-1]]
 
 
-@pytest.mark.parametrize("events", [agc_sweep(), interrupted_study()], ids=["whole", "interrupted"])
+@pytest.mark.parametrize(
+    "events",
+    [agc_sweep(), interrupted_study(), proposed_later(agc_sweep())],
+    ids=["whole", "interrupted", "proposed"],
+)
 def test_the_state_at_any_line_is_that_of_a_journal_that_ends_there(
     tmp_path: Path, events: list[Event]
 ) -> None:
@@ -104,3 +110,14 @@ def test_a_journal_that_does_not_fit_itself_is_refused_in_one_line(
     with pytest.raises(UserError, match=message) as refusal:
         StudyState.read(tmp_path)
     assert "\n" not in str(refusal.value)
+
+
+def test_a_proposed_trial_is_as_good_as_a_planned_one() -> None:
+    planned, proposed = StudyState(), StudyState()
+    for event in agc_sweep():
+        planned.apply(event)
+    for event in proposed_later(agc_sweep()):
+        proposed.apply(event)
+    differing = {name for name in facts(planned) if facts(planned)[name] != facts(proposed)[name]}
+    assert differing == {"proposals"}
+    assert list(proposed.proposals.values()) == list(range(1, 12))
