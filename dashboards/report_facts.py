@@ -148,7 +148,8 @@ def _notice(record: StudyRecord, now: float) -> Notice | None:
     ended = int(record.trials["state"].isin(["finished", "stopped", "diverged", "failed"]).sum())
     have_ended = f"{ended:,} of {count(len(record.trials), 'trial')} {agree(ended, 'has', 'have')} ended"
     if record.state == "interrupted":
-        return Notice("Not complete.", f"The study was interrupted: {have_ended}.", "")
+        why = f", as {record.reason}" if record.reason else ""
+        return Notice("Not complete.", f"The study was interrupted{why}: {have_ended}.", "")
     as_of = time.strftime("%d %B %Y, %H:%M UTC", time.gmtime(now))
     silence = now - record.last_event
     if silence < SILENCE_SECONDS:

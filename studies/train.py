@@ -25,9 +25,9 @@ from studies.running.flags import (
     add_annotations,
     add_data,
     add_places,
-    add_plan,
     add_settings,
     add_shares,
+    add_spending,
     new_parser,
     run_command,
     settings_of,
@@ -36,7 +36,11 @@ from studies.running.training import DEFAULT_MODEL, TrainingRequest
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line; the exit code: 0, 1 if the training failed, 2 for an error of use, 130 for Ctrl-C."""
+    """Runs the command line.
+
+    Returns:
+        The exit code: 0, also if the training ended at its cap; 1 if it failed, 2 for an error of use, 130 for Ctrl-C.
+    """
     options = _parser().parse_args(arguments)
     return run_command(Path(__file__), lambda: _request(options), "the first step")
 
@@ -92,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
         "--force", action="store_true", help="with --resume, allow other settings or other data"
     )
     add_annotations(parser, "training")
-    add_plan(parser)
+    add_spending(parser, "training")
     return parser
 
 

@@ -29,6 +29,7 @@ class StudyRecord:
         study: the question, the data, the hardware and the command, as the journal has them.
         started: Unix seconds of the start.
         state: ``finished``, ``interrupted`` or, where the driver has not said how it ended, ``unfinished``.
+        reason: why it was interrupted, if a cap was reached; else empty.
         last_event: Unix seconds of the latest event.
         wall_seconds: time that the driver was there; None where it has not said so.
         fields: dotted names of the swept Recipe fields. The first is the question, the others are strata.
@@ -46,6 +47,7 @@ class StudyRecord:
     study: StudyDescription
     started: float
     state: str
+    reason: str
     last_event: float
     wall_seconds: float | None
     fields: tuple[str, ...]
@@ -116,6 +118,7 @@ def study_record(state: StudyState, started: StudyStarted, *, with_epochs: bool 
         study=description,
         started=started["time"],
         state=state.ended["state"] if state.ended else "unfinished",
+        reason=state.ended.get("reason", "") if state.ended else "",
         last_event=state.last_event_time,
         wall_seconds=state.ended["wall_seconds"] if state.ended else None,
         fields=fields,

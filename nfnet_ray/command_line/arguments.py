@@ -44,6 +44,16 @@ def above_zero(text: str) -> float:
     return number
 
 
+def above_zero_or_none(text: str) -> float:
+    """An argparse type: a finite number above 0; infinity for ``none``, which takes a limit away."""
+    if text == "none":
+        return math.inf
+    number = number_or_nan(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{shortened(text)} is not a number above 0, nor none")
+    return number
+
+
 def at_least_zero(text: str) -> float:
     """An argparse type: a finite number of at least 0."""
     number = number_or_nan(text)

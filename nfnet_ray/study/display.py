@@ -119,6 +119,30 @@ def _state_cell(trial: TrialProgress, one_line: bool) -> Text:
     return text
 
 
+def best_so_far(study: Study, state: StudyState) -> str:
+    """``Best so far: 81.2% after epoch 3 of 8: clip factor 0.02``; empty before the first epoch."""
+    best = _best(study, state)
+    if best is None:
+        return ""
+    progress = state.trials[best.name]
+    where = point_label(best.point, short_names(study.space))
+    if len(study.seeds) > 1:
+        where = ", ".join(filter(None, [where, f"seed {best.recipe.seed}"]))
+    top1 = progress.last(METRIC) or 0.0
+    said = f"Best so far: {top1:.1%} after epoch {progress.epoch} of {study.epochs}"
+    return printable(f"{said}: {where}" if where else said)
+
+
+def _best(study: Study, state: StudyState) -> Trial | None:
+    """The trial with the highest accuracy after its last epoch, without those that diverged or failed."""
+
+    def is_sound(progress: TrialProgress) -> bool:
+        return bool(progress.epochs) and progress.state not in ("diverged", "failed")
+
+    sound = [trial for trial in study.trials() if is_sound(state.trials[trial.name])]
+    return max(sound, key=lambda trial: state.trials[trial.name].last(METRIC) or 0.0, default=None)
+
+
 class StudyDisplay:
     """Shows a study while it runs: a live table on a terminal, a line for each event and minute elsewhere.
 
@@ -255,36 +279,13 @@ class StudyDisplay:
             Text(f"{', '.join(said)}; {times}.", style="bold"),
             Text("Ctrl-C stops and keeps what is done.", style="bold"),
         ]
-        best = self._best()
-        if best is not None and len(self._study.trials()) > 1:
-            lines.append(Text(self._said_of(best)))
+        best = best_so_far(self._study, self._state)
+        if best and len(self._study.trials()) > 1:
+            lines.append(Text(best))
         lines.append(Text(printable(self._footnote()), style="dim"))
         if self._note:
             lines.append(Text(self._note, style="bold yellow"))
         return lines
-
-    def _best(self) -> Trial | None:
-        """The trial with the highest accuracy after its last epoch, without those that diverged or failed."""
-
-        def top1(trial: Trial) -> float:
-            return self._state.trials[trial.name].last(METRIC) or 0.0
-
-        sound = [trial for trial in self._study.trials() if self._is_sound(trial)]
-        return max(sound, key=top1, default=None)
-
-    def _is_sound(self, trial: Trial) -> bool:
-        progress = self._state.trials[trial.name]
-        return bool(progress.epochs) and progress.state not in ("diverged", "failed")
-
-    def _said_of(self, best: Trial) -> str:
-        progress = self._state.trials[best.name]
-        where = point_label(best.point, short_names(self._study.space))
-        if len(self._study.seeds) > 1:
-            where = ", ".join(filter(None, [where, f"seed {best.recipe.seed}"]))
-        top1 = progress.last(METRIC) or 0.0
-        return printable(
-            f"Best so far: {top1:.1%} after epoch {progress.epoch} of {self._study.epochs}: {where}"
-        )
 
     def _rows(self, console: Console, room: int) -> list[Table | Text]:
         """A table of at most ``room`` rows. If trials are left out, the last row is a line that counts them."""
@@ -308,7 +309,7 @@ class StudyDisplay:
 
     def _chosen(self, trials: list[Trial], room: int) -> list[Trial]:
         """The ``room`` trials that matter most: the best so far, the running, the best that have ended, the next."""
-        best = self._best()
+        best = _best(self._study, self._state)
 
         def rank(trial: Trial) -> tuple[int, float]:
             progress = self._state.trials[trial.name]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Mapping
 
 from nfnet_ray.metric import METRIC
 from nfnet_ray.places import in_words, remedy_for
-from nfnet_ray.tracking.events import Event, Journal, TrialOutcome, epoch_ended, trial_ended
+from nfnet_ray.tracking.events import Event, Journal, TrialOutcome, at_work, epoch_ended, trial_ended
 from nfnet_ray.tracking.state import StudyState
 
 # Ends of the names of metrics that depend on the machine and on what else it does, and not on what was learned.
@@ -15,7 +16,10 @@ _OF_THE_MACHINE = ("_seconds", "_per_second", "_bytes", "_watts", "_joules", "_u
 
 
 class Recorder:
-    """Writes each event to the journal, then applies it to the state; ``say`` tells a person something."""
+    """Writes each event to the journal, then applies it to the state; ``say`` tells a person something.
+
+    Any thread may record.
+    """
 
     def __init__(
         self,
@@ -28,21 +32,36 @@ class Recorder:
         self._journal, self.state, self._on_event, self._say = journal, state, on_event, say
         self._on_lost = on_lost
         self._journal_is_lost = False
+        self._one_at_a_time = threading.RLock()
         self.lost: str | None = None
         """Why the study has to stop: results can no longer be written, or its data is gone."""
+        self.why_interrupted: str | None = None
+        """Why trials are being interrupted: a cap was reached; None after Ctrl-C."""
 
     def record(self, event: Event) -> None:
         """Keeps an event; when this returns it is on the disk, or :attr:`lost` says why it is not."""
-        if self._journal_is_lost:
-            return  # events after a missing one would tell another story
-        try:
-            self._journal.append(event)
-        except OSError as error:
-            self._journal_is_lost = True
-            self.mark_lost(f"the journal cannot be written ({in_words(error)}); {remedy_for(error)}")
-            return
-        self.state.apply(event)
-        self._on_event()
+        if self._keep(event):
+            self._on_event()
+
+    def record_at_work(self, seconds: float) -> None:
+        """Keeps that the driver is alive, unless the last event is less than ``seconds`` old."""
+        with self._one_at_a_time:
+            event = at_work()
+            if event["time"] - self.state.last_event_time >= seconds:
+                self._keep(event)
+
+    def _keep(self, event: Event) -> bool:
+        with self._one_at_a_time:
+            if self._journal_is_lost:
+                return False  # events after a missing one would tell another story
+            try:
+                self._journal.append(event)
+            except OSError as error:
+                self._journal_is_lost = True
+                self.mark_lost(f"the journal cannot be written ({in_words(error)}); {remedy_for(error)}")
+                return False
+            self.state.apply(event)
+            return True
 
     def mark_lost(self, why: str) -> None:
         """Stop the study. ``why`` ends with what to do about it."""
@@ -71,6 +90,8 @@ class Recorder:
 
     def end_trial(self, name: str, state: TrialOutcome, reason: str | None) -> None:
         """Record that a trial has ended, with the number of its reported epochs."""
+        if state == "interrupted":
+            reason = reason or self.why_interrupted
         self.record(trial_ended(name, state, reason, self.state.trials[name].epoch))
 
 

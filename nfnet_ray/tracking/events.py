@@ -98,6 +98,15 @@ class WorkerDescription(TypedDict):
     min_workers: NotRequired[int | None]
 
 
+class CapsDescription(TypedDict, total=False):
+    """What may be spent, and the price of an accelerator-hour. None: a cap that was taken away again."""
+
+    max_hours: float | None
+    max_gpu_hours: float | None
+    max_cost: float | None
+    price_per_hour: float | None
+
+
 class StudyDescription(TypedDict):
     """The question of a study and everything that its trials share. Enough to resume it."""
 
@@ -115,6 +124,7 @@ class StudyDescription(TypedDict):
     worker: WorkerDescription
     checkpoints: NotRequired[str | None]
     """Where a training's checkpoints lie, if not in its directory."""
+    caps: NotRequired[CapsDescription]
     recipe: Values
     data: DataDescription
     hardware: Hardware
@@ -146,18 +156,24 @@ def study_started(study: StudyDescription, trials: Sequence[TrialPlan]) -> Study
 
 
 class StudyResumed(TypedDict):
-    """A driver resumes a study. ``changed`` are the fields of the Recipe that it was told to change."""
+    """A driver resumes a study.
+
+    ``changed`` are the fields of the Recipe, and ``caps`` the caps and the price, that it was told to change.
+    """
 
     event: Literal["study_resumed"]
     time: float
     changed: NotRequired[Values]
+    caps: NotRequired[CapsDescription]
 
 
-def study_resumed(changed: Mapping[str, Any]) -> StudyResumed:
+def study_resumed(changed: Mapping[str, Any], caps: CapsDescription | None = None) -> StudyResumed:
     """The event of a driver that resumes a study now."""
     event: StudyResumed = {"event": "study_resumed", "time": time.time()}
     if changed:
         event["changed"] = dict(changed)
+    if caps:
+        event["caps"] = caps
     return event
 
 
@@ -211,6 +227,18 @@ def plans_of(event: Event) -> list[TrialPlan]:
     if event["event"] == "trial_proposed":
         return [{"name": event["trial"], "point": event["point"], "recipe": event["recipe"]}]
     return []
+
+
+class AtWork(TypedDict):
+    """The driver is alive, though nothing else has happened for a minute: its time up to here was paid for."""
+
+    event: Literal["at_work"]
+    time: float
+
+
+def at_work() -> AtWork:
+    """The event of a driver that is at work now."""
+    return {"event": "at_work", "time": time.time()}
 
 
 class TrialStarted(TypedDict):
@@ -287,17 +315,29 @@ def trial_ended(trial: str, state: TrialOutcome, reason: str | None, epochs: int
 
 
 class StudyEnded(TypedDict):
-    """The driver has left in good order; ``wall_seconds`` is the time of all drivers at work."""
+    """The driver has left in good order; ``wall_seconds`` is the time of all drivers at work.
+
+    ``reason`` says why it left early, if a cap was reached.
+    """
 
     event: Literal["study_ended"]
     time: float
     state: StudyOutcome
     wall_seconds: float
+    reason: NotRequired[str]
 
 
-def study_ended(state: StudyOutcome, wall_seconds: float) -> StudyEnded:
+def study_ended(state: StudyOutcome, wall_seconds: float, reason: str | None = None) -> StudyEnded:
     """The event of a driver that leaves now."""
-    return {"event": "study_ended", "time": time.time(), "state": state, "wall_seconds": wall_seconds}
+    event: StudyEnded = {
+        "event": "study_ended",
+        "time": time.time(),
+        "state": state,
+        "wall_seconds": wall_seconds,
+    }
+    if reason is not None:
+        event["reason"] = reason
+    return event
 
 
 Event = (
@@ -308,6 +348,7 @@ Event = (
     | TrialStarted
     | EpochEnded
     | TrialEnded
+    | AtWork
     | StudyEnded
 )
 

@@ -80,6 +80,8 @@ def runs_of(event: Event) -> tuple[str, ...]:
         return (event["trial"],)
     if event["event"] == "trial_ended":
         return (event["trial"], STUDY_RUN)  # the study's has the numbers of all that have ended
+    if event["event"] == "at_work":
+        return ()
     return (STUDY_RUN,)
 
 

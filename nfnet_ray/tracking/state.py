@@ -6,20 +6,23 @@ they have just happened or are read from a file.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from nfnet_ray.errors import UserError
 from nfnet_ray.metric import METRIC
 from nfnet_ray.tracking.events import (
     JOURNAL_FILE,
+    CapsDescription,
     Event,
     StudyEnded,
     StudyStarted,
     TrialOutcome,
     TrialPlan,
+    TrialStarted,
     plans_of,
     read_events,
 )
@@ -38,6 +41,10 @@ class TrialProgress:
         attempts: how often it has been started.
         epochs: {epoch: its metrics}; of an epoch that was reported again, the later ones.
         outcome: the state in which it ended last, which it keeps when it is started again.
+        accelerator_seconds: for which it held accelerators (a worker without GPUs counts as one), in all attempts up
+            to ``held_since``.
+        accelerators: how many it holds now, 0 while it does not run.
+        held_since: Unix seconds since when it has held them.
     """
 
     name: str
@@ -46,6 +53,18 @@ class TrialProgress:
     attempts: int = 0
     epochs: dict[int, Mapping[str, float | None]] = field(default_factory=dict)
     outcome: TrialOutcome | None = None
+    accelerator_seconds: float = 0.0
+    accelerators: float = 0.0
+    held_since: float = 0.0
+
+    def hold(self, accelerators: float, now: float) -> None:
+        """Note that from ``now`` on (Unix seconds) it holds this number of accelerators."""
+        self.accelerator_seconds = self.accelerator_seconds_at(now)
+        self.accelerators, self.held_since = accelerators, now
+
+    def accelerator_seconds_at(self, now: float) -> float:
+        """Accelerator-seconds of all attempts up to ``now``, in Unix seconds."""
+        return self.accelerator_seconds + self.accelerators * max(0.0, now - self.held_since)
 
     @property
     def epoch(self) -> int:
@@ -65,6 +84,7 @@ class StudyState:
         ended: the event of the driver that was the last to leave in good order; None while one is at work, or after
             it was killed.
         changed: {field: value} of the Recipe, as those who resumed the study have changed it.
+        caps: what may be spent, and the price of an accelerator-hour, as they were given last.
         trials: {name: progress}, in the order of the plan; those that were proposed later follow.
         plans: {name: plan} of the same trials, once the journal has begun.
         proposals: {name: number of its setting} of the trials that were proposed while the study ran.
@@ -77,6 +97,7 @@ class StudyState:
         self.started: StudyStarted | None = None
         self.ended: StudyEnded | None = None
         self.changed: dict[str, Any] = {}
+        self.caps: CapsDescription = {}
         self.trials = {name: TrialProgress(name) for name in trials}
         self.notes: list[str] = []
         self.tags: dict[str, str] = {}
@@ -122,6 +143,7 @@ class StudyState:
         self.last_event_time = event.get("time", self.last_event_time)
         if event["event"] in ("study_started", "study_resumed"):
             self._wall_seconds_before = self.wall_seconds
+            self._release(self._session[1] if self._session else event["time"])  # of a driver that was killed
             self._session = (event["time"], event["time"])
         elif self._session is not None:
             self._session = (self._session[0], max(self._session[1], event["time"]))
@@ -132,6 +154,7 @@ class StudyState:
                 self.tags = dict(event["study"].get("tags", {}))
                 self.plans = {plan["name"]: plan for plan in plans_of(event)}
                 self.trials = {name: TrialProgress(name) for name in self.plans}
+                self.caps = self._study.get("caps", {}).copy()
             case "trial_proposed":
                 self.plans |= {plan["name"]: plan for plan in plans_of(event)}
                 self.trials.setdefault(event["trial"], TrialProgress(event["trial"]))
@@ -139,12 +162,15 @@ class StudyState:
             case "study_resumed":
                 self.ended = None
                 self.changed |= event.get("changed", {})
+                self.caps.update(event.get("caps", {}))
             case "study_ended":
+                self._release(self.last_event_time)
                 self.ended = event
                 self._wall_seconds_before, self._session = event["wall_seconds"], None
             case "trial_started":
                 trial = self.trials[event["trial"]]
                 trial.state, trial.reason, trial.attempts = "running", None, event["attempt"]
+                trial.hold(self._accelerators(event), self.last_event_time)
             case "epoch":
                 trial = self.trials[event["trial"]]
                 if event["epoch"] not in trial.epochs:  # journals of earlier versions have some twice
@@ -155,12 +181,49 @@ class StudyState:
                 trial = self.trials[event["trial"]]
                 trial.state, trial.reason = event["state"], event["reason"]
                 trial.outcome = event["state"]
+        held = self.trials.get(str(event.get("trial")))
+        if held is not None and held.state != "running" and held.accelerators:
+            held.hold(0.0, self.last_event_time)
+
+    def _accelerators(self, event: TrialStarted) -> float:
+        """What a trial that starts holds: the GPUs of its workers, or its workers if they have none."""
+        worker = self._study.get("worker", {})
+        workers: int = event.get("workers") or worker.get("workers", 1)
+        return workers * (float(worker.get("gpus", 0)) or 1.0)
+
+    @property
+    def _study(self) -> Mapping[str, Any]:
+        """The study as its first event describes it, as far as it does."""
+        return cast(Mapping[str, Any], self.started).get("study", {}) if self.started else {}
+
+    def _release(self, now: float) -> None:
+        """Note that no trial holds anything any more."""
+        for trial in self.trials.values():
+            if trial.accelerators:
+                trial.hold(0.0, now)
 
     @property
     def wall_seconds(self) -> float:
         """Time for which drivers were at work; of one that was killed, up to its last event."""
         first, last = self._session or (0.0, 0.0)
         return self._wall_seconds_before + (last - first)
+
+    def wall_seconds_at(self, now: float) -> float:
+        """The same up to ``now``, in Unix seconds, with a driver that is at work since the last event."""
+        _, last = self._session or (0.0, now)
+        return self.wall_seconds + max(0.0, now - last)
+
+    def accelerator_seconds_at(self, now: float) -> float:
+        """Accelerator-seconds of all trials and all their attempts up to ``now``, in Unix seconds.
+
+        Without a driver at work, they end with its last event.
+        """
+        return math.fsum(trial.accelerator_seconds_at(now) for trial in list(self.trials.values()))
+
+    @property
+    def accelerator_seconds(self) -> float:
+        """Accelerator-seconds up to the last event."""
+        return self.accelerator_seconds_at(self._session[1] if self._session else 0.0)
 
     @property
     def unfinished(self) -> list[str]:

@@ -111,7 +111,7 @@ class StudyWriter:
             self._start_study(event)
         elif event["event"] == "study_resumed":
             self._client.update_run(self.tracked.study_run_id, status="RUNNING")
-            self._set_tags(self.tracked.study_run_id, {"state": "running"})
+            self._set_tags(self.tracked.study_run_id, {"state": "running", "reason": ""})
         elif event["event"] == "study_annotated":
             self._annotate(line)
         elif event["event"] == "trial_started":
@@ -127,7 +127,11 @@ class StudyWriter:
             self._summarise(line)
             self._set_tags(
                 self.tracked.study_run_id,
-                {"state": event["state"], "wall_seconds": f"{event['wall_seconds']:.0f}"},
+                {
+                    "state": event["state"],
+                    "reason": event.get("reason", ""),
+                    "wall_seconds": f"{event['wall_seconds']:.0f}",
+                },
             )
             self._end_run(self.tracked.study_run_id, event["state"], event["time"])
 

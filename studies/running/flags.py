@@ -9,7 +9,15 @@ from functools import partial
 from pathlib import Path
 
 from nfnet_ray.cluster.connection.job import HOME_VARIABLE
-from nfnet_ray.command_line.arguments import AddPair, at_least_zero, given, given_path, positive
+from nfnet_ray.command_line.arguments import (
+    AddPair,
+    above_zero,
+    above_zero_or_none,
+    at_least_zero,
+    given,
+    given_path,
+    positive,
+)
 from nfnet_ray.command_line.exit_code import exit_code_of
 from nfnet_ray.command_line.one_line_parser import OneLineParser
 from nfnet_ray.command_line.terminal import new_console
@@ -33,8 +41,8 @@ def main(study: StudyFactory | StudyProgram, file: Path, arguments: Sequence[str
         arguments: the command line's, by default this process's own.
 
     Returns:
-        The exit code: 0, 1 if trials failed, 2 for an error of use, 3 if MLflow has not everything, 130 if the study
-        was stopped.
+        The exit code: 0, also if the study ended at its cap; 1 if trials failed, 2 for an error of use, 3 if MLflow has
+        not everything, 130 if the study was stopped.
     """
     program = study if isinstance(study, StudyProgram) else StudyProgram(study)
     options = study_parser(program, file).parse_args(arguments)
@@ -186,7 +194,45 @@ def add_annotations(parser: argparse.ArgumentParser, what: str) -> None:
     )
 
 
-def add_plan(parser: argparse.ArgumentParser) -> None:
+def add_spending(parser: argparse.ArgumentParser, what: str) -> None:
+    """Flags for what a study or a training, as ``what`` says, may cost, and for its plan."""
+    money = parser.add_argument_group(
+        "what it may cost",
+        f"Caps count paid time: that of all attempts, without the time between them. A {what} that reaches one keeps"
+        " checkpoints, says what is best so far and exits with code 0. With --resume a new value replaces the old one;"
+        " none takes a cap away.",
+    )
+    money.add_argument(
+        "--max-hours", type=above_zero_or_none, metavar="H", help="hours for which its driver is at work"
+    )
+    money.add_argument(
+        "--max-gpu-hours",
+        type=above_zero_or_none,
+        metavar="H",
+        help="hours times the GPUs that trials hold; on machines without GPUs, times workers",
+    )
+    money.add_argument(
+        "--max-cost",
+        type=above_zero_or_none,
+        metavar="X",
+        help="GPU-hours (or worker-hours) times --price-per-hour",
+    )
+    money.add_argument(
+        "--price-per-hour",
+        type=above_zero,
+        metavar="P",
+        help="price of one GPU for an hour; on machines without GPUs, of one worker; in any currency",
+    )
+    money.add_argument(
+        "--price-per-kwh",
+        type=above_zero,
+        metavar="P",
+        help="for --plan: price of electricity, in the same currency",
+    )
+    add_plan(money)
+
+
+def add_plan(parser: argparse._ActionsContainer) -> None:
     """The flag for a plan."""
     parser.add_argument(
         "--plan", action="store_true", help="print what would run and what it would cost, and start nothing"
@@ -225,5 +271,5 @@ def study_parser(program: StudyProgram, file: Path) -> argparse.ArgumentParser:
         " autoscaling cluster, how many trials to request nodes for",
     )
     add_annotations(parser, "study")
-    add_plan(parser)
+    add_spending(parser, "study")
     return parser

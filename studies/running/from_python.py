@@ -21,7 +21,7 @@ from nfnet_ray.tracking.uri import without_password
 from studies.running import run as one_path
 from studies.running.names import study_name
 from studies.running.program import StudyFactory, StudyProgram
-from studies.running.request import DEFAULT_STORAGE, Request
+from studies.running.request import CAPS, DEFAULT_STORAGE, Request
 from studies.running.trials import StudyRequest
 
 
@@ -47,6 +47,10 @@ def run(
     notes: Sequence[str] = (),
     tags: Mapping[str, str] | None = None,
     notify: str | None = None,
+    max_hours: float | None = None,
+    max_gpu_hours: float | None = None,
+    max_cost: float | None = None,
+    price_per_hour: float | None = None,
     **own: Any,
 ) -> StudyRecord:
     """Runs a study as its command line does, and returns what came out.
@@ -78,6 +82,11 @@ def run(
         notes: what there is to say about the study; the journal, the report and MLflow have it.
         tags: {key: value}, by which ``python -m studies list`` and MLflow find it.
         notify: a webhook, to which a JSON document is posted when the study ends, fails or reaches a limit on its cost.
+        max_hours: a cap on the hours for which drivers are at work. A study that reaches a cap keeps checkpoints and
+            returns what it has; ``resume`` with a higher cap continues it, and infinity takes a cap away.
+        max_gpu_hours: a cap on the GPU-hours (without GPUs, worker-hours) of all trials.
+        max_cost: a cap on GPU-hours times ``price_per_hour``.
+        price_per_hour: the price of one GPU for an hour; without GPUs, of one worker.
         own: further arguments of the function that builds the study, such as ``weights`` of the transfer study.
 
     Returns:
@@ -112,6 +121,10 @@ def run(
         notes=_notes(notes),
         tags=dict(tag_pair(f"{key}={value}") for key, value in (tags or {}).items()),
         notify=notify,
+        max_hours=_above_zero("max_hours", max_hours),
+        max_gpu_hours=_above_zero("max_gpu_hours", max_gpu_hours),
+        max_cost=_above_zero("max_cost", max_cost),
+        price_per_hour=_above_zero("price_per_hour", price_per_hour),
     )
     if gpus_per_worker is not None and not 0 <= gpus_per_worker < float("inf"):
         raise UserError(
@@ -169,10 +182,18 @@ def _notes(notes: Sequence[str]) -> list[str]:
     return [note_text(note) for note in ([notes] if isinstance(notes, str) else notes)]
 
 
+def _above_zero(name: str, value: float | None) -> float | None:
+    if value is None:
+        return None
+    if not isinstance(value, int | float) or not value > 0:
+        raise UserError(f"{name} = {value!r} is not allowed; it takes a number above 0")
+    return float(value)
+
+
 def _resume_command(request: Request, name: str) -> str:
     """The call that resumes a study."""
     arguments = {"resume": name}
-    for flag in ("address", "tracking_uri", "trials_at_once"):
+    for flag in ("address", "tracking_uri", "trials_at_once", *CAPS):
         value = getattr(request, flag)
         if value:
             arguments[flag] = without_password(value) if isinstance(value, str) else value

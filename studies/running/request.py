@@ -17,6 +17,7 @@ from studies.running.program import MadeWeights
 from studies.running.runner import Runner, WorkerDemand
 
 DEFAULT_STORAGE = Path("runs")
+CAPS = ("max_hours", "max_gpu_hours", "max_cost", "price_per_hour")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,18 @@ class Request(ABC):
     tags: Mapping[str, str] = field(default_factory=dict)
     notify: str | None = None
     """The address of a webhook. It is a secret, and never in the journal."""
+    max_hours: float | None = None
+    max_gpu_hours: float | None = None
+    max_cost: float | None = None
+    price_per_hour: float | None = None
+    price_per_kwh: float | None = None
+    """For a plan only."""
+
+    @property
+    def caps(self) -> dict[str, float]:
+        """{name: value} of the caps and the price of an hour that were given; infinity takes a cap away."""
+        given = {name: getattr(self, name) for name in CAPS}
+        return {name: value for name, value in given.items() if value is not None}
 
     @property
     def digits(self) -> DigitsPart:

@@ -14,7 +14,7 @@ from nfnet_ray.study.study import Study
 from nfnet_ray.tracking.events import JOURNAL_FILE, StudyStarted, read_events
 from nfnet_ray.tracking.state import StudyState
 from nfnet_ray.tracking.uri import without_password
-from studies.running.request import DEFAULT_STORAGE, Request
+from studies.running.request import CAPS, DEFAULT_STORAGE, Request
 from studies.running.runner import WorkerDemand
 
 
@@ -106,10 +106,12 @@ def check_same_data(data: DatasetSummary, started: StudyStarted) -> None:
 def resume_command(file: Path, request: Request, name: str) -> str:
     """The command that resumes the study, or training, called ``name``."""
     parts = [interpreter(), display_path(file), "--resume", name]
-    for flag in ("address", "tracking_uri", "trials_at_once", "checkpoint_minutes", "hang_seconds"):
+    flags = ("address", "tracking_uri", "trials_at_once", "checkpoint_minutes", "hang_seconds", *CAPS)
+    for flag in flags:
         value = getattr(request, flag, None)
         if value:
-            parts += [f"--{flag.replace('_', '-')}", without_password(str(value))]
+            shown = f"{value:g}" if isinstance(value, float) else str(value)
+            parts += [f"--{flag.replace('_', '-')}", without_password(shown)]
     if request.storage != DEFAULT_STORAGE:
         parts += ["--storage", str(request.storage)]
     return shell_command(parts)

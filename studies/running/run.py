@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -16,6 +17,7 @@ from nfnet_ray.places import in_words
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.study.annotations import Annotations
 from nfnet_ray.study.plan import check_trials
+from nfnet_ray.study.spending import Caps, merged
 from nfnet_ray.study.study import Study
 from nfnet_ray.study.webhook import check_webhook
 from nfnet_ray.tracking.choice import tracking_uri_for
@@ -31,7 +33,7 @@ from studies.running.checks import (
     with_weights,
 )
 from studies.running.plan_text import print_plan
-from studies.running.request import Request
+from studies.running.request import CAPS, Request
 from studies.running.resuming import (
     check_same_data,
     continued,
@@ -115,6 +117,8 @@ def run(request: Request, resume_command: Callable[[Request, str], str], console
     study = with_weights(study, request.made_weights, request.plan, console)
     if not request.resume and not request.plan and has_begun(directory):
         progress, demand = continued(study, data, demand, directory, request)
+    described = merged(progress.caps if progress else {}, request.caps)
+    caps = Caps.of(described)
     check_study_folder(directory, study.trials())
     check_weights(study.trials(), len(data.class_names), console)
 
@@ -122,17 +126,25 @@ def run(request: Request, resume_command: Callable[[Request, str], str], console
     if request.plan:
         print_plan(study, data, demand.workers, console)
         return Finished(0, directory)
+
+    def command(caps: Mapping[str, float]) -> str:
+        shown: dict[str, Any] = dict.fromkeys(CAPS) | dict(caps)
+        return resume_command(replace(request, **shown), study.name)
+
     study_run = StudyRun(
         study,
         data,
         directory,
         tracking_uri,
-        resume_command(request, study.name),
+        command({}),
         progress or study.waiting_state(),
         request.runner(home, started),
         verifies=request.verify == "full",
         changed=request.values() if request.resume else {},
         annotations=Annotations(request.notes, request.tags),
         notify_url=request.notify,
+        caps=caps,
+        given_caps=merged({}, request.caps),
+        command_with=command,
     )
     return Finished(study_run.execute(request.address, demand, console), directory)

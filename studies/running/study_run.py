@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,14 +29,16 @@ from nfnet_ray.errors import StopsStudyError, StorageError, UserError
 from nfnet_ray.places import in_words, lost_place, remedy_for, which_is_lost
 from nfnet_ray.printable import display_path, interpreter, shell_command
 from nfnet_ray.study.annotations import Annotations
-from nfnet_ray.study.display import StudyDisplay, reported_epochs, trial_table
+from nfnet_ray.study.display import StudyDisplay, best_so_far, reported_epochs, trial_table
 from nfnet_ray.study.plan import epoch_arithmetic
 from nfnet_ray.study.recorder import Recorder
 from nfnet_ray.study.running_lock import alone_with
+from nfnet_ray.study.spending import Caps, CapWatch, PaidTime, ReachedCap, accelerator_word
 from nfnet_ray.study.study import TRIALS_FOLDER, Study, Trial
 from nfnet_ray.study.webhook import Happening, notify, outcome_text, shown_webhook, webhook_event
 from nfnet_ray.tracking.events import (
     JOURNAL_FILE,
+    CapsDescription,
     Journal,
     StudyOutcome,
     StudyStarted,
@@ -49,7 +51,7 @@ from nfnet_ray.tracking.spool import SPOOL_FILE, Spool
 from nfnet_ray.tracking.state import StudyState
 from nfnet_ray.tracking.uri import without_password
 from nfnet_ray.wording import clock_time, count
-from studies.running.runner import Runner, RunningStudy, WorkerDemand
+from studies.running.runner import EXIT_FAILED_TRIALS, Runner, RunningStudy, WorkerDemand
 from studies.running.started_event import started_event
 from studies.running.trials import TuneRunner
 
@@ -73,6 +75,9 @@ class StudyRun:
         changed: {field of the Recipe: value} that whoever resumes the study has forced upon it.
         annotations: notes and tags to keep; those that a resumed study has already are not repeated.
         notify_url: a webhook that is told how the study ended, or None.
+        caps: what the study may cost.
+        given_caps: the part of it that was given now, and is not in the journal yet.
+        command_with: of {cap: value}: the command that resumes the study with other caps.
     """
 
     study: Study
@@ -86,12 +91,16 @@ class StudyRun:
     changed: Mapping[str, Any] = field(default_factory=dict)
     annotations: Annotations = field(default_factory=Annotations)
     notify_url: str | None = None
+    caps: Caps = field(default_factory=Caps)
+    given_caps: CapsDescription = field(default_factory=CapsDescription)
+    command_with: Callable[[Mapping[str, float]], str] = lambda _caps: ""
 
     def execute(self, address: str | None, demand: WorkerDemand, console: Console) -> int:
         """Runs the trials that have not ended, says how it went, and delivers everything to MLflow.
 
         Returns:
-            The exit code: 0, 1 if trials failed, 3 if MLflow has not everything, 130 if the study was stopped.
+            The exit code: 0, also if the study ended at its cap; 1 if trials failed, 3 if MLflow has not everything,
+            130 if the study was stopped.
 
         Raises:
             UserError: the study cannot run, or had to stop, because of something that a person can put right.
@@ -104,8 +113,13 @@ class StudyRun:
                 why = str(error) if isinstance(error, UserError) else f"it met a bug, {type(error).__name__}"
                 self._notify("failed", why, console)
             raise
-        if self.progress.last_event_time > before and self.progress.ended is not None:
-            self._notify(self.progress.ended["state"], None, console)
+        ended = self.progress.ended
+        if self.progress.last_event_time > before and ended is not None:
+            if reason := ended.get("reason"):
+                best = best_so_far(self.study, self.progress)
+                self._notify("cap", ". ".join(filter(None, [reason, best])), console)
+            else:
+                self._notify(ended["state"], None, console)
         return exit_code
 
     def _notify(self, event: Happening, why: str | None, console: Console) -> None:
@@ -122,8 +136,12 @@ class StudyRun:
         todo = set(self.progress.unfinished)
         trials = [trial for trial in self.study.trials() if trial.name in todo]
         journal_path = self.directory / JOURNAL_FILE
-        sink = MLflowSink(self.tracking_uri, Spool(journal_path, self.directory / SPOOL_FILE))
-        if trials:
+        spool = Spool(journal_path, self.directory / SPOOL_FILE)
+        sink = MLflowSink(self.tracking_uri, spool)
+        reached = self._used_up_cap() if trials else None
+        if reached is not None:
+            is_delivered = not spool.pending_count() or self._deliver(sink, console)
+        elif trials:
             if address is None:
                 self._check_cores(demand)
                 check_temporary_folder()
@@ -133,9 +151,9 @@ class StudyRun:
                     worker = self.runner.worker(resources, demand)
                     self._check_nodes(address, resources, worker)
                     with alone_with(self.directory):
-                        self._run_trials(trials, resources, demand, worker, sink, console)
+                        reached = self._run_trials(trials, resources, demand, worker, sink, console)
                         self._say_result(console)  # while connected to Ray: leaving it may take long
-                        is_delivered = self._deliver(sink, console)
+                        is_delivered = self._deliver(sink, console, is_urgent=reached is None)
             except StopsStudyError:
                 sink.close(TRACKING_DEADLINE_SECONDS_IF_STOPPED)
                 raise
@@ -160,9 +178,26 @@ class StudyRun:
                     self._annotate(Recorder(journal, self.progress, sink.wake, lambda _: None))
             self._say_result(console)
             is_delivered = self._deliver(sink, console)
-        return self._exit_code(console) or (0 if is_delivered else EXIT_NOT_IN_MLFLOW)
+        return self._exit_code(reached, console) or (0 if is_delivered else EXIT_NOT_IN_MLFLOW)
 
-    def _exit_code(self, console: Console) -> int:
+    def _used_up_cap(self) -> ReachedCap | None:
+        """The cap that earlier drivers have used up, or None."""
+        return self.caps.reached(PaidTime.of(self.progress), self._accelerator)
+
+    @property
+    def _accelerator(self) -> str:
+        started = self.progress.started
+        return accelerator_word(started["study"]["worker"]["gpus"] if started else 0)
+
+    def _exit_code(self, reached: ReachedCap | None, console: Console) -> int:
+        if reached is not None:
+            say(
+                console,
+                f"{self.study.name} has ended early: {reached.reason}. Resume it with a higher cap, for example:",
+            )
+            say_whole(console, f"  {self.command_with({reached.name: reached.higher})}")
+            failed = any(trial.state == "failed" for trial in self.progress.trials.values())
+            return EXIT_FAILED_TRIALS if failed else 0
         ending = self.runner.ending(self.study, self.progress)
         if ending.exit_code:
             say(console, ending.sentence)
@@ -211,9 +246,12 @@ class StudyRun:
         worker: WorkerResources,
         sink: MLflowSink,
         console: Console,
-    ) -> None:
+    ) -> ReachedCap | None:
+        """Runs them; returns the cap that has ended the study early, if one has."""
         at_once = self.runner.trials_at_once(len(trials), resources, demand, worker)
         say(console, f"Ray: {resources.description}; {self.runner.shape(worker, at_once)}.")
+        if said := self.caps.sentence(accelerator_word(worker.gpus)):
+            say(console, said)
         console.print()
         started_at = time.monotonic() - self.progress.wall_seconds
         stop = threading.Event()
@@ -238,9 +276,14 @@ class StudyRun:
             if self.progress.started is None:
                 recorder.record(self._started_event(resources, worker))
             else:
-                recorder.record(study_resumed(self.changed))
+                recorder.record(study_resumed(self.changed, self.given_caps))
                 self._annotate(recorder)
-            with display, asked_to_stop(stop, lambda: display.note(self.runner.stopping)):
+
+            def say_why(cap: ReachedCap) -> None:
+                display.note(f"Ended early: {cap.reason}. {self.runner.stopping}")
+
+            watch = CapWatch(recorder, self.caps, self._accelerator, stop, say_why)
+            with display, watch, asked_to_stop(stop, lambda: display.note(self.runner.stopping)):
                 self.runner.run(
                     RunningStudy(
                         self.study,
@@ -256,9 +299,13 @@ class StudyRun:
                     )
                 )
             outcome: StudyOutcome = "interrupted" if stop.is_set() else "finished"
-            recorder.record(study_ended(outcome, time.monotonic() - started_at))
+            reached = watch.reached if self.progress.unfinished else None
+            recorder.record(
+                study_ended(outcome, time.monotonic() - started_at, reached.reason if reached else None)
+            )
         if recorder.lost:
             raise StopsStudyError(self._stopped_sentence(recorder.lost))
+        return reached
 
     def _annotate(self, recorder: Recorder) -> None:
         """Adds the notes and tags that a resumed study does not have yet."""
@@ -277,8 +324,12 @@ class StudyRun:
         console.print()
         for answer in self._answers():
             say(console, answer)
+        if self.progress.unfinished and (best := best_so_far(self.study, self.progress)):
+            say(console, best)
         console.print()
         say(console, f"Took:    {clock_time(self.progress.wall_seconds)}")
+        if self.caps != Caps():
+            say(console, f"Paid:    {self.caps.bill(PaidTime.of(self.progress), self._accelerator)}")
         say_whole(console, f"Report:  {display_path(write_report(self.directory))}")
         for line in self.runner.results(self.study, self.directory):
             say_whole(console, line)
@@ -290,12 +341,14 @@ class StudyRun:
         answers = [answer.sentence() for answer in best_per_stratum(load_study(self.directory))]
         return answers or ["No trial finished with an accuracy, so there is no best setting."]
 
-    def _deliver(self, sink: MLflowSink, console: Console) -> bool:
-        """Delivers the rest to MLflow, and says what could not be delivered; whether MLflow has everything."""
+    def _deliver(self, sink: MLflowSink, console: Console, *, is_urgent: bool = False) -> bool:
+        """Delivers the rest to MLflow, and says what could not be delivered; whether MLflow has everything.
+
+        ``is_urgent``: if the study was stopped, then by somebody who may not wait long.
+        """
         sink.start()
         sink.attach(self.directory / REPORT_FILE)
-        stopped = self.progress.unfinished
-        if stopped:
+        if is_urgent and self.progress.unfinished:
             sink.close(TRACKING_DEADLINE_SECONDS_IF_STOPPED)
         else:
             sink.close(TRACKING_DEADLINE_SECONDS, UNANSWERED_SECONDS)
@@ -325,6 +378,8 @@ class StudyRun:
         if self.annotations.tags:
             event["study"]["tags"] = dict(self.annotations.tags)
         self.runner.describe(event["study"])
+        if self.given_caps:
+            event["study"]["caps"] = self.given_caps
         return event
 
     def _hidden(self, word: str) -> str:

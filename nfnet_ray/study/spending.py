@@ -1,0 +1,206 @@
+"""What a study may cost: paid time, added up from its journal, its price, and the caps that end the study.
+
+*Paid time* is the time for which drivers were at work, and the accelerator-hours that trials held meanwhile, in all
+attempts; the time between two drivers is not paid for. Both are functions of the journal alone
+(:class:`~nfnet_ray.tracking.state.StudyState`), so they survive any restart.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from nfnet_ray.errors import UserError
+from nfnet_ray.study.recorder import Recorder
+from nfnet_ray.tracking.events import CapsDescription
+from nfnet_ray.tracking.state import StudyState
+from nfnet_ray.wording import count
+
+SECONDS_PER_HOUR = 3600.0
+SECONDS_BETWEEN_LOOKS = 1.0
+# A driver that is killed loses at most this much of its paid time: nothing later is in the journal.
+SECONDS_BETWEEN_SIGNS = 60.0
+
+
+@dataclass(frozen=True)
+class PaidTime:
+    """Paid time in hours: of drivers, and of accelerators (GPUs; on machines without GPUs, workers)."""
+
+    hours: float
+    accelerator_hours: float
+
+    @staticmethod
+    def of(state: StudyState, now: float | None = None) -> PaidTime:
+        """What a journal says that was paid for: up to ``now`` (Unix seconds), or else to its last event."""
+        if now is None:
+            seconds = state.wall_seconds, state.accelerator_seconds
+        else:
+            seconds = state.wall_seconds_at(now), state.accelerator_seconds_at(now)
+        return PaidTime(seconds[0] / SECONDS_PER_HOUR, seconds[1] / SECONDS_PER_HOUR)
+
+
+@dataclass(frozen=True)
+class Caps:
+    """What a study may cost at most; None: no cap. The price is of one accelerator-hour.
+
+    On machines without GPUs each worker counts as one accelerator. ``max_cost`` is in the currency of the price.
+    """
+
+    max_hours: float | None = None
+    max_gpu_hours: float | None = None
+    max_cost: float | None = None
+    price_per_hour: float | None = None
+
+    @staticmethod
+    def of(described: Mapping[str, Any]) -> Caps:
+        """The caps that a journal describes. Raises UserError for a cap in money without a price."""
+        caps = Caps(**{name: described.get(name) for name in Caps.__dataclass_fields__})
+        if caps.max_cost is not None and caps.price_per_hour is None:
+            raise UserError(
+                "--max-cost needs the price of an accelerator-hour: give --price-per-hour P "
+                "(without GPUs it is the price of a worker-hour)"
+            )
+        return caps
+
+    def cost(self, accelerator_hours: float) -> float | None:
+        """The price of accelerator-hours; None if it is unknown."""
+        return None if self.price_per_hour is None else accelerator_hours * self.price_per_hour
+
+    def bill(self, paid: PaidTime, accelerator: str) -> str:
+        """``2.3 GPU-hours, 4.60 at 2 per GPU-hour``; without a price only the hours."""
+        hours = _hours(paid.accelerator_hours, accelerator)
+        cost = self.cost(paid.accelerator_hours)
+        return hours if cost is None else f"{hours}, {money(cost)} at {self._price(accelerator)}"
+
+    def _price(self, accelerator: str) -> str:
+        return f"{self.price_per_hour:,.4g} per {accelerator}-hour"
+
+    def reached(self, paid: PaidTime, accelerator: str) -> ReachedCap | None:
+        """The cap that is used up, or None. ``accelerator`` is the word for one: ``GPU`` or ``worker``."""
+        if self.max_hours is not None and paid.hours >= self.max_hours:
+            return ReachedCap("max_hours", self.max_hours, _hours(self.max_hours))
+        if self.max_gpu_hours is not None and paid.accelerator_hours >= self.max_gpu_hours:
+            amount = _hours(self.max_gpu_hours, accelerator)
+            return ReachedCap("max_gpu_hours", self.max_gpu_hours, amount)
+        cost = self.cost(paid.accelerator_hours)
+        if self.max_cost is not None and cost is not None and cost >= self.max_cost:
+            amount = f"{money(self.max_cost)}, at {self._price(accelerator)},"
+            return ReachedCap("max_cost", self.max_cost, amount)
+        return None
+
+    def sentence(self, accelerator: str) -> str:
+        """``It ends at the latest after 5 hours or 40 GPU-hours.``; empty without a cap."""
+        amounts = []
+        if self.max_hours is not None:
+            amounts.append(_hours(self.max_hours))
+        if self.max_gpu_hours is not None:
+            amounts.append(_hours(self.max_gpu_hours, accelerator))
+        if self.max_cost is not None:
+            amounts.append(f"a cost of {money(self.max_cost)} at {self._price(accelerator)}")
+        return f"It ends at the latest after {' or '.join(amounts)} of paid time." if amounts else ""
+
+
+@dataclass(frozen=True)
+class ReachedCap:
+    """A cap that is used up: its name (as in :class:`Caps`), its value, and the value in words."""
+
+    name: str
+    value: float
+    amount: str
+
+    @property
+    def flag(self) -> str:
+        """``--max-hours``."""
+        return f"--{self.name.replace('_', '-')}"
+
+    @property
+    def reason(self) -> str:
+        """``its cap of 5 hours was reached``."""
+        return f"its cap of {self.amount} was reached"
+
+    @property
+    def higher(self) -> float:
+        """Twice the value: an example of a higher cap."""
+        return float(f"{2 * self.value:.4g}")
+
+
+def merged(before: CapsDescription, given: Mapping[str, float | None]) -> CapsDescription:
+    """The caps of a study after somebody has given new ones; infinity takes one away."""
+    result: dict[str, Any] = dict(before)
+    result.update(
+        {name: None if value == math.inf else value for name, value in given.items() if value is not None}
+    )
+    return CapsDescription(**result)  # type: ignore[typeddict-item]
+
+
+def accelerator_word(gpus: float) -> str:
+    """What accelerator-hours count on these machines: ``GPU`` or, where workers have none, ``worker``."""
+    return "GPU" if gpus else "worker"
+
+
+def money(amount: float) -> str:
+    """An amount in the currency of the price.
+
+    >>> money(3.14159), money(1234.5)
+    ('3.14', '1,234.50')
+    """
+    return f"{amount:,.2f}" if amount >= 0.01 or not amount else f"{amount:.2g}"
+
+
+def _hours(hours: float, accelerator: str = "") -> str:
+    """``5 hours``, ``2.35 GPU-hours``."""
+    return count(float(f"{hours:.3g}"), f"{accelerator}-hour" if accelerator else "hour")
+
+
+class CapWatch:
+    """A thread that looks every second whether a cap is reached, also within an epoch.
+
+    It also writes a sign of life into a journal in which nothing else happens, so that the paid time of a driver that
+    is killed is known to a minute.
+
+    Args:
+        stop: set when a cap is reached.
+        say: called once before that, in the thread.
+    """
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        caps: Caps,
+        accelerator: str,
+        stop: threading.Event,
+        say: Callable[[ReachedCap], None],
+    ) -> None:
+        self.reached: ReachedCap | None = None
+        """The cap that has stopped the study; None if none has, or if it was being stopped already."""
+        self._recorder, self._caps, self._accelerator = recorder, caps, accelerator
+        self._stop, self._say = stop, say
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="cap-watch", daemon=True)
+
+    def __enter__(self) -> CapWatch:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._closed.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._closed.wait(SECONDS_BETWEEN_LOOKS):
+            self._recorder.record_at_work(SECONDS_BETWEEN_SIGNS)
+            if self._stop.is_set():
+                continue
+            paid = PaidTime.of(self._recorder.state, time.time())
+            reached = self._caps.reached(paid, self._accelerator)
+            if reached is not None:
+                self.reached, self._recorder.why_interrupted = reached, reached.reason
+                self._say(reached)
+                self._stop.set()
