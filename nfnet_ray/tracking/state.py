@@ -150,8 +150,8 @@ class StudyState:
         match event["event"]:
             case "study_started":
                 self.started = event
-                self.notes = list(event["study"].get("notes", ()))
-                self.tags = dict(event["study"].get("tags", {}))
+                self.notes = list(self._study.get("notes", ()))
+                self.tags = dict(self._study.get("tags", {}))
                 self.plans = {plan["name"]: plan for plan in plans_of(event)}
                 self.trials = {name: TrialProgress(name) for name in self.plans}
                 self.caps = self._study.get("caps", {}).copy()

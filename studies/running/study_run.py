@@ -117,7 +117,7 @@ class StudyRun:
         if self.progress.last_event_time > before and ended is not None:
             if reason := ended.get("reason"):
                 best = best_so_far(self.study, self.progress)
-                self._notify("cap", ". ".join(filter(None, [reason, best])), console)
+                self._notify("cap", ". ".join(filter(None, [f"It ended early: {reason}", best])), console)
             else:
                 self._notify(ended["state"], None, console)
         return exit_code
