@@ -20,15 +20,19 @@ if TYPE_CHECKING:
     from nfnet_ray.models import create_model, list_models
     from nfnet_ray.models.published import published_recipe
     from nfnet_ray.recipe import Recipe
+    from nfnet_ray.study.space import Range, SameAs, When
     from nfnet_ray.study.study import Halving, Study
     from studies.running.from_python import run
 
 __all__ = [
     "Halving",
+    "Range",
     "Recipe",
+    "SameAs",
     "Study",
     "StudyRecord",
     "UserError",
+    "When",
     "__version__",
     "best_per_stratum",
     "best_setting",
@@ -41,10 +45,13 @@ __all__ = [
 
 _DEFINED_IN = {
     "Halving": "nfnet_ray.study.study",
+    "Range": "nfnet_ray.study.space",
     "Recipe": "nfnet_ray.recipe",
+    "SameAs": "nfnet_ray.study.space",
     "Study": "nfnet_ray.study.study",
     "StudyRecord": "nfnet_ray.analysis.record",
     "UserError": "nfnet_ray.errors",
+    "When": "nfnet_ray.study.space",
     "best_per_stratum": "nfnet_ray.analysis.answer",
     "best_setting": "nfnet_ray.analysis.answer",
     "create_model": "nfnet_ray.models",

@@ -194,6 +194,36 @@ def field_meanings(section: type[Section]) -> dict[str, str]:
     }
 
 
+def checked_value(section: type[Section], name: str, value: Any) -> Any:
+    """``value`` as the field of this dotted name holds it (int to float, list to tuple).
+
+    Rules between fields are not checked; building a section checks them. Raises RecipeError for a name that is not a
+    field, and for a value that the field does not take.
+    """
+    field = _leaf(section, name)
+    conformed = _conform(value, field.hint)
+    if conformed is _MISFIT or not _within(conformed, field.bounds):
+        raise RecipeError(_refusal(name, value, field))
+    return conformed
+
+
+def number_type(section: type[Section], name: str) -> type[int] | type[float] | None:
+    """``int`` or ``float`` for a field that takes one number, or one number or None; None for all other fields.
+
+    Raises RecipeError for a name that is not a field.
+    """
+    hint = _leaf(section, name).hint
+    kinds = set(typing.get_args(hint) or (hint,)) - {types.NoneType}
+    return kinds.pop() if kinds in ({int}, {float}) and typing.get_origin(hint) is not tuple else None
+
+
+def _leaf(section: type[Section], name: str) -> _Field:
+    leaves = _leaves_of(section)
+    if name not in leaves:
+        raise RecipeError(_unknown_field(name, list(leaves)))
+    return leaves[name]
+
+
 _MISFIT = object()
 
 
@@ -285,8 +315,7 @@ def parse_setting(section: type[Section], text: str) -> tuple[str, Any]:
     section is built with it.
     """
     name, value = parse_assignment(text, "field=value, such as optimizer.agc.clip_factor=0.02")
-    if name not in _leaves_of(section):
-        raise RecipeError(_unknown_field(name, leaf_names(section)))
+    _leaf(section, name)
     return name, value
 
 

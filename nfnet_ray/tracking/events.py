@@ -115,7 +115,10 @@ class StudyDescription(TypedDict):
     command: str
     metric: Literal["validation_top1"]
     mode: Literal["max"]
-    space: dict[str, list[Any]]
+    space: dict[str, Any]
+    """{dotted name: a list of values, or an object that nfnet_ray.study.space.domain_from_json reads}."""
+    points: NotRequired[list[Values]]
+    """The points of a study that has a plain list of them; its space is empty then."""
     seeds: list[int]
     epochs: int
     search: NotRequired[SearchDescription]

@@ -22,6 +22,7 @@ from nfnet_ray.places import (
     resolved,
 )
 from nfnet_ray.recipe import split_weights
+from nfnet_ray.study.space import with_values_of
 from nfnet_ray.study.study import TRIALS_FOLDER, Study, Trial
 from nfnet_ray.tracking.uri import sqlite_path
 from nfnet_ray.tracking.uri_check import MOST_DATABASE_PATH_BYTES, check_tracking_uri
@@ -102,8 +103,12 @@ def with_weights(study: Study, made: MadeWeights | None, only_plan: bool, consol
     recipe = study.recipe.with_values({"model.weights": known(study.recipe.model.weights)})
     space = dict(study.space)
     if "model.weights" in space:
-        space["model.weights"] = tuple(map(known, space["model.weights"]))
-    return replace(study, recipe=recipe, space=space)
+        space["model.weights"] = with_values_of(space["model.weights"], known)
+    points = study.points and tuple(
+        {**point, "model.weights": known(point["model.weights"])} if "model.weights" in point else point
+        for point in study.points
+    )
+    return replace(study, recipe=recipe, space=space, points=points)
 
 
 def check_weights(trials: list[Trial], classes: int, console: Console) -> None:

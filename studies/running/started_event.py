@@ -14,6 +14,7 @@ from nfnet_ray.cluster.connection.resources import Resources, WorkerResources
 from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.metric import METRIC
 from nfnet_ray.printable import interpreter, shell_command
+from nfnet_ray.study.space import all_values, domain_to_json
 from nfnet_ray.study.study import Study
 from nfnet_ray.tracking.events import SourceVersion, StudyDescription, StudyStarted, TrialPlan, study_started
 from nfnet_ray.tracking.uri import without_password
@@ -33,7 +34,7 @@ def started_event(
         "command": shell_command([interpreter(), *map(hidden, sys.orig_argv[1:])]),
         "metric": METRIC,
         "mode": "max",
-        "space": {name: list(values) for name, values in study.space.items()},
+        "space": {name: domain_to_json(domain) for name, domain in study.space.items()},
         "seeds": list(study.seeds),
         "epochs": study.epochs,
         "halving": study.halving.description() if study.halving else None,
@@ -66,11 +67,13 @@ def started_event(
             **source_version(),
         },
     }
+    if study.points is not None:
+        description["points"] = [dict(point) for point in study.points]
     trials: list[TrialPlan] = [
         {
             "name": trial.name,
             "point": dict(trial.point),
-            "recipe": dict(trial.point) | {"seed": trial.recipe.seed},
+            "recipe": all_values(study.space, study.recipe, trial.point) | {"seed": trial.recipe.seed},
         }
         for trial in study.trials()
     ]
