@@ -51,7 +51,7 @@ from nfnet_ray.tracking.spool import SPOOL_FILE, Spool
 from nfnet_ray.tracking.state import StudyState
 from nfnet_ray.tracking.uri import without_password
 from nfnet_ray.wording import clock_time, count
-from studies.running.runner import EXIT_FAILED_TRIALS, Runner, RunningStudy, WorkerDemand
+from studies.running.runner import EXIT_FAILED_TRIALS, Ending, Runner, RunningStudy, WorkerDemand
 from studies.running.started_event import started_event
 from studies.running.trials import TuneRunner
 
@@ -113,6 +113,10 @@ class StudyRun:
                 why = str(error) if isinstance(error, UserError) else f"it met a bug, {type(error).__name__}"
                 self._notify("failed", why, console)
             raise
+        return exit_code
+
+    def _tell_ending(self, before: float, console: Console) -> None:
+        """Tells the webhook how the study ended, if anything has happened since the event of the time ``before``."""
         ended = self.progress.ended
         if self.progress.last_event_time > before and ended is not None:
             if reason := ended.get("reason"):
@@ -120,7 +124,6 @@ class StudyRun:
                 self._notify("cap", ". ".join(filter(None, [f"It ended early: {reason}", best])), console)
             else:
                 self._notify(ended["state"], None, console)
-        return exit_code
 
     def _notify(self, event: Happening, why: str | None, console: Console) -> None:
         """Tells the webhook, if there is one, what has happened and ``why``, or else the answer so far."""
@@ -133,6 +136,7 @@ class StudyRun:
             say(console, f"The webhook {trouble}.")
 
     def _execute(self, address: str | None, demand: WorkerDemand, console: Console) -> int:
+        before = self.progress.last_event_time
         todo = set(self.progress.unfinished)
         trials = [trial for trial in self.study.trials() if trial.name in todo]
         journal_path = self.directory / JOURNAL_FILE
@@ -178,7 +182,9 @@ class StudyRun:
                     self._annotate(Recorder(journal, self.progress, sink.wake, lambda _: None))
             self._say_result(console)
             is_delivered = self._deliver(sink, console)
-        return self._exit_code(reached, console) or (0 if is_delivered else EXIT_NOT_IN_MLFLOW)
+        ending = None if reached else self.runner.ending(self.study, self.progress)
+        self._tell_ending(before, console)  # before the command that resumes it, which is the last line
+        return self._exit_code(reached, ending, console) or (0 if is_delivered else EXIT_NOT_IN_MLFLOW)
 
     def _used_up_cap(self) -> ReachedCap | None:
         """The cap that earlier drivers have used up, or None."""
@@ -189,7 +195,7 @@ class StudyRun:
         started = self.progress.started
         return accelerator_word(started["study"]["worker"]["gpus"] if started else 0)
 
-    def _exit_code(self, reached: ReachedCap | None, console: Console) -> int:
+    def _exit_code(self, reached: ReachedCap | None, ending: Ending | None, console: Console) -> int:
         if reached is not None:
             say(
                 console,
@@ -198,10 +204,10 @@ class StudyRun:
             say_whole(console, f"  {self.command_with({reached.name: reached.higher})}")
             failed = any(trial.state == "failed" for trial in self.progress.trials.values())
             return EXIT_FAILED_TRIALS if failed else 0
-        ending = self.runner.ending(self.study, self.progress)
-        if ending.exit_code:
-            say(console, ending.sentence)
-            say_whole(console, f"  {self.command}")
+        if ending is None or not ending.exit_code:
+            return 0
+        say(console, ending.sentence)
+        say_whole(console, f"  {self.command}")
         return ending.exit_code
 
     def _check_cores(self, demand: WorkerDemand) -> None:

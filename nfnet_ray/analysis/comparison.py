@@ -1,0 +1,209 @@
+"""Two studies side by side: what differs between them, and how the settings that both have came out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from nfnet_ray.analysis.answer import SettingResult, setting_results
+from nfnet_ray.analysis.intervals import difference_interval
+from nfnet_ray.analysis.record import StudyRecord
+from nfnet_ray.recipe import decisive_values
+from nfnet_ray.tracking.labels import short_names
+from nfnet_ray.wording import count
+
+# Fields of a Recipe that decide how an accuracy is measured, besides the images.
+EVALUATION_FIELDS = ("data.eval_size", "data.eval_crop")
+
+Area = Literal["data", "recipe", "space", "seeds", "halving", "versions", "hardware"]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Something that is not the same in both. A value of None with ``in_a`` or ``in_b`` False is not there at all."""
+
+    area: Area
+    name: str
+    a: Any
+    b: Any
+    in_a: bool = True
+    in_b: bool = True
+
+
+@dataclass(frozen=True)
+class SharedSetting:
+    """A setting that both have finished.
+
+    Attributes:
+        point: {dotted name: value} of all fields that either of them sweeps.
+        difference: mean accuracy in b minus that in a, a fraction; None if the accuracies cannot be compared.
+        interval: 95% interval of the difference (:func:`nfnet_ray.analysis.intervals.difference_interval`).
+    """
+
+    point: dict[str, Any]
+    a: SettingResult
+    b: SettingResult
+    difference: float | None
+    interval: tuple[float, float] | None
+
+    @property
+    def is_within_noise(self) -> bool | None:
+        """Whether the interval includes 0."""
+        return None if self.interval is None else self.interval[0] <= 0 <= self.interval[1]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What two studies have in common.
+
+    Attributes:
+        why_not: why accuracies cannot be compared; empty if they can.
+        cautions: what else was not the same for all settings, though accuracies can be compared.
+        fields: dotted names of all fields that either of them sweeps.
+        only_a, only_b: points of the settings that one of them has, finished or not, and the other has not.
+        unfinished: points that both have, and at least one of them has not finished.
+    """
+
+    differences: tuple[Difference, ...]
+    why_not: tuple[str, ...]
+    cautions: tuple[str, ...]
+    fields: tuple[str, ...]
+    names: Mapping[str, str]
+    shared: tuple[SharedSetting, ...]
+    unfinished: tuple[dict[str, Any], ...]
+    only_a: tuple[dict[str, Any], ...]
+    only_b: tuple[dict[str, Any], ...]
+
+
+def compare_studies(a: StudyRecord, b: StudyRecord) -> Comparison:
+    """Compares two studies. A field that only one of them sweeps has, in the other, its Recipe's value."""
+    fields = tuple(dict.fromkeys([*a.fields, *b.fields]))
+    why_not = tuple(_why_not_comparable(a, b))
+    points_a, points_b = _points(a, fields), _points(b, fields)
+    results_a = {_key(_whole(a, result.point, fields)): result for result in setting_results(a)}
+    results_b = {_key(_whole(b, result.point, fields)): result for result in setting_results(b)}
+    shared, unfinished = [], []
+    for key, point in points_a.items():
+        if key not in points_b:
+            continue
+        if key not in results_a or key not in results_b:
+            unfinished.append(point)
+            continue
+        one, other = results_a[key], results_b[key]
+        if why_not:
+            shared.append(SharedSetting(point, one, other, None, None))
+            continue
+        interval = difference_interval(other.seed_top1, one.seed_top1, one.validation_images)
+        shared.append(SharedSetting(point, one, other, other.top1 - one.top1, interval))
+    return Comparison(
+        differences=tuple(_differences(a, b)),
+        why_not=why_not,
+        cautions=tuple(_cautions(a, b)),
+        fields=fields,
+        names=short_names(fields),
+        shared=tuple(shared),
+        unfinished=tuple(unfinished),
+        only_a=tuple(point for key, point in points_a.items() if key not in points_b),
+        only_b=tuple(point for key, point in points_b.items() if key not in points_a),
+    )
+
+
+def _why_not_comparable(a: StudyRecord, b: StudyRecord) -> list[str]:
+    why = []
+    data_a, data_b = a.study["data"], b.study["data"]
+    if data_a["fingerprint"] != data_b["fingerprint"]:
+        why.append(
+            f"they were measured on different images: {data_a['name']} ({data_a['validation_images']:,} validation "
+            f"images) and {data_b['name']} ({data_b['validation_images']:,})"
+        )
+    if a.study["metric"] != b.study["metric"]:
+        why.append(f"one measures {a.study['metric']}, the other one {b.study['metric']}")
+    return why
+
+
+def _cautions(a: StudyRecord, b: StudyRecord) -> Iterator[str]:
+    for name in EVALUATION_FIELDS:
+        one, other = _values(a, name), _values(b, name)
+        if one != other:
+            yield f"images were evaluated in different ways: {name} is {_said(one)} and {_said(other)}"
+    if a.study["epochs"] != b.study["epochs"]:
+        yield f"trials of the first have {count(a.study['epochs'], 'epoch')}, those of the second {b.study['epochs']:,}"
+
+
+def _values(record: StudyRecord, name: str) -> list[Any]:
+    """All values that a field has in a study."""
+    if name in record.fields:
+        return list(dict.fromkeys(record.trials[name]))
+    return [record.study["recipe"].get(name)]
+
+
+def _said(values: Sequence[Any]) -> str:
+    return " and ".join("none" if value is None else str(value) for value in values)
+
+
+def _differences(a: StudyRecord, b: StudyRecord) -> list[Difference]:
+    swept = {*a.fields, *b.fields}
+    recipes = [
+        {
+            name: value
+            for name, value in decisive_values(record.study["recipe"]).items()
+            if name not in swept and name != "seed"
+        }
+        for record in (a, b)
+    ]
+    spaces = [
+        {name: values for name, values in record.study["space"].items() if name in swept} for record in (a, b)
+    ]
+    # What one of them sweeps and the other one fixes.
+    for space, record in zip(spaces, (a, b), strict=True):
+        for name in swept - space.keys():
+            space[name] = [record.study["recipe"].get(name)]
+    data = [{k: v for k, v in record.study["data"].items() if k != "path"} for record in (a, b)]
+    versions = [dict(record.study["versions"]) for record in (a, b)]
+    # Without the memory: what was free of it differs each time.
+    hardware = [{k: v for k, v in record.study["hardware"].items() if k != "memory_gib"} for record in (a, b)]
+    found: list[Difference] = []
+    pairs: list[tuple[Area, Mapping[str, Any], Mapping[str, Any]]] = [
+        ("data", data[0], data[1]),
+        ("space", spaces[0], spaces[1]),
+        ("recipe", recipes[0], recipes[1]),
+        ("seeds", {"seeds": a.study["seeds"]}, {"seeds": b.study["seeds"]}),
+        ("halving", {"halving": a.study["halving"]}, {"halving": b.study["halving"]}),
+        ("versions", versions[0], versions[1]),
+        ("hardware", hardware[0], hardware[1]),
+    ]
+    for area, one, other in pairs:
+        found += [
+            Difference(area, name, one.get(name), other.get(name), name in one, name in other)
+            for name in dict.fromkeys([*one, *other])
+            if _key(one.get(name)) != _key(other.get(name)) or (name in one) != (name in other)
+        ]
+    return found
+
+
+def _points(record: StudyRecord, fields: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """{key: point} of all settings, in the order of the plan; a point has all of ``fields``."""
+    points = {}
+    for trial in record.trials.to_dict("records"):
+        point = _whole(record, {name: trial[name] for name in record.fields}, fields)
+        points[_key(point)] = point
+    return points
+
+
+def _whole(record: StudyRecord, point: Mapping[str, Any], fields: Sequence[str]) -> dict[str, Any]:
+    return {name: point[name] if name in point else record.study["recipe"].get(name) for name in fields}
+
+
+def _key(value: Any) -> str:
+    """A journal's lists and our tuples are equal here, and so are 1 and 1.0."""
+
+    def plain(item: Any) -> Any:
+        if isinstance(item, Mapping):
+            return {name: plain(part) for name, part in item.items()}
+        if isinstance(item, list | tuple):
+            return [plain(part) for part in item]
+        return float(item) if isinstance(item, int) and not isinstance(item, bool) else item
+
+    return json.dumps(plain(value), sort_keys=True, default=str)

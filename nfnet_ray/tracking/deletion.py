@@ -1,0 +1,120 @@
+"""Deleting a study's runs in MLflow, which are found by the id that each of them carries as a tag.
+
+MLflow marks a run as deleted; ``mlflow gc`` removes it for good, and until then it can be restored.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from nfnet_ray.errors import UserError
+from nfnet_ray.printable import printable
+from nfnet_ray.tracking.database import client_uri
+from nfnet_ray.tracking.server import MLFLOW_ENVIRONMENT, check_server, go_past_proxies_to_this_machine
+from nfnet_ray.tracking.uri import named, sqlite_path, with_credentials_aside, without_password
+from nfnet_ray.tracking.view import TAG_PREFIX, view_key
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+
+@dataclass(frozen=True)
+class TrackedRuns:
+    """The runs of one study that MLflow has and that are not deleted.
+
+    Attributes:
+        views: {id of an experiment: key of its tag that holds the saved comparison}.
+    """
+
+    tracking_uri: str
+    run_ids: tuple[str, ...] = ()
+    views: Mapping[str, str] = field(default_factory=dict)
+
+
+def find_runs(tracking_uri: str, study_id: str) -> TrackedRuns:
+    """The runs of a study, in whatever experiment they are. A database that is not there has none, and is not made.
+
+    Raises:
+        UserError: MLflow cannot be reached, or refuses us.
+    """
+    uri = with_credentials_aside(tracking_uri)
+    database = sqlite_path(uri)
+    if database is not None and not database.is_file():
+        return TrackedRuns(uri)
+    if database is None:
+        check_server(uri)
+    try:
+        return _find(_client(uri), uri, study_id)
+    except Exception as error:  # whatever MLflow, SQLAlchemy and requests raise
+        raise _unreachable(uri, error) from error
+
+
+def delete_runs(found: TrackedRuns) -> None:
+    """Deletes runs, each once: what is deleted already is left alone, so that it can be repeated.
+
+    Raises:
+        UserError: MLflow cannot be reached, or refuses. What was deleted before stays so.
+    """
+    if not found.run_ids and not found.views:
+        return
+    try:
+        client = _client(found.tracking_uri)
+        for run_id in found.run_ids:
+            client.delete_run(run_id)
+        for experiment, key in found.views.items():
+            client.delete_experiment_tag(experiment, key)
+    except Exception as error:
+        raise _unreachable(found.tracking_uri, error) from error
+
+
+def _client(uri: str) -> MlflowClient:
+    os.environ.update(MLFLOW_ENVIRONMENT)
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    go_past_proxies_to_this_machine(uri)
+    for name in (
+        "mlflow",
+        "alembic",
+    ):  # they print stack traces, of which our message says all in a few words
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=client_uri(uri))
+
+
+def _find(client: MlflowClient, uri: str, study_id: str) -> TrackedRuns:
+    run_ids: list[str] = []
+    views: dict[str, str] = {}
+    quoted = study_id.replace("\\", "\\\\").replace("'", "\\'")
+    page = None
+    experiments = []
+    while True:
+        found = client.search_experiments(page_token=page)
+        experiments += list(found)
+        page = found.token
+        if not page:
+            break
+    key = f"{TAG_PREFIX}{view_key(study_id)}"
+    for experiment in experiments:
+        while True:
+            runs = client.search_runs(
+                [experiment.experiment_id], f"tags.study_id = '{quoted}'", page_token=page
+            )
+            run_ids += [run.info.run_id for run in runs]
+            page = runs.token
+            if not page:
+                break
+        if key in experiment.tags:
+            views[experiment.experiment_id] = key
+    return TrackedRuns(uri, tuple(run_ids), views)
+
+
+def _unreachable(uri: str, error: Exception) -> UserError:
+    if isinstance(error, UserError):
+        return error
+    first_line = without_password(printable(str(error).strip().partition("\n")[0])) or type(error).__name__
+    return UserError(f"{named(uri)} does not do what it is asked ({first_line[:160]}); try again later")

@@ -1,0 +1,69 @@
+"""``python -m studies note`` and ``tag``: notes and tags for a study that is not running."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from dashboards.report import REPORT_FILE, write_report
+from nfnet_ray.command_line.terminal import say, say_whole
+from nfnet_ray.printable import interpreter, shell_command
+from nfnet_ray.study.annotations import Annotations
+from nfnet_ray.study.running_lock import alone_with
+from nfnet_ray.tracking.events import JOURNAL_FILE, Journal, study_annotated
+from nfnet_ray.tracking.sink import MLflowSink
+from nfnet_ray.tracking.spool import SPOOL_FILE, Spool
+from nfnet_ray.tracking.uri import without_password
+from studies.managing.folders import read_folder
+
+EXIT_NOT_IN_MLFLOW = 3  # as that of a study
+_DELIVERY_SECONDS, _UNANSWERED_SECONDS = 60.0, 10.0
+
+
+def annotate(directory: Path, notes: Sequence[str], tags: Mapping[str, str], console: Console) -> int:
+    """Adds notes and tags to the journal, the report and MLflow; those that are there already are not repeated.
+
+    Returns:
+        The exit code: 0, or 3 if MLflow could not be told.
+
+    Raises:
+        UserError: the study is running, or its journal cannot be read.
+    """
+    read_folder(directory).known()  # a folder without a sound journal is not to be given a lock
+    with alone_with(directory):
+        state, _ = read_folder(directory, is_ours=True).known()
+        new = Annotations(notes, tags).beyond(state)
+        if not new:
+            say(console, f"{directory.name} has that already.")
+            return 0
+        with Journal(directory / JOURNAL_FILE) as journal:
+            journal.append(study_annotated(new.notes, new.tags))
+        if (directory / REPORT_FILE).exists():
+            write_report(directory)
+        said = [f"the {'note' if len(notes) == 1 else 'notes'}"] if new.notes else []
+        said += [f"{key}={value}" for key, value in new.tags.items()]
+        say(console, f"{directory.name} now has {', '.join(said)}.")
+        return _deliver(directory, console)
+
+
+def _deliver(directory: Path, console: Console) -> int:
+    """Tells MLflow, if the study is there."""
+    spool = Spool(directory / JOURNAL_FILE, directory / SPOOL_FILE)
+    if not spool.tracked.study_run_id:
+        return 0
+    uri = spool.tracked.tracking_uri
+    sink = MLflowSink(uri, spool)
+    sink.start()
+    missing = sink.close(_DELIVERY_SECONDS, _UNANSWERED_SECONDS)
+    if not missing:
+        return 0
+    resume = shell_command([interpreter(), "-m", "studies", "show", str(directory)])
+    say(
+        console,
+        f"MLflow at {without_password(uri)} could not be told ({sink.status.removeprefix('MLflow: ')}). It is told when"
+        " the study is resumed; this says how:",
+    )
+    say_whole(console, f"  {resume}")
+    return EXIT_NOT_IN_MLFLOW

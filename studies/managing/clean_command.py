@@ -1,0 +1,187 @@
+"""``python -m studies clean``: removes the checkpoints that nothing needs, and what Ray Tune has left.
+
+Only trials that have ended for good (finished, stopped, diverged) can lose theirs: a trial in any other state resumes
+from them. The best trial of each stratum keeps its own, and so does every trial from whose weights a study starts.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from nfnet_ray.command_line.terminal import say
+from nfnet_ray.errors import UserError
+from nfnet_ray.metric import METRIC
+from nfnet_ray.places import in_words
+from nfnet_ray.printable import printable
+from nfnet_ray.recipe import split_weights
+from nfnet_ray.study.running_lock import alone_with
+from nfnet_ray.study.study import TRIALS_FOLDER, Study, Trial
+from nfnet_ray.tracking.events import JOURNAL_FILE, read_events
+from nfnet_ray.tracking.state import ENDED_FOR_GOOD, StudyState
+from nfnet_ray.wording import count, storage_size
+from studies.managing.folders import StudyFolder, bytes_below, read_folder, read_storage
+
+CHECKPOINTS_FOLDER = "checkpoints"  # nfnet_ray/cluster/messages.py
+TUNE_FOLDER = "tune"  # nfnet_ray/cluster/driver.py
+
+
+@dataclass
+class Leftovers:
+    """What can go of one study: folders with their sizes; or why nothing is touched.
+
+    Attributes:
+        kept: how many trials keep their checkpoints.
+    """
+
+    directory: Path
+    checkpoints: dict[Path, int] = field(default_factory=dict)
+    tune: int = 0
+    kept: int = 0
+    why_not: str = ""
+
+    @property
+    def bytes(self) -> int:
+        return sum(self.checkpoints.values()) + self.tune
+
+    def folders(self) -> list[Path]:
+        return [*self.checkpoints, *([self.directory / TUNE_FOLDER] if self.tune else [])]
+
+
+def clean_studies(
+    storage: Path, directories: Sequence[Path] | None, console: Console, *, only_plan: bool
+) -> None:
+    """Cleans studies, by default all of a storage; with ``only_plan`` it says what would go.
+
+    Raises:
+        UserError: there is no such storage, a study that was named cannot be cleaned, or a file cannot be removed.
+    """
+    if directories is None:
+        folders = [folder for folder in read_storage(storage) if folder.condition != "no study"]
+    else:
+        folders = [read_folder(directory) for directory in directories]
+    storages = dict.fromkeys([storage, *(folder.directory.parent for folder in folders)])
+    needed = {weights for place in storages for weights in weights_of_studies(place)}
+    found = [leftovers(folder, needed) for folder in folders]
+    if directories is not None:
+        for left in found:
+            if left.why_not:
+                raise UserError(f"nothing was removed: {left.directory.name} {left.why_not}")
+    if not only_plan:
+        found = [_clean(left, needed) if left.bytes else left for left in found]
+    _say(found, console, only_plan)
+
+
+def leftovers(folder: StudyFolder, needed: Set[Path]) -> Leftovers:
+    """What nothing needs in a study's folder. ``needed`` are files of weights from which studies start."""
+    left = Leftovers(folder.directory)
+    if folder.condition == "running":
+        left.why_not = "is running"
+        return left
+    if folder.state is None or folder.started is None:
+        left.why_not = f"is left alone: {folder.problem}"
+        return left
+    try:
+        trials = Study.from_event(folder.started).trials()
+        best = _best_of_strata(trials, folder.state)
+        states = {trial.name: folder.state.trials[trial.name].state for trial in trials}
+    except (UserError, KeyError, TypeError, ValueError) as error:
+        left.why_not = f"is left alone: its trials cannot be told ({error})"
+        return left
+    for trial in trials:
+        place = folder.directory / TRIALS_FOLDER / trial.name / CHECKPOINTS_FOLDER
+        if place.is_symlink() or not place.is_dir():
+            continue
+        is_needed = any(weights.is_relative_to(place) for weights in needed)
+        if trial.name in best or is_needed or states[trial.name] not in ENDED_FOR_GOOD:
+            left.kept += 1
+        else:
+            left.checkpoints[place] = bytes_below(place)
+    tune = folder.directory / TUNE_FOLDER
+    if tune.is_dir() and not tune.is_symlink():
+        left.tune = bytes_below(tune)
+    return left
+
+
+def weights_of_studies(storage: Path) -> Iterator[Path]:
+    """The files of weights from which the trials of a storage's studies start, absolute."""
+    for journal in sorted(storage.glob(f"*/{JOURNAL_FILE}")):
+        try:
+            started = next(read_events(journal))[0]
+            if started["event"] != "study_started":
+                continue
+            base = started["study"]["recipe"].get("model.weights")
+            texts = {plan["point"].get("model.weights", base) for plan in started["trials"]}
+        except (StopIteration, UserError, KeyError, TypeError, AttributeError):
+            continue
+        for text in texts:
+            if isinstance(text, str):
+                yield Path(split_weights(text)[0]).resolve()
+
+
+def _best_of_strata(trials: Sequence[Trial], state: StudyState) -> set[str]:
+    """The name of the best trial of each stratum: of those that finished, or else of those that were stopped early."""
+    best: dict[str, tuple[tuple[bool, float], str]] = {}
+    for trial in trials:
+        progress = state.trials[trial.name]
+        top1 = progress.last(METRIC)
+        if progress.state not in ("finished", "stopped") or top1 is None or math.isnan(top1):
+            continue
+        rank = progress.state == "finished", top1
+        if trial.stratum not in best or rank > best[trial.stratum][0]:  # of equals, the first one
+            best[trial.stratum] = rank, trial.name
+    return {name for _, name in best.values()}
+
+
+def _clean(planned: Leftovers, needed: Set[Path]) -> Leftovers:
+    """Removes what nothing needs, while nobody else runs the study. Raises UserError."""
+    directory = planned.directory
+    try:
+        with alone_with(directory):
+            left = leftovers(read_folder(directory, is_ours=True), needed)  # it may have run meanwhile
+            for folder in left.folders():
+                shutil.rmtree(folder)
+            return left
+    except OSError as error:
+        raise UserError(
+            f"{printable(error.filename or directory)} cannot be removed ({in_words(error)}); put that right and "
+            "repeat the command"
+        ) from error
+
+
+def _say(found: Sequence[Leftovers], console: Console, only_plan: bool) -> None:
+    removed = [left for left in found if left.folders()]
+    if removed:
+        table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+        table.add_column("study", no_wrap=True)
+        for title in ("checkpoints of", "kept of", "checkpoints", "Ray Tune", "together"):
+            table.add_column(title, justify="right", no_wrap=True)
+        for left in removed:
+            cells = (
+                left.directory.name,
+                count(len(left.checkpoints), "trial"),
+                count(left.kept, "trial"),
+                storage_size(sum(left.checkpoints.values())),
+                storage_size(left.tune),
+                storage_size(left.bytes),
+            )
+            table.add_row(*(Text(printable(cell)) for cell in cells))
+        console.print(table)
+        console.print()
+    for left in found:
+        if left.why_not:
+            say(console, f"{left.directory.name} {left.why_not}.")
+    size = storage_size(sum(left.bytes for left in removed))
+    if not removed:
+        say(console, "There is nothing to remove.")
+    elif only_plan:
+        say(console, f"{size} would be freed. Nothing was removed; without --plan it is.")
+    else:
+        say(console, f"{size} was freed.")

@@ -1,0 +1,180 @@
+"""The folders of a storage as studies: each journal is read once, and one that cannot be read says why."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from nfnet_ray.cluster.connection.job import home_folder
+from nfnet_ray.errors import UserError
+from nfnet_ray.places import in_words, resolved
+from nfnet_ray.printable import display_path
+from nfnet_ray.study.running_lock import is_running
+from nfnet_ray.tracking.database import ARTIFACTS_FOLDER
+from nfnet_ray.tracking.events import JOURNAL_FILE, StudyStarted
+from nfnet_ray.tracking.state import ENDED_FOR_GOOD, StudyState
+
+StudyCondition = Literal[
+    "running", "finished", "interrupted", "unfinished", "damaged", "not begun", "no study"
+]
+"""``unfinished``: its driver was killed. The last three have no state: ``problem`` says what is wrong."""
+
+
+@dataclass(frozen=True)
+class StudyFolder:
+    """One folder of a storage, with what its journal says."""
+
+    directory: Path
+    condition: StudyCondition
+    state: StudyState | None = None
+    problem: str = ""
+
+    @property
+    def name(self) -> str:
+        """The folder's name, which is the study's unless somebody has renamed it."""
+        return self.directory.name
+
+    @property
+    def started(self) -> StudyStarted | None:
+        """How the study began; None if that is not known."""
+        return self.state.started if self.state else None
+
+    @property
+    def began(self) -> float:
+        """Unix seconds: when the study began, or else when the folder was changed last."""
+        return self.started["time"] if self.started else _changed(self.directory)
+
+    @property
+    def trial_states(self) -> dict[str, int]:
+        """{state: number of trials}, ``waiting`` for those that have not begun."""
+        trials = self.state.trials.values() if self.state else ()
+        return dict(Counter(trial.state or "waiting" for trial in trials))
+
+    @property
+    def ended_trials(self) -> int:
+        """How many trials have ended for good."""
+        return sum(self.trial_states.get(state, 0) for state in ENDED_FOR_GOOD)
+
+    def known(self) -> tuple[StudyState, StudyStarted]:
+        """State and first event. Raises UserError if the journal cannot be read."""
+        if self.state is None or self.state.started is None:
+            raise UserError(f"{display_path(self.directory)}: {self.problem}")
+        return self.state, self.state.started
+
+
+def storage_at(given: Path) -> Path:
+    """The absolute path of ``--storage``; a relative one starts where the studies' does. It need not exist."""
+    return resolved(home_folder() / given, "--storage")
+
+
+def read_folder(directory: Path, *, is_ours: bool = False) -> StudyFolder:
+    """What a folder is. Never raises because of what is in it.
+
+    ``is_ours``: this process holds the study's lock, so nobody is running it.
+    """
+    journal = directory / JOURNAL_FILE
+    try:
+        if not journal.exists():
+            return StudyFolder(
+                directory, "no study", problem=f"it has no {JOURNAL_FILE}, so it is no study's"
+            )
+        if not journal.stat().st_size:
+            return StudyFolder(directory, "not begun", problem="its journal is still empty")
+        state, _ = StudyState.read(directory)
+    except UserError as error:
+        return StudyFolder(directory, "damaged", problem=str(error).replace(f"{directory}/", ""))
+    except OSError as error:
+        return StudyFolder(directory, "damaged", problem=f"it cannot be read ({in_words(error)})")
+    except RecursionError:
+        return StudyFolder(directory, "damaged", problem="its journal is no journal")
+    if not is_ours and is_running(directory):
+        return StudyFolder(directory, "running", state)
+    return StudyFolder(directory, state.ended["state"] if state.ended else "unfinished", state)
+
+
+def read_storage(storage: Path) -> list[StudyFolder]:
+    """All folders of a storage, newest first. Raises UserError if there is no such storage."""
+    try:
+        names = [
+            entry.name
+            for entry in os.scandir(storage)
+            if entry.is_dir() and entry.name != ARTIFACTS_FOLDER and not entry.name.startswith(".")
+        ]
+    except FileNotFoundError:
+        raise UserError(
+            f"--storage: there is no {display_path(storage)}; studies make it, and --storage names another one"
+        ) from None
+    except OSError as error:
+        raise UserError(f"--storage: {display_path(storage)} cannot be read ({in_words(error)})") from None
+    folders = [read_folder(storage / name) for name in names]
+    return sorted(folders, key=lambda folder: (-folder.began, folder.name))
+
+
+def find_directory(storage: Path, text: str) -> Path:
+    """The folder of the study of this name in the storage; with a slash in it, ``text`` is a path.
+
+    Raises UserError if there is none, with the names that are near.
+    """
+    directory = Path(text) if "/" in text else storage / text
+    if text in ("", ".", "..") or not directory.is_dir():
+        raise UserError(f"no study {text!r} in {display_path(storage)}{_suggestion(storage, text)}")
+    if not (directory / JOURNAL_FILE).exists():
+        raise UserError(f"{display_path(directory)} is not a study's folder: it has no {JOURNAL_FILE}")
+    return directory.resolve()
+
+
+def find_studies(storage: Path, texts: Sequence[str]) -> list[Path]:
+    """The folder of each study, each once. Raises UserError, before anything is done, if one is not there."""
+    return list(dict.fromkeys(find_directory(storage, text) for text in texts))
+
+
+def files_below(directory: Path) -> Iterator[os.DirEntry[str]]:
+    """All files below a folder. Links are files, and not followed. What cannot be read is left out."""
+    waiting = [str(directory)]
+    while waiting:
+        try:
+            entries = list(os.scandir(waiting.pop()))
+        except OSError:
+            continue
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                waiting.append(entry.path)
+            else:
+                yield entry
+
+
+def bytes_below(directory: Path) -> int:
+    """The sizes of all files below a folder, added up. Of a file that vanishes meanwhile, nothing."""
+    total = 0
+    for entry in files_below(directory):
+        try:
+            total += entry.stat(follow_symlinks=False).st_size
+        except OSError:
+            continue
+    return total
+
+
+def _suggestion(storage: Path, text: str) -> str:
+    from difflib import get_close_matches
+
+    try:
+        names = [entry.name for entry in os.scandir(storage) if (Path(entry.path) / JOURNAL_FILE).is_file()]
+    except OSError:
+        return "; python -m studies list shows those that are there"
+    near = get_close_matches(text, names, n=1)
+    if near:
+        return f"; did you mean {near[0]}?"
+    if not names:
+        return ", which holds none; --storage names another folder"
+    return "; python -m studies list shows those that are there"
+
+
+def _changed(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0

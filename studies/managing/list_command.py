@@ -1,0 +1,97 @@
+"""``python -m studies list``: a row for each study of a storage, newest first."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from nfnet_ray.command_line.terminal import say
+from nfnet_ray.printable import display_path, printable
+from nfnet_ray.wording import count, storage_size
+from studies.managing.documents import print_document
+from studies.managing.folders import StudyFolder, read_storage
+from studies.managing.summary import age_text, hours_text, interval_text, summary_document
+
+STYLES = {
+    "running": "bold cyan",
+    "finished": "green",
+    "interrupted": "yellow",
+    "unfinished": "yellow",
+    "damaged": "bold red",
+    "not begun": "dim",
+    "no study": "dim",
+}
+_LEAST_QUESTION_WIDTH = 20
+
+
+def list_studies(storage: Path, tags: Mapping[str, str], console: Console, *, as_json: bool) -> None:
+    """Prints the studies of a storage that have all of these tags."""
+    folders = [folder for folder in read_storage(storage) if _has_tags(folder, tags)]
+    documents = [summary_document(folder) for folder in folders]
+    if as_json:
+        print_document({"storage": str(storage), "studies": documents})
+        return
+    if not documents:
+        which = f" with {' and '.join(f'{key}={value}' for key, value in tags.items())}" if tags else ""
+        say(console, f"No study{which} in {display_path(storage)}.")
+        return
+    now = time.time()
+    console.print(_table(documents, [now - folder.began for folder in folders], console.width))
+    console.print()
+    studies = [document for document in documents if document["started"] is not None]
+    hours = sum(document["paid_hours"] for document in studies)
+    size = storage_size(sum(document["bytes"] for document in documents))
+    say(
+        console,
+        f"{count(len(studies), 'study')} in {display_path(storage)}: {hours_text(hours)} of running time, {size}.",
+    )
+
+
+def _has_tags(folder: StudyFolder, tags: Mapping[str, str]) -> bool:
+    own = folder.state.tags if folder.state else {}
+    return all(own.get(key) == value for key, value in tags.items())
+
+
+def _table(documents: list[dict[str, Any]], ages: list[float], width: int) -> Table:
+    """``width``: the columns of the terminal, of which the questions take what the other columns leave."""
+    titles = ("study", "state", "trials", "best top-1 (95%)", "hours", "size", "age")
+    rows = [
+        (
+            printable(document["name"]),
+            document["state"],
+            _trials(document),
+            interval_text(document["best"]),
+            hours_text(document["paid_hours"]),
+            storage_size(document["bytes"]),
+            age_text(age),
+        )
+        for document, age in zip(documents, ages, strict=True)
+    ]
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for title in titles:
+        justify: Literal["left", "right"] = "left" if title in ("study", "state") else "right"
+        table.add_column(title, justify=justify, no_wrap=True)
+    used = sum(max(map(len, column)) + 2 for column in zip(titles, *rows, strict=True))
+    room = max(width - used, _LEAST_QUESTION_WIDTH)
+    table.add_column("question", no_wrap=True)
+    for document, row in zip(documents, rows, strict=True):
+        about = printable(document["problem"] or document["question"] or "")
+        cells = [Text(cell) for cell in row]
+        cells[1].stylize(STYLES[document["state"]])
+        table.add_row(*cells, Text(about if len(about) <= room else f"{about[: room - 1]}…"))
+    return table
+
+
+def _trials(document: Mapping[str, Any]) -> str:
+    """``5/12``, and how many have failed."""
+    total = sum(document["trials"].values())
+    if not total:
+        return ""
+    failed = document["trials"].get("failed", 0)
+    return f"{document['trials_ended']}/{total}" + (f", {failed} failed" if failed else "")

@@ -1,0 +1,172 @@
+"""``python -m studies show NAME``: one study, how far its trials are, and what came out."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from dashboards.report import REPORT_FILE
+from nfnet_ray.analysis import BestSetting, StudyRecord, best_per_stratum
+from nfnet_ray.analysis.record import study_record
+from nfnet_ray.command_line.terminal import say, say_whole
+from nfnet_ray.printable import display_path, printable
+from nfnet_ray.study.display import reported_epochs, trial_table
+from nfnet_ray.study.study import Study
+from nfnet_ray.wording import clock_time, count, storage_size
+from studies.managing.documents import print_document
+from studies.managing.facts import mlflow_command, report_command, resume_text, space_texts, tracked_at
+from studies.managing.folders import StudyFolder, read_folder
+from studies.managing.summary import age_text, setting_document, summary_document
+
+
+def show_study(directory: Path, console: Console, *, as_json: bool) -> None:
+    """Prints everything about one study. Raises UserError if its journal cannot be read."""
+    folder = read_folder(directory)
+    state, started = folder.known()
+    record = study_record(state, started, with_epochs=False)
+    answers = best_per_stratum(record)
+    if as_json:
+        print_document(_document(folder, record, answers))
+        return
+    told = started["study"]
+    say(console, told["question"], title=folder.name)
+    console.print()
+    console.print(_facts(folder))
+    console.print()
+    study = Study.from_event(started)
+    console.print(trial_table(study, state, reported_epochs))
+    console.print()
+    for answer in answers:
+        say(console, answer.sentence())
+    if not answers:
+        say(console, "No trial has finished with an accuracy yet.")
+    console.print()
+    for title, line in _places(folder):
+        say_whole(console, f"{f'{title}:':8} {line}")
+
+
+def _facts(folder: StudyFolder) -> Table:
+    state, started = folder.known()
+    told, data = started["study"], started["study"]["data"]
+    trials = sum(folder.trial_states.values())
+    rows = [
+        (
+            "State",
+            f"{folder.condition}{_why_ended(folder)}; {folder.ended_trials} of {count(trials, 'trial')} "
+            f"{'has' if folder.ended_trials == 1 else 'have'} ended",
+        ),
+        (
+            "Time",
+            f"begun {time.strftime('%d %B %Y, %H:%M', time.localtime(folder.began))} "
+            f"({age_text(time.time() - folder.began)} ago), ran for {clock_time(state.wall_seconds)}",
+        ),
+        (
+            "Data",
+            f"{data['name']}: {count(data['train_images'], 'training image')} "
+            f"({count(data['classes'], 'class')}), {data['validation_images']:,} to validate",
+        ),
+        (
+            "Trials",
+            f"{told['recipe']['model.name']}, at most {count(told['epochs'], 'epoch')}, "
+            f"{count(len(told['seeds']), 'seed')}",
+        ),
+    ]
+    rows += [("Space", f"{name}: {values}") for name, values in space_texts(told["space"]).items()]
+    rows += [
+        ("Hardware", told["hardware"]["description"]),
+        ("Command", told["command"]),
+        *(("Note", note) for note in state.notes),
+        *([("Tags", ", ".join(f"{key}={value}" for key, value in state.tags.items()))] if state.tags else []),
+    ]
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    previous = ""
+    for title, text in rows:
+        table.add_row("" if title == previous else title, Text(printable(text)))
+        previous = title
+    return table
+
+
+def _why_ended(folder: StudyFolder) -> str:
+    """Behind the state of a study that ended early by itself: why."""
+    ended = folder.state.ended if folder.state else None
+    return f", as {ended['reason']}" if ended and ended.get("reason") else ""
+
+
+def _places(folder: StudyFolder) -> list[tuple[str, str]]:
+    _, started = folder.known()
+    report = folder.directory / REPORT_FILE
+    is_in_mlflow = bool(tracked_at(folder.directory).study_run_id)
+    places = [
+        ("Report", display_path(report) if report.exists() else report_command(folder.directory)),
+        ("MLflow", mlflow_command(folder.directory) if is_in_mlflow else "nothing of it is there yet"),
+        ("Folder", f"{display_path(folder.directory)} ({_size(folder)})"),
+    ]
+    if folder.condition != "running" and folder.ended_trials < sum(folder.trial_states.values()):
+        places.append(("Resume", resume_text(folder, started)))
+    return places
+
+
+def _size(folder: StudyFolder) -> str:
+    return storage_size(summary_document(folder)["bytes"])
+
+
+def _document(folder: StudyFolder, record: StudyRecord, answers: Sequence[BestSetting]) -> dict[str, Any]:
+    _, started = folder.known()
+    told, tracked = started["study"], tracked_at(folder.directory)
+    report = folder.directory / REPORT_FILE
+    trials = [
+        {
+            "name": trial["trial"],
+            "setting": {name: trial[name] for name in record.fields},
+            "seed": trial["seed"],
+            "state": trial["state"],
+            "reason": trial["reason"] or None,
+            "epochs": trial["epochs"],
+            "top1": _known(trial["last_top1"]),
+            "best_top1": _known(trial["best_top1"]),
+            "train_seconds": _known(trial["train_seconds"]),
+            "images_per_second": _known(trial["images_per_second"]),
+        }
+        for trial in record.trials.to_dict("records")
+    ]
+    can_resume = folder.condition != "running" and folder.ended_trials < len(trials)
+    return {
+        **summary_document(folder),
+        "command": told["command"],
+        "space": told["space"],
+        "seeds": told["seeds"],
+        "epochs": told["epochs"],
+        "recipe": told["recipe"],
+        "data": told["data"],
+        "hardware": told["hardware"],
+        "versions": told["versions"],
+        "trial_list": trials,
+        "answers": [
+            {
+                **setting_document(answer.best),
+                "sentence": answer.sentence(),
+                "within_noise": [dict(other.point) for other in answer.within_noise],
+            }
+            for answer in answers
+        ],
+        "report": str(report) if report.exists() else None,
+        "mlflow": {
+            "tracking_uri": tracked.tracking_uri or None,
+            "experiment_id": tracked.experiment_id or None,
+            "run_id": tracked.study_run_id or None,
+        },
+        "resume": resume_text(folder, started) if can_resume else None,
+    }
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
