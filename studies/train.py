@@ -19,8 +19,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from data_prep.digits import describe_digits
 from nfnet_ray.command_line.arguments import above_zero, positive, shortened
 from nfnet_ray.errors import UserError
+from nfnet_ray.study.study import Study
+from studies.running.checks import DATA_FOLDER
 from studies.running.flags import (
     add_annotations,
     add_data,
@@ -52,7 +55,12 @@ def _request(options: argparse.Namespace) -> TrainingRequest:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = new_parser(Path(__file__), __doc__)
+    def on_default_data() -> Study:
+        digits = TrainingRequest().digits
+        data = describe_digits(DATA_FOLDER / digits.name, digits)
+        return TrainingRequest().new_study(data, {}, is_built_in=True)
+
+    parser = new_parser(Path(__file__), __doc__, on_default_data)
     where = add_places(parser, "training", "the model's name")
     where.add_argument(
         "--checkpoints",

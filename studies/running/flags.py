@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+from data_prep.digits import describe_digits
 from nfnet_ray.cluster.connection.job import HOME_VARIABLE
 from nfnet_ray.command_line.arguments import (
     AddPair,
@@ -24,12 +26,18 @@ from nfnet_ray.command_line.terminal import new_console
 from nfnet_ray.printable import display_path
 from nfnet_ray.recipe import field_meanings, parse_setting
 from nfnet_ray.study.annotations import note_text, tag_pair
+from nfnet_ray.study.study import Study
+from nfnet_ray.tracking.labels import value_label
+from studies.running.checks import DATA_FOLDER
 from studies.running.names import study_name
 from studies.running.program import StudyFactory, StudyProgram
 from studies.running.request import DEFAULT_STORAGE, Request
 from studies.running.resuming import resume_command
 from studies.running.run import run
 from studies.running.trials import StudyRequest
+
+# Characters of the column of values in a help text.
+_WIDEST_VALUE = 48
 
 
 def main(study: StudyFactory | StudyProgram, file: Path, arguments: Sequence[str] | None = None) -> int:
@@ -70,17 +78,54 @@ def _study_request(program: StudyProgram, options: argparse.Namespace) -> StudyR
     return StudyRequest(program=program, own=own, **values)
 
 
-def new_parser(file: Path, description: str | None) -> argparse.ArgumentParser:
-    """A parser whose help lists the fields of the Recipe."""
-    meanings = field_meanings()
-    width = max(map(len, meanings))
-    fields = "\n".join(f"  {name:{width}}  {meaning}" for name, meaning in meanings.items())
-    return OneLineParser(
+def new_parser(
+    file: Path, description: str | None, default_study: Callable[[], Study]
+) -> argparse.ArgumentParser:
+    """A parser whose help lists the fields of the Recipe, with their values in the study that runs without flags."""
+    return _FieldsParser(
+        default_study,
         prog=f"python {display_path(file)}",
         description=description,
-        epilog=f"fields for --set FIELD=VALUE:\n{fields}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+class _FieldsParser(OneLineParser):
+    """Ends its help with the fields of the Recipe, which are looked up only when the help is printed."""
+
+    def __init__(self, default_study: Callable[[], Study], **keywords: Any) -> None:
+        super().__init__(**keywords)
+        self._default_study = default_study
+
+    def format_help(self) -> str:
+        self.epilog = _fields(self._default_study())
+        return super().format_help()
+
+
+def _fields(study: Study) -> str:
+    """The lines of a help text that list all fields: name, value or values, meaning."""
+    meanings = field_meanings()
+    values = {name: _value_text(value) for name, value in study.recipe.to_values().items()}
+    values |= {name: ",".join(map(_value_text, choices)) for name, choices in study.space.items()}
+    lines = [
+        f"  {name:{_width(meanings)}}  {values[name]:{_width(values.values())}}  {meaning}"
+        for name, meaning in meanings.items()
+    ]
+    title = "fields for --set FIELD=VALUE, with their values here on the default data"
+    swept = f" (swept: {', '.join(study.space)})" if study.space else ""
+    return "\n".join([f"{title}{swept}:", *lines])
+
+
+def _width(texts: Iterable[str]) -> int:
+    """Of a column. A longer text, such as a path, only makes its own line longer."""
+    return max(len(text) for text in texts if len(text) <= _WIDEST_VALUE)
+
+
+def _value_text(value: object) -> str:
+    """A value as ``--set`` takes it."""
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_value_text, value))}]"
+    return value_label(value)
 
 
 def add_places(parser: argparse.ArgumentParser, what: str, default_name: str) -> argparse._ArgumentGroup:
@@ -241,7 +286,11 @@ def add_plan(parser: argparse._ActionsContainer) -> None:
 
 def study_parser(program: StudyProgram, file: Path) -> argparse.ArgumentParser:
     """The parser of a study; the names of its values are those of a :class:`StudyRequest`."""
-    parser = new_parser(file, sys.modules[program.build.__module__].__doc__)
+
+    def on_default_data() -> Study:
+        return program.build(describe_digits(DATA_FOLDER / program.digits.name, program.digits), None)
+
+    parser = new_parser(file, sys.modules[program.build.__module__].__doc__, on_default_data)
     add_places(parser, "study", "the study's name")
     what = parser.add_argument_group("what it studies")
     add_data(what)

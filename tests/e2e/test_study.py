@@ -86,9 +86,10 @@ def test_a_trial_in_a_used_actor_gives_the_numbers_of_one_in_a_fresh_actor(
     assert in_used_actor == {epoch: in_fresh_actor[epoch] for epoch in in_used_actor}
 
 
-def test_ctrl_c_keeps_what_is_finished_and_resume_goes_on(
+def test_ctrl_c_and_a_cap_keep_what_is_finished_and_resume_goes_on(
     workplace: Workplace, whole: Workplace, few_digits: Path, cluster: str
 ) -> None:
+    """Ctrl-C, then a cap that bites two seconds later, and then to the end: the numbers of an undisturbed study."""
     flags = [*one_at_a_time(few_digits), "--trials", "3", "--address", cluster]
     process = workplace.start("--name", "broken", *flags)
     printed = workplace.interrupt_after(
@@ -100,11 +101,28 @@ def test_ctrl_c_keeps_what_is_finished_and_resume_goes_on(
     states = {name: trial.state for name, trial in workplace.progress("broken").trials.items()}
     assert list(states.values()) == ["finished", "interrupted", None]
 
-    resumed = workplace.run("--resume", "broken", "--address", "auto")
+    cap = workplace.progress("broken").accelerator_seconds + 2
+    resume = ["--resume", "broken", "--address", "auto"]
+    capped = workplace.run(*resume, "--max-gpu-hours", f"{cap / 3600:.9f}")
+    assert capped.returncode == 0, capped.stderr
+    assert "broken has ended early: its cap of" in capped.stdout
+    assert "--resume broken --address auto --max-gpu-hours" in capped.stdout
+    assert "Best so far" in capped.stdout
+    events = workplace.events("broken")
+    assert "its cap of" in events[-1]["reason"]  # type: ignore[typeddict-item]
+    assert cap <= workplace.progress("broken").accelerator_seconds < cap + 60
+    assert "its cap of" in (workplace.folder / "runs" / "broken" / "report.html").read_text()
+
+    used_up = workplace.run(*resume)
+    assert used_up.returncode == 0, used_up.stderr
+    assert "Ray" not in used_up.stdout
+    assert workplace.events("broken") == events
+
+    resumed = workplace.run(*resume, "--max-gpu-hours", "none")
     assert resumed.returncode == 0, resumed.stderr
     assert workplace.progress("broken").unfinished == []
     started = [event["trial"] for event in workplace.events("broken") if event["event"] == "trial_started"]
-    assert len(started) == 4  # the one that had finished was not run again
+    assert started.count("clip_factor=0.01,batch_size=48") == 1  # it had finished before
     reported = [
         (event["trial"], event["epoch"]) for event in workplace.events("broken") if event["event"] == "epoch"
     ]

@@ -21,6 +21,7 @@ from nfnet_ray.data.files.dataset import DatasetSummary, check_dataset
 from nfnet_ray.recipe import Recipe, field_meanings
 from nfnet_ray.study.plan import check_trials
 from nfnet_ray.study.study import Study
+from nfnet_ray.tracking.labels import value_label
 from studies.base_recipe import batch_size_for, recipe_for
 from studies.running.flags import main
 from studies.running.program import StudyFactory
@@ -137,11 +138,22 @@ def test_a_study_says_how_it_is_run_and_what_came_out() -> None:
             assert part in docstring
 
 
-def test_help_lists_all_fields_in_one_column(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("study", STUDIES)
+def test_help_lists_all_fields_with_their_values_in_this_study_in_columns(
+    study: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
-        main(factory("agc_sweep"), FOLDER / "agc_sweep.py", ["--help"])
-    lines = capsys.readouterr().out.partition("fields for --set FIELD=VALUE:\n")[2].splitlines()
-    meanings = field_meanings()
+        main(factory(study), FOLDER / f"{study}.py", ["--help"])
+    _, _, after = capsys.readouterr().out.partition("fields for --set FIELD=VALUE, with their values here")
+    title, *lines = after.splitlines()
+    made, meanings = factory(study)(DIGITS, None), field_meanings()
+    assert all(name in title for name in made.space)
+    shown = {line.split()[0]: line[len(line.split()[0]) + 2 :].lstrip() for line in lines}
+    for name, choices in made.space.items():
+        assert shown[name].startswith(",".join(map(value_label, choices)))
+    for name, value in made.recipe.to_values().items():
+        if isinstance(value, float | int | None) and name not in made.space:
+            assert shown[name].startswith(value_label(value) + " ")
     assert [line.split()[0] for line in lines] == list(Recipe().to_values())
     columns = {
         line.index(meaning, len(name) + 3)
