@@ -26,6 +26,7 @@ from nfnet_ray.command_line.terminal import new_console
 from nfnet_ray.printable import display_path
 from nfnet_ray.recipe import field_meanings, parse_setting
 from nfnet_ray.study.annotations import note_text, tag_pair
+from nfnet_ray.study.space import domain_text
 from nfnet_ray.study.study import Study
 from nfnet_ray.tracking.labels import value_label
 from studies.running.checks import DATA_FOLDER
@@ -106,7 +107,7 @@ def _fields(study: Study) -> str:
     """The lines of a help text that list all fields: name, value or values, meaning."""
     meanings = field_meanings()
     values = {name: _value_text(value) for name, value in study.recipe.to_values().items()}
-    values |= {name: ",".join(map(_value_text, choices)) for name, choices in study.space.items()}
+    values |= {name: domain_text(domain) for name, domain in study.space.items()}
     lines = [
         f"  {name:{_width(meanings)}}  {values[name]:{_width(values.values())}}  {meaning}"
         for name, meaning in meanings.items()
