@@ -21,6 +21,7 @@ Figure = dict[str, Any]
 
 END_MARKS = {
     "finished": ("circle", "●", "finished"),
+    "paused": ("diamond-open", "◇", "paused"),
     "stopped": ("square-open", "□", "stopped early"),
     "diverged": ("x", "✕", "diverged"),
     "failed": ("x", "✕", "failed"),

@@ -47,14 +47,23 @@ def shared_recipe(record: StudyRecord) -> list[tuple[str, str]]:
 
 
 def _halving(record: StudyRecord) -> str:
-    halving = record.study["halving"]
-    if halving is None:
+    described = record.study["halving"]
+    if described is None:
         return ""
-    return (
-        f", unless stopped early: at epoch {halving['grace_epochs']} and at each "
-        f"{halving['reduction_factor']:g}-fold of it, only the best 1/{halving['reduction_factor']:g} "
-        "under the same conditions continued (successive halving)"
-    )
+    first, eta = described["grace_epochs"], f"{described['reduction_factor']:g}"
+    rungs = f"at epoch {first} and at each {eta}-fold of it"
+    match described.get("rule", "earlier"):
+        case "synchronous":
+            how = f"{rungs}, the best 1/{eta} under the same conditions continued (synchronous halving)"
+        case "hyperband":
+            how = (
+                f"{rungs}, the best 1/{eta} continued, in brackets that start at different rungs (Hyperband)"
+            )
+        case "median":
+            how = f"at every multiple of epoch {first}, those below the median ended (median rule)"
+        case _:
+            how = f"{rungs}, only the best 1/{eta} under the same conditions so far continued (asynchronous halving)"
+    return f", unless given up early: {how}"
 
 
 def _damaged_images(record: StudyRecord) -> str:

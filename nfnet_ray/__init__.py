@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from nfnet_ray.models import create_model, list_models
     from nfnet_ray.models.published import published_recipe
     from nfnet_ray.recipe import Recipe
+    from nfnet_ray.study.halving import Halving
     from nfnet_ray.study.space import Range, SameAs, When
-    from nfnet_ray.study.study import Halving, Study
+    from nfnet_ray.study.study import Study
     from studies.running.from_python import run
 
 __all__ = [
@@ -44,7 +45,7 @@ __all__ = [
 ]
 
 _DEFINED_IN = {
-    "Halving": "nfnet_ray.study.study",
+    "Halving": "nfnet_ray.study.halving",
     "Range": "nfnet_ray.study.space",
     "Recipe": "nfnet_ray.recipe",
     "SameAs": "nfnet_ray.study.space",

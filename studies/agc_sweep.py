@@ -23,7 +23,8 @@ import sys
 from pathlib import Path
 
 from nfnet_ray.data.files.dataset import DatasetSummary
-from nfnet_ray.study.study import Halving, Study
+from nfnet_ray.study.halving import Halving
+from nfnet_ray.study.study import Study
 from studies.base_recipe import recipe_for
 from studies.running.flags import main
 
@@ -46,7 +47,8 @@ def agc_sweep(data: DatasetSummary, epochs: int | None = None) -> Study:
             "optimizer.agc.clip_factor": CLIP_FACTORS,
             "batch_size": batch_sizes or (max(1, data.train_images // 2),),
         },
-        halving=Halving(grace_epochs=max(1, epochs // 2)),
+        # A clip factor shows in the first epochs whether training is stable, so most trials can end early.
+        halving=Halving(),
     )
 
 

@@ -6,7 +6,7 @@ says where the code of each one runs.
 The driver is the process of ``studies/*.py``. It holds the journal and the table, and ends all others.
 
 - ``driver.py`` runs the trials of a study on Ray Tune, whose own loop is in this process too.
-- ``scheduler.py`` stops trials early, one ASHA scheduler per stratum. Tune's loop asks it.
+- ``searcher.py`` gives Tune's loop the next leg of a trial whenever a place is free.
 - ``trainer.py`` runs a training that has the cluster to itself: Ray Train's ``fit`` in a thread, restarted if its
   controller dies.
 - ``follower.py`` reads what the workers of that training say, records it and tells the person.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,27 +19,28 @@ from nfnet_ray.cluster.exit_rules import LOST_WORKER_RETRIES
 from nfnet_ray.cluster.follower import SECONDS_TO_KEEP
 from nfnet_ray.cluster.mailbox import Register
 from nfnet_ray.cluster.messages import HAS_TRAINED, METRICS, STOP, FinalReport, WorkerConfig, worker_config
-from nfnet_ray.cluster.scheduler import StratifiedHalving
+from nfnet_ray.cluster.searcher import LegSearcher
 from nfnet_ray.cluster.trial import run_in_actor, run_worker_group
+from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.metric import METRIC
 from nfnet_ray.places import lost_place, remedy_for
+from nfnet_ray.study.decisions import Leg
+from nfnet_ray.study.legs import Legs
 from nfnet_ray.study.recorder import Recorder
-from nfnet_ray.study.study import TRIALS_FOLDER, Study, Trial
-from nfnet_ray.tracking.events import trial_started
+from nfnet_ray.study.study import TRIALS_FOLDER, Study
 from nfnet_ray.tracking.state import StudyState
 
 
 def run_trials(
-    trials: Sequence[Trial],
     study: Study,
-    data_fingerprint: str,
+    data: DatasetSummary,
     recorder: Recorder,
     directory: Path,
     side_by_side: int,
     worker: WorkerResources,
     stop: threading.Event,
 ) -> None:
-    """Runs the trials to their ends, or until ``stop`` is set; everything that happened is in the journal.
+    """Runs the trials that have not ended, or until ``stop`` is set; everything that happened is in the journal.
 
     Requests at most ``side_by_side`` trials at once. Those that do not fit wait, and an autoscaler sees them wait.
 
@@ -49,40 +50,39 @@ def run_trials(
     """
     alone = worker.workers == 1
     request = {"CPU": float(worker.cpus), "GPU": worker.gpus} if alone else {HEAD_NODE_RESOURCE: 0.001}
-    scheduler = None
-    if study.halving:
-        strata = {trial.name: trial.stratum for trial in study.trials()}
-        scheduler = StratifiedHalving(strata, study.halving, study.epochs)
-        stopped = scheduler.replay(recorder.state.reported_epochs())
-        for trial in trials:
-            if trial.name in stopped:  # its driver was killed before it could say so
-                recorder.end_trial(trial.name, "stopped", study.why_stopped(trial.name, stopped[trial.name]))
-        trials = [trial for trial in trials if trial.name not in stopped]
-        if not trials:
-            return
-    configs = [
-        worker_config(
-            trial, data_fingerprint, directory / TRIALS_FOLDER / trial.name, worker, through_tune=True
+    recipes = {trial.name: trial for trial in study.trials()}
+
+    def config(leg: Leg) -> WorkerConfig:
+        return worker_config(
+            recipes[leg.trial],
+            data.fingerprint,
+            directory / TRIALS_FOLDER / leg.trial,
+            worker,
+            through_tune=True,
+            until_epoch=leg.until,
         )
-        for trial in trials
-    ]
+
+    legs = Legs(study, data.validation_images, recorder)
+    if not recorder.state.unfinished:
+        return
+    searcher = LegSearcher(legs, config, stop)
     # A new name: Tune would resume a run that it finds under an old one, and here the journal does that.
     attempt = f"{time.time_ns()}"
     Tuner(
         tune.with_resources(run_in_actor if alone else run_worker_group, request),
-        param_space={"trial": tune.grid_search(configs)},
         tune_config=TuneConfig(
-            scheduler=scheduler,
+            search_alg=searcher,
+            num_samples=-1,  # as many as the searcher has
             max_concurrent_trials=side_by_side,
             reuse_actors=alone,
             trial_name_creator=_trial_name,
-            trial_dirname_creator=_trial_name,
+            trial_dirname_creator=_leg_name,
         ),
         run_config=RunConfig(
             name=attempt,
             storage_path=str(directory / "tune"),
-            stop=_StopWhenAsked(stop, recorder.state, configs),
-            callbacks=[_JournalCallback(recorder, study, stop)],
+            stop=_StopWhenAsked(stop, recorder.state, searcher.registers),
+            callbacks=[_JournalCallback(recorder, legs, stop)],
             failure_config=FailureConfig(max_failures=LOST_WORKER_RETRIES),
             verbose=0,
             # In a notebook Tune's default one would clear what the study has printed.
@@ -99,6 +99,10 @@ def _trial_name(trial: TuneTrial) -> str:
     return name
 
 
+def _leg_name(trial: TuneTrial) -> str:
+    return f"{_trial_name(trial)}-{trial.config['trial']['until_epoch']}"
+
+
 class _NotSaved:
     """Tune pickles its callbacks into its own state, which this project does not use."""
 
@@ -109,9 +113,8 @@ class _NotSaved:
 class _StopWhenAsked(_NotSaved, Stopper):
     """Ends all trials when asked to, after those that train have kept a checkpoint of their current step."""
 
-    def __init__(self, stop: threading.Event, state: StudyState, configs: Sequence[WorkerConfig]) -> None:
-        self._stop, self._state = stop, state
-        self._registers = {config["name"]: Register(config["mailbox"]) for config in configs}
+    def __init__(self, stop: threading.Event, state: StudyState, registers: Mapping[str, Register]) -> None:
+        self._stop, self._state, self._registers = stop, state, registers
         self._asked: list[str] | None = None
         self._asked_at = 0.0
 
@@ -128,7 +131,7 @@ class _StopWhenAsked(_NotSaved, Stopper):
         return is_late or not any(self._state.trials[name].state == "running" for name in self._asked)
 
     def _ask(self) -> list[str]:
-        """Asks all trials to stop, even those that Tune may start meanwhile. Returns those with something to keep."""
+        """Asks all legs to stop, even those that Tune has yet to start. Returns the trials with something to keep."""
         training = []
         with suppress(Exception):  # the cluster's head is away, and nobody there can be asked
             for register in self._registers.values():
@@ -142,16 +145,14 @@ class _StopWhenAsked(_NotSaved, Stopper):
 class _JournalCallback(_NotSaved, Callback):
     """Turns Tune's callbacks into events of the journal."""
 
-    def __init__(self, recorder: Recorder, study: Study, stop: threading.Event) -> None:
-        self._recorder, self._study, self._stop = recorder, study, stop
+    def __init__(self, recorder: Recorder, legs: Legs, stop: threading.Event) -> None:
+        self._recorder, self._legs, self._stop = recorder, legs, stop
         self._final_reports: dict[str, FinalReport] = {}
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         if self._stop.is_set():  # Tune gives it the place of a stopped one, and will stop it too
             return
-        name = _trial_name(trial)
-        attempt = self._recorder.state.trials[name].attempts + 1
-        self._recorder.record(trial_started(name, attempt))
+        self._legs.start(_trial_name(trial))
 
     def on_trial_result(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any
@@ -168,16 +169,15 @@ class _JournalCallback(_NotSaved, Callback):
         if not self._is_running(trial):
             return
         name = _trial_name(trial)
-        progress = self._recorder.state.trials[name]
-        report = self._final_reports.get(name)
-        if report is not None and report.stops_study:
+        report = self._final_reports.pop(name, None)
+        if report is None:
+            self._legs.end(name, "interrupted", "it ended without a report")
+        elif report.stops_study:
             self._interrupt(name, str(report.reason))
-        elif report is not None:
-            self._recorder.end_trial(name, report.trial_outcome, report.reason)
-        elif progress.epoch == self._study.epochs:
-            self._recorder.end_trial(name, "finished", None)
+        elif report.outcome == "paused":
+            self._legs.pause(name)
         else:
-            self._recorder.end_trial(name, "stopped", self._study.why_stopped(name, progress.epoch))
+            self._legs.end(name, report.trial_outcome, report.reason)
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         lines = Path(trial.error_file).read_text().strip().splitlines() if trial.error_file else []
@@ -186,11 +186,11 @@ class _JournalCallback(_NotSaved, Callback):
         if lost:
             self._interrupt(_trial_name(trial), f"{reason}; {remedy_for(lost)}")
         else:
-            self._recorder.end_trial(_trial_name(trial), "failed", reason)
+            self._legs.end(_trial_name(trial), "failed", reason)
 
     def _interrupt(self, name: str, reason: str) -> None:
         """Ends the study for a reason that stops every trial; it can be resumed once the cause is gone."""
-        self._recorder.end_trial(name, "interrupted", reason)
+        self._legs.end(name, "interrupted", reason)
         self._recorder.mark_lost(reason)
 
     def _is_running(self, trial: TuneTrial) -> bool:

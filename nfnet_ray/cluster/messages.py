@@ -59,6 +59,8 @@ class WorkerConfig(TypedDict):
     """The name of the run's :class:`~nfnet_ray.cluster.mailbox.Mailbox` and Register."""
     through_tune: bool
     """Whether the workers report to Tune, or to the mailbox."""
+    until_epoch: int | None
+    """The epoch after which the training pauses; None: it runs to its end."""
     resize_seconds: float
 
 
@@ -83,10 +85,12 @@ def worker_config(
     options: TrainingOptions | None = None,
     *,
     through_tune: bool,
+    until_epoch: int | None = None,
 ) -> WorkerConfig:
     """The configuration of a trial's workers.
 
-    ``data_fingerprint`` is that of the data that the study began with, ``directory`` the trial's own folder.
+    ``data_fingerprint`` is that of the data that the study began with, ``directory`` the trial's own folder,
+    ``until_epoch`` the epoch after which the training pauses.
     """
     options = options or TrainingOptions()
     return {
@@ -102,6 +106,7 @@ def worker_config(
         # Random, so that no other driver reads it.
         "mailbox": f"{trial.name}-{secrets.token_hex(8)}",
         "through_tune": through_tune,
+        "until_epoch": until_epoch,
         "resize_seconds": SECONDS_BETWEEN_RESIZES,
     }
 
@@ -111,7 +116,7 @@ def worker_config(
 METRICS = "metrics"
 """Key of all metrics of an epoch, apart from Tune's own; the one that a scheduler compares is next to it."""
 
-Ending = Literal["finished", "stopped", "diverged", "failed"]
+Ending = Literal["finished", "paused", "stopped", "diverged", "failed"]
 """Those of ``nfnet_ray/training/loop.py``, and an error."""
 
 
@@ -136,7 +141,9 @@ class FinalReport:
     @property
     def trial_outcome(self) -> TrialOutcome:
         """What the journal says of the trial; an interrupted one is run again when the study resumes."""
-        return "interrupted" if self.stops_study or self.outcome == "stopped" else self.outcome
+        if self.stops_study or self.outcome == "stopped" or self.outcome == "paused":
+            return "interrupted"
+        return self.outcome
 
     def to_result(self) -> dict[str, Any]:
         """The report as Tune is given it."""

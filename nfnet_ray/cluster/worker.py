@@ -102,6 +102,7 @@ def _train(config: WorkerConfig, context: TuneContext | GroupContext, clock: Clo
             recipe,
             context,
             clock,
+            until_epoch=config["until_epoch"],
             data_fingerprint=config["data_fingerprint"],
             force_resume=config["force"],
         )

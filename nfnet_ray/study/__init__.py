@@ -7,6 +7,7 @@
 ['batch_size=64', 'batch_size=256']
 """
 
-from nfnet_ray.study.study import Halving, Study, Trial
+from nfnet_ray.study.halving import Halving
+from nfnet_ray.study.study import Study, Trial
 
 __all__ = ["Halving", "Study", "Trial"]

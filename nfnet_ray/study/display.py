@@ -28,6 +28,7 @@ from nfnet_ray.wording import clock_time, count
 
 STATE_STYLES = {
     "running": "bold cyan",
+    "paused": "blue",
     "finished": "green",
     "stopped": "yellow",
     "diverged": "red",
@@ -39,7 +40,7 @@ _LEAST_WIDTH = 12
 # Characters; wider than any terminal.
 _WIDE = 10_000
 # The order of the states in the line that counts the trials without a row.
-_COUNTED = ("running", "waiting", *ENDED, "interrupted")
+_COUNTED = ("running", "paused", "waiting", *ENDED, "interrupted")
 
 
 def trial_table(study: Study, state: StudyState, epochs_done: Callable[[TrialProgress], float]) -> Table:
@@ -111,7 +112,7 @@ def _state_cell(trial: TrialProgress, one_line: bool) -> Text:
     text = Text(
         trial.state or "waiting", style, no_wrap=one_line or None, overflow="ellipsis" if one_line else "fold"
     )
-    if trial.reason and trial.state != "stopped":
+    if trial.reason:
         text.append(f": {printable(trial.reason)}", style="default")
     damaged = sum(trial.last(f"damaged_{split}_images") or 0 for split in ("train", "validation"))
     if damaged:
@@ -168,7 +169,7 @@ class StudyDisplay:
         self._epochs_before = {name: trial.epoch for name, trial in state.trials.items()}
         self._time_left = TimeLeft(study, state, work or dict.fromkeys(state.trials, 1.0))
         self._left_lock = threading.Lock()
-        self._shown: dict[str, tuple[str | None, int]] = {}
+        self._shown: dict[str, tuple[str | None, int, str | None]] = {}
         self._note = ""
         self._is_live = can_redraw(console)
         self.frame = _Frame(self._draw)
@@ -207,18 +208,21 @@ class StudyDisplay:
             self._left()
             return
         for trial in self._state.trials.values():
-            seen = (trial.state, trial.epoch)
-            if self._shown.get(trial.name, (None, self._epochs_before[trial.name])) != seen:
+            seen = (trial.state, trial.epoch, trial.reason)
+            before = self._shown.get(trial.name, (None, self._epochs_before[trial.name], None))
+            if before != seen:
                 self._shown[trial.name] = seen
-                self._print(self._line(trial))
+                self._print(self._line(trial, was=before[0]))
 
     def _print(self, line: str) -> None:
         text = Text(printable(f"[{clock_time(self._elapsed)}] {line}"))
         self._console.print(text, soft_wrap=True)
 
-    def _line(self, trial: TrialProgress) -> str:
+    def _line(self, trial: TrialProgress, was: str | None) -> str:
         what = f"epoch {trial.epoch}/{self._study.epochs}" if trial.state == "running" else str(trial.state)
-        if trial.state == "running" and trial.epoch == self._epochs_before[trial.name]:
+        if trial.state == "running" and was == "paused":
+            what = f"continues after epoch {trial.epoch}"
+        elif trial.state == "running" and trial.epoch == self._epochs_before[trial.name]:
             what = "started"
         if trial.reason:
             what += f" ({trial.reason})"
@@ -273,7 +277,7 @@ class StudyDisplay:
         states = Counter(trial.state or "waiting" for trial in self._state.trials.values())
         over = sum(states[state] for state in ENDED)
         said = [f"{over} of {count(states.total(), 'trial')} done"]
-        said += [f"{states[state]:,} {state}" for state in ("running", "waiting") if states[state]]
+        said += [f"{states[state]:,} {state}" for state in ("running", "paused", "waiting") if states[state]]
         times = ", ".join(filter(None, [f"{clock_time(self._elapsed)} gone", self._left()]))
         lines = [
             Text(f"{', '.join(said)}; {times}.", style="bold"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nfnet_ray.data.augmentation.progressive import data_at_epoch
@@ -15,7 +15,8 @@ from nfnet_ray.models.baselines import BASELINES
 from nfnet_ray.models.catalogue import count_multiply_adds, count_parameters
 from nfnet_ray.models.published import resolve
 from nfnet_ray.recipe import Recipe, ResolvedRecipe
-from nfnet_ray.study.study import Halving, Study, Trial
+from nfnet_ray.study.decisions import groups
+from nfnet_ray.study.study import Study, Trial
 
 TRAINING_PER_FORWARD = 3  # a backward pass costs about two forward ones
 DEEPEST_STRIDE = 32  # of EfficientNets and of ResNet-50: images up to this side end as one pixel
@@ -56,15 +57,13 @@ def _check_batch_normalisation(recipe: ResolvedRecipe, workers: int) -> None:
 def estimate_cost(study: Study, trials: Sequence[Trial], data: DatasetSummary) -> StudyCost:
     """Images to train on and the arithmetic that they need, from the trials' Recipes alone."""
     images = sum(_images(trial.recipe, data, trial.recipe.schedule.epochs) for trial in trials)
-    strata: dict[str, list[Trial]] = {}
-    for trial in trials:
-        strata.setdefault(trial.stratum, []).append(trial)
+    recipes = {trial.name: trial.recipe for trial in trials}
     classes, least_multiply_adds = len(data.class_names), 0.0
-    for rivals in strata.values():
-        count = len(rivals)
-        targets = least_epochs([0.0] * count, [False] * count, study.halving, study.epochs)
-        for trial, epochs in zip(rivals, targets, strict=True):
-            least_multiply_adds += _multiply_adds(trial.recipe, data, epochs)
+    for group in groups(study):
+        rivals = len(group.trials)
+        targets = least_epochs([0.0] * rivals, [False] * rivals, group.ladder, study.epochs)
+        for name, epochs in zip(group.trials, targets, strict=True):
+            least_multiply_adds += _multiply_adds(recipes[name], data, epochs)
     multiply_adds = sum(_multiply_adds(trial.recipe, data, trial.recipe.schedule.epochs) for trial in trials)
     model = study.recipe.model
     parameters = count_parameters(model.name, classes, model.overrides.chosen())
@@ -119,36 +118,27 @@ def epoch_arithmetic(trials: Sequence[Trial], data: DatasetSummary) -> dict[str,
 
 
 def least_epochs(
-    done: Sequence[float], ended: Sequence[bool], halving: Halving | None, epochs: int
+    done: Sequence[float], ended: Sequence[bool], ladder: Sequence[tuple[int, int]], epochs: int
 ) -> list[int]:
-    """The epoch that each of some rivals reaches at least: if every rung lets only its best share through.
+    """The epoch that each of some trials that compete reaches at least: if every rung lets only its best through.
 
-    ``done`` are the epochs that each has behind it, ``ended`` whether it trains no more. Those that are ahead are
-    taken to be let through.
+    ``done`` are the epochs that each has behind it, ``ended`` whether it trains no more; ``ladder`` is that of
+    :meth:`nfnet_ray.study.halving.Halving.ladder`. Those that are ahead are taken to be let through.
     """
     targets, left = [], len(done)
-    for rung in _rungs(halving, epochs):
-        through = max(1, int(left / halving.reduction_factor)) if halving else left
-        targets += [rung] * (left - through)
-        left = through
+    for rung, kept in ladder:
+        targets += [rung] * (left - kept)
+        left = kept
     targets += [epochs] * left
     result = [0] * len(done)
     for index, target in zip(sorted(range(len(done)), key=lambda index: done[index]), targets, strict=True):
         # A trial that is past a rung can be stopped at the next one only.
         result[index] = (
-            math.ceil(done[index]) if ended[index] else max(target, next_rung(done[index], halving, epochs))
+            math.ceil(done[index]) if ended[index] else max(target, next_rung(done[index], ladder, epochs))
         )
     return result
 
 
-def next_rung(done: float, halving: Halving | None, epochs: int) -> int:
+def next_rung(done: float, ladder: Sequence[tuple[int, int]], epochs: int) -> int:
     """The epoch at which a trial with ``done`` epochs behind it can be stopped next, or ends."""
-    return next((rung for rung in _rungs(halving, epochs) if rung >= done), epochs)
-
-
-def _rungs(halving: Halving | None, epochs: int) -> Iterator[int]:
-    """The epochs, before the last one, at which trials are stopped."""
-    rung = float(halving.grace_epochs) if halving else epochs
-    while rung < epochs:
-        yield int(rung)
-        rung *= halving.reduction_factor if halving else 1.0
+    return next((rung for rung, _ in ladder if rung >= done), epochs)

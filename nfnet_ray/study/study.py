@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from nfnet_ray.errors import UserError
 from nfnet_ray.recipe import Recipe, decisive_values
+from nfnet_ray.study.halving import Halving
 from nfnet_ray.study.space import (
     Point,
     SameAs,
@@ -27,28 +28,11 @@ from nfnet_ray.study.space import (
     unconditional,
 )
 from nfnet_ray.tracking.events import HalvingDescription, StudyStarted
-from nfnet_ray.tracking.labels import endings, point_label, short_names, value_label
+from nfnet_ray.tracking.labels import endings, value_label
 from nfnet_ray.tracking.state import StudyState
 
 UNCHANGED: Final = "recipe"  # the name of a trial in which no field is swept
 TRIALS_FOLDER: Final = "trials"  # in a study's directory; in it each trial has a folder of its name
-
-
-@dataclass(frozen=True)
-class Halving:
-    """Asynchronous successive halving (Li et al. 2020): at ``grace_epochs``, and each time the epochs
-    have grown by ``reduction_factor``, a trial continues only if it is among the best 1 / factor so far.
-
-    Trials compete within a stratum alone: with other trials of the same seed and the same values of all
-    swept fields but the first. A factor that suits batch 64 must not stop one that suits batch 256.
-    """
-
-    grace_epochs: int
-    reduction_factor: float = 2.0
-
-    def description(self) -> HalvingDescription:
-        """The description in a journal."""
-        return {"grace_epochs": self.grace_epochs, "reduction_factor": self.reduction_factor}
 
 
 @dataclass(frozen=True)
@@ -107,7 +91,7 @@ class Study:
             space={name: domain_from_json(described) for name, described in told["space"].items()},
             points=tuple(told["points"]) if "points" in told else None,
             seeds=tuple(told["seeds"]),
-            halving=Halving(**told["halving"]) if told["halving"] else None,
+            halving=Halving.from_description(told["halving"]) if told["halving"] else None,
             trial_limit=len({json.dumps(plan["point"], sort_keys=True) for plan in event["trials"]}),
         )
         names = tuple(plan["name"] for plan in event["trials"])
@@ -133,7 +117,7 @@ class Study:
         told = {"question": self.question} | decisive_values(self.recipe.to_values())
         told |= {f"swept {name}": domain_to_json(domain) for name, domain in self.space.items()}
         told |= {"points": self.points} if self.points is not None else {}
-        told |= {"seeds": self.seeds, "halving": self.halving and self.halving.description()}
+        told |= {"seeds": self.seeds, "halving": self.halving_description()}
         told["trials"] = len(self.trials())
         return {name: json.dumps(value) for name, value in told.items()}
 
@@ -164,15 +148,9 @@ class Study:
         """The state of this study before anything has happened: all trials wait."""
         return StudyState(trial.name for trial in self.trials())
 
-    def why_stopped(self, trial: str, epoch: int) -> str:
-        """Why halving stops a trial after an epoch: ``not in the best half at batch_size 64 after epoch 4``."""
-        assert self.halving is not None
-        factor = self.halving.reduction_factor
-        share = {2.0: "half", 3.0: "third", 4.0: "quarter"}.get(factor, f"1/{factor:g}")
-        [point] = [planned.point for planned in self.trials() if planned.name == trial]
-        rivals = {name: point[name] for name in self.conditions if name in point}
-        under = f" at {point_label(rivals, short_names(self.fields))}" if rivals else ""
-        return f"not in the best {share}{under} after epoch {epoch}"
+    def halving_description(self) -> HalvingDescription | None:
+        """The description of the study's early stopping in a journal; None: no trial is stopped early."""
+        return self.halving.description(self.recipe.schedule) if self.halving else None
 
     @functools.cached_property
     def _trials(self) -> list[Trial]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from nfnet_ray.metric import METRIC
+from nfnet_ray.study.decisions import groups
 from nfnet_ray.study.plan import least_epochs, next_rung
-from nfnet_ray.study.study import Halving, Study
+from nfnet_ray.study.study import Study
 from nfnet_ray.tracking.state import StudyState, TrialProgress
 from nfnet_ray.wording import clock_time
 
@@ -36,9 +37,7 @@ class TimeLeft:
 
     def __init__(self, study: Study, state: StudyState, work: Mapping[str, float]) -> None:
         self._study, self._state, self._work = study, state, work
-        self._strata: dict[str, list[str]] = {}
-        for trial in study.trials():
-            self._strata.setdefault(trial.stratum, []).append(trial.name)
+        self._groups = groups(study)
         self._known = {name: trial.epoch for name, trial in state.trials.items()}
         self._first: set[str] = set()
         self._epochs: deque[tuple[float, float]] = deque(maxlen=_RECENT_EPOCHS)
@@ -64,8 +63,8 @@ class TimeLeft:
     def seconds(self, epochs_done: Callable[[TrialProgress], float]) -> tuple[float, float] | None:
         """(least, most), or None before an epoch is done. ``epochs_done`` may count fractions of an epoch.
 
-        Least: halving stops as many trials as it can. Most: of the remaining trials, halving stops only those that are
-        behind their rivals now.
+        Least: early stopping ends as many trials as it can. Most: where their number is not known beforehand, it ends
+        only those of the remaining ones that are behind now.
         """
         work = sum(amount for _, amount in self._epochs)
         if not work:
@@ -73,18 +72,19 @@ class TimeLeft:
         pace = sum(seconds for seconds, _ in self._epochs) / work
         startup = sum(self._startups) / len(self._startups) if self._startups else 0.0
         halving, epochs = self._study.halving, self._study.epochs
+        may_continue = halving is not None and not halving.is_certain
         least, most = [], []
-        for names in self._strata.values():
+        for group in self._groups:
             # Of trials that are equally far, halving lets the better ones through.
-            rivals = sorted((self._state.trials[name] for name in names), key=_last_top1)
+            rivals = sorted((self._state.trials[name] for name in group.trials), key=_last_top1)
             done = [epochs_done(rival) for rival in rivals]
-            targets = least_epochs(done, [rival.state in ENDED for rival in rivals], halving, epochs)
+            targets = least_epochs(done, [rival.state in ENDED for rival in rivals], group.ladder, epochs)
             for trial, behind_it, target in zip(rivals, done, targets, strict=True):
                 if trial.state in ENDED:
                     continue
                 begin = 0.0 if trial.state == "running" else startup
-                is_behind = halving is not None and _is_behind(trial, rivals, halving)
-                furthest = next_rung(behind_it, halving, epochs) if is_behind else epochs
+                is_behind = not may_continue or _is_behind(trial, rivals, group.ladder)
+                furthest = next_rung(behind_it, group.ladder, epochs) if is_behind else epochs
                 an_epoch = pace * self._work[trial.name]
                 least.append(begin + an_epoch * (target - behind_it))
                 most.append(begin + an_epoch * (max(target, furthest) - behind_it))
@@ -109,17 +109,16 @@ def _last_top1(trial: TrialProgress) -> float:
     return trial.last(METRIC) or 0.0
 
 
-def _is_behind(trial: TrialProgress, rivals: list[TrialProgress], halving: Halving) -> bool:
-    """Whether a rung at the trial's last epoch would stop it, by what its rivals had reached at that epoch."""
-    if not trial.epochs:
+def _is_behind(trial: TrialProgress, rivals: list[TrialProgress], ladder: Sequence[tuple[int, int]]) -> bool:
+    """Whether a rung at the trial's last epoch would end it, by what its rivals had reached at that epoch."""
+    kept = next((kept for rung, kept in ladder if rung >= trial.epoch), None)
+    if not trial.epochs or kept is None:
         return False
-    reached = sorted(
+    reached = [
         rival.epochs[trial.epoch].get(METRIC) or 0.0 for rival in rivals if trial.epoch in rival.epochs
-    )
-    # The quantile that Ray's ASHA compares with, linear between two trials.
-    place = (1 - 1 / halving.reduction_factor) * (len(reached) - 1)
-    low, high = reached[math.floor(place)], reached[math.ceil(place)]
-    return _last_top1(trial) < low + (high - low) * (place - math.floor(place))
+    ]
+    share = kept / len(rivals)
+    return sum(top1 > _last_top1(trial) for top1 in reached) >= max(1.0, share * len(reached))
 
 
 def _makespan(seconds: list[float], slots: int) -> float:

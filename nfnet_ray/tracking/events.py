@@ -2,7 +2,8 @@
 
 A journal is a text file of JSON objects, one a line, that only ever grows::
 
-    study_started  (study_resumed)  (trial_proposed)  trial_started  epoch  epoch  …  trial_ended  …  study_ended
+    study_started  (study_resumed)  (trial_proposed)  trial_started  epoch  epoch  …  trial_paused  trial_promoted
+    …  trial_started  epoch  …  trial_ended  …  study_ended
 
 Numbers that JSON cannot hold are written as the strings ``"NaN"``, ``"Infinity"`` and ``"-Infinity"``
 and come back as floats, so those three strings are reserved everywhere in an event.
@@ -70,10 +71,16 @@ class Versions(SourceVersion):
 
 
 class HalvingDescription(TypedDict):
-    """Successive halving: which trials were stopped early."""
+    """Early stopping: at which epochs trials are compared, and which of them continue.
+
+    The first rung is at ``grace_epochs``. Journals of earlier versions have the first two keys alone.
+    """
 
     grace_epochs: int
     reduction_factor: float
+    rule: NotRequired[Literal["synchronous", "asynchronous", "median", "hyperband"]]
+    finalists: NotRequired[int]
+    cohort: NotRequired[int | None]
 
 
 class SearchDescription(TypedDict):
@@ -247,7 +254,8 @@ def at_work() -> AtWork:
 class TrialStarted(TypedDict):
     """A trial began, or began again: ``attempt`` counts from 1.
 
-    Training runs also have the number of workers, the optimiser step, and why the attempt before ended.
+    A trial that was paused and continues is in the same attempt. Training runs also have the number of workers, the
+    optimiser step, and why the attempt before ended.
     """
 
     event: Literal["trial_started"]
@@ -268,6 +276,35 @@ def workers_started(trial: str, attempt: int, workers: int, step: int, after: st
     """The same of a training run, whose workers start at ``step``; ``after`` says why they had ended before."""
     event = trial_started(trial, attempt)
     return {**event, "workers": workers, "step": step, "after": after}
+
+
+class TrialPaused(TypedDict):
+    """A trial has reached a rung: it keeps a checkpoint, and waits until it is promoted or given up."""
+
+    event: Literal["trial_paused"]
+    time: float
+    trial: str
+    epoch: int
+
+
+def trial_paused(trial: str, epoch: int) -> TrialPaused:
+    """The event of a trial that pauses now."""
+    return {"event": "trial_paused", "time": time.time(), "trial": trial, "epoch": epoch}
+
+
+class TrialPromoted(TypedDict):
+    """A trial continues after the rung at ``epoch``, for this ``reason``. One that is given up ends as ``stopped``."""
+
+    event: Literal["trial_promoted"]
+    time: float
+    trial: str
+    epoch: int
+    reason: str
+
+
+def trial_promoted(trial: str, epoch: int, reason: str) -> TrialPromoted:
+    """The event of a trial that is promoted now."""
+    return {"event": "trial_promoted", "time": time.time(), "trial": trial, "epoch": epoch, "reason": reason}
 
 
 class EpochEnded(TypedDict):
@@ -349,6 +386,8 @@ Event = (
     | StudyAnnotated
     | TrialProposed
     | TrialStarted
+    | TrialPaused
+    | TrialPromoted
     | EpochEnded
     | TrialEnded
     | AtWork

@@ -76,7 +76,7 @@ class JournalLine(NamedTuple):
 
 def runs_of(event: Event) -> tuple[str, ...]:
     """The runs that an event is written into: a trial's name, or :data:`STUDY_RUN`."""
-    if event["event"] == "trial_started" or event["event"] == "epoch":
+    if event["event"] in ("trial_started", "trial_paused", "trial_promoted", "epoch"):
         return (event["trial"],)
     if event["event"] == "trial_ended":
         return (event["trial"], STUDY_RUN)  # the study's has the numbers of all that have ended

@@ -36,11 +36,12 @@ class TrialProgress:
     """How far one trial is.
 
     Attributes:
-        state: ``running`` or the state in which it ended; None while it waits.
-        reason: why it ended like that, None where there is nothing to say.
+        state: ``running``, ``paused`` at a rung, or the state in which it ended; None before it has started.
+        reason: why it ended like that or may continue, None where there is nothing to say.
         attempts: how often it has been started.
         epochs: {epoch: its metrics}; of an epoch that was reported again, the later ones.
         outcome: the state in which it ended last, which it keeps when it is started again.
+        promoted: {epoch of a rung: why the trial continues after it}.
         accelerator_seconds: for which it held accelerators (a worker without GPUs counts as one), in all attempts up
             to ``held_since``.
         accelerators: how many it holds now, 0 while it does not run.
@@ -53,6 +54,7 @@ class TrialProgress:
     attempts: int = 0
     epochs: dict[int, Mapping[str, float | None]] = field(default_factory=dict)
     outcome: TrialOutcome | None = None
+    promoted: dict[int, str] = field(default_factory=dict)
     accelerator_seconds: float = 0.0
     accelerators: float = 0.0
     held_since: float = 0.0
@@ -171,6 +173,12 @@ class StudyState:
                 trial = self.trials[event["trial"]]
                 trial.state, trial.reason, trial.attempts = "running", None, event["attempt"]
                 trial.hold(self._accelerators(event), self.last_event_time)
+            case "trial_paused":
+                self.trials[event["trial"]].state = "paused"
+            case "trial_promoted":
+                trial = self.trials[event["trial"]]
+                trial.promoted[event["epoch"]] = event["reason"]
+                trial.reason = f"promoted at epoch {event['epoch']}: {event['reason']}"
             case "epoch":
                 trial = self.trials[event["trial"]]
                 if event["epoch"] not in trial.epochs:  # journals of earlier versions have some twice

@@ -116,6 +116,11 @@ class StudyWriter:
             self._annotate(line)
         elif event["event"] == "trial_started":
             self._start_trial(event)
+        elif event["event"] == "trial_paused":
+            self._set_tags(self._trial_run(event["trial"], event["time"]), {"state": "paused"})
+        elif event["event"] == "trial_promoted":
+            why = f"promoted at epoch {event['epoch']}: {event['reason']}"
+            self._set_tags(self._trial_run(event["trial"], event["time"]), {"reason": why})
         elif event["event"] == "epoch":
             self.write_epochs(run, [event])
         elif event["event"] == "trial_ended":

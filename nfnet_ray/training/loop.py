@@ -26,7 +26,7 @@ from nfnet_ray.training.evaluation import evaluate, evaluate_signal
 from nfnet_ray.training.measurement.clock import Clock
 from nfnet_ray.training.run import Position, Run, open_run
 
-Ending = Literal["finished", "diverged", "stopped"]
+Ending = Literal["finished", "paused", "diverged", "stopped"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ def train(
     context: Context,
     clock: Clock | None = None,
     *,
+    until_epoch: int | None = None,
     data_fingerprint: str | None = None,
     force_resume: bool = False,
 ) -> Outcome:
@@ -58,7 +59,8 @@ def train(
 
     Resumes from the Context's latest checkpoint if there is one, also in the middle of an epoch. The result depends on
     the Recipe, the data and the number of workers and threads; not on what ran in this process before, nor on where the
-    run was interrupted. ``clock`` is one that has been running since the run was asked for.
+    run was interrupted. ``clock`` is one that has been running since the run was asked for. With ``until_epoch`` the
+    run pauses after that epoch, with a checkpoint; the schedule remains that of all epochs.
 
     Raises UserError for data or a checkpoint that does not fit the Recipe; with ``force_resume`` it warns of a
     checkpoint of another Recipe or other data. Raises DataChangedError if the data set is not that of
@@ -78,7 +80,8 @@ def train(
 
         # ---- Epoch by epoch: train, evaluate, save, report ---------------------------------------------------------
 
-        while at.epoch < asked.schedule.epochs:
+        last_epoch = min(until_epoch or asked.schedule.epochs, asked.schedule.epochs)
+        while at.epoch < last_epoch:
             if at.batches == 0:
                 torch.manual_seed(network_seed(asked.seed, at.epoch, context.rank))
                 run.sums = EpochSums(context)
@@ -86,13 +89,13 @@ def train(
             ended = train_epoch(run, at)
             if ended:
                 return ended
-            finished = finish_epoch(run, at)
+            finished = finish_epoch(run, at, pauses=at.epoch + 1 == last_epoch < asked.schedule.epochs)
             if isinstance(finished, Outcome):
                 return finished
             at = finished
 
         saver.finish()
-        return _ended(run, at, "finished")
+        return _ended(run, at, "paused" if last_epoch < asked.schedule.epochs else "finished")
 
 
 def train_epoch(run: Run, at: Position) -> Outcome | None:
@@ -131,7 +134,7 @@ def train_epoch(run: Run, at: Position) -> Outcome | None:
     return None
 
 
-def finish_epoch(run: Run, at: Position) -> Position | Outcome:
+def finish_epoch(run: Run, at: Position, *, pauses: bool) -> Position | Outcome:
     """Evaluates after an epoch's last batch, saves and reports. Returns the position at the start of the next epoch.
 
     ``at`` is where the epoch began. Returns an Outcome if the validation loss is not finite: the run ends.
@@ -167,7 +170,7 @@ def finish_epoch(run: Run, at: Position) -> Position | Outcome:
     # ---- Save, then report: what was reported is never trained again ----
     clock.enter("checkpoint")
     finished = Position(at.epoch + 1, metrics=metrics | clock.metrics())
-    run.save(finished)
+    run.save(finished, paused=pauses)
     clock.enter("report")
     context.report(finished.metrics)
     return finished

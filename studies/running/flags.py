@@ -304,6 +304,12 @@ def study_parser(program: StudyProgram, file: Path) -> argparse.ArgumentParser:
     what.add_argument(
         "--seeds", type=positive, metavar="N", help="repeat each setting with N seeds (default: 1)"
     )
+    what.add_argument(
+        "--early-stopping",
+        metavar="RULE",
+        help="which trials end early: synchronous, asynchronous, median, hyperband or none, with options such as "
+        "synchronous:eta=4,first_rung=6 (default: the study's own; docs/early_stopping.md)",
+    )
     add_settings(what, "set a field of the Recipe; setting a swept field fixes it for all trials")
     shape = parser.add_argument_group("resources of a trial")
     shape.add_argument(

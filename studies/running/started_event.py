@@ -37,7 +37,7 @@ def started_event(
         "space": {name: domain_to_json(domain) for name, domain in study.space.items()},
         "seeds": list(study.seeds),
         "epochs": study.epochs,
-        "halving": study.halving.description() if study.halving else None,
+        "halving": study.halving_description(),
         "worker": {
             "workers": worker.workers,
             "cpus": worker.cpus,

@@ -12,6 +12,7 @@ from nfnet_ray.cluster.connection.resources import Resources, WorkerResources
 from nfnet_ray.command_line.interruption import EXIT_INTERRUPTED
 from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.errors import UserError
+from nfnet_ray.study.halving import parse_halving
 from nfnet_ray.study.study import Study
 from nfnet_ray.tracking.events import StudyDescription, StudyStarted
 from nfnet_ray.tracking.state import StudyState
@@ -30,6 +31,7 @@ class StudyRequest(Request):
     own: Mapping[str, Any] = field(default_factory=dict)
     trials: int | None = None
     seeds: int | None = None
+    early_stopping: str | None = None
     workers_per_trial: int | None = None
     trials_at_once: int | None = None
 
@@ -47,6 +49,7 @@ class StudyRequest(Request):
             "--trials": self.trials,
             "--epochs": self.epochs,
             "--seeds": self.seeds,
+            "--early-stopping": self.early_stopping,
             "--set": self.settings or None,
             "--workers-per-trial": self.workers_per_trial,
             "--cpus-per-worker": self.cpus_per_worker,
@@ -77,6 +80,7 @@ class StudyRequest(Request):
                 for name, choices in study.space.items()
             },
             seeds=seeds,
+            halving=parse_halving(self.early_stopping) if self.early_stopping else study.halving,
             trial_limit=self.trials or study.trial_limit,
         )
 
@@ -143,9 +147,8 @@ class TuneRunner:
 
         with waiting_is_explained(wanted, running.worker, running.note):
             run_trials(
-                running.trials,
                 running.study,
-                running.data.fingerprint,
+                running.data,
                 running.recorder,
                 running.directory,
                 running.trials_at_once,
@@ -158,7 +161,7 @@ class TuneRunner:
 
     def ending(self, _study: Study, progress: StudyState) -> Ending:
         states = {trial.state for trial in progress.trials.values()}
-        if states & {None, "running", "interrupted"}:
+        if states & {None, "running", "paused", "interrupted"}:
             return Ending(EXIT_INTERRUPTED, "Stopped; what was finished is kept. Resume with:")
         if "failed" in states:
             return Ending(EXIT_FAILED_TRIALS, "Some trials failed. Run them again with:")

@@ -20,8 +20,9 @@ from data_prep.digits import describe_digits
 from nfnet_ray.metric import METRIC
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.study.display import StudyDisplay
+from nfnet_ray.study.halving import Halving
 from nfnet_ray.study.plan import epoch_arithmetic
-from nfnet_ray.study.study import Halving, Study
+from nfnet_ray.study.study import Study
 from nfnet_ray.study.time_left import TimeLeft
 from studies.agc_sweep import agc_sweep
 from tests.cluster.screen import Screen, run_on_terminal
@@ -155,7 +156,9 @@ def test_the_time_left_is_near_the_truth() -> None:
 def test_the_time_left_begins_as_the_plan_has_it_and_follows_what_halving_may_stop() -> None:
     """Four trials of 8 epochs of a second, two side by side, halved after 2 and 4 epochs."""
     recipe = Recipe().with_values({"schedule.epochs": 8})
-    study = Study("s", "?", recipe, {"batch_size": (1, 2, 3, 4)}, halving=Halving(2))
+    study = Study(
+        "s", "?", recipe, {"batch_size": (1, 2, 3, 4)}, halving=Halving(2, 2.0, "asynchronous", finalists=1)
+    )
     progress = study.waiting_state()
     left = TimeLeft(study, progress, dict.fromkeys(progress.trials, 1.0))
     names = list(progress.trials)

@@ -12,14 +12,18 @@ import pytest
 
 from nfnet_ray.cluster.connection.resources import WorkerResources
 from nfnet_ray.cluster.driver import run_trials
+from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.metric import METRIC
 from nfnet_ray.recipe import Recipe
+from nfnet_ray.study.halving import Halving
 from nfnet_ray.study.recorder import Recorder
-from nfnet_ray.study.study import Halving, Study
+from nfnet_ray.study.study import Study
 from nfnet_ray.tracking.events import JOURNAL_FILE, Journal, read_events
 
 RECIPE = Recipe().with_values({"model.name": "nfnet_pico", "schedule.epochs": 8})
-STUDY = Study("s", "?", RECIPE, {"optimizer.agc.clip_factor": (0.01, 0.02)}, halving=Halving(grace_epochs=4))
+STUDY = Study(
+    "s", "?", RECIPE, {"optimizer.agc.clip_factor": (0.01, 0.02)}, halving=Halving(4, 2.0, finalists=1)
+)
 FIRST, SECOND = (trial.name for trial in STUDY.trials())
 MEASURED = {METRIC: 0.5, "validation_loss": 1.25, "train_seconds": 3.5, "images_per_second": 700.0}
 
@@ -78,7 +82,7 @@ def test_an_epoch_that_came_out_differently_replaces_the_first_and_is_said(
     )
 
 
-def test_a_trial_whose_driver_was_killed_before_it_could_say_stopped_is_stopped(
+def test_a_trial_whose_driver_was_killed_before_it_could_give_it_up_is_given_up(
     recorder: Recorder, tmp_path: Path
 ) -> None:
     """Nothing is started: there is no Ray here."""
@@ -87,11 +91,13 @@ def test_a_trial_whose_driver_was_killed_before_it_could_say_stopped_is_stopped(
         for epoch in range(1, 5):
             recorder.record_epoch(trial, epoch, MEASURED | {METRIC: top1 + epoch / 100})
     recorder.end_trial(FIRST, "finished", None)
-    left = [trial for trial in STUDY.trials() if trial.name == SECOND]
-    worker = WorkerResources(1, 1, 0.0)
-    run_trials(left, STUDY, "0123456789ab", recorder, tmp_path, 1, worker, threading.Event())
+    data = DatasetSummary(Path("digits"), 1437, 360, tuple("0123456789"), "0123456789ab", (32, 32))
+    run_trials(STUDY, data, recorder, tmp_path, 1, WorkerResources(1, 1, 0.0), threading.Event())
     ended = recorder.state.trials[SECOND]
-    assert (ended.state, ended.reason) == ("stopped", "not in the best half after epoch 4")
+    assert (ended.state, ended.reason) == (
+        "stopped",
+        "given up at epoch 4: 24.0%, 2nd of 2; the 1st had 94.0%",
+    )
 
 
 def test_the_time_of_drivers_that_were_killed_is_counted() -> None:

@@ -1,24 +1,23 @@
-"""A study's trials, their names and order, early stopping within a stratum, and what a journal remembers."""
+"""A study's trials, their names and order, and what a journal remembers."""
 
 from __future__ import annotations
 
 import io
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from nfnet_ray.cluster.scheduler import StratifiedHalving
 from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.errors import UserError
 from nfnet_ray.metric import METRIC
 from nfnet_ray.recipe import Recipe, RecipeError
 from nfnet_ray.study.display import StudyDisplay, reported_epochs, trial_table
 from nfnet_ray.study.epochs_done import note_progress
+from nfnet_ray.study.halving import Halving
 from nfnet_ray.study.plan import check_trials, estimate_cost, training_multiply_adds
-from nfnet_ray.study.study import Halving, Study
+from nfnet_ray.study.study import Study
 from nfnet_ray.tracking.events import Journal
 from nfnet_ray.tracking.state import StudyState
 
@@ -85,86 +84,13 @@ def started_event(study: Study) -> Any:
             "question": study.question,
             "space": {name: list(values) for name, values in study.space.items()},
             "seeds": list(study.seeds),
-            "halving": study.halving.description() if study.halving else None,
+            "halving": study.halving_description(),
             "recipe": study.recipe.to_values(),
         },
         "trials": [
             {"name": trial.name, "point": dict(trial.point), "recipe": {}} for trial in study.trials()
         ],
     }
-
-
-def tune_trial(name: str) -> Any:
-    """A trial as Ray Tune hands it to a scheduler, with what that reads; the id is Tune's random one."""
-    return SimpleNamespace(trial_id=f"random-{name}", config={"trial": {"name": name}})
-
-
-def decide(scheduler: StratifiedHalving, name: str, epoch: int, top1: float) -> str:
-    controller: Any = None
-    trial = tune_trial(name)
-    if epoch == 1:
-        scheduler.on_trial_add(controller, trial)
-    return scheduler.on_trial_result(controller, trial, {"epoch": epoch, METRIC: top1})
-
-
-STRATA = {"a": "batch 64", "b": "batch 64", "c": "batch 64", "x": "batch 256", "y": "batch 256"}
-
-
-def test_trials_are_stopped_by_rivals_of_their_own_stratum_only() -> None:
-    scheduler = StratifiedHalving(STRATA, Halving(grace_epochs=1), epochs=8)
-    assert decide(scheduler, "a", 1, 0.9) == "CONTINUE"
-    assert decide(scheduler, "x", 1, 0.2) == "CONTINUE"  # far below a, but first of its own
-    assert decide(scheduler, "b", 1, 0.3) == "STOP"
-    assert decide(scheduler, "y", 1, 0.3) == "CONTINUE"
-    assert decide(scheduler, "c", 1, 0.95) == "CONTINUE"
-
-
-def test_the_last_epoch_stops_nobody_so_that_a_trial_can_end_by_itself() -> None:
-    scheduler = StratifiedHalving({"a": "s"}, Halving(grace_epochs=3), epochs=8)
-    assert [decide(scheduler, "a", epoch, 0.1) for epoch in range(1, 9)] == ["CONTINUE"] * 8
-
-
-def test_after_a_restart_the_rungs_are_what_they_were() -> None:
-    reported = [("a", 1, 0.9), ("b", 1, 0.3), ("a", 2, 0.92), ("x", 1, 0.2)]
-    before = StratifiedHalving(STRATA, Halving(grace_epochs=1), epochs=8)
-    for event in reported:
-        decide(before, *event)
-    after = StratifiedHalving(STRATA, Halving(grace_epochs=1), epochs=8)
-    after.replay(reported)
-    later = [("c", 1, 0.6), ("c", 2, 0.91), ("y", 1, 0.1)]
-    assert [decide(after, *event) for event in later] == [decide(before, *event) for event in later]
-    fresh = StratifiedHalving(STRATA, Halving(grace_epochs=1), epochs=8)
-    assert decide(fresh, "c", 1, 0.1) == "CONTINUE"
-    assert decide(after, "c", 1, 0.1) == decide(before, "c", 1, 0.1)
-
-
-def test_a_trial_that_resumes_is_not_decided_about_anew() -> None:
-    """It reports the epoch of its checkpoint again, and had passed its rung when it had fewer rivals."""
-    reported = [("a", 1, 0.5), ("b", 1, 0.9), ("c", 1, 0.95)]
-    scheduler = StratifiedHalving(STRATA, Halving(grace_epochs=1), epochs=8)
-    assert scheduler.replay(reported) == {}
-    assert decide(scheduler, "a", 1, 0.5) == "CONTINUE"
-    assert decide(scheduler, "a", 2, 0.6) == "CONTINUE"
-    assert decide(scheduler, "b", 2, 0.5) == "STOP"
-
-
-def test_the_replay_names_trials_that_stop_at_what_they_reported_last() -> None:
-    scheduler = StratifiedHalving(STRATA, Halving(grace_epochs=1), epochs=8)
-    reported = [("a", 1, 0.9), ("b", 1, 0.3), ("c", 1, 0.2), ("a", 2, 0.9), ("c", 2, 0.3), ("x", 1, 0.1)]
-    # An earlier version let c continue after its rung: its later epochs stay.
-    assert scheduler.replay(reported) == {"b": 1, "c": 2}
-    scheduler = StratifiedHalving(STRATA, Halving(grace_epochs=1), epochs=8)
-    assert scheduler.replay([*reported, ("c", 3, 0.3)]) == {"b": 1}
-
-
-def test_what_stopped_a_trial_is_said_with_its_rivals() -> None:
-    space = {"optimizer.agc.clip_factor": (0.01, None), "batch_size": (64, 256)}
-    study = Study("s", "?", Recipe(), space, halving=Halving(grace_epochs=4))
-    assert study.why_stopped("clip_factor=none,batch_size=64", 4) == (
-        "not in the best half at batch_size 64 after epoch 4"
-    )
-    alone = Study("s", "?", Recipe(), {"model.name": ("nfnet_f0",)}, halving=Halving(3, reduction_factor=3))
-    assert alone.why_stopped("name=nfnet-f0", 9) == "not in the best third after epoch 9"
 
 
 def test_the_cost_counts_arithmetic_and_knows_what_halving_may_save() -> None:
@@ -176,7 +102,7 @@ def test_the_cost_counts_arithmetic_and_knows_what_halving_may_save() -> None:
     assert cost.images == 4 * 8 * (1437 // 64 * 64)
     of_an_image = training_multiply_adds(RECIPE, 10)
     assert cost.multiply_adds == cost.least_multiply_adds == pytest.approx(cost.images * of_an_image)
-    halved = Study("s", "?", RECIPE, study.space, halving=Halving(2))
+    halved = Study("s", "?", RECIPE, study.space, halving=Halving(2, 2.0, finalists=1))
     least = estimate_cost(halved, halved.trials(), data).least_multiply_adds / of_an_image
     assert least == pytest.approx(
         (2 + 2 + 4 + 8) * (1437 // 64 * 64)

@@ -12,8 +12,9 @@ from nfnet_ray.errors import UserError
 from nfnet_ray.models.catalogue import count_multiply_adds
 from nfnet_ray.models.published import published_recipe
 from nfnet_ray.recipe import Recipe
+from nfnet_ray.study.halving import Halving
 from nfnet_ray.study.plan import StudyCost, check_trials, estimate_cost
-from nfnet_ray.study.study import Halving, Study
+from nfnet_ray.study.study import Study
 
 DATA = DatasetSummary(Path("x"), 1000, 100, tuple("abcdefghij"), "0", None)
 
@@ -65,7 +66,9 @@ def test_a_study_that_may_be_stopped_early_is_stopped_at_small_images() -> None:
         "batch_size": 100,
     }
     growing = Recipe().with_values(values | {"schedule.epochs": 3, "data.progressive.end_epoch": 1})
-    study = Study("s", "?", growing, {"optimizer.agc.clip_factor": (0.01, 0.02)}, halving=Halving(1, 4.0))
+    study = Study(
+        "s", "?", growing, {"optimizer.agc.clip_factor": (0.01, 0.02)}, halving=Halving(1, 4.0, finalists=1)
+    )
     least = estimate_cost(study, study.trials(), DATA).least_multiply_adds
     one = [count_multiply_adds("nfnet_pico", size, 10) * 3 * 1000 for size in (16, 32)]
     assert least == pytest.approx(2 * one[0] + 2 * one[1])  # one trial after its first epoch, one at its end

@@ -40,7 +40,7 @@ def interrupted_study() -> list[Event]:
     failed: Any = first[-1] | {"state": "failed", "reason": "its worker died"}
     resumed: Any = {"event": "study_resumed", "time": second[1]["time"] + 100, "changed": {"batch_size": 8}}
     again: Any = [event | {"time": event["time"] + 1000} for event in first]
-    unknown: Any = {"event": "trial_paused", "time": 1.0, "trial": FIRST}
+    unknown: Any = {"event": "trial_admired", "time": 1.0, "trial": FIRST}
     return [started, *first[:-1], failed, *second[:2], resumed, unknown, *second[2:], *again, whole[-1]]
 
 

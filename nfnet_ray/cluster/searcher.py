@@ -1,0 +1,64 @@
+"""Gives Ray Tune the next leg of a study whenever it asks for a trial.
+
+For Tune each leg is a trial. Its own schedulers can end trials, but ASHA cannot let one wait at a rung and continue
+later (ray#32634), and Tune does not save a scheduler's state (ray#30838). Here the journal has everything.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from ray.tune.search import Searcher
+
+from nfnet_ray.cluster.mailbox import Register
+from nfnet_ray.cluster.messages import WorkerConfig
+from nfnet_ray.study.decisions import Leg
+from nfnet_ray.study.legs import Legs
+
+
+class LegSearcher(Searcher):
+    """What Tune asks for the next trial.
+
+    Args:
+        config: the configuration of the workers of a leg.
+        stop: when it is set, no more legs are handed out.
+    """
+
+    def __init__(self, legs: Legs, config: Callable[[Leg], WorkerConfig], stop: threading.Event) -> None:
+        super().__init__()
+        self._legs, self._config, self._stop = legs, config, stop
+        self.registers: dict[str, Register] = {}
+        """{trial: where the workers of its latest leg read what they are asked to do}."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its searcher into its own state, which this project does not use."""
+        return {}
+
+    def __deepcopy__(self, _memo: dict[int, Any]) -> LegSearcher:
+        """Tune copies its configuration, and has to ask this one."""
+        return self
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # Tune says less
+        """``{"trial": configuration}``; None: ask again; ``FINISHED``: no leg will come any more."""
+        del trial_id
+        if self._stop.is_set():
+            return self.FINISHED
+        leg = self._legs.next()
+        if leg is None:
+            return None if self._legs.running else self.FINISHED
+        config = self._config(leg)
+        self.registers[leg.trial] = Register(config["mailbox"])
+        return {"trial": config}
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """The journal's callback has it already."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Keeps nothing: the journal has everything."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing is kept."""

@@ -1,0 +1,69 @@
+"""The legs of a study that one driver runs: which is next, and the record of how each ended and what that decided."""
+
+from __future__ import annotations
+
+from nfnet_ray.study.decisions import Decider, Leg
+from nfnet_ray.study.recorder import Recorder
+from nfnet_ray.study.study import Study
+from nfnet_ray.tracking.events import TrialOutcome, trial_paused, trial_promoted, trial_started
+
+
+class Legs:
+    """Hands out legs, one whenever a place is free.
+
+    Args:
+        validation_images: on how many images accuracies are measured, which says how noisy they are.
+    """
+
+    def __init__(self, study: Study, validation_images: int, recorder: Recorder) -> None:
+        self._decider, self._recorder = Decider(study, validation_images), recorder
+        self.running: dict[str, Leg] = {}
+        """{trial: its leg}, of the legs that were handed out and have not ended."""
+        trials = recorder.state.trials.values()
+        self._again = {trial.name for trial in trials if trial.state == "failed"}
+        self._interrupted: set[str] = set()
+        self._decide()  # a driver that was killed may have left a decision undone
+
+    def next(self) -> Leg | None:
+        """The leg to run next, from now on as running; None if none can start now."""
+        busy = {*self.running, *self._interrupted}
+        leg = self._decider.next_leg(self._recorder.state, busy, self._again)
+        if leg is not None:
+            self.running[leg.trial] = leg
+            self._again.discard(leg.trial)
+        return leg
+
+    def start(self, name: str) -> None:
+        """Records that a leg has started. One that continues a paused trial is in the same attempt."""
+        trial = self._recorder.state.trials[name]
+        self._recorder.record(trial_started(name, trial.attempts + (trial.state != "paused")))
+
+    def pause(self, name: str) -> None:
+        """Records that a trial has reached its rung, and what that decides."""
+        self._recorder.record(trial_paused(name, self.running[name].until))
+        self._leave(name)
+
+    def end(self, name: str, state: TrialOutcome, reason: str | None) -> None:
+        """Records that a trial has ended, and what that decides of the others."""
+        self._recorder.end_trial(name, state, reason)
+        if state == "interrupted":
+            self._interrupted.add(name)
+        self._leave(name)
+
+    def _leave(self, name: str) -> None:
+        del self.running[name]
+        self._decide()
+
+    def _decide(self) -> None:
+        """Records every decision that what is known allows; one may allow others."""
+        state = self._recorder.state
+        while decisions := self._decider.decisions(state, self.running, self._again):
+            for decision in decisions:
+                if decision.verdict == "promoted":
+                    event = trial_promoted(decision.trial, decision.epoch, decision.reason)
+                    self._recorder.record(event)
+                else:
+                    why = f"given up at epoch {decision.epoch}: {decision.reason}"
+                    self._recorder.end_trial(decision.trial, "stopped", why)
+            if self._recorder.lost:
+                return

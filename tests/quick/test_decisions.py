@@ -1,0 +1,383 @@
+"""Which trials continue is decided by accuracies alone: not by who is first, on how many places, or after a kill."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nfnet_ray.errors import UserError
+from nfnet_ray.metric import METRIC
+from nfnet_ray.recipe import Recipe
+from nfnet_ray.study import Halving, Study
+from nfnet_ray.study.decisions import groups, noise
+from nfnet_ray.study.halving import parse_halving
+from nfnet_ray.study.legs import Legs
+from nfnet_ray.study.recorder import Recorder
+from nfnet_ray.tracking.events import Event, Journal, read_events
+from nfnet_ray.tracking.state import StudyState
+
+IMAGES = 50_000
+EPOCHS = 27
+RECIPE = Recipe().with_values({"schedule.epochs": EPOCHS, "schedule.warmup_epochs": 0.0})
+Curves = Mapping[str, list[float | None]]
+"""{trial: its accuracy after each epoch}; None: it diverges in that epoch."""
+
+
+def study_of(trials: int, halving: Halving | None, seeds: int = 1) -> Study:
+    factors = tuple((number + 1) / 1000 for number in range(trials))
+    return Study("s", "?", RECIPE, {"optimizer.agc.clip_factor": factors}, tuple(range(seeds)), halving)
+
+
+class InMemory(Journal):
+    """A journal that keeps its events in a list."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def append(self, event: Event) -> None:
+        self.events.append(event)
+
+
+class Killed(Exception):
+    """The driver was killed."""
+
+
+def nothing(*_: Any) -> None:
+    """Does nothing."""
+
+
+class Simulation:
+    """A study whose trials have made-up curves, trained on some places at speeds that chance decides."""
+
+    def __init__(self, study: Study, curves: Curves, images: int = IMAGES) -> None:
+        self.study, self.curves, self.images = study, curves, images
+        self.state = study.waiting_state()
+        self.journal = InMemory()
+
+    def run(self, places: int, chance: random.Random, kill_after: int | None = None) -> StudyState:
+        """Runs to the end, or is killed when the journal has so many events."""
+
+        def die_perhaps() -> None:
+            if kill_after is not None and len(self.journal.events) >= kill_after:
+                raise Killed
+
+        recorder = Recorder(self.journal, self.state, die_perhaps, nothing)
+        legs = Legs(self.study, self.images, recorder)
+        while True:
+            while len(legs.running) < places and (leg := legs.next()) is not None:
+                legs.start(leg.trial)
+            if not legs.running:
+                return self.state
+            leg = chance.choice(list(legs.running.values()))
+            epoch = self.state.trials[leg.trial].epoch
+            if epoch < leg.until:
+                top1 = self.curves[leg.trial][epoch]
+                if top1 is None:
+                    legs.end(leg.trial, "diverged", None)
+                    continue
+                recorder.record_epoch(leg.trial, epoch + 1, {METRIC: top1, "epoch": epoch + 1})
+                epoch += 1
+            if epoch == self.study.epochs:
+                legs.end(leg.trial, "finished", None)
+            elif epoch == leg.until:
+                legs.pause(leg.trial)
+
+    def resumed(self) -> Simulation:
+        """The same study as whoever resumes it sees it: from its journal."""
+        after = Simulation(self.study, self.curves, self.images)
+        after.journal.events = list(self.journal.events)
+        for event in self.journal.events:
+            after.state.apply(event)
+        return after
+
+
+def outcome(state: StudyState) -> dict[str, tuple[Any, int, list[int]]]:
+    """{trial: how it ended, after how many epochs, and where it was promoted}."""
+    return {name: (trial.state, trial.epoch, sorted(trial.promoted)) for name, trial in state.trials.items()}
+
+
+def random_curves(study: Study, chance: random.Random, diverge: float = 0.1, grain: int = 1000) -> Curves:
+    """Accuracies in steps of 1 / ``grain``, so that a coarse one makes ties."""
+
+    def curve() -> list[float | None]:
+        values: list[float | None] = [chance.randrange(grain + 1) / grain for _ in range(study.epochs)]
+        if chance.random() < diverge:
+            values[chance.randrange(study.epochs)] = None
+        return values
+
+    return {trial.name: curve() for trial in study.trials()}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    trials=st.integers(1, 14),
+    rule=st.sampled_from(["synchronous", "hyperband"]),
+    eta=st.sampled_from([2.0, 3.0, 4.0]),
+    finalists=st.integers(1, 4),
+    cohort=st.sampled_from([None, 5]),
+    grain=st.sampled_from([4, 1000]),
+    images=st.sampled_from([60, 50_000]),
+    seed=st.integers(0, 10**6),
+)
+def test_decisions_are_the_same_on_any_number_of_places_and_in_any_order(
+    trials: int, rule: Any, eta: float, finalists: int, cohort: int | None, grain: int, images: int, seed: int
+) -> None:
+    chance = random.Random(seed)
+    study = study_of(trials, Halving(1, eta, rule, finalists, cohort), seeds=2)
+    curves = random_curves(study, chance, grain=grain)
+    outcomes = [
+        outcome(Simulation(study, curves, images).run(places, random.Random(order)))
+        for places, order in ((1, 0), (2, 1), (3, 2), (8, 3), (8, 4))
+    ]
+    assert all(other == outcomes[0] for other in outcomes)
+    assert {state for state, _, _ in outcomes[0].values()} <= {"finished", "stopped", "diverged"}
+    for group in groups(study):
+        complete = sum(outcomes[0][name][0] == "finished" for name in group.trials)
+        diverged = sum(outcomes[0][name][0] == "diverged" for name in group.trials)
+        assert complete + diverged >= min(finalists, len(group.trials))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rule=st.sampled_from(["synchronous", "hyperband", "asynchronous", "median"]),
+    places=st.integers(1, 3),
+    seed=st.integers(0, 10**6),
+)
+def test_a_driver_that_is_killed_at_any_event_decides_the_same_when_it_is_resumed(
+    rule: Any, places: int, seed: int
+) -> None:
+    """Exactly the same where decisions do not depend on the order; elsewhere nothing that was decided changes."""
+    chance = random.Random(seed)
+    study = study_of(9, Halving(1, 3.0, rule))
+    curves = random_curves(study, chance)
+    whole = Simulation(study, curves).run(places, random.Random(seed))
+    simulation = Simulation(study, curves)
+    while True:
+        killed_at = len(simulation.journal.events) + chance.randrange(1, 40)
+        try:
+            end = simulation.run(places, chance, kill_after=killed_at)
+            break
+        except Killed:
+            decided = outcome(simulation.state)
+            simulation = simulation.resumed()
+            assert outcome(simulation.state) == decided
+    if rule in ("synchronous", "hyperband"):
+        assert outcome(end) == outcome(whole)
+    assert {trial.state for trial in end.trials.values()} <= {"finished", "stopped", "diverged"}
+    decisions = [
+        (event["trial"], event["epoch"])
+        for event in simulation.journal.events
+        if event["event"] == "trial_promoted"
+    ]
+    assert len(decisions) == len(set(decisions))
+
+
+def curves_by(study: Study, accuracy: Callable[[int], float]) -> Curves:
+    """Flat curves: the accuracy of each trial, by its number."""
+    return {trial.name: [accuracy(number)] * study.epochs for number, trial in enumerate(study.trials())}
+
+
+def test_the_best_third_of_each_rung_continues() -> None:
+    study = study_of(27, Halving(1, 3.0, finalists=1))
+    end = Simulation(study, curves_by(study, lambda number: 0.3 + number / 50)).run(2, random.Random(0))
+    reached = [trial.epoch for trial in end.trials.values()]
+    assert reached == [1] * 18 + [3] * 6 + [9] * 2 + [27]
+
+
+def test_a_trial_continues_and_ends_as_soon_as_that_is_certain() -> None:
+    """With two of four behind it at most, whatever they reach, the second of four does not wait."""
+    study = study_of(4, Halving(1, 2.0, finalists=1))
+    names = [trial.name for trial in study.trials()]
+    simulation = Simulation(study, curves_by(study, lambda number: [0.9, 0.8, 0.1, 0.5][number]))
+    recorder = Recorder(simulation.journal, simulation.state, nothing, nothing)
+    legs = Legs(study, IMAGES, recorder)
+
+    def reach_rung() -> None:
+        leg = legs.next()
+        assert leg is not None
+        legs.start(leg.trial)
+        recorder.record_epoch(leg.trial, leg.until, {METRIC: simulation.curves[leg.trial][0], "epoch": 1})
+        legs.pause(leg.trial)
+
+    reach_rung()
+    reach_rung()
+    assert not any(trial.promoted for trial in simulation.state.trials.values())
+    reach_rung()
+    first, second, third, _ = (simulation.state.trials[name] for name in names)
+    assert first.reason == "promoted at epoch 1: 90.0%, 1st or lower of 4"
+    assert not second.promoted  # the fourth may be better than it
+    assert (third.state, third.reason) == (
+        "stopped",
+        "given up at epoch 1: 10.0%, 3rd or lower of 4; the 2nd has at least 80.0%",
+    )
+    leg = legs.next()
+    assert leg is not None
+    assert (leg.trial, leg.until) == (names[0], 2)  # the one that is furthest comes before a new one
+
+
+def test_the_reason_says_the_place_and_the_threshold() -> None:
+    study = study_of(6, Halving(4, 2.0))
+    end = Simulation(study, curves_by(study, lambda number: 0.95 - number / 50)).run(8, random.Random(0))
+    last = end.trials[study.trials()[-1].name]
+    assert last.state == "stopped"
+    assert last.reason is not None
+    assert last.reason.startswith("given up at epoch 4: 85.0%, ")
+    assert "the 3rd ha" in last.reason
+
+
+def test_trials_that_are_equal_within_noise_both_continue() -> None:
+    assert noise(0.5, 100) == pytest.approx(0.05)
+    study = study_of(4, Halving(1, 4.0, finalists=1))
+
+    def finished(gap: float) -> int:
+        values = [0.5, 0.5 - gap, 0.2, 0.1]
+        end = Simulation(study, curves_by(study, lambda number: values[number]), images=100).run(
+            2, random.Random(0)
+        )
+        return sum(trial.state == "finished" for trial in end.trials.values())
+
+    assert finished(gap=0.04) == 2
+    assert finished(gap=0.06) == 1
+
+
+def test_trials_compete_under_their_own_conditions_and_seed_only() -> None:
+    space = {"optimizer.agc.clip_factor": (0.01, 0.02), "batch_size": (64, 256)}
+    study = Study("s", "?", RECIPE, space, seeds=(0, 1), halving=Halving(1, 2.0, finalists=1))
+    curves = curves_by(study, lambda number: 0.9 if number < 2 else 0.1 + number / 100)
+    end = Simulation(study, curves).run(2, random.Random(0))
+    for group in groups(study):
+        assert len(group.trials) == 2
+        assert sorted(str(end.trials[name].state) for name in group.trials)[0] == "finished"
+    assert len({trial.stratum for trial in study.trials()}) == len(groups(study)) == 4
+
+
+def test_asynchronous_promotion_never_waits_while_there_is_a_new_trial() -> None:
+    study = study_of(9, Halving(1, 3.0, "asynchronous"))
+    curves = curves_by(study, lambda number: 0.1 + number / 20)
+    simulation = Simulation(study, curves)
+    end = simulation.run(1, random.Random(0))
+    promoted = [event["trial"] for event in simulation.journal.events if event["event"] == "trial_promoted"]
+    started = [event["trial"] for event in simulation.journal.events if event["event"] == "trial_started"]
+    names = [trial.name for trial in study.trials()]
+    assert promoted[0] == names[2]  # the best of the first three, before the fourth has begun
+    assert started.index(names[3]) > started.index(names[2])
+    assert sum(trial.state == "finished" for trial in end.trials.values()) >= 3
+
+
+def test_the_median_rule_compares_with_those_that_were_there_before() -> None:
+    study = study_of(5, Halving(9, rule="median", finalists=3))
+    values = [0.5, 0.6, 0.7, 0.55, 0.65]
+    end = Simulation(study, curves_by(study, lambda number: values[number])).run(1, random.Random(0))
+    states = [trial.state for trial in end.trials.values()]
+    assert states == ["finished", "finished", "finished", "stopped", "finished"]
+    assert list(end.trials.values())[3].reason == (
+        "given up at epoch 9: 55.0%; the median of the 3 before it is 60.0%"
+    )
+
+
+@pytest.mark.parametrize(
+    ("epochs", "warmup", "rungs"),
+    [
+        (8, 1.0, [2, 6]),
+        (90, 5.0, [10, 30]),
+        (360, 5.0, [14, 42, 126]),
+        (27, 0.0, [1, 3, 9]),
+        (1, 0.0, []),
+        (4, 2.0, []),
+    ],
+)
+def test_the_first_rung_is_after_twice_the_warm_up(epochs: int, warmup: float, rungs: list[int]) -> None:
+    schedule = RECIPE.with_values({"schedule.epochs": epochs, "schedule.warmup_epochs": warmup}).schedule
+    assert Halving().rungs(schedule) == rungs
+
+
+def test_rungs_at_which_all_would_continue_are_left_out() -> None:
+    schedule = RECIPE.schedule
+    assert Halving(1).ladder(6, schedule) == [(1, 3)]
+    assert Halving(1).ladder(30, schedule) == [(1, 10), (3, 4), (9, 3)]
+    assert Halving(1).ladder(3, schedule) == []
+
+
+def test_hyperband_deals_most_trials_to_the_bracket_that_starts_first() -> None:
+    sizes = [len(group.trials) for group in groups(study_of(22, Halving(1, 3.0, "hyperband", finalists=1)))]
+    assert len(sizes) == 4
+    assert sum(sizes) == 22
+    assert sizes == sorted(sizes, reverse=True)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"eta": 1.0}, {"first_rung": 0}, {"finalists": 0}, {"cohort": 1}, {"rule": "best"}]
+)
+def test_a_wrong_rule_is_refused_in_one_line(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=f"early stopping: {next(iter(wrong))}="):
+        Halving(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("synchronus", "'synchronus' is no rule; did you mean synchronous"),
+        ("synchronous:etta=3", "'etta' is no option; did you mean eta"),
+        ("synchronous:eta=x", "'eta=x' is not allowed; eta takes a number"),
+        ("synchronous:eta=1", "eta=1.0 is not allowed"),
+        ("none:eta=3", "'none' is no rule"),
+    ],
+)
+def test_a_wrong_rule_on_the_command_line_is_refused_in_one_line(text: str, said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse_halving(text)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_journals_of_earlier_versions_continue_as_asynchronous_halving() -> None:
+    before = Halving.from_description({"grace_epochs": 4, "reduction_factor": 2.0})
+    assert before == Halving(4, 2.0, "asynchronous", finalists=1)
+    study = study_of(4, before)
+    a, b, *_ = (trial.name for trial in study.trials())
+    simulation = Simulation(study, curves_by(study, lambda number: 0.9 - number / 10))
+    for name, epochs, top1 in ((a, 6, 0.5), (b, 4, 0.3)):  # a was let through epoch 4 and says nothing of it
+        simulation.state.trials[name].epochs = {epoch: {METRIC: top1} for epoch in range(1, epochs + 1)}
+        simulation.state.trials[name].state = "interrupted"
+    legs = Legs(study, IMAGES, Recorder(simulation.journal, simulation.state, nothing, nothing))
+    leg = legs.next()
+    assert leg is not None
+    assert (leg.trial, leg.until) == (a, 8)
+
+
+def test_decisions_are_read_back_from_a_journal(tmp_path: Path) -> None:
+    study = study_of(6, Halving(1, 3.0))
+    simulation = Simulation(study, random_curves(study, random.Random(3)))
+    end = simulation.run(2, random.Random(0))
+    with Journal(tmp_path / "journal.jsonl") as journal:
+        for event in simulation.journal.events:
+            journal.append(event)
+    state = study.waiting_state()
+    for event, _ in read_events(tmp_path / "journal.jsonl"):
+        state.apply(event)
+    assert outcome(state) == outcome(end)
+    assert [trial.reason for trial in state.trials.values()] == [
+        trial.reason for trial in end.trials.values()
+    ]
+
+
+def test_a_trial_that_failed_is_run_again_by_whoever_resumes() -> None:
+    study = study_of(4, Halving(1, 2.0, finalists=1))
+    simulation = Simulation(study, curves_by(study, lambda number: 0.9 - number / 10))
+    names = [trial.name for trial in study.trials()]
+    recorder = Recorder(simulation.journal, simulation.state, nothing, nothing)
+    legs = Legs(study, IMAGES, recorder)
+    legs.next()
+    legs.start(names[0])
+    legs.end(names[0], "failed", "no memory")
+    started = {leg.trial for leg in iter(legs.next, None)}
+    assert started == set(names[1:])
+    again = Legs(study, IMAGES, Recorder(simulation.journal, simulation.state, nothing, nothing))
+    assert {leg.trial for leg in itertools.islice(iter(again.next, None), 4)} == set(names)
