@@ -409,6 +409,36 @@ def test_the_clock_adds_up_over_attempts_to_the_time_that_passed(recipe: Recipe,
     assert last["train_seconds"] < passed - last["lost_seconds"] - last["paused_seconds"]
 
 
+def test_a_run_that_pauses_at_rungs_is_the_same_to_the_bit(recipe: Recipe, tmp_path: Path) -> None:
+    """It pauses after two of its epochs, as a trial of a study does that is promoted twice."""
+    long = recipe.with_values({"schedule.epochs": 4})
+    whole_reports: list[dict[str, float]] = []
+    whole = train(
+        long, PlainContext(device=CPU, threads=1, on_report=lambda m: whole_reports.append(dict(m)))
+    )
+    reports: dict[float, dict[str, float]] = {}
+
+    def leg(until: int | None) -> Outcome:
+        context = PlainContext(
+            device=CPU,
+            threads=1,
+            checkpoints=tmp_path,
+            on_report=lambda m: reports.update({m["epoch"]: dict(m)}),
+        )
+        return train(long, context, until_epoch=until)
+
+    assert [leg(until).state for until in (1, 3)] == ["paused", "paused"]
+    paused = leg(3)  # its driver was killed before it could say so: there is nothing to train
+    assert (paused.state, paused.epochs) == ("paused", 3)
+    time.sleep(0.3)
+    last = leg(None)
+    assert (last.state, last.epochs) == ("finished", 4)
+    assert same(weights(last), weights(whole))
+    assert [timeless(reports[epoch]) for epoch in (1, 2, 3, 4)] == [timeless(m) for m in whole_reports]
+    assert reports[4]["paused_seconds"] >= 0.3
+    assert reports[4]["lost_seconds"] == 0
+
+
 def test_training_seconds_count_no_work_twice(recipe: Recipe, tmp_path: Path) -> None:
     """Steps that are thrown away by a failure are lost, and not in the training time of the run."""
     slept = 0.2

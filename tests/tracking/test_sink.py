@@ -107,6 +107,27 @@ def test_a_trial_that_was_proposed_later_has_the_run_of_a_planned_one(
     assert runs["study"].data.metrics["trials_ended"] == 3
 
 
+def test_a_trial_that_pauses_is_one_run_that_says_why_it_continues(tmp_path: Path, tracking_uri: str) -> None:
+    name = "agc_sweep-00"
+    at = next(number for number, event in enumerate(SMALL) if event["event"] == "epoch") + 1
+    time = SMALL[at]["time"]
+    paused: list[Event] = [
+        {"event": "trial_paused", "time": time, "trial": name, "epoch": 1},
+        {"event": "trial_promoted", "time": time, "trial": name, "epoch": 1, "reason": "50.0%, 2nd of 3"},
+    ]
+    write_journal(tmp_path, [*SMALL[:at], *paused])
+    deliver(tmp_path, tracking_uri)
+    run = runs_of(tracking_uri)[name]
+    assert run.info.status == "RUNNING"
+    assert run.data.tags["state"] == "paused"
+    assert run.data.tags["reason"] == "promoted at epoch 1: 50.0%, 2nd of 3"
+    again: Event = {"event": "trial_started", "time": time, "trial": name, "attempt": 1}
+    write_journal(tmp_path, [*SMALL[:at], *paused, again, *SMALL[at:]])
+    deliver(tmp_path, tracking_uri)
+    run = runs_of(tracking_uri)[name]
+    assert (run.info.status, run.data.tags["state"]) == ("FINISHED", "finished")
+
+
 def test_accuracy_and_training_time_stand_at_the_same_step_the_epoch(
     tmp_path: Path, tracking_uri: str
 ) -> None:
