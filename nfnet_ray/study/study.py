@@ -6,15 +6,23 @@ import functools
 import itertools
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from nfnet_ray.errors import UserError
 from nfnet_ray.recipe import Recipe, decisive_values
 from nfnet_ray.study.halving import Halving
+from nfnet_ray.study.search.first_points import first_points
+from nfnet_ray.study.search.model import startup_points
+from nfnet_ray.study.search.searcher import (
+    ADAPTIVE,
+    DEFAULT_SETTINGS,
+    Searcher,
+    check_search,
+    default_search,
+)
 from nfnet_ray.study.space import (
-    Point,
     SameAs,
     Space,
     all_values,
@@ -23,11 +31,10 @@ from nfnet_ray.study.space import (
     domain_from_json,
     domain_to_json,
     grid,
-    has_range,
     is_listed,
     unconditional,
 )
-from nfnet_ray.tracking.events import HalvingDescription, StudyStarted
+from nfnet_ray.tracking.events import HalvingDescription, StudyStarted, TrialPlan
 from nfnet_ray.tracking.labels import endings, value_label
 from nfnet_ray.tracking.state import StudyState
 
@@ -69,11 +76,28 @@ class Study:
     points: tuple[Mapping[str, Any], ...] | None = None
     """A plain list of {dotted name: value} to try, in place of a space. A field that a point leaves out keeps the
     Recipe's value. All points compete with each other."""
+    search: str | None = None
+    """How points of the space are found, one of :data:`nfnet_ray.study.search.searcher.SEARCHES`; None: ``grid`` for
+    lists alone, ``sobol`` as soon as there is a range."""
+    first_points: tuple[Mapping[str, Any], ...] = ()
+    """Points of the space, of an earlier study say, that a search tries first, after the Recipe's own."""
+    lag: int = 1
+    """A search that learns from results proposes setting number j by those of the settings up to number j - lag."""
+    found: tuple[Mapping[str, Any], ...] | None = None
+    """The points that a journal has, in place of those that the search would draw now."""
 
     def __post_init__(self) -> None:
         check_space(self.space)
         if self.points is not None:
             check_points(self.points, self.space)
+            if self.search is not None:
+                raise UserError(f"--search {self.search} needs a space: a list of points is tried as it is")
+        if self.search is not None:
+            check_search(self.search, self.space)
+        if self.first_points and not self.draws_points:
+            raise UserError(
+                "--from has no use where every value is tried: leave it out, or use --search sobol"
+            )
 
     @property
     def epochs(self) -> int:
@@ -92,8 +116,19 @@ class Study:
             points=tuple(told["points"]) if "points" in told else None,
             seeds=tuple(told["seeds"]),
             halving=Halving.from_description(told["halving"]) if told["halving"] else None,
-            trial_limit=len({json.dumps(plan["point"], sort_keys=True) for plan in event["trials"]}),
         )
+        distinct = {json.dumps(plan["point"], sort_keys=True): plan["point"] for plan in event["trials"]}
+        if "search" in told:
+            study = replace(
+                study,
+                search=told["search"]["name"],
+                trial_limit=told["search"]["settings"],
+                first_points=tuple(told["search"]["first_points"]),
+                lag=told["search"].get("lag", 1),
+                found=tuple(distinct.values()),
+            )
+        else:
+            study = replace(study, trial_limit=len(distinct))
         names = tuple(plan["name"] for plan in event["trials"])
         if names == tuple(trial.name for trial in study.trials()):
             return study
@@ -118,7 +153,10 @@ class Study:
         told |= {f"swept {name}": domain_to_json(domain) for name, domain in self.space.items()}
         told |= {"points": self.points} if self.points is not None else {}
         told |= {"seeds": self.seeds, "halving": self.halving_description()}
-        told["trials"] = len(self.trials())
+        if self.draws_points:
+            told |= {"search": self.search_name, "first points": self.first_points, "settings": self.settings}
+        else:
+            told["trials"] = len(self.trials())
         return {name: json.dumps(value) for name, value in told.items()}
 
     @functools.cached_property
@@ -132,17 +170,65 @@ class Study:
 
     @functools.cached_property
     def conditions(self) -> tuple[str, ...]:
-        """The fields whose values divide the trials into strata: all but the first that have a list of values."""
-        if self.points is not None:
+        """The fields whose values divide the trials into strata: all but the first that have a list of values.
+
+        None where a search learns from results: it looks for the best setting, whatever its conditions.
+        """
+        if self.points is not None or self.is_adaptive:
             return ()
         return tuple(name for name in self.fields[1:] if is_listed(self.space[name]))
 
+    @property
+    def search_name(self) -> str:
+        """The name of its search, also if it has none of its own."""
+        return self.search or default_search(self.space)
+
+    @property
+    def draws_points(self) -> bool:
+        """Whether a search draws points of its space, instead of trying every value."""
+        return self.points is None and bool(self.space) and self.search_name != "grid"
+
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether its search learns from results, so that trials are added while it runs."""
+        return self.draws_points and self.search_name in ADAPTIVE
+
+    @property
+    def settings(self) -> int:
+        """The number of settings that a search is asked for; a space of fewer points has fewer."""
+        return self.trial_limit or DEFAULT_SETTINGS
+
+    @functools.cached_property
+    def searcher(self) -> Searcher:
+        """What draws the points of its space."""
+        first = first_points(self.space, self.recipe, self.first_points) if self.draws_points else ()
+        return Searcher(self.search_name, self.space, self.recipe, first)
+
     def trials(self) -> list[Trial]:
-        """All trials in the order in which they start: seed by seed, condition by condition.
+        """All trials that are known, in the order in which they start: seed by seed, condition by condition.
+
+        Where a search learns from results they are the first ones alone, setting by setting; see :meth:`grown`.
 
         Raises RecipeError for a value that its field does not take.
         """
         return list(self._trials)
+
+    def trials_by_setting(self) -> list[tuple[Trial, ...]]:
+        """The same trials as a tuple for each setting, which has its seeds."""
+        return [self.trials_at(point) for point in self._settings]
+
+    def grown(self, state: StudyState) -> Study:
+        """The study with the points that were proposed while it ran; all seeds of a setting have to be there."""
+        numbers: dict[int, list[str]] = {}
+        for name, number in state.proposals.items():
+            numbers.setdefault(number, []).append(name)
+        known = self._settings
+        proposed = [
+            _with_tuples(state.plans[names[0]]["point"])
+            for number, names in sorted(numbers.items())
+            if number >= len(known) and len(names) == len(self.seeds)
+        ]
+        return replace(self, found=(*known, *proposed)) if proposed else self
 
     def waiting_state(self) -> StudyState:
         """The state of this study before anything has happened: all trials wait."""
@@ -152,39 +238,58 @@ class Study:
         """The description of the study's early stopping in a journal; None: no trial is stopped early."""
         return self.halving.description(self.recipe.schedule) if self.halving else None
 
-    @functools.cached_property
-    def _trials(self) -> list[Trial]:
-        points = list(itertools.islice(self._points(), self.trial_limit))
-        labels, conditions = endings(self.fields), self.conditions
+    def trials_at(self, point: Mapping[str, Any]) -> tuple[Trial, ...]:
+        """The trials of one setting, one for each seed."""
+        labels = endings(self.fields)
+        parts = {name: f"{labels[name]}={_as_file_name(value_label(value))}" for name, value in point.items()}
+        rivals = [parts[name] for name in self.conditions if name in parts]
+        values = all_values(self.space, self.recipe, point)
         trials = []
-        for seed, point in itertools.product(self.seeds, points):
-            parts = {
-                name: f"{labels[name]}={_as_file_name(value_label(value))}" for name, value in point.items()
-            }
+        for seed in self.seeds:
             own_seed = [f"seed={seed}"] if len(self.seeds) > 1 or not self.fields else []
-            rivals = [parts[name] for name in conditions if name in parts]
-            recipe = self.recipe.with_values(all_values(self.space, self.recipe, point) | {"seed": seed})
             trials.append(
                 Trial(
                     name=",".join([*parts.values(), *own_seed]) or UNCHANGED,
                     point=point,
                     stratum=",".join([*rivals, *own_seed]) if self.fields else "",
-                    recipe=recipe,
+                    recipe=self.recipe.with_values(values | {"seed": seed}),
                 )
             )
+        return tuple(trials)
+
+    def plan(self, trial: Trial) -> TrialPlan:
+        """What a journal says of a trial."""
+        changed = all_values(self.space, self.recipe, trial.point) | {"seed": trial.recipe.seed}
+        return {"name": trial.name, "point": dict(trial.point), "recipe": changed}
+
+    @functools.cached_property
+    def _trials(self) -> list[Trial]:
+        settings = self.trials_by_setting()
+        ordered = settings if self.is_adaptive else zip(*settings, strict=True)
+        trials = list(itertools.chain.from_iterable(ordered))
         if len({trial.name for trial in trials}) != len(trials):
             raise UserError(f"study {self.name}: two of its points have the same name; list each value once")
         return [trial for trial in trials if self.chosen is None or trial.name in self.chosen]
 
-    def _points(self) -> Iterable[Point]:
-        """The points in the order in which they start."""
+    @functools.cached_property
+    def _settings(self) -> list[Mapping[str, Any]]:
+        """The points that are known, in the order in which they start."""
+        if self.found is not None:
+            return [_with_tuples(point) for point in self.found]
         if self.points is not None:
-            return map(dict, self.points)
+            points: list[Mapping[str, Any]] = [dict(point) for point in self.points]
+            return points[: self.trial_limit]
         if not self.space:
             return [{}]
-        if has_range(self.space):
-            raise UserError(f"study {self.name}: a range needs a search; list values in its place")
-        return grid(self.space, self.recipe)
+        if not self.draws_points:
+            return list(itertools.islice(grid(self.space, self.recipe), self.trial_limit))
+        known = min(self.settings, startup_points(self.space)) if self.is_adaptive else self.settings
+        return list(self.searcher.planned(known))
+
+
+def _with_tuples(point: Mapping[str, Any]) -> dict[str, Any]:
+    """A point of a journal, which has lists where a Recipe has tuples."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in point.items()}
 
 
 def _as_file_name(label: str) -> str:

@@ -14,9 +14,9 @@ from nfnet_ray.cluster.connection.resources import Resources, WorkerResources
 from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.metric import METRIC
 from nfnet_ray.printable import interpreter, shell_command
-from nfnet_ray.study.space import all_values, domain_to_json
+from nfnet_ray.study.space import domain_to_json
 from nfnet_ray.study.study import Study
-from nfnet_ray.tracking.events import SourceVersion, StudyDescription, StudyStarted, TrialPlan, study_started
+from nfnet_ray.tracking.events import SourceVersion, StudyDescription, StudyStarted, study_started
 from nfnet_ray.tracking.uri import without_password
 
 
@@ -69,15 +69,15 @@ def started_event(
     }
     if study.points is not None:
         description["points"] = [dict(point) for point in study.points]
-    trials: list[TrialPlan] = [
-        {
-            "name": trial.name,
-            "point": dict(trial.point),
-            "recipe": all_values(study.space, study.recipe, trial.point) | {"seed": trial.recipe.seed},
+    if study.draws_points:
+        description["search"] = {
+            "name": study.search_name,
+            "settings": study.settings,
+            "first_points": [dict(point) for point in study.first_points],
         }
-        for trial in study.trials()
-    ]
-    return study_started(description, trials)
+    if study.is_adaptive:
+        description["search"]["lag"] = study.lag
+    return study_started(description, [study.plan(trial) for trial in study.trials()])
 
 
 def source_version(file: Path | None = None) -> SourceVersion:

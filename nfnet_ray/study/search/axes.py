@@ -1,0 +1,74 @@
+"""The free fields of a space as axes from 0 to 1: at each place of the cube that they span there is a point.
+
+A field that is tied to another one, or that has a single value, is no axis. One that exists only under a condition is
+an axis too; where it does not exist, its number is not used.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from nfnet_ray.recipe import Recipe
+from nfnet_ray.study.space import Point, Range, SameAs, Space, build_point, unconditional
+
+# The share of draws in which a range that may be none is none: one of six, as in the paper's ablation of clip factors
+# (Brock et al. 2021, section 4.1), which has five of them and no clipping.
+NONE_SHARE = 1 / 6
+
+Chooser = Callable[[str, tuple[Any, ...] | Range], Any]
+"""``choose(field, its values or range)`` returns the field's value."""
+
+
+def axis_names(space: Space) -> list[str]:
+    """The fields that are free to vary, in alphabetical order."""
+    return sorted(name for name, domain in space.items() if _is_free(unconditional(domain)))
+
+
+def point_key(point: Mapping[str, Any]) -> str:
+    """A text that equal points have in common, also after they have been through a journal."""
+    return json.dumps({name: point[name] for name in sorted(point)})
+
+
+def chosen_point(space: Space, recipe: Recipe, choose: Chooser) -> Point:
+    """The point whose free fields have the values that ``choose`` returns.
+
+    A field is chosen after those that decide whether it exists, else in alphabetical order: the order of the fields in
+    the space changes no proposal, only the order in which a point lists them.
+    """
+    alphabetical = {name: space[name] for name in sorted(space)}
+
+    def choose_or_take(name: str, domain: tuple[Any, ...] | Range) -> Any:
+        return choose(name, domain) if _is_free(domain) else domain[0]  # type: ignore[index]
+
+    point = build_point(alphabetical, recipe, choose_or_take)
+    return {name: point[name] for name in space if name in point}
+
+
+def point_at(space: Space, recipe: Recipe, place: Mapping[str, float]) -> Point:
+    """The point at a place of the cube, {axis: number from 0 to below 1}."""
+    return chosen_point(space, recipe, lambda name, domain: _value_at(domain, place[name]))
+
+
+def _is_free(domain: tuple[Any, ...] | Range | SameAs) -> bool:
+    return not isinstance(domain, SameAs) and not (isinstance(domain, tuple) and len(domain) == 1)
+
+
+def _value_at(domain: tuple[Any, ...] | Range, number: float) -> Any:
+    if isinstance(domain, tuple):
+        return domain[int(number * len(domain))]
+    if domain.or_none:
+        if number < NONE_SHARE:
+            return None
+        number = (number - NONE_SHARE) / (1 - NONE_SHARE)
+    # Each whole number has the interval from half below it to half above it.
+    margin = 0.5 if domain.integer else 0.0
+    return domain.rounded(_between(domain.low - margin, domain.high + margin, number, domain.log))
+
+
+def _between(low: float, high: float, number: float, log: bool) -> float:
+    if log:
+        return math.exp(math.log(low) + number * (math.log(high) - math.log(low)))
+    return low + number * (high - low)

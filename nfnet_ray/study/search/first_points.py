@@ -1,0 +1,96 @@
+"""The points with which a search begins: the Recipe's own, then the best ones of an earlier study.
+
+They are points and nothing else. A result of an earlier study is no result of this one, even if data and Recipe are the
+same: what a study says of a setting is in its own journal.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nfnet_ray.recipe import Recipe
+from nfnet_ray.study.search.axes import chosen_point, point_key
+from nfnet_ray.study.search.result import Result, result_of
+from nfnet_ray.study.space import Point, Range, SameAs, Space, all_values, unconditional
+from nfnet_ray.tracking.state import StudyState
+
+# Of all settings of a study, those that may come from an earlier one: most of them are to be new.
+EARLIER_SHARE = 1 / 4
+
+
+def point_within(space: Space, recipe: Recipe, values: Mapping[str, Any]) -> Point | None:
+    """The point of the space at which each of its fields has the value of ``values``, or None if there is no such.
+
+    Args:
+        recipe: of the study that is searched.
+        values: {dotted name: value} of every field of a Recipe.
+    """
+    point = chosen_point(space, recipe, lambda name, _domain: values[name])
+    everywhere = all_values(space, recipe, point)
+    for name, value in everywhere.items():
+        domain = unconditional(space[name])
+        if value != values[name] or not (isinstance(domain, SameAs) or _contains(domain, value)):
+            return None
+    return point
+
+
+def first_points(
+    space: Space, recipe: Recipe, earlier: Sequence[Mapping[str, Any]] = ()
+) -> tuple[Point, ...]:
+    """The Recipe's own point, if it lies in the space, then those of ``earlier``, each once."""
+    own = point_within(space, recipe, recipe.to_values())
+    points = {point_key(point): dict(point) for point in ([own] if own else []) + list(earlier)}
+    return tuple(points.values())
+
+
+def best_points(space: Space, recipe: Recipe, settings: int, earlier: StudyState) -> tuple[Point, ...]:
+    """The points of the best settings of an earlier study that lie in the space, the best first.
+
+    A quarter of the study's ``settings`` at most. Fields that the earlier study did not sweep have the value there that
+    its Recipe had.
+    """
+    points: dict[str, Point] = {}
+    for values in best_values(earlier):
+        point = point_within(space, recipe, values)
+        if point is not None:
+            points.setdefault(point_key(point), point)
+    return tuple(points.values())[: math.ceil(settings * EARLIER_SHARE)]
+
+
+def best_values(state: StudyState) -> list[dict[str, Any]]:
+    """{dotted name: value} of all fields of each setting of a study that came out well, the best first.
+
+    Finished ones come before those that were given up, of which the ones that came furthest are first.
+    """
+    assert state.started is not None
+    base = state.started["study"]["recipe"]
+    settings: dict[str, list[str]] = {}
+    for name, plan in state.plans.items():
+        settings.setdefault(point_key(plan["point"]), []).append(name)
+    ranked: list[tuple[tuple[bool, int, float], dict[str, Any]]] = []
+    for names in settings.values():
+        plan = state.plans[names[0]]
+        result = result_of(plan["point"], [state.trials[name] for name in names])
+        if result.state in ("finished", "given up") and result.values:
+            # Through a Recipe: a journal has lists where a Recipe has tuples.
+            values = Recipe.from_values({**base, **plan["recipe"], **plan["point"]}).to_values()
+            ranked.append((_merit(result), values))
+    ranked.sort(key=lambda entry: entry[0], reverse=True)
+    return [values for _, values in ranked]
+
+
+def _merit(result: Result) -> tuple[bool, int, float]:
+    last = max(result.values)
+    return result.state == "finished", last, result.values[last]
+
+
+def _contains(domain: tuple[Any, ...] | Range, value: Any) -> bool:
+    if isinstance(domain, tuple):
+        return value in domain
+    if value is None:
+        return domain.or_none
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return domain.low <= value <= domain.high and (not domain.integer or float(value).is_integer())

@@ -1,0 +1,163 @@
+"""A searcher: the points of a study that are known at its start, and the next one of those that learn from results."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from nfnet_ray.errors import UserError
+from nfnet_ray.recipe import Recipe
+from nfnet_ray.splitmix64 import GOLDEN, mixed
+from nfnet_ray.study.search.axes import point_key
+from nfnet_ray.study.search.model import all_numbers, asked_points, startup_points, told_study
+from nfnet_ray.study.search.result import Result
+from nfnet_ray.study.search.spread import random_points, sobol_points
+from nfnet_ray.study.space import (
+    Domain,
+    Point,
+    Range,
+    SameAs,
+    Space,
+    When,
+    domain_to_json,
+    grid,
+    has_range,
+    unconditional,
+)
+
+SEARCHES: Final = {
+    "grid": "every combination of the listed values",
+    "sobol": "evenly spread points",
+    "random": "independent points",
+    "tpe": "points proposed by Optuna's TPE from the results so far",
+    "gp": "points proposed by Optuna's Gaussian process from the results so far, for numbers alone",
+}
+"""{name: what it tries}."""
+ADAPTIVE: Final = ("tpe", "gp")
+"""The searches whose later points depend on the results of earlier ones."""
+DEFAULT_SETTINGS: Final = 16
+"""Settings of a study with a range: a power of two, in which Sobol's points are spread most evenly."""
+# In a row. A space has no more points when this number of draws brought no new one.
+_DRAWS_WITHOUT_A_NEW_POINT = 1024
+
+
+@dataclass(frozen=True)
+class Searcher:
+    """Finds the points of a study. Equal searchers find equal points, in any process and at any time.
+
+    Attributes:
+        name: one of :data:`SEARCHES`.
+        space: what is searched.
+        recipe: the Recipe of the study, which has the values of the fields that are not swept.
+        first_points: points of the space that come before all others; a grid takes none.
+    """
+
+    name: str
+    space: Space
+    recipe: Recipe
+    first_points: tuple[Mapping[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        check_search(self.name, self.space)
+
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether its points depend on results."""
+        return self.name in ADAPTIVE
+
+    @property
+    def key(self) -> int:
+        """64 bits from which all draws are made: a hash of the space and of the Recipe's seed.
+
+        So two studies of one space, on two data sets say, try the same points, and with another seed they do not.
+        """
+        space = {name: domain_to_json(self.space[name]) for name in sorted(self.space)}
+        text = json.dumps([space, self.recipe.seed], sort_keys=True)
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
+
+    def planned(self, number: int) -> list[Point]:
+        """The first ``number`` points that need no results, fewer if the space has no more.
+
+        With a searcher that learns from results these are the points with which it begins.
+        """
+        if self.name == "grid":
+            return list(itertools.islice(grid(self.space, self.recipe), number))
+        points = {point_key(point): dict(point) for point in self.first_points}
+        drawn = self._drawn()
+        while len(points) < number:
+            point = _first_new(itertools.islice(drawn, _DRAWS_WITHOUT_A_NEW_POINT), points)
+            if point is None:
+                break
+            points[point_key(point)] = point
+        return list(points.values())[:number]
+
+    def propose(self, results: Sequence[Result], lag: int) -> Point | None:
+        """The point that follows those of ``results``, or None if the space has no other one.
+
+        Number j, counted from 0, follows j results. Those up to number j - ``lag`` are what it is made from; of the
+        others it takes the points alone, so it makes no difference which of them have ended. It depends on nothing
+        else but j and the searcher itself.
+        """
+        number = len(results)
+        if not self.is_adaptive or number < len(self.first_points):
+            planned = self.planned(number + 1)
+            return planned[number] if number < len(planned) else None
+        told, earlier = visible(results, lag), {point_key(result.point) for result in results}
+        if sum(result.state in ("finished", "given up") for result in told) >= startup_points(self.space):
+            seed = mixed(self.key + (number + 1) * GOLDEN) % (1 << 32)
+            study = told_study(self.space, self.recipe, self.name, seed, told)
+            point = _first_new(asked_points(self.space, self.recipe, study), earlier)
+            if point is not None:
+                return point
+        # Too few results for a model, or it proposed nothing new: the next one of Sobol's points.
+        return _first_new(itertools.islice(self._drawn(), number + _DRAWS_WITHOUT_A_NEW_POINT), earlier)
+
+    def _drawn(self) -> Iterator[Point]:
+        draw = random_points if self.name == "random" else sobol_points
+        return draw(self.space, self.recipe, self.key)
+
+
+def default_search(space: Space) -> str:
+    """``grid`` for lists alone, ``sobol`` as soon as there is a range."""
+    return "sobol" if has_range(space) else "grid"
+
+
+def check_search(name: str, space: Space) -> None:
+    """Raises UserError if there is no such searcher, or if it cannot search this space."""
+    if name not in SEARCHES:
+        raise UserError(f"--search {name} is not known: use one of {', '.join(SEARCHES)}")
+    for field, domain in space.items():
+        if name == "grid" and isinstance(unconditional(domain), Range):
+            raise UserError(
+                f"--search grid tries every value, and {field} has a range: list its values, or use --search sobol"
+            )
+        if name == "gp" and not _is_numeric(domain):
+            raise UserError(
+                f"--search gp takes numbers alone, and {field} is not a number everywhere: use --search tpe"
+            )
+
+
+def visible(results: Sequence[Result], lag: int) -> list[Result]:
+    """What the proposal that follows ``results`` is told: of the last ``lag`` - 1 settings the points alone.
+
+    >>> visible([Result({"a": 1}, "finished", {8: 0.5}), Result({"a": 2}, "finished", {8: 0.6})], lag=2)
+    [Result(point={'a': 1}, state='finished', values={8: 0.5}), Result(point={'a': 2}, state='running', values={})]
+    """
+    known = max(0, len(results) - lag + 1)
+    return [*results[:known], *(Result(result.point) for result in results[known:])]
+
+
+def _first_new(points: Iterator[Point], earlier: Container[str]) -> Point | None:
+    return next((point for point in points if point_key(point) not in earlier), None)
+
+
+def _is_numeric(domain: Domain) -> bool:
+    if isinstance(domain, SameAs):
+        return True
+    if isinstance(domain, When):
+        return False
+    return not domain.or_none if isinstance(domain, Range) else len(domain) == 1 or all_numbers(domain)

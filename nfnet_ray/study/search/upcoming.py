@@ -1,0 +1,83 @@
+"""Which trials a running study adds next, where a searcher learns from its results: a function of the journal alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from nfnet_ray.study.search.result import Result, result_at, result_of
+from nfnet_ray.study.study import Study, Trial
+from nfnet_ray.tracking.events import TrialPlan, TrialProposed, trial_proposed
+from nfnet_ray.tracking.state import StudyState
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """Setting ``number``, counted from 0: a trial for each seed, and the trials whose results it was made from."""
+
+    number: int
+    plans: tuple[TrialPlan, ...]
+    after: tuple[str, ...]
+
+    def events(self, state: StudyState) -> list[TrialProposed]:
+        """The lines of the journal that add its trials, without those that are there already."""
+        return [
+            trial_proposed(plan, self.number, self.after)
+            for plan in self.plans
+            if plan["name"] not in state.trials
+        ]
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """The next proposal needs the results of these trials."""
+
+    trials: tuple[str, ...]
+
+
+def next_proposal(study: Study, state: StudyState) -> Proposal | Waiting | None:
+    """The next setting of a study, whether it has to wait, or None if the study has all of its settings.
+
+    Args:
+        study: as it has grown so far (:meth:`Study.grown`).
+
+    Call it again after the proposal's events have been recorded, with the study that has grown by them.
+    """
+    if not study.is_adaptive:
+        return None
+    settings = study.trials_by_setting()
+    number = len(settings)
+    if number >= study.settings:
+        return None
+    results, missing = [], []
+    for index, trials in enumerate(settings):
+        result = _visible_result(study, state, trials, number - index)
+        if result is None:
+            missing += [trial.name for trial in trials]
+        else:
+            results.append(result)
+    if missing:
+        return Waiting(tuple(missing))
+    point = study.searcher.propose(results, study.lag)
+    if point is None:
+        return None
+    seen = settings[: max(0, number - study.lag + 1)]
+    plans = tuple(study.plan(trial) for trial in study.trials_at(point))
+    return Proposal(number, plans, tuple(trial.name for trials in seen for trial in trials))
+
+
+def _visible_result(study: Study, state: StudyState, trials: Sequence[Trial], before: int) -> Result | None:
+    """What the proposal sees of the setting ``before`` ones before it, None if that is not known yet.
+
+    With early stopping a trial pauses at its first rung, and whether it continues is certain only when the trials that
+    it competes with are there. Until then its result is what it had at that rung, as if it had been given up, even if
+    it is further already.
+    """
+    progress = [state.trials[trial.name] for trial in trials]
+    point = trials[0].point
+    if before < study.lag:
+        return Result(point)
+    if study.halving is None or before >= study.lag + (study.halving.cohort or 0):
+        result = result_of(point, progress)
+        return None if result.state == "running" else result
+    return result_at(point, progress, study.halving.first_rung_of(study.recipe.schedule))
