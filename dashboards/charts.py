@@ -14,7 +14,7 @@ from typing import Any
 from dashboards.level_styles import LEVELS_AT_MOST, Levels, Look, is_number, levels_of, looks_of
 from nfnet_ray.analysis import StudyRecord
 from nfnet_ray.metric import METRIC
-from nfnet_ray.tracking.labels import point_label
+from nfnet_ray.tracking.labels import ABSENT, point_label, stratum_label
 from nfnet_ray.wording import duration
 
 Figure = dict[str, Any]
@@ -56,14 +56,14 @@ def levels(record: StudyRecord) -> Levels:
 
 
 def strata(record: StudyRecord) -> list[dict[str, Any]]:
-    """Each combination of the fields after the first, numbers upwards; one empty one if there are none."""
-    fields = record.fields[1:]
-    found = {tuple(row[field] for field in fields) for row in record.trials.to_dict("records")}
-    order = [record.study["space"][field] for field in fields]
+    """Each combination of the conditions, absent ones first, then numbers upwards; one empty one if there are none."""
+    fields = record.conditions
+    found = dict.fromkeys(tuple(row[field] for field in fields) for row in record.trials.to_dict("records"))
+    order = [list(dict.fromkeys(record.trials[field])) for field in fields]
 
     def position(stratum: tuple[Any, ...]) -> list[Any]:
         return [
-            (0, value) if is_number(value) else (1, values.index(value) if value in values else -1)
+            (-1, 0) if value is ABSENT else (0, value) if is_number(value) else (1, values.index(value))
             for value, values in zip(stratum, order, strict=True)
         ]
 
@@ -119,7 +119,7 @@ def accuracy_against_time(record: StudyRecord) -> list[Panel]:
                 },
             },
         }
-        panels.append(Panel(point_label(stratum, record.names), figure, len(curves), summarised))
+        panels.append(Panel(stratum_label(stratum, record.names), figure, len(curves), summarised))
     return panels
 
 

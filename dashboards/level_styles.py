@@ -3,7 +3,7 @@
 Colours differ between the light and the dark page. Numbers are a sequence from Plotly's Plasma scale, which grows
 evenly in lightness and so keeps its order for colour-blind readers and in print; the steps are equally far apart for
 the eye. Words, such as names of networks, have no order: colour, dash and marker together tell any twelve apart. None
-is grey and dotted, since it is not one more number.
+and an absent value are grey and dotted, since they are not one more number.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nfnet_ray.tracking.labels import value_label
+from nfnet_ray.tracking.labels import ABSENT, value_label
 
 LEVELS_AT_MOST = 12
 """With more numbers than this, as in a random search, neighbours share a look."""
@@ -40,19 +40,19 @@ _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down")
 
 @dataclass(frozen=True)
 class Levels:
-    """The values of a swept field, in the order of legends and axes: numbers upwards, then words, then none.
+    """The values of a swept field, in the order of legends and axes: numbers upwards, then words, none, and absent.
 
     Attributes:
         labels: what each level is called.
         index: {value: number of its level}.
-        ordered: whether all but none are numbers.
-        has_none: whether the last one is none.
+        ordered: whether all but none and absent are numbers.
+        outside: how many at the end are none or absent.
     """
 
     labels: tuple[str, ...]
     index: dict[Any, int]
     ordered: bool
-    has_none: bool
+    outside: int
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -72,13 +72,14 @@ def levels_of(values: Iterable[Any]) -> Levels:
     """The levels of these values; beyond :data:`LEVELS_AT_MOST` numbers, groups of about equally many values."""
     distinct = list(dict.fromkeys(values))
     numbers = sorted(value for value in distinct if is_number(value))
-    words = [value for value in distinct if not is_number(value) and value is not None]
+    outside = [value for value in (None, ABSENT) if value in distinct]
+    words = [value for value in distinct if not is_number(value) and value not in outside]
     groups: list[list[Any]] = [[number] for number in numbers]
     if len(numbers) > LEVELS_AT_MOST:
         bounds = [round(len(numbers) * group / _GROUPS) for group in range(_GROUPS + 1)]
         groups = [numbers[low:high] for low, high in itertools.pairwise(bounds)]
     groups += [[word] for word in words]
-    groups += [[None]] if None in distinct else []
+    groups += [[value] for value in outside]
     return Levels(
         labels=tuple(
             value_label(group[0]) if len(group) == 1 else f"{_rounded(group[0])} to {_rounded(group[-1])}"
@@ -86,13 +87,13 @@ def levels_of(values: Iterable[Any]) -> Levels:
         ),
         index={value: number for number, group in enumerate(groups) for value in group},
         ordered=not words,
-        has_none=None in distinct,
+        outside=len(outside),
     )
 
 
 def looks_of(levels: Levels) -> list[Look]:
     """The look of each level; of the one line there is where nothing was swept."""
-    count = max(1, len(levels)) - levels.has_none
+    count = max(1, len(levels)) - levels.outside
     looks = []
     if levels.ordered:
         scales = {theme: _even_steps(count, theme) for theme in PAPER}
@@ -108,9 +109,8 @@ def looks_of(levels: Levels) -> list[Look]:
             dash = _DASHES[number // len(_UNORDERED["light"]) % len(_DASHES)]
             symbol = _SYMBOLS[number % len(_SYMBOLS)]
             looks.append(Look(_UNORDERED["light"][color], _UNORDERED["dark"][color], dash, symbol))
-    if levels.has_none:
-        looks.append(Look(_GREY["light"], _GREY["dark"], "dot", "circle"))
-    return looks
+    outside = [Look(_GREY["light"], _GREY["dark"], dash, "circle") for dash in ("dot", "longdashdot")]
+    return looks + outside[: levels.outside]
 
 
 def contrast(color: str, paper: str) -> float:

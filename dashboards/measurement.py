@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from nfnet_ray.analysis import StudyRecord
-from nfnet_ray.tracking.labels import value_label
+from nfnet_ray.tracking.labels import ABSENT, value_label
+from nfnet_ray.tracking.swept import tied_to
 from nfnet_ray.wording import count, duration
 
 EVAL_CROPS = {
@@ -42,8 +43,11 @@ def measurement(record: StudyRecord) -> list[tuple[str, str]]:
 
 
 def shared_recipe(record: StudyRecord) -> list[tuple[str, str]]:
-    """(name, value) of each Recipe field that all trials have in common."""
-    return [(name, value_label(value)) for name, value in record.study["recipe"].items()]
+    """(name, value) of each field of the Recipe that the study started from."""
+    return [
+        (name, f"that of {other}" if (other := tied_to(record.study, name)) else value_label(value))
+        for name, value in record.study["recipe"].items()
+    ]
 
 
 def _halving(record: StudyRecord) -> str:
@@ -92,8 +96,12 @@ def _accuracy(record: StudyRecord) -> str:
 
 def _values(record: StudyRecord, name: str) -> list[Any]:
     """The values that a Recipe field had in the study; empty if the journal is older than the field."""
-    recipe = record.study["recipe"]
-    return list(record.study["space"].get(name, [recipe[name]] if name in recipe else []))
+    recipe, name = record.study["recipe"], tied_to(record.study, name) or name
+    own = [recipe[name]] if name in recipe else []
+    if name not in record.fields:
+        return own
+    values = (own[0] if value is ABSENT and own else value for value in record.trials[name])
+    return list(dict.fromkeys(values))
 
 
 def _hardware(record: StudyRecord) -> str:

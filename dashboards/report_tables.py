@@ -11,7 +11,7 @@ from dashboards.charts import state_words
 from dashboards.level_styles import levels_of
 from dashboards.setting_charts import HeatMap, Outcome
 from nfnet_ray.analysis import BestSetting, StudyRecord, best_per_stratum
-from nfnet_ray.tracking.labels import value_label
+from nfnet_ray.tracking.labels import point_label, value_label
 from nfnet_ray.wording import count, duration, percent, speed
 
 STRATA_AT_MOST = 12
@@ -92,10 +92,11 @@ def answers_table(record: StudyRecord) -> Table | None:
     answers = best_per_stratum(record)
     if len(answers) < 2:
         return None
-    question, *conditions = record.fields
+    conditions = record.conditions
+    asked = [field for field in record.fields if field not in conditions]
     columns = (
         *(Column(record.names[field], is_number=True) for field in conditions),
-        Column(f"best {record.names[question]}", is_number=True),
+        *(Column(f"best {record.names[field]}", is_number=True) for field in asked),
         Column("top-1", is_number=True),
         Column("95% interval", is_number=True),
         Column("not distinguishable from it"),
@@ -105,10 +106,11 @@ def answers_table(record: StudyRecord) -> Table | None:
     for answer in (answers[number] for number in sorted(best_first)):
         values = (
             *(value_label(answer.best.point[field]) for field in conditions),
-            value_label(answer.best.point[question]),
+            *(value_label(answer.best.point[field]) for field in asked),
             percent(answer.best.top1),
             f"{100 * answer.best.low:.1f} to {percent(answer.best.high)}",
-            first_of([value_label(other.point[question]) for other in answer.within_noise], ", ") or "–",
+            first_of([_asked_label(record, asked, other.point) for other in answer.within_noise], "; ")
+            or "–",
         )
         cells = (Cell(value, column.is_number) for column, value in zip(columns, values, strict=True))
         rows.append(Row(tuple(cells)))
@@ -116,6 +118,13 @@ def answers_table(record: StudyRecord) -> Table | None:
     return Table(
         columns, tuple(rows), f"The best {STRATA_AT_MOST} of {len(answers):,} conditions." if more else ""
     )
+
+
+def _asked_label(record: StudyRecord, asked: Sequence[str], point: Mapping[str, Any]) -> str:
+    """A point in words, without its conditions: the value alone where there is one such field."""
+    if len(asked) == 1:
+        return value_label(point[asked[0]])
+    return point_label({field: point[field] for field in asked}, record.names)
 
 
 def heat_table(record: StudyRecord, best: BestSetting | None, heat_map: HeatMap) -> HeatTable:

@@ -111,7 +111,7 @@ def _best_trials(record: StudyRecord, measured: set[str]) -> list[tuple[Row, str
     """One measured trial for each stratum and why it is shown: the best setting's first seed if there is one,
     else the trial that is furthest ahead."""
     best = {
-        tuple(answer.best.point[field] for field in record.fields[1:]): answer.best.point
+        tuple(answer.best.point[field] for field in record.conditions): answer.best.point
         for answer in best_per_stratum(record)
     }
     found: list[tuple[Row, str]] = []

@@ -1,7 +1,8 @@
 """The answer to a study's question: the best setting, per stratum, and whether the data can tell.
 
 A *setting* is a point of the space; trials that differ in their seed only are its repetitions. The first
-swept field is the question, the others are strata: which clip factor is best depends on the batch size.
+swept field is the question. The other fields that have a list of values are conditions, and each combination of their
+values is a stratum: which clip factor is best depends on the batch size.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ class BestSetting:
         seeds_measured: whether each of them has two seeds or more; else nothing is known of the noise between seeds.
         candidates: how many settings it was chosen from.
         question: dotted name of the first swept field; None if nothing was swept.
+        conditions: dotted names of the fields that divide the settings into strata.
         names: {dotted name: short name to show}.
     """
 
@@ -65,6 +67,7 @@ class BestSetting:
     seeds_measured: bool
     candidates: int
     question: str | None
+    conditions: tuple[str, ...]
     names: dict[str, str]
 
     def sentence(self) -> str:
@@ -114,18 +117,16 @@ class BestSetting:
         return f"{self._other(other)} ({percent(other.top1)})"
 
     def _where(self, point: Mapping[str, Any]) -> str:
-        strata = {field: value for field, value in point.items() if field != self.question}
-        asked = {field: value for field, value in point.items() if field == self.question}
-        return " at ".join(point_label(part, self.names) for part in (asked, strata) if part)
+        strata = {field: value for field, value in point.items() if field in self.conditions}
+        asked = {field: value for field, value in point.items() if field not in self.conditions}
+        return " at ".join(filter(None, (point_label(part, self.names) for part in (asked, strata))))
 
     def _other(self, result: SettingResult) -> str:
         """Another setting, without the strata that it shares with the best."""
-        same_stratum = all(
-            value == self.best.point[field] for field, value in result.point.items() if field != self.question
-        )
-        if same_stratum and self.question is not None:
-            return point_label({self.question: result.point[self.question]}, self.names)
-        return self._where(result.point)
+        if any(result.point[field] != self.best.point[field] for field in self.conditions):
+            return self._where(result.point)
+        asked = {field: value for field, value in result.point.items() if field not in self.conditions}
+        return point_label(asked, self.names)
 
 
 def setting_results(record: StudyRecord) -> list[SettingResult]:
@@ -156,12 +157,12 @@ def best_setting(record: StudyRecord) -> BestSetting | None:
 def best_per_stratum(record: StudyRecord) -> list[BestSetting]:
     """The best setting for each combination of the strata, in the order of the study's space.
 
-    Strata without a comparable setting are left out; a study with one swept field has one stratum.
+    Strata without a comparable setting are left out; a study without conditions has one stratum.
     """
     strata: dict[tuple[Any, ...], list[SettingResult]] = {}
     for result in setting_results(record):
-        strata.setdefault(tuple(result.point[field] for field in record.fields[1:]), []).append(result)
-    order = [tuple(point[field] for field in record.fields[1:]) for point, _ in _settings(record)]
+        strata.setdefault(tuple(result.point[field] for field in record.conditions), []).append(result)
+    order = [tuple(point[field] for field in record.conditions) for point, _ in _settings(record)]
     answers = (_best(record, strata[stratum]) for stratum in dict.fromkeys(order) if stratum in strata)
     return [answer for answer in answers if answer is not None]
 
@@ -206,5 +207,6 @@ def _best(record: StudyRecord, results: list[SettingResult]) -> BestSetting | No
         seeds_measured=all(len(result.seed_top1) > 1 for result in results),
         candidates=len(results),
         question=record.fields[0] if record.fields else None,
+        conditions=record.conditions,
         names=record.names,
     )

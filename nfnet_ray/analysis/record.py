@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from nfnet_ray.analysis.study_directory import find_study
 from nfnet_ray.metric import METRIC
 from nfnet_ray.tracking.events import StudyDescription, StudyStarted
-from nfnet_ray.tracking.labels import short_names
+from nfnet_ray.tracking.labels import ABSENT, short_names
 from nfnet_ray.tracking.state import StudyState
+from nfnet_ray.tracking.swept import condition_fields, swept_fields
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,8 +33,11 @@ class StudyRecord:
         reason: why it was interrupted, if a cap was reached; else empty.
         last_event: Unix seconds of the latest event.
         wall_seconds: time that the driver was there; None where it has not said so.
-        fields: dotted names of the swept Recipe fields. The first is the question, the others are strata.
-            Seeds are never among them: trials that differ in the seed only are repetitions.
+        fields: dotted names of the swept Recipe fields; the first is the question. Seeds are never among them: trials
+            that differ in the seed only are repetitions. In the tables a field that is not swept at a point has the
+            value :data:`nfnet_ray.tracking.labels.ABSENT` there, which is shown as a dash.
+        conditions: those of the fields whose values divide the trials into strata: all but the first that have a list
+            of values.
         names: {dotted name: short name to show}.
         epochs: a row per trial and epoch: ``trial``, the swept fields, ``seed``, ``epoch``, and each metric.
         trials: a row per planned or proposed trial: ``trial``, the swept fields, ``seed``, ``state`` (an event's, or
@@ -56,6 +60,7 @@ class StudyRecord:
     trials: pd.DataFrame
     notes: tuple[str, ...] = ()
     tags: Mapping[str, str] = field(default_factory=dict)
+    conditions: tuple[str, ...] = ()
 
 
 def load_study(study: str | Path) -> StudyRecord:
@@ -78,13 +83,13 @@ def study_record(state: StudyState, started: StudyStarted, *, with_epochs: bool 
     import pandas as pd
 
     description = started["study"]
-    fields = tuple(name for name in description["space"] if name.rsplit(".", 1)[-1] != "seed")
+    fields = tuple(name for name in swept_fields(description) if name.rsplit(".", 1)[-1] != "seed")
     identity: dict[str, dict[str, Any]] = {}
     for plan in state.plans.values():
         values = {**description["recipe"], **plan["recipe"], **plan["point"]}
         identity[plan["name"]] = {
             "trial": plan["name"],
-            **{field: _hashable(values.get(field)) for field in fields},
+            **{field: _hashable(plan["point"].get(field, ABSENT)) for field in fields},
             "seed": values.get("seed"),
         }
 
@@ -127,6 +132,7 @@ def study_record(state: StudyState, started: StudyStarted, *, with_epochs: bool 
         trials=trials,
         notes=tuple(state.notes),
         tags=state.tags,
+        conditions=tuple(name for name in condition_fields(description) if name in fields),
     )
 
 

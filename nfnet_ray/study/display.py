@@ -22,7 +22,7 @@ from nfnet_ray.printable import printable
 from nfnet_ray.study.epochs_done import noted_progress
 from nfnet_ray.study.study import Study, Trial
 from nfnet_ray.study.time_left import ENDED, TimeLeft
-from nfnet_ray.tracking.labels import point_label, short_names, value_label
+from nfnet_ray.tracking.labels import ABSENT, point_label, short_names, value_label
 from nfnet_ray.tracking.state import StudyState, TrialProgress
 from nfnet_ray.wording import clock_time, count
 
@@ -62,9 +62,11 @@ def _table(
     one_line: bool = False,
 ) -> Table:
     """``one_line``: cut texts that are too long for their columns, so that each trial takes one line."""
-    titles = short_names(study.space)
+    titles = short_names(study.fields)
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    labels = {name: [printable(value_label(trial.point[name])) for trial in trials] for name in titles}
+    labels = {
+        name: [printable(value_label(trial.point.get(name, ABSENT))) for trial in trials] for name in titles
+    }
     for name, title in titles.items():
         least = min(_LEAST_WIDTH, max(map(len, labels[name]), default=0)) if one_line else None
         table.add_column(title.replace("_", " "), justify="right", min_width=least)
@@ -126,7 +128,7 @@ def best_so_far(study: Study, state: StudyState) -> str:
     if best is None:
         return ""
     progress = state.trials[best.name]
-    where = point_label(best.point, short_names(study.space))
+    where = point_label(best.point, short_names(study.fields))
     if len(study.seeds) > 1:
         where = ", ".join(filter(None, [where, f"seed {best.recipe.seed}"]))
     top1 = progress.last(METRIC) or 0.0

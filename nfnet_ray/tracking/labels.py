@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Iterable, Mapping
 from pathlib import PurePath
 from typing import Any
 
 from nfnet_ray.recipe import WEIGHTS_DIGEST_MARK
+
+
+class Absent(enum.StrEnum):
+    """Stands in a table for the value of a field that is not swept at a point: it keeps the Recipe's value there."""
+
+    ABSENT = "–"
+
+
+ABSENT = Absent.ABSENT
 
 
 def endings(dotted_names: Iterable[str]) -> dict[str, str]:
@@ -49,7 +59,7 @@ def short_names(dotted_names: Iterable[str]) -> dict[str, str]:
 
 
 def value_label(value: Any) -> str:
-    """A value as a person would write it: ``none``, ``true``, ``0.01``, ``64 × 128``, ``F0_haiku.npz``."""
+    """A value as a person would write it: ``none``, ``true``, ``0.01``, ``64 × 128``, ``F0_haiku.npz``, ``–``."""
     if value is None:
         return "none"
     if isinstance(value, bool):
@@ -65,5 +75,17 @@ def value_label(value: Any) -> str:
 
 
 def point_label(point: Mapping[str, Any], names: Mapping[str, str]) -> str:
-    """A point in words, ``clip_factor 0.01, batch_size 64``; ``names`` comes from :func:`short_names`."""
-    return ", ".join(f"{names.get(field, field)} {value_label(value)}" for field, value in point.items())
+    """A point in words, ``clip_factor 0.01, batch_size 64``, without the fields that are absent.
+
+    ``names`` comes from :func:`short_names`.
+    """
+    return ", ".join(
+        f"{names.get(field, field)} {value_label(value)}"
+        for field, value in point.items()
+        if value is not ABSENT
+    )
+
+
+def stratum_label(stratum: Mapping[str, Any], names: Mapping[str, str]) -> str:
+    """The conditions of some trials in words: ``batch_size 64, ascent_share –``, where a dash is an absent field."""
+    return ", ".join(f"{names.get(field, field)} {value_label(value)}" for field, value in stratum.items())

@@ -46,7 +46,8 @@ def comparison_view(
         study_name: the title of the view.
         study_id: the trials' ``study_id`` tag, which the list of runs is filtered by.
         metric: what is on the Y axis, and the last axis of the parallel coordinates.
-        space: {dotted name: values} of the swept Recipe fields, which are params of the runs.
+        space: {dotted name: values that it may have, or the ends of its range} of the swept Recipe fields, which are
+            params of the runs.
         now: Unix seconds.
     """
     curves: dict[str, Any] = {

@@ -42,6 +42,7 @@ from nfnet_ray.tracking.events import (
 from nfnet_ray.tracking.labels import point_label, short_names, value_label
 from nfnet_ray.tracking.spool import STUDY_RUN, JournalLine, TrackedStudy
 from nfnet_ray.tracking.state import JournalReader, StudyState
+from nfnet_ray.tracking.swept import possible_values, swept_fields
 from nfnet_ray.tracking.uri import sqlite_path
 from nfnet_ray.tracking.view import (
     EXPERIMENT_KIND,
@@ -240,7 +241,8 @@ class StudyWriter:
                 **study.get("tags", {}),
             },
         )
-        view = comparison_view(study["name"], self._study_id, study["metric"], study["space"], event["time"])
+        swept = {name: possible_values(study, name) for name in swept_fields(study)}
+        view = comparison_view(study["name"], self._study_id, study["metric"], swept, event["time"])
         experiment_id = self.tracked.experiment_id
         self._client.set_experiment_tag(experiment_id, f"{TAG_PREFIX}{self.tracked.view_key}", view)
         # Else the UI opens it among traces and prompts of language models.
@@ -271,7 +273,7 @@ class StudyWriter:
         recipe = self._recipe(trial)
         if len(study["seeds"]) > 1 and "seed" in recipe:
             shown["seed"] = recipe["seed"]
-        names = short_names([*study["space"], *shown])
+        names = short_names([*swept_fields(study), *shown])
         run_id = self._create_run(
             _run_name(shown, names) or trial,
             time,
@@ -384,7 +386,7 @@ def _param(value: Any) -> str:
     """Params are texts, and stay whole; floats keep all their digits, and lists can be read back."""
     if isinstance(value, str):
         return value
-    if isinstance(value, list | tuple):
+    if isinstance(value, list | tuple | dict):
         return json.dumps(value)
     return repr(value) if isinstance(value, float) else value_label(value)
 

@@ -1,0 +1,60 @@
+"""What a journal's first line says of the fields that a study sweeps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from nfnet_ray.tracking.events import StudyDescription
+
+
+def swept_fields(study: StudyDescription) -> tuple[str, ...]:
+    """Dotted names of the fields that points have, in the order of the space; tied fields are not among them."""
+    if "points" in study:
+        return tuple(dict.fromkeys(name for point in study["points"] for name in point))
+    return tuple(name for name in study["space"] if tied_to(study, name) is None)
+
+
+def condition_fields(study: StudyDescription) -> tuple[str, ...]:
+    """The fields whose values divide the trials into strata: all but the first that have a list of values.
+
+    A study with a plain list of points has none.
+    """
+    if "points" in study:
+        return ()
+    return tuple(name for name in swept_fields(study)[1:] if swept_range(study, name) is None)
+
+
+def swept_range(study: StudyDescription, field: str) -> Mapping[str, Any] | None:
+    """The range of a field, with its ends ``low`` and ``high``; None for a field that has a list of values."""
+    domain = _unconditional(study["space"].get(field, []))
+    return domain if isinstance(domain, Mapping) and "low" in domain else None
+
+
+def tied_to(study: StudyDescription, field: str) -> str | None:
+    """The field whose value a tied field has; None for all other fields."""
+    domain = _unconditional(study["space"].get(field, []))
+    return domain.get("same_as") if isinstance(domain, Mapping) else None
+
+
+def possible_values(study: StudyDescription, field: str) -> list[Any]:
+    """The values that a field has in the trials: those of its list, or the ends of its range, and None if it may be.
+
+    Where the field may be absent from a point, the Recipe's value is one of them.
+    """
+    if "points" in study:
+        return [point.get(field, study["recipe"].get(field)) for point in study["points"]]
+    domain = study["space"][field]
+    values: list[Any] = (
+        [study["recipe"].get(field)] if isinstance(domain, Mapping) and "when" in domain else []
+    )
+    domain = _unconditional(domain)
+    if isinstance(domain, Mapping):
+        return [*values, domain["low"], domain["high"], *([None] if domain.get("or_none") else [])]
+    return [*values, *domain]
+
+
+def _unconditional(described: Any) -> Any:
+    while isinstance(described, Mapping) and "when" in described:
+        described = described["domain"]
+    return described
