@@ -35,10 +35,10 @@ from nfnet_ray.command_line.exit_code import exit_code_of
 from nfnet_ray.command_line.one_line_parser import OneLineParser
 from nfnet_ray.errors import UserError
 from nfnet_ray.tracking.database import artifacts_stay_beside
+from nfnet_ray.tracking.destination.uri import sqlite_path, sqlite_uri, with_credentials_aside
+from nfnet_ray.tracking.destination.uri_check import check_tracking_uri
 from nfnet_ray.tracking.events import JOURNAL_FILE
 from nfnet_ray.tracking.spool import SPOOL_FILE, Spool, TrackedStudy
-from nfnet_ray.tracking.uri import sqlite_path, sqlite_uri, with_credentials_aside
-from nfnet_ray.tracking.uri_check import check_tracking_uri
 from nfnet_ray.tracking.view import comparison_url
 
 HOST = "127.0.0.1"

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 
 from nfnet_ray.printable import interpreter, shell_command
-from nfnet_ray.tracking.uri import URI_VARIABLE
+from nfnet_ray.tracking.destination.uri import URI_VARIABLE
 
 EXPERIMENT_VARIABLE = "MLFLOW_EXPERIMENT_NAME"
 DEFAULT_EXPERIMENT = "nfnet_ray"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, cast
 
 from nfnet_ray.printable import display_path, printable
 from nfnet_ray.tracking.database import artifacts_stay_beside, client_uri
+from nfnet_ray.tracking.destination.uri import sqlite_path, with_credentials_aside, without_password
 from nfnet_ray.tracking.events import EpochEnded
 from nfnet_ray.tracking.experiment import (
     experiment_name,
@@ -22,7 +23,6 @@ from nfnet_ray.tracking.experiment import (
 )
 from nfnet_ray.tracking.server import MLFLOW_ENVIRONMENT, go_past_proxies_to_this_machine
 from nfnet_ray.tracking.spool import STUDY_RUN, JournalLine, Spool, TrackedStudy, Undelivered, runs_of
-from nfnet_ray.tracking.uri import sqlite_path, with_credentials_aside, without_password
 from nfnet_ray.wording import agree, count
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class MLflowSink:
     No method raises because of MLflow, and none but :meth:`close` waits for it.
 
     Args:
-        tracking_uri: what :func:`nfnet_ray.tracking.uri.check_tracking_uri` accepts.
+        tracking_uri: what :func:`nfnet_ray.tracking.destination.uri.check_tracking_uri` accepts.
         spool: the study's; nobody else may acknowledge in it.
         experiment: by default the environment's MLFLOW_EXPERIMENT_NAME, or else ``nfnet_ray``.
     """

@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nfnet_ray.tracking.database import has_run
+from nfnet_ray.tracking.destination.uri import sqlite_path, sqlite_uri
 from nfnet_ray.tracking.events import Event, read_events
-from nfnet_ray.tracking.uri import sqlite_path, sqlite_uri
 from nfnet_ray.whole_file import whole_file
 
 SPOOL_FILE = "tracking.json"

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from nfnet_ray.tracking.database import artifact_folder
+from nfnet_ray.tracking.destination.uri import sqlite_path
 from nfnet_ray.tracking.events import (
     EpochEnded,
     StudyDescription,
@@ -43,7 +44,6 @@ from nfnet_ray.tracking.labels import point_label, short_names, value_label
 from nfnet_ray.tracking.spool import STUDY_RUN, JournalLine, TrackedStudy
 from nfnet_ray.tracking.state import JournalReader, StudyState
 from nfnet_ray.tracking.swept import possible_values, swept_fields
-from nfnet_ray.tracking.uri import sqlite_path
 from nfnet_ray.tracking.view import (
     EXPERIMENT_KIND,
     EXPERIMENT_KIND_TAG,

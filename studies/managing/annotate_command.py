@@ -12,10 +12,10 @@ from nfnet_ray.command_line.terminal import say, say_whole
 from nfnet_ray.printable import interpreter, shell_command
 from nfnet_ray.study.annotations import Annotations
 from nfnet_ray.study.running_lock import alone_with
+from nfnet_ray.tracking.destination.uri import without_password
 from nfnet_ray.tracking.events import JOURNAL_FILE, Journal, study_annotated
 from nfnet_ray.tracking.sink import MLflowSink
 from nfnet_ray.tracking.spool import SPOOL_FILE, Spool
-from nfnet_ray.tracking.uri import without_password
 from studies.managing.folders import read_folder
 
 EXIT_NOT_IN_MLFLOW = 3  # as that of a study

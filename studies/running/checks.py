@@ -24,8 +24,8 @@ from nfnet_ray.places import (
 from nfnet_ray.recipe import split_weights
 from nfnet_ray.study.space import with_values_of
 from nfnet_ray.study.study import TRIALS_FOLDER, Study, Trial
-from nfnet_ray.tracking.uri import sqlite_path
-from nfnet_ray.tracking.uri_check import MOST_DATABASE_PATH_BYTES, check_tracking_uri
+from nfnet_ray.tracking.destination.uri import sqlite_path
+from nfnet_ray.tracking.destination.uri_check import MOST_DATABASE_PATH_BYTES, check_tracking_uri
 from studies.running.program import MadeWeights
 from studies.running.request import Request
 

@@ -17,7 +17,7 @@ from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.errors import UserError
 from nfnet_ray.study.annotations import note_text, tag_pair
 from nfnet_ray.study.study import Study
-from nfnet_ray.tracking.uri import without_password
+from nfnet_ray.tracking.destination.uri import without_password
 from studies.running import run as one_path
 from studies.running.names import study_name
 from studies.running.program import StudyFactory, StudyProgram

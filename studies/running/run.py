@@ -20,7 +20,7 @@ from nfnet_ray.study.plan import check_trials
 from nfnet_ray.study.spending import Caps, merged
 from nfnet_ray.study.study import Study
 from nfnet_ray.study.webhook import check_webhook
-from nfnet_ray.tracking.choice import tracking_uri_for
+from nfnet_ray.tracking.destination.choice import tracking_uri_for
 from nfnet_ray.tracking.events import StudyStarted
 from nfnet_ray.tracking.state import StudyState
 from studies.running.checks import (

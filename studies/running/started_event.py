@@ -16,8 +16,8 @@ from nfnet_ray.metric import METRIC
 from nfnet_ray.printable import interpreter, shell_command
 from nfnet_ray.study.space import domain_to_json
 from nfnet_ray.study.study import Study
+from nfnet_ray.tracking.destination.uri import without_password
 from nfnet_ray.tracking.events import SourceVersion, StudyDescription, StudyStarted, study_started
-from nfnet_ray.tracking.uri import without_password
 
 
 def started_event(

@@ -36,6 +36,7 @@ from nfnet_ray.study.running_lock import alone_with
 from nfnet_ray.study.spending import Caps, CapWatch, PaidTime, ReachedCap, accelerator_word
 from nfnet_ray.study.study import TRIALS_FOLDER, Study, Trial
 from nfnet_ray.study.webhook import Happening, notify, outcome_text, shown_webhook, webhook_event
+from nfnet_ray.tracking.destination.uri import without_password
 from nfnet_ray.tracking.events import (
     JOURNAL_FILE,
     CapsDescription,
@@ -49,7 +50,6 @@ from nfnet_ray.tracking.events import (
 from nfnet_ray.tracking.sink import MLflowSink
 from nfnet_ray.tracking.spool import SPOOL_FILE, Spool
 from nfnet_ray.tracking.state import StudyState
-from nfnet_ray.tracking.uri import without_password
 from nfnet_ray.wording import clock_time, count
 from studies.running.runner import EXIT_FAILED_TRIALS, Ending, Runner, RunningStudy, WorkerDemand
 from studies.running.started_event import started_event

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from nfnet_ray.tracking.uri_check import check_tracking_uri
+from nfnet_ray.tracking.destination.uri_check import check_tracking_uri
 from tests.deadlines import HANG_SECONDS
 from tests.deploy.manifests import KUBERNETES, pod_specs, rendered
 

@@ -25,10 +25,10 @@ from sqlalchemy import make_url
 
 from nfnet_ray.errors import UserError
 from nfnet_ray.tracking import server as server_module
-from nfnet_ray.tracking.choice import tracking_uri_for
+from nfnet_ray.tracking.destination.choice import tracking_uri_for
+from nfnet_ray.tracking.destination.uri import default_tracking_uri, sqlite_path, sqlite_uri, without_password
+from nfnet_ray.tracking.destination.uri_check import check_tracking_uri
 from nfnet_ray.tracking.spool import SPOOL_FILE, Spool, TrackedStudy
-from nfnet_ray.tracking.uri import default_tracking_uri, sqlite_path, sqlite_uri, without_password
-from nfnet_ray.tracking.uri_check import check_tracking_uri
 
 QUESTION = "api/2.0/mlflow/experiments/get-by-name"
 NOT_THERE_YET = b'{"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "no such experiment"}'
@@ -253,7 +253,8 @@ def test_the_place_is_the_first_that_was_said(tmp_path: Path, monkeypatch: pytes
 
 def test_a_local_database_is_checked_without_importing_mlflow(tmp_path: Path) -> None:
     code = (
-        "import sys; from nfnet_ray.tracking.uri_check import check_tracking_uri; check_tracking_uri(sys.argv[1]); "
+        "import sys; from nfnet_ray.tracking.destination.uri_check import check_tracking_uri; "
+        "check_tracking_uri(sys.argv[1]); "
         "assert 'mlflow' not in sys.modules"
     )
     uri = default_tracking_uri(tmp_path)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from nfnet_ray.tracking.spool import SPOOL_FILE, Spool
-from nfnet_ray.tracking.uri import (
+from nfnet_ray.tracking.destination.uri import (
     URI_VARIABLE,
     default_tracking_uri,
     sqlite_path,
     sqlite_uri,
     with_credentials_aside,
 )
+from nfnet_ray.tracking.spool import SPOOL_FILE, Spool
 
 
 def tracking_uri_for(given: str | None, storage: Path, home: Path, study: str | None) -> str:
