@@ -1,19 +1,23 @@
 """Three optimiser steps of a tiny network in float64, in this process or as one of several workers.
 
-``python replicas.py OUT RANK WORLD_SIZE STORE``: for each case of this world size, the weights after the last step
-(and their moving average) go to OUT, a file for torch.load. STORE is a file through which the workers meet. With three
-workers, only the cases in which they stand for four.
+``python replicas.py FOLDER``: one, two and three workers, which are six processes at the same time. The weights after
+the last step of each case of a world size (and their moving average) go to ``FOLDER/RANKofSIZE.pt``, a file for
+torch.load. With three workers, only the cases in which they stand for four.
 """
 
 from __future__ import annotations
 
 import itertools
+import os
 import sys
+import traceback
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch._dynamo  # torch.optim imports it, for over a second: once here, and not in each process
 import torch.distributed as dist
 
 from nfnet_ray.data.batch import TrainBatch
@@ -46,6 +50,8 @@ SAM: dict[str, dict[str, Any]] = {
     "asam_micro_batch": {"rho": 0.5, "perturbation": "micro_batch", "method": "asam"},
     "esam_micro_batch": {"rho": 0.5, "perturbation": "micro_batch", "method": "esam"},
 }
+WORKERS = [(0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3)]
+"""(rank, world size) of each process."""
 MICRO_BATCHES = (1, 2)
 MORE_MICRO_BATCHES = 4  # of one worker alone, and with AGC and the average
 REPLICAS = 4  # that one, two and three workers stand for, with AGC and the average
@@ -54,13 +60,13 @@ REPLICAS = 4  # that one, two and three workers stand for, with AGC and the aver
 def recipe(sam: str, agc: bool, ema: bool, micro_batches: int) -> Recipe:
     """With weight decay, Nesterov, label smoothing, dropout and stochastic depth in every case."""
     values: dict[str, Any] = {
-        "model.name": "nfnet_pico",
+        "model.name": "nf_resnet50",  # a third of the operations of an NFNet of four blocks
         "model.trained": "classifier" if sam == "frozen" else "all",
         "model.dropout": 0.3,
         "model.stochastic_depth": 0.3,
         "model.overrides.width": [16, 16, 32, 32],
         "model.overrides.depth": [1, 1, 1, 1],
-        "model.overrides.group_width": [8, 8, 16, 16],
+        "model.overrides.se_ratio": 0.5,
         "optimizer.agc.clip_factor": 0.02 if agc else None,
         "optimizer.weight_decay": 0.01,
         "optimizer.ema.decay": 0.9 if ema else None,
@@ -139,9 +145,11 @@ def compared(world_size: int) -> Iterator[tuple[str, bool, bool, int]]:
             yield sam, agc, ema, micro_batches
 
 
-def main(out: str, rank: int, world_size: int, store: str) -> None:
+def work(folder: Path, rank: int, world_size: int) -> None:
+    """One worker: trains all cases of its world size and keeps the results."""
     torch.set_num_threads(1)
     if world_size > 1:
+        store = folder / f"store of {world_size}"
         dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)
     results: dict[tuple[Any, ...], dict[str, torch.Tensor]] = {}
     if world_size < 3:
@@ -151,10 +159,28 @@ def main(out: str, rank: int, world_size: int, store: str) -> None:
     worker = Worker(rank, world_size, REPLICAS)
     for sam in SAM:
         results["of four", sam] = train(recipe(sam, agc=True, ema=True, micro_batches=2), worker)
-    torch.save(results, out)
+    torch.save(results, folder / f"{rank}of{world_size}.pt")
     if world_size > 1:
         dist.destroy_process_group()
 
 
+def main(folder: Path) -> int:
+    """Forks the workers, so that none of them has to import torch; 1 if one of them failed."""
+    children = []
+    for rank, world_size in WORKERS:
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                work(folder, rank, world_size)
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+        children.append(child)
+    return int(any([os.waitpid(child, 0)[1] for child in children]))
+
+
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
+    sys.exit(main(Path(sys.argv[1])))

@@ -48,24 +48,16 @@ Results = dict[tuple[str, bool, bool, int], dict[str, torch.Tensor]]
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[Results]]:
     """{world size: the results of each rank}, of six processes that work at the same time."""
     folder = tmp_path_factory.mktemp("replicas")
-    places = [(0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3)]
-    commands = [
-        [
-            sys.executable,
-            str(SCRIPT),
-            str(folder / f"{rank}of{size}.pt"),
-            str(rank),
-            str(size),
-            str(folder / f"store of {size}"),
-        ]
-        for rank, size in places
-    ]
-    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
-    for process in processes:
-        _, errors = process.communicate(timeout=HANG_SECONDS)
-        assert process.returncode == 0, errors
+    process = subprocess.run(
+        [sys.executable, str(SCRIPT), str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=HANG_SECONDS,
+    )
+    assert process.returncode == 0, process.stderr
     found: dict[int, list[Results]] = {1: [], 2: [], 3: []}
-    for rank, size in places:
+    for rank, size in replicas.WORKERS:
         found[size].append(torch.load(folder / f"{rank}of{size}.pt", weights_only=True))
     return found
 
