@@ -77,10 +77,9 @@ def recipe_of(combination: Combination, data: Path) -> Recipe:
     """Two epochs of five steps."""
     method, *on = combination
     values: dict[str, Any] = {
-        "model.name": "nfnet_pico",
-        "model.overrides.width": [8, 8, 16, 16],
+        "model.name": "nf_resnet50",  # a third fewer operations than an NFNet of four blocks
+        "model.overrides.width": [16, 16, 16, 16],
         "model.overrides.depth": [1, 1, 1, 1],
-        "model.overrides.group_width": [4, 4, 8, 8],
         "data.path": str(data),
         "data.image_size": 16,
         "data.eval_size": 16,
@@ -283,17 +282,10 @@ def tried(combination: Combination, data: Path, workers: int, seed: int, folder:
 
 
 def main(data: Path, workers: int, seed: int, half: int | None = None) -> None:
-    """Goes through all combinations, in as many lanes as leave a core for each worker."""
+    """Goes through all combinations, two at a time: one leaves the cores idle while its processes start and meet."""
     gc.freeze()  # training collects garbage first, and would look through all modules in each process
-    lanes = max(1, (os.cpu_count() or 1) // workers)
-    own = combinations(half)
-    for lane in range(1, lanes):
-        if os.fork() == 0:
-            own = own[lane::lanes]
-            break
-    else:
-        own = own[::lanes]
-    for combination in own:
+    first_lane = os.fork() != 0
+    for combination in combinations(half)[0 if first_lane else 1 :: 2]:
         folder = Path(tempfile.mkdtemp(prefix="resume-", dir="/dev/shm"))
         try:
             result = tried(combination, data, workers, seed, folder)
