@@ -26,8 +26,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+# What torch.optim and opening a data set import, in over a second: once here, and not in each process.
+import pyarrow.parquet  # noqa: F401
 import torch
-import torch._dynamo  # torch.optim imports it, for over a second: once here, and not in each process
+import torch._dynamo
 import torch.distributed as dist
 
 from nfnet_ray.data.batch import TrainBatch

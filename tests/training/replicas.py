@@ -179,7 +179,8 @@ def main(folder: Path) -> int:
             finally:
                 os._exit(code)
         children.append(child)
-    return int(any([os.waitpid(child, 0)[1] for child in children]))
+    statuses = [os.waitpid(child, 0)[1] for child in children]
+    return int(any(statuses))
 
 
 if __name__ == "__main__":
