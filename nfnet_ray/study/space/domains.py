@@ -1,0 +1,149 @@
+"""What a study sweeps a field over: a list of values, a range, another field's value, or one of them on condition."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from nfnet_ray.tracking.labels import value_label
+
+SIGNIFICANT_DIGITS: Final = 4
+"""Digits of a value that is drawn from a range, so that a trial's name and ``--set`` write all of them."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers from ``low`` to ``high``, both included; with ``or_none`` also None.
+
+    A search draws from it uniformly, or uniformly in the logarithm with ``log``. With ``integer`` it has the whole
+    numbers alone.
+    """
+
+    low: float
+    high: float
+    log: bool = False
+    integer: bool = False
+    or_none: bool = False
+
+    def rounded(self, number: float) -> float:
+        """A number within the range as a search proposes it: whole, or of four significant digits."""
+        if self.integer:
+            return min(max(round(number), int(self.low)), int(self.high))
+        short = float(f"{number:.{SIGNIFICANT_DIGITS}g}")
+        return float(min(max(short, self.low), self.high))
+
+    def ends(self) -> tuple[Any, ...]:
+        """Both ends, and None if the range has it."""
+        numbers = (int(self.low), int(self.high)) if self.integer else (float(self.low), float(self.high))
+        return (*numbers, None) if self.or_none else numbers
+
+
+@dataclass(frozen=True)
+class SameAs:
+    """The field is tied: it always has the value of another field of the space."""
+
+    field: str
+
+
+@dataclass(frozen=True)
+class When:
+    """``domain``, but only where another ``field`` is not None, or has one of the values ``among``.
+
+    Elsewhere the field keeps the Recipe's value. ``field`` is one of the space or of the Recipe.
+    """
+
+    domain: tuple[Any, ...] | Range | SameAs | When
+    field: str
+    among: tuple[Any, ...] | None = None
+
+    def holds(self, values: Mapping[str, Any]) -> bool:
+        """Whether the condition holds among ``values``, which has every field of the Recipe."""
+        value = values[self.field]
+        if self.among is None:
+            return value is not None
+        return _with_tuples(value) in map(_with_tuples, self.among)
+
+
+Domain = tuple[Any, ...] | Range | SameAs | When
+"""What a space holds for a field; a tuple is a list of values."""
+
+Space = Mapping[str, Domain]
+"""{dotted name of a Recipe field: its domain}."""
+
+Point = dict[str, Any]
+"""{dotted name: value} of the fields that are swept at a point, in the order of the space."""
+
+
+def unconditional(domain: Domain) -> tuple[Any, ...] | Range | SameAs:
+    """A domain without its conditions."""
+    while isinstance(domain, When):
+        domain = domain.domain
+    return domain
+
+
+def is_listed(domain: Domain) -> bool:
+    """Whether it is a list of values, with or without a condition."""
+    return isinstance(unconditional(domain), tuple)
+
+
+def has_range(space: Space) -> bool:
+    """Whether points have to be proposed by a search, because a range has no list of its values."""
+    return any(isinstance(unconditional(domain), Range) for domain in space.values())
+
+
+def with_values_of(domain: Domain, change: Callable[[Any], Any]) -> Domain:
+    """The domain with ``change`` of each of its listed values; ranges and ties stay as they are."""
+    if isinstance(domain, When):
+        return replace(domain, domain=with_values_of(domain.domain, change))
+    return domain if isinstance(domain, Range | SameAs) else tuple(map(change, domain))
+
+
+def domain_text(domain: Domain) -> str:
+    """A domain as ``--sweep`` takes it, such as ``none,log:0.002..0.3 if optimizer.sam.rho``."""
+    if isinstance(domain, When):
+        among = "" if domain.among is None else f"={','.join(map(listed_value_text, domain.among))}"
+        joined = " and " if isinstance(domain.domain, When) else " if "
+        return f"{domain_text(domain.domain)}{joined}{domain.field}{among}"
+    if isinstance(domain, SameAs):
+        return f"same:{domain.field}"
+    if isinstance(domain, Range):
+        kind = ("log:" if domain.log else "") + ("int:" if domain.integer else "")
+        return (
+            f"{'none,' if domain.or_none else ''}{kind}{value_label(domain.low)}..{value_label(domain.high)}"
+        )
+    return ",".join(map(listed_value_text, domain))
+
+
+def listed_value_text(value: Any) -> str:
+    return str(list(value)) if isinstance(value, list | tuple) else value_label(value)
+
+
+def domain_to_json(domain: Domain) -> list[Any] | dict[str, Any]:
+    """The domain as a journal has it: a list of values, or an object."""
+    if isinstance(domain, Range):
+        flags = {name: True for name in ("log", "integer", "or_none") if getattr(domain, name)}
+        return {"low": domain.low, "high": domain.high} | flags
+    if isinstance(domain, SameAs):
+        return {"same_as": domain.field}
+    if isinstance(domain, When):
+        among = {} if domain.among is None else {"among": list(domain.among)}
+        return {"domain": domain_to_json(domain.domain), "when": domain.field} | among
+    return list(domain)
+
+
+def domain_from_json(described: Sequence[Any] | Mapping[str, Any]) -> Domain:
+    """The domain that :func:`domain_to_json` describes."""
+    if not isinstance(described, Mapping):
+        return tuple(map(_with_tuples, described))
+    if "same_as" in described:
+        return SameAs(described["same_as"])
+    if "when" in described:
+        among = described.get("among")
+        domain = domain_from_json(described["domain"])
+        return When(domain, described["when"], None if among is None else tuple(map(_with_tuples, among)))
+    return Range(**described)
+
+
+def _with_tuples(value: Any) -> Any:
+    return tuple(map(_with_tuples, value)) if isinstance(value, list | tuple) else value
