@@ -26,6 +26,7 @@ from nfnet_ray.command_line.terminal import new_console
 from nfnet_ray.printable import display_path
 from nfnet_ray.recipe import field_meanings, parse_setting
 from nfnet_ray.study.annotations import note_text, tag_pair
+from nfnet_ray.study.search.searcher import SEARCHES
 from nfnet_ray.study.space import domain_text
 from nfnet_ray.study.study import Study
 from nfnet_ray.tracking.labels import value_label
@@ -298,11 +299,27 @@ def study_parser(program: StudyProgram, file: Path) -> argparse.ArgumentParser:
     for name, shown_as in program.flags.items():
         what.add_argument(f"--{name}", metavar=shown_as["metavar"], help=shown_as["help"])
     what.add_argument(
-        "--trials", type=positive, metavar="N", help="run only the first N settings, each with all seeds"
+        "--trials",
+        type=positive,
+        metavar="N",
+        help="run only the first N settings, each with all seeds; with a range, how many there"
+        " are (default: 16)",
     )
     what.add_argument("--epochs", type=positive, metavar="N", help="epochs of each trial")
     what.add_argument(
         "--seeds", type=positive, metavar="N", help="repeat each setting with N seeds (default: 1)"
+    )
+    what.add_argument(
+        "--search",
+        metavar="NAME",
+        help=f"how the points of the space are found: {', '.join(SEARCHES)} (default: grid; with a range sobol;"
+        " docs/search.md)",
+    )
+    what.add_argument(
+        "--from",
+        dest="earlier",
+        metavar="STUDY",
+        help="begin with the best settings of an earlier study, a name or a folder; its results are not used",
     )
     what.add_argument(
         "--early-stopping",

@@ -32,6 +32,8 @@ def run(
     epochs: int | None = None,
     trials: int | None = None,
     seeds: int | None = None,
+    search: str | None = None,
+    earlier: str | os.PathLike[str] | None = None,
     settings: Mapping[str, Any] | None = None,
     storage: str | os.PathLike[str] = DEFAULT_STORAGE,
     name: str | None = None,
@@ -67,6 +69,9 @@ def run(
         epochs: epochs of each trial.
         trials: run only this number of settings, the first ones, each with all seeds.
         seeds: how many seeds each setting is repeated with; by default a Study's own.
+        search: how the points of the space are found: ``grid``, ``sobol``, ``random``, ``tpe`` or ``gp``; by default
+            the study's own.
+        earlier: an earlier study whose best settings are tried first, a name or a folder.
         settings: {dotted name of a Recipe field: value}. A swept field that is set is fixed for all trials.
         storage: the folder of all results.
         name: the name of the study's folder; by default the study's name and the time.
@@ -106,6 +111,8 @@ def run(
         epochs=_positive("epochs", epochs),
         trials=_positive("trials", trials),
         seeds=_positive("seeds", seeds),
+        search=search,
+        earlier=None if earlier is None else str(earlier),
         settings=settings or {},
         storage=Path(storage),
         name=name and study_name(name),

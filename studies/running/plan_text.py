@@ -27,6 +27,11 @@ def print_plan(study: Study, data: DatasetSummary, workers: int, console: Consol
         f"{count(len(trials), 'trial')} of {study.recipe.model.name} ({cost.parameters:,} parameters) of at most "
         f"{count(study.epochs, 'epoch')}: {count(cost.images, 'image')}, {cost.multiply_adds:.3g} multiply-adds.",
     )
+    if study.is_adaptive and study.settings > len(study.trials_by_setting()):
+        more = study.settings - len(study.trials_by_setting())
+        say(
+            console, f"{study.search_name} then proposes {count(more, 'more setting')}, not in these numbers."
+        )
     classes = len(data.class_names)
     try:
         rate = measure_images_per_second(trials[0].recipe, classes, threads=1)

@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.digits import DigitsPart
+from nfnet_ray.analysis.study_directory import find_study
 from nfnet_ray.cluster.connection.resources import Resources, WorkerResources
 from nfnet_ray.command_line.interruption import EXIT_INTERRUPTED
 from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.errors import UserError
 from nfnet_ray.study.halving import parse_halving
+from nfnet_ray.study.search.first_points import best_points
+from nfnet_ray.study.space import Point
 from nfnet_ray.study.study import Study
-from nfnet_ray.tracking.events import StudyDescription, StudyStarted
+from nfnet_ray.tracking.events import JOURNAL_FILE, StudyDescription, StudyStarted
 from nfnet_ray.tracking.state import StudyState
 from nfnet_ray.wording import count
 from studies.running.names import name_for_run
@@ -31,6 +34,9 @@ class StudyRequest(Request):
     own: Mapping[str, Any] = field(default_factory=dict)
     trials: int | None = None
     seeds: int | None = None
+    search: str | None = None
+    earlier: str | None = None
+    """The name or the folder of an earlier study whose best settings are tried first."""
     early_stopping: str | None = None
     workers_per_trial: int | None = None
     trials_at_once: int | None = None
@@ -49,6 +55,8 @@ class StudyRequest(Request):
             "--trials": self.trials,
             "--epochs": self.epochs,
             "--seeds": self.seeds,
+            "--search": self.search,
+            "--from": self.earlier,
             "--early-stopping": self.early_stopping,
             "--set": self.settings or None,
             "--workers-per-trial": self.workers_per_trial,
@@ -71,7 +79,7 @@ class StudyRequest(Request):
         # A Study without seeds of its own has (0,): its Recipe's seed is meant.
         if self.seeds or "seed" in values or seeds == (0,):
             seeds = tuple(range(recipe.seed, recipe.seed + (self.seeds or 1)))
-        return replace(
+        study = replace(
             study,
             name=self.name or name_for_run(study.name),
             recipe=recipe,
@@ -82,7 +90,22 @@ class StudyRequest(Request):
             seeds=seeds,
             halving=parse_halving(self.early_stopping) if self.early_stopping else study.halving,
             trial_limit=self.trials or study.trial_limit,
+            search=self.search or study.search,
         )
+        return replace(study, first_points=self._first_points(study)) if self.earlier else study
+
+    def _first_points(self, study: Study) -> tuple[Point, ...]:
+        """The best points of the earlier study. Raises UserError if there are none in the space of this one."""
+        assert self.earlier is not None
+        named = self.storage / self.earlier
+        earlier, _ = StudyState.read(named if (named / JOURNAL_FILE).is_file() else find_study(self.earlier))
+        points = best_points(study.space, study.recipe, study.settings, earlier)
+        if not points:
+            raise UserError(
+                f"--from {self.earlier}: no setting of it that came out well lies in the space of {study.name}: "
+                "leave it out, or widen the space"
+            )
+        return points
 
     def resumed(self, study: Study, _progress: StudyState) -> Study:
         return study
