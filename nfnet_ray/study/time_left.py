@@ -7,8 +7,8 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
 from nfnet_ray.metric import METRIC
+from nfnet_ray.study.cost.plan import least_epochs, next_rung
 from nfnet_ray.study.decisions import groups
-from nfnet_ray.study.plan import least_epochs, next_rung
 from nfnet_ray.study.study import Study
 from nfnet_ray.tracking.state import StudyState, TrialProgress
 from nfnet_ray.wording import clock_time

@@ -9,7 +9,7 @@ from typing import Any
 from nfnet_ray.analysis import BestSetting, SettingResult, best_setting
 from nfnet_ray.analysis.record import study_record
 from nfnet_ray.errors import UserError
-from nfnet_ray.study.spending import PaidTime
+from nfnet_ray.study.cost.spending import PaidTime
 from nfnet_ray.wording import percent
 from studies.managing.folders import StudyFolder, bytes_below
 

@@ -7,8 +7,8 @@ from rich.console import Console
 from nfnet_ray.cluster.connection.session import available_cpus
 from nfnet_ray.command_line.terminal import say
 from nfnet_ray.data.files.dataset import DatasetSummary
+from nfnet_ray.study.cost.plan import estimate_cost, training_multiply_adds
 from nfnet_ray.study.display import plan_table
-from nfnet_ray.study.plan import estimate_cost, training_multiply_adds
 from nfnet_ray.study.study import Study
 from nfnet_ray.wording import clock_time, count, speed
 

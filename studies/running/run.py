@@ -16,8 +16,8 @@ from nfnet_ray.errors import UserError
 from nfnet_ray.places import in_words
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.study.annotations import Annotations
-from nfnet_ray.study.plan import check_trials
-from nfnet_ray.study.spending import Caps, merged
+from nfnet_ray.study.cost.plan import check_trials
+from nfnet_ray.study.cost.spending import Caps, merged
 from nfnet_ray.study.study import Study
 from nfnet_ray.study.webhook import check_webhook
 from nfnet_ray.tracking.destination.choice import tracking_uri_for

@@ -29,11 +29,11 @@ from nfnet_ray.errors import StopsStudyError, StorageError, UserError
 from nfnet_ray.places import in_words, lost_place, remedy_for, which_is_lost
 from nfnet_ray.printable import display_path, interpreter, shell_command
 from nfnet_ray.study.annotations import Annotations
+from nfnet_ray.study.cost.plan import epoch_arithmetic
+from nfnet_ray.study.cost.spending import Caps, CapWatch, PaidTime, ReachedCap, accelerator_word
 from nfnet_ray.study.display import StudyDisplay, best_so_far, reported_epochs, trial_table
-from nfnet_ray.study.plan import epoch_arithmetic
 from nfnet_ray.study.recorder import Recorder
 from nfnet_ray.study.running_lock import alone_with
-from nfnet_ray.study.spending import Caps, CapWatch, PaidTime, ReachedCap, accelerator_word
 from nfnet_ray.study.study import TRIALS_FOLDER, Study, Trial
 from nfnet_ray.study.webhook import Happening, notify, outcome_text, shown_webhook, webhook_event
 from nfnet_ray.tracking.destination.uri import without_password

@@ -14,7 +14,7 @@ from nfnet_ray.errors import UserError
 from nfnet_ray.models.published import published_recipe
 from nfnet_ray.places import check_can_write, check_path, resolved
 from nfnet_ray.printable import display_path
-from nfnet_ray.study.plan import estimate_cost
+from nfnet_ray.study.cost.plan import estimate_cost
 from nfnet_ray.study.study import TRIALS_FOLDER, Study
 from nfnet_ray.tracking.events import StudyDescription, StudyStarted
 from nfnet_ray.tracking.state import StudyState

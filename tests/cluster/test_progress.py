@@ -19,9 +19,9 @@ from rich.table import Table
 from data_prep.digits import describe_digits
 from nfnet_ray.metric import METRIC
 from nfnet_ray.recipe import Recipe
+from nfnet_ray.study.cost.plan import epoch_arithmetic
 from nfnet_ray.study.display import StudyDisplay
 from nfnet_ray.study.halving import Halving
-from nfnet_ray.study.plan import epoch_arithmetic
 from nfnet_ray.study.study import Study
 from nfnet_ray.study.time_left import TimeLeft
 from studies.agc_sweep import agc_sweep

@@ -12,8 +12,8 @@ from nfnet_ray.errors import UserError
 from nfnet_ray.models.catalogue import count_multiply_adds
 from nfnet_ray.models.published import published_recipe
 from nfnet_ray.recipe import Recipe
+from nfnet_ray.study.cost.plan import StudyCost, check_trials, estimate_cost
 from nfnet_ray.study.halving import Halving
-from nfnet_ray.study.plan import StudyCost, check_trials, estimate_cost
 from nfnet_ray.study.study import Study
 
 DATA = DatasetSummary(Path("x"), 1000, 100, tuple("abcdefghij"), "0", None)

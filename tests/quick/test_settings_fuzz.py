@@ -17,7 +17,7 @@ from nfnet_ray.errors import UserError
 from nfnet_ray.models.published import with_published_values
 from nfnet_ray.printable import printable
 from nfnet_ray.recipe import Recipe, parse_setting
-from nfnet_ray.study.plan import check_trials, estimate_cost
+from nfnet_ray.study.cost.plan import check_trials, estimate_cost
 from nfnet_ray.study.study import Halving, Study
 
 DATA = DatasetSummary(Path("digits"), 1437, 360, tuple("0123456789"), "f", (32, 32))

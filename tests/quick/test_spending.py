@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from nfnet_ray.errors import UserError
+from nfnet_ray.study.cost.spending import Caps, CapWatch, PaidTime, merged
 from nfnet_ray.study.recorder import Recorder
-from nfnet_ray.study.spending import Caps, CapWatch, PaidTime, merged
 from nfnet_ray.tracking.events import JOURNAL_FILE, Event, Journal
 from nfnet_ray.tracking.state import StudyState
 from tests.tracking.example_study import START, study_started, trial_events
@@ -136,8 +136,8 @@ def test_a_cap_in_money_needs_a_price() -> None:
 def test_the_watch_stops_a_study_within_an_epoch_and_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nfnet_ray.study.spending.SECONDS_BETWEEN_LOOKS", 0.01)
-    monkeypatch.setattr("nfnet_ray.study.spending.SECONDS_BETWEEN_SIGNS", 0.1)
+    monkeypatch.setattr("nfnet_ray.study.cost.spending.SECONDS_BETWEEN_LOOKS", 0.01)
+    monkeypatch.setattr("nfnet_ray.study.cost.spending.SECONDS_BETWEEN_SIGNS", 0.1)
     state, stop, said = StudyState(), threading.Event(), []
     with Journal(tmp_path / JOURNAL_FILE) as journal:
         recorder = Recorder(journal, state, lambda: None, lambda _text: None)
@@ -160,7 +160,7 @@ def test_the_watch_stops_a_study_within_an_epoch_and_says_why(
 def test_the_watch_leaves_a_study_alone_that_is_being_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nfnet_ray.study.spending.SECONDS_BETWEEN_LOOKS", 0.01)
+    monkeypatch.setattr("nfnet_ray.study.cost.spending.SECONDS_BETWEEN_LOOKS", 0.01)
     stop = threading.Event()
     stop.set()
     with Journal(tmp_path / JOURNAL_FILE) as journal:

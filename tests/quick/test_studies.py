@@ -19,7 +19,7 @@ import pytest
 from data_prep.digits import describe_digits
 from nfnet_ray.data.files.dataset import DatasetSummary, check_dataset
 from nfnet_ray.recipe import Recipe, field_meanings
-from nfnet_ray.study.plan import check_trials
+from nfnet_ray.study.cost.plan import check_trials
 from nfnet_ray.study.space import domain_text
 from nfnet_ray.study.study import Study
 from nfnet_ray.tracking.labels import value_label
@@ -72,7 +72,7 @@ def test_trials_are_built_without_ray_and_torch(study: str) -> None:
 import sys
 from pathlib import Path
 from data_prep.digits import describe_digits
-from nfnet_ray.study.plan import check_trials
+from nfnet_ray.study.cost.plan import check_trials
 from studies.{study} import {study}
 data = describe_digits(Path("digits"))
 check_trials({study}(data, None).trials(), data, workers=1)

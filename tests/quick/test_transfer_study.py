@@ -15,7 +15,7 @@ from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.errors import UserError
 from nfnet_ray.models import create_model
 from nfnet_ray.models.weights.pretrained import recognise_model
-from nfnet_ray.study.plan import check_trials, training_multiply_adds
+from nfnet_ray.study.cost.plan import check_trials, training_multiply_adds
 from nfnet_ray.training.context import PlainContext
 from nfnet_ray.training.step import TrainStep
 from studies import transfer
