@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 from nfnet_ray.models.catalogue import get_model
 from nfnet_ray.recipe import (
@@ -82,6 +83,34 @@ def published_recipe(name: str) -> Recipe:
     get_model(name)
     family = next(family for pattern, family in _FAMILIES.items() if re.match(pattern, name))
     return with_published_values(family(name))
+
+
+# What does not change what is learned, or is a study's own.
+_NOT_COMPARED = {
+    "data.path",
+    "data.resident",
+    "data.on_damaged",
+    "micro_batches",
+    "compile",
+    "seed",
+    "signal_epochs",
+}
+
+
+def published_differences(recipe: Recipe) -> dict[str, Any] | None:
+    """{dotted name: published value} where a Recipe differs from that of its model; None if none was published.
+
+    Raises UserError for a model that does not exist.
+    """
+    name = recipe.model.name
+    if re.match(_WITHOUT_PUBLISHED, name):
+        return None
+    own, published = with_published_values(recipe).to_values(), published_recipe(name).to_values()
+    return {
+        field: value
+        for field, value in published.items()
+        if value != own[field] and field not in _NOT_COMPARED
+    }
 
 
 # Paper appendix A.5: 15,000 steps of 2,048 images on ImageNet's 1,281,167 are 24 epochs, and 5,000 of warm-up 8.
@@ -327,6 +356,8 @@ def _resnet50(name: str) -> Recipe:
     )
 
 
+# Their Recipe is this project's (_small_nfnet).
+_WITHOUT_PUBLISHED = r"nfnet_(?!f\d)"
 _FAMILIES: dict[str, Callable[[str], Recipe]] = {
     r"nfnet_f\d": _nfnet,
     r"nfnet_": _small_nfnet,

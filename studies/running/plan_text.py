@@ -1,61 +1,283 @@
-"""The text of ``--plan``: the trials that would run, and what they cost."""
+"""The text of ``--plan``: the trials that would run, what they cost, and what differs from the published Recipe."""
 
 from __future__ import annotations
 
+import json
+import shlex
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
 from rich.console import Console
 
-from nfnet_ray.cluster.connection.session import available_cpus
-from nfnet_ray.command_line.terminal import say
+from data_prep.digits import write_digits
+from nfnet_ray.cluster.connection.resources import Resources, WorkerResources
+from nfnet_ray.cluster.connection.session import local_resources, ray_session
+from nfnet_ray.command_line.terminal import say, say_whole, waiting
 from nfnet_ray.data.files.dataset import DatasetSummary
-from nfnet_ray.study.cost.plan import estimate_cost, training_multiply_adds
+from nfnet_ray.errors import UserError
+from nfnet_ray.models.published import published_differences
+from nfnet_ray.study.cost.earlier_runs import MeasuredTrial, earlier_trials, kind_of, like
+from nfnet_ray.study.cost.forecast import (
+    Forecast,
+    Pace,
+    Span,
+    checkpoint_bytes,
+    forecast,
+    pace_of_earlier,
+    pace_of_probe,
+    rung_table,
+    trials_in_the_end,
+)
+from nfnet_ray.study.cost.plan import estimate_cost
+from nfnet_ray.study.cost.probe_process import MOST_SECONDS, Probe, probe
+from nfnet_ray.study.cost.spending import SECONDS_PER_HOUR, Caps, accelerator_word, money
 from nfnet_ray.study.display import plan_table
-from nfnet_ray.study.study import Study
-from nfnet_ray.wording import clock_time, count, speed
+from nfnet_ray.study.study import Study, Trial
+from nfnet_ray.tracking.events import Hardware
+from nfnet_ray.wording import agree, clock_time, count, storage_size
+from studies.running.request import Request
+from studies.running.runner import Runner, WorkerDemand
+
+JOULES_PER_KWH = 3.6e6
 
 
-def print_plan(study: Study, data: DatasetSummary, workers: int, console: Console) -> None:
-    """Prints what would run and what it costs, at the speed of this machine."""
-    from nfnet_ray.training.probe import measure_images_per_second
+@dataclass(frozen=True)
+class Estimate:
+    """The pace of each trial, and in words where it is from."""
+
+    paces: Mapping[str, Pace]
+    source: str
+    probe: Probe | None = None
+
+
+def print_plan(
+    request: Request,
+    study: Study,
+    data: DatasetSummary,
+    storage: Path,
+    demand: WorkerDemand,
+    runner: Runner,
+    caps: Caps,
+    console: Console,
+) -> None:
+    """Prints what would run and what it would cost: by earlier runs like it on this hardware, or by a short probe."""
+    # Imported here, as it imports torch.
+    from nfnet_ray.training.checkpoints.checkpoint import DEFAULT_KEPT
 
     trials = study.trials()
     say(console, study.question, title=study.name)
     console.print(plan_table(study))
-    cost = estimate_cost(study, trials, data)
     console.print()
+    cost = estimate_cost(study, trials, data)
     say(
         console,
         f"{count(len(trials), 'trial')} of {study.recipe.model.name} ({cost.parameters:,} parameters) of at most "
         f"{count(study.epochs, 'epoch')}: {count(cost.images, 'image')}, {cost.multiply_adds:.3g} multiply-adds.",
     )
-    if study.is_adaptive and study.settings > len(study.trials_by_setting()):
-        more = study.settings - len(study.trials_by_setting())
-        say(
-            console, f"{study.search_name} then proposes {count(more, 'more setting')}, not in these numbers."
-        )
-    classes = len(data.class_names)
+    planned = len(study.trials_by_setting())
+    more = study.settings - planned if study.is_adaptive else 0
+    if more:
+        also = "each is taken to cost what these do"
+        say(console, f"{study.search_name} then proposes {count(more, 'more setting')}: {also}.")
+    if study.halving:
+        say(console, _rungs(study))
+    resources = _resources(request.address, console)
+    worker = runner.worker(resources, demand)
     try:
-        rate = measure_images_per_second(trials[0].recipe, classes, threads=1)
-    except MemoryError:
-        say(console, "How long that takes is unknown: a step does not fit into the memory of this machine.")
+        places = runner.trials_at_once(len(trials), resources, demand, worker)
+    except UserError as error:
+        say(console, f"It cannot run here: {error}. What follows is for one trial after the other.")
+        places = 1
+    estimate = _estimate(request, study, data, storage, resources, worker, console)
+    if estimate.paces:
+        _say_forecast(
+            forecast(study, data, estimate.paces, places), worker, places, estimate, caps, request, console
+        )
     else:
-        # Other trials may need more time for each image, as those with SAM do: time is scaled by arithmetic.
-        pace = rate * training_multiply_adds(trials[0].recipe, classes)
-        side_by_side = max(1, min(len(trials), available_cpus() // workers))
-        least, most = (
-            clock_time(amount / pace / side_by_side)
-            for amount in (cost.least_multiply_adds, cost.multiply_adds)
-        )
-        span = (
-            f"{least} (if halving stops as many trials as it can) to {most} (if it stops none)"
-            if study.halving
-            else most
-        )
-        together = (
-            f"with {count(side_by_side, 'trial')} side by side" if len(trials) > 1 else "on this machine"
-        )
+        say(console, f"How long it takes is unknown: {estimate.source}.")
+    one = (estimate.probe and estimate.probe.checkpoint_bytes) or checkpoint_bytes(
+        study.recipe, cost.parameters
+    )
+    kept = DEFAULT_KEPT.last + DEFAULT_KEPT.best
+    disk = storage_size(one * kept * trials_in_the_end(study))
+    say(console, f"Disk: {disk} for checkpoints, at most {kept} of {storage_size(one)} for each trial.")
+    if said := caps.sentence(accelerator_word(worker.gpus)):
+        say(console, said)
+    _say_differences(study, console)
+    say(console, "Nothing was started.")
+
+
+def expected_cost(
+    study: Study,
+    data: DatasetSummary,
+    storage: Path,
+    resources: Resources,
+    worker: WorkerResources,
+    places: int,
+) -> tuple[Forecast, int] | None:
+    """The forecast by earlier runs like it on this hardware, and their number; None if there are none."""
+    earlier = earlier_trials(storage, lambda hardware: _is_same(hardware, resources))
+    paces, used = _paces_of_earlier(study.trials(), earlier, worker)
+    return (forecast(study, data, paces, places), used) if paces else None
+
+
+def _rungs(study: Study) -> str:
+    """``Rungs: 12 trials to epoch 2, the best 6 to epoch 6, …``."""
+    first, *later = rung_table(study)
+    parts = [f"{count(first[1], 'trial')} to epoch {first[0]}"]
+    parts += [f"{number:,} to epoch {epoch}" for epoch, number in later]
+    certain = study.halving is not None and study.halving.is_certain
+    about = "ties continue together" if certain else "about: who is first matters"
+    return f"Rungs: {', '.join(parts)} ({about})."
+
+
+def _resources(address: str | None, console: Console) -> Resources:
+    """The cluster's, or what a local Ray would have. Raises UserError if the cluster does not let us in."""
+    if address is None:
+        return local_resources()
+    with (
+        waiting(console, f"Connecting to Ray at {address} …"),
+        ray_session(address, train_in_tune=False) as resources,
+    ):
+        return resources
+
+
+def _is_same(hardware: Hardware, resources: Resources) -> bool:
+    """Whether a study ran on these machines, as far as its journal tells."""
+    return (hardware["cpus"], hardware["gpus"]) == (resources.cpus, resources.gpus) and hardware[
+        "description"
+    ].split(", ")[0] == resources.description.split(", ")[0]
+
+
+def _paces_of_earlier(
+    trials: Sequence[Trial], earlier: Sequence[MeasuredTrial], worker: WorkerResources
+) -> tuple[dict[str, Pace], int]:
+    """{trial: its pace} by earlier trials of its kind, and their number; empty unless there are some for each."""
+    shape = {"workers": worker.workers, "cpus": worker.cpus, "gpus": worker.gpus}
+    found: dict[str, list[MeasuredTrial]] = {
+        trial.name: like(earlier, kind_of(trial.recipe, shape)) for trial in trials
+    }
+    if not all(found.values()):
+        return {}, 0
+    used = {id(measured) for those in found.values() for measured in those}
+    return {name: pace_of_earlier(those) for name, those in found.items()}, len(used)
+
+
+def _estimate(
+    request: Request,
+    study: Study,
+    data: DatasetSummary,
+    storage: Path,
+    resources: Resources,
+    worker: WorkerResources,
+    console: Console,
+) -> Estimate:
+    trials = study.trials()
+    earlier = earlier_trials(storage, lambda hardware: _is_same(hardware, resources))
+    paces, used = _paces_of_earlier(trials, earlier, worker)
+    if paces:
+        where = f"in {storage}, with this network, image size, batch and precision on this hardware"
+        return Estimate(paces, f"measured by {count(used, 'earlier trial')} {where}")
+    with (
+        _with_data(request, study, data) as recipe,
+        waiting(console, f"No earlier run is like it: measuring a trial for at most {MOST_SECONDS:.0f} s …"),
+    ):
+        measured = probe(recipe, worker.cpus, worker.workers)
+    pace = pace_of_probe(measured, recipe, len(data.class_names), worker.workers)
+    if pace is None:
+        return Estimate({}, f"a probe of its first trial ended before a step ({measured.trouble})", measured)
+    where = "this machine" if request.address is None else "this machine, which may not be like the cluster's"
+    steps = count(len(measured.step_seconds), "step")
+    early = f"; {measured.trouble}" if measured.trouble else ""
+    alone = "; what workers exchange is not in it" if worker.workers > 1 else ""
+    source = f"measured just now on {where}, by {steps} of its first trial on its data{early}{alone}"
+    return Estimate({trial.name: pace for trial in trials}, source, measured)
+
+
+@contextmanager
+def _with_data(request: Request, study: Study, data: DatasetSummary) -> Iterator[Any]:
+    """The Recipe of the first trial on its data; the built-in digits are written into a temporary folder."""
+    # Weights to start from may have to be made yet, and make no difference to the time.
+    recipe = study.trials()[0].recipe.with_values({"model.weights": None})
+    if data.path.exists():
+        yield recipe
+        return
+    with tempfile.TemporaryDirectory(prefix="nfnet_ray-plan-") as folder:
+        yield recipe.with_values({"data.path": str(write_digits(Path(folder) / "digits", request.digits))})
+
+
+def _say_forecast(
+    told: Forecast,
+    worker: WorkerResources,
+    places: int,
+    estimate: Estimate,
+    caps: Caps,
+    request: Request,
+    console: Console,
+) -> None:
+    word = accelerator_word(worker.gpus)
+    hours = told.trial_seconds.times(worker.workers * (worker.gpus or 1.0) / SECONDS_PER_HOUR)
+    most = told.most_trial_seconds * worker.workers * (worker.gpus or 1.0) / SECONDS_PER_HOUR
+    ends = _span(told.wall_seconds, clock_time)
+    unless = (
+        f"; at most {clock_time(told.most_wall_seconds)} and {most:.3g} {word}-hours if no trial is stopped early"
+        if told.most_wall_seconds > told.wall_seconds.high * 1.01
+        else ""
+    )
+    say(
+        console,
+        f"Time: {ends} with {count(places, 'trial')} at once, {_span(hours, '{:.3g}'.format)} {word}-hours{unless}: "
+        f"{estimate.source}.",
+    )
+    if caps.price_per_hour is not None:
         say(
             console,
-            f"{span} of training {together}, at {speed(rate)} images/s of the first: measured just now on this "
-            "machine, on its GPU if it has one, else on one core.",
+            f"Cost: {_span(hours.times(caps.price_per_hour), money)} at {caps.price_per_hour:,.4g} per {word}-hour, "
+            f"at most {money(most * caps.price_per_hour)}.",
         )
-    say(console, "Nothing was started.")
+    if told.joules is not None:
+        kwh = told.joules.times(1 / JOULES_PER_KWH)
+        price = request.price_per_kwh
+        paid = f", {_span(kwh.times(price), money)} at {price:,.4g} per kWh" if price else ""
+        say(console, f"Energy of the GPUs: {_span(kwh, '{:.3g}'.format)} kWh{paid}.")
+    elif request.price_per_kwh is not None:
+        say(console, "Energy: unknown, as no earlier run here has measured the power of its GPUs.")
+    if told.memory_bytes is not None:
+        what = "GPU memory" if worker.gpus else "memory"
+        say(
+            console,
+            f"Memory: {storage_size(round(told.memory_bytes))} of {what} for each worker, at its peak.",
+        )
+
+
+def _span(span: Span, shown: Any) -> str:
+    """``1:10 to 2:25``, or one of them if they read the same."""
+    low, high = shown(span.low), shown(span.high)
+    return low if low == high else f"{low} to {high}"
+
+
+def _say_differences(study: Study, console: Console) -> None:
+    """What differs from the model's published Recipe, as the flags that restore it."""
+    different = published_differences(study.recipe)
+    name = study.recipe.model.name
+    if different is None:
+        say(console, f"There is no published Recipe of {name}.")
+        return
+    different = {field: value for field, value in different.items() if field not in study.fields}
+    if not different:
+        say(console, f"Its Recipe is the published one of {name}, but for what is swept.")
+        return
+    verb = agree(len(different), "field differs", "fields differ")
+    say(console, f"{len(different)} {verb} from the published Recipe of {name}. To restore them:")
+    for field, value in different.items():
+        say_whole(console, f"  --set {_setting(field, value)}")
+
+
+def _setting(field: str, value: Any) -> str:
+    """A field as a shell takes it for ``--set``."""
+    text = "none" if value is None else value if isinstance(value, str) else json.dumps(value)
+    return shlex.quote(f"{field}={text}")

@@ -124,7 +124,8 @@ def run(request: Request, resume_command: Callable[[Request, str], str], console
 
     # Run, or say what would run.
     if request.plan:
-        print_plan(study, data, demand.workers, console)
+        runner = request.runner(home, started)
+        print_plan(request, study, data, storage, demand, runner, caps, console)
         return Finished(0, directory)
 
     def command(caps: Mapping[str, float]) -> str:

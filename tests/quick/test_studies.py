@@ -20,6 +20,7 @@ from data_prep.digits import describe_digits
 from nfnet_ray.data.files.dataset import DatasetSummary, check_dataset
 from nfnet_ray.recipe import Recipe, field_meanings
 from nfnet_ray.study.cost.plan import check_trials
+from nfnet_ray.study.cost.probe_process import Probe
 from nfnet_ray.study.space import domain_text
 from nfnet_ray.study.study import Study
 from nfnet_ray.tracking.labels import value_label
@@ -42,7 +43,8 @@ def factory(study: str) -> StudyFactory:
 
 def plan(study: str, monkeypatch: pytest.MonkeyPatch, *flags: str) -> int:
     """``python studies/STUDY.py --plan``, without the measurement of this machine's speed."""
-    monkeypatch.setattr("nfnet_ray.training.probe.measure_images_per_second", lambda *_, **__: 500.0)
+    measured = Probe(1.0, 1.0, (0.1, 0.1), images=64, image_size=32, eval_seconds=1.0, eval_images=360)
+    monkeypatch.setattr("studies.running.plan_text.probe", lambda *_: measured)
     return main(factory(study), FOLDER / f"{study}.py", ["--plan", *flags])
 
 
@@ -89,11 +91,14 @@ def test_the_plan_of_a_study(
     study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert plan(study, monkeypatch) == 0
+    assert plan(study, monkeypatch, "--price-per-hour", "2") == 0
     said = capsys.readouterr().out
     made = factory(study)(DIGITS, None)
     assert f"{len(made.trials())} trials of nfnet_pico" in said
     assert made.question in " ".join(said.split())
+    for part in ("Time: ", "worker-hours", "Cost: ", "at 2 per worker-hour", "Disk: ", "published Recipe"):
+        assert part in said
+    assert ("Rungs: " in said) == (made.halving is not None)
     assert list(tmp_path.iterdir()) == []
 
 

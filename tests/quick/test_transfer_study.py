@@ -16,6 +16,7 @@ from nfnet_ray.errors import UserError
 from nfnet_ray.models import create_model
 from nfnet_ray.models.weights.pretrained import recognise_model
 from nfnet_ray.study.cost.plan import check_trials, training_multiply_adds
+from nfnet_ray.study.cost.probe_process import Probe
 from nfnet_ray.training.context import PlainContext
 from nfnet_ray.training.step import TrainStep
 from studies import transfer
@@ -78,7 +79,8 @@ def test_the_plan_makes_nothing_and_needs_no_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("nfnet_ray.training.probe.measure_images_per_second", lambda *_, **__: 500.0)
+    measured = Probe(1.0, 1.0, (0.1, 0.1), images=64, image_size=32)
+    monkeypatch.setattr("studies.running.plan_text.probe", lambda *_: measured)
 
     def plan(*flags: str) -> int:
         return main(transfer.PROGRAM, FILE, ["--plan", *flags])

@@ -259,10 +259,10 @@ def test_workers_are_put_together_by_device(
         context = SimpleNamespace(rank=rank, world_size=2, device=gpu.device)
         meters.append(Meter(PICO, 5, context, Counter(joules)))  # type: ignore[arg-type]
     for number, meter in enumerate(meters):
-        monkeypatch.setattr(meter, "_peak_memory", lambda number=number: 1_000.0 * (number + 1))
+        monkeypatch.setattr(meter, "peak_memory_bytes", lambda number=number: 1_000.0 * (number + 1))
         meter.start()
     clock[0] += 1
-    own = [meter_module._Reading(m._device, m._peak, m._peak_memory(), m._joules(), 1.0) for m in meters]
+    own = [meter_module._Reading(m._device, m._peak, m.peak_memory_bytes(), m._joules(), 1.0) for m in meters]
     monkeypatch.setattr(meter_module, "all_of", lambda _own, _context: own)
     for meter in meters:
         metrics = meter.stop(images=100, train_seconds=1, image_size=32)
@@ -282,7 +282,7 @@ dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, 
 recipe = Recipe().with_values({"model.name": "nfnet_pico", "data.image_size": 32})
 place = SimpleNamespace(rank=rank, world_size=2, device=torch.device("cpu"))
 meter = Meter(recipe, 5, place, SimpleNamespace(joules=iter(([0.0, 1.0], [0.0, 2.0])[rank]).__next__))
-meter._peak_memory = lambda: (3.0, 4.0)[rank]
+meter.peak_memory_bytes = lambda: (3.0, 4.0)[rank]
 meter.start()
 metrics = meter.stop(images=10, train_seconds=2, image_size=32)
 print(metrics["gpu_energy_joules"], metrics["peak_resident_bytes"], metrics["gpu_power_watts"])

@@ -8,7 +8,7 @@ import os
 import platform
 import secrets
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +170,26 @@ def _processor() -> str:
     return next(
         (line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine()
     )
+
+
+def local_resources() -> Resources:
+    """What a local Ray would have, without starting one; its memory is not asked for, and is 0."""
+    cpus, gpus = float(available_cpus()), float(_local_gpus())
+    description = f"{count(cpus, 'CPU core')} ({_processor()})" + (f", {count(gpus, 'GPU')}" if gpus else "")
+    return Resources(1, cpus, gpus, 0.0, description, ((cpus, gpus),))
+
+
+def _local_gpus() -> int:
+    """The GPUs that this process may use, as Ray counts them."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([name for name in visible.split(",") if name.strip() not in ("", "-1", "NoDevFiles")])
+    with suppress(Exception):  # no driver, or no library for it
+        import pynvml
+
+        pynvml.nvmlInit()
+        return int(pynvml.nvmlDeviceGetCount())
+    return 0
 
 
 def _resources() -> Resources:

@@ -63,20 +63,23 @@ def estimate_cost(study: Study, trials: Sequence[Trial], data: DatasetSummary) -
         rivals = len(group.trials)
         targets = least_epochs([0.0] * rivals, [False] * rivals, group.ladder, study.epochs)
         for name, epochs in zip(group.trials, targets, strict=True):
-            least_multiply_adds += _multiply_adds(recipes[name], data, epochs)
-    multiply_adds = sum(_multiply_adds(trial.recipe, data, trial.recipe.schedule.epochs) for trial in trials)
+            least_multiply_adds += multiply_adds(recipes[name], data, epochs)
+    total = sum(multiply_adds(trial.recipe, data, trial.recipe.schedule.epochs) for trial in trials)
     model = study.recipe.model
     parameters = count_parameters(model.name, classes, model.overrides.chosen())
-    return StudyCost(images, multiply_adds, least_multiply_adds, parameters)
+    return StudyCost(images, total, least_multiply_adds, parameters)
 
 
-def training_multiply_adds(recipe: Recipe, classes: int) -> float:
-    """Multiply-adds of training one image of full size once: forward, backward, and SAM's ascent."""
-    return _training_multiply_adds(recipe, resolve(recipe).data.image_size, classes)
+def training_multiply_adds(recipe: Recipe, classes: int, size: int | None = None) -> float:
+    """Multiply-adds of training one image once: forward, backward, and SAM's ascent.
+
+    ``size`` is the image's side in pixels, by default that of a full-size one.
+    """
+    return _training_multiply_adds(recipe, size or resolve(recipe).data.image_size, classes)
 
 
-def _multiply_adds(recipe: Recipe, data: DatasetSummary, epochs: int) -> float:
-    """Of the first ``epochs`` epochs, each at its own image size."""
+def multiply_adds(recipe: Recipe, data: DatasetSummary, epochs: int) -> float:
+    """Multiply-adds of training for the first ``epochs`` epochs, each at its own image size."""
     data_recipe = resolve(recipe).data
     sizes = Counter(
         data_at_epoch(data_recipe, epoch, recipe.schedule.epochs).image_size for epoch in range(epochs)
@@ -111,7 +114,7 @@ def _forward_passes(recipe: Recipe) -> float:
 def epoch_arithmetic(trials: Sequence[Trial], data: DatasetSummary) -> dict[str, float]:
     """{trial: multiply-adds of one of its epochs, of their mean where images grow}."""
     return {
-        trial.name: _multiply_adds(trial.recipe, data, trial.recipe.schedule.epochs)
+        trial.name: multiply_adds(trial.recipe, data, trial.recipe.schedule.epochs)
         / trial.recipe.schedule.epochs
         for trial in trials
     }

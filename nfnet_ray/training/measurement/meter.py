@@ -129,7 +129,7 @@ class Meter:
         A GPU's queue has to be empty, as it is once a loss has been read.
         """
         seconds = time.perf_counter() - self._started_at
-        own = _Reading(self._device, self._peak, self._peak_memory(), self._joules(), seconds)
+        own = _Reading(self._device, self._peak, self.peak_memory_bytes(), self._joules(), seconds)
         readings = all_of(own, self._context)
         flops_per_image = model_flops_per_image(self._recipe, self._num_classes, image_size)
         flops_per_second = flops_per_image * images / train_seconds
@@ -181,8 +181,8 @@ class Meter:
             return False
         return True
 
-    def _peak_memory(self) -> float:
-        """Bytes, 0 where it is not known."""
+    def peak_memory_bytes(self) -> float:
+        """The peak since :meth:`start`, of this process or of its GPU memory; 0 where it is not known."""
         if self._is_gpu:
             return float(torch.cuda.max_memory_allocated(self._context.device))
         if self._forgot:

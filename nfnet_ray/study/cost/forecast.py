@@ -1,0 +1,196 @@
+"""How long a study will take and what it will need: from its ladder of rungs and the measured pace of its trials."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from nfnet_ray.data.files.dataset import DatasetSummary
+from nfnet_ray.recipe import Recipe
+from nfnet_ray.study.cost.earlier_runs import MeasuredTrial
+from nfnet_ray.study.cost.plan import least_epochs, multiply_adds, training_multiply_adds
+from nfnet_ray.study.cost.probe_process import Probe
+from nfnet_ray.study.decisions import groups
+from nfnet_ray.study.study import Study
+
+# From the start of a trial in a process that is up already to its first batch: README.md, 0.5 to 1.6 s.
+LATER_STARTUP_SECONDS = 1.0
+BYTES_OF_A_PARAMETER = {"float32": 4, "bfloat16": 4, "float64": 8}
+
+
+@dataclass(frozen=True)
+class Span:
+    """An estimate, from ``low`` to ``high``."""
+
+    low: float
+    high: float
+
+    def times(self, factor: float) -> Span:
+        """Both ends times a factor."""
+        return Span(self.low * factor, self.high * factor)
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast a trial's parts are; ``training`` is in seconds per multiply-add of the whole trial, all workers."""
+
+    training: Span
+    eval_seconds: float
+    """For each validation image."""
+    checkpoint_seconds: float
+    """For each epoch."""
+    first_startup_seconds: float
+    """Of a trial that also starts its workers' processes."""
+    later_startup: Span
+    memory_bytes: float | None = None
+    """The peak of a worker, or of its GPU's memory."""
+    watts: float | None = None
+    """Of all GPUs of a trial."""
+
+
+def pace_of_earlier(trials: Sequence[MeasuredTrial]) -> Pace:
+    """The pace of earlier trials of one kind: at least one."""
+    speeds = sorted(trial.seconds_per_multiply_add for trial in trials)
+    startups = sorted(trial.startup_seconds for trial in trials)
+    memory = [trial.memory_bytes for trial in trials if trial.memory_bytes is not None]
+    watts = [trial.watts for trial in trials if trial.watts is not None]
+    return Pace(
+        training=Span(_quantile(speeds, 0.1), _quantile(speeds, 0.9)),
+        eval_seconds=statistics.median(trial.eval_seconds for trial in trials),
+        checkpoint_seconds=statistics.median(trial.checkpoint_seconds for trial in trials),
+        first_startup_seconds=startups[-1],
+        later_startup=Span(startups[0], statistics.median(startups)),
+        memory_bytes=max(memory, default=None),
+        watts=statistics.mean(watts) if watts else None,
+    )
+
+
+def pace_of_probe(probe: Probe, recipe: Recipe, classes: int, workers: int) -> Pace | None:
+    """The pace that a probe of ``recipe`` has measured; None if it did not get as far as a step.
+
+    The probe is one of ``workers`` workers: what they exchange is not in it.
+    """
+    if not probe.step_seconds:
+        return None
+    # The first steps also fill caches.
+    steps = sorted(probe.step_seconds[2:] or probe.step_seconds)
+    arithmetic = probe.images * training_multiply_adds(recipe, classes, probe.image_size) * workers
+    startup = probe.startup_seconds or 0.0
+    return Pace(
+        training=Span(_quantile(steps, 0.1) / arithmetic, _quantile(steps, 0.9) / arithmetic),
+        eval_seconds=probe.eval_seconds / max(1, probe.eval_images) / workers,
+        checkpoint_seconds=probe.checkpoint_seconds or 0.0,
+        first_startup_seconds=startup + (probe.process_seconds or 0.0),
+        later_startup=Span(min(LATER_STARTUP_SECONDS, startup), startup),
+        memory_bytes=probe.memory_bytes,
+    )
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a study will take: ``trial_seconds`` of all trials together, ``wall_seconds`` until its end.
+
+    ``most_…`` are those of a study in which no trial is stopped early. ``joules`` of GPUs, None where unknown.
+    """
+
+    trial_seconds: Span
+    wall_seconds: Span
+    most_trial_seconds: float
+    most_wall_seconds: float
+    joules: Span | None
+    memory_bytes: float | None
+
+
+def forecast(study: Study, data: DatasetSummary, paces: Mapping[str, Pace], places: int) -> Forecast:
+    """The forecast of a study that has not begun; ``paces`` is {trial: its pace}, ``places`` run at once.
+
+    Low and high are those of the pace. Rungs let through as many as they are planned to. Settings that a search is yet
+    to propose are taken to cost what the first ones do.
+    """
+    trials = {trial.name: trial for trial in study.trials()}
+    planned: dict[str, tuple[int, int]] = {}  # {trial: (epochs, number of legs)}
+    for group in groups(study):
+        rivals = len(group.trials)
+        epochs = least_epochs([0.0] * rivals, [False] * rivals, group.ladder, study.epochs)
+        for name, last in zip(group.trials, epochs, strict=True):
+            planned[name] = last, 1 + sum(rung < last for rung, _ in group.ladder)
+
+    def seconds(name: str, epochs: int, legs: int) -> Span:
+        pace, recipe = paces[name], trials[name].recipe
+        evaluations = 2 if recipe.optimizer.ema.decay is not None else 1
+        each = pace.eval_seconds * evaluations * data.validation_images + pace.checkpoint_seconds
+        training = pace.training.times(multiply_adds(recipe, data, epochs))
+        return Span(
+            training.low + each * epochs + pace.later_startup.low * legs,
+            training.high + each * epochs + pace.later_startup.high * legs,
+        )
+
+    growth = trials_in_the_end(study) / len(trials)
+    spans = {name: seconds(name, *plan).times(growth) for name, plan in planned.items()}
+    most = {name: seconds(name, study.epochs, 1).high * growth for name in trials}
+    processes = [pace.first_startup_seconds - pace.later_startup.high for pace in paces.values()]
+    begin = max(0.0, *processes) if processes else 0.0
+    total = Span(
+        math.fsum(span.low for span in spans.values()), math.fsum(span.high for span in spans.values())
+    )
+    watts = {name: pace.watts for name, pace in paces.items()}
+    joules = None
+    if all(value is not None for value in watts.values()):
+        joules = Span(
+            math.fsum((watts[name] or 0.0) * span.low for name, span in spans.items()),
+            math.fsum((watts[name] or 0.0) * span.high for name, span in spans.items()),
+        )
+    memory = [pace.memory_bytes for pace in paces.values() if pace.memory_bytes is not None]
+    return Forecast(
+        trial_seconds=Span(total.low + begin * places, total.high + begin * places),
+        wall_seconds=Span(
+            begin + _makespan([span.low for span in spans.values()], places),
+            begin + _makespan([span.high for span in spans.values()], places),
+        ),
+        most_trial_seconds=math.fsum(most.values()) + begin * places,
+        most_wall_seconds=begin + _makespan(list(most.values()), places),
+        joules=joules,
+        memory_bytes=max(memory, default=None),
+    )
+
+
+def trials_in_the_end(study: Study) -> int:
+    """The number of trials, with those that a search that learns proposes while the study runs."""
+    trials = len(study.trials())
+    if not study.is_adaptive:
+        return trials
+    first = len(study.trials_by_setting())
+    return round(trials * max(1.0, study.settings / first))
+
+
+def rung_table(study: Study) -> list[tuple[int, int]]:
+    """(epoch, number of trials that train up to it) for each rung and the end, over all strata, as planned."""
+    reached: dict[int, int] = {}
+    for group in groups(study):
+        left = len(group.trials)
+        for rung, kept in (*group.ladder, (study.epochs, 0)):
+            reached[rung] = reached.get(rung, 0) + left
+            left = kept
+    return sorted(reached.items())
+
+
+def checkpoint_bytes(recipe: Recipe, parameters: int) -> int:
+    """Bytes of a checkpoint: the weights, and what the optimiser, the average and LookSAM keep for each of them."""
+    optimizer = recipe.optimizer
+    copies = 2 + (optimizer.name == "rmsprop") + (optimizer.ema.decay is not None)
+    copies += optimizer.sam.rho is not None and optimizer.sam.method == "looksam"
+    return copies * parameters * BYTES_OF_A_PARAMETER[recipe.precision]
+
+
+def _quantile(values: Sequence[float], share: float) -> float:
+    """Of sorted values, linear between two of them."""
+    place = share * (len(values) - 1)
+    low, high = values[math.floor(place)], values[math.ceil(place)]
+    return low + (high - low) * (place - math.floor(place))
+
+
+def _makespan(seconds: Sequence[float], places: int) -> float:
+    """The time that jobs of these lengths take, ``places`` at a time: at least that of the longest one."""
+    return max(math.fsum(seconds) / places, max(seconds, default=0.0))
