@@ -473,7 +473,7 @@ def read_events(path: Path, offset: int = 0) -> Iterator[tuple[Event, int]]:
                 ):  # few lines: to look into each takes longer
                     event = _from_json(event)
                 event["event"]
-            except (ValueError, TypeError, KeyError):
+            except (ValueError, TypeError, KeyError, RecursionError):
                 raise UserError(
                     f"{path} is damaged at byte {offset}: restore that line from a backup, or delete it"
                 ) from None

@@ -8,8 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from dashboards.report import REPORT_FILE, write_report
-from nfnet_ray.command_line.terminal import say, say_whole
-from nfnet_ray.printable import interpreter, shell_command
+from nfnet_ray.command_line.terminal import say, waiting
 from nfnet_ray.study.annotations import Annotations
 from nfnet_ray.study.running_lock import alone_with
 from nfnet_ray.tracking.destination.uri import without_password
@@ -40,30 +39,33 @@ def annotate(directory: Path, notes: Sequence[str], tags: Mapping[str, str], con
             return 0
         with Journal(directory / JOURNAL_FILE) as journal:
             journal.append(study_annotated(new.notes, new.tags))
+        places = ["its journal"]
         if (directory / REPORT_FILE).exists():
             write_report(directory)
-        said = [f"the {'note' if len(notes) == 1 else 'notes'}"] if new.notes else []
+            places.append("its report")
+        spool = Spool(directory / JOURNAL_FILE, directory / SPOOL_FILE)
+        if not spool.tracked.study_run_id:
+            missing = 0
+        elif not (missing := _deliver(spool, console)):
+            places.append("MLflow")
+        where = f"{', '.join(places[:-1])} and {places[-1]}" if len(places) > 1 else places[0]
+        said = ["the note"] if new.notes else []
         said += [f"{key}={value}" for key, value in new.tags.items()]
-        say(console, f"{directory.name} now has {', '.join(said)}.")
-        return _deliver(directory, console)
+        say(console, f"{directory.name} now has {', '.join(said)} in {where}.")
+        return EXIT_NOT_IN_MLFLOW if missing else 0
 
 
-def _deliver(directory: Path, console: Console) -> int:
-    """Tells MLflow, if the study is there."""
-    spool = Spool(directory / JOURNAL_FILE, directory / SPOOL_FILE)
-    if not spool.tracked.study_run_id:
-        return 0
+def _deliver(spool: Spool, console: Console) -> int:
+    """Tells MLflow; how many events it has not taken, which is said."""
     uri = spool.tracked.tracking_uri
-    sink = MLflowSink(uri, spool)
-    sink.start()
-    missing = sink.close(_DELIVERY_SECONDS, _UNANSWERED_SECONDS)
-    if not missing:
-        return 0
-    resume = shell_command([interpreter(), "-m", "studies", "show", str(directory)])
-    say(
-        console,
-        f"MLflow at {without_password(uri)} could not be told ({sink.status.removeprefix('MLflow: ')}). It is told when"
-        " the study is resumed; this says how:",
-    )
-    say_whole(console, f"  {resume}")
-    return EXIT_NOT_IN_MLFLOW
+    with waiting(console, "Telling MLflow …"):
+        sink = MLflowSink(uri, spool)
+        sink.start()
+        missing = sink.close(_DELIVERY_SECONDS, _UNANSWERED_SECONDS)
+    if missing:
+        say(
+            console,
+            f"MLflow at {without_password(uri)} could not be told ({sink.status.removeprefix('MLflow: ')}); the next"
+            " note or tag, or resuming the study, delivers it.",
+        )
+    return missing

@@ -83,7 +83,7 @@ def leftovers(folder: StudyFolder, needed: Set[Path]) -> Leftovers:
     """What nothing needs in a study's folder. ``needed`` are files of weights from which studies start."""
     left = Leftovers(folder.directory)
     if folder.condition == "running":
-        left.why_not = "is running"
+        left.why_not = "is running, so it is left alone"
         return left
     if folder.state is None or folder.started is None:
         left.why_not = f"is left alone: {folder.problem}"

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
 from nfnet_ray.cluster.connection.job import home_folder
 from nfnet_ray.errors import UserError
@@ -22,6 +22,24 @@ StudyCondition = Literal[
     "running", "finished", "interrupted", "unfinished", "damaged", "not begun", "no study"
 ]
 """``unfinished``: its driver was killed. The last three have no state: ``problem`` says what is wrong."""
+
+# What is used here of a journal's first event (nfnet_ray/tracking/events.py).
+_DESCRIBED: dict[str, type | tuple[type, ...]] = {
+    "name": str,
+    "question": str,
+    "command": str,
+    "space": dict,
+    "seeds": list,
+    "epochs": int,
+    "recipe": dict,
+    "data": dict,
+    "hardware": dict,
+    "versions": dict,
+}
+_DESCRIBED_BELOW = {
+    "data": ("name", "fingerprint", "classes", "train_images", "validation_images"),
+    "hardware": ("description",),
+}
 
 
 @dataclass(frozen=True)
@@ -84,13 +102,16 @@ def read_folder(directory: Path, *, is_ours: bool = False) -> StudyFolder:
             )
         if not journal.stat().st_size:
             return StudyFolder(directory, "not begun", problem="its journal is still empty")
-        state, _ = StudyState.read(directory)
+        state, started = StudyState.read(directory)
+        missing = _missing(started)
     except UserError as error:
         return StudyFolder(directory, "damaged", problem=str(error).replace(f"{directory}/", ""))
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return StudyFolder(directory, "damaged", problem="its journal is no study's")
     except OSError as error:
         return StudyFolder(directory, "damaged", problem=f"it cannot be read ({in_words(error)})")
-    except RecursionError:
-        return StudyFolder(directory, "damaged", problem="its journal is no journal")
+    if missing:
+        return StudyFolder(directory, "damaged", problem=f"the first line of its journal has no {missing}")
     if not is_ours and is_running(directory):
         return StudyFolder(directory, "running", state)
     return StudyFolder(directory, state.ended["state"] if state.ended else "unfinished", state)
@@ -156,6 +177,27 @@ def bytes_below(directory: Path) -> int:
         except OSError:
             continue
     return total
+
+
+def _missing(started: StudyStarted) -> str:
+    """What the first event of a journal lacks of what every version has written; empty if nothing is missing."""
+    if not isinstance(started["time"], int | float):
+        return "time"
+    if not isinstance(started["trials"], list):
+        return "trials"
+    told = started["study"]
+    for name, kind in _DESCRIBED.items():
+        if not isinstance(told.get(name), kind):
+            return name
+    for section, names in _DESCRIBED_BELOW.items():
+        for name in names:
+            if name not in cast(dict[str, Any], told)[section]:
+                return f"{section}.{name}"
+    if not all(
+        isinstance(plan["point"], dict) and isinstance(plan["recipe"], dict) for plan in started["trials"]
+    ):
+        return "point and recipe of a trial"
+    return ""
 
 
 def _suggestion(storage: Path, text: str) -> str:

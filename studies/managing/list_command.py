@@ -44,12 +44,16 @@ def list_studies(storage: Path, tags: Mapping[str, str], console: Console, *, as
     now = time.time()
     console.print(_table(documents, [now - folder.began for folder in folders], console.width))
     console.print()
+    for document in documents:
+        if document["problem"]:
+            say(console, f"{document['name']}: {document['problem']}.")
     studies = [document for document in documents if document["started"] is not None]
     hours = sum(document["paid_hours"] for document in studies)
     size = storage_size(sum(document["bytes"] for document in documents))
     say(
         console,
-        f"{count(len(studies), 'study')} in {display_path(storage)}: {hours_text(hours)} of running time, {size}.",
+        f"{count(len(studies), 'study')} in {display_path(storage)}: "
+        f"{hours_text(hours)} hours of running time, {size}.",
     )
 
 
@@ -78,13 +82,16 @@ def _table(documents: list[dict[str, Any]], ages: list[float], width: int) -> Ta
         justify: Literal["left", "right"] = "left" if title in ("study", "state") else "right"
         table.add_column(title, justify=justify, no_wrap=True)
     used = sum(max(map(len, column)) + 2 for column in zip(titles, *rows, strict=True))
-    room = max(width - used, _LEAST_QUESTION_WIDTH)
-    table.add_column("question", no_wrap=True)
+    room = width - used
+    if room >= _LEAST_QUESTION_WIDTH:  # on a narrow terminal the numbers matter more
+        table.add_column("question", no_wrap=True)
     for document, row in zip(documents, rows, strict=True):
-        about = printable(document["problem"] or document["question"] or "")
         cells = [Text(cell) for cell in row]
         cells[1].stylize(STYLES[document["state"]])
-        table.add_row(*cells, Text(about if len(about) <= room else f"{about[: room - 1]}…"))
+        if room >= _LEAST_QUESTION_WIDTH:
+            question = printable(document["question"] or "")
+            cells.append(Text(question if len(question) <= room else f"{question[: room - 1]}…"))
+        table.add_row(*cells)
     return table
 
 

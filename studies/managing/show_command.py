@@ -16,9 +16,12 @@ from dashboards.report import REPORT_FILE
 from nfnet_ray.analysis import BestSetting, StudyRecord, best_per_stratum
 from nfnet_ray.analysis.record import study_record
 from nfnet_ray.command_line.terminal import say, say_whole
+from nfnet_ray.errors import UserError
 from nfnet_ray.printable import display_path, printable
 from nfnet_ray.study.display import reported_epochs, trial_table
 from nfnet_ray.study.study import Study
+from nfnet_ray.tracking.events import StudyStarted
+from nfnet_ray.tracking.state import StudyState
 from nfnet_ray.wording import clock_time, count, storage_size
 from studies.managing.documents import print_document
 from studies.managing.facts import mlflow_command, report_command, resume_text, space_texts, tracked_at
@@ -40,8 +43,7 @@ def show_study(directory: Path, console: Console, *, as_json: bool) -> None:
     console.print()
     console.print(_facts(folder))
     console.print()
-    study = Study.from_event(started)
-    console.print(trial_table(study, state, reported_epochs))
+    console.print(_trials(state, started))
     console.print()
     for answer in answers:
         say(console, answer.sentence())
@@ -52,6 +54,16 @@ def show_study(directory: Path, console: Console, *, as_json: bool) -> None:
         say_whole(console, f"{f'{title}:':8} {line}")
 
 
+def _trials(state: StudyState, started: StudyStarted) -> Table:
+    """The table of trials. Raises UserError if this version does not understand the study."""
+    try:
+        return trial_table(Study.from_event(started), state, reported_epochs)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{started['study']['name']}: this version does not understand its trials ({error!r}); look at its report"
+        ) from error
+
+
 def _facts(folder: StudyFolder) -> Table:
     state, started = folder.known()
     told, data = started["study"], started["study"]["data"]
@@ -60,7 +72,7 @@ def _facts(folder: StudyFolder) -> Table:
         (
             "State",
             f"{folder.condition}{_why_ended(folder)}; {folder.ended_trials} of {count(trials, 'trial')} "
-            f"{'has' if folder.ended_trials == 1 else 'have'} ended",
+            f"{'has' if 1 in (folder.ended_trials, trials) else 'have'} ended",
         ),
         (
             "Time",

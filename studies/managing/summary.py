@@ -84,7 +84,7 @@ def age_text(seconds: float) -> str:
 
 
 def hours_text(hours: float | None) -> str:
-    """``0.02 h``, ``3.4 h``, ``128 h``; empty where it is not known."""
+    """``0.02``, ``3.4``, ``128``; empty where it is not known."""
     if hours is None:
         return ""
-    return f"{hours:,.0f} h" if hours >= 100 else f"{hours:.1f} h" if hours >= 1 else f"{hours:.2f} h"
+    return f"{hours:,.0f}" if hours >= 100 else f"{hours:.1f}" if hours >= 1 else f"{hours:.2f}"

@@ -1,0 +1,449 @@
+"""`python -m studies` lists, shows, compares, annotates and cleans studies, and names what it cannot read.
+
+Against journals with made-up numbers; tests/tracking/test_delete.py deletes. About eight seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nfnet_ray.analysis.comparison import compare_studies
+from nfnet_ray.analysis.record import load_study, study_record
+from nfnet_ray.recipe import Recipe
+from nfnet_ray.study.running_lock import LOCK_FILE, alone_with
+from nfnet_ray.study.study import Halving, Study
+from nfnet_ray.tracking.events import JOURNAL_FILE, TrialPlan, study_started
+from nfnet_ray.tracking.state import StudyState
+from studies.managing.clean_command import CHECKPOINTS_FOLDER, TUNE_FOLDER
+from studies.managing.commands import main
+from studies.managing.summary import age_text, hours_text
+from tests.tracking.example_study import START, agc_sweep, trial_events, write_journal
+from tests.tracking.example_study import study_started as example_started
+
+CLIP_FACTOR = "optimizer.agc.clip_factor"
+Say = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def _made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tmp_path = tmp_path_factory.mktemp("made")
+    write_study(tmp_path / "first", (0.01, 0.02), {64: [0.9, 0.8]})
+    write_study(tmp_path / "second", (0.01, 0.02), {64: [0.5, 0.81]}, later=100, epochs=3)
+    write_study(tmp_path / "killed", (0.01, 0.02), {64: [0.7]}, later=200)
+    (tmp_path / "foreign" / "photos").mkdir(parents=True)
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / JOURNAL_FILE).write_text("no journal\n")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / JOURNAL_FILE).touch()
+    (tmp_path / "mlartifacts" / "nfnet_ray").mkdir(parents=True)
+    return tmp_path
+
+
+@pytest.fixture
+def storage(_made: Path, tmp_path: Path) -> Path:
+    """Three studies and three folders that are none."""
+    return Path(shutil.copytree(_made, tmp_path / "store"))
+
+
+@pytest.fixture
+def say(storage: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Say:
+    """Runs a command on the storage: (exit code, standard output, standard error)."""
+    monkeypatch.delenv("NFNET_RAY_HOME", raising=False)
+    monkeypatch.chdir(storage.parent)
+
+    def run(*words: str, at: Path = storage) -> tuple[int, str, str]:
+        try:
+            code = main([*words, "--storage", str(at)])
+        except SystemExit as end:
+            code = int(str(end.code))
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return run
+
+
+def write_study(
+    directory: Path,
+    clip_factors: Sequence[float | None],
+    top1: dict[int, list[float]],
+    *,
+    seeds: Sequence[int] = (0,),
+    later: float = 0,
+    epochs: int = 2,
+    states: Sequence[str] = (),
+    change: dict[str, Any] | None = None,
+) -> Path:
+    """A study whose trials ended with these accuracies, by batch size; without one it has not ended."""
+    study = Study(
+        directory.name,
+        "How strongly should AGC clip?",
+        Recipe().with_values({"schedule.epochs": epochs, "data.path": "/data/digits"}),
+        {CLIP_FACTOR: tuple(clip_factors), "batch_size": tuple(top1)},
+        tuple(seeds),
+        Halving(1),
+    )
+    described = json.loads(json.dumps(example_started({})["study"]))
+    described |= {
+        "name": study.name,
+        "question": study.question,
+        "command": f".venv/bin/python studies/agc_sweep.py --address auto --epochs {epochs}",
+        "space": {name: list(values) for name, values in study.space.items()},
+        "seeds": list(seeds),
+        "epochs": epochs,
+        "halving": {"grace_epochs": 1, "reduction_factor": 2.0},
+        "recipe": json.loads(json.dumps(study.recipe.to_values())),
+    }
+    for name, value in (change or {}).items():
+        section, _, key = name.partition("/")
+        described[section] = {**described[section], key: value} if key else value
+    plans: list[TrialPlan] = [
+        {
+            "name": trial.name,
+            "point": dict(trial.point),
+            "recipe": {**trial.point, "seed": trial.recipe.seed},
+        }
+        for trial in study.trials()
+    ]
+    started = study_started(described, plans) | {"time": START + later}
+    events: list[Any] = [started]
+    now = START + later + 1
+    accuracies = iter([value for _ in seeds for values in top1.values() for value in values])
+    for number, plan in enumerate(plans):
+        accuracy = next(accuracies, None)
+        if accuracy is None:
+            break
+        state = states[number] if number < len(states) else "finished"
+        lines = trial_events(plan["name"], now, [accuracy / 2, accuracy], state)
+        events += lines
+        now = lines[-1]["time"] + 1
+    else:
+        events.append({"event": "study_ended", "time": now, "state": "finished", "wall_seconds": 1800.0})
+    write_journal(directory, events)
+    for plan in plans:
+        place = directory / "trials" / plan["name"] / CHECKPOINTS_FOLDER
+        place.mkdir(parents=True)
+        (place / "step-00000001-00000000.pt").write_bytes(bytes(1000))
+    (directory / TUNE_FOLDER / "1").mkdir(parents=True)
+    (directory / TUNE_FOLDER / "1" / "trainable.pkl").write_bytes(bytes(10))
+    return directory
+
+
+def test_all_studies_are_listed_newest_first_and_what_is_none_says_so(storage: Path, say: Say) -> None:
+    code, out, err = say("list")
+    assert (code, err) == (0, "")
+    rows = {line.split()[0]: line for line in out.splitlines()[1:] if line}
+    assert "finished" in rows["first"]
+    assert "2/2  90.0% (86.5 to 92.7)   0.50" in rows["first"]
+    assert "unfinished     1/2  70.0%" in rows["killed"]
+    assert out.index("killed") < out.index("second") < out.index("first")
+    assert (
+        "damaged: journal.jsonl is damaged at byte 0: restore that line from a backup, or delete it." in out
+    )
+    assert "foreign: it has no journal.jsonl, so it is no study's." in out
+    assert "mlartifacts" not in out
+    with alone_with(storage / "killed"):
+        assert "killed   running" in say("list")[1]
+    assert not (storage / "first" / LOCK_FILE).exists()
+
+
+def test_a_list_for_machines_has_numbers_and_one_document(storage: Path, say: Say) -> None:
+    code, out, _ = say("list", "--json")
+    document = json.loads(out, parse_constant=pytest.fail)
+    assert code == 0
+    assert document["storage"] == str(storage)
+    studies = {study["name"]: study for study in document["studies"]}
+    first = studies["first"]
+    assert first["state"] == "finished"
+    assert first["paid_hours"] == 0.5
+    assert first["trials"] == {"finished": 2}
+    assert first["best"]["setting"] == {CLIP_FACTOR: 0.01, "batch_size": 64}
+    assert first["best"]["top1"] == 0.9
+    assert first["best"]["low"] < 0.9 < first["best"]["high"]
+    assert first["bytes"] == sum(
+        path.stat().st_size for path in (storage / "first").rglob("*") if path.is_file()
+    )
+    assert studies["killed"]["trials"] == {"finished": 1, "waiting": 1}
+    assert studies["damaged"]["problem"].startswith("journal.jsonl is damaged")
+    assert studies["damaged"]["best"] is None
+    assert {study["state"] for study in document["studies"]} == {
+        "finished", "unfinished", "damaged", "not begun", "no study",
+    }  # fmt: skip
+
+
+def test_a_storage_without_studies(tmp_path: Path, say: Say) -> None:
+    (tmp_path / "new").mkdir()
+    assert say("list", at=tmp_path / "new")[1].startswith("No study in ")
+    assert json.loads(say("list", "--json", at=tmp_path / "new")[1])["studies"] == []
+    code, out, err = say("list", at=tmp_path / "nowhere")
+    assert (code, out) == (2, "")
+    assert "there is no nowhere; studies make it" in err
+
+
+ODD_LINES = (
+    '{"event":"study_started"}',
+    '{"event":"study_started","time":1,"study":{},"trials":[]}',
+    '{"event":"study_started","time":1,"study":{"question":7},"trials":[{"name":"a","point":3,"recipe":4}]}',
+    '{"event":"study_started","time":"now","study":{"name":"x"},"trials":{}}',
+    "[" * 3000,
+    "null",
+    '"NaN"',
+)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("list", "list --json", "show odd", "show odd --json", "clean", "clean odd"),
+        *("compare odd first", "note odd text", "tag odd a=b"),
+    ],
+)
+def test_an_odd_journal_is_a_row_or_a_line_and_never_a_stack_trace(
+    storage: Path, say: Say, command: str
+) -> None:
+    (storage / "odd").mkdir()
+    for line in ODD_LINES:
+        (storage / "odd" / JOURNAL_FILE).write_text(f"{line}\n")
+        code, out, err = say(*command.split())
+        assert code in (0, 2)
+        assert err.count("\n") == (code == 2)
+        if command.startswith("list"):
+            assert code == 0
+            assert "odd" in out
+
+
+def test_many_studies_are_listed_in_linear_time(tmp_path: Path, say: Say) -> None:
+    made = write_study(tmp_path / "many" / "study-0", (0.01, 0.02), {64: [0.9, 0.8]})
+    for number in range(1, 200):
+        shutil.copytree(made, tmp_path / "many" / f"study-{number}")
+    began = time.process_time()
+    code, out, _ = say("list", at=tmp_path / "many")
+    assert code == 0
+    assert "200 studies" in out
+    assert time.process_time() - began < 10  # 2 s on a busy core
+
+
+def test_a_study_is_shown_with_its_trials_its_answer_and_how_to_resume_it(storage: Path, say: Say) -> None:
+    code, out, _ = say("show", "killed")
+    assert code == 0
+    assert "unfinished; 1 of 2 trials has ended" in out
+    assert "clip_factor: 0.01, 0.02" in out
+    assert "Best setting: clip_factor 0.01 at batch_size 64: top-1 70.0%" in out
+    assert "waiting" in out
+    assert "MLflow:  nothing of it is there yet" in out
+    assert f"agc_sweep.py --resume killed --address auto --storage {storage}" in out
+    assert "Resume:" not in say("show", "first")[1]
+    assert say("show", str(storage / "first"), at=storage / "foreign")[1] == say("show", "first")[1]
+
+
+def test_a_study_for_machines(say: Say) -> None:
+    document = json.loads(say("show", "killed", "--json")[1], parse_constant=pytest.fail)
+    assert document["trial_list"][1] == {
+        "name": "clip_factor=0.02,batch_size=64", "setting": {CLIP_FACTOR: 0.02, "batch_size": 64}, "seed": 0,
+        "state": "not started", "reason": None, "epochs": 0, "top1": None, "best_top1": None,
+        "train_seconds": None, "images_per_second": None,
+    }  # fmt: skip
+    assert document["answers"][0]["sentence"].startswith("Best setting: clip_factor 0.01")
+    assert "--resume killed" in document["resume"]
+    assert document["mlflow"] == {"tracking_uri": None, "experiment_id": None, "run_id": None}
+    assert document["recipe"]["schedule.epochs"] == 2
+
+
+def test_one_that_was_started_from_python_is_resumed_from_python(storage: Path, say: Say) -> None:
+    write_study(
+        storage / "notebook", (0.01,), {64: []}, change={"command": "python -m ipykernel_launcher -f x"}
+    )
+    assert f"nfnet_ray.run(resume='notebook', storage='{storage}')" in say("show", "notebook")[1]
+
+
+@pytest.mark.parametrize("command", ["show {}", "delete {}", "clean {}", "note {} text", "compare first {}"])
+def test_a_name_that_is_none_is_one_line(say: Say, command: str) -> None:
+    for name in ("frist", "foreign", "..", "", ".", "../..", "x" * 300, "a\nb", "mlflow.db/x"):
+        code, out, err = say(*(name if word == "{}" else word for word in command.split()))
+        assert (code, out) == (2, "")
+        assert err.count("\n") == 1
+        assert name != "frist" or "did you mean first?" in err
+
+
+def test_what_differs_and_the_settings_of_both_are_compared(storage: Path, say: Say) -> None:
+    code, out, _ = say("compare", "first", "second")
+    assert code == 0
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    assert "Recipe schedule.epochs 2 3" in lines
+    assert "0.01 64 90.0% 50.0% −40.0 (−45.8 to −33.8) A is better" in lines
+    assert "0.02 64 80.0% 81.0% +1.0 (−4.8 to +6.8) within noise" in lines
+    assert "Of the 2 settings that both have finished, first is better in 1; 1 is within noise." in lines
+    assert any("trials of the first have 2 epochs, those of the second 3" in line for line in lines)
+    document = json.loads(say("compare", "first", "second", "--json")[1], parse_constant=pytest.fail)
+    assert document["comparable"]
+    assert [setting["within_noise"] for setting in document["settings"]] == [False, True]
+    assert document["settings"][0]["difference"] == pytest.approx(-0.4)
+    assert {(one["area"], one["name"]) for one in document["differences"]} == {("recipe", "schedule.epochs")}
+    assert "compared with itself" in say("compare", "first", str(storage / "first"))[2]
+
+
+def test_other_data_and_other_spaces_are_said(storage: Path, say: Say) -> None:
+    data = {"data/fingerprint": "0" * 12, "data/name": "letters", "data/validation_images": 50}
+    write_study(storage / "letters", (0.01, 0.04), {64: [0.9, 0.8]}, change=data)
+    _, out, _ = say("compare", "first", "letters")
+    assert (
+        "Accuracies cannot be compared: they were measured on different images: imagenet_samples (360" in out
+    )
+    assert "points" not in out
+    assert "Only A (first) has 1 setting: clip_factor 0.02, batch_size 64." in out
+    assert "Only B (letters) has 1 setting: clip_factor 0.04, batch_size 64." in out
+    document = json.loads(say("compare", "first", "letters", "--json")[1])
+    assert not document["comparable"]
+    assert document["settings"][0]["difference"] is None
+    write_study(storage / "none", (0.3,), {64: [0.9]})
+    assert "They have no finished setting in common." in say("compare", "first", "none")[1]
+    assert "at least one has not finished, 1 setting" in say("compare", "first", "killed")[1]
+    write_study(storage / "third", (0.01, 0.02), {64: [0.9, 0.8]})
+    assert "They do not differ" in say("compare", "first", "third")[1]
+
+
+def test_a_field_that_one_sweeps_and_the_other_fixes_is_matched(tmp_path: Path) -> None:
+    swept = write_study(tmp_path / "swept", (0.01, None), {64: [0.9, 0.3], 4096: [0.6, 0.5]}, seeds=(0,))
+    fixed = agc_sweep((0.01,), (64,))
+    assert fixed[0]["event"] == "study_started"
+    fixed[0]["study"]["space"] = {CLIP_FACTOR: [0.01]}
+    fixed[0]["trials"][0]["point"] = {CLIP_FACTOR: 0.01}
+    fixed[0]["study"]["recipe"]["batch_size"] = 4096
+    write_journal(tmp_path / "fixed", fixed)
+    found = compare_studies(load_study(swept), load_study(tmp_path / "fixed"))
+    assert [setting.point for setting in found.shared] == [{CLIP_FACTOR: 0.01, "batch_size": 4096}]
+    assert len(found.only_a) == 3
+    assert found.only_b == ()
+
+
+def test_seeds_widen_the_interval_of_a_difference(tmp_path: Path) -> None:
+    one = load_study(write_study(tmp_path / "a", (0.01,), {64: [0.9]}, seeds=(0, 1)))
+    other = load_study(write_study(tmp_path / "b", (0.01,), {64: [0.9]}, seeds=(0, 1)))
+    [setting] = compare_studies(one, other).shared
+    assert setting.difference == 0
+    assert setting.is_within_noise
+    assert len(setting.a.seed_top1) == 2
+
+
+def test_a_record_without_epochs_has_the_same_trials(tmp_path: Path) -> None:
+    directory = write_journal(tmp_path, agc_sweep()).parent
+    whole, quick = load_study(directory), study_record(*StudyState.read(directory), with_epochs=False)
+    assert quick.trials.equals(whole.trials)
+    assert quick.epochs.empty
+    assert list(quick.epochs.columns) == ["trial", *whole.fields, "seed", "epoch", "validation_top1"]
+
+
+def checkpoints(directory: Path) -> set[str]:
+    """The trials that have checkpoints."""
+    return {
+        place.parent.name
+        for place in (directory / "trials").glob(f"*/{CHECKPOINTS_FOLDER}")
+        if list(place.glob("*.pt"))
+    }
+
+
+def test_checkpoints_that_nothing_needs_are_removed(storage: Path, say: Say) -> None:
+    states = ("finished", "finished", "stopped", "failed", "diverged", "paused", "interrupted")
+    directory = write_study(
+        storage / "many",
+        (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, None, 0.5),
+        {64: [0.5, 0.9, 0.95, 0.4, math.nan, 0.3, 0.2]},
+        states=states,
+    )
+    before = checkpoints(directory)
+    code, out, _ = say("clean", "many", "--plan")
+    assert code == 0
+    assert "3 trials  5 trials" in out
+    assert "would be freed" in out
+    assert checkpoints(directory) == before
+    assert not (directory / LOCK_FILE).exists()
+    assert say("clean", "many")[0] == 0
+    kept = {"0.02", "0.08", "0.32", "none", "0.5"}  # the best, and those that may resume
+    assert checkpoints(directory) == {f"clip_factor={value},batch_size=64" for value in kept}
+    assert not (directory / TUNE_FOLDER).exists()
+    assert "There is nothing to remove." in say("clean", "many")[1]
+    assert checkpoints(storage / "first") == {f"clip_factor={value},batch_size=64" for value in (0.01, 0.02)}
+
+
+def test_each_stratum_keeps_its_best_trial(storage: Path, say: Say) -> None:
+    directory = write_study(
+        storage / "strata",
+        (0.01, 0.02),
+        {64: [0.9, 0.8], 256: [0.3, 0.4]},
+        states=["finished"] * 3 + ["stopped"],
+    )
+    say("clean", "strata")
+    assert checkpoints(directory) == {
+        "clip_factor=0.01,batch_size=64",
+        "clip_factor=0.01,batch_size=256",  # the better one was stopped early
+    }
+
+
+def test_weights_from_which_another_study_starts_stay(storage: Path, say: Say) -> None:
+    place = storage / "first" / "trials" / "clip_factor=0.02,batch_size=64" / CHECKPOINTS_FOLDER
+    weights = f"{place}/step-00000001-00000000.pt"
+    write_study(storage / "transfer", (0.01,), {64: [0.9]}, change={"recipe/model.weights": weights})
+    say("clean")
+    assert checkpoints(storage / "first") == {f"clip_factor={value},batch_size=64" for value in (0.01, 0.02)}
+    assert checkpoints(storage / "second") == {"clip_factor=0.02,batch_size=64"}
+
+
+def test_a_running_study_is_left_alone_and_so_is_a_link(storage: Path, say: Say, tmp_path: Path) -> None:
+    with alone_with(storage / "first"):
+        code, _, err = say("clean", "first")
+        assert code == 2
+        assert "nothing was removed: first is running" in err
+        code, out, _ = say("clean")
+        assert code == 0
+        assert "first is running" in out
+    assert len(checkpoints(storage / "first")) == 2
+    assert len(checkpoints(storage / "second")) == 1
+    elsewhere = tmp_path / "elsewhere"
+    shutil.move(storage / "first" / TUNE_FOLDER, elsewhere)
+    (storage / "first" / TUNE_FOLDER).symlink_to(elsewhere)
+    say("clean", "first")
+    assert list(elsewhere.rglob("*.pkl"))
+
+
+def test_notes_and_tags_are_added_later_and_found(storage: Path, say: Say) -> None:
+    assert say("note", "first", "on two cores")[0] == 0
+    assert say("tag", "first", "team=vision", "paper=yes") == (
+        0, "first now has team=vision, paper=yes in its journal.\n", "",
+    )  # fmt: skip
+    assert say("tag", "first", "paper=yes")[1] == "first has that already.\n"
+    assert say("tag", "first", "paper=no")[0] == 0
+    record = load_study(storage / "first")
+    assert (record.notes, record.tags) == (("on two cores",), {"team": "vision", "paper": "no"})
+    assert record.state == "finished"
+    out = say("show", "first")[1]
+    assert "on two cores" in out
+    assert "team=vision, paper=no" in out
+    names = [study["name"] for study in json.loads(say("list", "--json", "--tag", "paper=no")[1])["studies"]]
+    assert names == ["first"]
+    assert say("list", "--tag", "paper=no", "--tag", "team=audio")[1].startswith("No study with paper=no and")
+    with alone_with(storage / "first"):
+        code, _, err = say("note", "first", "again")
+    assert code == 2
+    assert "another process is running first" in err
+    for words in (["note", "first", " "], ["tag", "first", "state=x"], ["tag", "first"], ["note", "first"]):
+        code, _, err = say(*words)
+        assert code == 2
+        assert err.count("\n") == 1
+
+
+def test_ages_and_hours_are_short() -> None:
+    assert [age_text(seconds) for seconds in (0, 59.9, 60, 7200, 172_800)] == [
+        "0 s",
+        "59 s",
+        "1 min",
+        "2 h",
+        "2 d",
+    ]
+    assert [hours_text(hours) for hours in (None, 0.004, 1.25, 1234.5)] == ["", "0.00", "1.2", "1,234"]
