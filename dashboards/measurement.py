@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-from nfnet_ray.analysis import StudyRecord
+from nfnet_ray.analysis import StudyRecord, rung_summaries
 from nfnet_ray.tracking.labels import ABSENT, value_label
 from nfnet_ray.tracking.swept import tied_to
 from nfnet_ray.wording import count, duration
@@ -32,6 +33,7 @@ def measurement(record: StudyRecord) -> list[tuple[str, str]]:
             f"{count(len(study['seeds']), 'seed')} ({', '.join(map(str, study['seeds']))}); "
             f"{count(study['epochs'], 'epoch')} each{_halving(record)}",
         ),
+        ("Early stopping", _early_stopping(record)),
         ("Damaged images", _damaged_images(record)),
         ("Accuracy", _accuracy(record)),
         ("Precision", str(study["recipe"].get("precision", ""))),
@@ -58,7 +60,10 @@ def _halving(record: StudyRecord) -> str:
     rungs = f"at epoch {first} and at each {eta}-fold of it"
     match described.get("rule", "earlier"):
         case "synchronous":
-            how = f"{rungs}, the best 1/{eta} under the same conditions continued (synchronous halving)"
+            how = (
+                f"{rungs}, the best 1/{eta} under the same conditions, at least {described['finalists']}, continued "
+                "(synchronous halving)"
+            )
         case "hyperband":
             how = (
                 f"{rungs}, the best 1/{eta} continued, in brackets that start at different rungs (Hyperband)"
@@ -68,6 +73,23 @@ def _halving(record: StudyRecord) -> str:
         case _:
             how = f"{rungs}, only the best 1/{eta} under the same conditions so far continued (asynchronous halving)"
     return f", unless given up early: {how}"
+
+
+def _early_stopping(record: StudyRecord) -> str:
+    """What each rung did, and the epochs that were not trained; empty if no trial was given up."""
+    rungs = [
+        f"after epoch {rung.epoch} {rung.given_up:,} of {count(rung.compared, 'trial')} ended"
+        + (
+            f" (of those that finished, the order there and at the end: rank correlation {rung.rank_correlation:.2f})"
+            if not math.isnan(rung.rank_correlation)
+            else ""
+        )
+        for rung in rung_summaries(record)
+    ]
+    if not rungs:
+        return ""
+    trained, all_epochs = int(record.trials["epochs"].sum()), record.study["epochs"] * len(record.trials)
+    return f"{'; '.join(rungs)}; {trained:,} of {all_epochs:,} epochs were trained"
 
 
 def _damaged_images(record: StudyRecord) -> str:

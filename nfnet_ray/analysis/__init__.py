@@ -14,10 +14,12 @@ from nfnet_ray.analysis.answer import (
 )
 from nfnet_ray.analysis.intervals import accuracy_interval, difference_interval, wilson_interval
 from nfnet_ray.analysis.record import StudyRecord, load_study
+from nfnet_ray.analysis.rungs import RungSummary, rung_summaries
 from nfnet_ray.analysis.signal_propagation import signal_by_depth
 
 __all__ = [
     "BestSetting",
+    "RungSummary",
     "SettingResult",
     "StudyRecord",
     "accuracy_interval",
@@ -25,6 +27,7 @@ __all__ = [
     "best_setting",
     "difference_interval",
     "load_study",
+    "rung_summaries",
     "setting_results",
     "signal_by_depth",
     "time_to_accuracy",

@@ -80,6 +80,18 @@ def test_damaged_images_that_were_left_out_are_told(tmp_path: Path) -> None:
     assert "skipped, at most in one trial: 1,203 training images" in report(tmp_path / "damaged", events).text
 
 
+def test_the_report_says_what_early_stopping_did(tmp_path: Path) -> None:
+    events = agc_sweep()
+    text = report(tmp_path, events).text
+    stopped = [event for event in events if event["event"] == "trial_ended" and event["state"] == "stopped"]
+    assert {event["epochs"] for event in stopped} == {3}
+    reached = {event["trial"] for event in events if event["event"] == "epoch" and event["epoch"] == 3}
+    assert f"after epoch 3 {len(stopped)} of {len(reached)} trials ended" in text
+    trained = sum(event["event"] == "epoch" for event in events)
+    assert f"{trained} of 96 epochs were trained" in text
+    assert "rank correlation " in text
+
+
 def test_the_report_has_the_question_the_answer_every_trial_and_how_it_was_measured(tmp_path: Path) -> None:
     events = agc_sweep()
     page = report(tmp_path, events)
