@@ -118,11 +118,19 @@ def expected_cost(
     resources: Resources,
     worker: WorkerResources,
     places: int,
-) -> tuple[Forecast, int] | None:
-    """The forecast by earlier runs like it on this hardware, and their number; None if there are none."""
+    caps: Caps,
+) -> str:
+    """What a study that begins now will cost, in a sentence: by earlier runs like it on this hardware, if any."""
     earlier = earlier_trials(storage, lambda hardware: _is_same(hardware, resources))
     paces, used = _paces_of_earlier(study.trials(), earlier, worker)
-    return (forecast(study, data, paces, places), used) if paces else None
+    if not paces or caps.price_per_hour is None:
+        return "What it will cost is unknown: no earlier run here is like it. --plan measures it."
+    told, word = forecast(study, data, paces, places), accelerator_word(worker.gpus)
+    hours = told.trial_seconds.times(worker.workers * (worker.gpus or 1.0) / SECONDS_PER_HOUR)
+    return (
+        f"It will cost about {_span(hours.times(caps.price_per_hour), money)} ({_span(hours, '{:.3g}'.format)} "
+        f"{word}-hours), by {count(used, 'earlier trial')} like it on this hardware."
+    )
 
 
 def _rungs(study: Study) -> str:

@@ -51,6 +51,7 @@ from nfnet_ray.tracking.sink import MLflowSink
 from nfnet_ray.tracking.spool import SPOOL_FILE, Spool
 from nfnet_ray.tracking.state import StudyState
 from nfnet_ray.wording import clock_time, count
+from studies.running.plan_text import expected_cost
 from studies.running.runner import EXIT_FAILED_TRIALS, Ending, Runner, RunningStudy, WorkerDemand
 from studies.running.started_event import started_event
 from studies.running.trials import TuneRunner
@@ -258,6 +259,9 @@ class StudyRun:
         say(console, f"Ray: {resources.description}; {self.runner.shape(worker, at_once)}.")
         if said := self.caps.sentence(accelerator_word(worker.gpus)):
             say(console, said)
+        if self.caps.price_per_hour is not None and self.progress.started is None:
+            storage = self.directory.parent
+            say(console, expected_cost(self.study, self.data, storage, resources, worker, at_once, self.caps))
         console.print()
         started_at = time.monotonic() - self.progress.wall_seconds
         stop = threading.Event()

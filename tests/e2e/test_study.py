@@ -185,6 +185,17 @@ def test_a_study_whose_data_is_replaced_stops_and_resumes_once_it_is_back(
         assert numbers(workplace, "replaced", trial) == numbers(whole, "whole", trial)
 
 
+def test_a_plan_goes_by_earlier_trials_on_the_same_hardware(
+    whole: Workplace, few_digits: Path, cluster: str
+) -> None:
+    flags = [*one_at_a_time(few_digits), "--trials", "3", "--address", cluster, "--price-per-hour", "2"]
+    plan = whole.run("--plan", *flags)
+    assert plan.returncode == 0, plan.stderr
+    assert "with 1 trial at once" in plan.stdout
+    assert "measured by 3 earlier trials in" in plan.stdout
+    assert "at 2 per worker-hour" in plan.stdout
+
+
 def test_two_workers_train_like_one(
     workplace: Workplace, whole: Workplace, few_digits: Path, cluster: str
 ) -> None:
@@ -242,6 +253,8 @@ def test_plan_starts_nothing_and_help_reads_well(workplace: Workplace) -> None:
     plan = workplace.run("--plan", "--epochs", "4")
     assert plan.returncode == 0, plan.stderr
     assert "12 trials of nfnet_pico" in plan.stdout
+    assert "measured just now on this machine, by" in plan.stdout
+    assert "Memory: " in plan.stdout
     assert "Nothing was started" in plan.stdout
     assert list(workplace.folder.iterdir()) == []
     text = workplace.run("--help").stdout
