@@ -148,7 +148,19 @@ def _time(record: StudyRecord) -> str:
     phases = sorted(totals.items(), key=lambda item: -item[1])
     shares = ", ".join(f"{phase} {duration(seconds)}" for phase, seconds in phases)
     whole = f"; {duration(record.wall_seconds)} from start to end" if record.wall_seconds else ""
-    return f"over all trials: {shares}{whole}"
+    return f"over all trials: {shares}{whole}{_paid(record)}"
+
+
+def _paid(record: StudyRecord) -> str:
+    """``; paid for 2.31 GPU-hours, 4.62 at 2 per GPU-hour``."""
+    if not record.accelerator_hours:
+        return ""
+    word = "GPU" if record.study["worker"]["gpus"] else "worker"
+    paid = f"; paid for {record.accelerator_hours:,.3g} {word}-hours"
+    if record.price_per_hour is None:
+        return paid
+    cost = record.accelerator_hours * record.price_per_hour
+    return f"{paid}, {cost:,.2f} at {record.price_per_hour:,.4g} per {word}-hour"
 
 
 def _versions(record: StudyRecord) -> str:

@@ -31,6 +31,8 @@ class StudyRecord:
         started: Unix seconds of the start.
         state: ``finished``, ``interrupted`` or, where the driver has not said how it ended, ``unfinished``.
         reason: why it was interrupted, if a cap was reached; else empty.
+        accelerator_hours: hours for which trials held GPUs, or workers that have none, in all attempts.
+        price_per_hour: the price of one of them; None where nobody has given it.
         last_event: Unix seconds of the latest event.
         wall_seconds: time that the driver was there; None where it has not said so.
         fields: dotted names of the swept Recipe fields; the first is the question. Seeds are never among them: trials
@@ -52,6 +54,8 @@ class StudyRecord:
     started: float
     state: str
     reason: str
+    accelerator_hours: float
+    price_per_hour: float | None
     last_event: float
     wall_seconds: float | None
     fields: tuple[str, ...]
@@ -124,6 +128,8 @@ def study_record(state: StudyState, started: StudyStarted, *, with_epochs: bool 
         started=started["time"],
         state=state.ended["state"] if state.ended else "unfinished",
         reason=state.ended.get("reason", "") if state.ended else "",
+        accelerator_hours=state.accelerator_seconds / 3600,
+        price_per_hour=state.caps.get("price_per_hour"),
         last_event=state.last_event_time,
         wall_seconds=state.ended["wall_seconds"] if state.ended else None,
         fields=fields,

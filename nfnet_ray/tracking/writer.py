@@ -354,7 +354,10 @@ def study_metrics(state: StudyState, metric: str) -> dict[str, float]:
         "trials_finished": float(len(finished)),
         "trials_ended": float(sum(trial.outcome is not None for trial in trials)),
         "total_train_seconds": sum(trial.last("train_seconds") or 0.0 for trial in trials),
+        "accelerator_hours": state.accelerator_seconds / 3600,
     }
+    if (price := state.caps.get("price_per_hour")) is not None:
+        summary["cost"] = summary["accelerator_hours"] * price
     final = [value for trial in finished if (value := trial.last(metric)) is not None]
     if final:
         summary[f"best_{metric}"] = max(final)

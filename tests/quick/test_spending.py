@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 
+from dashboards.report import write_report
 from nfnet_ray.errors import UserError
 from nfnet_ray.study.cost.spending import Caps, CapWatch, PaidTime, merged
 from nfnet_ray.study.recorder import Recorder
 from nfnet_ray.tracking.events import JOURNAL_FILE, Event, Journal
 from nfnet_ray.tracking.state import StudyState
-from tests.tracking.example_study import START, study_started, trial_events
+from nfnet_ray.tracking.writer import study_metrics
+from tests.tracking.example_study import START, study_started, trial_events, write_journal
 
 FIRST, SECOND = "agc_sweep-00", "agc_sweep-01"
 
@@ -126,6 +128,22 @@ def test_caps_are_those_that_were_given_last_and_infinity_takes_one_away() -> No
     assert Caps.of(given) == Caps(max_cost=40.0, price_per_hour=2.0)
     later = state_of([*events, resumed(START + 2, **merged({}, {"max_hours": math.inf}))])
     assert later.caps["max_hours"] is None
+
+
+def test_report_and_mlflow_say_what_was_paid_and_why_a_study_ended_early(tmp_path: Path) -> None:
+    ended = {"event": "study_ended", "time": START + 200, "state": "interrupted", "wall_seconds": 200.0}
+    events = [
+        started(price_per_hour=100.0),
+        *trial_events(FIRST, START + 10, (0.1, 0.2, 0.3)),
+        ended | {"reason": "its cap of 0.05 hours was reached"},
+    ]
+    metrics = study_metrics(state_of(events), "validation_top1")
+    assert metrics["accelerator_hours"] == pytest.approx(126 / 3600)
+    assert metrics["cost"] == pytest.approx(3.5)
+    write_journal(tmp_path, events)
+    report = write_report(tmp_path).read_text()
+    assert "as its cap of 0.05 hours was reached" in report
+    assert "paid for 0.035 worker-hours, 3.50 at 100 per worker-hour" in report
 
 
 def test_a_cap_in_money_needs_a_price() -> None:
