@@ -27,6 +27,7 @@ from nfnet_ray.places import lost_place, remedy_for
 from nfnet_ray.study.decisions import Leg
 from nfnet_ray.study.legs import Legs
 from nfnet_ray.study.recorder import Recorder
+from nfnet_ray.study.search.upcoming import has_more
 from nfnet_ray.study.study import TRIALS_FOLDER, Study
 from nfnet_ray.tracking.state import StudyState
 
@@ -50,11 +51,13 @@ def run_trials(
     """
     alone = worker.workers == 1
     request = {"CPU": float(worker.cpus), "GPU": worker.gpus} if alone else {HEAD_NODE_RESOURCE: 0.001}
-    recipes = {trial.name: trial for trial in study.trials()}
+    legs = Legs(study, data.validation_images, recorder)
+    if not has_more(study, recorder.state):
+        return
 
     def config(leg: Leg) -> WorkerConfig:
         return worker_config(
-            recipes[leg.trial],
+            legs.trial(leg.trial),
             data.fingerprint,
             directory / TRIALS_FOLDER / leg.trial,
             worker,
@@ -62,9 +65,6 @@ def run_trials(
             until_epoch=leg.until,
         )
 
-    legs = Legs(study, data.validation_images, recorder)
-    if not recorder.state.unfinished:
-        return
     searcher = LegSearcher(legs, config, stop)
     # A new name: Tune would resume a run that it finds under an old one, and here the journal does that.
     attempt = f"{time.time_ns()}"

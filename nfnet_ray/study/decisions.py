@@ -99,8 +99,8 @@ class Decider:
             if name in running or _has_ended(trial, again):
                 continue
             until = self.target(name, trial)
-            if trial.epoch >= until and until < self._study.epochs:
-                continue  # it waits for a decision
+            if self._waits_at(until, trial):
+                continue
             rank = (-until, -min(trial.epoch, 1), number)
             if best is None or rank < best:
                 best, leg = rank, Leg(name, until)
@@ -110,6 +110,23 @@ class Decider:
         """The epoch at which the trial's next leg ends: the first rung at which it was not promoted, or the last."""
         ladder = self._group[name].ladder
         return next((rung for rung, _ in ladder if not _is_past(trial, rung)), self._study.epochs)
+
+    def unpaused(self, state: StudyState, again: Collection[str]) -> dict[str, int]:
+        """{trial: rung} of those that have reached their rung while the journal does not say that they paused there.
+
+        Their driver was stopped in between. Only for a driver that has started no leg yet.
+        """
+        return {
+            name: until
+            for name in self._order
+            if not _has_ended(trial := state.trials[name], again)
+            and self._waits_at(until := self.target(name, trial), trial)
+            and trial.state != "paused"
+        }
+
+    def _waits_at(self, until: int, trial: TrialProgress) -> bool:
+        """Whether a trial has come to the end of its leg, which is a rung, and waits for a decision."""
+        return trial.epoch >= until and until < self._study.epochs
 
     def _decide(
         self, standing: Standing, name: str, rung: int, kept: int, state: StudyState
@@ -190,17 +207,21 @@ class Standing:
 
 
 def groups(study: Study) -> list[Group]:
-    """The groups of trials that compete with each other, stratum by stratum; without early stopping there is one."""
-    trials = study.trials()
+    """The groups of trials that compete with each other, stratum by stratum; without early stopping there is one.
+
+    A trial that a search has yet to propose has its place, under a stand-in for its name: nobody knows yet what it
+    reaches.
+    """
+    trials = [(trial.stratum, trial.name) for trial in study.trials()] + study.names_to_come()
     if study.halving is None:
-        return [Group(tuple(trial.name for trial in trials), ())]
+        return [Group(tuple(name for _, name in trials), ())]
     halving, schedule = study.halving, study.recipe.schedule
     strata: dict[str, list[str]] = {}
-    for trial in trials:
-        strata.setdefault(trial.stratum, []).append(trial.name)
+    for stratum, name in trials:
+        strata.setdefault(stratum, []).append(name)
     found = []
     for names in strata.values():
-        size = halving.cohort or len(names)
+        size = study.cohort or len(names)
         for first in range(0, len(names), size):
             for bracket, dealt in enumerate(_dealt(names[first : first + size], halving, study)):
                 ladder = halving.ladder(len(dealt), schedule, bracket)
@@ -234,6 +255,9 @@ def _standing(group: Group, level: int, state: StudyState, again: Collection[str
     accuracies: dict[str, float] = {}
     unknown = 0
     for name in group.trials:
+        if name not in state.trials:  # it is yet to be proposed
+            unknown += 1
+            continue
         trial = state.trials[name]
         rung = group.ladder[level][0]
         takes_part = all(_is_past(trial, below) for below, _ in group.ladder[:level])

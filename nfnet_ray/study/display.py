@@ -45,6 +45,7 @@ _COUNTED = ("running", "paused", "waiting", *ENDED, "interrupted")
 
 def trial_table(study: Study, state: StudyState, epochs_done: Callable[[TrialProgress], float]) -> Table:
     """A row for each trial: swept fields, top-1, epochs, training seconds, images per second, state."""
+    study = study.grown(state)
     return _table(study, state, study.trials(), epochs_done, ("top-1", "epochs", "train s", "images/s"))
 
 
@@ -142,7 +143,7 @@ def _best(study: Study, state: StudyState) -> Trial | None:
     def is_sound(progress: TrialProgress) -> bool:
         return bool(progress.epochs) and progress.state not in ("diverged", "failed")
 
-    sound = [trial for trial in study.trials() if is_sound(state.trials[trial.name])]
+    sound = [trial for trial in study.grown(state).trials() if is_sound(state.trials[trial.name])]
     return max(sound, key=lambda trial: state.trials[trial.name].last(METRIC) or 0.0, default=None)
 
 
@@ -211,7 +212,7 @@ class StudyDisplay:
             return
         for trial in self._state.trials.values():
             seen = (trial.state, trial.epoch, trial.reason)
-            before = self._shown.get(trial.name, (None, self._epochs_before[trial.name], None))
+            before = self._shown.get(trial.name, (None, self._epochs_before.get(trial.name, 0), None))
             if before != seen:
                 self._shown[trial.name] = seen
                 self._print(self._line(trial, was=before[0]))
@@ -224,7 +225,7 @@ class StudyDisplay:
         what = f"epoch {trial.epoch}/{self._study.epochs}" if trial.state == "running" else str(trial.state)
         if trial.state == "running" and was == "paused":
             what = f"continues after epoch {trial.epoch}"
-        elif trial.state == "running" and trial.epoch == self._epochs_before[trial.name]:
+        elif trial.state == "running" and trial.epoch == self._epochs_before.get(trial.name, 0):
             what = "started"
         if trial.reason:
             what += f" ({trial.reason})"
@@ -295,6 +296,7 @@ class StudyDisplay:
 
     def _rows(self, console: Console, room: int) -> list[Table | Text]:
         """A table of at most ``room`` rows. If trials are left out, the last row is a line that counts them."""
+        self._study = self._study.grown(self._state)
         trials = self._study.trials()
         shown = trials if len(trials) <= room else self._chosen(trials, room - 1)
         measured = ["top-1", "epochs", "train s", "images/s"]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from nfnet_ray.study.decisions import Decider, Leg
 from nfnet_ray.study.recorder import Recorder
-from nfnet_ray.study.study import Study
+from nfnet_ray.study.search.upcoming import Waiting, next_proposal
+from nfnet_ray.study.study import Study, Trial
 from nfnet_ray.tracking.events import TrialOutcome, trial_paused, trial_promoted, trial_started
 
 
@@ -16,22 +19,39 @@ class Legs:
     """
 
     def __init__(self, study: Study, validation_images: int, recorder: Recorder) -> None:
-        self._decider, self._recorder = Decider(study, validation_images), recorder
+        self._study, self._images = study.grown(recorder.state), validation_images
+        self._decider, self._recorder = Decider(self._study, validation_images), recorder
         self.running: dict[str, Leg] = {}
         """{trial: its leg}, of the legs that were handed out and have not ended."""
         trials = recorder.state.trials.values()
         self._again = {trial.name for trial in trials if trial.state == "failed"}
         self._interrupted: set[str] = set()
-        self._decide()  # a driver that was killed may have left a decision undone
+        self._trials: dict[str, Trial] = {}
+        # A driver that was killed may have left a pause unrecorded, and a decision undone.
+        for name, rung in self._decider.unpaused(recorder.state, self._again).items():
+            recorder.record(trial_paused(name, rung))
+        self._decide()
 
     def next(self) -> Leg | None:
-        """The leg to run next, from now on as running; None if none can start now."""
-        busy = {*self.running, *self._interrupted}
-        leg = self._decider.next_leg(self._recorder.state, busy, self._again)
-        if leg is not None:
-            self.running[leg.trial] = leg
-            self._again.discard(leg.trial)
-        return leg
+        """The leg to run next, from now on as running; None if none can start now.
+
+        Where the study's search learns from results and no known trial can start, it proposes new ones.
+        """
+        while True:
+            busy = {*self.running, *self._interrupted}
+            leg = self._decider.next_leg(self._recorder.state, busy, self._again)
+            if leg is not None:
+                self.running[leg.trial] = leg
+                self._again.discard(leg.trial)
+                return leg
+            if not self._propose():
+                return None
+
+    def trial(self, name: str) -> Trial:
+        """A trial of the study by its name."""
+        if name not in self._trials:
+            self._trials = {trial.name: trial for trial in self._study.trials()}
+        return self._trials[name]
 
     def start(self, name: str) -> None:
         """Records that a leg has started. One that continues a paused trial is in the same attempt."""
@@ -49,6 +69,27 @@ class Legs:
         if state == "interrupted":
             self._interrupted.add(name)
         self._leave(name)
+
+    def _propose(self) -> bool:
+        """Records the trials of the next setting. False if there is none, or none before others have ended."""
+        state = self._recorder.state
+        known = len(self._study.trials_by_setting())
+        if self._recorder.lost or not self._study.is_adaptive or known >= self._study.settings:
+            return False
+        proposal = next_proposal(self._study, state)
+        if isinstance(proposal, Waiting):
+            return False
+        if proposal is None:  # the space has no more points, and nobody need wait for them at a rung
+            self._grow(replace(self._study, trial_limit=known))
+            self._decide()
+            return True
+        for event in proposal.events(state):
+            self._recorder.record(event)
+        self._grow(self._study.grown(state))
+        return not self._recorder.lost
+
+    def _grow(self, study: Study) -> None:
+        self._study, self._decider = study, Decider(study, self._images)
 
     def _leave(self, name: str) -> None:
         del self.running[name]

@@ -85,6 +85,8 @@ class Study:
     """A search that learns from results proposes setting number j by those of the settings up to number j - lag."""
     found: tuple[Mapping[str, Any], ...] | None = None
     """The points that a journal has, in place of those that the search would draw now."""
+    planned: int | None = None
+    """How many of them were planned at the start; None: all."""
 
     def __post_init__(self) -> None:
         check_space(self.space)
@@ -215,20 +217,57 @@ class Study:
 
     def trials_by_setting(self) -> list[tuple[Trial, ...]]:
         """The same trials as a tuple for each setting, which has its seeds."""
-        return [self.trials_at(point) for point in self._settings]
+        return list(self._by_setting)
+
+    def names_to_come(self) -> list[tuple[str, str]]:
+        """(stratum, stand-in for a name) of each trial that a search has yet to propose, in that order."""
+        if not self.is_adaptive:
+            return []
+        strata = [self._own_seed(seed) for seed in self.seeds]
+        return [
+            (stratum, f"proposal {number} {stratum}".rstrip())
+            for number in range(len(self._settings), self.settings)
+            for stratum in strata
+        ]
 
     def grown(self, state: StudyState) -> Study:
-        """The study with the points that were proposed while it ran; all seeds of a setting have to be there."""
+        """The study with the settings that were proposed while it ran, once all of their seeds are in the journal."""
+        known = len(self._settings)
+        if not self.is_adaptive or len(state.proposals) <= len(self.seeds) * (known - self._planned):
+            return self
         numbers: dict[int, list[str]] = {}
         for name, number in state.proposals.items():
-            numbers.setdefault(number, []).append(name)
-        known = self._settings
+            if number >= known:
+                numbers.setdefault(number, []).append(name)
         proposed = [
             _with_tuples(state.plans[names[0]]["point"])
-            for number, names in sorted(numbers.items())
-            if number >= len(known) and len(names) == len(self.seeds)
+            for _, names in sorted(numbers.items())
+            if len(names) == len(self.seeds)
         ]
-        return replace(self, found=(*known, *proposed)) if proposed else self
+        if not proposed:
+            return self
+        study = replace(self, found=(*self._settings, *proposed), planned=self._planned)
+        # A study of a thousand settings grows a thousand times.
+        vars(study)["_by_setting"] = [*self._by_setting, *map(study.trials_at, proposed)]
+        return study
+
+    def with_points_of(self, state: StudyState) -> Study:
+        """The study, which is the one that a journal describes, with the points that the journal has."""
+        if state.started is None or not self.draws_points:
+            return self
+        begun = Study.from_event(state.started)
+        return replace(self, found=begun.found, lag=begun.lag).grown(state)
+
+    @property
+    def cohort(self) -> int | None:
+        """Trials compete in groups of this number; None: all of a stratum.
+
+        Where a search learns from results, trials cannot wait for all others of the study: by default they compete in
+        groups in which the best of the first and of the second rung continue, eta squared.
+        """
+        if self.halving is None or self.halving.cohort is not None or not self.is_adaptive:
+            return self.halving.cohort if self.halving else None
+        return max(2, round(self.halving.eta**2))
 
     def waiting_state(self) -> StudyState:
         """The state of this study before anything has happened: all trials wait."""
@@ -236,7 +275,9 @@ class Study:
 
     def halving_description(self) -> HalvingDescription | None:
         """The description of the study's early stopping in a journal; None: no trial is stopped early."""
-        return self.halving.description(self.recipe.schedule) if self.halving else None
+        if self.halving is None:
+            return None
+        return replace(self.halving, cohort=self.cohort).description(self.recipe.schedule)
 
     def trials_at(self, point: Mapping[str, Any]) -> tuple[Trial, ...]:
         """The trials of one setting, one for each seed."""
@@ -246,7 +287,7 @@ class Study:
         values = all_values(self.space, self.recipe, point)
         trials = []
         for seed in self.seeds:
-            own_seed = [f"seed={seed}"] if len(self.seeds) > 1 or not self.fields else []
+            own_seed = [part] if (part := self._own_seed(seed)) else []
             trials.append(
                 Trial(
                     name=",".join([*parts.values(), *own_seed]) or UNCHANGED,
@@ -262,9 +303,22 @@ class Study:
         changed = all_values(self.space, self.recipe, trial.point) | {"seed": trial.recipe.seed}
         return {"name": trial.name, "point": dict(trial.point), "recipe": changed}
 
+    def _own_seed(self, seed: int) -> str:
+        """What names a seed in a trial's name and stratum; nothing where there is one seed."""
+        return f"seed={seed}" if len(self.seeds) > 1 or not self.fields else ""
+
+    @functools.cached_property
+    def _by_setting(self) -> list[tuple[Trial, ...]]:
+        return [self.trials_at(point) for point in self._settings]
+
+    @property
+    def _planned(self) -> int:
+        """The number of settings that the journal had at the start."""
+        return len(self._settings) if self.planned is None else self.planned
+
     @functools.cached_property
     def _trials(self) -> list[Trial]:
-        settings = self.trials_by_setting()
+        settings = self._by_setting
         ordered = settings if self.is_adaptive else zip(*settings, strict=True)
         trials = list(itertools.chain.from_iterable(ordered))
         if len({trial.name for trial in trials}) != len(trials):

@@ -37,6 +37,7 @@ class TimeLeft:
 
     def __init__(self, study: Study, state: StudyState, work: Mapping[str, float]) -> None:
         self._study, self._state, self._work = study, state, work
+        self._mean_work = sum(work.values()) / max(1, len(work))
         self._groups = groups(study)
         self._known = {name: trial.epoch for name, trial in state.trials.items()}
         self._first: set[str] = set()
@@ -46,13 +47,16 @@ class TimeLeft:
 
     def observe(self, now: float) -> None:
         """Take in what has changed in the study's state; ``now`` is in seconds since any fixed time."""
+        grown = self._study.grown(self._state)
+        if grown is not self._study:
+            self._study, self._groups = grown, groups(grown)
         for name, trial in self._state.trials.items():
             if trial.state == "running" and not self._epochs:
                 self._first.add(name)
-            before = self._known[name]
+            before = self._known.get(name, 0)
             if trial.epoch > before:
                 seconds = _seconds(trial, trial.epoch) - _seconds(trial, before)
-                self._epochs.append((seconds, (trial.epoch - before) * self._work[name]))
+                self._epochs.append((seconds, (trial.epoch - before) * self._work_of(name)))
                 if not before and name not in self._first:
                     self._startups.append(trial.epochs[trial.epoch].get("startup_seconds") or 0.0)
                 self._known[name] = trial.epoch
@@ -76,7 +80,7 @@ class TimeLeft:
         least, most = [], []
         for group in self._groups:
             # Of trials that are equally far, halving lets the better ones through.
-            rivals = sorted((self._state.trials[name] for name in group.trials), key=_last_top1)
+            rivals = sorted(map(self._progress_of, group.trials), key=_last_top1)
             done = [epochs_done(rival) for rival in rivals]
             targets = least_epochs(done, [rival.state in ENDED for rival in rivals], group.ladder, epochs)
             for trial, behind_it, target in zip(rivals, done, targets, strict=True):
@@ -85,11 +89,19 @@ class TimeLeft:
                 begin = 0.0 if trial.state == "running" else startup
                 is_behind = not may_continue or _is_behind(trial, rivals, group.ladder)
                 furthest = next_rung(behind_it, group.ladder, epochs) if is_behind else epochs
-                an_epoch = pace * self._work[trial.name]
+                an_epoch = pace * self._work_of(trial.name)
                 least.append(begin + an_epoch * (target - behind_it))
                 most.append(begin + an_epoch * (max(target, furthest) - behind_it))
         slots = max(1, *(count for _, count in self._running))
         return _makespan(least, slots), _makespan(most, slots)
+
+    def _progress_of(self, name: str) -> TrialProgress:
+        """Also of a trial that is yet to be proposed."""
+        return self._state.trials.get(name) or TrialProgress(name)
+
+    def _work_of(self, name: str) -> float:
+        """Of a trial that was not planned, the mean of those that were."""
+        return self._work.get(name, self._mean_work)
 
     def sentence(self, epochs_done: Callable[[TrialProgress], float]) -> str:
         """``1:10 to 2:25 left``, or ``about 2:25 left`` without halving; empty before the first epoch."""

@@ -158,9 +158,11 @@ class StudyState:
                 self.trials = {name: TrialProgress(name) for name in self.plans}
                 self.caps = self._study.get("caps", {}).copy()
             case "trial_proposed":
-                self.plans |= {plan["name"]: plan for plan in plans_of(event)}
-                self.trials.setdefault(event["trial"], TrialProgress(event["trial"]))
-                self.proposals[event["trial"]] = event["number"]
+                # New dictionaries: others may be walking through these, in the thread that draws the table.
+                name = event["trial"]
+                self.plans = {**self.plans, name: plans_of(event)[0]}
+                self.trials = {**self.trials, name: self.trials.get(name) or TrialProgress(name)}
+                self.proposals = {**self.proposals, name: event["number"]}
             case "study_resumed":
                 self.ended = None
                 self.changed |= event.get("changed", {})

@@ -98,7 +98,7 @@ def run(request: Request, resume_command: Callable[[Request, str], str], console
         refuse_with_resume(request)
         directory = storage / request.resume
         progress, started = StudyState.read(directory)
-        study = request.resumed(Study.from_event(started), progress)
+        study = request.resumed(Study.from_event(started).grown(progress), progress)
         study = with_data_here(study, started, home)
         path: str | Path | None = study.recipe.data.path
         data = data_at(home, path, request.plan, request.digits)
@@ -117,6 +117,7 @@ def run(request: Request, resume_command: Callable[[Request, str], str], console
     study = with_weights(study, request.made_weights, request.plan, console)
     if not request.resume and not request.plan and has_begun(directory):
         progress, demand = continued(study, data, demand, directory, request)
+        study = study.with_points_of(progress)
     described = merged(progress.caps if progress else {}, request.caps)
     caps = Caps.of(described)
     check_study_folder(directory, study.trials())

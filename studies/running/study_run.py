@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from nfnet_ray.study.cost.spending import Caps, CapWatch, PaidTime, ReachedCap, 
 from nfnet_ray.study.display import StudyDisplay, best_so_far, reported_epochs, trial_table
 from nfnet_ray.study.recorder import Recorder
 from nfnet_ray.study.running_lock import alone_with
+from nfnet_ray.study.search.upcoming import has_more
 from nfnet_ray.study.study import TRIALS_FOLDER, Study, Trial
 from nfnet_ray.study.webhook import Happening, notify, outcome_text, shown_webhook, webhook_event
 from nfnet_ray.tracking.destination.uri import without_password
@@ -143,20 +145,21 @@ class StudyRun:
         journal_path = self.directory / JOURNAL_FILE
         spool = Spool(journal_path, self.directory / SPOOL_FILE)
         sink = MLflowSink(self.tracking_uri, spool)
-        reached = self._used_up_cap() if trials else None
+        to_do = len(trials) + len(self.study.names_to_come())
+        reached = self._used_up_cap() if self._has_more else None
         if reached is not None:
             is_delivered = not spool.pending_count() or self._deliver(sink, console)
-        elif trials:
+        elif self._has_more:
             if address is None:
                 self._check_cores(demand)
                 check_temporary_folder()
-            self._greet(len(trials), console)
+            self._greet(to_do, console)
             try:
                 with self._announced_session(address, demand, console) as resources:
                     worker = self.runner.worker(resources, demand)
                     self._check_nodes(address, resources, worker)
                     with alone_with(self.directory):
-                        reached = self._run_trials(trials, resources, demand, worker, sink, console)
+                        reached = self._run_trials(trials, to_do, resources, demand, worker, sink, console)
                         self._say_result(console)  # while connected to Ray: leaving it may take long
                         is_delivered = self._deliver(sink, console, is_urgent=reached is None)
             except StopsStudyError:
@@ -248,14 +251,18 @@ class StudyRun:
     def _run_trials(
         self,
         trials: list[Trial],
+        to_do: int,
         resources: Resources,
         demand: WorkerDemand,
         worker: WorkerResources,
         sink: MLflowSink,
         console: Console,
     ) -> ReachedCap | None:
-        """Runs them; returns the cap that has ended the study early, if one has."""
-        at_once = self.runner.trials_at_once(len(trials), resources, demand, worker)
+        """Runs them, and those that a search adds, ``to_do`` in all; returns the cap that has ended the study early."""
+        at_once = self.runner.trials_at_once(to_do, resources, demand, worker)
+        study = self.study
+        if study.is_adaptive and self.progress.started is None:
+            study = replace(study, lag=math.ceil(at_once / len(study.seeds)))
         say(console, f"Ray: {resources.description}; {self.runner.shape(worker, at_once)}.")
         if said := self.caps.sentence(accelerator_word(worker.gpus)):
             say(console, said)
@@ -266,7 +273,7 @@ class StudyRun:
         started_at = time.monotonic() - self.progress.wall_seconds
         stop = threading.Event()
         display = StudyDisplay(
-            self.study,
+            study,
             self.progress,
             self.directory / TRIALS_FOLDER,
             lambda: sink.status,
@@ -284,7 +291,7 @@ class StudyRun:
 
             recorder = Recorder(journal, self.progress, on_event, display.note, on_lost=stop.set)
             if self.progress.started is None:
-                recorder.record(self._started_event(resources, worker))
+                recorder.record(self._started_event(study, resources, worker))
             else:
                 recorder.record(study_resumed(self.changed, self.given_caps))
                 self._annotate(recorder)
@@ -296,7 +303,7 @@ class StudyRun:
             with display, watch, asked_to_stop(stop, lambda: display.note(self.runner.stopping)):
                 self.runner.run(
                     RunningStudy(
-                        self.study,
+                        study,
                         trials,
                         self.data,
                         self.directory,
@@ -309,13 +316,18 @@ class StudyRun:
                     )
                 )
             outcome: StudyOutcome = "interrupted" if stop.is_set() else "finished"
-            reached = watch.reached if self.progress.unfinished else None
+            reached = watch.reached if self._has_more else None
             recorder.record(
                 study_ended(outcome, time.monotonic() - started_at, reached.reason if reached else None)
             )
         if recorder.lost:
             raise StopsStudyError(self._stopped_sentence(recorder.lost))
         return reached
+
+    @property
+    def _has_more(self) -> bool:
+        """Whether any trial has yet to be run."""
+        return has_more(self.study, self.progress)
 
     def _annotate(self, recorder: Recorder) -> None:
         """Adds the notes and tags that a resumed study does not have yet."""
@@ -381,8 +393,8 @@ class StudyRun:
     def _compare_command(self) -> str:
         return shell_command([interpreter(), "-m", "dashboards.compare", display_path(self.directory)])
 
-    def _started_event(self, resources: Resources, worker: WorkerResources) -> StudyStarted:
-        event = started_event(self.study, self.data, resources, worker, self._hidden)
+    def _started_event(self, study: Study, resources: Resources, worker: WorkerResources) -> StudyStarted:
+        event = started_event(study, self.data, resources, worker, self._hidden)
         if self.annotations.notes:
             event["study"]["notes"] = list(self.annotations.notes)
         if self.annotations.tags:

@@ -15,6 +15,7 @@ from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.errors import UserError
 from nfnet_ray.study.halving import parse_halving
 from nfnet_ray.study.search.first_points import best_points
+from nfnet_ray.study.search.upcoming import has_more
 from nfnet_ray.study.space import Point
 from nfnet_ray.study.study import Study
 from nfnet_ray.tracking.events import JOURNAL_FILE, StudyDescription, StudyStarted
@@ -182,9 +183,10 @@ class TuneRunner:
     def results(self, _study: Study, _directory: Path) -> list[str]:
         return []
 
-    def ending(self, _study: Study, progress: StudyState) -> Ending:
+    def ending(self, study: Study, progress: StudyState) -> Ending:
         states = {trial.state for trial in progress.trials.values()}
-        if states & {None, "running", "paused", "interrupted"}:
+        all_ended = not states & {None, "running", "paused", "interrupted"}
+        if not all_ended or ("failed" not in states and has_more(study, progress)):
             return Ending(EXIT_INTERRUPTED, "Stopped; what was finished is kept. Resume with:")
         if "failed" in states:
             return Ending(EXIT_FAILED_TRIALS, "Some trials failed. Run them again with:")

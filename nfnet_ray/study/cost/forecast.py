@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -127,9 +128,10 @@ def forecast(study: Study, data: DatasetSummary, paces: Mapping[str, Pace], plac
             training.high + each * epochs + pace.later_startup.high * legs,
         )
 
-    growth = trials_in_the_end(study) / len(trials)
-    spans = {name: seconds(name, *plan).times(growth) for name, plan in planned.items()}
-    most = {name: seconds(name, study.epochs, 1).high * growth for name in trials}
+    alike = dict(zip((name for _, name in study.names_to_come()), itertools.cycle(trials), strict=False))
+    alike |= {name: name for name in trials}
+    spans = {name: seconds(alike[name], *plan) for name, plan in planned.items()}
+    most = {name: seconds(alike[name], study.epochs, 1).high for name in planned}
     processes = [pace.first_startup_seconds - pace.later_startup.high for pace in paces.values()]
     begin = max(0.0, *processes) if processes else 0.0
     total = Span(
@@ -139,8 +141,8 @@ def forecast(study: Study, data: DatasetSummary, paces: Mapping[str, Pace], plac
     joules = None
     if all(value is not None for value in watts.values()):
         joules = Span(
-            math.fsum((watts[name] or 0.0) * span.low for name, span in spans.items()),
-            math.fsum((watts[name] or 0.0) * span.high for name, span in spans.items()),
+            math.fsum((watts[alike[name]] or 0.0) * span.low for name, span in spans.items()),
+            math.fsum((watts[alike[name]] or 0.0) * span.high for name, span in spans.items()),
         )
     memory = [pace.memory_bytes for pace in paces.values() if pace.memory_bytes is not None]
     return Forecast(
@@ -158,11 +160,7 @@ def forecast(study: Study, data: DatasetSummary, paces: Mapping[str, Pace], plac
 
 def trials_in_the_end(study: Study) -> int:
     """The number of trials, with those that a search that learns proposes while the study runs."""
-    trials = len(study.trials())
-    if not study.is_adaptive:
-        return trials
-    first = len(study.trials_by_setting())
-    return round(trials * max(1.0, study.settings / first))
+    return len(study.trials()) + len(study.names_to_come())
 
 
 def rung_table(study: Study) -> list[tuple[int, int]]:

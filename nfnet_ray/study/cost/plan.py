@@ -63,7 +63,8 @@ def estimate_cost(study: Study, trials: Sequence[Trial], data: DatasetSummary) -
         rivals = len(group.trials)
         targets = least_epochs([0.0] * rivals, [False] * rivals, group.ladder, study.epochs)
         for name, epochs in zip(group.trials, targets, strict=True):
-            least_multiply_adds += multiply_adds(recipes[name], data, epochs)
+            if name in recipes:
+                least_multiply_adds += multiply_adds(recipes[name], data, epochs)
     total = sum(multiply_adds(trial.recipe, data, trial.recipe.schedule.epochs) for trial in trials)
     model = study.recipe.model
     parameters = count_parameters(model.name, classes, model.overrides.chosen())

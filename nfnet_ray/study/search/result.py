@@ -50,9 +50,7 @@ def result_at(point: Mapping[str, Any], trials: Sequence[TrialProgress], rung: i
 
     None if one of them is not there yet. ``given up`` for those that were there: nobody knows more of them.
     """
-    reached = [
-        trial.epoch > rung or (rung in trial.epochs and not _ended_at(trial, rung)) for trial in trials
-    ]
+    reached = [_was_at(trial, rung) for trial in trials]
     if all(reached):
         return Result(point, "given up", _means(trials, rung))
     if not all(there or trial.state in _WORST_FIRST for there, trial in zip(reached, trials, strict=True)):
@@ -62,9 +60,11 @@ def result_at(point: Mapping[str, Any], trials: Sequence[TrialProgress], rung: i
     return Result(point, state, _means(trials, rung))
 
 
-def _ended_at(trial: TrialProgress, rung: int) -> bool:
-    """Whether a trial came to its end, of whatever kind, in the epoch of a rung, without having been compared there."""
-    return trial.epoch == rung and trial.state in ("diverged", "failed")
+def _was_at(trial: TrialProgress, rung: int) -> bool:
+    """Whether a trial has left a rung, or waits there. One that is still running may yet diverge in that epoch."""
+    if trial.epoch > rung or rung in trial.promoted:
+        return True
+    return rung in trial.epochs and trial.state in ("paused", "stopped", "finished")
 
 
 def _means(trials: Sequence[TrialProgress], last: int | None = None) -> dict[int, float]:

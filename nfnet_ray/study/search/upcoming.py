@@ -66,6 +66,16 @@ def next_proposal(study: Study, state: StudyState) -> Proposal | Waiting | None:
     return Proposal(number, plans, tuple(trial.name for trials in seen for trial in trials))
 
 
+def has_more(study: Study, state: StudyState) -> bool:
+    """Whether a study has trials that have not ended, or would propose one."""
+    study = study.grown(state)
+    return bool(state.unfinished) or (
+        study.is_adaptive
+        and len(study.trials_by_setting()) < study.settings
+        and next_proposal(study, state) is not None
+    )
+
+
 def _visible_result(study: Study, state: StudyState, trials: Sequence[Trial], before: int) -> Result | None:
     """What the proposal sees of the setting ``before`` ones before it, None if that is not known yet.
 
@@ -77,7 +87,7 @@ def _visible_result(study: Study, state: StudyState, trials: Sequence[Trial], be
     point = trials[0].point
     if before < study.lag:
         return Result(point)
-    if study.halving is None or before >= study.lag + (study.halving.cohort or 0):
+    if study.halving is None or before >= study.lag + (study.cohort or 0):
         result = result_of(point, progress)
         return None if result.state == "running" else result
     return result_at(point, progress, study.halving.first_rung_of(study.recipe.schedule))
