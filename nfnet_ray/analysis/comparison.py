@@ -11,13 +11,13 @@ from nfnet_ray.analysis.answer import SettingResult, setting_results
 from nfnet_ray.analysis.intervals import difference_interval
 from nfnet_ray.analysis.record import StudyRecord
 from nfnet_ray.recipe import decisive_values
-from nfnet_ray.tracking.labels import short_names
+from nfnet_ray.tracking.labels import ABSENT, short_names
 from nfnet_ray.wording import count
 
 # Fields of a Recipe that decide how an accuracy is measured, besides the images.
 EVALUATION_FIELDS = ("data.eval_size", "data.eval_crop")
 
-Area = Literal["data", "recipe", "space", "seeds", "halving", "versions", "hardware"]
+Area = Literal["data", "recipe", "space", "search", "seeds", "halving", "versions", "hardware"]
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def _cautions(a: StudyRecord, b: StudyRecord) -> Iterator[str]:
 def _values(record: StudyRecord, name: str) -> list[Any]:
     """All values that a field has in a study."""
     if name in record.fields:
-        return list(dict.fromkeys(record.trials[name]))
+        return [value for value in dict.fromkeys(record.trials[name]) if value is not ABSENT]
     return [record.study["recipe"].get(name)]
 
 
@@ -168,6 +168,7 @@ def _differences(a: StudyRecord, b: StudyRecord) -> list[Difference]:
     pairs: list[tuple[Area, Mapping[str, Any], Mapping[str, Any]]] = [
         ("data", data[0], data[1]),
         ("space", spaces[0], spaces[1]),
+        ("search", _search(a), _search(b)),
         ("recipe", recipes[0], recipes[1]),
         ("seeds", {"seeds": a.study["seeds"]}, {"seeds": b.study["seeds"]}),
         ("halving", {"halving": a.study["halving"]}, {"halving": b.study["halving"]}),
@@ -183,6 +184,17 @@ def _differences(a: StudyRecord, b: StudyRecord) -> list[Difference]:
     return found
 
 
+def _search(record: StudyRecord) -> dict[str, Any]:
+    """How the points of a study are found, if not all values of its space are tried."""
+    found: dict[str, Any] = {}
+    if "points" in record.study:
+        found["points"] = f"a list of {count(len(record.study['points']), 'point')}"
+    if "search" in record.study:
+        found["search"] = record.study["search"]["name"]
+        found["settings"] = record.study["search"]["settings"]
+    return found
+
+
 def _points(record: StudyRecord, fields: Sequence[str]) -> dict[str, dict[str, Any]]:
     """{key: point} of all settings, in the order of the plan; a point has all of ``fields``."""
     points = {}
@@ -193,7 +205,10 @@ def _points(record: StudyRecord, fields: Sequence[str]) -> dict[str, dict[str, A
 
 
 def _whole(record: StudyRecord, point: Mapping[str, Any], fields: Sequence[str]) -> dict[str, Any]:
-    return {name: point[name] if name in point else record.study["recipe"].get(name) for name in fields}
+    """The point with all fields: one that is absent from it has the Recipe's value."""
+    values = {name: point.get(name, ABSENT) for name in fields}
+    recipe = record.study["recipe"]
+    return {name: recipe.get(name) if value is ABSENT else value for name, value in values.items()}
 
 
 def _key(value: Any) -> str:

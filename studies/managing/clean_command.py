@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -89,7 +90,7 @@ def leftovers(folder: StudyFolder, needed: Set[Path]) -> Leftovers:
         left.why_not = f"is left alone: {folder.problem}"
         return left
     try:
-        trials = Study.from_event(folder.started).trials()
+        trials = Study.from_event(folder.started).grown(folder.state).trials()
         best = _best_of_strata(trials, folder.state)
         states = {trial.name: folder.state.trials[trial.name].state for trial in trials}
     except (UserError, KeyError, TypeError, ValueError) as error:
@@ -117,13 +118,24 @@ def weights_of_studies(storage: Path) -> Iterator[Path]:
             started = next(read_events(journal))[0]
             if started["event"] != "study_started":
                 continue
-            base = started["study"]["recipe"].get("model.weights")
-            texts = {plan["point"].get("model.weights", base) for plan in started["trials"]}
+            plans = [*started["trials"], *started["study"].get("points", ())]
+            texts = {started["study"]["recipe"].get("model.weights")}
+            texts |= {plan.get("point", plan).get("model.weights") for plan in plans}
+            texts |= set(_texts_in(started["study"]["space"].get("model.weights")))
         except (StopIteration, UserError, KeyError, TypeError, AttributeError):
             continue
         for text in texts:
             if isinstance(text, str):
                 yield Path(split_weights(text)[0]).resolve()
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    """All texts in a value of JSON."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | dict):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _texts_in(item)
 
 
 def _best_of_strata(trials: Sequence[Trial], state: StudyState) -> set[str]:

@@ -18,6 +18,7 @@ from nfnet_ray.printable import printable
 from nfnet_ray.tracking.labels import point_label, value_label
 from nfnet_ray.wording import count, percent
 from studies.managing.documents import print_document
+from studies.managing.facts import domain_words
 from studies.managing.folders import read_folder
 from studies.managing.summary import setting_document
 
@@ -25,6 +26,7 @@ _AREAS = {
     "data": "Data",
     "recipe": "Recipe",
     "space": "Space",
+    "search": "Search",
     "seeds": "Seeds",
     "halving": "Halving",
     "versions": "Versions",
@@ -72,17 +74,19 @@ def _differences_table(differences: Sequence[Difference]) -> Table:
         table.add_row(
             "" if area == previous else area,
             Text(printable(difference.name)),
-            Text(_value(difference.name, difference.a, difference.in_a)),
-            Text(_value(difference.name, difference.b, difference.in_b)),
+            Text(_value(difference, difference.a, difference.in_a)),
+            Text(_value(difference, difference.b, difference.in_b)),
         )
         previous = area
     return table
 
 
-def _value(name: str, value: Any, is_there: bool) -> str:
+def _value(difference: Difference, value: Any, is_there: bool) -> str:
     if not is_there:
         return "–"
-    if name == "commit":
+    if difference.area == "space":
+        return domain_words(value)
+    if difference.name == "commit":
         return str(value)[:_COMMIT_DIGITS] or "–"
     if isinstance(value, Mapping):
         return printable(", ".join(f"{name} {value_label(part)}" for name, part in value.items()))

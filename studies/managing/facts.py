@@ -10,8 +10,10 @@ from typing import Any
 
 import studies
 from nfnet_ray.printable import display_path, interpreter, printable, shell_command
+from nfnet_ray.study.space import domain_from_json, domain_text
+from nfnet_ray.study.space.domains import listed_value_text
 from nfnet_ray.tracking.events import JOURNAL_FILE, StudyStarted
-from nfnet_ray.tracking.labels import short_names, value_label
+from nfnet_ray.tracking.labels import short_names
 from nfnet_ray.tracking.spool import SPOOL_FILE, Spool, TrackedStudy
 from studies.managing.folders import StudyFolder
 from studies.running.request import DEFAULT_STORAGE
@@ -23,7 +25,17 @@ _FLAGS_OF_THE_PLACE = ("--address", "--trials-at-once")
 def space_texts(space: Mapping[str, Any]) -> dict[str, str]:
     """{short name: values in words} of the swept fields."""
     names = short_names(space)
-    return {names[name]: _values(values) for name, values in space.items()}
+    return {names[name]: domain_words(described) for name, described in space.items()}
+
+
+def domain_words(described: Any) -> str:
+    """A domain of a journal in words: its values, or its range."""
+    try:
+        if isinstance(described, list):
+            return printable(", ".join(map(listed_value_text, described)))
+        return printable(domain_text(domain_from_json(described)))
+    except (AttributeError, KeyError, TypeError, ValueError):  # of a later version
+        return printable(json.dumps(described))
 
 
 def tracked_at(directory: Path) -> TrackedStudy:
@@ -64,9 +76,3 @@ def _words(command: str) -> list[str]:
         return shlex.split(command)
     except ValueError:
         return command.split()
-
-
-def _values(values: Any) -> str:
-    if isinstance(values, list | tuple):
-        return ", ".join(printable(value_label(value)) for value in values)
-    return printable(json.dumps(values) if isinstance(values, Mapping) else str(values))

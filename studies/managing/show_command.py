@@ -21,6 +21,7 @@ from nfnet_ray.printable import display_path, printable
 from nfnet_ray.study.display import reported_epochs, trial_table
 from nfnet_ray.study.study import Study
 from nfnet_ray.tracking.events import StudyStarted
+from nfnet_ray.tracking.labels import ABSENT
 from nfnet_ray.tracking.state import StudyState
 from nfnet_ray.wording import clock_time, count, storage_size
 from studies.managing.documents import print_document
@@ -57,7 +58,7 @@ def show_study(directory: Path, console: Console, *, as_json: bool) -> None:
 def _trials(state: StudyState, started: StudyStarted) -> Table:
     """The table of trials. Raises UserError if this version does not understand the study."""
     try:
-        return trial_table(Study.from_event(started), state, reported_epochs)
+        return trial_table(Study.from_event(started).grown(state), state, reported_epochs)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{started['study']['name']}: this version does not understand its trials ({error!r}); look at its report"
@@ -91,6 +92,10 @@ def _facts(folder: StudyFolder) -> Table:
         ),
     ]
     rows += [("Space", f"{name}: {values}") for name, values in space_texts(told["space"]).items()]
+    if "points" in told:
+        rows.append(("Space", f"a list of {count(len(told['points']), 'point')}"))
+    if "search" in told:
+        rows.append(("Search", f"{told['search']['name']}, {count(told['search']['settings'], 'setting')}"))
     rows += [
         ("Hardware", told["hardware"]["description"]),
         ("Command", told["command"]),
@@ -122,9 +127,15 @@ def _places(folder: StudyFolder) -> list[tuple[str, str]]:
         ("MLflow", mlflow_command(folder.directory) if is_in_mlflow else "nothing of it is there yet"),
         ("Folder", f"{display_path(folder.directory)} ({_size(folder)})"),
     ]
-    if folder.condition != "running" and folder.ended_trials < sum(folder.trial_states.values()):
+    if _can_resume(folder):
         places.append(("Resume", resume_text(folder, started)))
     return places
+
+
+def _can_resume(folder: StudyFolder) -> bool:
+    """Whether there is anything to resume. A search that learns from results has trials that nobody knows yet."""
+    is_complete = folder.condition == "finished" and folder.ended_trials == sum(folder.trial_states.values())
+    return folder.condition != "running" and not is_complete
 
 
 def _size(folder: StudyFolder) -> str:
@@ -138,7 +149,7 @@ def _document(folder: StudyFolder, record: StudyRecord, answers: Sequence[BestSe
     trials = [
         {
             "name": trial["trial"],
-            "setting": {name: trial[name] for name in record.fields},
+            "setting": {name: trial[name] for name in record.fields if trial[name] is not ABSENT},
             "seed": trial["seed"],
             "state": trial["state"],
             "reason": trial["reason"] or None,
@@ -150,11 +161,13 @@ def _document(folder: StudyFolder, record: StudyRecord, answers: Sequence[BestSe
         }
         for trial in record.trials.to_dict("records")
     ]
-    can_resume = folder.condition != "running" and folder.ended_trials < len(trials)
     return {
         **summary_document(folder),
         "command": told["command"],
         "space": told["space"],
+        "points": told.get("points"),
+        "search": told.get("search"),
+        "halving": told["halving"],
         "seeds": told["seeds"],
         "epochs": told["epochs"],
         "recipe": told["recipe"],
@@ -176,7 +189,7 @@ def _document(folder: StudyFolder, record: StudyRecord, answers: Sequence[BestSe
             "experiment_id": tracked.experiment_id or None,
             "run_id": tracked.study_run_id or None,
         },
-        "resume": resume_text(folder, started) if can_resume else None,
+        "resume": resume_text(folder, started) if _can_resume(folder) else None,
     }
 
 

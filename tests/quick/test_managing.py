@@ -18,8 +18,10 @@ import pytest
 from nfnet_ray.analysis.comparison import compare_studies
 from nfnet_ray.analysis.record import load_study, study_record
 from nfnet_ray.recipe import Recipe
+from nfnet_ray.study.halving import Halving
 from nfnet_ray.study.running_lock import LOCK_FILE, alone_with
-from nfnet_ray.study.study import Halving, Study
+from nfnet_ray.study.space import Range, When, domain_to_json
+from nfnet_ray.study.study import Study
 from nfnet_ray.tracking.events import JOURNAL_FILE, TrialPlan, study_started
 from nfnet_ray.tracking.state import StudyState
 from studies.managing.clean_command import CHECKPOINTS_FOLDER, TUNE_FOLDER
@@ -447,3 +449,55 @@ def test_ages_and_hours_are_short() -> None:
         "2 d",
     ]
     assert [hours_text(hours) for hours in (None, 0.004, 1.25, 1234.5)] == ["", "0.00", "1.2", "1,234"]
+
+
+def searched(directory: Path) -> Path:
+    """A finished study of a search, in which a field is there for some points only."""
+    rho = "optimizer.sam.rho"
+    study = Study(
+        directory.name,
+        "How large should rho be?",
+        Recipe().with_values({"data.path": "/data/digits"}),
+        {
+            rho: (None, 0.05),
+            CLIP_FACTOR: Range(0.002, 0.3, log=True),
+            "optimizer.sam.ascent_share": When((0.5, 0.75), rho),
+        },
+        trial_limit=6,
+    )
+    described = json.loads(json.dumps(example_started({})["study"]))
+    described |= {
+        "name": study.name,
+        "space": {name: domain_to_json(domain) for name, domain in study.space.items()},
+        "search": {"name": "sobol", "settings": 6, "first_points": []},
+        "seeds": [0],
+        "halving": None,
+        "recipe": json.loads(json.dumps(study.recipe.to_values())),
+    }
+    started = study_started(described, [study.plan(trial) for trial in study.trials()])
+    events: list[Any] = [json.loads(json.dumps(started | {"time": START}))]
+    for number, trial in enumerate(study.trials()):
+        events += trial_events(trial.name, START + 1, [0.5 + number / 100])
+    events.append({"event": "study_ended", "time": START + 1000, "state": "finished", "wall_seconds": 999.0})
+    write_journal(directory, events)
+    return directory
+
+
+def test_ranges_and_fields_that_are_absent_are_understood(storage: Path, say: Say) -> None:
+    searched(storage / "one")
+    searched(storage / "other")
+    assert "55.0%" in say("list")[1]
+    code, out, _ = say("show", "one")
+    assert code == 0
+    assert "clip_factor: log:0.002..0.3" in out
+    assert "ascent_share: 0.5,0.75 if optimizer.sam.rho" in out
+    assert "sobol, 6 settings" in out
+    trials = json.loads(say("show", "one", "--json")[1], parse_constant=pytest.fail)["trial_list"]
+    assert {len(trial["setting"]) for trial in trials} == {2, 3}
+    document = json.loads(say("compare", "one", "other", "--json")[1], parse_constant=pytest.fail)
+    assert document["differences"] == []
+    assert len(document["settings"]) == 6
+    code, out, _ = say("compare", "one", "first")
+    assert code == 0
+    assert "log:0.002..0.3" in out
+    assert say("clean", "one", "--plan")[0] == 0
