@@ -19,6 +19,7 @@ import ast
 import dataclasses
 import difflib
 import functools
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -315,7 +316,16 @@ def parse_setting(section: type[Section], text: str) -> tuple[str, Any]:
     section is built with it.
     """
     name, value = parse_assignment(text, "field=value, such as optimizer.agc.clip_factor=0.02")
-    _leaf(section, name)
+    field, written = _leaf(section, name), text.partition("=")[2].strip()
+    # Words, such as paths, may have commas and dots in them.
+    one_number_or_word = _conform("", field.hint) is _MISFIT and _conform((), field.hint) is _MISFIT
+    if one_number_or_word and (
+        "," in written or ".." in written or written.startswith(("log:", "int:", "same:"))
+    ):
+        shown = written if re.fullmatch(r"[\w.,:+-]{1,60}", written) else _shortened(written)
+        raise RecipeError(
+            f"--set {name}={shown}: --set takes one value; to try several, give a study --sweep {name}={shown}"
+        )
     return name, value
 
 
@@ -335,13 +345,18 @@ def parse_assignment(text: str, form: str) -> tuple[str, Any]:
         raise RecipeError(
             f"--set {text}: there is no value; is a variable of the shell not set? None is written none"
         )
+    return name, parse_value(literal)
+
+
+def parse_value(literal: str) -> Any:
+    """A value as a person writes it: ``none``, ``true``, ``false``, a Python literal, or a word such as ``auto``."""
     words = {"none": None, "true": True, "false": False}
     if literal.lower() in words:
-        return name, words[literal.lower()]
+        return words[literal.lower()]
     try:
-        return name, ast.literal_eval(literal)
+        return ast.literal_eval(literal)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return name, literal  # a bare word, such as channels_last
+        return literal
 
 
 def _unknown_field(name: str, known: Sequence[str]) -> str:

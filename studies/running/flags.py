@@ -23,11 +23,13 @@ from nfnet_ray.command_line.arguments import (
 from nfnet_ray.command_line.exit_code import exit_code_of
 from nfnet_ray.command_line.one_line_parser import OneLineParser
 from nfnet_ray.command_line.terminal import new_console
+from nfnet_ray.errors import UserError
 from nfnet_ray.printable import display_path
 from nfnet_ray.recipe import field_meanings, parse_setting
 from nfnet_ray.study.annotations import note_text, tag_pair
 from nfnet_ray.study.search.searcher import SEARCHES
-from nfnet_ray.study.space import domain_text
+from nfnet_ray.study.space import Domain, domain_text
+from nfnet_ray.study.space.sweep_text import FORMS, parse_sweep
 from nfnet_ray.study.study import Study
 from nfnet_ray.tracking.labels import value_label
 from studies.running.checks import DATA_FOLDER
@@ -74,8 +76,19 @@ def settings_of(texts: Sequence[str]) -> dict[str, object]:
     return dict(parse_setting(text) for text in texts)
 
 
+def sweep_of(texts: Sequence[str]) -> dict[str, Domain]:
+    """{dotted name: domain} of the ``FIELD=VALUES`` of ``--sweep``. Raises UserError for one that is wrong."""
+    sweep: dict[str, Domain] = {}
+    for text in texts:
+        name, domain = parse_sweep(text)
+        if name in sweep:
+            raise UserError(f"--sweep {name} is given twice: list all its values in one, such as {name}=A,B")
+        sweep[name] = domain
+    return sweep
+
+
 def _study_request(program: StudyProgram, options: argparse.Namespace) -> StudyRequest:
-    values = vars(options) | {"settings": settings_of(options.settings)}
+    values = vars(options) | {"settings": settings_of(options.settings), "sweep": sweep_of(options.sweep)}
     own = {name: values.pop(name) for name in program.flags}
     return StudyRequest(program=program, own=own, **values)
 
@@ -328,6 +341,13 @@ def study_parser(program: StudyProgram, file: Path) -> argparse.ArgumentParser:
         "synchronous:eta=4,first_rung=6 (default: the study's own; docs/early_stopping.md)",
     )
     add_settings(what, "set a field of the Recipe; setting a swept field fixes it for all trials")
+    what.add_argument(
+        "--sweep",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUES",
+        help=f"sweep a field of the Recipe, in place of the study's own values of it if it has any: {FORMS}",
+    )
     shape = parser.add_argument_group("resources of a trial")
     shape.add_argument(
         "--workers-per-trial",

@@ -16,6 +16,8 @@ from nfnet_ray.command_line.terminal import new_console
 from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.errors import UserError
 from nfnet_ray.study.annotations import note_text, tag_pair
+from nfnet_ray.study.space import Domain
+from nfnet_ray.study.space.sweep_text import parse_domain
 from nfnet_ray.study.study import Study
 from nfnet_ray.tracking.destination.uri import without_password
 from studies.running import run as one_path
@@ -35,6 +37,7 @@ def run(
     search: str | None = None,
     earlier: str | os.PathLike[str] | None = None,
     settings: Mapping[str, Any] | None = None,
+    sweep: Mapping[str, Domain | Sequence[Any] | str] | None = None,
     storage: str | os.PathLike[str] = DEFAULT_STORAGE,
     name: str | None = None,
     may_continue: bool = False,
@@ -73,6 +76,9 @@ def run(
             the study's own.
         earlier: an earlier study whose best settings are tried first, a name or a folder.
         settings: {dotted name of a Recipe field: value}. A swept field that is set is fixed for all trials.
+        sweep: {dotted name of a Recipe field: domain}, in place of the study's own domain of the field. A domain is a
+            list of values, an :class:`nfnet_ray.Range`, :class:`~nfnet_ray.When` or :class:`~nfnet_ray.SameAs`, or a
+            text such as ``"log:0.002..0.3"``, as ``--sweep`` takes it.
         storage: the folder of all results.
         name: the name of the study's folder; by default the study's name and the time.
         may_continue: continue the study if there is one of this ``name`` with the same settings.
@@ -114,6 +120,7 @@ def run(
         search=search,
         earlier=None if earlier is None else str(earlier),
         settings=settings or {},
+        sweep={name: _domain(name, domain) for name, domain in (sweep or {}).items()},
         storage=Path(storage),
         name=name and study_name(name),
         may_continue=may_continue,
@@ -177,6 +184,12 @@ def _builder(study: Study | StudyFactory | None) -> StudyFactory:
 def _data(study: object, data: str | os.PathLike[str] | None) -> Path | None:
     path = data or (study.recipe.data.path if isinstance(study, Study) else None)
     return Path(path) if path else None
+
+
+def _domain(name: str, domain: Domain | Sequence[Any] | str) -> Domain:
+    if isinstance(domain, str):
+        return parse_domain(name, domain)
+    return tuple(domain) if isinstance(domain, list) else domain  # type: ignore[return-value]  # a Study checks it
 
 
 def _positive(name: str, value: int | None) -> int | None:

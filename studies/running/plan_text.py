@@ -36,6 +36,7 @@ from nfnet_ray.study.cost.plan import estimate_cost
 from nfnet_ray.study.cost.probe_process import MOST_SECONDS, Probe, probe
 from nfnet_ray.study.cost.spending import SECONDS_PER_HOUR, Caps, accelerator_word, money
 from nfnet_ray.study.display import plan_table
+from nfnet_ray.study.space import domain_text
 from nfnet_ray.study.study import Study, Trial
 from nfnet_ray.tracking.events import Hardware
 from nfnet_ray.wording import agree, clock_time, count, storage_size
@@ -70,6 +71,9 @@ def print_plan(
 
     trials = study.trials()
     say(console, study.question, title=study.name)
+    for name, domain in study.space.items():
+        if not isinstance(domain, tuple):
+            say(console, f"{name} is swept over {domain_text(domain)}.")
     console.print(plan_table(study))
     console.print()
     cost = estimate_cost(study, trials, data)

@@ -32,9 +32,11 @@ class StudyProgram:
         digits: the digits on which it runs without ``--data``; they are written on first use.
         flags: {name of a keyword argument of ``build``: how argparse shows its flag}. Its value is a text, or None.
         made_weights: a file of weights that is made when it is missing, or None.
+        is_open: whether it is asked what to sweep, and the question is made from that.
     """
 
     build: StudyFactory
     digits: DigitsPart = ALL_DIGITS
     flags: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     made_weights: MadeWeights | None = None
+    is_open: bool = False

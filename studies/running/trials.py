@@ -16,7 +16,8 @@ from nfnet_ray.errors import UserError
 from nfnet_ray.study.halving import parse_halving
 from nfnet_ray.study.search.first_points import best_points
 from nfnet_ray.study.search.upcoming import has_more
-from nfnet_ray.study.space import Point
+from nfnet_ray.study.space import Point, Space
+from nfnet_ray.study.space.asked import asked_points, asked_space, question_of
 from nfnet_ray.study.study import Study
 from nfnet_ray.tracking.events import JOURNAL_FILE, StudyDescription, StudyStarted
 from nfnet_ray.tracking.state import StudyState
@@ -33,6 +34,8 @@ class StudyRequest(Request):
 
     program: StudyProgram
     own: Mapping[str, Any] = field(default_factory=dict)
+    sweep: Space = field(default_factory=dict)
+    """{dotted name of a Recipe field: its domain}, of ``--sweep``."""
     trials: int | None = None
     seeds: int | None = None
     search: str | None = None
@@ -60,6 +63,7 @@ class StudyRequest(Request):
             "--from": self.earlier,
             "--early-stopping": self.early_stopping,
             "--set": self.settings or None,
+            "--sweep": self.sweep or None,
             "--workers-per-trial": self.workers_per_trial,
             "--cpus-per-worker": self.cpus_per_worker,
             "--gpus-per-worker": self.gpus_per_worker,
@@ -75,7 +79,19 @@ class StudyRequest(Request):
         epochs = values.pop("schedule.epochs", None) or self.epochs
         study = self.program.build(data, epochs, **self.own)
         recipe = study.recipe.with_values(values)
-        all_values = recipe.to_values()
+        space, points = dict(study.space), study.points
+        if points is None:
+            space = asked_space(space, recipe, values, self.sweep)
+        else:
+            points = asked_points(points, recipe, values, self.sweep)
+        question = study.question
+        if self.program.is_open:
+            if not space:
+                raise UserError(
+                    "there is nothing to sweep: give --sweep FIELD=VALUES, such as "
+                    "--sweep optimizer.agc.clip_factor=0.01,0.02,none"
+                )
+            question = question_of(space)
         seeds = study.seeds
         # A Study without seeds of its own has (0,): its Recipe's seed is meant.
         if self.seeds or "seed" in values or seeds == (0,):
@@ -83,11 +99,10 @@ class StudyRequest(Request):
         study = replace(
             study,
             name=self.name or name_for_run(study.name),
+            question=question,
             recipe=recipe,
-            space={
-                name: (all_values[name],) if name in values else choices
-                for name, choices in study.space.items()
-            },
+            space=space,
+            points=points,
             seeds=seeds,
             halving=parse_halving(self.early_stopping) if self.early_stopping else study.halving,
             trial_limit=self.trials or study.trial_limit,

@@ -1,4 +1,4 @@
-"""Whatever follows ``--set``, the study can be planned, or one line says what is wrong.
+"""Whatever follows ``--set`` or ``--sweep``, the study can be planned, or one line says what is wrong.
 
 The inputs are made up, the same ones every time. Takes about ten seconds.
 """
@@ -18,6 +18,8 @@ from nfnet_ray.models.published import with_published_values
 from nfnet_ray.printable import printable
 from nfnet_ray.recipe import Recipe, parse_setting
 from nfnet_ray.study.cost.plan import check_trials, estimate_cost
+from nfnet_ray.study.space.asked import asked_space
+from nfnet_ray.study.space.sweep_text import parse_sweep
 from nfnet_ray.study.study import Halving, Study
 
 DATA = DatasetSummary(Path("digits"), 1437, 360, tuple("0123456789"), "f", (32, 32))
@@ -76,6 +78,44 @@ def refusal_of(texts: list[str]) -> str | None:
 @example("model.overrides.depth", "[1, 1, 1, 1000000000]")
 def test_a_setting_is_planned_or_refused_in_one_line(name: str, text: str) -> None:
     refusal = refusal_of([f"{name}={text}"])
+    assert refusal != ""
+    assert refusal is None or printable(refusal) == refusal
+
+
+sweeps = st.one_of(
+    texts,
+    st.lists(
+        st.one_of(numbers.map(str), st.sampled_from(["none", "log:1..2", "", "[1]", "auto"])), max_size=4
+    ).map(",".join),
+    st.tuples(
+        st.sampled_from(["", "log:", "int:", "none,", "none,int:log:", "lin:"]),
+        numbers,
+        numbers,
+        st.sampled_from(["", " if ", " if seed=1"]),
+    ).map(lambda parts: f"{parts[0]}{parts[1]}..{parts[2]}{parts[3]}"),
+    names.map(lambda name: f"same:{name}"),
+    st.tuples(numbers.map(str), names, texts).map(lambda parts: f"{parts[0]} if {parts[1]}={parts[2]}"),
+)
+
+
+def refusal_of_sweep(text: str) -> str | None:
+    """The line that is printed; None where the first trials can be planned."""
+    try:
+        field, domain = parse_sweep(text)
+        space = asked_space({"optimizer.agc.clip_factor": (0.01, 0.02)}, BASE, {}, {field: domain})
+        check_trials(Study("s", "?", BASE, space, trial_limit=3).trials(), DATA, workers=1)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+@settings(derandomize=True, deadline=None, max_examples=400, database=None)
+@given(names, sweeps)
+@example("batch_size", "0x" + "f" * 5000)
+@example("batch_size", f"1..0x{'f' * 5000}")
+@example("optimizer.agc.clip_factor", "log:1e-320..1e-319")
+def test_a_sweep_is_planned_or_refused_in_one_line(name: str, text: str) -> None:
+    refusal = refusal_of_sweep(f"{name}={text}")
     assert refusal != ""
     assert refusal is None or printable(refusal) == refusal
 

@@ -27,6 +27,7 @@ from nfnet_ray.study.space.domains import (
     has_range,
     is_listed,
     unconditional,
+    with_value,
     with_values_of,
 )
 from nfnet_ray.study.space.points import all_values, build_point, grid
@@ -49,5 +50,6 @@ __all__ = [
     "has_range",
     "is_listed",
     "unconditional",
+    "with_value",
     "with_values_of",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from nfnet_ray.errors import UserError
@@ -44,11 +44,13 @@ def check_points(points: Sequence[Mapping[str, Any]], space: Space) -> None:
     """Raises UserError if a plain list of points cannot be tried."""
     if space:
         raise UserError("a study has a space or a list of points, not both: leave one of them out")
-    _check_list("the study", points, "point")
-    for point in points:
+
+    def check(point: Mapping[str, Any]) -> None:
         for name, value in point.items():
             check_can_be_swept(name)
             checked_value(Recipe, name, value)
+
+    _check_list("the study", points, "point", check)
 
 
 def check_can_be_swept(name: str) -> None:
@@ -67,18 +69,18 @@ def _check_domain(space: Space, name: str, domain: Domain) -> None:
     elif isinstance(domain, Range):
         _check_range(name, domain)
     elif isinstance(domain, tuple | list):
-        _check_list(name, domain, "value")
-        for value in domain:
-            checked_value(Recipe, name, value)
+        _check_list(name, domain, "value", lambda value: checked_value(Recipe, name, value))
     else:
         raise UserError(
             f"{name} is swept over {domain!r}, which is not a domain: use a tuple of values, Range, When or SameAs"
         )
 
 
-def _check_list(name: str, values: Sequence[Any], what: str) -> None:
+def _check_list(name: str, values: Sequence[Any], what: str, check: Callable[[Any], object]) -> None:
     if not values:
         raise UserError(f"{name} has no {what} to sweep: list at least one, or leave the field out")
+    for value in values:
+        check(value)
     labels = list(map(listed_value_text, values))
     twice = [label for number, label in enumerate(labels) if label in labels[:number]]
     if twice:
@@ -121,9 +123,12 @@ def _check_when(name: str, domain: When) -> None:
         return
     if not isinstance(domain.among, tuple | list):
         raise UserError(f"{name}: the values of {domain.field} in its condition must be a tuple")
-    _check_list(f"{name}: the condition on {domain.field}", domain.among, "value")
-    for value in domain.among:
-        checked_value(Recipe, domain.field, value)
+    _check_list(
+        f"{name}: the condition on {domain.field}",
+        domain.among,
+        "value",
+        lambda value: checked_value(Recipe, domain.field, value),
+    )
 
 
 def _check_tie(space: Space, name: str, tie: SameAs) -> None:

@@ -99,6 +99,13 @@ def with_values_of(domain: Domain, change: Callable[[Any], Any]) -> Domain:
     return domain if isinstance(domain, Range | SameAs) else tuple(map(change, domain))
 
 
+def with_value(domain: Domain, value: Any) -> Domain:
+    """The domain with a single value in place of its values; its conditions stay."""
+    if isinstance(domain, When):
+        return replace(domain, domain=with_value(domain.domain, value))
+    return (value,)
+
+
 def domain_text(domain: Domain) -> str:
     """A domain as ``--sweep`` takes it, such as ``none,log:0.002..0.3 if optimizer.sam.rho``."""
     if isinstance(domain, When):

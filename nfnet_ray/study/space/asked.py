@@ -1,0 +1,83 @@
+"""The space of a study with what was asked for: fields that are set to one value, and fields that are swept instead."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from nfnet_ray.errors import UserError
+from nfnet_ray.recipe import Recipe
+from nfnet_ray.study.space.checks import check_space
+from nfnet_ray.study.space.domains import Domain, SameAs, Space, When, unconditional, with_value
+from nfnet_ray.study.space.points import grid
+from nfnet_ray.tracking.labels import short_names, value_label
+
+# Points of a grid that are looked at for a field; in a grid of thousands a condition that holds does so earlier.
+POINTS_LOOKED_AT: Final = 4096
+
+
+def asked_space(space: Space, recipe: Recipe, settings: Mapping[str, Any], sweep: Space) -> dict[str, Domain]:
+    """``space`` with the domains of ``sweep`` in place of its own, or as its last fields, and the set fields fixed.
+
+    Args:
+        recipe: with the set values.
+        settings: {dotted name: value} of ``--set``.
+        sweep: {dotted name: domain} of ``--sweep``.
+
+    Raises UserError for a field that is both set and swept, and for a sweep whose condition holds nowhere.
+    """
+    both = [name for name in sweep if name in settings]
+    if both:
+        raise UserError(f"{both[0]} is both set and swept: give either --set or --sweep")
+    values = recipe.to_values()
+    asked = {
+        name: with_value(domain, values[name]) if name in settings else domain
+        for name, domain in {**space, **sweep}.items()
+    }
+    check_space(asked)
+    for name in sweep:
+        _check_condition_holds(asked, recipe, name)
+    return asked
+
+
+def asked_points(
+    points: Sequence[Mapping[str, Any]], recipe: Recipe, settings: Mapping[str, Any], sweep: Space
+) -> tuple[Mapping[str, Any], ...]:
+    """A plain list of points with the set fields fixed, each point once. Raises UserError if one is to be swept."""
+    if sweep:
+        raise UserError(
+            f"--sweep {next(iter(sweep))}: this study tries a plain list of points and sweeps no field"
+        )
+    values = recipe.to_values()
+    fixed = [
+        {name: values[name] if name in settings else value for name, value in point.items()}
+        for point in points
+    ]
+    return tuple({repr(sorted(point.items())): point for point in fixed}.values())
+
+
+def question_of(space: Space) -> str:
+    """A question for fields that were chosen on the command line.
+
+    >>> question_of({"optimizer.agc.clip_factor": (0.01, 0.02), "batch_size": (64, 256)})
+    'Which clip_factor is best, and how does that depend on batch_size?'
+    """
+    fields = [name for name, domain in space.items() if not isinstance(unconditional(domain), SameAs)]
+    names = short_names(fields)
+    first, *others = (names[name] for name in fields)
+    depends = f", and how does that depend on {' and '.join(others)}" if others else ""
+    return f"Which {first} is best{depends}?"
+
+
+def _check_condition_holds(space: Space, recipe: Recipe, name: str) -> None:
+    domain = space[name]
+    if not isinstance(domain, When) or isinstance(unconditional(domain), SameAs):
+        return
+    if any(name in point for point in itertools.islice(grid(space, recipe), POINTS_LOOKED_AT)):
+        return
+    value = value_label(recipe.to_values()[domain.field])
+    fixed = "" if domain.field in space else f", since {domain.field} is {value}"
+    raise UserError(
+        f"--sweep {name}: its condition never holds{fixed}; set or sweep {domain.field} accordingly"
+    )
