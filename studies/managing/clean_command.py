@@ -196,4 +196,4 @@ def _say(found: Sequence[Leftovers], console: Console, only_plan: bool) -> None:
     elif only_plan:
         say(console, f"{size} would be freed. Nothing was removed; without --plan it is.")
     else:
-        say(console, f"{size} was freed.")
+        say(console, f"Freed {size}.")
