@@ -29,6 +29,7 @@ from studies.base_recipe import batch_size_for, recipe_for
 from studies.running.flags import main
 from studies.running.program import StudyFactory
 from studies.running.resuming import with_data_here
+from tests.tracking.example_study import agc_sweep, write_journal
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FOLDER = REPOSITORY / "studies"
@@ -184,3 +185,42 @@ def test_a_checkout_that_was_copied_uses_its_own_data(tmp_path: Path, few_digits
     shutil.copytree(few_digits, here)
     assert with_data_here(study, started, new).recipe.data.path == str(here)
     assert with_data_here(study, started, tmp_path / "old").recipe.data.path == str(noted)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--search", "genetic"], "--search genetic is not known: use one of grid, sobol, random, tpe, gp"),
+        (["--search", "gp"], "optimizer.agc.clip_factor is not a number everywhere: use --search tpe"),
+        (["--from", "nothing"], "no study 'nothing': name a directory that holds a journal.jsonl"),
+    ],
+)
+def test_a_search_that_cannot_be_is_refused_in_one_line(
+    flags: list[str],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert plan("agc_sweep", monkeypatch, *flags) == 2
+    said = capsys.readouterr().err
+    assert words in said
+    assert said.count("\n") == 1
+
+
+def test_a_study_searches_and_begins_with_the_best_of_an_earlier_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_journal(tmp_path / "runs" / "before", agc_sweep())
+    flags = ["--set", "batch_size=64", "--search", "tpe", "--trials", "6", "--from", "before"]
+    assert plan("agc_sweep", monkeypatch, *flags) == 0
+    said = capsys.readouterr().out
+    assert [line.split()[:2] for line in said.splitlines() if "waiting" in line][:2] == [
+        ["0.01", "64"],  # the Recipe's own
+        ["0.02", "64"],  # the best of the earlier study
+    ]
+    assert "tpe then proposes 2 more settings" in said
+    assert plan("agc_sweep", monkeypatch, "--from", "before") == 2
+    assert "--from has no use where every value is tried" in capsys.readouterr().err
