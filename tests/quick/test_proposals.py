@@ -89,7 +89,7 @@ def test_after_a_kill_at_any_event_the_proposals_are_those_of_the_whole_journal(
     study = study_of(halving, lag=2, settings=18, seeds=2)
     whole = simulated(study, 2, 0)
     chance = random.Random(5)
-    for kill_after in range(1, len(whole.journal.events), 7):
+    for kill_after in range(1, len(whole.journal.events), 17):
         simulation = Simulation(study, Curves())
         with pytest.raises(Killed):
             simulation.run(2, chance, kill_after)

@@ -206,7 +206,7 @@ def test_what_optuna_is_told() -> None:
     ]
 
 
-@pytest.mark.parametrize(("search", "number"), [("tpe", 24), ("gp", 12)])
+@pytest.mark.parametrize(("search", "number"), [("tpe", 24), ("gp", 10)])
 def test_a_model_beats_random_points(search: str, number: int) -> None:
     def of_the_last(name: str) -> float:
         """The mean over the second half: the best of so few random points may be good by luck."""
