@@ -18,6 +18,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -395,6 +396,10 @@ Event = (
 )
 
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+# As Journal writes them; its keys are always in this order. The group is the trial's name, quoted.
+_EPOCH_LINE = re.compile(
+    rb'\{"event":"epoch","time":[-+.\de]+,"trial":("(?:[^"\\]|\\.)*"),"epoch":\d+,"metrics":\{'
+)
 _NON_FINITE_IN_JSON = (b'NaN"', b'Infinity"')
 
 
@@ -453,6 +458,36 @@ def read_events(path: Path, offset: int = 0) -> Iterator[tuple[Event, int]]:
         UserError: a complete line is not a JSON object with an ``event`` (the disk, or a person, has
             changed the file), the file is shorter than ``offset``, or it cannot be read.
     """
+    for line, end in _whole_lines(path, offset):
+        yield _parsed(line, path, end), end
+
+
+def read_last_epochs(path: Path) -> Iterator[Event]:
+    """Yield the events of a journal, without the epochs that say nothing about where the study is.
+
+    An epoch is left out if a later one of the same trial follows before any event of another kind. Those lines, nearly
+    all of a long journal, are not parsed, so damage within one of them may go unnoticed.
+
+    Raises:
+        UserError: as :func:`read_events`.
+    """
+    waiting: dict[bytes, tuple[bytes, int]] = {}
+    for line, end in _whole_lines(path, 0):
+        epoch = _EPOCH_LINE.match(line)
+        if epoch and line.endswith(b"}}\n"):
+            waiting.pop(epoch[1], None)  # so that the others stay in their order
+            waiting[epoch[1]] = line, end
+            continue
+        for kept, kept_end in waiting.values():
+            yield _parsed(kept, path, kept_end)
+        waiting.clear()
+        yield _parsed(line, path, end)
+    for kept, kept_end in waiting.values():
+        yield _parsed(kept, path, kept_end)
+
+
+def _whole_lines(path: Path, offset: int) -> Iterator[tuple[bytes, int]]:
+    """Yield each complete line from byte ``offset`` on, and the byte after it."""
     try:
         stream = path.open("rb")
     except (FileNotFoundError, NotADirectoryError):
@@ -466,19 +501,23 @@ def read_events(path: Path, offset: int = 0) -> Iterator[tuple[Event, int]]:
         for line in stream:
             if not line.endswith(b"\n"):
                 return
-            try:
-                event = json.loads(line)
-                if any(
-                    text in line for text in _NON_FINITE_IN_JSON
-                ):  # few lines: to look into each takes longer
-                    event = _from_json(event)
-                event["event"]
-            except (ValueError, TypeError, KeyError, RecursionError):
-                raise UserError(
-                    f"{path} is damaged at byte {offset}: restore that line from a backup, or delete it"
-                ) from None
             offset += len(line)
-            yield cast(Event, event), offset
+            yield line, offset
+
+
+def _parsed(line: bytes, path: Path, end: int) -> Event:
+    """The event of the line that ends at byte ``end``. Raises UserError if it is none."""
+    try:
+        event = json.loads(line)
+        # Few lines have one: to look into each takes longer.
+        if any(text in line for text in _NON_FINITE_IN_JSON):
+            event = _from_json(event)
+        event["event"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise UserError(
+            f"{path} is damaged at byte {end - len(line)}: restore that line from a backup, or delete it"
+        ) from None
+    return cast(Event, event)
 
 
 def study_id(started: StudyStarted) -> str:

@@ -25,6 +25,7 @@ from nfnet_ray.tracking.events import (
     TrialStarted,
     plans_of,
     read_events,
+    read_last_epochs,
 )
 
 ENDED_FOR_GOOD: tuple[TrialOutcome, ...] = ("finished", "stopped", "diverged")
@@ -112,8 +113,10 @@ class StudyState:
         self._reported: list[tuple[str, int, float]] = []
 
     @staticmethod
-    def read(directory: Path) -> tuple[StudyState, StudyStarted]:
+    def read(directory: Path, *, last_epochs_only: bool = False) -> tuple[StudyState, StudyStarted]:
         """The state of the study whose results are in ``directory``, and how it was started.
+
+        ``last_epochs_only`` takes a fraction of the time; trials then have not all of their epochs, but the last one.
 
         Raises:
             UserError: there is no journal, it is damaged, it does not begin with ``study_started``, or it has events
@@ -123,8 +126,12 @@ class StudyState:
         if not journal.exists():
             raise UserError(f"{directory}: no study is here; --resume takes the name of one that was started")
         try:
-            for event, _ in read_events(journal):
-                state.apply(event)
+            if last_epochs_only:
+                for event in read_last_epochs(journal):
+                    state.apply(event)
+            else:
+                for event, _ in read_events(journal):
+                    state.apply(event)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             if state.started is not None:
                 raise UserError(

@@ -89,10 +89,12 @@ def storage_at(given: Path) -> Path:
     return resolved(home_folder() / given, "--storage")
 
 
-def read_folder(directory: Path, *, is_ours: bool = False) -> StudyFolder:
+def read_folder(directory: Path, *, is_ours: bool = False, is_brief: bool = False) -> StudyFolder:
     """What a folder is. Never raises because of what is in it.
 
-    ``is_ours``: this process holds the study's lock, so nobody is running it.
+    Args:
+        is_ours: this process holds the study's lock, so nobody is running it.
+        is_brief: of each trial, the last epoch is enough.
     """
     journal = directory / JOURNAL_FILE
     try:
@@ -102,7 +104,7 @@ def read_folder(directory: Path, *, is_ours: bool = False) -> StudyFolder:
             )
         if not journal.stat().st_size:
             return StudyFolder(directory, "not begun", problem="its journal is still empty")
-        state, started = StudyState.read(directory)
+        state, started = StudyState.read(directory, last_epochs_only=is_brief)
         missing = _missing(started)
     except UserError as error:
         return StudyFolder(directory, "damaged", problem=str(error).replace(f"{directory}/", ""))
@@ -118,7 +120,10 @@ def read_folder(directory: Path, *, is_ours: bool = False) -> StudyFolder:
 
 
 def read_storage(storage: Path) -> list[StudyFolder]:
-    """All folders of a storage, newest first. Raises UserError if there is no such storage."""
+    """All folders of a storage, newest first; trials have their last epochs.
+
+    Raises UserError if there is no such storage.
+    """
     try:
         names = [
             entry.name
@@ -131,7 +136,7 @@ def read_storage(storage: Path) -> list[StudyFolder]:
         ) from None
     except OSError as error:
         raise UserError(f"--storage: {display_path(storage)} cannot be read ({in_words(error)})") from None
-    folders = [read_folder(storage / name) for name in names]
+    folders = [read_folder(storage / name, is_brief=True) for name in names]
     return sorted(folders, key=lambda folder: (-folder.began, folder.name))
 
 

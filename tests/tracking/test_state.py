@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import asdict
 from pathlib import Path
@@ -10,10 +11,10 @@ from typing import Any
 import pytest
 
 from nfnet_ray.errors import UserError
-from nfnet_ray.tracking.events import Event, read_events
+from nfnet_ray.tracking.events import Event, read_events, read_last_epochs
 from nfnet_ray.tracking.state import JournalReader, StudyState
 from nfnet_ray.tracking.writer import study_metrics
-from tests.tracking.example_study import agc_sweep, proposed_later, study_started, write_journal
+from tests.tracking.example_study import agc_sweep, proposed_later, study_started, trial_events, write_journal
 
 FIRST, SECOND = "agc_sweep-00", "agc_sweep-01"
 
@@ -121,3 +122,42 @@ def test_a_proposed_trial_is_as_good_as_a_planned_one() -> None:
     differing = {name for name in facts(planned) if facts(planned)[name] != facts(proposed)[name]}
     assert differing == {"proposals"}
     assert list(proposed.proposals.values()) == list(range(1, 12))
+
+
+def test_without_the_epochs_in_between_a_study_is_where_it_is(tmp_path: Path) -> None:
+    """Also where trials run side by side, a driver was killed, and a name has a quotation mark in it."""
+    draw = random.Random(1)
+    for round_number in range(20):
+        events: list[Any] = [agc_sweep()[0]]
+        queues = [trial_events(plan["name"], 0, [0.1, 0.2, 0.3, 0.4]) for plan in events[0]["trials"][:4]]
+        queues[0] = queues[0][: draw.randint(1, 5)]
+        now = events[0]["time"]
+        while queues := [queue for queue in queues if queue]:
+            now += draw.random()
+            events.append(draw.choice(queues).pop(0) | {"time": now})
+            if draw.random() < 0.1:
+                now += 1000
+                events.append({"event": "study_resumed", "time": now})
+        directory = tmp_path / f"{round_number}"
+        text = write_journal(directory, events).read_text().replace("agc_sweep-01", 'a "quoted\\" one')
+        (directory / "journal.jsonl").write_text(text.replace('a "quoted\\" one', 'a \\"quoted\\\\\\" one'))
+        whole, brief = StudyState.read(directory)[0], StudyState.read(directory, last_epochs_only=True)[0]
+        assert brief.wall_seconds == whole.wall_seconds
+        assert brief.accelerator_seconds == whole.accelerator_seconds
+        assert brief.last_event_time == whole.last_event_time
+        for name, trial in whole.trials.items():
+            other = brief.trials[name]
+            assert (other.state, other.reason, other.epoch) == (trial.state, trial.reason, trial.epoch)
+            assert other.last("validation_top1") == trial.last("validation_top1")
+
+
+def test_long_journals_are_read_quickly_where_the_last_epochs_are_enough(tmp_path: Path) -> None:
+    started = study_started({}, epochs=1000)
+    path = write_journal(tmp_path, [started])
+    with path.open("a") as journal:
+        for event in trial_events("agc_sweep-00", 0, [0.5] * 1000):
+            journal.write(json.dumps(event, separators=(",", ":")) + "\n")
+    assert len(list(read_last_epochs(path))) == 4  # the study, the trial's start, its last epoch, its end
+    path.write_text(path.read_text().replace('"epoch":500,"metrics":{', '"epoch":500,"metric'))
+    with pytest.raises(UserError, match="damaged at byte"):
+        list(read_last_epochs(path))
