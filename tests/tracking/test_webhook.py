@@ -13,11 +13,17 @@ from typing import Any
 
 import pytest
 
-from nfnet_ray.errors import UserError
+from nfnet_ray.command_line.terminal import new_console
+from nfnet_ray.errors import StopsStudyError, UserError
+from nfnet_ray.recipe import Recipe
 from nfnet_ray.study import webhook
+from nfnet_ray.study.study import Study
 from nfnet_ray.study.webhook import check_webhook, notify, outcome_text, shown_webhook, webhook_event
+from nfnet_ray.tracking.events import study_ended
 from nfnet_ray.tracking.state import StudyState
-from tests.tracking.example_study import agc_sweep
+from studies.running.runner import WorkerDemand
+from studies.running.study_run import StudyRun
+from tests.tracking.example_study import agc_sweep, write_journal
 
 TOLD: dict[str, Any] = {"event": "finished", "text": "It is done.", "wall_seconds": float("nan")}
 
@@ -155,3 +161,76 @@ def test_the_event_says_how_the_study_is_doing() -> None:
     )
     assert told["study_id"].startswith("agc_sweep-")
     json.dumps(told)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "reason", "error", "event", "words"),
+    [
+        ("finished", None, None, "finished", "has finished after"),
+        ("interrupted", None, None, "interrupted", "was interrupted after"),
+        ("interrupted", "its cap of 5 hours was reached", None, "cap", "It ended early: its cap of 5 hours"),
+        (
+            None,
+            None,
+            StopsStudyError("stopped, as the disk is full"),
+            "failed",
+            "stopped, as the disk is full.",
+        ),
+        (None, None, ZeroDivisionError("secret"), "failed", "it met a bug, ZeroDivisionError."),
+    ],
+)
+def test_the_end_of_a_study_is_told_and_its_exit_code_stays(
+    receiver: tuple[Receiver, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    outcome: Any,
+    reason: str | None,
+    error: Exception | None,
+    event: str,
+    words: str,
+) -> None:
+    kept, host = receiver
+    kept.codes = [404]  # whatever it answers
+    events = agc_sweep((0.01,), (64,), epochs=2)[:-1]
+    write_journal(tmp_path, events)
+    state = StudyState()
+    assert events[0]["event"] == "study_started"
+    study = Study.from_event(events[0])
+    run = StudyRun(study, Any, tmp_path, "", "", state, notify_url=f"http://{host}/key")  # type: ignore[arg-type]
+
+    def execute(self: StudyRun, _address: object, _demand: object, console: Any) -> int:
+        for happened in events:
+            state.apply(happened)
+        if error:
+            raise error
+        ended = study_ended(outcome, 10.0, reason)
+        state.apply(ended | {"time": state.last_event_time + 1})
+        self._tell_ending(0.0, console)
+        return 130
+
+    monkeypatch.setattr(StudyRun, "_execute", execute)
+    if error:
+        with pytest.raises(type(error)):
+            run.execute(None, WorkerDemand(1, None, None), new_console())
+    else:
+        assert run.execute(None, WorkerDemand(1, None, None), new_console()) == 130
+    [(_, _, body)] = kept.received
+    assert body["event"] == event
+    assert words in body["text"]
+    assert "secret" not in body["text"]
+
+
+def test_a_study_that_has_not_begun_tells_nobody(
+    receiver: tuple[Receiver, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, host = receiver
+    study = Study("first", "?", Recipe(), {})
+    run = StudyRun(study, Any, tmp_path, "", "", StudyState(), notify_url=f"http://{host}/key")  # type: ignore[arg-type]
+
+    def execute(*_: object) -> int:
+        raise UserError("another process is running first")
+
+    monkeypatch.setattr(StudyRun, "_execute", execute)
+    with pytest.raises(UserError):
+        run.execute(None, WorkerDemand(1, None, None), new_console())
+    assert kept.received == []
