@@ -129,7 +129,7 @@ def _cautions(a: StudyRecord, b: StudyRecord) -> Iterator[str]:
         if one != other:
             yield f"images were evaluated in different ways: {name} is {_said(one)} and {_said(other)}"
     if a.study["epochs"] != b.study["epochs"]:
-        yield f"trials of the first have {count(a.study['epochs'], 'epoch')}, those of the second {b.study['epochs']:,}"
+        yield f"trials of A have {count(a.study['epochs'], 'epoch')}, those of B {b.study['epochs']:,}"
 
 
 def _values(record: StudyRecord, name: str) -> list[Any]:

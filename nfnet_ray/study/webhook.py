@@ -79,7 +79,7 @@ _IN_WORDS: dict[Happening, str] = {
     "finished": "has finished",
     "failed": "had to stop",
     "interrupted": "was interrupted",
-    "cap": "has reached a limit on its cost",
+    "cap": "has reached its cap",
 }
 
 

@@ -155,7 +155,7 @@ def _sentences(found: Comparison, names: tuple[str, str]) -> list[str]:
         if points:
             said.append(f"Only {letter} ({name}) has {_named(points, found)}.")
     if found.unfinished:
-        said.append(f"Both have, but at least one has not finished, {_named(found.unfinished, found)}.")
+        said.append(f"Not finished by both: {_named(found.unfinished, found)}.")
     return said
 
 

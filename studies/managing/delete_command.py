@@ -24,6 +24,7 @@ from nfnet_ray.tracking.deletion import TrackedRuns, delete_runs, find_runs
 from nfnet_ray.tracking.destination.choice import tracking_uri_for
 from nfnet_ray.tracking.events import JOURNAL_FILE, StudyStarted, read_events, study_id
 from nfnet_ray.tracking.spool import SPOOL_FILE
+from nfnet_ray.training.checkpoints.storage import without_secrets
 from nfnet_ray.wording import count, storage_size
 from studies.managing.folders import StudyFolder, bytes_below, read_folder
 
@@ -80,6 +81,17 @@ def delete_studies(
             f", and {count(in_mlflow, 'run')} in MLflow, which keeps deleted runs until you call mlflow gc"
         )
     say(console, f"{said}.")
+    for one in doomed:
+        if elsewhere := _checkpoints_elsewhere(one.folder):
+            say(console, f"The checkpoints of {one.folder.name} in {elsewhere} are still there.")
+
+
+def _checkpoints_elsewhere(folder: StudyFolder) -> str:
+    """Where a training keeps its checkpoints, if not in its own folder."""
+    place = folder.started["study"].get("checkpoints") if folder.started else None
+    if not place or Path(place).is_relative_to(folder.directory):
+        return ""
+    return without_secrets(place)
 
 
 def _check_folder(directory: Path) -> None:
@@ -128,7 +140,7 @@ def _is_agreed(studies: int, console: Console) -> bool:
         raise UserError("nobody can be asked here: give --yes to delete without a question")
     what = "it" if studies == 1 else f"these {studies:,} studies"
     try:
-        answer = console.input(f"Delete {what} for good? [y/N] ")
+        answer = console.input(f"Delete {what} for good? [y/N] ", markup=False)
     except EOFError:
         return False
     return answer.strip().lower() in ("y", "yes")

@@ -132,7 +132,7 @@ def read_storage(storage: Path) -> list[StudyFolder]:
         ]
     except FileNotFoundError:
         raise UserError(
-            f"--storage: there is no {display_path(storage)}; studies make it, and --storage names another one"
+            f"there is no folder {display_path(storage)}: the first study makes it; --storage names another one"
         ) from None
     except OSError as error:
         raise UserError(f"--storage: {display_path(storage)} cannot be read ({in_words(error)})") from None

@@ -186,7 +186,7 @@ def test_a_storage_without_studies(tmp_path: Path, say: Say) -> None:
     assert json.loads(say("list", "--json", at=tmp_path / "new")[1])["studies"] == []
     code, out, err = say("list", at=tmp_path / "nowhere")
     assert (code, out) == (2, "")
-    assert "there is no nowhere; studies make it" in err
+    assert "nowhere: the first study makes it" in err
 
 
 ODD_LINES = (
@@ -282,7 +282,7 @@ def test_what_differs_and_the_settings_of_both_are_compared(storage: Path, say: 
     assert "0.01 64 90.0% 50.0% −40.0 (−45.8 to −33.8) A is better" in lines
     assert "0.02 64 80.0% 81.0% +1.0 (−4.8 to +6.8) within noise" in lines
     assert "Of the 2 settings that both have finished, first is better in 1; 1 is within noise." in lines
-    assert any("trials of the first have 2 epochs, those of the second 3" in line for line in lines)
+    assert any("trials of A have 2 epochs, those of B 3" in line for line in lines)
     document = json.loads(say("compare", "first", "second", "--json")[1], parse_constant=pytest.fail)
     assert document["comparable"]
     assert [setting["within_noise"] for setting in document["settings"]] == [False, True]
@@ -306,7 +306,10 @@ def test_other_data_and_other_spaces_are_said(storage: Path, say: Say) -> None:
     assert document["settings"][0]["difference"] is None
     write_study(storage / "none", (0.3,), {64: [0.9]})
     assert "They have no finished setting in common." in say("compare", "first", "none")[1]
-    assert "at least one has not finished, 1 setting" in say("compare", "first", "killed")[1]
+    assert (
+        "Not finished by both: 1 setting: clip_factor 0.02, batch_size 64."
+        in say("compare", "first", "killed")[1]
+    )
     write_study(storage / "third", (0.01, 0.02), {64: [0.9, 0.8]})
     assert "They do not differ" in say("compare", "first", "third")[1]
 

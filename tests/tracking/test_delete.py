@@ -164,6 +164,15 @@ def test_a_deletion_that_was_interrupted_is_repeated(
     assert not (storage / "first").exists()
 
 
+def test_checkpoints_in_another_place_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    events = agc_sweep((0.01,), (64,))
+    assert events[0]["event"] == "study_started"
+    events[0]["study"]["checkpoints"] = "s3://key:secret@bucket/runs?region=x"
+    write_journal(tmp_path / "alone", events)
+    assert main(["delete", "alone", "--yes", "--storage", str(tmp_path)]) == 0
+    assert "The checkpoints of alone in s3://bucket/runs are still there." in capsys.readouterr().out
+
+
 def test_what_was_never_recorded_needs_no_mlflow(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_journal(tmp_path / "alone", agc_sweep((0.01,), (64,)))
     assert main(["delete", "alone", "--yes", "--storage", str(tmp_path)]) == 0
