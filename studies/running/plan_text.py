@@ -33,7 +33,7 @@ from nfnet_ray.study.cost.forecast import (
     trials_in_the_end,
 )
 from nfnet_ray.study.cost.plan import estimate_cost
-from nfnet_ray.study.cost.probe_process import MOST_SECONDS, Probe, probe
+from nfnet_ray.study.cost.probe_process import MOST_SECONDS, Probe, probe_at_once
 from nfnet_ray.study.cost.spending import SECONDS_PER_HOUR, Caps, accelerator_word, money
 from nfnet_ray.study.display import plan_table
 from nfnet_ray.study.space import domain_text
@@ -44,6 +44,7 @@ from studies.running.request import Request
 from studies.running.runner import Runner, WorkerDemand
 
 JOULES_PER_KWH = 3.6e6
+MOST_PROBES_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def print_plan(
     except UserError as error:
         say(console, f"It cannot run here: {error}. What follows is for one trial after the other.")
         places = 1
-    estimate = _estimate(request, study, data, storage, resources, worker, console)
+    estimate = _estimate(request, study, data, storage, resources, worker, places, console)
     if estimate.paces:
         _say_forecast(
             forecast(study, data, estimate.paces, places), worker, places, estimate, caps, request, console
@@ -186,6 +187,7 @@ def _estimate(
     storage: Path,
     resources: Resources,
     worker: WorkerResources,
+    places: int,
     console: Console,
 ) -> Estimate:
     trials = study.trials()
@@ -194,11 +196,14 @@ def _estimate(
     if paces:
         where = f"in {storage}, with this network, image size, batch and precision on this hardware"
         return Estimate(paces, f"measured by {count(used, 'earlier trial')} {where}")
+    # Trials that share the memory of one machine slow each other down; those on GPUs of their own hardly do.
+    shared = request.address is None and not worker.gpus and worker.workers == 1
+    copies = min(places, MOST_PROBES_AT_ONCE) if shared else 1
     with (
         _with_data(request, study, data) as recipe,
         waiting(console, f"No earlier run is like it: measuring a trial for at most {MOST_SECONDS:.0f} s …"),
     ):
-        measured = probe(recipe, worker.cpus, worker.workers)
+        measured = probe_at_once(recipe, worker.cpus, worker.workers, copies)
     pace = pace_of_probe(measured, recipe, len(data.class_names), worker.workers)
     if pace is None:
         return Estimate({}, f"a probe of its first trial ended before a step ({measured.trouble})", measured)
@@ -206,7 +211,10 @@ def _estimate(
     steps = count(len(measured.step_seconds), "step")
     early = f"; {measured.trouble}" if measured.trouble else ""
     alone = "; what workers exchange is not in it" if worker.workers > 1 else ""
-    source = f"measured just now on {where}, by {steps} of its first trial on its data{early}{alone}"
+    together = f" in {copies} processes at once" if copies > 1 else ""
+    source = (
+        f"measured just now on {where}, by {steps} of its first trial on its data{together}{early}{alone}"
+    )
     return Estimate({trial.name: pace for trial in trials}, source, measured)
 
 

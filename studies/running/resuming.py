@@ -110,7 +110,7 @@ def resume_command(file: Path, request: Request, name: str) -> str:
     for flag in flags:
         value = getattr(request, flag, None)
         if value:
-            shown = f"{value:g}" if isinstance(value, float) else str(value)
+            shown = f"{value:.10g}" if isinstance(value, float) else str(value)
             parts += [f"--{flag.replace('_', '-')}", without_password(shown)]
     if request.storage != DEFAULT_STORAGE:
         parts += ["--storage", str(request.storage)]

@@ -17,6 +17,11 @@ from nfnet_ray.study.recorder import Recorder
 from nfnet_ray.tracking.events import JOURNAL_FILE, Event, Journal
 from nfnet_ray.tracking.state import StudyState
 from nfnet_ray.tracking.writer import study_metrics
+from studies.agc_sweep import agc_sweep
+from studies.running.flags import main
+from studies.running.program import StudyProgram
+from studies.running.resuming import resume_command
+from studies.running.trials import StudyRequest
 from tests.tracking.example_study import START, study_started, trial_events, write_journal
 
 FIRST, SECOND = "agc_sweep-00", "agc_sweep-01"
@@ -188,3 +193,35 @@ def test_the_watch_leaves_a_study_alone_that_is_being_stopped(
             time.sleep(0.1)
     assert watch.reached is None
     assert recorder.why_interrupted is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--max-cost", "5"], "--max-cost needs the price of an accelerator-hour"),
+        (["--max-hours", "0"], "0 is not a number above 0, nor none"),
+        (["--max-gpu-hours", "many"], "many is not a number above 0, nor none"),
+        (["--price-per-hour", "-1"], "-1 is not a number above 0"),
+    ],
+)
+def test_a_wrong_cap_is_one_line(
+    flags: list[str],
+    says: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    try:
+        code = main(agc_sweep, tmp_path / "agc_sweep.py", ["--plan", *flags])
+    except SystemExit as error:
+        code = error.code  # type: ignore[assignment]
+    told = capsys.readouterr()
+    assert (code, told.err.count("\n")) == (2, 1)
+    assert says in told.err
+
+
+def test_the_command_that_raises_a_cap_has_its_flag() -> None:
+    request = StudyRequest(program=StudyProgram(agc_sweep), max_gpu_hours=0.02, max_cost=1e6)
+    command = resume_command(Path("studies/agc_sweep.py"), request, "mine")
+    assert command.endswith("--resume mine --max-gpu-hours 0.02 --max-cost 1000000")

@@ -12,7 +12,7 @@ from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.study.cost.earlier_runs import MeasuredTrial
 from nfnet_ray.study.cost.plan import least_epochs, multiply_adds, training_multiply_adds
-from nfnet_ray.study.cost.probe_process import Probe
+from nfnet_ray.study.cost.probe_process import FIRST_STEPS, Probe
 from nfnet_ray.study.decisions import groups
 from nfnet_ray.study.study import Study
 
@@ -75,8 +75,7 @@ def pace_of_probe(probe: Probe, recipe: Recipe, classes: int, workers: int) -> P
     """
     if not probe.step_seconds:
         return None
-    # The first steps also fill caches.
-    steps = sorted(probe.step_seconds[2:] or probe.step_seconds)
+    steps = sorted(probe.step_seconds[FIRST_STEPS:] or probe.step_seconds)
     arithmetic = probe.images * training_multiply_adds(recipe, classes, probe.image_size) * workers
     startup = probe.startup_seconds or 0.0
     return Pace(

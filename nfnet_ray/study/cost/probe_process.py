@@ -8,13 +8,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import IO, Any
 
 from nfnet_ray.recipe import Recipe
 
 MOST_SECONDS = 120.0
+# Of a probe: they also fill caches.
+FIRST_STEPS = 2
 _PROGRAM = "nfnet_ray.training.trial_probe"
 
 
@@ -63,60 +67,93 @@ class Probe:
             self.memory_bytes = line["memory_bytes"]
 
 
+def probe_at_once(recipe: Recipe, threads: int, workers: int, copies: int) -> Probe:
+    """What :func:`probe` measures in each of some processes that run at once, as trials do that share a machine."""
+    with ThreadPoolExecutor(copies) as pool:
+        probes = list(pool.map(lambda _: probe(recipe, threads, workers), range(copies)))
+
+    def largest(values: Iterable[float | None]) -> float | None:
+        return max((value for value in values if value is not None), default=None)
+
+    first = max(probes, key=lambda measured: len(measured.step_seconds))
+    return replace(
+        first,
+        process_seconds=largest(measured.process_seconds for measured in probes),
+        startup_seconds=largest(measured.startup_seconds for measured in probes),
+        # Of each process without its first steps, which also fill caches.
+        step_seconds=first.step_seconds[:FIRST_STEPS]
+        + tuple(second for measured in probes for second in measured.step_seconds[FIRST_STEPS:]),
+        eval_seconds=sum(measured.eval_seconds for measured in probes),
+        eval_images=sum(measured.eval_images for measured in probes),
+        checkpoint_seconds=largest(measured.checkpoint_seconds for measured in probes),
+        memory_bytes=largest(measured.memory_bytes for measured in probes),
+        trouble=next((measured.trouble for measured in probes if measured.trouble), ""),
+    )
+
+
 def probe(recipe: Recipe, threads: int, workers: int, most_seconds: float = MOST_SECONDS) -> Probe:
     """Runs the beginning of a trial in a process, for at most ``most_seconds``.
 
     ``workers`` of the trial share its batch; the probe is one of them, with ``threads``.
     """
     result, started = Probe(), time.monotonic()
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", _PROGRAM],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
-    try:
+    ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        errors: list[str] = []
-        reader = threading.Thread(target=lambda: errors.extend(process.stderr or ()), daemon=True)
-        reader.start()
-        with process.stdin:
+        assert process.stderr is not None
+        lines, errors = _Lines(process.stdout), _Lines(process.stderr)
+        try:
             asked = {"recipe": recipe.to_values(), "threads": threads, "workers": workers}
-            process.stdin.write(json.dumps(asked))
-        lines = _lines(process.stdout)
-        while True:
-            left = started + most_seconds - time.monotonic()
-            try:
-                line = lines.get(timeout=max(0.0, left))
-            except queue.Empty:
-                result.trouble = f"it was ended after {most_seconds:.0f} s"
-                break
-            if line is None:
-                break
-            result.take(json.loads(line), time.monotonic() - started)
-        if not result.trouble and process.wait() != 0:
-            reader.join(1)
-            result.trouble = next(
-                (line.strip() for line in reversed(errors) if line.strip()), "it was killed"
-            )
-    except BrokenPipeError:
-        result.trouble = "it did not start"
-    finally:
-        process.kill()
-        process.wait()
+            with suppress(BrokenPipeError), process.stdin:
+                process.stdin.write(json.dumps(asked))
+            while (line := lines.next_until(started + most_seconds)) is not None:
+                result.take(json.loads(line), time.monotonic() - started)
+        except TimeoutError:
+            result.trouble = f"it was ended after {most_seconds:.0f} s"
+        finally:
+            if lines.is_open():  # it was not read to its end
+                process.kill()
+            code = process.wait()
+            lines.close()
+            errors.close()
+        if code and not result.trouble:
+            result.trouble = errors.last or "it was killed"
     return result
 
 
-def _lines(stream: IO[str]) -> queue.Queue[str | None]:
-    """The lines of a stream as they come; None at its end."""
-    lines: queue.Queue[str | None] = queue.Queue()
+class _Lines:
+    """The lines of a stream, read by a thread as they come."""
 
-    def read() -> None:
+    def __init__(self, stream: IO[str]) -> None:
+        self.last = ""
+        """The last one that is not empty."""
+        self._queue: queue.Queue[str | None] = queue.Queue()
+        self._thread = threading.Thread(target=self._read, args=(stream,), daemon=True)
+        self._thread.start()
+
+    def next_until(self, moment: float) -> str | None:
+        """The next line, None at the end; TimeoutError if there is none by a ``moment`` of time.monotonic()."""
+        try:
+            return self._queue.get(timeout=max(0.0, moment - time.monotonic()))
+        except queue.Empty:
+            raise TimeoutError from None
+
+    def is_open(self) -> bool:
+        """Whether the stream has not ended."""
+        return self._thread.is_alive()
+
+    def close(self) -> None:
+        """Waits for the end of the stream."""
+        self._thread.join()
+
+    def _read(self, stream: IO[str]) -> None:
         for line in stream:
-            lines.put(line)
-        lines.put(None)
-
-    threading.Thread(target=read, daemon=True).start()
-    return lines
+            self.last = line.strip() or self.last
+            self._queue.put(line)
+        self._queue.put(None)
