@@ -13,7 +13,7 @@ from typing import Any, Final
 from nfnet_ray.errors import UserError
 from nfnet_ray.recipe import Recipe, decisive_values
 from nfnet_ray.study.halving import Halving
-from nfnet_ray.study.search.first_points import first_points
+from nfnet_ray.study.search.first_points import check_first_points, first_points
 from nfnet_ray.study.search.model import startup_points
 from nfnet_ray.study.search.searcher import (
     ADAPTIVE,
@@ -100,6 +100,7 @@ class Study:
             raise UserError(
                 "--from has no use where every value is tried: leave it out, or use --search sobol"
             )
+        check_first_points(self.space, self.recipe, list(map(_with_tuples, self.first_points)))
 
     @property
     def epochs(self) -> int:

@@ -19,6 +19,7 @@ import pytest
 from nfnet_ray.errors import UserError
 from nfnet_ray.metric import METRIC
 from nfnet_ray.recipe import Recipe
+from nfnet_ray.study import Study
 from nfnet_ray.study.search.axes import point_key
 from nfnet_ray.study.search.first_points import best_points, best_values, first_points, point_within
 from nfnet_ray.study.search.model import startup_points, told_study
@@ -48,11 +49,12 @@ def height(point: Mapping[str, Any]) -> float:
     return 0.9 - 0.2 * distance - 0.1 * abs(math.log2(point[BATCH] / 256))
 
 
-def result_at(point: Mapping[str, Any]) -> Result:
+def result_at(point: Mapping[str, Any], search: str) -> Result:
+    """With the Gaussian process, which looks at finished settings alone, nothing is given up."""
     if point[CLIP] is None:
         return Result(point, "diverged", {1: 0.1})
     top1 = height(point)
-    if top1 < 0.6:
+    if top1 < 0.6 and search != "gp":
         return Result(point, "given up", {1: top1 / 2, 3: top1})
     return Result(point, "finished", {1: top1 / 2, 3: top1, 8: top1})
 
@@ -69,7 +71,7 @@ def searched(
     while len(results) < number:
         point = searcher.propose(told(results), lag)
         assert point is not None
-        results.append(result_at(point))
+        results.append(result_at(point, search))
     return results
 
 
@@ -119,7 +121,7 @@ def fingerprint() -> dict[str, list[str]]:
         "sobol": points_of(searched("sobol", conditions, 8)),
         "random": points_of(searched("random", conditions, 8)),
         "tpe": points_of(searched("tpe", conditions, 16)),
-        "gp": points_of(searched("gp", numbers, 8)),
+        "gp": points_of(searched("gp", numbers, 7)),
     }
 
 
@@ -206,14 +208,13 @@ def test_what_optuna_is_told() -> None:
     ]
 
 
-@pytest.mark.parametrize(("search", "number"), [("tpe", 24), ("gp", 10)])
+@pytest.mark.parametrize(("search", "number"), [("tpe", 24), ("gp", 15)])
 def test_a_model_beats_random_points(search: str, number: int) -> None:
-    def of_the_last(name: str) -> float:
-        """The mean over the second half: the best of so few random points may be good by luck."""
-        half = searched(name, NUMBERS, number)[number // 2 :]
-        return sum(height(result.point) for result in half) / len(half)
+    def near_the_best(name: str) -> int:
+        """The best of so few random points may be good by luck, but not several of them."""
+        return sum(height(result.point) > 0.85 for result in searched(name, NUMBERS, number))
 
-    assert of_the_last(search) > of_the_last("random") + 0.05
+    assert near_the_best(search) >= near_the_best("random") + 3
     best = max(searched(search, NUMBERS, number), key=lambda result: height(result.point)).point
     assert best[BATCH] == 256
     assert 0.02 < best[CLIP] < 0.045
@@ -294,6 +295,22 @@ def test_the_best_points_of_an_earlier_study_come_next_as_points() -> None:
     searcher = Searcher("tpe", space, recipe, points)
     assert searcher.planned(8)[: len(points)] == list(points)
     assert [searcher.propose([Result(p) for p in points[:n]], 1) for n in range(len(points))] == list(points)
+
+
+@pytest.mark.parametrize(
+    "point",
+    [{CLIP: 0.5, BATCH: 64}, {CLIP: 0.01}, {CLIP: 0.01, BATCH: 64, RHO: 0.05}, {CLIP: "x", BATCH: 64}],
+)
+def test_a_first_point_that_is_not_in_the_space_is_refused_in_one_line(point: dict[str, Any]) -> None:
+    with pytest.raises(
+        UserError, match=r"^first_points: clip_factor .* does not lie in the space; "
+    ) as raised:
+        Study("s", "?", RECIPE, NUMBERS, first_points=(point,))
+    assert "\n" not in str(raised.value)
+    assert Study("s", "?", RECIPE, NUMBERS, first_points=({CLIP: 0.02, BATCH: 64},)).trials()[0].point == {
+        CLIP: 0.02,
+        BATCH: 64,
+    }
 
 
 def test_a_setting_with_several_seeds_has_the_mean_of_those_that_ended() -> None:

@@ -10,10 +10,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from nfnet_ray.errors import UserError
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.study.search.axes import chosen_point, point_key
 from nfnet_ray.study.search.result import Result, result_of
 from nfnet_ray.study.space import Point, Range, SameAs, Space, all_values, unconditional
+from nfnet_ray.tracking.labels import point_label, short_names
 from nfnet_ray.tracking.state import StudyState
 
 # Of all settings of a study, those that may come from an earlier one: most of them are to be new.
@@ -43,6 +45,18 @@ def first_points(
     own = point_within(space, recipe, recipe.to_values())
     points = {point_key(point): dict(point) for point in ([own] if own else []) + list(earlier)}
     return tuple(points.values())
+
+
+def check_first_points(space: Space, recipe: Recipe, points: Sequence[Mapping[str, Any]]) -> None:
+    """Raises UserError if one of the points does not lie in the space."""
+    for point in points:
+        values = {**recipe.to_values(), **point}
+        within = point_within(space, recipe, {**values, **all_values(space, recipe, point)})
+        if within is None or point_key(within) != point_key(point):
+            words = point_label(point, short_names(point))
+            raise UserError(
+                f"first_points: {words} does not lie in the space; leave it out, or widen the space"
+            )
 
 
 def best_points(space: Space, recipe: Recipe, settings: int, earlier: StudyState) -> tuple[Point, ...]:

@@ -37,6 +37,13 @@ def startup_points(space: Space) -> int:
     return min(10, 2 * (len(axis_names(space)) + 1))
 
 
+def is_learned_from(sampler: str, result: Result) -> bool:
+    """Whether a sampler uses the values of a result, and not its point alone."""
+    return bool(result.values) and (
+        result.state == "finished" or (result.state == "given up" and sampler == "tpe")
+    )
+
+
 def told_study(
     space: Space, recipe: Recipe, sampler: str, seed: int, results: Sequence[Result]
 ) -> optuna.Study:
@@ -72,8 +79,7 @@ def told_study(
                     pass
                 case _:
                     study.add_trial(create_trial(state=TrialState.FAIL, **seen))
-            is_learned_from = result.state == "finished" or (result.state == "given up" and sampler == "tpe")
-            if not is_learned_from:
+            if not is_learned_from(sampler, result):
                 study.add_trial(create_trial(state=TrialState.RUNNING, **seen))
     return study
 

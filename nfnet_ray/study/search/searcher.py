@@ -13,7 +13,13 @@ from nfnet_ray.errors import UserError
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.splitmix64 import GOLDEN, mixed
 from nfnet_ray.study.search.axes import point_key
-from nfnet_ray.study.search.model import all_numbers, asked_points, startup_points, told_study
+from nfnet_ray.study.search.model import (
+    all_numbers,
+    asked_points,
+    is_learned_from,
+    startup_points,
+    told_study,
+)
 from nfnet_ray.study.search.result import Result
 from nfnet_ray.study.search.spread import random_points, sobol_points
 from nfnet_ray.study.space import (
@@ -107,7 +113,7 @@ class Searcher:
             planned = self.planned(number + 1)
             return planned[number] if number < len(planned) else None
         told, earlier = visible(results, lag), {point_key(result.point) for result in results}
-        if sum(result.state in ("finished", "given up") for result in told) >= startup_points(self.space):
+        if sum(is_learned_from(self.name, result) for result in told) >= startup_points(self.space):
             seed = mixed(self.key + (number + 1) * GOLDEN) % (1 << 32)
             study = told_study(self.space, self.recipe, self.name, seed, told)
             point = _first_new(asked_points(self.space, self.recipe, study), earlier)
