@@ -37,7 +37,9 @@ def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[Study
         if run.progress.started is None:
             with Journal(run.directory / JOURNAL_FILE) as journal:
                 journal.append(
-                    run._started_event(Resources(1, 2, 0, 8, "two cores"), WorkerResources(1, 2, 0.0))
+                    run._started_event(
+                        run.study, Resources(1, 2, 0, 8, "two cores"), WorkerResources(1, 2, 0.0)
+                    )
                 )
         runs.append((run, demand))
         return 0
@@ -106,6 +108,20 @@ def test_a_name_is_continued_only_on_request_and_resumed_without_the_study(
         nfnet_ray.run(lr_study(), resume="x")
     with pytest.raises(nfnet_ray.UserError, match="--epochs cannot be changed"):
         nfnet_ray.run(resume="x", epochs=3)
+
+
+def test_caps_are_in_the_journal_and_can_be_changed_when_it_is_resumed(
+    started: Any, few_digits: Path
+) -> None:
+    nfnet_ray.run(lr_study(), data=few_digits, name="x", max_hours=2, max_cost=30, price_per_hour=2.5)
+    nfnet_ray.run(resume="x", max_cost=40)
+    nfnet_ray.run(resume="x", max_hours=float("inf"))
+    assert [(run.caps.max_hours, run.caps.max_cost) for run, _ in started] == [(2, 30), (2, 40), (None, 30)]
+    assert {run.caps.price_per_hour for run, _ in started} == {2.5}
+    assert {run.command for run, _ in started} == {"nfnet_ray.run(resume='x')"}
+    assert started[0][0].command_with({"max_cost": 60.0}) == "nfnet_ray.run(resume='x', max_cost=60.0)"
+    with pytest.raises(nfnet_ray.UserError, match="max_gpu_hours = 0 is not allowed"):
+        nfnet_ray.run(resume="x", max_gpu_hours=0)
 
 
 def test_arguments_of_a_studys_own_are_handed_to_it(started: Any, few_digits: Path) -> None:
