@@ -15,11 +15,13 @@ import pytest
 from nfnet_ray.metric import METRIC
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.study import Halving, Study
+from nfnet_ray.study.display import best_so_far, reported_epochs, trial_table
 from nfnet_ray.study.search.model import startup_points
 from nfnet_ray.study.search.result import Result, result_at
 from nfnet_ray.study.search.upcoming import Proposal, Waiting, has_more, next_proposal
 from nfnet_ray.study.space import Range, When
-from nfnet_ray.tracking.events import Event, StudyDescription, TrialProposed, study_started
+from nfnet_ray.study.time_left import TimeLeft
+from nfnet_ray.tracking.events import Event, StudyDescription, TrialProposed, study_started, trial_proposed
 from nfnet_ray.tracking.state import StudyState, TrialProgress
 from tests.quick.test_decisions import Killed, Simulation, outcome
 
@@ -190,3 +192,31 @@ def test_a_journal_gives_back_the_study_and_its_proposals() -> None:
     assert study.with_points_of(state).trials() == grown.trials()
     other = study_of(HALVING, lag=5, settings=20)
     assert any("settings is 20, was 26" in line for line in other.differences(again))
+
+
+def test_the_time_left_counts_settings_that_are_yet_to_be_proposed() -> None:
+    study = study_of(None, lag=1, settings=18)
+    state = study.waiting_state()
+    first = study.trials()[0].name
+    left = TimeLeft(study, state, dict.fromkeys(state.trials, 1.0))
+    state.trials[first].state = "running"
+    left.observe(0.0)
+    state.trials[first].epochs = {epoch: {"train_seconds": 10.0 * epoch} for epoch in range(1, 10)}
+    state.trials[first].state = "finished"
+    left.observe(1.0)
+    assert left.seconds(lambda trial: trial.epoch) == (17 * 90.0, 17 * 90.0)
+    [proposed] = study.trials_at({CLIP: 0.04, RHO: None})
+    state.apply(trial_proposed(study.plan(proposed), number=8, after=[]))
+    left.observe(2.0)
+    assert left.seconds(lambda trial: trial.epoch) == (17 * 90.0, 17 * 90.0)
+    state.trials[proposed.name].state = "finished"
+    left.observe(3.0)
+    assert left.seconds(lambda trial: trial.epoch) == (16 * 90.0, 16 * 90.0)
+
+
+def test_the_table_has_a_row_for_each_proposed_trial() -> None:
+    study = study_of(HALVING, lag=2, settings=14)
+    state = simulated(study, 2, 0).state
+    assert trial_table(study, state, reported_epochs).row_count == len(state.trials) == 14
+    best = max(state.trials.values(), key=lambda trial: trial.last(METRIC) or 0.0)
+    assert f"Best so far: {best.last(METRIC):.1%} after epoch 9 of 9" in best_so_far(study, state)
