@@ -26,7 +26,7 @@ from dashboards.report_tables import (
     heat_table,
     trials_table,
 )
-from dashboards.setting_charts import SettingsChart, epochs_of, heat_map, setting_outcomes, settings_chart
+from dashboards.setting_charts import SettingsChart, epochs_of, heat_map, setting_outcomes, settings_charts
 from dashboards.signal_charts import SignalCharts, epoch_label, epoch_shades, signal_charts
 from nfnet_ray.analysis import BestSetting, StudyRecord, best_setting, setting_results
 from nfnet_ray.wording import agree, count, duration
@@ -59,9 +59,9 @@ class Answer:
 
 @dataclass(frozen=True)
 class SettingsSection:
-    """Accuracy of every setting: a chart, and a heat map where two fields or more were swept."""
+    """Accuracy of every setting: charts, and a heat map where two fields or more were swept."""
 
-    chart: Chart
+    charts: tuple[Chart, ...]
     caption: str
     heat_table: HeatTable | None
 
@@ -112,7 +112,7 @@ class Report:
         """The charts of all sections."""
         return [
             *self.curves.charts,
-            *([self.settings.chart] if self.settings else []),
+            *(self.settings.charts if self.settings else ()),
             *(self.signal.charts if self.signal else []),
         ]
 
@@ -174,21 +174,24 @@ def _answer(record: StudyRecord, best: BestSetting | None) -> Answer:
 
 def _settings(record: StudyRecord, best: BestSetting | None) -> SettingsSection | None:
     outcomes = setting_outcomes(record, setting_results(record))
-    settings = settings_chart(record, outcomes)
-    if settings is None:
+    charts = settings_charts(record, outcomes)
+    if not charts:
         return None
     settings_in_all = {
         tuple(trial[field] for field in record.fields) for trial in record.trials.to_dict("records")
     }
     cells = heat_map(record, outcomes)
     return SettingsSection(
-        chart=Chart(
-            id="settings",
-            figure=settings.figure,
-            label=f"Validation top-1 of each setting against {record.names[record.fields[0]]}",
-            title=", ".join(f"{letter} {label}" for letter, label in settings.strata),
+        charts=tuple(
+            Chart(
+                id=f"settings-{number}" if number else "settings",
+                figure=chart.figure,
+                label=f"Validation top-1 of each setting against {record.names[chart.field]}",
+                title=", ".join(f"{letter} {label}" for letter, label in chart.strata),
+            )
+            for number, chart in enumerate(charts)
         ),
-        caption=_settings_caption(record, settings, len(settings_in_all) - len(outcomes)),
+        caption=_settings_caption(record, charts[0], len(settings_in_all) - len(outcomes)),
         heat_table=heat_table(record, best, cells) if cells else None,
     )
 

@@ -11,7 +11,7 @@ from dashboards.charts import state_words
 from dashboards.level_styles import levels_of
 from dashboards.setting_charts import HeatMap, Outcome
 from nfnet_ray.analysis import BestSetting, StudyRecord, best_per_stratum
-from nfnet_ray.tracking.labels import point_label, value_label
+from nfnet_ray.tracking.labels import value_label
 from nfnet_ray.wording import count, duration, percent, speed
 
 STRATA_AT_MOST = 12
@@ -109,8 +109,7 @@ def answers_table(record: StudyRecord) -> Table | None:
             *(value_label(answer.best.point[field]) for field in asked),
             percent(answer.best.top1),
             f"{100 * answer.best.low:.1f} to {percent(answer.best.high)}",
-            first_of([_asked_label(record, asked, other.point) for other in answer.within_noise], "; ")
-            or "–",
+            _within_noise(answer, asked) or "–",
         )
         cells = (Cell(value, column.is_number) for column, value in zip(columns, values, strict=True))
         rows.append(Row(tuple(cells)))
@@ -120,11 +119,13 @@ def answers_table(record: StudyRecord) -> Table | None:
     )
 
 
-def _asked_label(record: StudyRecord, asked: Sequence[str], point: Mapping[str, Any]) -> str:
-    """A point in words, without its conditions: the value alone where there is one such field."""
-    if len(asked) == 1:
-        return value_label(point[asked[0]])
-    return point_label({field: point[field] for field in asked}, record.names)
+def _within_noise(answer: BestSetting, asked: Sequence[str]) -> str:
+    """The values that cannot be told from the best one; where several fields were searched, their number."""
+    if len(asked) > 1:
+        return count(len(answer.within_noise), "setting") if answer.within_noise else ""
+    return first_of(
+        [value_label(other.point[field]) for other in answer.within_noise for field in asked], ", "
+    )
 
 
 def heat_table(record: StudyRecord, best: BestSetting | None, heat_map: HeatMap) -> HeatTable:

@@ -9,9 +9,11 @@ from typing import Any, Literal
 
 from dashboards.charts import PANELS_AT_MOST, Figure, levels, state_words, strata
 from dashboards.level_styles import Levels, levels_of
+from dashboards.setting_axis import setting_axis
 from nfnet_ray.analysis import SettingResult, StudyRecord
 from nfnet_ray.metric import METRIC
-from nfnet_ray.tracking.labels import point_label
+from nfnet_ray.tracking.labels import point_label, stratum_label
+from nfnet_ray.tracking.swept import swept_range
 from nfnet_ray.wording import count
 
 STRATUM_MARKS = (
@@ -89,14 +91,16 @@ def setting_outcomes(record: StudyRecord, results: Sequence[SettingResult]) -> l
 
 @dataclass(frozen=True)
 class SettingsChart:
-    """Accuracy of each setting against the first swept field.
+    """Accuracy of each setting against a swept field.
 
     Attributes:
+        field: dotted name of that field.
         strata: (letter, label) of the marks of each stratum; empty where one mark stands for all of them.
         partial_epochs: the numbers of epochs at which there is a hollow mark.
         has_finished, has_lost: whether there are marks of these kinds.
     """
 
+    field: str
     figure: Figure
     strata: tuple[tuple[str, str], ...]
     partial_epochs: tuple[int, ...]
@@ -104,11 +108,21 @@ class SettingsChart:
     has_lost: bool
 
 
-def settings_chart(record: StudyRecord, outcomes: Sequence[Outcome]) -> SettingsChart | None:
-    """The chart; None where there are not two settings to compare."""
+def settings_charts(record: StudyRecord, outcomes: Sequence[Outcome]) -> list[SettingsChart]:
+    """A chart against the first swept field, and one against each other field with a range.
+
+    None where there are not two settings to compare.
+    """
     if len(outcomes) < 2 or not record.fields:
-        return None
+        return []
+    ranges = [field for field in record.fields[1:] if swept_range(record.study, field) is not None]
+    return [_settings_chart(record, outcomes, field) for field in (record.fields[0], *ranges)]
+
+
+def _settings_chart(record: StudyRecord, outcomes: Sequence[Outcome], field: str) -> SettingsChart:
     question, all_levels = record.fields[0], levels(record)
+    axis = setting_axis(record, field)
+    others_are_conditions = set(record.fields) <= {question, *record.conditions}
     conditions = strata(record)
     apart = len(conditions) <= PANELS_AT_MOST
     known = [outcome.top1 for outcome in outcomes if outcome.kind != "lost"]
@@ -125,7 +139,7 @@ def settings_chart(record: StudyRecord, outcomes: Sequence[Outcome]) -> Settings
         mine = [o for o in outcomes if all(o.point[field] == value for field, value in stratum.items())]
         symbol = STRATUM_MARKS[number][0]
         width = min(0.18, 0.7 / len(conditions))
-        shift = width * (number - (len(conditions) - 1) / 2) if apart else 0.0
+        shift = width * (number - (len(conditions) - 1) / 2) if apart and not axis.is_range else 0.0
         by_kind: dict[Kind, list[Outcome]] = {kind: [] for kind in ("finished", "partial", "lost")}
         for outcome in sorted(mine, key=lambda outcome: all_levels.index[outcome.point[question]]):
             by_kind[outcome.kind].append(outcome)
@@ -133,11 +147,13 @@ def settings_chart(record: StudyRecord, outcomes: Sequence[Outcome]) -> Settings
             if not rows:
                 continue
             own = [all_levels.index[outcome.point[question]] for outcome in rows]
-            spread = [0.0] * len(rows) if apart else _jitter(rows, conditions, record.fields[1:])
+            places = [axis.place(outcome.point[field]) for outcome in rows]
+            still = apart or axis.is_range
+            spread = [0.0] * len(rows) if still else _jitter(rows, conditions, record.conditions)
             trace: dict[str, Any] = {
                 "type": "scatter",
                 "mode": "markers+text" if kind == "partial" and named else "markers",
-                "x": [round(level + shift + more, 4) for level, more in zip(own, spread, strict=True)],
+                "x": [round(place + shift + more, 4) for place, more in zip(places, spread, strict=True)],
                 "y": [floor if kind == "lost" else outcome.top1 for outcome in rows],
                 "marker": {
                     "size": 9 if apart else 7,
@@ -163,7 +179,8 @@ def settings_chart(record: StudyRecord, outcomes: Sequence[Outcome]) -> Settings
                     "thickness": 1.2,
                     "width": 3,
                 }
-                traces += _line(trace, rows, question, all_levels, _DASHES[number])
+                if others_are_conditions and not axis.is_range:
+                    traces += _line(trace, rows, question, all_levels, _DASHES[number])
     finished = [outcome.result for outcome in outcomes if outcome.result]
     tops = sorted(result.top1 for result in finished)
     better = tops[len(tops) // 2 :]
@@ -176,23 +193,14 @@ def settings_chart(record: StudyRecord, outcomes: Sequence[Outcome]) -> Settings
             if len(finished) > 1
             else None
         },
-        "xaxis": {
-            "title": {"text": record.names[question]},
-            "tickmode": "array",
-            "tickvals": list(range(len(all_levels))),
-            "ticktext": list(all_levels.labels),
-            # Plotly leaves out a label that does not fit; these may be long.
-            "tickangle": -35 if max(map(len, all_levels.labels)) > 6 else 0,
-            "ticklabeloverflow": "allow",
-            "range": [-0.7, len(all_levels) - 0.3],
-            "showgrid": False,
-        },
+        "xaxis": axis.layout,
         "yaxis": {"title": {"text": "validation top-1"}, "tickformat": ".0%", "range": range_},
     }
     return SettingsChart(
+        field=field,
         figure={"data": traces, "layout": layout},
         strata=tuple(
-            (STRATUM_MARKS[number][1], point_label(stratum, record.names))
+            (STRATUM_MARKS[number][1], stratum_label(stratum, record.names))
             for number, stratum in enumerate(conditions)
             if stratum
         )
@@ -206,7 +214,7 @@ def settings_chart(record: StudyRecord, outcomes: Sequence[Outcome]) -> Settings
 
 @dataclass(frozen=True)
 class HeatMap:
-    """The best outcome for each pair of values of the first two swept fields.
+    """The best outcome for each pair of values of two swept fields.
 
     Attributes:
         across, down: dotted names of the fields. The first one is across, unless its values are long words.
@@ -226,10 +234,16 @@ class HeatMap:
 
 
 def heat_map(record: StudyRecord, outcomes: Sequence[Outcome]) -> HeatMap | None:
-    """The table; None where fewer than two fields were swept, or nothing is known yet."""
+    """The table of the first field and the first condition, or the second field if there is no condition.
+
+    None where fewer than two fields were swept, where both have a range, and where nothing is known yet.
+    """
     if len(record.fields) < 2 or not outcomes:
         return None
-    across, down, *others = record.fields
+    across, down = record.fields[0], [*record.conditions, *record.fields[1:]][0]
+    if swept_range(record.study, across) is not None and swept_range(record.study, down) is not None:
+        return None
+    others = [field for field in record.fields if field not in (across, down)]
     if max(map(len, levels(record).labels)) > HEADING_CHARACTERS:
         across, down = down, across
     columns, rows = levels_of(record.trials[across]), levels_of(record.trials[down])

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from nfnet_ray.analysis.intervals import accuracy_interval, difference_interval
 from nfnet_ray.analysis.record import StudyRecord
 from nfnet_ray.metric import METRIC
-from nfnet_ray.tracking.labels import point_label
+from nfnet_ray.tracking.labels import ABSENT, point_label
 from nfnet_ray.wording import count, percent
 
 if TYPE_CHECKING:
@@ -117,7 +117,9 @@ class BestSetting:
         return f"{self._other(other)} ({percent(other.top1)})"
 
     def _where(self, point: Mapping[str, Any]) -> str:
-        strata = {field: value for field, value in point.items() if field in self.conditions}
+        strata = {
+            field: value for field, value in point.items() if field in self.conditions and value is not ABSENT
+        }
         asked = {field: value for field, value in point.items() if field not in self.conditions}
         return " at ".join(filter(None, (point_label(part, self.names) for part in (asked, strata))))
 

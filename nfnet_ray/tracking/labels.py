@@ -78,12 +78,14 @@ def point_label(point: Mapping[str, Any], names: Mapping[str, str]) -> str:
     """A point in words, ``clip_factor 0.01, batch_size 64``, without the fields that are absent.
 
     ``names`` comes from :func:`short_names`.
+
+    >>> point_label({"batch_size": ABSENT}, {})
+    'the Recipe'
     """
-    return ", ".join(
-        f"{names.get(field, field)} {value_label(value)}"
-        for field, value in point.items()
-        if value is not ABSENT
-    )
+    present = {field: value for field, value in point.items() if value is not ABSENT}
+    if point and not present:
+        return "the Recipe"
+    return stratum_label(present, names)
 
 
 def stratum_label(stratum: Mapping[str, Any], names: Mapping[str, str]) -> str:
