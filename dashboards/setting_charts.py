@@ -240,7 +240,7 @@ def heat_map(record: StudyRecord, outcomes: Sequence[Outcome]) -> HeatMap | None
     """
     if len(record.fields) < 2 or not outcomes:
         return None
-    across, down = record.fields[0], [*record.conditions, *record.fields[1:]][0]
+    across, down = record.fields[0], (*record.conditions, record.fields[1])[0]
     if swept_range(record.study, across) is not None and swept_range(record.study, down) is not None:
         return None
     others = [field for field in record.fields if field not in (across, down)]
