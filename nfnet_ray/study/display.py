@@ -172,6 +172,9 @@ class StudyDisplay:
         self._epochs_before = {name: trial.epoch for name, trial in state.trials.items()}
         self._time_left = TimeLeft(study, state, work or dict.fromkeys(state.trials, 1.0))
         self._left_lock = threading.Lock()
+        self._is_updated = False
+        self._left_at: float | None = None
+        self._left_sentence = ""
         self._shown: dict[str, tuple[str | None, int, str | None]] = {}
         self._note = ""
         self._is_live = can_redraw(console)
@@ -206,11 +209,15 @@ class StudyDisplay:
             self._print(text)
 
     def update(self) -> None:
-        """Show that the state of the study has changed."""
+        """Show what the latest event has changed; the first time, whatever there is."""
+        latest = [self._state.latest] if self._state.latest else []
+        changed = latest if self._is_updated else list(self._state.trials.values())
+        self._is_updated = True
+        with self._left_lock:
+            self._time_left.observe(self._elapsed, changed)
         if self._is_live:
-            self._left()
             return
-        for trial in self._state.trials.values():
+        for trial in changed:
             seen = (trial.state, trial.epoch, trial.reason)
             before = self._shown.get(trial.name, (None, self._epochs_before.get(trial.name, 0), None))
             if before != seen:
@@ -251,9 +258,13 @@ class StudyDisplay:
         return time.monotonic() - self._started
 
     def _left(self) -> str:
+        """The time left, at most a second old: it is worked out from all trials."""
         with self._left_lock:  # events arrive in one thread, the table is drawn in another
-            self._time_left.observe(self._elapsed)
-            return self._time_left.sentence(self._epochs_done)
+            now = self._elapsed
+            if self._left_at is None or now - self._left_at >= 1:
+                self._time_left.observe(now)
+                self._left_at, self._left_sentence = now, self._time_left.sentence(self._epochs_done)
+            return self._left_sentence
 
     def _draw(self, console: Console, options: ConsoleOptions) -> list[list[Segment]]:
         """The lines of a frame that is one line lower than the terminal: rich cannot erase what has scrolled away.

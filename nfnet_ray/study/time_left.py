@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from nfnet_ray.metric import METRIC
 from nfnet_ray.study.cost.plan import least_epochs, next_rung
@@ -44,15 +44,26 @@ class TimeLeft:
         self._epochs: deque[tuple[float, float]] = deque(maxlen=_RECENT_EPOCHS)
         self._startups: deque[float] = deque(maxlen=_RECENT_EPOCHS)
         self._running: deque[tuple[float, int]] = deque()
+        self._running_now: set[str] = set()
+        self._proposed = 0
 
-    def observe(self, now: float) -> None:
-        """Take in what has changed in the study's state; ``now`` is in seconds since any fixed time."""
-        grown = self._study.grown(self._state)
-        if grown is not self._study:
-            self._study, self._groups = grown, groups(grown)
-        for name, trial in self._state.trials.items():
-            if trial.state == "running" and not self._epochs:
-                self._first.add(name)
+    def observe(self, now: float, changed: Iterable[TrialProgress] | None = None) -> None:
+        """Take in what has changed in the study's state; ``now`` is in seconds since any fixed time.
+
+        ``changed`` are the trials that may have changed since the last call; None: any of them.
+        """
+        if len(self._state.proposals) != self._proposed:
+            self._proposed = len(self._state.proposals)
+            self._study = self._study.grown(self._state)
+            self._groups = groups(self._study)
+        for trial in self._state.trials.values() if changed is None else changed:
+            name = trial.name
+            if trial.state != "running":
+                self._running_now.discard(name)
+            else:
+                self._running_now.add(name)
+                if not self._epochs:
+                    self._first.add(name)
             before = self._known.get(name, 0)
             if trial.epoch > before:
                 seconds = _seconds(trial, trial.epoch) - _seconds(trial, before)
@@ -60,7 +71,7 @@ class TimeLeft:
                 if not before and name not in self._first:
                     self._startups.append(trial.epochs[trial.epoch].get("startup_seconds") or 0.0)
                 self._known[name] = trial.epoch
-        self._running.append((now, sum(trial.state == "running" for trial in self._state.trials.values())))
+        self._running.append((now, len(self._running_now)))
         while self._running[0][0] < now - _SLOTS_SECONDS:
             self._running.popleft()
 

@@ -72,7 +72,7 @@ class TrialProgress:
     @property
     def epoch(self) -> int:
         """The last epoch that was reported, 0 before the first."""
-        return max(self.epochs, default=0)
+        return next(reversed(self.epochs), 0)  # they are reported in order
 
     def last(self, metric: str) -> float | None:
         """A metric of the last epoch, None where there is none."""
@@ -94,6 +94,7 @@ class StudyState:
         notes: what people have said about the study, in that order.
         tags: {key: value} that people have given it.
         last_event_time: Unix seconds of the latest event, 0 before the first.
+        latest: the trial that the latest event is about, None if it is about the study.
     """
 
     def __init__(self, trials: Iterable[str] = ()) -> None:
@@ -107,6 +108,7 @@ class StudyState:
         self.plans: dict[str, TrialPlan] = {}
         self.proposals: dict[str, int] = {}
         self.last_event_time = 0.0
+        self.latest: TrialProgress | None = None
         self._wall_seconds_before = 0.0
         # First and last event of a driver that has not left in good order.
         self._session: tuple[float, float] | None = None
@@ -198,7 +200,8 @@ class StudyState:
                 trial = self.trials[event["trial"]]
                 trial.state, trial.reason = event["state"], event["reason"]
                 trial.outcome = event["state"]
-        held = self.trials.get(str(event.get("trial")))
+        self.latest = self.trials.get(str(event.get("trial")))
+        held = self.latest
         if held is not None and held.state != "running" and held.accelerators:
             held.hold(0.0, self.last_event_time)
 
