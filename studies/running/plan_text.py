@@ -34,7 +34,7 @@ from nfnet_ray.study.cost.forecast import (
 )
 from nfnet_ray.study.cost.plan import estimate_cost
 from nfnet_ray.study.cost.probe_process import MOST_SECONDS, Probe, probe_at_once
-from nfnet_ray.study.cost.spending import SECONDS_PER_HOUR, Caps, accelerator_word, money
+from nfnet_ray.study.cost.spending import SECONDS_PER_HOUR, Caps, PaidTime, accelerator_word, money
 from nfnet_ray.study.display import plan_table
 from nfnet_ray.study.space import domain_text
 from nfnet_ray.study.study import Study, Trial
@@ -242,10 +242,10 @@ def _say_forecast(
     word = accelerator_word(worker.gpus)
     hours = told.trial_seconds.times(worker.workers * (worker.gpus or 1.0) / SECONDS_PER_HOUR)
     most = told.most_trial_seconds * worker.workers * (worker.gpus or 1.0) / SECONDS_PER_HOUR
-    ends = _span(told.wall_seconds, clock_time)
+    ends, is_halved = _span(told.wall_seconds, clock_time), most > hours.high * 1.01
     unless = (
         f"; at most {clock_time(told.most_wall_seconds)} and {most:.3g} {word}-hours if no trial is stopped early"
-        if told.most_wall_seconds > told.wall_seconds.high * 1.01
+        if is_halved
         else ""
     )
     say(
@@ -254,11 +254,12 @@ def _say_forecast(
         f"{estimate.source}.",
     )
     if caps.price_per_hour is not None:
-        say(
-            console,
-            f"Cost: {_span(hours.times(caps.price_per_hour), money)} at {caps.price_per_hour:,.4g} per {word}-hour, "
-            f"at most {money(most * caps.price_per_hour)}.",
-        )
+        at_most = f", at most {money(most * caps.price_per_hour)}" if is_halved else ""
+        cost = _span(hours.times(caps.price_per_hour), money)
+        say(console, f"Cost: {cost} at {caps.price_per_hour:,.4g} per {word}-hour{at_most}.")
+    least = PaidTime(told.wall_seconds.low / SECONDS_PER_HOUR, hours.low)
+    if cap := caps.reached(least, word):
+        say(console, f"That is more than its cap of {cap.amount}: it would end early.")
     if told.joules is not None:
         kwh = told.joules.times(1 / JOULES_PER_KWH)
         price = request.price_per_kwh

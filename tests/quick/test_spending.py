@@ -107,7 +107,7 @@ def test_an_attempt_with_fewer_workers_pays_for_fewer() -> None:
     [
         ({"max_hours": 0.05}, "--max-hours", "0.05 hours"),
         ({"max_gpu_hours": 0.035}, "--max-gpu-hours", "0.035 worker-hours"),
-        ({"max_cost": 0.1, "price_per_hour": 3.0}, "--max-cost", "0.10, at 3 per worker-hour"),
+        ({"max_cost": 0.1, "price_per_hour": 3.0}, "--max-cost", "0.10 at 3 per worker-hour"),
     ],
 )
 def test_a_cap_is_reached_once_its_paid_time_is_used_up(caps: dict[str, float], flag: str, says: str) -> None:
@@ -124,6 +124,13 @@ def test_a_cap_is_reached_once_its_paid_time_is_used_up(caps: dict[str, float], 
         Caps.of({**caps, reached[5].name: reached[5].higher}).reached(PaidTime.of(state_of(events)), "worker")
         is None
     )
+
+
+def test_a_study_says_where_it_ends_at_the_latest() -> None:
+    assert Caps(price_per_hour=2.0).sentence("GPU") == ""
+    caps = Caps(max_hours=5.0, max_gpu_hours=40.0, max_cost=30.0, price_per_hour=2.5)
+    ends = "after 5 hours or 40 GPU-hours of paid time or at a cost of 30.00 (2.5 per GPU-hour)"
+    assert caps.sentence("GPU") == f"It ends at the latest {ends}."
 
 
 def test_caps_are_those_that_were_given_last_and_infinity_takes_one_away() -> None:

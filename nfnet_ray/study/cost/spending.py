@@ -89,20 +89,22 @@ class Caps:
             return ReachedCap("max_gpu_hours", self.max_gpu_hours, amount)
         cost = self.cost(paid.accelerator_hours)
         if self.max_cost is not None and cost is not None and cost >= self.max_cost:
-            amount = f"{money(self.max_cost)}, at {self._price(accelerator)},"
+            amount = f"{money(self.max_cost)} at {self._price(accelerator)}"
             return ReachedCap("max_cost", self.max_cost, amount)
         return None
 
     def sentence(self, accelerator: str) -> str:
-        """``It ends at the latest after 5 hours or 40 GPU-hours.``; empty without a cap."""
-        amounts = []
+        """``It ends at the latest after 5 hours or 40 GPU-hours of paid time.``; empty without a cap."""
+        amounts, ends = [], []
         if self.max_hours is not None:
             amounts.append(_hours(self.max_hours))
         if self.max_gpu_hours is not None:
             amounts.append(_hours(self.max_gpu_hours, accelerator))
         if self.max_cost is not None:
-            amounts.append(f"a cost of {money(self.max_cost)} at {self._price(accelerator)}")
-        return f"It ends at the latest after {' or '.join(amounts)} of paid time." if amounts else ""
+            ends = [f"at a cost of {money(self.max_cost)} ({self._price(accelerator)})"]
+        if amounts:
+            ends.insert(0, f"after {' or '.join(amounts)} of paid time")
+        return f"It ends at the latest {' or '.join(ends)}." if ends else ""
 
 
 @dataclass(frozen=True)
