@@ -9,8 +9,8 @@ carries; ``--data PATH --address auto`` on a cluster, on a data set that data_pr
 is about one size: ``--set model.name=nfnet_nano`` asks the same about the next larger network, ``nfnet_f0`` to
 ``nfnet_f6`` about the published ones.
 
-Cost. 18 trials of 8 epochs. No trial is stopped early: dropout slows learning at first, so early stopping
-would prefer trials with little dropout.
+Cost. 18 trials of 8 epochs, of which half are given up after epoch 6. Not earlier: dropout slows learning at first, and
+pays when the learning rate has fallen.
 
 Result. Not known yet.
 """
@@ -26,6 +26,7 @@ import sys
 from pathlib import Path
 
 from nfnet_ray.data.files.dataset import DatasetSummary
+from nfnet_ray.study.halving import Halving
 from nfnet_ray.study.study import Study
 from studies.base_recipe import batch_size_for, recipe_for
 from studies.running.flags import main
@@ -34,15 +35,18 @@ QUESTION = "How much dropout should a network of this size have, and does stocha
 DROPOUTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)  # none, up to that of the largest published networks
 STOCHASTIC_DEPTHS = (0.0, 0.1, 0.25)  # none, the paper's for fine-tuning (A.5), its for ImageNet (A.1)
 EPOCHS = 8
+COMPARED_AFTER = 3 / 4  # of all epochs: a cosine has then fallen to 15% of its peak
 
 
 def dropout_sweep(data: DatasetSummary, epochs: int | None = None) -> Study:
     """The study on a data set: six rates of dropout at each of three rates of stochastic depth."""
+    epochs = epochs or EPOCHS
     return Study(
         name="dropout_sweep",
         question=QUESTION,
-        recipe=recipe_for(data, epochs or EPOCHS).with_values({"batch_size": batch_size_for(data)}),
+        recipe=recipe_for(data, epochs).with_values({"batch_size": batch_size_for(data)}),
         space={"model.dropout": DROPOUTS, "model.stochastic_depth": STOCHASTIC_DEPTHS},
+        halving=Halving(first_rung=max(1, round(COMPARED_AFTER * epochs)), eta=2),
     )
 
 
