@@ -39,6 +39,9 @@ from nfnet_ray.tracking.labels import endings, value_label
 from nfnet_ray.tracking.state import StudyState
 
 UNCHANGED: Final = "recipe"  # the name of a trial in which no field is swept
+MOST_CORNERS: Final = (
+    1024  # of a space that are checked: all of them for ten fields with two values or ends each
+)
 TRIALS_FOLDER: Final = "trials"  # in a study's directory; in it each trial has a folder of its name
 
 
@@ -230,6 +233,16 @@ class Study:
             for number in range(len(self._settings), self.settings)
             for stratum in strata
         ]
+
+    def outermost_trials(self) -> list[Trial]:
+        """Trials at the ends of all ranges, where a search that learns may propose one while the study runs; else none.
+
+        Whatever no trial could run with is refused there before anything starts. Raises RecipeError as :meth:`trials`.
+        """
+        if not self.is_adaptive:
+            return []
+        corners = itertools.islice(grid(self.space, self.recipe), MOST_CORNERS)
+        return [self.trials_at(point)[0] for point in corners]
 
     def grown(self, state: StudyState) -> Study:
         """The study with the settings that were proposed while it ran, once all of their seeds are in the journal."""

@@ -113,7 +113,7 @@ def run(request: Request, resume_command: Callable[[Request, str], str], console
         demand = request.demand(None)
     if request.verify == "full" and (path or not request.plan):  # a plan writes no digits
         verify(data.path)
-    check_trials(study.trials(), data, demand.workers)
+    check_trials([*study.trials(), *study.outermost_trials()], data, demand.workers)
     study = with_weights(study, request.made_weights, request.plan, console)
     if not request.resume and not request.plan and has_begun(directory):
         progress, demand = continued(study, data, demand, directory, request)

@@ -85,10 +85,16 @@ def test_no_such_data(workplace: Workplace) -> None:
         ("batch_size=100000", "larger than the 240 training images"),
         ("data.path=elsewhere", "no such data set"),
         ("schedule.epochs=0", "schedule.epochs = 0 is not allowed"),
+        ("optimizer.agc.clip_factor=0.1,0.2", "give a study --sweep optimizer.agc.clip_factor=0.1,0.2"),
     ],
 )
 def test_a_wrong_setting(workplace: Workplace, few_digits: Path, setting: str, complaint: str) -> None:
     assert complaint in refused(workplace, "--data", few_digits, "--set", setting)
+
+
+def test_a_sweep_that_no_trial_could_run_with(workplace: Workplace, few_digits: Path) -> None:
+    sweep = ("--sweep", "batch_size=64..100000", "--search", "tpe")
+    assert "larger than the 240 training images" in refused(workplace, "--data", few_digits, *sweep)
 
 
 @pytest.mark.parametrize(

@@ -198,6 +198,15 @@ def test_bad_points_are_one_line() -> None:
         study({CLIP: (0.1,)}, points=({CLIP: 0.1},))
 
 
+def test_what_a_search_may_propose_later_is_checked_before_anything_starts() -> None:
+    searched: Space = {CLIP: Range(0.01, 0.1), METHOD: ("sam", "esam"), SHARE: Range(0.2, 1)}
+    with pytest.raises(UserError, match=r"ascent_share = 0.2 is not allowed with esam"):
+        study(searched, search="tpe").outermost_trials()
+    fitting = {**searched, SHARE: When(Range(0.2, 1), METHOD, ("sam",))}
+    assert len(study(fitting, search="tpe").outermost_trials()) == 6
+    assert study({CLIP: (0.01, 0.1)}).outermost_trials() == []
+
+
 def test_the_grid_of_a_range_is_its_ends() -> None:
     points = list(grid({CLIP: Range(0.01, 0.1, or_none=True)}, Recipe()))
     assert points == [{CLIP: 0.01}, {CLIP: 0.1}, {CLIP: None}]
