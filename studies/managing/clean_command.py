@@ -17,6 +17,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from nfnet_ray.analysis import best_per_stratum
+from nfnet_ray.analysis.record import study_record
 from nfnet_ray.command_line.terminal import say
 from nfnet_ray.errors import UserError
 from nfnet_ray.metric import METRIC
@@ -25,7 +27,7 @@ from nfnet_ray.printable import printable
 from nfnet_ray.recipe import split_weights
 from nfnet_ray.study.running_lock import alone_with
 from nfnet_ray.study.study import TRIALS_FOLDER, Study, Trial
-from nfnet_ray.tracking.events import JOURNAL_FILE, read_events
+from nfnet_ray.tracking.events import JOURNAL_FILE, StudyStarted, read_events
 from nfnet_ray.tracking.state import ENDED_FOR_GOOD, StudyState
 from nfnet_ray.wording import count, storage_size
 from studies.managing.folders import StudyFolder, bytes_below, read_folder, read_storage
@@ -91,7 +93,7 @@ def leftovers(folder: StudyFolder, needed: Set[Path]) -> Leftovers:
         return left
     try:
         trials = Study.from_event(folder.started).grown(folder.state).trials()
-        best = _best_of_strata(trials, folder.state)
+        best = _best_of_strata(trials, folder.state) | _best_of_answers(folder.state, folder.started)
         states = {trial.name: folder.state.trials[trial.name].state for trial in trials}
     except (UserError, KeyError, TypeError, ValueError) as error:
         left.why_not = f"is left alone: its trials cannot be told ({error})"
@@ -150,6 +152,22 @@ def _best_of_strata(trials: Sequence[Trial], state: StudyState) -> set[str]:
         if trial.stratum not in best or rank > best[trial.stratum][0]:  # of equals, the first one
             best[trial.stratum] = rank, trial.name
     return {name for _, name in best.values()}
+
+
+def _best_of_answers(state: StudyState, started: StudyStarted) -> set[str]:
+    """The best trial of each setting that the study's answers name; a search that learns has one stratum alone."""
+    record = study_record(state, started, with_epochs=False)
+    finished = record.trials[record.trials["state"] == "finished"]
+    names = set()
+    for answer in best_per_stratum(record):
+        point = answer.best.point
+        repetitions = [
+            (trial["last_top1"], trial["trial"])
+            for trial in finished.to_dict("records")
+            if all(trial[name] == value for name, value in point.items())
+        ]
+        names.add(str(max(repetitions, key=lambda repetition: repetition[0])[1]))
+    return names
 
 
 def _clean(planned: Leftovers, needed: Set[Path]) -> Leftovers:

@@ -77,6 +77,15 @@ class StudyFolder:
         """How many trials have ended for good."""
         return sum(self.trial_states.get(state, 0) for state in ENDED_FOR_GOOD)
 
+    @property
+    def planned_trials(self) -> int:
+        """How many trials there are, and, while a search may still add some, how many there may be."""
+        known = sum(self.trial_states.values())
+        search = self.started["study"].get("search") if self.started else None
+        if search is None or self.started is None or self.condition == "finished":
+            return known
+        return max(known, search["settings"] * len(self.started["study"]["seeds"]))
+
     def known(self) -> tuple[StudyState, StudyStarted]:
         """State and first event. Raises UserError if the journal cannot be read."""
         if self.state is None or self.state.started is None:
@@ -194,6 +203,9 @@ def _missing(started: StudyStarted) -> str:
     for name, kind in _DESCRIBED.items():
         if not isinstance(told.get(name), kind):
             return name
+    search: Any = told.get("search", {"settings": 0})
+    if not isinstance(search, dict) or not isinstance(search.get("settings"), int):
+        return "search.settings"
     for section, names in _DESCRIBED_BELOW.items():
         for name in names:
             if name not in cast(dict[str, Any], told)[section]:

@@ -97,7 +97,7 @@ def _table(documents: list[dict[str, Any]], ages: list[float], width: int) -> Ta
 
 def _trials(document: Mapping[str, Any]) -> str:
     """``5/12``, and how many have failed."""
-    total = sum(document["trials"].values())
+    total = document["trials_planned"]
     if not total:
         return ""
     failed = document["trials"].get("failed", 0)

@@ -68,7 +68,7 @@ def _trials(state: StudyState, started: StudyStarted) -> Table:
 def _facts(folder: StudyFolder) -> Table:
     state, started = folder.known()
     told, data = started["study"], started["study"]["data"]
-    trials = sum(folder.trial_states.values())
+    trials = folder.planned_trials
     rows = [
         (
             "State",
@@ -134,7 +134,7 @@ def _places(folder: StudyFolder) -> list[tuple[str, str]]:
 
 def _can_resume(folder: StudyFolder) -> bool:
     """Whether there is anything to resume. A search that learns from results has trials that nobody knows yet."""
-    is_complete = folder.condition == "finished" and folder.ended_trials == sum(folder.trial_states.values())
+    is_complete = folder.condition == "finished" and folder.ended_trials == folder.planned_trials
     return folder.condition != "running" and not is_complete
 
 

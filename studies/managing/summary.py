@@ -45,6 +45,7 @@ def summary_document(folder: StudyFolder) -> dict[str, Any]:
         "accelerator_hours": paid and paid.accelerator_hours,
         "trials": folder.trial_states,
         "trials_ended": folder.ended_trials,
+        "trials_planned": folder.planned_trials,
         "best": best and setting_document(best.best),
         "bytes": bytes_below(folder.directory),
         "notes": list(state.notes) if state else [],

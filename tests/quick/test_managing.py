@@ -22,7 +22,7 @@ from nfnet_ray.study.halving import Halving
 from nfnet_ray.study.running_lock import LOCK_FILE, alone_with
 from nfnet_ray.study.space import Range, When, domain_to_json
 from nfnet_ray.study.study import Study
-from nfnet_ray.tracking.events import JOURNAL_FILE, TrialPlan, study_started
+from nfnet_ray.tracking.events import JOURNAL_FILE, TrialPlan, study_started, trial_proposed
 from nfnet_ray.tracking.state import StudyState
 from studies.managing.clean_command import CHECKPOINTS_FOLDER, TUNE_FOLDER
 from studies.managing.commands import main
@@ -452,6 +452,46 @@ def test_ages_and_hours_are_short() -> None:
         "2 d",
     ]
     assert [hours_text(hours) for hours in (None, 0.004, 1.25, 1234.5)] == ["", "0.00", "1.2", "1,234"]
+
+
+def test_trials_that_a_search_has_added_count(storage: Path, say: Say) -> None:
+    directory = storage / "learning"
+    study = Study(
+        "learning",
+        "How strongly should AGC clip?",
+        Recipe().with_values({"data.path": "/data/digits"}),
+        {CLIP_FACTOR: Range(0.002, 0.3, log=True), "batch_size": (64, 128)},
+        search="tpe",
+        trial_limit=14,
+    )
+    described = json.loads(json.dumps(example_started({})["study"]))
+    described |= {
+        "name": study.name,
+        "space": {name: domain_to_json(domain) for name, domain in study.space.items()},
+        "search": {"name": "tpe", "settings": 14, "first_points": [], "lag": 1},
+        "seeds": [0],
+        "halving": None,
+        "recipe": study.recipe.to_values(),
+    }
+    first = study.trials()
+    [added] = study.trials_at({CLIP_FACTOR: 0.05, "batch_size": 128})
+    events: list[Any] = [study_started(described, [study.plan(trial) for trial in first]) | {"time": START}]
+    for number, trial in enumerate(first):
+        events += trial_events(trial.name, START + 1, [0.3 + number / 100])
+    events += [trial_proposed(study.plan(added), len(first), []) | {"time": START + 2}]
+    events += trial_events(added.name, START + 3, [0.9])
+    write_journal(directory, json.loads(json.dumps(events)))
+    for trial in [*first, added]:
+        place = directory / "trials" / trial.name / CHECKPOINTS_FOLDER
+        place.mkdir(parents=True)
+        (place / "step-00000001-00000000.pt").write_bytes(bytes(1000))
+    assert "7/14  90.0%" in say("list")[1]
+    out = say("show", "learning")[1]
+    assert "7 of 14 trials have ended" in out
+    assert "tpe, 14 settings" in out
+    assert say("clean", "learning")[0] == 0
+    assert added.name in checkpoints(directory)  # the best of all, and that of batch size 128
+    assert len(checkpoints(directory)) == 2
 
 
 def searched(directory: Path) -> Path:
