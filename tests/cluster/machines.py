@@ -18,11 +18,24 @@ from tests.cluster.training import descendants, environment
 from tests.deadlines import HANG_SECONDS
 
 RAY = str(Path(sys.executable).with_name("ray"))
-IDS = (
-    "import json, sys; from ray._raylet import GcsClient;"
-    "nodes = GcsClient(address=sys.argv[1]).get_all_node_info().values();"
-    "print(json.dumps({node.node_name: node.node_id.hex() for node in nodes if node.state == 0}))"
-)
+# For each line that it reads it prints a line of JSON: {name: id} of the nodes that are up. One process answers all
+# questions, because each would import Ray again, which takes over a second. It imports nothing before the head listens.
+ASKER = """\
+import json, socket, sys
+host, port = sys.argv[1].rsplit(":", 1)
+client = None
+for _ in sys.stdin:
+    if client is None:
+        try:
+            socket.create_connection((host, int(port)), timeout=5).close()
+        except OSError:
+            print("{}", flush=True)
+            continue
+        from ray._raylet import GcsClient
+        client = GcsClient(address=sys.argv[1])
+    nodes = client.get_all_node_info().values()
+    print(json.dumps({node.node_name: node.node_id.hex() for node in nodes if node.state == 0}), flush=True)
+"""
 
 
 class Machine:
@@ -68,6 +81,7 @@ class Machines:
     ) -> None:
         self.address = f"{ip}:{_free_port()}"
         self._inside = inside
+        self._asker = self._new_asker()
         self.up: list[Machine] = []
         """The head and the others, in the order in which they came."""
         port = self.address.rpartition(":")[2]
@@ -99,23 +113,34 @@ class Machines:
         while machine.name not in self.ids():
             assert machine._process.poll() is None, f"{machine.name} did not start"
             assert time.monotonic() < deadline, f"{machine.name} is not up"
-            time.sleep(0.5)
+            time.sleep(0.2)
         return machine
 
     def __getitem__(self, name: str) -> Machine:
         return next(machine for machine in self.up if machine.name == name)
 
     def ids(self) -> dict[str, str]:
-        """{name: Ray's id} of the machines that are up."""
-        asked = subprocess.run(
-            [*self._inside, sys.executable, "-c", IDS, self.address],
+        """{name: Ray's id} of the machines that are up; none while the head does not answer."""
+        assert self._asker.stdin is not None
+        assert self._asker.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._asker.stdin.write("\n")
+            self._asker.stdin.flush()
+        answer = self._asker.stdout.readline()
+        if not answer:  # it failed
+            self._asker.wait()
+            self._asker = self._new_asker()
+        return dict(json.loads(answer or "{}"))
+
+    def _new_asker(self) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [*self._inside, sys.executable, "-c", ASKER, self.address],
             env=environment(),
-            capture_output=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
             text=True,
-            timeout=HANG_SECONDS,
-            check=False,
         )
-        return dict(json.loads(asked.stdout)) if asked.returncode == 0 else {}
 
     def take_back(self, machine: Machine, seconds: int) -> None:
         """Says what a cloud's agent says before it takes a machine back."""
@@ -135,6 +160,8 @@ class Machines:
         """Kills all of them."""
         for machine in reversed(self.up):
             machine.kill()
+        self._asker.kill()
+        self._asker.wait()
 
 
 def _free_port() -> int:

@@ -29,18 +29,17 @@ def hosts() -> Hosts:
 
 
 def test_a_host_that_is_cut_off_dies_and_comes_back_costs_time_and_no_bit(
-    hosts: Hosts, tmp_path: Path, few_digits: Path
+    hosts: Hosts, tmp_path: Path, few_digits: Path, empty_database: Path, undisturbed: Undisturbed
 ) -> None:
-    undisturbed_folder = tmp_path / "undisturbed"
-    undisturbed_folder.mkdir()
-    undisturbed = Undisturbed(undisturbed_folder, few_digits)
     gloo = {"GLOO_SOCKET_IFNAME": "eth0"}  # or else it offers the others its loopback address
     with hosts:
         machines = Machines(hosts.ip("head"), hosts.inside("head"), IMPATIENT)
         try:
             for name in ("a", "b"):
                 machines.add(name, hosts.ip(name), hosts.inside(name), gloo)
-            place = TrainingPlace(tmp_path, few_digits, machines.address, hosts.inside("head"))
+            place = TrainingPlace(
+                tmp_path, few_digits, machines.address, hosts.inside("head"), database=empty_database
+            )
             place.disturb(step_seconds=0.3)
             driver = place.start("--workers", "2", "--checkpoint-minutes", "0.03")
             driver.until_attempt(1, steps=8)

@@ -17,11 +17,6 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, few_digits: Path) -> Undisturbed:
-    return Undisturbed(tmp_path_factory.mktemp("undisturbed"), few_digits)
-
-
-@pytest.fixture(scope="module")
 def machines() -> Iterator[Machines]:
     """A head, and two machines of one core."""
     cluster = Machines()
@@ -34,8 +29,8 @@ def machines() -> Iterator[Machines]:
 
 
 @pytest.fixture
-def place(tmp_path: Path, few_digits: Path, machines: Machines) -> TrainingPlace:
-    return TrainingPlace(tmp_path, few_digits, machines.address)
+def place(tmp_path: Path, few_digits: Path, machines: Machines, empty_database: Path) -> TrainingPlace:
+    return TrainingPlace(tmp_path, few_digits, machines.address, database=empty_database)
 
 
 def test_with_machines_that_come_and_go_it_is_the_same_training(

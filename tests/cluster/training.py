@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -50,11 +51,25 @@ def environment() -> dict[str, str]:
 
 
 class TrainingPlace:
-    """A folder from which one training is run, stopped and resumed, and the files that it leaves there."""
+    """A folder from which one training is run, stopped and resumed, and the files that it leaves there.
 
-    def __init__(self, folder: Path, data: Path, address: str, prefix: tuple[str, ...] = ()) -> None:
+    With ``database`` a copy of it is there already, which the training would otherwise have to create.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        data: Path,
+        address: str,
+        prefix: tuple[str, ...] = (),
+        *,
+        database: Path | None = None,
+    ) -> None:
         self.folder, self._data, self._address, self._prefix = folder, data, address, prefix
         self.printed: list[str] = []
+        if database is not None:
+            (folder / "runs").mkdir()
+            shutil.copy(database, folder / "runs" / "mlflow.db")
 
     def disturb(self, **settings: Any) -> None:
         """From now on steps take ``step_seconds``; ``hang`` and ``fails``: [rank, step]; ``storage_apart``: a truth."""

@@ -13,7 +13,14 @@ from tests.e2e.workplace import Workplace, one_at_a_time
 
 @pytest.fixture
 def workplace(tmp_path: Path) -> Workplace:
+    """A new, empty folder."""
     return Workplace(tmp_path)
+
+
+@pytest.fixture
+def used_workplace(tmp_path: Path, empty_database: Path) -> Workplace:
+    """A folder in which there is a tracking database."""
+    return Workplace(tmp_path, database=empty_database)
 
 
 @pytest.fixture(scope="session")
@@ -30,13 +37,15 @@ def cluster() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def whole(tmp_path_factory: pytest.TempPathFactory, few_digits: Path, cluster: str) -> Workplace:
+def whole(
+    tmp_path_factory: pytest.TempPathFactory, few_digits: Path, cluster: str, empty_database: Path
+) -> Workplace:
     """A workplace with the undisturbed study ``whole``: three trials of three epochs, one after another.
 
     It found the cluster by ``--address auto``. Its second and third trial ran in a used actor.
     """
     del cluster  # it only has to be up
-    place = Workplace(tmp_path_factory.mktemp("whole"))
+    place = Workplace(tmp_path_factory.mktemp("whole"), database=empty_database)
     result = place.run("--name", "whole", *one_at_a_time(few_digits), "--trials", "3", "--address", "auto")
     assert result.returncode == 0, result.stdout + result.stderr
     return place

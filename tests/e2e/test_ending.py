@@ -34,7 +34,7 @@ def is_left(process: int, began: str | None) -> bool:
 
 @pytest.mark.parametrize(("program", "further"), [("agc_sweep.py", ["--trials", "3"]), ("train.py", [])])
 def test_sigterm_to_all_processes_ends_a_run_as_ctrl_c_does(
-    workplace: Workplace, few_digits: Path, program: str, further: list[str]
+    used_workplace: Workplace, few_digits: Path, program: str, further: list[str]
 ) -> None:
     """First to its process group, as ``timeout`` does, then to each process, as systemd does."""
     command = [
@@ -47,7 +47,7 @@ def test_sigterm_to_all_processes_ends_a_run_as_ctrl_c_does(
     ]
     driver = subprocess.Popen(
         [*command, *LONG, *QUICK, *further],
-        cwd=workplace.folder,
+        cwd=used_workplace.folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -56,7 +56,7 @@ def test_sigterm_to_all_processes_ends_a_run_as_ctrl_c_does(
 
     def has_trained() -> bool:
         assert driver.poll() is None, driver.communicate()
-        return any(event["event"] == "epoch" for event in workplace.events("n"))
+        return any(event["event"] == "epoch" for event in used_workplace.events("n"))
 
     wait_until(has_trained, "the first epoch")
     processes = {process: start_time(process) for process in descendants(driver.pid)}
@@ -71,18 +71,18 @@ def test_sigterm_to_all_processes_ends_a_run_as_ctrl_c_does(
     assert driver.returncode == 130, out + err
     assert err == ""
     assert "--resume n" in out
-    assert (workplace.folder / "runs" / "n" / "report.html").exists()
-    last = workplace.events("n")[-1]
+    assert (used_workplace.folder / "runs" / "n" / "report.html").exists()
+    last = used_workplace.events("n")[-1]
     assert last["event"] == "study_ended"
     assert last["state"] == "interrupted"
     assert not any(
-        event["event"] == "trial_started" and "0.04" in event["trial"] for event in workplace.events("n")
+        event["event"] == "trial_started" and "0.04" in event["trial"] for event in used_workplace.events("n")
     )
     trial, progress = next(
-        (name, trial) for name, trial in workplace.progress("n").trials.items() if trial.epochs
+        (name, trial) for name, trial in used_workplace.progress("n").trials.items() if trial.epochs
     )
     assert progress.state == "interrupted"
-    kept = CheckpointStore(workplace.folder / "runs" / "n" / "trials" / trial / "checkpoints").entries()
+    kept = CheckpointStore(used_workplace.folder / "runs" / "n" / "trials" / trial / "checkpoints").entries()
     assert kept[0].epoch >= progress.epoch
     wait_until(lambda: not any(is_left(*process) for process in processes.items()), "the last process")
 

@@ -75,98 +75,102 @@ def test_a_study_runs_through_and_can_be_seen_everywhere(workplace: Workplace, f
 
 
 def test_a_trial_in_a_used_actor_gives_the_numbers_of_one_in_a_fresh_actor(
-    workplace: Workplace, whole: Workplace, few_digits: Path, cluster: str
+    used_workplace: Workplace, whole: Workplace, few_digits: Path, cluster: str
 ) -> None:
     third = "clip_factor=0.04,batch_size=48"
     flags = [*one_at_a_time(few_digits), "--set", "optimizer.agc.clip_factor=0.04", "--address", cluster]
-    alone = workplace.run("--name", "alone", *flags)
+    alone = used_workplace.run("--name", "alone", *flags)
     assert alone.returncode == 0, alone.stderr
-    in_used_actor, in_fresh_actor = numbers(whole, "whole", third), numbers(workplace, "alone", third)
+    in_used_actor, in_fresh_actor = numbers(whole, "whole", third), numbers(used_workplace, "alone", third)
     assert in_used_actor  # it may have been stopped early
     assert in_used_actor == {epoch: in_fresh_actor[epoch] for epoch in in_used_actor}
 
 
 def test_ctrl_c_and_a_cap_keep_what_is_finished_and_resume_goes_on(
-    workplace: Workplace, whole: Workplace, few_digits: Path, cluster: str
+    used_workplace: Workplace, whole: Workplace, few_digits: Path, cluster: str
 ) -> None:
     """Ctrl-C, then a cap that bites two seconds later, and then to the end: the numbers of an undisturbed study."""
     flags = [*one_at_a_time(few_digits), "--trials", "3", "--address", cluster]
-    process = workplace.start("--name", "broken", *flags)
-    printed = workplace.interrupt_after(
+    process = used_workplace.start("--name", "broken", *flags)
+    printed = used_workplace.interrupt_after(
         process, "broken", lambda event: event["event"] == "epoch" and "0.02" in event["trial"]
     )
     assert process.returncode == 130
     assert "Traceback" not in printed
     assert "--resume broken" in printed
-    states = {name: trial.state for name, trial in workplace.progress("broken").trials.items()}
+    states = {name: trial.state for name, trial in used_workplace.progress("broken").trials.items()}
     assert list(states.values()) == ["finished", "interrupted", None]
 
-    cap = workplace.progress("broken").accelerator_seconds + 2
+    cap = used_workplace.progress("broken").accelerator_seconds + 2
     resume = ["--resume", "broken", "--address", "auto"]
-    capped = workplace.run(*resume, "--max-gpu-hours", f"{cap / 3600:.9f}")
+    capped = used_workplace.run(*resume, "--max-gpu-hours", f"{cap / 3600:.9f}")
     assert capped.returncode == 0, capped.stderr
     assert "broken has ended early: its cap of" in capped.stdout
     assert "--resume broken --address auto --max-gpu-hours" in capped.stdout
     assert "Best so far" in capped.stdout
-    events = workplace.events("broken")
+    events = used_workplace.events("broken")
     assert "its cap of" in events[-1]["reason"]  # type: ignore[typeddict-item]
-    assert cap <= workplace.progress("broken").accelerator_seconds < cap + 60
-    assert "its cap of" in (workplace.folder / "runs" / "broken" / "report.html").read_text()
+    assert cap <= used_workplace.progress("broken").accelerator_seconds < cap + 60
+    assert "its cap of" in (used_workplace.folder / "runs" / "broken" / "report.html").read_text()
 
-    used_up = workplace.run(*resume)
+    used_up = used_workplace.run(*resume)
     assert used_up.returncode == 0, used_up.stderr
     assert "Ray" not in used_up.stdout
-    assert workplace.events("broken") == events
+    assert used_workplace.events("broken") == events
 
-    resumed = workplace.run(*resume, "--max-gpu-hours", "none")
+    resumed = used_workplace.run(*resume, "--max-gpu-hours", "none")
     assert resumed.returncode == 0, resumed.stderr
-    assert workplace.progress("broken").unfinished == []
-    started = [event["trial"] for event in workplace.events("broken") if event["event"] == "trial_started"]
+    assert used_workplace.progress("broken").unfinished == []
+    started = [
+        event["trial"] for event in used_workplace.events("broken") if event["event"] == "trial_started"
+    ]
     assert started.count("clip_factor=0.01,batch_size=48") == 1  # it had finished before
     reported = [
-        (event["trial"], event["epoch"]) for event in workplace.events("broken") if event["event"] == "epoch"
+        (event["trial"], event["epoch"])
+        for event in used_workplace.events("broken")
+        if event["event"] == "epoch"
     ]
     assert len(reported) == len(set(reported))
     for trial in whole.progress("whole").trials:
-        assert numbers(workplace, "broken", trial) == numbers(whole, "whole", trial)
+        assert numbers(used_workplace, "broken", trial) == numbers(whole, "whole", trial)
 
 
 def test_a_killed_trial_goes_on_from_its_checkpoint(
-    workplace: Workplace, few_digits: Path, cluster: str
+    used_workplace: Workplace, few_digits: Path, cluster: str
 ) -> None:
     common = ["--data", few_digits, "--epochs", "30", *QUICK, "--trials", "1", "--address", cluster]
-    process = workplace.start("--name", "killed", *common)
+    process = used_workplace.start("--name", "killed", *common)
     wait_until(
         lambda: (
             process.poll() is not None
-            or any(event["event"] == "epoch" for event in workplace.events("killed"))
+            or any(event["event"] == "epoch" for event in used_workplace.events("killed"))
         ),
         "an epoch",
     )
     kill("ray::ImplicitFunc", os.getpid())  # the title that Ray gives the process of a Tune function
     out, err = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 0, out + err
-    trial = workplace.progress("killed").trials["clip_factor=0.01,batch_size=48"]
+    trial = used_workplace.progress("killed").trials["clip_factor=0.01,batch_size=48"]
     assert (trial.state, trial.epoch, trial.attempts) == ("finished", 30, 2)
-    epochs = [event["epoch"] for event in workplace.events("killed") if event["event"] == "epoch"]
+    epochs = [event["epoch"] for event in used_workplace.events("killed") if event["event"] == "epoch"]
     assert epochs == list(range(1, 31))  # the one that was running is done twice, and told once
 
 
 def test_a_study_whose_data_is_replaced_stops_and_resumes_once_it_is_back(
-    workplace: Workplace, whole: Workplace, few_digits: Path, cluster: str
+    used_workplace: Workplace, whole: Workplace, few_digits: Path, cluster: str
 ) -> None:
     """The first trial ends with what it has open; the next one finds another data set of the same shape."""
-    data = shutil.copytree(few_digits, workplace.folder / "data")
+    data = shutil.copytree(few_digits, used_workplace.folder / "data")
     flags = [*one_at_a_time(data), "--trials", "3", "--address", cluster]
-    process = workplace.start("--name", "replaced", *flags)
+    process = used_workplace.start("--name", "replaced", *flags)
     wait_until(
         lambda: (
             process.poll() is not None
-            or any(event["event"] == "epoch" for event in workplace.events("replaced"))
+            or any(event["event"] == "epoch" for event in used_workplace.events("replaced"))
         ),
         "an epoch",
     )
-    data.rename(workplace.folder / "first")
+    data.rename(used_workplace.folder / "first")
     arguments = ["convert", few_digits.parent / "source", data, "--holdout", "0.3"]
     assert data_prep([*map(str, arguments)]) == 0
     out, err = process.communicate(timeout=HANG_SECONDS)
@@ -174,15 +178,15 @@ def test_a_study_whose_data_is_replaced_stops_and_resumes_once_it_is_back(
     assert err.count("\n") == 1
     assert f"{data} is not the data set that this began with (fingerprint " in err
     assert "put that one back, then resume with" in err
-    progress = workplace.progress("replaced")
+    progress = used_workplace.progress("replaced")
     assert [trial.state for trial in progress.trials.values()] == ["finished", "interrupted", None]
 
     shutil.rmtree(data)
-    (workplace.folder / "first").rename(data)
-    resumed = workplace.run("--resume", "replaced", "--address", cluster)
+    (used_workplace.folder / "first").rename(data)
+    resumed = used_workplace.run("--resume", "replaced", "--address", cluster)
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     for trial in whole.progress("whole").trials:
-        assert numbers(workplace, "replaced", trial) == numbers(whole, "whole", trial)
+        assert numbers(used_workplace, "replaced", trial) == numbers(whole, "whole", trial)
 
 
 def test_a_plan_goes_by_earlier_trials_on_the_same_hardware(
@@ -197,16 +201,16 @@ def test_a_plan_goes_by_earlier_trials_on_the_same_hardware(
 
 
 def test_two_workers_train_like_one(
-    workplace: Workplace, whole: Workplace, few_digits: Path, cluster: str
+    used_workplace: Workplace, whole: Workplace, few_digits: Path, cluster: str
 ) -> None:
     """Through a TorchTrainer. Nothing in the network is random, so only the order of sums differs."""
-    result = workplace.run(
+    result = used_workplace.run(
         "--name", "two", "--data", few_digits, "--epochs", "3", *QUICK, "--trials", "1", "--address", cluster,
         "--workers-per-trial", "2",
     )  # fmt: skip
     assert result.returncode == 0, result.stdout + result.stderr
     trial = "clip_factor=0.01,batch_size=48"
-    together, alone = numbers(workplace, "two", trial), numbers(whole, "whole", trial)
+    together, alone = numbers(used_workplace, "two", trial), numbers(whole, "whole", trial)
     assert sorted(together) == [1, 2, 3]
     for epoch, metrics in together.items():
         assert metrics["train_loss"] == pytest.approx(alone[epoch]["train_loss"], rel=1e-4)
@@ -214,7 +218,7 @@ def test_two_workers_train_like_one(
 
 
 def test_a_tracking_server_that_goes_away_costs_nothing(
-    workplace: Workplace, few_digits: Path, cluster: str
+    used_workplace: Workplace, few_digits: Path, cluster: str
 ) -> None:
     from http.server import BaseHTTPRequestHandler, HTTPServer
     from threading import Thread
@@ -237,7 +241,7 @@ def test_a_tracking_server_that_goes_away_costs_nothing(
     server = HTTPServer(("127.0.0.1", 0), GoesAway)
     Thread(target=server.serve_forever, daemon=True).start()
     try:
-        result = workplace.run(
+        result = used_workplace.run(
             "--name", "untracked", "--data", few_digits, "--epochs", "1", *QUICK, "--trials", "2",
             "--address", cluster, "--tracking-uri", f"http://127.0.0.1:{server.server_port}",
         )  # fmt: skip
@@ -245,8 +249,8 @@ def test_a_tracking_server_that_goes_away_costs_nothing(
         server.shutdown()
     assert result.returncode == 3, result.stderr
     assert "could not be delivered" in result.stdout
-    assert (workplace.folder / "runs" / "untracked" / "report.html").exists()
-    assert all(trial.state == "finished" for trial in workplace.progress("untracked").trials.values())
+    assert (used_workplace.folder / "runs" / "untracked" / "report.html").exists()
+    assert all(trial.state == "finished" for trial in used_workplace.progress("untracked").trials.values())
 
 
 def test_plan_starts_nothing_and_help_reads_well(workplace: Workplace) -> None:

@@ -15,9 +15,9 @@ pytestmark = pytest.mark.slow
 
 
 def test_a_transfer_runs_and_does_not_go_on_with_other_weights(
-    tmp_path: Path, few_digits: Path, cluster: str
+    tmp_path: Path, few_digits: Path, cluster: str, empty_database: Path
 ) -> None:
-    workplace = Workplace(tmp_path, STUDY.with_name("transfer.py"))
+    workplace = Workplace(tmp_path, STUDY.with_name("transfer.py"), database=empty_database)
     overrides = {"width": [16, 16, 32, 32], "depth": [1, 1, 1, 1], "group_width": [8, 8, 16, 16]}  # QUICK's
     weights = tmp_path / "weights.pt"
     torch.save(create_model("nfnet_pico", 3, overrides=overrides).state_dict(), weights)

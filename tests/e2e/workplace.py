@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,10 +35,16 @@ def one_at_a_time(data: Path) -> list[str]:
 
 
 class Workplace:
-    """A folder from which studies are run, and the journals that they leave in its ``runs``."""
+    """A folder from which studies are run, and the journals that they leave in its ``runs``.
 
-    def __init__(self, folder: Path, study: Path = STUDY) -> None:
+    With ``database`` a copy of it is there already, which the first study would otherwise have to create.
+    """
+
+    def __init__(self, folder: Path, study: Path = STUDY, *, database: Path | None = None) -> None:
         self.folder, self.study = folder, study
+        if database is not None:
+            (folder / "runs").mkdir()
+            shutil.copy(database, folder / "runs" / "mlflow.db")
 
     def start(self, *arguments: str | Path, **environment: str) -> subprocess.Popen[str]:
         return subprocess.Popen(

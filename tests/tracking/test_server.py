@@ -41,11 +41,11 @@ def wait_for(sink: MLflowSink, words: str) -> None:
 
 @pytest.fixture(scope="module")
 def delivered(
-    _empty_database: Path, tmp_path_factory: pytest.TempPathFactory
+    empty_database: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[str, TrackedStudy]]:
     """A study whose server was there for the first half, then away, and then there again."""
     folder = tmp_path_factory.mktemp("server")
-    shutil.copy(_empty_database, folder / "mlflow.db")
+    shutil.copy(empty_database, folder / "mlflow.db")
     database = f"sqlite:///{folder / 'mlflow.db'}"
     spool = Spool(folder / JOURNAL_FILE, folder / SPOOL_FILE)
     half = len(EVENTS) // 2
