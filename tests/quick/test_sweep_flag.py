@@ -16,6 +16,7 @@ from nfnet_ray.study.space.asked import asked_space
 from nfnet_ray.study.space.sweep_text import parse_sweep
 from studies.agc_sweep import agc_sweep
 from studies.running.flags import main
+from studies.running.from_python import _domain
 from studies.sam_sweep import sam_sweep
 from studies.sweep import PROGRAM
 
@@ -166,6 +167,12 @@ def test_a_wrong_command_line_is_one_line(
     assert message in said.err
     assert said.err.count("\n") == 1
     assert said.out == ""
+
+
+def test_python_takes_the_same_spaces() -> None:
+    assert _domain(CLIP, "none,log:0.002..0.3") == Range(0.002, 0.3, log=True, or_none=True)
+    assert _domain(CLIP, [0.1, None]) == (0.1, None)
+    assert _domain(CLIP, When((0.1,), RHO)) == When((0.1,), RHO)
 
 
 def test_lists_of_numbers_can_be_set_as_before() -> None:
