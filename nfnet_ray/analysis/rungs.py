@@ -52,8 +52,8 @@ def _rank_correlation(record: StudyRecord, epoch: int) -> float:
     finished = record.trials[record.trials["state"] == "finished"].set_index("trial")
     at_rung = record.epochs[record.epochs["epoch"] == epoch].set_index("trial")[METRIC].astype(float)
     taus = []
-    for _, rivals in finished.groupby([*record.fields[1:], "seed"], dropna=False):
-        both = rivals.join(at_rung.rename("at_rung"), how="inner")
+    for _, trials in finished.groupby([*record.fields[1:], "seed"], dropna=False):
+        both = trials.join(at_rung.rename("at_rung"), how="inner")
         if len(both) >= LEAST_TRIALS_FOR_A_CORRELATION:
             taus.append(float(kendalltau(both["at_rung"], both["last_top1"]).statistic))
     known = [tau for tau in taus if not math.isnan(tau)]

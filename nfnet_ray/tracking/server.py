@@ -86,16 +86,16 @@ def _ask(uri: str) -> dict[str, Any] | str:
         cause = error.__cause__ or error.__context__ if isinstance(error, MlflowException) else error
         return _why_unreachable(uri, cause or error)
     try:
-        told = response.json()
+        answer = response.json()
     except ValueError:
-        told = None
-    told = told if isinstance(told, dict) else {}
-    if response.status_code == 200 and isinstance(told.get("experiment"), dict):
-        return dict(told["experiment"])
-    if response.status_code == 404 and told.get("error_code") == "RESOURCE_DOES_NOT_EXIST":
+        answer = None
+    answer = answer if isinstance(answer, dict) else {}
+    if response.status_code == 200 and isinstance(answer.get("experiment"), dict):
+        return dict(answer["experiment"])
+    if response.status_code == 404 and answer.get("error_code") == "RESOURCE_DOES_NOT_EXIST":
         return {}
     return _why_refused(
-        uri, response.status_code, str(told.get("message") or response.text), bool(told), response.url
+        uri, response.status_code, str(answer.get("message") or response.text), bool(answer), response.url
     )
 
 
