@@ -5,10 +5,12 @@ The head runs in its own processes, folder and ports, and is the only Ray that i
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -32,6 +34,9 @@ TOKEN = "0123456789abcdef" * 4
 LEFT_AT_HOME = ("data", "runs", "mlruns", ".venv", ".venv-uv", ".git", "build")
 # What the sources of a study amount to, with room to grow; the tests' fixtures alone are more.
 LARGEST_UPLOAD_BYTES = 2_500_000
+
+# How often it is looked whether the job has failed: the command imports Ray, for two seconds of a core.
+SECONDS_BETWEEN_LOOKS = 20.0
 
 
 @dataclass(frozen=True)
@@ -85,13 +90,12 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         )
     try:
         head = Head(home)
-        deadline = time.monotonic() + HANG_SECONDS
-        while (
-            head.ray("job", "submit", "--no-wait", "--", "true").returncode != 0
-        ):  # its job agent comes up last
-            assert process.poll() is None, (Path(folder) / "head.log").read_text()
-            assert time.monotonic() < deadline
-            time.sleep(0.5)
+        wait_until_up(process, listens, Path(folder) / "head.log")
+        wait_until_up(  # its job agent comes up last
+            process,
+            lambda: head.ray("job", "submit", "--no-wait", "--", "true").returncode == 0,
+            Path(folder) / "head.log",
+        )
         yield head
     finally:
         process.send_signal(signal.SIGTERM)  # it ends what it started
@@ -193,13 +197,32 @@ def test_a_study_is_submitted_watched_stopped_and_submitted_again(head: Head, ch
     assert all("runtime_resources" in path.parts for path in code), code
 
 
+def wait_until_up(process: subprocess.Popen[bytes], is_up: Callable[[], bool], log: Path) -> None:
+    deadline = time.monotonic() + HANG_SECONDS
+    while not is_up():
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+
+
+def listens() -> bool:
+    """Whether the head's dashboard answers; asking it by a command of Ray's takes seconds of a core."""
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", DASHBOARD_PORT)):
+        return True
+    return False
+
+
 def said(result: subprocess.CompletedProcess[str]) -> str:
     return result.stdout + result.stderr
 
 
 def wait_until(head: Head, condition: Callable[[], bool]) -> None:
+    """Returns once the condition holds; fails if the job has."""
     deadline = time.monotonic() + HANG_SECONDS
+    next_look = time.monotonic() + SECONDS_BETWEEN_LOOKS
     while not condition():
-        if time.monotonic() > deadline or "'mine' failed" in said(head.ray("job", "status", "mine")):
-            pytest.fail(said(head.ray("job", "logs", "mine")))
+        if time.monotonic() > next_look:
+            if time.monotonic() > deadline or "'mine' failed" in said(head.ray("job", "status", "mine")):
+                pytest.fail(said(head.ray("job", "logs", "mine")))
+            next_look = time.monotonic() + SECONDS_BETWEEN_LOOKS
         time.sleep(0.2)
