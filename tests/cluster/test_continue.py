@@ -34,7 +34,8 @@ def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[Study
     def execute(run: StudyRun, _address: str | None, demand: WorkerDemand, _console: Any) -> int:
         if run.progress.started is None:
             with Journal(run.directory / JOURNAL_FILE) as journal:
-                journal.append(run._started_event(Resources(1, 2, 0, 8, "two cores"), WORKER))
+                resources = Resources(1, 2, 0, 8, "two cores")
+                journal.append(run._started_event(run.study, resources, WORKER))
                 name = run.study.trials()[0].name
                 journal.append({"event": "trial_started", "time": 0, "trial": name, "attempt": 1})
                 journal.append(
