@@ -22,11 +22,13 @@ from nfnet_ray.cluster.messages import FinalReport
 from nfnet_ray.places import lost_place
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.study.epochs_done import note_progress, noted_progress
+from nfnet_ray.study.legs import Legs
 from nfnet_ray.study.recorder import Recorder
 from nfnet_ray.study.study import Study
 from nfnet_ray.tracking.events import JOURNAL_FILE, Event, Journal, read_events
 
 TRIAL = "seed=0"
+STUDY = Study("x", "?", Recipe(), {})
 
 
 @contextmanager
@@ -62,9 +64,8 @@ def test_nothing_of_a_line_that_finds_no_room_stays_in_the_journal(tmp_path: Pat
 
 @pytest.fixture
 def recorder(tmp_path: Path) -> Iterator[Recorder]:
-    study = Study("x", "?", Recipe(), {})
     with Journal(tmp_path / JOURNAL_FILE) as journal:
-        yield Recorder(journal, study.waiting_state(), lambda: None, print, threading.Event().set)
+        yield Recorder(journal, STUDY.waiting_state(), lambda: None, print, threading.Event().set)
 
 
 def test_after_an_event_that_is_missing_nothing_is_recorded(tmp_path: Path, recorder: Recorder) -> None:
@@ -82,8 +83,10 @@ def test_after_an_event_that_is_missing_nothing_is_recorded(tmp_path: Path, reco
 def test_a_trial_that_cannot_keep_its_checkpoints_is_interrupted_and_stops_the_study(
     tmp_path: Path, recorder: Recorder, how: str
 ) -> None:
-    callback = _JournalCallback(recorder, 3, threading.Event())
-    recorder.record(started(1))
+    legs = Legs(STUDY, validation_images=100, recorder=recorder)
+    callback = _JournalCallback(recorder, legs, threading.Event())
+    assert legs.next() is not None
+    legs.start(TRIAL)
     error_file = tmp_path / "error.txt"
     error_file.write_text("Traceback ...\nOSError: [Errno 28] No space left on device: 'x'\n")
     trial = cast(Any, SimpleNamespace(config={"trial": {"name": TRIAL}}, error_file=str(error_file)))
