@@ -33,9 +33,10 @@ def _rays_of_our_own() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _ctrl_c_interrupts() -> None:
-    """A shell has what it starts in the background ignore SIGINT, and with it the programs that the tests interrupt."""
+def _signals_interrupt() -> None:
+    """Background jobs of a shell ignore SIGINT, and those of nohup SIGHUP: so would all that the tests start."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
