@@ -7,7 +7,7 @@ Which factor is best for this network on this data, at each batch size?
 Command. ``python studies/agc_sweep.py`` on one machine, on the 1,797 handwritten digits that scikit-learn
 carries; ``--data PATH --address auto`` on a cluster, on a data set that data_prep converted.
 
-Cost. 12 trials of 8 epochs; under four minutes on two CPU cores.
+Cost. 12 trials of 8 epochs, of which half end by epoch 2; one to three minutes on two CPU cores.
 
 Result. README.md shows a run of it.
 """
