@@ -10,11 +10,6 @@ compile := .venv-uv/bin/uv pip compile --quiet pyproject.toml --group server --u
 PYTHON ?=
 export PYTHON
 
-# Two files of tests at a time: a test of Ray or of a whole study waits for most of its time, and the tests of a file
-# share fixtures. In their order: otherwise pytest-xdist starts with the files that have most tests, and ends with the
-# slowest. One at a time: make test ARGS=--numprocesses=0
-pytest := $(python) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
-
 .DEFAULT_GOAL := help
 .PHONY: study test check test-image lint lock clean help
 # Two installations at once would meet in one .venv.
@@ -24,10 +19,10 @@ study: $(installed)  ## the AGC sweep: a table, a plot, a best setting; make stu
 	@$(python) studies/agc_sweep.py $(ARGS)
 
 test: lint  ## lint, then all tests; make test ARGS="tests/quick -k agc"
-	@$(pytest) $(ARGS)
+	@$(python) -m pytest $(ARGS)
 
 check: lint  ## lint, then what is quickly tested: no Ray, no training; make check ARGS="-k agc"
-	@$(pytest) -m "not slow and not image" tests/quick nfnet_ray $(ARGS)
+	@$(python) -m pytest --numprocesses 2 --dist loadfile -m "not slow and not image" tests/quick nfnet_ray $(ARGS)
 
 test-image: $(installed_tools)  ## builds the container image, then runs a study from it; as root, on Debian or Ubuntu
 	@deploy/build_here.sh
