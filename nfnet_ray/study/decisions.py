@@ -183,7 +183,10 @@ class Decider:
 
 @dataclass(frozen=True)
 class Standing:
-    """Who has reached a rung, and with which accuracy. ``unknown`` trials may still reach it."""
+    """Who has reached a rung, and with which accuracy (a fraction from 0 to 1, or ``OUT``).
+
+    ``unknown`` is the number of trials that may still reach it.
+    """
 
     accuracies: Mapping[str, float]
     unknown: int
@@ -198,7 +201,7 @@ class Standing:
         return len(self.sorted) - bisect_right(self.sorted, accuracy)
 
     def in_words(self, name: str, *, so_far: bool = False) -> str:
-        """``81.2%, 5th of 6``; while not all are there, ``5th or worse of 6``, or ``5th of the 6 so far``."""
+        """``81.2%, 5th of 6``; while not all are there, ``5th or lower of 6``, or ``5th of the 6 so far``."""
         mine = self.accuracies[name]
         place, known = ordinal(1 + self.better_than(mine)), len(self.accuracies)
         if so_far:
@@ -241,7 +244,9 @@ def _dealt(names: Sequence[str], halving: Halving, study: Study) -> list[list[st
 
 
 def noise(accuracy: float, images: int) -> float:
-    """The standard error of an accuracy that was measured on ``images`` images.
+    """The standard error of an accuracy (a fraction) that was measured on ``images`` images.
+
+    .. math:: \\sqrt{p (1 - p) / n}
 
     Trials that are closer than this count as equal. They are measured on the same images and partly err on the same
     ones, so the difference of two is less noisy than that of independent measurements, by about this factor of

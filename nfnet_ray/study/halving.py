@@ -15,7 +15,7 @@ Rule = Literal["synchronous", "asynchronous", "median", "hyperband"]
 RULES: Final[tuple[Rule, ...]] = get_args(Rule)
 OPTIONS = ("first_rung", "eta", "finalists", "cohort")
 
-# Successive halving compares factors of 3 and 4 (Li et al. 2020, section 4), and finds little between them.
+# Theory gives e, and practice 3 or 4 (Li et al. 2018, on the choice of eta).
 ETA = 3.0
 # The answer names the best setting and what is within its noise: that takes more than two complete trials.
 FINALISTS = 3
@@ -43,7 +43,8 @@ class Halving:
             place ever waits. ``median``: at the first rung and each of its multiples a trial ends whose accuracy is
             below the median of those that had been there before it (Golovin et al. 2017), once ``finalists`` had.
             ``hyperband``: synchronous, in brackets of which each starts at a later rung (Li et al. 2018).
-        finalists: in each stratum at least this number of trials runs to the end, if there are as many.
+        finalists: of the trials that compete with each other (a stratum, or a cohort or bracket of it) at least this
+            number runs to the end, if there are as many.
         cohort: trials compete in groups of this number, in the order of the plan; None: all of a stratum.
     """
 

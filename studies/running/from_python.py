@@ -38,6 +38,7 @@ def run(
     earlier: str | os.PathLike[str] | None = None,
     settings: Mapping[str, Any] | None = None,
     sweep: Mapping[str, Domain | Sequence[Any] | str] | None = None,
+    early_stopping: str | None = None,
     storage: str | os.PathLike[str] = DEFAULT_STORAGE,
     name: str | None = None,
     may_continue: bool = False,
@@ -79,6 +80,8 @@ def run(
         sweep: {dotted name of a Recipe field: domain}, in place of the study's own domain of the field. A domain is a
             list of values, an :class:`nfnet_ray.Range`, :class:`~nfnet_ray.When` or :class:`~nfnet_ray.SameAs`, or a
             text such as ``"log:0.002..0.3"``, as ``--sweep`` takes it.
+        early_stopping: which trials end early, as ``--early-stopping`` names it: ``synchronous:eta=4``, ``none``; by
+            default the study's own.
         storage: the folder of all results.
         name: the name of the study's folder; by default the study's name and the time.
         may_continue: continue the study if there is one of this ``name`` with the same settings.
@@ -121,6 +124,7 @@ def run(
         earlier=None if earlier is None else str(earlier),
         settings=settings or {},
         sweep={name: _domain(name, domain) for name, domain in (sweep or {}).items()},
+        early_stopping=early_stopping,
         storage=Path(storage),
         name=name and study_name(name),
         may_continue=may_continue,

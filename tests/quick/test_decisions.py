@@ -343,13 +343,41 @@ def test_journals_of_earlier_versions_continue_as_asynchronous_halving() -> None
     study = study_of(4, before)
     a, b, *_ = (trial.name for trial in study.trials())
     simulation = Simulation(study, curves_by(study, lambda number: 0.9 - number / 10))
-    for name, epochs, top1 in ((a, 6, 0.5), (b, 4, 0.3)):  # a was let through epoch 4 and says nothing of it
+    # a came first and was let through epoch 4, which the journal does not say; now b is better, and is promoted.
+    for name, epochs, top1 in ((a, 6, 0.3), (b, 4, 0.5)):
         simulation.state.trials[name].epochs = {epoch: {METRIC: top1} for epoch in range(1, epochs + 1)}
         simulation.state.trials[name].state = "interrupted"
     legs = Legs(study, IMAGES, Recorder(simulation.journal, simulation.state, nothing, nothing))
     leg = legs.next()
     assert leg is not None
     assert (leg.trial, leg.until) == (a, 8)
+    assert list(simulation.state.trials[b].promoted) == [4]
+
+
+def test_a_pause_that_a_killed_driver_did_not_record_is_recorded_by_the_next_one() -> None:
+    """Else the trial would be shown as running, and paid for, while it waits for the others."""
+    study = study_of(4, Halving(1, 2.0, finalists=1))
+    simulation = Simulation(study, curves_by(study, lambda number: 0.9 - number / 10))
+    name = study.trials()[0].name
+    legs = Legs(study, IMAGES, Recorder(simulation.journal, simulation.state, nothing, nothing))
+    legs.next()
+    legs.start(name)
+    Recorder(simulation.journal, simulation.state, nothing, nothing).record_epoch(name, 1, {METRIC: 0.9})
+    resumed = simulation.resumed()
+    legs = Legs(study, IMAGES, Recorder(resumed.journal, resumed.state, nothing, nothing))
+    assert resumed.state.trials[name].state == "paused"
+    assert resumed.journal.events[-1]["event"] == "trial_paused"
+    assert legs.next() != legs.next()  # of two other trials
+    assert name not in legs.running
+
+
+def test_a_trial_that_diverged_counts_among_those_that_it_lost_against() -> None:
+    study = study_of(4, Halving(1, 2.0, finalists=1))
+    names = [trial.name for trial in study.trials()]
+    curves = {**curves_by(study, lambda number: 0.9 - number / 10), names[0]: [None] * EPOCHS}
+    end = Simulation(study, curves).run(1, random.Random(0))
+    assert [trial.state for trial in end.trials.values()] == ["diverged", "finished", "stopped", "stopped"]
+    assert end.trials[names[3]].reason == "given up at epoch 1: 60.0%, 3rd of 4; the 2nd had 70.0%"
 
 
 def test_decisions_are_read_back_from_a_journal(tmp_path: Path) -> None:

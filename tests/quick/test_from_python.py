@@ -61,14 +61,18 @@ def test_the_arguments_mean_what_the_flags_mean(started: Any, few_digits: Path) 
     record = nfnet_ray.run(
         agc_sweep, data=few_digits, name="a", epochs=2, trials=3, seeds=2, settings={"batch_size": 48},
         cpus_per_worker=2, gpus_per_worker=0, trials_at_once=1, tracking_uri="sqlite:///m.db",
+        early_stopping="asynchronous:eta=2",
     )  # fmt: skip
     flags = ["--data", few_digits, "--name", "b", "--epochs", 2, "--trials", 3, "--seeds", 2]
     flags += ["--set", "batch_size=48", "--cpus-per-worker", 2, "--gpus-per-worker", 0, "--trials-at-once", 1]
-    assert main(agc_sweep, STUDY_FILE, [*map(str, flags), "--tracking-uri", "sqlite:///m.db"]) == 0
+    flags += ["--early-stopping", "asynchronous:eta=2", "--tracking-uri", "sqlite:///m.db"]
+    assert main(agc_sweep, STUDY_FILE, [*map(str, flags)]) == 0
     (here, demand), (there, demand_there) = started
     assert (here.study.trials(), demand, here.data, here.tracking_uri) == (
         there.study.trials(), demand_there, there.data, there.tracking_uri,
     )  # fmt: skip
+    halving = nfnet_ray.Halving(eta=2, rule="asynchronous")
+    assert (here.study.halving, there.study.halving) == (halving, halving)
     assert (record.study["name"], record.state, len(record.trials)) == ("a", "unfinished", 6)
     assert here.command == "nfnet_ray.run(resume='a', tracking_uri='sqlite:///m.db', trials_at_once=1)"
 
