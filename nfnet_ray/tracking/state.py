@@ -94,7 +94,7 @@ class StudyState:
         notes: what people have said about the study, in that order.
         tags: {key: value} that people have given it.
         last_event_time: Unix seconds of the latest event, 0 before the first.
-        latest: the trial that the latest event is about, None if it is about the study.
+        latest: the trial that the latest event but for signs of life is about; None if it is about the study.
     """
 
     def __init__(self, trials: Iterable[str] = ()) -> None:
@@ -200,8 +200,9 @@ class StudyState:
                 trial = self.trials[event["trial"]]
                 trial.state, trial.reason = event["state"], event["reason"]
                 trial.outcome = event["state"]
-        self.latest = self.trials.get(str(event.get("trial")))
-        held = self.latest
+        held = self.trials.get(str(event.get("trial")))
+        if event["event"] != "at_work":  # it changes nothing, and comes from another thread
+            self.latest = held
         if held is not None and held.state != "running" and held.accelerators:
             held.hold(0.0, self.last_event_time)
 

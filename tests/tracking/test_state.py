@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from nfnet_ray.errors import UserError
-from nfnet_ray.tracking.events import Event, read_events, read_last_epochs
+from nfnet_ray.tracking.events import Event, at_work, read_events, read_last_epochs
 from nfnet_ray.tracking.state import JournalReader, StudyState
 from nfnet_ray.tracking.writer import study_metrics
 from tests.tracking.example_study import agc_sweep, proposed_later, study_started, trial_events, write_journal
@@ -161,3 +161,13 @@ def test_long_journals_are_read_quickly_where_the_last_epochs_are_enough(tmp_pat
     path.write_text(path.read_text().replace('"epoch":500,"metrics":{', '"epoch":500,"metric'))
     with pytest.raises(UserError, match="damaged at byte"):
         list(read_last_epochs(path))
+
+
+def test_a_sign_of_life_hides_no_event_from_the_display() -> None:
+    """It is recorded by another thread, perhaps before the display has been told of the event before it."""
+    state = StudyState()
+    for event in agc_sweep()[:3]:
+        state.apply(event)
+    assert state.latest is state.trials[FIRST]
+    state.apply(at_work())
+    assert state.latest is state.trials[FIRST]
