@@ -16,7 +16,8 @@ from nfnet_ray.study.cost.probe_process import FIRST_STEPS, Probe
 from nfnet_ray.study.decisions import groups
 from nfnet_ray.study.study import Study
 
-# From the start of a trial in a process that is up already to its first batch: README.md, 0.5 to 1.6 s.
+# From the start of a trial in a process that is up already to its first batch: 0.24 to 0.38 s on quiet cores
+# (README.md), 0.5 to 1.6 s seen on busy ones.
 LATER_STARTUP_SECONDS = 1.0
 BYTES_OF_A_PARAMETER = {"float32": 4, "bfloat16": 4, "float64": 8}
 
