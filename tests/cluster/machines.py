@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from types import MappingProxyType
 
 from tests.cluster.training import descendants, environment
 from tests.deadlines import HANG_SECONDS
+from tests.ports import unused_port
 
 RAY = str(Path(sys.executable).with_name("ray"))
 # For each line that it reads it prints a line of JSON: {name: id} of the nodes that are up. One process answers all
@@ -69,7 +69,7 @@ class Machine:
 class Machines:
     """A head, which has no cores for workers unless it is given some, and machines that come and go.
 
-    Every port is a free one, so that another head on this machine is not in the way.
+    Every port is an unused one, so that another head on this machine is not in the way.
     """
 
     def __init__(
@@ -79,14 +79,14 @@ class Machines:
         variables: Mapping[str, str] = MappingProxyType({}),
         head_cores: int = 0,
     ) -> None:
-        self.address = f"{ip}:{_free_port()}"
+        self.address = f"{ip}:{unused_port()}"
         self._inside = inside
         self._asker = self._new_asker()
         self.up: list[Machine] = []
         """The head and the others, in the order in which they came."""
         port = self.address.rpartition(":")[2]
         ports = [
-            f"--{name}-port={_free_port()}"
+            f"--{name}-port={unused_port()}"
             for name in ("dashboard", "dashboard-agent-listen", "ray-client-server")
         ]
         shape = [f"--num-cpus={head_cores}", f"--node-ip-address={ip}"]
@@ -103,7 +103,7 @@ class Machines:
     ) -> Machine:
         """A machine of one core that is up."""
         arguments = [f"--address={self.address}", f"--node-ip-address={ip}", "--num-cpus=1"]
-        agent = f"--dashboard-agent-listen-port={_free_port()}"
+        agent = f"--dashboard-agent-listen-port={unused_port()}"
         arguments += [agent, "--include-log-monitor=false"]
         return self._started(Machine(name, arguments, inside, variables))
 
@@ -162,10 +162,3 @@ class Machines:
             machine.kill()
         self._asker.kill()
         self._asker.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

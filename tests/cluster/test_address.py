@@ -24,6 +24,7 @@ import pytest
 from nfnet_ray.cluster.connection import address as address_module
 from nfnet_ray.cluster.connection.address import find_head, where_to_run
 from nfnet_ray.errors import UserError
+from tests.ports import unused_port
 
 TOKEN = "0123456789abcdef" * 4
 NODE = "ab" * 28
@@ -105,13 +106,6 @@ def on_this_machine(monkeypatch: pytest.MonkeyPatch, *heads: str) -> None:
     monkeypatch.setattr(address_module, "_raylets", lambda: ((head, NODE) for head in heads))
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def refusal(address: str) -> str:
     with pytest.raises(UserError) as caught:
         find_head(address)
@@ -168,7 +162,7 @@ def test_what_is_no_address(monkeypatch: pytest.MonkeyPatch, address: str, word:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "[::1]", "localhost"])
 def test_nobody_is_there(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
-    address = f"{host}:{free_port()}"
+    address = f"{host}:{unused_port()}"
     assert "no Ray answers there" in refusal(address)
     monkeypatch.setenv("RAY_ADDRESS", address)
     assert f"RAY_ADDRESS={address}: no Ray answers there" in refusal("auto")
@@ -180,7 +174,7 @@ def test_the_address_file_of_a_head_that_was_killed(
     assert "no Ray is running on this machine" in refusal("auto")
     file = tmp_path / "ray" / "ray_current_cluster"
     file.parent.mkdir()
-    dead = f"127.0.0.1:{free_port()}"
+    dead = f"127.0.0.1:{unused_port()}"
     file.write_text(dead)
     line = refusal("auto")
     assert f"{dead} in {file}" in line

@@ -24,12 +24,13 @@ import pytest
 from nfnet_ray.tracking.events import JOURNAL_FILE, Event, read_events
 from nfnet_ray.tracking.state import StudyState
 from tests.deadlines import HANG_SECONDS
+from tests.ports import unused_port
 
 pytestmark = pytest.mark.slow
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # Neither Ray's own nor those of tests/e2e: another head may be up on this machine.
-GCS_PORT, DASHBOARD_PORT, AGENT_PORT, CLIENT_PORT = 6397, 8297, 52397, 20097
+GCS_PORT, DASHBOARD_PORT, AGENT_PORT, CLIENT_PORT = (unused_port() for _ in range(4))
 TOKEN = "0123456789abcdef" * 4
 LEFT_AT_HOME = ("data", "runs", "mlruns", ".venv", ".venv-uv", ".git", "build")
 # What the sources of a study amount to, with room to grow; the tests' fixtures alone are more.

@@ -6,7 +6,6 @@ The same command and flags on a free port, with SQLite in PostgreSQL's place. Ta
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ import pytest
 from nfnet_ray.tracking.destination.uri_check import check_tracking_uri
 from tests.deadlines import HANG_SECONDS
 from tests.deploy.manifests import KUBERNETES, pod_specs, rendered
+from tests.ports import unused_port
 
 pytestmark = pytest.mark.slow
 
@@ -30,9 +30,7 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     documents = rendered(KUBERNETES / "overlays" / "pvc")
     [pod] = [pod for document in documents for name, pod in pod_specs(document) if name == "mlflow"]
     [container] = pod["containers"]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        free: int = probe.getsockname()[1]
+    free = unused_port()
     arguments = [argument.replace("5000", str(free)) for argument in container["args"]]
     arguments = [argument.replace("=/artifacts", f"={folder / 'artifacts'}") for argument in arguments]
     environment = {variable["name"]: variable.get("value", "") for variable in container["env"]}

@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import shutil
-import socket
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.workplace import Workplace
+from tests.ports import unused_port
 
 
 @pytest.fixture
 def data(workplace: Workplace, few_digits: Path) -> Path:
     """A copy of a good data set, to be spoilt."""
     return Path(shutil.copytree(few_digits, workplace.folder / "set"))
-
-
-def closed_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def refused(workplace: Workplace, *arguments: str | Path) -> str:
@@ -105,14 +98,14 @@ def test_a_wrong_flag(workplace: Workplace, flags: list[str]) -> None:
 
 
 def test_no_ray_at_the_address(workplace: Workplace, few_digits: Path) -> None:
-    address = f"127.0.0.1:{closed_port()}"
+    address = f"127.0.0.1:{unused_port()}"
     assert "no Ray answers there" in refused(workplace, "--data", few_digits, "--address", address)
     assert "ray job submit" in refused(workplace, "--data", few_digits, "--address", "ray://somewhere:10001")
     assert "HOST:PORT" in refused(workplace, "--data", few_digits, "--address", "somewhere")
 
 
 def test_a_tracking_server_that_does_not_answer(workplace: Workplace, few_digits: Path) -> None:
-    uri = f"http://127.0.0.1:{closed_port()}"
+    uri = f"http://127.0.0.1:{unused_port()}"
     assert uri in refused(workplace, "--data", few_digits, "--tracking-uri", uri)
 
 

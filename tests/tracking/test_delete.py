@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from nfnet_ray.tracking.sink import MLflowSink
 from nfnet_ray.tracking.spool import SPOOL_FILE, Spool, TrackedStudy
 from studies.managing import delete_command
 from studies.managing.commands import main
+from tests.ports import unused_port
 from tests.tracking.example_study import START, agc_sweep, write_journal
 
 Say = Callable[..., tuple[int, str, str]]
@@ -116,9 +116,7 @@ def test_a_running_study_is_refused_and_so_are_all_with_it(
 def test_without_mlflow_nothing_is_deleted_unless_its_runs_are_to_stay(
     storage: Path, tracking_uri: str, say: Say
 ) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = unused_port()
     spool = Spool(storage / "first" / JOURNAL_FILE, storage / "first" / SPOOL_FILE)
     spool.acknowledge(spool.acknowledged_bytes, TrackedStudy(f"http://127.0.0.1:{port}", "1", "k", "run"))
     code, out, err = say("first", "second", "--yes")

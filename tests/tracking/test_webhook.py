@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from nfnet_ray.tracking.events import study_ended
 from nfnet_ray.tracking.state import StudyState
 from studies.running.runner import WorkerDemand
 from studies.running.study_run import StudyRun
+from tests.ports import unused_port
 from tests.tracking.example_study import agc_sweep, write_journal
 
 TOLD: dict[str, Any] = {"event": "finished", "text": "It is done.", "wall_seconds": float("nan")}
@@ -105,9 +105,7 @@ def test_one_that_says_nothing_is_not_waited_for(
 
 
 def test_one_that_is_not_there_is_named_without_its_secrets() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = unused_port()
     why = notify(f"http://me:secret@127.0.0.1:{port}/key", TOLD)
     assert why == f"http://127.0.0.1:{port}/… was not told: Connection refused"
     assert notify(None, TOLD) == ""
