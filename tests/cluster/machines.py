@@ -18,6 +18,9 @@ from tests.deadlines import HANG_SECONDS
 from tests.ports import unused_port
 
 RAY = str(Path(sys.executable).with_name("ray"))
+# Workers take any port that is free. By default each node gives its own those from 10002 on, and here all nodes are on
+# one machine.
+RAY_START = (RAY, "start", "--block", "--disable-usage-stats", "--min-worker-port=0", "--max-worker-port=0")
 # For each line that it reads it prints a line of JSON: {name: id} of the nodes that are up. One process answers all
 # questions, because each would import Ray again, which takes over a second. It imports nothing before the head listens.
 ASKER = """\
@@ -46,7 +49,7 @@ class Machine:
     ) -> None:
         self.name = name
         self._process = subprocess.Popen(
-            [*inside, RAY, "start", "--block", "--disable-usage-stats", f"--node-name={name}", *arguments],
+            [*inside, *RAY_START, f"--node-name={name}", *arguments],
             env=environment() | dict(variables),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
