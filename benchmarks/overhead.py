@@ -91,9 +91,9 @@ def bare(asked: Recipe) -> list[float]:
             loss_sum = step(batch).loss_sum
         loss_sum.item()  # waits for the device
         seconds.append(time.perf_counter() - start)
-        evaluate(model, eval_loader, recipe, context)
+        evaluate(model, eval_loader, len(dataset.validation), recipe, context)
         if step.average:
-            evaluate(step.average.model, eval_loader, recipe, context)
+            evaluate(step.average.model, eval_loader, len(dataset.validation), recipe, context)
     return seconds
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nfnet_ray.analysis.study_directory import find_study
+from nfnet_ray.correct_images import CorrectImages
 from nfnet_ray.metric import METRIC
 from nfnet_ray.tracking.events import StudyDescription, StudyStarted
 from nfnet_ray.tracking.labels import ABSENT, short_names
@@ -38,6 +39,7 @@ class StudyRecord:
         fields: dotted names of the swept Recipe fields; the first is the question. Seeds are never among them: trials
             that differ in the seed only are repetitions. In the tables a field that is not swept at a point has the
             value :data:`nfnet_ray.tracking.labels.ABSENT` there, which is shown as a dash.
+        correct_images: {trial: {epoch: text}}, which :meth:`correct` reads.
         conditions: those of the fields whose values divide the trials into strata: all but the first that have a list
             of values.
         names: {dotted name: short name to show}.
@@ -65,6 +67,16 @@ class StudyRecord:
     notes: tuple[str, ...] = ()
     tags: Mapping[str, str] = field(default_factory=dict)
     conditions: tuple[str, ...] = ()
+    correct_images: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+
+    def correct(self, trial: str, epoch: int) -> CorrectImages | None:
+        """Which validation images a trial had right at the end of an epoch.
+
+        None where that was not kept: it is for the epochs at which a trial finished or paused, and journals of earlier
+        versions have none.
+        """
+        text = self.correct_images.get(trial, {}).get(epoch)
+        return None if text is None else CorrectImages.from_text(text)
 
 
 def load_study(study: str | Path) -> StudyRecord:
@@ -139,6 +151,7 @@ def study_record(state: StudyState, started: StudyStarted, *, with_epochs: bool 
         notes=tuple(state.notes),
         tags=state.tags,
         conditions=tuple(name for name in condition_fields(description) if name in fields),
+        correct_images={name: dict(trial.correct_images) for name, trial in state.trials.items()},
     )
 
 

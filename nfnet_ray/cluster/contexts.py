@@ -110,10 +110,10 @@ class TuneContext(_WorkerContext):
         gpu = config["resources"]["gpus"] > 0
         super().__init__(config, rank=0, world_size=1, device=torch.device("cuda" if gpu else "cpu"))
 
-    def report(self, metrics: Mapping[str, Any]) -> None:
+    def report(self, metrics: Mapping[str, Any], correct_images: str | None) -> None:
         from ray import tune
 
-        tune.report(epoch_result(metrics))
+        tune.report(epoch_result(metrics, correct_images))
 
 
 class GroupContext(_WorkerContext):
@@ -139,13 +139,13 @@ class GroupContext(_WorkerContext):
         if self.through_tune:
             super()._note_progress(epochs)
 
-    def report(self, metrics: Mapping[str, Any]) -> None:
+    def report(self, metrics: Mapping[str, Any], correct_images: str | None) -> None:
         if self.through_tune:
             import ray.train
 
-            ray.train.report(epoch_result(metrics))
+            ray.train.report(epoch_result(metrics, correct_images))
         elif self.rank == 0:
-            self.mailbox.post(EpochEnded(dict(metrics)))
+            self.mailbox.post(EpochEnded(dict(metrics), correct_images))
 
     def report_end(self, report: FinalReport) -> None:
         """Reports how the training ended. Collective where it goes through Tune."""

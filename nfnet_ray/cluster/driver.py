@@ -18,7 +18,15 @@ from nfnet_ray.cluster.connection.resources import WorkerResources
 from nfnet_ray.cluster.exit_rules import LOST_WORKER_RETRIES
 from nfnet_ray.cluster.follower import SECONDS_TO_KEEP
 from nfnet_ray.cluster.mailbox import Register
-from nfnet_ray.cluster.messages import HAS_TRAINED, METRICS, STOP, FinalReport, WorkerConfig, worker_config
+from nfnet_ray.cluster.messages import (
+    CORRECT_IMAGES,
+    HAS_TRAINED,
+    METRICS,
+    STOP,
+    FinalReport,
+    WorkerConfig,
+    worker_config,
+)
 from nfnet_ray.cluster.searcher import LegSearcher
 from nfnet_ray.cluster.trial import run_in_actor, run_worker_group
 from nfnet_ray.data.files.dataset import DatasetSummary
@@ -161,7 +169,9 @@ class _JournalCallback(_NotSaved, Callback):
         if report is not None:
             self._final_reports[_trial_name(trial)] = report
         elif METRIC in result and self._is_running(trial):
-            self._recorder.record_epoch(_trial_name(trial), result["epoch"], result[METRICS])
+            self._recorder.record_epoch(
+                _trial_name(trial), result["epoch"], result[METRICS], result.get(CORRECT_IMAGES)
+            )
 
     def on_trial_complete(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any

@@ -98,8 +98,9 @@ class Follower:
         match note:
             case AttemptStarted():
                 self._start(note)
-            case EpochEnded(metrics):
-                self._recorder.record_epoch(self._config["name"], int(metrics["epoch"]), metrics)
+            case EpochEnded(metrics, correct_images):
+                name = self._config["name"]
+                self._recorder.record_epoch(name, int(metrics["epoch"]), metrics, correct_images)
             case WorkerHung():
                 self._hung.append(note)
             case GroupResizing(before, after):

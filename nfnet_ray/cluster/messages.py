@@ -113,6 +113,7 @@ def worker_config(
 
 # --- reports to Tune ------------------------------------------------------------------------------
 
+CORRECT_IMAGES = "correct_images"
 METRICS = "metrics"
 """Key of all metrics of an epoch, apart from Tune's own; the one that a scheduler compares is next to it."""
 
@@ -120,9 +121,10 @@ Ending = Literal["finished", "paused", "stopped", "diverged", "failed"]
 """Those of ``nfnet_ray/training/loop.py``, and an error."""
 
 
-def epoch_result(metrics: Mapping[str, Any]) -> dict[str, Any]:
+def epoch_result(metrics: Mapping[str, Any], correct_images: str | None = None) -> dict[str, Any]:
     """The report of an epoch, as Tune is given it."""
-    return {"epoch": metrics["epoch"], METRIC: metrics[METRIC], METRICS: dict(metrics)}
+    result = {"epoch": metrics["epoch"], METRIC: metrics[METRIC], METRICS: dict(metrics)}
+    return result if correct_images is None else {**result, CORRECT_IMAGES: correct_images}
 
 
 @dataclass(frozen=True)
@@ -186,6 +188,7 @@ class EpochEnded:
     """From the first worker, where there is no Tune to report to."""
 
     metrics: dict[str, Any]
+    correct_images: str | None = None
 
 
 @dataclass(frozen=True)

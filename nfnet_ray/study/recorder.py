@@ -68,25 +68,34 @@ class Recorder:
         self.lost = self.lost or why
         self._on_lost()
 
-    def record_epoch(self, trial: str, epoch: int, metrics: Mapping[str, float | None]) -> None:
-        """Keeps an epoch's metrics, once.
+    def record_epoch(
+        self,
+        trial: str,
+        epoch: int,
+        metrics: Mapping[str, float | None],
+        correct_images: str | None = None,
+    ) -> None:
+        """Keeps an epoch's metrics, and which images were correct if the worker says so, once.
 
         A training that resumes from a checkpoint reports the checkpoint's epoch anew, for that report may have been
         lost; and one whose last checkpoint was lost trains an epoch again. Both give what was learned to the bit. If
         not (GPUs and another number of workers add in another order, and somebody may have changed data or code), the
         later numbers replace the earlier ones, because it is their weights that are trained further.
         """
-        known = self.state.trials[trial].epochs.get(epoch)
+        progress = self.state.trials[trial]
+        known = progress.epochs.get(epoch)
         if known is not None:
             changed = _changes(known, metrics)
-            if not changed:
+            has_new_images = correct_images not in (None, progress.correct_images.get(epoch))
+            if not changed and not has_new_images:
                 return
-            name = METRIC if METRIC in changed else changed[0]
-            self._say(
-                f"{trial}: epoch {epoch} was done again and came out differently ({name} {metrics.get(name)}, was "
-                f"{known.get(name)}): the new numbers replace the old ones"
-            )
-        self.record(epoch_ended(trial, epoch, metrics))
+            if changed:
+                name = METRIC if METRIC in changed else changed[0]
+                self._say(
+                    f"{trial}: epoch {epoch} was done again and came out differently ({name} {metrics.get(name)}, was "
+                    f"{known.get(name)}): the new numbers replace the old ones"
+                )
+        self.record(epoch_ended(trial, epoch, metrics, correct_images))
 
     def end_trial(self, name: str, state: TrialOutcome, reason: str | None) -> None:
         """Record that a trial has ended, with the number of its reported epochs."""

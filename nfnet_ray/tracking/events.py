@@ -313,7 +313,9 @@ def trial_promoted(trial: str, epoch: int, reason: str) -> TrialPromoted:
 class EpochEnded(TypedDict):
     """The measurements of one epoch. A later event of the same trial and epoch replaces an earlier one.
 
-    ``validation_top1`` is a fraction from 0 to 1; ``train_seconds`` is cumulative over the trial.
+    ``validation_top1`` is a fraction from 0 to 1; ``train_seconds`` is cumulative over the trial. ``correct_images`` is
+    the text of a :class:`nfnet_ray.correct_images.CorrectImages`; it is there for the epochs at which a trial finished
+    or paused.
     """
 
     event: Literal["epoch"]
@@ -321,17 +323,23 @@ class EpochEnded(TypedDict):
     trial: str
     epoch: int
     metrics: dict[str, float | None]
+    correct_images: NotRequired[str]
 
 
-def epoch_ended(trial: str, epoch: int, metrics: Mapping[str, float | None]) -> EpochEnded:
+def epoch_ended(
+    trial: str, epoch: int, metrics: Mapping[str, float | None], correct_images: str | None = None
+) -> EpochEnded:
     """The event of an epoch that is reported now."""
-    return {
+    event: EpochEnded = {
         "event": "epoch",
         "time": time.time(),
         "trial": trial,
         "epoch": epoch,
         "metrics": dict(metrics),
     }
+    if correct_images is not None:
+        event["correct_images"] = correct_images
+    return event
 
 
 class TrialEnded(TypedDict):

@@ -41,6 +41,7 @@ class TrialProgress:
         reason: why it ended like that or may continue, None where there is nothing to say.
         attempts: how often it has been started.
         epochs: {epoch: its metrics}; of an epoch that was reported again, the later ones.
+        correct_images: {epoch: which images were correct, as text}, of the epochs at which it finished or paused.
         outcome: the state in which it ended last, which it keeps when it is started again.
         promoted: {epoch of a rung: why the trial continues after it}.
         accelerator_seconds: for which it held accelerators (a worker without GPUs counts as one), in all attempts up
@@ -54,6 +55,7 @@ class TrialProgress:
     reason: str | None = None
     attempts: int = 0
     epochs: dict[int, Mapping[str, float | None]] = field(default_factory=dict)
+    correct_images: dict[int, str] = field(default_factory=dict)
     outcome: TrialOutcome | None = None
     promoted: dict[int, str] = field(default_factory=dict)
     accelerator_seconds: float = 0.0
@@ -196,6 +198,10 @@ class StudyState:
                     top1 = event["metrics"].get(METRIC) or 0.0
                     self._reported.append((event["trial"], event["epoch"], top1))
                 trial.epochs[event["epoch"]] = event["metrics"]
+                if "correct_images" in event:
+                    trial.correct_images[event["epoch"]] = event["correct_images"]
+                else:  # an epoch that came out differently when it was trained again
+                    trial.correct_images.pop(event["epoch"], None)
             case "trial_ended":
                 trial = self.trials[event["trial"]]
                 trial.state, trial.reason = event["state"], event["reason"]

@@ -13,6 +13,7 @@ from typing import Protocol
 
 import torch
 
+from nfnet_ray.correct_images import CorrectImages
 from nfnet_ray.training.checkpoints.checkpoint import DEFAULT_KEPT, CheckpointStore, Kept
 
 Metrics = Mapping[str, float]
@@ -55,8 +56,12 @@ class Context(Protocol):
     def seconds_between_checkpoints(self) -> float | None:
         """Seconds between checkpoints within an epoch; None: checkpoint only at the end of each epoch."""
 
-    def report(self, metrics: Metrics) -> None:
-        """Reports one epoch's metrics. Every worker calls it; it may not return (early stopping)."""
+    def report(self, metrics: Metrics, correct_images: str | None) -> None:
+        """Reports one epoch's metrics. Every worker calls it; it may not return (early stopping).
+
+        ``correct_images`` is a :class:`nfnet_ray.correct_images.CorrectImages` as text, where the run
+        finishes or pauses.
+        """
 
     def progress(self, epochs: float) -> None:
         """Notes the number of epochs done, a fraction included. Called after every step, so it has to be cheap."""
@@ -99,9 +104,13 @@ class PlainContext:
         self.store = CheckpointStore(checkpoints, kept) if checkpoints else None
         self.seconds_between_checkpoints = seconds_between_checkpoints
         self._on_report = on_report
+        self.correct_images: CorrectImages | None = None
+        """The validation images that were correct when the run finished or paused."""
         self._stop = threading.Event()
 
-    def report(self, metrics: Metrics) -> None:
+    def report(self, metrics: Metrics, correct_images: str | None) -> None:
+        if correct_images is not None:
+            self.correct_images = CorrectImages.from_text(correct_images)
         self._on_report(metrics)
 
     def progress(self, epochs: float) -> None:

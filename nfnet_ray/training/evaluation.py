@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nfnet_ray.data.batch import Batch
+from nfnet_ray.correct_images import CorrectImages
+from nfnet_ray.data.batch import Batch, on_device
 from nfnet_ray.data.loading.loader import EvalLoader
 from nfnet_ray.data.normalise import normalise
 from nfnet_ray.metric import METRIC
@@ -22,31 +24,45 @@ SIGNAL_IMAGES = 32  # enough for a mean over images and pixels
 EVAL_BATCH_SIZE = 256  # images a worker holds at once; no result depends on it but for rounding
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """``metrics``: top-1 and top-5 as fractions and the mean cross-entropy. ``images``: what top-1 is the mean of."""
+
+    metrics: dict[str, float]
+    images: CorrectImages
+
+
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, batches: Iterable[Batch], recipe: Recipe, context: Context
-) -> dict[str, float]:
-    """Top-1 and top-5 as fractions and the mean cross-entropy, over the images of all workers.
+    model: nn.Module, batches: Iterable[Batch], images: int, recipe: Recipe, context: Context
+) -> Evaluation:
+    """Evaluates a model on the images of all workers, of which there are ``images``.
 
     Each image counts exactly once, on any number of workers. A single crop, no test-time augmentation. Leaves
     the model in evaluation mode.
     """
     model.eval()
     sums = torch.zeros(4, dtype=torch.float64, device=context.device)
+    # Of each image 1 if it was correct, and 1 if it was measured at all.
+    by_image = torch.zeros(2, images, dtype=torch.uint8, device=context.device)
     for batch in batches:
-        images = normalise(batch.images, MEMORY_FORMATS[recipe.memory_format]).to(DTYPES[recipe.precision])
+        pixels = normalise(batch.images, MEMORY_FORMATS[recipe.memory_format]).to(DTYPES[recipe.precision])
         with torch.autocast(context.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
-            logits = model(images).to(DTYPES[recipe.precision])
+            logits = model(pixels).to(DTYPES[recipe.precision])
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices == batch.labels[:, None]
         loss = F.cross_entropy(logits, batch.labels, reduction="sum")
         count = torch.tensor(float(len(batch.labels)), device=context.device)
         sums += torch.stack([best[:, 0].sum(), best.any(dim=1).sum(), loss, count]).double()
+        rows = on_device(batch.indices, context.device)
+        by_image[0, rows], by_image[1, rows] = best[:, 0].to(torch.uint8), 1
     top1, top5, loss_sum, count = add_over_workers(sums, context).tolist()
-    return {
+    metrics = {
         METRIC: top1 / count,
         "validation_top5": top5 / count,
         "validation_loss": loss_sum / count,
     }
+    correct, measured = add_over_workers(by_image, context).cpu().numpy().astype(bool)
+    return Evaluation(metrics, CorrectImages(correct, measured))
 
 
 def evaluate_signal(model: nn.Module, loader: EvalLoader, recipe: Recipe) -> dict[str, float]:

@@ -89,7 +89,7 @@ def train(
             ended = train_epoch(run, at)
             if ended:
                 return ended
-            finished = finish_epoch(run, at, pauses=at.epoch + 1 == last_epoch < asked.schedule.epochs)
+            finished = finish_epoch(run, at, is_last=at.epoch + 1 == last_epoch)
             if isinstance(finished, Outcome):
                 return finished
             at = finished
@@ -134,10 +134,11 @@ def train_epoch(run: Run, at: Position) -> Outcome | None:
     return None
 
 
-def finish_epoch(run: Run, at: Position, *, pauses: bool) -> Position | Outcome:
+def finish_epoch(run: Run, at: Position, *, is_last: bool) -> Position | Outcome:
     """Evaluates after an epoch's last batch, saves and reports. Returns the position at the start of the next epoch.
 
-    ``at`` is where the epoch began. Returns an Outcome if the validation loss is not finite: the run ends.
+    ``at`` is where the epoch began. ``is_last``: the run finishes or pauses here. Returns an Outcome if the validation
+    loss is not finite: the run ends.
     """
     recipe, context, clock, step = run.recipe, run.context, run.clock, run.step
 
@@ -150,11 +151,14 @@ def finish_epoch(run: Run, at: Position, *, pauses: bool) -> Position | Outcome:
 
     # ---- Accuracy: of the moving average, where there is one, since that is what is delivered and compared ----
     step.unify_statistics()
-    validation = evaluate(run.model, clock.with_heartbeats(run.eval_loader), recipe, context)
+    all_images = len(run.dataset.validation)
+    evaluation = evaluate(run.model, clock.with_heartbeats(run.eval_loader), all_images, recipe, context)
+    validation = evaluation.metrics
     loss = validation["validation_loss"]
     if step.average:
-        validation = {f"raw_{name}": value for name, value in validation.items()}
-        validation |= evaluate(step.average.model, clock.with_heartbeats(run.eval_loader), recipe, context)
+        average = step.average.model
+        evaluation = evaluate(average, clock.with_heartbeats(run.eval_loader), all_images, recipe, context)
+        validation = {f"raw_{name}": value for name, value in validation.items()} | evaluation.metrics
     if not math.isfinite(loss):
         return _ended(run, at, "diverged", f"the validation loss became {loss} after epoch {at.epoch + 1}")
     metrics |= validation
@@ -169,10 +173,14 @@ def finish_epoch(run: Run, at: Position, *, pauses: bool) -> Position | Outcome:
 
     # ---- Save, then report: what was reported is never trained again ----
     clock.enter("checkpoint")
-    finished = Position(at.epoch + 1, metrics=metrics | clock.metrics())
-    run.save(finished, paused=pauses)
+    finished = Position(
+        at.epoch + 1,
+        metrics=metrics | clock.metrics(),
+        correct_images=evaluation.images.to_text() if is_last else None,
+    )
+    run.save(finished, paused=is_last and finished.epoch < recipe.schedule.epochs)
     clock.enter("report")
-    context.report(finished.metrics)
+    context.report(finished.metrics, finished.correct_images)
     return finished
 
 

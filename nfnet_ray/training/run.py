@@ -42,6 +42,8 @@ class Position:
     """``train_seconds`` when this epoch began."""
     metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """The metrics of the last finished epoch."""
+    correct_images: str | None = None
+    """Which images were correct after it (``CorrectImages`` as text), if it is the last before an end or a pause."""
     initial: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """What was measured before the first step; it is reported with the first epoch."""
 
@@ -159,7 +161,7 @@ def open_run(
         return run, Position()
     at = run.load_state_dict(before)
     if at.epoch:
-        context.report(at.metrics)
+        context.report(at.metrics, at.correct_images)
     if at.batches:
         run.load_own_state_dicts(before["workers"], at)
     return run, at

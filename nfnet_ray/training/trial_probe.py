@@ -110,7 +110,7 @@ def _measure_evaluation(run: Run) -> None:
     run.step.unify_statistics()
     for batch in itertools.islice(run.eval_loader, EVALUATED_BATCHES):
         start = time.perf_counter()
-        evaluate(run.model, [batch], run.recipe, run.context)
+        evaluate(run.model, [batch], len(run.dataset.validation), run.recipe, run.context)
         say({"eval_seconds": time.perf_counter() - start, "images": len(batch.labels)})
 
 

@@ -65,6 +65,19 @@ def test_an_epoch_that_is_known_is_not_recorded_again(
     assert said == []
 
 
+def test_which_images_were_correct_is_kept_for_an_epoch_that_was_known_without_it(
+    recorder: Recorder, said: list[str], tmp_path: Path
+) -> None:
+    """A training may have passed an epoch before an early stopping with other rungs made it pause there."""
+    for correct_images in (None, "3:oA==", "3:oA==", None):
+        recorder.record_epoch(FIRST, 1, MEASURED, correct_images)
+    assert [event.get("correct_images") for event in epochs(tmp_path)] == [None, "3:oA=="]
+    assert recorder.state.trials[FIRST].correct_images == {1: "3:oA=="}
+    assert said == []
+    recorder.record_epoch(FIRST, 1, MEASURED | {METRIC: 0.4})
+    assert recorder.state.trials[FIRST].correct_images == {}, "those of weights that are not trained further"
+
+
 @pytest.mark.parametrize(
     "other", [{METRIC: 0.4}, {"validation_loss": math.nan}, {"raw_validation_top1": 0.1}]
 )

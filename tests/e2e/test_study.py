@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from data_prep.__main__ import main as data_prep
+from nfnet_ray.correct_images import CorrectImages
 from tests.cluster.training import kill
 from tests.deadlines import HANG_SECONDS, wait_until
 from tests.e2e.workplace import QUICK, Workplace, one_at_a_time
@@ -40,6 +41,14 @@ def test_a_study_runs_through_and_can_be_seen_everywhere(workplace: Workplace, f
     assert len(states) == 6
     assert states["clip_factor=none,batch_size=48"] == "diverged"
     assert "loss became" in str(progress.trials["clip_factor=none,batch_size=48"].reason)
+    for name, trial in progress.trials.items():
+        if trial.state == "finished":
+            assert list(trial.correct_images)[-1] == trial.epoch
+        for epoch, text in trial.correct_images.items():
+            images = CorrectImages.from_text(text)
+            assert images.correct.mean() == pytest.approx(
+                trial.epochs[epoch]["validation_top1"], abs=1e-12
+            ), name
     assert "finished" in states.values()
     assert set(states.values()) <= {"finished", "stopped", "diverged"}
 

@@ -16,6 +16,7 @@ LIBRARY = "nfnet_ray"
 ARROWS = {
     "errors": set(),
     "command_line": set(),
+    "correct_images": set(),
     "metric": set(),
     "places": set(),
     "printable": set(),
@@ -41,6 +42,7 @@ ARROWS = {
 TOP_LEVEL_ROOMS = {"studies", "data_prep", "dashboards", "benchmarks"}
 FOR_EVERYONE = {
     "command_line",
+    "correct_images",
     "errors",
     "metric",
     "places",

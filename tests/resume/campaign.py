@@ -128,8 +128,8 @@ class Worker(PlainContext):
         with self._log.open("ab", buffering=0) as file:
             file.write(json.dumps(facts).encode() + b"\n")
 
-    def report(self, metrics: Mapping[str, float]) -> None:
-        self.note(epoch=metrics["epoch"], metrics=timeless(metrics))
+    def report(self, metrics: Mapping[str, float], correct_images: str | None) -> None:
+        self.note(epoch=metrics["epoch"], metrics=timeless(metrics) | {"correct_images": correct_images})
 
     def progress(self, epochs: float) -> None:
         if self._waits:

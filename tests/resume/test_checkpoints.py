@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 
+from nfnet_ray.correct_images import CorrectImages
 from nfnet_ray.errors import UserError
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.training import Outcome, PlainContext, train
@@ -413,10 +414,10 @@ def test_a_run_that_pauses_at_rungs_is_the_same_to_the_bit(recipe: Recipe, tmp_p
     """It pauses after two of its epochs, as a trial of a study does that is promoted twice."""
     long = recipe.with_values({"schedule.epochs": 4})
     whole_reports: list[dict[str, float]] = []
-    whole = train(
-        long, PlainContext(device=CPU, threads=1, on_report=lambda m: whole_reports.append(dict(m)))
-    )
+    undisturbed = PlainContext(device=CPU, threads=1, on_report=lambda m: whole_reports.append(dict(m)))
+    whole = train(long, undisturbed)
     reports: dict[float, dict[str, float]] = {}
+    correct: dict[int, CorrectImages | None] = {}
 
     def leg(until: int | None) -> Outcome:
         context = PlainContext(
@@ -425,7 +426,9 @@ def test_a_run_that_pauses_at_rungs_is_the_same_to_the_bit(recipe: Recipe, tmp_p
             checkpoints=tmp_path,
             on_report=lambda m: reports.update({m["epoch"]: dict(m)}),
         )
-        return train(long, context, until_epoch=until)
+        outcome = train(long, context, until_epoch=until)
+        correct[outcome.epochs] = context.correct_images
+        return outcome
 
     assert [leg(until).state for until in (1, 3)] == ["paused", "paused"]
     paused = leg(3)  # its driver was killed before it could say so: there is nothing to train
@@ -435,6 +438,13 @@ def test_a_run_that_pauses_at_rungs_is_the_same_to_the_bit(recipe: Recipe, tmp_p
     assert (last.state, last.epochs) == ("finished", 4)
     assert same(weights(last), weights(whole))
     assert [timeless(reports[epoch]) for epoch in (1, 2, 3, 4)] == [timeless(m) for m in whole_reports]
+    for epoch in (1, 3, 4):
+        images = correct[epoch]
+        assert images is not None
+        assert images.measured.all()
+        assert images.correct.mean() == pytest.approx(reports[epoch]["validation_top1"], abs=1e-12)
+    assert undisturbed.correct_images is not None
+    assert images.to_text() == undisturbed.correct_images.to_text()
     assert reports[4]["paused_seconds"] >= 0.3
     assert reports[4]["lost_seconds"] == 0
 
@@ -453,7 +463,8 @@ def test_training_seconds_count_no_work_twice(recipe: Recipe, tmp_path: Path) ->
             if epochs >= self._dies_at - 1e-6:
                 raise ZeroDivisionError
 
-        def report(self, metrics: Any) -> None:
+        def report(self, metrics: Any, correct_images: str | None) -> None:
+            super().report(metrics, correct_images)
             self.metrics = dict(metrics)
 
     with pytest.raises(ZeroDivisionError):
@@ -507,6 +518,7 @@ def test_a_run_goes_on_with_another_number_of_workers(tiny_digits: Path, tmp_pat
     assert got == {step: expected[step] for step in got}
     expected_metrics, metrics = epochs_of(notes("whole", 0)), epochs_of(notes("resumed", 0))
     for epoch, numbers in metrics.items():
+        assert numbers.pop("correct_images") == expected_metrics[epoch].pop("correct_images")
         for name, number in numbers.items():
             assert number == pytest.approx(expected_metrics[epoch][name], rel=1e-5, abs=1e-5), name
 
