@@ -1,30 +1,43 @@
-"""What the driver of a large study does for each epoch: ``python -m benchmarks.sweep_scale``.
+"""A study of 1,000 trials of which nothing is trained: does its driver keep pace? ``python -m benchmarks.sweep_scale``.
 
-A study of 1,000 trials of 100 epochs, with and without early stopping, of which nothing is trained: each epoch is
-reported at once, with made-up numbers. Everything else is the real thing: decisions, journal on the disk, live table,
-time left. Ray is not there. If the driver keeps pace, an epoch takes as long at the end as at the beginning, and memory
-grows with the journal. Then the journal is read, and the study resumed from it. Appends rows to
+Two measurements, each with and without early stopping, of 1,000 trials of 100 epochs.
+
+*Driver*: the next report of an epoch is there as soon as the last one has been dealt with. Decisions, journal on the
+disk, live table and time left are the real ones; Ray is not there. If the driver keeps pace, an epoch takes as long at
+the end as at the beginning. Then the journal is read, and the study resumed from it. Rows in
 ``results/sweep_scale.csv``.
+
+*Study* (``--through-ray``): a whole study, as ``nfnet_ray.run`` runs it on this machine, with Ray Tune, the live table,
+the report and MLflow. Each epoch of its trials only sleeps, for ``--epoch-seconds``. Rows in
+``results/sweep_through_ray.csv``: by how much the study takes longer than the sleep of its trials on as many places
+(``overhead``, from the start of the first trial to the end of the last one), what a trial took at the beginning and at
+the end, and how much memory the driver had by then.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 import random
 import resource
 import statistics
+import threading
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
+from unittest import mock
 
 import torch
 from rich.console import Console
 
 from benchmarks.record import Row, append_rows, hardware
-from nfnet_ray.command_line.arguments import positive
+from nfnet_ray.command_line.arguments import above_zero, positive
 from nfnet_ray.command_line.one_line_parser import OneLineParser
 from nfnet_ray.metric import METRIC
 from nfnet_ray.recipe import Recipe
@@ -36,6 +49,7 @@ from nfnet_ray.tracking.events import JOURNAL_FILE, Journal, read_events, study_
 from nfnet_ray.tracking.state import StudyState
 
 RESULTS = Path(__file__).with_name("results") / "sweep_scale.csv"
+RESULTS_THROUGH_RAY = RESULTS.with_name("sweep_through_ray.csv")
 CPU = torch.device("cpu")
 EPOCHS, PLACES, METRICS = 100, 16, 20
 VALIDATION_IMAGES = 50_000
@@ -46,7 +60,7 @@ PART = 0.1
 def study_of(trials: int, halving: Halving | None) -> Study:
     """A study of one field with this number of values."""
     space = {"optimizer.agc.clip_factor": tuple(number / 1000 for number in range(1, trials + 1))}
-    recipe = Recipe().with_values({"schedule.epochs": EPOCHS})
+    recipe = Recipe().with_values({"schedule.epochs": EPOCHS, "batch_size": 64})
     return Study("benchmark", "how long does an event take?", recipe, space, halving=halving)
 
 
@@ -124,13 +138,160 @@ def measure(trials: int, halving: Halving | None) -> Row:
     }
 
 
+def sleeping_trial(space: dict[str, Any]) -> None:
+    """What each trial of the study runs in its actor: epochs that sleep, and are reported as a training's are."""
+    from ray import tune
+
+    from nfnet_ray.cluster.messages import FinalReport, epoch_result
+
+    config = space["trial"]
+    last = config["until_epoch"] or EPOCHS
+    first = space["first_epoch"].get(config["name"], 0)
+    chance, slept = random.Random(config["name"]), 0.0
+    for epoch in range(1, last + 1):
+        top1 = chance.random()
+        if epoch <= first:
+            continue
+        began = time.perf_counter()
+        time.sleep(space["epoch_seconds"])
+        slept += time.perf_counter() - began
+        metrics: dict[str, float] = {f"metric_{index}": epoch / 7 for index in range(METRICS - 3)}
+        tune.report(
+            epoch_result(
+                metrics | {"epoch": epoch, METRIC: top1, "train_seconds": slept, "eval_seconds": 0.0}
+            )
+        )
+    tune.report(FinalReport("finished" if last == EPOCHS else "paused", None, last).to_result())
+
+
+@contextmanager
+def nothing_trained(epoch_seconds: float) -> Iterator[None]:
+    """While this lasts, the trials of a study sleep."""
+    from nfnet_ray.cluster import driver
+    from nfnet_ray.cluster.searcher import LegSearcher
+
+    reached: dict[str, int] = {}
+    suggest = LegSearcher.suggest
+
+    def with_sleep(searcher: LegSearcher, trial_id: str) -> Any:
+        found = suggest(searcher, trial_id)
+        if isinstance(found, dict):
+            name, until = found["trial"]["name"], found["trial"]["until_epoch"] or EPOCHS
+            found |= {"epoch_seconds": epoch_seconds, "first_epoch": {name: reached.get(name, 0)}}
+            reached[name] = until
+        return found
+
+    with (
+        mock.patch.object(driver, "run_in_actor", sleeping_trial),
+        mock.patch.object(LegSearcher, "suggest", with_sleep),
+    ):
+        yield
+
+
+class Watch:
+    """A thread that notes the time, the driver's CPU seconds and its resident memory once a second."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[float, float, float]] = []
+        """(Unix seconds, CPU seconds, MiB)."""
+        self._over = threading.Event()
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        page_mib = os.sysconf("SC_PAGE_SIZE") / 2**20
+        while not self._over.wait(1.0):
+            resident = int(Path("/proc/self/statm").read_text().split()[1]) * page_mib
+            self.seen.append((time.time(), time.process_time(), resident))
+
+    def close(self) -> None:
+        self._over.set()
+
+    def at(self, moment: float) -> tuple[float, float]:
+        """(CPU seconds, MiB) at a time."""
+        return next((seen[1:] for seen in self.seen if seen[0] >= moment), self.seen[-1][1:])
+
+
+def measure_study(trials: int, halving: Halving | None, epoch_seconds: float, folder: Path) -> Row:
+    """The times of a whole study on this machine."""
+    import nfnet_ray
+
+    watch, console = Watch(), Console(file=StringIO(), width=120, height=40, force_terminal=True)
+    with (
+        nothing_trained(epoch_seconds),
+        mock.patch("studies.running.from_python.new_console", return_value=console),
+    ):
+        began = time.time()
+        nfnet_ray.run(
+            study_of(trials, halving), storage=folder, name="study", cpus_per_worker=1, gpus_per_worker=0
+        )
+        whole_seconds = time.time() - began
+    watch.close()
+    events = [event for event, _ in read_events(folder / "study" / JOURNAL_FILE)]
+    started = {
+        event["trial"]: event["time"] for event in reversed(events) if event["event"] == "trial_started"
+    }
+    ends = [(event["time"], event["trial"]) for event in events if event["event"] == "trial_ended"]
+    epochs = [event for event in events if event["event"] == "epoch"]
+    slept = 0.0
+    last: dict[str, float] = {}
+    for event in epochs:
+        seconds = event["metrics"]["train_seconds"] or 0.0
+        before = last.get(event["trial"], 0.0)
+        slept += seconds - before if seconds > before else seconds
+        last[event["trial"]] = seconds
+    first_start, last_end = min(started.values()), max(end for end, _ in ends)
+    places = torch.get_num_threads()
+    part = max(1, int(PART * len(epochs)))
+    moments = [first_start, epochs[part - 1]["time"], epochs[-part]["time"], epochs[-1]["time"]]
+    cpu = [watch.at(moment)[0] for moment in moments]
+    part_seconds = [(moments[1] - moments[0]) / part, (moments[3] - moments[2]) / part]
+    return {
+        "trials": trials,
+        "rule": halving.rule if halving else "none",
+        "epochs_reported": len(epochs),
+        "epoch_seconds": epoch_seconds,
+        "places": places,
+        "study_seconds": round(last_end - first_start, 1),
+        "overhead": round((last_end - first_start) * places / slept - 1, 3),
+        "first_ms_per_epoch": round(1e3 * part_seconds[0], 2),
+        "last_ms_per_epoch": round(1e3 * part_seconds[1], 2),
+        "last_to_first": round(part_seconds[1] / part_seconds[0], 3),
+        "first_cpu_ms_per_epoch": round(1e3 * (cpu[1] - cpu[0]) / part, 2),
+        "last_cpu_ms_per_epoch": round(1e3 * (cpu[3] - cpu[2]) / part, 2),
+        "first_memory_mib": round(watch.at(moments[1])[1]),
+        "last_memory_mib": round(watch.at(moments[3])[1]),
+        "after_the_last_trial_seconds": round(began + whole_seconds - last_end, 1),
+        "journal_mb": round((folder / "study" / JOURNAL_FILE).stat().st_size / 1e6, 1),
+        "n": 1,
+    }
+
+
 def main() -> None:
     """Measures, prints, and appends to the results."""
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=positive, default=1000, help="default: %(default)s")
-    trials = parser.parse_args().trials
-    about: Row = {"hardware": hardware(CPU, threads=1), "python": platform.python_version()}
-    append_rows(RESULTS, [measure(trials, rule) | about for rule in (Halving(), None)])
+    parser.add_argument(
+        "--rules",
+        nargs="+",
+        choices=("synchronous", "none"),
+        default=["synchronous", "none"],
+        help="early stopping (default: %(default)s)",
+    )
+    parser.add_argument("--through-ray", action="store_true", help="measure whole studies")
+    parser.add_argument("--epoch-seconds", type=above_zero, default=0.05, help="default: %(default)s")
+    parser.add_argument("--keep", type=Path, help="keep the study's results in this folder")
+    asked = parser.parse_args()
+    about: Row = {"hardware": hardware(CPU, threads=os.cpu_count() or 1), "python": platform.python_version()}
+    for rule in asked.rules:
+        halving = None if rule == "none" else Halving()
+        if asked.through_ray:
+            with TemporaryDirectory() as name:
+                row = measure_study(
+                    asked.trials, halving, asked.epoch_seconds, (asked.keep or Path(name)) / rule
+                )
+            append_rows(RESULTS_THROUGH_RAY, [row | about])
+        else:
+            append_rows(RESULTS, [measure(asked.trials, halving) | about])
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from rich.console import Console, ConsoleOptions, Group, RenderResult
+from rich.console import Console, ConsoleDimensions, ConsoleOptions, Group, RenderResult
 from rich.live import Live
 from rich.segment import Segment
 from rich.table import Table
@@ -39,6 +39,10 @@ STATE_STYLES = {
 _LEAST_WIDTH = 12
 # Characters; wider than any terminal.
 _WIDE = 10_000
+# A frame of 1,000 trials takes a tenth of a second and more, while the driver has other things to do: at most this
+# share of the time is spent on drawing.
+_LARGEST_SHARE = 0.05
+_MOST_SECONDS_BETWEEN_FRAMES = 10.0
 # The order of the states in the line that counts the trials without a row.
 _COUNTED = ("running", "paused", "waiting", *ENDED, "interrupted")
 
@@ -181,7 +185,7 @@ class StudyDisplay:
         self.frame = _Frame(self._draw)
         """Draws what the terminal shows now; for rich."""
         self._live = Live(
-            self.frame,
+            _Frame(self._draw, _LARGEST_SHARE),
             console=console,
             refresh_per_second=2,
             transient=True,
@@ -343,12 +347,25 @@ class StudyDisplay:
 
 
 class _Frame:
-    """A renderable for rich whose lines are made anew, for the terminal's size at that moment, at each refresh."""
+    """A renderable for rich whose lines are drawn for the terminal's size at that moment.
 
-    def __init__(self, draw: Callable[[Console, ConsoleOptions], list[list[Segment]]]) -> None:
-        self._draw = draw
+    At most ``largest_share`` of the time is spent on drawing: until then the last lines are shown again.
+    """
+
+    def __init__(
+        self, draw: Callable[[Console, ConsoleOptions], list[list[Segment]]], largest_share: float = 1.0
+    ) -> None:
+        self._draw, self._largest_share = draw, largest_share
+        self._lines: list[list[Segment]] = []
+        self._size: ConsoleDimensions | None = None
+        self._next_at = 0.0
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        for line in self._draw(console, options):
+        began = time.monotonic()
+        if began >= self._next_at or options.size != self._size:
+            self._lines, self._size = self._draw(console, options), options.size
+            seconds = time.monotonic() - began
+            self._next_at = began + min(seconds / self._largest_share, _MOST_SECONDS_BETWEEN_FRAMES)
+        for line in self._lines:
             yield from line
             yield Segment.line()

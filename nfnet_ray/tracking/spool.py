@@ -19,10 +19,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import threading
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from nfnet_ray.tracking.database import has_run
 from nfnet_ray.tracking.destination.uri import sqlite_path, sqlite_uri
@@ -30,6 +31,8 @@ from nfnet_ray.tracking.events import Event, read_events
 from nfnet_ray.whole_file import whole_file
 
 SPOOL_FILE = "tracking.json"
+
+_BLOCK_BYTES = 1 << 20
 
 STUDY_RUN = ""
 """What the study's own run is called where a trial's is called by the trial's name, which is never empty."""
@@ -93,6 +96,13 @@ class Spool:
         self._state_path = state_path
         self.acknowledged_bytes, self.tracked, self.undelivered = _load(state_path)
         self._counted: tuple[int, Undelivered, int] | None = None
+        self._counting = threading.Lock()
+        # Up to which byte lines have been counted, and how many there are between the cursor and it.
+        self._counted_from, self._counted_to, self._lines_behind = (
+            self.acknowledged_bytes,
+            self.acknowledged_bytes,
+            0,
+        )
 
     def pending(self) -> Iterator[JournalLine]:
         """Yield the events behind the cursor."""
@@ -112,11 +122,22 @@ class Spool:
             yield next(self._lines(start))
 
     def pending_count(self) -> int:
-        """How many events are behind the cursor, or before it and undelivered."""
+        """How many events are behind the cursor, or before it and undelivered.
+
+        A display asks several times a second, so no line is counted anew.
+        """
         try:
-            with self.journal_path.open("rb") as stream:
-                stream.seek(self.acknowledged_bytes)
-                behind = sum(line.endswith(b"\n") for line in stream)
+            with self._counting, self.journal_path.open("rb") as stream:
+                cursor = self.acknowledged_bytes
+                if not self._counted_from <= cursor <= self._counted_to:
+                    self._counted_from = self._counted_to = cursor
+                    self._lines_behind = 0
+                self._lines_behind -= _line_breaks(stream, self._counted_from, cursor)[0]
+                self._counted_from = cursor
+                more, end = _line_breaks(stream, self._counted_to)
+                self._lines_behind += more
+                self._counted_to = end
+                behind = self._lines_behind
         except FileNotFoundError:
             return 0
         return behind + self.undelivered_count()
@@ -153,6 +174,21 @@ class Spool:
         for event, end in read_events(self.journal_path, start):
             yield JournalLine(event, start, end)
             start = end
+
+
+def _line_breaks(stream: BinaryIO, start: int, end: int | None = None) -> tuple[int, int]:
+    """(number of line breaks, byte after the last of them) from byte ``start`` to ``end``, by default to the end."""
+    stream.seek(start)
+    number, after, at = 0, start, start
+    while end is None or at < end:
+        block = stream.read(_BLOCK_BYTES if end is None else min(_BLOCK_BYTES, end - at))
+        if not block:
+            break
+        number += block.count(b"\n")
+        if (last := block.rfind(b"\n")) >= 0:
+            after = at + last + 1
+        at += len(block)
+    return number, after
 
 
 def _place(tracking_uri: str, study: Path) -> dict[str, str]:

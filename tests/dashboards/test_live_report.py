@@ -1,12 +1,18 @@
-"""The report of a running study is written soon, seldom and harmlessly. Less than a second."""
+"""The report of a running study is written soon, seldom and harmlessly. A few seconds."""
 
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 from queue import Queue
 
+import pytest
+
+from dashboards import live_report
 from dashboards.live_report import LiveReport
+from dashboards.report import REPORT_FILE
+from tests.tracking.example_study import agc_sweep, write_journal
 
 DEADLINE_SECONDS = 60.0
 
@@ -53,3 +59,21 @@ def test_once_it_is_closed_nobody_writes_any_more(tmp_path: Path) -> None:
         assert begun.wait(DEADLINE_SECONDS)
         may_end.set()
     assert ended.is_set()
+
+
+def test_another_process_writes_the_report_of_a_long_journal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: Path) -> None:
+        raise AssertionError("it was written in this process")
+
+    monkeypatch.setattr(live_report, "LONG_JOURNAL_BYTES", 1)
+    monkeypatch.setattr(live_report, "write_report", refuse)
+    write_journal(tmp_path, agc_sweep())
+    with LiveReport(tmp_path) as report:
+        report.wake()
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while not (tmp_path / REPORT_FILE).exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    assert "<html" in (tmp_path / REPORT_FILE).read_text()
