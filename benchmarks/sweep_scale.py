@@ -17,6 +17,7 @@ the end, and how much memory the driver had by then.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import random
@@ -25,8 +26,7 @@ import statistics
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -37,6 +37,7 @@ import torch
 from rich.console import Console
 
 from benchmarks.record import Row, append_rows, hardware
+from nfnet_ray.cluster.messages import FinalReport, WorkerConfig
 from nfnet_ray.command_line.arguments import above_zero, positive
 from nfnet_ray.command_line.one_line_parser import OneLineParser
 from nfnet_ray.metric import METRIC
@@ -47,6 +48,7 @@ from nfnet_ray.study.legs import Legs
 from nfnet_ray.study.recorder import Recorder
 from nfnet_ray.tracking.events import JOURNAL_FILE, Journal, read_events, study_started
 from nfnet_ray.tracking.state import StudyState
+from studies.running.from_python import run as run_study
 
 RESULTS = Path(__file__).with_name("results") / "sweep_scale.csv"
 RESULTS_THROUGH_RAY = RESULTS.with_name("sweep_through_ray.csv")
@@ -138,54 +140,35 @@ def measure(trials: int, halving: Halving | None) -> Row:
     }
 
 
-def sleeping_trial(space: dict[str, Any]) -> None:
-    """What each trial of the study runs in its actor: epochs that sleep, and are reported as a training's are."""
-    from ray import tune
+def sleeping(epoch_seconds: float) -> Callable[[dict[str, Any]], None]:
+    """The function of a trial whose epochs only sleep; all else in its actor is as in a training."""
 
-    from nfnet_ray.cluster.messages import FinalReport, epoch_result
+    def sleep(config: WorkerConfig, _started_at: float) -> FinalReport:
+        from nfnet_ray.cluster.contexts import TuneContext
 
-    config = space["trial"]
-    last = config["until_epoch"] or EPOCHS
-    first = space["first_epoch"].get(config["name"], 0)
-    chance, slept = random.Random(config["name"]), 0.0
-    for epoch in range(1, last + 1):
-        top1 = chance.random()
-        if epoch <= first:
-            continue
-        began = time.perf_counter()
-        time.sleep(space["epoch_seconds"])
-        slept += time.perf_counter() - began
-        metrics: dict[str, float] = {f"metric_{index}": epoch / 7 for index in range(METRICS - 3)}
-        tune.report(
-            epoch_result(
-                metrics | {"epoch": epoch, METRIC: top1, "train_seconds": slept, "eval_seconds": 0.0}
-            )
-        )
-    tune.report(FinalReport("finished" if last == EPOCHS else "paused", None, last).to_result())
+        context, last = TuneContext(config), config["until_epoch"] or EPOCHS
+        # In place of a checkpoint.
+        kept = Path(config["directory"]) / "slept.json"
+        done, slept = json.loads(kept.read_text()) if kept.exists() else (0, 0.0)
+        with context.listening():
+            for epoch in range(done + 1, last + 1):
+                began = time.perf_counter()
+                time.sleep(epoch_seconds)
+                slept += time.perf_counter() - began
+                metrics: dict[str, float] = {f"metric_{index}": epoch / 7 for index in range(METRICS - 3)}
+                metrics |= {"epoch": epoch, METRIC: random.Random(f"{config['name']} {epoch}").random()}
+                context.report(metrics | {"train_seconds": slept}, None)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text(json.dumps((last, slept)))
+        return FinalReport("finished" if last == EPOCHS else "paused", None, last)
 
+    def sleep_in_actor(space: dict[str, Any]) -> None:
+        from nfnet_ray.cluster import trial
 
-@contextmanager
-def nothing_trained(epoch_seconds: float) -> Iterator[None]:
-    """While this lasts, the trials of a study sleep."""
-    from nfnet_ray.cluster import driver
-    from nfnet_ray.cluster.searcher import LegSearcher
+        with mock.patch.object(trial, "train_alone", sleep):
+            trial.run_in_actor(space)
 
-    reached: dict[str, int] = {}
-    suggest = LegSearcher.suggest
-
-    def with_sleep(searcher: LegSearcher, trial_id: str) -> Any:
-        found = suggest(searcher, trial_id)
-        if isinstance(found, dict):
-            name, until = found["trial"]["name"], found["trial"]["until_epoch"] or EPOCHS
-            found |= {"epoch_seconds": epoch_seconds, "first_epoch": {name: reached.get(name, 0)}}
-            reached[name] = until
-        return found
-
-    with (
-        mock.patch.object(driver, "run_in_actor", sleeping_trial),
-        mock.patch.object(LegSearcher, "suggest", with_sleep),
-    ):
-        yield
+    return sleep_in_actor
 
 
 class Watch:
@@ -213,15 +196,13 @@ class Watch:
 
 def measure_study(trials: int, halving: Halving | None, epoch_seconds: float, folder: Path) -> Row:
     """The times of a whole study on this machine."""
-    import nfnet_ray
-
     watch, console = Watch(), Console(file=StringIO(), width=120, height=40, force_terminal=True)
     with (
-        nothing_trained(epoch_seconds),
+        mock.patch("nfnet_ray.cluster.driver.run_in_actor", sleeping(epoch_seconds)),
         mock.patch("studies.running.from_python.new_console", return_value=console),
     ):
         began = time.time()
-        nfnet_ray.run(
+        run_study(
             study_of(trials, halving), storage=folder, name="study", cpus_per_worker=1, gpus_per_worker=0
         )
         whole_seconds = time.time() - began
@@ -232,13 +213,7 @@ def measure_study(trials: int, halving: Halving | None, epoch_seconds: float, fo
     }
     ends = [(event["time"], event["trial"]) for event in events if event["event"] == "trial_ended"]
     epochs = [event for event in events if event["event"] == "epoch"]
-    slept = 0.0
-    last: dict[str, float] = {}
-    for event in epochs:
-        seconds = event["metrics"]["train_seconds"] or 0.0
-        before = last.get(event["trial"], 0.0)
-        slept += seconds - before if seconds > before else seconds
-        last[event["trial"]] = seconds
+    slept = sum({event["trial"]: event["metrics"]["train_seconds"] or 0.0 for event in epochs}.values())
     first_start, last_end = min(started.values()), max(end for end, _ in ends)
     places = torch.get_num_threads()
     part = max(1, int(PART * len(epochs)))

@@ -37,7 +37,7 @@ ARROWS = {
     "dashboards": {"analysis", "models"},
     "data_prep": {"data", "cluster"},
     "studies": {"cluster", "dashboards", "data_prep"},  # the built-in data set is written on first use
-    "benchmarks": {"cluster", "data_prep"},
+    "benchmarks": {"studies"},
 }
 TOP_LEVEL_ROOMS = {"studies", "data_prep", "dashboards", "benchmarks"}
 FOR_EVERYONE = {
