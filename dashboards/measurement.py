@@ -39,6 +39,7 @@ def measurement(record: StudyRecord) -> list[tuple[str, str]]:
         ("Precision", str(study["recipe"].get("precision", ""))),
         ("Hardware", _hardware(record)),
         ("Time", _time(record)),
+        ("Idle time", record.idle.sentence(_accelerator(record)) if record.idle else ""),
         ("Versions", _versions(record)),
     ]
     return [(name, text) for name, text in facts if text]
@@ -151,11 +152,16 @@ def _time(record: StudyRecord) -> str:
     return f"over all trials: {shares}{whole}{_paid(record)}"
 
 
+def _accelerator(record: StudyRecord) -> str:
+    """What accelerator-hours count."""
+    return "GPU" if record.study["worker"]["gpus"] else "worker"
+
+
 def _paid(record: StudyRecord) -> str:
     """``; paid for 2.31 GPU-hours, 4.62 at 2 per GPU-hour``."""
     if not record.accelerator_hours:
         return ""
-    word = "GPU" if record.study["worker"]["gpus"] else "worker"
+    word = _accelerator(record)
     paid = f"; paid for {record.accelerator_hours:,.3g} {word}-hours"
     if record.price_per_hour is None:
         return paid

@@ -12,6 +12,7 @@ from nfnet_ray.analysis.study_directory import find_study
 from nfnet_ray.correct_images import CorrectImages
 from nfnet_ray.metric import METRIC
 from nfnet_ray.tracking.events import StudyDescription, StudyStarted
+from nfnet_ray.tracking.idle import IdleTime
 from nfnet_ray.tracking.labels import ABSENT, short_names
 from nfnet_ray.tracking.state import StudyState
 from nfnet_ray.tracking.swept import condition_fields, swept_fields
@@ -33,6 +34,7 @@ class StudyRecord:
         state: ``finished``, ``interrupted`` or, where the driver has not said how it ended, ``unfinished``.
         reason: why it was interrupted, if a cap was reached; else empty.
         accelerator_hours: hours for which trials held GPUs, or workers that have none, in all attempts.
+        idle: for how long accelerators were idle, and why; None where the journal does not say.
         price_per_hour: the price of one of them; None where nobody has given it.
         last_event: Unix seconds of the latest event.
         wall_seconds: time that the driver was there; None where it has not said so.
@@ -68,6 +70,7 @@ class StudyRecord:
     tags: Mapping[str, str] = field(default_factory=dict)
     conditions: tuple[str, ...] = ()
     correct_images: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    idle: IdleTime | None = None
 
     def correct(self, trial: str, epoch: int) -> CorrectImages | None:
         """Which validation images a trial had right at the end of an epoch.
@@ -151,6 +154,7 @@ def study_record(state: StudyState, started: StudyStarted, *, with_epochs: bool 
         notes=tuple(state.notes),
         tags=state.tags,
         conditions=tuple(name for name in condition_fields(description) if name in fields),
+        idle=state.idle_time(),
         correct_images={name: dict(trial.correct_images) for name, trial in state.trials.items()},
     )
 

@@ -135,6 +135,8 @@ class StudyDescription(TypedDict):
     """How its points are found; without it they are all combinations of the space's values."""
     halving: HalvingDescription | None
     worker: WorkerDescription
+    places: NotRequired[int]
+    """How many trials run at once, in the driver that started the study."""
     checkpoints: NotRequired[str | None]
     """Where a training's checkpoints lie, if not in its directory."""
     caps: NotRequired[CapsDescription]
@@ -171,22 +173,28 @@ def study_started(study: StudyDescription, trials: Sequence[TrialPlan]) -> Study
 class StudyResumed(TypedDict):
     """A driver resumes a study.
 
-    ``changed`` are the fields of the Recipe, and ``caps`` the caps and the price, that it was told to change.
+    ``changed`` are the fields of the Recipe, and ``caps`` the caps and the price, that it was told to change;
+    ``places`` is how many trials run at once from now on.
     """
 
     event: Literal["study_resumed"]
     time: float
     changed: NotRequired[Values]
     caps: NotRequired[CapsDescription]
+    places: NotRequired[int]
 
 
-def study_resumed(changed: Mapping[str, Any], caps: CapsDescription | None = None) -> StudyResumed:
+def study_resumed(
+    changed: Mapping[str, Any], caps: CapsDescription | None = None, places: int | None = None
+) -> StudyResumed:
     """The event of a driver that resumes a study now."""
     event: StudyResumed = {"event": "study_resumed", "time": time.time()}
     if changed:
         event["changed"] = dict(changed)
     if caps:
         event["caps"] = caps
+    if places is not None:
+        event["places"] = places
     return event
 
 

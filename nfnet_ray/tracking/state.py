@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from nfnet_ray.errors import UserError
 from nfnet_ray.metric import METRIC
@@ -27,6 +27,7 @@ from nfnet_ray.tracking.events import (
     read_events,
     read_last_epochs,
 )
+from nfnet_ray.tracking.idle import IdleTime, Places, planned_trials
 
 ENDED_FOR_GOOD: tuple[TrialOutcome, ...] = ("finished", "stopped", "diverged")
 """States in which a resumed study leaves a trial alone; a failed or interrupted one is run again."""
@@ -115,6 +116,7 @@ class StudyState:
         # First and last event of a driver that has not left in good order.
         self._session: tuple[float, float] | None = None
         self._reported: list[tuple[str, int, float]] = []
+        self._places = Places()
 
     @staticmethod
     def read(directory: Path, *, last_epochs_only: bool = False) -> tuple[StudyState, StudyStarted]:
@@ -153,6 +155,7 @@ class StudyState:
             self.notes += event["notes"]
             self.tags |= event["tags"]
             return
+        before = self.last_event_time
         self.last_event_time = event.get("time", self.last_event_time)
         if event["event"] in ("study_started", "study_resumed"):
             self._wall_seconds_before = self.wall_seconds
@@ -211,6 +214,36 @@ class StudyState:
             self.latest = held
         if held is not None and held.state != "running" and held.accelerators:
             held.hold(0.0, self.last_event_time)
+        if event["event"] not in ("epoch", "at_work"):
+            self._watch_places(event, held, before)
+
+    def _watch_places(self, event: Event, trial: TrialProgress | None, before: float) -> None:
+        """Take in what the places do from now on; ``before`` is the time of the event before this one."""
+        now = self.last_event_time
+        if event["event"] in ("study_started", "study_resumed"):
+            self._places.end(before)  # of a driver that was killed
+            for known in self.trials.values():
+                self._places.note(known.name, _activity(known, resumed=True))
+            worker = self._study.get("worker", {})
+            accelerators = worker.get("workers", 1) * (float(worker.get("gpus", 0)) or 1.0)
+            described: Mapping[str, Any] = event if event["event"] == "study_resumed" else self._study
+            self._places.begin(now, described.get("places"), accelerators, planned_trials(self._study))
+        elif event["event"] == "study_ended":
+            self._places.end(now)
+        elif trial is not None:
+            self._places.pass_time(now)
+            self._places.note(trial.name, _activity(trial))
+
+    def idle_time(self, now: float | None = None) -> IdleTime | None:
+        """For how long accelerators were idle up to ``now`` (Unix seconds), or else up to the last event.
+
+        None of a journal of an earlier version, which does not say how many places there were.
+        """
+        startup = math.fsum(
+            (trial.last("startup_seconds") or 0.0) + (trial.last("warmup_seconds") or 0.0)
+            for trial in list(self.trials.values())
+        )
+        return self._places.idle_time(self.last_event_time if now is None else now, startup)
 
     def _accelerators(self, event: TrialStarted) -> float:
         """What a trial that starts holds: the GPUs of its workers, or its workers if they have none."""
@@ -260,6 +293,19 @@ class StudyState:
     def reported_epochs(self) -> list[tuple[str, int, float]]:
         """(trial, epoch, validation top-1) as they were first reported, in that order: what halving decided by."""
         return list(self._reported)
+
+
+def _activity(
+    trial: TrialProgress, *, resumed: bool = False
+) -> Literal["running", "ready", "undecided", "over"]:
+    """What a trial does, or waits for; one that was interrupted or failed is run again when a study is ``resumed``."""
+    if trial.state == "running" and not resumed:
+        return "running"
+    if trial.state == "paused":
+        return "ready" if trial.epoch in trial.promoted else "undecided"
+    if trial.state is None or (resumed and trial.state not in ENDED_FOR_GOOD):
+        return "ready"
+    return "over"
 
 
 class JournalReader:

@@ -356,6 +356,8 @@ def study_metrics(state: StudyState, metric: str) -> dict[str, float]:
         "total_train_seconds": sum(trial.last("train_seconds") or 0.0 for trial in trials),
         "accelerator_hours": state.accelerator_seconds / 3600,
     }
+    if (idle := state.idle_time()) is not None:
+        summary |= {"idle_accelerator_seconds": idle.seconds, "idle_share": idle.share}
     if (price := state.caps.get("price_per_hour")) is not None:
         summary["cost"] = summary["accelerator_hours"] * price
     final = [value for trial in finished if (value := trial.last(metric)) is not None]

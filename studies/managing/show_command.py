@@ -18,6 +18,7 @@ from nfnet_ray.analysis.record import study_record
 from nfnet_ray.command_line.terminal import say, say_whole
 from nfnet_ray.errors import UserError
 from nfnet_ray.printable import display_path, printable
+from nfnet_ray.study.cost.spending import accelerator_word
 from nfnet_ray.study.display import reported_epochs, trial_table
 from nfnet_ray.study.study import Study
 from nfnet_ray.tracking.events import StudyStarted
@@ -91,6 +92,8 @@ def _facts(folder: StudyFolder) -> Table:
             f"{count(len(told['seeds']), 'seed')}",
         ),
     ]
+    if (idle := state.idle_time()) is not None:
+        rows.insert(2, ("Idle", idle.sentence(accelerator_word(told.get("worker", {}).get("gpus", 0)))))
     rows += [("Space", f"{name}: {values}") for name, values in space_texts(told["space"]).items()]
     if "points" in told:
         rows.append(("Space", f"a list of {count(len(told['points']), 'point')}"))

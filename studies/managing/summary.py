@@ -33,6 +33,7 @@ def summary_document(folder: StudyFolder) -> dict[str, Any]:
         # A journal whose lines are sound, and say something that no version has written.
         best, problem = None, problem or f"its journal has values that are not understood ({error!r})"
     paid = PaidTime.of(state) if state else None
+    idle = state.idle_time() if state else None
     return {
         "name": folder.name,
         "directory": str(folder.directory),
@@ -43,6 +44,14 @@ def summary_document(folder: StudyFolder) -> dict[str, Any]:
         "last_event": state.last_event_time if state else None,
         "paid_hours": paid and paid.hours,
         "accelerator_hours": paid and paid.accelerator_hours,
+        "idle": idle
+        and {
+            "share": idle.share,
+            "accelerator_hours": idle.seconds / 3600,
+            "starting_hours": idle.starting / 3600,
+            "deciding_hours": idle.deciding / 3600,
+            "without_trial_hours": idle.without_trial / 3600,
+        },
         "trials": folder.trial_states,
         "trials_ended": folder.ended_trials,
         "trials_planned": folder.planned_trials,

@@ -58,6 +58,8 @@ from studies.running.runner import EXIT_FAILED_TRIALS, Ending, Runner, RunningSt
 from studies.running.started_event import started_event
 from studies.running.trials import TuneRunner
 
+# Of the idle time: what a short study loses to Ray's start is nobody's concern.
+WORTH_SAYING, SECONDS_WORTH_SAYING = 0.1, 60.0
 EXIT_NOT_IN_MLFLOW = 3  # everything has been trained; 2 is an error of use
 # To deliver what is left after the last trial: on a busy machine importing mlflow and creating its database alone took
 # more than 20 s. If no server answers, the second one applies.
@@ -291,9 +293,9 @@ class StudyRun:
 
             recorder = Recorder(journal, self.progress, on_event, display.note, on_lost=stop.set)
             if self.progress.started is None:
-                recorder.record(self._started_event(study, resources, worker))
+                recorder.record(self._started_event(study, resources, worker, at_once))
             else:
-                recorder.record(study_resumed(self.changed, self.given_caps))
+                recorder.record(study_resumed(self.changed, self.given_caps, at_once))
                 self._annotate(recorder)
 
             def say_why(cap: ReachedCap) -> None:
@@ -352,6 +354,9 @@ class StudyRun:
         say(console, f"Took:    {clock_time(self.progress.wall_seconds)}")
         if self.caps != Caps():
             say(console, f"Paid:    {self.caps.bill(PaidTime.of(self.progress), self._accelerator)}")
+        idle = self.progress.idle_time()
+        if idle is not None and idle.share > WORTH_SAYING and idle.seconds > SECONDS_WORTH_SAYING:
+            say(console, f"Idle:    {idle.sentence(self._accelerator)}.")
         say_whole(console, f"Report:  {display_path(write_report(self.directory))}")
         for line in self.runner.results(self.study, self.directory):
             say_whole(console, line)
@@ -393,8 +398,11 @@ class StudyRun:
     def _compare_command(self) -> str:
         return shell_command([interpreter(), "-m", "dashboards.compare", display_path(self.directory)])
 
-    def _started_event(self, study: Study, resources: Resources, worker: WorkerResources) -> StudyStarted:
+    def _started_event(
+        self, study: Study, resources: Resources, worker: WorkerResources, places: int
+    ) -> StudyStarted:
         event = started_event(study, self.data, resources, worker, self._hidden)
+        event["study"]["places"] = places
         if self.annotations.notes:
             event["study"]["notes"] = list(self.annotations.notes)
         if self.annotations.tags:
