@@ -285,4 +285,4 @@ def _ray(address: str | None) -> AbstractContextManager[object]:
     from nfnet_ray.cluster.connection.session import ray_session
 
     package = Path(data_prep.__file__).parent
-    return ray_session(address, train_in_tune=False, packages=[package])
+    return ray_session(address, packages=[package])

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from nfnet_ray.cluster.connection import ray_internals
 from nfnet_ray.cluster.mailbox import Mailbox, Register
 from nfnet_ray.cluster.messages import (
+    ENDED,
     HAS_TRAINED,
     PROGRESS,
     STOP,
@@ -126,7 +127,6 @@ class GroupContext(_WorkerContext):
         place = ray.train.get_context()
         device = ray.train.torch.get_device()
         super().__init__(config, place.get_world_rank(), place.get_world_size(), device)
-        self.through_tune = config["through_tune"]
 
     def _read_requests(self) -> None:
         if self.register.get(STOP):
@@ -136,25 +136,15 @@ class GroupContext(_WorkerContext):
 
     def _note_progress(self, epochs: float) -> None:
         self.register.set(PROGRESS, epochs)
-        if self.through_tune:
-            super()._note_progress(epochs)
 
     def report(self, metrics: Mapping[str, Any], correct_images: str | None) -> None:
-        if self.through_tune:
-            import ray.train
-
-            ray.train.report(epoch_result(metrics, correct_images))
-        elif self.rank == 0:
+        if self.rank == 0:
             self.mailbox.post(EpochEnded(dict(metrics), correct_images))
 
     def report_end(self, report: FinalReport) -> None:
-        """Reports how the training ended. Collective where it goes through Tune."""
-        if self.through_tune:
-            import ray.train
-
-            ray.train.report(report.to_result())
-        elif self.rank == 0:
-            self.mailbox.post(report)
+        """Reports how the leg ended, which no group will train again."""
+        self.register.set(ENDED, True)
+        self.mailbox.post(report)
 
     def should_stop(self) -> bool:
         return self.stop_reason() is not None
@@ -174,6 +164,11 @@ class GroupContext(_WorkerContext):
         if _terminated.is_set():
             return "terminated"
         return "preempted" if ray_internals.preempted_ranks() else self._request
+
+
+def must_leave(rank: int) -> bool:
+    """Whether the process of this worker has to end: it was sent SIGTERM, or its machine is taken back."""
+    return _terminated.is_set() or rank in ray_internals.preempted_ranks()
 
 
 _terminated = threading.Event()

@@ -1,10 +1,10 @@
-"""Runs the trials of a study on Ray Tune, and records in its journal what happens."""
+"""Runs the trials of a study, and records in its journal what happens: those of one worker on Ray Tune."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ from ray import tune
 from ray.tune import Callback, CLIReporter, FailureConfig, RunConfig, Stopper, TuneConfig, Tuner
 from ray.tune.experiment import Trial as TuneTrial
 
-from nfnet_ray.cluster.connection.ray_internals import HEAD_NODE_RESOURCE
 from nfnet_ray.cluster.connection.resources import WorkerResources
 from nfnet_ray.cluster.exit_rules import LOST_WORKER_RETRIES
 from nfnet_ray.cluster.follower import SECONDS_TO_KEEP
@@ -28,7 +27,8 @@ from nfnet_ray.cluster.messages import (
     worker_config,
 )
 from nfnet_ray.cluster.searcher import LegSearcher
-from nfnet_ray.cluster.trial import run_in_actor, run_worker_group
+from nfnet_ray.cluster.slots import record_end, run_legs
+from nfnet_ray.cluster.trial import run_in_actor
 from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.metric import METRIC
 from nfnet_ray.places import lost_place, remedy_for
@@ -47,18 +47,17 @@ def run_trials(
     directory: Path,
     side_by_side: int,
     worker: WorkerResources,
+    say: Callable[[str], None],
     stop: threading.Event,
 ) -> None:
     """Runs the trials that have not ended, or until ``stop`` is set; everything that happened is in the journal.
 
     Requests at most ``side_by_side`` trials at once. Those that do not fit wait, and an autoscaler sees them wait.
+    ``say`` tells a person.
 
     Needs a :func:`nfnet_ray.cluster.connection.session.ray_session`. A trial of one worker is a Tune function in an
-    actor that stays up for the next one; a trial of several is a TorchTrainer started by a Tune function
-    on the head node, where it takes no cores from the workers.
+    actor that stays up for the next one; trials of several run in slots, worker groups of Ray Train that stay up too.
     """
-    alone = worker.workers == 1
-    request = {"CPU": float(worker.cpus), "GPU": worker.gpus} if alone else {HEAD_NODE_RESOURCE: 0.001}
     legs = Legs(study, data.validation_images, recorder)
     if not has_more(study, recorder.state):
         return
@@ -69,20 +68,37 @@ def run_trials(
             data.fingerprint,
             directory / TRIALS_FOLDER / leg.trial,
             worker,
-            through_tune=True,
             until_epoch=leg.until,
         )
 
+    if worker.workers == 1:
+        _run_on_tune(legs, config, recorder, directory, side_by_side, worker, stop)
+    else:
+        run_legs(legs, config, recorder, directory, side_by_side, worker, say, stop)
+    for name, progress in recorder.state.trials.items():
+        if progress.state == "running":  # Tune does not report which trials it stopped when it was asked to
+            recorder.end_trial(name, "interrupted", None)
+
+
+def _run_on_tune(
+    legs: Legs,
+    config: Callable[[Leg], WorkerConfig],
+    recorder: Recorder,
+    directory: Path,
+    side_by_side: int,
+    worker: WorkerResources,
+    stop: threading.Event,
+) -> None:
     searcher = LegSearcher(legs, config, stop)
     # A new name: Tune would resume a run that it finds under an old one, and here the journal does that.
     attempt = f"{time.time_ns()}"
     Tuner(
-        tune.with_resources(run_in_actor if alone else run_worker_group, request),
+        tune.with_resources(run_in_actor, {"CPU": float(worker.cpus), "GPU": worker.gpus}),
         tune_config=TuneConfig(
             search_alg=searcher,
             num_samples=-1,  # as many as the searcher has
             max_concurrent_trials=side_by_side,
-            reuse_actors=alone,
+            reuse_actors=True,
             trial_name_creator=_trial_name,
             trial_dirname_creator=_leg_name,
         ),
@@ -97,9 +113,6 @@ def run_trials(
             progress_reporter=CLIReporter(),
         ),
     ).fit()
-    for name, progress in recorder.state.trials.items():
-        if progress.state == "running":  # Tune does not report which trials it stopped when it was asked to
-            recorder.end_trial(name, "interrupted", None)
 
 
 def _trial_name(trial: TuneTrial) -> str:
@@ -182,26 +195,17 @@ class _JournalCallback(_NotSaved, Callback):
         report = self._final_reports.pop(name, None)
         if report is None:
             self._legs.end(name, "interrupted", "it ended without a report")
-        elif report.stops_study:
-            self._interrupt(name, str(report.reason))
-        elif report.outcome == "paused":
-            self._legs.pause(name)
         else:
-            self._legs.end(name, report.trial_outcome, report.reason)
+            record_end(name, report, self._legs, self._recorder)
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         lines = Path(trial.error_file).read_text().strip().splitlines() if trial.error_file else []
         reason = lines[-1] if lines else "its worker died"
         lost = lost_place(OSError("\n".join(lines)))
         if lost:
-            self._interrupt(_trial_name(trial), f"{reason}; {remedy_for(lost)}")
-        else:
-            self._legs.end(_trial_name(trial), "failed", reason)
-
-    def _interrupt(self, name: str, reason: str) -> None:
-        """Ends the study for a reason that stops every trial; it can be resumed once the cause is gone."""
-        self._legs.end(name, "interrupted", reason)
-        self._recorder.mark_lost(reason)
+            reason = f"{reason}; {remedy_for(lost)}"
+        report = FinalReport("failed", reason, stops_study=lost is not None)
+        record_end(_trial_name(trial), report, self._legs, self._recorder)
 
     def _is_running(self, trial: TuneTrial) -> bool:
         """Whether the journal says so. It does not of a trial that Tune started while the others were being stopped."""

@@ -20,7 +20,6 @@ from nfnet_ray.cluster.messages import (
     ErrorSeen,
     FinalReport,
     Name,
-    WorkerConfig,
     last_error_of,
 )
 from nfnet_ray.places import in_words
@@ -71,8 +70,11 @@ def will_recur(error: Exception, context: GroupContext) -> bool:
     return before == seen
 
 
-def count_attempt(context: GroupContext) -> int | None:
-    """The attempt's number, or None after too many failures at one checkpoint. Collective: every worker calls it."""
+def count_attempt(context: GroupContext, legs_before: int) -> int | None:
+    """The attempt's number, or None after too many failures at one checkpoint. Collective: every worker calls it.
+
+    ``legs_before`` is the number of legs that this process has trained before.
+    """
     from nfnet_ray.training.collectives import first_workers
 
     attempt = None
@@ -83,15 +85,19 @@ def count_attempt(context: GroupContext) -> int | None:
         count = before["count"] + 1 if before["step"] == step else 1
         attempt = before["attempt"] + 1
         context.register.set(ATTEMPTS, AttemptCount(attempt=attempt, step=step, count=count))
-        context.mailbox.post(AttemptStarted(attempt, context.world_size, step))
+        context.mailbox.post(AttemptStarted(attempt, context.world_size, step, legs_before))
         if count > 1 + LOST_WORKER_RETRIES:
             attempt = None
     agreed: int | None = first_workers(attempt, context)
     return agreed
 
 
-def exit_after_checkpoint(context: GroupContext, report: FinalReport) -> None:
-    """Ends a worker after a checkpoint was kept because one of them had to stop. Collective."""
+def exit_after_checkpoint(context: GroupContext, report: FinalReport) -> bool:
+    """What follows on a checkpoint that was kept because a worker had to stop. Collective.
+
+    Returns whether the driver has asked for it, so that the leg is over and the group can take another one. Otherwise
+    Ray Train starts the group again: the workers that have to leave end their processes here, and the others return.
+    """
     from nfnet_ray.training.collectives import all_of, first_workers
 
     reason = context.stop_reason()
@@ -101,19 +107,22 @@ def exit_after_checkpoint(context: GroupContext, report: FinalReport) -> None:
     if "terminated" in reasons and first_workers(context.rank == 0 and context.is_asked_soon(), context):
         reasons = ["asked"]
     if "asked" in reasons:
-        context.report_end(report)
-    elif context.rank == 0:
+        if context.rank == 0:
+            context.report_end(report)
+        return True
+    if context.rank == 0:
         context.mailbox.post(CheckpointKept(reasons[0]))
         context.register.unset(YIELD)
-    if "asked" not in reasons and (reason == "terminated" or context.rank in preempted):
+    if reason == "terminated" or context.rank in preempted:
         # To Ray a worker that returns has finished. One that dies on a machine that is taken back is started
         # again elsewhere, which counts as nobody's failure.
         os._exit(0)
+    return False
 
 
-def keep_trace(config: WorkerConfig, error: Exception) -> str:
+def keep_trace(directory: str, error: Exception) -> str:
     """Writes the stack trace of an error to a file. Returns one line for the table: the error, and where that is."""
-    trace = Path(config["directory"]) / "error.txt"
+    trace = Path(directory) / "error.txt"
     try:
         trace.parent.mkdir(parents=True, exist_ok=True)
         trace.write_text("".join(traceback.format_exception(error)))

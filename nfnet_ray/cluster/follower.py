@@ -1,4 +1,4 @@
-"""Following a training: the driver reads the notes of its workers, records them and says what a person has to know."""
+"""Following a leg: the driver reads the notes of its workers, records them and says what a person has to know."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from nfnet_ray.cluster.mailbox import Mailbox, Register
 from nfnet_ray.cluster.messages import (
@@ -21,6 +21,7 @@ from nfnet_ray.cluster.messages import (
     WorkerConfig,
     WorkerHung,
     WorkersLost,
+    WorkersReplaced,
 )
 from nfnet_ray.study.epochs_done import note_progress
 from nfnet_ray.tracking.events import workers_started
@@ -31,20 +32,13 @@ if TYPE_CHECKING:
 
 SECONDS_TO_KEEP = 120.0
 """For workers that were asked to stop to write their checkpoint."""
-SECONDS_BETWEEN_READS = 0.2
-
-
-class Controller(Protocol):
-    """The controller of Ray Train, as far as the follower is concerned."""
-
-    def is_over(self) -> bool:
-        """Whether it has ended."""
 
 
 class Follower:
-    """Reads the notes of a run, records them, and says what a person has to know.
+    """Reads the notes of a leg, records them, and says what a person has to know.
 
-    ``say`` tells a person; ``stop`` is set when somebody wants the run to end.
+    ``say`` tells a person; ``stop`` is set when somebody wants the leg to end; ``slot`` is the number of the slot, for
+    the journal of a study.
     """
 
     def __init__(
@@ -53,9 +47,9 @@ class Follower:
         recorder: Recorder,
         say: Callable[[str], None],
         stop: threading.Event,
+        slot: int | None = None,
     ) -> None:
-        self.attempts = 0
-        self._config, self._recorder, self._say = config, recorder, say
+        self._config, self._recorder, self._say, self._slot = config, recorder, say, slot
         self._mailbox, self._register = Mailbox(config["mailbox"]), Register(config["mailbox"])
         self._stop, self._asked_at = stop, 0.0
         self._is_training = False
@@ -67,25 +61,21 @@ class Follower:
         self._is_training = False
         self._why = why
 
-    def follow(self, controller: Controller) -> FinalReport | None:
-        """Until there is a final report; None if the controller ended before that."""
-        while True:
-            is_over = controller.is_over()  # asked before the notes are read, so that none is missed
-            try:
-                for note in self._mailbox.take():
-                    if isinstance(note, FinalReport):
-                        return note
-                    self._record(note)
-                epochs = self._register.get(PROGRESS)
-                if epochs is not None:
-                    note_progress(Path(self._config["directory"]), epochs)
-                if self._stop.is_set() and self._has_stopped():
-                    return FinalReport("stopped")
-            except OSError as error:
-                self._say(f"the cluster's head does not answer ({error})")
-            if is_over:
-                return None
-            time.sleep(SECONDS_BETWEEN_READS)
+    def read(self) -> FinalReport | None:
+        """Takes in what has been said since the last call; the final report once that is there."""
+        try:
+            for note in self._mailbox.take():
+                if isinstance(note, FinalReport):
+                    return note
+                self._record(note)
+            epochs = self._register.get(PROGRESS)
+            if epochs is not None:
+                note_progress(Path(self._config["directory"]), epochs)
+            if self._stop.is_set() and self._has_stopped():
+                return FinalReport("stopped")
+        except OSError as error:
+            self._say(f"the cluster's head does not answer ({error})")
+        return None
 
     def _has_stopped(self) -> bool:
         """Asks the workers to stop. Returns whether there is nothing to wait for, as they have nothing to keep."""
@@ -113,6 +103,8 @@ class Follower:
                 self.mark_lost("a worker was asked to end")
             case WorkersLost():
                 self._lost(note)
+            case WorkersReplaced(reason):
+                self._say(f"{reason[0].upper()}{reason[1:]}: new workers train the next trial.")
 
     def _lost(self, note: WorkersLost) -> None:
         if self._why is not None and not self._hung:
@@ -128,13 +120,16 @@ class Follower:
         self._say(f"{why[0].upper()}{why[1:]}; the workers start again from the last checkpoint.")
 
     def _start(self, note: AttemptStarted) -> None:
-        self.attempts += 1
         self._is_training = True
-        before = self._recorder.state.trials[self._config["name"]].attempts
         name = self._config["name"]
-        self._recorder.record(workers_started(name, before + 1, note.workers, note.step, self._why))
-        if note.step or before:
+        trial = self._recorder.state.trials[name]
+        continues = trial.state == "paused"  # in the same attempt
+        if (note.step or trial.attempts) and not continues:
             self._say(f"Training with {count(note.workers, 'worker')}, from step {note.step:,}.")
+        event = workers_started(name, trial.attempts + (not continues), note.workers, note.step, self._why)
+        if self._slot is not None:
+            event["slot"], event["reused"] = self._slot, note.legs_before > 0
+        self._recorder.record(event)
         self._why = None
 
 

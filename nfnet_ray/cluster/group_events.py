@@ -13,7 +13,18 @@ from nfnet_ray.cluster.connection import ray_internals
 from nfnet_ray.cluster.connection.ray_internals import ControllerCallback, WorkerGroupCallback
 from nfnet_ray.cluster.contexts import stop_on_sigterm
 from nfnet_ray.cluster.mailbox import Mailbox, Register
-from nfnet_ray.cluster.messages import LAST_LOSS, RESERVATION, YIELD, GroupResizing, WorkersLost
+from nfnet_ray.cluster.messages import (
+    ENDED,
+    LAST_LOSS,
+    LEG,
+    READY,
+    RESERVATION,
+    RESTARTS,
+    YIELD,
+    GroupResizing,
+    SlotConfig,
+    WorkersLost,
+)
 
 SECONDS_TO_YIELD = 120.0
 """For a step, and for a checkpoint to be written."""
@@ -23,57 +34,67 @@ SECONDS_BETWEEN_READS = 0.2
 class GroupEvents(ControllerCallback, WorkerGroupCallback):
     """Tells the driver that a group has lost workers; lets the group keep a checkpoint before it is resized.
 
-    Args:
-        mailbox: the name of the run's mailbox and register.
-        training: the training's directory, which is the same for a later controller of it.
+    Between two legs nobody has to know. The slot's directory is the same for a later controller of it.
     """
 
-    def __init__(self, mailbox: str, training: str) -> None:
+    def __init__(self, slot: SlotConfig) -> None:
         # Names, and not the objects: the callback is pickled into the controller.
-        self._run, self._training = mailbox, training
+        self._slot, self._directory = slot["run"], slot["directory"]
         self._size: int | None = None
 
+    def _running_leg(self) -> str | None:
+        """The name of the mailbox and the register of the leg that is not over, or None."""
+        leg = Register(self._slot).get(LEG)
+        if leg is None or Register(leg["mailbox"]).get(ENDED):
+            return None
+        return leg["mailbox"]
+
     def after_controller_start(self, train_run_context: Any) -> None:
-        """Releases the machines that an earlier controller of the training, which was killed, has reserved.
+        """Releases the machines that an earlier controller of the slot, which was killed, has reserved.
 
         Elastic workers are started on machines that Ray has reserved for them, and the reservation of a dead
         controller expires only after three minutes.
         """
-        of_training = Register(self._training)
-        before = of_training.get(RESERVATION)
-        of_training.set(RESERVATION, ray_internals.reservation_name(train_run_context.run_id))
+        of_slot = Register(self._directory)
+        before = of_slot.get(RESERVATION)
+        of_slot.set(RESERVATION, ray_internals.reservation_name(train_run_context.run_id))
         if before:
             ray_internals.cancel_reservation(before)
 
     def after_worker_group_start(self, worker_group: Any) -> None:
         self._size = len(worker_group)
+        Register(self._slot).unset(RESTARTS)
         worker_group.execute(stop_on_sigterm)
 
     def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
-        if worker_group_status.errors and self._size is not None:
-            self._size = None
-            preempted = worker_group_status.get_preemption_info() is not None
-            reason = _reason(worker_group_status.errors)
-            Register(self._run).set(LAST_LOSS, reason)
-            Mailbox(self._run).post(
-                WorkersLost(reason, preempted or worker_group_status.has_preempted_worker())
-            )
+        if not worker_group_status.errors or self._size is None:
+            return
+        self._size = None
+        leg = self._running_leg()
+        if leg is None or Register(self._slot).get(RESTARTS):
+            return
+        preempted = worker_group_status.get_preemption_info() is not None
+        reason = _reason(worker_group_status.errors)
+        Register(leg).set(LAST_LOSS, reason)
+        Mailbox(leg).post(WorkersLost(reason, preempted or worker_group_status.has_preempted_worker()))
 
     def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:
-        """Called when workers are started, too; only a group that runs has something to keep."""
-        if self._size is None:
+        """Called when workers are started, too; only a group that trains has something to keep."""
+        leg = self._running_leg()
+        if self._size is None or leg is None:
             return
-        register = Register(self._run)
-        Mailbox(self._run).post(GroupResizing(self._size, resize_decision.num_workers))
+        register = Register(leg)
+        Mailbox(leg).post(GroupResizing(self._size, resize_decision.num_workers))
         register.set(YIELD, True)
         deadline = time.monotonic() + SECONDS_TO_YIELD
-        while register.get(YIELD) and time.monotonic() < deadline:
+        while register.get(YIELD) and not register.get(ENDED) and time.monotonic() < deadline:
             time.sleep(SECONDS_BETWEEN_READS)
         register.unset(YIELD)
 
     def before_worker_group_shutdown(self, worker_group: Any) -> None:
         del worker_group
         self._size = None
+        Register(self._slot).unset(READY)
 
 
 def _reason(errors: Mapping[int, Exception]) -> str:

@@ -1,7 +1,8 @@
 """What the processes of a run tell each other: every kind of message is a type, and is made here.
 
-Knows no Ray. The driver's :class:`WorkerConfig` travels with the function that Ray runs; notes and values go through
-:mod:`nfnet_ray.cluster.mailbox`; the reports of a Tune trial go through Tune, as plain dictionaries.
+Knows no Ray. The :class:`WorkerConfig` of a Tune trial and the :class:`SlotConfig` of a worker group travel with the
+function that Ray runs; notes and values go through :mod:`nfnet_ray.cluster.mailbox`; the reports of a Tune trial go
+through Tune, as plain dictionaries.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class ResourceValues(TypedDict):
 
 
 class WorkerConfig(TypedDict):
-    """A training as the plain values that Ray carries to the workers. None means the default of the training room."""
+    """A leg as the plain values that its workers are given. None means the default of the training room."""
 
     name: str
     """The trial's."""
@@ -56,11 +57,20 @@ class WorkerConfig(TypedDict):
     force: bool
     """Whether to resume with other settings or other data."""
     mailbox: str
-    """The name of the run's :class:`~nfnet_ray.cluster.mailbox.Mailbox` and Register."""
-    through_tune: bool
-    """Whether the workers report to Tune, or to the mailbox."""
+    """The name of the leg's :class:`~nfnet_ray.cluster.mailbox.Mailbox` and Register: no other leg has it."""
     until_epoch: int | None
     """The epoch after which the training pauses; None: it runs to its end."""
+
+
+class SlotConfig(TypedDict):
+    """A slot as the plain values that its worker group is given: all that its legs have in common."""
+
+    run: str
+    """The name of the slot's Register, in which the workers find their next leg."""
+    directory: str
+    """Where Ray Train keeps its own notes on the group."""
+    resources: ResourceValues
+    hang_seconds: float | None
     resize_seconds: float
 
 
@@ -84,7 +94,6 @@ def worker_config(
     resources: WorkerResources,
     options: TrainingOptions | None = None,
     *,
-    through_tune: bool,
     until_epoch: int | None = None,
 ) -> WorkerConfig:
     """The configuration of a trial's workers.
@@ -105,8 +114,19 @@ def worker_config(
         "force": options.force,
         # Random, so that no other driver reads it.
         "mailbox": f"{trial.name}-{secrets.token_hex(8)}",
-        "through_tune": through_tune,
         "until_epoch": until_epoch,
+    }
+
+
+def slot_config(
+    number: int, directory: Path, resources: WorkerResources, hang_seconds: float | None = None
+) -> SlotConfig:
+    """The configuration of the worker group in slot ``number``; ``directory`` is where Ray Train keeps its notes."""
+    return {
+        "run": f"slot-{number}-{secrets.token_hex(8)}",
+        "directory": str(directory),
+        "resources": cast(ResourceValues, asdict(resources)),
+        "hang_seconds": hang_seconds,
         "resize_seconds": SECONDS_BETWEEN_RESIZES,
     }
 
@@ -176,16 +196,20 @@ class FinalReport:
 
 @dataclass(frozen=True)
 class AttemptStarted:
-    """From the first worker: a group of ``workers`` trains from the checkpoint of ``step``."""
+    """From the first worker: a group of ``workers`` trains from the checkpoint of ``step``.
+
+    ``legs_before`` is the number of legs that these processes have trained before this one.
+    """
 
     attempt: int
     workers: int
     step: int
+    legs_before: int = 0
 
 
 @dataclass(frozen=True)
 class EpochEnded:
-    """From the first worker, where there is no Tune to report to."""
+    """From the first worker of a group."""
 
     metrics: dict[str, Any]
     correct_images: str | None = None
@@ -228,7 +252,23 @@ class WorkersLost:
     preempted: bool
 
 
-Note = AttemptStarted | EpochEnded | WorkerHung | CheckpointKept | GroupResizing | WorkersLost | FinalReport
+@dataclass(frozen=True)
+class WorkersReplaced:
+    """From the first worker: the leg is over, and new processes will train the next one, because of ``reason``."""
+
+    reason: str
+
+
+Note = (
+    AttemptStarted
+    | EpochEnded
+    | WorkerHung
+    | CheckpointKept
+    | GroupResizing
+    | WorkersLost
+    | WorkersReplaced
+    | FinalReport
+)
 _NOTES: dict[str, type[Note]] = {
     kind.__name__: kind
     for kind in (
@@ -238,6 +278,7 @@ _NOTES: dict[str, type[Note]] = {
         CheckpointKept,
         GroupResizing,
         WorkersLost,
+        WorkersReplaced,
         FinalReport,
     )
 }
@@ -290,8 +331,8 @@ HAS_TRAINED: Name[bool] = Name("has_trained")
 ATTEMPTS: Name[AttemptCount] = Name("attempts")
 LAST_LOSS: Name[str] = Name("last_loss")
 """Why workers were lost the last time, for the sentence that ends a training after too many losses."""
-FAULT: Name[str] = Name("fault")
-"""Why the next attempt has to end the training: an error of the program, which would recur."""
+ENDED: Name[bool] = Name("ended")
+"""The leg is over: a group that is started again must not train it."""
 RESERVATION: Name[str] = Name("reservation")
 """Under which name the training's controller has reserved machines."""
 
@@ -299,3 +340,15 @@ RESERVATION: Name[str] = Name("reservation")
 def last_error_of(rank: int) -> Name[ErrorSeen]:
     """The name of the last error that could be the program's or a machine's, of one worker."""
     return Name(f"last_error-{rank}")
+
+
+# --- values of a slot -----------------------------------------------------------------------------
+
+LEG: Name[WorkerConfig] = Name("leg")
+"""What the slot's workers have to train now, or have trained last."""
+READY: Name[bool] = Name("ready")
+"""The slot's workers are up, and have joined each other."""
+CLOSE: Name[bool] = Name("close")
+"""There are no more legs: the workers end."""
+RESTARTS: Name[bool] = Name("restarts")
+"""The workers end by an error because the next leg needs new processes; no leg has lost its workers by it."""

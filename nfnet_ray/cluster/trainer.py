@@ -1,31 +1,30 @@
-"""The TorchTrainer of a worker group: of a trial with several workers, and of a training that has the cluster.
+"""A slot: the TorchTrainer of a worker group, which stays up and is given one leg after another.
 
 ``TorchTrainer`` starts the workers, and starts them again when one is lost, when a machine is taken back, and, with
-``min_workers``, when machines come and go. Each time they resume from the last checkpoint.
+``min_workers``, when machines come and go. Each time they resume their leg from its last checkpoint.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from nfnet_ray.cluster.connection import ray_internals
 from nfnet_ray.cluster.connection.resources import WorkerResources
 from nfnet_ray.cluster.exit_rules import LOST_WORKER_RETRIES, keep_trace
-from nfnet_ray.cluster.follower import Follower
-from nfnet_ray.cluster.mailbox import remove_run
-from nfnet_ray.cluster.messages import FinalReport, WorkerConfig
-from nfnet_ray.cluster.worker import train_in_group
+from nfnet_ray.cluster.mailbox import Register, remove_run
+from nfnet_ray.cluster.messages import CLOSE, LEG, READY, SlotConfig, WorkerConfig
+from nfnet_ray.cluster.worker import work_in_slot
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
 
-    from nfnet_ray.study.recorder import Recorder
-
 SECONDS_TO_FINISH = 15.0
-"""For Ray to clear up after workers that have sent their final report."""
+"""For Ray to clear up after workers that have ended."""
 
 # A check of the workers costs Ray Train a message to each. A fixed group waits for its machines anyway; an elastic
 # one should not wait long for machines that are gone.
@@ -38,14 +37,14 @@ _ELASTIC_SETTINGS = {ray_internals.TRAIN_GROUP_START_TIMEOUT: "20"}
 _LEAST_COLLECTIVE_TIMEOUT_SECONDS = 1800
 
 
-def torch_trainer(config: WorkerConfig, callbacks: list[Any]) -> TorchTrainer:
-    """The TorchTrainer of a training. Workers that die are restarted until they stop making progress."""
+def torch_trainer(slot: SlotConfig) -> TorchTrainer:
+    """The TorchTrainer of a slot. Workers that die are restarted without end; the workers give up a leg."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from nfnet_ray.cluster.group_events import GroupEvents
 
-    resources = WorkerResources(**config["resources"])
+    resources = WorkerResources(**slot["resources"])
     least = resources.min_workers or resources.workers
     is_elastic = least < resources.workers
     for name, value in (_SETTINGS | (_ELASTIC_SETTINGS if is_elastic else {})).items():
@@ -57,22 +56,22 @@ def torch_trainer(config: WorkerConfig, callbacks: list[Any]) -> TorchTrainer:
         "num_workers": (least, resources.workers) if is_elastic else resources.workers,
         "use_gpu": resources.gpus > 0,
         "resources_per_worker": each,
-        "elastic_resize_monitor_interval_s": config["resize_seconds"],
+        "elastic_resize_monitor_interval_s": slot["resize_seconds"],
     }
-    all_callbacks: list[Any] = [GroupEvents(config["mailbox"], config["directory"]), *callbacks]
-    timeout_seconds = max(_LEAST_COLLECTIVE_TIMEOUT_SECONDS, int(2 * (config["hang_seconds"] or 0)))
+    callbacks: list[Any] = [GroupEvents(slot)]
+    timeout_seconds = max(_LEAST_COLLECTIVE_TIMEOUT_SECONDS, int(2 * (slot["hang_seconds"] or 0)))
     return TorchTrainer(
-        train_in_group,
-        train_loop_config=dict(config),
+        work_in_slot,
+        train_loop_config=dict(slot),
         torch_config=TorchConfig(timeout_s=timeout_seconds),
         scaling_config=ScalingConfig(**scaling),
         run_config=RunConfig(
             name="train",
-            storage_path=config["directory"],
+            storage_path=slot["directory"],
             # Ray counts failures over the whole run, with progress between them or not; the workers count those at
             # the same checkpoint (exit_rules.py).
             failure_config=FailureConfig(max_failures=-1),
-            callbacks=all_callbacks,
+            callbacks=callbacks,
         ),
     )
 
@@ -80,8 +79,8 @@ def torch_trainer(config: WorkerConfig, callbacks: list[Any]) -> TorchTrainer:
 def _name_this_cluster() -> None:
     """Has Ray Train's processes ask this cluster, and not another one that they find on the machine.
 
-    When a trial is stopped, Ray asks its State API for the placement group that it may remove, and finds that API
-    as ``auto`` does: with another Ray on the machine it asked that one, and the next trial never started.
+    When a controller has died, Ray asks its State API for the placement group that it may remove, and finds that API
+    as ``auto`` does: with another Ray on the machine it asked that one, and the workers never started again.
     """
     import ray
 
@@ -89,71 +88,87 @@ def _name_this_cluster() -> None:
     ray_internals.propagate_variable("RAY_ADDRESS")
 
 
-def run_training(
-    config: WorkerConfig,
-    recorder: Recorder,
-    say: Callable[[str], None],
-    stop: threading.Event,
-    *,
-    is_local: bool,
-) -> FinalReport:
-    """Trains until the end, or until ``stop`` is set; everything that happened is recorded.
+class Slot:
+    """A worker group that is started now, stays up, and trains the legs that it is handed.
 
-    Needs a :func:`nfnet_ray.cluster.connection.session.ray_session`. ``is_local``: it is a
-    local Ray, which nobody else uses.
+    Ray Train restarts workers by itself, but not its own controller, nor after an error of its own: this does.
     """
-    follower = Follower(config, recorder, say, stop)
-    failures = 0
-    try:
-        while True:
-            fit, attempts = _Fit(config), follower.attempts
-            report = follower.follow(fit)
-            if report is not None:
-                fit.join(SECONDS_TO_FINISH)
-                break
-            # Ray Train restarts workers by itself, but not its own controller, nor after an error of its own.
-            failures = failures + 1 if follower.attempts == attempts else 1
-            reason = f"Ray Train's controller ended ({fit.error})"
-            follower.mark_lost(reason)
-            if failures > LOST_WORKER_RETRIES:
-                report = FinalReport("failed", reason)
-                break
-            if is_local:
-                _remove_placement_groups()
-    finally:
-        remove_run(config["mailbox"])
-    if report.stops_study:
-        recorder.mark_lost(str(report.reason))
-    recorder.end_trial(config["name"], report.trial_outcome, report.reason)
-    return report
+
+    def __init__(self, config: SlotConfig) -> None:
+        self.config = config
+        self._register = Register(config["run"])
+        self._failures, self._was_ready = 0, False
+        self._fit = _Fit(config)
+
+    def is_ready(self) -> bool:
+        """Whether its workers are up."""
+        return self._register.get(READY) is True
+
+    def hand(self, leg: WorkerConfig) -> None:
+        """Gives the workers a leg to train, as soon as they are up; they must not have another one."""
+        self._register.set(LEG, leg)
+
+    def keep_up(self) -> str | None:
+        """Starts the controller again if it has ended, and then returns why it had.
+
+        Raises ControllerEnded if it has ended too often without its workers coming up.
+        """
+        if not self._fit.is_over():
+            with suppress(OSError):  # the cluster's head is away
+                self._was_ready = self._was_ready or self.is_ready()
+            return None
+        import ray
+
+        reason = f"Ray Train's controller ended ({self._fit.error})"
+        self._failures, self._was_ready = 1 if self._was_ready else self._failures + 1, False
+        if self._failures > LOST_WORKER_RETRIES:
+            raise ControllerEnded(reason)
+        self._register.unset(READY)
+        ray_internals.remove_orphaned_placement_groups(ray.get_runtime_context().get_job_id())
+        self._fit = _Fit(self.config)
+        return reason
+
+    def close(self) -> None:
+        """Has the workers end."""
+        self._register.set(CLOSE, True)
+
+    def join(self, seconds: float) -> None:
+        """Waits until everything of it has ended, or for so long."""
+        self._fit.join(seconds)
 
 
-def _remove_placement_groups() -> None:
-    """Frees the resources of workers whose controller died; Ray keeps them reserved until the driver ends."""
-    import ray
-    from ray.util import placement_group_table
-    from ray.util.placement_group import PlacementGroup, remove_placement_group
+class ControllerEnded(Exception):
+    """Ray Train's controller does not stay up."""
 
-    for identity, described in placement_group_table().items():
-        if described["state"] != "REMOVED":
-            remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(identity)))
+
+def close_all(slots: Sequence[Slot]) -> None:
+    """Ends slots; those whose workers have not come up end with this process."""
+    with suppress(OSError):  # the cluster's head is away
+        up = [slot for slot in slots if slot.is_ready()]
+        for slot in slots:
+            slot.close()
+        deadline = time.monotonic() + SECONDS_TO_FINISH
+        for slot in up:
+            slot.join(max(0.0, deadline - time.monotonic()))
+        for slot in slots:
+            remove_run(slot.config["run"])
 
 
 class _Fit:
     """``TorchTrainer.fit`` in a thread; there it does not take over the handling of Ctrl-C."""
 
-    def __init__(self, config: WorkerConfig) -> None:
+    def __init__(self, slot: SlotConfig) -> None:
         self.error = ""
-        self._config = config
+        self._slot = slot
         self._thread = threading.Thread(target=self._run, name="fit", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
         try:
-            torch_trainer(self._config, []).fit()
-            self.error = "without a final report from the workers"
+            torch_trainer(self._slot).fit()
+            self.error = "without an error"
         except Exception as error:
-            self.error = keep_trace(self._config, error)
+            self.error = keep_trace(self._slot["directory"], error)
 
     def is_over(self) -> bool:
         return not self._thread.is_alive()

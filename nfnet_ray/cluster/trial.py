@@ -1,7 +1,4 @@
-"""One trial of a study on Ray: a Tune function in a warm actor, or a TorchTrainer when it has several workers.
-
-Both call the same ``train(recipe, context)``; only the Context differs.
-"""
+"""A trial of one worker: a function that Ray Tune calls in an actor, which stays up for the next trial."""
 
 from __future__ import annotations
 
@@ -14,7 +11,6 @@ from ray import tune
 from nfnet_ray.cluster.exit_rules import is_fault, keep_trace
 from nfnet_ray.cluster.mailbox import Register, remove_run
 from nfnet_ray.cluster.messages import STOP, FinalReport, WorkerConfig
-from nfnet_ray.cluster.trainer import torch_trainer
 from nfnet_ray.cluster.worker import train_alone
 from nfnet_ray.places import lost_place
 
@@ -30,28 +26,15 @@ def run_in_actor(space: dict[str, Any]) -> None:
     except Exception as error:
         import torch
 
-        report = FinalReport("failed", keep_trace(config, error), stops_study=lost_place(error) is not None)
+        report = FinalReport(
+            "failed", keep_trace(config["directory"], error), stops_study=lost_place(error) is not None
+        )
         if torch.cuda.is_initialized() and not is_fault(error):
             raise  # the process may be broken, and the next trial must not get it
     finally:
         with suppress(Exception):  # the cluster's head may be away, and nothing else depends on it
             remove_run(config["mailbox"])
     tune.report(report.to_result())
-
-
-def run_worker_group(space: dict[str, Any]) -> None:
-    """Tune function of a trial with several workers: runs a TorchTrainer and passes its reports on."""
-    from ray.tune.integration.ray_train import TuneReportCallback
-
-    config: WorkerConfig = space["trial"]
-    if _starts_too_late(config):
-        return
-    try:
-        torch_trainer(config, [TuneReportCallback()]).fit()
-    except Exception as error:
-        tune.report(FinalReport("failed", keep_trace(config, error)).to_result())
-    finally:
-        remove_run(config["mailbox"])
 
 
 def _starts_too_late(config: WorkerConfig) -> bool:

@@ -1,16 +1,19 @@
-"""What runs in a worker: a training, alone or as one of a group, up to its final report.
+"""What runs in a worker: a leg alone, up to its final report, or as one of a group, which trains leg after leg.
 
 The driver imports this module too, so torch is imported in the functions.
 """
 
 from __future__ import annotations
 
+import gc
+import logging
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from nfnet_ray.cluster.contexts import GroupContext, TuneContext
+from nfnet_ray.cluster.contexts import GroupContext, TuneContext, must_leave
 from nfnet_ray.cluster.exit_rules import (
     LOST_WORKER_RETRIES,
     count_attempt,
@@ -18,13 +21,37 @@ from nfnet_ray.cluster.exit_rules import (
     keep_trace,
     will_recur,
 )
-from nfnet_ray.cluster.messages import FAULT, LAST_LOSS, FinalReport, WorkerConfig, WorkerHung
+from nfnet_ray.cluster.mailbox import Register
+from nfnet_ray.cluster.messages import (
+    CLOSE,
+    ENDED,
+    LAST_LOSS,
+    LEG,
+    READY,
+    RESTARTS,
+    FinalReport,
+    SlotConfig,
+    WorkerConfig,
+    WorkerHung,
+    WorkersReplaced,
+)
 from nfnet_ray.errors import StopsStudyError, UserError
 from nfnet_ray.recipe import Recipe
 
 if TYPE_CHECKING:
     from nfnet_ray.training.measurement.clock import Clock
     from nfnet_ray.training.watchdog import Hang
+
+
+SECONDS_BETWEEN_LOOKS = 0.1
+"""For the next leg; a look takes about a millisecond of the cluster's head."""
+
+# A process whose memory has grown by this many bytes since its first leg, and to this multiple, is replaced. The
+# allocator's own leftovers are some hundred megabytes after legs of different networks, and new processes cost seconds.
+LEAST_GROWTH_BYTES = 2**30
+LEAST_GROWTH = 2.0
+
+logger = logging.getLogger(__name__)
 
 
 def train_alone(config: WorkerConfig, started_at: float) -> FinalReport:
@@ -44,29 +71,61 @@ def train_alone(config: WorkerConfig, started_at: float) -> FinalReport:
         return _train(config, context, clock)
 
 
-def train_in_group(plain: dict[str, Any]) -> None:
-    """What each worker of a TorchTrainer runs. When it raises, Ray Train starts all workers again."""
+def work_in_slot(plain: dict[str, Any]) -> None:
+    """What each worker of a TorchTrainer runs: one leg after another, until the slot is closed.
+
+    When it raises, Ray Train starts all workers again, which resume the leg unless that was over.
+    """
+    import ray.train
+
+    slot, rank = cast(SlotConfig, plain), ray.train.get_context().get_world_rank()
+    memory, legs = _Memory(), 0
+    if rank == 0:
+        Register(slot["run"]).set(READY, True)
+    leg = _next_leg(slot, rank, None)
+    while leg is not None and train_in_group(leg, slot, legs, memory):
+        legs += 1
+        leg = _next_leg(slot, rank, leg)
+
+
+def _next_leg(slot: SlotConfig, rank: int, last: WorkerConfig | None) -> WorkerConfig | None:
+    """Waits for the leg after ``last``; None when the slot is closed."""
+    register = Register(slot["run"])
+    while True:
+        if must_leave(rank):
+            os._exit(0)  # Ray Train starts the group again
+        try:
+            leg = register.get(LEG)
+            is_new = leg is not None and (last is None or leg["mailbox"] != last["mailbox"])
+            if leg is not None and is_new and not Register(leg["mailbox"]).get(ENDED):
+                return leg
+            if register.get(CLOSE):
+                return None
+        except Exception as error:  # the head may be away for a while
+            logger.warning("the cluster's head does not answer (%s)", error)
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+
+
+def train_in_group(config: WorkerConfig, slot: SlotConfig, legs_before: int, memory: _Memory) -> bool:
+    """Trains a leg as one of a group whose processes have trained ``legs_before`` legs before.
+
+    Returns whether the group can take another one; False if Ray Train starts it again by itself. Raises whatever
+    calls for new processes: every error, and memory that has grown.
+    """
     started_at = time.perf_counter()
-    config = cast(WorkerConfig, plain)
-    from nfnet_ray.training.collectives import first_workers
+    from nfnet_ray.training.collectives import all_of
     from nfnet_ray.training.measurement.clock import Clock
     from nfnet_ray.training.watchdog import SECONDS_OF_SILENCE, Watchdog
 
     clock, context = Clock(started_at), GroupContext(config)
-
-    attempt = count_attempt(context)
-    # Of the attempt before: the same error would be raised again.
-    known_fault = context.register.get(FAULT)
-    fault = first_workers(known_fault, context)
-    if fault is not None:
-        context.report_end(FinalReport("failed", fault))
-        return
+    attempt = count_attempt(context, legs_before)
     if attempt is None:
         last_loss = context.register.get(LAST_LOSS)
         why = last_loss or "for an unknown reason"
         reason = f"its workers died {1 + LOST_WORKER_RETRIES} times at the same checkpoint ({why})"
-        context.report_end(FinalReport("failed", reason))
-        return
+        if context.rank == 0:
+            context.report_end(FinalReport("failed", reason))
+        return True
 
     def report_hang(hang: Hang) -> None:
         _keep_stacks(hang, config, context, attempt)
@@ -78,17 +137,53 @@ def train_in_group(plain: dict[str, Any]) -> None:
         except Exception as error:
             if not will_recur(error, context):
                 raise
-            reason = keep_trace(config, error)
-            if context.through_tune:
-                # All workers have to report to Tune together, which they do when they are started again.
-                context.register.set(FAULT, reason)
-                raise
-            context.mailbox.post(FinalReport("failed", reason))
-            return
-        if report.outcome != "stopped":
+            # The leg is over, but the other workers may be waiting for this one in an exchange.
+            Register(slot["run"]).set(RESTARTS, True)
+            context.report_end(FinalReport("failed", keep_trace(config["directory"], error)))
+            raise
+        if report.outcome == "stopped":
+            return exit_after_checkpoint(context, report)
+        growth = next(filter(None, all_of(memory.growth(context), context)), None)
+        if growth:
+            Register(slot["run"]).set(RESTARTS, True)
+        if context.rank == 0:
+            if growth:
+                context.mailbox.post(WorkersReplaced(growth))
             context.report_end(report)
-            return
-    exit_after_checkpoint(context, report)
+        if growth:
+            all_of(None, context)  # none ends before the first one has reported
+            raise RuntimeError(growth)
+    return True
+
+
+class _Memory:
+    """The memory that a worker's process holds between two legs, compared with that after its first leg."""
+
+    def __init__(self) -> None:
+        self._first: int | None = None
+
+    def growth(self, context: GroupContext) -> str | None:
+        """Called after each leg. A sentence if it has grown too much, else None."""
+        held = held_bytes()
+        if self._first is None:
+            self._first = held
+        if held < max(LEAST_GROWTH * self._first, self._first + LEAST_GROWTH_BYTES):
+            return None
+        return f"the memory of rank {context.rank} has grown from {self._first / 2**30:.1f} to {held / 2**30:.1f} GiB"
+
+
+def held_bytes() -> int:
+    """Bytes that this process holds for itself alone, on the CPU and on its GPU; 0 where that is not known."""
+    import torch
+
+    gc.collect()
+    held = torch.cuda.memory_allocated() if torch.cuda.is_initialized() else 0
+    with suppress(OSError), open("/proc/self/status") as status:  # not on macOS
+        for line in status:
+            # Without the images in memory that all processes of a node share: proc(5).
+            if line.startswith("RssAnon:"):
+                return held + int(line.split()[1]) * 1024
+    return held
 
 
 def _train(config: WorkerConfig, context: TuneContext | GroupContext, clock: Clock) -> FinalReport:

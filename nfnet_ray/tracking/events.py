@@ -265,8 +265,9 @@ def at_work() -> AtWork:
 class TrialStarted(TypedDict):
     """A trial began, or began again: ``attempt`` counts from 1.
 
-    A trial that was paused and continues is in the same attempt. Training runs also have the number of workers, the
-    optimiser step, and why the attempt before ended.
+    A trial that was paused and continues is in the same attempt. With several workers, or in a training run, there are
+    also the number of workers, the optimiser step, and why the attempt before ended. In a study ``slot`` counts the
+    worker groups from 1, and ``reused`` says whether the group's processes have trained another leg before.
     """
 
     event: Literal["trial_started"]
@@ -276,6 +277,8 @@ class TrialStarted(TypedDict):
     workers: NotRequired[int]
     step: NotRequired[int]
     after: NotRequired[str | None]
+    slot: NotRequired[int]
+    reused: NotRequired[bool]
 
 
 def trial_started(trial: str, attempt: int) -> TrialStarted:

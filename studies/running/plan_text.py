@@ -154,7 +154,7 @@ def _resources(address: str | None, console: Console) -> Resources:
         return local_resources()
     with (
         waiting(console, f"Connecting to Ray at {address} …"),
-        ray_session(address, train_in_tune=False) as resources,
+        ray_session(address) as resources,
     ):
         return resources
 

@@ -1,4 +1,4 @@
-"""What a study needs of that which runs its trials: Ray Tune for many, Ray Train for one."""
+"""What a study needs of that which runs its trials."""
 
 from __future__ import annotations
 
@@ -72,10 +72,6 @@ class Runner(Protocol):
     """The flag that says how many workers a trial has."""
     stopping: str
     """What is said when somebody asks the study to stop."""
-
-    def uses_train_in_tune(self, demand: WorkerDemand) -> bool:
-        """Whether Ray Train runs inside Ray Tune, for which Ray has to be started in another way."""
-        ...
 
     def extent(self, study: Study, trials: int, data: DatasetSummary) -> str:
         """What runs, as the beginning of a sentence: ``12 trials of at most 8 epochs``."""

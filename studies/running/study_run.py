@@ -157,7 +157,7 @@ class StudyRun:
                 check_temporary_folder()
             self._greet(to_do, console)
             try:
-                with self._announced_session(address, demand, console) as resources:
+                with self._announced_session(address, console) as resources:
                     worker = self.runner.worker(resources, demand)
                     self._check_nodes(address, resources, worker)
                     with alone_with(self.directory):
@@ -238,16 +238,13 @@ class StudyRun:
         check_nodes(self.data, worker, verify=self.verifies, progress=bytes_on_stderr)
 
     @contextmanager
-    def _announced_session(
-        self, address: str | None, demand: WorkerDemand, console: Console
-    ) -> Iterator[Resources]:
+    def _announced_session(self, address: str | None, console: Console) -> Iterator[Resources]:
         """A Ray session. Ray takes ten seconds and more to start; a spinner is shown meanwhile."""
-        train_in_tune = self.runner.uses_train_in_tune(demand)
         warning = f"{self.study.name}: nobody reads its output any more; it continues and keeps all results"
         with ExitStack() as stack:
             stack.enter_context(goes_on_without_output(warning))
             with waiting(console, f"Connecting to Ray at {address} …" if address else "Starting Ray …"):
-                resources = stack.enter_context(ray_session(address, train_in_tune=train_in_tune))
+                resources = stack.enter_context(ray_session(address))
             yield resources
 
     def _run_trials(

@@ -99,7 +99,7 @@ class TrainingRequest(Request):
 
     def runner(self, home: Path, started: StudyStarted | None) -> Runner:
         checkpoints = started["study"].get("checkpoints") if started else self.checkpoints
-        return TrainRunner(self._options(home, checkpoints), is_local=self.address is None)
+        return TrainRunner(self._options(home, checkpoints))
 
     def _options(self, home: Path, checkpoints: str | None) -> TrainingOptions:
         """Raises UserError if no checkpoints can be kept where they are to be kept."""
@@ -122,20 +122,14 @@ class TrainingRequest(Request):
 
 
 class TrainRunner:
-    """A :class:`~studies.running.runner.Runner` for a training, which is a study of one trial.
-
-    ``is_local``: it runs on a Ray that this process has started, and that nobody else uses.
-    """
+    """A :class:`~studies.running.runner.Runner` for a training, which is a study of one trial."""
 
     workers_flag = "--workers"
     stopping = "Stopping: the workers keep a checkpoint. Press Ctrl-C again to quit at once."
 
-    def __init__(self, options: TrainingOptions, *, is_local: bool) -> None:
-        self._options, self._is_local = options, is_local
+    def __init__(self, options: TrainingOptions) -> None:
+        self._options = options
         self._was_refused = False
-
-    def uses_train_in_tune(self, _demand: WorkerDemand) -> bool:
-        return False
 
     def extent(self, study: Study, _trials: int, data: DatasetSummary) -> str:
         cost = estimate_cost(study, study.trials(), data)
@@ -161,7 +155,7 @@ class TrainRunner:
 
     def run(self, running: RunningStudy) -> None:
         from nfnet_ray.cluster.connection.placement import waiting_is_explained
-        from nfnet_ray.cluster.trainer import run_training
+        from nfnet_ray.cluster.slots import run_training
 
         worker = running.worker
         config = worker_config(
@@ -170,13 +164,10 @@ class TrainRunner:
             _trial_directory(running.study, running.directory),
             worker,
             self._options,
-            through_tune=False,
         )
         least = worker.min_workers or worker.workers
         with waiting_is_explained(lambda: least, worker, running.note):
-            report = run_training(
-                config, running.recorder, running.note, running.stop, is_local=self._is_local
-            )
+            report = run_training(config, running.recorder, running.note, running.stop)
         self._was_refused = report.refused
 
     def results(self, study: Study, directory: Path) -> list[str]:

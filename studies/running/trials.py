@@ -1,4 +1,4 @@
-"""A study of many trials: how it is asked for, and how Ray Tune runs its trials, as many at once as fit."""
+"""A study of many trials: how it is asked for, and how Ray runs its trials, as many at once as fit."""
 
 from __future__ import annotations
 
@@ -153,9 +153,6 @@ class TuneRunner:
         "Stopping: the running trials keep a checkpoint of this step. Press Ctrl-C again to quit at once."
     )
 
-    def uses_train_in_tune(self, demand: WorkerDemand) -> bool:
-        return demand.workers > 1
-
     def extent(self, study: Study, trials: int, _data: DatasetSummary) -> str:
         return f"{count(trials, 'trial')} of at most {count(study.epochs, 'epoch')}"
 
@@ -192,6 +189,7 @@ class TuneRunner:
                 running.directory,
                 running.trials_at_once,
                 running.worker,
+                running.note,
                 running.stop,
             )
 

@@ -52,17 +52,23 @@ def note_samples_and_dawdle(folder: Path, rank: int) -> None:
     TrainStep.__call__ = step  # type: ignore[method-assign]
 
 
-def disturbed_worker(config: dict[str, Any]) -> None:
-    """In the place of ``train_in_group``; a function of __main__ travels to the workers by value."""
+def disturbed_worker(slot: dict[str, Any]) -> None:
+    """In the place of ``work_in_slot``; a function of __main__ travels to the workers by value."""
     import ray.train
 
-    from nfnet_ray.cluster.worker import train_in_group
+    from nfnet_ray.cluster import worker
 
     rank = ray.train.get_context().get_world_rank()
     note_samples_and_dawdle(FOLDER, rank)
-    if settings(FOLDER).get("storage_apart"):  # as if each machine had a disk of its own there
-        config = config | {"checkpoints": f"{config['checkpoints']}-{rank}"}
-    train_in_group(config)
+    true_train = worker.train_in_group
+
+    def train_in_group(config: Any, *others: Any) -> bool:
+        if settings(FOLDER).get("storage_apart"):  # as if each machine had a disk of its own there
+            config = config | {"checkpoints": f"{config['checkpoints']}-{rank}"}
+        return true_train(config, *others)
+
+    worker.train_in_group = train_in_group
+    worker.work_in_slot(slot)
 
 
 def plain_worker(rank: int, recipe_file: Path, out: Path) -> None:
@@ -94,7 +100,7 @@ if __name__ == "__main__":
         from nfnet_ray.cluster import messages, trainer
         from studies import train
 
-        trainer.train_in_group = disturbed_worker
+        trainer.work_in_slot = disturbed_worker
         messages.SECONDS_BETWEEN_RESIZES = 2.0
         train.__file__ = __file__  # the command that resumes is this one
         sys.exit(train.main(sys.argv[2:]))

@@ -135,14 +135,12 @@ def test_the_configuration_of_workers_is_plain_values(tmp_path: Path) -> None:
     study = Study("x", "?", Recipe(), {})
     (trial,) = study.trials()
     resources = WorkerResources(4, 2, 0.5, min_workers=2)
-    plain = worker_config(trial, "0123", tmp_path, resources, through_tune=False)
+    plain = worker_config(trial, "0123", tmp_path, resources)
     carried = json.loads(json.dumps(plain))
     assert carried | {"recipe": {}} == plain | {"recipe": {}}
     assert Recipe.from_values(carried["recipe"]) == trial.recipe
     assert WorkerResources(**plain["resources"]) == resources
     assert plain["checkpoints"] == str(tmp_path / "checkpoints")
-    other = worker_config(
-        trial, "0123", tmp_path, resources, TrainingOptions(checkpoints="s3://b/c"), through_tune=True
-    )
+    other = worker_config(trial, "0123", tmp_path, resources, TrainingOptions(checkpoints="s3://b/c"))
     assert other["checkpoints"] == "s3://b/c"
     assert other["mailbox"] != plain["mailbox"]

@@ -87,7 +87,7 @@ def address(places: Path) -> Iterator[str]:
 def session(address: str) -> Iterator[str]:
     import ray
 
-    with ray_session(address, train_in_tune=False):
+    with ray_session(address):
         deadline = time.monotonic() + HANG_SECONDS
         while sum(node["Alive"] for node in ray.nodes()) < 2:
             assert time.monotonic() < deadline

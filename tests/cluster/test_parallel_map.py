@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module", autouse=True)
 def cores() -> Iterator[int]:
-    with ray_session("local", train_in_tune=False) as resources:
+    with ray_session("local") as resources:
         yield int(resources.cpus)
 
 

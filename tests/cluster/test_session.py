@@ -33,7 +33,7 @@ import sys
 from nfnet_ray.cluster.connection.session import ray_session
 from nfnet_ray.errors import UserError
 try:
-    with ray_session(sys.argv[1], train_in_tune=False):
+    with ray_session(sys.argv[1]):
         import ray
         first = ray.remote(lambda: 20).remote()
         print(ray.get(ray.remote(lambda refs: 1 + ray.get(refs[0])).remote([first]), timeout=60))

@@ -90,7 +90,7 @@ def test_sigterm_to_all_processes_ends_a_run_as_ctrl_c_does(
 DRIVER = """\
 import os, signal
 from nfnet_ray.cluster.connection.session import ray_session
-with ray_session(None, train_in_tune=False):
+with ray_session(None):
     import ray
     class Busy:
         def begin(self): return os.getpid()

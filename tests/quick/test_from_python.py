@@ -199,7 +199,7 @@ def test_a_process_that_is_connected_to_ray_is_told_to_disconnect(monkeypatch: p
     for address in (None, "local"):
         with (
             pytest.raises(nfnet_ray.UserError, match=r"call ray\.shutdown\(\) first"),
-            ray_session(address, train_in_tune=False),
+            ray_session(address),
         ):
             pass
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import importlib
 import inspect
 import json
 import os
@@ -97,7 +98,7 @@ def test_no_other_file_uses_a_private_name_of_ray() -> None:
         "from ray.core.generated import gcs_pb2",
         "import ray\nray._private.worker.global_worker",
         "from ray import train\ntrain._internal",
-        "request = {'node:__internal_head__': 1}",
+        "name = 'RAY_TRAIN_HEALTH_CHECK_INTERVAL_S'",
         "name = 'AutoscalingCoordinator'",
     ],
 )
@@ -269,19 +270,14 @@ def test_settings_of_ray_train() -> None:
 # --- nodes, placement groups, processes -----------------------------------------------------------
 
 
-def test_the_resource_of_the_head_node() -> None:
-    from ray._common.constants import HEAD_NODE_RESOURCE_NAME
-
-    assert HEAD_NODE_RESOURCE_NAME == ray_internals.HEAD_NODE_RESOURCE
-
-
 def test_bundles_of_a_job_and_free_resources_of_each_node(monkeypatch: pytest.MonkeyPatch) -> None:
     from ray._private.state import GlobalState, state
 
     states = gcs_pb2.PlacementGroupTableData
 
-    def group(job: bytes, placed: int, *cores: float) -> bytes:
-        table = states(creator_job_id=job, state=placed)
+    def group(job: bytes, placed: int, *cores: float, orphaned: bool = False) -> bytes:
+        table = states(creator_job_id=job, state=placed, creator_actor_dead=orphaned)
+        table.placement_group_id = bytes([placed]) * 18
         for cpus in cores:
             table.bundles.add().unit_resources["CPU"] = cpus
         serialised: bytes = table.SerializeToString()
@@ -290,7 +286,9 @@ def test_bundles_of_a_job_and_free_resources_of_each_node(monkeypatch: pytest.Mo
     groups = [
         group(b"\1\0\0\0", states.CREATED, 2.0, 3.0),
         group(b"\1\0\0\0", states.PENDING, 4.0),
-        group(b"\2\0\0\0", states.CREATED, 5.0),
+        group(b"\2\0\0\0", states.CREATED, 5.0, orphaned=True),
+        group(b"\1\0\0\0", states.RESCHEDULING, 5.0, orphaned=True),
+        group(b"\1\0\0\0", states.REMOVED, 5.0, orphaned=True),
     ]
     accessor = SimpleNamespace(get_placement_group_table=lambda: groups)
     monkeypatch.setattr(GlobalState, "_connect_and_get_accessor", lambda _self: accessor)
@@ -298,6 +296,11 @@ def test_bundles_of_a_job_and_free_resources_of_each_node(monkeypatch: pytest.Mo
         {"CPU": 2.0},
         {"CPU": 3.0},
     ]
+    removed: list[str] = []
+    groups_of_ray = importlib.import_module("ray.util.placement_group")  # a function has the same name
+    monkeypatch.setattr(groups_of_ray, "remove_placement_group", lambda group: removed.append(group.id.hex()))
+    ray_internals.remove_orphaned_placement_groups("01000000")
+    assert removed == [bytes([states.RESCHEDULING] * 18).hex()]
     monkeypatch.setattr(state, "available_resources_per_node", lambda: {"a": {"CPU": 1.0}})
     assert ray_internals.free_resources() == {"a": {"CPU": 1.0}}
 

@@ -143,10 +143,6 @@ TRAIN_GROUP_START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 
 # --- nodes and placement groups -------------------------------------------------------------------
 
-HEAD_NODE_RESOURCE = "node:__internal_head__"
-"""A resource of the head node alone (_common/constants.py). Publicly a task can be sent to a node by its id, which a
-Tune trial cannot ask for."""
-
 
 def free_resources() -> dict[str, dict[str, float]]:
     """{node id: {resource: amount that is free}}. The public ``available_resources`` is the sum over all nodes."""
@@ -157,22 +153,35 @@ def free_resources() -> dict[str, dict[str, float]]:
 
 
 def placed_bundles(job_id: str) -> Iterator[Mapping[str, float]]:
-    """The resources of each bundle that has a place, of one job's placement groups.
+    """The resources of each bundle that has a place, of one job's placement groups."""
+    for group in _placement_groups(job_id):
+        if group.state == group.CREATED:
+            yield from (bundle.unit_resources for bundle in group.bundles)
+
+
+def remove_orphaned_placement_groups(job_id: str) -> None:
+    """Frees the resources of workers whose controller died; Ray keeps them reserved until the job ends."""
+    from ray import PlacementGroupID
+    from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+    for group in _placement_groups(job_id):
+        if group.creator_actor_dead and group.state != group.REMOVED:
+            remove_placement_group(PlacementGroup(PlacementGroupID(group.placement_group_id)))
+
+
+def _placement_groups(job_id: str) -> Iterator[Any]:
+    """The placement groups of a job, as messages of protobuf, which have no types (core/generated/gcs_pb2.py).
 
     The public ``placement_group_table`` does not say whose a group is, and jobs of the same shape may share a cluster.
     """
     from ray._private.state import state
     from ray.core.generated import gcs_pb2
 
-    # Made by protobuf, without types.
     tables: Any = gcs_pb2
     for table in state._connect_and_get_accessor().get_placement_group_table():
         group = tables.PlacementGroupTableData.FromString(table)
-        if (
-            group.creator_job_id == bytes.fromhex(job_id)
-            and group.state == tables.PlacementGroupTableData.CREATED
-        ):
-            yield from (bundle.unit_resources for bundle in group.bundles)
+        if group.creator_job_id == bytes.fromhex(job_id):
+            yield group
 
 
 # --- the processes of a local Ray -----------------------------------------------------------------

@@ -37,15 +37,11 @@ def available_cpus() -> int:
 
 
 @contextmanager
-def ray_session(
-    address: str | None, *, train_in_tune: bool, packages: Sequence[Path] = ()
-) -> Iterator[Resources]:
+def ray_session(address: str | None, *, packages: Sequence[Path] = ()) -> Iterator[Resources]:
     """Connects to Ray and, at the end, disconnects; a local Ray is started and stopped.
 
     Args:
         address: None or ``local`` for a local Ray, else what ``--address`` takes.
-        train_in_tune: trials run TorchTrainer inside Tune. Then the dashboard has to be up: without it the placement
-            group of a trial that is stopped early is never removed, and the next trial never starts.
         packages: folders of packages whose code the cluster's workers run, in addition to this library's.
 
     Raises:
@@ -75,24 +71,19 @@ def ray_session(
     try:
         if address is None:
             cores = available_cpus()
-            shape: dict[str, Any] = {"num_cpus": cores, "include_dashboard": train_in_tune}
-            context = _start(local_ray, shape | quiet)
+            shape: dict[str, Any] = {"num_cpus": cores, "include_dashboard": False}
+            _start(local_ray, shape | quiet)
         else:
             # Workers run this driver's code, not whatever their node has installed.
             modules = [str(package) for package in (_LIBRARY, *packages)]
             code = {"py_modules": modules, "excludes": ["__pycache__"]}
             with handlers_kept():
-                context = ray.init(address=address, runtime_env=code, **quiet)
+                ray.init(address=address, runtime_env=code, **quiet)
     except ConnectionError as error:
         raise UserError(
             f"--address {address}: Ray does not let us in ({str(error).splitlines()[0]}); is the cluster still up?"
         ) from None
     try:
-        if train_in_tune and not context.dashboard_url:
-            raise UserError(
-                "--workers-per-trial above 1 needs Ray's dashboard, without which the resources of a trial that is "
-                "stopped early are never freed: start the head with `ray start --head --include-dashboard=true`"
-            )
         yield _resources()
     finally:
         gc.collect()  # Ray ends the process if a reference to it is collected after the shutdown

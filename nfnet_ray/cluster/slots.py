@@ -1,0 +1,134 @@
+"""Trains on worker groups that stay up: the legs of a study, on as many slots as there is room for, or one training.
+
+A leg is handed to a slot whose workers are up, so that none waits for machines that may never come.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from nfnet_ray.cluster.connection.resources import WorkerResources
+from nfnet_ray.cluster.follower import Follower
+from nfnet_ray.cluster.mailbox import remove_run
+from nfnet_ray.cluster.messages import FinalReport, WorkerConfig, slot_config
+from nfnet_ray.cluster.trainer import ControllerEnded, Slot, close_all
+from nfnet_ray.study.decisions import Leg
+from nfnet_ray.study.legs import Legs
+from nfnet_ray.study.recorder import Recorder
+
+SECONDS_BETWEEN_READS = 0.2
+SLOTS_FOLDER = "slots"
+
+
+def run_training(
+    config: WorkerConfig, recorder: Recorder, say: Callable[[str], None], stop: threading.Event
+) -> FinalReport:
+    """Trains until the end, or until ``stop`` is set; everything that happened is recorded.
+
+    Needs a :func:`nfnet_ray.cluster.connection.session.ray_session`.
+    """
+    resources = WorkerResources(**config["resources"])
+    slot = Slot(slot_config(1, Path(config["directory"]), resources, config["hang_seconds"]))
+    slot.hand(config)
+    follower = Follower(config, recorder, say, stop)
+    try:
+        while (report := _followed(slot, follower)) is None:
+            time.sleep(SECONDS_BETWEEN_READS)
+    except ControllerEnded as error:
+        report = FinalReport("failed", str(error))
+    close_all([slot])
+    remove_run(config["mailbox"])
+    if report.stops_study:
+        recorder.mark_lost(str(report.reason))
+    recorder.end_trial(config["name"], report.trial_outcome, report.reason)
+    return report
+
+
+def run_legs(
+    legs: Legs,
+    config: Callable[[Leg], WorkerConfig],
+    recorder: Recorder,
+    directory: Path,
+    most: int,
+    resources: WorkerResources,
+    say: Callable[[str], None],
+    stop: threading.Event,
+) -> None:
+    """Trains legs until there are no more, or until ``stop`` is set; everything that happened is recorded.
+
+    Args:
+        config: the configuration of the workers of a leg.
+        directory: the study's.
+        most: how many slots there are. Those for which there is no room wait, and an autoscaler sees them wait.
+        say: tells a person.
+    """
+    slots = {
+        number: Slot(slot_config(number, directory / SLOTS_FOLDER / str(number), resources))
+        for number in range(1, most + 1)
+    }
+    running: dict[int, tuple[WorkerConfig, Follower]] = {}
+
+    def take_in() -> None:
+        """What the workers of all slots have said."""
+        for number, slot in slots.items():
+            leg_config, follower = running.get(number, (None, None))
+            report = _followed(slot, follower)
+            if leg_config is not None and report is not None:
+                del running[number]
+                remove_run(leg_config["mailbox"])
+                record_end(leg_config["name"], report, legs, recorder)
+
+    def hand_out() -> bool:
+        """Gives each slot that is free a leg; whether there was one for each."""
+        for number, slot in slots.items():
+            if number in running or not slot.is_ready():
+                continue
+            leg = legs.next()
+            if leg is None:
+                return False
+            leg_config = config(leg)
+            told = _of_trial(leg.trial, say)
+            running[number] = leg_config, Follower(leg_config, recorder, told, stop, slot=number)
+            slot.hand(leg_config)
+        return True
+
+    try:
+        while True:
+            take_in()
+            has_more = not stop.is_set() and hand_out()
+            if not has_more and not running:
+                break
+            time.sleep(SECONDS_BETWEEN_READS)
+    except ControllerEnded as error:
+        recorder.mark_lost(f"{error}; look into Ray's logs")
+    close_all(list(slots.values()))
+
+
+def record_end(name: str, report: FinalReport, legs: Legs, recorder: Recorder) -> None:
+    """Records how a leg of a study ended, and what that decides of other trials."""
+    if report.outcome == "stopped" and recorder.state.trials[name].state != "running":
+        return  # before its first step: it is as if it had not been handed out
+    if report.stops_study:  # it can be resumed once the cause is gone
+        legs.end(name, "interrupted", report.reason)
+        recorder.mark_lost(str(report.reason))
+    elif report.outcome == "paused":
+        legs.pause(name)
+    else:
+        legs.end(name, report.trial_outcome, report.reason)
+
+
+def _followed(slot: Slot, follower: Follower | None) -> FinalReport | None:
+    """Keeps a slot up, and takes in what the workers of its leg have said."""
+    why = slot.keep_up()
+    if follower is None:
+        return None
+    if why:
+        follower.mark_lost(why)
+    return follower.read()
+
+
+def _of_trial(name: str, say: Callable[[str], None]) -> Callable[[str], None]:
+    return lambda text: say(f"{name}: {text}")
