@@ -14,6 +14,7 @@ from typing import Any, Literal, cast
 
 from nfnet_ray.errors import UserError
 from nfnet_ray.metric import METRIC
+from nfnet_ray.tracking.epoch_metrics import packed
 from nfnet_ray.tracking.events import (
     JOURNAL_FILE,
     CapsDescription,
@@ -200,7 +201,7 @@ class StudyState:
                 if event["epoch"] not in trial.epochs:  # journals of earlier versions have some twice
                     top1 = event["metrics"].get(METRIC) or 0.0
                     self._reported.append((event["trial"], event["epoch"], top1))
-                trial.epochs[event["epoch"]] = event["metrics"]
+                trial.epochs[event["epoch"]] = packed(event["metrics"])
                 if "correct_images" in event:
                     trial.correct_images[event["epoch"]] = event["correct_images"]
                 else:  # an epoch that came out differently when it was trained again
