@@ -6,13 +6,14 @@ import functools
 import itertools
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from nfnet_ray.errors import UserError
 from nfnet_ray.recipe import Recipe, decisive_values
 from nfnet_ray.study.halving import Halving
+from nfnet_ray.study.search.axes import point_key
 from nfnet_ray.study.search.first_points import check_first_points, first_points
 from nfnet_ray.study.search.model import startup_points
 from nfnet_ray.study.search.searcher import (
@@ -90,6 +91,10 @@ class Study:
     """The points that a journal has, in place of those that the search would draw now."""
     planned: int | None = None
     """How many of them were planned at the start; None: all."""
+    names: Mapping[str, str] = field(default_factory=dict)
+    """{:func:`trial_key`: name} of the trials of a study that was extended: those of before keep their names."""
+    outside: tuple[str, ...] = ()
+    """Names of trials that an extension has left out; no other trial gets them."""
 
     def __post_init__(self) -> None:
         check_space(self.space)
@@ -112,7 +117,7 @@ class Study:
 
     @staticmethod
     def from_event(event: StudyStarted) -> Study:
-        """The study that a journal's first line describes."""
+        """The study that a journal's first line, with all extensions of it, describes."""
         told = event["study"]
         study = Study(
             name=told["name"],
@@ -135,6 +140,11 @@ class Study:
             )
         else:
             study = replace(study, trial_limit=len(distinct))
+        if "outside" in told:
+            given = {
+                trial_key(plan["point"], plan["recipe"]["seed"]): plan["name"] for plan in event["trials"]
+            }
+            return replace(study, names=given, outside=tuple(told["outside"]))
         names = tuple(plan["name"] for plan in event["trials"])
         if names == tuple(trial.name for trial in study.trials()):
             return study
@@ -293,6 +303,28 @@ class Study:
             return None
         return replace(self.halving, cohort=self.cohort).description(self.recipe.schedule)
 
+    def description(self) -> dict[str, Any]:
+        """The entries of a journal's description of the study that say what is asked; not data, machines or caps."""
+        told: dict[str, Any] = {
+            "question": self.question,
+            "space": {name: domain_to_json(domain) for name, domain in self.space.items()},
+            "seeds": list(self.seeds),
+            "epochs": self.epochs,
+            "halving": self.halving_description(),
+            "recipe": self.recipe.to_values(),
+        }
+        if self.points is not None:
+            told["points"] = [dict(point) for point in self.points]
+        if self.draws_points:
+            told["search"] = {
+                "name": self.search_name,
+                "settings": self.settings,
+                "first_points": [dict(point) for point in self.first_points],
+            }
+        if self.is_adaptive:
+            told["search"]["lag"] = self.lag
+        return told
+
     def trials_at(self, point: Mapping[str, Any]) -> tuple[Trial, ...]:
         """The trials of one setting, one for each seed."""
         labels = endings(self.fields)
@@ -302,9 +334,11 @@ class Study:
         trials = []
         for seed in self.seeds:
             own_seed = [part] if (part := self._own_seed(seed)) else []
+            name = ",".join([*parts.values(), *own_seed]) or UNCHANGED
+            given = self.names.get(trial_key(point, seed)) if self.names else None
             trials.append(
                 Trial(
-                    name=",".join([*parts.values(), *own_seed]) or UNCHANGED,
+                    name=given or free_name(name, self.epochs, self.outside),
                     point=point,
                     stratum=",".join([*rivals, *own_seed]) if self.fields else "",
                     recipe=self.recipe.with_values(values | {"seed": seed}),
@@ -353,6 +387,17 @@ class Study:
             return list(itertools.islice(grid(self.space, self.recipe), self.trial_limit))
         known = min(self.settings, startup_points(self.space)) if self.is_adaptive else self.settings
         return list(self.searcher.planned(known))
+
+
+def trial_key(point: Mapping[str, Any], seed: int) -> str:
+    """A text that tells the trials of a study apart, the same before and after they have been through a journal."""
+    return f"{point_key(point)} {seed}"
+
+
+def free_name(name: str, epochs: int, taken: Container[str]) -> str:
+    """The name of a trial, with an ending if an earlier trial has it: one with other epochs, say."""
+    suffixes = itertools.chain(["", f",epochs={epochs}"], (f",{number}" for number in itertools.count(2)))
+    return next(free for suffix in suffixes if (free := name + suffix) not in taken)
 
 
 def _with_tuples(point: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 A journal is a text file of JSON objects, one a line, that only ever grows::
 
-    study_started  (study_resumed)  (trial_proposed)  trial_started  epoch  epoch  …  trial_paused  trial_promoted
-    …  trial_started  epoch  …  trial_ended  …  study_ended
+    study_started  (study_resumed)  (study_extended)  (trial_proposed)  trial_started  epoch  epoch  …  trial_paused
+    trial_promoted  …  trial_started  epoch  …  trial_ended  …  study_ended
 
 Numbers that JSON cannot hold are written as the strings ``"NaN"``, ``"Infinity"`` and ``"-Infinity"``
 and come back as floats, so those three strings are reserved everywhere in an event.
@@ -146,6 +146,8 @@ class StudyDescription(TypedDict):
     versions: Versions
     notes: NotRequired[list[str]]
     tags: NotRequired[dict[str, str]]
+    outside: NotRequired[list[str]]
+    """Of a study that was extended: the trials that are not part of it any more."""
 
 
 class TrialPlan(TypedDict):
@@ -198,6 +200,54 @@ def study_resumed(
     return event
 
 
+class StudyExtended(TypedDict):
+    """A study gets other values, seeds or epochs. Whatever it has trained stays in the journal.
+
+    ``study`` has the entries of the :class:`StudyDescription` that replace earlier ones, and ``trials`` all trials that
+    the study has from now on: earlier ones under their names, and new ones.
+    """
+
+    event: Literal["study_extended"]
+    time: float
+    command: str
+    study: dict[str, Any]
+    trials: list[TrialPlan]
+    left_out: list[str]
+    """Trials that are not part of the study any more; their results stay as evidence."""
+    taken_back: list[str]
+    """Trials that an earlier extension had left out."""
+    reconsidered: list[str]
+    """Trials that were given up, and are at their rung again to be compared with the new ones."""
+
+
+def study_extended(
+    command: str,
+    study: Mapping[str, Any],
+    trials: Sequence[TrialPlan],
+    *,
+    left_out: Sequence[str] = (),
+    taken_back: Sequence[str] = (),
+    reconsidered: Sequence[str] = (),
+) -> StudyExtended:
+    """The event of a study that is extended now."""
+    return {
+        "event": "study_extended",
+        "time": time.time(),
+        "command": command,
+        "study": dict(study),
+        "trials": list(trials),
+        "left_out": list(left_out),
+        "taken_back": list(taken_back),
+        "reconsidered": list(reconsidered),
+    }
+
+
+def with_extension(started: StudyStarted, extended: StudyExtended) -> StudyStarted:
+    """The first event of a study as it would be if the study had begun as it is after an extension."""
+    study = cast(StudyDescription, {**started["study"], **extended["study"]})
+    return {**started, "study": study, "trials": extended["trials"]}
+
+
 class StudyAnnotated(TypedDict):
     """Somebody added notes and tags to a study, or changed a tag. It may come after ``study_ended``."""
 
@@ -243,7 +293,7 @@ def trial_proposed(plan: TrialPlan, number: int, after: Sequence[str]) -> TrialP
 
 def plans_of(event: Event) -> list[TrialPlan]:
     """The trials that an event adds to a study."""
-    if event["event"] == "study_started":
+    if event["event"] in ("study_started", "study_extended"):
         return event["trials"]
     if event["event"] == "trial_proposed":
         return [{"name": event["trial"], "point": event["point"], "recipe": event["recipe"]}]
@@ -405,6 +455,7 @@ def study_ended(state: StudyOutcome, wall_seconds: float, reason: str | None = N
 Event = (
     StudyStarted
     | StudyResumed
+    | StudyExtended
     | StudyAnnotated
     | TrialProposed
     | TrialStarted

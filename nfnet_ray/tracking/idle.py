@@ -79,6 +79,10 @@ class Places:
         """
         self._places, self._accelerators, self._planned, self._since = places, accelerators, planned, now
 
+    def plan(self, planned: int) -> None:
+        """Take in how many trials there may be in the end, of a study that is extended."""
+        self._planned = planned
+
     def pass_time(self, now: float) -> None:
         """Take in that nothing has changed up to ``now``."""
         if self._since is None or self._places is None:

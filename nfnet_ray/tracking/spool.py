@@ -85,6 +85,8 @@ def runs_of(event: Event) -> tuple[str, ...]:
         return (event["trial"], STUDY_RUN)  # the study's has the numbers of all that have ended
     if event["event"] == "at_work":
         return ()
+    if event["event"] == "study_extended":
+        return (STUDY_RUN, *event["left_out"], *event["taken_back"], *event["reconsidered"])
     return (STUDY_RUN,)
 
 

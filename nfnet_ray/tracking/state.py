@@ -6,6 +6,7 @@ they have just happened or are read from a file.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from nfnet_ray.tracking.events import (
     CapsDescription,
     Event,
     StudyEnded,
+    StudyExtended,
     StudyStarted,
     TrialOutcome,
     TrialPlan,
@@ -27,6 +29,7 @@ from nfnet_ray.tracking.events import (
     plans_of,
     read_events,
     read_last_epochs,
+    with_extension,
 )
 from nfnet_ray.tracking.idle import IdleTime, Places, planned_trials
 
@@ -87,14 +90,17 @@ class StudyState:
     """The state of a study, built up from the events of its journal one by one.
 
     Attributes:
-        started: the journal's first event, None before it.
+        started: the journal's first event, None before it; of a study that was extended, with what has changed.
         ended: the event of the driver that was the last to leave in good order; None while one is at work, or after
             it was killed.
         changed: {field: value} of the Recipe, as those who resumed the study have changed it.
         caps: what may be spent, and the price of an accelerator-hour, as they were given last.
-        trials: {name: progress}, in the order of the plan; those that were proposed later follow.
+        extensions: the commands that have extended the study, in that order.
+        trials: {name: progress}, in the order of the plan; those that were proposed later follow, and then those that
+            an extension has left out.
         plans: {name: plan} of the same trials, once the journal has begun.
-        proposals: {name: number of its setting} of the trials that were proposed while the study ran.
+        proposals: {name: number of its setting} of the trials that were proposed while the study ran, since it was
+            started or last extended.
         notes: what people have said about the study, in that order.
         tags: {key: value} that people have given it.
         last_event_time: Unix seconds of the latest event, 0 before the first.
@@ -111,6 +117,7 @@ class StudyState:
         self.tags: dict[str, str] = {}
         self.plans: dict[str, TrialPlan] = {}
         self.proposals: dict[str, int] = {}
+        self.extensions: list[str] = []
         self.last_event_time = 0.0
         self.latest: TrialProgress | None = None
         self._wall_seconds_before = 0.0
@@ -150,11 +157,24 @@ class StudyState:
             )
         return state, state.started
 
+    def copy(self) -> StudyState:
+        """The same state, on which events can be tried. The metrics of epochs are shared with it."""
+        copied = copy.copy(self)
+        copied.trials = {name: copy.copy(trial) for name, trial in self.trials.items()}
+        for trial in copied.trials.values():
+            trial.promoted = dict(trial.promoted)
+        copied._places = copy.deepcopy(self._places)
+        copied.extensions = list(self.extensions)
+        return copied
+
     def apply(self, event: Event) -> None:
         """Take in the next event of the journal. Kinds of events that this version does not know change nothing."""
         if event["event"] == "study_annotated":  # by a person, at any time: no driver was at work until then
             self.notes += event["notes"]
             self.tags |= event["tags"]
+            return
+        if event["event"] == "study_extended":  # a driver has just said that it resumes the study
+            self._extend(event)
             return
         before = self.last_event_time
         self.last_event_time = event.get("time", self.last_event_time)
@@ -223,7 +243,7 @@ class StudyState:
         now = self.last_event_time
         if event["event"] in ("study_started", "study_resumed"):
             self._places.end(before)  # of a driver that was killed
-            for known in self.trials.values():
+            for known in self.members:
                 self._places.note(known.name, _activity(known, resumed=True))
             worker = self._study.get("worker", {})
             accelerators = worker.get("workers", 1) * (float(worker.get("gpus", 0)) or 1.0)
@@ -245,6 +265,33 @@ class StudyState:
             for trial in list(self.trials.values())
         )
         return self._places.idle_time(self.last_event_time if now is None else now, startup)
+
+    def _extend(self, event: StudyExtended) -> None:
+        """Takes in an extension. The same one twice is as good as once."""
+        assert self.started is not None
+        earlier = self._study["recipe"]
+        self.started = with_extension(self.started, event)
+        # Plans say what differs from the study's Recipe, which has changed.
+        recipe = self._study["recipe"]
+        changed = {name: value for name, value in earlier.items() if recipe.get(name) != value}
+        now = {plan["name"]: plan for plan in plans_of(event)}
+        others = {name: plan for name, plan in self.plans.items() if name not in now}
+        for name, plan in others.items():
+            others[name] = {**plan, "recipe": {**changed, **plan["recipe"]}}
+        self.plans = {**now, **others}
+        self.trials = {name: self.trials.get(name) or TrialProgress(name) for name in self.plans}
+        self.proposals = {}
+        for name in event["reconsidered"]:
+            trial = self.trials[name]
+            if trial.state == "stopped":
+                trial.state, trial.reason, trial.outcome = "paused", None, None
+        outside = self.outside
+        for trial in self.trials.values():
+            is_over = trial.name in outside
+            self._places.note(trial.name, "over" if is_over else _activity(trial, resumed=True))
+        self._places.plan(planned_trials(self._study))
+        if not self.extensions or self.extensions[-1] != event["command"]:
+            self.extensions.append(event["command"])
 
     def _accelerators(self, event: TrialStarted) -> float:
         """What a trial that starts holds: the GPUs of its workers, or its workers if they have none."""
@@ -287,9 +334,21 @@ class StudyState:
         return self.accelerator_seconds_at(self._session[1] if self._session else 0.0)
 
     @property
+    def outside(self) -> frozenset[str]:
+        """Names of the trials that an extension has left out: nobody trains them, and what they reached is evidence."""
+        return frozenset(self._study.get("outside", ()))
+
+    @property
+    def members(self) -> list[TrialProgress]:
+        """The trials of the study, without those that an extension has left out."""
+        outside = self.outside
+        trials = list(self.trials.values())
+        return [trial for trial in trials if trial.name not in outside] if outside else trials
+
+    @property
     def unfinished(self) -> list[str]:
         """Names of the trials that still have something to do."""
-        return [trial.name for trial in self.trials.values() if trial.state not in ENDED_FOR_GOOD]
+        return [trial.name for trial in self.members if trial.state not in ENDED_FOR_GOOD]
 
     def reported_epochs(self) -> list[tuple[str, int, float]]:
         """(trial, epoch, validation top-1) as they were first reported, in that order: what halving decided by."""

@@ -47,7 +47,7 @@ def storage_folder(home: Path, request: Request) -> Path:
             "which SQLite cannot open; name a shorter folder, or another place with --tracking-uri"
         )
     if not request.plan:
-        check_can_write(storage / (request.resume or request.name or ""), "--storage")
+        check_can_write(storage / (request.begun or request.name or ""), "--storage")
     return storage
 
 

@@ -90,6 +90,12 @@ def sweep_of(texts: Sequence[str]) -> dict[str, Domain]:
 def _study_request(program: StudyProgram, options: argparse.Namespace) -> StudyRequest:
     values = vars(options) | {"settings": settings_of(options.settings), "sweep": sweep_of(options.sweep)}
     own = {name: values.pop(name) for name in program.flags}
+    given = ("sweep", "settings", "seeds", "epochs", "trials", "search", "early_stopping")
+    if options.extend and not any(values[name] for name in given):
+        raise UserError(
+            f"--extend {options.extend} needs what to add: --sweep FIELD=VALUES, --seeds N, --epochs N, --trials N or "
+            "--early-stopping RULE"
+        )
     return StudyRequest(program=program, own=own, **values)
 
 
@@ -306,7 +312,14 @@ def study_parser(program: StudyProgram, file: Path) -> argparse.ArgumentParser:
         return program.build(describe_digits(DATA_FOLDER / program.digits.name, program.digits), None)
 
     parser = new_parser(file, sys.modules[program.build.__module__].__doc__, on_default_data)
-    add_places(parser, "study", "the study's name")
+    where = add_places(parser, "study", "the study's name")
+    where.add_argument(
+        "--extend",
+        type=given(study_name),
+        metavar="NAME",
+        help="train what a study that has ended does not have yet: other values (--sweep), more --seeds, --epochs or"
+        " --trials, other --early-stopping; what it has trained is kept (docs/managing.md)",
+    )
     what = parser.add_argument_group("what it studies")
     add_data(what)
     for name, shown_as in program.flags.items():

@@ -43,6 +43,7 @@ def run(
     name: str | None = None,
     may_continue: bool = False,
     resume: str | None = None,
+    extend: str | None = None,
     address: str | None = None,
     tracking_uri: str | None = None,
     workers_per_trial: int | None = None,
@@ -86,6 +87,9 @@ def run(
         name: the name of the study's folder; by default the study's name and the time.
         may_continue: continue the study if there is one of this ``name`` with the same settings.
         resume: the name of a study that was stopped.
+        extend: the name of a study that has ended, finished or not, and is to become this one: with other values,
+            seeds, epochs or settings. What it has trained is kept. Without ``study`` it changes by the other arguments
+            alone.
         address: a Ray cluster that is up, ``auto`` or HOST:PORT; by default Ray is started on this machine.
         tracking_uri: where MLflow records the study.
         workers_per_trial: more than one train data-parallel through Ray Train.
@@ -114,7 +118,7 @@ def run(
             signal is handled.
     """
     request = StudyRequest(
-        program=_program(study, resume, own),
+        program=_program(study, resume, extend, own),
         own=own,
         data=_data(study, data),
         epochs=_positive("epochs", epochs),
@@ -129,6 +133,7 @@ def run(
         name=name and study_name(name),
         may_continue=may_continue,
         resume=resume and study_name(resume),
+        extend=extend and study_name(extend),
         address=address,
         tracking_uri=tracking_uri,
         workers_per_trial=_positive("workers_per_trial", workers_per_trial),
@@ -158,13 +163,21 @@ def run(
 
 
 def _program(
-    study: Study | StudyFactory | StudyProgram | None, resume: str | None, own: Mapping[str, Any]
+    study: Study | StudyFactory | StudyProgram | None,
+    resume: str | None,
+    extend: str | None,
+    own: Mapping[str, Any],
 ) -> StudyProgram:
     if resume and isinstance(study, Study):
         raise UserError(f"resume={resume!r} takes the study from its journal: leave the study out")
-    if study is None and not resume:
-        raise UserError("there is nothing to run: give a study, or resume=NAME")
-    program = study if isinstance(study, StudyProgram) else StudyProgram(_builder(study))
+    if study is None and not resume and not extend:
+        raise UserError("there is nothing to run: give a study, resume=NAME or extend=NAME")
+    is_whole = isinstance(study, Study)
+    program = (
+        study
+        if isinstance(study, StudyProgram)
+        else StudyProgram(_builder(study), is_open=study is None, is_whole=is_whole)
+    )
     known = inspect.signature(program.build).parameters
     unknown = [name for name in own if name not in known]
     if unknown:

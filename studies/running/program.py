@@ -33,6 +33,8 @@ class StudyProgram:
         flags: {name of a keyword argument of ``build``: how argparse shows its flag}. Its value is a text, or None.
         made_weights: a file of weights that is made when it is missing, or None.
         is_open: whether it is asked what to sweep, and the question is made from that.
+        is_whole: whether a study that is extended becomes the one that is built, with its space and its seeds; else
+            what is not said stays as it was.
     """
 
     build: StudyFactory
@@ -40,3 +42,4 @@ class StudyProgram:
     flags: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     made_weights: MadeWeights | None = None
     is_open: bool = False
+    is_whole: bool = False

@@ -10,6 +10,7 @@ from typing import Any
 
 from data_prep.digits import ALL_DIGITS, DigitsPart
 from nfnet_ray.data.files.dataset import DatasetSummary
+from nfnet_ray.errors import UserError
 from nfnet_ray.study.study import Study
 from nfnet_ray.tracking.events import StudyStarted
 from nfnet_ray.tracking.state import StudyState
@@ -33,6 +34,7 @@ class Request(ABC):
     name: str | None = None
     may_continue: bool = False
     resume: str | None = None
+    extend: str | None = None
     data: Path | None = None
     verify: str = "quick"
     epochs: int | None = None
@@ -51,6 +53,11 @@ class Request(ABC):
     price_per_hour: float | None = None
     price_per_kwh: float | None = None
     """For a plan only."""
+
+    @property
+    def begun(self) -> str | None:
+        """The name of the study, begun earlier, that is resumed or extended."""
+        return self.resume or self.extend
 
     @property
     def caps(self) -> dict[str, float]:
@@ -88,6 +95,11 @@ class Request(ABC):
     @abstractmethod
     def resumed(self, study: Study, progress: StudyState) -> Study:
         """A study as it is resumed; ``study`` is as its journal began."""
+
+    def extended(self, study: Study, data: DatasetSummary) -> Study:
+        """The study that ``study``, as it has grown, is to become."""
+        del data
+        raise UserError(f"{study.name} is a training, which has nothing to extend: resume it with --resume")
 
     @abstractmethod
     def demand(self, before: WorkerDemand | None) -> WorkerDemand:

@@ -10,23 +10,44 @@ from nfnet_ray.cluster.connection.job import submission_id
 from nfnet_ray.data.files.dataset import DatasetSummary, check_dataset
 from nfnet_ray.errors import UserError
 from nfnet_ray.printable import display_path, interpreter, shell_command
-from nfnet_ray.study.study import Study
+from nfnet_ray.study.extension import Extension, extension
+from nfnet_ray.study.running_lock import is_running
+from nfnet_ray.study.study import TRIALS_FOLDER, Study
 from nfnet_ray.tracking.destination.uri import without_password
 from nfnet_ray.tracking.events import JOURNAL_FILE, StudyStarted, read_events
 from nfnet_ray.tracking.state import StudyState
 from studies.running.request import CAPS, DEFAULT_STORAGE, Request
 from studies.running.runner import WorkerDemand
+from studies.running.started_event import command_line
+
+CHECKPOINTS_FOLDER = "checkpoints"  # in the folder of a trial (nfnet_ray/cluster/messages.py)
 
 
-def refuse_with_resume(request: Request) -> None:
-    """Raises UserError if something was given that a resumed study has in its journal, or another name."""
+# What a study may be extended by.
+EXTENDS = ("--sweep", "--set", "--seeds", "--epochs", "--trials", "--search", "--early-stopping", "--data")
+
+
+def refuse_with_begun(request: Request) -> None:
+    """Raises UserError if something was given that a study which has begun has in its journal, or another name."""
+    flag = "--resume" if request.resume else "--extend"
     asked = request.fixed() | {"--name": request.name, "--continue": request.may_continue or None}
-    given = [flag for flag, value in asked.items() if value is not None]
+    if request.extend:
+        asked = {name: value for name, value in asked.items() if name not in EXTENDS}
+        asked |= {"--resume": request.resume}
+    given = [name for name, value in asked.items() if value is not None]
     if given:
         raise UserError(
-            f"{given[0]} cannot be changed with --resume {request.resume}: leave it out, or start a new one"
-            " without --resume"
+            f"{given[0]} cannot be changed with {flag} {request.begun}: leave it out, or start a new one without {flag}"
         )
+
+
+def check_can_be_extended(directory: Path, started: StudyStarted) -> None:
+    """Raises UserError if a study is running, or is a training."""
+    name = started["study"]["name"]
+    if "checkpoints" in started["study"]:
+        raise UserError(f"{name} is a training, which has nothing to extend: start a new one")
+    if is_running(directory):
+        raise UserError(f"{name} is running: wait until it has ended, or stop it with Ctrl-C, then extend it")
 
 
 def has_begun(directory: Path) -> bool:
@@ -74,6 +95,18 @@ def continued(
             f"or resume that one with --resume {study.name}"
         )
     return progress, WorkerDemand(**before, trials_at_once=demand.trials_at_once)
+
+
+def extension_of(
+    asked: Study, earlier: Study, progress: StudyState, data: DatasetSummary, directory: Path
+) -> Extension | None:
+    """The extension of a study to what is asked; None if it is that already. Raises UserError if it cannot be."""
+
+    def has_checkpoint(trial: str) -> bool:
+        checkpoints = directory / TRIALS_FOLDER / trial / CHECKPOINTS_FOLDER
+        return checkpoints.is_dir() and any(checkpoints.iterdir())
+
+    return extension(asked, earlier, progress, command_line(), data.validation_images, has_checkpoint)
 
 
 def with_data_here(study: Study, started: StudyStarted, home: Path) -> Study:

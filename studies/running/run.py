@@ -18,6 +18,7 @@ from nfnet_ray.recipe import Recipe
 from nfnet_ray.study.annotations import Annotations
 from nfnet_ray.study.cost.plan import check_trials
 from nfnet_ray.study.cost.spending import Caps, merged
+from nfnet_ray.study.extension import Extension
 from nfnet_ray.study.study import Study
 from nfnet_ray.study.webhook import check_webhook
 from nfnet_ray.tracking.destination.choice import tracking_uri_for
@@ -35,10 +36,12 @@ from studies.running.checks import (
 from studies.running.plan_text import print_plan
 from studies.running.request import CAPS, Request
 from studies.running.resuming import (
+    check_can_be_extended,
     check_same_data,
     continued,
+    extension_of,
     has_begun,
-    refuse_with_resume,
+    refuse_with_begun,
     with_data_here,
 )
 from studies.running.runner import WorkerDemand
@@ -80,7 +83,7 @@ def run(request: Request, resume_command: Callable[[Request, str], str], console
     # Where: folders, MLflow, the cluster.
     home = home_folder()
     storage = storage_folder(home, request)
-    tracking_uri = tracking_uri_for(request.tracking_uri, storage, home, request.resume or request.name)
+    tracking_uri = tracking_uri_for(request.tracking_uri, storage, home, request.begun or request.name)
     Recipe().with_values(request.values())
     if request.notify is not None:
         check_webhook(request.notify)
@@ -94,16 +97,22 @@ def run(request: Request, resume_command: Callable[[Request, str], str], console
     progress: StudyState | None = None
     started: StudyStarted | None = None
     values = request.values()
-    if request.resume:
-        refuse_with_resume(request)
-        directory = storage / request.resume
+    earlier: Study | None = None
+    if request.begun:
+        refuse_with_begun(request)
+        directory = storage / request.begun
         progress, started = StudyState.read(directory)
-        study = request.resumed(Study.from_event(started).grown(progress), progress)
-        study = with_data_here(study, started, home)
-        path: str | Path | None = study.recipe.data.path
+        if request.extend:
+            check_can_be_extended(directory, started)
+        study = with_data_here(Study.from_event(started).grown(progress), started, home)
+        if request.resume:
+            study = request.resumed(study, progress)
+        path: str | Path | None = request.data or study.recipe.data.path
         data = data_at(home, path, request.plan, request.digits)
         if not request.allows_other_data:
             check_same_data(data, started)
+        if request.extend:
+            earlier, study = study, request.extended(study, data)
         demand = request.demand(WorkerDemand(**started["study"]["worker"]))
     else:
         path = values.pop("data.path", None) or request.data
@@ -115,7 +124,14 @@ def run(request: Request, resume_command: Callable[[Request, str], str], console
         verify(data.path)
     check_trials([*study.trials(), *study.outermost_trials()], data, demand.workers)
     study = with_weights(study, request.made_weights, request.plan, console)
-    if not request.resume and not request.plan and has_begun(directory):
+    extended: Extension | None = None
+    if earlier is not None and progress is not None:
+        extended = extension_of(study, earlier, progress, data, directory)
+        study = extended.study if extended else earlier
+        check_trials([*study.trials(), *study.outermost_trials()], data, demand.workers)
+        if extended:
+            progress.apply(extended.event)
+    if not request.begun and not request.plan and has_begun(directory):
         progress, demand = continued(study, data, demand, directory, request)
         study = study.with_points_of(progress)
     described = merged(progress.caps if progress else {}, request.caps)
@@ -143,6 +159,7 @@ def run(request: Request, resume_command: Callable[[Request, str], str], console
         request.runner(home, started),
         verifies=request.verify == "full",
         changed=request.values() if request.resume else {},
+        extended=extended,
         annotations=Annotations(request.notes, request.tags),
         notify_url=request.notify,
         caps=caps,

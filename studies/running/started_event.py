@@ -14,7 +14,6 @@ from nfnet_ray.cluster.connection.resources import Resources, WorkerResources
 from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.metric import METRIC
 from nfnet_ray.printable import interpreter, shell_command
-from nfnet_ray.study.space import domain_to_json
 from nfnet_ray.study.study import Study
 from nfnet_ray.tracking.destination.uri import without_password
 from nfnet_ray.tracking.events import SourceVersion, StudyDescription, StudyStarted, study_started
@@ -30,21 +29,15 @@ def started_event(
     """The event of a study that starts now. Of each word of its command, the journal has what ``hidden`` returns."""
     description: StudyDescription = {
         "name": study.name,
-        "question": study.question,
-        "command": shell_command([interpreter(), *map(hidden, sys.orig_argv[1:])]),
+        "command": command_line(hidden),
         "metric": METRIC,
         "mode": "max",
-        "space": {name: domain_to_json(domain) for name, domain in study.space.items()},
-        "seeds": list(study.seeds),
-        "epochs": study.epochs,
-        "halving": study.halving_description(),
         "worker": {
             "workers": worker.workers,
             "cpus": worker.cpus,
             "gpus": worker.gpus,
             "min_workers": worker.min_workers,
         },
-        "recipe": study.recipe.to_values(),
         "data": {
             "path": str(data.path),
             "name": data.path.stem,
@@ -66,18 +59,14 @@ def started_event(
             "python": platform.python_version(),
             **source_version(),
         },
+        **study.description(),  # type: ignore[typeddict-item]
     }
-    if study.points is not None:
-        description["points"] = [dict(point) for point in study.points]
-    if study.draws_points:
-        description["search"] = {
-            "name": study.search_name,
-            "settings": study.settings,
-            "first_points": [dict(point) for point in study.first_points],
-        }
-    if study.is_adaptive:
-        description["search"]["lag"] = study.lag
     return study_started(description, [study.plan(trial) for trial in study.trials()])
+
+
+def command_line(hidden: Callable[[str], str] = without_password) -> str:
+    """The command of this process, as a journal keeps it."""
+    return shell_command([interpreter(), *map(hidden, sys.orig_argv[1:])])
 
 
 def source_version(file: Path | None = None) -> SourceVersion:

@@ -33,6 +33,7 @@ from nfnet_ray.study.annotations import Annotations
 from nfnet_ray.study.cost.plan import epoch_arithmetic
 from nfnet_ray.study.cost.spending import Caps, CapWatch, PaidTime, ReachedCap, accelerator_word
 from nfnet_ray.study.display import StudyDisplay, best_so_far, reported_epochs, trial_table
+from nfnet_ray.study.extension import Extension
 from nfnet_ray.study.recorder import Recorder
 from nfnet_ray.study.running_lock import alone_with
 from nfnet_ray.study.search.upcoming import has_more
@@ -78,6 +79,7 @@ class StudyRun:
         runner: runs its trials.
         verifies: whether the nodes of a cluster check every byte of their data before the first trial.
         changed: {field of the Recipe: value} that whoever resumes the study has forced upon it.
+        extended: what the study becomes; ``progress`` has it already, and the journal does not.
         annotations: notes and tags to keep; those that a resumed study has already are not repeated.
         notify_url: a webhook that is told how the study ended, or None.
         caps: what the study may cost.
@@ -94,6 +96,7 @@ class StudyRun:
     runner: Runner = field(default_factory=TuneRunner)
     verifies: bool = False
     changed: Mapping[str, Any] = field(default_factory=dict)
+    extended: Extension | None = None
     annotations: Annotations = field(default_factory=Annotations)
     notify_url: str | None = None
     caps: Caps = field(default_factory=Caps)
@@ -149,6 +152,11 @@ class StudyRun:
         sink = MLflowSink(self.tracking_uri, spool)
         to_do = len(trials) + len(self.study.names_to_come())
         reached = self._used_up_cap() if self._has_more else None
+        if reached is not None and self.extended is not None:
+            raise UserError(
+                f"{self.study.name} cannot be extended: {reached.reason}; give a higher one, such as "
+                f"--{reached.name.replace('_', '-')} {reached.higher:.10g}"
+            )
         if reached is not None:
             is_delivered = not spool.pending_count() or self._deliver(sink, console)
         elif self._has_more:
@@ -182,10 +190,14 @@ class StudyRun:
                 say_whole(console, f"  {self.command}")
                 return EXIT_INTERRUPTED
         else:
-            say(console, f"All trials of {self.study.name} have ended; there is nothing to resume.")
-            if self.annotations.beyond(self.progress):
+            self._say_nothing_to_train(console)
+            if self.extended is not None or self.annotations.beyond(self.progress):
                 with alone_with(self.directory), Journal(journal_path) as journal:
-                    self._annotate(Recorder(journal, self.progress, sink.wake, lambda _: None))
+                    recorder = Recorder(journal, self.progress, sink.wake, lambda _: None)
+                    if self.extended is not None:
+                        self._record_resumed(recorder)
+                        recorder.record(study_ended("finished", self.progress.wall_seconds))
+                    self._annotate(recorder)
             self._say_result(console)
             is_delivered = self._deliver(sink, console)
         ending = None if reached else self.runner.ending(self.study, self.progress)
@@ -208,7 +220,7 @@ class StudyRun:
                 f"{self.study.name} has ended early: {reached.reason}. Resume it with a higher cap, for example:",
             )
             say_whole(console, f"  {self.command_with({reached.name: reached.higher})}")
-            failed = any(trial.state == "failed" for trial in self.progress.trials.values())
+            failed = any(trial.state == "failed" for trial in self.progress.members)
             return EXIT_FAILED_TRIALS if failed else 0
         if ending is None or not ending.exit_code:
             return 0
@@ -292,7 +304,7 @@ class StudyRun:
             if self.progress.started is None:
                 recorder.record(self._started_event(study, resources, worker, at_once))
             else:
-                recorder.record(study_resumed(self.changed, self.given_caps, at_once))
+                self._record_resumed(recorder, at_once)
                 self._annotate(recorder)
 
             def say_why(cap: ReachedCap) -> None:
@@ -327,6 +339,20 @@ class StudyRun:
     def _has_more(self) -> bool:
         """Whether any trial has yet to be run."""
         return has_more(self.study, self.progress)
+
+    def _record_resumed(self, recorder: Recorder, places: int | None = None) -> None:
+        """Records that this driver resumes the study and, if it is extended, how."""
+        recorder.record(study_resumed(self.changed, self.given_caps, places))
+        if self.extended is not None:
+            recorder.record({**self.extended.event, "time": time.time()})
+
+    def _say_nothing_to_train(self, console: Console) -> None:
+        if self.extended is None:
+            say(console, f"All trials of {self.study.name} have ended; there is nothing to resume.")
+            return
+        for sentence in self.extended.sentences():
+            say(console, sentence)
+        say(console, "There is nothing to train.")
 
     def _annotate(self, recorder: Recorder) -> None:
         """Adds the notes and tags that a resumed study does not have yet."""
@@ -388,6 +414,8 @@ class StudyRun:
         say(console, self.study.question, title=self.study.name)
         extent = self.runner.extent(self.study, trials, self.data)
         say(console, f"{extent} {_on_images(self.data)}.")
+        for sentence in self.extended.sentences() if self.extended else ():
+            say(console, sentence)
         say_whole(console, f"Report:  {display_path(self.directory / REPORT_FILE)}")
         say_whole(console, f"MLflow:  {self._compare_command()}")
         say(console, "Both can be opened once the first epoch is done.")

@@ -7,21 +7,25 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from data_prep.digits import DigitsPart
+from data_prep.digits import DigitsPart, describe_digits
 from nfnet_ray.analysis.study_directory import find_study
 from nfnet_ray.cluster.connection.resources import Resources, WorkerResources
 from nfnet_ray.command_line.interruption import EXIT_INTERRUPTED
 from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.errors import UserError
-from nfnet_ray.study.halving import parse_halving
+from nfnet_ray.recipe import Recipe
+from nfnet_ray.study.extension import UNNAMED, points_within
+from nfnet_ray.study.halving import Halving, parse_halving
 from nfnet_ray.study.search.first_points import best_points
 from nfnet_ray.study.search.upcoming import has_more
 from nfnet_ray.study.space import Point, Space
 from nfnet_ray.study.space.asked import asked_points, asked_space, question_of
 from nfnet_ray.study.study import Study
 from nfnet_ray.tracking.events import JOURNAL_FILE, StudyDescription, StudyStarted
+from nfnet_ray.tracking.labels import value_label
 from nfnet_ray.tracking.state import StudyState
 from nfnet_ray.wording import count
+from studies.running.checks import DATA_FOLDER
 from studies.running.names import name_for_run
 from studies.running.program import MadeWeights, StudyProgram
 from studies.running.request import Request
@@ -110,6 +114,82 @@ class StudyRequest(Request):
         )
         return replace(study, first_points=self._first_points(study)) if self.earlier else study
 
+    def extended(self, study: Study, data: DatasetSummary) -> Study:
+        """What is asked for now, else as it was; from Python, a whole Study.
+
+        Raises UserError for what cannot change.
+        """
+        values = self.values()
+        epochs = values.pop("schedule.epochs", None) or self.epochs or study.epochs
+        if self.program.is_whole:
+            return replace(self.new_study(data, self.values(), is_built_in=False), name=study.name)
+        self._check_question(study)
+        recipe = study.recipe.with_values({"schedule.epochs": epochs})
+        self._check_values(study, recipe.with_values(values))
+        space, points = dict(study.space), study.points
+        if points is None:
+            space = asked_space(space, recipe.with_values(values), values, self.sweep)
+        else:
+            points = asked_points(points, recipe.with_values(values), values, self.sweep)
+        is_generated = bool(study.space) and study.question == question_of(study.space)
+        return replace(
+            study,
+            question=question_of(space) if is_generated else study.question,
+            recipe=recipe,
+            space=space,
+            points=points,
+            seeds=self._more_seeds(study.seeds),
+            halving=self._halving(study, recipe),
+            trial_limit=self._trial_limit(
+                study, is_same_space=(space, points) == (study.space, study.points)
+            ),
+            search=self.search or study.search,
+            first_points=points_within(space, recipe, study.first_points),
+            **UNNAMED,
+        )
+
+    def _check_question(self, study: Study) -> None:
+        """Raises UserError if the program asks something else than the study."""
+        if self.program.is_open:
+            return
+        own = self.program.build(describe_digits(DATA_FOLDER / self.digits.name, self.digits), None)
+        if own.question != study.question:
+            raise UserError(
+                f"{study.name} asks another question ({study.question!r}) than {own.name}: extend it by the program "
+                "that started it"
+            )
+
+    def _check_values(self, study: Study, recipe: Recipe) -> None:
+        """Raises UserError if a field is set that is not swept, and has another value in the study."""
+        had, has = study.recipe.to_values(), recipe.to_values()
+        for name in self.settings:
+            if name not in (*study.space, *study.fields, "schedule.epochs") and has[name] != had[name]:
+                raise UserError(
+                    f"--set {name}={value_label(has[name])}: {study.name} has {value_label(had[name])}, and only "
+                    "fields that it sweeps can be set with --extend; start a new study"
+                )
+
+    def _more_seeds(self, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        """The first ones of them, or all of them and the next ones."""
+        number = self.seeds or len(seeds)
+        return (*seeds, *range(max(seeds) + 1, max(seeds) + 1 + number - len(seeds)))[:number]
+
+    def _halving(self, study: Study, recipe: Recipe) -> Halving | None:
+        """Early stopping as it is asked for, or as it was. A first rung that was the default one stays that."""
+        if self.early_stopping:
+            return parse_halving(self.early_stopping)
+        if study.halving is None:
+            return None
+        default = replace(study.halving, first_rung=None)
+        was_default = default.first_rung_of(study.recipe.schedule) == study.halving.first_rung
+        return default if was_default and recipe.schedule != study.recipe.schedule else study.halving
+
+    def _trial_limit(self, study: Study, *, is_same_space: bool) -> int | None:
+        """The number of settings: as it is asked for, or as it was; all values of a new space, if it has no ranges."""
+        if self.trials or study.draws_points or is_same_space:
+            return self.trials or study.trial_limit
+        return None
+
     def _first_points(self, study: Study) -> tuple[Point, ...]:
         """The best points of the earlier study. Raises UserError if there are none in the space of this one."""
         assert self.earlier is not None
@@ -197,7 +277,7 @@ class TuneRunner:
         return []
 
     def ending(self, study: Study, progress: StudyState) -> Ending:
-        states = {trial.state for trial in progress.trials.values()}
+        states = {trial.state for trial in progress.members}
         all_ended = not states & {None, "running", "paused", "interrupted"}
         if not all_ended or ("failed" not in states and has_more(study, progress)):
             return Ending(EXIT_INTERRUPTED, "Stopped; what was finished is kept. Resume with:")

@@ -141,7 +141,7 @@ def test_arguments_of_a_studys_own_are_handed_to_it(started: Any, few_digits: Pa
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ({}, "give a study, or resume=NAME"),
+        ({}, "give a study, resume=NAME or extend=NAME"),
         ({"study": agc_sweep, "data": "nowhere"}, "no such data set"),
         ({"study": agc_sweep, "trials": 0}, "trials = 0 is not allowed"),
         ({"study": agc_sweep, "seeds": 1.5}, "seeds = 1.5 is not allowed"),

@@ -85,17 +85,19 @@ class Searcher:
         text = json.dumps([space, self.recipe.seed], sort_keys=True)
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
 
-    def planned(self, number: int) -> list[Point]:
+    def planned(self, number: int, known: Sequence[Mapping[str, Any]] = ()) -> list[Point]:
         """The first ``number`` points that need no results, fewer if the space has no more.
 
-        With a searcher that learns from results these are the points with which it begins.
+        With a searcher that learns from results these are the points with which it begins. Points that are ``known``
+        come first; if the searcher has drawn them itself, those that follow are the next ones of its sequence.
         """
         if self.name == "grid":
             return list(itertools.islice(grid(self.space, self.recipe), number))
-        points = {point_key(point): dict(point) for point in self.first_points}
+        points = {point_key(point): dict(point) for point in (*known, *self.first_points)}
         drawn = self._drawn()
         while len(points) < number:
-            point = _first_new(itertools.islice(drawn, _DRAWS_WITHOUT_A_NEW_POINT), points)
+            draws = len(known) + _DRAWS_WITHOUT_A_NEW_POINT
+            point = _first_new(itertools.islice(drawn, draws), points)
             if point is None:
                 break
             points[point_key(point)] = point

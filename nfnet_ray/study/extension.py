@@ -1,0 +1,221 @@
+"""Extending a study: other values, seeds or epochs in the same journal, where nothing that was paid for runs again.
+
+A trial of the extended study that has the Recipe of an earlier one is that trial, with its name, its epochs and its
+checkpoints. Earlier trials that it does not have are left out: they stay in the journal as evidence, and take no part
+in anything that is decided from then on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from nfnet_ray.errors import UserError
+from nfnet_ray.recipe import Recipe, decisive_values
+from nfnet_ray.study.legs import Legs
+from nfnet_ray.study.recorder import Recorder
+from nfnet_ray.study.search.axes import point_key
+from nfnet_ray.study.search.first_points import point_within
+from nfnet_ray.study.search.model import startup_points
+from nfnet_ray.study.space import Point, Space
+from nfnet_ray.study.study import Study, free_name, trial_key
+from nfnet_ray.tracking.events import Event, Journal, StudyExtended, study_extended
+from nfnet_ray.tracking.labels import value_label
+from nfnet_ray.tracking.state import StudyState
+from nfnet_ray.wording import agree, count
+
+MAY_CHANGE = "only its space, seeds, epochs, number of settings and early stopping can change"
+
+UNNAMED: Final[dict[str, Any]] = {"found": None, "planned": None, "chosen": None, "names": {}, "outside": ()}
+"""The fields of a Study that say what a journal has, as they are in a study without one."""
+
+
+@dataclass(frozen=True)
+class Extension:
+    """A study as it is after an extension, and the event that says so in its journal."""
+
+    study: Study
+    event: StudyExtended
+    added: int
+    """The number of trials that the journal does not have yet."""
+    earlier_epochs: int
+
+    def sentences(self) -> list[str]:
+        """What changes, for people."""
+        left_out, reconsidered = len(self.event["left_out"]), len(self.event["reconsidered"])
+        kept = len(self.study.trials()) - self.added
+        said = [f"{count(self.added, 'new trial')}"]
+        if kept:
+            said.append(f"{kept:,} that it has already")
+        if left_out:
+            verb = agree(left_out, "stays", "stay")
+            said.append(f"{count(left_out, 'earlier trial')} {verb} as evidence, outside the study")
+        words = [f"Extended: {', '.join(said)}."]
+        if self.study.epochs != self.earlier_epochs:
+            words.append(
+                f"Training for {count(self.study.epochs, 'epoch')} instead of {self.earlier_epochs:,} is another "
+                "learning-rate schedule, so every setting is trained from its beginning."
+            )
+        if reconsidered:
+            words.append(
+                f"{count(reconsidered, 'trial')} that {agree(reconsidered, 'was', 'were')} given up "
+                f"{agree(reconsidered, 'is', 'are')} compared again, with the new ones."
+            )
+        return words
+
+
+def extension(
+    asked: Study,
+    earlier: Study,
+    state: StudyState,
+    command: str,
+    validation_images: int,
+    has_checkpoint: Callable[[str], bool],
+) -> Extension | None:
+    """The extension of a study to what is asked; None if it is that already.
+
+    Args:
+        asked: the study as it is to be.
+        earlier: the study as its journal has it, with all settings that were proposed.
+        state: what its journal says. It is not changed.
+        command: what was typed, for the journal.
+        validation_images: on how many images accuracies are measured.
+        has_checkpoint: whether a trial could continue, by its name.
+
+    Raises:
+        UserError: something else is asked than ``earlier`` could become.
+    """
+    _check(asked, earlier)
+    asked = replace(asked, name=earlier.name, recipe=_recipe(asked, earlier), lag=earlier.lag)
+    recipes = _recipes(earlier, state)
+    study = _named(_with_known_points(asked, state, recipes), state, recipes)
+    now = {trial.name for trial in study.trials()}
+    if not study.differences(earlier) and now == {trial.name for trial in earlier.trials()}:
+        return None
+    before = state.outside
+    event = study_extended(
+        command,
+        {**study.description(), "outside": list(study.outside)},
+        [study.plan(trial) for trial in study.trials()],
+        left_out=[name for name in study.outside if name not in before],
+        taken_back=[name for name in state.plans if name in before and name in now],
+    )
+    given_up = [
+        trial.name
+        for trial in state.trials.values()
+        if trial.state == "stopped" and trial.name in now and has_checkpoint(trial.name)
+    ]
+    event["reconsidered"] = _undecided(study, state, {**event, "reconsidered": given_up}, validation_images)
+    added = sum(name not in state.plans for name in now)
+    return Extension(study, event, added, earlier.epochs)
+
+
+def points_within(space: Space, recipe: Recipe, points: Sequence[Mapping[str, Any]]) -> tuple[Point, ...]:
+    """Those of the points that lie in a space."""
+    within = (point_within(space, recipe, {**recipe.to_values(), **point}) for point in points)
+    return tuple(point for point in within if point is not None)
+
+
+def _check(asked: Study, earlier: Study) -> None:
+    """Raises UserError if a study cannot become what is asked."""
+    name = earlier.name
+    if earlier.chosen is not None:
+        raise UserError(
+            f"{name} cannot be extended, as the version that made it counted trials and not settings: start a new study"
+        )
+    if asked.question != earlier.question:
+        raise UserError(
+            f"{name} asks another question ({earlier.question!r}, not {asked.question!r}): {MAY_CHANGE}"
+        )
+    if (asked.points is None) != (earlier.points is None):
+        kinds = ("a space", "a list of points")
+        had, has = kinds if earlier.points is None else reversed(kinds)
+        raise UserError(f"{name} has {had}, not {has}: {MAY_CHANGE}")
+    missing = [field for field in earlier.space if field not in asked.space]
+    if missing:
+        raise UserError(
+            f"{name} sweeps {missing[0]}: keep the field in the space, if need be with a single value"
+        )
+    if earlier.space and asked.fields[0] != earlier.fields[0]:
+        raise UserError(f"{name} asks about {earlier.fields[0]}: it has to stay the first field of the space")
+    if earlier.draws_points and not asked.draws_points:
+        asked_for = asked.search_name
+        raise UserError(f"{name} searches by {earlier.search_name}: {asked_for} cannot take its place")
+    if asked.is_adaptive != earlier.is_adaptive or (
+        earlier.draws_points and asked.search_name != earlier.search_name
+    ):
+        raise UserError(f"{name} searches by {earlier.search_name}, not {asked.search_name}: {MAY_CHANGE}")
+    free = {*earlier.space, *asked.space, *earlier.fields, *asked.fields, "schedule.epochs", "seed"}
+    had_values = decisive_values(earlier.recipe.to_values())
+    for field, value in decisive_values(asked.recipe.to_values()).items():
+        if field not in free and value != had_values[field]:
+            raise UserError(
+                f"{name} has {field} = {value_label(had_values[field])}, not {value_label(value)}: {MAY_CHANGE}"
+            )
+
+
+def _recipe(asked: Study, earlier: Study) -> Recipe:
+    """The Recipe of the study, whose values of swept fields count where a point does not have them."""
+    return earlier.recipe.with_values({"schedule.epochs": asked.epochs})
+
+
+def _recipes(earlier: Study, state: StudyState) -> dict[Recipe, str]:
+    """{Recipe: name of the trial that has it}, of all trials in the journal, those of the study first."""
+    base, path = earlier.recipe.to_values(), {"data.path": earlier.recipe.data.path}
+    recipes: dict[Recipe, str] = {}
+    for name, plan in state.plans.items():
+        recipes.setdefault(Recipe.from_values({**base, **plan["recipe"], **plan["point"], **path}), name)
+    return recipes
+
+
+def _with_known_points(asked: Study, state: StudyState, recipes: Mapping[Recipe, str]) -> Study:
+    """A study whose search begins with the points that the journal has, as far as they lie in its space.
+
+    Those that it draws now follow, in its own order: if the space is the same, they continue the sequence.
+    """
+    if not asked.draws_points:
+        return asked
+    outside = state.outside
+    known: dict[str, Point] = {}
+    for recipe, name in recipes.items():
+        point = point_within(asked.space, asked.recipe, recipe.to_values())
+        if point is None or point_key(point) in known:
+            continue
+        # Settings that the study has are kept, whatever becomes of their epochs and seeds. Others were paid for.
+        if name not in outside or any(trial.recipe in recipes for trial in asked.trials_at(point)):
+            known[point_key(point)] = point
+    number = asked.settings
+    if asked.is_adaptive:
+        first = {*known, *map(point_key, asked.searcher.first_points)}
+        number = min(number, max(startup_points(asked.space), len(first)))
+    return replace(asked, found=tuple(asked.searcher.planned(number, list(known.values()))))
+
+
+def _named(asked: Study, state: StudyState, recipes: Mapping[Recipe, str]) -> Study:
+    """The study in which earlier trials have their names, and new ones such as no earlier trial has."""
+    names = {
+        trial_key(trial.point, trial.recipe.seed): recipes.get(trial.recipe)
+        or free_name(trial.name, asked.epochs, state.plans)
+        for trial in asked.trials()
+    }
+    taken = set(names.values())
+    return replace(asked, names=names, outside=tuple(name for name in state.plans if name not in taken))
+
+
+class _Nowhere(Journal):
+    """A journal that keeps nothing."""
+
+    def __init__(self) -> None:
+        return
+
+    def append(self, _event: Event) -> None:
+        return
+
+
+def _undecided(study: Study, state: StudyState, event: StudyExtended, validation_images: int) -> list[str]:
+    """Those of the reconsidered trials that are not given up again at once, by what the journal has already."""
+    tried = state.copy()
+    tried.apply(event)
+    Legs(study, validation_images, Recorder(_Nowhere(), tried, lambda: None, lambda _: None))
+    return [name for name in event["reconsidered"] if tried.trials[name].state == "paused"]

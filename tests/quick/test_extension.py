@@ -1,0 +1,282 @@
+"""A study is extended in its own journal: nothing that was paid for runs again, and what is left out stays."""
+
+from __future__ import annotations
+
+import random
+import zlib
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from nfnet_ray.errors import UserError
+from nfnet_ray.recipe import Recipe
+from nfnet_ray.study import Halving, Study
+from nfnet_ray.study.extension import UNNAMED, Extension, extension
+from nfnet_ray.study.space import Range
+from nfnet_ray.tracking.events import Event, study_started
+from nfnet_ray.tracking.state import StudyState
+from tests.quick.test_decisions import IMAGES, Killed, Simulation, outcome
+
+CLIP, BATCH = "optimizer.agc.clip_factor", "batch_size"
+EPOCHS = 9
+RECIPE = Recipe().with_values({"schedule.epochs": EPOCHS, "schedule.warmup_epochs": 0.0})
+STUDY = Study("s", "?", RECIPE, {CLIP: (0.01, 0.02, 0.03, 0.04)}, halving=Halving(first_rung=1, finalists=1))
+RANGE = replace(STUDY, space={CLIP: Range(0.002, 0.3, log=True)}, trial_limit=8)
+
+
+class Curves(dict[str, list[float | None]]):
+    """{trial: its accuracies}, of any trial: flat, and decided by its name."""
+
+    def __missing__(self, name: str) -> list[float | None]:
+        return [(zlib.crc32(name.encode()) % 1000) / 1000] * 100
+
+
+class Journaled:
+    """A study and its journal, which whoever extends or resumes it has nothing but."""
+
+    def __init__(self, study: Study, **curves: Any) -> None:
+        self.curves = Curves(curves)
+        started = study_started(
+            {"name": study.name, **study.description()},  # type: ignore[typeddict-item]
+            [study.plan(trial) for trial in study.trials()],
+        )
+        self.events: list[Event] = [started]
+
+    def state(self) -> StudyState:
+        state = StudyState()
+        for event in self.events:
+            state.apply(event)
+        return state
+
+    def study(self) -> Study:
+        state = self.state()
+        assert state.started is not None
+        return Study.from_event(state.started).grown(state)
+
+    def run(self, chance: random.Random | None = None, kill_after: int | None = None) -> StudyState:
+        """Runs to the end, or until there are so many more events."""
+        simulation = Simulation(self.study(), self.curves, IMAGES)
+        simulation.state, simulation.journal.events = self.state(), self.events
+        kill = None if kill_after is None else kill_after + len(self.events)
+        return simulation.run(2, chance or random.Random(0), kill)
+
+    def extend(
+        self, has_checkpoint: Callable[[str], bool] = lambda _: True, **changes: Any
+    ) -> Extension | None:
+        epochs = changes.pop("epochs", None)
+        asked = replace(self.study(), **UNNAMED, **changes)
+        if epochs:
+            asked = replace(asked, recipe=asked.recipe.with_values({"schedule.epochs": epochs}))
+        elif "space" in changes and "trial_limit" not in changes and not asked.draws_points:
+            asked = replace(asked, trial_limit=None)
+        extended = extension(asked, self.study(), self.state(), str(changes), IMAGES, has_checkpoint)
+        if extended is not None:
+            self.events.append(extended.event)
+            assert [trial.name for trial in self.study().trials()] == [
+                trial.name for trial in extended.study.trials()
+            ]
+            assert not self.study().differences(extended.study)
+        return extended
+
+    def trained_since(self, events: int) -> set[str]:
+        return {event["trial"] for event in self.events[events:] if event["event"] == "epoch"}
+
+
+def test_only_new_values_are_trained_and_those_left_out_stay_as_evidence() -> None:
+    study = Journaled(replace(STUDY, halving=None))
+    before = study.run()
+    events = len(study.events)
+    extended = study.extend(space={CLIP: (0.02, 0.5, 0.01)})
+    assert extended is not None
+    assert extended.added == 1
+    assert extended.event["left_out"] == ["clip_factor=0.03", "clip_factor=0.04"]
+    after = study.run()
+    assert study.trained_since(events) == {"clip_factor=0.5"}
+    assert list(after.trials) == [
+        *("clip_factor=0.02", "clip_factor=0.5", "clip_factor=0.01", "clip_factor=0.03", "clip_factor=0.04")
+    ]
+    assert [trial.name for trial in after.members] == list(after.trials)[:3]
+    for name in before.trials:
+        assert outcome(after)[name] == outcome(before)[name]
+    assert study.extend(space={CLIP: (0.02, 0.5, 0.01)}) is None  # it is that already
+
+
+def test_a_value_that_was_left_out_is_taken_back_without_training() -> None:
+    study = Journaled(replace(STUDY, halving=None))
+    study.run()
+    study.extend(space={CLIP: (0.01, 0.02)})
+    extended = study.extend(space=STUDY.space)
+    assert extended is not None
+    assert extended.added == 0
+    assert extended.event["taken_back"] == ["clip_factor=0.03", "clip_factor=0.04"]
+    state = study.state()
+    assert state.outside == frozenset()
+    assert state.unfinished == []
+
+
+def test_more_seeds_are_new_trials_and_the_first_seed_keeps_its_names() -> None:
+    study = Journaled(replace(STUDY, halving=None))
+    study.run()
+    events = len(study.events)
+    study.extend(seeds=(0, 1, 2))
+    state = study.run()
+    assert study.trained_since(events) == {
+        f"clip_factor=0.0{factor},seed={seed}" for factor in (1, 2, 3, 4) for seed in (1, 2)
+    }
+    assert [trial.recipe.seed for trial in study.study().trials()] == [0] * 4 + [1] * 4 + [2] * 4
+    assert len(state.members) == 12
+    study.extend(seeds=(0,))
+    assert [trial.name for trial in study.state().members] == [trial.name for trial in STUDY.trials()]
+
+
+def test_other_epochs_are_other_trainings() -> None:
+    study = Journaled(replace(STUDY, halving=None))
+    study.run()
+    extended = study.extend(epochs=18)
+    assert extended is not None
+    assert "another learning-rate schedule" in " ".join(extended.sentences())
+    state = study.run()
+    assert [trial.name for trial in state.members] == [
+        f"clip_factor=0.0{factor},epochs=18" for factor in (1, 2, 3, 4)
+    ]
+    assert all(trial.epoch == 18 for trial in state.members)
+    assert state.plans["clip_factor=0.01"]["recipe"]["schedule.epochs"] == EPOCHS
+    back = study.extend(epochs=EPOCHS)
+    assert back is not None
+    assert back.added == 0
+    assert [trial.name for trial in study.state().members] == [trial.name for trial in STUDY.trials()]
+
+
+def test_a_field_that_is_added_keeps_the_trials_with_the_value_of_the_recipe() -> None:
+    study = Journaled(replace(STUDY, halving=None, space={CLIP: (0.01, 0.02)}))
+    study.run()
+    extended = study.extend(space={CLIP: (0.01, 0.02), BATCH: (RECIPE.batch_size, 64)})
+    assert extended is not None
+    assert [trial.name for trial in extended.study.trials()] == [
+        "clip_factor=0.01",
+        "clip_factor=0.02",
+        "clip_factor=0.01,batch_size=64",
+        "clip_factor=0.02,batch_size=64",
+    ]
+    assert len({trial.stratum for trial in extended.study.trials()}) == 2
+
+
+def test_a_given_up_trial_is_promoted_if_the_enlarged_group_promotes_more() -> None:
+    curves = {f"clip_factor=0.0{place}": [0.9 - place / 10] * 100 for place in (1, 2, 3, 4)}
+    study = Journaled(STUDY, **curves)
+    before = outcome(study.run())
+    assert before["clip_factor=0.02"] == ("stopped", 3, [1])
+    assert before["clip_factor=0.03"] == before["clip_factor=0.04"] == ("stopped", 1, [])
+    study.curves.update({f"clip_factor=0.{place}": [0.1] * 100 for place in (5, 6, 7, 8, 9)})
+    extended = study.extend(space={CLIP: (*STUDY.space[CLIP], 0.5, 0.6, 0.7, 0.8, 0.9)})  # type: ignore[misc]
+    assert extended is not None
+    # Of nine three continue: the third is promoted after all if no new one is better, the fourth in no case.
+    assert extended.event["reconsidered"] == ["clip_factor=0.03"]
+    after = outcome(study.run())
+    assert after["clip_factor=0.03"][0] == "stopped"
+    assert after["clip_factor=0.03"][1:] == (3, [1])
+    assert after["clip_factor=0.04"] == before["clip_factor=0.04"]
+
+
+def test_a_given_up_trial_without_a_checkpoint_stays_given_up() -> None:
+    study = Journaled(STUDY)
+    before = outcome(study.run())
+    extended = study.extend(lambda _: False, halving=None)
+    assert extended is not None
+    assert extended.event["reconsidered"] == []
+    assert outcome(study.run()) == before
+    assert study.extend(halving=Halving(first_rung=1, finalists=1, eta=2)) is not None
+
+
+def test_without_early_stopping_all_that_were_given_up_train_to_the_end() -> None:
+    study = Journaled(STUDY)
+    study.run()
+    study.extend(halving=None)
+    assert {trial.state for trial in study.run().members} == {"finished"}
+
+
+@pytest.mark.parametrize("search", ["sobol", "random"])
+def test_a_search_that_is_given_more_settings_continues_its_sequence(search: str) -> None:
+    whole = replace(RANGE, search=search, trial_limit=20, halving=None)
+    study = Journaled(replace(whole, trial_limit=8))
+    study.run()
+    events = len(study.events)
+    study.extend(trial_limit=20)
+    study.run()
+    assert [trial.name for trial in study.study().trials()] == [trial.name for trial in whole.trials()]
+    assert study.trained_since(events) == {trial.name for trial in whole.trials()[8:]}
+
+
+def test_a_narrower_range_keeps_the_points_that_lie_in_it() -> None:
+    study = Journaled(replace(RANGE, halving=None))
+    study.run()
+    within = [trial.name for trial in RANGE.trials() if 0.01 <= trial.point[CLIP] <= 0.1]
+    assert 0 < len(within) < 8
+    extended = study.extend(space={CLIP: Range(0.01, 0.1, log=True)})
+    assert extended is not None
+    names = [trial.name for trial in extended.study.trials()]
+    assert names[: len(within)] == within
+    assert len(names) == 8
+    assert extended.added == 8 - len(within)
+
+
+def test_proposals_go_on_with_their_numbers() -> None:
+    study = Journaled(replace(RANGE, search="tpe", trial_limit=6, halving=Halving(first_rung=1)))
+    before = study.run()
+    assert sorted(before.proposals.values()) == [4, 5]
+    study.extend(trial_limit=9)
+    after = study.run()
+    assert sorted(after.proposals.values()) == [6, 7, 8]
+    assert list(after.trials)[:6] == list(before.trials)
+    whole = Journaled(replace(RANGE, search="tpe", trial_limit=9, halving=None))
+    parts = Journaled(replace(RANGE, search="tpe", trial_limit=6, halving=None))
+    parts.run()
+    parts.extend(trial_limit=9)
+    assert list(parts.run().trials) == list(whole.run().trials)
+
+
+@pytest.mark.parametrize("kill_after", [0, 1, 7, 20])
+def test_an_extended_study_that_was_killed_is_resumed_from_its_journal_alone(kill_after: int) -> None:
+    study = Journaled(STUDY)
+    study.run()
+    space = {CLIP: tuple(number / 100 for number in range(1, 13))}
+    study.extend(space=space, seeds=(0, 1))
+    undisturbed = Journaled(STUDY)
+    undisturbed.events = list(study.events)
+    expected = outcome(undisturbed.run())
+    with pytest.raises(Killed):
+        study.run(kill_after=kill_after)
+    assert study.extend(space=space, seeds=(0, 1)) is None  # the same command again resumes it
+    assert outcome(study.run(random.Random(7))) == expected
+
+
+@pytest.mark.parametrize("order", range(6))
+def test_decisions_after_an_extension_do_not_depend_on_who_is_first(order: int) -> None:
+    expected = None
+    for seed in (100 + order, 200 + order):
+        study = Journaled(STUDY, **{"clip_factor=0.03": [0.5] * 100})
+        study.run(random.Random(1))
+        study.extend(space={CLIP: tuple(number / 100 for number in range(1, 20))})
+        found = outcome(study.run(random.Random(seed)))
+        assert expected is None or found == expected
+        expected = found
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"question": "Why?"}, "asks another question"),
+        ({"recipe": RECIPE.with_values({"optimizer.momentum": 0.5})}, "optimizer.momentum = 0.9, not 0.5"),
+        ({"space": {BATCH: (64,)}}, f"sweeps {CLIP}"),
+        ({"space": {BATCH: (64,), CLIP: (0.01,)}}, f"asks about {CLIP}"),
+        ({"space": {}, "points": ({CLIP: 0.5},)}, "not a list of points"),
+        ({"search": "tpe"}, "searches by grid, not tpe"),
+    ],
+)
+def test_what_cannot_change_is_refused(changes: dict[str, Any], said: str) -> None:
+    study = Journaled(replace(STUDY, halving=None))
+    with pytest.raises(UserError, match=said) as raised:
+        study.extend(**changes)
+    assert "\n" not in str(raised.value)
