@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.digits import describe_digits
-from nfnet_ray.command_line.arguments import above_zero, positive, shortened
+from nfnet_ray.command_line.arguments import above_zero, least_and_most, positive
 from nfnet_ray.errors import UserError
 from nfnet_ray.study.study import Study
 from studies.running.checks import DATA_FOLDER
@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     shape = parser.add_argument_group("resources")
     shape.add_argument(
         "--workers",
-        type=_workers,
+        type=least_and_most,
         metavar="N",
         help="number of workers that share each batch; 2-8 is elastic: at least 2, at most 8 (default: 1)",
     )
@@ -106,15 +106,6 @@ def _parser() -> argparse.ArgumentParser:
     add_annotations(parser, "training")
     add_spending(parser, "training")
     return parser
-
-
-def _workers(text: str) -> tuple[int, int]:
-    """``8`` or ``2-8`` as (least, most)."""
-    least, dash, most = text.partition("-")
-    bounds = positive(least), positive(most if dash else least)
-    if bounds[0] > bounds[1]:
-        raise argparse.ArgumentTypeError(f"{shortened(text)}: write the smaller number first")
-    return bounds
 
 
 if __name__ == "__main__":

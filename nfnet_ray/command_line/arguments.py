@@ -36,6 +36,15 @@ positive = whole_number(1)
 """An argparse type: a whole number above 0."""
 
 
+def least_and_most(text: str) -> tuple[int, int]:
+    """``8`` or ``2-8`` as (least, most)."""
+    least, dash, most = text.partition("-")
+    bounds = positive(least), positive(most if dash else least)
+    if bounds[0] > bounds[1]:
+        raise argparse.ArgumentTypeError(f"{shortened(text)}: write the smaller number first")
+    return bounds
+
+
 def above_zero(text: str) -> float:
     """An argparse type: a finite number above 0."""
     number = number_or_nan(text)

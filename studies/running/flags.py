@@ -18,6 +18,7 @@ from nfnet_ray.command_line.arguments import (
     at_least_zero,
     given,
     given_path,
+    least_and_most,
     positive,
 )
 from nfnet_ray.command_line.exit_code import exit_code_of
@@ -364,9 +365,10 @@ def study_parser(program: StudyProgram, file: Path) -> argparse.ArgumentParser:
     shape = parser.add_argument_group("resources of a trial")
     shape.add_argument(
         "--workers-per-trial",
-        type=positive,
+        type=least_and_most,
         metavar="N",
-        help="workers of each trial; several train data-parallel through Ray Train (default: 1)",
+        help="workers of each trial; several train data-parallel through Ray Train, and 2-8 is elastic: at least 2, at "
+        "most 8 (default: 1)",
     )
     add_shares(shape, "1, or a GPU's share of the cores")
     shape.add_argument(

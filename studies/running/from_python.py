@@ -46,7 +46,7 @@ def run(
     extend: str | None = None,
     address: str | None = None,
     tracking_uri: str | None = None,
-    workers_per_trial: int | None = None,
+    workers_per_trial: int | tuple[int, int] | None = None,
     cpus_per_worker: int | None = None,
     gpus_per_worker: float | None = None,
     trials_at_once: int | None = None,
@@ -92,7 +92,8 @@ def run(
             alone.
         address: a Ray cluster that is up, ``auto`` or HOST:PORT; by default Ray is started on this machine.
         tracking_uri: where MLflow records the study.
-        workers_per_trial: more than one train data-parallel through Ray Train.
+        workers_per_trial: more than one train data-parallel through Ray Train; with (2, 8) a trial continues with as
+            few as two while machines are missing.
         cpus_per_worker: cores of each worker.
         gpus_per_worker: GPUs of each worker; 0.25 packs four workers on a GPU.
         trials_at_once: trials that run at once.
@@ -136,7 +137,7 @@ def run(
         extend=extend and study_name(extend),
         address=address,
         tracking_uri=tracking_uri,
-        workers_per_trial=_positive("workers_per_trial", workers_per_trial),
+        workers_per_trial=_least_and_most("workers_per_trial", workers_per_trial),
         cpus_per_worker=_positive("cpus_per_worker", cpus_per_worker),
         gpus_per_worker=gpus_per_worker,
         trials_at_once=_positive("trials_at_once", trials_at_once),
@@ -213,6 +214,21 @@ def _positive(name: str, value: int | None) -> int | None:
     if value is not None and (not isinstance(value, int) or value < 1):
         raise UserError(f"{name} = {value!r} is not allowed; it takes a whole number above 0")
     return value
+
+
+def _least_and_most(name: str, value: int | tuple[int, int] | None) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    bounds = value if isinstance(value, tuple) else (value, value)
+    if (
+        len(bounds) != 2
+        or not all(isinstance(bound, int) for bound in bounds)
+        or not 0 < bounds[0] <= bounds[1]
+    ):
+        raise UserError(
+            f"{name} = {value!r} is not allowed; it takes a whole number above 0, or two of them, the smaller one first"
+        )
+    return bounds
 
 
 def _notes(notes: Sequence[str]) -> list[str]:

@@ -82,6 +82,7 @@ def continued(
     differences = study.differences(replace(earlier, recipe=earlier.recipe.with_values(progress.changed)))
     for name, now, then in (
         ("workers per trial", demand.workers, before["workers"]),
+        ("least workers per trial", demand.min_workers, before.get("min_workers")),
         ("cpus per worker", demand.cpus, before["cpus"]),
         ("gpus per worker", demand.gpus, before["gpus"]),
     ):

@@ -46,7 +46,8 @@ class StudyRequest(Request):
     earlier: str | None = None
     """The name or the folder of an earlier study whose best settings are tried first."""
     early_stopping: str | None = None
-    workers_per_trial: int | None = None
+    workers_per_trial: tuple[int, int] | None = None
+    """(least, most)."""
     trials_at_once: int | None = None
 
     @property
@@ -214,10 +215,12 @@ class StudyRequest(Request):
                 "--trials-at-once needs --cpus-per-worker and --gpus-per-worker: "
                 "the size of nodes that are not up yet is unknown"
             )
+        least, most = self.workers_per_trial or (1, 1)
         return WorkerDemand(
-            self.workers_per_trial or 1,
+            most,
             self.cpus_per_worker,
             self.gpus_per_worker,
+            least if least < most else None,
             trials_at_once=self.trials_at_once,
         )
 
@@ -239,7 +242,7 @@ class TuneRunner:
     def worker(self, resources: Resources, demand: WorkerDemand) -> WorkerResources:
         from nfnet_ray.cluster.connection.resources import worker_resources
 
-        return worker_resources(resources, demand.workers, demand.cpus, demand.gpus)
+        return worker_resources(resources, demand.workers, demand.cpus, demand.gpus, demand.min_workers)
 
     def trials_at_once(
         self, trials: int, resources: Resources, demand: WorkerDemand, worker: WorkerResources
@@ -259,7 +262,8 @@ class TuneRunner:
         from nfnet_ray.cluster.driver import run_trials
 
         def wanted() -> int:
-            return min(running.trials_at_once, len(running.progress.unfinished)) * running.worker.workers
+            least = running.worker.min_workers or running.worker.workers
+            return min(running.trials_at_once, len(running.progress.unfinished)) * least
 
         with waiting_is_explained(wanted, running.worker, running.note):
             run_trials(

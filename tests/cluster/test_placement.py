@@ -55,3 +55,6 @@ def test_cores_of_two_nodes_do_not_make_one_worker() -> None:
     with pytest.raises(UserError, match=r"needs 1 x \(3 CPU\)"):
         concurrent_trials(nodes, WorkerResources(1, 3, 0.0))
     assert concurrent_trials(nodes, WorkerResources(2, 1, 0.0)) == 2
+    assert concurrent_trials(nodes, WorkerResources(8, 1, 0.0, min_workers=2)) == 1
+    with pytest.raises(UserError, match="a trial needs 5 x"):
+        concurrent_trials(nodes, WorkerResources(8, 1, 0.0, min_workers=5))

@@ -359,12 +359,13 @@ def test_the_study_job_asks_for_a_study_that_goes_on_when_it_is_tried_again() ->
     assert python == "python"
     assert (options.address, options.name, options.may_continue) == ("auto", "agc-sweep", True)
     recipe = Recipe().with_values(dict(parse_setting(text) for text in options.settings))
-    assert recipe.batch_size % options.workers_per_trial == 0
+    _, workers = options.workers_per_trial
+    assert recipe.batch_size % workers == 0
     assert options.tracking_uri == "http://mlflow:5000"
     # A trial fits a node of the site, and the trials that are asked for fit what the cluster may grow to.
     per_node = {"gpus": SITE["gpuWorkers"]["gpus"], "cpus": int(SITE["gpuWorkers"]["cpu"])}
-    assert options.workers_per_trial * options.gpus_per_worker <= per_node["gpus"]
-    assert options.workers_per_trial * options.cpus_per_worker <= per_node["cpus"]
+    assert workers * options.gpus_per_worker <= per_node["gpus"]
+    assert workers * options.cpus_per_worker <= per_node["cpus"]
     nodes = SITE["gpuWorkers"]["maxReplicas"] + SITE["spotWorkers"]["maxReplicas"]
     assert 1 <= options.trials_at_once <= nodes
     assert only("RayJob", KUBERNETES / "jobs" / "study")["spec"]["backoffLimit"] > 0

@@ -36,10 +36,9 @@ def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[Study
     def execute(run: StudyRun, _address: str | None, demand: WorkerDemand, _console: Any) -> int:
         if run.progress.started is None:
             with Journal(run.directory / JOURNAL_FILE) as journal:
+                worker = WorkerResources(demand.workers, 2, 0.0, demand.min_workers)
                 journal.append(
-                    run._started_event(
-                        run.study, Resources(1, 2, 0, 8, "two cores"), WorkerResources(1, 2, 0.0)
-                    )
+                    run._started_event(run.study, Resources(1, 2, 0, 8, "two cores"), worker, places=1)
                 )
         runs.append((run, demand))
         return 0
@@ -96,6 +95,18 @@ def test_data_may_be_named_by_the_recipe(started: Any, few_digits: Path) -> None
     [(run, _)] = started
     assert run.data.path == few_digits
     assert run.study.seeds == (7,)
+
+
+def test_trials_of_several_workers_may_be_elastic_and_stay_so(started: Any, few_digits: Path) -> None:
+    nfnet_ray.run(lr_study(), data=few_digits, name="x", workers_per_trial=(1, 2))
+    nfnet_ray.run(resume="x")
+    nfnet_ray.run(lr_study(), data=few_digits, workers_per_trial=2)
+    assert [(demand.workers, demand.min_workers) for _, demand in started] == [(2, 1), (2, 1), (2, None)]
+    for wrong in (0, (2, 1), (1, 2, 3), "2"):
+        with pytest.raises(nfnet_ray.UserError, match=r"workers_per_trial = .* is not allowed"):
+            nfnet_ray.run(lr_study(), data=few_digits, workers_per_trial=wrong)  # type: ignore[arg-type]
+    with pytest.raises(nfnet_ray.UserError, match="least workers per trial is 2, was 1"):
+        nfnet_ray.run(lr_study(), data=few_digits, name="x", may_continue=True, workers_per_trial=(2, 3))
 
 
 def test_a_name_is_continued_only_on_request_and_resumed_without_the_study(

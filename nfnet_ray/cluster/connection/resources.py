@@ -32,15 +32,19 @@ class WorkerResources:
 
 
 def worker_resources(
-    resources: Resources, workers: int, cpus: int | None = None, gpus: float | None = None
+    resources: Resources,
+    workers: int,
+    cpus: int | None = None,
+    gpus: float | None = None,
+    min_workers: int | None = None,
 ) -> WorkerResources:
     """What each worker of a trial gets: as requested, else one GPU if there are enough, and its share of the cores."""
     if gpus is None:
-        gpus = 1.0 if resources.gpus >= workers else 0.0
+        gpus = 1.0 if resources.gpus >= (min_workers or workers) else 0.0
     if cpus is None:
         slots = int(resources.gpus // gpus) if gpus else 0
         cpus = most_cpus(resources, slots, gpus) if slots else 1
-    return WorkerResources(workers, cpus, gpus)
+    return WorkerResources(workers, cpus, gpus, min_workers)
 
 
 def training_resources(
@@ -97,15 +101,20 @@ def check_workers_fit(resources: Resources, worker: WorkerResources, flag: str =
 
 
 def concurrent_trials(resources: Resources, worker: WorkerResources) -> int:
-    """How many trials fit at once on the nodes that are up. Raises UserError if not even one does."""
-    trials = workers_that_fit(resources, worker.cpus, worker.gpus) // worker.workers
-    if trials < 1:
+    """How many trials fit at once on the nodes that are up, with all workers. Raises UserError if none does with the
+    fewest.
+    """
+    fitting, least = (
+        workers_that_fit(resources, worker.cpus, worker.gpus),
+        worker.min_workers or worker.workers,
+    )
+    if fitting < least:
         raise UserError(
-            f"a trial needs {worker.workers} x {worker_in_words(worker)} and Ray has {resources.description}: ask for "
+            f"a trial needs {least} x {worker_in_words(worker)} and Ray has {resources.description}: ask for "
             "fewer with --workers-per-trial, --cpus-per-worker or --gpus-per-worker; on an autoscaling cluster, say "
             "with --trials-at-once how many trials to request"
         )
-    return trials
+    return max(1, fitting // worker.workers)
 
 
 def worker_in_words(worker: WorkerResources) -> str:
