@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from nfnet_ray.analysis import StudyRecord, rung_summaries
+from nfnet_ray.analysis import StudyRecord, budget_sentences, rung_summaries
 from nfnet_ray.tracking.labels import ABSENT, value_label
 from nfnet_ray.tracking.swept import tied_to
 from nfnet_ray.wording import count, duration
@@ -31,8 +31,9 @@ def measurement(record: StudyRecord) -> list[tuple[str, str]]:
         (
             "Trials",
             f"{count(len(study['seeds']), 'seed')} ({', '.join(map(str, study['seeds']))}); "
-            f"{count(study['epochs'], 'epoch')} each{_halving(record)}",
+            f"{_epochs(record)}{_halving(record)}",
         ),
+        ("Accuracy against budget", " ".join(budget_sentences(record))),
         ("Early stopping", _early_stopping(record)),
         ("Damaged images", _damaged_images(record)),
         ("Accuracy", _accuracy(record)),
@@ -53,12 +54,27 @@ def shared_recipe(record: StudyRecord) -> list[tuple[str, str]]:
     ]
 
 
+def _epochs(record: StudyRecord) -> str:
+    """``8 epochs each``."""
+    epochs = f"{count(record.study['epochs'], 'epoch')} each"
+    if not record.is_stretched:
+        return epochs
+    last = count(record.study["recipe"]["schedule.epochs"], "epoch")
+    return f"{epochs}, in complete schedules of which each begins anew and the last has {last}"
+
+
 def _halving(record: StudyRecord) -> str:
     described = record.study["halving"]
     if described is None:
         return ""
     first, eta = described["grace_epochs"], f"{described['reduction_factor']:g}"
-    rungs = f"at epoch {first} and at each {eta}-fold of it"
+    seconds = first * (described.get("money_seconds") or 1.0)
+    if described.get("unit", "epochs") != "epochs":
+        rungs = f"after {seconds:.4g} s of training and at each {eta}-fold of it"
+    elif described.get("schedule") == "stretched":
+        rungs = f"after a schedule of {count(int(first), 'epoch')} and of each {eta}-fold of it"
+    else:
+        rungs = f"at epoch {first} and at each {eta}-fold of it"
     match described.get("rule", "earlier"):
         case "synchronous":
             how = (
@@ -79,7 +95,7 @@ def _halving(record: StudyRecord) -> str:
 def _early_stopping(record: StudyRecord) -> str:
     """What each rung did, and the epochs that were not trained; empty if no trial was given up."""
     rungs = [
-        f"after epoch {rung.epoch} {rung.given_up:,} of {count(rung.compared, 'trial')} ended"
+        f"{rung.where} {rung.given_up:,} of {count(rung.compared, 'trial')} ended"
         + (
             f" (of those that finished, the order there and at the end: rank correlation {rung.rank_correlation:.2f})"
             if not math.isnan(rung.rank_correlation)

@@ -14,17 +14,20 @@ from nfnet_ray.analysis.answer import (
 )
 from nfnet_ray.analysis.intervals import accuracy_interval, difference_interval, wilson_interval
 from nfnet_ray.analysis.record import StudyRecord, load_study
-from nfnet_ray.analysis.rungs import RungSummary, rung_summaries
+from nfnet_ray.analysis.rungs import BudgetPoint, RungSummary, budget_points, budget_sentences, rung_summaries
 from nfnet_ray.analysis.signal_propagation import signal_by_depth
 
 __all__ = [
     "BestSetting",
+    "BudgetPoint",
     "RungSummary",
     "SettingResult",
     "StudyRecord",
     "accuracy_interval",
     "best_per_stratum",
     "best_setting",
+    "budget_points",
+    "budget_sentences",
     "difference_interval",
     "load_study",
     "rung_summaries",

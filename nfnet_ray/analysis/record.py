@@ -42,6 +42,7 @@ class StudyRecord:
             that differ in the seed only are repetitions. In the tables a field that is not swept at a point has the
             value :data:`nfnet_ray.tracking.labels.ABSENT` there, which is shown as a dash.
         correct_images: {trial: {epoch: text}}, which :meth:`correct` reads.
+        pauses: {trial: {rung: the epoch at which it paused there}}; a rung is an epoch, or seconds of training.
         conditions: those of the fields whose values divide the trials into strata: all but the first that have a list
             of values.
         names: {dotted name: short name to show}.
@@ -71,6 +72,19 @@ class StudyRecord:
     conditions: tuple[str, ...] = ()
     correct_images: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     idle: IdleTime | None = None
+    pauses: Mapping[str, Mapping[float, int]] = field(default_factory=dict)
+
+    @property
+    def is_stretched(self) -> bool:
+        """Whether its trials train complete schedules, one after the other."""
+        halving = self.study["halving"]
+        return halving is not None and halving.get("schedule") == "stretched"
+
+    @property
+    def rungs_in_seconds(self) -> bool:
+        """Whether its rungs are seconds of training."""
+        halving = self.study["halving"]
+        return halving is not None and halving.get("unit", "epochs") != "epochs"
 
     def correct(self, trial: str, epoch: int) -> CorrectImages | None:
         """Which validation images a trial had right at the end of an epoch.
@@ -156,6 +170,7 @@ def study_record(state: StudyState, started: StudyStarted, *, with_epochs: bool 
         conditions=tuple(name for name in condition_fields(description) if name in fields),
         idle=state.idle_time(),
         correct_images={name: dict(trial.correct_images) for name, trial in state.trials.items()},
+        pauses={name: dict(trial.paused) for name, trial in state.trials.items()},
     )
 
 

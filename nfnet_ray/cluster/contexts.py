@@ -28,6 +28,7 @@ from nfnet_ray.cluster.messages import (
     StopReason,
     WorkerConfig,
     epoch_result,
+    with_epochs_of_trial,
 )
 from nfnet_ray.study.epochs_done import note_progress
 
@@ -58,6 +59,7 @@ class _WorkerContext:
         seconds = config["seconds_between_checkpoints"]
         self.seconds_between_checkpoints = SECONDS_BETWEEN_CHECKPOINTS if seconds is None else seconds
         self.register, self.mailbox = Register(config["mailbox"]), Mailbox(config["mailbox"])
+        self._epochs_before, self._schedule_epochs = config["epochs_before"], config["schedule_epochs"]
         self._request: StopReason | None = None
         self._epochs: float | None = None
         self._noted_at: float | None = None
@@ -96,7 +98,11 @@ class _WorkerContext:
         note_progress(self.directory, epochs)
 
     def progress(self, epochs: float) -> None:
-        self._epochs = epochs
+        self._epochs = self._epochs_before + epochs
+
+    def _told(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
+        """The metrics of an epoch as the driver is told them: its epochs are counted over all schedules."""
+        return with_epochs_of_trial(metrics, self._epochs_before, self._schedule_epochs)
 
     def should_stop(self) -> bool:
         return self._request is not None
@@ -114,7 +120,7 @@ class TuneContext(_WorkerContext):
     def report(self, metrics: Mapping[str, Any], correct_images: str | None) -> None:
         from ray import tune
 
-        tune.report(epoch_result(metrics, correct_images))
+        tune.report(epoch_result(self._told(metrics), correct_images))
 
 
 class GroupContext(_WorkerContext):
@@ -139,7 +145,7 @@ class GroupContext(_WorkerContext):
 
     def report(self, metrics: Mapping[str, Any], correct_images: str | None) -> None:
         if self.rank == 0:
-            self.mailbox.post(EpochEnded(dict(metrics), correct_images))
+            self.mailbox.post(EpochEnded(self._told(metrics), correct_images))
 
     def report_end(self, report: FinalReport) -> None:
         """Reports how the leg ended, which no group will train again."""

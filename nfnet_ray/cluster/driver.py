@@ -68,7 +68,8 @@ def run_trials(
             data.fingerprint,
             directory / TRIALS_FOLDER / leg.trial,
             worker,
-            until_epoch=leg.until,
+            leg=leg,
+            before=recorder.state.trials[leg.trial],
         )
 
     if worker.workers == 1:
@@ -121,7 +122,10 @@ def _trial_name(trial: TuneTrial) -> str:
 
 
 def _leg_name(trial: TuneTrial) -> str:
-    return f"{_trial_name(trial)}-{trial.config['trial']['until_epoch']}"
+    config: WorkerConfig = trial.config["trial"]
+    if config["until_seconds"] is not None:
+        return f"{_trial_name(trial)}-{config['until_seconds']:.10g}s"
+    return f"{_trial_name(trial)}-{config['until_epoch'] or config['schedule_epochs']}"
 
 
 class _NotSaved:

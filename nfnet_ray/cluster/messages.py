@@ -15,13 +15,19 @@ from typing import Any, Generic, Literal, TypedDict, TypeVar, cast
 
 from nfnet_ray.cluster.connection.resources import WorkerResources
 from nfnet_ray.metric import METRIC
+from nfnet_ray.study.decisions import Leg
+from nfnet_ray.study.halving import with_schedule_of
 from nfnet_ray.study.study import Trial
 from nfnet_ray.tracking.events import TrialOutcome
+from nfnet_ray.tracking.state import TrialProgress
 
 T = TypeVar("T")
 
 SECONDS_BETWEEN_RESIZES = 60.0
 """The default of Ray Train's ``elastic_resize_monitor_interval_s``; a resize costs the start of a worker group."""
+
+SECONDS = "_seconds"
+"""The end of the names of the clock's phases among the metrics."""
 
 StopReason = Literal["asked", "resized", "preempted", "terminated"]
 """Why a worker stops at a checkpoint: the driver asked, the group gets another size, its machine is taken back, or
@@ -37,6 +43,13 @@ class ResourceValues(TypedDict):
     cpus: int
     gpus: float
     min_workers: int | None
+
+
+class SpentValues(TypedDict):
+    """:class:`nfnet_ray.training.run.Spent` as plain values."""
+
+    clock: dict[str, float]
+    joules: float
 
 
 class WorkerConfig(TypedDict):
@@ -60,6 +73,14 @@ class WorkerConfig(TypedDict):
     """The name of the leg's :class:`~nfnet_ray.cluster.mailbox.Mailbox` and Register: no other leg has it."""
     until_epoch: int | None
     """The epoch after which the training pauses; None: it runs to its end."""
+    until_seconds: float | None
+    """The seconds of training after which it pauses, at the end of an epoch; None: it does not look at them."""
+    epochs_before: int
+    """The epochs of the complete schedules that the trial has trained before this one."""
+    schedule_epochs: int | None
+    """The length of this schedule, if the trial trains several."""
+    spent: SpentValues | None
+    """What these have taken."""
 
 
 class SlotConfig(TypedDict):
@@ -94,27 +115,35 @@ def worker_config(
     resources: WorkerResources,
     options: TrainingOptions | None = None,
     *,
-    until_epoch: int | None = None,
+    leg: Leg | None = None,
+    before: TrialProgress | None = None,
 ) -> WorkerConfig:
     """The configuration of a trial's workers.
 
-    ``data_fingerprint`` is that of the data that the study began with, ``directory`` the trial's own folder,
-    ``until_epoch`` the epoch after which the training pauses.
+    ``data_fingerprint`` is that of the data that the study began with, ``directory`` the trial's own folder, ``leg``
+    the part of the training that they do, by default all of it, and ``before`` how far the trial is.
     """
     options = options or TrainingOptions()
+    length = leg.schedule_epochs if leg else None
+    # Each complete schedule is a training of its own, with checkpoints of its own.
+    folder = directory / "checkpoints" if length is None else directory / "checkpoints" / f"epochs-{length}"
     return {
         "name": trial.name,
-        "recipe": trial.recipe.to_values(),
+        "recipe": (trial.recipe if length is None else with_schedule_of(trial.recipe, length)).to_values(),
         "data_fingerprint": data_fingerprint,
         "directory": str(directory),
-        "checkpoints": options.checkpoints or str(directory / "checkpoints"),
+        "checkpoints": options.checkpoints or str(folder),
         "resources": cast(ResourceValues, asdict(resources)),
         "seconds_between_checkpoints": options.checkpoint_seconds,
         "hang_seconds": options.hang_seconds,
         "force": options.force,
         # Random, so that no other driver reads it.
         "mailbox": f"{trial.name}-{secrets.token_hex(8)}",
-        "until_epoch": until_epoch,
+        "until_epoch": leg.until if leg and length is None else None,
+        "until_seconds": leg.until_seconds if leg else None,
+        "epochs_before": leg.epochs_before if leg else 0,
+        "schedule_epochs": length,
+        "spent": _spent(before, leg.epochs_before) if leg and before and leg.epochs_before else None,
     }
 
 
@@ -131,6 +160,18 @@ def slot_config(
     }
 
 
+def _spent(trial: TrialProgress, epoch: int) -> SpentValues:
+    """The time and energy of a trial up to an epoch, at which it has paused."""
+    metrics = trial.epochs[epoch]
+    phases = {
+        name.removesuffix(SECONDS): value
+        for name, value in metrics.items()
+        if name.endswith(SECONDS) and value is not None
+    }
+    clock = phases | {"taken_at": trial.held_since, "is_pause": 1.0}
+    return {"clock": clock, "joules": metrics.get("gpu_energy_joules") or 0.0}
+
+
 # --- reports to Tune ------------------------------------------------------------------------------
 
 CORRECT_IMAGES = "correct_images"
@@ -145,6 +186,20 @@ def epoch_result(metrics: Mapping[str, Any], correct_images: str | None = None) 
     """The report of an epoch, as Tune is given it."""
     result = {"epoch": metrics["epoch"], METRIC: metrics[METRIC], METRICS: dict(metrics)}
     return result if correct_images is None else {**result, CORRECT_IMAGES: correct_images}
+
+
+def with_epochs_of_trial(
+    metrics: Mapping[str, Any], epochs_before: int, schedule_epochs: int | None
+) -> dict[str, Any]:
+    """The metrics of an epoch, which a trial counts over all schedules that it has trained.
+
+    ``schedule_epochs`` is the length of the schedule if the trial trains several, one after the other; it has trained
+    ``epochs_before`` epochs with the ones before.
+    """
+    if schedule_epochs is None:
+        return dict(metrics)
+    own = {"schedule_epoch": metrics["epoch"], "schedule_epochs": schedule_epochs}
+    return {**metrics, **own, "epoch": metrics["epoch"] + epochs_before}
 
 
 @dataclass(frozen=True)

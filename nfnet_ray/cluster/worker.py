@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import re
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -191,6 +192,7 @@ def _train(config: WorkerConfig, context: TuneContext | GroupContext, clock: Clo
     if recipe.compile:
         keep_compiled()
     from nfnet_ray.training import train
+    from nfnet_ray.training.run import Spent
 
     try:
         outcome = train(
@@ -198,6 +200,8 @@ def _train(config: WorkerConfig, context: TuneContext | GroupContext, clock: Clo
             context,
             clock,
             until_epoch=config["until_epoch"],
+            until_seconds=config["until_seconds"],
+            spent=Spent(**config["spent"]) if config["spent"] else None,
             data_fingerprint=config["data_fingerprint"],
             force_resume=config["force"],
         )
@@ -236,4 +240,5 @@ def stacks_place(config: WorkerConfig) -> str:
     """The folder or URI for the stacks of workers that hang: next to the checkpoints."""
     place = config["checkpoints"]
     folder, mark, options = place.partition("?") if "://" in place else (place, "", "")
-    return f"{folder.rstrip('/').removesuffix('/checkpoints')}/stacks{mark}{options}"
+    above = re.sub(r"/checkpoints(/epochs-\d+)?$", "", folder.rstrip("/"))  # cluster/messages.py
+    return f"{above}/stacks{mark}{options}"

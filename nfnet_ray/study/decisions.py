@@ -1,23 +1,29 @@
 """Which trials of a study continue, which are given up, and which one trains next: functions of the journal alone.
 
 A trial is trained in *legs*. A leg ends at a rung, where the trial pauses, or at the trial's end. No decision depends
-on a clock or on what this process remembers, so whoever resumes a study decides as it would have been decided.
+on a clock or on what this process remembers, so whoever resumes a study decides as it would have been decided. Where
+rungs are in seconds, these are the seconds that the journal has.
+
+A rung is an epoch or, where rungs are in time or money, seconds of the trial's training. With stretched schedules a
+trial trains one complete schedule after the other, each from the initialisation, and epochs are counted over all of
+them: schedules of 2, 6 and 8 epochs end at epochs 2, 8 and 16.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import math
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from nfnet_ray.metric import METRIC
-from nfnet_ray.study.halving import Halving
+from nfnet_ray.study.halving import Halving, with_schedule_of
 from nfnet_ray.study.study import Study
 from nfnet_ray.tracking.state import ENDED_FOR_GOOD, StudyState, TrialProgress
-from nfnet_ray.wording import ordinal
+from nfnet_ray.wording import count, ordinal
 
 OUT = -math.inf
 """The accuracy of a trial that diverged or failed before it reached a rung."""
@@ -25,29 +31,91 @@ OUT = -math.inf
 
 @dataclass(frozen=True)
 class Leg:
-    """What a place trains next: a trial, from where it is to the end of epoch ``until``."""
+    """A piece of a trial's training: from where the trial is to the end of epoch ``until``, at the latest.
+
+    Attributes:
+        rung: where the trial pauses after it; None: the leg goes to the trial's end.
+        until_seconds: the seconds of training at which it ends: after the epoch in which the trial reaches them.
+        epochs_before: the epochs of the complete schedules that the trial has behind it.
+        schedule_epochs: the length of the schedule that is trained, if that is not the Recipe's own.
+    """
 
     trial: str
     until: int
+    rung: float | None = None
+    until_seconds: float | None = None
+    epochs_before: int = 0
+    schedule_epochs: int | None = None
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What happens to a trial that has reached a rung. ``reason`` is for people."""
+    """What happens to a trial that has reached a rung: at the end of ``epoch``. ``reason`` is for people."""
 
     trial: str
     epoch: int
+    rung: float
     verdict: Literal["promoted", "given up"]
     reason: str
 
 
 @dataclass(frozen=True)
 class Group:
-    """Trials that compete with each other, in the order of the plan, and the rungs at which they do."""
+    """Trials that compete with each other, in the order of the plan, and the rungs at which they do.
+
+    Attributes:
+        ladder: (rung, number of trials that continue after it).
+        end: the epochs of a trial that is never given up, over all its schedules.
+        schedules: the lengths of the complete schedules, if they are stretched; else empty.
+        in_seconds: whether the rungs are seconds of training.
+    """
 
     trials: tuple[str, ...]
-    ladder: tuple[tuple[int, int], ...]
-    """(epoch, number of trials that continue), as :meth:`Halving.ladder` has it."""
+    ladder: tuple[tuple[float, int], ...]
+    end: int
+    schedules: tuple[int, ...] = ()
+    in_seconds: bool = False
+
+    def reached(self, trial: TrialProgress, rung: float) -> int | None:
+        """The epoch at whose end the trial has reached a rung, None if it has not (yet)."""
+        if not self.in_seconds:
+            return int(rung) if rung in trial.epochs else None
+        if rung in trial.paused:
+            return trial.paused[rung]
+        if (trial.last("train_seconds") or 0.0) < rung:
+            return None
+        return next(
+            epoch for epoch, metrics in trial.epochs.items() if (metrics.get("train_seconds") or 0.0) >= rung
+        )
+
+    def is_past(self, trial: TrialProgress, rung: float) -> bool:
+        """Whether it was promoted at a rung. Journals of earlier versions do not say so of one that continued."""
+        return rung in trial.promoted or (not self.in_seconds and trial.epoch > rung)
+
+    def leg(self, trial: TrialProgress) -> Leg:
+        """The trial's next leg: to the first rung at which it was not promoted, or to its end."""
+        rung = next((rung for rung, _ in self.ladder if not self.is_past(trial, rung)), None)
+        if self.in_seconds:
+            return Leg(trial.name, self.end, rung, until_seconds=rung)
+        until = self.end if rung is None else int(rung)
+        if not self.schedules:
+            return Leg(trial.name, until, rung)
+        before, length = self.schedule_of(until)
+        return Leg(trial.name, until, rung, epochs_before=before, schedule_epochs=length)
+
+    def schedule_of(self, epoch: int) -> tuple[int, int]:
+        """(epochs before it, length) of the complete schedule to which an epoch belongs."""
+        ends = list(itertools.accumulate(self.schedules))
+        number = bisect_left(ends, epoch)
+        return ends[number] - self.schedules[number], self.schedules[number]
+
+    def where(self, rung: float, epoch: int) -> str:
+        """Where a rung is, in words, for a trial that reached it at the end of ``epoch``."""
+        if self.in_seconds:
+            return f"after {rung:.4g} s of training, at epoch {epoch}"
+        if self.schedules:
+            return f"after a schedule of {count(self.schedule_of(epoch)[1], 'epoch')}"
+        return f"at epoch {epoch}"
 
 
 class Decider:
@@ -80,9 +148,10 @@ class Decider:
                     trial = state.trials[name]
                     if name in running or _has_ended(trial, again):
                         continue
-                    if rung not in trial.epochs or _is_past(trial, rung):
+                    epoch = group.reached(trial, rung)
+                    if epoch is None or epoch >= group.end or group.is_past(trial, rung):
                         continue
-                    decision = self._decide(standing, name, rung, kept, state)
+                    decision = self._decide(standing, name, rung, epoch, kept, state)
                     if decision is not None:
                         found.append(decision)
         return found
@@ -92,71 +161,76 @@ class Decider:
 
         Trials that go furthest come first: they take longest, and a study ends with them.
         """
-        best: tuple[int, int, int] | None = None
+        best: tuple[float, int, int] | None = None
         leg = None
         for name, number in self._order.items():
             trial = state.trials[name]
             if name in running or _has_ended(trial, again):
                 continue
-            until = self.target(name, trial)
-            if self._waits_at(until, trial):
+            next_one = self.leg(trial)
+            if self._waits_after(next_one, trial):
                 continue
-            rank = (-until, -min(trial.epoch, 1), number)
+            furthest = math.inf if next_one.rung is None else next_one.rung
+            rank = (-furthest, -min(trial.epoch, 1), number)
             if best is None or rank < best:
-                best, leg = rank, Leg(name, until)
+                best, leg = rank, next_one
         return leg
 
-    def target(self, name: str, trial: TrialProgress) -> int:
-        """The epoch at which the trial's next leg ends: the first rung at which it was not promoted, or the last."""
-        ladder = self._group[name].ladder
-        return next((rung for rung, _ in ladder if not _is_past(trial, rung)), self._study.epochs)
+    def leg(self, trial: TrialProgress) -> Leg:
+        """The next leg of a trial that has not ended."""
+        return self._group[trial.name].leg(trial)
 
-    def unpaused(self, state: StudyState, again: Collection[str]) -> dict[str, int]:
-        """{trial: rung} of those that have reached their rung while the journal does not say that they paused there.
+    def where(self, decision: Decision) -> str:
+        """Where a decision was made, in words."""
+        return self._group[decision.trial].where(decision.rung, decision.epoch)
 
-        Their driver was stopped in between. Only for a driver that has started no leg yet.
+    def unpaused(
+        self, state: StudyState, running: Collection[str], again: Collection[str]
+    ) -> list[tuple[Leg, int]]:
+        """(leg, epoch) of trials that have reached their rung while the journal does not say that they paused there.
+
+        Their driver was stopped in between, or they reached the rung in the same epoch as the one before it.
         """
-        return {
-            name: until
-            for name in self._order
-            if not _has_ended(trial := state.trials[name], again)
-            and self._waits_at(until := self.target(name, trial), trial)
-            and trial.state != "paused"
-        }
+        found = []
+        for name in self._order:
+            trial = state.trials[name]
+            if name in running or _has_ended(trial, again):
+                continue
+            leg = self.leg(trial)
+            if leg.rung not in trial.paused and self._waits_after(leg, trial):
+                found.append((leg, trial.epoch))
+        return found
 
-    def _waits_at(self, until: int, trial: TrialProgress) -> bool:
+    def _waits_after(self, leg: Leg, trial: TrialProgress) -> bool:
         """Whether a trial has come to the end of its leg, which is a rung, and waits for a decision."""
-        return trial.epoch >= until and until < self._study.epochs
+        group = self._group[leg.trial]
+        return leg.rung is not None and trial.epoch < group.end and group.reached(trial, leg.rung) is not None
 
     def _decide(
-        self, standing: Standing, name: str, rung: int, kept: int, state: StudyState
+        self, standing: Standing, name: str, rung: float, epoch: int, kept: int, state: StudyState
     ) -> Decision | None:
         halving = self._study.halving
         assert halving is not None
         if halving.rule == "median":
-            return self._against_median(standing, name, rung, halving, state)
+            return self._against_median(standing, name, epoch, halving, state)
         mine = standing.accuracies[name]
         if halving.rule == "asynchronous" and standing.unknown:
             # Li et al. 2020, algorithm 2, get_job: the best 1 / eta of those that are there. Nobody is given up yet.
             quota = math.floor(len(standing.accuracies) / halving.eta)
             if standing.better_than(mine) < quota:
-                return Decision(name, rung, "promoted", standing.in_words(name, so_far=True))
+                return Decision(name, epoch, rung, "promoted", standing.in_words(name, so_far=True))
             return None
         better = standing.better_than(mine + noise(mine, self._images))
         if better + standing.unknown < kept:
             reason = standing.in_words(name)
             if standing.better_than(mine) >= kept:
                 reason += f", within noise of the {ordinal(kept)}"
-            return Decision(name, rung, "promoted", reason)
+            return Decision(name, epoch, rung, "promoted", reason)
         if better >= kept:
             threshold = standing.sorted[-kept]
             at_least = "has at least" if standing.unknown else "had"
-            return Decision(
-                name,
-                rung,
-                "given up",
-                f"{standing.in_words(name)}; the {ordinal(kept)} {at_least} {threshold:.1%}",
-            )
+            reason = f"{standing.in_words(name)}; the {ordinal(kept)} {at_least} {threshold:.1%}"
+            return Decision(name, epoch, rung, "given up", reason)
         return None
 
     def _against_median(
@@ -171,14 +245,13 @@ class Decider:
                 before.append(top1)
         mine = standing.accuracies[name]
         if len(before) < halving.finalists:
-            return Decision(
-                name, rung, "promoted", f"{mine:.1%}, one of the first {halving.finalists} to be there"
-            )
+            reason = f"{mine:.1%}, one of the first {halving.finalists} to be there"
+            return Decision(name, rung, rung, "promoted", reason)
         before.sort()
         middle = len(before) // 2
         median = before[middle] if len(before) % 2 else (before[middle - 1] + before[middle]) / 2
         words = f"{mine:.1%}; the median of the {len(before)} before it is {median:.1%}"
-        return Decision(name, rung, "promoted" if mine >= median else "given up", words)
+        return Decision(name, rung, rung, "promoted" if mine >= median else "given up", words)
 
 
 @dataclass(frozen=True)
@@ -217,7 +290,7 @@ def groups(study: Study) -> list[Group]:
     """
     trials = [(trial.stratum, trial.name) for trial in study.trials()] + study.names_to_come()
     if study.halving is None:
-        return [Group(tuple(name for _, name in trials), ())]
+        return [Group(tuple(name for _, name in trials), (), study.epochs)]
     halving, schedule = study.halving, study.recipe.schedule
     strata: dict[str, list[str]] = {}
     for stratum, name in trials:
@@ -227,9 +300,35 @@ def groups(study: Study) -> list[Group]:
         size = study.cohort or len(names)
         for first in range(0, len(names), size):
             for bracket, dealt in enumerate(_dealt(names[first : first + size], halving, study)):
-                ladder = halving.ladder(len(dealt), schedule, bracket)
-                found.append(Group(tuple(dealt), tuple(ladder)))
+                found.append(_group(dealt, halving.ladder(len(dealt), schedule, bracket), study, halving))
     return found
+
+
+def _group(
+    names: Sequence[str], ladder: Sequence[tuple[float, int]], study: Study, halving: Halving
+) -> Group:
+    if not halving.is_stretched:
+        return Group(tuple(names), tuple(ladder), study.epochs, in_seconds=halving.in_seconds)
+    schedules = (*(int(length) for length, _ in ladder), study.epochs)
+    ends = itertools.accumulate(schedules)
+    rungs = tuple((end, kept) for end, (_, kept) in zip(ends, ladder, strict=False))
+    return Group(tuple(names), rungs, sum(schedules), schedules)
+
+
+def check_schedules(study: Study) -> None:
+    """Raises RecipeError if a trial cannot train one of its complete schedules: if images cannot grow in it, say."""
+    if study.halving is None or not study.halving.is_stretched:
+        return
+    recipes = {trial.name: trial.recipe for trial in study.trials()}
+    for group in groups(study):
+        for name, length in itertools.product(group.trials, group.schedules):
+            if name in recipes:
+                with_schedule_of(recipes[name], length)
+
+
+def ends(study: Study) -> dict[str, int]:
+    """{trial: the epochs that it trains if it is never given up, over all its schedules}."""
+    return {name: group.end for group in groups(study) for name in group.trials}
 
 
 def _dealt(names: Sequence[str], halving: Halving, study: Study) -> list[list[str]]:
@@ -241,6 +340,13 @@ def _dealt(names: Sequence[str], halving: Halving, study: Study) -> list[list[st
         emptiest = min(range(brackets), key=lambda bracket: (len(dealt[bracket]) / shares[bracket], bracket))
         dealt[emptiest].append(name)
     return dealt
+
+
+def most_epochs(study: Study) -> int:
+    """The epochs of a trial that is never given up, over all its schedules; the most where trials differ in that."""
+    if study.halving is None or not study.halving.is_stretched:
+        return study.epochs
+    return max(group.end for group in groups(study))
 
 
 def noise(accuracy: float, images: int) -> float:
@@ -265,11 +371,16 @@ def _standing(group: Group, level: int, state: StudyState, again: Collection[str
             continue
         trial = state.trials[name]
         rung = group.ladder[level][0]
-        takes_part = all(_is_past(trial, below) for below, _ in group.ladder[:level])
-        if takes_part and rung in trial.epochs:
-            accuracies[name] = _accuracy(trial, rung)
+        takes_part = all(group.is_past(trial, below) for below, _ in group.ladder[:level])
+        epoch = group.reached(trial, rung)
+        if takes_part and epoch is not None:
+            accuracies[name] = _accuracy(trial, epoch)
         elif not _has_ended(trial, again):
             unknown += 1
+        elif (
+            trial.state == "finished"
+        ):  # in less time than the rung's, by which it could only have become better
+            accuracies[name] = _accuracy(trial, trial.epoch)
         elif takes_part:
             accuracies[name] = OUT
     return Standing(accuracies, unknown)
@@ -278,11 +389,6 @@ def _standing(group: Group, level: int, state: StudyState, again: Collection[str
 def _accuracy(trial: TrialProgress, epoch: int) -> float:
     value = trial.epochs[epoch].get(METRIC)
     return OUT if value is None or math.isnan(value) else value
-
-
-def _is_past(trial: TrialProgress, rung: int) -> bool:
-    """Whether a trial was promoted at a rung. Journals of earlier versions do not say so of a trial that continued."""
-    return rung in trial.promoted or trial.epoch > rung
 
 
 def _has_ended(trial: TrialProgress, again: Collection[str]) -> bool:

@@ -19,6 +19,7 @@ from rich.text import Text
 from nfnet_ray.command_line.terminal import can_redraw
 from nfnet_ray.metric import METRIC
 from nfnet_ray.printable import printable
+from nfnet_ray.study.decisions import ends, most_epochs
 from nfnet_ray.study.epochs_done import noted_progress
 from nfnet_ray.study.study import Study, Trial
 from nfnet_ray.study.time_left import ENDED, TimeLeft
@@ -80,6 +81,7 @@ def _table(
     for title in measured:
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("state", min_width=max(map(len, STATE_STYLES)) if one_line else None)
+    last_epochs = ends(study) if study.halving and study.halving.is_stretched else {}
     for row, trial in enumerate(trials):
         progress = state.trials[trial.name]
         cells = [_cell(labels[name][row], one_line) for name in titles]
@@ -87,7 +89,7 @@ def _table(
             cells.append(Text(str(trial.recipe.seed)))
         values = {
             "top-1": _number(progress.last(METRIC), "{:.1%}"),
-            "epochs": f"{_epochs(epochs_done(progress))}/{study.epochs}",
+            "epochs": f"{_epochs(epochs_done(progress))}/{last_epochs.get(trial.name, study.epochs)}",
             "train s": _number(progress.last("train_seconds"), "{:.1f}"),
             "images/s": _number(progress.last("images_per_second"), "{:,.0f}"),
         }
@@ -137,7 +139,7 @@ def best_so_far(study: Study, state: StudyState) -> str:
     if len(study.seeds) > 1:
         where = ", ".join(filter(None, [where, f"seed {best.recipe.seed}"]))
     top1 = progress.last(METRIC) or 0.0
-    said = f"Best so far: {top1:.1%} after epoch {progress.epoch} of {study.epochs}"
+    said = f"Best so far: {top1:.1%} after epoch {progress.epoch} of {most_epochs(study)}"
     return printable(f"{said}: {where}" if where else said)
 
 
@@ -170,6 +172,7 @@ class StudyDisplay:
         work: Mapping[str, float] | None = None,
     ) -> None:
         self._study, self._state, self._trials, self._footnote = study, state, trials, footnote
+        self._epochs = most_epochs(study)
         self._console = console
         self._closed = threading.Event()
         self._started = time.monotonic()
@@ -233,7 +236,7 @@ class StudyDisplay:
         self._console.print(text, soft_wrap=True)
 
     def _line(self, trial: TrialProgress, was: str | None) -> str:
-        what = f"epoch {trial.epoch}/{self._study.epochs}" if trial.state == "running" else str(trial.state)
+        what = f"epoch {trial.epoch}/{self._epochs}" if trial.state == "running" else str(trial.state)
         if trial.state == "running" and was == "paused":
             what = f"continues after epoch {trial.epoch}"
         elif trial.state == "running" and trial.epoch == self._epochs_before.get(trial.name, 0):
@@ -249,7 +252,7 @@ class StudyDisplay:
         while not self._closed.wait(60):
             running = [trial for trial in self._state.trials.values() if trial.state == "running"]
             names = ", ".join(f"{trial.name} {_epochs(self._epochs_done(trial))}" for trial in running)
-            done = f"{names} of {count(self._study.epochs, 'epoch')}" if names else "no trial is running"
+            done = f"{names} of {count(self._epochs, 'epoch')}" if names else "no trial is running"
             self._print("; ".join(filter(None, [done, self._left()])))
 
     def _epochs_done(self, trial: TrialProgress) -> float:

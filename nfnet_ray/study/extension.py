@@ -13,6 +13,8 @@ from typing import Any, Final
 
 from nfnet_ray.errors import UserError
 from nfnet_ray.recipe import Recipe, decisive_values
+from nfnet_ray.study.decisions import groups, most_epochs
+from nfnet_ray.study.halving import Halving
 from nfnet_ray.study.legs import Legs
 from nfnet_ray.study.recorder import Recorder
 from nfnet_ray.study.search.axes import point_key
@@ -91,12 +93,13 @@ def extension(
     recipes = _recipes(earlier, state)
     study = _named(_with_known_points(asked, state, recipes), state, recipes)
     now = {trial.name for trial in study.trials()}
+    _check_rungs(study, earlier, state)
     if not study.differences(earlier) and now == {trial.name for trial in earlier.trials()}:
         return None
     before = state.outside
     event = study_extended(
         command,
-        {**study.description(), "outside": list(study.outside)},
+        {**study.description(), "epochs": most_epochs(study), "outside": list(study.outside)},
         [study.plan(trial) for trial in study.trials()],
         left_out=[name for name in study.outside if name not in before],
         taken_back=[name for name in state.plans if name in before and name in now],
@@ -153,6 +156,29 @@ def _check(asked: Study, earlier: Study) -> None:
             raise UserError(
                 f"{name} has {field} = {value_label(had_values[field])}, not {value_label(value)}: {MAY_CHANGE}"
             )
+
+
+def _check_rungs(study: Study, earlier: Study, state: StudyState) -> None:
+    """Raises UserError if trials that have been trained could not be compared with new ones."""
+    name, had, has = earlier.name, earlier.halving or Halving(), study.halving or Halving()
+    another = f"start a new study that begins with its best settings, --from {name}"
+    if had.schedule != has.schedule:
+        raise UserError(f"{name} has {had.schedule} schedules, not {has.schedule} ones: {another}")
+    if earlier.halving and study.halving and had.unit != has.unit:
+        raise UserError(f"{name} has rungs in {had.unit}, not in {has.unit}: {another}")
+    if has.unit == "money" and has.money_seconds is None:
+        raise UserError(f"{name} has no rungs in money: {another}")
+    if not has.is_stretched:
+        return
+    before = {trial: group.schedules for group in groups(earlier) for trial in group.trials}
+    for group in groups(study):
+        for trial in group.trials:
+            if trial in before and before[trial] != group.schedules and state.trials[trial].epochs:
+                now, then = (", ".join(map(str, lengths)) for lengths in (group.schedules, before[trial]))
+                raise UserError(
+                    f"{name} would train schedules of {now} epochs, and {trial} has been trained with those of {then}: "
+                    f"{another}"
+                )
 
 
 def _recipe(asked: Study, earlier: Study) -> Recipe:

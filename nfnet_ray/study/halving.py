@@ -1,19 +1,27 @@
-"""Early stopping as a study describes it: at which epochs trials are compared, and how many of them continue."""
+"""Early stopping as a study describes it: where trials are compared, and how many of them continue."""
 
 from __future__ import annotations
 
+import itertools
 import math
-from dataclasses import dataclass
-from typing import Any, Final, Literal, get_args
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal, TypeVar, get_args
 
 from nfnet_ray.errors import UserError
-from nfnet_ray.recipe import ScheduleRecipe
+from nfnet_ray.recipe import Recipe, ScheduleRecipe
 from nfnet_ray.settings import did_you_mean
 from nfnet_ray.tracking.events import HalvingDescription
 
 Rule = Literal["synchronous", "asynchronous", "median", "hyperband"]
 RULES: Final[tuple[Rule, ...]] = get_args(Rule)
-OPTIONS = ("first_rung", "eta", "finalists", "cohort")
+Unit = Literal["epochs", "seconds", "money"]
+UNITS: Final[tuple[Unit, ...]] = get_args(Unit)
+Schedule = Literal["truncated", "stretched"]
+SCHEDULES: Final[tuple[Schedule, ...]] = get_args(Schedule)
+OPTIONS = ("first_rung", "unit", "eta", "finalists", "cohort")
+
+N = TypeVar("N", int, float)
 
 # Theory gives e, and practice 3 or 4 (Li et al. 2018, on the choice of eta).
 ETA = 3.0
@@ -27,14 +35,14 @@ LEAST_SHARE_OF_EPOCHS = 1 / 27
 
 @dataclass(frozen=True)
 class Halving:
-    """Trials run to a *rung*, an epoch at which they are compared, and pause there; the best 1 / ``eta`` continue.
+    """Trials run to a *rung*, where they are compared, and pause there; the best 1 / ``eta`` continue.
 
     Trials compete within a stratum alone: with other trials of the same seed and the same conditions. A factor that
     suits batch 64 must not end one that suits batch 256.
 
     Attributes:
-        first_rung: the epoch of the first rung; the others follow at ``eta`` times the one before. None: the larger of
-            twice the warm-up and 1/27 of all epochs.
+        first_rung: where the first rung is, in ``unit``; the others follow at ``eta`` times the one before. None: at
+            the larger of twice the warm-up and 1/27 of all epochs.
         eta: the share of trials that continue is 1 / ``eta``.
         rule: ``synchronous``: a trial continues as soon as it is certain to be among the best of its rung, whatever the
             others reach, and is given up as soon as it is certain not to be, so the decisions depend on accuracies
@@ -46,21 +54,46 @@ class Halving:
         finalists: of the trials that compete with each other (a stratum, or a cohort or bracket of it) at least this
             number runs to the end, if there are as many.
         cohort: trials compete in groups of this number, in the order of the plan; None: all of a stratum.
+        unit: ``epochs``; ``seconds``: of the trial's own training, so a trial reaches a rung at the end of the first
+            epoch at which it has trained for that time; ``money``: the same, with the price of those seconds.
+        schedule: ``truncated``: a trial at a rung is within the learning-rate schedule of all its epochs, and
+            continues it. ``stretched``: it trains to each rung anew, with a schedule that ends there.
+        money_seconds: the seconds of training that one unit of money pays for; None until the price is known.
     """
 
-    first_rung: int | None = None
+    first_rung: float | None = None
     eta: float = ETA
     rule: Rule = "synchronous"
     finalists: int = FINALISTS
     cohort: int | None = None
+    unit: Unit = "epochs"
+    schedule: Schedule = "truncated"
+    money_seconds: float | None = None
 
     def __post_init__(self) -> None:
+        in_epochs = self.unit == "epochs"
+        is_median = self.rule == "median"
         wrong = {
             f"rule={self.rule!r}": (self.rule in RULES, f"one of {', '.join(RULES)}"),
+            f"unit={self.unit!r}": (self.unit in UNITS, f"one of {', '.join(UNITS)}"),
+            f"schedule={self.schedule!r}": (self.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}"),
             f"eta={self.eta!r}": (self.eta > 1, "a number above 1"),
             f"first_rung={self.first_rung!r}": (
-                self.first_rung is None or self.first_rung >= 1,
-                "at least 1",
+                self.first_rung is None or _is_rung(self.first_rung, self.unit),
+                "a whole number of epochs, at least 1" if in_epochs else "a number above 0",
+            ),
+            f"unit={self.unit}": (in_epochs or self.first_rung is not None, "first_rung=NUMBER with it"),
+            f"unit={self.unit} with {self.rule}": (
+                in_epochs or self.rule in ("synchronous", "asynchronous"),
+                "synchronous or asynchronous",
+            ),
+            f"--schedule stretched with unit={self.unit}": (
+                in_epochs or self.schedule == "truncated",
+                "rungs in epochs: how many epochs fit into a time is unknown before they are trained",
+            ),
+            f"--schedule stretched with {self.rule}": (
+                not is_median or self.schedule == "truncated",
+                "synchronous, asynchronous or hyperband",
             ),
             f"finalists={self.finalists!r}": (self.finalists >= 1, "at least 1"),
             f"cohort={self.cohort!r}": (self.cohort is None or self.cohort >= 2, "at least 2"),
@@ -71,37 +104,74 @@ class Halving:
 
     def description(self, schedule: ScheduleRecipe) -> HalvingDescription:
         """The description in a journal, in which the first rung is a number."""
-        return {
+        described: HalvingDescription = {
             "grace_epochs": self.first_rung_of(schedule),
             "reduction_factor": self.eta,
             "rule": self.rule,
             "finalists": self.finalists,
             "cohort": self.cohort,
         }
+        if self.unit != "epochs":
+            described["unit"] = self.unit
+        if self.unit == "money":
+            described["money_seconds"] = self.money_seconds
+        if self.is_stretched:
+            described["schedule"] = self.schedule
+        return described
 
     @staticmethod
     def from_description(described: HalvingDescription) -> Halving:
-        """What a journal describes. Earlier versions had nothing but asynchronous halving."""
+        """The early stopping that a journal describes. Earlier versions had nothing but asynchronous halving."""
         return Halving(
             first_rung=described["grace_epochs"],
             eta=described["reduction_factor"],
             rule=described.get("rule", "asynchronous"),
             finalists=described.get("finalists", 1),
             cohort=described.get("cohort"),
+            unit=described.get("unit", "epochs"),
+            schedule=described.get("schedule", "truncated"),
+            money_seconds=described.get("money_seconds"),
         )
 
-    def first_rung_of(self, schedule: ScheduleRecipe) -> int:
-        """The epoch of the first rung of a trial with this schedule."""
+    @property
+    def in_seconds(self) -> bool:
+        """Whether its rungs are in seconds of training: money is converted into them."""
+        return self.unit != "epochs"
+
+    @property
+    def is_stretched(self) -> bool:
+        """Whether each rung is the end of a complete schedule."""
+        return self.schedule == "stretched"
+
+    def priced(self, price_per_hour: float | None, accelerators: float) -> Halving:
+        """The same with the seconds that money pays for, where its rungs are in money and that is not known yet.
+
+        Args:
+            price_per_hour: of one accelerator.
+            accelerators: that a trial holds.
+
+        Raises UserError without a price.
+        """
+        if self.unit != "money" or self.money_seconds is not None:
+            return self
+        if price_per_hour is None:
+            raise UserError(
+                "early stopping: unit=money needs the price of an accelerator-hour: --price-per-hour P"
+            )
+        return replace(self, money_seconds=3600 / (price_per_hour * accelerators))
+
+    def first_rung_of(self, schedule: ScheduleRecipe) -> float:
+        """Where the first rung of a trial with this schedule is, in its unit; epochs are a whole number."""
         if self.first_rung is not None:
-            return self.first_rung
+            return self.first_rung if self.in_seconds else int(self.first_rung)
         least = max(
             WARMUPS_BEFORE_FIRST_RUNG * schedule.warmup_epochs, schedule.epochs * LEAST_SHARE_OF_EPOCHS
         )
         return max(1, math.ceil(least))
 
     def rungs(self, schedule: ScheduleRecipe) -> list[int]:
-        """The epochs, before the last one, at which trials are compared."""
-        first, last = self.first_rung_of(schedule), schedule.epochs
+        """The epochs, before the last one, at which trials are compared: of a study whose rungs are in epochs."""
+        first, last = int(self.first_rung_of(schedule)), schedule.epochs
         if self.rule == "median":
             return list(range(first, last, first))
         rungs: list[int] = []
@@ -112,20 +182,35 @@ class Halving:
             rung *= self.eta
         return rungs
 
-    def ladder(self, trials: int, schedule: ScheduleRecipe, bracket: int = 0) -> list[tuple[int, int]]:
-        """(epoch of a rung, number of trials that continue after it) of ``trials`` that compete with each other.
+    def ladder(
+        self, trials: int, schedule: ScheduleRecipe, bracket: int = 0
+    ) -> list[tuple[int, int]] | list[tuple[float, int]]:
+        """(rung, number of trials that continue after it) of ``trials`` that compete with each other.
 
-        Rungs at which all would continue are left out. Trials that are within noise of each other, or that diverge,
-        change the numbers. The rule ``median`` has no such numbers, and may let all continue: these are the least.
+        A rung is an epoch or, where rungs are in time or money, seconds of training. With stretched schedules it is the
+        length of a schedule. Rungs at which all would continue are left out. Trials that are within noise of each
+        other, or that diverge, change the numbers. The rule ``median`` has no such numbers, and may let all continue:
+        these are the least.
         """
-        ladder, left = [], trials
-        for number, rung in enumerate(self.rungs(schedule)[bracket:], start=1):
+        if not self.in_seconds:
+            return list(self._thinned(trials, self.rungs(schedule)[bracket:]))
+        # They have no last one: trials differ in how long they take. After some, all that are left would continue.
+        first = self.first_rung_of(schedule) * (
+            1.0 if self.unit == "seconds" else self.money_seconds or math.nan
+        )
+        seconds = (first * self.eta**number for number in itertools.count())
+        return list(self._thinned(trials, seconds))
+
+    def _thinned(self, trials: int, rungs: Iterable[N]) -> Iterator[tuple[N, int]]:
+        left = trials
+        for number, rung in enumerate(rungs, start=1):
             best = left / 2 if self.rule == "median" else trials / self.eta**number
             kept = min(left, max(self.finalists, math.ceil(best - 1e-9)))
             if kept < left or self.rule == "median":
-                ladder.append((rung, kept))
+                yield rung, kept
             left = kept
-        return ladder
+            if self.in_seconds and left <= self.finalists:
+                return
 
     @property
     def is_certain(self) -> bool:
@@ -137,11 +222,41 @@ class Halving:
         return 1 + len(self.rungs(schedule)) if self.rule == "hyperband" else 1
 
 
+def with_schedule_of(recipe: Recipe, epochs: int) -> Recipe:
+    """The Recipe with its learning-rate schedule stretched or compressed to another number of epochs.
+
+    The curve keeps its shape: the warm-up and the stairs keep their share of the epochs, and so does the growth of the
+    images. The peak learning rate stays. Raises RecipeError if images cannot grow in so few epochs.
+
+    >>> short = with_schedule_of(Recipe(), 36).schedule
+    >>> Recipe().schedule.warmup_epochs, short.epochs, short.warmup_epochs
+    (5.0, 36, 0.5)
+    """
+    schedule, growth = recipe.schedule, recipe.data.progressive
+    if epochs == schedule.epochs:
+        return recipe
+    share = epochs / schedule.epochs
+    changed: dict[str, Any] = {
+        "schedule.epochs": epochs,
+        "schedule.warmup_epochs": schedule.warmup_epochs * share,
+        "schedule.decay_epochs": schedule.decay_epochs * share,
+        "data.progressive.start_epoch": round(growth.start_epoch * share),
+    }
+    if growth.end_epoch is not None:
+        changed["data.progressive.end_epoch"] = round(growth.end_epoch * share)
+    return recipe.with_values(changed)
+
+
+def _is_rung(rung: float, unit: Unit) -> bool:
+    return rung >= 1 and rung == int(rung) if unit == "epochs" else 0 < rung < math.inf
+
+
 def parse_halving(text: str) -> Halving | None:
     """Early stopping as ``--early-stopping`` names it; None for ``none``.
 
-    >>> parse_halving("asynchronous:eta=4,first_rung=2")
-    Halving(first_rung=2, eta=4.0, rule='asynchronous', finalists=3, cohort=None)
+    >>> halving = parse_halving("asynchronous:eta=4,first_rung=60,unit=seconds")
+    >>> halving.rule, halving.eta, halving.first_rung, halving.unit
+    ('asynchronous', 4.0, 60.0, 'seconds')
 
     Raises UserError for a rule or an option that does not exist, and for a value that is not allowed.
     """
@@ -153,9 +268,12 @@ def parse_halving(text: str) -> Halving | None:
     values: dict[str, Any] = {}
     for option in filter(None, options.split(",")):
         name, _, value = option.partition("=")
-        number = float if name == "eta" else int
         if name not in OPTIONS:
             raise UserError(f"early stopping: {name!r} is no option; {did_you_mean(name, OPTIONS)}")
+        if name == "unit":
+            values[name] = value
+            continue
+        number = float if name in ("eta", "first_rung") else int
         try:
             values[name] = number(value)
         except ValueError:

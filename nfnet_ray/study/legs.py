@@ -28,8 +28,7 @@ class Legs:
         self._interrupted: set[str] = set()
         self._trials: dict[str, Trial] = {}
         # A driver that was killed may have left a pause unrecorded, and a decision undone.
-        for name, rung in self._decider.unpaused(recorder.state, self._again).items():
-            recorder.record(trial_paused(name, rung))
+        self._record_pauses()
         self._decide()
 
     def next(self) -> Leg | None:
@@ -60,11 +59,19 @@ class Legs:
 
     def pause(self, name: str) -> None:
         """Records that a trial has reached its rung, and what that decides."""
-        self._recorder.record(trial_paused(name, self.running[name].until))
+        epoch = self._recorder.state.trials[name].epoch
+        self._recorder.record(trial_paused(name, epoch, self.running[name].until_seconds))
         self._leave(name)
 
     def end(self, name: str, state: TrialOutcome, reason: str | None) -> None:
-        """Records that a trial has ended, and what that decides of the others."""
+        """Records that a trial has ended, and what that decides of the others.
+
+        One that has finished a complete schedule which is not its last pauses there.
+        """
+        leg = self.running[name]
+        if state == "finished" and leg.schedule_epochs is not None and leg.rung is not None:
+            self.pause(name)
+            return
         self._recorder.end_trial(name, state, reason)
         if state == "interrupted":
             self._interrupted.add(name)
@@ -95,16 +102,26 @@ class Legs:
         del self.running[name]
         self._decide()
 
+    def _record_pauses(self) -> None:
+        """Records that trials wait at a rung, where the journal does not say so yet."""
+        for leg, epoch in self._decider.unpaused(self._recorder.state, self.running, self._again):
+            self._recorder.record(trial_paused(leg.trial, epoch, leg.until_seconds))
+
     def _decide(self) -> None:
         """Records every decision that what is known allows; one may allow others."""
         state = self._recorder.state
         while decisions := self._decider.decisions(state, self.running, self._again):
             for decision in decisions:
+                where, epoch = self._decider.where(decision), decision.epoch
                 if decision.verdict == "promoted":
-                    event = trial_promoted(decision.trial, decision.epoch, decision.reason)
+                    rung = None if decision.rung == epoch else decision.rung
+                    said = None if where == f"at epoch {epoch}" else where
+                    event = trial_promoted(decision.trial, epoch, decision.reason, rung, said)
                     self._recorder.record(event)
                 else:
-                    why = f"given up at epoch {decision.epoch}: {decision.reason}"
+                    why = f"given up {where}: {decision.reason}"
                     self._recorder.end_trial(decision.trial, "stopped", why)
             if self._recorder.lost:
                 return
+            if self._study.halving and self._study.halving.in_seconds:
+                self._record_pauses()  # a long epoch may reach two rungs at once

@@ -109,6 +109,11 @@ class Study:
                 "--from has no use where every value is tried: leave it out, or use --search sobol"
             )
         check_first_points(self.space, self.recipe, list(map(_with_tuples, self.first_points)))
+        if self.halving is not None and self.halving.in_seconds and self.is_adaptive:
+            raise UserError(
+                f"early stopping: unit={self.halving.unit} is not for --search {self.search_name}, which learns from "
+                "accuracies at epochs: use rungs in epochs, or --search sobol"
+            )
 
     @property
     def epochs(self) -> int:
@@ -169,6 +174,8 @@ class Study:
         told |= {f"swept {name}": domain_to_json(domain) for name, domain in self.space.items()}
         told |= {"points": self.points} if self.points is not None else {}
         told |= {"seeds": self.seeds, "halving": self.halving_description()}
+        if told["halving"]:  # the price that money_seconds is made from may have changed since
+            told["halving"] = {key: value for key, value in told["halving"].items() if key != "money_seconds"}
         if self.draws_points:
             told |= {"search": self.search_name, "first points": self.first_points, "settings": self.settings}
         else:
@@ -276,11 +283,13 @@ class Study:
         return study
 
     def with_points_of(self, state: StudyState) -> Study:
-        """The study, which is the one that a journal describes, with the points that the journal has."""
-        if state.started is None or not self.draws_points:
+        """The study, which is the one that a journal describes, with the points and the rungs that the journal has."""
+        if state.started is None:
             return self
         begun = Study.from_event(state.started)
-        return replace(self, found=begun.found, lag=begun.lag).grown(state)
+        if not self.draws_points:
+            return replace(self, halving=begun.halving)
+        return replace(self, halving=begun.halving, found=begun.found, lag=begun.lag).grown(state)
 
     @property
     def cohort(self) -> int | None:

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from nfnet_ray.metric import METRIC
-from nfnet_ray.study.cost.plan import least_epochs, next_rung
+from nfnet_ray.study.cost.plan import ladder_in_epochs, least_epochs, next_rung
 from nfnet_ray.study.decisions import groups
 from nfnet_ray.study.study import Study
 from nfnet_ray.tracking.state import StudyState, TrialProgress
@@ -86,20 +86,22 @@ class TimeLeft:
             return None
         pace = sum(seconds for seconds, _ in self._epochs) / work
         startup = sum(self._startups) / len(self._startups) if self._startups else 0.0
-        halving, epochs = self._study.halving, self._study.epochs
+        halving = self._study.halving
         may_continue = halving is not None and not halving.is_certain
         least, most = [], []
         for group in self._groups:
             # Of trials that are equally far, halving lets the better ones through.
             rivals = sorted(map(self._progress_of, group.trials), key=_last_top1)
             done = [epochs_done(rival) for rival in rivals]
-            targets = least_epochs(done, [rival.state in ENDED for rival in rivals], group.ladder, epochs)
+            ladder = ladder_in_epochs(group, _epoch_train_seconds(rivals) if group.in_seconds else None)
+            epochs = group.end
+            targets = least_epochs(done, [rival.state in ENDED for rival in rivals], ladder, epochs)
             for trial, behind_it, target in zip(rivals, done, targets, strict=True):
                 if trial.state in ENDED:
                     continue
                 begin = 0.0 if trial.state == "running" else startup
-                is_behind = not may_continue or _is_behind(trial, rivals, group.ladder)
-                furthest = next_rung(behind_it, group.ladder, epochs) if is_behind else epochs
+                is_behind = not may_continue or _is_behind(trial, rivals, ladder)
+                furthest = next_rung(behind_it, ladder, epochs) if is_behind else epochs
                 an_epoch = pace * self._work_of(trial.name)
                 least.append(begin + an_epoch * (target - behind_it))
                 most.append(begin + an_epoch * (max(target, furthest) - behind_it))
@@ -126,6 +128,12 @@ class TimeLeft:
 def _seconds(trial: TrialProgress, epoch: int) -> float:
     metrics = trial.epochs.get(epoch, {})
     return math.fsum(metrics.get(phase) or 0.0 for phase in _PHASES)
+
+
+def _epoch_train_seconds(trials: Iterable[TrialProgress]) -> float:
+    """Training seconds of an epoch, on average over trials; 0 before the first one."""
+    seconds = [(trial.last("train_seconds") or 0.0) / trial.epoch for trial in trials if trial.epoch]
+    return math.fsum(seconds) / len(seconds) if seconds else 0.0
 
 
 def _last_top1(trial: TrialProgress) -> float:

@@ -74,16 +74,20 @@ class Versions(SourceVersion):
 
 
 class HalvingDescription(TypedDict):
-    """Early stopping: at which epochs trials are compared, and which of them continue.
+    """Early stopping: where trials are compared, and which of them continue.
 
-    The first rung is at ``grace_epochs``. Journals of earlier versions have the first two keys alone.
+    The first rung is at ``grace_epochs``, in ``unit``: epochs, where it is not said. ``money_seconds`` are the seconds
+    of training that one unit of money pays for. Journals of earlier versions have the first two keys alone.
     """
 
-    grace_epochs: int
+    grace_epochs: float
     reduction_factor: float
     rule: NotRequired[Literal["synchronous", "asynchronous", "median", "hyperband"]]
     finalists: NotRequired[int]
     cohort: NotRequired[int | None]
+    unit: NotRequired[Literal["epochs", "seconds", "money"]]
+    schedule: NotRequired[Literal["truncated", "stretched"]]
+    money_seconds: NotRequired[float | None]
 
 
 class SearchDescription(TypedDict):
@@ -131,6 +135,7 @@ class StudyDescription(TypedDict):
     """The points of a study that has a plain list of them; its space is empty then."""
     seeds: list[int]
     epochs: int
+    """Of a trial that is never given up, over all its schedules."""
     search: NotRequired[SearchDescription]
     """How its points are found; without it they are all combinations of the space's values."""
     halving: HalvingDescription | None
@@ -343,32 +348,63 @@ def workers_started(trial: str, attempt: int, workers: int, step: int, after: st
 
 
 class TrialPaused(TypedDict):
-    """A trial has reached a rung: it keeps a checkpoint, and waits until it is promoted or given up."""
+    """A trial has reached a rung: it keeps a checkpoint, and waits until it is promoted or given up.
+
+    ``rung`` is the rung in seconds of training; where rungs are in epochs it is ``epoch``.
+    """
 
     event: Literal["trial_paused"]
     time: float
     trial: str
     epoch: int
+    rung: NotRequired[float]
 
 
-def trial_paused(trial: str, epoch: int) -> TrialPaused:
+def trial_paused(trial: str, epoch: int, rung: float | None = None) -> TrialPaused:
     """The event of a trial that pauses now."""
-    return {"event": "trial_paused", "time": time.time(), "trial": trial, "epoch": epoch}
+    event: TrialPaused = {"event": "trial_paused", "time": time.time(), "trial": trial, "epoch": epoch}
+    if rung is not None:
+        event["rung"] = rung
+    return event
 
 
 class TrialPromoted(TypedDict):
-    """A trial continues after the rung at ``epoch``, for this ``reason``. One that is given up ends as ``stopped``."""
+    """A trial continues after the rung at ``epoch``, for this ``reason``. One that is given up ends as ``stopped``.
+
+    ``rung`` is the rung in seconds of training, where rungs are in seconds. ``where`` says in words where the rung is,
+    if it is more than an epoch.
+    """
 
     event: Literal["trial_promoted"]
     time: float
     trial: str
     epoch: int
     reason: str
+    rung: NotRequired[float]
+    where: NotRequired[str]
 
 
-def trial_promoted(trial: str, epoch: int, reason: str) -> TrialPromoted:
+def trial_promoted(
+    trial: str, epoch: int, reason: str, rung: float | None = None, where: str | None = None
+) -> TrialPromoted:
     """The event of a trial that is promoted now."""
-    return {"event": "trial_promoted", "time": time.time(), "trial": trial, "epoch": epoch, "reason": reason}
+    event: TrialPromoted = {
+        "event": "trial_promoted",
+        "time": time.time(),
+        "trial": trial,
+        "epoch": epoch,
+        "reason": reason,
+    }
+    if rung is not None:
+        event["rung"] = rung
+    if where is not None:
+        event["where"] = where
+    return event
+
+
+def promotion_in_words(event: TrialPromoted) -> str:
+    """``promoted at epoch 2: 81.2%, 1st of 6``."""
+    return f"promoted {event.get('where') or 'at epoch {}'.format(event['epoch'])}: {event['reason']}"
 
 
 class EpochEnded(TypedDict):
@@ -376,7 +412,9 @@ class EpochEnded(TypedDict):
 
     ``validation_top1`` is a fraction from 0 to 1; ``train_seconds`` is cumulative over the trial. ``correct_images`` is
     the text of a :class:`nfnet_ray.correct_images.CorrectImages`; it is there for the epochs at which a trial finished
-    or paused.
+    or paused. Where a trial trains several complete schedules one after the other, ``epoch`` counts the epochs of all
+    of them, and the metrics have ``schedule_epochs``, the length of the one that it belongs to, and ``schedule_epoch``,
+    its number in that one.
     """
 
     event: Literal["epoch"]

@@ -27,6 +27,7 @@ from nfnet_ray.tracking.events import (
     TrialPlan,
     TrialStarted,
     plans_of,
+    promotion_in_words,
     read_events,
     read_last_epochs,
     with_extension,
@@ -48,7 +49,8 @@ class TrialProgress:
         epochs: {epoch: its metrics}; of an epoch that was reported again, the later ones.
         correct_images: {epoch: which images were correct, as text}, of the epochs at which it finished or paused.
         outcome: the state in which it ended last, which it keeps when it is started again.
-        promoted: {epoch of a rung: why the trial continues after it}.
+        paused: {rung: the epoch at which the trial paused there}; a rung is an epoch, or seconds of training.
+        promoted: {rung: why the trial continues after it}.
         accelerator_seconds: for which it held accelerators (a worker without GPUs counts as one), in all attempts up
             to ``held_since``.
         accelerators: how many it holds now, 0 while it does not run.
@@ -62,7 +64,8 @@ class TrialProgress:
     epochs: dict[int, Mapping[str, float | None]] = field(default_factory=dict)
     correct_images: dict[int, str] = field(default_factory=dict)
     outcome: TrialOutcome | None = None
-    promoted: dict[int, str] = field(default_factory=dict)
+    paused: dict[float, int] = field(default_factory=dict)
+    promoted: dict[float, str] = field(default_factory=dict)
     accelerator_seconds: float = 0.0
     accelerators: float = 0.0
     held_since: float = 0.0
@@ -211,11 +214,13 @@ class StudyState:
                 trial.state, trial.reason, trial.attempts = "running", None, event["attempt"]
                 trial.hold(self._accelerators(event), self.last_event_time)
             case "trial_paused":
-                self.trials[event["trial"]].state = "paused"
+                trial = self.trials[event["trial"]]
+                trial.state = "paused"
+                trial.paused[event.get("rung", event["epoch"])] = event["epoch"]
             case "trial_promoted":
                 trial = self.trials[event["trial"]]
-                trial.promoted[event["epoch"]] = event["reason"]
-                trial.reason = f"promoted at epoch {event['epoch']}: {event['reason']}"
+                trial.promoted[event.get("rung", event["epoch"])] = event["reason"]
+                trial.reason = promotion_in_words(event)
             case "epoch":
                 trial = self.trials[event["trial"]]
                 if event["epoch"] not in trial.epochs:  # journals of earlier versions have some twice

@@ -37,6 +37,7 @@ from nfnet_ray.tracking.events import (
     Values,
     Versions,
     plans_of,
+    promotion_in_words,
     read_events,
     study_id,
 )
@@ -120,7 +121,7 @@ class StudyWriter:
         elif event["event"] == "trial_paused":
             self._set_tags(self._trial_run(event["trial"], event["time"]), {"state": "paused"})
         elif event["event"] == "trial_promoted":
-            why = f"promoted at epoch {event['epoch']}: {event['reason']}"
+            why = promotion_in_words(event)
             self._set_tags(self._trial_run(event["trial"], event["time"]), {"reason": why})
         elif event["event"] == "epoch":
             self.write_epochs(run, [event])

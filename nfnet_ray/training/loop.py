@@ -19,12 +19,12 @@ from nfnet_ray.models.weights.weights_file import with_pinned_weights
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.training.agreement import EpochSums
 from nfnet_ray.training.checkpoints.saving import Saver
-from nfnet_ray.training.collectives import together
+from nfnet_ray.training.collectives import first_workers, together
 from nfnet_ray.training.context import Context
 from nfnet_ray.training.damage import loading_metrics
 from nfnet_ray.training.evaluation import evaluate, evaluate_signal
 from nfnet_ray.training.measurement.clock import Clock
-from nfnet_ray.training.run import Position, Run, open_run
+from nfnet_ray.training.run import Position, Run, Spent, open_run
 
 Ending = Literal["finished", "paused", "diverged", "stopped"]
 
@@ -52,6 +52,8 @@ def train(
     clock: Clock | None = None,
     *,
     until_epoch: int | None = None,
+    until_seconds: float | None = None,
+    spent: Spent | None = None,
     data_fingerprint: str | None = None,
     force_resume: bool = False,
 ) -> Outcome:
@@ -60,7 +62,9 @@ def train(
     Resumes from the Context's latest checkpoint if there is one, also in the middle of an epoch. The result depends on
     the Recipe, the data and the number of workers and threads; not on what ran in this process before, nor on where the
     run was interrupted. ``clock`` is one that has been running since the run was asked for. With ``until_epoch`` the
-    run pauses after that epoch, with a checkpoint; the schedule remains that of all epochs.
+    run pauses after that epoch, with a checkpoint; the schedule remains that of all epochs. With ``until_seconds`` it
+    pauses after the first epoch at whose end it has trained for that time (``train_seconds``). A run that begins counts
+    its time on from ``spent``.
 
     Raises UserError for data or a checkpoint that does not fit the Recipe; with ``force_resume`` it warns of a
     checkpoint of another Recipe or other data. Raises DataChangedError if the data set is not that of
@@ -73,7 +77,7 @@ def train(
     dataset = together(lambda: open_dataset(asked.data.path, data_fingerprint), context)
     check_batch_size(asked, len(dataset.train), context.replicas, asked.data.path)
     with Saver(context) as saver:
-        run, at = open_run(asked, dataset, context, clock, saver, force_resume=force_resume)
+        run, at = open_run(asked, dataset, context, clock, saver, spent=spent, force_resume=force_resume)
         if asked.signal_epochs and run.step.number == 0:
             signal = evaluate_signal(run.model, run.eval_loader, run.recipe)
             at = Position(initial={f"initial_{name}": value for name, value in signal.items()})
@@ -81,7 +85,7 @@ def train(
         # ---- Epoch by epoch: train, evaluate, save, report ---------------------------------------------------------
 
         last_epoch = min(until_epoch or asked.schedule.epochs, asked.schedule.epochs)
-        while at.epoch < last_epoch:
+        while at.epoch < last_epoch and not (at.batches == 0 and _is_reached(until_seconds, run)):
             if at.batches == 0:
                 torch.manual_seed(network_seed(asked.seed, at.epoch, context.rank))
                 run.sums = EpochSums(context)
@@ -89,13 +93,14 @@ def train(
             ended = train_epoch(run, at)
             if ended:
                 return ended
-            finished = finish_epoch(run, at, is_last=at.epoch + 1 == last_epoch)
+            is_last = at.epoch + 1 == last_epoch or _is_reached(until_seconds, run)
+            finished = finish_epoch(run, at, is_last=is_last)
             if isinstance(finished, Outcome):
                 return finished
             at = finished
 
         saver.finish()
-        return _ended(run, at, "paused" if last_epoch < asked.schedule.epochs else "finished")
+        return _ended(run, at, "paused" if at.epoch < asked.schedule.epochs else "finished")
 
 
 def train_epoch(run: Run, at: Position) -> Outcome | None:
@@ -182,6 +187,13 @@ def finish_epoch(run: Run, at: Position, *, is_last: bool) -> Position | Outcome
     clock.enter("report")
     context.report(finished.metrics, finished.correct_images)
     return finished
+
+
+def _is_reached(train_seconds: float | None, run: Run) -> bool:
+    """Whether the run has trained for this time, by the clock of the first worker; never without a time."""
+    return train_seconds is not None and first_workers(
+        run.clock.seconds("train") >= train_seconds, run.context
+    )
 
 
 def _ended(run: Run, at: Position, state: Ending, reason: str | None = None) -> Outcome:

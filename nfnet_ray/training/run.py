@@ -52,6 +52,19 @@ class Position:
         return dataclasses.replace(self, batches=batches)
 
 
+@dataclass(frozen=True)
+class Spent:
+    """What was spent before a run began, in earlier runs that it counts on from.
+
+    Attributes:
+        clock: a :meth:`Clock.state`.
+        joules: the energy of the GPUs.
+    """
+
+    clock: Mapping[str, float]
+    joules: float
+
+
 @dataclass
 class Run:
     """All parts of a run on one worker."""
@@ -142,9 +155,12 @@ def open_run(
     clock: Clock,
     saver: Saver,
     *,
+    spent: Spent | None = None,
     force_resume: bool,
 ) -> tuple[Run, Position]:
     """The parts of a run, new or restored from the latest checkpoint, and its position.
+
+    A new one counts its time and energy on from ``spent``; a checkpoint has that in it already.
 
     ``recipe`` has its model's published values filled in, and its weights pinned. All switches of this process that can
     change a result are set. The metrics of the checkpoint's epoch are reported again: the first report may have been
@@ -158,6 +174,9 @@ def open_run(
     resolved = resolve(recipe).with_values({"memory_format": memory_format})
     run = _built(resolved, recipe.to_values(), dataset, context, clock, saver)
     if before is None:
+        if spent:
+            run.clock.resume(spent.clock)
+            run.meter.resume({"joules": spent.joules})
         return run, Position()
     at = run.load_state_dict(before)
     if at.epoch:

@@ -13,7 +13,13 @@ from rich.table import Table
 from rich.text import Text
 
 from dashboards.report import REPORT_FILE
-from nfnet_ray.analysis import BestSetting, StudyRecord, best_per_stratum
+from nfnet_ray.analysis import (
+    BestSetting,
+    StudyRecord,
+    best_per_stratum,
+    budget_points,
+    budget_sentences,
+)
 from nfnet_ray.analysis.record import study_record
 from nfnet_ray.command_line.terminal import say, say_whole
 from nfnet_ray.errors import UserError
@@ -35,7 +41,9 @@ def show_study(directory: Path, console: Console, *, as_json: bool) -> None:
     """Prints everything about one study. Raises UserError if its journal cannot be read."""
     folder = read_folder(directory)
     state, started = folder.known()
-    record = study_record(state, started, with_epochs=False)
+    halving = started["study"]["halving"]
+    is_stretched = halving is not None and halving.get("schedule") == "stretched"
+    record = study_record(state, started, with_epochs=is_stretched)
     answers = best_per_stratum(record)
     if as_json:
         print_document(_document(folder, record, answers))
@@ -51,6 +59,8 @@ def show_study(directory: Path, console: Console, *, as_json: bool) -> None:
         say(console, answer.sentence())
     if not answers:
         say(console, "No trial has finished with an accuracy yet.")
+    for sentence in budget_sentences(record):
+        say(console, sentence)
     console.print()
     for title, line in _places(folder):
         say_whole(console, f"{f'{title}:':8} {line}")
@@ -185,6 +195,17 @@ def _document(folder: StudyFolder, record: StudyRecord, answers: Sequence[BestSe
                 "within_noise": [dict(other.point) for other in answer.within_noise],
             }
             for answer in answers
+        ],
+        "budget": [
+            {
+                "setting": {name: value for name, value in point.point.items() if value is not ABSENT},
+                "epochs": point.epochs,
+                "train_seconds": point.train_seconds,
+                "top1": point.top1,
+                "settings": point.settings,
+            }
+            for points in budget_points(record).values()
+            for point in points
         ],
         "report": str(report) if report.exists() else None,
         "mlflow": {

@@ -28,6 +28,7 @@ from nfnet_ray.errors import UserError
 from nfnet_ray.printable import display_path
 from nfnet_ray.recipe import field_meanings, parse_setting
 from nfnet_ray.study.annotations import note_text, tag_pair
+from nfnet_ray.study.halving import SCHEDULES
 from nfnet_ray.study.search.searcher import SEARCHES
 from nfnet_ray.study.space import Domain, domain_text
 from nfnet_ray.study.space.sweep_text import FORMS, parse_sweep
@@ -352,7 +353,14 @@ def study_parser(program: StudyProgram, file: Path) -> argparse.ArgumentParser:
         "--early-stopping",
         metavar="RULE",
         help="which trials end early: synchronous, asynchronous, median, hyperband or none, with options such as "
-        "synchronous:eta=4,first_rung=6 (default: the study's own; docs/early_stopping.md)",
+        "synchronous:eta=4,first_rung=6 or synchronous:first_rung=60,unit=seconds (default: the study's own; "
+        "docs/early_stopping.md)",
+    )
+    what.add_argument(
+        "--schedule",
+        choices=SCHEDULES,
+        help="of trials that are compared early: truncated continues the schedule of all epochs after a rung, stretched"
+        " trains to each rung with a complete schedule of its own (default: the study's own)",
     )
     add_settings(what, "set a field of the Recipe; setting a swept field fixes it for all trials")
     what.add_argument(

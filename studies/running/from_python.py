@@ -16,6 +16,7 @@ from nfnet_ray.command_line.terminal import new_console
 from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.errors import UserError
 from nfnet_ray.study.annotations import note_text, tag_pair
+from nfnet_ray.study.halving import SCHEDULES
 from nfnet_ray.study.space import Domain
 from nfnet_ray.study.space.sweep_text import parse_domain
 from nfnet_ray.study.study import Study
@@ -39,6 +40,7 @@ def run(
     settings: Mapping[str, Any] | None = None,
     sweep: Mapping[str, Domain | Sequence[Any] | str] | None = None,
     early_stopping: str | None = None,
+    schedule: Literal["truncated", "stretched"] | None = None,
     storage: str | os.PathLike[str] = DEFAULT_STORAGE,
     name: str | None = None,
     may_continue: bool = False,
@@ -83,6 +85,7 @@ def run(
             text such as ``"log:0.002..0.3"``, as ``--sweep`` takes it.
         early_stopping: which trials end early, as ``--early-stopping`` names it: ``synchronous:eta=4``, ``none``; by
             default the study's own.
+        schedule: ``stretched`` trains to each rung with a complete learning-rate schedule; by default the study's own.
         storage: the folder of all results.
         name: the name of the study's folder; by default the study's name and the time.
         may_continue: continue the study if there is one of this ``name`` with the same settings.
@@ -130,6 +133,7 @@ def run(
         settings=settings or {},
         sweep={name: _domain(name, domain) for name, domain in (sweep or {}).items()},
         early_stopping=early_stopping,
+        schedule=schedule,
         storage=Path(storage),
         name=name and study_name(name),
         may_continue=may_continue,
@@ -153,6 +157,10 @@ def run(
     if gpus_per_worker is not None and not 0 <= gpus_per_worker < float("inf"):
         raise UserError(
             f"gpus_per_worker = {gpus_per_worker!r} is not allowed; it takes a number of at least 0"
+        )
+    if schedule not in (None, *SCHEDULES):
+        raise UserError(
+            f"schedule = {schedule!r} is not allowed; it takes {' or '.join(map(repr, SCHEDULES))}"
         )
     if verify not in ("quick", "full"):
         raise UserError(f"verify = {verify!r} is not allowed; it takes 'quick' or 'full'")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +27,16 @@ from nfnet_ray.study.cost.forecast import (
     Pace,
     Span,
     checkpoint_bytes,
+    complete_schedules,
     forecast,
     pace_of_earlier,
     pace_of_probe,
     rung_table,
-    trials_in_the_end,
 )
 from nfnet_ray.study.cost.plan import estimate_cost
 from nfnet_ray.study.cost.probe_process import MOST_SECONDS, Probe, probe_at_once
 from nfnet_ray.study.cost.spending import SECONDS_PER_HOUR, Caps, PaidTime, accelerator_word, money
+from nfnet_ray.study.decisions import most_epochs
 from nfnet_ray.study.display import plan_table
 from nfnet_ray.study.space import domain_text
 from nfnet_ray.study.study import Study, Trial
@@ -81,17 +83,18 @@ def print_plan(
     say(
         console,
         f"{count(len(trials), 'trial')} of {study.recipe.model.name} ({cost.parameters:,} parameters) of at most "
-        f"{count(study.epochs, 'epoch')}: {count(cost.images, 'image')}, {cost.multiply_adds:.3g} multiply-adds.",
+        f"{count(most_epochs(study), 'epoch')}: {count(cost.images, 'image')}, {cost.multiply_adds:.3g} multiply-adds.",
     )
     planned = len(study.trials_by_setting())
     more = study.settings - planned if study.is_adaptive else 0
     if more:
         also = "each is taken to cost what these do"
         say(console, f"{study.search_name} then proposes {count(more, 'more setting')}: {also}.")
-    if study.halving:
-        say(console, _rungs(study))
     resources = _resources(request.address, console)
     worker = runner.worker(resources, demand)
+    study = priced(study, caps, worker)
+    if study.halving:
+        say(console, _rungs(study))
     try:
         places = runner.trials_at_once(len(trials), resources, demand, worker)
     except UserError as error:
@@ -108,8 +111,9 @@ def print_plan(
         study.recipe, cost.parameters
     )
     kept = DEFAULT_KEPT.last + DEFAULT_KEPT.best
-    disk = storage_size(one * kept * trials_in_the_end(study))
-    say(console, f"Disk: {disk} for checkpoints, at most {kept} of {storage_size(one)} for each trial.")
+    disk = storage_size(one * kept * complete_schedules(study))
+    each = "schedule" if study.halving and study.halving.is_stretched else "trial"
+    say(console, f"Disk: {disk} for checkpoints, at most {kept} of {storage_size(one)} for each {each}.")
     if said := caps.sentence(accelerator_word(worker.gpus)):
         say(console, said)
     _say_differences(study, console)
@@ -138,12 +142,30 @@ def expected_cost(
     )
 
 
+def priced(study: Study, caps: Caps, worker: WorkerResources) -> Study:
+    """The study with the seconds that money pays for, if its rungs are in money. Raises UserError without a price."""
+    if study.halving is None:
+        return study
+    accelerators = worker.workers * (worker.gpus or 1.0)
+    return replace(study, halving=study.halving.priced(caps.price_per_hour, accelerators))
+
+
 def _rungs(study: Study) -> str:
-    """``Rungs: 12 trials to epoch 2, the best 6 to epoch 6, …``."""
+    """``Rungs: 12 trials to epoch 2, 6 to epoch 8 (…)``."""
+    halving = study.halving
+    assert halving is not None
+
+    def where(rung: float) -> str:
+        if halving.is_stretched:
+            return f"with a schedule of {count(int(rung), 'epoch')}"
+        if halving.in_seconds:
+            return "to the end" if rung == math.inf else f"to {rung:.4g} s of training"
+        return f"to epoch {rung}"
+
     first, *later = rung_table(study)
-    parts = [f"{count(first[1], 'trial')} to epoch {first[0]}"]
-    parts += [f"{number:,} to epoch {epoch}" for epoch, number in later]
-    certain = study.halving is not None and study.halving.is_certain
+    parts = [f"{count(first[1], 'trial')} {where(first[0])}"]
+    parts += [f"{number:,} {where(rung)}" for rung, number in later]
+    certain = halving.is_certain
     about = "ties continue together" if certain else "about: who is first matters"
     return f"Rungs: {', '.join(parts)} ({about})."
 

@@ -18,6 +18,7 @@ from nfnet_ray.recipe import Recipe
 from nfnet_ray.study.annotations import Annotations
 from nfnet_ray.study.cost.plan import check_trials
 from nfnet_ray.study.cost.spending import Caps, merged
+from nfnet_ray.study.decisions import check_schedules
 from nfnet_ray.study.extension import Extension
 from nfnet_ray.study.study import Study
 from nfnet_ray.study.webhook import check_webhook
@@ -123,6 +124,7 @@ def run(request: Request, resume_command: Callable[[Request, str], str], console
     if request.verify == "full" and (path or not request.plan):  # a plan writes no digits
         verify(data.path)
     check_trials([*study.trials(), *study.outermost_trials()], data, demand.workers)
+    check_schedules(study)
     study = with_weights(study, request.made_weights, request.plan, console)
     extended: Extension | None = None
     if earlier is not None and progress is not None:
@@ -136,6 +138,8 @@ def run(request: Request, resume_command: Callable[[Request, str], str], console
         study = study.with_points_of(progress)
     described = merged(progress.caps if progress else {}, request.caps)
     caps = Caps.of(described)
+    if study.halving is not None:
+        study.halving.priced(caps.price_per_hour, 1.0)
     check_study_folder(directory, study.trials())
     check_weights(study.trials(), len(data.class_names), console)
 

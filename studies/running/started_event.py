@@ -14,6 +14,7 @@ from nfnet_ray.cluster.connection.resources import Resources, WorkerResources
 from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.metric import METRIC
 from nfnet_ray.printable import interpreter, shell_command
+from nfnet_ray.study.decisions import most_epochs
 from nfnet_ray.study.study import Study
 from nfnet_ray.tracking.destination.uri import without_password
 from nfnet_ray.tracking.events import SourceVersion, StudyDescription, StudyStarted, study_started
@@ -60,6 +61,7 @@ def started_event(
             **source_version(),
         },
         **study.description(),  # type: ignore[typeddict-item]
+        "epochs": most_epochs(study),
     }
     return study_started(description, [study.plan(trial) for trial in study.trials()])
 

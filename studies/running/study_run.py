@@ -54,7 +54,7 @@ from nfnet_ray.tracking.sink import MLflowSink
 from nfnet_ray.tracking.spool import SPOOL_FILE, Spool
 from nfnet_ray.tracking.state import StudyState
 from nfnet_ray.wording import clock_time, count
-from studies.running.plan_text import expected_cost
+from studies.running.plan_text import expected_cost, priced
 from studies.running.runner import EXIT_FAILED_TRIALS, Ending, Runner, RunningStudy, WorkerDemand
 from studies.running.started_event import started_event
 from studies.running.trials import TuneRunner
@@ -274,6 +274,7 @@ class StudyRun:
         study = self.study
         if study.is_adaptive and self.progress.started is None:
             study = replace(study, lag=math.ceil(at_once / len(study.seeds)))
+        study = priced(study, self.caps, worker)
         say(console, f"Ray: {resources.description}; {self.runner.shape(worker, at_once)}.")
         if said := self.caps.sentence(accelerator_word(worker.gpus)):
             say(console, said)

@@ -14,8 +14,9 @@ from nfnet_ray.command_line.interruption import EXIT_INTERRUPTED
 from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.errors import UserError
 from nfnet_ray.recipe import Recipe
+from nfnet_ray.study.decisions import most_epochs
 from nfnet_ray.study.extension import UNNAMED, points_within
-from nfnet_ray.study.halving import Halving, parse_halving
+from nfnet_ray.study.halving import Halving, Schedule, parse_halving
 from nfnet_ray.study.search.first_points import best_points
 from nfnet_ray.study.search.upcoming import has_more
 from nfnet_ray.study.space import Point, Space
@@ -46,6 +47,7 @@ class StudyRequest(Request):
     earlier: str | None = None
     """The name or the folder of an earlier study whose best settings are tried first."""
     early_stopping: str | None = None
+    schedule: Schedule | None = None
     workers_per_trial: tuple[int, int] | None = None
     """(least, most)."""
     trials_at_once: int | None = None
@@ -67,6 +69,7 @@ class StudyRequest(Request):
             "--search": self.search,
             "--from": self.earlier,
             "--early-stopping": self.early_stopping,
+            "--schedule": self.schedule,
             "--set": self.settings or None,
             "--sweep": self.sweep or None,
             "--workers-per-trial": self.workers_per_trial,
@@ -109,7 +112,7 @@ class StudyRequest(Request):
             space=space,
             points=points,
             seeds=seeds,
-            halving=parse_halving(self.early_stopping) if self.early_stopping else study.halving,
+            halving=self._new_halving(study.halving),
             trial_limit=self.trials or study.trial_limit,
             search=self.search or study.search,
         )
@@ -177,10 +180,15 @@ class StudyRequest(Request):
 
     def _halving(self, study: Study, recipe: Recipe) -> Halving | None:
         """Early stopping as it is asked for, or as it was. A first rung that was the default one stays that."""
-        if self.early_stopping:
-            return parse_halving(self.early_stopping)
+        if self.early_stopping or self.schedule:
+            asked = self._new_halving(study.halving)
+            if asked and study.halving and asked.unit == "money":
+                asked = replace(asked, money_seconds=study.halving.money_seconds)
+            return asked
         if study.halving is None:
             return None
+        if study.halving.in_seconds:  # they have no default
+            return study.halving
         default = replace(study.halving, first_rung=None)
         was_default = default.first_rung_of(study.recipe.schedule) == study.halving.first_rung
         return default if was_default and recipe.schedule != study.recipe.schedule else study.halving
@@ -190,6 +198,22 @@ class StudyRequest(Request):
         if self.trials or study.draws_points or is_same_space:
             return self.trials or study.trial_limit
         return None
+
+    def _new_halving(self, own: Halving | None) -> Halving | None:
+        """Early stopping as it was asked for; ``own`` is the study's."""
+        halving = own
+        if self.early_stopping:
+            halving = parse_halving(self.early_stopping)
+            if halving and own:
+                halving = replace(halving, schedule=own.schedule)
+        if self.schedule is None:
+            return halving
+        if halving is None and self.schedule == "stretched":
+            raise UserError(
+                "--schedule stretched needs rungs, and no trial of this study is stopped early: give --early-stopping "
+                "synchronous"
+            )
+        return halving and replace(halving, schedule=self.schedule)
 
     def _first_points(self, study: Study) -> tuple[Point, ...]:
         """The best points of the earlier study. Raises UserError if there are none in the space of this one."""
@@ -237,7 +261,7 @@ class TuneRunner:
     )
 
     def extent(self, study: Study, trials: int, _data: DatasetSummary) -> str:
-        return f"{count(trials, 'trial')} of at most {count(study.epochs, 'epoch')}"
+        return f"{count(trials, 'trial')} of at most {count(most_epochs(study), 'epoch')}"
 
     def worker(self, resources: Resources, demand: WorkerDemand) -> WorkerResources:
         from nfnet_ray.cluster.connection.resources import worker_resources

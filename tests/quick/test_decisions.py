@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +16,15 @@ from hypothesis import strategies as st
 
 from nfnet_ray.errors import UserError
 from nfnet_ray.metric import METRIC
+from nfnet_ray.optim.schedule import learning_rate_at
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.study import Halving, Study
-from nfnet_ray.study.decisions import groups, noise
-from nfnet_ray.study.halving import parse_halving
+from nfnet_ray.study.decisions import Leg, ends, groups, most_epochs, noise
+from nfnet_ray.study.halving import parse_halving, with_schedule_of
 from nfnet_ray.study.legs import Legs
 from nfnet_ray.study.recorder import Recorder
 from nfnet_ray.tracking.events import Event, Journal, read_events
-from nfnet_ray.tracking.state import StudyState
+from nfnet_ray.tracking.state import StudyState, TrialProgress
 
 IMAGES = 50_000
 EPOCHS = 27
@@ -54,10 +57,22 @@ def nothing(*_: Any) -> None:
 
 
 class Simulation:
-    """A study whose trials have made-up curves, trained on some places at speeds that chance decides."""
+    """A study whose trials have made-up curves, trained on some places at speeds that chance decides.
 
-    def __init__(self, study: Study, curves: Curves, images: int = IMAGES) -> None:
+    Args:
+        epoch_seconds: {trial: seconds of training that the journal has for each of its epochs}.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        curves: Curves,
+        images: int = IMAGES,
+        epoch_seconds: Mapping[str, list[float]] | None = None,
+    ) -> None:
         self.study, self.curves, self.images = study, curves, images
+        self.epoch_seconds = epoch_seconds
+        self.ends = ends(study)
         self.state = study.waiting_state()
         self.journal = InMemory()
 
@@ -76,30 +91,43 @@ class Simulation:
             if not legs.running:
                 return self.state
             leg = chance.choice(list(legs.running.values()))
-            epoch = self.state.trials[leg.trial].epoch
-            if epoch < leg.until:
+            if not self._is_over(leg):
+                epoch = self.state.trials[leg.trial].epoch
+                assert leg.epochs_before <= epoch
                 top1 = self.curves[leg.trial][epoch]
                 if top1 is None:
                     legs.end(leg.trial, "diverged", None)
                     continue
-                recorder.record_epoch(leg.trial, epoch + 1, {METRIC: top1, "epoch": epoch + 1})
-                epoch += 1
-            if epoch == self.study.epochs:
+                recorder.record_epoch(leg.trial, epoch + 1, self._metrics(leg.trial, epoch + 1, top1))
+            if not self._is_over(leg):
+                continue
+            # As a worker reports it: it knows its own schedule alone.
+            if leg.schedule_epochs or self.state.trials[leg.trial].epoch == self.ends[leg.trial]:
                 legs.end(leg.trial, "finished", None)
-            elif epoch == leg.until:
+            else:
                 legs.pause(leg.trial)
+
+    def _metrics(self, name: str, epoch: int, top1: float) -> dict[str, float | None]:
+        seconds = math.fsum(self.epoch_seconds[name][:epoch]) if self.epoch_seconds else float(epoch)
+        return {METRIC: top1, "epoch": epoch, "train_seconds": seconds}
+
+    def _is_over(self, leg: Leg) -> bool:
+        trial = self.state.trials[leg.trial]
+        if leg.until_seconds is not None and (trial.last("train_seconds") or 0.0) >= leg.until_seconds:
+            return True
+        return trial.epoch >= leg.until
 
     def resumed(self) -> Simulation:
         """The same study as whoever resumes it sees it: from its journal."""
-        after = Simulation(self.study, self.curves, self.images)
+        after = Simulation(self.study, self.curves, self.images, self.epoch_seconds)
         after.journal.events = list(self.journal.events)
         for event in self.journal.events:
             after.state.apply(event)
         return after
 
 
-def outcome(state: StudyState) -> dict[str, tuple[Any, int, list[int]]]:
-    """{trial: how it ended, after how many epochs, and where it was promoted}."""
+def outcome(state: StudyState) -> dict[str, tuple[Any, int, list[float]]]:
+    """{trial: how it ended, after how many epochs, and at which rungs it was promoted}."""
     return {name: (trial.state, trial.epoch, sorted(trial.promoted)) for name, trial in state.trials.items()}
 
 
@@ -107,9 +135,10 @@ def random_curves(study: Study, chance: random.Random, diverge: float = 0.1, gra
     """Accuracies in steps of 1 / ``grain``, so that a coarse one makes ties."""
 
     def curve() -> list[float | None]:
-        values: list[float | None] = [chance.randrange(grain + 1) / grain for _ in range(study.epochs)]
+        epochs = most_epochs(study)
+        values: list[float | None] = [chance.randrange(grain + 1) / grain for _ in range(epochs)]
         if chance.random() < diverge:
-            values[chance.randrange(study.epochs)] = None
+            values[chance.randrange(epochs)] = None
         return values
 
     return {trial.name: curve() for trial in study.trials()}
@@ -124,13 +153,22 @@ def random_curves(study: Study, chance: random.Random, diverge: float = 0.1, gra
     cohort=st.sampled_from([None, 5]),
     grain=st.sampled_from([4, 1000]),
     images=st.sampled_from([60, 50_000]),
+    schedule=st.sampled_from(["truncated", "stretched"]),
     seed=st.integers(0, 10**6),
 )
 def test_decisions_are_the_same_on_any_number_of_places_and_in_any_order(
-    trials: int, rule: Any, eta: float, finalists: int, cohort: int | None, grain: int, images: int, seed: int
+    trials: int,
+    rule: Any,
+    eta: float,
+    finalists: int,
+    cohort: int | None,
+    grain: int,
+    images: int,
+    schedule: Any,
+    seed: int,
 ) -> None:
     chance = random.Random(seed)
-    study = study_of(trials, Halving(1, eta, rule, finalists, cohort), seeds=2)
+    study = study_of(trials, Halving(1, eta, rule, finalists, cohort, schedule=schedule), seeds=2)
     curves = random_curves(study, chance, grain=grain)
     outcomes = [
         outcome(Simulation(study, curves, images).run(places, random.Random(order)))
@@ -144,18 +182,144 @@ def test_decisions_are_the_same_on_any_number_of_places_and_in_any_order(
         assert complete + diverged >= min(finalists, len(group.trials))
 
 
+def random_seconds(study: Study, chance: random.Random) -> dict[str, list[float]]:
+    """Training seconds of each epoch; some trials are several times as slow as others, and no two epochs are equal."""
+    return {
+        trial.name: [pace * chance.uniform(0.8, 1.2) for _ in range(study.epochs)]
+        for trial in study.trials()
+        for pace in [chance.choice([1.0, 2.0, 7.0])]
+    }
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    trials=st.integers(1, 14),
+    eta=st.sampled_from([2.0, 3.0]),
+    finalists=st.integers(1, 4),
+    first_rung=st.sampled_from([0.5, 3.0, 20.0]),
+    money=st.booleans(),
+    places=st.integers(1, 3),
+    seed=st.integers(0, 10**6),
+)
+def test_rungs_in_seconds_decide_by_the_seconds_in_the_journal_alone(
+    trials: int, eta: float, finalists: int, first_rung: float, money: bool, places: int, seed: int
+) -> None:
+    """On any number of places, in any order, and whoever is killed. A long epoch may reach several rungs at once."""
+    chance = random.Random(seed)
+    halving = Halving(first_rung, eta, finalists=finalists, unit="seconds")
+    if money:  # 1,800 per hour and two accelerators: an hour costs 3,600, so one buys a second
+        halving = replace(halving, unit="money").priced(1800.0, 2.0)
+    study = study_of(trials, halving)
+    curves, seconds = random_curves(study, chance), random_seconds(study, chance)
+    outcomes = [
+        outcome(Simulation(study, curves, IMAGES, seconds).run(many, random.Random(order)))
+        for many, order in ((1, 0), (2, 1), (3, 2), (8, 3))
+    ]
+    simulation = Simulation(study, curves, IMAGES, seconds)
+    while True:
+        killed_at = len(simulation.journal.events) + chance.randrange(1, 40)
+        try:
+            outcomes.append(outcome(simulation.run(places, chance, kill_after=killed_at)))
+            break
+        except Killed:
+            simulation = simulation.resumed()
+    assert all(other == outcomes[0] for other in outcomes)
+    assert {state for state, _, _ in outcomes[0].values()} <= {"finished", "stopped", "diverged"}
+    ladder = groups(study)[0].ladder
+    for name, (state, epochs, promoted) in outcomes[0].items():
+        assert promoted == [rung for rung, _ in ladder][: len(promoted)]
+        if state == "stopped":  # after the first epoch at whose end it had trained for the time of its rung
+            rung = ladder[len(promoted)][0]
+            assert math.fsum(seconds[name][:epochs]) >= rung
+            assert epochs == 1 or math.fsum(seconds[name][: epochs - 1]) < rung
+
+
+def test_a_trial_that_ends_before_a_rung_in_seconds_is_compared_by_its_end() -> None:
+    """It takes one of the places, and a slow trial has to be better than it."""
+    study = study_of(3, Halving(30.0, 3.0, finalists=1, unit="seconds"))
+    fast, slow, worse = (trial.name for trial in study.trials())
+    seconds = {fast: [1.0] * EPOCHS, slow: [10.0] * EPOCHS, worse: [10.0] * EPOCHS}
+    curves = {fast: [0.8] * EPOCHS, slow: [0.9] * EPOCHS, worse: [0.7] * EPOCHS}
+    end = Simulation(study, curves, IMAGES, seconds).run(1, random.Random(0))
+    assert [(trial.state, trial.epoch) for trial in end.trials.values()] == [
+        ("finished", EPOCHS),
+        ("finished", EPOCHS),
+        ("stopped", 3),
+    ]
+    assert end.trials[worse].reason == (
+        "given up after 30 s of training, at epoch 3: 70.0%, 3rd of 3; the 1st had 90.0%"
+    )
+    assert (end.trials[slow].promoted, end.trials[slow].paused) == ({30.0: "90.0%, 1st of 3"}, {30.0: 3})
+
+
+def test_a_stretched_schedule_begins_anew_after_each_rung() -> None:
+    study = study_of(9, Halving(3, 3.0, finalists=1, schedule="stretched"))
+    end = Simulation(study, curves_by(study, lambda number: 0.3 + number / 50)).run(2, random.Random(0))
+    # Schedules of 3, 9 and 27 epochs, one after the other.
+    assert [trial.epoch for trial in end.trials.values()] == [3] * 6 + [12] * 2 + [39]
+    best, second = (end.trials[study.trials()[number].name] for number in (8, 7))
+    assert best.reason is None
+    assert list(best.promoted) == [3, 12]
+    assert second.reason == "given up after a schedule of 9 epochs: 44.0%, 2nd of 3; the 1st had 46.0%"
+    legs = [
+        groups(study)[0].leg(TrialProgress(best.name, promoted=dict.fromkeys(past, "")))
+        for past in ([], [3.0])
+    ]
+    assert [(leg.epochs_before, leg.schedule_epochs, leg.until) for leg in legs] == [(0, 3, 3), (3, 9, 12)]
+
+
+def test_a_stretched_schedule_keeps_its_shape_and_its_peak() -> None:
+    long = Recipe().with_values({"schedule.epochs": 40, "schedule.warmup_epochs": 4.0, "batch_size": 256})
+    short = with_schedule_of(long, 10)
+    assert with_schedule_of(long, 40) is long
+
+    def curve(recipe: Recipe, steps: int) -> list[float]:
+        peak = recipe.peak_learning_rate
+        return [
+            learning_rate_at(step, recipe.schedule, peak=peak, steps_per_epoch=10)
+            for step in range(0, steps, steps // 10)
+        ]
+
+    for shape in ("cosine", "staircase"):
+        shaped = long.with_values({"schedule.shape": shape, "schedule.decay_epochs": 2.0})
+        assert curve(with_schedule_of(shaped, 10), 100) == pytest.approx(curve(shaped, 400))
+    growing = long.with_values({"data.progressive.start_size": 16, "data.progressive.end_epoch": 36})
+    assert with_schedule_of(growing, 10).data.progressive.end_epoch == 9
+    with pytest.raises(UserError, match="images that grow"):
+        with_schedule_of(growing, 1)
+    assert short.peak_learning_rate == long.peak_learning_rate
+
+
+@pytest.mark.parametrize(
+    ("eta", "rungs", "price"), [(2, 1, 4 / 3), (2, 2, 3 / 2), (3, 2, 9 / 7), (3, 3, 4 / 3), (4, 3, 16 / 13)]
+)
+def test_stretched_schedules_cost_23_to_50_percent_more(eta: int, rungs: int, price: float) -> None:
+    """The numbers of docs/early_stopping.md: the first schedule has one epoch, and one trial of eta^k is left."""
+    trials = last = eta**rungs
+    recipe = RECIPE.with_values({"schedule.epochs": last})
+
+    def epochs(schedule: Any) -> int:
+        halving = Halving(1, eta, finalists=1, schedule=schedule)
+        study = replace(study_of(trials, halving), recipe=recipe)
+        simulation = Simulation(study, curves_by(study, lambda number: 0.3 + number / 100))
+        return sum(trial.epoch for trial in simulation.run(2, random.Random(0)).trials.values())
+
+    assert epochs("stretched") / epochs("truncated") == pytest.approx(price)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     rule=st.sampled_from(["synchronous", "hyperband", "asynchronous", "median"]),
+    schedule=st.sampled_from(["truncated", "stretched"]),
     places=st.integers(1, 3),
     seed=st.integers(0, 10**6),
 )
 def test_a_driver_that_is_killed_at_any_event_decides_the_same_when_it_is_resumed(
-    rule: Any, places: int, seed: int
+    rule: Any, schedule: Any, places: int, seed: int
 ) -> None:
     """Exactly the same where decisions do not depend on the order; elsewhere nothing that was decided changes."""
     chance = random.Random(seed)
-    study = study_of(9, Halving(1, 3.0, rule))
+    study = study_of(9, Halving(1, 3.0, rule, schedule="truncated" if rule == "median" else schedule))
     curves = random_curves(study, chance)
     whole = Simulation(study, curves).run(places, random.Random(seed))
     simulation = Simulation(study, curves)
@@ -181,7 +345,9 @@ def test_a_driver_that_is_killed_at_any_event_decides_the_same_when_it_is_resume
 
 def curves_by(study: Study, accuracy: Callable[[int], float]) -> Curves:
     """Flat curves: the accuracy of each trial, by its number."""
-    return {trial.name: [accuracy(number)] * study.epochs for number, trial in enumerate(study.trials())}
+    return {
+        trial.name: [accuracy(number)] * most_epochs(study) for number, trial in enumerate(study.trials())
+    }
 
 
 def test_the_best_third_of_each_rung_continues() -> None:
@@ -313,7 +479,16 @@ def test_hyperband_deals_most_trials_to_the_bracket_that_starts_first() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"eta": 1.0}, {"first_rung": 0}, {"finalists": 0}, {"cohort": 1}, {"rule": "best"}]
+    "wrong",
+    [
+        {"eta": 1.0},
+        {"first_rung": 0},
+        {"first_rung": 2.5},
+        {"first_rung": 0.0, "unit": "seconds"},
+        {"finalists": 0},
+        {"cohort": 1},
+        {"rule": "best"},
+    ],
 )
 def test_a_wrong_rule_is_refused_in_one_line(wrong: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=f"early stopping: {next(iter(wrong))}="):
@@ -328,6 +503,12 @@ def test_a_wrong_rule_is_refused_in_one_line(wrong: dict[str, Any]) -> None:
         ("synchronous:eta=x", "'eta=x' is not allowed; eta takes a number"),
         ("synchronous:eta=1", "eta=1.0 is not allowed"),
         ("none:eta=3", "'none' is no rule"),
+        (
+            "synchronous:unit=second,first_rung=3",
+            "unit='second' is not allowed; use one of epochs, seconds, money",
+        ),
+        ("synchronous:unit=seconds", "unit=seconds is not allowed; use first_rung=NUMBER with it"),
+        ("median:unit=seconds,first_rung=3", "unit=seconds with median is not allowed; use synchronous or"),
     ],
 )
 def test_a_wrong_rule_on_the_command_line_is_refused_in_one_line(text: str, said: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from nfnet_ray.errors import UserError
 from nfnet_ray.models.published import resolve
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.study.cost.plan import multiply_adds
+from nfnet_ray.study.halving import with_schedule_of
 from nfnet_ray.tracking.events import JOURNAL_FILE, Hardware, StudyStarted, WorkerDescription
 from nfnet_ray.tracking.state import StudyState, TrialProgress
 
@@ -117,12 +119,21 @@ def _of_trial(
     return MeasuredTrial(
         study=study,
         kind=kind_of(recipe, worker),
-        seconds_per_multiply_add=total("train", "data_wait") / multiply_adds(recipe, data, progress.epoch),
+        seconds_per_multiply_add=total("train", "data_wait") / _multiply_adds(recipe, data, progress),
         eval_seconds=total("eval") / progress.epoch / data.validation_images,
         checkpoint_seconds=total("checkpoint", "report") / progress.epoch,
         startup_seconds=total("startup", "warmup"),
         memory_bytes=peak("peak_memory_bytes", "peak_resident_bytes"),
         watts=peak("gpu_power_watts"),
+    )
+
+
+def _multiply_adds(recipe: Recipe, data: DatasetSummary, progress: TrialProgress) -> float:
+    """Of a trial's training so far, schedule by schedule if it has trained several."""
+    schedules = Counter(metrics.get("schedule_epochs") for metrics in progress.epochs.values())
+    return math.fsum(
+        multiply_adds(recipe if length is None else with_schedule_of(recipe, int(length)), data, epochs)
+        for length, epochs in schedules.items()
     )
 
 

@@ -11,9 +11,14 @@ from dataclasses import dataclass
 from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.study.cost.earlier_runs import MeasuredTrial
-from nfnet_ray.study.cost.plan import least_epochs, multiply_adds, training_multiply_adds
+from nfnet_ray.study.cost.plan import (
+    ladder_in_epochs,
+    multiply_adds,
+    trained_multiply_adds,
+    training_multiply_adds,
+)
 from nfnet_ray.study.cost.probe_process import FIRST_STEPS, Probe
-from nfnet_ray.study.decisions import groups
+from nfnet_ray.study.decisions import Group, groups
 from nfnet_ray.study.study import Study
 
 # From the start of a trial in a process that is up already to its first batch: 0.24 to 0.38 s on quiet cores
@@ -111,27 +116,34 @@ def forecast(study: Study, data: DatasetSummary, paces: Mapping[str, Pace], plac
     to propose are taken to cost what the first ones do.
     """
     trials = {trial.name: trial for trial in study.trials()}
-    planned: dict[str, tuple[int, int]] = {}  # {trial: (epochs, number of legs)}
-    for group in groups(study):
-        rivals = len(group.trials)
-        epochs = least_epochs([0.0] * rivals, [False] * rivals, group.ladder, study.epochs)
-        for name, last in zip(group.trials, epochs, strict=True):
-            planned[name] = last, 1 + sum(rung < last for rung, _ in group.ladder)
+    alike = dict(zip((name for _, name in study.names_to_come()), itertools.cycle(trials), strict=False))
+    alike |= {name: name for name in trials}
 
-    def seconds(name: str, epochs: int, legs: int) -> Span:
+    def seconds(name: str, group: Group, epochs: int, legs: int) -> Span:
         pace, recipe = paces[name], trials[name].recipe
         evaluations = 2 if recipe.optimizer.ema.decay is not None else 1
         each = pace.eval_seconds * evaluations * data.validation_images + pace.checkpoint_seconds
-        training = pace.training.times(multiply_adds(recipe, data, epochs))
+        training = pace.training.times(trained_multiply_adds(recipe, data, group, epochs))
         return Span(
             training.low + each * epochs + pace.later_startup.low * legs,
             training.high + each * epochs + pace.later_startup.high * legs,
         )
 
-    alike = dict(zip((name for _, name in study.names_to_come()), itertools.cycle(trials), strict=False))
-    alike |= {name: name for name in trials}
-    spans = {name: seconds(alike[name], *plan) for name, plan in planned.items()}
-    most = {name: seconds(alike[name], study.epochs, 1).high for name in planned}
+    def epoch_seconds(name: str) -> float:
+        pace, recipe = paces[name].training, trials[name].recipe
+        epochs = recipe.schedule.epochs
+        return (pace.low + pace.high) / 2 * multiply_adds(recipe, data, epochs) / epochs
+
+    spans: dict[str, Span] = {}
+    most: dict[str, float] = {}
+    for group in groups(study):
+        passed = [number for number, trials_there in enumerate(_given_up(group)) for _ in range(trials_there)]
+        for name, rungs in zip(group.trials, passed, strict=True):
+            like = alike[name]
+            ladder = ladder_in_epochs(group, epoch_seconds(like) if group.in_seconds else None)
+            epochs = [*(rung for rung, _ in ladder), group.end][rungs]
+            spans[name] = seconds(like, group, epochs, rungs + 1)
+            most[name] = seconds(like, group, group.end, max(1, len(group.schedules))).high
     processes = [pace.first_startup_seconds - pace.later_startup.high for pace in paces.values()]
     begin = max(0.0, *processes) if processes else 0.0
     total = Span(
@@ -163,15 +175,35 @@ def trials_in_the_end(study: Study) -> int:
     return len(study.trials()) + len(study.names_to_come())
 
 
-def rung_table(study: Study) -> list[tuple[int, int]]:
-    """(epoch, number of trials that train up to it) for each rung and the end, over all strata, as planned."""
-    reached: dict[int, int] = {}
+def rung_table(study: Study) -> list[tuple[float, int]]:
+    """(rung, number of trials that train up to it) for each rung and the end, over all strata, as planned.
+
+    A rung is an epoch, the length of a schedule if they are stretched, or seconds of training; the end of a study whose
+    rungs are in seconds is infinity.
+    """
+    reached: dict[float, int] = {}
     for group in groups(study):
         left = len(group.trials)
-        for rung, kept in (*group.ladder, (study.epochs, 0)):
+        rungs: list[float] = list(group.schedules) or [rung for rung, _ in group.ladder]
+        if not group.schedules:
+            rungs.append(math.inf if group.in_seconds else group.end)
+        for rung, given_up in zip(rungs, _given_up(group), strict=True):
             reached[rung] = reached.get(rung, 0) + left
-            left = kept
+            left -= given_up
     return sorted(reached.items())
+
+
+def complete_schedules(study: Study) -> int:
+    """The number of complete schedules of all trials, as planned: each keeps checkpoints of its own."""
+    if study.halving is None or not study.halving.is_stretched:
+        return trials_in_the_end(study)
+    return sum(number for _, number in rung_table(study))
+
+
+def _given_up(group: Group) -> list[int]:
+    """The number of trials that end at each rung of a group, and at its end, as planned."""
+    continuing = [len(group.trials), *(kept for _, kept in group.ladder), 0]
+    return [before - after for before, after in itertools.pairwise(continuing)]
 
 
 def checkpoint_bytes(recipe: Recipe, parameters: int) -> int:

@@ -15,7 +15,8 @@ from nfnet_ray.models.baselines import BASELINES
 from nfnet_ray.models.catalogue import count_multiply_adds, count_parameters
 from nfnet_ray.models.published import resolve
 from nfnet_ray.recipe import Recipe, ResolvedRecipe
-from nfnet_ray.study.decisions import groups
+from nfnet_ray.study.decisions import Group, groups
+from nfnet_ray.study.halving import with_schedule_of
 from nfnet_ray.study.study import Study, Trial
 
 TRAINING_PER_FORWARD = 3  # a backward pass costs about two forward ones
@@ -25,7 +26,10 @@ FROZEN_PER_FORWARD = 1  # there is no backward pass through what is not trained
 
 @dataclass(frozen=True)
 class StudyCost:
-    """The cost if no trial is stopped early; ``least_…`` if halving stops as many trials as it can."""
+    """The cost if no trial is stopped early; ``least_…`` if halving stops as many trials as it can.
+
+    Where rungs are in seconds, nobody knows yet at which epochs they are, and both are the same.
+    """
 
     images: int
     multiply_adds: float
@@ -56,18 +60,19 @@ def _check_batch_normalisation(recipe: ResolvedRecipe, workers: int) -> None:
 
 def estimate_cost(study: Study, trials: Sequence[Trial], data: DatasetSummary) -> StudyCost:
     """Images to train on and the arithmetic that they need, from the trials' Recipes alone."""
-    images = sum(_images(trial.recipe, data, trial.recipe.schedule.epochs) for trial in trials)
     recipes = {trial.name: trial.recipe for trial in trials}
-    classes, least_multiply_adds = len(data.class_names), 0.0
+    images, total, least_multiply_adds = 0, 0.0, 0.0
     for group in groups(study):
         rivals = len(group.trials)
-        targets = least_epochs([0.0] * rivals, [False] * rivals, group.ladder, study.epochs)
+        ladder = ladder_in_epochs(group, None)
+        targets = least_epochs([0.0] * rivals, [False] * rivals, ladder, group.end)
         for name, epochs in zip(group.trials, targets, strict=True):
             if name in recipes:
-                least_multiply_adds += multiply_adds(recipes[name], data, epochs)
-    total = sum(multiply_adds(trial.recipe, data, trial.recipe.schedule.epochs) for trial in trials)
+                images += _images(recipes[name], data, group.end)
+                total += trained_multiply_adds(recipes[name], data, group, group.end)
+                least_multiply_adds += trained_multiply_adds(recipes[name], data, group, epochs)
     model = study.recipe.model
-    parameters = count_parameters(model.name, classes, model.overrides.chosen())
+    parameters = count_parameters(model.name, len(data.class_names), model.overrides.chosen())
     return StudyCost(images, total, least_multiply_adds, parameters)
 
 
@@ -89,6 +94,16 @@ def multiply_adds(recipe: Recipe, data: DatasetSummary, epochs: int) -> float:
         _images(recipe, data, count) * _training_multiply_adds(recipe, size, len(data.class_names))
         for size, count in sizes.items()
     )
+
+
+def trained_multiply_adds(recipe: Recipe, data: DatasetSummary, group: Group, epochs: int) -> float:
+    """Multiply-adds of a trial of a group up to an epoch, over all the schedules that it has trained until then."""
+    total, left = 0.0, epochs
+    for length in group.schedules or (epochs,):
+        stretched = with_schedule_of(recipe, length) if group.schedules else recipe
+        total += multiply_adds(stretched, data, min(left, length))
+        left = max(0, left - length)
+    return total
 
 
 def _training_multiply_adds(recipe: Recipe, size: int, classes: int) -> float:
@@ -141,6 +156,18 @@ def least_epochs(
             math.ceil(done[index]) if ended[index] else max(target, next_rung(done[index], ladder, epochs))
         )
     return result
+
+
+def ladder_in_epochs(group: Group, epoch_seconds: float | None) -> list[tuple[int, int]]:
+    """A group's ladder with its rungs in epochs: if they are in seconds, by the training seconds of an epoch.
+
+    Empty where these are not known yet.
+    """
+    if not group.in_seconds:
+        return [(int(rung), kept) for rung, kept in group.ladder]
+    if not epoch_seconds:
+        return []
+    return [(min(group.end, max(1, math.ceil(rung / epoch_seconds))), kept) for rung, kept in group.ladder]
 
 
 def next_rung(done: float, ladder: Sequence[tuple[int, int]], epochs: int) -> int:

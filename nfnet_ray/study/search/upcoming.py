@@ -90,4 +90,4 @@ def _visible_result(study: Study, state: StudyState, trials: Sequence[Trial], be
     if study.halving is None or before >= study.lag + (study.cohort or 0):
         result = result_of(point, progress)
         return None if result.state == "running" else result
-    return result_at(point, progress, study.halving.first_rung_of(study.recipe.schedule))
+    return result_at(point, progress, int(study.halving.first_rung_of(study.recipe.schedule)))
