@@ -1,0 +1,102 @@
+"""How much of the accuracy of the best of several settings is luck, and an interval that knows of the choice.
+
+The best of several is chosen because it did well on these images and with these seeds, so its accuracy is on average
+above what other images and seeds would show: the optimism of the best of n, or the winner's curse. It is estimated by
+drawing the study again many times, with the noise that the bits show (images with their covariances between settings,
+seeds with Student's t), around accuracies that are pulled towards the best one where noise explains their distance:
+the positive-part James-Stein rule for each gap. Drawing around the accuracies as they were seen, as a bootstrap over
+images does, finds a half to two thirds of the optimism of equal settings: what was seen is already spread by the noise.
+
+In simulation of 2 to 50 settings, equal or with a clear winner, what is left of the bias is at most 0.4 standard errors
+where it was 2.2 for fifty equal settings, and the interval covers 93 to 98% (``benchmarks/coverage.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from nfnet_ray.analysis.paired import Floats, Moments, interaction
+
+DRAWS = 4000
+"""Studies that are drawn. The standard error of the 97.5% quantile is 0.04 standard errors of an accuracy."""
+
+
+@dataclass(frozen=True)
+class Noise:
+    """How far the accuracies of S settings would move if the study were done again.
+
+    Attributes:
+        images: (S, S) covariance for the draw of images.
+        seeds: (S,) squared standard errors for the draw of seeds; 0 where no setting has several.
+        freedom: degrees of freedom of ``seeds``.
+    """
+
+    images: Floats
+    seeds: Floats
+    freedom: int
+
+    @property
+    def covariance(self) -> Floats:
+        """(S, S) of both."""
+        return np.asarray(self.images + np.diag(self.seeds))
+
+
+@dataclass(frozen=True)
+class Optimism:
+    """What the choice of the best does to its accuracy, in fractions.
+
+    Attributes:
+        best: index of the setting with the highest mean.
+        mean: by how much the best one's accuracy is too high on average.
+        lower: by how much the lower bound of its 95% interval has to be lower, for the choice.
+    """
+
+    best: int
+    mean: float
+    lower: float
+
+
+def noise_of(moments: Moments, seeds: Sequence[int]) -> Noise:
+    """The noise of settings of which the trials are, ``seeds[s]`` of setting s, in this order.
+
+    The spread between seeds is pooled over settings; it counts only if every setting has two seeds or more.
+    """
+    starts = np.cumsum([0, *seeds])
+    average = np.zeros((len(seeds), starts[-1]))
+    for setting, number in enumerate(seeds):
+        average[setting, starts[setting] : starts[setting + 1]] = 1 / number
+    images = average @ moments.covariance @ average.T / moments.images
+    if min(seeds) == 1:
+        return Noise(images, np.zeros(len(seeds)), 1)
+    squares, freedom = 0.0, int(starts[-1]) - len(seeds)
+    for setting, number in enumerate(seeds):
+        own = moments.only(range(starts[setting], starts[setting + 1]))
+        squares += (number - 1) * float(own.mean.var(ddof=1))
+        images[setting, setting] -= float(interaction(own))  # the squares over seeds contain it
+    values, vectors = np.linalg.eigh(images)  # what was taken away may leave too little
+    images = (vectors * np.maximum(values, 0.0)) @ vectors.T
+    return Noise(images, squares / freedom / np.asarray(seeds, float), freedom)
+
+
+def optimism(accuracies: Floats, noise: Noise, draws: int = DRAWS) -> Optimism:
+    """How optimistic the highest of ``accuracies`` (S,) is. The same arguments give the same numbers."""
+    best = int(np.argmax(accuracies))
+    covariance = noise.covariance
+    gaps = accuracies[best] - accuracies
+    of_gaps = covariance[best, best] + np.diag(covariance) - 2 * covariance[best]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        kept = np.where(gaps > 0, np.maximum(1 - of_gaps / gaps**2, 0.0), 0.0)
+    draw = np.random.default_rng(0)
+    values, vectors = np.linalg.eigh(noise.images)
+    moved = draw.standard_normal((draws, len(gaps))) @ (vectors * np.sqrt(np.maximum(values, 0.0))).T
+    if noise.seeds.any():
+        tails = np.sqrt(noise.freedom / draw.chisquare(noise.freedom, (draws, 1)))
+        moved = moved + draw.standard_normal((draws, len(gaps))) * np.sqrt(noise.seeds) * tails
+    chosen = (moved - gaps * kept).argmax(axis=1)
+    errors = moved[np.arange(draws), chosen]
+    lower = np.quantile(errors, 0.975) - np.quantile(moved[:, best], 0.975)
+    own = float(moved[:, best].mean())  # 0 but for the draw
+    return Optimism(best, max(0.0, float(errors.mean()) - own), max(0.0, float(lower)))

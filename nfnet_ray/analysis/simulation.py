@@ -1,0 +1,95 @@
+"""Simulated studies, on which intervals are tried: which images each trial has right, where the truth is known.
+
+An image is as hard as a normal variate says, the same for all trials. A trial has it right if a second variate, of its
+own, does not add too much to that. How much of the variance is the images' decides how often two trials agree.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nfnet_ray.analysis.paired import Bits, Floats, Moments
+
+BITS_UP_TO = 1000
+"""Validation images up to which every bit is drawn."""
+_GRADES = 96
+"""Grades of hardness, each as likely, above that. Within one the bits of two trials are independent."""
+
+
+def trial_accuracies(
+    draw: np.random.Generator, studies: int, settings: Floats, seeds: int, spread: float
+) -> Floats:
+    """(studies, settings · seeds) the accuracy that each trial would have on images without end.
+
+    Args:
+        settings: (settings,) the accuracy of each setting, a fraction.
+        spread: standard deviation between seeds, a fraction.
+    """
+    moved = spread * draw.standard_normal((studies, len(settings), seeds))
+    return np.clip((settings[:, None] + moved).reshape(studies, -1), 1e-3, 1 - 1e-3)
+
+
+def simulated_moments(
+    draw: np.random.Generator, accuracies: Floats, images: int, agreement: float
+) -> Moments:
+    """What trials of ``accuracies`` (studies, trials) show on ``images`` validation images.
+
+    Args:
+        agreement: share of the images that two trials of the mean accuracy judge alike.
+    """
+    shared = shared_variance(float(accuracies.mean()), agreement)
+    if images <= BITS_UP_TO:
+        bits = simulated_bits(draw, accuracies, images, shared).astype(np.float32)
+        both = np.einsum("rti,rui->rtu", bits, bits, optimize=True) / images
+        mean = bits.mean(axis=2, dtype=np.float64)
+    else:
+        graded = _by_grade(accuracies, shared)
+        count = draw.multinomial(images, np.full(_GRADES, 1 / _GRADES), len(accuracies))
+        right = draw.binomial(count[:, None, :], graded)
+        mean = right.sum(axis=2) / images
+        share = right / np.sqrt(np.maximum(count, 1)[:, None, :])
+        # Of two trials the expected number in each grade; of one with itself the number itself.
+        both = np.matmul(share, share.transpose(0, 2, 1)) / images
+        diagonal = np.arange(mean.shape[1])
+        both[:, diagonal, diagonal] = mean
+    covariance = (both - mean[:, :, None] * mean[:, None, :]) * images / (images - 1)
+    return Moments(mean, covariance, images)
+
+
+def simulated_bits(draw: np.random.Generator, accuracies: Floats, images: int, shared: float) -> Bits:
+    """(studies, trials, images) the bits; ``shared`` is :func:`shared_variance`."""
+    from scipy.special import ndtri
+
+    studies, trials = accuracies.shape
+    hardness = np.sqrt(shared) * draw.standard_normal((studies, 1, images), np.float32)
+    own = np.sqrt(1 - shared) * draw.standard_normal((studies, trials, images), np.float32)
+    bits: NDArray[np.bool_] = hardness + own < ndtri(accuracies)[:, :, None]
+    return bits
+
+
+def shared_variance(accuracy: float, agreement: float) -> float:
+    """The share of the variance that is the images', for two trials of this accuracy to agree this often.
+
+    0 where they would agree more often by chance alone.
+    """
+    # 40 bisections of a share from 0 to 1; it takes a millisecond.
+    low, high = 0.0, 0.9999
+    for _ in range(40):
+        middle = (low + high) / 2
+        right = _by_grade(np.array([[accuracy]]), middle, grades=2000)[0, 0]
+        if float((right**2 + (1 - right) ** 2).mean()) < agreement:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def _by_grade(accuracies: Floats, shared: float, grades: int = _GRADES) -> Floats:
+    """(…, trials, grades) the probability that a trial has an image of each grade right."""
+    from scipy.special import ndtr, ndtri
+
+    hardness = np.sqrt(shared) * ndtri((np.arange(grades) + 0.5) / grades)
+    right = ndtr((ndtri(accuracies)[..., None] - hardness) / np.sqrt(1 - shared))
+    # The grades are few, so their mean is a little off.
+    return np.clip(right + (accuracies - right.mean(axis=-1))[..., None], 0.0, 1.0)

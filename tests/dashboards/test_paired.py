@@ -1,0 +1,176 @@
+"""Intervals that know which image each trial had right cover what they say, in simulated studies of known truth.
+
+Takes about 20 seconds. ``python -m benchmarks.coverage`` tries more cases, with more studies.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from nfnet_ray.analysis import wilson_interval
+from nfnet_ray.analysis.paired import (
+    Bits,
+    Moments,
+    bonett_price,
+    difference_parts,
+    mcnemar,
+    paired_accuracy_interval,
+    paired_difference,
+    setting_parts,
+)
+from nfnet_ray.analysis.selection import noise_of, optimism
+from nfnet_ray.analysis.simulation import (
+    shared_variance,
+    simulated_bits,
+    simulated_moments,
+    trial_accuracies,
+)
+
+STUDIES = 2000
+# Of 2,000 studies the share that is covered has a standard error of 0.5%: true shares of 95 to 97% lie within these.
+LOW, HIGH = 0.935, 0.985
+LARGEST_FALSE = 1 - LOW
+CASES = [(360, 0.9, 0.92), (360, 0.5, 0.5), (10_000, 0.8, 0.8), (50_000, 0.9, 0.95)]
+SPREADS = [0.0, 0.002, 0.01]
+
+
+@pytest.mark.parametrize(("images", "accuracy", "agreement"), CASES)
+@pytest.mark.parametrize("spread", SPREADS)
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_intervals_over_seeds_and_images_cover(
+    seeds: int, spread: float, images: int, accuracy: float, agreement: float
+) -> None:
+    draw = np.random.default_rng([seeds, round(1000 * spread), images])
+    truth = np.array([accuracy, accuracy])
+    moments = simulated_moments(
+        draw, trial_accuracies(draw, STUDIES, truth, seeds, spread), images, agreement
+    )
+    difference = difference_parts(moments, seeds)
+    covered = np.abs(difference.value) <= difference.half_width()
+    # The better one is called better where 0 is not covered.
+    assert LOW <= covered.mean() <= HIGH
+    one = setting_parts(moments.only(range(seeds)))
+    covered = np.abs(one.value - accuracy) <= one.half_width()
+    assert (0.925 if seeds == 2 else LOW) <= covered.mean() <= (0.987 if seeds == 2 else HIGH)
+
+
+@pytest.mark.parametrize("difference", [0.0, 0.005, 0.02])
+@pytest.mark.parametrize("disagreement", [0.05, 0.1, 0.3, 0.5])
+@pytest.mark.parametrize("images", [360, 2000])
+def test_the_interval_of_one_seed_each_covers(images: int, disagreement: float, difference: float) -> None:
+    """Added up over all outcomes: how many images are judged differently, and how many of them the first has right."""
+    differ = np.arange(images + 1)
+    likely = differ[stats.binom.pmf(differ, images, disagreement) > 1e-7]
+    share = (disagreement + difference) / (2 * disagreement)
+    covered = false = 0.0
+    for number in likely.tolist():
+        only_a = np.arange(number + 1)
+        parts = bonett_price(only_a, number - only_a, images)
+        chance = stats.binom.pmf(number, images, disagreement) * stats.binom.pmf(only_a, number, share)
+        covered += float(chance[np.abs(parts.value - difference) <= parts.half_width()].sum())
+        false += float(chance[np.abs(parts.value) > parts.half_width()].sum())
+    assert 0.94 <= covered <= 0.97
+    if difference == 0:
+        assert false <= 0.0505
+
+
+def test_mcnemars_test_is_the_binomial_one() -> None:
+    # Agresti 2002, Categorical Data Analysis, table 10.1: 150 and 86 of 1600 changed their minds.
+    assert mcnemar(86, 150) == pytest.approx(stats.binomtest(86, 236).pvalue)
+    assert mcnemar(0, 0) == 1.0
+    assert mcnemar(1, 9) == pytest.approx(22 / 1024)
+
+
+@pytest.mark.parametrize(("seeds", "images", "agreement"), [(1, 50_000, 0.92), (2, 360, 0.8)])
+@pytest.mark.parametrize("settings", [6, 50])
+def test_the_best_of_equal_settings_is_seldom_better_and_its_optimism_is_found(
+    settings: int, seeds: int, images: int, agreement: float
+) -> None:
+    studies = 400 if settings == 6 else 100
+    draw = np.random.default_rng([settings, seeds, images])
+    truth = trial_accuracies(draw, studies, np.full(settings, 0.8), seeds, 0.005 if seeds > 1 else 0.0)
+    moments = simulated_moments(draw, truth, images, agreement)
+    better = covered = 0
+    naive, corrected = [], []
+    for study in range(studies):
+        one = Moments(moments.mean[study], moments.covariance[study], images)
+        means = one.mean.reshape(settings, seeds).mean(axis=1)
+        found = optimism(means, noise_of(one, [seeds] * settings), draws=500)
+        second, best = np.argsort(means)[-2:].tolist()
+        assert best == found.best or means[best] == means[found.best]
+        of_best = range(found.best * seeds, (found.best + 1) * seeds)
+        if best == found.best:
+            pair = one.only([*of_best, *range(second * seeds, (second + 1) * seeds)])
+            parts = difference_parts(pair, seeds)
+            better += bool(parts.value - parts.half_width() > 0)
+        half = float(setting_parts(one.only(of_best)).half_width())
+        covered += means[found.best] - half - found.lower <= 0.8 <= means[found.best] + half
+        naive.append(means[found.best] - 0.8)
+        corrected.append(means[found.best] - found.mean - 0.8)
+    assert better / studies <= LARGEST_FALSE
+    assert covered / studies >= 0.92
+    assert abs(np.mean(corrected)) <= 0.3 * np.mean(naive)
+
+
+@pytest.mark.parametrize("halving", [False, True])
+def test_the_better_of_two_finalists_is_seldom_better(halving: bool) -> None:
+    """Of six equal settings the two that were ahead at a rung are trained to the end, on the same images and seeds."""
+    seeds, images, settings = 2, 2000, 6
+    draw = np.random.default_rng(int(halving))
+    at_end = trial_accuracies(draw, STUDIES, np.full(settings, 0.8), seeds, 0.005)
+    moments = simulated_moments(draw, np.concatenate([at_end - 0.1, at_end], axis=1), images, 0.85)
+    rung = moments.mean[:, : settings * seeds].reshape(STUDIES, settings, seeds).mean(axis=2)
+    chosen = np.argsort(rung, axis=1)[:, -2:] if halving else np.tile([0, 1], (STUDIES, 1))
+    trials = (settings * seeds + chosen[:, :, None] * seeds + np.arange(seeds)).reshape(STUDIES, -1)
+    rows = np.arange(STUDIES)[:, None]
+    pair = Moments(
+        moments.mean[rows, trials],
+        moments.covariance[rows[:, :, None], trials[:, :, None], trials[:, None, :]],
+        images,
+    )
+    parts = difference_parts(pair, seeds)
+    covered = (np.abs(parts.value) <= parts.half_width()).mean()
+    assert LOW <= covered <= HIGH
+
+
+def bits(draw: np.random.Generator, accuracies: list[float], images: int = 2000) -> Bits:
+    shared = shared_variance(float(np.mean(accuracies)), 0.9)
+    return simulated_bits(draw, np.array([accuracies]), images, shared)[0]
+
+
+def test_pairing_tells_smaller_differences_apart() -> None:
+    """At 80% top-1 and 10% of the images judged differently it is as good as three times the images."""
+    trials = bits(np.random.default_rng(0), [0.8, 0.8], 50_000)
+    found = paired_difference(trials[:1], trials[1:])
+    unpaired = np.sqrt(2 * 0.8 * 0.2 / 50_000) * 1.96
+    assert (found.high - found.low) / 2 == pytest.approx(unpaired * np.sqrt(0.1 / 0.32), rel=0.03)
+    assert found.disagreement == pytest.approx(0.1, abs=0.005)
+    assert found.covers == "images"
+
+
+def test_the_interval_and_the_probability_agree() -> None:
+    trials = bits(np.random.default_rng(1), [0.82, 0.825, 0.815, 0.8, 0.805, 0.795])
+    found = paired_difference(trials[:3], trials[3:])
+    assert found.covers == "seeds and images"
+    assert found.p_value is None
+    assert (found.low > 0) == (found.probability > 0.975)
+    turned = paired_difference(trials[3:], trials[:3])
+    assert turned.probability == pytest.approx(1 - found.probability)
+    assert (turned.low, turned.high) == pytest.approx((-found.high, -found.low))
+
+
+def test_trials_that_are_the_same_do_not_differ() -> None:
+    trials = bits(np.random.default_rng(2), [0.8])
+    found = paired_difference(trials, trials)
+    assert (found.value, found.p_value, found.probability) == (0.0, 1.0, 0.5)
+    assert found.low < 0 < found.high
+
+
+def test_an_accuracy_of_one_seed_has_wilsons_interval() -> None:
+    trial = np.zeros((1, 360), bool)
+    trial[0, :350] = True
+    assert paired_accuracy_interval(trial) == wilson_interval(350 / 360, 360)
+    low, high = paired_accuracy_interval(np.ones((2, 360), bool))
+    assert 0.98 < low < high == 1.0
