@@ -26,11 +26,16 @@ from nfnet_ray.cluster.messages import (
     WorkerHung,
     WorkersLost,
     epoch_result,
+    with_epochs_of_trial,
     worker_config,
 )
+from nfnet_ray.cluster.worker import stacks_place
 from nfnet_ray.metric import METRIC
 from nfnet_ray.recipe import Recipe
+from nfnet_ray.study.decisions import Leg
+from nfnet_ray.study.halving import with_schedule_of
 from nfnet_ray.study.study import Study
+from nfnet_ray.tracking.state import TrialProgress
 
 NOTES: list[Note] = [
     AttemptStarted(attempt=2, workers=4, step=17),
@@ -144,3 +149,31 @@ def test_the_configuration_of_workers_is_plain_values(tmp_path: Path) -> None:
     other = worker_config(trial, "0123", tmp_path, resources, TrainingOptions(checkpoints="s3://b/c"))
     assert other["checkpoints"] == "s3://b/c"
     assert other["mailbox"] != plain["mailbox"]
+
+
+def test_a_complete_schedule_has_a_recipe_and_checkpoints_of_its_own(tmp_path: Path) -> None:
+    recipe = Recipe().with_values({"schedule.epochs": 90, "schedule.warmup_epochs": 5.0})
+    (trial,) = Study("x", "?", recipe, {}).trials()
+    before = TrialProgress(trial.name, held_since=7.0)
+    before.epochs[10] = {METRIC: 0.5, "train_seconds": 3.5, "eval_seconds": 1.0, "gpu_energy_joules": 9.0}
+    leg = Leg(trial.name, until=40, rung=40, epochs_before=10, schedule_epochs=30)
+    config = worker_config(trial, "0123", tmp_path, WorkerResources(1, 1, 0), leg=leg, before=before)
+    assert config["checkpoints"] == str(tmp_path / "checkpoints" / "epochs-30")
+    assert Recipe.from_values(config["recipe"]).schedule == with_schedule_of(recipe, 30).schedule
+    assert (config["until_epoch"], config["until_seconds"]) == (None, None)
+    spent = config["spent"]
+    assert spent is not None
+    assert spent["joules"] == 9
+    assert spent["clock"] == {"train": 3.5, "eval": 1.0, "taken_at": 7.0, "is_pause": 1.0}
+    told = with_epochs_of_trial({"epoch": 3, METRIC: 0.5}, config["epochs_before"], config["schedule_epochs"])
+    assert told == {"epoch": 13, METRIC: 0.5, "schedule_epoch": 3, "schedule_epochs": 30}
+    assert stacks_place(config) == str(tmp_path / "stacks")
+
+
+def test_a_leg_to_a_rung_in_seconds_keeps_the_schedule_of_all_epochs(tmp_path: Path) -> None:
+    (trial,) = Study("x", "?", Recipe(), {}).trials()
+    leg = Leg(trial.name, until=360, rung=60.0, until_seconds=60.0)
+    config = worker_config(trial, "0123", tmp_path, WorkerResources(1, 1, 0), leg=leg)
+    assert (config["until_epoch"], config["until_seconds"]) == (360, 60.0)
+    assert (config["spent"], config["schedule_epochs"]) == (None, None)
+    assert Recipe.from_values(config["recipe"]) == trial.recipe

@@ -95,6 +95,41 @@ def test_a_trial_in_a_used_actor_gives_the_numbers_of_one_in_a_fresh_actor(
     assert in_used_actor == {epoch: in_fresh_actor[epoch] for epoch in in_used_actor}
 
 
+@pytest.mark.parametrize("kind", ["stretched", "seconds"])
+def test_a_study_with_other_rungs_ends_with_the_numbers_of_an_undisturbed_one(
+    used_workplace: Workplace, whole: Workplace, few_digits: Path, cluster: str, kind: str
+) -> None:
+    """Complete schedules of 1 and 3 epochs, or a rung so early that every trial reaches it in its first epoch."""
+    options = {"stretched": "first_rung=1", "seconds": "first_rung=0.001,unit=seconds"}[kind]
+    flags = [*one_at_a_time(few_digits), "--trials", "2", "--address", cluster]
+    flags += ["--early-stopping", f"synchronous:finalists=1,eta=2,{options}"]
+    result = used_workplace.run(
+        "--name", kind, *flags, "--schedule", "stretched" if kind == "stretched" else "truncated"
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    progress = used_workplace.progress(kind)
+    assert {trial.paused.popitem()[1] for trial in progress.trials.values()} == {1}
+    finished = [name for name, trial in progress.trials.items() if trial.state == "finished"]
+    assert finished
+    for name in finished:
+        mine, undisturbed = numbers(used_workplace, kind, name), numbers(whole, "whole", name)
+        seconds = [metrics["train_seconds"] for metrics in progress.trials[name].epochs.values()]
+        assert seconds == sorted(seconds)
+        if kind == "seconds":
+            assert mine == undisturbed
+            continue
+        assert list(mine) == [1, 2, 3, 4]
+        assert [epoch["schedule_epochs"] for epoch in mine.values()] == [1, 3, 3, 3]
+        for epoch, metrics in undisturbed.items():  # the last schedule is a run of its own
+            assert mine[epoch + 1] | metrics == mine[epoch + 1] | {"epoch": epoch}
+        place = used_workplace.folder / "runs" / kind / "trials" / name / "checkpoints"
+        assert sorted(folder.name for folder in place.iterdir()) == ["epochs-1", "epochs-3"]
+    if kind == "stretched":
+        assert "given up after a schedule of 1 epoch" in result.stdout or len(finished) == 2
+        report = (used_workplace.folder / "runs" / kind / "report.html").read_text()
+        assert "Accuracy against budget" in report
+
+
 def test_ctrl_c_and_a_cap_keep_what_is_finished_and_resume_goes_on(
     used_workplace: Workplace, whole: Workplace, few_digits: Path, cluster: str
 ) -> None:

@@ -22,6 +22,7 @@ from nfnet_ray.recipe import Recipe
 from nfnet_ray.settings import LARGEST_WHOLE_NUMBER
 from nfnet_ray.training import Outcome, PlainContext, train
 from nfnet_ray.training.measurement.clock import PHASES
+from nfnet_ray.training.run import Spent
 
 NUMBERS = ("validation_top1", "validation_loss", "train_loss", "train_top1", "agc_clipped_fraction")
 
@@ -112,6 +113,53 @@ def test_a_run_that_goes_on_ends_with_the_weights_of_one_that_was_not_stopped(
     assert rest == whole_epochs  # the first was reported by who died, but perhaps not heard
     assert resumed.epochs == 3
     assert_equal_to_the_bit(weights(resumed), weights(whole))
+
+
+def test_a_run_pauses_after_the_epoch_in_which_it_has_trained_for_a_time(
+    quick: Recipe, tmp_path: Path
+) -> None:
+    """A resumed run that has trained for that time already trains nothing."""
+    whole, whole_epochs = run(quick)
+    epochs: list[dict[str, float]] = []
+    context = PlainContext(
+        device=torch.device("cpu"),
+        threads=1,
+        checkpoints=tmp_path,
+        on_report=lambda m: epochs.append(dict(m)),
+    )
+    ended = [train(quick, context, until_seconds=seconds) for seconds in (1e-6, 1e-6, 1e9)]
+    assert [(outcome.state, outcome.epochs) for outcome in ended] == [
+        ("paused", 1),
+        ("paused", 1),
+        ("finished", 3),
+    ]
+    assert [epoch["epoch"] for epoch in epochs] == [
+        1,
+        1,
+        1,
+        2,
+        3,
+    ]  # each run reports its checkpoint's epoch again
+    assert epochs[0]["train_seconds"] == epochs[1]["train_seconds"]
+    assert [{name: epoch[name] for name in NUMBERS} for epoch in epochs[2:]] == whole_epochs
+    assert_equal_to_the_bit(weights(ended[-1]), weights(whole))
+
+
+def test_a_run_counts_its_time_on_from_earlier_ones(quick: Recipe, tmp_path: Path) -> None:
+    """In its checkpoint too: a run that resumes does not count it twice."""
+    clock = dict.fromkeys(PHASES, 100.0) | {"taken_at": time.time() - 50, "is_pause": 1.0}
+    epochs: list[dict[str, float]] = []
+    context = PlainContext(
+        device=torch.device("cpu"),
+        threads=1,
+        checkpoints=tmp_path,
+        on_report=lambda m: epochs.append(dict(m)),
+    )
+    for last in (1, 2):
+        train(quick, context, until_epoch=last, spent=Spent(clock, joules=0.0))
+    assert 100 < epochs[0]["train_seconds"] < epochs[-1]["train_seconds"] < 200
+    assert 149 < epochs[0]["paused_seconds"] < 200
+    assert epochs[-1]["epoch"] == 2
 
 
 @pytest.mark.slow
