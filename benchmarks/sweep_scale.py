@@ -53,7 +53,7 @@ from studies.running.from_python import run as run_study
 RESULTS = Path(__file__).with_name("results") / "sweep_scale.csv"
 RESULTS_THROUGH_RAY = RESULTS.with_name("sweep_through_ray.csv")
 CPU = torch.device("cpu")
-EPOCHS, PLACES, METRICS = 100, 16, 20
+EPOCHS, PLACES, METRICS = 100, 16, 24
 VALIDATION_IMAGES = 50_000
 # The part of all events that counts as the beginning, and as the end.
 PART = 0.1
@@ -215,7 +215,9 @@ def measure_study(trials: int, halving: Halving | None, epoch_seconds: float, fo
     epochs = [event for event in events if event["event"] == "epoch"]
     slept = sum({event["trial"]: event["metrics"]["train_seconds"] or 0.0 for event in epochs}.values())
     first_start, last_end = min(started.values()), max(end for end, _ in ends)
-    places = torch.get_num_threads()
+    first = events[0]
+    assert first["event"] == "study_started"
+    places = first["study"]["places"]
     part = max(1, int(PART * len(epochs)))
     moments = [first_start, epochs[part - 1]["time"], epochs[-part]["time"], epochs[-1]["time"]]
     cpu = [watch.at(moment)[0] for moment in moments]
