@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -81,20 +81,22 @@ class Machines:
         inside: tuple[str, ...] = (),
         variables: Mapping[str, str] = MappingProxyType({}),
         head_cores: int = 0,
+        head_arguments: Sequence[str] = (),
+        port: int | None = None,
     ) -> None:
-        self.address = f"{ip}:{unused_port()}"
+        self.address = f"{ip}:{port or unused_port()}"
         self._inside = inside
         self._asker = self._new_asker()
         self.up: list[Machine] = []
         """The head and the others, in the order in which they came."""
-        port = self.address.rpartition(":")[2]
+        listen = f"--port={self.address.rpartition(':')[2]}"
         ports = [
             f"--{name}-port={unused_port()}"
             for name in ("dashboard", "dashboard-agent-listen", "ray-client-server")
         ]
         shape = [f"--num-cpus={head_cores}", f"--node-ip-address={ip}"]
         self.head = self._started(
-            Machine("head", ["--head", f"--port={port}", *ports, *shape], inside, variables)
+            Machine("head", ["--head", listen, *ports, *shape, *head_arguments], inside, variables)
         )
 
     def add(

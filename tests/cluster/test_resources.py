@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import socket
+from pathlib import Path
+
 import pytest
 
+from nfnet_ray.cluster.connection.gpu_sharing import mps_is_up, sharing_sentence
 from nfnet_ray.cluster.connection.resources import (
     Resources,
+    WorkerResources,
     check_workers_fit,
+    concurrent_trials,
     training_resources,
     worker_resources,
+    workers_on_a_gpu,
+    workers_that_fit,
 )
 from nfnet_ray.cluster.follower import hang_sentence
 from nfnet_ray.cluster.messages import WorkerHung
@@ -43,6 +52,58 @@ def test_machines_that_are_missing_count_with_an_elastic_group() -> None:
     check_workers_fit(half, worker)
     with pytest.raises(UserError, match=r"2 x \(8 CPU \+ 1 GPU\) do not fit"):
         check_workers_fit(half, training_resources(half, 2, None, cpus=8, gpus=1.0))
+
+
+@pytest.mark.parametrize(
+    ("gpus", "on_a_gpu"),
+    [(0.1, 10), (0.2, 5), (0.25, 4), (0.3, 3), (1 / 3, 3), (0.4, 2), (0.7, 1), (0.07, 14)],
+)
+def test_a_share_of_a_gpu_is_counted_as_ray_counts_it(gpus: float, on_a_gpu: int) -> None:
+    two = cluster((64, 2))
+    assert workers_on_a_gpu(gpus) == on_a_gpu
+    # A share is never spread over two GPUs: 0.4 fits twice on each, and not five times on both.
+    assert workers_that_fit(two, 1, gpus) == 2 * on_a_gpu
+    worker = worker_resources(two, 1, gpus=gpus)
+    assert worker.cpus == 64 // (2 * on_a_gpu)
+    assert concurrent_trials(two, worker) == 2 * on_a_gpu
+
+
+def test_what_ray_cannot_give_a_worker_is_refused() -> None:
+    with pytest.raises(
+        UserError, match=r"--gpus-per-worker 1\.5: a worker gets whole GPUs, or a part of one"
+    ):
+        worker_resources(cluster((8, 4)), 1, gpus=1.5)
+    with pytest.raises(UserError, match="too small a part"):
+        training_resources(cluster((8, 4)), 1, None, gpus=1e-5)
+
+
+def test_mps_is_found_where_its_daemon_reads(tmp_path: Path) -> None:
+    where = {"CUDA_MPS_PIPE_DIRECTORY": str(tmp_path)}
+    assert not mps_is_up(where)
+    pipe = tmp_path / "control"
+    pipe.touch()  # some file
+    assert not mps_is_up(where)
+    pipe.unlink()
+    os.mkfifo(pipe)  # of a daemon that has died
+    assert not mps_is_up(where)
+    daemon = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    assert mps_is_up(where)
+    os.close(daemon)
+    pipe.unlink()
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(pipe))
+        assert mps_is_up(where)
+
+
+def test_a_shared_gpu_is_named_with_what_sharing_is_worth() -> None:
+    quarter = WorkerResources(1, 2, 0.25)
+    assert sharing_sentence(quarter, {"node a": True}) == "4 workers share each GPU, through MPS."
+    assert "4 workers share each GPU, without MPS: they take turns" in sharing_sentence(
+        quarter, {"node a": False}
+    )
+    assert "without MPS on node b:" in sharing_sentence(quarter, {"node a": True, "node b": False})
+    assert sharing_sentence(WorkerResources(1, 2, 1.0), {"node a": False}) == ""
+    assert sharing_sentence(WorkerResources(1, 2, 0.0), {"node a": False}) == ""
 
 
 def found(rank: int, heartbeats: int, waits: bool, phase: str = "train", workers: int = 2) -> WorkerHung:
