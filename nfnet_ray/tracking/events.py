@@ -55,6 +55,8 @@ class Hardware(TypedDict):
     cpus: float
     gpus: float
     memory_gib: float
+    mps: NotRequired[bool]
+    """Of a study whose workers share GPUs: whether MPS was up on every node that had a GPU when it began."""
 
 
 class SourceVersion(TypedDict):

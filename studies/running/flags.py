@@ -215,13 +215,18 @@ def add_data(group: argparse._ArgumentGroup) -> None:
 def add_shares(group: argparse._ArgumentGroup, cpus: str) -> None:
     """Flags for the resources of each worker; ``cpus`` describes the default number of cores."""
     group.add_argument(
-        "--cpus-per-worker", type=positive, metavar="N", help=f"CPU cores of each worker (default: {cpus})"
+        "--cpus-per-worker",
+        type=positive,
+        metavar="N",
+        help=f"CPU cores of each worker, and as many threads for arithmetic and for decoding images (default: {cpus})",
     )
     group.add_argument(
         "--gpus-per-worker",
         type=at_least_zero,
         metavar="X",
-        help="GPUs of each worker; 0.25 packs four workers on one GPU (default: 1 if the cluster has GPUs)",
+        help="GPUs of each worker; 0.25 puts four of them on each GPU, for a small network, and gives each a quarter of"
+        " the GPU's share of the cores; it pays with NVIDIA's MPS only (docs/how_to.md) (default: 1 if the cluster has"
+        " GPUs)",
     )
 
 

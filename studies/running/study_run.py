@@ -16,7 +16,8 @@ from rich.console import Console
 from dashboards.live_report import LiveReport
 from dashboards.report import REPORT_FILE, write_report
 from nfnet_ray.cluster.connection.address import temporary_folder
-from nfnet_ray.cluster.connection.resources import Resources, WorkerResources
+from nfnet_ray.cluster.connection.gpu_sharing import sharing_sentence
+from nfnet_ray.cluster.connection.resources import Resources, WorkerResources, workers_on_a_gpu
 from nfnet_ray.cluster.connection.session import (
     available_cpus,
     check_temporary_folder,
@@ -249,6 +250,12 @@ class StudyRun:
             return
         check_nodes(self.data, worker, verify=self.verifies, progress=bytes_on_stderr)
 
+    def _nodes_with_mps(self, worker: WorkerResources) -> dict[str, bool]:
+        """{node: whether MPS is up there}; empty unless workers share a GPU."""
+        from nfnet_ray.cluster.connection.nodes import nodes_with_mps
+
+        return nodes_with_mps(worker) if workers_on_a_gpu(worker.gpus) > 1 else {}
+
     @contextmanager
     def _announced_session(self, address: str | None, console: Console) -> Iterator[Resources]:
         """A Ray session. Ray takes ten seconds and more to start; a spinner is shown meanwhile."""
@@ -276,6 +283,9 @@ class StudyRun:
             study = replace(study, lag=math.ceil(at_once / len(study.seeds)))
         study = priced(study, self.caps, worker)
         say(console, f"Ray: {resources.description}; {self.runner.shape(worker, at_once)}.")
+        sharing = self._nodes_with_mps(worker)
+        if said := sharing_sentence(worker, sharing):
+            say(console, said)
         if said := self.caps.sentence(accelerator_word(worker.gpus)):
             say(console, said)
         if self.caps.price_per_hour is not None and self.progress.started is None:
@@ -303,7 +313,7 @@ class StudyRun:
 
             recorder = Recorder(journal, self.progress, on_event, display.note, on_lost=stop.set)
             if self.progress.started is None:
-                recorder.record(self._started_event(study, resources, worker, at_once))
+                recorder.record(self._started_event(study, resources, worker, at_once, sharing))
             else:
                 self._record_resumed(recorder, at_once)
                 self._annotate(recorder)
@@ -425,10 +435,17 @@ class StudyRun:
         return shell_command([interpreter(), "-m", "dashboards.compare", display_path(self.directory)])
 
     def _started_event(
-        self, study: Study, resources: Resources, worker: WorkerResources, places: int
+        self,
+        study: Study,
+        resources: Resources,
+        worker: WorkerResources,
+        places: int,
+        sharing: Mapping[str, bool],
     ) -> StudyStarted:
         event = started_event(study, self.data, resources, worker, self._hidden)
         event["study"]["places"] = places
+        if sharing:
+            event["study"]["hardware"]["mps"] = all(sharing.values())
         if self.annotations.notes:
             event["study"]["notes"] = list(self.annotations.notes)
         if self.annotations.tags:

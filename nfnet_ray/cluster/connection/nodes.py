@@ -7,11 +7,12 @@ import queue
 import threading
 import time
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nfnet_ray.cluster.connection.gpu_sharing import mps_is_up
 from nfnet_ray.cluster.connection.resources import WorkerResources
 from nfnet_ray.command_line.progress import Progress
 from nfnet_ray.data.files.dataset import DatasetSummary, open_dataset, split_paths
@@ -60,6 +61,26 @@ def check_nodes(data: DatasetSummary, worker: WorkerResources, *, verify: bool, 
         copies = {view.files: node for node, view in reversed(views.items())}
         copies.pop(_files(data.path), None)
         _verify_copies(data.path, {node: nodes[node] for node in copies.values()}, views, progress)
+
+
+def nodes_with_mps(worker: WorkerResources) -> dict[str, bool]:
+    """{name of a node on which a worker fits: whether MPS is up there}, without nodes that do not answer.
+
+    Needs a :func:`nfnet_ray.cluster.connection.session.ray_session`.
+    """
+    import ray
+
+    nodes = _nodes_that_train(worker)
+    tasks = {node: _on_node(mps_is_up, node).remote() for node in nodes}
+    ready, _ = (
+        ray.wait(list(tasks.values()), num_returns=len(tasks), timeout=ANSWER_SECONDS) if tasks else ([], [])
+    )
+    found = {}
+    for node, task in tasks.items():
+        if task in ready:
+            with suppress(ray.exceptions.RayError):
+                found[nodes[node]] = bool(ray.get(task))
+    return found
 
 
 def _nodes_that_train(worker: WorkerResources) -> dict[str, str]:

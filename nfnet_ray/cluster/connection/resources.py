@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 from nfnet_ray.errors import UserError
 
+# Ray counts resources in ten-thousandths (src/ray/common/constants.h, kResourceUnitScaling).
+_UNITS = 10_000
+
 
 @dataclass(frozen=True)
 class Resources:
@@ -41,8 +44,9 @@ def worker_resources(
     """What each worker of a trial gets: as requested, else one GPU if there are enough, and its share of the cores."""
     if gpus is None:
         gpus = 1.0 if resources.gpus >= (min_workers or workers) else 0.0
+    check_gpu_share(gpus)
     if cpus is None:
-        slots = int(resources.gpus // gpus) if gpus else 0
+        slots = sum(workers_on_gpus(there, gpus) for _, there in resources.machines) if gpus else 0
         cpus = most_cpus(resources, slots, gpus) if slots else 1
     return WorkerResources(workers, cpus, gpus, min_workers)
 
@@ -57,6 +61,7 @@ def training_resources(
     """What each worker gets of a training that has the cluster to itself: as requested, else a GPU and all cores."""
     if gpus is None:
         gpus = 1.0 if resources.gpus >= (min_workers or workers) else 0.0
+    check_gpu_share(gpus)
     if cpus is None:
         cpus = most_cpus(resources, workers, gpus)
     return WorkerResources(workers, cpus, gpus, min_workers)
@@ -82,9 +87,35 @@ def workers_that_fit(resources: Resources, cpus: int, gpus: float) -> int:
 def workers_that_fit_on(machines: Iterable[tuple[float, float]], cpus: int, gpus: float) -> int:
     """How many workers fit on machines of (cores, GPUs)."""
     return sum(
-        int(min(machine_cpus // cpus, machine_gpus // gpus if gpus else math.inf))
+        int(min(machine_cpus // cpus, workers_on_gpus(machine_gpus, gpus) if gpus else math.inf))
         for machine_cpus, machine_gpus in machines
     )
+
+
+def workers_on_gpus(there: float, gpus: float) -> int:
+    """How many workers with ``gpus`` each fit on that many GPUs. A share of a GPU is never spread over two of them."""
+    if gpus >= 1:
+        return int(there // gpus)
+    return int(there) * workers_on_a_gpu(gpus)
+
+
+def workers_on_a_gpu(gpus: float) -> int:
+    """How many workers share one GPU: 4 at a quarter each, 3 at 0.3 or a third, 1 at one or more."""
+    # 1 // 0.1 is 9: Ray counts in ten-thousandths, and so do we.
+    return max(1, _UNITS // round(gpus * _UNITS)) if 0 < gpus < 1 else 1
+
+
+def check_gpu_share(gpus: float) -> None:
+    """Raises UserError for a number of GPUs that Ray cannot give a worker."""
+    if gpus > 1 and gpus != int(gpus):
+        raise UserError(
+            f"--gpus-per-worker {gpus:g}: a worker gets whole GPUs, or a part of one; give {int(gpus)} or "
+            f"{int(gpus) + 1}"
+        )
+    if 0 < gpus < 1 / _UNITS:
+        raise UserError(
+            f"--gpus-per-worker {gpus:g} is too small a part of a GPU; Ray gives {1 / _UNITS:g} at least"
+        )
 
 
 def check_workers_fit(resources: Resources, worker: WorkerResources, flag: str = "--workers") -> None:

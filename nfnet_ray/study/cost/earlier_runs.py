@@ -15,7 +15,7 @@ from nfnet_ray.models.published import resolve
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.study.cost.plan import multiply_adds
 from nfnet_ray.study.halving import with_schedule_of
-from nfnet_ray.tracking.events import JOURNAL_FILE, Hardware, StudyStarted, WorkerDescription
+from nfnet_ray.tracking.events import JOURNAL_FILE, Hardware, StudyStarted, WorkerDescription, read_events
 from nfnet_ray.tracking.state import StudyState, TrialProgress
 
 # The newest ones: older ones ran with older code, and each journal takes time to read.
@@ -32,8 +32,8 @@ class MeasuredTrial:
         eval_seconds: for each validation image, of all evaluations of an epoch.
         checkpoint_seconds: for each epoch, with the reports.
         startup_seconds: until its first batch, with a warm-up.
-        memory_bytes: the peak of a worker, or of its GPU's memory; None where it is unknown.
-        watts: of all its GPUs; None where it is unknown.
+        memory_bytes: the peak of a worker, or of its GPU's memory, in its last epochs; None where it is unknown.
+        watts: of all its GPUs, in its last epochs; None where it is unknown.
     """
 
     study: str
@@ -74,10 +74,11 @@ def earlier_trials(storage: Path, is_same: Callable[[Hardware], bool]) -> list[M
     measured: list[MeasuredTrial] = []
     for journal in journals[:MOST_STUDIES]:
         try:
-            state, started = StudyState.read(journal.parent)
-            if is_same(started["study"]["hardware"]):
-                measured += _measured(state, started)
-        except (UserError, KeyError, TypeError, ValueError):
+            first = next(read_events(journal))[0]
+            if first["event"] != "study_started" or not is_same(first["study"]["hardware"]):
+                continue  # after one line: the rest may be long
+            measured += _measured(*StudyState.read(journal.parent, last_epochs_only=True))
+        except (StopIteration, UserError, KeyError, TypeError, ValueError):
             continue
     return measured
 
