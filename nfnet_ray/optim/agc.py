@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -49,9 +50,25 @@ def unitwise_norm(tensor: Tensor) -> Tensor:
     return norms.reshape([-1] + [1] * (tensor.ndim - 1) if tensor.ndim else [])
 
 
+class UnitNorms(NamedTuple):
+    """The norms of all units of a network, one tensor's units after the other's."""
+
+    gradient: Tensor
+    """(units,)"""
+    parameter: Tensor
+    """(units,), at least eps: what the gradient is compared with."""
+    is_clipped: Tensor | None
+    """(units,), bool; None if there is no clipping."""
+    tensors: tuple[tuple[int, int], ...]
+    """(place among the parameters, number of its units) of each tensor, in the order of the vectors."""
+
+
 @torch.no_grad()
 def clip_gradients_adaptively(
-    parameters: Iterable[Tensor], clip_factor: float = 0.01, eps: float = 1e-3
+    parameters: Iterable[Tensor],
+    clip_factor: float = 0.01,
+    eps: float = 1e-3,
+    observe: Callable[[UnitNorms], None] | None = None,
 ) -> Tensor:
     r"""Clips ``.grad`` of the parameters in place, each unit by its own parameter norm.
 
@@ -73,6 +90,7 @@ def clip_gradients_adaptively(
         parameters: leaf tensors of any float dtype on one device; those without ``.grad`` are left alone.
         clip_factor: :math:`\lambda`; the paper's recipe for batch 4096 has 0.01.
         eps: :math:`\epsilon`, so that parameters that start at zero can move; official value 1e-3.
+        observe: called with the norms before anything is clipped; it must not change them.
 
     Returns:
         The share of units that were clipped, a float32 scalar on the parameters' device (no synchronisation).
@@ -89,23 +107,21 @@ def clip_gradients_adaptively(
 
     Source: Brock et al. 2021, section 4, equation 3, and official ``optim.py``.
     """
-    groups: defaultdict[Hashable, list[Tensor]] = defaultdict(list)
-    for number, parameter in enumerate(parameters):
-        if parameter.grad is not None:
-            alone = number if parameter.numel() > LARGEST_STACKED_VALUES else None
-            groups[as_units(parameter).shape, parameter.dtype, alone].append(parameter)
+    groups = _grouped(parameters)
     if not groups:
         return torch.zeros(())
 
-    gradients = [[as_units(_gradient(parameter)) for parameter in group] for group in groups.values()]
+    gradients = [[as_units(_gradient(parameter)) for parameter in group.tensors] for group in groups]
     stacks = [_stacked(group) for group in gradients]  # each (tensors, units, values)
-    parameter_norms = [_norms(_stacked([as_units(p) for p in group])) for group in groups.values()]
     gradient_norms = [_norms(stack) for stack in stacks]
 
     # All units of the network in one vector: a few kernels, however many tensors there are.
-    gradient_norm = torch.cat([norms.flatten() for norms in gradient_norms])
-    largest_norm = torch.cat([norms.flatten() for norms in parameter_norms]).clamp_(min=eps).mul_(clip_factor)
+    gradient_norm = _all_units(gradient_norms)
+    parameter_norm = _parameter_norm(groups, eps)
+    largest_norm = parameter_norm * clip_factor
     too_large = gradient_norm > largest_norm
+    if observe is not None:
+        observe(UnitNorms(gradient_norm, parameter_norm, too_large, _order(groups)))
     scale = torch.where(too_large, largest_norm / gradient_norm.clamp_(min=SMALLEST_GRADIENT_NORM), 1.0)
 
     scales = scale.split([norms.numel() for norms in gradient_norms])
@@ -114,6 +130,51 @@ def clip_gradients_adaptively(
         if len(group) > 1:  # a stack of one is a view of its gradient
             torch._foreach_copy_(group, list(stack.unbind()))
     return too_large.float().mean()
+
+
+@torch.no_grad()
+def unit_norms(parameters: Iterable[Tensor], eps: float = 1e-3) -> UnitNorms | None:
+    """The norms that :func:`clip_gradients_adaptively` compares; None if no parameter has a gradient."""
+    groups = _grouped(parameters)
+    if not groups:
+        return None
+    gradients = [
+        _stacked([as_units(_gradient(parameter)) for parameter in group.tensors]) for group in groups
+    ]
+    gradient_norm = _all_units([_norms(stack) for stack in gradients])
+    return UnitNorms(gradient_norm, _parameter_norm(groups, eps), None, _order(groups))
+
+
+class _Group(NamedTuple):
+    """Tensors that are stacked, and the place among the parameters and the number of units of each."""
+
+    tensors: list[Tensor]
+    order: list[tuple[int, int]]
+
+
+def _grouped(parameters: Iterable[Tensor]) -> list[_Group]:
+    groups: defaultdict[Hashable, _Group] = defaultdict(lambda: _Group([], []))
+    for place, parameter in enumerate(parameters):
+        if parameter.grad is not None:
+            alone = place if parameter.numel() > LARGEST_STACKED_VALUES else None
+            shape = as_units(parameter).shape
+            group = groups[shape, parameter.dtype, alone]
+            group.tensors.append(parameter)
+            group.order.append((place, shape[0]))
+    return list(groups.values())
+
+
+def _parameter_norm(groups: list[_Group], eps: float) -> Tensor:
+    stacks = [_stacked([as_units(parameter) for parameter in group.tensors]) for group in groups]
+    return _all_units([_norms(stack) for stack in stacks]).clamp_(min=eps)
+
+
+def _all_units(norms: list[Tensor]) -> Tensor:
+    return torch.cat([of_group.flatten() for of_group in norms])
+
+
+def _order(groups: list[_Group]) -> tuple[tuple[int, int], ...]:
+    return tuple(one for group in groups for one in group.order)
 
 
 def _stacked(tensors: list[Tensor]) -> Tensor:

@@ -21,12 +21,13 @@ from torch import Tensor, nn
 
 from nfnet_ray.data.batch import TrainBatch
 from nfnet_ray.errors import UserError
-from nfnet_ray.optim import clip_gradients_adaptively, create_optimizer, learning_rate_at
+from nfnet_ray.optim import clip_gradients_adaptively, create_optimizer, learning_rate_at, unit_norms
 from nfnet_ray.optim.ema import ExponentialMovingAverage
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.training.collectives import copy_from_first
 from nfnet_ray.training.context import Context
 from nfnet_ray.training.gradient import Gradient
+from nfnet_ray.training.measurement.clipping import STEPS_BETWEEN_NORMS, ClippingCounts
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,10 @@ class StepResult:
 
 
 class TrainStep:
-    """Applies one batch to the model; ``number`` counts the steps done."""
+    """Applies one batch to the model.
+
+    ``number`` counts the steps done, and ``clipping_counts`` the units that AGC clips, or would be able to clip.
+    """
 
     def __init__(self, model: nn.Module, recipe: Recipe, context: Context, steps_per_epoch: int) -> None:
         self.number = 0
@@ -53,7 +57,10 @@ class TrainStep:
         self.average = ExponentialMovingAverage(model, ema) if ema.decay is not None else None
         self._model, self._recipe, self._context = model, recipe, context
         self._steps_per_epoch = steps_per_epoch
-        self._clipped = _clipped_parameters(model, recipe)
+        clipped = _clipped_parameters(model, recipe)
+        self._clipped = list(clipped.values())
+        steps_between = STEPS_BETWEEN_NORMS if recipe.optimizer.agc.clip_factor is None else 1
+        self.clipping_counts = ClippingCounts(model, clipped, context.device, steps_between)
         self._gradient = Gradient(model, recipe, context)
 
     @property
@@ -81,7 +88,11 @@ class TrainStep:
         agc = self._recipe.optimizer.agc
         clipped_fraction = torch.zeros((), device=losses.loss_N.device)
         if agc.clip_factor is not None and self._clipped:
-            clipped_fraction = clip_gradients_adaptively(self._clipped, agc.clip_factor, agc.eps)
+            clipped_fraction = clip_gradients_adaptively(
+                self._clipped, agc.clip_factor, agc.eps, observe=self.clipping_counts.add
+            )
+        elif self.number % STEPS_BETWEEN_NORMS == 0:
+            self.clipping_counts.add(unit_norms(self._clipped, agc.eps))
 
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate
@@ -143,6 +154,7 @@ class TrainStep:
             "optimizer": self.optimizer.state_dict(),
             "average": self.average.state_dict() if self.average else None,
             "look_direction": self._gradient.look_direction.state_dict(),
+            "clipping_counts": self.clipping_counts.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -152,10 +164,12 @@ class TrainStep:
         if self.average:
             self.average.load_state_dict(state["average"])
         self._gradient.look_direction.load_state_dict(state["look_direction"])
+        if "clipping_counts" in state:  # older checkpoints have none
+            self.clipping_counts.load_state_dict(state["clipping_counts"])
 
 
-def _clipped_parameters(model: nn.Module, recipe: Recipe) -> list[nn.Parameter]:
-    """The parameters that AGC clips: those that are trained, without the excluded names.
+def _clipped_parameters(model: nn.Module, recipe: Recipe) -> dict[str, nn.Parameter]:
+    """{name: parameter} of those that AGC clips: those that are trained, without the excluded names.
 
     Raises UserError for an excluded name that the model does not have.
     """
@@ -166,6 +180,8 @@ def _clipped_parameters(model: nn.Module, recipe: Recipe) -> list[nn.Parameter]:
             f"optimizer.agc.exclude names {unknown[0]}, which {recipe.model.name} does not have; "
             f"its classifier is {list(named)[-2]}"
         )
-    return [
-        parameter for name, parameter in named.items() if parameter.requires_grad and name not in agc.exclude
-    ]
+    return {
+        name: parameter
+        for name, parameter in named.items()
+        if parameter.requires_grad and name not in agc.exclude
+    }

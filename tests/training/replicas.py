@@ -1,8 +1,8 @@
 """Three optimiser steps of a tiny network in float64, in this process or as one of several workers.
 
 ``python replicas.py FOLDER``: one, two and three workers, which are six processes at the same time. The weights after
-the last step of each case of a world size (and their moving average) go to ``FOLDER/RANKofSIZE.pt``, a file for
-torch.load. With three workers, only the cases in which they stand for four.
+the last step of each case of a world size (with their moving average, and the counts of clipped units) go to
+``FOLDER/RANKofSIZE.pt``, a file for torch.load. With three workers, only the cases in which they stand for four.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def network(recipe: Recipe) -> NFNet:
 
 
 def train(recipe: Recipe, worker: Worker) -> dict[str, torch.Tensor]:
-    """The weights after the last step, and their average."""
+    """The weights after the last step, their average, and what was counted of AGC."""
     model = network(recipe)
     step = TrainStep(model, recipe, worker, steps_per_epoch=STEPS)
     own = torch.from_numpy(positions_of_worker(BATCH, worker.rank, worker.world_size, worker.replicas))
@@ -130,6 +130,7 @@ def train(recipe: Recipe, worker: Worker) -> dict[str, torch.Tensor]:
     result = {f"weights.{name}": tensor for name, tensor in model.state_dict().items()}
     if step.average:
         result |= {f"average.{name}": tensor for name, tensor in step.average.state_dict().items()}
+    result |= {f"clipping.{name}": tensor for name, tensor in step.clipping_counts.state_dict().items()}
     return result
 
 

@@ -1,0 +1,157 @@
+"""Counts on the device how many units AGC clips, layer by layer, and how large their gradients are.
+
+Counting adds a dozen small kernels to a step and never waits for the device; nothing that trains reads what is counted.
+``benchmarks/clipping.py`` measures the cost.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nfnet_ray.clipping import (
+    BINS,
+    BINS_PER_OCTAVE,
+    EDGES,
+    LOWEST_OCTAVE,
+    REFERENCE_RATIO,
+    Clipping,
+    clipping_from_counts,
+)
+from nfnet_ray.models.nfnet import NFNet
+from nfnet_ray.optim.agc import UnitNorms, as_units
+
+RECORDS_OF_A_RUN = 32
+"""At most. More epochs than that share records, which keeps the journal small: 32 moments fill a chart."""
+STEPS_BETWEEN_NORMS = 16
+"""Without clipping the norms are computed for the counts alone, at 6% of a step (nfnet_pico, 64 images of 32x32 pixels,
+one core of an Intel Xeon); at every 16th step this costs as little as counting does."""
+
+_PART_OF_OTHERS = re.compile(r"[A-Za-z_]+(?:\d+|\.\d+)?")
+
+
+class ClippingCounts:
+    """Counts of units and steps; every worker has the same, since gradients are averaged before they are clipped.
+
+    ``parameters`` is {name: parameter} of those that AGC clips, in the order in which it is given them. The first step
+    is counted, and then every ``steps_between``-th.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        parameters: Mapping[str, nn.Parameter],
+        device: torch.device,
+        steps_between: int = 1,
+    ) -> None:
+        self._layers, self._layer_of_tensor = _layers(model, parameters)
+        layers = max(1, len(self._layers))
+        self._offset = -math.log2(REFERENCE_RATIO) - LOWEST_OCTAVE
+        self._counts = torch.zeros(layers * BINS, dtype=torch.int64, device=device)
+        self._clipped = torch.zeros(layers, dtype=torch.int64, device=device)
+        self._steps = torch.zeros((), dtype=torch.int64, device=device)
+        self._steps_between = steps_between
+        self._step = torch.tensor(1 - steps_between, device=device)
+        self._first_step_above = torch.zeros(len(EDGES), dtype=torch.int64, device=device)
+        self._edges = torch.arange(len(EDGES), device=device)
+        self._tensors: tuple[tuple[int, int], ...] = ()
+        self._layer_of_unit = self._first_bin_of_unit = self._ones = torch.zeros(0, dtype=torch.int64)
+
+    @torch.no_grad()
+    def add(self, norms: UnitNorms | None) -> None:
+        """Counts the units of one step."""
+        if norms is None:
+            return
+        if norms.tensors != self._tensors:
+            self._arrange(norms.tensors)
+        ratios = norms.gradient / norms.parameter
+        place = ratios.log2_().add_(self._offset).mul_(BINS_PER_OCTAVE).ceil_()
+        # Not a number goes into the last bin: fmin prefers numbers.
+        top = torch.full_like(place[:1], BINS - 1)
+        bins = torch.fmin(place, top).clamp_(min=0).long()
+        self._counts.scatter_add_(0, bins + self._first_bin_of_unit, self._ones)
+        if norms.is_clipped is not None:
+            self._clipped.scatter_add_(0, self._layer_of_unit, norms.is_clipped.long())
+        self._steps.add_(1)
+        self._step.add_(self._steps_between)
+        is_first = (self._first_step_above == 0) & (self._edges < bins.max())
+        self._first_step_above.add_(is_first * self._step)
+
+    def take(self) -> Clipping:
+        """What was counted since the last call. Waits for the device."""
+        found = clipping_from_counts(
+            self._layers,
+            self._counts.view(-1, BINS)[: len(self._layers)].cpu().numpy(),
+            self._clipped[: len(self._layers)].cpu().numpy(),
+            int(self._steps),
+            self._first_step_above[::BINS_PER_OCTAVE].tolist(),
+        )
+        for count in (self._counts, self._clipped, self._steps):
+            count.zero_()
+        return found
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The counts, to save in a checkpoint."""
+        return {
+            "counts": self._counts,
+            "clipped": self._clipped,
+            "steps": self._steps,
+            "step": self._step,
+            "first_step_above": self._first_step_above,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores :meth:`state_dict`. Other counts than these are left out, as after a change of the bins."""
+        own = self.state_dict()
+        if all(name in state and state[name].shape == kept.shape for name, kept in own.items()):
+            for name, kept in own.items():
+                kept.copy_(state[name])
+
+    def _arrange(self, tensors: tuple[tuple[int, int], ...]) -> None:
+        """Notes the layer of each unit, for all steps that have the units in this order."""
+        device = self._counts.device
+        layers = torch.tensor([self._layer_of_tensor[place] for place, _ in tensors], device=device)
+        units = torch.tensor([units for _, units in tensors], device=device)
+        self._layer_of_unit = layers.repeat_interleave(units)
+        self._first_bin_of_unit = self._layer_of_unit * BINS
+        self._ones = torch.ones_like(self._layer_of_unit)
+        self._tensors = tensors
+
+
+def epochs_per_record(epochs: int) -> int:
+    """How many epochs of a run of ``epochs`` share a record; the last record may have fewer."""
+    return math.ceil(epochs / RECORDS_OF_A_RUN)
+
+
+def _layers(
+    model: nn.Module, parameters: Mapping[str, nn.Parameter]
+) -> tuple[list[tuple[str, str, int]], list[int]]:
+    """(name, part, units) of each layer, and the number of the layer of each parameter."""
+    layers: dict[tuple[str, str], int] = {}
+    keys = []
+    for name, parameter in parameters.items():
+        is_weight = parameter.squeeze().ndim > 1
+        keys.append((name.removesuffix(".weight") if is_weight else "", part_of(model, name)))
+        layers[keys[-1]] = layers.get(keys[-1], 0) + as_units(parameter).shape[0]
+    numbers = {key: number for number, key in enumerate(layers)}
+    return [(*key, units) for key, units in layers.items()], [numbers[key] for key in keys]
+
+
+def part_of(model: nn.Module, name: str) -> str:
+    """The part of the network that a parameter belongs to: of an NFNet stem, stage 1 to 4, final conv or classifier.
+
+    Of other networks the first words of its name, as ``blocks.3`` or ``layer2``.
+    """
+    if isinstance(model, NFNet):
+        kind, number = (*name.split("."), "")[:2]
+        if kind == "blocks":
+            stage, _ = model.variant.stages_and_inputs[int(number)]
+            return f"stage {stage + 1}"
+        return kind.replace("_", " ")
+    found = _PART_OF_OTHERS.match(name)
+    return found[0] if found else name
