@@ -157,7 +157,7 @@ def sleeping(epoch_seconds: float) -> Callable[[dict[str, Any]], None]:
                 slept += time.perf_counter() - began
                 metrics: dict[str, float] = {f"metric_{index}": epoch / 7 for index in range(METRICS - 3)}
                 metrics |= {"epoch": epoch, METRIC: random.Random(f"{config['name']} {epoch}").random()}
-                context.report(metrics | {"train_seconds": slept}, None)
+                context.report(metrics | {"train_seconds": slept}, {})
         kept.parent.mkdir(parents=True, exist_ok=True)
         kept.write_text(json.dumps((last, slept)))
         return FinalReport("finished" if last == EPOCHS else "paused", None, last)

@@ -43,6 +43,7 @@ class StudyRecord:
             value :data:`nfnet_ray.tracking.labels.ABSENT` there, which is shown as a dash.
         correct_images: {trial: {epoch: text}}, which :meth:`correct` reads.
         pauses: {trial: {rung: the epoch at which it paused there}}; a rung is an epoch, or seconds of training.
+        clipping: {trial: {epoch: text}}, which :func:`nfnet_ray.analysis.clipping_of` reads.
         conditions: those of the fields whose values divide the trials into strata: all but the first that have a list
             of values.
         names: {dotted name: short name to show}.
@@ -72,6 +73,7 @@ class StudyRecord:
     conditions: tuple[str, ...] = ()
     correct_images: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     idle: IdleTime | None = None
+    clipping: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     pauses: Mapping[str, Mapping[float, int]] = field(default_factory=dict)
 
     @property
@@ -171,6 +173,7 @@ def study_record(state: StudyState, started: StudyStarted, *, with_epochs: bool 
         idle=state.idle_time(),
         correct_images={name: dict(trial.correct_images) for name, trial in state.trials.items()},
         pauses={name: dict(trial.paused) for name, trial in state.trials.items()},
+        clipping={name: dict(trial.clipping) for name, trial in state.trials.items()},
     )
 
 

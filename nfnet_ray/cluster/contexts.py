@@ -117,10 +117,10 @@ class TuneContext(_WorkerContext):
         gpu = config["resources"]["gpus"] > 0
         super().__init__(config, rank=0, world_size=1, device=torch.device("cuda" if gpu else "cpu"))
 
-    def report(self, metrics: Mapping[str, Any], correct_images: str | None) -> None:
+    def report(self, metrics: Mapping[str, Any], texts: Mapping[str, str]) -> None:
         from ray import tune
 
-        tune.report(epoch_result(self._told(metrics), correct_images))
+        tune.report(epoch_result(self._told(metrics), texts))
 
 
 class GroupContext(_WorkerContext):
@@ -143,9 +143,9 @@ class GroupContext(_WorkerContext):
     def _note_progress(self, epochs: float) -> None:
         self.register.set(PROGRESS, epochs)
 
-    def report(self, metrics: Mapping[str, Any], correct_images: str | None) -> None:
+    def report(self, metrics: Mapping[str, Any], texts: Mapping[str, str]) -> None:
         if self.rank == 0:
-            self.mailbox.post(EpochEnded(self._told(metrics), correct_images))
+            self.mailbox.post(EpochEnded(self._told(metrics), dict(texts)))
 
     def report_end(self, report: FinalReport) -> None:
         """Reports how the leg ended, which no group will train again."""

@@ -18,10 +18,10 @@ from nfnet_ray.cluster.exit_rules import LOST_WORKER_RETRIES
 from nfnet_ray.cluster.follower import SECONDS_TO_KEEP
 from nfnet_ray.cluster.mailbox import Register
 from nfnet_ray.cluster.messages import (
-    CORRECT_IMAGES,
     HAS_TRAINED,
     METRICS,
     STOP,
+    TEXTS,
     FinalReport,
     WorkerConfig,
     worker_config,
@@ -187,7 +187,7 @@ class _JournalCallback(_NotSaved, Callback):
             self._final_reports[_trial_name(trial)] = report
         elif METRIC in result and self._is_running(trial):
             self._recorder.record_epoch(
-                _trial_name(trial), result["epoch"], result[METRICS], result.get(CORRECT_IMAGES)
+                _trial_name(trial), result["epoch"], result[METRICS], result.get(TEXTS)
             )
 
     def on_trial_complete(

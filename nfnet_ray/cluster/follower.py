@@ -88,9 +88,9 @@ class Follower:
         match note:
             case AttemptStarted():
                 self._start(note)
-            case EpochEnded(metrics, correct_images):
+            case EpochEnded(metrics, texts):
                 name = self._config["name"]
-                self._recorder.record_epoch(name, int(metrics["epoch"]), metrics, correct_images)
+                self._recorder.record_epoch(name, int(metrics["epoch"]), metrics, texts)
             case WorkerHung():
                 self._hung.append(note)
             case GroupResizing(before, after):

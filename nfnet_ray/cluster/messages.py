@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Literal, TypedDict, TypeVar, cast
 
@@ -174,7 +174,8 @@ def _spent(trial: TrialProgress, epoch: int) -> SpentValues:
 
 # --- reports to Tune ------------------------------------------------------------------------------
 
-CORRECT_IMAGES = "correct_images"
+TEXTS = "texts"
+"""Key of what is known of an epoch besides its metrics."""
 METRICS = "metrics"
 """Key of all metrics of an epoch, apart from Tune's own; the one that a scheduler compares is next to it."""
 
@@ -182,10 +183,10 @@ Ending = Literal["finished", "paused", "stopped", "diverged", "failed"]
 """Those of ``nfnet_ray/training/loop.py``, and an error."""
 
 
-def epoch_result(metrics: Mapping[str, Any], correct_images: str | None = None) -> dict[str, Any]:
+def epoch_result(metrics: Mapping[str, Any], texts: Mapping[str, str] | None = None) -> dict[str, Any]:
     """The report of an epoch, as Tune is given it."""
     result = {"epoch": metrics["epoch"], METRIC: metrics[METRIC], METRICS: dict(metrics)}
-    return result if correct_images is None else {**result, CORRECT_IMAGES: correct_images}
+    return {**result, TEXTS: dict(texts)} if texts else result
 
 
 def with_epochs_of_trial(
@@ -267,7 +268,7 @@ class EpochEnded:
     """From the first worker of a group."""
 
     metrics: dict[str, Any]
-    correct_images: str | None = None
+    texts: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

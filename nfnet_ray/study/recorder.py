@@ -73,21 +73,20 @@ class Recorder:
         trial: str,
         epoch: int,
         metrics: Mapping[str, float | None],
-        correct_images: str | None = None,
+        texts: Mapping[str, str] | None = None,
     ) -> None:
-        """Keeps an epoch's metrics, and which images were correct if the worker says so, once.
+        """Keeps an epoch's metrics, and the texts that the worker reports with them, once.
 
         A training that resumes from a checkpoint reports the checkpoint's epoch anew, for that report may have been
         lost; and one whose last checkpoint was lost trains an epoch again. Both give what was learned to the bit. If
         not (GPUs and another number of workers add in another order, and somebody may have changed data or code), the
         later numbers replace the earlier ones, because it is their weights that are trained further.
         """
-        progress = self.state.trials[trial]
+        progress, texts = self.state.trials[trial], texts or {}
         known = progress.epochs.get(epoch)
         if known is not None:
             changed = _changes(known, metrics)
-            has_new_images = correct_images not in (None, progress.correct_images.get(epoch))
-            if not changed and not has_new_images:
+            if not changed and texts.items() <= progress.texts_of(epoch).items():
                 return
             if changed:
                 name = METRIC if METRIC in changed else changed[0]
@@ -95,7 +94,7 @@ class Recorder:
                     f"{trial}: epoch {epoch} was done again and came out differently ({name} {metrics.get(name)}, was "
                     f"{known.get(name)}): the new numbers replace the old ones"
                 )
-        self.record(epoch_ended(trial, epoch, metrics, correct_images))
+        self.record(epoch_ended(trial, epoch, metrics, texts))
 
     def end_trial(self, name: str, state: TrialOutcome, reason: str | None) -> None:
         """Record that a trial has ended, with the number of its reported epochs."""

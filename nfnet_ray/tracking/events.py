@@ -414,9 +414,11 @@ class EpochEnded(TypedDict):
 
     ``validation_top1`` is a fraction from 0 to 1; ``train_seconds`` is cumulative over the trial. ``correct_images`` is
     the text of a :class:`nfnet_ray.correct_images.CorrectImages`; it is there for the epochs at which a trial finished
-    or paused. Where a trial trains several complete schedules one after the other, ``epoch`` counts the epochs of all
-    of them, and the metrics have ``schedule_epochs``, the length of the one that it belongs to, and ``schedule_epoch``,
-    its number in that one.
+    or paused. ``clipping`` is the text of a :class:`nfnet_ray.clipping.Clipping` of the steps since the record before;
+    at most 32 epochs of a trial have one.
+    Where a trial trains several complete schedules one after the other, ``epoch`` counts the epochs of all of them, and the
+    metrics have ``schedule_epochs``, the length of the one that it belongs to, and ``schedule_epoch``, its number in that
+    one.
     """
 
     event: Literal["epoch"]
@@ -425,12 +427,17 @@ class EpochEnded(TypedDict):
     epoch: int
     metrics: dict[str, float | None]
     correct_images: NotRequired[str]
+    clipping: NotRequired[str]
+
+
+EPOCH_TEXTS: tuple[Literal["correct_images", "clipping"], ...] = ("correct_images", "clipping")
+"""What may be known of an epoch besides its metrics."""
 
 
 def epoch_ended(
-    trial: str, epoch: int, metrics: Mapping[str, float | None], correct_images: str | None = None
+    trial: str, epoch: int, metrics: Mapping[str, float | None], texts: Mapping[str, str] | None = None
 ) -> EpochEnded:
-    """The event of an epoch that is reported now."""
+    """The event of an epoch that is reported now. ``texts`` has those of :data:`EPOCH_TEXTS` that there are."""
     event: EpochEnded = {
         "event": "epoch",
         "time": time.time(),
@@ -438,8 +445,9 @@ def epoch_ended(
         "epoch": epoch,
         "metrics": dict(metrics),
     }
-    if correct_images is not None:
-        event["correct_images"] = correct_images
+    for name in EPOCH_TEXTS:
+        if texts and name in texts:
+            event[name] = texts[name]
     return event
 
 

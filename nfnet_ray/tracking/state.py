@@ -48,6 +48,7 @@ class TrialProgress:
         attempts: how often it has been started.
         epochs: {epoch: its metrics}; of an epoch that was reported again, the later ones.
         correct_images: {epoch: which images were correct, as text}, of the epochs at which it finished or paused.
+        clipping: {epoch: what AGC clipped since the record before, as text}, of at most 32 epochs.
         outcome: the state in which it ended last, which it keeps when it is started again.
         paused: {rung: the epoch at which the trial paused there}; a rung is an epoch, or seconds of training.
         promoted: {rung: why the trial continues after it}.
@@ -63,6 +64,7 @@ class TrialProgress:
     attempts: int = 0
     epochs: dict[int, Mapping[str, float | None]] = field(default_factory=dict)
     correct_images: dict[int, str] = field(default_factory=dict)
+    clipping: dict[int, str] = field(default_factory=dict)
     outcome: TrialOutcome | None = None
     paused: dict[float, int] = field(default_factory=dict)
     promoted: dict[float, str] = field(default_factory=dict)
@@ -83,6 +85,11 @@ class TrialProgress:
     def epoch(self) -> int:
         """The last epoch that was reported, 0 before the first."""
         return next(reversed(self.epochs), 0)  # they are reported in order
+
+    def texts_of(self, epoch: int) -> dict[str, str]:
+        """Those of :data:`nfnet_ray.tracking.events.EPOCH_TEXTS` that are known of an epoch."""
+        kept = {"correct_images": self.correct_images, "clipping": self.clipping}
+        return {name: texts[epoch] for name, texts in kept.items() if epoch in texts}
 
     def last(self, metric: str) -> float | None:
         """A metric of the last epoch, None where there is none."""
@@ -227,10 +234,14 @@ class StudyState:
                     top1 = event["metrics"].get(METRIC) or 0.0
                     self._reported.append((event["trial"], event["epoch"], top1))
                 trial.epochs[event["epoch"]] = packed(event["metrics"])
-                if "correct_images" in event:
-                    trial.correct_images[event["epoch"]] = event["correct_images"]
-                else:  # an epoch that came out differently when it was trained again
-                    trial.correct_images.pop(event["epoch"], None)
+                for kept, text in (
+                    (trial.correct_images, event.get("correct_images")),
+                    (trial.clipping, event.get("clipping")),
+                ):
+                    if text is not None:
+                        kept[event["epoch"]] = text
+                    else:  # an epoch that came out differently when it was trained again
+                        kept.pop(event["epoch"], None)
             case "trial_ended":
                 trial = self.trials[event["trial"]]
                 trial.state, trial.reason = event["state"], event["reason"]

@@ -13,6 +13,7 @@ from typing import Protocol
 
 import torch
 
+from nfnet_ray.clipping import Clipping
 from nfnet_ray.correct_images import CorrectImages
 from nfnet_ray.training.checkpoints.checkpoint import DEFAULT_KEPT, CheckpointStore, Kept
 
@@ -56,11 +57,11 @@ class Context(Protocol):
     def seconds_between_checkpoints(self) -> float | None:
         """Seconds between checkpoints within an epoch; None: checkpoint only at the end of each epoch."""
 
-    def report(self, metrics: Metrics, correct_images: str | None) -> None:
+    def report(self, metrics: Metrics, texts: Mapping[str, str]) -> None:
         """Reports one epoch's metrics. Every worker calls it; it may not return (early stopping).
 
-        ``correct_images`` is a :class:`nfnet_ray.correct_images.CorrectImages` as text, where the run
-        finishes or pauses.
+        ``texts`` may have ``correct_images``, a :class:`nfnet_ray.correct_images.CorrectImages` where the run finishes
+        or pauses, and ``clipping``, a :class:`nfnet_ray.clipping.Clipping` of the steps since the one before.
         """
 
     def progress(self, epochs: float) -> None:
@@ -106,11 +107,15 @@ class PlainContext:
         self._on_report = on_report
         self.correct_images: CorrectImages | None = None
         """The validation images that were correct when the run finished or paused."""
+        self.clipping: dict[int, Clipping] = {}
+        """{epoch: what AGC clipped since the record before}."""
         self._stop = threading.Event()
 
-    def report(self, metrics: Metrics, correct_images: str | None) -> None:
-        if correct_images is not None:
-            self.correct_images = CorrectImages.from_text(correct_images)
+    def report(self, metrics: Metrics, texts: Mapping[str, str]) -> None:
+        if "correct_images" in texts:
+            self.correct_images = CorrectImages.from_text(texts["correct_images"])
+        if "clipping" in texts:
+            self.clipping[int(metrics["epoch"])] = Clipping.from_text(texts["clipping"])
         self._on_report(metrics)
 
     def progress(self, epochs: float) -> None:

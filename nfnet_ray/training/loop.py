@@ -175,17 +175,16 @@ def finish_epoch(run: Run, at: Position, *, is_last: bool) -> Position | Outcome
     metrics |= loading_metrics(recipe.data, run.train_loader, run.eval_loader, at.epoch, context)
     metrics["epoch"] = at.epoch + 1
     metrics["learning_rate"] = step.last_learning_rate
+    texts = step.clipping_counts.record_after(at.epoch + 1, recipe.schedule.epochs)
+    if is_last:
+        texts["correct_images"] = evaluation.images.to_text()
 
     # ---- Save, then report: what was reported is never trained again ----
     clock.enter("checkpoint")
-    finished = Position(
-        at.epoch + 1,
-        metrics=metrics | clock.metrics(),
-        correct_images=evaluation.images.to_text() if is_last else None,
-    )
+    finished = Position(at.epoch + 1, metrics=metrics | clock.metrics(), texts=texts)
     run.save(finished, paused=is_last and finished.epoch < recipe.schedule.epochs)
     clock.enter("report")
-    context.report(finished.metrics, finished.correct_images)
+    context.report(finished.metrics, finished.texts)
     return finished
 
 

@@ -42,8 +42,8 @@ class Position:
     """``train_seconds`` when this epoch began."""
     metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """The metrics of the last finished epoch."""
-    correct_images: str | None = None
-    """Which images were correct after it (``CorrectImages`` as text), if it is the last before an end or a pause."""
+    texts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """What is reported with them, as text: see :meth:`nfnet_ray.training.context.Context.report`."""
     initial: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """What was measured before the first step; it is reported with the first epoch."""
 
@@ -180,7 +180,7 @@ def open_run(
         return run, Position()
     at = run.load_state_dict(before)
     if at.epoch:
-        context.report(at.metrics, at.correct_images)
+        context.report(at.metrics, at.texts)
     if at.batches:
         run.load_own_state_dicts(before["workers"], at)
     return run, at

@@ -40,7 +40,7 @@ from nfnet_ray.tracking.state import TrialProgress
 NOTES: list[Note] = [
     AttemptStarted(attempt=2, workers=4, step=17),
     EpochEnded({"epoch": 3, METRIC: 0.5, "train_loss": 1.25}),
-    EpochEnded({"epoch": 4, METRIC: 0.5}, "3:oA=="),
+    EpochEnded({"epoch": 4, METRIC: 0.5}, {"correct_images": "3:oA=="}),
     WorkerHung(1, 4, "data_wait", 12, False, 600.0, "runs/x/stacks"),
     GroupResizing(before=4, after=2),
     CheckpointKept("preempted"),

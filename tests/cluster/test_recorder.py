@@ -70,12 +70,14 @@ def test_which_images_were_correct_is_kept_for_an_epoch_that_was_known_without_i
 ) -> None:
     """A training may have passed an epoch before an early stopping with other rungs made it pause there."""
     for correct_images in (None, "3:oA==", "3:oA==", None):
-        recorder.record_epoch(FIRST, 1, MEASURED, correct_images)
+        texts = {"clipping": "c"} | ({"correct_images": correct_images} if correct_images else {})
+        recorder.record_epoch(FIRST, 1, MEASURED, texts)
     assert [event.get("correct_images") for event in epochs(tmp_path)] == [None, "3:oA=="]
     assert recorder.state.trials[FIRST].correct_images == {1: "3:oA=="}
+    assert recorder.state.trials[FIRST].clipping == {1: "c"}
     assert said == []
     recorder.record_epoch(FIRST, 1, MEASURED | {METRIC: 0.4})
-    assert recorder.state.trials[FIRST].correct_images == {}, "those of weights that are not trained further"
+    assert recorder.state.trials[FIRST].texts_of(1) == {}, "those of weights that are not trained further"
 
 
 @pytest.mark.parametrize(

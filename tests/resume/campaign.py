@@ -128,8 +128,8 @@ class Worker(PlainContext):
         with self._log.open("ab", buffering=0) as file:
             file.write(json.dumps(facts).encode() + b"\n")
 
-    def report(self, metrics: Mapping[str, float], correct_images: str | None) -> None:
-        self.note(epoch=metrics["epoch"], metrics=timeless(metrics) | {"correct_images": correct_images})
+    def report(self, metrics: Mapping[str, float], texts: Mapping[str, str]) -> None:
+        self.note(epoch=metrics["epoch"], metrics=timeless(metrics) | dict(texts))
 
     def progress(self, epochs: float) -> None:
         if self._waits:

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 
+from nfnet_ray.clipping import Clipping
 from nfnet_ray.correct_images import CorrectImages
 from nfnet_ray.errors import UserError
 from nfnet_ray.recipe import Recipe
@@ -463,8 +464,8 @@ def test_training_seconds_count_no_work_twice(recipe: Recipe, tmp_path: Path) ->
             if epochs >= self._dies_at - 1e-6:
                 raise ZeroDivisionError
 
-        def report(self, metrics: Any, correct_images: str | None) -> None:
-            super().report(metrics, correct_images)
+        def report(self, metrics: Any, texts: Any) -> None:
+            super().report(metrics, texts)
             self.metrics = dict(metrics)
 
     with pytest.raises(ZeroDivisionError):
@@ -518,9 +519,16 @@ def test_a_run_goes_on_with_another_number_of_workers(tiny_digits: Path, tmp_pat
     assert got == {step: expected[step] for step in got}
     expected_metrics, metrics = epochs_of(notes("whole", 0)), epochs_of(notes("resumed", 0))
     for epoch, numbers in metrics.items():
-        assert numbers.pop("correct_images") == expected_metrics[epoch].pop("correct_images")
+        of_whole = expected_metrics[epoch]
+        assert numbers.pop("correct_images", None) == of_whole.pop("correct_images", None)
+        clipping, expected_clipping = (
+            Clipping.from_text(texts.pop("clipping")) for texts in (numbers, of_whole)
+        )
+        assert clipping.steps == expected_clipping.steps
+        for part, shares in expected_clipping.shares_above.items():
+            assert clipping.shares_above[part] == pytest.approx(shares, abs=0.02), part
         for name, number in numbers.items():
-            assert number == pytest.approx(expected_metrics[epoch][name], rel=1e-5, abs=1e-5), name
+            assert number == pytest.approx(of_whole[name], rel=1e-5, abs=1e-5), name
 
 
 def test_places_that_no_file_system_knows_are_refused(tmp_path: Path) -> None:

@@ -82,6 +82,14 @@ class ClippingCounts:
         is_first = (self._first_step_above == 0) & (self._edges < bins.max())
         self._first_step_above.add_(is_first * self._step)
 
+    def record_after(self, epoch: int, epochs: int) -> dict[str, str]:
+        """``{"clipping": record as text}`` after those epochs of a run of ``epochs`` that end with a record.
+
+        Otherwise, and for a network of which nothing is clipped, it is empty and nothing waits for the device.
+        """
+        is_due = epoch % epochs_per_record(epochs) == 0 or epoch == epochs
+        return {"clipping": self.take().to_text()} if self._layers and is_due else {}
+
     def take(self) -> Clipping:
         """What was counted since the last call. Waits for the device."""
         found = clipping_from_counts(
