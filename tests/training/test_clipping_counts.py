@@ -114,7 +114,7 @@ def test_counting_changes_no_bit(monkeypatch: pytest.MonkeyPatch, agc: bool) -> 
         {"precision": "float32"}
     )
     counted = replicas.train(recipe, replicas.Worker(0, 1, 1))
-    monkeypatch.setattr(ClippingCounts, "add", lambda self, norms: None)
+    monkeypatch.setattr(ClippingCounts, "add", lambda *_: None)
     uncounted = replicas.train(recipe, replicas.Worker(0, 1, 1))
     for name, tensor in uncounted.items():
         assert name.startswith("clipping") or torch.equal(counted[name], tensor), name
