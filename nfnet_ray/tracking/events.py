@@ -415,10 +415,11 @@ class EpochEnded(TypedDict):
     ``validation_top1`` is a fraction from 0 to 1; ``train_seconds`` is cumulative over the trial. ``correct_images`` is
     the text of a :class:`nfnet_ray.correct_images.CorrectImages`; it is there for the epochs at which a trial finished
     or paused. ``clipping`` is the text of a :class:`nfnet_ray.clipping.Clipping` of the steps since the record before;
-    at most 32 epochs of a trial have one.
-    Where a trial trains several complete schedules one after the other, ``epoch`` counts the epochs of all of them, and the
-    metrics have ``schedule_epochs``, the length of the one that it belongs to, and ``schedule_epoch``, its number in that
-    one.
+    at most 32 epochs of a training have one.
+
+    Where a trial trains several complete schedules one after the other, ``epoch`` counts the epochs of all of them, and
+    the metrics have ``schedule_epochs``, the length of the one that it belongs to, and ``schedule_epoch``, its number
+    in that one.
     """
 
     event: Literal["epoch"]
