@@ -77,7 +77,10 @@ def earlier_trials(storage: Path, is_same: Callable[[Hardware], bool]) -> list[M
             first = next(read_events(journal))[0]
             if first["event"] != "study_started" or not is_same(first["study"]["hardware"]):
                 continue  # after one line: the rest may be long
-            measured += _measured(*StudyState.read(journal.parent, last_epochs_only=True))
+            # Only a trial of several schedules needs all of its epochs.
+            halving = first["study"]["halving"]
+            brief = halving is None or halving.get("schedule", "truncated") == "truncated"
+            measured += _measured(*StudyState.read(journal.parent, last_epochs_only=brief))
         except (StopIteration, UserError, KeyError, TypeError, ValueError):
             continue
     return measured
@@ -131,6 +134,8 @@ def _of_trial(
 
 def _multiply_adds(recipe: Recipe, data: DatasetSummary, progress: TrialProgress) -> float:
     """Of a trial's training so far, schedule by schedule if it has trained several."""
+    if progress.epochs[progress.epoch].get("schedule_epochs") is None:
+        return multiply_adds(recipe, data, progress.epoch)
     schedules = Counter(metrics.get("schedule_epochs") for metrics in progress.epochs.values())
     return math.fsum(
         multiply_adds(recipe if length is None else with_schedule_of(recipe, int(length)), data, epochs)
