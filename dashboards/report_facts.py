@@ -24,6 +24,7 @@ from dashboards.report_tables import (
     answers_table,
     first_of,
     heat_table,
+    left_out_table,
     trials_table,
 )
 from dashboards.setting_charts import SettingsChart, epochs_of, heat_map, setting_outcomes, settings_charts
@@ -100,6 +101,7 @@ class Report:
     signal: SignalSection | None
     trials_title: str
     trials: Table
+    left_out: Table | None
     measurement: Sequence[tuple[str, str]]
     recipe: Sequence[tuple[str, str]]
     notes: Sequence[str]
@@ -124,7 +126,7 @@ def report_facts(record: StudyRecord, now: float) -> Report:
     return Report(
         name=record.study["name"],
         question=record.study["question"],
-        command=record.study["command"],
+        command="\n".join([record.study["command"], *record.extensions]),
         started=time.strftime("%d %B %Y", time.gmtime(record.started)),
         notice=_notice(record, now),
         answer=_answer(record, best),
@@ -133,6 +135,7 @@ def report_facts(record: StudyRecord, now: float) -> Report:
         signal=_signal(signal) if signal else None,
         trials_title=all_trials(record),
         trials=trials_table(record, best),
+        left_out=left_out_table(record),
         measurement=measurement(record),
         recipe=shared_recipe(record),
         notes=record.notes,

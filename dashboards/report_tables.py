@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from dashboards.charts import state_words
@@ -164,9 +164,18 @@ def heat_table(record: StudyRecord, best: BestSetting | None, heat_map: HeatMap)
     )
 
 
+def left_out_table(record: StudyRecord) -> Table | None:
+    """The trials that are not in the study any more since it was extended; None if there are none."""
+    if record.left_out is None:
+        return None
+    note = "Trained before the study was extended. They stay as evidence, and take part in no answer."
+    return replace(trials_table(replace(record, trials=record.left_out), None), note=note)
+
+
 def trials_table(record: StudyRecord, best: BestSetting | None) -> Table:
     """All trials: in the study's order, or the best first if the table has several pages."""
-    with_seeds = len(record.study["seeds"]) > 1 and not record.trials["seed"].isna().any()
+    seeds = record.trials["seed"]
+    with_seeds = (len(record.study["seeds"]) > 1 or seeds.nunique() > 1) and not seeds.isna().any()
     columns = (
         *(Column(record.names[field], levels_of(record.trials[field]).ordered) for field in record.fields),
         *([] if record.fields else [Column("trial")]),

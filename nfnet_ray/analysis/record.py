@@ -52,6 +52,9 @@ class StudyRecord:
             ``unfinished``, ``not started``), ``reason``, ``epochs``, ``last_top1`` and ``best_top1``
             (fractions), ``train_seconds``, ``images_per_second`` (median over epochs), ``startup_seconds``.
             What was not measured is NaN.
+        left_out: the same table as ``trials``, of those that are not in the study any more since it was extended: they
+            are evidence, and take part in no answer. None if there are none.
+        extensions: the commands that have extended it.
         notes: what people have said about the study.
         tags: {key: value} that people have given it.
     """
@@ -71,6 +74,8 @@ class StudyRecord:
     notes: tuple[str, ...] = ()
     tags: Mapping[str, str] = field(default_factory=dict)
     conditions: tuple[str, ...] = ()
+    left_out: pd.DataFrame | None = None
+    extensions: tuple[str, ...] = ()
     correct_images: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     idle: IdleTime | None = None
     clipping: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
@@ -119,6 +124,7 @@ def study_record(state: StudyState, started: StudyStarted, *, with_epochs: bool 
 
     description = started["study"]
     fields = tuple(name for name in swept_fields(description) if name.rsplit(".", 1)[-1] != "seed")
+    outside = state.outside
     identity: dict[str, dict[str, Any]] = {}
     for plan in state.plans.values():
         values = {**description["recipe"], **plan["recipe"], **plan["point"]}
@@ -130,15 +136,16 @@ def study_record(state: StudyState, started: StudyStarted, *, with_epochs: bool 
 
     epoch_rows: list[dict[str, Any]] = []
     trial_rows: list[dict[str, Any]] = []
+    left_out_rows: list[dict[str, Any]] = []
     for trial, columns in identity.items():
         progress = state.trials[trial]
         metrics_by_epoch = sorted(progress.epochs.items())
-        if with_epochs:
+        if with_epochs and trial not in outside:
             epoch_rows += [
                 {**columns, "epoch": epoch, **metrics} | {"epoch": epoch}
                 for epoch, metrics in metrics_by_epoch
             ]
-        trial_rows.append(
+        (left_out_rows if trial in outside else trial_rows).append(
             {
                 **columns,
                 "state": _STATES.get(progress.state, progress.state),
@@ -150,8 +157,12 @@ def study_record(state: StudyState, started: StudyStarted, *, with_epochs: bool 
     epochs = pd.DataFrame(
         epoch_rows, columns=None if epoch_rows else ["trial", *fields, "seed", "epoch", METRIC]
     )
-    trials = pd.DataFrame(trial_rows)
-    for table in (epochs, trials):  # as objects: None and NaN are not the same value of a swept field
+    trials, left_out = pd.DataFrame(trial_rows), pd.DataFrame(left_out_rows, columns=[*trial_rows[0]])
+    for table in (
+        epochs,
+        trials,
+        left_out,
+    ):  # as objects: None and NaN are not the same value of a swept field
         for name in fields:
             table[name] = pd.Series([identity[trial][name] for trial in table["trial"]], dtype=object)
     return StudyRecord(
@@ -170,6 +181,8 @@ def study_record(state: StudyState, started: StudyStarted, *, with_epochs: bool 
         notes=tuple(state.notes),
         tags=state.tags,
         conditions=tuple(name for name in condition_fields(description) if name in fields),
+        left_out=left_out if left_out_rows else None,
+        extensions=tuple(state.extensions),
         idle=state.idle_time(),
         correct_images={name: dict(trial.correct_images) for name, trial in state.trials.items()},
         pauses={name: dict(trial.paused) for name, trial in state.trials.items()},

@@ -49,9 +49,13 @@ _COUNTED = ("running", "paused", "waiting", *ENDED, "interrupted")
 
 
 def trial_table(study: Study, state: StudyState, epochs_done: Callable[[TrialProgress], float]) -> Table:
-    """A row for each trial: swept fields, top-1, epochs, training seconds, images per second, state."""
+    """A row for each trial: swept fields, top-1, epochs, training seconds, images per second, state.
+
+    Those that an extension has left out come last.
+    """
     study = study.grown(state)
-    return _table(study, state, study.trials(), epochs_done, ("top-1", "epochs", "train s", "images/s"))
+    trials = study.trials() + study.left_out(state)
+    return _table(study, state, trials, epochs_done, ("top-1", "epochs", "train s", "images/s"))
 
 
 def plan_table(study: Study) -> Table:
@@ -76,7 +80,8 @@ def _table(
     for name, title in titles.items():
         least = min(_LEAST_WIDTH, max(map(len, labels[name]), default=0)) if one_line else None
         table.add_column(title.replace("_", " "), justify="right", min_width=least)
-    if len(study.seeds) > 1:
+    with_seeds = len(study.seeds) > 1 or len({trial.recipe.seed for trial in trials}) > 1
+    if with_seeds:
         table.add_column("seed", justify="right", no_wrap=True)
     for title in measured:
         table.add_column(title, justify="right", no_wrap=True)
@@ -85,16 +90,18 @@ def _table(
     for row, trial in enumerate(trials):
         progress = state.trials[trial.name]
         cells = [_cell(labels[name][row], one_line) for name in titles]
-        if len(study.seeds) > 1:
+        if with_seeds:
             cells.append(Text(str(trial.recipe.seed)))
+        last = trial.recipe.schedule.epochs
         values = {
             "top-1": _number(progress.last(METRIC), "{:.1%}"),
-            "epochs": f"{_epochs(epochs_done(progress))}/{last_epochs.get(trial.name, study.epochs)}",
+            "epochs": f"{_epochs(epochs_done(progress))}/{last_epochs.get(trial.name, last)}",
             "train s": _number(progress.last("train_seconds"), "{:.1f}"),
             "images/s": _number(progress.last("images_per_second"), "{:,.0f}"),
         }
         cells += [Text(values[title]) for title in measured]
-        table.add_row(*cells, _state_cell(progress, one_line))
+        is_left_out = trial.name in study.outside
+        table.add_row(*cells, _state_cell(progress, one_line, is_left_out))
     return table
 
 
@@ -116,8 +123,8 @@ def _number(value: float | None, form: str) -> str:
     return "" if value is None else form.format(value)
 
 
-def _state_cell(trial: TrialProgress, one_line: bool) -> Text:
-    style = STATE_STYLES.get(trial.state or "", "dim")
+def _state_cell(trial: TrialProgress, one_line: bool, is_left_out: bool) -> Text:
+    style = "dim" if is_left_out else STATE_STYLES.get(trial.state or "", "dim")
     text = Text(
         trial.state or "waiting", style, no_wrap=one_line or None, overflow="ellipsis" if one_line else "fold"
     )
@@ -126,6 +133,8 @@ def _state_cell(trial: TrialProgress, one_line: bool) -> Text:
     damaged = sum(trial.last(f"damaged_{split}_images") or 0 for split in ("train", "validation"))
     if damaged:
         text.append(f"; without {count(round(damaged), 'damaged image')}", style="default")
+    if is_left_out:
+        text.append("; not in the study any more", style="default")
     return text
 
 
@@ -218,7 +227,7 @@ class StudyDisplay:
     def update(self) -> None:
         """Show what the latest event has changed; the first time, whatever there is."""
         latest = [self._state.latest] if self._state.latest else []
-        changed = latest if self._is_updated else list(self._state.trials.values())
+        changed = latest if self._is_updated else self._state.members
         self._is_updated = True
         with self._left_lock:
             self._time_left.observe(self._elapsed, changed)
@@ -295,7 +304,7 @@ class StudyDisplay:
         return footer
 
     def _footer(self) -> list[Text]:
-        states = Counter(trial.state or "waiting" for trial in self._state.trials.values())
+        states = Counter(trial.state or "waiting" for trial in self._state.members)
         over = sum(states[state] for state in ENDED)
         said = [f"{over} of {count(states.total(), 'trial')} done"]
         said += [f"{states[state]:,} {state}" for state in ("running", "paused", "waiting") if states[state]]
@@ -328,7 +337,7 @@ class StudyDisplay:
             return [table]
         names = {trial.name for trial in shown}
         rest = Counter(
-            progress.state or "waiting" for name, progress in self._state.trials.items() if name not in names
+            progress.state or "waiting" for progress in self._state.members if progress.name not in names
         )
         counts = ", ".join(f"{rest[state]:,} {state}" for state in _COUNTED if rest[state])
         return [table, Text(f"… {counts}", style="dim", no_wrap=True)]

@@ -282,6 +282,19 @@ class Study:
         vars(study)["_by_setting"] = [*self._by_setting, *map(study.trials_at, proposed)]
         return study
 
+    def left_out(self, state: StudyState) -> list[Trial]:
+        """The trials of the journal that an extension has left out; they have no stratum."""
+        base, plans = self.recipe.to_values(), (state.plans[name] for name in self.outside)
+        return [
+            Trial(
+                plan["name"],
+                _with_tuples(plan["point"]),
+                "",
+                Recipe.from_values({**base, **plan["recipe"], **plan["point"]}),
+            )
+            for plan in plans
+        ]
+
     def with_points_of(self, state: StudyState) -> Study:
         """The study, which is the one that a journal describes, with the points and the rungs that the journal has."""
         if state.started is None:

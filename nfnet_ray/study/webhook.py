@@ -67,7 +67,7 @@ def webhook_event(event: Happening, name: str, state: StudyState, directory: Pat
         "study": name,
         "study_id": study_id(state.started) if state.started else "",
         "text": text,
-        "trials": dict(Counter(trial.state or "waiting" for trial in state.trials.values())),
+        "trials": dict(Counter(trial.state or "waiting" for trial in state.members)),
         "wall_seconds": state.wall_seconds,
         "directory": str(directory),
         "host": socket.gethostname(),
@@ -85,7 +85,7 @@ _IN_WORDS: dict[Happening, str] = {
 
 def outcome_text(event: Happening, name: str, state: StudyState, sentences: Sequence[str]) -> str:
     """The paragraph for people: what has happened to the study ``name``, its trials, and more ``sentences``."""
-    states = Counter(trial.state or "waiting" for trial in state.trials.values())
+    states = Counter(trial.state or "waiting" for trial in state.members)
     trials = ", ".join(f"{number:,} {trial_state}" for trial_state, number in states.items())
     beginning = f"{name} {_IN_WORDS[event]} after {clock_time(state.wall_seconds)}. Trials: {trials}."
     return " ".join([beginning, *(_full_stop(sentence) for sentence in sentences)])

@@ -30,6 +30,7 @@ from nfnet_ray.tracking.destination.uri import sqlite_path
 from nfnet_ray.tracking.events import (
     EpochEnded,
     StudyDescription,
+    StudyExtended,
     StudyStarted,
     TrialEnded,
     TrialPlan,
@@ -40,6 +41,7 @@ from nfnet_ray.tracking.events import (
     promotion_in_words,
     read_events,
     study_id,
+    with_extension,
 )
 from nfnet_ray.tracking.labels import point_label, short_names, value_label
 from nfnet_ray.tracking.spool import STUDY_RUN, JournalLine, TrackedStudy
@@ -91,6 +93,8 @@ class StudyWriter:
         self._study_id = study_id(started)
         self._journal_path, self._plans_read_to = journal_path, 0
         self._plans: dict[str, TrialPlan] = {}
+        self._recipes: dict[str, Values] = {}
+        self._started_at_plans = started
 
         self.experiment = experiment
         experiment_id = self._experiment_id(tracking_uri, experiment)
@@ -114,6 +118,11 @@ class StudyWriter:
         elif event["event"] == "study_resumed":
             self._client.update_run(self.tracked.study_run_id, status="RUNNING")
             self._set_tags(self.tracked.study_run_id, {"state": "running", "reason": ""})
+        elif event["event"] == "study_extended":
+            if run == STUDY_RUN:
+                self._extend_study(line)
+            elif run_id := self.run_id(run):  # a trial that has never begun has none
+                self._set_tags(run_id, _place_in_study(event, run))
         elif event["event"] == "study_annotated":
             self._annotate(line)
         elif event["event"] == "trial_started":
@@ -242,17 +251,32 @@ class StudyWriter:
                 **study.get("tags", {}),
             },
         )
-        swept = {name: possible_values(study, name) for name in swept_fields(study)}
-        view = comparison_view(study["name"], self._study_id, study["metric"], swept, event["time"])
+        self._save_view(event)
         experiment_id = self.tracked.experiment_id
-        self._client.set_experiment_tag(experiment_id, f"{TAG_PREFIX}{self.tracked.view_key}", view)
         # Else the UI opens it among traces and prompts of language models.
         if EXPERIMENT_KIND_TAG not in self._client.get_experiment(experiment_id).tags:
             self._client.set_experiment_tag(experiment_id, EXPERIMENT_KIND_TAG, EXPERIMENT_KIND)
 
+    def _extend_study(self, line: JournalLine) -> None:
+        """Params cannot change, so the space is in the description."""
+        self._annotate(line)
+        self._set_tags(self.tracked.study_run_id, {"state": "running"})
+        started = self._journal.state_at(line.end).started
+        if started is not None:
+            self._save_view(started)
+
+    def _save_view(self, event: StudyStarted) -> None:
+        study = event["study"]
+        swept = {name: possible_values(study, name) for name in swept_fields(study)}
+        view = comparison_view(study["name"], self._study_id, study["metric"], swept, event["time"])
+        self._client.set_experiment_tag(
+            self.tracked.experiment_id, f"{TAG_PREFIX}{self.tracked.view_key}", view
+        )
+
     def _annotate(self, line: JournalLine) -> None:
         state = self._journal.state_at(line.end)
-        content = _description(self._started["study"], state.notes)
+        assert state.started is not None
+        content = _description(state.started["study"], state.notes, state.extensions)
         self._set_tags(self.tracked.study_run_id, {"mlflow.note.content": content, **state.tags})
 
     def _start_trial(self, event: TrialStarted) -> None:
@@ -284,15 +308,21 @@ class StudyWriter:
         return run_id
 
     def _recipe(self, trial: str) -> Values:
-        plan = self._plan(trial)
-        return {**self._started["study"]["recipe"], **plan["recipe"], **plan["point"]}
+        self._plan(trial)
+        return self._recipes[trial]
 
     def _plan(self, trial: str) -> TrialPlan:
         """What a trial is, by the line that planned or proposed it."""
         if trial not in self._plans:
             for event, end in read_events(self._journal_path, self._plans_read_to):
                 self._plans_read_to = end
-                self._plans |= {plan["name"]: plan for plan in plans_of(event)}
+                if event["event"] == "study_extended":
+                    self._started_at_plans = with_extension(self._started_at_plans, event)
+                base = self._started_at_plans["study"]["recipe"]
+                for plan in plans_of(event):
+                    self._plans[plan["name"]] = plan
+                    recipe = {**base, **plan["recipe"], **plan["point"]}
+                    self._recipes.setdefault(plan["name"], recipe)  # it is the same after an extension
         return self._plans[trial]
 
     def _create_run(self, name: str, time: float, tags: Mapping[str, str]) -> str:
@@ -342,15 +372,27 @@ class StudyWriter:
         )
 
 
-def _description(study: StudyDescription, notes: Sequence[str]) -> str:
+def _description(study: StudyDescription, notes: Sequence[str], extensions: Sequence[str] = ()) -> str:
     """What the UI shows as the description of the study's run, in Markdown."""
-    return "\n\n".join([study["question"], f"`{study['command']}`", *notes])
+    commands = [f"`{study['command']}`", *(f"Extended: `{command}`" for command in extensions)]
+    return "\n\n".join([study["question"], *commands, *notes])
+
+
+def _place_in_study(event: StudyExtended, trial: str) -> dict[str, str]:
+    """The tags of a trial whose place in the study an extension has changed."""
+    if trial in event["reconsidered"]:
+        return {"left_out": "false", "state": "paused"}
+    return {"left_out": str(trial in event["left_out"]).lower()}
 
 
 def study_metrics(state: StudyState, metric: str) -> dict[str, float]:
-    """A study's own metrics in MLflow; ``best_…`` is missing while no trial has finished."""
+    """A study's own metrics in MLflow; ``best_…`` is missing while no trial has finished.
+
+    Trials that an extension has left out count, as their time was paid for, but none of them is the best.
+    """
     trials = state.trials.values()
     finished = [trial for trial in trials if trial.outcome == "finished"]
+    outside = state.outside
     summary = {
         "trials_finished": float(len(finished)),
         "trials_ended": float(sum(trial.outcome is not None for trial in trials)),
@@ -361,7 +403,9 @@ def study_metrics(state: StudyState, metric: str) -> dict[str, float]:
         summary |= {"idle_accelerator_seconds": idle.seconds, "idle_share": idle.share}
     if (price := state.caps.get("price_per_hour")) is not None:
         summary["cost"] = summary["accelerator_hours"] * price
-    final = [value for trial in finished if (value := trial.last(metric)) is not None]
+    final = [
+        value for trial in finished if trial.name not in outside and (value := trial.last(metric)) is not None
+    ]
     if final:
         summary[f"best_{metric}"] = max(final)
     return summary

@@ -27,7 +27,7 @@ from nfnet_ray.printable import printable
 from nfnet_ray.recipe import split_weights
 from nfnet_ray.study.running_lock import alone_with
 from nfnet_ray.study.study import TRIALS_FOLDER, Study, Trial
-from nfnet_ray.tracking.events import JOURNAL_FILE, StudyStarted, read_events
+from nfnet_ray.tracking.events import JOURNAL_FILE, StudyStarted
 from nfnet_ray.tracking.state import ENDED_FOR_GOOD, StudyState
 from nfnet_ray.wording import count, storage_size
 from studies.managing.folders import StudyFolder, bytes_below, read_folder, read_storage
@@ -92,8 +92,10 @@ def leftovers(folder: StudyFolder, needed: Set[Path]) -> Leftovers:
         left.why_not = f"is left alone: {folder.problem}"
         return left
     try:
-        trials = Study.from_event(folder.started).grown(folder.state).trials()
+        study = Study.from_event(folder.started).grown(folder.state)
+        trials = study.trials()
         best = _best_of_strata(trials, folder.state) | _best_of_answers(folder.state, folder.started)
+        trials += study.left_out(folder.state)
         states = {trial.name: folder.state.trials[trial.name].state for trial in trials}
     except (UserError, KeyError, TypeError, ValueError) as error:
         left.why_not = f"is left alone: its trials cannot be told ({error})"
@@ -117,14 +119,12 @@ def weights_of_studies(storage: Path) -> Iterator[Path]:
     """The files of weights from which the trials of a storage's studies start, absolute."""
     for journal in sorted(storage.glob(f"*/{JOURNAL_FILE}")):
         try:
-            started = next(read_events(journal))[0]
-            if started["event"] != "study_started":
-                continue
-            plans = [*started["trials"], *started["study"].get("points", ())]
+            state, started = StudyState.read(journal.parent, last_epochs_only=True)
+            plans = [*state.plans.values(), *started["study"].get("points", ())]
             texts = {started["study"]["recipe"].get("model.weights")}
             texts |= {plan.get("point", plan).get("model.weights") for plan in plans}
             texts |= set(_texts_in(started["study"]["space"].get("model.weights")))
-        except (StopIteration, UserError, KeyError, TypeError, AttributeError):
+        except (UserError, KeyError, TypeError, AttributeError):
             continue
         for text in texts:
             if isinstance(text, str):

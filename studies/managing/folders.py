@@ -69,7 +69,7 @@ class StudyFolder:
     @property
     def trial_states(self) -> dict[str, int]:
         """{state: number of trials}, ``waiting`` for those that have not begun."""
-        trials = self.state.trials.values() if self.state else ()
+        trials = self.state.members if self.state else ()
         return dict(Counter(trial.state or "waiting" for trial in trials))
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Sequence
@@ -112,6 +113,7 @@ def _facts(folder: StudyFolder) -> Table:
     rows += [
         ("Hardware", told["hardware"]["description"]),
         ("Command", told["command"]),
+        *(("Extended", command) for command in state.extensions),
         *(("Note", note) for note in state.notes),
         *([("Tags", ", ".join(f"{key}={value}" for key, value in state.tags.items()))] if state.tags else []),
     ]
@@ -159,6 +161,8 @@ def _document(folder: StudyFolder, record: StudyRecord, answers: Sequence[BestSe
     _, started = folder.known()
     told, tracked = started["study"], tracked_at(folder.directory)
     report = folder.directory / REPORT_FILE
+    outside = folder.known()[0].outside
+    rows = [table.to_dict("records") for table in (record.trials, record.left_out) if table is not None]
     trials = [
         {
             "name": trial["trial"],
@@ -171,12 +175,14 @@ def _document(folder: StudyFolder, record: StudyRecord, answers: Sequence[BestSe
             "best_top1": _known(trial["best_top1"]),
             "train_seconds": _known(trial["train_seconds"]),
             "images_per_second": _known(trial["images_per_second"]),
+            "left_out": trial["trial"] in outside,
         }
-        for trial in record.trials.to_dict("records")
+        for trial in itertools.chain.from_iterable(rows)
     ]
     return {
         **summary_document(folder),
         "command": told["command"],
+        "extensions": list(record.extensions),
         "space": told["space"],
         "points": told.get("points"),
         "search": told.get("search"),

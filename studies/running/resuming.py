@@ -18,7 +18,7 @@ from nfnet_ray.tracking.events import JOURNAL_FILE, StudyStarted, read_events
 from nfnet_ray.tracking.state import StudyState
 from studies.running.request import CAPS, DEFAULT_STORAGE, Request
 from studies.running.runner import WorkerDemand
-from studies.running.started_event import command_line
+from studies.running.started_event import command_line, without_secrets
 
 CHECKPOINTS_FOLDER = "checkpoints"  # in the folder of a trial (nfnet_ray/cluster/messages.py)
 
@@ -99,7 +99,12 @@ def continued(
 
 
 def extension_of(
-    asked: Study, earlier: Study, progress: StudyState, data: DatasetSummary, directory: Path
+    request: Request,
+    asked: Study,
+    earlier: Study,
+    progress: StudyState,
+    data: DatasetSummary,
+    directory: Path,
 ) -> Extension | None:
     """The extension of a study to what is asked; None if it is that already. Raises UserError if it cannot be."""
 
@@ -107,7 +112,8 @@ def extension_of(
         checkpoints = directory / TRIALS_FOLDER / trial / CHECKPOINTS_FOLDER
         return checkpoints.is_dir() and any(checkpoints.iterdir())
 
-    return extension(asked, earlier, progress, command_line(), data.validation_images, has_checkpoint)
+    command = command_line(lambda word: without_secrets(word, request.notify))
+    return extension(asked, earlier, progress, command, data.validation_images, has_checkpoint)
 
 
 def with_data_here(study: Study, started: StudyStarted, home: Path) -> Study:

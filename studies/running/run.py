@@ -128,7 +128,7 @@ def run(request: Request, resume_command: Callable[[Request, str], str], console
     study = with_weights(study, request.made_weights, request.plan, console)
     extended: Extension | None = None
     if earlier is not None and progress is not None:
-        extended = extension_of(study, earlier, progress, data, directory)
+        extended = extension_of(request, study, earlier, progress, data, directory)
         study = extended.study if extended else earlier
         check_trials([*study.trials(), *study.outermost_trials()], data, demand.workers)
         if extended:

@@ -16,6 +16,7 @@ from nfnet_ray.metric import METRIC
 from nfnet_ray.printable import interpreter, shell_command
 from nfnet_ray.study.decisions import most_epochs
 from nfnet_ray.study.study import Study
+from nfnet_ray.study.webhook import shown_webhook
 from nfnet_ray.tracking.destination.uri import without_password
 from nfnet_ray.tracking.events import SourceVersion, StudyDescription, StudyStarted, study_started
 
@@ -66,8 +67,15 @@ def started_event(
     return study_started(description, [study.plan(trial) for trial in study.trials()])
 
 
-def command_line(hidden: Callable[[str], str] = without_password) -> str:
-    """The command of this process, as a journal keeps it."""
+def without_secrets(word: str, notify_url: str | None) -> str:
+    """A word of a command line without passwords and the address of the webhook."""
+    if notify_url:
+        word = word.replace(notify_url, shown_webhook(notify_url))
+    return without_password(word)
+
+
+def command_line(hidden: Callable[[str], str]) -> str:
+    """The command of this process, as a journal keeps it. Of each word it has what ``hidden`` returns."""
     return shell_command([interpreter(), *map(hidden, sys.orig_argv[1:])])
 
 

@@ -39,8 +39,7 @@ from nfnet_ray.study.recorder import Recorder
 from nfnet_ray.study.running_lock import alone_with
 from nfnet_ray.study.search.upcoming import has_more
 from nfnet_ray.study.study import TRIALS_FOLDER, Study, Trial
-from nfnet_ray.study.webhook import Happening, notify, outcome_text, shown_webhook, webhook_event
-from nfnet_ray.tracking.destination.uri import without_password
+from nfnet_ray.study.webhook import Happening, notify, outcome_text, webhook_event
 from nfnet_ray.tracking.events import (
     JOURNAL_FILE,
     CapsDescription,
@@ -57,7 +56,7 @@ from nfnet_ray.tracking.state import StudyState
 from nfnet_ray.wording import clock_time, count
 from studies.running.plan_text import expected_cost, priced
 from studies.running.runner import EXIT_FAILED_TRIALS, Ending, Runner, RunningStudy, WorkerDemand
-from studies.running.started_event import started_event
+from studies.running.started_event import started_event, without_secrets
 from studies.running.trials import TuneRunner
 
 # Of the idle time: what a short study loses to Ray's start is nobody's concern.
@@ -457,9 +456,7 @@ class StudyRun:
 
     def _hidden(self, word: str) -> str:
         """A word of the command line without secrets."""
-        if self.notify_url:
-            word = word.replace(self.notify_url, shown_webhook(self.notify_url))
-        return without_password(word)
+        return without_secrets(word, self.notify_url)
 
 
 def _on_images(data: DatasetSummary) -> str:

@@ -81,7 +81,10 @@ def best_values(state: StudyState) -> list[dict[str, Any]]:
     assert state.started is not None
     base = state.started["study"]["recipe"]
     settings: dict[str, list[str]] = {}
+    outside = state.outside
     for name, plan in state.plans.items():
+        if name in outside:
+            continue
         settings.setdefault(point_key(plan["point"]), []).append(name)
     ranked: list[tuple[tuple[bool, int, float], dict[str, Any]]] = []
     for names in settings.values():
