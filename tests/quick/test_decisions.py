@@ -102,7 +102,9 @@ class Simulation:
             if not self._is_over(leg):
                 continue
             # As a worker reports it: it knows its own schedule alone.
-            if leg.schedule_epochs or self.state.trials[leg.trial].epoch == self.ends[leg.trial]:
+            if leg.schedule_epochs or self.state.trials[leg.trial].epoch == self.ends.get(
+                leg.trial, self.study.epochs
+            ):
                 legs.end(leg.trial, "finished", None)
             else:
                 legs.pause(leg.trial)

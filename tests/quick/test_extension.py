@@ -280,3 +280,16 @@ def test_what_cannot_change_is_refused(changes: dict[str, Any], said: str) -> No
     with pytest.raises(UserError, match=said) as raised:
         study.extend(**changes)
     assert "\n" not in str(raised.value)
+
+
+def test_stretched_schedules_are_extended_only_where_they_stay_the_same() -> None:
+    study = Journaled(replace(STUDY, halving=Halving(first_rung=1, finalists=1, schedule="stretched")))
+    study.run()
+    with pytest.raises(UserError, match="schedules of"):
+        study.extend(halving=Halving(first_rung=2, finalists=1, schedule="stretched"))
+    with pytest.raises(UserError, match="stretched schedules, not"):
+        study.extend(halving=Halving(first_rung=2, unit="seconds"))
+    events = len(study.events)
+    assert study.extend(seeds=(0, 1)) is not None
+    study.run()
+    assert {name.split(",")[-1] for name in study.trained_since(events)} == {"seed=1"}
