@@ -6,7 +6,6 @@
 
 from nfnet_ray.analysis.answer import (
     BestSetting,
-    SettingResult,
     best_per_stratum,
     best_setting,
     setting_results,
@@ -15,11 +14,14 @@ from nfnet_ray.analysis.answer import (
 from nfnet_ray.analysis.intervals import accuracy_interval, difference_interval, wilson_interval
 from nfnet_ray.analysis.record import StudyRecord, load_study
 from nfnet_ray.analysis.rungs import BudgetPoint, RungSummary, budget_points, budget_sentences, rung_summaries
+from nfnet_ray.analysis.setting import SettingResult
 from nfnet_ray.analysis.signal_propagation import signal_by_depth
+from nfnet_ray.analysis.verdict import Contrast
 
 __all__ = [
     "BestSetting",
     "BudgetPoint",
+    "Contrast",
     "RungSummary",
     "SettingResult",
     "StudyRecord",

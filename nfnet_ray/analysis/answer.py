@@ -8,12 +8,18 @@ values is a stratum: which clip factor is best depends on the batch size.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from nfnet_ray.analysis.intervals import accuracy_interval, difference_interval
+import numpy as np
+
+from nfnet_ray.analysis.holdout import held_out
+from nfnet_ray.analysis.paired import Moments
 from nfnet_ray.analysis.record import StudyRecord
+from nfnet_ray.analysis.selection import Optimism, noise_of, optimism
+from nfnet_ray.analysis.setting import SettingImages, SettingResult, setting_result
+from nfnet_ray.analysis.verdict import EQUAL_WITHIN, SEEDS_NOT_MEASURED, Contrast, Kind, contrast
 from nfnet_ray.metric import METRIC
 from nfnet_ray.tracking.labels import ABSENT, point_label
 from nfnet_ray.wording import count, percent
@@ -21,41 +27,25 @@ from nfnet_ray.wording import count, percent
 if TYPE_CHECKING:
     import pandas as pd
 
-SEEDS_NOT_MEASURED = "the noise between seeds was not measured: run with --seeds 3"
-
-
-@dataclass(frozen=True)
-class SettingResult:
-    """The outcome of one setting.
-
-    Attributes:
-        point: {dotted name: value} of the swept fields.
-        top1: mean over seeds of the accuracy after the last epoch, a fraction.
-        low, high: 95% interval of ``top1``, for the draw of validation images and, from two seeds on, of seeds
-            (:func:`nfnet_ray.analysis.intervals.accuracy_interval`).
-        seed_top1: each seed's accuracy, whose mean ``top1`` is.
-        validation_images: how many images each of them was measured on.
-    """
-
-    point: dict[str, Any]
-    top1: float
-    low: float
-    high: float
-    seed_top1: tuple[float, ...]
-    validation_images: int
+# Optimism below this many points is not worth a word: accuracies are shown to 0.1 points.
+_WORTH_SAYING = 0.0005
 
 
 @dataclass(frozen=True)
 class BestSetting:
-    """The setting with the highest accuracy, and whether it can be told from the others.
+    """The setting with the highest accuracy, and whether it is better than the others.
 
     Attributes:
-        best: the winner. Of equals, the one that comes first in the study's space.
+        best: the winner. Of equals, the one that comes first in the study's space. With ``is_held_out`` its accuracy
+            and interval are those on images that it was not chosen on.
         runner_up: the second best, None if there is no other.
-        within_noise: the others whose difference from the best has 0 in its 95% interval, best first. Where either
-            of the two has a single seed the interval is that of the images alone: another seed may change the order.
+        contrasts: the best one compared with each of the others, best first.
+        optimism: how far the choice of the best of several flatters its accuracy; None where the bits of each image
+            are not known, where there is nothing to choose, and with ``is_held_out``.
+        is_held_out: whether it was chosen on one part of the validation images and is quoted on the other.
         seeds_measured: whether each of them has two seeds or more; else nothing is known of the noise between seeds.
         candidates: how many settings it was chosen from.
+        equal_within: settings that differ by less are equal for practice, a fraction.
         question: dotted name of the first swept field; None if nothing was swept.
         conditions: dotted names of the fields that divide the settings into strata.
         names: {dotted name: short name to show}.
@@ -63,23 +53,54 @@ class BestSetting:
 
     best: SettingResult
     runner_up: SettingResult | None
-    within_noise: tuple[SettingResult, ...]
+    contrasts: tuple[Contrast, ...]
+    optimism: Optimism | None
+    is_held_out: bool
     seeds_measured: bool
     candidates: int
+    equal_within: float
     question: str | None
     conditions: tuple[str, ...]
     names: dict[str, str]
+
+    @property
+    def within_noise(self) -> tuple[SettingResult, ...]:
+        """The others whose difference from the best has 0 in its 95% interval, best first.
+
+        Where either of the two has a single seed the interval is that of the images alone: another seed may change the
+        order.
+        """
+        return tuple(found.other for found in self.contrasts if found.low <= 0)
+
+    @property
+    def verdict(self) -> Kind | None:
+        """``better`` than all others, ``equal`` for practice to those that it is not better than, or ``cannot tell``.
+
+        None where there is no other setting.
+        """
+        kinds = {found.kind for found in self.contrasts}
+        if not kinds:
+            return None
+        return next(kind for kind in ("cannot tell", "equal", "better") if kind in kinds)
+
+    @property
+    def corrected_top1(self) -> float:
+        """The accuracy less the optimism of the best of several, a fraction."""
+        return self.best.top1 - (self.optimism.mean if self.optimism else 0.0)
 
     def sentence(self) -> str:
         """The answer in one sentence, with the interval and what it covers, the number of images and of seeds."""
         best, seeds = self.best, len(self.best.seed_top1)
         where = self._where(best.point)
         covers = "images" if seeds == 1 else "seeds and images"
+        images = count(best.validation_images, "validation image")
+        if self.is_held_out:
+            images += " that it was not chosen on"
         return (
             f"{f'Best setting: {where}' if where else 'Result'}: top-1 {percent(best.top1)} "
             f"(95% interval over {covers} {100 * best.low:.1f} to {percent(best.high)}; "
-            f"{count(best.validation_images, 'validation image')}, {count(seeds, 'seed')})"
-            f"{self._comparison()}"
+            f"{images}, {count(seeds, 'seed')})"
+            f"{self._luck()}{self._comparison()}"
         )
 
     def caution(self) -> str:
@@ -87,31 +108,68 @@ class BestSetting:
         words = ["Accuracy is that after the last epoch."]
         if len(self.best.seed_top1) > 1:
             words.append(
-                "The interval covers the draw of the seeds (Student's t) and of the validation images (Wilson)."
+                "The interval covers sampling variance (the draw of the validation images) and seed variance; study "
+                "variance (other points of the space) is not in it."
             )
         else:
             words.append(
-                "The interval covers the draw of the validation images alone (Wilson). How far another seed would "
-                "move the accuracy was not measured."
+                "The interval covers sampling variance alone, the draw of the validation images. How far another seed "
+                "would move the accuracy was not measured."
             )
         if self.runner_up is not None:
-            covers = "seeds (Welch) and images" if self.seeds_measured else "images alone"
-            words.append(
-                f"“Within noise”: the 95% interval of the difference (Newcombe), over {covers}, includes 0. The best "
-                f"is the highest of {self.candidates} settings, so its accuracy is somewhat optimistic."
-            )
+            words += self._caution_of_comparison()
         return " ".join(words)
 
-    def _comparison(self) -> str:
-        if self.runner_up is None:
+    def _caution_of_comparison(self) -> list[str]:
+        covers = "seeds and images" if self.seeds_measured else "images alone"
+        how = "image by image" if self.contrasts[0].is_paired else "as if each had images of its own"
+        words = [
+            f"Settings are compared {how}, over {covers}. A setting is better if the 95% interval of the difference "
+            f"lies above 0, and equal for practice if it lies within {100 * self.equal_within:.2g} points of 0."
+        ]
+        if self.is_held_out:
+            words.append(
+                "The best was chosen on one part of the validation images and is quoted on the other."
+            )
+        elif self.optimism is not None:
+            words.append(
+                f"The best of {self.candidates} was chosen on the images and seeds that it is quoted on; the luck in "
+                "that was estimated by drawing the study again, and the lower bound of the interval allows for it."
+            )
+        else:
+            words.append(
+                f"The best is the highest of {self.candidates} settings, so its accuracy is somewhat optimistic."
+            )
+        return words
+
+    def _luck(self) -> str:
+        if self.optimism is None or self.optimism.mean < _WORTH_SAYING:
             return ""
-        if self.within_noise:
-            first, more = self.within_noise[0], len(self.within_noise) - 1
-            words = f"; within noise of {self._named(first)}" + (f" and {more} more" if more else "")
-            return words if self.seeds_measured else f"{words}; {SEEDS_NOT_MEASURED}"
-        if self.seeds_measured:
-            return f"; ahead of {self._named(self.runner_up)} by more than the noise of seeds and images"
-        return f"; next is {self._named(self.runner_up)}; {SEEDS_NOT_MEASURED}"
+        luck = f"{100 * self.optimism.mean:.1f}"
+        return (
+            f"; about {luck} {'point' if luck == '1.0' else 'points'} of it the luck of the best of {self.candidates}, "
+            f"so expect {percent(self.corrected_top1)}"
+        )
+
+    def _comparison(self) -> str:
+        if not self.contrasts:
+            return ""
+        first = self.contrasts[0]
+        if not self.seeds_measured:
+            near = self.within_noise
+            if not near:
+                return f"; next is {self._named(first.other)}; {SEEDS_NOT_MEASURED}"
+            more = f" and {len(near) - 1} more" if len(near) > 1 else ""
+            return f"; cannot be told from {self._named(near[0])}{more}; {SEEDS_NOT_MEASURED}"
+        if self.verdict == "better":
+            return f"; better than {self._named(first.other)}{_probability(first)}"
+        told = [found for found in self.contrasts if found.kind == self.verdict]
+        more = f" and {len(told) - 1} more" if len(told) > 1 else ""
+        if self.verdict == "equal":
+            within = f"{100 * self.equal_within:.2g} points"
+            return f"; equal for practice (within {within}) to {self._named(told[0].other)}{more}"
+        needed = f"; {told[0].needed}" if told[0].needed else ""
+        return f"; cannot be told from {self._named(told[0].other)}{more}{_probability(told[0])}{needed}"
 
     def _named(self, other: SettingResult) -> str:
         return f"{self._other(other)} ({percent(other.top1)})"
@@ -141,13 +199,13 @@ def setting_results(record: StudyRecord) -> list[SettingResult]:
     images = record.study["data"]["validation_images"]
     results = []
     for point, trials in _settings(record):
-        top1 = [float(trial["last_top1"]) for trial in trials if trial["state"] == "finished"]
+        finished = [trial for trial in trials if trial["state"] == "finished"]
+        top1 = [float(trial["last_top1"]) for trial in finished]
         out_of_the_race = any(trial["state"] in ("stopped", "diverged", "failed") for trial in trials)
         if not top1 or out_of_the_race or any(math.isnan(value) for value in top1):
             continue
-        mean = sum(top1) / len(top1)
-        low, high = accuracy_interval(top1, images)
-        results.append(SettingResult(point, mean, low, high, tuple(top1), images))
+        known = SettingImages.of([record.correct(trial["trial"], int(trial["epochs"])) for trial in finished])
+        results.append(setting_result(point, top1, images, known))
     return results
 
 
@@ -196,19 +254,65 @@ def _settings(record: StudyRecord) -> list[tuple[dict[str, Any], list[dict[Hasha
 def _best(record: StudyRecord, results: list[SettingResult]) -> BestSetting | None:
     if not results:
         return None
-    best, *others = sorted(results, key=lambda result: -result.top1)
-    within_noise = tuple(
-        other
-        for other in others
-        if difference_interval(best.seed_top1, other.seed_top1, best.validation_images)[0] <= 0
-    )
+    split = _on_both_parts(record, results)
+    chosen_on, quoted_on = split or (results, results)
+    order = sorted(range(len(results)), key=lambda number: -chosen_on[number].top1)
+    best, *others = [quoted_on[number] for number in order]
+    equal_within = record.study.get("equal_within", EQUAL_WITHIN)
+    luck = None if split else _optimism([results[number] for number in order])
+    if luck is not None:
+        best = replace(best, low=max(0.0, best.low - luck.lower))
     return BestSetting(
         best=best,
         runner_up=others[0] if others else None,
-        within_noise=within_noise,
+        contrasts=tuple(contrast(best, other, equal_within) for other in others),
+        optimism=luck,
+        is_held_out=split is not None,
         seeds_measured=all(len(result.seed_top1) > 1 for result in results),
         candidates=len(results),
+        equal_within=equal_within,
         question=record.fields[0] if record.fields else None,
         conditions=record.conditions,
         names=record.names,
     )
+
+
+def _on_both_parts(
+    record: StudyRecord, results: Sequence[SettingResult]
+) -> tuple[list[SettingResult], list[SettingResult]] | None:
+    """The results on the images to choose by, and on those to quote; None without ``--holdout`` or without bits."""
+    share = record.study.get("holdout")
+    if not share or any(result.images is None for result in results):
+        return None
+    parts: tuple[list[SettingResult], list[SettingResult]] = ([], [])
+    for result in results:
+        assert result.images is not None
+        quoted = held_out(len(result.images.measured), share)
+        for part, chosen in zip(parts, (~quoted, quoted), strict=True):
+            images = result.images.only(chosen)
+            number = int(np.count_nonzero(images.measured))
+            if not number:
+                return None
+            top1 = images.correct[:, images.measured].mean(axis=1).tolist()
+            part.append(setting_result(result.point, top1, number, images))
+    return parts
+
+
+def _optimism(results: Sequence[SettingResult]) -> Optimism | None:
+    """Of the first of the results, which is the best of them."""
+    images = [result.images for result in results if result.images is not None]
+    if len(results) < 2 or len(images) < len(results) or len({len(one.measured) for one in images}) > 1:
+        return None
+    measured = np.logical_and.reduce([one.measured for one in images])
+    if measured.sum() < 2:
+        return None
+    moments = Moments.of(np.concatenate([one.correct[:, measured] for one in images]))
+    noise = noise_of(moments, [len(result.seed_top1) for result in results])
+    return optimism(np.array([result.top1 for result in results]), noise)
+
+
+def _probability(found: Contrast) -> str:
+    """``, with a probability of 97%``, of being better."""
+    share = found.probability
+    shown = "over 99.9%" if share > 0.999 else percent(share) if share > 0.99 else f"{100 * share:.0f}%"
+    return f" (probability of being better: {shown})"

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from nfnet_ray.analysis.answer import SettingResult, setting_results
-from nfnet_ray.analysis.intervals import difference_interval
+from nfnet_ray.analysis.answer import setting_results
 from nfnet_ray.analysis.record import StudyRecord
+from nfnet_ray.analysis.setting import SettingResult
+from nfnet_ray.analysis.verdict import contrast
 from nfnet_ray.recipe import decisive_values
 from nfnet_ray.tracking.labels import ABSENT, short_names
 from nfnet_ray.wording import count
@@ -39,7 +40,8 @@ class SharedSetting:
     Attributes:
         point: {dotted name: value} of all fields that either of them sweeps.
         difference: mean accuracy in b minus that in a, a fraction; None if the accuracies cannot be compared.
-        interval: 95% interval of the difference (:func:`nfnet_ray.analysis.intervals.difference_interval`).
+        interval: 95% interval of the difference, image by image where the bits are known
+            (:func:`nfnet_ray.analysis.verdict.contrast`).
     """
 
     point: dict[str, Any]
@@ -95,8 +97,8 @@ def compare_studies(a: StudyRecord, b: StudyRecord) -> Comparison:
         if why_not:
             shared.append(SharedSetting(point, one, other, None, None))
             continue
-        interval = difference_interval(other.seed_top1, one.seed_top1, one.validation_images)
-        shared.append(SharedSetting(point, one, other, other.top1 - one.top1, interval))
+        found = contrast(other, one)
+        shared.append(SharedSetting(point, one, other, found.difference, (found.low, found.high)))
     return Comparison(
         differences=tuple(_differences(a, b)),
         why_not=why_not,

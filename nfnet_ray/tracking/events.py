@@ -141,6 +141,10 @@ class StudyDescription(TypedDict):
     search: NotRequired[SearchDescription]
     """How its points are found; without it they are all combinations of the space's values."""
     halving: HalvingDescription | None
+    equal_within: NotRequired[float]
+    """Settings whose accuracies differ by less are equal for practice, a fraction."""
+    holdout: NotRequired[float]
+    """The share of the validation images on which the best setting is quoted; it is chosen on the others."""
     worker: WorkerDescription
     places: NotRequired[int]
     """How many trials run at once, in the driver that started the study."""

@@ -199,6 +199,9 @@ def _document(folder: StudyFolder, record: StudyRecord, answers: Sequence[BestSe
                 **setting_document(answer.best),
                 "sentence": answer.sentence(),
                 "within_noise": [dict(other.point) for other in answer.within_noise],
+                "verdict": answer.verdict,
+                "probability": answer.contrasts[0].probability if answer.contrasts else None,
+                "corrected_top1": answer.corrected_top1 if answer.optimism else None,
             }
             for answer in answers
         ],

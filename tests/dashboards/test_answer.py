@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from nfnet_ray.analysis import (
@@ -20,8 +21,11 @@ from nfnet_ray.analysis import (
     time_to_accuracy,
     wilson_interval,
 )
-from nfnet_ray.analysis.answer import SEEDS_NOT_MEASURED
+from nfnet_ray.analysis.holdout import held_out
 from nfnet_ray.analysis.record import StudyRecord
+from nfnet_ray.analysis.simulation import shared_variance, simulated_bits
+from nfnet_ray.analysis.verdict import SEEDS_NOT_MEASURED
+from nfnet_ray.correct_images import CorrectImages
 from nfnet_ray.errors import UserError
 from nfnet_ray.tracking.events import Event
 from tests.tracking.example_study import CLIP_FACTOR, agc_sweep, study_started, trial_events, write_journal
@@ -44,6 +48,104 @@ def study(
     return load_study(directory)
 
 
+def study_with_bits(
+    directory: Path,
+    accuracies: Sequence[Sequence[float]],
+    images: int,
+    agreement: float = 0.95,
+    **told: Any,
+) -> StudyRecord:
+    """A study of one field, in which the trials of ``accuracies`` (settings, seeds) were right on simulated images."""
+    seeds = len(accuracies[0])
+    started = study_started({CLIP_FACTOR: [0.01 * 2**n for n in range(len(accuracies))]}, range(seeds))
+    started["study"]["data"]["validation_images"] = images
+    started["study"].update(told)  # type: ignore[typeddict-item]
+    flat = np.array([[top1 for setting in accuracies for top1 in setting]])
+    shared = shared_variance(float(flat.mean()), agreement)
+    bits = simulated_bits(np.random.default_rng(0), flat, images, shared)[0]
+    events: list[Event] = [started]
+    for trial, right in zip(started["trials"], bits, strict=True):
+        told_by_trial = trial_events(trial["name"], 10.0, [float(right.mean())])
+        for event in told_by_trial:
+            if event["event"] == "epoch":
+                event["correct_images"] = CorrectImages(right, np.ones(images, bool)).to_text()
+        events += told_by_trial
+    write_journal(directory, events)
+    return load_study(directory)
+
+
+def test_settings_are_compared_image_by_image_where_the_images_are_known(tmp_path: Path) -> None:
+    record = study_with_bits(tmp_path, [[0.8, 0.801, 0.799], [0.815, 0.816, 0.814]], 10_000)
+    best = best_setting(record)
+    assert best is not None
+    [found] = best.contrasts
+    assert (best.verdict, found.kind, found.is_paired, found.covers_seeds) == ("better", "better", True, True)
+    assert 0 < found.low < 0.015 < found.high
+    assert "better than clip_factor 0.01 (" in best.sentence()
+    assert "probability of being better" in best.sentence()
+    record.correct_images.clear()  # type: ignore[attr-defined]
+    unpaired = best_setting(record)
+    assert unpaired is not None
+    assert not unpaired.contrasts[0].is_paired
+    assert unpaired.contrasts[0].low < found.low
+    assert "somewhat optimistic" in unpaired.caution()
+
+
+def test_settings_that_hardly_differ_are_equal_for_practice(tmp_path: Path) -> None:
+    record = study_with_bits(tmp_path, [[0.8] * 5, [0.8] * 5], 50_000, equal_within=0.005)
+    best = best_setting(record)
+    assert best is not None
+    assert best.verdict == "equal"
+    assert "; equal for practice (within 0.5 points) to clip_factor" in best.sentence()
+
+
+def test_what_cannot_be_told_comes_with_what_it_would_take(tmp_path: Path) -> None:
+    best = best_setting(study_with_bits(tmp_path, [[0.8, 0.81], [0.81, 0.812]], 1000))
+    assert best is not None
+    assert best.verdict == "cannot tell"
+    assert "it would take about" in best.sentence()
+
+
+def test_a_single_seed_each_has_mcnemars_test_and_no_verdict(tmp_path: Path) -> None:
+    best = best_setting(study_with_bits(tmp_path, [[0.8], [0.85]], 5000))
+    assert best is not None
+    assert best.verdict == "cannot tell"
+    p_value = best.contrasts[0].p_value
+    assert p_value is not None
+    assert p_value < 0.001
+    assert best.sentence().endswith(SEEDS_NOT_MEASURED)
+
+
+def test_the_luck_of_the_best_of_many_is_estimated_and_said(tmp_path: Path) -> None:
+    best = best_setting(study_with_bits(tmp_path, [[0.8]] * 20, 500, agreement=0.85))
+    assert best is not None
+    assert best.optimism is not None
+    assert best.corrected_top1 == pytest.approx(0.8, abs=0.02)
+    assert best.best.top1 - best.corrected_top1 > 0.01
+    assert f"of it the luck of the best of 20, so expect {100 * best.corrected_top1:.1f}%" in best.sentence()
+    assert best.best.low < wilson_interval(best.best.top1, 500)[0]
+
+
+def test_with_a_holdout_the_best_is_chosen_on_one_part_and_quoted_on_the_other(tmp_path: Path) -> None:
+    record = study_with_bits(tmp_path, [[0.8]] * 20, 1000, agreement=0.85, holdout=0.5)
+    best = best_setting(record)
+    assert best is not None
+    kept = held_out(1000, 0.5)
+    by_trial = [record.correct(trial, 1) for trial in record.trials["trial"]]
+    chosen = max(by_trial, key=lambda trial: trial.correct[~kept].mean() if trial else 0.0)
+    assert chosen is not None
+    assert best.best.top1 == pytest.approx(chosen.correct[kept].mean())
+    assert best.is_held_out
+    assert best.optimism is None
+    assert f"{int(kept.sum())} validation images that it was not chosen on" in best.sentence()
+
+
+def test_the_held_out_images_are_about_the_share_and_stay_when_there_are_more() -> None:
+    few, many = held_out(1000, 0.3), held_out(50_000, 0.3)
+    assert (many[:1000] == few).all()
+    assert many.mean() == pytest.approx(0.3, abs=0.01)
+
+
 def test_the_sentence_names_the_setting_the_interval_the_images_and_the_seeds(tmp_path: Path) -> None:
     outcomes = [
         ([348 / 360], "finished"),
@@ -56,7 +158,7 @@ def test_the_sentence_names_the_setting_the_interval_the_images_and_the_seeds(tm
     assert best is not None
     assert best.sentence() == (
         "Best setting: clip_factor 0.02 at batch_size 64: top-1 97.2% (95% interval over images 95.0 to 98.5%; "
-        "360 validation images, 1 seed); within noise of clip_factor 0.01 (96.7%); "
+        "360 validation images, 1 seed); cannot be told from clip_factor 0.01 (96.7%); "
         "the noise between seeds was not measured: run with --seeds 3"
     )
 
@@ -72,7 +174,7 @@ def test_a_clear_winner_is_said_to_be_one_where_the_seeds_were_measured(tmp_path
         "Best setting: clip_factor none: top-1 90.5% (95% interval over seeds and"
     )
     assert best.sentence().endswith(
-        "; ahead of clip_factor 0.01 (51.0%) by more than the noise of seeds and images"
+        "; better than clip_factor 0.01 (51.0%) (probability of being better: over 99.9%)"
     )
 
 
@@ -101,7 +203,9 @@ def test_seeds_that_differ_more_than_the_settings_are_noise(tmp_path: Path) -> N
     assert best is not None
     assert best.best.seed_top1 == pytest.approx((0.88, 0.783, 0.892))
     assert [other.point[CLIP_FACTOR] for other in best.within_noise] == [0.02, 0.04, 0.08]
-    assert best.sentence().endswith("; within noise of clip_factor 0.02 (84.0%) and 2 more")
+    assert best.sentence().endswith(
+        "; cannot be told from clip_factor 0.02 (84.0%) and 2 more (probability of being better: 58%)"
+    )
     assert best.best.high - best.best.low > 0.2
 
 
@@ -114,7 +218,9 @@ def test_a_setting_with_a_wide_spread_is_within_noise_of_the_best_though_the_run
     record.study["data"]["validation_images"] = 50_000
     best = best_setting(record)
     assert best is not None
-    assert best.sentence().endswith("; within noise of clip_factor 0.04 (84.0%)")
+    assert best.sentence().endswith(
+        "; cannot be told from clip_factor 0.04 (84.0%) (probability of being better: 54%)"
+    )
 
 
 def test_each_stratum_has_an_answer_of_its_own(tmp_path: Path) -> None:

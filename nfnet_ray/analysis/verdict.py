@@ -1,0 +1,109 @@
+"""Whether one setting is better than another: better, equal for practice, or not to be told."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from nfnet_ray.analysis.intervals import Z_95, difference_interval
+from nfnet_ray.analysis.paired import PairedDifference, paired_difference
+from nfnet_ray.analysis.power import PairNoise, images_to_tell, seeds_to_tell
+from nfnet_ray.analysis.setting import SettingResult
+from nfnet_ray.wording import count
+
+EQUAL_WITHIN = 0.002
+"""Settings whose accuracies differ by less are equal for practice, a fraction: two points of a thousand."""
+SEEDS_NOT_MEASURED = "the noise between seeds was not measured: run with --seeds 3"
+
+Kind = Literal["better", "equal", "cannot tell"]
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """The best setting compared with another one.
+
+    Attributes:
+        other: the other setting.
+        difference: the best one's mean accuracy less the other's, a fraction.
+        low, high: 95% interval of the difference, over images and, if ``covers_seeds``, over seeds.
+        is_paired: whether they were compared image by image; else as if each had been given images of its own.
+        covers_seeds: whether both have two seeds or more.
+        probability: how probable it is that the best is better, with a flat prior; over what the interval covers.
+        p_value: of McNemar's exact test, where each has one seed and the bits are known.
+        kind: ``better`` or ``equal`` if the interval covers seeds and lies above 0, or within ``equal_within`` of it.
+        needed: what it would take to tell, in words; empty if it is told or not known.
+    """
+
+    other: SettingResult
+    difference: float
+    low: float
+    high: float
+    is_paired: bool
+    covers_seeds: bool
+    probability: float
+    p_value: float | None
+    kind: Kind
+    needed: str = ""
+
+
+def contrast(best: SettingResult, other: SettingResult, equal_within: float = EQUAL_WITHIN) -> Contrast:
+    """Compares two settings, image by image if it is known which images their trials had right."""
+    covers_seeds = min(len(best.seed_top1), len(other.seed_top1)) > 1
+    paired = paired_settings(best, other)
+    p_value = None
+    if paired is not None:
+        low, high, probability, p_value = paired.low, paired.high, paired.probability, paired.p_value
+    else:
+        low, high = difference_interval(best.seed_top1, other.seed_top1, best.validation_images)
+        # The interval is nearly that of a normal variate.
+        error = (high - low) / (2 * Z_95)
+        probability = 0.5 * math.erfc(-(low + high) / 2 / error / math.sqrt(2)) if error else 0.5
+    kind: Kind = "cannot tell"
+    if covers_seeds and low > 0:
+        kind = "better"
+    elif covers_seeds and max(-low, high) <= equal_within:
+        kind = "equal"
+    needed = ""
+    if kind == "cannot tell" and covers_seeds and paired is not None:
+        difference = max(abs(paired.value), equal_within)
+        needed = _needed(paired, difference, best, other)
+    value = best.top1 - other.top1
+    return Contrast(
+        other, value, low, high, paired is not None, covers_seeds, probability, p_value, kind, needed
+    )
+
+
+def paired_settings(a: SettingResult, b: SettingResult) -> PairedDifference | None:
+    """Setting a less setting b, image by image; None if it is not known which images both had right."""
+    if a.images is None or b.images is None or a.images.correct.shape[1] != b.images.correct.shape[1]:
+        return None
+    both = a.images.measured & b.images.measured
+    if both.sum() < 2:
+        return None
+    return paired_difference(a.images.correct[:, both], b.images.correct[:, both])
+
+
+def _needed(paired: PairedDifference, difference: float, a: SettingResult, b: SettingResult) -> str:
+    """How many seeds, or images, would tell a difference."""
+    assert a.images is not None
+    images = int(np.count_nonzero(a.images.measured))
+    seeds = 2 / (1 / len(a.seed_top1) + 1 / len(b.seed_top1))
+    luck = max(paired.interaction, 0.0)
+    noise = PairNoise(
+        images=float(paired.parts.images) * images,
+        luck=luck * images * seeds / 2,
+        seeds=max(float(paired.parts.seeds) - luck, 0.0) * seeds / 2,
+    )
+    by_seeds = seeds_to_tell(noise, difference, images)
+    by_images = images_to_tell(noise, difference, round(seeds))
+    ways = [
+        *([f"{count(by_seeds, 'seed')} of each"] if by_seeds else []),
+        *([f"{count(by_images, 'validation image')}"] if by_images else []),
+    ]
+    points = f"{100 * difference:.1f} points"
+    if not ways:
+        return f"to tell {points} it would take more seeds and more images"
+    return f"to tell {points} it would take about {' or '.join(ways)}"
