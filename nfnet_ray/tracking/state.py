@@ -173,6 +173,7 @@ class StudyState:
         copied.trials = {name: copy.copy(trial) for name, trial in self.trials.items()}
         for trial in copied.trials.values():
             trial.promoted = dict(trial.promoted)
+            trial.paused = dict(trial.paused)
         copied._places = copy.deepcopy(self._places)
         copied.extensions = list(self.extensions)
         return copied

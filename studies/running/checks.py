@@ -31,7 +31,7 @@ from studies.running.request import Request
 
 # MLflow 3.17's empty one is 1.0 MB. A disk that fills up while it is made leaves one that MLflow never opens again.
 NEW_DATABASE_BYTES = 2_000_000
-# "/checkpoints/step-00000000-00000000.json.partial" is the longest path there, with room to grow.
+# "/checkpoints/epochs-100000/step-00000000-00000000.json.partial" is the longest path there, with room to grow.
 MOST_BYTES_BELOW_A_TRIAL = 100
 DATA_FOLDER = Path("data")
 """The folder of the built-in data sets."""

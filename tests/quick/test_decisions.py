@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -72,7 +73,7 @@ class Simulation:
     ) -> None:
         self.study, self.curves, self.images = study, curves, images
         self.epoch_seconds = epoch_seconds
-        self.ends = ends(study)
+        self.ends = defaultdict(lambda: most_epochs(study), ends(study))
         self.state = study.waiting_state()
         self.journal = InMemory()
 

@@ -293,3 +293,24 @@ def test_stretched_schedules_are_extended_only_where_they_stay_the_same() -> Non
     assert study.extend(seeds=(0, 1)) is not None
     study.run()
     assert {name.split(",")[-1] for name in study.trained_since(events)} == {"seed=1"}
+
+
+def test_an_extended_study_keeps_the_unit_of_its_rungs_and_its_schedules() -> None:
+    stretched = Halving(first_rung=1, finalists=2, schedule="stretched")
+    study = Journaled(replace(STUDY, halving=stretched))
+    study.run()
+    with pytest.raises(UserError, match="has stretched schedules, not truncated ones: start a new study"):
+        study.extend(halving=Halving(first_rung=1, finalists=1))
+    with pytest.raises(
+        UserError, match=r"would train schedules of 1, 3, 9 epochs, and .* with those of 1, 9"
+    ):
+        study.extend(space={CLIP: tuple(number / 100 for number in range(1, 10))})
+    events = len(study.events)
+    study.extend(space={CLIP: (0.01, 0.02, 0.03, 0.05)})
+    assert study.run().trials["clip_factor=0.05"].epoch
+    assert "clip_factor=0.01" not in study.trained_since(events)
+
+    truncated = Journaled(STUDY)
+    truncated.run()
+    with pytest.raises(UserError, match="has rungs in epochs, not in seconds: start a new study"):
+        truncated.extend(halving=Halving(first_rung=60, unit="seconds"))

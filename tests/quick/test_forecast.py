@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +11,22 @@ import pytest
 from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.models.published import published_differences, published_recipe, with_published_values
 from nfnet_ray.recipe import Recipe
-from nfnet_ray.study.cost.earlier_runs import earlier_trials, kind_of, like
+from nfnet_ray.study.cost.earlier_runs import earlier_trials, kind_of, like, of_schedules
 from nfnet_ray.study.cost.forecast import (
     Pace,
     Span,
     checkpoint_bytes,
+    complete_schedules,
     forecast,
     pace_of_earlier,
     pace_of_probe,
     rung_table,
 )
-from nfnet_ray.study.cost.plan import multiply_adds, training_multiply_adds
+from nfnet_ray.study.cost.plan import estimate_cost, multiply_adds, training_multiply_adds
 from nfnet_ray.study.cost.probe_process import Probe
-from nfnet_ray.study.halving import Halving
+from nfnet_ray.study.halving import Halving, with_schedule_of
 from nfnet_ray.study.study import Study
+from nfnet_ray.tracking.state import TrialProgress
 from studies.base_recipe import recipe_for
 from tests.tracking.example_study import CLIP_FACTOR, START, study_started, trial_events, write_journal
 
@@ -101,6 +104,45 @@ def test_rungs_let_through_what_the_plan_says_and_cost_that() -> None:
     epochs, legs = 6 * 1 + 2 * 3 + 1 * 9, 6 * 1 + 2 * 2 + 1 * 3
     assert told.trial_seconds.low == pytest.approx(epochs * 11.5 + legs * 1 + 8)
     assert told.most_trial_seconds == pytest.approx(81 * 11.5 + 9 * 2 + 8)
+
+
+def test_complete_schedules_are_paid_for_one_after_the_other() -> None:
+    recipe = Recipe().with_values(SMALL | {"schedule.epochs": 9, "optimizer.ema.decay": None})
+    halving = Halving(first_rung=1, eta=3.0, finalists=1, schedule="stretched")
+    study = Study("s", "?", recipe, {CLIP_FACTOR: tuple(0.1 * n for n in range(1, 10))}, halving=halving)
+    assert rung_table(study) == [(1, 9), (3, 3), (9, 1)]
+    assert complete_schedules(study) == 13
+    pace = pace_of(Span(10.0, 10.0), recipe)
+    told = forecast(study, DATA, dict.fromkeys((trial.name for trial in study.trials()), pace), places=1)
+    epochs, legs = 9 * 1 + 3 * 3 + 1 * 9, 9 + 3 + 1
+    assert told.trial_seconds.low == pytest.approx(epochs * 11.5 + legs * 1 + 8)
+    cost = estimate_cost(study, study.trials(), DATA)
+    assert cost.least_multiply_adds == pytest.approx(multiply_adds(recipe, DATA, 1) * epochs)
+    assert cost.multiply_adds == pytest.approx(multiply_adds(recipe, DATA, 1) * 9 * 13)
+
+
+def test_rungs_in_seconds_cost_the_epochs_that_fit_into_them() -> None:
+    recipe = Recipe().with_values(SMALL | {"schedule.epochs": 9, "optimizer.ema.decay": None})
+    halving = Halving(first_rung=15, eta=3.0, finalists=1, unit="seconds")
+    study = Study("s", "?", recipe, {CLIP_FACTOR: tuple(0.1 * n for n in range(1, 10))}, halving=halving)
+    assert rung_table(study) == [(15.0, 9), (45.0, 3), (math.inf, 1)]
+    pace = pace_of(Span(10.0, 10.0), recipe)
+    told = forecast(study, DATA, dict.fromkeys((trial.name for trial in study.trials()), pace), places=1)
+    epochs, legs = 6 * 2 + 2 * 5 + 1 * 9, 6 * 1 + 2 * 2 + 1 * 3
+    assert told.trial_seconds.low == pytest.approx(epochs * 11.5 + legs * 1 + 8)
+
+
+def test_the_pace_of_complete_schedules_is_that_of_their_images() -> None:
+    """Images grow anew in each schedule: one of two epochs has a small one and a full-size one."""
+    growing = {"data.progressive.start_size": 16, "data.progressive.step": 16, "schedule.epochs": 4}
+    recipe = Recipe().with_values(SMALL | growing)
+    epochs = {
+        number: {"train_seconds": 10.0 * number, "schedule_epochs": 2.0 if number <= 2 else 4.0}
+        for number in range(1, 7)
+    }
+    progress = TrialProgress("t", epochs=dict(epochs))
+    arithmetic = multiply_adds(with_schedule_of(recipe, 2), DATA, 2) + multiply_adds(recipe, DATA, 4)
+    assert of_schedules(recipe, DATA, progress) == pytest.approx(arithmetic)
 
 
 def test_a_second_evaluation_is_that_of_the_moving_average() -> None:

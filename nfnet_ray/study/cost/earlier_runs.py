@@ -123,7 +123,7 @@ def _of_trial(
     return MeasuredTrial(
         study=study,
         kind=kind_of(recipe, worker),
-        seconds_per_multiply_add=total("train", "data_wait") / _multiply_adds(recipe, data, progress),
+        seconds_per_multiply_add=total("train", "data_wait") / of_schedules(recipe, data, progress),
         eval_seconds=total("eval") / progress.epoch / data.validation_images,
         checkpoint_seconds=total("checkpoint", "report") / progress.epoch,
         startup_seconds=total("startup", "warmup"),
@@ -132,8 +132,8 @@ def _of_trial(
     )
 
 
-def _multiply_adds(recipe: Recipe, data: DatasetSummary, progress: TrialProgress) -> float:
-    """Of a trial's training so far, schedule by schedule if it has trained several."""
+def of_schedules(recipe: Recipe, data: DatasetSummary, progress: TrialProgress) -> float:
+    """Multiply-adds of a trial's training so far, schedule by schedule if it has trained several."""
     if progress.epochs[progress.epoch].get("schedule_epochs") is None:
         return multiply_adds(recipe, data, progress.epoch)
     schedules = Counter(metrics.get("schedule_epochs") for metrics in progress.epochs.values())
