@@ -1,0 +1,176 @@
+"""Legs are handed to slots whose workers are up, and what those say is recorded. No Ray is started."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nfnet_ray.cluster import slots as slots_module
+from nfnet_ray.cluster.connection.resources import WorkerResources
+from nfnet_ray.cluster.mailbox import Mailbox, Register
+from nfnet_ray.cluster.messages import (
+    STOP,
+    AttemptStarted,
+    EpochEnded,
+    FinalReport,
+    SlotConfig,
+    WorkerConfig,
+    worker_config,
+)
+from nfnet_ray.cluster.slots import run_legs
+from nfnet_ray.cluster.trainer import ControllerEnded
+from nfnet_ray.metric import METRIC
+from nfnet_ray.study import Halving, Study
+from nfnet_ray.study.legs import Legs
+from nfnet_ray.study.recorder import Recorder
+from nfnet_ray.tracking.state import StudyState
+from tests.cluster.test_messages import head as head
+from tests.quick.test_decisions import InMemory, study_of
+
+Script = Callable[["FakeSlot", WorkerConfig], list[Any]]
+
+
+class FakeSlot:
+    """A slot whose workers say what a script has them say."""
+
+    made: list[FakeSlot]
+    script: Script
+    room: int
+
+    def __init__(self, config: SlotConfig) -> None:
+        self.config = config
+        self.legs: list[WorkerConfig] = []
+        self.notes: list[Any] = []
+        self.made.append(self)
+        self.number = len(self.made)
+        self.is_closed = False
+
+    def is_ready(self) -> bool:
+        return self.number <= self.room
+
+    def hand(self, leg: WorkerConfig) -> None:
+        assert not self.notes, "it has a leg that is not over"
+        self.legs.append(leg)
+        self.notes = [AttemptStarted(1, 2, 0, legs_before=len(self.legs) - 1), *type(self).script(self, leg)]
+
+    def keep_up(self) -> str | None:
+        if not self.notes:
+            return None
+        note = self.notes[0]
+        if isinstance(note, Exception):
+            raise note
+        if note is STOP:  # it waits until it is asked to stop
+            if not Register(self.legs[-1]["mailbox"]).get(STOP):
+                return None
+            note = FinalReport("stopped")
+        Mailbox(self.legs[-1]["mailbox"]).post(note)
+        self.notes = self.notes[1:]
+        return None
+
+
+def epochs(first: int, last: int, top1: float) -> list[Any]:
+    return [EpochEnded({"epoch": epoch, METRIC: top1}) for epoch in range(first, last + 1)]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., tuple[StudyState, list[FakeSlot]]]:
+    """Runs a study on fake slots."""
+    monkeypatch.setattr(slots_module, "Slot", FakeSlot)
+    monkeypatch.setattr(slots_module, "SECONDS_BETWEEN_READS", 0.0)
+
+    def close_all(slots: list[FakeSlot]) -> None:
+        for slot in slots:
+            slot.is_closed = True
+
+    monkeypatch.setattr(slots_module, "close_all", close_all)
+
+    def run(
+        study: Study, script: Script, *, most: int = 2, room: int = 2, stop_after: str = ""
+    ) -> tuple[StudyState, list[FakeSlot]]:
+        monkeypatch.setattr(FakeSlot, "made", [], raising=False)
+        monkeypatch.setattr(FakeSlot, "script", staticmethod(script), raising=False)
+        monkeypatch.setattr(FakeSlot, "room", room, raising=False)
+        state, journal, stop = study.waiting_state(), InMemory(), threading.Event()
+
+        def on_event() -> None:
+            if stop_after and journal.events[-1]["event"] == stop_after:
+                stop.set()
+
+        recorder = Recorder(journal, state, on_event, lambda _: None, on_lost=stop.set)
+        legs = Legs(study, 1000, recorder)
+        resources = WorkerResources(2, 1, 0.0)
+
+        def config(leg: Any) -> WorkerConfig:
+            trial = legs.trial(leg.trial)
+            return worker_config(trial, "0", tmp_path / leg.trial, resources, until_epoch=leg.until)
+
+        run_legs(legs, config, recorder, tmp_path, most, resources, lambda _: None, stop)
+        assert all(slot.is_closed for slot in FakeSlot.made)
+        run.events = journal.events  # type: ignore[attr-defined]
+        run.lost = recorder.lost  # type: ignore[attr-defined]
+        return state, FakeSlot.made
+
+    return run
+
+
+def test_legs_go_to_the_slots_that_have_room_and_none_waits_for_the_others(run: Any) -> None:
+    def finishes(_slot: FakeSlot, _leg: WorkerConfig) -> list[Any]:
+        return [*epochs(1, 27, 0.5), FinalReport("finished", None, 27)]
+
+    state, slots = run(study_of(5, None), finishes, most=3, room=2)
+    assert {trial.state for trial in state.trials.values()} == {"finished"}
+    assert sorted(len(slot.legs) for slot in slots) == [0, 2, 3]
+    started = [event for event in run.events if event["event"] == "trial_started"]
+    assert [(event["slot"], event["reused"]) for event in started][:3] == [(1, False), (2, False), (1, True)]
+    assert {event["workers"] for event in started} == {2}
+
+
+def test_a_trial_pauses_at_a_rung_and_continues_in_the_same_attempt(run: Any) -> None:
+    def trains(_slot: FakeSlot, leg: WorkerConfig) -> list[Any]:
+        factor = leg["recipe"]["optimizer.agc.clip_factor"]
+        last = leg["until_epoch"]
+        end = FinalReport("finished" if last == 27 else "paused", None, last)
+        return [*epochs(1, last, factor * 100), end]
+
+    halving = Halving(3, 3.0, finalists=1)
+    state, _ = run(study_of(9, halving), trains)
+    states = [trial.state for trial in state.trials.values()]
+    assert states.count("finished") == 1
+    assert states.count("stopped") == 8
+    assert state.trials["clip_factor=0.009"].state == "finished"
+    assert {trial.attempts for trial in state.trials.values()} == {1}
+
+
+@pytest.mark.parametrize("outcome", ["diverged", "failed"])
+def test_a_trial_that_ends_badly_ends_alone(run: Any, outcome: Any) -> None:
+    def ends(slot: FakeSlot, _leg: WorkerConfig) -> list[Any]:
+        return [FinalReport(outcome if len(slot.legs) == 2 else "finished", "why", 1)]
+
+    state, _ = run(study_of(3, None), ends, most=1)
+    assert [trial.state for trial in state.trials.values()] == ["finished", outcome, "finished"]
+
+
+def test_a_stop_lets_running_legs_keep_a_checkpoint_and_starts_no_other(run: Any) -> None:
+    def waits(slot: FakeSlot, _leg: WorkerConfig) -> list[Any]:
+        return [*epochs(1, 1, 0.5), STOP] if slot.number == 1 else [STOP]
+
+    state, slots = run(study_of(5, None), waits, stop_after="epoch")
+    assert [trial.state for trial in state.trials.values()] == ["interrupted"] * 2 + [None] * 3
+    assert [len(slot.legs) for slot in slots] == [1, 1]
+
+
+@pytest.mark.parametrize("broken", ["storage", "controller"])
+def test_what_no_trial_can_survive_stops_the_study(run: Any, broken: str) -> None:
+    def breaks(_slot: FakeSlot, _leg: WorkerConfig) -> list[Any]:
+        if broken == "storage":
+            return [FinalReport("failed", "no room; make room", stops_study=True)]
+        return [ControllerEnded("Ray Train's controller ended (x)")]
+
+    state, _ = run(study_of(5, None), breaks, most=1)
+    assert run.lost is not None
+    assert ("make room" if broken == "storage" else "controller ended (x)") in run.lost
+    assert {trial.state for trial in state.trials.values()} <= {"interrupted", "running", None}
