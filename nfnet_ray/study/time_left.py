@@ -28,8 +28,8 @@ class TimeLeft:
     """Estimates the seconds that a study still takes, from the first epoch on that is reported to this process.
 
     The pace is that of the last epochs, in seconds per unit of work, without start-up. For a waiting trial, the mean
-    start-up of earlier trials is added; the very first ones do not count, because they also start their workers'
-    processes. The number of trials that run side by side is the highest of the last half minute.
+    start-up of earlier trials is added; the very first ones do not count, nor do those of which the journal says that
+    their workers were new, because they also start their workers' processes. The number of trials that run side by side is the highest of the last half minute.
 
     Args:
         work: {trial: arithmetic of one of its epochs}, in any unit.
@@ -68,7 +68,7 @@ class TimeLeft:
             if trial.epoch > before:
                 seconds = _seconds(trial, trial.epoch) - _seconds(trial, before)
                 self._epochs.append((seconds, (trial.epoch - before) * self._work_of(name)))
-                if not before and name not in self._first:
+                if not before and name not in self._first and trial.reused is not False:
                     self._startups.append(trial.epochs[trial.epoch].get("startup_seconds") or 0.0)
                 self._known[name] = trial.epoch
         self._running.append((now, len(self._running_now)))

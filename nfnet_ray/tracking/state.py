@@ -49,6 +49,8 @@ class TrialProgress:
         epochs: {epoch: its metrics}; of an epoch that was reported again, the later ones.
         correct_images: {epoch: which images were correct, as text}, of the epochs at which it finished or paused.
         clipping: {epoch: what AGC clipped since the record before, as text}, of at most 32 epochs.
+        reused: whether the workers of its latest start had trained another trial before; None where the journal does
+            not say.
         outcome: the state in which it ended last, which it keeps when it is started again.
         paused: {rung: the epoch at which the trial paused there}; a rung is an epoch, or seconds of training.
         promoted: {rung: why the trial continues after it}.
@@ -65,6 +67,7 @@ class TrialProgress:
     epochs: dict[int, Mapping[str, float | None]] = field(default_factory=dict)
     correct_images: dict[int, str] = field(default_factory=dict)
     clipping: dict[int, str] = field(default_factory=dict)
+    reused: bool | None = None
     outcome: TrialOutcome | None = None
     paused: dict[float, int] = field(default_factory=dict)
     promoted: dict[float, str] = field(default_factory=dict)
@@ -220,6 +223,7 @@ class StudyState:
             case "trial_started":
                 trial = self.trials[event["trial"]]
                 trial.state, trial.reason, trial.attempts = "running", None, event["attempt"]
+                trial.reused = event.get("reused")
                 trial.hold(self._accelerators(event), self.last_event_time)
             case "trial_paused":
                 trial = self.trials[event["trial"]]

@@ -153,6 +153,26 @@ def test_the_time_left_is_near_the_truth() -> None:
     assert most == 0
 
 
+def test_the_start_of_new_workers_is_not_expected_again() -> None:
+    """The second trial's workers were replaced: its start-up is not expected of the last one."""
+    study = Study("s", "?", Recipe().with_values({"schedule.epochs": 1}), {"batch_size": (1, 2, 3, 4)})
+    progress = study.waiting_state()
+    left = TimeLeft(study, progress, dict.fromkeys(progress.trials, 1.0))
+    for now, (name, reused, startup) in enumerate(
+        zip(list(progress.trials)[:3], (False, False, True), (100.0, 60.0, 2.0), strict=True)
+    ):
+        metrics = {METRIC: 0.5, "train_seconds": 1.0, "startup_seconds": startup}
+        events: list[Any] = [
+            {"event": "trial_started", "trial": name, "attempt": 1, "reused": reused},
+            {"event": "epoch", "trial": name, "epoch": 1, "metrics": metrics},
+            {"event": "trial_ended", "trial": name, "state": "finished", "reason": None},
+        ]
+        for event in events:
+            progress.apply(event)
+            left.observe(now)
+    assert left.seconds(lambda trial: trial.epoch) == (3.0, 3.0)
+
+
 def test_the_time_left_begins_as_the_plan_has_it_and_follows_what_halving_may_stop() -> None:
     """Four trials of 8 epochs of a second, two side by side, halved after 2 and 4 epochs."""
     recipe = Recipe().with_values({"schedule.epochs": 8})
