@@ -12,7 +12,6 @@ from pathlib import Path
 
 from nfnet_ray.cluster.connection.resources import WorkerResources
 from nfnet_ray.cluster.follower import Follower
-from nfnet_ray.cluster.mailbox import remove_run
 from nfnet_ray.cluster.messages import FinalReport, WorkerConfig, slot_config
 from nfnet_ray.cluster.trainer import ControllerEnded, Slot, close_all
 from nfnet_ray.study.decisions import Leg
@@ -40,7 +39,6 @@ def run_training(
     except ControllerEnded as error:
         report = FinalReport("failed", str(error))
     close_all([slot])
-    remove_run(config["mailbox"])
     if report.stops_study:
         recorder.mark_lost(str(report.reason))
     recorder.end_trial(config["name"], report.trial_outcome, report.reason)
@@ -78,7 +76,6 @@ def run_legs(
             report = _followed(slot, follower)
             if leg_config is not None and report is not None:
                 del running[number]
-                remove_run(leg_config["mailbox"])
                 record_end(leg_config["name"], report, legs, recorder)
 
     def hand_out() -> bool:

@@ -98,24 +98,41 @@ class Slot:
         self.config = config
         self._register = Register(config["run"])
         self._failures, self._was_ready = 0, False
+        self._undelivered: WorkerConfig | None = None
+        self.runs = [config["run"]]
+        """The names of its registers that have not been removed: its own, and those of its latest legs."""
         self._fit = _Fit(config)
 
     def is_ready(self) -> bool:
-        """Whether its workers are up."""
-        return self._register.get(READY) is True
+        """Whether its workers are up, as far as is known."""
+        with suppress(OSError):  # the cluster's head is away
+            return self._register.get(READY) is True
+        return False
 
     def hand(self, leg: WorkerConfig) -> None:
         """Gives the workers a leg to train, as soon as they are up; they must not have another one."""
-        self._register.set(LEG, leg)
+        self._undelivered = leg
+        self.runs.append(leg["mailbox"])
+        self._deliver()
+        # That of the leg before has to stay: it says that it is over, to workers that are started again.
+        while len(self.runs) > 3:
+            with suppress(OSError):  # the cluster's head is away, and nothing else depends on it
+                remove_run(self.runs.pop(1))
+
+    def _deliver(self) -> None:
+        if self._undelivered is not None:
+            with suppress(OSError):  # the cluster's head is away
+                self._register.set(LEG, self._undelivered)
+                self._undelivered = None
 
     def keep_up(self) -> str | None:
         """Starts the controller again if it has ended, and then returns why it had.
 
         Raises ControllerEnded if it has ended too often without its workers coming up.
         """
+        self._deliver()
         if not self._fit.is_over():
-            with suppress(OSError):  # the cluster's head is away
-                self._was_ready = self._was_ready or self.is_ready()
+            self._was_ready = self._was_ready or self.is_ready()
             return None
         import ray
 
@@ -150,8 +167,8 @@ def close_all(slots: Sequence[Slot]) -> None:
         deadline = time.monotonic() + SECONDS_TO_FINISH
         for slot in up:
             slot.join(max(0.0, deadline - time.monotonic()))
-        for slot in slots:
-            remove_run(slot.config["run"])
+        for run in [run for slot in slots for run in slot.runs]:
+            remove_run(run)
 
 
 class _Fit:

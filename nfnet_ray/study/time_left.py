@@ -28,8 +28,9 @@ class TimeLeft:
     """Estimates the seconds that a study still takes, from the first epoch on that is reported to this process.
 
     The pace is that of the last epochs, in seconds per unit of work, without start-up. For a waiting trial, the mean
-    start-up of earlier trials is added; the very first ones do not count, nor do those of which the journal says that
-    their workers were new, because they also start their workers' processes. The number of trials that run side by side is the highest of the last half minute.
+    start-up of earlier trials is added. The very first ones do not count, nor do those of which the journal says that
+    their workers were new, because they also start their workers' processes. The number of trials that run side by
+    side is the highest of the last half minute.
 
     Args:
         work: {trial: arithmetic of one of its epochs}, in any unit.

@@ -5,24 +5,29 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from nfnet_ray.cluster import slots as slots_module
+from nfnet_ray.cluster import trainer
 from nfnet_ray.cluster.connection.resources import WorkerResources
 from nfnet_ray.cluster.mailbox import Mailbox, Register
 from nfnet_ray.cluster.messages import (
+    ENDED,
+    READY,
     STOP,
     AttemptStarted,
     EpochEnded,
     FinalReport,
     SlotConfig,
     WorkerConfig,
+    slot_config,
     worker_config,
 )
 from nfnet_ray.cluster.slots import run_legs
-from nfnet_ray.cluster.trainer import ControllerEnded
+from nfnet_ray.cluster.trainer import ControllerEnded, Slot, close_all
 from nfnet_ray.metric import METRIC
 from nfnet_ray.study import Halving, Study
 from nfnet_ray.study.legs import Legs
@@ -174,3 +179,56 @@ def test_what_no_trial_can_survive_stops_the_study(run: Any, broken: str) -> Non
     assert run.lost is not None
     assert ("make room" if broken == "storage" else "controller ended (x)") in run.lost
     assert {trial.state for trial in state.trials.values()} <= {"interrupted", "running", None}
+
+
+class FakeFit:
+    """A ``TorchTrainer.fit`` that ends when a test says so."""
+
+    error = "it was killed"
+    over = False
+
+    def __init__(self, _slot: SlotConfig) -> None:
+        FakeFit.over = False
+
+    def is_over(self) -> bool:
+        return FakeFit.over
+
+    def join(self, _seconds: float) -> None:
+        """Nothing is to be waited for."""
+
+
+@pytest.fixture
+def slot(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Slot:
+    """A slot whose controller is a fake."""
+    monkeypatch.setattr(trainer, "_Fit", FakeFit)
+    monkeypatch.setattr(trainer.ray_internals, "remove_orphaned_placement_groups", lambda _job: None)
+    monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(get_job_id=lambda: "01"))
+    return Slot(slot_config(1, tmp_path, WorkerResources(2, 1, 0.0)))
+
+
+def test_workers_that_are_started_again_know_which_leg_is_over(
+    slot: Slot, head: dict[str, bytes], tmp_path: Path
+) -> None:
+    (trial,) = Study("s", "?", study_of(1, None).recipe, {}).trials()
+    legs = [worker_config(trial, "0", tmp_path, WorkerResources(2, 1, 0.0)) for _ in range(4)]
+    for leg in legs:
+        slot.hand(leg)
+        Register(leg["mailbox"]).set(ENDED, True)
+    assert [Register(leg["mailbox"]).get(ENDED) for leg in legs] == [None, None, True, True]
+    close_all([slot])
+    assert head == {}
+
+
+def test_a_controller_that_ends_is_started_again_unless_its_workers_never_come_up(slot: Slot) -> None:
+    for _ in range(10):
+        Register(slot.config["run"]).set(READY, True)
+        assert slot.keep_up() is None
+        FakeFit.over = True
+        assert slot.keep_up() == "Ray Train's controller ended (it was killed)"
+        assert not slot.is_ready()
+    for _ in range(2):
+        FakeFit.over = True
+        assert slot.keep_up() is not None
+    FakeFit.over = True
+    with pytest.raises(ControllerEnded, match="it was killed"):
+        slot.keep_up()
