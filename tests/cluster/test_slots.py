@@ -111,7 +111,7 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., tuple[
 
         def config(leg: Any) -> WorkerConfig:
             trial = legs.trial(leg.trial)
-            return worker_config(trial, "0", tmp_path / leg.trial, resources, until_epoch=leg.until)
+            return worker_config(trial, "0", tmp_path / leg.trial, resources, leg=leg)
 
         run_legs(legs, config, recorder, tmp_path, most, resources, lambda _: None, stop)
         assert all(slot.is_closed for slot in FakeSlot.made)
