@@ -11,7 +11,7 @@ from nfnet_ray.analysis.answer import (
     setting_results,
     time_to_accuracy,
 )
-from nfnet_ray.analysis.intervals import accuracy_interval, difference_interval, wilson_interval
+from nfnet_ray.analysis.inference.intervals import accuracy_interval, difference_interval, wilson_interval
 from nfnet_ray.analysis.record import StudyRecord, load_study
 from nfnet_ray.analysis.rungs import BudgetPoint, RungSummary, budget_points, budget_sentences, rung_summaries
 from nfnet_ray.analysis.setting import SettingResult

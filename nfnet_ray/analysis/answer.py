@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nfnet_ray.analysis.holdout import held_out
-from nfnet_ray.analysis.paired import Moments
+from nfnet_ray.analysis.inference.holdout import held_out
+from nfnet_ray.analysis.inference.paired import Moments
+from nfnet_ray.analysis.inference.selection import Optimism, noise_of, optimism
 from nfnet_ray.analysis.record import StudyRecord
-from nfnet_ray.analysis.selection import Optimism, noise_of, optimism
 from nfnet_ray.analysis.setting import SettingImages, SettingResult, setting_result
 from nfnet_ray.analysis.verdict import EQUAL_WITHIN, SEEDS_NOT_MEASURED, Contrast, Kind, contrast
 from nfnet_ray.metric import METRIC

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from nfnet_ray.analysis.intervals import accuracy_interval
-from nfnet_ray.analysis.paired import Bits, paired_accuracy_interval
+from nfnet_ray.analysis.inference.intervals import accuracy_interval
+from nfnet_ray.analysis.inference.paired import Bits, paired_accuracy_interval
 from nfnet_ray.correct_images import CorrectImages
 
 
@@ -49,8 +49,8 @@ class SettingResult:
         point: {dotted name: value} of the swept fields.
         top1: mean over seeds of the accuracy after the last epoch, a fraction.
         low, high: 95% interval of ``top1``, for the draw of validation images and, from two seeds on, of seeds
-            (:func:`nfnet_ray.analysis.intervals.accuracy_interval`, or
-            :func:`nfnet_ray.analysis.paired.paired_accuracy_interval` where ``images`` are known).
+            (:func:`nfnet_ray.analysis.inference.intervals.accuracy_interval`, or
+            :func:`nfnet_ray.analysis.inference.paired.paired_accuracy_interval` where ``images`` are known).
         seed_top1: each seed's accuracy, whose mean ``top1`` is.
         validation_images: how many images each of them was measured on.
         images: which images each seed had right; None where the journal does not say.

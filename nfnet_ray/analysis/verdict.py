@@ -8,9 +8,9 @@ from typing import Literal
 
 import numpy as np
 
-from nfnet_ray.analysis.intervals import Z_95, difference_interval
-from nfnet_ray.analysis.paired import PairedDifference, paired_difference
-from nfnet_ray.analysis.power import PairNoise, images_to_tell, seeds_to_tell
+from nfnet_ray.analysis.inference.intervals import Z_95, difference_interval
+from nfnet_ray.analysis.inference.paired import PairedDifference, paired_difference
+from nfnet_ray.analysis.inference.power import PairNoise, images_to_tell, seeds_to_tell
 from nfnet_ray.analysis.setting import SettingResult
 from nfnet_ray.wording import count
 

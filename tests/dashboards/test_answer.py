@@ -21,9 +21,9 @@ from nfnet_ray.analysis import (
     time_to_accuracy,
     wilson_interval,
 )
-from nfnet_ray.analysis.holdout import held_out
+from nfnet_ray.analysis.inference.holdout import held_out
+from nfnet_ray.analysis.inference.simulation import shared_variance, simulated_bits
 from nfnet_ray.analysis.record import StudyRecord
-from nfnet_ray.analysis.simulation import shared_variance, simulated_bits
 from nfnet_ray.analysis.verdict import SEEDS_NOT_MEASURED
 from nfnet_ray.correct_images import CorrectImages
 from nfnet_ray.errors import UserError

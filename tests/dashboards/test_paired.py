@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from nfnet_ray.analysis import wilson_interval
-from nfnet_ray.analysis.paired import (
+from nfnet_ray.analysis.inference.paired import (
     Bits,
     Moments,
     bonett_price,
@@ -20,8 +20,8 @@ from nfnet_ray.analysis.paired import (
     paired_difference,
     setting_parts,
 )
-from nfnet_ray.analysis.selection import noise_of, optimism
-from nfnet_ray.analysis.simulation import (
+from nfnet_ray.analysis.inference.selection import noise_of, optimism
+from nfnet_ray.analysis.inference.simulation import (
     shared_variance,
     simulated_bits,
     simulated_moments,

@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nfnet_ray.analysis.intervals import wilson_interval
+from nfnet_ray.analysis.inference.intervals import wilson_interval
 
 # Two-sided level at which an F test has to tell two spreads apart before each is given a value of its own.
 _SPREADS_DIFFER = 0.10

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from nfnet_ray.analysis.intervals import Z_95
+from nfnet_ray.analysis.inference.intervals import Z_95
 
 Z_80 = 0.8416212335729143
 """The 80% quantile of the standard normal distribution."""

@@ -7,7 +7,7 @@ import hashlib
 
 import numpy as np
 
-from nfnet_ray.analysis.paired import Bits
+from nfnet_ray.analysis.inference.paired import Bits
 
 _SALT = b"holdout"  # so that the split has nothing to do with any other draw by an image's place
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nfnet_ray.analysis.paired import Floats, Moments, interaction
+from nfnet_ray.analysis.inference.paired import Floats, Moments, interaction
 
 DRAWS = 4000
 """Studies that are drawn. The standard error of the 97.5% quantile is 0.04 standard errors of an accuracy."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from nfnet_ray.analysis.paired import Bits, Floats, Moments
+from nfnet_ray.analysis.inference.paired import Bits, Floats, Moments
 
 BITS_UP_TO = 1000
 """Validation images up to which every bit is drawn."""
