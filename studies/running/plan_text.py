@@ -15,8 +15,8 @@ from typing import Any
 from rich.console import Console
 
 from data_prep.digits import write_digits
-from nfnet_ray.cluster.connection.resources import Resources, WorkerResources
-from nfnet_ray.cluster.connection.session import local_resources, ray_session
+from nfnet_ray.cluster.connection.resources import Resources, WorkerResources, workers_on_a_gpu
+from nfnet_ray.cluster.connection.session import local_resources, memory_bytes_here, ray_session
 from nfnet_ray.command_line.terminal import say, say_whole, waiting
 from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.errors import UserError
@@ -33,6 +33,7 @@ from nfnet_ray.study.cost.forecast import (
     pace_of_probe,
     rung_table,
 )
+from nfnet_ray.study.cost.memory import known_memory, memory_shortage
 from nfnet_ray.study.cost.plan import estimate_cost
 from nfnet_ray.study.cost.probe_process import MOST_SECONDS, Probe, probe_at_once
 from nfnet_ray.study.cost.spending import SECONDS_PER_HOUR, Caps, PaidTime, accelerator_word, money
@@ -140,6 +141,20 @@ def expected_cost(
         f"It will cost about {_span(hours.times(caps.price_per_hour), money)} ({_span(hours, '{:.3g}'.format)} "
         f"{word}-hours), by {count(used, 'earlier trial')} like it on this hardware."
     )
+
+
+def refuse_too_little_memory(
+    study: Study, storage: Path, resources: Resources, worker: WorkerResources
+) -> None:
+    """Raises UserError if workers that share a GPU of this machine are known not to fit into its memory together."""
+    sharing = workers_on_a_gpu(worker.gpus)
+    there = memory_bytes_here(gpu=True) if sharing > 1 and resources.nodes == 1 else None
+    if there is None:
+        return
+    earlier = earlier_trials(storage, lambda hardware: _is_same(hardware, resources))
+    each = known_memory((trial.recipe for trial in study.trials()), earlier)
+    if each is not None and (shortage := memory_shortage(sharing, each, there, gpu=True)):
+        raise UserError(shortage)
 
 
 def priced(study: Study, caps: Caps, worker: WorkerResources) -> Study:
@@ -295,6 +310,10 @@ def _say_forecast(
             console,
             f"Memory: {storage_size(round(told.memory_bytes))} of {what} for each worker, at its peak.",
         )
+        sharing = workers_on_a_gpu(worker.gpus) if worker.gpus else places * worker.workers
+        there = memory_bytes_here(gpu=worker.gpus > 0) if request.address is None and sharing > 1 else None
+        if there and (shortage := memory_shortage(sharing, told.memory_bytes, there, gpu=worker.gpus > 0)):
+            say(console, f"{shortage}.")
 
 
 def _span(span: Span, shown: Any) -> str:

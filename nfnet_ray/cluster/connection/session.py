@@ -183,6 +183,21 @@ def _local_gpus() -> int:
     return 0
 
 
+def memory_bytes_here(gpu: bool) -> float | None:
+    """The memory of this machine, or of its smallest GPU, in bytes; None where it is unknown."""
+    if not gpu:
+        with suppress(OSError, ValueError):
+            return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+        return None
+    with suppress(Exception):  # no driver, or no library for it
+        import pynvml
+
+        pynvml.nvmlInit()
+        handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
+        return float(min(pynvml.nvmlDeviceGetMemoryInfo(handle).total for handle in handles))
+    return None
+
+
 def _resources() -> Resources:
     import ray
 
