@@ -58,8 +58,10 @@ def trial_table(study: Study, state: StudyState, epochs_done: Callable[[TrialPro
     return _table(study, state, trials, epochs_done, ("top-1", "epochs", "train s", "images/s"))
 
 
-def plan_table(study: Study) -> Table:
-    """A row for each trial that would run: swept fields and epochs."""
+def plan_table(study: Study, progress: StudyState | None = None) -> Table:
+    """A row for each trial that would run: swept fields and epochs; of a study that has begun, of all its trials."""
+    if progress is not None:
+        return trial_table(study, progress, reported_epochs)
     return _table(study, study.waiting_state(), study.trials(), reported_epochs, ("epochs",))
 
 

@@ -151,7 +151,7 @@ class StudyState:
         """
         journal, state = directory / JOURNAL_FILE, StudyState()
         if not journal.exists():
-            raise UserError(f"{directory}: no study is here; --resume takes the name of one that was started")
+            raise UserError(f"{directory}: no study is here; --resume and --extend take the name of one")
         try:
             if last_epochs_only:
                 for event in read_last_epochs(journal):

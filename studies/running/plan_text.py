@@ -34,7 +34,7 @@ from nfnet_ray.study.cost.forecast import (
     rung_table,
 )
 from nfnet_ray.study.cost.memory import known_memory, memory_shortage
-from nfnet_ray.study.cost.plan import estimate_cost
+from nfnet_ray.study.cost.plan import behind_it, estimate_cost
 from nfnet_ray.study.cost.probe_process import MOST_SECONDS, Probe, probe_at_once
 from nfnet_ray.study.cost.spending import SECONDS_PER_HOUR, Caps, PaidTime, accelerator_word, money
 from nfnet_ray.study.decisions import most_epochs
@@ -42,6 +42,7 @@ from nfnet_ray.study.display import plan_table
 from nfnet_ray.study.space import domain_text
 from nfnet_ray.study.study import Study, Trial
 from nfnet_ray.tracking.events import Hardware
+from nfnet_ray.tracking.state import StudyState
 from nfnet_ray.wording import agree, clock_time, count, storage_size
 from studies.running.request import Request
 from studies.running.runner import Runner, WorkerDemand
@@ -68,8 +69,12 @@ def print_plan(
     runner: Runner,
     caps: Caps,
     console: Console,
+    progress: StudyState | None = None,
 ) -> None:
-    """Prints what would run and what it would cost: by earlier runs like it on this hardware, or by a short probe."""
+    """Prints what would run and what it would cost: by earlier runs like it on this hardware, or by a short probe.
+
+    Of a study that has begun, what is left of it.
+    """
     # Imported here, as it imports torch.
     from nfnet_ray.training.checkpoints.checkpoint import DEFAULT_KEPT
 
@@ -78,16 +83,25 @@ def print_plan(
     for name, domain in study.space.items():
         if not isinstance(domain, tuple):
             say(console, f"{name} is swept over {domain_text(domain)}.")
-    console.print(plan_table(study))
+    console.print(plan_table(study, progress))
     console.print()
-    cost = estimate_cost(study, trials, data)
-    say(
-        console,
-        f"{count(len(trials), 'trial')} of {study.recipe.model.name} ({cost.parameters:,} parameters) of at most "
-        f"{count(most_epochs(study), 'epoch')}: {count(cost.images, 'image')}, {cost.multiply_adds:.3g} multiply-adds.",
-    )
+    cost = estimate_cost(study, trials, data, progress)
+    to_do = [trial for trial in trials if not behind_it(trial.name, progress)[1]]
     planned = len(study.trials_by_setting())
     more = study.settings - planned if study.is_adaptive else 0
+    if not to_do and not more:
+        say(console, f"All {count(len(trials), 'trial')} have ended: there is nothing to train.")
+        return
+    if len(to_do) < len(trials):
+        say(
+            console,
+            f"{len(trials) - len(to_do):,} of {count(len(trials), 'trial')} have ended. What is left:",
+        )
+    say(
+        console,
+        f"{count(len(to_do), 'trial')} of {study.recipe.model.name} ({cost.parameters:,} parameters) of at most "
+        f"{count(most_epochs(study), 'epoch')}: {count(cost.images, 'image')}, {cost.multiply_adds:.3g} multiply-adds.",
+    )
     if more:
         also = "each is taken to cost what these do"
         say(console, f"{study.search_name} then proposes {count(more, 'more setting')}: {also}.")
@@ -97,14 +111,20 @@ def print_plan(
     if study.halving:
         say(console, _rungs(study))
     try:
-        places = runner.trials_at_once(len(trials), resources, demand, worker)
+        places = runner.trials_at_once(len(to_do) + more, resources, demand, worker)
     except UserError as error:
         say(console, f"It cannot run here: {error}. What follows is for one trial after the other.")
         places = 1
     estimate = _estimate(request, study, data, storage, resources, worker, places, console)
     if estimate.paces:
         _say_forecast(
-            forecast(study, data, estimate.paces, places), worker, places, estimate, caps, request, console
+            forecast(study, data, estimate.paces, places, progress),
+            worker,
+            places,
+            estimate,
+            caps,
+            request,
+            console,
         )
     else:
         say(console, f"How long it takes is unknown: {estimate.source}.")

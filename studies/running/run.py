@@ -12,6 +12,7 @@ from rich.console import Console
 
 from nfnet_ray.cluster.connection.address import find_head, where_to_run
 from nfnet_ray.cluster.connection.job import home_folder
+from nfnet_ray.command_line.terminal import say
 from nfnet_ray.errors import UserError
 from nfnet_ray.places import in_words
 from nfnet_ray.recipe import Recipe
@@ -146,7 +147,9 @@ def run(request: Request, resume_command: Callable[[Request, str], str], console
     # Run, or say what would run.
     if request.plan:
         runner = request.runner(home, started)
-        print_plan(request, study, data, storage, demand, runner, caps, console)
+        for sentence in extended.sentences() if extended else ():
+            say(console, sentence)
+        print_plan(request, study, data, storage, demand, runner, caps, console, progress)
         return Finished(0, directory)
 
     def command(caps: Mapping[str, float]) -> str:

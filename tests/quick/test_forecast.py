@@ -195,3 +195,24 @@ def test_what_differs_from_the_published_recipe_restores_it(name: str) -> None:
 
 def test_a_network_without_a_published_recipe_is_compared_with_none() -> None:
     assert published_differences(Recipe().with_values({"model.name": "nfnet_pico"})) is None
+
+
+def test_of_a_study_that_has_begun_only_what_is_left_costs_something() -> None:
+    recipe = Recipe().with_values(SMALL | {"schedule.epochs": 9, "optimizer.ema.decay": None})
+    halving = Halving(first_rung=1, eta=3.0, finalists=1)
+    study = Study("s", "?", recipe, {CLIP_FACTOR: tuple(0.1 * n for n in range(1, 10))}, halving=halving)
+    progress = study.waiting_state()
+    # Of nine trials two were given up at epoch 1, one has finished, and one waits at epoch 3.
+    behind = {0: ("stopped", 1), 1: ("stopped", 1), 2: ("finished", 9), 3: ("paused", 3)}
+    for number, (state, epochs) in behind.items():
+        trial = progress.trials[study.trials()[number].name]
+        trial.state = state
+        for epoch in range(1, epochs + 1):
+            trial.epochs[epoch] = {"epoch": epoch}
+    pace = pace_of(Span(10.0, 10.0), recipe)
+    told = forecast(study, DATA, dict.fromkeys(progress.trials, pace), 1, progress)
+    # Of the other five, four are given up at epoch 1 and one at epoch 3; the one that waits there need not train.
+    assert told.trial_seconds.low == pytest.approx((4 * 1 + 1 * 3) * 11.5 + (4 + 2) * 1 + 8)
+    assert told.most_trial_seconds == pytest.approx((5 * 9 + 6) * 11.5 + 6 * 2 + 8)
+    cost = estimate_cost(study, study.trials(), DATA, progress)
+    assert cost.multiply_adds == pytest.approx(multiply_adds(recipe, DATA, 9) * (5 + 6 / 9))

@@ -12,14 +12,17 @@ from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.study.cost.earlier_runs import MeasuredTrial
 from nfnet_ray.study.cost.plan import (
+    behind_it,
     ladder_in_epochs,
     multiply_adds,
+    next_rung,
     trained_multiply_adds,
     training_multiply_adds,
 )
 from nfnet_ray.study.cost.probe_process import FIRST_STEPS, Probe
 from nfnet_ray.study.decisions import Group, groups
 from nfnet_ray.study.study import Study
+from nfnet_ray.tracking.state import StudyState
 
 # From the start of a trial in a process that is up already to its first batch: 0.24 to 0.38 s on quiet cores
 # (README.md), 0.5 to 1.6 s seen on busy ones.
@@ -109,11 +112,18 @@ class Forecast:
     memory_bytes: float | None
 
 
-def forecast(study: Study, data: DatasetSummary, paces: Mapping[str, Pace], places: int) -> Forecast:
-    """The forecast of a study that has not begun; ``paces`` is {trial: its pace}, ``places`` run at once.
+def forecast(
+    study: Study,
+    data: DatasetSummary,
+    paces: Mapping[str, Pace],
+    places: int,
+    progress: StudyState | None = None,
+) -> Forecast:
+    """The forecast of a study; ``paces`` is {trial: its pace}, ``places`` run at once.
 
-    Low and high are those of the pace. Rungs let through as many as they are planned to. Settings that a search is yet
-    to propose are taken to cost what the first ones do.
+    Low and high are those of the pace. Rungs let through as many as they are planned to, and first those that are
+    further. Settings that a search is yet to propose are taken to cost what the first ones do. Of a study that has
+    begun, it is what is left: ``progress`` says how far its trials are.
     """
     trials = {trial.name: trial for trial in study.trials()}
     alike = dict(zip((name for _, name in study.names_to_come()), itertools.cycle(trials), strict=False))
@@ -138,12 +148,21 @@ def forecast(study: Study, data: DatasetSummary, paces: Mapping[str, Pace], plac
     most: dict[str, float] = {}
     for group in groups(study):
         passed = [number for number, trials_there in enumerate(_given_up(group)) for _ in range(trials_there)]
-        for name, rungs in zip(group.trials, passed, strict=True):
+        behind = {name: behind_it(name, progress) for name in group.trials}
+        given_up_first = sorted(group.trials, key=lambda name: _place(*behind[name], group.end))
+        for name, rungs in zip(given_up_first, passed, strict=True):
+            done, has_ended = behind[name]
+            if has_ended:
+                continue
             like = alike[name]
             ladder = ladder_in_epochs(group, epoch_seconds(like) if group.in_seconds else None)
-            epochs = [*(rung for rung, _ in ladder), group.end][rungs]
-            spans[name] = seconds(like, group, epochs, rungs + 1)
-            most[name] = seconds(like, group, group.end, max(1, len(group.schedules))).high
+            planned = [*(rung for rung, _ in ladder), group.end][rungs]
+            epochs = max(planned, next_rung(done, ladder, group.end))
+            legs = rungs + 1 - sum(rung <= done for rung, _ in ladder[:rungs]) if epochs > done else 0
+            paid = seconds(like, group, done, 0)
+            whole = seconds(like, group, epochs, legs)
+            spans[name] = Span(whole.low - paid.low, whole.high - paid.high)
+            most[name] = seconds(like, group, group.end, max(1, len(group.schedules))).high - paid.high
     processes = [pace.first_startup_seconds - pace.later_startup.high for pace in paces.values()]
     begin = max(0.0, *processes) if processes else 0.0
     total = Span(
@@ -198,6 +217,11 @@ def complete_schedules(study: Study) -> int:
     if study.halving is None or not study.halving.is_stretched:
         return trials_in_the_end(study)
     return sum(number for _, number in rung_table(study))
+
+
+def _place(done: int, has_ended: bool, end: int) -> tuple[int, int]:
+    """Sorts the trials of a group by how far they will come: those that have ended, those that train, finished ones."""
+    return (2 if done >= end else 0 if has_ended else 1), done
 
 
 def _given_up(group: Group) -> list[int]:

@@ -18,6 +18,7 @@ from nfnet_ray.recipe import Recipe, ResolvedRecipe
 from nfnet_ray.study.decisions import Group, groups
 from nfnet_ray.study.halving import with_schedule_of
 from nfnet_ray.study.study import Study, Trial
+from nfnet_ray.tracking.state import ENDED_FOR_GOOD, StudyState
 
 TRAINING_PER_FORWARD = 3  # a backward pass costs about two forward ones
 DEEPEST_STRIDE = 32  # of EfficientNets and of ResNet-50: images up to this side end as one pixel
@@ -58,19 +59,26 @@ def _check_batch_normalisation(recipe: ResolvedRecipe, workers: int) -> None:
         )
 
 
-def estimate_cost(study: Study, trials: Sequence[Trial], data: DatasetSummary) -> StudyCost:
-    """Images to train on and the arithmetic that they need, from the trials' Recipes alone."""
+def estimate_cost(
+    study: Study, trials: Sequence[Trial], data: DatasetSummary, progress: StudyState | None = None
+) -> StudyCost:
+    """Images to train on and the arithmetic that they need, from the trials' Recipes alone.
+
+    Of a study that has begun, what is left of it: ``progress`` says how far its trials are.
+    """
     recipes = {trial.name: trial.recipe for trial in trials}
     images, total, least_multiply_adds = 0, 0.0, 0.0
     for group in groups(study):
-        rivals = len(group.trials)
+        behind = [behind_it(name, progress) for name in group.trials]
         ladder = ladder_in_epochs(group, None)
-        targets = least_epochs([0.0] * rivals, [False] * rivals, ladder, group.end)
-        for name, epochs in zip(group.trials, targets, strict=True):
-            if name in recipes:
-                images += _images(recipes[name], data, group.end)
-                total += trained_multiply_adds(recipes[name], data, group, group.end)
-                least_multiply_adds += trained_multiply_adds(recipes[name], data, group, epochs)
+        done, ended = zip(*behind, strict=True)
+        targets = least_epochs(done, ended, ladder, group.end)
+        for name, epochs, (done_epochs, has_ended) in zip(group.trials, targets, behind, strict=True):
+            if name in recipes and not has_ended:
+                images += _images(recipes[name], data, group.end - done_epochs)
+                paid = trained_multiply_adds(recipes[name], data, group, done_epochs)
+                total += trained_multiply_adds(recipes[name], data, group, group.end) - paid
+                least_multiply_adds += trained_multiply_adds(recipes[name], data, group, epochs) - paid
     model = study.recipe.model
     parameters = count_parameters(model.name, len(data.class_names), model.overrides.chosen())
     return StudyCost(images, total, least_multiply_adds, parameters)
@@ -134,6 +142,14 @@ def epoch_arithmetic(trials: Sequence[Trial], data: DatasetSummary) -> dict[str,
         / trial.recipe.schedule.epochs
         for trial in trials
     }
+
+
+def behind_it(trial: str, progress: StudyState | None) -> tuple[int, bool]:
+    """The epochs that a trial has behind it, and whether it trains no more."""
+    if progress is None or trial not in progress.trials:
+        return 0, False
+    held = progress.trials[trial]
+    return held.epoch, held.state in ENDED_FOR_GOOD
 
 
 def least_epochs(
