@@ -11,6 +11,8 @@ from nfnet_ray.analysis.answer import (
     setting_results,
     time_to_accuracy,
 )
+from nfnet_ray.analysis.clip_factor import ClipFactorSuggestion, suggest_clip_factors
+from nfnet_ray.analysis.clipping import clipping_by_layer, clipping_by_part, clipping_of
 from nfnet_ray.analysis.inference.intervals import accuracy_interval, difference_interval, wilson_interval
 from nfnet_ray.analysis.record import StudyRecord, load_study
 from nfnet_ray.analysis.rungs import BudgetPoint, RungSummary, budget_points, budget_sentences, rung_summaries
@@ -21,6 +23,7 @@ from nfnet_ray.analysis.verdict import Contrast
 __all__ = [
     "BestSetting",
     "BudgetPoint",
+    "ClipFactorSuggestion",
     "Contrast",
     "RungSummary",
     "SettingResult",
@@ -30,11 +33,15 @@ __all__ = [
     "best_setting",
     "budget_points",
     "budget_sentences",
+    "clipping_by_layer",
+    "clipping_by_part",
+    "clipping_of",
     "difference_interval",
     "load_study",
     "rung_summaries",
     "setting_results",
     "signal_by_depth",
+    "suggest_clip_factors",
     "time_to_accuracy",
     "wilson_interval",
 ]

@@ -25,6 +25,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from nfnet_ray.clipping import Clipping
 from nfnet_ray.tracking.database import artifact_folder
 from nfnet_ray.tracking.destination.uri import sqlite_path
 from nfnet_ray.tracking.events import (
@@ -165,7 +166,7 @@ class StudyWriter:
                 event["epoch"],
             )
             for event in events
-            for name, value in event["metrics"].items()
+            for name, value in {**event["metrics"], **_clipping_metrics(event)}.items()
             if value is not None
         ]
         for first in range(0, len(metrics), _METRICS_PER_CALL):
@@ -370,6 +371,14 @@ class StudyWriter:
             self.tracked.study_run_id,
             metrics=[Metric(name, value, time, step) for name, value in summary.items()],
         )
+
+
+def _clipping_metrics(event: EpochEnded) -> dict[str, float]:
+    """What AGC clipped in each part of the network; nothing for an epoch without a record, or with a foreign one."""
+    try:
+        return Clipping.from_text(event["clipping"]).metrics() if "clipping" in event else {}
+    except ValueError:
+        return {}
 
 
 def _description(study: StudyDescription, notes: Sequence[str], extensions: Sequence[str] = ()) -> str:

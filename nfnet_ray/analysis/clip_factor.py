@@ -1,0 +1,281 @@
+"""Which clip factor to try next, from the accuracies of those that were tried and from what they clipped."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from nfnet_ray.analysis.clipping import CLIP_FACTOR, clipping_of, shares_that_factors_would_clip
+from nfnet_ray.analysis.inference.intervals import difference_interval
+from nfnet_ray.analysis.record import StudyRecord
+from nfnet_ray.tracking.labels import value_label
+from nfnet_ray.wording import percent
+
+NOTHING, EVERYTHING = 0.0001, 0.95
+"""Below the one share of clipped units AGC hardly acts: gains and biases are some 0.2% of the units of NFNet-F0, and a
+tenth of them may matter. Above the other it hardly leaves a gradient's size alone, so
+that the clip factor acts as a learning rate does."""
+LEAST_RATIO, LARGEST_RATIO = 1.5, 4.0
+"""Of a suggested factor to its neighbour. The paper's grid has 2 (section 4.1)."""
+
+
+@dataclass(frozen=True)
+class ClipFactorSuggestion:
+    """Which clip factor to try next under one condition.
+
+    Attributes:
+        factor: the suggested factor; None if no further one is worth a trial.
+        reasoning: why, in one or two sentences.
+        stratum: {field: value} of the condition; empty if there is one condition only.
+    """
+
+    factor: float | None
+    reasoning: str
+    stratum: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TriedFactor:
+    """A clip factor that was tried, as :func:`suggest_factor` looks at it.
+
+    Attributes:
+        factor: the clip factor; infinity for no clipping.
+        top1: accuracy of each seed after the last epoch, fractions; empty if it was stopped early, diverged or failed.
+        shares: {factor: share of the units that it would have clipped during this training}, by rising factor; None
+            where it was not counted.
+    """
+
+    factor: float
+    top1: tuple[float, ...] = ()
+    shares: Mapping[float, float] | None = None
+
+    @property
+    def mean(self) -> float:
+        """Mean accuracy over the seeds; -1 without any, which is worse than all."""
+        return sum(self.top1) / len(self.top1) if self.top1 else -1.0
+
+    def clipped(self, factor: float | None = None) -> float | None:
+        """The share of units that ``factor`` would have clipped, by default its own. Interpolated on a log axis."""
+        factor = self.factor if factor is None else factor
+        if self.shares is None:
+            return None
+        points = [(math.log(at), share) for at, share in self.shares.items()]
+        return _interpolated(points, math.inf if math.isinf(factor) else math.log(factor))
+
+    def factor_that_clips(self, share: float) -> float | None:
+        """The factor that would have clipped this share of the units; None if there is none within what was counted."""
+        if self.shares is None:
+            return None
+        points = sorted((at, math.log(factor)) for factor, at in self.shares.items() if 0 < at < 1)
+        if not points or not points[0][0] <= share <= points[-1][0]:
+            return None
+        return math.exp(_interpolated(points, share))
+
+
+def suggest_clip_factors(record: StudyRecord) -> list[ClipFactorSuggestion]:
+    """A suggestion for each condition of a study that sweeps the clip factor and counted what it clips.
+
+    Seeds of a setting count together. A factor that was stopped early, diverged or failed has lost against those that
+    finished. Conditions under which a trial has yet to end are left out.
+    """
+    if CLIP_FACTOR not in record.fields:
+        return []
+    others = [field for field in record.fields if field != CLIP_FACTOR]
+    strata: dict[tuple[Any, ...], list[Mapping[Hashable, Any]]] = {}
+    for row in record.trials.to_dict("records"):
+        strata.setdefault(tuple(row[field] for field in others), []).append(row)
+    images = record.study["data"]["validation_images"]
+    found = []
+    for values, rows in strata.items():
+        tried = _tried(record, rows)
+        if tried:
+            suggestion = suggest_factor(tried, images)
+            found.append(replace(suggestion, stratum=dict(zip(others, values, strict=True))))
+    return found
+
+
+def extend_arguments(record: StudyRecord, suggestions: Sequence[ClipFactorSuggestion]) -> list[str]:
+    """The flags that add the suggested factors to the study; none if nothing is suggested."""
+    factors = sorted({one.factor for one in suggestions if one.factor is not None})
+    if not factors:
+        return []
+    listed = ",".join(value_label(factor) for factor in factors)
+    return ["--extend", record.study["name"], "--sweep", f"{CLIP_FACTOR}={listed}"]
+
+
+def suggest_factor(tried: Sequence[TriedFactor], validation_images: int) -> ClipFactorSuggestion:
+    """Which clip factor to try next, given those that were tried under one condition, of which there is at least one.
+
+    * If the best factor is the largest or the smallest that was tried, the next one lies beyond it, where the share of
+      clipped units (or of the others) is half as large.
+    * If the best factor clips nothing, larger ones give the same network.
+    * If it clips nearly everything, a smaller one acts as a smaller learning rate.
+    * Between two factors the next one is their geometric mean, unless the neighbours cannot be told from the best.
+    """
+    by_factor = sorted(tried, key=lambda one: one.factor)
+    factors = [one.factor for one in by_factor]
+    if all(one.mean < 0 for one in by_factor):
+        return _after_no_success(by_factor)
+    best = max(by_factor, key=lambda one: (one.mean, -one.factor))
+    place = by_factor.index(best)
+    smaller = by_factor[place - 1] if place else None
+    larger = by_factor[place + 1] if place + 1 < len(by_factor) else None
+    if math.isinf(best.factor):
+        return _after_none(best, smaller)
+    share, said = best.clipped(), f"The best of {_named(factors)} is {_factor(best.factor)}{_clips(best)}"
+    if share is not None and share < NOTHING:
+        if smaller is None:
+            down = _beyond(best, factors, -1)
+            why = f"larger factors change hardly anything, and {_factor(down)} would clip {_at(best, down)}"
+            return ClipFactorSuggestion(down, f"{said}: {why}.")
+        why = f"from {_factor(best.factor)} on factors change hardly anything, and smaller ones are worse"
+        return ClipFactorSuggestion(None, f"{said}: {why}.")
+    if larger is None or math.isinf(larger.factor):
+        up = _beyond(best, factors, 1)
+        why = f"at {_factor(up)} it would be {_at(best, up)}, by its own gradients"
+        return ClipFactorSuggestion(up, f"{said}; no larger factor was tried, and {why}.")
+    if smaller is None:
+        down = _beyond(best, factors, -1)
+        why = f"at {_factor(down)} it would be {_at(best, down)}, by its own gradients"
+        if share is not None and share > EVERYTHING:
+            why = "as nearly all gradients are clipped already, it acts as a smaller learning rate would"
+        return ClipFactorSuggestion(down, f"{said}; no smaller factor was tried, and {why}.")
+    both_known = bool(smaller.top1 and larger.top1)
+    if both_known and all(_is_within_noise(best, one, validation_images) for one in (smaller, larger)):
+        beside = (
+            f"{_factor(smaller.factor)} and {_factor(larger.factor)} on its two sides cannot be told from it"
+        )
+        return ClipFactorSuggestion(None, f"{said}; {beside}, so more seeds say more than more factors.")
+    better = smaller if smaller.mean > larger.mean else larger
+    if max(better.factor / best.factor, best.factor / better.factor) < LEAST_RATIO:
+        why = f"its neighbours are within a ratio of {LEAST_RATIO:g}"
+        return ClipFactorSuggestion(None, f"{said}; {why}, so more seeds say more than more factors.")
+    between = _round(math.sqrt(best.factor * better.factor))
+    which = f"{_factor(better.factor)}, the better of its neighbours"
+    return ClipFactorSuggestion(
+        between, f"{said}; {_factor(between)}, towards {which}, would clip {_at(best, between)}."
+    )
+
+
+def _after_no_success(by_factor: Sequence[TriedFactor]) -> ClipFactorSuggestion:
+    finite = [one for one in by_factor if not math.isinf(one.factor)]
+    if not finite:
+        measured = by_factor[0].factor_that_clips(0.5)
+        if measured is None:
+            return ClipFactorSuggestion(
+                0.01, "Nothing finished without clipping; 0.01 is the paper's factor for 4096 images."
+            )
+        factor = _round(measured)
+        would = f"{_factor(factor)} would have clipped half of the units"
+        return ClipFactorSuggestion(factor, f"Nothing finished without clipping; {would}.")
+    smallest = finite[0]
+    down = _beyond(smallest, [one.factor for one in finite], -1)
+    return ClipFactorSuggestion(
+        down,
+        f"No trial finished, down to {_factor(smallest.factor)}{_clips(smallest)}; {_factor(down)} would clip "
+        f"{_at(smallest, down)}.",
+    )
+
+
+def _after_none(best: TriedFactor, smaller: TriedFactor | None) -> ClipFactorSuggestion:
+    """The best training did not clip; ``smaller`` is the largest clip factor."""
+    if smaller is None:
+        target = best.factor_that_clips(0.05)
+        if target is None:
+            return ClipFactorSuggestion(
+                None, "Only no clipping was tried, and its gradients were not counted."
+            )
+        factor = _round(target)
+        would = f"a factor of {_factor(factor)} would have clipped 5% of the units"
+        return ClipFactorSuggestion(factor, f"Only no clipping was tried; {would}.")
+    said = f"No clipping is best; the largest factor, {_factor(smaller.factor)}, clips"
+    share = smaller.clipped()
+    if share is not None and share < NOTHING:
+        what = f"{_share(share)} of the units already, so nothing lies between the two"
+        return ClipFactorSuggestion(None, f"{said} {what}.")
+    up = _beyond(smaller, [smaller.factor], 1)
+    what = "an unknown share" if share is None else _share(share)
+    return ClipFactorSuggestion(
+        up, f"{said} {what} of the units, and {_factor(up)} would clip {_at(smaller, up)}."
+    )
+
+
+def _beyond(edge: TriedFactor, factors: Sequence[float], direction: int) -> float:
+    """The factor beyond the edge at which half as many units are clipped, or half as many are not."""
+    share = edge.clipped()
+    target = None
+    if share is not None:
+        target = edge.factor_that_clips(share / 2 if direction > 0 else (1 + share) / 2)
+    if target is None:  # nothing was counted there: the ratio of the grid
+        finite = [factor for factor in factors if not math.isinf(factor)]
+        ratio = (finite[-1] / finite[0]) ** (1 / (len(finite) - 1)) if len(finite) > 1 else 2.0
+        target = edge.factor * ratio**direction
+    ratio = max(target / edge.factor, edge.factor / target)
+    ratio = min(max(ratio, LEAST_RATIO), LARGEST_RATIO)
+    return _round(edge.factor * ratio**direction)
+
+
+def _tried(record: StudyRecord, rows: Sequence[Mapping[Hashable, Any]]) -> list[TriedFactor]:
+    """The factors under one condition, each with its seeds; none while a trial has yet to end, or without counts."""
+    if any(row["state"] not in ("finished", "stopped", "diverged", "failed") for row in rows):
+        return []
+    settings: dict[float, list[Mapping[Hashable, Any]]] = {}
+    for row in rows:
+        value = row[CLIP_FACTOR]
+        if value is None or isinstance(value, int | float):
+            settings.setdefault(math.inf if value is None else float(value), []).append(row)
+    found = []
+    for factor, trials in settings.items():
+        top1 = [float(trial["last_top1"]) for trial in trials if trial["state"] == "finished"]
+        if len(top1) < len(trials) or any(math.isnan(value) for value in top1):
+            top1 = []
+        records = [kept for trial in trials for kept in clipping_of(record, str(trial["trial"])).values()]
+        found.append(TriedFactor(factor, tuple(top1), shares_that_factors_would_clip(records)))
+    return found if any(one.shares is not None for one in found) else []
+
+
+def _is_within_noise(best: TriedFactor, other: TriedFactor, images: int) -> bool:
+    return difference_interval(best.top1, other.top1, images)[0] <= 0
+
+
+def _interpolated(points: Sequence[tuple[float, float]], at: float) -> float:
+    """Linear between points by rising first number; beyond them the value of the last one."""
+    if at <= points[0][0]:
+        return points[0][1]
+    for (x0, y0), (x1, y1) in itertools.pairwise(points):
+        if at <= x1:
+            return y0 + (y1 - y0) * (at - x0) / (x1 - x0) if x1 > x0 else y1
+    return points[-1][1]
+
+
+def _round(factor: float) -> float:
+    """To two significant digits, of which the second is 0 or 5, as people write factors."""
+    exponent = math.floor(math.log10(factor))
+    digits = round(factor / 10**exponent * 2) / 2
+    return float(f"{digits * 10**exponent:.2g}")
+
+
+def _named(factors: Sequence[float]) -> str:
+    words = [_factor(factor) for factor in factors]
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def _factor(factor: float) -> str:
+    return "no clipping" if math.isinf(factor) else value_label(factor)
+
+
+def _share(share: float) -> str:
+    return "none" if share == 0 else "under 0.1%" if share < 0.001 else percent(share)
+
+
+def _clips(tried: TriedFactor) -> str:
+    share = tried.clipped()
+    return "" if share is None else f", which clips {_share(share)} of the units"
+
+
+def _at(tried: TriedFactor, factor: float) -> str:
+    share = tried.clipped(factor)
+    return "an unknown share" if share is None else _share(share)

@@ -1,0 +1,91 @@
+"""What AGC clipped in each part of the network, from the records of a study's journal (:mod:`nfnet_ray.clipping`)."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from nfnet_ray.analysis.record import StudyRecord
+from nfnet_ray.clipping import OCTAVES, Clipping
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CLIP_FACTOR = "optimizer.agc.clip_factor"
+
+
+def clipping_of(record: StudyRecord, trial: str) -> dict[int, Clipping]:
+    """The records of a trial, {epoch at whose end it was made: record}; empty for journals of earlier versions."""
+    found = {}
+    for epoch, text in sorted(record.clipping.get(trial, {}).items()):
+        with contextlib.suppress(ValueError):  # of a later version
+            found[epoch] = Clipping.from_text(text)
+    return found
+
+
+def clipping_by_layer(record: StudyRecord, trial: str) -> pd.DataFrame:
+    """A row for each record and layer of a trial.
+
+    Returns:
+        ``epoch``, ``steps`` (how many were counted), ``layer`` (empty for the gains and biases of a part), ``part``,
+        ``units``, ``clipped`` (share of them) and the quantiles of ‖g‖ / max(‖w‖, eps): ``q05``, ``q50``, ``q95`` and
+        ``largest``.
+    """
+    import pandas as pd
+
+    columns = ("epoch", "steps", "layer", "part", "units", "clipped", "q05", "q50", "q95", "largest")
+    rows = [
+        (epoch, kept.steps, layer.name, layer.part, layer.units, layer.clipped, *layer.quantiles)
+        for epoch, kept in clipping_of(record, trial).items()
+        for layer in kept.layers
+    ]
+    return pd.DataFrame(rows, columns=list(columns))
+
+
+def clipping_by_part(record: StudyRecord, trial: str) -> dict[str, float]:
+    """{part of the network: share of its weights' units that a trial clipped, over all its recorded steps}."""
+    records = list(clipping_of(record, trial).values())
+    steps = sum(kept.steps for kept in records)
+    parts = list(records[0].shares_above) if records else []
+    return {part: sum(kept.clipped(part) * kept.steps for kept in records) / steps for part in parts}
+
+
+def shares_that_factors_would_clip(records: Sequence[Clipping]) -> dict[float, float] | None:
+    """{clip factor: share of all units whose ratio was above it}, over all records and by rising factor.
+
+    None without records. It is what the factor would have clipped had the training been the same; clipping leads the
+    training elsewhere, so it is a guide and no forecast.
+    """
+    sums, weight = [0.0] * len(OCTAVES), 0.0
+    for kept in records:
+        for part, shares in kept.shares_above.items():
+            counted = kept.units(part) * kept.steps
+            weight += counted
+            for number, share in enumerate(shares):
+                sums[number] += counted * float(share)
+    if not weight:
+        return None
+    return {float(factor): total / weight for factor, total in zip(OCTAVES, sums, strict=True)}
+
+
+def differs_from_step(record: StudyRecord) -> int | None:
+    """The first step from which on two trials that differ only in their clip factor can differ.
+
+    Read from the record of the largest factor: until a unit's ratio exceeds the smallest factor, all factors give the
+    same weights. None where that was not counted. It is 1 for a new NFNet, whose biases and skip gains start at 0 and
+    have ratios above 1; only a network that starts from trained weights has a common beginning.
+    """
+    tried = record.trials if CLIP_FACTOR in record.fields else record.trials[:0]
+    factors = [value for value in tried.get(CLIP_FACTOR, ()) if isinstance(value, float)]
+    with_records = [
+        (math.inf if row[CLIP_FACTOR] is None else row[CLIP_FACTOR], row["trial"])
+        for row in tried.to_dict("records")
+        if record.clipping.get(row["trial"]) and isinstance(row[CLIP_FACTOR], float | None)
+    ]
+    if not factors or not with_records:
+        return None
+    last = list(clipping_of(record, max(with_records)[1]).values())[-1]
+    below = [number for number, octave in enumerate(OCTAVES) if octave <= min(factors) * (1 + 1e-9)]
+    return last.first_step_above[below[-1]] or None if below else None
