@@ -38,7 +38,7 @@ def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[Study
             with Journal(run.directory / JOURNAL_FILE) as journal:
                 worker = WorkerResources(demand.workers, 2, 0.0, demand.min_workers)
                 journal.append(
-                    run._started_event(run.study, Resources(1, 2, 0, 8, "two cores"), worker, places=1)
+                    run._started_event(run.study, Resources(1, 2, 0, 8, "two cores"), worker, 1, {})
                 )
         runs.append((run, demand))
         return 0
@@ -60,17 +60,18 @@ def test_the_arguments_mean_what_the_flags_mean(started: Any, few_digits: Path) 
     record = nfnet_ray.run(
         agc_sweep, data=few_digits, name="a", epochs=2, trials=3, seeds=2, settings={"batch_size": 48},
         cpus_per_worker=2, gpus_per_worker=0, trials_at_once=1, tracking_uri="sqlite:///m.db",
-        early_stopping="asynchronous:eta=2",
+        early_stopping="asynchronous:eta=2", schedule="stretched",
     )  # fmt: skip
     flags = ["--data", few_digits, "--name", "b", "--epochs", 2, "--trials", 3, "--seeds", 2]
     flags += ["--set", "batch_size=48", "--cpus-per-worker", 2, "--gpus-per-worker", 0, "--trials-at-once", 1]
-    flags += ["--early-stopping", "asynchronous:eta=2", "--tracking-uri", "sqlite:///m.db"]
+    flags += ["--early-stopping", "asynchronous:eta=2", "--schedule", "stretched"]
+    flags += ["--tracking-uri", "sqlite:///m.db"]
     assert main(agc_sweep, STUDY_FILE, [*map(str, flags)]) == 0
     (here, demand), (there, demand_there) = started
     assert (here.study.trials(), demand, here.data, here.tracking_uri) == (
         there.study.trials(), demand_there, there.data, there.tracking_uri,
     )  # fmt: skip
-    halving = nfnet_ray.Halving(eta=2, rule="asynchronous")
+    halving = nfnet_ray.Halving(eta=2, rule="asynchronous", schedule="stretched")
     assert (here.study.halving, there.study.halving) == (halving, halving)
     assert (record.study["name"], record.state, len(record.trials)) == ("a", "unfinished", 6)
     assert here.command == "nfnet_ray.run(resume='a', tracking_uri='sqlite:///m.db', trials_at_once=1)"
