@@ -44,6 +44,7 @@ from nfnet_ray.metric import METRIC
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.study import Halving, Study
 from nfnet_ray.study.display import StudyDisplay
+from nfnet_ray.study.halving import parse_halving
 from nfnet_ray.study.legs import Legs
 from nfnet_ray.study.recorder import Recorder
 from nfnet_ray.tracking.events import JOURNAL_FILE, Journal, read_events, study_started
@@ -108,11 +109,11 @@ def measure(trials: int, halving: Halving | None) -> Row:
         with Journal(folder / JOURNAL_FILE) as journal:
             seconds = run(study, journal, state, folder)
         grown_mib = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-        began = time.perf_counter()
+        began, cpu = time.perf_counter(), time.process_time()
         for _ in read_events(folder / JOURNAL_FILE):
             pass
-        read_seconds = time.perf_counter() - began
-        began = time.perf_counter()
+        read_seconds, read_cpu_seconds = time.perf_counter() - began, time.process_time() - cpu
+        began, cpu = time.perf_counter(), time.process_time()
         resumed, _ = StudyState.read(folder)
         with Journal(folder / JOURNAL_FILE) as journal:
             legs = Legs(
@@ -121,7 +122,7 @@ def measure(trials: int, halving: Halving | None) -> Row:
                 Recorder(journal, resumed, on_event=lambda: None, say=print),
             )
             assert legs.next() is None
-        resume_seconds = time.perf_counter() - began
+        resume_seconds, resume_cpu_seconds = time.perf_counter() - began, time.process_time() - cpu
         journal_mb = (folder / JOURNAL_FILE).stat().st_size / 1e6
     part = max(1, int(PART * len(seconds)))
     first, last = statistics.fmean(seconds[:part]), statistics.fmean(seconds[-part:])
@@ -135,7 +136,9 @@ def measure(trials: int, halving: Halving | None) -> Row:
         "memory_grown_mib": round(grown_mib),
         "journal_mb": round(journal_mb, 1),
         "read_seconds": round(read_seconds, 2),
+        "read_cpu_seconds": round(read_cpu_seconds, 2),
         "resume_seconds": round(resume_seconds, 2),
+        "resume_cpu_seconds": round(resume_cpu_seconds, 2),
         "n": 1,
     }
 
@@ -250,7 +253,7 @@ def main() -> None:
     parser.add_argument(
         "--rules",
         nargs="+",
-        choices=("synchronous", "none"),
+        choices=("synchronous", "asynchronous", "median", "hyperband", "none"),
         default=["synchronous", "none"],
         help="early stopping (default: %(default)s)",
     )
@@ -260,7 +263,7 @@ def main() -> None:
     asked = parser.parse_args()
     about: Row = {"hardware": hardware(CPU, threads=os.cpu_count() or 1), "python": platform.python_version()}
     for rule in asked.rules:
-        halving = None if rule == "none" else Halving()
+        halving = None if rule == "none" else parse_halving(rule)
         if asked.through_ray:
             with TemporaryDirectory() as name:
                 row = measure_study(

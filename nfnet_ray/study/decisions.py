@@ -238,10 +238,10 @@ class Decider:
     ) -> Decision:
         """By the trials that reported this rung before it did, whatever has happened since."""
         before: list[float] = []
-        for trial, epoch, top1 in state.reported_epochs():
-            if trial == name and epoch == rung:
+        for trial, top1 in state.reported_at(rung):
+            if trial == name:
                 break
-            if epoch == rung and trial in standing.accuracies:
+            if trial in standing.accuracies:
                 before.append(top1)
         mine = standing.accuracies[name]
         if len(before) < halving.finalists:

@@ -136,7 +136,8 @@ class StudyState:
         self._wall_seconds_before = 0.0
         # First and last event of a driver that has not left in good order.
         self._session: tuple[float, float] | None = None
-        self._reported: list[tuple[str, int, float]] = []
+        # {epoch: [(trial, validation top-1)]}, as they were first reported.
+        self._reported: dict[int, list[tuple[str, float]]] = {}
         self._places = Places()
 
     @staticmethod
@@ -237,7 +238,7 @@ class StudyState:
                 trial = self.trials[event["trial"]]
                 if event["epoch"] not in trial.epochs:  # journals of earlier versions have some twice
                     top1 = event["metrics"].get(METRIC) or 0.0
-                    self._reported.append((event["trial"], event["epoch"], top1))
+                    self._reported.setdefault(event["epoch"], []).append((event["trial"], top1))
                 trial.epochs[event["epoch"]] = packed(event["metrics"])
                 for kept, text in (
                     (trial.correct_images, event.get("correct_images")),
@@ -270,6 +271,9 @@ class StudyState:
             accelerators = worker.get("workers", 1) * (float(worker.get("gpus", 0)) or 1.0)
             described: Mapping[str, Any] = event if event["event"] == "study_resumed" else self._study
             self._places.begin(now, described.get("places"), accelerators, planned_trials(self._study))
+        elif event["event"] == "study_extended":
+            for known in self.members:
+                self._places.note(known.name, _activity(known))
         elif event["event"] == "study_ended":
             self._places.end(now)
         elif trial is not None:
@@ -371,9 +375,9 @@ class StudyState:
         """Names of the trials that still have something to do."""
         return [trial.name for trial in self.members if trial.state not in ENDED_FOR_GOOD]
 
-    def reported_epochs(self) -> list[tuple[str, int, float]]:
-        """(trial, epoch, validation top-1) as they were first reported, in that order: what halving decided by."""
-        return list(self._reported)
+    def reported_at(self, epoch: int) -> list[tuple[str, float]]:
+        """(trial, validation top-1) of an epoch in the order of their first reports, for the median rule."""
+        return list(self._reported.get(epoch, ()))
 
 
 def _activity(
@@ -383,7 +387,8 @@ def _activity(
     if trial.state == "running" and not resumed:
         return "running"
     if trial.state == "paused":
-        return "ready" if trial.epoch in trial.promoted else "undecided"
+        rung = next(reversed(trial.paused), trial.epoch)
+        return "ready" if rung in trial.promoted else "undecided"
     if trial.state is None or (resumed and trial.state not in ENDED_FOR_GOOD):
         return "ready"
     return "over"

@@ -27,7 +27,7 @@ def facts(state: StudyState) -> dict[str, Any]:
         "times": (state.wall_seconds, state.last_event_time),
         "ended": state.ended,
         "changed": dict(state.changed),
-        "reported": repr(state.reported_epochs()),
+        "reported": repr([state.reported_at(epoch) for epoch in range(20)]),
         "plans": dict(state.plans),
         "proposals": dict(state.proposals),
     }
