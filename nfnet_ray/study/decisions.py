@@ -37,7 +37,7 @@ class Leg:
         rung: where the trial pauses after it; None: the leg goes to the trial's end.
         until_seconds: the seconds of training at which it ends: after the epoch in which the trial reaches them.
         epochs_before: the epochs of the complete schedules that the trial has behind it.
-        schedule_epochs: the length of the schedule that is trained, if that is not the Recipe's own.
+        schedule_epochs: the length of the complete schedule that is trained; None: the Recipe's own is the only one.
     """
 
     trial: str
@@ -377,9 +377,8 @@ def _standing(group: Group, level: int, state: StudyState, again: Collection[str
             accuracies[name] = _accuracy(trial, epoch)
         elif not _has_ended(trial, again):
             unknown += 1
-        elif (
-            trial.state == "finished"
-        ):  # in less time than the rung's, by which it could only have become better
+        elif trial.state == "finished":
+            # It has trained all its epochs in less time than the rung's, so it has that accuracy there too.
             accuracies[name] = _accuracy(trial, trial.epoch)
         elif takes_part:
             accuracies[name] = OUT

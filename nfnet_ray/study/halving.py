@@ -77,7 +77,7 @@ class Halving:
             f"rule={self.rule!r}": (self.rule in RULES, f"one of {', '.join(RULES)}"),
             f"unit={self.unit!r}": (self.unit in UNITS, f"one of {', '.join(UNITS)}"),
             f"schedule={self.schedule!r}": (self.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}"),
-            f"eta={self.eta!r}": (self.eta > 1, "a number above 1"),
+            f"eta={self.eta!r}": (1 < self.eta < math.inf, "a number above 1"),
             f"first_rung={self.first_rung!r}": (
                 self.first_rung is None or _is_rung(self.first_rung, self.unit),
                 "a whole number of epochs, at least 1" if in_epochs else "a number above 0",
@@ -248,7 +248,7 @@ def with_schedule_of(recipe: Recipe, epochs: int) -> Recipe:
 
 
 def _is_rung(rung: float, unit: Unit) -> bool:
-    return rung >= 1 and rung == int(rung) if unit == "epochs" else 0 < rung < math.inf
+    return 0 < rung < math.inf and (unit != "epochs" or rung == int(rung))
 
 
 def parse_halving(text: str) -> Halving | None:

@@ -485,6 +485,8 @@ def test_hyperband_deals_most_trials_to_the_bracket_that_starts_first() -> None:
     "wrong",
     [
         {"eta": 1.0},
+        {"eta": math.inf},
+        {"first_rung": math.inf},
         {"first_rung": 0},
         {"first_rung": 2.5},
         {"first_rung": 0.0, "unit": "seconds"},
