@@ -86,7 +86,7 @@ def runs_of(event: Event) -> tuple[str, ...]:
     if event["event"] == "at_work":
         return ()
     if event["event"] == "study_extended":
-        return (STUDY_RUN, *event["left_out"], *event["taken_back"], *event["reconsidered"])
+        return (STUDY_RUN, *event["left_out"], *(plan["name"] for plan in event["trials"]))
     return (STUDY_RUN,)
 
 

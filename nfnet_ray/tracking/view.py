@@ -34,13 +34,21 @@ def comparison_url(server_url: str, experiment_id: str, key: str) -> str:
 
 
 def comparison_view(
-    study_name: str, study_id: str, metric: str, space: Mapping[str, Sequence[Any]], now: float
+    study_name: str,
+    study_id: str,
+    metric: str,
+    space: Mapping[str, Sequence[Any]],
+    now: float,
+    *,
+    ranges: Sequence[str] = (),
+    was_extended: bool = False,
 ) -> str:
     """The value of the tag: the state of the UI, compressed (a tag holds at most 20,000 characters).
 
     The accuracy curves get the width of the page. Below are the trials' last accuracies and, where several
     fields are swept, parallel coordinates; those draw numbers only and would silently leave out a
-    ``clip_factor`` of none, so every value has to be one.
+    ``clip_factor`` of none, so every value has to be one. The last accuracies are also drawn against each field with a
+    range.
 
     Args:
         study_name: the title of the view.
@@ -49,6 +57,8 @@ def comparison_view(
         space: {dotted name: values that it may have, or the ends of its range} of the swept Recipe fields, which are
             params of the runs.
         now: Unix seconds.
+        ranges: those of the fields that have a range.
+        was_extended: whether trials have the tag ``left_out``, by which those that are not in the study are hidden.
     """
     curves: dict[str, Any] = {
         "type": "LINE",
@@ -79,14 +89,27 @@ def comparison_view(
         "showAllRuns": True,
         "displayName": "swept fields",
     }
-    numeric = all(isinstance(value, int | float) for values in space.values() for value in values)
-    charts = [curves, last, parallel] if len(space) > 1 and numeric else [curves, last]
+    against = [
+        {
+            "type": "SCATTER",
+            "uuid": f"accuracy-against-{name}",
+            "metricSectionId": "settings",
+            "xaxis": {"key": name, "type": "PARAM"},
+            "yaxis": {"key": metric, "type": "METRIC"},
+            "displayName": f"last {metric} against {name}",
+        }
+        for name in ranges
+        if _all_numbers(space[name])
+    ]
+    numeric = all(map(_all_numbers, space.values()))
+    charts = [curves, *against, last, *([parallel] if len(space) > 1 and numeric else [])]
     sections: list[dict[str, Any]] = [
         {"uuid": "curves", "name": "Accuracy against training time", "columns": 1, "cardHeight": 460},
-        {"uuid": "settings", "name": "Last accuracy", "columns": len(charts) - 1, "cardHeight": 420},
+        {"uuid": "settings", "name": "Last accuracy", "columns": min(len(charts) - 1, 2), "cardHeight": 420},
     ]
     state = {
-        "searchFilter": f"tags.kind = 'trial' AND tags.study_id = '{study_id}'",
+        "searchFilter": f"tags.kind = 'trial' AND tags.study_id = '{study_id}'"
+        + (" AND tags.left_out = 'false'" if was_extended else ""),
         "orderByKey": f"metrics.`{metric}`",
         "orderByAsc": False,
         "selectedColumns": [f"metrics.`{metric}`", *(f"params.`{name}`" for name in space)],
@@ -113,3 +136,7 @@ def comparison_view(
             "state": f"deflate;{packed}",
         }
     )
+
+
+def _all_numbers(values: Sequence[Any]) -> bool:
+    return all(isinstance(value, int | float) for value in values)

@@ -47,7 +47,7 @@ from nfnet_ray.tracking.events import (
 from nfnet_ray.tracking.labels import point_label, short_names, value_label
 from nfnet_ray.tracking.spool import STUDY_RUN, JournalLine, TrackedStudy
 from nfnet_ray.tracking.state import JournalReader, StudyState
-from nfnet_ray.tracking.swept import possible_values, swept_fields
+from nfnet_ray.tracking.swept import possible_values, swept_fields, swept_range
 from nfnet_ray.tracking.view import (
     EXPERIMENT_KIND,
     EXPERIMENT_KIND_TAG,
@@ -269,7 +269,16 @@ class StudyWriter:
     def _save_view(self, event: StudyStarted) -> None:
         study = event["study"]
         swept = {name: possible_values(study, name) for name in swept_fields(study)}
-        view = comparison_view(study["name"], self._study_id, study["metric"], swept, event["time"])
+        ranges = [name for name in swept if swept_range(study, name) is not None]
+        view = comparison_view(
+            study["name"],
+            self._study_id,
+            study["metric"],
+            swept,
+            event["time"],
+            ranges=ranges,
+            was_extended="outside" in study,
+        )
         self._client.set_experiment_tag(
             self.tracked.experiment_id, f"{TAG_PREFIX}{self.tracked.view_key}", view
         )
@@ -303,7 +312,7 @@ class StudyWriter:
         run_id = self._create_run(
             _run_name(shown, names) or trial,
             time,
-            {"kind": "trial", "trial": trial, "point": point_label(shown, names)},
+            {"kind": "trial", "trial": trial, "point": point_label(shown, names), "left_out": "false"},
         )
         self.tracked = replace(self.tracked, trial_run_ids={**self.tracked.trial_run_ids, trial: run_id})
         return run_id
