@@ -71,6 +71,14 @@ def at_least_zero(text: str) -> float:
     return number
 
 
+def share(text: str) -> float:
+    """An argparse type: a number above 0 and below 1."""
+    number = number_or_nan(text)
+    if not 0 < number < 1:
+        raise argparse.ArgumentTypeError(f"{shortened(text)} is not a number above 0 and below 1")
+    return number
+
+
 def given(parse: Callable[[str], _Parsed]) -> Callable[[str], _Parsed]:
     """An argparse type from a function that raises UserError for a text that is not allowed."""
 

@@ -91,6 +91,10 @@ class Study:
     """The points that a journal has, in place of those that the search would draw now."""
     planned: int | None = None
     """How many of them were planned at the start; None: all."""
+    equal_within: float | None = None
+    """Settings whose accuracies differ by less are equal for practice, a fraction; None: the analysis' own default."""
+    holdout: float | None = None
+    """The share of the validation images on which the best setting is quoted, while it is chosen on the others."""
     names: Mapping[str, str] = field(default_factory=dict)
     """{:func:`trial_key`: name} of the trials of a study that was extended: those of before keep their names."""
     outside: tuple[str, ...] = ()
@@ -132,6 +136,8 @@ class Study:
             points=tuple(told["points"]) if "points" in told else None,
             seeds=tuple(told["seeds"]),
             halving=Halving.from_description(told["halving"]) if told["halving"] else None,
+            equal_within=told.get("equal_within"),
+            holdout=told.get("holdout"),
         )
         distinct = {json.dumps(plan["point"], sort_keys=True): plan["point"] for plan in event["trials"]}
         if "search" in told:
@@ -174,6 +180,7 @@ class Study:
         told |= {f"swept {name}": domain_to_json(domain) for name, domain in self.space.items()}
         told |= {"points": self.points} if self.points is not None else {}
         told |= {"seeds": self.seeds, "halving": self.halving_description()}
+        told |= {"equal within": self.equal_within, "holdout": self.holdout}
         if told["halving"]:  # the price that money_seconds is made from may have changed since
             told["halving"] = {key: value for key, value in told["halving"].items() if key != "money_seconds"}
         if self.draws_points:
@@ -335,6 +342,9 @@ class Study:
             "halving": self.halving_description(),
             "recipe": self.recipe.to_values(),
         }
+        for name in ("equal_within", "holdout"):
+            if getattr(self, name) is not None:
+                told[name] = getattr(self, name)
         if self.points is not None:
             told["points"] = [dict(point) for point in self.points]
         if self.draws_points:

@@ -20,6 +20,7 @@ from nfnet_ray.command_line.arguments import (
     given_path,
     least_and_most,
     positive,
+    share,
 )
 from nfnet_ray.command_line.exit_code import exit_code_of
 from nfnet_ray.command_line.one_line_parser import OneLineParser
@@ -366,6 +367,19 @@ def study_parser(program: StudyProgram, file: Path) -> argparse.ArgumentParser:
         choices=SCHEDULES,
         help="of trials that are compared early: truncated continues the schedule of all epochs after a rung, stretched"
         " trains to each rung with a complete schedule of its own (default: the study's own)",
+    )
+    what.add_argument(
+        "--equal-within",
+        type=above_zero,
+        metavar="POINTS",
+        help="settings whose accuracies differ by less are equal for practice (default: 0.2)",
+    )
+    what.add_argument(
+        "--holdout",
+        type=share,
+        metavar="X",
+        help="quote the accuracy of the best setting on this share of the validation images, such as 0.5, and choose it"
+        " on the others (docs/answers.md)",
     )
     add_settings(what, "set a field of the Recipe; setting a swept field fixes it for all trials")
     what.add_argument(

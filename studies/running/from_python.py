@@ -41,6 +41,8 @@ def run(
     sweep: Mapping[str, Domain | Sequence[Any] | str] | None = None,
     early_stopping: str | None = None,
     schedule: Literal["truncated", "stretched"] | None = None,
+    equal_within: float | None = None,
+    holdout: float | None = None,
     storage: str | os.PathLike[str] = DEFAULT_STORAGE,
     name: str | None = None,
     may_continue: bool = False,
@@ -86,6 +88,8 @@ def run(
         early_stopping: which trials end early, as ``--early-stopping`` names it: ``synchronous:eta=4``, ``none``; by
             default the study's own.
         schedule: ``stretched`` trains to each rung with a complete learning-rate schedule; by default the study's own.
+        equal_within: settings whose accuracies differ by less, in points, are equal for practice; by default 0.2.
+        holdout: quote the best setting on this share of the validation images, and choose it on the others.
         storage: the folder of all results.
         name: the name of the study's folder; by default the study's name and the time.
         may_continue: continue the study if there is one of this ``name`` with the same settings.
@@ -134,6 +138,8 @@ def run(
         sweep={name: _domain(name, domain) for name, domain in (sweep or {}).items()},
         early_stopping=early_stopping,
         schedule=schedule,
+        equal_within=_above_zero("equal_within", equal_within),
+        holdout=_above_zero("holdout", holdout),
         storage=Path(storage),
         name=name and study_name(name),
         may_continue=may_continue,
@@ -158,6 +164,8 @@ def run(
         raise UserError(
             f"gpus_per_worker = {gpus_per_worker!r} is not allowed; it takes a number of at least 0"
         )
+    if holdout is not None and holdout >= 1:
+        raise UserError(f"holdout = {holdout!r} is not allowed; it takes a number above 0 and below 1")
     if schedule not in (None, *SCHEDULES):
         raise UserError(
             f"schedule = {schedule!r} is not allowed; it takes {' or '.join(map(repr, SCHEDULES))}"

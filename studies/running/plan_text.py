@@ -44,6 +44,7 @@ from nfnet_ray.study.study import Study, Trial
 from nfnet_ray.tracking.events import Hardware
 from nfnet_ray.tracking.state import StudyState
 from nfnet_ray.wording import agree, clock_time, count, storage_size
+from studies.running.power_text import power_sentences
 from studies.running.request import Request
 from studies.running.runner import Runner, WorkerDemand
 
@@ -116,16 +117,13 @@ def print_plan(
         say(console, f"It cannot run here: {error}. What follows is for one trial after the other.")
         places = 1
     estimate = _estimate(request, study, data, storage, resources, worker, places, console)
+    word, seed_hours = accelerator_word(worker.gpus), None
     if estimate.paces:
-        _say_forecast(
-            forecast(study, data, estimate.paces, places, progress),
-            worker,
-            places,
-            estimate,
-            caps,
-            request,
-            console,
-        )
+        told = forecast(study, data, estimate.paces, places, progress)
+        _say_forecast(told, worker, places, estimate, caps, request, console)
+        # Also of a study that is extended: of all of its trials.
+        seconds = forecast(study, data, estimate.paces, places).trial_seconds.high
+        seed_hours = seconds * worker.workers * (worker.gpus or 1.0) / SECONDS_PER_HOUR / len(study.seeds)
     else:
         say(console, f"How long it takes is unknown: {estimate.source}.")
     one = (estimate.probe and estimate.probe.checkpoint_bytes) or checkpoint_bytes(
@@ -135,8 +133,10 @@ def print_plan(
     disk = storage_size(one * kept * complete_schedules(study))
     each = "schedule" if study.halving and study.halving.is_stretched else "trial"
     say(console, f"Disk: {disk} for checkpoints, at most {kept} of {storage_size(one)} for each {each}.")
-    if said := caps.sentence(accelerator_word(worker.gpus)):
+    if said := caps.sentence(word):
         say(console, said)
+    for sentence in power_sentences(study, data, storage, seed_hours, word):
+        say(console, sentence)
     _say_differences(study, console)
     say(console, "Nothing was started.")
 

@@ -48,6 +48,10 @@ class StudyRequest(Request):
     """The name or the folder of an earlier study whose best settings are tried first."""
     early_stopping: str | None = None
     schedule: Schedule | None = None
+    equal_within: float | None = None
+    """In points."""
+    holdout: float | None = None
+    """A share, 0 to 1."""
     workers_per_trial: tuple[int, int] | None = None
     """(least, most)."""
     trials_at_once: int | None = None
@@ -70,6 +74,8 @@ class StudyRequest(Request):
             "--from": self.earlier,
             "--early-stopping": self.early_stopping,
             "--schedule": self.schedule,
+            "--equal-within": self.equal_within,
+            "--holdout": self.holdout,
             "--set": self.settings or None,
             "--sweep": self.sweep or None,
             "--workers-per-trial": self.workers_per_trial,
@@ -115,6 +121,8 @@ class StudyRequest(Request):
             halving=self._new_halving(study.halving),
             trial_limit=self.trials or study.trial_limit,
             search=self.search or study.search,
+            equal_within=study.equal_within if self.equal_within is None else self.equal_within / 100,
+            holdout=self.holdout or study.holdout,
         )
         return replace(study, first_points=self._first_points(study)) if self.earlier else study
 
@@ -149,6 +157,8 @@ class StudyRequest(Request):
             ),
             search=self.search or study.search,
             first_points=points_within(space, recipe, study.first_points),
+            equal_within=study.equal_within if self.equal_within is None else self.equal_within / 100,
+            holdout=self.holdout or study.holdout,
             **UNNAMED,
         )
 
