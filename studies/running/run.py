@@ -35,7 +35,7 @@ from studies.running.checks import (
     verify,
     with_weights,
 )
-from studies.running.plan_text import print_plan
+from studies.running.planning.plan_text import print_plan
 from studies.running.request import CAPS, Request
 from studies.running.resuming import (
     check_can_be_extended,

@@ -54,7 +54,7 @@ from nfnet_ray.tracking.sink import MLflowSink
 from nfnet_ray.tracking.spool import SPOOL_FILE, Spool
 from nfnet_ray.tracking.state import StudyState
 from nfnet_ray.wording import clock_time, count
-from studies.running.plan_text import expected_cost, priced, refuse_too_little_memory
+from studies.running.planning.plan_text import expected_cost, priced, refuse_too_little_memory
 from studies.running.runner import EXIT_FAILED_TRIALS, Ending, Runner, RunningStudy, WorkerDemand
 from studies.running.started_event import started_event, without_secrets
 from studies.running.trials import TuneRunner

@@ -23,7 +23,7 @@ from nfnet_ray.analysis.inference.simulation import simulated_moments, trial_acc
 from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.study.study import Study
-from studies.running.power_text import power_sentences
+from studies.running.planning.power_text import power_sentences
 from tests.dashboards.test_answer import study_with_bits
 from tests.tracking.example_study import CLIP_FACTOR
 

@@ -46,7 +46,7 @@ def factory(study: str) -> StudyFactory:
 def plan(study: str, monkeypatch: pytest.MonkeyPatch, *flags: str) -> int:
     """``python studies/STUDY.py --plan``, without the measurement of this machine's speed."""
     measured = Probe(1.0, 1.0, (0.1, 0.1), images=64, image_size=32, eval_seconds=1.0, eval_images=360)
-    monkeypatch.setattr("studies.running.plan_text.probe_at_once", lambda *_: measured)
+    monkeypatch.setattr("studies.running.planning.plan_text.probe_at_once", lambda *_: measured)
     return main(factory(study), FOLDER / f"{study}.py", ["--plan", *flags])
 
 

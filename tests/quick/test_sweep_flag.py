@@ -97,7 +97,7 @@ def test_a_sweep_replaces_the_domain_of_the_study_or_is_its_last_field() -> None
 
 def plan(program: Any, name: str, monkeypatch: pytest.MonkeyPatch, *flags: str) -> int:
     measured = Probe(1.0, 1.0, (0.1, 0.1), images=64, image_size=32, eval_seconds=1.0, eval_images=360)
-    monkeypatch.setattr("studies.running.plan_text.probe_at_once", lambda *_: measured)
+    monkeypatch.setattr("studies.running.planning.plan_text.probe_at_once", lambda *_: measured)
     return main(program, FOLDER / f"{name}.py", ["--plan", *flags])
 
 

@@ -80,7 +80,7 @@ def test_the_plan_makes_nothing_and_needs_no_weights(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     measured = Probe(1.0, 1.0, (0.1, 0.1), images=64, image_size=32)
-    monkeypatch.setattr("studies.running.plan_text.probe_at_once", lambda *_: measured)
+    monkeypatch.setattr("studies.running.planning.plan_text.probe_at_once", lambda *_: measured)
 
     def plan(*flags: str) -> int:
         return main(transfer.PROGRAM, FILE, ["--plan", *flags])

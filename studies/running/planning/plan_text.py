@@ -44,7 +44,7 @@ from nfnet_ray.study.study import Study, Trial
 from nfnet_ray.tracking.events import Hardware
 from nfnet_ray.tracking.state import StudyState
 from nfnet_ray.wording import agree, clock_time, count, storage_size
-from studies.running.power_text import power_sentences
+from studies.running.planning.power_text import power_sentences
 from studies.running.request import Request
 from studies.running.runner import Runner, WorkerDemand
 

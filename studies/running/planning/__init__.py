@@ -1,0 +1,1 @@
+"""What --plan prints: the trials, what they cost, and which differences they can tell."""
