@@ -14,6 +14,7 @@ from dashboards.charts import (
     levels,
     state_words,
 )
+from dashboards.clipping_charts import ClippingCharts, clipping_charts
 from dashboards.level_styles import Look, looks_of
 from dashboards.measurement import measurement, shared_recipe
 from dashboards.page import Chart, Legend, legend_entry
@@ -87,6 +88,17 @@ class SignalSection:
 
 
 @dataclass(frozen=True)
+class ClippingSection:
+    """What AGC clips, and which clip factor to try next."""
+
+    charts: tuple[Chart, ...]
+    table: Table
+    suggestions: tuple[tuple[str, str], ...]
+    command: str
+    remarks: str
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything that a report shows; ``looks`` and ``shades`` are the colours of levels and of epochs."""
 
@@ -98,6 +110,7 @@ class Report:
     answer: Answer
     settings: SettingsSection | None
     curves: CurvesSection
+    clipping: ClippingSection | None
     signal: SignalSection | None
     trials_title: str
     trials: Table
@@ -115,6 +128,7 @@ class Report:
         return [
             *self.curves.charts,
             *(self.settings.charts if self.settings else ()),
+            *(self.clipping.charts if self.clipping else ()),
             *(self.signal.charts if self.signal else []),
         ]
 
@@ -123,6 +137,7 @@ def report_facts(record: StudyRecord, now: float) -> Report:
     """The report of a study as it is known at ``now`` (Unix seconds)."""
     best = best_setting(record)
     signal = signal_charts(record)
+    clipping = clipping_charts(record)
     return Report(
         name=record.study["name"],
         question=record.study["question"],
@@ -132,6 +147,7 @@ def report_facts(record: StudyRecord, now: float) -> Report:
         answer=_answer(record, best),
         settings=_settings(record, best),
         curves=_curves(record),
+        clipping=_clipping(clipping) if clipping else None,
         signal=_signal(signal) if signal else None,
         trials_title=all_trials(record),
         trials=trials_table(record, best),
@@ -252,6 +268,19 @@ def _legend(record: StudyRecord, more: str) -> Legend | None:
         entries=tuple(legend_entry(level, label, look) for level, (label, look) in enumerate(looks)),
         more=more,
         fewer=f"Show the best {BEST_CURVES} and the spread" if more else "",
+    )
+
+
+def _clipping(charts: ClippingCharts) -> ClippingSection:
+    return ClippingSection(
+        charts=tuple(
+            Chart(f"clipping-{number}", figure, f"Share of clipped units by layer and epoch, {title}", title)
+            for number, (title, figure) in enumerate(charts.panels)
+        ),
+        table=charts.table,
+        suggestions=charts.suggestions,
+        command=charts.command,
+        remarks=charts.remarks,
     )
 
 

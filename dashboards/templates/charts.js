@@ -55,6 +55,15 @@ function painted(trace, paint, summarised) {
       line: {...trace.line, color: paint.color("--quiet")},
       fillcolor: paint.color("--quiet") + ["00", "20", "30"][meta.band],
     };
+  if (meta.heat)
+    return {
+      ...trace,
+      colorscale: [
+        [0, paint.color("--raised")],
+        [1, paint.color("--accent")],
+      ],
+      colorbar: {...trace.colorbar, tickfont: {color: paint.color("--quiet")}},
+    };
   if (meta.quietLine) return {...trace, line: {...trace.line, color: paint.color("--quiet")}};
   if (meta.levels) {
     const colors = meta.levels.map(paint.level);

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
 import math
+import shlex
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from nfnet_ray.analysis.clipping import CLIP_FACTOR, clipping_of, shares_that_factors_would_clip
+from nfnet_ray.analysis.clipping import (
+    CLIP_FACTOR,
+    clipping_of,
+    interpolated,
+    shares_that_factors_would_clip,
+)
 from nfnet_ray.analysis.inference.intervals import difference_interval
 from nfnet_ray.analysis.record import StudyRecord
 from nfnet_ray.tracking.labels import value_label
@@ -63,7 +68,7 @@ class TriedFactor:
         if self.shares is None:
             return None
         points = [(math.log(at), share) for at, share in self.shares.items()]
-        return _interpolated(points, math.inf if math.isinf(factor) else math.log(factor))
+        return interpolated(points, math.inf if math.isinf(factor) else math.log(factor))
 
     def factor_that_clips(self, share: float) -> float | None:
         """The factor that would have clipped this share of the units; None if there is none within what was counted."""
@@ -72,7 +77,7 @@ class TriedFactor:
         points = sorted((at, math.log(factor)) for factor, at in self.shares.items() if 0 < at < 1)
         if not points or not points[0][0] <= share <= points[-1][0]:
             return None
-        return math.exp(_interpolated(points, share))
+        return math.exp(interpolated(points, share))
 
 
 def suggest_clip_factors(record: StudyRecord) -> list[ClipFactorSuggestion]:
@@ -98,12 +103,34 @@ def suggest_clip_factors(record: StudyRecord) -> list[ClipFactorSuggestion]:
 
 
 def extend_arguments(record: StudyRecord, suggestions: Sequence[ClipFactorSuggestion]) -> list[str]:
-    """The flags that add the suggested factors to the study; none if nothing is suggested."""
-    factors = sorted({one.factor for one in suggestions if one.factor is not None})
-    if not factors:
+    """The flags that add the suggested factors to those of the study.
+
+    None if nothing is suggested, or if the study does not have a list of factors that could be made longer.
+    """
+    factors = {one.factor for one in suggestions if one.factor is not None}
+    values = record.study["space"].get(CLIP_FACTOR)
+    if not factors or not isinstance(values, list):
         return []
-    listed = ",".join(value_label(factor) for factor in factors)
-    return ["--extend", record.study["name"], "--sweep", f"{CLIP_FACTOR}={listed}"]
+    # What is not listed would be left out of the extended study.
+    numbers = sorted(factors | {float(value) for value in values if value is not None})
+    listed = [value_label(number) for number in numbers] + ["none"] * (None in values)
+    return ["--extend", record.study["name"], "--sweep", f"{CLIP_FACTOR}={','.join(listed)}"]
+
+
+def extend_command(record: StudyRecord, suggestions: Sequence[ClipFactorSuggestion]) -> str:
+    """The command line that adds the suggested factors to the study; empty if nothing is suggested."""
+    arguments = extend_arguments(record, suggestions)
+    words = shlex.split(record.study["command"])
+    place = next((number for number, word in enumerate(words) if word.endswith(".py")), None)
+    if not arguments or place is None:
+        return ""
+    program = words[: place + 1]
+    for number, word in enumerate(words):  # where --extend looks for the study
+        if word == "--storage":
+            program += words[number : number + 2]
+        elif word.startswith("--storage="):
+            program.append(word)
+    return shlex.join([*program, *arguments])
 
 
 def suggest_factor(tried: Sequence[TriedFactor], validation_images: int) -> ClipFactorSuggestion:
@@ -239,16 +266,6 @@ def _tried(record: StudyRecord, rows: Sequence[Mapping[Hashable, Any]]) -> list[
 
 def _is_within_noise(best: TriedFactor, other: TriedFactor, images: int) -> bool:
     return difference_interval(best.top1, other.top1, images)[0] <= 0
-
-
-def _interpolated(points: Sequence[tuple[float, float]], at: float) -> float:
-    """Linear between points by rising first number; beyond them the value of the last one."""
-    if at <= points[0][0]:
-        return points[0][1]
-    for (x0, y0), (x1, y1) in itertools.pairwise(points):
-        if at <= x1:
-            return y0 + (y1 - y0) * (at - x0) / (x1 - x0) if x1 > x0 else y1
-    return points[-1][1]
 
 
 def _round(factor: float) -> float:

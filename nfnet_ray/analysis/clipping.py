@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -52,6 +53,14 @@ def clipping_by_part(record: StudyRecord, trial: str) -> dict[str, float]:
     return {part: sum(kept.clipped(part) * kept.steps for kept in records) / steps for part in parts}
 
 
+def clipped_of_all(record: StudyRecord, trial: str) -> float:
+    """The share of all units that a trial clipped, over all its recorded steps; NaN without records."""
+    records = list(clipping_of(record, trial).values())
+    counted = sum(layer.units * kept.steps for kept in records for layer in kept.layers)
+    clipped = sum(layer.clipped * layer.units * kept.steps for kept in records for layer in kept.layers)
+    return clipped / counted if counted else math.nan
+
+
 def shares_that_factors_would_clip(records: Sequence[Clipping]) -> dict[float, float] | None:
     """{clip factor: share of all units whose ratio was above it}, over all records and by rising factor.
 
@@ -89,3 +98,13 @@ def differs_from_step(record: StudyRecord) -> int | None:
     last = list(clipping_of(record, max(with_records)[1]).values())[-1]
     below = [number for number, octave in enumerate(OCTAVES) if octave <= min(factors) * (1 + 1e-9)]
     return last.first_step_above[below[-1]] or None if below else None
+
+
+def interpolated(points: Sequence[tuple[float, float]], at: float) -> float:
+    """Linear between points by rising first number; beyond them the value of the last one."""
+    if at <= points[0][0]:
+        return points[0][1]
+    for (x0, y0), (x1, y1) in itertools.pairwise(points):
+        if at <= x1:
+            return y0 + (y1 - y0) * (at - x0) / (x1 - x0) if x1 > x0 else y1
+    return points[-1][1]

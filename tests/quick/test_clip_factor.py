@@ -13,7 +13,7 @@ from nfnet_ray.analysis import load_study
 from nfnet_ray.analysis.clip_factor import (
     ClipFactorSuggestion,
     TriedFactor,
-    extend_arguments,
+    extend_command,
     suggest_clip_factors,
     suggest_factor,
 )
@@ -173,16 +173,14 @@ def test_suggestions_of_a_study(tmp_path: Path) -> None:
     found = suggest_clip_factors(record)
     assert [one.stratum for one in found] == [{"batch_size": 64}, {"batch_size": 256}]
     assert all(one.reasoning.endswith(".") for one in found)
-    factors = sorted({one.factor for one in found if one.factor is not None})
-    assert factors
-    command = extend_arguments(record, found)
-    assert command == [
-        "--extend",
-        "agc_sweep",
-        "--sweep",
-        f"{CLIP_FACTOR}={','.join(f'{f:g}' for f in factors)}",
-    ]
-    assert extend_arguments(record, []) == []
+    new = {one.factor for one in found if one.factor is not None}
+    assert new
+    # The old values are listed too, or the extension would leave them out.
+    listed = ",".join([*(f"{factor:g}" for factor in sorted(new | {0.02, 0.04, 0.08})), "none"])
+    assert extend_command(record, found) == (
+        f"python studies/agc_sweep.py --extend agc_sweep --sweep {CLIP_FACTOR}={listed}"
+    )
+    assert extend_command(record, []) == ""
 
 
 def test_a_study_without_records_or_without_the_field_has_no_suggestion(tmp_path: Path) -> None:
