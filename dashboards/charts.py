@@ -51,8 +51,22 @@ class Panel:
 
 
 def levels(record: StudyRecord) -> Levels:
-    """The levels of the first swept field; none where nothing was swept."""
-    return levels_of(record.trials[record.fields[0]] if record.fields else [])
+    """The levels of what :func:`asked_value` gives; none where nothing was swept."""
+    if not record.fields:
+        return levels_of([])
+    return levels_of(asked_value(record, trial) for trial in record.trials.to_dict("records"))
+
+
+def has_points(record: StudyRecord) -> bool:
+    """Whether the study has a plain list of points that differ in several fields, of which none is the question."""
+    return "points" in record.study and len(record.fields) > 1
+
+
+def asked_value(record: StudyRecord, point: Mapping[str, Any] | Mapping[Hashable, Any]) -> Any:
+    """What a point is compared by: the value of the first swept field, or its label in a list of points."""
+    if not has_points(record):
+        return point[record.fields[0]]
+    return point_label({field: point[field] for field in record.fields}, record.names)
 
 
 def strata(record: StudyRecord) -> list[dict[str, Any]]:
@@ -145,7 +159,7 @@ def _measured_rows(record: StudyRecord, unit_seconds: float) -> dict[str, list[d
 
 
 def _level(record: StudyRecord, all_levels: Levels, trial: Mapping[Hashable, Any]) -> int:
-    return all_levels.index[trial[record.fields[0]]] if record.fields else 0
+    return all_levels.index[asked_value(record, trial)] if record.fields else 0
 
 
 def _close_up(trials: Sequence[Mapping[Hashable, Any]]) -> list[float] | None:

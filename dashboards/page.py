@@ -28,7 +28,14 @@ _MARK_PATHS = {
     "triangle-up": "M15 2l4 7.5h-8z",
     "triangle-down": "M15 10l4-7.5h-8z",
 }
-_DASH_ARRAYS = {"solid": "", "dash": "6 3", "dashdot": "6 2 1.5 2", "longdash": "10 3", "dot": "1.5 2.5"}
+_DASH_ARRAYS = {
+    "solid": "",
+    "dash": "6 3",
+    "dashdot": "6 2 1.5 2",
+    "longdash": "10 3",
+    "longdashdot": "10 2 1.5 2",
+    "dot": "1.5 2.5",
+}
 
 
 @dataclass(frozen=True)

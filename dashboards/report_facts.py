@@ -11,6 +11,7 @@ from dashboards.charts import (
     CURVES_AT_MOST,
     END_MARKS,
     accuracy_against_time,
+    has_points,
     levels,
     state_words,
 )
@@ -28,7 +29,14 @@ from dashboards.report_tables import (
     left_out_table,
     trials_table,
 )
-from dashboards.setting_charts import SettingsChart, epochs_of, heat_map, setting_outcomes, settings_charts
+from dashboards.setting_charts import (
+    SETTING,
+    SettingsChart,
+    epochs_of,
+    heat_map,
+    setting_outcomes,
+    settings_charts,
+)
 from dashboards.signal_charts import SignalCharts, epoch_label, epoch_shades, signal_charts
 from nfnet_ray.analysis import BestSetting, StudyRecord, best_setting, setting_results
 from nfnet_ray.wording import agree, count, duration
@@ -205,7 +213,7 @@ def _settings(record: StudyRecord, best: BestSetting | None) -> SettingsSection 
             Chart(
                 id=f"settings-{number}" if number else "settings",
                 figure=chart.figure,
-                label=f"Validation top-1 of each setting against {record.names[chart.field]}",
+                label=f"Validation top-1 of each setting against {record.names.get(chart.field, SETTING)}",
                 title=", ".join(f"{letter} {label}" for letter, label in chart.strata),
             )
             for number, chart in enumerate(charts)
@@ -264,7 +272,7 @@ def _legend(record: StudyRecord, more: str) -> Legend | None:
         return None
     looks = zip(all_levels.labels, looks_of(all_levels), strict=False)
     return Legend(
-        name=record.names[record.fields[0]] if record.fields else "",
+        name=SETTING if has_points(record) else record.names[record.fields[0]] if record.fields else "",
         entries=tuple(legend_entry(level, label, look) for level, (label, look) in enumerate(looks)),
         more=more,
         fewer=f"Show the best {BEST_CURVES} and the spread" if more else "",

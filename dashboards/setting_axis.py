@@ -38,11 +38,11 @@ def setting_axis(record: StudyRecord, field: str) -> SettingAxis:
     values = levels_of(record.trials[field])
     described = swept_range(record.study, field)
     if described is None:
-        return _axis_of_levels(record.names[field], values)
+        return axis_of_levels(record.names[field], values)
     return _axis_of_range(record.names[field], values, **described)
 
 
-def _axis_of_levels(title: str, values: Levels) -> SettingAxis:
+def axis_of_levels(title: str, values: Levels) -> SettingAxis:
     layout = _layout(title, [float(place) for place in range(len(values))], list(values.labels))
     return SettingAxis(
         lambda value: values.index[value], {**layout, "range": [-0.7, len(values) - 0.3]}, is_range=False

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from dashboards.charts import PANELS_AT_MOST, Figure, levels, state_words, strata
+from dashboards.charts import PANELS_AT_MOST, Figure, asked_value, has_points, levels, state_words, strata
 from dashboards.level_styles import Levels, levels_of
-from dashboards.setting_axis import setting_axis
+from dashboards.setting_axis import axis_of_levels, setting_axis
 from nfnet_ray.analysis import SettingResult, StudyRecord
 from nfnet_ray.metric import METRIC
 from nfnet_ray.tracking.labels import point_label, stratum_label
@@ -27,6 +27,8 @@ STRATUM_MARKS = (
 """(Plotly's symbol, the letter for it) of the strata, in their order; as many as :data:`PANELS_AT_MOST`."""
 LABELLED_AT_MOST = 40
 """With more hollow marks than this the number of epochs is shown under the pointer only."""
+SETTING = "setting"
+"""The name of the axis on which a list of points is side by side."""
 HEADING_CHARACTERS = 10
 """Longer values of the first field are the rows of the table, where there is room for them."""
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
@@ -94,7 +96,7 @@ class SettingsChart:
     """Accuracy of each setting against a swept field.
 
     Attributes:
-        field: dotted name of that field.
+        field: dotted name of that field, or :data:`SETTING`.
         strata: (letter, label) of the marks of each stratum; empty where one mark stands for all of them.
         partial_epochs: the numbers of epochs at which there is a hollow mark.
         has_finished, has_lost: whether there are marks of these kinds.
@@ -111,17 +113,20 @@ class SettingsChart:
 def settings_charts(record: StudyRecord, outcomes: Sequence[Outcome]) -> list[SettingsChart]:
     """A chart against the first swept field, and one against each other field with a range.
 
-    None where there are not two settings to compare.
+    Of a list of points there is one chart, which has them side by side. None where there are not two settings to
+    compare.
     """
     if len(outcomes) < 2 or not record.fields:
         return []
+    if has_points(record):
+        return [_settings_chart(record, outcomes, SETTING)]
     ranges = [field for field in record.fields[1:] if swept_range(record.study, field) is not None]
     return [_settings_chart(record, outcomes, field) for field in (record.fields[0], *ranges)]
 
 
 def _settings_chart(record: StudyRecord, outcomes: Sequence[Outcome], field: str) -> SettingsChart:
     question, all_levels = record.fields[0], levels(record)
-    axis = setting_axis(record, field)
+    axis = axis_of_levels(SETTING, all_levels) if field == SETTING else setting_axis(record, field)
     others_are_conditions = set(record.fields) <= {question, *record.conditions}
     conditions = strata(record)
     apart = len(conditions) <= PANELS_AT_MOST
@@ -141,13 +146,14 @@ def _settings_chart(record: StudyRecord, outcomes: Sequence[Outcome], field: str
         width = min(0.18, 0.7 / len(conditions))
         shift = width * (number - (len(conditions) - 1) / 2) if apart and not axis.is_range else 0.0
         by_kind: dict[Kind, list[Outcome]] = {kind: [] for kind in ("finished", "partial", "lost")}
-        for outcome in sorted(mine, key=lambda outcome: all_levels.index[outcome.point[question]]):
+        for outcome in sorted(mine, key=lambda outcome: all_levels.index[asked_value(record, outcome.point)]):
             by_kind[outcome.kind].append(outcome)
         for kind, rows in by_kind.items():
             if not rows:
                 continue
-            own = [all_levels.index[outcome.point[question]] for outcome in rows]
-            places = [axis.place(outcome.point[field]) for outcome in rows]
+            own = [all_levels.index[asked_value(record, outcome.point)] for outcome in rows]
+            values = [asked_value(record, o.point) if field == SETTING else o.point[field] for o in rows]
+            places = [axis.place(value) for value in values]
             still = apart or axis.is_range
             spread = [0.0] * len(rows) if still else _jitter(rows, conditions, record.conditions)
             trace: dict[str, Any] = {
@@ -236,9 +242,10 @@ class HeatMap:
 def heat_map(record: StudyRecord, outcomes: Sequence[Outcome]) -> HeatMap | None:
     """The table of the first field and the first condition, or the second field if there is no condition.
 
-    None where fewer than two fields were swept, where both have a range, and where nothing is known yet.
+    None where fewer than two fields were swept, where both have a range, where nothing is known yet, and for a list of
+    points.
     """
-    if len(record.fields) < 2 or not outcomes:
+    if len(record.fields) < 2 or not outcomes or has_points(record):
         return None
     across, down = record.fields[0], (*record.conditions, record.fields[1])[0]
     if swept_range(record.study, across) is not None and swept_range(record.study, down) is not None:

@@ -172,7 +172,7 @@ def _rank_correlation(record: StudyRecord, at_rung: pd.Series) -> float:
 
     finished = record.trials[record.trials["state"] == "finished"].set_index("trial")
     taus = []
-    for _, trials in finished.groupby([*record.fields[1:], "seed"], dropna=False):
+    for _, trials in finished.groupby([*record.conditions, "seed"], dropna=False):
         both = trials.join(at_rung.rename("at_rung"), how="inner")
         if len(both) >= LEAST_TRIALS_FOR_A_CORRELATION:
             taus.append(float(kendalltau(both["at_rung"], both["last_top1"]).statistic))

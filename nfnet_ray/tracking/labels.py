@@ -59,7 +59,11 @@ def short_names(dotted_names: Iterable[str]) -> dict[str, str]:
 
 
 def value_label(value: Any) -> str:
-    """A value as a person would write it: ``none``, ``true``, ``0.01``, ``64 × 128``, ``F0_haiku.npz``, ``–``."""
+    """A value as a person would write it: ``none``, ``true``, ``0.01``, ``64 × 128``, ``F0_haiku.npz``, ``–``.
+
+    >>> value_label(("classifier.weight", "stem.*")), value_label(())
+    ('classifier.weight, stem.*', 'nothing')
+    """
     if value is None:
         return "none"
     if isinstance(value, bool):
@@ -67,7 +71,8 @@ def value_label(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, list | tuple):
-        return " × ".join(value_label(item) for item in value)
+        between = ", " if any(isinstance(item, str) for item in value) else " × "
+        return between.join(value_label(item) for item in value) or "nothing"
     # The name of a file is enough.
     if isinstance(value, str) and (WEIGHTS_DIGEST_MARK in value or PurePath(value).is_absolute()):
         return PurePath(value.partition(WEIGHTS_DIGEST_MARK)[0]).name

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from dashboards.level_styles import LEVELS_AT_MOST, levels_of, looks_of
+from dashboards.page import legend_entry
 from dashboards.report_facts import Report, report_facts
 from dashboards.setting_axis import _linear_ticks, _logarithmic_ticks
 from nfnet_ray.analysis import best_per_stratum, load_study
@@ -117,6 +119,43 @@ def test_a_plain_list_of_points_competes_as_one(tmp_path: Path) -> None:
     [answer] = best_per_stratum(record)
     assert answer.sentence().startswith("Best setting: clip_factor 0.03, batch_size 64: top-1")
     assert "cannot be told from the Recipe (" in answer.sentence()
+
+
+def test_points_that_differ_in_several_fields_are_shown_side_by_side(tmp_path: Path) -> None:
+    """None and absent values of the first field have looks of their own, and neither is what was asked."""
+    points: list[dict[str, Any]] = [
+        {},
+        {CLIP: None},
+        {CLIP: 0.02},
+        {MOMENTUM: 0.5},
+        {CLIP: None, MOMENTUM: 0.5},
+    ]
+    journal(tmp_path, {}, points)
+    report = report_of(tmp_path)
+    labels = [
+        "the Recipe",
+        "clip_factor none",
+        "clip_factor 0.02",
+        "momentum 0.5",
+        "clip_factor none, momentum 0.5",
+    ]
+    assert report.settings is not None
+    (chart,) = report.settings.charts
+    assert chart.figure["layout"]["xaxis"]["ticktext"] == labels
+    assert sorted(place for trace in chart.figure["data"] for place in trace["x"]) == [0, 1, 2, 3, 4]
+    assert report.settings.heat_table is None
+    assert report.curves.legend is not None
+    assert (report.curves.legend.name, [entry.label for entry in report.curves.legend.entries]) == (
+        "setting",
+        labels,
+    )
+
+
+def test_every_look_of_a_level_can_be_drawn_in_a_legend() -> None:
+    words = [f"network {number}" for number in range(LEVELS_AT_MOST * 2)]
+    for values in (words, [*range(LEVELS_AT_MOST), None, ABSENT], [None, ABSENT]):
+        for level, look in enumerate(looks_of(levels_of(values))):
+            legend_entry(level, "", look)
 
 
 def test_a_tied_field_is_told_with_the_recipe_and_has_no_column(tmp_path: Path) -> None:
