@@ -39,6 +39,13 @@ class Overrides(Section):
     se_ratio: float | None = setting(None, "squeeze-excite hidden width / channels", above=0)
     alpha: float | None = setting(None, "scale of the residual branch", above=0)
     activation: str | None = setting(None, "name of the activation, such as gelu or silu")
+    weight_standardisation: bool | None = setting(
+        None, "standardise the convolutions' weights; false: use them as they are"
+    )
+    squeeze_excite: bool | None = setting(None, "false: leave squeeze-excite out")
+    skip_gain: bool | None = setting(
+        None, "multiply each residual branch by a trained scalar that starts at 0; false: by 1"
+    )
 
     def chosen(self) -> dict[str, Any]:
         """{name: value} of those that are not None."""
@@ -214,7 +221,8 @@ class AGCRecipe(Section):
     )
     eps: float = setting(1e-3, "lower bound on the parameter norm (official optim.py)", above=0)
     exclude: tuple[str, ...] = setting(
-        ("classifier.weight",), "parameters that are never clipped, by name (paper section 4.1)"
+        ("classifier.weight",),
+        "parameters that are never clipped, by name or by a pattern such as stem.* (paper section 4.1)",
     )
 
 

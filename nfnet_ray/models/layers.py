@@ -58,6 +58,8 @@ class ScaledWSConv2d(nn.Module):
     linear, so scaling its few weights instead gives the same and saves a pass over the activations, forward
     and backward.
 
+    Without `standardises` the weights are used as they are, `w_hat = gain * w`, for studies of what that does.
+
     Source: paper section 3; `WSConv2D` in base.py.
     """
 
@@ -70,8 +72,10 @@ class ScaledWSConv2d(nn.Module):
         stride: int = 1,
         groups: int = 1,
         input_scale: float = 1.0,
+        standardises: bool = True,
     ) -> None:
         super().__init__()
+        self.standardises = standardises
         self.stride = stride
         self.groups = groups
         self.input_scale = input_scale
@@ -83,6 +87,8 @@ class ScaledWSConv2d(nn.Module):
 
     def standardized_weight(self) -> Tensor:
         """`input_scale * w_hat`, shaped like `weight`."""
+        if not self.standardises:
+            return self.weight * (self.input_scale * self.gain).view(-1, 1, 1, 1)
         # The divisor of the variance is fan_in - correction = 1: the sum of squared deviations, fan_in * var.
         squared_deviations, mean = torch.var_mean(
             self.weight, dim=(1, 2, 3), correction=self.fan_in - 1, keepdim=True

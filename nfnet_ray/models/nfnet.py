@@ -9,6 +9,7 @@ because the published weights belong to it. With the same weights the logits agr
 
 from __future__ import annotations
 
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -37,16 +38,18 @@ class NFBlock(nn.Module):
     NF-ResNet's has no `conv1b`, its `conv_shortcut` strides instead of the pooling, and squeeze-excite is left
     out unless asked for. NF-RegNet's has no `conv1b`, and squeeze-excite acts on what `conv1` gives.
 
-    `skip_gain` is one scalar that starts at 0, so a new network is the chain of its transition shortcuts.
+    `skip_gain` is one scalar that starts at 0, so a new network is the chain of its transition shortcuts. A variant
+    may be without it; it is then 1.
     Source: paper appendix C; `NFBlock` in nfnet.py and nf_regnet.py, `NFResBlock` in nf_resnet.py.
     """
 
-    def __init__(self, plan: BlockPlan, *, alpha: float, activation: str) -> None:
+    def __init__(self, plan: BlockPlan, variant: Variant) -> None:
         super().__init__()
         self.plan = plan
-        self.activation = ACTIVATIONS[activation]
-        self.alpha = alpha
-        gain = ACTIVATION_GAINS[activation]
+        self.activation = ACTIVATIONS[variant.activation]
+        self.alpha = variant.alpha
+        gain = ACTIVATION_GAINS[variant.activation]
+        conv = partial(ScaledWSConv2d, standardises=variant.weight_standardisation)
         width, groups = plan.bottleneck_channels, plan.groups
         self.pool: nn.Module = nn.Identity()
         self.conv_shortcut: ScaledWSConv2d | None = None
@@ -55,20 +58,24 @@ class NFBlock(nn.Module):
             if stride > 1 and plan.family.shortcut == "average_pool":
                 # ceil_mode is TensorFlow's 'SAME': the last pixels of an odd side are averaged over what exists.
                 self.pool, stride = nn.AvgPool2d(2, ceil_mode=True), 1
-            self.conv_shortcut = ScaledWSConv2d(
+            self.conv_shortcut = conv(
                 plan.in_channels, plan.out_channels, 1, stride=stride, input_scale=gain * plan.beta
             )
-        self.conv0 = ScaledWSConv2d(plan.in_channels, width, 1, input_scale=gain * plan.beta)
-        self.conv1 = ScaledWSConv2d(width, width, 3, stride=plan.stride, groups=groups, input_scale=gain)
+        self.conv0 = conv(plan.in_channels, width, 1, input_scale=gain * plan.beta)
+        self.conv1 = conv(width, width, 3, stride=plan.stride, groups=groups, input_scale=gain)
         self.conv1b: ScaledWSConv2d | None = None
         if plan.use_two_convs:
-            self.conv1b = ScaledWSConv2d(width, width, 3, groups=groups, input_scale=gain)
-        self.conv2 = ScaledWSConv2d(width, plan.out_channels, 1, input_scale=gain)
+            self.conv1b = conv(width, width, 3, groups=groups, input_scale=gain)
+        self.conv2 = conv(width, plan.out_channels, 1, input_scale=gain)
         self.squeeze_excite: SqueezeExcite | None = None
         if plan.se_channels:
             self.squeeze_excite = SqueezeExcite(plan.se_gated_channels, plan.se_channels)
         self.stochastic_depth = StochasticDepth(plan.stochastic_depth)
-        self.skip_gain = nn.Parameter(torch.zeros(()))
+        self.skip_gain: Tensor
+        if variant.skip_gain:
+            self.skip_gain = nn.Parameter(torch.zeros(()))
+        else:
+            self.register_buffer("skip_gain", torch.ones(()), persistent=False)
 
     def shortcut(self, x_NCHW: Tensor, u_NCHW: Tensor) -> Tensor:
         """The block's input (N, in_channels, H, W) and its activation -> (N, out_channels, H', W')."""
@@ -117,24 +124,27 @@ class NFNet(nn.Module):
         self.variant = variant
         self.activation = ACTIVATIONS[variant.activation]
         self.activation_gain = ACTIVATION_GAINS[variant.activation]
+        conv = partial(ScaledWSConv2d, standardises=variant.weight_standardisation)
         self.stem = nn.ModuleList()
         channels = 3
-        for index, conv in enumerate(variant.stem):
+        for index, layer in enumerate(variant.stem):
             input_scale = self.activation_gain if index > 0 else 1.0  # the first one reads the image
             self.stem.append(
-                ScaledWSConv2d(
-                    channels, conv.out_channels, conv.kernel_size, stride=conv.stride, input_scale=input_scale
+                conv(
+                    channels,
+                    layer.out_channels,
+                    layer.kernel_size,
+                    stride=layer.stride,
+                    input_scale=input_scale,
                 )
             )
-            channels = conv.out_channels
+            channels = layer.out_channels
         has_pool = variant.family.stem == "conv_and_max_pool"
         self.stem_pool: nn.Module = SameMaxPool2d() if has_pool else nn.Identity()
-        self.blocks = nn.ModuleList(
-            NFBlock(plan, alpha=variant.alpha, activation=variant.activation) for plan in block_plan(variant)
-        )
+        self.blocks = nn.ModuleList(NFBlock(plan, variant) for plan in block_plan(variant))
         self.final_conv: nn.Module = nn.Identity()
         if variant.family.has_final_conv:
-            self.final_conv = ScaledWSConv2d(variant.stage_channels[-1], variant.pooled_channels, 1)
+            self.final_conv = conv(variant.stage_channels[-1], variant.pooled_channels, 1)
         self.dropout = Dropout(variant.dropout)
         self.classifier = nn.Linear(variant.pooled_channels, num_classes)
         nn.init.normal_(self.classifier.weight, std=variant.family.classifier_std)

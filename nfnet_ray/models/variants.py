@@ -43,7 +43,8 @@ ACTIVATION_GAINS: Mapping[str, float] = {
     "tanh": 1.5939117670059204,
 }
 
-# The settings of the official class and of its variant table that decide the architecture.
+# The settings of the official class and of its variant table that decide the architecture, and three switches that it
+# does not have, each of which takes one of its techniques away.
 OVERRIDES = (
     "width",
     "depth",
@@ -53,6 +54,9 @@ OVERRIDES = (
     "se_ratio",
     "alpha",
     "activation",
+    "weight_standardisation",
+    "squeeze_excite",
+    "skip_gain",
     "final_conv_mult",
     "final_conv_ch",
     "use_two_convs",
@@ -161,6 +165,9 @@ class Variant:
     se_ratio: float | None = 0.5  # squeeze-excite hidden width / channels that it gates; None: there is none
     alpha: float = 0.2  # scale of the residual branch
     activation: str = "gelu"
+    weight_standardisation: bool = True
+    squeeze_excite: bool = True  # where se_ratio asks for it
+    skip_gain: bool = True  # a trained scalar on each residual branch, which starts at 0
     final_conv_mult: float | None = 2.0  # final convolution's channels / last block's channels; if None,
     final_conv_ch: int | None = None  # the final convolution's channels themselves
 
@@ -169,7 +176,8 @@ class Variant:
             self._require(name, _four(getattr(self, name), _is_count), "four whole numbers, at least 1 each")
         self._require("expansion", _four(self.expansion, _is_positive), "four numbers above 0")
         self._require("big_width", _four(self.big_width, _is_bool), "four of true or false")
-        self._require("use_two_convs", _is_bool(self.use_two_convs), "true or false")
+        for name in ("use_two_convs", "weight_standardisation", "squeeze_excite", "skip_gain"):
+            self._require(name, _is_bool(getattr(self, name)), "true or false")
         for name in ("width_multiplier", "alpha"):
             self._require(name, _is_positive(getattr(self, name)), "a number above 0")
         for name in ("se_ratio", "first_expansion"):
@@ -438,7 +446,7 @@ def block_plan(variant: Variant) -> list[BlockPlan]:
             use_two_convs=variant.use_two_convs,
             family=variant.family,
         )
-        if variant.se_ratio is not None:
+        if variant.se_ratio is not None and variant.squeeze_excite:
             block = replace(block, se_channels=max(1, int(variant.se_ratio * block.se_gated_channels)))
         plan.append(block)
         if is_first:

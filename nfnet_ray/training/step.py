@@ -12,6 +12,8 @@ gradient is not clipped.
 
 from __future__ import annotations
 
+import fnmatch
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -169,19 +171,17 @@ class TrainStep:
 
 
 def _clipped_parameters(model: nn.Module, recipe: Recipe) -> dict[str, nn.Parameter]:
-    """{name: parameter} of those that AGC clips: those that are trained, without the excluded names.
+    """{name: parameter} of those that AGC clips: those that are trained and match no excluded name or pattern.
 
-    Raises UserError for an excluded name that the model does not have.
+    Raises UserError for an excluded name or pattern that fits no parameter of the model.
     """
     agc, named = recipe.optimizer.agc, dict(model.named_parameters())
-    unknown = [name for name in agc.exclude if name not in named]
+    excluded = {pattern: fnmatch.filter(named, pattern) for pattern in agc.exclude}
+    unknown = [pattern for pattern, names in excluded.items() if not names]
     if unknown and agc.clip_factor is not None:
         raise UserError(
             f"optimizer.agc.exclude names {unknown[0]}, which {recipe.model.name} does not have; "
             f"its classifier is {list(named)[-2]}"
         )
-    return {
-        name: parameter
-        for name, parameter in named.items()
-        if parameter.requires_grad and name not in agc.exclude
-    }
+    kept = named.keys() - set(itertools.chain.from_iterable(excluded.values()))
+    return {name: parameter for name, parameter in named.items() if parameter.requires_grad and name in kept}

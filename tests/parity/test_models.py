@@ -275,13 +275,38 @@ def test_a_dropped_block_is_its_shortcut() -> None:
     variant = get_variant("nfnet_pico")
     plan = replace(block_plan(variant)[3], stochastic_depth=0.5)
     assert not plan.is_transition
-    block = NFBlock(plan, alpha=variant.alpha, activation=variant.activation)
+    block = NFBlock(plan, variant)
     torch.nn.init.ones_(block.skip_gain)
     x_NCHW = torch.randn(64, plan.in_channels, 4, 4)
     y_NCHW = block(x_NCHW)
     dropped = (y_NCHW == x_NCHW).flatten(1).all(1)
     assert 0 < dropped.sum() < 64
     torch.testing.assert_close(y_NCHW[~dropped], block.eval()(x_NCHW)[~dropped])
+
+
+def test_each_technique_can_be_taken_away() -> None:
+    def network(**overrides: bool) -> NFNet:
+        torch.manual_seed(0)
+        return create_model("nfnet_pico", 10, overrides=overrides).eval()
+
+    def doubled_first_weight(model: NFNet) -> tuple[torch.Tensor, torch.Tensor]:
+        """The logits before and after."""
+        x_NCHW = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            before = model(x_NCHW)
+            model.stem[0].weight *= 2
+            return before, model(x_NCHW)
+
+    torch.testing.assert_close(*doubled_first_weight(network()))  # standardised: its scale does not matter
+    before, after = doubled_first_weight(network(weight_standardisation=False))
+    assert not torch.allclose(before, after, rtol=0.1)
+
+    names = dict(network().named_parameters()).keys()
+    without_gain = network(skip_gain=False)
+    assert names - dict(without_gain.named_parameters()).keys() == {f"blocks.{i}.skip_gain" for i in range(5)}
+    assert all(block.skip_gain == 1 for block in without_gain.blocks)
+    without_gate = dict(network(squeeze_excite=False).named_parameters()).keys()
+    assert names - without_gate == {name for name in names if "squeeze_excite" in name} != set()
 
 
 def test_regularisation_is_the_published_one_unless_given() -> None:

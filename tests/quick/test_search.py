@@ -277,6 +277,8 @@ def test_a_study_begins_with_the_recipe_if_it_lies_in_the_space() -> None:
     assert first_points(CONDITIONS, recipe) == ({CLIP: 0.01, BATCH: 64, SHAPE: "cosine", RHO: None},)
     untied = RECIPE.with_values({BATCH: 64})
     assert first_points(CONDITIONS, untied) == ()
+    dropout = {"model.dropout": Range(0.0, 0.5)}
+    assert first_points(dropout, Recipe()) == ({"model.dropout": 0.2},), "F0's published value"
 
 
 def test_the_best_points_of_an_earlier_study_come_next_as_points() -> None:

@@ -117,6 +117,7 @@ def test_width_multiplier_leaves_the_stem_alone() -> None:
         ("nfnet_f0", {"width_multiplier": 0.5}, ["group_width=", "at most 64 in stage 1"]),
         ("nfnet_f0", {"alpha": 0}, ["alpha=0", "above 0"]),
         ("nfnet_f0", {"se_ratio": float("nan")}, ["se_ratio=nan", "above 0"]),
+        ("nfnet_f0", {"skip_gain": None}, ["skip_gain=None", "true or false"]),
         ("nfnet_f0", {"activation": "swish"}, ["activation='swish'", "silu", "gelu"]),
         ("nfnet_f0", {"activation": ["gelu"]}, ["activation=", "gelu"]),
         ("nfnet_f0", {"final_conv_mult": None}, ["final_conv_ch=None", "whole number"]),

@@ -265,6 +265,10 @@ def test_clipping_spares_the_classifier_weight_alone(quick: Recipe) -> None:
 def test_an_excluded_parameter_that_does_not_exist_is_named(quick: Recipe) -> None:
     with pytest.raises(UserError, match=r"head\.weight.*classifier\.weight"):
         run(quick.with_values({"optimizer.agc.exclude": ["head.weight"]}))
+    with pytest.raises(
+        UserError, match=r"optimizer.agc.exclude names heads.\*, which nfnet_pico does not have"
+    ):
+        run(quick.with_values({"optimizer.agc.exclude": ["stem.*", "heads.*"]}))
 
 
 def test_a_batch_larger_than_the_data_is_refused(quick: Recipe) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nfnet_ray.errors import UserError
+from nfnet_ray.models.published import with_published_values
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.study.search.axes import chosen_point, point_key
 from nfnet_ray.study.search.result import Result, result_of
@@ -41,8 +42,12 @@ def point_within(space: Space, recipe: Recipe, values: Mapping[str, Any]) -> Poi
 def first_points(
     space: Space, recipe: Recipe, earlier: Sequence[Mapping[str, Any]] = ()
 ) -> tuple[Point, ...]:
-    """The Recipe's own point, if it lies in the space, then those of ``earlier``, each once."""
+    """The Recipe's own point, if it lies in the space, then those of ``earlier``, each once.
+
+    A field that the Recipe leaves to the model, such as its dropout, has the published value there.
+    """
     own = point_within(space, recipe, recipe.to_values())
+    own = own or point_within(space, recipe, with_published_values(recipe).to_values())
     points = {point_key(point): dict(point) for point in ([own] if own else []) + list(earlier)}
     return tuple(points.values())
 
