@@ -13,7 +13,7 @@ from nfnet_ray.recipe import Recipe
 from nfnet_ray.study.cost.earlier_runs import MeasuredTrial, kind_of
 from nfnet_ray.study.cost.memory import known_memory, memory_shortage
 from nfnet_ray.study.study import Study
-from studies.running import plan_text
+from studies.running.planning import plan_text
 
 RECIPE = Recipe().with_values({"model.name": "nfnet_pico", "batch_size": 64})
 ONE_GPU = Resources(1, 8, 1, 1.0, "8 cores, 1 GPU", ((8, 1),))
