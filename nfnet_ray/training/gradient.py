@@ -44,6 +44,7 @@ MEMORY_FORMATS: dict[str, torch.memory_format] = {
     "contiguous": torch.contiguous_format,
     "channels_last": torch.channels_last,
 }
+MOST_COMPILED = 4096  # networks and shapes of one process: each is a compilation, so no process comes near
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.float32}  # of the weights
 
 
@@ -55,6 +56,16 @@ class Losses:
     correct_N: Tensor
 
 
+def _compiled(model: nn.Module) -> nn.Module:
+    """The network as torch.compile makes it, which a process keeps for later trials of the same shapes and settings."""
+    # Of one piece of code in one process. Beyond it, 8 by default, torch runs on without compilation and only logs
+    # that: the ninth network of a process would be slower than in a process of its own, with other last bits.
+    torch._dynamo.config.recompile_limit = MOST_COMPILED
+    torch._dynamo.config.accumulated_recompile_limit = MOST_COMPILED
+    # Dynamic shapes would be slower kernels; there are few sizes.
+    return cast(nn.Module, torch.compile(model, dynamic=False))
+
+
 class Gradient:
     """Adds the gradient of a batch to ``.grad`` of the model's parameters."""
 
@@ -62,8 +73,7 @@ class Gradient:
         self.look_direction = LookDirection()
         self._model, self._recipe, self._context = model, recipe, context
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        # Dynamic shapes would be slower kernels; there are few sizes.
-        self._network = cast(nn.Module, torch.compile(model, dynamic=False)) if recipe.compile else model
+        self._network = _compiled(model) if recipe.compile else model
         self._replicas: nn.Module = self._network
         if context.world_size > 1:
             devices = [context.device] if context.device.type == "cuda" else None
