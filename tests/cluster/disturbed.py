@@ -3,6 +3,9 @@
 ``python disturbed.py FOLDER ARGUMENTS OF studies/train.py``. FOLDER is the test's: in it stand the settings
 (``disturbance.json``), and the workers write there which samples they trained on (``samples-*.txt``).
 
+``python disturbed.py FOLDER --study ARGUMENTS OF studies/sweep.py`` is the same of a study whose trials have several
+workers; the settings of a trial are those under its name.
+
 ``python disturbed.py FOLDER --plain RANK RECIPE.json OUT`` is one of two workers of the same training without Ray
 and without any disturbance: what the others are compared with.
 """
@@ -11,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -21,6 +25,9 @@ if str(REPOSITORY) not in sys.path:
     sys.path.insert(0, str(REPOSITORY))
 
 FOLDER = Path(sys.argv[1]) if len(sys.argv) > 1 else Path()
+LEAKED_BYTES = 2**29
+TRIAL = [""]
+"""The trial that this process trains is the last one."""
 
 
 def settings(folder: Path) -> dict[str, Any]:
@@ -36,12 +43,19 @@ def note_samples_and_dawdle(folder: Path, rank: int) -> None:
     from nfnet_ray.training.step import TrainStep
 
     true_step = TrainStep.__call__
+    leaked = []
 
     def step(self: Any, batch: Any) -> Any:
         now = settings(folder)
+        now |= now.get(TRIAL[-1], {})
         if [rank, self.number] == now.get("hang") and not (folder / "has_hung").exists():
             (folder / "has_hung").touch()
             time.sleep(10_000)
+        if [rank, self.number] == now.get("dies") and not (folder / "has_died").exists():
+            (folder / "has_died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if [rank, self.number] == now.get("leaks"):
+            leaked.append(bytes([1]) * LEAKED_BYTES)
         if [rank, self.number] == now.get("fails"):
             raise ValueError("this network cannot do that")
         time.sleep(now.get("step_seconds", 0.0))
@@ -63,11 +77,13 @@ def disturbed_worker(slot: dict[str, Any]) -> None:
     true_train = worker.train_in_group
 
     def train_in_group(config: Any, *others: Any) -> bool:
+        TRIAL.append(config["name"])
         if settings(FOLDER).get("storage_apart"):  # as if each machine had a disk of its own there
             config = config | {"checkpoints": f"{config['checkpoints']}-{rank}"}
         return true_train(config, *others)
 
     worker.train_in_group = train_in_group
+    worker.LEAST_GROWTH, worker.LEAST_GROWTH_BYTES = 1.0, LEAKED_BYTES // 2
     worker.work_in_slot(slot)
 
 
@@ -98,9 +114,12 @@ if __name__ == "__main__":
         plain_worker(int(sys.argv[3]), Path(sys.argv[4]), Path(sys.argv[5]))
     else:
         from nfnet_ray.cluster import messages, trainer
-        from studies import train
+        from studies import sweep, train
+        from studies.running.flags import main
 
         trainer.work_in_slot = disturbed_worker
         messages.SECONDS_BETWEEN_RESIZES = 2.0
+        if sys.argv[2] == "--study":
+            sys.exit(main(sweep.PROGRAM, Path(__file__), sys.argv[3:]))
         train.__file__ = __file__  # the command that resumes is this one
         sys.exit(train.main(sys.argv[2:]))

@@ -244,23 +244,6 @@ def test_a_plan_goes_by_earlier_trials_on_the_same_hardware(
     assert "at 2 per worker-hour" in plan.stdout
 
 
-def test_two_workers_train_like_one(
-    used_workplace: Workplace, whole: Workplace, few_digits: Path, cluster: str
-) -> None:
-    """Through a TorchTrainer. Nothing in the network is random, so only the order of sums differs."""
-    result = used_workplace.run(
-        "--name", "two", "--data", few_digits, "--epochs", "3", *QUICK, "--trials", "1", "--address", cluster,
-        "--workers-per-trial", "2",
-    )  # fmt: skip
-    assert result.returncode == 0, result.stdout + result.stderr
-    trial = "clip_factor=0.01,batch_size=48"
-    together, alone = numbers(used_workplace, "two", trial), numbers(whole, "whole", trial)
-    assert sorted(together) == [1, 2, 3]
-    for epoch, metrics in together.items():
-        assert metrics["train_loss"] == pytest.approx(alone[epoch]["train_loss"], rel=1e-4)
-        assert metrics["validation_loss"] == pytest.approx(alone[epoch]["validation_loss"], rel=1e-3)
-
-
 def test_a_tracking_server_that_goes_away_costs_nothing(
     used_workplace: Workplace, few_digits: Path, cluster: str
 ) -> None:
