@@ -6,10 +6,12 @@ import random
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.errors import UserError
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.study import Halving, Study
@@ -17,6 +19,8 @@ from nfnet_ray.study.extension import UNNAMED, Extension, extension
 from nfnet_ray.study.space import Range
 from nfnet_ray.tracking.events import Event, study_started
 from nfnet_ray.tracking.state import StudyState
+from studies.running.program import StudyProgram
+from studies.running.trials import StudyRequest
 from tests.quick.test_decisions import IMAGES, Killed, Simulation, outcome
 
 CLIP, BATCH = "optimizer.agc.clip_factor", "batch_size"
@@ -314,3 +318,62 @@ def test_an_extended_study_keeps_the_unit_of_its_rungs_and_its_schedules() -> No
     truncated.run()
     with pytest.raises(UserError, match="has rungs in epochs, not in seconds: start a new study"):
         truncated.extend(halving=Halving(first_rung=60, unit="seconds"))
+
+
+def asked(study: Study, **given: Any) -> Study:
+    """What ``--extend`` with these flags would make of a study; ``whole`` is a Study from Python."""
+    whole = given.pop("whole", None)
+    program = StudyProgram(lambda *_: whole, is_open=whole is None, is_whole=whole is not None)
+    data = DatasetSummary(Path("data"), 1437, 360, ("",) * 10, "0", None)
+    return StudyRequest(program=program, extend=study.name, **given).extended(study, data)
+
+
+def test_what_is_not_said_stays_as_it_was() -> None:
+    study = Journaled(replace(STUDY, trial_limit=2, seeds=(3, 4))).study()
+    same = asked(study)
+    assert not same.differences(study)
+    assert asked(study, seeds=4).seeds == (3, 4, 5, 6)
+    assert asked(study, seeds=1).seeds == (3,)
+    assert len(asked(study, trials=3).trials()) == 3 * 2
+    assert len(asked(study, sweep={CLIP: (0.1, 0.2, 0.3)}).trials()) == 3 * 2
+    assert asked(study, settings={CLIP: 0.5}).space == {CLIP: (0.5,)}
+    assert asked(study, settings={CLIP: 0.5}).recipe == study.recipe
+    assert asked(study, early_stopping="none").halving is None
+
+
+def test_a_default_first_rung_follows_the_epochs_and_another_one_does_not() -> None:
+    recipe = RECIPE.with_values({"schedule.epochs": 54})
+    by_default = Journaled(replace(STUDY, recipe=recipe, halving=Halving())).study()
+    chosen = Journaled(replace(STUDY, recipe=recipe, halving=Halving(first_rung=5))).study()
+    for study, rung in ((by_default, 10), (chosen, 5)):
+        longer = asked(study, epochs=270)
+        assert longer.halving is not None
+        assert longer.halving.first_rung_of(longer.recipe.schedule) == rung
+
+
+def test_a_question_that_was_made_from_the_space_is_made_from_the_new_one() -> None:
+    study = replace(STUDY, question="Which clip_factor is best?")
+    assert "batch_size" in asked(study, sweep={BATCH: (64, 128)}).question
+    assert asked(STUDY, sweep={BATCH: (64, 128)}).question == "?"
+
+
+def test_a_whole_study_from_python_is_what_an_extended_one_becomes() -> None:
+    study = Journaled(replace(STUDY, halving=None))
+    study.run()
+    whole = replace(study.study(), name="mine", space={CLIP: (0.01, 0.5)}, seeds=(0, 1), trial_limit=None)
+    extended = extension(
+        asked(study.study(), whole=replace(whole, **UNNAMED)), study.study(), study.state(), "", IMAGES, bool
+    )
+    assert extended is not None
+    assert extended.study.name == "s"
+    assert [trial.name for trial in extended.study.trials()][:2] == [
+        "clip_factor=0.01",
+        "clip_factor=0.5,seed=0",
+    ]
+    assert extended.added == 3
+
+
+def test_a_field_that_is_not_swept_cannot_be_set() -> None:
+    with pytest.raises(UserError, match=r"optimizer\.momentum=0\.5: s has 0\.9"):
+        asked(STUDY, settings={"optimizer.momentum": 0.5})
+    assert asked(STUDY, settings={"optimizer.momentum": 0.9}).recipe == STUDY.recipe
