@@ -82,7 +82,10 @@ class Halving:
                 self.first_rung is None or _is_rung(self.first_rung, self.unit),
                 "a whole number of epochs, at least 1" if in_epochs else "a number above 0",
             ),
-            f"unit={self.unit}": (in_epochs or self.first_rung is not None, "first_rung=NUMBER with it"),
+            f"unit={self.unit} without first_rung": (
+                in_epochs or self.first_rung is not None,
+                f"first_rung=NUMBER, in {self.unit}",
+            ),
             f"unit={self.unit} with {self.rule}": (
                 in_epochs or self.rule in ("synchronous", "asynchronous"),
                 "synchronous or asynchronous",

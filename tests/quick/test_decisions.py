@@ -512,7 +512,10 @@ def test_a_wrong_rule_is_refused_in_one_line(wrong: dict[str, Any]) -> None:
             "synchronous:unit=second,first_rung=3",
             "unit='second' is not allowed; use one of epochs, seconds, money",
         ),
-        ("synchronous:unit=seconds", "unit=seconds is not allowed; use first_rung=NUMBER with it"),
+        (
+            "synchronous:unit=seconds",
+            "unit=seconds without first_rung is not allowed; use first_rung=NUMBER, in s",
+        ),
         ("median:unit=seconds,first_rung=3", "unit=seconds with median is not allowed; use synchronous or"),
     ],
 )
