@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def suggested(
     """What is suggested after these accuracies; None: the trial was given up, or diverged."""
     return suggest_factor(
         [
-            TriedFactor(factor, () if value is None else (value,), lognormal(median))
+            TriedFactor(factor, () if value is None else (value,), partial(lognormal, median))
             for factor, value in top1.items()
         ],
         images,
