@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import random
 import zlib
 from collections.abc import Callable
@@ -10,15 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from nfnet_ray.analysis.record import study_record
 from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.errors import UserError
+from nfnet_ray.metric import METRIC
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.study import Halving, Study
+from nfnet_ray.study.display import best_so_far, reported_epochs, trial_table
 from nfnet_ray.study.extension import UNNAMED, Extension, extension
 from nfnet_ray.study.space import Range
 from nfnet_ray.tracking.events import Event, study_started
 from nfnet_ray.tracking.state import StudyState
+from nfnet_ray.tracking.writer import study_metrics
 from studies.running.program import StudyProgram
 from studies.running.trials import StudyRequest
 from tests.quick.test_decisions import IMAGES, Killed, Simulation, outcome
@@ -377,3 +383,23 @@ def test_a_field_that_is_not_swept_cannot_be_set() -> None:
     with pytest.raises(UserError, match=r"optimizer\.momentum=0\.5: s has 0\.9"):
         asked(STUDY, settings={"optimizer.momentum": 0.5})
     assert asked(STUDY, settings={"optimizer.momentum": 0.9}).recipe == STUDY.recipe
+
+
+def test_tables_keep_what_was_left_out_apart() -> None:
+    study = Journaled(replace(STUDY, halving=None), **{"clip_factor=0.04": [0.999] * 100})
+    study.run()
+    study.extend(space={CLIP: (0.01, 0.02)})
+    state = study.run()
+    assert state.started is not None
+    record = study_record(state, state.started)
+    assert [*record.trials["trial"]] == ["clip_factor=0.01", "clip_factor=0.02"]
+    assert set(record.epochs["trial"]) == {"clip_factor=0.01", "clip_factor=0.02"}
+    assert record.left_out is not None
+    assert [*record.left_out["trial"]] == ["clip_factor=0.03", "clip_factor=0.04"]
+    assert len(record.extensions) == 1
+    console = Console(width=100, file=io.StringIO())
+    console.print(trial_table(study.study(), state, reported_epochs))
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert ["not in the study any more" in line for line in lines[1:5]] == [False, False, True, True]
+    assert "0.999" not in best_so_far(study.study(), state)
+    assert study_metrics(state, METRIC)[f"best_{METRIC}"] < 0.999
