@@ -94,6 +94,8 @@ class StudyWriter:
         self._study_id = study_id(started)
         self._journal_path, self._plans_read_to = journal_path, 0
         self._plans: dict[str, TrialPlan] = {}
+        # Ids of the trials' runs whose params this writer has written.
+        self._with_params: set[str] = set()
         self._recipes: dict[str, Values] = {}
         self._started_at_plans = started
 
@@ -291,7 +293,9 @@ class StudyWriter:
 
     def _start_trial(self, event: TrialStarted) -> None:
         run_id = self._trial_run(event["trial"], event["time"])
-        self._log_params(run_id, {**_data_params(self._started), **self._recipe(event["trial"])})
+        if run_id not in self._with_params:  # a trial starts again after each rung
+            self._log_params(run_id, {**_data_params(self._started), **self._recipe(event["trial"])})
+            self._with_params.add(run_id)
         self._client.update_run(run_id, status="RUNNING")
         self._set_tags(run_id, {"state": "running", "attempt": str(event["attempt"])})
 
