@@ -19,11 +19,11 @@ from nfnet_ray.cluster.follower import SECONDS_TO_KEEP
 from nfnet_ray.cluster.mailbox import Register
 from nfnet_ray.cluster.messages import (
     HAS_TRAINED,
-    METRICS,
     STOP,
     TEXTS,
     FinalReport,
     WorkerConfig,
+    metrics_of,
     worker_config,
 )
 from nfnet_ray.cluster.searcher import LegSearcher
@@ -187,7 +187,7 @@ class _JournalCallback(_NotSaved, Callback):
             self._final_reports[_trial_name(trial)] = report
         elif METRIC in result and self._is_running(trial):
             self._recorder.record_epoch(
-                _trial_name(trial), result["epoch"], result[METRICS], result.get(TEXTS)
+                _trial_name(trial), result["epoch"], metrics_of(result), result.get(TEXTS)
             )
 
     def on_trial_complete(

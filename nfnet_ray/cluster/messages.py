@@ -184,9 +184,19 @@ Ending = Literal["finished", "paused", "stopped", "diverged", "failed"]
 
 
 def epoch_result(metrics: Mapping[str, Any], texts: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """The report of an epoch, as Tune is given it."""
-    result = {"epoch": metrics["epoch"], METRIC: metrics[METRIC], METRICS: dict(metrics)}
+    """The report of an epoch, as Tune is given it.
+
+    Its metrics are pairs, and not a dictionary: of each number in a dictionary Tune keeps averages and extremes with
+    the trial for as long as the study lasts. For 24 metrics that took 77 kB of the driver's memory in each leg of a
+    trial; as pairs they take 14 kB.
+    """
+    result = {"epoch": metrics["epoch"], METRIC: metrics[METRIC], METRICS: tuple(metrics.items())}
     return {**result, TEXTS: dict(texts)} if texts else result
+
+
+def metrics_of(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The metrics in the report of an epoch."""
+    return dict(result[METRICS])
 
 
 def with_epochs_of_trial(

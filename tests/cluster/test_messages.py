@@ -26,6 +26,7 @@ from nfnet_ray.cluster.messages import (
     WorkerHung,
     WorkersLost,
     epoch_result,
+    metrics_of,
     with_epochs_of_trial,
     worker_config,
 )
@@ -132,7 +133,9 @@ def test_a_final_report_goes_through_tune_and_says_the_state_of_the_trial(
 def test_the_report_of_an_epoch_is_not_a_final_one() -> None:
     metrics = {"epoch": 3, METRIC: 0.5, "train_loss": 1.25}
     result = epoch_result(metrics)
-    assert result == {"epoch": 3, METRIC: 0.5, METRICS: metrics}
+    assert metrics_of(result) == metrics
+    # Tune keeps statistics of every number that it finds in dictionaries.
+    assert result == {"epoch": 3, METRIC: 0.5, METRICS: tuple(metrics.items())}
     assert FinalReport.from_result(result) is None
 
 
