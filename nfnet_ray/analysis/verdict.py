@@ -99,10 +99,12 @@ def _needed(paired: PairedDifference, difference: float, a: SettingResult, b: Se
     )
     by_seeds = seeds_to_tell(noise, difference, images)
     by_images = images_to_tell(noise, difference, round(seeds))
-    ways = [
-        *([f"{count(by_seeds, 'seed')} of each"] if by_seeds else []),
-        *([f"{count(by_images, 'validation image')}"] if by_images else []),
-    ]
+    ways = []
+    if by_seeds:
+        # One more at least: with these it was not told.
+        ways.append(f"{count(max(by_seeds, math.ceil(seeds) + 1), 'seed')} of each")
+    if by_images and by_images > images:
+        ways.append(count(by_images, "validation image"))
     points = f"{100 * difference:.1f} points"
     if not ways:
         return f"to tell {points} it would take more seeds and more images"

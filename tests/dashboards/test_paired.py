@@ -20,7 +20,7 @@ from nfnet_ray.analysis.inference.paired import (
     paired_difference,
     setting_parts,
 )
-from nfnet_ray.analysis.inference.selection import noise_of, optimism
+from nfnet_ray.analysis.inference.selection import moderated_variances, noise_of, optimism
 from nfnet_ray.analysis.inference.simulation import (
     shared_variance,
     simulated_bits,
@@ -174,3 +174,20 @@ def test_an_accuracy_of_one_seed_has_wilsons_interval() -> None:
     assert paired_accuracy_interval(trial) == wilson_interval(350 / 360, 360)
     low, high = paired_accuracy_interval(np.ones((2, 360), bool))
     assert 0.98 < low < high == 1.0
+
+
+def test_a_setting_at_the_edge_of_divergence_does_not_make_the_others_look_lucky() -> None:
+    trials = bits(np.random.default_rng(3), [0.9, 0.91, 0.905, 0.902, 0.895, 0.91, 0.3, 0.6, 0.9])
+    noise = noise_of(Moments.of(trials), [3, 3, 3])
+    assert noise.seeds[2] > 0.05**2
+    assert max(noise.seeds[0], noise.seeds[1]) < noise.seeds[2] / 10
+
+
+def test_spreads_that_differ_no_more_than_chance_are_pooled() -> None:
+    draw = np.random.default_rng(4)
+    same, freedom = moderated_variances(draw.chisquare(2, 200) / 2, np.full(200, 2.0))
+    assert freedom > 40
+    assert same == pytest.approx(1.0, abs=0.3)
+    own, freedom = moderated_variances(np.array([1.0, 1e-4, 1.0, 1e-4, 1e2]), np.full(5, 2.0))
+    assert freedom < 4
+    assert own[4] > 30 * own[0] > 300 * own[1]

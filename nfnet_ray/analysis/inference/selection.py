@@ -13,6 +13,7 @@ where it was 2.2 for fifty equal settings, and the interval covers 93 to 98% (``
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,6 +23,9 @@ from nfnet_ray.analysis.inference.paired import Floats, Moments, interaction
 
 DRAWS = 4000
 """Studies that are drawn. The standard error of the 97.5% quantile is 0.04 standard errors of an accuracy."""
+
+_FEWEST_TO_MODERATE = 3
+"""Settings, for it to be seen how alike their spreads between seeds are."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class Noise:
 
     images: Floats
     seeds: Floats
-    freedom: int
+    freedom: float
 
     @property
     def covariance(self) -> Floats:
@@ -62,7 +66,7 @@ class Optimism:
 def noise_of(moments: Moments, seeds: Sequence[int]) -> Noise:
     """The noise of settings of which the trials are, ``seeds[s]`` of setting s, in this order.
 
-    The spread between seeds is pooled over settings; it counts only if every setting has two seeds or more.
+    The spreads between seeds are :func:`moderated_variances`. They count only if every setting has two seeds or more.
     """
     starts = np.cumsum([0, *seeds])
     average = np.zeros((len(seeds), starts[-1]))
@@ -71,14 +75,47 @@ def noise_of(moments: Moments, seeds: Sequence[int]) -> Noise:
     images = average @ moments.covariance @ average.T / moments.images
     if min(seeds) == 1:
         return Noise(images, np.zeros(len(seeds)), 1)
-    squares, freedom = 0.0, int(starts[-1]) - len(seeds)
-    for setting, number in enumerate(seeds):
+    spreads = np.zeros(len(seeds))
+    for setting in range(len(seeds)):
         own = moments.only(range(starts[setting], starts[setting + 1]))
-        squares += (number - 1) * float(own.mean.var(ddof=1))
-        images[setting, setting] -= float(interaction(own))  # the squares over seeds contain it
+        spreads[setting] = own.mean.var(ddof=1)
+        images[setting, setting] -= float(interaction(own))  # the variance over seeds contains it
     values, vectors = np.linalg.eigh(images)  # what was taken away may leave too little
     images = (vectors * np.maximum(values, 0.0)) @ vectors.T
-    return Noise(images, squares / freedom / np.asarray(seeds, float), freedom)
+    each = np.asarray(seeds, float)
+    moderated, freedom = moderated_variances(spreads, each - 1)
+    return Noise(images, moderated / each, freedom)
+
+
+def moderated_variances(variances: Floats, freedom: Floats) -> tuple[Floats, float]:
+    """Each variance pulled towards that of all, as far as they are alike, and their degrees of freedom then.
+
+    The empirical Bayes method of Smyth (2004, section 6.2), limma's: variances that differ no more than chance are
+    pooled; where some settings, at the edge of divergence, have a much larger spread than others, each keeps its own.
+
+    Args:
+        variances: (S,) of each setting over its seeds.
+        freedom: (S,) their degrees of freedom.
+    """
+    from scipy.special import digamma, polygamma  # takes a while to import
+
+    typical = float(np.median(variances))
+    if len(variances) < _FEWEST_TO_MODERATE or typical == 0:
+        total = float(freedom.sum())
+        return np.full(len(variances), float((freedom * variances).sum()) / total), total
+    logs = np.log(np.maximum(variances, 1e-3 * typical)) - digamma(freedom / 2) + np.log(freedom / 2)
+    beyond_chance = float(logs.var(ddof=1) - polygamma(1, freedom / 2).mean())
+    if beyond_chance <= 0:
+        total = float(freedom.sum())
+        return np.full(len(variances), float((freedom * variances).sum()) / total), total
+    low, high = 1e-3, 1e6  # the trigamma function falls: bisection of log(x)
+    for _ in range(60):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if polygamma(1, middle) > beyond_chance else (low, middle)
+    prior = 2 * low
+    centre = math.exp(float(logs.mean()) + float(digamma(low)) - math.log(low))
+    total = min(float(freedom.min()) + prior, float(freedom.sum()))
+    return np.asarray((prior * centre + freedom * variances) / (prior + freedom)), total
 
 
 def optimism(accuracies: Floats, noise: Noise, draws: int = DRAWS) -> Optimism:
