@@ -38,7 +38,7 @@ from nfnet_ray.training.step import TrainStep
 
 RESULTS = Path(__file__).with_name("results") / "clipping_counts.csv"
 CLASSES = 10
-FEWEST_PAIRS, SECONDS_OF_PAIRS = 30, 60.0
+FEWEST_PAIRS, SECONDS_OF_PAIRS = 30, 15.0
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
