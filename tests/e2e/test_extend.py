@@ -1,0 +1,77 @@
+"""A study with a range, from its command line: killed, resumed, and extended in the same journal."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.deadlines import HANG_SECONDS, wait_until
+from tests.e2e.workplace import QUICK, REPOSITORY, Workplace
+
+pytestmark = pytest.mark.slow
+
+CLIP = "optimizer.agc.clip_factor"
+
+
+def test_a_range_is_resumed_after_a_kill_and_extended_in_the_same_journal(
+    used_workplace: Workplace, few_digits: Path, cluster: str
+) -> None:
+    place = used_workplace
+    place.study = REPOSITORY / "studies" / "sweep.py"
+    flags = ["--data", few_digits, "--epochs", "2", *QUICK, "--cpus-per-worker", "2", "--address", cluster]
+    driver = place.start("--name", "range", "--sweep", f"{CLIP}=log:0.002..0.3", "--trials", "2", *flags)
+    wait_until(
+        lambda: driver.poll() is not None or any(e["event"] == "epoch" for e in place.events("range")),
+        "an epoch",
+    )
+    driver.send_signal(signal.SIGKILL)
+    driver.communicate(timeout=HANG_SECONDS)
+    planned = [*place.progress("range").trials]
+    assert len(planned) == 2
+
+    resumed = place.run("--resume", "range", "--address", cluster)
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    first = place.progress("range")
+    assert {trial.state for trial in first.trials.values()} == {"finished"}
+    assert [*first.trials] == planned
+
+    # The better one is kept, the other one is outside, and a new point is drawn.
+    low = max(plan["point"][CLIP] for plan in first.plans.values())
+    extended = place.run(
+        "--extend", "range", "--sweep", f"{CLIP}=log:{low}..0.3", "--trials", "2", "--address", cluster
+    )
+    assert extended.returncode == 0, extended.stdout + extended.stderr
+    assert (
+        "Extended: 1 new trial, 1 that it has already, 1 earlier trial stays as evidence" in extended.stdout
+    )
+    assert "not in the study any more" in extended.stdout
+    last = place.progress("range")
+    started = [event["trial"] for event in place.events("range") if event["event"] == "trial_started"]
+    new = [*set(last.trials) - set(planned)]
+    assert len(new) == 1
+    assert started.count(new[0]) == 1
+    assert {name: trial.attempts for name, trial in last.trials.items() if name in planned} == {
+        name: trial.attempts for name, trial in first.trials.items()
+    }
+    report = (place.folder / "runs" / "range" / "report.html").read_text()
+    assert "Not in the study any more" in report
+
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{place.folder}/runs/mlflow.db")
+    experiment = client.get_experiment_by_name("nfnet_ray")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], "tags.study = 'range' AND tags.kind = 'trial'")
+    assert {run.data.tags["trial"]: run.data.tags.get("left_out") for run in runs} == {
+        name: "true" if name in last.outside else "false" for name in last.trials
+    }
+
+    again = place.run("--extend", "range", "--sweep", f"{CLIP}=log:{low}..0.3", "--trials", "2")
+    assert again.returncode == 0, again.stderr
+    assert "there is nothing to resume" in again.stdout
+    refused = place.run("--extend", "range", "--set", "optimizer.momentum=0.5")
+    assert refused.returncode == 2
+    assert refused.stderr.count("\n") == 1
+    assert "optimizer.momentum" in refused.stderr
