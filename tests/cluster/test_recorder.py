@@ -107,7 +107,7 @@ def test_a_trial_whose_driver_was_killed_before_it_could_give_it_up_is_given_up(
             recorder.record_epoch(trial, epoch, MEASURED | {METRIC: top1 + epoch / 100})
     recorder.end_trial(FIRST, "finished", None)
     data = DatasetSummary(Path("digits"), 1437, 360, tuple("0123456789"), "0123456789ab", (32, 32))
-    run_trials(STUDY, data, recorder, tmp_path, 1, WorkerResources(1, 1, 0.0), threading.Event())
+    run_trials(STUDY, data, recorder, tmp_path, 1, WorkerResources(1, 1, 0.0), print, threading.Event())
     ended = recorder.state.trials[SECOND]
     assert (ended.state, ended.reason) == (
         "stopped",
