@@ -202,7 +202,10 @@ def test_a_step_is_what_the_papers_say(sam: str, ascent_images: int) -> None:
         0.5,
         ascent_images,
     )
-    assert_equal(replicas.train(recipe, worker), expected)
+    trained = replicas.train(recipe, worker)
+    assert_equal(
+        {name: tensor for name, tensor in trained.items() if not name.startswith("clipping.")}, expected
+    )
 
 
 def test_esam_descends_on_the_mean_loss_of_the_sharpest_half() -> None:
@@ -249,7 +252,8 @@ def test_bfloat16_keeps_the_weights_in_float32(monkeypatch: pytest.MonkeyPatch) 
     exact = replicas.train(
         recipe.with_values({"precision": "float32"}), replicas.Worker(rank=0, world_size=1, replicas=1)
     )
-    assert {tensor.dtype for tensor in in_bfloat16.values()} == {torch.float32}
+    kept = {name: tensor.dtype for name, tensor in in_bfloat16.items() if not name.startswith("clipping.")}
+    assert set(kept.values()) == {torch.float32}
     moved = rounding = 0.0
     start = replicas.network(recipe).state_dict()
     for name, tensor in start.items():
