@@ -19,7 +19,7 @@ study: $(installed)  ## the AGC sweep: a table, a plot, a best setting; make stu
 	@$(python) studies/agc_sweep.py $(ARGS)
 
 test: lint  ## lint, then all tests; make test ARGS="tests/quick -k agc"
-	@$(python) -m pytest $(ARGS)
+	@$(python) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: lint  ## lint, then what is quickly tested: no Ray, no training; make check ARGS="-k agc"
 	@$(python) -m pytest --numprocesses 2 --dist loadfile -m "not slow and not image" tests/quick nfnet_ray $(ARGS)
