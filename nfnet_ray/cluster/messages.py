@@ -415,6 +415,6 @@ LEG: Name[WorkerConfig] = Name("leg")
 READY: Name[bool] = Name("ready")
 """The slot's workers are up, and have joined each other."""
 CLOSE: Name[bool] = Name("close")
-"""There are no more legs: the workers end."""
+"""The workers end, because no leg is left."""
 RESTARTS: Name[bool] = Name("restarts")
 """The workers end by an error because the next leg needs new processes; no leg has lost its workers by it."""

@@ -55,7 +55,7 @@ def run_legs(
     say: Callable[[str], None],
     stop: threading.Event,
 ) -> None:
-    """Trains legs until there are no more, or until ``stop`` is set; everything that happened is recorded.
+    """Trains legs until none is left, or until ``stop`` is set, and records everything that happens.
 
     Args:
         config: the configuration of the workers of a leg.
