@@ -36,6 +36,8 @@ from nfnet_ray.tracking.state import StudyState
 from tests.cluster.test_messages import head as head
 from tests.quick.test_decisions import InMemory, study_of
 
+BEFORE_ITS_FIRST_STEP = object()
+"""In place of a script: the workers have not begun with the leg when they are asked to stop."""
 Script = Callable[["FakeSlot", WorkerConfig], list[Any]]
 
 
@@ -60,7 +62,9 @@ class FakeSlot:
     def hand(self, leg: WorkerConfig) -> None:
         assert not self.notes, "it has a leg that is not over"
         self.legs.append(leg)
-        self.notes = [AttemptStarted(1, 2, 0, legs_before=len(self.legs) - 1), *type(self).script(self, leg)]
+        told = type(self).script(self, leg)
+        begins = told != [BEFORE_ITS_FIRST_STEP]
+        self.notes = [AttemptStarted(1, 2, 0, legs_before=len(self.legs) - 1), *told] if begins else [STOP]
 
     def keep_up(self) -> str | None:
         if not self.notes:
@@ -166,6 +170,16 @@ def test_a_stop_lets_running_legs_keep_a_checkpoint_and_starts_no_other(run: Any
     state, slots = run(study_of(5, None), waits, stop_after="epoch")
     assert [trial.state for trial in state.trials.values()] == ["interrupted"] * 2 + [None] * 3
     assert [len(slot.legs) for slot in slots] == [1, 1]
+
+
+def test_a_leg_that_is_stopped_before_its_first_step_leaves_no_trace(run: Any) -> None:
+    def trains(slot: FakeSlot, _leg: WorkerConfig) -> list[Any]:
+        return [*epochs(1, 1, 0.5), STOP] if slot.number == 1 else [BEFORE_ITS_FIRST_STEP]
+
+    state, slots = run(study_of(2, None), trains, stop_after="epoch")
+    assert [len(slot.legs) for slot in slots] == [1, 1]
+    assert [trial.state for trial in state.trials.values()] == ["interrupted", None]
+    assert {event["trial"] for event in run.events} == {slots[0].legs[0]["name"]}
 
 
 @pytest.mark.parametrize("broken", ["storage", "controller"])
