@@ -8,10 +8,10 @@ the end as at the beginning. Then the journal is read, and the study resumed fro
 ``results/sweep_scale.csv``.
 
 *Study* (``--through-ray``): a whole study, as ``nfnet_ray.run`` runs it on this machine, with Ray Tune, the live table,
-the report and MLflow. Each epoch of its trials only sleeps, for ``--epoch-seconds``. Rows in
-``results/sweep_through_ray.csv``: by how much the study takes longer than the sleep of its trials on as many places
-(``overhead``, from the start of the first trial to the end of the last one), what a trial took at the beginning and at
-the end, and how much memory the driver had by then.
+the report and MLflow. Each epoch of its trials only sleeps, for ``--epoch-seconds``, so more trials than cores can run
+at once (``--places``). Rows in ``results/sweep_through_ray.csv``: by how much the study takes longer than the sleep of
+its trials on as many places (``overhead``, from the start of the first trial to the end of the last one), what an epoch
+took at the beginning and at the end, and how much memory the driver had by then.
 """
 
 from __future__ import annotations
@@ -197,12 +197,16 @@ class Watch:
         return next((seen[1:] for seen in self.seen if seen[0] >= moment), self.seen[-1][1:])
 
 
-def measure_study(trials: int, halving: Halving | None, epoch_seconds: float, folder: Path) -> Row:
+def measure_study(
+    trials: int, halving: Halving | None, epoch_seconds: float, places: int, folder: Path
+) -> Row:
     """The times of a whole study on this machine."""
     watch, console = Watch(), Console(file=StringIO(), width=120, height=40, force_terminal=True)
     with (
         mock.patch("nfnet_ray.cluster.driver.run_in_actor", sleeping(epoch_seconds)),
         mock.patch("studies.running.from_python.new_console", return_value=console),
+        # A place is a core for Ray, and a trial that sleeps needs none.
+        mock.patch("nfnet_ray.cluster.connection.session.available_cpus", return_value=places),
     ):
         began = time.time()
         run_study(
@@ -219,8 +223,7 @@ def measure_study(trials: int, halving: Halving | None, epoch_seconds: float, fo
     slept = sum({event["trial"]: event["metrics"]["train_seconds"] or 0.0 for event in epochs}.values())
     first_start, last_end = min(started.values()), max(end for end, _ in ends)
     first = events[0]
-    assert first["event"] == "study_started"
-    places = first["study"]["places"]
+    assert first["event"] == "study_started" and first["study"]["places"] == places
     part = max(1, int(PART * len(epochs)))
     moments = [first_start, epochs[part - 1]["time"], epochs[-part]["time"], epochs[-1]["time"]]
     cpu = [watch.at(moment)[0] for moment in moments]
@@ -259,6 +262,12 @@ def main() -> None:
     )
     parser.add_argument("--through-ray", action="store_true", help="measure whole studies")
     parser.add_argument("--epoch-seconds", type=above_zero, default=0.05, help="default: %(default)s")
+    parser.add_argument(
+        "--places",
+        type=positive,
+        default=os.cpu_count() or 1,
+        help="trials at once (default: one for each core)",
+    )
     parser.add_argument("--keep", type=Path, help="keep the study's results in this folder")
     asked = parser.parse_args()
     about: Row = {"hardware": hardware(CPU, threads=os.cpu_count() or 1), "python": platform.python_version()}
@@ -267,7 +276,11 @@ def main() -> None:
         if asked.through_ray:
             with TemporaryDirectory() as name:
                 row = measure_study(
-                    asked.trials, halving, asked.epoch_seconds, (asked.keep or Path(name)) / rule
+                    asked.trials,
+                    halving,
+                    asked.epoch_seconds,
+                    asked.places,
+                    (asked.keep or Path(name)) / rule,
                 )
             append_rows(RESULTS_THROUGH_RAY, [row | about])
         else:
