@@ -223,7 +223,8 @@ def measure_study(
     slept = sum({event["trial"]: event["metrics"]["train_seconds"] or 0.0 for event in epochs}.values())
     first_start, last_end = min(started.values()), max(end for end, _ in ends)
     first = events[0]
-    assert first["event"] == "study_started" and first["study"]["places"] == places
+    assert first["event"] == "study_started"
+    assert first["study"]["places"] == places
     part = max(1, int(PART * len(epochs)))
     moments = [first_start, epochs[part - 1]["time"], epochs[-part]["time"], epochs[-1]["time"]]
     cpu = [watch.at(moment)[0] for moment in moments]
