@@ -8,7 +8,6 @@ from nfnet_ray.analysis.answer import (
     BestSetting,
     best_per_stratum,
     best_setting,
-    setting_results,
     time_to_accuracy,
 )
 from nfnet_ray.analysis.clip_factor import ClipFactorSuggestion, suggest_clip_factors
@@ -16,7 +15,7 @@ from nfnet_ray.analysis.clipping import clipping_by_layer, clipping_by_part, cli
 from nfnet_ray.analysis.inference.intervals import accuracy_interval, difference_interval, wilson_interval
 from nfnet_ray.analysis.record import StudyRecord, load_study
 from nfnet_ray.analysis.rungs import BudgetPoint, RungSummary, budget_points, budget_sentences, rung_summaries
-from nfnet_ray.analysis.setting import SettingResult
+from nfnet_ray.analysis.setting import SettingResult, setting_results
 from nfnet_ray.analysis.signal_propagation import signal_by_depth
 from nfnet_ray.analysis.verdict import Contrast
 

@@ -7,8 +7,7 @@ values is a stratum: which clip factor is best depends on the batch size.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,12 @@ from nfnet_ray.analysis.inference.holdout import held_out
 from nfnet_ray.analysis.inference.paired import Moments
 from nfnet_ray.analysis.inference.selection import Optimism, noise_of, optimism
 from nfnet_ray.analysis.record import StudyRecord
-from nfnet_ray.analysis.setting import SettingImages, SettingResult, setting_result
+from nfnet_ray.analysis.setting import (
+    SettingResult,
+    setting_result,
+    setting_results,
+    trials_by_setting,
+)
 from nfnet_ray.analysis.verdict import EQUAL_WITHIN, SEEDS_NOT_MEASURED, Contrast, Kind, contrast
 from nfnet_ray.metric import METRIC
 from nfnet_ray.tracking.labels import ABSENT, point_label
@@ -189,26 +193,6 @@ class BestSetting:
         return point_label(asked, self.names)
 
 
-def setting_results(record: StudyRecord) -> list[SettingResult]:
-    """The settings that can be compared, in the order of the study's space.
-
-    A setting counts when at least one of its trials has finished and none was stopped early, diverged or
-    failed: a setting that fails for one seed in three is not as good as its two survivors, and accuracy
-    after an early stop is not accuracy after all epochs. Trials that have yet to run are only missing.
-    """
-    images = record.study["data"]["validation_images"]
-    results = []
-    for point, trials in _settings(record):
-        finished = [trial for trial in trials if trial["state"] == "finished"]
-        top1 = [float(trial["last_top1"]) for trial in finished]
-        out_of_the_race = any(trial["state"] in ("stopped", "diverged", "failed") for trial in trials)
-        if not top1 or out_of_the_race or any(math.isnan(value) for value in top1):
-            continue
-        known = SettingImages.of([record.correct(trial["trial"], int(trial["epochs"])) for trial in finished])
-        results.append(setting_result(point, top1, images, known))
-    return results
-
-
 def best_setting(record: StudyRecord) -> BestSetting | None:
     """The best of all comparable settings (see :func:`setting_results`); None if there is none."""
     return _best(record, setting_results(record))
@@ -222,7 +206,7 @@ def best_per_stratum(record: StudyRecord) -> list[BestSetting]:
     strata: dict[tuple[Any, ...], list[SettingResult]] = {}
     for result in setting_results(record):
         strata.setdefault(tuple(result.point[field] for field in record.conditions), []).append(result)
-    order = [tuple(point[field] for field in record.conditions) for point, _ in _settings(record)]
+    order = [tuple(point[field] for field in record.conditions) for point, _ in trials_by_setting(record)]
     answers = (_best(record, strata[stratum]) for stratum in dict.fromkeys(order) if stratum in strata)
     return [answer for answer in answers if answer is not None]
 
@@ -241,14 +225,6 @@ def time_to_accuracy(record: StudyRecord, threshold: float) -> pd.DataFrame:
     for name in ("epoch", "train_seconds"):
         table[name] = table["trial"].map(first.get(name, {})).astype(float)
     return table
-
-
-def _settings(record: StudyRecord) -> list[tuple[dict[str, Any], list[dict[Hashable, Any]]]]:
-    """Each point of the space with its trials, in the order of the trials' plan."""
-    settings: dict[tuple[Any, ...], list[dict[Hashable, Any]]] = {}
-    for trial in record.trials.to_dict("records"):
-        settings.setdefault(tuple(trial[field] for field in record.fields), []).append(trial)
-    return [(dict(zip(record.fields, point, strict=True)), trials) for point, trials in settings.items()]
 
 
 def _best(record: StudyRecord, results: list[SettingResult]) -> BestSetting | None:

@@ -7,9 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from nfnet_ray.analysis.answer import setting_results
 from nfnet_ray.analysis.record import StudyRecord
-from nfnet_ray.analysis.setting import SettingResult
+from nfnet_ray.analysis.setting import SettingResult, setting_results
 from nfnet_ray.analysis.verdict import contrast
 from nfnet_ray.recipe import decisive_values
 from nfnet_ray.tracking.labels import ABSENT, short_names

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from nfnet_ray.analysis.inference.intervals import accuracy_interval
 from nfnet_ray.analysis.inference.paired import Bits, paired_accuracy_interval
+from nfnet_ray.analysis.tables import StudyTables
 from nfnet_ray.correct_images import CorrectImages
 
 
@@ -75,3 +77,31 @@ def setting_result(
         images = None
         low, high = accuracy_interval(top1, validation_images)
     return SettingResult(point, sum(top1) / len(top1), low, high, tuple(top1), validation_images, images)
+
+
+def setting_results(record: StudyTables) -> list[SettingResult]:
+    """The settings that can be compared, in the order of the study's space.
+
+    A setting counts when at least one of its trials has finished and none was stopped early, diverged or
+    failed: a setting that fails for one seed in three is not as good as its two survivors, and accuracy
+    after an early stop is not accuracy after all epochs. Trials that have yet to run are only missing.
+    """
+    images = record.study["data"]["validation_images"]
+    results = []
+    for point, trials in trials_by_setting(record):
+        finished = [trial for trial in trials if trial["state"] == "finished"]
+        top1 = [float(trial["last_top1"]) for trial in finished]
+        out_of_the_race = any(trial["state"] in ("stopped", "diverged", "failed") for trial in trials)
+        if not top1 or out_of_the_race or any(math.isnan(value) for value in top1):
+            continue
+        known = SettingImages.of([record.correct(trial["trial"], int(trial["epochs"])) for trial in finished])
+        results.append(setting_result(point, top1, images, known))
+    return results
+
+
+def trials_by_setting(record: StudyTables) -> list[tuple[dict[str, Any], list[dict[Hashable, Any]]]]:
+    """Each point of the space with its trials, in the order of the trials' plan."""
+    settings: dict[tuple[Any, ...], list[dict[Hashable, Any]]] = {}
+    for trial in record.trials.to_dict("records"):
+        settings.setdefault(tuple(trial[field] for field in record.fields), []).append(trial)
+    return [(dict(zip(record.fields, point, strict=True)), trials) for point, trials in settings.items()]

@@ -1,0 +1,42 @@
+"""What a study's tables offer: :class:`nfnet_ray.analysis.StudyRecord` as the statistics see it.
+
+The statistics are methods of the record, so they cannot import it; they take whatever has these attributes, which the
+record's docstring explains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Protocol
+
+from nfnet_ray.correct_images import CorrectImages
+from nfnet_ray.tracking.events import StudyDescription
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class StudyTables(Protocol):
+    """The attributes and methods of a :class:`nfnet_ray.analysis.StudyRecord` that its statistics need."""
+
+    @property
+    def study(self) -> StudyDescription: ...
+    @property
+    def fields(self) -> tuple[str, ...]: ...
+    @property
+    def conditions(self) -> tuple[str, ...]: ...
+    @property
+    def names(self) -> dict[str, str]: ...
+    @property
+    def epochs(self) -> pd.DataFrame: ...
+    @property
+    def trials(self) -> pd.DataFrame: ...
+    @property
+    def pauses(self) -> Mapping[str, Mapping[float, int]]: ...
+    @property
+    def price_per_hour(self) -> float | None: ...
+    @property
+    def is_stretched(self) -> bool: ...
+    @property
+    def rungs_in_seconds(self) -> bool: ...
+    def correct(self, trial: str, epoch: int) -> CorrectImages | None: ...
