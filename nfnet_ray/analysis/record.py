@@ -8,8 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nfnet_ray.analysis.effects.best_so_far import best_so_far
+from nfnet_ray.analysis.effects.importance import importance
+from nfnet_ray.analysis.effects.isolation import isolation
+from nfnet_ray.analysis.effects.marginal import marginal_effects, pairwise_effects
+from nfnet_ray.analysis.effects.response import Response, responses
 from nfnet_ray.analysis.study_directory import find_study
 from nfnet_ray.correct_images import CorrectImages
+from nfnet_ray.errors import UserError
 from nfnet_ray.metric import METRIC
 from nfnet_ray.tracking.events import StudyDescription, StudyStarted
 from nfnet_ray.tracking.idle import IdleTime
@@ -101,6 +107,61 @@ class StudyRecord:
         """
         text = self.correct_images.get(trial, {}).get(epoch)
         return None if text is None else CorrectImages.from_text(text)
+
+    def isolation(self, field: str | None = None) -> pd.DataFrame:
+        """The best setting for each value of a field (by default the one in question), whatever the others are.
+
+        See :func:`nfnet_ray.analysis.effects.isolation.isolation`. Raises UserError for a field that is not swept.
+        """
+        return isolation(self, self._swept(field))
+
+    def response(self, field: str | None = None) -> tuple[Response, ...]:
+        """A parabola of the accuracy in a field (by default the one in question), with its optimum, per condition.
+
+        See :func:`nfnet_ray.analysis.effects.response.responses`. Raises UserError for a field that is not swept.
+        """
+        return responses(self, self._swept(field))
+
+    def effects(self) -> pd.DataFrame:
+        """How each value of each field moves the accuracy, at each stage and over all settings.
+
+        See :func:`nfnet_ray.analysis.effects.marginal.marginal_effects`.
+        """
+        return marginal_effects(self)
+
+    def pairwise_effects(self) -> pd.DataFrame:
+        """What pairs of values do beyond the sum of their effects.
+
+        See :func:`nfnet_ray.analysis.effects.marginal.pairwise_effects`.
+        """
+        return pairwise_effects(self)
+
+    def importance(self) -> pd.DataFrame:
+        """How much of the differences in accuracy each field explains, at the first rung and at the end.
+
+        See :func:`nfnet_ray.analysis.effects.importance.importance`.
+        """
+        return importance(self)
+
+    def best_so_far(self) -> pd.DataFrame:
+        """The best accuracy so far against epochs, accelerator-hours and money, with a band that fits the search.
+
+        See :func:`nfnet_ray.analysis.effects.best_so_far.best_so_far`.
+        """
+        return best_so_far(self)
+
+    def _swept(self, field: str | None) -> str:
+        """The dotted name of a swept field, which may be given by its short name; by default the first."""
+        by_name = {
+            **{short: name for name, short in self.names.items()},
+            **{name: name for name in self.fields},
+        }
+        if field is None and self.fields:
+            return self.fields[0]
+        if field not in by_name:
+            swept = f"swept are {', '.join(self.names.values())}" if self.fields else "it sweeps none"
+            raise UserError(f"study {self.study['name']} sweeps no field {field!r}; {swept}")
+        return by_name[field]
 
 
 def load_study(study: str | Path) -> StudyRecord:

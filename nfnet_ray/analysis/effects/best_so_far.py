@@ -1,0 +1,142 @@
+"""The best accuracy so far against what it cost, with a band that fits the search."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nfnet_ray.analysis.effects.isolation import best_of
+from nfnet_ray.analysis.inference.paired import Floats
+from nfnet_ray.analysis.setting import SettingImages, SettingResult, setting_result, trials_by_setting
+from nfnet_ray.analysis.tables import StudyTables
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+COLUMNS = ("settings", "epochs", "accelerator_hours", "cost", "top1", "low", "high", "band")
+ORDERS, INTERVAL = "orders", "interval"
+_BETWEEN = 24
+_FAR = 2.0
+"""Widths of its interval by which a setting is so far below the best that it would not be chosen: 8 standard errors."""
+_MOST_RIVALS = 100
+
+
+def best_so_far(tables: StudyTables) -> pd.DataFrame:
+    """The best accuracy after each setting, and what all settings up to it cost.
+
+    What the band is depends on the search, as only a random one may be put into another order:
+
+    * ``random``: settings were drawn independently, so any order of them was as likely. ``top1`` is the expected best
+      of as many settings over all orders, and the band holds 95% of the orders. It ends at the best one found: how
+      another study's draws would differ is not in it.
+    * all others (``grid``, ``sobol``, ``tpe``, ``gp``): one path, in the order of the plan. ``top1`` is the best so far
+      as it was seen, and the band is its 95% interval over images and, from two seeds on, seeds. As in the answer, the
+      lower bound allows for the choice of the best of as many settings, for which images and seeds are drawn again.
+
+    A setting that was given up counts with the accuracy that it had then, one that diverged with that of chance; those
+    of which a trial failed or has not ended are left out.
+
+    Returns:
+        A row for each setting: ``settings`` (how many so far), ``epochs`` (trained by their trials),
+        ``accelerator_hours`` (of their training alone), ``cost`` (that times the price of an hour; NaN if it is not
+        known), ``top1``, ``low`` and ``high`` (fractions), ``band`` (``orders`` or ``interval``). For random orders the
+        costs are the mean cost of a setting times their number.
+    """
+    import pandas as pd
+
+    results, epochs, seconds = _settings(tables)
+    if not results:
+        return pd.DataFrame(columns=list(COLUMNS))
+    worker = tables.study.get("worker", {"workers": 1, "gpus": 0})
+    accelerators = float(worker["workers"] * (worker["gpus"] or 1))
+    is_random = tables.study.get("search", {}).get("name") == "random"
+    top1 = np.array([result.top1 for result in results])
+    number = np.arange(1, len(results) + 1)
+    if is_random:
+        mean, low, high = expected_best(top1)
+        spent = [number * float(np.mean(each)) for each in (epochs, seconds)]
+    else:
+        mean = np.maximum.accumulate(top1)
+        low, high = _intervals(results)
+        spent = [np.cumsum(each) for each in (epochs, seconds)]
+    hours = spent[1] * accelerators / 3600
+    price = math.nan if tables.price_per_hour is None else tables.price_per_hour
+    band = ORDERS if is_random else INTERVAL
+    columns = (number, spent[0], hours, hours * price, mean, low, high, [band] * len(results))
+    return pd.DataFrame(dict(zip(COLUMNS, columns, strict=True)))
+
+
+def expected_best(top1: Floats, level: float = 0.95) -> tuple[Floats, Floats, Floats]:
+    """The best of the first k of N accuracies over all orders, for k from 1 to N: (mean, low, high), (N,) each.
+
+    The chance that the best of k is at most the i-th smallest accuracy is that of drawing all k from the i smallest,
+    C(i, k) / C(N, k). The mean is unbiased for another study's k draws; that of drawing with replacement, as in Dodge
+    et al. (2019), is not (Tang et al. 2020).
+    """
+    from scipy.special import gammaln
+
+    ordered = np.sort(top1)
+    n = len(ordered)
+    rank = np.arange(1.0, n + 1)
+
+    def log_choices(of: Any, k: int) -> Any:
+        return gammaln(of + 1.0) - gammaln(k + 1.0) - gammaln(of - k + 1.0)
+
+    mean, low, high = (np.empty(n) for _ in range(3))
+    for k in range(1, n + 1):
+        at_most = np.zeros(n)
+        at_most[k - 1 :] = np.exp(log_choices(rank[k - 1 :], k) - log_choices(n, k))
+        at_most[-1] = 1.0
+        mean[k - 1] = float(ordered @ np.diff(at_most, prepend=0.0))
+        for bound, share in ((low, (1 - level) / 2), (high, (1 + level) / 2)):
+            bound[k - 1] = ordered[int(np.searchsorted(at_most, share - 1e-12))]
+    return mean, low, high
+
+
+def _settings(
+    tables: StudyTables,
+) -> tuple[list[SettingResult], list[int], list[float]]:
+    """The settings that ended, in the order of the plan: results, epochs, seconds of training."""
+    images = tables.study["data"]["validation_images"]
+    chance = 1 / max(tables.study["data"].get("classes", 0), 1)
+    ended = {"finished", "stopped", "diverged"}
+    results, epochs, seconds = [], [], []
+    for point, rows in trials_by_setting(tables):
+        if any(row["state"] not in ended for row in rows):
+            continue
+        top1 = [
+            chance if row["state"] == "diverged" or math.isnan(row["last_top1"]) else float(row["last_top1"])
+            for row in rows
+        ]
+        known = SettingImages.of([tables.correct(str(row["trial"]), int(row["epochs"])) for row in rows])
+        if any(row["state"] == "diverged" for row in rows):
+            known = None
+        results.append(setting_result(point, top1, images, known))
+        epochs.append(sum(int(row["epochs"]) for row in rows))
+        seconds.append(sum(float(row["train_seconds"]) for row in rows if row["train_seconds"] > 0))
+    return results, epochs, seconds
+
+
+def _intervals(results: Sequence[SettingResult]) -> tuple[Floats, Floats]:
+    """The 95% interval of the best so far after each setting, as the answer has it after the last one.
+
+    It is worked out where the best changes and a few times in between: more rivals lower its lower bound slowly.
+    """
+    top1 = np.array([result.top1 for result in results])
+    best = np.maximum.accumulate(top1)
+    ends = np.unique(np.geomspace(1, len(results), _BETWEEN).round().astype(int)) - 1
+    low, high = np.empty(len(results)), np.empty(len(results))
+    for number, seen in enumerate(best):
+        if number and seen == best[number - 1] and number not in ends:
+            low[number], high[number] = low[number - 1], high[number - 1]
+            continue
+        leader = results[int(top1[: number + 1].argmax())]
+        width = leader.high - leader.low
+        rivals = [one for one in results[: number + 1] if one.top1 >= seen - _FAR * width]
+        rivals = sorted(rivals, key=lambda one: -one.top1)[:_MOST_RIVALS]
+        found, _ = best_of(rivals)
+        low[number], high[number] = found.low, found.high
+    return low, high

@@ -1,0 +1,128 @@
+"""The least-squares model of a study: the sum of an effect of each field, and of products of two fields."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nfnet_ray.analysis.effects.levels import FieldLevels, field_levels
+from nfnet_ray.analysis.inference.paired import Floats
+from nfnet_ray.analysis.tables import StudyTables
+from nfnet_ray.tracking.labels import ABSENT
+from nfnet_ray.tracking.swept import swept_range
+
+MOST_LISTED, MOST_BINS, FEWEST_BINS = 8, 6, 3
+"""Listed numbers that are levels of their own; bins of a range, and of what has more than that."""
+_SETTINGS_FOR_A_BIN = 12
+_SMALL = 1e-8
+
+
+@dataclass(frozen=True)
+class Term:
+    """The columns of a field. The effects of its levels add up to 0; where it is absent its effect is 0.
+
+    Attributes:
+        field: dotted name.
+        levels: without the absent one.
+        columns: (n, levels - 1).
+    """
+
+    field: str
+    levels: FieldLevels
+    columns: Floats
+
+    def row(self, level: int) -> Floats:
+        """(levels - 1,) the columns at a level."""
+        return _coding(len(self.levels))[level]
+
+
+def terms_of(
+    tables: StudyTables, points: Sequence[dict[str, Any]], bins: int | None = None
+) -> tuple[Term, ...]:
+    """A term for each field that has two levels or more among the points."""
+    terms = []
+    by_settings = min(max(len(points) // _SETTINGS_FOR_A_BIN, FEWEST_BINS), MOST_BINS)
+    for field in tables.fields:
+        values = [point[field] for point in points]
+        present = [value for value in values if value is not ABSENT]
+        listed = swept_range(tables.study, field) is None and len(set(present)) <= MOST_LISTED
+        levels = field_levels(present, MOST_LISTED if listed else bins or by_settings)
+        if len(levels) < 2:
+            continue
+        coding = np.vstack([_coding(len(levels)), np.zeros(len(levels) - 1)])
+        rows = [len(levels) if value is ABSENT else levels.index[value] for value in values]
+        terms.append(Term(field, levels, coding[rows]))
+    return tuple(terms)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A least-squares fit to the accuracies of n settings, for any number of draws of them at once.
+
+    Attributes:
+        design: (n, p).
+        beta: (draws, p).
+        spread: (draws,) the variance of the residuals; NaN without degrees of freedom.
+        freedom: n less the rank of the design.
+        squares: (draws,) the sum of the squared residuals.
+    """
+
+    design: Floats
+    beta: Floats
+    spread: Floats
+    freedom: int
+    squares: Floats
+
+    def can_estimate(self, rows: Floats) -> np.ndarray:
+        """(rows,) whether the settings determine ``rows @ beta``."""
+        hat = np.linalg.pinv(self.design) @ self.design
+        return np.asarray(np.abs(rows @ hat - rows).max(axis=1) < _SMALL)
+
+    def estimate(self, rows: Floats) -> tuple[Floats, Floats]:
+        """(rows,) the mean of ``rows @ beta`` over the draws, and half its 95% interval (Rubin's rules).
+
+        The degrees of freedom are those of Barnard & Rubin (1999), for few settings. Not known where there are none.
+        """
+        from scipy.special import stdtrit
+
+        each = self.beta @ rows.T
+        mean = each.mean(axis=0)
+        inverse = np.linalg.pinv(self.design.T @ self.design)
+        within = np.einsum("ij,jk,ik->i", rows, inverse, rows) * self.spread.mean()
+        draws = len(self.beta)
+        if self.freedom < 1:
+            return mean, np.full(len(rows), np.nan)
+        freedom = np.full(len(rows), float(self.freedom))
+        total = within
+        if draws > 1:
+            between = (1 + 1 / draws) * each.var(axis=0, ddof=1)
+            total = within + between
+            with np.errstate(divide="ignore", invalid="ignore"):
+                missing = np.where(total > 0, between / total, 0.0)
+                of_draws = (draws - 1) / missing**2
+                observed = (self.freedom + 1) / (self.freedom + 3) * self.freedom * (1 - missing)
+                freedom = 1 / (1 / of_draws + 1 / np.maximum(observed, _SMALL))
+        # An interval of less than one degree of freedom would be endless.
+        return mean, np.asarray(stdtrit(np.maximum(freedom, 1.0), 0.975) * np.sqrt(total))
+
+
+def fit(design: Floats, top1: Floats) -> Fit:
+    """Fits accuracies (draws, n) by the columns of ``design`` (n, p)."""
+    beta = top1 @ np.linalg.pinv(design).T
+    freedom = len(design) - int(np.linalg.matrix_rank(design))
+    squares = ((top1 - beta @ design.T) ** 2).sum(axis=1)
+    spread = squares / freedom if freedom else np.full(len(top1), np.nan)
+    return Fit(design, beta, spread, freedom, squares)
+
+
+def design_of(terms: Sequence[Term], n: int) -> Floats:
+    """(n, p) a column of ones, then those of the terms."""
+    return np.column_stack([np.ones(n), *(term.columns for term in terms)])
+
+
+def _coding(levels: int) -> Floats:
+    """(levels, levels - 1) of effects that add up to 0."""
+    return np.vstack([np.eye(levels - 1), -np.ones(levels - 1)])

@@ -1,0 +1,129 @@
+"""How much of the variation of the accuracy each field explains, at the first rung and among the survivors."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from nfnet_ray.analysis.effects.design import design_of, fit, terms_of
+from nfnet_ray.analysis.effects.marginal import settings_at
+from nfnet_ray.analysis.effects.stages import stages
+from nfnet_ray.analysis.tables import StudyTables
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+COLUMNS = ("where", "field", "importance", "low", "high", "p_value", "settings", "of")
+LEAST_FREEDOM = 3
+"""Settings beyond the number of effects, for their noise to be known at all."""
+
+
+def importance(tables: StudyTables) -> pd.DataFrame:
+    """The share of the variance of the accuracy between settings that each field explains alone.
+
+    At the first rung all settings are there; at the end only those that were not given up. They were chosen by their
+    accuracy, so a field whose poor values are gone explains little there, however much it matters: the first is about
+    the space, the last about the choice between good settings.
+
+    Returns:
+        A row for each stage (the first rung and the end; the end alone where nothing was given up) and field:
+        ``where``, ``field``, ``importance`` (a share, corrected for what as many effects of nothing would explain, and
+        without what other fields explain as well), its 95% interval ``low`` to ``high`` (from the noncentral F
+        distribution: Steiger 2004), ``p_value`` of its F test, ``settings`` and ``of`` (how many were compared, of how
+        many). All NaN at a stage that has too few settings for its number of effects. What is left to 1 are
+        interactions, seeds and images.
+    """
+    import pandas as pd
+
+    found = [] if "points" in tables.study else stages(tables)
+    both = [found[0], *([found[-1]] if len(found) > 1 else [])] if found else []
+    total = len(tables.trials[[*tables.fields]].drop_duplicates()) if tables.fields else 0
+    rows = []
+    for stage in both:
+        settings = settings_at(tables, stage)
+        n = len(settings.points)
+        terms = terms_of(tables, settings.points) if n else ()
+        whole = fit(design_of(terms, n), settings.top1) if terms else None
+        shares = {}
+        if whole is not None and whole.freedom >= LEAST_FREEDOM:
+            tests = {}
+            for term in terms:
+                rest = fit(design_of([one for one in terms if one is not term], n), settings.top1)
+                more = rest.freedom - whole.freedom
+                if more and whole.spread[0] > 0:
+                    ratio = float((rest.squares[0] - whole.squares[0]) / more / whole.spread[0])
+                    tests[term.field] = _FTest(ratio, more, whole.freedom)
+            shares = _shares(tests, n)
+        unknown = (math.nan,) * 4
+        rows += [(stage.where, field, *shares.get(field, unknown), n, total) for field in tables.fields]
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+@dataclass(frozen=True)
+class _FTest:
+    """Of a field: the ratio F, its degrees of freedom, and those of what is left."""
+
+    ratio: float
+    more: int
+    freedom: int
+
+
+def _shares(tests: dict[str, _FTest], n: int) -> dict[str, tuple[float, float, float, float]]:
+    """{field: (share, low, high, p value)}: noncentralities, in relation to those of all fields and of the noise, n."""
+    from scipy.stats import f
+
+    central = {field: max(0.0, (test.ratio - 1) * test.more) for field, test in tests.items()}
+    found = {}
+    for field, test in tests.items():
+        rest = sum(central.values()) - central[field] + n
+        bounds = [_noncentrality(test, level) for level in (0.975, 0.025)]
+        share, low, high = (value / (value + rest) for value in (central[field], *bounds))
+        found[field] = (share, low, high, float(f.sf(test.ratio, test.more, test.freedom)))
+    return found
+
+
+def _noncentrality(test: _FTest, level: float) -> float:
+    """The noncentrality at which an F as small as the test's has the probability ``level``; 0 if there is none."""
+    from scipy.optimize import brentq
+    from scipy.stats import ncf
+
+    def above(noncentrality: float) -> float:
+        return float(ncf.cdf(test.ratio, test.more, test.freedom, noncentrality)) - level
+
+    if above(1e-9) <= 0:
+        return 0.0
+    high = max(4.0, 4 * test.ratio * test.more)
+    while above(high) > 0 and high < 1e9:
+        high *= 2
+    return float(brentq(above, 1e-9, high, rtol=1e-6))
+
+
+def importance_sentence(table: pd.DataFrame, names: dict[str, str]) -> str:
+    """Which fields matter, at both stages; empty where it is not known or one field was swept."""
+    if table["field"].nunique() < 2:
+        return ""
+    parts = []
+    stages_told = list(dict.fromkeys(table["where"]))
+    for where in stages_told:
+        rows = table[table["where"] == where].dropna(subset=["importance"])
+        if rows.empty:
+            continue
+        ranked = rows.sort_values("importance", ascending=False, kind="stable")
+        told = [
+            f"{names[row['field']]} {100 * row['importance']:.0f}% ({100 * row['low']:.0f} to {100 * row['high']:.0f}%)"
+            for row in ranked.to_dict("records")
+        ]
+        n, of = int(rows["settings"].iloc[0]), int(rows["of"].iloc[0])
+        scope = f"all {of:,}" if n == of else f"{n:,} of {of:,}"
+        parts.append(f"{where} over {scope} settings: {', '.join(told[:3])}")
+    if not parts:
+        return ""
+    note = ""
+    if len(stages_told) > 1:
+        note = (
+            "; those at the end were chosen by their accuracy, so fields whose poor values are gone explain less there"
+            if len(parts) > 1
+            else "; too few settings are left at the end"
+        )
+    return f"Share of the differences in accuracy that each field explains, {'; '.join(parts)}{note}"

@@ -1,0 +1,83 @@
+"""For each value of a field, the best over all others: the Tuning Playbook's isolation plot."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nfnet_ray.analysis.effects.levels import field_levels
+from nfnet_ray.analysis.effects.noise import noise_of_results, results_at
+from nfnet_ray.analysis.effects.stages import stages
+from nfnet_ray.analysis.inference.selection import optimism
+from nfnet_ray.analysis.setting import SettingResult, setting_results, trials_by_setting
+from nfnet_ray.analysis.tables import StudyTables
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+LEVELS_AT_MOST = 8
+"""Numbers of a list that are shown one by one; more, and those of a range, are shown as this many bins."""
+COLUMNS = ("value", "label", "top1", "low", "high", "optimism", "compared", "settings", "where")
+
+
+def isolation(tables: StudyTables, field: str) -> pd.DataFrame:
+    """The best setting for each value of ``field``, whatever the values of the other fields.
+
+    Values of which no setting can be compared at the end have the best at the latest stage that they reached.
+
+    Returns:
+        A row for each value or bin: ``value`` (of the best, or the value itself), ``label``, ``top1`` (a fraction),
+        ``low`` and ``high`` (its 95% interval; the lower bound allows for the choice of the best), ``optimism`` (how
+        far that choice flatters ``top1``), ``compared`` (the number of settings it was the best of), ``settings`` (how
+        many have this value), ``where`` (the stage), and the best one's values of the other fields. Accuracies at
+        different stages cannot be compared.
+    """
+    import pandas as pd
+
+    points = [point for point, _ in trials_by_setting(tables)]
+    levels = field_levels((point[field] for point in points), LEVELS_AT_MOST)
+    all_stages = stages(tables)
+    at_stage = [
+        (stage.where, setting_results(tables) if stage.is_end else results_at(tables, stage))
+        for stage in reversed(all_stages)
+    ]
+    others = [name for name in tables.fields if name != field]
+    rows = []
+    for level, label in enumerate(levels.labels):
+        row: dict[str, Any] = {
+            "value": levels.centres[level],
+            "label": label,
+            **dict.fromkeys(("top1", "low", "high", "optimism"), math.nan),
+            "compared": 0,
+            "settings": sum(levels.index[point[field]] == level for point in points),
+            "where": "",
+        }
+        for where, results in at_stage:
+            mine = [result for result in results if levels.index[result.point[field]] == level]
+            if mine:
+                best, luck = best_of(mine)
+                row |= {"value": best.point[field], "top1": best.top1, "low": best.low, "high": best.high}
+                row |= {"optimism": luck, "compared": len(mine), "where": where} | _rest(best.point, others)
+                break
+        rows.append(row)
+    table = pd.DataFrame(rows, columns=[*COLUMNS, *others])
+    for name in ("value", *others):  # None and NaN are not the same value
+        table[name] = pd.Series([row.get(name) for row in rows], dtype=object)
+    return table
+
+
+def best_of(results: Sequence[SettingResult]) -> tuple[SettingResult, float]:
+    """The best one, its lower bound moved for having been chosen, and its optimism."""
+    best = max(results, key=lambda result: result.top1)
+    if len(results) == 1:
+        return best, 0.0
+    luck = optimism(np.array([result.top1 for result in results]), noise_of_results(results), draws=2000)
+    return replace(best, low=max(0.0, best.low - luck.lower)), luck.mean
+
+
+def _rest(point: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {name: point[name] for name in names}

@@ -1,0 +1,75 @@
+"""The values of a swept field as a few levels, and as places on an axis."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from nfnet_ray.analysis.tables import StudyTables
+from nfnet_ray.tracking.labels import ABSENT, value_label
+from nfnet_ray.tracking.swept import swept_range
+
+
+@dataclass(frozen=True)
+class FieldLevels:
+    """The levels of a field: numbers upwards, then words, none, and absent.
+
+    Attributes:
+        labels: what each is called: a value, or ``0.002 to 0.01`` of a bin.
+        index: {value: number of its level}.
+        centres: the value of each level, or the middle of a bin: its median value.
+    """
+
+    labels: tuple[str, ...]
+    index: dict[Hashable, int]
+    centres: tuple[Any, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a finite number, and not a truth value."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def field_levels(values: Iterable[Any], most: int) -> FieldLevels:
+    """Each value as a level; with more than ``most`` numbers, ``most`` bins that hold about equally many values."""
+    distinct = list(dict.fromkeys(values))
+    numbers = sorted(value for value in distinct if is_number(value))
+    outside = [value for value in (None, ABSENT) if value in distinct]
+    words = [value for value in distinct if not is_number(value) and value not in outside]
+    groups: list[list[Any]] = [[number] for number in numbers]
+    if len(numbers) > most:
+        bounds = [round(len(numbers) * group / most) for group in range(most + 1)]
+        groups = [numbers[low:high] for low, high in itertools.pairwise(bounds)]
+    groups += [[word] for word in words] + [[value] for value in outside]
+    return FieldLevels(
+        tuple(
+            value_label(group[0]) if len(group) == 1 else f"{group[0]:.2g} to {group[-1]:.2g}"
+            for group in groups
+        ),
+        {value: number for number, group in enumerate(groups) for value in group},
+        tuple(group[len(group) // 2] for group in groups),
+    )
+
+
+def is_logarithmic(tables: StudyTables, field: str) -> bool:
+    """Whether a field is to be seen on a log axis.
+
+    A range says so itself. A list is logarithmic if the ratios of its neighbours are more alike than their differences,
+    as in 0.01, 0.02, 0.04; 0 is left out of that.
+    """
+    described = swept_range(tables.study, field)
+    if described is not None:
+        return bool(described.get("log"))
+    numbers = sorted({float(value) for value in tables.trials[field] if is_number(value)})
+    positive = [value for value in numbers if value > 0]
+    if len(positive) < 3 or numbers[0] < 0:
+        return False
+    steps = [high - low for low, high in itertools.pairwise(positive)]
+    ratios = [math.log(high / low) for low, high in itertools.pairwise(positive)]
+    return max(ratios) / min(ratios) < max(steps) / min(steps)

@@ -1,0 +1,154 @@
+"""A parabola through accuracies whose noise is known in part: its optimum, and how certain that is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from nfnet_ray.analysis.inference.paired import Floats
+from nfnet_ray.analysis.inference.selection import Noise
+
+_PLACES = 801
+"""On the axis, at which the curve and the interval of its optimum are worked out."""
+_FREEDOM_FOR_A_QUARTIC = 4
+"""Two more coefficients, and two settings to tell noise by."""
+
+
+@dataclass(frozen=True)
+class Parabola:
+    """The least-squares fit of ``a + b x + c x²`` and of the columns of other fields.
+
+    What the noise of images and seeds does not explain of the residuals is one more variance, the same for each
+    setting: the noise of single seeds, the effect of other fields, and a curve that is no parabola.
+
+    Attributes:
+        x: (n,) the places of the settings.
+        beta: (p,) the coefficients; the first three are a, b and c.
+        solver: (p, n) the matrix that gives them from the accuracies.
+        noise: of the settings.
+        extra: the variance of the residuals beyond ``noise``, at least 0.
+        freedom: n - p.
+        explains: the p value of the hypothesis that the field does nothing.
+        lack_of_fit: the p value of the hypothesis that a parabola is all there is: from several seeds, against their
+            noise; from many settings, against a polynomial of degree four. 1 where neither can be had.
+        misfit: root of the mean squared residual beyond the noise, a fraction.
+    """
+
+    x: Floats
+    beta: Floats
+    solver: Floats
+    noise: Noise
+    extra: float
+    freedom: int
+    explains: float
+    lack_of_fit: float
+    misfit: float
+
+    def rows(self, at: Floats, order: int = 0) -> Floats:
+        """(len(at), p) what the value, or with ``order`` 1 the slope, of the curve is made of."""
+        ones, zeros = np.ones_like(at), np.zeros_like(at)
+        first = [ones, at, at**2] if order == 0 else [zeros, ones, 2 * at]
+        return np.stack([*first, *[zeros] * (len(self.beta) - 3)], axis=1)
+
+    def half_width(self, rows: Floats, others: Floats | None = None) -> Floats:
+        """Half the 95% interval of ``rows @ beta``, less the accuracies weighted by ``others``, (rows, n)."""
+        from scipy.special import stdtrit
+
+        weights = rows @ self.solver - (0.0 if others is None else others)
+        images = np.einsum("ij,jk,ik->i", weights, self.noise.images, weights)
+        seeds = (weights**2) @ self.noise.seeds
+        extra = (weights**2).sum(axis=1) * self.extra
+        total = images + seeds + extra
+        # Satterthwaite 1946; the images' part is as good as known.
+        with np.errstate(divide="ignore", invalid="ignore"):
+            freedom = total**2 / (seeds**2 / self.noise.freedom + extra**2 / max(self.freedom, 1))
+        freedom = np.clip(np.where(np.isfinite(freedom), freedom, 1e6), 1, 1e6)
+        return np.asarray(stdtrit(freedom, 0.975) * np.sqrt(total))
+
+    def grid(self) -> Floats:
+        """Places over the range that was tried."""
+        return np.linspace(self.x.min(), self.x.max(), _PLACES)
+
+
+@dataclass(frozen=True)
+class Optimum:
+    """Where the curve is highest within the range that was tried.
+
+    Attributes:
+        x: there.
+        low, high: 95% interval: the places at which a slope of 0 cannot be rejected (Fieller 1954). An end is among
+            them if the curve may be highest there.
+        is_edge: whether ``x`` is an end of the range.
+        reaches_low, reaches_high: whether the interval contains that end.
+    """
+
+    x: float
+    low: float
+    high: float
+    is_edge: bool
+    reaches_low: bool
+    reaches_high: bool
+
+
+def fit_parabola(x: Floats, top1: Floats, noise: Noise, others: Floats) -> Parabola:
+    """Fits the accuracies (n,) at the places (n,); ``others`` (n, m) are centred columns of other fields."""
+    from scipy.stats import f
+
+    design = np.column_stack([np.ones_like(x), x, x**2, others])
+    points = len(x)
+    solver = np.linalg.pinv(design)
+    beta = solver @ top1
+    left = np.eye(points) - design @ solver
+    freedom = points - int(np.linalg.matrix_rank(design))
+    residuals = left @ top1
+    known = float(np.trace(left @ noise.covariance))
+    squares = float(residuals @ residuals)
+    extra = max(0.0, (squares - known) / freedom) if freedom > 0 else 0.0
+    without = np.delete(design, [1, 2], axis=1)
+    lost = float(((top1 - without @ (np.linalg.pinv(without) @ top1)) ** 2).sum()) - squares
+    # Twice the mean square: of the field, and of what is left, at least what images and seeds explain.
+    level = max(squares / freedom if freedom else 0.0, known / max(freedom, 1))
+    seeded = bool(noise.seeds.any())
+    bottom = freedom if not seeded or squares > known else max(freedom, noise.freedom)
+    explains = float(f.sf(lost / 2 / level, 2, bottom)) if level > 0 else 0.0
+    lacks = []
+    if seeded and freedom > 0:
+        expected = left @ noise.covariance @ left
+        quadratic = float(residuals @ np.linalg.pinv(expected, hermitian=True, rcond=1e-9) @ residuals)
+        lacks.append(float(f.sf(quadratic / freedom, freedom, noise.freedom)))
+    if freedom >= _FREEDOM_FOR_A_QUARTIC and len(set(x)) > 5:
+        wider = np.column_stack([design, x**3, x**4])
+        rest = float(((top1 - wider @ (np.linalg.pinv(wider) @ top1)) ** 2).sum())
+        if rest > 0:
+            lacks.append(float(f.sf((squares - rest) / 2 / (rest / (freedom - 2)), 2, freedom - 2)))
+    lack = min([1.0, *(len(lacks) * one for one in lacks)])  # Bonferroni
+    return Parabola(
+        x, beta, solver, noise, extra, freedom, explains, lack, float(np.sqrt(extra * freedom / points))
+    )
+
+
+def optimum_of(fit: Parabola) -> Optimum:
+    """The optimum of a fitted curve, within the range that was tried."""
+    places = fit.grid()
+    curve = fit.rows(places) @ fit.beta
+    best = int(curve.argmax())
+    rows = fit.rows(places, order=1)
+    slope, half = rows @ fit.beta, fit.half_width(rows)
+    plausible = np.abs(slope) <= half
+    plausible[0], plausible[-1] = slope[0] <= half[0], slope[-1] >= -half[-1]
+    plausible[best] = True
+    within = np.flatnonzero(plausible)
+    x = float(places[best])
+    # Between two places of the grid.
+    if 0 < best < len(places) - 1:
+        x = float(np.clip(-fit.beta[1] / (2 * fit.beta[2]), places[best - 1], places[best + 1]))
+    return Optimum(
+        x,
+        # The bounds are between two places of the grid.
+        float(places[max(within[0] - 1, 0)]),
+        float(places[min(within[-1] + 1, len(places) - 1)]),
+        best in (0, len(places) - 1),
+        bool(plausible[0]),
+        bool(plausible[-1]),
+    )

@@ -1,0 +1,402 @@
+"""A smooth response of the accuracy to a field, per stratum: where it is highest, how certain that is, and how flat."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nfnet_ray.analysis.effects.levels import is_logarithmic, is_number
+from nfnet_ray.analysis.effects.noise import noise_of_results, results_at
+from nfnet_ray.analysis.effects.parabola import Parabola, fit_parabola, optimum_of
+from nfnet_ray.analysis.effects.stages import Stage, stages
+from nfnet_ray.analysis.inference.paired import Floats
+from nfnet_ray.analysis.inference.selection import Noise
+from nfnet_ray.analysis.setting import SettingResult, setting_results
+from nfnet_ray.analysis.tables import StudyTables
+from nfnet_ray.analysis.verdict import EQUAL_WITHIN
+from nfnet_ray.tracking.labels import ABSENT, stratum_label, value_label
+from nfnet_ray.wording import count, percent
+
+LEAST_VALUES = 5
+"""Different values that a parabola needs here: three coefficients, and two more to see whether it fits."""
+_POOR_FIT = 0.01
+_NO_EFFECT = 0.05
+_STEPS = 10
+"""In which the range is made narrower until a parabola describes it; fewer of few values."""
+
+Integers = NDArray[np.int_]
+Kind = Literal["inside", "edge", "no effect", "poor fit", "too few"]
+
+
+@dataclass(frozen=True)
+class Apart:
+    """A value that has no place on the axis: none, or 0 on a log axis.
+
+    Attributes:
+        label: the value.
+        top1, low, high: its accuracy with its 95% interval, fractions.
+        difference: its accuracy less that of the curve at its optimum; NaN without a curve.
+        difference_low, difference_high: 95% interval of that.
+    """
+
+    label: str
+    top1: float
+    low: float
+    high: float
+    difference: float = math.nan
+    difference_low: float = math.nan
+    difference_high: float = math.nan
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The fitted accuracy at values of the field, with its 95% band; all have one entry for each value."""
+
+    values: tuple[float, ...]
+    top1: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Response:
+    """The response under one condition.
+
+    Attributes:
+        field: dotted name of the field.
+        stratum: {condition: value}; empty if there is one condition only.
+        kind: ``inside`` if the curve is highest between two of the values, ``edge`` if at an end of them; ``no effect``
+            if noise explains the differences, ``poor fit`` if a parabola does not describe them, ``too few`` values.
+        where: the stage at which it was measured, in words.
+        is_end: whether that is the end.
+        values: how many different values were fitted.
+        points: (value, top1, low, high) of each setting with a number on the axis.
+        is_logarithmic: whether the parabola is in the logarithm of the field.
+        optimum: the value at which the curve is highest; NaN without a curve.
+        low, high: 95% interval of the optimum, within the range that was fitted.
+        reaches_low, reaches_high: whether that interval ends at an end of the range: it may lie beyond.
+        covers: what the interval covers: ``images``, or ``seeds and images``, and what the curve leaves unexplained.
+        top1, top1_low, top1_high: the fitted accuracy there, and its 95% interval.
+        flat_low, flat_high: between these the curve is within ``equal_within`` of its highest.
+        equal_within: a fraction.
+        range_low, range_high: smallest and largest fitted value.
+        explains: p value of the hypothesis that the field does nothing.
+        lack_of_fit: p value of the hypothesis that the response is a parabola
+            (:class:`nfnet_ray.analysis.effects.parabola.Parabola`).
+        misfit: root of the mean squared distance from the curve that noise does not explain, a fraction.
+        curve: None without one.
+        apart: values without a place on the axis.
+        names: {dotted name: short name}.
+    """
+
+    field: str
+    stratum: dict[str, Any]
+    kind: Kind
+    where: str
+    is_end: bool
+    values: int
+    points: tuple[tuple[float, float, float, float], ...]
+    is_logarithmic: bool
+    equal_within: float
+    names: dict[str, str]
+    apart: tuple[Apart, ...] = ()
+    optimum: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    reaches_low: bool = False
+    reaches_high: bool = False
+    covers: str = ""
+    top1: float = math.nan
+    top1_low: float = math.nan
+    top1_high: float = math.nan
+    flat_low: float = math.nan
+    flat_high: float = math.nan
+    range_low: float = math.nan
+    range_high: float = math.nan
+    explains: float = math.nan
+    lack_of_fit: float = math.nan
+    misfit: float = math.nan
+    curve: Curve | None = None
+
+    def sentence(self) -> str:
+        """The optimum, its interval and how flat it is; or why there is none."""
+        name = self.names[self.field]
+        at = f" at {stratum_label(self.stratum, self.names)}" if self.stratum else ""
+        where = "" if self.is_end or not self.where else f" {self.where}"
+        if self.kind == "too few":
+            return (
+                f"Response to {name}{at}: {count(self.values, 'value')} with an accuracy{where or ' at the end'}; "
+                f"a curve needs {LEAST_VALUES}"
+            )
+        if self.kind == "poor fit":
+            return (
+                f"Response to {name}{at}{where}: no parabola describes it (it misses the settings by "
+                f"{100 * self.misfit:.1f} points beyond noise), so no optimum is fitted"
+            )
+        if self.kind == "no effect":
+            return (
+                f"Response to {name}{at}{where}: noise explains the differences between "
+                f"{value_label(self.range_low)} and {value_label(self.range_high)} (p = {self.explains:.2g})"
+            )
+        over = f"95% interval over {self.covers} {_short(self.low)} to {_short(self.high)}"
+        within = f"{100 * self.equal_within:.2g} points"
+        if self.kind == "edge":
+            end, more = ("smallest", "smaller") if self.optimum == self.range_low else ("largest", "larger")
+            return (
+                f"Optimum of {name}{at}{where}: the {end} value, {value_label(self.optimum)} ({over}); "
+                f"{more} ones may be better{self._apart()}"
+            )
+        open_at = [
+            f"the {end} value"
+            for end, reached in (("smallest", self.reaches_low), ("largest", self.reaches_high))
+            if reached
+        ]
+        beyond = f", which reaches {' and '.join(open_at)}" if open_at else ""
+        return (
+            f"Optimum of {name}{at}{where}: {_short(self.optimum)} ({over}{beyond}), fitted top-1 "
+            f"{percent(self.top1)}; from {_short(self.flat_low)} to {_short(self.flat_high)} the curve is within "
+            f"{within} of that{self._apart()}"
+        )
+
+    def _apart(self) -> str:
+        words = ""
+        for value in self.apart:
+            if math.isnan(value.difference):
+                continue
+            more = f"{100 * abs(value.difference):.1f} points"
+            if value.difference_low <= 0 <= value.difference_high:
+                words += f"; {value.label} cannot be told from it ({percent(value.top1)})"
+            else:
+                words += f"; {value.label} is {more} {'better' if value.difference > 0 else 'worse'}"
+        return words
+
+
+def responses(tables: StudyTables, field: str) -> tuple[Response, ...]:
+    """The response to ``field`` under each combination of the other conditions, in the order of the study's space.
+
+    It is measured at the latest stage at which :data:`LEAST_VALUES` different values have an accuracy for all seeds;
+    diverged settings are left out. Other fields than the conditions are allowed for by a parabola each.
+    """
+    conditions = tuple(name for name in tables.conditions if name != field)
+    at_stage = [
+        (stage, setting_results(tables) if stage.is_end else results_at(tables, stage))
+        for stage in reversed(stages(tables))
+    ]
+    rows = tables.trials[list(conditions)].itertuples(index=False, name=None)
+    found = []
+    for key in dict.fromkeys(rows) if conditions else [()]:
+        stratum = dict(zip(conditions, key, strict=True))
+        found.append(_response(tables, field, stratum, at_stage))
+    return tuple(response for response in found if response is not None)
+
+
+def _response(
+    tables: StudyTables,
+    field: str,
+    stratum: dict[str, Any],
+    at_stage: Sequence[tuple[Stage, list[SettingResult]]],
+) -> Response | None:
+    """None where the field has too few different numbers to ask for a curve."""
+    logarithmic = is_logarithmic(tables, field)
+
+    def on_axis(value: Any) -> bool:
+        return is_number(value) and (not logarithmic or value > 0)
+
+    rows = tables.trials
+    for name, value in stratum.items():
+        rows = rows[[one == value for one in rows[name]]]
+    if len({value for value in rows[field] if on_axis(value)}) < LEAST_VALUES:
+        return None
+    chosen = None
+    for stage, results in at_stage:
+        mine = [r for r in results if all(r.point[name] == value for name, value in stratum.items())]
+        number = len({r.point[field] for r in mine if on_axis(r.point[field])})
+        if chosen is None or number >= LEAST_VALUES:
+            chosen = stage, mine, number
+        if number >= LEAST_VALUES:
+            break
+    if chosen is None:
+        return None
+    stage, mine, number = chosen
+    fitted = [r for r in mine if on_axis(r.point[field])]
+    outside = [r for r in mine if not on_axis(r.point[field]) and r.point[field] is not ABSENT]
+    equal_within = tables.study.get("equal_within", EQUAL_WITHIN)
+    common: dict[str, Any] = {
+        "field": field,
+        "stratum": stratum,
+        "where": stage.where,
+        "is_end": stage.is_end,
+        "values": number,
+        "is_logarithmic": logarithmic,
+        "equal_within": equal_within,
+        "names": tables.names,
+        "points": tuple((float(r.point[field]), r.top1, r.low, r.high) for r in fitted),
+        "apart": tuple(_apart(label, rows) for label, rows in _by_label(outside, field).items()),
+    }
+    if number < LEAST_VALUES:
+        return Response(kind="too few", **common)
+    x = np.array([float(r.point[field]) for r in fitted])
+    x = np.log(x) if logarithmic else x
+    others = _other_fields(tables, [r.point for r in fitted], field)
+    if len(fitted) < 3 + others.shape[1] + 2:
+        return Response(kind="too few", **common)
+    return _fitted(x, fitted, outside, others, common)
+
+
+def _other_fields(tables: StudyTables, points: Sequence[dict[str, Any]], field: str) -> Floats:
+    """(n, m) centred columns of the other fields with ranges: a parabola in the numbers, and whether it is none."""
+    columns = []
+    for name in tables.fields:
+        if name == field or name in tables.conditions:
+            continue
+        values = [point[name] for point in points]
+        logarithmic = is_logarithmic(tables, name)
+        numbers = [is_number(value) and (not logarithmic or value > 0) for value in values]
+        places = [
+            (math.log(value) if logarithmic else float(value)) if known else math.nan
+            for value, known in zip(values, numbers, strict=True)
+        ]
+        middle, spread = np.nanmean(places or [0.0]), np.nanstd(places or [0.0])
+        scaled = np.nan_to_num((np.array(places) - middle) / (spread or 1.0))
+        columns += [scaled, scaled**2, np.array(numbers, float)]
+    kept = [column - column.mean() for column in columns if np.ptp(column) > 0]
+    return np.column_stack(kept) if kept else np.empty((len(points), 0))
+
+
+def _fitted(
+    x: Floats,
+    fitted: Sequence[SettingResult],
+    outside: Sequence[SettingResult],
+    others: Floats,
+    common: dict[str, Any],
+) -> Response:
+    """The response by the widest range of values around the best one that a parabola describes."""
+    top1 = np.array([result.top1 for result in fitted])
+    noise = noise_of_results([*fitted, *outside])
+    middle, scale = x.mean(), (np.ptp(x) / 2)
+    place = (x - middle) / scale
+    keep = np.arange(len(x))
+    step = max(1, len(set(place)) // _STEPS)
+    while True:
+        fit = fit_parabola(place[keep], top1[keep], _part(noise, keep), others[keep])
+        poor = fit.lack_of_fit < _POOR_FIT and fit.misfit > common["equal_within"]
+        # Far from the optimum the accuracy falls off a cliff: without the worse end.
+        tried = sorted(set(place[keep]))
+        left, right = place[keep] < tried[step], place[keep] > tried[-1 - step]
+        fewer = keep[~left] if top1[keep][left].mean() < top1[keep][right].mean() else keep[~right]
+        if not poor or len(tried) - step < LEAST_VALUES or len(fewer) < 5 + others.shape[1]:
+            break
+        keep = fewer
+
+    def value(at: float) -> float:
+        number = at * scale + middle
+        return math.exp(number) if common["is_logarithmic"] else float(number)
+
+    range_low, range_high = (value(at) for at in (place[keep].min(), place[keep].max()))
+    seeded = all(len(result.seed_top1) > 1 for result in fitted)
+    told: dict[str, Any] = {
+        "range_low": float(f"{range_low:.6g}"),
+        "range_high": float(f"{range_high:.6g}"),
+        "explains": fit.explains,
+        "lack_of_fit": fit.lack_of_fit,
+        "misfit": fit.misfit,
+        "covers": "seeds and images" if seeded else "images and the distance from the curve",
+    }
+    if poor:
+        return Response(kind="poor fit", **common, **told)
+    places = np.linspace(place[keep].min(), place[keep].max(), 61)
+    rows = fit.rows(places)
+    mean, half = rows @ fit.beta, fit.half_width(rows)
+    told["curve"] = Curve(
+        tuple(value(at) for at in places.tolist()),
+        tuple(mean.tolist()),
+        tuple((mean - half).tolist()),
+        tuple((mean + half).tolist()),
+    )
+    found = optimum_of(fit)
+    at_optimum = fit.rows(np.array([found.x]))
+    highest, its_half = float((at_optimum @ fit.beta)[0]), float(fit.half_width(at_optimum)[0])
+    grid = fit.grid()
+    flat = grid[fit.rows(grid) @ fit.beta >= highest - common["equal_within"]]
+    if fit.explains > _NO_EFFECT:
+        kind: Kind = "no effect"
+    else:
+        kind = "edge" if found.is_edge else "inside"
+    told |= {
+        "optimum": float(f"{value(found.x):.4g}")
+        if not found.is_edge
+        else told["range_low" if found.x == grid[0] else "range_high"],
+        "low": value(found.low),
+        "high": value(found.high),
+        "reaches_low": found.reaches_low,
+        "reaches_high": found.reaches_high,
+        "top1": highest,
+        "top1_low": highest - its_half,
+        "top1_high": highest + its_half,
+        "flat_low": value(float(flat.min())),
+        "flat_high": value(float(flat.max())),
+    }
+    common = {
+        **common,
+        "apart": _against(fit, at_optimum, common["field"], outside, noise, keep, len(fitted)),
+    }
+    return Response(kind=kind, **common, **told)
+
+
+def _against(
+    fit: Parabola,
+    at_optimum: Floats,
+    field: str,
+    outside: Sequence[SettingResult],
+    noise: Noise,
+    keep: Integers,
+    fitted: int,
+) -> tuple[Apart, ...]:
+    """The values without a place, compared with the optimum of the curve."""
+    found = []
+    highest = float((at_optimum @ fit.beta)[0])
+    place = {id(result): number for number, result in enumerate(outside, start=fitted)}
+    for label, rows in _by_label(outside, field).items():
+        # More settings, which decide nothing of the curve.
+        both = _part(noise, np.append(keep, [place[id(result)] for result in rows]))
+        solver = np.column_stack([fit.solver, np.zeros((len(fit.beta), len(rows)))])
+        own = np.zeros((1, len(keep) + len(rows)))
+        own[0, len(keep) :] = 1 / len(rows)
+        half = float(replace(fit, noise=both, solver=solver).half_width(at_optimum, own)[0])
+        mean = _apart(label, rows)
+        difference = mean.top1 - highest
+        found.append(
+            replace(
+                mean,
+                difference=difference,
+                difference_low=difference - half,
+                difference_high=difference + half,
+            )
+        )
+    return tuple(found)
+
+
+def _by_label(results: Sequence[SettingResult], field: str) -> dict[str, list[SettingResult]]:
+    found: dict[str, list[SettingResult]] = {}
+    for result in results:
+        found.setdefault(value_label(result.point[field]), []).append(result)
+    return found
+
+
+def _apart(label: str, results: Sequence[SettingResult]) -> Apart:
+    """The mean over the settings with this value, with the mean of their intervals."""
+    means = [float(np.mean([getattr(one, name) for one in results])) for name in ("top1", "low", "high")]
+    return Apart(label, *means)
+
+
+def _part(noise: Noise, chosen: Integers) -> Noise:
+    return Noise(noise.images[np.ix_(chosen, chosen)], noise.seeds[chosen], noise.freedom)
+
+
+def _short(value: float) -> str:
+    return f"{value:.2g}"

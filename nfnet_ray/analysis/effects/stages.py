@@ -1,0 +1,92 @@
+"""Where trials can be compared: the rungs at which some were given up, and the end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from nfnet_ray.analysis.tables import StudyTables
+from nfnet_ray.metric import METRIC
+from nfnet_ray.wording import count
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One of them.
+
+    Attributes:
+        where: in words: ``after epoch 2 of 8``, ``at the end``.
+        top1: {trial: accuracy there, a fraction}. A trial that has diverged by then has the accuracy of chance, which
+            is what a network without finite weights has.
+        epoch: {trial: epoch at which it was measured}; diverged ones are not in it.
+        is_end: whether it is the end of the trials.
+    """
+
+    where: str
+    top1: Mapping[str, float]
+    epoch: Mapping[str, int]
+    is_end: bool = False
+
+    @property
+    def diverged(self) -> int:
+        """How many of the trials have diverged by then."""
+        return len(self.top1) - len(self.epoch)
+
+
+def stages(tables: StudyTables) -> list[Stage]:
+    """The rungs at which trials were given up, the earliest first, and then the end.
+
+    A trial is at a rung if it was measured there; with rungs in seconds and with stretched schedules, if it paused
+    there. Trials that failed or have not ended are at the stages that they reached.
+    """
+    trials = tables.trials
+    stopped = trials[trials["state"] == "stopped"]
+    by_pauses = tables.rungs_in_seconds or tables.is_stretched
+    rungs: set[float] = set()
+    for trial, epochs in zip(stopped["trial"], stopped["epochs"], strict=True):
+        paused = tables.pauses.get(trial, {})
+        if by_pauses and paused:
+            rungs.add(max(paused))
+        elif not tables.rungs_in_seconds:
+            rungs.add(int(epochs))
+    measured = {
+        (trial, int(epoch)): float(top1)
+        for trial, epoch, top1 in zip(*(tables.epochs[n] for n in ("trial", "epoch", METRIC)), strict=True)
+        if not math.isnan(top1)
+    }
+    diverged = {
+        trial: int(epochs)
+        for trial, state, epochs in zip(*(trials[n] for n in ("trial", "state", "epochs")), strict=True)
+        if state == "diverged"
+    }
+    chance = 1 / max(tables.study["data"].get("classes", 0), 1)
+    total = tables.study["epochs"]
+    found = []
+    for rung in sorted(rungs):
+        top1, at_epoch = {}, {}
+        for trial in trials["trial"]:
+            epoch = tables.pauses.get(trial, {}).get(rung) if by_pauses else int(rung)
+            if epoch is not None and (trial, epoch) in measured:
+                top1[trial], at_epoch[trial] = measured[trial, epoch], epoch
+            elif trial in diverged and (tables.rungs_in_seconds or diverged[trial] <= rung):
+                top1[trial] = chance
+        where = (
+            f"after {rung:.4g} s of training"
+            if tables.rungs_in_seconds
+            else f"after epoch {int(rung)} of {total}"
+        )
+        if at_epoch:
+            found.append(Stage(where, top1, at_epoch))
+    finished = {
+        trial: (int(epochs), float(top1))
+        for trial, state, epochs, top1 in zip(
+            *(trials[n] for n in ("trial", "state", "epochs", "last_top1")), strict=True
+        )
+        if state == "finished" and not math.isnan(top1)
+    }
+    end = {trial: top1 for trial, (_, top1) in finished.items()} | dict.fromkeys(diverged, chance)
+    if finished:
+        epochs_at_end = {trial: epoch for trial, (epoch, _) in finished.items()}
+        found.append(Stage(f"at the end, after {count(total, 'epoch')}", end, epochs_at_end, is_end=True))
+    return found

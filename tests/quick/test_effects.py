@@ -1,0 +1,552 @@
+"""What the fields do to the accuracy, on studies with planted effects: optimum, marginals, importance, best so far.
+
+Takes about 15 seconds.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from nfnet_ray.analysis.effects.best_so_far import best_so_far, expected_best
+from nfnet_ray.analysis.effects.importance import importance, importance_sentence
+from nfnet_ray.analysis.effects.isolation import isolation
+from nfnet_ray.analysis.effects.levels import field_levels, is_logarithmic
+from nfnet_ray.analysis.effects.marginal import marginal_effects, pairwise_effects
+from nfnet_ray.analysis.effects.response import Response, responses
+from nfnet_ray.analysis.effects.stages import stages
+from nfnet_ray.analysis.inference.simulation import shared_variance, simulated_bits
+from nfnet_ray.correct_images import CorrectImages
+from nfnet_ray.tracking.labels import ABSENT
+
+CLIP, BATCH, DROPOUT = "clip_factor", "batch_size", "dropout"
+FACTORS = (0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16)
+EPOCHS = 8
+Values = dict[str, Any]
+
+
+@dataclass
+class Tables:
+    """A study's tables, made up. Times are 10 s an epoch."""
+
+    study: Any
+    fields: tuple[str, ...]
+    conditions: tuple[str, ...]
+    trials: pd.DataFrame
+    epochs: pd.DataFrame
+    names: dict[str, str] = field(default_factory=dict)
+    pauses: Mapping[str, Mapping[float, int]] = field(default_factory=dict)
+    price_per_hour: float | None = None
+    is_stretched: bool = False
+    rungs_in_seconds: bool = False
+    bits: Mapping[tuple[str, int], CorrectImages] = field(default_factory=dict)
+
+    def correct(self, trial: str, epoch: int) -> CorrectImages | None:
+        return self.bits.get((trial, epoch))
+
+
+def tables(
+    space: Mapping[str, Sequence[Any] | Mapping[str, Any]],
+    points: Sequence[Values],
+    curves: Sequence[Sequence[float]],
+    *,
+    seeds: int = 1,
+    states: Sequence[str] = (),
+    images: int = 2000,
+    bits: Sequence[np.ndarray] = (),
+    **study: Any,
+) -> Tables:
+    """A study of these points, each with its seeds; ``curves`` has {epoch: accuracy} of each trial from epoch 1 on.
+
+    Epochs that a curve leaves out, as ``nan``, were not trained. Bits are those of each trial's last epoch.
+    """
+    fields = tuple(space)
+    conditions = tuple(name for name in fields[1:] if not isinstance(space[name], Mapping))
+    trials, epochs, known = [], [], {}
+    for number, (point, seed) in enumerate(itertools.product(points, range(seeds))):
+        name, curve = f"t{number}", [one for one in curves[number] if not math.isnan(one)]
+        values = {one: point.get(one, ABSENT) for one in fields} | {"seed": seed}
+        state = states[number] if states else "finished" if len(curve) == EPOCHS else "stopped"
+        last = curve[-1] if curve else math.nan
+        told = {"state": state, "reason": "", "epochs": len(curve), "last_top1": last, "best_top1": last}
+        trials.append({"trial": name, **values, **told, "train_seconds": 10.0 * len(curve)})
+        epochs += [
+            {"trial": name, **values, "epoch": at, "validation_top1": one}
+            for at, one in enumerate(curve, start=1)
+        ]
+        if len(bits):
+            known[name, len(curve)] = CorrectImages(bits[number], np.ones(len(bits[number]), bool))
+    described = {
+        "name": "s",
+        "space": dict(space),
+        "data": {"validation_images": images, "classes": 10},
+        "epochs": EPOCHS,
+        **study,
+    }
+    table, long = pd.DataFrame(trials), pd.DataFrame(epochs)
+    for one in fields:
+        table[one] = pd.Series([row[one] for row in trials], dtype=object)
+    return Tables(described, fields, conditions, table, long, {one: one for one in fields}, bits=known)
+
+
+def flat(top1: float) -> list[float]:
+    """A curve that ends at an accuracy."""
+    return [top1] * EPOCHS
+
+
+def parabola(optimum: float, top: float = 0.9, fall: float = 0.01) -> Callable[[float], float]:
+    """Accuracy falls by ``fall`` for each squared doubling away from the optimum."""
+    return lambda factor: top - fall * math.log2(factor / optimum) ** 2
+
+
+def measured(
+    truth: Callable[[Any], float],
+    draw: np.random.Generator,
+    factors: Sequence[Any] = FACTORS,
+    *,
+    seeds: int = 3,
+    spread: float = 0.003,
+    images: int = 2000,
+) -> Tables:
+    """A study of one field, with the bits of its trials, which judge 90% of the images alike."""
+    accuracies = np.array([[truth(factor) for factor in factors for _ in range(seeds)]])
+    accuracies = np.clip(accuracies + spread * draw.standard_normal(accuracies.shape), 0.02, 0.98)
+    [bits] = simulated_bits(draw, accuracies, images, shared_variance(float(accuracies.mean()), 0.9))
+    curves = [flat(float(own.mean())) for own in bits]
+    points = [{CLIP: factor} for factor in factors]
+    return tables({CLIP: list(factors)}, points, curves, seeds=seeds, images=images, bits=bits)
+
+
+# The response.
+
+
+def test_a_planted_optimum_is_found_with_its_interval_and_flatness() -> None:
+    [found] = responses(measured(parabola(0.02, fall=0.02), np.random.default_rng(1)), CLIP)
+    assert found.kind == "inside"
+    assert found.is_logarithmic
+    assert found.low < 0.02 < found.high
+    assert found.high / found.low < 1.5
+    # Within 0.2 points: sqrt(0.002 / 0.02) = 0.32 doublings on both sides.
+    assert math.log2(found.flat_high / found.flat_low) == pytest.approx(2 * 0.316, abs=0.05)
+    assert found.covers == "seeds and images"
+    assert found.top1_low < 0.9 < found.top1_high
+    assert found.sentence().startswith("Optimum of clip_factor: 0.0")
+    assert "the curve is within 0.2 points of that" in found.sentence()
+
+
+@pytest.mark.parametrize(("seeds", "optimum"), [(1, 0.02), (3, 0.02), (3, 0.007)])
+def test_the_interval_of_the_optimum_covers_it(seeds: int, optimum: float) -> None:
+    """200 studies: of intervals that cover 95% between 91 and 99% do, with a probability of 99%."""
+    draw = np.random.default_rng([seeds, round(1000 * optimum)])
+    covered, told = [], 0
+    for _ in range(200):
+        study = measured(parabola(optimum, fall=0.006), draw, seeds=seeds, spread=0.004, images=1000)
+        [found] = responses(study, CLIP)
+        if found.kind == "poor fit":
+            continue
+        told += 1
+        covered.append(found.low <= optimum <= found.high)
+    assert told >= 190
+    assert 0.91 <= np.mean(covered) <= 0.995
+
+
+def test_a_flat_response_has_no_optimum() -> None:
+    draw = np.random.default_rng(2)
+    kinds = [responses(measured(lambda _: 0.9, draw, images=1000), CLIP)[0].kind for _ in range(60)]
+    assert kinds.count("no effect") >= 0.85 * len(kinds)
+    [found] = responses(measured(lambda _: 0.9, np.random.default_rng(3)), CLIP)
+    assert "noise explains the differences" in found.sentence()
+
+
+@pytest.mark.parametrize(("optimum", "end", "word"), [(0.001, 0.0025, "smallest"), (0.5, 0.16, "largest")])
+def test_an_optimum_at_the_edge_is_called_that(optimum: float, end: float, word: str) -> None:
+    [found] = responses(measured(parabola(optimum), np.random.default_rng(4)), CLIP)
+    assert (found.kind, found.optimum) == ("edge", end)
+    assert f"the {word} value, {end}" in found.sentence()
+    assert found.reaches_low if word == "smallest" else found.reaches_high
+
+
+def test_none_is_compared_with_the_optimum_of_the_curve() -> None:
+    def truth(factor: float | None) -> float:
+        return 0.95 if factor is None else parabola(0.02)(factor)
+
+    factors = (*FACTORS, None)
+    [found] = responses(measured(truth, np.random.default_rng(5), factors), CLIP)
+    [none] = found.apart
+    assert none.label == "none"
+    assert none.difference_low < 0.05 < none.difference_high
+    assert none.difference_low > 0.02
+    assert found.sentence().endswith("points better")
+
+
+def test_zero_is_apart_on_a_log_axis_and_a_value_on_a_linear_one() -> None:
+    [found] = responses(
+        measured(lambda v: 0.9 if v else 0.8, np.random.default_rng(6), (0.0, *FACTORS)), CLIP
+    )
+    assert [one.label for one in found.apart] == ["0"]
+    dropouts = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
+    [found] = responses(measured(lambda v: 0.9 - (v - 0.2) ** 2, np.random.default_rng(7), dropouts), CLIP)
+    assert not found.is_logarithmic
+    assert found.apart == ()
+    assert found.low <= 0.2 <= found.high
+
+
+def test_a_cliff_is_left_out_and_a_response_that_is_no_parabola_has_no_optimum() -> None:
+    def cliff(factor: float) -> float:
+        return 0.3 if factor > 0.1 else parabola(0.01)(factor)
+
+    [found] = responses(measured(cliff, np.random.default_rng(8), (*FACTORS, 0.32)), CLIP)
+    assert found.kind == "inside"
+    assert found.range_high == 0.08
+    assert found.low <= 0.01 <= found.high
+
+    def saw(factor: float) -> float:
+        return 0.9 if round(math.log2(factor / 0.0025)) % 2 else 0.8
+
+    [found] = responses(measured(saw, np.random.default_rng(9)), CLIP)
+    assert found.kind == "poor fit"
+    assert math.isnan(found.optimum)
+    assert "no parabola describes it" in found.sentence()
+
+
+def test_too_few_values_give_no_curve() -> None:
+    assert responses(measured(parabola(0.02), np.random.default_rng(0), FACTORS[:4]), CLIP) == ()
+    # Seven values, of which three were trained to the end and all to epoch 2.
+    points = [{CLIP: factor} for factor in FACTORS]
+    curves = [flat(0.9 - 0.01 * n)[: EPOCHS if n < 3 else 2] for n in range(7)]
+    [found] = responses(tables({CLIP: list(FACTORS)}, points, curves), CLIP)
+    assert (found.where, found.is_end) == ("after epoch 2 of 8", False)
+    points, curves = points[:5], [flat(0.9)] * 3 + [[0.5, math.nan], [0.5, math.nan]]
+    study = tables({CLIP: list(FACTORS)}, points, curves, states=[*["finished"] * 3, "failed", "failed"])
+    [found] = responses(study, CLIP)
+    assert (found.kind, found.values) == ("too few", 3)
+    assert "3 values with an accuracy at the end; a curve needs 5" in found.sentence()
+
+
+def test_each_stratum_has_its_own_optimum() -> None:
+    draw = np.random.default_rng(10)
+    points = [{CLIP: factor, BATCH: batch} for factor in FACTORS for batch in (64, 256)]
+    curves = [
+        flat(parabola(0.02 if point[BATCH] == 64 else 0.005)(point[CLIP]) + draw.normal(0, 0.001))
+        for point in points
+    ]
+    both = responses(tables({CLIP: list(FACTORS), BATCH: [64, 256]}, points, curves), CLIP)
+    assert [(found.stratum, found.kind) for found in both] == [
+        ({BATCH: 64}, "inside"),
+        ({BATCH: 256}, "inside"),
+    ]
+    assert [found.low < optimum < found.high for found, optimum in zip(both, (0.02, 0.005), strict=True)]
+    assert " at batch_size 256: 0.0" in both[1].sentence()
+
+
+def test_other_ranges_of_a_stratum_are_allowed_for() -> None:
+    draw = np.random.default_rng(11)
+    space = {CLIP: {"low": 0.0025, "high": 0.16, "log": True}, DROPOUT: {"low": 0.0, "high": 0.5}}
+    points = [
+        {CLIP: float(0.0025 * 64 ** draw.uniform()), DROPOUT: float(draw.uniform(0, 0.5))} for _ in range(24)
+    ]
+    curves = [
+        flat(parabola(0.02)(p[CLIP]) - 0.8 * (p[DROPOUT] - 0.1) ** 2 + draw.normal(0, 0.001)) for p in points
+    ]
+    [found] = responses(tables(space, points, curves), CLIP)
+    assert found.kind == "inside"
+    assert found.low < 0.02 < found.high
+    assert found.high / found.low < 1.3
+
+
+# Isolation.
+
+
+def test_isolation_takes_the_best_over_the_other_fields() -> None:
+    points = [{CLIP: factor, BATCH: batch} for factor in (0.01, 0.02, None) for batch in (64, 256)]
+    top1 = [0.90, 0.85, 0.80, 0.93, 0.5, 0.6]
+    curves = [flat(one) if point[CLIP] else [0.4, 0.4] for point, one in zip(points, top1, strict=True)]
+    found = isolation(tables({CLIP: [0.01, 0.02, None], BATCH: [64, 256]}, points, curves), CLIP)
+    assert found["label"].tolist() == ["0.01", "0.02", "none"]
+    assert found["top1"].tolist() == [0.9, 0.93, 0.4]
+    assert found[BATCH].tolist() == [64, 256, 64]
+    assert found["compared"].tolist() == [2, 2, 2]
+    assert found["where"].tolist() == ["at the end, after 8 epochs"] * 2 + ["after epoch 2 of 8"]
+    assert (found["low"] < found["top1"]).all()
+    assert (found["top1"] < found["high"]).all()
+
+
+def test_isolation_allows_for_the_choice_of_the_best() -> None:
+    """Of equal settings the best of more is better: its lower bound has to cover the truth all the same."""
+    draw = np.random.default_rng(12)
+    points = [{CLIP: factor, BATCH: batch} for factor in (0.01, 0.02) for batch in range(12)]
+    covered = []
+    for _ in range(100):
+        curves = [flat(draw.binomial(1000, 0.8) / 1000) for _ in points]
+        study = tables({CLIP: [0.01, 0.02], BATCH: list(range(12))}, points, curves, images=1000)
+        found = isolation(study, CLIP)
+        covered += (found["low"] <= 0.8).tolist()
+        assert (found["optimism"] > 0.003).all()
+    # 97.5% but for the half a standard error of the optimism that its estimate leaves.
+    assert np.mean(covered) >= 0.91
+
+
+def test_a_range_is_shown_in_bins() -> None:
+    draw = np.random.default_rng(13)
+    points = [{CLIP: float(0.002 * 100 ** draw.uniform())} for _ in range(30)] + [{CLIP: None}]
+    space = {CLIP: {"low": 0.002, "high": 0.2, "log": True, "or_none": True}}
+    found = isolation(tables(space, points, [flat(0.9)] * 31), CLIP)
+    assert len(found) == 9
+    assert found["label"].iloc[-1] == "none"
+    assert found["settings"].sum() == 31
+    assert " to " in found["label"].iloc[0]
+
+
+# Effects of trials of unequal length.
+
+SPACE = {CLIP: [0.01, 0.02, 0.04, 0.08], BATCH: [64, 128, 256, 512]}
+GRID = [{CLIP: clip, BATCH: batch} for clip in SPACE[CLIP] for batch in SPACE[BATCH]]
+OF_CLIP = {0.01: 0.06, 0.02: 0.02, 0.04: -0.02, 0.08: -0.06}
+OF_BATCH = {64: 0.03, 128: 0.01, 256: -0.01, 512: -0.03}
+
+
+def stopped_early(draw: np.random.Generator, interaction: float = 0.0, keep: int = 16) -> Tables:
+    """Two seeds of the grid; each seed's best ``keep / 2`` at epoch 2 continue. The end follows epoch 2."""
+    trials = []
+    for point in GRID:
+        for _ in range(2):
+            both = interaction if (point[CLIP], point[BATCH]) == (0.01, 64) else 0.0
+            merit = OF_CLIP[point[CLIP]] + OF_BATCH[point[BATCH]] + both + draw.normal(0, 0.03)
+            trials.append((0.5 + merit, 0.75 + 0.8 * merit + draw.normal(0, 0.004)))
+    bounds = [sorted(one for one, _ in trials[seed::2])[-keep // 2] for seed in (0, 1)]
+    curves = [
+        [rung] * 2 + [end] * (EPOCHS - 2) if rung >= bounds[number % 2] else [rung] * 2
+        for number, (rung, end) in enumerate(trials)
+    ]
+    return tables(SPACE, GRID, curves, seeds=2)
+
+
+def test_marginal_effects_are_those_of_all_settings_though_the_bad_ones_were_stopped() -> None:
+    draw = np.random.default_rng(14)
+    naive: dict[float, list[float]] = {clip: [] for clip in SPACE[CLIP]}
+    ours: dict[float, list[float]] = {clip: [] for clip in SPACE[CLIP]}
+    covered = []
+    for _ in range(60):
+        study = stopped_early(draw)
+        finished = study.trials[study.trials["state"] == "finished"]
+        mean = finished["last_top1"].mean()
+        for clip, rows in finished.groupby(CLIP):
+            naive[float(clip)].append(float(rows["last_top1"].mean() - mean))  # type: ignore[arg-type]
+        found = marginal_effects(study)
+        end = found[(found["where"] == "at the end, after 8 epochs") & (found["field"] == CLIP)]
+        for row, (clip, effect) in zip(end.to_dict("records"), OF_CLIP.items(), strict=True):
+            ours[clip].append(row["effect"])
+            covered.append(row["low"] <= 0.8 * effect <= row["high"])
+            assert (row["measured"], row["imputed"]) == (16, 16)
+    planted = {clip: 0.8 * effect for clip, effect in OF_CLIP.items()}
+    errors = {clip: abs(float(np.mean(ours[clip])) - planted[clip]) for clip in planted}
+    # Those that were good enough to continue hide most of what the worst value costs.
+    bias = float(np.mean(naive[0.08])) - planted[0.08]
+    assert bias > 0.015
+    # The planted line is one of accuracies, ours of their logits.
+    assert max(errors.values()) < bias / 2
+    assert np.mean(covered) >= 0.92
+
+
+def test_the_first_rung_is_measured_over_all_and_the_end_is_completed() -> None:
+    found = marginal_effects(stopped_early(np.random.default_rng(15)))
+    told = found.drop_duplicates("where")[["where", "measured", "imputed"]].to_numpy().tolist()
+    assert told == [["after epoch 2 of 8", 32, 0], ["at the end, after 8 epochs", 16, 16]]
+    for _, rows in found.groupby(["where", "field"]):
+        assert rows["effect"].sum() == pytest.approx(0, abs=1e-9)
+
+
+def test_a_planted_interaction_is_found_and_none_is_not_invented() -> None:
+    draw = np.random.default_rng(16)
+    points = [{**point, DROPOUT: rate} for point in GRID for rate in (0.0, 0.1, 0.2)]
+    space = {**SPACE, DROPOUT: [0.0, 0.1, 0.2]}
+
+    def study(interaction: float) -> Tables:
+        curves = []
+        for point in points:
+            both = interaction if (point[CLIP], point[BATCH]) == (0.01, 64) else 0.0
+            curves.append(
+                flat(0.8 + OF_CLIP[point[CLIP]] + OF_BATCH[point[BATCH]] + both + draw.normal(0, 0.005))
+            )
+        return tables(space, points, curves)
+
+    found = pairwise_effects(study(0.04))
+    pairs = dict(list(found.groupby(["field_a", "field_b"])))
+    mine = pairs[CLIP, BATCH]
+    assert mine["p_value"].iloc[0] < 1e-3
+    cell = mine[(mine["value_a"] == "0.01") & (mine["value_b"] == "64")].iloc[0]
+    # The sum of effects takes its part of the planted 4 points: 9/16 are left.
+    assert cell["low"] < 0.04 * 9 / 16 < cell["high"]
+    assert cell["top1"] == pytest.approx(0.8 + 0.06 + 0.03 + 0.04, abs=0.01)
+    assert pairs[CLIP, DROPOUT]["p_value"].iloc[0] > 0.01
+    p_values = [pairwise_effects(study(0.0))["p_value"].iloc[0] for _ in range(40)]
+    assert np.mean(np.array(p_values) < 0.05) <= 0.15
+
+
+def test_diverged_trials_count_as_chance_and_failed_ones_not_at_all() -> None:
+    curves = [flat(0.9), flat(0.8), [0.3, math.nan], [0.5, math.nan]]
+    points = [{CLIP: one} for one in (0.01, 0.02, 0.04, 0.08)]
+    study = tables(
+        {CLIP: [0.01, 0.02, 0.04, 0.08]}, points, curves, states=["finished"] * 2 + ["diverged", "failed"]
+    )
+    [end] = stages(study)
+    assert end.top1 == {"t0": 0.9, "t1": 0.8, "t2": 0.1}
+    assert end.diverged == 1
+    found = marginal_effects(study)
+    assert found["top1"].tolist() == pytest.approx([0.9, 0.8, 0.1])
+    assert found["low"].isna().all()  # as many effects as settings: no noise to tell them by
+
+
+def test_a_field_that_is_absent_at_some_points_has_the_effects_of_the_others() -> None:
+    draw = np.random.default_rng(17)
+    points: list[Values] = [{"rho": None}] + [
+        {"rho": rho, "share": share} for rho in (0.02, 0.05, 0.1) for share in (0.2, 1.0)
+    ]
+    curves = [
+        flat(0.8 if not p["rho"] else 0.9 + (0.02 if p["share"] == 1 else -0.02) + draw.normal(0, 1e-4))
+        for p in points
+    ]
+    found = marginal_effects(tables({"rho": [None, 0.02, 0.05, 0.1], "share": [0.2, 1.0]}, points, curves))
+    share = found[found["field"] == "share"]
+    assert share["value"].tolist() == ["0.2", "1"]
+    assert share["effect"].tolist() == pytest.approx([-0.02, 0.02], abs=1e-3)
+    none = found[(found["field"] == "rho") & (found["value"] == "none")]
+    assert none["top1"].iloc[0] == pytest.approx(0.8, abs=1e-3)
+
+
+# Importance.
+
+
+def test_the_ranking_changes_from_the_first_rung_to_the_survivors() -> None:
+    """The clip factor decides early, and all that continue have a good one; among them the batch size matters."""
+    draw = np.random.default_rng(18)
+    points = [
+        {CLIP: clip, BATCH: batch, "n": n}
+        for clip in (0.01, 0.02, 0.04, 0.08)
+        for batch in (64, 128, 256)
+        for n in (1, 2)
+    ]
+    curves = []
+    for point in points:
+        good = point[CLIP] <= 0.02
+        early = 0.5 + (0.2 if good else 0.0) + draw.normal(0, 0.01)
+        late = 0.9 + {64: 0.03, 128: 0.0, 256: -0.03}[point[BATCH]] + draw.normal(0, 0.004)
+        curves.append([early] * 2 + [late] * 6 if good else [early] * 2)
+    space = {CLIP: [0.01, 0.02, 0.04, 0.08], BATCH: [64, 128, 256], "n": [1, 2]}
+    found = importance(tables(space, points, curves))
+    ranked = found.sort_values("importance", ascending=False).groupby("where", sort=False)["field"].first()
+    assert ranked.to_dict() == {"after epoch 2 of 8": CLIP, "at the end, after 8 epochs": BATCH}
+    rows = found.set_index(["where", "field"])
+    assert rows.loc[("after epoch 2 of 8", CLIP), "low"] > 0.9
+    assert rows.loc[("at the end, after 8 epochs", BATCH), "low"] > 0.5
+    assert rows.loc[("at the end, after 8 epochs", CLIP), "importance"] < 0.1
+    assert found["settings"].drop_duplicates().tolist() == [24, 12]
+    sentence = importance_sentence(found, {name: name for name in space})
+    assert "after epoch 2 of 8 over all 24 settings: clip_factor 9" in sentence
+    assert "at the end, after 8 epochs over 12 of 24 settings: batch_size" in sentence
+    assert "chosen by their accuracy" in sentence
+
+
+def test_the_interval_of_an_importance_covers_it() -> None:
+    draw = np.random.default_rng(19)
+    points = [{**point, "n": n} for point in GRID for n in (1, 2)]
+    variances = np.var(list(OF_CLIP.values())), np.var(list(OF_BATCH.values())), 0.03**2
+    covered = []
+    for _ in range(200):
+        curves = [flat(0.8 + OF_CLIP[p[CLIP]] + OF_BATCH[p[BATCH]] + draw.normal(0, 0.03)) for p in points]
+        found = importance(tables({**SPACE, "n": [1, 2]}, points, curves)).set_index("field")
+        for name, own in ((CLIP, variances[0]), (BATCH, variances[1]), ("n", 0.0)):
+            covered.append(found.loc[name, "low"] <= own / sum(variances) <= found.loc[name, "high"])
+    assert 0.92 <= np.mean(covered) <= 0.985
+
+
+def test_importance_is_not_known_where_too_few_settings_are_left() -> None:
+    points = [{CLIP: clip, BATCH: batch} for clip in FACTORS[:6] for batch in (64, 256)]
+    curves = [flat(0.9 - 0.01 * n) if n in (0, 2, 5) else [0.4 - 0.01 * n] * 2 for n in range(12)]
+    found = importance(tables({CLIP: list(FACTORS[:6]), BATCH: [64, 256]}, points, curves))
+    assert found.groupby("where", sort=False)["importance"].count().tolist() == [2, 0]
+    assert "too few settings are left at the end" in importance_sentence(found, {CLIP: CLIP, BATCH: BATCH})
+
+
+# Best so far.
+
+
+def test_the_expected_best_is_that_over_all_orders() -> None:
+    top1 = np.array([0.5, 0.9, 0.7, 0.7, 0.3, 0.8])
+    orders = np.array(list(itertools.permutations(top1)))
+    best = np.maximum.accumulate(orders, axis=1)
+    mean, low, high = expected_best(top1, 0.8)
+    assert mean == pytest.approx(best.mean(axis=0))
+    for k in range(6):
+        # The smallest accuracies that hold a tenth and nine tenths of the orders.
+        assert low[k] == np.quantile(best[:, k], 0.1, method="inverted_cdf")
+        assert high[k] == np.quantile(best[:, k], 0.9, method="inverted_cdf")
+
+
+def test_only_a_random_search_is_put_into_other_orders() -> None:
+    points = [{CLIP: factor} for factor in FACTORS]
+    curves = [flat(one) for one in (0.7, 0.8, 0.75, 0.9, 0.85, 0.6, 0.88)]
+    worker = {"workers": 2, "cpus": 1, "gpus": 1}
+    path = tables({CLIP: list(FACTORS)}, points, curves, worker=worker)
+    found = best_so_far(path)
+    assert set(found["band"]) == {"interval"}
+    assert found["top1"].tolist() == [0.7, 0.8, 0.8, 0.9, 0.9, 0.9, 0.9]
+    assert found["epochs"].tolist() == [8 * k for k in range(1, 8)]
+    assert found["accelerator_hours"].iloc[-1] == pytest.approx(7 * 80 * 2 / 3600)
+    assert found["cost"].isna().all()
+    assert (found["low"] < found["top1"]).all()
+    path.study["search"] = {"name": "random", "settings": 7}
+    path.price_per_hour = 3.0
+    found = best_so_far(path)
+    assert set(found["band"]) == {"orders"}
+    assert found["top1"].iloc[0] == pytest.approx(np.mean([0.7, 0.8, 0.75, 0.9, 0.85, 0.6, 0.88]))
+    assert found[["low", "top1", "high"]].iloc[-1].tolist() == [0.9] * 3
+    assert found["cost"].tolist() == pytest.approx((3.0 * found["accelerator_hours"]).tolist())
+
+
+def test_the_band_of_a_path_allows_for_the_best_of_many() -> None:
+    draw = np.random.default_rng(20)
+    points = [{CLIP: 0.01, "n": n} for n in range(20)]
+    covered = []
+    for _ in range(50):
+        curves = [flat(draw.binomial(1000, 0.8) / 1000) for _ in points]
+        found = best_so_far(tables({CLIP: [0.01], "n": list(range(20))}, points, curves, images=1000))
+        covered += [low <= 0.8 <= high for low, high in zip(found["low"], found["high"], strict=True)]
+    assert np.mean(covered) >= 0.93
+
+
+# Levels.
+
+
+def test_what_is_logarithmic() -> None:
+    def told(values: Any) -> bool:
+        points = [{CLIP: one} for one in (values if isinstance(values, list) else [0.1, 0.2])]
+        return is_logarithmic(tables({CLIP: values}, points, [flat(0.9)] * len(points)), CLIP)
+
+    assert told([0.01, 0.02, 0.04, None])
+    assert told([0.0, 0.005, 0.02, 0.05])
+    assert not told([0.0, 0.1, 0.2, 0.3])
+    assert not told([64, 128])
+    assert told({"low": 0.1, "high": 0.2, "log": True})
+    assert not told({"low": 0.1, "high": 0.2})
+
+
+def test_levels_are_numbers_words_none_and_absent() -> None:
+    found = field_levels([None, 0.2, "a", 0.1, ABSENT, 0.2], 8)
+    assert found.labels == ("0.1", "0.2", "a", "none", "–")
+    assert field_levels(range(100), 4).labels == ("0 to 24", "25 to 49", "50 to 74", "75 to 99")
+
+
+def test_a_response_can_be_printed_whatever_its_kind() -> None:
+    draw = np.random.default_rng(21)
+    for truth in (parabola(0.02), parabola(1.0), lambda _: 0.5):
+        [found] = responses(measured(truth, draw), CLIP)
+        assert isinstance(found, Response)
+        assert "nan" not in found.sentence()
