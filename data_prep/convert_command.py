@@ -61,6 +61,11 @@ examples
         " (default: %(default)s)",
     )  # fmt: skip
     convert.add_argument(
+        "--validation-share", type=_share, metavar="SHARE",
+        help="share of each class to keep of SOURCE's validation or test split, for studies whose validation would"
+        " otherwise take longer than their training (default: all of it)",
+    )  # fmt: skip
+    convert.add_argument(
         "--label-column", default="label", metavar="NAME",
         help="name of the column with the labels, in Parquet files or a CSV list (default: %(default)s)",
     )  # fmt: skip
@@ -131,7 +136,7 @@ def _convert(options: argparse.Namespace) -> None:
     source = in_own_thread(lambda: open_source(source_paths, options.label_column, images_on_stderr))
     for note in source.notes:
         say(f"note: {note}")
-    plan = plan_splits(source, options.holdout)
+    plan = plan_splits(source, options.holdout, options.validation_share)
     say(plan.note)
     report = convert(
         source,

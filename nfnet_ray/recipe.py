@@ -166,6 +166,13 @@ class DataRecipe(Section):
     """The images, and how they are cropped and augmented. None is replaced by the model's published value."""
 
     path: str = setting("", "a data set converted by data_prep (its location does not affect the result)")
+    train_share: float = setting(
+        1.0,
+        "share of the training images that is used: the same images in every epoch and trial, drawn by their hashes "
+        "within each class, and a part of those of any larger share",
+        above=0,
+        at_most=1,
+    )
     image_size: int | None = setting(
         None, "side of a training image in pixels", at_least=8, at_most=LARGEST_SIDE
     )

@@ -33,8 +33,10 @@ class SplitPlan:
     """One line for people."""
 
 
-def plan_splits(source: Source, holdout: float) -> SplitPlan:
+def plan_splits(source: Source, holdout: float, validation_share: float | None = None) -> SplitPlan:
     """Take the source's validation split, else its test split, else hold a share of its training images out.
+
+    With ``validation_share``, that share of each class of the source's own split is kept, and the rest is left out.
 
     Raises:
         UserError: fewer than two classes, or labels without a class.
@@ -52,7 +54,15 @@ def plan_splits(source: Source, holdout: float) -> SplitPlan:
             note = f"validation: the source's {name} split, {count(len(split.labels), 'image')}"
             if name == "validation" and "test" in source.splits:
                 note += " (its test split is not used)"
-            return SplitPlan(_everything(train), _everything(split), note)
+            kept = _everything(split)
+            if validation_share is not None:
+                kept = Selection(split, np.flatnonzero(held_out(split.names, split.labels, validation_share)))
+                note += f", of which {len(kept.indices):,} are kept, {validation_share:.0%} of each class"
+            return SplitPlan(_everything(train), kept, note)
+    if validation_share is not None:
+        raise UserError(
+            "SOURCE has no validation or test split of which --validation-share could keep a part; give --holdout"
+        )
     held = held_out(train.names, train.labels, holdout)
     manner = f"{holdout:.0%} of each class"
     if not held.any():

@@ -14,6 +14,11 @@ from nfnet_ray.wording import count
 CHUNKS = (4, 2, 1)  # 4: a pair for MixUp and a pair for CutMix
 
 
+def images_of_share(images: int, train_share: float) -> int:
+    """How many of the ``images`` training images of a data set are used (``data.train_share``); at least 1."""
+    return max(1, round(images * train_share))
+
+
 def batches_per_epoch(images: int, batch_size: int) -> int:
     """Whole batches of one pass; the images that do not fill the last one are left out of that pass."""
     return images // batch_size
@@ -51,14 +56,17 @@ def mixes(recipe: MixingRecipe) -> bool:
 def check_batch_size(recipe: Recipe, images: int, workers: int, path: str | os.PathLike[str]) -> None:
     """Raises UserError if the Recipe's batches cannot be made of ``images`` training images for ``workers`` workers.
 
-    They have to fill one batch; workers share it equally, and micro-batches a worker's share; and where images
-    are mixed with neighbours, a share is all pairs.
+    Those of ``data.train_share`` have to fill one batch; workers share it equally, and micro-batches a worker's share;
+    and where images are mixed with neighbours, a share is all pairs.
     """
     batch_size, micro_batches = recipe.batch_size, recipe.micro_batches
-    if batches_per_epoch(images, batch_size) == 0:
+    used = images_of_share(images, recipe.data.train_share)
+    if batches_per_epoch(used, batch_size) == 0:
+        taken = f"{count(used, 'training image')} of {path}"
+        if used < images:
+            taken = f"{count(used, 'image')} that data.train_share {recipe.data.train_share} takes of {path}"
         raise UserError(
-            f"batch_size {batch_size} is larger than the {count(images, 'training image')} of {path}: "
-            "choose a smaller one with --set batch_size=..."
+            f"batch_size {batch_size} is larger than the {taken}: choose a smaller one with --set batch_size=..."
         )
     if batch_size % workers:
         raise UserError(

@@ -231,6 +231,23 @@ def test_parquet_shards(tmp_path: Path, encode: Encode, capsys: pytest.CaptureFi
     assert "the source's test split, 4 images" in capsys.readouterr().out
 
 
+def test_a_share_of_the_validation_split_is_kept(
+    tmp_path: Path, encode: Encode, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "shards"
+    source.mkdir()
+    labels = [number % 2 for number in range(20)]
+    write_shard(source / "train.parquet", [encode(number) for number in range(20)], labels)
+    write_shard(source / "test.parquet", [encode(number) for number in range(20, 40)], labels)
+    assert convert(source, tmp_path / "out", "--validation-share", "0.2") == 0
+    assert "20 images, of which 4 are kept, 20% of each class" in capsys.readouterr().out
+    validation = open_dataset(tmp_path / "out").validation
+    assert sorted(validation.beton.labels.tolist()) == [0, 0, 1, 1]
+    (source / "test.parquet").unlink()
+    assert convert(source, tmp_path / "other", "--validation-share", "0.2") == 2
+    assert "has no validation or test split" in capsys.readouterr().err
+
+
 def test_one_parquet_file_is_split_and_its_classes_are_numbered(tmp_path: Path, encode: Encode) -> None:
     path = tmp_path / "everything.parquet"
     images, labels = [encode(number) for number in range(20)], [number % 2 for number in range(20)]

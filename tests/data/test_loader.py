@@ -25,9 +25,11 @@ from PIL import Image
 from nfnet_ray.data.augmentation.crop import random_resized_boxes
 from nfnet_ray.data.decoding import compiled
 from nfnet_ray.data.decoding.resize import resize_antialiased
+from nfnet_ray.data.draws import epoch_order
 from nfnet_ray.data.files.beton import RAW, Beton, BetonWriter
 from nfnet_ray.data.files.dataset import Dataset, open_dataset
 from nfnet_ray.data.files.manifest import hash_stored, write_manifest
+from nfnet_ray.data.files.train_share import images_drawn
 from nfnet_ray.data.loading import loader, pool, resident
 from nfnet_ray.data.loading.loader import EvalLoader, TrainLoader
 from nfnet_ray.data.loading.pool import Pool
@@ -227,6 +229,22 @@ def test_the_next_sound_sample_stands_in(write: Callable[..., Dataset], data: Da
         source = nine if index in DAMAGED else place
         assert torch.equal(images[place], expected_images[source])
         assert labels[place] == expected_labels[source]
+
+
+@pytest.mark.usefixtures("generous")
+@pytest.mark.parametrize("data", [STREAMED, RESIDENT], ids=["streamed", "resident"])
+def test_a_stand_in_is_one_of_the_share(write: Callable[..., Dataset], data: DataRecipe) -> None:
+    data = replace(data, train_share=0.5)
+    # A damaged image has another hash, which may leave it out of the share.
+    for damaged in range(IMAGES):
+        dataset = write({damaged})
+        drawn = images_drawn(dataset.train.manifest, 0.5)
+        if damaged in drawn[:-1]:
+            break
+    _, _, indices = epoch_of(dataset, data)
+    expected = drawn[epoch_order(3, 1, len(drawn))].tolist()
+    next_one = int(drawn[np.searchsorted(drawn, damaged) + 1])
+    assert indices == [next_one if index == damaged else index for index in expected]
 
 
 @pytest.mark.usefixtures("generous")

@@ -50,6 +50,13 @@ def test_an_ascent_step_is_paid_for(sam: dict[str, Any], passes: float) -> None:
     assert cost_of(recipe).multiply_adds / cost_of(plain).multiply_adds == pytest.approx(passes / 3)
 
 
+def test_a_share_of_the_images_costs_its_share() -> None:
+    plain = Recipe().with_values({"model.name": "nfnet_pico"})
+    part = plain.with_values({"data.train_share": 0.3})
+    assert cost_of(part).images == 2 * 300
+    assert cost_of(part).multiply_adds / cost_of(plain).multiply_adds == pytest.approx(0.3)
+
+
 def test_growing_images_cost_what_each_epochs_size_costs() -> None:
     plain = Recipe().with_values({"model.name": "nfnet_pico", "data.image_size": 32})
     growing = plain.with_values({"data.progressive.start_size": 16})

@@ -46,6 +46,7 @@ from nfnet_ray.data.draws import Purpose, epoch_order, sample_keys
 from nfnet_ray.data.files.beton import RAW
 from nfnet_ray.data.files.dataset import Split
 from nfnet_ray.data.files.manifest import hash_stored
+from nfnet_ray.data.files.train_share import images_drawn
 from nfnet_ray.data.loading.pool import Job, Pool
 from nfnet_ray.data.loading.resident import Images, Samples, shared_images
 from nfnet_ray.errors import UserError
@@ -74,6 +75,8 @@ class TrainLoader:
     Where the Recipe's images grow (``data.progressive``), random crops are decoded to the epoch's size. Padded and
     whole images, which may be resident, are decoded to the full one, shifted and flipped, then resized on the device.
     ``epochs`` is the number of all epochs, which that may depend on.
+
+    With ``data.train_share`` below 1, the data set is the images that :func:`images_drawn` chooses.
     """
 
     def __init__(
@@ -99,14 +102,17 @@ class TrainLoader:
         if recipe.progressive.start_size is not None and epochs is None:
             raise ValueError("how fast images grow depends on the number of epochs")
         check_partners(recipe, batch_size, replicas)
-        self.batches_per_epoch = batches_per_epoch(len(split), batch_size)
+        self._samples = images_drawn(split.manifest, recipe.train_share)
+        self.batches_per_epoch = batches_per_epoch(len(self._samples), batch_size)
         self._recipe, self._seed, self._batch_size = recipe, seed, batch_size
         self._epochs = epochs or 1
         self._positions = positions_of_worker(batch_size, rank, world_size, replicas)
-        self._count, self._device = len(split), device
+        self._device = device
         fit = resize_antialiased if recipe.crop == "random_resized" else resize_crop
-        self._source = _Source(split, recipe, recipe.image_size, device, threads, fit, stands_in=True)
-        if recipe.crop != "random_resized" and _stays_resident(recipe, len(split), recipe.image_size):
+        self._source = _Source(
+            split, self._samples, recipe, recipe.image_size, device, threads, fit, stands_in=True
+        )
+        if recipe.crop != "random_resized" and _stays_resident(recipe, len(self._samples), recipe.image_size):
             self._source.load_all("whole", self._cut(recipe, 0, Purpose.RESIZED_CROP))
 
     @property
@@ -130,10 +136,10 @@ class TrainLoader:
             first_batch * self._batch_size, self.batches_per_epoch * self._batch_size, self._batch_size
         )
         share, cut = len(self._positions), self._cut(recipe, epoch, Purpose.RESIZED_CROP)
-        order = epoch_order(self._seed, epoch, self._count)
+        order = self._order(epoch, Purpose.ORDER)
         parts = [order[start + self._positions] for start in starts]
         if reads_partners:  # they come in the second half of what is read
-            others = epoch_order(self._seed, epoch, self._count, Purpose.PARTNER_ORDER)
+            others = self._order(epoch, Purpose.PARTNER_ORDER)
             parts = [
                 np.concatenate([own, others[start + self._positions]])
                 for own, start in zip(parts, starts, strict=True)
@@ -153,6 +159,9 @@ class TrainLoader:
                 partner_labels=augmented.partner_labels,
                 label_share=augmented.label_share,
             )
+
+    def _order(self, epoch: int, purpose: Purpose) -> Indices:
+        return self._samples[epoch_order(self._seed, epoch, len(self._samples), purpose)]
 
     def _cut(self, recipe: ResolvedData, epoch: int, purpose: Purpose) -> Cut:
         beton, seed, size = self._source.split.beton, self._seed, recipe.image_size
@@ -186,7 +195,9 @@ class EvalLoader:
         self._parts = [own[start : start + batch_size] for start in range(0, len(own), batch_size)]
         self._size, self._squashes = recipe.eval_size, recipe.eval_crop == "squash"
         fit = _squash_and_crop if self._squashes else resize_crop
-        self._source = _Source(split, recipe, recipe.eval_size, device, threads, fit, stands_in=False)
+        self._source = _Source(
+            split, np.arange(len(split)), recipe, recipe.eval_size, device, threads, fit, stands_in=False
+        )
         if _stays_resident(recipe, len(split), recipe.eval_size):
             self._source.load_all(recipe.eval_crop, self._cut)
 
@@ -223,11 +234,15 @@ def _squash_and_crop(
 
 
 class _Source:
-    """Cut and resized images of one split: from memory if they are resident, else decoded by threads."""
+    """Cut and resized images of one split: from memory if they are resident, else decoded by threads.
+
+    ``samples``: those that may be asked for, int64, ascending.
+    """
 
     def __init__(
         self,
         split: Split,
+        samples: Indices,
         recipe: DataRecipe,
         size: int,
         device: torch.device,
@@ -237,6 +252,10 @@ class _Source:
         stands_in: bool,
     ) -> None:
         self.split, self._size, self._device, self._fit = split, size, device, fit
+        self._asked_for = samples
+        self._rows = np.full(len(split), -1, np.int64)
+        """The place of each sample among those that may be asked for, and so among the resident images."""
+        self._rows[samples] = np.arange(len(samples))
         self._on_damaged, self._stands_in = recipe.on_damaged, stands_in
         self.damaged: dict[int, str] = {}
         self._lock = threading.Lock()
@@ -244,36 +263,39 @@ class _Source:
         self._labels = torch.tensor(split.beton.labels)
         self._pool = Pool(max(1, threads))
         self._images: Tensor | None = None
-        self._samples: Samples | None = None
+        self._shown: Samples | None = None
+        """The sample that each of the resident images shows; -1: none."""
 
     def load_all(self, crop: str, cut: Cut) -> None:
         """Makes the images resident on the device: decoded once on a node, and opened once in a process."""
         name = f"{self.split.manifest.fingerprint}-{self._size}-{crop}-{decoder()}"
         if self._on_damaged != "stop":
             name += f"-{'stood_in' if self._stands_in else 'left_out'}"
+        if len(self._asked_for) < len(self.split):
+            name += f"-{len(self._asked_for)}"
         key = (name, str(self._device))
         if key not in _RESIDENT:
             images, samples = shared_images(
-                name, len(self.split), self._size, lambda *out: self._decode_all(cut, *out)
+                name, len(self._asked_for), self._size, lambda *out: self._decode_all(cut, *out)
             )
             _RESIDENT[key] = torch.from_numpy(images).to(self._device), samples
-        self._images, self._samples = _RESIDENT[key]
-        for index in np.flatnonzero(self._samples != np.arange(len(self.split))):
+        self._images, self._shown = _RESIDENT[key]
+        for index in self._asked_for[self._shown != self._asked_for]:
             self._note_damaged(int(index), "found when the images were decoded to stay in memory")
 
     def _decode_all(self, cut: Cut, images: Images, samples: Samples) -> None:
-        for start in range(0, len(self.split), _ROWS_AT_ONCE):
-            part = np.arange(start, min(start + _ROWS_AT_ONCE, len(self.split)))
-            samples[part] = part
-            here = slice(start, start + len(part))
+        samples[:] = self._asked_for
+        for start in range(0, len(samples), _ROWS_AT_ONCE):
+            here = slice(start, start + _ROWS_AT_ONCE)
             self._pool.wait(self._submit(samples[here], cut, images[here]))
 
     def batches(self, parts: list[Indices], cut: Cut, size: int | None = None) -> Iterator[Batch]:
         """One Batch for each part, in their order; images that are not resident may have another ``size``."""
-        if self._images is not None and self._samples is not None:
+        if self._images is not None and self._shown is not None:
             for part in parts:
-                samples = self._samples[part]
-                chosen = torch.from_numpy(part[samples >= 0])
+                rows = self._rows[part]
+                samples = self._shown[rows]
+                chosen = torch.from_numpy(rows[samples >= 0])
                 yield self._batch(self._images[chosen.to(self._device)], samples[samples >= 0])
             return
         pin = self._device.type == "cuda"
@@ -339,14 +361,15 @@ class _Source:
             self._fit(image, 0, left, height, width, out)
 
     def _replace(self, samples: Indices, row: int, cut: Cut, out: NDArray[np.uint8]) -> None:
-        """Replaces a damaged sample by the file's next good one, or -1 for none."""
+        """Replaces a damaged sample by the next good one that may be asked for, or -1 for none."""
         if not self._stands_in:
             samples[row] = -1
             return
-        # Which one it is depends on the file alone, so it is the same on every worker. The limit ends the search.
-        others = samples.copy()
-        for step in range(1, len(self.split)):
-            others[row] = (samples[row] + step) % len(self.split)
+        # Which one it is depends on the file and the share alone, so it is the same on every worker. The limit on
+        # damaged ones ends the search.
+        others, place = samples.copy(), self._rows[samples[row]]
+        for step in range(1, len(self._asked_for)):
+            others[row] = self._asked_for[(place + step) % len(self._asked_for)]
             try:
                 self._decode(int(others[row]), cut(others)[row], out[row])
             except DecodeError as error:
@@ -364,9 +387,9 @@ class _Source:
                 return
             self.damaged[index] = reason
         logger.warning("%s: sample %d is damaged (%s) and is left out", path, index, reason)
-        if len(self.damaged) > math.ceil(DAMAGED_LIMIT * len(self.split)):
+        if len(self.damaged) > math.ceil(DAMAGED_LIMIT * len(self._asked_for)):
             raise UserError(
-                f"{path}: {len(self.damaged)} of {len(self.split)} samples are damaged so far, more than "
+                f"{path}: {len(self.damaged)} of {len(self._asked_for)} samples are damaged so far, more than "
                 f"{DAMAGED_LIMIT:.0%}; copy or convert the file again"
             )
 

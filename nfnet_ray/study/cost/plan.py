@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nfnet_ray.data.augmentation.progressive import data_at_epoch
-from nfnet_ray.data.batching import batches_per_epoch, check_batch_size
+from nfnet_ray.data.batching import batches_per_epoch, check_batch_size, images_of_share
 from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.errors import UserError
 from nfnet_ray.models.baselines import BASELINES
@@ -120,7 +120,8 @@ def _training_multiply_adds(recipe: Recipe, size: int, classes: int) -> float:
 
 
 def _images(recipe: Recipe, data: DatasetSummary, epochs: int) -> int:
-    return batches_per_epoch(data.train_images, recipe.batch_size) * recipe.batch_size * epochs
+    images = images_of_share(data.train_images, recipe.data.train_share)
+    return batches_per_epoch(images, recipe.batch_size) * recipe.batch_size * epochs
 
 
 def _forward_passes(recipe: Recipe) -> float:
