@@ -68,6 +68,35 @@ def simulated_bits(draw: np.random.Generator, accuracies: Floats, images: int, s
     return bits
 
 
+def simulated_rung(
+    draw: np.random.Generator,
+    at_rung: Floats,
+    at_end: Floats,
+    images: int,
+    shared: float,
+    kept: float,
+) -> tuple[Bits, Bits]:
+    """Which images the trials of one study have right at a rung and at the end, each (trials, images).
+
+    Args:
+        at_rung, at_end: (trials,) the accuracy of each trial then.
+        shared: :func:`shared_variance`.
+        kept: the share of what is a trial's own that it keeps from the rung to the end: 0 of a rung that foretells
+            nothing but the accuracy, 1 of one at the end.
+    """
+    from scipy.special import ndtri
+
+    shape, own = (len(at_end), images), 1 - shared
+    hardness = np.sqrt(shared) * draw.standard_normal((1, images), np.float32)
+    lasting = hardness + np.sqrt(own * kept) * draw.standard_normal(shape, np.float32)
+    rung, end = (
+        lasting + np.sqrt(own * (1 - kept)) * draw.standard_normal(shape, np.float32)
+        < ndtri(accuracies)[:, None]
+        for accuracies in (at_rung, at_end)
+    )
+    return rung, end
+
+
 def shared_variance(accuracy: float, agreement: float) -> float:
     """The share of the variance that is the images', for two trials of this accuracy to agree this often.
 
