@@ -7,7 +7,7 @@ from typing import Any
 
 from nfnet_ray.analysis import StudyRecord, budget_sentences, rung_summaries
 from nfnet_ray.tracking.labels import ABSENT, value_label
-from nfnet_ray.tracking.swept import tied_to
+from nfnet_ray.tracking.swept import beside_the_question, tied_to
 from nfnet_ray.wording import count, duration
 
 EVAL_CROPS = {
@@ -55,12 +55,23 @@ def shared_recipe(record: StudyRecord) -> list[tuple[str, str]]:
 
 
 def _epochs(record: StudyRecord) -> str:
-    """``8 epochs each``."""
+    """``8 epochs each``, or ``2 to 8 epochs``."""
+    budgets = _budgets(record)
+    if len(set(budgets)) > 1:
+        return f"{min(budgets):,} to {count(max(budgets), 'epoch')}, each in a complete schedule"
     epochs = f"{count(record.study['epochs'], 'epoch')} each"
     if not record.is_stretched:
         return epochs
     last = count(record.study["recipe"]["schedule.epochs"], "epoch")
     return f"{epochs}, in complete schedules of which each begins anew and the last has {last}"
+
+
+def _budgets(record: StudyRecord) -> list[int]:
+    """The epochs of each trial that is not stopped early."""
+    usual = record.study["epochs"]
+    if "schedule.epochs" not in record.fields:
+        return [usual] * len(record.trials)
+    return [usual if epochs is ABSENT else int(epochs) for epochs in record.trials["schedule.epochs"]]
 
 
 def _halving(record: StudyRecord) -> str:
@@ -105,7 +116,7 @@ def _early_stopping(record: StudyRecord) -> str:
     ]
     if not rungs:
         return ""
-    trained, all_epochs = int(record.trials["epochs"].sum()), record.study["epochs"] * len(record.trials)
+    trained, all_epochs = int(record.trials["epochs"].sum()), sum(_budgets(record))
     return f"{'; '.join(rungs)}; {trained:,} of {all_epochs:,} epochs were trained"
 
 
@@ -138,7 +149,7 @@ def _values(record: StudyRecord, name: str) -> list[Any]:
     recipe, name = record.study["recipe"], tied_to(record.study, name) or name
     own = [recipe[name]] if name in recipe else []
     if name not in record.fields:
-        return own
+        return list(dict.fromkeys(beside_the_question(record.study, name))) or own
     values = (own[0] if value is ABSENT and own else value for value in record.trials[name])
     return list(dict.fromkeys(values))
 

@@ -12,6 +12,7 @@ from nfnet_ray.analysis.setting import SettingResult, setting_results
 from nfnet_ray.analysis.verdict import contrast
 from nfnet_ray.recipe import decisive_values
 from nfnet_ray.tracking.labels import ABSENT, short_names
+from nfnet_ray.tracking.swept import beside_the_question
 from nfnet_ray.wording import count
 
 # Fields of a Recipe that decide how an accuracy is measured, besides the images.
@@ -137,7 +138,7 @@ def _values(record: StudyRecord, name: str) -> list[Any]:
     """All values that a field has in a study."""
     if name in record.fields:
         return [value for value in dict.fromkeys(record.trials[name]) if value is not ABSENT]
-    return [record.study["recipe"].get(name)]
+    return list(dict.fromkeys(beside_the_question(record.study, name))) or [record.study["recipe"].get(name)]
 
 
 def _said(values: Sequence[Any]) -> str:

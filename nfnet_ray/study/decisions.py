@@ -283,14 +283,21 @@ class Standing:
 
 
 def groups(study: Study) -> list[Group]:
-    """The groups of trials that compete with each other, stratum by stratum; without early stopping there is one.
+    """The groups of trials that compete with each other, stratum by stratum.
+
+    Without early stopping none competes, and there is a group for each number of epochs.
 
     A trial that a search has yet to propose has its place, under a stand-in for its name: nobody knows yet what it
     reaches.
     """
-    trials = [(trial.stratum, trial.name) for trial in study.trials()] + study.names_to_come()
     if study.halving is None:
-        return [Group(tuple(name for _, name in trials), (), study.epochs)]
+        by_end: dict[int, list[str]] = {}
+        for trial in study.trials():
+            by_end.setdefault(trial.recipe.schedule.epochs, []).append(trial.name)
+        if to_come := study.names_to_come():
+            by_end.setdefault(study.epochs, []).extend(name for _, name in to_come)
+        return [Group(tuple(names), (), end) for end, names in by_end.items()]
+    trials = [(trial.stratum, trial.name) for trial in study.trials()] + study.names_to_come()
     halving, schedule = study.halving, study.recipe.schedule
     strata: dict[str, list[str]] = {}
     for stratum, name in trials:
@@ -344,7 +351,7 @@ def _dealt(names: Sequence[str], halving: Halving, study: Study) -> list[list[st
 
 def most_epochs(study: Study) -> int:
     """The epochs of a trial that is never given up, over all its schedules; the most where trials differ in that."""
-    if study.halving is None or not study.halving.is_stretched:
+    if not study.has_budgets and (study.halving is None or not study.halving.is_stretched):
         return study.epochs
     return max(group.end for group in groups(study))
 

@@ -75,6 +75,7 @@ def _table(
 ) -> Table:
     """``one_line``: cut texts that are too long for their columns, so that each trial takes one line."""
     titles = short_names(study.fields)
+    titles.pop("schedule.epochs", None)  # the column of epochs has it
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     labels = {
         name: [printable(value_label(trial.point.get(name, ABSENT))) for trial in trials] for name in titles
@@ -88,16 +89,15 @@ def _table(
     for title in measured:
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("state", min_width=max(map(len, STATE_STYLES)) if one_line else None)
-    last_epochs = ends(study) if study.halving and study.halving.is_stretched else {}
+    last_epochs = _different_ends(study)
     for row, trial in enumerate(trials):
         progress = state.trials[trial.name]
         cells = [_cell(labels[name][row], one_line) for name in titles]
         if with_seeds:
             cells.append(Text(str(trial.recipe.seed)))
-        last = trial.recipe.schedule.epochs
         values = {
             "top-1": _number(progress.last(METRIC), "{:.1%}"),
-            "epochs": f"{_epochs(epochs_done(progress))}/{last_epochs.get(trial.name, last)}",
+            "epochs": f"{_epochs(epochs_done(progress))}/{last_epochs.get(trial.name, trial.recipe.schedule.epochs)}",
             "train s": _number(progress.last("train_seconds"), "{:.1f}"),
             "images/s": _number(progress.last("images_per_second"), "{:,.0f}"),
         }
@@ -109,6 +109,11 @@ def _table(
 
 def _cell(text: str, one_line: bool) -> Text:
     return Text(text, no_wrap=one_line or None, overflow="ellipsis" if one_line else "fold")
+
+
+def _different_ends(study: Study) -> dict[str, int]:
+    """{trial: its last epoch} where that is not its Recipe's number of epochs: a trial trains several schedules."""
+    return ends(study) if study.halving and study.halving.is_stretched else {}
 
 
 def reported_epochs(trial: TrialProgress) -> float:
@@ -150,7 +155,8 @@ def best_so_far(study: Study, state: StudyState) -> str:
     if len(study.seeds) > 1:
         where = ", ".join(filter(None, [where, f"seed {best.recipe.seed}"]))
     top1 = progress.last(METRIC) or 0.0
-    said = f"Best so far: {top1:.1%} after epoch {progress.epoch} of {most_epochs(study)}"
+    last = _different_ends(study).get(best.name, best.recipe.schedule.epochs)
+    said = f"Best so far: {top1:.1%} after epoch {progress.epoch} of {last}"
     return printable(f"{said}: {where}" if where else said)
 
 
@@ -184,6 +190,7 @@ class StudyDisplay:
     ) -> None:
         self._study, self._state, self._trials, self._footnote = study, state, trials, footnote
         self._epochs = most_epochs(study)
+        self._ends = ends(study) if study.has_budgets else {}
         self._console = console
         self._closed = threading.Event()
         self._started = time.monotonic()
@@ -247,7 +254,8 @@ class StudyDisplay:
         self._console.print(text, soft_wrap=True)
 
     def _line(self, trial: TrialProgress, was: str | None) -> str:
-        what = f"epoch {trial.epoch}/{self._epochs}" if trial.state == "running" else str(trial.state)
+        last = self._ends.get(trial.name, self._epochs)
+        what = f"epoch {trial.epoch}/{last}" if trial.state == "running" else str(trial.state)
         if trial.state == "running" and was == "paused":
             what = f"continues after epoch {trial.epoch}"
         elif trial.state == "running" and trial.epoch == self._epochs_before.get(trial.name, 0):
@@ -263,7 +271,8 @@ class StudyDisplay:
         while not self._closed.wait(60):
             running = [trial for trial in self._state.trials.values() if trial.state == "running"]
             names = ", ".join(f"{trial.name} {_epochs(self._epochs_done(trial))}" for trial in running)
-            done = f"{names} of {count(self._epochs, 'epoch')}" if names else "no trial is running"
+            most = "at most " if self._ends else ""
+            done = f"{names} of {most}{count(self._epochs, 'epoch')}" if names else "no trial is running"
             self._print("; ".join(filter(None, [done, self._left()])))
 
     def _epochs_done(self, trial: TrialProgress) -> float:

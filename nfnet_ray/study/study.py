@@ -27,6 +27,7 @@ from nfnet_ray.study.space import (
     SameAs,
     Space,
     all_values,
+    check_asked,
     check_points,
     check_space,
     domain_from_json,
@@ -80,6 +81,9 @@ class Study:
     points: tuple[Mapping[str, Any], ...] | None = None
     """A plain list of {dotted name: value} to try, in place of a space. A field that a point leaves out keeps the
     Recipe's value. All points compete with each other."""
+    asked: tuple[str, ...] | None = None
+    """The fields of a plain list of points that are asked about, and by which trials are named; None: all. The other
+    fields go with them: the published optimiser of each network, say."""
     search: str | None = None
     """How points of the space are found, one of :data:`nfnet_ray.study.search.searcher.SEARCHES`; None: ``grid`` for
     lists alone, ``sobol`` as soon as there is a range."""
@@ -102,8 +106,11 @@ class Study:
 
     def __post_init__(self) -> None:
         check_space(self.space)
+        if self.asked is not None and self.points is None:
+            raise UserError("what is asked about is said of a plain list of points; a space says so itself")
         if self.points is not None:
             check_points(self.points, self.space)
+            check_asked(self.points, self.asked)
             if self.search is not None:
                 raise UserError(f"--search {self.search} needs a space: a list of points is tried as it is")
         if self.search is not None:
@@ -113,6 +120,11 @@ class Study:
                 "--from has no use where every value is tried: leave it out, or use --search sobol"
             )
         check_first_points(self.space, self.recipe, list(map(_with_tuples, self.first_points)))
+        if self.halving is not None and self.has_budgets:
+            raise UserError(
+                "early stopping compares trials of the same number of epochs, and schedule.epochs is swept: "
+                "use --early-stopping none"
+            )
         if self.halving is not None and self.halving.in_seconds and self.is_adaptive:
             raise UserError(
                 f"early stopping: unit={self.halving.unit} is not for --search {self.search_name}, which learns from "
@@ -121,8 +133,13 @@ class Study:
 
     @property
     def epochs(self) -> int:
-        """Epochs of a trial that is not stopped early."""
+        """Epochs of a trial that is not stopped early; where trials differ in that, the Recipe's own."""
         return self.recipe.schedule.epochs
+
+    @property
+    def has_budgets(self) -> bool:
+        """Whether trials train for different numbers of epochs, each with a complete schedule of its own."""
+        return "schedule.epochs" in (*self.space, *self.fields)
 
     @staticmethod
     def from_event(event: StudyStarted) -> Study:
@@ -134,6 +151,7 @@ class Study:
             recipe=Recipe.from_values(told["recipe"]),
             space={name: domain_from_json(described) for name, described in told["space"].items()},
             points=tuple(told["points"]) if "points" in told else None,
+            asked=tuple(told["asked"]) if "asked" in told else None,
             seeds=tuple(told["seeds"]),
             halving=Halving.from_description(told["halving"]) if told["halving"] else None,
             equal_within=told.get("equal_within"),
@@ -179,6 +197,7 @@ class Study:
         told = {"question": self.question} | decisive_values(self.recipe.to_values())
         told |= {f"swept {name}": domain_to_json(domain) for name, domain in self.space.items()}
         told |= {"points": self.points} if self.points is not None else {}
+        told |= {"asked": self.asked} if self.asked is not None else {}
         told |= {"seeds": self.seeds, "halving": self.halving_description()}
         told |= {"equal within": self.equal_within, "holdout": self.holdout}
         if told["halving"]:  # the price that money_seconds is made from may have changed since
@@ -192,6 +211,8 @@ class Study:
     @functools.cached_property
     def fields(self) -> tuple[str, ...]:
         """Dotted names of the fields that points have: those of the space but for tied ones, or those of the points."""
+        if self.asked is not None:
+            return self.asked
         if self.points is not None:
             return tuple(dict.fromkeys(name for point in self.points for name in point))
         return tuple(
@@ -347,6 +368,8 @@ class Study:
                 told[name] = getattr(self, name)
         if self.points is not None:
             told["points"] = [dict(point) for point in self.points]
+        if self.asked is not None:
+            told["asked"] = list(self.asked)
         if self.draws_points:
             told["search"] = {
                 "name": self.search_name,
@@ -359,10 +382,11 @@ class Study:
 
     def trials_at(self, point: Mapping[str, Any]) -> tuple[Trial, ...]:
         """The trials of one setting, one for each seed."""
+        point = self._asked_part(point)
         labels = endings(self.fields)
         parts = {name: f"{labels[name]}={_as_file_name(value_label(value))}" for name, value in point.items()}
         rivals = [parts[name] for name in self.conditions if name in parts]
-        values = all_values(self.space, self.recipe, point)
+        values = self._values(point)
         trials = []
         for seed in self.seeds:
             own_seed = [part] if (part := self._own_seed(seed)) else []
@@ -380,8 +404,24 @@ class Study:
 
     def plan(self, trial: Trial) -> TrialPlan:
         """What a journal says of a trial."""
-        changed = all_values(self.space, self.recipe, trial.point) | {"seed": trial.recipe.seed}
+        changed = self._values(trial.point) | {"seed": trial.recipe.seed}
         return {"name": trial.name, "point": dict(trial.point), "recipe": changed}
+
+    def _values(self, point: Mapping[str, Any]) -> dict[str, Any]:
+        """Everything that the trials of a point change in the study's Recipe."""
+        return all_values(self.space, self.recipe, self._whole_points.get(point_key(point), point))
+
+    def _asked_part(self, point: Mapping[str, Any]) -> Mapping[str, Any]:
+        if self.asked is None:
+            return point
+        return {name: point[name] for name in self.asked if name in point}
+
+    @functools.cached_property
+    def _whole_points(self) -> dict[str, Mapping[str, Any]]:
+        """{:func:`point_key` of what is asked about: the whole point}, where these are not the same."""
+        if self.asked is None or self.points is None:
+            return {}
+        return {point_key(self._asked_part(point)): _with_tuples(point) for point in self.points}
 
     def _own_seed(self, seed: int) -> str:
         """What names a seed in a trial's name and stratum; nothing where there is one seed."""

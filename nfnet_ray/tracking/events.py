@@ -135,6 +135,8 @@ class StudyDescription(TypedDict):
     """{dotted name: a list of values, or an object that nfnet_ray.study.space.domain_from_json reads}."""
     points: NotRequired[list[Values]]
     """The points of a study that has a plain list of them; its space is empty then."""
+    asked: NotRequired[list[str]]
+    """The fields of the points that are asked about; without it all."""
     seeds: list[int]
     epochs: int
     """Of a trial that is never given up, over all its schedules."""

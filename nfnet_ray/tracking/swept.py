@@ -9,7 +9,9 @@ from nfnet_ray.tracking.events import StudyDescription
 
 
 def swept_fields(study: StudyDescription) -> tuple[str, ...]:
-    """Dotted names of the fields that points have, in the order of the space; tied fields are not among them."""
+    """Dotted names of the fields that are asked about, in the order of the space; tied fields are not among them."""
+    if "asked" in study:
+        return tuple(study["asked"])
     if "points" in study:
         return tuple(dict.fromkeys(name for point in study["points"] for name in point))
     return tuple(name for name in study["space"] if tied_to(study, name) is None)
@@ -52,6 +54,17 @@ def possible_values(study: StudyDescription, field: str) -> list[Any]:
     if isinstance(domain, Mapping):
         return [*values, domain["low"], domain["high"], *([None] if domain.get("or_none") else [])]
     return [*values, *domain]
+
+
+def beside_the_question(study: StudyDescription, field: str) -> list[Any]:
+    """The values, one for each point, of a field that points have and that is not asked about; empty for others."""
+    if (
+        "asked" not in study
+        or field in study["asked"]
+        or not any(field in point for point in study["points"])
+    ):
+        return []
+    return possible_values(study, field)
 
 
 def _unconditional(described: Any) -> Any:

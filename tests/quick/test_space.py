@@ -173,7 +173,6 @@ BAD_SPACES: list[tuple[Space, str]] = [
     ({RATE: SameAs(CLIP), CLIP: (0.1, None)}, f"{RATE} = None is not allowed"),
     ({"batch_size": SameAs(CLIP), CLIP: Range(1, 2)}, "batch_size = 1..2: the field takes whole numbers"),
     ({"seed": (0, 1)}, "seed cannot be swept: give --seeds N"),
-    ({"schedule.epochs": (4, 8)}, "schedule.epochs cannot be swept"),
 ]  # fmt: skip
 
 

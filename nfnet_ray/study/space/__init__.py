@@ -13,7 +13,7 @@ the point and keeps the Recipe's value; a field of a :class:`SameAs` is not in i
 value already.
 """
 
-from nfnet_ray.study.space.checks import check_points, check_space
+from nfnet_ray.study.space.checks import check_asked, check_points, check_space
 from nfnet_ray.study.space.domains import (
     Domain,
     Point,
@@ -41,6 +41,7 @@ __all__ = [
     "When",
     "all_values",
     "build_point",
+    "check_asked",
     "check_points",
     "check_space",
     "domain_from_json",

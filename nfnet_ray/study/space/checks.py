@@ -23,7 +23,6 @@ from nfnet_ray.study.space.points import dependence_order
 NOT_SWEPT: Final = {
     "seed": "give --seeds N, or a Study's seeds",
     "data.path": "a study has one data set; give --data",
-    "schedule.epochs": "the trials of a study have the same number of epochs; give --epochs",
 }
 """{field of the Recipe that cannot be swept: what to do instead}."""
 
@@ -51,6 +50,21 @@ def check_points(points: Sequence[Mapping[str, Any]], space: Space) -> None:
             checked_value(Recipe, name, value)
 
     _check_list("the study", points, "point", check)
+
+
+def check_asked(points: Sequence[Mapping[str, Any]], asked: Sequence[str] | None) -> None:
+    """Raises UserError if the fields that are asked about do not tell the points apart."""
+    if asked is None:
+        return
+    seen: dict[str, int] = {}
+    for number, point in enumerate(points, 1):
+        key = repr([(name, point[name]) for name in asked if name in point])
+        if key in seen:
+            raise UserError(
+                f"points {seen[key]} and {number} of the study are the same in all that is asked about "
+                f"({', '.join(asked)}): name another field that tells them apart, or leave one out"
+            )
+        seen[key] = number
 
 
 def check_can_be_swept(name: str) -> None:

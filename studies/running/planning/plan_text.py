@@ -100,7 +100,7 @@ def print_plan(
         )
     say(
         console,
-        f"{count(len(to_do), 'trial')} of {study.recipe.model.name} ({cost.parameters:,} parameters) of at most "
+        f"{count(len(to_do), 'trial')} of {_networks(study, cost.parameters)} of at most "
         f"{count(most_epochs(study), 'epoch')}: {count(cost.images, 'image')}, {cost.multiply_adds:.3g} multiply-adds.",
     )
     if more:
@@ -183,6 +183,13 @@ def priced(study: Study, caps: Caps, worker: WorkerResources) -> Study:
         return study
     accelerators = worker.workers * (worker.gpus or 1.0)
     return replace(study, halving=study.halving.priced(caps.price_per_hour, accelerators))
+
+
+def _networks(study: Study, parameters: int) -> str:
+    """``nfnet_pico (192,703 parameters)``, or the number of networks where these are swept."""
+    if "model.name" not in study.fields:
+        return f"{study.recipe.model.name} ({parameters:,} parameters)"
+    return count(len({trial.recipe.model.name for trial in study.trials()}), "network")
 
 
 def _rungs(study: Study) -> str:
