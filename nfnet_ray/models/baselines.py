@@ -1,5 +1,8 @@
 """The networks that NFNets are compared with: EfficientNet-B0 to B7, EfficientNetV2-S and M, and ResNet-50.
 
+test_efficientnet and test_resnet are the smallest members of their families that timm has, for images of CIFAR's size;
+as nfnet_pico they are trained at 32 pixels and regularise nothing. Nothing was published for them.
+
 They are timm's, under timm's names. What is known about them without building them is plain data here, so
 this module needs neither torch nor timm; `create_baseline` imports both.
 
@@ -69,6 +72,8 @@ _TABLE = (
     Baseline("tf_efficientnet_b7", 600, 600, 0.5, 0.2, 66_347_960, 2560, 37_745_884_192),
     Baseline("tf_efficientnetv2_s", 300, 384, 0.2, 0.2, 21_458_488, 1280, 5_307_561_248),
     Baseline("tf_efficientnetv2_m", 384, 480, 0.3, 0.2, 54_139_356, 1280, 15_736_775_680),
+    Baseline("test_efficientnet", 32, 32, 0.0, 0.0, 356_196, 256, 2_544_320),
+    Baseline("test_resnet", 32, 32, 0.0, 0.0, 469_688, 96, 4_194_048, "fc.weight"),
     Baseline("resnet50", 224, 224, 0.0, 0.0, 25_557_032, 2048, 4_089_184_256, "fc.weight"),
 )
 

@@ -356,8 +356,49 @@ def _resnet50(name: str) -> Recipe:
     )
 
 
-# Their Recipe is this project's (_small_nfnet).
-_WITHOUT_PUBLISHED = r"nfnet_(?!f\d)"
+def _test_efficientnet(name: str) -> Recipe:
+    """timm's smallest EfficientNet, for images of CIFAR's size. There is no published Recipe for it.
+
+    Optimiser, moving average, smoothing and the schedule's shape are EfficientNet's, each epoch a share of as many;
+    images, batch and the number of epochs are those of the small NFNets (`_small_nfnet`). Not tuned.
+    """
+    return _efficientnet(name).with_values(_small_baseline_values(350, 2.4, 5.0))
+
+
+def _test_resnet(name: str) -> Recipe:
+    """timm's smallest ResNet, for images of CIFAR's size. There is no published Recipe for it.
+
+    ResNet-50's optimiser and schedule, each epoch a share of as many; images, batch and the number of epochs are those
+    of the small NFNets (`_small_nfnet`). Not tuned.
+    """
+    return _resnet50(name).with_values(_small_baseline_values(90, 30.0, 0.0))
+
+
+def _small_baseline_values(epochs: int, decay_epochs: float, warmup_epochs: float) -> dict[str, Any]:
+    """What a small baseline has of the small NFNets, with a published schedule shrunk to their number of epochs."""
+    small = _small_nfnet("nfnet_pico")
+    share = small.schedule.epochs / epochs
+    names = (
+        "crop",
+        "crop_padding",
+        "mixing.mixup_alpha",
+        "mixing.cutmix_alpha",
+        "randaugment.layers",
+        "eval_crop",
+    )
+    values = small.to_values()
+    return {f"data.{name}": values[f"data.{name}"] for name in names} | {
+        "data.autoaugment": False,
+        "schedule.epochs": small.schedule.epochs,
+        "schedule.decay_epochs": decay_epochs * share,
+        "schedule.warmup_epochs": warmup_epochs * share,
+        "batch_size": small.batch_size,
+        "precision": small.precision,
+    }
+
+
+# Their Recipe is this project's (_small_nfnet, _test_efficientnet, _test_resnet).
+_WITHOUT_PUBLISHED = r"nfnet_(?!f\d)|test_"
 _FAMILIES: dict[str, Callable[[str], Recipe]] = {
     r"nfnet_f\d": _nfnet,
     r"nfnet_": _small_nfnet,
@@ -366,4 +407,6 @@ _FAMILIES: dict[str, Callable[[str], Recipe]] = {
     r"tf_efficientnet_b": _efficientnet,
     r"tf_efficientnetv2_": _efficientnet_v2,
     r"resnet50": _resnet50,
+    r"test_efficientnet": _test_efficientnet,
+    r"test_resnet": _test_resnet,
 }
