@@ -13,6 +13,7 @@ from typing import Any
 
 from dashboards.level_styles import LEVELS_AT_MOST, Levels, Look, is_number, levels_of, looks_of
 from nfnet_ray.analysis import StudyRecord
+from nfnet_ray.analysis.frontier import BUDGET, setting_label
 from nfnet_ray.metric import METRIC
 from nfnet_ray.tracking.labels import ABSENT, point_label, stratum_label
 from nfnet_ray.wording import duration
@@ -63,10 +64,16 @@ def has_points(record: StudyRecord) -> bool:
 
 
 def asked_value(record: StudyRecord, point: Mapping[str, Any] | Mapping[Hashable, Any]) -> Any:
-    """What a point is compared by: the value of the first swept field, or its label in a list of points."""
+    """What a point is compared by: the value of the first swept field, or its label in a list of points.
+
+    Budgets of one setting are its own, and have no label.
+    """
     if not has_points(record):
         return point[record.fields[0]]
-    return point_label({field: point[field] for field in record.fields}, record.names)
+    fields = [field for field in record.fields if field != BUDGET]
+    if BUDGET in record.fields:
+        return setting_label([point[field] for field in fields])
+    return point_label({field: point[field] for field in fields}, record.names)
 
 
 def strata(record: StudyRecord) -> list[dict[str, Any]]:
@@ -92,7 +99,7 @@ def accuracy_against_time(record: StudyRecord) -> list[Panel]:
     """
     all_levels = levels(record)
     looks = looks_of(all_levels)
-    unit_seconds, unit = _time_unit(_maximum(record.epochs.get("train_seconds", [])))
+    unit_seconds, unit = time_unit(_maximum(record.epochs.get("train_seconds", [])))
     top = _maximum(record.epochs[METRIC], default=1.0)
     bottom = min((value for value in record.epochs[METRIC] if is_number(value)), default=0.0)
     margin = max(0.02, 0.06 * (top - bottom))
@@ -307,7 +314,8 @@ def state_words(record: StudyRecord, state: str) -> str:
     return END_MARKS[state][2] if state in END_MARKS else state
 
 
-def _time_unit(longest_seconds: float) -> tuple[float, str]:
+def time_unit(longest_seconds: float) -> tuple[float, str]:
+    """(seconds, name) of the unit of an axis of time."""
     if longest_seconds > 2 * 3600:
         return 3600.0, "hours"
     return (60.0, "minutes") if longest_seconds > 180 else (1.0, "seconds")

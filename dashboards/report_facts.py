@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from dashboards.budget_chart import budget_chart
 from dashboards.charts import (
     BEST_CURVES,
     CURVES_AT_MOST,
@@ -38,7 +39,8 @@ from dashboards.setting_charts import (
     settings_charts,
 )
 from dashboards.signal_charts import SignalCharts, epoch_label, epoch_shades, signal_charts
-from nfnet_ray.analysis import BestSetting, StudyRecord, best_setting, setting_results
+from nfnet_ray.analysis import BestSetting, StudyRecord, best_setting, setting_results, time_sentences
+from nfnet_ray.analysis.frontier import BUDGET
 from nfnet_ray.wording import agree, count, duration
 
 SILENCE_SECONDS = 15 * 60.0
@@ -78,9 +80,10 @@ class SettingsSection:
 
 @dataclass(frozen=True)
 class CurvesSection:
-    """Accuracy against training time."""
+    """Accuracy against training time. ``budgets``: what complete schedules of different lengths reach."""
 
     legend: Legend | None
+    budgets: Chart | None
     charts: tuple[Chart, ...]
     notes: str
 
@@ -188,7 +191,8 @@ def _notice(record: StudyRecord, now: float) -> Notice | None:
 
 def _answer(record: StudyRecord, best: BestSetting | None) -> Answer:
     if best is not None:
-        return Answer(f"{best.sentence()}.", answers_table(record), best.caution())
+        sentences = [*time_sentences(record), best.sentence()]
+        return Answer(" ".join(f"{said}." for said in sentences), answers_table(record), best.caution())
     number = len(record.trials)
     if (record.trials["state"] == "diverged").all():
         return Answer(
@@ -200,6 +204,8 @@ def _answer(record: StudyRecord, best: BestSetting | None) -> Answer:
 
 
 def _settings(record: StudyRecord, best: BestSetting | None) -> SettingsSection | None:
+    if BUDGET in record.fields:  # the chart of budgets shows each of them
+        return None
     outcomes = setting_outcomes(record, setting_results(record))
     charts = settings_charts(record, outcomes)
     if not charts:
@@ -262,7 +268,13 @@ def _curves(record: StudyRecord) -> CurvesSection:
     more = ""
     if summarised:
         more = f"Show all {panels[0].curves:,} curves" if len(panels) == 1 else "Show all curves"
-    return CurvesSection(_legend(record, more), charts, " ".join(notes))
+    budgets = budget_chart(record)
+    chart = (
+        Chart("budgets", budgets, "Validation top-1 of complete schedules against training time", "")
+        if budgets
+        else None
+    )
+    return CurvesSection(_legend(record, more), chart, charts, " ".join(notes))
 
 
 def _legend(record: StudyRecord, more: str) -> Legend | None:

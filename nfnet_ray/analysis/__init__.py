@@ -12,6 +12,7 @@ from nfnet_ray.analysis.answer import (
 )
 from nfnet_ray.analysis.clip_factor import ClipFactorSuggestion, suggest_clip_factors
 from nfnet_ray.analysis.clipping import clipping_by_layer, clipping_by_part, clipping_of
+from nfnet_ray.analysis.frontier import frontier, time_sentences, time_to_target
 from nfnet_ray.analysis.inference.intervals import accuracy_interval, difference_interval, wilson_interval
 from nfnet_ray.analysis.record import StudyRecord, load_study
 from nfnet_ray.analysis.rungs import BudgetPoint, RungSummary, budget_points, budget_sentences, rung_summaries
@@ -36,11 +37,14 @@ __all__ = [
     "clipping_by_part",
     "clipping_of",
     "difference_interval",
+    "frontier",
     "load_study",
     "rung_summaries",
     "setting_results",
     "signal_by_depth",
     "suggest_clip_factors",
+    "time_sentences",
     "time_to_accuracy",
+    "time_to_target",
     "wilson_interval",
 ]

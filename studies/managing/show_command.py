@@ -20,6 +20,7 @@ from nfnet_ray.analysis import (
     best_per_stratum,
     budget_points,
     budget_sentences,
+    time_sentences,
 )
 from nfnet_ray.analysis.record import study_record
 from nfnet_ray.command_line.terminal import say, say_whole
@@ -56,8 +57,8 @@ def show_study(directory: Path, console: Console, *, as_json: bool) -> None:
     console.print()
     console.print(_trials(state, started))
     console.print()
-    for answer in answers:
-        say(console, answer.sentence())
+    for sentence in [*time_sentences(record), *(answer.sentence() for answer in answers)]:
+        say(console, sentence)
     if not answers:
         say(console, "No trial has finished with an accuracy yet.")
     for sentence in budget_sentences(record):
@@ -194,6 +195,7 @@ def _document(folder: StudyFolder, record: StudyRecord, answers: Sequence[BestSe
         "hardware": told["hardware"],
         "versions": told["versions"],
         "trial_list": trials,
+        "equal_accuracy": time_sentences(record),
         "answers": [
             {
                 **setting_document(answer.best),

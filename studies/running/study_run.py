@@ -397,9 +397,10 @@ class StudyRun:
 
     def _answers(self) -> list[str]:
         """The best setting of each stratum, a sentence for each; or the sentence that there is none."""
-        from nfnet_ray.analysis import best_per_stratum, load_study
+        from nfnet_ray.analysis import best_per_stratum, load_study, time_sentences
 
-        answers = [answer.sentence() for answer in best_per_stratum(load_study(self.directory))]
+        record = load_study(self.directory)
+        answers = [*time_sentences(record), *(answer.sentence() for answer in best_per_stratum(record))]
         return answers or ["No trial finished with an accuracy, so there is no best setting."]
 
     def _deliver(self, sink: MLflowSink, console: Console, *, is_urgent: bool = False) -> bool:

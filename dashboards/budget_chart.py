@@ -1,0 +1,97 @@
+"""The chart of a study of budgets: the accuracy that complete schedules reach against the time that they train.
+
+A line joins the budgets of a setting, at the means over seeds; each seed is a small mark.
+"""
+
+from __future__ import annotations
+
+import math
+
+from dashboards.charts import Figure, levels, time_unit
+from dashboards.level_styles import looks_of
+from nfnet_ray.analysis import StudyRecord
+from nfnet_ray.analysis.frontier import Curve, curves
+from nfnet_ray.wording import count, duration, percent
+
+_LARGEST_RATIO_LINEAR = 4.0
+"""Of the longest to the shortest time, up to which a linear axis of time shows every budget well."""
+
+
+def budget_chart(record: StudyRecord) -> Figure | None:
+    """None for a study that sweeps no budget, or of which no trial has finished."""
+    found = curves(record)
+    if not found:
+        return None
+    all_levels = levels(record)
+    looks = looks_of(all_levels)
+    times = [seconds for curve in found for budget in curve.budgets for seconds in budget.train_seconds]
+    tops = [top1 for curve in found for budget in curve.budgets for top1 in budget.top1]
+    unit_seconds, unit = time_unit(max(times))
+    is_log = max(times) > _LARGEST_RATIO_LINEAR * min(times)
+    margin = max(0.01, 0.06 * (max(tops) - min(tops)))
+    data = []
+    for curve in found:
+        level = all_levels.index[curve.label]
+        look = looks[level]
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "x": [seconds / unit_seconds for budget in curve.budgets for seconds in budget.train_seconds],
+                "y": [top1 for budget in curve.budgets for top1 in budget.top1],
+                "marker": {"size": 5, "symbol": f"{look.symbol}-open", "opacity": 0.6},
+                "hoverinfo": "skip",
+                "meta": {"level": level},
+            }
+        )
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "lines+markers",
+                "x": [budget.mean_seconds / unit_seconds for budget in curve.budgets],
+                "y": [budget.mean_top1 for budget in curve.budgets],
+                "line": {"width": 2, "dash": look.dash},
+                "marker": {"size": 9, "symbol": look.symbol},
+                "hovertext": _hover(curve),
+                "hoverinfo": "text",
+                "meta": {"level": level},
+            }
+        )
+    low, high = min(times) / unit_seconds, max(times) / unit_seconds
+    axis = (
+        {"type": "log", "range": [math.log10(low / 1.2), math.log10(high * 1.6)], "dtick": "D2"}
+        if is_log
+        else {"range": [0, 1.15 * high]}
+    )
+    return {
+        "data": data,
+        "layout": {
+            "meta": {
+                "top": None,
+                "ends": [
+                    {
+                        "text": curve.label,
+                        "x": math.log10(last) if is_log else last,
+                        "y": curve.budgets[-1].mean_top1,
+                        "level": all_levels.index[curve.label],
+                    }
+                    for curve in found
+                    for last in [curve.budgets[-1].mean_seconds / unit_seconds]
+                ],
+            },
+            "xaxis": {"title": {"text": f"training time ({unit})"}, **axis},
+            "yaxis": {
+                "title": {"text": "validation top-1"},
+                "tickformat": ".0%",
+                "range": [max(0, min(tops) - margin), min(1.005, max(tops) + margin)],
+            },
+        },
+    }
+
+
+def _hover(curve: Curve) -> list[str]:
+    return [
+        f"{curve.label}, {count(budget.epochs, 'epoch')}<br>top-1 {percent(budget.mean_top1)}, "
+        f"{duration(budget.mean_seconds)}<br>mean of {count(len(budget.top1), 'seed')}"
+        for budget in curve.budgets
+    ]

@@ -1,0 +1,365 @@
+"""Accuracy against training time by budgets: what each setting reaches with each, and how long an accuracy takes.
+
+In a study that sweeps ``schedule.epochs`` each trial trains one complete schedule, its *budget*. The points of a long
+training's curve are no substitute: its learning rate is still high where a short training has ended.
+
+Between two budgets of a setting the logarithm of the time is taken to be linear in the accuracy; beyond its shortest
+and its longest one nothing is said. Intervals are over seeds, for times and accuracies: each mean is drawn again many
+times with Student's t around it, with the spread between seeds that all settings and budgets have in common as far as
+they are alike (:func:`~nfnet_ray.analysis.inference.selection.moderated_variances`). Drawing from three seeds with
+replacement would find two thirds of their variance. In simulation the interval of a ratio covers 94 to 97%
+(``tests/quick/test_frontier.py``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nfnet_ray.analysis.inference.selection import moderated_variances
+from nfnet_ray.analysis.record import StudyRecord
+from nfnet_ray.tracking.labels import ABSENT, value_label
+from nfnet_ray.wording import count, percent
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+BUDGET = "schedule.epochs"
+NETWORK = "model.name"
+DRAWS = 4000
+_TARGET_STEP = 0.005
+"""Targets are multiples of half a point."""
+_MOST_OUTSIDE = 0.025
+"""Of the draws, the share that may not reach a target, and that may be above it with the shortest budget already."""
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What the seeds of a setting reached with one budget.
+
+    Attributes:
+        epochs: of its complete schedule.
+        train_seconds: of each seed.
+        top1: of each seed, a fraction.
+    """
+
+    epochs: int
+    train_seconds: tuple[float, ...]
+    top1: tuple[float, ...]
+
+    @property
+    def mean_seconds(self) -> float:
+        """The geometric mean."""
+        return math.exp(fmean(map(math.log, self.train_seconds)))
+
+    @property
+    def mean_top1(self) -> float:
+        """The arithmetic mean, a fraction."""
+        return fmean(self.top1)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A setting with all of its budgets, shortest first. ``label`` names it: ``nfnet_pico``."""
+
+    point: Mapping[str, Any]
+    label: str
+    budgets: tuple[Budget, ...]
+
+
+@dataclass(frozen=True)
+class EqualAccuracy:
+    """The training time of one setting as a share of another's, where both reach the same accuracy.
+
+    Attributes:
+        one, other: their labels.
+        target: the accuracy, a fraction.
+        ratio: time of ``one`` divided by time of ``other``.
+        low, high: its 95% interval over seeds; None of single seeds.
+        seeds: the fewest seeds of a budget.
+    """
+
+    one: str
+    other: str
+    target: float
+    ratio: float
+    low: float | None
+    high: float | None
+    seeds: int
+
+    def sentence(self) -> str:
+        """``At equal accuracy (94%) nfnet_pico takes 0.42 of test_efficientnet's training time (…)``."""
+        seeds = count(self.seeds, "seed")
+        interval = (
+            f"95% interval {self.low:.2f} to {self.high:.2f}, {seeds}"
+            if self.low is not None
+            else f"{seeds}: what another seed would give was not measured"
+        )
+        return (
+            f"At equal accuracy ({percent(self.target)}) {self.one} takes {self.ratio:.2f} of {self.other}'s training "
+            f"time ({interval})"
+        )
+
+
+def curves(record: StudyRecord) -> list[Curve]:
+    """Each setting of a study with its budgets, in the order of the study; empty if it sweeps no ``schedule.epochs``.
+
+    Trials that did not finish are left out.
+    """
+    if BUDGET not in record.fields:
+        return []
+    others = [field for field in record.fields if field != BUDGET]
+    found: dict[tuple[Any, ...], dict[int, list[Mapping[Hashable, Any]]]] = {}
+    for trial in record.trials.to_dict("records"):
+        setting = found.setdefault(tuple(trial[field] for field in others), {})
+        is_measured = trial["state"] == "finished" and trial["train_seconds"] > 0
+        if is_measured and not math.isnan(trial["last_top1"]):
+            setting.setdefault(int(trial["epochs"]), []).append(trial)
+    return [
+        Curve(
+            dict(zip(others, key, strict=True)),
+            setting_label(key),
+            tuple(
+                Budget(
+                    epochs,
+                    tuple(float(trial["train_seconds"]) for trial in trials),
+                    tuple(float(trial["last_top1"]) for trial in trials),
+                )
+                for epochs, trials in sorted(budgets.items())
+            ),
+        )
+        for key, budgets in found.items()
+        if budgets
+    ]
+
+
+def setting_label(values: Iterable[Any]) -> str:
+    """What a setting is called by the values of its fields without the budget."""
+    return ", ".join(value_label(value) for value in values if value is not ABSENT)
+
+
+def frontier(record: StudyRecord) -> pd.DataFrame:
+    """A row for each setting and budget, shortest training first.
+
+    Returns:
+        The swept fields, ``seeds``, ``train_seconds`` (geometric mean), ``top1`` (mean, a fraction) and
+        ``is_on_frontier``: whether nothing that trained for a shorter time is as accurate.
+    """
+    import pandas as pd
+
+    rows = [
+        {
+            **curve.point,
+            BUDGET: budget.epochs,
+            "seeds": len(budget.top1),
+            "train_seconds": budget.mean_seconds,
+            "top1": budget.mean_top1,
+        }
+        for curve in curves(record)
+        for budget in curve.budgets
+    ]
+    table = pd.DataFrame(rows, columns=None if rows else [*record.fields, "seeds", "train_seconds", "top1"])
+    table = table.sort_values("train_seconds", ignore_index=True)
+    table["is_on_frontier"] = table["top1"] > table["top1"].cummax().shift(fill_value=-1.0)
+    return table
+
+
+def time_to_target(record: StudyRecord, target: float) -> pd.DataFrame:
+    """How long each setting has to be trained to reach an accuracy with a complete schedule.
+
+    Args:
+        target: top-1, a fraction.
+
+    Returns:
+        A row for each setting: its fields, ``train_seconds`` and its 95% interval over seeds, ``low`` and ``high``.
+        ``train_seconds`` is infinite where the target is above what its longest budget reaches, and NaN where its
+        shortest one is above the target. Where there are single seeds alone the interval is NaN.
+    """
+    import pandas as pd
+
+    found = curves(record)
+    noise = _noise(found)
+    rows = []
+    for number, curve in enumerate(found):
+        low = high = math.nan
+        if noise is not None:
+            drawn = _drawn_log_seconds(curve, target, noise, np.random.default_rng(number))
+            low, high = (math.exp(bound) for bound in _quantiles(drawn))
+        seconds = math.exp(float(_log_seconds(*_means(curve), target)[0]))
+        reached = seconds if seconds > 0 else math.nan
+        rows.append({**curve.point, "train_seconds": reached, "low": low, "high": high})
+    return pd.DataFrame(rows)
+
+
+def equal_accuracy(
+    one: Curve, other: Curve, among: Sequence[Curve], target: float | None = None
+) -> EqualAccuracy | None:
+    """Compares the training times of two settings at an accuracy that both reach; None if there is no such accuracy.
+
+    Args:
+        among: all settings of the study, whose seeds say how noisy one is.
+        target: the accuracy, a fraction; by default the highest that both reach, in multiples of half a point.
+    """
+    noise = _noise(among)
+    fewest = min(len(budget.top1) for curve in (one, other) for budget in curve.budgets)
+    if target is None:
+        target = _highest_target(one, other, noise)
+    if target is None:
+        return None
+    seconds = [float(_log_seconds(*_means(curve), target)[0]) for curve in (one, other)]
+    if not all(map(math.isfinite, seconds)):
+        return None
+    low = high = None
+    if noise is not None and fewest > 1:
+        draws = [
+            _drawn_log_seconds(curve, target, noise, np.random.default_rng(number))
+            for number, curve in enumerate((one, other))
+        ]
+        with np.errstate(invalid="ignore"):
+            ratios = draws[0] - draws[1]
+        low, high = (math.exp(bound) for bound in _quantiles(ratios[~np.isnan(ratios)]))
+    return EqualAccuracy(one.label, other.label, target, math.exp(seconds[0] - seconds[1]), low, high, fewest)
+
+
+def time_sentences(record: StudyRecord) -> list[str]:
+    """What a study of budgets answers: each normaliser-free network against each other one; else the first setting.
+
+    Empty for a study that sweeps no budget.
+    """
+    found = curves(record)
+    if len(found) < 2:
+        return []
+    free = [curve for curve in found if str(curve.point.get(NETWORK, "")).startswith("nf")]
+    rest = [curve for curve in found if curve not in free]
+    if not free or not rest:
+        free, rest = found[:1], found[1:]
+    sentences = []
+    for one in free:
+        for other in rest:
+            compared = equal_accuracy(one, other, found)
+            sentences.append(compared.sentence() if compared else _apart(one, other))
+    return sentences
+
+
+def _apart(one: Curve, other: Curve) -> str:
+    ends = [(curve.budgets[0].mean_top1, curve.budgets[-1].mean_top1) for curve in (one, other)]
+    said = " and ".join(
+        f"{curve.label} {percent(low)} to {percent(high)}"
+        for curve, (low, high) in zip((one, other), ends, strict=True)
+    )
+    return f"{one.label} and {other.label} reach no accuracy in common with these budgets: {said}"
+
+
+def _means(curve: Curve) -> tuple[Floats, Floats]:
+    """(log of the seconds, accuracy), each (1, budgets)."""
+    seconds = np.array([[math.log(budget.mean_seconds) for budget in curve.budgets]])
+    return seconds, np.array([[budget.mean_top1 for budget in curve.budgets]])
+
+
+@dataclass(frozen=True)
+class _Noise:
+    """{(label, epochs): variance between seeds} of accuracies and of log seconds, with their degrees of freedom."""
+
+    top1: Mapping[tuple[str, int], float]
+    log_seconds: Mapping[tuple[str, int], float]
+    freedom: tuple[float, float]
+
+
+def _noise(among: Sequence[Curve]) -> _Noise | None:
+    several = [
+        ((curve.label, budget.epochs), budget)
+        for curve in among
+        for budget in curve.budgets
+        if len(budget.top1) > 1
+    ]
+    if not several:
+        return None
+    free = np.array([len(budget.top1) - 1.0 for _, budget in several])
+    top1, free_top1 = moderated_variances(
+        np.array([np.var(budget.top1, ddof=1) for _, budget in several]), free
+    )
+    logs = np.array([np.var(np.log(budget.train_seconds), ddof=1) for _, budget in several])
+    seconds, free_seconds = moderated_variances(logs, free)
+    keys = [key for key, _ in several]
+    return _Noise(
+        dict(zip(keys, top1.tolist(), strict=True)),
+        dict(zip(keys, seconds.tolist(), strict=True)),
+        (free_top1, free_seconds),
+    )
+
+
+def _drawn(curve: Curve, noise: _Noise, draw: np.random.Generator) -> tuple[Floats, Floats]:
+    """(log of the seconds, accuracy), each (DRAWS, budgets): the means as they would be with other seeds."""
+    seconds, top1 = _means(curve)
+    drawn = []
+    for means, variances, freedom in zip(
+        (seconds, top1), (noise.log_seconds, noise.top1), noise.freedom[::-1], strict=True
+    ):
+        errors = [
+            math.sqrt(variances.get((curve.label, budget.epochs), 0.0) / len(budget.top1))
+            for budget in curve.budgets
+        ]
+        tails = np.sqrt(freedom / draw.chisquare(freedom, (DRAWS, 1)))
+        drawn.append(means + np.array(errors) * draw.standard_normal((DRAWS, len(errors))) * tails)
+    return drawn[0], drawn[1]
+
+
+def _drawn_log_seconds(curve: Curve, target: float, noise: _Noise, draw: np.random.Generator) -> Floats:
+    return _log_seconds(*_drawn(curve, noise, draw), target)
+
+
+def _log_seconds(seconds: Floats, top1: Floats, target: float) -> Floats:
+    """(R,) the logarithm of the time to a target, from log seconds and accuracies (R, budgets).
+
+    Infinite where no budget reaches it, and minus infinity where the shortest budget is above it.
+    """
+    best = np.maximum.accumulate(top1, axis=1)
+    after = (best < target).sum(axis=1)
+    last = best.shape[1] - 1
+    rows = np.arange(len(best))
+    right = np.minimum(after, last)
+    left = np.maximum(right - 1, 0)
+    low, high = best[rows, left], best[rows, right]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = np.where(high > low, (target - low) / (high - low), 1.0)
+    within = seconds[rows, left] + share * (seconds[rows, right] - seconds[rows, left])
+    at_first = np.where(best[:, 0] > target, -np.inf, seconds[:, 0])
+    return np.where(after > last, np.inf, np.where(after == 0, at_first, within))
+
+
+def _highest_target(one: Curve, other: Curve, noise: _Noise | None) -> float | None:
+    """The highest accuracy, a multiple of half a point, that both reach in all but a few draws."""
+    highest = min(max(budget.mean_top1 for budget in curve.budgets) for curve in (one, other))
+    lowest = max(curve.budgets[0].mean_top1 for curve in (one, other))
+    drawn = [
+        _means(curve) if noise is None else _drawn(curve, noise, np.random.default_rng(number))
+        for number, curve in enumerate((one, other))
+    ]
+    first, last = math.floor(highest / _TARGET_STEP + 1e-9), math.ceil(lowest / _TARGET_STEP - 1e-9)
+    for step in range(first, last - 1, -1):
+        target = round(step * _TARGET_STEP, 6)
+        outside = [
+            share
+            for seconds, top1 in drawn
+            for share in (
+                np.isposinf(_log_seconds(seconds, top1, target)).mean(),
+                (top1[:, 0] > target).mean(),
+            )
+        ]
+        if max(outside) <= _MOST_OUTSIDE:
+            return target
+    return None
+
+
+def _quantiles(logs: Floats) -> tuple[float, float]:
+    """The central 95%; a bound may be infinite."""
+    ordered = np.sort(logs)
+    return float(ordered[int(0.025 * len(ordered))]), float(ordered[math.ceil(0.975 * len(ordered)) - 1])

@@ -1,0 +1,147 @@
+"""Training times at equal accuracy: by hand, and their intervals in simulated studies of known truth."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from nfnet_ray.analysis.frontier import (
+    BUDGET,
+    NETWORK,
+    Budget,
+    Curve,
+    curves,
+    equal_accuracy,
+    frontier,
+    time_sentences,
+    time_to_target,
+)
+from nfnet_ray.analysis.record import StudyRecord
+
+EPOCHS = (3, 6, 12)
+
+
+def curve(label: str, seconds: list[list[float]], top1: list[list[float]]) -> Curve:
+    budgets = zip(EPOCHS, seconds, top1, strict=True)
+    return Curve(
+        {NETWORK: label}, label, tuple(Budget(epochs, tuple(s), tuple(t)) for epochs, s, t in budgets)
+    )
+
+
+def record_of(found: list[Curve]) -> StudyRecord:
+    rows = [
+        {
+            NETWORK: one.label,
+            BUDGET: budget.epochs,
+            "seed": seed,
+            "state": "finished",
+            "epochs": budget.epochs,
+        }
+        | {"train_seconds": budget.train_seconds[seed], "last_top1": budget.top1[seed]}
+        for one in found
+        for budget in one.budgets
+        for seed in range(len(budget.top1))
+    ]
+    table = pd.DataFrame(rows)
+    return StudyRecord(
+        study={},  # type: ignore[typeddict-item]
+        started=0.0,
+        state="finished",
+        reason="",
+        accelerator_hours=0.0,
+        price_per_hour=None,
+        last_event=0.0,
+        wall_seconds=None,
+        fields=(NETWORK, BUDGET),
+        names={},
+        epochs=table.iloc[:0],
+        trials=table,
+    )
+
+
+FREE = curve("nfnet_pico", [[10.0], [20.0], [40.0]], [[0.80], [0.90], [0.95]])
+OTHER = curve("test_resnet", [[30.0], [60.0], [120.0]], [[0.70], [0.90], [0.94]])
+
+
+def test_between_two_budgets_the_logarithm_of_the_time_is_linear_in_the_accuracy() -> None:
+    times = time_to_target(record_of([FREE, OTHER]), 0.85).set_index(NETWORK)["train_seconds"]
+    assert times["nfnet_pico"] == pytest.approx(10 * 2**0.5)
+    assert times["test_resnet"] == pytest.approx(30 * 2**0.75)
+
+
+def test_nothing_is_said_beyond_the_shortest_and_the_longest_budget() -> None:
+    record = record_of([FREE, OTHER])
+    assert time_to_target(record, 0.945)["train_seconds"].tolist()[1] == math.inf
+    assert math.isnan(time_to_target(record, 0.75)["train_seconds"][0])
+    assert equal_accuracy(FREE, OTHER, [FREE, OTHER], target=0.99) is None
+    assert equal_accuracy(FREE, OTHER, [FREE, OTHER], target=0.75) is None
+
+
+def test_a_longer_budget_that_is_worse_changes_no_time() -> None:
+    worse = curve("nfnet_pico", [[10.0], [20.0], [40.0]], [[0.80], [0.90], [0.85]])
+    assert time_to_target(record_of([worse]), 0.88)["train_seconds"][0] == pytest.approx(10 * 2**0.8)
+
+
+def test_the_sentence_is_at_the_highest_accuracy_that_both_reach() -> None:
+    (said,) = time_sentences(record_of([FREE, OTHER]))
+    ratio = 20 * 2**0.8 / 120
+    assert said == (
+        f"At equal accuracy (94.0%) nfnet_pico takes {ratio:.2f} of test_resnet's training time (1 seed: what another "
+        "seed would give was not measured)"
+    )
+
+
+def test_networks_without_an_accuracy_in_common() -> None:
+    poor = curve("test_resnet", [[30.0], [60.0], [120.0]], [[0.10], [0.20], [0.30]])
+    assert time_sentences(record_of([FREE, poor])) == [
+        "nfnet_pico and test_resnet reach no accuracy in common with these budgets: nfnet_pico 80.0% to 95.0% and "
+        "test_resnet 10.0% to 30.0%"
+    ]
+
+
+def test_only_finished_trials_count() -> None:
+    record = record_of([FREE])
+    record.trials.loc[2, "state"] = "diverged"
+    assert [budget.epochs for budget in curves(record)[0].budgets] == [3, 6]
+
+
+def test_the_frontier_has_what_nothing_faster_beats() -> None:
+    table = frontier(record_of([FREE, OTHER]))
+    on_it = table[table["is_on_frontier"]]
+    assert list(zip(on_it[NETWORK], on_it[BUDGET], strict=True)) == [
+        ("nfnet_pico", epochs) for epochs in EPOCHS
+    ]
+    assert table["train_seconds"].is_monotonic_increasing
+
+
+@pytest.mark.parametrize(
+    ("seeds", "top1_spread", "time_spread"),
+    [(2, 0.003, 0.02), (3, 0.01, 0.02), (3, 0.005, 0.15), (5, 0.005, 0.15)],
+)
+def test_the_interval_of_a_ratio_covers(seeds: int, top1_spread: float, time_spread: float) -> None:
+    draw = np.random.default_rng([seeds, round(1000 * top1_spread)])
+    log_seconds = np.log([[10, 20, 40], [25, 50, 100]])
+    accuracy = np.array([[0.80, 0.88, 0.93], [0.82, 0.89, 0.92]])
+    target = 0.90
+    truth = math.log(20 * 2 ** (0.02 / 0.05)) - math.log(50 * 2 ** (0.01 / 0.03))
+    covered = []
+    for _ in range(300):
+        found = [
+            curve(
+                name,
+                np.exp(log_seconds[row][:, None] + time_spread * draw.standard_normal((3, seeds))).tolist(),
+                (accuracy[row][:, None] + top1_spread * draw.standard_normal((3, seeds))).tolist(),
+            )
+            for row, name in enumerate(("nfnet_pico", "test_resnet"))
+        ]
+        compared = equal_accuracy(found[0], found[1], found, target)
+        if compared is None:  # the mean of a longest budget is below the target
+            continue
+        assert compared.low is not None
+        assert compared.high is not None
+        covered.append(compared.low <= math.exp(truth) <= compared.high)
+    assert len(covered) > 260
+    assert 0.925 <= np.mean(covered) <= 0.985
