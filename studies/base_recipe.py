@@ -22,14 +22,13 @@ LEAST_STEPS_PER_EPOCH = 20  # five epochs are a hundred steps
 
 def recipe_for(data: DatasetSummary, epochs: int) -> Recipe:
     """A Recipe of ``epochs`` epochs on a data set. The study sets the batch size."""
-    size = max(data.uniform_size) if data.uniform_size else None
-    small = size is not None and size <= SMALL_IMAGE_PIXELS
+    size, small = max(data.uniform_size or (0,)), is_small(data)
     return Recipe(
         model=ModelRecipe(name="nfnet_pico"),
         data=DataRecipe(
             path=str(data.path),
             crop="padded" if small else "random_resized",
-            crop_padding=size // 8 if small and size else 0,  # CIFAR's 4 of 32 pixels
+            crop_padding=size // 8 if small else 0,  # CIFAR's 4 of 32 pixels
             flip=not all(name.isdigit() for name in data.class_names),  # a mirrored digit is not a digit
             # Plain images, as in the paper's ablation of AGC, so that nothing else affects the answer.
             mixing=MixingRecipe(mixup_alpha=None, cutmix_alpha=None),
@@ -43,6 +42,11 @@ def recipe_for(data: DatasetSummary, epochs: int) -> Recipe:
             base_learning_rate=0.4,
         ),
     )
+
+
+def is_small(data: DatasetSummary) -> bool:
+    """Whether all images of a data set have the same size, of at most 64 pixels."""
+    return data.uniform_size is not None and max(data.uniform_size) <= SMALL_IMAGE_PIXELS
 
 
 def batch_size_for(data: DatasetSummary) -> int:

@@ -1,0 +1,100 @@
+"""How much training time does a normaliser-free network take to reach the accuracy of an EfficientNet?
+
+Question. Brock et al. (2021, figure 1 and table 3) train NFNet-F1 to the accuracy of EfficientNet-B7 with an eighth of
+the time for a step. A curve of one long training does not show that: what it has halfway is not what a training of half
+the length reaches, since its learning rate is still high. So each network is trained with several *budgets*, each with
+a complete schedule of its own, and times are compared at equal accuracy.
+
+Command. ``python studies/efficientnet_baselines.py`` on one machine, on the 1,797 handwritten digits that scikit-learn
+carries; ``--data PATH --address auto`` on a cluster, on a data set that data_prep converted.
+
+How to read it. Every network has the Recipe that was published for it (``published_recipe``): its own optimiser,
+schedule, augmentation, image size and batch. A shorter budget has the same schedule, shrunk. Images up to 64 pixels are
+for the small members of the families, whose Recipes are this project's: the optimiser and the schedule are those of
+their family, and no more tuned for one than for the other.
+
+Cost. COST
+
+Result. RESULT
+"""
+
+from __future__ import annotations
+
+from nfnet_ray.command_line.program import begin
+
+if __name__ == "__main__":
+    begin()  # first: what follows takes seconds to import
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from nfnet_ray.data.files.dataset import DatasetSummary
+from nfnet_ray.models.published import published_recipe
+from nfnet_ray.recipe import Recipe
+from nfnet_ray.study.halving import with_schedule_of
+from nfnet_ray.study.study import Study
+from studies.base_recipe import batch_size_for, is_small, recipe_for
+from studies.running.flags import main
+
+QUESTION = (
+    "How much training time does a normaliser-free network take to reach the accuracy of an EfficientNet?"
+)
+SMALL_NETWORKS = ("nfnet_pico", "test_efficientnet", "test_resnet")
+NETWORKS = (
+    *(f"nfnet_f{index}" for index in range(3)),
+    *(f"tf_efficientnet_b{index}" for index in range(8)),
+    "tf_efficientnetv2_s",
+    "resnet50",
+)
+# Of the longest: a budget frontier needs several, and each costs as much as all shorter ones together.
+SHARES = (0.25, 0.5, 1.0)
+SMALL_EPOCHS = 12
+SEEDS = (0, 1, 2)
+
+
+def efficientnet_baselines(data: DatasetSummary, epochs: int | None = None) -> Study:
+    """The study on a data set: each network with each budget.
+
+    ``epochs`` are those of the longest budget; by default of each network what was published for it, and for images up
+    to 64 pixels 12.
+    """
+    networks = SMALL_NETWORKS if is_small(data) else NETWORKS
+    recipes = [_recipe(name, data, epochs) for name in networks]
+    return Study(
+        name="efficientnet_baselines",
+        question=QUESTION,
+        recipe=recipes[0],
+        space={},
+        points=tuple(point for recipe in recipes for point in _points(recipe, recipes[0])),
+        asked=("model.name", "schedule.epochs"),
+        seeds=SEEDS,
+    )
+
+
+def _recipe(name: str, data: DatasetSummary, epochs: int | None) -> Recipe:
+    recipe = published_recipe(name)
+    if is_small(data):
+        images = recipe_for(data, SMALL_EPOCHS).to_values()
+        own: dict[str, Any] = {
+            f"data.{field}": images[f"data.{field}"] for field in ("crop", "crop_padding", "flip")
+        }
+        recipe = recipe.with_values(own | {"batch_size": min(recipe.batch_size, batch_size_for(data))})
+        recipe = with_schedule_of(recipe, epochs or SMALL_EPOCHS)
+    elif epochs:
+        recipe = with_schedule_of(recipe, epochs)
+    return recipe.with_values({"data.path": str(data.path)})
+
+
+def _points(recipe: Recipe, first: Recipe) -> Iterator[dict[str, Any]]:
+    """A point for each budget of a network: its name and epochs, and all else in which its Recipe differs."""
+    base = first.to_values()
+    for share in SHARES:
+        values = with_schedule_of(recipe, max(1, round(share * recipe.schedule.epochs))).to_values()
+        asked = {name: values[name] for name in ("model.name", "schedule.epochs")}
+        yield asked | {name: value for name, value in values.items() if value != base[name]}
+
+
+if __name__ == "__main__":
+    sys.exit(main(efficientnet_baselines, Path(__file__)))
