@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dashboards.charts import Figure
-from dashboards.level_styles import Look
+from dashboards.figures.level_styles import Look
+from dashboards.figures.time_charts import Figure
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -44,7 +44,7 @@ class Chart:
 
     Attributes:
         id: the HTML element's, under which the page's script finds the figure.
-        figure: without colours, which the script adds (:mod:`dashboards.charts`).
+        figure: without colours, which the script adds (:mod:`dashboards.figures.time_charts`).
         label: what the chart shows, for a reader who cannot see it.
         title: the line above the chart, which may be empty.
     """

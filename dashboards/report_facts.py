@@ -6,8 +6,19 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from dashboards.budget_chart import budget_chart
-from dashboards.charts import (
+from dashboards.figures.budget_chart import budget_chart
+from dashboards.figures.clipping_charts import ClippingCharts, clipping_charts
+from dashboards.figures.level_styles import Look, looks_of
+from dashboards.figures.setting_charts import (
+    SETTING,
+    SettingsChart,
+    epochs_of,
+    heat_map,
+    setting_outcomes,
+    settings_charts,
+)
+from dashboards.figures.signal_charts import SignalCharts, epoch_label, epoch_shades, signal_charts
+from dashboards.figures.time_charts import (
     BEST_CURVES,
     CURVES_AT_MOST,
     END_MARKS,
@@ -16,8 +27,6 @@ from dashboards.charts import (
     levels,
     state_words,
 )
-from dashboards.clipping_charts import ClippingCharts, clipping_charts
-from dashboards.level_styles import Look, looks_of
 from dashboards.measurement import measurement, shared_recipe
 from dashboards.page import Chart, Legend, legend_entry
 from dashboards.report_tables import (
@@ -30,15 +39,6 @@ from dashboards.report_tables import (
     left_out_table,
     trials_table,
 )
-from dashboards.setting_charts import (
-    SETTING,
-    SettingsChart,
-    epochs_of,
-    heat_map,
-    setting_outcomes,
-    settings_charts,
-)
-from dashboards.signal_charts import SignalCharts, epoch_label, epoch_shades, signal_charts
 from nfnet_ray.analysis import BestSetting, StudyRecord, best_setting, setting_results, time_sentences
 from nfnet_ray.analysis.frontier import BUDGET
 from nfnet_ray.wording import agree, count, duration

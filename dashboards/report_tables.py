@@ -7,9 +7,9 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from dashboards.charts import state_words
-from dashboards.level_styles import levels_of
-from dashboards.setting_charts import HeatMap, Outcome
+from dashboards.figures.level_styles import levels_of
+from dashboards.figures.setting_charts import HeatMap, Outcome
+from dashboards.figures.time_charts import state_words
 from nfnet_ray.analysis import BestSetting, StudyRecord, best_per_stratum
 from nfnet_ray.tracking.labels import value_label
 from nfnet_ray.wording import count, duration, percent, speed

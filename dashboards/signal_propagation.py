@@ -18,8 +18,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dashboards.charts import Figure
-from dashboards.level_styles import INK, Look, levels_of, looks_of
+from dashboards.figures.level_styles import INK, Look, levels_of, looks_of
+from dashboards.figures.time_charts import Figure
 from dashboards.page import Chart, Legend, legend_entry, render_page
 from nfnet_ray.command_line.arguments import given_path, positive
 from nfnet_ray.command_line.exit_code import exit_code_of

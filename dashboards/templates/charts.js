@@ -1,5 +1,5 @@
 // The charts of a page: Plotly's figures, coloured for the reader's theme, with a legend that hides levels and buttons
-// that zoom. A trace says in `meta` what it is (dashboards/charts.py): the style sheet has the colour of each level and
+// that zoom. A trace says in `meta` what it is (dashboards/figures/time_charts.py): the style sheet has the colour of each level and
 // of each shade.
 const report = JSON.parse(document.getElementById("report").textContent);
 const dark = matchMedia("(prefers-color-scheme: dark)");

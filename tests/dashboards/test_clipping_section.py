@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from dashboards.clipping_charts import clipping_charts
+from dashboards.figures.clipping_charts import clipping_charts
 from dashboards.report import write_report
 from nfnet_ray.analysis import load_study
 from nfnet_ray.tracking.writer import _clipping_metrics

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from dashboards.level_styles import (
+from dashboards.figures.level_styles import (
     LEVELS_AT_MOST,
     PAPER,
     READABLE_CONTRAST,

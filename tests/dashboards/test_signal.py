@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from dashboards.charts import levels
-from dashboards.level_styles import looks_of
+from dashboards.figures.level_styles import looks_of
+from dashboards.figures.signal_charts import EPOCHS_AT_MOST, SignalCharts, epoch_shades, signal_charts
+from dashboards.figures.time_charts import levels
 from dashboards.report import write_report
-from dashboards.signal_charts import EPOCHS_AT_MOST, SignalCharts, epoch_shades, signal_charts
 from nfnet_ray.analysis import load_study, signal_by_depth
 from nfnet_ray.tracking.events import EpochEnded, Event
 from tests.tracking.chromium import page_after_scripts

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from dashboards.level_styles import LEVELS_AT_MOST, levels_of, looks_of
+from dashboards.figures.level_styles import LEVELS_AT_MOST, levels_of, looks_of
+from dashboards.figures.setting_axis import _linear_ticks, _logarithmic_ticks
 from dashboards.page import legend_entry
 from dashboards.report_facts import Report, report_facts
-from dashboards.setting_axis import _linear_ticks, _logarithmic_ticks
 from nfnet_ray.analysis import best_per_stratum, load_study
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.study.space import Range, SameAs, Space, When, domain_to_json

@@ -2,7 +2,7 @@
 
 A colour depends on whether the reader's screen is light or dark, so a trace names a *level* of the first
 swept field in ``meta`` and the page's script gives it the colour that the level has in the theme
-(:mod:`dashboards.level_styles`).
+(:mod:`dashboards.figures.level_styles`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dashboards.level_styles import LEVELS_AT_MOST, Levels, Look, is_number, levels_of, looks_of
+from dashboards.figures.level_styles import LEVELS_AT_MOST, Levels, Look, is_number, levels_of, looks_of
 from nfnet_ray.analysis import StudyRecord
 from nfnet_ray.analysis.frontier import BUDGET, setting_label
 from nfnet_ray.metric import METRIC

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 
-from dashboards.charts import Figure, levels, time_unit
-from dashboards.level_styles import looks_of
+from dashboards.figures.level_styles import looks_of
+from dashboards.figures.time_charts import Figure, levels, time_unit
 from nfnet_ray.analysis import StudyRecord
 from nfnet_ray.analysis.frontier import Curve, curves
 from nfnet_ray.wording import count, duration, percent

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from dashboards.level_styles import Levels, levels_of
+from dashboards.figures.level_styles import Levels, levels_of
 from nfnet_ray.analysis import StudyRecord
 from nfnet_ray.tracking.labels import ABSENT, value_label
 from nfnet_ray.tracking.swept import swept_range

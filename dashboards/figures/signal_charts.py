@@ -1,7 +1,7 @@
 """The report's charts of signal propagation: variance over depth, a curve for each measured epoch.
 
-As in :mod:`dashboards.charts`, a trace names in ``meta`` what it is and the page's script colours it: ``shade``
-is the place of its epoch in :attr:`SignalCharts.epochs`, for which :func:`epoch_shades` has the colours;
+As in :mod:`~dashboards.figures.time_charts`, a trace names in ``meta`` what it is and the page's script colours it:
+``shade`` is the place of its epoch in :attr:`SignalCharts.epochs`, for which :func:`epoch_shades` has the colours;
 ``reference`` stands for an expectation, which is drawn as text is.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dashboards.charts import Figure, strata, trial_label
+from dashboards.figures.time_charts import Figure, strata, trial_label
 from nfnet_ray.analysis import StudyRecord, best_per_stratum, signal_by_depth
 
 if TYPE_CHECKING:

@@ -7,9 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from dashboards.charts import PANELS_AT_MOST, Figure, asked_value, has_points, levels, state_words, strata
-from dashboards.level_styles import Levels, levels_of
-from dashboards.setting_axis import axis_of_levels, setting_axis
+from dashboards.figures.level_styles import Levels, levels_of
+from dashboards.figures.setting_axis import axis_of_levels, setting_axis
+from dashboards.figures.time_charts import (
+    PANELS_AT_MOST,
+    Figure,
+    asked_value,
+    has_points,
+    levels,
+    state_words,
+    strata,
+)
 from nfnet_ray.analysis import SettingResult, StudyRecord
 from nfnet_ray.metric import METRIC
 from nfnet_ray.tracking.labels import point_label, stratum_label

@@ -1,6 +1,7 @@
 """The report's section on what AGC clips: a heat map of layers by epochs, a table, and the next clip factor.
 
-As in :mod:`dashboards.charts`, a figure has no colours; the page's script gives a heat map those of the reader's theme.
+As in :mod:`~dashboards.figures.time_charts`, a figure has no colours; the page's script gives a heat map those of the
+reader's theme.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dashboards.charts import Figure, strata, trial_label
+from dashboards.figures.time_charts import Figure, strata, trial_label
 from dashboards.report_tables import Cell, Column, Row, Table
 from nfnet_ray.analysis import (
     StudyRecord,
