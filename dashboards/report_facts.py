@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from dashboards.effects_section import EffectsSection, effects_section
 from dashboards.figures.budget_chart import budget_chart
 from dashboards.figures.clipping_charts import ClippingCharts, clipping_charts
 from dashboards.figures.level_styles import Look, looks_of
@@ -120,6 +121,7 @@ class Report:
     notice: Notice | None
     answer: Answer
     settings: SettingsSection | None
+    effects: EffectsSection | None
     curves: CurvesSection
     clipping: ClippingSection | None
     signal: SignalSection | None
@@ -139,6 +141,7 @@ class Report:
         return [
             *self.curves.charts,
             *(self.settings.charts if self.settings else ()),
+            *(one.chart for one in (self.effects.charts if self.effects else ())),
             *(self.clipping.charts if self.clipping else ()),
             *(self.signal.charts if self.signal else []),
         ]
@@ -157,6 +160,7 @@ def report_facts(record: StudyRecord, now: float) -> Report:
         notice=_notice(record, now),
         answer=_answer(record, best),
         settings=_settings(record, best),
+        effects=effects_section(record),
         curves=_curves(record),
         clipping=_clipping(clipping) if clipping else None,
         signal=_signal(signal) if signal else None,

@@ -64,6 +64,28 @@ function painted(trace, paint, summarised) {
       ],
       colorbar: {...trace.colorbar, tickfont: {color: paint.color("--quiet")}},
     };
+  if (meta.pairs)
+    return {
+      ...trace,
+      colorscale: [
+        [0, paint.color("--raised")],
+        [1, paint.color("--heat")],
+      ],
+      textfont: {color: paint.color("--ink")},
+    };
+  if (meta.area) return {...trace, fillcolor: `${paint.color("--accent")}22`};
+  if (meta.tone) {
+    const own = paint.color(`--${meta.tone}`);
+    const bars = trace.type === "bar";
+    return {
+      ...trace,
+      line: {...trace.line, color: own},
+      marker: {...trace.marker, color: own, ...(bars ? {opacity: 0.75} : {line: {width: 1.4, color: own}})},
+      error_x: {...trace.error_x, color: bars ? paint.color("--ink") : own},
+      error_y: {...trace.error_y, color: own},
+      textfont: {...trace.textfont, color: paint.color("--quiet")},
+    };
+  }
   if (meta.quietLine) return {...trace, line: {...trace.line, color: paint.color("--quiet")}};
   if (meta.levels) {
     const colors = meta.levels.map(paint.level);

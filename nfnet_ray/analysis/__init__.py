@@ -12,6 +12,8 @@ from nfnet_ray.analysis.answer import (
 )
 from nfnet_ray.analysis.clip_factor import ClipFactorSuggestion, suggest_clip_factors
 from nfnet_ray.analysis.clipping import clipping_by_layer, clipping_by_part, clipping_of
+from nfnet_ray.analysis.effects.response import Response
+from nfnet_ray.analysis.effects.sentences import effect_sentences
 from nfnet_ray.analysis.frontier import frontier, time_sentences, time_to_target
 from nfnet_ray.analysis.inference.intervals import accuracy_interval, difference_interval, wilson_interval
 from nfnet_ray.analysis.record import StudyRecord, load_study
@@ -25,6 +27,7 @@ __all__ = [
     "BudgetPoint",
     "ClipFactorSuggestion",
     "Contrast",
+    "Response",
     "RungSummary",
     "SettingResult",
     "StudyRecord",
@@ -37,6 +40,7 @@ __all__ = [
     "clipping_by_part",
     "clipping_of",
     "difference_interval",
+    "effect_sentences",
     "frontier",
     "load_study",
     "rung_summaries",

@@ -396,12 +396,14 @@ class StudyRun:
             say_whole(console, line)
 
     def _answers(self) -> list[str]:
-        """The best setting of each stratum, a sentence for each; or the sentence that there is none."""
-        from nfnet_ray.analysis import best_per_stratum, load_study, time_sentences
+        """Times and the best setting of each stratum, and what the fields do; or that there is no best setting."""
+        from nfnet_ray.analysis import best_per_stratum, effect_sentences, load_study, time_sentences
 
         record = load_study(self.directory)
         answers = [*time_sentences(record), *(answer.sentence() for answer in best_per_stratum(record))]
-        return answers or ["No trial finished with an accuracy, so there is no best setting."]
+        if not answers:
+            return ["No trial finished with an accuracy, so there is no best setting."]
+        return [*answers, *effect_sentences(record)]
 
     def _deliver(self, sink: MLflowSink, console: Console, *, is_urgent: bool = False) -> bool:
         """Delivers the rest to MLflow, and says what could not be delivered; whether MLflow has everything.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,9 @@ from nfnet_ray.analysis.tables import StudyTables
 from nfnet_ray.analysis.verdict import EQUAL_WITHIN
 from nfnet_ray.tracking.labels import ABSENT, stratum_label, value_label
 from nfnet_ray.wording import count, percent
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 LEAST_VALUES = 5
 """Different values that a parabola needs here: three coefficients, and two more to see whether it fits."""
@@ -75,6 +78,8 @@ class Response:
         where: the stage at which it was measured, in words.
         is_end: whether that is the end.
         values: how many different values were fitted.
+        settings: how many settings of the condition were measured there.
+        given_up: how many were given up before, so that those left were chosen by their accuracy.
         points: (value, top1, low, high) of each setting with a number on the axis.
         is_logarithmic: whether the parabola is in the logarithm of the field.
         optimum: the value at which the curve is highest; NaN without a curve.
@@ -100,6 +105,8 @@ class Response:
     where: str
     is_end: bool
     values: int
+    settings: int
+    given_up: int
     points: tuple[tuple[float, float, float, float], ...]
     is_logarithmic: bool
     equal_within: float
@@ -139,10 +146,13 @@ class Response:
                 f"{100 * self.misfit:.1f} points beyond noise), so no optimum is fitted"
             )
         if self.kind == "no effect":
+            among = f" among {self._left()}" if self.given_up else ""
             return (
-                f"Response to {name}{at}{where}: noise explains the differences between "
-                f"{value_label(self.range_low)} and {value_label(self.range_high)} (p = {self.explains:.2g})"
+                f"Response to {name}{at}{where}: noise explains the differences between {self.range_low:.3g} and "
+                f"{self.range_high:.3g}{among} (p = {self.explains:.2g})"
             )
+        if self.given_up:
+            at += f" among {self._left()}"
         over = f"95% interval over {self.covers} {_short(self.low)} to {_short(self.high)}"
         within = f"{100 * self.equal_within:.2g} points"
         if self.kind == "edge":
@@ -163,6 +173,9 @@ class Response:
             f"{within} of that{self._apart()}"
         )
 
+    def _left(self) -> str:
+        return f"the {self.settings:,} of {count(self.settings + self.given_up, 'setting')} that were not given up"
+
     def _apart(self) -> str:
         words = ""
         for value in self.apart:
@@ -180,8 +193,11 @@ def responses(tables: StudyTables, field: str) -> tuple[Response, ...]:
     """The response to ``field`` under each combination of the other conditions, in the order of the study's space.
 
     It is measured at the latest stage at which :data:`LEAST_VALUES` different values have an accuracy for all seeds;
-    diverged settings are left out. Other fields than the conditions are allowed for by a parabola each.
+    diverged settings are left out. Other fields than the conditions are allowed for by a parabola each. None of a plain
+    list of points that differ in several fields.
     """
+    if "points" in tables.study and len(tables.fields) > 1:
+        return ()
     conditions = tuple(name for name in tables.conditions if name != field)
     at_stage = [
         (stage, setting_results(tables) if stage.is_end else results_at(tables, stage))
@@ -232,6 +248,8 @@ def _response(
         "where": stage.where,
         "is_end": stage.is_end,
         "values": number,
+        "settings": len(mine),
+        "given_up": _given_up(rows, tables.fields, {tuple(r.point.values()) for r in mine}),
         "is_logarithmic": logarithmic,
         "equal_within": equal_within,
         "names": tables.names,
@@ -246,6 +264,12 @@ def _response(
     if len(fitted) < 3 + others.shape[1] + 2:
         return Response(kind="too few", **common)
     return _fitted(x, fitted, outside, others, common)
+
+
+def _given_up(rows: pd.DataFrame, fields: Sequence[str], measured: set[tuple[Any, ...]]) -> int:
+    """How many settings that were not measured have a trial that was given up."""
+    stopped = rows[rows["state"] == "stopped"]
+    return len({tuple(row[field] for field in fields) for row in stopped.to_dict("records")} - measured)
 
 
 def _other_fields(tables: StudyTables, points: Sequence[dict[str, Any]], field: str) -> Floats:

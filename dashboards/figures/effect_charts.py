@@ -1,0 +1,371 @@
+"""What each field does, as figures. A trace names its colours in ``meta``, as in :mod:`dashboards.figures.time_charts`.
+
+``area`` is a band, ``tone`` a line, marks or bars in the page's ``accent`` or in its ``quiet`` colour, ``heat`` a map.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from dashboards.figures.level_styles import Levels
+from dashboards.figures.setting_axis import LABELS_AT_MOST, axis_of_levels
+from dashboards.figures.time_charts import Figure
+from nfnet_ray.analysis.effects.best_so_far import ORDERS
+from nfnet_ray.analysis.effects.response import Response
+from nfnet_ray.tracking.labels import value_label
+from nfnet_ray.wording import count, percent
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_TOP1: dict[str, Any] = {"title": {"text": "validation top-1"}, "tickformat": ".1%"}
+_NARROW = 0.06  # of a range of accuracies, above and below it
+_LEAST_RANGE = 0.01
+
+
+def isolation_figure(table: pd.DataFrame, name: str, others: dict[str, str]) -> Figure:
+    """The best for each value of the field called ``name``; hollow where it was not trained to the end.
+
+    Args:
+        others: {dotted name: short name} of the other fields.
+    """
+    rows = [row for row in table.to_dict("records") if row["compared"]]
+    labels = [str(row["label"]) for row in rows]
+    last = str(table["where"].iloc[table["compared"].to_numpy().nonzero()[0]].iloc[0]) if rows else ""
+    last = next((str(row["where"]) for row in rows if str(row["where"]).startswith("at the end")), last)
+    axis = axis_of_levels(name, Levels(tuple(labels), {}, ordered=True, outside=0))
+    traces = []
+    for is_last in (True, False):
+        mine = [(place, row) for place, row in enumerate(rows) if (row["where"] == last) == is_last]
+        if not mine:
+            continue
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "markers+text",
+                "x": [place for place, _ in mine],
+                "y": [_short(row["top1"]) for _, row in mine],
+                "error_y": {
+                    "type": "data",
+                    "symmetric": False,
+                    "array": [_short(row["high"] - row["top1"]) for _, row in mine],
+                    "arrayminus": [_short(row["top1"] - row["low"]) for _, row in mine],
+                    "thickness": 1.2,
+                    "width": 4,
+                },
+                "marker": {"size": 9, "symbol": "circle" if is_last else "circle-open"},
+                "text": [f" of {row['compared']}" for _, row in mine],
+                "textposition": "middle right",
+                "textfont": {"size": 10.5},
+                "cliponaxis": False,
+                "hovertext": [_best_in_words(row, name, others) for _, row in mine],
+                "hoverinfo": "text",
+                "meta": {"tone": "accent" if is_last else "quiet"},
+            }
+        )
+    low, high = min(row["low"] for row in rows), max(row["high"] for row in rows)
+    at_end = [row for row in rows if row["where"] == last]
+    top = None
+    if len(at_end) > 1:
+        top = _range(min(row["low"] for row in at_end), max(row["high"] for row in at_end))
+        top = top if top[1] - top[0] < 0.5 * (high - low) else None
+    layout = {"xaxis": axis.layout, "yaxis": {**_TOP1, "range": _range(low, high)}, "meta": {"top": top}}
+    return {"data": traces, "layout": layout}
+
+
+def response_figure(response: Response) -> Figure:
+    """The settings, the fitted curve with its band, its optimum, and the values without a place at the right or left.
+
+    The part of the axis is that of the curve: settings far below are not in it.
+    """
+    curve = response.curve
+    assert curve is not None
+    logarithmic = response.is_logarithmic
+    values = sorted({point[0] for point in response.points})
+    low, high = values[0], values[-1]
+    step = math.log(high / low) * 0.12 if logarithmic else (high - low) * 0.12
+
+    def moved(value: float, steps: float) -> float:
+        return value * math.exp(steps * step) if logarithmic else value + steps * step
+
+    before = [one for one in response.apart if one.label == "0"]
+    after = [one for one in response.apart if one.label != "0"]
+    places = {one.label: moved(low, -number) for number, one in enumerate(before, start=1)}
+    places |= {one.label: moved(high, number) for number, one in enumerate(after, start=1)}
+    x, band = list(curve.values), [*curve.high, *reversed(curve.low)]
+    name = response.names[response.field]
+    settings = {
+        "type": "scatter",
+        "mode": "markers",
+        "x": [point[0] for point in response.points] + list(places.values()),
+        "y": [_short(point[1]) for point in response.points]
+        + [_short(one.top1) for one in (*before, *after)],
+        "error_y": {
+            "type": "data",
+            "symmetric": False,
+            "array": [_short(p[3] - p[1]) for p in response.points]
+            + [_short(one.high - one.top1) for one in (*before, *after)],
+            "arrayminus": [_short(p[1] - p[2]) for p in response.points]
+            + [_short(one.top1 - one.low) for one in (*before, *after)],
+            "thickness": 1,
+            "width": 3,
+        },
+        "marker": {"size": 7},
+        "hovertext": [
+            f"{name} {label}<br>top-1 {percent(top1)} ({100 * low:.1f} to {percent(high)})"
+            for label, top1, low, high in (
+                *((value_label(p[0]), *p[1:]) for p in response.points),
+                *((one.label, one.top1, one.low, one.high) for one in (*before, *after)),
+            )
+        ],
+        "hoverinfo": "text",
+        "meta": {"tone": "quiet"},
+    }
+    at = (
+        f"optimum {response.optimum:.3g} (95% interval {response.low:.2g} to {response.high:.2g})"
+        f"<br>fitted top-1 {percent(response.top1)}"
+    )
+    traces = [
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "x": [*x, *reversed(x)],
+            "y": [_short(value) for value in band],
+            "fill": "toself",
+            "line": {"width": 0},
+            "hoverinfo": "skip",
+            "meta": {"area": True},
+        },
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "x": [_short(value) for value in x],
+            "y": [_short(value) for value in curve.top1],
+            "line": {"width": 2},
+            "hovertemplate": "fitted %{y:.1%}<extra></extra>",
+            "meta": {"tone": "accent"},
+        },
+        settings,
+        {
+            "type": "scatter",
+            "mode": "markers",
+            "x": [response.optimum],
+            "y": [_short(response.top1)],
+            "error_x": {
+                "type": "data",
+                "symmetric": False,
+                "array": [_short(max(0.0, response.high - response.optimum))],
+                "arrayminus": [_short(max(0.0, response.optimum - response.low))],
+                "thickness": 2,
+                "width": 5,
+            },
+            "marker": {"size": 11, "symbol": "diamond"},
+            "hovertext": [at],
+            "hoverinfo": "text",
+            "meta": {"tone": "accent"},
+        },
+    ]
+    shown = [point for point in response.points if point[1] >= min(curve.low) - 0.02]
+    bottom = min([*curve.low, *(point[2] for point in shown), *(one.low for one in response.apart)])
+    if response.apart and bottom < min(curve.low) - (max(curve.high) - min(curve.low)):
+        bottom = min([*curve.low, *(point[2] for point in shown)])
+    tops = [*curve.high, *(point[3] for point in shown), *(one.high for one in response.apart)]
+    labels = {value: value_label(value) for value in values} if len(values) <= LABELS_AT_MOST else {}
+    labels |= {place: label for label, place in places.items()}
+    ends = moved(min([low, *places.values()]), -0.5), moved(max([high, *places.values()]), 0.5)
+    axis: dict[str, Any] = {
+        "title": {"text": name + (" (log scale)" if logarithmic else "")},
+        "type": "log" if logarithmic else "linear",
+        "range": [math.log10(end) for end in ends] if logarithmic else list(ends),
+        "showgrid": False,
+    }
+    if len(values) > LABELS_AT_MOST:
+        # Those of the range: its ends, its middle, and what lies apart.
+        middle = math.sqrt(low * high) if logarithmic else (low + high) / 2
+        labels = {value: f"{value:.2g}" for value in (low, middle, high)} | labels
+    axis |= {"tickmode": "array", "tickvals": list(labels), "ticktext": list(labels.values())}
+    return {
+        "data": traces,
+        "layout": {"xaxis": axis, "yaxis": {**_TOP1, "range": _range(bottom, max(tops))}, "meta": {}},
+    }
+
+
+def below_the_chart(response: Response, figure: Figure) -> int:
+    """How many settings of a response have an accuracy below what its figure shows."""
+    bottom = figure["layout"]["yaxis"]["range"][0]
+    return sum(point[1] < bottom for point in response.points) + sum(
+        one.top1 < bottom for one in response.apart
+    )
+
+
+def importance_figure(table: pd.DataFrame, names: dict[str, str]) -> Figure:
+    """A bar for each field and stage, side by side, the most important field of the first stage at the top."""
+    stages = [str(where) for where in dict.fromkeys(table.dropna(subset=["importance"])["where"])]
+    first = table[table["where"] == stages[0]].sort_values("importance", kind="stable", na_position="first")
+    fields = first["field"].tolist()
+    traces = []
+    # Plotly draws the groups of a horizontal bar chart upwards.
+    for number, where in reversed(list(enumerate(stages))):
+        rows = table[table["where"] == where].set_index("field").loc[fields].fillna(0.0)
+        values = rows["importance"].tolist()
+        traces.append(
+            {
+                "type": "bar",
+                "orientation": "h",
+                "y": [names[one] for one in fields],
+                "x": [_short(value) for value in values],
+                "error_x": {
+                    "type": "data",
+                    "symmetric": False,
+                    "array": [_short(h - v) for h, v in zip(rows["high"], values, strict=True)],
+                    "arrayminus": [_short(v - low) for low, v in zip(rows["low"], values, strict=True)],
+                    "thickness": 1.2,
+                    "width": 3,
+                },
+                "hovertext": [
+                    f"{names[one]}, {where}<br>{percent(v)} ({percent(low)} to {percent(high)})"
+                    for one, v, low, high in zip(fields, values, rows["low"], rows["high"], strict=True)
+                ],
+                "hoverinfo": "text",
+                "meta": {"tone": "accent" if number == len(stages) - 1 else "quiet"},
+            }
+        )
+    return {
+        "data": traces,
+        "layout": {
+            "barmode": "group",
+            "bargap": 0.35,
+            "xaxis": {
+                "title": {"text": "share of the differences in accuracy"},
+                "tickformat": ".0%",
+                "range": [0, min(1.02, max(0.1, 1.1 * float(table["high"].max())))],
+            },
+            "yaxis": {"type": "category", "showgrid": False, "range": [-0.5, len(fields) - 0.5]},
+            "meta": {},
+        },
+    }
+
+
+def best_so_far_figure(table: pd.DataFrame, accelerator: str) -> Figure:
+    """The best so far as a staircase over the epochs of all trials, with its band."""
+    rows = table.to_dict("records")
+    x = [row["epochs"] for row in rows]
+    is_mean = rows[0]["band"] == ORDERS
+    shape = "linear" if is_mean else "hv"
+    hover = [
+        f"{count(int(row['settings']), 'setting')}, {count(round(row['epochs']), 'epoch')}, "
+        f"{row['accelerator_hours']:.3g} {accelerator}-hours of training"
+        + (f", {row['cost']:.2f}" if not math.isnan(row["cost"]) else "")
+        + f"<br>top-1 {percent(row['top1'])} ({100 * row['low']:.1f} to {percent(row['high'])})"
+        for row in rows
+    ]
+
+    def line(name: str, **more: Any) -> dict[str, Any]:
+        return {
+            "type": "scatter",
+            "mode": "lines",
+            "x": x,
+            "y": [_short(row[name]) for row in rows],
+            **more,
+        }
+
+    edge = {"line": {"width": 0, "shape": shape}, "hoverinfo": "skip", "meta": {"area": True}}
+    traces = [
+        line("low", **edge),
+        line("high", **edge, fill="tonexty"),
+        line(
+            "top1",
+            line={"width": 2, "shape": shape},
+            hovertext=hover,
+            hoverinfo="text",
+            meta={"tone": "accent"},
+        ),
+    ]
+    low, high = min(row["low"] for row in rows), max(row["high"] for row in rows)
+    late = rows[len(rows) // 3 :]
+    top = _range(min(row["low"] for row in late), high)
+    return {
+        "data": traces,
+        "layout": {
+            "xaxis": {"title": {"text": "epochs of all trials so far"}, "range": [0, 1.02 * x[-1]]},
+            "yaxis": {
+                "title": {"text": "best validation top-1 so far"},
+                "tickformat": ".1%",
+                "range": _range(low, high),
+            },
+            "meta": {"top": top if top[1] - top[0] < 0.6 * (high - low) else None},
+        },
+    }
+
+
+def pair_figure(table: pd.DataFrame, names: dict[str, str]) -> Figure:
+    """The accuracy for each pair of values of two fields; ``table`` is of one pair."""
+    across, down = list(dict.fromkeys(table["value_a"])), list(dict.fromkeys(table["value_b"]))
+    cells = {(row["value_a"], row["value_b"]): row for row in table.to_dict("records")}
+    grid = [[cells.get((a, b)) for a in across] for b in down]
+    known = [row["top1"] for row in cells.values()]
+    return {
+        "data": [
+            {
+                "type": "heatmap",
+                "x": across,
+                "y": down,
+                "z": [[None if cell is None else _short(cell["top1"]) for cell in row] for row in grid],
+                "text": [["" if cell is None else percent(cell["top1"]) for cell in row] for row in grid],
+                "texttemplate": "%{text}",
+                "customdata": [
+                    [
+                        ""
+                        if cell is None
+                        else f"{100 * cell['interaction']:+.1f} points beyond the sum of their effects"
+                        + (
+                            ""
+                            if math.isnan(cell["low"])
+                            else f" ({100 * cell['low']:+.1f} to {100 * cell['high']:+.1f})"
+                        )
+                        for cell in row
+                    ]
+                    for row in grid
+                ],
+                "hovertemplate": "%{x}, %{y}<br>top-1 %{text}<br>%{customdata}<extra></extra>",
+                "xgap": 2,
+                "ygap": 2,
+                "zmin": min(known),
+                "zmax": max(known),
+                "showscale": False,
+                "meta": {"pairs": True},
+            }
+        ],
+        "layout": {
+            "xaxis": {
+                "title": {"text": names[str(table["field_a"].iloc[0])]},
+                "type": "category",
+                "showgrid": False,
+            },
+            "yaxis": {
+                "title": {"text": names[str(table["field_b"].iloc[0])]},
+                "type": "category",
+                "showgrid": False,
+            },
+            "meta": {},
+        },
+    }
+
+
+def _best_in_words(row: dict[Any, Any], name: str, others: dict[str, str]) -> str:
+    rest = ", ".join(f"{short} {value_label(row[field])}" for field, short in others.items())
+    return (
+        f"{name} {value_label(row['value'])}{f', {rest}' if rest else ''}<br>{row['where']}: top-1 "
+        f"{percent(row['top1'])} ({100 * row['low']:.1f} to {percent(row['high'])})<br>the best of "
+        f"{row['compared']} of {count(int(row['settings']), 'setting')}"
+    )
+
+
+def _range(low: float, high: float) -> list[float]:
+    width = max(high - low, _LEAST_RANGE)
+    return [max(-0.005, low - _NARROW * width), min(1.005, high + _NARROW * width)]
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.5g}")
