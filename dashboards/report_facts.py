@@ -38,6 +38,7 @@ from dashboards.report_tables import (
     first_of,
     heat_table,
     left_out_table,
+    reruns_table,
     trials_table,
 )
 from nfnet_ray.analysis import BestSetting, StudyRecord, best_setting, setting_results, time_sentences
@@ -127,6 +128,7 @@ class Report:
     signal: SignalSection | None
     trials_title: str
     trials: Table
+    reruns: Table | None
     left_out: Table | None
     measurement: Sequence[tuple[str, str]]
     recipe: Sequence[tuple[str, str]]
@@ -166,6 +168,7 @@ def report_facts(record: StudyRecord, now: float) -> Report:
         signal=_signal(signal) if signal else None,
         trials_title=all_trials(record),
         trials=trials_table(record, best),
+        reruns=reruns_table(record),
         left_out=left_out_table(record),
         measurement=measurement(record),
         recipe=shared_recipe(record),

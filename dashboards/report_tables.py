@@ -101,14 +101,14 @@ def answers_table(record: StudyRecord) -> Table | None:
         Column("95% interval", is_number=True),
         Column("not distinguishable from it"),
     )
-    best_first = sorted(range(len(answers)), key=lambda number: -answers[number].best.top1)[:STRATA_AT_MOST]
+    best_first = sorted(range(len(answers)), key=lambda number: -answers[number].quoted.top1)[:STRATA_AT_MOST]
     rows = []
     for answer in (answers[number] for number in sorted(best_first)):
         values = (
             *(value_label(answer.best.point[field]) for field in conditions),
             *(value_label(answer.best.point[field]) for field in asked),
-            percent(answer.best.top1),
-            f"{100 * answer.best.low:.1f} to {percent(answer.best.high)}",
+            percent(answer.quoted.top1),
+            f"{100 * answer.quoted.low:.1f} to {percent(answer.quoted.high)}",
             _within_noise(answer, asked) or "–",
         )
         cells = (Cell(value, column.is_number) for column, value in zip(columns, values, strict=True))
@@ -170,6 +170,17 @@ def left_out_table(record: StudyRecord) -> Table | None:
         return None
     note = "Trained before the study was extended. They stay as evidence, and take part in no answer."
     return replace(trials_table(replace(record, trials=record.left_out), None), note=note)
+
+
+def reruns_table(record: StudyRecord) -> Table | None:
+    """The trials that confirm the winners; None if there are none."""
+    if record.reruns is None:
+        return None
+    note = (
+        "The best settings, trained again with seeds that the sweep did not use. They take part in no comparison of "
+        "settings."
+    )
+    return replace(trials_table(replace(record, trials=record.reruns), None), note=note)
 
 
 def trials_table(record: StudyRecord, best: BestSetting | None) -> Table:

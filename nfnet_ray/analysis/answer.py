@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from nfnet_ray.analysis.confirmation import Confirmation, confirmation_of
 from nfnet_ray.analysis.inference.holdout import held_out
 from nfnet_ray.analysis.inference.paired import Moments
 from nfnet_ray.analysis.inference.selection import Optimism, noise_of, optimism
@@ -26,6 +27,7 @@ from nfnet_ray.analysis.setting import (
 from nfnet_ray.analysis.verdict import EQUAL_WITHIN, SEEDS_NOT_MEASURED, Contrast, Kind, contrast
 from nfnet_ray.metric import METRIC
 from nfnet_ray.tracking.labels import ABSENT, point_label
+from nfnet_ray.tracking.swept import winner_fields
 from nfnet_ray.wording import count, percent
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ class BestSetting:
         optimism: how far the choice of the best of several flatters its accuracy; None where the bits of each image
             are not known, where there is nothing to choose, and with ``is_held_out``.
         is_held_out: whether it was chosen on one part of the validation images and is quoted on the other.
+        confirmation: its reruns with fresh seeds; None where it is not to be rerun.
         seeds_measured: whether each of them has two seeds or more; else nothing is known of the noise between seeds.
         candidates: how many settings it was chosen from.
         equal_within: settings that differ by less are equal for practice, a fraction.
@@ -66,6 +69,13 @@ class BestSetting:
     question: str | None
     conditions: tuple[str, ...]
     names: dict[str, str]
+    confirmation: Confirmation | None = None
+
+    @property
+    def quoted(self) -> SettingResult:
+        """The accuracy to quote: that of the reruns with fresh seeds, where there are some, else that of the sweep."""
+        confirmed = self.confirmation.result if self.confirmation else None
+        return confirmed or self.best
 
     @property
     def within_noise(self) -> tuple[SettingResult, ...]:
@@ -94,23 +104,24 @@ class BestSetting:
 
     def sentence(self) -> str:
         """The answer in one sentence, with the interval and what it covers, the number of images and of seeds."""
-        best, seeds = self.best, len(self.best.seed_top1)
-        where = self._where(best.point)
+        best, seeds = self.quoted, len(self.quoted.seed_top1)
+        where, is_confirmed = self._where(best.point), best is not self.best
         covers = "images" if seeds == 1 else "seeds and images"
         images = count(best.validation_images, "validation image")
         if self.is_held_out:
             images += " that it was not chosen on"
         return (
             f"{f'Best setting: {where}' if where else 'Result'}: top-1 {percent(best.top1)} "
+            f"{'in reruns with fresh seeds ' if is_confirmed else ''}"
             f"(95% interval over {covers} {100 * best.low:.1f} to {percent(best.high)}; "
             f"{images}, {count(seeds, 'seed')})"
-            f"{self._luck()}{self._comparison()}"
+            f"{'' if is_confirmed else self._luck()}{self._confirmed()}{self._comparison()}"
         )
 
     def caution(self) -> str:
         """What the intervals cover, and how optimistic the best of several is; sentences for a note."""
         words = ["Accuracy is that after the last epoch."]
-        if len(self.best.seed_top1) > 1:
+        if len(self.quoted.seed_top1) > 1:
             words.append(
                 "The interval covers sampling variance (the draw of the validation images) and seed variance; study "
                 "variance (other points of the space) is not in it."
@@ -135,6 +146,11 @@ class BestSetting:
             words.append(
                 "The best was chosen on one part of the validation images and is quoted on the other."
             )
+        elif self.quoted is not self.best:
+            words.append(
+                f"The best of {self.candidates} was chosen in the sweep and rerun with seeds that the sweep did not "
+                "use, so its accuracy is free of the luck of its seeds; the images are those that it was chosen on."
+            )
         elif self.optimism is not None:
             words.append(
                 f"The best of {self.candidates} was chosen on the images and seeds that it is quoted on; the luck in "
@@ -154,6 +170,10 @@ class BestSetting:
             f"; about {luck} {'point' if luck == '1.0' else 'points'} of it the luck of the best of {self.candidates}, "
             f"so expect {percent(self.corrected_top1)}"
         )
+
+    def _confirmed(self) -> str:
+        said = self.confirmation.sentence() if self.confirmation else ""
+        return f"; {said}" if said else ""
 
     def _comparison(self) -> str:
         if not self.contrasts:
@@ -198,6 +218,20 @@ def best_setting(record: StudyRecord) -> BestSetting | None:
     return _best(record, setting_results(record))
 
 
+def winners(record: StudyRecord) -> list[dict[str, Any]]:
+    """The points of the settings to confirm: those that the answer names, by the same rule.
+
+    There is one for each combination of the conditions that has a comparable setting, and a single one where a search
+    learns from results. Of equals it is the one that comes first in the study's space.
+    """
+    fields = winner_fields(record.study)
+    strata: dict[tuple[Any, ...], list[SettingResult]] = {}
+    for result in setting_results(record):
+        strata.setdefault(tuple(result.point[field] for field in fields), []).append(result)
+    best = [results[_ranking(record, results).order[0]] for results in strata.values()]
+    return [{field: value for field, value in result.point.items() if value is not ABSENT} for result in best]
+
+
 def best_per_stratum(record: StudyRecord) -> list[BestSetting]:
     """The best setting for each combination of the strata, in the order of the study's space.
 
@@ -230,12 +264,11 @@ def time_to_accuracy(record: StudyRecord, threshold: float) -> pd.DataFrame:
 def _best(record: StudyRecord, results: list[SettingResult]) -> BestSetting | None:
     if not results:
         return None
-    split = _on_both_parts(record, results)
-    chosen_on, quoted_on = split or (results, results)
-    order = sorted(range(len(results)), key=lambda number: -chosen_on[number].top1)
+    order, quoted_on, is_held_out = _ranking(record, results)
     best, *others = [quoted_on[number] for number in order]
     equal_within = record.study.get("equal_within", EQUAL_WITHIN)
-    luck = None if split else _optimism([results[number] for number in order])
+    confirmation = confirmation_of(record, best, record.study.get("holdout") if is_held_out else None)
+    luck = None if is_held_out else _optimism([results[number] for number in order])
     if luck is not None:
         best = replace(best, low=max(0.0, best.low - luck.lower))
     return BestSetting(
@@ -243,14 +276,30 @@ def _best(record: StudyRecord, results: list[SettingResult]) -> BestSetting | No
         runner_up=others[0] if others else None,
         contrasts=tuple(contrast(best, other, equal_within) for other in others),
         optimism=luck,
-        is_held_out=split is not None,
+        is_held_out=is_held_out,
         seeds_measured=all(len(result.seed_top1) > 1 for result in results),
         candidates=len(results),
         equal_within=equal_within,
         question=record.fields[0] if record.fields else None,
         conditions=record.conditions,
         names=record.names,
+        confirmation=confirmation,
     )
+
+
+class _Ranking(NamedTuple):
+    """The numbers of settings, the best first; the results to quote, and whether these are on other images."""
+
+    order: list[int]
+    quoted_on: list[SettingResult]
+    is_held_out: bool
+
+
+def _ranking(record: StudyRecord, results: list[SettingResult]) -> _Ranking:
+    split = _on_both_parts(record, results)
+    chosen_on, quoted_on = split or (results, results)
+    order = sorted(range(len(results)), key=lambda number: -chosen_on[number].top1)
+    return _Ranking(order, quoted_on, split is not None)
 
 
 def _on_both_parts(

@@ -59,7 +59,9 @@ class StudyRecord:
             (fractions), ``train_seconds``, ``images_per_second`` (median over epochs), ``startup_seconds``.
             What was not measured is NaN.
         left_out: the same table as ``trials``, of those that are not in the study any more since it was extended: they
-            are evidence, and take part in no answer. None if there are none.
+            are evidence, and take part in no answer. Reruns of an earlier winner are among them. None if there are
+            none.
+        reruns: the same table, of the trials that confirm the winners; None until the winners are known.
         extensions: the commands that have extended it.
         notes: what people have said about the study.
         tags: {key: value} that people have given it.
@@ -81,6 +83,7 @@ class StudyRecord:
     tags: Mapping[str, str] = field(default_factory=dict)
     conditions: tuple[str, ...] = ()
     left_out: pd.DataFrame | None = None
+    reruns: pd.DataFrame | None = None
     extensions: tuple[str, ...] = ()
     correct_images: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     idle: IdleTime | None = None
@@ -187,7 +190,7 @@ def study_record(state: StudyState, started: StudyStarted, *, with_epochs: bool 
     fields = tuple(name for name in swept_fields(description) if name.rsplit(".", 1)[-1] != "seed")
     outside = state.outside
     identity: dict[str, dict[str, Any]] = {}
-    for plan in state.plans.values():
+    for plan in (*state.plans.values(), *state.reruns.values()):
         values = {**description["recipe"], **plan["recipe"], **plan["point"]}
         identity[plan["name"]] = {
             "trial": plan["name"],
@@ -198,15 +201,17 @@ def study_record(state: StudyState, started: StudyStarted, *, with_epochs: bool 
     epoch_rows: list[dict[str, Any]] = []
     trial_rows: list[dict[str, Any]] = []
     left_out_rows: list[dict[str, Any]] = []
+    rerun_rows: list[dict[str, Any]] = []
     for trial, columns in identity.items():
         progress = state.trials[trial]
         metrics_by_epoch = sorted(progress.epochs.items())
-        if with_epochs and trial not in outside:
+        is_rerun = trial in state.confirming
+        if with_epochs and trial not in outside and not is_rerun:
             epoch_rows += [
                 {**columns, "epoch": epoch, **metrics} | {"epoch": epoch}
                 for epoch, metrics in metrics_by_epoch
             ]
-        (left_out_rows if trial in outside else trial_rows).append(
+        (left_out_rows if trial in outside else rerun_rows if is_rerun else trial_rows).append(
             {
                 **columns,
                 "state": _STATES.get(progress.state, progress.state),
@@ -218,11 +223,13 @@ def study_record(state: StudyState, started: StudyStarted, *, with_epochs: bool 
     epochs = pd.DataFrame(
         epoch_rows, columns=None if epoch_rows else ["trial", *fields, "seed", "epoch", METRIC]
     )
-    trials, left_out = pd.DataFrame(trial_rows), pd.DataFrame(left_out_rows, columns=[*trial_rows[0]])
+    trials = pd.DataFrame(trial_rows)
+    left_out, reruns = (pd.DataFrame(rows, columns=[*trial_rows[0]]) for rows in (left_out_rows, rerun_rows))
     for table in (
         epochs,
         trials,
         left_out,
+        reruns,
     ):  # as objects: None and NaN are not the same value of a swept field
         for name in fields:
             table[name] = pd.Series([identity[trial][name] for trial in table["trial"]], dtype=object)
@@ -243,6 +250,7 @@ def study_record(state: StudyState, started: StudyStarted, *, with_epochs: bool 
         tags=state.tags,
         conditions=tuple(name for name in condition_fields(description) if name in fields),
         left_out=left_out if left_out_rows else None,
+        reruns=reruns if rerun_rows else None,
         extensions=tuple(state.extensions),
         idle=state.idle_time(),
         correct_images={name: dict(trial.correct_images) for name, trial in state.trials.items()},

@@ -146,7 +146,7 @@ class Decider:
                 standing = _standing(group, level, state, again)
                 for name in standing.accuracies:
                     trial = state.trials[name]
-                    if name in running or _has_ended(trial, again):
+                    if name in running or has_ended(trial, again):
                         continue
                     epoch = group.reached(trial, rung)
                     if epoch is None or epoch >= group.end or group.is_past(trial, rung):
@@ -165,7 +165,7 @@ class Decider:
         leg = None
         for name, number in self._order.items():
             trial = state.trials[name]
-            if name in running or _has_ended(trial, again):
+            if name in running or has_ended(trial, again):
                 continue
             next_one = self.leg(trial)
             if self._waits_after(next_one, trial):
@@ -194,7 +194,7 @@ class Decider:
         found = []
         for name in self._order:
             trial = state.trials[name]
-            if name in running or _has_ended(trial, again):
+            if name in running or has_ended(trial, again):
                 continue
             leg = self.leg(trial)
             if leg.rung not in trial.paused and self._waits_after(leg, trial):
@@ -382,7 +382,7 @@ def _standing(group: Group, level: int, state: StudyState, again: Collection[str
         epoch = group.reached(trial, rung)
         if takes_part and epoch is not None:
             accuracies[name] = _accuracy(trial, epoch)
-        elif not _has_ended(trial, again):
+        elif not has_ended(trial, again):
             unknown += 1
         elif trial.state == "finished":
             # It has trained all its epochs in less time than the rung's, so it has that accuracy there too.
@@ -397,5 +397,6 @@ def _accuracy(trial: TrialProgress, epoch: int) -> float:
     return OUT if value is None or math.isnan(value) else value
 
 
-def _has_ended(trial: TrialProgress, again: Collection[str]) -> bool:
+def has_ended(trial: TrialProgress, again: Collection[str]) -> bool:
+    """Whether a trial trains no more in this attempt; ``again`` are those that failed before and are run again."""
     return trial.state in ENDED_FOR_GOOD or (trial.state == "failed" and trial.name not in again)

@@ -51,10 +51,10 @@ _COUNTED = ("running", "paused", "waiting", *ENDED, "interrupted")
 def trial_table(study: Study, state: StudyState, epochs_done: Callable[[TrialProgress], float]) -> Table:
     """A row for each trial: swept fields, top-1, epochs, training seconds, images per second, state.
 
-    Those that an extension has left out come last.
+    Reruns of the winners follow, and those that an extension has left out come last.
     """
     study = study.grown(state)
-    trials = study.trials() + study.left_out(state)
+    trials = study.trials() + study.reruns(state) + study.left_out(state)
     return _table(study, state, trials, epochs_done, ("top-1", "epochs", "train s", "images/s"))
 
 
@@ -89,6 +89,7 @@ def _table(
     for title in measured:
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("state", min_width=max(map(len, STATE_STYLES)) if one_line else None)
+    outside = state.outside
     last_epochs = _different_ends(study)
     for row, trial in enumerate(trials):
         progress = state.trials[trial.name]
@@ -102,8 +103,9 @@ def _table(
             "images/s": _number(progress.last("images_per_second"), "{:,.0f}"),
         }
         cells += [Text(values[title]) for title in measured]
-        is_left_out = trial.name in study.outside
-        table.add_row(*cells, _state_cell(progress, one_line, is_left_out))
+        table.add_row(
+            *cells, _state_cell(progress, one_line, trial.name in outside, trial.name in state.reruns)
+        )
     return table
 
 
@@ -130,7 +132,7 @@ def _number(value: float | None, form: str) -> str:
     return "" if value is None else form.format(value)
 
 
-def _state_cell(trial: TrialProgress, one_line: bool, is_left_out: bool) -> Text:
+def _state_cell(trial: TrialProgress, one_line: bool, is_left_out: bool, is_rerun: bool) -> Text:
     style = "dim" if is_left_out else STATE_STYLES.get(trial.state or "", "dim")
     text = Text(
         trial.state or "waiting", style, no_wrap=one_line or None, overflow="ellipsis" if one_line else "fold"
@@ -140,7 +142,11 @@ def _state_cell(trial: TrialProgress, one_line: bool, is_left_out: bool) -> Text
     damaged = sum(trial.last(f"damaged_{split}_images") or 0 for split in ("train", "validation"))
     if damaged:
         text.append(f"; without {count(round(damaged), 'damaged image')}", style="default")
-    if is_left_out:
+    if is_rerun:
+        text.append(
+            "; rerun of the winner" if not is_left_out else "; rerun of an earlier winner", style="default"
+        )
+    elif is_left_out:
         text.append("; not in the study any more", style="default")
     return text
 
@@ -335,7 +341,7 @@ class StudyDisplay:
     def _rows(self, console: Console, room: int) -> list[Table | Text]:
         """A table of at most ``room`` rows. If trials are left out, the last row is a line that counts them."""
         self._study = self._study.grown(self._state)
-        trials = self._study.trials()
+        trials = self._study.trials() + self._study.reruns(self._state)
         shown = trials if len(trials) <= room else self._chosen(trials, room - 1)
         measured = ["top-1", "epochs", "train s", "images/s"]
         while True:

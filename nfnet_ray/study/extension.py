@@ -27,7 +27,7 @@ from nfnet_ray.tracking.labels import value_label
 from nfnet_ray.tracking.state import StudyState
 from nfnet_ray.wording import agree, count
 
-MAY_CHANGE = "only its space, seeds, epochs, number of settings and early stopping can change"
+MAY_CHANGE = "only its space, seeds, epochs, number of settings, early stopping and confirmation can change"
 
 UNNAMED: Final[dict[str, Any]] = {"found": None, "planned": None, "chosen": None, "names": {}, "outside": ()}
 """The fields of a Study that say what a journal has, as they are in a study without one."""

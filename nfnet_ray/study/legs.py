@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 
-from nfnet_ray.study.decisions import Decider, Leg
+from nfnet_ray.study.confirmation import FindWinners, planned_reruns
+from nfnet_ray.study.decisions import Decider, Leg, has_ended
 from nfnet_ray.study.recorder import Recorder
-from nfnet_ray.study.search.upcoming import Waiting, next_proposal
+from nfnet_ray.study.search.upcoming import Waiting, has_proposals, next_proposal
 from nfnet_ray.study.study import Study, Trial
 from nfnet_ray.tracking.events import TrialOutcome, trial_paused, trial_promoted, trial_started
 
@@ -16,10 +18,18 @@ class Legs:
 
     Args:
         validation_images: on how many images accuracies are measured, which says how noisy they are.
+        find_winners: finds the winners of a study whose settings have all ended; without it none is confirmed.
     """
 
-    def __init__(self, study: Study, validation_images: int, recorder: Recorder) -> None:
+    def __init__(
+        self,
+        study: Study,
+        validation_images: int,
+        recorder: Recorder,
+        find_winners: FindWinners | None = None,
+    ) -> None:
         self._study, self._images = study.grown(recorder.state), validation_images
+        self._find_winners = find_winners
         self._decider, self._recorder = Decider(self._study, validation_images), recorder
         self.running: dict[str, Leg] = {}
         """{trial: its leg}, of the legs that were handed out and have not ended."""
@@ -34,11 +44,12 @@ class Legs:
     def next(self) -> Leg | None:
         """The leg to run next, from now on as running; None if none can start now.
 
-        Where the study's search learns from results and no known trial can start, it proposes new ones.
+        Where the study's search learns from results and no known trial can start, it proposes new ones. When all
+        settings have ended, the winners are rerun.
         """
         while True:
             busy = {*self.running, *self._interrupted}
-            leg = self._decider.next_leg(self._recorder.state, busy, self._again)
+            leg = self._decider.next_leg(self._recorder.state, busy, self._again) or self._next_rerun(busy)
             if leg is not None:
                 self.running[leg.trial] = leg
                 self._again.discard(leg.trial)
@@ -49,7 +60,8 @@ class Legs:
     def trial(self, name: str) -> Trial:
         """A trial of the study by its name."""
         if name not in self._trials:
-            self._trials = {trial.name: trial for trial in self._study.trials()}
+            trials = self._study.trials() + self._study.reruns(self._recorder.state)
+            self._trials = {trial.name: trial for trial in trials}
         return self._trials[name]
 
     def start(self, name: str) -> None:
@@ -94,6 +106,27 @@ class Legs:
             self._recorder.record(event)
         self._grow(self._study.grown(state))
         return not self._recorder.lost
+
+    def _next_rerun(self, busy: Collection[str]) -> Leg | None:
+        """The next rerun of a winner, which trains to its end; None if there is none, or settings have yet to end."""
+        state = self._recorder.state
+        if not self._study.confirm or self._recorder.lost or not self._settings_have_ended():
+            return None
+        if not state.has_winners:
+            if self._find_winners is None:
+                return None
+            self._recorder.record(planned_reruns(self._study, state, self._find_winners(state)))
+        for name in state.confirming:
+            if name not in busy and not has_ended(state.trials[name], self._again):
+                return Leg(name, self.trial(name).recipe.schedule.epochs)
+        return None
+
+    def _settings_have_ended(self) -> bool:
+        """Whether every setting has been trained and compared, and the search has no more of them."""
+        state = self._recorder.state
+        return all(
+            has_ended(state.trials[trial.name], self._again) for trial in self._study.trials()
+        ) and not has_proposals(self._study, state)
 
     def _grow(self, study: Study) -> None:
         self._study, self._decider = study, Decider(study, self._images)

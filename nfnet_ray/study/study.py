@@ -44,6 +44,9 @@ UNCHANGED: Final = "recipe"  # the name of a trial in which no field is swept
 MOST_CORNERS: Final = (
     1024  # of a space that are checked: all of them for ten fields with two values or ends each
 )
+FRESH_SEEDS: Final = (
+    1000  # more than any study has, so that a study which is extended by seeds leaves them fresh
+)
 TRIALS_FOLDER: Final = "trials"  # in a study's directory; in it each trial has a folder of its name
 
 
@@ -99,12 +102,16 @@ class Study:
     """Settings whose accuracies differ by less are equal for practice, a fraction; None: the analysis' own default."""
     holdout: float | None = None
     """The share of the validation images on which the best setting is quoted, while it is chosen on the others."""
+    confirm: int = 0
+    """With how many fresh seeds the winner of each stratum is rerun before its accuracy is quoted."""
     names: Mapping[str, str] = field(default_factory=dict)
     """{:func:`trial_key`: name} of the trials of a study that was extended: those of before keep their names."""
     outside: tuple[str, ...] = ()
     """Names of trials that an extension has left out; no other trial gets them."""
 
     def __post_init__(self) -> None:
+        if self.confirm < 0:
+            raise UserError(f"confirm = {self.confirm} is not allowed; it takes a number of seeds")
         check_space(self.space)
         if self.asked is not None and self.points is None:
             raise UserError("what is asked about is said of a plain list of points; a space says so itself")
@@ -156,6 +163,7 @@ class Study:
             halving=Halving.from_description(told["halving"]) if told["halving"] else None,
             equal_within=told.get("equal_within"),
             holdout=told.get("holdout"),
+            confirm=told.get("confirm", 0),
         )
         distinct = {json.dumps(plan["point"], sort_keys=True): plan["point"] for plan in event["trials"]}
         if "search" in told:
@@ -199,7 +207,7 @@ class Study:
         told |= {"points": self.points} if self.points is not None else {}
         told |= {"asked": self.asked} if self.asked is not None else {}
         told |= {"seeds": self.seeds, "halving": self.halving_description()}
-        told |= {"equal within": self.equal_within, "holdout": self.holdout}
+        told |= {"equal within": self.equal_within, "holdout": self.holdout, "confirm": self.confirm}
         if told["halving"]:  # the price that money_seconds is made from may have changed since
             told["halving"] = {key: value for key, value in told["halving"].items() if key != "money_seconds"}
         if self.draws_points:
@@ -228,6 +236,15 @@ class Study:
         if self.points is not None or self.is_adaptive:
             return ()
         return tuple(name for name in self.fields[1:] if is_listed(self.space[name]))
+
+    @property
+    def winners(self) -> int:
+        """The number of settings to confirm, one for each combination of the conditions; 0 without ``confirm``."""
+        if not self.confirm:
+            return 0
+        return (
+            len({json.dumps([point.get(name) for name in self.conditions]) for point in self._settings}) or 1
+        )
 
     @property
     def search_name(self) -> str:
@@ -311,17 +328,38 @@ class Study:
         return study
 
     def left_out(self, state: StudyState) -> list[Trial]:
-        """The trials of the journal that an extension has left out; they have no stratum."""
-        base, plans = self.recipe.to_values(), (state.plans[name] for name in self.outside)
+        """The trials that an extension has left out, and the reruns of earlier winners; they have no stratum."""
+        reruns = [plan for name, plan in state.reruns.items() if name not in state.confirming]
         return [
-            Trial(
-                plan["name"],
-                _with_tuples(plan["point"]),
-                "",
-                Recipe.from_values({**base, **plan["recipe"], **plan["point"]}),
-            )
-            for plan in plans
+            self._planned_trial(plan) for plan in (*(state.plans[name] for name in self.outside), *reruns)
         ]
+
+    def reruns(self, state: StudyState) -> list[Trial]:
+        """The reruns that confirm the winners, as far as they are planned; they have no stratum."""
+        return [self._planned_trial(state.reruns[name]) for name in state.confirming]
+
+    def reruns_of(self, point: Mapping[str, Any], state: StudyState) -> list[Trial]:
+        """The reruns of a setting with fresh seeds; those that the journal has already keep their names.
+
+        Fresh seeds count from 1,000 above the Recipe's own, without those that any setting has been trained with.
+        """
+        used = {plan["recipe"].get("seed") for plan in state.plans.values()}.union(self.seeds)
+        known = {trial.recipe: trial.name for trial in map(self._planned_trial, state.reruns.values())}
+        fresh = (seed for seed in itertools.count(self.recipe.seed + FRESH_SEEDS) if seed not in used)
+        parts = self._parts(point)
+        trials = []
+        for seed in itertools.islice(fresh, self.confirm):
+            recipe = self.recipe.with_values(self._values(point) | {"seed": seed})
+            name = known.get(recipe) or free_name(
+                ",".join([*parts.values(), f"rerun={seed}"]), self.epochs, state.trials
+            )
+            trials.append(Trial(name, point, "", recipe))
+        return trials
+
+    def _planned_trial(self, plan: TrialPlan) -> Trial:
+        """A trial of the journal that is no trial of a setting."""
+        values = {**self.recipe.to_values(), **plan["recipe"], **plan["point"]}
+        return Trial(plan["name"], _with_tuples(plan["point"]), "", Recipe.from_values(values))
 
     def with_points_of(self, state: StudyState) -> Study:
         """The study, which is the one that a journal describes, with the points and the rungs that the journal has."""
@@ -366,6 +404,8 @@ class Study:
         for name in ("equal_within", "holdout"):
             if getattr(self, name) is not None:
                 told[name] = getattr(self, name)
+        if self.confirm:
+            told["confirm"] = self.confirm
         if self.points is not None:
             told["points"] = [dict(point) for point in self.points]
         if self.asked is not None:
@@ -383,8 +423,7 @@ class Study:
     def trials_at(self, point: Mapping[str, Any]) -> tuple[Trial, ...]:
         """The trials of one setting, one for each seed."""
         point = self._asked_part(point)
-        labels = endings(self.fields)
-        parts = {name: f"{labels[name]}={_as_file_name(value_label(value))}" for name, value in point.items()}
+        parts = self._parts(point)
         rivals = [parts[name] for name in self.conditions if name in parts]
         values = self._values(point)
         trials = []
@@ -401,6 +440,11 @@ class Study:
                 )
             )
         return tuple(trials)
+
+    def _parts(self, point: Mapping[str, Any]) -> dict[str, str]:
+        """{dotted name: the part of a trial's name} of each swept field."""
+        labels = endings(self.fields)
+        return {name: f"{labels[name]}={_as_file_name(value_label(value))}" for name, value in point.items()}
 
     def plan(self, trial: Trial) -> TrialPlan:
         """What a journal says of a trial."""

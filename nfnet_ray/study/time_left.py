@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from nfnet_ray.metric import METRIC
-from nfnet_ray.study.cost.plan import ladder_in_epochs, least_epochs, next_rung
+from nfnet_ray.study.cost.plan import ladder_in_epochs, least_epochs, next_rung, rerun_group
 from nfnet_ray.study.decisions import groups
 from nfnet_ray.study.study import Study
 from nfnet_ray.tracking.state import StudyState, TrialProgress
@@ -39,7 +39,7 @@ class TimeLeft:
     def __init__(self, study: Study, state: StudyState, work: Mapping[str, float]) -> None:
         self._study, self._state, self._work = study, state, work
         self._mean_work = sum(work.values()) / max(1, len(work))
-        self._groups = groups(study)
+        self._groups = [*groups(study), rerun_group(study, state)]
         self._known = {name: trial.epoch for name, trial in state.trials.items()}
         self._first: set[str] = set()
         self._epochs: deque[tuple[float, float]] = deque(maxlen=_RECENT_EPOCHS)
@@ -47,16 +47,17 @@ class TimeLeft:
         self._running: deque[tuple[float, int]] = deque()
         self._running_now: set[str] = set()
         self._proposed = 0
+        self._had_winners = state.has_winners
 
     def observe(self, now: float, changed: Iterable[TrialProgress] | None = None) -> None:
         """Take in what has changed in the study's state; ``now`` is in seconds since any fixed time.
 
         ``changed`` are the trials that may have changed since the last call; None: any of them.
         """
-        if len(self._state.proposals) != self._proposed:
-            self._proposed = len(self._state.proposals)
+        if (len(self._state.proposals), self._state.has_winners) != (self._proposed, self._had_winners):
+            self._proposed, self._had_winners = len(self._state.proposals), self._state.has_winners
             self._study = self._study.grown(self._state)
-            self._groups = groups(self._study)
+            self._groups = [*groups(self._study), rerun_group(self._study, self._state)]
         for trial in self._state.trials.values() if changed is None else changed:
             name = trial.name
             if trial.state != "running":

@@ -3,7 +3,8 @@
 A journal is a text file of JSON objects, one a line, that only ever grows::
 
     study_started  (study_resumed)  (study_extended)  (trial_proposed)  trial_started  epoch  epoch  …  trial_paused
-    trial_promoted  …  trial_started  epoch  …  trial_ended  …  study_ended
+    trial_promoted  …  trial_started  epoch  …  trial_ended  …  (confirmation_planned  trial_started  epoch  …
+    trial_ended)  …  study_ended
 
 Numbers that JSON cannot hold are written as the strings ``"NaN"``, ``"Infinity"`` and ``"-Infinity"``
 and come back as floats, so those three strings are reserved everywhere in an event.
@@ -147,6 +148,8 @@ class StudyDescription(TypedDict):
     """Settings whose accuracies differ by less are equal for practice, a fraction."""
     holdout: NotRequired[float]
     """The share of the validation images on which the best setting is quoted; it is chosen on the others."""
+    confirm: NotRequired[int]
+    """With how many fresh seeds the winner is rerun."""
     worker: WorkerDescription
     places: NotRequired[int]
     """How many trials run at once, in the driver that started the study."""
@@ -304,9 +307,32 @@ def trial_proposed(plan: TrialPlan, number: int, after: Sequence[str]) -> TrialP
     }
 
 
+class ConfirmationPlanned(TypedDict):
+    """All settings have been compared, and the winner of each stratum is rerun with fresh seeds.
+
+    ``trials`` are all reruns that confirm a winner from now on, with those that an earlier event of this kind has
+    planned already. The reruns in ``left_out`` are those of an earlier winner; their results stay as evidence.
+    """
+
+    event: Literal["confirmation_planned"]
+    time: float
+    trials: list[TrialPlan]
+    left_out: list[str]
+
+
+def confirmation_planned(trials: Sequence[TrialPlan], left_out: Sequence[str] = ()) -> ConfirmationPlanned:
+    """The event of reruns that are planned now."""
+    return {
+        "event": "confirmation_planned",
+        "time": time.time(),
+        "trials": list(trials),
+        "left_out": list(left_out),
+    }
+
+
 def plans_of(event: Event) -> list[TrialPlan]:
-    """The trials that an event adds to a study."""
-    if event["event"] in ("study_started", "study_extended"):
+    """The trials that an event adds to a study; reruns of a winner are among them."""
+    if event["event"] in ("study_started", "study_extended", "confirmation_planned"):
         return event["trials"]
     if event["event"] == "trial_proposed":
         return [{"name": event["trial"], "point": event["point"], "recipe": event["recipe"]}]
@@ -513,6 +539,7 @@ Event = (
     | StudyExtended
     | StudyAnnotated
     | TrialProposed
+    | ConfirmationPlanned
     | TrialStarted
     | TrialPaused
     | TrialPromoted

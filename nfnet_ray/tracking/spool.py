@@ -87,6 +87,8 @@ def runs_of(event: Event) -> tuple[str, ...]:
         return ()
     if event["event"] == "study_extended":
         return (STUDY_RUN, *event["left_out"], *(plan["name"] for plan in event["trials"]))
+    if event["event"] == "confirmation_planned":
+        return (*event["left_out"], *(plan["name"] for plan in event["trials"]))
     return (STUDY_RUN,)
 
 

@@ -19,7 +19,9 @@ from nfnet_ray.tracking.epoch_metrics import packed
 from nfnet_ray.tracking.events import (
     JOURNAL_FILE,
     CapsDescription,
+    ConfirmationPlanned,
     Event,
+    StudyDescription,
     StudyEnded,
     StudyExtended,
     StudyStarted,
@@ -33,6 +35,7 @@ from nfnet_ray.tracking.events import (
     with_extension,
 )
 from nfnet_ray.tracking.idle import IdleTime, Places, planned_trials
+from nfnet_ray.tracking.swept import winner_fields
 
 ENDED_FOR_GOOD: tuple[TrialOutcome, ...] = ("finished", "stopped", "diverged")
 """States in which a resumed study leaves a trial alone; a failed or interrupted one is run again."""
@@ -114,6 +117,9 @@ class StudyState:
         plans: {name: plan} of the same trials, once the journal has begun.
         proposals: {name: number of its setting} of the trials that were proposed while the study ran, since it was
             started or last extended.
+        reruns: {name: plan} of all reruns of a winner, which are in ``trials`` and not in ``plans``.
+        confirming: the names of those that confirm a winner now; others are of an earlier winner.
+        has_winners: whether the winners have been chosen since a setting was trained, or the study extended, last.
         notes: what people have said about the study, in that order.
         tags: {key: value} that people have given it.
         last_event_time: Unix seconds of the latest event, 0 before the first.
@@ -130,6 +136,9 @@ class StudyState:
         self.tags: dict[str, str] = {}
         self.plans: dict[str, TrialPlan] = {}
         self.proposals: dict[str, int] = {}
+        self.reruns: dict[str, TrialPlan] = {}
+        self.confirming: tuple[str, ...] = ()
+        self.has_winners = False
         self.extensions: list[str] = []
         self.last_event_time = 0.0
         self.latest: TrialProgress | None = None
@@ -213,6 +222,8 @@ class StudyState:
                 self.plans = {**self.plans, name: plans_of(event)[0]}
                 self.trials = {**self.trials, name: self.trials.get(name) or TrialProgress(name)}
                 self.proposals = {**self.proposals, name: event["number"]}
+            case "confirmation_planned":
+                self._confirm(event)
             case "study_resumed":
                 self.ended = None
                 self.changed |= event.get("changed", {})
@@ -224,6 +235,7 @@ class StudyState:
             case "trial_started":
                 trial = self.trials[event["trial"]]
                 trial.state, trial.reason, trial.attempts = "running", None, event["attempt"]
+                self.has_winners &= trial.name in self.reruns
                 trial.reused = event.get("reused")
                 trial.hold(self._accelerators(event), self.last_event_time)
             case "trial_paused":
@@ -270,7 +282,7 @@ class StudyState:
             worker = self._study.get("worker", {})
             accelerators = worker.get("workers", 1) * (float(worker.get("gpus", 0)) or 1.0)
             described: Mapping[str, Any] = event if event["event"] == "study_resumed" else self._study
-            self._places.begin(now, described.get("places"), accelerators, planned_trials(self._study))
+            self._places.begin(now, described.get("places"), accelerators, self._planned_trials())
         elif event["event"] == "study_extended":
             for known in self.members:
                 self._places.note(known.name, _activity(known))
@@ -304,8 +316,12 @@ class StudyState:
         for name, plan in others.items():
             others[name] = {**plan, "recipe": {**changed, **plan["recipe"]}}
         self.plans = {**now, **others}
-        self.trials = {name: self.trials.get(name) or TrialProgress(name) for name in self.plans}
-        self.proposals = {}
+        self.reruns = {
+            name: {**plan, "recipe": {**changed, **plan["recipe"]}} for name, plan in self.reruns.items()
+        }
+        names = (*self.plans, *self.reruns)
+        self.trials = {name: self.trials.get(name) or TrialProgress(name) for name in names}
+        self.proposals, self.confirming, self.has_winners = {}, (), False
         for name in event["reconsidered"]:
             trial = self.trials[name]
             if trial.state == "stopped":
@@ -314,9 +330,35 @@ class StudyState:
         for trial in self.trials.values():
             is_over = trial.name in outside
             self._places.note(trial.name, "over" if is_over else _activity(trial, resumed=True))
-        self._places.plan(planned_trials(self._study))
+        self._places.plan(self._planned_trials())
         if not self.extensions or self.extensions[-1] != event["command"]:
             self.extensions.append(event["command"])
+
+    def _confirm(self, event: ConfirmationPlanned) -> None:
+        """Takes in which reruns confirm the winners from now on."""
+        now = {plan["name"]: plan for plan in plans_of(event)}
+        self.reruns = {**self.reruns, **now}
+        self.trials = {
+            **self.trials,
+            **{name: TrialProgress(name) for name in now if name not in self.trials},
+        }
+        self.confirming, self.has_winners = tuple(now), True
+        for name in self.reruns:
+            self._places.note(name, _activity(self.trials[name], resumed=True) if name in now else "over")
+        self._places.plan(self._planned_trials())
+
+    def _planned_trials(self) -> int:
+        """How many trials there may be in the end, with those that a search proposes and the reruns of winners."""
+        planned, confirm = planned_trials(self._study), self._study.get("confirm", 0)
+        if not confirm or self.has_winners:
+            return planned
+        fields, outside = winner_fields(cast(StudyDescription, self._study)), self.outside
+        strata = {
+            str([plan["point"].get(field) for field in fields])
+            for plan in self.plans.values()
+            if plan["name"] not in outside
+        }
+        return max(planned, len(self.trials)) + confirm * len(strata)
 
     def _accelerators(self, event: TrialStarted) -> float:
         """What a trial that starts holds: the GPUs of its workers, or its workers if they have none."""
@@ -360,8 +402,11 @@ class StudyState:
 
     @property
     def outside(self) -> frozenset[str]:
-        """Names of the trials that an extension has left out: nobody trains them, and what they reached is evidence."""
-        return frozenset(self._study.get("outside", ()))
+        """Names of the trials that nobody trains any more, whose results stay as evidence.
+
+        They are those that an extension has left out, and the reruns of an earlier winner.
+        """
+        return frozenset(self._study.get("outside", ())).union(self.reruns).difference(self.confirming)
 
     @property
     def members(self) -> list[TrialProgress]:

@@ -27,6 +27,14 @@ def condition_fields(study: StudyDescription) -> tuple[str, ...]:
     return tuple(name for name in swept_fields(study)[1:] if swept_range(study, name) is None)
 
 
+def winner_fields(study: StudyDescription) -> tuple[str, ...]:
+    """The fields for each combination of whose values there is a winner to confirm: the conditions.
+
+    A search that learns from results looks for one best setting, whatever its conditions, so it has a single winner.
+    """
+    return () if "lag" in study.get("search", {}) else condition_fields(study)
+
+
 def swept_range(study: StudyDescription, field: str) -> Mapping[str, Any] | None:
     """The range of a field, with its ends ``low`` and ``high``; None for a field that has a list of values."""
     domain = _unconditional(study["space"].get(field, []))

@@ -1,9 +1,9 @@
 """Events of a journal as experiments, runs, params, metrics and tags of MLflow.
 
 One experiment holds everything. A study is one run (tag ``kind=study``), each of its trials another one
-(``kind=trial``). Trials are flat, not nested: the UI's charts leave nested runs out until each parent is
-opened by hand. All runs of a study carry its ``study_id``, so they are found again whatever happened
-between creating a run and noting its id.
+(``kind=trial``), and so is each rerun of a winner (``kind=rerun``). Trials are flat, not nested: the UI's charts leave
+nested runs out until each parent is opened by hand. All runs of a study carry its ``study_id``, so they are found again
+whatever happened between creating a run and noting its id.
 
 Every write may be made twice without harm. A run is looked for before it is created; params and tags are
 set to the same values; a metric has its event's time, and MLflow keeps one of two points that are equal
@@ -94,6 +94,7 @@ class StudyWriter:
         self._study_id = study_id(started)
         self._journal_path, self._plans_read_to = journal_path, 0
         self._plans: dict[str, TrialPlan] = {}
+        self._reruns: set[str] = set()
         # Ids of the trials' runs whose params this writer has written.
         self._with_params: set[str] = set()
         self._recipes: dict[str, Values] = {}
@@ -126,6 +127,9 @@ class StudyWriter:
                 self._extend_study(line)
             elif run_id := self.run_id(run):  # a trial that has never begun has none
                 self._set_tags(run_id, _place_in_study(event, run))
+        elif event["event"] == "confirmation_planned":
+            if run_id := self.run_id(run):
+                self._set_tags(run_id, {"left_out": str(run in event["left_out"]).lower()})
         elif event["event"] == "study_annotated":
             self._annotate(line)
         elif event["event"] == "trial_started":
@@ -310,13 +314,19 @@ class StudyWriter:
             return run_id
         study, shown = self._started["study"], dict(self._plan(trial)["point"])
         recipe = self._recipe(trial)
-        if len(study["seeds"]) > 1 and "seed" in recipe:
+        is_rerun = trial in self._reruns
+        if (len(study["seeds"]) > 1 or is_rerun) and "seed" in recipe:
             shown["seed"] = recipe["seed"]
         names = short_names([*swept_fields(study), *shown])
         run_id = self._create_run(
             _run_name(shown, names) or trial,
             time,
-            {"kind": "trial", "trial": trial, "point": point_label(shown, names), "left_out": "false"},
+            {
+                "kind": "rerun" if is_rerun else "trial",
+                "trial": trial,
+                "point": point_label(shown, names),
+                "left_out": "false",
+            },
         )
         self.tracked = replace(self.tracked, trial_run_ids={**self.tracked.trial_run_ids, trial: run_id})
         return run_id
@@ -333,6 +343,8 @@ class StudyWriter:
                 if event["event"] == "study_extended":
                     self._started_at_plans = with_extension(self._started_at_plans, event)
                 base = self._started_at_plans["study"]["recipe"]
+                if event["event"] == "confirmation_planned":
+                    self._reruns.update(plan["name"] for plan in event["trials"])
                 for plan in plans_of(event):
                     self._plans[plan["name"]] = plan
                     recipe = {**base, **plan["recipe"], **plan["point"]}
@@ -410,7 +422,8 @@ def _place_in_study(event: StudyExtended, trial: str) -> dict[str, str]:
 def study_metrics(state: StudyState, metric: str) -> dict[str, float]:
     """A study's own metrics in MLflow; ``best_…`` is missing while no trial has finished.
 
-    Trials that an extension has left out count, as their time was paid for, but none of them is the best.
+    Trials that an extension has left out count, as their time was paid for, but none of them is the best. Nor are the
+    reruns of a winner, whose mean accuracy is ``confirmed_…``; of several winners it is that of the best one.
     """
     trials = state.trials.values()
     finished = [trial for trial in trials if trial.outcome == "finished"]
@@ -425,11 +438,19 @@ def study_metrics(state: StudyState, metric: str) -> dict[str, float]:
         summary |= {"idle_accelerator_seconds": idle.seconds, "idle_share": idle.share}
     if (price := state.caps.get("price_per_hour")) is not None:
         summary["cost"] = summary["accelerator_hours"] * price
-    final = [
-        value for trial in finished if trial.name not in outside and (value := trial.last(metric)) is not None
-    ]
-    if final:
-        summary[f"best_{metric}"] = max(final)
+    final = {
+        trial.name: value
+        for trial in finished
+        if trial.name not in outside and (value := trial.last(metric)) is not None
+    }
+    settings = [value for name, value in final.items() if name not in state.reruns]
+    if settings:
+        summary[f"best_{metric}"] = max(settings)
+    confirmed: dict[str, list[float]] = {}
+    for name in final.keys() & state.reruns.keys():
+        confirmed.setdefault(str(state.reruns[name]["point"]), []).append(final[name])
+    if confirmed:
+        summary[f"confirmed_{metric}"] = max(math.fsum(each) / len(each) for each in confirmed.values())
     return summary
 
 

@@ -80,11 +80,18 @@ class StudyFolder:
     @property
     def planned_trials(self) -> int:
         """How many trials there are, and, while a search may still add some, how many there may be."""
-        known = sum(self.trial_states.values())
+        known = sum(self.trial_states.values()) + self._unplanned_reruns
         search = self.started["study"].get("search") if self.started else None
         if search is None or self.started is None or self.condition == "finished":
             return known
-        return max(known, search["settings"] * len(self.started["study"]["seeds"]))
+        return max(known, search["settings"] * len(self.started["study"]["seeds"]) + self._unplanned_reruns)
+
+    @property
+    def _unplanned_reruns(self) -> int:
+        """The reruns of one winner, while it is not known yet which it is, or how many there are."""
+        if self.state is None or self.started is None or self.state.has_winners:
+            return 0
+        return self.started["study"].get("confirm", 0)
 
     def known(self) -> tuple[StudyState, StudyStarted]:
         """State and first event. Raises UserError if the journal cannot be read."""

@@ -36,7 +36,7 @@ from nfnet_ray.wording import clock_time, count, storage_size
 from studies.managing.documents import print_document
 from studies.managing.facts import mlflow_command, report_command, resume_text, space_texts, tracked_at
 from studies.managing.folders import StudyFolder, read_folder
-from studies.managing.summary import age_text, setting_document, summary_document
+from studies.managing.summary import age_text, confirmed_document, setting_document, summary_document
 
 
 def show_study(directory: Path, console: Console, *, as_json: bool) -> None:
@@ -109,6 +109,8 @@ def _facts(folder: StudyFolder) -> Table:
     rows += [("Space", f"{name}: {values}") for name, values in space_texts(told["space"]).items()]
     if "points" in told:
         rows.append(("Space", f"a list of {count(len(told['points']), 'point')}"))
+    if "confirm" in told:
+        rows.append(("Confirm", f"the winner is rerun with {count(told['confirm'], 'fresh seed')}"))
     if "search" in told:
         rows.append(("Search", f"{told['search']['name']}, {count(told['search']['settings'], 'setting')}"))
     rows += [
@@ -162,8 +164,9 @@ def _document(folder: StudyFolder, record: StudyRecord, answers: Sequence[BestSe
     _, started = folder.known()
     told, tracked = started["study"], tracked_at(folder.directory)
     report = folder.directory / REPORT_FILE
-    outside = folder.known()[0].outside
-    rows = [table.to_dict("records") for table in (record.trials, record.left_out) if table is not None]
+    outside, reruns = folder.known()[0].outside, folder.known()[0].reruns
+    tables = (record.trials, record.reruns, record.left_out)
+    rows = [table.to_dict("records") for table in tables if table is not None]
     trials = [
         {
             "name": trial["trial"],
@@ -177,6 +180,7 @@ def _document(folder: StudyFolder, record: StudyRecord, answers: Sequence[BestSe
             "train_seconds": _known(trial["train_seconds"]),
             "images_per_second": _known(trial["images_per_second"]),
             "left_out": trial["trial"] in outside,
+            "rerun": trial["trial"] in reruns,
         }
         for trial in itertools.chain.from_iterable(rows)
     ]
@@ -189,6 +193,7 @@ def _document(folder: StudyFolder, record: StudyRecord, answers: Sequence[BestSe
         "search": told.get("search"),
         "halving": told["halving"],
         "seeds": told["seeds"],
+        "confirm": told.get("confirm", 0),
         "epochs": told["epochs"],
         "recipe": told["recipe"],
         "data": told["data"],
@@ -199,6 +204,7 @@ def _document(folder: StudyFolder, record: StudyRecord, answers: Sequence[BestSe
         "answers": [
             {
                 **setting_document(answer.best),
+                "confirmed": confirmed_document(answer),
                 "sentence": answer.sentence(),
                 "within_noise": [dict(other.point) for other in answer.within_noise],
                 "verdict": answer.verdict,

@@ -55,7 +55,7 @@ def summary_document(folder: StudyFolder) -> dict[str, Any]:
         "trials": folder.trial_states,
         "trials_ended": folder.ended_trials,
         "trials_planned": folder.planned_trials,
-        "best": best and setting_document(best.best),
+        "best": best and {**setting_document(best.best), "confirmed": confirmed_document(best)},
         "bytes": bytes_below(folder.directory),
         "notes": list(state.notes) if state else [],
         "tags": dict(state.tags) if state else {},
@@ -74,10 +74,26 @@ def setting_document(result: SettingResult) -> dict[str, Any]:
     }
 
 
+def confirmed_document(answer: BestSetting) -> dict[str, Any] | None:
+    """The reruns of a winner as JSON; None where none has finished."""
+    confirmation = answer.confirmation
+    if confirmation is None or confirmation.result is None:
+        return None
+    described = setting_document(confirmation.result)
+    del described["setting"]
+    return {
+        **described,
+        "drop": confirmation.drop,
+        "planned": confirmation.planned,
+        "lost": confirmation.lost,
+    }
+
+
 def interval_text(best: Mapping[str, Any] | None) -> str:
-    """``98.1% (96.0 to 99.1)``; empty where there is no best setting."""
+    """``98.1% (96.0 to 99.1)``, of the reruns if the winner was confirmed; empty where there is no best setting."""
     if best is None:
         return ""
+    best = best.get("confirmed") or best
     return f"{percent(best['top1'])} ({100 * best['low']:.1f} to {100 * best['high']:.1f})"
 
 

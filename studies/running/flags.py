@@ -93,11 +93,11 @@ def sweep_of(texts: Sequence[str]) -> dict[str, Domain]:
 def _study_request(program: StudyProgram, options: argparse.Namespace) -> StudyRequest:
     values = vars(options) | {"settings": settings_of(options.settings), "sweep": sweep_of(options.sweep)}
     own = {name: values.pop(name) for name in program.flags}
-    given = ("sweep", "settings", "seeds", "epochs", "trials", "search", "early_stopping")
+    given = ("sweep", "settings", "seeds", "epochs", "trials", "search", "early_stopping", "confirm")
     if options.extend and not any(values[name] for name in given):
         raise UserError(
-            f"--extend {options.extend} needs what to add: --sweep FIELD=VALUES, --seeds N, --epochs N, --trials N or "
-            "--early-stopping RULE"
+            f"--extend {options.extend} needs what to add: --sweep FIELD=VALUES, --seeds N, --epochs N, --trials N, "
+            "--early-stopping RULE or --confirm N"
         )
     return StudyRequest(program=program, own=own, **values)
 
@@ -326,7 +326,7 @@ def study_parser(program: StudyProgram, file: Path) -> argparse.ArgumentParser:
         type=given(study_name),
         metavar="NAME",
         help="train what a study that has ended does not have yet: other values (--sweep), more --seeds, --epochs or"
-        " --trials, other --early-stopping; what it has trained is kept (docs/managing.md)",
+        " --trials, other --early-stopping, a winner to --confirm; what it has trained is kept (docs/managing.md)",
     )
     what = parser.add_argument_group("what it studies")
     add_data(what)
@@ -380,6 +380,13 @@ def study_parser(program: StudyProgram, file: Path) -> argparse.ArgumentParser:
         metavar="X",
         help="quote the accuracy of the best setting on this share of the validation images, such as 0.5, and choose it"
         " on the others (docs/answers.md)",
+    )
+    what.add_argument(
+        "--confirm",
+        type=positive,
+        metavar="N",
+        help="when all settings have been compared, train the best one again with N fresh seeds, for all epochs, and"
+        " quote the accuracy of these reruns (docs/answers.md)",
     )
     add_settings(what, "set a field of the Recipe; setting a swept field fixes it for all trials")
     what.add_argument(

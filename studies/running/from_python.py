@@ -43,6 +43,7 @@ def run(
     schedule: Literal["truncated", "stretched"] | None = None,
     equal_within: float | None = None,
     holdout: float | None = None,
+    confirm: int | None = None,
     storage: str | os.PathLike[str] = DEFAULT_STORAGE,
     name: str | None = None,
     may_continue: bool = False,
@@ -90,6 +91,8 @@ def run(
         schedule: ``stretched`` trains to each rung with a complete learning-rate schedule; by default the study's own.
         equal_within: settings whose accuracies differ by less, in points, are equal for practice; by default 0.2.
         holdout: quote the best setting on this share of the validation images, and choose it on the others.
+        confirm: when all settings have been compared, train the best one again with this number of fresh seeds, and
+            quote the accuracy of these reruns.
         storage: the folder of all results.
         name: the name of the study's folder; by default the study's name and the time.
         may_continue: continue the study if there is one of this ``name`` with the same settings.
@@ -140,6 +143,7 @@ def run(
         schedule=schedule,
         equal_within=_above_zero("equal_within", equal_within),
         holdout=_above_zero("holdout", holdout),
+        confirm=_positive("confirm", confirm),
         storage=Path(storage),
         name=name and study_name(name),
         may_continue=may_continue,

@@ -24,7 +24,19 @@ CHECKPOINTS_FOLDER = "checkpoints"  # in the folder of a trial (nfnet_ray/cluste
 
 
 # What a study may be extended by.
-EXTENDS = ("--sweep", "--set", "--seeds", "--epochs", "--trials", "--search", "--early-stopping", "--data")
+EXTENDS = (
+    *(
+        "--sweep",
+        "--set",
+        "--seeds",
+        "--epochs",
+        "--trials",
+        "--search",
+        "--early-stopping",
+        "--confirm",
+        "--data",
+    ),
+)
 
 
 def refuse_with_begun(request: Request) -> None:

@@ -52,6 +52,8 @@ class StudyRequest(Request):
     """In points."""
     holdout: float | None = None
     """A share, 0 to 1."""
+    confirm: int | None = None
+    """With how many fresh seeds the winner is rerun."""
     workers_per_trial: tuple[int, int] | None = None
     """(least, most)."""
     trials_at_once: int | None = None
@@ -76,6 +78,7 @@ class StudyRequest(Request):
             "--schedule": self.schedule,
             "--equal-within": self.equal_within,
             "--holdout": self.holdout,
+            "--confirm": self.confirm,
             "--set": self.settings or None,
             "--sweep": self.sweep or None,
             "--workers-per-trial": self.workers_per_trial,
@@ -123,6 +126,7 @@ class StudyRequest(Request):
             search=self.search or study.search,
             equal_within=study.equal_within if self.equal_within is None else self.equal_within / 100,
             holdout=self.holdout or study.holdout,
+            confirm=self.confirm or study.confirm,
         )
         return replace(study, first_points=self._first_points(study)) if self.earlier else study
 
@@ -159,6 +163,7 @@ class StudyRequest(Request):
             first_points=points_within(space, recipe, study.first_points),
             equal_within=study.equal_within if self.equal_within is None else self.equal_within / 100,
             holdout=self.holdout or study.holdout,
+            confirm=self.confirm or study.confirm,
             **UNNAMED,
         )
 
@@ -309,6 +314,7 @@ class TuneRunner:
                 running.worker,
                 running.note,
                 running.stop,
+                _find_winners,
             )
 
     def results(self, _study: Study, _directory: Path) -> list[str]:
@@ -322,3 +328,12 @@ class TuneRunner:
         if "failed" in states:
             return Ending(EXIT_FAILED_TRIALS, "Some trials failed. Run them again with:")
         return Ending(0)
+
+
+def _find_winners(state: StudyState) -> list[dict[str, Any]]:
+    """The winners that the answer names, by their points."""
+    from nfnet_ray.analysis.answer import winners
+    from nfnet_ray.analysis.record import study_record
+
+    assert state.started is not None
+    return winners(study_record(state, state.started, with_epochs=False))

@@ -114,6 +114,20 @@ def test_the_best_of_equal_settings_is_seldom_better_and_its_optimism_is_found(
     assert abs(np.mean(corrected)) <= 0.3 * np.mean(naive)
 
 
+@pytest.mark.parametrize(("images", "agreement", "spread"), [(360, 0.8, 0.01), (10_000, 0.8, 0.003)])
+def test_the_winner_in_its_reruns_is_not_lucky(images: int, agreement: float, spread: float) -> None:
+    """The best of six equal settings, of one seed each, and three reruns of it on the same images."""
+    settings, reruns = 6, 3
+    draw = np.random.default_rng(images)
+    truth = trial_accuracies(draw, STUDIES, np.full(settings + reruns, 0.8), 1, spread)
+    moments = simulated_moments(draw, truth, images, agreement)
+    swept = moments.mean[:, :settings].max(axis=1)
+    found = setting_parts(moments.only(range(settings, settings + reruns)))
+    covered = (np.abs(found.value - 0.8) <= found.half_width()).mean()
+    assert LOW <= covered <= HIGH
+    assert abs(np.mean(found.value - 0.8)) < 0.2 * np.mean(swept - 0.8)
+
+
 @pytest.mark.parametrize("halving", [False, True])
 def test_the_better_of_two_finalists_is_seldom_better(halving: bool) -> None:
     """Of six equal settings the two that were ahead at a rung are trained to the end, on the same images and seeds."""

@@ -1,4 +1,4 @@
-"""A study with a range, from its command line: killed, resumed, and extended in the same journal."""
+"""A study with a range, from its command line: killed, resumed, extended in the same journal, its winner confirmed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 CLIP = "optimizer.agc.clip_factor"
 
 
-def test_a_range_is_resumed_after_a_kill_and_extended_in_the_same_journal(
+def test_a_range_is_resumed_after_a_kill_extended_in_the_same_journal_and_confirmed(
     used_workplace: Workplace, few_digits: Path, cluster: str
 ) -> None:
     place = used_workplace
@@ -40,7 +40,8 @@ def test_a_range_is_resumed_after_a_kill_and_extended_in_the_same_journal(
     # The better one is kept, the other one is outside, and a new point is drawn.
     low = max(plan["point"][CLIP] for plan in first.plans.values())
     extended = place.run(
-        "--extend", "range", "--sweep", f"{CLIP}=log:{low}..0.3", "--trials", "2", "--address", cluster
+        *("--extend", "range", "--sweep", f"{CLIP}=log:{low}..0.3", "--trials", "2", "--confirm", "1"),
+        *("--address", cluster),
     )
     assert extended.returncode == 0, extended.stdout + extended.stderr
     assert (
@@ -48,8 +49,13 @@ def test_a_range_is_resumed_after_a_kill_and_extended_in_the_same_journal(
     )
     assert "not in the study any more" in extended.stdout
     last = place.progress("range")
+    [rerun] = last.confirming
+    assert (last.trials[rerun].state, last.trials[rerun].epoch) == ("finished", 2)
+    assert last.reruns[rerun]["recipe"]["seed"] == 1000
+    assert "rerun of the winner" in extended.stdout
+    assert "in reruns with fresh seeds" in extended.stdout
     started = [event["trial"] for event in place.events("range") if event["event"] == "trial_started"]
-    new = [*set(last.trials) - set(planned)]
+    new = [*set(last.trials) - set(planned) - {rerun}]
     assert len(new) == 1
     assert started.count(new[0]) == 1
     assert {name: trial.attempts for name, trial in last.trials.items() if name in planned} == {
@@ -57,16 +63,19 @@ def test_a_range_is_resumed_after_a_kill_and_extended_in_the_same_journal(
     }
     report = (place.folder / "runs" / "range" / "report.html").read_text()
     assert "Not in the study any more" in report
+    assert "Reruns of the winner" in report
 
     import mlflow
 
     client = mlflow.MlflowClient(f"sqlite:///{place.folder}/runs/mlflow.db")
     experiment = client.get_experiment_by_name("nfnet_ray")
     assert experiment is not None
-    runs = client.search_runs([experiment.experiment_id], "tags.study = 'range' AND tags.kind = 'trial'")
+    runs = client.search_runs([experiment.experiment_id], "tags.study = 'range' AND tags.kind != 'study'")
     assert {run.data.tags["trial"]: run.data.tags.get("left_out") for run in runs} == {
         name: "true" if name in last.outside else "false" for name in last.trials
     }
+    kinds = {run.data.tags["trial"]: run.data.tags["kind"] for run in runs}
+    assert kinds == {name: "rerun" if name == rerun else "trial" for name in last.trials}
 
     again = place.run("--extend", "range", "--sweep", f"{CLIP}=log:{low}..0.3", "--trials", "2")
     assert again.returncode == 0, again.stderr

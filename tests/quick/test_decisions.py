@@ -20,6 +20,7 @@ from nfnet_ray.metric import METRIC
 from nfnet_ray.optim.schedule import learning_rate_at
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.study import Halving, Study
+from nfnet_ray.study.confirmation import FindWinners
 from nfnet_ray.study.decisions import Leg, ends, groups, most_epochs, noise
 from nfnet_ray.study.halving import parse_halving, with_schedule_of
 from nfnet_ray.study.legs import Legs
@@ -62,6 +63,7 @@ class Simulation:
 
     Args:
         epoch_seconds: {trial: seconds of training that the journal has for each of its epochs}.
+        find_winners: finds the winners to confirm.
     """
 
     def __init__(
@@ -70,7 +72,9 @@ class Simulation:
         curves: Curves,
         images: int = IMAGES,
         epoch_seconds: Mapping[str, list[float]] | None = None,
+        find_winners: FindWinners | None = None,
     ) -> None:
+        self.find_winners = find_winners
         self.study, self.curves, self.images = study, curves, images
         self.epoch_seconds = epoch_seconds
         self.ends = defaultdict(lambda: most_epochs(study), ends(study))
@@ -85,7 +89,7 @@ class Simulation:
                 raise Killed
 
         recorder = Recorder(self.journal, self.state, die_perhaps, nothing)
-        legs = Legs(self.study, self.images, recorder)
+        legs = Legs(self.study, self.images, recorder, self.find_winners)
         while True:
             while len(legs.running) < places and (leg := legs.next()) is not None:
                 legs.start(leg.trial)
@@ -103,9 +107,12 @@ class Simulation:
             if not self._is_over(leg):
                 continue
             # As a worker reports it: it knows its own schedule alone.
-            if leg.schedule_epochs or self.state.trials[leg.trial].epoch == self.ends.get(
-                leg.trial, self.study.epochs
-            ):
+            last = (
+                self.study.epochs
+                if leg.trial in self.state.reruns
+                else self.ends.get(leg.trial, self.study.epochs)
+            )
+            if leg.schedule_epochs or self.state.trials[leg.trial].epoch == last:
                 legs.end(leg.trial, "finished", None)
             else:
                 legs.pause(leg.trial)

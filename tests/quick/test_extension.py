@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from nfnet_ray.analysis.answer import winners
 from nfnet_ray.analysis.record import study_record
 from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.errors import UserError
@@ -43,13 +44,19 @@ class Curves(dict[str, list[float | None]]):
         return [(zlib.crc32(name.encode()) % 1000) / 1000] * 100
 
 
+def winners_of(state: StudyState) -> list[dict[str, Any]]:
+    """The winners as a study that runs finds them."""
+    assert state.started is not None
+    return winners(study_record(state, state.started, with_epochs=False))
+
+
 class Journaled:
     """A study and its journal, which whoever extends or resumes it has nothing but."""
 
     def __init__(self, study: Study, **curves: Any) -> None:
         self.curves = Curves(curves)
         started = study_started(
-            {"name": study.name, **study.description()},  # type: ignore[typeddict-item]
+            {"name": study.name, "data": {"validation_images": IMAGES}, **study.description()},  # type: ignore[typeddict-item]
             [study.plan(trial) for trial in study.trials()],
         )
         self.events: list[Event] = [started]
@@ -67,7 +74,7 @@ class Journaled:
 
     def run(self, chance: random.Random | None = None, kill_after: int | None = None) -> StudyState:
         """Runs to the end, or until there are so many more events."""
-        simulation = Simulation(self.study(), self.curves, IMAGES)
+        simulation = Simulation(self.study(), self.curves, IMAGES, find_winners=winners_of)
         simulation.state, simulation.journal.events = self.state(), self.events
         kill = None if kill_after is None else kill_after + len(self.events)
         return simulation.run(2, chance or random.Random(0), kill)

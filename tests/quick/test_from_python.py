@@ -60,12 +60,12 @@ def test_the_arguments_mean_what_the_flags_mean(started: Any, few_digits: Path) 
     record = nfnet_ray.run(
         agc_sweep, data=few_digits, name="a", epochs=2, trials=3, seeds=2, settings={"batch_size": 48},
         cpus_per_worker=2, gpus_per_worker=0, trials_at_once=1, tracking_uri="sqlite:///m.db",
-        early_stopping="asynchronous:eta=2", schedule="stretched", equal_within=0.5, holdout=0.25,
+        early_stopping="asynchronous:eta=2", schedule="stretched", equal_within=0.5, holdout=0.25, confirm=2,
     )  # fmt: skip
     flags = ["--data", few_digits, "--name", "b", "--epochs", 2, "--trials", 3, "--seeds", 2]
     flags += ["--set", "batch_size=48", "--cpus-per-worker", 2, "--gpus-per-worker", 0, "--trials-at-once", 1]
     flags += ["--early-stopping", "asynchronous:eta=2", "--schedule", "stretched"]
-    flags += ["--equal-within", 0.5, "--holdout", 0.25]
+    flags += ["--equal-within", 0.5, "--holdout", 0.25, "--confirm", 2]
     flags += ["--tracking-uri", "sqlite:///m.db"]
     assert main(agc_sweep, STUDY_FILE, [*map(str, flags)]) == 0
     (here, demand), (there, demand_there) = started
@@ -74,7 +74,7 @@ def test_the_arguments_mean_what_the_flags_mean(started: Any, few_digits: Path) 
     )  # fmt: skip
     halving = nfnet_ray.Halving(eta=2, rule="asynchronous", schedule="stretched")
     assert (here.study.halving, there.study.halving) == (halving, halving)
-    assert (there.study.equal_within, there.study.holdout) == (0.005, 0.25)
+    assert (there.study.equal_within, there.study.holdout, there.study.confirm) == (0.005, 0.25, 2)
     assert (record.study["equal_within"], record.study["holdout"]) == (0.005, 0.25)
     assert (record.study["name"], record.state, len(record.trials)) == ("a", "unfinished", 6)
     assert here.command == "nfnet_ray.run(resume='a', tracking_uri='sqlite:///m.db', trials_at_once=1)"

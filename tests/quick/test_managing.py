@@ -250,7 +250,7 @@ def test_a_study_for_machines(say: Say) -> None:
     assert document["trial_list"][1] == {
         "name": "clip_factor=0.02,batch_size=64", "setting": {CLIP_FACTOR: 0.02, "batch_size": 64}, "seed": 0,
         "state": "not started", "reason": None, "epochs": 0, "top1": None, "best_top1": None,
-        "train_seconds": None, "images_per_second": None, "left_out": False,
+        "train_seconds": None, "images_per_second": None, "left_out": False, "rerun": False,
     }  # fmt: skip
     assert document["answers"][0]["sentence"].startswith("Best setting: clip_factor 0.01")
     assert "--resume killed" in document["resume"]

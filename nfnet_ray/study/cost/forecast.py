@@ -13,9 +13,12 @@ from nfnet_ray.recipe import Recipe
 from nfnet_ray.study.cost.earlier_runs import MeasuredTrial
 from nfnet_ray.study.cost.plan import (
     behind_it,
+    dearest,
     ladder_in_epochs,
     multiply_adds,
     next_rung,
+    rerun_group,
+    rerun_names,
     trained_multiply_adds,
     training_multiply_adds,
 )
@@ -122,12 +125,18 @@ def forecast(
     """The forecast of a study; ``paces`` is {trial: its pace}, ``places`` run at once.
 
     Low and high are those of the pace. Rungs let through as many as they are planned to, and first those that are
-    further. Settings that a search is yet to propose are taken to cost what the first ones do. Of a study that has
-    begun, it is what is left: ``progress`` says how far its trials are.
+    further. Settings that a search is yet to propose are taken to cost what the first ones do, and a rerun of a winner
+    what the dearest setting does. Of a study that has begun, it is what is left: ``progress`` says how far its trials
+    are.
     """
     trials = {trial.name: trial for trial in study.trials()}
     alike = dict(zip((name for _, name in study.names_to_come()), itertools.cycle(trials), strict=False))
     alike |= {name: name for name in trials}
+    if reruns := rerun_names(study, progress):
+        most_arithmetic = dearest(study, data)
+        alike |= dict.fromkeys(
+            reruns, next(trial.name for trial in trials.values() if trial.recipe == most_arithmetic)
+        )
 
     def seconds(name: str, group: Group, epochs: int, legs: int) -> Span:
         pace, recipe = paces[name], trials[name].recipe
@@ -146,7 +155,7 @@ def forecast(
 
     spans: dict[str, Span] = {}
     most: dict[str, float] = {}
-    for group in groups(study):
+    for group in (*groups(study), rerun_group(study, progress)):
         passed = [number for number, trials_there in enumerate(_given_up(group)) for _ in range(trials_there)]
         behind = {name: behind_it(name, progress) for name in group.trials}
         given_up_first = sorted(group.trials, key=lambda name: _place(*behind[name], group.end))
@@ -190,8 +199,8 @@ def forecast(
 
 
 def trials_in_the_end(study: Study) -> int:
-    """The number of trials, with those that a search that learns proposes while the study runs."""
-    return len(study.trials()) + len(study.names_to_come())
+    """The number of trials, with those that a search that learns proposes while the study runs, and all reruns."""
+    return len(study.trials()) + len(study.names_to_come()) + study.confirm * study.winners
 
 
 def rung_table(study: Study) -> list[tuple[float, int]]:
@@ -216,7 +225,7 @@ def complete_schedules(study: Study) -> int:
     """The number of complete schedules of all trials, as planned: each keeps checkpoints of its own."""
     if study.halving is None or not study.halving.is_stretched:
         return trials_in_the_end(study)
-    return sum(number for _, number in rung_table(study))
+    return sum(number for _, number in rung_table(study)) + study.confirm * study.winners
 
 
 def _place(done: int, has_ended: bool, end: int) -> tuple[int, int]:

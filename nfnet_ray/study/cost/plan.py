@@ -15,6 +15,7 @@ from nfnet_ray.models.baselines import BASELINES
 from nfnet_ray.models.catalogue import count_multiply_adds, count_parameters
 from nfnet_ray.models.published import resolve
 from nfnet_ray.recipe import Recipe, ResolvedRecipe
+from nfnet_ray.study.confirmation import reruns_to_run
 from nfnet_ray.study.decisions import Group, groups
 from nfnet_ray.study.halving import with_schedule_of
 from nfnet_ray.study.study import Study, Trial
@@ -82,6 +83,25 @@ def estimate_cost(
     model = study.recipe.model
     parameters = count_parameters(model.name, len(data.class_names), model.overrides.chosen())
     return StudyCost(images, total, least_multiply_adds, parameters)
+
+
+def rerun_names(study: Study, progress: StudyState | None) -> list[str]:
+    """The reruns of winners: by their names, or by stand-ins while the winners are unknown."""
+    if progress is not None and progress.has_winners:
+        return list(progress.confirming)
+    return [f"rerun {number}" for number in range(reruns_to_run(study, progress or study.waiting_state()))]
+
+
+def rerun_group(study: Study, progress: StudyState | None) -> Group:
+    """The reruns of winners, which are not stopped early."""
+    longest = max(trials[0].recipe.schedule.epochs for trials in study.trials_by_setting())
+    return Group(tuple(rerun_names(study, progress)), (), longest)
+
+
+def dearest(study: Study, data: DatasetSummary) -> Recipe:
+    """The Recipe of the setting that needs most arithmetic: what a rerun costs at most."""
+    recipes = [trials[0].recipe for trials in study.trials_by_setting()]
+    return max(recipes, key=lambda recipe: multiply_adds(recipe, data, recipe.schedule.epochs))
 
 
 def training_multiply_adds(recipe: Recipe, classes: int, size: int | None = None) -> float:

@@ -67,9 +67,15 @@ def next_proposal(study: Study, state: StudyState) -> Proposal | Waiting | None:
 
 
 def has_more(study: Study, state: StudyState) -> bool:
-    """Whether a study has trials that have not ended, or would propose one."""
-    study = study.grown(state)
-    return bool(state.unfinished) or (
+    """Whether a study has trials that have not ended, would propose one, or has yet to find the winner to confirm."""
+    if state.unfinished or (study.confirm and not state.has_winners):
+        return True
+    return has_proposals(study.grown(state), state)
+
+
+def has_proposals(study: Study, state: StudyState) -> bool:
+    """Whether a study, as it has grown, has another setting to propose, now or when others have ended."""
+    return (
         study.is_adaptive
         and len(study.trials_by_setting()) < study.settings
         and next_proposal(study, state) is not None

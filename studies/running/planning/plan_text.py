@@ -21,6 +21,7 @@ from nfnet_ray.command_line.terminal import say, say_whole, waiting
 from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.errors import UserError
 from nfnet_ray.models.published import published_differences
+from nfnet_ray.study.confirmation import reruns_to_run
 from nfnet_ray.study.cost.earlier_runs import MeasuredTrial, earlier_trials, kind_of, like
 from nfnet_ray.study.cost.forecast import (
     Forecast,
@@ -90,7 +91,8 @@ def print_plan(
     to_do = [trial for trial in trials if not behind_it(trial.name, progress)[1]]
     planned = len(study.trials_by_setting())
     more = study.settings - planned if study.is_adaptive else 0
-    if not to_do and not more:
+    reruns = reruns_to_run(study, progress or study.waiting_state())
+    if not to_do and not more and not reruns:
         say(console, f"All {count(len(trials), 'trial')} have ended: there is nothing to train.")
         return
     if len(to_do) < len(trials):
@@ -106,13 +108,15 @@ def print_plan(
     if more:
         also = "each is taken to cost what these do"
         say(console, f"{study.search_name} then proposes {count(more, 'more setting')}: {also}.")
+    if reruns:
+        say(console, _reruns(study, reruns))
     resources = _resources(request.address, console)
     worker = runner.worker(resources, demand)
     study = priced(study, caps, worker)
     if study.halving:
         say(console, _rungs(study))
     try:
-        places = runner.trials_at_once(len(to_do) + more, resources, demand, worker)
+        places = runner.trials_at_once(len(to_do) + more + reruns, resources, demand, worker)
     except UserError as error:
         say(console, f"It cannot run here: {error}. What follows is for one trial after the other.")
         places = 1
@@ -122,7 +126,8 @@ def print_plan(
         told = forecast(study, data, estimate.paces, places, progress)
         _say_forecast(told, worker, places, estimate, caps, request, console)
         # Also of a study that is extended: of all of its trials.
-        seconds = forecast(study, data, estimate.paces, places).trial_seconds.high
+        settings = replace(study, confirm=0)
+        seconds = forecast(settings, data, estimate.paces, places).trial_seconds.high
         seed_hours = seconds * worker.workers * (worker.gpus or 1.0) / SECONDS_PER_HOUR / len(study.seeds)
     else:
         say(console, f"How long it takes is unknown: {estimate.source}.")
@@ -190,6 +195,16 @@ def _networks(study: Study, parameters: int) -> str:
     if "model.name" not in study.fields:
         return f"{study.recipe.model.name} ({parameters:,} parameters)"
     return count(len({trial.recipe.model.name for trial in study.trials()}), "network")
+
+
+def _reruns(study: Study, reruns: int) -> str:
+    """``Then the winner is rerun with 3 fresh seeds: 3 more trials of 8 epochs, …``."""
+    conditions = f" under each of {study.winners:,} conditions" if study.winners > 1 else ""
+    return (
+        f"Then the winner{conditions} is rerun with {count(study.confirm, 'fresh seed')}: "
+        f"{count(reruns, 'more trial')} of {count(study.epochs, 'epoch')}, each taken to cost what the dearest setting "
+        "does."
+    )
 
 
 def _rungs(study: Study) -> str:

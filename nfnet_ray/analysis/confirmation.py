@@ -1,0 +1,92 @@
+"""The accuracy of the winner in its reruns: with seeds that it was not chosen by."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nfnet_ray.analysis.inference.holdout import held_out
+from nfnet_ray.analysis.record import StudyRecord
+from nfnet_ray.analysis.setting import SettingImages, SettingResult, setting_result
+from nfnet_ray.wording import agree, count, percent
+
+# Less than this does not show in accuracies with one decimal.
+_WORTH_SAYING = 0.0005
+
+
+@dataclass(frozen=True)
+class Confirmation:
+    """The reruns of a winner.
+
+    Attributes:
+        planned: the number of reruns.
+        result: of those that have finished; None before the first one. It is measured on the images that the winner is
+            quoted on.
+        lost: the number of those that diverged or failed.
+        sweep_top1: the accuracy that the winner had in the sweep, on the same images; a fraction.
+    """
+
+    planned: int
+    result: SettingResult | None
+    lost: int
+    sweep_top1: float
+
+    @property
+    def drop(self) -> float | None:
+        """By how much the accuracy of the reruns is below that in the sweep, a fraction; None before the first one."""
+        return None if self.result is None else self.sweep_top1 - self.result.top1
+
+    def sentence(self) -> str:
+        """How the reruns compare with the sweep, and which of them are missing: the middle of a sentence."""
+        words = []
+        if self.drop is not None:
+            points = f"{100 * abs(self.drop):.1f}"
+            words.append(f"the sweep had {percent(self.sweep_top1)}")
+            if abs(self.drop) >= _WORTH_SAYING:
+                unit = "point" if points == "1.0" else "points"
+                words[-1] += f", a drop of {points} {unit}" if self.drop > 0 else f", {points} {unit} less"
+        if self.lost:
+            words.append(f"{self.lost} of {count(self.planned, 'rerun')} diverged or failed")
+        finished = 0 if self.result is None else len(self.result.seed_top1)
+        if missing := self.planned - finished - self.lost:
+            words.append(
+                f"{missing} of {count(self.planned, 'rerun')} {agree(missing, 'has', 'have')} yet to finish"
+            )
+        return "; ".join(words)
+
+
+def confirmation_of(record: StudyRecord, best: SettingResult, holdout: float | None) -> Confirmation | None:
+    """The confirmation of the winner; None for a setting that is not rerun.
+
+    Args:
+        best: the winner, as it is quoted.
+        holdout: the share of the validation images on which it is quoted; None: all.
+    """
+    planned = record.study.get("confirm", 0)
+    if not planned:
+        return None
+    if record.reruns is None:  # the winners are not known yet
+        return Confirmation(planned, None, 0, best.top1)
+    reruns = [row for row in record.reruns.to_dict("records") if _is_at(row, best.point)]
+    if not reruns:
+        return None
+    finished = [row for row in reruns if row["state"] == "finished" and not math.isnan(row["last_top1"])]
+    lost = sum(row["state"] in ("diverged", "failed") for row in reruns)
+    images = SettingImages.of([record.correct(row["trial"], int(row["epochs"])) for row in finished])
+    top1, number = [float(row["last_top1"]) for row in finished], record.study["data"]["validation_images"]
+    if holdout is not None:
+        if images is None:
+            return Confirmation(len(reruns), None, lost, best.top1)
+        images = images.only(held_out(len(images.measured), holdout))
+        top1 = images.correct[:, images.measured].mean(axis=1).tolist()
+        number = int(np.count_nonzero(images.measured))
+    result = setting_result(best.point, top1, number, images) if finished else None
+    return Confirmation(len(reruns), result, lost, best.top1)
+
+
+def _is_at(row: Mapping[Any, Any], point: Mapping[str, Any]) -> bool:
+    return all(row[field] == value for field, value in point.items())
