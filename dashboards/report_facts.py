@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 
 from dashboards.effects_section import EffectsSection, effects_section
 from dashboards.figures.budget_chart import budget_chart
@@ -139,14 +139,19 @@ class Report:
 
     @property
     def charts(self) -> list[Chart]:
-        """The charts of all sections."""
-        return [
-            *self.curves.charts,
-            *(self.settings.charts if self.settings else ()),
-            *(one.chart for one in (self.effects.charts if self.effects else ())),
-            *(self.clipping.charts if self.clipping else ()),
-            *(self.signal.charts if self.signal else []),
-        ]
+        """The charts of all sections: a box on the page without its figure would stop the page's script."""
+        return list(_charts_in(self))
+
+
+def _charts_in(part: object) -> Iterator[Chart]:
+    if isinstance(part, Chart):
+        yield part
+    elif isinstance(part, tuple | list):
+        for item in part:
+            yield from _charts_in(item)
+    elif is_dataclass(part) and not isinstance(part, type):
+        for field in fields(part):
+            yield from _charts_in(getattr(part, field.name))
 
 
 def report_facts(record: StudyRecord, now: float) -> Report:

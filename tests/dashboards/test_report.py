@@ -192,7 +192,7 @@ def test_a_study_in_which_all_trials_diverged_has_a_report(tmp_path: Path) -> No
     )
     assert "Every one of the 2 trials diverged." in page.text
     assert page.trials == ["agc_sweep-00", "agc_sweep-01"]
-    assert list(page.data["figures"]) == ["time-0", "settings"]
+    assert list(page.data["figures"]) == ["settings", "time-0"]
 
 
 def test_an_interrupted_study_has_a_report_that_says_so(tmp_path: Path) -> None:
@@ -277,9 +277,12 @@ def test_a_browser_draws_the_curves(tmp_path: Path) -> None:
     write_journal(tmp_path / "study", agc_sweep())
     path = write_report(tmp_path / "study")
     page = page_after_scripts(path.as_uri(), tmp_path / "profile")
-    panels = re.split(r'<div class="chart', page)[1:]
+    _, *parts = re.split(r'<div class="chart[^>]* id="([^"]+)"', page)
+    by_id = dict(zip(parts[::2], parts[1::2], strict=True))
+    panels = [by_id[name] for name in ("settings", "time-0", "time-1")]
     curves = [len(re.findall(r'<path class="js-line"', panel)) for panel in panels]
     assert curves == [2, 6, 6]
+    assert all("xtitle" in panel for panel in parts[1::2])  # every chart is drawn
     axes = [re.findall(r'class="xtitle"[^>]*>([^<]*)', panel) for panel in panels]
     assert axes == [["clip_factor"], ["training time (minutes)"], ["training time (minutes)"]]
     assert len(re.findall(r'<path class="yerror"', panels[0])) == 10
