@@ -115,6 +115,12 @@ def _responses(responses: Sequence[Response]) -> list[EffectChart]:
             f"A parabola{' in the logarithm' if response.is_logarithmic else ''} with its 95% band, over "
             f"{response.covers}; the diamond is the optimum with its 95% interval."
         )
+        beyond = sum(not response.range_low <= point[0] <= response.range_high for point in response.points)
+        if beyond:
+            caption += (
+                f" It is fitted from {response.range_low:.3g} to {response.range_high:.3g}: no parabola describes the "
+                f"{count(beyond, 'setting')} beyond as well."
+            )
         below = below_the_chart(response, figure)
         if below:
             caption += (

@@ -165,7 +165,7 @@ def test_a_random_search_has_both_importances_a_pair_and_a_band_over_orders(tmp_
     assert sentences[-1].startswith(
         "Share of the differences in accuracy that each field explains, after epoch 2"
     )
-    assert any("that were not given up" in sentence for sentence in found.sentences)
+    assert any("that early stopping left" in sentence for sentence in found.sentences)
 
 
 def test_chromium_draws_every_chart(tmp_path: Path) -> None:

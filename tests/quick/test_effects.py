@@ -171,6 +171,18 @@ def test_an_optimum_at_the_edge_is_called_that(optimum: float, end: float, word:
     assert (found.kind, found.optimum) == ("edge", end)
     assert f"the {word} value, {end}" in found.sentence()
     assert found.reaches_low if word == "smallest" else found.reaches_high
+    assert f"{word.removesuffix('est')}er ones may be better" in found.sentence()
+
+
+def test_an_edge_beyond_which_values_diverged_is_no_edge_of_what_was_tried() -> None:
+    factors = (*FACTORS, 0.32)
+    curves = [flat(parabola(0.5)(factor)) for factor in FACTORS] + [[0.3, math.nan]]
+    states = [*["finished"] * len(FACTORS), "diverged"]
+    study = tables({CLIP: list(factors)}, [{CLIP: one} for one in factors], curves, states=states)
+    [found] = responses(study, CLIP)
+    assert (found.kind, found.optimum, found.tried_high) == ("edge", 0.16, 0.32)
+    assert "the largest value on the curve, 0.16" in found.sentence()
+    assert "larger ones were tried and did worse" in found.sentence()
 
 
 def test_none_is_compared_with_the_optimum_of_the_curve() -> None:

@@ -89,7 +89,10 @@ class Response:
         top1, top1_low, top1_high: the fitted accuracy there, and its 95% interval.
         flat_low, flat_high: between these the curve is within ``equal_within`` of its highest.
         equal_within: a fraction.
-        range_low, range_high: smallest and largest fitted value.
+        range_low, range_high: smallest and largest fitted value. Values beyond them, at which the accuracy falls off a
+            cliff, were left out because no parabola describes all.
+        tried_low, tried_high: smallest and largest value that was tried, also of settings that diverged, were given up
+            or do not fit.
         explains: p value of the hypothesis that the field does nothing.
         lack_of_fit: p value of the hypothesis that the response is a parabola
             (:class:`nfnet_ray.analysis.effects.parabola.Parabola`).
@@ -108,6 +111,8 @@ class Response:
     settings: int
     given_up: int
     points: tuple[tuple[float, float, float, float], ...]
+    tried_low: float
+    tried_high: float
     is_logarithmic: bool
     equal_within: float
     names: dict[str, str]
@@ -156,10 +161,13 @@ class Response:
         over = f"95% interval over {self.covers} {_short(self.low)} to {_short(self.high)}"
         within = f"{100 * self.equal_within:.2g} points"
         if self.kind == "edge":
-            end, more = ("smallest", "smaller") if self.optimum == self.range_low else ("largest", "larger")
+            is_low = self.optimum == self.range_low
+            end, more = ("smallest", "smaller") if is_low else ("largest", "larger")
+            is_last = self.optimum == (self.tried_low if is_low else self.tried_high)
+            beyond = f"{more} ones {'may be better' if is_last else 'were tried and did worse'}"
             return (
-                f"Optimum of {name}{at}{where}: the {end} value, {value_label(self.optimum)} ({over}); "
-                f"{more} ones may be better{self._apart()}"
+                f"Optimum of {name}{at}{where}: the {end} value{'' if is_last else ' on the curve'}, "
+                f"{value_label(self.optimum)} ({over}); {beyond}{self._apart()}"
             )
         open_at = [
             f"the {end} value"
@@ -174,7 +182,7 @@ class Response:
         )
 
     def _left(self) -> str:
-        return f"the {self.settings:,} of {count(self.settings + self.given_up, 'setting')} that were not given up"
+        return f"the {count(self.settings, 'setting')} that early stopping left"
 
     def _apart(self) -> str:
         words = ""
@@ -226,7 +234,8 @@ def _response(
     rows = tables.trials
     for name, value in stratum.items():
         rows = rows[[one == value for one in rows[name]]]
-    if len({value for value in rows[field] if on_axis(value)}) < LEAST_VALUES:
+    tried = {float(value) for value in rows[field] if on_axis(value)}
+    if len(tried) < LEAST_VALUES:
         return None
     chosen = None
     for stage, results in at_stage:
@@ -248,6 +257,8 @@ def _response(
         "where": stage.where,
         "is_end": stage.is_end,
         "values": number,
+        "tried_low": min(tried),
+        "tried_high": max(tried),
         "settings": len(mine),
         "given_up": _given_up(rows, tables.fields, {tuple(r.point.values()) for r in mine}),
         "is_logarithmic": logarithmic,
@@ -321,11 +332,11 @@ def _fitted(
         number = at * scale + middle
         return math.exp(number) if common["is_logarithmic"] else float(number)
 
-    range_low, range_high = (value(at) for at in (place[keep].min(), place[keep].max()))
+    numbers = [float(fitted[number].point[common["field"]]) for number in keep]
     seeded = all(len(result.seed_top1) > 1 for result in fitted)
     told: dict[str, Any] = {
-        "range_low": float(f"{range_low:.6g}"),
-        "range_high": float(f"{range_high:.6g}"),
+        "range_low": min(numbers),
+        "range_high": max(numbers),
         "explains": fit.explains,
         "lack_of_fit": fit.lack_of_fit,
         "misfit": fit.misfit,
