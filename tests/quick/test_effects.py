@@ -1,6 +1,6 @@
 """What the fields do to the accuracy, on studies with planted effects: optimum, marginals, importance, best so far.
 
-Takes about 15 seconds.
+Takes about 20 seconds.
 """
 
 from __future__ import annotations
@@ -141,13 +141,18 @@ def test_a_planted_optimum_is_found_with_its_interval_and_flatness() -> None:
     assert "the curve is within 0.2 points of that" in found.sentence()
 
 
-@pytest.mark.parametrize(("seeds", "optimum"), [(1, 0.02), (3, 0.02), (3, 0.007)])
-def test_the_interval_of_the_optimum_covers_it(seeds: int, optimum: float) -> None:
+@pytest.mark.parametrize(
+    ("seeds", "optimum", "spread", "images"),
+    [(1, 0.02, 0.015, 4000), (3, 0.02, 0.004, 1000), (3, 0.007, 0.015, 2000)],
+)
+def test_the_interval_of_the_optimum_covers_it(
+    seeds: int, optimum: float, spread: float, images: int
+) -> None:
     """200 studies: of intervals that cover 95% between 91 and 99% do, with a probability of 99%."""
     draw = np.random.default_rng([seeds, round(1000 * optimum)])
     covered, told = [], 0
     for _ in range(200):
-        study = measured(parabola(optimum, fall=0.006), draw, seeds=seeds, spread=0.004, images=1000)
+        study = measured(parabola(optimum, fall=0.006), draw, seeds=seeds, spread=spread, images=images)
         [found] = responses(study, CLIP)
         if found.kind == "poor fit":
             continue
@@ -172,6 +177,21 @@ def test_an_optimum_at_the_edge_is_called_that(optimum: float, end: float, word:
     assert f"the {word} value, {end}" in found.sentence()
     assert found.reaches_low if word == "smallest" else found.reaches_high
     assert f"{word.removesuffix('est')}er ones may be better" in found.sentence()
+
+
+def test_an_interval_that_reaches_an_end_says_so() -> None:
+    draw = np.random.default_rng(22)
+    reached = 0
+    for _ in range(40):
+        study = measured(parabola(0.0045, fall=0.004), draw, spread=0.004, images=1000)
+        [found] = responses(study, CLIP)
+        if found.kind != "inside":
+            continue
+        assert found.reaches_low == (found.low == pytest.approx(found.range_low))
+        assert not found.reaches_high
+        reached += found.reaches_low
+        assert ("which reaches the smallest value" in found.sentence()) == found.reaches_low
+    assert reached >= 5
 
 
 def test_an_edge_beyond_which_values_diverged_is_no_edge_of_what_was_tried() -> None:
@@ -477,8 +497,8 @@ def test_the_ranking_changes_from_the_first_rung_to_the_survivors() -> None:
     assert rows.loc[("at the end, after 8 epochs", CLIP), "importance"] < 0.1
     assert found["settings"].drop_duplicates().tolist() == [24, 12]
     sentence = importance_sentence(found, {name: name for name in space})
-    assert "after epoch 2 of 8 over all 24 settings: clip_factor 9" in sentence
-    assert "at the end, after 8 epochs over 12 of 24 settings: batch_size" in sentence
+    assert "accuracy after epoch 2 of 8 (all 24 settings), clip_factor explains 9" in sentence
+    assert "; at the end, after 8 epochs (12 of 24 settings), batch_size explains" in sentence
     assert "chosen by their accuracy" in sentence
 
 
@@ -487,12 +507,12 @@ def test_the_interval_of_an_importance_covers_it() -> None:
     points = [{**point, "n": n} for point in GRID for n in (1, 2)]
     variances = np.var(list(OF_CLIP.values())), np.var(list(OF_BATCH.values())), 0.03**2
     covered = []
-    for _ in range(200):
+    for _ in range(100):
         curves = [flat(0.8 + OF_CLIP[p[CLIP]] + OF_BATCH[p[BATCH]] + draw.normal(0, 0.03)) for p in points]
         found = importance(tables({**SPACE, "n": [1, 2]}, points, curves)).set_index("field")
         for name, own in ((CLIP, variances[0]), (BATCH, variances[1]), ("n", 0.0)):
             covered.append(found.loc[name, "low"] <= own / sum(variances) <= found.loc[name, "high"])
-    assert 0.92 <= np.mean(covered) <= 0.985
+    assert 0.91 <= np.mean(covered) <= 0.99
 
 
 def test_importance_is_not_known_where_too_few_settings_are_left() -> None:

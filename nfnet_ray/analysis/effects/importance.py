@@ -109,21 +109,23 @@ def importance_sentence(table: pd.DataFrame, names: dict[str, str]) -> str:
         rows = table[table["where"] == where].dropna(subset=["importance"])
         if rows.empty:
             continue
-        ranked = rows.sort_values("importance", ascending=False, kind="stable")
-        told = [
-            f"{names[row['field']]} {100 * row['importance']:.0f}% ({100 * row['low']:.0f} to {100 * row['high']:.0f}%)"
-            for row in ranked.to_dict("records")
+        ranked = rows.sort_values("importance", ascending=False, kind="stable").to_dict("records")
+        shares = [
+            f"{100 * row['importance']:.0f}% ({100 * row['low']:.0f} to {100 * row['high']:.0f}%)"
+            for row in ranked
         ]
+        first, *others = [names[row["field"]] for row in ranked]
+        told = [f"{first} explains {shares[0]}", *map(" ".join, zip(others, shares[1:], strict=True))]
         n, of = int(rows["settings"].iloc[0]), int(rows["of"].iloc[0])
         scope = f"all {of:,}" if n == of else f"{n:,} of {of:,}"
-        parts.append(f"{where} over {scope} settings: {', '.join(told[:3])}")
+        parts.append(f"{where} ({scope} settings), {', '.join(told[:3])}")
     if not parts:
         return ""
     note = ""
     if len(stages_told) > 1:
         note = (
-            "; those at the end were chosen by their accuracy, so fields whose poor values are gone explain less there"
+            "; those at the end were chosen by their accuracy, and a field whose poor values are gone explains less"
             if len(parts) > 1
             else "; too few settings are left at the end"
         )
-    return f"Share of the differences in accuracy that each field explains, {'; '.join(parts)}{note}"
+    return f"Of the differences in accuracy {'; '.join(parts)}{note}"

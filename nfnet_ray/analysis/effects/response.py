@@ -332,7 +332,7 @@ def _fitted(
         number = at * scale + middle
         return math.exp(number) if common["is_logarithmic"] else float(number)
 
-    numbers = [float(fitted[number].point[common["field"]]) for number in keep]
+    numbers = [float(fitted[number].point[common["field"]]) for number in keep.tolist()]
     seeded = all(len(result.seed_top1) > 1 for result in fitted)
     told: dict[str, Any] = {
         "range_low": min(numbers),
