@@ -29,7 +29,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from nfnet_ray.analysis.study_directory import find_study
+from nfnet_ray.analysis.files.study_directory import find_study
 from nfnet_ray.command_line.arguments import whole_number
 from nfnet_ray.command_line.exit_code import exit_code_of
 from nfnet_ray.command_line.one_line_parser import OneLineParser

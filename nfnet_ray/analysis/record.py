@@ -13,7 +13,8 @@ from nfnet_ray.analysis.effects.importance import importance
 from nfnet_ray.analysis.effects.isolation import isolation
 from nfnet_ray.analysis.effects.marginal import marginal_effects, pairwise_effects
 from nfnet_ray.analysis.effects.response import Response, responses
-from nfnet_ray.analysis.study_directory import find_study
+from nfnet_ray.analysis.files.exported import is_exported, read_exported
+from nfnet_ray.analysis.files.study_directory import find_study
 from nfnet_ray.correct_images import CorrectImages
 from nfnet_ray.errors import UserError
 from nfnet_ray.metric import METRIC
@@ -171,11 +172,13 @@ def load_study(study: str | Path) -> StudyRecord:
     """Read the journal of a study, which may still be running.
 
     Args:
-        study: a study's directory, or its name under ``./runs``.
+        study: a study's directory, or its name under ``./runs``; or a folder that ``python -m studies export`` wrote.
 
     Raises:
         UserError: there is no such study, or its journal is damaged or does not begin with ``study_started``.
     """
+    if is_exported(Path(study)):
+        return study_record(*read_exported(Path(study)))
     return study_record(*StudyState.read(find_study(study)))
 
 

@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
         prog=PROGRAM,
-        description="List, show, compare, annotate, delete and clean the studies of a storage. To run one:"
+        description="List, show, compare, export, annotate, delete and clean the studies of a storage. To run one:"
         " python studies/agc_sweep.py --help.",
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -55,6 +55,18 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("a", metavar="A", help="a study's name, or the path of its folder")
     compare.add_argument("b", metavar="B", help="another one")
     _add_json(compare)
+    export = _command(
+        commands,
+        "export",
+        _export,
+        "write a study's tables and bits into a folder of small files",
+        " trials.csv, epochs.csv, bits.npz and study.json, without checkpoints and without the paths of this machine;"
+        " nfnet_ray.load_study reads the folder.",
+    )
+    _add_name(export)
+    export.add_argument(
+        "folder", metavar="FOLDER", type=given_path, help="where to; it is made if it is missing"
+    )
     note = _command(commands, "note", _note, "add a note to a study that is not running")
     _add_name(note)
     note.add_argument("text", metavar="TEXT", type=given(note_text), help="what there is to say about it")
@@ -154,6 +166,12 @@ def _compare(options: argparse.Namespace, console: Console) -> None:
     storage = storage_at(options.storage)
     a, b = (find_directory(storage, name) for name in (options.a, options.b))
     compare(a, b, console, as_json=options.as_json)
+
+
+def _export(options: argparse.Namespace, console: Console) -> None:
+    from studies.managing.export_command import export
+
+    export(find_directory(storage_at(options.storage), options.name), options.folder, console)
 
 
 def _note(options: argparse.Namespace, console: Console) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.digits import DigitsPart, describe_digits
-from nfnet_ray.analysis.study_directory import find_study
+from nfnet_ray.analysis.files.study_directory import find_study
 from nfnet_ray.cluster.connection.resources import Resources, WorkerResources
 from nfnet_ray.command_line.interruption import EXIT_INTERRUPTED
 from nfnet_ray.data.files.dataset import DatasetSummary

@@ -1,0 +1,1 @@
+"""Where studies lie, and the files of an exported one."""

@@ -1,0 +1,105 @@
+"""A study as a few small files, for others to read: without checkpoints, reports and the paths of one machine.
+
+=============== =====================================================================================================
+study.json      the question, data, space, Recipe, hardware and versions; each trial's setting and how it ended
+trials.csv      a row for each trial: swept fields (``none`` is a value), seed, state, last and best top-1, seconds
+epochs.csv      a row for each trial and epoch: each metric, to 6 significant digits
+bits.npz        which validation images were correct where trials finished or paused: ``trial`` (R,) and ``epoch`` (R,),
+                ``correct`` and ``measured`` (R, ceil(images / 8)) uint8, ``images``: read a row with
+                ``numpy.unpackbits(row, count=images)``
+=============== =====================================================================================================
+
+:func:`nfnet_ray.analysis.load_study` reads such a folder as it reads a study's own. What AGC clipped is not exported.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from nfnet_ray.correct_images import CorrectImages
+from nfnet_ray.errors import UserError
+from nfnet_ray.tracking.events import Event, StudyStarted
+from nfnet_ray.tracking.state import StudyState
+
+STUDY_FILE, TRIALS_FILE, EPOCHS_FILE, BITS_FILE = "study.json", "trials.csv", "epochs.csv", "bits.npz"
+FORMAT = 1
+"""The version of these files."""
+
+
+def is_exported(directory: Path) -> bool:
+    """Whether a folder holds an exported study."""
+    return (directory / STUDY_FILE).is_file()
+
+
+def read_exported(folder: Path) -> tuple[StudyState, StudyStarted]:
+    """The state of an exported study, and how it was started.
+
+    Raises:
+        UserError: a file is missing, or is not one that this version wrote.
+    """
+    state = StudyState()
+    try:
+        document = json.loads((folder / STUDY_FILE).read_text())
+        if document["format"] != FORMAT:
+            raise UserError(
+                f"{folder}: an export of format {document['format']}, and this version reads {FORMAT}"
+            )
+        for event in _events(document, folder):
+            state.apply(event)
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{folder} is not an exported study that can be read ({error!r})") from error
+    assert state.started is not None
+    return state, state.started
+
+
+def _events(document: dict[str, Any], folder: Path) -> Iterator[Event]:
+    """The events of a journal that has led to the same tables."""
+    import pandas as pd
+
+    started = document["started"]
+    now = started["time"]
+    plans = [{name: trial[name] for name in ("name", "point", "recipe")} for trial in document["trials"]]
+    yield cast(Event, {**started, "trials": plans})
+    curves = pd.read_csv(folder / EPOCHS_FILE, dtype={"trial": str})
+    bits = np.load(folder / BITS_FILE, allow_pickle=False)
+    texts: dict[tuple[str, int], str] = {}
+    for trial, epoch, *packed in zip(
+        bits["trial"], bits["epoch"], bits["correct"], bits["measured"], strict=True
+    ):
+        correct, measured = (np.unpackbits(part, count=int(bits["images"])).astype(bool) for part in packed)
+        texts[str(trial), int(epoch)] = CorrectImages(correct, measured).to_text()
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for read in curves.to_dict("records"):
+        rows.setdefault(read.pop("trial"), []).append(cast(dict[str, Any], read))
+    for told in document["trials"]:
+        trial, paused = told["name"], dict(told["paused"])
+        epochs = rows.get(trial, [])
+        if told["state"] is None and not epochs:
+            continue
+        yield {"event": "trial_started", "time": now, "trial": trial, "attempt": 1}
+        for row in epochs:
+            epoch = int(row.pop("epoch"))
+            metrics = {name: value for name, value in row.items() if not math.isnan(value)}
+            event: dict[str, Any] = {"event": "epoch", "time": now, "trial": trial, "epoch": epoch}
+            event["metrics"] = {**metrics, "epoch": epoch}
+            if (trial, epoch) in texts:
+                event["correct_images"] = texts[trial, epoch]
+            yield cast(Event, event)
+        for rung, epoch in paused.items():
+            yield {"event": "trial_paused", "time": now, "trial": trial, "epoch": epoch, "rung": rung}
+        if told["state"] not in (None, "running", "paused"):
+            yield cast(
+                Event,
+                {
+                    "event": "trial_ended", "time": now, "trial": trial, "state": told["state"],
+                    "reason": told["reason"], "epochs": len(epochs),
+                },
+            )  # fmt: skip
+    if document["ended"] is not None:
+        yield cast(Event, document["ended"])

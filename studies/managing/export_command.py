@@ -1,0 +1,121 @@
+"""``python -m studies export NAME FOLDER``: a study as a few small files."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.console import Console
+
+from nfnet_ray.analysis.files.exported import BITS_FILE, EPOCHS_FILE, FORMAT, STUDY_FILE, TRIALS_FILE
+from nfnet_ray.analysis.record import StudyRecord, study_record
+from nfnet_ray.command_line.terminal import say
+from nfnet_ray.correct_images import CorrectImages
+from nfnet_ray.errors import UserError
+from nfnet_ray.printable import display_path
+from nfnet_ray.tracking.events import JOURNAL_FILE, StudyStarted
+from nfnet_ray.tracking.labels import ABSENT
+from nfnet_ray.tracking.state import StudyState
+from nfnet_ray.whole_file import whole_file
+from nfnet_ray.wording import count, storage_size
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_FOLDERS = re.compile(r"(?<![^\s=:'\"])(?:\.\.|~|)/(?:[^\s'\"/]+/)*(?=[^\s'\"/])")
+
+
+def export(directory: Path, folder: Path, console: Console) -> None:
+    """Writes the study of a directory into a folder. Raises UserError if that is a study's own folder or no folder."""
+    if (folder / JOURNAL_FILE).exists():
+        raise UserError(f"{display_path(folder)} is a study's own folder; choose another one")
+    state, started = StudyState.read(directory)
+    try:
+        export_study(study_record(state, started), state, started, folder)
+    except OSError as error:
+        raise UserError(
+            f"{display_path(folder)} cannot be written ({error}); choose another folder"
+        ) from error
+    size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+    say(
+        console, f"wrote {count(len(state.trials), 'trial')} to {display_path(folder)} ({storage_size(size)})"
+    )
+
+
+def export_study(record: StudyRecord, state: StudyState, started: StudyStarted, folder: Path) -> None:
+    """Writes a study into a folder, which is made if it is missing; files of an earlier export are replaced.
+
+    Of absolute paths in the study's description and command only the last part is kept.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    trials = [
+        {
+            **plan,
+            "recipe": _without_folders(plan["recipe"]),
+            "state": state.trials[plan["name"]].state,
+            "reason": state.trials[plan["name"]].reason,
+            "paused": sorted(state.trials[plan["name"]].paused.items()),
+        }
+        for plan in state.plans.values()
+    ]
+    document = {
+        "format": FORMAT,
+        "started": {**_without_folders(started), "trials": []},
+        "ended": state.ended,
+        "accelerator_seconds": round(state.accelerator_seconds, 1),
+        "trials": trials,
+    }
+    with whole_file(folder / STUDY_FILE) as file:
+        file.write(json.dumps(document, indent=1, allow_nan=False, default=str).encode() + b"\n")
+    for table, name in ((_trials(record), TRIALS_FILE), (_curves(record), EPOCHS_FILE)):
+        with whole_file(folder / name) as file:
+            file.write(table.to_csv(index=False, float_format="%.6g", na_rep="").encode())
+    with whole_file(folder / BITS_FILE) as file:
+        np.savez_compressed(file, **_bits(record))
+
+
+def _trials(record: StudyRecord) -> pd.DataFrame:
+    """The table of trials. A swept field is ``none`` where that is its value, and a dash where it is not swept."""
+    table = record.trials.copy()
+    for name in record.fields:
+        table[name] = [
+            "none" if value is None else value.value if value is ABSENT else value for value in table[name]
+        ]
+    return table
+
+
+def _curves(record: StudyRecord) -> pd.DataFrame:
+    """Trials, epochs and the metrics that were measured; the swept fields are in the table of trials."""
+    return record.epochs.drop(columns=[*record.fields, "seed"]).dropna(axis="columns", how="all")
+
+
+def _bits(record: StudyRecord) -> dict[str, Any]:
+    rows = [
+        (trial, epoch, CorrectImages.from_text(text))
+        for trial, texts in record.correct_images.items()
+        for epoch, text in sorted(texts.items())
+    ]
+    images = len(rows[0][2].correct) if rows else 0
+    packed = [
+        [np.packbits(part) for part in (one.correct, one.measured)] for _, _, one in rows
+    ]  # (R, 2, bytes)
+    both = np.array(packed, np.uint8).reshape(len(rows), 2, -(-images // 8))
+    return {
+        "trial": np.array([trial for trial, _, _ in rows], str),
+        "epoch": np.array([epoch for _, epoch, _ in rows], np.int64),
+        "correct": both[:, 0],
+        "measured": both[:, 1],
+        "images": np.int64(images),
+    }
+
+
+def _without_folders(value: Any) -> Any:
+    """The same with only the last part of each absolute path in its texts."""
+    if isinstance(value, dict):
+        return {name: _without_folders(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_folders(inner) for inner in value]
+    return _FOLDERS.sub("", value) if isinstance(value, str) else value
