@@ -26,7 +26,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-# What torch.optim and opening a data set import, in over a second: once here, and not in each process.
+# What DistributedDataParallel and opening a data set import, in over a second: once, and not in each process.
 import pyarrow.parquet  # noqa: F401
 import torch
 import torch._dynamo

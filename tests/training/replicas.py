@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch._dynamo  # torch.optim imports it, for over a second: once here, and not in each process
+import torch._dynamo  # DistributedDataParallel imports it, for over a second: once here, and not in each process
 import torch.distributed as dist
 
 from nfnet_ray.data.batch import TrainBatch
