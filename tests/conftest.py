@@ -16,6 +16,10 @@ from sklearn.datasets import load_digits
 
 from data_prep.__main__ import main as data_prep
 
+# Read when torch is imported, which is later. Two test processes of two threads each share two cores: a thread of
+# OpenMP that waits for another one would spin in the core that the other one needs, for most of a training's time.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _rays_of_our_own() -> Iterator[None]:
