@@ -16,12 +16,14 @@ import pandas as pd
 import pytest
 
 from nfnet_ray.analysis.effects.best_so_far import best_so_far, expected_best
+from nfnet_ray.analysis.effects.completion import completed_stages
+from nfnet_ray.analysis.effects.design import fit
 from nfnet_ray.analysis.effects.importance import importance, importance_sentence
 from nfnet_ray.analysis.effects.isolation import isolation
 from nfnet_ray.analysis.effects.levels import field_levels, is_logarithmic
 from nfnet_ray.analysis.effects.marginal import marginal_effects, pairwise_effects
 from nfnet_ray.analysis.effects.response import Response, responses
-from nfnet_ray.analysis.effects.stages import stages
+from nfnet_ray.analysis.effects.stages import Stage, stages
 from nfnet_ray.analysis.inference.simulation import shared_variance, simulated_bits
 from nfnet_ray.correct_images import CorrectImages
 from nfnet_ray.tracking.labels import ABSENT
@@ -218,6 +220,22 @@ def test_none_is_compared_with_the_optimum_of_the_curve() -> None:
     assert found.sentence().endswith("points better")
 
 
+def test_the_interval_of_none_against_the_optimum_covers_the_difference() -> None:
+    draw = np.random.default_rng(24)
+    covered = []
+    for _ in range(100):
+        study = measured(
+            lambda factor: 0.85 if factor is None else parabola(0.02)(factor),
+            draw,
+            (*FACTORS, None),
+            spread=0.006,
+            images=1000,
+        )
+        [none] = responses(study, CLIP)[0].apart
+        covered.append(none.difference_low <= -0.05 <= none.difference_high)
+    assert 0.9 <= np.mean(covered) <= 0.995
+
+
 def test_zero_is_apart_on_a_log_axis_and_a_value_on_a_linear_one() -> None:
     [found] = responses(
         measured(lambda v: 0.9 if v else 0.8, np.random.default_rng(6), (0.0, *FACTORS)), CLIP
@@ -403,6 +421,46 @@ def test_marginal_effects_are_those_of_all_settings_though_the_bad_ones_were_sto
     assert np.mean(covered) >= (0.92 if of_logits else 0.88)
 
 
+def test_what_a_trial_would_have_reached_is_drawn_with_its_uncertainty() -> None:
+    """The one that was given up is far below those that continued: the line itself is uncertain there."""
+    draw = np.random.default_rng(23)
+    covered = []
+    for _ in range(400):
+        rung = np.r_[-2.0, draw.uniform(0, 1, 8)]
+        end = 1 + 0.8 * rung + draw.normal(0, 0.2, 9)
+        at_rung, at_end = (dict(zip("abcdefghi", 1 / (1 + np.exp(-one)), strict=True)) for one in (rung, end))
+        true = at_end.pop("a")
+        both = [
+            Stage("", at_rung, dict.fromkeys(at_rung, 2)),
+            Stage("", at_end, dict.fromkeys(at_end, 8), True),
+        ]
+        found = completed_stages(both, ["a"], 10_000)[-1]
+        assert found.imputed == 1
+        assert (found.top1[:, 1:] == found.top1[0, 1:]).all()
+        logits = np.log(found.top1[:, 0] / (1 - found.top1[:, 0]))
+        # Forty draws of Student's t with 6 degrees of freedom.
+        half = 2.45 / math.sqrt(6 / 4) * logits.std(ddof=1)
+        covered.append(abs(math.log(true / (1 - true)) - logits.mean()) <= half)
+    assert 0.91 <= np.mean(covered) <= 0.98
+    few = [
+        Stage("", at_rung, dict.fromkeys(at_rung, 2)),
+        Stage("", {"b": 0.9, "c": 0.8}, {"b": 8, "c": 8}, True),
+    ]
+    assert len(completed_stages(few, list("adefghi"), 10_000)) == 1
+
+
+def test_an_interval_has_the_spread_between_draws_in_it() -> None:
+    draw = np.random.default_rng(25)
+    shifts = draw.normal(0, 0.02, (40, 1))
+    found = fit(np.ones((400, 1)), 0.5 + shifts + draw.normal(0, 0.1, (1, 400)))
+    mean, half = found.estimate(np.ones((1, 1)))
+    within = 0.1**2 / 400
+    between = float(shifts.var(ddof=1))
+    assert mean == pytest.approx(0.5 + shifts.mean(), abs=0.02)
+    # Barnard and Rubin's degrees of freedom: 1 / (1 / 44 + 1 / 24) = 16, where t is 2.12.
+    assert half == pytest.approx(2.12 * math.sqrt(within + 1.025 * between), rel=0.03)
+
+
 def test_the_first_rung_is_measured_over_all_and_the_end_is_completed() -> None:
     found = marginal_effects(stopped_early(np.random.default_rng(15), of_logits=True))
     told = found.drop_duplicates("where")[["where", "measured", "imputed"]].to_numpy().tolist()
@@ -513,6 +571,18 @@ def test_the_interval_of_an_importance_covers_it() -> None:
         for name, own in ((CLIP, variances[0]), (BATCH, variances[1]), ("n", 0.0)):
             covered.append(found.loc[name, "low"] <= own / sum(variances) <= found.loc[name, "high"])
     assert 0.91 <= np.mean(covered) <= 0.99
+
+
+def test_a_field_that_does_nothing_has_hardly_any_importance() -> None:
+    """Its three effects would explain 3 of 31 parts of noise, were that not allowed for."""
+    draw = np.random.default_rng(26)
+    points = [{**point, "n": n} for point in GRID for n in (1, 2)]
+    shares = []
+    for _ in range(60):
+        curves = [flat(0.8 + draw.normal(0, 0.03)) for _ in points]
+        shares.append(importance(tables({**SPACE, "n": [1, 2]}, points, curves))["importance"].iloc[0])
+    assert np.mean(shares) < 0.06
+    assert np.mean(np.array(shares) == 0) > 0.4
 
 
 def test_importance_is_not_known_where_too_few_settings_are_left() -> None:
