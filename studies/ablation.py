@@ -6,16 +6,16 @@ alone, that the stem need not be clipped, and that all four stages must be. Tabl
 starts at 0, stochastic depth. What is lost on this data when one of them is taken away and all else stays?
 
 Command. ``python studies/ablation.py`` on one machine, on the 1,797 handwritten digits that scikit-learn carries;
-``--data PATH --address auto`` on a cluster, on a data set that data_prep converted. ``--seeds 3`` repeats it, which
+``--data PATH --address auto`` on a cluster, on a data set that data_prep converted. ``--seeds 3,all`` repeats it, which
 differences of a point or two need. ``--set model.name=nfnet_nano`` asks about another network.
 
 How to read it. The first setting is the whole network; each other one differs from it in what its name says. A list of
 excluded parameters replaces the usual one, which holds the classifier's weight alone.
 
 Cost. 13 trials of 8 epochs; nothing is stopped early, because the ends are what is compared. 32 minutes with
-``--seeds 3`` on two cores of an Intel Xeon that much other work shared.
+``--seeds 3,all`` on two cores of an Intel Xeon that much other work shared.
 
-Result. Top-1 in percent on the digits, the mean of 3 seeds and their range (``--seeds 3``; 360 validation images;
+Result. Top-1 in percent on the digits, the mean of 3 seeds and their range (``--seeds 3,all``; 360 validation images;
 nfnet_pico, float32):
 
     the whole network               77.3  (70.0 to 84.7)

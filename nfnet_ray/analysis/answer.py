@@ -24,17 +24,27 @@ from nfnet_ray.analysis.setting import (
     setting_results,
     trials_by_setting,
 )
-from nfnet_ray.analysis.verdict import EQUAL_WITHIN, SEEDS_NOT_MEASURED, Contrast, Kind, contrast
+from nfnet_ray.analysis.verdict import (
+    ASSUMED_SPREAD,
+    EQUAL_WITHIN,
+    SEEDS_NOT_MEASURED,
+    SEEDS_TO_COME,
+    Contrast,
+    Kind,
+    contrast,
+    with_assumed_seeds,
+)
 from nfnet_ray.metric import METRIC
 from nfnet_ray.tracking.labels import ABSENT, point_label
 from nfnet_ray.tracking.swept import winner_fields
-from nfnet_ray.wording import count, percent
+from nfnet_ray.wording import agree, count, percent
 
 if TYPE_CHECKING:
     import pandas as pd
 
 # Optimism below this many points is not worth a word: accuracies are shown to 0.1 points.
 _WORTH_SAYING = 0.0005
+_LEAST_CONTENDERS = 2
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,8 @@ class BestSetting:
             are not known, where there is nothing to choose, and with ``is_held_out``.
         is_held_out: whether it was chosen on one part of the validation images and is quoted on the other.
         confirmation: its reruns with fresh seeds; None where it is not to be rerun.
+        dropped: settings that were dropped after their first seed, best first. They are not among the others.
+        seeds_to_come: whether contenders get further seeds, perhaps later.
         seeds_measured: whether each of them has two seeds or more; else nothing is known of the noise between seeds.
         candidates: how many settings it was chosen from.
         equal_within: settings that differ by less are equal for practice, a fraction.
@@ -70,6 +82,8 @@ class BestSetting:
     conditions: tuple[str, ...]
     names: dict[str, str]
     confirmation: Confirmation | None = None
+    dropped: tuple[SettingResult, ...] = ()
+    seeds_to_come: bool = False
 
     @property
     def quoted(self) -> SettingResult:
@@ -115,7 +129,7 @@ class BestSetting:
             f"{'in reruns with fresh seeds ' if is_confirmed else ''}"
             f"(95% interval over {covers} {100 * best.low:.1f} to {percent(best.high)}; "
             f"{images}, {count(seeds, 'seed')})"
-            f"{'' if is_confirmed else self._luck()}{self._confirmed()}{self._comparison()}"
+            f"{'' if is_confirmed else self._luck()}{self._confirmed()}{self._comparison()}{self._dropped()}"
         )
 
     def caution(self) -> str:
@@ -160,6 +174,11 @@ class BestSetting:
             words.append(
                 f"The best is the highest of {self.candidates} settings, so its accuracy is somewhat optimistic."
             )
+        if self.dropped:
+            words.append(
+                "The others were dropped after 1 seed: they were below the best by more than the images and a spread "
+                f"between seeds of {100 * ASSUMED_SPREAD:.1f} points explain in 95% of cases."
+            )
         return words
 
     def _luck(self) -> str:
@@ -171,6 +190,13 @@ class BestSetting:
             f"so expect {percent(self.corrected_top1)}"
         )
 
+    def _dropped(self) -> str:
+        if not self.dropped:
+            return ""
+        others = agree(len(self.dropped), "1 other was", f"{len(self.dropped):,} others were")
+        best = "" if len(self.dropped) == 1 else ", the best of them"
+        return f"; {others} dropped after 1 seed{best}: {self._named(self.dropped[0])}"
+
     def _confirmed(self) -> str:
         said = self.confirmation.sentence() if self.confirmation else ""
         return f"; {said}" if said else ""
@@ -180,11 +206,12 @@ class BestSetting:
             return ""
         first = self.contrasts[0]
         if not self.seeds_measured:
+            unknown = SEEDS_TO_COME if self.seeds_to_come else SEEDS_NOT_MEASURED
             near = self.within_noise
             if not near:
-                return f"; next is {self._named(first.other)}; {SEEDS_NOT_MEASURED}"
+                return f"; next is {self._named(first.other)}; {unknown}"
             more = f" and {len(near) - 1} more" if len(near) > 1 else ""
-            return f"; cannot be told from {self._named(near[0])}{more}; {SEEDS_NOT_MEASURED}"
+            return f"; cannot be told from {self._named(near[0])}{more}; {unknown}"
         if self.verdict == "better":
             return f"; better than {self._named(first.other)}{_probability(first)}"
         told = [found for found in self.contrasts if found.kind == self.verdict]
@@ -224,12 +251,77 @@ def winners(record: StudyRecord) -> list[dict[str, Any]]:
     There is one for each combination of the conditions that has a comparable setting, and a single one where a search
     learns from results. Of equals it is the one that comes first in the study's space.
     """
+    found = []
+    for results in _by_winner(record).values():
+        racing, _ = _in_the_race(record, results)
+        found.append(_own_point(racing[_ranking(record, racing).order[0]]))
+    return found
+
+
+def contenders(record: StudyRecord) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """The points of the settings that may be the best by what their first seeds show, and {trial: why} of the others.
+
+    A setting is dropped if the paired 95% interval of its difference from the best lies below 0, where it covers the
+    images and an assumed spread between seeds, which one seed of each does not show. The two best of each winner's
+    rivals stay in any case, so that a verdict has seeds on both sides. Settings that were given up, diverged or failed
+    are neither.
+    """
+    first = replace(record, trials=record.trials[~record.trials["trial"].isin(record.further)])
+    names = {_key(point): str(trials[0]["trial"]) for point, trials in trials_by_setting(first)}
+    points: list[dict[str, Any]] = []
+    dropped: dict[str, str] = {}
+    for results in _by_winner(first).values():
+        split = _on_both_parts(first, results)
+        chosen_on = split[0] if split else results
+        best, *others = sorted(chosen_on, key=lambda result: -result.top1)
+        points.append(_own_point(best))
+        for number, other in enumerate(others):
+            found = contrast(best, other)
+            low, high = with_assumed_seeds(found)
+            if low <= 0 or number + 2 <= _LEAST_CONTENDERS:
+                points.append(_own_point(other))
+                continue
+            dropped[names[_key(other.point)]] = (
+                f"dropped after 1 seed: {100 * found.difference:.1f} points below the best (95% interval "
+                f"{100 * low:.1f} to {100 * high:.1f}, with an assumed spread between seeds of "
+                f"{100 * ASSUMED_SPREAD:.1f} points)"
+            )
+    return points, dropped
+
+
+def _by_winner(record: StudyRecord) -> dict[tuple[Any, ...], list[SettingResult]]:
+    """The comparable settings for each combination of conditions that has a winner."""
     fields = winner_fields(record.study)
     strata: dict[tuple[Any, ...], list[SettingResult]] = {}
     for result in setting_results(record):
         strata.setdefault(tuple(result.point[field] for field in fields), []).append(result)
-    best = [results[_ranking(record, results).order[0]] for results in strata.values()]
-    return [{field: value for field, value in result.point.items() if value is not ABSENT} for result in best]
+    return strata
+
+
+def _in_the_race(
+    record: StudyRecord, results: Sequence[SettingResult]
+) -> tuple[list[SettingResult], list[SettingResult]]:
+    """The settings that can be the best, and those that were dropped after their first seed, best first."""
+    dropped = {
+        _key(point)
+        for point, trials in trials_by_setting(record)
+        if any(trial["trial"] in record.dropped for trial in trials)
+    }
+    # One that had been given more seeds before an extension can be compared like the others.
+    others = [result for result in results if _key(result.point) in dropped and len(result.seed_top1) == 1]
+    racing = [result for result in results if result not in others]
+    if not racing:  # a stratum of the answer all of whose settings were dropped
+        return list(results), []
+    return racing, sorted(others, key=lambda result: -result.top1)
+
+
+def _key(point: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(point.values())
+
+
+def _own_point(result: SettingResult) -> dict[str, Any]:
+    """The point without the fields that are absent from it."""
+    return {field: value for field, value in result.point.items() if value is not ABSENT}
 
 
 def best_per_stratum(record: StudyRecord) -> list[BestSetting]:
@@ -264,6 +356,7 @@ def time_to_accuracy(record: StudyRecord, threshold: float) -> pd.DataFrame:
 def _best(record: StudyRecord, results: list[SettingResult]) -> BestSetting | None:
     if not results:
         return None
+    results, dropped = _in_the_race(record, results)
     order, quoted_on, is_held_out = _ranking(record, results)
     best, *others = [quoted_on[number] for number in order]
     equal_within = record.study.get("equal_within", EQUAL_WITHIN)
@@ -284,6 +377,8 @@ def _best(record: StudyRecord, results: list[SettingResult]) -> BestSetting | No
         conditions=record.conditions,
         names=record.names,
         confirmation=confirmation,
+        dropped=tuple(dropped),
+        seeds_to_come=bool(record.study.get("more_seeds")),
     )
 
 

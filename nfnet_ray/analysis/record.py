@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,6 +62,8 @@ class StudyRecord:
         left_out: the same table as ``trials``, of those that are not in the study any more since it was extended: they
             are evidence, and take part in no answer. Reruns of an earlier winner are among them. None if there are
             none.
+        further: the trials that contenders were given after all settings had been trained with their first seed.
+        dropped: {trial: why}, of the first seed of the settings that are no contenders.
         reruns: the same table, of the trials that confirm the winners; None until the winners are known.
         extensions: the commands that have extended it.
         notes: what people have said about the study.
@@ -85,6 +87,8 @@ class StudyRecord:
     conditions: tuple[str, ...] = ()
     left_out: pd.DataFrame | None = None
     reruns: pd.DataFrame | None = None
+    further: Set[str] = frozenset()
+    dropped: Mapping[str, str] = field(default_factory=dict)
     extensions: tuple[str, ...] = ()
     correct_images: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     idle: IdleTime | None = None
@@ -193,7 +197,7 @@ def study_record(state: StudyState, started: StudyStarted, *, with_epochs: bool 
     fields = tuple(name for name in swept_fields(description) if name.rsplit(".", 1)[-1] != "seed")
     outside = state.outside
     identity: dict[str, dict[str, Any]] = {}
-    for plan in (*state.plans.values(), *state.reruns.values()):
+    for plan in (*state.plans.values(), *state.further.values(), *state.reruns.values()):
         values = {**description["recipe"], **plan["recipe"], **plan["point"]}
         identity[plan["name"]] = {
             "trial": plan["name"],
@@ -254,6 +258,8 @@ def study_record(state: StudyState, started: StudyStarted, *, with_epochs: bool 
         conditions=tuple(name for name in condition_fields(description) if name in fields),
         left_out=left_out if left_out_rows else None,
         reruns=reruns if rerun_rows else None,
+        further=frozenset(state.repeating),
+        dropped=dict(state.dropped),
         extensions=tuple(state.extensions),
         idle=state.idle_time(),
         correct_images={name: dict(trial.correct_images) for name, trial in state.trials.items()},

@@ -160,7 +160,7 @@ def _accuracies_at(record: StudyRecord, rung: float) -> pd.Series:
     import pandas as pd
 
     if not record.rungs_in_seconds:
-        rows = record.epochs[record.epochs["epoch"] == rung]
+        rows = record.epochs[(record.epochs["epoch"] == rung) & ~record.epochs["trial"].isin(record.further)]
         return rows.set_index("trial")[METRIC].astype(float)
     top1 = record.epochs.set_index(["trial", "epoch"])[METRIC].to_dict()
     reached = {name: top1[name, rungs[rung]] for name, rungs in record.pauses.items() if rung in rungs}

@@ -17,6 +17,10 @@ from nfnet_ray.wording import count
 EQUAL_WITHIN = 0.002
 """Settings whose accuracies differ by less are equal for practice, a fraction: two points of a thousand."""
 SEEDS_NOT_MEASURED = "the noise between seeds was not measured: run with --seeds 3"
+SEEDS_TO_COME = "the noise between seeds is not measured yet: contenders have more seeds to come"
+ASSUMED_SPREAD = 0.003
+"""Standard deviation between seeds where one seed of each shows none, a fraction: an assumption. Picard (2021,
+arXiv:2109.08203) saw 0.1 to 0.2 points on ImageNet and CIFAR-10; small data sets show more."""
 
 Kind = Literal["better", "equal", "cannot tell"]
 
@@ -74,6 +78,17 @@ def contrast(best: SettingResult, other: SettingResult, equal_within: float = EQ
     return Contrast(
         other, value, low, high, paired is not None, covers_seeds, probability, p_value, kind, needed
     )
+
+
+def with_assumed_seeds(found: Contrast) -> tuple[float, float]:
+    """The interval of a contrast of one seed each, widened by the assumed spread between seeds.
+
+    The half-widths add in squares, as the seeds of the two have nothing to do with the images.
+    """
+    seeds = Z_95 * math.sqrt(2) * ASSUMED_SPREAD
+    half = math.hypot((found.high - found.low) / 2, seeds)
+    middle = (found.high + found.low) / 2
+    return middle - half, middle + half
 
 
 def paired_settings(a: SettingResult, b: SettingResult) -> PairedDifference | None:

@@ -33,6 +33,7 @@ from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.metric import METRIC
 from nfnet_ray.places import lost_place, remedy_for
 from nfnet_ray.study.confirmation import FindWinners
+from nfnet_ray.study.contenders import FindContenders
 from nfnet_ray.study.decisions import Leg
 from nfnet_ray.study.legs import Legs
 from nfnet_ray.study.recorder import Recorder
@@ -50,17 +51,19 @@ def run_trials(
     worker: WorkerResources,
     say: Callable[[str], None],
     stop: threading.Event,
+    find_contenders: FindContenders | None = None,
     find_winners: FindWinners | None = None,
 ) -> None:
     """Runs the trials that have not ended, or until ``stop`` is set; everything that happened is in the journal.
 
     Requests at most ``side_by_side`` trials at once. Those that do not fit wait, and an autoscaler sees them wait.
-    ``say`` tells a person. ``find_winners`` finds the winners to confirm when all settings have ended.
+    ``say`` tells a person. ``find_contenders`` finds the settings that are given further seeds when all have ended, and
+    ``find_winners`` those to confirm.
 
     Needs a :func:`nfnet_ray.cluster.connection.session.ray_session`. A trial of one worker is a Tune function in an
     actor that stays up for the next one; trials of several run in slots, worker groups of Ray Train that stay up too.
     """
-    legs = Legs(study, data.validation_images, recorder, find_winners)
+    legs = Legs(study, data.validation_images, recorder, find_contenders, find_winners)
     if not has_more(study, recorder.state):
         return
 

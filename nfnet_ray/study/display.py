@@ -51,10 +51,10 @@ _COUNTED = ("running", "paused", "waiting", *ENDED, "interrupted")
 def trial_table(study: Study, state: StudyState, epochs_done: Callable[[TrialProgress], float]) -> Table:
     """A row for each trial: swept fields, top-1, epochs, training seconds, images per second, state.
 
-    Reruns of the winners follow, and those that an extension has left out come last.
+    Further seeds of contenders and reruns of the winners follow, and those that an extension has left out come last.
     """
     study = study.grown(state)
-    trials = study.trials() + study.reruns(state) + study.left_out(state)
+    trials = study.trials() + study.added_trials(state) + study.left_out(state)
     return _table(study, state, trials, epochs_done, ("top-1", "epochs", "train s", "images/s"))
 
 
@@ -341,7 +341,7 @@ class StudyDisplay:
     def _rows(self, console: Console, room: int) -> list[Table | Text]:
         """A table of at most ``room`` rows. If trials are left out, the last row is a line that counts them."""
         self._study = self._study.grown(self._state)
-        trials = self._study.trials() + self._study.reruns(self._state)
+        trials = self._study.trials() + self._study.added_trials(self._state)
         shown = trials if len(trials) <= room else self._chosen(trials, room - 1)
         measured = ["top-1", "epochs", "train s", "images/s"]
         while True:

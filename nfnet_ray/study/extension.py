@@ -99,7 +99,12 @@ def extension(
     before = state.outside
     event = study_extended(
         command,
-        {**study.description(), "epochs": most_epochs(study), "outside": list(study.outside)},
+        {
+            **study.description(),
+            "epochs": most_epochs(study),
+            "more_seeds": list(study.more_seeds),
+            "outside": list(study.outside),
+        },
         [study.plan(trial) for trial in study.trials()],
         left_out=[name for name in study.outside if name not in before],
         taken_back=[name for name in state.plans if name in before and name in now],
@@ -110,7 +115,7 @@ def extension(
         if trial.state == "stopped" and trial.name in now and has_checkpoint(trial.name)
     ]
     event["reconsidered"] = _undecided(study, state, {**event, "reconsidered": given_up}, validation_images)
-    added = sum(name not in state.plans for name in now)
+    added = sum(name not in state.trials for name in now)
     return Extension(study, event, added, earlier.epochs)
 
 
@@ -190,7 +195,10 @@ def _recipes(earlier: Study, state: StudyState) -> dict[Recipe, str]:
     """{Recipe: name of the trial that has it}, of all trials in the journal, those of the study first."""
     base, path = earlier.recipe.to_values(), {"data.path": earlier.recipe.data.path}
     recipes: dict[Recipe, str] = {}
-    for name, plan in state.plans.items():
+    is_stretched = earlier.halving is not None and earlier.halving.is_stretched
+    # A contender's further trials have the last schedule alone, and have passed no rung.
+    plans = state.plans if is_stretched else {**state.plans, **state.further}
+    for name, plan in plans.items():
         recipes.setdefault(Recipe.from_values({**base, **plan["recipe"], **plan["point"], **path}), name)
     return recipes
 
@@ -222,7 +230,7 @@ def _named(asked: Study, state: StudyState, recipes: Mapping[Recipe, str]) -> St
     """The study in which earlier trials have their names, and new ones such as no earlier trial has."""
     names = {
         trial_key(trial.point, trial.recipe.seed): recipes.get(trial.recipe)
-        or free_name(trial.name, asked.epochs, state.plans)
+        or free_name(trial.name, asked.epochs, state.trials)
         for trial in asked.trials()
     }
     taken = set(names.values())

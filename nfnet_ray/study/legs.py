@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from nfnet_ray.study.confirmation import FindWinners, planned_reruns
+from nfnet_ray.study.contenders import FindContenders, further_trials
 from nfnet_ray.study.decisions import Decider, Leg, has_ended
 from nfnet_ray.study.recorder import Recorder
 from nfnet_ray.study.search.upcoming import Waiting, has_proposals, next_proposal
@@ -18,7 +19,8 @@ class Legs:
 
     Args:
         validation_images: on how many images accuracies are measured, which says how noisy they are.
-        find_winners: finds the winners of a study whose settings have all ended; without it none is confirmed.
+        find_contenders, find_winners: find them in a study whose settings have all ended; without the functions no
+            setting is given further seeds, and none is confirmed.
     """
 
     def __init__(
@@ -26,10 +28,11 @@ class Legs:
         study: Study,
         validation_images: int,
         recorder: Recorder,
+        find_contenders: FindContenders | None = None,
         find_winners: FindWinners | None = None,
     ) -> None:
         self._study, self._images = study.grown(recorder.state), validation_images
-        self._find_winners = find_winners
+        self._find_contenders, self._find_winners = find_contenders, find_winners
         self._decider, self._recorder = Decider(self._study, validation_images), recorder
         self.running: dict[str, Leg] = {}
         """{trial: its leg}, of the legs that were handed out and have not ended."""
@@ -45,11 +48,11 @@ class Legs:
         """The leg to run next, from now on as running; None if none can start now.
 
         Where the study's search learns from results and no known trial can start, it proposes new ones. When all
-        settings have ended, the winners are rerun.
+        settings have ended, the contenders are given further seeds, and then the winners are rerun.
         """
         while True:
             busy = {*self.running, *self._interrupted}
-            leg = self._decider.next_leg(self._recorder.state, busy, self._again) or self._next_rerun(busy)
+            leg = self._decider.next_leg(self._recorder.state, busy, self._again) or self._next_added(busy)
             if leg is not None:
                 self.running[leg.trial] = leg
                 self._again.discard(leg.trial)
@@ -60,7 +63,7 @@ class Legs:
     def trial(self, name: str) -> Trial:
         """A trial of the study by its name."""
         if name not in self._trials:
-            trials = self._study.trials() + self._study.reruns(self._recorder.state)
+            trials = self._study.trials() + self._study.added_trials(self._recorder.state)
             self._trials = {trial.name: trial for trial in trials}
         return self._trials[name]
 
@@ -107,17 +110,27 @@ class Legs:
         self._grow(self._study.grown(state))
         return not self._recorder.lost
 
-    def _next_rerun(self, busy: Collection[str]) -> Leg | None:
-        """The next rerun of a winner, which trains to its end; None if there is none, or settings have yet to end."""
-        state = self._recorder.state
-        if not self._study.confirm or self._recorder.lost or not self._settings_have_ended():
+    def _next_added(self, busy: Collection[str]) -> Leg | None:
+        """The next trial of those that the study adds when all settings have ended; it trains to its end."""
+        state, study = self._recorder.state, self._study
+        if not (study.more_seeds or study.confirm) or self._recorder.lost or not self._settings_have_ended():
             return None
-        if not state.has_winners:
+        if study.more_seeds and not state.has_contenders:
+            if self._find_contenders is None:
+                return None
+            self._recorder.record(further_trials(study, state, self._find_contenders(state)))
+        if not all(has_ended(state.trials[name], self._again) for name in state.repeating):
+            return self._first_leg_of(state.repeating, busy)
+        if study.confirm and not state.has_winners:
             if self._find_winners is None:
                 return None
-            self._recorder.record(planned_reruns(self._study, state, self._find_winners(state)))
-        for name in state.confirming:
-            if name not in busy and not has_ended(state.trials[name], self._again):
+            self._recorder.record(planned_reruns(study, state, self._find_winners(state)))
+        return self._first_leg_of(state.confirming, busy)
+
+    def _first_leg_of(self, names: Sequence[str], busy: Collection[str]) -> Leg | None:
+        """The leg of the first trial that can start now, to its end."""
+        for name in names:
+            if name not in busy and not has_ended(self._recorder.state.trials[name], self._again):
                 return Leg(name, self.trial(name).recipe.schedule.epochs)
         return None
 

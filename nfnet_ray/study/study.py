@@ -6,7 +6,7 @@ import functools
 import itertools
 import json
 import re
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -102,6 +102,8 @@ class Study:
     """Settings whose accuracies differ by less are equal for practice, a fraction; None: the analysis' own default."""
     holdout: float | None = None
     """The share of the validation images on which the best setting is quoted, while it is chosen on the others."""
+    more_seeds: tuple[int, ...] = ()
+    """Seeds that only the contenders are trained with: settings that ``seeds``, then a single one, cannot exclude."""
     confirm: int = 0
     """With how many fresh seeds the winner of each stratum is rerun before its accuracy is quoted."""
     names: Mapping[str, str] = field(default_factory=dict)
@@ -110,6 +112,8 @@ class Study:
     """Names of trials that an extension has left out; no other trial gets them."""
 
     def __post_init__(self) -> None:
+        if self.more_seeds and len(self.seeds) != 1:
+            raise UserError("more_seeds are for a study whose settings have all one seed: give seeds=(0,)")
         if self.confirm < 0:
             raise UserError(f"confirm = {self.confirm} is not allowed; it takes a number of seeds")
         check_space(self.space)
@@ -163,6 +167,7 @@ class Study:
             halving=Halving.from_description(told["halving"]) if told["halving"] else None,
             equal_within=told.get("equal_within"),
             holdout=told.get("holdout"),
+            more_seeds=tuple(told.get("more_seeds", ())),
             confirm=told.get("confirm", 0),
         )
         distinct = {json.dumps(plan["point"], sort_keys=True): plan["point"] for plan in event["trials"]}
@@ -206,7 +211,7 @@ class Study:
         told |= {f"swept {name}": domain_to_json(domain) for name, domain in self.space.items()}
         told |= {"points": self.points} if self.points is not None else {}
         told |= {"asked": self.asked} if self.asked is not None else {}
-        told |= {"seeds": self.seeds, "halving": self.halving_description()}
+        told |= {"seeds": self.seeds, "more seeds": self.more_seeds, "halving": self.halving_description()}
         told |= {"equal within": self.equal_within, "holdout": self.holdout, "confirm": self.confirm}
         if told["halving"]:  # the price that money_seconds is made from may have changed since
             told["halving"] = {key: value for key, value in told["halving"].items() if key != "money_seconds"}
@@ -237,14 +242,17 @@ class Study:
             return ()
         return tuple(name for name in self.fields[1:] if is_listed(self.space[name]))
 
-    @property
-    def winners(self) -> int:
-        """The number of settings to confirm, one for each combination of the conditions; 0 without ``confirm``."""
-        if not self.confirm:
-            return 0
+    @functools.cached_property
+    def strata(self) -> int:
+        """The number of combinations of the conditions, each of which has a winner."""
         return (
             len({json.dumps([point.get(name) for name in self.conditions]) for point in self._settings}) or 1
         )
+
+    @property
+    def winners(self) -> int:
+        """The number of settings to confirm, one for each combination of the conditions; 0 without ``confirm``."""
+        return self.strata if self.confirm else 0
 
     @property
     def search_name(self) -> str:
@@ -328,31 +336,53 @@ class Study:
         return study
 
     def left_out(self, state: StudyState) -> list[Trial]:
-        """The trials that an extension has left out, and the reruns of earlier winners; they have no stratum."""
-        reruns = [plan for name, plan in state.reruns.items() if name not in state.confirming]
-        return [
-            self._planned_trial(plan) for plan in (*(state.plans[name] for name in self.outside), *reruns)
-        ]
+        """The trials that are not part of the study any more (:attr:`StudyState.outside`); they have no stratum."""
+        plans = {**state.plans, **state.further, **state.reruns}
+        return [self._planned_trial(plan) for name, plan in plans.items() if name in state.outside]
 
-    def reruns(self, state: StudyState) -> list[Trial]:
-        """The reruns that confirm the winners, as far as they are planned; they have no stratum."""
-        return [self._planned_trial(state.reruns[name]) for name in state.confirming]
+    def added_trials(self, state: StudyState) -> list[Trial]:
+        """The further trials of contenders, and the reruns that confirm the winners, as far as they are planned.
+
+        They have no stratum.
+        """
+        plans = [state.further[name] for name in state.repeating]
+        plans += [state.reruns[name] for name in state.confirming]
+        return [self._planned_trial(plan) for plan in plans]
+
+    def further_trials_of(self, point: Mapping[str, Any], state: StudyState) -> list[Trial]:
+        """The trials of a contender with further seeds; those that the journal has already keep their names."""
+        known = {
+            name: plan
+            for name, plan in {**state.plans, **state.further}.items()
+            if state.trials[name].state != "stopped"  # it would be stopped early once more
+        }
+        return self._added_trials(point, self.more_seeds, "seed", known, state)
 
     def reruns_of(self, point: Mapping[str, Any], state: StudyState) -> list[Trial]:
         """The reruns of a setting with fresh seeds; those that the journal has already keep their names.
 
         Fresh seeds count from 1,000 above the Recipe's own, without those that any setting has been trained with.
         """
-        used = {plan["recipe"].get("seed") for plan in state.plans.values()}.union(self.seeds)
-        known = {trial.recipe: trial.name for trial in map(self._planned_trial, state.reruns.values())}
+        trained = {**state.plans, **state.further}
+        used = {plan["recipe"].get("seed") for plan in trained.values()}.union(self.seeds, self.more_seeds)
         fresh = (seed for seed in itertools.count(self.recipe.seed + FRESH_SEEDS) if seed not in used)
-        parts = self._parts(point)
-        trials = []
-        for seed in itertools.islice(fresh, self.confirm):
+        return self._added_trials(point, itertools.islice(fresh, self.confirm), "rerun", state.reruns, state)
+
+    def _added_trials(
+        self,
+        point: Mapping[str, Any],
+        seeds: Iterable[int],
+        what: str,
+        known: Mapping[str, TrialPlan],
+        state: StudyState,
+    ) -> list[Trial]:
+        """A trial for each seed, with the name of the ``known`` one that has its Recipe, or with a new one."""
+        names = {trial.recipe: trial.name for trial in map(self._planned_trial, known.values())}
+        parts, trials = self._parts(point), []
+        for seed in seeds:
             recipe = self.recipe.with_values(self._values(point) | {"seed": seed})
-            name = known.get(recipe) or free_name(
-                ",".join([*parts.values(), f"rerun={seed}"]), self.epochs, state.trials
-            )
+            new = ",".join([*parts.values(), f"{what}={seed}"])
+            name = names.get(recipe) or free_name(new, self.epochs, state.trials)
             trials.append(Trial(name, point, "", recipe))
         return trials
 
@@ -404,6 +434,8 @@ class Study:
         for name in ("equal_within", "holdout"):
             if getattr(self, name) is not None:
                 told[name] = getattr(self, name)
+        if self.more_seeds:
+            told["more_seeds"] = list(self.more_seeds)
         if self.confirm:
             told["confirm"] = self.confirm
         if self.points is not None:

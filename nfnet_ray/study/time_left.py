@@ -7,8 +7,15 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from nfnet_ray.metric import METRIC
-from nfnet_ray.study.cost.plan import ladder_in_epochs, least_epochs, next_rung, rerun_group
-from nfnet_ray.study.decisions import groups
+from nfnet_ray.study.cost.plan import (
+    further_names,
+    ladder_in_epochs,
+    least_epochs,
+    longest,
+    next_rung,
+    rerun_group,
+)
+from nfnet_ray.study.decisions import Group, groups
 from nfnet_ray.study.study import Study
 from nfnet_ray.tracking.state import StudyState, TrialProgress
 from nfnet_ray.wording import clock_time
@@ -39,7 +46,7 @@ class TimeLeft:
     def __init__(self, study: Study, state: StudyState, work: Mapping[str, float]) -> None:
         self._study, self._state, self._work = study, state, work
         self._mean_work = sum(work.values()) / max(1, len(work))
-        self._groups = [*groups(study), rerun_group(study, state)]
+        self._regroup()
         self._known = {name: trial.epoch for name, trial in state.trials.items()}
         self._first: set[str] = set()
         self._epochs: deque[tuple[float, float]] = deque(maxlen=_RECENT_EPOCHS)
@@ -47,17 +54,18 @@ class TimeLeft:
         self._running: deque[tuple[float, int]] = deque()
         self._running_now: set[str] = set()
         self._proposed = 0
-        self._had_winners = state.has_winners
+        self._had = (state.has_contenders, state.has_winners)
 
     def observe(self, now: float, changed: Iterable[TrialProgress] | None = None) -> None:
         """Take in what has changed in the study's state; ``now`` is in seconds since any fixed time.
 
         ``changed`` are the trials that may have changed since the last call; None: any of them.
         """
-        if (len(self._state.proposals), self._state.has_winners) != (self._proposed, self._had_winners):
-            self._proposed, self._had_winners = len(self._state.proposals), self._state.has_winners
+        has = (self._state.has_contenders, self._state.has_winners)
+        if (len(self._state.proposals), has) != (self._proposed, self._had):
+            self._proposed, self._had = len(self._state.proposals), has
             self._study = self._study.grown(self._state)
-            self._groups = [*groups(self._study), rerun_group(self._study, self._state)]
+            self._regroup()
         for trial in self._state.trials.values() if changed is None else changed:
             name = trial.name
             if trial.state != "running":
@@ -105,10 +113,16 @@ class TimeLeft:
                 is_behind = not may_continue or _is_behind(trial, rivals, ladder)
                 furthest = next_rung(behind_it, ladder, epochs) if is_behind else epochs
                 an_epoch = pace * self._work_of(trial.name)
-                least.append(begin + an_epoch * (target - behind_it))
+                if trial.name not in self._possible:
+                    least.append(begin + an_epoch * (target - behind_it))
                 most.append(begin + an_epoch * (max(target, furthest) - behind_it))
         slots = max(1, *(count for _, count in self._running))
         return _makespan(least, slots), _makespan(most, slots)
+
+    def _regroup(self) -> None:
+        certain, self._possible = further_names(self._study, self._state)
+        further = Group((*certain, *self._possible), (), longest(self._study))
+        self._groups = [*groups(self._study), further, rerun_group(self._study, self._state)]
 
     def _progress_of(self, name: str) -> TrialProgress:
         """Also of a trial that is yet to be proposed."""

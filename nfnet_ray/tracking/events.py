@@ -3,8 +3,8 @@
 A journal is a text file of JSON objects, one a line, that only ever grows::
 
     study_started  (study_resumed)  (study_extended)  (trial_proposed)  trial_started  epoch  epoch  …  trial_paused
-    trial_promoted  …  trial_started  epoch  …  trial_ended  …  (confirmation_planned  trial_started  epoch  …
-    trial_ended)  …  study_ended
+    trial_promoted  …  trial_started  epoch  …  trial_ended  …  (contenders_chosen  …)  (confirmation_planned  …)
+    study_ended
 
 Numbers that JSON cannot hold are written as the strings ``"NaN"``, ``"Infinity"`` and ``"-Infinity"``
 and come back as floats, so those three strings are reserved everywhere in an event.
@@ -148,6 +148,8 @@ class StudyDescription(TypedDict):
     """Settings whose accuracies differ by less are equal for practice, a fraction."""
     holdout: NotRequired[float]
     """The share of the validation images on which the best setting is quoted; it is chosen on the others."""
+    more_seeds: NotRequired[list[int]]
+    """Seeds that only the contenders are trained with, once all settings have been trained with ``seeds``."""
     confirm: NotRequired[int]
     """With how many fresh seeds the winner is rerun."""
     worker: WorkerDescription
@@ -307,6 +309,34 @@ def trial_proposed(plan: TrialPlan, number: int, after: Sequence[str]) -> TrialP
     }
 
 
+class ContendersChosen(TypedDict):
+    """All settings have been compared with their first seed, and the contenders are given further ones.
+
+    ``trials`` are all of these trials from now on, with those that an earlier event of this kind has planned already.
+    """
+
+    event: Literal["contenders_chosen"]
+    time: float
+    trials: list[TrialPlan]
+    dropped: dict[str, str]
+    """{trial of a setting that is no contender: why, for people}."""
+    left_out: list[str]
+    """Trials of an earlier event of this kind that are not part of the study any more."""
+
+
+def contenders_chosen(
+    trials: Sequence[TrialPlan], dropped: Mapping[str, str], left_out: Sequence[str] = ()
+) -> ContendersChosen:
+    """The event of contenders that are chosen now."""
+    return {
+        "event": "contenders_chosen",
+        "time": time.time(),
+        "trials": list(trials),
+        "dropped": dict(dropped),
+        "left_out": list(left_out),
+    }
+
+
 class ConfirmationPlanned(TypedDict):
     """All settings have been compared, and the winner of each stratum is rerun with fresh seeds.
 
@@ -332,7 +362,7 @@ def confirmation_planned(trials: Sequence[TrialPlan], left_out: Sequence[str] = 
 
 def plans_of(event: Event) -> list[TrialPlan]:
     """The trials that an event adds to a study; reruns of a winner are among them."""
-    if event["event"] in ("study_started", "study_extended", "confirmation_planned"):
+    if event["event"] in ("study_started", "study_extended", "contenders_chosen", "confirmation_planned"):
         return event["trials"]
     if event["event"] == "trial_proposed":
         return [{"name": event["trial"], "point": event["point"], "recipe": event["recipe"]}]
@@ -539,6 +569,7 @@ Event = (
     | StudyExtended
     | StudyAnnotated
     | TrialProposed
+    | ContendersChosen
     | ConfirmationPlanned
     | TrialStarted
     | TrialPaused

@@ -87,8 +87,9 @@ def runs_of(event: Event) -> tuple[str, ...]:
         return ()
     if event["event"] == "study_extended":
         return (STUDY_RUN, *event["left_out"], *(plan["name"] for plan in event["trials"]))
-    if event["event"] == "confirmation_planned":
-        return (*event["left_out"], *(plan["name"] for plan in event["trials"]))
+    if event["event"] in ("contenders_chosen", "confirmation_planned"):
+        dropped = event["dropped"] if event["event"] == "contenders_chosen" else ()
+        return (*event["left_out"], *(plan["name"] for plan in event["trials"]), *dropped)
     return (STUDY_RUN,)
 
 

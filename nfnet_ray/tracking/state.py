@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -19,7 +19,6 @@ from nfnet_ray.tracking.epoch_metrics import packed
 from nfnet_ray.tracking.events import (
     JOURNAL_FILE,
     CapsDescription,
-    ConfirmationPlanned,
     Event,
     StudyDescription,
     StudyEnded,
@@ -117,6 +116,11 @@ class StudyState:
         plans: {name: plan} of the same trials, once the journal has begun.
         proposals: {name: number of its setting} of the trials that were proposed while the study ran, since it was
             started or last extended.
+        further: {name: plan} of all further trials of contenders, which are in ``trials`` and not in ``plans``.
+        repeating: the names of those that are part of the study now.
+        dropped: {trial of a setting that is no contender: why}.
+        has_contenders: whether the contenders have been chosen since a setting was trained, or the study extended,
+            last.
         reruns: {name: plan} of all reruns of a winner, which are in ``trials`` and not in ``plans``.
         confirming: the names of those that confirm a winner now; others are of an earlier winner.
         has_winners: whether the winners have been chosen since a setting was trained, or the study extended, last.
@@ -136,6 +140,10 @@ class StudyState:
         self.tags: dict[str, str] = {}
         self.plans: dict[str, TrialPlan] = {}
         self.proposals: dict[str, int] = {}
+        self.further: dict[str, TrialPlan] = {}
+        self.repeating: tuple[str, ...] = ()
+        self.dropped: dict[str, str] = {}
+        self.has_contenders = False
         self.reruns: dict[str, TrialPlan] = {}
         self.confirming: tuple[str, ...] = ()
         self.has_winners = False
@@ -222,8 +230,17 @@ class StudyState:
                 self.plans = {**self.plans, name: plans_of(event)[0]}
                 self.trials = {**self.trials, name: self.trials.get(name) or TrialProgress(name)}
                 self.proposals = {**self.proposals, name: event["number"]}
+            case "contenders_chosen":
+                now = {plan["name"]: plan for plan in plans_of(event)}
+                self.further = {**self.further, **now}
+                self.repeating, self.has_contenders, self.has_winners = tuple(now), True, False
+                self._drop(event["dropped"])
+                self._add_trials(self.further, now)
             case "confirmation_planned":
-                self._confirm(event)
+                now = {plan["name"]: plan for plan in plans_of(event)}
+                self.reruns = {**self.reruns, **now}
+                self.confirming, self.has_winners = tuple(now), True
+                self._add_trials(self.reruns, now)
             case "study_resumed":
                 self.ended = None
                 self.changed |= event.get("changed", {})
@@ -236,6 +253,7 @@ class StudyState:
                 trial = self.trials[event["trial"]]
                 trial.state, trial.reason, trial.attempts = "running", None, event["attempt"]
                 self.has_winners &= trial.name in self.reruns
+                self.has_contenders &= trial.name in self.reruns or trial.name in self.further
                 trial.reused = event.get("reused")
                 trial.hold(self._accelerators(event), self.last_event_time)
             case "trial_paused":
@@ -316,12 +334,13 @@ class StudyState:
         for name, plan in others.items():
             others[name] = {**plan, "recipe": {**changed, **plan["recipe"]}}
         self.plans = {**now, **others}
-        self.reruns = {
-            name: {**plan, "recipe": {**changed, **plan["recipe"]}} for name, plan in self.reruns.items()
-        }
-        names = (*self.plans, *self.reruns)
+        self.further = _with_values({n: plan for n, plan in self.further.items() if n not in now}, changed)
+        self.reruns = _with_values(self.reruns, changed)
+        names = (*self.plans, *self.further, *self.reruns)
         self.trials = {name: self.trials.get(name) or TrialProgress(name) for name in names}
-        self.proposals, self.confirming, self.has_winners = {}, (), False
+        self.proposals, self.repeating, self.confirming = {}, (), ()
+        self.has_contenders = self.has_winners = False
+        self._drop({})
         for name in event["reconsidered"]:
             trial = self.trials[name]
             if trial.state == "stopped":
@@ -334,18 +353,22 @@ class StudyState:
         if not self.extensions or self.extensions[-1] != event["command"]:
             self.extensions.append(event["command"])
 
-    def _confirm(self, event: ConfirmationPlanned) -> None:
-        """Takes in which reruns confirm the winners from now on."""
-        now = {plan["name"]: plan for plan in plans_of(event)}
-        self.reruns = {**self.reruns, **now}
-        self.trials = {
-            **self.trials,
-            **{name: TrialProgress(name) for name in now if name not in self.trials},
-        }
-        self.confirming, self.has_winners = tuple(now), True
-        for name in self.reruns:
-            self._places.note(name, _activity(self.trials[name], resumed=True) if name in now else "over")
+    def _add_trials(self, added: Mapping[str, TrialPlan], now: Container[str]) -> None:
+        """Takes in trials that the study has added: those that are part of it ``now``, and others that were before."""
+        new = {name: TrialProgress(name) for name in added if name not in self.trials}
+        self.trials = {**self.trials, **new}
+        for name in added:
+            is_part = name in now
+            self._places.note(name, _activity(self.trials[name], resumed=True) if is_part else "over")
         self._places.plan(self._planned_trials())
+
+    def _drop(self, dropped: Mapping[str, str]) -> None:
+        """Takes in which settings are dropped, by the trials of their first seed; others are not any more."""
+        for name in self.dropped:
+            self.trials[name].reason = None
+        self.dropped = dict(dropped)
+        for name, why in dropped.items():
+            self.trials[name].reason = why
 
     def _planned_trials(self) -> int:
         """How many trials there may be in the end, with those that a search proposes and the reruns of winners."""
@@ -401,12 +424,14 @@ class StudyState:
         return self.accelerator_seconds_at(self._session[1] if self._session else 0.0)
 
     @property
-    def outside(self) -> frozenset[str]:
+    def outside(self) -> Set[str]:
         """Names of the trials that nobody trains any more, whose results stay as evidence.
 
-        They are those that an extension has left out, and the reruns of an earlier winner.
+        They are those that an extension has left out, with further seeds and reruns of settings that were contenders or
+        winners before it.
         """
-        return frozenset(self._study.get("outside", ())).union(self.reruns).difference(self.confirming)
+        added = self.reruns.keys() | self.further.keys()
+        return added.union(self._study.get("outside", ())) - {*self.confirming, *self.repeating}
 
     @property
     def members(self) -> list[TrialProgress]:
@@ -423,6 +448,11 @@ class StudyState:
     def reported_at(self, epoch: int) -> list[tuple[str, float]]:
         """(trial, validation top-1) of an epoch in the order of their first reports, for the median rule."""
         return list(self._reported.get(epoch, ()))
+
+
+def _with_values(plans: Mapping[str, TrialPlan], values: Mapping[str, Any]) -> dict[str, TrialPlan]:
+    """The plans with values of the Recipe where they have none of their own."""
+    return {name: {**plan, "recipe": {**values, **plan["recipe"]}} for name, plan in plans.items()}
 
 
 def _activity(

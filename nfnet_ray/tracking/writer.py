@@ -127,9 +127,12 @@ class StudyWriter:
                 self._extend_study(line)
             elif run_id := self.run_id(run):  # a trial that has never begun has none
                 self._set_tags(run_id, _place_in_study(event, run))
-        elif event["event"] == "confirmation_planned":
+        elif event["event"] in ("contenders_chosen", "confirmation_planned"):
             if run_id := self.run_id(run):
-                self._set_tags(run_id, {"left_out": str(run in event["left_out"]).lower()})
+                tags = {"left_out": str(run in event["left_out"]).lower()}
+                if event["event"] == "contenders_chosen" and run in event["dropped"]:
+                    tags = {"reason": event["dropped"][run]}
+                self._set_tags(run_id, tags)
         elif event["event"] == "study_annotated":
             self._annotate(line)
         elif event["event"] == "trial_started":
@@ -315,7 +318,7 @@ class StudyWriter:
         study, shown = self._started["study"], dict(self._plan(trial)["point"])
         recipe = self._recipe(trial)
         is_rerun = trial in self._reruns
-        if (len(study["seeds"]) > 1 or is_rerun) and "seed" in recipe:
+        if (len(study["seeds"]) > 1 or study.get("more_seeds") or is_rerun) and "seed" in recipe:
             shown["seed"] = recipe["seed"]
         names = short_names([*swept_fields(study), *shown])
         run_id = self._create_run(

@@ -95,7 +95,7 @@ def leftovers(folder: StudyFolder, needed: Set[Path]) -> Leftovers:
         study = Study.from_event(folder.started).grown(folder.state)
         trials = study.trials()
         best = _best_of_strata(trials, folder.state) | _best_of_answers(folder.state, folder.started)
-        trials += study.reruns(folder.state) + study.left_out(folder.state)
+        trials += study.added_trials(folder.state) + study.left_out(folder.state)
         states = {trial.name: folder.state.trials[trial.name].state for trial in trials}
     except (UserError, KeyError, TypeError, ValueError) as error:
         left.why_not = f"is left alone: its trials cannot be told ({error})"

@@ -13,6 +13,7 @@ from nfnet_ray.cluster.connection.job import home_folder
 from nfnet_ray.errors import UserError
 from nfnet_ray.places import in_words, resolved
 from nfnet_ray.printable import display_path
+from nfnet_ray.study.contenders import LEAST_CONTENDERS
 from nfnet_ray.study.running_lock import is_running
 from nfnet_ray.tracking.database import ARTIFACTS_FOLDER
 from nfnet_ray.tracking.events import JOURNAL_FILE, StudyStarted
@@ -80,18 +81,20 @@ class StudyFolder:
     @property
     def planned_trials(self) -> int:
         """How many trials there are, and, while a search may still add some, how many there may be."""
-        known = sum(self.trial_states.values()) + self._unplanned_reruns
+        known = sum(self.trial_states.values()) + self._trials_to_add
         search = self.started["study"].get("search") if self.started else None
         if search is None or self.started is None or self.condition == "finished":
             return known
-        return max(known, search["settings"] * len(self.started["study"]["seeds"]) + self._unplanned_reruns)
+        return max(known, search["settings"] * len(self.started["study"]["seeds"]) + self._trials_to_add)
 
     @property
-    def _unplanned_reruns(self) -> int:
-        """The reruns of one winner, while it is not known yet which it is, or how many there are."""
-        if self.state is None or self.started is None or self.state.has_winners:
+    def _trials_to_add(self) -> int:
+        """The fewest trials that contenders and winners are given, while it is not known yet which these are."""
+        if self.state is None or self.started is None:
             return 0
-        return self.started["study"].get("confirm", 0)
+        told = self.started["study"]
+        further = 0 if self.state.has_contenders else LEAST_CONTENDERS * len(told.get("more_seeds", ()))
+        return further + (0 if self.state.has_winners else told.get("confirm", 0))
 
     def known(self) -> tuple[StudyState, StudyStarted]:
         """State and first event. Raises UserError if the journal cannot be read."""

@@ -29,7 +29,7 @@ from nfnet_ray.printable import display_path, printable
 from nfnet_ray.study.cost.spending import accelerator_word
 from nfnet_ray.study.display import reported_epochs, trial_table
 from nfnet_ray.study.study import Study
-from nfnet_ray.tracking.events import StudyStarted
+from nfnet_ray.tracking.events import StudyDescription, StudyStarted
 from nfnet_ray.tracking.labels import ABSENT
 from nfnet_ray.tracking.state import StudyState
 from nfnet_ray.wording import clock_time, count, storage_size
@@ -101,7 +101,7 @@ def _facts(folder: StudyFolder) -> Table:
         (
             "Trials",
             f"{told['recipe']['model.name']}, at most {count(told['epochs'], 'epoch')}, "
-            f"{count(len(told['seeds']), 'seed')}",
+            f"{count(len(told['seeds']), 'seed')}{_more_seeds(told)}",
         ),
     ]
     if (idle := state.idle_time()) is not None:
@@ -128,6 +128,11 @@ def _facts(folder: StudyFolder) -> Table:
         table.add_row("" if title == previous else title, Text(printable(text)))
         previous = title
     return table
+
+
+def _more_seeds(told: StudyDescription) -> str:
+    more = len(told.get("more_seeds", ()))
+    return f", {more} more for those that may be the best" if more else ""
 
 
 def _why_ended(folder: StudyFolder) -> str:
@@ -193,6 +198,7 @@ def _document(folder: StudyFolder, record: StudyRecord, answers: Sequence[BestSe
         "search": told.get("search"),
         "halving": told["halving"],
         "seeds": told["seeds"],
+        "more_seeds": told.get("more_seeds", []),
         "confirm": told.get("confirm", 0),
         "epochs": told["epochs"],
         "recipe": told["recipe"],
@@ -208,6 +214,7 @@ def _document(folder: StudyFolder, record: StudyRecord, answers: Sequence[BestSe
                 "sentence": answer.sentence(),
                 "within_noise": [dict(other.point) for other in answer.within_noise],
                 "verdict": answer.verdict,
+                "dropped": [setting_document(other) for other in answer.dropped],
                 "probability": answer.contrasts[0].probability if answer.contrasts else None,
                 "corrected_top1": answer.corrected_top1 if answer.optimism else None,
             }

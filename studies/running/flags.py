@@ -36,7 +36,7 @@ from nfnet_ray.study.space.sweep_text import FORMS, parse_sweep
 from nfnet_ray.study.study import Study
 from nfnet_ray.tracking.labels import value_label
 from studies.running.checks import DATA_FOLDER
-from studies.running.names import study_name
+from studies.running.names import seeds_text, study_name
 from studies.running.program import StudyFactory, StudyProgram
 from studies.running.request import DEFAULT_STORAGE, Request
 from studies.running.resuming import resume_command
@@ -93,6 +93,8 @@ def sweep_of(texts: Sequence[str]) -> dict[str, Domain]:
 def _study_request(program: StudyProgram, options: argparse.Namespace) -> StudyRequest:
     values = vars(options) | {"settings": settings_of(options.settings), "sweep": sweep_of(options.sweep)}
     own = {name: values.pop(name) for name in program.flags}
+    if values["seeds"] is not None:
+        values["seeds"], values["are_seeds_for_all"] = values["seeds"]
     given = ("sweep", "settings", "seeds", "epochs", "trials", "search", "early_stopping", "confirm")
     if options.extend and not any(values[name] for name in given):
         raise UserError(
@@ -341,7 +343,11 @@ def study_parser(program: StudyProgram, file: Path) -> argparse.ArgumentParser:
     )
     what.add_argument("--epochs", type=positive, metavar="N", help="epochs of each trial")
     what.add_argument(
-        "--seeds", type=positive, metavar="N", help="repeat each setting with N seeds (default: 1)"
+        "--seeds",
+        type=given(seeds_text),
+        metavar="N",
+        help="train each setting with one seed, and those that may be the best after that with N in all; N,all trains"
+        " each setting with N seeds (default: 1; docs/answers.md)",
     )
     what.add_argument(
         "--search",

@@ -22,7 +22,7 @@ from nfnet_ray.study.space.sweep_text import parse_domain
 from nfnet_ray.study.study import Study
 from nfnet_ray.tracking.destination.uri import without_password
 from studies.running import run as one_path
-from studies.running.names import study_name
+from studies.running.names import seeds_text, study_name
 from studies.running.program import StudyFactory, StudyProgram
 from studies.running.request import CAPS, DEFAULT_STORAGE, Request
 from studies.running.trials import StudyRequest
@@ -34,7 +34,7 @@ def run(
     data: str | os.PathLike[str] | None = None,
     epochs: int | None = None,
     trials: int | None = None,
-    seeds: int | None = None,
+    seeds: int | str | None = None,
     search: str | None = None,
     earlier: str | os.PathLike[str] | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -78,7 +78,8 @@ def run(
             digits, which are written on first use.
         epochs: epochs of each trial.
         trials: run only this number of settings, the first ones, each with all seeds.
-        seeds: how many seeds each setting is repeated with; by default a Study's own.
+        seeds: each setting is trained with one seed, and those that may be the best after that with this number in
+            all; ``"3,all"`` trains each setting with three seeds. By default a Study's own.
         search: how the points of the space are found: ``grid``, ``sobol``, ``random``, ``tpe`` or ``gp``; by default
             the study's own.
         earlier: an earlier study whose best settings are tried first, a name or a folder.
@@ -128,13 +129,15 @@ def run(
             In the main thread the first Ctrl-C (or SIGTERM) lets the trials keep a checkpoint. In other threads no
             signal is handled.
     """
+    number, for_all = _seeds(seeds)
     request = StudyRequest(
         program=_program(study, resume, extend, own),
         own=own,
         data=_data(study, data),
         epochs=_positive("epochs", epochs),
         trials=_positive("trials", trials),
-        seeds=_positive("seeds", seeds),
+        seeds=number,
+        are_seeds_for_all=for_all,
         search=search,
         earlier=None if earlier is None else str(earlier),
         settings=settings or {},
@@ -234,6 +237,11 @@ def _positive(name: str, value: int | None) -> int | None:
     if value is not None and (not isinstance(value, int) or value < 1):
         raise UserError(f"{name} = {value!r} is not allowed; it takes a whole number above 0")
     return value
+
+
+def _seeds(value: int | str | None) -> tuple[int | None, bool]:
+    """The number of seeds, and whether they are for all settings."""
+    return seeds_text(value) if isinstance(value, str) else (_positive("seeds", value), False)
 
 
 def _least_and_most(name: str, value: int | tuple[int, int] | None) -> tuple[int, int] | None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import time
 
 from nfnet_ray.cluster.connection.job import submission_id
-from nfnet_ray.command_line.arguments import shortened
+from nfnet_ray.command_line.arguments import positive, shortened
 from nfnet_ray.errors import UserError
 
 
@@ -31,3 +32,23 @@ def name_for_run(stem: str) -> str:
 def run_suffix() -> str:
     """The time; in a submitted job its id, which is the same when the job is submitted again."""
     return submission_id() or time.strftime("%Y%m%d-%H%M%S")
+
+
+def seeds_text(text: str) -> tuple[int, bool]:
+    """The number of ``--seeds``, and whether they are for all settings: ``3``, or ``3,all``.
+
+    Raises UserError if it is no such text.
+
+    >>> seeds_text("3"), seeds_text("3,all")
+    ((3, False), (3, True))
+    """
+    number, comma, word = text.partition(",")
+    try:
+        seeds = positive(number)
+    except argparse.ArgumentTypeError:
+        seeds = 0
+    if not seeds or (comma and word != "all"):
+        raise UserError(
+            f"{shortened(text)!r} is not allowed: give a whole number above 0, such as 3, or 3,all"
+        )
+    return seeds, bool(comma)

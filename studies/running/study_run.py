@@ -32,6 +32,7 @@ from nfnet_ray.places import in_words, lost_place, remedy_for, which_is_lost
 from nfnet_ray.printable import display_path, interpreter, shell_command
 from nfnet_ray.study.annotations import Annotations
 from nfnet_ray.study.confirmation import reruns_to_run
+from nfnet_ray.study.contenders import further_to_run
 from nfnet_ray.study.cost.plan import epoch_arithmetic
 from nfnet_ray.study.cost.spending import Caps, CapWatch, PaidTime, ReachedCap, accelerator_word
 from nfnet_ray.study.display import StudyDisplay, best_so_far, reported_epochs, trial_table
@@ -151,7 +152,8 @@ class StudyRun:
         journal_path = self.directory / JOURNAL_FILE
         spool = Spool(journal_path, self.directory / SPOOL_FILE)
         sink = MLflowSink(self.tracking_uri, spool)
-        to_do = len(trials) + len(self.study.names_to_come()) + reruns_to_run(self.study, self.progress)
+        added = further_to_run(self.study, self.progress)[1] + reruns_to_run(self.study, self.progress)
+        to_do = len(trials) + len(self.study.names_to_come()) + added
         reached = self._used_up_cap() if self._has_more else None
         if reached is not None and self.extended is not None:
             raise UserError(

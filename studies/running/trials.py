@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from nfnet_ray.command_line.interruption import EXIT_INTERRUPTED
 from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.errors import UserError
 from nfnet_ray.recipe import Recipe
+from nfnet_ray.study.contenders import Contenders
 from nfnet_ray.study.decisions import most_epochs
 from nfnet_ray.study.extension import UNNAMED, points_within
 from nfnet_ray.study.halving import Halving, Schedule, parse_halving
@@ -43,6 +44,8 @@ class StudyRequest(Request):
     """{dotted name of a Recipe field: its domain}, of ``--sweep``."""
     trials: int | None = None
     seeds: int | None = None
+    are_seeds_for_all: bool = False
+    """Whether each setting is trained with all seeds; else only the contenders with more than the first one."""
     search: str | None = None
     earlier: str | None = None
     """The name or the folder of an earlier study whose best settings are tried first."""
@@ -109,10 +112,10 @@ class StudyRequest(Request):
                     "--sweep optimizer.agc.clip_factor=0.01,0.02,none"
                 )
             question = question_of(space)
-        seeds = study.seeds
+        seeds, more_seeds = study.seeds, study.more_seeds
         # A Study without seeds of its own has (0,): its Recipe's seed is meant.
         if self.seeds or "seed" in values or seeds == (0,):
-            seeds = tuple(range(recipe.seed, recipe.seed + (self.seeds or 1)))
+            seeds, more_seeds = self._in_turn(range(recipe.seed, recipe.seed + (self.seeds or 1)))
         study = replace(
             study,
             name=self.name or name_for_run(study.name),
@@ -121,6 +124,7 @@ class StudyRequest(Request):
             space=space,
             points=points,
             seeds=seeds,
+            more_seeds=more_seeds,
             halving=self._new_halving(study.halving),
             trial_limit=self.trials or study.trial_limit,
             search=self.search or study.search,
@@ -147,6 +151,7 @@ class StudyRequest(Request):
             space = asked_space(space, recipe.with_values(values), values, self.sweep)
         else:
             points = asked_points(points, recipe.with_values(values), values, self.sweep)
+        seeds, more_seeds = self._more_seeds(study)
         is_generated = bool(study.space) and study.question == question_of(study.space)
         return replace(
             study,
@@ -154,7 +159,8 @@ class StudyRequest(Request):
             recipe=recipe,
             space=space,
             points=points,
-            seeds=self._more_seeds(study.seeds),
+            seeds=seeds,
+            more_seeds=more_seeds,
             halving=self._halving(study, recipe),
             trial_limit=self._trial_limit(
                 study, is_same_space=(space, points) == (study.space, study.points)
@@ -188,10 +194,20 @@ class StudyRequest(Request):
                     "fields that it sweeps can be set with --extend; start a new study"
                 )
 
-    def _more_seeds(self, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        """The first ones of them, or all of them and the next ones."""
-        number = self.seeds or len(seeds)
-        return (*seeds, *range(max(seeds) + 1, max(seeds) + 1 + number - len(seeds)))[:number]
+    def _in_turn(self, seeds: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The seeds of all settings, and those of contenders alone."""
+        return (tuple(seeds), ()) if self.are_seeds_for_all else (tuple(seeds[:1]), tuple(seeds[1:]))
+
+    def _more_seeds(self, study: Study) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The same of an extended study: the first ones of its seeds, or all of them and the next ones.
+
+        Where each setting has several seeds already, each is given the new ones.
+        """
+        had = (*study.seeds, *study.more_seeds)
+        if self.seeds is None:
+            return study.seeds, study.more_seeds
+        seeds = (*had, *range(max(had) + 1, max(had) + 1 + self.seeds - len(had)))[: self.seeds]
+        return (seeds, ()) if len(study.seeds) > 1 else self._in_turn(seeds)
 
     def _halving(self, study: Study, recipe: Recipe) -> Halving | None:
         """Early stopping as it is asked for, or as it was. A first rung that was the default one stays that."""
@@ -314,6 +330,7 @@ class TuneRunner:
                 running.worker,
                 running.note,
                 running.stop,
+                _find_contenders,
                 _find_winners,
             )
 
@@ -328,6 +345,15 @@ class TuneRunner:
         if "failed" in states:
             return Ending(EXIT_FAILED_TRIALS, "Some trials failed. Run them again with:")
         return Ending(0)
+
+
+def _find_contenders(state: StudyState) -> Contenders:
+    """The settings that may be the best by what their first seeds show."""
+    from nfnet_ray.analysis.answer import contenders
+    from nfnet_ray.analysis.record import study_record
+
+    assert state.started is not None
+    return Contenders(*contenders(study_record(state, state.started, with_epochs=False)))
 
 
 def _find_winners(state: StudyState) -> list[dict[str, Any]]:

@@ -95,7 +95,7 @@ def test_without_continue_a_name_is_used_once(
     [
         (["--epochs", "3"], "schedule.epochs is 3, was 2"),
         (["--trials", "2"], "trials is 2, was 6"),
-        (["--seeds", "2"], r"seeds is \[0, 1\], was \[0\]"),
+        (["--seeds", "2,all"], r"seeds is \[0, 1\], was \[0\]"),
         (["--set", "optimizer.momentum=0.8"], "optimizer.momentum is 0.8, was 0.9"),
         (
             ["--set", "optimizer.agc.clip_factor=0.01"],

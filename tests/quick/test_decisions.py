@@ -21,6 +21,7 @@ from nfnet_ray.optim.schedule import learning_rate_at
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.study import Halving, Study
 from nfnet_ray.study.confirmation import FindWinners
+from nfnet_ray.study.contenders import FindContenders
 from nfnet_ray.study.decisions import Leg, ends, groups, most_epochs, noise
 from nfnet_ray.study.halving import parse_halving, with_schedule_of
 from nfnet_ray.study.legs import Legs
@@ -63,7 +64,7 @@ class Simulation:
 
     Args:
         epoch_seconds: {trial: seconds of training that the journal has for each of its epochs}.
-        find_winners: finds the winners to confirm.
+        find_contenders, find_winners: find the settings to give more seeds, and to confirm.
     """
 
     def __init__(
@@ -72,9 +73,10 @@ class Simulation:
         curves: Curves,
         images: int = IMAGES,
         epoch_seconds: Mapping[str, list[float]] | None = None,
+        find_contenders: FindContenders | None = None,
         find_winners: FindWinners | None = None,
     ) -> None:
-        self.find_winners = find_winners
+        self.finders = find_contenders, find_winners
         self.study, self.curves, self.images = study, curves, images
         self.epoch_seconds = epoch_seconds
         self.ends = defaultdict(lambda: most_epochs(study), ends(study))
@@ -89,7 +91,7 @@ class Simulation:
                 raise Killed
 
         recorder = Recorder(self.journal, self.state, die_perhaps, nothing)
-        legs = Legs(self.study, self.images, recorder, self.find_winners)
+        legs = Legs(self.study, self.images, recorder, *self.finders)
         while True:
             while len(legs.running) < places and (leg := legs.next()) is not None:
                 legs.start(leg.trial)
@@ -109,7 +111,7 @@ class Simulation:
             # As a worker reports it: it knows its own schedule alone.
             last = (
                 self.study.epochs
-                if leg.trial in self.state.reruns
+                if leg.trial in self.state.reruns.keys() | self.state.further.keys()
                 else self.ends.get(leg.trial, self.study.epochs)
             )
             if leg.schedule_epochs or self.state.trials[leg.trial].epoch == last:

@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from nfnet_ray.analysis.answer import winners
+from nfnet_ray.analysis.answer import contenders, winners
 from nfnet_ray.analysis.record import study_record
 from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.errors import UserError
 from nfnet_ray.metric import METRIC
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.study import Halving, Study
+from nfnet_ray.study.contenders import Contenders
 from nfnet_ray.study.display import best_so_far, reported_epochs, trial_table
 from nfnet_ray.study.extension import UNNAMED, Extension, extension
 from nfnet_ray.study.space import Range
@@ -42,6 +43,12 @@ class Curves(dict[str, list[float | None]]):
 
     def __missing__(self, name: str) -> list[float | None]:
         return [(zlib.crc32(name.encode()) % 1000) / 1000] * 100
+
+
+def contenders_of(state: StudyState) -> Contenders:
+    """The contenders as a study that runs finds them."""
+    assert state.started is not None
+    return Contenders(*contenders(study_record(state, state.started, with_epochs=False)))
 
 
 def winners_of(state: StudyState) -> list[dict[str, Any]]:
@@ -74,7 +81,7 @@ class Journaled:
 
     def run(self, chance: random.Random | None = None, kill_after: int | None = None) -> StudyState:
         """Runs to the end, or until there are so many more events."""
-        simulation = Simulation(self.study(), self.curves, IMAGES, find_winners=winners_of)
+        simulation = Simulation(self.study(), self.curves, IMAGES, None, contenders_of, winners_of)
         simulation.state, simulation.journal.events = self.state(), self.events
         kill = None if kill_after is None else kill_after + len(self.events)
         return simulation.run(2, chance or random.Random(0), kill)

@@ -58,11 +58,11 @@ def lr_study(**fields: Any) -> nfnet_ray.Study:
 
 def test_the_arguments_mean_what_the_flags_mean(started: Any, few_digits: Path) -> None:
     record = nfnet_ray.run(
-        agc_sweep, data=few_digits, name="a", epochs=2, trials=3, seeds=2, settings={"batch_size": 48},
+        agc_sweep, data=few_digits, name="a", epochs=2, trials=3, seeds="2,all", settings={"batch_size": 48},
         cpus_per_worker=2, gpus_per_worker=0, trials_at_once=1, tracking_uri="sqlite:///m.db",
         early_stopping="asynchronous:eta=2", schedule="stretched", equal_within=0.5, holdout=0.25, confirm=2,
     )  # fmt: skip
-    flags = ["--data", few_digits, "--name", "b", "--epochs", 2, "--trials", 3, "--seeds", 2]
+    flags = ["--data", few_digits, "--name", "b", "--epochs", 2, "--trials", 3, "--seeds", "2,all"]
     flags += ["--set", "batch_size=48", "--cpus-per-worker", 2, "--gpus-per-worker", 0, "--trials-at-once", 1]
     flags += ["--early-stopping", "asynchronous:eta=2", "--schedule", "stretched"]
     flags += ["--equal-within", 0.5, "--holdout", 0.25, "--confirm", 2]

@@ -10,11 +10,14 @@ from dataclasses import dataclass
 
 from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.recipe import Recipe
+from nfnet_ray.study.contenders import further_to_run
 from nfnet_ray.study.cost.earlier_runs import MeasuredTrial
 from nfnet_ray.study.cost.plan import (
     behind_it,
     dearest,
+    further_names,
     ladder_in_epochs,
+    longest,
     multiply_adds,
     next_rung,
     rerun_group,
@@ -125,14 +128,15 @@ def forecast(
     """The forecast of a study; ``paces`` is {trial: its pace}, ``places`` run at once.
 
     Low and high are those of the pace. Rungs let through as many as they are planned to, and first those that are
-    further. Settings that a search is yet to propose are taken to cost what the first ones do, and a rerun of a winner
-    what the dearest setting does. Of a study that has begun, it is what is left: ``progress`` says how far its trials
-    are.
+    further. Contenders are as few as there may be at the low end. Settings that a search is yet to propose are taken to
+    cost what the first ones do, and a rerun or a further seed what the dearest setting does. Of a study that has begun,
+    it is what is left: ``progress`` says how far its trials are.
     """
     trials = {trial.name: trial for trial in study.trials()}
     alike = dict(zip((name for _, name in study.names_to_come()), itertools.cycle(trials), strict=False))
     alike |= {name: name for name in trials}
-    if reruns := rerun_names(study, progress):
+    certain, possible = further_names(study, progress)
+    if reruns := [*certain, *possible, *rerun_names(study, progress)]:
         most_arithmetic = dearest(study, data)
         alike |= dict.fromkeys(
             reruns, next(trial.name for trial in trials.values() if trial.recipe == most_arithmetic)
@@ -155,7 +159,8 @@ def forecast(
 
     spans: dict[str, Span] = {}
     most: dict[str, float] = {}
-    for group in (*groups(study), rerun_group(study, progress)):
+    further = Group((*certain, *possible), (), longest(study))
+    for group in (*groups(study), further, rerun_group(study, progress)):
         passed = [number for number, trials_there in enumerate(_given_up(group)) for _ in range(trials_there)]
         behind = {name: behind_it(name, progress) for name in group.trials}
         given_up_first = sorted(group.trials, key=lambda name: _place(*behind[name], group.end))
@@ -170,7 +175,8 @@ def forecast(
             legs = rungs + 1 - sum(rung <= done for rung, _ in ladder[:rungs]) if epochs > done else 0
             paid = seconds(like, group, done, 0)
             whole = seconds(like, group, epochs, legs)
-            spans[name] = Span(whole.low - paid.low, whole.high - paid.high)
+            least = 0.0 if name in possible else whole.low - paid.low
+            spans[name] = Span(least, whole.high - paid.high)
             most[name] = seconds(like, group, group.end, max(1, len(group.schedules))).high - paid.high
     processes = [pace.first_startup_seconds - pace.later_startup.high for pace in paces.values()]
     begin = max(0.0, *processes) if processes else 0.0
@@ -200,7 +206,8 @@ def forecast(
 
 def trials_in_the_end(study: Study) -> int:
     """The number of trials, with those that a search that learns proposes while the study runs, and all reruns."""
-    return len(study.trials()) + len(study.names_to_come()) + study.confirm * study.winners
+    further = len(study.more_seeds) * (len(study.trials()) + len(study.names_to_come()))
+    return len(study.trials()) + len(study.names_to_come()) + further + study.confirm * study.winners
 
 
 def rung_table(study: Study) -> list[tuple[float, int]]:
@@ -225,7 +232,8 @@ def complete_schedules(study: Study) -> int:
     """The number of complete schedules of all trials, as planned: each keeps checkpoints of its own."""
     if study.halving is None or not study.halving.is_stretched:
         return trials_in_the_end(study)
-    return sum(number for _, number in rung_table(study)) + study.confirm * study.winners
+    _, further = further_to_run(study, study.waiting_state())
+    return sum(number for _, number in rung_table(study)) + further + study.confirm * study.winners
 
 
 def _place(done: int, has_ended: bool, end: int) -> tuple[int, int]:

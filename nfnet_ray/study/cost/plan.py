@@ -16,6 +16,7 @@ from nfnet_ray.models.catalogue import count_multiply_adds, count_parameters
 from nfnet_ray.models.published import resolve
 from nfnet_ray.recipe import Recipe, ResolvedRecipe
 from nfnet_ray.study.confirmation import reruns_to_run
+from nfnet_ray.study.contenders import further_to_run
 from nfnet_ray.study.decisions import Group, groups
 from nfnet_ray.study.halving import with_schedule_of
 from nfnet_ray.study.study import Study, Trial
@@ -85,6 +86,23 @@ def estimate_cost(
     return StudyCost(images, total, least_multiply_adds, parameters)
 
 
+def further_names(study: Study, progress: StudyState | None) -> tuple[list[str], list[str]]:
+    """The further trials of contenders that are certain, and those that may come.
+
+    They are stand-ins for names while the contenders are unknown.
+    """
+    if progress is not None and progress.has_contenders:
+        return list(progress.repeating), []
+    least, most = further_to_run(study, progress or study.waiting_state())
+    names = [f"further {number}" for number in range(most)]
+    return names[:least], names[least:]
+
+
+def longest(study: Study) -> int:
+    """The epochs of the longest learning-rate schedule: of what a study adds when its settings have been compared."""
+    return max(trials[0].recipe.schedule.epochs for trials in study.trials_by_setting())
+
+
 def rerun_names(study: Study, progress: StudyState | None) -> list[str]:
     """The reruns of winners: by their names, or by stand-ins while the winners are unknown."""
     if progress is not None and progress.has_winners:
@@ -94,8 +112,7 @@ def rerun_names(study: Study, progress: StudyState | None) -> list[str]:
 
 def rerun_group(study: Study, progress: StudyState | None) -> Group:
     """The reruns of winners, which are not stopped early."""
-    longest = max(trials[0].recipe.schedule.epochs for trials in study.trials_by_setting())
-    return Group(tuple(rerun_names(study, progress)), (), longest)
+    return Group(tuple(rerun_names(study, progress)), (), longest(study))
 
 
 def dearest(study: Study, data: DatasetSummary) -> Recipe:

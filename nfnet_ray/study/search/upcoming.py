@@ -67,7 +67,9 @@ def next_proposal(study: Study, state: StudyState) -> Proposal | Waiting | None:
 
 
 def has_more(study: Study, state: StudyState) -> bool:
-    """Whether a study has trials that have not ended, would propose one, or has yet to find the winner to confirm."""
+    """Whether a study has trials that have not ended, would propose one, or has yet to find contenders or winners."""
+    if study.more_seeds and not state.has_contenders:
+        return True
     if state.unfinished or (study.confirm and not state.has_winners):
         return True
     return has_proposals(study.grown(state), state)

@@ -22,6 +22,7 @@ from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.errors import UserError
 from nfnet_ray.models.published import published_differences
 from nfnet_ray.study.confirmation import reruns_to_run
+from nfnet_ray.study.contenders import further_to_run
 from nfnet_ray.study.cost.earlier_runs import MeasuredTrial, earlier_trials, kind_of, like
 from nfnet_ray.study.cost.forecast import (
     Forecast,
@@ -92,7 +93,8 @@ def print_plan(
     planned = len(study.trials_by_setting())
     more = study.settings - planned if study.is_adaptive else 0
     reruns = reruns_to_run(study, progress or study.waiting_state())
-    if not to_do and not more and not reruns:
+    further = further_to_run(study, progress or study.waiting_state())
+    if not to_do and not more and not reruns and not further[1]:
         say(console, f"All {count(len(trials), 'trial')} have ended: there is nothing to train.")
         return
     if len(to_do) < len(trials):
@@ -108,6 +110,8 @@ def print_plan(
     if more:
         also = "each is taken to cost what these do"
         say(console, f"{study.search_name} then proposes {count(more, 'more setting')}: {also}.")
+    if further[1]:
+        say(console, _further(study, *further))
     if reruns:
         say(console, _reruns(study, reruns))
     resources = _resources(request.address, console)
@@ -116,7 +120,7 @@ def print_plan(
     if study.halving:
         say(console, _rungs(study))
     try:
-        places = runner.trials_at_once(len(to_do) + more + reruns, resources, demand, worker)
+        places = runner.trials_at_once(len(to_do) + more + further[1] + reruns, resources, demand, worker)
     except UserError as error:
         say(console, f"It cannot run here: {error}. What follows is for one trial after the other.")
         places = 1
@@ -126,7 +130,7 @@ def print_plan(
         told = forecast(study, data, estimate.paces, places, progress)
         _say_forecast(told, worker, places, estimate, caps, request, console)
         # Also of a study that is extended: of all of its trials.
-        settings = replace(study, confirm=0)
+        settings = replace(study, confirm=0, more_seeds=())
         seconds = forecast(settings, data, estimate.paces, places).trial_seconds.high
         seed_hours = seconds * worker.workers * (worker.gpus or 1.0) / SECONDS_PER_HOUR / len(study.seeds)
     else:
@@ -195,6 +199,15 @@ def _networks(study: Study, parameters: int) -> str:
     if "model.name" not in study.fields:
         return f"{study.recipe.model.name} ({parameters:,} parameters)"
     return count(len({trial.recipe.model.name for trial in study.trials()}), "network")
+
+
+def _further(study: Study, least: int, most: int) -> str:
+    """``Then the settings that may be the best get 2 more seeds: 4 to 10 more trials of 8 epochs, …``."""
+    number = count(least, "more trial") if least == most else f"{least:,} to {count(most, 'more trial')}"
+    return (
+        f"Then the settings that may be the best get {count(len(study.more_seeds), 'more seed')}: {number} of "
+        f"{count(study.epochs, 'epoch')}, each taken to cost what the dearest setting does."
+    )
 
 
 def _reruns(study: Study, reruns: int) -> str:

@@ -12,6 +12,7 @@ from nfnet_ray.analysis.inference.power import (
     seeds_to_tell,
     smallest_difference,
 )
+from nfnet_ray.analysis.verdict import ASSUMED_SPREAD
 from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.study.study import Study
 from nfnet_ray.wording import count
@@ -20,9 +21,6 @@ ASKED = 0.005
 """The difference whose price is told, a fraction: half a point, by which published networks differ."""
 ASSUMED_DISAGREEMENT = 0.1
 """Share of the images that two trials judge differently, where no earlier study says: an assumption."""
-ASSUMED_SEED_SPREAD = 0.003
-"""Standard deviation between seeds, where no earlier study says: an assumption, between the 0.1 to 0.2 points that
-Picard (2021, arXiv:2109.08203) saw on ImageNet and CIFAR-10 and what small data sets show."""
 _FEWEST_SEEDS = 3  # for which the price in images is told where a study has one seed
 
 
@@ -40,9 +38,9 @@ def power_sentences(
         return []
     earlier = earlier_noise(storage, data.fingerprint, study.recipe.model.name)
     disagreement = ASSUMED_DISAGREEMENT if earlier.disagreement is None else earlier.disagreement
-    spread = ASSUMED_SEED_SPREAD if earlier.seed_spread is None else earlier.seed_spread
+    spread = ASSUMED_SPREAD if earlier.seed_spread is None else earlier.seed_spread
     noise = PairNoise.assumed(disagreement, spread)
-    images, seeds = data.validation_images, len(study.seeds)
+    images, seeds = data.validation_images, len(study.seeds) + len(study.more_seeds)
     smallest = 100 * smallest_difference(noise, Design(seeds, images))
     design = f"{count(seeds, 'seed')} and {count(images, 'validation image')}"
     if seeds == 1:
