@@ -34,8 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
         prog=PROGRAM,
-        description="List, show, compare, export, annotate, delete and clean the studies of a storage. To run one:"
-        " python studies/agc_sweep.py --help.",
+        description="List, show, compare, replay, export, annotate, delete and clean the studies of a storage. To run"
+        " one: python studies/agc_sweep.py --help.",
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     lister = _command(commands, "list", _list, "list all studies, newest first")
@@ -67,6 +67,14 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument(
         "folder", metavar="FOLDER", type=given_path, help="where to; it is made if it is missing"
     )
+    replay = _command(
+        commands,
+        "replay",
+        _replay,
+        "say what each rule of early stopping would have cost and missed in a study that stopped nothing early",
+    )
+    _add_name(replay)
+    _add_json(replay)
     note = _command(commands, "note", _note, "add a note to a study that is not running")
     _add_name(note)
     note.add_argument("text", metavar="TEXT", type=given(note_text), help="what there is to say about it")
@@ -166,6 +174,12 @@ def _compare(options: argparse.Namespace, console: Console) -> None:
     storage = storage_at(options.storage)
     a, b = (find_directory(storage, name) for name in (options.a, options.b))
     compare(a, b, console, as_json=options.as_json)
+
+
+def _replay(options: argparse.Namespace, console: Console) -> None:
+    from studies.managing.replay_command import replay_study
+
+    replay_study(find_directory(storage_at(options.storage), options.name), console, as_json=options.as_json)
 
 
 def _export(options: argparse.Namespace, console: Console) -> None:

@@ -34,7 +34,7 @@ ARROWS = {
     "tracking": {"clipping", "recipe"},
     "study": {"models", "data", "tracking"},
     "cluster": {"training", "study"},
-    "analysis": {"tracking"},
+    "analysis": {"study"},  # whose rules it replays
     "dashboards": {"analysis", "models"},
     "data_prep": {"data", "cluster"},
     "studies": {"cluster", "dashboards", "data_prep"},  # the built-in data set is written on first use
