@@ -46,6 +46,9 @@ class Overrides(Section):
     skip_gain: bool | None = setting(
         None, "multiply each residual branch by a trained scalar that starts at 0; false: by 1"
     )
+    batch_norm: bool | None = setting(
+        None, "true: batch normalisation after each convolution, in place of scaled weight standardisation"
+    )
 
     def chosen(self) -> dict[str, Any]:
         """{name: value} of those that are not None."""

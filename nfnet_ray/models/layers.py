@@ -100,16 +100,7 @@ class ScaledWSConv2d(nn.Module):
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """(N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride))."""
-        kernel_size = self.weight.shape[-1]
-        top, bottom = _same_padding(x_NCHW.shape[2], kernel_size, self.stride)
-        left, right = _same_padding(x_NCHW.shape[3], kernel_size, self.stride)
-        padding = (top, left)
-        if top != bottom or left != right:
-            x_NCHW = F.pad(x_NCHW, (left, right, top, bottom))
-            padding = (0, 0)
-        return F.conv2d(
-            x_NCHW, self.standardized_weight(), self.bias, self.stride, padding, groups=self.groups
-        )
+        return _same_conv2d(x_NCHW, self.standardized_weight(), self.bias, self.stride, self.groups)
 
     def extra_repr(self) -> str:
         out_channels, in_channels, kernel_size, _ = self.weight.shape
@@ -117,6 +108,47 @@ class ScaledWSConv2d(nn.Module):
             f"{in_channels * self.groups}, {out_channels}, kernel_size={kernel_size}, stride={self.stride}, "
             f"groups={self.groups}, input_scale={self.input_scale:.4f}"
         )
+
+
+class BatchNormConv2d(nn.Module):
+    """A convolution with 'SAME' padding and batch normalisation of what it gives, in place of :class:`ScaledWSConv2d`.
+
+    Both give each channel a mean of 0 and a variance of 1, scaled and shifted by two numbers that are trained: this one
+    by the statistics of the batch, that one by its weights. They have equally many parameters. `input_scale` would
+    cancel, and is not used. Momentum and epsilon of the running statistics are torch's.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        groups: int = 1,
+        input_scale: float = 1.0,  # noqa: ARG002 (the other convolution has it)
+    ) -> None:
+        super().__init__()
+        self.stride = stride
+        self.groups = groups
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, kernel_size, kernel_size))
+        nn.init.normal_(self.weight, std=self.weight[0].numel() ** -0.5)
+        self.norm = nn.BatchNorm2d(out_channels)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        """(N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride))."""
+        return self.norm(_same_conv2d(x_NCHW, self.weight, None, self.stride, self.groups))
+
+
+def _same_conv2d(x_NCHW: Tensor, weight: Tensor, bias: Tensor | None, stride: int, groups: int) -> Tensor:
+    kernel_size = weight.shape[-1]
+    top, bottom = _same_padding(x_NCHW.shape[2], kernel_size, stride)
+    left, right = _same_padding(x_NCHW.shape[3], kernel_size, stride)
+    padding = (top, left)
+    if top != bottom or left != right:
+        x_NCHW = F.pad(x_NCHW, (left, right, top, bottom))
+        padding = (0, 0)
+    return F.conv2d(x_NCHW, weight, bias, stride, padding, groups=groups)
 
 
 def _same_padding(size: int, kernel_size: int, stride: int) -> tuple[int, int]:

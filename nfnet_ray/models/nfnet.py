@@ -9,6 +9,7 @@ because the published weights belong to it. With the same weights the logits agr
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import ClassVar
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from nfnet_ray.models.draws import Stream, keyed_uniforms
 from nfnet_ray.models.layers import (
     ACTIVATIONS,
+    BatchNormConv2d,
     Dropout,
     SameMaxPool2d,
     ScaledWSConv2d,
@@ -25,6 +27,13 @@ from nfnet_ray.models.layers import (
     StochasticDepth,
 )
 from nfnet_ray.models.variants import ACTIVATION_GAINS, BlockPlan, Variant, block_plan
+
+
+def _convolution(variant: Variant) -> Callable[..., nn.Module]:
+    """The class of all convolutions of a network, as a function of their shape."""
+    if variant.batch_norm:
+        return BatchNormConv2d
+    return partial(ScaledWSConv2d, standardises=variant.weight_standardisation)
 
 
 class NFBlock(nn.Module):
@@ -49,10 +58,10 @@ class NFBlock(nn.Module):
         self.activation = ACTIVATIONS[variant.activation]
         self.alpha = variant.alpha
         gain = ACTIVATION_GAINS[variant.activation]
-        conv = partial(ScaledWSConv2d, standardises=variant.weight_standardisation)
+        conv = _convolution(variant)
         width, groups = plan.bottleneck_channels, plan.groups
         self.pool: nn.Module = nn.Identity()
-        self.conv_shortcut: ScaledWSConv2d | None = None
+        self.conv_shortcut: nn.Module | None = None
         if plan.is_transition:
             stride = plan.stride
             if stride > 1 and plan.family.shortcut == "average_pool":
@@ -63,7 +72,7 @@ class NFBlock(nn.Module):
             )
         self.conv0 = conv(plan.in_channels, width, 1, input_scale=gain * plan.beta)
         self.conv1 = conv(width, width, 3, stride=plan.stride, groups=groups, input_scale=gain)
-        self.conv1b: ScaledWSConv2d | None = None
+        self.conv1b: nn.Module | None = None
         if plan.use_two_convs:
             self.conv1b = conv(width, width, 3, groups=groups, input_scale=gain)
         self.conv2 = conv(width, plan.out_channels, 1, input_scale=gain)
@@ -124,7 +133,7 @@ class NFNet(nn.Module):
         self.variant = variant
         self.activation = ACTIVATIONS[variant.activation]
         self.activation_gain = ACTIVATION_GAINS[variant.activation]
-        conv = partial(ScaledWSConv2d, standardises=variant.weight_standardisation)
+        conv = _convolution(variant)
         self.stem = nn.ModuleList()
         channels = 3
         for index, layer in enumerate(variant.stem):

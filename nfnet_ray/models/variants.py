@@ -43,8 +43,8 @@ ACTIVATION_GAINS: Mapping[str, float] = {
     "tanh": 1.5939117670059204,
 }
 
-# The settings of the official class and of its variant table that decide the architecture, and three switches that it
-# does not have, each of which takes one of its techniques away.
+# The settings of the official class and of its variant table that decide the architecture, and four switches that it
+# does not have: three take one of its techniques away, and one replaces its normaliser-free convolutions.
 OVERRIDES = (
     "width",
     "depth",
@@ -57,6 +57,7 @@ OVERRIDES = (
     "weight_standardisation",
     "squeeze_excite",
     "skip_gain",
+    "batch_norm",
     "final_conv_mult",
     "final_conv_ch",
     "use_two_convs",
@@ -168,6 +169,7 @@ class Variant:
     weight_standardisation: bool = True
     squeeze_excite: bool = True  # where se_ratio asks for it
     skip_gain: bool = True  # a trained scalar on each residual branch, which starts at 0
+    batch_norm: bool = False  # after each convolution, in place of scaled weight standardisation
     final_conv_mult: float | None = 2.0  # final convolution's channels / last block's channels; if None,
     final_conv_ch: int | None = None  # the final convolution's channels themselves
 
@@ -176,7 +178,7 @@ class Variant:
             self._require(name, _four(getattr(self, name), _is_count), "four whole numbers, at least 1 each")
         self._require("expansion", _four(self.expansion, _is_positive), "four numbers above 0")
         self._require("big_width", _four(self.big_width, _is_bool), "four of true or false")
-        for name in ("use_two_convs", "weight_standardisation", "squeeze_excite", "skip_gain"):
+        for name in ("use_two_convs", "weight_standardisation", "squeeze_excite", "skip_gain", "batch_norm"):
             self._require(name, _is_bool(getattr(self, name)), "true or false")
         for name in ("width_multiplier", "alpha"):
             self._require(name, _is_positive(getattr(self, name)), "a number above 0")

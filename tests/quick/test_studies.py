@@ -34,7 +34,12 @@ from tests.tracking.example_study import agc_sweep, write_journal
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FOLDER = REPOSITORY / "studies"
-STUDIES = ["ablation", "efficientnet_baselines", *sorted(path.stem for path in FOLDER.glob("*_sweep.py"))]
+STUDIES = [
+    "ablation",
+    "batch_norm",
+    "efficientnet_baselines",
+    *sorted(path.stem for path in FOLDER.glob("*_sweep.py")),
+]
 DIGITS = describe_digits(Path("data") / "digits")
 IMAGENET = DatasetSummary(Path("imagenet"), 1_281_167, 50_000, ("tench", "goldfish"), "f", None)
 

@@ -53,7 +53,7 @@ def _check_batch_normalisation(recipe: ResolvedRecipe, workers: int) -> None:
     name = recipe.model.name
     images = recipe.batch_size // workers // recipe.micro_batches
     size = recipe.data.progressive.start_size or recipe.data.image_size
-    if name in BASELINES and images == 1 and size <= DEEPEST_STRIDE:
+    if (name in BASELINES or recipe.model.overrides.batch_norm) and images == 1 and size <= DEEPEST_STRIDE:
         raise UserError(
             f"batch_size {recipe.batch_size} gives a pass a single image, and {name} normalises over a batch, which "
             f"at {size} px is then one number for each channel: choose a larger batch, fewer micro_batches, or "
