@@ -32,7 +32,7 @@ from nfnet_ray.analysis.verdict import (
     Contrast,
     Kind,
     contrast,
-    with_assumed_seeds,
+    with_seed_spread,
 )
 from nfnet_ray.metric import METRIC
 from nfnet_ray.tracking.labels import ABSENT, point_label
@@ -62,6 +62,7 @@ class BestSetting:
         confirmation: its reruns with fresh seeds; None where it is not to be rerun.
         dropped: settings that were dropped after their first seed, best first. They are not among the others.
         seeds_to_come: whether contenders get further seeds, perhaps later.
+        seed_spread: the standard deviation between seeds by which settings were dropped, a fraction.
         seeds_measured: whether each of them has two seeds or more; else nothing is known of the noise between seeds.
         candidates: how many settings it was chosen from.
         equal_within: settings that differ by less are equal for practice, a fraction.
@@ -84,6 +85,7 @@ class BestSetting:
     confirmation: Confirmation | None = None
     dropped: tuple[SettingResult, ...] = ()
     seeds_to_come: bool = False
+    seed_spread: float = ASSUMED_SPREAD
 
     @property
     def quoted(self) -> SettingResult:
@@ -177,7 +179,7 @@ class BestSetting:
         if self.dropped:
             words.append(
                 "The others were dropped after 1 seed: they were below the best by more than the images and a spread "
-                f"between seeds of {100 * ASSUMED_SPREAD:.1f} points explain in 95% of cases."
+                f"between seeds of {100 * self.seed_spread:.1f} points explain in 95% of cases."
             )
         return words
 
@@ -262,12 +264,13 @@ def contenders(record: StudyRecord) -> tuple[list[dict[str, Any]], dict[str, str
     """The points of the settings that may be the best by what their first seeds show, and {trial: why} of the others.
 
     A setting is dropped if the paired 95% interval of its difference from the best lies below 0, where it covers the
-    images and an assumed spread between seeds, which one seed of each does not show. The two best of each winner's
-    rivals stay in any case, so that a verdict has seeds on both sides. Settings that were given up, diverged or failed
-    are neither.
+    images and a spread between seeds, which one seed of each does not show: the study's own, or an assumed one. The two
+    best of each winner's rivals stay in any case, so that a verdict has seeds on both sides. Settings that were given
+    up, diverged or failed are neither.
     """
     first = replace(record, trials=record.trials[~record.trials["trial"].isin(record.further)])
     names = {_key(point): str(trials[0]["trial"]) for point, trials in trials_by_setting(first)}
+    spread = record.study.get("seed_spread", ASSUMED_SPREAD)
     points: list[dict[str, Any]] = []
     dropped: dict[str, str] = {}
     for results in _by_winner(first).values():
@@ -277,14 +280,14 @@ def contenders(record: StudyRecord) -> tuple[list[dict[str, Any]], dict[str, str
         points.append(_own_point(best))
         for number, other in enumerate(others):
             found = contrast(best, other)
-            low, high = with_assumed_seeds(found)
+            low, high = with_seed_spread(found, spread)
             if low <= 0 or number + 2 <= _LEAST_CONTENDERS:
                 points.append(_own_point(other))
                 continue
             dropped[names[_key(other.point)]] = (
                 f"dropped after 1 seed: {100 * found.difference:.1f} points below the best (95% interval "
-                f"{100 * low:.1f} to {100 * high:.1f}, with an assumed spread between seeds of "
-                f"{100 * ASSUMED_SPREAD:.1f} points)"
+                f"{100 * low:.1f} to {100 * high:.1f}, with a spread between seeds of {100 * spread:.1f} "
+                "points)"
             )
     return points, dropped
 
@@ -379,6 +382,7 @@ def _best(record: StudyRecord, results: list[SettingResult]) -> BestSetting | No
         confirmation=confirmation,
         dropped=tuple(dropped),
         seeds_to_come=bool(record.study.get("more_seeds")),
+        seed_spread=record.study.get("seed_spread", ASSUMED_SPREAD),
     )
 
 

@@ -80,12 +80,12 @@ def contrast(best: SettingResult, other: SettingResult, equal_within: float = EQ
     )
 
 
-def with_assumed_seeds(found: Contrast) -> tuple[float, float]:
-    """The interval of a contrast of one seed each, widened by the assumed spread between seeds.
+def with_seed_spread(found: Contrast, spread: float) -> tuple[float, float]:
+    """The interval of a contrast of one seed each, widened by a spread between seeds: a standard deviation, a fraction.
 
     The half-widths add in squares, as the seeds of the two have nothing to do with the images.
     """
-    seeds = Z_95 * math.sqrt(2) * ASSUMED_SPREAD
+    seeds = Z_95 * math.sqrt(2) * spread
     half = math.hypot((found.high - found.low) / 2, seeds)
     middle = (found.high + found.low) / 2
     return middle - half, middle + half

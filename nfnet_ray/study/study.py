@@ -104,6 +104,8 @@ class Study:
     """The share of the validation images on which the best setting is quoted, while it is chosen on the others."""
     more_seeds: tuple[int, ...] = ()
     """Seeds that only the contenders are trained with: settings that ``seeds``, then a single one, cannot exclude."""
+    seed_spread: float | None = None
+    """The standard deviation between seeds by which contenders are chosen, a fraction; None: the analysis' own."""
     confirm: int = 0
     """With how many fresh seeds the winner of each stratum is rerun before its accuracy is quoted."""
     names: Mapping[str, str] = field(default_factory=dict)
@@ -168,6 +170,7 @@ class Study:
             equal_within=told.get("equal_within"),
             holdout=told.get("holdout"),
             more_seeds=tuple(told.get("more_seeds", ())),
+            seed_spread=told.get("seed_spread"),
             confirm=told.get("confirm", 0),
         )
         distinct = {json.dumps(plan["point"], sort_keys=True): plan["point"] for plan in event["trials"]}
@@ -397,8 +400,9 @@ class Study:
             return self
         begun = Study.from_event(state.started)
         if not self.draws_points:
-            return replace(self, halving=begun.halving)
-        return replace(self, halving=begun.halving, found=begun.found, lag=begun.lag).grown(state)
+            return replace(self, halving=begun.halving, seed_spread=begun.seed_spread)
+        study = replace(self, halving=begun.halving, seed_spread=begun.seed_spread)
+        return replace(study, found=begun.found, lag=begun.lag).grown(state)
 
     @property
     def cohort(self) -> int | None:
@@ -431,7 +435,7 @@ class Study:
             "halving": self.halving_description(),
             "recipe": self.recipe.to_values(),
         }
-        for name in ("equal_within", "holdout"):
+        for name in ("equal_within", "holdout", "seed_spread"):
             if getattr(self, name) is not None:
                 told[name] = getattr(self, name)
         if self.more_seeds:

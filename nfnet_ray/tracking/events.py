@@ -150,6 +150,8 @@ class StudyDescription(TypedDict):
     """The share of the validation images on which the best setting is quoted; it is chosen on the others."""
     more_seeds: NotRequired[list[int]]
     """Seeds that only the contenders are trained with, once all settings have been trained with ``seeds``."""
+    seed_spread: NotRequired[float]
+    """The standard deviation between seeds by which contenders are chosen, a fraction, if it is not the usual one."""
     confirm: NotRequired[int]
     """With how many fresh seeds the winner is rerun."""
     worker: WorkerDescription

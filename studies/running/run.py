@@ -10,9 +10,12 @@ from typing import Any
 
 from rich.console import Console
 
+from nfnet_ray.analysis.earlier_noise import earlier_noise
+from nfnet_ray.analysis.verdict import ASSUMED_SPREAD
 from nfnet_ray.cluster.connection.address import find_head, where_to_run
 from nfnet_ray.cluster.connection.job import home_folder
 from nfnet_ray.command_line.terminal import say
+from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.errors import UserError
 from nfnet_ray.places import in_words
 from nfnet_ray.recipe import Recipe
@@ -69,6 +72,12 @@ def _files_in_one_line() -> Iterator[None]:
         raise UserError(f"{error.filename}: {in_words(error)}") from error
 
 
+def _seed_spread(storage: Path, data: DatasetSummary, study: Study) -> float | None:
+    """The spread between seeds that earlier studies show, if it is more than is assumed without them; else None."""
+    measured = earlier_noise(storage, data.fingerprint, study.recipe.model.name).seed_spread
+    return measured if measured is not None and measured > ASSUMED_SPREAD else None
+
+
 @_files_in_one_line()
 def run(request: Request, resume_command: Callable[[Request, str], str], console: Console) -> Finished:
     """Checks everything that can be checked before Ray starts, then runs the study or only prints its plan.
@@ -122,6 +131,8 @@ def run(request: Request, resume_command: Callable[[Request, str], str], console
         study = request.new_study(data, values, is_built_in=not path)
         directory = storage / study.name
         demand = request.demand(None)
+    if study.more_seeds and study.seed_spread is None and not request.resume:
+        study = replace(study, seed_spread=_seed_spread(storage, data, study))
     if request.verify == "full" and (path or not request.plan):  # a plan writes no digits
         verify(data.path)
     check_trials([*study.trials(), *study.outermost_trials()], data, demand.workers)

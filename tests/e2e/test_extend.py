@@ -40,7 +40,8 @@ def test_a_range_is_resumed_after_a_kill_extended_in_the_same_journal_and_confir
     # The better one is kept, the other one is outside, and a new point is drawn.
     low = max(plan["point"][CLIP] for plan in first.plans.values())
     extended = place.run(
-        *("--extend", "range", "--sweep", f"{CLIP}=log:{low}..0.3", "--trials", "2", "--confirm", "1"),
+        *("--extend", "range", "--sweep", f"{CLIP}=log:{low}..0.3", "--trials", "2"),
+        *("--seeds", "2", "--confirm", "1"),
         *("--address", cluster),
     )
     assert extended.returncode == 0, extended.stdout + extended.stderr
@@ -50,12 +51,18 @@ def test_a_range_is_resumed_after_a_kill_extended_in_the_same_journal_and_confir
     assert "not in the study any more" in extended.stdout
     last = place.progress("range")
     [rerun] = last.confirming
+    assert {(last.trials[name].state, last.trials[name].epoch) for name in last.repeating} == {
+        ("finished", 2)
+    }
+    assert {last.further[name]["recipe"]["seed"] for name in last.repeating} == {1}
+    assert len(last.repeating) == 2  # the two best, and there are no more
+    assert "probability of being better" in extended.stdout or "equal for practice" in extended.stdout
     assert (last.trials[rerun].state, last.trials[rerun].epoch) == ("finished", 2)
     assert last.reruns[rerun]["recipe"]["seed"] == 1000
     assert "rerun of the winner" in extended.stdout
     assert "in reruns with fresh seeds" in extended.stdout
     started = [event["trial"] for event in place.events("range") if event["event"] == "trial_started"]
-    new = [*set(last.trials) - set(planned) - {rerun}]
+    new = [*set(last.trials) - set(planned) - {rerun, *last.repeating}]
     assert len(new) == 1
     assert started.count(new[0]) == 1
     assert {name: trial.attempts for name, trial in last.trials.items() if name in planned} == {

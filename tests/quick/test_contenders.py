@@ -66,6 +66,14 @@ def test_the_two_best_stay_even_if_one_seed_tells_them_apart() -> None:
     ]
 
 
+def test_a_larger_spread_between_seeds_keeps_more_contenders() -> None:
+    study = Journaled(replace(REPEATED, seed_spread=0.01), **CURVES)
+    assert study.study().seed_spread == 0.01
+    state = study.run()
+    assert {state.further[name]["point"][CLIP] for name in state.repeating} == {0.01, 0.02, 0.03, 0.04}
+    assert not study.study().differences(Journaled(REPEATED).study())
+
+
 def test_with_early_stopping_those_given_up_are_no_contenders_and_further_seeds_pass_no_rung() -> None:
     study = Journaled(replace(REPEATED, halving=Halving(first_rung=1, finalists=2)), **CURVES)
     state = study.run()
