@@ -371,9 +371,12 @@ class StudyState:
             self.trials[name].reason = why
 
     def _planned_trials(self) -> int:
-        """How many trials there may be in the end, with those that a search proposes and the reruns of winners."""
-        planned, confirm = planned_trials(self._study), self._study.get("confirm", 0)
-        if not confirm or self.has_winners:
+        """How many trials there may be in the end, with those that a search proposes and the study adds."""
+        planned = planned_trials(self._study)
+        # Two contenders at least for each winner (nfnet_ray/study/contenders.py).
+        further = 0 if self.has_contenders else 2 * len(self._study.get("more_seeds", ()))
+        reruns = 0 if self.has_winners else self._study.get("confirm", 0)
+        if not further + reruns:
             return planned
         fields, outside = winner_fields(cast(StudyDescription, self._study)), self.outside
         strata = {
@@ -381,7 +384,7 @@ class StudyState:
             for plan in self.plans.values()
             if plan["name"] not in outside
         }
-        return max(planned, len(self.trials)) + confirm * len(strata)
+        return max(planned, len(self.trials)) + (further + reruns) * len(strata)
 
     def _accelerators(self, event: TrialStarted) -> float:
         """What a trial that starts holds: the GPUs of its workers, or its workers if they have none."""
