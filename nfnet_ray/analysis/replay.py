@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, cast
@@ -37,30 +37,195 @@ ORDERS = 20
 DRAWS = 1000
 """Of a random search, which is cheaper to draw."""
 ETAS = (2.0, 3.0, 4.0)
+_DEFAULT = f"synchronous, eta {Halving().eta:g}"
 LITTLE = 0.005
 """A regret, half a point, that a rule may cost and still be called good."""
 
-_Trained = dict[str, int]
+Trained = dict[str, int]
 """{trial: the epochs that a rule would have trained it for}."""
 
 
 @dataclass(frozen=True)
 class _Group:
-    """Trials that compete with each other: one seed of the settings of a stratum, as a study of its own."""
+    """Trials that compete with each other: one seed of the settings of a stratum."""
 
-    stratum: tuple[Any, ...]
-    study: Study
-    names: Mapping[str, str]
-    """{trial of that study: trial of the journal}."""
+    points: tuple[Mapping[str, Any], ...]
+    trials: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class _Curves:
-    """{trial: accuracy after each epoch}, None from where it diverged on; and its training seconds after each epoch."""
+class Pool:
+    """The settings of a study that trained every trial to its end, with their recorded curves.
 
-    top1: Mapping[str, Sequence[float | None]]
-    seconds: Mapping[str, Sequence[float]]
+    Attributes:
+        recipe: the study's.
+        images: validation images, which say how noisy an accuracy is.
+        epochs: of each trial.
+        curves: {trial: top-1 after each epoch, a fraction}; shorter where it diverged, or None from there on.
+        seconds: {trial: seconds of training after each epoch}.
+        strata: for each stratum its settings, each the trials of its seeds, in the same order of seeds.
+        points: {trial: its point}.
+        best: the accuracy of the best setting of each stratum of the whole study, None where none has a finished seed
+            of every one.
+    """
+
+    recipe: Recipe
+    images: int
     epochs: int
+    curves: Mapping[str, Sequence[float | None]]
+    seconds: Mapping[str, Sequence[float]]
+    strata: tuple[tuple[tuple[str, ...], ...], ...]
+    points: Mapping[str, Mapping[str, Any]]
+    best: tuple[float | None, ...]
+
+    @staticmethod
+    def of(record: StudyRecord) -> Pool:
+        """Raises UserError where the curves of a study do not say what another rule would have done."""
+        _check(record)
+        curves: dict[str, list[float | None]] = {name: [] for name in record.trials["trial"]}
+        seconds: dict[str, list[float]] = {name: [] for name in curves}
+        for row in record.epochs.sort_values("epoch").to_dict("records"):
+            accuracy = row[METRIC]
+            curves[row["trial"]].append(None if accuracy is None or math.isnan(accuracy) else float(accuracy))
+            seconds[row["trial"]].append(float(row.get("train_seconds", math.nan)))
+        strata: dict[tuple[Any, ...], dict[tuple[Any, ...], list[str]]] = {}
+        points = {}
+        for trial in record.trials.to_dict("records"):
+            stratum = strata.setdefault(tuple(trial[field] for field in record.conditions), {})
+            stratum.setdefault(tuple(trial[field] for field in record.fields), []).append(str(trial["trial"]))
+            points[str(trial["trial"])] = {
+                field: trial[field] for field in record.fields if trial[field] is not ABSENT
+            }
+        pool = Pool(
+            recipe=Recipe.from_values(record.study["recipe"]),
+            images=record.study["data"]["validation_images"],
+            epochs=record.study["epochs"],
+            curves=curves,
+            seconds=seconds,
+            strata=tuple(tuple(map(tuple, settings.values())) for settings in strata.values()),
+            points=points,
+            best=(),
+        )
+        best = (
+            max((a for a in map(pool.accuracy, settings) if a is not None), default=None)
+            for settings in pool.strata
+        )
+        return replace(pool, best=tuple(best))
+
+    @property
+    def settings(self) -> int:
+        """The number of settings of a stratum, the fewest where they differ."""
+        return min(map(len, self.strata))
+
+    @property
+    def trials(self) -> list[str]:
+        """All trials."""
+        return [name for settings in self.strata for names in settings for name in names]
+
+    def subset(self, numbers: Sequence[int]) -> Pool:
+        """The settings of these numbers of each stratum; :attr:`best` stays that of the whole study."""
+        return replace(
+            self, strata=tuple(tuple(settings[number] for number in numbers) for settings in self.strata)
+        )
+
+    def top1(self, trial: str, epoch: int) -> float | None:
+        """The accuracy after an epoch, counted from 1; None where the trial had diverged."""
+        curve = self.curves[trial]
+        return curve[epoch - 1] if len(curve) >= epoch else None
+
+    def accuracy(self, trials: Sequence[str]) -> float | None:
+        """The mean over seeds after the last epoch; None if not every one was trained to the end."""
+        values = [self.top1(name, self.epochs) for name in trials]
+        return None if None in values else fmean(cast(list[float], values))
+
+    def everything(self) -> Trained:
+        """What a study without early stopping trains."""
+        return {name: len(self.curves[name]) for name in self.trials}
+
+    def halved(self, halving: Halving, chance: random.Random) -> Trained:
+        """What early stopping trains; trials that compete all run at once and reach rungs in a random order."""
+        return _merged(self._halved(group, halving, chance) for group in self._groups())
+
+    def best_after(self, epochs: int) -> Trained:
+        """Every trial for some epochs, and the best three of each stratum and seed to the end."""
+
+        def accuracy(name: str) -> float:
+            value = self.top1(name, epochs)
+            return -math.inf if value is None else value
+
+        trained = {}
+        for group in self._groups():
+            for place, name in enumerate(sorted(group.trials, key=accuracy, reverse=True)):
+                trained[name] = min(len(self.curves[name]), self.epochs if place < FINALISTS else epochs)
+        return trained
+
+    def at_random(self, settings: int, draw: np.random.Generator) -> Trained:
+        """Some settings of each stratum, with every seed and to the end."""
+        trained = dict.fromkeys(self.trials, 0)
+        for rivals in self.strata:
+            for chosen in draw.choice(len(rivals), min(settings, len(rivals)), replace=False):
+                trained |= {name: len(self.curves[name]) for name in rivals[chosen]}
+        return trained
+
+    def cost(self, trained: Trained) -> int:
+        """Epochs, of which a trial that diverged has fewer."""
+        return sum(min(epochs, len(self.curves[name])) for name, epochs in trained.items())
+
+    def train_seconds(self, trained: Trained) -> float:
+        """By the trials' measured times."""
+        epochs = {name: min(number, len(self.curves[name])) for name, number in trained.items()}
+        return math.fsum(self.seconds[name][number - 1] for name, number in epochs.items() if number)
+
+    def regrets(self, trained: Trained) -> list[float]:
+        """Of each stratum: by how much the chosen setting is less accurate than the best of the whole study.
+
+        Chosen is the best of those of which every seed was trained to the end; if there are none, of which most were.
+        Both are compared with all seeds and epochs. A stratum without a setting that could be chosen is left out.
+        """
+        found = []
+        for rivals, best in zip(self.strata, self.best, strict=True):
+            sound = [names for names in rivals if self.accuracy(names) is not None]
+            if sound and best is not None:
+                chosen = max(sound, key=lambda names: self._seen(names, trained))
+                found.append(best - cast(float, self.accuracy(chosen)))
+        return found
+
+    def _seen(self, trials: Sequence[str], trained: Trained) -> tuple[int, float]:
+        finals = [self.top1(name, self.epochs) or 0.0 for name in trials if trained[name] >= self.epochs]
+        return len(finals), fmean(finals) if finals else -math.inf
+
+    def _groups(self) -> Iterator[_Group]:
+        for rivals in self.strata:
+            for seed in range(max(map(len, rivals))):
+                names = tuple(trials[seed] for trials in rivals if seed < len(trials))
+                yield _Group(tuple(self.points[name] for name in names), names)
+
+    def _halved(self, group: _Group, halving: Halving, chance: random.Random) -> Trained:
+        study = Study("replay", "?", self.recipe, {}, points=group.points, halving=halving)
+        theirs = dict(zip((trial.name for trial in study.trials()), group.trials, strict=True))
+        last, state = ends(study), study.waiting_state()
+        recorder = Recorder(cast(Journal, _Unwritten()), state, lambda: None, lambda _said: None)
+        legs = Legs(study, self.images, recorder)
+        while True:
+            while (leg := legs.next()) is not None:
+                legs.start(leg.trial)
+            if not legs.running:
+                return {theirs[name]: trial.epoch for name, trial in state.trials.items()}
+            leg = chance.choice(list(legs.running.values()))
+            name, before = theirs[leg.trial], state.trials[leg.trial].epoch
+            lost = next(
+                (epoch for epoch in range(before, leg.until) if self.top1(name, epoch + 1) is None), None
+            )
+            if lost is not None:
+                if lost > before:
+                    recorder.record_epoch(leg.trial, lost, {METRIC: self.top1(name, lost)})
+                legs.end(leg.trial, "diverged", None)
+                continue
+            recorder.record_epoch(leg.trial, leg.until, {METRIC: self.top1(name, leg.until)})
+            if leg.until == last[leg.trial]:
+                legs.end(leg.trial, "finished", None)
+            else:
+                legs.pause(leg.trial)
 
 
 def replay(record: StudyRecord, orders: int = ORDERS) -> pd.DataFrame:
@@ -84,39 +249,29 @@ def replay(record: StudyRecord, orders: int = ORDERS) -> pd.DataFrame:
     """
     import pandas as pd
 
-    groups, curves = _groups(record), _curves(record)
-    images = record.study["data"]["validation_images"]
-    settings = _settings(record)
-    rows = [_row("everything", [dict.fromkeys(curves.top1, curves.epochs)], settings, curves)]
+    pool = Pool.of(record)
 
-    def halved(halving: Halving, times: int) -> list[_Trained]:
-        return [
-            _merged(_trained(group, halving, curves, images, random.Random(order)) for group in groups)
-            for order in range(times)
-        ]
+    def halved(halving: Halving, times: int) -> list[Trained]:
+        return [pool.halved(halving, random.Random(order)) for order in range(times)]
 
-    for eta in ETAS:
-        rows.append(_row(f"synchronous, eta {eta:g}", halved(Halving(eta=eta), 1), settings, curves))
-    default = next(row for row in rows if row["rule"] == f"synchronous, eta {Halving().eta:g}")
+    trained = {"everything": [pool.everything()]}
+    trained |= {f"synchronous, eta {eta:g}": halved(Halving(eta=eta), 1) for eta in ETAS}
     asynchronous = Halving(rule="asynchronous")
-    rows.append(
-        _row(f"asynchronous, eta {asynchronous.eta:g}", halved(asynchronous, orders), settings, curves)
-    )
-    rows.append(_row("hyperband", halved(Halving(rule="hyperband"), 1), settings, curves))
-    rows.append(_row("median", halved(Halving(rule="median"), orders), settings, curves))
-    for epochs in range(1, curves.epochs):
-        best = _merged(_best_after(group, epochs, curves) for group in groups)
-        rows.append(_row(f"best after epoch {epochs}", [best], settings, curves))
-    for factor in (1, 2):
-        name = "random" if factor == 1 else "random, twice"
-        rows.append(_row(name, _random(settings, factor * default["share"], curves), settings, curves))
-    return pd.DataFrame(rows)
+    trained[f"asynchronous, eta {asynchronous.eta:g}"] = halved(asynchronous, orders)
+    trained["hyperband"] = halved(Halving(rule="hyperband"), 1)
+    trained["median"] = halved(Halving(rule="median"), orders)
+    trained |= {f"best after epoch {epoch}": [pool.best_after(epoch)] for epoch in range(1, pool.epochs)}
+    share = pool.cost(trained[_DEFAULT][0]) / pool.cost(pool.everything())
+    for name, factor in (("random", 1), ("random, twice", 2)):
+        draw, number = np.random.default_rng(0), max(1, round(factor * share * pool.settings))
+        trained[name] = [pool.at_random(number, draw) for _ in range(DRAWS)]
+    return pd.DataFrame([_row(rule, tries, pool) for rule, tries in trained.items()])
 
 
 def replay_sentence(table: pd.DataFrame) -> str:
     """What :func:`replay` shows, in words: the default rule, and the cheapest that costs little accuracy."""
     by_rule = {row["rule"]: row for row in table.to_dict("records")}
-    default = by_rule[f"synchronous, eta {Halving().eta:g}"]
+    default = by_rule[_DEFAULT]
     said = f"Early stopping ({default['rule']}) would have trained {default['share']:.0%} of the epochs and "
     said += (
         "chosen the same setting"
@@ -137,12 +292,11 @@ def replay_sentence(table: pd.DataFrame) -> str:
 
 def loses_winner(table: pd.DataFrame) -> float:
     """By how much the default early stopping would have been worse than the whole study, a fraction; 0: not at all."""
-    rule = table[table["rule"] == f"synchronous, eta {Halving().eta:g}"]
+    rule = table[table["rule"] == _DEFAULT]
     return float(rule["regret"].iloc[0])
 
 
-def _groups(record: StudyRecord) -> list[_Group]:
-    """Raises UserError where the curves do not say what another rule would have done."""
+def _check(record: StudyRecord) -> None:
     if "schedule.epochs" in record.fields:
         raise UserError(
             "its trials train for different numbers of epochs: nothing can be compared epoch by epoch"
@@ -157,121 +311,20 @@ def _groups(record: StudyRecord) -> list[_Group]:
             f"{count(len(cut), 'trial')} of {len(record.trials):,} {agree(len(cut), 'was', 'were')} not trained to the "
             "end, and what they would have reached is unknown: replay a study that was run with --early-stopping none"
         )
-    recipe = Recipe.from_values(record.study["recipe"])
-    found: dict[tuple[Any, ...], list[Mapping[Hashable, Any]]] = {}
-    for trial in record.trials.to_dict("records"):
-        found.setdefault((*(trial[field] for field in record.conditions), trial["seed"]), []).append(trial)
-    groups = []
-    for key, trials in found.items():
-        points = tuple(
-            {field: trial[field] for field in record.fields if trial[field] is not ABSENT} for trial in trials
-        )
-        study = Study("replay", record.study["question"], recipe, {}, points=points)
-        names = zip(study.trials(), trials, strict=True)
-        groups.append(_Group(key[:-1], study, {mine.name: str(theirs["trial"]) for mine, theirs in names}))
-    return groups
 
 
-def _curves(record: StudyRecord) -> _Curves:
-    top1: dict[str, list[float | None]] = {name: [] for name in record.trials["trial"]}
-    seconds: dict[str, list[float]] = {name: [] for name in top1}
-    for row in record.epochs.sort_values("epoch").to_dict("records"):
-        accuracy = row[METRIC]
-        top1[row["trial"]].append(None if accuracy is None or math.isnan(accuracy) else float(accuracy))
-        seconds[row["trial"]].append(float(row.get("train_seconds", math.nan)))
-    return _Curves(top1, seconds, record.study["epochs"])
-
-
-def _trained(
-    group: _Group, halving: Halving, curves: _Curves, images: int, chance: random.Random
-) -> _Trained:
-    """What the rule trains of a group whose trials all run at once and reach their rungs in a random order."""
-    study = replace(group.study, halving=halving)
-    last, state = ends(study), study.waiting_state()
-    recorder = Recorder(cast(Journal, _Unwritten()), state, lambda: None, lambda _said: None)
-    legs = Legs(study, images, recorder)
-    while True:
-        while (leg := legs.next()) is not None:
-            legs.start(leg.trial)
-        if not legs.running:
-            return {group.names[name]: trial.epoch for name, trial in state.trials.items()}
-        leg = chance.choice(list(legs.running.values()))
-        curve = curves.top1[group.names[leg.trial]]
-        lost = next(
-            (epoch for epoch in range(leg.until) if epoch >= len(curve) or curve[epoch] is None), None
-        )
-        if lost is not None:
-            if lost > state.trials[leg.trial].epoch:
-                recorder.record_epoch(leg.trial, lost, {METRIC: curve[lost - 1]})
-            legs.end(leg.trial, "diverged", None)
-            continue
-        recorder.record_epoch(leg.trial, leg.until, {METRIC: curve[leg.until - 1]})
-        if leg.until == last[leg.trial]:
-            legs.end(leg.trial, "finished", None)
-        else:
-            legs.pause(leg.trial)
-
-
-def _best_after(group: _Group, epochs: int, curves: _Curves) -> _Trained:
-    def accuracy(name: str) -> float:
-        curve = curves.top1[name]
-        value = curve[epochs - 1] if len(curve) >= epochs else None
-        return -math.inf if value is None else value
-
-    names = sorted(group.names.values(), key=accuracy, reverse=True)
-    return {
-        name: min(len(curves.top1[name]), curves.epochs if place < FINALISTS else epochs)
-        for place, name in enumerate(names)
-    }
-
-
-_Settings = Mapping[tuple[Any, ...], Mapping[tuple[Any, ...], Sequence[str]]]
-"""{stratum: {setting: its trials}}."""
-
-
-def _settings(record: StudyRecord) -> _Settings:
-    found: dict[tuple[Any, ...], dict[tuple[Any, ...], list[str]]] = {}
-    for trial in record.trials.to_dict("records"):
-        stratum = found.setdefault(tuple(trial[field] for field in record.conditions), {})
-        stratum.setdefault(tuple(trial[field] for field in record.fields), []).append(str(trial["trial"]))
-    return found
-
-
-def _random(settings: _Settings, share: float, curves: _Curves) -> list[_Trained]:
-    draw = np.random.default_rng(0)
-    found = []
-    for _ in range(DRAWS):
-        trained = dict.fromkeys(curves.top1, 0)
-        for rivals in settings.values():
-            number = min(len(rivals), max(1, round(share * len(rivals))))
-            everyone = list(rivals.values())
-            for chosen in draw.choice(len(everyone), number, replace=False):
-                trained |= {name: len(curves.top1[name]) for name in everyone[chosen]}
-        found.append(trained)
-    return found
-
-
-def _row(rule: str, trained: Sequence[_Trained], settings: _Settings, curves: _Curves) -> dict[str, Any]:
+def _row(rule: str, trained: Sequence[Trained], pool: Pool) -> dict[str, Any]:
     """One row of the table, from what a rule trains in each order."""
-    regrets, same = [], []
-    for one in trained:
-        lost = [_regret(rivals, one, curves) for rivals in settings.values()]
-        known = [value for value in lost if value is not None]
-        regrets.append(fmean(known) if known else 0.0)
-        same.append(fmean(value == 0 for value in known) if known else 1.0)
-    capped = [{name: min(epochs, len(curves.top1[name])) for name, epochs in one.items()} for one in trained]
-    epochs = fmean(sum(one.values()) for one in capped)
-    whole = sum(map(len, curves.top1.values()))
+    lost = [pool.regrets(one) for one in trained]
+    regrets = [fmean(one) if one else 0.0 for one in lost]
+    epochs = fmean(map(pool.cost, trained))
     low, high = np.quantile(regrets, (0.025, 0.975))
     return {
         "rule": rule,
         "epochs": epochs,
-        "share": epochs / whole,
-        "train_seconds": fmean(
-            math.fsum(curves.seconds[name][epochs - 1] for name, epochs in one.items() if epochs)
-            for one in capped
-        ),
-        "same": fmean(same),
+        "share": epochs / pool.cost(pool.everything()),
+        "train_seconds": fmean(map(pool.train_seconds, trained)),
+        "same": fmean(fmean(regret == 0 for regret in one) if one else 1.0 for one in lost),
         "regret": fmean(regrets),
         "regret_low": float(low),
         "regret_high": float(high),
@@ -279,37 +332,7 @@ def _row(rule: str, trained: Sequence[_Trained], settings: _Settings, curves: _C
     }
 
 
-def _regret(
-    rivals: Mapping[tuple[Any, ...], Sequence[str]], trained: _Trained, curves: _Curves
-) -> float | None:
-    """How much less accurate the chosen setting is than the best one of a stratum, with all seeds and epochs.
-
-    Chosen is the best of those of which every seed was trained to the end; if there are none, of which most were. None
-    where no setting finished with every seed.
-    """
-    accuracy = {
-        setting: fmean(value for value in (curves.top1[name][-1] for name in names) if value is not None)
-        for setting, names in rivals.items()
-        if all(_is_whole(name, curves) for name in names)
-    }
-    if not accuracy:
-        return None
-
-    def seen(setting: tuple[Any, ...]) -> tuple[int, float]:
-        complete = [name for name in rivals[setting] if trained[name] >= curves.epochs]
-        finals = [curves.top1[name][-1] or 0.0 for name in complete]
-        return len(finals), fmean(finals) if finals else -math.inf
-
-    chosen = max(accuracy, key=seen)
-    return max(accuracy.values()) - accuracy[chosen]
-
-
-def _is_whole(name: str, curves: _Curves) -> bool:
-    curve = curves.top1[name]
-    return len(curve) == curves.epochs and curve[-1] is not None
-
-
-def _merged(parts: Iterable[_Trained]) -> _Trained:
+def _merged(parts: Iterable[Trained]) -> Trained:
     return {name: epochs for part in parts for name, epochs in part.items()}
 
 
