@@ -1,4 +1,4 @@
-"""Building the trials of a study, with and without compiled annotations kept: ``python -m benchmarks.trials``.
+"""Building the trials of a study, with and without compiled annotations kept: ``python -m benchmarks.driver.trials``.
 
 A section of a Recipe checks its fields whenever it is built, against annotations that are text until they are compiled.
 ``nfnet_ray.settings`` compiles them once for each class; here that is compared, in one run, with compiling them at
@@ -23,7 +23,7 @@ from nfnet_ray.command_line.one_line_parser import OneLineParser
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.study.study import Study, Trial
 
-RESULTS = Path(__file__).with_name("results") / "trials.csv"
+RESULTS = Path(__file__).parents[1] / "results" / "trials.csv"
 REPEATS = 5
 CPU = torch.device("cpu")
 CLIP_FACTORS = (None, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64)

@@ -1,4 +1,4 @@
-"""What a study's driver does beside training, at 200 and at 1,000 trials: ``python -m benchmarks.journal``.
+"""What a study's driver does beside training, at 200 and at 1,000 trials: ``python -m benchmarks.driver.journal``.
 
 Two things, each compared in one run with doing it the plain way. *Tracking*: a study's own metrics in MLflow are worked
 out at the end of each trial. ``nfnet_ray.tracking.state.JournalReader`` reads on from the last end; the plain way reads
@@ -39,7 +39,7 @@ from nfnet_ray.tracking.events import (
 from nfnet_ray.tracking.state import JournalReader, StudyState
 from nfnet_ray.tracking.writer import study_metrics
 
-RESULTS = Path(__file__).with_name("results") / "journal.csv"
+RESULTS = Path(__file__).parents[1] / "results" / "journal.csv"
 REPEATS = 3
 # Ends of trials, evenly spaced, at which the whole journal is read: at all of 1,000 it would take minutes.
 SAMPLED_ENDS = 8

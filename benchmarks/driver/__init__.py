@@ -1,0 +1,1 @@
+"""What a study's driver does beside training."""
