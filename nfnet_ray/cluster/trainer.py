@@ -60,7 +60,7 @@ def torch_trainer(slot: SlotConfig) -> TorchTrainer:
     }
     callbacks: list[Any] = [GroupEvents(slot)]
     timeout_seconds = max(_LEAST_COLLECTIVE_TIMEOUT_SECONDS, int(2 * (slot["hang_seconds"] or 0)))
-    return TorchTrainer(
+    trainer = TorchTrainer(
         work_in_slot,
         train_loop_config=dict(slot),
         torch_config=TorchConfig(timeout_s=timeout_seconds),
@@ -74,6 +74,8 @@ def torch_trainer(slot: SlotConfig) -> TorchTrainer:
             callbacks=callbacks,
         ),
     )
+    ray_internals.start_without_datasets(trainer)
+    return trainer
 
 
 def _name_this_cluster() -> None:

@@ -209,6 +209,21 @@ def test_what_the_callbacks_are_handed_has_what_they_read() -> None:
     assert status.has_preempted_worker() is False
 
 
+def test_a_trainer_starts_nothing_for_datasets() -> None:
+    from ray.train.torch import TorchTrainer
+
+    trainer: Any = TorchTrainer(lambda: None)
+    usual = [type(callback).__name__ for callback in trainer._create_default_callbacks()]
+    ray_internals.start_without_datasets(trainer)
+    left = [type(callback).__name__ for callback in trainer._create_default_callbacks()]
+    assert "DatasetsCallback" in usual
+    assert left == [name for name in usual if name != "DatasetsCallback"]
+    # It hands the workers one argument, and they can do without it.
+    assert "dataset_shard_provider: Optional[" in source(
+        "train/v2/_internal/execution/worker_group/worker.py"
+    )
+
+
 def test_the_death_of_a_worker_is_told_from_an_error_in_it() -> None:
     from ray.train.v2._internal import exceptions
 

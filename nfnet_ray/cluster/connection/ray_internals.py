@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import subprocess
 
+    from ray.train.torch import TorchTrainer
+
     # Classes to derive from, for :mod:`nfnet_ray.cluster.group_events`. Public callbacks of Ray Train are called for
     # reports and exceptions only, and not when workers are lost or a group is about to be resized. They are Ray's
     # developer API, and ``RunConfig(callbacks=...)`` takes them.
@@ -79,6 +81,21 @@ def __getattr__(name: str) -> Any:
     from ray.train.v2._internal.execution import callback
 
     return getattr(callback, name)
+
+
+def start_without_datasets(trainer: TorchTrainer) -> None:
+    """Has a trainer start no actor for Ray Data, through which nothing here is read.
+
+    Ray Train starts one with every group of workers, 2 s of a core for nothing when there are no datasets, and has no
+    public switch for it (train/v2/api/data_parallel_trainer.py, train/v2/_internal/callbacks/datasets.py).
+    """
+    from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+
+    own: Any = trainer
+    create = own._create_default_callbacks
+    own._create_default_callbacks = lambda: [
+        callback for callback in create() if not isinstance(callback, DatasetsCallback)
+    ]
 
 
 def is_death(error: Exception) -> bool:
