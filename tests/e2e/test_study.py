@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -83,14 +85,49 @@ def test_a_study_runs_through_and_can_be_seen_everywhere(workplace: Workplace, f
             assert {m.step: m.value for m in history} == {e: v[metric] for e, v in trial.epochs.items()}
 
 
+class GoesAway(BaseHTTPRequestHandler):
+    """A tracking server that answers the first question, whether the experiment is there, and nothing else."""
+
+    questions = 0
+
+    def do_GET(self) -> None:
+        GoesAway.questions += 1
+        self.send_response(404 if GoesAway.questions == 1 else 503)
+        self.end_headers()
+        self.wfile.write(b'{"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "no such experiment"}')
+
+    do_POST = do_GET
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def untracked(
+    tmp_path_factory: pytest.TempPathFactory, few_digits: Path, cluster: str
+) -> tuple[Workplace, str]:
+    """A place with the study ``untracked``, whose tracking server goes away; and what it printed.
+
+    It is the third trial of ``whole`` alone, in an actor that has trained nothing else.
+    """
+    place = Workplace(tmp_path_factory.mktemp("untracked"))
+    server = HTTPServer(("127.0.0.1", 0), GoesAway)
+    Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        result = place.run(
+            "--name", "untracked", *one_at_a_time(few_digits), "--set", "optimizer.agc.clip_factor=0.04",
+            "--address", cluster, "--tracking-uri", f"http://127.0.0.1:{server.server_port}",
+        )  # fmt: skip
+    finally:
+        server.shutdown()
+    assert result.returncode == 3, result.stdout + result.stderr
+    return place, result.stdout
+
+
 def test_a_trial_in_a_used_actor_gives_the_numbers_of_one_in_a_fresh_actor(
-    used_workplace: Workplace, whole: Workplace, few_digits: Path, cluster: str
+    whole: Workplace, untracked: tuple[Workplace, str]
 ) -> None:
     third = "clip_factor=0.04,batch_size=48"
-    flags = [*one_at_a_time(few_digits), "--set", "optimizer.agc.clip_factor=0.04", "--address", cluster]
-    alone = used_workplace.run("--name", "alone", *flags)
-    assert alone.returncode == 0, alone.stderr
-    in_used_actor, in_fresh_actor = numbers(whole, "whole", third), numbers(used_workplace, "alone", third)
+    in_used_actor, in_fresh_actor = numbers(whole, "whole", third), numbers(untracked[0], "untracked", third)
     assert in_used_actor  # it may have been stopped early
     assert in_used_actor == {epoch: in_fresh_actor[epoch] for epoch in in_used_actor}
 
@@ -244,40 +281,12 @@ def test_a_plan_goes_by_earlier_trials_on_the_same_hardware(
     assert "at 2 per worker-hour" in plan.stdout
 
 
-def test_a_tracking_server_that_goes_away_costs_nothing(
-    used_workplace: Workplace, few_digits: Path, cluster: str
-) -> None:
-    from http.server import BaseHTTPRequestHandler, HTTPServer
-    from threading import Thread
-
-    class GoesAway(BaseHTTPRequestHandler):
-        """Answers the first question, whether the experiment is there, and nothing else."""
-
-        questions = 0
-
-        def do_GET(self) -> None:
-            GoesAway.questions += 1
-            self.send_response(404 if GoesAway.questions == 1 else 503)
-            self.end_headers()
-            self.wfile.write(b'{"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "no such experiment"}')
-
-        do_POST = do_GET
-
-        def log_message(self, *_: object) -> None: ...
-
-    server = HTTPServer(("127.0.0.1", 0), GoesAway)
-    Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        result = used_workplace.run(
-            "--name", "untracked", "--data", few_digits, "--epochs", "1", *QUICK, "--trials", "2",
-            "--address", cluster, "--tracking-uri", f"http://127.0.0.1:{server.server_port}",
-        )  # fmt: skip
-    finally:
-        server.shutdown()
-    assert result.returncode == 3, result.stderr
-    assert "could not be delivered" in result.stdout
-    assert (used_workplace.folder / "runs" / "untracked" / "report.html").exists()
-    assert all(trial.state == "finished" for trial in used_workplace.progress("untracked").trials.values())
+def test_a_tracking_server_that_goes_away_costs_nothing(untracked: tuple[Workplace, str]) -> None:
+    place, printed = untracked
+    assert "could not be delivered" in printed
+    assert (place.folder / "runs" / "untracked" / "report.html").exists()
+    [trial] = place.progress("untracked").trials.values()
+    assert (trial.state, list(trial.epochs)) == ("finished", [1, 2, 3])
 
 
 def test_plan_starts_nothing_and_help_reads_well(workplace: Workplace) -> None:
