@@ -159,7 +159,9 @@ def test_the_plan_has_as_few_and_as_many_as_there_may_be() -> None:
     study = replace(REPEATED, space={CLIP: (0.01, 0.02, 0.03), BATCH: (32, 64)})
     assert further_to_run(study, study.waiting_state()) == (8, 12)
     halved = replace(
-        study, space={CLIP: tuple(n / 1000 for n in range(1, 13))}, halving=Halving(first_rung=1)
+        study,
+        space={CLIP: tuple(n / 1000 for n in range(1, 13)), BATCH: (32,)},
+        halving=Halving(first_rung=1),
     )
     assert further_to_run(halved, halved.waiting_state()) == (4, 6)
     data = DatasetSummary(Path("data"), 1437, 360, ("",) * 10, "0", None)
@@ -170,6 +172,8 @@ def test_the_plan_has_as_few_and_as_many_as_there_may_be() -> None:
     ).trial_seconds
     assert told.low / once.low == pytest.approx((6 + 8) / 6, rel=0.05)
     assert told.high / once.high == pytest.approx((6 + 12) / 6, rel=0.05)
+    all_told = forecast(halved, data, {trial.name: pace for trial in halved.trials()}, 1)
+    assert all_told.most_trial_seconds / once.high == pytest.approx((12 + 24) / 6, rel=0.05)
 
 
 def test_more_seeds_need_a_single_first_one() -> None:

@@ -178,6 +178,11 @@ def forecast(
             least = 0.0 if name in possible else whole.low - paid.low
             spans[name] = Span(least, whole.high - paid.high)
             most[name] = seconds(like, group, group.end, max(1, len(group.schedules))).high - paid.high
+    if possible:  # without early stopping every setting may be a contender
+        settings = study.settings if study.is_adaptive else len(study.trials_by_setting())
+        others = settings * len(study.more_seeds) - len(further.trials)
+        each = seconds(alike[possible[0]], further, further.end, 1).high
+        most |= {f"contender {number}": each for number in range(others)}
     processes = [pace.first_startup_seconds - pace.later_startup.high for pace in paces.values()]
     begin = max(0.0, *processes) if processes else 0.0
     total = Span(
