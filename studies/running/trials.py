@@ -115,7 +115,10 @@ class StudyRequest(Request):
         seeds, more_seeds = study.seeds, study.more_seeds
         # A Study without seeds of its own has (0,): its Recipe's seed is meant.
         if self.seeds or "seed" in values or seeds == (0,):
-            seeds, more_seeds = self._in_turn(range(recipe.seed, recipe.seed + (self.seeds or 1)))
+            # The settings of short budgets could not be the best, and are what is asked about.
+            has_budgets = "schedule.epochs" in (*space, *(name for point in points or () for name in point))
+            seeds = tuple(range(recipe.seed, recipe.seed + (self.seeds or 1)))
+            seeds, more_seeds = (seeds, ()) if has_budgets else self._in_turn(seeds)
         study = replace(
             study,
             name=self.name or name_for_run(study.name),
@@ -207,7 +210,7 @@ class StudyRequest(Request):
         if self.seeds is None:
             return study.seeds, study.more_seeds
         seeds = (*had, *range(max(had) + 1, max(had) + 1 + self.seeds - len(had)))[: self.seeds]
-        return (seeds, ()) if len(study.seeds) > 1 else self._in_turn(seeds)
+        return (seeds, ()) if len(study.seeds) > 1 or study.has_budgets else self._in_turn(seeds)
 
     def _halving(self, study: Study, recipe: Recipe) -> Halving | None:
         """Early stopping as it is asked for, or as it was. A first rung that was the default one stays that."""

@@ -14,6 +14,7 @@ from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.errors import UserError
 from nfnet_ray.models.published import published_recipe
 from nfnet_ray.recipe import Recipe
+from nfnet_ray.study.cost.probe_process import Probe
 from nfnet_ray.study.decisions import ends, groups, most_epochs
 from nfnet_ray.study.halving import Halving, with_schedule_of
 from nfnet_ray.study.space.asked import asked_points
@@ -21,6 +22,7 @@ from nfnet_ray.study.study import Study
 from nfnet_ray.tracking.events import StudyStarted
 from nfnet_ray.tracking.swept import beside_the_question, swept_fields
 from studies.efficientnet_baselines import NETWORKS, SHARES, SMALL_NETWORKS, efficientnet_baselines
+from studies.running.flags import main
 from tests.quick.test_decisions import Simulation
 
 NAME, EPOCHS, RATE, DECAY = (
@@ -35,6 +37,7 @@ POINTS = (
     {NAME: "test_resnet", EPOCHS: 4, RATE: 0.1, DECAY: 1e-4},
 )
 DIGITS = describe_digits(Path("data") / "digits")
+PROBE = Probe(1.0, 1.0, (0.1, 0.1), images=64, image_size=32, eval_seconds=1.0, eval_images=360)
 IMAGENET = DatasetSummary(Path("imagenet"), 1_281_167, 50_000, ("tench", "goldfish"), "f", None)
 
 
@@ -141,3 +144,13 @@ def test_the_baselines_have_the_recipe_of_their_own_family(data: DatasetSummary,
             assert own[RATE] == 16 * expected[RATE]
         assert changed <= of_the_data
     assert {point[NAME] for point in made.points or ()} == set(networks)
+
+
+def test_more_seeds_are_for_every_budget(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The settings of a short budget are never the best, so contenders alone would be the longest ones."""
+    monkeypatch.setattr("studies.running.planning.plan_text.probe_at_once", lambda *_: PROBE)
+    program = Path("studies") / "efficientnet_baselines.py"
+    assert main(efficientnet_baselines, program, ["--plan", "--seeds", "2"]) == 0
+    assert f"{len(SMALL_NETWORKS) * len(SHARES) * 2} trials of 3 networks" in capsys.readouterr().out
