@@ -21,8 +21,6 @@ RAY = str(Path(sys.executable).with_name("ray"))
 # Workers take any port that is free. By default each node gives its own those from 10002 on, and here all nodes are on
 # one machine.
 RAY_START = (RAY, "start", "--block", "--disable-usage-stats", "--min-worker-port=0", "--max-worker-port=0")
-# No test looks at them: the dashboard's are a dozen processes that each import Ray, for a second of a core.
-WITHOUT = ("--include-dashboard=false", "--include-log-monitor=false")
 # For each line that it reads it prints a line of JSON: {name: id} of the nodes that are up. One process answers all
 # questions, because each would import Ray again, which takes over a second. It imports nothing before the head listens.
 ASKER = """\
@@ -98,7 +96,7 @@ class Machines:
         ]
         shape = [f"--num-cpus={head_cores}", f"--node-ip-address={ip}"]
         self.head = self._started(
-            Machine("head", ["--head", listen, *WITHOUT, *ports, *shape, *head_arguments], inside, variables)
+            Machine("head", ["--head", listen, *ports, *shape, *head_arguments], inside, variables)
         )
 
     def add(

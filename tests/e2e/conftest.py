@@ -29,7 +29,10 @@ def cluster() -> Iterator[str]:
 
     It is ended by its own processes: `ray stop` would end every Ray on the machine, whoever started it.
     """
-    machines = Machines(head_cores=2)
+    # Without the dashboard, a dozen processes that each import Ray. Clusters on which Ray Train's controller is killed
+    # keep it (tests/cluster): Ray asks it then whether the controller is alive.
+    quiet = ["--include-dashboard=false", "--include-log-monitor=false"]
+    machines = Machines(head_cores=2, head_arguments=quiet)
     try:
         yield machines.address
     finally:
