@@ -26,6 +26,7 @@ from nfnet_ray.cluster.connection.session import (
 from nfnet_ray.command_line.interruption import EXIT_INTERRUPTED, asked_to_stop
 from nfnet_ray.command_line.program import goes_on_without_output
 from nfnet_ray.command_line.terminal import say, say_whole, waiting
+from nfnet_ray.data.batching import images_of_share
 from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.errors import StopsStudyError, StorageError, UserError
 from nfnet_ray.places import in_words, lost_place, remedy_for, which_is_lost
@@ -430,7 +431,7 @@ class StudyRun:
     def _greet(self, trials: int, console: Console) -> None:
         say(console, self.study.question, title=self.study.name)
         extent = self.runner.extent(self.study, trials, self.data)
-        say(console, f"{extent} {_on_images(self.data)}.")
+        say(console, f"{extent} {_on_images(self.data, self.study.recipe.data.train_share)}.")
         for sentence in self.extended.sentences() if self.extended else ():
             say(console, sentence)
         say_whole(console, f"Report:  {display_path(self.directory / REPORT_FILE)}")
@@ -466,9 +467,9 @@ class StudyRun:
         return without_secrets(word, self.notify_url)
 
 
-def _on_images(data: DatasetSummary) -> str:
+def _on_images(data: DatasetSummary, train_share: float) -> str:
     """``on 1,437 training images (10 classes), validated on 360``."""
-    return (
-        f"on {count(data.train_images, 'training image')} ({count(len(data.class_names), 'class')}), "
-        f"validated on {data.validation_images:,}"
-    )
+    images = count(data.train_images, "training image")
+    if train_share < 1:
+        images = f"{images_of_share(data.train_images, train_share):,} of {images}"
+    return f"on {images} ({count(len(data.class_names), 'class')}), validated on {data.validation_images:,}"
