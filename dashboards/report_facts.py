@@ -43,6 +43,7 @@ from dashboards.report_tables import (
 )
 from nfnet_ray.analysis import BestSetting, StudyRecord, best_setting, setting_results, time_sentences
 from nfnet_ray.analysis.frontier import BUDGET
+from nfnet_ray.analysis.health import HealthCard, health_cards
 from nfnet_ray.wording import agree, count, duration
 
 SILENCE_SECONDS = 15 * 60.0
@@ -121,6 +122,7 @@ class Report:
     started: str
     notice: Notice | None
     answer: Answer
+    health: Sequence[HealthCard]
     settings: SettingsSection | None
     effects: EffectsSection | None
     curves: CurvesSection
@@ -166,6 +168,7 @@ def report_facts(record: StudyRecord, now: float) -> Report:
         started=time.strftime("%d %B %Y", time.gmtime(record.started)),
         notice=_notice(record, now),
         answer=_answer(record, best),
+        health=health_cards(record),
         settings=_settings(record, best),
         effects=effects_section(record),
         curves=_curves(record),

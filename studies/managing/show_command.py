@@ -22,6 +22,7 @@ from nfnet_ray.analysis import (
     budget_sentences,
     time_sentences,
 )
+from nfnet_ray.analysis.health import health_cards, health_lines
 from nfnet_ray.analysis.record import study_record
 from nfnet_ray.command_line.terminal import say, say_whole
 from nfnet_ray.errors import UserError
@@ -43,9 +44,7 @@ def show_study(directory: Path, console: Console, *, as_json: bool) -> None:
     """Prints everything about one study. Raises UserError if its journal cannot be read."""
     folder = read_folder(directory)
     state, started = folder.known()
-    halving = started["study"]["halving"]
-    is_stretched = halving is not None and halving.get("schedule") == "stretched"
-    record = study_record(state, started, with_epochs=is_stretched)
+    record = study_record(state, started)
     answers = best_per_stratum(record)
     if as_json:
         print_document(_document(folder, record, answers))
@@ -63,6 +62,10 @@ def show_study(directory: Path, console: Console, *, as_json: bool) -> None:
         say(console, "No trial has finished with an accuracy yet.")
     for sentence in budget_sentences(record):
         say(console, sentence)
+    for sentence, command in health_lines(health_cards(record)):
+        say(console, sentence)
+        if command:
+            say_whole(console, f"  {command}")
     console.print()
     for title, line in _places(folder):
         say_whole(console, f"{f'{title}:':8} {line}")
@@ -219,6 +222,15 @@ def _document(folder: StudyFolder, record: StudyRecord, answers: Sequence[BestSe
                 "corrected_top1": answer.corrected_top1 if answer.optimism else None,
             }
             for answer in answers
+        ],
+        "health": [
+            {
+                "name": card.name,
+                "status": card.status,
+                "sentence": card.sentence,
+                "command": card.command or None,
+            }
+            for card in health_cards(record)
         ],
         "budget": [
             {

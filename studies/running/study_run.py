@@ -386,6 +386,10 @@ class StudyRun:
         console.print()
         for answer in self._answers():
             say(console, answer)
+        for sentence, command in self._health():
+            say(console, sentence)
+            if command:
+                say_whole(console, f"  {command}")
         if self.progress.unfinished and (best := best_so_far(self.study, self.progress)):
             say(console, best)
         console.print()
@@ -398,6 +402,13 @@ class StudyRun:
         say_whole(console, f"Report:  {display_path(write_report(self.directory))}")
         for line in self.runner.results(self.study, self.directory):
             say_whole(console, line)
+
+    def _health(self) -> list[tuple[str, str]]:
+        """What asks for another look, each with a command to copy."""
+        from nfnet_ray.analysis import load_study
+        from nfnet_ray.analysis.health import health_cards, health_lines
+
+        return health_lines(health_cards(load_study(self.directory)))
 
     def _answers(self) -> list[str]:
         """Times and the best setting of each stratum, and what the fields do; or that there is no best setting."""

@@ -1,0 +1,324 @@
+"""The checks behind the health cards of a study.
+
+Statuses are ``good``, ``look`` (read the numbers with that in mind) and ``bad`` (do not trust the answer before it is
+dealt with). A check that has nothing to say about a study has no card.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import shlex
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from nfnet_ray.analysis.answer import BestSetting, best_per_stratum
+from nfnet_ray.analysis.record import StudyRecord
+from nfnet_ray.analysis.replay import Pool
+from nfnet_ray.analysis.rungs import rung_summaries
+from nfnet_ray.analysis.verdict import EQUAL_WITHIN
+from nfnet_ray.errors import UserError
+from nfnet_ray.models.published import with_published_values
+from nfnet_ray.recipe import Recipe
+from nfnet_ray.study.halving import Halving
+from nfnet_ray.study.space import domain_from_json, domain_text, unconditional
+from nfnet_ray.study.space.domains import Domain, Range, When
+from nfnet_ray.tracking.labels import ABSENT, point_label, value_label
+from nfnet_ray.wording import agree, count, percent
+
+Status = Literal["good", "look", "bad"]
+
+# BOHB practice, as NePS' documentation quotes it: below this correlation of neighbouring rungs the first one is later.
+DISAGREEMENT = 0.2
+# Half of the pairs of a rung's order that agree more often than not: tau 0.5 is three pairs in four.
+DOUBT = 0.5
+# Of trials that diverged. A tenth narrows the space that was really searched; a third says that it is the wrong one.
+SOME_DIVERGED, MANY_DIVERGED = 0.1, 1 / 3
+# A range's optimum is at its edge in the outer twentieth, of the logarithm where the range is logarithmic.
+EDGE = 0.05
+
+
+@dataclass(frozen=True)
+class HealthCard:
+    """One check of a study.
+
+    Attributes:
+        name: of the check: ``edge of the space``.
+        sentence: what was found.
+        command: the next step, to copy; empty if there is nothing to do.
+    """
+
+    name: str
+    status: Status
+    sentence: str
+    command: str = ""
+
+
+def health_cards(record: StudyRecord) -> list[HealthCard]:
+    """The cards of a study, the bad ones first. None of a single training, and none before a trial has ended."""
+    if not record.fields or not len(record.trials):
+        return []
+    answers = best_per_stratum(record)
+    cards = [
+        *_edges(record, answers),
+        *_effect(record, answers),
+        *_rungs(record),
+        *_diverged(record),
+        *_published(record, answers),
+        *_stopping(record),
+    ]
+    order: list[Status] = ["bad", "look", "good"]
+    return sorted(cards, key=lambda card: order.index(card.status))
+
+
+def health_lines(cards: list[HealthCard]) -> list[tuple[str, str]]:
+    """(sentences, command to copy or nothing) for a terminal: each card that is not good, then the good ones in one.
+
+    The sentences begin with the status and the name of the check: ``LOOK, edge of the space: …``
+    """
+    lines = [
+        (f"{card.status.upper()}, {card.name}: {card.sentence}", card.command)
+        for card in cards
+        if card.status != "good"
+    ]
+    good = [card.name for card in cards if card.status == "good"]
+    return [*lines, (f"GOOD: {', '.join(good)}.", "")] if good else lines
+
+
+def _edges(record: StudyRecord, answers: list[BestSetting]) -> Iterator[HealthCard]:
+    """A card for each field whose best value is the outermost one that was tried."""
+    checked = False
+    for field, described in record.study["space"].items():
+        whole = domain_from_json(described)
+        domain = unconditional(whole)
+        edges = [edge for answer in answers if (edge := _edge(domain, answer.best.point.get(field, ABSENT)))]
+        wider = _wider(record, field, domain, edges[0]) if edges else None
+        checked = checked or _has_edges(domain)
+        if wider is None:
+            continue
+        side = "smallest" if edges[0] == "low" else "largest"
+        where = "" if len(answers) == 1 else f" in {len(edges)} of {len(answers)} strata"
+        yield HealthCard(
+            "edge of the space",
+            "look",
+            f"The best {record.names.get(field, field)} is the {side} that was tried{where}, so the optimum may lie "
+            "outside.",
+            f"{_extend(record)} --sweep {shlex.quote(f'{field}={domain_text(_under(whole, wider))}')}",
+        )
+        return
+    if checked and answers:
+        yield HealthCard("edge of the space", "good", "The best setting lies inside the space.")
+
+
+def _under(domain: Domain, wider: Any) -> Domain:
+    """The wider domain under the conditions of the one that it was made from."""
+    return replace(domain, domain=_under(domain.domain, wider)) if isinstance(domain, When) else wider
+
+
+def _has_edges(domain: Any) -> bool:
+    return isinstance(domain, Range) or (isinstance(domain, tuple) and len(_numbers(domain)) > 2)
+
+
+def _numbers(domain: tuple[Any, ...]) -> list[float]:
+    return sorted(value for value in domain if isinstance(value, int | float) and not isinstance(value, bool))
+
+
+def _edge(domain: Any, value: Any) -> Literal["low", "high"] | None:
+    if not _has_edges(domain) or isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    if isinstance(domain, Range):
+        scale: Callable[[float], float] = math.log if domain.log else float
+        low, high = scale(domain.low), scale(domain.high)
+        place = (scale(value) - low) / (high - low) if high > low else 0.5
+        return "low" if place < EDGE else "high" if place > 1 - EDGE else None
+    numbers = _numbers(domain)
+    return "low" if value == numbers[0] else "high" if value == numbers[-1] else None
+
+
+def _wider(record: StudyRecord, field: str, domain: Any, edge: Literal["low", "high"]) -> Any:
+    """The domain with one more step beyond the edge; None if the field has no such value: a dropout below 0."""
+    if isinstance(domain, Range):
+        step = domain.high / domain.low if domain.log else domain.high - domain.low
+        low, high = domain.low, domain.high
+        if edge == "low":
+            low = low / math.sqrt(step) if domain.log else low - step / 2
+        else:
+            high = high * math.sqrt(step) if domain.log else high + step / 2
+        new = float(f"{low if edge == 'low' else high:.3g}")
+        new = round(new) if domain.integer else new
+        wider: Any = replace(domain, low=new) if edge == "low" else replace(domain, high=new)
+    else:
+        numbers = _numbers(domain)
+        last, before = (numbers[0], numbers[1]) if edge == "low" else (numbers[-1], numbers[-2])
+        if last == 0:
+            return None
+        new = last * last / before if before > 0 and last > 0 else last + (last - before)
+        whole = all(isinstance(value, int) for value in numbers)
+        new = max(1, round(new)) if whole else float(f"{new:.3g}")
+        wider = (new, *domain) if edge == "low" else (*domain, new)
+    if new in (domain if isinstance(domain, tuple) else (domain.low, domain.high)):
+        return None
+    try:
+        Recipe.from_values(record.study["recipe"]).with_values({field: new})
+    except UserError:
+        return None
+    return wider
+
+
+def _effect(record: StudyRecord, answers: list[BestSetting]) -> Iterator[HealthCard]:
+    """Whether the best setting can be told from the worst, in any stratum."""
+    compared = [answer for answer in answers if answer.contrasts]
+    if not compared:
+        return
+    asked = record.names.get(record.fields[0], record.fields[0])
+    told = [answer for answer in compared if any(found.low > 0 for found in answer.contrasts)]
+    if told:
+        yield HealthCard("effect", "good", f"{asked}: the best setting can be told from others.")
+        return
+    seeds = len(record.study["seeds"])
+    widest = max((found for answer in compared for found in answer.contrasts), key=lambda found: found.high)
+    yield HealthCard(
+        "effect",
+        "look",
+        f"No effect of {asked} can be seen: the best setting cannot be told from any other; differences up to "
+        f"{100 * widest.high:.1f} points fit the data.",
+        f"{_extend(record)} --seeds {max(3, 2 * seeds)},all",
+    )
+
+
+def _rungs(record: StudyRecord) -> Iterator[HealthCard]:
+    """Whether the order at the first rung is that at the end, over the trials that finished."""
+    known = [rung for rung in rung_summaries(record) if not math.isnan(rung.rank_correlation)]
+    if not known:
+        return
+    first = known[0]
+    tau = f"{first.rank_correlation:.2f}"
+    if first.rank_correlation >= DOUBT:
+        said = f"The order {first.where} is much like that at the end (Kendall's tau {tau})."
+        yield HealthCard("rungs", "good", said)
+        return
+    yield HealthCard(
+        "rungs",
+        "bad" if first.rank_correlation < DISAGREEMENT else "look",
+        f"The order {first.where} says little about the end (Kendall's tau {tau} over the trials that finished), so "
+        "trials that were given up there may have been good ones.",
+        f"{_extend(record)} --early-stopping none",
+    )
+
+
+def _diverged(record: StudyRecord) -> Iterator[HealthCard]:
+    states = record.trials["state"]
+    ended = int(states.isin(["finished", "stopped", "diverged", "failed"]).sum())
+    diverged = record.trials[states == "diverged"]
+    if not ended:
+        return
+    share = len(diverged) / ended
+    said = f"{len(diverged)} of {count(ended, 'trial')} diverged"
+    if share < SOME_DIVERGED:
+        yield HealthCard("diverged", "good", f"{said}.")
+        return
+    status: Status = "bad" if share >= MANY_DIVERGED else "look"
+    for field in record.fields:
+        described = record.study["space"].get(field)
+        if not isinstance(described, list):
+            continue
+        lost = [
+            value
+            for value in record.trials[field].unique()
+            if (states[[one == value for one in record.trials[field]]] == "diverged").all()
+        ]
+        left = tuple(value for value in domain_from_json(described) if value not in lost)  # type: ignore[union-attr]
+        if lost and left:
+            values = ", ".join(map(value_label, lost))
+            yield HealthCard(
+                "diverged",
+                status,
+                f"{said}: all of those with {record.names[field]} {values}.",
+                f"{_extend(record)} --sweep {shlex.quote(f'{field}={domain_text(left)}')}",
+            )
+            return
+    command = f"python -m studies show {shlex.quote(record.study['name'])}"
+    yield HealthCard("diverged", status, f"{said}, with no single value at fault.", command)
+
+
+def _published(record: StudyRecord, answers: list[BestSetting]) -> Iterator[HealthCard]:
+    """Whether the best setting is better than the values that the study's Recipe, or its model, comes with."""
+    try:
+        base = Recipe.from_values(record.study["recipe"])
+    except UserError:  # a journal of another version
+        return
+    values = (base.to_values(), with_published_values(base).to_values())
+    met = False
+    for answer in answers:
+        fields = [field for field in answer.best.point if field not in record.conditions]
+
+        def is_own(point: Any, fields: list[str] = fields) -> bool:
+            return any(all(point[field] in (ABSENT, own[field]) for field in fields) for own in values)
+
+        if is_own(answer.best.point):
+            yield _not_beaten(record, answer, "is the best one of the study")
+            return
+        own = next((found for found in answer.contrasts if is_own(found.other.point)), None)
+        if own is not None and own.low <= 0:
+            gain = f"{100 * own.difference:.1f} points (95% interval {100 * own.low:.1f} to {100 * own.high:.1f})"
+            yield _not_beaten(record, answer, f"cannot be told from the best one, which gains {gain}")
+            return
+        met = met or own is not None
+    if met:
+        yield HealthCard(
+            "published Recipe", "good", "The best setting is better than the Recipe's own values."
+        )
+
+
+def _not_beaten(record: StudyRecord, answer: BestSetting, said: str) -> HealthCard:
+    where = {field: answer.best.point[field] for field in record.conditions}
+    at = f" at {point_label(where, record.names)}" if where else ""
+    return HealthCard(
+        "published Recipe",
+        "look",
+        f"The study's Recipe is not beaten{at}: its own setting {said}.",
+        f"{_extend(record)} --confirm 3",
+    )
+
+
+def _stopping(record: StudyRecord) -> Iterator[HealthCard]:
+    """Whether the default early stopping would have kept the winner; of a study that ran without."""
+    if record.study["halving"] is not None or record.epochs.empty:
+        return
+    try:
+        pool = Pool.of(record)
+        trained = pool.halved(Halving(), random.Random(0))
+    except UserError:
+        return
+    regrets, saved = pool.regrets(trained), 1 - pool.cost(trained) / pool.cost(pool.everything())
+    if not regrets or saved <= 0:
+        return
+    lost = max(regrets)
+    name = shlex.quote(record.study["name"])
+    if lost <= record.study.get("equal_within", EQUAL_WITHIN):
+        said = f"Early stopping would have saved {percent(saved)} of the epochs and kept the best setting."
+        yield HealthCard("early stopping", "good", said)
+        return
+    number = sum(regret > 0 for regret in regrets)
+    strata = (
+        f" in {number} of {len(regrets)} {agree(len(regrets), 'stratum', 'strata')}"
+        if len(regrets) > 1
+        else ""
+    )
+    yield HealthCard(
+        "early stopping",
+        "bad" if lost > 0.01 else "look",
+        f"Early stopping would have lost the winner{strata}, and up to {100 * lost:.1f} points: leave it off for this "
+        "question, or compare later.",
+        f"python -m studies replay {name}",
+    )
+
+
+def _extend(record: StudyRecord) -> str:
+    """The study's program with ``--extend``: ``python studies/agc_sweep.py --extend NAME``."""
+    words = record.study["command"].split()
+    end = next((number for number, word in enumerate(words) if Path(word).suffix == ".py"), None)
+    program = " ".join(words[: end + 1]) if end is not None else "python studies/sweep.py"
+    return f"{program} --extend {shlex.quote(record.study['name'])}"

@@ -1,0 +1,164 @@
+"""Each health card appears in a study that was planted to have what it warns of, and not in one without."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dashboards.report import write_report
+from nfnet_ray.analysis.health import HealthCard, health_cards
+from nfnet_ray.analysis.record import StudyRecord, load_study
+from nfnet_ray.study.space.sweep_text import parse_sweep
+from studies.managing.commands import main
+from tests.tracking.example_study import CLIP_FACTOR, START, study_started, trial_events, write_journal
+
+EPOCHS = 9
+FACTORS = [0.0025 * 2**number for number in range(9)]  # 0.01, the Recipe's own, is the third
+
+
+def planted(
+    directory: Path,
+    curves: Sequence[Sequence[float]],
+    states: dict[int, str] | None = None,
+    space: dict[str, Any] | None = None,
+    **changed: Any,
+) -> StudyRecord:
+    """The record of a study of clip factors without early stopping, with 50,000 validation images."""
+    started: Any = study_started({CLIP_FACTOR: FACTORS[: len(curves)]}, epochs=EPOCHS)
+    started["study"] |= {"halving": None} | changed
+    started["study"]["space"] |= space or {}
+    started["study"]["recipe"]["schedule.warmup_epochs"] = 0.0
+    started["study"]["data"]["validation_images"] = 50_000
+    events = [started]
+    for number, (plan, curve) in enumerate(zip(started["trials"], curves, strict=True)):
+        state = (states or {}).get(number, "finished")
+        events += trial_events(plan["name"], START + 1000 * number, curve, state, seconds_per_epoch=10.0)
+    write_journal(directory, events)
+    return load_study(directory)
+
+
+def flat(*levels: float) -> list[list[float]]:
+    return [[level] * EPOCHS for level in levels]
+
+
+# The best is the fifth of nine, far from the others.
+HEALTHY = flat(0.1, 0.2, 0.3, 0.4, 0.9, 0.5, 0.4, 0.3, 0.2)
+
+
+def card(record: StudyRecord, name: str) -> HealthCard:
+    """The only card of that name."""
+    (found,) = [card for card in health_cards(record) if card.name == name]
+    return found
+
+
+def swept(found: HealthCard) -> tuple[str, Any]:
+    """What the command of a card sweeps, as the command line reads it."""
+    words = shlex.split(found.command)
+    assert words[:4] == ["python", "studies/agc_sweep.py", "--extend", "agc_sweep"]
+    return parse_sweep(words[words.index("--sweep") + 1])
+
+
+def test_a_healthy_study_has_good_cards_alone(tmp_path: Path) -> None:
+    cards = health_cards(planted(tmp_path, HEALTHY))
+    assert {card.name for card in cards} == {
+        "edge of the space",
+        "effect",
+        "diverged",
+        "published Recipe",
+        "early stopping",
+    }
+    assert {card.status for card in cards} == {"good"}
+    assert {card.command for card in cards} == {""}
+
+
+@pytest.mark.parametrize(
+    ("levels", "side", "domain"),
+    [
+        ((0.9, 0.5, 0.4, 0.3), "smallest", (0.00125, *FACTORS[:4])),
+        ((0.3, 0.4, 0.5, 0.9), "largest", (*FACTORS[:4], 0.04)),
+    ],
+)
+def test_an_optimum_at_the_edge_has_the_line_that_widens_the_space(
+    tmp_path: Path, levels: tuple[float, ...], side: str, domain: tuple[float, ...]
+) -> None:
+    found = card(planted(tmp_path, flat(*levels)), "edge of the space")
+    assert (found.status, swept(found)) == ("look", (CLIP_FACTOR, domain))
+    assert f"The best clip_factor is the {side} that was tried" in found.sentence
+
+
+def test_an_optimum_at_the_edge_of_a_range(tmp_path: Path) -> None:
+    space = {CLIP_FACTOR: {"low": 0.0025, "high": 0.04, "log": True, "integer": False, "or_none": False}}
+    found = card(planted(tmp_path, flat(0.1, 0.2, 0.3, 0.4, 0.9), space=space), "edge of the space")
+    assert found.command.endswith(f"--sweep {CLIP_FACTOR}=log:0.0025..0.16")
+    inside = planted(tmp_path / "inside", flat(0.1, 0.2, 0.9, 0.4, 0.3), space=space)
+    assert card(inside, "edge of the space").status == "good"
+
+
+def test_no_effect(tmp_path: Path) -> None:
+    found = card(planted(tmp_path, flat(0.5, 0.5005, 0.501, 0.5, 0.4995)), "effect")
+    assert found.status == "look"
+    assert found.command.endswith("--extend agc_sweep --seeds 3,all")
+    assert found.sentence.startswith("No effect of clip_factor can be seen")
+
+
+@pytest.mark.parametrize(("last", "status"), [((0.9, 0.8, 0.7), "bad"), ((0.7, 0.8, 0.9), "good")])
+def test_rungs_that_disagree(tmp_path: Path, last: tuple[float, ...], status: str) -> None:
+    """Three finish, in the order of the first rung or in the opposite one."""
+    curves = [[0.5 + 0.1 * number] * (EPOCHS - 1) + [end] for number, end in enumerate(last)]
+    curves += [[0.1 * number] * 3 for number in range(3)]
+    halving = {"grace_epochs": 3, "reduction_factor": 3, "rule": "synchronous", "finalists": 3}
+    record = planted(tmp_path, curves, dict.fromkeys((3, 4, 5), "stopped"), halving=halving)
+    found = card(record, "rungs")
+    assert found.status == status
+    assert found.command.endswith("--early-stopping none") == (status == "bad")
+
+
+@pytest.mark.parametrize(
+    ("lost", "status", "kept"), [((8,), "look", FACTORS[:8]), ((6, 7, 8), "bad", FACTORS[:6])]
+)
+def test_a_share_that_diverged(tmp_path: Path, lost: tuple[int, ...], status: str, kept: list[float]) -> None:
+    found = card(planted(tmp_path, HEALTHY, dict.fromkeys(lost, "diverged")), "diverged")
+    assert (found.status, swept(found)) == (status, (CLIP_FACTOR, tuple(kept)))
+    assert f"{len(lost)} of 9 trials diverged" in found.sentence
+
+
+@pytest.mark.parametrize("own", [0.9, 0.899])
+def test_the_published_recipe_is_not_beaten(tmp_path: Path, own: float) -> None:
+    found = card(planted(tmp_path, flat(0.1, 0.2, own, 0.9 if own < 0.9 else 0.5, 0.1)), "published Recipe")
+    assert (found.status, found.command.endswith("--confirm 3")) == ("look", True)
+    beaten = planted(tmp_path / "beaten", flat(0.1, 0.2, 0.5, 0.9, 0.1))
+    assert card(beaten, "published Recipe").status == "good"
+
+
+def test_stopping_would_have_lost_the_winner(tmp_path: Path) -> None:
+    curves = [*HEALTHY[:4], [0.0] * (EPOCHS - 1) + [0.9], *HEALTHY[5:]]
+    found = card(planted(tmp_path, curves), "early stopping")
+    assert (found.status, found.command) == ("bad", "python -m studies replay agc_sweep")
+    assert "lost the winner, and up to 40.0 points" in found.sentence
+
+
+def test_a_training_and_a_study_that_has_just_begun_have_no_cards(tmp_path: Path) -> None:
+    write_journal(tmp_path / "training", [study_started({})])
+    assert health_cards(load_study(tmp_path / "training")) == []
+    write_journal(tmp_path / "begun", [study_started({CLIP_FACTOR: FACTORS})])
+    assert health_cards(load_study(tmp_path / "begun")) == []
+
+
+def test_console_and_report_show_the_cards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    planted(tmp_path / "agc_sweep", flat(0.1, 0.2, 0.3, 0.9))
+    assert main(["show", "agc_sweep", "--storage", str(tmp_path)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "LOOK, edge of the space: The best clip_factor is the largest that was tried" in said
+    assert "--extend agc_sweep --sweep" in said
+    assert "GOOD: effect, diverged, published Recipe" in said
+    assert main(["show", "agc_sweep", "--storage", str(tmp_path), "--json"]) == 0
+    cards = json.loads(capsys.readouterr().out)["health"]
+    assert (cards[0]["name"], cards[0]["status"]) == ("edge of the space", "look")
+    page = write_report(tmp_path / "agc_sweep").read_text()
+    assert "<h2>Health</h2>" in page
+    assert "largest that was tried" in page
