@@ -350,8 +350,8 @@ def _fitted(
     told["curve"] = Curve(
         tuple(value(at) for at in places.tolist()),
         tuple(mean.tolist()),
-        tuple((mean - half).tolist()),
-        tuple((mean + half).tolist()),
+        tuple(np.clip(mean - half, 0, 1).tolist()),
+        tuple(np.clip(mean + half, 0, 1).tolist()),
     )
     found = optimum_of(fit)
     at_optimum = fit.rows(np.array([found.x]))
@@ -371,8 +371,8 @@ def _fitted(
         "reaches_low": found.reaches_low,
         "reaches_high": found.reaches_high,
         "top1": highest,
-        "top1_low": highest - its_half,
-        "top1_high": highest + its_half,
+        "top1_low": max(0.0, highest - its_half),
+        "top1_high": min(1.0, highest + its_half),
         "flat_low": value(float(flat.min())),
         "flat_high": value(float(flat.max())),
     }
