@@ -87,7 +87,8 @@ def _isolation(record: StudyRecord) -> list[EffectChart]:
         return []
     field = record.fields[0]
     table = record.isolation()
-    if (table["compared"] > 0).sum() < 2:
+    # With one setting for each value it would be the chart of all settings.
+    if (table["compared"] > 0).sum() < 2 or table["settings"].max() < 2:
         return []
     name = record.names[field]
     others = {one: short for one, short in record.names.items() if one != field}

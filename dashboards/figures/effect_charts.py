@@ -171,6 +171,15 @@ def response_figure(response: Response) -> Figure:
     if response.apart and bottom < min(curve.low) - (max(curve.high) - min(curve.low)):
         bottom = min([*curve.low, *(point[2] for point in shown)])
     tops = [*curve.high, *(point[3] for point in shown), *(one.high for one in response.apart)]
+    near = [
+        bound
+        for value, *bounds in zip(curve.values, curve.low, curve.high, strict=True)
+        if response.low <= value <= response.high
+        for bound in bounds
+    ]
+    top = _range(min(near), max(near)) if near else None
+    if top is not None and top[1] - top[0] > 0.5 * (max(tops) - bottom):
+        top = None
     labels = {value: value_label(value) for value in values} if len(values) <= LABELS_AT_MOST else {}
     labels |= {place: label for label, place in places.items()}
     ends = moved(min([low, *places.values()]), -0.5), moved(max([high, *places.values()]), 0.5)
@@ -187,7 +196,11 @@ def response_figure(response: Response) -> Figure:
     axis |= {"tickmode": "array", "tickvals": list(labels), "ticktext": list(labels.values())}
     return {
         "data": traces,
-        "layout": {"xaxis": axis, "yaxis": {**_TOP1, "range": _range(bottom, max(tops))}, "meta": {}},
+        "layout": {
+            "xaxis": axis,
+            "yaxis": {**_TOP1, "range": _range(bottom, max(tops))},
+            "meta": {"top": top},
+        },
     }
 
 

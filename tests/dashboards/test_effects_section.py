@@ -131,6 +131,12 @@ def test_a_grid_has_isolation_responses_importance_and_best_so_far(tmp_path: Pat
     assert "over seeds and images" in charts["best-so-far"].caption
 
 
+def test_one_field_has_no_isolation_as_there_are_no_others(tmp_path: Path) -> None:
+    found = section(tmp_path, sweep(batch_sizes=(64,)))
+    assert found is not None
+    assert [one.chart.id for one in found.charts] == ["response-0", "best-so-far"]
+
+
 def test_a_curve_is_missed_where_early_stopping_left_too_few_values(tmp_path: Path) -> None:
     events = agc_sweep((0.005, 0.01, 0.02, 0.04, 0.08, None))
     # At batch size 256 two of six are stopped or diverge anyway.
@@ -163,7 +169,7 @@ def test_a_random_search_has_both_importances_a_pair_and_a_band_over_orders(tmp_
     assert "Hollow" in charts["isolation"].caption
     sentences = effect_sentences(load_study(tmp_path))
     assert sentences[-1].startswith(
-        "Share of the differences in accuracy that each field explains, after epoch 2"
+        "Of the differences in accuracy after epoch 2 of 8 (all 40 settings), clip_factor explains"
     )
     assert any("that early stopping left" in sentence for sentence in found.sentences)
 
