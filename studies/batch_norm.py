@@ -27,7 +27,10 @@ nfnet_pico, float32, one core of an Intel Xeon that other work shared, so the ti
 
 Batch normalisation keeps 43% more memory, its accuracy depends on the mode and on the batch, and its samples depend on
 each other. The table also shows its merit, of which the paper's section 2 speaks: at the same learning rate it trains
-much faster at first. The accuracy at small batches is not known yet.
+much faster at first.
+
+Of small batches one is known (``--set data.train_share=0.5``, stopped after 2 minutes; 1 seed): with batches of 2,
+batch normalisation has 19.2% after 4 epochs, and the normaliser-free network 71.1% after 3.
 """
 
 from __future__ import annotations
