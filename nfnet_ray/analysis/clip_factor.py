@@ -127,9 +127,14 @@ def extend_arguments(record: StudyRecord, suggestions: Sequence[ClipFactorSugges
 def extend_command(record: StudyRecord, suggestions: Sequence[ClipFactorSuggestion]) -> str:
     """The command line that adds the suggested factors to the study; empty if nothing is suggested."""
     arguments = extend_arguments(record, suggestions)
+    return command_with(record, arguments) if arguments else ""
+
+
+def command_with(record: StudyRecord, arguments: Sequence[str]) -> str:
+    """The study's program with other arguments and the same ``--storage``; empty if no program started the study."""
     words = shlex.split(record.study["command"])
     place = next((number for number, word in enumerate(words) if word.endswith(".py")), None)
-    if not arguments or place is None:
+    if place is None:
         return ""
     program = words[: place + 1]
     for number, word in enumerate(words):  # where --extend looks for the study

@@ -99,6 +99,40 @@ def test_an_optimum_at_the_edge_of_a_range(tmp_path: Path) -> None:
     assert card(inside, "edge of the space").status == "good"
 
 
+def conditional(directory: Path, best: float, ended: bool = True) -> StudyRecord:
+    """Three factors at each of three batch sizes, of which the last trial may still run."""
+    started = study_started({CLIP_FACTOR: (0.01, 0.02, 0.04), "batch_size": (64, 128, 256)}, epochs=EPOCHS)
+    started["study"]["halving"] = None
+    started["study"]["command"] = "python studies/agc_sweep.py --storage '/data/my runs' --seeds 1"
+    events: list[Any] = [started]
+    for number, plan in enumerate(started["trials"]):
+        curve = [0.9 if plan["point"][CLIP_FACTOR] == best else 0.4] * EPOCHS
+        events += trial_events(plan["name"], START + 1000 * number, curve)
+    write_journal(directory, events if ended else events[:-1])
+    return load_study(directory)
+
+
+def test_conditions_have_no_edge_and_a_study_that_runs_has_none_yet(tmp_path: Path) -> None:
+    inside = conditional(tmp_path / "inside", best=0.02)
+    assert card(inside, "edge of the space").status == "good"
+    running = conditional(tmp_path / "running", best=0.01, ended=False)
+    assert [one for one in health_cards(running) if one.name == "edge of the space"] == []
+
+
+def test_the_next_step_finds_the_study_where_it_is_stored(tmp_path: Path) -> None:
+    found = card(conditional(tmp_path, best=0.01), "edge of the space")
+    words = [
+        "python",
+        "studies/agc_sweep.py",
+        "--storage",
+        "/data/my runs",
+        "--extend",
+        "agc_sweep",
+        "--sweep",
+    ]
+    assert shlex.split(found.command) == [*words, f"{CLIP_FACTOR}=0.005,0.01,0.02,0.04"]
+
+
 def test_no_effect(tmp_path: Path) -> None:
     found = card(planted(tmp_path, flat(0.5, 0.5005, 0.501, 0.5, 0.4995)), "effect")
     assert found.status == "look"

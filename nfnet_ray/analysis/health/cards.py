@@ -11,10 +11,10 @@ import random
 import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from nfnet_ray.analysis.answer import BestSetting, best_per_stratum
+from nfnet_ray.analysis.clip_factor import command_with
 from nfnet_ray.analysis.record import StudyRecord
 from nfnet_ray.analysis.replay import Pool
 from nfnet_ray.analysis.rungs import rung_summaries
@@ -38,6 +38,9 @@ DOUBT = 0.5
 SOME_DIVERGED, MANY_DIVERGED = 0.1, 1 / 3
 # A range's optimum is at its edge in the outer twentieth, of the logarithm where the range is logarithmic.
 EDGE = 0.05
+
+
+ENDED = ("finished", "stopped", "diverged", "failed")
 
 
 @dataclass(frozen=True)
@@ -88,9 +91,16 @@ def health_lines(cards: list[HealthCard]) -> list[tuple[str, str]]:
 
 
 def _edges(record: StudyRecord, answers: list[BestSetting]) -> Iterator[HealthCard]:
-    """A card for each field whose best value is the outermost one that was tried."""
+    """A card for the first field whose best value is the outermost one that was tried, once all trials have ended.
+
+    Not for a condition: each of its values has a best setting of its own, so the outermost ones always have one.
+    """
+    if not record.trials["state"].isin(ENDED).all():
+        return
     checked = False
     for field, described in record.study["space"].items():
+        if field in record.conditions:
+            continue
         whole = domain_from_json(described)
         domain = unconditional(whole)
         edges = [edge for answer in answers if (edge := _edge(domain, answer.best.point.get(field, ABSENT)))]
@@ -105,7 +115,7 @@ def _edges(record: StudyRecord, answers: list[BestSetting]) -> Iterator[HealthCa
             "look",
             f"The best {record.names.get(field, field)} is the {side} that was tried{where}, so the optimum may lie "
             "outside.",
-            f"{_extend(record)} --sweep {shlex.quote(f'{field}={domain_text(_under(whole, wider))}')}",
+            _extend(record, "--sweep", f"{field}={domain_text(_under(whole, wider))}"),
         )
         return
     if checked and answers:
@@ -184,7 +194,7 @@ def _effect(record: StudyRecord, answers: list[BestSetting]) -> Iterator[HealthC
         "look",
         f"No effect of {asked} can be seen: the best setting cannot be told from any other; differences up to "
         f"{100 * widest.high:.1f} points fit the data.",
-        f"{_extend(record)} --seeds {max(3, 2 * seeds)},all",
+        _extend(record, "--seeds", f"{max(3, 2 * seeds)},all"),
     )
 
 
@@ -204,7 +214,7 @@ def _rungs(record: StudyRecord) -> Iterator[HealthCard]:
         "bad" if first.rank_correlation < DISAGREEMENT else "look",
         f"The order {first.where} says little about the end (Kendall's tau {tau} over the trials that finished), so "
         "trials that were given up there may have been good ones.",
-        f"{_extend(record)} --early-stopping none",
+        _extend(record, "--early-stopping", "none"),
     )
 
 
@@ -236,7 +246,7 @@ def _diverged(record: StudyRecord) -> Iterator[HealthCard]:
                 "diverged",
                 status,
                 f"{said}: all of those with {record.names[field]} {values}.",
-                f"{_extend(record)} --sweep {shlex.quote(f'{field}={domain_text(left)}')}",
+                _extend(record, "--sweep", f"{field}={domain_text(left)}"),
             )
             return
     command = f"python -m studies show {shlex.quote(record.study['name'])}"
@@ -279,7 +289,7 @@ def _not_beaten(record: StudyRecord, answer: BestSetting, said: str) -> HealthCa
         "published Recipe",
         "look",
         f"The study's Recipe is not beaten{at}: its own setting {said}.",
-        f"{_extend(record)} --confirm 3",
+        _extend(record, "--confirm", "3"),
     )
 
 
@@ -316,9 +326,6 @@ def _stopping(record: StudyRecord) -> Iterator[HealthCard]:
     )
 
 
-def _extend(record: StudyRecord) -> str:
-    """The study's program with ``--extend``: ``python studies/agc_sweep.py --extend NAME``."""
-    words = record.study["command"].split()
-    end = next((number for number, word in enumerate(words) if Path(word).suffix == ".py"), None)
-    program = " ".join(words[: end + 1]) if end is not None else "python studies/sweep.py"
-    return f"{program} --extend {shlex.quote(record.study['name'])}"
+def _extend(record: StudyRecord, *arguments: str) -> str:
+    """``python studies/agc_sweep.py --extend NAME …``, with the study's ``--storage``; empty for one from Python."""
+    return command_with(record, ["--extend", record.study["name"], *arguments])
