@@ -97,7 +97,7 @@ class Pool:
                 field: trial[field] for field in record.fields if trial[field] is not ABSENT
             }
         pool = Pool(
-            recipe=Recipe.from_values(record.study["recipe"]),
+            recipe=_recipe(record),
             images=record.study["data"]["validation_images"],
             epochs=record.study["epochs"],
             curves=curves,
@@ -294,6 +294,13 @@ def loses_winner(table: pd.DataFrame) -> float:
     """By how much the default early stopping would have been worse than the whole study, a fraction; 0: not at all."""
     rule = table[table["rule"] == _DEFAULT]
     return float(rule["regret"].iloc[0])
+
+
+def _recipe(record: StudyRecord) -> Recipe:
+    """The study's Recipe; a journal of another version may lack fields, and have others. None of them changes a rule."""
+    known = Recipe().to_values()
+    recorded = {name: value for name, value in record.study["recipe"].items() if name in known}
+    return Recipe.from_values(known | recorded)
 
 
 def _check(record: StudyRecord) -> None:

@@ -123,6 +123,15 @@ def test_rules_that_depend_on_who_is_first_are_tried_in_several_orders(tmp_path:
     assert table.equals(replay(load_study(tmp_path), orders=10))  # the same again
 
 
+def test_a_journal_of_another_version_can_be_replayed(tmp_path: Path) -> None:
+    study = study_of(4)
+    expected = replay(record_of(tmp_path, study, straight(study)), orders=2)
+    record = load_study(tmp_path)
+    del record.study["recipe"]["optimizer.momentum"]
+    record.study["recipe"]["model.that_is_gone"] = 3
+    assert replay(record, orders=2).equals(expected)
+
+
 def test_what_cannot_be_replayed_is_said_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
