@@ -297,7 +297,7 @@ def loses_winner(table: pd.DataFrame) -> float:
 
 
 def _recipe(record: StudyRecord) -> Recipe:
-    """The study's Recipe; a journal of another version may lack fields, and have others. None of them changes a rule."""
+    """The study's Recipe. A journal of another version may lack fields and have others; none of them changes a rule."""
     known = Recipe().to_values()
     recorded = {name: value for name, value in record.study["recipe"].items() if name in known}
     return Recipe.from_values(known | recorded)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from rich.console import Console
 
@@ -177,9 +178,14 @@ def _compare(options: argparse.Namespace, console: Console) -> None:
 
 
 def _replay(options: argparse.Namespace, console: Console) -> None:
+    from nfnet_ray.analysis.files.exported import is_exported
     from studies.managing.replay_command import replay_study
 
-    replay_study(find_directory(storage_at(options.storage), options.name), console, as_json=options.as_json)
+    exported = Path(options.name)
+    directory = (
+        exported if is_exported(exported) else find_directory(storage_at(options.storage), options.name)
+    )
+    replay_study(directory, console, as_json=options.as_json)
 
 
 def _export(options: argparse.Namespace, console: Console) -> None:

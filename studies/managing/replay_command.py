@@ -8,28 +8,29 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from nfnet_ray.analysis.record import study_record
+from nfnet_ray.analysis.record import load_study
 from nfnet_ray.analysis.replay import replay, replay_sentence
 from nfnet_ray.command_line.terminal import say
 from nfnet_ray.errors import UserError
 from nfnet_ray.wording import duration
 from studies.managing.documents import print_document
-from studies.managing.folders import read_folder
 
 
 def replay_study(directory: Path, console: Console, *, as_json: bool) -> None:
-    """Prints what rules would have cost. Raises UserError if the study's curves do not say so."""
-    folder = read_folder(directory)
-    record = study_record(*folder.known())
+    """Prints what rules would have cost, also of a study that was exported.
+
+    Raises UserError if the study's curves do not say so.
+    """
+    record = load_study(directory)
     try:
         table = replay(record)
     except UserError as error:
-        raise UserError(f"{folder.name} cannot be replayed: {error}") from error
+        raise UserError(f"{directory.name} cannot be replayed: {error}") from error
     rows = table.to_dict("records")
     if as_json:
-        print_document({"study": folder.name, "rules": rows, "sentence": replay_sentence(table)})
+        print_document({"study": directory.name, "rules": rows, "sentence": replay_sentence(table)})
         return
-    say(console, record.study["question"], title=folder.name)
+    say(console, record.study["question"], title=directory.name)
     console.print()
     console.print(_table(rows))
     console.print()

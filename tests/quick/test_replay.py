@@ -160,3 +160,10 @@ def test_the_command_prints_a_row_for_each_rule_and_a_conclusion(
     assert main(["replay", "s", "--storage", str(tmp_path), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert {rule["rule"] for rule in document["rules"]} >= {"everything", "median", "random, twice"}
+
+
+def test_an_exported_study_can_be_replayed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["replay", str(Path(__file__).parents[2] / "studies" / "results" / "curves"), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    everything = next(rule for rule in document["rules"] if rule["rule"] == "everything")
+    assert everything["epochs"] == 48 * 8
