@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dashboards.report import write_report
-from nfnet_ray.analysis.health import HealthCard, health_cards
+from nfnet_ray.analysis.health import HealthCard, health_cards, health_lines
 from nfnet_ray.analysis.record import StudyRecord, load_study
 from nfnet_ray.study.space.sweep_text import parse_sweep
 from studies.managing.commands import main
@@ -68,12 +68,15 @@ def test_a_healthy_study_has_good_cards_alone(tmp_path: Path) -> None:
     assert {card.name for card in cards} == {
         "edge of the space",
         "effect",
-        "diverged",
+        "lost trials",
         "published Recipe",
         "early stopping",
     }
     assert {card.status for card in cards} == {"good"}
     assert {card.command for card in cards} == {""}
+    [(line, command)] = health_lines(cards)
+    assert line.startswith("GOOD: nothing looks wrong; checked: edge of the space, effect,")
+    assert command == ""
 
 
 @pytest.mark.parametrize(
@@ -140,25 +143,53 @@ def test_no_effect(tmp_path: Path) -> None:
     assert found.sentence.startswith("No effect of clip_factor can be seen")
 
 
-@pytest.mark.parametrize(("last", "status"), [((0.9, 0.8, 0.7), "bad"), ((0.7, 0.8, 0.9), "good")])
-def test_rungs_that_disagree(tmp_path: Path, last: tuple[float, ...], status: str) -> None:
-    """Three finish, in the order of the first rung or in the opposite one."""
-    curves = [[0.5 + 0.1 * number] * (EPOCHS - 1) + [end] for number, end in enumerate(last)]
+@pytest.mark.parametrize(
+    ("last", "status"),
+    [((0.9, 0.8, 0.7, 0.6, 0.5), "bad"), ((0.5, 0.6, 0.7, 0.8, 0.9), "good"), ((0.9, 0.8, 0.7, 0.6), None)],
+)
+def test_rungs_that_disagree(tmp_path: Path, last: tuple[float, ...], status: str | None) -> None:
+    """Some finish, in the order of the first rung or in the opposite one; of four nothing is said."""
+    curves = [[0.4 + 0.1 * number] * (EPOCHS - 1) + [end] for number, end in enumerate(last)]
     curves += [[0.1 * number] * 3 for number in range(3)]
     halving = {"grace_epochs": 3, "reduction_factor": 3, "rule": "synchronous", "finalists": 3}
-    record = planted(tmp_path, curves, dict.fromkeys((3, 4, 5), "stopped"), halving=halving)
+    states = dict.fromkeys(range(len(last), len(curves)), "stopped")
+    record = planted(tmp_path, curves, states, halving=halving)
+    if status is None:
+        assert [one for one in health_cards(record) if one.name == "rungs"] == []
+        return
     found = card(record, "rungs")
     assert found.status == status
     assert found.command.endswith("--early-stopping none") == (status == "bad")
 
 
+@pytest.mark.parametrize("how", ["diverged", "failed"])
 @pytest.mark.parametrize(
-    ("lost", "status", "kept"), [((8,), "look", FACTORS[:8]), ((6, 7, 8), "bad", FACTORS[:6])]
+    ("lost", "status", "kept"),
+    [((8,), "good", None), ((7, 8), "look", FACTORS[:7]), ((0, 1, 2, 3, 8), "bad", FACTORS[4:8])],
 )
-def test_a_share_that_diverged(tmp_path: Path, lost: tuple[int, ...], status: str, kept: list[float]) -> None:
-    found = card(planted(tmp_path, HEALTHY, dict.fromkeys(lost, "diverged")), "diverged")
-    assert (found.status, swept(found)) == (status, (CLIP_FACTOR, tuple(kept)))
-    assert f"{len(lost)} of 9 trials diverged" in found.sentence
+def test_a_share_that_diverged_or_failed(
+    tmp_path: Path, how: str, lost: tuple[int, ...], status: str, kept: list[float] | None
+) -> None:
+    found = card(planted(tmp_path, HEALTHY, dict.fromkeys(lost, how)), "lost trials")
+    assert found.status == status
+    assert f"Of 9 trials {len(lost)} {how}" in found.sentence
+    if kept:
+        assert swept(found) == (CLIP_FACTOR, tuple(kept))
+
+
+def test_a_value_that_was_lost_or_that_another_field_hides_is_judged(tmp_path: Path) -> None:
+    """A value whose trial diverged is worse; a setting that differs in another field alone says nothing of it."""
+    lost = planted(tmp_path / "lost", flat(0.5, 0.5005, 0.501, 0.5), {3: "diverged"})
+    assert card(lost, "effect").status == "good"
+    ranges = {"low": 0.0, "high": 0.5, "log": False, "integer": False, "or_none": False}
+    started: Any = study_started({CLIP_FACTOR: (0.01, 0.02), "model.dropout": (0.1, 0.4)}, epochs=EPOCHS)
+    started["study"] |= {"halving": None, "space": {CLIP_FACTOR: [0.01, 0.02], "model.dropout": ranges}}
+    events: list[Any] = [started]
+    for number, plan in enumerate(started["trials"]):
+        curve = [0.9 if plan["point"]["model.dropout"] == 0.1 else 0.4] * EPOCHS
+        events += trial_events(plan["name"], START + 1000 * number, curve)
+    write_journal(tmp_path / "hidden", events)
+    assert card(load_study(tmp_path / "hidden"), "effect").status == "look"
 
 
 @pytest.mark.parametrize("own", [0.9, 0.899])
@@ -189,7 +220,7 @@ def test_console_and_report_show_the_cards(tmp_path: Path, capsys: pytest.Captur
     said = " ".join(capsys.readouterr().out.split())
     assert "LOOK, edge of the space: The best clip_factor is the largest that was tried" in said
     assert "--extend agc_sweep --sweep" in said
-    assert "GOOD: effect, diverged, published Recipe" in said
+    assert "GOOD" not in said
     assert main(["show", "agc_sweep", "--storage", str(tmp_path), "--json"]) == 0
     cards = json.loads(capsys.readouterr().out)["health"]
     assert (cards[0]["name"], cards[0]["status"]) == ("edge of the space", "look")

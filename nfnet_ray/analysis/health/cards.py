@@ -18,7 +18,7 @@ from nfnet_ray.analysis.clip_factor import command_with
 from nfnet_ray.analysis.record import StudyRecord
 from nfnet_ray.analysis.replay import Pool
 from nfnet_ray.analysis.rungs import rung_summaries
-from nfnet_ray.analysis.verdict import EQUAL_WITHIN
+from nfnet_ray.analysis.verdict import EQUAL_WITHIN, Contrast
 from nfnet_ray.errors import UserError
 from nfnet_ray.models.published import with_published_values
 from nfnet_ray.recipe import Recipe
@@ -34,8 +34,11 @@ Status = Literal["good", "look", "bad"]
 DISAGREEMENT = 0.2
 # Half of the pairs of a rung's order that agree more often than not: tau 0.5 is three pairs in four.
 DOUBT = 0.5
-# Of trials that diverged. A tenth narrows the space that was really searched; a third says that it is the wrong one.
-SOME_DIVERGED, MANY_DIVERGED = 0.1, 1 / 3
+# With fewer trials a correlation below DOUBT is common by chance.
+LEAST_TRIALS = 5
+# Shares of trials that diverged or failed: more than a fifth narrows the space that was really searched, and where more
+# than half are lost it is the wrong one.
+SOME_LOST, MANY_LOST = 0.2, 0.5
 # A range's optimum is at its edge in the outer twentieth, of the logarithm where the range is logarithmic.
 EDGE = 0.05
 
@@ -68,7 +71,7 @@ def health_cards(record: StudyRecord) -> list[HealthCard]:
         *_edges(record, answers),
         *_effect(record, answers),
         *_rungs(record),
-        *_diverged(record),
+        *_lost(record),
         *_published(record, answers),
         *_stopping(record),
     ]
@@ -77,7 +80,7 @@ def health_cards(record: StudyRecord) -> list[HealthCard]:
 
 
 def health_lines(cards: list[HealthCard]) -> list[tuple[str, str]]:
-    """(sentences, command to copy or nothing) for a terminal: each card that is not good, then the good ones in one.
+    """(sentences, command to copy or nothing) for a terminal: each card that is not good, or that nothing looks wrong.
 
     The sentences begin with the status and the name of the check: ``LOOK, edge of the space: …``
     """
@@ -86,8 +89,9 @@ def health_lines(cards: list[HealthCard]) -> list[tuple[str, str]]:
         for card in cards
         if card.status != "good"
     ]
-    good = [card.name for card in cards if card.status == "good"]
-    return [*lines, (f"GOOD: {', '.join(good)}.", "")] if good else lines
+    if lines or not cards:
+        return lines
+    return [(f"GOOD: nothing looks wrong; checked: {', '.join(card.name for card in cards)}.", "")]
 
 
 def _edges(record: StudyRecord, answers: list[BestSetting]) -> Iterator[HealthCard]:
@@ -178,28 +182,57 @@ def _wider(record: StudyRecord, field: str, domain: Any, edge: Literal["low", "h
 
 
 def _effect(record: StudyRecord, answers: list[BestSetting]) -> Iterator[HealthCard]:
-    """Whether the best setting can be told from the worst, in any stratum."""
-    compared = [answer for answer in answers if answer.contrasts]
-    if not compared:
+    """Whether a value of the field in question is worse than the best one, in any stratum."""
+    compared = [answer for answer in answers if len(_values(record, answer)) > 1]
+    if not compared or not record.trials["state"].isin(ENDED).all():
         return
     asked = record.names.get(record.fields[0], record.fields[0])
-    told = [answer for answer in compared if any(found.low > 0 for found in answer.contrasts)]
-    if told:
-        yield HealthCard("effect", "good", f"{asked}: the best setting can be told from others.")
+    if any(_has_effect(record, answer) for answer in compared):
+        yield HealthCard("effect", "good", f"{asked}: the best value can be told from others.")
         return
     seeds = len(record.study["seeds"])
-    widest = max((found for answer in compared for found in answer.contrasts), key=lambda found: found.high)
+    widest = max(
+        (found for answer in compared for found in _others(record, answer)), key=lambda found: found.high
+    )
     yield HealthCard(
         "effect",
         "look",
-        f"No effect of {asked} can be seen: the best setting cannot be told from any other; differences up to "
+        f"No effect of {asked} can be seen: its best value cannot be told from any other; differences up to "
         f"{100 * widest.high:.1f} points fit the data.",
         _extend(record, "--seeds", f"{max(3, 2 * seeds)},all"),
     )
 
 
+def _values(record: StudyRecord, answer: BestSetting) -> set[Any]:
+    """The values of the field in question in the stratum of an answer, also those without a comparable trial."""
+    trials = record.trials
+    for condition in record.conditions:
+        trials = trials[[value == answer.best.point[condition] for value in trials[condition]]]
+    return set(trials[record.fields[0]])
+
+
+def _others(record: StudyRecord, answer: BestSetting) -> list[Contrast]:
+    """The best setting compared with the best one of each other value of the field in question."""
+    asked = record.fields[0]
+    best: dict[Any, Contrast] = {}
+    for found in answer.contrasts:  # best first
+        if found.other.point[asked] != answer.best.point[asked]:
+            best.setdefault(found.other.point[asked], found)
+    return list(best.values())
+
+
+def _has_effect(record: StudyRecord, answer: BestSetting) -> bool:
+    """Whether a value is measurably worse than the best one, or all of its trials were given up or lost."""
+    others = _others(record, answer)
+    asked = record.fields[0]
+    compared = {answer.best.point[asked], *(found.other.point[asked] for found in others)}
+    return any(found.low > 0 for found in others) or bool(_values(record, answer) - compared)
+
+
 def _rungs(record: StudyRecord) -> Iterator[HealthCard]:
-    """Whether the order at the first rung is that at the end, over the trials that finished."""
+    """Whether the order at the first rung is that at the end, over the trials that finished, if there are enough."""
+    if int((record.trials["state"] == "finished").sum()) < LEAST_TRIALS:
+        return
     known = [rung for rung in rung_summaries(record) if not math.isnan(rung.rank_correlation)]
     if not known:
         return
@@ -218,18 +251,22 @@ def _rungs(record: StudyRecord) -> Iterator[HealthCard]:
     )
 
 
-def _diverged(record: StudyRecord) -> Iterator[HealthCard]:
+def _lost(record: StudyRecord) -> Iterator[HealthCard]:
+    """Whether many trials diverged or failed."""
     states = record.trials["state"]
-    ended = int(states.isin(["finished", "stopped", "diverged", "failed"]).sum())
-    diverged = record.trials[states == "diverged"]
+    ended = int(states.isin(ENDED).sum())
+    is_lost = states.isin(("diverged", "failed"))
     if not ended:
         return
-    share = len(diverged) / ended
-    said = f"{len(diverged)} of {count(ended, 'trial')} diverged"
-    if share < SOME_DIVERGED:
-        yield HealthCard("diverged", "good", f"{said}.")
+    share = is_lost.sum() / ended
+    diverged, failed = (int((states == state).sum()) for state in ("diverged", "failed"))
+    how = f"{diverged} diverged and {failed} failed" if diverged and failed else ""
+    how = how or f"{failed or diverged} {'failed' if failed else 'diverged'}"
+    said = f"Of {count(ended, 'trial')} {how}"
+    if share <= SOME_LOST:
+        yield HealthCard("lost trials", "good", f"{said}.")
         return
-    status: Status = "bad" if share >= MANY_DIVERGED else "look"
+    status: Status = "bad" if share > MANY_LOST else "look"
     for field in record.fields:
         described = record.study["space"].get(field)
         if not isinstance(described, list):
@@ -237,20 +274,20 @@ def _diverged(record: StudyRecord) -> Iterator[HealthCard]:
         lost = [
             value
             for value in record.trials[field].unique()
-            if (states[[one == value for one in record.trials[field]]] == "diverged").all()
+            if is_lost[[one == value for one in record.trials[field]]].all()
         ]
         left = tuple(value for value in domain_from_json(described) if value not in lost)  # type: ignore[union-attr]
         if lost and left:
             values = ", ".join(map(value_label, lost))
             yield HealthCard(
-                "diverged",
+                "lost trials",
                 status,
-                f"{said}: all of those with {record.names[field]} {values}.",
+                f"{said}, among them all of those with {record.names[field]} {values}.",
                 _extend(record, "--sweep", f"{field}={domain_text(left)}"),
             )
             return
-    command = f"python -m studies show {shlex.quote(record.study['name'])}"
-    yield HealthCard("diverged", status, f"{said}, with no single value at fault.", command)
+    said += ", with no single value at fault: lower the learning rate or narrow the space"
+    yield HealthCard("lost trials", status, f"{said}. The table of trials has the reasons.")
 
 
 def _published(record: StudyRecord, answers: list[BestSetting]) -> Iterator[HealthCard]:
