@@ -226,4 +226,6 @@ def test_console_and_report_show_the_cards(tmp_path: Path, capsys: pytest.Captur
     assert (cards[0]["name"], cards[0]["status"]) == ("edge of the space", "look")
     page = write_report(tmp_path / "agc_sweep").read_text()
     assert "<h2>Health</h2>" in page
+    assert "Published Recipe: " in page
+    assert f"<pre><code>{cards[0]['command']}</code></pre>" in page
     assert "largest that was tried" in page
