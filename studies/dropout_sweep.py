@@ -5,9 +5,9 @@ beyond. All of them drop residual branches, at a rate of up to a quarter (Brock 
 A.1). Which rate is best for this network on this data, at each rate of stochastic depth?
 
 Command. ``python studies/dropout_sweep.py`` on one machine, on the 1,797 handwritten digits that scikit-learn
-carries; ``--data PATH --address auto`` on a cluster, on a data set that data_prep converted. One study
-is about one size: ``--set model.name=nfnet_nano`` asks the same about the next larger network, ``nfnet_f0`` to
-``nfnet_f6`` about the published ones.
+carries, half of which validate, since the settings differ by little; ``--data PATH --address auto`` on a cluster, on a
+data set that data_prep converted. One study is about one size: ``--set model.name=nfnet_nano`` asks the same about the
+next larger network, ``nfnet_f0`` to ``nfnet_f6`` about the published ones.
 
 Cost. 18 trials of 8 epochs, of which half are given up after epoch 6. Not earlier: dropout slows learning at first, and
 pays when the learning rate has fallen.
@@ -25,11 +25,13 @@ if __name__ == "__main__":
 import sys
 from pathlib import Path
 
+from data_prep.digits import HALF_VALIDATES
 from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.study.halving import Halving
 from nfnet_ray.study.study import Study
 from studies.base_recipe import batch_size_for, recipe_for
 from studies.running.flags import main
+from studies.running.program import StudyProgram
 
 QUESTION = "How much dropout should a network of this size have, and does stochastic depth change that?"
 DROPOUTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)  # none, up to that of the largest published networks
@@ -50,5 +52,7 @@ def dropout_sweep(data: DatasetSummary, epochs: int | None = None) -> Study:
     )
 
 
+PROGRAM = StudyProgram(dropout_sweep, digits=HALF_VALIDATES)
+
 if __name__ == "__main__":
-    sys.exit(main(dropout_sweep, Path(__file__)))
+    sys.exit(main(PROGRAM, Path(__file__)))
