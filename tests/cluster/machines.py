@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -48,17 +49,24 @@ class Machine:
         self, name: str, arguments: list[str], inside: tuple[str, ...], variables: Mapping[str, str]
     ) -> None:
         self.name = name
-        self._process = subprocess.Popen(
-            [*inside, *RAY_START, f"--node-name={name}", *arguments],
-            env=environment() | dict(variables),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        with tempfile.NamedTemporaryFile(prefix="ray-start-", delete=False) as output:
+            self._output = Path(output.name)
+            self._process = subprocess.Popen(
+                [*inside, *RAY_START, f"--node-name={name}", *arguments],
+                env=environment() | dict(variables),
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
 
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    @property
+    def last_words(self) -> str:
+        """The end of what ``ray start`` said."""
+        return self._output.read_text(errors="replace")[-2000:]
 
     def kill(self) -> None:
         """``kill -9`` to everything that runs on it."""
@@ -67,6 +75,7 @@ class Machine:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self._process.wait()
+        self._output.unlink(missing_ok=True)
 
 
 class Machines:
@@ -116,7 +125,7 @@ class Machines:
         self.up.append(machine)
         deadline = time.monotonic() + HANG_SECONDS
         while machine.name not in self.ids():
-            assert machine._process.poll() is None, f"{machine.name} did not start"
+            assert machine._process.poll() is None, f"{machine.name} did not start: {machine.last_words}"
             assert time.monotonic() < deadline, f"{machine.name} is not up"
             time.sleep(0.2)
         return machine
