@@ -255,6 +255,12 @@ def _apart(one: Curve, other: Curve) -> str:
         f"{curve.label} {percent(low)} to {percent(high)}"
         for curve, (low, high) in zip((one, other), ends, strict=True)
     )
+    lowest = max(curve.budgets[0].mean_top1 for curve in (one, other))
+    if lowest <= min(curve.budgets[-1].mean_top1 for curve in (one, other)):
+        return (
+            f"{one.label} and {other.label} cannot be compared: there is no accuracy that both surely reach with "
+            f"these budgets and seeds ({said}); a shorter budget or more seeds would tell"
+        )
     return f"{one.label} and {other.label} reach no accuracy in common with these budgets: {said}"
 
 

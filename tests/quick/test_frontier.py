@@ -102,6 +102,20 @@ def test_networks_without_an_accuracy_in_common() -> None:
     ]
 
 
+def test_networks_whose_accuracies_overlap_by_less_than_the_noise() -> None:
+    noisy = curve(
+        "nfnet_pico", [[10.0, 10.0], [20.0, 20.0], [40.0, 40.0]], [[0.86, 0.94], [0.97, 0.98], [0.99, 0.98]]
+    )
+    other = curve(
+        "test_resnet", [[3.0, 3.1], [7.0, 7.1], [15.0, 15.1]], [[0.975, 0.98], [0.98, 0.985], [0.985, 0.99]]
+    )
+    (said,) = time_sentences(record_of([noisy, other]))
+    assert said.startswith(
+        "nfnet_pico and test_resnet cannot be compared: there is no accuracy that both surely reach"
+    )
+    assert said.endswith("a shorter budget or more seeds would tell")
+
+
 def test_only_finished_trials_count() -> None:
     record = record_of([FREE])
     record.trials.loc[2, "state"] = "diverged"

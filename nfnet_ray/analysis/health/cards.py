@@ -66,6 +66,10 @@ def health_cards(record: StudyRecord) -> list[HealthCard]:
     """The cards of a study, the bad ones first. None of a single training, and none before a trial has ended."""
     if not record.fields or not len(record.trials):
         return []
+    if (
+        "schedule.epochs" in record.fields
+    ):  # its question is time at equal accuracy, not which setting is best
+        return list(_lost(record))
     answers = best_per_stratum(record)
     cards = [
         *_edges(record, answers),
