@@ -38,7 +38,7 @@ class DigitsPart:
 ALL_DIGITS = DigitsPart("digits", "scikit-learn digits", "0123456789", 0.2)
 """1,437 images to train with and 360 to validate."""
 HALF_VALIDATES = DigitsPart("digits_half", "scikit-learn digits, half of them to validate", "0123456789", 0.5)
-"""For questions about a point or two, which 360 images cannot tell: 899 images to train with and 898 to validate."""
+"""For questions about a point or two, which 360 images cannot tell: 898 images to train with and 899 to validate."""
 FIRST_HALF = DigitsPart("digits_0_to_4", "scikit-learn digits, 0 to 4", "01234", 0.2)
 """To learn something that may help with the others: 720 images to train with and 181 to validate."""
 SECOND_HALF_FEW = DigitsPart(

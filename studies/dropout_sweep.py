@@ -12,7 +12,16 @@ next larger network, ``nfnet_f0`` to ``nfnet_f6`` about the published ones.
 Cost. 18 trials of 8 epochs, of which half are given up after epoch 6. Not earlier: dropout slows learning at first, and
 pays when the learning rate has fallen.
 
-Result. Not known yet.
+Result. On the digits, with no flags (1 seed, 899 validation images, 898 to train with, nfnet_pico, float32; 4 minutes
+on two cores of an Intel Xeon): dropout of 0.3 and more costs accuracy, and stochastic depth changes not one image.
+
+    dropout           0     0.1   0.2   0.3   0.4   0.5
+    after 8 epochs    89.3  89.1  89.1  given up after epoch 6
+    after 6 epochs    88.5  89.0  88.9  87.4  86.3  85.0
+
+The 95% interval of 89.3 is 86.9 to 91.2 over images; 0, 0.1 and 0.2 cannot be told apart, and another seed was not
+tried. 112 steps do not overfit, and the gains of the residual branches, which start at 0, are still so small that the
+branches do next to nothing (see ablation.py): there is nothing yet for either to regularise.
 """
 
 from __future__ import annotations

@@ -604,6 +604,21 @@ def test_importance_is_not_known_where_too_few_settings_are_left() -> None:
     assert "too few settings are left at the end" in importance_sentence(found, {CLIP: CLIP, BATCH: BATCH})
 
 
+@pytest.mark.parametrize("noise", [0.0, 1e-13, 1e-7])
+def test_accuracies_that_are_a_sum_of_effects_give_an_importance_or_none(noise: float) -> None:
+    """Stochastic depth changes nothing in a network whose branches are still closed: not one image, at any dropout."""
+    draw = np.random.default_rng(0)
+    points = [{CLIP: clip, BATCH: batch} for clip in FACTORS[:6] for batch in (64, 256)]
+    curves = [flat(0.85 + 0.1 * point[CLIP] + noise * draw.standard_normal()) for point in points]
+    found = importance(tables({CLIP: list(FACTORS[:6]), BATCH: [64, 256]}, points, curves)).set_index("field")
+    if noise < 1e-12:
+        assert found["importance"].isna().all()
+    else:
+        assert found.loc[CLIP, "importance"] > 0.99
+        assert found.loc[CLIP, "low"] <= found.loc[CLIP, "importance"] <= found.loc[CLIP, "high"]
+        assert found.loc[BATCH, "low"] < 0.01
+
+
 # Best so far.
 
 

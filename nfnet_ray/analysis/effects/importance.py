@@ -60,6 +60,9 @@ def importance(tables: StudyTables) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
+_LARGEST_RATIO = 1e6
+
+
 @dataclass(frozen=True)
 class _FTest:
     """Of a field: the ratio F, its degrees of freedom, and those of what is left."""
@@ -88,15 +91,19 @@ def _noncentrality(test: _FTest, level: float) -> float:
     from scipy.optimize import brentq
     from scipy.stats import ncf
 
+    # The noncentrality of a large ratio is proportional to it, and scipy's function is NaN at far larger ones.
+    scale = max(1.0, test.ratio / _LARGEST_RATIO)
+    ratio = test.ratio / scale
+
     def above(noncentrality: float) -> float:
-        return float(ncf.cdf(test.ratio, test.more, test.freedom, noncentrality)) - level
+        return float(ncf.cdf(ratio, test.more, test.freedom, noncentrality)) - level
 
     if above(1e-9) <= 0:
         return 0.0
-    high = max(4.0, 4 * test.ratio * test.more)
+    high = max(4.0, 4 * ratio * test.more)
     while above(high) > 0 and high < 1e9:
         high *= 2
-    return float(brentq(above, 1e-9, high, rtol=1e-6))
+    return scale * float(brentq(above, 1e-9, high, rtol=1e-6))
 
 
 def importance_sentence(table: pd.DataFrame, names: dict[str, str]) -> str:
