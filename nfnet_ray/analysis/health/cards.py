@@ -234,8 +234,13 @@ def _has_effect(record: StudyRecord, answer: BestSetting) -> bool:
 
 
 def _rungs(record: StudyRecord) -> Iterator[HealthCard]:
-    """Whether the order at the first rung is that at the end, over the trials that finished, if there are enough."""
-    if int((record.trials["state"] == "finished").sum()) < LEAST_TRIALS:
+    """Whether the order at the first rung is that at the end, over the trials that finished.
+
+    Only where each stratum has enough of them: of three, which the default rule leaves, any order is likely.
+    """
+    finished = record.trials[record.trials["state"] == "finished"]
+    together = [*record.conditions, "seed"]
+    if finished.empty or int(finished.groupby(together, dropna=False).size().min()) < LEAST_TRIALS:
         return
     known = [rung for rung in rung_summaries(record) if not math.isnan(rung.rank_correlation)]
     if not known:
