@@ -94,6 +94,14 @@ def test_the_journal_gives_the_study_again() -> None:
     assert beside_the_question(event["study"], EPOCHS) == []
 
 
+def test_a_rerun_has_what_goes_with_its_point() -> None:
+    made = replace(study(), confirm=2)
+    reruns = made.reruns_of({NAME: "test_resnet", EPOCHS: 4}, made.waiting_state())
+    assert [trial.recipe.optimizer.weight_decay for trial in reruns] == [1e-4, 1e-4]
+    assert [trial.recipe.schedule.epochs for trial in reruns] == [4, 4]
+    assert not {trial.recipe.seed for trial in reruns} & {0, 1}
+
+
 def test_a_field_that_is_set_is_fixed_for_all_points() -> None:
     recipe = study().recipe.with_values({RATE: 0.2})
     points = asked_points(POINTS, recipe, {RATE: 0.2}, {})

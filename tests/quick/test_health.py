@@ -162,6 +162,25 @@ def test_rungs_that_disagree(tmp_path: Path, last: tuple[float, ...], status: st
     assert found.command.endswith("--early-stopping none") == (status == "bad")
 
 
+def test_the_order_of_three_trials_of_a_stratum_says_nothing(tmp_path: Path) -> None:
+    """The study of the README: six trials finish in all, three at each batch size, in the opposite order."""
+    started = study_started({CLIP_FACTOR: FACTORS[:5], "batch_size": (64, 256)}, epochs=EPOCHS)
+    events: list[Any] = [started]
+    for number, plan in enumerate(started["trials"]):
+        place = FACTORS.index(plan["point"][CLIP_FACTOR])
+        start = START + 1000 * number
+        if place < 3:
+            events += trial_events(
+                plan["name"], start, [0.4 + 0.1 * place] * (EPOCHS - 1) + [0.9 - 0.1 * place]
+            )
+        else:
+            events += trial_events(plan["name"], start, [0.1 * place / 10] * 3, "stopped")
+    write_journal(tmp_path, events)
+    record = load_study(tmp_path)
+    assert (record.trials["state"] == "finished").sum() == 6
+    assert [found for found in health_cards(record) if found.name == "rungs"] == []
+
+
 @pytest.mark.parametrize("how", ["diverged", "failed"])
 @pytest.mark.parametrize(
     ("lost", "status", "kept"),

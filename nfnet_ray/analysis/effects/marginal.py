@@ -63,8 +63,8 @@ def marginal_effects(tables: StudyTables) -> pd.DataFrame:
         (its difference from the mean over the field's values, a fraction) with its 95% interval ``low`` to ``high``,
         ``measured`` and ``imputed`` (how many trials of the stage were measured there, and how many were given up
         before and complete it as :mod:`nfnet_ray.analysis.effects.completion` says). The interval covers what is not
-        the sum of the fields' effects: interactions, seeds and images. It is NaN where there are no more settings than
-        effects. Empty without two settings to compare.
+        the sum of the fields' effects: interactions, seeds and images. It is NaN where the model has at least as many
+        effects as there are settings. Empty without two settings to compare.
     """
     import pandas as pd
 
