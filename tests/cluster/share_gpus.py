@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,9 @@ from unittest import mock
 from nfnet_ray.metric import METRIC
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.study.study import Study
+from tests.deadlines import wait_until
 
 TRIALS, PLACES = 5, 4
-DEADLINE_SECONDS = 60.0
 
 
 def noting(storage: Path) -> Callable[[dict[str, Any]], None]:
@@ -42,9 +41,7 @@ def noting(storage: Path) -> Callable[[dict[str, Any]], None]:
             "threads": [context.threads, torch.get_num_threads(), int(os.environ["OMP_NUM_THREADS"])],
         }
         (storage / f"{config['name']}.json").write_text(json.dumps(told))
-        deadline = time.monotonic() + DEADLINE_SECONDS
-        while len(list(storage.glob("*.json"))) < PLACES and time.monotonic() < deadline:
-            time.sleep(0.1)
+        wait_until(lambda: len(list(storage.glob("*.json"))) >= PLACES, "the other places")
         context.report({"epoch": 1, METRIC: 0.5, "train_seconds": 0.1}, None)
         return FinalReport("finished", None, 1)
 

@@ -144,6 +144,9 @@ def test_a_node_without_the_data_is_named(places: Path, place: str, verify: bool
 
 @pytest.mark.usefixtures("session")
 def test_damage_that_only_reading_every_byte_finds_is_left_to_the_loader(places: Path) -> None:
+    with pytest.raises(UserError, match="1 damaged sample"):
+        check(places / "first/damaged", verify=True)
+    # At once: the process that found it is still there, takes this up, and must not be ended by the end of the other.
     check(places / "first/damaged", verify=False)
 
 

@@ -36,7 +36,7 @@ try:
     with ray_session(sys.argv[1]):
         import ray
         first = ray.remote(lambda: 20).remote()
-        print(ray.get(ray.remote(lambda refs: 1 + ray.get(refs[0])).remote([first]), timeout=60))
+        print(ray.get(ray.remote(lambda refs: 1 + ray.get(refs[0])).remote([first]), timeout={HANG_SECONDS}))
 except UserError as error:
     print(error)
 """
@@ -75,7 +75,7 @@ def head(
 
 
 def said(address: str, imports: str = "") -> str:
-    program = ASK.format(imports=imports)
+    program = ASK.format(imports=imports, HANG_SECONDS=HANG_SECONDS)
     result = subprocess.run(
         [sys.executable, "-c", program, address],
         capture_output=True,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from pathlib import Path
 from queue import Queue
 
@@ -12,9 +11,8 @@ import pytest
 from dashboards import live_report
 from dashboards.live_report import LiveReport
 from dashboards.report import REPORT_FILE
+from tests.deadlines import HANG_SECONDS, wait_until
 from tests.tracking.example_study import agc_sweep, write_journal
-
-DEADLINE_SECONDS = 60.0
 
 
 def test_the_first_epoch_gives_a_report_and_the_next_ones_wait(tmp_path: Path) -> None:
@@ -23,7 +21,7 @@ def test_the_first_epoch_gives_a_report_and_the_next_ones_wait(tmp_path: Path) -
         assert written.empty()
         for _ in range(100):
             report.wake()
-        assert written.get(timeout=DEADLINE_SECONDS) == tmp_path
+        assert written.get(timeout=HANG_SECONDS) == tmp_path
         report.wake()
     assert written.empty()  # a minute has not passed
 
@@ -50,13 +48,13 @@ def test_once_it_is_closed_nobody_writes_any_more(tmp_path: Path) -> None:
 
     def write(_: Path) -> None:
         begun.set()
-        may_end.wait(DEADLINE_SECONDS)
+        may_end.wait(HANG_SECONDS)
         ended.set()
 
     with LiveReport(tmp_path, write) as report:
         report.wake()
         report.wake()
-        assert begun.wait(DEADLINE_SECONDS)
+        assert begun.wait(HANG_SECONDS)
         may_end.set()
     assert ended.is_set()
 
@@ -72,8 +70,5 @@ def test_another_process_writes_the_report_of_a_long_journal(
     write_journal(tmp_path, agc_sweep())
     with LiveReport(tmp_path) as report:
         report.wake()
-        deadline = time.monotonic() + DEADLINE_SECONDS
-        while not (tmp_path / REPORT_FILE).exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_until((tmp_path / REPORT_FILE).exists, "the report")
     assert "<html" in (tmp_path / REPORT_FILE).read_text()

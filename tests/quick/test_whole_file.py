@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from nfnet_ray.whole_file import partial_path, whole_file
+from tests.deadlines import HANG_SECONDS
 
 
 def test_the_name_shows_the_old_content_until_the_block_ends(tmp_path: Path) -> None:
@@ -61,7 +62,7 @@ def test_content_and_name_are_synced(
 
 
 def test_several_writers_do_not_disturb_each_other(tmp_path: Path) -> None:
-    path, both_write = tmp_path / "report.html", threading.Barrier(2, timeout=10)
+    path, both_write = tmp_path / "report.html", threading.Barrier(2, timeout=HANG_SECONDS)
 
     def write(text: str) -> None:
         with whole_file(path, "w", several_writers=True) as file:

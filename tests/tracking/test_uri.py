@@ -29,6 +29,7 @@ from nfnet_ray.tracking.destination.choice import tracking_uri_for
 from nfnet_ray.tracking.destination.uri import default_tracking_uri, sqlite_path, sqlite_uri, without_password
 from nfnet_ray.tracking.destination.uri_check import check_tracking_uri
 from nfnet_ray.tracking.spool import SPOOL_FILE, Spool, TrackedStudy
+from tests.deadlines import HANG_SECONDS
 
 QUESTION = "api/2.0/mlflow/experiments/get-by-name"
 NOT_THERE_YET = b'{"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "no such experiment"}'
@@ -258,7 +259,7 @@ def test_a_local_database_is_checked_without_importing_mlflow(tmp_path: Path) ->
         "assert 'mlflow' not in sys.modules"
     )
     uri = default_tracking_uri(tmp_path)
-    subprocess.run([sys.executable, "-c", code, uri], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code, uri], check=True, timeout=HANG_SECONDS)
 
 
 @pytest.mark.parametrize("name", ["d?x=1", "d#y", "100%", "a%20b", "a b", "ü", "file:x", "a:b@c"])

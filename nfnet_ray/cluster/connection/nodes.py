@@ -171,11 +171,12 @@ def _verify_copies(
                     word = _result(next(stream), streams[stream])
                     if isinstance(word, int):
                         advance(word)
-                    elif word == _DONE:
-                        del streams[stream]
-                    else:
-                        raise UserError(f"{streams[stream]}: {word}")
+                        continue
+                    name = streams.pop(stream)
+                    if word != _DONE:
+                        raise UserError(f"{name}: {word}")
     finally:
+        # Only those that still run: force ends the process, which has another task once this one is done.
         for stream in streams:
             ray.cancel(stream, force=True)
 
