@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dashboards.figures.level_styles import Look
+from dashboards.figures.painting import all_colors, painted
 from dashboards.figures.time_charts import Figure
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class Chart:
 
     Attributes:
         id: the HTML element's, under which the page's script finds the figure.
-        figure: without colours, which the script adds (:mod:`dashboards.figures.time_charts`).
+        figure: without colours, of which :mod:`dashboards.figures.painting` gives it the names.
         label: what the chart shows, for a reader who cannot see it.
         title: the line above the chart, which may be empty.
     """
@@ -111,17 +112,14 @@ def render_page(
     from plotly.offline import get_plotlyjs
 
     colors = {
-        theme: {
-            **{f"--level-{number}": getattr(look, theme) for number, look in enumerate(looks)},
-            **{f"--shade-{number}": color for number, color in enumerate((shades or {}).get(theme, ()))},
-        }
+        theme: {f"--{name}": color for name, color in all_colors(theme, looks, shades or {}).items()}
         for theme in ("light", "dark")
     }
     return (
         _environment()
         .get_template(template)
         .render(
-            data={"written": written, "figures": {chart.id: chart.figure for chart in charts}},
+            data={"written": written, "figures": {chart.id: painted(chart.figure) for chart in charts}},
             colors=colors,
             plotly=get_plotlyjs(),
             **facts,

@@ -1,6 +1,5 @@
 // The charts of a page: Plotly's figures, coloured for the reader's theme, with a legend that hides levels and buttons
-// that zoom. A trace says in `meta` what it is (dashboards/figures/time_charts.py): the style sheet has the colour of each level and
-// of each shade.
+// that zoom. dashboards/figures/painting.py has the names of colours and what a trace's `meta` says.
 const report = JSON.parse(document.getElementById("report").textContent);
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const phone = matchMedia("(max-width: 40rem)");
@@ -34,10 +33,29 @@ const zoomed = new Set(kept.zoomed);
 let everything = kept.everything ?? false;
 let printing = false;
 
+// The colour of a name, `@accent` or `@accent/22` with an opacity, in the reader's theme.
 function painter() {
   const style = getComputedStyle(document.documentElement);
-  const color = name => style.getPropertyValue(name).trim();
-  return {color, level: number => color(`--level-${number}`), shade: number => color(`--shade-${number}`)};
+  return name => {
+    const [own, opacity = ""] = name.slice(1).split("/");
+    const found = style.getPropertyValue(`--${own}`).trim();
+    return found ? found + opacity : name;
+  };
+}
+
+// A figure with colours in place of their names. Of arrays longer than a pair the first entry says what all are.
+function colored(value, color) {
+  if (typeof value === "string") return value.startsWith("@") ? color(value) : value;
+  if (Array.isArray(value)) {
+    const [first] = value;
+    return value.length <= 2 || typeof first === "object" || (typeof first === "string" && first.startsWith("@"))
+      ? value.map(inner => colored(inner, color))
+      : value;
+  }
+  if (value === null || typeof value !== "object") return value;
+  return Object.fromEntries(
+    Object.entries(value).map(([key, inner]) => [key, key === "meta" ? inner : colored(inner, color)]),
+  );
 }
 
 function visible(meta, summarised) {
@@ -45,76 +63,17 @@ function visible(meta, summarised) {
   return !hidden.has(meta.level) && (!summarised || Boolean(meta.all) === everything);
 }
 
-function painted(trace, paint, summarised) {
+function shown(trace, color, summarised) {
   const meta = trace.meta;
-  const shown = visible(meta, summarised);
-  if (meta.band !== undefined)
-    return {
-      ...trace,
-      visible: shown,
-      line: {...trace.line, color: paint.color("--quiet")},
-      fillcolor: paint.color("--quiet") + ["00", "20", "30"][meta.band],
-    };
-  if (meta.heat)
-    return {
-      ...trace,
-      colorscale: [
-        [0, paint.color("--raised")],
-        [1, paint.color("--accent")],
-      ],
-      colorbar: {...trace.colorbar, tickfont: {color: paint.color("--quiet")}},
-    };
-  if (meta.pairs)
-    return {
-      ...trace,
-      colorscale: [
-        [0, paint.color("--raised")],
-        [1, paint.color("--heat")],
-      ],
-      textfont: {color: paint.color("--ink")},
-    };
-  if (meta.area) return {...trace, fillcolor: `${paint.color("--accent")}22`};
-  if (meta.tone) {
-    const own = paint.color(`--${meta.tone}`);
-    const bars = trace.type === "bar";
-    return {
-      ...trace,
-      line: {...trace.line, color: own},
-      marker: {...trace.marker, color: own, ...(bars ? {opacity: 0.75} : {line: {width: 1.4, color: own}})},
-      error_x: {...trace.error_x, color: bars ? paint.color("--ink") : own},
-      error_y: {...trace.error_y, color: own},
-      textfont: {...trace.textfont, color: paint.color("--quiet")},
-    };
-  }
-  if (meta.quietLine) return {...trace, line: {...trace.line, color: paint.color("--quiet")}};
-  if (meta.levels) {
-    const colors = meta.levels.map(paint.level);
-    return {
-      ...trace,
-      error_y: {...trace.error_y, color: paint.color("--quiet")},
-      textfont: {...trace.textfont, color: paint.color("--quiet")},
-      opacity: meta.quiet ? 0.5 : 1,
-      marker: {...trace.marker, color: colors, line: {width: 1.4, color: colors}},
-    };
-  }
   // A text for each point of a trace of many trials would be most of the page.
   if (meta.all && !trace.text)
     trace.text = meta.trials.flatMap(([label, points]) => [...Array(points).fill(label), ""]);
-  const own = meta.reference
-    ? paint.color("--ink")
-    : meta.shade !== undefined
-      ? paint.shade(meta.shade)
-      : paint.level(meta.level);
-  return {
-    ...trace,
-    visible: shown,
-    line: {...trace.line, color: own},
-    marker: {...trace.marker, color: own, line: {width: 1.6, color: own}},
-  };
+  const seen = meta.band !== undefined || meta.level !== undefined ? {visible: visible(meta, summarised)} : {};
+  return {...colored(trace, color), ...seen};
 }
 
 // The labels at the ends of curves: in a column on the right, each level with its end unless another label is there.
-function endLabels(figure, size, paint, yRange) {
+function endLabels(figure, size, color, yRange) {
   const ends = (figure.layout.meta?.ends ?? []).filter(end => !hidden.has(end.level));
   const column = Math.max(0, ...ends.map(end => end.text.length)) * CHARACTER + 22;
   const height = size.height - MARGIN.t - MARGIN.b;
@@ -142,7 +101,7 @@ function endLabels(figure, size, paint, yRange) {
     showarrow: true,
     arrowhead: 0,
     arrowwidth: 1,
-    arrowcolor: paint.color("--rule"),
+    arrowcolor: color("@rule"),
     standoff: 6,
     axref: "pixel",
     ayref: "pixel",
@@ -150,7 +109,7 @@ function endLabels(figure, size, paint, yRange) {
     ay: label.at - label.py,
     xanchor: "left",
     yanchor: "middle",
-    font: {size: END_LABEL, color: paint.level(label.level)},
+    font: {size: END_LABEL, color: color(`@level-${label.level}`)},
     captureevents: false,
   }));
   return {annotations, column};
@@ -158,15 +117,14 @@ function endLabels(figure, size, paint, yRange) {
 
 function themed(id, element) {
   const figure = report.figures[id];
-  const paint = painter();
-  const {color} = paint;
+  const color = painter();
   const size = printing
     ? {width: PRINTED_WIDTH, height: PRINTED_HEIGHT}
     : {width: element.clientWidth, height: element.clientHeight};
   const axis = {
-    color: color("--quiet"),
-    gridcolor: color("--grid"),
-    linecolor: color("--rule"),
+    color: color("@quiet"),
+    gridcolor: color("@grid"),
+    linecolor: color("@rule"),
     zeroline: false,
     ticks: "",
     automargin: true,
@@ -174,10 +132,10 @@ function themed(id, element) {
   };
   const top = zoomed.has(id) && figure.layout.meta?.top;
   const yaxis = {...axis, ...figure.layout.yaxis, ...(top ? {range: top} : {})};
-  const {annotations, column} = endLabels(figure, size, paint, yaxis.range);
+  const {annotations, column} = endLabels(figure, size, color, yaxis.range);
   const summarised = figure.data.some(trace => trace.meta.all);
   return {
-    data: figure.data.map(trace => painted(trace, paint, summarised)),
+    data: figure.data.map(trace => shown(trace, color, summarised)),
     layout: {
       hovermode: "closest",
       ...figure.layout,
@@ -188,12 +146,12 @@ function themed(id, element) {
       paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)",
       showlegend: false,
-      font: {family: getComputedStyle(document.body).fontFamily, size: 12.5, color: color("--ink")},
+      font: {family: getComputedStyle(document.body).fontFamily, size: 12.5, color: color("@ink")},
       margin: {...MARGIN, r: column},
       hoverlabel: {
-        bgcolor: color("--raised"),
-        bordercolor: color("--rule"),
-        font: {color: color("--ink")},
+        bgcolor: color("@raised"),
+        bordercolor: color("@rule"),
+        font: {color: color("@ink")},
         align: "left",
       },
     },
