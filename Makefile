@@ -11,7 +11,7 @@ PYTHON ?=
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: study test check test-image lint lock clean help
+.PHONY: study test check test-image lint docs docs-serve lock clean help
 # Two installations at once would meet in one .venv.
 .NOTPARALLEL:
 
@@ -34,6 +34,13 @@ lint: $(installed_tools)  ## ruff, mypy, and Biome for the pages' style sheets a
 	@$(python) -m mypy
 # Biome is installed on x86-64 Linux alone.
 	@if [ -x .venv/bin/biome ]; then .venv/bin/biome check --error-on-warnings; fi
+
+docs: $(installed_tools)  ## the documentation as a site, in build/docs; a dead link is an error
+	@$(python) -m sphinx --quiet --fail-on-warning --keep-going --conf-dir docs . build/docs
+	@echo "build/docs/index.html"
+
+docs-serve: docs  ## the same, shown at http://localhost:8000
+	@$(python) -m http.server --bind 127.0.0.1 --directory build/docs 8000
 
 lock:  ## requirements.txt and requirements-dev.txt anew from pyproject.toml; make lock ARGS=--upgrade
 	@deploy/install.sh uv
