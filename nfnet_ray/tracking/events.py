@@ -74,6 +74,7 @@ class Versions(SourceVersion):
     torch: str
     ray: str
     python: str
+    timm: NotRequired[str]
 
 
 class HalvingDescription(TypedDict):
@@ -196,7 +197,8 @@ class StudyResumed(TypedDict):
     """A driver resumes a study.
 
     ``changed`` are the fields of the Recipe, and ``caps`` the caps and the price, that it was told to change;
-    ``places`` is how many trials run at once from now on.
+    ``places`` is how many trials run at once from now on, on what ``hardware`` and with which ``versions``, which
+    journals of earlier versions do not say.
     """
 
     event: Literal["study_resumed"]
@@ -204,10 +206,16 @@ class StudyResumed(TypedDict):
     changed: NotRequired[Values]
     caps: NotRequired[CapsDescription]
     places: NotRequired[int]
+    hardware: NotRequired[Hardware]
+    versions: NotRequired[Versions]
 
 
 def study_resumed(
-    changed: Mapping[str, Any], caps: CapsDescription | None = None, places: int | None = None
+    changed: Mapping[str, Any],
+    caps: CapsDescription | None = None,
+    places: int | None = None,
+    hardware: Hardware | None = None,
+    versions: Versions | None = None,
 ) -> StudyResumed:
     """The event of a driver that resumes a study now."""
     event: StudyResumed = {"event": "study_resumed", "time": time.time()}
@@ -217,6 +225,10 @@ def study_resumed(
         event["caps"] = caps
     if places is not None:
         event["places"] = places
+    if hardware is not None:
+        event["hardware"] = hardware
+    if versions is not None:
+        event["versions"] = versions
     return event
 
 
@@ -479,7 +491,9 @@ class EpochEnded(TypedDict):
     ``validation_top1`` is a fraction from 0 to 1; ``train_seconds`` is cumulative over the trial. ``correct_images`` is
     the text of a :class:`nfnet_ray.correct_images.CorrectImages`; it is there for the epochs at which a trial finished
     or paused. ``clipping`` is the text of a :class:`nfnet_ray.clipping.Clipping` of the steps since the record before;
-    at most 32 epochs of a training have one.
+    at most 32 epochs of a training have one. ``conditions`` is JSON, as
+    :func:`nfnet_ray.training.measurement.conditions.conditions_text` writes it; it is there for the first epoch that a
+    process has finished of a trial, and holds from that epoch on.
 
     Where a trial trains several complete schedules one after the other, ``epoch`` counts the epochs of all of them, and
     the metrics have ``schedule_epochs``, the length of the one that it belongs to, and ``schedule_epoch``, its number
@@ -493,9 +507,14 @@ class EpochEnded(TypedDict):
     metrics: dict[str, float | None]
     correct_images: NotRequired[str]
     clipping: NotRequired[str]
+    conditions: NotRequired[str]
 
 
-EPOCH_TEXTS: tuple[Literal["correct_images", "clipping"], ...] = ("correct_images", "clipping")
+EPOCH_TEXTS: tuple[Literal["correct_images", "clipping", "conditions"], ...] = (
+    "correct_images",
+    "clipping",
+    "conditions",
+)
 """What may be known of an epoch besides its metrics."""
 
 

@@ -20,6 +20,7 @@ from nfnet_ray.tracking.events import (
     JOURNAL_FILE,
     CapsDescription,
     Event,
+    Hardware,
     StudyDescription,
     StudyEnded,
     StudyExtended,
@@ -27,6 +28,7 @@ from nfnet_ray.tracking.events import (
     TrialOutcome,
     TrialPlan,
     TrialStarted,
+    Versions,
     plans_of,
     promotion_in_words,
     read_events,
@@ -40,6 +42,15 @@ ENDED_FOR_GOOD: tuple[TrialOutcome, ...] = ("finished", "stopped", "diverged")
 """States in which a resumed study leaves a trial alone; a failed or interrupted one is run again."""
 
 
+@dataclass(frozen=True)
+class Session:
+    """What one driver ran on. None where the journal, of an earlier version, does not say."""
+
+    hardware: Hardware | None
+    versions: Versions | None
+    places: int | None
+
+
 @dataclass
 class TrialProgress:
     """How far one trial is.
@@ -51,6 +62,8 @@ class TrialProgress:
         epochs: {epoch: its metrics}; of an epoch that was reported again, the later ones.
         correct_images: {epoch: which images were correct, as text}, of the epochs at which it finished or paused.
         clipping: {epoch: what AGC clipped since the record before, as text}, of at most 32 epochs.
+        conditions: {epoch: under which conditions it was trained from that epoch on, as text}.
+        sessions: numbers of the drivers (:attr:`StudyState.sessions`) under which its epochs were trained.
         reused: whether the workers of its latest start had trained another trial before; None where the journal does
             not say.
         outcome: the state in which it ended last, which it keeps when it is started again.
@@ -69,6 +82,8 @@ class TrialProgress:
     epochs: dict[int, Mapping[str, float | None]] = field(default_factory=dict)
     correct_images: dict[int, str] = field(default_factory=dict)
     clipping: dict[int, str] = field(default_factory=dict)
+    conditions: dict[int, str] = field(default_factory=dict)
+    sessions: list[int] = field(default_factory=list)
     reused: bool | None = None
     outcome: TrialOutcome | None = None
     paused: dict[float, int] = field(default_factory=dict)
@@ -93,7 +108,11 @@ class TrialProgress:
 
     def texts_of(self, epoch: int) -> dict[str, str]:
         """Those of :data:`nfnet_ray.tracking.events.EPOCH_TEXTS` that are known of an epoch."""
-        kept = {"correct_images": self.correct_images, "clipping": self.clipping}
+        kept = {
+            "correct_images": self.correct_images,
+            "clipping": self.clipping,
+            "conditions": self.conditions,
+        }
         return {name: texts[epoch] for name, texts in kept.items() if epoch in texts}
 
     def last(self, metric: str) -> float | None:
@@ -111,6 +130,7 @@ class StudyState:
         changed: {field: value} of the Recipe, as those who resumed the study have changed it.
         caps: what may be spent, and the price of an accelerator-hour, as they were given last.
         extensions: the commands that have extended the study, in that order.
+        sessions: what each driver ran on, the first one and those that resumed the study.
         trials: {name: progress}, in the order of the plan; those that were proposed later follow, and then those that
             an extension has left out.
         plans: {name: plan} of the same trials, once the journal has begun.
@@ -148,6 +168,7 @@ class StudyState:
         self.confirming: tuple[str, ...] = ()
         self.has_winners = False
         self.extensions: list[str] = []
+        self.sessions: list[Session] = []
         self.last_event_time = 0.0
         self.latest: TrialProgress | None = None
         self._wall_seconds_before = 0.0
@@ -214,6 +235,13 @@ class StudyState:
             self._wall_seconds_before = self.wall_seconds
             self._release(self._session[1] if self._session else event["time"])  # of a driver that was killed
             self._session = (event["time"], event["time"])
+            told: Mapping[str, Any] = (
+                event
+                if event["event"] == "study_resumed"
+                else cast(Mapping[str, Any], event).get("study", {})
+            )
+            session = Session(told.get("hardware"), told.get("versions"), told.get("places"))
+            self.sessions = [*self.sessions, session]
         elif self._session is not None:
             self._session = (self._session[0], max(self._session[1], event["time"]))
         match event["event"]:
@@ -270,9 +298,12 @@ class StudyState:
                     top1 = event["metrics"].get(METRIC) or 0.0
                     self._reported.setdefault(event["epoch"], []).append((event["trial"], top1))
                 trial.epochs[event["epoch"]] = packed(event["metrics"])
+                if trial.sessions[-1:] != [len(self.sessions) - 1]:
+                    trial.sessions = [*trial.sessions, len(self.sessions) - 1]
                 for kept, text in (
                     (trial.correct_images, event.get("correct_images")),
                     (trial.clipping, event.get("clipping")),
+                    (trial.conditions, event.get("conditions")),
                 ):
                     if text is not None:
                         kept[event["epoch"]] = text

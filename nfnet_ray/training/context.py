@@ -61,7 +61,8 @@ class Context(Protocol):
         """Reports one epoch's metrics. Every worker calls it; it may not return (early stopping).
 
         ``texts`` may have ``correct_images``, a :class:`nfnet_ray.correct_images.CorrectImages` where the run finishes
-        or pauses, and ``clipping``, a :class:`nfnet_ray.clipping.Clipping` of the steps since the one before.
+        or pauses, ``clipping``, a :class:`nfnet_ray.clipping.Clipping` of the steps since the one before, and
+        ``conditions``, those of :mod:`nfnet_ray.training.measurement.conditions`, in the first report of a process.
         """
 
     def progress(self, epochs: float) -> None:

@@ -175,7 +175,7 @@ def finish_epoch(run: Run, at: Position, *, is_last: bool) -> Position | Outcome
     metrics |= loading_metrics(recipe.data, run.train_loader, run.eval_loader, at.epoch, context)
     metrics["epoch"] = at.epoch + 1
     metrics["learning_rate"] = step.last_learning_rate
-    texts = step.clipping_counts.record_after(at.epoch + 1, recipe.schedule.epochs)
+    texts = step.clipping_counts.record_after(at.epoch + 1, recipe.schedule.epochs) | run.conditions()
     if is_last:
         texts["correct_images"] = evaluation.images.to_text()
 

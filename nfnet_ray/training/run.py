@@ -27,6 +27,7 @@ from nfnet_ray.training.determinism import generators, reset_process, set_genera
 from nfnet_ray.training.evaluation import EVAL_BATCH_SIZE
 from nfnet_ray.training.gradient import DTYPES, MEMORY_FORMATS
 from nfnet_ray.training.measurement.clock import Clock
+from nfnet_ray.training.measurement.conditions import conditions_text
 from nfnet_ray.training.measurement.meter import Meter
 from nfnet_ray.training.probe import fastest_memory_format
 from nfnet_ray.training.step import TrainStep
@@ -87,6 +88,15 @@ class Run:
     agreement: Agreement
     warmed_up_shape: torch.Size | None = None
     """The shape of the images that the step was last warmed up for."""
+    has_told_conditions: bool = False
+    """Whether the conditions of this process are in a report: they are told once."""
+
+    def conditions(self) -> dict[str, str]:
+        """``conditions`` as text for the first report of this process; empty for later ones."""
+        if self.has_told_conditions:
+            return {}
+        self.has_told_conditions = True
+        return {"conditions": conditions_text(self.recipe, self.context)}
 
     # ---- What a checkpoint keeps, and how it is restored ------------------------------------------------------------
 

@@ -6,6 +6,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -18,7 +19,14 @@ from nfnet_ray.study.decisions import most_epochs
 from nfnet_ray.study.study import Study
 from nfnet_ray.study.webhook import shown_webhook
 from nfnet_ray.tracking.destination.uri import without_password
-from nfnet_ray.tracking.events import SourceVersion, StudyDescription, StudyStarted, study_started
+from nfnet_ray.tracking.events import (
+    Hardware,
+    SourceVersion,
+    StudyDescription,
+    StudyStarted,
+    Versions,
+    study_started,
+)
 
 
 def started_event(
@@ -48,23 +56,36 @@ def started_event(
             "train_images": data.train_images,
             "validation_images": data.validation_images,
         },
-        "hardware": {
-            "description": resources.description,
-            "cpus": resources.cpus,
-            "gpus": resources.gpus,
-            "memory_gib": resources.memory_gib,
-        },
-        "versions": {
-            "nfnet_ray": version.__version__,
-            "torch": metadata.version("torch"),
-            "ray": metadata.version("ray"),
-            "python": platform.python_version(),
-            **source_version(),
-        },
+        "hardware": hardware(resources),
+        "versions": versions(),
         **study.description(),  # type: ignore[typeddict-item]
         "epochs": most_epochs(study),
     }
     return study_started(description, [study.plan(trial) for trial in study.trials()])
+
+
+def hardware(resources: Resources) -> Hardware:
+    """What a driver runs on, as a journal has it."""
+    return {
+        "description": resources.description,
+        "cpus": resources.cpus,
+        "gpus": resources.gpus,
+        "memory_gib": resources.memory_gib,
+    }
+
+
+def versions() -> Versions:
+    """What runs here."""
+    found: Versions = {
+        "nfnet_ray": version.__version__,
+        "torch": metadata.version("torch"),
+        "ray": metadata.version("ray"),
+        "python": platform.python_version(),
+        **source_version(),
+    }
+    with suppress(metadata.PackageNotFoundError):  # the baselines' library; the other networks need none
+        found["timm"] = metadata.version("timm")
+    return found
 
 
 def without_secrets(word: str, notify_url: str | None) -> str:

@@ -46,6 +46,7 @@ from nfnet_ray.study.webhook import Happening, notify, outcome_text, webhook_eve
 from nfnet_ray.tracking.events import (
     JOURNAL_FILE,
     CapsDescription,
+    Hardware,
     Journal,
     StudyOutcome,
     StudyStarted,
@@ -59,7 +60,7 @@ from nfnet_ray.tracking.state import StudyState
 from nfnet_ray.wording import clock_time, count
 from studies.running.planning.plan_text import expected_cost, priced, refuse_too_little_memory
 from studies.running.runner import EXIT_FAILED_TRIALS, Ending, Runner, RunningStudy, WorkerDemand
-from studies.running.started_event import started_event, without_secrets
+from studies.running.started_event import hardware, started_event, versions, without_secrets
 from studies.running.trials import TuneRunner
 
 # Of the idle time: what a short study loses to Ray's start is nobody's concern.
@@ -319,7 +320,7 @@ class StudyRun:
             if self.progress.started is None:
                 recorder.record(self._started_event(study, resources, worker, at_once, sharing))
             else:
-                self._record_resumed(recorder, at_once)
+                self._record_resumed(recorder, at_once, self._hardware(resources, sharing))
                 self._annotate(recorder)
 
             def say_why(cap: ReachedCap) -> None:
@@ -355,9 +356,12 @@ class StudyRun:
         """Whether any trial has yet to be run."""
         return has_more(self.study, self.progress)
 
-    def _record_resumed(self, recorder: Recorder, places: int | None = None) -> None:
+    def _record_resumed(
+        self, recorder: Recorder, places: int | None = None, on: Hardware | None = None
+    ) -> None:
         """Records that this driver resumes the study and, if it is extended, how."""
-        recorder.record(study_resumed(self.changed, self.given_caps, places))
+        running = versions() if on is not None else None
+        recorder.record(study_resumed(self.changed, self.given_caps, places, on, running))
         if self.extended is not None:
             recorder.record({**self.extended.event, "time": time.time()})
 
@@ -462,8 +466,7 @@ class StudyRun:
     ) -> StudyStarted:
         event = started_event(study, self.data, resources, worker, self._hidden)
         event["study"]["places"] = places
-        if sharing:
-            event["study"]["hardware"]["mps"] = all(sharing.values())
+        event["study"]["hardware"] = self._hardware(resources, sharing)
         if self.annotations.notes:
             event["study"]["notes"] = list(self.annotations.notes)
         if self.annotations.tags:
@@ -472,6 +475,13 @@ class StudyRun:
         if self.given_caps:
             event["study"]["caps"] = self.given_caps
         return event
+
+    def _hardware(self, resources: Resources, sharing: Mapping[str, bool]) -> Hardware:
+        """What it runs on; ``sharing`` says of each node with GPUs whether MPS is up there, if workers share them."""
+        found = hardware(resources)
+        if sharing:
+            found["mps"] = all(sharing.values())
+        return found
 
     def _hidden(self, word: str) -> str:
         """A word of the command line without secrets."""

@@ -129,7 +129,9 @@ class Worker(PlainContext):
             file.write(json.dumps(facts).encode() + b"\n")
 
     def report(self, metrics: Mapping[str, float], texts: Mapping[str, str]) -> None:
-        self.note(epoch=metrics["epoch"], metrics=timeless(metrics) | dict(texts))
+        # Each process tells its own conditions.
+        told = {name: text for name, text in texts.items() if name != "conditions"}
+        self.note(epoch=metrics["epoch"], metrics=timeless(metrics) | told)
 
     def progress(self, epochs: float) -> None:
         if self._waits:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import platform
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -20,6 +19,7 @@ from nfnet_ray.cluster.connection.resources import Resources
 from nfnet_ray.command_line.interruption import handlers_kept
 from nfnet_ray.errors import UserError
 from nfnet_ray.places import check_can_write, check_path
+from nfnet_ray.processor import processor_name
 from nfnet_ray.wording import count
 
 _LIBRARY = Path(__file__).parents[2]
@@ -152,21 +152,12 @@ def _forget_clusters() -> None:
             os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
-def _processor() -> str:
-    """The name of this machine's processor."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.machine()
-    return next(
-        (line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine()
-    )
-
-
 def local_resources() -> Resources:
     """What a local Ray would have, without starting one; its memory is not asked for, and is 0."""
     cpus, gpus = float(available_cpus()), float(_local_gpus())
-    description = f"{count(cpus, 'CPU core')} ({_processor()})" + (f", {count(gpus, 'GPU')}" if gpus else "")
+    description = f"{count(cpus, 'CPU core')} ({processor_name()})" + (
+        f", {count(gpus, 'GPU')}" if gpus else ""
+    )
     return Resources(1, cpus, gpus, 0.0, description, ((cpus, gpus),))
 
 
@@ -207,7 +198,7 @@ def _resources() -> Resources:
     models = sorted(
         name.removeprefix("accelerator_type:") for name in total if name.startswith("accelerator_type:")
     )
-    parts = [count(cpus, "CPU core") + (f" ({_processor()})" if len(nodes) == 1 else "")]
+    parts = [count(cpus, "CPU core") + (f" ({processor_name()})" if len(nodes) == 1 else "")]
     if gpus:
         parts.append(count(gpus, "GPU") + (f" ({', '.join(models)})" if models else ""))
     if len(nodes) > 1:
