@@ -38,6 +38,7 @@ from nfnet_ray.tracking.database import artifacts_stay_beside
 from nfnet_ray.tracking.destination.uri import sqlite_path, sqlite_uri, with_credentials_aside
 from nfnet_ray.tracking.destination.uri_check import check_tracking_uri
 from nfnet_ray.tracking.events import JOURNAL_FILE
+from nfnet_ray.tracking.experiment import experiment_of_journal
 from nfnet_ray.tracking.spool import SPOOL_FILE, Spool, TrackedStudy
 from nfnet_ray.tracking.view import comparison_url
 
@@ -133,7 +134,7 @@ def _open(directory: Path, port: int, browser: bool) -> None:
     tracked = tracked_study(directory)
     if sqlite_path(tracked.tracking_uri) is None:
         server = with_credentials_aside(tracked.tracking_uri)
-        check_tracking_uri(server)
+        check_tracking_uri(server, experiment_of_journal(directory))
         _show(tracked, server, browser)
         return
     print("Starting the MLflow server …", flush=True)

@@ -20,7 +20,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from nfnet_ray.errors import UserError
 from nfnet_ray.tracking.destination.uri import named, sqlite_path, sqlite_uri
-from nfnet_ray.tracking.experiment import EXPERIMENT_VARIABLE, experiment_name, restore_experiment_command
+from nfnet_ray.tracking.experiment import EXPERIMENT_VARIABLE, restore_experiment_command
 
 ARTIFACTS_FOLDER = "mlartifacts"
 
@@ -45,22 +45,22 @@ def has_run(database: Path, run_id: str) -> bool:
     return False
 
 
-def check_experiment(database: Path) -> None:
-    """Raises UserError if the experiment that studies go into is there and has been deleted."""
+def check_experiment(database: Path, experiment: str) -> None:
+    """Raises UserError if an experiment is there and has been deleted."""
     found = None
     with suppress(sqlite3.Error, OSError), _open(database, "ro") as connection:
         found = connection.execute(
             "SELECT experiment_id FROM experiments WHERE name = ? AND lifecycle_stage = 'deleted'",
-            (experiment_name(),),
+            (experiment,),
         ).fetchone()
     if found:
-        raise deleted_experiment(sqlite_uri(database), str(found[0]))
+        raise deleted_experiment(sqlite_uri(database), experiment, str(found[0]))
 
 
-def deleted_experiment(tracking_uri: str, experiment_id: str) -> UserError:
+def deleted_experiment(tracking_uri: str, experiment: str, experiment_id: str) -> UserError:
     """The error that says so, and how to restore it."""
     return UserError(
-        f"{named(tracking_uri)}: the experiment {experiment_name()!r} was deleted there; set {EXPERIMENT_VARIABLE} to "
+        f"{named(tracking_uri)}: the experiment {experiment!r} was deleted there; set {EXPERIMENT_VARIABLE} to "
         f"another name, or restore it with:  {restore_experiment_command(tracking_uri, experiment_id)}"
     )
 

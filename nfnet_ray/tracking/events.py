@@ -67,6 +67,19 @@ class SourceVersion(TypedDict):
     dirty: NotRequired[bool]
 
 
+class SourceDescription(TypedDict):
+    """Which program ran, and who started it. A text is empty where it is not known.
+
+    ``file`` is relative to its repository; ``branch`` and ``repository``, an address without a password, are those that
+    :class:`SourceVersion` has the commit of.
+    """
+
+    file: str
+    user: str
+    branch: str
+    repository: str
+
+
 class Versions(SourceVersion):
     """What ran."""
 
@@ -165,6 +178,8 @@ class StudyDescription(TypedDict):
     data: DataDescription
     hardware: Hardware
     versions: Versions
+    source: NotRequired[SourceDescription]
+    """The program that asks the question; journals of earlier versions have none."""
     notes: NotRequired[list[str]]
     tags: NotRequired[dict[str, str]]
     outside: NotRequired[list[str]]

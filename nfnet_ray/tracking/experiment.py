@@ -1,20 +1,44 @@
-"""Which experiment the studies go into, and the commands that bring back what somebody has deleted in MLflow."""
+"""Which experiment a study goes into, and the commands that bring back what somebody has deleted in MLflow."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path, PurePath
 
 from nfnet_ray.printable import interpreter, shell_command
 from nfnet_ray.tracking.destination.uri import URI_VARIABLE
+from nfnet_ray.tracking.events import JOURNAL_FILE, StudyStarted, read_events
 
 EXPERIMENT_VARIABLE = "MLFLOW_EXPERIMENT_NAME"
 DEFAULT_EXPERIMENT = "nfnet_ray"
 
 
-def experiment_name() -> str:
-    """The environment's, or ``nfnet_ray``."""
-    return os.environ.get(EXPERIMENT_VARIABLE) or DEFAULT_EXPERIMENT
+def experiment_name(file: str | PurePath | None = None) -> str:
+    """The environment's; else one for each study file, which starts with ``nfnet_ray.``; else ``nfnet_ray``.
+
+    >>> experiment_name("studies/agc_sweep.py")                                    # doctest: +SKIP
+    'nfnet_ray.agc_sweep'
+    """
+    return os.environ.get(EXPERIMENT_VARIABLE) or own_experiment(file) or DEFAULT_EXPERIMENT
+
+
+def own_experiment(file: str | PurePath | None) -> str | None:
+    """The name of the experiment of one study file alone; None without a file."""
+    stem = PurePath(file).stem if file else ""
+    return f"{DEFAULT_EXPERIMENT}.{stem}" if stem else None
+
+
+def experiment_of(started: StudyStarted) -> str:
+    """The name of the experiment for a study that begins with this event."""
+    return experiment_name(started["study"].get("source", {}).get("file"))
+
+
+def experiment_of_journal(directory: Path) -> str:
+    """The same for the study in a directory; ``nfnet_ray`` where there is no journal yet. Raises UserError."""
+    for event, _ in read_events(directory / JOURNAL_FILE):
+        return experiment_of(event) if event["event"] == "study_started" else experiment_name()
+    return experiment_name()
 
 
 def restore_experiment_command(tracking_uri: str, experiment_id: str) -> str:

@@ -23,20 +23,23 @@ CHECK_SECONDS = 10.0
 MLFLOW_ENVIRONMENT = {"MLFLOW_DISABLE_TELEMETRY": "true"}
 
 
-def check_server(uri: str) -> None:
+def check_server(uri: str, experiment: str | None = None) -> None:
     """Find out whether an MLflow server takes us, in :data:`CHECK_SECONDS` once mlflow is imported.
 
+    It is asked for ``experiment``, by default the environment's or ``nfnet_ray``.
+
     Raises:
-        UserError: it does not answer, answers as something else than MLflow or refuses us, or the experiment that
-            studies go into has been deleted there.
+        UserError: it does not answer, answers as something else than MLflow or refuses us, or the experiment has been
+            deleted there.
     """
+    asked = experiment or experiment_name()
     os.environ.update(MLFLOW_ENVIRONMENT)
     go_past_proxies_to_this_machine(uri)
     import mlflow.utils.rest_utils  # noqa: F401  here, so that the time it takes is not the server's
 
     # In a thread: a name server that does not answer has no timeout of its own.
     answer: list[dict[str, Any] | str] = []
-    asking = threading.Thread(target=lambda: answer.append(_ask(uri)), daemon=True)
+    asking = threading.Thread(target=lambda: answer.append(_ask(uri, asked)), daemon=True)
     asking.start()
     asking.join(CHECK_SECONDS)
     found = answer[0] if answer else _silent(uri)
@@ -44,7 +47,7 @@ def check_server(uri: str) -> None:
         source = f" (from {URI_VARIABLE})" if os.environ.get(URI_VARIABLE) == uri else ""
         raise UserError(f"MLflow server {uri}{source} {found}")
     if found.get("lifecycle_stage") == "deleted":
-        raise deleted_experiment(uri, str(found["experiment_id"]))
+        raise deleted_experiment(uri, asked, str(found["experiment_id"]))
 
 
 def is_this_machine(uri: str) -> bool:
@@ -66,8 +69,8 @@ def go_past_proxies_to_this_machine(uri: str) -> None:
         os.environ["no_proxy"] = os.environ["NO_PROXY"] = f"{exempt},{host}" if exempt else host
 
 
-def _ask(uri: str) -> dict[str, Any] | str:
-    """The experiment that studies go into (empty if there is none yet), or what is wrong with the server."""
+def _ask(uri: str, experiment: str) -> dict[str, Any] | str:
+    """The experiment as MLflow describes it (empty if there is none yet), or what is wrong with the server."""
     from mlflow.exceptions import MlflowException
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import http_request
@@ -77,7 +80,7 @@ def _ask(uri: str) -> dict[str, Any] | str:
             get_default_host_creds(uri),
             "/api/2.0/mlflow/experiments/get-by-name",
             "GET",
-            params={"experiment_name": experiment_name()},
+            params={"experiment_name": experiment},
             timeout=CHECK_SECONDS,
             max_retries=0,
             raise_on_status=False,
@@ -94,18 +97,17 @@ def _ask(uri: str) -> dict[str, Any] | str:
         return dict(answer["experiment"])
     if response.status_code == 404 and answer.get("error_code") == "RESOURCE_DOES_NOT_EXIST":
         return {}
-    return _why_refused(
-        uri, response.status_code, str(answer.get("message") or response.text), bool(answer), response.url
-    )
+    text = str(answer.get("message") or response.text)
+    return _why_refused(uri, experiment, response.status_code, text, bool(answer), response.url)
 
 
-def _why_refused(uri: str, status: int, text: str, is_json: bool, url: str) -> str:
+def _why_refused(uri: str, experiment: str, status: int, text: str, is_json: bool, url: str) -> str:
     if status == 401:
         return "refuses us (HTTP 401); check MLFLOW_TRACKING_USERNAME and _PASSWORD, or MLFLOW_TRACKING_TOKEN"
     if status == 403 and "Host" in text:
         return "refuses this host name; start it with --allowed-hosts, or use its IP address"
     if status == 403 and (is_json or not _proxy_to(uri)):
-        return f"does not permit it (HTTP 403); ask for permission on the experiment {experiment_name()!r}"
+        return f"does not permit it (HTTP 403); ask for permission on the experiment {experiment!r}"
     if not is_json and (proxy := _proxy_to(uri)):
         return (
             f"is not what answers (HTTP {status}) but perhaps the proxy {proxy}, which the environment names; "

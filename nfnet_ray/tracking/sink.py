@@ -16,11 +16,7 @@ from nfnet_ray.printable import display_path, printable
 from nfnet_ray.tracking.database import artifacts_stay_beside, client_uri
 from nfnet_ray.tracking.destination.uri import sqlite_path, with_credentials_aside, without_password
 from nfnet_ray.tracking.events import EpochEnded
-from nfnet_ray.tracking.experiment import (
-    experiment_name,
-    restore_experiment_command,
-    restore_runs_command,
-)
+from nfnet_ray.tracking.experiment import restore_experiment_command, restore_runs_command
 from nfnet_ray.tracking.server import MLFLOW_ENVIRONMENT, go_past_proxies_to_this_machine
 from nfnet_ray.tracking.spool import STUDY_RUN, JournalLine, Spool, TrackedStudy, Undelivered, runs_of
 from nfnet_ray.wording import agree, count
@@ -74,13 +70,13 @@ class MLflowSink:
     Args:
         tracking_uri: what :func:`nfnet_ray.tracking.destination.uri.check_tracking_uri` accepts.
         spool: the study's; nobody else may acknowledge in it.
-        experiment: by default the environment's MLFLOW_EXPERIMENT_NAME, or else ``nfnet_ray``.
+        experiment: its name, by default that of the study (:func:`nfnet_ray.tracking.experiment.experiment_of`).
     """
 
     def __init__(self, tracking_uri: str, spool: Spool, experiment: str | None = None) -> None:
         self._tracking_uri = with_credentials_aside(tracking_uri)
         self._spool = spool
-        self._experiment = experiment or experiment_name()
+        self._experiment = experiment
         self._thread = threading.Thread(target=self._run, name="mlflow-sink", daemon=True)
         self._wake = threading.Event()
         self._closing = threading.Event()
@@ -266,7 +262,12 @@ class MLflowSink:
                 if self._abandoned.is_set():  # whoever closes this looks at the two in the other order
                     raise InterruptedError("closed before MLflow was opened")
                 client = MlflowClient(tracking_uri=client_uri(self._tracking_uri))
-                writer = StudyWriter(client, self._tracking_uri, self._experiment, self._spool.journal_path)
+                noted = self._spool.tracked
+                known = noted.experiment_id if noted.tracking_uri == self._tracking_uri else ""
+                writer = StudyWriter(
+                    client, self._tracking_uri, self._spool.journal_path, self._experiment, known
+                )
+                self._experiment = writer.experiment
             finally:
                 self._opens_database.clear()
         before, cursor, undelivered = (

@@ -1,9 +1,9 @@
 """Events of a journal as experiments, runs, params, metrics and tags of MLflow.
 
-One experiment holds everything. A study is one run (tag ``kind=study``), each of its trials another one
-(``kind=trial``), and so is each rerun of a winner (``kind=rerun``). Trials are flat, not nested: the UI's charts leave
-nested runs out until each parent is opened by hand. All runs of a study carry its ``study_id``, so they are found again
-whatever happened between creating a run and noting its id.
+Each study file has an experiment (:mod:`nfnet_ray.tracking.experiment`). A study is one run (tag ``kind=study``), each
+of its trials another one (``kind=trial``), and so is each rerun of a winner (``kind=rerun``). Trials are flat, not
+nested: the UI's charts leave nested runs out until each parent is opened by hand. All runs of a study carry its
+``study_id``, so they are found again whatever happened between creating a run and noting its id.
 
 Every write may be made twice without harm. A run is looked for before it is created; params and tags are
 set to the same values; a metric has its event's time, and MLflow keeps one of two points that are equal
@@ -30,23 +30,30 @@ from nfnet_ray.tracking.database import artifact_folder
 from nfnet_ray.tracking.destination.uri import sqlite_path
 from nfnet_ray.tracking.events import (
     EpochEnded,
-    StudyDescription,
     StudyExtended,
     StudyStarted,
     TrialEnded,
     TrialPlan,
     TrialStarted,
     Values,
-    Versions,
     plans_of,
     promotion_in_words,
     read_events,
     study_id,
     with_extension,
 )
+from nfnet_ray.tracking.experiment import DEFAULT_EXPERIMENT, experiment_of, own_experiment
 from nfnet_ray.tracking.labels import point_label, short_names, value_label
+from nfnet_ray.tracking.runs.texts import (
+    DESCRIPTION_TAG,
+    experiment_description,
+    run_name,
+    source_tags,
+    study_description,
+    trial_description,
+)
 from nfnet_ray.tracking.spool import STUDY_RUN, JournalLine, TrackedStudy
-from nfnet_ray.tracking.state import JournalReader, StudyState
+from nfnet_ray.tracking.state import JournalReader, StudyState, TrialProgress
 from nfnet_ray.tracking.swept import possible_values, swept_fields, swept_range
 from nfnet_ray.tracking.view import (
     EXPERIMENT_KIND,
@@ -61,7 +68,7 @@ if TYPE_CHECKING:
 
 # The most that one log_batch takes (mlflow/utils/validation.py, MAX_PARAMS_TAGS_PER_BATCH and
 # MAX_METRICS_PER_BATCH).
-_PARAMS_PER_CALL = 100
+_PARAMS_AND_TAGS_PER_CALL = 100
 _METRICS_PER_CALL = 1000
 
 _RUN_STATUS = {
@@ -80,10 +87,18 @@ RunState = Literal["open", "deleted", "in a deleted experiment", "gone"]
 class StudyWriter:
     """Writes one study's events. Not thread-safe; any call may raise what mlflow raises."""
 
-    def __init__(self, client: MlflowClient, tracking_uri: str, experiment: str, journal_path: Path) -> None:
+    def __init__(
+        self,
+        client: MlflowClient,
+        tracking_uri: str,
+        journal_path: Path,
+        experiment: str | None = None,
+        known_experiment_id: str = "",
+    ) -> None:
         """Find the study's experiment (creating it if need be) and the runs that it has already.
 
-        The journal must begin with ``study_started``.
+        The journal must begin with ``study_started``. ``experiment`` is a name, by default that of the study's file.
+        A study that has runs in ``known_experiment_id``, or where earlier versions put all studies, stays there.
         """
         self._client = client
         self._journal = JournalReader(journal_path)
@@ -100,9 +115,10 @@ class StudyWriter:
         self._recipes: dict[str, Values] = {}
         self._started_at_plans = started
 
-        self.experiment = experiment
-        experiment_id = self._experiment_id(tracking_uri, experiment)
-        study_run_id, trial_run_ids = self._existing_runs(experiment_id)
+        self.experiment = experiment or experiment_of(started)
+        experiment_id, study_run_id, trial_run_ids = self._found(known_experiment_id)
+        if not experiment_id:
+            experiment_id = self._created_experiment(tracking_uri, self.experiment)
         self.tracked = TrackedStudy(
             tracking_uri=tracking_uri,
             experiment_id=experiment_id,
@@ -121,37 +137,37 @@ class StudyWriter:
             self._start_study(event)
         elif event["event"] == "study_resumed":
             self._client.update_run(self.tracked.study_run_id, status="RUNNING")
-            self._set_tags(self.tracked.study_run_id, {"state": "running", "reason": ""})
+            self._log(self.tracked.study_run_id, {"state": "running", "reason": ""})
         elif event["event"] == "study_extended":
             if run == STUDY_RUN:
                 self._extend_study(line)
             elif run_id := self.run_id(run):  # a trial that has never begun has none
-                self._set_tags(run_id, _place_in_study(event, run))
+                self._log(run_id, _place_in_study(event, run))
         elif event["event"] in ("contenders_chosen", "confirmation_planned"):
             if run_id := self.run_id(run):
                 tags = {"left_out": str(run in event["left_out"]).lower()}
                 if event["event"] == "contenders_chosen" and run in event["dropped"]:
                     tags = {"reason": event["dropped"][run]}
-                self._set_tags(run_id, tags)
+                self._log(run_id, tags)
         elif event["event"] == "study_annotated":
             self._annotate(line)
         elif event["event"] == "trial_started":
             self._start_trial(event)
         elif event["event"] == "trial_paused":
-            self._set_tags(self._trial_run(event["trial"], event["time"]), {"state": "paused"})
+            self._log(self._trial_run(event["trial"], event["time"]), {"state": "paused"})
         elif event["event"] == "trial_promoted":
             why = promotion_in_words(event)
-            self._set_tags(self._trial_run(event["trial"], event["time"]), {"reason": why})
+            self._log(self._trial_run(event["trial"], event["time"]), {"reason": why})
         elif event["event"] == "epoch":
             self.write_epochs(run, [event])
         elif event["event"] == "trial_ended":
             if run == STUDY_RUN:
                 self._summarise(line)
             else:
-                self._end_trial(event)
+                self._end_trial(line, event)
         elif event["event"] == "study_ended":
             self._summarise(line)
-            self._set_tags(
+            self._log(
                 self.tracked.study_run_id,
                 {
                     "state": event["state"],
@@ -210,17 +226,39 @@ class StudyWriter:
         """Store a file with the study's run."""
         self._client.log_artifact(self.tracked.study_run_id, str(path))
 
-    def _experiment_id(self, tracking_uri: str, name: str) -> str:
-        experiment = self._client.get_experiment_by_name(name)
-        if experiment is not None:
-            return experiment.experiment_id
+    def _found(self, known_experiment_id: str) -> tuple[str, str, dict[str, str]]:
+        """(id of the study's experiment, its run, {trial: its run}); empty for what is not there yet."""
+        ids = [known_experiment_id] if known_experiment_id else []
+        by_name = [self._client.get_experiment_by_name(self.experiment)]
+        if self.experiment != DEFAULT_EXPERIMENT:
+            by_name.append(self._client.get_experiment_by_name(DEFAULT_EXPERIMENT))
+        ids += [found.experiment_id for found in by_name if found is not None]
+        for experiment_id in dict.fromkeys(ids):
+            study_run_id, trial_run_ids = self._existing_runs(experiment_id)
+            if study_run_id or trial_run_ids:
+                return experiment_id, study_run_id, trial_run_ids
+        return by_name[0].experiment_id if by_name[0] else "", "", {}
+
+    def _created_experiment(self, tracking_uri: str, name: str) -> str:
         location = None
         # Without a server, MLflow would put artifacts into ./mlruns of whoever creates the experiment.
         if database := sqlite_path(tracking_uri):
             folder = artifact_folder(database, name)
             folder.mkdir(parents=True, exist_ok=True)  # so that a copy of the database is known by its own
             location = folder.as_uri()
-        return self._client.create_experiment(name, artifact_location=location)
+        return self._client.create_experiment(
+            name,
+            artifact_location=location,
+            tags=self._experiment_tags(),
+        )
+
+    def _experiment_tags(self) -> dict[str, str]:
+        # Else the UI opens it among traces and prompts of language models.
+        tags = {EXPERIMENT_KIND_TAG: EXPERIMENT_KIND}
+        study = self._started["study"]
+        if self.experiment == own_experiment(study.get("source", {}).get("file")):
+            tags[DESCRIPTION_TAG] = experiment_description(study)
+        return tags
 
     def _existing_runs(self, experiment_id: str) -> tuple[str, dict[str, str]]:
         from mlflow.entities import ViewType
@@ -250,27 +288,32 @@ class StudyWriter:
         )
         self.tracked = replace(self.tracked, study_run_id=run_id)
         space = {f"space.{name}": values for name, values in study["space"].items()}
-        self._log_params(run_id, {**_data_params(event), **study["recipe"], **space, "seeds": study["seeds"]})
-        self._set_tags(
+        self._log(
             run_id,
             {
                 "state": "running",
                 "question": study["question"],
                 "command": study["command"],
-                "mlflow.note.content": _description(study, study.get("notes", ())),
+                DESCRIPTION_TAG: study_description(study, study.get("notes", ())),
                 **study.get("tags", {}),
             },
+            {**_data_params(event), **study["recipe"], **space, "seeds": study["seeds"]},
         )
         self._save_view(event)
+        self._label_experiment()
+
+    def _label_experiment(self) -> None:
+        """Adds what an experiment that was made by somebody else, or by an earlier version, does not have."""
         experiment_id = self.tracked.experiment_id
-        # Else the UI opens it among traces and prompts of language models.
-        if EXPERIMENT_KIND_TAG not in self._client.get_experiment(experiment_id).tags:
-            self._client.set_experiment_tag(experiment_id, EXPERIMENT_KIND_TAG, EXPERIMENT_KIND)
+        tags = self._client.get_experiment(experiment_id).tags
+        for name, value in self._experiment_tags().items():
+            if name not in tags:
+                self._client.set_experiment_tag(experiment_id, name, value)
 
     def _extend_study(self, line: JournalLine) -> None:
         """Params cannot change, so the space is in the description."""
         self._annotate(line)
-        self._set_tags(self.tracked.study_run_id, {"state": "running"})
+        self._log(self.tracked.study_run_id, {"state": "running"})
         started = self._journal.state_at(line.end).started
         if started is not None:
             self._save_view(started)
@@ -295,44 +338,61 @@ class StudyWriter:
     def _annotate(self, line: JournalLine) -> None:
         state = self._journal.state_at(line.end)
         assert state.started is not None
-        content = _description(state.started["study"], state.notes, state.extensions)
-        self._set_tags(self.tracked.study_run_id, {"mlflow.note.content": content, **state.tags})
+        content = study_description(state.started["study"], state.notes, state.extensions)
+        self._log(self.tracked.study_run_id, {DESCRIPTION_TAG: content, **state.tags})
 
     def _start_trial(self, event: TrialStarted) -> None:
         run_id = self._trial_run(event["trial"], event["time"])
+        params: Values = {}
         if run_id not in self._with_params:  # a trial starts again after each rung
-            self._log_params(run_id, {**_data_params(self._started), **self._recipe(event["trial"])})
-            self._with_params.add(run_id)
+            params = {**_data_params(self._started), **self._recipe(event["trial"])}
         self._client.update_run(run_id, status="RUNNING")
-        self._set_tags(run_id, {"state": "running", "attempt": str(event["attempt"])})
+        self._log(run_id, {"state": "running", "attempt": str(event["attempt"])}, params)
+        self._with_params.add(run_id)
 
-    def _end_trial(self, event: TrialEnded) -> None:
+    def _end_trial(self, line: JournalLine, event: TrialEnded) -> None:
         run_id = self._trial_run(event["trial"], event["time"])
-        self._set_tags(run_id, {"state": event["state"], "reason": event["reason"] or ""})
+        trial = self._journal.state_at(line.end).trials[event["trial"]]
+        study = self._started["study"]
+        description = trial_description(study, self.tracked, trial, self._point(event["trial"]))
+        self._log(
+            run_id,
+            {"state": event["state"], "reason": event["reason"] or "", DESCRIPTION_TAG: description},
+        )
         self._end_run(run_id, event["state"], event["time"])
 
     def _trial_run(self, trial: str, time: float) -> str:
         """The id of the trial's run, which is created when the trial is first heard of."""
         if run_id := self.tracked.trial_run_ids.get(trial):
             return run_id
-        study, shown = self._started["study"], dict(self._plan(trial)["point"])
-        recipe = self._recipe(trial)
-        is_rerun = trial in self._reruns
-        if (len(study["seeds"]) > 1 or study.get("more_seeds") or is_rerun) and "seed" in recipe:
-            shown["seed"] = recipe["seed"]
-        names = short_names([*swept_fields(study), *shown])
+        study, point = self._started["study"], self._point(trial)
         run_id = self._create_run(
-            _run_name(shown, names) or trial,
+            run_name(self._shown(trial), swept_fields(study)) or trial,
             time,
             {
-                "kind": "rerun" if is_rerun else "trial",
+                "kind": "rerun" if trial in self._reruns else "trial",
                 "trial": trial,
-                "point": point_label(shown, names),
+                "point": point,
                 "left_out": "false",
+                DESCRIPTION_TAG: trial_description(
+                    study, self.tracked, TrialProgress(trial, "running"), point
+                ),
             },
         )
         self.tracked = replace(self.tracked, trial_run_ids={**self.tracked.trial_run_ids, trial: run_id})
         return run_id
+
+    def _shown(self, trial: str) -> Values:
+        """The point of a trial, and its seed where that is not the same for all."""
+        study, shown = self._started["study"], dict(self._plan(trial)["point"])
+        recipe = self._recipe(trial)
+        if len(study["seeds"]) > 1 or study.get("more_seeds") or trial in self._reruns:
+            shown["seed"] = recipe.get("seed", study["recipe"].get("seed"))
+        return shown
+
+    def _point(self, trial: str) -> str:
+        shown = self._shown(trial)
+        return point_label(shown, short_names([*swept_fields(self._started["study"]), *shown]))
 
     def _recipe(self, trial: str) -> Values:
         self._plan(trial)
@@ -366,24 +426,23 @@ class StudyWriter:
                 "study_id": self._study_id,
                 **{f"hardware.{name}": str(value) for name, value in study["hardware"].items()},
                 **{f"versions.{name}": str(value) for name, value in study["versions"].items()},
-                **_source_tags(study["versions"]),
+                **source_tags(study),
             },
         ).info.run_id
 
     def _end_run(self, run_id: str, state: str, time: float) -> None:
         self._client.set_terminated(run_id, _RUN_STATUS[state], end_time=_milliseconds(time))
 
-    def _log_params(self, run_id: str, values: Mapping[str, Any]) -> None:
-        from mlflow.entities import Param
+    def _log(self, run_id: str, tags: Mapping[str, str], params: Mapping[str, Any] | None = None) -> None:
+        """Tags and params, in as few calls as MLflow takes them."""
+        from mlflow.entities import Param, RunTag
 
-        params = [Param(name, _param(value)) for name, value in values.items()]
-        for first in range(0, len(params), _PARAMS_PER_CALL):
-            self._client.log_batch(run_id, params=params[first : first + _PARAMS_PER_CALL])
-
-    def _set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
-        from mlflow.entities import RunTag
-
-        self._client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
+        given = [Param(name, _param(value)) for name, value in (params or {}).items()]
+        labels = [RunTag(name, value) for name, value in tags.items()]
+        rest = _PARAMS_AND_TAGS_PER_CALL - len(labels)
+        self._client.log_batch(run_id, params=given[:rest], tags=labels)
+        for first in range(rest, len(given), _PARAMS_AND_TAGS_PER_CALL):
+            self._client.log_batch(run_id, params=given[first : first + _PARAMS_AND_TAGS_PER_CALL])
 
     def _summarise(self, line: JournalLine) -> None:
         """Log the study's own metrics as they were after a line of the journal.
@@ -407,12 +466,6 @@ def _clipping_metrics(event: EpochEnded) -> dict[str, float]:
         return Clipping.from_text(event["clipping"]).metrics() if "clipping" in event else {}
     except ValueError:
         return {}
-
-
-def _description(study: StudyDescription, notes: Sequence[str], extensions: Sequence[str] = ()) -> str:
-    """What the UI shows as the description of the study's run, in Markdown."""
-    commands = [f"`{study['command']}`", *(f"Extended: `{command}`" for command in extensions)]
-    return "\n\n".join([study["question"], *commands, *notes])
 
 
 def _place_in_study(event: StudyExtended, trial: str) -> dict[str, str]:
@@ -455,23 +508,6 @@ def study_metrics(state: StudyState, metric: str) -> dict[str, float]:
     if confirmed:
         summary[f"confirmed_{metric}"] = max(math.fsum(each) / len(each) for each in confirmed.values())
     return summary
-
-
-def _run_name(point: Values, names: Mapping[str, str]) -> str:
-    """``clip_factor 0.02``, or ``0.02, 64 (clip_factor, batch_size)``: the UI's list cuts off after 20 letters."""
-    if len(point) < 2:
-        return point_label(point, names)
-    return f"{', '.join(map(value_label, point.values()))} ({', '.join(names[field] for field in point)})"
-
-
-def _source_tags(versions: Versions) -> dict[str, str]:
-    """What MLflow's UI shows as the source of a run; nothing outside a repository."""
-    if not versions["commit"]:
-        return {}
-    tags = {"mlflow.source.git.commit": versions["commit"]}
-    if (dirty := versions.get("dirty")) is not None:
-        tags["mlflow.source.git.dirty"] = str(dirty).lower()
-    return tags
 
 
 def _data_params(started: StudyStarted) -> Values:

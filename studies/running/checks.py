@@ -51,11 +51,11 @@ def storage_folder(home: Path, request: Request) -> Path:
     return storage
 
 
-def check_tracking(uri: str) -> None:
-    """Raises UserError if a study cannot be recorded at ``uri``."""
+def check_tracking(uri: str, experiment: str) -> None:
+    """Raises UserError if a study cannot be recorded at ``uri`` in that experiment."""
     check_path(uri, "--tracking-uri")
     try:
-        check_tracking_uri(uri)
+        check_tracking_uri(uri, experiment)
     except (OSError, ValueError) as error:
         raise UserError(f"tracking URI {uri!r}: {error}") from error
     database = sqlite_path(uri)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,3 +44,14 @@ class StudyProgram:
     made_weights: MadeWeights | None = None
     is_open: bool = False
     is_whole: bool = False
+
+    @property
+    def file(self) -> Path | None:
+        """The file of the function that builds the study; None for a study that was built in Python, or a notebook."""
+        if self.is_whole:
+            return None
+        try:
+            file = Path(inspect.getfile(self.build))
+        except TypeError:
+            return None
+        return file if file.is_file() else None

@@ -76,6 +76,11 @@ class Request(ABC):
         return None
 
     @property
+    def program_file(self) -> Path | None:
+        """The file that asks the question; None for a study that was built in Python."""
+        return None
+
+    @property
     def allows_other_data(self) -> bool:
         """Whether a resumed study may use other data than it began with."""
         return False

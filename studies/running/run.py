@@ -28,6 +28,7 @@ from nfnet_ray.study.study import Study
 from nfnet_ray.study.webhook import check_webhook
 from nfnet_ray.tracking.destination.choice import tracking_uri_for
 from nfnet_ray.tracking.events import StudyStarted
+from nfnet_ray.tracking.experiment import experiment_name, experiment_of_journal
 from nfnet_ray.tracking.state import StudyState
 from studies.running.checks import (
     check_study_folder,
@@ -102,7 +103,12 @@ def run(request: Request, resume_command: Callable[[Request, str], str], console
     if request.address is not None:
         find_head(request.address)
     if not request.plan:
-        check_tracking(tracking_uri)
+        check_tracking(
+            tracking_uri,
+            experiment_of_journal(storage / request.begun)
+            if request.begun
+            else experiment_name(request.program_file),
+        )
 
     # What: the study, its data and its weights; a new one, one of a journal, or one that is continued.
     progress: StudyState | None = None
@@ -183,5 +189,6 @@ def run(request: Request, resume_command: Callable[[Request, str], str], console
         caps=caps,
         given_caps=merged({}, request.caps),
         command_with=command,
+        program_file=request.program_file,
     )
     return Finished(study_run.execute(request.address, demand, console), directory)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import platform
 import subprocess
 import sys
@@ -14,13 +15,14 @@ from nfnet_ray import version
 from nfnet_ray.cluster.connection.resources import Resources, WorkerResources
 from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.metric import METRIC
-from nfnet_ray.printable import interpreter, shell_command
+from nfnet_ray.printable import display_path, interpreter, printable, shell_command
 from nfnet_ray.study.decisions import most_epochs
 from nfnet_ray.study.study import Study
 from nfnet_ray.study.webhook import shown_webhook
 from nfnet_ray.tracking.destination.uri import without_password
 from nfnet_ray.tracking.events import (
     Hardware,
+    SourceDescription,
     SourceVersion,
     StudyDescription,
     StudyStarted,
@@ -35,8 +37,12 @@ def started_event(
     resources: Resources,
     worker: WorkerResources,
     hidden: Callable[[str], str] = without_password,
+    program_file: Path | None = None,
 ) -> StudyStarted:
-    """The event of a study that starts now. Of each word of its command, the journal has what ``hidden`` returns."""
+    """The event of a study that starts now. Of each word of its command, the journal has what ``hidden`` returns.
+
+    ``program_file`` asks the question; None for a study that was built in Python.
+    """
     description: StudyDescription = {
         "name": study.name,
         "command": command_line(hidden),
@@ -58,6 +64,7 @@ def started_event(
         },
         "hardware": hardware(resources),
         "versions": versions(),
+        "source": source_description(program_file),
         **study.description(),  # type: ignore[typeddict-item]
         "epochs": most_epochs(study),
     }
@@ -114,6 +121,45 @@ def source_version(file: Path | None = None) -> SourceVersion:
     except (OSError, subprocess.SubprocessError):
         return {"commit": ""}
     return {"commit": commit, "dirty": bool(changes)}
+
+
+def source_description(program_file: Path | None) -> SourceDescription:
+    """What ran, by its file, branch and repository, and who started it.
+
+    The branch and the repository are the library's, as in :func:`source_version`.
+    """
+    library = Path(version.__file__)
+    is_tracked = bool(source_version()["commit"])
+    branch = _git_or_nothing(library.parent, "branch", "--show-current") if is_tracked else ""
+    remote = _git_or_nothing(library.parent, "remote", "get-url", "origin") if is_tracked else ""
+    return {
+        "file": "" if program_file is None else _name_in_repository(program_file.resolve()),
+        "user": _user(),
+        "branch": branch,
+        "repository": without_password(remote),
+    }
+
+
+def _name_in_repository(file: Path) -> str:
+    """The path in the repository that tracks a file, or else the file as a person would type it here."""
+    try:
+        return _git(file.parent, "ls-files", "--error-unmatch", "--full-name", file.name)
+    except (OSError, subprocess.SubprocessError):
+        return printable(display_path(file))
+
+
+def _git_or_nothing(folder: Path, *words: str) -> str:
+    try:
+        return _git(folder, *words)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container may run as a user who has no name
+        return ""
 
 
 def _git(folder: Path, *words: str) -> str:

@@ -89,6 +89,7 @@ class StudyRun:
         caps: what the study may cost.
         given_caps: the part of it that was given now, and is not in the journal yet.
         command_with: of {cap: value}: the command that resumes the study with other caps.
+        program_file: asks the question; None for a study that was built in Python.
     """
 
     study: Study
@@ -106,6 +107,7 @@ class StudyRun:
     caps: Caps = field(default_factory=Caps)
     given_caps: CapsDescription = field(default_factory=CapsDescription)
     command_with: Callable[[Mapping[str, float]], str] = lambda _caps: ""
+    program_file: Path | None = None
 
     def execute(self, address: str | None, demand: WorkerDemand, console: Console) -> int:
         """Runs the trials that have not ended, says how it went, and delivers everything to MLflow.
@@ -464,7 +466,7 @@ class StudyRun:
         places: int,
         sharing: Mapping[str, bool],
     ) -> StudyStarted:
-        event = started_event(study, self.data, resources, worker, self._hidden)
+        event = started_event(study, self.data, resources, worker, self._hidden, self.program_file)
         event["study"]["places"] = places
         event["study"]["hardware"] = self._hardware(resources, sharing)
         if self.annotations.notes:

@@ -27,6 +27,7 @@ from studies.running.runner import EXIT_FAILED_TRIALS, Ending, Runner, RunningSt
 
 DEFAULT_MODEL = "nfnet_pico"
 EPOCHS_ON_DIGITS = 8
+TRAINING_FILE = Path(__file__).parents[1] / "train.py"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,10 @@ class TrainingRequest(Request):
     checkpoint_minutes: float | None = None
     hang_seconds: float | None = None
     force: bool = False
+
+    @property
+    def program_file(self) -> Path | None:
+        return TRAINING_FILE
 
     @property
     def allows_other_data(self) -> bool:

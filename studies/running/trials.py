@@ -62,6 +62,10 @@ class StudyRequest(Request):
     trials_at_once: int | None = None
 
     @property
+    def program_file(self) -> Path | None:
+        return self.program.file
+
+    @property
     def digits(self) -> DigitsPart:
         return self.program.digits
 

@@ -69,7 +69,7 @@ def test_a_study_runs_through_and_can_be_seen_everywhere(workplace: Workplace, f
     import mlflow
 
     client = mlflow.MlflowClient(f"sqlite:///{workplace.folder}/runs/mlflow.db")
-    experiment = client.get_experiment_by_name("nfnet_ray")
+    experiment = client.get_experiment_by_name("nfnet_ray.agc_sweep")
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id], "tags.study = 'first'")
     assert sorted(run.data.tags["kind"] for run in runs) == ["study"] + ["trial"] * 6

@@ -44,7 +44,7 @@ def test_a_transfer_runs_and_does_not_go_on_with_other_weights(
     import mlflow
 
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
-    experiment = client.get_experiment_by_name("nfnet_ray")
+    experiment = client.get_experiment_by_name("nfnet_ray.transfer")
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id], "tags.kind = 'trial'")
     assert sorted(run.data.params["model.weights"] for run in runs) == [known, known, "none", "none"]

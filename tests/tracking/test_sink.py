@@ -22,6 +22,7 @@ from nfnet_ray.tracking.destination.choice import tracking_uri_for
 from nfnet_ray.tracking.destination.uri import default_tracking_uri
 from nfnet_ray.tracking.destination.uri_check import check_tracking_uri
 from nfnet_ray.tracking.events import JOURNAL_FILE, Event
+from nfnet_ray.tracking.runs.texts import run_name
 from nfnet_ray.tracking.sink import MLflowSink
 from nfnet_ray.tracking.spool import SPOOL_FILE, Spool
 from nfnet_ray.tracking.view import TAG_PREFIX
@@ -86,7 +87,7 @@ def test_a_study_is_one_run_and_each_trial_is_another(tmp_path: Path, tracking_u
     assert trial.data.params["schedule.epochs"] == "4"
     assert trial.data.params["data.fingerprint"] == "9f86d081884c"
     assert runs["agc_sweep-02"].data.params[CLIP_FACTOR] == "none"
-    assert trial.info.run_name == "0.01, 256 (clip_factor, batch_size)"
+    assert trial.info.run_name == "clip 0.01, batch 256"
 
     ends = {name: (run.info.status, run.data.tags["state"]) for name, run in runs.items()}
     assert ends["agc_sweep-00"] == ("FINISHED", "finished")
@@ -305,11 +306,79 @@ def test_the_experiment_is_the_environments_if_it_names_one(
 def test_the_runs_say_which_source_they_come_from(tmp_path: Path, tracking_uri: str) -> None:
     started = study_started({})
     started["study"]["versions"]["dirty"] = True
-    write_journal(tmp_path, [started])
+    started["study"]["source"] = {
+        "file": "studies/agc_sweep.py",
+        "user": "ada",
+        "branch": "main",
+        "repository": "https://github.com/team/nfnet_ray.git",
+    }
+    write_journal(tmp_path, [started, *trial_events("agc_sweep-00", 1.0, [0.5])])
     deliver(tmp_path, tracking_uri)
-    tags = runs_of(tracking_uri)["study"].data.tags
-    assert tags["mlflow.source.git.commit"] == "4f2d1c0"
-    assert tags["mlflow.source.git.dirty"] == "true"
+    for run in runs_of(tracking_uri, "nfnet_ray.agc_sweep").values():
+        said = {name: value for name, value in run.data.tags.items() if "source" in name or "user" in name}
+        assert said == {
+            "mlflow.source.name": "studies/agc_sweep.py",
+            "mlflow.source.type": "LOCAL",
+            "mlflow.source.git.commit": "4f2d1c0",
+            "mlflow.source.git.branch": "main",
+            "mlflow.source.git.dirty": "true",
+            "mlflow.source.git.repoURL": "https://github.com/team/nfnet_ray.git",
+            "mlflow.user": "ada",
+        }
+
+
+def test_each_study_file_has_an_experiment_that_says_what_it_asks(tmp_path: Path, tracking_uri: str) -> None:
+    for file in ("studies/agc_sweep.py", "/home/ada/my study.py"):
+        started = study_started({})
+        started["study"]["source"] = {"file": file, "user": "", "branch": "", "repository": ""}
+        write_journal(tmp_path / file.rpartition("/")[2], [started])
+        deliver(tmp_path / file.rpartition("/")[2], tracking_uri)
+    client = MlflowClient(tracking_uri=tracking_uri)
+    for name in ("nfnet_ray.agc_sweep", "nfnet_ray.my study"):
+        experiment = client.get_experiment_by_name(name)
+        assert experiment is not None
+        assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+        assert "How strongly should AGC clip" in experiment.tags["mlflow.note.content"]
+        assert len(client.search_runs([experiment.experiment_id])) == 1
+
+
+def test_a_study_that_an_earlier_version_began_stays_in_its_experiment(
+    tmp_path: Path, tracking_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_journal(tmp_path, SMALL[:4])
+    deliver(tmp_path, tracking_uri)
+    (tmp_path / SPOOL_FILE).unlink()
+    write_journal(tmp_path, SMALL[4:])
+    deliver(tmp_path, tracking_uri, "nfnet_ray.agc_sweep")
+    assert len(runs_of(tracking_uri)) == 4
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "another")
+    write_journal(tmp_path, [{"event": "study_annotated", "time": 2.0, "notes": ["seen"], "tags": {}}])
+    deliver(tmp_path, tracking_uri)
+    assert runs_of(tracking_uri)["study"].data.tags["mlflow.note.content"].endswith("seen")
+    assert MlflowClient(tracking_uri=tracking_uri).get_experiment_by_name("another") is None
+
+
+def test_a_trial_says_what_it_is_and_how_it_went(tmp_path: Path, tracking_uri: str) -> None:
+    write_journal(tmp_path, SMALL)
+    deliver(tmp_path, tracking_uri)
+    runs = runs_of(tracking_uri)
+    texts = {name: run.data.tags["mlflow.note.content"] for name, run in runs.items()}
+    link = f"#/experiments/{runs['study'].info.experiment_id}/runs/{runs['study'].info.run_id}"
+    assert (
+        f"**clip_factor 0.01, batch_size 256**: `agc_sweep-00` of the study [agc_sweep]({link})"
+        in texts["agc_sweep-00"]
+    )
+    assert "Finished after 4 epochs. Top-1 " in texts["agc_sweep-00"]
+    assert "Given up, as planned, after 3 epochs: ASHA" in texts["agc_sweep-01"]
+    assert "Diverged after 3 epochs: train_loss was NaN in epoch 3." in texts["agc_sweep-02"]
+
+
+def test_names_of_runs_say_what_their_numbers_are() -> None:
+    rates = {"schedule.base_learning_rate": 0.1, "model.dropout": None, "model.name": "nfnet_f0", "seed": 1}
+    assert run_name(rates, list(rates)) == "rate 0.1, dropout none, nfnet_f0, seed 1"
+    twins = {"a.batch": 1, "batch_size": 2}
+    assert run_name(twins, list(twins)) == "batch 1, batch_size 2"
+    assert run_name({}, []) == ""
 
 
 def undelivered(directory: Path, tracking_uri: str) -> list[tuple[str, str]]:

@@ -8,6 +8,7 @@ from urllib.parse import parse_qsl, urlsplit
 from nfnet_ray.errors import UserError
 from nfnet_ray.tracking.database import check_experiment
 from nfnet_ray.tracking.destination.uri import named, sqlite_path, with_credentials_aside
+from nfnet_ray.tracking.experiment import experiment_name
 from nfnet_ray.tracking.server import check_server
 
 MOST_DATABASE_PATH_BYTES = 504
@@ -19,10 +20,11 @@ _SQLITE_OPTIONS = {"timeout", "isolation_level", "detect_types", "check_same_thr
 _WHAT_TO_USE = "use sqlite:///mlflow.db, or the http(s) address of an MLflow server"
 
 
-def check_tracking_uri(uri: str) -> None:
+def check_tracking_uri(uri: str, experiment: str | None = None) -> None:
     """Find out whether a study can be recorded at ``uri``: a look at the file system, or a question to the server.
 
-    A server is asked by MLflow's own client, so that imports mlflow.
+    A server is asked by MLflow's own client, so that imports mlflow. ``experiment`` is the one that the study goes
+    into, by default the environment's or ``nfnet_ray``.
 
     Raises:
         UserError: the scheme is not one that is supported; the server does not answer, answers as something else than
@@ -35,16 +37,16 @@ def check_tracking_uri(uri: str) -> None:
             raise UserError(
                 f"{named(uri)}: leave out the ? or # and what follows, which are pages of a browser"
             )
-        check_server(uri)
+        check_server(uri, experiment)
     elif scheme == "sqlite":
-        _check_sqlite(uri)
+        _check_sqlite(uri, experiment or experiment_name())
     elif scheme in ("", "file"):
         raise UserError(f"{named(uri)}: MLflow no longer keeps runs in folders; {_WHAT_TO_USE}")
     else:
         raise UserError(f"{named(uri)}: {scheme}: is not supported; {_WHAT_TO_USE}")
 
 
-def _check_sqlite(uri: str) -> None:
+def _check_sqlite(uri: str, experiment: str) -> None:
     path = sqlite_path(uri)
     if path is None or not path.name:
         raise UserError(f"{named(uri)} names no file; write it as sqlite:///mlflow.db")
@@ -73,7 +75,7 @@ def _check_sqlite(uri: str) -> None:
             raise UserError(f"{named(uri)}: {path} is not an SQLite database; name another file")
         if not os.access(path, os.W_OK):
             raise UserError(f"{named(uri)}: {path} cannot be written; check its permissions")
-        check_experiment(path)
+        check_experiment(path, experiment)
     folder = path.absolute().parent
     nearest = next(parent for parent in (folder, *folder.parents) if parent.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):

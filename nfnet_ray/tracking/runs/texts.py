@@ -1,0 +1,105 @@
+"""Names, descriptions and the source of runs and experiments, as MLflow's UI shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from nfnet_ray.tracking.events import StudyDescription, Values
+from nfnet_ray.tracking.labels import ABSENT, short_names, value_label
+from nfnet_ray.tracking.spool import TrackedStudy
+from nfnet_ray.tracking.state import TrialProgress
+
+DESCRIPTION_TAG = "mlflow.note.content"
+
+# The UI's list of runs cuts a name off after some 25 letters. A field without a word here keeps its short name.
+_WORDS = {
+    "batch_size": "batch",
+    "optimizer.agc.clip_factor": "clip",
+    "optimizer.weight_decay": "decay",
+    "optimizer.sam.rho": "rho",
+    "schedule.base_learning_rate": "rate",
+    "schedule.epochs": "epochs",
+}
+
+
+def run_name(point: Values, fields: Sequence[str]) -> str:
+    """``clip 0.04, batch 64``, ``nfnet_f0, seed 1``; empty for an empty point.
+
+    Args:
+        point: {dotted name: value}; a field that is absent is left out.
+        fields: dotted names from which those of the point have to be told.
+    """
+    names = short_names([*fields, *point])
+    brief = {name: _WORDS.get(name, short) for name, short in names.items()}
+    words = []
+    for field, value in point.items():
+        if value is ABSENT:
+            continue
+        # The name of a network says what it is.
+        if field == "model.name":
+            words.append(value_label(value))
+        else:
+            is_unique = list(brief.values()).count(brief[field]) == 1
+            words.append(f"{brief[field] if is_unique else names[field]} {value_label(value)}")
+    return ", ".join(words)
+
+
+def source_tags(study: StudyDescription) -> dict[str, str]:
+    """What MLflow's UI shows as the source of a run, and who created it; nothing that the journal does not say."""
+    versions, source = study["versions"], study.get("source")
+    tags = {}
+    if commit := versions.get("commit"):
+        tags["mlflow.source.git.commit"] = commit
+        if (dirty := versions.get("dirty")) is not None:
+            tags["mlflow.source.git.dirty"] = str(dirty).lower()
+    if source is not None:
+        tags |= {
+            "mlflow.source.name": source["file"] or "nfnet_ray.run",
+            "mlflow.source.type": "LOCAL",
+            "mlflow.source.git.branch": source["branch"],
+            "mlflow.source.git.repoURL": source["repository"],
+            "mlflow.user": source["user"],
+        }
+    return {name: value for name, value in tags.items() if value}
+
+
+def experiment_description(study: StudyDescription) -> str:
+    """What the UI shows above the runs of an experiment, in Markdown."""
+    file = study.get("source", {}).get("file")
+    return (
+        f"{study['question']}\n\nStudies of `{file}`, recorded by nfnet_ray: one run for each trial (tag `kind` = "
+        "`trial`) and one for each study (`study`). `python -m dashboards.compare STUDY` opens a study on accuracy "
+        "against training time."
+    )
+
+
+def study_description(study: StudyDescription, notes: Sequence[str], extensions: Sequence[str] = ()) -> str:
+    """What the UI shows as the description of the study's run, in Markdown."""
+    commands = [f"`{study['command']}`", *(f"Extended: `{command}`" for command in extensions)]
+    return "\n\n".join([study["question"], *commands, *notes])
+
+
+def trial_description(
+    study: StudyDescription, tracked: TrackedStudy, trial: TrialProgress, point: str
+) -> str:
+    """The same for the run of a trial: its point, how it ended, and a link to the study's run.
+
+    ``point`` is the point in words; empty if the study sweeps nothing.
+    """
+    link = f"#/experiments/{tracked.experiment_id}/runs/{tracked.study_run_id}"
+    of_study = f"`{trial.name}` of the study [{study['name']}]({link})"
+    title = f"**{point}**: {of_study}" if point else of_study
+    return "\n\n".join([f"{title}. {study['question']}", _how_it_went(trial, study["metric"])])
+
+
+def _how_it_went(trial: TrialProgress, metric: str) -> str:
+    if trial.outcome is None or trial.outcome != trial.state:
+        return f"State: {trial.state or 'waiting'}."
+    epochs = f"after {trial.epoch} epoch{'' if trial.epoch == 1 else 's'}"
+    reason = f": {trial.reason}" if trial.reason else ""
+    accuracy, seconds = trial.last(metric), trial.last("train_seconds")
+    reached = ""
+    if accuracy is not None and seconds is not None and accuracy == accuracy:
+        reached = f" Top-1 {accuracy:.1%} after {seconds:,.0f} s of training."
+    words: Mapping[str, str] = {"stopped": "Given up, as planned,", "diverged": "Diverged"}
+    return f"{words.get(trial.outcome, trial.outcome.capitalize())} {epochs}{reason}.{reached}"
