@@ -29,18 +29,18 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from nfnet_ray.analysis.files.study_directory import find_study
 from nfnet_ray.command_line.arguments import whole_number
 from nfnet_ray.command_line.exit_code import exit_code_of
 from nfnet_ray.command_line.one_line_parser import OneLineParser
 from nfnet_ray.errors import UserError
-from nfnet_ray.tracking.database import artifacts_stay_beside
+from nfnet_ray.tracking.destination.database import artifacts_stay_beside
+from nfnet_ray.tracking.destination.experiment import experiment_of_journal
 from nfnet_ray.tracking.destination.uri import sqlite_path, sqlite_uri, with_credentials_aside
 from nfnet_ray.tracking.destination.uri_check import check_tracking_uri
 from nfnet_ray.tracking.events import JOURNAL_FILE
-from nfnet_ray.tracking.experiment import experiment_of_journal
+from nfnet_ray.tracking.runs.view import comparison_url
 from nfnet_ray.tracking.spool import SPOOL_FILE, Spool, TrackedStudy
-from nfnet_ray.tracking.view import comparison_url
+from nfnet_ray.tracking.study_directory import find_study
 
 HOST = "127.0.0.1"
 PORTS_TO_TRY = 20

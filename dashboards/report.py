@@ -22,10 +22,10 @@ from pathlib import Path
 from dashboards.page import render_page
 from dashboards.report_facts import report_facts
 from nfnet_ray.analysis import StudyRecord, load_study
-from nfnet_ray.analysis.files.study_directory import find_study
 from nfnet_ray.command_line.exit_code import exit_code_of
 from nfnet_ray.command_line.one_line_parser import OneLineParser
 from nfnet_ray.errors import UserError
+from nfnet_ray.tracking.study_directory import find_study
 from nfnet_ray.whole_file import whole_file
 
 REPORT_FILE = "report.html"

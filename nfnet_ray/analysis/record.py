@@ -14,7 +14,6 @@ from nfnet_ray.analysis.effects.isolation import isolation
 from nfnet_ray.analysis.effects.marginal import marginal_effects, pairwise_effects
 from nfnet_ray.analysis.effects.response import Response, responses
 from nfnet_ray.analysis.files.exported import is_exported, read_exported
-from nfnet_ray.analysis.files.study_directory import find_study
 from nfnet_ray.correct_images import CorrectImages
 from nfnet_ray.errors import UserError
 from nfnet_ray.metric import METRIC
@@ -22,6 +21,7 @@ from nfnet_ray.tracking.events import StudyDescription, StudyStarted
 from nfnet_ray.tracking.idle import IdleTime
 from nfnet_ray.tracking.labels import ABSENT, short_names
 from nfnet_ray.tracking.state import StudyState
+from nfnet_ray.tracking.study_directory import find_study
 from nfnet_ray.tracking.swept import condition_fields, swept_fields
 
 if TYPE_CHECKING:

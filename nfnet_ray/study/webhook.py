@@ -23,8 +23,8 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 from nfnet_ray.errors import UserError
 from nfnet_ray.printable import printable
+from nfnet_ray.tracking.destination.server import is_this_machine
 from nfnet_ray.tracking.events import study_id
-from nfnet_ray.tracking.server import is_this_machine
 from nfnet_ray.tracking.state import StudyState
 from nfnet_ray.wording import clock_time
 

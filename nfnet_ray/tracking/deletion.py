@@ -13,10 +13,14 @@ from typing import TYPE_CHECKING
 
 from nfnet_ray.errors import UserError
 from nfnet_ray.printable import printable
-from nfnet_ray.tracking.database import client_uri
+from nfnet_ray.tracking.destination.database import client_uri
+from nfnet_ray.tracking.destination.server import (
+    MLFLOW_ENVIRONMENT,
+    check_server,
+    go_past_proxies_to_this_machine,
+)
 from nfnet_ray.tracking.destination.uri import named, sqlite_path, with_credentials_aside, without_password
-from nfnet_ray.tracking.server import MLFLOW_ENVIRONMENT, check_server, go_past_proxies_to_this_machine
-from nfnet_ray.tracking.view import TAG_PREFIX, view_key
+from nfnet_ray.tracking.runs.view import TAG_PREFIX, view_key
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from nfnet_ray.printable import display_path, printable
-from nfnet_ray.tracking.database import artifacts_stay_beside, client_uri
+from nfnet_ray.tracking.destination.database import artifacts_stay_beside, client_uri
+from nfnet_ray.tracking.destination.experiment import restore_experiment_command, restore_runs_command
+from nfnet_ray.tracking.destination.server import MLFLOW_ENVIRONMENT, go_past_proxies_to_this_machine
 from nfnet_ray.tracking.destination.uri import sqlite_path, with_credentials_aside, without_password
 from nfnet_ray.tracking.events import EpochEnded
-from nfnet_ray.tracking.experiment import restore_experiment_command, restore_runs_command
-from nfnet_ray.tracking.server import MLFLOW_ENVIRONMENT, go_past_proxies_to_this_machine
 from nfnet_ray.tracking.spool import STUDY_RUN, JournalLine, Spool, TrackedStudy, Undelivered, runs_of
 from nfnet_ray.wording import agree, count
 
@@ -70,7 +70,7 @@ class MLflowSink:
     Args:
         tracking_uri: what :func:`nfnet_ray.tracking.destination.uri.check_tracking_uri` accepts.
         spool: the study's; nobody else may acknowledge in it.
-        experiment: its name, by default that of the study (:func:`nfnet_ray.tracking.experiment.experiment_of`).
+        experiment: its name, by default that of the study's file.
     """
 
     def __init__(self, tracking_uri: str, spool: Spool, experiment: str | None = None) -> None:

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from nfnet_ray.tracking.database import has_run
+from nfnet_ray.tracking.destination.database import has_run
 from nfnet_ray.tracking.destination.uri import sqlite_path, sqlite_uri
 from nfnet_ray.tracking.events import Event, read_events
 from nfnet_ray.whole_file import whole_file

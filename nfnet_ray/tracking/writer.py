@@ -1,9 +1,9 @@
 """Events of a journal as experiments, runs, params, metrics and tags of MLflow.
 
-Each study file has an experiment (:mod:`nfnet_ray.tracking.experiment`). A study is one run (tag ``kind=study``), each
-of its trials another one (``kind=trial``), and so is each rerun of a winner (``kind=rerun``). Trials are flat, not
-nested: the UI's charts leave nested runs out until each parent is opened by hand. All runs of a study carry its
-``study_id``, so they are found again whatever happened between creating a run and noting its id.
+Each study file has an experiment (:mod:`nfnet_ray.tracking.destination.experiment`). A study is one run (tag
+``kind=study``), each of its trials another one (``kind=trial``), and so is each rerun of a winner (``kind=rerun``).
+Trials are flat, not nested: the UI's charts leave nested runs out until each parent is opened by hand. All runs of a
+study carry its ``study_id``, so they are found again whatever happened between creating a run and noting its id.
 
 Every write may be made twice without harm. A run is looked for before it is created; params and tags are
 set to the same values; a metric has its event's time, and MLflow keeps one of two points that are equal
@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from nfnet_ray.clipping import Clipping
-from nfnet_ray.tracking.database import artifact_folder
+from nfnet_ray.tracking.destination.database import artifact_folder
+from nfnet_ray.tracking.destination.experiment import DEFAULT_EXPERIMENT, experiment_of, own_experiment
 from nfnet_ray.tracking.destination.uri import sqlite_path
 from nfnet_ray.tracking.events import (
     EpochEnded,
@@ -42,7 +43,6 @@ from nfnet_ray.tracking.events import (
     study_id,
     with_extension,
 )
-from nfnet_ray.tracking.experiment import DEFAULT_EXPERIMENT, experiment_of, own_experiment
 from nfnet_ray.tracking.labels import point_label, short_names, value_label
 from nfnet_ray.tracking.runs.texts import (
     DESCRIPTION_TAG,
@@ -52,16 +52,16 @@ from nfnet_ray.tracking.runs.texts import (
     study_description,
     trial_description,
 )
-from nfnet_ray.tracking.spool import STUDY_RUN, JournalLine, TrackedStudy
-from nfnet_ray.tracking.state import JournalReader, StudyState, TrialProgress
-from nfnet_ray.tracking.swept import possible_values, swept_fields, swept_range
-from nfnet_ray.tracking.view import (
+from nfnet_ray.tracking.runs.view import (
     EXPERIMENT_KIND,
     EXPERIMENT_KIND_TAG,
     TAG_PREFIX,
     comparison_view,
     view_key,
 )
+from nfnet_ray.tracking.spool import STUDY_RUN, JournalLine, TrackedStudy
+from nfnet_ray.tracking.state import JournalReader, StudyState, TrialProgress
+from nfnet_ray.tracking.swept import possible_values, swept_fields, swept_range
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

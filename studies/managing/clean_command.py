@@ -25,9 +25,9 @@ from nfnet_ray.metric import METRIC
 from nfnet_ray.places import in_words
 from nfnet_ray.printable import printable
 from nfnet_ray.recipe import split_weights
-from nfnet_ray.study.running_lock import alone_with
 from nfnet_ray.study.study import TRIALS_FOLDER, Study, Trial
 from nfnet_ray.tracking.events import JOURNAL_FILE, StudyStarted
+from nfnet_ray.tracking.running_lock import alone_with
 from nfnet_ray.tracking.state import ENDED_FOR_GOOD, StudyState
 from nfnet_ray.wording import count, storage_size
 from studies.managing.folders import StudyFolder, bytes_below, read_folder, read_storage

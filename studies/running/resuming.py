@@ -11,10 +11,10 @@ from nfnet_ray.data.files.dataset import DatasetSummary, check_dataset
 from nfnet_ray.errors import UserError
 from nfnet_ray.printable import display_path, interpreter, shell_command
 from nfnet_ray.study.extension import Extension, extension
-from nfnet_ray.study.running_lock import is_running
 from nfnet_ray.study.study import TRIALS_FOLDER, Study
 from nfnet_ray.tracking.destination.uri import without_password
 from nfnet_ray.tracking.events import JOURNAL_FILE, StudyStarted, read_events
+from nfnet_ray.tracking.running_lock import is_running
 from nfnet_ray.tracking.state import StudyState
 from studies.running.request import CAPS, DEFAULT_STORAGE, Request
 from studies.running.runner import WorkerDemand

@@ -27,8 +27,8 @@ from nfnet_ray.study.extension import Extension
 from nfnet_ray.study.study import Study
 from nfnet_ray.study.webhook import check_webhook
 from nfnet_ray.tracking.destination.choice import tracking_uri_for
+from nfnet_ray.tracking.destination.experiment import experiment_name, experiment_of_journal
 from nfnet_ray.tracking.events import StudyStarted
-from nfnet_ray.tracking.experiment import experiment_name, experiment_of_journal
 from nfnet_ray.tracking.state import StudyState
 from studies.running.checks import (
     check_study_folder,

@@ -39,7 +39,6 @@ from nfnet_ray.study.cost.spending import Caps, CapWatch, PaidTime, ReachedCap, 
 from nfnet_ray.study.display import StudyDisplay, best_so_far, reported_epochs, trial_table
 from nfnet_ray.study.extension import Extension
 from nfnet_ray.study.recorder import Recorder
-from nfnet_ray.study.running_lock import alone_with
 from nfnet_ray.study.search.upcoming import has_more
 from nfnet_ray.study.study import TRIALS_FOLDER, Study, Trial
 from nfnet_ray.study.webhook import Happening, notify, outcome_text, webhook_event
@@ -54,6 +53,7 @@ from nfnet_ray.tracking.events import (
     study_ended,
     study_resumed,
 )
+from nfnet_ray.tracking.running_lock import alone_with
 from nfnet_ray.tracking.sink import MLflowSink
 from nfnet_ray.tracking.spool import SPOOL_FILE, Spool
 from nfnet_ray.tracking.state import StudyState

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.digits import DigitsPart, describe_digits
-from nfnet_ray.analysis.files.study_directory import find_study
 from nfnet_ray.cluster.connection.resources import Resources, WorkerResources
 from nfnet_ray.command_line.interruption import EXIT_INTERRUPTED
 from nfnet_ray.data.files.dataset import DatasetSummary
@@ -26,6 +25,7 @@ from nfnet_ray.study.study import Study
 from nfnet_ray.tracking.events import JOURNAL_FILE, StudyDescription, StudyStarted
 from nfnet_ray.tracking.labels import value_label
 from nfnet_ray.tracking.state import StudyState
+from nfnet_ray.tracking.study_directory import find_study
 from nfnet_ray.wording import count
 from studies.running.checks import DATA_FOLDER
 from studies.running.names import name_for_run

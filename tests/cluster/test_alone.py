@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nfnet_ray.errors import UserError
-from nfnet_ray.study.running_lock import LOCK_FILE, alone_with, is_running
+from nfnet_ray.tracking.running_lock import LOCK_FILE, alone_with, is_running
 
 
 def test_a_second_process_is_refused_until_the_first_has_left(tmp_path: Path) -> None:

@@ -19,10 +19,10 @@ from nfnet_ray.analysis.comparison import compare_studies
 from nfnet_ray.analysis.record import load_study, study_record
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.study.halving import Halving
-from nfnet_ray.study.running_lock import LOCK_FILE, alone_with
 from nfnet_ray.study.space import Range, When, domain_to_json
 from nfnet_ray.study.study import Study
 from nfnet_ray.tracking.events import JOURNAL_FILE, TrialPlan, study_started, trial_proposed
+from nfnet_ray.tracking.running_lock import LOCK_FILE, alone_with
 from nfnet_ray.tracking.state import StudyState
 from studies.managing.clean_command import CHECKPOINTS_FOLDER, TUNE_FOLDER
 from studies.managing.commands import main

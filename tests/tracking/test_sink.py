@@ -17,15 +17,15 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from nfnet_ray.tracking.database import has_run
 from nfnet_ray.tracking.destination.choice import tracking_uri_for
+from nfnet_ray.tracking.destination.database import has_run
 from nfnet_ray.tracking.destination.uri import default_tracking_uri
 from nfnet_ray.tracking.destination.uri_check import check_tracking_uri
 from nfnet_ray.tracking.events import JOURNAL_FILE, Event
 from nfnet_ray.tracking.runs.texts import run_name
+from nfnet_ray.tracking.runs.view import TAG_PREFIX
 from nfnet_ray.tracking.sink import MLflowSink
 from nfnet_ray.tracking.spool import SPOOL_FILE, Spool
-from nfnet_ray.tracking.view import TAG_PREFIX
 from tests.deadlines import wait_until
 from tests.tracking.example_study import (
     CLIP_FACTOR,

@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from sqlalchemy import make_url
 
 from nfnet_ray.errors import UserError
-from nfnet_ray.tracking import server as server_module
+from nfnet_ray.tracking.destination import server as server_module
 from nfnet_ray.tracking.destination.choice import tracking_uri_for
 from nfnet_ray.tracking.destination.uri import default_tracking_uri, sqlite_path, sqlite_uri, without_password
 from nfnet_ray.tracking.destination.uri_check import check_tracking_uri

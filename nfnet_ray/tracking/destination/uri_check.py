@@ -6,10 +6,10 @@ import os
 from urllib.parse import parse_qsl, urlsplit
 
 from nfnet_ray.errors import UserError
-from nfnet_ray.tracking.database import check_experiment
+from nfnet_ray.tracking.destination.database import check_experiment
+from nfnet_ray.tracking.destination.experiment import experiment_name
+from nfnet_ray.tracking.destination.server import check_server
 from nfnet_ray.tracking.destination.uri import named, sqlite_path, with_credentials_aside
-from nfnet_ray.tracking.experiment import experiment_name
-from nfnet_ray.tracking.server import check_server
 
 MOST_DATABASE_PATH_BYTES = 504
 """MAX_PATHNAME of SQLite's os_unix.c, 512, less its "-journal"."""

@@ -12,9 +12,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from nfnet_ray.errors import UserError
-from nfnet_ray.tracking.database import deleted_experiment
+from nfnet_ray.tracking.destination.database import deleted_experiment
+from nfnet_ray.tracking.destination.experiment import experiment_name
 from nfnet_ray.tracking.destination.uri import URI_VARIABLE, without_password
-from nfnet_ray.tracking.experiment import experiment_name
 
 CHECK_SECONDS = 10.0
 """How long a person who starts a study is kept waiting for a server that says nothing."""

@@ -19,8 +19,8 @@ from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
 from nfnet_ray.errors import UserError
+from nfnet_ray.tracking.destination.experiment import EXPERIMENT_VARIABLE, restore_experiment_command
 from nfnet_ray.tracking.destination.uri import named, sqlite_path, sqlite_uri
-from nfnet_ray.tracking.experiment import EXPERIMENT_VARIABLE, restore_experiment_command
 
 ARTIFACTS_FOLDER = "mlartifacts"
 
