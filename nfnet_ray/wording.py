@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 _UNKNOWN = "–"
 
@@ -36,6 +37,15 @@ def plural(noun: str) -> str:
         return f"{noun[:-1]}ies"
     hisses = noun.endswith(("s", "x", "ch", "sh")) and not noun.endswith("epoch")
     return f"{noun}es" if hisses else f"{noun}s"
+
+
+def in_a_row(words: Sequence[str]) -> str:
+    """Words as a sentence lists them.
+
+    >>> in_a_row(["a"]), in_a_row(["a", "b"]), in_a_row(["a", "b", "c"])
+    ('a', 'a and b', 'a, b and c')
+    """
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
 
 
 def ordinal(number: int) -> str:

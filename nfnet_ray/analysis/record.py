@@ -17,6 +17,8 @@ from nfnet_ray.analysis.files.exported import is_exported, read_exported
 from nfnet_ray.correct_images import CorrectImages
 from nfnet_ray.errors import UserError
 from nfnet_ray.metric import METRIC
+from nfnet_ray.tracking.conditions.fields import Conditions
+from nfnet_ray.tracking.conditions.of_trial import conditions_of
 from nfnet_ray.tracking.events import StudyDescription, StudyStarted
 from nfnet_ray.tracking.idle import IdleTime
 from nfnet_ray.tracking.labels import ABSENT, short_names
@@ -50,6 +52,9 @@ class StudyRecord:
             value :data:`nfnet_ray.tracking.labels.ABSENT` there, which is shown as a dash.
         correct_images: {trial: {epoch: text}}, which :meth:`correct` reads.
         pauses: {trial: {rung: the epoch at which it paused there}}; a rung is an epoch, or seconds of training.
+        measured_under: {trial: its conditions}, by which trials can be compared or not
+            (:mod:`nfnet_ray.analysis.comparability`).
+        parts: {name: record} of the studies, in a record of several; empty in that of one.
         clipping: {trial: {epoch: text}}, which :func:`nfnet_ray.analysis.clipping_of` reads.
         conditions: those of the fields whose values divide the trials into strata: all but the first that have a list
             of values.
@@ -94,6 +99,8 @@ class StudyRecord:
     idle: IdleTime | None = None
     clipping: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     pauses: Mapping[str, Mapping[float, int]] = field(default_factory=dict)
+    measured_under: Mapping[str, Conditions] = field(default_factory=dict)
+    parts: Mapping[str, StudyRecord] = field(default_factory=dict)
 
     @property
     def is_stretched(self) -> bool:
@@ -265,6 +272,7 @@ def study_record(state: StudyState, started: StudyStarted, *, with_epochs: bool 
         correct_images={name: dict(trial.correct_images) for name, trial in state.trials.items()},
         pauses={name: dict(trial.paused) for name, trial in state.trials.items()},
         clipping={name: dict(trial.clipping) for name, trial in state.trials.items()},
+        measured_under={name: conditions_of(state, name) for name in identity},
     )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
 
 from nfnet_ray.correct_images import CorrectImages
+from nfnet_ray.tracking.conditions.fields import Conditions
 from nfnet_ray.tracking.events import StudyDescription
 
 if TYPE_CHECKING:
@@ -33,6 +34,10 @@ class StudyTables(Protocol):
     def trials(self) -> pd.DataFrame: ...
     @property
     def pauses(self) -> Mapping[str, Mapping[float, int]]: ...
+    @property
+    def measured_under(self) -> Mapping[str, Conditions]: ...
+    @property
+    def parts(self) -> Mapping[str, StudyTables]: ...
     @property
     def price_per_hour(self) -> float | None: ...
     @property

@@ -1,0 +1,16 @@
+"""Whether accuracies and times of trials can be compared, and what differs where they cannot."""
+
+from nfnet_ray.analysis.comparability.differences import (
+    ConditionDifference,
+    ConditionGroup,
+    condition_differences,
+)
+from nfnet_ray.analysis.comparability.guard import Comparability, comparability
+
+__all__ = [
+    "Comparability",
+    "ConditionDifference",
+    "ConditionGroup",
+    "comparability",
+    "condition_differences",
+]

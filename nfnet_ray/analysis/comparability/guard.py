@@ -1,0 +1,108 @@
+"""The comparability guard: which trials may share an axis, and what has to be said where they do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from nfnet_ray.analysis.comparability.differences import ConditionDifference, condition_differences, texts
+from nfnet_ray.analysis.tables import StudyTables
+
+_MOST_MARKS = 2
+"""A legend has room for two marks; the sentences have all."""
+
+
+@dataclass(frozen=True)
+class AxesGroup:
+    """Trials that may share both axes. ``title`` has the values that keep them apart from others, if there are any."""
+
+    title: str
+    trials: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Comparability:
+    """What keeps the trials of a record apart.
+
+    Attributes:
+        differences: all of them, the weightiest first.
+        axes: the trials that may share axes of accuracy and time, in the order of the record; one group if all may.
+        marks: {trial: its values of the marked conditions}, for a legend; empty where none is marked.
+    """
+
+    differences: tuple[ConditionDifference, ...]
+    axes: tuple[AxesGroup, ...]
+    marks: dict[str, str]
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether nothing is worth more than a remark."""
+        return not self.weighty
+
+    @property
+    def weighty(self) -> list[ConditionDifference]:
+        """The differences that are known and not quiet."""
+        return [one for one in self.differences if one.is_known and one.weight != "quiet"]
+
+    @property
+    def remarks(self) -> list[ConditionDifference]:
+        """The quiet ones, and what the journals do not record."""
+        return [one for one in self.differences if not one.is_known or one.weight == "quiet"]
+
+    def touched(self) -> tuple[str, ...]:
+        """What is not comparable without a word: ``accuracy``, ``time``, or both."""
+        touched = {name for one in self.weighty for name in one.field.touches}
+        return tuple(name for name in ("accuracy", "time") if name in touched)
+
+    def sentences(self) -> list[str]:
+        """What differs, each with its values and where they are: first what keeps trials apart, then the others."""
+        return [f"{said[0].upper()}{said[1:]}." for said in (one.sentence() for one in self.weighty)]
+
+    def remark_sentences(self) -> list[str]:
+        """The remarks: what differs as intended, then in one sentence what is not recorded."""
+        said = [one.sentence() for one in self.remarks if one.is_known]
+        unknown = [one for one in self.remarks if not one.is_known]
+        by_place: dict[str, list[str]] = {}
+        for one in unknown:
+            where = " and ".join(group.where for group in one.groups if not group.fact.is_known)
+            by_place.setdefault(where, []).append(one.field.label)
+        said += [
+            f"not recorded of {where}, and so perhaps different: {', '.join(labels)}"
+            for where, labels in by_place.items()
+        ]
+        return [f"{sentence[0].upper()}{sentence[1:]}." for sentence in said]
+
+
+def comparability(record: StudyTables) -> Comparability:
+    """Which of a record's trials may share axes, and what differs between those that do."""
+    differences = condition_differences(record)
+    known = [one for one in differences if one.is_known]
+    apart = [one for one in known if one.weight == "apart"]
+    marked = [one for one in known if one.weight == "marked"]
+    return Comparability(tuple(differences), _axes(record, apart), _marks(record, marked))
+
+
+def _axes(record: StudyTables, apart: Sequence[ConditionDifference]) -> tuple[AxesGroup, ...]:
+    values = [texts(one.groups) for one in apart]
+    found: dict[tuple[str, ...], set[str]] = {}
+    for trial in record.trials["trial"]:
+        found.setdefault(tuple(value.get(trial, "") for value in values), set()).add(trial)
+    return tuple(
+        AxesGroup(
+            ", ".join(f"{one.field.label} {text}" for one, text in zip(apart, key, strict=True) if text),
+            frozenset(trials),
+        )
+        for key, trials in found.items()
+    )
+
+
+def _marks(record: StudyTables, marked: Sequence[ConditionDifference]) -> dict[str, str]:
+    """The marks of versions come last: they are many, and say the least."""
+    values = [(one.field.label, texts(one.groups)) for one in marked]
+    marks = {}
+    for trial in record.trials["trial"]:
+        mine = [f"{label} {value[trial]}" for label, value in values if trial in value]
+        if mine:
+            more = f", {len(mine) - _MOST_MARKS} more" if len(mine) > _MOST_MARKS else ""
+            marks[trial] = ", ".join(mine[:_MOST_MARKS]) + more
+    return marks

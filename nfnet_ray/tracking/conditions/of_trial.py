@@ -1,0 +1,238 @@
+"""The conditions of a trial, from what its journal records: pure functions of a StudyState.
+
+What a worker has told of itself is believed first, then what the driver that trained the trial ran on, then the Recipe.
+Journals of earlier versions lack some of it, which is then :data:`~nfnet_ray.tracking.conditions.fields.UNKNOWN`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
+
+from nfnet_ray.recipe import decisive_values
+from nfnet_ray.tracking.conditions.fields import UNKNOWN, Conditions, Fact
+from nfnet_ray.tracking.events import TrialPlan, Versions
+from nfnet_ray.tracking.labels import value_label
+from nfnet_ray.tracking.state import Session, StudyState, TrialProgress
+from nfnet_ray.wording import count, plural
+
+_FINGERPRINT_DIGITS = 12
+_COMMIT_DIGITS = 10
+
+
+def conditions_of(state: StudyState, trial: str) -> Conditions:
+    """{name: value} of :data:`~nfnet_ray.tracking.conditions.fields.CONDITION_FIELDS`, and of the ``network``.
+
+    What does not apply to a trial is left out: CUDA and MPS without GPUs, timm for networks that are not from there. A
+    trial that moved to other hardware, or was resumed by another version, has both values: ``A, then B``. One that
+    has not begun has those of the study. The journal must have begun.
+    """
+    assert state.started is not None
+    study = cast(Mapping[str, Any], state.started["study"])
+    progress, plan = state.trials[trial], _plan(state, trial)
+    recipe = decisive_values({**study["recipe"], **state.changed, **plan["recipe"], **plan["point"]})
+    told = _told(progress)
+    sessions = [state.sessions[number] for number in progress.sessions] or state.sessions[:1]
+    worker = study.get("worker", {})
+    data = study["data"]
+    gpus = worker.get("gpus", 0)
+    conditions = {
+        "network": _fact(recipe.get("model.name")),
+        "data": Fact(data["fingerprint"], f"{data['name']} {data['fingerprint'][:_FINGERPRINT_DIGITS]}"),
+        "metric": _fact(study["metric"]),
+        "validation_part": _validation_part(data["validation_images"], study.get("holdout")),
+        "train_share": _of_recipe(recipe, "data.train_share"),
+        "damaged_images": _damaged(progress),
+        "eval_size": _told_or_recipe(told, "eval_size", recipe, "data.eval_size"),
+        "eval_crop": _told_or_recipe(told, "eval_crop", recipe, "data.eval_crop"),
+        "averaging": _averaging(told, recipe),
+        # No version has had any.
+        "test_time_augmentation": _several(
+            part.get("test_time_augmentation", "none") for part in told or [{}]
+        ),
+        "weights": _weights(recipe),
+        "trained": _of_recipe(recipe, "model.trained"),
+        "hardware": _several(_description(session) for session in sessions),
+        "device": _several(part.get("device") for part in told),
+        "workers": _several([part.get("workers", worker.get("workers")) for part in told or [{}]]),
+        "threads": _several([part.get("threads", worker.get("cpus")) for part in told or [{}]]),
+        "gpu_share": _fact(worker.get("gpus")),
+        "precision": _told_or_recipe(told, "precision", recipe, "precision"),
+        "memory_format": _memory_format(told, recipe),
+        "compile": _of_recipe(recipe, "compile"),
+        "micro_batches": _of_recipe(recipe, "micro_batches"),
+        "torch": _torch(told, sessions),
+        "nfnet_ray": _version(sessions, "nfnet_ray"),
+        "commit": _several(_commit(session.versions) for session in sessions),
+        "ray": _version(sessions, "ray"),
+        "python": _version(sessions, "python"),
+        "image_size": _told_or_recipe(told, "image_size", recipe, "data.image_size"),
+    }
+    if gpus < 1:  # whole GPUs are nobody else's
+        conditions["places"] = _several(session.places for session in sessions)
+    if 0 < gpus < 1:
+        conditions["mps"] = _several(_mps(session) for session in sessions)
+    if gpus:
+        conditions["cuda"] = _several(part.get("cuda") for part in told)
+    if not str(recipe.get("model.name", "")).startswith("nf"):  # the baselines' modules are timm's
+        timm = [part.get("timm") for part in told]
+        conditions["timm"] = _several(timm) if told else _version(sessions, "timm")
+    return conditions
+
+
+def condition_text(conditions: Conditions) -> str:
+    """What distinguishes the conditions of some trials from others, in a line: a tag to group runs by.
+
+    Versions of this library are not in it, and usual values are left out. Equal texts are equal conditions as far as
+    the journal knows.
+
+    >>> condition_text(conditions_of(state, "agc_sweep-00"))                       # doctest: +SKIP
+    'digits aa8b529b1f19, evaluated at 32 pixels (squash), moving average, float32, 1 worker with 2 cores of …'
+    """
+    text = {name: fact.text for name, fact in conditions.items()}
+    size = f"{text['eval_size']} pixels" if conditions["eval_size"].is_known else "the network's own size"
+    device = "device" if conditions["device"].is_known else "hardware"
+    parts = [
+        text["data"],
+        f"evaluated at {size} ({text['eval_crop']})",
+        "last weights" if text["averaging"] == "none" else text["averaging"],
+        text["precision"],
+        f"{_counted(conditions['workers'], 'worker')} with {_counted(conditions['threads'], 'core')} on {text[device]}",
+        f"torch {text['torch']}",
+    ]
+    usual = {
+        "train_share": (1.0, "training share {}"),
+        "damaged_images": ("none", "skipped: {}"),
+        "test_time_augmentation": ("none", "test-time augmentation {}"),
+        "weights": ("random", "from {}"),
+        "trained": ("all", "trained: {}"),
+        "compile": (False, "torch.compile"),
+        "micro_batches": (1, "{} micro-batches"),
+        "memory_format": ("contiguous", "{}"),
+    }
+    parts += [
+        phrase.format(text[name])
+        for name, (value, phrase) in usual.items()
+        if conditions[name].is_known and conditions[name].value != value
+    ]
+    if conditions["gpu_share"].is_known and 0 < conditions["gpu_share"].value < 1:
+        parts.append(f"{text['gpu_share']} of a GPU")
+    return ", ".join(parts)
+
+
+def _counted(fact: Fact, noun: str) -> str:
+    return count(fact.value, noun) if isinstance(fact.value, int | float) else f"{fact.text} {plural(noun)}"
+
+
+def _plan(state: StudyState, trial: str) -> TrialPlan:
+    for plans in (state.plans, state.further, state.reruns):
+        if trial in plans:
+            return plans[trial]
+    return {"name": trial, "point": {}, "recipe": {}}
+
+
+def _told(progress: TrialProgress) -> list[Mapping[str, Any]]:
+    """What its workers have told of themselves, one after the other; what cannot be read is left out."""
+    found: list[Mapping[str, Any]] = []
+    for _, text in sorted(progress.conditions.items()):
+        try:
+            told = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(told, dict):
+            found.append(told)
+    return found
+
+
+def _fact(value: Any) -> Fact:
+    if value is None:
+        return UNKNOWN
+    return Fact(tuple(value) if isinstance(value, list) else value, value_label(value))
+
+
+def _several(values: Iterable[Any]) -> Fact:
+    """The value, or all of them in their order; unknown if one is."""
+    distinct = list(dict.fromkeys(values))
+    if not distinct or None in distinct:
+        return UNKNOWN if len(distinct) < 2 else Fact(None, _then(distinct))
+    return _fact(distinct[0]) if len(distinct) == 1 else Fact(tuple(distinct), _then(distinct))
+
+
+def _then(values: Sequence[Any]) -> str:
+    return ", then ".join("unknown" if value is None else value_label(value) for value in values)
+
+
+def _of_recipe(recipe: Mapping[str, Any], name: str) -> Fact:
+    return _fact(recipe.get(name))
+
+
+def _told_or_recipe(
+    told: Sequence[Mapping[str, Any]], key: str, recipe: Mapping[str, Any], name: str
+) -> Fact:
+    """None in the Recipe is the network's own value, which is known to its worker."""
+    values = [part[key] for part in told if key in part]
+    return _several(values) if values else _of_recipe(recipe, name)
+
+
+def _validation_part(images: int, holdout: float | None) -> Fact:
+    text = f"{images:,} images"
+    if holdout:
+        text += f", the best chosen on {1 - holdout:.0%} of them and quoted on the others"
+    return Fact((images, holdout or 0.0), text)
+
+
+def _averaging(told: Sequence[Mapping[str, Any]], recipe: Mapping[str, Any]) -> Fact:
+    if values := [part["averaging"] for part in told if "averaging" in part]:
+        return _several(values)
+    if "optimizer.ema.decay" not in recipe:
+        return UNKNOWN
+    return _fact("none" if recipe["optimizer.ema.decay"] is None else "moving average")
+
+
+def _weights(recipe: Mapping[str, Any]) -> Fact:
+    if "model.weights" not in recipe:
+        return UNKNOWN
+    return _fact(recipe["model.weights"] or "random")
+
+
+def _memory_format(told: Sequence[Mapping[str, Any]], recipe: Mapping[str, Any]) -> Fact:
+    fact = _told_or_recipe(told, "memory_format", recipe, "memory_format")
+    return UNKNOWN if fact.value == "auto" else fact
+
+
+def _damaged(progress: TrialProgress) -> Fact:
+    parts = []
+    for split in ("training", "validation"):
+        name = f"damaged_{'train' if split == 'training' else split}_images"
+        number = int(progress.last(name) or 0)
+        if number:
+            parts.append(f"{number:,} {split}")
+    return _fact(" and ".join(parts) or "none")
+
+
+def _description(session: Session) -> str | None:
+    return session.hardware["description"] if session.hardware else None
+
+
+def _mps(session: Session) -> str | None:
+    return None if session.hardware is None else value_label(session.hardware.get("mps", "not used"))
+
+
+def _version(sessions: Sequence[Session], name: str) -> Fact:
+    return _several(cast(Mapping[str, Any], session.versions or {}).get(name) for session in sessions)
+
+
+def _torch(told: Sequence[Mapping[str, Any]], sessions: Sequence[Session]) -> Fact:
+    """Without what says for which CUDA it was built."""
+    versions = [part["torch"] for part in told if "torch" in part] or [
+        session.versions["torch"] if session.versions else None for session in sessions
+    ]
+    return _several(None if version is None else str(version).partition("+")[0] for version in versions)
+
+
+def _commit(versions: Versions | None) -> str | None:
+    if versions is None:
+        return None
+    commit = str(versions.get("commit") or "")[:_COMMIT_DIGITS] or "none"
+    return f"{commit} with uncommitted changes" if versions.get("dirty") else commit
