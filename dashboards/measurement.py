@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-from nfnet_ray.analysis import StudyRecord, budget_sentences, rung_summaries
+from nfnet_ray.analysis import StudyRecord, budget_sentences, rung_sentences, rung_summaries
 from nfnet_ray.tracking.labels import ABSENT, value_label
 from nfnet_ray.tracking.swept import beside_the_question, tied_to
 from nfnet_ray.wording import count, duration
@@ -35,6 +34,7 @@ def measurement(record: StudyRecord) -> list[tuple[str, str]]:
         ),
         ("Accuracy against budget", " ".join(budget_sentences(record))),
         ("Early stopping", _early_stopping(record)),
+        ("Early epochs", _rungs(record)),
         ("Damaged images", _damaged_images(record)),
         ("Accuracy", _accuracy(record)),
         ("Precision", str(study["recipe"].get("precision", ""))),
@@ -104,20 +104,22 @@ def _halving(record: StudyRecord) -> str:
 
 
 def _early_stopping(record: StudyRecord) -> str:
-    """What each rung did, and the epochs that were not trained; empty if no trial was given up."""
+    """What each rung did and foretold, and the epochs that were not trained; empty if no trial was given up."""
     rungs = [
         f"{rung.where} {rung.given_up:,} of {count(rung.compared, 'trial')} ended"
-        + (
-            f" (of those that finished, the order there and at the end: rank correlation {rung.rank_correlation:.2f})"
-            if not math.isnan(rung.rank_correlation)
-            else ""
-        )
+        + (f" ({said})" if (said := rung.sentence()) else "")
         for rung in rung_summaries(record)
+        if rung.given_up
     ]
     if not rungs:
         return ""
     trained, all_epochs = int(record.trials["epochs"].sum()), sum(_budgets(record))
     return f"{'; '.join(rungs)}; {trained:,} of {all_epochs:,} epochs were trained"
+
+
+def _rungs(record: StudyRecord) -> str:
+    """How well early epochs foretold the end, of a study without early stopping."""
+    return " ".join(rung_sentences(record)) if record.study["halving"] is None else ""
 
 
 def _damaged_images(record: StudyRecord) -> str:

@@ -17,7 +17,14 @@ from nfnet_ray.analysis.effects.sentences import effect_sentences
 from nfnet_ray.analysis.frontier import frontier, time_sentences, time_to_target
 from nfnet_ray.analysis.inference.intervals import accuracy_interval, difference_interval, wilson_interval
 from nfnet_ray.analysis.record import StudyRecord, load_study
-from nfnet_ray.analysis.rungs import BudgetPoint, RungSummary, budget_points, budget_sentences, rung_summaries
+from nfnet_ray.analysis.rungs import (
+    BudgetPoint,
+    RungSummary,
+    budget_points,
+    budget_sentences,
+    rung_sentences,
+    rung_summaries,
+)
 from nfnet_ray.analysis.setting import SettingResult, setting_results
 from nfnet_ray.analysis.signal_propagation import signal_by_depth
 from nfnet_ray.analysis.verdict import Contrast
@@ -43,6 +50,7 @@ __all__ = [
     "effect_sentences",
     "frontier",
     "load_study",
+    "rung_sentences",
     "rung_summaries",
     "setting_results",
     "signal_by_depth",

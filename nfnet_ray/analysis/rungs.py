@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from statistics import fmean
+from typing import Any
 
+from nfnet_ray.analysis.inference.rank_correlation import RankCorrelation, rank_correlation
 from nfnet_ray.analysis.record import StudyRecord
+from nfnet_ray.analysis.setting import trials_by_setting
 from nfnet_ray.metric import METRIC
+from nfnet_ray.recipe import ScheduleRecipe
+from nfnet_ray.study.halving import Halving
 from nfnet_ray.tracking.labels import ABSENT, point_label
 from nfnet_ray.wording import count, percent
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-LEAST_TRIALS_FOR_A_CORRELATION = 3
 
 
 @dataclass(frozen=True)
@@ -25,17 +26,36 @@ class RungSummary:
         rung: its epoch, or its seconds of training.
         where: the same in words: ``after epoch 2``.
         compared: the number of trials that reached it.
-        given_up: the number of them that ended there.
-        rank_correlation: Kendall's tau-b between the accuracies at the rung and those after the last epoch, over the
-            trials of a stratum that finished, as the mean over strata with at least three of them; NaN without any.
-            It says nothing of the trials that were given up, which would have had the chance to overtake.
+        given_up: the number of them that ended there; 0 in a study without early stopping.
+        correlation: of the accuracies at the rung and those after the last epoch, over the trials that finished with
+            one seed of a stratum, as the mean over strata and seeds. It says nothing of the trials that were given up,
+            which would have had the chance to overtake. The interval counts the seeds of a stratum as one: they rank
+            the same settings.
+        regret: by how much the setting that is the best at the rung is less accurate at the end than the best one, a
+            fraction, over the settings of which every seed finished, the mean over strata; NaN without two of them.
     """
 
     rung: float
     where: str
     compared: int
     given_up: int
-    rank_correlation: float
+    correlation: RankCorrelation
+    regret: float
+
+    def sentence(self) -> str:
+        """How well the rung foretold the end: ``rank correlation 0.48 (95% interval 0.22 to 0.69, 48 trials) …``.
+
+        Empty where too few trials finished.
+        """
+        found, parts = self.correlation, []
+        if not math.isnan(found.value):
+            parts.append(
+                f"rank correlation with the end {found.value:.2f} (95% interval {found.low:.2f} to {found.high:.2f}, "
+                f"{count(found.trials, 'trial')} that finished)"
+            )
+        if not math.isnan(self.regret):
+            parts.append(f"choosing there costs {100 * self.regret:.1f} points")
+        return "; ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -58,14 +78,18 @@ class BudgetPoint:
 
 
 def rung_summaries(record: StudyRecord) -> list[RungSummary]:
-    """The rungs at which trials were given up, earliest first; none without early stopping."""
+    """The rungs at which trials were given up, earliest first.
+
+    Of a study without early stopping they are those at which the default rule would have compared. None where trials
+    train for different numbers of epochs.
+    """
     stopped = record.trials[record.trials["state"] == "stopped"]
     given_up = [
         _last_rung(record, trial, int(epochs))
         for trial, epochs in zip(stopped["trial"], stopped["epochs"], strict=True)
     ]
     summaries = []
-    for rung in sorted(set(given_up)):
+    for rung in sorted(set(given_up)) or _would_be_rungs(record):
         reached = _accuracies_at(record, rung)
         summaries.append(
             RungSummary(
@@ -73,10 +97,20 @@ def rung_summaries(record: StudyRecord) -> list[RungSummary]:
                 where=_where(record, rung),
                 compared=len(reached),
                 given_up=given_up.count(rung),
-                rank_correlation=_rank_correlation(record, reached),
+                correlation=_correlation(record, reached),
+                regret=_regret(record, reached),
             )
         )
     return summaries
+
+
+def rung_sentences(record: StudyRecord) -> list[str]:
+    """A sentence for each rung of which there is something to say.
+
+    ``After epoch 2: rank correlation with the end 0.48 (95% interval 0.22 to 0.69, 48 trials that finished); …``
+    """
+    told = [(rung.where, rung.sentence()) for rung in rung_summaries(record)]
+    return [f"{where[0].upper()}{where[1:]}: {said}." for where, said in told if said]
 
 
 def budget_points(record: StudyRecord) -> dict[tuple[Any, ...], list[BudgetPoint]]:
@@ -155,26 +189,55 @@ def _where(record: StudyRecord, rung: float) -> str:
     return f"after epoch {int(rung)}"
 
 
-def _accuracies_at(record: StudyRecord, rung: float) -> pd.Series:
+def _accuracies_at(record: StudyRecord, rung: float) -> dict[str, float]:
     """The accuracy of each trial that reached a rung, by its name."""
-    import pandas as pd
-
     if not record.rungs_in_seconds:
         rows = record.epochs[(record.epochs["epoch"] == rung) & ~record.epochs["trial"].isin(record.further)]
-        return rows.set_index("trial")[METRIC].astype(float)
-    top1 = record.epochs.set_index(["trial", "epoch"])[METRIC].to_dict()
-    reached = {name: top1[name, rungs[rung]] for name, rungs in record.pauses.items() if rung in rungs}
-    return pd.Series(reached, dtype=float)
+        return dict(zip(rows["trial"], rows[METRIC].astype(float), strict=True))
+    top1 = record.epochs.set_index(["trial", "epoch"])[METRIC].astype(float).to_dict()
+    return {name: top1[name, rungs[rung]] for name, rungs in record.pauses.items() if rung in rungs}
 
 
-def _rank_correlation(record: StudyRecord, at_rung: pd.Series) -> float:
-    from scipy.stats import kendalltau  # takes a second to import
+def _would_be_rungs(record: StudyRecord) -> list[float]:
+    """Those of the default rule, in a study that ran without early stopping and trained by one schedule."""
+    if record.study["halving"] is not None or "schedule.epochs" in record.fields or record.epochs.empty:
+        return []
+    recipe = record.study["recipe"]
+    schedule = ScheduleRecipe(epochs=record.study["epochs"], warmup_epochs=recipe["schedule.warmup_epochs"])
+    reached = set(record.epochs["epoch"])
+    return [float(rung) for rung in Halving().rungs(schedule) if rung in reached]
 
-    finished = record.trials[record.trials["state"] == "finished"].set_index("trial")
-    taus = []
-    for _, trials in finished.groupby([*record.conditions, "seed"], dropna=False):
-        both = trials.join(at_rung.rename("at_rung"), how="inner")
-        if len(both) >= LEAST_TRIALS_FOR_A_CORRELATION:
-            taus.append(float(kendalltau(both["at_rung"], both["last_top1"]).statistic))
-    known = [tau for tau in taus if not math.isnan(tau)]
-    return sum(known) / len(known) if known else math.nan
+
+def _by_stratum(record: StudyRecord, trial: Mapping[Any, Any]) -> tuple[Any, ...]:
+    return tuple(trial[field] for field in record.conditions)
+
+
+def _pair(trial: Mapping[Any, Any], at_rung: Mapping[str, float]) -> tuple[float, float] | None:
+    """(accuracy at the rung, at the end) of a trial that has finished, None of another one."""
+    pair = at_rung.get(trial["trial"], math.nan), float(trial["last_top1"])
+    return None if trial["state"] != "finished" or any(map(math.isnan, pair)) else pair
+
+
+def _correlation(record: StudyRecord, at_rung: Mapping[str, float]) -> RankCorrelation:
+    """Over the trials that finished and reached the rung."""
+    strata: dict[tuple[Any, ...], dict[Any, list[tuple[float, float]]]] = {}
+    for trial in record.trials.to_dict("records"):
+        if (pair := _pair(trial, at_rung)) is not None:
+            strata.setdefault(_by_stratum(record, trial), {}).setdefault(trial["seed"], []).append(pair)
+    return rank_correlation([list(seeds.values()) for seeds in strata.values()])
+
+
+def _regret(record: StudyRecord, at_rung: Mapping[str, float]) -> float:
+    """The mean over strata with two settings or more of which every trial finished and reached the rung."""
+    strata: dict[tuple[Any, ...], list[tuple[float, float]]] = {}
+    for point, trials in trials_by_setting(record):
+        pairs = [pair for trial in trials if (pair := _pair(trial, at_rung)) is not None]
+        if len(pairs) == len(trials):
+            means = fmean(rung for rung, _ in pairs), fmean(end for _, end in pairs)
+            strata.setdefault(_by_stratum(record, point), []).append(means)
+    lost = [
+        max(end for _, end in settings) - max(settings, key=lambda means: means[0])[1]
+        for settings in strata.values()
+        if len(settings) > 1
+    ]
+    return fmean(lost) if lost else math.nan

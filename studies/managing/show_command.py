@@ -20,6 +20,7 @@ from nfnet_ray.analysis import (
     best_per_stratum,
     budget_points,
     budget_sentences,
+    rung_sentences,
     time_sentences,
 )
 from nfnet_ray.analysis.health import health_cards, health_lines
@@ -60,7 +61,7 @@ def show_study(directory: Path, console: Console, *, as_json: bool) -> None:
         say(console, sentence)
     if not answers:
         say(console, "No trial has finished with an accuracy yet.")
-    for sentence in budget_sentences(record):
+    for sentence in [*budget_sentences(record), *rung_sentences(record)]:
         say(console, sentence)
     for sentence, command in health_lines(health_cards(record)):
         say(console, sentence)

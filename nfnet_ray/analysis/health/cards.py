@@ -30,10 +30,11 @@ from nfnet_ray.wording import agree, count, percent
 
 Status = Literal["good", "look", "bad"]
 
-# BOHB practice, as NePS' documentation quotes it: below this correlation of neighbouring rungs the first one is later.
-DISAGREEMENT = 0.2
-# Half of the pairs of a rung's order that agree more often than not: tau 0.5 is three pairs in four.
-DOUBT = 0.5
+# Spearman's, of normal variates: where Kendall's tau is 0.2, below which BOHB's users move the first rung later, as
+# NePS' documentation quotes them.
+DISAGREEMENT = 0.3
+# Where Kendall's tau is 0.5: three of four pairs of trials are in the same order.
+DOUBT = 0.7
 # With fewer trials a correlation below DOUBT is common by chance.
 LEAST_TRIALS = 5
 # Shares of trials that diverged or failed: more than a fifth narrows the space that was really searched, and where more
@@ -242,20 +243,21 @@ def _rungs(record: StudyRecord) -> Iterator[HealthCard]:
     together = [*record.conditions, "seed"]
     if finished.empty or int(finished.groupby(together, dropna=False).size().min()) < LEAST_TRIALS:
         return
-    known = [rung for rung in rung_summaries(record) if not math.isnan(rung.rank_correlation)]
-    if not known:
+    first = next((rung for rung in rung_summaries(record) if rung.given_up), None)
+    if first is None or math.isnan(first.correlation.value):
         return
-    first = known[0]
-    tau = f"{first.rank_correlation:.2f}"
-    if first.rank_correlation >= DOUBT:
-        said = f"The order {first.where} is much like that at the end (Kendall's tau {tau})."
+    found = first.correlation
+    how = f"Spearman's rank correlation {found.value:.2f}, 95% interval {found.low:.2f} to {found.high:.2f}"
+    cost = "" if math.isnan(first.regret) else f"; choosing there would cost {100 * first.regret:.1f} points"
+    if found.value >= DOUBT:
+        said = f"The order {first.where} is much like that at the end ({how}){cost}."
         yield HealthCard("rungs", "good", said)
         return
     yield HealthCard(
         "rungs",
-        "bad" if first.rank_correlation < DISAGREEMENT else "look",
-        f"The order {first.where} says little about the end (Kendall's tau {tau} over the trials that finished), so "
-        "trials that were given up there may have been good ones.",
+        "bad" if found.value < DISAGREEMENT else "look",
+        f"The order {first.where} says little about the end ({how}, over the trials that finished){cost}; trials that "
+        "were given up there may have been good ones.",
         _extend(record, "--early-stopping", "none"),
     )
 

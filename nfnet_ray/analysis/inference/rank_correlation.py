@@ -1,0 +1,91 @@
+"""Spearman's rank correlation of two rankings of the same trials, with an interval that holds for few trials."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from nfnet_ray.analysis.inference.intervals import Z_95
+
+LEAST_TRIALS = 5
+"""Of four trials every interval is nearly from -1 to 1."""
+
+
+@dataclass(frozen=True)
+class RankCorrelation:
+    """Spearman's correlation, the mean over strata.
+
+    Attributes:
+        value: from -1 to 1; NaN where no stratum has :data:`LEAST_TRIALS` trials that differ.
+        low, high: its 95% interval over the draw of trials.
+        trials: how many trials it is over, in all strata.
+    """
+
+    value: float
+    low: float
+    high: float
+    trials: int
+
+
+UNKNOWN = RankCorrelation(math.nan, math.nan, math.nan, 0)
+
+
+Pairs = Sequence[tuple[float, float]]
+"""(accuracy at a rung, accuracy at the end) of trials that are ranked with each other."""
+
+
+def rank_correlation(strata: Sequence[Sequence[Pairs]]) -> RankCorrelation:
+    """The mean of Spearman's correlations over the seeds of each stratum, and then over strata.
+
+    The interval counts the seeds of a stratum as one, because they rank the same settings.
+
+    The interval is Fisher's, with the variance ``(1 + r^2 / 2) / (n - 3)`` of Bonett and Wright (2000), and two
+    corrections for few trials. Half the smallest step of the correlation is added at both ends, as for any count, so
+    that rankings that agree entirely have an interval too. And Spearman's correlation of n trials is on average closer
+    to 0 than that of all trials there could be, so the upper bound is taken from Kendall's unbiased estimate,
+    ``((n + 1) r - 3 tau) / (n - 2)``, where that is higher. In simulation of normal variates with correlations of 0 to
+    0.97, of one, two and four strata, it covers 94.8 to 97.9% with 12 to 48 trials and 95.3 to 99.8% with five to
+    eight; without the second correction it covers as little as 75% of four strata.
+    """
+    found: list[tuple[float, float, float]] = []
+    trials = 0
+    for seeds in strata:
+        ranked = [
+            _ranked(pairs)
+            for pairs in seeds
+            if len(pairs) >= LEAST_TRIALS and all(len(set(side)) > 1 for side in zip(*pairs, strict=True))
+        ]
+        if ranked:
+            r, unbiased, n = (fmean(one[part] for one in ranked) for part in range(3))
+            found.append((r, unbiased, n))
+            trials += round(n * len(ranked))
+    if not found:
+        return UNKNOWN
+    freedom = sum(n - 3 for _, _, n in found)
+    mean, unbiased = (fmean(one[part] for one in found) for part in (0, 1))
+    step = fmean(6 / (n * (n**2 - 1)) for _, _, n in found)
+    return RankCorrelation(
+        value=mean,
+        low=_bound(mean - step, -1, freedom),
+        high=_bound(max(mean, unbiased) + step, 1, freedom),
+        trials=trials,
+    )
+
+
+def _ranked(pairs: Pairs) -> tuple[float, float, float]:
+    """(Spearman's correlation, its unbiased estimate, the number of trials)."""
+    from scipy.stats import kendalltau, spearmanr  # takes a second to import
+
+    rung, end = zip(*pairs, strict=True)
+    r, tau = (float(test(rung, end).statistic) for test in (spearmanr, kendalltau))
+    n = len(pairs)
+    return r, ((n + 1) * r - 3 * tau) / (n - 2), float(n)
+
+
+def _bound(r: float, side: int, freedom: float) -> float:
+    """The bound on one side (-1 or 1) of a correlation."""
+    if abs(r) >= 1:
+        return math.copysign(1.0, r)
+    return math.tanh(math.atanh(r) + side * Z_95 * math.sqrt((1 + r**2 / 2) / freedom))
