@@ -6,8 +6,9 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -18,6 +19,7 @@ from nfnet_ray.tracking.destination.experiment import restore_experiment_command
 from nfnet_ray.tracking.destination.server import MLFLOW_ENVIRONMENT, go_past_proxies_to_this_machine
 from nfnet_ray.tracking.destination.uri import sqlite_path, with_credentials_aside, without_password
 from nfnet_ray.tracking.events import EpochEnded
+from nfnet_ray.tracking.runs.files import RECIPE_FILE, study_files
 from nfnet_ray.tracking.spool import STUDY_RUN, JournalLine, Spool, TrackedStudy, Undelivered, runs_of
 from nfnet_ray.wording import agree, count
 
@@ -39,6 +41,7 @@ _LARGEST_SHARE = 0.1
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 60.0
 _PAUSE_WHILE_CLOSING_SECONDS = 0.5
 _LOOK_SECONDS = 0.2
+_MOST_FILES_NAMED = 3
 
 _MLFLOW_ENVIRONMENT = {
     **MLFLOW_ENVIRONMENT,
@@ -114,6 +117,11 @@ class MLflowSink:
         self._attachments.append(path)
         self._wake.set()
 
+    def attach_study(self) -> None:
+        """Store the files of the study's directory (:func:`nfnet_ray.tracking.runs.files.study_files`)."""
+        for path in study_files(self._spool.journal_path.parent):
+            self.attach(path)
+
     def close(self, deadline_seconds: float, unanswered_seconds: float | None = None) -> int:
         """Deliver what can be delivered within the deadline; return how many events and files were not taken.
 
@@ -173,13 +181,14 @@ class MLflowSink:
             journal = printable(display_path(self._spool.journal_path))
             left = f"{count(missing, 'event')} could not be delivered to MLflow{why}, and kept in {journal}."
             words.append((f"{left} Deliver with:", resume_command))
-        for path, why in self._not_stored.items():
-            words.append((f"{printable(display_path(path))} could not be stored in MLflow: {why}", ""))
+        not_stored = dict(self._not_stored)
         if self._attachments and not missing:
-            names = ", ".join(printable(display_path(path)) for path in self._attachments)
-            words.append(
-                (f"{names} could not be stored in MLflow: {self._trouble or 'no time was left'}", "")
-            )
+            not_stored |= dict.fromkeys(self._attachments, self._trouble or "no time was left")
+        for why in dict.fromkeys(not_stored.values()):
+            files = [printable(display_path(path)) for path, reason in not_stored.items() if reason == why]
+            others = f" and {len(files) - _MOST_FILES_NAMED} more" if len(files) > _MOST_FILES_NAMED else ""
+            listed = ", ".join(files[:_MOST_FILES_NAMED])
+            words.append((f"{listed}{others} could not be stored in MLflow: {why}", ""))
         return words
 
     def _run(self) -> None:
@@ -231,13 +240,14 @@ class MLflowSink:
             self._has_tried_again = True
         while self._attachments and not self._abandoned.is_set():
             if STUDY_RUN not in self._spool.undelivered.held:  # else it is attached when the study is resumed
-                self._attach(self._writer, self._attachments[0])
+                path = self._attachments[0]
+                self._store(path, partial(self._writer.attach, path))
             self._attachments.pop(0)
 
-    def _attach(self, writer: StudyWriter, path: Path) -> None:
+    def _store(self, path: Path, store: Callable[[], None]) -> None:
         """Store a file; what no other attempt would change is noted, and raises nothing."""
         try:
-            writer.attach(path)
+            store()
         except Exception as error:
             if _is_out_of_reach(error):
                 raise
@@ -275,10 +285,10 @@ class MLflowSink:
             self._spool.acknowledged_bytes,
             self._spool.undelivered,
         )
-        if not writer.tracked.study_run_id:
+        if not writer.tracked.study_run_id or before.tracking_uri != self._tracking_uri:
             # Another server than before, or its database is a new one: it gets the whole journal.
             cursor, undelivered = 0, Undelivered()
-        elif before.tracking_uri == self._tracking_uri:
+        else:
             # What is gone for good, as after `mlflow gc`, is written anew.
             for trial in before.trial_run_ids.keys() - writer.tracked.trial_run_ids.keys():
                 undelivered = undelivered.holding(trial, 0)
@@ -330,6 +340,10 @@ class MLflowSink:
                 writer.write_epochs(run, [cast(EpochEnded, line.event) for line in lines])
             else:
                 writer.write(lines[0], run)
+                if lines[0].event["event"] == "trial_started":
+                    # Under the name that it would have in the study's directory.
+                    path = self._spool.journal_path.parent / "trials" / run / RECIPE_FILE
+                    self._store(path, partial(writer.store_recipe, run))
         except MlflowException as error:
             if error.error_code not in _REFUSALS:
                 raise

@@ -44,6 +44,8 @@ from nfnet_ray.tracking.events import (
     with_extension,
 )
 from nfnet_ray.tracking.labels import point_label, short_names, value_label
+from nfnet_ray.tracking.runs.files import RECIPE_FILE
+from nfnet_ray.tracking.runs.inputs import dataset_inputs
 from nfnet_ray.tracking.runs.texts import (
     DESCRIPTION_TAG,
     experiment_description,
@@ -110,8 +112,9 @@ class StudyWriter:
         self._journal_path, self._plans_read_to = journal_path, 0
         self._plans: dict[str, TrialPlan] = {}
         self._reruns: set[str] = set()
-        # Ids of the trials' runs whose params this writer has written.
+        # Ids of the trials' runs whose params, and whose recipe.json, this writer has written.
         self._with_params: set[str] = set()
+        self._with_recipe: set[str] = set()
         self._recipes: dict[str, Values] = {}
         self._started_at_plans = started
 
@@ -222,6 +225,13 @@ class StudyWriter:
             return "gone"
         return "open" if stage == "active" else "deleted"
 
+    def store_recipe(self, trial: str) -> None:
+        """Store a trial's Recipe with its run, once in a writer's life."""
+        run_id = self.run_id(trial)
+        if run_id and run_id not in self._with_recipe:
+            self._client.log_dict(run_id, self._recipe(trial), RECIPE_FILE)
+            self._with_recipe.add(run_id)
+
     def attach(self, path: Path) -> None:
         """Store a file with the study's run."""
         self._client.log_artifact(self.tracked.study_run_id, str(path))
@@ -299,6 +309,7 @@ class StudyWriter:
             },
             {**_data_params(event), **study["recipe"], **space, "seeds": study["seeds"]},
         )
+        self._client.log_inputs(run_id, dataset_inputs(study["data"]))
         self._save_view(event)
         self._label_experiment()
 
@@ -346,6 +357,7 @@ class StudyWriter:
         params: Values = {}
         if run_id not in self._with_params:  # a trial starts again after each rung
             params = {**_data_params(self._started), **self._recipe(event["trial"])}
+            self._client.log_inputs(run_id, dataset_inputs(self._started["study"]["data"]))
         self._client.update_run(run_id, status="RUNNING")
         self._log(run_id, {"state": "running", "attempt": str(event["attempt"])}, params)
         self._with_params.add(run_id)

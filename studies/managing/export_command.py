@@ -72,9 +72,18 @@ def export_study(record: StudyRecord, state: StudyState, started: StudyStarted, 
         file.write(json.dumps(document, indent=1, allow_nan=False, default=str).encode() + b"\n")
     for table, name in ((_trials(record), TRIALS_FILE), (_curves(record), EPOCHS_FILE)):
         with whole_file(folder / name) as file:
-            file.write(table.to_csv(index=False, float_format="%.6g", na_rep="").encode())
+            file.write(_csv(table))
     with whole_file(folder / BITS_FILE) as file:
         np.savez_compressed(file, **_bits(record))
+
+
+def trials_csv(record: StudyRecord) -> bytes:
+    """The table of trials as CSV."""
+    return _csv(_trials(record))
+
+
+def _csv(table: pd.DataFrame) -> bytes:
+    return table.to_csv(index=False, float_format="%.6g", na_rep="").encode()
 
 
 def _trials(record: StudyRecord) -> pd.DataFrame:

@@ -58,6 +58,7 @@ from nfnet_ray.tracking.sink import MLflowSink
 from nfnet_ray.tracking.spool import SPOOL_FILE, Spool
 from nfnet_ray.tracking.state import StudyState
 from nfnet_ray.wording import clock_time, count
+from studies.running.kept_files import keep_program, keep_trials
 from studies.running.planning.plan_text import expected_cost, priced, refuse_too_little_memory
 from studies.running.runner import EXIT_FAILED_TRIALS, Ending, Runner, RunningStudy, WorkerDemand
 from studies.running.started_event import hardware, started_event, versions, without_secrets
@@ -320,7 +321,9 @@ class StudyRun:
 
             recorder = Recorder(journal, self.progress, on_event, display.note, on_lost=stop.set)
             if self.progress.started is None:
-                recorder.record(self._started_event(study, resources, worker, at_once, sharing))
+                started = self._started_event(study, resources, worker, at_once, sharing)
+                recorder.record(started)
+                keep_program(self.directory, started, self.program_file)
             else:
                 self._record_resumed(recorder, at_once, self._hardware(resources, sharing))
                 self._annotate(recorder)
@@ -406,6 +409,7 @@ class StudyRun:
         if idle is not None and idle.share > WORTH_SAYING and idle.seconds > SECONDS_WORTH_SAYING:
             say(console, f"Idle:    {idle.sentence(self._accelerator)}.")
         say_whole(console, f"Report:  {display_path(write_report(self.directory))}")
+        keep_trials(self.directory)
         for line in self.runner.results(self.study, self.directory):
             say_whole(console, line)
 
@@ -432,7 +436,7 @@ class StudyRun:
         ``is_urgent``: if the study was stopped, then by somebody who may not wait long.
         """
         sink.start()
-        sink.attach(self.directory / REPORT_FILE)
+        sink.attach_study()
         if is_urgent and self.progress.unfinished:
             sink.close(TRACKING_DEADLINE_SECONDS_IF_STOPPED)
         else:

@@ -5,6 +5,7 @@ Against real SQLite databases; takes about 20 s on two cores, most of it mlflow'
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import shutil
@@ -17,6 +18,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from nfnet_ray.recipe import Recipe
 from nfnet_ray.tracking.destination.choice import tracking_uri_for
 from nfnet_ray.tracking.destination.database import has_run
 from nfnet_ray.tracking.destination.uri import default_tracking_uri
@@ -381,6 +383,52 @@ def test_names_of_runs_say_what_their_numbers_are() -> None:
     assert run_name({}, []) == ""
 
 
+def test_the_runs_name_the_data_by_its_fingerprint(tmp_path: Path, tracking_uri: str) -> None:
+    write_journal(tmp_path, SMALL)
+    for _ in range(2):  # the second time from the start: nothing is doubled
+        deliver(tmp_path, tracking_uri)
+        (tmp_path / SPOOL_FILE).unlink()
+    for run in runs_of(tracking_uri).values():
+        inputs = run.inputs.dataset_inputs
+        assert sorted(
+            (each.dataset.name, each.dataset.digest, [tag.value for tag in each.tags]) for each in inputs
+        ) == [
+            ("imagenet_samples_training", "9f86d081884c", ["training"]),
+            ("imagenet_samples_validation", "9f86d081884c", ["validation"]),
+        ]
+        assert json.loads(inputs[0].dataset.profile) == {"images": 1440, "classes": 10}
+
+
+def test_each_trial_has_its_recipe_and_the_study_its_files(tmp_path: Path, tracking_uri: str) -> None:
+    events = copy.deepcopy(SMALL)
+    assert events[0]["event"] == "study_started"
+    events[0]["study"]["source"] = {
+        "file": "studies/agc_sweep.py",
+        "user": "",
+        "branch": "",
+        "repository": "",
+    }
+    write_journal(tmp_path, events)
+    names = ["agc_sweep.py", "report.html", "requirements.txt", "trials.csv"]
+    for name in [*names, "something else"]:
+        (tmp_path / name).write_text(name)
+    sink = MLflowSink(tracking_uri, spool_of(tmp_path))
+    sink.start()
+    sink.attach_study()
+    assert sink.close(SECONDS) == 0
+    client = MlflowClient(tracking_uri=tracking_uri)
+    for trial, run in runs_of(tracking_uri, "nfnet_ray.agc_sweep").items():
+        files = [file.path for file in client.list_artifacts(run.info.run_id)]
+        if trial == "study":
+            assert sorted(files) == sorted([*names, JOURNAL_FILE])
+        else:
+            assert files == ["recipe.json"]
+            [place] = (tmp_path / "mlartifacts").rglob(f"{run.info.run_id}/artifacts/recipe.json")
+            recipe = Recipe.from_values(json.loads(place.read_text()))
+            assert str(recipe.optimizer.agc.clip_factor).lower() == run.data.params[CLIP_FACTOR]
+            assert recipe.batch_size == 256
+
+
 def undelivered(directory: Path, tracking_uri: str) -> list[tuple[str, str]]:
     """Deliver what can be; what is said of the rest."""
     sink = MLflowSink(tracking_uri, spool_of(directory))
@@ -473,9 +521,10 @@ def test_a_report_that_cannot_be_stored_is_said_and_holds_nothing_up(
     sink.start()
     sink.attach(tmp_path / "report.html")
     sink.attach(tmp_path / "report.html")
-    assert sink.close(SECONDS) == 1
+    assert sink.close(SECONDS) == 4  # and the Recipes of three trials
     [(words, command)] = sink.last_words("RESUME")
-    assert "report.html could not be stored in MLflow: Not a directory" in words
+    assert "report.html" in words or "1 more" in words
+    assert "could not be stored in MLflow: Not a directory" in words
     assert command == ""
     assert runs_of(tracking_uri)["study"].info.status == "FINISHED"
 

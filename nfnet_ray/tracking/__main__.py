@@ -1,0 +1,99 @@
+"""``python -m nfnet_ray.tracking replay STUDY``: delivers to MLflow what a study's journal has and MLflow has not."""
+
+from __future__ import annotations
+
+from nfnet_ray.command_line.program import begin
+
+if __name__ == "__main__":
+    begin()  # first: what follows takes seconds to import
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from nfnet_ray.command_line.exit_code import exit_code_of
+from nfnet_ray.command_line.one_line_parser import OneLineParser
+from nfnet_ray.command_line.terminal import new_console, say, say_whole, waiting
+from nfnet_ray.printable import display_path, interpreter, shell_command
+from nfnet_ray.tracking.destination.choice import tracking_uri_for
+from nfnet_ray.tracking.destination.experiment import experiment_of_journal
+from nfnet_ray.tracking.destination.uri import without_password
+from nfnet_ray.tracking.destination.uri_check import check_tracking_uri
+from nfnet_ray.tracking.events import JOURNAL_FILE
+from nfnet_ray.tracking.running_lock import alone_with
+from nfnet_ray.tracking.sink import MLflowSink
+from nfnet_ray.tracking.spool import SPOOL_FILE, Spool, Undelivered
+from nfnet_ray.tracking.study_directory import find_study
+
+PROGRAM = "python -m nfnet_ray.tracking"
+EXIT_NOT_IN_MLFLOW = 3  # as that of a study
+# A server that answers is given all the time that it needs.
+_MOST_SECONDS, _UNANSWERED_SECONDS = 24 * 3600.0, 20.0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line. Returns the exit code: 0, 2 for a user's error, 3 if MLflow has not everything."""
+    options = _parser().parse_args(arguments)
+    return exit_code_of(
+        PROGRAM,
+        lambda: _replay(options, new_console()),
+        when_stopped="stopped; what was delivered is kept, and the same command delivers the rest",
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = OneLineParser(prog=PROGRAM, description="The journal of a study, and its delivery to MLflow.")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    replay = commands.add_parser(
+        "replay",
+        help="deliver what MLflow does not have yet",
+        description="Deliver to MLflow what a study's journal has and MLflow has not, into the runs that are there. It "
+        "can be repeated: nothing is recorded twice.",
+    )
+    replay.add_argument("study", metavar="STUDY", help="a study's directory, or its name under ./runs")
+    replay.add_argument(
+        "--tracking-uri",
+        metavar="URI",
+        help="where MLflow records it from now on: http://HOST:PORT or sqlite:///FILE (default: where it was, else "
+        "MLFLOW_TRACKING_URI, else mlflow.db next to the study)",
+    )
+    replay.add_argument(
+        "--from-start", action="store_true", help="deliver all events again, as if MLflow had confirmed none"
+    )
+    return parser
+
+
+def _replay(options: argparse.Namespace, console: Console) -> int:
+    directory = find_study(options.study).resolve()
+    uri = tracking_uri_for(options.tracking_uri, directory.parent, Path.cwd(), directory.name)
+    check_tracking_uri(uri, experiment_of_journal(directory))
+    with alone_with(directory):
+        spool = Spool(directory / JOURNAL_FILE, directory / SPOOL_FILE)
+        if options.from_start:
+            spool.acknowledge(0, spool.tracked, Undelivered())
+        sink = MLflowSink(uri, spool)
+        with waiting(console, "Telling MLflow …"):
+            sink.attach_study()
+            sink.start()
+            missing = sink.close(_MOST_SECONDS, _UNANSWERED_SECONDS)
+    again = [interpreter(), "-m", "nfnet_ray.tracking", "replay", display_path(directory)]
+    if options.tracking_uri:
+        again += ["--tracking-uri", without_password(options.tracking_uri)]
+    for sentences, command in sink.last_words(shell_command(again)):
+        say(console, sentences)
+        if command:
+            say_whole(console, f"  {command}")
+    if missing:
+        return EXIT_NOT_IN_MLFLOW
+    say(console, f"MLflow at {without_password(uri)} has everything of {directory.name}. Open it with:")
+    say_whole(
+        console, f"  {shell_command([interpreter(), '-m', 'dashboards.compare', display_path(directory)])}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
