@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -15,7 +17,15 @@ def normalise(images_NHWC: Tensor, memory_format: torch.memory_format = torch.co
 
     ``(x - mean) / std`` for each channel, with the constants of the official ``dataset.py``.
     """
-    mean = torch.tensor(CHANNEL_MEAN, device=images_NHWC.device)
-    std = torch.tensor(CHANNEL_STD, device=images_NHWC.device)
+    mean, std = _constants(images_NHWC.device)
     normalised = images_NHWC.to(torch.float32).sub(mean).div_(std)  # not sub_: float32 images are used again
     return normalised.permute(0, 3, 1, 2).contiguous(memory_format=memory_format)
+
+
+@functools.cache
+def _constants(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of the channels, copied to the device once in a process.
+
+    A copy from the host's memory waits for the device, and cannot be part of a CUDA graph.
+    """
+    return torch.tensor(CHANNEL_MEAN, device=device), torch.tensor(CHANNEL_STD, device=device)
