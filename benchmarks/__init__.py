@@ -1,1 +1,4 @@
-"""Timings, as ratios measured in one run. Each file is a program that needs torch alone; results are csv files here."""
+"""Timings, as ratios measured in one run; ``gpu/`` is one command for a GPU. Results are csv files here.
+
+Each file is a program that needs torch alone.
+"""

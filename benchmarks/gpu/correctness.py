@@ -1,0 +1,252 @@
+"""Whether a GPU computes what a CPU does: checks whose time does not matter, so others may use the device meanwhile."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from benchmarks.gpu.machine import Machine
+from benchmarks.gpu.networks import TINY, constant_rates, new_step, random_batch, recipe_of
+from benchmarks.gpu.rows import Recorder
+from data_prep.digits import describe_digits, write_digits
+from nfnet_ray.data.files.dataset import open_dataset
+from nfnet_ray.data.loading.loader import EvalLoader
+from nfnet_ray.models.published import resolve
+from nfnet_ray.recipe import Recipe
+from nfnet_ray.training import PlainContext, run, train
+from nfnet_ray.training.determinism import reset_process
+from nfnet_ray.training.evaluation import EVAL_BATCH_SIZE, evaluate
+from studies.base_recipe import recipe_for
+
+CLASSES = 10
+STEPS_IN_BFLOAT16 = 20
+STEPS_IN_FLOAT64 = 4
+LARGEST_FLOAT64_DIFFERENCE = 1e-9
+"""Relative to the largest weight. Rounding alone is 1e-15 a step; a mistake shows in the first digits."""
+LARGEST_DDP_DIFFERENCE = 1e-6
+FLOAT64_CHECKS: Mapping[str, Mapping[str, Any]] = {
+    "plain": {"optimizer__agc__clip_factor": None},
+    "AGC": {"optimizer__agc__clip_factor": 0.02},
+    "SAM": {"optimizer__agc__clip_factor": 0.02, "optimizer__sam__rho": 0.05},
+    "ESAM": {
+        "optimizer__agc__clip_factor": 0.02,
+        "optimizer__sam__rho": 0.05,
+        "optimizer__sam__method": "esam",
+    },
+    "accumulation": {"optimizer__agc__clip_factor": 0.02, "micro_batches": 4},
+}
+BETWEEN_WEIGHTS = "largest difference of a weight / largest weight"
+
+
+def measure(recorder: Recorder, machine: Machine, _options: argparse.Namespace) -> None:
+    """Every check; one that cannot be run is a row with its error."""
+    for name, values in FLOAT64_CHECKS.items():
+        case = f"float64, {STEPS_IN_FLOAT64} steps against the CPU, {name}"
+        with recorder.case(case):
+            difference = difference_from_the_cpu(machine, values)
+            add_check(recorder, case, BETWEEN_WEIGHTS, difference, LARGEST_FLOAT64_DIFFERENCE)
+    case = f"bfloat16 against float32, {STEPS_IN_BFLOAT16} steps of nfnet_nano"
+    with recorder.case(case):
+        recorder.add(case, "largest relative difference of a loss", loss_difference(machine))
+    case = "one rank of DistributedDataParallel against none, NCCL"
+    with recorder.case(case):
+        add_check(recorder, case, BETWEEN_WEIGHTS, ddp_difference(machine), LARGEST_DDP_DIFFERENCE)
+    with tempfile.TemporaryDirectory() as folder:
+        check_digits(recorder, machine, Path(folder))
+
+
+def add_check(recorder: Recorder, case: str, quantity: str, difference: float, limit: float) -> None:
+    """A row with a difference, and one that says whether it is small enough."""
+    recorder.add(case, quantity, difference)
+    recorder.add(case, "holds", "yes" if difference <= limit else "no", f"limit {limit:g}")
+
+
+# ---- Steps on random images ------------------------------------------------------------------------------------------
+
+
+def difference_from_the_cpu(machine: Machine, values: Mapping[str, Any]) -> float:
+    """Between the weights after some steps of nfnet_pico in float64, with dropout, on the device and on the CPU."""
+    recipe = recipe_of(
+        "nfnet_pico",
+        machine,
+        batch_size=16,
+        precision="float64",
+        model__dropout=0.1,
+        model__stochastic_depth=0.1,
+        **constant_rates(),
+        **values,
+    )
+    weights = []
+    for device in (torch.device("cpu"), machine.device):
+        model, step = new_step(recipe, machine, device=device, num_classes=CLASSES)
+        for seed in range(STEPS_IN_FLOAT64):
+            step(random_batch(recipe, device, seed=seed, num_classes=CLASSES))
+        weights.append(weights_of(model).cpu())
+    return relative_difference(*weights)
+
+
+def loss_difference(machine: Machine) -> float:
+    """The largest, between the losses of the same steps in both precisions."""
+    losses = []
+    for precision in ("bfloat16", "float32"):
+        recipe = recipe_of(
+            "nfnet_nano",
+            machine,
+            batch_size=4 if machine.is_small else 128,
+            precision=precision,
+            **constant_rates(),
+        )
+        _, step = new_step(recipe, machine, num_classes=CLASSES)
+        steps = 2 if machine.is_small else STEPS_IN_BFLOAT16
+        batches = [
+            random_batch(recipe, machine.device, seed=seed, num_classes=CLASSES) for seed in range(steps)
+        ]
+        losses.append(torch.stack([step(batch).loss_sum for batch in batches]))
+    return float(((losses[0] - losses[1]) / losses[1]).abs().max())
+
+
+def ddp_difference(machine: Machine) -> float:
+    """Between the gradients of a network with DistributedDataParallel around it and without, as one rank alone."""
+    recipe = recipe_of("nfnet_pico", machine, batch_size=8)
+    model, _ = new_step(recipe, machine, num_classes=CLASSES)
+    images = torch.randn(8, 3, 32, 32, device=machine.device)
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
+    with tempfile.TemporaryDirectory() as folder:
+        distributed.init_process_group(
+            "gloo" if machine.is_small else "nccl", init_method=f"file://{folder}/store", rank=0, world_size=1
+        )
+        try:
+            devices = None if machine.is_small else [machine.device]
+            gradients = []
+            for network in (model, DistributedDataParallel(model, device_ids=devices)):
+                model.zero_grad()
+                network(images).square().mean().backward()
+                gradients.append(
+                    torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+                )
+            summed = torch.ones(2, device=machine.device)
+            distributed.all_reduce(summed)
+            assert summed.tolist() == [1.0, 1.0]
+        finally:
+            distributed.destroy_process_group()
+    return relative_difference(*gradients)
+
+
+def weights_of(model: nn.Module) -> Tensor:
+    """All parameters as one vector."""
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+def relative_difference(a: Tensor, b: Tensor) -> float:
+    """Of two vectors: the largest difference of an entry / the largest entry."""
+    return float((a - b).abs().max() / b.abs().max())
+
+
+# ---- A training on the digits ----------------------------------------------------------------------------------------
+
+
+class StoppingContext(PlainContext):
+    """Asks the run to stop with a checkpoint in the middle of its second epoch."""
+
+    def progress(self, epochs: float) -> None:
+        if epochs > 1.5:
+            self.stop()
+
+
+def check_digits(recorder: Recorder, machine: Machine, folder: Path) -> None:
+    """Whether a resumed training ends with the same bits, and whether evaluation counts the same images on a CPU."""
+    data = write_digits(folder / "digits")
+    recipe = recipe_for(describe_digits(data), epochs=2 if machine.is_small else 3).with_values(
+        {
+            "batch_size": 64,
+            "data.path": str(data),
+            "data.image_size": 32,
+            "data.eval_size": 32,
+            "data.train_share": 0.1 if machine.is_small else 1.0,
+            **(TINY if machine.is_small else {}),
+            "optimizer.ema.decay": 0.99,
+            "model.dropout": 0.1,
+        }
+    )
+    case = "digits, stopped and resumed against undisturbed"
+    with recorder.case(case), deterministic():
+        add_resumed(recorder, case, machine, recipe, folder)
+    case = "digits, two undisturbed trainings, algorithms by trial"
+    with recorder.case(case):
+        first, second = (
+            train(recipe, PlainContext(device=machine.device, threads=machine.threads)).model
+            for _ in range(2)
+        )
+        recorder.add(case, BETWEEN_WEIGHTS, relative_difference(weights_of(first), weights_of(second)))
+    case = "digits, evaluation against the CPU"
+    with recorder.case(case):
+        add_evaluation(recorder, case, machine, recipe, first)
+
+
+def add_resumed(recorder: Recorder, case: str, machine: Machine, recipe: Recipe, folder: Path) -> None:
+    """Trains twice, once with a stop."""
+    settings: dict[str, Any] = {"device": machine.device, "threads": machine.threads}
+    undisturbed = train(recipe, PlainContext(**settings))
+    stopped = train(recipe, StoppingContext(checkpoints=folder / "checkpoints", **settings))
+    resumed = train(recipe, PlainContext(checkpoints=folder / "checkpoints", **settings))
+    recorder.add(case, "state when stopped", stopped.state, f"after epoch {stopped.epochs}", in_table=False)
+    assert undisturbed.average is not None
+    assert resumed.average is not None
+    pairs = ((undisturbed.model, resumed.model), (undisturbed.average, resumed.average))
+    difference = max(relative_difference(weights_of(a), weights_of(b)) for a, b in pairs)
+    add_check(recorder, case, BETWEEN_WEIGHTS, difference, 0.0)
+
+
+@contextmanager
+def deterministic() -> Iterator[None]:
+    """Within it, trainings use deterministic algorithms alone, where there are any, else they warn.
+
+    A training sets these switches itself; so this replaces what sets them.
+    """
+
+    def reset_to_deterministic(seed: int, threads: int) -> None:
+        reset_process(seed, threads)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
+
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read when cuBLAS is first used deterministically
+    before, run.reset_process = run.reset_process, reset_to_deterministic
+    try:
+        yield
+    finally:
+        run.reset_process = before
+
+
+def add_evaluation(recorder: Recorder, case: str, machine: Machine, recipe: Recipe, model: nn.Module) -> None:
+    """Evaluates one network on the device and on the CPU, in float32."""
+    resolved, dataset = resolve(recipe), open_dataset(recipe.data.path)
+    found = []
+    for device in (machine.device, torch.device("cpu")):
+        reset_process(0, machine.threads)
+        loader = EvalLoader(
+            dataset.validation,
+            resolved.data,
+            batch_size=EVAL_BATCH_SIZE,
+            rank=0,
+            world_size=1,
+            device=device,
+            threads=machine.threads,
+        )
+        network = copy.deepcopy(model).to(device)
+        context = PlainContext(device=device, threads=machine.threads)
+        found.append(evaluate(network, loader, len(dataset.validation), resolved, context))
+    ours, of_the_cpu = found
+    loss, loss_of_the_cpu = (one.metrics["validation_loss"] for one in found)
+    recorder.add(case, "relative difference of the loss", abs(loss - loss_of_the_cpu) / loss_of_the_cpu)
+    different = int((ours.images.correct != of_the_cpu.images.correct).sum())
+    recorder.add(case, "images that one of both recognises", different, f"of {len(dataset.validation)}")

@@ -1,0 +1,163 @@
+"""What a training step does on a GPU besides its arithmetic: waiting, idling, and what the meter says of it."""
+
+from __future__ import annotations
+
+import argparse
+import threading
+import time
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from benchmarks.gpu.machine import Machine
+from benchmarks.gpu.networks import IMAGENET_CLASSES, new_step, random_batch, recipe_of, usual_precision
+from benchmarks.gpu.rows import Recorder
+from nfnet_ray.recipe import ResolvedRecipe
+from nfnet_ray.training import PlainContext
+from nfnet_ray.training.measurement.meter import Meter
+
+PROFILED_STEPS = 5
+SECONDS_OF_METERING = 3.0  # the driver's counter of energy moves every 20 to 100 ms
+SECONDS_BETWEEN_READINGS = 0.05
+SYNCHRONISING = "called a synchronizing CUDA operation"  # torch's warning
+
+
+def measure(recorder: Recorder, machine: Machine, _options: argparse.Namespace) -> None:
+    """For a network that fills the device, and one that does not."""
+    networks = (("nfnet_pico", 4),) if machine.is_small else (("nfnet_f0", 256), ("nfnet_pico", 256))
+    for name, batch_size in networks:
+        recipe = recipe_of(
+            name,
+            machine,
+            batch_size=batch_size,
+            precision=usual_precision(machine),
+            memory_format="channels_last",
+        )
+        case = f"{name}, {recipe.data.image_size} px, batch {batch_size}, eager"
+        with recorder.case(case):
+            add_observations(recorder, case, machine, recipe)
+
+
+def add_observations(recorder: Recorder, case: str, machine: Machine, recipe: ResolvedRecipe) -> None:
+    """All rows of one network."""
+    _, step = new_step(recipe, machine)
+    batch = random_batch(recipe, machine.device)
+    for _ in range(2 if machine.is_small else 4):
+        step(batch)
+    machine.synchronise()
+
+    places = synchronisations(lambda: step(batch), machine)
+    recorder.add(case, "waits for the device within a step", len(places))
+    for place in sorted(set(places)):
+        recorder.add(case, "waits at", place)
+
+    busy, wall = profiled(lambda: step(batch), machine)
+    recorder.add(
+        case, "share of the time in which the device is idle", 1 - busy / wall, f"{PROFILED_STEPS} steps"
+    )
+
+    meter = Meter(recipe, IMAGENET_CLASSES, PlainContext(device=machine.device, threads=machine.threads))
+    machine.forget_memory()
+    watts = Watts(machine)
+    meter.start()
+    start, images = time.perf_counter(), 0
+    while time.perf_counter() - start < (0.0 if machine.is_small else SECONDS_OF_METERING) or not images:
+        step(batch)
+        machine.synchronise()
+        images += recipe.batch_size
+    metrics = meter.stop(images, time.perf_counter() - start, recipe.data.image_size)
+    mean_watts = watts.mean()
+    for name, value in metrics.items():
+        recorder.add(case, f"meter: {name}", value)
+    if not machine.is_small:
+        peak = float(torch.cuda.max_memory_allocated(machine.device))
+        recorder.add(case, "meter's memory : torch's", metrics["peak_memory_bytes"] / peak)
+        free, total = torch.cuda.mem_get_info(machine.device)
+        recorder.add(case, "memory in use by the driver's count", (total - free) / 1e9, "GB")
+        if mean_watts:
+            recorder.add(case, "meter's power : mean of NVML's", metrics["gpu_power_watts"] / mean_watts)
+
+
+class Watts:
+    """Reads the power over and over in a thread, until :meth:`mean`."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine, self._readings = machine, list[float]()
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        while not self._is_over.wait(SECONDS_BETWEEN_READINGS):
+            watts = self._machine.sensors().power_watts
+            if isinstance(watts, float):
+                self._readings.append(watts)
+
+    def mean(self) -> float | None:
+        """Of the second half, since the driver averages over the time before; None without readings."""
+        self._is_over.set()
+        self._thread.join()
+        late = self._readings[len(self._readings) // 2 :]
+        return sum(late) / len(late) if late else None
+
+
+def synchronisations(work: Any, machine: Machine) -> list[str]:
+    """The places (file:line) at which ``work`` waits for the device; none on a CPU."""
+    if machine.is_small:
+        work()
+        return []
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            work()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return [
+        f"{warning.filename.rpartition('/')[2]}:{warning.lineno}"
+        for warning in caught
+        if SYNCHRONISING in str(warning.message)
+    ]
+
+
+def profiled(work: Any, machine: Machine) -> tuple[float, float]:
+    """(seconds in which the device computes or copies, seconds of the steps), without what comes before the first.
+
+    On a CPU the operators of the main thread are what is counted.
+    """
+    from torch.autograd import DeviceType
+    from torch.profiler import ProfilerActivity, profile
+
+    activity = ProfilerActivity.CPU if machine.is_small else ProfilerActivity.CUDA
+    steps = 1 if machine.is_small else PROFILED_STEPS
+    with profile(activities=[activity]) as profiler:
+        for _ in range(steps):
+            work()
+        machine.synchronise()
+    kind = DeviceType.CPU if machine.is_small else DeviceType.CUDA
+    intervals = [
+        (event.time_range.start, event.time_range.end)
+        for event in profiler.events() or []
+        if event.device_type == kind
+    ]
+    if not intervals:
+        raise RuntimeError("the profiler saw nothing on the device")
+    wall = max(end for _, end in intervals) - min(start for start, _ in intervals)
+    return covered(intervals) / 1e6, wall / 1e6  # from microseconds
+
+
+def covered(intervals: Iterable[tuple[float, float]]) -> float:
+    """The length of the union of intervals.
+
+    >>> covered([(0, 2), (1, 3), (5, 6), (5, 5.5)])
+    4.0
+    """
+    total = 0.0
+    reached = float("-inf")
+    for start, end in sorted(intervals):
+        if end > reached:
+            total += end - max(start, reached)
+            reached = end
+    return total

@@ -1,0 +1,243 @@
+"""`python -m benchmarks.gpu`, which is made for a few minutes on a lent GPU, works: tried here on a CPU.
+
+On that machine there is torch and little else, so what it lacks cannot be imported here either.
+"""
+
+from __future__ import annotations
+
+import csv
+import doctest
+import importlib
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from benchmarks.gpu import __main__ as command
+from benchmarks.gpu.children import Children, wait_until_ready
+from benchmarks.gpu.convolution_shapes import PASSES, Convolution, convolutions_of
+from benchmarks.gpu.convolutions import FORMS, tensors_of
+from benchmarks.gpu.rows import COLUMNS, Row, read_rows, table, tidy, write_csv
+from nfnet_ray.errors import UserError
+from nfnet_ray.models.costs import count_multiply_adds
+from nfnet_ray.models.variants import block_plan, get_variant
+from tests.deadlines import HANG_SECONDS, wait_until
+
+NOT_ON_THE_DEVICE = ("ray", "mlflow", "ffcv", "orjson", "optuna", "plotly", "moto")
+ROW = '{"part": "p", "case": "c", "quantity": "time", "value": 1, "unit": "s", "device": "D"}'
+
+
+# ---- The whole command -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_every_part_gives_its_rows_with_torch_alone(tmp_path: Path) -> None:
+    blocker = f"import sys\nfor name in {NOT_ON_THE_DEVICE}: sys.modules[name] = None\n"
+    (tmp_path / "sitecustomize.py").write_text(blocker)
+    results = tmp_path / "results" / "gpu.csv"
+    arguments = ["--results", results, "--seconds", str(HANG_SECONDS), "--commit", "abc1234"]
+    process = subprocess.run(
+        [sys.executable, "-m", "benchmarks.gpu", *arguments, "--cifar", few_images(tmp_path / "cifar")],
+        env={**os.environ, "PYTHONPATH": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""},
+        cwd=command.REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 0, process.stdout + process.stderr
+    rows = list(csv.DictReader(results.open()))
+    assert list(rows[0]) == list(COLUMNS)
+    assert {row["commit"] for row in rows} == {"abc1234"}
+    assert {row["torch"] for row in rows} == {torch.__version__}
+
+    by_part = {part: [row for row in rows if row["part"] == part] for part in command.PARTS}
+    quantities = {part: {row["quantity"] for row in found} for part, found in by_part.items()}
+    assert quantities["roof"] == {"rate", "bytes read and written"}
+    assert sum(row["quantity"] == "holds" for row in by_part["correctness"]) == 7
+    steps = {row["case"] for row in by_part["step"] if row["quantity"] == "images per second"}
+    assert {case.rpartition(", ")[2] for case in steps} == {"eager", "compiled"}
+    assert any("timm" in case for case in steps)
+    assert "time of a step" in quantities["captured"]
+    assert "share of the time in which the device is idle" in quantities["observed"]
+    assert "all convolutions, best form of each" in quantities["convolutions"]
+    assert "images per second" in quantities["ratio"]
+    assert "top-1" in quantities["cifar"]
+    assert "step: nfnet_pico, ours, 32 px, batch 4, NCHW, eager: images per second" in process.stdout
+
+
+def few_images(folder: Path) -> Path:
+    """48 images of two classes, as Hugging Face's Parquet files hold CIFAR-10."""
+    images, labels = [], []
+    for number in range(48):
+        buffer = io.BytesIO()
+        Image.new("RGB", (32, 32), (5 * number, 255 * (number % 2), 0)).save(buffer, "PNG")
+        images.append({"bytes": buffer.getvalue(), "path": None})
+        labels.append(number % 2)
+    folder.mkdir()
+    pq.write_table(pa.table({"img": images, "label": labels}), folder / "train-00000-of-00001.parquet")
+    return folder
+
+
+def test_parts_are_chosen_by_name_and_run_in_their_order() -> None:
+    assert command.parts("cifar,roof") == ("roof", "cifar")
+    with pytest.raises(command.argparse.ArgumentTypeError, match="rooof is no part; there are roof, "):
+        command.parts("roof,rooof")
+
+
+def test_the_exit_code_tells_of_errors_and_of_checks_that_do_not_hold() -> None:
+    row: Row = {"part": "p", "case": "c", "quantity": "time", "value": 1, "unit": "s"}
+    assert not command.is_bad(row)
+    assert not command.is_bad(row | {"quantity": "holds", "value": "yes"})
+    assert command.is_bad(row | {"quantity": "holds", "value": "no"})
+    assert command.is_bad(row | {"quantity": "error"})
+    assert command.is_bad(row | {"quantity": "over its limit"})
+
+
+@pytest.mark.parametrize("module", ["rows", "machine", "observed", "cifar", "step"])
+def test_examples_are_true(module: str) -> None:
+    assert doctest.testmod(importlib.import_module(f"benchmarks.gpu.{module}")).failed == 0
+
+
+# ---- Its processes ---------------------------------------------------------------------------------------------------
+
+
+def child_of(code: str) -> list[str]:
+    """A child that writes a row, names the next case, and then does as the code says."""
+    begin = (
+        "import json, pathlib, sys, time; rows = pathlib.Path(sys.argv[2]); "
+        f"rows.write_text('{ROW}\\n' + json.dumps(dict(begun='next case')) + '\\n'); "
+    )
+    return [sys.executable, "-c", begin + code]
+
+
+def test_a_part_that_hangs_and_one_that_crashes_cost_themselves_alone(tmp_path: Path) -> None:
+    with Children(tmp_path, {}) as children:
+        hanging = children.start(
+            "p", "hanging", child_of("print('waiting'); sys.stdout.flush(); time.sleep(1e6)")
+        )
+        wait_until(lambda: "waiting" in hanging.errors(), "the child that hangs")
+        rows = hanging.finish(0.1)
+        crashing = children.start("p", "crashing", child_of("raise ValueError('no such kernel')"))
+        rows += crashing.finish(HANG_SECONDS)
+        rows += children.start("p", "good", child_of("")).finish(HANG_SECONDS)
+    assert [(row["case"], row["quantity"], row["value"]) for row in rows] == [
+        ("c", "time", 1),
+        ("next case", "over its limit", "0 s; its last line: waiting"),
+        ("c", "time", 1),
+        ("next case", "error", "exit code 1: ValueError: no such kernel"),
+        ("c", "time", 1),
+    ]
+    assert hanging.is_over
+
+
+def test_a_held_child_waits_until_it_is_released(tmp_path: Path) -> None:
+    code = "rows.with_suffix('.ready').touch(); sys.stdin.readline()"
+    with Children(tmp_path, {}) as children:
+        child = children.start("p", "held", child_of(code))
+        wait_until_ready([child], HANG_SECONDS)
+        assert child.is_ready
+        assert not child.is_over
+        child.release()
+        assert len(child.finish(HANG_SECONDS)) == 1
+
+
+def test_no_child_outlives_the_run(tmp_path: Path) -> None:
+    with Children(tmp_path, {}) as children:
+        child = children.start("p", "hanging", child_of("time.sleep(1e6)"))
+    assert child.is_over
+
+
+def test_a_line_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f'{{"begun": "first"}}\n{ROW}\n{{"begun": "second"}}\n{ROW[:20]}')
+    rows, begun = read_rows(path)
+    assert (len(rows), begun) == (1, "second")
+    assert read_rows(tmp_path / "none") == ([], "")
+
+
+# ---- Its csv ---------------------------------------------------------------------------------------------------------
+
+
+def test_rows_of_all_parts_become_one_tidy_csv(tmp_path: Path) -> None:
+    measured = {
+        "part": "a",
+        "case": "c",
+        "quantity": "time",
+        "value": 1.5,
+        "unit": "s",
+        "n": 3,
+        "device": "GPU",
+    }
+    failed = {"part": "b", "case": "d", "quantity": "error", "value": "exit code 1: no, never", "unit": ""}
+    rows = tidy([failed, measured | {"in_table": False}], "abc")
+    path = tmp_path / "gpu.csv"
+    write_csv(path, command.earlier_csv(path), rows)
+    write_csv(path, command.earlier_csv(path), rows[1:])
+    found = list(csv.DictReader(path.open()))
+    assert [row["part"] for row in found] == ["b", "a", "a"]
+    assert {(row["device"], row["commit"]) for row in found} == {("GPU", "abc")}
+    assert found[0]["value"] == "exit code 1: no, never"
+    assert found[1]["n"] == "3"
+    assert table([failed, measured | {"in_table": False}]) == "b: d: error exit code 1: no, never"
+
+
+def test_a_csv_with_other_columns_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "gpu.csv").write_text("model,value\n")
+    with pytest.raises(UserError, match="has other columns than these rows"):
+        command.earlier_csv(tmp_path / "gpu.csv")
+
+
+# ---- Its arithmetic --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("nfnet_f0", 192), ("nfnet_pico", 32), ("nf_resnet50", 224), ("nf_regnet_b0", 192), ("nfnet_f1", 225)],
+)
+def test_the_convolutions_are_all_of_the_networks_multiply_adds(name: str, size: int) -> None:
+    variant = get_variant(name)
+    gates = sum(2 * plan.se_channels * plan.se_gated_channels for plan in block_plan(variant))
+    linear = gates + 1000 * variant.pooled_channels
+    counts = convolutions_of(variant, size)
+    convolutions = sum(count * convolution.multiply_adds for convolution, count in counts.items())
+    assert convolutions + linear == count_multiply_adds(variant, size, 1000)
+
+
+def test_f0_has_57_convolutions_of_24_shapes() -> None:
+    counts = convolutions_of(get_variant("nfnet_f0"), 192)
+    assert (len(counts), sum(counts.values())) == (24, 57)
+    image_reader = next(iter(counts))
+    assert image_reader.passes == ("forward", "weight gradient")
+    assert str(image_reader) == "3x3 3->16, stride 2, 192 px"
+
+
+def test_the_roof_is_the_longer_of_arithmetic_and_traffic() -> None:
+    convolution = Convolution(64, 64, 1, 1, 1, 10)
+    flops, moved = 2 * 64 * 64 * 100 * 2, 2 * (2 * 2 * 64 * 100 + 64 * 64)
+    assert convolution.roof_seconds(2, flops / 3.0, 1e30) == pytest.approx(3.0)
+    assert convolution.roof_seconds(2, 1e30, moved / 3.0) == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize(
+    "convolution", [Convolution(8, 12, 3, 1, 4, 6), Convolution(8, 8, 3, 2, 2, 6)], ids=str
+)
+def test_all_forms_compute_the_same(convolution: Convolution) -> None:
+    results = {
+        form: [tensors_of(convolution, form, 2, torch.device("cpu")).work(which) for which in PASSES]
+        for form in FORMS
+    }
+    for form in FORMS:
+        torch.testing.assert_close(results[form], results["NCHW"])
+    tensors = tensors_of(convolution, "NCHW", 2, torch.device("cpu"))
+    x, weight = tensors.x.requires_grad_(), tensors.weight.requires_grad_()
+    stride, padding = convolution.stride, tensors.padding
+    y = torch.nn.functional.conv2d(x, weight, None, stride, padding, groups=convolution.groups)
+    gradients = torch.autograd.grad(y, (x, weight), tensors.grad)
+    torch.testing.assert_close(results["NCHW"], [y.detach(), *gradients])
