@@ -26,10 +26,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-# What DistributedDataParallel and opening a data set import, in over a second: once, and not in each process.
+# Opening a data set imports it: once, and not in each process.
 import pyarrow.parquet  # noqa: F401
 import torch
-import torch._dynamo
 import torch.distributed as dist
 
 from nfnet_ray.data.batch import TrainBatch

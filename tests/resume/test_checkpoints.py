@@ -488,7 +488,6 @@ def test_a_run_goes_on_with_another_number_of_workers(tiny_digits: Path, tmp_pat
     recipe = recipe_of(("sam", "agc", "ema", "augmentation"), tiny_digits).with_values({"micro_batches": 1})
     script = f"""
         import sys; from pathlib import Path
-        import torch._dynamo
         from nfnet_ray.recipe import Recipe
         from tests.resume.campaign import Attempt
         import json

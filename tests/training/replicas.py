@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch._dynamo  # DistributedDataParallel imports it, for over a second: once here, and not in each process
 import torch.distributed as dist
 
 from nfnet_ray.data.batch import TrainBatch
@@ -161,6 +160,7 @@ def work(folder: Path, rank: int, world_size: int) -> None:
     for sam in SAM:
         results["of four", sam] = train(recipe(sam, agc=True, ema=True, micro_batches=2), worker)
     torch.save(results, folder / f"{rank}of{world_size}.pt")
+    assert "torch._dynamo" not in sys.modules  # half of what starting one of several workers takes
     if world_size > 1:
         dist.destroy_process_group()
 
