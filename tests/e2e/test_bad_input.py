@@ -18,10 +18,10 @@ def data(workplace: Workplace, few_digits: Path) -> Path:
     return Path(shutil.copytree(few_digits, workplace.folder / "set"))
 
 
-def refused(workplace: Workplace, *arguments: str | Path) -> str:
+def refused(workplace: Workplace, *arguments: str | Path, in_new_process: bool = False) -> str:
     """The one line with which a study refuses."""
     before = sorted(workplace.folder.rglob("*"))
-    result = workplace.run(*arguments)
+    result = workplace.run(*arguments) if in_new_process else workplace.run_here(*arguments)
     assert result.returncode == 2, result.stdout + result.stderr
     assert "Traceback" not in result.stderr
     assert result.stdout == ""
@@ -65,7 +65,7 @@ def test_a_spoilt_data_set(
 
 
 def test_no_such_data(workplace: Workplace) -> None:
-    assert "no such data set" in refused(workplace, "--data", "nowhere")
+    assert "no such data set" in refused(workplace, "--data", "nowhere", in_new_process=True)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_a_sweep_that_no_trial_could_run_with(workplace: Workplace, few_digits: 
     "flags", [["--trials", "0"], ["--epochs", "many"], ["--name", "../up"], ["--nonsense"]]
 )
 def test_a_wrong_flag(workplace: Workplace, flags: list[str]) -> None:
-    assert flags[0] in refused(workplace, *flags)
+    assert flags[0] in refused(workplace, *flags, in_new_process=flags == ["--nonsense"])
 
 
 def test_no_ray_at_the_address(workplace: Workplace, few_digits: Path) -> None:
@@ -106,7 +106,7 @@ def test_no_ray_at_the_address(workplace: Workplace, few_digits: Path) -> None:
 
 def test_a_tracking_server_that_does_not_answer(workplace: Workplace, few_digits: Path) -> None:
     uri = f"http://127.0.0.1:{unused_port()}"
-    assert uri in refused(workplace, "--data", few_digits, "--tracking-uri", uri)
+    assert uri in refused(workplace, "--data", few_digits, "--tracking-uri", uri, in_new_process=True)
 
 
 def test_a_batch_that_the_workers_cannot_share(workplace: Workplace, few_digits: Path) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
+import runpy
 import shutil
 import signal
 import subprocess
@@ -10,9 +13,11 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
+from nfnet_ray.command_line.interruption import handlers_kept
 from nfnet_ray.tracking.events import JOURNAL_FILE, Event, read_events
 from nfnet_ray.tracking.state import StudyState
 from tests.deadlines import HANG_SECONDS
@@ -65,6 +70,23 @@ class Workplace:
             out, err = process.communicate()
             pytest.fail(f"no end after {HANG_SECONDS} s\n{out}\n{err}")
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    def run_here(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        """Like :meth:`run`, in this process, which has imported everything: for what ends before Ray is needed."""
+        out, err = io.StringIO(), io.StringIO()
+        command = [str(self.study), *map(str, arguments)]
+        with (
+            handlers_kept(),
+            contextlib.chdir(self.folder),
+            mock.patch.dict(os.environ),
+            mock.patch.object(sys, "argv", command),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+            pytest.raises(SystemExit) as left,
+        ):
+            runpy.run_path(str(self.study), run_name="__main__")
+        assert isinstance(left.value.code, int)
+        return subprocess.CompletedProcess(command, left.value.code, out.getvalue(), err.getvalue())
 
     def events(self, study: str) -> list[Event]:
         return [event for event, _ in read_events(self.folder / "runs" / study / JOURNAL_FILE)]
