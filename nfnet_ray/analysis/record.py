@@ -14,6 +14,7 @@ from nfnet_ray.analysis.effects.isolation import isolation
 from nfnet_ray.analysis.effects.marginal import marginal_effects, pairwise_effects
 from nfnet_ray.analysis.effects.response import Response, responses
 from nfnet_ray.analysis.files.exported import is_exported, read_exported
+from nfnet_ray.analysis.replay import replay
 from nfnet_ray.correct_images import CorrectImages
 from nfnet_ray.errors import UserError
 from nfnet_ray.metric import METRIC
@@ -164,6 +165,13 @@ class StudyRecord:
         See :func:`nfnet_ray.analysis.effects.best_so_far.best_so_far`.
         """
         return best_so_far(self)
+
+    def replay(self) -> pd.DataFrame:
+        """What each rule of early stopping, and a random search, would have cost and missed: a row for each.
+
+        See :func:`nfnet_ray.analysis.replay.replay`. Raises UserError where the curves do not say so.
+        """
+        return replay(self)
 
     def _swept(self, field: str | None) -> str:
         """The dotted name of a swept field, which may be given by its short name; by default the first."""

@@ -1,8 +1,8 @@
 """What each rule of early stopping would have cost on the curves of a finished study, and what it would have missed.
 
 The decisions are taken by the code that takes them in a study (:mod:`nfnet_ray.study.decisions`), on the accuracies
-that the journal has. Every trial has to have been trained to its end: what a trial that was given up would have reached
-is unknown.
+that the journal has. What a trial that was given up would have reached is unknown, so its setting is left out, and the
+numbers are those of a study of the other settings.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from nfnet_ray.analysis.record import StudyRecord
+from nfnet_ray.analysis.setting import trials_by_setting
+from nfnet_ray.analysis.tables import StudyTables
+from nfnet_ray.analysis.verdict import EQUAL_WITHIN
 from nfnet_ray.errors import UserError
 from nfnet_ray.metric import METRIC
 from nfnet_ray.recipe import Recipe
@@ -38,8 +40,8 @@ DRAWS = 1000
 """Of a random search, which is cheaper to draw."""
 ETAS = (2.0, 3.0, 4.0)
 _DEFAULT = f"synchronous, eta {Halving().eta:g}"
-LITTLE = 0.005
-"""A regret, half a point, that a rule may cost and still be called good."""
+ENDED_AS_THEY_WOULD = ("finished", "diverged", "failed")
+"""States of trials of which all is known that they would have done without early stopping."""
 
 Trained = dict[str, int]
 """{trial: the epochs that a rule would have trained it for}."""
@@ -67,6 +69,9 @@ class Pool:
         points: {trial: its point}.
         best: the accuracy of the best setting of each stratum of the whole study, None where none has a finished seed
             of every one.
+        left_out: how many settings are in the study and not here, because a trial of theirs was not trained to its
+            end.
+        equal_within: a lost accuracy that does not matter, a fraction (``--equal-within``).
     """
 
     recipe: Recipe
@@ -77,9 +82,11 @@ class Pool:
     strata: tuple[tuple[tuple[str, ...], ...], ...]
     points: Mapping[str, Mapping[str, Any]]
     best: tuple[float | None, ...]
+    left_out: int = 0
+    equal_within: float = EQUAL_WITHIN
 
     @staticmethod
-    def of(record: StudyRecord) -> Pool:
+    def of(record: StudyTables) -> Pool:
         """Raises UserError where the curves of a study do not say what another rule would have done."""
         _check(record)
         curves: dict[str, list[float | None]] = {name: [] for name in record.trials["trial"]}
@@ -88,23 +95,36 @@ class Pool:
             accuracy = row[METRIC]
             curves[row["trial"]].append(None if accuracy is None or math.isnan(accuracy) else float(accuracy))
             seconds[row["trial"]].append(float(row.get("train_seconds", math.nan)))
-        strata: dict[tuple[Any, ...], dict[tuple[Any, ...], list[str]]] = {}
+        strata: dict[tuple[Any, ...], list[tuple[str, ...]]] = {}
         points = {}
-        for trial in record.trials.to_dict("records"):
-            stratum = strata.setdefault(tuple(trial[field] for field in record.conditions), {})
-            stratum.setdefault(tuple(trial[field] for field in record.fields), []).append(str(trial["trial"]))
-            points[str(trial["trial"])] = {
-                field: trial[field] for field in record.fields if trial[field] is not ABSENT
-            }
+        left_out = 0
+        for point, trials in trials_by_setting(record):
+            if not all(trial["state"] in ENDED_AS_THEY_WOULD for trial in trials):
+                left_out += 1
+                continue
+            stratum = tuple(point[field] for field in record.conditions)
+            strata.setdefault(stratum, []).append(tuple(str(trial["trial"]) for trial in trials))
+            own = {field: value for field, value in point.items() if value is not ABSENT}
+            points.update(dict.fromkeys(strata[stratum][-1], own))
+        most = max(map(len, strata.values()), default=0)
+        if left_out and most <= FINALISTS:
+            raise UserError(
+                f"{count(left_out, 'setting')} of {left_out + sum(map(len, strata.values())):,} "
+                f"{agree(left_out, 'was', 'were')} not trained to the end, and what they would have reached is "
+                f"unknown; of the others at most {most} compete with each other, and every rule trains {FINALISTS} to "
+                "the end: replay a study that was run with --early-stopping none"
+            )
         pool = Pool(
             recipe=_recipe(record),
             images=record.study["data"]["validation_images"],
             epochs=record.study["epochs"],
             curves=curves,
             seconds=seconds,
-            strata=tuple(tuple(map(tuple, settings.values())) for settings in strata.values()),
+            strata=tuple(map(tuple, strata.values())),
             points=points,
             best=(),
+            left_out=left_out,
+            equal_within=record.study.get("equal_within", EQUAL_WITHIN),
         )
         best = (
             max((a for a in map(pool.accuracy, settings) if a is not None), default=None)
@@ -228,7 +248,7 @@ class Pool:
                 legs.pause(leg.trial)
 
 
-def replay(record: StudyRecord, orders: int = ORDERS) -> pd.DataFrame:
+def replay(record: StudyTables, orders: int = ORDERS) -> pd.DataFrame:
     """What early stopping and simple searches would have cost, and what they would have chosen.
 
     * ``synchronous``, ``asynchronous``, ``hyperband``, ``median``: those of :class:`~nfnet_ray.study.halving.Halving`.
@@ -241,11 +261,12 @@ def replay(record: StudyRecord, orders: int = ORDERS) -> pd.DataFrame:
     Returns:
         A row for each rule: ``rule``, ``epochs`` that it trains and their ``share`` of the study's, ``train_seconds``
         by the trials' measured times, ``same`` (share of strata, and of orders, in which it chooses the setting that
-        the whole study chooses), ``regret`` (how much more accurate that one is, a fraction, the mean over strata and
+        the whole study chooses), ``missed`` (the share in which its choice loses more than the study's
+        ``--equal-within``), ``regret`` (how much more accurate that one is, a fraction, the mean over strata and
         orders), ``regret_low`` and ``regret_high``, its central 95% over ``orders``.
 
     Raises:
-        UserError: not every trial was trained to the end, or trials are not comparable epoch by epoch.
+        UserError: too few settings were trained to the end, or trials are not comparable epoch by epoch.
     """
     import pandas as pd
 
@@ -268,42 +289,54 @@ def replay(record: StudyRecord, orders: int = ORDERS) -> pd.DataFrame:
     return pd.DataFrame([_row(rule, tries, pool) for rule, tries in trained.items()])
 
 
-def replay_sentence(table: pd.DataFrame) -> str:
-    """What :func:`replay` shows, in words: the default rule, and the cheapest that costs little accuracy."""
-    by_rule = {row["rule"]: row for row in table.to_dict("records")}
-    default = by_rule[_DEFAULT]
-    said = f"Early stopping ({default['rule']}) would have trained {default['share']:.0%} of the epochs and "
-    said += (
-        "chosen the same setting"
-        if default["same"] == 1
-        else f"lost {100 * default['regret']:.1f} points by its choice"
+def replay_caution(record: StudyTables) -> str:
+    """What was left out, in a sentence; empty if every setting is there. Raises UserError as :func:`replay` does."""
+    pool = Pool.of(record)
+    if not pool.left_out:
+        return ""
+    kept = sum(map(len, pool.strata))
+    return (
+        f"{count(pool.left_out, 'setting')} of {kept + pool.left_out:,} {agree(pool.left_out, 'was', 'were')} not "
+        f"trained to the end and {agree(pool.left_out, 'is', 'are')} left out: the numbers are those of a study of the "
+        f"other {kept:,} alone. Early stopping chose these, so they are more alike than all settings, and what rules "
+        "would save and lose among all of them is unknown."
     )
-    good = [row for row in table.to_dict("records")[1:] if row["regret"] <= LITTLE]
+
+
+def replay_sentence(table: pd.DataFrame, equal_within: float = EQUAL_WITHIN) -> str:
+    """What :func:`replay` shows, in words: the default rule, and the cheapest that costs little accuracy.
+
+    ``equal_within``: a regret that does not matter, a fraction; a study has its own (``--equal-within``).
+    """
+    by_rule = {row["rule"]: row for row in table.to_dict("records")}
+    default, points = by_rule[_DEFAULT], f"{100 * equal_within:g} points"
+    said = f"Early stopping ({default['rule']}) would have trained {default['share']:.0%} of the epochs and "
+    if default["same"] == 1:
+        said += "chosen the same setting"
+    elif default["missed"] == 0:
+        said += f"chosen one that is equal for practice ({100 * default['regret']:.1f} points less)"
+    else:
+        said += f"lost {100 * default['regret']:.1f} points by its choice"
+    good = [row for row in table.to_dict("records")[1:] if row["regret"] <= equal_within + 1e-9]
     cheapest = min(good, key=lambda row: row["share"], default=None)
     if cheapest is None:
-        return f"{said}; no rule comes within {100 * LITTLE:g} points of the whole study."
+        return f"{said}; no rule comes within {points} of the whole study."
     if cheapest["rule"] == default["rule"]:
-        return f"{said}; no other rule is cheaper and within {100 * LITTLE:g} points."
+        return f"{said}; no other rule is cheaper and within {points}."
     return (
-        f"{said}; the cheapest rule within {100 * LITTLE:g} points is {cheapest['rule']} "
+        f"{said}; the cheapest rule within {points} is {cheapest['rule']} "
         f"({cheapest['share']:.0%} of the epochs, {100 * cheapest['regret']:.1f} points)."
     )
 
 
-def loses_winner(table: pd.DataFrame) -> float:
-    """By how much the default early stopping would have been worse than the whole study, a fraction; 0: not at all."""
-    rule = table[table["rule"] == _DEFAULT]
-    return float(rule["regret"].iloc[0])
-
-
-def _recipe(record: StudyRecord) -> Recipe:
+def _recipe(record: StudyTables) -> Recipe:
     """The study's Recipe. A journal of another version may lack fields and have others; none of them changes a rule."""
     known = Recipe().to_values()
     recorded = {name: value for name, value in record.study["recipe"].items() if name in known}
     return Recipe.from_values(known | recorded)
 
 
-def _check(record: StudyRecord) -> None:
+def _check(record: StudyTables) -> None:
     if "schedule.epochs" in record.fields:
         raise UserError(
             "its trials train for different numbers of epochs: nothing can be compared epoch by epoch"
@@ -311,12 +344,6 @@ def _check(record: StudyRecord) -> None:
     if record.is_stretched:
         raise UserError(
             "its trials train several schedules (--schedule stretched): its curves have no common epochs"
-        )
-    cut = record.trials[~record.trials["state"].isin(["finished", "diverged", "failed"])]
-    if len(cut):
-        raise UserError(
-            f"{count(len(cut), 'trial')} of {len(record.trials):,} {agree(len(cut), 'was', 'were')} not trained to the "
-            "end, and what they would have reached is unknown: replay a study that was run with --early-stopping none"
         )
 
 
@@ -332,6 +359,7 @@ def _row(rule: str, trained: Sequence[Trained], pool: Pool) -> dict[str, Any]:
         "share": epochs / pool.cost(pool.everything()),
         "train_seconds": fmean(map(pool.train_seconds, trained)),
         "same": fmean(fmean(regret == 0 for regret in one) if one else 1.0 for one in lost),
+        "missed": fmean(fmean(r > pool.equal_within + 1e-9 for r in one) if one else 0.0 for one in lost),
         "regret": fmean(regrets),
         "regret_low": float(low),
         "regret_high": float(high),

@@ -23,6 +23,7 @@ from nfnet_ray.analysis import (
     rung_sentences,
     time_sentences,
 )
+from nfnet_ray.analysis.effects.sentences import effect_sentences
 from nfnet_ray.analysis.health import health_cards, health_lines
 from nfnet_ray.analysis.record import study_record
 from nfnet_ray.command_line.terminal import say, say_whole
@@ -61,7 +62,8 @@ def show_study(directory: Path, console: Console, *, as_json: bool) -> None:
         say(console, sentence)
     if not answers:
         say(console, "No trial has finished with an accuracy yet.")
-    for sentence in [*budget_sentences(record), *rung_sentences(record)]:
+    effects = [f"{sentence}." for sentence in effect_sentences(record)]
+    for sentence in [*effects, *budget_sentences(record), *rung_sentences(record)]:
         say(console, sentence)
     for sentence, command in health_lines(health_cards(record)):
         say(console, sentence)

@@ -30,9 +30,13 @@ def study_of(settings: int, seeds: int = 1, halving: Halving | None = None) -> S
 
 
 def record_of(
-    folder: Path, study: Study, curves: dict[str, list[float]], state: str = "finished"
+    folder: Path,
+    study: Study,
+    curves: dict[str, list[float]],
+    state: str = "finished",
+    cut: str = "diverged",
 ) -> StudyRecord:
-    """The record of a study in which every trial was trained to the end; a shorter curve diverged."""
+    """The record of a study in which every trial was trained to its end; a shorter one was ``cut``."""
     started = study_started({})
     started["study"] |= study.description()  # type: ignore[typeddict-item]
     started["study"]["data"]["validation_images"] = 50_000
@@ -40,7 +44,7 @@ def record_of(
     events: list[Any] = [json.loads(json.dumps(started))]
     for number, trial in enumerate(study.trials()):
         curve = curves[trial.name]
-        how = state if len(curve) == EPOCHS else "diverged"
+        how = state if len(curve) == EPOCHS else cut
         events += trial_events(trial.name, START + 100 * number, curve, how, seconds_per_epoch=10)
     events.append({"event": "study_ended", "time": START + 9e4, "state": "finished", "wall_seconds": 9e4})
     write_journal(folder, events)
@@ -137,12 +141,45 @@ def test_what_cannot_be_replayed_is_said_in_one_line(
 ) -> None:
     study = study_of(4)
     record_of(tmp_path / "s", study, straight(study), state="stopped")
-    with pytest.raises(UserError, match="4 trials of 4 were not trained to the end"):
+    with pytest.raises(UserError, match="4 settings of 4 were not trained to the end"):
         replay(load_study(tmp_path / "s"))
     assert main(["replay", "s", "--storage", str(tmp_path)]) == 2
     said = capsys.readouterr()
-    assert "s cannot be replayed: 4 trials" in said.out + said.err
+    assert "s cannot be replayed: 4 settings" in said.out + said.err
     assert "--early-stopping none" in said.out + said.err
+
+
+def test_settings_that_were_stopped_are_left_out_and_the_numbers_are_of_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The two best of eleven were stopped after epoch 2: the others are replayed as a study of nine."""
+    nine, eleven = study_of(9), study_of(11)
+    theirs = straight(nine)
+    curves = {
+        trial.name: [0.9, 0.9] if number < 2 else list(theirs.values())[number - 2]
+        for number, trial in enumerate(eleven.trials())
+    }
+    alone = record_of(tmp_path / "nine", nine, theirs).replay()
+    record = record_of(tmp_path / "s", eleven, curves, cut="stopped")
+    assert record.replay().equals(alone)
+    assert main(["replay", "s", "--storage", str(tmp_path)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "2 settings of 11 were not trained to the end and are left out" in said
+
+
+def test_a_choice_that_loses_less_than_equal_within_is_not_missed(tmp_path: Path) -> None:
+    study = study_of(9)
+    curves = straight(study)
+    late = study.trials()[5].name
+    curves[late] = [0.01] * (EPOCHS - 1) + [0.903]  # the best of those that do not start slowly has 90%
+    record = record_of(tmp_path, study, curves)
+    found = row(record.replay(), "synchronous, eta 3")
+    assert (found["same"], found["missed"]) == (0, 1)
+    assert "lost 0.3 points by its choice" in replay_sentence(record.replay())
+    record.study["equal_within"] = 0.004
+    found = row(record.replay(), "synchronous, eta 3")
+    assert (found["same"], found["missed"]) == (0, 0)
+    assert "equal for practice (0.3 points less)" in replay_sentence(record.replay(), 0.004)
 
 
 def test_the_command_prints_a_row_for_each_rule_and_a_conclusion(

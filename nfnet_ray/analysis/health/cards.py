@@ -347,6 +347,8 @@ def _stopping(record: StudyRecord) -> Iterator[HealthCard]:
         return
     try:
         pool = Pool.of(record)
+        if pool.left_out:  # it has trials to come
+            return
         trained = pool.halved(Halving(), random.Random(0))
     except UserError:
         return
