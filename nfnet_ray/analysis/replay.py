@@ -148,6 +148,13 @@ class Pool:
             self, strata=tuple(tuple(settings[number] for number in numbers) for settings in self.strata)
         )
 
+    def as_one_stratum(self) -> Pool:
+        """All settings as rivals of each other, whatever their conditions."""
+        best = max((accuracy for accuracy in self.best if accuracy is not None), default=None)
+        return replace(
+            self, strata=(tuple(names for settings in self.strata for names in settings),), best=(best,)
+        )
+
     def top1(self, trial: str, epoch: int) -> float | None:
         """The accuracy after an epoch, counted from 1; None where the trial had diverged."""
         curve = self.curves[trial]
