@@ -37,8 +37,9 @@ from nfnet_ray.tracking.destination.database import artifacts_stay_beside
 from nfnet_ray.tracking.destination.experiment import experiment_of_journal
 from nfnet_ray.tracking.destination.uri import sqlite_path, sqlite_uri, with_credentials_aside
 from nfnet_ray.tracking.destination.uri_check import check_tracking_uri
-from nfnet_ray.tracking.events import JOURNAL_FILE
-from nfnet_ray.tracking.runs.view import comparison_url
+from nfnet_ray.tracking.events import JOURNAL_FILE, read_events, study_id
+from nfnet_ray.tracking.runs.setting_runs import has_several_seeds
+from nfnet_ray.tracking.runs.view import comparison_url, view_key
 from nfnet_ray.tracking.spool import SPOOL_FILE, Spool, TrackedStudy
 from nfnet_ray.tracking.study_directory import find_study
 
@@ -135,18 +136,24 @@ def _open(directory: Path, port: int, browser: bool) -> None:
     if sqlite_path(tracked.tracking_uri) is None:
         server = with_credentials_aside(tracked.tracking_uri)
         check_tracking_uri(server, experiment_of_journal(directory))
-        _show(tracked, server, browser)
+        _show(directory, tracked, server, browser)
         return
     print("Starting the MLflow server …", flush=True)
     with mlflow_server(tracked.tracking_uri, port) as url:
-        _show(tracked, url, browser)
+        _show(directory, tracked, url, browser)
         print("Ctrl-C stops the server.", flush=True)
         signal.pause()
 
 
-def _show(tracked: TrackedStudy, server_url: str, browser: bool) -> None:
+def _show(directory: Path, tracked: TrackedStudy, server_url: str, browser: bool) -> None:
     url = comparison_url(server_url, tracked.experiment_id, tracked.view_key)
     print(url, flush=True)
+    for started, _ in read_events(directory / JOURNAL_FILE):
+        if started["event"] == "study_started" and has_several_seeds(started["study"]):
+            key = view_key(study_id(started), "setting")
+            print("The mean over the seeds of each setting, once they have ended:", flush=True)
+            print(comparison_url(server_url, tracked.experiment_id, key), flush=True)
+        break
     if browser:
         webbrowser.open(url)
 

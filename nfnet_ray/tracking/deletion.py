@@ -9,7 +9,7 @@ import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from nfnet_ray.errors import UserError
 from nfnet_ray.printable import printable
@@ -20,7 +20,7 @@ from nfnet_ray.tracking.destination.server import (
     go_past_proxies_to_this_machine,
 )
 from nfnet_ray.tracking.destination.uri import named, sqlite_path, with_credentials_aside, without_password
-from nfnet_ray.tracking.runs.view import TAG_PREFIX, view_key
+from nfnet_ray.tracking.runs.view import TAG_PREFIX, RunKind, view_key
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -31,12 +31,12 @@ class TrackedRuns:
     """The runs of one study that MLflow has and that are not deleted.
 
     Attributes:
-        views: {id of an experiment: key of its tag that holds the saved comparison}.
+        views: {id of an experiment: keys of its tags that hold saved comparisons}.
     """
 
     tracking_uri: str
     run_ids: tuple[str, ...] = ()
-    views: Mapping[str, str] = field(default_factory=dict)
+    views: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def find_runs(tracking_uri: str, study_id: str) -> TrackedRuns:
@@ -69,8 +69,9 @@ def delete_runs(found: TrackedRuns) -> None:
         client = _client(found.tracking_uri)
         for run_id in found.run_ids:
             client.delete_run(run_id)
-        for experiment, key in found.views.items():
-            client.delete_experiment_tag(experiment, key)
+        for experiment, keys in found.views.items():
+            for key in keys:
+                client.delete_experiment_tag(experiment, key)
     except Exception as error:
         raise _unreachable(found.tracking_uri, error) from error
 
@@ -92,7 +93,7 @@ def _client(uri: str) -> MlflowClient:
 
 def _find(client: MlflowClient, uri: str, study_id: str) -> TrackedRuns:
     run_ids: list[str] = []
-    views: dict[str, str] = {}
+    views: dict[str, tuple[str, ...]] = {}
     quoted = study_id.replace("\\", "\\\\").replace("'", "\\'")
     page = None
     experiments = []
@@ -102,7 +103,7 @@ def _find(client: MlflowClient, uri: str, study_id: str) -> TrackedRuns:
         page = found.token
         if not page:
             break
-    key = f"{TAG_PREFIX}{view_key(study_id)}"
+    of_study = [f"{TAG_PREFIX}{view_key(study_id, kind)}" for kind in get_args(RunKind)]
     for experiment in experiments:
         while True:
             runs = client.search_runs(
@@ -112,8 +113,8 @@ def _find(client: MlflowClient, uri: str, study_id: str) -> TrackedRuns:
             page = runs.token
             if not page:
                 break
-        if key in experiment.tags:
-            views[experiment.experiment_id] = key
+        if keys := tuple(key for key in of_study if key in experiment.tags):
+            views[experiment.experiment_id] = keys
     return TrackedRuns(uri, tuple(run_ids), views)
 
 

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from nfnet_ray.clipping import Clipping
+from nfnet_ray.tracking.conditions.of_trial import condition_text, conditions_of
 from nfnet_ray.tracking.destination.database import artifact_folder
 from nfnet_ray.tracking.destination.experiment import DEFAULT_EXPERIMENT, experiment_of, own_experiment
 from nfnet_ray.tracking.destination.uri import sqlite_path
@@ -44,12 +45,15 @@ from nfnet_ray.tracking.events import (
     with_extension,
 )
 from nfnet_ray.tracking.labels import point_label, short_names, value_label
+from nfnet_ray.tracking.runs.charts import condition_metric, condition_metrics
 from nfnet_ray.tracking.runs.files import RECIPE_FILE
 from nfnet_ray.tracking.runs.inputs import dataset_inputs
+from nfnet_ray.tracking.runs.setting_runs import SettingResult, ended_setting, has_several_seeds
 from nfnet_ray.tracking.runs.texts import (
     DESCRIPTION_TAG,
     experiment_description,
     run_name,
+    setting_description,
     source_tags,
     study_description,
     trial_description,
@@ -58,12 +62,13 @@ from nfnet_ray.tracking.runs.view import (
     EXPERIMENT_KIND,
     EXPERIMENT_KIND_TAG,
     TAG_PREFIX,
+    RunKind,
     comparison_view,
     view_key,
 )
 from nfnet_ray.tracking.spool import STUDY_RUN, JournalLine, TrackedStudy
 from nfnet_ray.tracking.state import JournalReader, StudyState, TrialProgress
-from nfnet_ray.tracking.swept import possible_values, swept_fields, swept_range
+from nfnet_ray.tracking.swept import condition_fields, swept_fields
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -109,6 +114,8 @@ class StudyWriter:
             raise ValueError(f"{journal_path} begins with {started['event']}, not with study_started")
         self._started: StudyStarted = started
         self._study_id = study_id(started)
+        # By the first event, so that all trials have it, or none.
+        self._names_conditions = bool(condition_metrics(started["study"]))
         self._journal_path, self._plans_read_to = journal_path, 0
         self._plans: dict[str, TrialPlan] = {}
         self._reruns: set[str] = set()
@@ -117,6 +124,8 @@ class StudyWriter:
         self._with_recipe: set[str] = set()
         self._recipes: dict[str, Values] = {}
         self._started_at_plans = started
+        # {SettingResult.key: (id of its run, its trials)}.
+        self._setting_runs: dict[str, tuple[str, tuple[str, ...]]] = {}
 
         self.experiment = experiment or experiment_of(started)
         experiment_id, study_run_id, trial_run_ids = self._found(known_experiment_id)
@@ -155,7 +164,7 @@ class StudyWriter:
         elif event["event"] == "study_annotated":
             self._annotate(line)
         elif event["event"] == "trial_started":
-            self._start_trial(event)
+            self._start_trial(line, event)
         elif event["event"] == "trial_paused":
             self._log(self._trial_run(event["trial"], event["time"]), {"state": "paused"})
         elif event["event"] == "trial_promoted":
@@ -166,6 +175,7 @@ class StudyWriter:
         elif event["event"] == "trial_ended":
             if run == STUDY_RUN:
                 self._summarise(line)
+                self._write_setting(line, event["trial"])
             else:
                 self._end_trial(line, event)
         elif event["event"] == "study_ended":
@@ -185,6 +195,7 @@ class StudyWriter:
         from mlflow.entities import Metric
 
         run_id = self._trial_run(trial, events[0]["time"])
+        accuracy, own_chart = self._started["study"]["metric"], self._condition_metric(trial)
         metrics = [
             # MLflow stores an infinity as 1.8e308, which would be the only thing that a chart shows.
             Metric(
@@ -194,7 +205,11 @@ class StudyWriter:
                 event["epoch"],
             )
             for event in events
-            for name, value in {**event["metrics"], **_clipping_metrics(event)}.items()
+            for name, value in {
+                **event["metrics"],
+                **_clipping_metrics(event),
+                **({own_chart: event["metrics"].get(accuracy)} if own_chart else {}),
+            }.items()
             if value is not None
         ]
         for first in range(0, len(metrics), _METRICS_PER_CALL):
@@ -283,8 +298,11 @@ class StudyWriter:
                 page_token=page,
             )
             for run in runs:
-                if run.data.tags.get("kind") == "study":
+                tags = run.data.tags
+                if tags.get("kind") == "study":
                     study_run_id = run.info.run_id
+                elif tags.get("kind") == "setting":
+                    self._setting_runs[tags["setting"]] = run.info.run_id, tuple(tags["trials"].split(", "))
                 else:
                     trial_run_ids[run.data.tags["trial"]] = run.info.run_id
             page = runs.token
@@ -325,26 +343,35 @@ class StudyWriter:
         """Params cannot change, so the space is in the description."""
         self._annotate(line)
         self._log(self.tracked.study_run_id, {"state": "running"})
-        started = self._journal.state_at(line.end).started
-        if started is not None:
-            self._save_view(started)
+        state = self._journal.state_at(line.end)
+        if state.started is not None:
+            self._save_view(state.started)
+        outside = state.outside
+        for run_id, trials in self._setting_runs.values():
+            self._log_unless_deleted(run_id, {"left_out": str(not outside.isdisjoint(trials)).lower()})
+
+    def _condition_metric(self, trial: str) -> str | None:
+        """The second name of the accuracy of a trial, by which there is a chart for each condition."""
+        if not self._names_conditions:
+            return None
+        study, recipe = self._started["study"], self._recipe(trial)
+        return condition_metric(study, {name: recipe.get(name) for name in condition_fields(study)})
 
     def _save_view(self, event: StudyStarted) -> None:
         study = event["study"]
-        swept = {name: possible_values(study, name) for name in swept_fields(study)}
-        ranges = [name for name in swept if swept_range(study, name) is not None]
-        view = comparison_view(
-            study["name"],
-            self._study_id,
-            study["metric"],
-            swept,
-            event["time"],
-            ranges=ranges,
-            was_extended="outside" in study,
-        )
-        self._client.set_experiment_tag(
-            self.tracked.experiment_id, f"{TAG_PREFIX}{self.tracked.view_key}", view
-        )
+        kinds: tuple[RunKind, ...] = ("trial", "setting") if has_several_seeds(study) else ("trial",)
+        for kind in kinds:
+            self._client.set_experiment_tag(
+                self.tracked.experiment_id,
+                f"{TAG_PREFIX}{view_key(self._study_id, kind)}",
+                comparison_view(
+                    study,
+                    self._study_id,
+                    event["time"],
+                    kind,
+                    condition_metrics(study) if self._names_conditions else (),
+                ),
+            )
 
     def _annotate(self, line: JournalLine) -> None:
         state = self._journal.state_at(line.end)
@@ -352,24 +379,30 @@ class StudyWriter:
         content = study_description(state.started["study"], state.notes, state.extensions)
         self._log(self.tracked.study_run_id, {DESCRIPTION_TAG: content, **state.tags})
 
-    def _start_trial(self, event: TrialStarted) -> None:
+    def _start_trial(self, line: JournalLine, event: TrialStarted) -> None:
         run_id = self._trial_run(event["trial"], event["time"])
         params: Values = {}
         if run_id not in self._with_params:  # a trial starts again after each rung
             params = {**_data_params(self._started), **self._recipe(event["trial"])}
             self._client.log_inputs(run_id, dataset_inputs(self._started["study"]["data"]))
         self._client.update_run(run_id, status="RUNNING")
-        self._log(run_id, {"state": "running", "attempt": str(event["attempt"])}, params)
+        condition = condition_text(conditions_of(self._journal.state_at(line.end), event["trial"]))
+        tags = {"state": "running", "attempt": str(event["attempt"]), "condition": condition}
+        self._log(run_id, tags, params)
         self._with_params.add(run_id)
 
     def _end_trial(self, line: JournalLine, event: TrialEnded) -> None:
         run_id = self._trial_run(event["trial"], event["time"])
-        trial = self._journal.state_at(line.end).trials[event["trial"]]
-        study = self._started["study"]
-        description = trial_description(study, self.tracked, trial, self._point(event["trial"]))
+        state, study = self._journal.state_at(line.end), self._started["study"]
+        trial = state.trials[event["trial"]]
         self._log(
             run_id,
-            {"state": event["state"], "reason": event["reason"] or "", DESCRIPTION_TAG: description},
+            {
+                "state": event["state"],
+                "reason": event["reason"] or "",
+                "condition": condition_text(conditions_of(state, trial.name)),
+                DESCRIPTION_TAG: trial_description(study, self.tracked, trial, self._point(trial.name)),
+            },
         )
         self._end_run(run_id, event["state"], event["time"])
 
@@ -470,6 +503,79 @@ class StudyWriter:
             self.tracked.study_run_id,
             metrics=[Metric(name, value, time, step) for name, value in summary.items()],
         )
+
+    def _write_setting(self, line: JournalLine, trial: str) -> None:
+        """Write what the seeds of a setting give together, if this trial was its last one to end.
+
+        Its run is the study's own: somebody who deletes it holds nothing up.
+        """
+        from mlflow.entities import Metric
+
+        state = self._journal.state_at(line.end)
+        if state.started is None or not has_several_seeds(state.started["study"]):
+            return
+        metric = self._started["study"]["metric"]
+        setting = ended_setting(state, trial, metric)
+        if setting is None:
+            return
+        run_id = self._setting_run(setting, line.event["time"])
+        time, own_chart = _milliseconds(line.event["time"]), self._condition_metric(trial)
+        points = [
+            Metric(name, value, time, epoch)
+            for epoch, values in setting.epochs.items()
+            for name, value in {**values, **({own_chart: values[metric]} if own_chart else {})}.items()
+        ]
+        tags = {"state": "diverged" if setting.has_diverged else "finished", "left_out": "false"}
+        recipe = {name: value for name, value in self._recipe(trial).items() if name != "seed"}
+        if not self._log_unless_deleted(run_id, tags, {**_data_params(self._started), **recipe}):
+            return
+        for first in range(0, len(points), _METRICS_PER_CALL):
+            self._client.log_batch(run_id, metrics=points[first : first + _METRICS_PER_CALL])
+        self._end_run(run_id, tags["state"], line.event["time"])
+        for other, trials in list(self._setting_runs.values()):
+            if other != run_id and set(trials) < set(setting.trials):
+                self._log_unless_deleted(other, {"left_out": "true"})
+
+    def _setting_run(self, setting: SettingResult, time: float) -> str:
+        if setting.key in self._setting_runs:
+            return self._setting_runs[setting.key][0]
+        study, first = self._started["study"], setting.trials[0]
+        point = {name: value for name, value in self._plan(first)["point"].items() if name != "seed"}
+        words = point_label(point, short_names([*swept_fields(study), *point]))
+        seeds = ", ".join(str(self._recipe(trial).get("seed")) for trial in setting.trials)
+        name = run_name(point, swept_fields(study))
+        run_id = self._create_run(
+            f"{name} ({len(setting.trials)} seeds)".strip(),
+            time,
+            {
+                "kind": "setting",
+                "setting": setting.key,
+                "trials": ", ".join(setting.trials),
+                "seeds": seeds,
+                "point": words,
+                DESCRIPTION_TAG: setting_description(study, self.tracked, words, seeds),
+            },
+        )
+        self._setting_runs[setting.key] = run_id, setting.trials
+        return run_id
+
+    def _log_unless_deleted(
+        self, run_id: str, tags: Mapping[str, str], params: Mapping[str, Any] | None = None
+    ) -> bool:
+        """Whether the run is there."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._log(run_id, tags, params)
+        except MlflowException as error:
+            if error.error_code not in (
+                "INVALID_PARAMETER_VALUE",
+                "INVALID_STATE",
+                "RESOURCE_DOES_NOT_EXIST",
+            ):
+                raise
+            return False
+        return True
 
 
 def _clipping_metrics(event: EpochEnded) -> dict[str, float]:

@@ -96,9 +96,12 @@ def test_the_view_opens_on_accuracy_against_training_time(
     page = page_after_scripts(
         comparison_url(url, tracked.experiment_id, tracked.view_key), tmp_path, virtual_seconds=60
     )
-    chart = page.partition("Accuracy against training time</div>")[2].partition("Last accuracy</div>")[0]
-    assert re.findall(r'<text class="xtitle"[^>]*>([^<]*)', chart) == ["train_seconds"]
-    assert len(re.findall(r'<path class="js-line"[^>]* d="M', chart)) >= 12
-    assert len(set(re.findall(r">(clip [^<>]+) \(validation_top1\)<", chart))) == 12
+    charts = page.partition("Accuracy against training time</div>")[2].partition("Last accuracy</div>")[0]
+    assert re.findall(r'<text class="xtitle"[^>]*>([^<]*)', charts) == ["train_seconds"] * 2
+    assert len(re.findall(r'<path class="js-line"[^>]* d="M', charts)) >= 12
+    for batch_size in (64, 256):
+        assert f"validation_top1 at batch_size {batch_size} against train_seconds" in charts
+        drawn = rf">(clip [^<>]+, batch {batch_size}) \(validation_top1 at batch_size {batch_size}\)<"
+        assert len(set(re.findall(drawn, charts))) == 6
     assert "12 matching runs" in re.sub(r"\s+", " ", re.sub("<[^>]*>", " ", page))
     assert "clip 0.02, batch 64" in page

@@ -399,6 +399,75 @@ def test_the_runs_name_the_data_by_its_fingerprint(tmp_path: Path, tracking_uri:
         assert json.loads(inputs[0].dataset.profile) == {"images": 1440, "classes": 10}
 
 
+def test_the_seeds_of_a_setting_have_a_run_with_mean_lowest_and_highest(
+    tmp_path: Path, tracking_uri: str
+) -> None:
+    events = agc_sweep(clip_factors=(0.01, None), batch_sizes=(256,), seeds=(0, 1), epochs=4)
+    for number, event in enumerate(events):
+        if event["event"] == "trial_ended" and event["trial"] == "agc_sweep-01":
+            first_setting = number + 1
+    write_journal(tmp_path, events[: first_setting - 1])
+    deliver(tmp_path, tracking_uri)
+    assert settings_of(tracking_uri) == {}  # one of its trials has yet to end
+    write_journal(tmp_path, events[first_setting - 1 :])
+    for _ in range(2):
+        deliver(tmp_path, tracking_uri)
+        (tmp_path / SPOOL_FILE).unlink()  # the second time from the start: nothing is doubled
+
+    settings = settings_of(tracking_uri)
+    assert set(settings) == {"clip 0.01, batch 256 (2 seeds)", "clip none, batch 256 (2 seeds)"}
+    run = settings["clip 0.01, batch 256 (2 seeds)"]
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["trials"] == "agc_sweep-00, agc_sweep-01"
+    assert run.data.tags["seeds"] == "0, 1"
+    assert run.data.params[CLIP_FACTOR] == "0.01"
+    assert "seed" not in run.data.params
+    assert settings["clip none, batch 256 (2 seeds)"].info.status == "FAILED"  # both have diverged
+    for epoch in range(1, 5):
+        both = [
+            event["metrics"]
+            for event in events
+            if event["event"] == "epoch"
+            and event["trial"] in ("agc_sweep-00", "agc_sweep-01")
+            and event["epoch"] == epoch
+        ]
+        tops = [float(metrics["validation_top1"] or 0) for metrics in both]
+        seconds = [float(metrics["train_seconds"] or 0) for metrics in both]
+        for metric, value in (
+            ("validation_top1", sum(tops) / 2),
+            ("validation_top1_low", min(tops)),
+            ("validation_top1_high", max(tops)),
+            ("train_seconds", sum(seconds) / 2),
+        ):
+            [found] = [value for step, value in points(tracking_uri, run, metric) if step == epoch]
+            assert found == pytest.approx(value)
+
+
+def settings_of(tracking_uri: str) -> dict[str, Run]:
+    """{name: run of a setting}."""
+    client = MlflowClient(tracking_uri=tracking_uri)
+    experiment = client.get_experiment_by_name("nfnet_ray")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], "tags.kind = 'setting'")
+    found = {str(run.info.run_name): run for run in runs}
+    assert len(found) == len(runs)
+    return found
+
+
+def test_the_accuracy_has_a_second_name_for_each_condition(tmp_path: Path, tracking_uri: str) -> None:
+    write_journal(tmp_path, agc_sweep(clip_factors=(0.01,), epochs=2))
+    deliver(tmp_path, tracking_uri)
+    runs = runs_of(tracking_uri)
+    for trial, batch_size in (("agc_sweep-00", 64), ("agc_sweep-01", 256)):
+        names = [name for name in runs[trial].data.metrics if name.startswith("validation_top1")]
+        assert sorted(names) == ["validation_top1", f"validation_top1 at batch_size {batch_size}"]
+        [second] = [name for name in names if " at " in name]
+        assert points(tracking_uri, runs[trial], second) == points(
+            tracking_uri, runs[trial], "validation_top1"
+        )
+        assert "evaluated at" in runs[trial].data.tags["condition"]
+
+
 def test_each_trial_has_its_recipe_and_the_study_its_files(tmp_path: Path, tracking_uri: str) -> None:
     events = copy.deepcopy(SMALL)
     assert events[0]["event"] == "study_started"

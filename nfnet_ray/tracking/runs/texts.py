@@ -92,6 +92,18 @@ def trial_description(
     return "\n\n".join([f"{title}. {study['question']}", _how_it_went(trial, study["metric"])])
 
 
+def setting_description(study: StudyDescription, tracked: TrackedStudy, point: str, seeds: str) -> str:
+    """The same for the run of a setting. ``seeds`` are those of its trials, in words."""
+    link = f"#/experiments/{tracked.experiment_id}/runs/{tracked.study_run_id}"
+    title = f"**{point}**: seeds {seeds}" if point else f"Seeds {seeds}"
+    metric = study["metric"]
+    return (
+        f"{title} of the study [{study['name']}]({link}). {study['question']}\n\n`{metric}` is the mean over the "
+        f"seeds, `{metric}_low` and `{metric}_high` are the lowest and the highest, up to the last epoch that all have "
+        "reached."
+    )
+
+
 def _how_it_went(trial: TrialProgress, metric: str) -> str:
     if trial.outcome is None or trial.outcome != trial.state:
         return f"State: {trial.state or 'waiting'}."

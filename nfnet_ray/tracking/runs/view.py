@@ -12,17 +12,24 @@ import base64
 import hashlib
 import json
 import zlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from nfnet_ray.tracking.events import StudyDescription
+from nfnet_ray.tracking.swept import possible_values, swept_fields, swept_range
 
 TAG_PREFIX = "mlflow.sharedViewState."
 EXPERIMENT_KIND_TAG, EXPERIMENT_KIND = "mlflow.experimentKind", "custom_model_development"
 """The tag of an experiment, and its value, for which the UI shows runs and not traces."""
 
 
-def view_key(study_id: str) -> str:
-    """The key of a study's view: short, the same each time, and safe in an address."""
-    return hashlib.sha256(study_id.encode()).hexdigest()[:16]
+RunKind = Literal["trial", "setting"]
+
+
+def view_key(study_id: str, kind: RunKind = "trial") -> str:
+    """The key of a study's view of its trials or its settings: short, the same each time, and safe in an address."""
+    text = study_id if kind == "trial" else f"{study_id} {kind}"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def comparison_url(server_url: str, experiment_id: str, key: str) -> str:
@@ -34,53 +41,38 @@ def comparison_url(server_url: str, experiment_id: str, key: str) -> str:
 
 
 def comparison_view(
-    study_name: str,
+    study: StudyDescription,
     study_id: str,
-    metric: str,
-    space: Mapping[str, Sequence[Any]],
     now: float,
-    *,
-    ranges: Sequence[str] = (),
-    was_extended: bool = False,
+    kind: RunKind = "trial",
+    accuracies: Sequence[str] = (),
 ) -> str:
     """The value of the tag: the state of the UI, compressed (a tag holds at most 20,000 characters).
 
-    The accuracy curves get the width of the page. Below are the trials' last accuracies and, where several
-    fields are swept, parallel coordinates; those draw numbers only and would silently leave out a
-    ``clip_factor`` of none, so every value has to be one. The last accuracies are also drawn against each field with a
-    range.
+    There is a chart of the accuracy for each condition, or one for all, with the width of the page. Below are the last
+    accuracies and, where several fields are swept, parallel coordinates; those draw numbers only and would silently
+    leave out a ``clip_factor`` of none, so every value has to be one. The last accuracies are also drawn against each
+    field with a range. The charts that the UI would add for all other metrics are folded.
 
     Args:
-        study_name: the title of the view.
-        study_id: the trials' ``study_id`` tag, which the list of runs is filtered by.
-        metric: what is on the Y axis, and the last axis of the parallel coordinates.
-        space: {dotted name: values that it may have, or the ends of its range} of the swept Recipe fields, which are
-            params of the runs.
+        study: as its journal describes it, with extensions.
+        study_id: the tag by which the list of runs is filtered.
         now: Unix seconds.
-        ranges: those of the fields that have a range.
-        was_extended: whether trials have the tag ``left_out``, by which those that are not in the study are hidden.
+        kind: which runs are shown.
+        accuracies: the metrics that have a chart each, by default the study's metric alone.
     """
-    curves: dict[str, Any] = {
-        "type": "LINE",
-        "uuid": "accuracy-against-train-seconds",
-        "metricSectionId": "curves",
-        "metricKey": metric,
-        "selectedMetricKeys": [metric],
-        "displayName": f"{metric} against train_seconds",
-        "useGlobalXaxisKey": False,
-        "xAxisKey": "metric",
-        "selectedXAxisMetricKey": "train_seconds",
-        "useGlobalLineSmoothing": False,
-        "lineSmoothness": 0,
-    }
-    last = {
+    metric = study["metric"]
+    space = {name: possible_values(study, name) for name in swept_fields(study)}
+    ranges = [name for name in space if swept_range(study, name) is not None]
+    curves = [_curves(name) for name in accuracies or [metric]]
+    last: dict[str, Any] = {
         "type": "BAR",
         "uuid": "last-accuracy",
         "metricSectionId": "settings",
         "metricKey": metric,
         "displayName": f"last {metric}",
     }
-    parallel = {
+    parallel: dict[str, Any] = {
         "type": "PARALLEL",
         "uuid": "swept-fields",
         "metricSectionId": "settings",
@@ -89,7 +81,7 @@ def comparison_view(
         "showAllRuns": True,
         "displayName": "swept fields",
     }
-    against = [
+    against: list[dict[str, Any]] = [
         {
             "type": "SCATTER",
             "uuid": f"accuracy-against-{name}",
@@ -102,17 +94,28 @@ def comparison_view(
         if _all_numbers(space[name])
     ]
     numeric = all(map(_all_numbers, space.values()))
-    charts = [curves, *against, last, *([parallel] if len(space) > 1 and numeric else [])]
+    settings = [*against, last, *([parallel] if len(space) > 1 and numeric else [])]
+    charts = [*curves, *settings]
     sections: list[dict[str, Any]] = [
-        {"uuid": "curves", "name": "Accuracy against training time", "columns": 1, "cardHeight": 460},
-        {"uuid": "settings", "name": "Last accuracy", "columns": min(len(charts) - 1, 2), "cardHeight": 420},
+        {
+            "uuid": "curves",
+            "name": "Accuracy against training time",
+            "columns": 1 if len(curves) <= 3 else 2,
+            "cardHeight": 460,
+        },
+        {"uuid": "settings", "name": "Last accuracy", "columns": min(len(settings), 2), "cardHeight": 420},
     ]
+    columns = [metric, f"{metric}_low", f"{metric}_high"] if kind == "setting" else [metric]
     state = {
-        "searchFilter": f"tags.kind = 'trial' AND tags.study_id = '{study_id}'"
-        + (" AND tags.left_out = 'false'" if was_extended else ""),
+        "searchFilter": f"tags.kind = '{kind}' AND tags.study_id = '{study_id}'"
+        # Runs of earlier versions have no such tag.
+        + (" AND tags.left_out = 'false'" if "outside" in study or kind == "setting" else ""),
         "orderByKey": f"metrics.`{metric}`",
         "orderByAsc": False,
-        "selectedColumns": [f"metrics.`{metric}`", *(f"params.`{name}`" for name in space)],
+        "selectedColumns": [
+            *(f"metrics.`{name}`" for name in columns),
+            *(f"params.`{name}`" for name in space),
+        ],
         # The default shows ten runs and hides the rest.
         "runsHiddenMode": "SHOW_ALL",
         "isAccordionReordered": True,
@@ -130,12 +133,29 @@ def comparison_view(
     milliseconds = round(now * 1000)
     return json.dumps(
         {
-            "name": f"{study_name}: accuracy against training time",
+            "name": f"{study['name']}: accuracy against training time"
+            + (", mean over seeds" if kind == "setting" else ""),
             "createdAt": milliseconds,
             "updatedAt": milliseconds,
             "state": f"deflate;{packed}",
         }
     )
+
+
+def _curves(metric: str) -> dict[str, Any]:
+    return {
+        "type": "LINE",
+        "uuid": f"{metric} against train_seconds",
+        "metricSectionId": "curves",
+        "metricKey": metric,
+        "selectedMetricKeys": [metric],
+        "displayName": f"{metric} against train_seconds",
+        "useGlobalXaxisKey": False,
+        "xAxisKey": "metric",
+        "selectedXAxisMetricKey": "train_seconds",
+        "useGlobalLineSmoothing": False,
+        "lineSmoothness": 0,
+    }
 
 
 def _all_numbers(values: Sequence[Any]) -> bool:
