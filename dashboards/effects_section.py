@@ -15,9 +15,11 @@ from dashboards.figures.effect_charts import (
     pair_figure,
     response_figure,
 )
+from dashboards.figures.parallel_coordinates import parallel_coordinates
+from dashboards.figures.setting_charts import setting_outcomes
 from dashboards.figures.time_charts import has_points
 from dashboards.page import Chart
-from nfnet_ray.analysis import StudyRecord
+from nfnet_ray.analysis import StudyRecord, setting_results
 from nfnet_ray.analysis.effects.best_so_far import ORDERS
 from nfnet_ray.analysis.effects.importance import importance_sentence
 from nfnet_ray.analysis.effects.response import LEAST_VALUES, Response
@@ -60,6 +62,7 @@ def effects_section(record: StudyRecord) -> EffectsSection | None:
         *_responses(responses),
         *_importance(record, shares),
         *_pair(record),
+        *_parallel_coordinates(record),
         *_best_so_far(record),
     ]
     sentences = [*response_sentences(responses), importance_sentence(shares, record.names)]
@@ -177,6 +180,22 @@ def _pair(record: StudyRecord) -> list[EffectChart]:
     figure = pair_figure(rows, record.names)
     label = f"Fitted validation top-1 by {one} and {other}"
     return [EffectChart(Chart("pair", figure, label, f"{one} (across) × {other} (up)"), caption)]
+
+
+def _parallel_coordinates(record: StudyRecord) -> list[EffectChart]:
+    outcomes = setting_outcomes(record, setting_results(record))
+    figure = parallel_coordinates(record, outcomes)
+    if figure is None:
+        return []
+    caption = "Each line is a setting."
+    if any(trace["meta"]["tone"] == "accent" and trace["mode"] == "lines" for trace in figure["data"]):
+        caption += " In colour: the best of those that reached the end."
+    if any(outcome.kind != "finished" for outcome in outcomes):
+        caption += (
+            " Dotted: stopped early or not finished yet, at the accuracy so far. Lost: diverged or failed."
+        )
+    label = "Each setting as a line across its values and its validation top-1"
+    return [EffectChart(Chart("parallel-coordinates", figure, label, "All fields at once"), caption)]
 
 
 def _best_so_far(record: StudyRecord) -> list[EffectChart]:

@@ -1,10 +1,13 @@
 """A study's report: one HTML file with the question, the answer, and how certain the answer is.
 
-    python -m dashboards.report STUDY [--output FILE]
+    python -m dashboards.report STUDY [--output FILE] [--figures DIR] [--data DIR]
 
 STUDY is a study's directory, or its name under ./runs; the report is put into the directory as
 ``report.html``. The file needs nothing but itself: it can be mailed, archived, and read without a network.
 Studies that are still running, were interrupted, or in which no trial finished have a report, too.
+
+``--figures`` also writes each of its charts as SVG and PDF, as wide as the column of a paper; ``--data`` the tables of
+trials and epochs as CSV and Parquet.
 """
 
 from __future__ import annotations
@@ -14,19 +17,22 @@ from nfnet_ray.command_line.program import begin
 if __name__ == "__main__":
     begin()  # first: what follows takes seconds to import
 
+import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dashboards.page import render_page
 from dashboards.report_facts import report_facts
 from nfnet_ray.analysis import StudyRecord, load_study
+from nfnet_ray.analysis.files.tables import write_tables
 from nfnet_ray.command_line.exit_code import exit_code_of
 from nfnet_ray.command_line.one_line_parser import OneLineParser
 from nfnet_ray.errors import UserError
 from nfnet_ray.tracking.study_directory import find_study
 from nfnet_ray.whole_file import whole_file
+from nfnet_ray.wording import count
 
 REPORT_FILE = "report.html"
 
@@ -67,8 +73,47 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="FILE",
         help=f"the file to write (default: {REPORT_FILE} in the study's directory)",
     )
+    parser.add_argument(
+        "--figures",
+        type=Path,
+        metavar="DIR",
+        help="also write each chart as SVG and PDF, as wide as a paper's column",
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="also write the tables of trials and epochs as CSV and Parquet",
+    )
     options = parser.parse_args(arguments)
-    return exit_code_of(PROGRAM, lambda: print(write_report(find_study(options.study), options.output)))
+    return exit_code_of(PROGRAM, lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> None:
+    directory = find_study(options.study)
+    print(write_report(directory, options.output))
+    if options.figures:
+        _write_beside(options.figures, lambda: write_study_figures(load_study(directory), options.figures))
+    if options.data:
+        _write_beside(options.data, lambda: write_tables(load_study(directory), options.data))
+
+
+def write_study_figures(record: StudyRecord, folder: Path) -> list[Path]:
+    """Writes the charts of a study as SVG and PDF and returns the paths. Raises OSError."""
+    from dashboards.catalogue import chart_colors, charts_by_name
+    from dashboards.figures.paper.files import write_figures
+    from dashboards.figures.time_charts import levels
+
+    return write_figures(charts_by_name(record), levels(record).labels, chart_colors(record), folder)
+
+
+def _write_beside(folder: Path, write: Callable[[], list[Path]]) -> None:
+    """Writes files into a folder and says how many. Raises UserError if that cannot be done."""
+    try:
+        written = write()
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror}; choose another place") from error
+    print(f"{folder}: {count(len(written), 'file')}")
 
 
 def _page(record: StudyRecord, now: float) -> str:

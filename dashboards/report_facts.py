@@ -169,11 +169,11 @@ def report_facts(record: StudyRecord, now: float) -> Report:
         notice=_notice(record, now),
         answer=_answer(record, best),
         health=health_cards(record),
-        settings=_settings(record, best),
+        settings=settings_section(record, best),
         effects=effects_section(record),
-        curves=_curves(record),
-        clipping=_clipping(clipping) if clipping else None,
-        signal=_signal(signal) if signal else None,
+        curves=curves_section(record),
+        clipping=clipping_section(clipping) if clipping else None,
+        signal=signal_section(signal) if signal else None,
         trials_title=all_trials(record),
         trials=trials_table(record, best),
         reruns=reruns_table(record),
@@ -218,7 +218,7 @@ def _answer(record: StudyRecord, best: BestSetting | None) -> Answer:
     return Answer(f"No trial can be compared yet: of {number}, {states}.")
 
 
-def _settings(record: StudyRecord, best: BestSetting | None) -> SettingsSection | None:
+def settings_section(record: StudyRecord, best: BestSetting | None) -> SettingsSection | None:
     if BUDGET in record.fields:  # the chart of budgets shows each of them
         return None
     outcomes = setting_outcomes(record, setting_results(record))
@@ -259,7 +259,7 @@ def _settings_caption(record: StudyRecord, settings: SettingsChart, unmeasured: 
     return caption
 
 
-def _curves(record: StudyRecord) -> CurvesSection:
+def curves_section(record: StudyRecord) -> CurvesSection:
     panels = accuracy_against_time(record)
     summarised = any(panel.summarised for panel in panels)
     present = [state for state in END_MARKS if (record.trials["state"] == state).any()]
@@ -306,7 +306,7 @@ def _legend(record: StudyRecord, more: str) -> Legend | None:
     )
 
 
-def _clipping(charts: ClippingCharts) -> ClippingSection:
+def clipping_section(charts: ClippingCharts) -> ClippingSection:
     return ClippingSection(
         charts=tuple(
             Chart(f"clipping-{number}", figure, f"Share of clipped units by layer and epoch, {title}", title)
@@ -319,7 +319,7 @@ def _clipping(charts: ClippingCharts) -> ClippingSection:
     )
 
 
-def _signal(charts: SignalCharts) -> SignalSection:
+def signal_section(charts: SignalCharts) -> SignalSection:
     remarks = []
     if charts.epochs_left_out:
         remarks.append("Some measured epochs are left out.")

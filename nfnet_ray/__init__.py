@@ -14,8 +14,9 @@ from nfnet_ray.version import __version__
 
 TYPE_CHECKING = False  # as typing has it, whose import would be most of this one's time
 if TYPE_CHECKING:
+    from dashboards.study_results import StudyResults, load_study
     from nfnet_ray.analysis.answer import best_per_stratum, best_setting
-    from nfnet_ray.analysis.record import StudyRecord, load_study
+    from nfnet_ray.analysis.record import StudyRecord
     from nfnet_ray.errors import UserError
     from nfnet_ray.models import create_model, list_models
     from nfnet_ray.models.published import published_recipe
@@ -32,6 +33,7 @@ __all__ = [
     "SameAs",
     "Study",
     "StudyRecord",
+    "StudyResults",
     "UserError",
     "When",
     "__version__",
@@ -51,13 +53,14 @@ _DEFINED_IN = {
     "SameAs": "nfnet_ray.study.space",
     "Study": "nfnet_ray.study.study",
     "StudyRecord": "nfnet_ray.analysis.record",
+    "StudyResults": "dashboards.study_results",
     "UserError": "nfnet_ray.errors",
     "When": "nfnet_ray.study.space",
     "best_per_stratum": "nfnet_ray.analysis.answer",
     "best_setting": "nfnet_ray.analysis.answer",
     "create_model": "nfnet_ray.models",
     "list_models": "nfnet_ray.models",
-    "load_study": "nfnet_ray.analysis.record",
+    "load_study": "dashboards.study_results",
     "published_recipe": "nfnet_ray.models.published",
     "run": "studies.running.from_python",
 }

@@ -9,6 +9,7 @@ import math
 from typing import Any
 
 from dashboards.figures.level_styles import looks_of
+from dashboards.figures.time_axes import logarithmic_axis
 from dashboards.figures.time_charts import Figure, levels, time_unit
 from nfnet_ray.analysis import StudyRecord
 from nfnet_ray.analysis.frontier import Curve, curves
@@ -61,17 +62,7 @@ def budget_chart(record: StudyRecord) -> Figure | None:
     low, high = min(times) / unit_seconds, max(times) / unit_seconds
     axis: dict[str, Any] = {"range": [0, 1.15 * high]}
     if is_log:
-        # Plotly's own labels of a logarithmic axis are the first digit alone.
-        ticks = [
-            digit * 10.0**power for power in range(math.floor(math.log10(low)), 9) for digit in (1, 2, 5)
-        ]
-        ticks = [tick for tick in ticks if low / 1.2 <= tick <= high * 1.6]
-        axis = {
-            "type": "log",
-            "range": [math.log10(low / 1.2), math.log10(high * 1.6)],
-            "tickvals": ticks,
-            "ticktext": [f"{tick:,g}" for tick in ticks],
-        }
+        axis = logarithmic_axis(low, high)
     return {
         "data": data,
         "layout": {

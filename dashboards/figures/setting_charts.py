@@ -22,7 +22,7 @@ from nfnet_ray.analysis import SettingResult, StudyRecord
 from nfnet_ray.metric import METRIC
 from nfnet_ray.tracking.labels import point_label, stratum_label
 from nfnet_ray.tracking.swept import swept_range
-from nfnet_ray.wording import count
+from nfnet_ray.wording import count, percent
 
 STRATUM_MARKS = (
     ("circle", "●"),
@@ -173,7 +173,7 @@ def _settings_chart(record: StudyRecord, outcomes: Sequence[Outcome], field: str
                     "size": 9 if apart else 7,
                     "symbol": {"finished": symbol, "partial": f"{symbol}-open", "lost": "x"}[kind],
                 },
-                "hovertext": [_hover(record, outcome) for outcome in rows],
+                "hovertext": [outcome_in_words(record, outcome) for outcome in rows],
                 "hoverinfo": "text",
                 "meta": {"levels": own, "quiet": kind == "partial" and not apart},
             }
@@ -286,6 +286,54 @@ def heat_map(record: StudyRecord, outcomes: Sequence[Outcome]) -> HeatMap | None
     )
 
 
+def heat_map_figure(record: StudyRecord, cells: HeatMap) -> Figure:
+    """The table as a Plotly figure: colours for settings that reached the end, words for the others."""
+    known = [one.top1 for row in cells.cells for one in row if one and one.kind == "finished"]
+
+    def text(outcome: Outcome | None) -> str:
+        if outcome is None:
+            return ""
+        if outcome.kind == "lost":
+            return outcome.state
+        after = f"<br>{outcome.epochs} of {record.study['epochs']}" if outcome.kind == "partial" else ""
+        return f"{percent(outcome.top1)}{after}"
+
+    return {
+        "data": [
+            {
+                "type": "heatmap",
+                "x": list(cells.columns.labels),
+                "y": list(cells.rows.labels),
+                "z": [[o.top1 if o and o.kind == "finished" else None for o in row] for row in cells.cells],
+                "text": [[text(outcome) for outcome in row] for row in cells.cells],
+                "texttemplate": "%{text}",
+                "hoverinfo": "skip",
+                "xgap": 2,
+                "ygap": 2,
+                # A single accuracy has the colour of the best.
+                "zmin": min(known, default=0.0) - (0.01 if len(set(known)) == 1 else 0.0),
+                "zmax": max(known, default=1.0),
+                "showscale": False,
+                "meta": {"pairs": True},
+            }
+        ],
+        "layout": {
+            "xaxis": {
+                "title": {"text": record.names[cells.across]},
+                "type": "category",
+                "showgrid": False,
+            },
+            "yaxis": {
+                "title": {"text": record.names[cells.down]},
+                "type": "category",
+                "autorange": "reversed",
+                "showgrid": False,
+            },
+            "meta": {},
+        },
+    }
+
+
 def _jitter(
     rows: Sequence[Outcome], conditions: Sequence[Mapping[str, Any]], fields: Sequence[str]
 ) -> list[float]:
@@ -315,7 +363,8 @@ def _line(
     ]
 
 
-def _hover(record: StudyRecord, outcome: Outcome) -> str:
+def outcome_in_words(record: StudyRecord, outcome: Outcome) -> str:
+    """What is under the pointer: the setting, its accuracy with the interval, and its seeds."""
     words = [point_label(outcome.point, record.names)]
     if outcome.result is not None:
         result = outcome.result

@@ -12,6 +12,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from dashboards.figures.level_styles import LEVELS_AT_MOST, Levels, Look, is_number, levels_of, looks_of
+from dashboards.figures.time_axes import (
+    NUMBERS_AT_MOST,
+    Axis,
+    hover_template,
+    metric_axis,
+    series_of,
+    x_axes,
+    y_axes,
+)
 from nfnet_ray.analysis import StudyRecord
 from nfnet_ray.analysis.frontier import BUDGET, setting_label
 from nfnet_ray.metric import METRIC
@@ -95,7 +104,8 @@ def accuracy_against_time(record: StudyRecord) -> list[Panel]:
     """A panel for each stratum, all with the same axes and a curve for each trial, or one for all trials.
 
     A layout's ``meta.top`` is a range of its Y axis in which the best finished trials of the panel can be told from
-    each other, None where there is nothing to tell apart; ``meta.ends`` are the labels at the ends of curves.
+    each other, None where there is nothing to tell apart; ``meta.ends`` are the labels at the ends of curves;
+    ``meta.x`` and ``meta.y`` are the other axes that there are (:mod:`dashboards.figures.time_axes`).
     """
     all_levels = levels(record)
     looks = looks_of(all_levels)
@@ -104,7 +114,8 @@ def accuracy_against_time(record: StudyRecord) -> list[Panel]:
     bottom = min((value for value in record.epochs[METRIC] if is_number(value)), default=0.0)
     margin = max(0.02, 0.06 * (top - bottom))
     longest = _maximum(record.epochs.get("train_seconds", [])) / unit_seconds
-    rows_of = _measured_rows(record, unit_seconds)
+    across, up = x_axes(record, unit_seconds, unit), y_axes(record)
+    rows_of = _measured_rows(record, unit_seconds, [axis["name"] for axis in up])
     conditions = strata(record)
     if len(conditions) > PANELS_AT_MOST:
         conditions = [{}]
@@ -122,12 +133,14 @@ def accuracy_against_time(record: StudyRecord) -> list[Panel]:
         figure: Figure = {
             "data": [
                 *(_bands(curves) + _all_curves(record, curves, looks) if summarised else []),
-                *(_curve(record, curve, looks[curve.level]) for curve in best),
+                *_curves(record, best, looks, up, NUMBERS_AT_MOST // len(conditions)),
             ],
             "layout": {
                 "meta": {
                     "top": _close_up([curve.trial for curve in curves]),
                     "ends": [] if summarised else _ends(curves, all_levels),
+                    "x": across,
+                    "y": up,
                 },
                 "xaxis": {
                     "title": {"text": f"training time ({unit})"},
@@ -146,22 +159,25 @@ def accuracy_against_time(record: StudyRecord) -> list[Panel]:
 
 @dataclass(frozen=True)
 class _Curve:
-    """A trial with its measured epochs, each with ``epoch``, :data:`METRIC` and ``time`` in the panel's unit."""
+    """A trial with its measured epochs, each with ``epoch``, ``time`` in the panel's unit, and the metrics."""
 
     trial: Mapping[Hashable, Any]
     rows: list[dict[str, Any]]
     level: int
 
 
-def _measured_rows(record: StudyRecord, unit_seconds: float) -> dict[str, list[dict[str, Any]]]:
+def _measured_rows(
+    record: StudyRecord, unit_seconds: float, metrics: Sequence[str]
+) -> dict[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = {}
     if "train_seconds" not in record.epochs:
         return found
-    columns = (record.epochs[name] for name in ("trial", "epoch", METRIC, "train_seconds"))
-    for trial, epoch, top1, seconds in zip(*columns, strict=True):
-        if is_number(top1) and is_number(seconds):
-            row = {"epoch": epoch, METRIC: top1, "seconds": seconds, "time": seconds / unit_seconds}
-            found.setdefault(trial, []).append(row)
+    wanted = dict.fromkeys(["trial", "epoch", METRIC, "train_seconds", *metrics])
+    for row in record.epochs[list(wanted)].to_dict("records"):
+        if is_number(row[METRIC]) and is_number(row["train_seconds"]):
+            timed = {"seconds": row["train_seconds"], "time": row["train_seconds"] / unit_seconds}
+            known = {str(name): value for name, value in row.items()}
+            found.setdefault(row["trial"], []).append(known | timed)
     return found
 
 
@@ -195,12 +211,26 @@ def _ends(curves: Sequence[_Curve], all_levels: Levels) -> list[dict[str, Any]]:
     ]
 
 
-def _curve(record: StudyRecord, curve: _Curve, look: Look) -> dict[str, Any]:
+def _curves(
+    record: StudyRecord, curves: Sequence[_Curve], looks: Sequence[Look], axes: Sequence[Axis], room: int
+) -> list[dict[str, Any]]:
+    """A trace for each curve, with its metrics as long as there is room for that many numbers."""
+    traces = []
+    for curve in curves:
+        series, room = series_of(curve.rows, axes, room)
+        traces.append(_curve(record, curve, looks[curve.level], series))
+    return traces
+
+
+def _curve(
+    record: StudyRecord, curve: _Curve, look: Look, series: dict[str, list[float | None]]
+) -> dict[str, Any]:
     rows, trial = curve.rows, curve.trial
-    label = trial_label(record, trial)
     symbol, meaning = END_MARKS[trial["state"]][0], state_words(record, trial["state"])
     earlier = len(rows) - 1
     small = 5.0 if len(rows) <= _EPOCHS_WITH_MARKERS else 0.0
+    label = trial_label(record, trial)
+    hover = f"{label}<br>epoch %{{customdata[0]}}, %{{customdata[1]}}<br>{{metric}}%{{customdata[2]}}<extra></extra>"
     return {
         "type": "scatter",
         "mode": "lines+markers",
@@ -213,13 +243,12 @@ def _curve(record: StudyRecord, curve: _Curve, look: Look) -> dict[str, Any]:
             "symbol": [look.symbol] * earlier + [symbol],
             "opacity": 1,
         },
-        "hovertext": [
-            f"{label}<br>epoch {row['epoch']}, {duration(row['seconds'])}<br>top-1 {row[METRIC]:.1%}"
-            + (f"<br>{meaning}" if row is rows[-1] else "")
+        "customdata": [
+            [row["epoch"], duration(row["seconds"]), f"<br>{meaning}" if row is rows[-1] else ""]
             for row in rows
         ],
-        "hoverinfo": "text",
-        "meta": {"level": curve.level},
+        "hovertemplate": hover_template(hover, metric_axis(METRIC)),
+        "meta": {"level": curve.level, "hover": hover, "series": series},
     }
 
 

@@ -50,7 +50,8 @@ class StudyRecord:
         wall_seconds: time that the driver was there; None where it has not said so.
         fields: dotted names of the swept Recipe fields; the first is the question. Seeds are never among them: trials
             that differ in the seed only are repetitions. In the tables a field that is not swept at a point has the
-            value :data:`nfnet_ray.tracking.labels.ABSENT` there, which is shown as a dash.
+            value :data:`nfnet_ray.tracking.labels.ABSENT` there, which is shown as a dash. The column of a field is
+            numeric if all of its values are numbers.
         correct_images: {trial: {epoch: text}}, which :meth:`correct` reads.
         pauses: {trial: {rung: the epoch at which it paused there}}; a rung is an epoch, or seconds of training.
         measured_under: {trial: its conditions}, by which trials can be compared or not
@@ -247,14 +248,12 @@ def study_record(state: StudyState, started: StudyStarted, *, with_epochs: bool 
     )
     trials = pd.DataFrame(trial_rows)
     left_out, reruns = (pd.DataFrame(rows, columns=[*trial_rows[0]]) for rows in (left_out_rows, rerun_rows))
-    for table in (
-        epochs,
-        trials,
-        left_out,
-        reruns,
-    ):  # as objects: None and NaN are not the same value of a swept field
-        for name in fields:
-            table[name] = pd.Series([identity[trial][name] for trial in table["trial"]], dtype=object)
+    for name in fields:
+        # Else as objects: None and NaN are not the same value of a swept field.
+        numeric = all(type(columns[name]) in (int, float) for columns in identity.values())
+        for table in (epochs, trials, left_out, reruns):
+            cells = [identity[trial][name] for trial in table["trial"]]
+            table[name] = pd.Series(cells, dtype=None if numeric and cells else object)
     return StudyRecord(
         study=description,
         started=started["time"],

@@ -5,25 +5,22 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 
-from nfnet_ray.analysis.files.exported import BITS_FILE, EPOCHS_FILE, FORMAT, STUDY_FILE, TRIALS_FILE
+from nfnet_ray.analysis.files.exported import BITS_FILE, FORMAT, STUDY_FILE
+from nfnet_ray.analysis.files.tables import write_csv
 from nfnet_ray.analysis.record import StudyRecord, study_record
 from nfnet_ray.command_line.terminal import say
 from nfnet_ray.correct_images import CorrectImages
 from nfnet_ray.errors import UserError
 from nfnet_ray.printable import display_path
 from nfnet_ray.tracking.events import JOURNAL_FILE, StudyStarted
-from nfnet_ray.tracking.labels import ABSENT
 from nfnet_ray.tracking.state import StudyState
 from nfnet_ray.whole_file import whole_file
 from nfnet_ray.wording import count, storage_size
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 _FOLDERS = re.compile(r"(?<![^\s=:'\"])(?:\.\.|~|)/(?:[^\s'\"/]+/)*(?=[^\s'\"/])")
 
@@ -70,35 +67,9 @@ def export_study(record: StudyRecord, state: StudyState, started: StudyStarted, 
     }
     with whole_file(folder / STUDY_FILE) as file:
         file.write(json.dumps(document, indent=1, allow_nan=False, default=str).encode() + b"\n")
-    for table, name in ((_trials(record), TRIALS_FILE), (_curves(record), EPOCHS_FILE)):
-        with whole_file(folder / name) as file:
-            file.write(_csv(table))
+    write_csv(record, folder)
     with whole_file(folder / BITS_FILE) as file:
         np.savez_compressed(file, **_bits(record))
-
-
-def trials_csv(record: StudyRecord) -> bytes:
-    """The table of trials as CSV."""
-    return _csv(_trials(record))
-
-
-def _csv(table: pd.DataFrame) -> bytes:
-    return table.to_csv(index=False, float_format="%.6g", na_rep="").encode()
-
-
-def _trials(record: StudyRecord) -> pd.DataFrame:
-    """The table of trials. A swept field is ``none`` where that is its value, and a dash where it is not swept."""
-    table = record.trials.copy()
-    for name in record.fields:
-        table[name] = [
-            "none" if value is None else value.value if value is ABSENT else value for value in table[name]
-        ]
-    return table
-
-
-def _curves(record: StudyRecord) -> pd.DataFrame:
-    """Trials, epochs and the metrics that were measured; the swept fields are in the table of trials."""
-    return record.epochs.drop(columns=[*record.fields, "seed"]).dropna(axis="columns", how="all")
 
 
 def _bits(record: StudyRecord) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from nfnet_ray.analysis.record import StudyRecord, load_study
+from dashboards.study_results import StudyResults, load_study
 from nfnet_ray.command_line.interruption import EXIT_INTERRUPTED, interruptible
 from nfnet_ray.command_line.terminal import new_console
 from nfnet_ray.data.files.dataset import DatasetSummary
@@ -64,7 +64,7 @@ def run(
     max_cost: float | None = None,
     price_per_hour: float | None = None,
     **own: Any,
-) -> StudyRecord:
+) -> StudyResults:
     """Runs a study as its command line does, and returns what came out.
 
     The arguments mean what the flags of ``python studies/agc_sweep.py --help`` mean, and messages name the flags.

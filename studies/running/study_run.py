@@ -422,13 +422,10 @@ class StudyRun:
 
     def _answers(self) -> list[str]:
         """Times and the best setting of each stratum, and what the fields do; or that there is no best setting."""
-        from nfnet_ray.analysis import best_per_stratum, effect_sentences, load_study, time_sentences
+        from dashboards.study_results import answer_sentences
+        from nfnet_ray.analysis import load_study
 
-        record = load_study(self.directory)
-        answers = [*time_sentences(record), *(answer.sentence() for answer in best_per_stratum(record))]
-        if not answers:
-            return ["No trial finished with an accuracy, so there is no best setting."]
-        return [*answers, *effect_sentences(record)]
+        return answer_sentences(load_study(self.directory))
 
     def _deliver(self, sink: MLflowSink, console: Console, *, is_urgent: bool = False) -> bool:
         """Delivers the rest to MLflow, and says what could not be delivered; whether MLflow has everything.

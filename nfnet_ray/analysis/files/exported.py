@@ -22,12 +22,13 @@ from typing import Any, cast
 
 import numpy as np
 
+from nfnet_ray.analysis.files.tables import EPOCHS_FILE
 from nfnet_ray.correct_images import CorrectImages
 from nfnet_ray.errors import UserError
 from nfnet_ray.tracking.events import Event, StudyStarted
 from nfnet_ray.tracking.state import StudyState
 
-STUDY_FILE, TRIALS_FILE, EPOCHS_FILE, BITS_FILE = "study.json", "trials.csv", "epochs.csv", "bits.npz"
+STUDY_FILE, BITS_FILE = "study.json", "bits.npz"
 FORMAT = 1
 """The version of these files."""
 

@@ -1,0 +1,409 @@
+"""One chart of the report, drawn by Matplotlib for the column of a paper.
+
+It draws what the charts of this project are made of: lines, marks, bars, bands, error bars, texts and heat maps on
+linear, logarithmic and category axes. A kind of trace that it does not know is an error, never left out silently.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from dashboards.figures.painting import painted, themed
+from dashboards.figures.plotly_figures import shown_at_first
+from dashboards.figures.time_charts import Figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as PaperFigure
+
+COLUMN_INCHES = 3.25
+"""The width of a column in the style files of ICML and of IEEE's conferences (3.5 inches)."""
+HEIGHT_INCHES = 2.3
+STYLE: dict[str, Any] = {
+    # Papers' captions are of 8 to 9 points. TrueType in PDF and text in SVG stay editable and searchable; IEEE and ACM
+    # refuse Type 3, which is Matplotlib's default in PDF.
+    "font.size": 7.5,
+    "font.family": "sans-serif",
+    "axes.labelsize": 7.5,
+    "axes.titlesize": 7.5,
+    "xtick.labelsize": 6.5,
+    "ytick.labelsize": 6.5,
+    "legend.fontsize": 6.5,
+    "pdf.fonttype": 42,
+    "svg.fonttype": "none",
+    # The same figure gives the same file.
+    "svg.hashsalt": "nfnet_ray",
+    "axes.linewidth": 0.5,
+    "xtick.major.width": 0.5,
+    "ytick.major.width": 0.5,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+_SCALE = 0.55
+"""Of widths and sizes in pixels on a page to those in points in a column, which is half as wide."""
+_LABEL_POINTS = 6.5
+_CHARACTERS_PER_INCH = 16
+_DASHES: dict[str, Any] = {
+    "solid": "solid",
+    "dot": (0, (1, 1.5)),
+    "dash": (0, (4, 2)),
+    "longdash": (0, (7, 2)),
+    "dashdot": (0, (4, 1.5, 1, 1.5)),
+    "longdashdot": (0, (7, 1.5, 1, 1.5)),
+}
+_MARKS = {
+    "circle": "o",
+    "square": "s",
+    "diamond": "D",
+    "triangle-up": "^",
+    "triangle-down": "v",
+    "star": "*",
+    "x": "x",
+    "line-ew": "_",
+}
+_TEXT_PLACES = {
+    "middle right": ("left", "center", 4, 0),
+    "middle left": ("right", "center", -4, 0),
+    "top center": ("center", "bottom", 0, 3),
+}
+
+
+def draw(
+    figure: Figure, title: str, labels: Sequence[str], colors: Mapping[str, str], width_inches: float
+) -> PaperFigure:
+    """The chart in a Matplotlib figure of this width, in the colours of the light theme.
+
+    Args:
+        figure: of the report, with roles in place of colours.
+        labels: of the levels that traces are of, for a legend where curves have no names at their ends.
+    """
+    from matplotlib.figure import Figure as NewFigure
+
+    chart = themed(painted(shown_at_first(figure)), colors)
+    layout = chart["layout"]
+    rows = max((len(trace["y"]) for trace in chart["data"] if trace["type"] in ("heatmap", "bar")), default=0)
+    height = max(HEIGHT_INCHES, 0.9 + 0.055 * rows)
+    paper = NewFigure(figsize=(width_inches, height), layout="constrained")
+    axes = paper.add_subplot()
+    for trace in chart["data"]:
+        match trace["type"]:
+            case "scatter":
+                _scatter(axes, trace, layout)
+            case "bar":
+                _bars(axes, trace, [other for other in chart["data"] if other["type"] == "bar"])
+            case "heatmap":
+                _heat_map(paper, axes, trace, layout)
+            case kind:
+                raise NotImplementedError(f"a trace of the kind {kind}")
+    has_heat = any(trace["type"] == "heatmap" for trace in chart["data"])
+    _axis(axes, "x", layout["xaxis"], colors, is_heat=has_heat)
+    _axis(axes, "y", layout["yaxis"], colors, is_heat=has_heat)
+    if title:
+        axes.set_title(
+            textwrap.fill(title, int(_CHARACTERS_PER_INCH * width_inches)), loc="left", color=colors["ink"]
+        )
+    _end_labels(axes, layout, colors, paper)
+    if not (layout.get("meta") or {}).get("ends"):
+        _legend(paper, chart["data"], labels)
+    return paper
+
+
+def _scatter(axes: Axes, trace: Mapping[str, Any], layout: Mapping[str, Any]) -> None:
+    x, y = ([math.nan if value is None else value for value in trace[name]] for name in ("x", "y"))
+    line, marker, opacity = trace.get("line", {}), trace.get("marker", {}), trace.get("opacity", 1)
+    if trace.get("fill") == "toself":
+        axes.fill(x, y, color=_rgba(trace["fillcolor"]), linewidth=0, zorder=1)
+        return
+    if trace.get("fill") == "tonexty":
+        # The trace before it is the other edge, as in Plotly.
+        below = axes.lines[-1]
+        step: Literal["post"] | None = "post" if line.get("shape") == "hv" else None
+        axes.fill_between(
+            x, below.get_ydata(), y, color=_rgba(trace["fillcolor"]), linewidth=0, step=step, zorder=1
+        )
+        return
+    is_edge = "fillcolor" in trace and line.get("width") == 0
+    if "lines" in trace["mode"]:
+        axes.plot(
+            x,
+            y,
+            color=_rgba(line.get("color", "#00000000")) if not is_edge else (0, 0, 0, 0),
+            linewidth=_SCALE * line.get("width", 2),
+            linestyle=_DASHES[line.get("dash", "solid")],
+            drawstyle="steps-post" if line.get("shape") == "hv" else "default",
+            alpha=opacity,
+            zorder=2,
+        )
+    for name in ("error_x", "error_y"):
+        error = trace.get(name, {})
+        if "array" in error:
+            bars = [error["arrayminus"], error["array"]]
+            axes.errorbar(
+                x,
+                y,
+                xerr=bars if name == "error_x" else None,
+                yerr=bars if name == "error_y" else None,
+                fmt="none",
+                ecolor=_rgba(error["color"]),
+                elinewidth=_SCALE * error.get("thickness", 1),
+                capsize=_SCALE * error.get("width", 3),
+                capthick=_SCALE * error.get("thickness", 1),
+                zorder=2.5,
+            )
+    if "markers" in trace["mode"]:
+        inside = [_is_inside(place, layout) for place in zip(x, y, strict=True)]
+        _marks(axes, x, y, inside, marker, opacity * marker.get("opacity", 1))
+    if "text" in trace["mode"]:
+        across, up, dx, dy = _TEXT_PLACES[trace["textposition"]]
+        for place, height, text in zip(x, y, trace["text"], strict=True):
+            axes.annotate(
+                text.strip(),
+                (place, height),
+                (dx, dy),
+                textcoords="offset points",
+                ha=across,
+                va=up,
+                fontsize=_LABEL_POINTS - 1,
+                color=_rgba(trace["textfont"]["color"]),
+                annotation_clip=False,
+            )
+
+
+def _marks(
+    axes: Axes,
+    x: Sequence[float],
+    y: Sequence[float],
+    inside: Sequence[bool],
+    marker: Mapping[str, Any],
+    opacity: float,
+) -> None:
+    """Marks of one look at a time; hollow ones are filled with paper, so that lines end at their rims."""
+
+    def each(value: Any) -> list[Any]:
+        return value if isinstance(value, list) else [value] * len(x)
+
+    looks: dict[tuple[Any, ...], list[int]] = {}
+    for number, look in enumerate(
+        zip(
+            each(marker.get("symbol", "circle")),
+            each(marker.get("size", 6)),
+            each(marker["color"]),
+            strict=True,
+        )
+    ):
+        if look[1] and inside[number]:
+            looks.setdefault(look, []).append(number)
+    for (symbol, size, color), numbers in looks.items():
+        axes.plot(
+            [x[number] for number in numbers],
+            [y[number] for number in numbers],
+            linestyle="none",
+            marker=_MARKS[symbol.removesuffix("-open")],
+            markersize=_SCALE * size,
+            markerfacecolor="white" if symbol.endswith("-open") else _rgba(color),
+            markeredgecolor=_rgba(color),
+            markeredgewidth=_SCALE * 1.4,
+            alpha=opacity,
+            clip_on=False,
+            zorder=3,
+        )
+
+
+def _bars(axes: Axes, trace: Mapping[str, Any], group: Sequence[Mapping[str, Any]]) -> None:
+    number = next(place for place, other in enumerate(group) if other is trace)
+    height = 0.65 / len(group)
+    places = [row + height * (number - (len(group) - 1) / 2) for row in range(len(trace["y"]))]
+    error = trace["error_x"]
+    axes.barh(
+        places,
+        trace["x"],
+        height=0.92 * height,
+        color=_rgba(trace["marker"]["color"]),
+        alpha=trace["marker"].get("opacity", 1),
+        xerr=[error["arrayminus"], error["array"]],
+        error_kw={"elinewidth": 0.6, "capsize": 1.5, "ecolor": _rgba(error["color"])},
+    )
+    axes.set_yticks(range(len(trace["y"])), trace["y"])
+
+
+def _heat_map(paper: PaperFigure, axes: Axes, trace: Mapping[str, Any], layout: Mapping[str, Any]) -> None:
+    from matplotlib.colors import LinearSegmentedColormap
+
+    scale = LinearSegmentedColormap.from_list("heat", [color for _, color in trace["colorscale"]])
+    cells = [[math.nan if value is None else value for value in row] for row in trace["z"]]
+    low, high = trace["zmin"], trace["zmax"]
+    mesh = axes.pcolormesh(
+        cells,
+        cmap=scale,
+        vmin=low,
+        vmax=high if high > low else low + 1,
+        edgecolors="white",
+        linewidth=0.4 if trace["xgap"] or trace["ygap"] else 0,
+    )
+    columns = len(trace["x"])
+    step = math.ceil(columns / 12)
+    axes.set_xticks([place + 0.5 for place in range(0, columns, step)], trace["x"][::step])
+    ticks = layout["yaxis"].get("tickvals", trace["y"])
+    labels = layout["yaxis"].get("ticktext", ticks)
+    axes.set_yticks([trace["y"].index(tick) + 0.5 for tick in ticks], labels)
+    if "texttemplate" in trace:
+        for row, texts in enumerate(trace["text"]):
+            for column, text in enumerate(texts):
+                axes.text(
+                    column + 0.5,
+                    row + 0.5,
+                    _plain(text),
+                    ha="center",
+                    va="center",
+                    fontsize=_LABEL_POINTS - 1,
+                )
+    if trace.get("showscale", True):
+        bar = paper.colorbar(mesh, ax=axes, format=_percent(0), aspect=30)
+        bar.outline.set_visible(False)
+
+
+def _axis(
+    axes: Axes, name: Literal["x", "y"], axis: Mapping[str, Any], colors: Mapping[str, str], *, is_heat: bool
+) -> None:
+    """The scale, range, ticks, title and grid of an axis as Plotly's layout describes it."""
+    get, set_ = (
+        (lambda what: getattr(axes, f"get_{name}{what}")),
+        (lambda what: getattr(axes, f"set_{name}{what}")),
+    )
+    matplotlib_axis = get("axis")()
+    is_log = axis.get("type") == "log"
+    if is_log:
+        set_("scale")("log")
+    title = axis.get("title", {}).get("text", "")
+    set_("label")(_plain(title), color=colors["ink"])
+    matplotlib_axis.set_tick_params(colors=colors["quiet"], labelcolor=colors["ink"])
+    for spine in axes.spines.values():
+        spine.set_edgecolor(colors["quiet"])
+    if axis.get("visible") is False:
+        matplotlib_axis.set_visible(False)
+        axes.spines["left" if name == "y" else "bottom"].set_visible(False)
+    if not is_heat:
+        if "tickvals" in axis:
+            set_("ticks")(axis["tickvals"], [_plain(label) for label in axis["ticktext"]])
+            if is_log:
+                matplotlib_axis.set_minor_locator(_no_minor_ticks())
+        elif str(axis.get("tickformat", "")).endswith("%"):
+            matplotlib_axis.set_major_formatter(_percent(int(axis["tickformat"][1])))
+        elif axis.get("type") != "category" and not is_log:
+            matplotlib_axis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+        if "range" in axis:
+            low, high = axis["range"]
+            set_("lim")(*((10**low, 10**high) if is_log else (low, high)))
+        if axis.get("showgrid", True):
+            axes.grid(axis=name, color=colors["grid"], linewidth=0.5)
+            axes.set_axisbelow(True)
+    if axis.get("tickangle") and "ticktext" in axis:
+        for label in get("ticklabels")():
+            label.set(rotation=-axis["tickangle"], ha="right", rotation_mode="anchor")
+    if axis.get("autorange") == "reversed":
+        matplotlib_axis.set_inverted(True)
+
+
+def _end_labels(axes: Axes, layout: Mapping[str, Any], colors: Mapping[str, str], paper: PaperFigure) -> None:
+    """The names of curves in a column at the right, each level with its end unless another name is there."""
+    ends = (layout.get("meta") or {}).get("ends") or []
+    if not ends:
+        return
+    bounds = [layout[name]["range"] for name in ("xaxis", "yaxis")]
+    room_points = 72 * (paper.get_size_inches()[1] - 0.55)
+    step = min((_LABEL_POINTS + 1.5) / room_points, 1 / len(ends))
+    (left, right), (bottom, top) = bounds
+    found = sorted(
+        (
+            {**end, "up": (end["y"] - bottom) / (top - bottom), "across": (end["x"] - left) / (right - left)}
+            for end in ends
+        ),
+        key=lambda end: end["up"],
+    )
+    last = -math.inf
+    for end in found:
+        last = end["at"] = max(end["up"], last + step)
+    following = 1 + step / 2
+    for end in reversed(found):
+        following = end["at"] = min(end["at"], following - step)
+    for end in found:
+        color = _rgba(colors[f"level-{end['level']}"])
+        axes.annotate(
+            end["text"],
+            (end["across"], end["up"]),
+            (1.02, end["at"]),
+            xycoords="axes fraction",
+            textcoords="axes fraction",
+            color=color,
+            fontsize=_LABEL_POINTS,
+            va="center",
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": colors["rule"], "linewidth": 0.4, "shrinkB": 3},
+        )
+
+
+def _legend(paper: PaperFigure, traces: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> None:
+    """A legend below the chart of the levels, or of the epochs, that curves are of."""
+    from matplotlib.lines import Line2D
+
+    entries: dict[str, Mapping[str, Any]] = {}
+    for trace in sorted(traces, key=lambda trace: trace["meta"].get("level", 0)):
+        meta = trace["meta"]
+        is_level = "level" in meta and meta["level"] < len(labels)
+        name = labels[meta["level"]] if is_level else trace.get("name", "") if "level" not in meta else ""
+        if name and (is_level or "shade" in meta or meta.get("reference")):
+            entries.setdefault(name, trace)
+    if len(entries) < 2:
+        return
+    handles = [
+        Line2D(
+            [],
+            [],
+            color=_rgba(trace["line"]["color"]),
+            linestyle=_DASHES[trace["line"].get("dash", "solid")],
+            linewidth=_SCALE * trace["line"].get("width", 2),
+        )
+        for trace in entries.values()
+    ]
+    paper.legend(handles, list(entries), loc="outside lower center", ncols=3, frameon=False, handlelength=2.2)
+
+
+def _is_inside(place: tuple[float, float], layout: Mapping[str, Any]) -> bool:
+    """Whether a mark is in the part of the axes that is shown."""
+    for value, name in zip(place, ("xaxis", "yaxis"), strict=True):
+        axis = layout[name]
+        if "range" in axis:
+            low, high = axis["range"]
+            at = math.log10(value) if axis.get("type") == "log" and value > 0 else value
+            if not low <= at <= high:
+                return False
+    return True
+
+
+def _rgba(color: str) -> Any:
+    """A colour of CSS, ``#rrggbbaa`` or ``rgb(8, 48, 107)``, as Matplotlib takes it."""
+    if color.startswith("rgb("):
+        return tuple(float(part) / 255 for part in re.findall(r"[\d.]+", color))
+    return color
+
+
+def _plain(text: str) -> str:
+    return text.replace("<br>", "\n")
+
+
+def _percent(digits: int) -> Any:
+    from matplotlib.ticker import PercentFormatter
+
+    return PercentFormatter(xmax=1, decimals=digits)
+
+
+def _no_minor_ticks() -> Any:
+    from matplotlib.ticker import NullLocator
+
+    return NullLocator()

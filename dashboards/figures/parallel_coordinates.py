@@ -1,0 +1,136 @@
+"""Every setting as a line across an axis for each swept field, and one for the accuracy that it reached.
+
+``none`` and an absent field have places of their own on their axes. The lines are ordinary traces: Plotly's own
+parallel coordinates draw with WebGL, for which regl compiles text to code, which the page's policy forbids.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from dashboards.figures.setting_axis import SettingAxis, setting_axis
+from dashboards.figures.setting_charts import Outcome, outcome_in_words
+from dashboards.figures.time_charts import Figure, has_points
+from nfnet_ray.analysis import StudyRecord
+from nfnet_ray.wording import percent
+
+FEWEST_SETTINGS = 4
+BEST_SHARE = 0.1
+"""Of the settings that reached the end, those whose lines are accented; one at least."""
+_LABELS_AT_MOST = 12
+_CHARACTERS_SIDE_BY_SIDE = 45
+"""Of all names of axes; longer ones are turned."""
+_LOST_PLACE = 0.0
+_LOWEST_PLACE = 0.12
+"""Of an accuracy, above the place of settings that were lost."""
+
+
+def parallel_coordinates(record: StudyRecord, outcomes: Sequence[Outcome]) -> Figure | None:
+    """None where fewer than two fields were swept, for a list of points, and of fewer than four settings."""
+    if len(record.fields) < 2 or has_points(record) or len(outcomes) < FEWEST_SETTINGS:
+        return None
+    known = [outcome.top1 for outcome in outcomes if outcome.kind != "lost"]
+    if not known:
+        return None
+    low, high = min(known), max(known)
+    axes = [setting_axis(record, field) for field in record.fields]
+    finished = sorted(
+        (outcome for outcome in outcomes if outcome.kind == "finished"), key=lambda one: -one.top1
+    )
+    best = finished[: max(1, round(BEST_SHARE * len(finished)))]
+    early = [outcome for outcome in outcomes if outcome.kind != "finished"]
+
+    def height(outcome: Outcome) -> float:
+        if outcome.kind == "lost":
+            return _LOST_PLACE
+        share = (outcome.top1 - low) / (high - low) if high > low else 0.5
+        return round(_LOWEST_PLACE + (1 - _LOWEST_PLACE) * share, 4)
+
+    def lines(of: Sequence[Outcome], tone: str, width: float, dash: str, opacity: float) -> dict[str, Any]:
+        x: list[float | None] = []
+        y: list[float | None] = []
+        hover: list[str] = []
+        for outcome in of:
+            places = [
+                _share(axis, outcome.point[field]) for axis, field in zip(axes, record.fields, strict=True)
+            ]
+            x += [*range(len(places) + 1), None]
+            y += [*places, height(outcome), None]
+            hover += [outcome_in_words(record, outcome)] * (len(places) + 1) + [""]
+        return {
+            "type": "scatter",
+            "mode": "lines",
+            "x": x,
+            "y": y,
+            "line": {"width": width, "dash": dash},
+            "opacity": opacity,
+            "hovertext": hover,
+            "hoverinfo": "text",
+            "meta": {"tone": tone},
+        }
+
+    groups = [
+        (early, "quiet", 1.0, "dot", 0.5),
+        (finished[len(best) :], "quiet", 1.2, "solid", 0.6),
+        (best, "accent", 2.4, "solid", 1.0),
+    ]
+    ticks = [_ticks(axis) for axis in axes] + [
+        _accuracy_ticks(low, high, any(o.kind == "lost" for o in outcomes))
+    ]
+    names = [*(record.names[field] for field in record.fields), "validation top-1"]
+    return {
+        "data": [
+            *(lines(of, tone, width, dash, opacity) for of, tone, width, dash, opacity in groups if of),
+            {
+                "type": "scatter",
+                "mode": "markers+text",
+                "x": [number for number, own in enumerate(ticks) for _ in own],
+                "y": [place for own in ticks for place, _ in own],
+                "text": [f"{label}  " for own in ticks for _, label in own],
+                "textposition": "middle left",
+                "textfont": {"size": 11},
+                "marker": {"size": 7, "symbol": "line-ew"},
+                "cliponaxis": False,
+                "hoverinfo": "skip",
+                "meta": {"tone": "quiet"},
+            },
+        ],
+        "layout": {
+            "xaxis": {
+                "tickmode": "array",
+                "tickvals": list(range(len(names))),
+                "ticktext": names,
+                "tickangle": -20 if sum(map(len, names)) > _CHARACTERS_SIDE_BY_SIDE else 0,
+                "range": [-0.35, len(names) - 0.9],
+                "showgrid": True,
+                "showline": False,
+            },
+            "yaxis": {"visible": False, "range": [-0.04, 1.04]},
+            "meta": {},
+        },
+    }
+
+
+def _share(axis: SettingAxis, value: Any) -> float:
+    """Where on the axis a value is, from 0 at its lower end to 1."""
+    low, high = axis.layout["range"]
+    return round((axis.place(value) - low) / (high - low), 4)
+
+
+def _ticks(axis: SettingAxis) -> list[tuple[float, str]]:
+    low, high = axis.layout["range"]
+    labels = list(zip(axis.layout["tickvals"], axis.layout["ticktext"], strict=True))
+    step = math.ceil(len(labels) / _LABELS_AT_MOST)
+    return [(round((place - low) / (high - low), 4), label) for place, label in labels[::step]]
+
+
+def _accuracy_ticks(low: float, high: float, has_lost: bool) -> list[tuple[float, str]]:
+    ticks = [(_LOST_PLACE, "lost")] if has_lost else []
+    if high <= low:
+        return [*ticks, (_LOWEST_PLACE + (1 - _LOWEST_PLACE) / 2, percent(high))]
+    return ticks + [
+        (_LOWEST_PLACE + (1 - _LOWEST_PLACE) * part / 4, percent(low + (high - low) * part / 4))
+        for part in range(5)
+    ]

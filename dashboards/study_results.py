@@ -1,0 +1,111 @@
+"""A study in a notebook: its tables, its answer in words, and the charts of its report.
+
+>>> import nfnet_ray                                                               # doctest: +SKIP
+>>> study = nfnet_ray.load_study("first_try")                                      # doctest: +SKIP
+>>> print(study.answer())                                                          # doctest: +SKIP
+>>> study.figure("accuracy_against_time", x="epochs")                              # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nfnet_ray.analysis import (
+    StudyRecord,
+    best_per_stratum,
+    effect_sentences,
+    time_sentences,
+)
+from nfnet_ray.analysis import load_study as load_record
+from nfnet_ray.metric import METRIC
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure as PlotlyFigure
+
+    from dashboards.figures.painting import Theme
+    from dashboards.page import Chart
+
+
+@dataclass(frozen=True)
+class StudyResults(StudyRecord):
+    """What ``nfnet_ray.load_study`` gives: a :class:`~nfnet_ray.analysis.StudyRecord` with its answer and figures."""
+
+    @classmethod
+    def of(cls, record: StudyRecord) -> StudyResults:
+        return cls(**{field.name: getattr(record, field.name) for field in fields(StudyRecord)})
+
+    def answer(self) -> str:
+        """What the study found, as its command line says it at the end: a sentence on each line.
+
+        Times at equal accuracy, the best setting under each condition with its interval, and what the fields do. If no
+        trial has finished with an accuracy, it says so.
+        """
+        return "\n".join(answer_sentences(self))
+
+    @functools.cached_property
+    def figures(self) -> tuple[str, ...]:
+        """The names of the figures that this study has, in the order of its report."""
+        return tuple(self._charts)
+
+    def figure(
+        self,
+        name: str,
+        *,
+        x: str = "time",
+        y: str = METRIC,
+        log_x: bool = False,
+        log_y: bool = False,
+        dark: bool = False,
+    ) -> PlotlyFigure:
+        """A chart of the report as a Plotly figure, with all of its panels.
+
+        Args:
+            name: one of :attr:`figures`.
+            x: of ``accuracy_against_time``, what the curves are drawn against: ``time``, ``epochs``, ``images``,
+                ``accelerator_hours``; where they are known also ``cost`` and ``energy`` (kWh).
+            y: of ``accuracy_against_time``, the metric: a column of ``epochs``.
+            log_x, log_y: of ``accuracy_against_time``, whether an axis is logarithmic.
+            dark: for a dark notebook.
+
+        Raises:
+            UserError: the study has no such figure, axis or metric.
+        """
+        from dashboards.catalogue import chart_colors, chosen_charts, with_chosen_axes
+        from dashboards.figures.plotly_figures import plotly_figure, shown_at_first
+        from dashboards.figures.time_charts import levels
+
+        theme: Theme = "dark" if dark else "light"
+        charts = with_chosen_axes(
+            chosen_charts(self._charts, name, self.study["name"]), x, y, log_x=log_x, log_y=log_y
+        )
+        panels = [(chart.title, shown_at_first(chart.figure)) for chart in charts]
+        return plotly_figure(panels, levels(self).labels, chart_colors(self, theme), theme)
+
+    @functools.cached_property
+    def _charts(self) -> dict[str, tuple[Chart, ...]]:
+        from dashboards.catalogue import charts_by_name
+
+        return charts_by_name(self)
+
+
+def load_study(study: str | Path) -> StudyResults:
+    """Read the journal of a study, which may still be running.
+
+    Args:
+        study: a study's directory, or its name under ``./runs``; or a folder that ``python -m studies export`` wrote.
+
+    Raises:
+        UserError: there is no such study, or its journal is damaged or does not begin with ``study_started``.
+    """
+    return StudyResults.of(load_record(study))
+
+
+def answer_sentences(record: StudyRecord) -> list[str]:
+    """Times, the best setting of each stratum and what the fields do; or that there is no best setting."""
+    answers = [*time_sentences(record), *(best.sentence() for best in best_per_stratum(record))]
+    if not answers:
+        return ["No trial finished with an accuracy, so there is no best setting."]
+    return [*answers, *effect_sentences(record)]
