@@ -63,9 +63,13 @@ def with_chosen_axes(charts: Sequence[Chart], x: str, y: str, *, log_x: bool, lo
         return list(charts)
     if not all(chart.id.startswith(CHARTS[TIME_CHART]) for chart in charts):
         raise UserError(f"x, y, log_x and log_y are for the figure {TIME_CHART!r}; leave them out")
-    return [
-        replace(chart, figure=with_axes(chart.figure, x, y, log_x=log_x, log_y=log_y)) for chart in charts
-    ]
+    figures = [with_axes(chart.figure, x, y, log_x=log_x, log_y=log_y) for chart in charts]
+    for name in ("xaxis", "yaxis"):  # the same for all panels, as in the report
+        ranges = [figure["layout"][name]["range"] for figure in figures]
+        shared = [min(low for low, _ in ranges), max(high for _, high in ranges)]
+        for figure in figures:
+            figure["layout"][name] = {**figure["layout"][name], "range": shared}
+    return [replace(chart, figure=figure) for chart, figure in zip(charts, figures, strict=True)]
 
 
 def chart_colors(record: StudyRecord, theme: Theme = "light") -> dict[str, str]:

@@ -1,13 +1,15 @@
 """A study's report: one HTML file with the question, the answer, and how certain the answer is.
 
     python -m dashboards.report STUDY [--output FILE] [--figures DIR] [--data DIR]
+    python -m dashboards.report STUDY --watch [--port 5050]
 
 STUDY is a study's directory, or its name under ./runs; the report is put into the directory as
 ``report.html``. The file needs nothing but itself: it can be mailed, archived, and read without a network.
 Studies that are still running, were interrupted, or in which no trial finished have a report, too.
 
 ``--figures`` also writes each of its charts as SVG and PDF, as wide as the column of a paper; ``--data`` the tables of
-trials and epochs as CSV and Parquet.
+trials and epochs as CSV and Parquet. ``--watch`` serves the report on this machine instead of writing it, and renews it
+while the study runs, here or on other machines that share the storage.
 """
 
 from __future__ import annotations
@@ -21,12 +23,16 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from dashboards.page import render_page
 from dashboards.report_facts import report_facts
+from dashboards.study_results import StudyResults
+from dashboards.watch import FIRST_PORT, WatchedPage, watch
 from nfnet_ray.analysis import StudyRecord, load_study
 from nfnet_ray.analysis.files.tables import write_tables
+from nfnet_ray.command_line.arguments import whole_number
 from nfnet_ray.command_line.exit_code import exit_code_of
 from nfnet_ray.command_line.one_line_parser import OneLineParser
 from nfnet_ray.errors import UserError
@@ -85,26 +91,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="DIR",
         help="also write the tables of trials and epochs as CSV and Parquet",
     )
+    parser.add_argument(
+        "--watch",
+        action="store_true",
+        help="serve the report on this machine until Ctrl-C, and renew it while the study runs; writes nothing",
+    )
+    parser.add_argument(
+        "--port",
+        type=whole_number(1, 65535),
+        default=FIRST_PORT,
+        metavar="PORT",
+        help="with --watch: the first port to try (default: %(default)s)",
+    )
     options = parser.parse_args(arguments)
     return exit_code_of(PROGRAM, lambda: _run(options))
 
 
 def _run(options: argparse.Namespace) -> None:
     directory = find_study(options.study)
+    if options.watch:
+        if options.output or options.figures or options.data:
+            raise UserError("--watch writes nothing: leave out --output, --figures and --data")
+        with suppress(KeyboardInterrupt):
+            watch(watched_page(directory), options.port)
+        return
     print(write_report(directory, options.output))
     if options.figures:
-        _write_beside(options.figures, lambda: write_study_figures(load_study(directory), options.figures))
+        _write_beside(
+            options.figures, lambda: StudyResults.of(load_study(directory)).save_figures(options.figures)
+        )
     if options.data:
         _write_beside(options.data, lambda: write_tables(load_study(directory), options.data))
 
 
-def write_study_figures(record: StudyRecord, folder: Path) -> list[Path]:
-    """Writes the charts of a study as SVG and PDF and returns the paths. Raises OSError."""
-    from dashboards.catalogue import chart_colors, charts_by_name
-    from dashboards.figures.paper.files import write_figures
-    from dashboards.figures.time_charts import levels
-
-    return write_figures(charts_by_name(record), levels(record).labels, chart_colors(record), folder)
+def watched_page(directory: Path) -> WatchedPage:
+    """The report of the study in ``directory``, made anew whenever its journal has grown."""
+    return WatchedPage(lambda: _page(load_study(directory), time.time()), [directory])
 
 
 def _write_beside(folder: Path, write: Callable[[], list[Path]]) -> None:

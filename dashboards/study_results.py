@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -83,6 +84,27 @@ class StudyResults(StudyRecord):
         )
         panels = [(chart.title, shown_at_first(chart.figure)) for chart in charts]
         return plotly_figure(panels, levels(self).labels, chart_colors(self, theme), theme)
+
+    def save_figures(self, folder: str | Path, names: Sequence[str] | None = None) -> list[Path]:
+        """Writes figures as SVG and PDF, as wide as the column of a paper, and returns the paths.
+
+        A figure of several panels is as many files, ``accuracy_against_time-batch_size_64.svg``. Matplotlib draws them,
+        with text that stays text.
+
+        Args:
+            names: of :attr:`figures`; by default all.
+
+        Raises:
+            UserError: the study has no such figure.
+            OSError: the folder cannot be written.
+        """
+        from dashboards.catalogue import chart_colors, chosen_charts
+        from dashboards.figures.paper.files import write_figures
+        from dashboards.figures.time_charts import levels
+
+        names = self.figures if names is None else names
+        charts = {name: chosen_charts(self._charts, name, self.study["name"]) for name in names}
+        return write_figures(charts, levels(self).labels, chart_colors(self), Path(folder))
 
     @functools.cached_property
     def _charts(self) -> dict[str, tuple[Chart, ...]]:

@@ -28,14 +28,15 @@ _LOWEST_PLACE = 0.12
 
 
 def parallel_coordinates(record: StudyRecord, outcomes: Sequence[Outcome]) -> Figure | None:
-    """None where fewer than two fields were swept, for a list of points, and of fewer than four settings."""
-    if len(record.fields) < 2 or has_points(record) or len(outcomes) < FEWEST_SETTINGS:
+    """None where fewer than two fields have several values, for a list of points, and of fewer than four settings."""
+    fields = [field for field in record.fields if record.trials[field].nunique(dropna=False) > 1]
+    if len(fields) < 2 or has_points(record) or len(outcomes) < FEWEST_SETTINGS:
         return None
     known = [outcome.top1 for outcome in outcomes if outcome.kind != "lost"]
     if not known:
         return None
     low, high = min(known), max(known)
-    axes = [setting_axis(record, field) for field in record.fields]
+    axes = [setting_axis(record, field) for field in fields]
     finished = sorted(
         (outcome for outcome in outcomes if outcome.kind == "finished"), key=lambda one: -one.top1
     )
@@ -53,9 +54,7 @@ def parallel_coordinates(record: StudyRecord, outcomes: Sequence[Outcome]) -> Fi
         y: list[float | None] = []
         hover: list[str] = []
         for outcome in of:
-            places = [
-                _share(axis, outcome.point[field]) for axis, field in zip(axes, record.fields, strict=True)
-            ]
+            places = [_share(axis, outcome.point[field]) for axis, field in zip(axes, fields, strict=True)]
             x += [*range(len(places) + 1), None]
             y += [*places, height(outcome), None]
             hover += [outcome_in_words(record, outcome)] * (len(places) + 1) + [""]
@@ -79,7 +78,7 @@ def parallel_coordinates(record: StudyRecord, outcomes: Sequence[Outcome]) -> Fi
     ticks = [_ticks(axis) for axis in axes] + [
         _accuracy_ticks(low, high, any(o.kind == "lost" for o in outcomes))
     ]
-    names = [*(record.names[field] for field in record.fields), "validation top-1"]
+    names = [*(record.names[field] for field in fields), "validation top-1"]
     return {
         "data": [
             *(lines(of, tone, width, dash, opacity) for of, tone, width, dash, opacity in groups if of),
@@ -103,7 +102,7 @@ def parallel_coordinates(record: StudyRecord, outcomes: Sequence[Outcome]) -> Fi
                 "tickvals": list(range(len(names))),
                 "ticktext": names,
                 "tickangle": -20 if sum(map(len, names)) > _CHARACTERS_SIDE_BY_SIDE else 0,
-                "range": [-0.35, len(names) - 0.9],
+                "range": [-0.35, len(names) - 0.65],
                 "showgrid": True,
                 "showline": False,
             },

@@ -139,11 +139,7 @@ def with_axes(
         y_layout["range"] = [low - margin, high + margin]
     if log_y and positive:
         ticks = logarithmic_axis(min(positive), max(positive))
-        y_layout |= {
-            "type": "log",
-            "range": ticks["range"],
-            "dtick": "D2" if len(ticks["tickvals"]) < 9 else 1,
-        }
+        y_layout |= {name: ticks[name] for name in ("type", "range", "tickvals")}
     ends = _ends(traces, meta["ends"], log_x=log_x, log_y=log_y)
     layout = {
         **figure["layout"],

@@ -32,6 +32,8 @@ const hidden = new Set(kept.hidden);
 const zoomed = new Set(kept.zoomed);
 let everything = kept.everything ?? false;
 let printing = false;
+// A page with menus (axes.js) gives a figure other axes.
+const arrangements = [];
 
 // The colour of a name, `@accent` or `@accent/22` with an opacity, in the reader's theme.
 function painter() {
@@ -116,7 +118,7 @@ function endLabels(figure, size, color, yRange) {
 }
 
 function themed(id, element) {
-  const figure = report.figures[id];
+  const figure = arrangements.reduce((so, arrange) => arrange(so), report.figures[id]);
   const color = painter();
   const size = printing
     ? {width: PRINTED_WIDTH, height: PRINTED_HEIGHT}

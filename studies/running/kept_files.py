@@ -11,10 +11,10 @@ from importlib import metadata
 from pathlib import Path
 
 from nfnet_ray.analysis import load_study
+from nfnet_ray.analysis.files.tables import trials_csv
 from nfnet_ray.tracking.events import StudyStarted
 from nfnet_ray.tracking.runs.files import REQUIREMENTS_FILE, TRIALS_FILE, program_copy
 from nfnet_ray.whole_file import whole_file
-from nfnet_ray.analysis.files.tables import trials_csv
 
 
 def keep_program(directory: Path, started: StudyStarted, program_file: Path | None) -> None:

@@ -289,7 +289,7 @@ def _axis(
         matplotlib_axis.set_visible(False)
         axes.spines["left" if name == "y" else "bottom"].set_visible(False)
     if not is_heat:
-        if "tickvals" in axis:
+        if "ticktext" in axis:
             set_("ticks")(axis["tickvals"], [_plain(label) for label in axis["ticktext"]])
             if is_log:
                 matplotlib_axis.set_minor_locator(_no_minor_ticks())

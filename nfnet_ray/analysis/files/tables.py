@@ -54,8 +54,9 @@ def write_parquet(tables: StudyTables, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for table, name in ((trials_for_files(tables), TRIALS_FILE), (epochs_for_files(tables), EPOCHS_FILE)):
-        for column in table.select_dtypes(object):
-            table[column] = table[column].map(str)
+        for field in tables.fields:
+            if field in table and table[field].dtype.kind == "O":
+                table[field] = table[field].map(str)
         path = (folder / name).with_suffix(".parquet")
         with whole_file(path) as file:
             table.to_parquet(file, index=False)
