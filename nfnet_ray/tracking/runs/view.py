@@ -23,6 +23,8 @@ EXPERIMENT_KIND_TAG, EXPERIMENT_KIND = "mlflow.experimentKind", "custom_model_de
 """The tag of an experiment, and its value, for which the UI shows runs and not traces."""
 
 
+# The sections into which the UI puts a chart of each metric that has none yet. They are folded: many are constant.
+_OTHERS = ("Model metrics", "System metrics")
 RunKind = Literal["trial", "setting"]
 
 
@@ -119,7 +121,10 @@ def comparison_view(
         # The default shows ten runs and hides the rest.
         "runsHiddenMode": "SHOW_ALL",
         "isAccordionReordered": True,
-        "compareRunSections": [{**section, "display": True, "isReordered": True} for section in sections],
+        "compareRunSections": [
+            *({**section, "display": True, "isReordered": True} for section in sections),
+            *({"uuid": name, "name": name, "display": False, "isReordered": False} for name in _OTHERS),
+        ],
         "compareRunCharts": [
             {**chart, "isGenerated": False, "deleted": False, "runsCountToCompare": 100} for chart in charts
         ],
