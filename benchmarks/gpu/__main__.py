@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--cifar", type=Path, help="folder with CIFAR-10 as Parquet files, for the part cifar"
     )
     parser.add_argument("--commit", help="what the csv says of the version (default: git's, if there is one)")
-    parser.add_argument("--logs", type=Path, help="folder for what the parts print (default: none is kept)")
+    parser.add_argument("--log", type=Path, help="file for what the parts print (default: it is not kept)")
     for name in ("--child", "--rows"):  # the command line of a part's process
         parser.add_argument(name, help=argparse.SUPPRESS)
     parser.add_argument("--form", type=int, help=argparse.SUPPRESS)
@@ -166,9 +166,9 @@ class Session:
         self.rows += child.finish(max(0.0, limit_seconds))
         self.write()
         print(f"{child.name}: {time.monotonic() - start:.0f} s", flush=True)
-        if self._options.logs:
-            self._options.logs.mkdir(parents=True, exist_ok=True)
-            (self._options.logs / f"{child.name}.log").write_text(child.errors())
+        if self._options.log:
+            with self._options.log.open("a") as file:
+                file.write(f"==== {child.name} ====\n{child.errors()}\n")
 
     def add(self, part: str, case: str, quantity: str, value: object) -> None:
         """A row that no part has measured."""
@@ -182,17 +182,21 @@ class Session:
             for number in range(first, first + count)
         ]
 
-    def run_compiled(self, compiling: Sequence[Child], limit_seconds: float) -> None:
-        """Waits for what compiles, and lets those that are ready measure, one after the other."""
+    def run_compiled(self, compiling: Sequence[Child], limit_seconds: float) -> list[Child]:
+        """Waits for what compiles, and lets those that are ready measure, one after the other.
+
+        Those that are not ready would use device and cores meanwhile, so they are paused; returns them.
+        """
         own, form_limit = (inf, inf) if self._is_small else (limit_seconds, FORM_LIMIT)
         wait_until_ready(compiling, min(own, self.seconds_left))
-        # Those that are not ready would use the device meanwhile.
-        for child in sorted(compiling, key=lambda child: child.is_ready):
-            if child.is_ready:
+        late = [child for child in compiling if not child.is_ready]
+        for child in late:
+            child.pause()
+        for child in compiling:
+            if child not in late:
                 child.release()
                 self.finish(child, min(form_limit, self.seconds_left))
-            else:
-                self.finish(child, 0.0)
+        return late
 
     def write(self) -> None:
         """Writes the csv of all rows so far."""
@@ -217,15 +221,16 @@ def run(options: argparse.Namespace) -> int:
             forms = len(compiled_forms(is_small=is_small))
             compile_start = time.monotonic()
             compiling = session.start_compiling("step", 0, forms) if "step" in wanted else []
+            late: list[Child] = []
             if "correctness" in wanted:
                 session.run("correctness")
             if "step" in wanted:
-                session.run_compiled(compiling, COMPILE_LIMIT - (time.monotonic() - compile_start))
+                late = session.run_compiled(compiling, COMPILE_LIMIT - (time.monotonic() - compile_start))
                 session.run("step")
             for part in ("captured", "observed", "convolutions"):
                 if part in wanted:
                     session.run(part)
-            run_last_parts(session, wanted, forms, len(large_compiled_forms(is_small=is_small)))
+            run_last_parts(session, wanted, late, forms, len(large_compiled_forms(is_small=is_small)))
             for case, ratio in ratios(session.rows):
                 session.rows.append(
                     {
@@ -241,19 +246,24 @@ def run(options: argparse.Namespace) -> int:
     return 1 if any(is_bad(row) for row in session.rows) else 0
 
 
-def run_last_parts(session: Session, wanted: Sequence[str], first: int, count: int) -> None:
-    """The parts for what time is left: cifar trains while the forms of the ratio compile."""
-    compiling: list[Child] = []
+def run_last_parts(
+    session: Session, wanted: Sequence[str], late: Sequence[Child], first: int, count: int
+) -> None:
+    """The parts for what time is left: cifar trains while late forms, and those of the ratio, compile."""
+    compiling = list(late)
+    for child in late:
+        child.resume()
     if "ratio" in wanted:
-        if session.seconds_left >= LEAST_FOR_RATIO:
-            compiling = session.start_compiling("ratio", first, count)
+        if session.seconds_left >= LEAST_FOR_RATIO and not late:
+            compiling += session.start_compiling("ratio", first, count)
         else:
-            reason = f"{session.seconds_left:.0f} s are left, and it takes {LEAST_FOR_RATIO:.0f}"
+            left = f"{session.seconds_left:.0f} of the {LEAST_FOR_RATIO:.0f} s that it takes are left"
+            reason = f"{left}, and {len(late)} other forms are not compiled yet"
             session.add("ratio", "ratio", SKIPPED, reason)
     if "cifar" in wanted:
         session.run("cifar", reserve=RELEASED_FORMS_TIME if compiling else 0.0)
-    if compiling:
-        session.run_compiled(compiling, session.seconds_left - RELEASED_FORMS_TIME)
+    for child in session.run_compiled(compiling, session.seconds_left - RELEASED_FORMS_TIME):
+        session.finish(child, 0.0)
 
 
 def is_bad(row: Row) -> bool:

@@ -61,6 +61,14 @@ class Child:
             self._process.stdin.write(b"\n")
             self._process.stdin.flush()
 
+    def pause(self) -> None:
+        """Stops it where it is, with what it has started, until :meth:`resume`."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Lets it continue after :meth:`pause`."""
+        self._signal(signal.SIGCONT)
+
     def finish(self, limit_seconds: float) -> list[Row]:
         """Waits for its end, but no longer than that. Its rows, and one more that says how it ended if not well."""
         deadline = time.monotonic() + limit_seconds
@@ -82,9 +90,12 @@ class Child:
 
     def kill(self) -> None:
         """Ends it and what it has started."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        self._signal(signal.SIGKILL)
         self._process.wait()
+
+    def _signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
 
     def errors(self) -> str:
         """What it wrote to stdout and stderr."""

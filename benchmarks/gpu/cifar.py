@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks.gpu.machine import Machine
+from benchmarks.gpu.networks import usual_precision
 from benchmarks.gpu.rows import SKIPPED, Recorder
 from data_prep.conversion.convert import ConvertSettings, convert
 from data_prep.conversion.splits import plan_splits
@@ -25,7 +26,7 @@ from studies.base_recipe import recipe_for
 
 BATCH_SIZES, SMALL_BATCH_SIZES = (256, 2048), (4, 8)
 CLIP_FACTORS, SMALL_CLIP_FACTORS = (0.02, 0.08, None, 0.01, 0.04, 0.16), (0.02,)
-MOST_EPOCHS = 20
+MOST_EPOCHS, SMALL_MOST_EPOCHS = 20, 1
 SHARE_OF_TIME = 0.85
 """Of what is left after the first epoch: evaluation and the start of each trial take time too."""
 EPOCHS_TO_MEASURE = 2
@@ -54,12 +55,13 @@ def measure(recorder: Recorder, machine: Machine, options: argparse.Namespace) -
         if not seconds:
             return
         all_trials = sum(seconds.values()) * len(clip_factors)
-        epochs = epochs_that_fit(options.seconds_left(), all_trials)
+        most = SMALL_MOST_EPOCHS if machine.is_small else MOST_EPOCHS
+        epochs = min(most, epochs_that_fit(options.seconds_left(), all_trials))
         for clip_factor, batch_size in itertools.product(clip_factors, seconds):
             network = f"nfnet_pico, {data.train_images} images, {epochs} epochs"
             case = f"{network}, batch {batch_size}, clip factor {clip_factor}"
             with recorder.case(case):
-                recipe = trial_recipe(data, epochs, batch_size, clip_factor)
+                recipe = trial_recipe(data, epochs, batch_size, clip_factor, usual_precision(machine))
                 add_trial(recorder, case, machine, recipe)
 
 
@@ -72,13 +74,15 @@ def epochs_that_fit(seconds_left: float, seconds_of_an_epoch: float) -> int:
     return max(1, min(MOST_EPOCHS, int(SHARE_OF_TIME * seconds_left / seconds_of_an_epoch)))
 
 
-def trial_recipe(data: DatasetSummary, epochs: int, batch_size: int, clip_factor: float | None) -> Recipe:
-    """The studies' Recipe with mirrored and shifted images, in bfloat16."""
+def trial_recipe(
+    data: DatasetSummary, epochs: int, batch_size: int, clip_factor: float | None, precision: str
+) -> Recipe:
+    """The studies' Recipe, with mirrored and shifted images."""
     return recipe_for(data, epochs).with_values(
         {
             "batch_size": batch_size,
             "optimizer.agc.clip_factor": clip_factor,
-            "precision": "bfloat16",
+            "precision": precision,
             "memory_format": "channels_last",
         }
     )
@@ -87,7 +91,7 @@ def trial_recipe(data: DatasetSummary, epochs: int, batch_size: int, clip_factor
 def epoch_seconds(data: DatasetSummary, batch_size: int, machine: Machine) -> float:
     """The wall time of an epoch, evaluation included, after one to warm up."""
     ends: list[float] = []
-    recipe = trial_recipe(data, EPOCHS_TO_MEASURE, batch_size, 0.01)
+    recipe = trial_recipe(data, EPOCHS_TO_MEASURE, batch_size, 0.01, usual_precision(machine))
     context = PlainContext(
         device=machine.device, threads=machine.threads, on_report=lambda _: ends.append(time.perf_counter())
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import itertools
 import os
 import statistics
@@ -87,6 +88,7 @@ class Machine:
 
     def forget_memory(self) -> None:
         """Gives unused memory back to the device, and forgets its peak."""
+        gc.collect()  # networks are in circles of references
         if not self.is_small:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.device)

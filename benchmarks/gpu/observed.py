@@ -140,7 +140,7 @@ def profiled(work: Any, machine: Machine) -> tuple[float, float]:
     intervals = [
         (event.time_range.start, event.time_range.end)
         for event in profiler.events() or []
-        if event.device_type == kind
+        if event.device_type == kind and not event.is_user_annotation
     ]
     if not intervals:
         raise RuntimeError("the profiler saw nothing on the device")

@@ -138,6 +138,9 @@ def choose_compiler(form: Form, machine: Machine) -> None:
     if form.compilation == "max-autotune":
         for name, value in list_mode_options("max-autotune-no-cudagraphs").items():
             setattr(config, name, value)
+        # Convolutions of 1x1 become matrix products, which are tuned. The others stay cuDNN's: Triton's are no faster
+        # on this hardware (a comment in torch/_inductor/kernel/conv.py), and take minutes to compile.
+        config.max_autotune_conv_backends = "ATEN"
 
 
 def measure_form(

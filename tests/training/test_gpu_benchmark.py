@@ -42,7 +42,8 @@ def test_every_part_gives_its_rows_with_torch_alone(tmp_path: Path) -> None:
     blocker = f"import sys\nfor name in {NOT_ON_THE_DEVICE}: sys.modules[name] = None\n"
     (tmp_path / "sitecustomize.py").write_text(blocker)
     results = tmp_path / "results" / "gpu.csv"
-    arguments = ["--results", results, "--seconds", str(HANG_SECONDS), "--commit", "abc1234"]
+    limits = ["--seconds", "100000"]  # pytest's own is sooner
+    arguments = ["--results", results, *limits, "--commit", "abc1234", "--log", tmp_path / "log"]
     process = subprocess.run(
         [sys.executable, "-m", "benchmarks.gpu", *arguments, "--cifar", few_images(tmp_path / "cifar")],
         env={**os.environ, "PYTHONPATH": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""},
@@ -51,7 +52,7 @@ def test_every_part_gives_its_rows_with_torch_alone(tmp_path: Path) -> None:
         text=True,
         check=False,
     )
-    assert process.returncode == 0, process.stdout + process.stderr
+    assert process.returncode == 0, process.stdout + process.stderr + (tmp_path / "log").read_text()
     rows = list(csv.DictReader(results.open()))
     assert list(rows[0]) == list(COLUMNS)
     assert {row["commit"] for row in rows} == {"abc1234"}
@@ -145,6 +146,15 @@ def test_a_held_child_waits_until_it_is_released(tmp_path: Path) -> None:
         assert child.is_ready
         assert not child.is_over
         child.release()
+        assert len(child.finish(HANG_SECONDS)) == 1
+
+
+def test_a_paused_child_continues_where_it_was(tmp_path: Path) -> None:
+    with Children(tmp_path, {}) as children:
+        child = children.start("p", "held", child_of("rows.with_suffix('.ready').touch(); time.sleep(0.01)"))
+        child.pause()
+        child.release()
+        child.resume()
         assert len(child.finish(HANG_SECONDS)) == 1
 
 
