@@ -87,7 +87,7 @@ class Measured:
     def interval(self, close: float) -> tuple[float, float]:
         """95% of the share of :meth:`cheapest`, from a bootstrap over seeds."""
         draw, n = np.random.default_rng(0), self.shares.shape[1]
-        found = [self.cheapest(close, draw.integers(n, size=n))[0] for _ in range(BOOTSTRAPS)]
+        found = [self.cheapest(close, draw.integers(n, size=(n,)))[0] for _ in range(BOOTSTRAPS)]
         # Without interpolation: between a number and infinity there is none.
         low, high = np.quantile(found, (0.025, 0.975), method="nearest")
         return float(low), float(high)
@@ -175,7 +175,7 @@ class _Model:
         at_once = 1 if self._halving is None else COHORT
         left = set(range(len(self._points)))
         while left:
-            cohort = []
+            cohort: list[int] = []
             while left and len(cohort) < at_once:
                 # The lag: what the cohort's other settings reach is not known yet.
                 proposed = searcher.propose(
@@ -311,18 +311,16 @@ def _one_study(record: StudyRecord, seeds: int, close: float) -> None:
         share, place = one.cheapest(close / 100)
         low, high = one.interval(close / 100)
         is_reached = math.isfinite(share)
-        rows.append(
-            {
-                "search": one.name,
-                "close_points": close,
-                "settings": one.numbers[place] if is_reached else "",
-                "share_of_cost": round(share, 4) if is_reached else "never",
-                "share_low": round(low, 4) if math.isfinite(low) else "never",
-                "share_high": round(high, 4) if math.isfinite(high) else "never",
-                "reaches_a_fifth": "yes" if share <= TARGET else "no",
-            }
-            | circumstances
-        )
+        row: Row = {
+            "search": one.name,
+            "close_points": close,
+            "settings": one.numbers[place] if is_reached else "",
+            "share_of_cost": round(share, 4) if is_reached else "never",
+            "share_low": round(low, 4) if math.isfinite(low) else "never",
+            "share_high": round(high, 4) if math.isfinite(high) else "never",
+            "reaches_a_fifth": "yes" if share <= TARGET else "no",
+        }
+        rows.append(row | circumstances)
         print(f"  {one.name:36} {_words(share, low, high)}")
     append_rows(CLOSE_RESULTS, rows)
 
