@@ -18,6 +18,7 @@ from dashboards.report import write_report
 from nfnet_ray.analysis import effect_sentences, load_study
 from nfnet_ray.errors import UserError
 from nfnet_ray.tracking.events import Event
+from studies.managing.commands import main
 from tests.tracking.chromium import page_after_scripts
 from tests.tracking.example_study import (
     CLIP_FACTOR,
@@ -177,6 +178,15 @@ def test_a_random_search_has_both_importances_a_pair_and_a_band_over_orders(tmp_
         "Of the differences in accuracy after epoch 2 of 8 (all 40 settings), clip_factor explains"
     )
     assert any("that early stopping left" in sentence for sentence in found.sentences)
+
+
+def test_show_says_what_the_fields_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_journal(tmp_path / "grid", sweep())
+    assert main(["show", "grid", "--storage", str(tmp_path)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    sentences = effect_sentences(load_study(tmp_path / "grid"))
+    assert len(sentences) == 2
+    assert all(f"{sentence}." in said for sentence in sentences)
 
 
 def test_chromium_draws_every_chart(tmp_path: Path) -> None:
