@@ -7,6 +7,7 @@ navigation is README.md's section "Documentation"; nothing is listed twice.
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from pathlib import Path
 
@@ -20,7 +21,15 @@ html_title = "nfnet_ray"
 copyright = "the authors of nfnet_ray, Apache-2.0"
 root_doc = "README"
 extensions = ["myst_parser"]
-include_patterns = ["README.md", "CONTRIBUTING.md", "docs/*.md", "docs/methods/*.md", "tests/README.md"]
+source_suffix = {".md": "markdown", ".ipynb": "markdown"}
+include_patterns = [
+    "docs/notebook.ipynb",
+    "README.md",
+    "CONTRIBUTING.md",
+    "docs/*.md",
+    "docs/methods/*.md",
+    "tests/README.md",
+]
 include_patterns += ["tests/fixtures/README.md", "studies/results/README.md"]
 # Folders without documents are not searched: .venv alone has 80,000 files.
 exclude_patterns = [
@@ -47,7 +56,7 @@ def pages_of(text: str) -> dict[str, list[str]]:
     for line in text.splitlines():
         if line.startswith("### "):
             caption = line.removeprefix("### ")
-        for page in re.findall(r"\]\(([\w./]+)\.md\)", line):
+        for page in re.findall(r"\]\(([\w./]+)\.(?:md|ipynb)\)", line):
             if page not in itertools.chain.from_iterable(pages.values()):
                 pages.setdefault(caption, []).append(page)
     return pages
@@ -61,8 +70,26 @@ def toctrees(text: str) -> str:
     )
 
 
+def of_notebook(text: str) -> str:
+    """A notebook with its outputs as Markdown; nothing is run."""
+    parts = []
+    for cell in json.loads(text)["cells"]:
+        if cell["cell_type"] == "markdown":
+            parts.append("".join(cell["source"]))
+            continue
+        parts.append(f"```python\n{''.join(cell['source'])}\n```")
+        for output in cell["outputs"]:
+            data = output.get("data") or {"text/plain": output.get("text", "")}
+            kind = next(kind for kind in ("image/svg+xml", "text/html", "text/plain") if kind in data)
+            fence = "```text" if kind == "text/plain" else "```{raw} html"
+            parts.append(f"{fence}\n{''.join(data[kind])}\n```")
+    return "\n\n".join(parts)
+
+
 def add_navigation(_: Sphinx, page: str, source: list[str]) -> None:
     [text] = source
+    if page == "docs/notebook":
+        text = of_notebook(text)
     if page == "README":
         section = text.partition(NAVIGATION)[2].partition("\n## ")[0]
         text += f"\n\n{toctrees(section)}\n"
