@@ -22,7 +22,7 @@ from dashboards.figures.time_axes import (
     y_axes,
 )
 from nfnet_ray.analysis import StudyRecord
-from nfnet_ray.analysis.frontier import BUDGET, setting_label
+from nfnet_ray.analysis.frontier import BUDGET, curve_label
 from nfnet_ray.metric import METRIC
 from nfnet_ray.tracking.labels import ABSENT, point_label, stratum_label
 from nfnet_ray.wording import duration
@@ -80,8 +80,8 @@ def asked_value(record: StudyRecord, point: Mapping[str, Any] | Mapping[Hashable
     if not has_points(record):
         return point[record.fields[0]]
     fields = [field for field in record.fields if field != BUDGET]
-    if BUDGET in record.fields:
-        return setting_label([point[field] for field in fields])
+    if record.parts or BUDGET in record.fields:
+        return curve_label(record, {field: point[field] for field in fields})
     return point_label({field: point[field] for field in fields}, record.names)
 
 

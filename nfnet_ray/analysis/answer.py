@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from nfnet_ray.analysis.comparability import not_one_accuracy
 from nfnet_ray.analysis.confirmation import Confirmation, confirmation_of
 from nfnet_ray.analysis.inference.holdout import held_out
 from nfnet_ray.analysis.inference.paired import Moments
@@ -24,6 +25,7 @@ from nfnet_ray.analysis.setting import (
     setting_results,
     trials_by_setting,
 )
+from nfnet_ray.analysis.tables import STUDY
 from nfnet_ray.analysis.verdict import (
     ASSUMED_SPREAD,
     EQUAL_WITHIN,
@@ -34,6 +36,7 @@ from nfnet_ray.analysis.verdict import (
     contrast,
     with_seed_spread,
 )
+from nfnet_ray.errors import UserError
 from nfnet_ray.metric import METRIC
 from nfnet_ray.tracking.labels import ABSENT, point_label
 from nfnet_ray.tracking.swept import winner_fields
@@ -243,7 +246,14 @@ class BestSetting:
 
 
 def best_setting(record: StudyRecord) -> BestSetting | None:
-    """The best of all comparable settings (see :func:`setting_results`); None if there is none."""
+    """The best of all comparable settings (see :func:`setting_results`); None if there is none.
+
+    Raises UserError for several studies whose accuracies are not comparable: each has its own best.
+    """
+    if record.parts and (why := not_one_accuracy(record)):
+        raise UserError(
+            f"{record.study['name']} have no best setting together, as {why}; ask each, with best_per_stratum"
+        )
     return _best(record, setting_results(record))
 
 
@@ -330,14 +340,42 @@ def _own_point(result: SettingResult) -> dict[str, Any]:
 def best_per_stratum(record: StudyRecord) -> list[BestSetting]:
     """The best setting for each combination of the strata, in the order of the study's space.
 
-    Strata without a comparable setting are left out; a study without conditions has one stratum.
+    Strata without a comparable setting are left out; a study without conditions has one stratum. Of several studies
+    each has its own.
     """
+    if record.parts:
+        return [
+            _of_study(answer, name)
+            for name, part in record.parts.items()
+            for answer in best_per_stratum(part)
+        ]
     strata: dict[tuple[Any, ...], list[SettingResult]] = {}
     for result in setting_results(record):
         strata.setdefault(tuple(result.point[field] for field in record.conditions), []).append(result)
     order = [tuple(point[field] for field in record.conditions) for point, _ in trials_by_setting(record)]
     answers = (_best(record, strata[stratum]) for stratum in dict.fromkeys(order) if stratum in strata)
     return [answer for answer in answers if answer is not None]
+
+
+def _of_study(answer: BestSetting, study: str) -> BestSetting:
+    """The same, as one of several studies: each setting is one of that study."""
+
+    def named(result: SettingResult) -> SettingResult:
+        return replace(result, point={**result.point, STUDY: study})
+
+    confirmation = answer.confirmation
+    if confirmation is not None and confirmation.result is not None:
+        confirmation = replace(confirmation, result=named(confirmation.result))
+    return replace(
+        answer,
+        best=named(answer.best),
+        runner_up=named(answer.runner_up) if answer.runner_up else None,
+        contrasts=tuple(replace(found, other=named(found.other)) for found in answer.contrasts),
+        dropped=tuple(map(named, answer.dropped)),
+        confirmation=confirmation,
+        conditions=(*answer.conditions, STUDY),
+        names={**answer.names, STUDY: STUDY},
+    )
 
 
 def time_to_accuracy(record: StudyRecord, threshold: float) -> pd.DataFrame:

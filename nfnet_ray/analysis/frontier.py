@@ -15,16 +15,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nfnet_ray.analysis.comparability import comparability
 from nfnet_ray.analysis.inference.selection import moderated_variances
 from nfnet_ray.analysis.record import StudyRecord
-from nfnet_ray.tracking.labels import ABSENT, value_label
+from nfnet_ray.analysis.tables import STUDY
+from nfnet_ray.tracking.labels import ABSENT, point_label, value_label
 from nfnet_ray.wording import count, percent
 
 if TYPE_CHECKING:
@@ -126,7 +128,7 @@ def curves(record: StudyRecord) -> list[Curve]:
     return [
         Curve(
             dict(zip(others, key, strict=True)),
-            setting_label(key),
+            curve_label(record, dict(zip(others, key, strict=True))),
             tuple(
                 Budget(
                     epochs,
@@ -139,6 +141,17 @@ def curves(record: StudyRecord) -> list[Curve]:
         for key, budgets in found.items()
         if budgets
     ]
+
+
+def curve_label(record: StudyRecord, point: Mapping[str, Any]) -> str:
+    """What a setting is called, of several studies with its study: ``nfnet_pico (efficientnet_baselines)``."""
+    if not record.parts:
+        return setting_label(point[field] for field in record.fields if field != BUDGET)
+    study = str(point[STUDY])
+    asked = {field: point[field] for field in record.parts[study].fields if field not in (BUDGET, NETWORK)}
+    network = [str(point[NETWORK])] if NETWORK in point else []
+    label = ", ".join([*network, *([point_label(asked, record.names)] if asked else [])])
+    return f"{label} ({study})" if label else study
 
 
 def setting_label(values: Iterable[Any]) -> str:
@@ -232,9 +245,22 @@ def equal_accuracy(
 def time_sentences(record: StudyRecord) -> list[str]:
     """What a study of budgets answers: each normaliser-free network against each other one; else the first setting.
 
-    Empty for a study that sweeps no budget.
+    Empty for a study that sweeps no budget. Of several studies, networks are compared that may share axes
+    (:mod:`nfnet_ray.analysis.comparability`), and have two budgets or more.
     """
-    found = curves(record)
+    if not record.parts:
+        return _time_sentences(curves(record))
+    guard = comparability(record)
+    said = []
+    for group in guard.axes:
+        mine = replace(record, trials=record.trials[record.trials["trial"].isin(group.trials)])
+        where = f"{group.title}: " if len(guard.axes) > 1 else ""
+        several = [curve for curve in curves(mine) if len(curve.budgets) > 1]
+        said += [f"{where}{sentence}" for sentence in _time_sentences(several)]
+    return said
+
+
+def _time_sentences(found: list[Curve]) -> list[str]:
     if len(found) < 2:
         return []
     free = [curve for curve in found if str(curve.point.get(NETWORK, "")).startswith("nf")]

@@ -15,6 +15,7 @@ from nfnet_ray.analysis.effects.marginal import marginal_effects, pairwise_effec
 from nfnet_ray.analysis.effects.response import Response, responses
 from nfnet_ray.analysis.files.exported import is_exported, read_exported
 from nfnet_ray.analysis.replay import replay
+from nfnet_ray.analysis.files.together import together
 from nfnet_ray.correct_images import CorrectImages
 from nfnet_ray.errors import UserError
 from nfnet_ray.metric import METRIC
@@ -56,6 +57,7 @@ class StudyRecord:
         pauses: {trial: {rung: the epoch at which it paused there}}; a rung is an epoch, or seconds of training.
         measured_under: {trial: its conditions}, by which trials can be compared or not
             (:mod:`nfnet_ray.analysis.comparability`).
+        own_values: {trial: {dotted name: value}} of what its Recipe has in place of the study's.
         parts: {name: record} of the studies, in a record of several; empty in that of one.
         clipping: {trial: {epoch: text}}, which :func:`nfnet_ray.analysis.clipping_of` reads.
         conditions: those of the fields whose values divide the trials into strata: all but the first that have a list
@@ -102,6 +104,7 @@ class StudyRecord:
     clipping: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     pauses: Mapping[str, Mapping[float, int]] = field(default_factory=dict)
     measured_under: Mapping[str, Conditions] = field(default_factory=dict)
+    own_values: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     parts: Mapping[str, StudyRecord] = field(default_factory=dict)
 
     @property
@@ -188,15 +191,37 @@ class StudyRecord:
         return by_name[field]
 
 
-def load_study(study: str | Path) -> StudyRecord:
-    """Read the journal of a study, which may still be running.
+def load_study(study: str | Path | Sequence[str | Path], *more: str | Path) -> StudyRecord:
+    """Read the journal of a study, which may still be running; or those of several studies, as one record.
+
+    >>> load_study("agc_sweep")                                                    # doctest: +SKIP
+    >>> load_study("agc_sweep", "efficientnet_baselines")                          # doctest: +SKIP
 
     Args:
         study: a study's directory, or its name under ``./runs``; or a folder that ``python -m studies export`` wrote.
+            Or a list of them.
+        more: further studies. The tables of several have a column ``study``, by which the same point of two studies is
+            two settings (:func:`nfnet_ray.analysis.files.together.together`); what keeps them from being compared is
+            found by :func:`nfnet_ray.analysis.comparability.comparability`.
 
     Raises:
-        UserError: there is no such study, or its journal is damaged or does not begin with ``study_started``.
+        UserError: there is no such study, one is named twice, or a journal is damaged or does not begin with
+            ``study_started``.
     """
+    places = [*([study] if isinstance(study, str | Path) else study), *more]
+    if not places:
+        raise UserError("no study is named: give the name or the folder of at least one")
+    if len({_place(place) for place in places}) < len(places):
+        raise UserError(f"a study is named twice in {', '.join(map(str, places))}: name different ones")
+    records = [_load(place) for place in places]
+    return together(records) if len(records) > 1 else records[0]
+
+
+def _place(study: str | Path) -> Path:
+    return (Path(study) if is_exported(Path(study)) else find_study(study)).resolve()
+
+
+def _load(study: str | Path) -> StudyRecord:
     if is_exported(Path(study)):
         return study_record(*read_exported(Path(study)))
     return study_record(*StudyState.read(find_study(study)))
@@ -280,6 +305,10 @@ def study_record(state: StudyState, started: StudyStarted, *, with_epochs: bool 
         pauses={name: dict(trial.paused) for name, trial in state.trials.items()},
         clipping={name: dict(trial.clipping) for name, trial in state.trials.items()},
         measured_under={name: conditions_of(state, name) for name in identity},
+        own_values={
+            plan["name"]: {**plan["recipe"], **plan["point"]}
+            for plan in (*state.plans.values(), *state.further.values(), *state.reruns.values())
+        },
     )
 
 

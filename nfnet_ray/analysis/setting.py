@@ -11,7 +11,7 @@ import numpy as np
 
 from nfnet_ray.analysis.inference.intervals import accuracy_interval
 from nfnet_ray.analysis.inference.paired import Bits, paired_accuracy_interval
-from nfnet_ray.analysis.tables import StudyTables
+from nfnet_ray.analysis.tables import STUDY, StudyTables
 from nfnet_ray.correct_images import CorrectImages
 
 
@@ -86,7 +86,6 @@ def setting_results(record: StudyTables) -> list[SettingResult]:
     failed: a setting that fails for one seed in three is not as good as its two survivors, and accuracy
     after an early stop is not accuracy after all epochs. Trials that have yet to run are only missing.
     """
-    images = record.study["data"]["validation_images"]
     results = []
     for point, trials in trials_by_setting(record):
         finished = [trial for trial in trials if trial["state"] == "finished"]
@@ -94,9 +93,18 @@ def setting_results(record: StudyTables) -> list[SettingResult]:
         out_of_the_race = any(trial["state"] in ("stopped", "diverged", "failed") for trial in trials)
         if not top1 or out_of_the_race or any(math.isnan(value) for value in top1):
             continue
+        images = _validation_images(record, str(finished[0]["trial"]))
         known = SettingImages.of([record.correct(trial["trial"], int(trial["epochs"])) for trial in finished])
         results.append(setting_result(point, top1, images, known))
     return results
+
+
+def _validation_images(record: StudyTables, trial: str) -> int:
+    """Of the study that the trial is of."""
+    if not record.parts:
+        return record.study["data"]["validation_images"]
+    study = record.trials.set_index("trial").at[trial, STUDY]
+    return record.parts[str(study)].study["data"]["validation_images"]
 
 
 def trials_by_setting(record: StudyTables) -> list[tuple[dict[str, Any], list[dict[Hashable, Any]]]]:

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+STUDY = "study"
+"""The column, and field, of a record of several studies that says which of them a trial is of."""
+
+
 class StudyTables(Protocol):
     """The attributes and methods of a :class:`nfnet_ray.analysis.StudyRecord` that its statistics need."""
 

@@ -5,7 +5,7 @@ from nfnet_ray.analysis.comparability.differences import (
     ConditionGroup,
     condition_differences,
 )
-from nfnet_ray.analysis.comparability.guard import Comparability, comparability
+from nfnet_ray.analysis.comparability.guard import Comparability, comparability, not_one_accuracy
 
 __all__ = [
     "Comparability",
@@ -13,4 +13,5 @@ __all__ = [
     "ConditionGroup",
     "comparability",
     "condition_differences",
+    "not_one_accuracy",
 ]

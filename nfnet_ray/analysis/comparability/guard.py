@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nfnet_ray.analysis.comparability.differences import ConditionDifference, condition_differences, texts
 from nfnet_ray.analysis.tables import StudyTables
+from nfnet_ray.tracking.conditions.fields import VERSIONS
+from nfnet_ray.wording import in_a_row
 
 _MOST_MARKS = 2
 """A legend has room for two marks; the sentences have all."""
@@ -73,19 +75,45 @@ class Comparability:
         return [f"{sentence[0].upper()}{sentence[1:]}." for sentence in said]
 
 
+def not_one_accuracy(record: StudyTables) -> str:
+    """Why accuracies of a record's trials cannot be compared; empty if they can.
+
+    Versions are no reason: another one adds numbers in another order, and is marked wherever it is shown.
+    """
+    labels = [
+        one.field.label
+        for one in comparability(record).weighty
+        if "accuracy" in one.field.touches and one.field.name not in VERSIONS
+    ]
+    return f"they differ in {in_a_row(labels)}" if labels else ""
+
+
 def comparability(record: StudyTables) -> Comparability:
     """Which of a record's trials may share axes, and what differs between those that do."""
     differences = condition_differences(record)
-    known = [one for one in differences if one.is_known]
-    apart = [one for one in known if one.weight == "apart"]
-    marked = [one for one in known if one.weight == "marked"]
-    return Comparability(tuple(differences), _axes(record, apart), _marks(record, marked))
+    apart = [one for one in differences if one.is_known and one.weight == "apart"]
+    axes = _axes(record, apart)
+    differences = [_within(one, axes) for one in differences]
+    marked = [one for one in differences if one.is_known and one.weight == "marked"]
+    return Comparability(tuple(differences), axes, _marks(record, marked))
+
+
+def _within(difference: ConditionDifference, axes: Sequence[AxesGroup]) -> ConditionDifference:
+    """Nothing has to be marked that is the same for all trials that share axes."""
+    values = texts(difference.groups)
+    if difference.weight != "marked" or any(
+        len({values[trial] for trial in group.trials if trial in values}) > 1 for group in axes
+    ):
+        return difference
+    return replace(difference, weight="quiet", why_quiet="between trials that have axes of their own")
 
 
 def _axes(record: StudyTables, apart: Sequence[ConditionDifference]) -> tuple[AxesGroup, ...]:
     values = [texts(one.groups) for one in apart]
     found: dict[tuple[str, ...], set[str]] = {}
     for trial in record.trials["trial"]:
+        if values and not any(trial in value for value in values):
+            continue  # it has not begun
         found.setdefault(tuple(value.get(trial, "") for value in values), set()).add(trial)
     return tuple(
         AxesGroup(

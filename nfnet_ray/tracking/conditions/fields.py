@@ -87,3 +87,6 @@ CONDITION_FIELDS = (
     ConditionField("image_size", "training size", _BOTH, "quiet", "data.image_size"),
 )
 """In the order in which they are told."""
+
+VERSIONS = ("torch", "cuda", "timm", "nfnet_ray", "commit", "ray", "python")
+"""Those that are versions."""
