@@ -1,6 +1,6 @@
 """A study's report: one HTML file with the question, the answer, and how certain the answer is.
 
-    python -m dashboards.report STUDY [--output FILE] [--figures DIR] [--data DIR]
+    python -m dashboards.report STUDY [STUDY …] [--output FILE] [--figures DIR] [--data DIR]
     python -m dashboards.report STUDY --watch [--port 5050]
 
 STUDY is a study's directory, or its name under ./runs; the report is put into the directory as
@@ -10,6 +10,9 @@ Studies that are still running, were interrupted, or in which no trial finished 
 ``--figures`` also writes each of its charts as SVG and PDF, as wide as the column of a paper; ``--data`` the tables of
 trials and epochs as CSV and Parquet. ``--watch`` serves the report on this machine instead of writing it, and renews it
 while the study runs, here or on other machines that share the storage.
+
+Of several studies it writes one page, ``comparison.html``: their curves on common axes where they can be compared, with
+what differs between them (:mod:`nfnet_ray.analysis.comparability`).
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from pathlib import Path
 
 from dashboards.page import render_page
 from dashboards.report_facts import report_facts
+from dashboards.several.facts import several_facts
 from dashboards.study_results import StudyResults
 from dashboards.watch import FIRST_PORT, WatchedPage, watch
 from nfnet_ray.analysis import StudyRecord, load_study
@@ -41,6 +45,7 @@ from nfnet_ray.whole_file import whole_file
 from nfnet_ray.wording import count
 
 REPORT_FILE = "report.html"
+COMPARISON_FILE = "comparison.html"
 
 PROGRAM = "python -m dashboards.report"
 
@@ -58,8 +63,27 @@ def write_report(study_directory: Path, destination: Path | None = None) -> Path
         UserError: the directory holds no study that can be read, or ``destination`` cannot be written.
     """
     study_directory = find_study(study_directory)
-    destination = destination or study_directory / REPORT_FILE
     page = _page(load_study(study_directory), time.time())
+    return _write(page, destination or study_directory / REPORT_FILE)
+
+
+def write_comparison(studies: Sequence[str | Path], destination: Path | None = None) -> Path:
+    """Write the page of several studies, by name or folder, and return its path.
+
+    Args:
+        destination: by default ``comparison.html`` in the current folder.
+
+    Raises:
+        UserError: a study cannot be read or is named twice, or ``destination`` cannot be written.
+    """
+    page = several_facts(load_study(studies))
+    return _write(
+        render_page("several.html.jinja", page.charts, looks=page.looks, page=page),
+        destination or Path(COMPARISON_FILE),
+    )
+
+
+def _write(page: str, destination: Path) -> Path:
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
         # The driver of a running study and a person may both be writing.
@@ -71,13 +95,21 @@ def write_report(study_directory: Path, destination: Path | None = None) -> Path
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = OneLineParser(prog=PROGRAM, description="Write a study's report.")
-    parser.add_argument("study", metavar="STUDY", help="a study's directory, or its name under ./runs")
+    parser = OneLineParser(
+        prog=PROGRAM, description="Write a study's report, or one page of several studies."
+    )
+    parser.add_argument(
+        "study",
+        nargs="+",
+        metavar="STUDY",
+        help="a study's directory, or its name under ./runs; several are compared on one page",
+    )
     parser.add_argument(
         "--output",
         type=Path,
         metavar="FILE",
-        help=f"the file to write (default: {REPORT_FILE} in the study's directory)",
+        help=f"the file to write (default: {REPORT_FILE} in the study's directory; of several studies "
+        f"{COMPARISON_FILE} in this one)",
     )
     parser.add_argument(
         "--figures",
@@ -108,7 +140,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
-    directory = find_study(options.study)
+    if len(options.study) > 1:
+        if options.watch:
+            raise UserError("--watch serves the report of one study: name one, or leave out --watch")
+        print(write_comparison(options.study, options.output))
+        _write_files(load_study(options.study), options)
+        return
+    directory = find_study(options.study[0])
     if options.watch:
         if options.output or options.figures or options.data:
             raise UserError("--watch writes nothing: leave out --output, --figures and --data")
@@ -116,12 +154,15 @@ def _run(options: argparse.Namespace) -> None:
             watch(watched_page(directory), options.port)
         return
     print(write_report(directory, options.output))
+    if options.figures or options.data:
+        _write_files(load_study(directory), options)
+
+
+def _write_files(record: StudyRecord, options: argparse.Namespace) -> None:
     if options.figures:
-        _write_beside(
-            options.figures, lambda: StudyResults.of(load_study(directory)).save_figures(options.figures)
-        )
+        _write_beside(options.figures, lambda: StudyResults.of(record).save_figures(options.figures))
     if options.data:
-        _write_beside(options.data, lambda: write_tables(load_study(directory), options.data))
+        _write_beside(options.data, lambda: write_tables(record, options.data))
 
 
 def watched_page(directory: Path) -> WatchedPage:

@@ -21,6 +21,7 @@ from nfnet_ray.analysis import (
     time_sentences,
 )
 from nfnet_ray.analysis import load_study as load_record
+from nfnet_ray.analysis.comparability import comparability
 from nfnet_ray.metric import METRIC
 
 if TYPE_CHECKING:
@@ -44,7 +45,8 @@ class StudyResults(StudyRecord):
         Times at equal accuracy, the best setting under each condition with its interval, and what the fields do. If no
         trial has finished with an accuracy, it says so.
         """
-        return "\n".join(answer_sentences(self))
+        said = comparability(self).sentences() if self.parts else []
+        return "\n".join([*said, *answer_sentences(self)])
 
     @functools.cached_property
     def figures(self) -> tuple[str, ...]:
@@ -113,16 +115,20 @@ class StudyResults(StudyRecord):
         return charts_by_name(self)
 
 
-def load_study(study: str | Path) -> StudyResults:
-    """Read the journal of a study, which may still be running.
+def load_study(study: str | Path | Sequence[str | Path], *more: str | Path) -> StudyResults:
+    """Read the journal of a study, which may still be running; or those of several studies, as one record.
 
     Args:
         study: a study's directory, or its name under ``./runs``; or a folder that ``python -m studies export`` wrote.
+            Or a list of them.
+        more: further studies. The tables of several have a column ``study``; their answer says first what keeps them
+            from being compared.
 
     Raises:
-        UserError: there is no such study, or its journal is damaged or does not begin with ``study_started``.
+        UserError: there is no such study, one is named twice, or a journal is damaged or does not begin with
+            ``study_started``.
     """
-    return StudyResults.of(load_record(study))
+    return StudyResults.of(load_record(study, *more))
 
 
 def answer_sentences(record: StudyRecord) -> list[str]:
@@ -130,4 +136,5 @@ def answer_sentences(record: StudyRecord) -> list[str]:
     answers = [*time_sentences(record), *(best.sentence() for best in best_per_stratum(record))]
     if not answers:
         return ["No trial finished with an accuracy, so there is no best setting."]
-    return [*answers, *effect_sentences(record)]
+    # What fields do is a question within a study.
+    return answers if record.parts else [*answers, *effect_sentences(record)]

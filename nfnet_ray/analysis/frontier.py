@@ -114,9 +114,11 @@ class EqualAccuracy:
 def curves(record: StudyRecord) -> list[Curve]:
     """Each setting of a study with its budgets, in the order of the study; empty if it sweeps no ``schedule.epochs``.
 
+    Of several studies, a setting whose study sweeps none has a single budget.
+
     Trials that did not finish are left out.
     """
-    if BUDGET not in record.fields:
+    if BUDGET not in record.fields and not record.parts:
         return []
     others = [field for field in record.fields if field != BUDGET]
     found: dict[tuple[Any, ...], dict[int, list[Mapping[Hashable, Any]]]] = {}

@@ -14,8 +14,8 @@ from nfnet_ray.analysis.effects.isolation import isolation
 from nfnet_ray.analysis.effects.marginal import marginal_effects, pairwise_effects
 from nfnet_ray.analysis.effects.response import Response, responses
 from nfnet_ray.analysis.files.exported import is_exported, read_exported
-from nfnet_ray.analysis.replay import replay
 from nfnet_ray.analysis.files.together import together
+from nfnet_ray.analysis.replay import replay
 from nfnet_ray.correct_images import CorrectImages
 from nfnet_ray.errors import UserError
 from nfnet_ray.metric import METRIC

@@ -5,9 +5,10 @@ from nfnet_ray.analysis.comparability.differences import (
     ConditionGroup,
     condition_differences,
 )
-from nfnet_ray.analysis.comparability.guard import Comparability, comparability, not_one_accuracy
+from nfnet_ray.analysis.comparability.guard import AxesGroup, Comparability, comparability, not_one_accuracy
 
 __all__ = [
+    "AxesGroup",
     "Comparability",
     "ConditionDifference",
     "ConditionGroup",

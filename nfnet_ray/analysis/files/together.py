@@ -135,7 +135,11 @@ def _tables(parts: Mapping[str, Any], fields: Sequence[str], name: str) -> Any:
     if not tables:
         columns = ["trial", STUDY, *fields[:-1], "seed", "epoch", METRIC]
         return pd.DataFrame(columns=columns) if name == "epochs" else None
-    return pd.concat(tables, ignore_index=True)
+    joined = pd.concat(tables, ignore_index=True)
+    for field in fields:  # numbers as numbers, and None not as NaN
+        if len(joined) and all(type(value) in (int, float) for value in joined[field]):
+            joined[field] = pd.to_numeric(joined[field])
+    return joined
 
 
 def _values(part: Any, table: pd.DataFrame, field: str, study: str) -> list[Any]:

@@ -1,0 +1,1 @@
+"""One page of several studies: what they have in common, and what keeps them apart."""
