@@ -49,7 +49,6 @@ def torch_trainer(slot: SlotConfig) -> TorchTrainer:
     is_elastic = least < resources.workers
     for name, value in (_SETTINGS | (_ELASTIC_SETTINGS if is_elastic else {})).items():
         os.environ.setdefault(name, value)  # Ray Train reads them here and hands them to its processes
-    _name_this_cluster()
     each = {"CPU": float(resources.cpus)} | ({"GPU": resources.gpus} if resources.gpus else {})
     # Ray's annotations are of the class of its V1, which is not elastic.
     scaling: dict[str, Any] = {
@@ -74,20 +73,8 @@ def torch_trainer(slot: SlotConfig) -> TorchTrainer:
             callbacks=callbacks,
         ),
     )
-    ray_internals.start_without_datasets(trainer)
+    ray_internals.start_without_helpers(trainer)
     return trainer
-
-
-def _name_this_cluster() -> None:
-    """Has Ray Train's processes ask this cluster, and not another one that they find on the machine.
-
-    When a controller has died, Ray asks its State API for the placement group that it may remove, and finds that API
-    as ``auto`` does: with another Ray on the machine it asked that one, and the workers never started again.
-    """
-    import ray
-
-    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
-    ray_internals.propagate_variable("RAY_ADDRESS")
 
 
 class Slot:
@@ -135,17 +122,24 @@ class Slot:
         self._deliver()
         if not self._fit.is_over():
             self._was_ready = self._was_ready or self.is_ready()
+            if self._failures and not self._was_ready:
+                self._free_places()
             return None
-        import ray
-
         reason = f"Ray Train's controller ended ({self._fit.error})"
         self._failures, self._was_ready = 1 if self._was_ready else self._failures + 1, False
         if self._failures > LOST_WORKER_RETRIES:
             raise ControllerEnded(reason)
         self._register.unset(READY)
-        ray_internals.remove_orphaned_placement_groups(ray.get_runtime_context().get_job_id())
+        self._free_places()
         self._fit = _Fit(self.config)
         return reason
+
+    def _free_places(self) -> None:
+        """Frees the cores of workers whose controller died; the head may learn later than we do that it has."""
+        import ray
+
+        with suppress(OSError, ray.exceptions.RayError):  # the cluster's head is away; keep_up tries again
+            ray_internals.remove_orphaned_placement_groups(ray.get_runtime_context().get_job_id())
 
     def close(self) -> None:
         """Has the workers end."""

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from nfnet_ray.cluster import trainer
 from nfnet_ray.cluster.connection import session
 from nfnet_ray.cluster.connection.local_ray import LocalRay
 from nfnet_ray.errors import UserError
@@ -90,14 +88,3 @@ def test_without_a_home_it_has_a_token_of_its_own(monkeypatch: pytest.MonkeyPatc
     session._forget_clusters()
     assert len(os.environ.pop("RAY_AUTH_TOKEN")) == 64
     assert not {"RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"} & set(os.environ)
-
-
-def test_ray_trains_processes_are_told_which_ray_is_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Or they ask another one that runs on the machine what they may give back."""
-    import ray
-    from ray.train.v2._internal.constants import get_env_vars_to_propagate
-
-    monkeypatch.setenv("RAY_ADDRESS", "of.another.cluster:6379")
-    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address="10.0.0.1:6379"))
-    trainer._name_this_cluster()
-    assert get_env_vars_to_propagate()["RAY_ADDRESS"] == "10.0.0.1:6379"

@@ -209,16 +209,17 @@ def test_what_the_callbacks_are_handed_has_what_they_read() -> None:
     assert status.has_preempted_worker() is False
 
 
-def test_a_trainer_starts_nothing_for_datasets() -> None:
+def test_a_trainer_starts_no_helpers() -> None:
     from ray.train.torch import TorchTrainer
 
     trainer: Any = TorchTrainer(lambda: None)
     usual = [type(callback).__name__ for callback in trainer._create_default_callbacks()]
-    ray_internals.start_without_datasets(trainer)
+    ray_internals.start_without_helpers(trainer)
     left = [type(callback).__name__ for callback in trainer._create_default_callbacks()]
-    assert "DatasetsCallback" in usual
-    assert left == [name for name in usual if name != "DatasetsCallback"]
-    # It hands the workers one argument, and they can do without it.
+    helpers = {"DatasetsCallback", "PlacementGroupCleanerCallback"}
+    assert helpers < set(usual)
+    assert left == [name for name in usual if name not in helpers]
+    # The first one hands the workers one argument, and they can do without it.
     assert "dataset_shard_provider: Optional[" in source(
         "train/v2/_internal/execution/worker_group/worker.py"
     )
@@ -263,15 +264,6 @@ def test_reservations_of_machines_have_this_name_and_are_cancelled_by_it(
 
     monkeypatch.setattr(ray, "get_actor", none_is_there)
     ray_internals.cancel_reservation("train-17")
-
-
-def test_variables_of_the_environment_reach_ray_trains_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ray.train.v2._internal import constants
-
-    monkeypatch.setattr(constants, "ENV_VARS_TO_PROPAGATE", set())
-    monkeypatch.setenv("A_VARIABLE", "x")
-    ray_internals.propagate_variable("A_VARIABLE")
-    assert constants.get_env_vars_to_propagate() == {"A_VARIABLE": "x"}
 
 
 def test_settings_of_ray_train() -> None:

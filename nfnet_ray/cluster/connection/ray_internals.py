@@ -83,18 +83,24 @@ def __getattr__(name: str) -> Any:
     return getattr(callback, name)
 
 
-def start_without_datasets(trainer: TorchTrainer) -> None:
-    """Has a trainer start no actor for Ray Data, through which nothing here is read.
+def start_without_helpers(trainer: TorchTrainer) -> None:
+    """Has a trainer start no actors whose work is not needed here: each takes 2 to 4 s of a core to start.
 
-    Ray Train starts one with every group of workers, 2 s of a core for nothing when there are no datasets, and has no
-    public switch for it (train/v2/api/data_parallel_trainer.py, train/v2/_internal/callbacks/datasets.py).
+    One serves datasets of Ray Data, through which nothing is read; Ray Train starts it with every group of workers.
+    The other one frees the workers' resources if the controller dies, which :func:`remove_orphaned_placement_groups`
+    does; it asks Ray's dashboard every second whether the controller is alive, and a local Ray has no dashboard.
+    There is no public switch (train/v2/api/data_parallel_trainer.py, train/v2/_internal/callbacks/datasets.py and
+    placement_group_callback.py).
     """
     from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
     own: Any = trainer
     create = own._create_default_callbacks
     own._create_default_callbacks = lambda: [
-        callback for callback in create() if not isinstance(callback, DatasetsCallback)
+        callback
+        for callback in create()
+        if not isinstance(callback, DatasetsCallback | PlacementGroupCleanerCallback)
     ]
 
 
@@ -141,16 +147,6 @@ def cancel_reservation(name: str) -> None:
     with contextlib.suppress(ValueError, ray.exceptions.RayError):
         coordinator = ray.get_actor("AutoscalingCoordinator", namespace="AutoscalingCoordinator")
         ray.get(coordinator.cancel_request.remote(requester_id=name), timeout=10)
-
-
-def propagate_variable(name: str) -> None:
-    """Has Ray Train hand an environment variable of this process to its controller and workers.
-
-    The public ``worker_runtime_env`` reaches the workers only.
-    """
-    from ray.train.v2._internal.constants import ENV_VARS_TO_PROPAGATE
-
-    ENV_VARS_TO_PROPAGATE.add(name)
 
 
 TRAIN_HEALTH_CHECK_INTERVAL = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
