@@ -22,6 +22,8 @@ RAY = str(Path(sys.executable).with_name("ray"))
 # Workers take any port that is free. By default each node gives its own those from 10002 on, and here all nodes are on
 # one machine.
 RAY_START = (RAY, "start", "--block", "--disable-usage-stats", "--min-worker-port=0", "--max-worker-port=0")
+# A head without the dashboard, a dozen processes that each import Ray, and without what carries logs to a terminal.
+QUIET = ("--include-dashboard=false", "--include-log-monitor=false")
 # For each line that it reads it prints a line of JSON: {name: id} of the nodes that are up. One process answers all
 # questions, because each would import Ray again, which takes over a second. It imports nothing before the head listens.
 ASKER = """\

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.cluster.machines import Machines
+from tests.cluster.machines import QUIET, Machines
 from tests.cluster.training import TrainingPlace, Undisturbed, differing, kill
 
 pytestmark = pytest.mark.slow
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def machines() -> Iterator[Machines]:
     """A head, and two machines of one core."""
-    cluster = Machines()
+    cluster = Machines(head_arguments=QUIET)
     try:
         cluster.add("one")
         cluster.add("two")

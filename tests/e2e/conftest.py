@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.machines import Machines
+from tests.cluster.machines import QUIET, Machines
 from tests.e2e.workplace import Workplace, one_at_a_time
 
 
@@ -29,10 +29,7 @@ def cluster() -> Iterator[str]:
 
     It is ended by its own processes: `ray stop` would end every Ray on the machine, whoever started it.
     """
-    # Without the dashboard, a dozen processes that each import Ray. Clusters on which Ray Train's controller is killed
-    # keep it (tests/cluster): Ray asks it then whether the controller is alive.
-    quiet = ["--include-dashboard=false", "--include-log-monitor=false"]
-    machines = Machines(head_cores=2, head_arguments=quiet)
+    machines = Machines(head_cores=2, head_arguments=QUIET)
     try:
         yield machines.address
     finally:
