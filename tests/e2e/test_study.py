@@ -297,6 +297,6 @@ def test_plan_starts_nothing_and_help_reads_well(workplace: Workplace) -> None:
     assert "Memory: " in plan.stdout
     assert "Nothing was started" in plan.stdout
     assert list(workplace.folder.iterdir()) == []
-    text = workplace.run("--help").stdout
+    text = workplace.run_here("--help").stdout
     assert "optimizer.agc.clip_factor" in text
     assert "--workers-per-trial" in text
