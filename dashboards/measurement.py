@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from nfnet_ray.analysis import StudyRecord, budget_sentences, rung_sentences, rung_summaries
+from nfnet_ray.analysis.comparability import comparability
 from nfnet_ray.tracking.labels import ABSENT, value_label
 from nfnet_ray.tracking.swept import beside_the_question, tied_to
 from nfnet_ray.wording import count, duration
@@ -20,7 +21,7 @@ EVAL_CROPS = {
 
 def measurement(record: StudyRecord) -> list[tuple[str, str]]:
     """(name, text) of each fact, without those that the journal does not have."""
-    study, data = record.study, record.study["data"]
+    study, data, guard = record.study, record.study["data"], comparability(record)
     facts = [
         (
             "Data",
@@ -42,6 +43,7 @@ def measurement(record: StudyRecord) -> list[tuple[str, str]]:
         ("Time", _time(record)),
         ("Idle time", record.idle.sentence(_accelerator(record)) if record.idle else ""),
         ("Versions", _versions(record)),
+        ("Not the same for all trials", " ".join([*guard.sentences(), *guard.remark_sentences()])),
     ]
     return [(name, text) for name, text in facts if text]
 

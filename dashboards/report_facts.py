@@ -42,6 +42,7 @@ from dashboards.report_tables import (
     trials_table,
 )
 from nfnet_ray.analysis import BestSetting, StudyRecord, best_setting, setting_results, time_sentences
+from nfnet_ray.analysis.comparability import comparability
 from nfnet_ray.analysis.frontier import BUDGET
 from nfnet_ray.analysis.health import HealthCard, health_cards
 from nfnet_ray.wording import agree, count, duration
@@ -121,6 +122,7 @@ class Report:
     command: str
     started: str
     notice: Notice | None
+    warnings: Sequence[str]
     answer: Answer
     health: Sequence[HealthCard]
     settings: SettingsSection | None
@@ -167,6 +169,7 @@ def report_facts(record: StudyRecord, now: float) -> Report:
         command="\n".join([record.study["command"], *record.extensions]),
         started=time.strftime("%d %B %Y", time.gmtime(record.started)),
         notice=_notice(record, now),
+        warnings=comparability(record).sentences(),
         answer=_answer(record, best),
         health=health_cards(record),
         settings=settings_section(record, best),

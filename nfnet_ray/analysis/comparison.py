@@ -7,16 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from nfnet_ray.analysis.comparability import comparability
+from nfnet_ray.analysis.files.together import together
 from nfnet_ray.analysis.record import StudyRecord
 from nfnet_ray.analysis.setting import SettingResult, setting_results
 from nfnet_ray.analysis.verdict import contrast
 from nfnet_ray.recipe import decisive_values
 from nfnet_ray.tracking.labels import ABSENT, short_names
-from nfnet_ray.tracking.swept import beside_the_question
 from nfnet_ray.wording import count
-
-# Fields of a Recipe that decide how an accuracy is measured, besides the images.
-EVALUATION_FIELDS = ("data.eval_size", "data.eval_crop")
 
 Area = Literal["data", "recipe", "space", "search", "seeds", "halving", "versions", "hardware"]
 
@@ -126,23 +124,11 @@ def _why_not_comparable(a: StudyRecord, b: StudyRecord) -> list[str]:
 
 
 def _cautions(a: StudyRecord, b: StudyRecord) -> Iterator[str]:
-    for name in EVALUATION_FIELDS:
-        one, other = _values(a, name), _values(b, name)
-        if one != other:
-            yield f"images were evaluated in different ways: {name} is {_said(one)} and {_said(other)}"
+    for difference in comparability(together([a, b])).weighty:
+        if difference.field.name != "data":  # that is why accuracies cannot be compared at all
+            yield difference.sentence()
     if a.study["epochs"] != b.study["epochs"]:
         yield f"trials of A have {count(a.study['epochs'], 'epoch')}, those of B {b.study['epochs']:,}"
-
-
-def _values(record: StudyRecord, name: str) -> list[Any]:
-    """All values that a field has in a study."""
-    if name in record.fields:
-        return [value for value in dict.fromkeys(record.trials[name]) if value is not ABSENT]
-    return list(dict.fromkeys(beside_the_question(record.study, name))) or [record.study["recipe"].get(name)]
-
-
-def _said(values: Sequence[Any]) -> str:
-    return " and ".join("none" if value is None else str(value) for value in values)
 
 
 def _differences(a: StudyRecord, b: StudyRecord) -> list[Difference]:

@@ -23,6 +23,7 @@ from nfnet_ray.analysis import (
     rung_sentences,
     time_sentences,
 )
+from nfnet_ray.analysis.comparability import comparability
 from nfnet_ray.analysis.effects.sentences import effect_sentences
 from nfnet_ray.analysis.health import health_cards, health_lines
 from nfnet_ray.analysis.record import study_record
@@ -63,7 +64,9 @@ def show_study(directory: Path, console: Console, *, as_json: bool) -> None:
     if not answers:
         say(console, "No trial has finished with an accuracy yet.")
     effects = [f"{sentence}." for sentence in effect_sentences(record)]
-    for sentence in [*effects, *budget_sentences(record), *rung_sentences(record)]:
+    guard = comparability(record)
+    alike = [*guard.sentences(), *guard.remark_sentences()]
+    for sentence in [*effects, *budget_sentences(record), *rung_sentences(record), *alike]:
         say(console, sentence)
     for sentence, command in health_lines(health_cards(record)):
         say(console, sentence)

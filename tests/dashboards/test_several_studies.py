@@ -10,8 +10,11 @@ from typing import Any
 
 import pytest
 
-from dashboards.report import main, write_comparison
+from dashboards.report import main, write_comparison, write_report
 from dashboards.study_results import load_study
+from nfnet_ray.analysis.comparison import compare_studies
+from nfnet_ray.tracking.events import study_resumed
+from tests.quick.test_comparability import OTHER_MACHINE, VERSIONS, resumed_in_the_middle
 from tests.quick.test_several_studies import budgets, part, recipe, study
 
 
@@ -77,3 +80,19 @@ def test_the_answer_of_several_says_first_what_differs(tmp_path: Path) -> None:
     first, *others = answer.split("\n")
     assert first.startswith("Evaluation size differs")
     assert len(others) == 2
+
+
+def test_the_report_of_one_study_says_that_a_trial_moved(tmp_path: Path) -> None:
+    event = study_resumed({}, hardware=OTHER_MACHINE, versions=VERSIONS)
+    written = write_report(resumed_in_the_middle(tmp_path, event)).read_text()
+    assert "Not everything on this page can be compared" in written
+    assert "Hardware differs, which touches time" in written
+
+
+def test_two_studies_are_compared_with_what_differs(tmp_path: Path) -> None:
+    found = compare_studies(
+        load_study(study(tmp_path, "a")), load_study(study(tmp_path, "b", recipe(data__eval_size=72)))
+    )
+    assert found.cautions == ("evaluation size differs, which touches accuracy: 64 (a); 72 (b)",)
+    same = compare_studies(load_study(tmp_path / "a"), load_study(study(tmp_path, "c")))
+    assert same.cautions == ()
