@@ -93,7 +93,7 @@ def several_facts(record: StudyRecord) -> Several:
     charts = [
         Chart(
             id=f"time-{number}",
-            figure=_with_short_ends(panel.figure),
+            figure=_with_own_time(_with_short_ends(panel.figure)),
             label=f"Validation top-1 against training time, {panel.title.strip()}".rstrip(", "),
             title=panel.title.strip(),
         )
@@ -126,6 +126,13 @@ def _with_short_ends(figure: dict[str, Any]) -> dict[str, Any]:
     for end in figure["layout"]["meta"]["ends"]:
         name = end["text"].partition(" · ")[0]
         end["text"] = name if len(name) <= _END_LETTERS else f"{name[: _END_LETTERS - 1]}…"
+    return figure
+
+
+def _with_own_time(figure: dict[str, Any]) -> dict[str, Any]:
+    """The axis of time as long as its own curves: panels have nothing in common here."""
+    times = [x for trace in figure["data"] if "level" in trace["meta"] for x in trace["x"] if x is not None]
+    figure["layout"]["xaxis"]["range"] = [0, 1.04 * max(times, default=1.0)]
     return figure
 
 
@@ -218,8 +225,12 @@ def _time_to(curve: Curve, target: float, row: Mapping[str, float]) -> tuple[flo
     """(seconds, the same in words) of a setting; ``row`` is that of :func:`nfnet_ray.analysis.time_to_target`."""
     seconds, low, high = row["train_seconds"], row["low"], row["high"]
     if len(curve.budgets) > 1 and math.isfinite(seconds):
-        has_interval = math.isfinite(low) and math.isfinite(high) and low > 0
-        interval = f" ({duration(low)} to {duration(high)})" if has_interval else ""
+        interval = ""
+        if math.isfinite(low) and low > 0:
+            upper = (
+                f"{duration(low)} to {duration(high)}" if math.isfinite(high) else f"{duration(low)} or more"
+            )
+            interval = f" ({upper})"
         return seconds, f"{duration(seconds)}{interval}"
     enough = [budget.mean_seconds for budget in curve.budgets if budget.mean_top1 >= target]
     if not enough:
