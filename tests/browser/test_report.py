@@ -96,7 +96,7 @@ def test_every_chart_has_axes_and_marks(page: WebDriver) -> None:
     charts = page.execute_script(
         "return charts.map(chart => ({id: chart.id, marks: chart.querySelectorAll("
         "  '.points path, .js-line, .hm image, .bars path').length,"
-        "  titles: chart.querySelectorAll('.xtitle, .ytitle, .annotation').length, html: chart.innerHTML}))"
+        "  titles: chart.querySelectorAll('.xtitle, .ytitle, .xtick text, .textpoint').length, html: chart.innerHTML}))"
     )
     assert len(charts) >= 6
     assert [chart["id"] for chart in charts if not chart["marks"]] == []
