@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,8 @@ def export_study(record: StudyRecord, state: StudyState, started: StudyStarted, 
             "state": state.trials[plan["name"]].state,
             "reason": state.trials[plan["name"]].reason,
             "paused": sorted(state.trials[plan["name"]].paused.items()),
+            "conditions": sorted(state.trials[plan["name"]].conditions.items()),
+            "sessions": state.trials[plan["name"]].sessions,
         }
         for plan in state.plans.values()
     ]
@@ -64,6 +67,7 @@ def export_study(record: StudyRecord, state: StudyState, started: StudyStarted, 
         "ended": state.ended,
         "accelerator_seconds": round(state.accelerator_seconds, 1),
         "trials": trials,
+        "sessions": [asdict(session) for session in state.sessions],
     }
     with whole_file(folder / STUDY_FILE) as file:
         file.write(json.dumps(document, indent=1, allow_nan=False, default=str).encode() + b"\n")

@@ -8,8 +8,11 @@ from typing import Any
 
 from nfnet_ray.analysis import load_study
 from nfnet_ray.analysis.comparability import comparability, condition_differences
+from nfnet_ray.analysis.record import study_record
 from nfnet_ray.tracking.conditions.of_trial import condition_text
 from nfnet_ray.tracking.events import study_resumed
+from nfnet_ray.tracking.state import StudyState
+from studies.managing.export_command import export_study
 from tests.tracking.example_study import agc_sweep, write_journal
 
 OTHER_MACHINE: Any = {"description": "8 × H200", "cpus": 64, "gpus": 8, "memory_gib": 500.0}
@@ -125,3 +128,13 @@ def test_damaged_conditions_are_as_good_as_none(tmp_path: Path) -> None:
             event["conditions"] = "[1" if event["epoch"] % 2 else "3"
     write_journal(tmp_path, events)
     assert comparability(load_study(tmp_path)).is_clean
+
+
+def test_an_exported_study_keeps_its_conditions(tmp_path: Path) -> None:
+    event = study_resumed({}, hardware=OTHER_MACHINE, versions=VERSIONS)
+    folder = resumed_in_the_middle(tmp_path / "study", event)
+    state, started = StudyState.read(folder)
+    export_study(study_record(state, started), state, started, tmp_path / "exported")
+    own, read = (load_study(path) for path in (folder, tmp_path / "exported"))
+    assert read.measured_under == own.measured_under
+    assert comparability(read).sentences() == comparability(own).sentences() != []

@@ -26,7 +26,7 @@ from nfnet_ray.analysis.files.tables import EPOCHS_FILE
 from nfnet_ray.correct_images import CorrectImages
 from nfnet_ray.errors import UserError
 from nfnet_ray.tracking.events import Event, StudyStarted
-from nfnet_ray.tracking.state import StudyState
+from nfnet_ray.tracking.state import Session, StudyState
 
 STUDY_FILE, BITS_FILE = "study.json", "bits.npz"
 FORMAT = 1
@@ -53,6 +53,13 @@ def read_exported(folder: Path) -> tuple[StudyState, StudyStarted]:
             )
         for event in _events(document, folder):
             state.apply(event)
+        # Exports of earlier versions have the first driver alone.
+        if "sessions" in document:
+            state.sessions = [Session(**session) for session in document["sessions"]]
+        for told in document["trials"]:
+            trial = state.trials[told["name"]]
+            trial.sessions = told.get("sessions", trial.sessions)
+            trial.conditions = dict(told.get("conditions", ()))
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder} is not an exported study that can be read ({error!r})") from error
     assert state.started is not None
