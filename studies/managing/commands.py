@@ -35,8 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
         prog=PROGRAM,
-        description="List, show, compare, replay, export, annotate, delete and clean the studies of a storage. To run"
-        " one: python studies/agc_sweep.py --help.",
+        description="List, show, compare, replay, export, publish, annotate, delete and clean the studies of a storage."
+        " To run one: python studies/agc_sweep.py --help.",
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     lister = _command(commands, "list", _list, "list all studies, newest first")
@@ -76,6 +76,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_name(replay)
     _add_json(replay)
+    publisher = _command(
+        commands,
+        "publish",
+        _publish,
+        "put the best network of a study into MLflow's model registry",
+        " MLflow's pyfunc classifies the bytes of image files with it, and its pytorch flavour has the network.",
+    )
+    _add_name(publisher)
     note = _command(commands, "note", _note, "add a note to a study that is not running")
     _add_name(note)
     note.add_argument("text", metavar="TEXT", type=given(note_text), help="what there is to say about it")
@@ -192,6 +200,12 @@ def _export(options: argparse.Namespace, console: Console) -> None:
     from studies.managing.export_command import export
 
     export(find_directory(storage_at(options.storage), options.name), options.folder, console)
+
+
+def _publish(options: argparse.Namespace, console: Console) -> None:
+    from studies.managing.publish_command import publish_best
+
+    publish_best(find_directory(storage_at(options.storage), options.name), console)
 
 
 def _note(options: argparse.Namespace, console: Console) -> int:

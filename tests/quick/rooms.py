@@ -32,13 +32,19 @@ ARROWS = {
     "optim": {"recipe", "splitmix64"},
     "data": {"recipe", "splitmix64"},
     "training": {"clipping", "models", "optim", "data"},
+    "serving": {"models", "data"},
     "tracking": {"clipping", "recipe"},
     "study": {"models", "data", "tracking"},
     "cluster": {"training", "study"},
     "analysis": {"study"},  # whose rules it replays
     "dashboards": {"analysis", "models"},
     "data_prep": {"data", "cluster"},
-    "studies": {"cluster", "dashboards", "data_prep"},  # the built-in data set is written on first use
+    "studies": {
+        "cluster",
+        "dashboards",
+        "data_prep",
+        "serving",
+    },  # the built-in data set is written on first use
     "benchmarks": {"studies"},
 }
 TOP_LEVEL_ROOMS = {"studies", "data_prep", "dashboards", "benchmarks"}

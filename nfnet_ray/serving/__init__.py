@@ -1,0 +1,1 @@
+"""A trained network as a classifier of image files: what MLflow loads and serves."""

@@ -1,0 +1,115 @@
+"""From the bytes of an image file to a class, as the validation of the network's run saw its images.
+
+MLflow's ``pyfunc`` loads a published model through this module, so it needs nfnet_ray, but no MLflow, Ray or data set.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from nfnet_ray.data.augmentation.crop import central_square_boxes, squash_and_crop
+from nfnet_ray.data.decoding.decode import resize_crop
+from nfnet_ray.data.normalise import normalise
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+IMAGE_COLUMN = "image"
+DESCRIPTION_FILE = "classifier.json"
+NETWORK_FILE = "model.pth"
+"""As MLflow's pytorch flavour calls it (mlflow/pytorch/__init__.py)."""
+_IMAGES_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a classifier needs besides its network.
+
+    Attributes:
+        class_names: in the order of the network's outputs.
+        eval_size: side of the square that the network sees, in pixels.
+        eval_crop: ``squash`` or the usual central square, as in the Recipe.
+    """
+
+    class_names: Sequence[str]
+    eval_size: int
+    eval_crop: str
+
+    def write(self, folder: Path) -> None:
+        """Writes it into the folder of a model."""
+        (folder / DESCRIPTION_FILE).write_text(json.dumps(asdict(self), indent=1))
+
+
+class Classifier:
+    """Classifies image files. ``predict`` is what MLflow calls."""
+
+    def __init__(self, network: nn.Module, description: Description) -> None:
+        self._network, self._description = network.eval(), description
+
+    @torch.no_grad()
+    def predict(self, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+        """One row for each image: its ``class``, the ``index`` of that class, and its ``probability``.
+
+        Args:
+            model_input: the bytes of image files that Pillow reads, in the column ``image``; texts are taken for
+                base64.
+            params: none are known.
+        """
+        import pandas as pd
+
+        del params
+        logits = [
+            self._network(normalise(torch.from_numpy(pixels))).float()
+            for pixels in self._batches(model_input[IMAGE_COLUMN])
+        ]
+        probabilities = torch.cat(logits).softmax(dim=1) if logits else torch.zeros(0, 1)
+        best = probabilities.max(dim=1)
+        return pd.DataFrame(
+            {
+                "class": [self._description.class_names[index] for index in best.indices.tolist()],
+                "index": best.indices.tolist(),
+                "probability": best.values.tolist(),
+            }
+        )
+
+    def _batches(self, files: Iterable[bytes | str]) -> Iterable[NDArray[np.uint8]]:
+        images = [self._pixels(file) for file in files]
+        for first in range(0, len(images), _IMAGES_AT_ONCE):
+            yield np.stack(images[first : first + _IMAGES_AT_ONCE])
+
+    def _pixels(self, file: bytes | str) -> NDArray[np.uint8]:
+        """The image as the validation sees it, (size, size, 3)."""
+        from PIL import Image
+
+        content = base64.b64decode(file) if isinstance(file, str) else bytes(file)
+        image = np.ascontiguousarray(np.asarray(Image.open(io.BytesIO(content)).convert("RGB")))
+        size = self._description.eval_size
+        out = np.empty((size, size, 3), np.uint8)
+        if image.shape == out.shape:  # taken as it is, as the loader does
+            return image
+        if self._description.eval_crop == "squash":
+            squash_and_crop(image, out)
+        else:
+            height, width = image.shape[:2]
+            boxes = central_square_boxes(np.array([height]), np.array([width]), size)
+            top, left, box_height, box_width = map(int, boxes[0])
+            resize_crop(image, top, left, box_height, box_width, out)
+        return out
+
+
+def _load_pyfunc(folder: str, model_config: Mapping[str, Any] | None = None) -> Classifier:
+    """What MLflow calls with the folder of a model's files, which it has been told to trust."""
+    del model_config  # on which device the pytorch flavour would put it
+    network = torch.load(Path(folder) / NETWORK_FILE, map_location="cpu", weights_only=False)
+    return Classifier(network, Description(**json.loads((Path(folder) / DESCRIPTION_FILE).read_text())))

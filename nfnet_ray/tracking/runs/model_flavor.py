@@ -1,0 +1,144 @@
+"""A network as a logged model of MLflow with two flavours: pytorch, and pyfunc from the bytes of image files."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nfnet_ray.tracking.destination.database import client_uri
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.models import Model
+
+ALIAS = "best"
+
+
+@dataclass(frozen=True)
+class PublishedModel:
+    """A network, and what MLflow is told of it.
+
+    Attributes:
+        network: a ``torch.nn.Module``.
+        write_files: writes what its loader needs besides the network into a folder.
+        loader: the module whose ``_load_pyfunc`` loads it.
+        column: of the input, which holds the bytes of image files.
+        example: such bytes.
+        requirements: lines of a requirements file.
+        metric: name and value of the accuracy that its run reported.
+        step: the epoch.
+        data: name and digest of the images of that accuracy.
+        tags: of the version, by which it is found again.
+    """
+
+    network: Any
+    write_files: Callable[[Path], None]
+    loader: str
+    column: str
+    example: bytes
+    requirements: Sequence[str]
+    metric: tuple[str, float]
+    step: int
+    data: tuple[str, str]
+    tags: Mapping[str, str]
+
+
+def publish(tracking_uri: str, run_id: str, name: str, model: PublishedModel) -> tuple[str, bool]:
+    """Logs a model with a run and registers it; what was published before under the same tags stays as it is.
+
+    The alias ``best`` moves to it unless a version of the same data has a higher accuracy.
+
+    Returns:
+        The version, and whether it has the alias.
+    """
+    import mlflow
+    from mlflow.models import Model
+
+    # It warns that pickled objects are to be trusted, which docs/mlflow.md says too.
+    for logger in ("mlflow.pytorch", "mlflow.utils.environment", "alembic"):
+        logging.getLogger(logger).setLevel(logging.ERROR)
+    uri = client_uri(tracking_uri)
+    mlflow.set_tracking_uri(uri)
+    client = mlflow.MlflowClient(uri)
+    version = _published(client, name, model)
+    if version is None:
+        info = Model.log(
+            artifact_path=None, flavor=_Flavor, name=ALIAS, run_id=run_id, step=model.step, published=model
+        )
+        client.log_metric(
+            run_id,
+            f"published_{model.metric[0]}",
+            model.metric[1],
+            step=model.step,
+            model_id=info.model_id,
+            dataset_name=model.data[0],
+            dataset_digest=model.data[1],
+        )
+        with contextlib.suppress(mlflow.MlflowException):  # it is there already
+            client.create_registered_model(name)
+        tags = {**model.tags, "digest": model.data[1], model.metric[0]: repr(model.metric[1])}
+        version = client.create_model_version(
+            name, info.model_uri, run_id=run_id, tags=tags, model_id=info.model_id
+        ).version
+    is_best = _is_best(client, name, model)
+    if is_best:
+        client.set_registered_model_alias(name, ALIAS, version)
+    return str(version), is_best
+
+
+def _published(client: MlflowClient, name: str, model: PublishedModel) -> str | None:
+    for version in client.search_model_versions(f"name = '{name}'"):
+        if model.tags.items() <= version.tags.items():
+            return str(version.version)
+    return None
+
+
+def _is_best(client: MlflowClient, name: str, model: PublishedModel) -> bool:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        current = client.get_model_version_by_alias(name, ALIAS).tags
+    except MlflowException:
+        return True
+    if current.get("digest") != model.data[1]:
+        return True
+    return float(current.get(model.metric[0], 0)) <= model.metric[1]
+
+
+class _Flavor:
+    """What ``Model.log`` takes for a flavour's module."""
+
+    @staticmethod
+    def save_model(path: str, mlflow_model: Model, published: PublishedModel, **_: Any) -> None:
+        import mlflow.pytorch
+        import pandas as pd
+        from mlflow.models import ModelSignature
+        from mlflow.types import ColSpec, DataType, Schema
+
+        signature = ModelSignature(
+            inputs=Schema([ColSpec(DataType.binary, published.column)]),
+            outputs=Schema(
+                [
+                    ColSpec(DataType.string, "class"),
+                    ColSpec(DataType.long, "index"),
+                    ColSpec(DataType.double, "probability"),
+                ]
+            ),
+        )
+        mlflow.pytorch.save_model(
+            published.network,
+            path,
+            mlflow_model=mlflow_model,
+            signature=signature,
+            input_example=pd.DataFrame({published.column: [published.example]}),
+            pip_requirements=list(published.requirements),
+            serialization_format="pickle",
+        )
+        published.write_files(Path(path) / "data")
+        # pyfunc classifies files of images; that of the pytorch flavour would take normalised tensors.
+        mlflow_model.flavors["python_function"] |= {"loader_module": published.loader, "data": "data"}
+        mlflow_model.save(str(Path(path) / "MLmodel"))

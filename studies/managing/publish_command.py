@@ -1,0 +1,130 @@
+"""``python -m studies publish NAME``: the best network of a study as a model in MLflow's registry."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from nfnet_ray.command_line.terminal import say, say_whole, waiting
+from nfnet_ray.data.files.beton import RAW
+from nfnet_ray.data.files.dataset import Dataset, open_dataset
+from nfnet_ray.errors import UserError
+from nfnet_ray.models import create_model
+from nfnet_ray.models.published import resolve
+from nfnet_ray.models.weights.pretrained import load_pretrained
+from nfnet_ray.recipe import Recipe
+from nfnet_ray.serving import classifier
+from nfnet_ray.study.study import TRIALS_FOLDER
+from nfnet_ray.tracking.destination.experiment import experiment_of
+from nfnet_ray.tracking.events import JOURNAL_FILE, study_id
+from nfnet_ray.tracking.runs.files import REQUIREMENTS_FILE
+from nfnet_ray.tracking.runs.inputs import dataset_digest, dataset_name
+from nfnet_ray.tracking.runs.model_flavor import ALIAS, PublishedModel, publish
+from nfnet_ray.tracking.spool import SPOOL_FILE, Spool
+from nfnet_ray.tracking.state import StudyState, TrialProgress
+from nfnet_ray.training.checkpoints.checkpoint import CheckpointStore, Entry
+
+
+def publish_best(directory: Path, console: Console) -> None:
+    """Publishes the finished trial with the highest accuracy in its last epoch, with the weights of that epoch.
+
+    Raises:
+        UserError: none has finished, its checkpoint or the data is gone, or MLflow does not have the study.
+    """
+    state, started = StudyState.read(directory)
+    study = started["study"]
+    tracked = Spool(directory / JOURNAL_FILE, directory / SPOOL_FILE).tracked
+    trial = _best(state, study["metric"], directory)
+    if not (run_id := tracked.trial_run_ids.get(trial.name)):
+        raise UserError(
+            f"MLflow does not have {trial.name} yet; first: python -m nfnet_ray.tracking replay {directory}"
+        )
+    accuracy = trial.last(study["metric"])
+    assert accuracy is not None
+    plans = {**state.plans, **state.further}
+    plan = plans[trial.name]
+    recipe = resolve(Recipe.from_values({**study["recipe"], **plan["recipe"], **plan["point"]}))
+    weights = _weights(directory, trial)
+    with waiting(console, "Publishing …"):
+        dataset = open_dataset(study["data"]["path"], study["data"]["fingerprint"])
+        network = create_model(
+            recipe.model.name,
+            num_classes=len(dataset.class_names),
+            overrides=recipe.model.overrides.chosen(),
+        )
+        load_pretrained(network, weights, "loaded")
+        description = classifier.Description(
+            dataset.class_names, recipe.data.eval_size, recipe.data.eval_crop
+        )
+        name = experiment_of(started)
+        version, is_best = publish(
+            tracked.tracking_uri,
+            run_id,
+            name,
+            PublishedModel(
+                network=network.eval(),
+                write_files=description.write,
+                loader=classifier.__name__,
+                column=classifier.IMAGE_COLUMN,
+                example=image_file(dataset),
+                requirements=_requirements(directory),
+                metric=(study["metric"], accuracy),
+                step=trial.epoch,
+                data=(dataset_name(study["data"], "validation"), dataset_digest(study["data"])),
+                tags={"study_id": study_id(started), "trial": trial.name, "epoch": str(trial.epoch)},
+            ),
+        )
+    say(
+        console,
+        f"{trial.name} (top-1 {accuracy:.1%} after epoch {trial.epoch}) is version {version} of the model {name}"
+        f"{f', and has the alias {ALIAS}' if is_best else f'; another version is {ALIAS}'}. Load it with:",
+    )
+    say_whole(console, f"  mlflow.pyfunc.load_model('models:/{name}/{version}')")
+
+
+def _best(state: StudyState, metric: str, directory: Path) -> TrialProgress:
+    finished = [
+        trial
+        for trial in state.members
+        if trial.outcome == "finished" and trial.name not in state.reruns and trial.last(metric) is not None
+    ]
+    if not finished:
+        raise UserError(f"{directory}: no trial has finished, so there is no network to publish")
+    return max(finished, key=lambda trial: trial.last(metric) or 0.0)
+
+
+def _weights(directory: Path, trial: TrialProgress) -> Path:
+    """The checkpoint of the trial's last epoch."""
+    folder = directory / TRIALS_FOLDER / trial.name / "checkpoints"
+    for place in (folder, *sorted(folder.glob("epochs-*"))):
+        entries: list[Entry] = CheckpointStore(place).entries() if place.is_dir() else []
+        for entry in entries:
+            if entry.epoch == trial.epoch:
+                return place / f"{entry.name}.pt"
+    raise UserError(f"{folder}: the checkpoint of epoch {trial.epoch} of {trial.name} is gone")
+
+
+def _requirements(directory: Path) -> list[str]:
+    """What the model needs, in the versions that the study ran with."""
+    needed = ("torch", "numpy", "pandas", "pillow", "mlflow", "timm")
+    path = directory / REQUIREMENTS_FILE
+    lines = path.read_text().splitlines() if path.is_file() else []
+    found = [line for line in lines if line.partition("==")[0].lower() in needed]
+    return found or ["torch", "numpy", "pandas", "pillow"]
+
+
+def image_file(dataset: Dataset, index: int = 0) -> bytes:
+    """A validation image as the bytes of a file: as it is stored, or as PNG."""
+    beton = dataset.validation.beton
+    stored = beton.image_bytes(index)
+    if beton.modes[index] != RAW:
+        return stored.tobytes()
+    from PIL import Image
+
+    pixels = np.asarray(stored).reshape(int(beton.heights[index]), int(beton.widths[index]), 3)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
