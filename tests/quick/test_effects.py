@@ -49,6 +49,7 @@ class Tables:
     is_stretched: bool = False
     rungs_in_seconds: bool = False
     bits: Mapping[tuple[str, int], CorrectImages] = field(default_factory=dict)
+    parts: Mapping[str, Tables] = field(default_factory=dict)
 
     def correct(self, trial: str, epoch: int) -> CorrectImages | None:
         return self.bits.get((trial, epoch))
