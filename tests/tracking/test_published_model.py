@@ -24,6 +24,7 @@ from nfnet_ray.tracking.spool import SPOOL_FILE, Spool
 from nfnet_ray.training.checkpoints.checkpoint import CheckpointStore
 from studies.base_recipe import recipe_for
 from studies.managing.commands import main
+from studies.managing.publish_command import image_file
 from tests.tracking.example_study import study_started, trial_events, write_journal
 
 TRIAL = "agc_sweep-00"
@@ -89,6 +90,8 @@ def test_it_is_loaded_with_the_accuracy_of_its_run(
             Image.fromarray(pixels).save(file, "PNG")
             files.append(file.getvalue())
     predicted = classifier.predict(pd.DataFrame({"image": files}))
+    stored = [image_file(dataset, index) for index in range(len(dataset.validation))]
+    assert classifier.predict(pd.DataFrame({"image": stored})).equals(predicted)
     assert float((predicted["index"].to_numpy() == labels.numpy()).mean()) == accuracy
     assert predicted["class"].tolist() == [dataset.class_names[index] for index in predicted["index"]]
 
