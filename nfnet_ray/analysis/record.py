@@ -20,7 +20,7 @@ from nfnet_ray.correct_images import CorrectImages
 from nfnet_ray.errors import UserError
 from nfnet_ray.metric import METRIC
 from nfnet_ray.tracking.conditions.fields import Conditions
-from nfnet_ray.tracking.conditions.of_trial import conditions_of
+from nfnet_ray.tracking.conditions.of_trial import ConditionsOfTrials
 from nfnet_ray.tracking.events import StudyDescription, StudyStarted
 from nfnet_ray.tracking.idle import IdleTime
 from nfnet_ray.tracking.labels import ABSENT, short_names
@@ -304,7 +304,7 @@ def study_record(state: StudyState, started: StudyStarted, *, with_epochs: bool 
         correct_images={name: dict(trial.correct_images) for name, trial in state.trials.items()},
         pauses={name: dict(trial.paused) for name, trial in state.trials.items()},
         clipping={name: dict(trial.clipping) for name, trial in state.trials.items()},
-        measured_under={name: conditions_of(state, name) for name in identity},
+        measured_under=ConditionsOfTrials(state, identity),
         own_values={
             plan["name"]: {**plan["recipe"], **plan["point"]}
             for plan in (*state.plans.values(), *state.further.values(), *state.reruns.values())

@@ -7,7 +7,7 @@ Journals of earlier versions lack some of it, which is then :data:`~nfnet_ray.tr
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 from nfnet_ray.recipe import decisive_values
@@ -79,6 +79,26 @@ def conditions_of(state: StudyState, trial: str) -> Conditions:
         timm = [part.get("timm") for part in told]
         conditions["timm"] = _several(timm) if told else _version(sessions, "timm")
     return conditions
+
+
+class ConditionsOfTrials(Mapping[str, Conditions]):
+    """{trial: its :func:`conditions_of`}, each worked out when it is asked for: most uses of a record ask for none."""
+
+    def __init__(self, state: StudyState, trials: Iterable[str]) -> None:
+        self._state = state
+        self._known: dict[str, Conditions | None] = dict.fromkeys(trials)
+
+    def __getitem__(self, trial: str) -> Conditions:
+        conditions = self._known[trial]
+        if conditions is None:
+            conditions = self._known[trial] = conditions_of(self._state, trial)
+        return conditions
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._known)
+
+    def __len__(self) -> int:
+        return len(self._known)
 
 
 def condition_text(conditions: Conditions) -> str:
