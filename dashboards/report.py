@@ -3,8 +3,8 @@
     python -m dashboards.report STUDY [STUDY …] [--output FILE] [--figures DIR] [--data DIR]
     python -m dashboards.report STUDY --watch [--port 5050]
 
-STUDY is a study's directory, or its name under ./runs; the report is put into the directory as
-``report.html``. The file needs nothing but itself: it can be mailed, archived, and read without a network.
+STUDY is a study's directory, its name under ./runs, or a folder that ``python -m studies export`` wrote; the report is
+put there as ``report.html``. The file needs nothing but itself: it can be mailed, archived, and read without a network.
 Studies that are still running, were interrupted, or in which no trial finished have a report, too.
 
 ``--figures`` also writes each of its charts as SVG and PDF, as wide as the column of a paper; ``--data`` the tables of
@@ -36,6 +36,7 @@ from dashboards.study_results import StudyResults
 from dashboards.watch import FIRST_PORT, WatchedPage, watch
 from nfnet_ray.analysis import StudyRecord, load_study
 from nfnet_ray.analysis.files.tables import write_tables
+from nfnet_ray.analysis.record import study_folder
 from nfnet_ray.command_line.arguments import whole_number
 from nfnet_ray.command_line.exit_code import exit_code_of
 from nfnet_ray.command_line.one_line_parser import OneLineParser
@@ -62,7 +63,7 @@ def write_report(study_directory: Path, destination: Path | None = None) -> Path
     Raises:
         UserError: the directory holds no study that can be read, or ``destination`` cannot be written.
     """
-    study_directory = find_study(study_directory)
+    study_directory = study_folder(study_directory)
     page = _page(load_study(study_directory), time.time())
     return _write(page, destination or study_directory / REPORT_FILE)
 
@@ -102,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "study",
         nargs="+",
         metavar="STUDY",
-        help="a study's directory, or its name under ./runs; several are compared on one page",
+        help="a study's directory, its name under ./runs, or an exported study; several are compared on one page",
     )
     parser.add_argument(
         "--output",
@@ -146,13 +147,13 @@ def _run(options: argparse.Namespace) -> None:
         print(write_comparison(options.study, options.output))
         _write_files(load_study(options.study), options)
         return
-    directory = find_study(options.study[0])
     if options.watch:
         if options.output or options.figures or options.data:
             raise UserError("--watch writes nothing: leave out --output, --figures and --data")
         with suppress(KeyboardInterrupt):
-            watch(watched_page(directory), options.port)
+            watch(watched_page(find_study(options.study[0])), options.port)
         return
+    directory = study_folder(options.study[0])
     print(write_report(directory, options.output))
     if options.figures or options.data:
         _write_files(load_study(directory), options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -211,20 +211,27 @@ def load_study(study: str | Path | Sequence[str | Path], *more: str | Path) -> S
     places = [*([study] if isinstance(study, str | Path) else study), *more]
     if not places:
         raise UserError("no study is named: give the name or the folder of at least one")
-    if len({_place(place) for place in places}) < len(places):
+    if len({study_folder(place).resolve() for place in places}) < len(places):
         raise UserError(f"a study is named twice in {', '.join(map(str, places))}: name different ones")
     records = [_load(place) for place in places]
     return together(records) if len(records) > 1 else records[0]
 
 
-def _place(study: str | Path) -> Path:
-    return (Path(study) if is_exported(Path(study)) else find_study(study)).resolve()
+def study_folder(study: str | Path) -> Path:
+    """The folder of an exported study, or a study's directory, also by its name.
+
+    Raises:
+        UserError: there is no such study.
+    """
+    return Path(study) if is_exported(Path(study)) else find_study(study)
 
 
 def _load(study: str | Path) -> StudyRecord:
-    if is_exported(Path(study)):
-        return study_record(*read_exported(Path(study)))
-    return study_record(*StudyState.read(find_study(study)))
+    folder = study_folder(study)
+    if not is_exported(folder):
+        return study_record(*StudyState.read(folder))
+    # An export does not say when its trials began and ended.
+    return replace(study_record(*read_exported(folder)), idle=None)
 
 
 def study_record(state: StudyState, started: StudyStarted, *, with_epochs: bool = True) -> StudyRecord:

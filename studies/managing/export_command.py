@@ -19,7 +19,7 @@ from nfnet_ray.correct_images import CorrectImages
 from nfnet_ray.errors import UserError
 from nfnet_ray.printable import display_path
 from nfnet_ray.tracking.events import JOURNAL_FILE, StudyStarted
-from nfnet_ray.tracking.state import StudyState
+from nfnet_ray.tracking.state import StudyState, TrialProgress
 from nfnet_ray.whole_file import whole_file
 from nfnet_ray.wording import count, storage_size
 
@@ -49,9 +49,11 @@ def export_study(record: StudyRecord, state: StudyState, started: StudyStarted, 
     Of absolute paths in the study's description and command only the last part is kept.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    in_tables = set(record.trials["trial"])
     trials = [
         {
             **plan,
+            "part": part,
             "recipe": _without_folders(plan["recipe"]),
             "state": state.trials[plan["name"]].state,
             "reason": state.trials[plan["name"]].reason,
@@ -59,7 +61,9 @@ def export_study(record: StudyRecord, state: StudyState, started: StudyStarted, 
             "conditions": sorted(state.trials[plan["name"]].conditions.items()),
             "sessions": state.trials[plan["name"]].sessions,
         }
-        for plan in state.plans.values()
+        | ({} if plan["name"] in in_tables else {"epochs": _epochs(state.trials[plan["name"]])})
+        for part, plans in (("setting", state.plans), ("contender", state.further), ("rerun", state.reruns))
+        for plan in plans.values()
     ]
     document = {
         "format": FORMAT,
@@ -67,6 +71,8 @@ def export_study(record: StudyRecord, state: StudyState, started: StudyStarted, 
         "ended": state.ended,
         "accelerator_seconds": round(state.accelerator_seconds, 1),
         "trials": trials,
+        "contenders": {"trials": state.repeating, "dropped": state.dropped} if state.has_contenders else None,
+        "confirmation": {"trials": state.confirming} if state.has_winners and state.reruns else None,
         "sessions": [asdict(session) for session in state.sessions],
     }
     with whole_file(folder / STUDY_FILE) as file:
@@ -74,6 +80,14 @@ def export_study(record: StudyRecord, state: StudyState, started: StudyStarted, 
     write_csv(record, folder)
     with whole_file(folder / BITS_FILE) as file:
         np.savez_compressed(file, **_bits(record))
+
+
+def _epochs(trial: TrialProgress) -> list[dict[str, float]]:
+    """What a trial reported that takes part in no answer, such as a rerun: the tables do not have it."""
+    return [
+        {name: value for name, value in metrics.items() if value is not None} | {"epoch": epoch}
+        for epoch, metrics in sorted(trial.epochs.items())
+    ]
 
 
 def _bits(record: StudyRecord) -> dict[str, Any]:

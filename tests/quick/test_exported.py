@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from dashboards.report import write_report
 from nfnet_ray.analysis import best_per_stratum, load_study
 from nfnet_ray.analysis.files.exported import STUDY_FILE
 from nfnet_ray.correct_images import CorrectImages
@@ -18,6 +19,8 @@ from nfnet_ray.metric import METRIC
 from nfnet_ray.tracking.events import (
     Journal,
     TrialPlan,
+    confirmation_planned,
+    contenders_chosen,
     epoch_ended,
     study_ended,
     study_started,
@@ -111,6 +114,14 @@ def test_the_files_are_read_without_this_library(exported: Path) -> None:
     assert json.loads((exported / STUDY_FILE).read_text())["started"]["study"]["name"] == "mine"
 
 
+def test_it_has_a_report(exported: Path) -> None:
+    page = write_report(exported)
+    assert page == exported / "report.html"
+    text = page.read_text()
+    assert "Best setting: clip_factor 0.01" in text
+    assert "Idle time" not in text
+
+
 def test_nothing_of_the_machines_folders_is_in_it(exported: Path) -> None:
     text = (exported / STUDY_FILE).read_text()
     assert "somebody" not in text
@@ -125,3 +136,59 @@ def test_what_is_no_export_is_one_line(
         load_study(exported)
     assert main(["export", "mine", str(storage / "mine"), "--storage", str(storage)]) == 2
     assert "is a study's own folder" in capsys.readouterr().err
+
+
+def test_contenders_dropped_settings_and_reruns_are_kept(tmp_path: Path) -> None:
+    """Also those of an earlier winner, which take part in no answer any more."""
+    study: Any = json.loads(json.dumps(example_started({CLIP: [0.01, 0.04]})["study"]))
+    study |= {"name": "mine", "more_seeds": [1], "confirm": 1, "places": 2}
+    study["data"] |= {"validation_images": IMAGES}
+    plans: list[TrialPlan] = [
+        {"name": f"trial{clip}", "point": {CLIP: clip}, "recipe": {}} for clip in (0.01, 0.04)
+    ]
+    seed1: TrialPlan = {"name": "trial0.04,seed=1", "point": {CLIP: 0.04}, "recipe": {"seed": 1}}
+    reruns: list[TrialPlan] = [
+        {"name": f"rerun{clip}", "point": {CLIP: clip}, "recipe": {"seed": 1000}} for clip in (0.01, 0.04)
+    ]
+    (tmp_path / "store" / "mine").mkdir(parents=True)
+    draw = np.random.default_rng(0)
+
+    def trained(plan: TrialPlan) -> None:
+        journal.append(trial_started(plan["name"], 1))
+        event = epoch_ended(plan["name"], 1, {METRIC: draw.random(), "train_seconds": 1.5})
+        event["correct_images"] = CorrectImages(draw.random(IMAGES) < 0.6, np.full(IMAGES, True)).to_text()
+        journal.append(event)
+        journal.append(trial_ended(plan["name"], "finished", None, 1))
+
+    with Journal(tmp_path / "store" / "mine" / "journal.jsonl") as journal:
+        journal.append(study_started(study, plans))
+        for plan in plans:
+            trained(plan)
+        journal.append(contenders_chosen([seed1], {"trial0.01": "3 points below the best"}))
+        trained(seed1)
+        journal.append(confirmation_planned(reruns[:1]))
+        trained(reruns[0])
+        journal.append(confirmation_planned(reruns[1:], [reruns[0]["name"]]))
+        trained(reruns[1])
+        journal.append(study_ended("finished", 12.0))
+    assert main(["export", "mine", str(tmp_path / "out"), "--storage", str(tmp_path / "store")]) == 0
+
+    own, other = load_study(tmp_path / "store" / "mine"), load_study(tmp_path / "out")
+    assert own.reruns is not None
+    assert own.left_out is not None
+    assert other.reruns is not None
+    assert other.left_out is not None
+    assert (own.further, own.dropped) == (other.further, other.dropped) == ({seed1["name"]}, own.dropped)
+    assert list(own.dropped) == ["trial0.01"]
+    for mine, read in (
+        (own.trials, other.trials),
+        (own.reruns, other.reruns),
+        (own.left_out, other.left_out),
+    ):
+        pd.testing.assert_frame_equal(mine, read, rtol=1e-5)
+    assert own.correct_images == other.correct_images
+    assert [best.sentence() for best in best_per_stratum(own)] == [
+        best.sentence() for best in best_per_stratum(other)
+    ]
+    assert own.idle is not None
+    assert other.idle is None, "an export does not say when its trials began"

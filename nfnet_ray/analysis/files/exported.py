@@ -1,7 +1,8 @@
 """A study as a few small files, for others to read: without checkpoints, reports and the paths of one machine.
 
 =============== =====================================================================================================
-study.json      the question, data, space, Recipe, hardware and versions; each trial's setting and how it ended
+study.json      the question, data, space, Recipe, hardware and versions; each trial's setting and how it ended; the
+                epochs of reruns, and of trials that an extension has left out
 trials.csv      a row for each trial: swept fields (``none`` is a value), seed, state, last and best top-1, seconds
 epochs.csv      a row for each trial and epoch: each metric, to 6 significant digits
 bits.npz        which validation images were correct where trials finished or paused: ``trial`` (R,) and ``epoch`` (R,),
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,6 +32,8 @@ from nfnet_ray.tracking.state import Session, StudyState
 STUDY_FILE, BITS_FILE = "study.json", "bits.npz"
 FORMAT = 1
 """The version of these files."""
+_PARTS = ("setting", "contender", "rerun")
+"""Of a study: a trial of a point, a further seed of a contender, a rerun of a winner."""
 
 
 def is_exported(directory: Path) -> bool:
@@ -70,10 +73,7 @@ def _events(document: dict[str, Any], folder: Path) -> Iterator[Event]:
     """The events of a journal that has led to the same tables."""
     import pandas as pd
 
-    started = document["started"]
-    now = started["time"]
-    plans = [{name: trial[name] for name in ("name", "point", "recipe")} for trial in document["trials"]]
-    yield cast(Event, {**started, "trials": plans})
+    now = document["started"]["time"]
     curves = pd.read_csv(folder / EPOCHS_FILE, dtype={"trial": str})
     bits = np.load(folder / BITS_FILE, allow_pickle=False)
     texts: dict[tuple[str, int], str] = {}
@@ -86,6 +86,41 @@ def _events(document: dict[str, Any], folder: Path) -> Iterator[Event]:
     for read in curves.to_dict("records"):
         rows.setdefault(read.pop("trial"), []).append(cast(dict[str, Any], read))
     for told in document["trials"]:
+        rows.setdefault(told["name"], told.get("epochs", []))
+    # Exports of earlier versions have the settings alone, which have no "part".
+    parts = {part: [t for t in document["trials"] if t.get("part", "setting") == part] for part in _PARTS}
+    plans = {part: [_plan(told) for told in trials] for part, trials in parts.items()}
+    contenders, confirmation = document.get("contenders"), document.get("confirmation")
+    yield cast(Event, {**document["started"], "trials": plans["setting"]})
+    yield from _events_of(parts["setting"], rows, texts, now)
+    for part, event, chosen in (
+        ("contender", "contenders_chosen", contenders),
+        ("rerun", "confirmation_planned", confirmation),
+    ):
+        added: dict[str, Any] = {"event": event, "time": now, "left_out": []}
+        if plans[part]:  # those that are not part of the study any more are known from an earlier event
+            yield cast(Event, {**added, "trials": plans[part], "dropped": {}})
+            yield from _events_of(parts[part], rows, texts, now)
+        if chosen is not None or plans[part]:
+            names = chosen["trials"] if chosen else []
+            kept = [plan for plan in plans[part] if plan["name"] in names]
+            yield cast(Event, {**added, "trials": kept, "dropped": (chosen or {}).get("dropped", {})})
+    if document["ended"] is not None:
+        yield cast(Event, document["ended"])
+
+
+def _plan(told: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: told[name] for name in ("name", "point", "recipe")}
+
+
+def _events_of(
+    trials: Sequence[Mapping[str, Any]],
+    rows: Mapping[str, list[dict[str, Any]]],
+    texts: Mapping[tuple[str, int], str],
+    now: float,
+) -> Iterator[Event]:
+    """The events of some trials, one trial after the other."""
+    for told in trials:
         trial, paused = told["name"], dict(told["paused"])
         epochs = rows.get(trial, [])
         if told["state"] is None and not epochs:
@@ -109,5 +144,3 @@ def _events(document: dict[str, Any], folder: Path) -> Iterator[Event]:
                     "reason": told["reason"], "epochs": len(epochs),
                 },
             )  # fmt: skip
-    if document["ended"] is not None:
-        yield cast(Event, document["ended"])
