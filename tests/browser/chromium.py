@@ -55,9 +55,13 @@ def chromium(width: int = 1280, height: int = 900) -> Iterator[WebDriver]:
 
 
 def emulate(driver: WebDriver, media: str = "screen", scheme: str = "light") -> None:
-    """Have the page be shown on ``media`` to a reader who prefers a ``light`` or ``dark`` scheme."""
+    """Show the page on ``media`` to a reader who prefers a ``light`` or ``dark`` scheme; its scripts have been told."""
     features = [{"name": "prefers-color-scheme", "value": scheme}]
     driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": media, "features": features})
+    # A change of media is an event of the next frame, which comes before that frame's callbacks.
+    driver.execute_async_script(
+        "const done = arguments[0]; requestAnimationFrame(() => requestAnimationFrame(() => done()))"
+    )
 
 
 def resize(driver: WebDriver, width: int, height: int = 900) -> None:
