@@ -1,6 +1,6 @@
-"""A slot: Ray Train's trainer of a worker group, which stays up and is given one leg after another.
+"""A slot: the TorchTrainer of a worker group, which stays up and is given one leg after another.
 
-The trainer starts the workers, and starts them again when one is lost, when a machine is taken back, and, with
+``TorchTrainer`` starts the workers, and starts them again when one is lost, when a machine is taken back, and, with
 ``min_workers``, when machines come and go. Each time they resume their leg from its last checkpoint.
 """
 
@@ -21,7 +21,7 @@ from nfnet_ray.cluster.messages import CLOSE, LEG, READY, SlotConfig, WorkerConf
 from nfnet_ray.cluster.worker import work_in_slot
 
 if TYPE_CHECKING:
-    from nfnet_ray.cluster.connection.ray_internals import DataParallelTrainer
+    from ray.train.torch import TorchTrainer
 
 SECONDS_TO_FINISH = 15.0
 """For Ray to clear up after workers that have ended."""
@@ -37,12 +37,12 @@ _ELASTIC_SETTINGS = {ray_internals.TRAIN_GROUP_START_TIMEOUT: "20"}
 _LEAST_COLLECTIVE_TIMEOUT_SECONDS = 1800
 
 
-def slot_trainer(slot: SlotConfig) -> DataParallelTrainer:
-    """Ray Train's trainer of a slot. Workers that die are restarted without end; the workers give up a leg."""
+def torch_trainer(slot: SlotConfig) -> TorchTrainer:
+    """The TorchTrainer of a slot. Workers that die are restarted without end; the workers give up a leg."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
 
     from nfnet_ray.cluster.group_events import GroupEvents
-    from nfnet_ray.cluster.process_group import ProcessGroupConfig
 
     resources = WorkerResources(**slot["resources"])
     least = resources.min_workers or resources.workers
@@ -59,10 +59,10 @@ def slot_trainer(slot: SlotConfig) -> DataParallelTrainer:
     }
     callbacks: list[Any] = [GroupEvents(slot)]
     timeout_seconds = max(_LEAST_COLLECTIVE_TIMEOUT_SECONDS, int(2 * (slot["hang_seconds"] or 0)))
-    trainer = ray_internals.DataParallelTrainer(
+    trainer = TorchTrainer(
         work_in_slot,
         train_loop_config=dict(slot),
-        backend_config=ProcessGroupConfig(timeout_seconds),
+        torch_config=TorchConfig(timeout_s=timeout_seconds),
         scaling_config=ScalingConfig(**scaling),
         run_config=RunConfig(
             name="train",
@@ -168,7 +168,7 @@ def close_all(slots: Sequence[Slot]) -> None:
 
 
 class _Fit:
-    """``fit`` of its trainer in a thread; there it does not take over the handling of Ctrl-C."""
+    """``TorchTrainer.fit`` in a thread; there it does not take over the handling of Ctrl-C."""
 
     def __init__(self, slot: SlotConfig) -> None:
         self.error = ""
@@ -178,7 +178,7 @@ class _Fit:
 
     def _run(self) -> None:
         try:
-            slot_trainer(self._slot).fit()
+            torch_trainer(self._slot).fit()
             self.error = "without an error"
         except Exception as error:
             self.error = keep_trace(self._slot["directory"], error)

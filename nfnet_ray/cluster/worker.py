@@ -73,7 +73,7 @@ def train_alone(config: WorkerConfig, started_at: float) -> FinalReport:
 
 
 def work_in_slot(plain: dict[str, Any]) -> None:
-    """What each worker of a slot runs: one leg after another, until the slot is closed.
+    """What each worker of a TorchTrainer runs: one leg after another, until the slot is closed.
 
     When it raises, Ray Train starts all workers again, which resume the leg unless that was over.
     """

@@ -13,8 +13,6 @@ import inspect
 import json
 import os
 import re
-import subprocess
-import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +27,6 @@ from ray.core.generated import gcs_pb2, gcs_service_pb2
 
 from nfnet_ray.cluster.connection import ray_internals
 from nfnet_ray.cluster.connection.address import temporary_folder
-from nfnet_ray.cluster.process_group import ProcessGroup
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 INTERNALS = Path(ray_internals.__file__).relative_to(REPOSITORY)
@@ -213,7 +210,9 @@ def test_what_the_callbacks_are_handed_has_what_they_read() -> None:
 
 
 def test_a_trainer_starts_no_helpers() -> None:
-    trainer: Any = ray_internals.DataParallelTrainer(lambda: None)
+    from ray.train.torch import TorchTrainer
+
+    trainer: Any = TorchTrainer(lambda: None)
     usual = [type(callback).__name__ for callback in trainer._create_default_callbacks()]
     ray_internals.start_without_helpers(trainer)
     left = [type(callback).__name__ for callback in trainer._create_default_callbacks()]
@@ -224,27 +223,6 @@ def test_a_trainer_starts_no_helpers() -> None:
     assert "dataset_shard_provider: Optional[" in source(
         "train/v2/_internal/execution/worker_group/worker.py"
     )
-
-
-def test_workers_meet_as_ray_trains_own_do() -> None:
-    """And nothing in the controller's process imports torch."""
-    from ray.train._internal.utils import get_address_and_port
-    from ray.train.torch import config
-
-    assert list(inspect.signature(get_address_and_port).parameters) == []
-    parameters = inspect.signature(config._setup_torch_process_group).parameters
-    assert list(parameters) == ["backend", "world_rank", "world_size", "init_method", "timeout_s"]
-    assert list(inspect.signature(config._set_torch_distributed_env_vars).parameters) == []
-    assert list(inspect.signature(config._shutdown_torch).parameters) == ["destroy_process_group"]
-    assert config.TorchConfig().train_func_context is config.TorchConfigContextManager
-    assert config._TorchBackend.share_cuda_visible_devices is ProcessGroup.share_cuda_visible_devices is True
-    script = (
-        "import sys, nfnet_ray.cluster.process_group, nfnet_ray.cluster.group_events\n"
-        "from nfnet_ray.cluster.connection import ray_internals\n"
-        "ray_internals.DataParallelTrainer\n"
-        "assert 'torch' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_the_death_of_a_worker_is_told_from_an_error_in_it() -> None:

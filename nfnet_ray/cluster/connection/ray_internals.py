@@ -11,20 +11,19 @@ Ray is imported in the functions: some of these facts are needed before, or in p
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import subprocess
+
+    from ray.train.torch import TorchTrainer
 
     # Classes to derive from, for :mod:`nfnet_ray.cluster.group_events`. Public callbacks of Ray Train are called for
     # reports and exceptions only, and not when workers are lost or a group is about to be resized. They are Ray's
     # developer API, and ``RunConfig(callbacks=...)`` takes them.
     from ray.train.v2._internal.execution.callback import ControllerCallback as ControllerCallback
     from ray.train.v2._internal.execution.callback import WorkerGroupCallback as WorkerGroupCallback
-    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer as DataParallelTrainer
 
 VERSION = "2.60.0"
 """The Ray in which all of this was seen."""
@@ -76,53 +75,15 @@ def value_keys(prefix: str) -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    """Imports the classes above when they are needed."""
-    if name not in ("ControllerCallback", "WorkerGroupCallback", "DataParallelTrainer"):
+    """Imports the two callback classes above when they are needed."""
+    if name not in ("ControllerCallback", "WorkerGroupCallback"):
         raise AttributeError(f"module {__name__} has no attribute {name}")
-    if name == "DataParallelTrainer":  # the public name of V2 is TorchTrainer, which imports torch
-        from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
-
-        return DataParallelTrainer
     from ray.train.v2._internal.execution import callback
 
     return getattr(callback, name)
 
 
-def address_and_port() -> tuple[str, int]:
-    """Of this worker, for the others to meet at (train/_internal/utils.py)."""
-    from ray.train._internal.utils import get_address_and_port
-
-    found: tuple[str, int] = get_address_and_port()
-    return found
-
-
-def join_process_group(
-    address: str, port: int, kind: str, rank: int, size: int, timeout_seconds: int
-) -> None:
-    """Connects this worker of Ray Train to the others, as ``TorchConfig`` does (train/torch/config.py)."""
-    from ray.train.torch import config
-
-    os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = address, str(port)
-    config._set_torch_distributed_env_vars()
-    config._setup_torch_process_group(kind, rank, size, "env://", timeout_seconds)
-
-
-def leave_process_group(has_others: bool) -> None:
-    """Ends the connection of this worker to the others, and frees the memory of its GPU (train/torch/config.py)."""
-    from ray.train.torch import config
-
-    config._shutdown_torch(destroy_process_group=has_others)
-
-
-def worker_device() -> AbstractContextManager[None]:
-    """In it the GPU of this worker of Ray Train is torch's current one (train/torch/config.py)."""
-    from ray.train.torch import config
-
-    context: AbstractContextManager[None] = config.TorchConfigContextManager()
-    return context
-
-
-def start_without_helpers(trainer: DataParallelTrainer) -> None:
+def start_without_helpers(trainer: TorchTrainer) -> None:
     """Has a trainer start no actors whose work is not needed here: each takes 2 to 4 s of a core to start.
 
     One serves datasets of Ray Data, through which nothing is read; Ray Train starts it with every group of workers.
