@@ -28,4 +28,9 @@ def _constants(device: torch.device) -> tuple[Tensor, Tensor]:
 
     A copy from the host's memory waits for the device, and cannot be part of a CUDA graph.
     """
-    return torch.tensor(CHANNEL_MEAN, device=device), torch.tensor(CHANNEL_STD, device=device)
+    # Whatever torch's default dtype and mode are when the first batch comes: they stay for all later trials.
+    with torch.inference_mode(False):
+        return (
+            torch.tensor(CHANNEL_MEAN, dtype=torch.float32, device=device),
+            torch.tensor(CHANNEL_STD, dtype=torch.float32, device=device),
+        )

@@ -31,8 +31,8 @@ def keep_program(directory: Path, started: StudyStarted, program_file: Path | No
 
 
 def keep_trials(directory: Path) -> None:
-    """Writes the table of trials as CSV."""
-    with whole_file(directory / TRIALS_FILE) as file:
+    """Writes the table of trials as CSV, unless it cannot be written: ``studies export`` makes it again."""
+    with suppress(OSError), whole_file(directory / TRIALS_FILE) as file:
         file.write(trials_csv(load_study(directory)))
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 from scipy import stats
 
 from data_prep.__main__ import main as data_prep
+from nfnet_ray.data import normalise as normalise_module
 from nfnet_ray.data.__main__ import main as data
 from nfnet_ray.data.augmentation.augment import augment
 from nfnet_ray.data.augmentation.image_operations import OPERATIONS
@@ -365,3 +366,18 @@ def test_the_sheet_shows_every_operation(tmp_path: Path, photograph: Image.Image
         assert sheet.width > 500
         assert len(sheet.getcolors(maxcolors=1 << 24) or []) > 100
     assert data(["sheet", str(path), str(tmp_path / "missing.png")]) == 2
+
+
+def test_normalising_does_not_depend_on_what_ran_before_in_the_process() -> None:
+    """The channels' constants are kept for the whole process, whatever was set when they were first asked for."""
+    normalise_module._constants.cache_clear()
+    images = torch.full((2, 3, 3, 3), 100.0)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.inference_mode():
+            normalise(images)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert normalise(images).dtype == torch.float32
+    normalise(images.requires_grad_()).sum().backward()
+    assert images.grad is not None
