@@ -8,7 +8,15 @@ from collections.abc import Callable, Mapping
 
 from nfnet_ray.metric import METRIC
 from nfnet_ray.places import in_words, remedy_for
-from nfnet_ray.tracking.events import Event, Journal, TrialOutcome, at_work, epoch_ended, trial_ended
+from nfnet_ray.tracking.events import (
+    EPOCH_TEXTS,
+    Event,
+    Journal,
+    TrialOutcome,
+    at_work,
+    epoch_ended,
+    trial_ended,
+)
 from nfnet_ray.tracking.state import StudyState
 
 # Ends of the names of metrics that depend on the machine and on what else it does, and not on what was learned.
@@ -86,7 +94,8 @@ class Recorder:
         known = progress.epochs.get(epoch)
         if known is not None:
             changed = _changes(known, metrics)
-            if not changed and texts.items() <= progress.texts_of(epoch).items():
+            told = {name: text for name, text in texts.items() if name in EPOCH_TEXTS}
+            if not changed and told.items() <= progress.texts_of(epoch).items():
                 return
             if changed:
                 name = METRIC if METRIC in changed else changed[0]

@@ -508,7 +508,9 @@ class EpochEnded(TypedDict):
     or paused. ``clipping`` is the text of a :class:`nfnet_ray.clipping.Clipping` of the steps since the record before;
     at most 32 epochs of a training have one. ``conditions`` is JSON, as
     :func:`nfnet_ray.training.measurement.conditions.conditions_text` writes it; it is there for the first epoch that a
-    process has finished of a trial, and holds from that epoch on.
+    process has finished of a trial, and holds from that epoch on. ``system`` says how busy the trial's nodes were since
+    the epoch that had it before: {host: {name of one of MLflow's system metrics: value}}, every ten seconds at most.
+    Nothing is decided by it, and :class:`~nfnet_ray.tracking.state.StudyState` does not keep it.
 
     Where a trial trains several complete schedules one after the other, ``epoch`` counts the epochs of all of them, and
     the metrics have ``schedule_epochs``, the length of the one that it belongs to, and ``schedule_epoch``, its number
@@ -520,6 +522,7 @@ class EpochEnded(TypedDict):
     trial: str
     epoch: int
     metrics: dict[str, float | None]
+    system: NotRequired[dict[str, dict[str, float]]]
     correct_images: NotRequired[str]
     clipping: NotRequired[str]
     conditions: NotRequired[str]
@@ -530,13 +533,15 @@ EPOCH_TEXTS: tuple[Literal["correct_images", "clipping", "conditions"], ...] = (
     "clipping",
     "conditions",
 )
-"""What may be known of an epoch besides its metrics."""
+"""What may be known of an epoch besides its metrics, and is kept."""
+SYSTEM: Literal["system"] = "system"
+"""The text with which a worker reports the system metrics of its nodes, as JSON."""
 
 
 def epoch_ended(
     trial: str, epoch: int, metrics: Mapping[str, float | None], texts: Mapping[str, str] | None = None
 ) -> EpochEnded:
-    """The event of an epoch that is reported now. ``texts`` has those of :data:`EPOCH_TEXTS` that there are."""
+    """The event of an epoch that is reported now. ``texts`` are those that the worker reports with it."""
     event: EpochEnded = {
         "event": "epoch",
         "time": time.time(),
@@ -544,6 +549,9 @@ def epoch_ended(
         "epoch": epoch,
         "metrics": dict(metrics),
     }
+    # In front: a line that ends with it is one that read_last_epochs may leave out.
+    if texts and SYSTEM in texts:
+        event["system"] = json.loads(texts[SYSTEM])
     for name in EPOCH_TEXTS:
         if texts and name in texts:
             event[name] = texts[name]

@@ -49,6 +49,7 @@ from nfnet_ray.tracking.runs.charts import condition_metric, condition_metrics
 from nfnet_ray.tracking.runs.files import RECIPE_FILE
 from nfnet_ray.tracking.runs.inputs import dataset_inputs
 from nfnet_ray.tracking.runs.setting_runs import SettingResult, ended_setting, has_several_seeds
+from nfnet_ray.tracking.runs.system_metrics import node_tags, system_metrics
 from nfnet_ray.tracking.runs.texts import (
     DESCRIPTION_TAG,
     experiment_description,
@@ -192,7 +193,7 @@ class StudyWriter:
 
     def write_epochs(self, trial: str, events: Sequence[EpochEnded]) -> None:
         """Write the metrics of several epochs of one trial, 1,000 metrics a call."""
-        from mlflow.entities import Metric
+        from mlflow.entities import Metric, RunTag
 
         run_id = self._trial_run(trial, events[0]["time"])
         accuracy, own_chart = self._started["study"]["metric"], self._condition_metric(trial)
@@ -208,12 +209,18 @@ class StudyWriter:
             for name, value in {
                 **event["metrics"],
                 **_clipping_metrics(event),
+                **system_metrics(event),
                 **({own_chart: event["metrics"].get(accuracy)} if own_chart else {}),
             }.items()
             if value is not None
         ]
+        tags = [RunTag(name, value) for name, value in node_tags(events).items()]
         for first in range(0, len(metrics), _METRICS_PER_CALL):
-            self._client.log_batch(run_id, metrics=metrics[first : first + _METRICS_PER_CALL])
+            self._client.log_batch(
+                run_id,
+                metrics=metrics[first : first + _METRICS_PER_CALL],
+                tags=() if first else tags,
+            )
 
     def run_id(self, run: str) -> str:
         """The id of a trial's run, or of the study's; empty if there is none."""

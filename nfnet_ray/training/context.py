@@ -62,7 +62,8 @@ class Context(Protocol):
 
         ``texts`` may have ``correct_images``, a :class:`nfnet_ray.correct_images.CorrectImages` where the run finishes
         or pauses, ``clipping``, a :class:`nfnet_ray.clipping.Clipping` of the steps since the one before, and
-        ``conditions``, those of :mod:`nfnet_ray.training.measurement.conditions`, in the first report of a process.
+        ``conditions``, those of :mod:`nfnet_ray.training.measurement.conditions`, in the first report of a process, and
+        ``system``, how busy the nodes were (:mod:`nfnet_ray.training.measurement.system`).
         """
 
     def progress(self, epochs: float) -> None:

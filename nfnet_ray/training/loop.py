@@ -113,6 +113,7 @@ def train_epoch(run: Run, at: Position) -> Outcome | None:
 
     set_training_mode(run.model)
     run.meter.start()
+    run.system.start()
     arriving = clock.waiting_for(run.train_loader.epoch(at.epoch, first_batch=at.batches))
     for number, batch in enumerate(arriving, start=at.batches + 1):
         if step.needs_warm_up and batch.images.shape != run.warmed_up_shape:
@@ -127,6 +128,7 @@ def train_epoch(run: Run, at: Position) -> Outcome | None:
         if not agreement.is_due(is_last=number == batches):
             continue
         agreed = agreement.reach(run.sums)
+        run.system.look()
         if not math.isfinite(agreed.mean_loss):
             place = f"in epoch {at.epoch + 1}, step {run.sums.first_bad_step()}"
             return _ended(run, at, "diverged", f"the training loss became {agreed.mean_loss} {place}")
@@ -176,6 +178,7 @@ def finish_epoch(run: Run, at: Position, *, is_last: bool) -> Position | Outcome
     metrics["epoch"] = at.epoch + 1
     metrics["learning_rate"] = step.last_learning_rate
     texts = step.clipping_counts.record_after(at.epoch + 1, recipe.schedule.epochs) | run.conditions()
+    texts |= run.system.record(is_last)
     if is_last:
         texts["correct_images"] = evaluation.images.to_text()
 

@@ -29,6 +29,7 @@ from nfnet_ray.training.gradient import DTYPES, MEMORY_FORMATS
 from nfnet_ray.training.measurement.clock import Clock
 from nfnet_ray.training.measurement.conditions import conditions_text
 from nfnet_ray.training.measurement.meter import Meter
+from nfnet_ray.training.measurement.system import SystemMeter
 from nfnet_ray.training.probe import fastest_memory_format
 from nfnet_ray.training.step import TrainStep
 
@@ -83,6 +84,7 @@ class Run:
     step: TrainStep
     clock: Clock
     meter: Meter
+    system: SystemMeter
     # Loop state, which changes from step to step.
     sums: EpochSums
     agreement: Agreement
@@ -254,6 +256,7 @@ def _built(
         step=TrainStep(model, recipe, context, train_loader.batches_per_epoch),
         clock=clock,
         meter=Meter(recipe, len(dataset.class_names), context),
+        system=SystemMeter(context),
         sums=EpochSums(context),
         agreement=Agreement(context, saver),
     )

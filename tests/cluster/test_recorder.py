@@ -80,6 +80,14 @@ def test_which_images_were_correct_is_kept_for_an_epoch_that_was_known_without_i
     assert recorder.state.trials[FIRST].texts_of(1) == {}, "those of weights that are not trained further"
 
 
+def test_how_busy_the_nodes_were_makes_no_known_epoch_a_new_one(recorder: Recorder, tmp_path: Path) -> None:
+    for use in (40.0, 60.0):
+        recorder.record_epoch(
+            FIRST, 1, MEASURED, {"system": f'{{"a":{{"cpu_utilization_percentage":{use}}}}}'}
+        )
+    assert [event["system"] for event in epochs(tmp_path)] == [{"a": {"cpu_utilization_percentage": 40.0}}]
+
+
 @pytest.mark.parametrize(
     "other", [{METRIC: 0.4}, {"validation_loss": math.nan}, {"raw_validation_top1": 0.1}]
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -83,6 +84,10 @@ def test_a_study_runs_through_and_can_be_seen_everywhere(workplace: Workplace, f
         for metric in ("validation_top1", "train_seconds", "startup_seconds", "images_per_second"):
             history = client.get_metric_history(run.info.run_id, metric)
             assert {m.step: m.value for m in history} == {e: v[metric] for e, v in trial.epochs.items()}
+        if trial.state == "finished":
+            [busy] = client.get_metric_history(run.info.run_id, "system/cpu_utilization_percentage")[-1:]
+            assert (busy.step, 0 < busy.value <= 100) == (trial.epoch, True)
+            assert run.data.tags["nodes"] == platform.node()
 
 
 class GoesAway(BaseHTTPRequestHandler):

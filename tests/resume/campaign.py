@@ -129,7 +129,7 @@ class Worker(PlainContext):
 
     def report(self, metrics: Mapping[str, float], texts: Mapping[str, str]) -> None:
         # Each process tells its own conditions.
-        told = {name: text for name, text in texts.items() if name != "conditions"}
+        told = {name: text for name, text in texts.items() if name not in ("conditions", "system")}
         self.note(epoch=metrics["epoch"], metrics=timeless(metrics) | told)
 
     def progress(self, epochs: float) -> None:

@@ -121,6 +121,9 @@ def test_each_kind_of_event_has_the_line_that_it_always_had(
             events.trial_started("a", 1),
             events.workers_started("a", 2, workers=3, step=40, after=None),
             events.epoch_ended("a", 1, {"validation_top1": 0.5, "train_loss": math.nan}),
+            events.epoch_ended(
+                "a", 2, {"validation_top1": 0.5}, {"clipping": "c", "system": '{"a":{"b":1.5}}'}
+            ),
             events.trial_ended("a", "stopped", None, 1),
             events.study_ended("finished", 2.5),
         ],
@@ -134,6 +137,8 @@ def test_each_kind_of_event_has_the_line_that_it_always_had(
         '{"event":"trial_started","time":1.5,"trial":"a","attempt":2,"workers":3,"step":40,"after":null}',
         '{"event":"epoch","time":1.5,"trial":"a","epoch":1,'
         '"metrics":{"validation_top1":0.5,"train_loss":"NaN"}}',
+        '{"event":"epoch","time":1.5,"trial":"a","epoch":2,'
+        '"metrics":{"validation_top1":0.5},"system":{"a":{"b":1.5}},"clipping":"c"}',
         '{"event":"trial_ended","time":1.5,"trial":"a","state":"stopped","reason":null,"epochs":1}',
         '{"event":"study_ended","time":1.5,"state":"finished","wall_seconds":2.5}',
     ]

@@ -28,6 +28,7 @@ from nfnet_ray.tracking.runs.texts import run_name
 from nfnet_ray.tracking.runs.view import TAG_PREFIX
 from nfnet_ray.tracking.sink import MLflowSink
 from nfnet_ray.tracking.spool import SPOOL_FILE, Spool
+from nfnet_ray.tracking.state import StudyState
 from tests.deadlines import wait_until
 from tests.tracking.example_study import (
     CLIP_FACTOR,
@@ -145,6 +146,25 @@ def test_accuracy_and_training_time_stand_at_the_same_step_the_epoch(
                 written = event["metrics"][metric]
                 assert written is not None
                 assert value == pytest.approx(written, rel=1e-12, nan_ok=True)
+
+
+def test_system_metrics_are_there_for_each_node_of_a_trial(tmp_path: Path, tracking_uri: str) -> None:
+    use = {"cpu_utilization_percentage": 40.0}
+    told = iter([{"a": use}, {"a": use}, {}, {"a": use, "b c": {"cpu_utilization_percentage": 60.0}}])
+    events: list[Event] = [
+        {**event, "system": nodes} if event["event"] == "epoch" and (nodes := next(told, {})) else event
+        for event in SMALL
+    ]
+    write_journal(tmp_path, events)
+    deliver(tmp_path, tracking_uri)
+    first, second = (runs_of(tracking_uri)[f"agc_sweep-0{number}"] for number in (0, 1))
+    name = "cpu_utilization_percentage"
+    assert points(tracking_uri, first, f"system/{name}") == [(1, 40.0), (2, 40.0)]
+    assert points(tracking_uri, first, f"system/a/{name}") == [(4, 40.0)]
+    assert points(tracking_uri, first, f"system/b_c/{name}") == [(4, 60.0)]
+    assert first.data.tags["nodes"] == "a, b c"
+    assert "nodes" not in second.data.tags
+    assert StudyState.read(tmp_path, last_epochs_only=True)[0].trials["agc_sweep-00"].epoch == 4
 
 
 def test_an_infinite_loss_does_not_become_a_huge_one(tmp_path: Path, tracking_uri: str) -> None:
