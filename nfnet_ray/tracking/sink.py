@@ -57,6 +57,11 @@ _MLFLOW_DEFAULTS = {
 
 # What MLflow says of an event that it will not take, however often it is asked.
 _REFUSALS = {"INVALID_PARAMETER_VALUE", "INVALID_STATE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST"}
+# What it says of us, which may be put right while a study runs; and what is said of that.
+_REFUSES_US = {
+    "UNAUTHENTICATED": "server refuses us (HTTP 401), check MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
+    "PERMISSION_DENIED": "server does not let us write (HTTP 403), ask for the permission EDIT on the experiment",
+}
 
 
 class MLflowSink:
@@ -92,7 +97,7 @@ class MLflowSink:
         self._why_refused = ""
         self._has_tried_again = False
         self._trouble = ""
-        self._trouble_since = 0.0
+        self._trouble_since = self._silent_since = 0.0  # by the system's clock, and by the steady one
 
     def start(self) -> None:
         """Begin to deliver, if that has not begun. Sets MLflow's environment variables for this process."""
@@ -135,7 +140,8 @@ class MLflowSink:
             waited = time.monotonic() - began
             if waited >= deadline_seconds:
                 break
-            if self._trouble and unanswered_seconds is not None and waited > unanswered_seconds:
+            silent = time.monotonic() - max(began, self._silent_since)
+            if self._trouble and unanswered_seconds is not None and silent > unanswered_seconds:
                 break
             self._thread.join(min(_LOOK_SECONDS, deadline_seconds - waited))
         self._abandoned.set()
@@ -202,7 +208,7 @@ class MLflowSink:
             except Exception as error:  # whatever it is, the study continues
                 self._writer = None  # what it knew of the server may no longer hold
                 if not self._trouble:
-                    self._trouble_since = time.time()
+                    self._trouble_since, self._silent_since = time.time(), time.monotonic()
                 self._trouble = _in_words(error)
                 logger.debug("MLflow: delivery failed", exc_info=True)
                 self._wake.set()
@@ -235,6 +241,7 @@ class MLflowSink:
                         return
                     undelivered = self._write(self._writer, step, self._spool.undelivered)
                     self._spool.acknowledge(step[-1].end, self._writer.tracked, undelivered)
+                    self._trouble = ""  # it answers again, though a backlog may take long
         if self._closing.is_set() and not self._has_tried_again:
             self._try_again(self._writer)
             self._has_tried_again = True
@@ -406,6 +413,8 @@ def _is_out_of_reach(error: Exception) -> bool:
 def _in_words(error: Exception) -> str:
     if _is_out_of_reach(error):
         return "server does not answer"
+    if (known := _REFUSES_US.get(getattr(error, "error_code", ""))) is not None:
+        return known
     text = str(error)
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
