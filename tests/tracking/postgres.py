@@ -49,7 +49,9 @@ def postgres_server(*databases: str) -> Iterator[list[str]]:
             )
 
         data, server = f"{name}/data", f"-p {port} -c listen_addresses=127.0.0.1 -c fsync=off -k {name}"
-        run("initdb", "-D", data, "-U", "mlflow", "--auth=trust", "--no-sync", "--encoding=UTF8", "--locale=C")
+        run(
+            "initdb", "-D", data, "-U", "mlflow", "--auth=trust", "--no-sync", "--encoding=UTF8", "--locale=C"
+        )
         run("pg_ctl", "-D", data, "-w", "-o", server, "-l", f"{name}/log", "start")
         try:
             for database in databases:

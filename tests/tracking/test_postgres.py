@@ -100,7 +100,7 @@ def test_a_server_that_is_killed_has_everything_once(tmp_path: Path, monkeypatch
         with mlflow_server(tmp_path, port, database, users):
             monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", USER)
             monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong")
-            with pytest.raises(UserError, match="HTTP 401.*check MLFLOW_TRACKING_USERNAME and _PASSWORD"):
+            with pytest.raises(UserError, match=r"HTTP 401.*check MLFLOW_TRACKING_USERNAME and _PASSWORD"):
                 check_tracking_uri(url)
             sink = MLflowSink(url, spool)
             sink.start()
