@@ -47,6 +47,9 @@ logger = logging.getLogger(__name__)
 class _WorkerContext:
     """What both have in common."""
 
+    shares_batches = True
+    """With the other trials on its node. A worker that has no partner there shares nothing, and pays nothing."""
+
     def __init__(self, config: WorkerConfig, rank: int, world_size: int, device: torch.device) -> None:
         from nfnet_ray.training.checkpoints.checkpoint import CheckpointStore
         from nfnet_ray.training.context import SECONDS_BETWEEN_CHECKPOINTS

@@ -50,6 +50,10 @@ class Context(Protocol):
         """CPU threads of this worker, for arithmetic and for decoding."""
 
     @property
+    def shares_batches(self) -> bool:
+        """Whether other processes of this node may train on the same batches, so that looking for them pays."""
+
+    @property
     def store(self) -> CheckpointStore | None:
         """The store of this run's checkpoints, which all workers share; None: none are kept."""
 
@@ -85,6 +89,7 @@ class PlainContext:
         checkpoints: a folder or a URI of checkpoints, to save and to resume from; without it nothing is saved.
         kept: the number of checkpoints that are not removed.
         seconds_between_checkpoints: within an epoch; None: only at the ends of epochs.
+        shares_batches: with other processes of this machine that train on the same ones (docs/data.md).
         on_report: called with each epoch's metrics.
     """
 
@@ -100,12 +105,14 @@ class PlainContext:
         checkpoints: str | Path | None = None,
         kept: Kept = DEFAULT_KEPT,
         seconds_between_checkpoints: float | None = SECONDS_BETWEEN_CHECKPOINTS,
+        shares_batches: bool = False,
         on_report: Callable[[Metrics], None] = lambda _metrics: None,
     ) -> None:
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.threads = threads or os.cpu_count() or 1
         self.store = CheckpointStore(checkpoints, kept) if checkpoints else None
         self.seconds_between_checkpoints = seconds_between_checkpoints
+        self.shares_batches = shares_batches
         self._on_report = on_report
         self.correct_images: CorrectImages | None = None
         """The validation images that were correct when the run finished or paused."""

@@ -1,4 +1,4 @@
-"""An epoch's metrics of its images: their size, if it grows, and the number of damaged ones."""
+"""An epoch's metrics of its images: their size, if it grows, who made the batches, and the number of damaged ones."""
 
 from __future__ import annotations
 
@@ -15,12 +15,16 @@ def loading_metrics(
 ) -> dict[str, float]:
     """``image_size`` in pixels if images grow; ``damaged_train_images`` and ``damaged_validation_images`` if skipped.
 
-    They count the different samples that all workers together have met since the run started; a sample that two workers
-    met counts once. Collective: every worker calls it.
+    ``shared_batches``: the share of the epoch's batches that this worker took from other processes, if there were any.
+
+    The numbers of damaged ones count the different samples that all workers together have met since the run started; a
+    sample that two workers met counts once. Collective: every worker calls it.
     """
     metrics: dict[str, float] = {}
     if recipe.progressive.start_size is not None:
         metrics["image_size"] = train_loader.image_size(epoch)
+    if train_loader.shared_share is not None:
+        metrics["shared_batches"] = train_loader.shared_share
     if recipe.on_damaged == "skip":
         metrics["damaged_train_images"] = _count(train_loader.damaged, context)
         metrics["damaged_validation_images"] = _count(eval_loader.damaged, context)

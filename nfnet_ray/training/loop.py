@@ -13,6 +13,7 @@ from torch import nn
 from nfnet_ray.data.batching import check_batch_size
 from nfnet_ray.data.draws import network_seed
 from nfnet_ray.data.files.dataset import open_dataset
+from nfnet_ray.data.loading.sharing import Sharing
 from nfnet_ray.models.published import with_published_values
 from nfnet_ray.models.weights.pretrained import set_training_mode
 from nfnet_ray.models.weights.weights_file import with_pinned_weights
@@ -76,8 +77,10 @@ def train(
     asked = with_pinned_weights(with_published_values(recipe))
     dataset = together(lambda: open_dataset(asked.data.path, data_fingerprint), context)
     check_batch_size(asked, len(dataset.train), context.replicas, asked.data.path)
-    with Saver(context) as saver:
-        run, at = open_run(asked, dataset, context, clock, saver, spent=spent, force_resume=force_resume)
+    with Saver(context) as saver, Sharing(context.shares_batches) as sharing:
+        run, at = open_run(
+            asked, dataset, context, clock, saver, sharing, spent=spent, force_resume=force_resume
+        )
         if asked.signal_epochs and run.step.number == 0:
             signal = evaluate_signal(run.model, run.eval_loader, run.recipe)
             at = Position(initial={f"initial_{name}": value for name, value in signal.items()})

@@ -13,6 +13,7 @@ from torch import nn
 from nfnet_ray.data.draws import network_seed
 from nfnet_ray.data.files.dataset import Dataset
 from nfnet_ray.data.loading.loader import EvalLoader, TrainLoader
+from nfnet_ray.data.loading.sharing import Sharing
 from nfnet_ray.metric import METRIC
 from nfnet_ray.models import create_model
 from nfnet_ray.models.published import resolve
@@ -166,13 +167,15 @@ def open_run(
     context: Context,
     clock: Clock,
     saver: Saver,
+    sharing: Sharing | None = None,
     *,
     spent: Spent | None = None,
     force_resume: bool,
 ) -> tuple[Run, Position]:
     """The parts of a run, new or restored from the latest checkpoint, and its position.
 
-    A new one counts its time and energy on from ``spent``; a checkpoint has that in it already.
+    A new one counts its time and energy on from ``spent``; a checkpoint has that in it already. Batches are shared
+    through ``sharing`` with other processes of the node; None: they are not.
 
     ``recipe`` has its model's published values filled in, and its weights pinned. All switches of this process that can
     change a result are set. The metrics of the checkpoint's epoch are reported again: the first report may have been
@@ -184,7 +187,7 @@ def open_run(
     memory_format = before["memory_format"] if before else _memory_format(recipe, dataset, context)
     reset_process(recipe.seed, context.threads)
     resolved = resolve(recipe).with_values({"memory_format": memory_format})
-    run = _built(resolved, recipe.to_values(), dataset, context, clock, saver)
+    run = _built(resolved, recipe.to_values(), dataset, context, clock, saver, sharing)
     if before is None:
         if spent:
             run.clock.resume(spent.clock)
@@ -213,6 +216,7 @@ def _built(
     context: Context,
     clock: Clock,
     saver: Saver,
+    sharing: Sharing | None,
 ) -> Run:
     train_loader = TrainLoader(
         dataset.train,
@@ -225,6 +229,7 @@ def _built(
         replicas=context.replicas,
         device=context.device,
         threads=context.threads,
+        sharing=sharing,
     )
     eval_loader = EvalLoader(
         dataset.validation,

@@ -20,7 +20,7 @@ from tests.e2e.workplace import QUICK, Workplace, one_at_a_time
 
 pytestmark = pytest.mark.slow
 
-CLOCK_METRICS = ("_seconds", "_per_second", "_bytes")
+CLOCK_METRICS = ("_seconds", "_per_second", "_bytes", "shared_batches")
 
 
 def numbers(workplace: Workplace, study: str, trial: str) -> dict[int, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""A run's metrics of its images: their size if it grows, and how many were damaged and skipped. About 15 s."""
+"""A run's metrics of its images: their size if it grows, who made them, and how many were skipped. About 15 s."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ import torch
 
 from nfnet_ray.data.files.dataset import open_dataset
 from nfnet_ray.data.loading import loader as loader_module
+from nfnet_ray.data.loading.loader import TrainLoader
+from nfnet_ray.data.loading.sharing import Sharing
 from nfnet_ray.errors import UserError
+from nfnet_ray.models.published import resolve
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.training import Outcome, PlainContext, train
 from tests.deadlines import HANG_SECONDS
@@ -38,7 +41,13 @@ def run(recipe: Recipe, **settings: Any) -> tuple[Outcome, list[dict[str, float]
         if len(epochs) == settings.get("stop_after"):
             raise KeyboardInterrupt
 
-    context = PlainContext(device=CPU, threads=1, checkpoints=settings.get("checkpoints"), on_report=keep)
+    context = PlainContext(
+        device=CPU,
+        threads=1,
+        checkpoints=settings.get("checkpoints"),
+        on_report=keep,
+        shares_batches="shares_batches" in settings,
+    )
     return train(recipe, context), epochs
 
 
@@ -55,6 +64,30 @@ def test_growing_images_are_reported_and_a_run_that_goes_on_ends_with_the_same_w
     ours, theirs = resumed.model.state_dict(), whole.model.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert "image_size" not in run(quick.with_values({"schedule.epochs": 1}))[1][0]
+
+
+def test_a_run_on_batches_of_another_one_ends_with_the_same_weights_and_says_whose_they_are(
+    quick: Recipe,
+) -> None:
+    """A third process, which is at its second batch, is why the first run leaves its batches in memory."""
+    mixed = quick.with_values(
+        {"data.mixing.mixup_alpha": 0.2, "data.mixing.cutmix_alpha": 1.0, "schedule.epochs": 2}
+    )
+    alone, epochs = run(mixed)
+    assert "shared_batches" not in epochs[0]
+    data = open_dataset(mixed.data.path).train
+    with Sharing() as sharing:
+        loader = TrainLoader(
+            data, resolve(mixed).data, batch_size=48, seed=0, rank=0, world_size=1, device=CPU, threads=1,
+            sharing=sharing,
+        )  # fmt: skip
+        next(loader.epoch(0))
+        _, epochs = run(mixed.with_values({"optimizer.agc.clip_factor": 0.5}), shares_batches=True)
+        assert "shared_batches" not in epochs[0]
+        shared, epochs = run(mixed, shares_batches=True)
+        assert [metrics["shared_batches"] for metrics in epochs] == [0.8, 1]
+    ours, theirs = shared.model.state_dict(), alone.model.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 @pytest.fixture
@@ -97,7 +130,7 @@ from nfnet_ray.training.damage import loading_metrics
 rank, store = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
 train, validation = ({3, 5}, {1}) if rank == 0 else ({5, 8}, set())
-loaders = [SimpleNamespace(damaged=dict.fromkeys(damaged, "")) for damaged in (train, validation)]
+loaders = [SimpleNamespace(damaged=dict.fromkeys(found, ""), shared_share=None) for found in (train, validation)]
 print(loading_metrics(DataRecipe(on_damaged="skip"), *loaders, 0, SimpleNamespace(world_size=2)))
 dist.destroy_process_group()
 """

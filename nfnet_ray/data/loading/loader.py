@@ -16,12 +16,14 @@ in both cases.
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -49,6 +51,8 @@ from nfnet_ray.data.files.manifest import hash_stored
 from nfnet_ray.data.files.train_share import images_drawn
 from nfnet_ray.data.loading.pool import Job, Pool
 from nfnet_ray.data.loading.resident import Images, Samples, shared_images
+from nfnet_ray.data.loading.sharing import Sharing, source_digest
+from nfnet_ray.data.loading.stream import Record
 from nfnet_ray.errors import UserError
 from nfnet_ray.recipe import DataRecipe, ResolvedData
 
@@ -77,6 +81,8 @@ class TrainLoader:
     ``epochs`` is the number of all epochs, which that may depend on.
 
     With ``data.train_share`` below 1, the data set is the images that :func:`images_drawn` chooses.
+
+    With ``sharing``, batches on a CPU are shared with other processes of the node that need the same ones.
     """
 
     def __init__(
@@ -92,6 +98,7 @@ class TrainLoader:
         threads: int,
         replicas: int | None = None,
         epochs: int | None = None,
+        sharing: Sharing | None = None,
     ) -> None:
         replicas = replicas or world_size
         # The type says so, but a Recipe from a notebook has not been through a type checker.
@@ -114,6 +121,16 @@ class TrainLoader:
         )
         if recipe.crop != "random_resized" and _stays_resident(recipe, len(self._samples), recipe.image_size):
             self._source.load_all("whole", self._cut(recipe, 0, Purpose.RESIZED_CROP))
+        # Where a damaged image is replaced, each worker counts those that it has met.
+        can_share = device.type == "cpu" and recipe.on_damaged == "stop"
+        self._sharing = sharing if can_share else None
+        self._key = _key(split, recipe, batch_size, seed, epochs, (rank, world_size, replicas), threads)
+
+    @property
+    def shared_share(self) -> float | None:
+        """The share of the last epoch's batches that other processes made; None if they made none."""
+        sharing = self._sharing
+        return sharing.taken / (sharing.taken + sharing.made) if sharing and sharing.taken else None
 
     @property
     def damaged(self) -> dict[int, str]:
@@ -130,35 +147,56 @@ class TrainLoader:
 
     def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[TrainBatch]:
         """The augmented batches of epoch ``epoch`` (counted from 0), from batch ``first_batch`` on."""
+        make, numbers = self._maker(epoch), range(first_batch, self.batches_per_epoch)
+        if self._sharing is None:
+            yield from make(numbers)
+            return
+        first = epoch * self.batches_per_epoch
+
+        def records(numbers: Sequence[int]) -> Generator[Record, None, None]:
+            return (_record(batch) for batch in make([number - first for number in numbers]))
+
+        self._sharing.reset_counts()
+        shared = range(first + numbers.start, first + numbers.stop)
+        for record in self._sharing.batches(self._key, self._largest_bytes(), shared, records):
+            yield _train_batch(record)
+
+    def _maker(self, epoch: int) -> Callable[[Sequence[int]], Iterator[TrainBatch]]:
+        """A function that makes those of the epoch's batches whose numbers it is given."""
         recipe = data_at_epoch(self._recipe, epoch, self._epochs)
         reads_partners = mixes(recipe.mixing) and recipe.mixing.partners == "separate"
-        starts = range(
-            first_batch * self._batch_size, self.batches_per_epoch * self._batch_size, self._batch_size
-        )
         share, cut = len(self._positions), self._cut(recipe, epoch, Purpose.RESIZED_CROP)
         order = self._order(epoch, Purpose.ORDER)
-        parts = [order[start + self._positions] for start in starts]
-        if reads_partners:  # they come in the second half of what is read
+        if reads_partners:
             others = self._order(epoch, Purpose.PARTNER_ORDER)
-            parts = [
-                np.concatenate([own, others[start + self._positions]])
-                for own, start in zip(parts, starts, strict=True)
-            ]
             cut = _halves(share, cut, self._cut(recipe, epoch, Purpose.PARTNER_RESIZED_CROP))
         size = recipe.image_size if recipe.crop == "random_resized" else None
-        for read in self._source.batches(parts, cut, size):
-            batch = read.part(slice(0, share))
-            partners = read.part(slice(share, None)) if reads_partners else None
-            augmented = augment(batch, self._positions, partners, recipe, self._seed, epoch)
-            yield TrainBatch(
-                images=augmented.images,
-                labels=batch.labels,
-                indices=batch.indices,
-                positions=self._positions,
-                keys=on_device(sample_keys(self._seed, epoch, batch.indices), self._device),
-                partner_labels=augmented.partner_labels,
-                label_share=augmented.label_share,
-            )
+
+        def part(number: int) -> Indices:
+            places = number * self._batch_size + self._positions
+            # Partners come in the second half of what is read.
+            return np.concatenate([order[places], others[places]]) if reads_partners else order[places]
+
+        def made(numbers: Sequence[int]) -> Iterator[TrainBatch]:
+            for read in self._source.batches([part(number) for number in numbers], cut, size):
+                batch = read.part(slice(0, share))
+                partners = read.part(slice(share, None)) if reads_partners else None
+                augmented = augment(batch, self._positions, partners, recipe, self._seed, epoch)
+                yield TrainBatch(
+                    images=augmented.images,
+                    labels=batch.labels,
+                    indices=batch.indices,
+                    positions=self._positions,
+                    keys=on_device(sample_keys(self._seed, epoch, batch.indices), self._device),
+                    partner_labels=augmented.partner_labels,
+                    label_share=augmented.label_share,
+                )
+
+        return made
+
+    def _largest_bytes(self) -> int:
+        """The most that the tensors of a batch take: images in float32, and seven numbers for each."""
+        return len(self._positions) * (self._recipe.image_size**2 * 3 * 4 + 7 * 8)
 
     def _order(self, epoch: int, purpose: Purpose) -> Indices:
         return self._samples[epoch_order(self._seed, epoch, len(self._samples), purpose)]
@@ -170,6 +208,53 @@ class TrainLoader:
                 seed, epoch, i, beton.heights[i], beton.widths[i], size, purpose
             )
         return lambda i: whole_boxes(beton.heights[i], beton.widths[i])
+
+
+def _key(
+    split: Split,
+    recipe: ResolvedData,
+    batch_size: int,
+    seed: int,
+    epochs: int | None,
+    worker: tuple[int, int, int],
+    threads: int,
+) -> str:
+    """All that the batches of a worker depend on, and the code that makes them."""
+    values = recipe.to_values()
+    for name in ("path", "eval_size", "eval_crop", "resident", "on_damaged"):
+        del values[name]
+    parts = {
+        "data": split.manifest.fingerprint,
+        "recipe": values,
+        "batch_size": batch_size,
+        "seed": seed,
+        "epochs": epochs if recipe.progressive.start_size is not None else None,
+        "worker": worker,
+        "threads": threads,
+        "code": (_SOURCE_DIGEST, decoder(), torch.__version__, np.__version__),
+    }
+    return json.dumps(parts, sort_keys=True)
+
+
+# When it is imported: the files may change later.
+_SOURCE_DIGEST = source_digest(Path(__file__).parents[1].rglob("*.py"))
+
+
+def _record(batch: TrainBatch) -> Record:
+    """A batch on the host as tensors by the names of its fields."""
+    values = vars(batch).items()
+    return {
+        name: value if isinstance(value, Tensor) else torch.from_numpy(value)
+        for name, value in values
+        if value is not None
+    }
+
+
+def _train_batch(record: Record) -> TrainBatch:
+    """The batch of a :func:`_record`."""
+    tensors = dict(record)
+    indices, positions = (tensors.pop(name).numpy() for name in ("indices", "positions"))
+    return TrainBatch(indices=indices, positions=positions, **tensors)
 
 
 def _halves(count: int, first: Cut, second: Cut) -> Cut:

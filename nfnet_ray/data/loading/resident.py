@@ -62,7 +62,7 @@ def shared_images(
     shape, start = (count, size, size, 3), time.perf_counter()
     what = f"{count:,} images of {size} px, {count * size * size * 3 / 1e6:,.0f} MB,"
     try:
-        folder = folder if folder is not None else _own_folder()
+        folder = folder if folder is not None else own_folder()
         path = folder / f"{name}.images"
         found = _opened(path, shape)
         if found is None:
@@ -86,7 +86,7 @@ def shared_images(
         return images, samples
 
 
-def _own_folder() -> Path:
+def own_folder() -> Path:
     """A folder in which no other user can place files."""
     folder = Path(tempfile.gettempdir()) / f"nfnet_ray-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)

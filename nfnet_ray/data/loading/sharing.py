@@ -1,0 +1,232 @@
+"""One process of a node makes a batch, and the others that need the same one take it from memory.
+
+Processes share batches where all that these depend on is the same (:mod:`nfnet_ray.data.loading.stream`). There is no
+process that makes batches for others: whoever needs a batch that nobody has made or is making, makes it. Who needs one
+that is being made does not wait for it idly, but makes one of those after it. So k processes side by side make one
+batch of k each, and it does not matter which of them is the faster, starts later, or dies.
+
+A process that is alone, or further from all others than what is kept, uses its own loader, which reads ahead.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from nfnet_ray.data.loading.stream import Record, Stream, slot_bytes
+
+VARIABLE = "NFNET_RAY_SHARED_BATCHES"
+"""Environment variable: ``0`` turns it off."""
+SHARE_OF_MEMORY = 1 / 16
+"""Of what is free when a stream is founded: the most that its batches take."""
+REACH = 4
+"""Members that are further apart than this multiple of the slots have too little from each other: at a distance of r
+times the slots, the one behind finds one batch of r."""
+LOOK_SECONDS = 0.0005
+"""Between two looks at a batch that another process makes; making one takes milliseconds."""
+LEAST_PATIENCE_SECONDS = 5.0
+PATIENCE = 4.0
+"""A batch that another process makes is waited for this multiple of the time that one takes here."""
+
+Records = Generator[Record, None, None]
+Make = Callable[[Sequence[int]], Records]
+"""Makes the batches of these numbers, one after the other."""
+
+logger = logging.getLogger(__name__)
+
+
+class Sharing:
+    """A worker's part in the sharing of batches, from the beginning to the end of a run. Close it, or use ``with``."""
+
+    def __init__(self, is_on: bool = True, folder: Path | None = None) -> None:
+        """``folder``: see :meth:`Stream.join`."""
+        self.is_on = is_on and os.environ.get(VARIABLE) != "0"
+        self._folder = folder
+        self._stream: Stream | None = None
+        self._seconds_of_one = 0.0
+        self.made, self.taken = 0, 0
+        """Batches that this process made, and took from others, since :meth:`reset_counts`."""
+
+    def __enter__(self) -> Sharing:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leaves the stream."""
+        if self._stream is not None:
+            self._stream.leave()
+        self._stream, self.is_on = None, False
+
+    def reset_counts(self) -> None:
+        """Begins to count anew."""
+        self.made, self.taken = 0, 0
+
+    def batches(self, key: str, content_bytes: int, numbers: range, make: Make) -> Records:
+        """The batches of the stream with this key whose numbers are given.
+
+        Args:
+            key: all that they depend on.
+            content_bytes: what the tensors of the largest batch of the stream take.
+            numbers: consecutive ones.
+            make: called with consecutive ones of them, or with one.
+        """
+        self._join(key, content_bytes, numbers.start)
+        number = numbers.start
+        while number < numbers.stop:
+            if self._has_partner(number):
+                record = self._shared(number, numbers.stop, make)
+                number += 1
+                self._move_to(number)
+                yield record
+                continue
+            own = make(range(number, numbers.stop))
+            for record in own:
+                number += 1
+                self.made += 1
+                self._move_to(number)
+                yield record
+                if self._has_partner(number):
+                    break
+            own.close()
+
+    # ---- One batch ------------------------------------------------------------------------------------------------
+
+    def _shared(self, number: int, stop: int, make: Make) -> Record:
+        """A batch from whoever made it, or made here."""
+        patience = max(LEAST_PATIENCE_SECONDS, PATIENCE * self._seconds_of_one)
+        give_up_at = time.monotonic() + patience
+        while self._stream is not None:
+            try:
+                record = self._taken(number) or self._made(number, make, ahead=False)
+                if record is not None:
+                    return record
+                if self._make_ahead(number, stop, make):
+                    continue
+            except OSError as error:
+                self._end(error)
+                break
+            if time.monotonic() > give_up_at:
+                logger.warning(
+                    "loading: another process makes a batch for over %.1f s; it is made here", patience
+                )
+                break
+            time.sleep(LOOK_SECONDS)
+        return self._one(number, make)
+
+    def _taken(self, number: int) -> Record | None:
+        assert self._stream is not None
+        found = self._stream.read(number, _empty)
+        if found is None:
+            return None
+        if not found.is_own:
+            self.taken += 1
+        return found.record
+
+    def _made(self, number: int, make: Make, *, ahead: bool) -> Record | None:
+        """Makes a batch and leaves it to the others; None if another one does, or has just done so."""
+        stream = self._stream
+        assert stream is not None
+        if not stream.claim(number):
+            return None
+        try:
+            if stream.has(number):
+                return None if ahead else self._taken(number)
+            own = [number] if ahead else []
+            if ahead and not stream.has_place_for(number, needed_by=stream.others() + own):
+                return None
+            record = self._one(number, make)
+            stream.publish(number, record, needed_by=stream.others() + own)
+            return record
+        finally:
+            with suppress(OSError):
+                stream.release(number)
+
+    def _make_ahead(self, number: int, stop: int, make: Make) -> bool:
+        """Makes one of the next batches, so that each member has one to make; False if there is none to make."""
+        stream = self._stream
+        assert stream is not None
+        most = min(2 * (1 + len(stream.others())), stream.slots - 1)
+        for later in range(number + 1, min(number + most, stop)):
+            if stream.has(later):
+                continue
+            # What is wrong with it is raised when its turn comes.
+            with suppress(Exception):
+                if self._made(later, make, ahead=True) is not None:
+                    return True
+        return False
+
+    def _one(self, number: int, make: Make) -> Record:
+        start = time.perf_counter()
+        (record,) = make([number])
+        self._seconds_of_one = time.perf_counter() - start
+        self.made += 1
+        return record
+
+    # ---- The stream; without one, a worker is alone ------------------------------------------------------------------
+
+    def _join(self, key: str, content_bytes: int, number: int) -> None:
+        if self._stream is None and self.is_on:
+            try:
+                most_bytes = int(SHARE_OF_MEMORY * free_bytes())
+                self._stream = Stream.join(key, slot_bytes(content_bytes), most_bytes, self._folder)
+            except OSError as error:
+                self._end(error)
+        self._move_to(number)
+
+    def _has_partner(self, number: int) -> bool:
+        """Whether the batch is there, or a member is so near that it gives or needs others."""
+        if self._stream is None:
+            return False
+        try:
+            reach = REACH * self._stream.slots
+            is_near = any(abs(number - other) <= reach for other in self._stream.others())
+            return is_near or self._stream.has(number)
+        except OSError as error:
+            self._end(error)
+            return False
+
+    def _move_to(self, number: int) -> None:
+        if self._stream is None:
+            return
+        try:
+            self._stream.move_to(number)
+        except OSError as error:
+            self._end(error)
+
+    def _end(self, error: OSError) -> None:
+        logger.info("loading: batches are not shared with other processes of this node (%s)", error)
+        self.close()
+
+
+def _empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    return torch.empty(tuple(shape), dtype=dtype)
+
+
+def free_bytes() -> int:
+    """Memory that can be had on this machine (what files are cached in can be), and within this container's limit."""
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with suppress(OSError, StopIteration), Path("/proc/meminfo").open() as lines:
+        free = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    group = Path("/sys/fs/cgroup")
+    with suppress(OSError, ValueError):  # none, or "max"
+        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+        return max(0, min(free, limit - used))
+    return free
+
+
+def source_digest(paths: Iterable[Path]) -> str:
+    """A hash of files of source code: other code may make other batches."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted(paths):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
