@@ -13,6 +13,7 @@ from ray import tune
 from ray.tune import Callback, CLIReporter, FailureConfig, RunConfig, Stopper, TuneConfig, Tuner
 from ray.tune.experiment import Trial as TuneTrial
 
+from nfnet_ray.cluster.connection.ray_internals import count_no_callbacks
 from nfnet_ray.cluster.connection.resources import WorkerResources
 from nfnet_ray.cluster.exit_rules import LOST_WORKER_RETRIES
 from nfnet_ray.cluster.follower import SECONDS_TO_KEEP
@@ -96,6 +97,7 @@ def _run_on_tune(
     stop: threading.Event,
 ) -> None:
     searcher = LegSearcher(legs, config, stop)
+    count_no_callbacks()
     # A new name: Tune would resume a run that it finds under an old one, and here the journal does that.
     attempt = f"{time.time_ns()}"
     Tuner(

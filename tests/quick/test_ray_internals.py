@@ -13,6 +13,7 @@ import inspect
 import json
 import os
 import re
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -324,6 +325,48 @@ def test_processes_that_ray_started(monkeypatch: pytest.MonkeyPatch) -> None:
         worker, "_global_node", SimpleNamespace(all_processes={"raylet": [described], "other": []})
     )
     assert ray_internals.started_processes() == ["a process"]
+
+
+def test_a_local_ray_starts_without_attendants(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray._private.node import Node
+    from ray.experimental import internal_kv
+
+    started: list[str] = []
+    for name in (
+        "start_gcs_server",
+        "start_raylet",
+        "start_monitor",
+        "start_log_monitor",
+        "start_api_server",
+    ):
+        assert callable(getattr(Node, name))
+        monkeypatch.setattr(Node, name, lambda _self, *_args, name=name, **_options: started.append(name))
+    monkeypatch.setattr(Node, "_write_cluster_info_to_kv", lambda _self: None)
+    monkeypatch.setattr(internal_kv, "global_gcs_client", None)
+    node: Any = Node.__new__(Node)
+    node._logs_dir, node._gcs_address, node._gcs_client, node.head = "", None, None, True
+    node._ray_params = SimpleNamespace(no_monitor=False, ray_client_server_port=None, include_dashboard=False)
+    monkeypatch.setattr(Node, "get_gcs_client", lambda _self: client)
+    client = SimpleNamespace()
+    with ray_internals.without_attendants():
+        node.start_head_processes()
+        node.start_log_monitor()
+    assert started == ["start_gcs_server"]
+    assert internal_kv.global_gcs_client is client
+    node.start_head_processes()
+    assert started[1:] == ["start_gcs_server", "start_monitor", "start_api_server"]
+
+
+def test_tune_counts_no_callbacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.air._internal import usage
+
+    assert "air_usage.tag_callbacks(callbacks)" in source("tune/tune.py")
+    monkeypatch.setattr(usage, "tag_callbacks", usage.tag_callbacks)  # and put back
+    monkeypatch.setitem(sys.modules, "ray.air.integrations.mlflow", None)  # importing it would raise
+    with pytest.raises(ImportError):
+        usage.tag_callbacks([1])
+    ray_internals.count_no_callbacks()
+    usage.tag_callbacks([1])
 
 
 def test_messages_and_paths_of_a_start() -> None:

@@ -42,7 +42,7 @@ class LocalRay:
             if Path("/proc/self/stat").exists():
                 command = [sys.executable, "-I", "-S", warden.__file__]
                 self._warden = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
-            with handlers_kept():
+            with handlers_kept(), ray_internals.without_attendants():
                 # "local", or else Ray would join a cluster that happens to be up on this machine.
                 context = ray.init(address="local", **options)
             self._tell_warden()

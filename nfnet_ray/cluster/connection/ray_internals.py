@@ -210,6 +210,38 @@ def started_processes() -> list[subprocess.Popen[bytes]]:
     return [described.process for alike in node.all_processes.values() for described in alike]
 
 
+@contextlib.contextmanager
+def without_attendants() -> Iterator[None]:
+    """Within it ``ray.init`` starts a Ray without three processes that have nothing to do on one machine.
+
+    They are the autoscaler's monitor, the monitor that sends workers' output to the driver (``log_to_driver=False``
+    still starts it), and the dashboard's server (``include_dashboard=False`` starts it without its pages, and waits for
+    it). Together they take 3 s of a core. Publicly only ``ray start`` has a switch, for one of the three
+    (_private/node.py).
+    """
+    from ray._private.node import Node
+    from ray.experimental import internal_kv
+
+    def connect(node: Any, **_: Any) -> None:
+        # The dashboard's start also opens the key-value store, which ray.init uses next.
+        internal_kv._initialize_internal_kv(node.get_gcs_client())
+
+    own: Any = Node
+    replaced = {"start_monitor": _nothing, "start_log_monitor": _nothing, "start_api_server": connect}
+    before = {name: getattr(own, name) for name in replaced}
+    try:
+        for name, replacement in replaced.items():
+            setattr(own, name, replacement)
+        yield
+    finally:
+        for name, original in before.items():
+            setattr(own, name, original)
+
+
+def _nothing(*_: Any) -> None:
+    pass
+
+
 STARTUP_TIMEOUT = "timed out during startup"
 """Part of the message when Ray's processes are late (_private/node.py, ``Node.__init__``), a plain Exception."""
 
@@ -229,6 +261,19 @@ SETTINGS = {
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
+
+
+def count_no_callbacks() -> None:
+    """Has Tune not count, for Ray's usage statistics, which of its own callbacks a run has.
+
+    The statistics are off, and Tune counts all the same: it imports MLflow and three other trackers for it, which takes
+    a second before the first trial (air/_internal/usage.py).
+    """
+    from ray.air._internal import usage
+
+    own: Any = usage
+    own.tag_callbacks = _nothing
+
 
 # --- asking a head before Ray is imported ----------------------------------------------------------
 # ``ray.init`` waits minutes for a head that has ended.
