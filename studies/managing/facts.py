@@ -53,6 +53,11 @@ def mlflow_command(directory: Path) -> str:
     return shell_command([interpreter(), "-m", "dashboards.compare", display_path(directory)])
 
 
+def publish_command(directory: Path) -> str:
+    """The command that publishes the best network of a study as a model in MLflow."""
+    return shell_command([interpreter(), "-m", "studies", "publish", display_path(directory)])
+
+
 def resume_text(folder: StudyFolder, started: StudyStarted) -> str:
     """The command that resumes a study, or the call, where it was started from Python."""
     storage = folder.directory.parent

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
+import torch
 from rich.console import Console
 
 from nfnet_ray.command_line.terminal import say, say_whole, waiting
@@ -15,17 +19,19 @@ from nfnet_ray.errors import UserError
 from nfnet_ray.models import create_model
 from nfnet_ray.models.published import resolve
 from nfnet_ray.models.weights.pretrained import load_pretrained
+from nfnet_ray.printable import display_path
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.serving import classifier
 from nfnet_ray.study.study import TRIALS_FOLDER
 from nfnet_ray.tracking.destination.experiment import experiment_of
-from nfnet_ray.tracking.events import JOURNAL_FILE, study_id
+from nfnet_ray.tracking.events import JOURNAL_FILE, StudyDescription, study_id
 from nfnet_ray.tracking.runs.files import REQUIREMENTS_FILE
 from nfnet_ray.tracking.runs.inputs import dataset_digest, dataset_name
 from nfnet_ray.tracking.runs.model_flavor import ALIAS, PublishedModel, publish
 from nfnet_ray.tracking.spool import SPOOL_FILE, Spool
 from nfnet_ray.tracking.state import StudyState, TrialProgress
-from nfnet_ray.training.checkpoints.checkpoint import CheckpointStore, Entry
+from nfnet_ray.training.checkpoints.checkpoint import CheckpointStore
+from nfnet_ray.training.checkpoints.storage import without_secrets
 
 
 def publish_best(directory: Path, console: Console) -> None:
@@ -47,8 +53,7 @@ def publish_best(directory: Path, console: Console) -> None:
     plans = {**state.plans, **state.further}
     plan = plans[trial.name]
     recipe = resolve(Recipe.from_values({**study["recipe"], **plan["recipe"], **plan["point"]}))
-    weights = _weights(directory, trial)
-    with waiting(console, "Publishing …"):
+    with waiting(console, "Publishing …"), weights_file(directory, study, trial) as weights:
         dataset = open_dataset(study["data"]["path"], study["data"]["fingerprint"])
         network = create_model(
             recipe.model.name,
@@ -96,15 +101,30 @@ def _best(state: StudyState, metric: str, directory: Path) -> TrialProgress:
     return max(finished, key=lambda trial: trial.last(metric) or 0.0)
 
 
-def _weights(directory: Path, trial: TrialProgress) -> Path:
-    """The checkpoint of the trial's last epoch."""
+@contextmanager
+def weights_file(directory: Path, study: StudyDescription, trial: TrialProgress) -> Iterator[Path]:
+    """The checkpoint of the trial's last epoch as a file; a copy, if checkpoints are kept in an object store.
+
+    Raises UserError if it is gone.
+    """
     folder = directory / TRIALS_FOLDER / trial.name / "checkpoints"
-    for place in (folder, *sorted(folder.glob("epochs-*"))):
-        entries: list[Entry] = CheckpointStore(place).entries() if place.is_dir() else []
-        for entry in entries:
-            if entry.epoch == trial.epoch:
-                return place / f"{entry.name}.pt"
-    raise UserError(f"{folder}: the checkpoint of epoch {trial.epoch} of {trial.name} is gone")
+    elsewhere = study.get("checkpoints")
+    local = [folder, *sorted(folder.glob("epochs-*"))]
+    for place in [elsewhere] if elsewhere else [str(place) for place in local if place.is_dir()]:
+        store = CheckpointStore(place)
+        for entry in store.entries():
+            if entry.epoch != trial.epoch:
+                continue
+            if "://" not in place:
+                yield Path(place) / f"{entry.name}.pt"
+                return
+            with TemporaryDirectory() as scratch:
+                copied = Path(scratch) / f"{entry.name}.pt"
+                torch.save(store.load(entry), copied)
+                yield copied
+            return
+    place = without_secrets(elsewhere) if elsewhere else display_path(folder)
+    raise UserError(f"{place}: the checkpoint of epoch {trial.epoch} of {trial.name} is gone")
 
 
 def _requirements(directory: Path) -> list[str]:

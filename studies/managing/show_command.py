@@ -38,7 +38,14 @@ from nfnet_ray.tracking.labels import ABSENT
 from nfnet_ray.tracking.state import StudyState
 from nfnet_ray.wording import clock_time, count, storage_size
 from studies.managing.documents import print_document
-from studies.managing.facts import mlflow_command, report_command, resume_text, space_texts, tracked_at
+from studies.managing.facts import (
+    mlflow_command,
+    publish_command,
+    report_command,
+    resume_text,
+    space_texts,
+    tracked_at,
+)
 from studies.managing.folders import StudyFolder, read_folder
 from studies.managing.summary import age_text, confirmed_document, setting_document, summary_document
 
@@ -151,7 +158,7 @@ def _why_ended(folder: StudyFolder) -> str:
 
 
 def _places(folder: StudyFolder) -> list[tuple[str, str]]:
-    _, started = folder.known()
+    state, started = folder.known()
     report = folder.directory / REPORT_FILE
     is_in_mlflow = bool(tracked_at(folder.directory).study_run_id)
     places = [
@@ -159,6 +166,8 @@ def _places(folder: StudyFolder) -> list[tuple[str, str]]:
         ("MLflow", mlflow_command(folder.directory) if is_in_mlflow else "nothing of it is there yet"),
         ("Folder", f"{display_path(folder.directory)} ({_size(folder)})"),
     ]
+    if is_in_mlflow and any(trial.outcome == "finished" for trial in state.members):
+        places.append(("Publish", publish_command(folder.directory)))
     if _can_resume(folder):
         places.append(("Resume", resume_text(folder, started)))
     return places

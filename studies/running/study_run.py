@@ -444,6 +444,9 @@ class StudyRun:
             say(console, sentences)
             if command:
                 say_whole(console, f"  {command}")
+        if not words and any(trial.outcome == "finished" for trial in self.progress.members):
+            publish = [interpreter(), "-m", "studies", "publish", display_path(self.directory)]
+            say_whole(console, f"Publish: {shell_command(publish)}")
         return not words
 
     def _greet(self, trials: int, console: Console) -> None:

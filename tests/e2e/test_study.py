@@ -60,6 +60,7 @@ def test_a_study_runs_through_and_can_be_seen_everywhere(workplace: Workplace, f
         "Best setting",
         "report.html",
         "-m dashboards.compare runs/first",
+        "-m studies publish runs/first",
         "diverged",
     ):
         assert said in result.stdout

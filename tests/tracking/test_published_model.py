@@ -1,8 +1,19 @@
-"""The best network of a study, published in MLflow, has the accuracy of its run: by pyfunc and by pytorch."""
+"""The best network of a study, published in MLflow, has the accuracy of its run: by pyfunc, by pytorch and served."""
 
 from __future__ import annotations
 
+import base64
 import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,26 +26,60 @@ from PIL import Image
 from nfnet_ray.data.files.dataset import check_dataset, open_dataset
 from nfnet_ray.data.loading.loader import EvalLoader
 from nfnet_ray.data.normalise import normalise
+from nfnet_ray.errors import UserError
 from nfnet_ray.models import create_model
 from nfnet_ray.models.published import resolve
 from nfnet_ray.study.study import TRIALS_FOLDER
 from nfnet_ray.tracking.events import JOURNAL_FILE
 from nfnet_ray.tracking.sink import MLflowSink
 from nfnet_ray.tracking.spool import SPOOL_FILE, Spool
+from nfnet_ray.tracking.state import StudyState
 from nfnet_ray.training.checkpoints.checkpoint import CheckpointStore
 from studies.base_recipe import recipe_for
 from studies.managing.commands import main
-from studies.managing.publish_command import image_file
+from studies.managing.publish_command import image_file, weights_file
+from tests.deadlines import HANG_SECONDS, wait_until
+from tests.ports import unused_port
 from tests.tracking.example_study import study_started, trial_events, write_journal
 
 TRIAL = "agc_sweep-00"
+BATCH = 32
 
 
-def test_it_is_loaded_with_the_accuracy_of_its_run(
-    tmp_path: Path, tracking_uri: str, few_digits: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import mlflow
+@dataclass(frozen=True)
+class Published:
+    """A study with an untrained network, which has been published.
 
+    ``images`` are those of the validation, before they are normalised; ``logits`` are what the network says of them.
+    """
+
+    tracking_uri: str
+    directory: Path
+    data: Path
+    images: torch.Tensor
+    labels: torch.Tensor
+    logits: torch.Tensor
+    accuracy: float
+
+    @property
+    def class_names(self) -> list[str]:
+        return list(open_dataset(self.data).class_names)
+
+    def files(self) -> list[bytes]:
+        """The images as PNG."""
+        found = []
+        for pixels in self.images.numpy().astype(np.uint8):
+            file = io.BytesIO()
+            Image.fromarray(pixels).save(file, "PNG")
+            found.append(file.getvalue())
+        return found
+
+
+@pytest.fixture(scope="module")
+def published(empty_database: Path, few_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Published:
+    folder = tmp_path_factory.mktemp("published")
+    shutil.copy(empty_database, folder / "mlflow.db")
+    tracking_uri = f"sqlite:///{folder / 'mlflow.db'}"
     dataset = open_dataset(few_digits)
     recipe = recipe_for(check_dataset(few_digits), 1).with_values(
         {
@@ -48,7 +93,7 @@ def test_it_is_loaded_with_the_accuracy_of_its_run(
     loader = EvalLoader(
         dataset.validation,
         resolve(recipe).data,
-        batch_size=32,
+        batch_size=BATCH,
         rank=0,
         world_size=1,
         device=torch.device("cpu"),
@@ -60,7 +105,7 @@ def test_it_is_loaded_with_the_accuracy_of_its_run(
     labels = torch.cat([batch.labels for batch in batches])
     accuracy = float((logits.argmax(1) == labels).double().mean())
 
-    directory = tmp_path / "runs" / "study"
+    directory = folder / "runs" / "study"
     started = study_started({})
     started["study"]["recipe"] = recipe.to_values()
     started["study"]["data"] |= {"path": str(few_digits), "fingerprint": dataset.fingerprint}
@@ -70,33 +115,95 @@ def test_it_is_loaded_with_the_accuracy_of_its_run(
     )
     sink = MLflowSink(tracking_uri, Spool(directory / JOURNAL_FILE, directory / SPOOL_FILE))
     sink.start()
-    assert sink.close(60) == 0
+    assert sink.close(HANG_SECONDS) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for _ in range(2):  # the second time it is there
+            assert main(["publish", "study"]) == 0
+    images = torch.cat([batch.images for batch in batches])
+    return Published(tracking_uri, directory, few_digits, images, labels, logits, accuracy)
 
-    monkeypatch.chdir(tmp_path)
-    for _ in range(2):  # the second time it is there
-        assert main(["publish", "study"]) == 0
-    client = MlflowClient(tracking_uri)
+
+def test_it_is_loaded_with_the_accuracy_of_its_run(published: Published) -> None:
+    import mlflow
+
+    client = MlflowClient(published.tracking_uri)
     [version] = client.search_model_versions("name = 'nfnet_ray'")
     assert client.get_model_version_by_alias("nfnet_ray", "best").version == version.version
     assert version.tags["trial"] == TRIAL
-    assert float(version.tags["validation_top1"]) == accuracy
+    assert float(version.tags["validation_top1"]) == published.accuracy
 
     uri = "models:/nfnet_ray@best"
+    mlflow.set_tracking_uri(published.tracking_uri)
     classifier = mlflow.pyfunc.load_model(uri)
-    files = []
-    for batch in batches:
-        for pixels in batch.images.numpy().astype(np.uint8):
-            file = io.BytesIO()
-            Image.fromarray(pixels).save(file, "PNG")
-            files.append(file.getvalue())
-    predicted = classifier.predict(pd.DataFrame({"image": files}))
+    predicted = classifier.predict(pd.DataFrame({"image": published.files()}))
+    dataset = open_dataset(published.data)
     stored = [image_file(dataset, index) for index in range(len(dataset.validation))]
     assert classifier.predict(pd.DataFrame({"image": stored})).equals(predicted)
-    assert float((predicted["index"].to_numpy() == labels.numpy()).mean()) == accuracy
-    assert predicted["class"].tolist() == [dataset.class_names[index] for index in predicted["index"]]
+    assert float((predicted["index"].to_numpy() == published.labels.numpy()).mean()) == published.accuracy
+    assert predicted["class"].tolist() == [published.class_names[index] for index in predicted["index"]]
 
     assert mlflow.models.get_model_info(uri).signature.inputs.to_dict()[0]["type"] == "binary"
     loaded = mlflow.pytorch.load_model(uri)
     with torch.no_grad():
-        again = torch.cat([loaded(normalise(batch.images)) for batch in batches])
-    assert torch.equal(again, logits)
+        again = torch.cat([loaded(normalise(images)) for images in published.images.split(BATCH)])
+    assert torch.equal(again, published.logits)
+
+
+def test_weights_that_are_kept_elsewhere_are_fetched(published: Published, tmp_path: Path) -> None:
+    store = CheckpointStore(f"file://{tmp_path}")
+    state, started = StudyState.read(published.directory)
+    trial, study = state.trials[TRIAL], started["study"]
+    study["checkpoints"] = store.place
+    with (
+        pytest.raises(UserError, match="the checkpoint of epoch 1 of agc_sweep-00 is gone"),
+        weights_file(published.directory, study, trial),
+    ):
+        pass
+    store.save({"model": {"a": torch.ones(2)}}, step=1, epoch=1, time=0.0, metric=0.5)
+    with weights_file(published.directory, study, trial) as path:
+        assert torch.equal(torch.load(path, weights_only=True)["model"]["a"], torch.ones(2))
+
+
+@pytest.mark.slow
+def test_it_is_served_with_the_accuracy_of_its_run(published: Published, tmp_path: Path) -> None:
+    """By ``mlflow models serve``, from images in base64, as its REST API takes them."""
+    port = unused_port()
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri=models:/nfnet_ray@best"]
+    command += ["--env-manager=local", f"--port={port}"]
+    # It starts uvicorn by its name, as in an environment that is activated.
+    path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])
+    with (tmp_path / "server.log").open("wb") as log:
+        server = subprocess.Popen(
+            command,
+            cwd=tmp_path,
+            env=os.environ | {"MLFLOW_TRACKING_URI": published.tracking_uri, "PATH": path},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+
+    def is_up() -> bool:
+        assert server.poll() is None, (tmp_path / "server.log").read_text()[-2000:]
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=HANG_SECONDS) as answer:
+                return bool(answer.status == 200)
+        except urllib.error.URLError:
+            return False
+
+    try:
+        wait_until(is_up, "the model's server")
+        images = [[base64.b64encode(file).decode()] for file in published.files()]
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/invocations",
+            json.dumps({"dataframe_split": {"columns": ["image"], "data": images}}).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=HANG_SECONDS) as answer:
+            predicted = json.load(answer)["predictions"]
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait(HANG_SECONDS)
+    named = [published.class_names.index(row["class"]) for row in predicted]
+    assert named == published.logits.argmax(1).tolist()
+    assert float((torch.tensor(named) == published.labels).double().mean()) == published.accuracy
