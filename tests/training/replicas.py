@@ -49,6 +49,9 @@ SAM: dict[str, dict[str, Any]] = {
     "asam_micro_batch": {"rho": 0.5, "perturbation": "micro_batch", "method": "asam"},
     "esam_micro_batch": {"rho": 0.5, "perturbation": "micro_batch", "method": "esam"},
 }
+BOTH_OR_NEITHER = ((False, False), (True, True))  # AGC, moving average
+IN_EVERY_COMBINATION = ("no_sam", "sam_global")
+"""With these AGC and the average are also tried alone: what follows the gradient knows nothing of how it came about."""
 WORKERS = [(0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3)]
 """(rank, world size) of each process."""
 MICRO_BATCHES = (1, 2)
@@ -133,9 +136,19 @@ def train(recipe: Recipe, worker: Worker) -> dict[str, torch.Tensor]:
     return result
 
 
+def cases() -> list[tuple[str, bool, bool]]:
+    """(SAM, AGC, average) of everything that is compared."""
+    each = tuple(itertools.product((False, True), repeat=2))
+    return [
+        (sam, agc, ema)
+        for sam in SAM
+        for agc, ema in (each if sam in IN_EVERY_COMBINATION else BOTH_OR_NEITHER)
+    ]
+
+
 def compared(world_size: int) -> Iterator[tuple[str, bool, bool, int]]:
     """(SAM, AGC, average, micro-batches): the cases of one or two workers that test_step.py compares with others."""
-    for sam, agc, ema in itertools.product(SAM, (False, True), (False, True)):
+    for sam, agc, ema in cases():
         for micro_batches in (*MICRO_BATCHES, MORE_MICRO_BATCHES):
             if micro_batches == MORE_MICRO_BATCHES and not (agc and ema and world_size == 1):
                 continue
