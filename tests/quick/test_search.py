@@ -208,6 +208,17 @@ def test_what_optuna_is_told() -> None:
     ]
 
 
+def test_a_number_is_the_same_value_with_and_without_a_point() -> None:
+    """A table of trials has 0.0 where the space has 0."""
+    space: Space = {"model.dropout": (0, 0.25, 1), "optimizer.nesterov": (True, False)}
+    [told] = told_study(
+        space, RECIPE, "tpe", 0, [Result({"model.dropout": 1.0, "optimizer.nesterov": True}, "failed")]
+    ).trials[:1]
+    assert told.params == {"model.dropout": 2, "optimizer.nesterov": 0}
+    assert point_key({"model.dropout": 0.0}) == point_key({"model.dropout": 0})
+    assert point_key({"model.dropout": True}) != point_key({"model.dropout": 1})
+
+
 @pytest.mark.parametrize(("search", "number"), [("tpe", 24), ("gp", 15)])
 def test_a_model_beats_random_points(search: str, number: int) -> None:
     def near_the_best(name: str) -> int:

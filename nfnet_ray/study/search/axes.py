@@ -28,8 +28,27 @@ def axis_names(space: Space) -> list[str]:
 
 
 def point_key(point: Mapping[str, Any]) -> str:
-    """A text that equal points have in common, also after they have been through a journal."""
-    return json.dumps({name: point[name] for name in sorted(point)})
+    """A text that equal points have in common, also after they have been through a journal or a table."""
+    return value_key({name: point[name] for name in sorted(point)})
+
+
+def value_key(value: Any) -> str:
+    """A text that equal values of a field have in common: 0 and 0.0, a list and a tuple.
+
+    >>> value_key((0.0, 0.5)) == value_key([0, 0.5]), value_key(True) == value_key(1)
+    (True, False)
+    """
+    return json.dumps(_plain(value))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, Mapping):
+        return {name: _plain(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return value
 
 
 def chosen_point(space: Space, recipe: Recipe, choose: Chooser) -> Point:

@@ -7,14 +7,13 @@ a trial which was stopped early is complete, with the accuracy of an early epoch
 from __future__ import annotations
 
 import functools
-import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from nfnet_ray.recipe import Recipe
-from nfnet_ray.study.search.axes import axis_names, chosen_point
+from nfnet_ray.study.search.axes import axis_names, chosen_point, value_key
 from nfnet_ray.study.search.result import Result
 from nfnet_ray.study.space import Domain, Point, Range, Space, When, unconditional
 
@@ -121,8 +120,7 @@ def _seen_by_optuna(
             parameters[name + _IS_NONE] = value is None
             distributions[name + _IS_NONE] = CategoricalDistribution((False, True))
         if isinstance(domain, tuple):
-            # As text: a value that was in a journal is a list where the space has a tuple.
-            parameters[name] = [json.dumps(choice) for choice in _scale(domain)].index(json.dumps(value))
+            parameters[name] = [value_key(choice) for choice in _scale(domain)].index(value_key(value))
         elif value is not None:
             parameters[name] = value
         if name in parameters:
