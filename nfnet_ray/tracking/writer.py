@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from nfnet_ray.clipping import Clipping
-from nfnet_ray.tracking.conditions.of_trial import condition_text, conditions_of
+from nfnet_ray.tracking.conditions.fields import Conditions
+from nfnet_ray.tracking.conditions.of_trial import condition_text, conditions_of, unlike_the_first
 from nfnet_ray.tracking.destination.database import artifact_folder
 from nfnet_ray.tracking.destination.experiment import DEFAULT_EXPERIMENT, experiment_of, own_experiment
 from nfnet_ray.tracking.destination.uri import sqlite_path
@@ -52,12 +53,14 @@ from nfnet_ray.tracking.runs.setting_runs import SettingResult, ended_setting, h
 from nfnet_ray.tracking.runs.system_metrics import node_tags, system_metrics
 from nfnet_ray.tracking.runs.texts import (
     DESCRIPTION_TAG,
+    DIFFERS_TAG,
     experiment_description,
     run_name,
     setting_description,
     source_tags,
     study_description,
     trial_description,
+    unlike_name,
 )
 from nfnet_ray.tracking.runs.view import (
     EXPERIMENT_KIND,
@@ -124,6 +127,7 @@ class StudyWriter:
         self._with_params: set[str] = set()
         self._with_recipe: set[str] = set()
         self._recipes: dict[str, Values] = {}
+        self._first: tuple[str, Conditions] | None = None
         self._started_at_plans = started
         # {SettingResult.key: (id of its run, its trials)}.
         self._setting_runs: dict[str, tuple[str, tuple[str, ...]]] = {}
@@ -393,25 +397,42 @@ class StudyWriter:
             params = {**_data_params(self._started), **self._recipe(event["trial"])}
             self._client.log_inputs(run_id, dataset_inputs(self._started["study"]["data"]))
         self._client.update_run(run_id, status="RUNNING")
-        condition = condition_text(conditions_of(self._journal.state_at(line.end), event["trial"]))
-        tags = {"state": "running", "attempt": str(event["attempt"]), "condition": condition}
-        self._log(run_id, tags, params)
+        tags, _ = self._conditions(self._journal.state_at(line.end), event["trial"])
+        self._log(run_id, {"state": "running", "attempt": str(event["attempt"]), **tags}, params)
         self._with_params.add(run_id)
 
     def _end_trial(self, line: JournalLine, event: TrialEnded) -> None:
         run_id = self._trial_run(event["trial"], event["time"])
         state, study = self._journal.state_at(line.end), self._started["study"]
         trial = state.trials[event["trial"]]
-        self._log(
-            run_id,
-            {
-                "state": event["state"],
-                "reason": event["reason"] or "",
-                "condition": condition_text(conditions_of(state, trial.name)),
-                DESCRIPTION_TAG: trial_description(study, self.tracked, trial, self._point(trial.name)),
-            },
-        )
+        tags, unlike = self._conditions(state, trial.name)
+        description = trial_description(study, self.tracked, trial, self._point(trial.name), unlike)
+        ended = {"state": event["state"], "reason": event["reason"] or "", DESCRIPTION_TAG: description}
+        self._log(run_id, ended | tags)
+        if unlike:
+            self._client.update_run(run_id, name=unlike_name(self._run_name(trial.name)))
         self._end_run(run_id, event["state"], event["time"])
+
+    def _conditions(self, state: StudyState, trial: str) -> tuple[dict[str, str], dict[str, str]]:
+        """The tags that say under which conditions a trial is run, and in what it is not comparable."""
+        first = self._first_measured()
+        unlike = unlike_the_first(state, trial, *first) if first else {}
+        condition = condition_text(conditions_of(state, trial))
+        return {"condition": condition, DIFFERS_TAG: ", ".join(unlike)}, unlike
+
+    def _first_measured(self) -> tuple[str, Conditions] | None:
+        """The trial of the journal's first epoch, with the conditions that it had then; None before that."""
+        if self._first is None:
+            state = StudyState()
+            for event, _ in read_events(self._journal_path):
+                state.apply(event)
+                if event["event"] == "epoch":
+                    self._first = event["trial"], conditions_of(state, event["trial"])
+                    break
+        return self._first
+
+    def _run_name(self, trial: str) -> str:
+        return run_name(self._shown(trial), swept_fields(self._started["study"])) or trial
 
     def _trial_run(self, trial: str, time: float) -> str:
         """The id of the trial's run, which is created when the trial is first heard of."""
@@ -419,7 +440,7 @@ class StudyWriter:
             return run_id
         study, point = self._started["study"], self._point(trial)
         run_id = self._create_run(
-            run_name(self._shown(trial), swept_fields(study)) or trial,
+            self._run_name(trial),
             time,
             {
                 "kind": "rerun" if trial in self._reruns else "trial",

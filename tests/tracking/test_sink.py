@@ -5,11 +5,13 @@ Against real SQLite databases; takes about 20 s on two cores, most of it mlflow'
 
 from __future__ import annotations
 
+import base64
 import copy
 import json
 import math
 import shutil
 import sqlite3
+import zlib
 from collections import Counter
 from contextlib import closing
 from pathlib import Path
@@ -23,9 +25,9 @@ from nfnet_ray.tracking.destination.choice import tracking_uri_for
 from nfnet_ray.tracking.destination.database import has_run
 from nfnet_ray.tracking.destination.uri import default_tracking_uri
 from nfnet_ray.tracking.destination.uri_check import check_tracking_uri
-from nfnet_ray.tracking.events import JOURNAL_FILE, Event
+from nfnet_ray.tracking.events import JOURNAL_FILE, Event, study_resumed
 from nfnet_ray.tracking.runs.texts import run_name
-from nfnet_ray.tracking.runs.view import TAG_PREFIX
+from nfnet_ray.tracking.runs.view import TAG_PREFIX, comparison_view
 from nfnet_ray.tracking.sink import MLflowSink
 from nfnet_ray.tracking.spool import SPOOL_FILE, Spool
 from nfnet_ray.tracking.state import StudyState
@@ -393,6 +395,38 @@ def test_a_trial_says_what_it_is_and_how_it_went(tmp_path: Path, tracking_uri: s
     assert "Finished after 4 epochs. Top-1 " in texts["agc_sweep-00"]
     assert "Given up, as planned, after 3 epochs: ASHA" in texts["agc_sweep-01"]
     assert "Diverged after 3 epochs: train_loss was NaN in epoch 3." in texts["agc_sweep-02"]
+
+
+def test_a_trial_that_is_not_comparable_is_marked(tmp_path: Path, tracking_uri: str) -> None:
+    """The second trial of two is resumed on other hardware, by another version of torch."""
+    events = copy.deepcopy(agc_sweep(clip_factors=(0.01, 0.02), batch_sizes=(64,), epochs=2))
+    [started, *rest] = events
+    assert started["event"] == "study_started"
+    second = next(n for n, event in enumerate(rest) if event.get("trial") == "agc_sweep-01") + 2
+    resumed: Event = {
+        **study_resumed(
+            {},
+            hardware={**started["study"]["hardware"], "description": "1 × H200"},
+            versions={**started["study"]["versions"], "torch": "2.16.0"},
+        ),
+        "time": rest[second]["time"],
+    }
+    write_journal(tmp_path, [started, *rest[:second], resumed, *rest[second:]])
+    deliver(tmp_path, tracking_uri)
+    first, other = (runs_of(tracking_uri)[f"agc_sweep-0{number}"] for number in (0, 1))
+    assert (first.info.run_name, first.data.tags["differs_in"]) == ("clip 0.01, batch 64", "")
+    assert (other.info.run_name, other.data.tags["differs_in"]) == (
+        "≠ clip 0.02, batch 64",
+        "hardware, torch",
+    )
+    here = "2 × CPU (x86-64), no GPU"
+    assert other.data.tags["mlflow.note.content"].endswith(
+        f"≠ Not comparable without a reservation: hardware: {here}, then 1 × H200 ({here} in agc_sweep-00); "
+        "torch: 2.15.0, then 2.16.0 (2.15.0 in agc_sweep-00)."
+    )
+    view = comparison_view(started["study"], "id", 0.0)
+    state = json.loads(zlib.decompress(base64.b64decode(json.loads(view)["state"].partition(";")[2])))
+    assert "tags.`differs_in`" in state["selectedColumns"]
 
 
 def test_names_of_runs_say_what_their_numbers_are() -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 from nfnet_ray.recipe import decisive_values
-from nfnet_ray.tracking.conditions.fields import UNKNOWN, Conditions, Fact
+from nfnet_ray.tracking.conditions.fields import CONDITION_FIELDS, UNKNOWN, Conditions, Fact
 from nfnet_ray.tracking.events import TrialPlan, Versions
 from nfnet_ray.tracking.labels import value_label
 from nfnet_ray.tracking.state import Session, StudyState, TrialProgress
@@ -19,6 +19,8 @@ from nfnet_ray.wording import count, plural
 
 _FINGERPRINT_DIGITS = 12
 _COMMIT_DIGITS = 10
+# Conditions whose values may be a network's own: published sizes, the faster memory format, another library.
+_OF_A_NETWORK = frozenset({"eval_size", "eval_crop", "averaging", "memory_format", "timm"})
 
 
 def conditions_of(state: StudyState, trial: str) -> Conditions:
@@ -139,6 +141,27 @@ def condition_text(conditions: Conditions) -> str:
     if conditions["gpu_share"].is_known and 0 < conditions["gpu_share"].value < 1:
         parts.append(f"{text['gpu_share']} of a GPU")
     return ", ".join(parts)
+
+
+def unlike_the_first(state: StudyState, trial: str, first: str, before: Conditions) -> dict[str, str]:
+    """{condition: its value and that of the ``first`` trial, in words}, where a trial is not comparable with it.
+
+    ``before`` are the conditions that the first one had. What the plan of the study differs in is no fault, nor is what
+    a network brings along, and what is not known of both is left out.
+    """
+    now, planned = conditions_of(state, trial), _plan(state, trial)
+    by_plan = {*planned["point"], *planned["recipe"], *_plan(state, first)["point"]}
+    own = _OF_A_NETWORK if now["network"] != before["network"] else frozenset()
+    has_devices = now["device"].is_known and before["device"].is_known
+    left_out = own | {"hardware" if has_devices else "device"}
+    found = {}
+    for field in CONDITION_FIELDS:
+        if field.weight == "quiet" or field.name in left_out or field.recipe in by_plan:
+            continue
+        mine, other = now.get(field.name, UNKNOWN), before.get(field.name, UNKNOWN)
+        if mine != other and mine.is_known and other.is_known:
+            found[field.label] = f"{mine.text} ({other.text} in {first})"
+    return found
 
 
 def _counted(fact: Fact, noun: str) -> str:

@@ -10,6 +10,8 @@ from nfnet_ray.tracking.spool import TrackedStudy
 from nfnet_ray.tracking.state import TrialProgress
 
 DESCRIPTION_TAG = "mlflow.note.content"
+DIFFERS_TAG = "differs_in"
+"""In which conditions a trial is not comparable with the first one of its study; empty where it is comparable."""
 
 # The UI's list of runs cuts a name off after some 25 letters. A field without a word here keeps its short name.
 _WORDS = {
@@ -42,6 +44,11 @@ def run_name(point: Values, fields: Sequence[str]) -> str:
             is_unique = list(brief.values()).count(brief[field]) == 1
             words.append(f"{brief[field] if is_unique else names[field]} {value_label(value)}")
     return ", ".join(words)
+
+
+def unlike_name(name: str) -> str:
+    """The name of a run that is not comparable with others, as a chart's legend shows it."""
+    return f"≠ {name}"
 
 
 def source_tags(study: StudyDescription) -> dict[str, str]:
@@ -80,16 +87,25 @@ def study_description(study: StudyDescription, notes: Sequence[str], extensions:
 
 
 def trial_description(
-    study: StudyDescription, tracked: TrackedStudy, trial: TrialProgress, point: str
+    study: StudyDescription,
+    tracked: TrackedStudy,
+    trial: TrialProgress,
+    point: str,
+    unlike: Mapping[str, str] | None = None,
 ) -> str:
     """The same for the run of a trial: its point, how it ended, and a link to the study's run.
 
-    ``point`` is the point in words; empty if the study sweeps nothing.
+    ``point`` is the point in words; empty if the study sweeps nothing. ``unlike`` is {condition: value}, where the
+    trial is not comparable with the first one of the study.
     """
     link = f"#/experiments/{tracked.experiment_id}/runs/{tracked.study_run_id}"
     of_study = f"`{trial.name}` of the study [{study['name']}]({link})"
     title = f"**{point}**: {of_study}" if point else of_study
-    return "\n\n".join([f"{title}. {study['question']}", _how_it_went(trial, study["metric"])])
+    parts = [f"{title}. {study['question']}", _how_it_went(trial, study["metric"])]
+    if unlike:
+        values = "; ".join(f"{condition}: {value}" for condition, value in unlike.items())
+        parts.append(f"≠ Not comparable without a reservation: {values}.")
+    return "\n\n".join(parts)
 
 
 def setting_description(study: StudyDescription, tracked: TrackedStudy, point: str, seeds: str) -> str:

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from nfnet_ray.tracking.events import StudyDescription
+from nfnet_ray.tracking.runs.texts import DIFFERS_TAG
 from nfnet_ray.tracking.swept import possible_values, swept_fields, swept_range
 
 TAG_PREFIX = "mlflow.sharedViewState."
@@ -117,6 +118,8 @@ def comparison_view(
         "selectedColumns": [
             *(f"metrics.`{name}`" for name in columns),
             *(f"params.`{name}`" for name in space),
+            # Empty where a run may be compared with the others.
+            *([f"tags.`{DIFFERS_TAG}`"] if kind == "trial" else []),
         ],
         # The default shows ten runs and hides the rest.
         "runsHiddenMode": "SHOW_ALL",
