@@ -1,6 +1,6 @@
 """A study of 1,000 trials of which nothing is trained: does its driver keep pace? ``python -m benchmarks.sweep_scale``.
 
-Two measurements, each with and without early stopping, of 1,000 trials of 100 epochs.
+Two measurements, each with and without early stopping, of 1,000 trials of 100 epochs (``--trials``, ``--epochs``).
 
 *Driver*: the next report of an epoch is there as soon as the last one has been dealt with. Decisions, journal on the
 disk, live table and time left are the real ones; Ray is not there. If the driver keeps pace, an epoch takes as long at
@@ -21,7 +21,6 @@ import json
 import os
 import platform
 import random
-import resource
 import statistics
 import threading
 import time
@@ -54,16 +53,16 @@ from studies.running.from_python import run as run_study
 RESULTS = Path(__file__).with_name("results") / "sweep_scale.csv"
 RESULTS_THROUGH_RAY = RESULTS.with_name("sweep_through_ray.csv")
 CPU = torch.device("cpu")
-EPOCHS, PLACES, METRICS = 100, 16, 24
+PLACES, METRICS = 16, 24
 VALIDATION_IMAGES = 50_000
 # The part of all events that counts as the beginning, and as the end.
 PART = 0.1
 
 
-def study_of(trials: int, halving: Halving | None) -> Study:
+def study_of(trials: int, epochs: int, halving: Halving | None) -> Study:
     """A study of one field with this number of values."""
     space = {"optimizer.agc.clip_factor": tuple(number / 1000 for number in range(1, trials + 1))}
-    recipe = Recipe().with_values({"schedule.epochs": EPOCHS, "batch_size": 64})
+    recipe = Recipe().with_values({"schedule.epochs": epochs, "batch_size": 64})
     return Study("benchmark", "how long does an event take?", recipe, space, halving=halving)
 
 
@@ -99,16 +98,17 @@ def run(study: Study, journal: Journal, state: StudyState, folder: Path) -> list
             seconds.append(time.thread_time() - began)
 
 
-def measure(trials: int, halving: Halving | None) -> Row:
+def measure(trials: int, epochs: int, halving: Halving | None) -> Row:
     """The times of one study, and the ratio of its end to its beginning."""
-    study = study_of(trials, halving)
+    study = study_of(trials, epochs, halving)
     state = study.waiting_state()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    state.forget_details()  # as a driver's does
+    before = resident_mib()
     with TemporaryDirectory() as name:
         folder = Path(name)
         with Journal(folder / JOURNAL_FILE) as journal:
             seconds = run(study, journal, state, folder)
-        grown_mib = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+        grown_mib = resident_mib() - before
         began, cpu = time.perf_counter(), time.process_time()
         for _ in read_events(folder / JOURNAL_FILE):
             pass
@@ -117,7 +117,7 @@ def measure(trials: int, halving: Halving | None) -> Row:
         resumed, _ = StudyState.read(folder)
         with Journal(folder / JOURNAL_FILE) as journal:
             legs = Legs(
-                study_of(trials, halving),
+                study_of(trials, epochs, halving),
                 VALIDATION_IMAGES,
                 Recorder(journal, resumed, on_event=lambda: None, say=print),
             )
@@ -143,13 +143,13 @@ def measure(trials: int, halving: Halving | None) -> Row:
     }
 
 
-def sleeping(epoch_seconds: float) -> Callable[[dict[str, Any]], None]:
+def sleeping(epoch_seconds: float, epochs: int) -> Callable[[dict[str, Any]], None]:
     """The function of a trial whose epochs only sleep; all else in its actor is as in a training."""
 
     def sleep(config: WorkerConfig, _started_at: float) -> FinalReport:
         from nfnet_ray.cluster.contexts import TuneContext
 
-        context, last = TuneContext(config), config["until_epoch"] or EPOCHS
+        context, last = TuneContext(config), config["until_epoch"] or epochs
         # In place of a checkpoint.
         kept = Path(config["directory"]) / "slept.json"
         done, slept = json.loads(kept.read_text()) if kept.exists() else (0, 0.0)
@@ -163,7 +163,7 @@ def sleeping(epoch_seconds: float) -> Callable[[dict[str, Any]], None]:
                 context.report(metrics | {"train_seconds": slept}, {})
         kept.parent.mkdir(parents=True, exist_ok=True)
         kept.write_text(json.dumps((last, slept)))
-        return FinalReport("finished" if last == EPOCHS else "paused", None, last)
+        return FinalReport("finished" if last == epochs else "paused", None, last)
 
     def sleep_in_actor(space: dict[str, Any]) -> None:
         from nfnet_ray.cluster import trial
@@ -172,6 +172,12 @@ def sleeping(epoch_seconds: float) -> Callable[[dict[str, Any]], None]:
             trial.run_in_actor(space)
 
     return sleep_in_actor
+
+
+def resident_mib() -> float:
+    """The resident memory of this process."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 class Watch:
@@ -184,10 +190,8 @@ class Watch:
         threading.Thread(target=self._watch, daemon=True).start()
 
     def _watch(self) -> None:
-        page_mib = os.sysconf("SC_PAGE_SIZE") / 2**20
         while not self._over.wait(1.0):
-            resident = int(Path("/proc/self/statm").read_text().split()[1]) * page_mib
-            self.seen.append((time.time(), time.process_time(), resident))
+            self.seen.append((time.time(), time.process_time(), resident_mib()))
 
     def close(self) -> None:
         self._over.set()
@@ -198,19 +202,27 @@ class Watch:
 
 
 def measure_study(
-    trials: int, halving: Halving | None, epoch_seconds: float, places: int, folder: Path
+    trials: int, epochs: int, halving: Halving | None, epoch_seconds: float, places: int, folder: Path
 ) -> Row:
     """The times of a whole study on this machine."""
-    watch, console = Watch(), Console(file=StringIO(), width=120, height=40, force_terminal=True)
+    watch = Watch()
     with (
-        mock.patch("nfnet_ray.cluster.driver.run_in_actor", sleeping(epoch_seconds)),
-        mock.patch("studies.running.from_python.new_console", return_value=console),
+        open(os.devnull, "w") as nowhere,
+        mock.patch("nfnet_ray.cluster.driver.run_in_actor", sleeping(epoch_seconds, epochs)),
+        mock.patch(
+            "studies.running.from_python.new_console",
+            return_value=Console(file=nowhere, width=120, height=40, force_terminal=True),
+        ),
         # A place is a core for Ray, and a trial that sleeps needs none.
         mock.patch("nfnet_ray.cluster.connection.session.available_cpus", return_value=places),
     ):
         began = time.time()
         run_study(
-            study_of(trials, halving), storage=folder, name="study", cpus_per_worker=1, gpus_per_worker=0
+            study_of(trials, epochs, halving),
+            storage=folder,
+            name="study",
+            cpus_per_worker=1,
+            gpus_per_worker=0,
         )
         whole_seconds = time.time() - began
     watch.close()
@@ -219,20 +231,20 @@ def measure_study(
         event["trial"]: event["time"] for event in reversed(events) if event["event"] == "trial_started"
     }
     ends = [(event["time"], event["trial"]) for event in events if event["event"] == "trial_ended"]
-    epochs = [event for event in events if event["event"] == "epoch"]
-    slept = sum({event["trial"]: event["metrics"]["train_seconds"] or 0.0 for event in epochs}.values())
+    reports = [event for event in events if event["event"] == "epoch"]
+    slept = sum({event["trial"]: event["metrics"]["train_seconds"] or 0.0 for event in reports}.values())
     first_start, last_end = min(started.values()), max(end for end, _ in ends)
     first = events[0]
     assert first["event"] == "study_started"
     assert first["study"]["places"] == places
-    part = max(1, int(PART * len(epochs)))
-    moments = [first_start, epochs[part - 1]["time"], epochs[-part]["time"], epochs[-1]["time"]]
+    part = max(1, int(PART * len(reports)))
+    moments = [first_start, reports[part - 1]["time"], reports[-part]["time"], reports[-1]["time"]]
     cpu = [watch.at(moment)[0] for moment in moments]
     part_seconds = [(moments[1] - moments[0]) / part, (moments[3] - moments[2]) / part]
     return {
         "trials": trials,
         "rule": halving.rule if halving else "none",
-        "epochs_reported": len(epochs),
+        "epochs_reported": len(reports),
         "epoch_seconds": epoch_seconds,
         "places": places,
         "study_seconds": round(last_end - first_start, 1),
@@ -254,6 +266,7 @@ def main() -> None:
     """Measures, prints, and appends to the results."""
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=positive, default=1000, help="default: %(default)s")
+    parser.add_argument("--epochs", type=positive, default=100, help="of a trial (default: %(default)s)")
     parser.add_argument(
         "--rules",
         nargs="+",
@@ -278,6 +291,7 @@ def main() -> None:
             with TemporaryDirectory() as name:
                 row = measure_study(
                     asked.trials,
+                    asked.epochs,
                     halving,
                     asked.epoch_seconds,
                     asked.places,
@@ -285,7 +299,7 @@ def main() -> None:
                 )
             append_rows(RESULTS_THROUGH_RAY, [row | about])
         else:
-            append_rows(RESULTS, [measure(asked.trials, halving) | about])
+            append_rows(RESULTS, [measure(asked.trials, asked.epochs, halving) | about])
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from ray import tune
 from ray.tune import Callback, CLIReporter, FailureConfig, RunConfig, Stopper, TuneConfig, Tuner
 from ray.tune.experiment import Trial as TuneTrial
 
-from nfnet_ray.cluster.connection.ray_internals import count_no_callbacks
+from nfnet_ray.cluster.connection.ray_internals import count_no_callbacks, release
 from nfnet_ray.cluster.connection.resources import WorkerResources
 from nfnet_ray.cluster.exit_rules import LOST_WORKER_RETRIES
 from nfnet_ray.cluster.follower import SECONDS_TO_KEEP
@@ -180,6 +180,15 @@ class _JournalCallback(_NotSaved, Callback):
     def __init__(self, recorder: Recorder, legs: Legs, stop: threading.Event) -> None:
         self._recorder, self._legs, self._stop = recorder, legs, stop
         self._final_reports: dict[str, FinalReport] = {}
+        self._ended: list[TuneTrial] = []
+
+    def on_step_end(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
+        """Tune has done with those that have ended in this step, and in earlier ones, if it says so."""
+        if self._ended:
+            for trial in self._ended:
+                if trial.is_finished():
+                    release(trial)
+            self._ended = [trial for trial in self._ended if not trial.is_finished()]
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         if self._stop.is_set():  # Tune gives it the place of a stopped one, and will stop it too
@@ -200,6 +209,7 @@ class _JournalCallback(_NotSaved, Callback):
     def on_trial_complete(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
     ) -> None:
+        self._ended.append(trial)
         if not self._is_running(trial):
             return
         name = _trial_name(trial)
@@ -210,6 +220,7 @@ class _JournalCallback(_NotSaved, Callback):
             record_end(name, report, self._legs, self._recorder)
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        self._ended.append(trial)
         lines = Path(trial.error_file).read_text().strip().splitlines() if trial.error_file else []
         reason = lines[-1] if lines else "its worker died"
         lost = lost_place(OSError("\n".join(lines)))

@@ -173,13 +173,15 @@ def run(request: Request, resume_command: Callable[[Request, str], str], console
         shown: dict[str, Any] = dict.fromkeys(CAPS) | dict(caps)
         return resume_command(replace(request, **shown), study.name)
 
+    progress = progress or study.waiting_state()
+    progress.forget_details()
     study_run = StudyRun(
         study,
         data,
         directory,
         tracking_uri,
         command({}),
-        progress or study.waiting_state(),
+        progress,
         request.runner(home, started),
         verifies=request.verify == "full",
         changed=request.values() if request.resume else {},

@@ -14,6 +14,7 @@ import json
 import os
 import re
 import sys
+import threading
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,7 @@ from ray.core.generated import gcs_pb2, gcs_service_pb2
 
 from nfnet_ray.cluster.connection import ray_internals
 from nfnet_ray.cluster.connection.address import temporary_folder
+from nfnet_ray.cluster.driver import _JournalCallback
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 INTERNALS = Path(ray_internals.__file__).relative_to(REPOSITORY)
@@ -311,6 +313,55 @@ def test_bundles_of_a_job_and_free_resources_of_each_node(monkeypatch: pytest.Mo
     assert removed == [bytes([states.RESCHEDULING] * 18).hex()]
     monkeypatch.setattr(state, "available_resources_per_node", lambda: {"a": {"CPU": 1.0}})
     assert ray_internals.free_resources() == {"a": {"CPU": 1.0}}
+
+
+def test_a_released_trial_of_tune_keeps_its_state_and_little_else(tmp_path: Path) -> None:
+    from ray.train._internal.storage import StorageContext
+    from ray.tune.execution.placement_groups import PlacementGroupFactory
+    from ray.tune.experiment import Trial
+
+    storage = StorageContext(str(tmp_path), experiment_dir_name="e", trial_dir_name="t")
+    trial: Any = Trial(
+        "x",
+        config={"trial": {"name": "a", "long": "c" * 999}},
+        evaluated_params={"long": "c" * 999},
+        experiment_tag="c" * 999,
+        placement_group_factory=PlacementGroupFactory([{"CPU": 1}]),
+        storage=storage,
+        stub=True,
+        trial_name_creator=lambda _trial: "a",
+    )
+    trial._default_result_or_future = {"long": "c" * 999}
+    for step in range(1, 4):
+        trial.update_last_result({"training_iteration": step, "top1": 0.5, "long": "c" * 999})
+    trial.set_status(Trial.TERMINATED)
+    state = json.dumps(trial.get_json_state())
+    assert state.count("c" * 999) >= 3
+    ray_internals.release(trial)
+    assert "c" * 999 not in str(vars(trial)) + str(vars(trial.run_metadata))
+    assert (trial.metric_analysis, trial.metric_n_steps, trial.placement_group_factory) == ({}, {}, None)
+    # What Tune still asks when all have ended.
+    assert (str(trial), trial.status, trial.is_finished()) == ("a", Trial.TERMINATED, True)
+    assert trial.last_result == {"trial_id": trial.trial_id}
+    assert not trial.get_error()
+    assert len(json.dumps(trial.get_json_state())) < len(state) - 3 * 999
+
+
+def test_a_trial_is_released_once_tune_has_done_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    released: list[Any] = []
+    monkeypatch.setattr("nfnet_ray.cluster.driver.release", released.append)
+    states = {"a": SimpleNamespace(state="finished")}
+    recorder: Any = SimpleNamespace(state=SimpleNamespace(trials=states))
+    callback = _JournalCallback(recorder, recorder, threading.Event())
+    over = threading.Event()
+    trial: Any = SimpleNamespace(config={"trial": {"name": "a"}}, is_finished=over.is_set)
+    callback.on_trial_complete(1, [trial], trial)
+    callback.on_step_end(1, [trial])
+    assert released == []
+    over.set()
+    callback.on_step_end(2, [trial])
+    callback.on_step_end(3, [trial])
+    assert released == [trial]
 
 
 def test_processes_that_ray_started(monkeypatch: pytest.MonkeyPatch) -> None:

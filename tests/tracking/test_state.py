@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from nfnet_ray.errors import UserError
+from nfnet_ray.metric import METRIC
 from nfnet_ray.tracking.events import Event, at_work, read_events, read_last_epochs
 from nfnet_ray.tracking.state import JournalReader, StudyState
 from nfnet_ray.tracking.writer import study_metrics
@@ -55,9 +56,11 @@ def test_the_state_at_any_line_is_that_of_a_journal_that_ends_there(
 ) -> None:
     path = write_journal(tmp_path, events)
     ends = [end for _, end in read_events(path)]
-    expected, state = [], StudyState()
+    expected, state, whole = [], StudyState(), StudyState()
+    state.forget_details()
     for event in events:
         state.apply(event)
+        whole.apply(event)
         expected.append(facts(state))
     reader = JournalReader(path)
     assert [facts(reader.state_at(end)) for end in ends] == expected
@@ -65,7 +68,36 @@ def test_the_state_at_any_line_is_that_of_a_journal_that_ends_there(
     random.Random(0).shuffle(order)
     for line in order:  # what is written again comes again
         assert facts(reader.state_at(ends[line])) == expected[line]
-    assert facts(StudyState.read(tmp_path)[0]) == expected[-1]
+    assert facts(StudyState.read(tmp_path)[0]) == facts(whole)
+
+
+def test_a_state_that_forgets_details_has_what_a_driver_needs() -> None:
+    events: Any = agc_sweep()
+    for event in events:
+        if event["event"] == "epoch":
+            event |= {name: f"{name} of {event['epoch']}" for name in ("correct_images", "clipping")}
+    whole, early, late = StudyState(), StudyState(), StudyState()
+    early.forget_details()
+    for event in events:
+        for state in (whole, early, late):
+            state.apply(event)
+        assert study_metrics(early, METRIC) == study_metrics(whole, METRIC)
+    late.forget_details()
+    assert facts(late) == facts(early)
+    for name, trial in whole.trials.items():
+        kept = early.trials[name]
+        assert (kept.epoch, list(kept.epochs), kept.state) == (trial.epoch, list(trial.epochs), trial.state)
+        assert repr(kept.epochs[kept.epoch]) == repr(trial.epochs[trial.epoch])
+        assert kept.correct_images == {trial.epoch: f"correct_images of {trial.epoch}"}
+        assert kept.clipping == {trial.epoch: f"clipping of {trial.epoch}"}
+        for epoch, metrics in trial.epochs.items():
+            for metric in (METRIC, "train_seconds"):
+                assert repr(kept.epochs[epoch][metric]) == repr(metrics[metric])
+    assert "train_loss" not in early.trials[FIRST].epochs[1]
+    # A driver that extends the study may train it further.
+    early.apply({**events[1], "event": "epoch", "trial": FIRST, "epoch": 9, "metrics": {METRIC: 0.5}})
+    assert early.trials[FIRST].epoch == 9
+    assert early.trials[FIRST].last(METRIC) == 0.5
 
 
 def test_a_trial_that_is_started_again_counts_as_it_ended_before() -> None:
