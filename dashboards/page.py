@@ -6,7 +6,9 @@ shows.
 
 from __future__ import annotations
 
+import base64
 import functools
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,8 +111,6 @@ def render_page(
         written: Unix seconds of writing for a page that will be rewritten and so reloads itself.
         facts: the template's variables.
     """
-    from plotly.offline import get_plotlyjs
-
     colors = {
         theme: {f"--{name}": color for name, color in all_colors(theme, looks, shades or {}).items()}
         for theme in ("light", "dark")
@@ -121,10 +121,19 @@ def render_page(
         .render(
             data={"written": written, "figures": {chart.id: painted(chart.figure) for chart in charts}},
             colors=colors,
-            plotly=get_plotlyjs(),
+            plotly=_compressed_plotly(),
             **facts,
         )
     )
+
+
+@functools.cache
+def _compressed_plotly() -> str:
+    """Plotly's script as base64 of zlib's format, 2.0 MB instead of 4.8: charts.js unpacks it."""
+    from plotly.offline import get_plotlyjs
+
+    # At level 9 it is 4% smaller and takes 0.2 s, three times as long.
+    return base64.b64encode(zlib.compress(get_plotlyjs().encode(), 4)).decode()
 
 
 @functools.cache

@@ -8,6 +8,7 @@ and an absent value are grey and dotted, since they are not one more number.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Iterable, Sequence
@@ -131,17 +132,22 @@ def is_number(value: Any) -> bool:
 
 def _even_steps(count: int, theme: str) -> list[str]:
     """Colours of the readable part of Plasma, from its blue end on, each as far from the next."""
-    from plotly.colors import sample_colorscale
-
-    scale = [_hex(color) for color in sample_colorscale("Plasma", [i / 255 for i in range(256)])]
-    readable = [color for color in scale if contrast(color, PAPER[theme]) >= READABLE_CONTRAST]
-    along = [0.0]
-    for here, there in itertools.pairwise(readable):
-        along.append(along[-1] + color_distance(here, there))
+    readable, along = _readable(theme)
     places = [along[-1] * step / max(1, count - 1) for step in range(count)]
     return [
         min(zip(readable, along, strict=True), key=lambda item: abs(item[1] - place))[0] for place in places
     ]
+
+
+@functools.cache
+def _readable(theme: str) -> tuple[tuple[str, ...], tuple[float, ...]]:
+    """The colours of Plasma that can be read, and how far along each is."""
+    from plotly.colors import sample_colorscale
+
+    scale = [_hex(color) for color in sample_colorscale("Plasma", [i / 255 for i in range(256)])]
+    readable = [color for color in scale if contrast(color, PAPER[theme]) >= READABLE_CONTRAST]
+    steps = itertools.starmap(color_distance, itertools.pairwise(readable))
+    return tuple(readable), tuple(itertools.accumulate(steps, initial=0.0))
 
 
 def _rounded(value: float) -> str:

@@ -7,9 +7,12 @@ swept field in ``meta`` and the page's script gives it the colour that the level
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from dashboards.figures.level_styles import LEVELS_AT_MOST, Levels, Look, is_number, levels_of, looks_of
 from dashboards.figures.time_axes import (
@@ -23,6 +26,7 @@ from dashboards.figures.time_axes import (
 )
 from nfnet_ray.analysis import StudyRecord
 from nfnet_ray.analysis.frontier import BUDGET, curve_label
+from nfnet_ray.analysis.tables import once_of_a_record
 from nfnet_ray.metric import METRIC
 from nfnet_ray.tracking.labels import ABSENT, point_label, stratum_label
 from nfnet_ray.wording import duration
@@ -48,6 +52,8 @@ BEST_CURVES = 10
 _BAND_STEPS = 80
 _TRIALS_FOR_A_QUANTILE = 5
 _EPOCHS_WITH_MARKERS = 40
+_POINTS_OF_ALL = 50
+"""Of a curve among all those of many trials, which is a thin line of at most a few hundred pixels."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,7 @@ class Panel:
     summarised: bool
 
 
+@once_of_a_record
 def levels(record: StudyRecord) -> Levels:
     """The levels of what :func:`asked_value` gives; none where nothing was swept."""
     if not record.fields:
@@ -109,31 +116,34 @@ def accuracy_against_time(record: StudyRecord) -> list[Panel]:
     """
     all_levels = levels(record)
     looks = looks_of(all_levels)
-    unit_seconds, unit = time_unit(_maximum(record.epochs.get("train_seconds", [])))
-    top = _maximum(record.epochs[METRIC], default=1.0)
-    bottom = min((value for value in record.epochs[METRIC] if is_number(value)), default=0.0)
+    seconds = _numbers(record, "train_seconds")
+    longest_seconds = float(seconds[np.isfinite(seconds)].max(initial=0.0))
+    unit_seconds, unit = time_unit(longest_seconds)
+    accuracies = _numbers(record, METRIC)
+    accuracies = accuracies[np.isfinite(accuracies)]
+    top, bottom = (float(accuracies.max()), float(accuracies.min())) if len(accuracies) else (1.0, 0.0)
     margin = max(0.02, 0.06 * (top - bottom))
-    longest = _maximum(record.epochs.get("train_seconds", [])) / unit_seconds
+    longest = longest_seconds / unit_seconds
     across, up = x_axes(record, unit_seconds, unit), y_axes(record)
-    rows_of = _measured_rows(record, unit_seconds, [axis["name"] for axis in up])
+    measured = _measured(record, unit_seconds)
+    trials = record.trials.to_dict("records")
     conditions = strata(record)
     if len(conditions) > PANELS_AT_MOST:
         conditions = [{}]
     panels = []
     for stratum in conditions:
         curves = [
-            _Curve(trial, rows_of[trial["trial"]], _level(record, all_levels, trial))
-            for trial in record.trials.to_dict("records")
-            if trial["trial"] in rows_of and all(trial[field] == value for field, value in stratum.items())
+            _Curve(trial, _level(record, all_levels, trial), *measured[trial["trial"]])
+            for trial in trials
+            if trial["trial"] in measured and all(trial[field] == value for field, value in stratum.items())
         ]
         summarised = len(curves) > CURVES_AT_MOST
-        best = (
-            sorted(curves, key=lambda curve: -curve.rows[-1][METRIC])[:BEST_CURVES] if summarised else curves
-        )
+        best = sorted(curves, key=lambda curve: -curve.top1[-1])[:BEST_CURVES] if summarised else curves
+        rows_of = _rows(record, best, unit_seconds, [axis["name"] for axis in up])
         figure: Figure = {
             "data": [
                 *(_bands(curves) + _all_curves(record, curves, looks) if summarised else []),
-                *_curves(record, best, looks, up, NUMBERS_AT_MOST // len(conditions)),
+                *_curves(record, best, rows_of, looks, up, NUMBERS_AT_MOST // len(conditions)),
             ],
             "layout": {
                 "meta": {
@@ -159,21 +169,53 @@ def accuracy_against_time(record: StudyRecord) -> list[Panel]:
 
 @dataclass(frozen=True)
 class _Curve:
-    """A trial with its measured epochs, each with ``epoch``, ``time`` in the panel's unit, and the metrics."""
+    """A trial with its measured epochs: their numbers, when they ended in the panel's unit, and their accuracies."""
 
     trial: Mapping[Hashable, Any]
-    rows: list[dict[str, Any]]
     level: int
+    epochs: list[int]
+    times: list[float]
+    top1: list[float]
 
 
-def _measured_rows(
-    record: StudyRecord, unit_seconds: float, metrics: Sequence[str]
+def _numbers(record: StudyRecord, name: str) -> NDArray[np.float64]:
+    """A column of the table of epochs; NaN where there is no number."""
+    import pandas as pd
+
+    if name not in record.epochs:
+        return np.full(len(record.epochs), np.nan)
+    return pd.to_numeric(record.epochs[name], errors="coerce").to_numpy(float)
+
+
+def _measured(
+    record: StudyRecord, unit_seconds: float
+) -> dict[str, tuple[list[int], list[float], list[float]]]:
+    """{trial: (epochs, times, accuracies)} of those epochs that have a time and an accuracy."""
+    seconds, top1 = _numbers(record, "train_seconds"), _numbers(record, METRIC)
+    known = np.flatnonzero(np.isfinite(seconds) & np.isfinite(top1))
+    names = record.epochs["trial"].to_numpy()[known]
+    found: dict[str, tuple[list[int], list[float], list[float]]] = {}
+    columns = (record.epochs["epoch"].to_numpy(), seconds / unit_seconds, top1)
+    for name, epoch, time, accuracy in zip(
+        names, *(column[known].tolist() for column in columns), strict=True
+    ):
+        epochs, times, accuracies = found.setdefault(name, ([], [], []))
+        epochs.append(epoch)
+        times.append(time)
+        accuracies.append(accuracy)
+    return found
+
+
+def _rows(
+    record: StudyRecord, curves: Sequence[_Curve], unit_seconds: float, metrics: Sequence[str]
 ) -> dict[str, list[dict[str, Any]]]:
+    """{trial: its measured epochs}, each with ``epoch``, ``seconds``, ``time`` in the panel's unit, and the metrics."""
     found: dict[str, list[dict[str, Any]]] = {}
-    if "train_seconds" not in record.epochs:
+    if not curves:
         return found
     wanted = dict.fromkeys(["trial", "epoch", METRIC, "train_seconds", *metrics])
-    for row in record.epochs[list(wanted)].to_dict("records"):
+    table = record.epochs[record.epochs["trial"].isin([curve.trial["trial"] for curve in curves])]
+    for row in table[list(wanted)].to_dict("records"):
         if is_number(row[METRIC]) and is_number(row["train_seconds"]):
             timed = {"seconds": row["train_seconds"], "time": row["train_seconds"] / unit_seconds}
             known = {str(name): value for name, value in row.items()}
@@ -200,32 +242,41 @@ def _ends(curves: Sequence[_Curve], all_levels: Levels) -> list[dict[str, Any]]:
     """A label for each level, where its longest curve ends; none where there is but one level, or very many."""
     if not 1 < len(all_levels) <= LEVELS_AT_MOST:
         return []
-    last: dict[int, dict[str, Any]] = {}
+    last: dict[int, _Curve] = {}
     for curve in curves:
-        end = curve.rows[-1]
-        if curve.level not in last or end["epoch"] > last[curve.level]["epoch"]:
-            last[curve.level] = end
+        if curve.level not in last or curve.epochs[-1] > last[curve.level].epochs[-1]:
+            last[curve.level] = curve
     return [
-        {"text": all_levels.labels[level], "x": end["time"], "y": end[METRIC], "level": level}
-        for level, end in sorted(last.items())
+        {"text": all_levels.labels[level], "x": curve.times[-1], "y": curve.top1[-1], "level": level}
+        for level, curve in sorted(last.items())
     ]
 
 
 def _curves(
-    record: StudyRecord, curves: Sequence[_Curve], looks: Sequence[Look], axes: Sequence[Axis], room: int
+    record: StudyRecord,
+    curves: Sequence[_Curve],
+    rows_of: Mapping[str, list[dict[str, Any]]],
+    looks: Sequence[Look],
+    axes: Sequence[Axis],
+    room: int,
 ) -> list[dict[str, Any]]:
     """A trace for each curve, with its metrics as long as there is room for that many numbers."""
     traces = []
     for curve in curves:
-        series, room = series_of(curve.rows, axes, room)
-        traces.append(_curve(record, curve, looks[curve.level], series))
+        rows = rows_of[curve.trial["trial"]]
+        series, room = series_of(rows, axes, room)
+        traces.append(_curve(record, curve, rows, looks[curve.level], series))
     return traces
 
 
 def _curve(
-    record: StudyRecord, curve: _Curve, look: Look, series: dict[str, list[float | None]]
+    record: StudyRecord,
+    curve: _Curve,
+    rows: list[dict[str, Any]],
+    look: Look,
+    series: dict[str, list[float | None]],
 ) -> dict[str, Any]:
-    rows, trial = curve.rows, curve.trial
+    trial = curve.trial
     symbol, meaning = END_MARKS[trial["state"]][0], state_words(record, trial["state"])
     earlier = len(rows) - 1
     small = 5.0 if len(rows) <= _EPOCHS_WITH_MARKERS else 0.0
@@ -235,8 +286,8 @@ def _curve(
         "type": "scatter",
         "mode": "lines+markers",
         "name": trial["trial"],
-        "x": [_short(row["time"]) for row in rows],
-        "y": [_short(row[METRIC]) for row in rows],
+        "x": list(map(_short, curve.times)),
+        "y": list(map(_short, curve.top1)),
         "line": {"width": 1.8, "dash": look.dash},
         "marker": {
             "size": [small] * earlier + [9],
@@ -255,41 +306,53 @@ def _curve(
 def _all_curves(record: StudyRecord, curves: Sequence[_Curve], looks: Sequence[Look]) -> list[dict[str, Any]]:
     """All curves as one trace for each level, since a browser takes its time for each trace; hidden at first.
 
-    ``meta.trials`` has the label and the number of points of each curve.
+    A long curve is thinned. ``meta.trials`` has the label and the number of points of each curve.
     """
     traces = []
     for level, look in enumerate(looks):
         mine = [curve for curve in curves if curve.level == level]
         if mine:
+            points = [_thinned(curve) for curve in mine]
             traces.append(
                 {
                     "type": "scatter",
                     "mode": "lines",
-                    "x": [x for curve in mine for x in (*(_short(row["time"]) for row in curve.rows), None)],
-                    "y": [y for curve in mine for y in (*(_short(row[METRIC]) for row in curve.rows), None)],
+                    "x": [x for times, _ in points for x in (*map(_short, times), None)],
+                    "y": [y for _, top1 in points for y in (*map(_short, top1), None)],
                     "hovertemplate": "%{text}<br>top-1 %{y:.1%}<extra></extra>",
                     "line": {"width": 0.8, "dash": look.dash},
                     "opacity": 0.45,
                     "meta": {
                         "level": level,
                         "all": True,
-                        "trials": [[trial_label(record, curve.trial), len(curve.rows)] for curve in mine],
+                        "trials": [
+                            [trial_label(record, curve.trial), len(times)]
+                            for curve, (times, _) in zip(mine, points, strict=True)
+                        ],
                     },
                 }
             )
     return traces
 
 
+def _thinned(curve: _Curve) -> tuple[list[float], list[float]]:
+    """(times, accuracies) of at most about :data:`_POINTS_OF_ALL` epochs, evenly spread, with the best one."""
+    number = len(curve.times)
+    if number <= _POINTS_OF_ALL:
+        return curve.times, curve.top1
+    best = max(range(number), key=curve.top1.__getitem__)
+    kept = sorted({best, *np.linspace(0, number - 1, _POINTS_OF_ALL).round().astype(int).tolist()})
+    return [curve.times[at] for at in kept], [curve.top1[at] for at in kept]
+
+
 def _bands(curves: Sequence[_Curve]) -> list[dict[str, Any]]:
     """How the accuracies of the trials that were training at a time are spread: the middle 90% and 50%, the median."""
-    import numpy as np
-
-    times = np.linspace(0, max(curve.rows[-1]["time"] for curve in curves), _BAND_STEPS)
+    times = np.linspace(0, max(curve.times[-1] for curve in curves), _BAND_STEPS)
     at_time = np.full((len(curves), len(times)), np.nan)
     for number, curve in enumerate(curves):
-        own = [row["time"] for row in curve.rows]
+        own = curve.times
         training = (times >= own[0]) & (times <= own[-1])
-        at_time[number, training] = np.interp(times[training], own, [row[METRIC] for row in curve.rows])
+        at_time[number, training] = np.interp(times[training], own, curve.top1)
     enough = (~np.isnan(at_time)).sum(axis=0) >= _TRIALS_FOR_A_QUANTILE
     if not enough.any():
         return []
@@ -348,7 +411,3 @@ def time_unit(longest_seconds: float) -> tuple[float, str]:
     if longest_seconds > 2 * 3600:
         return 3600.0, "hours"
     return (60.0, "minutes") if longest_seconds > 180 else (1.0, "seconds")
-
-
-def _maximum(values: Iterable[Any], default: float = 0.0) -> float:
-    return max((value for value in values if is_number(value)), default=default)

@@ -161,6 +161,7 @@ function themed(id, element) {
 }
 
 function draw(element) {
+  if (!globalThis.Plotly) return;
   const {data, layout} = themed(element.id, element);
   element.drawn = true;
   Plotly.react(element, data, layout, {responsive: !printing, displayModeBar: false});
@@ -229,10 +230,27 @@ addEventListener("resize", () => {
   }, 200);
 });
 
+// Plotly is compressed in the page, and the page can be read and used before it is unpacked.
+async function loadPlotly() {
+  if (!globalThis.DecompressionStream) {
+    for (const chart of charts) chart.textContent = "This browser is older than 2023 and cannot draw the charts.";
+    return;
+  }
+  const packed = document.getElementById("plotly");
+  const bytes = Uint8Array.from(atob(packed.textContent), character => character.charCodeAt(0));
+  const unpacked = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
+  const script = document.createElement("script");
+  script.textContent = await new Response(unpacked).text();
+  packed.replaceWith(script);
+}
+
 // One by one, so that the page can be read and used before the last is drawn.
-setTimeout(function drawNext() {
+function drawNext() {
   const element = charts.find(chart => !chart.drawn);
-  if (!element) return;
+  if (!element || !globalThis.Plotly) return;
   draw(element);
   setTimeout(drawNext);
-});
+}
+
+const plotlyLoaded = loadPlotly();
+plotlyLoaded.then(drawNext);

@@ -1,7 +1,8 @@
 // A chart as an SVG file, in the light theme, and commands into the clipboard.
 const COPIED_MS = 1500;
 
-function downloaded(id) {
+async function downloaded(id) {
+  await plotlyLoaded;
   const root = document.documentElement;
   const was = printing;
   printing = true;

@@ -25,7 +25,7 @@ from nfnet_ray.analysis.setting import (
     setting_results,
     trials_by_setting,
 )
-from nfnet_ray.analysis.tables import STUDY
+from nfnet_ray.analysis.tables import STUDY, once_of_a_record
 from nfnet_ray.analysis.verdict import (
     ASSUMED_SPREAD,
     EQUAL_WITHIN,
@@ -245,6 +245,7 @@ class BestSetting:
         return point_label(asked, self.names)
 
 
+@once_of_a_record
 def best_setting(record: StudyRecord) -> BestSetting | None:
     """The best of all comparable settings (see :func:`setting_results`); None if there is none.
 
@@ -337,7 +338,8 @@ def _own_point(result: SettingResult) -> dict[str, Any]:
     return {field: value for field, value in result.point.items() if value is not ABSENT}
 
 
-def best_per_stratum(record: StudyRecord) -> list[BestSetting]:
+@once_of_a_record
+def best_per_stratum(record: StudyRecord) -> Sequence[BestSetting]:
     """The best setting for each combination of the strata, in the order of the study's space.
 
     Strata without a comparable setting are left out; a study without conditions has one stratum. Of several studies
@@ -394,7 +396,7 @@ def time_to_accuracy(record: StudyRecord, threshold: float) -> pd.DataFrame:
     return table
 
 
-def _best(record: StudyRecord, results: list[SettingResult]) -> BestSetting | None:
+def _best(record: StudyRecord, results: Sequence[SettingResult]) -> BestSetting | None:
     if not results:
         return None
     results, dropped = _in_the_race(record, results)
@@ -428,11 +430,11 @@ class _Ranking(NamedTuple):
     """The numbers of settings, the best first; the results to quote, and whether these are on other images."""
 
     order: list[int]
-    quoted_on: list[SettingResult]
+    quoted_on: Sequence[SettingResult]
     is_held_out: bool
 
 
-def _ranking(record: StudyRecord, results: list[SettingResult]) -> _Ranking:
+def _ranking(record: StudyRecord, results: Sequence[SettingResult]) -> _Ranking:
     split = _on_both_parts(record, results)
     chosen_on, quoted_on = split or (results, results)
     order = sorted(range(len(results)), key=lambda number: -chosen_on[number].top1)

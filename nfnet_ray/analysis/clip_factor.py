@@ -26,6 +26,8 @@ tenth of them may matter. Above the other it hardly leaves a gradient's size alo
 that the clip factor acts as a learning rate does."""
 LEAST_RATIO, LARGEST_RATIO = 1.5, 4.0
 """Of a suggested factor to its neighbour. The paper's grid has 2 (section 4.1)."""
+_MOST_NAMED = 12
+"""Clip factors that are named one by one: a random search has hundreds."""
 
 
 @dataclass(frozen=True)
@@ -293,7 +295,12 @@ def _round(factor: float) -> float:
 
 
 def _named(factors: Sequence[float]) -> str:
+    """All of them, upwards; of many the first and the last."""
     words = [_factor(factor) for factor in factors]
+    if len(words) > _MOST_NAMED:
+        numbers = [word for word, factor in zip(words, factors, strict=True) if not math.isinf(factor)]
+        said = f"{len(numbers):,} factors from {numbers[0]} to {numbers[-1]}"
+        return said if len(numbers) == len(words) else f"{said} and {words[-1]}"
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 

@@ -21,6 +21,7 @@ from nfnet_ray.errors import UserError
 from nfnet_ray.metric import METRIC
 from nfnet_ray.tracking.conditions.fields import Conditions
 from nfnet_ray.tracking.conditions.of_trial import ConditionsOfTrials
+from nfnet_ray.tracking.epoch_metrics import Metrics, columns_of
 from nfnet_ray.tracking.events import StudyDescription, StudyStarted
 from nfnet_ray.tracking.idle import IdleTime
 from nfnet_ray.tracking.labels import ABSENT, short_names
@@ -253,7 +254,7 @@ def study_record(state: StudyState, started: StudyStarted, *, with_epochs: bool 
             "seed": values.get("seed"),
         }
 
-    epoch_rows: list[dict[str, Any]] = []
+    epochs_of: dict[str, list[tuple[int, Metrics]]] = {}
     trial_rows: list[dict[str, Any]] = []
     left_out_rows: list[dict[str, Any]] = []
     rerun_rows: list[dict[str, Any]] = []
@@ -262,10 +263,7 @@ def study_record(state: StudyState, started: StudyStarted, *, with_epochs: bool 
         metrics_by_epoch = sorted(progress.epochs.items())
         is_rerun = trial in state.confirming
         if with_epochs and trial not in outside and not is_rerun:
-            epoch_rows += [
-                {**columns, "epoch": epoch, **metrics} | {"epoch": epoch}
-                for epoch, metrics in metrics_by_epoch
-            ]
+            epochs_of[trial] = metrics_by_epoch
         (left_out_rows if trial in outside else rerun_rows if is_rerun else trial_rows).append(
             {
                 **columns,
@@ -275,15 +273,13 @@ def study_record(state: StudyState, started: StudyStarted, *, with_epochs: bool 
                 **_summary([metrics for _, metrics in metrics_by_epoch]),
             }
         )
-    epochs = pd.DataFrame(
-        epoch_rows, columns=None if epoch_rows else ["trial", *fields, "seed", "epoch", METRIC]
-    )
+    epochs = _table_of_epochs(identity, epochs_of, [*fields, "seed"])
     trials = pd.DataFrame(trial_rows)
     left_out, reruns = (pd.DataFrame(rows, columns=[*trial_rows[0]]) for rows in (left_out_rows, rerun_rows))
     for name in fields:
         # Else as objects: None and NaN are not the same value of a swept field.
         numeric = all(type(columns[name]) in (int, float) for columns in identity.values())
-        for table in (epochs, trials, left_out, reruns):
+        for table in (trials, left_out, reruns, epochs):
             cells = [identity[trial][name] for trial in table["trial"]]
             table[name] = pd.Series(cells, dtype=None if numeric and cells else object)
     return StudyRecord(
@@ -319,13 +315,34 @@ def study_record(state: StudyState, started: StudyStarted, *, with_epochs: bool 
     )
 
 
+def _table_of_epochs(
+    identity: Mapping[str, Mapping[str, Any]],
+    epochs: Mapping[str, Sequence[tuple[int, Metrics]]],
+    columns: Sequence[str],
+) -> pd.DataFrame:
+    """:attr:`StudyRecord.epochs`, column by column: a row for each would take three times as long."""
+    import pandas as pd
+
+    rows = [(trial, *row) for trial, own in epochs.items() for row in own]
+    table = {
+        "trial": [trial for trial, _, _ in rows],
+        **{name: [identity[trial][name] for trial, _, _ in rows] for name in columns},
+        "epoch": [epoch for _, epoch, _ in rows],
+    }
+    metrics = columns_of([metrics for _, _, metrics in rows]) or {METRIC: []}
+    return pd.DataFrame({**metrics, **table})[[*table, *(name for name in metrics if name not in table)]]
+
+
 def _summary(metrics: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """One trial's columns of ``StudyRecord.trials`` from its epochs, in order."""
     import statistics
 
+    columns = columns_of(metrics)
+
     def values(name: str) -> list[float]:
-        found = (row.get(name) for row in metrics)
-        return [value for value in found if value is not None and not math.isnan(value)]
+        return [
+            float(value) for value in columns.get(name, ()) if value is not None and not math.isnan(value)
+        ]
 
     top1, train_seconds, speed, startup = map(
         values, (METRIC, "train_seconds", "images_per_second", "startup_seconds")

@@ -22,12 +22,12 @@ from nfnet_ray.analysis.verdict import EQUAL_WITHIN
 from nfnet_ray.errors import UserError
 from nfnet_ray.metric import METRIC
 from nfnet_ray.recipe import Recipe
-from nfnet_ray.study.decisions import ends
+from nfnet_ray.study.decisions import Decider, Leg, ends, has_ended
 from nfnet_ray.study.halving import FINALISTS, Halving
-from nfnet_ray.study.legs import Legs
+from nfnet_ray.study.legs import Legs, record_decision
 from nfnet_ray.study.recorder import Recorder
 from nfnet_ray.study.study import Study
-from nfnet_ray.tracking.events import Journal
+from nfnet_ray.tracking.events import Journal, TrialOutcome, trial_paused
 from nfnet_ray.tracking.labels import ABSENT
 from nfnet_ray.wording import agree, count
 
@@ -40,6 +40,8 @@ DRAWS = 1000
 """Of a random search, which is cheaper to draw."""
 ETAS = (2.0, 3.0, 4.0)
 _DEFAULT = f"synchronous, eta {Halving().eta:g}"
+# Rules that wait until a trial is certain to be among the best of its rung, or not to be.
+_WHATEVER_THE_ORDER = ("synchronous", "hyperband")
 ENDED_AS_THEY_WOULD = ("finished", "diverged", "failed")
 """States of trials of which all is known that they would have done without early stopping."""
 
@@ -91,10 +93,11 @@ class Pool:
         _check(record)
         curves: dict[str, list[float | None]] = {name: [] for name in record.trials["trial"]}
         seconds: dict[str, list[float]] = {name: [] for name in curves}
-        for row in record.epochs.sort_values("epoch").to_dict("records"):
-            accuracy = row[METRIC]
-            curves[row["trial"]].append(None if accuracy is None or math.isnan(accuracy) else float(accuracy))
-            seconds[row["trial"]].append(float(row.get("train_seconds", math.nan)))
+        epochs = record.epochs.sort_values("epoch")
+        train_seconds = epochs.get("train_seconds", [math.nan] * len(epochs))
+        for trial, accuracy, spent in zip(epochs["trial"], epochs[METRIC], train_seconds, strict=True):
+            curves[trial].append(None if accuracy is None or math.isnan(accuracy) else float(accuracy))
+            seconds[trial].append(float(spent))
         strata: dict[tuple[Any, ...], list[tuple[str, ...]]] = {}
         points = {}
         left_out = 0
@@ -232,27 +235,25 @@ class Pool:
         theirs = dict(zip((trial.name for trial in study.trials()), group.trials, strict=True))
         last, state = ends(study), study.waiting_state()
         recorder = Recorder(cast(Journal, _Unwritten()), state, lambda: None, lambda _said: None)
-        legs = Legs(study, self.images, recorder)
-        while True:
-            while (leg := legs.next()) is not None:
-                legs.start(leg.trial)
-            if not legs.running:
-                return {theirs[name]: trial.epoch for name, trial in state.trials.items()}
-            leg = chance.choice(list(legs.running.values()))
+
+        def train(leg: Leg) -> TrialOutcome | None:
+            """Trains to the end of a leg; how the trial has ended then, None if it has not."""
             name, before = theirs[leg.trial], state.trials[leg.trial].epoch
             lost = next(
                 (epoch for epoch in range(before, leg.until) if self.top1(name, epoch + 1) is None), None
             )
-            if lost is not None:
-                if lost > before:
-                    recorder.record_epoch(leg.trial, lost, {METRIC: self.top1(name, lost)})
-                legs.end(leg.trial, "diverged", None)
-                continue
-            recorder.record_epoch(leg.trial, leg.until, {METRIC: self.top1(name, leg.until)})
-            if leg.until == last[leg.trial]:
-                legs.end(leg.trial, "finished", None)
-            else:
-                legs.pause(leg.trial)
+            if lost is None:
+                recorder.record_epoch(leg.trial, leg.until, {METRIC: self.top1(name, leg.until)})
+                return "finished" if leg.until == last[leg.trial] else None
+            if lost > before:
+                recorder.record_epoch(leg.trial, lost, {METRIC: self.top1(name, lost)})
+            return "diverged"
+
+        if halving.rule in _WHATEVER_THE_ORDER:
+            _all_at_once(Decider(study, self.images), recorder, train)
+        else:
+            _one_by_one(Legs(study, self.images, recorder), train, chance)
+        return {theirs[name]: trial.epoch for name, trial in state.trials.items()}
 
 
 def replay(record: StudyTables, orders: int = ORDERS) -> pd.DataFrame:
@@ -372,6 +373,35 @@ def _row(rule: str, trained: Sequence[Trained], pool: Pool) -> dict[str, Any]:
         "regret_high": float(high),
         "orders": len(trained),
     }
+
+
+def _all_at_once(decider: Decider, recorder: Recorder, train: Callable[[Leg], TrialOutcome | None]) -> None:
+    """All trials come to their rungs before anything is decided, which is much less to decide."""
+    trials = recorder.state.trials.values()
+    while waiting := [trial for trial in trials if not has_ended(trial, ())]:
+        for trial in waiting:
+            leg = decider.leg(trial)
+            if (outcome := train(leg)) is not None:
+                recorder.end_trial(leg.trial, outcome, None)
+            else:
+                recorder.record(trial_paused(leg.trial, leg.until, leg.until_seconds))
+        while decisions := decider.decisions(recorder.state, (), ()):
+            for decision in decisions:
+                record_decision(recorder, decision, decider.where(decision))
+
+
+def _one_by_one(legs: Legs, train: Callable[[Leg], TrialOutcome | None], chance: random.Random) -> None:
+    """All trials run at once and come to their rungs in a random order."""
+    while True:
+        while (leg := legs.next()) is not None:
+            legs.start(leg.trial)
+        if not legs.running:
+            return
+        leg = chance.choice(list(legs.running.values()))
+        if (outcome := train(leg)) is not None:
+            legs.end(leg.trial, outcome, None)
+        else:
+            legs.pause(leg.trial)
 
 
 def _merged(parts: Iterable[Trained]) -> Trained:

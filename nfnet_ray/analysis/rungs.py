@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from nfnet_ray.analysis.inference.rank_correlation import RankCorrelation, rank_correlation
 from nfnet_ray.analysis.record import StudyRecord
 from nfnet_ray.analysis.setting import trials_by_setting
+from nfnet_ray.analysis.tables import once_of_a_record
 from nfnet_ray.metric import METRIC
 from nfnet_ray.recipe import ScheduleRecipe
 from nfnet_ray.study.halving import Halving
@@ -77,7 +78,8 @@ class BudgetPoint:
     settings: int
 
 
-def rung_summaries(record: StudyRecord) -> list[RungSummary]:
+@once_of_a_record
+def rung_summaries(record: StudyRecord) -> Sequence[RungSummary]:
     """The rungs at which trials were given up, earliest first.
 
     Of a study without early stopping they are those at which the default rule would have compared. None where trials

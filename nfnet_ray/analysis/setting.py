@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from nfnet_ray.analysis.inference.intervals import accuracy_interval
 from nfnet_ray.analysis.inference.paired import Bits, paired_accuracy_interval
-from nfnet_ray.analysis.tables import STUDY, StudyTables
+from nfnet_ray.analysis.tables import STUDY, StudyTables, once_of_a_record
 from nfnet_ray.correct_images import CorrectImages
 
 
@@ -58,7 +58,7 @@ class SettingResult:
         images: which images each seed had right; None where the journal does not say.
     """
 
-    point: dict[str, Any]
+    point: Mapping[str, Any]
     top1: float
     low: float
     high: float
@@ -68,7 +68,7 @@ class SettingResult:
 
 
 def setting_result(
-    point: dict[str, Any], top1: Sequence[float], validation_images: int, images: SettingImages | None
+    point: Mapping[str, Any], top1: Sequence[float], validation_images: int, images: SettingImages | None
 ) -> SettingResult:
     """The result of a setting from the accuracy of each seed, with its interval."""
     if images is not None and images.measured.any():
@@ -79,7 +79,8 @@ def setting_result(
     return SettingResult(point, sum(top1) / len(top1), low, high, tuple(top1), validation_images, images)
 
 
-def setting_results(record: StudyTables) -> list[SettingResult]:
+@once_of_a_record
+def setting_results(record: StudyTables) -> Sequence[SettingResult]:
     """The settings that can be compared, in the order of the study's space.
 
     A setting counts when at least one of its trials has finished and none was stopped early, diverged or
@@ -107,7 +108,10 @@ def _validation_images(record: StudyTables, trial: str) -> int:
     return record.parts[str(study)].study["data"]["validation_images"]
 
 
-def trials_by_setting(record: StudyTables) -> list[tuple[dict[str, Any], list[dict[Hashable, Any]]]]:
+@once_of_a_record
+def trials_by_setting(
+    record: StudyTables,
+) -> Sequence[tuple[Mapping[str, Any], Sequence[Mapping[Hashable, Any]]]]:
     """Each point of the space with its trials, in the order of the trials' plan."""
     settings: dict[tuple[Any, ...], list[dict[Hashable, Any]]] = {}
     for trial in record.trials.to_dict("records"):

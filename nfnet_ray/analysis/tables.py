@@ -6,8 +6,9 @@ record's docstring explains.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol
+import functools
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from nfnet_ray.correct_images import CorrectImages
 from nfnet_ray.tracking.conditions.fields import Conditions
@@ -49,3 +50,26 @@ class StudyTables(Protocol):
     @property
     def rungs_in_seconds(self) -> bool: ...
     def correct(self, trial: str, epoch: int) -> CorrectImages | None: ...
+
+
+Record = TypeVar("Record")
+Found = TypeVar("Found")
+
+
+def once_of_a_record(find: Callable[[Record], Found]) -> Callable[[Record], Found]:
+    """Keeps with a record what a function finds in it, since a report asks for the same a dozen times.
+
+    As with :func:`functools.cached_property` nobody may change what is found. A record that is made from another one,
+    by :func:`dataclasses.replace`, is asked anew.
+    """
+    name = f"{find.__module__}.{find.__qualname__}"
+
+    @functools.wraps(find)
+    def known(record: Record) -> Found:
+        kept: dict[str, Any] = vars(record)
+        if name not in kept:
+            kept[name] = find(record)
+        found: Found = kept[name]
+        return found
+
+    return known

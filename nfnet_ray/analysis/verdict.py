@@ -98,6 +98,8 @@ def paired_settings(a: SettingResult, b: SettingResult) -> PairedDifference | No
     both = a.images.measured & b.images.measured
     if both.sum() < 2:
         return None
+    if both.all():
+        return paired_difference(a.images.correct, b.images.correct)
     return paired_difference(a.images.correct[:, both], b.images.correct[:, both])
 
 

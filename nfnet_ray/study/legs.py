@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from nfnet_ray.study.confirmation import FindWinners, planned_reruns
 from nfnet_ray.study.contenders import FindContenders, further_trials
-from nfnet_ray.study.decisions import Decider, Leg, has_ended
+from nfnet_ray.study.decisions import Decider, Decision, Leg, has_ended
 from nfnet_ray.study.recorder import Recorder
 from nfnet_ray.study.search.upcoming import Waiting, has_proposals, next_proposal
 from nfnet_ray.study.study import Study, Trial
@@ -158,16 +158,19 @@ class Legs:
         state = self._recorder.state
         while decisions := self._decider.decisions(state, self.running, self._again):
             for decision in decisions:
-                where, epoch = self._decider.where(decision), decision.epoch
-                if decision.verdict == "promoted":
-                    rung = None if decision.rung == epoch else decision.rung
-                    said = None if where == f"at epoch {epoch}" else where
-                    event = trial_promoted(decision.trial, epoch, decision.reason, rung, said)
-                    self._recorder.record(event)
-                else:
-                    why = f"given up {where}: {decision.reason}"
-                    self._recorder.end_trial(decision.trial, "stopped", why)
+                record_decision(self._recorder, decision, self._decider.where(decision))
             if self._recorder.lost:
                 return
             if self._study.halving and self._study.halving.in_seconds:
                 self._record_pauses()  # a long epoch may reach two rungs at once
+
+
+def record_decision(recorder: Recorder, decision: Decision, where: str) -> None:
+    """Records that a trial continues or is given up; ``where`` in words."""
+    epoch = decision.epoch
+    if decision.verdict == "promoted":
+        rung = None if decision.rung == epoch else decision.rung
+        said = None if where == f"at epoch {epoch}" else where
+        recorder.record(trial_promoted(decision.trial, epoch, decision.reason, rung, said))
+    else:
+        recorder.end_trial(decision.trial, "stopped", f"given up {where}: {decision.reason}")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,12 +84,21 @@ def test_settings_are_compared_image_by_image_where_the_images_are_known(tmp_pat
     assert 0 < found.low < 0.015 < found.high
     assert "better than clip_factor 0.01 (" in best.sentence()
     assert "probability of being better" in best.sentence()
-    record.correct_images.clear()  # type: ignore[attr-defined]
-    unpaired = best_setting(record)
+    unpaired = best_setting(replace(record, correct_images={}))
     assert unpaired is not None
     assert not unpaired.contrasts[0].is_paired
     assert unpaired.contrasts[0].low < found.low
     assert "somewhat optimistic" in unpaired.caution()
+
+
+def test_an_answer_is_worked_out_once_of_a_record_and_anew_of_another(tmp_path: Path) -> None:
+    record = study_with_bits(tmp_path, [[0.8], [0.9]], 360)
+    best = best_setting(record)
+    assert best is not None
+    assert best_setting(record) is best
+    other = best_setting(replace(record, trials=record.trials.assign(last_top1=[0.9, 0.8])))
+    assert other is not None
+    assert other.best.point != best.best.point
 
 
 def test_settings_that_hardly_differ_are_equal_for_practice(tmp_path: Path) -> None:

@@ -5,13 +5,16 @@ Takes about two seconds, most of it Chromium.
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import tomllib
+import zlib
 from pathlib import Path
 
 import pytest
 from jinja2 import UndefinedError
+from plotly.offline import get_plotlyjs
 
 from dashboards.page import TEMPLATES, render_page
 from dashboards.report import write_report
@@ -58,6 +61,14 @@ def test_a_value_cannot_leave_its_place_in_the_page(tmp_path: Path) -> None:
 def test_a_fact_that_a_template_needs_is_not_left_out_silently() -> None:
     with pytest.raises(UndefinedError, match="'report' is undefined"):
         render_page("report.html.jinja", [])
+
+
+def test_the_page_has_plotly_in_less_than_half_of_its_size(tmp_path: Path) -> None:
+    write_journal(tmp_path, agc_sweep())
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    [packed] = re.findall(r'<script type="text/plain" id="plotly">([^<]*)</script>', page)
+    assert zlib.decompress(base64.b64decode(packed)).decode() == get_plotlyjs()
+    assert len(page) < len(get_plotlyjs()) / 2
 
 
 @pytest.mark.parametrize("trials", [12, 60], ids=["a short table", "a table in pages"])

@@ -385,6 +385,31 @@ def test_of_many_trials_the_best_have_curves_and_the_table_has_pages(tmp_path: P
     assert rows[0]["data-trial"] == "agc_sweep-59"  # the best first
 
 
+def test_long_curves_of_many_trials_are_thinned_but_keep_their_ends_and_their_best(tmp_path: Path) -> None:
+    started = study_started(
+        {"schedule.base_learning_rate": [number / 100 for number in range(1, 42)]}, epochs=200
+    )
+    events: list[Event] = [started]
+    for number, trial in enumerate(started["trials"]):
+        top1 = [(epoch + number) / 1000 for epoch in range(200)]
+        top1[number] = 0.999
+        events += trial_events(trial["name"], 1.0, top1, seconds_per_epoch=1.0)
+    figures: Any = report(tmp_path, events).data["figures"]
+    whole = [t for t in figures["time-0"]["data"] if not t["meta"].get("all") and "band" not in t["meta"]]
+    assert {len(t["x"]) for t in whole} == {200}
+    curves = []
+    for trace in figures["time-0"]["data"]:
+        at = 0
+        for _, points in trace["meta"].get("trials", ()):
+            curves.append((trace["x"][at : at + points], trace["y"][at : at + points]))
+            at += points + 1
+    assert len(curves) == 41
+    for x, y in curves:
+        assert 50 <= len(x) == len(y) <= 51
+        assert (x == sorted(x), max(y)) == (True, 0.999)
+        assert (x[0], x[-1]) == pytest.approx((1 / 60, 200 / 60), rel=1e-3)
+
+
 def test_the_command_line_finds_a_study_by_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

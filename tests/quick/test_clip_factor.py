@@ -62,6 +62,15 @@ def test_an_optimum_at_the_largest_factor_is_followed_upwards() -> None:
     )
 
 
+def test_of_many_factors_the_first_and_the_last_are_named() -> None:
+    tried: dict[float, float | None] = {
+        number / 1000: 0.9 - abs(number - 20) / 1000 for number in range(1, 41)
+    }
+    assert suggested(tried).reasoning.startswith("The best of 40 factors from 0.001 to 0.04 is 0.02")
+    with_none = suggested(tried | {NONE: 0.5}).reasoning
+    assert with_none.startswith("The best of 40 factors from 0.001 to 0.04 and no clipping is 0.02")
+
+
 def test_no_clipping_that_diverged_does_not_bound_the_search() -> None:
     found = suggested({0.01: 0.90, 0.02: 0.95, 0.04: 0.98, NONE: None})
     assert found.factor == 0.07

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import random
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from nfnet_ray.analysis import StudyRecord, load_study, rung_sentences, rung_summaries
 from nfnet_ray.analysis.inference.rank_correlation import rank_correlation
@@ -34,6 +36,19 @@ def record_of(
 
 def curve(rung: float, end: float) -> list[float]:
     return [0.1, rung, rung, rung, rung, end]
+
+
+@pytest.mark.parametrize("levels", [3, 1000])
+def test_equal_accuracies_share_a_rank(levels: int) -> None:
+    draw = random.Random(levels)
+    pairs = [(draw.randrange(levels) / 7, draw.randrange(levels) / 9) for _ in range(40)]
+    found = rank_correlation([[pairs]])
+    assert found.value == pytest.approx(stats.spearmanr(*zip(*pairs, strict=True)).statistic, abs=1e-12)
+    tau = stats.kendalltau(*zip(*pairs, strict=True)).statistic
+    unbiased = (41 * found.value - 3 * tau) / 38
+    far = math.atanh(max(found.value, unbiased) + 6 / (40 * (40**2 - 1)))
+    reach = 1.959964 * math.sqrt((1 + math.tanh(far) ** 2 / 2) / 37)
+    assert found.high == pytest.approx(math.tanh(far + reach), abs=1e-6)
 
 
 @pytest.mark.parametrize(("trials", "strata"), [(6, 1), (12, 4), (40, 1)])

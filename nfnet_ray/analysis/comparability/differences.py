@@ -7,6 +7,7 @@ network's own recipe, is told quietly; so are image sizes where each network has
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -166,8 +167,13 @@ def _fact(name: str, conditions: Conditions) -> Fact:
 
 
 def _own_size(name: str, conditions: Conditions) -> int | None:
+    return _published_size(str(conditions["network"].value), _OWN_SIZES[name])
+
+
+@functools.cache
+def _published_size(network: str, name: str) -> int | None:
     try:
-        return int(getattr(get_model(str(conditions["network"].value)), _OWN_SIZES[name]))
+        return int(getattr(get_model(network), name))
     except UserError:  # of a version that knows other networks
         return None
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from nfnet_ray.analysis.comparability.differences import ConditionDifference, condition_differences, texts
-from nfnet_ray.analysis.tables import StudyTables
+from nfnet_ray.analysis.tables import StudyTables, once_of_a_record
 from nfnet_ray.tracking.conditions.fields import VERSIONS
 from nfnet_ray.wording import in_a_row
 
@@ -88,6 +88,7 @@ def not_one_accuracy(record: StudyTables) -> str:
     return f"they differ in {in_a_row(labels)}" if labels else ""
 
 
+@once_of_a_record
 def comparability(record: StudyTables) -> Comparability:
     """Which of a record's trials may share axes, and what differs between those that do."""
     differences = condition_differences(record)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +40,7 @@ class Term:
 
 
 def terms_of(
-    tables: StudyTables, points: Sequence[dict[str, Any]], bins: int | None = None
+    tables: StudyTables, points: Sequence[Mapping[str, Any]], bins: int | None = None
 ) -> tuple[Term, ...]:
     """A term for each field that has two levels or more among the points."""
     terms = []

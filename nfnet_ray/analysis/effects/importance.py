@@ -74,7 +74,7 @@ class _FTest:
 
 def _shares(tests: dict[str, _FTest], n: int) -> dict[str, tuple[float, float, float, float]]:
     """{field: (share, low, high, p value)}: noncentralities, in relation to those of all fields and of the noise, n."""
-    from scipy.stats import f
+    from scipy.special import fdtrc
 
     central = {field: max(0.0, (test.ratio - 1) * test.more) for field, test in tests.items()}
     found = {}
@@ -82,28 +82,31 @@ def _shares(tests: dict[str, _FTest], n: int) -> dict[str, tuple[float, float, f
         rest = sum(central.values()) - central[field] + n
         bounds = [_noncentrality(test, level) for level in (0.975, 0.025)]
         share, low, high = (value / (value + rest) for value in (central[field], *bounds))
-        found[field] = (share, low, high, float(f.sf(test.ratio, test.more, test.freedom)))
+        found[field] = (share, low, high, float(fdtrc(test.more, test.freedom, max(0.0, test.ratio))))
     return found
 
 
 def _noncentrality(test: _FTest, level: float) -> float:
     """The noncentrality at which an F as small as the test's has the probability ``level``; 0 if there is none."""
-    from scipy.optimize import brentq
-    from scipy.stats import ncf
+    from scipy.special import ncfdtr  # scipy.stats and scipy.optimize take a second to import
 
     # The noncentrality of a large ratio is proportional to it, and scipy's function is NaN at far larger ones.
     scale = max(1.0, test.ratio / _LARGEST_RATIO)
     ratio = test.ratio / scale
 
     def above(noncentrality: float) -> float:
-        return float(ncf.cdf(ratio, test.more, test.freedom, noncentrality)) - level
+        return float(ncfdtr(test.more, test.freedom, noncentrality, ratio)) - level
 
-    if above(1e-9) <= 0:
+    low = 1e-9
+    if above(low) <= 0:
         return 0.0
     high = max(4.0, 4 * ratio * test.more)
     while above(high) > 0 and high < 1e9:
         high *= 2
-    return scale * float(brentq(above, 1e-9, high, rtol=1e-6))
+    while high > low * (1 + 1e-6):  # bisection of the logarithm
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if above(middle) > 0 else (low, middle)
+    return scale * low
 
 
 def importance_sentence(table: pd.DataFrame, names: dict[str, str]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +48,7 @@ class CompletedSettings:
     """
 
     where: str
-    points: tuple[dict[str, Any], ...]
+    points: tuple[Mapping[str, Any], ...]
     top1: Floats
     measured: int
     imputed: int
@@ -144,7 +144,7 @@ def settings_at(tables: StudyTables, stage: Stage) -> CompletedSettings:
     return CompletedSettings(stage.where, points, means, len(trials), 0)
 
 
-def _means(tables: StudyTables, complete: Completed) -> tuple[tuple[dict[str, Any], ...], Floats]:
+def _means(tables: StudyTables, complete: Completed) -> tuple[tuple[Mapping[str, Any], ...], Floats]:
     """The settings of which every trial is there, and the mean over their seeds."""
     place = {trial: number for number, trial in enumerate(complete.trials)}
     points, columns = [], []
@@ -157,7 +157,7 @@ def _means(tables: StudyTables, complete: Completed) -> tuple[tuple[dict[str, An
 
 
 def _pair(stage: CompletedSettings, terms: Sequence[Term], a: Term, b: Term) -> list[tuple[Any, ...]]:
-    from scipy.stats import f
+    from scipy.special import fdtrc
 
     n = len(stage.points)
     plain = design_of(terms, n)
@@ -170,7 +170,7 @@ def _pair(stage: CompletedSettings, terms: Sequence[Term], a: Term, b: Term) -> 
     p_value = math.nan
     if whole.freedom:
         ratio = (without.squares - whole.squares) / more / np.maximum(whole.spread, 1e-300)
-        p_value = float(np.median(f.sf(ratio, more, whole.freedom)))
+        p_value = float(np.median(fdtrc(more, whole.freedom, np.maximum(ratio, 0.0))))
     starts = {}
     start = 1
     for term in terms:

@@ -93,7 +93,7 @@ class Optimum:
 
 def fit_parabola(x: Floats, top1: Floats, noise: Noise, others: Floats) -> Parabola:
     """Fits the accuracies (n,) at the places (n,); ``others`` (n, m) are centred columns of other fields."""
-    from scipy.stats import f
+    from scipy.special import fdtrc  # scipy.stats takes a second to import
 
     design = np.column_stack([np.ones_like(x), x, x**2, others])
     points = len(x)
@@ -111,17 +111,19 @@ def fit_parabola(x: Floats, top1: Floats, noise: Noise, others: Floats) -> Parab
     level = max(squares / freedom if freedom else 0.0, known / max(freedom, 1))
     seeded = bool(noise.seeds.any())
     bottom = freedom if not seeded or squares > known else max(freedom, noise.freedom)
-    explains = float(f.sf(lost / 2 / level, 2, bottom)) if level > 0 else 0.0
+    explains = float(fdtrc(2, bottom, max(0.0, lost / 2 / level))) if level > 0 else 0.0
     lacks = []
     if seeded and freedom > 0:
         expected = left @ noise.covariance @ left
         quadratic = float(residuals @ np.linalg.pinv(expected, hermitian=True, rcond=1e-9) @ residuals)
-        lacks.append(float(f.sf(quadratic / freedom, freedom, noise.freedom)))
+        lacks.append(float(fdtrc(freedom, noise.freedom, max(0.0, quadratic / freedom))))
     if freedom >= _FREEDOM_FOR_A_QUARTIC and len(set(x)) > 5:
         wider = np.column_stack([design, x**3, x**4])
         rest = float(((top1 - wider @ (np.linalg.pinv(wider) @ top1)) ** 2).sum())
         if rest > 0:
-            lacks.append(float(f.sf((squares - rest) / 2 / (rest / (freedom - 2)), 2, freedom - 2)))
+            lacks.append(
+                float(fdtrc(2, freedom - 2, max(0.0, (squares - rest) / 2 / (rest / (freedom - 2)))))
+            )
     lack = min([1.0, *(len(lacks) * one for one in lacks)])  # Bonferroni
     return Parabola(
         x, beta, solver, noise, extra, freedom, explains, lack, float(np.sqrt(extra * freedom / points))

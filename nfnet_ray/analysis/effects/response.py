@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -223,7 +223,7 @@ def _response(
     tables: StudyTables,
     field: str,
     stratum: dict[str, Any],
-    at_stage: Sequence[tuple[Stage, list[SettingResult]]],
+    at_stage: Sequence[tuple[Stage, Sequence[SettingResult]]],
 ) -> Response | None:
     """None where the field has too few different numbers to ask for a curve."""
     logarithmic = is_logarithmic(tables, field)
@@ -283,7 +283,7 @@ def _given_up(rows: pd.DataFrame, fields: Sequence[str], measured: set[tuple[Any
     return len({tuple(row[field] for field in fields) for row in stopped.to_dict("records")} - measured)
 
 
-def _other_fields(tables: StudyTables, points: Sequence[dict[str, Any]], field: str) -> Floats:
+def _other_fields(tables: StudyTables, points: Sequence[Mapping[str, Any]], field: str) -> Floats:
     """(n, m) centred columns of the other fields with ranges: a parabola in the numbers, and whether it is none."""
     columns = []
     for name in tables.fields:

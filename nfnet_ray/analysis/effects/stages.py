@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from nfnet_ray.analysis.tables import StudyTables
+from nfnet_ray.analysis.tables import StudyTables, once_of_a_record
 from nfnet_ray.metric import METRIC
 from nfnet_ray.wording import count
 
@@ -34,7 +34,8 @@ class Stage:
         return len(self.top1) - len(self.epoch)
 
 
-def stages(tables: StudyTables) -> list[Stage]:
+@once_of_a_record
+def stages(tables: StudyTables) -> Sequence[Stage]:
     """The rungs at which trials were given up, the earliest first, and then the end.
 
     A trial is at a rung if it was measured there; with rungs in seconds and with stretched schedules, if it paused
@@ -50,9 +51,11 @@ def stages(tables: StudyTables) -> list[Stage]:
             rungs.add(max(paused))
         elif not tables.rungs_in_seconds:
             rungs.add(int(epochs))
+    # Few of the epochs are asked for, if any.
+    at_rungs = tables.epochs if by_pauses and rungs else tables.epochs[tables.epochs["epoch"].isin(rungs)]
     measured = {
         (trial, int(epoch)): float(top1)
-        for trial, epoch, top1 in zip(*(tables.epochs[n] for n in ("trial", "epoch", METRIC)), strict=True)
+        for trial, epoch, top1 in zip(*(at_rungs[n] for n in ("trial", "epoch", METRIC)), strict=True)
         if not math.isnan(top1)
     }
     diverged = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -99,7 +99,7 @@ def health_lines(cards: list[HealthCard]) -> list[tuple[str, str]]:
     return [(f"GOOD: nothing looks wrong; checked: {', '.join(card.name for card in cards)}.", "")]
 
 
-def _edges(record: StudyRecord, answers: list[BestSetting]) -> Iterator[HealthCard]:
+def _edges(record: StudyRecord, answers: Sequence[BestSetting]) -> Iterator[HealthCard]:
     """A card for the first field whose best value is the outermost one that was tried, once all trials have ended.
 
     Not for a condition: each of its values has a best setting of its own, so the outermost ones always have one.
@@ -186,7 +186,7 @@ def _wider(record: StudyRecord, field: str, domain: Any, edge: Literal["low", "h
     return wider
 
 
-def _effect(record: StudyRecord, answers: list[BestSetting]) -> Iterator[HealthCard]:
+def _effect(record: StudyRecord, answers: Sequence[BestSetting]) -> Iterator[HealthCard]:
     """Whether a value of the field in question is worse than the best one, in any stratum."""
     compared = [answer for answer in answers if len(_values(record, answer)) > 1]
     if not compared or not record.trials["state"].isin(ENDED).all():
@@ -301,7 +301,7 @@ def _lost(record: StudyRecord) -> Iterator[HealthCard]:
     yield HealthCard("lost trials", status, f"{said}. The table of trials has the reasons.")
 
 
-def _published(record: StudyRecord, answers: list[BestSetting]) -> Iterator[HealthCard]:
+def _published(record: StudyRecord, answers: Sequence[BestSetting]) -> Iterator[HealthCard]:
     """Whether the best setting is better than the values that the study's Recipe, or its model, comes with."""
     try:
         base = Recipe.from_values(record.study["recipe"])

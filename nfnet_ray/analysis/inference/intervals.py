@@ -85,7 +85,7 @@ def _seed_half_width(error_a: float, error_b: float, seeds_a: int, seeds_b: int)
     """Half of Welch's 95% interval, from squared standard errors; Student's where ``error_b`` is 0."""
     if error_a + error_b == 0:
         return 0.0
-    from scipy.stats import t  # takes a second to import
+    from scipy.special import stdtrit  # scipy.stats takes a second to import
 
     freedom = (error_a + error_b) ** 2 / (error_a**2 / max(seeds_a - 1, 1) + error_b**2 / max(seeds_b - 1, 1))
-    return float(t.ppf(0.975, freedom)) * math.sqrt(error_a + error_b)
+    return float(stdtrit(freedom, 0.975)) * math.sqrt(error_a + error_b)

@@ -97,6 +97,8 @@ class Parts:
         from scipy.special import ndtri, stdtrit  # takes a while to import
 
         quantile = (1 + np.asarray(confidence)) / 2
+        if self.is_difference and not np.any(self.seeds):
+            return np.asarray(ndtri(quantile) * np.sqrt(self.images))
         of_seeds = np.where(self.seeds > 0, stdtrit(self.freedom, quantile), 0.0)
         in_squares = np.asarray(np.sqrt(ndtri(quantile) ** 2 * self.images + of_seeds**2 * self.seeds))
         if self.is_difference:
@@ -112,7 +114,13 @@ class Parts:
 
         It is the posterior probability under a flat prior, and above 97.5% just where the 95% interval lies above it.
         """
+        from scipy.special import ndtr
+
         distance = np.asarray(self.value - threshold)
+        if self.is_difference and not np.any(self.seeds):  # of images alone it is that of a normal variate
+            with np.errstate(divide="ignore", invalid="ignore"):
+                errors = np.where(distance == 0, 0.0, distance / np.sqrt(self.images))
+            return np.asarray(ndtr(errors))
         low, high = np.zeros_like(distance), np.ones_like(distance)
         for _ in range(40):  # bisection: half_width grows with the confidence
             middle = (low + high) / 2
@@ -192,9 +200,12 @@ def paired_accuracy_interval(bits: Bits) -> tuple[float, float]:
     Of a single seed it is Wilson's, for the draw of the images. Of several it covers images and seeds; the images' part
     has Wilson's shape, for as many images as have the standard error that the bits show.
     """
+    images = bits.shape[1]
+    if len(bits) == 1:
+        return wilson_interval(float(bits.mean()), images)
     parts = setting_parts(Moments.of(bits))
-    mean, images = float(parts.value), bits.shape[1]
-    if len(bits) > 1 and 0 < mean < 1:
+    mean = float(parts.value)
+    if 0 < mean < 1:
         images = int(min(mean * (1 - mean) / max(float(parts.images), 1e-12), 1e9))
     low, high = wilson_interval(mean, max(images, bits.shape[1]))
     # Of the seeds alone.
@@ -235,19 +246,21 @@ def paired_difference(a: Bits, b: Bits) -> PairedDifference:
     two differ, one each way; its coverage is 93 to 97% where 20 images or more are judged differently, and above where
     fewer are (``tests/dashboards/test_paired.py`` adds it up exactly).
     """
-    moments = Moments.of(np.concatenate([a, b]))
-    parts = difference_parts(moments, len(a))
     several = min(len(a), len(b)) > 1
-    disagreement = float((a[:, None, :] != b[None, :, :]).mean())
-    if len(a) == len(b) == 1:
-        only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
-        parts = bonett_price(np.asarray(only_a), np.asarray(only_b), moments.images)
-        p_value: float | None = mcnemar(only_a, only_b)
-    else:
-        p_value = None
-    half = float(parts.half_width())
-    observed = float(moments.mean[: len(a)].mean() - moments.mean[len(a) :].mean())
+    p_value: float | None = None
     luck = 0.0
+    if len(a) == len(b) == 1:
+        images = a.shape[1]
+        only_a, only_b = int(np.count_nonzero(a & ~b)), int(np.count_nonzero(b & ~a))
+        parts = bonett_price(np.asarray(only_a), np.asarray(only_b), images)
+        p_value = mcnemar(only_a, only_b)
+        observed, disagreement = (only_a - only_b) / images, (only_a + only_b) / images
+    else:
+        moments = Moments.of(np.concatenate([a, b]))
+        parts = difference_parts(moments, len(a))
+        observed = float(moments.mean[: len(a)].mean() - moments.mean[len(a) :].mean())
+        disagreement = float((a[:, None, :] != b[None, :, :]).mean())
+    half = float(parts.half_width())
     if several:
         luck = float(
             interaction(moments.only(range(len(a))))
@@ -276,6 +289,7 @@ def bonett_price(only_a: NDArray[Any], only_b: NDArray[Any], images: int) -> Par
 
 def mcnemar(only_a: int, only_b: int) -> float:
     """The two-sided p value of McNemar's exact test, from how many images just one of two trials has right."""
-    from scipy.stats import binomtest
+    from scipy.special import bdtr  # scipy.stats takes a second to import
 
-    return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
+    # Both tails of a symmetric distribution; the middle belongs to both.
+    return min(1.0, 2 * float(bdtr(min(only_a, only_b), only_a + only_b, 0.5)))

@@ -60,11 +60,11 @@ def smallest_difference(noise: PairNoise, design: Design) -> float:
     of_seeds = 2 * noise.luck / (design.images * design.seeds)
     if design.seeds == 1:
         return (Z_95 + Z_80) * math.sqrt(of_images + of_seeds)
-    from scipy.stats import t  # takes a second to import
+    from scipy.special import stdtrit  # scipy.stats takes a second to import
 
     of_seeds += 2 * noise.seeds / design.seeds
     freedom = 2 * (design.seeds - 1)
-    half_width = math.sqrt(Z_95**2 * of_images + float(t.ppf(0.975, freedom)) ** 2 * of_seeds)
+    half_width = math.sqrt(Z_95**2 * of_images + float(stdtrit(freedom, 0.975)) ** 2 * of_seeds)
     return half_width + Z_80 * math.sqrt(of_images + of_seeds)
 
 
