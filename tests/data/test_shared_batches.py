@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from nfnet_ray.data.files.dataset import Dataset, open_dataset
 from nfnet_ray.data.loading import sharing as sharing_module
 from nfnet_ray.data.loading import stream as stream_module
 from nfnet_ray.data.loading.loader import TrainLoader
-from nfnet_ray.data.loading.sharing import Sharing
+from nfnet_ray.data.loading.sharing import Sharing, ahead
 from nfnet_ray.data.loading.stream import LEAST_SLOTS, Stream, slot_bytes, slot_for
 from nfnet_ray.recipe import DataRecipe, MixingRecipe, ProgressiveRecipe, RandAugmentRecipe
 from tests.deadlines import HANG_SECONDS
@@ -42,6 +42,7 @@ RECIPES = {
     "decoded crops and AutoAugment": replace(
         PLAIN, crop="random_resized", image_size=24, autoaugment=True, resident="never"
     ),
+    "decoded crops and mixing": replace(PLAIN, crop="random_resized", image_size=24, mixing=MixingRecipe()),
     "growing": replace(
         PLAIN,
         mixing=MixingRecipe(cutmix_alpha=None),
@@ -179,6 +180,43 @@ def test_processes_at_work_at_once_share_the_work(
     assert sum(made) < 2 * EPOCHS * BATCHES
 
 
+def test_for_a_gpu_decoded_images_are_shared_and_each_process_augments_them(
+    start: Callable[..., Process], own: Callable[..., list[TrainBatch]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it is done for a GPU, but on the CPU; a thread takes them in advance."""
+    recipe = RECIPES["decoded crops and mixing"]
+    one, other = start(recipe), start(recipe)
+    for process in (one, other):
+        monkeypatch.setattr(process.loader, "_augments_on_device", True)
+    first, second = one.batches(), other.batches()
+    got: list[list[TrainBatch]] = [[next(first)], [next(second)]]
+    for batches, mine in ((first, got[0]), (second, got[1])):
+        mine += list(batches)
+        all_same(mine, own(recipe))
+    # The second one came when the first one was at rest, some batches ahead.
+    assert one.sharing.taken + other.sharing.taken > 0
+    assert [thread.name for thread in threading.enumerate() if thread.name == "shared-batches"] == []
+
+
+def test_on_a_gpu_it_is_off_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = torch.device("cuda")
+    assert not Sharing().is_on_for(gpu)
+    monkeypatch.setenv(sharing_module.VARIABLE, "1")
+    assert Sharing().is_on_for(gpu)
+    assert not Sharing(False).is_on_for(gpu)
+
+
+def test_what_fails_in_advance_fails_in_its_turn() -> None:
+    def records() -> Generator[dict[str, torch.Tensor], None, None]:
+        yield {"one": torch.zeros(1)}
+        raise ValueError("two")
+
+    with ahead(records(), 3) as arriving:
+        assert next(arriving)["one"] == 0
+        with pytest.raises(ValueError, match="two"):
+            next(arriving)
+
+
 @pytest.mark.parametrize("changes", [{"seed": 4}, {"batch_size": 8}, {"recipe": PLAIN}], ids=str)
 def test_other_batches_are_not_shared(start: Callable[..., Process], changes: dict[str, int]) -> None:
     one, other = start(), start(**changes)
@@ -227,7 +265,7 @@ def test_a_worker_of_a_group_shares_with_the_same_worker_of_another_group(
 @pytest.fixture
 def few_slots(monkeypatch: pytest.MonkeyPatch) -> None:
     """As few as there may be: the founder finds little free memory."""
-    content = BATCH * (32**2 * 3 * 4 + 7 * 8)
+    content = BATCH * 32**2 * 3 + 2 * BATCH * 7 * 8  # bytes after RandAugment, and the numbers
     free = (LEAST_SLOTS + 0.5) * slot_bytes(content) / sharing_module.SHARE_OF_MEMORY
     monkeypatch.setattr(sharing_module, "free_bytes", lambda: free)
 

@@ -51,7 +51,7 @@ from nfnet_ray.data.files.manifest import hash_stored
 from nfnet_ray.data.files.train_share import images_drawn
 from nfnet_ray.data.loading.pool import Job, Pool
 from nfnet_ray.data.loading.resident import Images, Samples, shared_images
-from nfnet_ray.data.loading.sharing import Sharing, source_digest
+from nfnet_ray.data.loading.sharing import Sharing, ahead, source_digest
 from nfnet_ray.data.loading.stream import Record
 from nfnet_ray.errors import UserError
 from nfnet_ray.recipe import DataRecipe, ResolvedData
@@ -82,7 +82,8 @@ class TrainLoader:
 
     With ``data.train_share`` below 1, the data set is the images that :func:`images_drawn` chooses.
 
-    With ``sharing``, batches on a CPU are shared with other processes of the node that need the same ones.
+    With ``sharing``, batches are shared with other processes of the node that need the same ones: finished ones on a
+    CPU; for a GPU, decoded ones.
     """
 
     def __init__(
@@ -122,9 +123,12 @@ class TrainLoader:
         if recipe.crop != "random_resized" and _stays_resident(recipe, len(self._samples), recipe.image_size):
             self._source.load_all("whole", self._cut(recipe, 0, Purpose.RESIZED_CROP))
         # Where a damaged image is replaced, each worker counts those that it has met.
-        can_share = device.type == "cpu" and recipe.on_damaged == "stop"
+        can_share = recipe.on_damaged == "stop" and sharing is not None and sharing.is_on_for(device)
         self._sharing = sharing if can_share else None
-        self._key = _key(split, recipe, batch_size, seed, epochs, (rank, world_size, replicas), threads)
+        # On a GPU decoded images are shared, and each process augments them on its device.
+        self._augments_on_device = device.type != "cpu"
+        worker = (rank, world_size, replicas)
+        self._key = _key(split, recipe, batch_size, seed, epochs, worker, threads, device.type)
 
     @property
     def shared_share(self) -> float | None:
@@ -147,56 +151,37 @@ class TrainLoader:
 
     def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[TrainBatch]:
         """The augmented batches of epoch ``epoch`` (counted from 0), from batch ``first_batch`` on."""
-        make, numbers = self._maker(epoch), range(first_batch, self.batches_per_epoch)
-        if self._sharing is None:
-            yield from make(numbers)
+        this, numbers = _Pass(self, epoch), range(first_batch, self.batches_per_epoch)
+        if self._sharing is None or self._source.is_resident_elsewhere:
+            yield from map(this.augmented, this.read(numbers))
             return
         first = epoch * self.batches_per_epoch
+        shared = range(first + numbers.start, first + numbers.stop)
 
-        def records(numbers: Sequence[int]) -> Generator[Record, None, None]:
-            return (_record(batch) for batch in make([number - first for number in numbers]))
+        def make(numbers: Sequence[int]) -> Generator[Record, None, None]:
+            own = [number - first for number in numbers]
+            if self._augments_on_device:
+                return (_record_of(*decoded) for decoded in this.decoded(own))
+            return (_record(batch) for batch in map(this.augmented, this.read(own)))
 
         self._sharing.reset_counts()
-        shared = range(first + numbers.start, first + numbers.stop)
-        for record in self._sharing.batches(self._key, self._largest_bytes(), shared, records):
-            yield _train_batch(record)
-
-    def _maker(self, epoch: int) -> Callable[[Sequence[int]], Iterator[TrainBatch]]:
-        """A function that makes those of the epoch's batches whose numbers it is given."""
-        recipe = data_at_epoch(self._recipe, epoch, self._epochs)
-        reads_partners = mixes(recipe.mixing) and recipe.mixing.partners == "separate"
-        share, cut = len(self._positions), self._cut(recipe, epoch, Purpose.RESIZED_CROP)
-        order = self._order(epoch, Purpose.ORDER)
-        if reads_partners:
-            others = self._order(epoch, Purpose.PARTNER_ORDER)
-            cut = _halves(share, cut, self._cut(recipe, epoch, Purpose.PARTNER_RESIZED_CROP))
-        size = recipe.image_size if recipe.crop == "random_resized" else None
-
-        def part(number: int) -> Indices:
-            places = number * self._batch_size + self._positions
-            # Partners come in the second half of what is read.
-            return np.concatenate([order[places], others[places]]) if reads_partners else order[places]
-
-        def made(numbers: Sequence[int]) -> Iterator[TrainBatch]:
-            for read in self._source.batches([part(number) for number in numbers], cut, size):
-                batch = read.part(slice(0, share))
-                partners = read.part(slice(share, None)) if reads_partners else None
-                augmented = augment(batch, self._positions, partners, recipe, self._seed, epoch)
-                yield TrainBatch(
-                    images=augmented.images,
-                    labels=batch.labels,
-                    indices=batch.indices,
-                    positions=self._positions,
-                    keys=on_device(sample_keys(self._seed, epoch, batch.indices), self._device),
-                    partner_labels=augmented.partner_labels,
-                    label_share=augmented.label_share,
-                )
-
-        return made
+        records = self._sharing.batches(self._key, self._largest_bytes(), shared, make)
+        if not self._augments_on_device:
+            yield from map(_train_batch, records)
+            return
+        with ahead(records, BATCHES_AHEAD) as arriving:
+            for record in arriving:
+                yield this.augmented(self._source.batch(record["images"], record["samples"].numpy()))
 
     def _largest_bytes(self) -> int:
-        """The most that the tensors of a batch take: images in float32, and seven numbers for each."""
-        return len(self._positions) * (self._recipe.image_size**2 * 3 * 4 + 7 * 8)
+        """The most that the tensors of a shared batch take: its images, and seven numbers for each."""
+        mixing, share = self._recipe.mixing, len(self._positions)
+        if self._augments_on_device:
+            images = 2 * share if mixes(mixing) and mixing.partners == "separate" else share
+        else:
+            ends_in_bytes = self._recipe.autoaugment or self._recipe.randaugment.layers
+            images = share if ends_in_bytes or mixing.mixup_alpha is None else 4 * share
+        return images * self._recipe.image_size**2 * 3 + 2 * share * 7 * 8
 
     def _order(self, epoch: int, purpose: Purpose) -> Indices:
         return self._samples[epoch_order(self._seed, epoch, len(self._samples), purpose)]
@@ -218,6 +203,7 @@ def _key(
     epochs: int | None,
     worker: tuple[int, int, int],
     threads: int,
+    device: str,
 ) -> str:
     """All that the batches of a worker depend on, and the code that makes them."""
     values = recipe.to_values()
@@ -231,6 +217,7 @@ def _key(
         "epochs": epochs if recipe.progressive.start_size is not None else None,
         "worker": worker,
         "threads": threads,
+        "device": device,
         "code": (_SOURCE_DIGEST, decoder(), torch.__version__, np.__version__),
     }
     return json.dumps(parts, sort_keys=True)
@@ -250,6 +237,11 @@ def _record(batch: TrainBatch) -> Record:
     }
 
 
+def _record_of(images: Tensor, samples: Indices) -> Record:
+    """Decoded images."""
+    return {"images": images, "samples": torch.from_numpy(samples)}
+
+
 def _train_batch(record: Record) -> TrainBatch:
     """The batch of a :func:`_record`."""
     tensors = dict(record)
@@ -260,6 +252,53 @@ def _train_batch(record: Record) -> TrainBatch:
 def _halves(count: int, first: Cut, second: Cut) -> Cut:
     """Cuts the first ``count`` images by one rule, and those after them by another."""
     return lambda indices: np.concatenate([first(indices[:count]), second(indices[count:])])
+
+
+class _Pass:
+    """One epoch of a loader: how each of its batches is made."""
+
+    def __init__(self, loader: TrainLoader, epoch: int) -> None:
+        self._loader, self._epoch = loader, epoch
+        self._recipe = recipe = data_at_epoch(loader._recipe, epoch, loader._epochs)
+        self._reads_partners = mixes(recipe.mixing) and recipe.mixing.partners == "separate"
+        self._share, self._cut = len(loader._positions), loader._cut(recipe, epoch, Purpose.RESIZED_CROP)
+        self._order = loader._order(epoch, Purpose.ORDER)
+        if self._reads_partners:
+            self._others = loader._order(epoch, Purpose.PARTNER_ORDER)
+            partners_cut = loader._cut(recipe, epoch, Purpose.PARTNER_RESIZED_CROP)
+            self._cut = _halves(self._share, self._cut, partners_cut)
+        self._size = recipe.image_size if recipe.crop == "random_resized" else None
+
+    def read(self, numbers: Sequence[int]) -> Iterator[Batch]:
+        """The images of these batches on the device, before any augmentation but the crop."""
+        return self._loader._source.batches([self._part(number) for number in numbers], self._cut, self._size)
+
+    def decoded(self, numbers: Sequence[int]) -> Iterator[tuple[Tensor, Indices]]:
+        """The same on the host, with the samples that they show."""
+        return self._loader._source.decoded([self._part(number) for number in numbers], self._cut, self._size)
+
+    def augmented(self, read: Batch) -> TrainBatch:
+        """A batch of :meth:`read`, augmented on the device."""
+        loader = self._loader
+        batch = read.part(slice(0, self._share))
+        partners = read.part(slice(self._share, None)) if self._reads_partners else None
+        augmented = augment(batch, loader._positions, partners, self._recipe, loader._seed, self._epoch)
+        return TrainBatch(
+            images=augmented.images,
+            labels=batch.labels,
+            indices=batch.indices,
+            positions=loader._positions,
+            keys=on_device(sample_keys(loader._seed, self._epoch, batch.indices), loader._device),
+            partner_labels=augmented.partner_labels,
+            label_share=augmented.label_share,
+        )
+
+    def _part(self, number: int) -> Indices:
+        places = number * self._loader._batch_size + self._loader._positions
+        if not self._reads_partners:
+            return self._order[places]
+        # They come in the second half of what is read.
+        return np.concatenate([self._order[places], self._others[places]])
 
 
 class EvalLoader:
@@ -374,6 +413,11 @@ class _Source:
             here = slice(start, start + _ROWS_AT_ONCE)
             self._pool.wait(self._submit(samples[here], cut, images[here]))
 
+    @property
+    def is_resident_elsewhere(self) -> bool:
+        """Whether the images are in a device's memory, so that the host has nothing to do."""
+        return self._images is not None and self._images.device.type != "cpu"
+
     def batches(self, parts: list[Indices], cut: Cut, size: int | None = None) -> Iterator[Batch]:
         """One Batch for each part, in their order; images that are not resident may have another ``size``."""
         if self._images is not None and self._shown is not None:
@@ -381,8 +425,15 @@ class _Source:
                 rows = self._rows[part]
                 samples = self._shown[rows]
                 chosen = torch.from_numpy(rows[samples >= 0])
-                yield self._batch(self._images[chosen.to(self._device)], samples[samples >= 0])
+                yield self.batch(self._images[chosen.to(self._device)], samples[samples >= 0])
             return
+        for images, samples in self.decoded(parts, cut, size):
+            yield self.batch(images, samples)
+
+    def decoded(
+        self, parts: list[Indices], cut: Cut, size: int | None = None
+    ) -> Iterator[tuple[Tensor, Indices]]:
+        """The images of each part on the host, decoded ahead by the threads, and the samples that they show."""
         pin = self._device.type == "cuda"
         waiting: deque[tuple[Indices, Tensor, Job]] = deque()
         try:
@@ -410,13 +461,14 @@ class _Source:
 
         return self._pool.submit(len(samples), decode, lambda row: f"{beton_name}: sample {samples[row]}")
 
-    def _finished(self, samples: Indices, buffer: Tensor, job: Job) -> Batch:
+    def _finished(self, samples: Indices, buffer: Tensor, job: Job) -> tuple[Tensor, Indices]:
         self._pool.wait(job)
         if (samples < 0).any():
             buffer, samples = buffer[torch.from_numpy(samples >= 0)], samples[samples >= 0]
-        return self._batch(buffer, samples)
+        return buffer, samples
 
-    def _batch(self, images: Tensor, samples: Indices) -> Batch:
+    def batch(self, images: Tensor, samples: Indices) -> Batch:
+        """Images and the samples that they show as a batch on the device."""
         labels = self._labels[torch.from_numpy(samples)]
         return Batch(
             images.to(self._device, non_blocking=True), labels.to(self._device, non_blocking=True), samples

@@ -13,9 +13,11 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import queue
+import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -24,7 +26,7 @@ from torch import Tensor
 from nfnet_ray.data.loading.stream import Record, Stream, slot_bytes
 
 VARIABLE = "NFNET_RAY_SHARED_BATCHES"
-"""Environment variable: ``0`` turns it off."""
+"""Environment variable: ``0`` turns it off, ``1`` turns it on for GPUs too."""
 SHARE_OF_MEMORY = 1 / 16
 """Of what is free when a stream is founded: the most that its batches take."""
 REACH = 4
@@ -32,6 +34,7 @@ REACH = 4
 times the slots, the one behind finds one batch of r."""
 LOOK_SECONDS = 0.0005
 """Between two looks at a batch that another process makes; making one takes milliseconds."""
+LOOK_SECONDS_WHEN_FULL = 0.1
 LEAST_PATIENCE_SECONDS = 5.0
 PATIENCE = 4.0
 """A batch that another process makes is waited for this multiple of the time that one takes here."""
@@ -49,6 +52,7 @@ class Sharing:
     def __init__(self, is_on: bool = True, folder: Path | None = None) -> None:
         """``folder``: see :meth:`Stream.join`."""
         self.is_on = is_on and os.environ.get(VARIABLE) != "0"
+        self._pins = False
         self._folder = folder
         self._stream: Stream | None = None
         self._seconds_of_one = 0.0
@@ -60,6 +64,11 @@ class Sharing:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def is_on_for(self, device: torch.device) -> bool:
+        """Whether batches for this device are shared; on GPUs only where the environment says so."""
+        self._pins = device.type == "cuda"  # its copies to the device do not wait for each other
+        return self.is_on and (device.type == "cpu" or os.environ.get(VARIABLE) == "1")
 
     def close(self) -> None:
         """Leaves the stream."""
@@ -125,7 +134,7 @@ class Sharing:
 
     def _taken(self, number: int) -> Record | None:
         assert self._stream is not None
-        found = self._stream.read(number, _empty)
+        found = self._stream.read(number, self._empty)
         if found is None:
             return None
         if not found.is_own:
@@ -172,6 +181,9 @@ class Sharing:
         self.made += 1
         return record
 
+    def _empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        return torch.empty(tuple(shape), dtype=dtype, pin_memory=self._pins)
+
     # ---- The stream; without one, a worker is alone ------------------------------------------------------------------
 
     def _join(self, key: str, content_bytes: int, number: int) -> None:
@@ -208,8 +220,43 @@ class Sharing:
         self.close()
 
 
-def _empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    return torch.empty(tuple(shape), dtype=dtype)
+@contextmanager
+def ahead(records: Records, count: int) -> Iterator[Iterator[Record]]:
+    """Takes up to ``count`` records in advance, in a thread, which ends with the context. Errors come in their turn."""
+    waiting: queue.Queue[Record | BaseException | None] = queue.Queue(count)
+    over = threading.Event()
+
+    def put(item: Record | BaseException | None) -> None:
+        while not over.is_set():
+            with suppress(queue.Full):
+                waiting.put(item, timeout=LOOK_SECONDS_WHEN_FULL)
+                return
+
+    def take() -> None:
+        try:
+            for record in records:
+                put(record)
+                if over.is_set():
+                    break
+            records.close()
+        except BaseException as error:  # for the one who waits
+            put(error)
+        else:
+            put(None)
+
+    def arriving() -> Iterator[Record]:
+        while (item := waiting.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+
+    thread = threading.Thread(target=take, name="shared-batches", daemon=True)
+    thread.start()
+    try:
+        yield arriving()
+    finally:
+        over.set()
+        thread.join()
 
 
 def free_bytes() -> int:
