@@ -9,6 +9,7 @@ The driver is the process of ``studies/*.py``. It holds the journal and the tabl
 - ``searcher.py`` gives Tune's loop the next leg of a trial whenever a place is free.
 - ``slots.py`` hands the legs of trials with several workers to slots, and a single training to one slot.
 - ``trainer.py`` is such a slot: Ray Train's ``fit`` in a thread, restarted if its controller dies.
+- ``gauge_export.py`` hands a study's gauges to Ray's metrics.
 - ``follower.py`` reads what the workers of a leg say, records it and tells the person.
 - ``connection/`` starts Ray or finds a cluster, checks its nodes, and runs functions on them.
 

@@ -150,6 +150,11 @@ class MLflowSink:
         return self._spool.pending_count() + len(self._not_stored)
 
     @property
+    def backlog(self) -> int:
+        """How many events MLflow has not received; 0 as long as nothing is delivered, because no epoch has ended."""
+        return self._spool.pending_count() if self._thread.ident is not None else 0
+
+    @property
     def status(self) -> str:
         """One line for a progress display."""
         waiting, undelivered = self._spool.pending_count(), self._spool.undelivered_count()

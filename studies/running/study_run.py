@@ -38,6 +38,7 @@ from nfnet_ray.study.cost.plan import epoch_arithmetic
 from nfnet_ray.study.cost.spending import Caps, CapWatch, PaidTime, ReachedCap, accelerator_word
 from nfnet_ray.study.display import StudyDisplay, best_so_far, reported_epochs, trial_table
 from nfnet_ray.study.extension import Extension
+from nfnet_ray.study.gauges import samples
 from nfnet_ray.study.recorder import Recorder
 from nfnet_ray.study.search.upcoming import has_more
 from nfnet_ray.study.study import TRIALS_FOLDER, Study, Trial
@@ -173,7 +174,7 @@ class StudyRun:
                 check_temporary_folder()
             self._greet(to_do, console)
             try:
-                with self._announced_session(address, console) as resources:
+                with self._announced_session(address, console) as resources, self._exported(address, sink):
                     worker = self.runner.worker(resources, demand)
                     self._check_nodes(address, resources, worker)
                     with alone_with(self.directory):
@@ -272,6 +273,17 @@ class StudyRun:
             with waiting(console, f"Connecting to Ray at {address} …" if address else "Starting Ray …"):
                 resources = stack.enter_context(ray_session(address))
             yield resources
+
+    @contextmanager
+    def _exported(self, address: str | None, sink: MLflowSink) -> Iterator[None]:
+        """While this lasts, the metrics of the cluster have this study's; of a local Ray nobody asks for any."""
+        if address is None:
+            yield
+            return
+        from nfnet_ray.cluster.gauge_export import gauges_are_exported
+
+        with gauges_are_exported(lambda: samples(self.study.name, self.progress, time.time(), sink.backlog)):
+            yield
 
     def _run_trials(
         self,

@@ -277,6 +277,17 @@ def test_settings_of_ray_train() -> None:
     assert constants.WORKER_GROUP_START_TIMEOUT_S_ENV_VAR == ray_internals.TRAIN_GROUP_START_TIMEOUT
 
 
+# --- metrics --------------------------------------------------------------------------------------
+
+
+def test_metrics_are_handed_over_every_ten_seconds_and_a_gauge_is_kept_for_twenty() -> None:
+    """docs/monitoring.md and the PodMonitor of deploy/kubernetes/monitoring count on it."""
+    from ray._private.telemetry.open_telemetry_metric_recorder import OpenTelemetryMetricRecorder
+
+    assert ray_internals.metrics_interval_seconds() == 10
+    assert OpenTelemetryMetricRecorder._resolve_gauge_ttl_seconds(None) == 20
+
+
 # --- nodes, placement groups, processes -----------------------------------------------------------
 
 

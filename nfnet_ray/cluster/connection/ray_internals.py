@@ -220,6 +220,20 @@ def release(trial: Trial) -> None:
     own.invalidate_json_state()
 
 
+# --- metrics --------------------------------------------------------------------------------------
+
+
+def metrics_interval_seconds() -> float:
+    """How often this process hands its metrics to the node's agent, which keeps a gauge for two of these intervals.
+
+    It is set by an environment variable. ``ray.util.metrics`` does not tell it. No less than a second
+    (_private/telemetry/open_telemetry_metric_recorder.py, src/ray/stats/stats.h).
+    """
+    import ray
+
+    return max(1.0, ray._config.metrics_report_interval_ms() / 1000)
+
+
 # --- the processes of a local Ray -----------------------------------------------------------------
 
 
