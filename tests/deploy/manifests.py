@@ -1,8 +1,9 @@
 """Kubernetes manifests as they are applied, and all that can be known to be wrong with one without a cluster.
 
 A document is rendered by kubectl's own kustomize. It is then held to a schema in which an unknown field is an
-error: Kubernetes' own for its kinds (package kubernetes-validate), the CRDs' for KubeRay's; and to what
-KubeRay's operator refuses although the schema lets it pass.
+error: Kubernetes' own for its kinds (package kubernetes-validate), the CRDs' for KubeRay's, and for those of
+Prometheus' operator one of what is used here of its API; and to what KubeRay's operator refuses although the schema
+lets it pass.
 """
 
 from __future__ import annotations
@@ -28,8 +29,11 @@ Document = dict[str, Any]
 REPOSITORY = Path(__file__).resolve().parents[2]
 KUBERNETES = REPOSITORY / "deploy" / "kubernetes"
 APPLIED = sorted(
-    path.parent for folder in ("overlays", "jobs") for path in (KUBERNETES / folder).glob("*/*zation.yaml")
+    path.parent
+    for pattern in ("overlays/*", "jobs/*", "monitoring")
+    for path in KUBERNETES.glob(f"{pattern}/*zation.yaml")
 )
+MONITORING = KUBERNETES / "monitoring"
 OVERLAYS = [path for path in APPLIED if path.parent.name == "overlays"]
 JOBS = [path for path in APPLIED if path.parent.name == "jobs"]
 
@@ -65,6 +69,9 @@ def faults(document: Document) -> list[str]:
     if document["apiVersion"].startswith("ray.io/"):
         found = list(_schema_faults(document))
         return found or list(_operator_faults(document))  # the operator never sees what the schema refuses
+    if document["apiVersion"].startswith("monitoring.coreos.com/"):
+        validator = jsonschema.Draft202012Validator(_PROMETHEUS)
+        return [f"{_path(error.absolute_path)}: {error.message}" for error in validator.iter_errors(document)]
     found = []
     for version in KUBERNETES_VERSIONS:
         try:
@@ -161,6 +168,74 @@ def _with_defaults(value: Any, schema: Document) -> Any:
 
 def _path(parts: Any) -> str:
     return ".".join(map(str, parts)) or "document"
+
+
+# --- Prometheus' operator --------------------------------------------------------------------------------------------
+# PodMonitor and PrometheusRule of monitoring.coreos.com/v1, as its API reference describes them.
+
+
+def _object(required: str = "", **fields: Document) -> Document:
+    return {
+        "type": "object",
+        "properties": fields,
+        "required": required.split(),
+        "additionalProperties": False,
+    }
+
+
+def _list(items: Document) -> Document:
+    return {"type": "array", "items": items, "minItems": 1}
+
+
+_TEXT: Document = {"type": "string", "minLength": 1}
+_TEXTS: Document = {"type": "object", "additionalProperties": _TEXT}
+_DURATION: Document = {"type": "string", "pattern": r"^\d+(ms|[smhdwy])$"}
+_LABEL: Document = {"type": "string", "pattern": "^[a-zA-Z_][a-zA-Z0-9_]*$"}
+_SPECS: Document = {
+    "PodMonitor": _object(
+        "selector podMetricsEndpoints",
+        selector=_object(matchLabels=_TEXTS),
+        podMetricsEndpoints=_list(
+            _object(
+                "port",
+                port=_TEXT,
+                interval=_DURATION,
+                relabelings=_list(_object(sourceLabels=_list(_LABEL), targetLabel=_LABEL)),
+            )
+        ),
+    ),
+    "PrometheusRule": _object(
+        "groups",
+        groups=_list(
+            _object(
+                "name rules",
+                name=_TEXT,
+                rules=_list(
+                    _object(
+                        "alert expr",
+                        alert=_TEXT,
+                        expr=_TEXT,
+                        **{"for": _DURATION},
+                        labels=_TEXTS,
+                        annotations=_TEXTS,
+                    )
+                ),
+            )
+        ),
+    ),
+}
+_PROMETHEUS: Document = {
+    "oneOf": [
+        _object(
+            "apiVersion kind metadata spec",
+            apiVersion={"const": "monitoring.coreos.com/v1"},
+            kind={"const": kind},
+            metadata=_object("name namespace labels", name=_TEXT, namespace=_TEXT, labels=_TEXTS),
+            spec=spec,
+        )
+        for kind, spec in _SPECS.items()
+    ]
+}
 
 
 # --- what the operator refuses --------------------------------------------------------------------------------------

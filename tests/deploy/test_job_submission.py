@@ -1,11 +1,14 @@
 """``ray job submit`` for real: a head with a token, an upload, status, logs, stop, and the same job again.
 
-The head runs in its own processes, folder and ports, and is the only Ray that is touched. Takes a minute or two.
+Meanwhile Debian's Prometheus, where it is installed, collects the head's metrics, and is then asked for everything that
+Grafana's board shows. The head runs in its own processes, folder and ports, and is the only Ray that is touched. Takes
+a minute or two.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -23,15 +26,19 @@ import pytest
 
 from nfnet_ray.tracking.events import JOURNAL_FILE, Event, read_events
 from nfnet_ray.tracking.state import StudyState
+from tests import deadlines
 from tests.deadlines import HANG_SECONDS
+from tests.deploy import prometheus
+from tests.deploy.prometheus import BOARDS, Prometheus
 from tests.ports import unused_port
 
 pytestmark = pytest.mark.slow
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # Neither Ray's own nor those of tests/e2e: another head may be up on this machine.
-GCS_PORT, DASHBOARD_PORT, AGENT_PORT, CLIENT_PORT = (unused_port() for _ in range(4))
+GCS_PORT, DASHBOARD_PORT, AGENT_PORT, CLIENT_PORT, METRICS_PORT = (unused_port() for _ in range(5))
 TOKEN = "0123456789abcdef" * 4
+STUDY = "agc_sweep-mine"
 LEFT_AT_HOME = ("data", "runs", "mlruns", ".venv", ".venv-uv", ".git", "build")
 # What the sources of a study amount to, with room to grow; the tests' fixtures alone are more.
 LARGEST_UPLOAD_BYTES = 2_500_000
@@ -42,9 +49,13 @@ SECONDS_BETWEEN_LOOKS = 20.0
 
 @dataclass(frozen=True)
 class Head:
-    """A head that is up. ``home`` is NFNET_RAY_HOME of everything that it starts."""
+    """A head that is up. ``home`` is NFNET_RAY_HOME of everything that it starts.
+
+    ``prometheus`` collects its metrics, from before the first study; None where it is not installed.
+    """
 
     home: Path
+    prometheus: Prometheus | None
 
     def ray(self, *arguments: str, token: str | None = TOKEN) -> subprocess.CompletedProcess[str]:
         """The command ``ray``, as on a laptop that can reach the head."""
@@ -84,13 +95,17 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=2"]
     command += ["--node-ip-address=127.0.0.1", f"--port={GCS_PORT}", f"--dashboard-port={DASHBOARD_PORT}"]
     command += [f"--dashboard-agent-listen-port={AGENT_PORT}", f"--ray-client-server-port={CLIENT_PORT}"]
-    command += ["--min-worker-port=0", "--max-worker-port=0"]
+    command += [f"--metrics-export-port={METRICS_PORT}", "--min-worker-port=0", "--max-worker-port=0"]
+    watch = None
     with open(Path(folder) / "head.log", "w") as log:
         process = subprocess.Popen(
             [*command, f"--temp-dir={folder}"], env=environment, stdout=log, stderr=log
         )
     try:
-        head = Head(home)
+        if prometheus.is_installed():
+            targets = Path(folder) / "prom_metrics_service_discovery.json"
+            watch = Prometheus(tmp_path_factory.mktemp("prometheus") / "it", targets)
+        head = Head(home, watch)
         wait_until_up(process, listens, Path(folder) / "head.log")
         wait_until_up(  # its job agent comes up last
             process,
@@ -99,6 +114,8 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         )
         yield head
     finally:
+        if watch is not None:
+            watch.close()
         process.send_signal(signal.SIGTERM)  # it ends what it started
         process.wait(HANG_SECONDS)
         shutil.rmtree(folder, ignore_errors=True)
@@ -151,7 +168,7 @@ def test_the_upload_is_the_sources_alone(head: Head, checkout: Path) -> None:
 
 
 def test_a_study_is_submitted_watched_stopped_and_submitted_again(head: Head, checkout: Path) -> None:
-    study = "agc_sweep-mine"
+    study = STUDY
     submit = ["job", "submit", "--submission-id", "mine", "--working-dir", str(checkout)]
     # On the built-in digits: an epoch takes about two seconds, so that the study is stopped long before its end.
     entrypoint = [
@@ -162,6 +179,8 @@ def test_a_study_is_submitted_watched_stopped_and_submitted_again(head: Head, ch
         "1",
         "--epochs",
         "5",
+        "--price-per-hour",
+        "2",
     ]
 
     refused = head.ray(*submit, *entrypoint, token=None)
@@ -196,6 +215,87 @@ def test_a_study_is_submitted_watched_stopped_and_submitted_again(head: Head, ch
     code = {Path(path.read_text()) for path in head.home.glob("code-*")}
     assert code  # the workers', and the driver's
     assert all("runtime_resources" in path.parts for path in code), code
+
+
+def test_prometheus_has_what_the_board_shows_and_it_is_the_journals(head: Head, checkout: Path) -> None:
+    """Of the study above. There is no GPU here, so that Ray's own metrics of GPUs are the only ones without a value."""
+    if head.prometheus is None:
+        pytest.skip(prometheus.WHAT_IS_MISSING)
+    if not head.events(STUDY):  # this test runs alone
+        entrypoint = [
+            "python",
+            "studies/agc_sweep.py",
+            "--trials",
+            "1",
+            "--epochs",
+            "2",
+            "--price-per-hour",
+            "2",
+        ]
+        result = head.ray(
+            "job", "submit", "--submission-id", "mine", "--working-dir", str(checkout), "--", *entrypoint
+        )
+        assert result.returncode == 0, said(result)
+    state, _ = StudyState.read(head.home / "runs" / STUDY)
+    [trial] = state.trials.values()
+    of_study = f'{{study="{STUDY}"}}'
+
+    # What the driver set last: it hands that over when it leaves Ray.
+    finished = f'ray_nfnet_trials{{study="{STUDY}", state="finished"}}'
+    ask = head.prometheus.query
+    deadlines.wait_until(
+        lambda: bool(ask(f"last_over_time({finished}[1h]) == 1")), "the study's last numbers"
+    )
+    at = max(
+        float(time) for series in ask(f"{finished}[1h]") for time, value in series["values"] if value == "1"
+    )
+    assert head.prometheus.get("label/study/values") == [STUDY]
+
+    def last(gauge: str, **labels: str) -> float:
+        wanted = ", ".join(f'{name}="{value}"' for name, value in {"study": STUDY, **labels}.items())
+        [series] = ask(f"max by (study) (ray_nfnet_{gauge}{{{wanted}}})", at)
+        return float(series["value"][1])
+
+    assert last("trials", state="waiting") == last("trials", state="running") == 0
+    assert last("lost_seconds") == trial.last("lost_seconds")
+    assert last("paid_accelerator_seconds") == pytest.approx(state.accelerator_seconds)
+    assert last("cost") == pytest.approx(state.accelerator_seconds / 3600 * 2)
+    idle = state.idle_time()
+    assert idle is not None
+    assert last("idle_accelerator_seconds", waiting_for="start") == pytest.approx(idle.starting)
+    assert last("available_accelerator_seconds") == pytest.approx(idle.available)
+    assert last("places") == state.sessions[-1].places
+    assert last("mlflow_backlog_events") == 0
+    assert last("trial_epoch", trial=trial.name) == trial.epoch
+    for gauge, metric in {
+        "images_per_second": "images_per_second",
+        "clipped_share": "agc_clipped_fraction",
+        "train_loss": "train_loss",
+        "validation_top1": "validation_top1",
+    }.items():
+        assert last(f"trial_{gauge}", trial=trial.name) == trial.last(metric)
+        seen = {
+            float(value)
+            for series in ask(f"ray_nfnet_trial_{gauge}{of_study}[1h]")
+            for _, value in series["values"]
+        }
+        assert seen <= {metrics[metric] for metrics in trial.epochs.values()}
+
+    empty = set()
+    for board in BOARDS:
+        for panel in prometheus.panels(json.loads(board.read_text())):
+            for target in panel["targets"]:
+                expression = target["expr"].replace("$study", STUDY).replace("$session", ".*")
+                found = ask(expression, at)
+                if not found:
+                    empty.add(panel["title"])
+                labels = set(re.findall(r"{{(\w+)}}", target["legendFormat"]))
+                assert all(labels == set(series["metric"]) for series in found), (panel["title"], found)
+    assert empty == {"GPU utilisation, by node", "GPU memory in use, by node"}
+
+    [group] = head.prometheus.get("rules")["groups"]
+    assert group["rules"]
+    assert [rule["lastError"] for rule in group["rules"] if rule["health"] == "err"] == []
 
 
 def wait_until_up(process: subprocess.Popen[bytes], is_up: Callable[[], bool], log: Path) -> None:

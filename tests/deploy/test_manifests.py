@@ -328,8 +328,10 @@ def test_what_is_referred_to_is_there(folder: Path) -> None:
 
 def test_every_value_of_the_site_is_carried_to_where_it_belongs(tmp_path: Path) -> None:
     """Each is changed to one that stands nowhere else, and is found in what is applied."""
-    shutil.copytree(KUBERNETES, tmp_path / "kubernetes")
-    file = tmp_path / "kubernetes" / "site" / "site.yaml"
+    for folder in (KUBERNETES, REPOSITORY / "dashboards" / "grafana"):
+        shutil.copytree(folder, tmp_path / folder.relative_to(REPOSITORY))
+    copied = tmp_path / KUBERNETES.relative_to(REPOSITORY)
+    file = copied / "site" / "site.yaml"
     site = yaml.safe_load(file.read_text())
     marks: list[str] = []
 
@@ -343,7 +345,7 @@ def test_every_value_of_the_site_is_carried_to_where_it_belongs(tmp_path: Path) 
 
     site["spec"] = marked(site["spec"])
     file.write_text(yaml.safe_dump(site))
-    applied = str([rendered(tmp_path / "kubernetes" / folder.relative_to(KUBERNETES)) for folder in APPLIED])
+    applied = str([rendered(copied / folder.relative_to(KUBERNETES)) for folder in APPLIED])
     assert len(marks) > 40
     assert [mark for mark in marks if mark not in applied] == []
     assert not [value for value in ("registry.example.com", "example-bucket") if value in applied]
