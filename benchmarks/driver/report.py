@@ -4,7 +4,7 @@ The studies are made up: two fields, 100 epochs with the metrics that a training
 them, and which of 10,000 validation images were correct at the end. Two things are measured, each in processes of their
 own, one after the other.
 
-*Writing*: ``python -m dashboards.report`` as a whole (``seconds``, ``cpu_seconds``, ``peak_mib``), and a report that a
+*Writing*: ``python -m dashboards.report`` as a whole (``seconds``, ``cpu_seconds``), and a report that a
 process writes after its first one, as the driver of a study does (``again_cpu_seconds``).
 
 *Reading*, if Chromium and chromedriver are installed: how long the page takes from its opening until all its charts are
@@ -180,15 +180,15 @@ def write(study: Study, directory: Path) -> None:
             stream.write(orjson.dumps(event) + b"\n")
 
 
-def measured(command: Sequence[str]) -> tuple[float, float, float]:
-    """(seconds, CPU seconds, peak MiB) of a process."""
+def measured(command: Sequence[str]) -> tuple[float, float]:
+    """(seconds, CPU seconds) of a process."""
     began = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"{' '.join(command)}: status {status}")
     seconds = time.perf_counter() - began
-    return seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+    return seconds, usage.ru_utime + usage.ru_stime
 
 
 def reading(page: Path) -> tuple[float | None, float | None]:
@@ -231,13 +231,12 @@ def measure(trials: int) -> Row:
         )
         page = directory / "report.html"
         opened, clicked = reading(page)
-        seconds, cpu_seconds, peak_mib = map(statistics.median, zip(*runs, strict=True))
+        seconds, cpu_seconds = map(statistics.median, zip(*runs, strict=True))
         return {
             "trials": trials,
             "journal_mb": round(journal_mb, 1),
             "seconds": round(seconds, 2),
             "cpu_seconds": round(cpu_seconds, 2),
-            "peak_mib": round(peak_mib),
             "again_cpu_seconds": round(float(again.stdout), 2),
             "page_mb": round(page.stat().st_size / 1e6, 2),
             "open_seconds": "" if opened is None else round(opened, 2),
