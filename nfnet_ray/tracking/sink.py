@@ -270,6 +270,7 @@ class MLflowSink:
     def _open_writer(self) -> StudyWriter:
         from mlflow import MlflowClient
 
+        from nfnet_ray.tracking.destination.bulk_metrics import write_metrics_in_bulk
         from nfnet_ray.tracking.writer import StudyWriter
 
         # Both would print into our progress table while the database is being created, and mlflow a stack trace of
@@ -284,6 +285,7 @@ class MLflowSink:
                 if self._abandoned.is_set():  # whoever closes this looks at the two in the other order
                     raise InterruptedError("closed before MLflow was opened")
                 client = MlflowClient(tracking_uri=client_uri(self._tracking_uri))
+                write_metrics_in_bulk(client)
                 noted = self._spool.tracked
                 known = noted.experiment_id if noted.tracking_uri == self._tracking_uri else ""
                 writer = StudyWriter(

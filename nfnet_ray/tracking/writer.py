@@ -391,12 +391,14 @@ class StudyWriter:
         self._log(self.tracked.study_run_id, {DESCRIPTION_TAG: content, **state.tags})
 
     def _start_trial(self, line: JournalLine, event: TrialStarted) -> None:
+        was_there = bool(self.run_id(event["trial"]))
         run_id = self._trial_run(event["trial"], event["time"])
         params: Values = {}
         if run_id not in self._with_params:  # a trial starts again after each rung
             params = {**_data_params(self._started), **self._recipe(event["trial"])}
             self._client.log_inputs(run_id, dataset_inputs(self._started["study"]["data"]))
-        self._client.update_run(run_id, status="RUNNING")
+        if was_there:
+            self._client.update_run(run_id, status="RUNNING")
         tags, _ = self._conditions(self._journal.state_at(line.end), event["trial"])
         self._log(run_id, {"state": "running", "attempt": str(event["attempt"]), **tags}, params)
         self._with_params.add(run_id)
