@@ -26,7 +26,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 from dashboards.page import render_page
@@ -64,7 +64,8 @@ def write_report(study_directory: Path, destination: Path | None = None) -> Path
         UserError: the directory holds no study that can be read, or ``destination`` cannot be written.
     """
     study_directory = study_folder(study_directory)
-    page = _page(load_study(study_directory), time.time())
+    with _one_thread():
+        page = _page(load_study(study_directory), time.time())
     return _write(page, destination or study_directory / REPORT_FILE)
 
 
@@ -77,11 +78,22 @@ def write_comparison(studies: Sequence[str | Path], destination: Path | None = N
     Raises:
         UserError: a study cannot be read or is named twice, or ``destination`` cannot be written.
     """
-    page = several_facts(load_study(studies))
+    with _one_thread():
+        page = several_facts(load_study(studies))
     return _write(
         render_page("several.html.jinja", page.charts, looks=page.looks, page=page),
         destination or Path(COMPARISON_FILE),
     )
+
+
+def _one_thread() -> AbstractContextManager[object]:
+    """In it NumPy's linear algebra has one thread: its matrices are small, and a study may need the other cores."""
+    from threadpoolctl import ThreadpoolController
+
+    limit: AbstractContextManager[object] = (
+        ThreadpoolController().select(internal_api="openblas").limit(limits=1)
+    )
+    return limit
 
 
 def _write(page: str, destination: Path) -> Path:

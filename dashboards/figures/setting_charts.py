@@ -67,14 +67,18 @@ class Outcome:
 def setting_outcomes(record: StudyRecord, results: Sequence[SettingResult]) -> list[Outcome]:
     """The outcome of each setting that has one, in the order of the study's space, given the finished ones."""
     finished = {tuple(result.point.values()): result for result in results}
-    top1 = {
-        (trial, epoch): value
-        for trial, epoch, value in zip(*(record.epochs[n] for n in ("trial", "epoch", METRIC)), strict=True)
-    }
     settings: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for trial in record.trials.to_dict("records"):
         key = tuple(trial[field] for field in record.fields)
         settings.setdefault(key, []).append({str(name): value for name, value in trial.items()})
+    others = [trial["trial"] for key, trials in settings.items() if key not in finished for trial in trials]
+    epochs_of_others = record.epochs[record.epochs["trial"].isin(others)]
+    top1 = {
+        (trial, epoch): value
+        for trial, epoch, value in zip(
+            *(epochs_of_others[n] for n in ("trial", "epoch", METRIC)), strict=True
+        )
+    }
     outcomes = []
     for key, trials in settings.items():
         point = dict(zip(record.fields, key, strict=True))

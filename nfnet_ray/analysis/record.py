@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -273,15 +273,19 @@ def study_record(state: StudyState, started: StudyStarted, *, with_epochs: bool 
                 **_summary([metrics for _, metrics in metrics_by_epoch]),
             }
         )
-    epochs = _table_of_epochs(identity, epochs_of, [*fields, "seed"])
     trials = pd.DataFrame(trial_rows)
     left_out, reruns = (pd.DataFrame(rows, columns=[*trial_rows[0]]) for rows in (left_out_rows, rerun_rows))
+    # Else as objects: None and NaN are not the same value of a swept field.
+    as_objects = {
+        name
+        for name in fields
+        if not all(type(columns[name]) in (int, float) for columns in identity.values())
+    }
     for name in fields:
-        # Else as objects: None and NaN are not the same value of a swept field.
-        numeric = all(type(columns[name]) in (int, float) for columns in identity.values())
-        for table in (trials, left_out, reruns, epochs):
+        for table in (trials, left_out, reruns):
             cells = [identity[trial][name] for trial in table["trial"]]
-            table[name] = pd.Series(cells, dtype=None if numeric and cells else object)
+            table[name] = pd.Series(cells, dtype=object if name in as_objects or not cells else None)
+    epochs = _table_of_epochs(identity, epochs_of, [*fields, "seed"], as_objects)
     return StudyRecord(
         study=description,
         started=started["time"],
@@ -319,17 +323,32 @@ def _table_of_epochs(
     identity: Mapping[str, Mapping[str, Any]],
     epochs: Mapping[str, Sequence[tuple[int, Metrics]]],
     columns: Sequence[str],
+    as_objects: Collection[str],
 ) -> pd.DataFrame:
     """:attr:`StudyRecord.epochs`, column by column: a row for each would take three times as long."""
+    import numpy as np
     import pandas as pd
 
-    rows = [(trial, *row) for trial, own in epochs.items() for row in own]
+    rows = [row for own in epochs.values() for row in own]
+    counts = [len(own) for own in epochs.values()]
+
+    def repeated(values: Sequence[Any], kind: Any = None) -> pd.Series[Any]:
+        """The value of each trial in all of its rows."""
+        places = np.repeat(np.arange(len(values)), counts).tolist()
+        return pd.Series([values[place] for place in places], dtype=kind)
+
     table = {
-        "trial": [trial for trial, _, _ in rows],
-        **{name: [identity[trial][name] for trial, _, _ in rows] for name in columns},
-        "epoch": [epoch for _, epoch, _ in rows],
+        "trial": repeated([*epochs]),
+        **{
+            name: repeated(
+                [identity[trial][name] for trial in epochs],
+                object if name in as_objects or not rows else None,
+            )
+            for name in columns
+        },
+        "epoch": [epoch for epoch, _ in rows],
     }
-    metrics = columns_of([metrics for _, _, metrics in rows]) or {METRIC: []}
+    metrics = columns_of([metrics for _, metrics in rows]) or {METRIC: []}
     return pd.DataFrame({**metrics, **table})[[*table, *(name for name in metrics if name not in table)]]
 
 
@@ -337,16 +356,15 @@ def _summary(metrics: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """One trial's columns of ``StudyRecord.trials`` from its epochs, in order."""
     import statistics
 
-    columns = columns_of(metrics)
+    names = (METRIC, "train_seconds", "images_per_second", "startup_seconds")
+    columns = columns_of(metrics, names)
 
     def values(name: str) -> list[float]:
         return [
             float(value) for value in columns.get(name, ()) if value is not None and not math.isnan(value)
         ]
 
-    top1, train_seconds, speed, startup = map(
-        values, (METRIC, "train_seconds", "images_per_second", "startup_seconds")
-    )
+    top1, train_seconds, speed, startup = map(values, names)
     return {
         "last_top1": top1[-1] if top1 else math.nan,
         "best_top1": max(top1, default=math.nan),

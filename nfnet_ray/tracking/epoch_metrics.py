@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import struct
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 from nfnet_ray.metric import METRIC
@@ -91,14 +91,16 @@ def packed(metrics: Metrics) -> Metrics:
         return metrics
 
 
-def columns_of(rows: Sequence[Metrics]) -> dict[str, Any]:
+def columns_of(rows: Sequence[Metrics], wanted: Collection[str] | None = None) -> dict[str, Any]:
     """{name: its value in each row, NaN where a row does not have it}: an array, or else a list.
 
-    A metric that is None everywhere is so here, too.
+    A metric that is None everywhere is so here, too. With ``wanted`` only these, as far as a row has them.
     """
     import numpy as np
 
     names = dict.fromkeys(name for row in {id(_layout(row)): row for row in rows}.values() for name in row)
+    if wanted is not None:
+        names = {name: None for name in names if name in wanted}
     if not all(isinstance(row, PackedMetrics) for row in rows):
         return {name: [row.get(name, math.nan) for row in rows] for name in names}
     places: dict[_Columns, list[int]] = {}
@@ -112,8 +114,8 @@ def columns_of(rows: Sequence[Metrics]) -> dict[str, Any]:
     for layout, own in places.items():
         packed_rows = b"".join(cast(PackedMetrics, rows[place])._values for place in own)
         values = np.frombuffer(packed_rows).reshape(len(own), -1)
-        for name, column in layout.places.items():
-            found[name][own] = values[:, column // 8]
+        for name in found.keys() & layout.places.keys():
+            found[name][own] = values[:, layout.places[name] // 8]
     return {name: found.get(name, [None] * len(rows)) for name in names}
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nfnet_ray.analysis.effects.isolation import best_of
+from nfnet_ray.analysis.effects.noise import NoiseWithin
 from nfnet_ray.analysis.inference.paired import Floats
 from nfnet_ray.analysis.setting import SettingImages, SettingResult, setting_result, trials_by_setting
 from nfnet_ray.analysis.tables import StudyTables
@@ -129,6 +130,7 @@ def _intervals(results: Sequence[SettingResult]) -> tuple[Floats, Floats]:
     best = np.maximum.accumulate(top1)
     ends = np.unique(np.geomspace(1, len(results), _BETWEEN).round().astype(int)) - 1
     low, high = np.empty(len(results)), np.empty(len(results))
+    noise = NoiseWithin(results)
     for number, seen in enumerate(best):
         if number and seen == best[number - 1] and number not in ends:
             low[number], high[number] = low[number - 1], high[number - 1]
@@ -137,6 +139,6 @@ def _intervals(results: Sequence[SettingResult]) -> tuple[Floats, Floats]:
         width = leader.high - leader.low
         rivals = [one for one in results[: number + 1] if one.top1 >= seen - _FAR * width]
         rivals = sorted(rivals, key=lambda one: -one.top1)[:_MOST_RIVALS]
-        found, _ = best_of(rivals)
+        found, _ = best_of(rivals, noise)
         low[number], high[number] = found.low, found.high
     return low, high

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nfnet_ray.analysis.effects.levels import field_levels
-from nfnet_ray.analysis.effects.noise import noise_of_results, results_at
+from nfnet_ray.analysis.effects.noise import NoiseWithin, results_at
 from nfnet_ray.analysis.effects.stages import stages
 from nfnet_ray.analysis.inference.selection import optimism
 from nfnet_ray.analysis.setting import SettingResult, setting_results, trials_by_setting
@@ -42,8 +42,9 @@ def isolation(tables: StudyTables, field: str) -> pd.DataFrame:
     levels = field_levels((point[field] for point in points), LEVELS_AT_MOST)
     all_stages = stages(tables)
     at_stage = [
-        (stage.where, setting_results(tables) if stage.is_end else results_at(tables, stage))
+        (stage.where, results, NoiseWithin(results))
         for stage in reversed(all_stages)
+        for results in [setting_results(tables) if stage.is_end else results_at(tables, stage)]
     ]
     others = [name for name in tables.fields if name != field]
     rows = []
@@ -56,10 +57,10 @@ def isolation(tables: StudyTables, field: str) -> pd.DataFrame:
             "settings": sum(levels.index[point[field]] == level for point in points),
             "where": "",
         }
-        for where, results in at_stage:
+        for where, results, noise in at_stage:
             mine = [result for result in results if levels.index[result.point[field]] == level]
             if mine:
-                best, luck = best_of(mine)
+                best, luck = best_of(mine, noise)
                 row |= {"value": best.point[field], "top1": best.top1, "low": best.low, "high": best.high}
                 row |= {"optimism": luck, "compared": len(mine), "where": where} | _rest(best.point, others)
                 break
@@ -70,12 +71,12 @@ def isolation(tables: StudyTables, field: str) -> pd.DataFrame:
     return table
 
 
-def best_of(results: Sequence[SettingResult]) -> tuple[SettingResult, float]:
-    """The best one, its lower bound moved for having been chosen, and its optimism."""
+def best_of(results: Sequence[SettingResult], noise: NoiseWithin) -> tuple[SettingResult, float]:
+    """The best one, its lower bound moved for having been chosen, and its optimism. ``noise`` knows of all of them."""
     best = max(results, key=lambda result: result.top1)
     if len(results) == 1:
         return best, 0.0
-    luck = optimism(np.array([result.top1 for result in results]), noise_of_results(results), draws=2000)
+    luck = optimism(np.array([result.top1 for result in results]), noise.of(results), draws=2000)
     return replace(best, low=max(0.0, best.low - luck.lower)), luck.mean
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import numpy as np
 
@@ -27,6 +28,38 @@ def results_at(tables: StudyTables, stage: Stage) -> list[SettingResult]:
         known = SettingImages.of([tables.correct(trial, stage.epoch[trial]) for trial in trials])
         found.append(setting_result(point, [stage.top1[trial] for trial in trials], images, known))
     return found
+
+
+class NoiseWithin:
+    """The noise of any choice of some settings. Their bits are compared once, and not for each choice."""
+
+    def __init__(self, results: Sequence[SettingResult]) -> None:
+        firsts = accumulate((len(result.seed_top1) for result in results), initial=0)
+        self._first_trial = {id(result): first for result, first in zip(results, firsts, strict=False)}
+        self._results = results  # while they are kept, their ids are theirs
+        self._moments = _moments_on_the_same_images(results)
+
+    def of(self, chosen: Sequence[SettingResult]) -> Noise:
+        """That of some of the results."""
+        if self._moments is None:
+            return noise_of_results(chosen)
+        seeds = [len(result.seed_top1) for result in chosen]
+        firsts = [self._first_trial[id(result)] for result in chosen]
+        trials = [first + seed for first, own in zip(firsts, seeds, strict=True) for seed in range(own)]
+        return noise_of(self._moments.only(trials), seeds)
+
+
+def _moments_on_the_same_images(results: Sequence[SettingResult]) -> Moments | None:
+    """Those of all trials, if the bits of all are known, for the same images."""
+    images = [result.images for result in results if result.images is not None]
+    if not images or len(images) < len(results):
+        return None
+    measured = images[0].measured
+    is_same = all(np.array_equal(one.measured, measured) for one in images)
+    trials = sum(len(result.seed_top1) for result in results)
+    if not is_same or measured.sum() < 2 or trials * len(measured) > _MOST_BITS:
+        return None
+    return Moments.of(np.concatenate([one.correct[:, measured] for one in images]))
 
 
 def noise_of_results(results: Sequence[SettingResult]) -> Noise:
