@@ -9,6 +9,7 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
+import mlflow
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Metric
@@ -81,3 +82,13 @@ def test_what_mlflow_refuses_is_refused(clients: list[tuple[MlflowClient, Path, 
 
 def test_a_server_is_left_as_it_is() -> None:
     assert not write_metrics_in_bulk(MlflowClient("http://127.0.0.1:9"))
+
+
+def test_the_store_of_another_version_is_left_as_it_is(
+    empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = MlflowClient(f"sqlite:///{shutil.copy(empty_database, tmp_path)}")
+    monkeypatch.setattr(mlflow, "__version__", "3.18.0")
+    assert not write_metrics_in_bulk(client)
+    monkeypatch.setattr(mlflow, "__version__", "3.17.9")
+    assert write_metrics_in_bulk(client)

@@ -3,8 +3,8 @@
 MLflow makes an object of its ORM of each metric, which takes many times as long as SQLite does
 (``benchmarks/driver/tracking.py``). Here its own store writes the rows of a call in two statements; all else, such as
 the validation, the checks of the run, sessions and locks, stays MLflow's. The rows are the same
-(``tests/tracking/test_bulk_metrics.py``). Written against MLflow 3.17: a store that is made in another way is left as
-it is.
+(``tests/tracking/test_bulk_metrics.py``). It is for the versions of MLflow with which that was seen: the store of any
+other one is left as it is.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric
 
+SEEN = (3, 17)
+"""The version of MLflow, without its last part, that this was written against."""
 # What is used of a store besides its tables (store/tracking/sqlalchemy_store.py).
 _NEEDED = ("_log_metrics", "_get_run", "_check_run_is_active", "ManagedSessionMaker", "sanitize_metric_value")
 # Tables of store/tracking/dbmodels/models.py, SqlMetric and SqlLatestMetric. A point that is there stays; the latest
@@ -33,6 +35,10 @@ WHERE (excluded.step, excluded.timestamp, excluded.value)
 
 def write_metrics_in_bulk(client: MlflowClient) -> bool:
     """Has the store of a client write metrics in bulk, if it is an SQLite database of this process; whether it does."""
+    import mlflow
+
+    if tuple(map(int, mlflow.__version__.split(".")[:2])) != SEEN:
+        return False
     store: Any = getattr(getattr(client, "_tracking_client", None), "store", None)
     if getattr(store, "db_type", None) != "sqlite" or not all(hasattr(store, name) for name in _NEEDED):
         return False
