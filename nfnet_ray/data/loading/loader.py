@@ -165,7 +165,8 @@ class TrainLoader:
             return (_record(batch) for batch in map(this.augmented, this.read(own)))
 
         self._sharing.reset_counts()
-        records = self._sharing.batches(self._key, self._largest_bytes(), shared, make)
+        pins = self._device.type == "cuda"
+        records = self._sharing.batches(self._key, self._largest_bytes(), shared, make, pins=pins)
         if not self._augments_on_device:
             yield from map(_train_batch, records)
             return

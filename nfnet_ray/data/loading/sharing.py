@@ -35,9 +35,11 @@ times the slots, the one behind finds one batch of r."""
 LOOK_SECONDS = 0.0005
 """Between two looks at a batch that another process makes; making one takes milliseconds."""
 LOOK_SECONDS_WHEN_FULL = 0.1
+"""Between two looks of a thread that is ahead at whether it is to end."""
 LEAST_PATIENCE_SECONDS = 5.0
 PATIENCE = 4.0
-"""A batch that another process makes is waited for this multiple of the time that one takes here."""
+"""A batch that another process makes is waited for this multiple of the time that one takes here, and at least for
+the seconds: much longer than any takes, and no more than a run can lose once if a process stops in the middle."""
 
 Records = Generator[Record, None, None]
 Make = Callable[[Sequence[int]], Records]
@@ -67,7 +69,6 @@ class Sharing:
 
     def is_on_for(self, device: torch.device) -> bool:
         """Whether batches for this device are shared; on GPUs only where the environment says so."""
-        self._pins = device.type == "cuda"  # its copies to the device do not wait for each other
         return self.is_on and (device.type == "cpu" or os.environ.get(VARIABLE) == "1")
 
     def close(self) -> None:
@@ -80,7 +81,9 @@ class Sharing:
         """Begins to count anew."""
         self.made, self.taken = 0, 0
 
-    def batches(self, key: str, content_bytes: int, numbers: range, make: Make) -> Records:
+    def batches(
+        self, key: str, content_bytes: int, numbers: range, make: Make, *, pins: bool = False
+    ) -> Records:
         """The batches of the stream with this key whose numbers are given.
 
         Args:
@@ -88,7 +91,9 @@ class Sharing:
             content_bytes: what the tensors of the largest batch of the stream take.
             numbers: consecutive ones.
             make: called with consecutive ones of them, or with one.
+            pins: whether batches of others are copied into pinned memory, from which a GPU copies by itself.
         """
+        self._pins = pins
         self._join(key, content_bytes, numbers.start)
         number = numbers.start
         while number < numbers.stop:

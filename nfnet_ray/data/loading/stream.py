@@ -120,9 +120,6 @@ class Stream:
         for process, descriptor in members.of(digest.hex()):
             path = f"/proc/{process}/fd/{descriptor}"
             try:
-                # Another file may have its number by now, and to open some has effects.
-                if os.readlink(path).split(" ")[0] != f"/memfd:{_name(digest)}":
-                    continue
                 file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
             except OSError:  # it has left
                 continue
@@ -372,10 +369,15 @@ class _List:
 
 
 def _is_listed(parts: list[str]) -> bool:
-    """Whether a line is complete, and its process has its descriptor open for a stream."""
+    """Whether a line is complete, and its process has its descriptor open for a stream of this key.
+
+    Another file may have its number by now, and to open some has effects.
+    """
     if len(parts) != 3 or not (parts[1].isdigit() and parts[2].isdigit()):
         return False
     try:
-        return os.readlink(f"/proc/{parts[1]}/fd/{parts[2]}").startswith(f"/memfd:nfnet_ray-{parts[0][:16]}")
-    except OSError:
+        return os.readlink(f"/proc/{parts[1]}/fd/{parts[2]}").startswith(
+            f"/memfd:{_name(bytes.fromhex(parts[0]))} "
+        )
+    except (OSError, ValueError):  # ValueError: what stands for the key is none
         return False
