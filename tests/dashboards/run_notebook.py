@@ -23,6 +23,7 @@ def run(notebook: Any) -> Any:
         notebook,
         timeout=HANG_SECONDS,
         kernel_name="python3",
+        coalesce_streams=True,  # else prints are one output or several, by chance
         resources={"metadata": {"path": str(NOTEBOOK.parent)}},
     )
     executed = client.execute()
