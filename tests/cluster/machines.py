@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -42,6 +43,20 @@ for _ in sys.stdin:
     nodes = client.get_all_node_info().values()
     print(json.dumps({node.node_name: node.node_id.hex() for node in nodes if node.state == 0}), flush=True)
 """
+
+
+def make_token() -> None:
+    """Makes the token that Ray's processes show each other, if there is none: ``ray start`` refuses to start without.
+
+    A Ray that ``ray.init`` starts makes one too, but whether a test has started one before is a matter of chance.
+    """
+    file = Path.home() / ".ray" / "auth_token"
+    file.parent.mkdir(exist_ok=True)
+    own = file.with_name(f"{file.name}.{os.getpid()}")
+    own.write_text(secrets.token_hex(32))
+    with contextlib.suppress(FileExistsError):  # another process of the tests was the first
+        os.link(own, file)
+    own.unlink()
 
 
 class Machine:
@@ -95,6 +110,7 @@ class Machines:
         head_arguments: Sequence[str] = (),
         port: int | None = None,
     ) -> None:
+        make_token()
         self.address = f"{ip}:{port or unused_port()}"
         self._inside = inside
         self._asker = self._new_asker()

@@ -46,7 +46,7 @@ def quick_recipe(data: Path) -> Recipe:
 
 
 def environment() -> dict[str, str]:
-    """Of everything that talks to the cluster. ``ray start`` makes a token if there is none."""
+    """Of everything that talks to the cluster. A head asks for a token (:func:`tests.cluster.machines.make_token`)."""
     return os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token"}
 
 
