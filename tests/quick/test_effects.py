@@ -22,9 +22,11 @@ from nfnet_ray.analysis.effects.importance import importance, importance_sentenc
 from nfnet_ray.analysis.effects.isolation import isolation
 from nfnet_ray.analysis.effects.levels import field_levels, is_logarithmic
 from nfnet_ray.analysis.effects.marginal import marginal_effects, pairwise_effects
+from nfnet_ray.analysis.effects.noise import NoiseWithin, noise_of_results
 from nfnet_ray.analysis.effects.response import Response, responses
 from nfnet_ray.analysis.effects.stages import Stage, stages
 from nfnet_ray.analysis.inference.simulation import shared_variance, simulated_bits
+from nfnet_ray.analysis.setting import SettingImages, SettingResult, setting_result
 from nfnet_ray.correct_images import CorrectImages
 from nfnet_ray.tracking.labels import ABSENT
 
@@ -695,3 +697,22 @@ def test_a_response_can_be_printed_whatever_its_kind() -> None:
         [found] = responses(measured(truth, draw), CLIP)
         assert isinstance(found, Response)
         assert "nan" not in found.sentence()
+
+
+def test_noise_is_the_same_whether_bits_are_compared_for_a_choice_or_for_all() -> None:
+    draw = np.random.default_rng(0)
+
+    def setting(seeds: int, measured: Any) -> SettingResult:
+        correct = draw.random((seeds, 200)) < 0.8
+        top1 = correct[:, measured].mean(axis=1).tolist()
+        return setting_result({}, top1, int(measured.sum()), SettingImages(correct, measured))
+
+    alike, fewer = np.ones(200, bool), np.arange(200) > 20
+    for images in ([alike] * 4, [fewer] * 4, [alike, fewer, alike, alike]):
+        results = [setting(seeds, measured) for seeds, measured in zip((1, 3, 2, 1), images, strict=True)]
+        within = NoiseWithin(results)
+        for chosen in ([results[2], results[1]], results[1:3], results):
+            found, expected = within.of(chosen), noise_of_results(chosen)
+            np.testing.assert_allclose(found.images, expected.images, rtol=1e-12)
+            np.testing.assert_allclose(found.seeds, expected.seeds, rtol=1e-12)
+            assert found.freedom == expected.freedom
