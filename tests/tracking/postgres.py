@@ -7,8 +7,9 @@ import pwd
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -22,9 +23,17 @@ _PROGRAMS = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
 _USER = "postgres"
 
 
+@dataclass(frozen=True)
+class Postgres:
+    """A server that runs: the URIs of its databases, and ``restart``, which ends it as a crash does and starts it."""
+
+    uris: list[str]
+    restart: Callable[[], None]
+
+
 @contextmanager
-def postgres_server(*databases: str) -> Iterator[list[str]]:
-    """Runs a server with some databases; yields their URIs. Skips the test where the package is missing."""
+def postgres_server(*databases: str) -> Iterator[Postgres]:
+    """Runs a server with some databases. Skips the test where the package is missing."""
     found = shutil.which("postgres") or (str(_PROGRAMS[-1]) if _PROGRAMS else None)
     if found is None:
         pytest.skip("PostgreSQL is not installed (Debian: apt-get install postgresql)")
@@ -52,10 +61,22 @@ def postgres_server(*databases: str) -> Iterator[list[str]]:
         run(
             "initdb", "-D", data, "-U", "mlflow", "--auth=trust", "--no-sync", "--encoding=UTF8", "--locale=C"
         )
-        run("pg_ctl", "-D", data, "-w", "-o", server, "-l", f"{name}/log", "start")
+
+        def start() -> None:
+            run("pg_ctl", "-D", data, "-w", "-o", server, "-l", f"{name}/log", "start")
+
+        def stop() -> None:
+            run("pg_ctl", "-D", data, "-w", "-m", "immediate", "stop")
+
+        def restart() -> None:
+            stop()
+            start()
+
+        start()
         try:
             for database in databases:
                 run("createdb", "-h", "127.0.0.1", "-p", str(port), "-U", "mlflow", database)
-            yield [f"postgresql+psycopg2://mlflow@127.0.0.1:{port}/{database}" for database in databases]
+            uris = [f"postgresql+psycopg2://mlflow@127.0.0.1:{port}/{database}" for database in databases]
+            yield Postgres(uris, restart)
         finally:
-            run("pg_ctl", "-D", data, "-w", "-m", "immediate", "stop")
+            stop()

@@ -1,4 +1,4 @@
-"""A server as a team has it: PostgreSQL behind it, a password before it; killed in the middle of a delivery.
+"""A server as a team has it: PostgreSQL behind it, a password before it; both killed in the middle of a delivery.
 
 Its two starts, and the making of its tables, take most of the time; skipped where PostgreSQL is not installed.
 """
@@ -97,7 +97,8 @@ def test_a_server_that_is_killed_has_everything_once(tmp_path: Path, monkeypatch
     url = f"http://127.0.0.1:{port}"
     write_journal(tmp_path, EVENTS)
     spool = Spool(tmp_path / JOURNAL_FILE, tmp_path / SPOOL_FILE)
-    with postgres_server("mlflow", "users") as (database, users):
+    with postgres_server("mlflow", "users") as postgres:
+        database, users = postgres.uris
         with mlflow_server(tmp_path, port, database, users):
             monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", USER)
             monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong")
@@ -113,6 +114,9 @@ def test_a_server_that_is_killed_has_everything_once(tmp_path: Path, monkeypatch
         assert spool.pending_count(), "it was killed too late"
         wait_until(lambda: "server does not answer since" in sink.status, "the outage")
         with mlflow_server(tmp_path, port, database, users):
+            wait_until(lambda: spool.acknowledged_bytes > 2 * third, "two thirds of the study")
+            assert spool.pending_count(), "PostgreSQL is restarted too late"
+            postgres.restart()
             assert sink.close(HANG_SECONDS) == 0, sink.status
         logged = rows(
             database,
