@@ -59,7 +59,7 @@ class TrainStep:
         self.average = ExponentialMovingAverage(model, ema) if ema.decay is not None else None
         self._model, self._recipe, self._context = model, recipe, context
         self._steps_per_epoch = steps_per_epoch
-        clipped = _clipped_parameters(model, recipe)
+        clipped = clipped_parameters(model, recipe)
         self._clipped = list(clipped.values())
         steps_between = STEPS_BETWEEN_NORMS if recipe.optimizer.agc.clip_factor is None else 1
         self.clipping_counts = ClippingCounts(model, clipped, context.device, steps_between)
@@ -170,7 +170,7 @@ class TrainStep:
             self.clipping_counts.load_state_dict(state["clipping_counts"])
 
 
-def _clipped_parameters(model: nn.Module, recipe: Recipe) -> dict[str, nn.Parameter]:
+def clipped_parameters(model: nn.Module, recipe: Recipe) -> dict[str, nn.Parameter]:
     """{name: parameter} of those that AGC clips: those that are trained and match no excluded name or pattern.
 
     Raises UserError for an excluded name or pattern that fits no parameter of the model.

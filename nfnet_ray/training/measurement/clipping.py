@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -51,7 +51,6 @@ class ClippingCounts:
     ) -> None:
         self._layers, self._layer_of_tensor = _layers(model, parameters)
         layers = max(1, len(self._layers))
-        self._offset = -math.log2(REFERENCE_RATIO) - LOWEST_OCTAVE
         self._counts = torch.zeros(layers * BINS, dtype=torch.int64, device=device)
         self._clipped = torch.zeros(layers, dtype=torch.int64, device=device)
         self._steps = torch.zeros((), dtype=torch.int64, device=device)
@@ -69,11 +68,7 @@ class ClippingCounts:
             return
         if norms.tensors != self._tensors:
             self._arrange(norms.tensors)
-        ratios = norms.gradient / norms.parameter
-        place = ratios.log2_().add_(self._offset).mul_(BINS_PER_OCTAVE).ceil_()
-        # Not a number goes into the last bin: fmin prefers numbers.
-        top = torch.full_like(place[:1], BINS - 1)
-        bins = torch.fmin(place, top).clamp_(min=0).long()
+        bins = _bins(norms.gradient / norms.parameter)
         self._counts.scatter_add_(0, bins + self._first_bin_of_unit, self._ones)
         if norms.is_clipped is not None:
             self._clipped.scatter_add_(0, self._layer_of_unit, norms.is_clipped.long())
@@ -81,6 +76,24 @@ class ClippingCounts:
         self._step.add_(self._steps_between)
         is_first = (self._first_step_above == 0) & (self._edges < bins.max())
         self._first_step_above.add_(is_first * self._step)
+
+    def use(self, tensors: Mapping[str, Tensor]) -> None:
+        """Counts in these tensors from now on, whose names and shapes are those of :meth:`state_dict`."""
+        self._counts, self._clipped = tensors["counts"], tensors["clipped"]
+        self._steps, self._step = tensors["steps"], tensors["step"]
+        self._first_step_above = tensors["first_step_above"]
+
+    def layer_of_units(self, tensors: tuple[tuple[int, int], ...]) -> Tensor:
+        """The number of the layer of each unit; ``tensors`` are those of :class:`UnitNorms`."""
+        device = self._counts.device
+        layers = torch.tensor([self._layer_of_tensor[place] for place, _ in tensors], device=device)
+        units = torch.tensor([units for _, units in tensors], device=device)
+        return layers.repeat_interleave(units)
+
+    @property
+    def steps_between(self) -> int:
+        """The number of steps from one that is counted to the next."""
+        return self._steps_between
 
     def record_after(self, epoch: int, epochs: int) -> dict[str, str]:
         """``{"clipping": record as text}`` after those epochs of a run of ``epochs`` that end with a record.
@@ -122,13 +135,52 @@ class ClippingCounts:
 
     def _arrange(self, tensors: tuple[tuple[int, int], ...]) -> None:
         """Notes the layer of each unit, for all steps that have the units in this order."""
-        device = self._counts.device
-        layers = torch.tensor([self._layer_of_tensor[place] for place, _ in tensors], device=device)
-        units = torch.tensor([units for _, units in tensors], device=device)
-        self._layer_of_unit = layers.repeat_interleave(units)
+        self._layer_of_unit = self.layer_of_units(tensors)
         self._first_bin_of_unit = self._layer_of_unit * BINS
         self._ones = torch.ones_like(self._layer_of_unit)
         self._tensors = tensors
+
+
+class LaneClippingCounts:
+    """The counts of all lanes of a cohort at once: in one tensor of each kind, of which theirs become views.
+
+    ``tensors`` are those of :class:`UnitNorms`, the same for all lanes and steps.
+    """
+
+    def __init__(self, lanes: Sequence[ClippingCounts], tensors: tuple[tuple[int, int], ...]) -> None:
+        states = [lane.state_dict() for lane in lanes]
+        stacks = {name: torch.stack([state[name] for state in states]) for name in states[0]}
+        for number, lane in enumerate(lanes):
+            lane.use({name: stack[number] for name, stack in stacks.items()})
+        self._counts, self._clipped, self._steps = stacks["counts"], stacks["clipped"], stacks["steps"]
+        self._step, self._first_step_above = stacks["step"], stacks["first_step_above"]
+        device = self._counts.device
+        layer_of_unit = lanes[0].layer_of_units(tensors)
+        self._layer_of_unit = layer_of_unit.expand(len(lanes), -1)
+        self._first_bin_of_unit = self._layer_of_unit * BINS
+        self._steps_between = torch.tensor([lane.steps_between for lane in lanes], device=device)
+        self._edges = torch.arange(len(EDGES), device=device)
+
+    @torch.no_grad()
+    def add(self, ratios_LU: Tensor, is_clipped_LU: Tensor, due_L: Tensor) -> None:
+        """Counts the units of one step, of the lanes that are due; the ratios are used up."""
+        bins_LU, due_L1 = _bins(ratios_LU), due_L[:, None]
+        self._counts.scatter_add_(1, bins_LU + self._first_bin_of_unit, due_L1.expand_as(bins_LU).long())
+        self._clipped.scatter_add_(1, self._layer_of_unit, (is_clipped_LU & due_L1).long())
+        self._steps.add_(due_L)
+        self._step.add_(self._steps_between * due_L)
+        largest_L1 = bins_LU.amax(dim=1, keepdim=True)
+        is_first = (self._first_step_above == 0) & (self._edges < largest_L1) & due_L1
+        self._first_step_above.add_(is_first * self._step[:, None])
+
+
+def _bins(ratios: Tensor) -> Tensor:
+    """The bin of each ratio, which is used up."""
+    offset = -math.log2(REFERENCE_RATIO) - LOWEST_OCTAVE
+    place = ratios.log2_().add_(offset).mul_(BINS_PER_OCTAVE).ceil_()
+    # Not a number goes into the last bin: fmin prefers numbers.
+    top = torch.full_like(place[..., :1], BINS - 1)
+    return torch.fmin(place, top).clamp_(min=0).long()
 
 
 def epochs_per_record(epochs: int) -> int:

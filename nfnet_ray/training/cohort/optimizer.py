@@ -1,0 +1,94 @@
+"""SGD and RMSProp over the rows of all lanes, each with its own learning rate, momentum and weight decay.
+
+The arithmetic is that of :func:`nfnet_ray.optim.optimizer.create_optimizer`. The state that it makes is that of the
+lanes' own optimisers: their tensors become views of these rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from nfnet_ray.recipe import OptimizerRecipe
+from nfnet_ray.training.cohort.weights import Layout
+
+_MOMENTUM, _SQUARES, _STEP = "momentum_buffer", "square_avg", "step"  # torch's and timm's names
+
+
+class LaneOptimizer:
+    """Updates rows of weights.
+
+    Args:
+        named: {name: parameter} of each lane, whose optimisers are ``optimizers``.
+        like: rows (L, columns) of the weights.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        recipes: Sequence[OptimizerRecipe],
+        optimizers: Sequence[Optimizer],
+        named: Sequence[Mapping[str, Tensor]],
+        like: Tensor,
+    ) -> None:
+        self._recipe, self._layout = recipes[0], layout
+        self._optimizers, self._named = optimizers, named
+        self._momenta = [recipe.momentum for recipe in recipes]
+        self._momentum_L1 = like.new_tensor(self._momenta)[:, None]
+        self._decay_L1 = like.new_tensor([recipe.weight_decay for recipe in recipes])[:, None]
+        self._momentum_LP = self._gathered(_MOMENTUM, torch.zeros_like(like))
+        self._squares_LP = None
+        if self._recipe.name == "rmsprop":
+            self._squares_LP = self._gathered(_SQUARES, torch.ones_like(like))
+        self._shares_state = False
+
+    def _gathered(self, key: str, rows_LP: Tensor) -> Tensor:
+        """The rows, with what the lanes' optimisers have in their place."""
+        for optimizer, named, row_P in zip(self._optimizers, self._named, rows_LP, strict=True):
+            for name, view in self._layout.parts(row_P):
+                state = optimizer.state.get(named[name], {})
+                if state.get(key) is not None:
+                    view.copy_(state[key])
+        return rows_LP
+
+    @torch.no_grad()
+    def step(self, weights_LP: Tensor, gradients_LP: Tensor, rates_L1: Tensor) -> None:
+        """One update, by the learning rates (L, 1); the gradients are used up."""
+        decayed = slice(0, self._layout.decayed)
+        gradients_LP[:, decayed].addcmul_(weights_LP[:, decayed], self._decay_L1)
+        if self._squares_LP is None:
+            self._momentum_LP.mul_(self._momentum_L1).add_(gradients_LP)
+            update_LP = self._momentum_LP
+            if self._recipe.nesterov:
+                update_LP = torch.addcmul(gradients_LP, self._momentum_LP, self._momentum_L1)
+            weights_LP.addcmul_(update_LP, rates_L1, value=-1)
+        else:
+            difference_LP = gradients_LP.square().sub_(self._squares_LP)
+            self._squares_LP.add_(difference_LP, alpha=1 - self._recipe.rmsprop_decay)
+            root_LP = self._squares_LP.add(self._recipe.rmsprop_eps).sqrt_()
+            update_LP = gradients_LP.div_(root_LP).mul_(rates_L1)
+            self._momentum_LP.mul_(self._momentum_L1).add_(update_LP)
+            weights_LP.sub_(self._momentum_LP)
+        if not self._shares_state:
+            self._share_state()
+        if self._squares_LP is not None:
+            self._count_step()
+
+    def _share_state(self) -> None:
+        """Makes the state of the lanes' optimisers, which a step has now: what each would have alone."""
+        self._shares_state = True
+        for lane, (optimizer, named) in enumerate(zip(self._optimizers, self._named, strict=True)):
+            if self._momenta[lane]:
+                for name, view in self._layout.parts(self._momentum_LP[lane]):
+                    optimizer.state[named[name]][_MOMENTUM] = view
+            if self._squares_LP is not None:
+                for name, view in self._layout.parts(self._squares_LP[lane]):
+                    optimizer.state[named[name]][_SQUARES] = view
+                    optimizer.state[named[name]].setdefault(_STEP, torch.zeros(()))
+
+    def _count_step(self) -> None:
+        steps = [state[_STEP] for one in self._optimizers for state in one.state.values()]
+        torch._foreach_add_(steps, 1)

@@ -1,0 +1,165 @@
+"""One optimiser step of all lanes, in the order of :mod:`nfnet_ray.training.step`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from nfnet_ray.cohorts import check_lanes
+from nfnet_ray.data.batch import TrainBatch
+from nfnet_ray.optim import decayed_names
+from nfnet_ray.optim.ema import ema_decay
+from nfnet_ray.recipe import ResolvedRecipe
+from nfnet_ray.training.cohort.clipping import LaneClipping
+from nfnet_ray.training.cohort.gradient import LaneGradient
+from nfnet_ray.training.cohort.network import LaneNetwork
+from nfnet_ray.training.cohort.optimizer import LaneOptimizer
+from nfnet_ray.training.cohort.weights import LaneWeights, Layout, let_go
+from nfnet_ray.training.measurement.clipping import STEPS_BETWEEN_NORMS
+from nfnet_ray.training.step import TrainStep, clipped_parameters
+
+
+class Lane(Protocol):
+    """What a step needs of a trial: a :class:`nfnet_ray.training.run.Run` has it."""
+
+    @property
+    def recipe(self) -> ResolvedRecipe:
+        """Its Recipe."""
+
+    @property
+    def model(self) -> nn.Module:
+        """Its network, on the device."""
+
+    @property
+    def step(self) -> TrainStep:
+        """Its own step, which is not called: its state is what a checkpoint saves."""
+
+
+@dataclass(frozen=True)
+class LaneResults:
+    """The parts of one step in the sums of an epoch: of ``images`` images, (L,) on the device each.
+
+    See :class:`nfnet_ray.training.step.StepResult`.
+    """
+
+    images: int
+    loss_sum: Tensor
+    correct: Tensor
+    clipped_fraction: Tensor
+
+
+class CohortStep:
+    """Applies one batch to the networks of all lanes, which have done equally many steps.
+
+    The lanes' weights, moving averages, momenta and counts become views of this object's tensors. So each lane is at
+    any time what it would be alone, but for rounding, and can be saved, evaluated and reported as such. A new
+    CohortStep of some of the lanes takes these over: that is how a cohort is compacted. Lanes that are to live longer
+    than their cohort are :func:`released <release>`.
+
+    Raises UserError for Recipes that cannot be one cohort.
+    """
+
+    def __init__(self, lanes: Sequence[Lane]) -> None:
+        check_lanes([lane.recipe for lane in lanes])
+        if len({lane.step.number for lane in lanes}) > 1:
+            raise ValueError("lanes of a cohort have done equally many steps")
+        self.lanes = list(lanes)
+        models, recipes = [lane.model for lane in lanes], [lane.recipe for lane in lanes]
+        optimizers = [recipe.optimizer for recipe in recipes]
+        self._recipe = recipes[0]
+        clipped = clipped_parameters(models[0], self._recipe)
+        layout = Layout.of(models[0], list(clipped), decayed_names(models[0], self._recipe.optimizer))
+        self._weights = LaneWeights(layout, models)
+        self.network = LaneNetwork(models, [recipe.model for recipe in recipes])
+        self._gradient = LaneGradient(self.network, self._weights, layout, recipes)
+        rows = self._weights.rows
+        counts = [lane.step.clipping_counts for lane in lanes]
+        self._clip = LaneClipping(layout, [one.agc for one in optimizers], counts, rows)
+        self._optimizer = LaneOptimizer(
+            layout,
+            optimizers,
+            [lane.step.optimizer for lane in lanes],
+            [dict(model.named_parameters()) for model in models],
+            rows,
+        )
+        self._averaged = [number for number, lane in enumerate(lanes) if lane.step.average]
+        self._averages = None
+        if self._averaged:
+            averages = [lane.step.average.model for lane in lanes if lane.step.average]
+            self._averages = LaneWeights(layout, averages)
+
+    @property
+    def number(self) -> int:
+        """The number of steps done."""
+        return self.lanes[0].step.number
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """{name: (L, ...)} of the parameters."""
+        return self._weights.all()
+
+    @property
+    def averages(self) -> tuple[list[int], dict[str, Tensor]] | None:
+        """The lanes that have a moving average, and {name: (of these lanes, ...)} of it; None if none has one."""
+        return (self._averaged, self._averages.all()) if self._averages else None
+
+    def __call__(self, batch: TrainBatch) -> LaneResults:
+        self.network.train()
+        gradients_LP, loss_LN, hit_LN = self._gradient.of(batch)
+        rows = self._weights.rows
+        clipped_L = self._clip(gradients_LP, rows, self.number % STEPS_BETWEEN_NORMS == 0)
+        self._optimizer.step(rows, gradients_LP, self._learning_rates())
+        self._average()
+        for lane in self.lanes:
+            lane.step.number += 1
+        return LaneResults(
+            images=loss_LN.shape[1],
+            loss_sum=loss_LN.sum(dim=1, dtype=torch.float64),
+            correct=hit_LN.sum(dim=1),
+            clipped_fraction=clipped_L,
+        )
+
+    def warm_up(self, batch: TrainBatch) -> None:
+        """Computes gradients and throws them away, so that libraries choose their algorithms now."""
+        self.network.train()
+        self._gradient.of(batch)
+        if batch.images.device.type == "cuda":
+            torch.cuda.synchronize(batch.images.device)
+
+    def _learning_rates(self) -> Tensor:
+        """Those of this step, (L, 1); the lanes' optimisers are told theirs, which their state has."""
+        rates = [lane.step.learning_rate for lane in self.lanes]
+        for lane, rate in zip(self.lanes, rates, strict=True):
+            for group in lane.step.optimizer.param_groups:
+                group["lr"] = rate
+        return self._to_device(rates)[:, None]
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        if self._averages is None:
+            return
+        decays = []
+        for number in self._averaged:
+            recipe = self.lanes[number].recipe.optimizer.ema
+            assert recipe.decay is not None
+            decays.append(ema_decay(self.number, recipe.decay, recipe.warmup))
+        rows = self._weights.rows
+        news = rows if len(self._averaged) == len(self.lanes) else rows[self._averaged]
+        self._averages.rows.lerp_(news, self._to_device([1.0 - decay for decay in decays])[:, None])
+
+    def _to_device(self, numbers: Sequence[float]) -> Tensor:
+        """Numbers in the dtype of the weights, without waiting for the device."""
+        rows = self._weights.rows
+        host = torch.tensor(numbers, dtype=rows.dtype, pin_memory=rows.is_cuda)
+        return host.to(rows.device, non_blocking=True)
+
+
+def release(lane: Lane) -> None:
+    """Gives the networks of a lane that has ended memory of their own: the cohort's is kept by none of them."""
+    let_go(lane.model)
+    if lane.step.average:
+        let_go(lane.step.average.model)
