@@ -60,15 +60,27 @@ class TrainBatch(Batch):
             label_share=None if self.label_share is None else self.label_share[rows],
         )
 
-    def chosen(self, rows: Tensor) -> TrainBatch:
-        """The samples of the given rows, int64 (M,), in that order; copies."""
-        own, host = rows.to(self.labels.device), rows.cpu().numpy()
+    def chosen(self, rows: Tensor, host_rows: Indices | None = None) -> TrainBatch:
+        """The samples of the given rows, int64 (M,), in that order; copies.
+
+        Rows that are not on the batch's device are brought there, and those of a GPU are read, for which it is waited;
+        not so with ``host_rows``, the same rows in the host's memory.
+        """
+        host = rows.cpu().numpy() if host_rows is None else host_rows
+        return self._chosen(rows.to(self.labels.device), self.indices[host], self.positions[host])
+
+    def chosen_by_device(self, rows: Tensor) -> TrainBatch:
+        """As :meth:`chosen`, by rows that the host does not know: ``indices`` and ``positions`` are -1."""
+        unknown = np.full(len(rows), -1)
+        return self._chosen(rows, unknown, unknown)
+
+    def _chosen(self, rows: Tensor, indices: Indices, positions: Indices) -> TrainBatch:
         return TrainBatch(
-            images=self.images[own],
-            labels=self.labels[own],
-            indices=self.indices[host],
-            positions=self.positions[host],
-            keys=self.keys[own],
-            partner_labels=None if self.partner_labels is None else self.partner_labels[own],
-            label_share=None if self.label_share is None else self.label_share[own],
+            images=self.images[rows],
+            labels=self.labels[rows],
+            indices=indices,
+            positions=positions,
+            keys=self.keys[rows],
+            partner_labels=None if self.partner_labels is None else self.partner_labels[rows],
+            label_share=None if self.label_share is None else self.label_share[rows],
         )

@@ -204,20 +204,22 @@ class StochasticDepth(nn.Module):
     The samples that stay are NOT divided by the probability of staying, unlike in most later code
     (`StochDepth` in base.py). A sample is dropped where its number in `uniforms_N`, uniform in [0, 1), is
     below the rate; without `uniforms_N` the numbers come from torch's generator. Nothing is drawn in
-    evaluation.
+    evaluation, nor where `drop_rate` is 0.
     """
 
     def __init__(self, drop_rate: float) -> None:
         super().__init__()
         self.drop_rate = drop_rate
+        self.drops = drop_rate > 0  # compiled code depends on this, and not on the rate
 
-    def forward(self, x: Tensor, uniforms_N: Tensor | None = None) -> Tensor:
-        """(N, ...) -> (N, ...)."""
-        if not self.training or self.drop_rate == 0:
+    def forward(self, x: Tensor, uniforms_N: Tensor | None = None, rate: Tensor | None = None) -> Tensor:
+        """(N, ...) -> (N, ...). `rate` is a scalar tensor in place of `drop_rate`, which must not be 0 then."""
+        if not self.training or not self.drops:
             return x
         if uniforms_N is None:
             uniforms_N = torch.rand(x.shape[0], device=x.device)
-        return x * (uniforms_N >= self.drop_rate).view(-1, *[1] * (x.ndim - 1))
+        stays_N = uniforms_N >= (self.drop_rate if rate is None else rate)
+        return x * stays_N.view(-1, *[1] * (x.ndim - 1))
 
     def extra_repr(self) -> str:
         return f"drop_rate={self.drop_rate:.4f}"
@@ -227,20 +229,29 @@ class Dropout(nn.Module):
     """In training, sets each number of a vector to zero with probability `p` and divides the rest by `1 - p`.
 
     A number goes where its own in `uniforms_NC`, uniform in [0, 1), is below `p`; without `uniforms_NC` torch
-    draws. Nothing is drawn in evaluation. Source: `hk.dropout`, which nfnet.py applies to the pooled vector.
+    draws. Nothing is drawn in evaluation, nor where `p` is 0. Source: `hk.dropout`, which nfnet.py applies to the
+    pooled vector.
     """
 
     def __init__(self, p: float) -> None:
         super().__init__()
         self.p = p
+        self.drops = p > 0  # compiled code depends on this, and not on the rate
 
-    def forward(self, x_NC: Tensor, uniforms_NC: Tensor | None = None) -> Tensor:
-        """(N, C) -> (N, C)."""
-        if not self.training or self.p == 0:
+    def forward(
+        self, x_NC: Tensor, uniforms_NC: Tensor | None = None, numbers: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
+        """(N, C) -> (N, C). `numbers` are `p` and `1 / (1 - p)` as scalar tensors, for a `p` other than the module's,
+        which must not be 0 then. They count only with `uniforms_NC`."""
+        if not self.training or not self.drops:
             return x_NC
         if uniforms_NC is None:
             return F.dropout(x_NC, self.p)
-        return x_NC * (uniforms_NC >= self.p) * (1 / (1 - self.p))
+        if numbers is None:
+            return x_NC * (uniforms_NC >= self.p) * (1 / (1 - self.p))
+        p, scale = numbers
+        # In the scale's precision: bfloat16 would round the scale itself, of all numbers in the same way.
+        return ((x_NC * (uniforms_NC >= p)).to(scale.dtype) * scale).to(x_NC.dtype)
 
     def extra_repr(self) -> str:
         return f"p={self.p}"

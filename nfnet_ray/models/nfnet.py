@@ -104,17 +104,19 @@ class NFBlock(nn.Module):
             return r_NCHW, 2 * self.squeeze_excite(r_NCHW)
         return r_NCHW, r_NCHW.new_ones(r_NCHW.shape[0], 1)
 
-    def forward(self, x_NCHW: Tensor, uniforms_N: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x_NCHW: Tensor, uniforms_N: Tensor | None = None, drop_rate: Tensor | None = None
+    ) -> Tensor:
         """(N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride)).
 
-        `uniforms_N` decides which samples' branches are dropped, see `StochasticDepth`.
+        `uniforms_N` and `drop_rate` decide which samples' branches are dropped, see `StochasticDepth`.
         """
         u_NCHW = self.activation(x_NCHW)
         shortcut_NCHW = self.shortcut(x_NCHW, u_NCHW)
         r_NCHW, gate_NC = self.branch(u_NCHW)
         # All factors of the branch are per image and channel at most: together they are one small tensor, and
         # the branch is multiplied and added in a single pass.
-        gate_NC = self.stochastic_depth(gate_NC, uniforms_N) * (self.alpha * self.skip_gain)
+        gate_NC = self.stochastic_depth(gate_NC, uniforms_N, drop_rate) * (self.alpha * self.skip_gain)
         return torch.addcmul(shortcut_NCHW, r_NCHW, gate_NC[:, :, None, None])
 
 
@@ -125,7 +127,7 @@ class NFNet(nn.Module):
     choose by these names: AGC leaves out `classifier.weight`, weight decay leaves out gains and biases.
     """
 
-    # A training loop may give this network a key for each sample; see `forward`.
+    # A training loop may give this network a key for each sample, and its drop rates; see `forward`.
     draws_by_sample: ClassVar[bool] = True
 
     def __init__(self, variant: Variant, num_classes: int) -> None:
@@ -154,6 +156,7 @@ class NFNet(nn.Module):
         self.final_conv: nn.Module = nn.Identity()
         if variant.family.has_final_conv:
             self.final_conv = conv(variant.stage_channels[-1], variant.pooled_channels, 1)
+        self.drops_branches = variant.stochastic_depth > 0
         self.dropout = Dropout(variant.dropout)
         self.classifier = nn.Linear(variant.pooled_channels, num_classes)
         nn.init.normal_(self.classifier.weight, std=variant.family.classifier_std)
@@ -165,26 +168,40 @@ class NFNet(nn.Module):
             x_NCHW = conv(x_NCHW if index == 0 else self.activation(x_NCHW))
         return self.stem_pool(x_NCHW)
 
-    def pooled_features(self, x_NCHW: Tensor, sample_keys: Tensor | None = None) -> Tensor:
+    def drop_rates(self) -> list[float]:
+        """What `forward` takes as a vector: the drop rate of each block, dropout's `p`, and `1 / (1 - p)`."""
+        blocks = [block.stochastic_depth.drop_rate for block in self.blocks if isinstance(block, NFBlock)]
+        return [*blocks, self.dropout.p, 1 / (1 - self.dropout.p)]
+
+    def pooled_features(
+        self, x_NCHW: Tensor, sample_keys: Tensor | None = None, drop_rates: Tensor | None = None
+    ) -> Tensor:
         """Normalised images (N, 3, H, W) -> the vector (N, pooled_channels) that is classified."""
         x_NCHW = self.stem_features(x_NCHW)
         uniforms_NB: Tensor | None = None
-        if sample_keys is not None and self.training and self.variant.stochastic_depth > 0:
+        if sample_keys is not None and self.training and self.drops_branches:
             uniforms_NB = keyed_uniforms(sample_keys, Stream.STOCHASTIC_DEPTH, len(self.blocks))
         for index, block in enumerate(self.blocks):
-            x_NCHW = block(x_NCHW, None if uniforms_NB is None else uniforms_NB[:, index])
+            uniforms_N = None if uniforms_NB is None else uniforms_NB[:, index]
+            x_NCHW = block(x_NCHW, uniforms_N, None if drop_rates is None else drop_rates[index])
         x_NCHW = self.activation(self.final_conv(x_NCHW))
         return x_NCHW.mean((2, 3)) * self.activation_gain
 
-    def forward(self, x_NCHW: Tensor, sample_keys: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x_NCHW: Tensor, sample_keys: Tensor | None = None, drop_rates: Tensor | None = None
+    ) -> Tensor:
         """Normalised images (N, 3, H, W), of any size -> logits (N, num_classes).
 
         `sample_keys` is int64 (N,), a hash of what makes each sample's turn unique, such as (seed, epoch, sample
         index). With it, stochastic depth and dropout depend on a sample's key, the layer and the channel alone;
         without it they draw from torch's generator. In evaluation nothing is drawn.
+
+        `drop_rates` is a vector of the numbers that :meth:`drop_rates` has as floats, in the weights' dtype. With it a
+        captured or compiled network serves for other rates too, as long as the same ones of them are 0.
         """
-        pooled_NC = self.pooled_features(x_NCHW, sample_keys)
+        pooled_NC = self.pooled_features(x_NCHW, sample_keys, drop_rates)
         uniforms_NC: Tensor | None = None
-        if sample_keys is not None and self.training and self.dropout.p > 0:
+        if sample_keys is not None and self.training and self.dropout.drops:
             uniforms_NC = keyed_uniforms(sample_keys, Stream.DROPOUT, pooled_NC.shape[1])
-        return self.classifier(self.dropout(pooled_NC, uniforms_NC))
+        numbers = None if drop_rates is None else (drop_rates[-2], drop_rates[-1])
+        return self.classifier(self.dropout(pooled_NC, uniforms_NC, numbers))

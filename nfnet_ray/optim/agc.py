@@ -66,8 +66,8 @@ class UnitNorms(NamedTuple):
 @torch.no_grad()
 def clip_gradients_adaptively(
     parameters: Iterable[Tensor],
-    clip_factor: float = 0.01,
-    eps: float = 1e-3,
+    clip_factor: float | Tensor = 0.01,
+    eps: float | Tensor = 1e-3,
     observe: Callable[[UnitNorms], None] | None = None,
 ) -> Tensor:
     r"""Clips ``.grad`` of the parameters in place, each unit by its own parameter norm.
@@ -88,7 +88,8 @@ def clip_gradients_adaptively(
 
     Args:
         parameters: leaf tensors of any float dtype on one device; those without ``.grad`` are left alone.
-        clip_factor: :math:`\lambda`; the paper's recipe for batch 4096 has 0.01.
+        clip_factor: :math:`\lambda`; the paper's recipe for batch 4096 has 0.01. It and ``eps`` may be scalars on the
+            parameters' device, with the same result to the bit.
         eps: :math:`\epsilon`, so that parameters that start at zero can move; official value 1e-3.
         observe: called with the norms before anything is clipped; it must not change them.
 
@@ -133,7 +134,7 @@ def clip_gradients_adaptively(
 
 
 @torch.no_grad()
-def unit_norms(parameters: Iterable[Tensor], eps: float = 1e-3) -> UnitNorms | None:
+def unit_norms(parameters: Iterable[Tensor], eps: float | Tensor = 1e-3) -> UnitNorms | None:
     """The norms that :func:`clip_gradients_adaptively` compares; None if no parameter has a gradient."""
     groups = _grouped(parameters)
     if not groups:
@@ -164,7 +165,7 @@ def _grouped(parameters: Iterable[Tensor]) -> list[_Group]:
     return list(groups.values())
 
 
-def _parameter_norm(groups: list[_Group], eps: float) -> Tensor:
+def _parameter_norm(groups: list[_Group], eps: float | Tensor) -> Tensor:
     stacks = [_stacked([as_units(parameter) for parameter in group.tensors]) for group in groups]
     return _all_units([_norms(stack) for stack in stacks]).clamp_(min=eps)
 

@@ -42,13 +42,22 @@ class ExponentialMovingAverage:
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self._decay, self._warmup = recipe.decay, recipe.warmup
 
-    @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
         """Updates the average with the weights after optimiser step ``step``, counted from 0."""
+        self.take(model, 1.0 - ema_decay(step, self._decay, self._warmup))
+
+    @torch.no_grad()
+    def take(self, model: nn.Module, share: float | Tensor) -> None:
+        """Updates the average, in which the new weights get this share: :math:`1 - d(t)`, on the host or the device."""
         pairs = list(zip(_tensors(self.model), _tensors(model), strict=True))
         averaged = [(mean, new) for mean, new in pairs if mean.is_floating_point()]
         means, news = [mean for mean, _ in averaged], [new.detach() for _, new in averaged]
-        torch._foreach_lerp_(means, news, 1.0 - ema_decay(step, self._decay, self._warmup))
+        if isinstance(share, Tensor):  # torch's lerp takes it for all tensors at once from the host alone
+            changes = torch._foreach_sub(news, means)
+            torch._foreach_mul_(changes, share)
+            torch._foreach_add_(means, changes)
+        else:
+            torch._foreach_lerp_(means, news, share)
         for mean, new in pairs:
             if not mean.is_floating_point():
                 mean.copy_(new)

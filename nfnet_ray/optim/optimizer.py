@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from nfnet_ray.errors import UserError
+from nfnet_ray.optim.foreach import add_to_all_
+from nfnet_ray.optim.rates import Rates
 from nfnet_ray.recipe import OptimizerRecipe
 
 UNDECAYED_NAMES = ("gain", "skip_gain", "bias")
@@ -109,3 +113,98 @@ def create_optimizer(model: nn.Module, recipe: OptimizerRecipe) -> Optimizer:
         momentum=recipe.momentum,
         foreach=True,
     )
+
+
+def fill_state(optimizer: Optimizer) -> None:
+    """Gives every parameter the state that it has before its first step, if it has none.
+
+    Torch's optimisers do so in the first step, and so outside of what is captured after it.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            state = optimizer.state[parameter]
+            if group["momentum"] > 0 and state.get("momentum_buffer") is None:
+                state["momentum_buffer"] = torch.zeros_like(parameter)
+            if not isinstance(optimizer, SGD) and "square_avg" not in state:
+                state["step"] = torch.zeros(())  # timm's counter, on the host; no arithmetic of ours reads it
+                state["square_avg"] = torch.ones_like(parameter)
+
+
+def load_in_place(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
+    """``optimizer.load_state_dict(saved)`` into the tensors of the state that are there, which a CUDA graph may hold.
+
+    A parameter that has no state in ``saved`` gets that of :func:`fill_state`, if it had some.
+    """
+    before = {parameter: dict(state) for parameter, state in optimizer.state.items()}
+    optimizer.load_state_dict(dict(saved))
+    if before:
+        fill_state(optimizer)
+    for parameter, kept in before.items():
+        state = optimizer.state[parameter]
+        for name, tensor in kept.items():
+            if isinstance(tensor, Tensor) and isinstance(state.get(name), Tensor):
+                tensor.copy_(state[name])
+                state[name] = tensor
+
+
+@torch.no_grad()
+def update_weights(optimizer: Optimizer, rates: Rates) -> None:
+    """``optimizer.step()`` with rates that are scalars on the device: the arithmetic of :func:`create_optimizer`.
+
+    The rounding is not that of ``step``, which multiplies and adds at once, but by numbers of the host, which a CUDA
+    graph would repeat for ever. :func:`fill_state` comes first.
+    """
+    for group in optimizer.param_groups:
+        trained = [parameter for parameter in group["params"] if parameter.grad is not None]
+        if not trained:
+            continue
+        gradients = [parameter.grad for parameter in trained]
+        if group["weight_decay"] != 0:
+            decay = torch._foreach_mul(trained, rates.weight_decay)
+            torch._foreach_add_(decay, gradients)
+            gradients = list(decay)
+        states = [optimizer.state[parameter] for parameter in trained]
+        if isinstance(optimizer, SGD):
+            steps = _sgd(group, gradients, states, rates)
+        else:
+            steps = _rmsprop(group, gradients, states, rates)
+        torch._foreach_sub_(trained, steps)
+
+
+def _sgd(
+    group: Mapping[str, Any], gradients: list[Tensor], states: list[dict[str, Tensor]], rates: Rates
+) -> list[Tensor]:
+    """What is taken from the weights; updates the momentum."""
+    if group["momentum"] == 0:
+        return list(torch._foreach_mul(gradients, rates.learning_rate))
+    buffers = [state["momentum_buffer"] for state in states]
+    torch._foreach_mul_(buffers, rates.momentum)
+    torch._foreach_add_(buffers, gradients)
+    if not group["nesterov"]:
+        return list(torch._foreach_mul(buffers, rates.learning_rate))
+    ahead = torch._foreach_mul(buffers, rates.momentum)
+    torch._foreach_add_(ahead, gradients)
+    torch._foreach_mul_(ahead, rates.learning_rate)
+    return list(ahead)
+
+
+def _rmsprop(
+    group: Mapping[str, Any], gradients: list[Tensor], states: list[dict[str, Tensor]], rates: Rates
+) -> list[Tensor]:
+    """What is taken from the weights; updates the mean square and the momentum."""
+    squares = [state["square_avg"] for state in states]
+    changes = torch._foreach_mul(gradients, gradients)
+    torch._foreach_sub_(changes, squares)
+    torch._foreach_mul_(changes, rates.rmsprop_new)
+    torch._foreach_add_(squares, changes)
+    roots = [square.clone() for square in squares]
+    add_to_all_(roots, rates.rmsprop_eps)
+    torch._foreach_sqrt_(roots)
+    scaled = torch._foreach_div(gradients, roots)
+    torch._foreach_mul_(scaled, rates.learning_rate)
+    if group["momentum"] == 0:
+        return list(scaled)
+    buffers = [state["momentum_buffer"] for state in states]
+    torch._foreach_mul_(buffers, rates.momentum)
+    torch._foreach_add_(buffers, scaled)
+    return buffers

@@ -13,11 +13,12 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from nfnet_ray.optim.foreach import add_to_all_
 from nfnet_ray.recipe import SAMRecipe
 from nfnet_ray.splitmix64 import GOLDEN, mix_tensor_, mixed, signed
 
@@ -29,9 +30,35 @@ _DRAWN_AT_ONCE = {"cpu": 1 << 15, "other": 1 << 22}
 """Entries of ESAM's mask that are hashed together: what stays in a core's cache, or fills a GPU."""
 
 
+class AscentNumbers(NamedTuple):
+    """The numbers of an ascent step: of the host, or scalars on the parameters' device."""
+
+    length: float | Tensor
+    """rho, with ``esam`` divided by the share of the weights that are moved."""
+    eta: float | Tensor
+    """Of ``asam``."""
+    mask_start: int | Tensor
+    """Of ``esam``: where the hashes of its mask start."""
+    mask_limit: int | Tensor
+    """Of ``esam``: weights whose hash is smaller are moved."""
+
+
+def ascent_numbers(recipe: SAMRecipe, seed: int) -> AscentNumbers:
+    """The numbers of the ascent step with this ``seed``; a Recipe without SAM has a length of 0."""
+    share = recipe.esam_weight_share if recipe.method == "esam" else 1.0
+    # A hash is uniform in -2^63 .. 2^63 - 1.
+    limit = min(round(share * 2.0**64), (1 << 64) - 1) - (1 << 63)
+    return AscentNumbers((recipe.rho or 0.0) / share, recipe.asam_eta, signed(mixed(seed + GOLDEN)), limit)
+
+
 @torch.no_grad()
 def perturbation(
-    parameters: Sequence[Tensor], gradients: Sequence[Tensor | None], recipe: SAMRecipe, *, seed: int
+    parameters: Sequence[Tensor],
+    gradients: Sequence[Tensor | None],
+    recipe: SAMRecipe,
+    *,
+    seed: int = 0,
+    numbers: AscentNumbers | None = None,
 ) -> list[Tensor]:
     r"""The ascent step: the change of each parameter before the descent gradient is computed.
 
@@ -54,6 +81,7 @@ def perturbation(
         gradients: for each parameter one of its shape and dtype, or None where there is none (as if zero).
         recipe: ``rho`` is not None; ``asam_eta`` is :math:`\eta`, ``esam_weight_share`` :math:`\beta`.
         seed: for ``esam``, another one in each step.
+        numbers: in place of those of ``recipe`` and ``seed``, for numbers that are on the device.
 
     Returns:
         A new tensor for each parameter, of its shape and dtype. Norms are taken in float32, or float64 if any
@@ -74,16 +102,16 @@ def perturbation(
     ]
     if not given:
         return []
+    length, eta, mask_start, mask_limit = numbers or ascent_numbers(recipe, seed)
     if recipe.method == "asam":
-        sizes = _sizes(parameters, recipe.asam_eta)
+        sizes = _sizes(parameters, eta)
         scaled = torch._foreach_mul(sizes, given)
-        steps = list(torch._foreach_mul(scaled, _divided(recipe.rho, global_norm(scaled))))
+        steps = list(torch._foreach_mul(scaled, _divided(length, global_norm(scaled))))
         torch._foreach_mul_(steps, sizes)
         return steps
-    share = recipe.esam_weight_share if recipe.method == "esam" else 1.0
-    steps = list(torch._foreach_mul(given, _divided(recipe.rho / share, global_norm(given))))
-    if share < 1:
-        mask = _mask(sum(step.numel() for step in steps), share, seed, steps[0].device)
+    steps = list(torch._foreach_mul(given, _divided(length, global_norm(given))))
+    if recipe.method == "esam" and recipe.esam_weight_share < 1:
+        mask = _mask(sum(step.numel() for step in steps), mask_start, mask_limit, steps[0].device)
         masks = mask.split([step.numel() for step in steps])
         torch._foreach_mul_(steps, [m.view(step.shape) for m, step in zip(masks, steps, strict=True)])
     return steps
@@ -174,10 +202,10 @@ class LookDirection:
         # What is left of parallel vectors is rounding, and no direction.
         negligible = 16 * torch.finfo(direction[0].dtype).eps
         torch._foreach_mul_(direction, torch.where(left > negligible, 1.0 / left, 0.0))
-        self._direction = direction
+        self._keep(direction)
 
     @torch.no_grad()
-    def add_to_gradients(self, parameters: Sequence[Tensor], alpha: float) -> None:
+    def add_to_gradients(self, parameters: Sequence[Tensor], alpha: float | Tensor) -> None:
         """Adds the stored direction to ``.grad``, with ``alpha`` times the length of the whole gradient.
 
         ``parameters`` are those of :meth:`remember`, in its order; those without ``.grad`` are left alone.
@@ -206,7 +234,23 @@ class LookDirection:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores a :meth:`state_dict`."""
-        self._direction = list(state["direction"])
+        self._keep(state["direction"])
+
+    @torch.no_grad()
+    def allocate(self, parameters: Sequence[Tensor]) -> None:
+        """Makes room for a direction, which is zero until the first ascent. It stays the same tensors from now on."""
+        self._direction = [torch.zeros_like(parameter) for parameter in parameters]
+
+    @torch.no_grad()
+    def _keep(self, direction: Sequence[Tensor]) -> None:
+        """Into the tensors that are there: a CUDA graph reads and writes these and no others."""
+        if not self._direction:
+            self._direction = [part.clone() for part in direction]
+        elif not direction:
+            torch._foreach_zero_(self._direction)
+        else:
+            for kept, new in zip(self._direction, direction, strict=True):
+                kept.copy_(new)
 
 
 def global_norm(tensors: Sequence[Tensor]) -> Tensor:
@@ -223,15 +267,16 @@ def _parts(tensor: Tensor) -> Sequence[Tensor]:
     return tensor.split(max(1, LARGEST_NORMED_VALUES // tensor[0].numel()))
 
 
-def _divided(numerator: float, norm: Tensor) -> Tensor:
+def _divided(numerator: float | Tensor, norm: Tensor) -> Tensor:
     """``numerator / norm``, and 0 where the norm is 0."""
-    return torch.where(norm > 0, numerator / norm, 0.0)
+    # As torch divides a float by a tensor, so that a tensor gives the same bits.
+    return torch.where(norm > 0, norm.reciprocal() * numerator, 0.0)
 
 
-def _sizes(parameters: Sequence[Tensor], eta: float) -> list[Tensor]:
+def _sizes(parameters: Sequence[Tensor], eta: float | Tensor) -> list[Tensor]:
     """ASAM's T: the weights' absolute values + eta, and 1 for what is no weight."""
     sizes = list(torch._foreach_abs(list(parameters)))
-    torch._foreach_add_(sizes, eta)
+    add_to_all_(sizes, eta)
     others = [size for size in sizes if size.ndim < 2]
     if others:
         torch._foreach_zero_(others)
@@ -239,11 +284,9 @@ def _sizes(parameters: Sequence[Tensor], eta: float) -> list[Tensor]:
     return sizes
 
 
-def _mask(count: int, share: float, seed: int, device: torch.device) -> Tensor:
-    """``count`` booleans, each true with probability ``share`` < 1: hashes of (seed, position)."""
+def _mask(count: int, start: int | Tensor, limit: int | Tensor, device: torch.device) -> Tensor:
+    """``count`` booleans: hashes of (start, position) below the limit."""
     mask = torch.empty(count, dtype=torch.bool, device=device)
-    start = signed(mixed(seed + GOLDEN))
-    limit = round(share * 2.0**64) - (1 << 63)  # a hash is uniform in -2^63 .. 2^63 - 1
     at_once = _DRAWN_AT_ONCE.get(device.type, _DRAWN_AT_ONCE["other"])
     for first in range(0, count, at_once):
         state = torch.arange(first, min(first + at_once, count), device=device)

@@ -33,11 +33,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from nfnet_ray.data.batch import TrainBatch
+from nfnet_ray.data.batch import Indices, TrainBatch, on_device
 from nfnet_ray.data.batching import positions_of_rank
 from nfnet_ray.data.normalise import normalise
 from nfnet_ray.errors import UserError
-from nfnet_ray.optim.sam import LookDirection, perturbation, perturbed, share_of, sharpest
+from nfnet_ray.models.nfnet import NFNet
+from nfnet_ray.optim.rates import Number, Rates, rates_at
+from nfnet_ray.optim.sam import AscentNumbers, LookDirection, perturbation, perturbed, share_of, sharpest
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.training.collectives import add_all_over_workers, add_over_workers
 from nfnet_ray.training.context import Context
@@ -117,37 +119,48 @@ class Gradient:
         )
         sam = recipe.optimizer.sam
         self._draws_by_sample: bool = getattr(model, "draws_by_sample", False)
+        self._drop_rates: Tensor | None = None
+        if isinstance(model, NFNet):
+            self._drop_rates = torch.tensor(model.drop_rates(), dtype=self._dtype, device=context.device)
         if sam.rho is not None and sam.share_masks and sam.ascent_share < 1 and not self._draws_by_sample:
             raise UserError(
                 f"{recipe.model.name} cannot draw the same dropout for a share of the batch: "
                 "set optimizer.sam.share_masks=false or optimizer.sam.ascent_share=1"
             )
+        self._rows: dict[bytes, Tensor] = {}
+        self._smoothing: Number = recipe.loss.label_smoothing
         self._scope = sam.perturbation or ("global" if sam.method == "looksam" else "replica")
 
-    def add(self, batch: TrainBatch, step: int) -> Losses:
+    def ascends_in(self, step: int) -> bool:
+        """Whether optimiser step ``step`` has an ascent."""
+        sam = self._recipe.optimizer.sam
+        return sam.rho is not None and (sam.method != "looksam" or step % sam.looksam_interval == 0)
+
+    def add(self, batch: TrainBatch, step: int, rates: Rates | None = None) -> Losses:
         """The gradient of optimiser step ``step``; the losses are those that were descended on.
 
-        ``batch`` is this worker's share. With SAM they are losses at the perturbed weights; with ESAM only
-        the sharpest images are among them.
+        ``batch`` is this worker's share; ``rates`` are those of the step, by default the Recipe's as floats. With SAM
+        they are losses at the perturbed weights; with ESAM only the sharpest images are among them.
         """
         sam = self._recipe.optimizer.sam
+        rates = rates or rates_at(step, self._recipe, steps_per_epoch=1)
+        self._smoothing = rates.label_smoothing
         # The mean over the workers of sums / this is the mean over the global batch, also if some have more images.
         share = self._recipe.batch_size / self._context.world_size
         if sam.rho is None:
             return self._descend(batch, share)
-        if sam.method == "looksam" and step % sam.looksam_interval:
+        if not self.ascends_in(step):
             losses = self._descend(batch, share)
-            self.look_direction.add_to_gradients(self._parameters, sam.looksam_alpha)
+            self.look_direction.add_to_gradients(self._parameters, rates.looksam_alpha)
             return losses
 
+        ascent = AscentNumbers(rates.ascent_length, rates.asam_eta, rates.mask_start, rates.mask_limit)
         groups = self._groups(batch)
         results = []
         for number, group in enumerate(groups, start=1):
             with self._draws_of_the_descent():
                 ascent_gradients, before = self._ascend(group)
-            offsets = perturbation(
-                self._parameters, ascent_gradients, sam, seed=(self._recipe.seed << 32) + step
-            )
+            offsets = perturbation(self._parameters, ascent_gradients, sam, numbers=ascent)
             with perturbed(self._parameters, offsets), _first_statistics(self._model):
                 descended, images = group, share
                 if sam.method == "esam":
@@ -168,12 +181,19 @@ class Gradient:
                 positions_of_rank(self._recipe.batch_size, replica, replicas)
                 for replica in range(rank, replicas, world_size)
             ]
-            groups = [batch.chosen(torch.from_numpy(np.searchsorted(batch.positions, own))) for own in shares]
+            groups = [self._chosen(batch, np.searchsorted(batch.positions, own)) for own in shares]
         if self._scope != "micro_batch":
             return groups
         count = self._recipe.micro_batches
         rows = [positions_of_rank(len(groups[0].labels), number, count) for number in range(count)]
-        return [group.chosen(torch.from_numpy(own)) for group in groups for own in rows]
+        return [self._chosen(group, own) for group in groups for own in rows]
+
+    def _chosen(self, batch: TrainBatch, rows: Indices) -> TrainBatch:
+        """Rows of a batch that are the same in all steps, so they are brought to the device once."""
+        key = rows.tobytes()
+        if key not in self._rows:
+            self._rows[key] = on_device(rows, self._context.device)
+        return batch.chosen(self._rows[key], rows)
 
     def _micro_batches(self, batch: TrainBatch) -> list[TrainBatch]:
         """As many images each as a micro-batch of a whole share has; one empty part where there are none."""
@@ -219,7 +239,7 @@ class Gradient:
         before_N, after_N = torch.cat(before), torch.cat(after)
         if self._scope != "global" or world_size == 1:
             rows = sharpest(before_N, after_N, share)
-            return group.chosen(rows), len(rows) / len(group.labels)
+            return group.chosen_by_device(rows), len(rows) / len(group.labels)
         places = torch.from_numpy(group.positions).to(before_N.device)
         losses = before_N.new_zeros(2, self._recipe.batch_size)  # each worker fills in its own places
         losses[:, places] = torch.stack([before_N, after_N])
@@ -232,17 +252,30 @@ class Gradient:
         """Forward pass and loss, (N,) each, in the Recipe's precision; the loss in float32 at least."""
         images = normalise(part.images, self._memory_format).to(self._dtype)
         with self._autocast:
-            drawn_from = (part.keys if keys is None else keys,) if self._draws_by_sample else ()
+            drawn_from: tuple[Tensor, ...] = ()
+            if self._draws_by_sample:
+                drawn_from = (part.keys if keys is None else keys,)
+            if self._drop_rates is not None:
+                drawn_from = (*drawn_from, self._drop_rates)
             logits = network(images, *drawn_from)
         logits = logits.to(self._dtype)
-        smoothing = self._recipe.loss.label_smoothing
-        loss_N = F.cross_entropy(logits, part.labels, reduction="none", label_smoothing=smoothing)
+        loss_N = self._cross_entropy(logits, part.labels)
         if part.partner_labels is not None and part.label_share is not None:
-            other_N = F.cross_entropy(
-                logits, part.partner_labels, reduction="none", label_smoothing=smoothing
-            )
+            other_N = self._cross_entropy(logits, part.partner_labels)
             loss_N = torch.lerp(other_N, loss_N, part.label_share.to(loss_N.dtype))
         return Losses(loss_N, logits.detach().argmax(dim=1) == part.labels)
+
+    def _cross_entropy(self, logits_NC: Tensor, labels_N: Tensor) -> Tensor:
+        """(N,), with the labels smoothed."""
+        smoothing = self._smoothing
+        if not isinstance(smoothing, Tensor):
+            return F.cross_entropy(logits_NC, labels_N, reduction="none", label_smoothing=smoothing)
+        if self._recipe.loss.label_smoothing == 0:
+            return F.cross_entropy(logits_NC, labels_N, reduction="none")
+        # The same sum; torch takes the share from the host alone.
+        log_NC = logits_NC.log_softmax(dim=1)
+        own_N = F.nll_loss(log_NC, labels_N, reduction="none")
+        return own_N * (1 - smoothing) - log_NC.sum(dim=1) * (smoothing / logits_NC.shape[1])
 
     def _draws_of_the_descent(self) -> contextlib.AbstractContextManager[None]:
         """For networks that draw from torch's generator: the pass after the ascent draws the same again."""

@@ -12,6 +12,7 @@ gradient is not clipped.
 
 from __future__ import annotations
 
+import copy
 import fnmatch
 import itertools
 from collections.abc import Mapping, Sequence
@@ -23,12 +24,22 @@ from torch import Tensor, nn
 
 from nfnet_ray.data.batch import TrainBatch
 from nfnet_ray.errors import UserError
-from nfnet_ray.optim import clip_gradients_adaptively, create_optimizer, learning_rate_at, unit_norms
-from nfnet_ray.optim.ema import ExponentialMovingAverage
+from nfnet_ray.optim import (
+    DeviceRates,
+    ExponentialMovingAverage,
+    Rates,
+    clip_gradients_adaptively,
+    create_optimizer,
+    fill_state,
+    load_in_place,
+    rates_at,
+    unit_norms,
+    update_weights,
+)
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.training.collectives import copy_from_first
 from nfnet_ray.training.context import Context
-from nfnet_ray.training.gradient import Gradient
+from nfnet_ray.training.gradient import DTYPES, Gradient
 from nfnet_ray.training.measurement.clipping import STEPS_BETWEEN_NORMS, ClippingCounts
 
 
@@ -49,10 +60,21 @@ class StepResult:
 class TrainStep:
     """Applies one batch to the model.
 
-    ``number`` counts the steps done, and ``clipping_counts`` the units that AGC clips, or would be able to clip.
+    ``number`` counts the steps done, and ``clipping_counts`` the units that AGC clips, or would be able to clip. On a
+    GPU the rates of a step (:class:`nfnet_ray.optim.rates.Rates`) are scalars on the device, so that the step can be
+    captured (``captured.py``) and has the same bits captured or not; on a CPU they are floats.
+    ``rates_on_device`` decides otherwise, for tests.
     """
 
-    def __init__(self, model: nn.Module, recipe: Recipe, context: Context, steps_per_epoch: int) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        context: Context,
+        steps_per_epoch: int,
+        *,
+        rates_on_device: bool | None = None,
+    ) -> None:
         self.number = 0
         self.optimizer = create_optimizer(model, recipe.optimizer)
         ema = recipe.optimizer.ema
@@ -64,45 +86,74 @@ class TrainStep:
         steps_between = STEPS_BETWEEN_NORMS if recipe.optimizer.agc.clip_factor is None else 1
         self.clipping_counts = ClippingCounts(model, clipped, context.device, steps_between)
         self._gradient = Gradient(model, recipe, context)
+        self._device_rates: DeviceRates | None = None
+        if context.device.type == "cuda" if rates_on_device is None else rates_on_device:
+            self._device_rates = DeviceRates(context.device, DTYPES[recipe.precision])
+            fill_state(self.optimizer)
+            if recipe.optimizer.sam.rho is not None and recipe.optimizer.sam.method == "looksam":
+                self._gradient.look_direction.allocate([p for p in model.parameters() if p.requires_grad])
 
     @property
     def learning_rate(self) -> float:
         """The learning rate of the next step."""
-        return self._learning_rate_of(self.number)
+        return float(self._rates_of(self.number).learning_rate)
 
     @property
     def last_learning_rate(self) -> float:
         """The learning rate of the step before."""
-        return self._learning_rate_of(self.number - 1)
+        return float(self._rates_of(self.number - 1).learning_rate)
 
-    def _learning_rate_of(self, number: int) -> float:
-        return learning_rate_at(
-            number,
-            self._recipe.schedule,
-            peak=self._recipe.peak_learning_rate,
-            steps_per_epoch=self._steps_per_epoch,
-        )
+    def _rates_of(self, number: int) -> Rates:
+        return rates_at(number, self._recipe, self._steps_per_epoch)
 
     def __call__(self, batch: TrainBatch) -> StepResult:
-        self.optimizer.zero_grad(set_to_none=True)
-        losses = self._gradient.add(batch, self.number)
+        result = self.apply(batch, self.set_rates())
+        self.number += 1
+        return result
 
-        agc = self._recipe.optimizer.agc
-        clipped_fraction = torch.zeros((), device=losses.loss_N.device)
-        if agc.clip_factor is not None and self._clipped:
-            clipped_fraction = clip_gradients_adaptively(
-                self._clipped, agc.clip_factor, agc.eps, observe=self.clipping_counts.add
-            )
-        elif self.number % STEPS_BETWEEN_NORMS == 0:
-            self.clipping_counts.add(unit_norms(self._clipped, agc.eps))
-
+    def set_rates(self) -> Rates:
+        """The rates of the next step, on the device if that is where they are read."""
+        rates = self._rates_of(self.number)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate
-        self.optimizer.step()
+            group["lr"] = rates.learning_rate
+        if self._device_rates is None:
+            return rates
+        self._device_rates.fill(rates)
+        return self._device_rates.rates
+
+    @property
+    def kind(self) -> tuple[bool, bool]:
+        """What the next step does and others of the run may not: (SAM's ascent, norms for the counts alone)."""
+        return self._gradient.ascends_in(self.number), self._only_counts_norms
+
+    @property
+    def _clips(self) -> bool:
+        return self._recipe.optimizer.agc.clip_factor is not None and bool(self._clipped)
+
+    @property
+    def _only_counts_norms(self) -> bool:
+        return not self._clips and self.number % STEPS_BETWEEN_NORMS == 0
+
+    def apply(self, batch: TrainBatch, rates: Rates) -> StepResult:
+        """What the device does in a step with these rates. Nothing else depends on the step but :attr:`kind`."""
+        self.optimizer.zero_grad(set_to_none=True)
+        losses = self._gradient.add(batch, self.number, rates)
+
+        clipped_fraction = torch.zeros((), device=losses.loss_N.device)
+        if self._clips:
+            clipped_fraction = clip_gradients_adaptively(
+                self._clipped, rates.clip_factor, rates.agc_eps, observe=self.clipping_counts.add
+            )
+        elif self._only_counts_norms:
+            self.clipping_counts.add(unit_norms(self._clipped, rates.agc_eps))
+
+        if self._device_rates is None:
+            self.optimizer.step()
+        else:
+            update_weights(self.optimizer, rates)
 
         if self.average:
-            self.average.update(self._model, self.number)
-        self.number += 1
+            self.average.take(self._model, rates.average_new)
         return StepResult(
             images=len(losses.loss_N),
             loss_sum=losses.loss_N.sum(dtype=torch.float64),
@@ -121,7 +172,7 @@ class TrainStep:
         Weights, generators, running statistics and LookSAM's direction do not change.
         """
         buffers = [(buffer, buffer.clone()) for buffer in self._model.buffers()]
-        direction = self._gradient.look_direction.state_dict()
+        direction = copy.deepcopy(self._gradient.look_direction.state_dict())
         devices = [self._context.device] if self._context.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             self._gradient.add(batch, step=0)
@@ -162,7 +213,7 @@ class TrainStep:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores a :meth:`state_dict`."""
         self.number = state["number"]
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_in_place(self.optimizer, state["optimizer"])
         if self.average:
             self.average.load_state_dict(state["average"])
         self._gradient.look_direction.load_state_dict(state["look_direction"])

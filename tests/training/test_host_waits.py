@@ -68,9 +68,11 @@ def test_what_waits_is_seen() -> None:
         {"optimizer.agc.clip_factor": None},
         {"optimizer.sam.rho": 0.05, "optimizer.sam.ascent_share": 0.5},
         {"optimizer.sam.rho": 0.05, "optimizer.sam.method": "asam"},
+        {"optimizer.sam.rho": 0.05, "optimizer.sam.method": "esam"},
+        {"optimizer.sam.rho": 0.05, "optimizer.sam.perturbation": "micro_batch", "micro_batches": 2},
         {"micro_batches": 2},
     ],
-    ids=["AGC", "without AGC", "SAM", "ASAM", "accumulation"],
+    ids=["AGC", "without AGC", "SAM", "ASAM", "ESAM", "SAM by micro-batch", "accumulation"],
 )
 def test_a_step_never_waits_for_the_device(quick: Recipe, values: dict[str, object]) -> None:
     recipe = quick.with_values({"batch_size": 8, **values})

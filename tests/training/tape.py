@@ -1,0 +1,54 @@
+"""A tape of kernels: what a CUDA graph does, on a CPU.
+
+A graph is a list of kernels with the addresses of their tensors and the numbers that Python had given them. To replay
+it runs the same kernels on the same memory; no line of Python is run again. So does a :class:`Tape`, operator by
+operator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+
+class Tape(TorchDispatchMode):
+    """Notes every operator, those of backward passes included, while it is entered; :meth:`replay` runs them again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._noted: list[tuple[Any, Any, Any, Any]] = []
+
+    def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        results = func(*args, **(kwargs or {}))
+        if func.namespace != "profiler":
+            self._noted.append((func, args, kwargs or {}, results))
+        return results
+
+    @torch.no_grad()
+    def replay(self) -> None:
+        """Runs all operators on the memory that they had."""
+        for func, args, kwargs, results in self._noted:
+            given = {tensor.untyped_storage().data_ptr() for tensor in _tensors((args, kwargs))}
+            again = func(*args, **kwargs)
+            for kept, new in zip(_tensors(results), _tensors(again), strict=True):
+                if (
+                    kept.untyped_storage().data_ptr() not in given
+                ):  # else it is a view, or was written in place
+                    kept.copy_(new)
+
+    def frozen(self) -> list[str]:
+        """Every operator with all that is not a tensor: what a graph would repeat for ever."""
+        return [f"{func} {tree_map(_shown, (args, kwargs))}" for func, args, kwargs, _ in self._noted]
+
+
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    return (leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
+
+
+def _shown(leaf: Any) -> Any:
+    return f"{leaf.dtype} {tuple(leaf.shape)}" if isinstance(leaf, Tensor) else leaf
