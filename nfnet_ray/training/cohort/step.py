@@ -74,7 +74,7 @@ class CohortStep:
         clipped = clipped_parameters(models[0], self._recipe)
         layout = Layout.of(models[0], list(clipped), decayed_names(models[0], self._recipe.optimizer))
         self._weights = LaneWeights(layout, models)
-        self.network = LaneNetwork(models, [recipe.model for recipe in recipes])
+        self.network = LaneNetwork(models)
         self._gradient = LaneGradient(self.network, self._weights, layout, recipes)
         rows = self._weights.rows
         counts = [lane.step.clipping_counts for lane in lanes]
