@@ -8,7 +8,7 @@ best of all. The searches are
 
 * ``random``: random settings, trained to the end; ``random, twice`` has two of them for the cost of one;
 * ``tpe`` and ``gp``: the project's, of which each proposal is moved to the nearest setting that was not tried yet, and
-  TPE in cohorts of eight that are stopped early by synchronous halving;
+  TPE in groups of eight that are stopped early by synchronous halving;
 * random settings with each rule of :mod:`nfnet_ray.analysis.replay`, and with Ray's ``AsyncHyperBandScheduler`` as it
   is, which is asked about each result as Ray Tune does, in a random order of trials.
 
@@ -51,7 +51,7 @@ CLOSE = 0.005
 TARGET = 0.2
 SHARES_OF_SETTINGS = (1 / 12, 1 / 8, 1 / 6, 1 / 5, 1 / 4, 1 / 3, 1 / 2, 1.0)
 # As joint_sweep has.
-COHORT = 8
+GROUP = 8
 BOOTSTRAPS = 2000
 # An accuracy whose noise is nothing.
 NO_NOISE_IMAGES = 10**9
@@ -102,7 +102,7 @@ def searches(record: StudyRecord, pool: Pool) -> dict[str, Search]:
             found[name] = _Model(record, pool, name).run
         except UserError:  # a Gaussian process takes numbers alone
             continue
-    found[f"tpe, synchronous in cohorts of {COHORT}"] = _Model(record, pool, "tpe", Halving()).run
+    found[f"tpe, synchronous in groups of {GROUP}"] = _Model(record, pool, "tpe", Halving()).run
     for eta in (2.0, 3.0, 4.0):
         found[f"synchronous, eta {eta:g}"] = _random(pool, _halved(Halving(eta=eta)))
     found["synchronous, eta 3, first rung 1"] = _random(pool, _halved(Halving(first_rung=1)))
@@ -142,7 +142,7 @@ class _Model:
     """A search that learns from results, on the settings of a pool.
 
     Args:
-        halving: early stopping of cohorts of settings, of which each is proposed from the results of those before; None
+        halving: early stopping of groups of settings, of which each is proposed from the results of those before; None
             trains each setting to the end before the next one is proposed.
     """
 
@@ -172,26 +172,26 @@ class _Model:
         order: list[int] = []
         results: list[Result] = []
         trained: Trained = {}
-        at_once = 1 if self._halving is None else COHORT
+        at_once = 1 if self._halving is None else GROUP
         left = set(range(len(self._points)))
         while left:
-            cohort: list[int] = []
-            while left and len(cohort) < at_once:
-                # The lag: what the cohort's other settings reach is not known yet.
+            group: list[int] = []
+            while left and len(group) < at_once:
+                # The lag: what the group's other settings reach is not known yet.
                 proposed = searcher.propose(
-                    [*results, *(Result(self._points[n]) for n in cohort)], len(cohort) + 1
+                    [*results, *(Result(self._points[n]) for n in group)], len(group) + 1
                 )
                 if proposed is None:
                     nearest = chance.choice(sorted(left))
                 else:
                     nearest = min(sorted(left), key=lambda n: self._distance(proposed, self._points[n]))
                 left.remove(nearest)
-                cohort.append(nearest)
-            part = self._pool.subset(cohort)
+                group.append(nearest)
+            part = self._pool.subset(group)
             epochs = part.everything() if self._halving is None else part.halved(self._halving, chance)
             trained |= epochs
-            order += cohort
-            results += [self._result(n, epochs) for n in cohort]
+            order += group
+            results += [self._result(n, epochs) for n in group]
         return order, trained
 
     def _result(self, number: int, trained: Trained) -> Result:

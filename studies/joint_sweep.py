@@ -64,7 +64,7 @@ def joint_sweep(data: DatasetSummary, epochs: int | None = None) -> Study:
         },
         search="tpe",
         trial_limit=SETTINGS,
-        halving=Halving(cohort=8),
+        halving=Halving(group=8),
     )
 
 

@@ -304,7 +304,7 @@ def groups(study: Study) -> list[Group]:
         strata.setdefault(stratum, []).append(name)
     found = []
     for names in strata.values():
-        size = study.cohort or len(names)
+        size = study.group_size or len(names)
         for first in range(0, len(names), size):
             for bracket, dealt in enumerate(_dealt(names[first : first + size], halving, study)):
                 found.append(_group(dealt, halving.ladder(len(dealt), schedule, bracket), study, halving))
@@ -339,7 +339,7 @@ def ends(study: Study) -> dict[str, int]:
 
 
 def _dealt(names: Sequence[str], halving: Halving, study: Study) -> list[list[str]]:
-    """The trials of a cohort in brackets, most in the one that starts earliest (Li et al. 2018, algorithm 1)."""
+    """One group's trials in brackets, most in the one that starts earliest (Li et al. 2018, algorithm 1)."""
     brackets = halving.brackets(study.recipe.schedule)
     shares = [halving.eta**rungs / (rungs + 1) for rungs in range(brackets - 1, -1, -1)]
     dealt: list[list[str]] = [[] for _ in shares]

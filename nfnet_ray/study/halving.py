@@ -19,7 +19,7 @@ Unit = Literal["epochs", "seconds", "money"]
 UNITS: Final[tuple[Unit, ...]] = get_args(Unit)
 Schedule = Literal["truncated", "stretched"]
 SCHEDULES: Final[tuple[Schedule, ...]] = get_args(Schedule)
-OPTIONS = ("first_rung", "unit", "eta", "finalists", "cohort")
+OPTIONS = ("first_rung", "unit", "eta", "finalists", "group")
 
 N = TypeVar("N", int, float)
 
@@ -51,9 +51,9 @@ class Halving:
             place ever waits. ``median``: at the first rung and each of its multiples a trial ends whose accuracy is
             below the median of those that had been there before it (Golovin et al. 2017), once ``finalists`` had.
             ``hyperband``: synchronous, in brackets of which each starts at a later rung (Li et al. 2018).
-        finalists: of the trials that compete with each other (a stratum, or a cohort or bracket of it) at least this
+        finalists: of the trials that compete with each other (a stratum, or a group or bracket of it) at least this
             number runs to the end, if there are as many.
-        cohort: trials compete in groups of this number, in the order of the plan; None: all of a stratum.
+        group: trials compete in groups of this number, in the order of the plan; None: all of a stratum.
         unit: ``epochs``; ``seconds``: of the trial's own training, so a trial reaches a rung at the end of the first
             epoch at which it has trained for that time; ``money``: the same, with the price of those seconds.
         schedule: ``truncated``: a trial at a rung is within the learning-rate schedule of all its epochs, and
@@ -65,7 +65,7 @@ class Halving:
     eta: float = ETA
     rule: Rule = "synchronous"
     finalists: int = FINALISTS
-    cohort: int | None = None
+    group: int | None = None
     unit: Unit = "epochs"
     schedule: Schedule = "truncated"
     money_seconds: float | None = None
@@ -99,7 +99,7 @@ class Halving:
                 "synchronous, asynchronous or hyperband",
             ),
             f"finalists={self.finalists!r}": (self.finalists >= 1, "at least 1"),
-            f"cohort={self.cohort!r}": (self.cohort is None or self.cohort >= 2, "at least 2"),
+            f"group={self.group!r}": (self.group is None or self.group >= 2, "at least 2"),
         }
         for value, (is_right, allowed) in wrong.items():
             if not is_right:
@@ -112,7 +112,7 @@ class Halving:
             "reduction_factor": self.eta,
             "rule": self.rule,
             "finalists": self.finalists,
-            "cohort": self.cohort,
+            "cohort": self.group,
         }
         if self.unit != "epochs":
             described["unit"] = self.unit
@@ -130,7 +130,7 @@ class Halving:
             eta=described["reduction_factor"],
             rule=described.get("rule", "asynchronous"),
             finalists=described.get("finalists", 1),
-            cohort=described.get("cohort"),
+            group=described.get("cohort"),
             unit=described.get("unit", "epochs"),
             schedule=described.get("schedule", "truncated"),
             money_seconds=described.get("money_seconds"),

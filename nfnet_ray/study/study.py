@@ -405,14 +405,14 @@ class Study:
         return replace(study, found=begun.found, lag=begun.lag).grown(state)
 
     @property
-    def cohort(self) -> int | None:
+    def group_size(self) -> int | None:
         """Trials compete in groups of this number; None: all of a stratum.
 
         Where a search learns from results, trials cannot wait for all others of the study: by default they compete in
         groups in which the best of the first and of the second rung continue, eta squared.
         """
-        if self.halving is None or self.halving.cohort is not None or not self.is_adaptive:
-            return self.halving.cohort if self.halving else None
+        if self.halving is None or self.halving.group is not None or not self.is_adaptive:
+            return self.halving.group if self.halving else None
         return max(2, round(self.halving.eta**2))
 
     def waiting_state(self) -> StudyState:
@@ -423,7 +423,7 @@ class Study:
         """The description of the study's early stopping in a journal; None: no trial is stopped early."""
         if self.halving is None:
             return None
-        return replace(self.halving, cohort=self.cohort).description(self.recipe.schedule)
+        return replace(self.halving, group=self.group_size).description(self.recipe.schedule)
 
     def description(self) -> dict[str, Any]:
         """The entries of a journal's description of the study that say what is asked; not data, machines or caps."""

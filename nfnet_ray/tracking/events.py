@@ -94,7 +94,8 @@ class HalvingDescription(TypedDict):
     """Early stopping: where trials are compared, and which of them continue.
 
     The first rung is at ``grace_epochs``, in ``unit``: epochs, where it is not said. ``money_seconds`` are the seconds
-    of training that one unit of money pays for. Journals of earlier versions have the first two keys alone.
+    of training that one unit of money pays for. ``cohort`` is the size of the groups in which trials compete. Journals
+    of earlier versions have the first two keys alone.
     """
 
     grace_epochs: float

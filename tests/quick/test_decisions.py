@@ -162,7 +162,7 @@ def random_curves(study: Study, chance: random.Random, diverge: float = 0.1, gra
     rule=st.sampled_from(["synchronous", "hyperband"]),
     eta=st.sampled_from([2.0, 3.0, 4.0]),
     finalists=st.integers(1, 4),
-    cohort=st.sampled_from([None, 5]),
+    group=st.sampled_from([None, 5]),
     grain=st.sampled_from([4, 1000]),
     images=st.sampled_from([60, 50_000]),
     schedule=st.sampled_from(["truncated", "stretched"]),
@@ -173,14 +173,14 @@ def test_decisions_are_the_same_on_any_number_of_places_and_in_any_order(
     rule: Any,
     eta: float,
     finalists: int,
-    cohort: int | None,
+    group: int | None,
     grain: int,
     images: int,
     schedule: Any,
     seed: int,
 ) -> None:
     chance = random.Random(seed)
-    study = study_of(trials, Halving(1, eta, rule, finalists, cohort, schedule=schedule), seeds=2)
+    study = study_of(trials, Halving(1, eta, rule, finalists, group, schedule=schedule), seeds=2)
     curves = random_curves(study, chance, grain=grain)
     outcomes = [
         outcome(Simulation(study, curves, images).run(places, random.Random(order)))
@@ -500,7 +500,7 @@ def test_hyperband_deals_most_trials_to_the_bracket_that_starts_first() -> None:
         {"first_rung": 2.5},
         {"first_rung": 0.0, "unit": "seconds"},
         {"finalists": 0},
-        {"cohort": 1},
+        {"group": 1},
         {"rule": "best"},
     ],
 )

@@ -130,7 +130,7 @@ def test_it_waits_for_the_result_of_number_j_minus_q_and_for_no_later_one() -> N
 
 def test_a_space_with_no_more_points_ends_the_study_and_its_rungs() -> None:
     few = {"micro_batches": Range(1, 9, integer=True)}
-    study = study_of(Halving(1, finalists=1, cohort=6), lag=2, settings=40, space=few)
+    study = study_of(Halving(1, finalists=1, group=6), lag=2, settings=40, space=few)
 
     class Rising(Curves):
         def __missing__(self, name: str) -> list[float | None]:

@@ -46,11 +46,11 @@ def test_conditions_do_not_divide_the_pool(record: StudyRecord) -> None:
 def test_each_search_tries_every_setting_and_then_finds_the_best(record: StudyRecord) -> None:
     pool = Pool.of(record).as_one_stratum()
     found = searches(record, pool)
-    assert {"random", "tpe", "gp", "tpe, synchronous in cohorts of 8", "Ray's ASHA, eta 4"} <= found.keys()
+    assert {"random", "tpe", "gp", "tpe, synchronous in groups of 8", "Ray's ASHA, eta 4"} <= found.keys()
     for name in (
         "random",
         "tpe",
-        "tpe, synchronous in cohorts of 8",
+        "tpe, synchronous in groups of 8",
         "synchronous, eta 3",
         "best 3 after epoch 1",
     ):

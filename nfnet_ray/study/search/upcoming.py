@@ -95,7 +95,7 @@ def _visible_result(study: Study, state: StudyState, trials: Sequence[Trial], be
     point = trials[0].point
     if before < study.lag:
         return Result(point)
-    if study.halving is None or before >= study.lag + (study.cohort or 0):
+    if study.halving is None or before >= study.lag + (study.group_size or 0):
         result = result_of(point, progress)
         return None if result.state == "running" else result
     return result_at(point, progress, int(study.halving.first_rung_of(study.recipe.schedule)))
