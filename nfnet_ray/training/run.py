@@ -26,12 +26,12 @@ from nfnet_ray.training.context import Context
 from nfnet_ray.training.damage import damaged_so_far, remember_damaged
 from nfnet_ray.training.determinism import generators, reset_process, set_generators
 from nfnet_ray.training.evaluation import EVAL_BATCH_SIZE
+from nfnet_ray.training.form.probe import fastest_memory_format
 from nfnet_ray.training.gradient import DTYPES, MEMORY_FORMATS
 from nfnet_ray.training.measurement.clock import Clock
 from nfnet_ray.training.measurement.conditions import conditions_text
 from nfnet_ray.training.measurement.meter import Meter
 from nfnet_ray.training.measurement.system import SystemMeter
-from nfnet_ray.training.probe import fastest_memory_format
 from nfnet_ray.training.step import TrainStep
 
 

@@ -11,7 +11,7 @@ import torch
 
 from nfnet_ray.models.published import published_recipe
 from nfnet_ray.training import PlainContext, train
-from nfnet_ray.training.probe import measure_images_per_second
+from nfnet_ray.training.form.probe import measure_images_per_second
 from tests.resume.test_checkpoints import StoppedContext
 
 ON_DIGITS = {
