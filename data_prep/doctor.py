@@ -123,7 +123,7 @@ def needed(
     import torch
 
     if torch.cuda.is_available():
-        from nfnet_ray.training.probe import measure_images_per_second
+        from nfnet_ray.training.form.probe import measure_images_per_second
 
         rate = measure_images_per_second(recipe, classes, threads=1)
         name = torch.cuda.get_device_name()

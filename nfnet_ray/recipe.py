@@ -368,7 +368,17 @@ class Recipe(Section):
         "contiguous",
         "memory layout of activations; auto: the faster one, timed over a few steps before training",
     )
-    compile: bool = setting(False, "compile the network with torch.compile before the first step")
+    compile: Literal["max-autotune-no-cudagraphs", "auto"] | bool = setting(
+        False,
+        "compile the network with torch.compile before the first step; max-autotune-no-cudagraphs: choose among more "
+        "kernels by timing them; auto: what is faster, timed before training, where the run is long enough",
+    )
+    activation_memory_budget: float = setting(
+        1.0,
+        "with compile: share of the usual activations that is kept for the backward pass; it computes the others again",
+        above=0,
+        at_most=1,
+    )
     seed: int = setting(0, "seed of weights, order, augmentation and dropout", at_least=0)
     signal_epochs: int = setting(
         0,
@@ -378,6 +388,11 @@ class Recipe(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.activation_memory_budget < 1 and self.compile in (False, "auto"):
+            raise RecipeError(
+                f"activation_memory_budget = {self.activation_memory_budget:g} is not allowed with "
+                f"compile = {str(self.compile).lower()}: the compiler keeps to it, so it takes compile = true"
+            )
         growth, epochs = self.data.progressive, self.schedule.epochs
         full_size_epoch = growth.full_size_epoch(epochs)
         if growth.start_size is not None and not growth.start_epoch < full_size_epoch < epochs:

@@ -111,7 +111,7 @@ def _recipe(name: str, data: DatasetSummary, epochs: int | None) -> Recipe:
             f"data.{field}": images[f"data.{field}"] for field in ("crop", "crop_padding", "flip")
         }
         factor = 16 if data.train_images <= FEW_IMAGES else 4
-        own["memory_format"] = "auto"  # the faster one on this machine, for each
+        own["memory_format"] = "auto"  # the faster one, for each
         own["schedule.base_learning_rate"] = factor * recipe.schedule.base_learning_rate
         recipe = recipe.with_values(own | {"batch_size": min(recipe.batch_size, batch_size_for(data))})
         recipe = with_schedule_of(recipe, epochs or SMALL_EPOCHS)

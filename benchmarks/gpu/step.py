@@ -7,7 +7,6 @@ own, which compiles next to the others and then waits until it has the device to
 from __future__ import annotations
 
 import argparse
-import functools
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -23,10 +22,16 @@ from nfnet_ray.data.batch import TrainBatch
 from nfnet_ray.models.catalogue import get_model
 from nfnet_ray.models.variants import get_variant
 from nfnet_ray.recipe import ResolvedRecipe
+from nfnet_ray.training.form import compilation
 from nfnet_ray.training.measurement.gpus import peak_flops_per_second
 from nfnet_ray.training.measurement.meter import model_flops_per_image
 
 Compilation = Literal["eager", "compiled", "max-autotune"]
+COMPILE: dict[Compilation, bool | str] = {
+    "eager": False,
+    "compiled": True,
+    "max-autotune": "max-autotune-no-cudagraphs",
+}
 LAYOUTS = {"contiguous": "NCHW", "channels_last": "NHWC"}
 STEPS = 20
 SECONDS_FOR_A_FORM = 3.0
@@ -54,7 +59,7 @@ class Form:
             batch_size=self.batch_size,
             precision=usual_precision(machine),
             memory_format=self.memory_format,
-            compile=self.compilation != "eager",
+            compile=COMPILE[self.compilation],
         )
 
     @property
@@ -121,26 +126,15 @@ def measure(recorder: Recorder, machine: Machine, options: argparse.Namespace) -
                 measure_form(recorder, machine, form)
         return
     form = [*compiled_forms(is_small=small), *large_compiled_forms(is_small=small)][options.form]
-    choose_compiler(form, machine)
+    choose_compiler(machine)
     with recorder.case(form.case):
         measure_form(recorder, machine, form, options.wait_until_released)
 
 
-def choose_compiler(form: Form, machine: Machine) -> None:
-    """Sets the compiler's switches for this process."""
-    if machine.is_small:  # the real one takes minutes of a CPU
-        torch.compile = functools.partial(torch.compile, backend="aot_eager")
-        return
-    from torch._inductor import config, list_mode_options
-
-    # Inductor's own rule keeps networks with grouped convolutions in NCHW, whatever their input is in.
-    config.force_layout_optimization = form.memory_format == "channels_last"
-    if form.compilation == "max-autotune":
-        for name, value in list_mode_options("max-autotune-no-cudagraphs").items():
-            setattr(config, name, value)
-        # Convolutions of 1x1 become matrix products, which are tuned. The others stay cuDNN's: Triton's are no faster
-        # on this hardware (a comment in torch/_inductor/kernel/conv.py), and take minutes to compile.
-        config.max_autotune_conv_backends = "ATEN"
+def choose_compiler(machine: Machine) -> None:
+    """Replaces the compiler of this process where there is no GPU: the real one takes minutes of a CPU."""
+    if machine.is_small:
+        compilation.backend_of = lambda _recipe: "aot_eager"  # type: ignore[assignment,return-value]
 
 
 def measure_form(

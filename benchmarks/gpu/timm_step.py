@@ -13,6 +13,7 @@ from nfnet_ray.data.normalise import CHANNEL_MEAN, CHANNEL_STD
 from nfnet_ray.models.variants import Variant
 from nfnet_ray.recipe import ResolvedRecipe
 from nfnet_ray.training.determinism import reset_process
+from nfnet_ray.training.form.compilation import compiled
 from nfnet_ray.training.gradient import MEMORY_FORMATS
 
 
@@ -49,7 +50,7 @@ def timm_step(
         momentum=recipe.optimizer.momentum,
     )
     average = ModelEmaV3(model, decay=recipe.optimizer.ema.decay or 0.0)
-    network = torch.compile(model, dynamic=False) if recipe.compile else model
+    network = compiled(model, recipe) if recipe.compile else model
     loss_function = LabelSmoothingCrossEntropy(recipe.loss.label_smoothing)
     mean, std = (
         torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (CHANNEL_MEAN, CHANNEL_STD)

@@ -92,6 +92,7 @@ _NOT_COMPARED = {
     "data.on_damaged",
     "micro_batches",
     "compile",
+    "activation_memory_budget",
     "seed",
     "signal_epochs",
 }

@@ -16,6 +16,7 @@ import torch
 from nfnet_ray.clipping import Clipping
 from nfnet_ray.correct_images import CorrectImages
 from nfnet_ray.training.checkpoints.checkpoint import DEFAULT_KEPT, CheckpointStore, Kept
+from nfnet_ray.training.form.forms import Choice
 
 Metrics = Mapping[str, float]
 # The training time that a failure loses at most, since the end of an epoch is saved anyway.
@@ -60,6 +61,15 @@ class Context(Protocol):
     @property
     def seconds_between_checkpoints(self) -> float | None:
         """Seconds between checkpoints within an epoch; None: checkpoint only at the end of each epoch."""
+
+    def agreed_form(
+        self, shape: str, choose: Callable[[], Choice], sign_of_life: Callable[[], object]
+    ) -> Choice:
+        """The form in which all runs of a ``shape`` are trained that are compared with this one.
+
+        The first of them finds it out with ``choose``, which takes its time. Only the first worker calls this.
+        ``sign_of_life`` is called at least every few seconds while it waits for another run.
+        """
 
     def report(self, metrics: Metrics, texts: Mapping[str, str]) -> None:
         """Reports one epoch's metrics. Every worker calls it; it may not return (early stopping).
@@ -119,6 +129,12 @@ class PlainContext:
         self.clipping: dict[int, Clipping] = {}
         """{epoch: what AGC clipped since the record before}."""
         self._stop = threading.Event()
+
+    def agreed_form(
+        self, shape: str, choose: Callable[[], Choice], sign_of_life: Callable[[], object]
+    ) -> Choice:
+        del shape, sign_of_life
+        return choose()
 
     def report(self, metrics: Metrics, texts: Mapping[str, str]) -> None:
         if "correct_images" in texts:

@@ -24,7 +24,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,12 +43,12 @@ from nfnet_ray.optim.sam import AscentNumbers, LookDirection, perturbation, pert
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.training.collectives import add_all_over_workers, add_over_workers
 from nfnet_ray.training.context import Context
+from nfnet_ray.training.form.compilation import compiled
 
 MEMORY_FORMATS: dict[str, torch.memory_format] = {
     "contiguous": torch.contiguous_format,
     "channels_last": torch.channels_last,
 }
-MOST_COMPILED = 4096  # networks and shapes of one process: each is a compilation, so no process comes near
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.float32}  # of the weights
 
 
@@ -58,16 +58,6 @@ class Losses:
 
     loss_N: Tensor
     correct_N: Tensor
-
-
-def _compiled(model: nn.Module) -> nn.Module:
-    """The network as torch.compile makes it, which a process keeps for later trials of the same shapes and settings."""
-    # Of one piece of code in one process. Beyond it, 8 by default, torch runs on without compilation and only logs
-    # that: the ninth network of a process would be slower than in a process of its own, with other last bits.
-    torch._dynamo.config.recompile_limit = MOST_COMPILED
-    torch._dynamo.config.accumulated_recompile_limit = MOST_COMPILED
-    # Dynamic shapes would be slower kernels; there are few sizes.
-    return cast(nn.Module, torch.compile(model, dynamic=False))
 
 
 class EagerReplicas(DistributedDataParallel):
@@ -106,7 +96,7 @@ class Gradient:
         self.look_direction = LookDirection()
         self._model, self._recipe, self._context = model, recipe, context
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._network = _compiled(model) if recipe.compile else model
+        self._network = compiled(model, recipe) if recipe.compile else model
         self._replicas: nn.Module = self._network
         if context.world_size > 1:
             devices = [context.device] if context.device.type == "cuda" else None

@@ -21,12 +21,13 @@ from nfnet_ray.models.weights.pretrained import start_from
 from nfnet_ray.recipe import Recipe, ResolvedRecipe
 from nfnet_ray.training.agreement import Agreement, EpochSums
 from nfnet_ray.training.checkpoints.saving import Saver, check_same
-from nfnet_ray.training.collectives import first_workers, together
+from nfnet_ray.training.collectives import together
 from nfnet_ray.training.context import Context
 from nfnet_ray.training.damage import damaged_so_far, remember_damaged
 from nfnet_ray.training.determinism import generators, reset_process, set_generators
 from nfnet_ray.training.evaluation import EVAL_BATCH_SIZE
-from nfnet_ray.training.form.probe import fastest_memory_format
+from nfnet_ray.training.form.choice import chosen_form
+from nfnet_ray.training.form.forms import Choice
 from nfnet_ray.training.gradient import DTYPES, MEMORY_FORMATS
 from nfnet_ray.training.measurement.clock import Clock
 from nfnet_ray.training.measurement.conditions import conditions_text
@@ -73,9 +74,11 @@ class Run:
     """All parts of a run on one worker."""
 
     recipe: ResolvedRecipe
-    """The Recipe that is trained: every value is filled in, and the memory format is chosen."""
+    """The Recipe that is trained: every value is filled in, and the form of a step is chosen."""
     settings: Mapping[str, Any]
-    """Its values before the memory format was chosen: those that a checkpoint keeps, and is compared with."""
+    """Its values before the form was chosen: those that a checkpoint keeps, and is compared with."""
+    choice: Choice
+    """The form, and what was measured to choose it."""
     context: Context
     saver: Saver
     dataset: Dataset
@@ -120,7 +123,7 @@ class Run:
         return {
             "recipe": dict(self.settings),
             "data": self.dataset.fingerprint,
-            "memory_format": self.recipe.memory_format,
+            "form": self.choice.to_values(),
             "position": vars(at),
             "model": self.model.state_dict(),
             "step": self.step.state_dict(),
@@ -184,10 +187,10 @@ def open_run(
     before = saver.latest()
     if before:
         check_same(before, recipe, dataset.fingerprint, force=force_resume)
-    memory_format = before["memory_format"] if before else _memory_format(recipe, dataset, context)
+    choice = chosen_form(recipe, dataset, context, clock, before)
     reset_process(recipe.seed, context.threads)
-    resolved = resolve(recipe).with_values({"memory_format": memory_format})
-    run = _built(resolved, recipe.to_values(), dataset, context, clock, saver, sharing)
+    resolved = resolve(recipe).with_values(vars(choice.form))
+    run = _built(resolved, recipe.to_values(), choice, dataset, context, clock, saver, sharing)
     if before is None:
         if spent:
             run.clock.resume(spent.clock)
@@ -201,17 +204,10 @@ def open_run(
     return run, at
 
 
-def _memory_format(recipe: Recipe, dataset: Dataset, context: Context) -> str:
-    """The Recipe's memory format; for ``auto`` the one that the first worker finds faster."""
-    if recipe.memory_format != "auto":
-        return recipe.memory_format
-    classes = len(dataset.class_names)
-    return first_workers(fastest_memory_format(recipe, classes, context.threads, context.device), context)
-
-
 def _built(
     recipe: ResolvedRecipe,
     settings: Mapping[str, Any],
+    choice: Choice,
     dataset: Dataset,
     context: Context,
     clock: Clock,
@@ -252,6 +248,7 @@ def _built(
     return Run(
         recipe=recipe,
         settings=settings,
+        choice=choice,
         context=context,
         saver=saver,
         dataset=dataset,

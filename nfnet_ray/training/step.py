@@ -164,7 +164,7 @@ class TrainStep:
     @property
     def needs_warm_up(self) -> bool:
         """Whether the first step of an attempt would take longer than the others."""
-        return self._recipe.compile or self._context.device.type == "cuda"
+        return bool(self._recipe.compile) or self._context.device.type == "cuda"
 
     def warm_up(self, batch: TrainBatch) -> None:
         """Computes a gradient and throws it away, so that compilation and the choice of algorithms happen now.

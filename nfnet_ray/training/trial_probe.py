@@ -46,6 +46,9 @@ def main() -> None:
         recipe = with_pinned_weights(with_published_values(Recipe.from_values(asked["recipe"])))
         dataset = open_dataset(recipe.data.path)
         recipe = recipe.with_values(probe_batch(recipe, dataset, context, asked["workers"]))
+        if recipe.compile == "auto":
+            # Compiling may take longer than a probe may; the trial is at most as slow as without.
+            recipe = recipe.with_values({"compile": False})
         with Saver(context) as saver:
             run, at = open_run(recipe, dataset, context, Clock(), saver, force_resume=False)
             _measure_training(run)

@@ -74,6 +74,13 @@ CONDITION_FIELDS = (
     ConditionField("precision", "precision", _BOTH, "marked", "precision"),
     ConditionField("memory_format", "memory format", _TIME, "marked", "memory_format"),
     ConditionField("compile", "torch.compile", _TIME, "marked", "compile"),
+    ConditionField(
+        "activation_memory_budget",
+        "activation memory budget",
+        _TIME,
+        "marked",
+        "activation_memory_budget",
+    ),
     ConditionField("micro_batches", "micro-batches", _TIME, "marked", "micro_batches"),
     ConditionField("torch", "torch", _BOTH, "marked"),
     ConditionField("cuda", "CUDA", _BOTH, "marked"),

@@ -20,7 +20,7 @@ from nfnet_ray.wording import count, plural
 _FINGERPRINT_DIGITS = 12
 _COMMIT_DIGITS = 10
 # Conditions whose values may be a network's own: published sizes, the faster memory format, another library.
-_OF_A_NETWORK = frozenset({"eval_size", "eval_crop", "averaging", "memory_format", "timm"})
+_OF_A_NETWORK = frozenset({"eval_size", "eval_crop", "averaging", "memory_format", "compile", "timm"})
 
 
 def conditions_of(state: StudyState, trial: str) -> Conditions:
@@ -61,8 +61,10 @@ def conditions_of(state: StudyState, trial: str) -> Conditions:
         "threads": _several([part.get("threads", worker.get("cpus")) for part in told or [{}]]),
         "gpu_share": _fact(worker.get("gpus")),
         "precision": _told_or_recipe(told, "precision", recipe, "precision"),
-        "memory_format": _memory_format(told, recipe),
-        "compile": _of_recipe(recipe, "compile"),
+        "memory_format": _chosen(told, recipe, "memory_format"),
+        "compile": _chosen(told, recipe, "compile"),
+        # Earlier versions had none.
+        "activation_memory_budget": _fact(recipe.get("activation_memory_budget", 1.0)),
         "micro_batches": _of_recipe(recipe, "micro_batches"),
         "torch": _torch(told, sessions),
         "nfnet_ray": _version(sessions, "nfnet_ray"),
@@ -130,6 +132,7 @@ def condition_text(conditions: Conditions) -> str:
         "weights": ("random", "from {}"),
         "trained": ("all", "trained: {}"),
         "compile": (False, "torch.compile"),
+        "activation_memory_budget": (1.0, "{} of the activations kept"),
         "micro_batches": (1, "{} micro-batches"),
         "memory_format": ("contiguous", "{}"),
     }
@@ -239,8 +242,9 @@ def _weights(recipe: Mapping[str, Any]) -> Fact:
     return _fact(recipe["model.weights"] or "random")
 
 
-def _memory_format(told: Sequence[Mapping[str, Any]], recipe: Mapping[str, Any]) -> Fact:
-    fact = _told_or_recipe(told, "memory_format", recipe, "memory_format")
+def _chosen(told: Sequence[Mapping[str, Any]], recipe: Mapping[str, Any], name: str) -> Fact:
+    """A field that a worker chooses where the Recipe says auto."""
+    fact = _told_or_recipe(told, name, recipe, name)
     return UNKNOWN if fact.value == "auto" else fact
 
 

@@ -1,9 +1,11 @@
-"""How fast this machine trains a Recipe's network, and in which memory format: a few steps on random images."""
+"""How fast this machine trains a Recipe's network, and in which form it trains it fastest: a few steps on noise."""
 
 from __future__ import annotations
 
+import gc
 import logging
 import time
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -13,34 +15,68 @@ from nfnet_ray.models import create_model
 from nfnet_ray.models.catalogue import count_multiply_adds
 from nfnet_ray.models.published import resolve
 from nfnet_ray.models.weights.pretrained import freeze, set_training_mode
-from nfnet_ray.recipe import Recipe
+from nfnet_ray.recipe import Recipe, ResolvedRecipe
 from nfnet_ray.training.context import PlainContext
 from nfnet_ray.training.determinism import reset_process
+from nfnet_ray.training.form.forms import AUTO, Choice, Form, forms_to_try, pays_to_compile
 from nfnet_ray.training.gradient import DTYPES, MEMORY_FORMATS
 from nfnet_ray.training.step import TrainStep
 
-LARGEST_BATCH = 64  # images per second change little beyond it on a CPU
-# Of a batch on a CPU, unless one image alone has more: a probe has to be quick.
-LARGEST_FORWARD_MULTIPLY_ADDS = 2e9
-MEASURED_STEPS = 3
+# Forward, of a step on a CPU, unless one image alone has more: a probe has to be quick. Larger batches are cut.
+LARGEST_FORWARD_MULTIPLY_ADDS = 5e9
+LARGEST_BATCH = 64  # of a measurement of speed alone: images per second change little beyond it on a CPU
+FEWEST_STEPS, MOST_STEPS, SECONDS_OF_STEPS = 4, 20, 1.0
 
 logger = logging.getLogger(__name__)
 
 
-def fastest_memory_format(recipe: Recipe, num_classes: int, threads: int, device: torch.device) -> str:
-    """The memory format in which this device trains the Recipe's network faster; says so in the log.
+def fastest_form(
+    recipe: ResolvedRecipe,
+    num_classes: int,
+    steps: int,
+    context: PlainContext,
+    sign_of_life: Callable[[], object] = lambda: None,
+) -> Choice:
+    """The form in which a run of so many ``steps`` takes least, its compilation included.
 
-    It depends on both: channels_last made NFNets 2.4 times slower and EfficientNets 1.2 to 1.3 times faster on
-    an RTX 3090 (timm's results files, torch 1.12). Resets the process's generators (:func:`reset_process`).
+    ``recipe`` is of one worker: its batch is the worker's share. Eager forms are timed first, and compiled ones only
+    where the Recipe asks for a compiled network, or where the run's eager steps take much longer than a compilation
+    (:func:`~nfnet_ray.training.form.forms.pays_to_compile`). A compiled form that fails, and any form that does not fit
+    the memory, is left out. ``sign_of_life`` is called after each form.
+
+    Resets the process's generators (:func:`~nfnet_ray.training.determinism.reset_process`). Raises MemoryError if no
+    form fits.
     """
-    speeds: dict[str, float] = {}
-    for name in MEMORY_FORMATS:
-        candidate = recipe.with_values({"memory_format": name})
-        speeds[name] = measure_images_per_second(candidate, num_classes, threads, device)
-    chosen = max(speeds, key=lambda name: speeds[name])
-    shown = ", ".join(f"{name} {speed:.4g}" for name, speed in speeds.items())
-    logger.info("memory format %s: %s images per second on %s", chosen, shown, device)
-    return chosen
+    device = context.device.type
+    found, failed, remarks = dict[Form, Timing](), dict[Form, str](), list[str]()
+
+    def run_seconds(form: Form) -> float:
+        return steps * found[form].step_seconds
+
+    for form in forms_to_try(recipe, device):
+        eager = [run_seconds(known) for known in found if not known.compile]
+        if form.compile and eager and not pays_to_compile(min(eager), device):
+            remarks.append(f"compiled forms were not tried, as all steps take {min(eager):,.0f} s without")
+            break
+        own = recipe.with_values({"memory_format": form.memory_format, "compile": form.compile})
+        try:
+            found[form] = time_step(own, num_classes, context)
+        except Exception as error:  # of a compiler, whatever it may be
+            failed[form] = "out of memory" if isinstance(error, MemoryError) else f"{type(error).__name__}"
+            if not form.compile and not isinstance(error, MemoryError):
+                raise
+            logger.warning("a step of %s failed in the form %s: %s", recipe.model.name, form, error)
+        sign_of_life()
+    if not found:
+        raise MemoryError(f"a step of {recipe.model.name} fails in every form: {failed}")
+    remarks += [f"{form} failed ({why})" for form, why in failed.items()]
+    best = min(found, key=lambda form: run_seconds(form) + found[form].compile_seconds)
+    return Choice(
+        best,
+        {str(form): timing.step_seconds for form, timing in found.items()},
+        {str(form): timing.compile_seconds for form, timing in found.items() if form.compile},
+        "; ".join(remarks),
+    )
 
 
 def measure_images_per_second(
@@ -48,52 +84,93 @@ def measure_images_per_second(
 ) -> float:
     """Training images per second of the Recipe's step on this machine, in memory, after one step to warm up.
 
-    Takes ``device``, by default the GPU if there is one, else ``threads`` cores; the best of three steps. Raises
-    MemoryError if such a step does not fit this machine.
+    Takes ``device``, by default the GPU if there is one, else ``threads`` cores. Of a form that is left open it takes
+    the plainest. Raises MemoryError if such a step does not fit this machine.
+    """
+    plainest = {
+        name: value
+        for name, value, is_auto in (
+            ("memory_format", "contiguous", recipe.memory_format == AUTO),
+            ("compile", False, recipe.compile == AUTO),
+        )
+        if is_auto
+    }
+    batch = {"batch_size": min(recipe.batch_size, LARGEST_BATCH), "micro_batches": 1}
+    resolved = resolve(recipe).with_values(plainest | batch)
+    context = PlainContext(threads=threads, device=device)
+    return resolved.batch_size / time_step(resolved, num_classes, context).step_seconds
+
+
+class Timing:
+    """Seconds of a step of the whole batch, and by how many its first step took longer."""
+
+    def __init__(self, first_seconds: float, step_seconds: float, share: float) -> None:
+        self.step_seconds = step_seconds / share
+        self.compile_seconds = max(0.0, first_seconds - step_seconds)
+
+
+def time_step(recipe: ResolvedRecipe, num_classes: int, context: PlainContext) -> Timing:
+    """The fastest of some of the Recipe's steps on this machine, in memory, and how much longer its first one took.
+
+    On a CPU a large batch is cut, and its time is in proportion. Raises MemoryError if a step does not fit.
     """
     try:
-        return _measured(recipe, num_classes, threads, device)
+        return _time_step(recipe, num_classes, context)
     except RuntimeError as error:  # torch has no class of its own for a CPU's memory
         if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
             raise MemoryError(str(error)) from None
         raise
+    finally:
+        gc.collect()  # a compiled network is in circles
+        if context.device.type == "cuda":
+            torch.cuda.empty_cache()
 
 
-def _measured(recipe: Recipe, num_classes: int, threads: int, device: torch.device | None) -> float:
-    resolved = resolve(recipe)
-    size = resolved.data.image_size
-    overrides = resolved.model.overrides.chosen()
-    one_image = count_multiply_adds(resolved.model.name, size, num_classes, overrides)
-    context = PlainContext(threads=threads, device=device)
-    batch_size = min(resolved.batch_size, LARGEST_BATCH)
-    if context.device.type == "cpu":
-        batch_size = max(1, min(batch_size, int(LARGEST_FORWARD_MULTIPLY_ADDS // one_image)))
-    resolved = resolved.with_values({"batch_size": batch_size, "micro_batches": 1})
-    reset_process(resolved.seed, threads)
+def _time_step(recipe: ResolvedRecipe, num_classes: int, context: PlainContext) -> Timing:
+    images = recipe.batch_size
+    recipe = _with_timed_batch(recipe, num_classes, context)
+    reset_process(recipe.seed, context.threads)
     model = create_model(
-        resolved.model.name,
+        recipe.model.name,
         num_classes=num_classes,
-        dropout=resolved.model.dropout,
-        stochastic_depth=resolved.model.stochastic_depth,
-        overrides=overrides,
+        dropout=recipe.model.dropout,
+        stochastic_depth=recipe.model.stochastic_depth,
+        overrides=recipe.model.overrides.chosen(),
     )
-    freeze(model, resolved.model)
+    freeze(model, recipe.model)
     set_training_mode(model)
-    model.to(context.device, DTYPES[resolved.precision]).to(
-        memory_format=MEMORY_FORMATS[resolved.memory_format]
-    )
-    step = TrainStep(model, resolved, context, steps_per_epoch=1000)
-    device, numbers = context.device, np.arange(batch_size)
-    batch = TrainBatch(
-        images=torch.randint(0, 256, (batch_size, size, size, 3), dtype=torch.uint8, device=device),
-        labels=torch.randint(0, num_classes, (batch_size,), device=device),
-        indices=numbers,
-        positions=numbers,
-        keys=torch.arange(batch_size, device=device),
-    )
-    seconds = []
-    for _ in range(1 + MEASURED_STEPS):
+    model.to(context.device, DTYPES[recipe.precision]).to(memory_format=MEMORY_FORMATS[recipe.memory_format])
+    step = TrainStep(model, recipe, context, steps_per_epoch=1000)
+    batch = _noise(recipe, num_classes, context.device)
+    seconds: list[float] = []
+    while len(seconds) <= FEWEST_STEPS or (
+        len(seconds) <= MOST_STEPS and sum(seconds[1:]) < SECONDS_OF_STEPS
+    ):
         start = time.perf_counter()
         step(batch).loss_sum.item()  # waits for the device
         seconds.append(time.perf_counter() - start)
-    return batch_size / min(seconds[1:])
+    return Timing(seconds[0], min(seconds[1:]), recipe.batch_size / images)
+
+
+def _with_timed_batch(recipe: ResolvedRecipe, num_classes: int, context: PlainContext) -> ResolvedRecipe:
+    """On a CPU with a batch that takes seconds at most, in one part if it had to be cut."""
+    if context.device.type != "cpu":
+        return recipe
+    overrides = recipe.model.overrides.chosen()
+    one_image = count_multiply_adds(recipe.model.name, recipe.data.image_size, num_classes, overrides)
+    most = max(1, int(LARGEST_FORWARD_MULTIPLY_ADDS // one_image))
+    return (
+        recipe if recipe.batch_size <= most else recipe.with_values({"batch_size": most, "micro_batches": 1})
+    )
+
+
+def _noise(recipe: ResolvedRecipe, num_classes: int, device: torch.device) -> TrainBatch:
+    size, count = recipe.data.image_size, recipe.batch_size
+    numbers = np.arange(count)
+    return TrainBatch(
+        images=torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8, device=device),
+        labels=torch.randint(0, num_classes, (count,), device=device),
+        indices=numbers,
+        positions=numbers,
+        keys=torch.arange(count, device=device),
+    )

@@ -51,6 +51,10 @@ class Clock:
         self._seconds[self._phase] += now - self._since
         self._phase, self._since = phase, now
 
+    def beat(self) -> None:
+        """Gives a sign of life within a phase that lasts."""
+        self.heartbeats += 1
+
     def waiting_for(self, items: Iterator[T]) -> Iterator[T]:
         """Yields the items: waiting for one is ``data_wait``, what the caller does with it is ``train``.
 

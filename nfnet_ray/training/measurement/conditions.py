@@ -20,17 +20,18 @@ from nfnet_ray.training.context import Context
 def conditions_text(recipe: ResolvedRecipe, context: Context) -> str:
     """The conditions of this worker as JSON.
 
-    ``device`` is the GPU's or the processor's name; ``eval_size``, ``image_size``, ``precision`` and ``memory_format``
-    are those that the Recipe comes to on it; ``workers`` those that train together now.
+    ``device`` is the GPU's or the processor's name; ``eval_size``, ``image_size``, ``precision``, ``memory_format`` and
+    ``compile`` are those that the Recipe comes to on it; ``workers`` those that train together now.
     """
     is_cuda = context.device.type == "cuda"
     averaged = recipe.optimizer.ema.decay is not None
     conditions: dict[str, Any] = {
-        "device": torch.cuda.get_device_name(context.device) if is_cuda else processor_name(),
+        "device": device_name(context.device),
         "workers": context.world_size,
         "threads": context.threads,
         "precision": recipe.precision,
         "memory_format": recipe.memory_format,
+        "compile": recipe.compile,
         "image_size": recipe.data.image_size,
         "eval_size": recipe.data.eval_size,
         "eval_crop": recipe.data.eval_crop,
@@ -41,6 +42,11 @@ def conditions_text(recipe: ResolvedRecipe, context: Context) -> str:
         "timm": timm_version(),
     }
     return json.dumps({name: value for name, value in conditions.items() if value is not None})
+
+
+def device_name(device: torch.device) -> str:
+    """The name of a GPU, or of this machine's processor."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
 
 
 def timm_version() -> str | None:

@@ -1,0 +1,60 @@
+"""Which form a run is trained in: its checkpoint's, its Recipe's, or the one that it agrees on with others."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from nfnet_ray.data.files.dataset import Dataset
+from nfnet_ray.models.published import resolve
+from nfnet_ray.recipe import Recipe
+from nfnet_ray.training.collectives import first_workers
+from nfnet_ray.training.context import Context, PlainContext
+from nfnet_ray.training.form.forms import Choice, Form, form_without_timing, is_open, shape_of
+from nfnet_ray.training.form.probe import fastest_form
+from nfnet_ray.training.measurement.clock import Clock
+from nfnet_ray.training.measurement.conditions import device_name
+
+logger = logging.getLogger(__name__)
+
+
+def chosen_form(
+    recipe: Recipe, dataset: Dataset, context: Context, clock: Clock, before: Mapping[str, Any] | None
+) -> Choice:
+    """The form of a run with this Recipe, whose checkpoint is ``before``; the same on every worker.
+
+    A run that resumes keeps its form, since another one has other last bits.
+    """
+    if before is not None:
+        if "form" in before:
+            return Choice.from_values(before["form"])
+        return Choice(Form(before["memory_format"], recipe.compile))  # of an earlier version
+    choice = form_without_timing(recipe, context.device.type)
+    if choice is None:
+        own = _agreed(recipe, dataset, context, clock) if context.rank == 0 else None
+        choice = first_workers(own, context)
+    assert choice is not None
+    if is_open(recipe) and context.rank == 0:
+        logger.info("form of a step of %s: %s", recipe.model.name, choice.sentence())
+    return choice
+
+
+def _agreed(recipe: Recipe, dataset: Dataset, context: Context, clock: Clock) -> Choice:
+    resolved, classes = resolve(recipe), len(dataset.class_names)
+    is_cpu = context.device.type == "cpu"
+    shape = shape_of(
+        resolved,
+        classes,
+        context.replicas,
+        context.threads if is_cpu else 0,
+        device_name(context.device),
+    )
+    share = resolved.with_values({"batch_size": max(1, recipe.batch_size // context.replicas)})
+    steps = recipe.schedule.epochs * (len(dataset.train) // recipe.batch_size)
+
+    def choose() -> Choice:
+        plain = PlainContext(device=context.device, threads=context.threads)
+        return fastest_form(share, classes, steps, plain, clock.beat)
+
+    return context.agreed_form(shape, choose, clock.beat)

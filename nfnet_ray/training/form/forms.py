@@ -1,0 +1,145 @@
+"""Forms of a training step: the layout of its activations, and how it is compiled.
+
+A form changes the time of a step and its last bits, and nothing else. A Recipe names one, or leaves it open with
+``auto``; this module says which forms come into question, and what a choice is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from nfnet_ray.recipe import Recipe, ResolvedRecipe
+
+AUTO = "auto"
+LAYOUTS = ("contiguous", "channels_last")
+# Of a network with `compile`, until its first step is done. On two shared cores of an AMD EPYC nfnet_pico (batch 64,
+# 32 px, float32) took 176 and 247 s; on a GPU not seen yet, and planned for by benchmarks/gpu.
+SECONDS_TO_COMPILE = {"cpu": 180.0, "cuda": 60.0}
+# How many times longer than one compilation a run's eager steps must take until compiled forms are tried: the two to
+# four compilations then cost at most a fifth of them, where compiling saved that on a CPU (nfnet_pico, as above).
+LEAST_RUN_PER_COMPILATION = 20.0
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form, as the values of the Recipe's fields of the same names."""
+
+    memory_format: str
+    compile: bool | str = False
+
+    def __str__(self) -> str:
+        if isinstance(self.compile, str):
+            return f"{self.memory_format}, compiled with {self.compile}"
+        return f"{self.memory_format}{', compiled' if self.compile else ''}"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The form that a run is trained in, and what was measured to choose it; empty where nothing had to be.
+
+    Attributes:
+        step_seconds: {form in words: seconds of a step of the worker's share of the batch}.
+        compile_seconds: {form in words: seconds that its first step took longer}.
+        remark: what else there is to say, such as a form that failed.
+    """
+
+    form: Form
+    step_seconds: Mapping[str, float] = field(default_factory=dict)
+    compile_seconds: Mapping[str, float] = field(default_factory=dict)
+    remark: str = ""
+
+    def to_values(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+    @staticmethod
+    def from_values(values: Mapping[str, Any]) -> Choice:
+        """The choice that gave the values."""
+        return Choice(**{**values, "form": Form(**values["form"])})
+
+    def sentence(self) -> str:
+        """The choice and why, in a line.
+
+        >>> seconds = {"contiguous": 0.09154, "channels_last": 0.07624}
+        >>> Choice(Form("channels_last"), seconds).sentence()
+        'channels_last; a step takes 91.5 ms contiguous, 76.2 ms channels_last'
+        """
+        times = [
+            f"{1e3 * seconds:.3g} ms {name}"
+            + (f" (after {self.compile_seconds[name]:.0f} s)" if name in self.compile_seconds else "")
+            for name, seconds in self.step_seconds.items()
+        ]
+        parts = [str(self.form), f"a step takes {', '.join(times)}" if times else "", self.remark]
+        return "; ".join(part for part in parts if part)
+
+
+def is_open(recipe: Recipe) -> bool:
+    """Whether a Recipe leaves its form open."""
+    return AUTO in (recipe.memory_format, recipe.compile)
+
+
+def form_without_timing(recipe: Recipe, device_type: str) -> Choice | None:
+    """The form of a Recipe where nothing has to be timed; None where it has.
+
+    On a CPU the layout is a rule, so that a study gives the same bits on every machine and in every run: channels_last
+    in float32 and float64, as it took 0.61 to 0.96 of the time of a step in float32 for each of the 22 networks and
+    shapes of ``benchmarks/results/layout.csv`` (nfnet_pico at 8 px to NFNet-F0 at 96 px), and contiguous in bfloat16
+    (NFNet-F0 0.98, EfficientNet-B0 1.11 at 192 px).
+    """
+    if not is_open(recipe):
+        return Choice(Form(recipe.memory_format, recipe.compile))
+    if device_type == "cpu" and recipe.compile != AUTO:
+        return Choice(Form(_layouts(recipe, device_type)[0], recipe.compile), remark="by rule on a CPU")
+    return None
+
+
+def forms_to_try(recipe: Recipe, device_type: str) -> list[Form]:
+    """The forms that come into question, the cheapest to try first.
+
+    On a CPU a compiled network is tried in channels_last alone, the only layout that inductor gives it by itself, and
+    as fast as any: nfnet_pico (as above) took 0.82 of its contiguous step, the median of 10.
+    """
+    on_cpu = device_type == "cpu"
+    if recipe.compile == AUTO:
+        ways: tuple[bool | str, ...] = (
+            (False, True) if on_cpu else (False, True, "max-autotune-no-cudagraphs")
+        )
+    else:
+        ways = (recipe.compile,)
+    return [Form(layout, way) for way in ways for layout in _layouts(recipe, device_type)]
+
+
+def pays_to_compile(run_seconds: float, device_type: str) -> bool:
+    """Whether a run whose eager steps take that long is long enough to try compiled forms."""
+    return run_seconds >= LEAST_RUN_PER_COMPILATION * SECONDS_TO_COMPILE[device_type]
+
+
+def shape_of(recipe: ResolvedRecipe, classes: int, replicas: int, threads: int, device_name: str) -> str:
+    """All that the time of a step depends on, in words: runs of the same shape are trained in the same form.
+
+    Rates, clip factors, seeds and the like are not in it, nor is whether there is a clip factor, a moving average or
+    SAM: trials that differ in them are compared, so they must not differ in their form, too.
+    """
+    share, overrides = recipe.batch_size // replicas, recipe.model.overrides.chosen()
+    parts = [
+        recipe.model.name + (f" with {overrides}" if overrides else ""),
+        f"{classes:,} classes",
+        f"{recipe.data.image_size} px",
+        f"{share:,} images" + (f" in {recipe.micro_batches} parts" if recipe.micro_batches > 1 else ""),
+        recipe.precision,
+        f"memory_format={recipe.memory_format}",
+        f"compile={str(recipe.compile).lower()}",
+    ]
+    if recipe.model.trained != "all":
+        parts.append(f"trained: {recipe.model.trained}")
+    return f"{', '.join(parts)}, on {device_name}" + (f" with {threads} threads" if threads else "")
+
+
+def _layouts(recipe: Recipe, device_type: str) -> tuple[str, ...]:
+    if recipe.memory_format != AUTO:
+        return (recipe.memory_format,)
+    if device_type == "cpu":
+        return ("contiguous",) if recipe.precision == "bfloat16" else ("channels_last",)
+    return LAYOUTS

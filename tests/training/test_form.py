@@ -1,0 +1,197 @@
+"""The form of a step is chosen once, from what was timed, and a run keeps it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nfnet_ray.models.published import resolve
+from nfnet_ray.recipe import Recipe
+from nfnet_ray.training import PlainContext, train
+from nfnet_ray.training.checkpoints.checkpoint import CheckpointStore
+from nfnet_ray.training.form import choice as choosing
+from nfnet_ray.training.form import probe
+from nfnet_ray.training.form.forms import Choice, Form, form_without_timing, forms_to_try, shape_of
+from nfnet_ray.training.form.probe import Timing, fastest_form, time_step
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+CHANNELS_LAST, COMPILED = Form("channels_last"), Form("channels_last", True)
+OPEN = Recipe(memory_format="auto", compile="auto")
+
+
+class Surroundings(PlainContext):
+    """A context whose device is not looked at."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.threads = device, 1
+
+
+def choose(
+    monkeypatch: pytest.MonkeyPatch,
+    seconds: dict[Form, tuple[float, float] | Exception],
+    steps: int,
+    device: torch.device = GPU,
+    recipe: Recipe = OPEN,
+) -> tuple[Choice, list[Form]]:
+    """The choice among forms that take (compilation, step) seconds or fail, and what was tried, in that order."""
+    tried: list[Form] = []
+
+    def timed(recipe: Recipe, _classes: int, _context: PlainContext) -> Timing:
+        tried.append(Form(recipe.memory_format, recipe.compile))
+        found = seconds[tried[-1]]
+        if isinstance(found, Exception):
+            raise found
+        return Timing(sum(found), found[1], 1.0)
+
+    monkeypatch.setattr(probe, "time_step", timed)
+    return fastest_form(resolve(recipe), 10, steps, Surroundings(device)), tried
+
+
+def on_a_gpu(**others: tuple[float, float] | Exception) -> dict[Form, tuple[float, float] | Exception]:
+    """All forms, of which the eager contiguous one is the fastest but for ``others``."""
+    names = {
+        "last": Form("channels_last"),
+        "compiled": Form("contiguous", True),
+        "compiled_last": COMPILED,
+        "tuned": Form("contiguous", "max-autotune-no-cudagraphs"),
+        "tuned_last": Form("channels_last", "max-autotune-no-cudagraphs"),
+    }
+    found: dict[Form, tuple[float, float] | Exception] = {Form("contiguous"): (0.0, 0.10)}
+    return found | {form: others.get(name, (40.0, 0.2)) for name, form in names.items()}
+
+
+def test_on_a_gpu_all_forms_are_timed_and_the_shortest_run_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = on_a_gpu(compiled_last=(60.0, 0.08), tuned_last=(3000.0, 0.06))
+    choice, tried = choose(monkeypatch, seconds, steps=100_000)
+    assert [form.compile for form in tried] == [False] * 2 + [True] * 2 + ["max-autotune-no-cudagraphs"] * 2
+    assert len(set(tried)) == 6
+    # 6,000 s of steps and 3,000 of compilation are more than 8,000 and 60; of a longer run they would be less.
+    assert choice.form == COMPILED
+    assert choose(monkeypatch, seconds, steps=1_000_000)[0].form == tried[-1]
+    assert "80 ms channels_last, compiled (after 60 s)" in choice.sentence()
+
+
+def test_compiled_forms_are_not_tried_for_a_short_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    choice, tried = choose(monkeypatch, on_a_gpu(compiled=(1.0, 0.01)), steps=1000)
+    assert tried == [Form("contiguous"), CHANNELS_LAST]
+    assert choice.form == Form("contiguous")
+    assert "compiled forms were not tried, as all steps take 100 s without" in choice.sentence()
+
+
+def test_a_recipe_that_asks_for_a_compiled_network_gets_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = Recipe(memory_format="auto", compile=True)
+    choice, tried = choose(monkeypatch, on_a_gpu(), steps=1, recipe=asked)
+    assert tried == [Form("contiguous", True), COMPILED]
+    assert choice.form.compile is True
+
+
+def test_a_form_that_fails_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = on_a_gpu(last=MemoryError("of the GPU"), compiled=ValueError("a bug of the compiler"))
+    choice, _ = choose(monkeypatch, seconds, steps=100_000)
+    assert choice.form == Form("contiguous")
+    assert "channels_last failed (out of memory)" in choice.sentence()
+    assert "contiguous, compiled failed (ValueError)" in choice.sentence()
+    with pytest.raises(ValueError, match="a bug"):  # without a compiler nobody but we can have a fault
+        choose(monkeypatch, on_a_gpu(last=ValueError("a bug")), steps=1)
+
+
+def test_on_a_cpu_the_layout_is_a_rule() -> None:
+    asked = Recipe(memory_format="auto")
+    assert form_without_timing(asked, "cuda") is None
+    for precision, layout in (
+        ("float32", "channels_last"),
+        ("float64", "channels_last"),
+        ("bfloat16", "contiguous"),
+    ):
+        choice = form_without_timing(asked.with_values({"precision": precision}), "cpu")
+        assert choice is not None
+        assert choice.form == Form(layout)
+    assert forms_to_try(OPEN, "cpu") == [CHANNELS_LAST, COMPILED]
+    fixed = form_without_timing(Recipe(compile=True), "cpu")
+    assert fixed == Choice(Form("contiguous", True))
+
+
+def test_trials_that_are_compared_have_the_same_shape() -> None:
+    def shape(**values: Any) -> str:
+        named = {name.replace("__", "."): value for name, value in values.items()}
+        return shape_of(resolve(OPEN.with_values(named)), 10, 1, 2, "a processor")
+
+    same: list[dict[str, Any]] = [
+        {"optimizer__agc__clip_factor": None},
+        {"optimizer__sam__rho": 0.1},
+        {"optimizer__ema__decay": None},
+        {"schedule__epochs": 7, "seed": 3, "data__path": "elsewhere"},
+    ]
+    assert {shape(**values) for values in same} == {shape()}
+    other: list[dict[str, Any]] = [
+        {"batch_size": 64},
+        {"micro_batches": 2},
+        {"precision": "bfloat16"},
+        {"data__image_size": 64},
+        {"model__name": "nfnet_f1"},
+        {"model__overrides__alpha": 0.3},
+        {"model__trained": "classifier"},
+        {"compile": False},
+        {"memory_format": "contiguous"},
+    ]
+    assert len({shape(**values) for values in [{}, *other]}) == 1 + len(other)
+
+
+def test_a_step_of_a_large_batch_is_timed_with_a_part_of_it(
+    monkeypatch: pytest.MonkeyPatch, quick: Recipe
+) -> None:
+    monkeypatch.setattr(probe, "LARGEST_FORWARD_MULTIPLY_ADDS", 1.0)
+    recipe = resolve(quick.with_values({"data.image_size": 8, "batch_size": 48}))
+    steps: list[tuple[int, int]] = []
+
+    class Step(probe.TrainStep):
+        def __call__(self, batch: Any) -> Any:
+            steps.append((len(batch.labels), self._recipe.micro_batches))
+            return super().__call__(batch)
+
+    monkeypatch.setattr(probe, "TrainStep", Step)
+    timing = time_step(recipe, 10, PlainContext(device=CPU, threads=1))
+    assert set(steps) == {(1, 1)}
+    assert timing.step_seconds > 0
+
+
+def test_a_run_keeps_its_form_and_says_it(
+    monkeypatch: pytest.MonkeyPatch, quick: Recipe, tmp_path: Path
+) -> None:
+    told: list[str] = []
+
+    class Telling(PlainContext):
+        def report(self, _metrics: Any, texts: Any) -> None:
+            told.append(texts.get("conditions", ""))
+
+    def first(*_: Any) -> Choice:
+        return Choice(Form("contiguous"), {"contiguous": 0.1, "channels_last": 0.2})
+
+    recipe = quick.with_values({"memory_format": "auto", "compile": "auto", "schedule.epochs": 2})
+    context = Telling(device=CPU, threads=1, checkpoints=tmp_path)
+    monkeypatch.setattr(choosing, "fastest_form", first)
+    assert train(recipe, context, until_epoch=1).state == "paused"
+    store = CheckpointStore(tmp_path)
+    (entry,) = store.entries()
+    assert Choice.from_values(store.load(entry)["form"]) == first()
+
+    def again(*_: Any) -> Choice:
+        raise AssertionError("a run that resumes has its form")
+
+    monkeypatch.setattr(choosing, "fastest_form", again)
+    assert train(recipe, context).state == "finished"
+    conditions = [json.loads(text) for text in told if text]
+    assert [(found["memory_format"], found["compile"]) for found in conditions] == [
+        ("contiguous", False)
+    ] * len(told)
+
+
+def test_a_checkpoint_of_an_earlier_version_has_its_layout(quick: Recipe) -> None:
+    unused: Any = None
+    before = {"memory_format": "channels_last"}
+    recipe = quick.with_values({"memory_format": "auto"})
+    assert choosing.chosen_form(recipe, unused, unused, unused, before) == Choice(CHANNELS_LAST)
