@@ -46,7 +46,7 @@ def why_alone(recipe: Recipe) -> str | None:
     if sam.rho is not None and sam.method != "sam":
         return f"optimizer.sam.method = {sam.method}: of SAM and its relatives cohorts have sam alone"
     if recipe.compile:
-        return "compile = true: the program of a cohort is not compiled"
+        return f"compile = {str(recipe.compile).lower()}: the program of a cohort is not compiled"
     return None
 
 

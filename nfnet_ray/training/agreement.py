@@ -50,6 +50,12 @@ class EpochSums:
         bad = torch.where(result.loss_sum.isfinite(), math.inf, float(step))
         self._first_bad_step = torch.minimum(self._first_bad_step, bad)
 
+    def use(self, sums: torch.Tensor, first_bad_step: torch.Tensor) -> None:
+        """Counts in these tensors from now on, which take over what was counted; a cohort has them for all lanes."""
+        sums.copy_(self._sums)
+        first_bad_step.copy_(self._first_bad_step)
+        self._sums, self._first_bad_step = sums, first_bad_step
+
     def over_workers(self, *further: float) -> list[float]:
         """The four sums, and further numbers, summed over the workers, who have to call this together."""
         mine = torch.tensor(further, dtype=torch.float64, device=self._context.device)
@@ -111,9 +117,12 @@ class Agreement:
         seconds = (time.perf_counter() - self._since) / max(1, self._steps)
         requests = (float(self._context.should_stop()), float(self._saver.is_due()), seconds)
         loss, _, _, images, stop, save, seconds = sums.over_workers(*requests)
-        seconds /= self._context.world_size
+        self._plan(seconds / self._context.world_size)
+        return Agreed(loss / images, should_stop=stop > 0, should_save=save > 0)
+
+    def _plan(self, seconds: float) -> None:
+        """Decides when to agree next, by the seconds of a step."""
         if self._context.device.type != "cpu" and seconds > 0:
             affordable = int(SECONDS_BETWEEN_AGREEMENTS / seconds)
             self._steps_to_next = max(1, min(MOST_STEPS_BETWEEN_AGREEMENTS, affordable))
         self._steps, self._since = 0, time.perf_counter()
-        return Agreed(loss / images, should_stop=stop > 0, should_save=save > 0)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from nfnet_ray.correct_images import CorrectImages
 from nfnet_ray.data.batch import Batch, on_device
@@ -42,27 +42,53 @@ def evaluate(
     the model in evaluation mode.
     """
     model.eval()
-    sums = torch.zeros(4, dtype=torch.float64, device=context.device)
-    # Of each image 1 if it was correct, and 1 if it was measured at all.
-    by_image = torch.zeros(2, images, dtype=torch.uint8, device=context.device)
+    tally = Tally(images, context)
     for batch in batches:
-        pixels = normalise(batch.images, MEMORY_FORMATS[recipe.memory_format]).to(DTYPES[recipe.precision])
-        with torch.autocast(context.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
-            logits = model(pixels).to(DTYPES[recipe.precision])
+        with autocast(recipe, context):
+            logits = model(pixels_of(batch, recipe)).to(DTYPES[recipe.precision])
+        tally.add(logits, batch)
+    return tally.result()
+
+
+class Tally:
+    """Counts what a network makes of the images of all workers, of which there are ``images``."""
+
+    def __init__(self, images: int, context: Context) -> None:
+        self._context = context
+        self._sums = torch.zeros(4, dtype=torch.float64, device=context.device)
+        # Of each image 1 if it was correct, and 1 if it was measured at all.
+        self._by_image = torch.zeros(2, images, dtype=torch.uint8, device=context.device)
+
+    def add(self, logits: Tensor, batch: Batch) -> None:
+        """Counts the images of a batch, by their logits (N, classes)."""
+        device = self._context.device
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices == batch.labels[:, None]
         loss = F.cross_entropy(logits, batch.labels, reduction="sum")
-        count = torch.tensor(float(len(batch.labels)), device=context.device)
-        sums += torch.stack([best[:, 0].sum(), best.any(dim=1).sum(), loss, count]).double()
-        rows = on_device(batch.indices, context.device)
-        by_image[0, rows], by_image[1, rows] = best[:, 0].to(torch.uint8), 1
-    top1, top5, loss_sum, count = add_over_workers(sums, context).tolist()
-    metrics = {
-        METRIC: top1 / count,
-        "validation_top5": top5 / count,
-        "validation_loss": loss_sum / count,
-    }
-    correct, measured = add_over_workers(by_image, context).cpu().numpy().astype(bool)
-    return Evaluation(metrics, CorrectImages(correct, measured))
+        count = torch.tensor(float(len(batch.labels)), device=device)
+        self._sums += torch.stack([best[:, 0].sum(), best.any(dim=1).sum(), loss, count]).double()
+        rows = on_device(batch.indices, device)
+        self._by_image[0, rows], self._by_image[1, rows] = best[:, 0].to(torch.uint8), 1
+
+    def result(self) -> Evaluation:
+        """Over all workers, who have to call this together."""
+        top1, top5, loss_sum, count = add_over_workers(self._sums, self._context).tolist()
+        metrics = {
+            METRIC: top1 / count,
+            "validation_top5": top5 / count,
+            "validation_loss": loss_sum / count,
+        }
+        correct, measured = add_over_workers(self._by_image, self._context).cpu().numpy().astype(bool)
+        return Evaluation(metrics, CorrectImages(correct, measured))
+
+
+def pixels_of(batch: Batch, recipe: Recipe) -> Tensor:
+    """The images of a batch as networks take them, in the Recipe's precision and memory format."""
+    return normalise(batch.images, MEMORY_FORMATS[recipe.memory_format]).to(DTYPES[recipe.precision])
+
+
+def autocast(recipe: Recipe, context: Context) -> torch.autocast:
+    """In it a network computes in the Recipe's precision."""
+    return torch.autocast(context.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16")
 
 
 def evaluate_signal(model: nn.Module, loader: EvalLoader, recipe: Recipe) -> dict[str, float]:

@@ -23,7 +23,7 @@ from nfnet_ray.training.checkpoints.saving import Saver
 from nfnet_ray.training.collectives import first_workers, together
 from nfnet_ray.training.context import Context
 from nfnet_ray.training.damage import loading_metrics
-from nfnet_ray.training.evaluation import evaluate, evaluate_signal
+from nfnet_ray.training.evaluation import Evaluation, evaluate, evaluate_signal
 from nfnet_ray.training.measurement.clock import Clock
 from nfnet_ray.training.run import Position, Run, Spent, open_run
 
@@ -81,21 +81,16 @@ def train(
         run, at = open_run(
             asked, dataset, context, clock, saver, sharing, spent=spent, force_resume=force_resume
         )
-        if asked.signal_epochs and run.step.number == 0:
-            signal = evaluate_signal(run.model, run.eval_loader, run.recipe)
-            at = Position(initial={f"initial_{name}": value for name, value in signal.items()})
+        at = before_first_step(run, at)
 
         # ---- Epoch by epoch: train, evaluate, save, report ---------------------------------------------------------
 
         last_epoch = min(until_epoch or asked.schedule.epochs, asked.schedule.epochs)
         while at.epoch < last_epoch and not (at.batches == 0 and _is_reached(until_seconds, run)):
-            if at.batches == 0:
-                torch.manual_seed(network_seed(asked.seed, at.epoch, context.rank))
-                run.sums = EpochSums(context)
-                at = dataclasses.replace(at, train_seconds_before=clock.seconds("train"))
-            ended = train_epoch(run, at)
-            if ended:
-                return ended
+            at = begin_epoch(run, at)
+            outcome = train_epoch(run, at)
+            if outcome:
+                return outcome
             is_last = at.epoch + 1 == last_epoch or _is_reached(until_seconds, run)
             finished = finish_epoch(run, at, is_last=is_last)
             if isinstance(finished, Outcome):
@@ -103,7 +98,24 @@ def train(
             at = finished
 
         saver.finish()
-        return _ended(run, at, "paused" if at.epoch < asked.schedule.epochs else "finished")
+        return ended(run, at, "paused" if at.epoch < asked.schedule.epochs else "finished")
+
+
+def before_first_step(run: Run, at: Position) -> Position:
+    """The position with what is measured of a new network, if anything is."""
+    if not run.recipe.signal_epochs or run.step.number:
+        return at
+    signal = evaluate_signal(run.model, run.eval_loader, run.recipe)
+    return Position(initial={f"initial_{name}": value for name, value in signal.items()})
+
+
+def begin_epoch(run: Run, at: Position) -> Position:
+    """Prepares an epoch, unless the run is within it already."""
+    if at.batches:
+        return at
+    torch.manual_seed(network_seed(run.recipe.seed, at.epoch, run.context.rank))
+    run.sums = EpochSums(run.context)
+    return dataclasses.replace(at, train_seconds_before=run.clock.seconds("train"))
 
 
 def train_epoch(run: Run, at: Position) -> Outcome | None:
@@ -134,13 +146,13 @@ def train_epoch(run: Run, at: Position) -> Outcome | None:
         run.system.look()
         if not math.isfinite(agreed.mean_loss):
             place = f"in epoch {at.epoch + 1}, step {run.sums.first_bad_step()}"
-            return _ended(run, at, "diverged", f"the training loss became {agreed.mean_loss} {place}")
+            return ended(run, at, "diverged", f"the training loss became {agreed.mean_loss} {place}")
         if agreed.should_stop or agreed.should_save:
             clock.enter("checkpoint")
             run.save(at.after(number), paused=agreed.should_stop)
         if agreed.should_stop:
             run.saver.finish()
-            return _ended(run, at, "stopped")
+            return ended(run, at, "stopped")
     return None
 
 
@@ -151,27 +163,48 @@ def finish_epoch(run: Run, at: Position, *, is_last: bool) -> Position | Outcome
     loss is not finite: the run ends.
     """
     recipe, context, clock, step = run.recipe, run.context, run.clock, run.step
-
-    # ---- Speed and cost of training ----
     clock.enter("eval")
-    images = run.train_loader.batches_per_epoch * recipe.batch_size
-    train_seconds = clock.seconds("train") - at.train_seconds_before
-    metrics = {"images_per_second": images / train_seconds}
-    metrics |= run.meter.stop(images, train_seconds, run.train_loader.image_size(at.epoch))
-
-    # ---- Accuracy: of the moving average, where there is one, since that is what is delivered and compared ----
+    speed = speed_metrics(run, at)
     step.unify_statistics()
     all_images = len(run.dataset.validation)
-    evaluation = evaluate(run.model, clock.with_heartbeats(run.eval_loader), all_images, recipe, context)
-    validation = evaluation.metrics
-    loss = validation["validation_loss"]
+    raw = evaluate(run.model, clock.with_heartbeats(run.eval_loader), all_images, recipe, context)
+    averaged = None
     if step.average:
         average = step.average.model
-        evaluation = evaluate(average, clock.with_heartbeats(run.eval_loader), all_images, recipe, context)
-        validation = {f"raw_{name}": value for name, value in validation.items()} | evaluation.metrics
+        averaged = evaluate(average, clock.with_heartbeats(run.eval_loader), all_images, recipe, context)
+    return conclude_epoch(run, at, speed, raw, averaged, is_last=is_last)
+
+
+def speed_metrics(run: Run, at: Position) -> dict[str, float]:
+    """Speed and cost of the training of an epoch, which began at ``at``."""
+    images = run.train_loader.batches_per_epoch * run.recipe.batch_size
+    train_seconds = run.clock.seconds("train") - at.train_seconds_before
+    cost = run.meter.stop(images, train_seconds, run.train_loader.image_size(at.epoch))
+    return {"images_per_second": images / train_seconds} | cost
+
+
+def conclude_epoch(
+    run: Run,
+    at: Position,
+    speed: dict[str, float],
+    raw: Evaluation,
+    averaged: Evaluation | None,
+    *,
+    is_last: bool,
+) -> Position | Outcome:
+    """Saves and reports an epoch: the part of :func:`finish_epoch` after the evaluations.
+
+    ``raw`` is of the weights as they were trained, ``averaged`` of their moving average. The latter is what is
+    delivered and compared, where there is one.
+    """
+    recipe, context, clock, step = run.recipe, run.context, run.clock, run.step
+    evaluation, validation, loss = raw, raw.metrics, raw.metrics["validation_loss"]
+    if averaged:
+        evaluation = averaged
+        validation = {f"raw_{name}": value for name, value in validation.items()} | averaged.metrics
     if not math.isfinite(loss):
-        return _ended(run, at, "diverged", f"the validation loss became {loss} after epoch {at.epoch + 1}")
-    metrics |= validation
+        return ended(run, at, "diverged", f"the validation loss became {loss} after epoch {at.epoch + 1}")
+    metrics = speed | validation
     if recipe.signal_epochs and (at.epoch + 1) % recipe.signal_epochs == 0:
         metrics |= evaluate_signal(run.model, run.eval_loader, recipe)
 
@@ -201,7 +234,8 @@ def _is_reached(train_seconds: float | None, run: Run) -> bool:
     )
 
 
-def _ended(run: Run, at: Position, state: Ending, reason: str | None = None) -> Outcome:
+def ended(run: Run, at: Position, state: Ending, reason: str | None = None) -> Outcome:
+    """How a run has ended at a position."""
     metrics = dict(at.metrics)
     if state == "diverged":
         # Changed data may be why.

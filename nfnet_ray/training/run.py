@@ -94,6 +94,8 @@ class Run:
     agreement: Agreement
     warmed_up_shape: torch.Size | None = None
     """The shape of the images that the step was last warmed up for."""
+    lanes: int | None = None
+    """The number of lanes of the cohort that trains it; None if it is trained alone."""
     has_told_conditions: bool = False
     """Whether the conditions of this process are in a report: they are told once."""
 
@@ -102,7 +104,7 @@ class Run:
         if self.has_told_conditions:
             return {}
         self.has_told_conditions = True
-        return {"conditions": conditions_text(self.recipe, self.context)}
+        return {"conditions": conditions_text(self.recipe, self.context, self.lanes)}
 
     # ---- What a checkpoint keeps, and how it is restored ------------------------------------------------------------
 
@@ -174,11 +176,13 @@ def open_run(
     *,
     spent: Spent | None = None,
     force_resume: bool,
+    beside: Run | None = None,
 ) -> tuple[Run, Position]:
     """The parts of a run, new or restored from the latest checkpoint, and its position.
 
     A new one counts its time and energy on from ``spent``; a checkpoint has that in it already. Batches are shared
-    through ``sharing`` with other processes of the node; None: they are not.
+    through ``sharing`` with other processes of the node; None: they are not. ``beside`` is a run of the same batches in
+    this process, whose loaders and form the new one has too.
 
     ``recipe`` has its model's published values filled in, and its weights pinned. All switches of this process that can
     change a result are set. The metrics of the checkpoint's epoch are reported again: the first report may have been
@@ -187,10 +191,10 @@ def open_run(
     before = saver.latest()
     if before:
         check_same(before, recipe, dataset.fingerprint, force=force_resume)
-    choice = chosen_form(recipe, dataset, context, clock, before)
+    choice = beside.choice if beside else chosen_form(recipe, dataset, context, clock, before)
     reset_process(recipe.seed, context.threads)
     resolved = resolve(recipe).with_values(vars(choice.form))
-    run = _built(resolved, recipe.to_values(), choice, dataset, context, clock, saver, sharing)
+    run = _built(resolved, recipe.to_values(), choice, dataset, context, clock, saver, sharing, beside)
     if before is None:
         if spent:
             run.clock.resume(spent.clock)
@@ -213,29 +217,12 @@ def _built(
     clock: Clock,
     saver: Saver,
     sharing: Sharing | None,
+    beside: Run | None,
 ) -> Run:
-    train_loader = TrainLoader(
-        dataset.train,
-        recipe.data,
-        batch_size=recipe.batch_size,
-        seed=recipe.seed,
-        epochs=recipe.schedule.epochs,
-        rank=context.rank,
-        world_size=context.world_size,
-        replicas=context.replicas,
-        device=context.device,
-        threads=context.threads,
-        sharing=sharing,
-    )
-    eval_loader = EvalLoader(
-        dataset.validation,
-        recipe.data,
-        batch_size=EVAL_BATCH_SIZE,
-        rank=context.rank,
-        world_size=context.world_size,
-        device=context.device,
-        threads=context.threads,
-    )
+    if beside:
+        train_loader, eval_loader = beside.train_loader, beside.eval_loader
+    else:
+        train_loader, eval_loader = _loaders(recipe, dataset, context, sharing)
     model = create_model(
         recipe.model.name,
         num_classes=len(dataset.class_names),
@@ -262,3 +249,31 @@ def _built(
         sums=EpochSums(context),
         agreement=Agreement(context, saver),
     )
+
+
+def _loaders(
+    recipe: ResolvedRecipe, dataset: Dataset, context: Context, sharing: Sharing | None
+) -> tuple[TrainLoader, EvalLoader]:
+    train_loader = TrainLoader(
+        dataset.train,
+        recipe.data,
+        batch_size=recipe.batch_size,
+        seed=recipe.seed,
+        epochs=recipe.schedule.epochs,
+        rank=context.rank,
+        world_size=context.world_size,
+        replicas=context.replicas,
+        device=context.device,
+        threads=context.threads,
+        sharing=sharing,
+    )
+    eval_loader = EvalLoader(
+        dataset.validation,
+        recipe.data,
+        batch_size=EVAL_BATCH_SIZE,
+        rank=context.rank,
+        world_size=context.world_size,
+        device=context.device,
+        threads=context.threads,
+    )
+    return train_loader, eval_loader

@@ -46,7 +46,11 @@ class LaneNetwork:
             logits: Tensor = functional_call(self._template, dict(weights), (x_NCHW, keys_N, drop_rates))
             return logits
 
-        logits_LNK: Tensor = vmap(lane, randomness="error")(dict(weights), self._drop_rates)
+        # In evaluation no rate is looked at, and there may be fewer lanes: not all have a moving average.
+        rates = self._drop_rates
+        if not self._template.training:
+            rates = rates[: len(next(iter(weights.values())))]
+        logits_LNK: Tensor = vmap(lane, randomness="error")(dict(weights), rates)
         return logits_LNK
 
 

@@ -34,8 +34,9 @@ class Clock:
     def __init__(self, started_at: float | None = None) -> None:
         self._seconds: dict[Phase, float] = dict.fromkeys(PHASES, 0.0)
         self._phase: Phase = "startup"
-        self._started_at = time.perf_counter() if started_at is None else started_at
-        self._since = self._started_at
+        self.started_at = time.perf_counter() if started_at is None else started_at
+        """The moment from which it counts."""
+        self._since = self.started_at
         self.heartbeats = 0
         """Signs of life: it grows whenever a phase or a batch begins."""
 
@@ -97,6 +98,6 @@ class Clock:
         """Adds the seconds of the attempts before this one, and those between them and this one."""
         for phase in PHASES:
             self._seconds[phase] += state.get(phase, 0.0)
-        began = time.time() - (time.perf_counter() - self._started_at)
+        began = time.time() - (time.perf_counter() - self.started_at)
         between = max(0.0, began - state["taken_at"])  # two machines' clocks may differ
         self._seconds["paused" if state["is_pause"] else "lost"] += between

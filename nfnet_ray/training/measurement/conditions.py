@@ -17,8 +17,8 @@ from nfnet_ray.recipe import ResolvedRecipe
 from nfnet_ray.training.context import Context
 
 
-def conditions_text(recipe: ResolvedRecipe, context: Context) -> str:
-    """The conditions of this worker as JSON.
+def conditions_text(recipe: ResolvedRecipe, context: Context, lanes: int | None = None) -> str:
+    """The conditions of this worker as JSON; ``lanes`` is the size of the cohort, if there is one.
 
     ``device`` is the GPU's or the processor's name; ``eval_size``, ``image_size``, ``precision``, ``memory_format`` and
     ``compile`` are those that the Recipe comes to on it; ``workers`` those that train together now.
@@ -28,6 +28,7 @@ def conditions_text(recipe: ResolvedRecipe, context: Context) -> str:
     conditions: dict[str, Any] = {
         "device": device_name(context.device),
         "workers": context.world_size,
+        "lanes": lanes,
         "threads": context.threads,
         "precision": recipe.precision,
         "memory_format": recipe.memory_format,

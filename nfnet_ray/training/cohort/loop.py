@@ -1,0 +1,287 @@
+"""The training loop of a cohort: :mod:`nfnet_ray.training.loop` for several Recipes at once, one batch for all."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import groupby
+from typing import NamedTuple
+
+import torch
+
+from nfnet_ray.cohorts import check_lanes
+from nfnet_ray.data.batching import check_batch_size
+from nfnet_ray.data.files.dataset import open_dataset
+from nfnet_ray.data.loading.sharing import Sharing
+from nfnet_ray.errors import UserError
+from nfnet_ray.models.published import with_published_values
+from nfnet_ray.models.weights.weights_file import with_pinned_weights
+from nfnet_ray.recipe import Recipe
+from nfnet_ray.training.agreement import Agreement, EpochSums
+from nfnet_ray.training.checkpoints.saving import Saver
+from nfnet_ray.training.cohort.clock import LaneClock, LaneEnergy, SharedClock
+from nfnet_ray.training.cohort.evaluation import evaluate_lanes
+from nfnet_ray.training.cohort.step import CohortStep, LaneResults, release
+from nfnet_ray.training.context import Context
+from nfnet_ray.training.evaluation import Evaluation
+from nfnet_ray.training.loop import (
+    Ending,
+    Outcome,
+    before_first_step,
+    begin_epoch,
+    conclude_epoch,
+    ended,
+    speed_metrics,
+)
+from nfnet_ray.training.measurement.clock import Clock
+from nfnet_ray.training.measurement.meter import Meter, NvmlEnergyCounter
+from nfnet_ray.training.run import Position, Run, Spent, open_run
+
+
+def train_cohort(
+    recipes: Sequence[Recipe],
+    contexts: Sequence[Context],
+    clock: Clock | None = None,
+    *,
+    until_epoch: int | None = None,
+    spent: Sequence[Spent | None] | None = None,
+    data_fingerprint: str | None = None,
+    force_resume: bool = False,
+) -> list[Outcome]:
+    """Trains Recipes as the lanes of one program, on one worker; of each lane its Outcome, as :func:`train` returns it.
+
+    Each lane reports to its own Context, and keeps checkpoints there, which are those of a single trial: it can be
+    continued alone, or in another cohort. Lanes that resume at different places are trained one group after the other.
+    A lane whose loss is no longer finite ends; the others go on, without it from the next epoch on. If one Context asks
+    for a stop, all lanes stop. The seconds of a lane are those that passed, divided by the number of live lanes.
+
+    The arguments are those of :func:`train`, and ``recipes``, ``contexts`` and ``spent`` have one for each lane. Raises
+    UserError for Recipes that differ in something that decides the batches, the shapes or the passes (see
+    :data:`nfnet_ray.cohorts.LANE_FIELDS`), and for whatever :func:`train` does.
+    """
+    asked = [with_pinned_weights(with_published_values(recipe)) for recipe in recipes]
+    check_lanes(asked)
+    if any(context.replicas > 1 for context in contexts):
+        raise UserError("a cohort is trained by one worker: give its trials one")
+    first = contexts[0]
+    dataset = open_dataset(asked[0].data.path, data_fingerprint)
+    check_batch_size(asked[0], len(dataset.train), 1, asked[0].data.path)
+    energy = NvmlEnergyCounter(first.device) if first.device.type == "cuda" else None
+    shared = SharedClock(clock or Clock(), energy)
+    lanes: list[_Lane] = []
+    with ExitStack() as stack:
+        sharing = stack.enter_context(Sharing(first.shares_batches))
+        for number, (recipe, context) in enumerate(zip(asked, contexts, strict=True)):
+            own_clock = LaneClock(shared)
+            run, at = open_run(
+                recipe,
+                dataset,
+                context,
+                own_clock,
+                stack.enter_context(Saver(context)),
+                sharing,
+                spent=spent[number] if spent else None,
+                force_resume=force_resume,
+                beside=lanes[0].run if lanes else None,
+            )
+            own_energy = LaneEnergy(shared, own_clock)
+            joules = run.meter.state()
+            run.meter = Meter(run.recipe, len(dataset.class_names), context, own_energy)
+            run.meter.resume(joules)
+            run.lanes = len(recipes)
+            lanes.append(_Lane(run, own_clock, before_first_step(run, at)))
+
+        last_epoch = min(until_epoch or asked[0].schedule.epochs, asked[0].schedule.epochs)
+        ordered = sorted(lanes, key=_Lane.place)
+        for _, group in groupby(ordered, key=_Lane.place):
+            _Cohort(list(group), shared, last_epoch).train()
+    return [lane.ending() for lane in lanes]
+
+
+@dataclass
+class _Lane:
+    """One trial of a cohort, and how far it is."""
+
+    run: Run
+    clock: LaneClock
+    at: Position
+    outcome: Outcome | None = None
+
+    def place(self) -> tuple[int, int]:
+        """(epochs, batches) that are done."""
+        return self.at.epoch, self.at.batches
+
+    def end(self, state: Ending, reason: str | None = None) -> None:
+        """Notes how it has ended."""
+        self.outcome = ended(self.run, self.at, state, reason)
+
+    def ending(self) -> Outcome:
+        """How it has ended; its networks are its own from now on."""
+        assert self.outcome is not None
+        release(self.run)
+        return self.outcome
+
+
+class _Cohort:
+    """Lanes that are at the same place, trained to the end of epoch ``last_epoch``."""
+
+    def __init__(self, lanes: list[_Lane], shared: SharedClock, last_epoch: int) -> None:
+        self._live, self._shared, self._last_epoch = lanes, shared, last_epoch
+        self._clock = shared.clock
+        self._step: CohortStep | None = None
+
+    def train(self) -> None:
+        """Trains, until each lane has its outcome."""
+        self._share_time()
+        while self._live and self._live[0].at.epoch < self._last_epoch:
+            for lane in self._live:
+                lane.at = begin_epoch(lane.run, lane.at)
+            self._train_epoch()
+            self._leave_out_the_ended()
+            if self._live:
+                self._finish_epoch()
+                self._leave_out_the_ended()
+        for lane in self._live:
+            lane.run.saver.finish()
+            is_paused = lane.at.epoch < lane.run.recipe.schedule.epochs
+            lane.end("paused" if is_paused else "finished")
+        self._live = []
+        self._share_time()
+
+    def _train_epoch(self) -> None:
+        """As :func:`nfnet_ray.training.loop.train_epoch`."""
+        # Dead lanes stay within an epoch, whose steps would else depend on when a GPU was looked at.
+        lanes, clock, first = list(self._live), self._clock, self._live[0].run
+        step = self._step_of(lanes)
+        sums = _CohortSums([lane.run.sums for lane in lanes])
+        agreement = _CohortAgreement(lanes)
+        epoch, batches = self._live[0].at.epoch, first.train_loader.batches_per_epoch
+        for lane in lanes:
+            lane.run.meter.start()
+            lane.run.system.start()
+        arriving = clock.waiting_for(first.train_loader.epoch(epoch, first_batch=self._live[0].at.batches))
+        for number, batch in enumerate(arriving, start=self._live[0].at.batches + 1):
+            if first.step.needs_warm_up and batch.images.shape != first.warmed_up_shape:
+                clock.enter("warmup")
+                step.warm_up(batch)
+                clock.enter("train")
+            first.warmed_up_shape = batch.images.shape
+
+            sums.add(step(batch), number)
+            for lane in lanes:
+                if lane.outcome is None:
+                    lane.run.context.progress(epoch + number / batches)
+
+            if not agreement.is_due(is_last=number == batches):
+                continue
+            agreed = agreement.ask(sums)
+            for lane, loss in zip(lanes, agreed.mean_losses, strict=True):
+                lane.run.system.look()
+                if lane.outcome is None and not math.isfinite(loss):
+                    place = f"in epoch {epoch + 1}, step {lane.run.sums.first_bad_step()}"
+                    lane.end("diverged", f"the training loss became {loss} {place}")
+                    self._share_time()
+            live = [lane for lane in lanes if lane.outcome is None]
+            if live and (agreed.should_stop or agreed.should_save):
+                clock.enter("checkpoint")
+                for lane in live:
+                    lane.run.save(lane.at.after(number), paused=agreed.should_stop)
+            if not live or agreed.should_stop:
+                for lane in live:
+                    lane.run.saver.finish()
+                    lane.end("stopped")
+                return
+
+    def _finish_epoch(self) -> None:
+        """As :func:`nfnet_ray.training.loop.finish_epoch`."""
+        lanes, clock, first = self._live, self._clock, self._live[0].run
+        clock.enter("eval")
+        speeds = [speed_metrics(lane.run, lane.at) for lane in lanes]
+        step = self._step_of(lanes)
+        weights, averaged = [step.weights], step.averages
+        if averaged:
+            weights.append(averaged[1])
+        found = evaluate_lanes(
+            step.network,
+            weights,
+            clock.with_heartbeats(first.eval_loader),
+            len(first.dataset.validation),
+            first.recipe,
+            first.context,
+        )
+        of_averages: dict[int, Evaluation] = dict(zip(averaged[0], found[1], strict=True)) if averaged else {}
+        for number, (lane, speed, raw) in enumerate(zip(lanes, speeds, found[0], strict=True)):
+            is_last = lane.at.epoch + 1 == self._last_epoch
+            finished = conclude_epoch(lane.run, lane.at, speed, raw, of_averages.get(number), is_last=is_last)
+            if isinstance(finished, Outcome):
+                lane.outcome = finished
+            else:
+                lane.at = finished
+
+    def _step_of(self, lanes: Sequence[_Lane]) -> CohortStep:
+        """The step of these lanes: that of the epoch before, unless a lane has ended since."""
+        if self._step is None or len(self._step.lanes) != len(lanes):
+            self._step = CohortStep([lane.run for lane in lanes])
+        return self._step
+
+    def _leave_out_the_ended(self) -> None:
+        self._live = [lane for lane in self._live if lane.outcome is None]
+        self._share_time()
+
+    def _share_time(self) -> None:
+        self._shared.divide_among([lane.clock for lane in self._live if lane.outcome is None])
+
+
+class _CohortSums:
+    """The sums of an epoch of all lanes, of which the lanes' own become views."""
+
+    def __init__(self, lanes: Sequence[EpochSums]) -> None:
+        device = lanes[0].state_dict()["image_sums"].device
+        self._sums_L4 = torch.zeros(len(lanes), 4, dtype=torch.float64, device=device)
+        self._first_bad_step_L = torch.zeros(len(lanes), dtype=torch.float64, device=device)
+        for lane, sums, first_bad_step in zip(lanes, self._sums_L4, self._first_bad_step_L, strict=True):
+            lane.use(sums, first_bad_step)
+
+    def add(self, results: LaneResults, step: int) -> None:
+        """Counts step ``step`` of the epoch."""
+        clipped = results.clipped_fraction * results.images
+        images = torch.full_like(results.loss_sum, results.images)
+        self._sums_L4 += torch.stack(
+            [part.double() for part in (results.loss_sum, results.correct, clipped, images)], dim=1
+        )
+        bad = torch.where(results.loss_sum.isfinite(), math.inf, float(step))
+        torch.minimum(self._first_bad_step_L, bad, out=self._first_bad_step_L)
+
+    def mean_losses(self) -> list[float]:
+        """The mean loss of each lane so far."""
+        means: list[float] = (self._sums_L4[:, 0] / self._sums_L4[:, 3]).tolist()
+        return means
+
+
+class _Agreed(NamedTuple):
+    mean_losses: list[float]
+    should_stop: bool
+    should_save: bool
+
+
+class _CohortAgreement(Agreement):
+    """An :class:`Agreement` of the lanes of one worker: a request to stop or to save counts for all."""
+
+    def __init__(self, lanes: Sequence[_Lane]) -> None:
+        super().__init__(lanes[0].run.context, lanes[0].run.saver)
+        self._lanes = lanes
+
+    def ask(self, sums: _CohortSums) -> _Agreed:
+        """Waits for the device."""
+        seconds = (time.perf_counter() - self._since) / max(1, self._steps)
+        losses = sums.mean_losses()
+        self._plan(seconds)
+        live = [lane.run for lane in self._lanes if lane.outcome is None]
+        return _Agreed(
+            losses,
+            should_stop=any(run.context.should_stop() for run in live),
+            should_save=any(run.saver.is_due() for run in live),
+        )
