@@ -33,6 +33,7 @@ Between these processes:
 
 - ``messages.py`` defines everything that they tell each other: the configuration of slots and of legs, notes, values,
   the final report.
+- ``forms.py`` has the trials of a study agree on the form of a step, with its driver.
 - ``mailbox.py`` carries notes and values, through the memory of the cluster's head.
 - ``connection/ray_internals.py`` holds all that is used of Ray and is not its public API.
 

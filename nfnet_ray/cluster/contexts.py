@@ -16,6 +16,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from nfnet_ray.cluster.connection import ray_internals
+from nfnet_ray.cluster.forms import agree
 from nfnet_ray.cluster.mailbox import Mailbox, Register
 from nfnet_ray.cluster.messages import (
     ENDED,
@@ -25,9 +26,12 @@ from nfnet_ray.cluster.messages import (
     YIELD,
     EpochEnded,
     FinalReport,
+    FormChosen,
     StopReason,
     WorkerConfig,
+    compiled_of,
     epoch_result,
+    form_result,
     with_epochs_of_trial,
 )
 from nfnet_ray.study.epochs_done import note_progress
@@ -55,14 +59,22 @@ class _WorkerContext:
     def __init__(self, config: WorkerConfig, rank: int, world_size: int, device: torch.device) -> None:
         from nfnet_ray.training.checkpoints.checkpoint import CheckpointStore
         from nfnet_ray.training.context import SECONDS_BETWEEN_CHECKPOINTS
+        from nfnet_ray.training.form.artifacts import CompiledFiles
 
         self.rank, self.world_size, self.device = rank, world_size, device
+        self._config = config
         self.replicas = config["resources"]["workers"]
         self.threads = config["resources"]["cpus"]
         self.directory = Path(config["directory"])
         self.store = CheckpointStore(config["checkpoints"])
         seconds = config["seconds_between_checkpoints"]
         self.seconds_between_checkpoints = SECONDS_BETWEEN_CHECKPOINTS if seconds is None else seconds
+        forms = Register(config["forms_register"])
+        self.compiled_files = CompiledFiles(
+            config["compiled"],
+            announced=lambda name: forms.get(compiled_of(name)),
+            announce=lambda name, digest: forms.set(compiled_of(name), digest),
+        )
         self.register, self.mailbox = Register(config["mailbox"]), Mailbox(config["mailbox"])
         self._epochs_before, self._schedule_epochs = config["epochs_before"], config["schedule_epochs"]
         self._request: StopReason | None = None
@@ -110,10 +122,15 @@ class _WorkerContext:
         return with_epochs_of_trial(metrics, self._epochs_before, self._schedule_epochs)
 
     def agreed_form(
-        self, shape: str, choose: Callable[[], Choice], sign_of_life: Callable[[], object]
+        self,
+        shape: str,
+        choose: Callable[[Callable[[], object]], Choice],
+        sign_of_life: Callable[[], object],
     ) -> Choice:
-        del shape, sign_of_life
-        return choose()
+        return agree(self._config, shape, choose, self._tell_form, sign_of_life)
+
+    def _tell_form(self, shape: str, choice: dict[str, Any]) -> None:
+        raise NotImplementedError
 
     def should_stop(self) -> bool:
         return self._request is not None
@@ -132,6 +149,11 @@ class TuneContext(_WorkerContext):
         from ray import tune
 
         tune.report(epoch_result(self._told(metrics), texts))
+
+    def _tell_form(self, shape: str, choice: dict[str, Any]) -> None:
+        from ray import tune
+
+        tune.report(form_result(shape, choice))
 
 
 class GroupContext(_WorkerContext):
@@ -157,6 +179,9 @@ class GroupContext(_WorkerContext):
     def report(self, metrics: Mapping[str, Any], texts: Mapping[str, str]) -> None:
         if self.rank == 0:
             self.mailbox.post(EpochEnded(self._told(metrics), dict(texts)))
+
+    def _tell_form(self, shape: str, choice: dict[str, Any]) -> None:
+        self.mailbox.post(FormChosen(shape, choice))
 
     def report_end(self, report: FinalReport) -> None:
         """Reports how the leg ended, which no group will train again."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -17,13 +18,16 @@ from nfnet_ray.cluster.connection.ray_internals import count_no_callbacks, relea
 from nfnet_ray.cluster.connection.resources import WorkerResources
 from nfnet_ray.cluster.exit_rules import LOST_WORKER_RETRIES
 from nfnet_ray.cluster.follower import SECONDS_TO_KEEP
-from nfnet_ray.cluster.mailbox import Register
+from nfnet_ray.cluster.forms import FormBook
+from nfnet_ray.cluster.mailbox import Register, remove_run
 from nfnet_ray.cluster.messages import (
+    COMPILED_FOLDER,
     HAS_TRAINED,
     STOP,
     TEXTS,
     FinalReport,
     WorkerConfig,
+    form_in,
     metrics_of,
     worker_config,
 )
@@ -68,6 +72,10 @@ def run_trials(
     if not has_more(study, recorder.state):
         return
 
+    # Files of compiled code, which workers believe for as long as this driver lives.
+    forms, compiled = FormBook(recorder), directory / COMPILED_FOLDER
+    shutil.rmtree(compiled, ignore_errors=True)
+
     def config(leg: Leg) -> WorkerConfig:
         return worker_config(
             legs.trial(leg.trial),
@@ -76,12 +84,18 @@ def run_trials(
             worker,
             leg=leg,
             before=recorder.state.trials[leg.trial],
+            forms=recorder.state.forms,
+            forms_register=forms.name,
+            compiled=str(compiled),
         )
 
     if worker.workers == 1:
-        _run_on_tune(legs, config, recorder, directory, side_by_side, worker, stop)
+        _run_on_tune(legs, config, recorder, forms, directory, side_by_side, worker, stop)
     else:
         run_legs(legs, config, recorder, directory, side_by_side, worker, say, stop)
+    with suppress(Exception):  # the cluster's head is away, and nothing depends on it any more
+        remove_run(forms.name)
+    shutil.rmtree(compiled, ignore_errors=True)
     for name, progress in recorder.state.trials.items():
         if progress.state == "running":  # Tune does not report which trials it stopped when it was asked to
             recorder.end_trial(name, "interrupted", None)
@@ -91,6 +105,7 @@ def _run_on_tune(
     legs: Legs,
     config: Callable[[Leg], WorkerConfig],
     recorder: Recorder,
+    forms: FormBook,
     directory: Path,
     side_by_side: int,
     worker: WorkerResources,
@@ -114,7 +129,7 @@ def _run_on_tune(
             name=attempt,
             storage_path=str(directory / "tune"),
             stop=_StopWhenAsked(stop, recorder.state, searcher.registers),
-            callbacks=[_JournalCallback(recorder, legs, stop)],
+            callbacks=[_JournalCallback(recorder, forms, legs, stop)],
             failure_config=FailureConfig(max_failures=LOST_WORKER_RETRIES),
             verbose=0,
             # In a notebook Tune's default one would clear what the study has printed.
@@ -177,13 +192,14 @@ class _StopWhenAsked(_NotSaved, Stopper):
 class _JournalCallback(_NotSaved, Callback):
     """Turns Tune's callbacks into events of the journal."""
 
-    def __init__(self, recorder: Recorder, legs: Legs, stop: threading.Event) -> None:
-        self._recorder, self._legs, self._stop = recorder, legs, stop
+    def __init__(self, recorder: Recorder, forms: FormBook, legs: Legs, stop: threading.Event) -> None:
+        self._recorder, self._forms, self._legs, self._stop = recorder, forms, legs, stop
         self._final_reports: dict[str, FinalReport] = {}
         self._ended: list[TuneTrial] = []
 
     def on_step_end(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
         """Tune has done with those that have ended in this step, and in earlier ones, if it says so."""
+        self._forms.answer()
         if self._ended:
             for trial in self._ended:
                 if trial.is_finished():
@@ -198,9 +214,11 @@ class _JournalCallback(_NotSaved, Callback):
     def on_trial_result(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any
     ) -> None:
-        report = FinalReport.from_result(result)
+        report, form = FinalReport.from_result(result), form_in(result)
         if report is not None:
             self._final_reports[_trial_name(trial)] = report
+        elif form is not None:
+            self._forms.take(_trial_name(trial), *form)
         elif METRIC in result and self._is_running(trial):
             self._recorder.record_epoch(
                 _trial_name(trial), result["epoch"], metrics_of(result), result.get(TEXTS)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nfnet_ray.cluster.forms import FormBook
 from nfnet_ray.cluster.mailbox import Mailbox, Register
 from nfnet_ray.cluster.messages import (
     PROGRESS,
@@ -16,6 +17,7 @@ from nfnet_ray.cluster.messages import (
     CheckpointKept,
     EpochEnded,
     FinalReport,
+    FormChosen,
     GroupResizing,
     Note,
     WorkerConfig,
@@ -52,6 +54,7 @@ class Follower:
         self._config, self._recorder, self._say, self._slot = config, recorder, say, slot
         self._mailbox, self._register = Mailbox(config["mailbox"]), Register(config["mailbox"])
         self._stop, self._asked_at = stop, 0.0
+        self._forms = FormBook(recorder, config["forms_register"])
         self._is_training = False
         self._why: str | None = None
         self._hung: list[WorkerHung] = []
@@ -64,6 +67,7 @@ class Follower:
     def read(self) -> FinalReport | None:
         """Takes in what has been said since the last call; the final report once that is there."""
         try:
+            self._forms.answer()
             for note in self._mailbox.take():
                 if isinstance(note, FinalReport):
                     return note
@@ -91,6 +95,8 @@ class Follower:
             case EpochEnded(metrics, texts):
                 name = self._config["name"]
                 self._recorder.record_epoch(name, int(metrics["epoch"]), metrics, texts)
+            case FormChosen(shape, choice):
+                self._forms.take(self._config["name"], shape, choice)
             case WorkerHung():
                 self._hung.append(note)
             case GroupResizing(before, after):

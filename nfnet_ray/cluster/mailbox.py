@@ -28,6 +28,10 @@ class Register:
         """Replaces the value of a name."""
         ray_internals.put_value(self._prefix + name.text, json.dumps(value))
 
+    def set_first(self, name: Name[T], value: T) -> None:
+        """Sets the value of a name that has none; of several processes that do so at once, one succeeds."""
+        ray_internals.put_first_value(self._prefix + name.text, json.dumps(value))
+
     def get(self, name: Name[T]) -> T | None:
         """The value of a name; None if it has none."""
         found = ray_internals.get_value(self._prefix + name.text)

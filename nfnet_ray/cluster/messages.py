@@ -7,6 +7,8 @@ through Tune, as plain dictionaries.
 
 from __future__ import annotations
 
+import json
+import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -28,6 +30,9 @@ SECONDS_BETWEEN_RESIZES = 60.0
 
 SECONDS = "_seconds"
 """The end of the names of the clock's phases among the metrics."""
+
+COMPILED_FOLDER = "compiled"
+"""In a study's directory: what its trials compile, for each other. In a training's, it is beside the checkpoints."""
 
 StopReason = Literal["asked", "resized", "preempted", "terminated"]
 """Why a worker stops at a checkpoint: the driver asked, the group gets another size, its machine is taken back, or
@@ -81,6 +86,12 @@ class WorkerConfig(TypedDict):
     """The length of this schedule, if the trial trains several."""
     spent: SpentValues | None
     """What these have taken."""
+    forms: dict[str, dict[str, Any]]
+    """{shape: the choice of a form}, as far as the study's journal has them (:mod:`nfnet_ray.cluster.forms`)."""
+    forms_register: str
+    """The name of the Register in which the study's trials agree on others."""
+    compiled: str
+    """A path or URI that all workers share, for what they compile."""
 
 
 class SlotConfig(TypedDict):
@@ -117,34 +128,57 @@ def worker_config(
     *,
     leg: Leg | None = None,
     before: TrialProgress | None = None,
+    forms: Mapping[str, Mapping[str, Any]] | None = None,
+    forms_register: str | None = None,
+    compiled: str | None = None,
 ) -> WorkerConfig:
     """The configuration of a trial's workers.
 
     ``data_fingerprint`` is that of the data that the study began with, ``directory`` the trial's own folder, ``leg``
-    the part of the training that they do, by default all of it, and ``before`` how far the trial is.
+    the part of the training that they do, by default all of it, and ``before`` how far the trial is. ``forms`` are
+    those that are chosen already; without a ``forms_register`` the trial agrees with no other one. What is compiled is
+    kept in ``compiled``, by default beside the checkpoints.
     """
     options = options or TrainingOptions()
     length = leg.schedule_epochs if leg else None
     # Each complete schedule is a training of its own, with checkpoints of its own.
     folder = directory / "checkpoints" if length is None else directory / "checkpoints" / f"epochs-{length}"
+    # Random, so that no other driver reads it.
+    mailbox = f"{trial.name}-{secrets.token_hex(8)}"
+    checkpoints = options.checkpoints or str(folder)
     return {
         "name": trial.name,
         "recipe": (trial.recipe if length is None else with_schedule_of(trial.recipe, length)).to_values(),
         "data_fingerprint": data_fingerprint,
         "directory": str(directory),
-        "checkpoints": options.checkpoints or str(folder),
+        "checkpoints": checkpoints,
         "resources": cast(ResourceValues, asdict(resources)),
         "seconds_between_checkpoints": options.checkpoint_seconds,
         "hang_seconds": options.hang_seconds,
         "force": options.force,
-        # Random, so that no other driver reads it.
-        "mailbox": f"{trial.name}-{secrets.token_hex(8)}",
+        "mailbox": mailbox,
         "until_epoch": leg.until if leg and length is None else None,
         "until_seconds": leg.until_seconds if leg else None,
         "epochs_before": leg.epochs_before if leg else 0,
         "schedule_epochs": length,
         "spent": _spent(before, leg.epochs_before) if leg and before and leg.epochs_before else None,
+        "forms": {shape: dict(choice) for shape, choice in (forms or {}).items()},
+        "forms_register": forms_register or mailbox,
+        "compiled": compiled or beside_checkpoints(checkpoints, COMPILED_FOLDER),
     }
+
+
+def beside_checkpoints(place: str, name: str) -> str:
+    """The path or URI of a folder next to the checkpoints of a trial.
+
+    >>> beside_checkpoints("runs/agc/trials/x/checkpoints/epochs-3", "stacks")
+    'runs/agc/trials/x/stacks'
+    >>> beside_checkpoints("s3://bucket/checkpoints?region=eu", "stacks")
+    's3://bucket/stacks?region=eu'
+    """
+    folder, mark, options = place.partition("?") if "://" in place else (place, "", "")
+    above = re.sub(r"/checkpoints(/epochs-\d+)?$", "", folder.rstrip("/"))
+    return f"{above}/{name}{mark}{options}"
 
 
 def slot_config(
@@ -179,6 +213,9 @@ TEXTS = "texts"
 METRICS = "metrics"
 """Key of all metrics of an epoch, apart from Tune's own; the one that a scheduler compares is next to it."""
 
+FORM_SHAPE, FORM = "form_shape", "form"
+"""Keys of the report of a form that a trial has chosen; its values are text, so that Tune keeps no statistics."""
+
 Ending = Literal["finished", "paused", "stopped", "diverged", "failed"]
 """Those of ``nfnet_ray/training/loop.py``, and an error."""
 
@@ -192,6 +229,16 @@ def epoch_result(metrics: Mapping[str, Any], texts: Mapping[str, str] | None = N
     """
     result = {"epoch": metrics["epoch"], METRIC: metrics[METRIC], METRICS: tuple(metrics.items())}
     return {**result, TEXTS: dict(texts)} if texts else result
+
+
+def form_result(shape: str, choice: Mapping[str, Any]) -> dict[str, Any]:
+    """The report of the form that a trial has chosen, as Tune is given it."""
+    return {FORM_SHAPE: shape, FORM: json.dumps(choice)}
+
+
+def form_in(result: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
+    """The shape and the choice in what Tune was given; None if it is another report."""
+    return (result[FORM_SHAPE], json.loads(result[FORM])) if FORM in result else None
 
 
 def metrics_of(result: Mapping[str, Any]) -> dict[str, Any]:
@@ -282,6 +329,14 @@ class EpochEnded:
 
 
 @dataclass(frozen=True)
+class FormChosen:
+    """From the first worker: it has timed the forms of its ``shape``, and waits until the driver says which holds."""
+
+    shape: str
+    choice: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class WorkerHung:
     """From the watchdog of one of ``workers`` workers. The one to blame has the fewest ``heartbeats``."""
 
@@ -328,6 +383,7 @@ class WorkersReplaced:
 Note = (
     AttemptStarted
     | EpochEnded
+    | FormChosen
     | WorkerHung
     | CheckpointKept
     | GroupResizing
@@ -340,6 +396,7 @@ _NOTES: dict[str, type[Note]] = {
     for kind in (
         AttemptStarted,
         EpochEnded,
+        FormChosen,
         WorkerHung,
         CheckpointKept,
         GroupResizing,
@@ -406,6 +463,21 @@ RESERVATION: Name[str] = Name("reservation")
 def last_error_of(rank: int) -> Name[ErrorSeen]:
     """The name of the last error that could be the program's or a machine's, of one worker."""
     return Name(f"last_error-{rank}")
+
+
+def form_of(shape: str) -> Name[dict[str, Any]]:
+    """The name of the form that a study's trials of a shape are trained in."""
+    return Name(f"form/{shape}")
+
+
+def claim_of(shape: str) -> Name[str]:
+    """The name of who finds it out: the mailbox of its leg, and a number that grows with each sign of life."""
+    return Name(f"claim/{shape}")
+
+
+def compiled_of(file: str) -> Name[str]:
+    """The name of the hash of a file of compiled code that a worker has written."""
+    return Name(f"compiled/{file}")
 
 
 # --- values of a slot -----------------------------------------------------------------------------

@@ -5,6 +5,7 @@ A leg is handed to a slot whose workers are up, so that none waits for machines 
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -39,6 +40,9 @@ def run_training(
     except ControllerEnded as error:
         report = FinalReport("failed", str(error))
     close_all([slot])
+    shutil.rmtree(
+        config["compiled"], ignore_errors=True
+    )  # a URI's is one file, which the next training replaces
     if report.stops_study:
         recorder.mark_lost(str(report.reason))
     recorder.end_trial(config["name"], report.trial_outcome, report.reason)

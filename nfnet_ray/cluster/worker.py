@@ -8,7 +8,6 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import re
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -35,6 +34,7 @@ from nfnet_ray.cluster.messages import (
     WorkerConfig,
     WorkerHung,
     WorkersReplaced,
+    beside_checkpoints,
 )
 from nfnet_ray.errors import StopsStudyError, UserError
 from nfnet_ray.recipe import Recipe
@@ -238,7 +238,4 @@ def _keep_stacks(hang: Hang, config: WorkerConfig, context: GroupContext, attemp
 
 def stacks_place(config: WorkerConfig) -> str:
     """The folder or URI for the stacks of workers that hang: next to the checkpoints."""
-    place = config["checkpoints"]
-    folder, mark, options = place.partition("?") if "://" in place else (place, "", "")
-    above = re.sub(r"/checkpoints(/epochs-\d+)?$", "", folder.rstrip("/"))  # cluster/messages.py
-    return f"{above}/stacks{mark}{options}"
+    return beside_checkpoints(config["checkpoints"], "stacks")

@@ -2,9 +2,9 @@
 
 A journal is a text file of JSON objects, one a line, that only ever grows::
 
-    study_started  (study_resumed)  (study_extended)  (trial_proposed)  trial_started  epoch  epoch  …  trial_paused
-    trial_promoted  …  trial_started  epoch  …  trial_ended  …  (contenders_chosen  …)  (confirmation_planned  …)
-    study_ended
+    study_started  (study_resumed)  (study_extended)  (trial_proposed)  trial_started  (form_chosen)  epoch  …
+    trial_paused  trial_promoted  …  trial_started  epoch  …  trial_ended  …  (contenders_chosen  …)
+    (confirmation_planned  …)  study_ended
 
 Numbers that JSON cannot hold are written as the strings ``"NaN"``, ``"Infinity"`` and ``"-Infinity"``
 and come back as floats, so those three strings are reserved everywhere in an event.
@@ -441,6 +441,30 @@ def workers_started(trial: str, attempt: int, workers: int, step: int, after: st
     return {**event, "workers": workers, "step": step, "after": after}
 
 
+class FormChosen(TypedDict):
+    """A trial has timed the forms of a step of this ``shape``: all trials of that shape are trained in the one chosen.
+
+    ``choice`` are the values of a :class:`nfnet_ray.training.form.forms.Choice`. The first event of a shape holds.
+    """
+
+    event: Literal["form_chosen"]
+    time: float
+    trial: str
+    shape: str
+    choice: dict[str, Any]
+
+
+def form_chosen(trial: str, shape: str, choice: Mapping[str, Any]) -> FormChosen:
+    """The event of a form that is chosen now."""
+    return {
+        "event": "form_chosen",
+        "time": time.time(),
+        "trial": trial,
+        "shape": shape,
+        "choice": dict(choice),
+    }
+
+
 class TrialPaused(TypedDict):
     """A trial has reached a rung: it keeps a checkpoint, and waits until it is promoted or given up.
 
@@ -617,6 +641,7 @@ Event = (
     | ContendersChosen
     | ConfirmationPlanned
     | TrialStarted
+    | FormChosen
     | TrialPaused
     | TrialPromoted
     | EpochEnded

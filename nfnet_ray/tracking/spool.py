@@ -83,7 +83,7 @@ def runs_of(event: Event) -> tuple[str, ...]:
         return (event["trial"],)
     if event["event"] == "trial_ended":
         return (event["trial"], STUDY_RUN)  # the study's has the numbers of all that have ended
-    if event["event"] == "at_work":
+    if event["event"] in ("at_work", "form_chosen"):
         return ()
     if event["event"] == "study_extended":
         return (STUDY_RUN, *event["left_out"], *(plan["name"] for plan in event["trials"]))

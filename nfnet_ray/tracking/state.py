@@ -159,6 +159,7 @@ class StudyState:
         reruns: {name: plan} of all reruns of a winner, which are in ``trials`` and not in ``plans``.
         confirming: the names of those that confirm a winner now; others are of an earlier winner.
         has_winners: whether the winners have been chosen since a setting was trained, or the study extended, last.
+        forms: {shape of a step: the choice of the form in which all trials of that shape are trained}.
         notes: what people have said about the study, in that order.
         tags: {key: value} that people have given it.
         last_event_time: Unix seconds of the latest event, 0 before the first.
@@ -182,6 +183,7 @@ class StudyState:
         self.reruns: dict[str, TrialPlan] = {}
         self.confirming: tuple[str, ...] = ()
         self.has_winners = False
+        self.forms: dict[str, dict[str, Any]] = {}
         self.extensions: list[str] = []
         self.sessions: list[Session] = []
         self.last_event_time = 0.0
@@ -300,6 +302,8 @@ class StudyState:
                 self.has_contenders &= trial.name in self.reruns or trial.name in self.further
                 trial.reused = event.get("reused")
                 trial.hold(self._accelerators(event), self.last_event_time)
+            case "form_chosen":
+                self.forms = {event["shape"]: event["choice"], **self.forms}
             case "trial_paused":
                 trial = self.trials[event["trial"]]
                 trial.state = "paused"

@@ -16,6 +16,7 @@ import torch
 from nfnet_ray.clipping import Clipping
 from nfnet_ray.correct_images import CorrectImages
 from nfnet_ray.training.checkpoints.checkpoint import DEFAULT_KEPT, CheckpointStore, Kept
+from nfnet_ray.training.form.artifacts import CompiledFiles
 from nfnet_ray.training.form.forms import Choice
 
 Metrics = Mapping[str, float]
@@ -59,16 +60,23 @@ class Context(Protocol):
         """The store of this run's checkpoints, which all workers share; None: none are kept."""
 
     @property
+    def compiled_files(self) -> CompiledFiles | None:
+        """What other runs have compiled, and this one may read and add to; None: it compiles for itself alone."""
+
+    @property
     def seconds_between_checkpoints(self) -> float | None:
         """Seconds between checkpoints within an epoch; None: checkpoint only at the end of each epoch."""
 
     def agreed_form(
-        self, shape: str, choose: Callable[[], Choice], sign_of_life: Callable[[], object]
+        self,
+        shape: str,
+        choose: Callable[[Callable[[], object]], Choice],
+        sign_of_life: Callable[[], object],
     ) -> Choice:
         """The form in which all runs of a ``shape`` are trained that are compared with this one.
 
-        The first of them finds it out with ``choose``, which takes its time. Only the first worker calls this.
-        ``sign_of_life`` is called at least every few seconds while it waits for another run.
+        The first of them finds it out with ``choose``, which takes its time, and calls its argument after each form.
+        Only the first worker calls this. While it waits for another run, it calls ``sign_of_life`` every second.
         """
 
     def report(self, metrics: Metrics, texts: Mapping[str, str]) -> None:
@@ -106,6 +114,7 @@ class PlainContext:
     rank = 0
     world_size = 1
     replicas = 1
+    compiled_files = None
 
     def __init__(
         self,
@@ -131,10 +140,13 @@ class PlainContext:
         self._stop = threading.Event()
 
     def agreed_form(
-        self, shape: str, choose: Callable[[], Choice], sign_of_life: Callable[[], object]
+        self,
+        shape: str,
+        choose: Callable[[Callable[[], object]], Choice],
+        sign_of_life: Callable[[], object],
     ) -> Choice:
-        del shape, sign_of_life
-        return choose()
+        del shape
+        return choose(sign_of_life)
 
     def report(self, metrics: Metrics, texts: Mapping[str, str]) -> None:
         if "correct_images" in texts:

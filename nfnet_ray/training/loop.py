@@ -133,7 +133,7 @@ def train_epoch(run: Run, at: Position) -> Outcome | None:
     for number, batch in enumerate(arriving, start=at.batches + 1):
         if step.needs_warm_up and batch.images.shape != run.warmed_up_shape:
             clock.enter("warmup")
-            step.warm_up(batch)
+            run.warm_up(batch)
             clock.enter("train")
         run.warmed_up_shape = batch.images.shape
 

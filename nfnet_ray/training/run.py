@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from nfnet_ray.data.batch import TrainBatch
 from nfnet_ray.data.draws import network_seed
 from nfnet_ray.data.files.dataset import Dataset
 from nfnet_ray.data.loading.loader import EvalLoader, TrainLoader
@@ -26,11 +27,12 @@ from nfnet_ray.training.context import Context
 from nfnet_ray.training.damage import damaged_so_far, remember_damaged
 from nfnet_ray.training.determinism import generators, reset_process, set_generators
 from nfnet_ray.training.evaluation import EVAL_BATCH_SIZE
+from nfnet_ray.training.form.artifacts import file_name
 from nfnet_ray.training.form.choice import chosen_form
 from nfnet_ray.training.form.forms import Choice
 from nfnet_ray.training.gradient import DTYPES, MEMORY_FORMATS
 from nfnet_ray.training.measurement.clock import Clock
-from nfnet_ray.training.measurement.conditions import conditions_text
+from nfnet_ray.training.measurement.conditions import conditions_text, device_name
 from nfnet_ray.training.measurement.meter import Meter
 from nfnet_ray.training.measurement.system import SystemMeter
 from nfnet_ray.training.step import TrainStep
@@ -105,6 +107,21 @@ class Run:
             return {}
         self.has_told_conditions = True
         return {"conditions": conditions_text(self.recipe, self.context, self.lanes)}
+
+    def warm_up(self, batch: TrainBatch) -> None:
+        """Has the step compile and choose its algorithms now, by a pass whose result is thrown away.
+
+        What other runs have compiled is used, and the first worker of the first run hands on what it has compiled.
+        """
+        files = self.context.compiled_files if self.recipe.compile else None
+        name = file_name(
+            self.recipe, batch.images.shape, self.context.world_size, device_name(self.context.device)
+        )
+        if files:
+            files.load(name)
+        self.step.warm_up(batch)
+        if files and self.context.rank == 0:
+            files.save(name)
 
     # ---- What a checkpoint keeps, and how it is restored ------------------------------------------------------------
 

@@ -80,7 +80,7 @@ def _measure_training(run: Run) -> None:
     batch = next(batches)
     say({"first_batch": True})
     if run.step.needs_warm_up:
-        run.step.warm_up(batch)
+        run.warm_up(batch)
         say({"warmed_up": True})
     steps = 0
     began = time.perf_counter()

@@ -169,6 +169,7 @@ class TrainRunner:
             _trial_directory(running.study, running.directory),
             worker,
             self._options,
+            forms=running.recorder.state.forms,
         )
         least = worker.min_workers or worker.workers
         with waiting_is_explained(lambda: least, worker, running.note):

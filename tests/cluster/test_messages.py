@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from nfnet_ray.cluster import mailbox as mailbox_module
 from nfnet_ray.cluster.connection.resources import WorkerResources
 from nfnet_ray.cluster.mailbox import Mailbox, Register, remove_run
 from nfnet_ray.cluster.messages import (
@@ -20,6 +19,7 @@ from nfnet_ray.cluster.messages import (
     CheckpointKept,
     EpochEnded,
     FinalReport,
+    FormChosen,
     GroupResizing,
     Note,
     TrainingOptions,
@@ -37,11 +37,13 @@ from nfnet_ray.study.decisions import Leg
 from nfnet_ray.study.halving import with_schedule_of
 from nfnet_ray.study.study import Study
 from nfnet_ray.tracking.state import TrialProgress
+from tests.cluster.fake_head import fake_head
 
 NOTES: list[Note] = [
     AttemptStarted(attempt=2, workers=4, step=17),
     EpochEnded({"epoch": 3, METRIC: 0.5, "train_loss": 1.25}),
     EpochEnded({"epoch": 4, METRIC: 0.5}, {"correct_images": "3:oA=="}),
+    FormChosen("nfnet_pico, 32 px", {"form": {"memory_format": "contiguous", "compile": False}}),
     WorkerHung(1, 4, "data_wait", 12, False, 600.0, "runs/x/stacks"),
     GroupResizing(before=4, after=2),
     CheckpointKept("preempted"),
@@ -53,30 +55,7 @@ NOTES: list[Note] = [
 @pytest.fixture(autouse=True)
 def head(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
     """The values of the cluster's head, in this process."""
-    values: dict[str, bytes] = {}
-
-    class Internals:
-        get_value = staticmethod(values.get)
-
-        @staticmethod
-        def put_value(key: str, value: str) -> None:
-            values[key] = value.encode()
-
-        @staticmethod
-        def delete_value(key: str) -> None:
-            values.pop(key, None)
-
-        @staticmethod
-        def delete_values(prefix: str) -> None:
-            for key in [key for key in values if key.startswith(prefix)]:
-                del values[key]
-
-        @staticmethod
-        def value_keys(prefix: str) -> list[str]:
-            return [key for key in values if key.startswith(prefix)]
-
-    monkeypatch.setattr(mailbox_module, "ray_internals", Internals)
-    return values
+    return fake_head(monkeypatch)
 
 
 def test_notes_arrive_once_and_in_their_order() -> None:
@@ -105,6 +84,9 @@ def test_a_value_is_the_last_that_was_set_and_a_run_leaves_nothing(head: dict[st
     assert Register("run2").get(STOP) is None
     register.unset(STOP)
     assert register.get(STOP) is None
+    register.set_first(STOP, True)
+    register.set_first(STOP, False)
+    assert register.get(STOP) is True
     Mailbox("run").post(NOTES[0])
     Register("run2").set(STOP, True)
     remove_run("run")

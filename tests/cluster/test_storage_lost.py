@@ -18,6 +18,7 @@ from typing import Any, cast
 import pytest
 
 from nfnet_ray.cluster.driver import _JournalCallback
+from nfnet_ray.cluster.forms import FormBook
 from nfnet_ray.cluster.messages import FinalReport
 from nfnet_ray.places import lost_place
 from nfnet_ray.recipe import Recipe
@@ -84,7 +85,7 @@ def test_a_trial_that_cannot_keep_its_checkpoints_is_interrupted_and_stops_the_s
     tmp_path: Path, recorder: Recorder, how: str
 ) -> None:
     legs = Legs(STUDY, validation_images=100, recorder=recorder)
-    callback = _JournalCallback(recorder, legs, threading.Event())
+    callback = _JournalCallback(recorder, FormBook(recorder), legs, threading.Event())
     assert legs.next() is not None
     legs.start(TRIAL)
     error_file = tmp_path / "error.txt"

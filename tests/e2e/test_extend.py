@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from pathlib import Path
 
@@ -21,6 +22,7 @@ def test_a_range_is_resumed_after_a_kill_extended_in_the_same_journal_and_confir
     place = used_workplace
     place.study = REPOSITORY / "studies" / "sweep.py"
     flags = ["--data", few_digits, "--epochs", "2", *QUICK, "--cpus-per-worker", "2", "--address", cluster]
+    flags += ["--set", "compile=auto"]  # eager forms are timed; the run is too short for others
     driver = place.start("--name", "range", "--sweep", f"{CLIP}=log:0.002..0.3", "--trials", "2", *flags)
     wait_until(
         lambda: driver.poll() is not None or any(e["event"] == "epoch" for e in place.events("range")),
@@ -61,6 +63,10 @@ def test_a_range_is_resumed_after_a_kill_extended_in_the_same_journal_and_confir
     assert last.reruns[rerun]["recipe"]["seed"] == 1000
     assert "rerun of the winner" in extended.stdout
     assert "in reruns with fresh seeds" in extended.stdout
+    # The choice of the first trial, which the driver that was killed had written, holds for all later ones.
+    assert [event["event"] for event in place.events("range")].count("form_chosen") == 1
+    told = [text for trial in last.trials.values() for text in trial.conditions.values()]
+    assert {json.loads(text)["compile"] for text in told} == {False}
     started = [event["trial"] for event in place.events("range") if event["event"] == "trial_started"]
     new = [*set(last.trials) - set(planned) - {rerun, *last.repeating}]
     assert len(new) == 1

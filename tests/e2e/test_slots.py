@@ -38,6 +38,7 @@ def place(
     result = place.run(
         place.folder, "--study", "--name", "slots", "--data", few_digits, "--epochs", "3", *QUICK,
         "--sweep", f"{FIELD}={','.join(RATES)}", "--workers-per-trial", "2", "--address", cluster,
+        "--set", "compile=auto",
         RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.5",
     )  # fmt: skip
     assert result.returncode == 1, result.stdout + result.stderr  # a trial failed
@@ -115,6 +116,12 @@ def test_a_trial_that_lost_a_worker_has_the_weights_of_an_undisturbed_one(
     place: Workplace, fresh: dict[str, dict[str, torch.Tensor]]
 ) -> None:
     assert differing(weights(place, DIES), fresh[DIES]) == []
+
+
+def test_the_first_trial_chooses_the_form_for_all(place: Workplace) -> None:
+    chosen = [event for event in place.events("slots") if event["event"] == "form_chosen"]
+    assert [event["trial"] for event in chosen] == [USUAL]
+    assert chosen[0]["choice"]["form"] == {"memory_format": "contiguous", "compile": False}
 
 
 def test_the_next_trial_begins_within_seconds(place: Workplace) -> None:

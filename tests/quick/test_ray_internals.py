@@ -30,6 +30,7 @@ from ray.core.generated import gcs_pb2, gcs_service_pb2
 from nfnet_ray.cluster.connection import ray_internals
 from nfnet_ray.cluster.connection.address import temporary_folder
 from nfnet_ray.cluster.driver import _JournalCallback
+from nfnet_ray.cluster.forms import FormBook
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 INTERNALS = Path(ray_internals.__file__).relative_to(REPOSITORY)
@@ -363,7 +364,7 @@ def test_a_trial_is_released_once_tune_has_done_with_it(monkeypatch: pytest.Monk
     monkeypatch.setattr("nfnet_ray.cluster.driver.release", released.append)
     states = {"a": SimpleNamespace(state="finished")}
     recorder: Any = SimpleNamespace(state=SimpleNamespace(trials=states))
-    callback = _JournalCallback(recorder, recorder, threading.Event())
+    callback = _JournalCallback(recorder, FormBook(recorder), recorder, threading.Event())
     over = threading.Event()
     trial: Any = SimpleNamespace(config={"trial": {"name": "a"}}, is_finished=over.is_set)
     callback.on_trial_complete(1, [trial], trial)

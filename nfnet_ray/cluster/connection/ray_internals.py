@@ -43,6 +43,13 @@ def put_value(key: str, value: str) -> None:
     internal_kv._internal_kv_put(key, value, True, namespace=_NAMESPACE)
 
 
+def put_first_value(key: str, value: str) -> None:
+    """Sets the value of a key that has none."""
+    from ray.experimental import internal_kv
+
+    internal_kv._internal_kv_put(key, value, False, namespace=_NAMESPACE)
+
+
 def get_value(key: str) -> bytes | None:
     """The value of a key, None if it has none."""
     from ray.experimental import internal_kv

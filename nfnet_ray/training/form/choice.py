@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from nfnet_ray.data.files.dataset import Dataset
@@ -11,8 +11,9 @@ from nfnet_ray.models.published import resolve
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.training.collectives import first_workers
 from nfnet_ray.training.context import Context, PlainContext
+from nfnet_ray.training.form.artifacts import file_name
 from nfnet_ray.training.form.forms import Choice, Form, form_without_timing, is_open, shape_of
-from nfnet_ray.training.form.probe import fastest_form
+from nfnet_ray.training.form.probe import fastest_form, with_timed_batch
 from nfnet_ray.training.measurement.clock import Clock
 from nfnet_ray.training.measurement.conditions import device_name
 
@@ -53,8 +54,19 @@ def _agreed(recipe: Recipe, dataset: Dataset, context: Context, clock: Clock) ->
     share = resolved.with_values({"batch_size": max(1, recipe.batch_size // context.replicas)})
     steps = recipe.schedule.epochs * (len(dataset.train) // recipe.batch_size)
 
-    def choose() -> Choice:
+    def choose(news: Callable[[], object]) -> Choice:
+        def after_a_form() -> None:
+            clock.beat()
+            news()
+
         plain = PlainContext(device=context.device, threads=context.threads)
-        return fastest_form(share, classes, steps, plain, clock.beat)
+        choice = fastest_form(share, classes, steps, plain, after_a_form)
+        own = share.with_values(vars(choice.form))
+        if choice.form.compile and context.compiled_files and with_timed_batch(own, classes, plain) is own:
+            # Before the others hear of the form, so that they need not compile.
+            shape = (own.batch_size, own.data.image_size, own.data.image_size, 3)
+            name = file_name(own, shape, context.world_size, device_name(context.device))
+            context.compiled_files.save(name)
+        return choice
 
     return context.agreed_form(shape, choose, clock.beat)

@@ -128,7 +128,7 @@ def time_step(recipe: ResolvedRecipe, num_classes: int, context: PlainContext) -
 
 def _time_step(recipe: ResolvedRecipe, num_classes: int, context: PlainContext) -> Timing:
     images = recipe.batch_size
-    recipe = _with_timed_batch(recipe, num_classes, context)
+    recipe = with_timed_batch(recipe, num_classes, context)
     reset_process(recipe.seed, context.threads)
     model = create_model(
         recipe.model.name,
@@ -152,8 +152,8 @@ def _time_step(recipe: ResolvedRecipe, num_classes: int, context: PlainContext) 
     return Timing(seconds[0], min(seconds[1:]), recipe.batch_size / images)
 
 
-def _with_timed_batch(recipe: ResolvedRecipe, num_classes: int, context: PlainContext) -> ResolvedRecipe:
-    """On a CPU with a batch that takes seconds at most, in one part if it had to be cut."""
+def with_timed_batch(recipe: ResolvedRecipe, num_classes: int, context: PlainContext) -> ResolvedRecipe:
+    """The Recipe, on a CPU with a batch that takes seconds at most, in one part if it had to be cut."""
     if context.device.type != "cpu":
         return recipe
     overrides = recipe.model.overrides.chosen()

@@ -1,0 +1,133 @@
+"""One form for all trials of a study whose steps have the same shape: how their workers and the driver agree on it.
+
+To find the fastest form is to time, and two trials that time by themselves may come to two forms, with other last bits.
+So the first trial of a shape times; the others wait for it, as long as it gives signs of life, and the driver writes
+its choice into the journal before anybody trains with it. With that, the choice holds after a crash, a ``--resume`` and
+an ``--extend``. If several trials have timed after all, since the first one seemed to be dead, the driver takes the
+choice that reaches it first.
+
+The driver's part is :class:`FormBook`; :func:`agree` runs in a worker.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from nfnet_ray.cluster.mailbox import Register
+from nfnet_ray.cluster.messages import WorkerConfig, claim_of, form_of
+from nfnet_ray.tracking.events import form_chosen
+
+if TYPE_CHECKING:
+    from nfnet_ray.study.recorder import Recorder
+    from nfnet_ray.training.form.forms import Choice
+
+SECONDS_BETWEEN_LOOKS = 0.5
+SECONDS_WITHOUT_NEWS = 600.0
+"""After which a trial that times is taken for dead: a sign of life comes with each form, whose compilation takes
+minutes at most."""
+
+logger = logging.getLogger(__name__)
+
+
+class FormBook:
+    """The driver's record of the forms that its trials are trained in.
+
+    Args:
+        name: of the Register in which the workers find them.
+    """
+
+    def __init__(self, recorder: Recorder, name: str | None = None) -> None:
+        self.name = name or f"forms-{secrets.token_hex(8)}"
+        self._recorder, self._register = recorder, Register(self.name)
+        self._unanswered: set[str] = set()
+
+    def take(self, trial: str, shape: str, choice: Mapping[str, Any]) -> None:
+        """Takes in what a trial has chosen, and answers with what holds: the first choice of the shape."""
+        if shape not in self._recorder.state.forms:
+            self._recorder.record(form_chosen(trial, shape, choice))
+        self._unanswered.add(shape)
+        self.answer()
+
+    def answer(self) -> None:
+        """Gives the answers that could not be given yet, because the cluster's head was away."""
+        for shape in [*self._unanswered]:
+            known = self._recorder.state.forms.get(shape)
+            try:
+                if known is not None:  # else the journal is lost, and the study ends
+                    self._register.set(form_of(shape), known)
+            except Exception as error:  # whatever Ray raises; the head may be back in a moment
+                logger.warning("the cluster's head does not answer (%s)", error)
+                return
+            self._unanswered.discard(shape)
+
+
+def agree(
+    config: WorkerConfig,
+    shape: str,
+    choose: Callable[[Callable[[], object]], Choice],
+    tell: Callable[[str, dict[str, Any]], object],
+    sign_of_life: Callable[[], object],
+) -> Choice:
+    """The form of a trial's shape: a known one, that of the trial which times it now, or the one that ``choose`` finds.
+
+    ``choose`` calls what it is given after each form, and ``tell`` brings the driver what was chosen.
+    """
+    from nfnet_ray.training.form.forms import Choice
+
+    register, own = Register(config["forms_register"]), config["mailbox"]
+    known = config["forms"].get(shape) or _wait_for_others(register, shape, own, sign_of_life)
+    if known is None:
+        beats = 0
+
+        def news() -> None:
+            nonlocal beats
+            beats += 1
+            _patiently(lambda: register.set(claim_of(shape), f"{own} {beats}"))
+
+        try:
+            choice = choose(news)
+        except Exception:  # no other trial need wait
+            _patiently(lambda: register.unset(claim_of(shape)))
+            raise
+        tell(shape, choice.to_values())
+        # Without signs of life: if the driver never answers, the watchdog ends this process.
+        while known is None:
+            known = _patiently(lambda: register.get(form_of(shape)))
+            time.sleep(0 if known else SECONDS_BETWEEN_LOOKS)
+    return Choice.from_values(known)
+
+
+def _wait_for_others(
+    register: Register, shape: str, own: str, sign_of_life: Callable[[], object]
+) -> dict[str, Any] | None:
+    """What another trial has chosen; None if this one has to choose, which then holds the claim."""
+    claim, since = None, time.monotonic()
+    while True:
+        known = _patiently(lambda: register.get(form_of(shape)))
+        if known is not None:
+            return known
+        _patiently(lambda: register.set_first(claim_of(shape), f"{own} 0"))
+        found = _patiently(lambda: register.get(claim_of(shape)))
+        # Its own: of a process before this one, which was lost, or just made.
+        if found is not None and found.startswith(f"{own} "):
+            return None
+        if found != claim:
+            claim, since = found, time.monotonic()
+        elif time.monotonic() - since > SECONDS_WITHOUT_NEWS:
+            _patiently(lambda: register.set(claim_of(shape), f"{own} 0"))
+            return None
+        sign_of_life()
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+
+
+def _patiently(act: Callable[[], Any]) -> Any:
+    """Its result; None if the cluster's head is away, which may be back in a moment."""
+    try:
+        return act()
+    except Exception as error:
+        logger.warning("the cluster's head does not answer (%s)", error)
+        return None

@@ -1,0 +1,115 @@
+"""What torch.compile has made, handed from a study's first trial to the others, on whichever machine they run.
+
+On one machine the compiler's own cache does that. A file of this module brings its entries to others: the first trial
+that has compiled a step writes it beside the study's results, complete or not at all, and later ones read it into
+their cache before they compile.
+
+Entries are code. So a file is believed only if its hash is the one that a worker of the same driver has announced,
+which goes through the memory of the cluster's head and not through the storage; any other file is left alone. Whatever
+goes wrong costs a compilation, and never a training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from nfnet_ray.recipe import ResolvedRecipe
+from nfnet_ray.training.checkpoints.storage import storage_at
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CompiledFiles:
+    """Where the files are, and how workers tell each other of them.
+
+    Attributes:
+        place: a path or URI that all workers share.
+        announced: the BLAKE2b hash of the file of a name, in hex, as a worker has announced it; None if none has.
+        announce: announces a name and a hash.
+    """
+
+    place: str
+    announced: Callable[[str], str | None]
+    announce: Callable[[str, str], object]
+    known: set[str] = field(default_factory=set)
+    """Names of files whose entries this process has."""
+
+    def load(self, name: str) -> bool:
+        """Reads a file into the compiler's cache; whether there was a sound one that this process did not have."""
+        if name in self.known:
+            return False
+        try:
+            digest = self.announced(name)
+            if digest is None:
+                return False
+            self.known.add(name)  # a bad one is not tried again either
+            with storage_at(self.place).open(name) as file:
+                content = file.read()
+            if _digest(content) != digest:
+                logger.warning("%s/%s is not what was written there: compiling anew", self.place, name)
+                return False
+            info = torch.compiler.load_cache_artifacts(content)
+        except Exception as error:  # of a storage, of Ray, or of torch in a file of another version
+            logger.warning("%s/%s cannot be used (%s): compiling anew", self.place, name, error)
+            return False
+        if info is None or info.empty():
+            logger.warning("%s/%s is empty: compiling anew", self.place, name)
+            return False
+        logger.info(
+            "%s/%s: %d compiled graphs are in the cache", self.place, name, len(info.inductor_artifacts)
+        )
+        return True
+
+    def save(self, name: str) -> bool:
+        """Writes what this process has compiled, and announces it; whether it was the first to do so."""
+        if name in self.known:
+            return False
+        try:
+            self.known.add(name)
+            made = torch.compiler.save_cache_artifacts() if self.announced(name) is None else None
+            if made is None:
+                return False
+            content, _ = made
+            storage_at(self.place).write(name, lambda file: file.write(content))
+            self.announce(name, _digest(content))
+        except Exception as error:
+            logger.warning("%s/%s could not be written (%s): others compile anew", self.place, name, error)
+            return False
+        return True
+
+
+def file_name(recipe: ResolvedRecipe, images_shape: Sequence[int], workers: int, device_name: str) -> str:
+    """The name of the file for steps of a Recipe, whose form is chosen, on images (N, H, W, 3) of one worker.
+
+    All that decides the graphs or their code is hashed. What is not, such as a learning rate, is no part of them.
+    """
+    model, sam = recipe.model.to_values(), recipe.optimizer.sam
+    decisive = {
+        **{name: value for name, value in model.items() if name != "weights"},
+        "images": list(images_shape),
+        "micro_batches": recipe.micro_batches,
+        "precision": recipe.precision,
+        "memory_format": recipe.memory_format,
+        "compile": recipe.compile,
+        "activation_memory_budget": recipe.activation_memory_budget,
+        "sam": None if sam.rho is None else [sam.method, sam.ascent_share, sam.perturbation],
+        "workers": workers,
+        "device": device_name,
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "python": platform.python_version(),
+    }
+    text = json.dumps(decisive, sort_keys=True, default=str)
+    return f"{hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}.compiled"
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=32).hexdigest()
