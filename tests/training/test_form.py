@@ -14,7 +14,7 @@ from nfnet_ray.recipe import Recipe
 from nfnet_ray.training import PlainContext, train
 from nfnet_ray.training.checkpoints.checkpoint import CheckpointStore
 from nfnet_ray.training.form import choice as choosing
-from nfnet_ray.training.form import probe
+from nfnet_ray.training.form import compilation, probe
 from nfnet_ray.training.form.forms import Choice, Form, form_without_timing, forms_to_try, shape_of
 from nfnet_ray.training.form.probe import Timing, fastest_form, time_step
 
@@ -136,6 +136,8 @@ def test_trials_that_are_compared_have_the_same_shape() -> None:
         {"model__overrides__alpha": 0.3},
         {"model__trained": "classifier"},
         {"compile": False},
+        {"compile": True},
+        {"compile": True, "activation_memory_budget": 0.5},
         {"memory_format": "contiguous"},
     ]
     assert len({shape(**values) for values in [{}, *other]}) == 1 + len(other)
@@ -157,6 +159,22 @@ def test_a_step_of_a_large_batch_is_timed_with_a_part_of_it(
     timing = time_step(recipe, 10, PlainContext(device=CPU, threads=1))
     assert set(steps) == {(1, 1)}
     assert timing.step_seconds > 0
+
+
+def test_a_compiled_step_is_timed_as_it_is_trained(monkeypatch: pytest.MonkeyPatch, quick: Recipe) -> None:
+    """Without inductor, which takes seconds: what it was asked for is looked at."""
+    asked: list[tuple[str, bool | str]] = []
+
+    def backend_of(recipe: Recipe) -> Any:
+        asked.append((recipe.memory_format, recipe.compile))
+        return lambda graph, _inputs: graph.forward
+
+    monkeypatch.setattr(compilation, "backend_of", backend_of)
+    recipe = resolve(quick.with_values({"memory_format": "auto", "compile": "auto", "batch_size": 4}))
+    choice = fastest_form(recipe, 10, 10**9, PlainContext(device=CPU, threads=1))
+    assert asked == [("channels_last", True)]
+    assert [*choice.step_seconds] == ["channels_last", "channels_last, compiled"]
+    assert choice.compile_seconds["channels_last, compiled"] > 0
 
 
 def test_a_run_keeps_its_form_and_says_it(

@@ -58,6 +58,7 @@ def kind_of(recipe: Recipe, worker: Mapping[str, Any]) -> tuple[Any, ...]:
         resolved.batch_size,
         resolved.precision,
         resolved.compile,
+        resolved.activation_memory_budget,
         worker["workers"],
         worker["cpus"],
         worker["gpus"],

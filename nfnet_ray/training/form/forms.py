@@ -132,6 +132,8 @@ def shape_of(recipe: ResolvedRecipe, classes: int, replicas: int, threads: int, 
         f"memory_format={recipe.memory_format}",
         f"compile={str(recipe.compile).lower()}",
     ]
+    if recipe.activation_memory_budget < 1:
+        parts.append(f"activation_memory_budget={recipe.activation_memory_budget:g}")
     if recipe.model.trained != "all":
         parts.append(f"trained: {recipe.model.trained}")
     return f"{', '.join(parts)}, on {device_name}" + (f" with {threads} threads" if threads else "")
