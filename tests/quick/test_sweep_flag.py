@@ -120,6 +120,9 @@ def test_a_question_of_ones_own(
     assert "Which rho is best, and how does that depend on ascent_share?" in said
     assert "none – 0/8 waiting 0.1 1 0/8 waiting 0.1 0.2 0/8 waiting" in said
     assert f"{SHARE} is swept over 1,0.2 if {RHO}." in said
+    assert "without compiling" not in said
+    assert plan(PROGRAM, "sweep", monkeypatch, "--sweep", f"{RHO}=none,0.1", "--set", "compile=auto") == 0
+    assert "; without compiling, where trials may be faster" in words(capsys)
     assert plan(PROGRAM, "sweep", monkeypatch) == 2
     assert "there is nothing to sweep: give --sweep FIELD=VALUES, such as" in words(capsys)
     assert list(tmp_path.iterdir()) == []

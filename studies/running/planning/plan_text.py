@@ -304,9 +304,9 @@ def _estimate(
     early = f"; {measured.trouble}" if measured.trouble else ""
     alone = "; what workers exchange is not in it" if worker.workers > 1 else ""
     together = f" in {copies} processes at once" if copies > 1 else ""
-    source = (
-        f"measured just now on {where}, by {steps} of its first trial on its data{together}{early}{alone}"
-    )
+    # A compilation may take longer than the probe.
+    eager = "; without compiling, where trials may be faster" if recipe.compile == "auto" else ""
+    source = f"measured just now on {where}, by {steps} of its first trial on its data{together}{early}{alone}{eager}"
     return Estimate({trial.name: pace for trial in trials}, source, measured)
 
 
