@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 from nfnet_ray.cluster.mailbox import Register
 from nfnet_ray.cluster.messages import WorkerConfig, claim_of, form_of
-from nfnet_ray.tracking.events import form_chosen
 
 if TYPE_CHECKING:
     from nfnet_ray.study.recorder import Recorder
@@ -47,8 +46,7 @@ class FormBook:
 
     def take(self, trial: str, shape: str, choice: Mapping[str, Any]) -> None:
         """Takes in what a trial has chosen, and answers with what holds: the first choice of the shape."""
-        if shape not in self._recorder.state.forms:
-            self._recorder.record(form_chosen(trial, shape, choice))
+        self._recorder.record_form(trial, shape, choice)
         self._unanswered.add(shape)
         self.answer()
 

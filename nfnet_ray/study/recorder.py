@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from nfnet_ray.metric import METRIC
 from nfnet_ray.places import in_words, remedy_for
@@ -15,6 +16,7 @@ from nfnet_ray.tracking.events import (
     TrialOutcome,
     at_work,
     epoch_ended,
+    form_chosen,
     trial_ended,
 )
 from nfnet_ray.tracking.state import StudyState
@@ -104,6 +106,14 @@ class Recorder:
                     f"{known.get(name)}): the new numbers replace the old ones"
                 )
         self.record(epoch_ended(trial, epoch, metrics, texts))
+
+    def record_form(self, trial: str, shape: str, choice: Mapping[str, Any]) -> None:
+        """Keeps in which form steps of a shape are trained, and says it; a choice that comes later does not count."""
+        with self._one_at_a_time:
+            if shape in self.state.forms:
+                return
+            self.record(form_chosen(trial, shape, choice))
+        self._say(f"{trial}: form of a step: {choice['sentence']}")
 
     def end_trial(self, name: str, state: TrialOutcome, reason: str | None) -> None:
         """Record that a trial has ended, with the number of its reported epochs."""

@@ -37,9 +37,15 @@ def _one_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def driver(tmp_path: Path) -> Iterator[tuple[Recorder, FormBook]]:
+def said() -> list[str]:
+    """What the driver has told a person."""
+    return []
+
+
+@pytest.fixture
+def driver(tmp_path: Path, said: list[str]) -> Iterator[tuple[Recorder, FormBook]]:
     with Journal(tmp_path / JOURNAL_FILE) as journal:
-        recorder = Recorder(journal, StudyState(), lambda: None, lambda _: None)
+        recorder = Recorder(journal, StudyState(), lambda: None, said.append)
         plans: Any = [{"name": trial.name, "point": {}, "recipe": {}} for trial in STUDY.trials()]
         recorder.record(study_started({"name": "agc", "seeds": [0], "worker": {}}, plans))  # type: ignore[typeddict-item]
         yield recorder, FormBook(recorder)
@@ -60,7 +66,9 @@ def never(_news: News) -> Choice:
     raise AssertionError("the form is known")
 
 
-def test_the_second_trial_waits_for_the_first_one(driver: tuple[Recorder, FormBook], tmp_path: Path) -> None:
+def test_the_second_trial_waits_for_the_first_one(
+    driver: tuple[Recorder, FormBook], said: list[str], tmp_path: Path
+) -> None:
     recorder, book = driver
     names = [trial.name for trial in STUDY.trials()]
     configs = [config_of(number, recorder, book, tmp_path) for number in range(2)]
@@ -85,6 +93,7 @@ def test_the_second_trial_waits_for_the_first_one(driver: tuple[Recorder, FormBo
     assert agree(configs[0], SHAPE, choose, tell, lambda: None) == QUICK
     waiter.join(HANG_SECONDS)
     assert found == {1: QUICK}
+    assert said == [f"{names[0]}: form of a step: {QUICK.sentence()}"]
     # After a kill -9 a new driver reads it, and its head knows nothing.
     state, _ = StudyState.read(tmp_path)
     assert {shape: Choice.from_values(values) for shape, values in state.forms.items()} == {SHAPE: QUICK}

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from nfnet_ray.recipe import Recipe, ResolvedRecipe
+from nfnet_ray.wording import count
 
 AUTO = "auto"
 LAYOUTS = ("contiguous", "channels_last")
@@ -51,13 +52,14 @@ class Choice:
     remark: str = ""
 
     def to_values(self) -> dict[str, Any]:
-        """As JSON values."""
-        return asdict(self)
+        """As JSON values, with the sentence for those who read them."""
+        return {**asdict(self), "sentence": self.sentence()}
 
     @staticmethod
     def from_values(values: Mapping[str, Any]) -> Choice:
         """The choice that gave the values."""
-        return Choice(**{**values, "form": Form(**values["form"])})
+        measured = {name: value for name, value in values.items() if name != "sentence"}
+        return Choice(**{**measured, "form": Form(**measured["form"])})
 
     def sentence(self) -> str:
         """The choice and why, in a line.
@@ -136,7 +138,7 @@ def shape_of(recipe: ResolvedRecipe, classes: int, replicas: int, threads: int, 
         parts.append(f"activation_memory_budget={recipe.activation_memory_budget:g}")
     if recipe.model.trained != "all":
         parts.append(f"trained: {recipe.model.trained}")
-    return f"{', '.join(parts)}, on {device_name}" + (f" with {threads} threads" if threads else "")
+    return f"{', '.join(parts)}, on {device_name}" + (f" with {count(threads, 'thread')}" if threads else "")
 
 
 def _layouts(recipe: Recipe, device_type: str) -> tuple[str, ...]:
