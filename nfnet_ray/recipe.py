@@ -379,6 +379,11 @@ class Recipe(Section):
         above=0,
         at_most=1,
     )
+    capture: Literal["auto", "never"] = setting(
+        "auto",
+        "on a GPU, capture the whole step as one CUDA graph, with the same bits; auto: where that is possible "
+        "(a CPU has none)",
+    )
     seed: int = setting(0, "seed of weights, order, augmentation and dropout", at_least=0)
     signal_epochs: int = setting(
         0,

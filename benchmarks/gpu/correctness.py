@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from benchmarks.gpu.captured import new_captured_step
 from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.networks import TINY, constant_rates, new_step, random_batch, recipe_of
 from benchmarks.gpu.rows import Recorder
@@ -24,6 +25,8 @@ from nfnet_ray.data.loading.loader import EvalLoader
 from nfnet_ray.models.published import resolve
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.training import PlainContext, run, train
+from nfnet_ray.training.captured import Recorder as GraphRecorder
+from nfnet_ray.training.captured import recorder_for
 from nfnet_ray.training.determinism import reset_process
 from nfnet_ray.training.evaluation import EVAL_BATCH_SIZE, evaluate
 from studies.base_recipe import recipe_for
@@ -46,6 +49,23 @@ FLOAT64_CHECKS: Mapping[str, Mapping[str, Any]] = {
     },
     "accumulation": {"optimizer__agc__clip_factor": 0.02, "micro_batches": 4},
 }
+CAPTURED_STEPS = 6
+CAPTURED_CHECKS: Mapping[str, Mapping[str, Any]] = {
+    "AGC": {},
+    "without AGC": {"optimizer__agc__clip_factor": None},
+    "SAM": {"optimizer__sam__rho": 0.05},
+    "LookSAM": {
+        "optimizer__sam__rho": 0.05,
+        "optimizer__sam__method": "looksam",
+        "optimizer__sam__looksam_interval": 2,
+    },
+    "ESAM": {"optimizer__sam__rho": 0.05, "optimizer__sam__method": "esam"},
+    "SAM by micro-batch": {
+        "optimizer__sam__rho": 0.05,
+        "optimizer__sam__perturbation": "micro_batch",
+        "micro_batches": 2,
+    },
+}
 BETWEEN_WEIGHTS = "largest difference of a weight / largest weight"
 
 
@@ -57,6 +77,14 @@ def measure(recorder: Recorder, machine: Machine, _options: argparse.Namespace) 
         with recorder.case(case):
             difference = difference_from_the_cpu(machine, values)
             add_check(recorder, case, BETWEEN_WEIGHTS, difference, LARGEST_FLOAT64_DIFFERENCE)
+    for name, values in CAPTURED_CHECKS.items():
+        case = f"float32, {CAPTURED_STEPS} steps captured against kernel by kernel, {name}"
+        with recorder.case(case):
+            graphs = recorder_for(machine.device)
+            if graphs is None:
+                recorder.add(case, "skipped", "needs a GPU")
+                continue
+            add_check(recorder, case, BETWEEN_WEIGHTS, captured_difference(machine, values, graphs), 0.0)
     case = f"bfloat16 against float32, {STEPS_IN_BFLOAT16} steps of nfnet_nano"
     with recorder.case(case):
         recorder.add(case, "largest relative difference of a loss", loss_difference(machine))
@@ -95,6 +123,39 @@ def difference_from_the_cpu(machine: Machine, values: Mapping[str, Any]) -> floa
             step(random_batch(recipe, device, seed=seed, num_classes=CLASSES))
         weights.append(weights_of(model).cpu())
     return relative_difference(*weights)
+
+
+def captured_difference(machine: Machine, values: Mapping[str, Any], graphs: GraphRecorder) -> float:
+    """Between the weights after the same steps, captured by ``graphs`` and not, by deterministic algorithms.
+
+    With a schedule, AGC, a moving average with warm-up, dropout and stochastic depth: whatever differs from step to
+    step would show if it were a part of the graph.
+    """
+    recipe = recipe_of(
+        "nfnet_pico",
+        machine,
+        batch_size=16,
+        model__dropout=0.1,
+        model__stochastic_depth=0.1,
+        schedule__epochs=1,
+        schedule__warmup_epochs=0.002,
+        **{"optimizer__agc__clip_factor": 0.02, **values},
+    )
+    vectors = []
+    for recorder in (None, graphs):
+        model, step = new_captured_step(recipe, machine, recorder)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
+        for seed in range(CAPTURED_STEPS):
+            batch = random_batch(recipe, machine.device, seed=seed, num_classes=CLASSES)
+            if not step.is_ready_for(batch):
+                step.prepare(batch)
+            step(batch)
+        if step.refusal:
+            raise RuntimeError(step.refusal)
+        vectors.append(weights_of(model))
+    torch.use_deterministic_algorithms(False)
+    return relative_difference(*vectors)
 
 
 def loss_difference(machine: Machine) -> float:

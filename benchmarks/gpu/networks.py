@@ -65,6 +65,7 @@ def new_step(
     *,
     device: torch.device | None = None,
     num_classes: int = IMAGENET_CLASSES,
+    rates_on_device: bool | None = None,
 ) -> tuple[torch.nn.Module, TrainStep]:
     """A new network, the same for the same Recipe, and the step that trains it, on the machine's device by default.
 
@@ -81,7 +82,7 @@ def new_step(
     )
     set_training_mode(model)
     model.to(context.device, DTYPES[recipe.precision]).to(memory_format=MEMORY_FORMATS[recipe.memory_format])
-    return model, TrainStep(model, recipe, context, STEPS_PER_EPOCH)
+    return model, TrainStep(model, recipe, context, STEPS_PER_EPOCH, rates_on_device=rates_on_device)
 
 
 def random_batch(

@@ -93,6 +93,7 @@ _NOT_COMPARED = {
     "micro_batches",
     "compile",
     "activation_memory_budget",
+    "capture",
     "seed",
     "signal_epochs",
 }

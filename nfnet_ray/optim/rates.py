@@ -89,6 +89,7 @@ class DeviceRates:
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         self._reals = torch.zeros(len(_REAL), dtype=dtype, device=device)
         self._wholes = torch.zeros(len(_WHOLE), dtype=torch.int64, device=device)
+        self._filled: dict[tuple[str, ...], list[float]] = {}
         scalars = dict(zip(_REAL, self._reals.unbind(), strict=True))
         self.rates = Rates(**scalars, **dict(zip(_WHOLE, self._wholes.unbind(), strict=True)))
 
@@ -100,5 +101,8 @@ class DeviceRates:
         """
         for kept, names in ((self._reals, _REAL), (self._wholes, _WHOLE)):
             values = [getattr(rates, name) for name in names]
+            if values == self._filled.get(names):
+                continue
+            self._filled[names] = values
             pinned = torch.tensor(values, dtype=kept.dtype, pin_memory=kept.device.type == "cuda")
             kept.copy_(pinned, non_blocking=True)

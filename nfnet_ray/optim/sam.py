@@ -45,7 +45,9 @@ class AscentNumbers(NamedTuple):
 
 def ascent_numbers(recipe: SAMRecipe, seed: int) -> AscentNumbers:
     """The numbers of the ascent step with this ``seed``; a Recipe without SAM has a length of 0."""
-    share = recipe.esam_weight_share if recipe.method == "esam" else 1.0
+    if recipe.method != "esam":
+        return AscentNumbers(recipe.rho or 0.0, recipe.asam_eta, 0, 0)
+    share = recipe.esam_weight_share
     # A hash is uniform in -2^63 .. 2^63 - 1.
     limit = min(round(share * 2.0**64), (1 << 64) - 1) - (1 << 63)
     return AscentNumbers((recipe.rho or 0.0) / share, recipe.asam_eta, signed(mixed(seed + GOLDEN)), limit)

@@ -40,15 +40,24 @@ class EpochSums:
         self._sums = torch.zeros(4, dtype=torch.float64, device=context.device)
         self._first_bad_step = torch.full((), math.inf, dtype=torch.float64, device=context.device)
 
-    def add(self, result: StepResult, step: int) -> None:
-        """Counts step ``step`` of the epoch."""
+    def start_epoch(self) -> None:
+        """Forgets the steps so far."""
+        self._sums.zero_()
+        self._first_bad_step.fill_(math.inf)
+
+    def tensors(self) -> list[torch.Tensor]:
+        """Where it adds, always the same tensors."""
+        return [self._sums, self._first_bad_step]
+
+    def add(self, result: StepResult) -> None:
+        """Counts a step."""
         clipped = result.clipped_fraction * result.images
         images = torch.full_like(result.loss_sum, result.images)
         self._sums += torch.stack(
             [part.double() for part in (result.loss_sum, result.correct, clipped, images)]
         )
-        bad = torch.where(result.loss_sum.isfinite(), math.inf, float(step))
-        self._first_bad_step = torch.minimum(self._first_bad_step, bad)
+        bad = torch.where(result.loss_sum.isfinite(), math.inf, result.step_of_epoch)
+        torch.minimum(self._first_bad_step, bad.double(), out=self._first_bad_step)
 
     def use(self, sums: torch.Tensor, first_bad_step: torch.Tensor) -> None:
         """Counts in these tensors from now on, which take over what was counted; a cohort has them for all lanes."""

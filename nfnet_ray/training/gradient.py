@@ -121,6 +121,12 @@ class Gradient:
         self._smoothing: Number = recipe.loss.label_smoothing
         self._scope = sam.perturbation or ("global" if sam.method == "looksam" else "replica")
 
+    @property
+    def repeats_draws(self) -> bool:
+        """Whether a step sets torch's generator back, to draw the same in two passes."""
+        sam = self._recipe.optimizer.sam
+        return sam.rho is not None and sam.share_masks and not self._draws_by_sample
+
     def ascends_in(self, step: int) -> bool:
         """Whether optimiser step ``step`` has an ascent."""
         sam = self._recipe.optimizer.sam
@@ -269,9 +275,8 @@ class Gradient:
 
     def _draws_of_the_descent(self) -> contextlib.AbstractContextManager[None]:
         """For networks that draw from torch's generator: the pass after the ascent draws the same again."""
-        draws_again = self._recipe.optimizer.sam.share_masks and not self._draws_by_sample
         devices = [self._context.device] if self._context.device.type == "cuda" else []
-        return torch.random.fork_rng(devices, enabled=draws_again)
+        return torch.random.fork_rng(devices, enabled=self.repeats_draws)
 
     def _without_averaging(self) -> contextlib.AbstractContextManager[None]:
         if isinstance(self._replicas, DistributedDataParallel):

@@ -18,7 +18,6 @@ from nfnet_ray.models.published import with_published_values
 from nfnet_ray.models.weights.pretrained import set_training_mode
 from nfnet_ray.models.weights.weights_file import with_pinned_weights
 from nfnet_ray.recipe import Recipe
-from nfnet_ray.training.agreement import EpochSums
 from nfnet_ray.training.checkpoints.saving import Saver
 from nfnet_ray.training.collectives import first_workers, together
 from nfnet_ray.training.context import Context
@@ -114,7 +113,7 @@ def begin_epoch(run: Run, at: Position) -> Position:
     if at.batches:
         return at
     torch.manual_seed(network_seed(run.recipe.seed, at.epoch, run.context.rank))
-    run.sums = EpochSums(run.context)
+    run.sums.start_epoch()
     return dataclasses.replace(at, train_seconds_before=run.clock.seconds("train"))
 
 
@@ -123,7 +122,7 @@ def train_epoch(run: Run, at: Position) -> Outcome | None:
 
     Every few steps the workers agree on what the epoch's loss is so far, and on whether to save or to stop.
     """
-    clock, step, agreement = run.clock, run.step, run.agreement
+    clock, step, agreement = run.clock, run.captured_step, run.agreement
     batches = run.train_loader.batches_per_epoch
 
     set_training_mode(run.model)
@@ -131,13 +130,11 @@ def train_epoch(run: Run, at: Position) -> Outcome | None:
     run.system.start()
     arriving = clock.waiting_for(run.train_loader.epoch(at.epoch, first_batch=at.batches))
     for number, batch in enumerate(arriving, start=at.batches + 1):
-        if step.needs_warm_up and batch.images.shape != run.warmed_up_shape:
+        if not step.is_ready_for(batch):
             clock.enter("warmup")
             run.warm_up(batch)
             clock.enter("train")
-        run.warmed_up_shape = batch.images.shape
-
-        run.sums.add(step(batch), number)
+        step(batch)  # into run.sums
         run.context.progress(at.epoch + number / batches)
 
         if not agreement.is_due(is_last=number == batches):
@@ -179,7 +176,8 @@ def speed_metrics(run: Run, at: Position) -> dict[str, float]:
     """Speed and cost of the training of an epoch, which began at ``at``."""
     images = run.train_loader.batches_per_epoch * run.recipe.batch_size
     train_seconds = run.clock.seconds("train") - at.train_seconds_before
-    cost = run.meter.stop(images, train_seconds, run.train_loader.image_size(at.epoch))
+    image_size = run.train_loader.image_size(at.epoch)
+    cost = run.meter.stop(images, train_seconds, image_size, run.captured_step.peak_bytes)
     return {"images_per_second": images / train_seconds} | cost
 
 

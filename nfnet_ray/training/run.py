@@ -21,6 +21,7 @@ from nfnet_ray.models.published import resolve
 from nfnet_ray.models.weights.pretrained import start_from
 from nfnet_ray.recipe import Recipe, ResolvedRecipe
 from nfnet_ray.training.agreement import Agreement, EpochSums
+from nfnet_ray.training.captured import CapturedStep, recorder_for
 from nfnet_ray.training.checkpoints.saving import Saver, check_same
 from nfnet_ray.training.collectives import together
 from nfnet_ray.training.context import Context
@@ -88,6 +89,7 @@ class Run:
     eval_loader: EvalLoader
     model: nn.Module
     step: TrainStep
+    captured_step: CapturedStep
     clock: Clock
     meter: Meter
     system: SystemMeter
@@ -95,7 +97,7 @@ class Run:
     sums: EpochSums
     agreement: Agreement
     warmed_up_shape: torch.Size | None = None
-    """The shape of the images that the step was last warmed up for."""
+    """The shape of the images that the step of a cohort was last warmed up for."""
     lanes: int | None = None
     """The number of lanes of the cohort that trains it; None if it is trained alone."""
     has_told_conditions: bool = False
@@ -106,10 +108,11 @@ class Run:
         if self.has_told_conditions:
             return {}
         self.has_told_conditions = True
-        return {"conditions": conditions_text(self.recipe, self.context, self.lanes)}
+        step = None if self.lanes else self.captured_step.form
+        return {"conditions": conditions_text(self.recipe, self.context, self.lanes, step)}
 
     def warm_up(self, batch: TrainBatch) -> None:
-        """Has the step compile and choose its algorithms now, by a pass whose result is thrown away.
+        """Has the step compile, choose its algorithms and be captured now, by passes whose results are thrown away.
 
         What other runs have compiled is used, and the first worker of the first run hands on what it has compiled.
         """
@@ -119,7 +122,7 @@ class Run:
         )
         if files:
             files.load(name)
-        self.step.warm_up(batch)
+        self.captured_step.prepare(batch)
         if files and self.context.rank == 0:
             files.save(name)
 
@@ -249,6 +252,8 @@ def _built(
     )
     start_from(model, recipe.model)
     model.to(context.device, DTYPES[recipe.precision]).to(memory_format=MEMORY_FORMATS[recipe.memory_format])
+    step = TrainStep(model, recipe, context, train_loader.batches_per_epoch)
+    sums = EpochSums(context)
     return Run(
         recipe=recipe,
         settings=settings,
@@ -259,11 +264,12 @@ def _built(
         train_loader=train_loader,
         eval_loader=eval_loader,
         model=model,
-        step=TrainStep(model, recipe, context, train_loader.batches_per_epoch),
+        step=step,
+        captured_step=CapturedStep(step, sums, recipe, context, recorder_for(context.device)),
         clock=clock,
         meter=Meter(recipe, len(dataset.class_names), context),
         system=SystemMeter(context),
-        sums=EpochSums(context),
+        sums=sums,
         agreement=Agreement(context, saver),
     )
 

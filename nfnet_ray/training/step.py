@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import fnmatch
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +55,8 @@ class StepResult:
     """Number of these images that were recognised."""
     clipped_fraction: Tensor
     """The share of units that AGC clipped, the same on every worker."""
+    step_of_epoch: float | Tensor
+    """From 1."""
 
 
 class TrainStep:
@@ -159,6 +161,7 @@ class TrainStep:
             loss_sum=losses.loss_N.sum(dtype=torch.float64),
             correct=losses.correct_N.sum(),
             clipped_fraction=clipped_fraction,
+            step_of_epoch=rates.step_of_epoch,
         )
 
     @property
@@ -182,6 +185,22 @@ class TrainStep:
         self.optimizer.zero_grad(set_to_none=True)
         if devices:
             torch.cuda.synchronize(self._context.device)
+
+    @property
+    def repeats_draws(self) -> bool:
+        """Whether a step sets torch's generator back, to draw the same again."""
+        return self._gradient.repeats_draws
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All that a step changes on the device, but gradients. It is the same tensors as long as the step lives."""
+        yield from self._model.parameters()
+        yield from self._statistics()
+        if self.average:
+            yield from self.average.model.parameters()
+        for state in self.optimizer.state.values():
+            yield from (part for part in state.values() if isinstance(part, Tensor))
+        yield from self._gradient.look_direction.state_dict()["direction"]
+        yield from self.clipping_counts.state_dict().values()
 
     def unify_statistics(self) -> None:
         """Gives all workers the running statistics of the first one's normalisation layers, if there are any."""

@@ -79,15 +79,16 @@ def _measure_training(run: Run) -> None:
     run.meter.start()
     batch = next(batches)
     say({"first_batch": True})
-    if run.step.needs_warm_up:
-        run.warm_up(batch)
-        say({"warmed_up": True})
+    step = run.captured_step
     steps = 0
     began = time.perf_counter()
     images = run.recipe.batch_size
     while steps < MOST_STEPS and (steps <= FIRST_STEPS or time.perf_counter() - began < SECONDS_OF_STEPS):
+        if not step.is_ready_for(batch):
+            run.warm_up(batch)
+            say({"warmed_up": True})
         start = time.perf_counter()
-        run.step(batch).loss_sum.item()  # waits for the device
+        step(batch).loss_sum.item()  # waits for the device
         batch = next(batches)
         steps += 1
         if steps == FIRST_STEPS:
@@ -99,7 +100,7 @@ def _measure_training(run: Run) -> None:
                 "image_size": run.train_loader.image_size(0),
             }
         )
-    memory = run.meter.peak_memory_bytes()
+    memory = max(run.meter.peak_memory_bytes(), step.peak_bytes)
     if memory:
         say({"memory_bytes": memory})
 

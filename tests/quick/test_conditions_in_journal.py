@@ -10,6 +10,7 @@ import torch
 
 from nfnet_ray.models.published import resolve
 from nfnet_ray.recipe import Recipe
+from nfnet_ray.tracking.conditions.of_trial import conditions_of
 from nfnet_ray.tracking.events import epoch_ended, study_resumed
 from nfnet_ray.tracking.state import StudyState
 from nfnet_ray.training.context import PlainContext
@@ -37,6 +38,9 @@ def test_a_worker_tells_what_its_recipe_comes_to_on_it() -> None:
     assert (told["workers"], told["threads"], told["torch"]) == (1, 2, torch.__version__)
     assert told["device"]
     assert "cuda" not in told
+    assert "step" not in told  # it is a GPU's
+    on_a_gpu = json.loads(conditions_text(resolve(recipe), context, step="one CUDA graph"))
+    assert on_a_gpu["step"] == "one CUDA graph"
 
 
 def test_each_trial_knows_the_drivers_that_trained_it(tmp_path: Path) -> None:
@@ -76,3 +80,16 @@ def test_conditions_of_an_epoch_are_kept(tmp_path: Path) -> None:
     for brief in (False, True):
         state, _ = StudyState.read(tmp_path, last_epochs_only=brief)
         assert state.trials[trial].texts_of(8) == {"conditions": '{"device":"H200"}'}
+
+
+def test_how_a_gpu_does_its_steps_is_a_condition(tmp_path: Path) -> None:
+    """It touches the time; a journal of a CPU has none."""
+    events: Any = agc_sweep(clip_factors=(0.01,))
+    trial = next(event["trial"] for event in events if event["event"] == "trial_started")
+    told = epoch_ended(trial, 8, {"validation_top1": 0.5}, {"conditions": '{"step":"one CUDA graph"}'})
+    for gpus in (0, 1):
+        events[0]["study"]["worker"]["gpus"] = gpus
+        write_journal(tmp_path / str(gpus), [*events, told])
+        conditions = conditions_of(StudyState.read(tmp_path / str(gpus))[0], trial)
+        assert ("step" in conditions) == (gpus == 1)
+    assert conditions["step"].text == "one CUDA graph"

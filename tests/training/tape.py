@@ -7,7 +7,7 @@ operator.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -44,6 +44,29 @@ class Tape(TorchDispatchMode):
     def frozen(self) -> list[str]:
         """Every operator with all that is not a tensor: what a graph would repeat for ever."""
         return [f"{func} {tree_map(_shown, (args, kwargs))}" for func, args, kwargs, _ in self._noted]
+
+
+class TapeRecorder:
+    """Makes graphs as :class:`nfnet_ray.training.captured.CudaRecorder` does, which are tapes."""
+
+    def __init__(self) -> None:
+        self.tapes: list[Tape] = []
+
+    def rehearse(self, act: Callable[[], None]) -> None:
+        """Does it."""
+        act()
+
+    def record(self, act: Callable[[], None]) -> Callable[[], None]:
+        """Does it, too, where a GPU would not: what it changes has to be put back all the same."""
+        tape = Tape()
+        with tape:
+            act()
+        self.tapes.append(tape)
+        return tape.replay
+
+    def peak_bytes(self) -> float:
+        """Of each capture another one."""
+        return 1000.0 * (1 + len(self.tapes))
 
 
 def _tensors(tree: Any) -> Iterator[Tensor]:

@@ -12,6 +12,7 @@ import io
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -24,11 +25,14 @@ from benchmarks.gpu import __main__ as command
 from benchmarks.gpu.children import Children, wait_until_ready
 from benchmarks.gpu.convolution_shapes import PASSES, Convolution, convolutions_of
 from benchmarks.gpu.convolutions import FORMS, tensors_of
+from benchmarks.gpu.correctness import captured_difference
+from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.rows import COLUMNS, Row, read_rows, table, tidy, write_csv
 from nfnet_ray.errors import UserError
 from nfnet_ray.models.costs import count_multiply_adds
 from nfnet_ray.models.variants import block_plan, get_variant
 from tests.deadlines import HANG_SECONDS, wait_until
+from tests.training.tape import TapeRecorder
 
 NOT_ON_THE_DEVICE = ("ray", "mlflow", "ffcv", "orjson", "optuna", "plotly", "moto")
 ROW = '{"part": "p", "case": "c", "quantity": "time", "value": 1, "unit": "s", "device": "D"}'
@@ -71,6 +75,21 @@ def test_every_part_gives_its_rows_with_torch_alone(tmp_path: Path) -> None:
     assert "images per second" in quantities["ratio"]
     assert "top-1" in quantities["cifar"]
     assert "step: nfnet_pico, ours, 32 px, batch 4, NCHW, eager: images per second" in process.stdout
+
+
+def test_the_check_of_captured_steps_compares_two_trainings() -> None:
+    """By tapes in place of graphs; a tape that replays nothing is noticed."""
+    machine = Machine()
+    recorder = TapeRecorder()
+    assert captured_difference(machine, {}, recorder) == 0
+    assert len(recorder.tapes) == 1
+
+    class Idle(TapeRecorder):
+        def record(self, act: Callable[[], None]) -> Callable[[], None]:
+            super().record(act)
+            return lambda: None
+
+    assert captured_difference(machine, {}, Idle()) > 0
 
 
 def few_images(folder: Path) -> Path:

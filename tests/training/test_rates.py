@@ -6,7 +6,6 @@ What is captured as a CUDA graph, or compiled, keeps the numbers that Python gav
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 from nfnet_ray.models import create_model
 from nfnet_ray.models.weights.pretrained import set_training_mode
 from nfnet_ray.recipe import Recipe
+from nfnet_ray.training.form import compilation
 from nfnet_ray.training.gradient import DTYPES, Gradient
 from nfnet_ray.training.step import TrainStep
 from tests.training import replicas
@@ -155,7 +155,7 @@ def test_a_sweep_compiles_once(monkeypatch: pytest.MonkeyPatch) -> None:
         forward: Callable[..., Any] = graph.forward
         return forward
 
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    monkeypatch.setattr(compilation, "backend_of", lambda _recipe: backend)
     first = recipe_of(CASES["SAM"], compile=True)
     for recipe in (first, other_rates_than(first), first.with_values({"optimizer.agc.clip_factor": 0.5})):
         model = create_model(

@@ -81,6 +81,7 @@ CONDITION_FIELDS = (
         "marked",
         "activation_memory_budget",
     ),
+    ConditionField("step", "step on the GPU", _TIME, "marked", "capture"),
     ConditionField("micro_batches", "micro-batches", _TIME, "marked", "micro_batches"),
     ConditionField("torch", "torch", _BOTH, "marked"),
     ConditionField("cuda", "CUDA", _BOTH, "marked"),

@@ -79,6 +79,7 @@ def conditions_of(state: StudyState, trial: str) -> Conditions:
         conditions["mps"] = _several(_mps(session) for session in sessions)
     if gpus:
         conditions["cuda"] = _several(part.get("cuda") for part in told)
+        conditions["step"] = _several(part.get("step") for part in told)
     if not str(recipe.get("model.name", "")).startswith("nf"):  # the baselines' modules are timm's
         timm = [part.get("timm") for part in told]
         conditions["timm"] = _several(timm) if told else _version(sessions, "timm")

@@ -16,6 +16,8 @@ from nfnet_ray.models.catalogue import count_multiply_adds
 from nfnet_ray.models.published import resolve
 from nfnet_ray.models.weights.pretrained import freeze, set_training_mode
 from nfnet_ray.recipe import Recipe, ResolvedRecipe
+from nfnet_ray.training.agreement import EpochSums
+from nfnet_ray.training.captured import CapturedStep, recorder_for
 from nfnet_ray.training.context import PlainContext
 from nfnet_ray.training.determinism import reset_process
 from nfnet_ray.training.form.forms import AUTO, Choice, Form, forms_to_try, pays_to_compile
@@ -140,13 +142,16 @@ def _time_step(recipe: ResolvedRecipe, num_classes: int, context: PlainContext) 
     freeze(model, recipe.model)
     set_training_mode(model)
     model.to(context.device, DTYPES[recipe.precision]).to(memory_format=MEMORY_FORMATS[recipe.memory_format])
-    step = TrainStep(model, recipe, context, steps_per_epoch=1000)
+    own = TrainStep(model, recipe, context, steps_per_epoch=1000)
+    step = CapturedStep(own, EpochSums(context), recipe, context, recorder_for(context.device))
     batch = _noise(recipe, num_classes, context.device)
     seconds: list[float] = []
     while len(seconds) <= FEWEST_STEPS or (
         len(seconds) <= MOST_STEPS and sum(seconds[1:]) < SECONDS_OF_STEPS
     ):
         start = time.perf_counter()
+        if not step.is_ready_for(batch):
+            step.prepare(batch)
         step(batch).loss_sum.item()  # waits for the device
         seconds.append(time.perf_counter() - start)
     return Timing(seconds[0], min(seconds[1:]), recipe.batch_size / images)

@@ -17,8 +17,12 @@ from nfnet_ray.recipe import ResolvedRecipe
 from nfnet_ray.training.context import Context
 
 
-def conditions_text(recipe: ResolvedRecipe, context: Context, lanes: int | None = None) -> str:
-    """The conditions of this worker as JSON; ``lanes`` is the size of the cohort, if there is one.
+def conditions_text(
+    recipe: ResolvedRecipe, context: Context, lanes: int | None = None, step: str | None = None
+) -> str:
+    """The conditions of this worker as JSON.
+
+    ``lanes`` is the size of the cohort, if there is one. ``step`` says how a GPU does its steps.
 
     ``device`` is the GPU's or the processor's name; ``eval_size``, ``image_size``, ``precision``, ``memory_format`` and
     ``compile`` are those that the Recipe comes to on it; ``workers`` those that train together now.
@@ -33,6 +37,7 @@ def conditions_text(recipe: ResolvedRecipe, context: Context, lanes: int | None 
         "precision": recipe.precision,
         "memory_format": recipe.memory_format,
         "compile": recipe.compile,
+        "step": step,
         "image_size": recipe.data.image_size,
         "eval_size": recipe.data.eval_size,
         "eval_crop": recipe.data.eval_crop,

@@ -121,15 +121,19 @@ class Meter:
         self._joules_before = self._energy.joules() if self._energy else None
         self._started_at = time.perf_counter()
 
-    def stop(self, images: int, train_seconds: float, image_size: int) -> dict[str, float]:
+    def stop(
+        self, images: int, train_seconds: float, image_size: int, captured_bytes: float = 0.0
+    ) -> dict[str, float]:
         """Ends it: the metrics that can be known, the same on all workers, which have to call this together.
 
         ``images`` of the epoch, over all workers; ``train_seconds`` that the epoch took of the clock's phase;
-        ``image_size`` is the side of the epoch's images in pixels.
+        ``image_size`` is the side of the epoch's images in pixels; ``captured_bytes`` is the memory of a step that is
+        replayed, which torch does not count.
         A GPU's queue has to be empty, as it is once a loss has been read.
         """
         seconds = time.perf_counter() - self._started_at
-        own = _Reading(self._device, self._peak, self.peak_memory_bytes(), self._joules(), seconds)
+        memory_bytes = max(self.peak_memory_bytes(), captured_bytes)
+        own = _Reading(self._device, self._peak, memory_bytes, self._joules(), seconds)
         readings = all_of(own, self._context)
         flops_per_image = model_flops_per_image(self._recipe, self._num_classes, image_size)
         flops_per_second = flops_per_image * images / train_seconds

@@ -1,0 +1,233 @@
+"""The steps of a run, captured as CUDA graphs where that is possible.
+
+On a GPU a step of a small network consists of launching kernels, one by one, from Python. A CUDA graph has all kernels
+of a step with their addresses, and the GPU works through it by itself: forward, loss, backward, SAM's two passes, AGC
+and its counts, weight decay, momentum, the moving average, and the sums of the epoch. It is bit for bit the step that
+it was captured from. What has to hold for that:
+
+* It reads and writes the memory that it was captured with. Batches are copied into static tensors, rates are scalars on
+  the device (``optim/rates.py``), and all that a step changes stays where it is, also when a checkpoint is loaded.
+* No line of Python runs. So what a step does may depend on its batch's shape and on :attr:`TrainStep.kind` alone, of
+  which each has a graph: LookSAM has two, and progressive image sizes have one for each size.
+* Memory within a graph is used again by the others, which share a pool. So nothing that outlives a step is made there.
+
+Where a step cannot be captured, or capturing fails, the steps are done kernel by kernel, and the log says why.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from nfnet_ray.data.batch import TrainBatch
+from nfnet_ray.recipe import Recipe
+from nfnet_ray.training.agreement import EpochSums
+from nfnet_ray.training.context import Context
+from nfnet_ray.training.determinism import generators, set_generators
+from nfnet_ray.training.step import StepResult, TrainStep
+
+STEPS_BEFORE_CAPTURE = 3
+"""Libraries choose their algorithms and make their workspaces in the first ones (torch's notes on CUDA graphs)."""
+MOST_GRAPHS = 8
+"""Each takes some megabytes for its kernels' arguments; growing images leave those of earlier sizes behind."""
+
+logger = logging.getLogger(__name__)
+
+
+class Recorder(Protocol):
+    """Makes graphs."""
+
+    def rehearse(self, act: Callable[[], None]) -> None:
+        """Does it once, as it will be captured."""
+
+    def record(self, act: Callable[[], None]) -> Callable[[], None]:
+        """Captures it; what is returned does it again."""
+
+    def peak_bytes(self) -> float:
+        """The largest memory so far that tensors took."""
+
+
+class CudaRecorder:
+    """Makes CUDA graphs, which share the memory between their kernels."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def rehearse(self, act: Callable[[], None]) -> None:
+        """On the stream of the captures, whose workspaces are made by this."""
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._stream):
+            act()
+        torch.cuda.current_stream(self._device).wait_stream(self._stream)
+
+    def record(self, act: Callable[[], None]) -> Callable[[], None]:
+        """Nothing is computed now."""
+        graph = torch.cuda.CUDAGraph()
+        # Threads that load images, write checkpoints and read NVML go on meanwhile, with memory and streams of theirs.
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+            act()
+        return graph.replay
+
+    def peak_bytes(self) -> float:
+        """Of this process, since it was last forgotten."""
+        return float(torch.cuda.max_memory_allocated(self._device))
+
+
+@dataclass
+class _Graph:
+    batch: TrainBatch
+    """What it reads."""
+    replay: Callable[[], None]
+    result: StepResult
+    """What it writes."""
+
+
+class CapturedStep:
+    """Does the steps of a run and adds them to the epoch's ``sums``: ``step(batch)``, after :meth:`prepare`.
+
+    ``recorder`` None: kernel by kernel, because the device has no graphs. :attr:`refusal` says why a device that has
+    them does not use them.
+    """
+
+    def __init__(
+        self, step: TrainStep, sums: EpochSums, recipe: Recipe, context: Context, recorder: Recorder | None
+    ) -> None:
+        self._step, self._sums, self._context = step, sums, context
+        self._recorder = recorder
+        self.refusal: str | None = None
+        self.peak_bytes = 0.0
+        """The largest memory that a step took before it was captured. A replay takes it, too; no counter sees it."""
+        self._graphs: dict[Hashable, _Graph] = {}
+        self._warmed_up: set[torch.Size] = set()
+        reason = _obstacle(recipe, context, step)
+        if recorder and reason:
+            self._refuse(reason, logging.INFO)
+
+    @property
+    def form(self) -> str | None:
+        """How a GPU does the steps, in words; None on a device that has no graphs."""
+        if self.refusal:
+            return f"kernel by kernel: {self.refusal}"
+        return "one CUDA graph" if self._recorder else None
+
+    def is_ready_for(self, batch: TrainBatch) -> bool:
+        """Whether the next step takes no longer on this batch than later ones do."""
+        if self._recorder:
+            return self._key(batch) in self._graphs
+        return not self._step.needs_warm_up or batch.images.shape in self._warmed_up
+
+    def prepare(self, batch: TrainBatch) -> None:
+        """Compiles, chooses algorithms, and captures the next step. No weight, count or generator is changed by it."""
+        if self._recorder:
+            with self._unchanged():
+                try:
+                    self._capture(batch, self._recorder)
+                except (
+                    Exception
+                ) as error:  # of CUDA, cuDNN or the compiler: without a graph the step may work
+                    self._graphs.clear()
+                    lines = str(error).strip().splitlines() or [""]
+                    self._refuse(f"{type(error).__name__}: {lines[0]}", logging.WARNING)
+                self._step.optimizer.zero_grad(set_to_none=True)
+        if self._recorder is None and self._step.needs_warm_up:
+            self._step.warm_up(batch)
+        self._warmed_up.add(batch.images.shape)
+
+    def __call__(self, batch: TrainBatch) -> StepResult:
+        """A step. The tensors of the result may be those of the next one, too, which overwrites them."""
+        graph = self._graphs.get(self._key(batch)) if self._graphs else None
+        if graph is None:
+            result = self._step(batch)
+            self._sums.add(result)
+            return result
+        self._step.set_rates()
+        for static, given in zip(_tensors(graph.batch), _tensors(batch), strict=True):
+            static.copy_(given, non_blocking=True)
+        graph.replay()
+        self._step.number += 1
+        return graph.result
+
+    def _key(self, batch: TrainBatch) -> Hashable:
+        """Steps of one key are the same for the device, whatever their batches hold."""
+        return (
+            self._step.kind,
+            batch.images.shape,
+            batch.images.dtype,
+            batch.partner_labels is None,
+            batch.positions.tobytes(),
+        )
+
+    def _capture(self, batch: TrainBatch, recorder: Recorder) -> None:
+        static = dataclasses.replace(
+            batch,
+            images=batch.images.clone(),
+            labels=batch.labels.clone(),
+            keys=batch.keys.clone(),
+            partner_labels=None if batch.partner_labels is None else batch.partner_labels.clone(),
+            label_share=None if batch.label_share is None else batch.label_share.clone(),
+        )
+        rates = self._step.set_rates()
+        results: list[StepResult] = []
+
+        def act() -> None:
+            results[:] = [self._step.apply(static, rates)]
+            self._sums.add(results[0])
+
+        for _ in range(STEPS_BEFORE_CAPTURE):
+            recorder.rehearse(act)
+        results.clear()
+        replay = recorder.record(act)
+        self.peak_bytes = max(self.peak_bytes, recorder.peak_bytes())
+        while len(self._graphs) >= MOST_GRAPHS:
+            del self._graphs[next(iter(self._graphs))]
+        self._graphs[self._key(batch)] = _Graph(static, replay, results[0])
+
+    @contextlib.contextmanager
+    def _unchanged(self) -> Iterator[None]:
+        """Within it steps may be tried out: then everything is as before. What is kept is in the host's memory."""
+        tensors = [*self._step.tensors(), *self._sums.tensors()]
+        kept = [tensor.to("cpu", copy=True) for tensor in tensors]
+        draws = generators(self._context.device)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for tensor, before in zip(tensors, kept, strict=True):
+                    tensor.copy_(before)
+            set_generators(draws, self._context.device)
+
+    def _refuse(self, reason: str, level: int) -> None:
+        self._recorder, self.refusal = None, reason
+        logger.log(level, "steps are not captured as a CUDA graph, but done kernel by kernel: %s", reason)
+
+
+def recorder_for(device: torch.device) -> Recorder | None:
+    """What makes graphs on a device; None on a CPU."""
+    return CudaRecorder(device) if device.type == "cuda" else None
+
+
+def _obstacle(recipe: Recipe, context: Context, step: TrainStep) -> str | None:
+    """Why the steps of a Recipe cannot be captured; None if nothing is known to prevent it."""
+    if recipe.capture == "never":
+        return "capture=never"
+    if context.world_size > 1:
+        return f"{context.world_size} workers exchange gradients within a step"
+    if step.repeats_draws:
+        return (
+            "SAM repeats what the network draws from torch's generator, whose state cannot be read in a graph"
+        )
+    return None
+
+
+def _tensors(batch: TrainBatch) -> list[Tensor]:
+    tensors = (batch.images, batch.labels, batch.keys, batch.partner_labels, batch.label_share)
+    return [tensor for tensor in tensors if tensor is not None]

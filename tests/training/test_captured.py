@@ -1,0 +1,278 @@
+"""Steps that are captured and replayed: the bits of steps that are not, the same memory throughout, and the way back.
+
+No GPU takes part. A tape (``tape.py``) does on a CPU what a CUDA graph does; the same comparison with real graphs is
+``python -m benchmarks.gpu --part correctness``.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from nfnet_ray.data.batch import TrainBatch
+from nfnet_ray.models import create_model
+from nfnet_ray.recipe import Recipe
+from nfnet_ray.training import PlainContext, captured, run, train
+from nfnet_ray.training import step as step_module
+from nfnet_ray.training.agreement import EpochSums
+from nfnet_ray.training.captured import CapturedStep, Recorder
+from nfnet_ray.training.context import Context
+from nfnet_ray.training.step import TrainStep
+from tests.training import replicas
+from tests.training.tape import TapeRecorder
+from tests.training.test_rates import CASES, STEPS, WORKER, recipe_of
+
+BASELINE = {
+    "model.name": "test_efficientnet",
+    "model.overrides.width": None,
+    "model.overrides.depth": None,
+    "model.overrides.se_ratio": None,
+}
+
+
+def step_of(
+    recipe: Recipe, recorder: Recorder | None, worker: Context = WORKER
+) -> tuple[CapturedStep, TrainStep, EpochSums]:
+    if recipe.model.name == "test_efficientnet":
+        torch.manual_seed(0)
+        model = create_model(recipe.model.name, replicas.CLASSES, dropout=0.3, stochastic_depth=0.3).train()
+    else:
+        model = replicas.network(recipe)
+    step = TrainStep(model, recipe, worker, STEPS, rates_on_device=True)
+    sums = EpochSums(worker)
+    torch.manual_seed(1)
+    return CapturedStep(step, sums, recipe, worker, recorder), step, sums
+
+
+def do_steps(captured_step: CapturedStep, first: int, last: int) -> None:
+    for number in range(first, last):
+        batch = replicas.global_batch(number)
+        if not captured_step.is_ready_for(batch):
+            captured_step.prepare(batch)
+        assert captured_step.is_ready_for(batch)
+        captured_step(batch)
+
+
+def everything(step: TrainStep, sums: EpochSums) -> list[Tensor]:
+    return [tensor.clone() for tensor in (*step.tensors(), *sums.tensors())]
+
+
+def assert_same(found: list[Tensor], expected: list[Tensor]) -> None:
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("values", "graphs"),
+    [(values, 2 if name in ("LookSAM", "without AGC") else 1) for name, values in CASES.items()]
+    + [(BASELINE, 1)],
+    ids=[*CASES, "a network that draws from torch's generator"],
+)
+def test_replayed_steps_are_the_steps_themselves(
+    values: dict[str, Any], graphs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the bit, with a warm-up and a cosine, dropout, stochastic depth, label smoothing and a moving average."""
+    monkeypatch.setattr(step_module, "STEPS_BETWEEN_NORMS", 2)
+    recipe, recorder, found = recipe_of(values), TapeRecorder(), []
+    for given in (None, recorder):
+        captured_step, step, sums = step_of(recipe, given)
+        do_steps(captured_step, 0, STEPS)
+        found.append(everything(step, sums))
+    assert_same(found[1], found[0])
+    assert step.number == STEPS
+    assert len(recorder.tapes) == graphs
+    assert captured_step.form == "one CUDA graph"
+    assert captured_step.peak_bytes == 1000.0 * (1 + graphs)
+
+
+def test_to_prepare_a_step_changes_nothing() -> None:
+    captured_step, step, sums = step_of(recipe_of(BASELINE), TapeRecorder())
+    do_steps(captured_step, 0, 1)
+    before, draws = everything(step, sums), torch.get_rng_state()
+    captured_step.prepare(replicas.global_batch(5).part(slice(0, 8)))
+    assert_same(everything(step, sums), before)
+    assert torch.equal(torch.get_rng_state(), draws)
+    assert step.number == 1
+
+
+@pytest.mark.parametrize("name", ["AGC", "LookSAM", "RMSProp"])
+def test_a_loaded_state_is_what_replayed_steps_go_on_from(name: str) -> None:
+    """Into the memory that the graph has: an optimiser's own load_state_dict would put other tensors in its place."""
+    captured_step, step, sums = step_of(recipe_of(CASES[name]), TapeRecorder())
+    do_steps(captured_step, 0, 1)
+    places = [tensor.data_ptr() for tensor in step.tensors()]
+    fresh = copy.deepcopy(TrainStep(step._model, recipe_of(CASES[name]), WORKER, STEPS).state_dict())
+    kept = copy.deepcopy((step._model.state_dict(), step.state_dict(), sums.state_dict()))
+    ended = []
+    for _ in range(2):
+        do_steps(captured_step, step.number, STEPS)
+        ended.append(everything(step, sums))
+        assert [tensor.data_ptr() for tensor in step.tensors()] == places
+        step._model.load_state_dict(kept[0])
+        step.load_state_dict(kept[1])
+        sums.start_epoch()
+        sums.load_state_dicts([kept[2]], rank=0, batch_size=replicas.BATCH)
+    assert_same(ended[1], ended[0])
+    # A checkpoint of before the first step has no momentum and no direction.
+    step.load_state_dict(fresh)
+    assert [tensor.data_ptr() for tensor in step.tensors()] == places
+    for state in step.optimizer.state.values():
+        assert not state["momentum_buffer"].any()
+    assert not any(part.any() for part in step._gradient.look_direction.state_dict()["direction"])
+
+
+def test_a_batch_of_another_shape_has_a_graph_of_its_own() -> None:
+    """As the last one of an epoch, or one of larger images; the first graph still holds then."""
+    recipe, found = recipe_of({}), []
+    whole, less = replicas.global_batch(0), replicas.global_batch(1).part(slice(0, 12))
+    larger = dataclasses.replace(whole, images=whole.images.repeat(1, 2, 2, 1))
+    plain = TrainBatch(whole.images, whole.labels, whole.indices, whole.positions, whole.keys)
+    for recorder in (None, TapeRecorder()):
+        captured_step, step, sums = step_of(recipe, recorder)
+        for batch in (whole, less, larger, plain, whole, less):
+            if not captured_step.is_ready_for(batch):
+                captured_step.prepare(batch)
+            captured_step(batch)
+        found.append(everything(step, sums))
+    assert isinstance(recorder, TapeRecorder)
+    assert len(recorder.tapes) == 4
+    assert_same(found[1], found[0])
+
+
+def test_old_graphs_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(captured, "MOST_GRAPHS", 1)
+    captured_step, _, _ = step_of(recipe_of({}), TapeRecorder())
+    whole = replicas.global_batch(0)
+    for batch in (whole, whole.part(slice(0, 12))):
+        captured_step.prepare(batch)
+    assert captured_step.is_ready_for(whole.part(slice(0, 12)))
+    assert not captured_step.is_ready_for(whole)
+
+
+def test_what_is_replayed_reads_its_batch_and_its_rates() -> None:
+    """A result is overwritten by the next step, and not kept from the first."""
+    captured_step, _, _ = step_of(recipe_of({}), TapeRecorder())
+    batches = [replicas.global_batch(number) for number in range(3)]
+    captured_step.prepare(batches[0])
+    results = [captured_step(batch) for batch in batches]
+    assert results[0].loss_sum is results[2].loss_sum
+    assert float(results[2].step_of_epoch) == 3
+
+
+class Failing(TapeRecorder):
+    """A capture that fails after it has done its work."""
+
+    def record(self, act: Callable[[], None]) -> Callable[[], None]:
+        super().record(act)
+        raise RuntimeError("operation not permitted when stream is capturing\nmore lines")
+
+
+def test_a_capture_that_fails_leaves_everything_and_says_why(caplog: pytest.LogCaptureFixture) -> None:
+    recipe, found = recipe_of(CASES["SAM"]), []
+    with caplog.at_level(logging.INFO):
+        for recorder in (None, Failing()):
+            captured_step, step, sums = step_of(recipe, recorder)
+            before = everything(step, sums)
+            captured_step.prepare(replicas.global_batch(0))
+            assert_same(everything(step, sums), before)
+            do_steps(captured_step, 0, 2)
+            found.append(everything(step, sums))
+    assert_same(found[1], found[0])
+    why = "RuntimeError: operation not permitted when stream is capturing"
+    assert captured_step.form == f"kernel by kernel: {why}"
+    assert [(record.levelname, record.message) for record in caplog.records] == [
+        ("WARNING", f"steps are not captured as a CUDA graph, but done kernel by kernel: {why}")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("values", "workers", "why"),
+    [
+        ({"capture": "never"}, 1, "capture=never"),
+        ({}, 2, "2 workers exchange gradients within a step"),
+        ({**BASELINE, "optimizer.sam.rho": 0.1}, 1, "SAM repeats what the network draws"),
+    ],
+)
+def test_what_cannot_be_captured_is_not_tried(
+    values: dict[str, Any], workers: int, why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = recipe_of(values)
+    step = step_of(recipe, None)[1]
+    worker = replicas.Worker(0, workers, workers)
+    with caplog.at_level(logging.INFO):
+        captured_step = CapturedStep(step, EpochSums(WORKER), recipe, worker, TapeRecorder())
+    [record] = caplog.records
+    assert record.message.startswith(
+        f"steps are not captured as a CUDA graph, but done kernel by kernel: {why}"
+    )
+    assert captured_step.form is not None
+    assert captured_step.form.startswith(f"kernel by kernel: {why}")
+    assert captured_step.is_ready_for(replicas.global_batch(0))  # a CPU needs no warm-up
+
+
+def test_a_cpu_captures_nothing() -> None:
+    assert captured.recorder_for(torch.device("cpu")) is None
+    captured_step, _, _ = step_of(recipe_of({}), None)
+    assert captured_step.form is None
+
+
+class Stopping(PlainContext):
+    """Stops in the middle of the second epoch."""
+
+    def progress(self, epochs: float) -> None:
+        if epochs > 1.5:
+            self.stop()
+
+
+def test_a_training_of_replayed_steps_is_the_same_training(
+    quick: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Through epochs, growing images, evaluations, a stop and a checkpoint."""
+    recipe = quick.with_values(
+        {
+            "data.image_size": 32,
+            "data.progressive.start_size": 16,
+            "data.progressive.step": 8,
+            "optimizer.ema.decay": 0.9,
+        }
+    )
+    monkeypatch.setattr(run, "TrainStep", functools.partial(TrainStep, rates_on_device=True))
+    settings: dict[str, Any] = {"device": torch.device("cpu"), "threads": 1}
+    reports: list[list[dict[str, float]]] = [[], []]
+    expected = train(recipe, PlainContext(**settings, on_report=lambda m: reports[0].append(dict(m))))
+
+    recorders: list[TapeRecorder] = []
+
+    def tapes(_device: torch.device) -> TapeRecorder:
+        recorders.append(TapeRecorder())
+        return recorders[-1]
+
+    monkeypatch.setattr(run, "recorder_for", tapes)
+    context = Stopping(**settings, checkpoints=tmp_path, on_report=lambda m: reports[1].append(dict(m)))
+    assert train(recipe, context).state == "stopped"
+    context = PlainContext(**settings, checkpoints=tmp_path, on_report=lambda m: reports[1].append(dict(m)))
+    with caplog.at_level(logging.INFO):
+        outcome = train(recipe, context)
+
+    # Of 16, 24 and 32 pixels: two until the stop, and two after it.
+    assert [len(recorder.tapes) for recorder in recorders] == [2, 2]
+    for mine, other in ((outcome.model, expected.model), (outcome.average, expected.average)):
+        assert mine is not None
+        assert other is not None
+        assert_same(list(mine.state_dict().values()), list(other.state_dict().values()))
+    last, same = reports[1][-1], reports[0][-1]
+    for name in ("train_loss", "train_top1", "agc_clipped_fraction", "validation_top1", "learning_rate"):
+        assert last[name] == same[name]
+    assert "kernel by kernel" not in caplog.text
+    assert np.isfinite(last["train_loss"])
