@@ -36,6 +36,7 @@ def measurement(record: StudyRecord) -> list[tuple[str, str]]:
         ("Accuracy against budget", " ".join(budget_sentences(record))),
         ("Early stopping", _early_stopping(record)),
         ("Early epochs", _rungs(record)),
+        ("Cohorts", _cohorts(record)),
         ("Damaged images", _damaged_images(record)),
         ("Accuracy", _accuracy(record)),
         ("Precision", str(study["recipe"].get("precision", ""))),
@@ -130,6 +131,23 @@ def _damaged_images(record: StudyRecord) -> str:
     most = {words[name]: record.epochs[name].max() for name in words if name in record.epochs}
     parts = [count(int(number), f"{split} image") for split, number in most.items() if number > 0]
     return f"skipped, at most in one trial: {' and '.join(parts)}" if parts else ""
+
+
+def _cohorts(record: StudyRecord) -> str:
+    """Which trials were trained as one program, and what that means for their seconds."""
+    lanes = {trial: own["lanes"] for trial, own in record.measured_under.items() if "lanes" in own}
+    if not lanes:
+        return ""
+    sizes = sorted({size for fact in lanes.values() for size in _as_tuple(fact.value)})
+    of = f"{sizes[0]} to {sizes[-1]}" if len(sizes) > 1 else str(sizes[0])
+    return (
+        f"{len(lanes)} of {count(len(record.measured_under), 'trial')} were trained in cohorts of {of} trials as one "
+        "program each; the seconds of a trial are those of its cohort, divided by the trials that were alive in it"
+    )
+
+
+def _as_tuple(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,)
 
 
 def _accuracy(record: StudyRecord) -> str:

@@ -1,4 +1,4 @@
-"""Which Recipes can be trained as one cohort: as the lanes of one program, which share every batch.
+"""Which Recipes can be trained as one cohort: as the lanes of one program, which share every batch (docs/cohorts.md).
 
 A lane has its own network, optimiser and average. Whatever decides what a batch holds, or the order and the shapes of
 the arithmetic, is the same for all lanes: ``seed`` too, from which the order of the images, the augmentation, the masks

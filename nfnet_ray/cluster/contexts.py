@@ -32,6 +32,7 @@ from nfnet_ray.cluster.messages import (
     compiled_of,
     epoch_result,
     form_result,
+    of_lane,
     with_epochs_of_trial,
 )
 from nfnet_ray.study.epochs_done import note_progress
@@ -137,18 +138,22 @@ class _WorkerContext:
 
 
 class TuneContext(_WorkerContext):
-    """The Context of a trial with one worker: metrics go straight to Tune, which may end the trial there."""
+    """The Context of a trial with one worker: metrics go straight to Tune, which may end the trial there.
 
-    def __init__(self, config: WorkerConfig) -> None:
+    Those of a ``lane`` of a cohort, which is one trial to Tune, go with its name.
+    """
+
+    def __init__(self, config: WorkerConfig, lane: str | None = None) -> None:
         import torch
 
+        self._lane = lane
         gpu = config["resources"]["gpus"] > 0
         super().__init__(config, rank=0, world_size=1, device=torch.device("cuda" if gpu else "cpu"))
 
     def report(self, metrics: Mapping[str, Any], texts: Mapping[str, str]) -> None:
         from ray import tune
 
-        tune.report(epoch_result(self._told(metrics), texts))
+        tune.report(of_lane(self._lane, epoch_result(self._told(metrics), texts)))
 
     def _tell_form(self, shape: str, choice: dict[str, Any]) -> None:
         from ray import tune

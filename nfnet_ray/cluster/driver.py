@@ -23,11 +23,13 @@ from nfnet_ray.cluster.mailbox import Register, remove_run
 from nfnet_ray.cluster.messages import (
     COMPILED_FOLDER,
     HAS_TRAINED,
+    LANE,
     STOP,
     TEXTS,
     FinalReport,
     WorkerConfig,
     form_in,
+    lanes_of,
     metrics_of,
     worker_config,
 )
@@ -58,12 +60,13 @@ def run_trials(
     stop: threading.Event,
     find_contenders: FindContenders | None = None,
     find_winners: FindWinners | None = None,
+    lanes: int = 1,
 ) -> None:
     """Runs the trials that have not ended, or until ``stop`` is set; everything that happened is in the journal.
 
     Requests at most ``side_by_side`` trials at once. Those that do not fit wait, and an autoscaler sees them wait.
     ``say`` tells a person. ``find_contenders`` finds the settings that are given further seeds when all have ended, and
-    ``find_winners`` those to confirm.
+    ``find_winners`` those to confirm. Up to ``lanes`` legs of one worker are trained as one program, a cohort.
 
     Needs a :func:`nfnet_ray.cluster.connection.session.ray_session`. A trial of one worker is a Tune function in an
     actor that stays up for the next one; trials of several run in slots, worker groups of Ray Train that stay up too.
@@ -90,7 +93,7 @@ def run_trials(
         )
 
     if worker.workers == 1:
-        _run_on_tune(legs, config, recorder, forms, directory, side_by_side, worker, stop)
+        _run_on_tune(legs, config, recorder, forms, directory, side_by_side, worker, stop, lanes)
     else:
         run_legs(legs, config, recorder, directory, side_by_side, worker, say, stop)
     with suppress(Exception):  # the cluster's head is away, and nothing depends on it any more
@@ -110,8 +113,9 @@ def _run_on_tune(
     side_by_side: int,
     worker: WorkerResources,
     stop: threading.Event,
+    lanes: int,
 ) -> None:
-    searcher = LegSearcher(legs, config, stop)
+    searcher = LegSearcher(legs, config, stop, side_by_side, lanes)
     count_no_callbacks()
     # A new name: Tune would resume a run that it finds under an old one, and here the journal does that.
     attempt = f"{time.time_ns()}"
@@ -148,6 +152,11 @@ def _leg_name(trial: TuneTrial) -> str:
     if config["until_seconds"] is not None:
         return f"{_trial_name(trial)}-{config['until_seconds']:.10g}s"
     return f"{_trial_name(trial)}-{config['until_epoch'] or config['schedule_epochs']}"
+
+
+def _names(trial: TuneTrial) -> list[str]:
+    """Those of the study's trials that Tune runs as this one: several if they are a cohort."""
+    return [config["name"] for config in lanes_of(trial.config)]
 
 
 class _NotSaved:
@@ -209,33 +218,32 @@ class _JournalCallback(_NotSaved, Callback):
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         if self._stop.is_set():  # Tune gives it the place of a stopped one, and will stop it too
             return
-        self._legs.start(_trial_name(trial))
+        names = _names(trial)
+        for name in names:
+            self._legs.start(name, len(names))
 
     def on_trial_result(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any
     ) -> None:
-        report, form = FinalReport.from_result(result), form_in(result)
+        report, name = FinalReport.from_result(result), result.get(LANE) or _trial_name(trial)
+        form = form_in(result)
         if report is not None:
-            self._final_reports[_trial_name(trial)] = report
+            self._final_reports[name] = report
         elif form is not None:
             self._forms.take(_trial_name(trial), *form)
-        elif METRIC in result and self._is_running(trial):
-            self._recorder.record_epoch(
-                _trial_name(trial), result["epoch"], metrics_of(result), result.get(TEXTS)
-            )
+        elif METRIC in result and self._is_running(name):
+            self._recorder.record_epoch(name, result["epoch"], metrics_of(result), result.get(TEXTS))
 
     def on_trial_complete(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
     ) -> None:
         self._ended.append(trial)
-        if not self._is_running(trial):
-            return
-        name = _trial_name(trial)
-        report = self._final_reports.pop(name, None)
-        if report is None:
-            self._legs.end(name, "interrupted", "it ended without a report")
-        else:
-            record_end(name, report, self._legs, self._recorder)
+        for name in filter(self._is_running, _names(trial)):
+            report = self._final_reports.pop(name, None)
+            if report is None:
+                self._legs.end(name, "interrupted", "it ended without a report")
+            else:
+                record_end(name, report, self._legs, self._recorder)
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         self._ended.append(trial)
@@ -245,8 +253,9 @@ class _JournalCallback(_NotSaved, Callback):
         if lost:
             reason = f"{reason}; {remedy_for(lost)}"
         report = FinalReport("failed", reason, stops_study=lost is not None)
-        record_end(_trial_name(trial), report, self._legs, self._recorder)
+        for name in _names(trial):
+            record_end(name, report, self._legs, self._recorder)
 
-    def _is_running(self, trial: TuneTrial) -> bool:
+    def _is_running(self, name: str) -> bool:
         """Whether the journal says so. It does not of a trial that Tune started while the others were being stopped."""
-        return self._recorder.state.trials[_trial_name(trial)].state == "running"
+        return self._recorder.state.trials[name].state == "running"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Literal, TypedDict, TypeVar, cast
@@ -206,8 +206,20 @@ def _spent(trial: TrialProgress, epoch: int) -> SpentValues:
     return {"clock": clock, "joules": metrics.get("gpu_energy_joules") or 0.0}
 
 
+def tune_space(configs: Sequence[WorkerConfig]) -> dict[str, Any]:
+    """What Tune is given for a leg, or for legs that are trained as one program."""
+    return {"trial": configs[0], **({"beside": list(configs[1:])} if len(configs) > 1 else {})}
+
+
+def lanes_of(space: Mapping[str, Any]) -> list[WorkerConfig]:
+    """The configurations of a :func:`tune_space`."""
+    return [space["trial"], *space.get("beside", ())]
+
+
 # --- reports to Tune ------------------------------------------------------------------------------
 
+LANE = "lane"
+"""Key of the name of the trial that a report is of, where several are trained as one program."""
 TEXTS = "texts"
 """Key of what is known of an epoch besides its metrics."""
 METRICS = "metrics"
@@ -239,6 +251,11 @@ def form_result(shape: str, choice: Mapping[str, Any]) -> dict[str, Any]:
 def form_in(result: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
     """The shape and the choice in what Tune was given; None if it is another report."""
     return (result[FORM_SHAPE], json.loads(result[FORM])) if FORM in result else None
+
+
+def of_lane(lane: str | None, result: dict[str, Any]) -> dict[str, Any]:
+    """A report to Tune with the name of the trial that it is of, where Tune cannot know."""
+    return result if lane is None else {**result, LANE: lane}
 
 
 def metrics_of(result: Mapping[str, Any]) -> dict[str, Any]:

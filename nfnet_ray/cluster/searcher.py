@@ -13,7 +13,7 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from nfnet_ray.cluster.mailbox import Register
-from nfnet_ray.cluster.messages import WorkerConfig
+from nfnet_ray.cluster.messages import WorkerConfig, tune_space
 from nfnet_ray.study.decisions import Leg
 from nfnet_ray.study.legs import Legs
 
@@ -24,11 +24,22 @@ class LegSearcher(Searcher):
     Args:
         config: the configuration of the workers of a leg.
         stop: when it is set, no more legs are handed out.
+        places: how many trials of Tune run at once.
+        lanes: how many legs are trained as one program at most.
     """
 
-    def __init__(self, legs: Legs, config: Callable[[Leg], WorkerConfig], stop: threading.Event) -> None:
+    def __init__(
+        self,
+        legs: Legs,
+        config: Callable[[Leg], WorkerConfig],
+        stop: threading.Event,
+        places: int = 1,
+        lanes: int = 1,
+    ) -> None:
         super().__init__()
         self._legs, self._config, self._stop = legs, config, stop
+        self._places, self._lanes = places, lanes
+        self._program_of: dict[str, str] = {}
         self.registers: dict[str, Register] = {}
         """{trial: where the workers of its latest leg read what they are asked to do}."""
 
@@ -41,16 +52,18 @@ class LegSearcher(Searcher):
         return self
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # Tune says less
-        """``{"trial": configuration}``; None: ask again; ``FINISHED``: no leg will come any more."""
-        del trial_id
+        """The :func:`tune_space` of the next legs; None: ask again; ``FINISHED``: no leg will come any more."""
         if self._stop.is_set():
             return self.FINISHED
-        leg = self._legs.next()
-        if leg is None:
+        busy = {self._program_of.get(trial) for trial in self._legs.running}
+        legs = self._legs.next_cohort(self._lanes, self._places - len(busy))
+        if not legs:
             return None if self._legs.running else self.FINISHED
-        config = self._config(leg)
-        self.registers[leg.trial] = Register(config["mailbox"])
-        return {"trial": config}
+        configs = [self._config(leg) for leg in legs]
+        for config in configs:
+            self.registers[config["name"]] = Register(config["mailbox"])
+            self._program_of[config["name"]] = trial_id
+        return tune_space(configs)
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False

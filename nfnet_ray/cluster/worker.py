@@ -9,7 +9,8 @@ import gc
 import logging
 import os
 import time
-from contextlib import suppress
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -70,6 +71,43 @@ def train_alone(config: WorkerConfig, started_at: float) -> FinalReport:
     # After a hang the process ends, and Tune starts the trial again.
     with context.listening(), Watchdog(clock, hang_seconds, keep):
         return _train(config, context, clock)
+
+
+def train_cohort_alone(configs: Sequence[WorkerConfig], started_at: float) -> list[FinalReport]:
+    """The same for legs that are trained as one program; a report for each."""
+    from nfnet_ray.training.checkpoints.storage import storage_at
+    from nfnet_ray.training.cohort import train_cohort
+    from nfnet_ray.training.measurement.clock import Clock
+    from nfnet_ray.training.run import Spent
+    from nfnet_ray.training.watchdog import SECONDS_OF_SILENCE, Watchdog
+
+    first = configs[0]
+
+    def keep(hang: Hang) -> None:
+        stacks = hang.stacks.encode()
+        storage_at(stacks_place(first)).write("rank-0.txt", lambda file: file.write(stacks))
+
+    clock, contexts = Clock(started_at), [TuneContext(config, config["name"]) for config in configs]
+    with ExitStack() as stack:
+        for context in contexts:
+            stack.enter_context(context.listening())
+        stack.enter_context(Watchdog(clock, first["hang_seconds"] or SECONDS_OF_SILENCE, keep))
+        try:
+            outcomes = train_cohort(
+                [Recipe.from_values(config["recipe"]) for config in configs],
+                contexts,
+                clock,
+                until_epoch=first["until_epoch"],
+                spent=[Spent(**config["spent"]) if config["spent"] else None for config in configs],
+                data_fingerprint=first["data_fingerprint"],
+                force_resume=first["force"],
+            )
+        except UserError as error:
+            report = FinalReport(
+                "failed", str(error), stops_study=isinstance(error, StopsStudyError), refused=True
+            )
+            return [report] * len(configs)
+    return [FinalReport(outcome.state, outcome.reason, outcome.epochs) for outcome in outcomes]
 
 
 def work_in_slot(plain: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ import functools
 import itertools
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -161,20 +161,29 @@ class Decider:
 
         Trials that go furthest come first: they take longest, and a study ends with them.
         """
-        best: tuple[float, int, int] | None = None
-        leg = None
+        ready = self._ready(state, running, again)
+        return min(ready, key=lambda ranked: ranked[0], default=(None, None))[1]
+
+    def ready_legs(self, state: StudyState, running: Collection[str], again: Collection[str]) -> list[Leg]:
+        """All legs that can be trained now, in the order in which :meth:`next_leg` gives them."""
+        return [leg for _, leg in sorted(self._ready(state, running, again), key=lambda ranked: ranked[0])]
+
+    def _ready(
+        self, state: StudyState, running: Collection[str], again: Collection[str]
+    ) -> Iterator[tuple[tuple[float, int, int], Leg]]:
         for name, number in self._order.items():
             trial = state.trials[name]
             if name in running or has_ended(trial, again):
                 continue
-            next_one = self.leg(trial)
-            if self._waits_after(next_one, trial):
+            leg = self.leg(trial)
+            if self._waits_after(leg, trial):
                 continue
-            furthest = math.inf if next_one.rung is None else next_one.rung
-            rank = (-furthest, -min(trial.epoch, 1), number)
-            if best is None or rank < best:
-                best, leg = rank, next_one
-        return leg
+            furthest = math.inf if leg.rung is None else leg.rung
+            yield (-furthest, -min(trial.epoch, 1), number), leg
+
+    def has(self, trial: str) -> bool:
+        """Whether a trial is one of those that are compared: the trials of the study's settings."""
+        return trial in self._group
 
     def leg(self, trial: TrialProgress) -> Leg:
         """The next leg of a trial that has not ended."""

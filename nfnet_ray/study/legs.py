@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import json
+import math
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import replace
 
+from nfnet_ray.cohorts import shared_values, why_alone
+from nfnet_ray.models.published import with_published_values
 from nfnet_ray.study.confirmation import FindWinners, planned_reruns
 from nfnet_ray.study.contenders import FindContenders, further_trials
 from nfnet_ray.study.decisions import Decider, Decision, Leg, has_ended
@@ -40,6 +44,7 @@ class Legs:
         self._again = {trial.name for trial in trials if trial.state == "failed"}
         self._interrupted: set[str] = set()
         self._trials: dict[str, Trial] = {}
+        self._shared: dict[str, str | None] = {}
         # A driver that was killed may have left a pause unrecorded, and a decision undone.
         self._record_pauses()
         self._decide()
@@ -60,6 +65,41 @@ class Legs:
             if not self._propose():
                 return None
 
+    def next_cohort(self, most: int, free_places: int) -> list[Leg]:
+        """The next leg, and others that can be trained with it as one program, from now on as running.
+
+        They are at most ``most``, and no more than leave as many to each of the other places that are free. Empty if no
+        leg can start now. Trials that are added when all settings have ended are trained alone, and those that failed.
+        """
+        failed = set(self._again)
+        first = self.next()
+        if first is None:
+            return []
+        company = None if first.trial in failed else self._company(first)
+        if company is None:
+            return [first]
+        state, busy = self._recorder.state, {*self.running, *self._interrupted}
+        others = [
+            leg
+            for leg in self._decider.ready_legs(state, busy, self._again)
+            if leg.trial not in self._again and self._company(leg) == company
+        ]
+        legs = [first, *others][: min(most, math.ceil((1 + len(others)) / max(1, free_places)))]
+        self.running.update({leg.trial: leg for leg in legs})
+        return legs
+
+    def _company(self, leg: Leg) -> Hashable | None:
+        """What legs that are trained as one program have in common; None for one that is trained alone."""
+        if leg.until_seconds is not None or not self._decider.has(leg.trial):
+            return None
+        if leg.trial not in self._shared:
+            recipe = with_published_values(self.trial(leg.trial).recipe)
+            own = None if why_alone(recipe) else json.dumps(shared_values(recipe), sort_keys=True)
+            self._shared[leg.trial] = own
+        shared = self._shared[leg.trial]
+        epoch = self._recorder.state.trials[leg.trial].epoch
+        return shared and (shared, epoch, replace(leg, trial=""))
+
     def trial(self, name: str) -> Trial:
         """A trial of the study by its name."""
         if name not in self._trials:
@@ -67,10 +107,13 @@ class Legs:
             self._trials = {trial.name: trial for trial in trials}
         return self._trials[name]
 
-    def start(self, name: str) -> None:
-        """Records that a leg has started. One that continues a paused trial is in the same attempt."""
+    def start(self, name: str, lanes: int = 1) -> None:
+        """Records that a leg has started, alone or as one of ``lanes``.
+
+        One that continues a paused trial is in the same attempt.
+        """
         trial = self._recorder.state.trials[name]
-        self._recorder.record(trial_started(name, trial.attempts + (trial.state != "paused")))
+        self._recorder.record(trial_started(name, trial.attempts + (trial.state != "paused"), lanes))
 
     def pause(self, name: str) -> None:
         """Records that a trial has reached its rung, and what that decides."""

@@ -171,7 +171,9 @@ class StudyDescription(TypedDict):
     """With how many fresh seeds the winner is rerun."""
     worker: WorkerDescription
     places: NotRequired[int]
-    """How many trials run at once, in the driver that started the study."""
+    """How many trials run at once, in the driver that started the study; with cohorts, how many of these."""
+    cohorts: NotRequired[int]
+    """How many trials are trained as one program at most; without it each is trained alone."""
     checkpoints: NotRequired[str | None]
     """Where a training's checkpoints lie, if not in its directory."""
     caps: NotRequired[CapsDescription]
@@ -416,7 +418,8 @@ class TrialStarted(TypedDict):
 
     A trial that was paused and continues is in the same attempt. With several workers, or in a training run, there are
     also the number of workers, the optimiser step, and why the attempt before ended. In a study ``slot`` counts the
-    worker groups from 1, and ``reused`` says whether the group's processes have trained another leg before.
+    worker groups from 1, and ``reused`` says whether the group's processes have trained another leg before. ``lanes``
+    is the number of trials that are trained as one program from now on, if it is one of a cohort.
     """
 
     event: Literal["trial_started"]
@@ -428,11 +431,20 @@ class TrialStarted(TypedDict):
     after: NotRequired[str | None]
     slot: NotRequired[int]
     reused: NotRequired[bool]
+    lanes: NotRequired[int]
 
 
-def trial_started(trial: str, attempt: int) -> TrialStarted:
-    """The event of a trial that starts now."""
-    return {"event": "trial_started", "time": time.time(), "trial": trial, "attempt": attempt}
+def trial_started(trial: str, attempt: int, lanes: int = 1) -> TrialStarted:
+    """The event of a trial that starts now, alone or as one of ``lanes``."""
+    event: TrialStarted = {
+        "event": "trial_started",
+        "time": time.time(),
+        "trial": trial,
+        "attempt": attempt,
+    }
+    if lanes > 1:
+        event["lanes"] = lanes
+    return event
 
 
 def workers_started(trial: str, attempt: int, workers: int, step: int, after: str | None) -> TrialStarted:

@@ -66,8 +66,8 @@ class Places:
         self._places: int | None = None
         self._accelerators = 1.0
         self._since: float | None = None
-        self._activities: dict[str, _Activity] = {}
-        self._numbers = {"running": 0, "ready": 0, "undecided": 0, "over": 0}
+        self._activities: dict[str, tuple[_Activity, float]] = {}
+        self._numbers = {"running": 0.0, "ready": 0.0, "undecided": 0.0, "over": 0.0}
         self._planned = 0
         self._free = {"starting": 0.0, "deciding": 0.0, "without_trial": 0.0}
         self._available = 0.0
@@ -97,13 +97,16 @@ class Places:
         self.pass_time(now)
         self._since = None
 
-    def note(self, trial: str, activity: _Activity) -> None:
-        """A trial runs now, is ready to start, waits for a decision, or is over."""
+    def note(self, trial: str, activity: _Activity, part: float = 1.0) -> None:
+        """A trial runs now, is ready to start, waits for a decision, or is over.
+
+        ``part`` is what a running one holds of a place: all of it, unless it is one of a cohort.
+        """
         before = self._activities.get(trial)
         if before is not None:
-            self._numbers[before] -= 1
-        self._activities[trial] = activity
-        self._numbers[activity] += 1
+            self._numbers[before[0]] -= before[1]
+        self._activities[trial] = activity, part if activity == "running" else 1.0
+        self._numbers[activity] += self._activities[trial][1]
 
     def idle_time(self, now: float, startup_seconds: float) -> IdleTime | None:
         """The idle time up to ``now``; None where the journal does not say how many places there are.
@@ -129,7 +132,8 @@ class Places:
         if self._since is None or self._places is None:
             return dict.fromkeys(self._free, 0.0)
         seconds, numbers = max(0.0, now - self._since), self._numbers
-        free = max(0, self._places - numbers["running"])
+        # Parts of places add up to whole ones but for their last bits.
+        free = max(0.0, self._places - round(numbers["running"], 9))
         starting = min(free, numbers["ready"])
         undecided = numbers["undecided"] + max(0, self._planned - len(self._activities))
         deciding = min(free - starting, undecided)

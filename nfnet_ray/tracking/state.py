@@ -65,6 +65,7 @@ class TrialProgress:
         clipping: {epoch: what AGC clipped since the record before, as text}, of at most 32 epochs.
         conditions: {epoch: under which conditions it was trained from that epoch on, as text}.
         sessions: numbers of the drivers (:attr:`StudyState.sessions`) under which its epochs were trained.
+        lanes: how many trials its latest start was of, as one program; 1 if it was started alone.
         reused: whether the workers of its latest start had trained another trial before; None where the journal does
             not say.
         outcome: the state in which it ended last, which it keeps when it is started again.
@@ -85,6 +86,7 @@ class TrialProgress:
     clipping: dict[int, str] = field(default_factory=dict)
     conditions: dict[int, str] = field(default_factory=dict)
     sessions: list[int] = field(default_factory=list)
+    lanes: int = 1
     reused: bool | None = None
     outcome: TrialOutcome | None = None
     paused: dict[float, int] = field(default_factory=dict)
@@ -301,6 +303,7 @@ class StudyState:
                 self.has_winners &= trial.name in self.reruns
                 self.has_contenders &= trial.name in self.reruns or trial.name in self.further
                 trial.reused = event.get("reused")
+                trial.lanes = event.get("lanes", 1)
                 trial.hold(self._accelerators(event), self.last_event_time)
             case "form_chosen":
                 self.forms = {event["shape"]: event["choice"], **self.forms}
@@ -363,7 +366,7 @@ class StudyState:
             self._places.end(now)
         elif trial is not None:
             self._places.pass_time(now)
-            self._places.note(trial.name, _activity(trial))
+            self._places.note(trial.name, _activity(trial), 1 / trial.lanes)
 
     def idle_time(self, now: float | None = None) -> IdleTime | None:
         """For how long accelerators were idle up to ``now`` (Unix seconds), or else up to the last event.
@@ -442,10 +445,13 @@ class StudyState:
         return max(planned, len(self.trials)) + (further + reruns) * len(strata)
 
     def _accelerators(self, event: TrialStarted) -> float:
-        """What a trial that starts holds: the GPUs of its workers, or its workers if they have none."""
+        """What a trial that starts holds: the GPUs of its workers, or its workers if they have none.
+
+        Of what a cohort holds, each of its trials has an equal part.
+        """
         worker = self._study.get("worker", {})
         workers: int = event.get("workers") or worker.get("workers", 1)
-        return workers * (float(worker.get("gpus", 0)) or 1.0)
+        return workers * (float(worker.get("gpus", 0)) or 1.0) / event.get("lanes", 1)
 
     @property
     def _study(self) -> Mapping[str, Any]:

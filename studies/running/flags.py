@@ -418,6 +418,14 @@ def study_parser(program: StudyProgram, file: Path) -> argparse.ArgumentParser:
         help="how many trials run at once (default: as many as fit on the nodes that are up); on an"
         " autoscaling cluster, how many trials to request nodes for",
     )
+    shape.add_argument(
+        "--cohorts",
+        type=positive,
+        metavar="N",
+        help="experimental: train up to N trials as one program on each place, if they differ only in clip factor, eps,"
+        " learning rate and its schedule, momentum, weight decay, drop rates, rho, label smoothing or EMA"
+        " (docs/cohorts.md) (default: each trial alone)",
+    )
     add_annotations(parser, "study")
     add_spending(parser, "study")
     return parser

@@ -55,6 +55,7 @@ def run(
     cpus_per_worker: int | None = None,
     gpus_per_worker: float | None = None,
     trials_at_once: int | None = None,
+    cohorts: int | None = None,
     verify: Literal["quick", "full"] = "quick",
     notes: Sequence[str] = (),
     tags: Mapping[str, str] | None = None,
@@ -108,6 +109,8 @@ def run(
         cpus_per_worker: cores of each worker.
         gpus_per_worker: GPUs of each worker; 0.25 packs four workers on a GPU.
         trials_at_once: trials that run at once.
+        cohorts: experimental: trains up to this number of trials as one program, if they differ in nothing that decides
+            the batches, the shapes or the passes.
         verify: ``full`` also checks each image's bytes against its hash.
         notes: what there is to say about the study; the journal, the report and MLflow have it.
         tags: {key: value}, by which ``python -m studies list`` and MLflow find it.
@@ -158,6 +161,7 @@ def run(
         cpus_per_worker=_positive("cpus_per_worker", cpus_per_worker),
         gpus_per_worker=gpus_per_worker,
         trials_at_once=_positive("trials_at_once", trials_at_once),
+        cohorts=_positive("cohorts", cohorts),
         verify=verify,
         notes=_notes(notes),
         tags=dict(tag_pair(f"{key}={value}") for key, value in (tags or {}).items()),
@@ -274,7 +278,7 @@ def _above_zero(name: str, value: float | None) -> float | None:
 def _resume_command(request: Request, name: str) -> str:
     """The call that resumes a study."""
     arguments = {"resume": name}
-    for flag in ("address", "tracking_uri", "trials_at_once", *CAPS):
+    for flag in ("address", "tracking_uri", "trials_at_once", "cohorts", *CAPS):
         value = getattr(request, flag)
         if value:
             arguments[flag] = without_password(value) if isinstance(value, str) else value

@@ -158,7 +158,15 @@ def check_same_data(data: DatasetSummary, started: StudyStarted) -> None:
 def resume_command(file: Path, request: Request, name: str) -> str:
     """The command that resumes the study, or training, called ``name``."""
     parts = [interpreter(), display_path(file), "--resume", name]
-    flags = ("address", "tracking_uri", "trials_at_once", "checkpoint_minutes", "hang_seconds", *CAPS)
+    flags = (
+        "address",
+        "tracking_uri",
+        "trials_at_once",
+        "cohorts",
+        "checkpoint_minutes",
+        "hang_seconds",
+        *CAPS,
+    )
     for flag in flags:
         value = getattr(request, flag, None)
         if value:

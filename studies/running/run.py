@@ -158,12 +158,13 @@ def run(request: Request, resume_command: Callable[[Request, str], str], console
     caps = Caps.of(described)
     if study.halving is not None:
         study.halving.priced(caps.price_per_hour, 1.0)
+    runner = request.runner(home, started)
+    runner.check(study, demand)
     check_study_folder(directory, study.trials())
     check_weights(study.trials(), len(data.class_names), console)
 
     # Run, or say what would run.
     if request.plan:
-        runner = request.runner(home, started)
         for sentence in extended.sentences() if extended else ():
             say(console, sentence)
         print_plan(request, study, data, storage, demand, runner, caps, console, progress)
@@ -182,7 +183,7 @@ def run(request: Request, resume_command: Callable[[Request, str], str], console
         tracking_uri,
         command({}),
         progress,
-        request.runner(home, started),
+        runner,
         verifies=request.verify == "full",
         changed=request.values() if request.resume else {},
         extended=extended,

@@ -73,6 +73,10 @@ class Runner(Protocol):
     stopping: str
     """What is said when somebody asks the study to stop."""
 
+    def check(self, study: Study, demand: WorkerDemand) -> None:
+        """Raises UserError for a study that cannot be run in the way that was asked for."""
+        ...
+
     def extent(self, study: Study, trials: int, data: DatasetSummary) -> str:
         """What runs, as the beginning of a sentence: ``12 trials of at most 8 epochs``."""
         ...

@@ -145,6 +145,9 @@ class TrainRunner:
 
         return training_resources(resources, demand.workers, demand.min_workers, demand.cpus, demand.gpus)
 
+    def check(self, _study: Study, _demand: WorkerDemand) -> None:
+        return
+
     def trials_at_once(
         self, _trials: int, _resources: Resources, _demand: WorkerDemand, _worker: WorkerResources
     ) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 
 from data_prep.digits import DigitsPart, describe_digits
 from nfnet_ray.cluster.connection.resources import Resources, WorkerResources
+from nfnet_ray.cohorts import why_alone
 from nfnet_ray.command_line.interruption import EXIT_INTERRUPTED
 from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.errors import UserError
@@ -60,6 +61,8 @@ class StudyRequest(Request):
     workers_per_trial: tuple[int, int] | None = None
     """(least, most)."""
     trials_at_once: int | None = None
+    cohorts: int | None = None
+    """How many trials are trained as one program at most."""
 
     @property
     def program_file(self) -> Path | None:
@@ -286,17 +289,39 @@ class StudyRequest(Request):
             trials_at_once=self.trials_at_once,
         )
 
-    def runner(self, _home: Path, _started: StudyStarted | None) -> Runner:
-        return TuneRunner()
+    def runner(self, _home: Path, started: StudyStarted | None) -> Runner:
+        before = started["study"].get("cohorts") if started else None
+        return TuneRunner(self.cohorts or before or 1)
 
 
 class TuneRunner:
-    """A :class:`~studies.running.runner.Runner` for the trials of a study."""
+    """A :class:`~studies.running.runner.Runner` for the trials of a study.
+
+    Up to ``lanes`` of them are trained as one program.
+    """
+
+    def __init__(self, lanes: int = 1) -> None:
+        self._lanes = lanes
 
     workers_flag = "--workers-per-trial"
     stopping = (
         "Stopping: the running trials keep a checkpoint of this step. Press Ctrl-C again to quit at once."
     )
+
+    def check(self, study: Study, demand: WorkerDemand) -> None:
+        if self._lanes == 1:
+            return
+        if demand.workers > 1:
+            raise UserError("--cohorts trains several trials in one worker: leave --workers-per-trial out")
+        if study.is_adaptive:
+            raise UserError(
+                "--cohorts needs settings that are known beforehand: give --search grid, sobol or random"
+            )
+        if study.halving is not None and study.halving.in_seconds:
+            raise UserError("--cohorts needs rungs in epochs: leave unit= out of --early-stopping")
+        reasons = [why_alone(trial.recipe) for trial in study.trials()]
+        if reasons and all(reasons):
+            raise UserError(f"--cohorts: {reasons[0]}; leave --cohorts out")
 
     def extent(self, study: Study, trials: int, _data: DatasetSummary) -> str:
         return f"{count(trials, 'trial')} of at most {count(most_epochs(study), 'epoch')}"
@@ -314,10 +339,15 @@ class TuneRunner:
         return min(demand.trials_at_once or concurrent_trials(resources, worker), trials)
 
     def shape(self, _worker: WorkerResources, trials_at_once: int) -> str:
+        if self._lanes > 1:
+            return (
+                f"cohorts side by side: {trials_at_once}, of at most {self._lanes} trials each (experimental)"
+            )
         return f"trials side by side: {trials_at_once}"
 
-    def describe(self, _description: StudyDescription) -> None:
-        return
+    def describe(self, description: StudyDescription) -> None:
+        if self._lanes > 1:
+            description["cohorts"] = self._lanes
 
     def run(self, running: RunningStudy) -> None:
         from nfnet_ray.cluster.connection.placement import waiting_is_explained
@@ -339,6 +369,7 @@ class TuneRunner:
                 running.stop,
                 _find_contenders,
                 _find_winners,
+                self._lanes,
             )
 
     def results(self, _study: Study, _directory: Path) -> list[str]:

@@ -35,7 +35,7 @@ ARROWS = {
     "training": {"clipping", "cohorts", "models", "optim", "data"},
     "serving": {"models", "data"},
     "tracking": {"clipping", "recipe"},
-    "study": {"models", "data", "tracking"},
+    "study": {"cohorts", "models", "data", "tracking"},
     "cluster": {"training", "study"},
     "analysis": {"study"},  # whose rules it replays
     "dashboards": {"analysis", "models"},

@@ -101,7 +101,7 @@ def _measured(state: StudyState, started: StudyStarted) -> Iterator[MeasuredTria
     )
     for plan in state.plans.values():
         progress = state.trials[plan["name"]]
-        if progress.epoch:
+        if progress.epoch and progress.lanes == 1:  # the seconds of a lane are not those of a trial alone
             recipe = Recipe.from_values({**described["recipe"], **plan["recipe"]})
             yield _of_trial(progress, recipe, data, described["worker"], described["name"])
 

@@ -68,6 +68,9 @@ CONDITION_FIELDS = (
     # SAM and batch normalisation work on the images of one worker.
     ConditionField("workers", "workers of a trial", _BOTH, "apart"),
     ConditionField("threads", "cores of a worker", _TIME, "apart"),
+    # Another program, and a lane's seconds are a share of those of all. Accuracies differ as between two versions of
+    # torch: by another order of additions.
+    ConditionField("training", "training", _TIME, "marked"),
     ConditionField("gpu_share", "GPUs of a worker", _TIME, "apart"),
     ConditionField("places", "trials at once on shared hardware", _TIME, "marked"),
     ConditionField("mps", "MPS", _TIME, "marked"),

@@ -24,7 +24,7 @@ _OF_A_NETWORK = frozenset({"eval_size", "eval_crop", "averaging", "memory_format
 
 
 def conditions_of(state: StudyState, trial: str) -> Conditions:
-    """{name: value} of :data:`~nfnet_ray.tracking.conditions.fields.CONDITION_FIELDS`, and of the ``network``.
+    """{name: value} of :data:`~nfnet_ray.tracking.conditions.fields.CONDITION_FIELDS`, the ``network`` and ``lanes``.
 
     What does not apply to a trial is left out: CUDA and MPS without GPUs, timm for networks that are not from there. A
     trial that moved to other hardware, or was resumed by another version, has both values: ``A, then B``. One that
@@ -58,6 +58,7 @@ def conditions_of(state: StudyState, trial: str) -> Conditions:
         "hardware": _several(_description(session) for session in sessions),
         "device": _several(part.get("device") for part in told),
         "workers": _several([part.get("workers", worker.get("workers")) for part in told or [{}]]),
+        "training": _several("in a cohort" if part.get("lanes") else "alone" for part in told or [{}]),
         "threads": _several([part.get("threads", worker.get("cpus")) for part in told or [{}]]),
         "gpu_share": _fact(worker.get("gpus")),
         "precision": _told_or_recipe(told, "precision", recipe, "precision"),
@@ -73,6 +74,9 @@ def conditions_of(state: StudyState, trial: str) -> Conditions:
         "python": _version(sessions, "python"),
         "image_size": _told_or_recipe(told, "image_size", recipe, "data.image_size"),
     }
+    lanes = [part["lanes"] for part in told if part.get("lanes")]
+    if lanes:  # of the cohorts that trained it, leg by leg
+        conditions["lanes"] = _several(lanes)
     if gpus < 1:  # whole GPUs are nobody else's
         conditions["places"] = _several(session.places for session in sessions)
     if 0 < gpus < 1:
@@ -136,6 +140,7 @@ def condition_text(conditions: Conditions) -> str:
         "activation_memory_budget": (1.0, "{} of the activations kept"),
         "micro_batches": (1, "{} micro-batches"),
         "memory_format": ("contiguous", "{}"),
+        "training": ("alone", "trained {}"),
     }
     parts += [
         phrase.format(text[name])

@@ -74,6 +74,9 @@ class LaneClock(Clock):
     def enter(self, phase: Phase) -> None:
         self._shared.clock.enter(phase)
 
+    def beat(self) -> None:
+        self._shared.clock.beat()
+
     def seconds(self, phase: Phase) -> float:
         self._shared.settle()
         return self._seconds[phase]
