@@ -35,10 +35,10 @@ class LaneClipping:
         )
 
     @torch.no_grad()
-    def __call__(self, gradients_LP: Tensor, weights_LP: Tensor, counts_all: bool) -> Tensor:
+    def __call__(self, gradients_LP: Tensor, weights_LP: Tensor, counts_all: Tensor) -> Tensor:
         """Clips in place; returns the share of the units of each lane that were clipped, float32 (L,).
 
-        ``counts_all``: lanes without clipping count the norms of this step, too.
+        ``counts_all``, a scalar: lanes without clipping count the norms of this step, too.
         """
         if self._counts is None:
             return torch.zeros(len(gradients_LP), device=gradients_LP.device)
@@ -58,8 +58,7 @@ class LaneClipping:
         weight_LU = torch.maximum(weight_LU, self._eps_L1)
         largest_LU = weight_LU * self._factor_L1
         too_large_LU = gradient_LU > largest_LU
-        due_L = torch.ones_like(self._clips_L) if counts_all else self._clips_L
-        self._counts.add(gradient_LU / weight_LU, too_large_LU, due_L)
+        self._counts.add(gradient_LU / weight_LU, too_large_LU, self._clips_L | counts_all)
         scale_LU = torch.where(too_large_LU, largest_LU / gradient_LU.clamp(min=SMALLEST_GRADIENT_NORM), 1.0)
         scales = scale_LU.split([unit.shape[1] for unit, _ in units], dim=1)
         for (unit, _), scale in zip(units, scales, strict=True):

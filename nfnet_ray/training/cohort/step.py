@@ -91,6 +91,11 @@ class CohortStep:
         if self._averaged:
             averages = [lane.step.average.model for lane in lanes if lane.step.average]
             self._averages = LaneWeights(layout, averages)
+        # What changes from step to step, always in the same tensors: a CUDA graph of a step reads these.
+        self._rates_L1 = rows.new_zeros(len(lanes), 1)
+        self._averaged_rows = torch.tensor(self._averaged, dtype=torch.int64, device=rows.device)
+        self._news_A1 = rows.new_zeros(len(self._averaged), 1)
+        self._counts_all = torch.zeros((), dtype=torch.bool, device=rows.device)
 
     @property
     def number(self) -> int:
@@ -108,14 +113,20 @@ class CohortStep:
         return (self._averaged, self._averages.all()) if self._averages else None
 
     def __call__(self, batch: TrainBatch) -> LaneResults:
+        self.prepare()
+        results = self.compute(batch)
+        for lane in self.lanes:
+            lane.step.number += 1
+        return results
+
+    def compute(self, batch: TrainBatch) -> LaneResults:
+        """A step with the rates that :meth:`prepare` has set; the host neither waits nor has a say in it."""
         self.network.train()
         gradients_LP, loss_LN, hit_LN = self._gradient.of(batch)
         rows = self._weights.rows
-        clipped_L = self._clip(gradients_LP, rows, self.number % STEPS_BETWEEN_NORMS == 0)
-        self._optimizer.step(rows, gradients_LP, self._learning_rates())
+        clipped_L = self._clip(gradients_LP, rows, self._counts_all)
+        self._optimizer.step(rows, gradients_LP, self._rates_L1)
         self._average()
-        for lane in self.lanes:
-            lane.step.number += 1
         return LaneResults(
             images=loss_LN.shape[1],
             loss_sum=loss_LN.sum(dim=1, dtype=torch.float64),
@@ -130,32 +141,37 @@ class CohortStep:
         if batch.images.device.type == "cuda":
             torch.cuda.synchronize(batch.images.device)
 
-    def _learning_rates(self) -> Tensor:
-        """Those of this step, (L, 1); the lanes' optimisers are told theirs, which their state has."""
+    def prepare(self) -> None:
+        """Sets what is different in the next step, without waiting for the device.
+
+        The lanes' optimisers are told their learning rates, which their state has.
+        """
         rates = [lane.step.learning_rate for lane in self.lanes]
         for lane, rate in zip(self.lanes, rates, strict=True):
             for group in lane.step.optimizer.param_groups:
                 group["lr"] = rate
-        return self._to_device(rates)[:, None]
+        news = []
+        for number in self._averaged:
+            recipe = self.lanes[number].recipe.optimizer.ema
+            assert recipe.decay is not None
+            news.append(1.0 - ema_decay(self.number, recipe.decay, recipe.warmup))
+        _fill(self._rates_L1, [[rate] for rate in rates])
+        _fill(self._news_A1, [[new] for new in news])
+        self._counts_all.fill_(self.number % STEPS_BETWEEN_NORMS == 0)
 
     @torch.no_grad()
     def _average(self) -> None:
         if self._averages is None:
             return
-        decays = []
-        for number in self._averaged:
-            recipe = self.lanes[number].recipe.optimizer.ema
-            assert recipe.decay is not None
-            decays.append(ema_decay(self.number, recipe.decay, recipe.warmup))
         rows = self._weights.rows
-        news = rows if len(self._averaged) == len(self.lanes) else rows[self._averaged]
-        self._averages.rows.lerp_(news, self._to_device([1.0 - decay for decay in decays])[:, None])
+        news = rows if len(self._averaged) == len(self.lanes) else rows.index_select(0, self._averaged_rows)
+        self._averages.rows.lerp_(news, self._news_A1)
 
-    def _to_device(self, numbers: Sequence[float]) -> Tensor:
-        """Numbers in the dtype of the weights, without waiting for the device."""
-        rows = self._weights.rows
-        host = torch.tensor(numbers, dtype=rows.dtype, pin_memory=rows.is_cuda)
-        return host.to(rows.device, non_blocking=True)
+
+def _fill(tensor: Tensor, numbers: Sequence[Sequence[float]]) -> None:
+    """Copies numbers to a tensor on the device. torch keeps the host's copy until it has been read."""
+    if numbers:
+        tensor.copy_(torch.tensor(numbers, dtype=tensor.dtype, pin_memory=tensor.is_cuda), non_blocking=True)
 
 
 def release(lane: Lane) -> None:
