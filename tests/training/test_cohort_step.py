@@ -159,7 +159,11 @@ def test_each_lane_is_the_trial_alone(case: str, lanes: tuple[int, ...]) -> None
         for lane, (one, other) in enumerate(zip(together, alone, strict=True)):
             expected = other.step(batch(number, case))
             result = StepResult(
-                results.images, results.loss_sum[lane], results.correct[lane], results.clipped_fraction[lane]
+                results.images,
+                results.loss_sum[lane],
+                results.correct[lane],
+                results.clipped_fraction[lane],
+                expected.step_of_epoch,
             )
             what = f"step {number}, lane {lane}: "
             assert_equal(flat(vars(result)), flat(vars(expected)), what)
