@@ -13,9 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# The smallest sum of squared deviations that weight standardisation divides by: base.py's epsilon. It is a
-# floor, not a term that is added: an added 1e-5 on the variance moves the logits of F0 by 1.7e-2.
-SQUARED_DEVIATIONS_FLOOR = 1e-4
+from nfnet_ray.models.standardisation import SQUARED_DEVIATIONS_FLOOR
 
 
 def _identity(x_NCHW: Tensor) -> Tensor:
@@ -83,6 +81,8 @@ class ScaledWSConv2d(nn.Module):
         self.gain = nn.Parameter(torch.ones(out_channels))
         self.bias = nn.Parameter(torch.zeros(out_channels))
         self.fan_in = self.weight[0].numel()
+        self.given_weight: Tensor | None = None
+        """The standardised weight, while somebody else has computed it (``JointStandardisation``)."""
         nn.init.normal_(self.weight, std=self.fan_in**-0.5)
 
     def standardized_weight(self) -> Tensor:
@@ -100,7 +100,8 @@ class ScaledWSConv2d(nn.Module):
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """(N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride))."""
-        return _same_conv2d(x_NCHW, self.standardized_weight(), self.bias, self.stride, self.groups)
+        weight = self.standardized_weight() if self.given_weight is None else self.given_weight
+        return _same_conv2d(x_NCHW, weight, self.bias, self.stride, self.groups)
 
     def extra_repr(self) -> str:
         out_channels, in_channels, kernel_size, _ = self.weight.shape

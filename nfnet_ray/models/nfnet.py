@@ -26,6 +26,7 @@ from nfnet_ray.models.layers import (
     SqueezeExcite,
     StochasticDepth,
 )
+from nfnet_ray.models.standardisation import JointStandardisation
 from nfnet_ray.models.variants import ACTIVATION_GAINS, BlockPlan, Variant, block_plan
 
 
@@ -161,6 +162,9 @@ class NFNet(nn.Module):
         self.classifier = nn.Linear(variant.pooled_channels, num_classes)
         nn.init.normal_(self.classifier.weight, std=variant.family.classifier_std)
         nn.init.zeros_(self.classifier.bias)
+        self.standardisation = JointStandardisation(
+            [layer for layer in self.modules() if isinstance(layer, ScaledWSConv2d) and layer.standardises]
+        )
 
     def stem_features(self, x_NCHW: Tensor) -> Tensor:
         """Normalised images (N, 3, H, W) -> the first block's input."""
@@ -199,7 +203,11 @@ class NFNet(nn.Module):
         `drop_rates` is a vector of the numbers that :meth:`drop_rates` has as floats, in the weights' dtype. With it a
         captured or compiled network serves for other rates too, as long as the same ones of them are 0.
         """
-        pooled_NC = self.pooled_features(x_NCHW, sample_keys, drop_rates)
+        if torch.compiler.is_compiling():
+            pooled_NC = self.pooled_features(x_NCHW, sample_keys, drop_rates)
+        else:
+            with self.standardisation.for_a_pass():
+                pooled_NC = self.pooled_features(x_NCHW, sample_keys, drop_rates)
         uniforms_NC: Tensor | None = None
         if sample_keys is not None and self.training and self.dropout.drops:
             uniforms_NC = keyed_uniforms(sample_keys, Stream.DROPOUT, pooled_NC.shape[1])

@@ -15,6 +15,7 @@ from nfnet_ray.data.loading.loader import EvalLoader
 from nfnet_ray.data.normalise import normalise
 from nfnet_ray.metric import METRIC
 from nfnet_ray.models.signal import measure_signal, signal_metrics
+from nfnet_ray.models.standardisation import keeping_standardised_weights
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.training.collectives import add_over_workers
 from nfnet_ray.training.context import Context
@@ -43,10 +44,11 @@ def evaluate(
     """
     model.eval()
     tally = Tally(images, context)
-    for batch in batches:
-        with autocast(recipe, context):
-            logits = model(pixels_of(batch, recipe)).to(DTYPES[recipe.precision])
-        tally.add(logits, batch)
+    with keeping_standardised_weights(model):
+        for batch in batches:
+            with autocast(recipe, context):
+                logits = model(pixels_of(batch, recipe)).to(DTYPES[recipe.precision])
+            tally.add(logits, batch)
     return tally.result()
 
 

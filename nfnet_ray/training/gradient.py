@@ -38,6 +38,7 @@ from nfnet_ray.data.batching import positions_of_rank
 from nfnet_ray.data.normalise import normalise
 from nfnet_ray.errors import UserError
 from nfnet_ray.models.nfnet import NFNet
+from nfnet_ray.models.standardisation import keeping_standardised_weights
 from nfnet_ray.optim.rates import Number, Rates, rates_at
 from nfnet_ray.optim.sam import AscentNumbers, LookDirection, perturbation, perturbed, share_of, sharpest
 from nfnet_ray.recipe import Recipe
@@ -200,12 +201,13 @@ class Gradient:
     def _descend(self, batch: TrainBatch, images: float, is_last: bool = True) -> Losses:
         """Adds the gradient of the summed losses / ``images`` to ``.grad``, and at last averages over workers."""
         results, parts = [], self._micro_batches(batch)
-        for number, part in enumerate(parts, start=1):
-            averages = is_last and number == len(parts)
-            with contextlib.nullcontext() if averages else self._without_averaging():
-                losses = self._losses(self._replicas, part)
-                (losses.loss_N.sum() / images).backward()
-            results.append(Losses(losses.loss_N.detach(), losses.correct_N))
+        with keeping_standardised_weights(self._model):
+            for number, part in enumerate(parts, start=1):
+                averages = is_last and number == len(parts)
+                with contextlib.nullcontext() if averages else self._without_averaging():
+                    losses = self._losses(self._replicas, part)
+                    (losses.loss_N.sum() / images).backward()
+                results.append(Losses(losses.loss_N.detach(), losses.correct_N))
         return _joined(results)
 
     def _ascend(self, group: TrainBatch) -> tuple[list[Tensor], list[Tensor]]:
@@ -218,11 +220,14 @@ class Gradient:
             total = own = share_of(len(group.labels), sam.ascent_share)
         gradients = [torch.zeros_like(parameter) for parameter in self._parameters]
         before: list[Tensor] = []
-        for part in self._micro_batches(group.part(slice(0, own))) if own else []:
-            losses = self._losses(self._network, part, part.keys if sam.share_masks else part.keys + 1)
-            more = torch.autograd.grad(losses.loss_N.sum() / total, self._parameters, materialize_grads=True)
-            torch._foreach_add_(gradients, list(more))
-            before.append(losses.loss_N.detach())
+        with keeping_standardised_weights(self._model):
+            for part in self._micro_batches(group.part(slice(0, own))) if own else []:
+                losses = self._losses(self._network, part, part.keys if sam.share_masks else part.keys + 1)
+                more = torch.autograd.grad(
+                    losses.loss_N.sum() / total, self._parameters, materialize_grads=True
+                )
+                torch._foreach_add_(gradients, list(more))
+                before.append(losses.loss_N.detach())
         if self._scope == "global":
             add_all_over_workers(gradients, self._context)
         return gradients, before
@@ -230,7 +235,7 @@ class Gradient:
     def _sharpest(self, group: TrainBatch, before: list[Tensor]) -> tuple[TrainBatch, float]:
         """ESAM's choice of images for the descent, and their share of all images."""
         share, world_size = self._recipe.optimizer.sam.esam_data_share, self._context.world_size
-        with torch.no_grad():
+        with torch.no_grad(), keeping_standardised_weights(self._model):
             after = [self._losses(self._network, part).loss_N for part in self._micro_batches(group)]
         before_N, after_N = torch.cat(before), torch.cat(after)
         if self._scope != "global" or world_size == 1:
