@@ -18,7 +18,7 @@ from benchmarks.record import Row, append_rows, circumstances, seconds
 from nfnet_ray.command_line.arguments import positive
 from nfnet_ray.command_line.one_line_parser import OneLineParser
 from nfnet_ray.models import create_model
-from nfnet_ray.optim import clip_gradients_adaptively, unitwise_norm
+from nfnet_ray.optim import Units, clip_gradients_adaptively, unitwise_norm
 
 RESULTS = Path(__file__).with_name("results") / "clipping.csv"
 REPEATS = 15
@@ -51,8 +51,9 @@ def measure(name: str, device: torch.device) -> Row:
         work()
         return [parameter.grad.clone() for parameter in parameters if parameter.grad is not None]
 
+    units = Units(parameters)
     ways: dict[str, Callable[[], object]] = {
-        "stacked": lambda: clip_gradients_adaptively(parameters, CLIP_FACTOR, EPS),
+        "stacked": lambda: clip_gradients_adaptively(units, CLIP_FACTOR, EPS),
         "tensor_by_tensor": lambda: clip_tensor_by_tensor(parameters),
     }
     for a, b in zip(*(clipped(work) for work in ways.values()), strict=True):

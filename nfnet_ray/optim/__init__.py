@@ -1,6 +1,6 @@
 """From gradients to new weights: SAM, AGC, SGD and RMSProp, learning-rate schedules, the moving average."""
 
-from nfnet_ray.optim.agc import UnitNorms, clip_gradients_adaptively, unit_norms, unitwise_norm
+from nfnet_ray.optim.agc import UnitNorms, Units, clip_gradients_adaptively, unit_norms, unitwise_norm
 from nfnet_ray.optim.ema import ExponentialMovingAverage
 from nfnet_ray.optim.optimizer import (
     create_optimizer,
@@ -19,6 +19,7 @@ __all__ = [
     "LookDirection",
     "Rates",
     "UnitNorms",
+    "Units",
     "clip_gradients_adaptively",
     "create_optimizer",
     "decayed_names",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -63,6 +63,63 @@ class UnitNorms(NamedTuple):
     """(place among the parameters, number of its units) of each tensor, in the order of the vectors."""
 
 
+class _Group(NamedTuple):
+    """Parameters that are stacked."""
+
+    tensors: list[Tensor]
+    views: list[Tensor]
+    """The same, as :func:`as_units`."""
+    order: list[tuple[int, int]]
+    """The place among all parameters and the number of units of each."""
+
+    @property
+    def unit_shape(self) -> torch.Size:
+        """(units, values of one unit) of each."""
+        return self.views[0].shape
+
+
+class Units:
+    """Parameters of which it is known how they are stacked, for step after step.
+
+    It can be given to the functions of this module in place of the parameters. To find out takes longer than all else
+    that they do for a small network (``benchmarks/clipping.py``). It is found out again when a parameter has another
+    place in memory, or others than before have a gradient.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor]) -> None:
+        self._parameters = list(parameters)
+        self._known_for: list[int | None] = []
+        self._groups: list[_Group] = []
+        self.order: tuple[tuple[int, int], ...] = ()
+        """That of :attr:`UnitNorms.tensors`."""
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self._parameters)
+
+    def __len__(self) -> int:
+        return len(self._parameters)
+
+    def groups(self) -> list[_Group]:
+        """Those that have a gradient, in stacks."""
+        here = [None if parameter.grad is None else parameter.data_ptr() for parameter in self._parameters]
+        if here != self._known_for:
+            self._known_for, self._groups = here, self._found()
+            self.order = tuple(one for group in self._groups for one in group.order)
+        return self._groups
+
+    def _found(self) -> list[_Group]:
+        groups: defaultdict[Hashable, _Group] = defaultdict(lambda: _Group([], [], []))
+        for place, parameter in enumerate(self._parameters):
+            if parameter.grad is not None:
+                alone = place if parameter.numel() > LARGEST_STACKED_VALUES else None
+                view = as_units(parameter.detach())
+                group = groups[parameter.shape, parameter.dtype, alone]
+                group.tensors.append(parameter)
+                group.views.append(view)
+                group.order.append((place, view.shape[0]))
+        return list(groups.values())
+
+
 @torch.no_grad()
 def clip_gradients_adaptively(
     parameters: Iterable[Tensor],
@@ -87,7 +144,8 @@ def clip_gradients_adaptively(
     (``benchmarks/clipping.py``).
 
     Args:
-        parameters: leaf tensors of any float dtype on one device; those without ``.grad`` are left alone.
+        parameters: leaf tensors of any float dtype on one device; those without ``.grad`` are left alone. For
+            step after step :class:`Units` of them.
         clip_factor: :math:`\lambda`; the paper's recipe for batch 4096 has 0.01. It and ``eps`` may be scalars on the
             parameters' device, with the same result to the bit.
         eps: :math:`\epsilon`, so that parameters that start at zero can move; official value 1e-3.
@@ -108,12 +166,13 @@ def clip_gradients_adaptively(
 
     Source: Brock et al. 2021, section 4, equation 3, and official ``optim.py``.
     """
-    groups = _grouped(parameters)
+    units = _units(parameters)
+    groups = units.groups()
     if not groups:
         return torch.zeros(())
 
-    gradients = [[as_units(_gradient(parameter)) for parameter in group.tensors] for group in groups]
-    stacks = [_stacked(group) for group in gradients]  # each (tensors, units, values)
+    gradients = [_gradients(group) for group in groups]
+    stacks = [_stacked(of_group, group.unit_shape) for of_group, group in zip(gradients, groups, strict=True)]
     gradient_norms = [_norms(stack) for stack in stacks]
 
     # All units of the network in one vector: a few kernels, however many tensors there are.
@@ -122,64 +181,44 @@ def clip_gradients_adaptively(
     largest_norm = parameter_norm * clip_factor
     too_large = gradient_norm > largest_norm
     if observe is not None:
-        observe(UnitNorms(gradient_norm, parameter_norm, too_large, _order(groups)))
+        observe(UnitNorms(gradient_norm, parameter_norm, too_large, units.order))
     scale = torch.where(too_large, largest_norm / gradient_norm.clamp_(min=SMALLEST_GRADIENT_NORM), 1.0)
 
     scales = scale.split([norms.numel() for norms in gradient_norms])
-    for group, stack, norms, own in zip(gradients, stacks, gradient_norms, scales, strict=True):
-        stack.mul_(own.view_as(norms).unsqueeze(-1))
-        if len(group) > 1:  # a stack of one is a view of its gradient
-            torch._foreach_copy_(group, list(stack.unbind()))
+    for of_group, stack, norms, own in zip(gradients, stacks, gradient_norms, scales, strict=True):
+        stack.mul_(own.view(*norms.shape, 1))
+        if len(of_group) > 1:  # a stack of one is a view of its gradient
+            torch._foreach_copy_(of_group, stack.view(len(of_group), *of_group[0].shape).unbind())
     return too_large.float().mean()
 
 
 @torch.no_grad()
 def unit_norms(parameters: Iterable[Tensor], eps: float | Tensor = 1e-3) -> UnitNorms | None:
     """The norms that :func:`clip_gradients_adaptively` compares; None if no parameter has a gradient."""
-    groups = _grouped(parameters)
+    units = _units(parameters)
+    groups = units.groups()
     if not groups:
         return None
-    gradients = [
-        _stacked([as_units(_gradient(parameter)) for parameter in group.tensors]) for group in groups
-    ]
-    gradient_norm = _all_units([_norms(stack) for stack in gradients])
-    return UnitNorms(gradient_norm, _parameter_norm(groups, eps), None, _order(groups))
-
-
-class _Group(NamedTuple):
-    """Tensors that are stacked, and the place among the parameters and the number of units of each."""
-
-    tensors: list[Tensor]
-    order: list[tuple[int, int]]
-
-
-def _grouped(parameters: Iterable[Tensor]) -> list[_Group]:
-    groups: defaultdict[Hashable, _Group] = defaultdict(lambda: _Group([], []))
-    for place, parameter in enumerate(parameters):
-        if parameter.grad is not None:
-            alone = place if parameter.numel() > LARGEST_STACKED_VALUES else None
-            shape = as_units(parameter).shape
-            group = groups[shape, parameter.dtype, alone]
-            group.tensors.append(parameter)
-            group.order.append((place, shape[0]))
-    return list(groups.values())
+    gradient_norm = _all_units([_norms(_stacked(_gradients(group), group.unit_shape)) for group in groups])
+    return UnitNorms(gradient_norm, _parameter_norm(groups, eps), None, units.order)
 
 
 def _parameter_norm(groups: list[_Group], eps: float | Tensor) -> Tensor:
-    stacks = [_stacked([as_units(parameter) for parameter in group.tensors]) for group in groups]
-    return _all_units([_norms(stack) for stack in stacks]).clamp_(min=eps)
+    return _all_units([_norms(_stacked(group.views, group.unit_shape)) for group in groups]).clamp_(min=eps)
 
 
 def _all_units(norms: list[Tensor]) -> Tensor:
     return torch.cat([of_group.flatten() for of_group in norms])
 
 
-def _order(groups: list[_Group]) -> tuple[tuple[int, int], ...]:
-    return tuple(one for group in groups for one in group.order)
+def _units(parameters: Iterable[Tensor]) -> Units:
+    return parameters if isinstance(parameters, Units) else Units(parameters)
 
 
-def _stacked(tensors: list[Tensor]) -> Tensor:
-    return tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(tensors)
+def _stacked(tensors: list[Tensor], unit_shape: torch.Size) -> Tensor:
+    """(tensors, units, values), a view if there is one tensor."""
+    stack = tensors[0] if len(tensors) == 1 else torch.stack(tensors)
+    return stack.view(len(tensors), *unit_shape)
 
 
 def _norms(stack: Tensor) -> Tensor:
@@ -187,7 +226,15 @@ def _norms(stack: Tensor) -> Tensor:
     return torch.linalg.vector_norm(stack, dim=-1)
 
 
-def _gradient(parameter: Tensor) -> Tensor:
+def _gradients(group: _Group) -> list[Tensor]:
+    """The gradients of a group, as they are or as :func:`as_units`: in a layout that can be viewed as units."""
+    gradients = [cast(Tensor, parameter.grad) for parameter in group.tensors]
+    if gradients[0].ndim != 3 and all(gradient.is_contiguous() for gradient in gradients):
+        return gradients
+    return [as_units(_dense_gradient(parameter)) for parameter in group.tensors]
+
+
+def _dense_gradient(parameter: Tensor) -> Tensor:
     """The gradient in a layout of which :func:`as_units` is a view, so that it can be written through."""
     gradient = parameter.grad
     assert gradient is not None

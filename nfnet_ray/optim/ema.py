@@ -41,6 +41,7 @@ class ExponentialMovingAverage:
             raise ValueError("an EMARecipe without a decay asks for no average")
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self._decay, self._warmup = recipe.decay, recipe.warmup
+        self._pairs = _Pairs(self.model, model)
 
     def update(self, model: nn.Module, step: int) -> None:
         """Updates the average with the weights after optimiser step ``step``, counted from 0."""
@@ -49,9 +50,11 @@ class ExponentialMovingAverage:
     @torch.no_grad()
     def take(self, model: nn.Module, share: float | Tensor) -> None:
         """Updates the average, in which the new weights get this share: :math:`1 - d(t)`, on the host or the device."""
-        pairs = list(zip(_tensors(self.model), _tensors(model), strict=True))
+        if self._pairs.of is not model:
+            self._pairs = _Pairs(self.model, model)
+        pairs = list(self._pairs)
         averaged = [(mean, new) for mean, new in pairs if mean.is_floating_point()]
-        means, news = [mean for mean, _ in averaged], [new.detach() for _, new in averaged]
+        means, news = [mean for mean, _ in averaged], [new for _, new in averaged]
         if isinstance(share, Tensor):  # torch's lerp takes it for all tensors at once from the host alone
             changes = torch._foreach_sub(news, means)
             torch._foreach_mul_(changes, share)
@@ -71,6 +74,28 @@ class ExponentialMovingAverage:
         self.model.load_state_dict(state)
 
 
-def _tensors(model: nn.Module) -> Iterator[Tensor]:
-    yield from model.parameters()
-    yield from model.buffers()
+class _Pairs:
+    """The tensors of two networks side by side.
+
+    To walk through the modules takes longer than to average, so it is done once. Parameters stay the same objects;
+    buffers are looked up, since a module may be given others.
+    """
+
+    def __init__(self, average: nn.Module, model: nn.Module) -> None:
+        self.of = model
+        self._parameters = list(zip(average.parameters(), model.parameters(), strict=True))
+        buffers = {  # one that modules share is averaged once
+            id(buffer): (mean._buffers, new._buffers, name)
+            for mean, new in zip(average.modules(), model.modules(), strict=True)
+            for name, buffer in mean._buffers.items()
+            if buffer is not None
+        }
+        self._buffers = list(buffers.values())
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        yield from self._parameters
+        for means, news, name in self._buffers:
+            mean, new = means[name], news[name]
+            assert mean is not None
+            assert new is not None
+            yield mean, new

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ from nfnet_ray.recipe import OptimizerRecipe
 
 UNDECAYED_NAMES = ("gain", "skip_gain", "bias")
 """Last parts of parameter names without weight decay (official ``experiment_nfnets.py``)."""
+
+VALUES_OF_A_PART = 1 << 16
+"""Weights, gradients and momentum of so many, of 4 bytes, take three quarters of a core's cache of 1 MB."""
 
 # Batch normalisation in all its forms, timm's included, and its relatives: they have no name in common.
 _NORMALISATIONS = (
@@ -31,14 +34,67 @@ class EagerSGD(SGD):
     """torch's SGD, less the wrappers that keep torch.compile out of these methods.
 
     The wrappers import ``torch._dynamo``, which takes a new process 1.3 s of a core, and here no optimiser is
-    compiled. The arithmetic and the saved state are those of SGD.
+    compiled. The arithmetic and the saved state are those of SGD, to the bit. On a CPU a step goes over few tensors at
+    a time, so that each operation finds in the cache what the one before it wrote. It changes the gradients.
     """
 
-    step = torch.no_grad()(inspect.unwrap(SGD.step))  # one of the wrappers is no_grad
+    _step_of_torch = torch.no_grad()(inspect.unwrap(SGD.step))  # one of the wrappers is no_grad
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """One update of all parameters that have a gradient."""
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        if closure is not None or any(parameter.device.type != "cpu" for parameter in parameters):
+            return self._step_of_torch(closure)
+        for group in self.param_groups:
+            for part in _parts([one for one in group["params"] if one.grad is not None]):
+                self._update(group, part)
+        return None
+
+    def _update(self, group: Mapping[str, Any], parameters: list[Tensor]) -> None:
+        steps = [cast(Tensor, parameter.grad) for parameter in parameters]
+        if group["weight_decay"] != 0:
+            torch._foreach_add_(steps, parameters, alpha=group["weight_decay"])
+        if group["momentum"] != 0:
+            buffers = self._buffers(parameters, steps, group["momentum"])
+            if group["nesterov"]:
+                torch._foreach_add_(steps, buffers, alpha=group["momentum"])
+            else:
+                steps = buffers
+        torch._foreach_add_(parameters, steps, alpha=-group["lr"])
+
+    def _buffers(self, parameters: list[Tensor], steps: list[Tensor], momentum: float) -> list[Tensor]:
+        states = [self.state[parameter] for parameter in parameters]
+        buffers = [state.get("momentum_buffer") for state in states]
+        if all(buffer is not None for buffer in buffers):
+            torch._foreach_mul_(buffers, momentum)
+            torch._foreach_add_(buffers, steps)
+            return buffers
+        for state, step in zip(states, steps, strict=True):
+            if state.get("momentum_buffer") is None:
+                state["momentum_buffer"] = step.clone()
+            else:
+                state["momentum_buffer"].mul_(momentum).add_(step)
+        return [state["momentum_buffer"] for state in states]
+
     zero_grad = inspect.unwrap(SGD.zero_grad)
     add_param_group = inspect.unwrap(SGD.add_param_group)
     state_dict = inspect.unwrap(SGD.state_dict)
     load_state_dict = inspect.unwrap(SGD.load_state_dict)
+
+
+def _parts(parameters: list[Tensor]) -> Iterator[list[Tensor]]:
+    """Neighbours with up to VALUES_OF_A_PART values; a larger tensor is alone."""
+    part: list[Tensor] = []
+    values = 0
+    for parameter in parameters:
+        values += parameter.numel()
+        if part and values > VALUES_OF_A_PART:
+            yield part
+            part, values = [], parameter.numel()
+        part.append(parameter)
+    if part:
+        yield part
 
 
 def decayed_names(model: nn.Module, recipe: OptimizerRecipe) -> list[str]:

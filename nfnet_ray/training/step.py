@@ -28,6 +28,7 @@ from nfnet_ray.optim import (
     DeviceRates,
     ExponentialMovingAverage,
     Rates,
+    Units,
     clip_gradients_adaptively,
     create_optimizer,
     fill_state,
@@ -84,7 +85,7 @@ class TrainStep:
         self._model, self._recipe, self._context = model, recipe, context
         self._steps_per_epoch = steps_per_epoch
         clipped = clipped_parameters(model, recipe)
-        self._clipped = list(clipped.values())
+        self._clipped = Units(clipped.values())
         steps_between = STEPS_BETWEEN_NORMS if recipe.optimizer.agc.clip_factor is None else 1
         self.clipping_counts = ClippingCounts(model, clipped, context.device, steps_between)
         self._gradient = Gradient(model, recipe, context)
@@ -130,7 +131,7 @@ class TrainStep:
 
     @property
     def _clips(self) -> bool:
-        return self._recipe.optimizer.agc.clip_factor is not None and bool(self._clipped)
+        return self._recipe.optimizer.agc.clip_factor is not None and len(self._clipped) > 0
 
     @property
     def _only_counts_norms(self) -> bool:
