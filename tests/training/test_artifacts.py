@@ -159,10 +159,13 @@ def test_trials_whose_steps_have_the_same_code_share_a_file() -> None:
         {"optimizer.agc.clip_factor": None},
         {"schedule.base_learning_rate": 0.7, "seed": 3},
         {"data.path": "elsewhere"},
+        {"model.dropout": 0.4, "model.stochastic_depth": 0.1},
     ]
     assert {name(values) for values in same} == {name({})}
+    baseline = {"model.name": "test_efficientnet"}
+    assert name(baseline) != name({**baseline, "model.dropout": 0.4})
     other: list[dict[str, Any]] = [
-        {"model.dropout": 0.4},
+        {"model.dropout": 0.0},
         {"precision": "bfloat16"},
         {"memory_format": "channels_last"},
         {"activation_memory_budget": 0.5},
