@@ -11,13 +11,11 @@ import argparse
 import torch
 
 from benchmarks.gpu.machine import Machine, Timing
-from benchmarks.gpu.networks import new_step, random_batch, recipe_of, usual_precision
+from benchmarks.gpu.networks import captured_step, new_step, random_batch, recipe_of, usual_precision
 from benchmarks.gpu.rows import Recorder
 from nfnet_ray.recipe import ResolvedRecipe
-from nfnet_ray.training.agreement import EpochSums
 from nfnet_ray.training.captured import CapturedStep, recorder_for
 from nfnet_ray.training.captured import Recorder as GraphRecorder
-from nfnet_ray.training.context import PlainContext
 
 NETWORKS, SMALL_NETWORKS = ("nfnet_pico", "nfnet_nano"), ("nfnet_pico",)
 BATCH_SIZES, SMALL_BATCH_SIZES = (64, 512), (4,)
@@ -30,8 +28,7 @@ def new_captured_step(
 ) -> tuple[torch.nn.Module, CapturedStep]:
     """A new network, and the steps that train it: captured by ``recorder``, or kernel by kernel."""
     model, step = new_step(recipe, machine, num_classes=CLASSES, rates_on_device=True)
-    context = PlainContext(device=machine.device, threads=machine.threads)
-    return model, CapturedStep(step, EpochSums(context), recipe, context, recorder)
+    return model, captured_step(step, recipe, machine, recorder)
 
 
 def measure(recorder: Recorder, machine: Machine, _options: argparse.Namespace) -> None:

@@ -65,6 +65,7 @@ CAPTURED_CHECKS: Mapping[str, Mapping[str, Any]] = {
         "optimizer__sam__perturbation": "micro_batch",
         "micro_batches": 2,
     },
+    "RMSProp, draws of torch's generator": {"network": "test_efficientnet", "optimizer__name": "rmsprop"},
 }
 BETWEEN_WEIGHTS = "largest difference of a weight / largest weight"
 
@@ -131,15 +132,16 @@ def captured_difference(machine: Machine, values: Mapping[str, Any], graphs: Gra
     With a schedule, AGC, a moving average with warm-up, dropout and stochastic depth: whatever differs from step to
     step would show if it were a part of the graph.
     """
+    changes = {"network": "nfnet_pico", "optimizer__agc__clip_factor": 0.02, **values}
     recipe = recipe_of(
-        "nfnet_pico",
+        changes.pop("network"),
         machine,
         batch_size=16,
         model__dropout=0.1,
         model__stochastic_depth=0.1,
         schedule__epochs=1,
         schedule__warmup_epochs=0.002,
-        **{"optimizer__agc__clip_factor": 0.02, **values},
+        **changes,
     )
     vectors = []
     for recorder in (None, graphs):

@@ -14,6 +14,8 @@ from nfnet_ray.models import create_model
 from nfnet_ray.models.published import published_recipe, resolve
 from nfnet_ray.models.weights.pretrained import set_training_mode
 from nfnet_ray.recipe import ResolvedRecipe
+from nfnet_ray.training.agreement import EpochSums
+from nfnet_ray.training.captured import CapturedStep, Recorder
 from nfnet_ray.training.context import PlainContext
 from nfnet_ray.training.determinism import reset_process
 from nfnet_ray.training.gradient import DTYPES, MEMORY_FORMATS
@@ -83,6 +85,14 @@ def new_step(
     set_training_mode(model)
     model.to(context.device, DTYPES[recipe.precision]).to(memory_format=MEMORY_FORMATS[recipe.memory_format])
     return model, TrainStep(model, recipe, context, STEPS_PER_EPOCH, rates_on_device=rates_on_device)
+
+
+def captured_step(
+    step: TrainStep, recipe: ResolvedRecipe, machine: Machine, graphs: Recorder | None
+) -> CapturedStep:
+    """The step as a run does it, with the sums of an epoch: captured by ``graphs``, or kernel by kernel."""
+    context = PlainContext(device=machine.device, threads=machine.threads)
+    return CapturedStep(step, EpochSums(context), recipe, context, graphs)
 
 
 def random_batch(

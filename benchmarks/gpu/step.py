@@ -15,16 +15,26 @@ from typing import Literal
 import torch
 
 from benchmarks.gpu.machine import Machine
-from benchmarks.gpu.networks import IMAGENET_CLASSES, new_step, random_batch, recipe_of, usual_precision
+from benchmarks.gpu.networks import (
+    IMAGENET_CLASSES,
+    captured_step,
+    new_step,
+    random_batch,
+    recipe_of,
+    usual_precision,
+)
 from benchmarks.gpu.rows import Recorder, Row
 from benchmarks.gpu.timm_step import timm_step
 from nfnet_ray.data.batch import TrainBatch
 from nfnet_ray.models.catalogue import get_model
 from nfnet_ray.models.variants import get_variant
 from nfnet_ray.recipe import ResolvedRecipe
+from nfnet_ray.training.captured import Recorder as GraphRecorder
+from nfnet_ray.training.captured import recorder_for
 from nfnet_ray.training.form import compilation
 from nfnet_ray.training.measurement.gpus import peak_flops_per_second
 from nfnet_ray.training.measurement.meter import model_flops_per_image
+from nfnet_ray.training.step import TrainStep
 
 Compilation = Literal["eager", "compiled", "max-autotune"]
 COMPILE: dict[Compilation, bool | str] = {
@@ -38,6 +48,8 @@ SECONDS_FOR_A_FORM = 3.0
 SECONDS_BETWEEN_TRIES = 5.0
 """Until another process that compiles has given its memory back."""
 IMAGES_PER_SECOND = "images per second"
+CAPTURED = ("nfnet_f0", "nfnet_pico")
+"""Networks whose steps are timed as one CUDA graph, too, which is how they are trained."""
 
 
 @dataclass(frozen=True)
@@ -172,14 +184,43 @@ def _measure(
         machine.forget_memory()
         wait_until_released()
         torch.backends.cudnn.allow_tf32 = False
-    timing = machine.time(lambda: step(batch), repeats=STEPS, warm_ups=4, at_most_seconds=SECONDS_FOR_A_FORM)
-    images_per_second = form.batch_size / timing.seconds
-    recorder.add(form.case, IMAGES_PER_SECOND, images_per_second, "images/s", timing)
+    _add_speed(recorder, machine, form.case, recipe, lambda: step(batch))
+    if isinstance(step, TrainStep) and form.network in CAPTURED:
+        add_captured(recorder, machine, f"{form.case}, captured", recipe, step, recorder_for(machine.device))
+
+
+def add_captured(
+    recorder: Recorder,
+    machine: Machine,
+    case: str,
+    recipe: ResolvedRecipe,
+    step: TrainStep,
+    graphs: GraphRecorder | None,
+) -> None:
+    """Rows of the same step as one CUDA graph, or why there is none."""
+    if graphs is None:
+        recorder.add(case, "skipped", "needs a GPU")
+        return
+    batch = random_batch(recipe, machine.device)
+    captured = captured_step(step, recipe, machine, graphs)
+    captured.prepare(batch)
+    if captured.refusal:
+        recorder.add(case, "skipped", captured.refusal)
+    else:
+        _add_speed(recorder, machine, case, recipe, lambda: captured(batch))
+
+
+def _add_speed(
+    recorder: Recorder, machine: Machine, case: str, recipe: ResolvedRecipe, step: Callable[[], object]
+) -> None:
+    timing = machine.time(step, repeats=STEPS, warm_ups=4, at_most_seconds=SECONDS_FOR_A_FORM)
+    images_per_second = recipe.batch_size / timing.seconds
+    recorder.add(case, IMAGES_PER_SECOND, images_per_second, "images/s", timing)
     teraflops, share = arithmetic(recipe, images_per_second, machine.description()["device"])
-    recorder.add(form.case, "model arithmetic", teraflops, "TFLOP/s", timing, in_table=False)
+    recorder.add(case, "model arithmetic", teraflops, "TFLOP/s", timing, in_table=False)
     if share is not None:
-        recorder.add(form.case, "MFU", share, "", timing)
-    recorder.add(form.case, "peak memory", machine.peak_memory_gb(), "GB", timing, in_table=False)
+        recorder.add(case, "MFU", share, "", timing)
+    recorder.add(case, "peak memory", machine.peak_memory_gb(), "GB", timing, in_table=False)
 
 
 def arithmetic(

@@ -38,6 +38,9 @@ STEPS_BEFORE_CAPTURE = 3
 MOST_GRAPHS = 8
 """Each takes some megabytes for its kernels' arguments; growing images leave those of earlier sizes behind."""
 
+MOST_KEPT_SHARE = 0.5
+"""Of a GPU's memory: see :func:`too_much_memory`. By judgement; no GPU has seen it."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -75,11 +78,30 @@ class CudaRecorder:
         # Threads that load images, write checkpoints and read NVML go on meanwhile, with memory and streams of theirs.
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
             act()
+        properties = torch.cuda.get_device_properties(self._device)
+        refusal = too_much_memory(torch.cuda.memory_reserved(self._device), properties.total_memory)
+        if refusal:
+            raise MemoryError(refusal)
         return graph.replay
 
     def peak_bytes(self) -> float:
         """Of this process, since it was last forgotten."""
         return float(torch.cuda.max_memory_allocated(self._device))
+
+
+def too_much_memory(kept: float, total: float) -> str | None:
+    """Whether graphs keep too much of a GPU's memory, in bytes: evaluation cannot use theirs. A sentence, or None.
+
+    Evaluation holds no activations, so it needs far less than a step. Networks that fill half a GPU keep it busy
+    without a graph.
+
+    >>> too_much_memory(60 * 2**30, 80 * 2**30)
+    'a graph would keep 60.0 of 80.0 GiB for itself'
+    >>> too_much_memory(30 * 2**30, 80 * 2**30)
+    """
+    if kept <= MOST_KEPT_SHARE * total:
+        return None
+    return f"a graph would keep {kept / 2**30:.1f} of {total / 2**30:.1f} GiB for itself"
 
 
 @dataclass

@@ -25,9 +25,11 @@ from benchmarks.gpu import __main__ as command
 from benchmarks.gpu.children import Children, wait_until_ready
 from benchmarks.gpu.convolution_shapes import PASSES, Convolution, convolutions_of
 from benchmarks.gpu.convolutions import FORMS, tensors_of
-from benchmarks.gpu.correctness import captured_difference
+from benchmarks.gpu.correctness import CAPTURED_CHECKS, captured_difference
 from benchmarks.gpu.machine import Machine
-from benchmarks.gpu.rows import COLUMNS, Row, read_rows, table, tidy, write_csv
+from benchmarks.gpu.networks import new_step
+from benchmarks.gpu.rows import COLUMNS, Recorder, Row, read_rows, table, tidy, write_csv
+from benchmarks.gpu.step import add_captured, eager_forms
 from nfnet_ray.errors import UserError
 from nfnet_ray.models.costs import count_multiply_adds
 from nfnet_ray.models.variants import block_plan, get_variant
@@ -80,9 +82,10 @@ def test_every_part_gives_its_rows_with_torch_alone(tmp_path: Path) -> None:
 def test_the_check_of_captured_steps_compares_two_trainings() -> None:
     """By tapes in place of graphs; a tape that replays nothing is noticed."""
     machine = Machine()
-    recorder = TapeRecorder()
-    assert captured_difference(machine, {}, recorder) == 0
-    assert len(recorder.tapes) == 1
+    for values in (CAPTURED_CHECKS["AGC"], CAPTURED_CHECKS["RMSProp, draws of torch's generator"]):
+        recorder = TapeRecorder()
+        assert captured_difference(machine, values, recorder) == 0
+        assert len(recorder.tapes) == 1
 
     class Idle(TapeRecorder):
         def record(self, act: Callable[[], None]) -> Callable[[], None]:
@@ -90,6 +93,25 @@ def test_the_check_of_captured_steps_compares_two_trainings() -> None:
             return lambda: None
 
     assert captured_difference(machine, {}, Idle()) > 0
+
+
+def test_a_captured_step_has_the_rows_of_the_others(tmp_path: Path) -> None:
+    machine = Machine()
+    form = eager_forms(is_small=True)[0]
+    recipe = form.recipe(machine)
+
+    class Failing(TapeRecorder):
+        def record(self, act: Callable[[], None]) -> Callable[[], None]:
+            raise RuntimeError(f"no graph of {act.__name__}")
+
+    recorder = Recorder(tmp_path / "rows", "step", machine)
+    for case, graphs in (("captured", TapeRecorder()), ("failing", Failing()), ("none", None)):
+        step = new_step(recipe, machine, rates_on_device=True)[1]
+        add_captured(recorder, machine, case, recipe, step, graphs)
+    rows, _ = read_rows(tmp_path / "rows")
+    assert next(row["quantity"] for row in rows if row["case"] == "captured") == "images per second"
+    assert [row["value"] for row in rows if row["case"] == "failing"] == ["RuntimeError: no graph of act"]
+    assert [row["value"] for row in rows if row["case"] == "none"] == ["needs a GPU"]
 
 
 def few_images(folder: Path) -> Path:
