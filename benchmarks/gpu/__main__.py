@@ -8,6 +8,7 @@ Parts, in the order in which they run:
 * ``step``: the training step of NFNet-F0, ours and timm's, eager and compiled, in NCHW and NHWC, and of F1,
   EfficientNets and ResNet-50, eager: images per second and MFU;
 * ``captured``: small networks, eager and with the whole step as one CUDA graph;
+* ``cohort``: many trials of a small network as one program, against captured steps of single ones;
 * ``observed``: waiting, idling, and what the meter of memory and power says;
 * ``convolutions``: each convolution of F0, forward and backward, in three forms;
 * ``ratio``: NFNet-F1 and EfficientNet-B7, compiled, if time is left;
@@ -51,11 +52,12 @@ LIMITS = {
     "correctness": 90.0,
     "step": 100.0,
     "captured": 40.0,
+    "cohort": 40.0,
     "observed": 40.0,
     "convolutions": 60.0,
     "cifar": inf,
 }
-PARTS = ("roof", "correctness", "step", "captured", "observed", "convolutions", "ratio", "cifar")
+PARTS = ("roof", "correctness", "step", "captured", "cohort", "observed", "convolutions", "ratio", "cifar")
 COMPILE_LIMIT = 150.0  # of NFNet-F0's forms, which compile together
 FORM_LIMIT = 20.0  # of one compiled form, from its release on
 LEAST_FOR_RATIO = 75.0  # less is not enough to compile F1 and B7
@@ -227,7 +229,7 @@ def run(options: argparse.Namespace) -> int:
             if "step" in wanted:
                 late = session.run_compiled(compiling, COMPILE_LIMIT - (time.monotonic() - compile_start))
                 session.run("step")
-            for part in ("captured", "observed", "convolutions"):
+            for part in ("captured", "cohort", "observed", "convolutions"):
                 if part in wanted:
                     session.run(part)
             run_last_parts(session, wanted, late, forms, len(large_compiled_forms(is_small=is_small)))

@@ -21,17 +21,19 @@ import dataclasses
 import logging
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from nfnet_ray.data.batch import TrainBatch
 from nfnet_ray.recipe import Recipe
-from nfnet_ray.training.agreement import EpochSums
 from nfnet_ray.training.context import Context
 from nfnet_ray.training.determinism import generators, set_generators
-from nfnet_ray.training.step import StepResult, TrainStep
+
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+R_contra = TypeVar("R_contra", contravariant=True)
 
 STEPS_BEFORE_CAPTURE = 3
 """Libraries choose their algorithms and make their workspaces in the first ones (torch's notes on CUDA graphs)."""
@@ -104,16 +106,63 @@ def too_much_memory(kept: float, total: float) -> str | None:
     return f"a graph would keep {kept / 2**30:.1f} of {total / 2**30:.1f} GiB for itself"
 
 
+class Step(Protocol[R_co]):
+    """A step that can be captured: a :class:`~nfnet_ray.training.step.TrainStep`, or that of a cohort."""
+
+    number: int
+    """The number of steps done."""
+
+    @property
+    def kind(self) -> Hashable:
+        """What the next step does and others may not."""
+
+    @property
+    def needs_warm_up(self) -> bool:
+        """Whether the first step of an attempt would take longer than the others."""
+
+    @property
+    def repeats_draws(self) -> bool:
+        """Whether a step sets torch's generator back, to draw the same again."""
+
+    def set_rates(self) -> Any:
+        """The rates of the next step, on the device if that is where they are read."""
+
+    def apply(self, batch: TrainBatch, rates: Any) -> R_co:
+        """What the device does in a step with these rates. Nothing else depends on the step but :attr:`kind`."""
+
+    def __call__(self, batch: TrainBatch) -> R_co:
+        """A step, kernel by kernel."""
+
+    def warm_up(self, batch: TrainBatch) -> None:
+        """Computes a gradient and throws it away."""
+
+    def forget_gradients(self) -> None:
+        """Lets go of the memory of gradients that it keeps from one step to the next."""
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All that a step changes on the device, but gradients, always the same tensors."""
+
+
+class Sums(Protocol[R_contra]):
+    """Where the results of steps are added up."""
+
+    def add(self, result: R_contra) -> None:
+        """Counts a step."""
+
+    def tensors(self) -> list[Tensor]:
+        """Where it adds, always the same tensors."""
+
+
 @dataclass
-class _Graph:
+class _Graph(Generic[R]):
     batch: TrainBatch
     """What it reads."""
     replay: Callable[[], None]
-    result: StepResult
+    result: R
     """What it writes."""
 
 
-class CapturedStep:
+class CapturedStep(Generic[R]):
     """Does the steps of a run and adds them to the epoch's ``sums``: ``step(batch)``, after :meth:`prepare`.
 
     ``recorder`` None: kernel by kernel, because the device has no graphs. :attr:`refusal` says why a device that has
@@ -121,14 +170,14 @@ class CapturedStep:
     """
 
     def __init__(
-        self, step: TrainStep, sums: EpochSums, recipe: Recipe, context: Context, recorder: Recorder | None
+        self, step: Step[R], sums: Sums[R], recipe: Recipe, context: Context, recorder: Recorder | None
     ) -> None:
         self._step, self._sums, self._context = step, sums, context
         self._recorder = recorder
         self.refusal: str | None = None
         self.peak_bytes = 0.0
         """The largest memory that a step took before it was captured. A replay takes it, too; no counter sees it."""
-        self._graphs: dict[Hashable, _Graph] = {}
+        self._graphs: dict[Hashable, _Graph[R]] = {}
         self._warmed_up: set[torch.Size] = set()
         reason = _obstacle(recipe, context, step)
         if recorder and reason:
@@ -159,12 +208,12 @@ class CapturedStep:
                     self._graphs.clear()
                     lines = str(error).strip().splitlines() or [""]
                     self._refuse(f"{type(error).__name__}: {lines[0]}", logging.WARNING)
-                self._step.optimizer.zero_grad(set_to_none=True)
+                self._step.forget_gradients()
         if self._recorder is None and self._step.needs_warm_up:
             self._step.warm_up(batch)
         self._warmed_up.add(batch.images.shape)
 
-    def __call__(self, batch: TrainBatch) -> StepResult:
+    def __call__(self, batch: TrainBatch) -> R:
         """A step. The tensors of the result may be those of the next one, too, which overwrites them."""
         graph = self._graphs.get(self._key(batch)) if self._graphs else None
         if graph is None:
@@ -198,7 +247,7 @@ class CapturedStep:
             label_share=None if batch.label_share is None else batch.label_share.clone(),
         )
         rates = self._step.set_rates()
-        results: list[StepResult] = []
+        results: list[R] = []
 
         def act() -> None:
             results[:] = [self._step.apply(static, rates)]
@@ -237,7 +286,7 @@ def recorder_for(device: torch.device) -> Recorder | None:
     return CudaRecorder(device) if device.type == "cuda" else None
 
 
-def _obstacle(recipe: Recipe, context: Context, step: TrainStep) -> str | None:
+def _obstacle(recipe: Recipe, context: Context, step: Step[Any]) -> str | None:
     """Why the steps of a Recipe cannot be captured; None if nothing is known to prevent it."""
     if recipe.capture == "never":
         return "capture=never"

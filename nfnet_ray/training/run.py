@@ -89,15 +89,14 @@ class Run:
     eval_loader: EvalLoader
     model: nn.Module
     step: TrainStep
-    captured_step: CapturedStep
+    captured_step: CapturedStep[Any]
+    """What does the steps: those of all lanes, where the run is one of a cohort."""
     clock: Clock
     meter: Meter
     system: SystemMeter
     # Loop state, which changes from step to step.
     sums: EpochSums
     agreement: Agreement
-    warmed_up_shape: torch.Size | None = None
-    """The shape of the images that the step of a cohort was last warmed up for."""
     lanes: int | None = None
     """The number of lanes of the cohort that trains it; None if it is trained alone."""
     has_told_conditions: bool = False
@@ -108,8 +107,7 @@ class Run:
         if self.has_told_conditions:
             return {}
         self.has_told_conditions = True
-        step = None if self.lanes else self.captured_step.form
-        return {"conditions": conditions_text(self.recipe, self.context, self.lanes, step)}
+        return {"conditions": conditions_text(self.recipe, self.context, self.lanes, self.captured_step.form)}
 
     def warm_up(self, batch: TrainBatch) -> None:
         """Has the step compile, choose its algorithms and be captured now, by passes whose results are thrown away.

@@ -102,6 +102,11 @@ class TrainStep:
         return float(self._rates_of(self.number).learning_rate)
 
     @property
+    def step_of_epoch(self) -> int:
+        """Of the next step, from 1."""
+        return self.number % self._steps_per_epoch + 1
+
+    @property
     def last_learning_rate(self) -> float:
         """The learning rate of the step before."""
         return float(self._rates_of(self.number - 1).learning_rate)
@@ -191,6 +196,10 @@ class TrainStep:
     def repeats_draws(self) -> bool:
         """Whether a step sets torch's generator back, to draw the same again."""
         return self._gradient.repeats_draws
+
+    def forget_gradients(self) -> None:
+        """Lets go of the gradients' memory."""
+        self.optimizer.zero_grad(set_to_none=True)
 
     def tensors(self) -> Iterator[Tensor]:
         """All that a step changes on the device, but gradients. It is the same tensors as long as the step lives."""

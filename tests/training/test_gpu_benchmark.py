@@ -72,6 +72,8 @@ def test_every_part_gives_its_rows_with_torch_alone(tmp_path: Path) -> None:
     assert {case.rpartition(", ")[2] for case in steps} == {"eager", "compiled"}
     assert any("timm" in case for case in steps)
     assert "time of a step" in quantities["captured"]
+    assert "captured trial : lane" in quantities["cohort"]
+    assert sum(row["quantity"] == "holds" for row in by_part["cohort"]) == 2
     assert "share of the time in which the device is idle" in quantities["observed"]
     assert "all convolutions, best form of each" in quantities["convolutions"]
     assert "images per second" in quantities["ratio"]

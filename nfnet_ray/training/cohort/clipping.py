@@ -34,6 +34,10 @@ class LaneClipping:
             [recipe.clip_factor is not None for recipe in recipes], dtype=torch.bool
         )
 
+    def tensors(self) -> list[Tensor]:
+        """The counts, which a call changes."""
+        return self._counts.tensors() if self._counts else []
+
     @torch.no_grad()
     def __call__(self, gradients_LP: Tensor, weights_LP: Tensor, counts_all: Tensor) -> Tensor:
         """Clips in place; returns the share of the units of each lane that were clipped, float32 (L,).

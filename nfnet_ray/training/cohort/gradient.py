@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from nfnet_ray.data.batch import TrainBatch
+from nfnet_ray.data.batch import Indices, TrainBatch, on_device
 from nfnet_ray.data.batching import positions_of_rank
 from nfnet_ray.data.normalise import normalise
 from nfnet_ray.optim.sam import LARGEST_NORMED_VALUES, share_of
@@ -36,6 +36,7 @@ class LaneGradient:
         smoothing = [one.loss.label_smoothing for one in recipes]
         self._smoothing_L1 = torch.tensor(smoothing, dtype=self._dtype, device=rows.device)[:, None]
         self._smooths = any(smoothing)
+        self._rows: dict[int, list[tuple[Tensor, Indices]]] = {}
         rhos = [one.optimizer.sam.rho for one in recipes]
         self._rho_L = None if rhos[0] is None else rows.new_tensor(rhos)
 
@@ -57,9 +58,11 @@ class LaneGradient:
         """What has an ascent step of its own."""
         if self._recipe.optimizer.sam.perturbation != "micro_batch":
             return [batch]
-        count = self._recipe.micro_batches
-        rows = [positions_of_rank(len(batch.labels), number, count) for number in range(count)]
-        return [batch.chosen(torch.from_numpy(own)) for own in rows]
+        images, count = len(batch.labels), self._recipe.micro_batches
+        if images not in self._rows:  # on the device once: to bring them there waits for it
+            own = [positions_of_rank(images, number, count) for number in range(count)]
+            self._rows[images] = [(on_device(rows, batch.labels.device), rows) for rows in own]
+        return [batch.chosen(rows, host_rows) for rows, host_rows in self._rows[images]]
 
     def _micro_batches(self, batch: TrainBatch) -> Iterator[TrainBatch]:
         size = math.ceil(self._recipe.batch_size / self._recipe.micro_batches)

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import NamedTuple
 
-import torch
-
 from nfnet_ray.cohorts import check_lanes
 from nfnet_ray.data.batching import check_batch_size
 from nfnet_ray.data.files.dataset import open_dataset
@@ -20,11 +18,13 @@ from nfnet_ray.errors import UserError
 from nfnet_ray.models.published import with_published_values
 from nfnet_ray.models.weights.weights_file import with_pinned_weights
 from nfnet_ray.recipe import Recipe
-from nfnet_ray.training.agreement import Agreement, EpochSums
+from nfnet_ray.training.agreement import Agreement
+from nfnet_ray.training.captured import CapturedStep, recorder_for
 from nfnet_ray.training.checkpoints.saving import Saver
 from nfnet_ray.training.cohort.clock import LaneClock, LaneEnergy, SharedClock
 from nfnet_ray.training.cohort.evaluation import evaluate_lanes
 from nfnet_ray.training.cohort.step import CohortStep, LaneResults, release
+from nfnet_ray.training.cohort.sums import CohortSums
 from nfnet_ray.training.context import Context
 from nfnet_ray.training.evaluation import Evaluation
 from nfnet_ray.training.loop import (
@@ -131,7 +131,7 @@ class _Cohort:
     def __init__(self, lanes: list[_Lane], shared: SharedClock, last_epoch: int) -> None:
         self._live, self._shared, self._last_epoch = lanes, shared, last_epoch
         self._clock = shared.clock
-        self._step: CohortStep | None = None
+        self._parts: tuple[CohortStep, CapturedStep[LaneResults], CohortSums] | None = None
 
     def train(self) -> None:
         """Trains, until each lane has its outcome."""
@@ -155,8 +155,7 @@ class _Cohort:
         """As :func:`nfnet_ray.training.loop.train_epoch`."""
         # Dead lanes stay within an epoch, whose steps would else depend on when a GPU was looked at.
         lanes, clock, first = list(self._live), self._clock, self._live[0].run
-        step = self._step_of(lanes)
-        sums = _CohortSums([lane.run.sums for lane in lanes])
+        _, step, sums = self._step_of(lanes)
         agreement = _CohortAgreement(lanes)
         epoch, batches = self._live[0].at.epoch, first.train_loader.batches_per_epoch
         for lane in lanes:
@@ -164,13 +163,11 @@ class _Cohort:
             lane.run.system.start()
         arriving = clock.waiting_for(first.train_loader.epoch(epoch, first_batch=self._live[0].at.batches))
         for number, batch in enumerate(arriving, start=self._live[0].at.batches + 1):
-            if first.step.needs_warm_up and batch.images.shape != first.warmed_up_shape:
+            if not step.is_ready_for(batch):
                 clock.enter("warmup")
-                step.warm_up(batch)
+                step.prepare(batch)
                 clock.enter("train")
-            first.warmed_up_shape = batch.images.shape
-
-            sums.add(step(batch), number)
+            step(batch)  # into the lanes' sums
             for lane in lanes:
                 if lane.outcome is None:
                     lane.run.context.progress(epoch + number / batches)
@@ -200,7 +197,7 @@ class _Cohort:
         lanes, clock, first = self._live, self._clock, self._live[0].run
         clock.enter("eval")
         speeds = [speed_metrics(lane.run, lane.at) for lane in lanes]
-        step = self._step_of(lanes)
+        step, _, _ = self._step_of(lanes)
         weights, averaged = [step.weights], step.averages
         if averaged:
             weights.append(averaged[1])
@@ -221,11 +218,20 @@ class _Cohort:
             else:
                 lane.at = finished
 
-    def _step_of(self, lanes: Sequence[_Lane]) -> CohortStep:
-        """The step of these lanes: that of the epoch before, unless a lane has ended since."""
-        if self._step is None or len(self._step.lanes) != len(lanes):
-            self._step = CohortStep([lane.run for lane in lanes])
-        return self._step
+    def _step_of(self, lanes: Sequence[_Lane]) -> tuple[CohortStep, CapturedStep[LaneResults], CohortSums]:
+        """The step of these lanes, what does it, and their sums; anew if a lane has ended since the epoch before."""
+        if self._parts is None or len(self._parts[0].lanes) != len(lanes):
+            first = lanes[0].run
+            step, sums = (
+                CohortStep([lane.run for lane in lanes]),
+                CohortSums([lane.run.sums for lane in lanes], first.context.device),
+            )
+            recorder = recorder_for(first.context.device)
+            captured = CapturedStep(step, sums, first.recipe, first.context, recorder)
+            for lane in lanes:
+                lane.run.captured_step = captured
+            self._parts = step, captured, sums
+        return self._parts
 
     def _leave_out_the_ended(self) -> None:
         self._live = [lane for lane in self._live if lane.outcome is None]
@@ -233,32 +239,6 @@ class _Cohort:
 
     def _share_time(self) -> None:
         self._shared.divide_among([lane.clock for lane in self._live if lane.outcome is None])
-
-
-class _CohortSums:
-    """The sums of an epoch of all lanes, of which the lanes' own become views."""
-
-    def __init__(self, lanes: Sequence[EpochSums]) -> None:
-        device = lanes[0].state_dict()["image_sums"].device
-        self._sums_L4 = torch.zeros(len(lanes), 4, dtype=torch.float64, device=device)
-        self._first_bad_step_L = torch.zeros(len(lanes), dtype=torch.float64, device=device)
-        for lane, sums, first_bad_step in zip(lanes, self._sums_L4, self._first_bad_step_L, strict=True):
-            lane.use(sums, first_bad_step)
-
-    def add(self, results: LaneResults, step: int) -> None:
-        """Counts step ``step`` of the epoch."""
-        clipped = results.clipped_fraction * results.images
-        images = torch.full_like(results.loss_sum, results.images)
-        self._sums_L4 += torch.stack(
-            [part.double() for part in (results.loss_sum, results.correct, clipped, images)], dim=1
-        )
-        bad = torch.where(results.loss_sum.isfinite(), math.inf, float(step))
-        torch.minimum(self._first_bad_step_L, bad, out=self._first_bad_step_L)
-
-    def mean_losses(self) -> list[float]:
-        """The mean loss of each lane so far."""
-        means: list[float] = (self._sums_L4[:, 0] / self._sums_L4[:, 3]).tolist()
-        return means
 
 
 class _Agreed(NamedTuple):
@@ -274,7 +254,7 @@ class _CohortAgreement(Agreement):
         super().__init__(lanes[0].run.context, lanes[0].run.saver)
         self._lanes = lanes
 
-    def ask(self, sums: _CohortSums) -> _Agreed:
+    def ask(self, sums: CohortSums) -> _Agreed:
         """Waits for the device."""
         seconds = (time.perf_counter() - self._since) / max(1, self._steps)
         losses = sums.mean_losses()

@@ -6,7 +6,7 @@ lanes' own optimisers: their tensors become views of these rows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -72,10 +72,20 @@ class LaneOptimizer:
             update_LP = gradients_LP.div_(root_LP).mul_(rates_L1)
             self._momentum_LP.mul_(self._momentum_L1).add_(update_LP)
             weights_LP.sub_(self._momentum_LP)
+
+    def begin_step(self, number: int) -> None:
+        """Notes in the lanes' optimisers that there is this step, from 0: they have state from the first one on."""
         if not self._shares_state:
             self._share_state()
+        for optimizer in self._optimizers if self._squares_LP is not None else ():
+            for state in optimizer.state.values():
+                state[_STEP].fill_(number + 1)
+
+    def tensors(self) -> Iterator[Tensor]:
+        """What :meth:`step` changes besides the weights."""
+        yield self._momentum_LP
         if self._squares_LP is not None:
-            self._count_step()
+            yield self._squares_LP
 
     def _share_state(self) -> None:
         """Makes the state of the lanes' optimisers, which a step has now: what each would have alone."""
@@ -88,7 +98,3 @@ class LaneOptimizer:
                 for name, view in self._layout.parts(self._squares_LP[lane]):
                     optimizer.state[named[name]][_SQUARES] = view
                     optimizer.state[named[name]].setdefault(_STEP, torch.zeros(()))
-
-    def _count_step(self) -> None:
-        steps = [state[_STEP] for one in self._optimizers for state in one.state.values()]
-        torch._foreach_add_(steps, 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -50,6 +50,22 @@ class LaneResults:
     loss_sum: Tensor
     correct: Tensor
     clipped_fraction: Tensor
+    step_of_epoch: Tensor
+    """A scalar, from 1."""
+
+
+@dataclass(frozen=True)
+class LaneRates:
+    """What is different from step to step, on the device, always in the same tensors: a CUDA graph reads these.
+
+    Learning rates (L, 1); the share of new weights in the averages of the lanes that have one, (A, 1); whether lanes
+    without clipping count their norms, and the step of the epoch, scalars.
+    """
+
+    learning_L1: Tensor
+    average_A1: Tensor
+    counts_all: Tensor
+    step_of_epoch: Tensor
 
 
 class CohortStep:
@@ -91,16 +107,23 @@ class CohortStep:
         if self._averaged:
             averages = [lane.step.average.model for lane in lanes if lane.step.average]
             self._averages = LaneWeights(layout, averages)
-        # What changes from step to step, always in the same tensors: a CUDA graph of a step reads these.
-        self._rates_L1 = rows.new_zeros(len(lanes), 1)
         self._averaged_rows = torch.tensor(self._averaged, dtype=torch.int64, device=rows.device)
-        self._news_A1 = rows.new_zeros(len(self._averaged), 1)
-        self._counts_all = torch.zeros((), dtype=torch.bool, device=rows.device)
+        self._rates = LaneRates(
+            learning_L1=rows.new_zeros(len(lanes), 1),
+            average_A1=rows.new_zeros(len(self._averaged), 1),
+            counts_all=torch.zeros((), dtype=torch.bool, device=rows.device),
+            step_of_epoch=torch.zeros((), dtype=torch.float64, device=rows.device),
+        )
 
     @property
     def number(self) -> int:
         """The number of steps done."""
         return self.lanes[0].step.number
+
+    @number.setter
+    def number(self, number: int) -> None:
+        for lane in self.lanes:
+            lane.step.number = number
 
     @property
     def weights(self) -> dict[str, Tensor]:
@@ -113,26 +136,45 @@ class CohortStep:
         return (self._averaged, self._averages.all()) if self._averages else None
 
     def __call__(self, batch: TrainBatch) -> LaneResults:
-        self.prepare()
-        results = self.compute(batch)
-        for lane in self.lanes:
-            lane.step.number += 1
+        results = self.apply(batch, self.set_rates())
+        self.number += 1
         return results
 
-    def compute(self, batch: TrainBatch) -> LaneResults:
-        """A step with the rates that :meth:`prepare` has set; the host neither waits nor has a say in it."""
+    def apply(self, batch: TrainBatch, rates: LaneRates) -> LaneResults:
+        """What the device does in a step with these rates; nothing else depends on the step."""
         self.network.train()
         gradients_LP, loss_LN, hit_LN = self._gradient.of(batch)
         rows = self._weights.rows
-        clipped_L = self._clip(gradients_LP, rows, self._counts_all)
-        self._optimizer.step(rows, gradients_LP, self._rates_L1)
-        self._average()
+        clipped_L = self._clip(gradients_LP, rows, rates.counts_all)
+        self._optimizer.step(rows, gradients_LP, rates.learning_L1)
+        self._average(rates)
         return LaneResults(
             images=loss_LN.shape[1],
             loss_sum=loss_LN.sum(dim=1, dtype=torch.float64),
             correct=hit_LN.sum(dim=1),
             clipped_fraction=clipped_L,
+            step_of_epoch=rates.step_of_epoch,
         )
+
+    kind = ()
+    """All steps of a cohort do the same."""
+    repeats_draws = False
+
+    @property
+    def needs_warm_up(self) -> bool:
+        """Whether the first step of an attempt would take longer than the others."""
+        return self._weights.rows.is_cuda
+
+    def forget_gradients(self) -> None:
+        """There are none that are kept."""
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All that a step changes on the device, always the same tensors."""
+        yield self._weights.rows
+        yield from self._optimizer.tensors()
+        if self._averages:
+            yield self._averages.rows
+        yield from self._clip.tensors()
 
     def warm_up(self, batch: TrainBatch) -> None:
         """Computes gradients and throws them away, so that libraries choose their algorithms now."""
@@ -141,11 +183,12 @@ class CohortStep:
         if batch.images.device.type == "cuda":
             torch.cuda.synchronize(batch.images.device)
 
-    def prepare(self) -> None:
-        """Sets what is different in the next step, without waiting for the device.
+    def set_rates(self) -> LaneRates:
+        """The rates of the next step, brought to the device without waiting for it.
 
-        The lanes' optimisers are told their learning rates, which their state has.
+        The lanes' optimisers are told their learning rates, which their state has, and that there is a step.
         """
+        self._optimizer.begin_step(self.number)
         rates = [lane.step.learning_rate for lane in self.lanes]
         for lane, rate in zip(self.lanes, rates, strict=True):
             for group in lane.step.optimizer.param_groups:
@@ -155,17 +198,19 @@ class CohortStep:
             recipe = self.lanes[number].recipe.optimizer.ema
             assert recipe.decay is not None
             news.append(1.0 - ema_decay(self.number, recipe.decay, recipe.warmup))
-        _fill(self._rates_L1, [[rate] for rate in rates])
-        _fill(self._news_A1, [[new] for new in news])
-        self._counts_all.fill_(self.number % STEPS_BETWEEN_NORMS == 0)
+        _fill(self._rates.learning_L1, [[rate] for rate in rates])
+        _fill(self._rates.average_A1, [[new] for new in news])
+        self._rates.counts_all.fill_(self.number % STEPS_BETWEEN_NORMS == 0)
+        self._rates.step_of_epoch.fill_(self.lanes[0].step.step_of_epoch)
+        return self._rates
 
     @torch.no_grad()
-    def _average(self) -> None:
+    def _average(self, rates: LaneRates) -> None:
         if self._averages is None:
             return
         rows = self._weights.rows
         news = rows if len(self._averaged) == len(self.lanes) else rows.index_select(0, self._averaged_rows)
-        self._averages.rows.lerp_(news, self._news_A1)
+        self._averages.rows.lerp_(news, rates.average_A1)
 
 
 def _fill(tensor: Tensor, numbers: Sequence[Sequence[float]]) -> None:

@@ -161,6 +161,10 @@ class LaneClippingCounts:
         self._steps_between = torch.tensor([lane.steps_between for lane in lanes], device=device)
         self._edges = torch.arange(len(EDGES), device=device)
 
+    def tensors(self) -> list[Tensor]:
+        """What :meth:`add` changes."""
+        return [self._counts, self._clipped, self._steps, self._step, self._first_step_above]
+
     @torch.no_grad()
     def add(self, ratios_LU: Tensor, is_clipped_LU: Tensor, due_L: Tensor) -> None:
         """Counts the units of one step, of the lanes that are due; the ratios are used up."""
