@@ -12,10 +12,19 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.machine import Machine
-from benchmarks.gpu.networks import IMAGENET_CLASSES, new_step, random_batch, recipe_of, usual_precision
+from benchmarks.gpu.networks import (
+    IMAGENET_CLASSES,
+    captured_step,
+    new_step,
+    random_batch,
+    recipe_of,
+    usual_precision,
+)
 from benchmarks.gpu.rows import Recorder
 from nfnet_ray.recipe import ResolvedRecipe
 from nfnet_ray.training import PlainContext
+from nfnet_ray.training.captured import Recorder as GraphRecorder
+from nfnet_ray.training.captured import recorder_for
 from nfnet_ray.training.measurement.meter import Meter
 
 PROFILED_STEPS = 5
@@ -35,15 +44,26 @@ def measure(recorder: Recorder, machine: Machine, _options: argparse.Namespace) 
             precision=usual_precision(machine),
             memory_format="channels_last",
         )
-        case = f"{name}, {recipe.data.image_size} px, batch {batch_size}, eager"
-        with recorder.case(case):
-            add_observations(recorder, case, machine, recipe)
+        case = f"{name}, {recipe.data.image_size} px, batch {batch_size}"
+        with recorder.case(f"{case}, eager"):
+            add_observations(recorder, f"{case}, eager", machine, recipe, None)
+        graphs = recorder_for(machine.device)
+        if graphs is None:
+            recorder.add(f"{case}, captured", "skipped", "needs a GPU")
+            continue
+        with recorder.case(f"{case}, captured"):
+            add_observations(recorder, f"{case}, captured", machine, recipe, graphs)
 
 
-def add_observations(recorder: Recorder, case: str, machine: Machine, recipe: ResolvedRecipe) -> None:
-    """All rows of one network."""
-    _, step = new_step(recipe, machine)
+def add_observations(
+    recorder: Recorder, case: str, machine: Machine, recipe: ResolvedRecipe, graphs: GraphRecorder | None
+) -> None:
+    """All rows of one network, whose steps are captured by ``graphs``, or done kernel by kernel."""
+    step = captured_step(new_step(recipe, machine)[1], recipe, machine, graphs)
     batch = random_batch(recipe, machine.device)
+    step.prepare(batch)
+    if step.refusal:
+        raise RuntimeError(step.refusal)
     for _ in range(2 if machine.is_small else 4):
         step(batch)
     machine.synchronise()
@@ -67,13 +87,14 @@ def add_observations(recorder: Recorder, case: str, machine: Machine, recipe: Re
         step(batch)
         machine.synchronise()
         images += recipe.batch_size
-    metrics = meter.stop(images, time.perf_counter() - start, recipe.data.image_size)
+    metrics = meter.stop(images, time.perf_counter() - start, recipe.data.image_size, step.peak_bytes)
     mean_watts = watts.mean()
     for name, value in metrics.items():
         recorder.add(case, f"meter: {name}", value)
     if not machine.is_small:
         peak = float(torch.cuda.max_memory_allocated(machine.device))
-        recorder.add(case, "meter's memory : torch's", metrics["peak_memory_bytes"] / peak)
+        if not graphs:  # torch does not count what is replayed
+            recorder.add(case, "meter's memory : torch's", metrics["peak_memory_bytes"] / peak)
         free, total = torch.cuda.mem_get_info(machine.device)
         recorder.add(case, "memory in use by the driver's count", (total - free) / 1e9, "GB")
         if mean_watts:
