@@ -77,8 +77,14 @@ def shifted_and_flipped(
         images = _shifted(images, shifts.astype(np.int64), recipe.crop_padding)
     if recipe.flip:
         purpose = Purpose.PARTNER_FLIP if as_partners else Purpose.FLIP
-        flipped = on_device(uniforms(seed, epoch, purpose, batch.indices)[:, 0] < 0.5, device)
-        images = torch.where(flipped[:, None, None, None], images.flip(2), images)
+        rows = on_device(np.flatnonzero(uniforms(seed, epoch, purpose, batch.indices)[:, 0] < 0.5), device)
+        mirrored = images[rows].flip(2)
+        # The batch's own images may be in the memory of all trials.
+        images = (
+            images.index_copy(0, rows, mirrored)
+            if images is batch.images
+            else images.index_copy_(0, rows, mirrored)
+        )
     if recipe.image_size not in (None, images.shape[1]):
         images = _resized(images, recipe.image_size)
     return images
@@ -93,13 +99,16 @@ def _resized(images_NHWC: Tensor, size: int) -> Tensor:
 
 def _shifted(images_NHWC: Tensor, offsets: Indices, padding: int) -> Tensor:
     """Each image's window at its (row, column) offset in the image padded with black."""
-    count, height, width, _ = images_NHWC.shape
+    count, height, width, channels = images_NHWC.shape
     padded = F.pad(images_NHWC, (0, 0, padding, padding, padding, padding))
-    device = images_NHWC.device
-    offset = on_device(offsets, device)
-    rows = offset[:, :1] + torch.arange(height, device=device)
-    columns = offset[:, 1:] + torch.arange(width, device=device)
-    return padded[torch.arange(count, device=device)[:, None, None], rows[:, :, None], columns[:, None, :]]
+    # All windows of each image, as a view: then a window is copied row by row, and not pixel by pixel.
+    to_image, to_row, to_column, to_channel = padded.stride()
+    windows = padded.as_strided(
+        (count, 2 * padding + 1, 2 * padding + 1, height, width, channels),
+        (to_image, to_row, to_column, to_row, to_column, to_channel),
+    )
+    offset = on_device(offsets, images_NHWC.device)
+    return windows[torch.arange(count, device=images_NHWC.device), offset[:, 0], offset[:, 1]]
 
 
 def _as_bytes(images: Tensor) -> Tensor:

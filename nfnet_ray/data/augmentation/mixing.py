@@ -43,7 +43,8 @@ def mix(
         mixup = np.flatnonzero(gets_mixup)
         share[mixup] = mixup_ratios(seed, epoch, indices[mixup], recipe.mixup_alpha)
         rows, ratio = on_device(mixup, device), on_device(share[mixup], device)[:, None, None, None]
-        mixed.index_copy_(0, rows, ratio * images_NHWC[rows] + (1.0 - ratio) * partners_NHWC[rows])
+        own = ratio * images_NHWC[rows]
+        mixed.index_copy_(0, rows, own.add_((1.0 - ratio) * partners_NHWC[rows]))
     if recipe.cutmix_alpha is not None:
         cutmix = np.flatnonzero(~gets_mixup)
         boxes = cutmix_boxes(seed, epoch, indices[cutmix], recipe.cutmix_alpha, height, width)
