@@ -59,7 +59,7 @@ def kind_of(recipe: Recipe, worker: Mapping[str, Any]) -> tuple[Any, ...]:
         resolved.precision,
         resolved.compile,
         resolved.activation_memory_budget,
-        resolved.capture if worker["gpus"] else None,
+        resolved.capture,
         worker["workers"],
         worker["cpus"],
         worker["gpus"],
