@@ -22,23 +22,34 @@ class Tape(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self._noted: list[tuple[Any, Any, Any, Any]] = []
+        self._own: dict[int, torch.UntypedStorage] = {}
+        """{address: the memory there} of what was made while the tape was entered."""
+        self._others: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self._others |= {_address(tensor) for tensor in _tensors((args, kwargs))} - self._own.keys()
         results = func(*args, **(kwargs or {}))
         if func.namespace != "profiler":
             self._noted.append((func, args, kwargs or {}, results))
+        for tensor in _tensors(results):
+            if tensor.numel() and _address(tensor) not in self._others:
+                self._own[_address(tensor)] = tensor.untyped_storage()
         return results
 
     @torch.no_grad()
     def replay(self) -> None:
-        """Runs all operators on the memory that they had."""
+        """Runs all operators on the memory that they had.
+
+        What is within a graph, other graphs have overwritten since. So first all bits there are set, which makes floats
+        that are not numbers.
+        """
+        for storage in self._own.values():
+            torch.empty(0, dtype=torch.uint8).set_(storage).fill_(255)
         for func, args, kwargs, results in self._noted:
-            given = {tensor.untyped_storage().data_ptr() for tensor in _tensors((args, kwargs))}
+            given = {_address(tensor) for tensor in _tensors((args, kwargs))}
             again = func(*args, **kwargs)
             for kept, new in zip(_tensors(results), _tensors(again), strict=True):
-                if (
-                    kept.untyped_storage().data_ptr() not in given
-                ):  # else it is a view, or was written in place
+                if _address(kept) not in given:  # else it is a view, or was written in place
                     kept.copy_(new)
 
     def frozen(self) -> list[str]:
@@ -71,6 +82,10 @@ class TapeRecorder:
 
 def _tensors(tree: Any) -> Iterator[Tensor]:
     return (leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
+
+
+def _address(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 def _shown(leaf: Any) -> Any:
