@@ -195,12 +195,13 @@ def open_run(
     spent: Spent | None = None,
     force_resume: bool,
     beside: Run | None = None,
+    lanes: int = 1,
 ) -> tuple[Run, Position]:
     """The parts of a run, new or restored from the latest checkpoint, and its position.
 
     A new one counts its time and energy on from ``spent``; a checkpoint has that in it already. Batches are shared
     through ``sharing`` with other processes of the node; None: they are not. ``beside`` is a run of the same batches in
-    this process, whose loaders and form the new one has too.
+    this process, whose loaders and form the new one has too; they are of as many ``lanes`` of a cohort.
 
     ``recipe`` has its model's published values filled in, and its weights pinned. All switches of this process that can
     change a result are set. The metrics of the checkpoint's epoch are reported again: the first report may have been
@@ -209,7 +210,7 @@ def open_run(
     before = saver.latest()
     if before:
         check_same(before, recipe, dataset.fingerprint, force=force_resume)
-    choice = beside.choice if beside else chosen_form(recipe, dataset, context, clock, before)
+    choice = beside.choice if beside else chosen_form(recipe, dataset, context, clock, before, lanes)
     reset_process(recipe.seed, context.threads)
     resolved = resolve(recipe).with_values(vars(choice.form))
     run = _built(resolved, recipe.to_values(), choice, dataset, context, clock, saver, sharing, beside)

@@ -164,6 +164,15 @@ def test_a_cohort_gives_of_each_lane_what_training_it_alone_gives(
             assert parameter.untyped_storage().nbytes() == parameter.nbytes
 
 
+def test_a_cohort_whose_layout_is_open_is_contiguous(recipes: list[Recipe], tmp_path: Path) -> None:
+    """On a CPU a single trial would be channels_last."""
+    contexts = [Watched(tmp_path / str(number)) for number in range(2)]
+    asked = [recipe.with_values({"memory_format": "auto"}) for recipe in recipes[:2]]
+    train_cohort(asked, contexts, until_epoch=1)
+    told = [json.loads(context.texts[0]["conditions"])["memory_format"] for context in contexts]
+    assert told == ["contiguous"] * 2
+
+
 def test_lanes_pause_at_a_rung_and_go_on_in_another_cohort_and_alone(
     recipes: list[Recipe], alone: list[Ended], tmp_path: Path
 ) -> None:

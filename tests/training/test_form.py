@@ -111,6 +111,10 @@ def test_on_a_cpu_the_layout_is_a_rule() -> None:
         assert choice is not None
         assert choice.form == Form(layout)
     assert forms_to_try(OPEN, "cpu") == [CHANNELS_LAST, COMPILED]
+    for device in ("cpu", "cuda"):
+        lane = form_without_timing(asked, device, lanes=4)
+        assert lane is not None
+        assert lane.form == Form("contiguous")
     fixed = form_without_timing(Recipe(compile=True), "cpu")
     assert fixed == Choice(Form("contiguous", True))
 

@@ -86,6 +86,7 @@ def train_cohort(
                 spent=spent[number] if spent else None,
                 force_resume=force_resume,
                 beside=lanes[0].run if lanes else None,
+                lanes=len(recipes),
             )
             own_energy = LaneEnergy(shared, own_clock)
             joules = run.meter.state()

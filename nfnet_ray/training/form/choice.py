@@ -21,9 +21,16 @@ logger = logging.getLogger(__name__)
 
 
 def chosen_form(
-    recipe: Recipe, dataset: Dataset, context: Context, clock: Clock, before: Mapping[str, Any] | None
+    recipe: Recipe,
+    dataset: Dataset,
+    context: Context,
+    clock: Clock,
+    before: Mapping[str, Any] | None,
+    lanes: int = 1,
 ) -> Choice:
     """The form of a run with this Recipe, whose checkpoint is ``before``; the same on every worker.
+
+    The run is one of as many ``lanes`` of a cohort.
 
     A run that resumes keeps its form, since another one has other last bits.
     """
@@ -31,7 +38,7 @@ def chosen_form(
         if "form" in before:
             return Choice.from_values(before["form"])
         return Choice(Form(before["memory_format"], recipe.compile))  # of an earlier version
-    choice = form_without_timing(recipe, context.device.type)
+    choice = form_without_timing(recipe, context.device.type, lanes)
     if choice is None:
         own = _agreed(recipe, dataset, context, clock) if context.rank == 0 else None
         choice = first_workers(own, context)

@@ -82,8 +82,12 @@ def is_open(recipe: Recipe) -> bool:
     return AUTO in (recipe.memory_format, recipe.compile)
 
 
-def form_without_timing(recipe: Recipe, device_type: str) -> Choice | None:
+def form_without_timing(recipe: Recipe, device_type: str, lanes: int = 1) -> Choice | None:
     """The form of a Recipe where nothing has to be timed; None where it has.
+
+    A cohort is not compiled, and is contiguous: one of 4 ``lanes`` of nfnet_pico took 0.64 of a single trial's step at
+    batch 8 and 1.04 at batch 64, but in channels_last 0.99 and 1.66 (32 px, one core;
+    ``benchmarks/results/cohort.csv``).
 
     On a CPU the layout is a rule, so that a study gives the same bits on every machine and in every run: channels_last
     in float32 and float64, as it took 0.61 to 0.96 of the time of a step in float32 for each of the 22 networks and
@@ -92,6 +96,9 @@ def form_without_timing(recipe: Recipe, device_type: str) -> Choice | None:
     """
     if not is_open(recipe):
         return Choice(Form(recipe.memory_format, recipe.compile))
+    if lanes > 1:
+        layout = "contiguous" if recipe.memory_format == AUTO else recipe.memory_format
+        return Choice(Form(layout), remark="by rule in a cohort")
     if device_type == "cpu" and recipe.compile != AUTO:
         return Choice(Form(_layouts(recipe, device_type)[0], recipe.compile), remark="by rule on a CPU")
     return None
