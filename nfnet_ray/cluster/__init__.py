@@ -6,7 +6,7 @@ says where the code of each one runs.
 The driver is the process of ``studies/*.py``. It holds the journal and the table, and ends all others.
 
 - ``driver.py`` runs the trials of a study: those of one worker on Ray Tune, whose own loop is in this process too.
-- ``searcher.py`` gives Tune's loop the next leg of a trial whenever a place is free.
+- ``searcher.py`` gives Tune's loop the next leg of a trial whenever a place is free, or those of a cohort as one.
 - ``slots.py`` hands the legs of trials with several workers to slots, and a single training to one slot.
 - ``trainer.py`` is such a slot: Ray Train's ``fit`` in a thread, restarted if its controller dies.
 - ``gauge_export.py`` hands a study's gauges to Ray's metrics.

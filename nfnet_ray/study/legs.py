@@ -75,7 +75,7 @@ class Legs:
         first = self.next()
         if first is None:
             return []
-        company = None if first.trial in failed else self._company(first)
+        company = None if most == 1 or first.trial in failed else self._company(first)
         if company is None:
             return [first]
         state, busy = self._recorder.state, {*self.running, *self._interrupted}

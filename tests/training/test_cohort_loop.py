@@ -58,6 +58,7 @@ def recipes(quick: Recipe) -> list[Recipe]:
         {
             "schedule.epochs": EPOCHS,
             "precision": "float64",
+            "memory_format": "auto",
             "batch_size": 20,
             "data.train_share": 0.35,
             "signal_epochs": 2,
@@ -104,9 +105,10 @@ def flat(value: Any, name: str = "") -> dict[str, Any]:
 
 
 def kept(state: Mapping[str, Any]) -> dict[str, Any]:
-    """What a checkpoint has, but for times and what was reported."""
+    """What a checkpoint has, but for times, what was reported, and the form, which is one of cohorts or of trials."""
     others = (
         "/clock",
+        "/form",
         "/taken_at",
         "/meter",
         "/position/metrics",
@@ -155,6 +157,8 @@ def test_a_cohort_gives_of_each_lane_what_training_it_alone_gives(
         assert_same(one, other)
     conditions = [json.loads(context.texts[0]["conditions"]) for context in contexts[:2]]
     assert [told["lanes"] for told in conditions] == [3, 3]
+    # The layout is open, and on a CPU a single trial is channels_last.
+    assert [told["memory_format"] for told in conditions] == ["contiguous", "contiguous"]
     # The seconds of all lanes together are those that passed, but for what comes after the last report.
     of_lanes = [sum(outcome.metrics[f"{phase}_seconds"] for phase in PHASES) for outcome in outcomes]
     assert 0.5 * passed < sum(of_lanes) <= passed
@@ -162,15 +166,6 @@ def test_a_cohort_gives_of_each_lane_what_training_it_alone_gives(
     for outcome in outcomes:
         for parameter in outcome.model.parameters():
             assert parameter.untyped_storage().nbytes() == parameter.nbytes
-
-
-def test_a_cohort_whose_layout_is_open_is_contiguous(recipes: list[Recipe], tmp_path: Path) -> None:
-    """On a CPU a single trial would be channels_last."""
-    contexts = [Watched(tmp_path / str(number)) for number in range(2)]
-    asked = [recipe.with_values({"memory_format": "auto"}) for recipe in recipes[:2]]
-    train_cohort(asked, contexts, until_epoch=1)
-    told = [json.loads(context.texts[0]["conditions"])["memory_format"] for context in contexts]
-    assert told == ["contiguous"] * 2
 
 
 def test_lanes_pause_at_a_rung_and_go_on_in_another_cohort_and_alone(

@@ -195,6 +195,46 @@ def test_replayed_steps_are_the_steps_themselves(case: str) -> None:
             assert torch.equal(tensor, replayed[name]), name
 
 
+SHARED = {
+    "activation_memory_budget",
+    "batch_size",
+    "capture",
+    "compile",
+    "memory_format",
+    "micro_batches",
+    "model.classifier",
+    "model.name",
+    "model.trained",
+    "model.weights",
+    "optimizer.agc.exclude",
+    "optimizer.decayed",
+    "optimizer.name",
+    "optimizer.nesterov",
+    "optimizer.rmsprop_decay",
+    "optimizer.rmsprop_eps",
+    "optimizer.sam.ascent_share",
+    "optimizer.sam.asam_eta",
+    "optimizer.sam.esam_data_share",
+    "optimizer.sam.esam_weight_share",
+    "optimizer.sam.looksam_alpha",
+    "optimizer.sam.looksam_interval",
+    "optimizer.sam.method",
+    "optimizer.sam.perturbation",
+    "optimizer.sam.share_masks",
+    "precision",
+    "schedule.epochs",
+    "seed",
+    "signal_epochs",
+}
+"""The other fields: the step of a cohort does as they say, the same in all lanes, or ``why_alone`` refuses them."""
+
+
+def test_a_new_field_of_the_recipe_is_thought_of() -> None:
+    """A step of a cohort is code of its own: it would leave out a new technique without a word."""
+    fields = {name for name in Recipe().to_values() if not name.startswith(("data.", "model.overrides."))}
+    assert fields == SHARED | set(LANE_FIELDS)
+
+
 def test_all_fields_in_which_lanes_may_differ_are_tried() -> None:
     assert set(DIFFERENT) == set(LANE_FIELDS)
     assert all(len(set(values)) > 1 for values in DIFFERENT.values())
