@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,8 @@ from nfnet_ray.errors import UserError
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.training import Outcome, PlainContext, train
 from nfnet_ray.training.cohort import train_cohort
-from nfnet_ray.training.measurement.clock import PHASES
+from nfnet_ray.training.cohort.clock import LaneClock, LaneEnergy, SharedClock
+from nfnet_ray.training.measurement.clock import PHASES, Clock
 
 EPOCHS = 2
 OF_THE_MACHINE = ("_seconds", "_per_second", "_bytes", "_watts", "_joules", "_utilisation")
@@ -197,6 +199,31 @@ def test_when_one_lane_is_asked_to_stop_all_do_and_go_on_from_wherever_each_is(
     outcomes = train_cohort(recipes[:2], resumed)
     for outcome, context, other in zip(outcomes, resumed, alone, strict=False):
         assert_same(ended(outcome, context), other)
+
+
+def test_seconds_and_joules_are_divided_among_the_lanes_of_the_moment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Those before the first lanes are divided among these; what passes while there are none belongs to nobody."""
+    now = [100.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    shared = SharedClock(Clock(), energy=SimpleNamespace(joules=lambda: 50 * now[0]))
+    one, two = LaneClock(shared), LaneClock(shared)
+    now[0] = 104.0
+    shared.divide_among([one, two])
+    one.enter("train")
+    now[0] = 110.0
+    shared.divide_among([one])
+    now[0] = 113.0
+    shared.divide_among([])
+    now[0] = 200.0
+    shared.divide_among([two])
+    two.enter("eval")
+    now[0] = 201.0
+    found = [{phase: lane.seconds(phase) for phase in ("startup", "train", "eval")} for lane in (one, two)]
+    assert found == [{"startup": 2.0, "train": 6.0, "eval": 0.0}, {"startup": 2.0, "train": 3.0, "eval": 1.0}]
+    assert LaneEnergy(shared, one).joules() == 50 * (2 + 6)
+    assert LaneEnergy(shared, two).joules() == 50 * (2 + 3 + 1)
 
 
 def test_recipes_that_share_no_batches_are_refused(recipes: list[Recipe]) -> None:
