@@ -195,6 +195,10 @@ def test_when_one_lane_is_asked_to_stop_all_do_and_go_on_from_wherever_each_is(
     steps = [context.store.entries()[0].step for context in stopped if context.store]
     assert steps[0] == steps[1] > 0
     train(recipes[1], Watched(tmp_path / "1"), until_epoch=1)
+    # Lanes at two places are trained one after the other, and to stop means both.
+    stopped = [Watched(tmp_path / "0", stops_after=0.1), Watched(tmp_path / "1")]
+    outcomes = train_cohort(recipes[:2], stopped)
+    assert [(outcome.state, outcome.epochs) for outcome in outcomes] == [("stopped", 0), ("stopped", 1)]
     resumed = [Watched(tmp_path / str(number)) for number in range(2)]
     outcomes = train_cohort(recipes[:2], resumed)
     for outcome, context, other in zip(outcomes, resumed, alone, strict=False):

@@ -62,6 +62,8 @@ def train_cohort(
     UserError for Recipes that differ in something that decides the batches, the shapes or the passes (see
     :data:`nfnet_ray.cohorts.LANE_FIELDS`), and for whatever :func:`train` does.
     """
+    if not recipes:
+        return []
     asked = [with_pinned_weights(with_published_values(recipe)) for recipe in recipes]
     check_lanes(asked)
     if any(context.replicas > 1 for context in contexts):
@@ -98,7 +100,13 @@ def train_cohort(
         last_epoch = min(until_epoch or asked[0].schedule.epochs, asked[0].schedule.epochs)
         ordered = sorted(lanes, key=_Lane.place)
         for _, group in groupby(ordered, key=_Lane.place):
-            _Cohort(list(group), shared, last_epoch).train()
+            together = list(group)
+            is_stopped = any(lane.outcome and lane.outcome.state == "stopped" for lane in lanes)
+            if is_stopped and together[0].at.epoch < last_epoch:
+                for lane in together:  # its last checkpoint is where it is
+                    lane.end("stopped")
+            else:
+                _Cohort(together, shared, last_epoch).train()
     return [lane.ending() for lane in lanes]
 
 
@@ -213,6 +221,7 @@ class _Cohort:
         of_averages: dict[int, Evaluation] = dict(zip(averaged[0], found[1], strict=True)) if averaged else {}
         for number, (lane, speed, raw) in enumerate(zip(lanes, speeds, found[0], strict=True)):
             is_last = lane.at.epoch + 1 == self._last_epoch
+            clock.enter("eval")  # the lane before has left it
             finished = conclude_epoch(lane.run, lane.at, speed, raw, of_averages.get(number), is_last=is_last)
             if isinstance(finished, Outcome):
                 lane.outcome = finished
