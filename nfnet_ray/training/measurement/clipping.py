@@ -29,8 +29,8 @@ from nfnet_ray.optim.agc import UnitNorms, as_units
 RECORDS_OF_A_RUN = 32
 """At most. More epochs than that share records, which keeps the journal small: 32 moments fill a chart."""
 STEPS_BETWEEN_NORMS = 16
-"""Without clipping the norms are computed for the counts alone. Clipping takes 6% of a step of nfnet_pico (2.65 of 45
-ms on an AMD EPYC, benchmarks/results); less than that at every 16th step is as little as counting costs."""
+"""Without clipping the norms are computed for the counts alone. Clipping takes 2 to 6% of a step of nfnet_pico
+(benchmarks/results/step_parts.csv); less than that at every 16th step is as little as counting costs."""
 
 _PART_OF_OTHERS = re.compile(r"[A-Za-z_]+(?:\d+|\.\d+)?")
 
