@@ -29,8 +29,8 @@ Batch normalisation keeps 43% more memory, its accuracy depends on the mode and 
 each other. The table also shows its merit, of which the paper's section 2 speaks: at the same learning rate it trains
 much faster at first.
 
-Small batches (``python studies/batch_norm.py`` with no flags; top-1 after 4 epochs, 1 seed, 360 validation images; 5
-minutes on two cores of an AMD EPYC that other work shared; ``studies/results/batch_norm``):
+Small batches (``python studies/batch_norm.py --set memory_format=contiguous``; top-1 after 4 epochs, 1 seed, 360
+validation images; 5 minutes on two cores of an AMD EPYC that other work shared; ``studies/results/batch_norm``):
 
     batch                  2     4     8    64
     normaliser-free     88.3  89.7  91.7  89.4

@@ -22,8 +22,8 @@ SQUARED_DEVIATIONS_FLOOR = 1e-4
 a term that is added: an added 1e-5 on the variance moves the logits of F0 by 1.7e-2."""
 
 VALUES_TOGETHER = 1 << 20
-"""Layers of so many weights or fewer together share their derivative, for which the gradients of all must be there: 4
-MB, so that in a large network workers still exchange gradients while the backward pass goes on."""
+"""Layers with at most this number of weights together share their derivative, for which the gradients of all must be
+there: 4 MB, so that in a large network workers still exchange gradients while the backward pass goes on."""
 LARGEST_IN_ONE_PASS = 1 << 17
 """On a CPU torch's ``var_mean`` handles one value after the other, in float64. For larger layers two vectorised passes
 in float64 are 5 times as fast; their sums have other last bits, few of which are left in float32."""

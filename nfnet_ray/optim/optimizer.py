@@ -19,7 +19,7 @@ UNDECAYED_NAMES = ("gain", "skip_gain", "bias")
 """Last parts of parameter names without weight decay (official ``experiment_nfnets.py``)."""
 
 VALUES_OF_A_PART = 1 << 16
-"""Weights, gradients and momentum of so many, of 4 bytes, take three quarters of a core's cache of 1 MB."""
+"""Weights, gradients and momentum of this number, of 4 bytes each, take three quarters of a core's cache of 1 MB."""
 
 # Batch normalisation in all its forms, timm's included, and its relatives: they have no name in common.
 _NORMALISATIONS = (

@@ -39,7 +39,7 @@ def fastest_form(
     context: PlainContext,
     sign_of_life: Callable[[], object] = lambda: None,
 ) -> Choice:
-    """The form in which a run of so many ``steps`` takes least, its compilation included.
+    """The form in which a run of ``steps`` steps takes least, its compilation included.
 
     ``recipe`` is of one worker: its batch is the worker's share. Eager forms are timed first, and compiled ones only
     where the Recipe asks for a compiled network, or where the run's eager steps take much longer than a compilation

@@ -25,7 +25,7 @@ def conditions_text(
     ``lanes`` is the size of the cohort, if there is one. ``step`` says how a GPU does its steps.
 
     ``device`` is the GPU's or the processor's name; ``eval_size``, ``image_size``, ``precision``, ``memory_format`` and
-    ``compile`` are those that the Recipe comes to on it; ``workers`` those that train together now.
+    ``compile`` are those that the run uses on it; ``workers`` those that train together now.
     """
     is_cuda = context.device.type == "cuda"
     averaged = recipe.optimizer.ema.decay is not None
