@@ -241,6 +241,8 @@ def check_digits(recorder: Recorder, machine: Machine, folder: Path) -> None:
             **(TINY if machine.is_small else {}),
             "optimizer.ema.decay": 0.99,
             "model.dropout": 0.1,
+            # Left open, each of the trainings would time the layouts, and might choose another one.
+            "memory_format": "contiguous",
         }
     )
     case = "digits, stopped and resumed against undisturbed"
