@@ -1,6 +1,6 @@
 """One form for all trials of a study whose steps have the same shape: how their workers and the driver agree on it.
 
-To find the fastest form is to time, and two trials that time by themselves may come to two forms, with other last bits.
+The fastest form is found by timing, and two trials that time by themselves may choose two forms, with other last bits.
 So the first trial of a shape times; the others wait for it, as long as it gives signs of life, and the driver writes
 its choice into the journal before anybody trains with it. With that, the choice holds after a crash, a ``--resume`` and
 an ``--extend``. If several trials have timed after all, since the first one seemed to be dead, the driver takes the
