@@ -35,6 +35,27 @@ memory_format=contiguous``; 360 validation images; nfnet_pico, float32):
 All stages have to be clipped, as in the paper, and here the stem too. The last four lines say what 40 steps are too few
 for: the gains start at 0 and end below 4e-4 in the two checkpoints that were looked at, so the residual branches, and
 with them squeeze-excite and stochastic depth, do next to nothing yet. Setting the gains to 1 is worth 13 points.
+
+On a tenth of CIFAR-10 (``--data data/cifar10_half --epochs 12 --set data.train_share=0.1 --seeds 2,all``: 228 steps;
+nfnet_pico at 32 px, float32, 5,000 validation images; 15 minutes on two cores of an AMD EPYC;
+``studies/results/ablation_cifar10``), both seeds:
+
+    the whole network               46.0  46.2
+    nothing is clipped              diverges, both
+    the classifier is clipped too   43.0  43.4
+    not clipped: the stem           diverges, both
+    not clipped: stage 1            47.4  47.5
+    not clipped: stage 2            47.2  47.9
+    not clipped: stage 3            48.5  47.3
+    not clipped: stage 4            47.7  46.4
+    not clipped: final convolution  47.3  47.8
+    no weight standardisation       42.8  43.8
+    no squeeze-excite               45.1  45.1
+    no gain on residual branches    49.6  50.7
+    no stochastic depth             46.0  46.3
+
+Again the classifier is best left alone, and the stem has to be clipped. The stages do not have to be, one at a time, in
+so short a training: without clipping one of them, accuracy is one to two points higher.
 """
 
 from __future__ import annotations
