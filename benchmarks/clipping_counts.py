@@ -15,7 +15,6 @@ a step, and ``share`` is of sixteen steps. Appends a row for each case and clip 
 from __future__ import annotations
 
 import argparse
-import math
 import statistics
 import time
 from collections.abc import Callable
@@ -24,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.record import Row, append_rows, circumstances
+from benchmarks.record import Row, append_rows, circumstances, ratio_columns
 from benchmarks.record import seconds as wall_seconds
 from nfnet_ray.command_line.arguments import positive
 from nfnet_ray.command_line.one_line_parser import OneLineParser
@@ -96,7 +95,6 @@ def measure(name: str, batch_size: int, pixels: int, clip_factor: float | None, 
         counting = [seconds(lambda: counts.add(known), context.device) for _ in range(FEWEST_PAIRS)]
     count_ms = 1e3 * statistics.median(counting)
     step_ms = 1e3 * statistics.median(without for _, without in pairs)
-    low, high = interval_of_median(ratios)
     return {
         "model": name,
         "batch_size": batch_size,
@@ -105,9 +103,7 @@ def measure(name: str, batch_size: int, pixels: int, clip_factor: float | None, 
         "step_ms": round(step_ms, 2),
         "count_ms": round(count_ms, 3),
         "share": round(count_ms / step_ms / (STEPS_BETWEEN_NORMS if clip_factor is None else 1), 5),
-        "ratio": round(statistics.median(ratios), 4),
-        "ratio_low": round(low, 4),
-        "ratio_high": round(high, 4),
+        **ratio_columns(ratios),
         "pairs": len(pairs),
     }
 
@@ -121,15 +117,6 @@ def random_batch(size: int, pixels: int, device: torch.device) -> TrainBatch:
         positions=np.arange(size),
         keys=torch.arange(size, device=device),
     )
-
-
-def interval_of_median(ordered: list[float]) -> tuple[float, float]:
-    """95%, from the order statistics (normal approximation of the binomial)."""
-    half = 0.98 * math.sqrt(len(ordered))
-    middle = len(ordered) / 2
-    return ordered[max(0, math.floor(middle - half))], ordered[
-        min(len(ordered) - 1, math.ceil(middle + half))
-    ]
 
 
 def main() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import math
 import platform
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -36,6 +38,25 @@ def hardware(device: torch.device, threads: int) -> str:
         line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")
     ]
     return f"{models[0].partition(': ')[2] if models else platform.machine()}, {threads} threads"
+
+
+def interval_of_median(ordered: list[float]) -> tuple[float, float]:
+    """95%, from the order statistics (normal approximation of the binomial)."""
+    half = 0.98 * math.sqrt(len(ordered))
+    middle = len(ordered) / 2
+    return ordered[max(0, math.floor(middle - half))], ordered[
+        min(len(ordered) - 1, math.ceil(middle + half))
+    ]
+
+
+def ratio_columns(ratios: Sequence[float], digits: int = 4) -> Row:
+    """The median of the ratios of pairs, with the interval of :func:`interval_of_median`."""
+    low, high = interval_of_median(sorted(ratios))
+    return {
+        "ratio": round(statistics.median(ratios), digits),
+        "ratio_low": round(low, digits),
+        "ratio_high": round(high, digits),
+    }
 
 
 def append_rows(path: Path, rows: Sequence[Row]) -> None:

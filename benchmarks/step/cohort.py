@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from benchmarks.clipping_counts import interval_of_median, random_batch, seconds
-from benchmarks.record import Row, append_rows, circumstances
+from benchmarks.clipping_counts import random_batch, seconds
+from benchmarks.record import Row, append_rows, circumstances, ratio_columns
 from nfnet_ray.command_line.arguments import positive
 from nfnet_ray.command_line.one_line_parser import OneLineParser
 from nfnet_ray.models import create_model
@@ -92,8 +92,7 @@ def measure(
                 seconds(lambda: cohort(batch), context.device) / lanes,
             )
         )
-    ratios = sorted(lane / single for single, lane in pairs)
-    low, high = interval_of_median(ratios)
+    ratios = [lane / single for single, lane in pairs]
     return {
         "model": name,
         "batch_size": batch_size,
@@ -102,9 +101,7 @@ def measure(
         "memory_format": options.memory_format,
         "alone_ms": round(1e3 * statistics.median(single for single, _ in pairs), 2),
         "lane_ms": round(1e3 * statistics.median(lane for _, lane in pairs), 2),
-        "ratio": round(statistics.median(ratios), 4),
-        "ratio_low": round(low, 4),
-        "ratio_high": round(high, 4),
+        **ratio_columns(ratios),
         "pairs": len(pairs),
     }
 

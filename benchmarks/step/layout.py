@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.clipping_counts import interval_of_median, random_batch, seconds
-from benchmarks.record import Row, append_rows, circumstances
+from benchmarks.clipping_counts import random_batch, seconds
+from benchmarks.record import Row, append_rows, circumstances, ratio_columns
 from nfnet_ray.command_line.arguments import positive
 from nfnet_ray.command_line.one_line_parser import OneLineParser
 from nfnet_ray.models import create_model
@@ -65,8 +65,7 @@ def measure(
     while len(pairs) < options.fewest_pairs or sum(sum(pair.values()) for pair in pairs) < options.seconds:
         order = list(steps) if len(pairs) % 2 else list(reversed(steps))
         pairs.append({layout: seconds(lambda: steps[layout](batch), context.device) for layout in order})  # noqa: B023
-    ratios = sorted(pair["channels_last"] / pair["contiguous"] for pair in pairs)
-    low, high = interval_of_median(ratios)
+    ratios = [pair["channels_last"] / pair["contiguous"] for pair in pairs]
     return {
         "model": name,
         "batch_size": batch_size,
@@ -74,9 +73,7 @@ def measure(
         "precision": recipe.precision,
         "contiguous_ms": round(1e3 * statistics.median(pair["contiguous"] for pair in pairs), 2),
         "channels_last_ms": round(1e3 * statistics.median(pair["channels_last"] for pair in pairs), 2),
-        "ratio": round(statistics.median(ratios), 4),
-        "ratio_low": round(low, 4),
-        "ratio_high": round(high, 4),
+        **ratio_columns(ratios),
         "pairs": len(pairs),
     }
 

@@ -16,8 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
-from benchmarks.clipping_counts import CLASSES, interval_of_median, random_batch, seconds
-from benchmarks.record import Row, append_rows, circumstances
+from benchmarks.clipping_counts import CLASSES, random_batch, seconds
+from benchmarks.record import Row, append_rows, circumstances, interval_of_median
 from nfnet_ray.command_line.arguments import positive
 from nfnet_ray.command_line.one_line_parser import OneLineParser
 from nfnet_ray.models import create_model, standardisation

@@ -15,12 +15,12 @@ import statistics
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.clipping_counts import interval_of_median, seconds
+from benchmarks.clipping_counts import seconds
 from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.networks import IMAGENET_CLASSES, new_step, random_batch
 from benchmarks.gpu.step import LAYOUTS
 from benchmarks.gpu.timm_step import timm_step
-from benchmarks.record import Row, append_rows, circumstances
+from benchmarks.record import Row, append_rows, circumstances, ratio_columns
 from nfnet_ray.command_line.arguments import positive
 from nfnet_ray.command_line.one_line_parser import OneLineParser
 from nfnet_ray.data.batch import TrainBatch
@@ -63,17 +63,14 @@ def measure(name: str, timms: str, batch_size: int, pixels: int, rounds: int, ma
     best = {
         whose: min((way for way in steps if way[0] == whose), key=lambda way: medians[way]) for whose in WHOSE
     }
-    ratios = sorted(b / a for a, b in zip(taken[best["ours"]], taken[best["timm"]], strict=True))
-    low, high = interval_of_median(ratios)
+    ratios = [b / a for a, b in zip(taken[best["ours"]], taken[best["timm"]], strict=True)]
     return {
         "model": name,
         "timm": timms,
         "batch_size": batch_size,
         "pixels": pixels,
         **{f"{whose}_{layout}_ms": round(1e3 * spent, 1) for (whose, layout), spent in medians.items()},
-        "ratio": round(statistics.median(ratios), 3),
-        "ratio_low": round(low, 3),
-        "ratio_high": round(high, 3),
+        **ratio_columns(ratios, digits=3),
         "n": rounds,
     }
 
