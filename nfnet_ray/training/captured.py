@@ -77,7 +77,7 @@ class CudaRecorder:
     def record(self, act: Callable[[], None]) -> Callable[[], None]:
         """Nothing is computed now."""
         graph = torch.cuda.CUDAGraph()
-        # Threads that load images, write checkpoints and read NVML go on meanwhile, with memory and streams of theirs.
+        # Threads that load images, write checkpoints and read NVML continue meanwhile, in their own memory and streams.
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
             act()
         properties = torch.cuda.get_device_properties(self._device)
