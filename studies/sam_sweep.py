@@ -47,7 +47,7 @@ one where a setting was dropped after it:
     whole batch     46.0   44.7   43.2   41.1   37.6   30.6    (0.05 and more: 1 seed)
     a fifth of it   46.0   45.0   43.6   41.1   36.7   32.5    (0.1 and more: 1 seed)
 
-The 95% intervals over seeds and images are 44.9 to 47.2 without SAM, 42.1 to 47.1 and 42.7 to 46.9 with 0.01.
+The 95% intervals over seeds and images are 44.9 to 47.1 without SAM, 42.3 to 46.9 and 43.0 to 46.7 with 0.01.
 """
 
 from __future__ import annotations

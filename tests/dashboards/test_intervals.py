@@ -12,6 +12,7 @@ import pytest
 from scipy import stats
 
 from nfnet_ray.analysis import accuracy_interval, difference_interval, wilson_interval
+from nfnet_ray.analysis.inference.intervals import setting_half_width
 
 STUDIES = 1000
 # Equal settings are told apart in 3.5% of studies or less. Of 1,000 studies 5% would be exceeded by chance once in 200.
@@ -33,6 +34,23 @@ def test_the_seeds_part_is_students_and_welchs_where_there_are_images_without_en
     assert accuracy_interval(a, images) == pytest.approx(student, abs=1e-5)
     welch = stats.ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
     assert difference_interval(a, b, images) == pytest.approx(tuple(welch), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("freedom", "low", "high"), [(1, 0.935, 0.969), (2, 0.9495, 0.962), (4, 0.9495, 0.96)]
+)
+def test_of_a_setting_it_covers_whatever_the_ratio_of_seeds_to_images(
+    freedom: int, low: float, high: float
+) -> None:
+    """Added up over the chi-squared distribution of the squared error that is seen of the seeds."""
+    ratio = np.concatenate([[0.0], np.logspace(-3, 4, 57)])[
+        :, None
+    ]  # of the true squared errors, seeds to images
+    quantiles = (np.arange(2000) + 0.5) / 2000
+    seen = ratio * stats.chi2.ppf(quantiles, freedom) / freedom
+    half = setting_half_width(np.ones_like(seen), seen, freedom)
+    covered = (2 * stats.norm.cdf(half / np.sqrt(1 + ratio)) - 1).mean(axis=1)
+    assert low <= covered.min() <= covered.max() <= high
 
 
 def test_seeds_that_agree_and_a_single_seed_leave_the_images_part() -> None:

@@ -6,6 +6,11 @@ import math
 from collections.abc import Sequence
 from statistics import fmean, variance
 
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
 Z_95 = 1.959963984540054
 """The 97.5% quantile of the standard normal distribution: two-sided 95% intervals."""
 
@@ -20,18 +25,60 @@ def wilson_interval(fraction: float, n: int) -> tuple[float, float]:
     >>> [round(bound, 3) for bound in wilson_interval(0.972, 360)]
     [0.949, 0.985]
     """
-    centre = fraction + Z_95**2 / (2 * n)
-    spread = Z_95 * math.sqrt(fraction * (1 - fraction) / n + Z_95**2 / (4 * n**2))
+    low, high = wilson_bounds(fraction, n)
+    return float(low), float(high)
+
+
+def wilson_bounds(fraction: float | Floats, n: float | Floats) -> tuple[Floats, Floats]:
+    """The bounds of :func:`wilson_interval` for any number of fractions at once."""
+    centre = np.asarray(fraction + Z_95**2 / (2 * n))
+    spread = Z_95 * np.sqrt(fraction * (1 - fraction) / n + Z_95**2 / (4 * n**2))
     scale = 1 + Z_95**2 / n
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+    return np.maximum(0.0, (centre - spread) / scale), np.minimum(1.0, (centre + spread) / scale)
+
+
+def setting_half_width(
+    images: float | Floats, seeds: float | Floats, freedom: float | Floats, quantile: float | Floats = 0.975
+) -> Floats:
+    """Half the width of the interval of one setting's accuracy, over the draw of the images and of its seeds.
+
+    With squared standard errors :math:`I` for the images and :math:`S` for the seeds, of :math:`\\nu` degrees of
+    freedom, and quantiles :math:`z` of the normal and :math:`t_\\nu` of Student's distribution, there are two usual
+    answers: half-widths added in squares (MOVER: Zou & Donner 2008, equation 4), and Student's t for the sum with the
+    degrees of freedom of Satterthwaite (1946),
+
+    .. math:: h_1^2 = z^2 I + t_\\nu^2 S, \\qquad h_2^2 = t_{\\nu'}^2 (I + S), \\qquad \\nu' = \\nu (I + S)^2 / S^2.
+
+    With two seeds, so one degree of freedom, the first covers up to 98.7% where the images dominate, and the second as
+    little as 87.3% where the seeds do. So the seeds' share :math:`r = S / (I + S)` of what is seen decides between
+    them: :math:`h^2 = w h_1^2 + (1 - w) h_2^2` with :math:`w = \\min(1, 1.5 r)`. Of some sixty weights tried this is
+    the simplest that covers 93.5 to 96.8% for any ratio of the true errors with one degree of freedom; with two it
+    covers 95 to 96.2%, with four 95 to 95.9%.
+
+    Args:
+        images, seeds: squared standard errors of the mean, of any one shape. ``seeds`` is 0 where it is not known.
+        freedom: degrees of freedom of ``seeds``.
+        quantile: of the upper bound: 0.975 for a 95% interval.
+    """
+    from scipy.special import ndtri, stdtrit  # scipy.stats takes a second to import
+
+    images, seeds = np.asarray(images, np.float64), np.asarray(seeds, np.float64)
+    total = images + seeds
+    normal = ndtri(quantile)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = np.where(total > 0, seeds / total, 0.0)
+        # Beyond a billion degrees of freedom Student's distribution is the normal one.
+        of_sum = np.where(share > 3e-5, stdtrit(freedom / np.maximum(share, 3e-5) ** 2, quantile), normal)
+    in_squares = normal**2 * images + stdtrit(freedom, quantile) ** 2 * seeds
+    weight = np.minimum(1.0, 1.5 * share)
+    return np.asarray(np.sqrt(weight * in_squares + (1 - weight) * of_sum**2 * total), np.float64)
 
 
 def accuracy_interval(seed_top1: Sequence[float], images: int) -> tuple[float, float]:
     """95% interval of a setting's accuracy, for the draw of the images and, from two seeds on, of the seeds.
 
     The images are the same for all seeds, so more seeds do not narrow their part: it is Wilson's interval of the
-    mean. The seeds' part is Student's t interval of the mean of ``k`` seeds. Their half-widths :math:`w` and
-    :math:`t_{k-1} s/\\sqrt{k}` are independent and add in squares (MOVER: Zou & Donner 2008, equation 4).
+    mean. The seeds' part is their standard error; :func:`setting_half_width` adds them up.
 
     Args:
         seed_top1: the accuracy of each seed, a fraction. With a single one the interval is that of the images alone.
@@ -39,8 +86,14 @@ def accuracy_interval(seed_top1: Sequence[float], images: int) -> tuple[float, f
     """
     mean = fmean(seed_top1)
     low, high = wilson_interval(mean, images)
-    seeds = _seed_half_width(_squared_error(seed_top1), 0.0, len(seed_top1), len(seed_top1))
-    return max(0.0, mean - math.hypot(mean - low, seeds)), min(1.0, mean + math.hypot(high - mean, seeds))
+    if len(seed_top1) == 1:
+        return low, high
+    below, above = setting_half_width(
+        np.array([mean - low, high - mean]) ** 2 / Z_95**2,
+        np.full(2, _squared_error(seed_top1)),
+        len(seed_top1) - 1,
+    ).tolist()
+    return max(0.0, mean - below), min(1.0, mean + above)
 
 
 def difference_interval(
@@ -51,7 +104,7 @@ def difference_interval(
     The images' part is Newcombe's interval (1998, method 10), as if each setting had been given images of its own.
     Two networks that are evaluated on the same images err on partly the same ones, so this part is wider than it
     has to be. The seeds' part is Welch's t interval (1947), which lets each setting have a spread of its own; the
-    half-widths add in squares as in :func:`accuracy_interval`.
+    half-widths add in squares (MOVER: Zou & Donner 2008, equation 4).
 
     In simulation two equal settings are told apart in at most 3.5% of cases with 2, 3 and 5 seeds, a standard
     deviation between seeds of 0.2 to 1 point, and 360 to 50,000 images; the best of six equal settings in at most
@@ -82,10 +135,10 @@ def _squared_error(seed_top1: Sequence[float]) -> float:
 
 
 def _seed_half_width(error_a: float, error_b: float, seeds_a: int, seeds_b: int) -> float:
-    """Half of Welch's 95% interval, from squared standard errors; Student's where ``error_b`` is 0."""
+    """Half of Welch's 95% interval, from squared standard errors."""
     if error_a + error_b == 0:
         return 0.0
     from scipy.special import stdtrit  # scipy.stats takes a second to import
 
-    freedom = (error_a + error_b) ** 2 / (error_a**2 / max(seeds_a - 1, 1) + error_b**2 / max(seeds_b - 1, 1))
+    freedom = (error_a + error_b) ** 2 / (error_a**2 / (seeds_a - 1) + error_b**2 / (seeds_b - 1))
     return float(stdtrit(freedom, 0.975)) * math.sqrt(error_a + error_b)

@@ -11,21 +11,19 @@ With the bits of each seed and image they are told apart as in any table of two 
 McCulloch 1992, *Variance Components*, chapter 4). The mean squares over seeds contain the interaction, so the part of
 the images is taken without it: added to each other as they are, they would count it twice.
 
-The half-widths of the two parts are added in squares (MOVER: Zou & Donner 2008, equation 4): 1.96 standard errors for
-the images, Student's t for the seeds. For differences with 2 to 5 seeds and a spread of 0 to 1 point this covers 94.7
-to 97.5% in simulation (``benchmarks/coverage.py``). A percentile bootstrap over images and seeds does not: where the
-spread between seeds dominates it covered 71, 82 and 89% with 2, 3 and 5 seeds (of two seeds it draws one twice in half
-of its samples), and where there is none 99%, as it counts the interaction twice.
-Satterthwaite's (1946) degrees of freedom for the sum of the parts covered as little as 92%; and of a single setting,
-whose spread has half the degrees of freedom, as little as 87%, where MOVER covers 94.6 to 98.8%. There the mean of both
-half-widths is taken.
+Of a difference the half-widths of the two parts are added in squares (MOVER: Zou & Donner 2008, equation 4): 1.96
+standard errors for the images, Student's t for the seeds. With 2 to 5 seeds and a spread of 0 to 1 point this covers
+94.7 to 97.5% in simulation (``benchmarks/coverage.py``). A percentile bootstrap over images and seeds does not: where
+the spread between seeds dominates it covered 71, 82 and 89% with 2, 3 and 5 seeds (of two seeds it draws one twice in
+half of its samples), and where there is none 99%, as it counts the interaction twice. Satterthwaite's (1946) degrees of
+freedom for the sum of the parts covered as little as 92%. A single setting, whose spread has half the degrees of
+freedom, needs both: :func:`nfnet_ray.analysis.inference.intervals.setting_half_width`.
 
 All functions of moments take any number of leading axes, of many simulated studies at once.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,12 +31,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nfnet_ray.analysis.inference.intervals import wilson_interval
+from nfnet_ray.analysis.inference.intervals import Z_95, Floats, setting_half_width, wilson_bounds
 
 # Two-sided level at which an F test has to tell two spreads apart before each is given a value of its own.
 _SPREADS_DIFFER = 0.10
 
-Floats = NDArray[np.float64]
 Bits = NDArray[np.bool_]
 
 
@@ -97,17 +94,12 @@ class Parts:
         from scipy.special import ndtri, stdtrit  # takes a while to import
 
         quantile = (1 + np.asarray(confidence)) / 2
-        if self.is_difference and not np.any(self.seeds):
+        if not self.is_difference:
+            return setting_half_width(self.images, self.seeds, self.freedom, quantile)
+        if not np.any(self.seeds):
             return np.asarray(ndtri(quantile) * np.sqrt(self.images))
         of_seeds = np.where(self.seeds > 0, stdtrit(self.freedom, quantile), 0.0)
-        in_squares = np.asarray(np.sqrt(ndtri(quantile) ** 2 * self.images + of_seeds**2 * self.seeds))
-        if self.is_difference:
-            return in_squares
-        total = self.images + self.seeds
-        with np.errstate(divide="ignore", invalid="ignore"):
-            freedom = np.where(self.seeds > 0, self.freedom * (total / self.seeds) ** 2, 1e9)
-        of_sum = stdtrit(np.minimum(freedom, 1e9), quantile)
-        return np.asarray((in_squares + of_sum * np.sqrt(total)) / 2)
+        return np.asarray(np.sqrt(ndtri(quantile) ** 2 * self.images + of_seeds**2 * self.seeds))
 
     def probability_above(self, threshold: float = 0.0) -> Floats:
         """How probable it is that the true value is above a threshold: one bound of an interval is there.
@@ -194,23 +186,28 @@ def _both_seeds(spread_a: Floats, spread_b: Floats, seeds_a: int, seeds_b: int) 
     return squares, np.where(differ, welch, float(free_a + free_b))
 
 
-def paired_accuracy_interval(bits: Bits) -> tuple[float, float]:
-    """95% interval of a setting's accuracy, from the bits of its seeds, (seeds, images).
+def setting_interval(moments: Moments) -> tuple[Floats, Floats]:
+    """95% interval of a setting's accuracy, whose seeds the trials are: (low, high), each (…).
 
     Of a single seed it is Wilson's, for the draw of the images. Of several it covers images and seeds; the images' part
     has Wilson's shape, for as many images as have the standard error that the bits show.
     """
-    images = bits.shape[1]
-    if len(bits) == 1:
-        return wilson_interval(float(bits.mean()), images)
-    parts = setting_parts(Moments.of(bits))
-    mean = float(parts.value)
-    if 0 < mean < 1:
-        images = int(min(mean * (1 - mean) / max(float(parts.images), 1e-12), 1e9))
-    low, high = wilson_interval(mean, max(images, bits.shape[1]))
-    # Of the seeds alone.
-    seeds = float(Parts(parts.value, np.zeros(()), parts.seeds, parts.freedom).half_width())
-    return max(0.0, mean - math.hypot(mean - low, seeds)), min(1.0, mean + math.hypot(high - mean, seeds))
+    parts, images = setting_parts(moments), float(moments.images)
+    if moments.mean.shape[-1] == 1:
+        return wilson_bounds(parts.value, images)
+    shown = np.minimum(parts.value * (1 - parts.value) / np.maximum(parts.images, 1e-12), 1e9)
+    low, high = wilson_bounds(parts.value, np.maximum(np.floor(shown), images))
+    below, above = (
+        setting_half_width(side**2 / Z_95**2, parts.seeds, parts.freedom)
+        for side in (parts.value - low, high - parts.value)
+    )
+    return np.maximum(0.0, parts.value - below), np.minimum(1.0, parts.value + above)
+
+
+def paired_accuracy_interval(bits: Bits) -> tuple[float, float]:
+    """95% interval of a setting's accuracy, from the bits of its seeds, (seeds, images): :func:`setting_interval`."""
+    low, high = setting_interval(Moments.of(bits))
+    return float(low), float(high)
 
 
 @dataclass(frozen=True)
