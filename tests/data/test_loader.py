@@ -470,6 +470,19 @@ def check(images: Images, samples: Samples) -> None:
     np.testing.assert_array_equal(samples, indices)
 
 
+def test_images_stay_on_a_gpu_only_where_they_leave_it_to_the_training(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gib = 2**30
+    monkeypatch.setattr(loader, "free_bytes", lambda: 1024 * gib)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (79 * gib, 80 * gib))
+    digits, imagenet = (1797, 32), (50_000, 256)  # 9.2 GiB of validation images at nfnet_f0's size
+    auto, always, gpu = recipe(resident="auto"), recipe(resident="always"), torch.device("cuda")
+    assert [loader._stays_resident(auto, *images, gpu) for images in (digits, imagenet)] == [True, False]
+    assert loader._stays_resident(auto, *imagenet, CPU)
+    assert loader._stays_resident(always, *imagenet, gpu)
+
+
 def resident_files(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.suffix != ".lock")
 

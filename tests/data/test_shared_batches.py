@@ -20,7 +20,7 @@ from nfnet_ray.data.files.dataset import Dataset, open_dataset
 from nfnet_ray.data.loading import sharing as sharing_module
 from nfnet_ray.data.loading import stream as stream_module
 from nfnet_ray.data.loading.loader import TrainLoader
-from nfnet_ray.data.loading.sharing import Sharing, ahead
+from nfnet_ray.data.loading.sharing import Sharing, ahead, free_bytes
 from nfnet_ray.data.loading.stream import LEAST_SLOTS, Stream, slot_bytes, slot_for
 from nfnet_ray.recipe import DataRecipe, MixingRecipe, ProgressiveRecipe, RandAugmentRecipe
 from tests.deadlines import HANG_SECONDS
@@ -266,6 +266,19 @@ def test_a_worker_of_a_group_shares_with_the_same_worker_of_another_group(
 
 
 # --- stragglers, late ones, and memory --------------------------------------------------------------
+
+
+def test_files_that_a_container_has_read_do_not_count_as_taken(tmp_path: Path) -> None:
+    here = free_bytes(tmp_path)  # no limit
+    limit, anonymous, cached = 8 << 20, 3 << 20, 4 << 20
+    (tmp_path / "memory.current").write_text(f"{anonymous + cached}\n")
+    (tmp_path / "memory.stat").write_text(
+        f"anon {anonymous}\nfile {cached}\ninactive_file {cached - 4096}\nactive_file 4096\n"
+    )
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free_bytes(tmp_path) > here / 2
+    (tmp_path / "memory.max").write_text(f"{limit}\n")
+    assert free_bytes(tmp_path) == limit - anonymous
 
 
 @pytest.fixture

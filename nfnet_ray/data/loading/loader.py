@@ -19,7 +19,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -51,13 +50,15 @@ from nfnet_ray.data.files.manifest import hash_stored
 from nfnet_ray.data.files.train_share import images_drawn
 from nfnet_ray.data.loading.pool import Job, Pool
 from nfnet_ray.data.loading.resident import Images, Samples, shared_images
-from nfnet_ray.data.loading.sharing import Sharing, ahead, source_digest
+from nfnet_ray.data.loading.sharing import Sharing, ahead, free_bytes, source_digest
 from nfnet_ray.data.loading.stream import Record
 from nfnet_ray.errors import UserError
 from nfnet_ray.recipe import DataRecipe, ResolvedData
 
 BATCHES_AHEAD = 3  # as many as FFCV's Loader prepares
 RESIDENT_SHARE_OF_MEMORY = 0.25  # of what is free, for one split
+RESIDENT_SHARE_OF_GPU = 1 / 16
+"""The same of a GPU, on which each process has a copy: training needs the rest. By judgement; no GPU has seen it."""
 DAMAGED_LIMIT = 0.01  # of a split's images, rounded up; where more are damaged, the file is
 
 Cut = Callable[[Indices], Boxes]
@@ -120,7 +121,9 @@ class TrainLoader:
         self._source = _Source(
             split, self._samples, recipe, recipe.image_size, device, threads, fit, stands_in=True
         )
-        if recipe.crop != "random_resized" and _stays_resident(recipe, len(self._samples), recipe.image_size):
+        if recipe.crop != "random_resized" and _stays_resident(
+            recipe, len(self._samples), recipe.image_size, device
+        ):
             self._source.load_all("whole", self._cut(recipe, 0, Purpose.RESIZED_CROP))
         # Where a damaged image is replaced, each worker counts those that it has met.
         can_share = recipe.on_damaged == "stop" and sharing is not None and sharing.is_on_for(device)
@@ -323,7 +326,7 @@ class EvalLoader:
         self._source = _Source(
             split, np.arange(len(split)), recipe, recipe.eval_size, device, threads, fit, stands_in=False
         )
-        if _stays_resident(recipe, len(split), recipe.eval_size):
+        if _stays_resident(recipe, len(split), recipe.eval_size, device):
             self._source.load_all(recipe.eval_crop, self._cut)
 
     @property
@@ -536,8 +539,11 @@ _ROWS_AT_ONCE = 512  # of a resident split; errors come soon
 _RESIDENT: dict[tuple[str, str], tuple[Tensor, Samples]] = {}
 
 
-def _stays_resident(recipe: DataRecipe, count: int, size: int) -> bool:
+def _stays_resident(recipe: DataRecipe, count: int, size: int, device: torch.device) -> bool:
+    """Whether so many images are kept in memory, and on a GPU in its own as well."""
     if recipe.resident != "auto":
         return recipe.resident == "always"
-    free_bytes = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return count * size * size * 3 <= RESIDENT_SHARE_OF_MEMORY * free_bytes
+    room = RESIDENT_SHARE_OF_MEMORY * free_bytes()
+    if device.type == "cuda":
+        room = min(room, RESIDENT_SHARE_OF_GPU * torch.cuda.mem_get_info(device)[0])
+    return count * size * size * 3 <= room
