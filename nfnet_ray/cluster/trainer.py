@@ -58,11 +58,13 @@ def torch_trainer(slot: SlotConfig) -> TorchTrainer:
         "elastic_resize_monitor_interval_s": slot["resize_seconds"],
     }
     callbacks: list[Any] = [GroupEvents(slot)]
+    # NCCL refuses two workers on one GPU ("Duplicate GPU detected", ray#48012); gloo copies through the host's memory.
+    backend = "gloo" if 0 < resources.gpus < 1 else None
     timeout_seconds = max(_LEAST_COLLECTIVE_TIMEOUT_SECONDS, int(2 * (slot["hang_seconds"] or 0)))
     trainer = TorchTrainer(
         work_in_slot,
         train_loop_config=dict(slot),
-        torch_config=TorchConfig(timeout_s=timeout_seconds),
+        torch_config=TorchConfig(backend=backend, timeout_s=timeout_seconds),
         scaling_config=ScalingConfig(**scaling),
         run_config=RunConfig(
             name="train",
