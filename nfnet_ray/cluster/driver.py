@@ -14,7 +14,7 @@ from ray import tune
 from ray.tune import Callback, CLIReporter, FailureConfig, RunConfig, Stopper, TuneConfig, Tuner
 from ray.tune.experiment import Trial as TuneTrial
 
-from nfnet_ray.cluster.connection.ray_internals import count_no_callbacks, release
+from nfnet_ray.cluster.connection.ray_internals import count_no_callbacks, forget_failures, release
 from nfnet_ray.cluster.connection.resources import WorkerResources
 from nfnet_ray.cluster.exit_rules import LOST_WORKER_RETRIES
 from nfnet_ray.cluster.follower import SECONDS_TO_KEEP
@@ -134,6 +134,7 @@ def _run_on_tune(
             storage_path=str(directory / "tune"),
             stop=_StopWhenAsked(stop, recorder.state, searcher.registers),
             callbacks=[_JournalCallback(recorder, forms, legs, stop)],
+            # Within an epoch: _JournalCallback forgets those before it.
             failure_config=FailureConfig(max_failures=LOST_WORKER_RETRIES),
             verbose=0,
             # In a notebook Tune's default one would clear what the study has printed.
@@ -232,6 +233,8 @@ class _JournalCallback(_NotSaved, Callback):
         elif form is not None:
             self._forms.take(_trial_name(trial), *form)
         elif METRIC in result and self._is_running(name):
+            if trial.num_failures:
+                forget_failures(trial)
             self._recorder.record_epoch(name, result["epoch"], metrics_of(result), result.get(TEXTS))
 
     def on_trial_complete(

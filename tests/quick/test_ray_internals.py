@@ -31,6 +31,8 @@ from nfnet_ray.cluster.connection import ray_internals
 from nfnet_ray.cluster.connection.address import temporary_folder
 from nfnet_ray.cluster.driver import _JournalCallback
 from nfnet_ray.cluster.forms import FormBook
+from nfnet_ray.cluster.messages import epoch_result
+from nfnet_ray.metric import METRIC
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 INTERNALS = Path(ray_internals.__file__).relative_to(REPOSITORY)
@@ -327,21 +329,45 @@ def test_bundles_of_a_job_and_free_resources_of_each_node(monkeypatch: pytest.Mo
     assert ray_internals.free_resources() == {"a": {"CPU": 1.0}}
 
 
-def test_a_released_trial_of_tune_keeps_its_state_and_little_else(tmp_path: Path) -> None:
+def stub_trial(folder: Path, **further: Any) -> Any:
+    """A trial of Tune that no actor runs."""
     from ray.train._internal.storage import StorageContext
+    from ray.tune.experiment import Trial
+
+    storage = StorageContext(str(folder), experiment_dir_name="e", trial_dir_name="t")
+    return Trial("x", storage=storage, stub=True, trial_name_creator=lambda _trial: "a", **further)
+
+
+def test_failures_do_not_count_once_the_trial_has_come_further(tmp_path: Path) -> None:
+    trial = stub_trial(tmp_path, config={"trial": {"name": "a"}}, max_failures=3)
+    recorded: list[Any] = []
+    recorder: Any = SimpleNamespace(
+        state=SimpleNamespace(trials={"a": SimpleNamespace(state="running")}),
+        record_epoch=lambda *of_epoch: recorded.append(of_epoch),
+    )
+    callback = _JournalCallback(recorder, FormBook(recorder), recorder, threading.Event())
+    lost = SimpleNamespace(preempted=False)
+    for epoch in range(1, 4):
+        for _ in range(3):
+            trial._handle_ray_actor_error(lost)
+            assert trial.should_recover()
+        callback.on_trial_result(epoch, [trial], trial, epoch_result({"epoch": epoch, METRIC: 0.5}))
+    assert len(recorded) == 3
+    for _ in range(4):
+        trial._handle_ray_actor_error(lost)
+    assert not trial.should_recover()
+
+
+def test_a_released_trial_of_tune_keeps_its_state_and_little_else(tmp_path: Path) -> None:
     from ray.tune.execution.placement_groups import PlacementGroupFactory
     from ray.tune.experiment import Trial
 
-    storage = StorageContext(str(tmp_path), experiment_dir_name="e", trial_dir_name="t")
-    trial: Any = Trial(
-        "x",
+    trial = stub_trial(
+        tmp_path,
         config={"trial": {"name": "a", "long": "c" * 999}},
         evaluated_params={"long": "c" * 999},
         experiment_tag="c" * 999,
         placement_group_factory=PlacementGroupFactory([{"CPU": 1}]),
-        storage=storage,
-        stub=True,
-        trial_name_creator=lambda _trial: "a",
     )
     trial._default_result_or_future = {"long": "c" * 999}
     for step in range(1, 4):

@@ -227,6 +227,16 @@ def release(trial: Trial) -> None:
     own.invalidate_json_state()
 
 
+def forget_failures(trial: Trial) -> None:
+    """Has a trial's failures so far not count towards ``FailureConfig(max_failures)``.
+
+    Tune counts over all of a trial's time, however much progress it made between two failures
+    (tune/experiment/trial.py, ``should_recover``).
+    """
+    own: Any = trial
+    own.run_metadata.num_failures = 0
+
+
 # --- metrics --------------------------------------------------------------------------------------
 
 
