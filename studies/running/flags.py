@@ -227,9 +227,9 @@ def add_shares(group: argparse._ArgumentGroup, cpus: str) -> None:
         "--gpus-per-worker",
         type=at_least_zero,
         metavar="X",
-        help="GPUs of each worker; 0.25 puts four of them on each GPU, for a small network, and gives each a quarter of"
-        " the GPU's share of the cores; it pays with NVIDIA's MPS only (docs/how_to.md) (default: 1 if the cluster has"
-        " GPUs)",
+        help="share of a GPU for each worker, at most 1; 0.25 puts four of them on each GPU, for a small network, and"
+        " gives each a quarter of the GPU's share of the cores; it pays with NVIDIA's MPS only (docs/how_to.md)"
+        " (default: 1 if the cluster has GPUs)",
     )
 
 

@@ -68,13 +68,23 @@ def test_a_share_of_a_gpu_is_counted_as_ray_counts_it(gpus: float, on_a_gpu: int
     assert concurrent_trials(two, worker) == 2 * on_a_gpu
 
 
-def test_what_ray_cannot_give_a_worker_is_refused() -> None:
-    with pytest.raises(
-        UserError, match=r"--gpus-per-worker 1\.5: a worker gets whole GPUs, or a part of one"
-    ):
-        worker_resources(cluster((8, 4)), 1, gpus=1.5)
+@pytest.mark.parametrize("gpus", [1.5, 2.0])
+def test_what_a_worker_cannot_use_or_ray_cannot_give_it_is_refused(gpus: float) -> None:
+    with pytest.raises(UserError, match=rf"--gpus-per-worker {gpus:g}: a worker computes on one GPU"):
+        worker_resources(cluster((8, 4)), 1, gpus=gpus)
     with pytest.raises(UserError, match="too small a part"):
         training_resources(cluster((8, 4)), 1, None, gpus=1e-5)
+
+
+def test_too_few_gpus_do_not_mean_none() -> None:
+    four = cluster((64, 4))
+    with pytest.raises(UserError, match=r"8 workers would need 8 GPUs.*or 0"):
+        worker_resources(four, 8)
+    with pytest.raises(UserError, match=r"5 workers would need 5 GPUs"):
+        training_resources(four, 8, 5)
+    assert worker_resources(four, 8, gpus=0.5).gpus == 0.5
+    assert training_resources(four, 8, None, gpus=0.0).gpus == 0.0
+    assert training_resources(four, 8, 4).gpus == 1.0
 
 
 def test_mps_is_found_where_its_daemon_reads(tmp_path: Path) -> None:

@@ -41,9 +41,9 @@ def worker_resources(
     gpus: float | None = None,
     min_workers: int | None = None,
 ) -> WorkerResources:
-    """What each worker of a trial gets: as requested, else one GPU if there are enough, and its share of the cores."""
+    """What each worker of a trial gets: as requested, else a GPU if there are any, and its share of the cores."""
     if gpus is None:
-        gpus = 1.0 if resources.gpus >= (min_workers or workers) else 0.0
+        gpus = _gpu_for_each(resources, min_workers or workers)
     check_gpu_share(gpus)
     if cpus is None:
         slots = sum(workers_on_gpus(there, gpus) for _, there in resources.machines) if gpus else 0
@@ -60,11 +60,24 @@ def training_resources(
 ) -> WorkerResources:
     """What each worker gets of a training that has the cluster to itself: as requested, else a GPU and all cores."""
     if gpus is None:
-        gpus = 1.0 if resources.gpus >= (min_workers or workers) else 0.0
+        gpus = _gpu_for_each(resources, min_workers or workers)
     check_gpu_share(gpus)
     if cpus is None:
         cpus = most_cpus(resources, workers, gpus)
     return WorkerResources(workers, cpus, gpus, min_workers)
+
+
+def _gpu_for_each(resources: Resources, least: int) -> float:
+    """One GPU for each of ``least`` workers, and none on a cluster that has none.
+
+    Raises UserError if it has too few: to train on its cores would take weeks, and is not what anybody expects.
+    """
+    if 0 < resources.gpus < least:
+        raise UserError(
+            f"{least} workers would need {least} GPUs, and Ray has {resources.description}: ask for fewer workers, or "
+            "say with --gpus-per-worker what each of them gets: a part of a GPU, or 0"
+        )
+    return 1.0 if resources.gpus else 0.0
 
 
 def most_cpus(resources: Resources, workers: int, gpus: float) -> int:
@@ -106,11 +119,11 @@ def workers_on_a_gpu(gpus: float) -> int:
 
 
 def check_gpu_share(gpus: float) -> None:
-    """Raises UserError for a number of GPUs that Ray cannot give a worker."""
-    if gpus > 1 and gpus != int(gpus):
+    """Raises UserError for a number of GPUs that a worker cannot use, or that Ray cannot give it."""
+    if gpus > 1:
         raise UserError(
-            f"--gpus-per-worker {gpus:g}: a worker gets whole GPUs, or a part of one; give {int(gpus)} or "
-            f"{int(gpus) + 1}"
+            f"--gpus-per-worker {gpus:g}: a worker computes on one GPU; give 1 or a part of one, and for more GPUs ask "
+            "for more workers"
         )
     if 0 < gpus < 1 / _UNITS:
         raise UserError(
