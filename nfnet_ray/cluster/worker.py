@@ -250,9 +250,24 @@ def _train(config: WorkerConfig, context: TuneContext | GroupContext, clock: Clo
 
 
 def keep_compiled() -> None:
-    """Has torch.compile keep its results where they survive this process, and a restart of the machine."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "nfnet_ray" / "inductor"))
+    """Has torch.compile keep its results where they survive this process, and a restart of the machine.
+
+    Without a home that can be written to, as in a container with any user's number, it is the folder for temporary
+    files.
+    """
+    if os.environ.get("TORCHINDUCTOR_CACHE_DIR"):
+        return
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nfnet_ray" / "inductor"
+        cache.mkdir(parents=True, exist_ok=True)
+        is_writable = os.access(cache, os.W_OK)
+    except (OSError, RuntimeError):  # RuntimeError: there is no home
+        is_writable = False
+    if not is_writable:
+        from nfnet_ray.data.loading.resident import own_folder
+
+        cache = own_folder() / "inductor"
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache)
 
 
 def _keep_stacks(hang: Hang, config: WorkerConfig, context: GroupContext, attempt: int) -> None:

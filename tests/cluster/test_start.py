@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nfnet_ray.cluster.connection import session
 from nfnet_ray.cluster.connection.local_ray import LocalRay
+from nfnet_ray.cluster.worker import keep_compiled
 from nfnet_ray.errors import UserError
 
 LATE = "The current node timed out during startup. This could happen because some of the raylet failed to startup."
@@ -88,3 +91,30 @@ def test_without_a_home_it_has_a_token_of_its_own(monkeypatch: pytest.MonkeyPatc
     session._forget_clusters()
     assert len(os.environ.pop("RAY_AUTH_TOKEN")) == 64
     assert not {"RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"} & set(os.environ)
+
+
+def test_a_container_has_the_cores_that_its_limit_allows(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _process: set(range(64)))
+    assert session.available_cpus(tmp_path) == 64
+    for limit, cores in (("max", 64), ("450000", 4), ("50000", 1), ("9600000", 64)):
+        (tmp_path / "cpu.max").write_text(f"{limit} 100000\n")
+        assert session.available_cpus(tmp_path) == cores
+
+
+@pytest.mark.parametrize("home", ["/proc/nobody", "/dev/null"])
+def test_compiled_code_is_kept_without_a_home(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, home: str
+) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # as if it was not set; and so put back at the end
+    monkeypatch.setenv("HOME", home)
+    keep_compiled()
+    kept = tmp_path / f"nfnet_ray-{os.getuid()}" / "inductor"
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(kept)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    keep_compiled()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / ".cache" / "nfnet_ray" / "inductor")
