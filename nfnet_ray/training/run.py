@@ -26,7 +26,7 @@ from nfnet_ray.training.checkpoints.saving import Saver, check_same
 from nfnet_ray.training.collectives import together
 from nfnet_ray.training.context import Context
 from nfnet_ray.training.damage import damaged_so_far, remember_damaged
-from nfnet_ray.training.determinism import generators, reset_process, set_generators
+from nfnet_ray.training.determinism import generators, reset_process, seed_generators, set_generators
 from nfnet_ray.training.evaluation import EVAL_BATCH_SIZE
 from nfnet_ray.training.form.artifacts import file_name
 from nfnet_ray.training.form.choice import chosen_form
@@ -211,7 +211,12 @@ def open_run(
     if before:
         check_same(before, recipe, dataset.fingerprint, force=force_resume)
     choice = beside.choice if beside else chosen_form(recipe, dataset, context, clock, before, lanes)
-    reset_process(recipe.seed, context.threads)
+    if beside:
+        seed_generators(
+            recipe.seed
+        )  # the other run has set all else, and a clean-up for each lane would take seconds
+    else:
+        reset_process(recipe.seed, context.threads)
     resolved = resolve(recipe).with_values(vars(choice.form))
     run = _built(resolved, recipe.to_values(), choice, dataset, context, clock, saver, sharing, beside)
     if before is None:
