@@ -218,3 +218,12 @@ def test_a_checkpoint_of_an_earlier_version_has_its_layout(quick: Recipe) -> Non
     before = {"memory_format": "channels_last"}
     recipe = quick.with_values({"memory_format": "auto"})
     assert choosing.chosen_form(recipe, unused, unused, unused, before) == Choice(CHANNELS_LAST)
+
+
+def test_a_cohort_does_not_take_over_the_form_of_a_trial_alone(quick: Recipe) -> None:
+    unused: Any = None
+    before = {"form": Choice(CHANNELS_LAST, remark="by rule on a CPU").to_values()}
+    for asked, form in (("auto", "contiguous"), ("channels_last", "channels_last")):
+        recipe = quick.with_values({"memory_format": asked})
+        found = choosing.chosen_form(recipe, unused, Surroundings(CPU), unused, before, lanes=2)
+        assert found.form == Form(form)

@@ -32,9 +32,10 @@ def chosen_form(
 
     The run is one of as many ``lanes`` of a cohort.
 
-    A run that resumes keeps its form, since another one has other last bits.
+    A run that resumes keeps its form, since another one has other last bits. Not in a cohort, whose last bits depend on
+    its lanes, and where the form of a single trial can be far slower.
     """
-    if before is not None:
+    if before is not None and lanes == 1:
         if "form" in before:
             return Choice.from_values(before["form"])
         return Choice(Form(before["memory_format"], recipe.compile))  # of an earlier version
