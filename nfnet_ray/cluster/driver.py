@@ -24,6 +24,7 @@ from nfnet_ray.cluster.messages import (
     COMPILED_FOLDER,
     HAS_TRAINED,
     LANE,
+    SAID,
     STOP,
     TEXTS,
     FinalReport,
@@ -232,6 +233,8 @@ class _JournalCallback(_NotSaved, Callback):
             self._final_reports[name] = report
         elif form is not None:
             self._forms.take(_trial_name(trial), *form)
+        elif SAID in result:
+            self._recorder.say(_trial_name(trial), result[SAID])
         elif METRIC in result and self._is_running(name):
             if trial.num_failures:
                 forget_failures(trial)

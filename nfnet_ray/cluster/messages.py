@@ -225,6 +225,8 @@ TEXTS = "texts"
 METRICS = "metrics"
 """Key of all metrics of an epoch, apart from Tune's own; the one that a scheduler compares is next to it."""
 
+SAID = "said"
+"""Key of a line for the person who watches the study."""
 FORM_SHAPE, FORM = "form_shape", "form"
 """Keys of the report of a form that a trial has chosen; its values are text, so that Tune keeps no statistics."""
 
@@ -251,6 +253,11 @@ def form_result(shape: str, choice: Mapping[str, Any]) -> dict[str, Any]:
 def form_in(result: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
     """The shape and the choice in what Tune was given; None if it is another report."""
     return (result[FORM_SHAPE], json.loads(result[FORM])) if FORM in result else None
+
+
+def said_result(text: str) -> dict[str, Any]:
+    """The report of a line that a person should read, as Tune is given it."""
+    return {SAID: text}
 
 
 def of_lane(lane: str | None, result: dict[str, Any]) -> dict[str, Any]:

@@ -36,6 +36,7 @@ from nfnet_ray.cluster.messages import (
     WorkerHung,
     WorkersReplaced,
     beside_checkpoints,
+    said_result,
 )
 from nfnet_ray.errors import StopsStudyError, UserError
 from nfnet_ray.recipe import Recipe
@@ -75,6 +76,8 @@ def train_alone(config: WorkerConfig, started_at: float) -> FinalReport:
 
 def train_cohort_alone(configs: Sequence[WorkerConfig], started_at: float) -> list[FinalReport]:
     """The same for legs that are trained as one program; a report for each."""
+    from ray import tune
+
     from nfnet_ray.training.checkpoints.storage import storage_at
     from nfnet_ray.training.cohort import train_cohort
     from nfnet_ray.training.measurement.clock import Clock
@@ -101,6 +104,7 @@ def train_cohort_alone(configs: Sequence[WorkerConfig], started_at: float) -> li
                 spent=[Spent(**config["spent"]) if config["spent"] else None for config in configs],
                 data_fingerprint=first["data_fingerprint"],
                 force_resume=first["force"],
+                say=lambda text: tune.report(said_result(text)),
             )
         except UserError as error:
             report = FinalReport(

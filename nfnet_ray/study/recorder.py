@@ -113,7 +113,11 @@ class Recorder:
             if shape in self.state.forms:
                 return
             self.record(form_chosen(trial, shape, choice))
-        self._say(f"{trial}: form of a step: {choice['sentence']}")
+        self.say(trial, f"form of a step: {choice['sentence']}")
+
+    def say(self, trial: str, text: str) -> None:
+        """Tells a person something about a trial."""
+        self._say(f"{trial}: {text}")
 
     def end_trial(self, name: str, state: TrialOutcome, reason: str | None) -> None:
         """Record that a trial has ended, with the number of its reported epochs."""

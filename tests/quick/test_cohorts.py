@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import random
+import threading
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from nfnet_ray.cluster.driver import _JournalCallback
+from nfnet_ray.cluster.forms import FormBook
+from nfnet_ray.cluster.messages import said_result
 from nfnet_ray.errors import UserError
 from nfnet_ray.study import Halving, Study
 from nfnet_ray.study.decisions import Leg
@@ -152,6 +157,18 @@ def test_what_a_cohort_holds_and_its_place_are_counted_once() -> None:
     idle = state.idle_time()
     assert idle is not None
     assert (idle.available, idle.seconds) == pytest.approx((40, 5 * 2 + 5))
+
+
+def test_what_the_worker_of_a_cohort_says_comes_to_a_person() -> None:
+    said: list[str] = []
+    study = study_of(2, None)
+    recorder = Recorder(InMemory(), study.waiting_state(), nothing, said.append)
+    callback = _JournalCallback(
+        recorder, FormBook(recorder), Legs(study, IMAGES, recorder), threading.Event()
+    )
+    trial: Any = SimpleNamespace(config={"trial": {"name": "a"}})
+    callback.on_trial_result(1, [trial], trial, said_result("2 trials do not fit"))
+    assert said == ["a: 2 trials do not fit"]
 
 
 def test_the_conditions_of_a_trial_say_so() -> None:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,11 +16,13 @@ from typing import Any
 import pytest
 import torch
 
+from nfnet_ray.data.batch import TrainBatch
 from nfnet_ray.errors import UserError
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.training import Outcome, PlainContext, train
-from nfnet_ray.training.cohort import train_cohort
+from nfnet_ray.training.cohort import loop, train_cohort
 from nfnet_ray.training.cohort.clock import LaneClock, LaneEnergy, SharedClock
+from nfnet_ray.training.cohort.step import CohortStep, LaneRates, LaneResults
 from nfnet_ray.training.measurement.clock import PHASES, Clock
 
 EPOCHS = 2
@@ -147,14 +150,26 @@ def assert_same(found: Ended, expected: Ended) -> None:
 
 
 def test_a_cohort_gives_of_each_lane_what_training_it_alone_gives(
-    recipes: list[Recipe], alone: list[Ended], tmp_path: Path
+    recipes: list[Recipe], alone: list[Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    steps, in_memory = weakref.WeakSet[CohortStep](), set[int]()
+
+    class Counted(CohortStep):
+        def __call__(self, batch: TrainBatch) -> LaneResults:
+            steps.add(self)
+            in_memory.add(len(steps))
+            return super().__call__(batch)
+
+    monkeypatch.setattr(loop, "CohortStep", Counted)
     contexts = [Watched(tmp_path / str(number)) for number in range(3)]
     start = time.perf_counter()
     outcomes = train_cohort(recipes, contexts)
     passed = time.perf_counter() - start
     found = [ended(outcome, context) for outcome, context in zip(outcomes, contexts, strict=True)]
     assert [outcome.state for outcome in outcomes] == ["finished", "finished", "diverged"]
+    assert in_memory == {
+        1
+    }  # with the dead lane the memory of its cohort has gone, on a GPU a captured step's
     for one, other in zip(found, alone, strict=True):
         assert_same(one, other)
     conditions = [json.loads(context.texts[0]["conditions"]) for context in contexts[:2]]
@@ -203,6 +218,57 @@ def test_when_one_lane_is_asked_to_stop_all_do_and_go_on_from_wherever_each_is(
     outcomes = train_cohort(recipes[:2], resumed)
     for outcome, context, other in zip(outcomes, resumed, alone, strict=False):
         assert_same(ended(outcome, context), other)
+
+
+def test_lanes_that_do_not_fit_the_memory_are_trained_in_halves_from_their_checkpoints(
+    recipes: list[Recipe], alone: list[Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contexts, said = [Watched(tmp_path / str(number)) for number in range(2)], list[str]()
+
+    class TooLarge(CohortStep):
+        def apply(self, batch: TrainBatch, rates: LaneRates) -> LaneResults:
+            if self.lanes == 2 and contexts[0].epochs:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().apply(batch, rates)
+
+    monkeypatch.setattr(loop, "CohortStep", TooLarge)
+    start = time.perf_counter()
+    outcomes = train_cohort(recipes[:2], contexts, say=said.append)
+    passed = time.perf_counter() - start
+    assert said == [
+        "2 trials do not fit the memory as one cohort: they are trained as two, of 1 and 1, one after the other"
+    ]
+    for outcome, context, other in zip(outcomes, contexts, alone, strict=False):
+        del context.epochs[1], context.texts[1]  # of the first epoch again, as whenever a run resumes
+        assert_same(ended(outcome, context), other)
+    counted = [phase for phase in PHASES if phase != "lost"]
+    assert sum(outcome.metrics[f"{phase}_seconds"] for outcome in outcomes for phase in counted) <= passed
+
+
+def test_halves_that_do_not_fit_either_are_halved_and_a_trial_that_does_not_fit_alone_fails(
+    recipes: list[Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    most = 1
+
+    def train_some(_program: object, trials: Sequence[loop._Trial]) -> list[Any]:
+        if len(trials) > most:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return [trial.recipe.optimizer.momentum for trial in trials]
+
+    monkeypatch.setattr(loop._Program, "train", train_some)
+    momenta = [0.1, 0.2, 0.3, 0.4, 0.5]
+    lanes = [recipes[0].with_values({"optimizer.momentum": momentum}) for momentum in momenta]
+    said: list[str] = []
+    assert train_cohort(lanes, [Watched()] * 5, say=said.append) == momenta
+    assert [line.split(",")[1] for line in said] == [
+        " of 3 and 2",
+        " of 2 and 1",
+        " of 1 and 1",
+        " of 1 and 1",
+    ]
+    most = 0
+    with pytest.raises(RuntimeError, match="allocate memory"):
+        train_cohort(lanes, [Watched()] * 5, say=said.append)
 
 
 def test_seconds_and_joules_are_divided_among_the_lanes_of_the_moment(

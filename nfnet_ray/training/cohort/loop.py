@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import groupby
@@ -12,7 +13,7 @@ from typing import NamedTuple
 
 from nfnet_ray.cohorts import check_lanes
 from nfnet_ray.data.batching import check_batch_size
-from nfnet_ray.data.files.dataset import open_dataset
+from nfnet_ray.data.files.dataset import Dataset, open_dataset
 from nfnet_ray.data.loading.sharing import Sharing
 from nfnet_ray.errors import UserError
 from nfnet_ray.models.published import with_published_values
@@ -27,6 +28,7 @@ from nfnet_ray.training.cohort.step import CohortStep, LaneResults, release
 from nfnet_ray.training.cohort.sums import CohortSums
 from nfnet_ray.training.context import Context
 from nfnet_ray.training.evaluation import Evaluation
+from nfnet_ray.training.form.probe import is_out_of_memory
 from nfnet_ray.training.loop import (
     Ending,
     Outcome,
@@ -40,6 +42,8 @@ from nfnet_ray.training.measurement.clock import Clock
 from nfnet_ray.training.measurement.meter import Meter, NvmlEnergyCounter
 from nfnet_ray.training.run import Position, Run, Spent, open_run
 
+logger = logging.getLogger(__name__)
+
 
 def train_cohort(
     recipes: Sequence[Recipe],
@@ -50,6 +54,7 @@ def train_cohort(
     spent: Sequence[Spent | None] | None = None,
     data_fingerprint: str | None = None,
     force_resume: bool = False,
+    say: Callable[[str], object] = logger.warning,
 ) -> list[Outcome]:
     """Trains Recipes as the lanes of one program, on one worker; of each lane its Outcome, as :func:`train` returns it.
 
@@ -58,8 +63,11 @@ def train_cohort(
     A lane whose loss is no longer finite ends; the others go on, without it from the next epoch on. If one Context asks
     for a stop, all lanes stop. The seconds of a lane are those that passed, divided by the number of live lanes.
 
-    The arguments are those of :func:`train`, and ``recipes``, ``contexts`` and ``spent`` have one for each lane. Raises
-    UserError for Recipes that differ in something that decides the batches, the shapes or the passes (see
+    Lanes that do not fit the memory together are trained in two halves, one after the other, each from the last
+    checkpoints of its lanes; ``say`` is told so in a line.
+
+    The other arguments are those of :func:`train`, and ``recipes``, ``contexts`` and ``spent`` have one for each lane.
+    Raises UserError for Recipes that differ in something that decides the batches, the shapes or the passes (see
     :data:`nfnet_ray.cohorts.LANE_FIELDS`), and for whatever :func:`train` does.
     """
     if not recipes:
@@ -68,46 +76,90 @@ def train_cohort(
     check_lanes(asked)
     if any(context.replicas > 1 for context in contexts):
         raise UserError("a cohort is trained by one worker: give its trials one")
-    first = contexts[0]
     dataset = open_dataset(asked[0].data.path, data_fingerprint)
     check_batch_size(asked[0], len(dataset.train), 1, asked[0].data.path)
-    energy = NvmlEnergyCounter(first.device) if first.device.type == "cuda" else None
-    shared = SharedClock(clock or Clock(), energy)
-    lanes: list[_Lane] = []
-    with ExitStack() as stack:
-        sharing = stack.enter_context(Sharing(first.shares_batches))
-        for number, (recipe, context) in enumerate(zip(asked, contexts, strict=True)):
-            own_clock = LaneClock(shared)
-            run, at = open_run(
-                recipe,
-                dataset,
-                context,
-                own_clock,
-                stack.enter_context(Saver(context)),
-                sharing,
-                spent=spent[number] if spent else None,
-                force_resume=force_resume,
-                beside=lanes[0].run if lanes else None,
-                lanes=len(recipes),
+    last_epoch = min(until_epoch or asked[0].schedule.epochs, asked[0].schedule.epochs)
+    program = _Program(dataset, last_epoch, clock or Clock(), force_resume)
+    outcomes: list[Outcome] = []
+    waiting = [list(map(_Trial, asked, contexts, spent or [None] * len(asked)))]
+    while waiting:
+        together = waiting.pop(0)
+        try:
+            outcomes += program.train(together)
+        except Exception as error:
+            if len(together) == 1 or not is_out_of_memory(error):
+                raise
+            half = math.ceil(len(together) / 2)
+            waiting[:0] = [together[:half], together[half:]]
+            say(
+                f"{len(together)} trials do not fit the memory as one cohort: they are trained as two, of {half} and "
+                f"{len(together) - half}, one after the other"
             )
-            own_energy = LaneEnergy(shared, own_clock)
-            joules = run.meter.state()
-            run.meter = Meter(run.recipe, len(dataset.class_names), context, own_energy)
-            run.meter.resume(joules)
-            run.lanes = len(recipes)
-            lanes.append(_Lane(run, own_clock, before_first_step(run, at)))
+    return outcomes
 
-        last_epoch = min(until_epoch or asked[0].schedule.epochs, asked[0].schedule.epochs)
-        ordered = sorted(lanes, key=_Lane.place)
-        for _, group in groupby(ordered, key=_Lane.place):
-            together = list(group)
-            is_stopped = any(lane.outcome and lane.outcome.state == "stopped" for lane in lanes)
-            if is_stopped and together[0].at.epoch < last_epoch:
-                for lane in together:  # its last checkpoint is where it is
-                    lane.end("stopped")
-            else:
-                _Cohort(together, shared, last_epoch).train()
-    return [lane.ending() for lane in lanes]
+
+class _Trial(NamedTuple):
+    """What a lane is made of."""
+
+    recipe: Recipe
+    context: Context
+    spent: Spent | None
+
+
+class _Program:
+    """Trains trials together, on one worker, on the same data and up to the same epoch."""
+
+    def __init__(self, dataset: Dataset, last_epoch: int, clock: Clock, force_resume: bool) -> None:
+        self._dataset, self._last_epoch = dataset, last_epoch
+        self._clock, self._force_resume = clock, force_resume
+        self._attempts = 0
+        self._is_stopped = False
+
+    def train(self, trials: Sequence[_Trial]) -> list[Outcome]:
+        """The Outcome of each; once trials were stopped, later ones are stopped where their last checkpoint is."""
+        device = trials[0].context.device
+        energy = NvmlEnergyCounter(device) if device.type == "cuda" else None
+        shared = SharedClock(self._clock, energy, from_now=self._attempts > 0)
+        self._attempts += 1
+        with ExitStack() as stack:
+            lanes = self._opened(trials, shared, stack)
+            for _, group in groupby(sorted(lanes, key=_Lane.place), key=_Lane.place):
+                together = list(group)
+                if self._is_stopped and together[0].at.epoch < self._last_epoch:
+                    for lane in together:
+                        lane.end("stopped")
+                        lane.leave()
+                else:
+                    _Cohort(together, shared, self._last_epoch).train()
+                self._is_stopped |= any(lane.ending().state == "stopped" for lane in together)
+        return [lane.ending() for lane in lanes]
+
+    def _opened(self, trials: Sequence[_Trial], shared: SharedClock, stack: ExitStack) -> list[_Lane]:
+        """Their runs, new or resumed, which share all that decides a batch."""
+        lanes: list[_Lane] = []
+        sharing = stack.enter_context(Sharing(trials[0].context.shares_batches))
+        for trial in trials:
+            clock = LaneClock(shared)
+            run, at = open_run(
+                trial.recipe,
+                self._dataset,
+                trial.context,
+                clock,
+                stack.enter_context(Saver(trial.context)),
+                sharing,
+                spent=trial.spent,
+                force_resume=self._force_resume,
+                beside=lanes[0].run if lanes else None,
+                lanes=len(trials),
+            )
+            joules = run.meter.state()
+            run.meter = Meter(
+                run.recipe, len(self._dataset.class_names), trial.context, LaneEnergy(shared, clock)
+            )
+            run.meter.resume(joules)
+            run.lanes = len(trials)
+            lanes.append(_Lane(run, clock, before_first_step(run, at)))
+        return lanes
 
 
 @dataclass
@@ -127,10 +179,14 @@ class _Lane:
         """Notes how it has ended."""
         self.outcome = ended(self.run, self.at, state, reason)
 
-    def ending(self) -> Outcome:
-        """How it has ended; its networks are its own from now on."""
-        assert self.outcome is not None
+    def leave(self) -> None:
+        """Lets go of the cohort's memory, of its captured step too; its networks are its own from now on."""
         release(self.run)
+        del self.run
+
+    def ending(self) -> Outcome:
+        """How it has ended."""
+        assert self.outcome is not None
         return self.outcome
 
 
@@ -157,8 +213,7 @@ class _Cohort:
             lane.run.saver.finish()
             is_paused = lane.at.epoch < lane.run.recipe.schedule.epochs
             lane.end("paused" if is_paused else "finished")
-        self._live = []
-        self._share_time()
+        self._leave_out_the_ended()
 
     def _train_epoch(self) -> None:
         """As :func:`nfnet_ray.training.loop.train_epoch`."""
@@ -230,7 +285,7 @@ class _Cohort:
 
     def _step_of(self, lanes: Sequence[_Lane]) -> tuple[CohortStep, CapturedStep[LaneResults], CohortSums]:
         """The step of these lanes, what does it, and their sums; anew if a lane has ended since the epoch before."""
-        if self._parts is None or len(self._parts[0].lanes) != len(lanes):
+        if self._parts is None or self._parts[0].lanes != len(lanes):
             first = lanes[0].run
             step, sums = (
                 CohortStep([lane.run for lane in lanes]),
@@ -244,8 +299,11 @@ class _Cohort:
         return self._parts
 
     def _leave_out_the_ended(self) -> None:
+        over = [lane for lane in self._live if lane.outcome is not None]
         self._live = [lane for lane in self._live if lane.outcome is None]
         self._share_time()
+        for lane in over:
+            lane.leave()
 
     def _share_time(self) -> None:
         self._shared.divide_among([lane.clock for lane in self._live if lane.outcome is None])

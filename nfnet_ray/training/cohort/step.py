@@ -83,30 +83,29 @@ class CohortStep:
         check_lanes([lane.recipe for lane in lanes])
         if len({lane.step.number for lane in lanes}) > 1:
             raise ValueError("lanes of a cohort have done equally many steps")
-        self.lanes = list(lanes)
+        # Not the lanes themselves: a Run knows what does its steps, and a circle would hold a GPU's memory for a while.
+        self._steps = [lane.step for lane in lanes]
         models, recipes = [lane.model for lane in lanes], [lane.recipe for lane in lanes]
         optimizers = [recipe.optimizer for recipe in recipes]
-        self._recipe = recipes[0]
-        clipped = clipped_parameters(models[0], self._recipe)
-        layout = Layout.of(models[0], list(clipped), decayed_names(models[0], self._recipe.optimizer))
+        clipped = clipped_parameters(models[0], recipes[0])
+        layout = Layout.of(models[0], list(clipped), decayed_names(models[0], recipes[0].optimizer))
         self._weights = LaneWeights(layout, models)
         self.network = LaneNetwork(models)
         self._gradient = LaneGradient(self.network, self._weights, layout, recipes)
         rows = self._weights.rows
-        counts = [lane.step.clipping_counts for lane in lanes]
+        counts = [step.clipping_counts for step in self._steps]
         self._clip = LaneClipping(layout, [one.agc for one in optimizers], counts, rows)
         self._optimizer = LaneOptimizer(
             layout,
             optimizers,
-            [lane.step.optimizer for lane in lanes],
+            [step.optimizer for step in self._steps],
             [dict(model.named_parameters()) for model in models],
             rows,
         )
-        self._averaged = [number for number, lane in enumerate(lanes) if lane.step.average]
-        self._averages = None
-        if self._averaged:
-            averages = [lane.step.average.model for lane in lanes if lane.step.average]
-            self._averages = LaneWeights(layout, averages)
+        averages = {number: step.average.model for number, step in enumerate(self._steps) if step.average}
+        self._averaged = list(averages)
+        self._averaging = [optimizers[number].ema for number in self._averaged]
+        self._averages = LaneWeights(layout, list(averages.values())) if averages else None
         self._averaged_rows = torch.tensor(self._averaged, dtype=torch.int64, device=rows.device)
         self._rates = LaneRates(
             learning_L1=rows.new_zeros(len(lanes), 1),
@@ -116,14 +115,19 @@ class CohortStep:
         )
 
     @property
+    def lanes(self) -> int:
+        """How many there are."""
+        return len(self._steps)
+
+    @property
     def number(self) -> int:
         """The number of steps done."""
-        return self.lanes[0].step.number
+        return self._steps[0].number
 
     @number.setter
     def number(self, number: int) -> None:
-        for lane in self.lanes:
-            lane.step.number = number
+        for step in self._steps:
+            step.number = number
 
     @property
     def weights(self) -> dict[str, Tensor]:
@@ -189,19 +193,18 @@ class CohortStep:
         The lanes' optimisers are told their learning rates, which their state has, and that there is a step.
         """
         self._optimizer.begin_step(self.number)
-        rates = [lane.step.learning_rate for lane in self.lanes]
-        for lane, rate in zip(self.lanes, rates, strict=True):
-            for group in lane.step.optimizer.param_groups:
+        rates = [step.learning_rate for step in self._steps]
+        for step, rate in zip(self._steps, rates, strict=True):
+            for group in step.optimizer.param_groups:
                 group["lr"] = rate
         news = []
-        for number in self._averaged:
-            recipe = self.lanes[number].recipe.optimizer.ema
+        for recipe in self._averaging:
             assert recipe.decay is not None
             news.append(1.0 - ema_decay(self.number, recipe.decay, recipe.warmup))
         _fill(self._rates.learning_L1, [[rate] for rate in rates])
         _fill(self._rates.average_A1, [[new] for new in news])
         self._rates.counts_all.fill_(self.number % STEPS_BETWEEN_NORMS == 0)
-        self._rates.step_of_epoch.fill_(self.lanes[0].step.step_of_epoch)
+        self._rates.step_of_epoch.fill_(self._steps[0].step_of_epoch)
         return self._rates
 
     @torch.no_grad()
@@ -209,7 +212,7 @@ class CohortStep:
         if self._averages is None:
             return
         rows = self._weights.rows
-        news = rows if len(self._averaged) == len(self.lanes) else rows.index_select(0, self._averaged_rows)
+        news = rows if len(self._averaged) == self.lanes else rows.index_select(0, self._averaged_rows)
         self._averages.rows.lerp_(news, rates.average_A1)
 
 

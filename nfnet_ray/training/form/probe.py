@@ -118,14 +118,23 @@ def time_step(recipe: ResolvedRecipe, num_classes: int, context: PlainContext) -
     """
     try:
         return _time_step(recipe, num_classes, context)
-    except RuntimeError as error:  # torch has no class of its own for a CPU's memory
-        if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+    except RuntimeError as error:
+        if is_out_of_memory(error):
             raise MemoryError(str(error)) from None
         raise
     finally:
         gc.collect()  # a compiled network is in circles
         if context.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that something does not fit the memory of the GPU or of this process."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    # torch has no class of its own for a CPU's memory, and none for that of the workspaces of cuBLAS and cuDNN.
+    texts = ("allocate memory", "STATUS_ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
 
 
 def _time_step(recipe: ResolvedRecipe, num_classes: int, context: PlainContext) -> Timing:
