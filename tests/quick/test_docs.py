@@ -76,6 +76,33 @@ def test_an_arrow_that_others_make_superfluous_is_not_drawn() -> None:
     assert draw_rooms.without_detours(imports) == {"a": {"b", "d"}, "b": {"c"}, "c": set(), "d": set()}
 
 
+def folders_of_the_tree(text: str) -> set[str]:
+    """The folders that a drawn tree lists; two spaces are a level, so ``a/`` and ``  b/`` below it are a and a/b."""
+    above: list[str] = []
+    found = set()
+    for spaces, name in re.findall(r"^( *)([\w.-]+)/(?:\s|$)", text, re.MULTILINE):
+        above[len(spaces) // 2 :] = [name]
+        found.add("/".join(above))
+    return found
+
+
+def test_a_tree_is_read() -> None:
+    assert folders_of_the_tree("a/   one\n  b.py  two\n  c/\n    d/  three\n  e/\nf/") == {
+        *("a", "a/c", "a/c/d", "a/e", "f")
+    }
+
+
+def test_tree_of_the_architecture_lists_every_package() -> None:
+    packages = {
+        str(path.parent.relative_to(REPOSITORY))
+        for top in ("nfnet_ray", "studies", "data_prep", "dashboards", "benchmarks")
+        for path in (REPOSITORY / top).rglob("__init__.py")
+    }
+    listed = folders_of_the_tree(draw_rooms.DOCUMENT.read_text().split("```")[1])
+    assert packages - listed == set()
+    assert [folder for folder in sorted(listed) if not (REPOSITORY / folder).is_dir()] == []
+
+
 @each_document
 def test_links_within_the_repository_lead_somewhere(document: Path) -> None:
     targets = re.findall(r"\]\(([^)#\s]+)", document.read_text())
