@@ -12,15 +12,19 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import threading
 import time
 import tomllib
 from pathlib import Path
 from string import Template
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
+from deploy import fetch_data
 from deploy.fetch_data import fetch
 from nfnet_ray.errors import UserError
 from tests.deadlines import HANG_SECONDS
@@ -326,6 +330,42 @@ def test_a_data_set_is_fetched_and_a_second_attempt_copies_what_is_missing(
     check_all(fetched, 1)
     assert manifest.stat().st_mtime_ns == written
     assert not list(fetched.glob("*.partial"))
+
+
+def test_parts_are_fetched_side_by_side_and_again_if_they_fail(
+    few_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = (few_digits / "train.beton").stat().st_size
+    side_by_side, failed = threading.Barrier(2), set()
+    monkeypatch.setattr(fetch_data, "PART_BYTES", size // 2 + 1)
+    monkeypatch.setattr(fetch_data, "WAITS_SECONDS", (0.0,))
+
+    class Store:
+        def __init__(self, path: str) -> None:
+            self.file = open(path, "rb")  # noqa: SIM115
+
+        def __enter__(self) -> Store:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self.file.close()
+
+        def read_at(self, count: int, start: int) -> bytes:
+            side_by_side.wait(HANG_SECONDS)
+            if start not in failed:
+                failed.add(start)
+                raise OSError("connection reset")
+            return os.pread(self.file.fileno(), count, start)
+
+    storage: Any = SimpleNamespace(open_input_file=Store)
+    wanted: Any = SimpleNamespace(path=str(few_digits / "train.beton"), size=size)
+    with (tmp_path / "copy").open("wb") as copy:
+        fetch_data._copy(storage, wanted, copy)
+    assert (tmp_path / "copy").read_bytes() == (few_digits / "train.beton").read_bytes()
+    failed.clear()
+    monkeypatch.setattr(fetch_data, "WAITS_SECONDS", ())
+    with (tmp_path / "copy").open("wb") as copy, pytest.raises(OSError, match="connection reset"):
+        fetch_data._copy(storage, wanted, copy)
 
 
 @pytest.mark.parametrize("uri", ["file:///nowhere/at/all", "nowhere", "ftp://host/data"])
