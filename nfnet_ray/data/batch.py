@@ -15,7 +15,18 @@ Indices = NDArray[np.int64]
 
 def on_device(array: NDArray[Any], device: torch.device) -> Tensor:
     """A NumPy array as a tensor on the device, without waiting for the device."""
-    return torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True)
+    return sent_to(torch.from_numpy(np.ascontiguousarray(array)), device)
+
+
+def sent_to(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on the device, without waiting for the device.
+
+    A GPU copies by itself from pinned memory alone: for a copy from other memory the host may have to wait until the
+    GPU has done what it was given before. torch keeps pinned memory until it has been copied.
+    """
+    if device.type == "cuda" and tensor.device.type == "cpu" and not tensor.is_pinned():
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)

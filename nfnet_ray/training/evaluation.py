@@ -66,7 +66,9 @@ class Tally:
         device = self._context.device
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices == batch.labels[:, None]
         loss = F.cross_entropy(logits, batch.labels, reduction="sum")
-        count = torch.tensor(float(len(batch.labels)), device=device)
+        count = torch.full(
+            (), float(len(batch.labels)), device=device
+        )  # torch.tensor would wait for the device
         self._sums += torch.stack([best[:, 0].sum(), best.any(dim=1).sum(), loss, count]).double()
         rows = on_device(batch.indices, device)
         self._by_image[0, rows], self._by_image[1, rows] = best[:, 0].to(torch.uint8), 1

@@ -82,6 +82,14 @@ def test_compiled_forms_are_not_tried_for_a_short_run(monkeypatch: pytest.Monkey
     assert "compiled forms were not tried, as all steps take 100 s without" in choice.sentence()
 
 
+def test_the_start_of_cuda_is_not_held_against_the_form_that_is_timed_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seconds = on_a_gpu(last=(0.0, 0.11))
+    seconds[Form("contiguous")] = (30.0, 0.10)
+    assert choose(monkeypatch, seconds, steps=100)[0].form == Form("contiguous")
+
+
 def test_a_recipe_that_asks_for_a_compiled_network_gets_one(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = Recipe(memory_format="auto", compile=True)
     choice, tried = choose(monkeypatch, on_a_gpu(), steps=1, recipe=asked)

@@ -115,7 +115,7 @@ def contrast(images: Tensor, factor: float) -> Tensor:
     The official code sums the histogram's counts, not its values. For 192 px the level is 144.
     """
     pixels = images.shape[1] * images.shape[2]
-    level = torch.tensor(min(pixels // 256, 255), dtype=torch.uint8, device=images.device)
+    level = torch.full((), min(pixels // 256, 255), dtype=torch.uint8, device=images.device)
     return blend(level, images, factor)
 
 

@@ -38,7 +38,7 @@ from nfnet_ray.data.augmentation.crop import (
     whole_boxes,
 )
 from nfnet_ray.data.augmentation.progressive import data_at_epoch
-from nfnet_ray.data.batch import Batch, Indices, TrainBatch, on_device
+from nfnet_ray.data.batch import Batch, Indices, TrainBatch, on_device, sent_to
 from nfnet_ray.data.batching import batches_per_epoch, check_partners, mixes, positions_of_worker
 from nfnet_ray.data.decoding.decode import decode_jpeg_box, decoder, resize_crop
 from nfnet_ray.data.decoding.jpeg import DecodeError
@@ -428,8 +428,8 @@ class _Source:
             for part in parts:
                 rows = self._rows[part]
                 samples = self._shown[rows]
-                chosen = torch.from_numpy(rows[samples >= 0])
-                yield self.batch(self._images[chosen.to(self._device)], samples[samples >= 0])
+                chosen = on_device(rows[samples >= 0], self._images.device)
+                yield self.batch(self._images[chosen], samples[samples >= 0])
             return
         for images, samples in self.decoded(parts, cut, size):
             yield self.batch(images, samples)
@@ -474,9 +474,7 @@ class _Source:
     def batch(self, images: Tensor, samples: Indices) -> Batch:
         """Images and the samples that they show as a batch on the device."""
         labels = self._labels[torch.from_numpy(samples)]
-        return Batch(
-            images.to(self._device, non_blocking=True), labels.to(self._device, non_blocking=True), samples
-        )
+        return Batch(sent_to(images, self._device), sent_to(labels, self._device), samples)
 
     def _decode(self, index: int, box: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
         """Reads and decodes as much of a sample as the box needs, and fits the box into ``out``."""

@@ -55,6 +55,10 @@ def fastest_form(
     def run_seconds(form: Form) -> float:
         return steps * found[form].step_seconds
 
+    def compile_seconds(form: Form) -> float:
+        # Of eager forms the first one is slow, whichever it is: it starts CUDA and loads the libraries.
+        return found[form].compile_seconds if form.compile else 0.0
+
     for form in forms_to_try(recipe, device):
         eager = [run_seconds(known) for known in found if not known.compile]
         if form.compile and eager and not pays_to_compile(min(eager), device):
@@ -72,7 +76,7 @@ def fastest_form(
     if not found:
         raise MemoryError(f"a step of {recipe.model.name} fails in every form: {failed}")
     remarks += [f"{form} failed ({why})" for form, why in failed.items()]
-    best = min(found, key=lambda form: run_seconds(form) + found[form].compile_seconds)
+    best = min(found, key=lambda form: run_seconds(form) + compile_seconds(form))
     return Choice(
         best,
         {str(form): timing.step_seconds for form, timing in found.items()},
