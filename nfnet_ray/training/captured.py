@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import logging
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
@@ -75,16 +76,44 @@ class CudaRecorder:
         torch.cuda.current_stream(self._device).wait_stream(self._stream)
 
     def record(self, act: Callable[[], None]) -> Callable[[], None]:
-        """Nothing is computed now."""
-        graph = torch.cuda.CUDAGraph()
-        # Threads that load images, write checkpoints and read NVML continue meanwhile, in their own memory and streams.
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-            act()
+        """Nothing is computed now. If it fails, this raises what ``act`` raised, and eager steps go on as before."""
+        graph, raised = torch.cuda.CUDAGraph(), list[Exception]()
+        gc.collect()  # an old graph that is collected while another one is captured would disturb it
+        try:
+            # Threads that load images, write checkpoints and read NVML continue meanwhile, in their own memory and
+            # streams. The outer context puts the stream back where torch's own does not (torch 2.11: where the capture
+            # cannot be ended).
+            with (
+                torch.cuda.stream(self._stream),
+                torch.cuda.graph(
+                    graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+                ),
+            ):
+                try:
+                    act()
+                except Exception as error:
+                    raised.append(error)
+                    raise
+        except Exception:
+            self._give_up()
+            if raised:  # torch may say instead that the capture cannot be ended
+                raise raised.pop() from None
+            raise
         properties = torch.cuda.get_device_properties(self._device)
         refusal = too_much_memory(torch.cuda.memory_reserved(self._device), properties.total_memory)
         if refusal:
             raise MemoryError(refusal)
         return graph.replay
+
+    def _give_up(self) -> None:
+        """Undoes what torch leaves of a capture that it could not end: its share in the pool, and its generator."""
+        index = self._stream.device_index
+        with contextlib.suppress(RuntimeError):  # where it was ended, there is no share any more
+            torch._C._cuda_endAllocateToPool(index, self._pool)
+            torch._C._cuda_releasePool(index, self._pool)
+        # Otherwise: "Offset increment outside graph capture encountered unexpectedly" at the next draw.
+        generator = torch.cuda.default_generators[index]
+        generator.graphsafe_set_state(generator.clone_state())
 
     def peak_bytes(self) -> float:
         """Of this process, since it was last forgotten."""

@@ -6,6 +6,7 @@ No GPU takes part. A tape (``tape.py``) does on a CPU what a CUDA graph does; th
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -200,6 +201,63 @@ def test_a_capture_that_fails_leaves_everything_and_says_why(caplog: pytest.LogC
     assert [(record.levelname, record.message) for record in caplog.records] == [
         ("WARNING", f"steps are not captured as a CUDA graph, but done kernel by kernel: {why}")
     ]
+
+
+def test_a_capture_that_cannot_be_ended_leaves_the_device_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch 2.11 does where something in it is not allowed: its stream and its generator are left in the middle."""
+    current, calls = ["default"], list[str]()
+
+    class Stream(contextlib.AbstractContextManager[None]):
+        device_index = 0
+
+        def __init__(self, _stream: object) -> None:
+            pass
+
+        def __enter__(self) -> None:
+            self.before = current[0]
+            current[0] = "of the captures"
+
+        def __exit__(self, *_: object) -> None:
+            current[0] = self.before
+
+    class Graph(Stream):
+        def __init__(self, _graph: object, **_options: object) -> None:
+            pass
+
+        def __exit__(self, *_: object) -> None:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    class Generator:
+        state = "in a graph"
+
+        def clone_state(self) -> str:
+            return "as before"
+
+        def graphsafe_set_state(self, state: str) -> None:
+            self.state = state
+
+    generator = Generator()
+    for name, fake in {
+        "Stream": Stream,
+        "stream": Stream,
+        "graph": Graph,
+        "CUDAGraph": object,
+        "graph_pool_handle": lambda: (0, 1),
+        "default_generators": (generator,),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
+        monkeypatch.setattr(torch._C, name, lambda *given, name=name: calls.append(f"{name}{given}"))
+
+    def act() -> None:
+        assert current == ["of the captures"]
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    with pytest.raises(RuntimeError, match="not permitted when stream is capturing"):
+        captured.CudaRecorder(torch.device("cuda")).record(act)
+    assert current == ["default"]
+    assert calls == ["_cuda_endAllocateToPool(0, (0, 1))", "_cuda_releasePool(0, (0, 1))"]
+    assert generator.state == "as before"
 
 
 @pytest.mark.parametrize(
