@@ -7,6 +7,7 @@ of dropout and the initial weights are drawn.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -60,6 +61,11 @@ def shared_values(recipe: Recipe) -> dict[str, Any]:
         name: value for name, value in decisive_values(recipe.to_values()).items() if name not in LANE_FIELDS
     }
     return {**values, "optimizer.sam.rho": "none" if recipe.optimizer.sam.rho is None else "a number"}
+
+
+def company_of(recipe: Recipe) -> str | None:
+    """The same text for all Recipes that can be lanes of one cohort; None for one that is trained alone."""
+    return None if why_alone(recipe) else json.dumps(shared_values(recipe), sort_keys=True)
 
 
 def check_lanes(recipes: Sequence[Recipe]) -> None:

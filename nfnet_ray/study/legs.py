@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
+from collections import Counter
 from collections.abc import Collection, Hashable, Sequence
 from dataclasses import replace
 
-from nfnet_ray.cohorts import shared_values, why_alone
+from nfnet_ray.cohorts import company_of
 from nfnet_ray.models.published import with_published_values
 from nfnet_ray.study.confirmation import FindWinners, planned_reruns
 from nfnet_ray.study.contenders import FindContenders, further_trials
@@ -68,8 +68,9 @@ class Legs:
     def next_cohort(self, most: int, free_places: int) -> list[Leg]:
         """The next leg, and others that can be trained with it as one program, from now on as running.
 
-        They are at most ``most``, and no more than leave as many to each of the other places that are free. Empty if no
-        leg can start now. Trials that are added when all settings have ended are trained alone, and those that failed.
+        They are at most ``most``, and no more than leave as many to each of the other places that are free and would
+        get nothing else. Empty if no leg can start now. Trials that are added when all settings have ended are trained
+        alone, and those that failed.
         """
         failed = set(self._again)
         first = self.next()
@@ -79,12 +80,12 @@ class Legs:
         if company is None:
             return [first]
         state, busy = self._recorder.state, {*self.running, *self._interrupted}
-        others = [
-            leg
-            for leg in self._decider.ready_legs(state, busy, self._again)
-            if leg.trial not in self._again and self._company(leg) == company
-        ]
-        legs = [first, *others][: min(most, math.ceil((1 + len(others)) / max(1, free_places)))]
+        ready = self._decider.ready_legs(state, busy, self._again)
+        companies = [None if leg.trial in self._again else self._company(leg) for leg in ready]
+        legs = [first, *(leg for leg, own in zip(ready, companies, strict=True) if own == company)]
+        counts = Counter(own for own in companies if own != company)
+        elsewhere = counts.pop(None, 0) + sum(math.ceil(count / most) for count in counts.values())
+        legs = legs[: min(most, math.ceil(len(legs) / max(1, free_places - elsewhere)))]
         self.running.update({leg.trial: leg for leg in legs})
         return legs
 
@@ -93,9 +94,7 @@ class Legs:
         if leg.until_seconds is not None or not self._decider.has(leg.trial):
             return None
         if leg.trial not in self._shared:
-            recipe = with_published_values(self.trial(leg.trial).recipe)
-            own = None if why_alone(recipe) else json.dumps(shared_values(recipe), sort_keys=True)
-            self._shared[leg.trial] = own
+            self._shared[leg.trial] = company_of(with_published_values(self.trial(leg.trial).recipe))
         shared = self._shared[leg.trial]
         epoch = self._recorder.state.trials[leg.trial].epoch
         return shared and (shared, epoch, replace(leg, trial=""))

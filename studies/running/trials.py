@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,10 +10,11 @@ from typing import Any
 
 from data_prep.digits import DigitsPart, describe_digits
 from nfnet_ray.cluster.connection.resources import Resources, WorkerResources
-from nfnet_ray.cohorts import why_alone
+from nfnet_ray.cohorts import company_of, why_alone
 from nfnet_ray.command_line.interruption import EXIT_INTERRUPTED
 from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.errors import UserError
+from nfnet_ray.models.published import with_published_values
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.study.contenders import Contenders
 from nfnet_ray.study.decisions import most_epochs
@@ -319,9 +321,16 @@ class TuneRunner:
             )
         if study.halving is not None and study.halving.in_seconds:
             raise UserError("--cohorts needs rungs in epochs: leave unit= out of --early-stopping")
-        reasons = [why_alone(trial.recipe) for trial in study.trials()]
+        recipes = [with_published_values(trial.recipe) for trial in study.trials()]
+        reasons = [why_alone(recipe) for recipe in recipes]
         if reasons and all(reasons):
             raise UserError(f"--cohorts: {reasons[0]}; leave --cohorts out")
+        companies = Counter(map(company_of, recipes))
+        if companies and all(own is None or trials == 1 for own, trials in companies.items()):
+            raise UserError(
+                "--cohorts: no two trials of this study differ only in what lanes may differ in (docs/cohorts.md); "
+                "leave --cohorts out"
+            )
 
     def extent(self, study: Study, trials: int, _data: DatasetSummary) -> str:
         return f"{count(trials, 'trial')} of at most {count(most_epochs(study), 'epoch')}"

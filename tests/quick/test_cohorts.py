@@ -64,6 +64,12 @@ def test_trials_of_one_batch_are_a_cohort_and_each_free_place_gets_a_part() -> N
     assert names(legs.next_cohort(8, 1)) == ["clip_factor=0.04,batch_size=256"]
     assert legs.next_cohort(8, 1) == []
 
+    # A place that has other trials to train is left no part of these.
+    legs = legs_of(study)
+    assert [len(legs.next_cohort(8, free)) for free in (2, 1)] == [3, 3]
+    legs = legs_of(study)
+    assert [len(legs.next_cohort(8, free)) for free in (3, 2, 1)] == [2, 1, 3]
+
     legs = legs_of(study_of(5, None))
     assert [len(legs.next_cohort(8, free)) for free in (2, 1)] == [3, 2]
 
@@ -209,6 +215,11 @@ def test_the_conditions_of_a_trial_say_so() -> None:
             {"recipe": RECIPE.with_values({"compile": True})},
             ONE_WORKER,
             "compile = true: .*; leave --cohorts out",
+        ),
+        (
+            {"space": {"batch_size": (64, 256)}, "seeds": (0, 1)},
+            ONE_WORKER,
+            "no two trials of this study differ only in .*; leave --cohorts out",
         ),
     ],
 )
