@@ -39,6 +39,13 @@ def test_workers_get_a_gpu_and_the_cores_beside_it_not_those_of_the_head() -> No
     check_workers_fit(with_head, worker)
 
 
+def test_workers_with_gpus_stay_on_one_machine_rather_than_have_more_cores() -> None:
+    two = cluster((4, 0), (64, 8), (64, 8))
+    assert [training_resources(two, workers, None).cpus for workers in (1, 8, 9, 16)] == [64, 8, 12, 8]
+    assert training_resources(cluster((64, 8), (96, 4)), 8, None).cpus == 8
+    assert training_resources(cluster((64, 0), (64, 0)), 2, None).cpus == 64
+
+
 def test_without_gpus_they_share_the_cores() -> None:
     assert training_resources(cluster((2, 0)), 1, None).cpus == 2
     assert training_resources(cluster((0, 0), (4, 0), (4, 0)), 2, None).cpus == 4

@@ -83,13 +83,34 @@ def _gpu_for_each(resources: Resources, least: int) -> float:
 def most_cpus(resources: Resources, workers: int, gpus: float) -> int:
     """The most cores that each worker can have without reducing the number of workers that fit; at least 1.
 
-    Counted machine by machine: the cores of a head that has no GPU are of no use to a worker that needs one.
+    Counted machine by machine: the cores of a head that has no GPU are of no use to a worker that needs one. Workers
+    with GPUs are not spread over more machines for the sake of cores: gradients would go over the network, and not from
+    GPU to GPU.
     """
     placed = min(workers, workers_that_fit(resources, 1, gpus))
+    least = _machines_taken(resources, placed, 1, gpus)
     most = int(max((cpus for cpus, _ in resources.machines), default=1))
     return max(
-        (cpus for cpus in range(1, most + 1) if workers_that_fit(resources, cpus, gpus) >= placed), default=1
+        (
+            cpus
+            for cpus in range(1, most + 1)
+            if workers_that_fit(resources, cpus, gpus) >= placed
+            and (not gpus or _machines_taken(resources, placed, cpus, gpus) <= least)
+        ),
+        default=1,
     )
+
+
+def _machines_taken(resources: Resources, workers: int, cpus: int, gpus: float) -> int:
+    """On how many machines so many workers fit at least."""
+    taken = 0
+    for fitting in sorted(
+        (workers_that_fit_on([one], cpus, gpus) for one in resources.machines), reverse=True
+    ):
+        if workers <= 0:
+            break
+        workers, taken = workers - fitting, taken + 1
+    return taken
 
 
 def workers_that_fit(resources: Resources, cpus: int, gpus: float) -> int:
