@@ -314,6 +314,21 @@ def test_other_ranges_of_a_stratum_are_allowed_for() -> None:
     assert found.high / found.low < 1.3
 
 
+def test_another_range_that_is_none_in_every_setting_changes_nothing() -> None:
+    """As in the stratum without SAM, whose settings all have rho none."""
+    points: list[Values] = [{CLIP: factor, DROPOUT: None} for factor in FACTORS for _ in range(2)]
+    curves = [flat(parabola(0.02)(point[CLIP])) for point in points]
+    space = {CLIP: {"low": 0.0025, "high": 0.16, "log": True}}
+    both = {**space, DROPOUT: {"low": 0.01, "high": 0.5, "log": True, "or_none": True}}
+    [alone], [found] = (
+        responses(tables(space, points, curves), CLIP),
+        responses(tables(both, points, curves), CLIP),
+    )
+    assert (found.kind, found.optimum, found.low, found.high) == (
+        alone.kind, alone.optimum, alone.low, alone.high,
+    )  # fmt: skip
+
+
 # Isolation.
 
 
@@ -463,6 +478,17 @@ def test_an_interval_has_the_spread_between_draws_in_it() -> None:
     assert mean == pytest.approx(0.5 + shifts.mean(), abs=0.02)
     # Barnard and Rubin's degrees of freedom: 1 / (1 / 44 + 1 / 24) = 16, where t is 2.12.
     assert half == pytest.approx(2.12 * math.sqrt(within + 1.025 * between), rel=0.03)
+
+
+def test_columns_that_nearly_coincide_give_no_variance_below_zero() -> None:
+    """As where a search that learns moves two fields together; rounding differs from draw to draw."""
+    draw = np.random.default_rng(26)
+    for _ in range(60):
+        course = draw.normal(0, 1, 24)
+        design = np.column_stack([np.ones(24), course, course + 1e-8 * draw.normal(0, 1, 24)])
+        found = fit(design, draw.normal(0.5, 0.01, (1, 24)))
+        _, half = found.estimate(np.array([[0.0, 1.0, 1.0], [0.0, 1.0, -1.0]]))
+        assert np.isfinite(half).all()
 
 
 def test_the_first_rung_is_measured_over_all_and_the_end_is_completed() -> None:

@@ -90,8 +90,9 @@ class Fit:
 
         each = self.beta @ rows.T
         mean = each.mean(axis=0)
-        inverse = np.linalg.pinv(self.design.T @ self.design)
-        within = np.einsum("ij,jk,ik->i", rows, inverse, rows) * self.spread.mean()
+        # By the pseudoinverse of the design itself: that of its square can be below 0 where columns nearly coincide.
+        weights = rows @ np.linalg.pinv(self.design)
+        within = (weights**2).sum(axis=1) * self.spread.mean()
         draws = len(self.beta)
         if self.freedom < 1:
             return mean, np.full(len(rows), np.nan)

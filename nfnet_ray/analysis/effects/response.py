@@ -296,7 +296,9 @@ def _other_fields(tables: StudyTables, points: Sequence[Mapping[str, Any]], fiel
             (math.log(value) if logarithmic else float(value)) if known else math.nan
             for value, known in zip(values, numbers, strict=True)
         ]
-        middle, spread = np.nanmean(places or [0.0]), np.nanstd(places or [0.0])
+        if not any(numbers):  # it is none in every setting
+            continue
+        middle, spread = np.nanmean(places), np.nanstd(places)
         scaled = np.nan_to_num((np.array(places) - middle) / (spread or 1.0))
         columns += [scaled, scaled**2, np.array(numbers, float)]
     kept = [column - column.mean() for column in columns if np.ptp(column) > 0]
