@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from nfnet_ray.errors import UserError
 
 LOCK_FILE = "running.lock"
+LOOK_SECONDS = 0.5
 
 
 @contextmanager
@@ -52,3 +54,14 @@ def is_running(directory: Path) -> bool:
             return False
         fcntl.flock(stream, fcntl.LOCK_UN)
     return False
+
+
+def wait_until_free(directory: Path, seconds: float, say: Callable[[str], object]) -> None:
+    """Waits until no process holds the lock of the study in ``directory``, at most so long. ``say`` tells a person."""
+    deadline = time.monotonic() + seconds
+    if is_running(directory):
+        say(
+            f"Another process is running {directory.name}: waiting up to {seconds:.0f} s for it to save and to end."
+        )
+    while is_running(directory) and time.monotonic() < deadline:
+        time.sleep(LOOK_SECONDS)

@@ -165,6 +165,7 @@ class StudyState:
         notes: what people have said about the study, in that order.
         tags: {key: value} that people have given it.
         last_event_time: Unix seconds of the latest event, 0 before the first.
+        journal_bytes: how much of the journal :meth:`read` has taken in; 0 if it was not read, or only its last epochs.
         latest: the trial that the latest event but for signs of life is about; None if it is about the study.
     """
 
@@ -189,6 +190,7 @@ class StudyState:
         self.extensions: list[str] = []
         self.sessions: list[Session] = []
         self.last_event_time = 0.0
+        self.journal_bytes = 0
         self.latest: TrialProgress | None = None
         self._wall_seconds_before = 0.0
         # First and last event of a driver that has not left in good order.
@@ -216,8 +218,9 @@ class StudyState:
                 for event in read_last_epochs(journal):
                     state.apply(event)
             else:
-                for event, _ in read_events(journal):
+                for event, end in read_events(journal):
                     state.apply(event)
+                    state.journal_bytes = end
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             if state.started is not None:
                 raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +15,16 @@ from nfnet_ray.study.extension import Extension, extension
 from nfnet_ray.study.study import TRIALS_FOLDER, Study
 from nfnet_ray.tracking.destination.uri import without_password
 from nfnet_ray.tracking.events import JOURNAL_FILE, StudyStarted, read_events
-from nfnet_ray.tracking.running_lock import is_running
+from nfnet_ray.tracking.running_lock import is_running, wait_until_free
 from nfnet_ray.tracking.state import StudyState
 from studies.running.request import CAPS, DEFAULT_STORAGE, Request
 from studies.running.runner import WorkerDemand
 from studies.running.started_event import command_line, without_secrets
 
+# For the driver of an attempt before this one. KubeRay begins a new attempt while pods of the last one still end
+# (kuberay#5211); there a driver that was asked to stop has 60 s to keep its checkpoints; and a file server keeps the
+# lock of a machine that is gone for 90 s (the lease of NFS 4 on Linux).
+SECONDS_FOR_AN_EARLIER_ATTEMPT = 120.0
 CHECKPOINTS_FOLDER = "checkpoints"  # in the folder of a trial (nfnet_ray/cluster/messages.py)
 
 
@@ -76,17 +81,19 @@ def continued(
     demand: WorkerDemand,
     directory: Path,
     request: Request,
+    say: Callable[[str], object],
 ) -> tuple[StudyState, WorkerDemand]:
     """The progress of the study that has begun in ``directory``, and what its workers were given.
 
-    What ``demand`` leaves to the cluster stays as it was. Raises UserError if nobody asked to continue a study, or if
-    it is another one than ``study``.
+    What ``demand`` leaves to the cluster stays as it was. If another process still runs the study, waits for it to end,
+    and says so. Raises UserError if nobody asked to continue a study, or if it is another one than ``study``.
     """
     if not request.may_continue and (request.name or submission_id() is None):
         raise UserError(
             f"{directory} already holds a study: resume it with --resume {study.name} or --continue, "
             "or take another --name"
         )
+    wait_until_free(directory, SECONDS_FOR_AN_EARLIER_ATTEMPT, say)
     progress, started = StudyState.read(directory)
     before = started["study"]["worker"]
     earlier = Study.from_event(started)

@@ -152,7 +152,7 @@ def run(request: Request, resume_command: Callable[[Request, str], str], console
         if extended:
             progress.apply(extended.event)
     if not request.begun and not request.plan and has_begun(directory):
-        progress, demand = continued(study, data, demand, directory, request)
+        progress, demand = continued(study, data, demand, directory, request, lambda text: say(console, text))
         study = study.with_points_of(progress)
     described = merged(progress.caps if progress else {}, request.caps)
     caps = Caps.of(described)

@@ -50,6 +50,7 @@ from nfnet_ray.tracking.events import (
     Journal,
     StudyOutcome,
     StudyStarted,
+    read_events,
     study_annotated,
     study_ended,
     study_resumed,
@@ -178,6 +179,7 @@ class StudyRun:
                     worker = self.runner.worker(resources, demand)
                     self._check_nodes(address, resources, worker)
                     with alone_with(self.directory):
+                        self._check_journal_is_as_it_was()
                         reached = self._run_trials(trials, to_do, resources, demand, worker, sink, console)
                         self._say_result(console)  # while connected to Ray: leaving it may take long
                         is_delivered = self._deliver(sink, console, is_urgent=reached is None)
@@ -202,6 +204,7 @@ class StudyRun:
             self._say_nothing_to_train(console)
             if self.extended is not None or self.annotations.beyond(self.progress):
                 with alone_with(self.directory), Journal(journal_path) as journal:
+                    self._check_journal_is_as_it_was()
                     recorder = Recorder(journal, self.progress, sink.wake, lambda _: None)
                     if self.extended is not None:
                         self._record_resumed(recorder)
@@ -245,6 +248,16 @@ class StudyRun:
                 f"{least} x ({cpus} CPU) do not fit: this machine has {count(here, 'core')} for it; ask for fewer with "
                 f"{self.runner.workers_flag} or --cpus-per-worker"
                 + (", or resume it on a machine that has them" if self.progress.started else "")
+            )
+
+    def _check_journal_is_as_it_was(self) -> None:
+        """Raises UserError if another process has added to the journal since this one has read it.
+
+        To connect to Ray takes seconds, in which a driver that was stopped may have kept what it had, and ended.
+        """
+        if any(read_events(self.directory / JOURNAL_FILE, self.progress.journal_bytes)):
+            raise UserError(
+                f"another process has continued {self.study.name} meanwhile: give the same command again"
             )
 
     def _check_nodes(self, address: str | None, resources: Resources, worker: WorkerResources) -> None:
