@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
+from rich.console import Console
 
+from nfnet_ray.cluster.connection.resources import Resources, WorkerResources
 from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.errors import UserError
 from nfnet_ray.models.catalogue import count_multiply_adds
 from nfnet_ray.models.published import published_recipe
 from nfnet_ray.recipe import Recipe
+from nfnet_ray.study.cost import probe_process
 from nfnet_ray.study.cost.plan import StudyCost, check_trials, estimate_cost
 from nfnet_ray.study.halving import Halving
 from nfnet_ray.study.study import Study
+from studies.running.planning import plan_text
 
 DATA = DatasetSummary(Path("x"), 1000, 100, tuple("abcdefghij"), "0", None)
 
@@ -85,3 +90,28 @@ def test_a_baseline_with_overrides_is_refused_before_anything_starts() -> None:
     recipe = published_recipe("resnet50").with_values({"model.overrides.se_ratio": 0.5})
     with pytest.raises(UserError, match="overrides se_ratio are not possible"):
         cost_of(recipe)
+
+
+def test_a_trial_on_gpus_is_not_measured_on_the_cores_of_a_machine_without_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(plan_text, "probe_at_once", Mock(side_effect=AssertionError))
+    head = Resources(1, 8, 0, 16.0, "8 CPU cores", ((8, 0),))
+    monkeypatch.setattr(plan_text, "local_resources", lambda: head)
+    cluster = Resources(2, 72, 8, 272.0, "72 CPU cores, 8 GPUs", ((8, 0), (64, 8)))
+    study, request = Study("s", "?", Recipe(), {"batch_size": (100,)}), Mock(address="auto")
+    estimate = plan_text._estimate(
+        request, study, DATA, tmp_path, cluster, WorkerResources(1, 7, 1.0), 8, Console()
+    )
+    assert (estimate.paces, estimate.probe) == ({}, None)
+    assert "this machine has no GPU to measure a trial on" in estimate.source
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_a_trial_without_a_gpu_is_measured_without_one(monkeypatch: pytest.MonkeyPatch, gpu: bool) -> None:
+    start = Mock(side_effect=InterruptedError)
+    monkeypatch.setattr(probe_process.subprocess, "Popen", start)
+    with pytest.raises(InterruptedError):
+        probe_process.probe(Recipe(), 1, 1, gpu)
+    environment = start.call_args.kwargs["env"]
+    assert environment is None if gpu else environment["CUDA_VISIBLE_DEVICES"] == ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import queue
 import subprocess
 import sys
@@ -67,10 +68,10 @@ class Probe:
             self.memory_bytes = line["memory_bytes"]
 
 
-def probe_at_once(recipe: Recipe, threads: int, workers: int, copies: int) -> Probe:
+def probe_at_once(recipe: Recipe, threads: int, workers: int, gpu: bool, copies: int) -> Probe:
     """What :func:`probe` measures in each of some processes that run at once, as trials do that share a machine."""
     with ThreadPoolExecutor(copies) as pool:
-        probes = list(pool.map(lambda _: probe(recipe, threads, workers), range(copies)))
+        probes = list(pool.map(lambda _: probe(recipe, threads, workers, gpu), range(copies)))
 
     def largest(values: Iterable[float | None]) -> float | None:
         return max((value for value in values if value is not None), default=None)
@@ -91,10 +92,11 @@ def probe_at_once(recipe: Recipe, threads: int, workers: int, copies: int) -> Pr
     )
 
 
-def probe(recipe: Recipe, threads: int, workers: int, most_seconds: float = MOST_SECONDS) -> Probe:
+def probe(recipe: Recipe, threads: int, workers: int, gpu: bool, most_seconds: float = MOST_SECONDS) -> Probe:
     """Runs the beginning of a trial in a process, for at most ``most_seconds``.
 
-    ``workers`` of the trial share its batch; the probe is one of them, with ``threads``.
+    ``workers`` of the trial share its batch; the probe is one of them, with ``threads``. Without ``gpu`` it takes none,
+    even if this machine has some.
     """
     result, started = Probe(), time.monotonic()
     with subprocess.Popen(
@@ -103,6 +105,7 @@ def probe(recipe: Recipe, threads: int, workers: int, most_seconds: float = MOST
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        env=None if gpu else {**os.environ, "CUDA_VISIBLE_DEVICES": ""},
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None

@@ -288,6 +288,11 @@ def _estimate(
     if paces:
         where = f"in {storage}, with this network, image size, batch and precision on this hardware"
         return Estimate(paces, f"measured by {count(used, 'earlier trial')} {where}")
+    if worker.gpus and not local_resources().gpus:
+        # A GPU's hours by the pace of this machine's cores would be wrong by orders of magnitude.
+        return Estimate(
+            {}, f"no earlier run in {storage} is like it, and this machine has no GPU to measure a trial on"
+        )
     # Trials that share the memory of one machine slow each other down; those on GPUs of their own hardly do.
     shared = request.address is None and not worker.gpus and worker.workers == 1
     copies = min(places, MOST_PROBES_AT_ONCE) if shared else 1
@@ -295,7 +300,7 @@ def _estimate(
         _with_data(request, study, data) as recipe,
         waiting(console, f"No earlier run is like it: measuring a trial for at most {MOST_SECONDS:.0f} s …"),
     ):
-        measured = probe_at_once(recipe, worker.cpus, worker.workers, copies)
+        measured = probe_at_once(recipe, worker.cpus, worker.workers, worker.gpus > 0, copies)
     pace = pace_of_probe(measured, recipe, len(data.class_names), worker.workers)
     if pace is None:
         return Estimate({}, f"a probe of its first trial ended before a step ({measured.trouble})", measured)
