@@ -9,6 +9,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from nfnet_ray.cluster.connection.resources import WorkerResources
@@ -64,7 +65,8 @@ def run_legs(
     Args:
         config: the configuration of the workers of a leg.
         directory: the study's.
-        most: how many slots there are. Those for which there is no room wait, and an autoscaler sees them wait.
+        most: how many slots there are. Those for which there is no room wait, and an autoscaler sees them wait. Those
+            for which no leg is left are closed while others still train.
         say: tells a person.
     """
     slots = {
@@ -72,6 +74,7 @@ def run_legs(
         for number in range(1, most + 1)
     }
     running: dict[int, tuple[WorkerConfig, Follower]] = {}
+    closed: list[Slot] = []
 
     def take_in() -> None:
         """What the workers of all slots have said."""
@@ -96,16 +99,30 @@ def run_legs(
             slot.hand(leg_config)
         return True
 
+    def let_go() -> None:
+        """Closes slots that can get no leg any more: others need their machines, and somebody pays for them."""
+        most = legs.most_at_once()
+        if most is None:
+            return
+        # First those that still wait for machines.
+        idle = sorted(slots.keys() - running.keys(), key=lambda number: slots[number].is_ready())
+        for number in idle[: len(slots) - max(1, most)]:
+            with suppress(OSError):  # the cluster's head is away
+                slots[number].close()
+                closed.append(slots.pop(number))
+
     try:
         while True:
             take_in()
             has_more = not stop.is_set() and hand_out()
-            if not has_more and not running:
+            if not running and (not has_more or legs.most_at_once() == 0):
                 break
+            if len(slots) > len(running):
+                let_go()
             time.sleep(SECONDS_BETWEEN_READS)
     except ControllerEnded as error:
         recorder.mark_lost(f"{error}; look into Ray's logs")
-    close_all(list(slots.values()))
+    close_all([*slots.values(), *closed])
 
 
 def record_end(name: str, report: FinalReport, legs: Legs, recorder: Recorder) -> None:

@@ -89,6 +89,18 @@ class Legs:
         self.running.update({leg.trial: leg for leg in legs})
         return legs
 
+    def most_at_once(self) -> int | None:
+        """How many legs can run at once from now on at most; None while the study may add trials."""
+        state, study = self._recorder.state, self._study
+        adds_seeds = study.more_seeds and not state.has_contenders
+        adds_settings = study.is_adaptive and len(study.trials_by_setting()) < study.settings
+        if adds_seeds or adds_settings or (study.confirm and not state.has_winners):
+            return None
+        return sum(
+            not has_ended(trial, self._again) and trial.name not in self._interrupted
+            for trial in state.members
+        )
+
     def _company(self, leg: Leg) -> Hashable | None:
         """What legs that are trained as one program have in common; None for one that is trained alone."""
         if leg.until_seconds is not None or not self._decider.has(leg.trial):

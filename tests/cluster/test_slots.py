@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -54,7 +55,11 @@ class FakeSlot:
         self.notes: list[Any] = []
         self.made.append(self)
         self.number = len(self.made)
-        self.is_closed = False
+        self.is_closed = self.was_let_go = False
+
+    def close(self) -> None:
+        assert not self.notes, "it has a leg that is not over"
+        self.was_let_go = True
 
     def is_ready(self) -> bool:
         return self.number <= self.room
@@ -136,6 +141,27 @@ def test_legs_go_to_the_slots_that_have_room_and_none_waits_for_the_others(run: 
     started = [event for event in run.events if event["event"] == "trial_started"]
     assert [(event["slot"], event["reused"]) for event in started][:3] == [(1, False), (2, False), (1, True)]
     assert {event["workers"] for event in started} == {2}
+
+
+def test_slots_that_can_get_no_leg_any_more_are_closed_while_others_train(run: Any) -> None:
+    def finishes(_slot: FakeSlot, leg: WorkerConfig) -> list[Any]:
+        assert leg["name"] != "clip_factor=0.004" or not any(slot.was_let_go for slot in FakeSlot.made)
+        return [*epochs(1, 27, 0.5), FinalReport("finished", None, 27)]
+
+    # The fourth slot never comes up; while the fourth trial trains, the first one has it and two are idle.
+    run(study_of(4, None), finishes, most=4, room=3)
+    assert [slot.was_let_go for slot in FakeSlot.made] == [False, True, True, True]
+
+
+@pytest.mark.parametrize(
+    ("asked", "most"), [({}, 9), ({"more_seeds": (1, 2)}, None), ({"confirm": 3}, None)], ids=str
+)
+def test_how_many_legs_can_run_at_once_is_unknown_while_trials_may_be_added(
+    asked: dict[str, Any], most: int | None
+) -> None:
+    study = replace(study_of(9, None), **asked)
+    recorder = Recorder(InMemory(), study.waiting_state(), lambda: None, lambda _: None)
+    assert Legs(study, 1000, recorder).most_at_once() == most
 
 
 def test_a_trial_pauses_at_a_rung_and_continues_in_the_same_attempt(run: Any) -> None:
