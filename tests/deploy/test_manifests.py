@@ -224,9 +224,16 @@ def test_a_head_without_gpu_and_workers_that_grow_on_demand(where: str, spec: Do
     assert spec["authOptions"] == {"mode": "token"}
     assert spec["enableInTreeAutoscaling"]
     assert spec["autoscalerOptions"]["version"] == "v2"
+    autoscaler = spec["autoscalerOptions"][
+        "securityContext"
+    ]  # of the container that KubeRay adds to the head
+    assert autoscaler == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
     assert spec["gcsFaultToleranceOptions"]["redisAddress"] == "redis:6379"
     assert spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
     assert "gpu" not in str(spec["headGroupSpec"]["template"]["spec"]["containers"])
+    annotations = spec["headGroupSpec"]["template"]["metadata"]["annotations"]
+    assert annotations["cluster-autoscaler.kubernetes.io/safe-to-evict"] == "false"  # drivers run there
+    assert annotations["karpenter.sh/do-not-disrupt"] == "true"
     groups = {group["groupName"]: group for group in spec["workerGroupSpecs"]}
     assert set(groups) == {"convert": {"cpu"}, "spot": {"gpu", "spot"}, "study": {"gpu", "spot"}}.get(
         where, {"gpu"}
