@@ -140,7 +140,8 @@ class _WorkerContext:
 class TuneContext(_WorkerContext):
     """The Context of a trial with one worker: metrics go straight to Tune, which may end the trial there.
 
-    Those of a ``lane`` of a cohort, which is one trial to Tune, go with its name.
+    It stops when somebody asks, and when its machine is taken back. The metrics of a ``lane`` of a cohort, which is one
+    trial to Tune, go with its name.
     """
 
     def __init__(self, config: WorkerConfig, lane: str | None = None) -> None:
@@ -149,6 +150,16 @@ class TuneContext(_WorkerContext):
         self._lane = lane
         gpu = config["resources"]["gpus"] > 0
         super().__init__(config, rank=0, world_size=1, device=torch.device("cuda" if gpu else "cpu"))
+
+    def _read_requests(self) -> None:
+        super()._read_requests()
+        if self._request is None and ray_internals.is_being_drained():
+            self._request = "preempted"
+
+    @property
+    def is_preempted(self) -> bool:
+        """Whether it stops because its machine is taken back, so that Tune has to start it again elsewhere."""
+        return self._request == "preempted"
 
     def report(self, metrics: Mapping[str, Any], texts: Mapping[str, str]) -> None:
         from ray import tune

@@ -71,7 +71,9 @@ def train_alone(config: WorkerConfig, started_at: float) -> FinalReport:
     hang_seconds = config["hang_seconds"] or SECONDS_OF_SILENCE
     # After a hang the process ends, and Tune starts the trial again.
     with context.listening(), Watchdog(clock, hang_seconds, keep):
-        return _train(config, context, clock)
+        report = _train(config, context, clock)
+    _leave_if_preempted([report.outcome], [context])
+    return report
 
 
 def train_cohort_alone(configs: Sequence[WorkerConfig], started_at: float) -> list[FinalReport]:
@@ -111,7 +113,17 @@ def train_cohort_alone(configs: Sequence[WorkerConfig], started_at: float) -> li
                 "failed", str(error), stops_study=isinstance(error, StopsStudyError), refused=True
             )
             return [report] * len(configs)
+    _leave_if_preempted([outcome.state for outcome in outcomes], contexts)
     return [FinalReport(outcome.state, outcome.reason, outcome.epochs) for outcome in outcomes]
+
+
+def _leave_if_preempted(outcomes: Sequence[str], contexts: Sequence[TuneContext]) -> None:
+    """Ends the process if it has kept a checkpoint because its machine is taken back.
+
+    To Tune the trial has then lost its worker, and it starts another one where there is room.
+    """
+    if "stopped" in outcomes and any(context.is_preempted for context in contexts):
+        os._exit(0)
 
 
 def work_in_slot(plain: dict[str, Any]) -> None:

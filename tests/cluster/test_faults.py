@@ -1,8 +1,13 @@
-"""Which errors end a training at once, and which are tried again because a machine may have been the cause."""
+"""Which errors end a training at once, and which are tried again because a machine may have been the cause.
+
+And how a trial of one worker leaves a machine that is taken back.
+"""
 
 from __future__ import annotations
 
+import os
 import socket
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -10,9 +15,17 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from nfnet_ray.cluster.contexts import GroupContext
+from nfnet_ray.cluster import contexts, worker
+from nfnet_ray.cluster.connection import ray_internals
+from nfnet_ray.cluster.connection.resources import WorkerResources
+from nfnet_ray.cluster.contexts import GroupContext, TuneContext
 from nfnet_ray.cluster.exit_rules import will_recur
-from nfnet_ray.cluster.messages import ATTEMPTS, Name
+from nfnet_ray.cluster.mailbox import Register
+from nfnet_ray.cluster.messages import ATTEMPTS, STOP, FinalReport, Name, worker_config
+from nfnet_ray.recipe import Recipe
+from nfnet_ray.study.study import Study
+from tests.cluster.test_messages import head as head
+from tests.deadlines import wait_until
 
 
 class Values(dict[Name[Any], Any]):
@@ -70,3 +83,34 @@ def test_what_could_be_either_ends_it_when_it_comes_a_second_time_at_the_same_ch
     assert will_recur(error, place)
     place.register.set(ATTEMPTS, {"attempt": 3, "step": 8, "count": 1})
     assert not will_recur(error, place)
+
+
+class LeftError(Exception):
+    """The process has ended."""
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_trial_of_one_worker_keeps_a_checkpoint_and_leaves_a_machine_that_is_taken_back(
+    asked: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (trial,) = Study("s", "?", Recipe(), {}).trials()
+    config = worker_config(trial, "0", tmp_path, WorkerResources(1, 1, 0.0))
+    if asked:
+        Register(config["mailbox"]).set(STOP, True)
+
+    def train(_config: Any, context: TuneContext, _clock: Any) -> FinalReport:
+        wait_until(context.should_stop, "the thread that reads the register")
+        return FinalReport("stopped", None, 0)
+
+    def leave(code: int) -> None:
+        raise LeftError(code)
+
+    monkeypatch.setattr(contexts, "SECONDS_BETWEEN_READS", 0.01)
+    monkeypatch.setattr(ray_internals, "is_being_drained", lambda: True)
+    monkeypatch.setattr(worker, "_train", train)
+    monkeypatch.setattr(os, "_exit", leave)
+    if asked:  # then the driver does not wait for another start
+        assert worker.train_alone(config, 0.0) == FinalReport("stopped", None, 0)
+    else:
+        with pytest.raises(LeftError, match="0"):
+            worker.train_alone(config, 0.0)

@@ -329,6 +329,17 @@ def test_bundles_of_a_job_and_free_resources_of_each_node(monkeypatch: pytest.Mo
     assert ray_internals.free_resources() == {"a": {"CPU": 1.0}}
 
 
+def test_a_node_that_is_drained(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray._private.state import state
+
+    assert "drained" in (type(state).get_draining_nodes.__doc__ or "")
+    monkeypatch.setattr(state, "get_draining_nodes", lambda: {"ab": 0})
+    for node, is_drained in (("ab", True), ("cd", False)):
+        context = SimpleNamespace(get_node_id=lambda node=node: node)
+        monkeypatch.setattr(ray, "get_runtime_context", lambda context=context: context)
+        assert ray_internals.is_being_drained() == is_drained
+
+
 def stub_trial(folder: Path, **further: Any) -> Any:
     """A trial of Tune that no actor runs."""
     from ray.train._internal.storage import StorageContext

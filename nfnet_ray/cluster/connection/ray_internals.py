@@ -173,6 +173,14 @@ def free_resources() -> dict[str, dict[str, float]]:
     return free
 
 
+def is_being_drained() -> bool:
+    """Whether the node of this process is about to be taken back. Publicly a node is up or gone (_private/state.py)."""
+    import ray
+    from ray._private.state import state
+
+    return ray.get_runtime_context().get_node_id() in state.get_draining_nodes()
+
+
 def placed_bundles(job_id: str) -> Iterator[Mapping[str, float]]:
     """The resources of each bundle that has a place, of one job's placement groups."""
     for group in _placement_groups(job_id):
