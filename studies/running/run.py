@@ -14,6 +14,7 @@ from nfnet_ray.analysis.earlier_noise import earlier_noise
 from nfnet_ray.analysis.verdict import ASSUMED_SPREAD
 from nfnet_ray.cluster.connection.address import find_head, where_to_run
 from nfnet_ray.cluster.connection.job import home_folder
+from nfnet_ray.cluster.connection.resources import check_gpu_share
 from nfnet_ray.command_line.terminal import say
 from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.errors import UserError
@@ -160,6 +161,8 @@ def run(request: Request, resume_command: Callable[[Request, str], str], console
         study.halving.priced(caps.price_per_hour, 1.0)
     runner = request.runner(home, started)
     runner.check(study, demand)
+    if demand.gpus is not None:
+        check_gpu_share(demand.gpus)
     check_study_folder(directory, study.trials())
     check_weights(study.trials(), len(data.class_names), console)
 

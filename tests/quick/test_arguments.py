@@ -60,6 +60,14 @@ def test_a_flag_that_takes_a_number_refuses_all_else_in_one_line(
             assert len(said) < 300
 
 
+def test_a_worker_has_one_gpu_at_most(capsys: pytest.CaptureFixture[str]) -> None:
+    assert study(["--plan", "--gpus-per-worker", "2"]) == 2
+    said = capsys.readouterr()
+    assert said.err.count("\n") == 1
+    assert "--gpus-per-worker 2: a worker computes on one GPU" in said.err
+    assert said.out == ""  # nothing has begun
+
+
 @pytest.mark.parametrize(
     "name",
     [
