@@ -107,10 +107,18 @@ class AddPair(argparse.Action):
 
 
 def given_path(text: str) -> Path:
-    """An argparse type: a path. An empty text is refused; Python would take it for the current folder."""
+    """An argparse type: a path.
+
+    An empty text is refused, which Python would take for the current folder, and an address, which would be a folder of
+    an odd name.
+    """
     if not text:
         raise argparse.ArgumentTypeError(
             "a path is needed, and this is empty: is a variable of the shell not set?"
+        )
+    if "://" in text:
+        raise argparse.ArgumentTypeError(
+            f"a path is needed, and {shortened(ascii(text))} is an address: copy it to a folder, or mount it"
         )
     return Path(text)
 

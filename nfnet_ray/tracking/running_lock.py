@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import time
 from collections.abc import Callable, Iterator
@@ -9,16 +10,19 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from nfnet_ray.errors import UserError
+from nfnet_ray.places import in_words
 
 LOCK_FILE = "running.lock"
 LOOK_SECONDS = 0.5
+# Of NFS 3 without a lock daemon, and of file systems that know no locks: flock(2), nfs(5).
+_WITHOUT_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 @contextmanager
 def alone_with(directory: Path) -> Iterator[None]:
     """Inside the block no other process runs or changes the study in ``directory``, which is made if it is missing.
 
-    Raises UserError if another one does.
+    Raises UserError if another one does, or if the file system has no locks.
     """
     from filelock import FileLock, Timeout
 
@@ -29,6 +33,13 @@ def alone_with(directory: Path) -> Iterator[None]:
     except Timeout:
         raise UserError(
             f"another process is running {directory.name}: wait until it has ended, or stop it"
+        ) from None
+    except OSError as error:
+        if error.errno not in _WITHOUT_LOCKS:
+            raise
+        raise UserError(
+            f"{directory / LOCK_FILE}: cannot be locked ({in_words(error)}): mount that file system with locks (of NFS "
+            "version 4 has them), or give another --storage"
         ) from None
     try:
         yield

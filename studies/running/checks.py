@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from nfnet_ray.places import (
     readable,
     resolved,
 )
+from nfnet_ray.printable import printable
 from nfnet_ray.recipe import split_weights
 from nfnet_ray.study.space import with_values_of
 from nfnet_ray.study.study import TRIALS_FOLDER, Study, Trial
@@ -35,10 +37,18 @@ NEW_DATABASE_BYTES = 2_000_000
 MOST_BYTES_BELOW_A_TRIAL = 100
 DATA_FOLDER = Path("data")
 """The folder of the built-in data sets."""
+# Of a URI that has become a path, which has lost a slash.
+_SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:/")
 
 
 def storage_folder(home: Path, request: Request) -> Path:
     """The absolute path of ``--storage``. Raises UserError if no results can be kept there; a plan keeps none."""
+    _refuse_uri(
+        request.storage,
+        "--storage",
+        "journals grow line by line, which no bucket can: give a folder that all nodes share; checkpoints of "
+        "studies/train.py may go to a bucket (--checkpoints)",
+    )
     storage = resolved(home / request.storage, "--storage", makes=MOST_NAME_BYTES)
     database = storage / "mlflow.db"
     if not request.tracking_uri and len(os.fsencode(database)) > MOST_DATABASE_PATH_BYTES:
@@ -49,6 +59,12 @@ def storage_folder(home: Path, request: Request) -> Path:
     if not request.plan:
         check_can_write(storage / (request.begun or request.name or ""), "--storage")
     return storage
+
+
+def _refuse_uri(path: str | Path, named: str, remedy: str) -> None:
+    """Raises UserError for an address, which would be a folder of an odd name here."""
+    if _SCHEME.match(str(path)):
+        raise UserError(f"{named}: {printable(path)} is an address, and not a folder: {remedy}")
 
 
 def check_tracking(uri: str, experiment: str) -> None:
@@ -72,6 +88,9 @@ def check_study_folder(directory: Path, trials: Sequence[Trial]) -> None:
 def data_at(home: Path, path: str | Path | None, only_plan: bool, digits: DigitsPart) -> DatasetSummary:
     """The data set at a path below ``home``, or the built-in ``digits``, which are written unless it is for a plan."""
     if path:
+        _refuse_uri(
+            path, "--data", "copy the data set to each node (deploy/fetch_data.py) and give that folder"
+        )
         folder = resolved(home / path, "--data")
         with readable("--data"):
             return check_dataset(folder)

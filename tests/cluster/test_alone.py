@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -69,3 +72,12 @@ def test_a_journal_that_has_grown_since_it_was_read_is_not_continued(tmp_path: P
         journal.append(study_ended("interrupted", 1.0))
     with pytest.raises(UserError, match="another process has continued s meanwhile"):
         run._check_journal_is_as_it_was()
+
+
+def test_a_file_system_without_locks_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def flock(_file: int, _operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(UserError, match=r"No locks available.*with locks"), alone_with(tmp_path):
+        pass

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+import nfnet_ray
+from nfnet_ray.errors import UserError
 from studies import train
 from studies.agc_sweep import agc_sweep
 from studies.running.flags import main as run_study
@@ -58,6 +60,31 @@ def test_a_flag_that_takes_a_number_refuses_all_else_in_one_line(
             assert "_" not in said.partition(flag)[2]  # no name of a function
             assert said.strip().isprintable()
             assert len(said) < 300
+
+
+@pytest.mark.parametrize("place", ["s3://bucket/x", "gs://b", "file:///x"])
+def test_an_address_is_no_path(
+    place: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It would be a folder called ``s3:``, and a study would run in it."""
+    data_prep = module("data_prep.__main__")
+    for main, arguments in (
+        (study, ["--storage", place]),
+        (study, ["--data", place]),
+        (data_prep, ["convert", "source", place]),
+    ):
+        with pytest.raises(SystemExit) as exit_:
+            main(arguments)
+        said = capsys.readouterr().err
+        assert exit_.value.code == 2
+        assert said.count("\n") == 1
+        assert "is an address" in said
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"--storage: .* is an address, and not a folder"):
+        nfnet_ray.run(agc_sweep, storage=place)
+    with pytest.raises(UserError, match=r"--data: .* is an address, and not a folder"):
+        nfnet_ray.run(agc_sweep, data=place)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_worker_has_one_gpu_at_most(capsys: pytest.CaptureFixture[str]) -> None:
