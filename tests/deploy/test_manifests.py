@@ -358,6 +358,13 @@ def test_every_value_of_the_site_is_carried_to_where_it_belongs(tmp_path: Path) 
     assert not [value for value in ("registry.example.com", "example-bucket") if value in applied]
 
 
+@pytest.mark.parametrize("folder", JOBS, ids=lambda folder: folder.name)
+def test_a_job_does_not_fail_because_nobody_can_read_its_output(folder: Path) -> None:
+    job = only("RayJob", folder)["spec"]
+    assert job["submissionMode"] == "HTTPMode"
+    assert job["backoffLimit"] > 0
+
+
 def entrypoint(folder: Path) -> list[str]:
     return shlex.split(only("RayJob", folder)["spec"]["entrypoint"])
 
