@@ -38,8 +38,8 @@ def alone_with(directory: Path) -> Iterator[None]:
         if error.errno not in _WITHOUT_LOCKS:
             raise
         raise UserError(
-            f"{directory / LOCK_FILE}: cannot be locked ({in_words(error)}): mount that file system with locks (of NFS "
-            "version 4 has them), or give another --storage"
+            f"{directory / LOCK_FILE}: cannot be locked ({in_words(error)}): mount that file system with locks (NFS 4 "
+            "has them), or give another --storage"
         ) from None
     try:
         yield
