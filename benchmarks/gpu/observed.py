@@ -1,13 +1,18 @@
-"""What a training step does on a GPU besides its arithmetic: waiting, idling, and what the meter says of it."""
+"""What a training step does on a GPU besides its arithmetic: waiting, idling, and what the meter says of it.
+
+And what augmentation takes there: the device's own time, which is what the step after it is put off by, and the time of
+a batch alone, which is at least what the host takes to launch it.
+"""
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import threading
 import time
 import warnings
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -21,6 +26,7 @@ from benchmarks.gpu.networks import (
     usual_precision,
 )
 from benchmarks.gpu.rows import Recorder
+from nfnet_ray.data.augmentation.augment import augment
 from nfnet_ray.recipe import ResolvedRecipe
 from nfnet_ray.training import PlainContext
 from nfnet_ray.training.captured import Recorder as GraphRecorder
@@ -28,13 +34,19 @@ from nfnet_ray.training.captured import recorder_for
 from nfnet_ray.training.measurement.meter import Meter
 
 PROFILED_STEPS = 5
+REPEATS = 20
 SECONDS_OF_METERING = 3.0  # the driver's counter of energy moves every 20 to 100 ms
 SECONDS_BETWEEN_READINGS = 0.05
 SYNCHRONISING = "called a synchronizing CUDA operation"  # torch's warning
 
 
 def measure(recorder: Recorder, machine: Machine, _options: argparse.Namespace) -> None:
-    """For a network that fills the device, and one that does not."""
+    """Of augmentation, and of the steps of a network that fills the device and of one that does not."""
+    small = {"batch_size": 4, "data__image_size": 32} if machine.is_small else {"batch_size": 256}
+    recipe = recipe_of("nfnet_f0", machine, **small)
+    case = f"augmentation of nfnet_f0, {recipe.data.image_size} px, batch {recipe.batch_size}"
+    with recorder.case(case):
+        add_augmentation(recorder, case, machine, recipe)
     networks = (("nfnet_pico", 4),) if machine.is_small else (("nfnet_f0", 256), ("nfnet_pico", 256))
     for name, batch_size in networks:
         recipe = recipe_of(
@@ -55,6 +67,31 @@ def measure(recorder: Recorder, machine: Machine, _options: argparse.Namespace) 
             add_observations(recorder, f"{case}, captured", machine, recipe, graphs)
 
 
+def add_augmentation(recorder: Recorder, case: str, machine: Machine, recipe: ResolvedRecipe) -> None:
+    """Rows of what the published Recipe does to a batch on the device: flips, MixUp, CutMix and RandAugment."""
+    batch, partners = (random_batch(recipe, machine.device, seed=seed) for seed in (0, 1))
+    epochs = itertools.count()  # each has draws of its own
+
+    def work() -> None:
+        augment(batch, batch.positions, partners, recipe.data, recipe.seed, next(epochs))
+
+    timing = machine.time(work, repeats=REPEATS)
+    recorder.add(case, "time of a batch alone", timing.seconds * 1e3, "ms", timing)
+    add_waits(recorder, case, work, machine)
+    with recorder.case(case):  # of its own, as below
+        profile = profiled(work, machine)
+        recorder.add(case, "device's time of a batch", profile.busy * 1e3 / profile.steps, "ms")
+        recorder.add(case, "copies from pageable memory", profile.pageable_copies)
+
+
+def add_waits(recorder: Recorder, case: str, work: Any, machine: Machine) -> None:
+    """How often ``work`` waits for the device, and where."""
+    places = synchronisations(work, machine)
+    recorder.add(case, "waits for the device", len(places))
+    for place in sorted(set(places)):
+        recorder.add(case, "waits at", place)
+
+
 def add_observations(
     recorder: Recorder, case: str, machine: Machine, recipe: ResolvedRecipe, graphs: GraphRecorder | None
 ) -> None:
@@ -68,15 +105,13 @@ def add_observations(
         step(batch)
     machine.synchronise()
 
-    places = synchronisations(lambda: step(batch), machine)
-    recorder.add(case, "waits for the device within a step", len(places))
-    for place in sorted(set(places)):
-        recorder.add(case, "waits at", place)
+    add_waits(recorder, case, lambda: step(batch), machine)
 
-    busy, wall = profiled(lambda: step(batch), machine)
-    recorder.add(
-        case, "share of the time in which the device is idle", 1 - busy / wall, f"{PROFILED_STEPS} steps"
-    )
+    with recorder.case(case):  # of its own: not every machine lets a profiler in
+        profile = profiled(lambda: step(batch), machine)
+        idle = 1 - profile.busy / profile.wall
+        recorder.add(case, "share of the time in which the device is idle", idle, f"{profile.steps} steps")
+        recorder.add(case, "copies from pageable memory", profile.pageable_copies)
 
     meter = Meter(recipe, IMAGENET_CLASSES, PlainContext(device=machine.device, threads=machine.threads))
     machine.forget_memory()
@@ -97,7 +132,7 @@ def add_observations(
             recorder.add(case, "meter's memory : torch's", metrics["peak_memory_bytes"] / peak)
         free, total = torch.cuda.mem_get_info(machine.device)
         recorder.add(case, "memory in use by the driver's count", (total - free) / 1e9, "GB")
-        if mean_watts:
+        if mean_watts and "gpu_power_watts" in metrics:
             recorder.add(case, "meter's power : mean of NVML's", metrics["gpu_power_watts"] / mean_watts)
 
 
@@ -143,8 +178,18 @@ def synchronisations(work: Any, machine: Machine) -> list[str]:
     ]
 
 
-def profiled(work: Any, machine: Machine) -> tuple[float, float]:
-    """(seconds in which the device computes or copies, seconds of the steps), without what comes before the first.
+class Profile(NamedTuple):
+    """Of some steps: seconds in which the device computes or copies, and seconds from the first of that to the last."""
+
+    busy: float
+    wall: float
+    steps: int
+    pageable_copies: int
+    """Copies from or to memory of the host that is not pinned: the host may wait for them, and torch does not warn."""
+
+
+def profiled(work: Any, machine: Machine) -> Profile:
+    """What the device does in some steps.
 
     On a CPU the operators of the main thread are what is counted.
     """
@@ -158,15 +203,17 @@ def profiled(work: Any, machine: Machine) -> tuple[float, float]:
             work()
         machine.synchronise()
     kind = DeviceType.CPU if machine.is_small else DeviceType.CUDA
-    intervals = [
-        (event.time_range.start, event.time_range.end)
+    events = [
+        event
         for event in profiler.events() or []
         if event.device_type == kind and not event.is_user_annotation
     ]
+    intervals = [(event.time_range.start, event.time_range.end) for event in events]
     if not intervals:
         raise RuntimeError("the profiler saw nothing on the device")
     wall = max(end for _, end in intervals) - min(start for start, _ in intervals)
-    return covered(intervals) / 1e6, wall / 1e6  # from microseconds
+    pageable = sum("Pageable" in event.name for event in events)  # "Memcpy HtoD (Pageable -> Device)"
+    return Profile(covered(intervals) / 1e6, wall / 1e6, steps, pageable)  # from microseconds
 
 
 def covered(intervals: Iterable[tuple[float, float]]) -> float:

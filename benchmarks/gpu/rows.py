@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.machine import Machine, Timing
+from nfnet_ray.whole_file import whole_file
 
 COLUMNS = (
     "part",
@@ -132,9 +133,9 @@ def tidy(rows: Iterable[Row], commit: str) -> list[Row]:
 
 
 def write_csv(path: Path, earlier: str, rows: Sequence[Row]) -> None:
-    """Writes what the csv had before this run, and then the rows."""
+    """Writes what the csv had before this run, and then the rows: all of it, or nothing new if it is killed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
+    with whole_file(path, "w", sync=False) as file:
         file.write(earlier)
         writer = csv.DictWriter(file, fieldnames=COLUMNS, lineterminator="\n")
         if not earlier:

@@ -32,6 +32,7 @@ from nfnet_ray.recipe import ResolvedRecipe
 from nfnet_ray.training.captured import Recorder as GraphRecorder
 from nfnet_ray.training.captured import recorder_for
 from nfnet_ray.training.form import compilation
+from nfnet_ray.training.form.probe import is_out_of_memory
 from nfnet_ray.training.measurement.gpus import peak_flops_per_second
 from nfnet_ray.training.measurement.meter import model_flops_per_image
 from nfnet_ray.training.step import TrainStep
@@ -159,8 +160,8 @@ def measure_form(
     while True:
         try:
             _measure(recorder, machine, form, wait_until_released)
-        except torch.OutOfMemoryError:
-            if form.batch_size == 1:
+        except RuntimeError as error:
+            if form.batch_size == 1 or not is_out_of_memory(error):
                 raise
             form = replace(form, batch_size=form.batch_size // 2)
         else:
@@ -253,8 +254,9 @@ def first_step_seconds(step: Callable[[TrainBatch], object], batch: TrainBatch, 
         try:
             step(batch)
             machine.synchronise()
-        except torch.OutOfMemoryError:
-            pass
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
         else:
             return time.perf_counter() - start
         machine.forget_memory()

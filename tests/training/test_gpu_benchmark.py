@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,6 +23,8 @@ import torch
 from PIL import Image
 
 from benchmarks.gpu import __main__ as command
+from benchmarks.gpu import observed
+from benchmarks.gpu import step as step_part
 from benchmarks.gpu.children import Children, wait_until_ready
 from benchmarks.gpu.convolution_shapes import PASSES, Convolution, convolutions_of
 from benchmarks.gpu.convolutions import FORMS, tensors_of
@@ -74,7 +77,8 @@ def test_every_part_gives_its_rows_with_torch_alone(tmp_path: Path) -> None:
     assert "time of a step" in quantities["captured"]
     assert "captured trial : lane" in quantities["cohort"]
     assert sum(row["quantity"] == "holds" for row in by_part["cohort"]) == 2
-    assert "share of the time in which the device is idle" in quantities["observed"]
+    expected = {"share of the time in which the device is idle", "device's time of a batch"}
+    assert expected <= quantities["observed"]
     assert "all convolutions, best form of each" in quantities["convolutions"]
     assert "images per second" in quantities["ratio"]
     assert "top-1" in quantities["cifar"]
@@ -114,6 +118,50 @@ def test_a_captured_step_has_the_rows_of_the_others(tmp_path: Path) -> None:
     assert next(row["quantity"] for row in rows if row["case"] == "captured") == "images per second"
     assert [row["value"] for row in rows if row["case"] == "failing"] == ["RuntimeError: no graph of act"]
     assert [row["value"] for row in rows if row["case"] == "none"] == ["needs a GPU"]
+
+
+def test_where_no_profiler_is_let_in_the_meter_is_read_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def profiled(*_: object) -> observed.Profile:
+        raise RuntimeError("the profiler saw nothing on the device")
+
+    def nothing(_self: object, _batch: object) -> None:
+        """In place of a step: what it does is not measured here."""
+
+    machine = Machine()
+    recipe = eager_forms(is_small=True)[0].recipe(machine)
+    step = type("Step", (), {"refusal": None, "peak_bytes": 0.0, "__call__": nothing, "prepare": nothing})()
+    monkeypatch.setattr(observed, "profiled", profiled)
+    monkeypatch.setattr(observed, "new_step", lambda *_: (None, None))
+    monkeypatch.setattr(observed, "captured_step", lambda *_: step)
+    recorder = Recorder(tmp_path / "rows", "observed", machine)
+    observed.add_observations(recorder, "c", machine, recipe, None)
+    rows, _ = read_rows(tmp_path / "rows")
+    quantities = [row["quantity"] for row in rows]
+    assert quantities[:2] == ["waits for the device", "error"]
+    assert "meter: model_tflops_per_second" in quantities
+
+
+@pytest.mark.parametrize(
+    "text", ["CUDA out of memory. Tried", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED"]
+)
+def test_a_first_step_that_finds_no_memory_is_tried_again(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others compile beside it, and give theirs back."""
+    errors = [RuntimeError(text), RuntimeError(text)]
+    waited: list[float] = []
+
+    def step(_batch: object) -> None:
+        if errors:
+            raise errors.pop()
+
+    monkeypatch.setattr(step_part.time, "sleep", waited.append)
+    batch: Any = None
+    assert step_part.first_step_seconds(step, batch, Machine()) >= 0
+    assert waited == [step_part.SECONDS_BETWEEN_TRIES] * 2
+    errors = [RuntimeError("a bug")]
+    with pytest.raises(RuntimeError, match="a bug"):
+        step_part.first_step_seconds(step, batch, Machine())
 
 
 def few_images(folder: Path) -> Path:
@@ -239,6 +287,17 @@ def test_rows_of_all_parts_become_one_tidy_csv(tmp_path: Path) -> None:
     assert found[0]["value"] == "exit code 1: no, never"
     assert found[1]["n"] == "3"
     assert table([failed, measured | {"in_table": False}]) == "b: d: error exit code 1: no, never"
+
+
+def test_a_csv_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    """Whoever ends the command early has the rows of the part before."""
+    path = tmp_path / "gpu.csv"
+    write_csv(path, "", tidy([{"part": "a"}], "abc"))
+    before = path.read_text()
+    with pytest.raises(ValueError, match="not in fieldnames"):
+        write_csv(path, "", [*tidy([{"part": "a"}], "abc"), {"no column": 1}])
+    assert path.read_text() == before
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_csv_with_other_columns_is_left_alone(tmp_path: Path) -> None:

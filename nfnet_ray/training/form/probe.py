@@ -136,8 +136,9 @@ def is_out_of_memory(error: Exception) -> bool:
     """Whether an error says that something does not fit the memory of the GPU or of this process."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    # torch has no class of its own for a CPU's memory, and none for that of the workspaces of cuBLAS and cuDNN.
-    texts = ("allocate memory", "STATUS_ALLOC_FAILED")
+    # torch has no class of its own for a CPU's memory, for that of the workspaces of cuBLAS and cuDNN, or for what the
+    # driver takes for itself ("CUDA error: out of memory").
+    texts = ("allocate memory", "out of memory", "STATUS_ALLOC_FAILED")
     return isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
 
 
