@@ -24,6 +24,7 @@ from nfnet_ray.training.context import Context
 from nfnet_ray.training.damage import loading_metrics
 from nfnet_ray.training.evaluation import Evaluation, evaluate, evaluate_signal
 from nfnet_ray.training.measurement.clock import Clock
+from nfnet_ray.training.measurement.waits import waits_on
 from nfnet_ray.training.run import Position, Run, Spent, open_run
 
 Ending = Literal["finished", "paused", "diverged", "stopped"]
@@ -73,6 +74,7 @@ def train(
     # ---- Set up: the data, the network, and the latest checkpoint --------------------------------------------------
 
     clock = clock or Clock()
+    clock.waits = waits_on(context.device)
     asked = with_pinned_weights(with_published_values(recipe))
     dataset = together(lambda: open_dataset(asked.data.path, data_fingerprint), context)
     check_batch_size(asked, len(dataset.train), context.replicas, asked.data.path)
@@ -131,6 +133,7 @@ def train_epoch(run: Run, at: Position) -> Outcome | None:
     arriving = clock.waiting_for(run.train_loader.epoch(at.epoch, first_batch=at.batches))
     for number, batch in enumerate(arriving, start=at.batches + 1):
         if not step.is_ready_for(batch):
+            clock.drain()
             clock.enter("warmup")
             run.warm_up(batch)
             clock.enter("train")
@@ -140,6 +143,7 @@ def train_epoch(run: Run, at: Position) -> Outcome | None:
         if not agreement.is_due(is_last=number == batches):
             continue
         agreed = agreement.reach(run.sums)
+        clock.recount()  # what was agreed on has been read from the device, whose queue is empty now
         run.system.look()
         if not math.isfinite(agreed.mean_loss):
             place = f"in epoch {at.epoch + 1}, step {run.sums.first_bad_step()}"

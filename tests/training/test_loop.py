@@ -20,8 +20,10 @@ from nfnet_ray.data.files.dataset import open_dataset
 from nfnet_ray.errors import DataChangedError, UserError
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.settings import LARGEST_WHOLE_NUMBER
-from nfnet_ray.training import Outcome, PlainContext, train
-from nfnet_ray.training.measurement.clock import PHASES
+from nfnet_ray.training import Outcome, PlainContext, loop, train
+from nfnet_ray.training.measurement import clock as clock_module
+from nfnet_ray.training.measurement.clock import PHASES, Clock
+from nfnet_ray.training.measurement.waits import waits_on
 from nfnet_ray.training.run import Spent
 
 NUMBERS = ("validation_top1", "validation_loss", "train_loss", "train_top1", "agc_clipped_fraction")
@@ -287,6 +289,96 @@ def test_the_phases_of_the_clock_add_up_to_the_time_that_passed(quick: Recipe) -
     accounted = sum(reports[-1][f"{phase}_seconds"] for phase in PHASES)
     assert abs(passed - accounted) < 0.02 * passed
     assert reports[0]["startup_seconds"] == reports[-1]["startup_seconds"]
+
+
+class QueuedDevice:
+    """A device that works on while the host waits; a test says for how long it had nothing to do."""
+
+    def __init__(self, *waited: float) -> None:
+        self._waited, self.calls = list(waited), list[str]()
+
+    def begin(self) -> None:
+        self.calls.append("begin")
+
+    def end(self) -> None:
+        self.calls.append("end")
+
+    def drain(self) -> None:
+        self.calls.append("drain")
+
+    def take(self) -> float:
+        self.calls.append("take")
+        return self._waited.pop(0) if self._waited else 0.0
+
+
+def test_what_a_device_does_meanwhile_is_no_waiting_for_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host waits 4 s for each batch and is done with a step at once; the device is at work for most of the time."""
+    now = [0.0]
+    monkeypatch.setattr(clock_module.time, "perf_counter", lambda: now[0])
+    clock = Clock()
+    clock.waits = QueuedDevice(0.5, 100.0)
+
+    def batches() -> Iterator[int]:
+        for number in range(5):
+            now[0] += 4.0
+            yield number
+
+    counted = []
+    for number in clock.waiting_for(batches()):
+        if number in (2, 4):
+            now[0] += 2.0  # until the device has done all steps
+            clock.recount()
+            counted.append({name: clock.seconds(name) for name in ("startup", "train", "data_wait")})
+    # Of 8 s of waiting and 2 s of emptying the queue the device had nothing to do for half a second; then always.
+    assert counted == [
+        {"startup": 4.0, "train": 9.5, "data_wait": 0.5},
+        {"startup": 4.0, "train": 9.5, "data_wait": 10.5},
+    ]
+    assert sum(clock.seconds(phase) for phase in PHASES) == now[0]
+
+
+def test_the_waits_of_a_gpu_lie_between_events_in_its_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+
+    class Event:
+        def __init__(self, *, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self, _stream: object) -> None:
+            self.milliseconds = 1000 * now[0]
+
+        def elapsed_time(self, later: Event) -> float:
+            return later.milliseconds - self.milliseconds
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _device: None)
+    device = waits_on(torch.device("cuda"))
+    assert device is not None
+    device.end()  # the first batch of an attempt: nobody has waited
+    for seconds in (1.0, 2.5):
+        device.begin()
+        now[0] += seconds
+        device.end()
+        now[0] += 10.0  # a step
+    device.begin()  # the end of an epoch: no batch comes
+    now[0] += 50.0
+    assert device.take() == 3.5
+    device.begin()
+    now[0] += 0.25
+    device.end()
+    assert (device.take(), device.take()) == (0.25, 0.0)
+    assert waits_on(torch.device("cpu")) is None
+
+
+def test_a_run_asks_its_device_how_long_it_waited(quick: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = QueuedDevice()
+    monkeypatch.setattr(loop, "waits_on", lambda _device: device)
+    outcome, epochs = run(quick.with_values({"schedule.epochs": 2}))
+    steps = 2 * (240 // quick.batch_size)
+    # A CPU agrees after each step. The first batch is start-up, and an epoch ends with a wait for what does not come.
+    assert [device.calls.count(name) for name in ("begin", "end", "take")] == [steps + 1, steps, steps]
+    assert outcome.metrics["train_seconds"] > 0
+    assert len(epochs) == 2
 
 
 def test_bfloat16_trains(quick: Recipe) -> None:

@@ -40,6 +40,7 @@ from nfnet_ray.training.loop import (
 )
 from nfnet_ray.training.measurement.clock import Clock
 from nfnet_ray.training.measurement.meter import Meter, NvmlEnergyCounter
+from nfnet_ray.training.measurement.waits import waits_on
 from nfnet_ray.training.run import Position, Run, Spent, open_run
 
 logger = logging.getLogger(__name__)
@@ -79,7 +80,9 @@ def train_cohort(
     dataset = open_dataset(asked[0].data.path, data_fingerprint)
     check_batch_size(asked[0], len(dataset.train), 1, asked[0].data.path)
     last_epoch = min(until_epoch or asked[0].schedule.epochs, asked[0].schedule.epochs)
-    program = _Program(dataset, last_epoch, clock or Clock(), force_resume)
+    clock = clock or Clock()
+    clock.waits = waits_on(contexts[0].device)
+    program = _Program(dataset, last_epoch, clock, force_resume)
     outcomes: list[Outcome] = []
     waiting = [list(map(_Trial, asked, contexts, spent or [None] * len(asked)))]
     while waiting:
@@ -118,6 +121,8 @@ class _Program:
     def train(self, trials: Sequence[_Trial]) -> list[Outcome]:
         """The Outcome of each; once trials were stopped, later ones are stopped where their last checkpoint is."""
         device = trials[0].context.device
+        if self._attempts:
+            self._clock.drain()
         energy = NvmlEnergyCounter(device) if device.type == "cuda" else None
         shared = SharedClock(self._clock, energy, from_now=self._attempts > 0)
         self._attempts += 1
@@ -228,6 +233,7 @@ class _Cohort:
         arriving = clock.waiting_for(first.train_loader.epoch(epoch, first_batch=self._live[0].at.batches))
         for number, batch in enumerate(arriving, start=self._live[0].at.batches + 1):
             if not step.is_ready_for(batch):
+                clock.drain()
                 clock.enter("warmup")
                 step.prepare(batch)
                 clock.enter("train")
@@ -239,6 +245,7 @@ class _Cohort:
             if not agreement.is_due(is_last=number == batches):
                 continue
             agreed = agreement.ask(sums)
+            clock.recount()
             for lane, loss in zip(lanes, agreed.mean_losses, strict=True):
                 lane.run.system.look()
                 if lane.outcome is None and not math.isfinite(loss):
