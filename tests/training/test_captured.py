@@ -10,6 +10,7 @@ import contextlib
 import copy
 import dataclasses
 import functools
+import gc
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 
 from nfnet_ray.data.batch import TrainBatch
 from nfnet_ray.models import create_model
@@ -175,6 +177,27 @@ def test_what_is_replayed_reads_its_batch_and_its_rates() -> None:
     results = [captured_step(batch) for batch in batches]
     assert results[0].loss_sum is results[2].loss_sum
     assert float(results[2].step_of_epoch) == 3
+
+
+@pytest.mark.parametrize(
+    "values", [{}, CASES["SAM"], CASES["LookSAM"], BASELINE], ids=["AGC", "SAM", "LookSAM", "timm's"]
+)
+def test_a_step_leaves_nothing_of_its_backward_pass(values: dict[str, Any]) -> None:
+    """The nodes that add up gradients remember their stream: one of an eager step would break a capture."""
+    captured_step, step, _ = step_of(recipe_of(values), None)
+    trained = list(step._model.parameters())
+    gc.collect()
+    gc.disable()
+    try:
+        for number in range(2):
+            nodes = [get_gradient_edge(parameter).node for parameter in trained]
+            for node in nodes:
+                node.metadata["is of this step"] = True
+            captured_step(replicas.global_batch(number))
+            del node, nodes
+            assert not any(get_gradient_edge(parameter).node.metadata for parameter in trained)
+    finally:
+        gc.enable()
 
 
 class Failing(TapeRecorder):

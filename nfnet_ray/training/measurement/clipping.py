@@ -87,8 +87,9 @@ class ClippingCounts:
         """The number of the layer of each unit; ``tensors`` are those of :class:`UnitNorms`."""
         device = self._counts.device
         layers = torch.tensor([self._layer_of_tensor[place] for place, _ in tensors], device=device)
-        units = torch.tensor([units for _, units in tensors], device=device)
-        return layers.repeat_interleave(units)
+        units = [units for _, units in tensors]
+        # Told of the size of the result, torch does not wait for the device to find it out.
+        return layers.repeat_interleave(torch.tensor(units, device=device), output_size=sum(units))
 
     @property
     def steps_between(self) -> int:
