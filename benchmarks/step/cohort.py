@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from benchmarks.clipping_counts import random_batch, seconds
 from benchmarks.record import Row, append_rows, circumstances, ratio_columns
@@ -25,7 +23,7 @@ from nfnet_ray.models import create_model
 from nfnet_ray.models.published import published_recipe, resolve
 from nfnet_ray.recipe import ResolvedRecipe
 from nfnet_ray.training import PlainContext
-from nfnet_ray.training.cohort.step import CohortStep
+from nfnet_ray.training.cohort.step import CohortStep, Lane
 from nfnet_ray.training.determinism import reset_process
 from nfnet_ray.training.gradient import DTYPES, MEMORY_FORMATS
 from nfnet_ray.training.step import TrainStep
@@ -37,16 +35,7 @@ WARM_UPS = 2
 CASES = [f"nfnet_pico:{batch}:32:{lanes}" for batch in (8, 64) for lanes in (1, 4, 16)]
 
 
-@dataclass
-class Trial:
-    """A trial as a lane of a cohort, or alone."""
-
-    recipe: ResolvedRecipe
-    model: nn.Module
-    step: TrainStep
-
-
-def new_trial(recipe: ResolvedRecipe, context: PlainContext) -> Trial:
+def new_trial(recipe: ResolvedRecipe, context: PlainContext) -> Lane:
     """A trial with a new network, the same for the same seed."""
     reset_process(recipe.seed, context.threads)
     model = create_model(
@@ -58,10 +47,10 @@ def new_trial(recipe: ResolvedRecipe, context: PlainContext) -> Trial:
     )
     model.to(context.device, DTYPES[recipe.precision]).to(memory_format=MEMORY_FORMATS[recipe.memory_format])
     model.train()
-    return Trial(recipe, model, TrainStep(model, recipe, context, STEPS_PER_EPOCH))
+    return Lane(recipe, model, TrainStep(model, recipe, context, STEPS_PER_EPOCH))
 
 
-def lanes_of(recipe: ResolvedRecipe, lanes: int, context: PlainContext) -> list[Trial]:
+def lanes_of(recipe: ResolvedRecipe, lanes: int, context: PlainContext) -> list[Lane]:
     """Trials with different clip factors."""
     factors = [0.01 * (1 + lane) for lane in range(lanes)]
     return [

@@ -43,7 +43,8 @@ from nfnet_ray.recipe import Recipe
 
 if TYPE_CHECKING:
     from nfnet_ray.training.measurement.clock import Clock
-    from nfnet_ray.training.watchdog import Hang
+    from nfnet_ray.training.run import Spent
+    from nfnet_ray.training.watchdog import Hang, Watchdog
 
 
 SECONDS_BETWEEN_LOOKS = 0.1
@@ -59,18 +60,10 @@ logger = logging.getLogger(__name__)
 
 def train_alone(config: WorkerConfig, started_at: float) -> FinalReport:
     """Trains in a Tune trial of one worker. ``started_at`` is the trial's start by ``time.perf_counter``."""
-    from nfnet_ray.training.checkpoints.storage import storage_at
     from nfnet_ray.training.measurement.clock import Clock
-    from nfnet_ray.training.watchdog import SECONDS_OF_SILENCE, Watchdog
-
-    def keep(hang: Hang) -> None:
-        stacks = hang.stacks.encode()
-        storage_at(stacks_place(config)).write("rank-0.txt", lambda file: file.write(stacks))
 
     clock, context = Clock(started_at), TuneContext(config)
-    hang_seconds = config["hang_seconds"] or SECONDS_OF_SILENCE
-    # After a hang the process ends, and Tune starts the trial again.
-    with context.listening(), Watchdog(clock, hang_seconds, keep):
+    with context.listening(), _watchdog(clock, config):
         report = _train(config, context, clock)
     _leave_if_preempted([report.outcome], [context])
     return report
@@ -80,39 +73,28 @@ def train_cohort_alone(configs: Sequence[WorkerConfig], started_at: float) -> li
     """The same for legs that are trained as one program; a report for each."""
     from ray import tune
 
-    from nfnet_ray.training.checkpoints.storage import storage_at
     from nfnet_ray.training.cohort import train_cohort
     from nfnet_ray.training.measurement.clock import Clock
-    from nfnet_ray.training.run import Spent
-    from nfnet_ray.training.watchdog import SECONDS_OF_SILENCE, Watchdog
 
     first = configs[0]
-
-    def keep(hang: Hang) -> None:
-        stacks = hang.stacks.encode()
-        storage_at(stacks_place(first)).write("rank-0.txt", lambda file: file.write(stacks))
-
     clock, contexts = Clock(started_at), [TuneContext(config, config["name"]) for config in configs]
     with ExitStack() as stack:
         for context in contexts:
             stack.enter_context(context.listening())
-        stack.enter_context(Watchdog(clock, first["hang_seconds"] or SECONDS_OF_SILENCE, keep))
+        stack.enter_context(_watchdog(clock, first))
         try:
             outcomes = train_cohort(
                 [Recipe.from_values(config["recipe"]) for config in configs],
                 contexts,
                 clock,
                 until_epoch=first["until_epoch"],
-                spent=[Spent(**config["spent"]) if config["spent"] else None for config in configs],
+                spent=list(map(_spent, configs)),
                 data_fingerprint=first["data_fingerprint"],
                 force_resume=first["force"],
                 say=lambda text: tune.report(said_result(text)),
             )
         except UserError as error:
-            report = FinalReport(
-                "failed", str(error), stops_study=isinstance(error, StopsStudyError), refused=True
-            )
-            return [report] * len(configs)
+            return [_refusal(error)] * len(configs)
     _leave_if_preempted([outcome.state for outcome in outcomes], contexts)
     return [FinalReport(outcome.state, outcome.reason, outcome.epochs) for outcome in outcomes]
 
@@ -124,6 +106,29 @@ def _leave_if_preempted(outcomes: Sequence[str], contexts: Sequence[TuneContext]
     """
     if "stopped" in outcomes and any(context.is_preempted for context in contexts):
         os._exit(0)
+
+
+def _watchdog(clock: Clock, config: WorkerConfig) -> Watchdog:
+    """The watchdog of a Tune trial: after a hang the process ends, and Tune starts the trial again."""
+    from nfnet_ray.training.checkpoints.storage import storage_at
+    from nfnet_ray.training.watchdog import SECONDS_OF_SILENCE, Watchdog
+
+    def keep(hang: Hang) -> None:
+        stacks = hang.stacks.encode()
+        storage_at(stacks_place(config)).write("rank-0.txt", lambda file: file.write(stacks))
+
+    return Watchdog(clock, config["hang_seconds"] or SECONDS_OF_SILENCE, keep)
+
+
+def _spent(config: WorkerConfig) -> Spent | None:
+    from nfnet_ray.training.run import Spent
+
+    return Spent(**config["spent"]) if config["spent"] else None
+
+
+def _refusal(error: UserError) -> FinalReport:
+    """The end of a leg that a UserError has ended, the same on every worker."""
+    return FinalReport("failed", str(error), stops_study=isinstance(error, StopsStudyError), refused=True)
 
 
 def work_in_slot(plain: dict[str, Any]) -> None:
@@ -246,7 +251,6 @@ def _train(config: WorkerConfig, context: TuneContext | GroupContext, clock: Clo
     if recipe.compile:
         keep_compiled()
     from nfnet_ray.training import train
-    from nfnet_ray.training.run import Spent
 
     try:
         outcome = train(
@@ -255,13 +259,12 @@ def _train(config: WorkerConfig, context: TuneContext | GroupContext, clock: Clo
             clock,
             until_epoch=config["until_epoch"],
             until_seconds=config["until_seconds"],
-            spent=Spent(**config["spent"]) if config["spent"] else None,
+            spent=_spent(config),
             data_fingerprint=config["data_fingerprint"],
             force_resume=config["force"],
         )
-    except UserError as error:  # the same on every worker
-        stops_study = isinstance(error, StopsStudyError)
-        return FinalReport("failed", str(error), stops_study=stops_study, refused=True)
+    except UserError as error:
+        return _refusal(error)
     return FinalReport(outcome.state, outcome.reason, outcome.epochs)
 
 

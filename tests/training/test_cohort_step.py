@@ -6,13 +6,12 @@ All fields in which lanes may differ do. 4 s on one core of an Intel Xeon.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nfnet_ray.cohorts import LANE_FIELDS, check_lanes
 from nfnet_ray.data.batch import TrainBatch
@@ -23,7 +22,7 @@ from nfnet_ray.models.weights.pretrained import set_training_mode, start_from
 from nfnet_ray.recipe import Recipe, ResolvedRecipe
 from nfnet_ray.training.agreement import EpochSums
 from nfnet_ray.training.captured import CapturedStep
-from nfnet_ray.training.cohort.step import CohortStep, release
+from nfnet_ray.training.cohort.step import CohortStep, Lane, release
 from nfnet_ray.training.cohort.sums import CohortSums
 from nfnet_ray.training.context import PlainContext
 from nfnet_ray.training.step import StepResult, TrainStep
@@ -60,13 +59,8 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-@dataclass
-class Trial:
-    """What a Run has that a step needs."""
-
-    recipe: ResolvedRecipe
-    model: nn.Module
-    step: TrainStep
+class Trial(Lane):
+    """A trial as a lane of a cohort, or alone."""
 
     def state(self) -> dict[str, Tensor]:
         """Everything that a checkpoint keeps of it and that steps change, flat."""

@@ -9,11 +9,9 @@ leaves the bits of the others.
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from benchmarks.gpu.captured import new_captured_step
 from benchmarks.gpu.machine import Machine, Timing
@@ -23,10 +21,9 @@ from nfnet_ray.recipe import ResolvedRecipe
 from nfnet_ray.training.agreement import EpochSums
 from nfnet_ray.training.captured import CapturedStep, recorder_for
 from nfnet_ray.training.captured import Recorder as GraphRecorder
-from nfnet_ray.training.cohort.step import CohortStep, LaneResults
+from nfnet_ray.training.cohort.step import CohortStep, Lane, LaneResults
 from nfnet_ray.training.cohort.sums import CohortSums
 from nfnet_ray.training.context import PlainContext
-from nfnet_ray.training.step import TrainStep
 from nfnet_ray.wording import count
 
 NETWORK, CLASSES = "nfnet_pico", 10
@@ -38,15 +35,6 @@ MOVING = {"schedule__warmup_epochs": 0.0, "schedule__base_learning_rate": 8.0}
 """Of what is checked: with a warm-up nothing would move in the first steps."""
 TOLERANCE = 1e-9
 """Of weights in float64: that of the part ``correctness``."""
-
-
-@dataclass
-class Trial:
-    """A trial as a lane of a cohort."""
-
-    recipe: ResolvedRecipe
-    model: nn.Module
-    step: TrainStep
 
 
 def measure(recorder: Recorder, machine: Machine, _options: argparse.Namespace) -> None:
@@ -76,7 +64,7 @@ def measure(recorder: Recorder, machine: Machine, _options: argparse.Namespace) 
         recorder.add("a lane that becomes nan", "holds", _yes(nan_stays_in_its_lane(machine)))
 
 
-def trials(recipe: ResolvedRecipe, machine: Machine, lanes: int) -> list[Trial]:
+def trials(recipe: ResolvedRecipe, machine: Machine, lanes: int) -> list[Lane]:
     """Trials with different clip factors."""
     found = []
     for lane in range(lanes):
@@ -86,12 +74,12 @@ def trials(recipe: ResolvedRecipe, machine: Machine, lanes: int) -> list[Trial]:
             for name, parameter in model.named_parameters():
                 if name.endswith("skip_gain"):
                     parameter.fill_(0.5)  # a new network has no residual branches
-        found.append(Trial(own, model, step))
+        found.append(Lane(own, model, step))
     return found
 
 
 def new_cohort_step(
-    lanes: list[Trial], machine: Machine, graphs: GraphRecorder | None
+    lanes: list[Lane], machine: Machine, graphs: GraphRecorder | None
 ) -> tuple[CapturedStep[LaneResults], CohortStep]:
     """The steps of a cohort: captured by ``graphs``, or kernel by kernel."""
     context = PlainContext(device=machine.device, threads=machine.threads)

@@ -24,7 +24,7 @@ from nfnet_ray.training.captured import CapturedStep, recorder_for
 from nfnet_ray.training.checkpoints.saving import Saver
 from nfnet_ray.training.cohort.clock import LaneClock, LaneEnergy, SharedClock
 from nfnet_ray.training.cohort.evaluation import evaluate_lanes
-from nfnet_ray.training.cohort.step import CohortStep, LaneResults, release
+from nfnet_ray.training.cohort.step import CohortStep, Lane, LaneResults, release
 from nfnet_ray.training.cohort.sums import CohortSums
 from nfnet_ray.training.context import Context
 from nfnet_ray.training.evaluation import Evaluation
@@ -176,6 +176,10 @@ class _Lane:
     at: Position
     outcome: Outcome | None = None
 
+    def parts(self) -> Lane:
+        """What a step needs of it."""
+        return Lane(self.run.recipe, self.run.model, self.run.step)
+
     def place(self) -> tuple[int, int]:
         """(epochs, batches) that are done."""
         return self.at.epoch, self.at.batches
@@ -186,7 +190,7 @@ class _Lane:
 
     def leave(self) -> None:
         """Lets go of the cohort's memory, of its captured step too; its networks are its own from now on."""
-        release(self.run)
+        release(self.parts())
         del self.run
 
     def ending(self) -> Outcome:
@@ -295,7 +299,7 @@ class _Cohort:
         if self._parts is None or self._parts[0].lanes != len(lanes):
             first = lanes[0].run
             step, sums = (
-                CohortStep([lane.run for lane in lanes]),
+                CohortStep([lane.parts() for lane in lanes]),
                 CohortSums([lane.run.sums for lane in lanes], first.context.device),
             )
             recorder = recorder_for(first.context.device)

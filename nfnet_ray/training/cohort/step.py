@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,20 +22,18 @@ from nfnet_ray.training.measurement.clipping import STEPS_BETWEEN_NORMS
 from nfnet_ray.training.step import TrainStep, clipped_parameters
 
 
-class Lane(Protocol):
-    """What a step needs of a trial: a :class:`nfnet_ray.training.run.Run` has it."""
+@dataclass(frozen=True)
+class Lane:
+    """What a step needs of a trial.
 
-    @property
-    def recipe(self) -> ResolvedRecipe:
-        """Its Recipe."""
+    Not its Run, which knows what does its steps: a circle would hold a GPU's memory for a while.
+    """
 
-    @property
-    def model(self) -> nn.Module:
-        """Its network, on the device."""
-
-    @property
-    def step(self) -> TrainStep:
-        """Its own step, which is not called: its state is what a checkpoint saves."""
+    recipe: ResolvedRecipe
+    model: nn.Module
+    """Its network, on the device."""
+    step: TrainStep
+    """Its own step, which is not called: its state is what a checkpoint saves."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +80,6 @@ class CohortStep:
         check_lanes([lane.recipe for lane in lanes])
         if len({lane.step.number for lane in lanes}) > 1:
             raise ValueError("lanes of a cohort have done equally many steps")
-        # Not the lanes themselves: a Run knows what does its steps, and a circle would hold a GPU's memory for a while.
         self._steps = [lane.step for lane in lanes]
         models, recipes = [lane.model for lane in lanes], [lane.recipe for lane in lanes]
         optimizers = [recipe.optimizer for recipe in recipes]
