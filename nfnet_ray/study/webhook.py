@@ -171,9 +171,8 @@ def _post(url: str, event: Mapping[str, Any]) -> str:
             why = f"it answers HTTP {error.code}"
             if error.code < 500 and error.code != 429:  # another time it would say the same
                 return why
-        except (
-            Exception
-        ) as error:  # whatever sockets, TLS and proxies raise: the study has ended well without it
+        except Exception as error:
+            # Whatever sockets, TLS and proxies raise: the study has ended well without it.
             why = _in_words(error)
     return why
 

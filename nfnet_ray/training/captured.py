@@ -231,9 +231,8 @@ class CapturedStep(Generic[R]):
             with self._unchanged():
                 try:
                     self._capture(batch, self._recorder)
-                except (
-                    Exception
-                ) as error:  # of CUDA, cuDNN or the compiler: without a graph the step may work
+                except Exception as error:
+                    # Of CUDA, cuDNN or the compiler: without a graph the step may work.
                     self._graphs.clear()
                     lines = str(error).strip().splitlines() or [""]
                     self._refuse(f"{type(error).__name__}: {lines[0]}", logging.WARNING)

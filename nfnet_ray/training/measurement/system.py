@@ -94,9 +94,8 @@ class SystemMeter:
             return {}
         self._begin()
         found: dict[str, _SystemMetrics] = {}
-        for (
-            reading
-        ) in readings:  # workers of one node say the same, but for a moment; the first one is believed
+        # Workers of one node say the same, but for a moment; the first one is believed.
+        for reading in readings:
             for name, value in {**reading.of_node, **reading.of_gpu}.items():
                 found.setdefault(reading.host, {}).setdefault(name, round(value, 1))
         return {"system": json.dumps(found, separators=(",", ":"))} if found else {}
