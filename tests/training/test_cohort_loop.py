@@ -22,7 +22,7 @@ from nfnet_ray.recipe import Recipe
 from nfnet_ray.training import Outcome, PlainContext, train
 from nfnet_ray.training.cohort import loop, train_cohort
 from nfnet_ray.training.cohort.clock import LaneClock, LaneEnergy, SharedClock
-from nfnet_ray.training.cohort.step import CohortStep, LaneRates, LaneResults
+from nfnet_ray.training.cohort.step import CohortStep, Lane, LaneRates, LaneResults
 from nfnet_ray.training.measurement.clock import PHASES, Clock
 
 EPOCHS = 2
@@ -202,7 +202,7 @@ def test_lanes_pause_at_a_rung_and_go_on_in_another_cohort_and_alone(
 
 
 def test_when_one_lane_is_asked_to_stop_all_do_and_go_on_from_wherever_each_is(
-    recipes: list[Recipe], alone: list[Ended], tmp_path: Path
+    recipes: list[Recipe], alone: list[Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stopped = [Watched(tmp_path / str(number), stops_after=0.5 if number else None) for number in range(2)]
     outcomes = train_cohort(recipes[:2], stopped)
@@ -210,12 +210,21 @@ def test_when_one_lane_is_asked_to_stop_all_do_and_go_on_from_wherever_each_is(
     steps = [context.store.entries()[0].step for context in stopped if context.store]
     assert steps[0] == steps[1] > 0
     train(recipes[1], Watched(tmp_path / "1"), until_epoch=1)
-    # Lanes at two places are trained one after the other, and to stop means both.
+    # To stop means both, also where they are at two places.
     stopped = [Watched(tmp_path / "0", stops_after=0.1), Watched(tmp_path / "1")]
     outcomes = train_cohort(recipes[:2], stopped)
     assert [(outcome.state, outcome.epochs) for outcome in outcomes] == [("stopped", 0), ("stopped", 1)]
     resumed = [Watched(tmp_path / str(number)) for number in range(2)]
+    sizes: list[int] = []
+
+    class Noted(CohortStep):
+        def __init__(self, lanes: Sequence[Lane]) -> None:
+            super().__init__(lanes)
+            sizes.append(self.lanes)
+
+    monkeypatch.setattr(loop, "CohortStep", Noted)
     outcomes = train_cohort(recipes[:2], resumed)
+    assert sizes == [1, 2]  # the one that is behind catches up
     for outcome, context, other in zip(outcomes, resumed, alone, strict=False):
         assert_same(ended(outcome, context), other)
 

@@ -60,9 +60,10 @@ def train_cohort(
     """Trains Recipes as the lanes of one program, on one worker; of each lane its Outcome, as :func:`train` returns it.
 
     Each lane reports to its own Context, and keeps checkpoints there, which are those of a single trial: it can be
-    continued alone, or in another cohort. Lanes that resume at different places are trained one group after the other.
-    A lane whose loss is no longer finite ends; the others go on, without it from the next epoch on. If one Context asks
-    for a stop, all lanes stop. The seconds of a lane are those that passed, divided by the number of live lanes.
+    continued alone, or in another cohort. Lanes that resume at different places are trained one group after the other,
+    until they meet at the beginning of an epoch. A lane whose loss is no longer finite ends; the others go on, without
+    it from the next epoch on. If one Context asks for a stop, all lanes stop. The seconds of a lane are those that
+    passed, divided by the number of live lanes.
 
     Lanes that do not fit the memory together are trained in two halves, one after the other, each from the last
     checkpoints of its lanes; ``say`` is told so in a line.
@@ -84,7 +85,8 @@ def train_cohort(
     clock.waits = waits_on(contexts[0].device)
     program = _Program(dataset, last_epoch, clock, force_resume)
     outcomes: list[Outcome] = []
-    waiting = [list(map(_Trial, asked, contexts, spent or [None] * len(asked)))]
+    trials = zip(asked, contexts, spent or [None] * len(asked), strict=True)
+    waiting = [[_Trial(*parts) for parts in trials]]
     while waiting:
         together = waiting.pop(0)
         try:
@@ -128,15 +130,21 @@ class _Program:
         self._attempts += 1
         with ExitStack() as stack:
             lanes = self._opened(trials, shared, stack)
-            for _, group in groupby(sorted(lanes, key=_Lane.place), key=_Lane.place):
-                together = list(group)
+            groups = [list(group) for _, group in groupby(sorted(lanes, key=_Lane.place), key=_Lane.place)]
+            together: list[_Lane] = []
+            for group, following in zip(groups, [*groups[1:], []], strict=True):
+                together += group
                 if self._is_stopped and together[0].at.epoch < self._last_epoch:
                     for lane in together:
                         lane.end("stopped")
                         lane.leave()
                 else:
-                    _Cohort(together, shared, self._last_epoch).train()
-                self._is_stopped |= any(lane.ending().state == "stopped" for lane in together)
+                    # Up to those that are at the beginning of a later epoch, and from there on with them.
+                    joins = bool(following) and following[0].at.batches == 0
+                    until_epoch = following[0].at.epoch if joins else self._last_epoch
+                    _Cohort(together, shared, self._last_epoch).train(until_epoch)
+                self._is_stopped |= any(lane.is_stopped for lane in together)
+                together = [lane for lane in together if lane.outcome is None]
         return [lane.ending() for lane in lanes]
 
     def _opened(self, trials: Sequence[_Trial], shared: SharedClock, stack: ExitStack) -> list[_Lane]:
@@ -193,6 +201,11 @@ class _Lane:
         release(self.parts())
         del self.run
 
+    @property
+    def is_stopped(self) -> bool:
+        """Whether it has ended because a Context asked for it."""
+        return self.outcome is not None and self.outcome.state == "stopped"
+
     def ending(self) -> Outcome:
         """How it has ended."""
         assert self.outcome is not None
@@ -200,17 +213,17 @@ class _Lane:
 
 
 class _Cohort:
-    """Lanes that are at the same place, trained to the end of epoch ``last_epoch``."""
+    """Lanes that are at the same place, and end after epoch ``last_epoch``."""
 
     def __init__(self, lanes: list[_Lane], shared: SharedClock, last_epoch: int) -> None:
         self._live, self._shared, self._last_epoch = lanes, shared, last_epoch
         self._clock = shared.clock
         self._parts: tuple[CohortStep, CapturedStep[LaneResults], CohortSums] | None = None
 
-    def train(self) -> None:
-        """Trains, until each lane has its outcome."""
+    def train(self, until_epoch: int) -> None:
+        """Trains to the end of that epoch; after the last one each lane has its outcome."""
         self._share_time()
-        while self._live and self._live[0].at.epoch < self._last_epoch:
+        while self._live and self._live[0].at.epoch < until_epoch:
             for lane in self._live:
                 lane.at = begin_epoch(lane.run, lane.at)
             self._train_epoch()
@@ -218,7 +231,7 @@ class _Cohort:
             if self._live:
                 self._finish_epoch()
                 self._leave_out_the_ended()
-        for lane in self._live:
+        for lane in self._live if until_epoch == self._last_epoch else ():
             lane.run.saver.finish()
             is_paused = lane.at.epoch < lane.run.recipe.schedule.epochs
             lane.end("paused" if is_paused else "finished")
