@@ -23,6 +23,7 @@ from nfnet_ray.training import Outcome, PlainContext, train
 from nfnet_ray.training.cohort import loop, train_cohort
 from nfnet_ray.training.cohort.clock import LaneClock, LaneEnergy, SharedClock
 from nfnet_ray.training.cohort.step import CohortStep, Lane, LaneRates, LaneResults
+from nfnet_ray.training.cohort.system import SharedSystemMeter
 from nfnet_ray.training.measurement.clock import PHASES, Clock
 
 EPOCHS = 2
@@ -160,18 +161,26 @@ def test_a_cohort_gives_of_each_lane_what_training_it_alone_gives(
             in_memory.add(len(steps))
             return super().__call__(batch)
 
+    class Measuring(SharedSystemMeter):
+        def _of_node(self) -> dict[str, float]:
+            measured.append(super()._of_node())
+            return measured[-1]
+
+    measured: list[dict[str, float]] = []
     monkeypatch.setattr(loop, "CohortStep", Counted)
+    monkeypatch.setattr(loop, "SharedSystemMeter", Measuring)
     contexts = [Watched(tmp_path / str(number)) for number in range(3)]
     start = time.perf_counter()
     outcomes = train_cohort(recipes, contexts)
     passed = time.perf_counter() - start
     found = [ended(outcome, context) for outcome, context in zip(outcomes, contexts, strict=True)]
     assert [outcome.state for outcome in outcomes] == ["finished", "finished", "diverged"]
-    assert in_memory == {
-        1
-    }  # with the dead lane the memory of its cohort has gone, on a GPU a captured step's
+    # With the dead lane the memory of its cohort has gone, on a GPU that of a captured step.
+    assert in_memory == {1}
     for one, other in zip(found, alone, strict=True):
         assert_same(one, other)
+    assert len(measured) == EPOCHS  # once for all lanes
+    assert contexts[0].texts[-1]["system"] == contexts[1].texts[-1]["system"]
     conditions = [json.loads(context.texts[0]["conditions"]) for context in contexts[:2]]
     assert [told["lanes"] for told in conditions] == [3, 3]
     # The layout is open, and on a CPU a single trial is channels_last.

@@ -26,6 +26,7 @@ from nfnet_ray.training.cohort.clock import LaneClock, LaneEnergy, SharedClock
 from nfnet_ray.training.cohort.evaluation import evaluate_lanes
 from nfnet_ray.training.cohort.step import CohortStep, Lane, LaneResults, release
 from nfnet_ray.training.cohort.sums import CohortSums
+from nfnet_ray.training.cohort.system import SharedSystemMeter
 from nfnet_ray.training.context import Context
 from nfnet_ray.training.evaluation import Evaluation
 from nfnet_ray.training.form.probe import is_out_of_memory
@@ -170,6 +171,7 @@ class _Program:
                 run.recipe, len(self._dataset.class_names), trial.context, LaneEnergy(shared, clock)
             )
             run.meter.resume(joules)
+            run.system = lanes[0].run.system if lanes else SharedSystemMeter(trial.context)
             run.lanes = len(trials)
             lanes.append(_Lane(run, clock, before_first_step(run, at)))
         return lanes
