@@ -67,7 +67,7 @@ class StudyRecord:
         epochs: a row per trial and epoch: ``trial``, the swept fields, ``seed``, ``epoch``, and each metric.
         trials: a row per planned or proposed trial: ``trial``, the swept fields, ``seed``, ``state`` (an event's, or
             ``unfinished``, ``not started``), ``reason``, ``epochs``, ``last_top1`` and ``best_top1``
-            (fractions), ``train_seconds``, ``images_per_second`` (median over epochs), ``startup_seconds``.
+            (fractions), ``train_seconds``, ``images_per_second`` (over all epochs), ``startup_seconds``.
             What was not measured is NaN.
         left_out: the same table as ``trials``, of those that are not in the study any more since it was extended: they
             are evidence, and take part in no answer. Reruns of an earlier winner are among them. None if there are
@@ -270,7 +270,7 @@ def study_record(state: StudyState, started: StudyStarted, *, with_epochs: bool 
                 "state": _STATES.get(progress.state, progress.state),
                 "reason": progress.reason or "",
                 "epochs": progress.epoch,
-                **_summary([metrics for _, metrics in metrics_by_epoch]),
+                **_summary([metrics for _, metrics in metrics_by_epoch], progress.images_per_second),
             }
         )
     trials = pd.DataFrame(trial_rows)
@@ -352,11 +352,9 @@ def _table_of_epochs(
     return pd.DataFrame({**metrics, **table})[[*table, *(name for name in metrics if name not in table)]]
 
 
-def _summary(metrics: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def _summary(metrics: Sequence[Mapping[str, Any]], images_per_second: float | None) -> dict[str, float]:
     """One trial's columns of ``StudyRecord.trials`` from its epochs, in order."""
-    import statistics
-
-    names = (METRIC, "train_seconds", "images_per_second", "startup_seconds")
+    names = (METRIC, "train_seconds", "startup_seconds")
     columns = columns_of(metrics, names)
 
     def values(name: str) -> list[float]:
@@ -364,12 +362,12 @@ def _summary(metrics: Sequence[Mapping[str, Any]]) -> dict[str, float]:
             float(value) for value in columns.get(name, ()) if value is not None and not math.isnan(value)
         ]
 
-    top1, train_seconds, speed, startup = map(values, names)
+    top1, train_seconds, startup = map(values, names)
     return {
         "last_top1": top1[-1] if top1 else math.nan,
         "best_top1": max(top1, default=math.nan),
         "train_seconds": train_seconds[-1] if train_seconds else math.nan,
-        "images_per_second": statistics.median(speed) if speed else math.nan,
+        "images_per_second": math.nan if images_per_second is None else images_per_second,
         "startup_seconds": startup[-1] if startup else math.nan,
     }
 

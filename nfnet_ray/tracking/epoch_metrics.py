@@ -158,6 +158,29 @@ class BriefEpochs(Mapping[int, Metrics]):
         return repr(dict(self))
 
 
+def images_per_second(number: int, last: Metrics, before: Metrics | None) -> float | None:
+    """Training images of all epochs of a trial per second of training; None where the last epoch does not say it.
+
+    Every epoch has as many images, so the last one says how many, and nothing else has to be kept of the others. Where
+    that cannot be told, it is the speed of the last epoch.
+
+    >>> first = {"images_per_second": 100.0, "train_seconds": 2.0}  # 200 images
+    >>> second = {"images_per_second": 50.0, "train_seconds": 6.0}  # in four seconds
+    >>> images_per_second(1, first, None), round(images_per_second(2, second, first), 1)
+    (100.0, 66.7)
+
+    Args:
+        number: of the last epoch, counted from 1.
+        last: its metrics.
+        before: those of the epoch before it, None where they are unknown.
+    """
+    speed, seconds = last.get("images_per_second"), last.get("train_seconds")
+    seconds_before = 0.0 if number == 1 else before.get("train_seconds") if before is not None else None
+    if speed is None or seconds is None or seconds_before is None or not seconds > seconds_before:
+        return speed
+    return number * speed * (seconds - seconds_before) / seconds
+
+
 def brief(epochs: Mapping[int, Metrics]) -> Mapping[int, Metrics]:
     """The same epochs without most of their metrics; as they are where an epoch or one of those metrics is missing."""
     numbers = list(epochs)

@@ -16,7 +16,7 @@ from typing import Any, Literal, cast
 
 from nfnet_ray.errors import UserError
 from nfnet_ray.metric import METRIC
-from nfnet_ray.tracking.epoch_metrics import Metrics, brief, packed
+from nfnet_ray.tracking.epoch_metrics import Metrics, brief, images_per_second, packed
 from nfnet_ray.tracking.events import (
     JOURNAL_FILE,
     CapsDescription,
@@ -135,6 +135,12 @@ class TrialProgress:
     def last(self, metric: str) -> float | None:
         """A metric of the last epoch, None where there is none."""
         return self.epochs[self.epoch].get(metric) if self.epochs else None
+
+    @property
+    def images_per_second(self) -> float | None:
+        """Training images of all its epochs per second of training, None before the first epoch."""
+        number = self.epoch
+        return images_per_second(number, self.epochs[number], self.epochs.get(number - 1)) if number else None
 
 
 class StudyState:
