@@ -25,7 +25,7 @@ from nfnet_ray.study.study import Study, Trial
 from nfnet_ray.study.time_left import ENDED, TimeLeft
 from nfnet_ray.tracking.labels import ABSENT, point_label, short_names, value_label
 from nfnet_ray.tracking.state import StudyState, TrialProgress
-from nfnet_ray.wording import clock_time, count
+from nfnet_ray.wording import clock_time, count, speed
 
 STATE_STYLES = {
     "running": "bold cyan",
@@ -48,21 +48,48 @@ _MOST_SECONDS_BETWEEN_FRAMES = 10.0
 _COUNTED = ("running", "paused", "waiting", *ENDED, "interrupted")
 
 
-def trial_table(study: Study, state: StudyState, epochs_done: Callable[[TrialProgress], float]) -> Table:
+def trial_table(
+    study: Study,
+    state: StudyState,
+    epochs_done: Callable[[TrialProgress], float],
+    console: Console | None = None,
+) -> Table:
     """A row for each trial: swept fields, top-1, epochs, training seconds, images per second, state.
 
     Further seeds of contenders and reruns of the winners follow, and those that an extension has left out come last.
+    On the terminal of a ``console`` that is too narrow for all columns, the speed and the seconds are left out.
     """
     study = study.grown(state)
     trials = study.trials() + study.added_trials(state) + study.left_out(state)
-    return _table(study, state, trials, epochs_done, ("top-1", "epochs", "train s", "images/s"))
+    return _fitting(
+        console,
+        lambda measured, is_firm: _table(study, state, trials, epochs_done, measured, is_firm=is_firm),
+    )
 
 
-def plan_table(study: Study, progress: StudyState | None = None) -> Table:
+def plan_table(study: Study, progress: StudyState | None = None, console: Console | None = None) -> Table:
     """A row for each trial that would run: swept fields and epochs; of a study that has begun, of all its trials."""
     if progress is not None:
-        return trial_table(study, progress, reported_epochs)
+        return trial_table(study, progress, reported_epochs, console)
     return _table(study, study.waiting_state(), study.trials(), reported_epochs, ("epochs",))
+
+
+def _fitting(console: Console | None, build: Callable[[Sequence[str], bool], Table]) -> Table:
+    """The table with as many measured columns as the console's terminal has room for; accuracy and epochs always.
+
+    ``build`` is given the measured columns, and whether the others keep a width in which they can be read.
+    """
+    measured = ["top-1", "epochs", "train s", "images/s"]
+    if console is None:
+        return build(measured, False)
+    wide = console.options.update(width=_WIDE)  # else rich gives no more than the terminal has
+    while True:
+        table = build(measured, True)
+        if console.measure(table, options=wide).minimum <= console.width:
+            return table
+        if not console.is_terminal or len(measured) <= 2:
+            return build(measured, False)  # else rich would cut the last columns off
+        measured.pop()
 
 
 def _table(
@@ -72,8 +99,13 @@ def _table(
     epochs_done: Callable[[TrialProgress], float],
     measured: Iterable[str],
     one_line: bool = False,
+    is_firm: bool = False,
 ) -> Table:
-    """``one_line``: cut texts that are too long for their columns, so that each trial takes one line."""
+    """``one_line``: cut texts that are too long for their columns, so that each trial takes one line.
+
+    ``is_firm``: fields and states keep a width in which they can be read; else a narrow terminal may leave them less.
+    """
+    is_firm |= one_line
     titles = short_names(study.fields)
     titles.pop("schedule.epochs", None)  # the column of epochs has it
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
@@ -81,14 +113,14 @@ def _table(
         name: [printable(value_label(trial.point.get(name, ABSENT))) for trial in trials] for name in titles
     }
     for name, title in titles.items():
-        least = min(_LEAST_WIDTH, max(map(len, labels[name]), default=0)) if one_line else None
+        least = min(_LEAST_WIDTH, max(map(len, labels[name]), default=0)) if is_firm else None
         table.add_column(title.replace("_", " "), justify="right", min_width=least)
     with_seeds = len(study.seeds) > 1 or len({trial.recipe.seed for trial in trials}) > 1
     if with_seeds:
         table.add_column("seed", justify="right", no_wrap=True)
     for title in measured:
         table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("state", min_width=max(map(len, STATE_STYLES)) if one_line else None)
+    table.add_column("state", min_width=_state_width(state, trials, one_line) if is_firm else None)
     outside = state.outside
     last_epochs = _different_ends(study)
     for row, trial in enumerate(trials):
@@ -100,13 +132,19 @@ def _table(
             "top-1": _number(progress.last(METRIC), "{:.1%}"),
             "epochs": f"{_epochs(epochs_done(progress))}/{last_epochs.get(trial.name, trial.recipe.schedule.epochs)}",
             "train s": _number(progress.last("train_seconds"), "{:.1f}"),
-            "images/s": _number(progress.last("images_per_second"), "{:,.0f}"),
+            "images/s": "" if (rate := progress.images_per_second) is None else speed(rate),
         }
         cells += [Text(values[title]) for title in measured]
         table.add_row(
             *cells, _state_cell(progress, one_line, trial.name in outside, trial.name in state.reruns)
         )
     return table
+
+
+def _state_width(state: StudyState, trials: Sequence[Trial], one_line: bool) -> int:
+    """Characters that the words for the states need; of a table that changes, those of all states."""
+    words = STATE_STYLES if one_line else [state.trials[trial.name].state or "waiting" for trial in trials]
+    return max(map(len, words), default=0)
 
 
 def _cell(text: str, one_line: bool) -> Text:
@@ -343,13 +381,12 @@ class StudyDisplay:
         self._study = self._study.grown(self._state)
         trials = self._study.trials() + self._study.added_trials(self._state)
         shown = trials if len(trials) <= room else self._chosen(trials, room - 1)
-        measured = ["top-1", "epochs", "train s", "images/s"]
-        while True:
-            table = _table(self._study, self._state, shown, self._epochs_done, measured, one_line=True)
-            wide = console.options.update(width=_WIDE)  # else rich gives no more than the terminal has
-            if console.measure(table, options=wide).minimum <= console.width or len(measured) <= 2:
-                break
-            measured.pop()  # on a narrow terminal the accuracy matters more than the speed
+        table = _fitting(
+            console,
+            lambda measured, _: _table(
+                self._study, self._state, shown, self._epochs_done, measured, one_line=True
+            ),
+        )
         if len(shown) == len(trials):
             return [table]
         names = {trial.name for trial in shown}

@@ -38,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
         description="List, show, compare, replay, export, publish, annotate, delete and clean the studies of a storage."
         " To run one: python studies/agc_sweep.py --help.",
     )
+    _add_storage(parser, default=DEFAULT_STORAGE)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     lister = _command(commands, "list", _list, "list all studies, newest first")
     _add_tags(lister, "only studies with this tag; may be repeated")
@@ -125,16 +126,22 @@ def _command(
     commands: argparse._SubParsersAction[OneLineParser], name: str, run: Command, meaning: str, more: str = ""
 ) -> argparse.ArgumentParser:
     command = commands.add_parser(name, help=meaning, description=f"{meaning[0].upper()}{meaning[1:]}.{more}")
-    command.add_argument(
-        "--storage",
-        type=given_path,
-        default=DEFAULT_STORAGE,
-        metavar="DIR",
-        help=f"the folder of all studies (default: %(default)s). A relative path starts at ${HOME_VARIABLE} if it is"
-        " set, else at the current folder",
-    )
+    _add_storage(
+        command, default=argparse.SUPPRESS
+    )  # that of the program, if it is not said behind the command
     command.set_defaults(run=run)
     return command
+
+
+def _add_storage(parser: argparse.ArgumentParser, default: Path | str) -> None:
+    parser.add_argument(
+        "--storage",
+        type=given_path,
+        default=default,
+        metavar="DIR",
+        help=f"the folder of all studies (default: {DEFAULT_STORAGE}). A relative path starts at ${HOME_VARIABLE} if it"
+        " is set, else at the current folder",
+    )
 
 
 def _add_name(command: argparse.ArgumentParser) -> None:

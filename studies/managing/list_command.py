@@ -28,6 +28,9 @@ STYLES = {
     "no study": "dim",
 }
 _LEAST_QUESTION_WIDTH = 20
+_TITLES = ("study", "state", "trials", "best top-1 (95%)", "hours", "size", "age")
+# The columns that a terminal which is too narrow for all does without, the first ones first.
+_DISPENSABLE = ("size", "age", "hours", "trials")
 
 
 def list_studies(storage: Path, tags: Mapping[str, str], console: Console, *, as_json: bool) -> None:
@@ -42,17 +45,19 @@ def list_studies(storage: Path, tags: Mapping[str, str], console: Console, *, as
         say(console, f"No study{which} in {display_path(storage)}.")
         return
     now = time.time()
-    console.print(_table(documents, [now - folder.began for folder in folders], console.width))
+    console.print(_table(documents, [now - folder.began for folder in folders], console))
     console.print()
     for document in documents:
         if document["problem"]:
             say(console, f"{document['name']}: {document['problem']}.")
     studies = [document for document in documents if document["started"] is not None]
     hours = sum(document["paid_hours"] for document in studies)
+    unread = len(documents) - len(studies)
+    others = f" and {count(unread, 'other folder')}" if unread else ""
     size = storage_size(sum(document["bytes"] for document in documents))
     say(
         console,
-        f"{count(len(studies), 'study')} in {display_path(storage)}: "
+        f"{count(len(studies), 'study')}{others} in {display_path(storage)}: "
         f"{hours_text(hours)} hours of running time, {size}.",
     )
 
@@ -62,9 +67,8 @@ def _has_tags(folder: StudyFolder, tags: Mapping[str, str]) -> bool:
     return all(own.get(key) == value for key, value in tags.items())
 
 
-def _table(documents: list[dict[str, Any]], ages: list[float], width: int) -> Table:
-    """``width``: the columns of the terminal, of which the questions take what the other columns leave."""
-    titles = ("study", "state", "trials", "best top-1 (95%)", "hours", "size", "age")
+def _table(documents: list[dict[str, Any]], ages: list[float], console: Console) -> Table:
+    """The questions take what the other columns leave; on a narrow terminal names and accuracies matter most."""
     rows = [
         (
             printable(document["name"]),
@@ -77,16 +81,22 @@ def _table(documents: list[dict[str, Any]], ages: list[float], width: int) -> Ta
         )
         for document, age in zip(documents, ages, strict=True)
     ]
+    widths = {
+        title: max(map(len, column)) + 2
+        for title, column in zip(_TITLES, zip(_TITLES, *rows, strict=True), strict=True)
+    }
+    for title in _DISPENSABLE:
+        if console.is_terminal and sum(widths.values()) > console.width:
+            del widths[title]
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for title in titles:
+    for title in widths:
         justify: Literal["left", "right"] = "left" if title in ("study", "state") else "right"
         table.add_column(title, justify=justify, no_wrap=True)
-    used = sum(max(map(len, column)) + 2 for column in zip(titles, *rows, strict=True))
-    room = width - used
+    room = console.width - sum(widths.values())
     if room >= _LEAST_QUESTION_WIDTH:  # on a narrow terminal the numbers matter more
         table.add_column("question", no_wrap=True)
     for document, row in zip(documents, rows, strict=True):
-        cells = [Text(cell) for cell in row]
+        cells = [Text(cell) for title, cell in zip(_TITLES, row, strict=True) if title in widths]
         cells[1].stylize(STYLES[document["state"]])
         if room >= _LEAST_QUESTION_WIDTH:
             question = printable(document["question"] or "")

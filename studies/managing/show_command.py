@@ -64,11 +64,13 @@ def show_study(directory: Path, console: Console, *, as_json: bool) -> None:
     console.print()
     console.print(_facts(folder))
     console.print()
-    console.print(_trials(state, started))
+    console.print(_trials(state, started, console))
     console.print()
     for sentence in [*time_sentences(record), *(answer.sentence() for answer in answers)]:
         say(console, sentence)
-    if not answers:
+    if not answers and folder.condition == "finished":
+        say(console, "No trial finished with an accuracy, so there is no best setting.")
+    elif not answers:
         say(console, "No trial has finished with an accuracy yet.")
     effects = [f"{sentence}." for sentence in effect_sentences(record)]
     guard = comparability(record)
@@ -84,10 +86,10 @@ def show_study(directory: Path, console: Console, *, as_json: bool) -> None:
         say_whole(console, f"{f'{title}:':8} {line}")
 
 
-def _trials(state: StudyState, started: StudyStarted) -> Table:
+def _trials(state: StudyState, started: StudyStarted, console: Console) -> Table:
     """The table of trials. Raises UserError if this version does not understand the study."""
     try:
-        return trial_table(Study.from_event(started).grown(state), state, reported_epochs)
+        return trial_table(Study.from_event(started).grown(state), state, reported_epochs, console)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{started['study']['name']}: this version does not understand its trials ({error!r}); look at its report"
@@ -102,7 +104,7 @@ def _facts(folder: StudyFolder) -> Table:
         (
             "State",
             f"{folder.condition}{_why_ended(folder)}; {folder.ended_trials} of {count(trials, 'trial')} "
-            f"{'has' if 1 in (folder.ended_trials, trials) else 'have'} ended",
+            f"{'has' if 1 in (folder.ended_trials, trials) else 'have'} ended{_failed(state)}",
         ),
         (
             "Time",
@@ -149,6 +151,12 @@ def _facts(folder: StudyFolder) -> Table:
 def _more_seeds(told: StudyDescription) -> str:
     more = len(told.get("more_seeds", ()))
     return f", {more} more for those that may be the best" if more else ""
+
+
+def _failed(state: StudyState) -> str:
+    """Behind the number of trials that have ended: how many have not, because they failed."""
+    failed = sum(trial.state == "failed" for trial in state.members)
+    return f", and {count(failed, 'trial')} failed" if failed else ""
 
 
 def _why_ended(folder: StudyFolder) -> str:

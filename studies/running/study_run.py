@@ -397,7 +397,7 @@ class StudyRun:
 
     def _say_nothing_to_train(self, console: Console) -> None:
         if self.extended is None:
-            say(console, f"All trials of {self.study.name} have ended; there is nothing to resume.")
+            say(console, f"All trials of {self.study.name} have ended; there is nothing to train.")
             return
         for sentence in self.extended.sentences():
             say(console, sentence)
@@ -416,7 +416,7 @@ class StudyRun:
 
     def _say_result(self, console: Console) -> None:
         """Prints the table, the answer, and where the report is."""
-        console.print(trial_table(self.study, self.progress, reported_epochs))
+        console.print(trial_table(self.study, self.progress, reported_epochs, console))
         console.print()
         for answer in self._answers():
             say(console, answer)
@@ -482,7 +482,8 @@ class StudyRun:
             say(console, sentence)
         say_whole(console, f"Report:  {display_path(self.directory / REPORT_FILE)}")
         say_whole(console, f"MLflow:  {self._compare_command()}")
-        say(console, "Both can be opened once the first epoch is done.")
+        has_epochs = any(trial.epochs for trial in self.progress.trials.values())
+        say(console, f"Both can be opened {'now' if has_epochs else 'once the first epoch is done'}.")
 
     def _compare_command(self) -> str:
         return shell_command([interpreter(), "-m", "dashboards.compare", display_path(self.directory)])

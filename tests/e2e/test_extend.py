@@ -94,7 +94,7 @@ def test_a_range_is_resumed_after_a_kill_extended_in_the_same_journal_and_confir
 
     again = place.run("--extend", "range", "--sweep", f"{CLIP}=log:{low}..0.3", "--trials", "2")
     assert again.returncode == 0, again.stderr
-    assert "there is nothing to resume" in again.stdout
+    assert "there is nothing to train" in again.stdout
     refused = place.run_here("--extend", "range", "--set", "optimizer.momentum=0.5")
     assert refused.returncode == 2
     assert refused.stderr.count("\n") == 1

@@ -5,6 +5,7 @@ Against journals with made-up numbers; tests/tracking/test_delete.py deletes. Ab
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from nfnet_ray.analysis.comparison import compare_studies
 from nfnet_ray.analysis.record import load_study, study_record
@@ -26,6 +28,7 @@ from nfnet_ray.tracking.running_lock import LOCK_FILE, alone_with
 from nfnet_ray.tracking.state import StudyState
 from studies.managing.clean_command import CHECKPOINTS_FOLDER, TUNE_FOLDER
 from studies.managing.commands import main
+from studies.managing.list_command import list_studies
 from studies.managing.summary import age_text, hours_text
 from tests.tracking.example_study import START, agc_sweep, trial_events, write_journal
 from tests.tracking.example_study import study_started as example_started
@@ -156,6 +159,15 @@ def test_all_studies_are_listed_newest_first_and_what_is_none_says_so(storage: P
     assert not (storage / "first" / LOCK_FILE).exists()
 
 
+def test_a_narrow_terminal_shows_whole_names_and_accuracies(storage: Path) -> None:
+    console = Console(file=io.StringIO(), width=46, force_terminal=True, color_system=None)
+    list_studies(storage, {}, console, as_json=False)
+    assert isinstance(console.file, io.StringIO)
+    titles, *rows = (line.split() for line in console.file.getvalue().splitlines())
+    assert titles == ["study", "state", "best", "top-1", "(95%)"]
+    assert ["first", "finished", "90.0%", "(86.5", "to", "92.7)"] in rows
+
+
 def test_a_list_for_machines_has_numbers_and_one_document(storage: Path, say: Say) -> None:
     code, out, _ = say("list", "--json")
     document = json.loads(out, parse_constant=pytest.fail)
@@ -178,6 +190,15 @@ def test_a_list_for_machines_has_numbers_and_one_document(storage: Path, say: Sa
     assert {study["state"] for study in document["studies"]} == {
         "finished", "unfinished", "damaged", "not begun", "no study",
     }  # fmt: skip
+
+
+def test_the_storage_may_stand_before_or_behind_the_command(
+    storage: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words in (["--storage", str(storage), "list"], ["list", "--storage", str(storage)]):
+        assert main(words) == 0
+        assert "second" in capsys.readouterr().out
+    assert main(["--storage", "nowhere", "list", "--storage", str(storage)]) == 0
 
 
 def test_a_storage_without_studies(tmp_path: Path, say: Say) -> None:

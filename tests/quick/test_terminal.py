@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 from rich.table import Table
 
 from data_prep.digits import describe_digits
+from nfnet_ray.command_line.program import _forgiving
 from nfnet_ray.command_line.terminal import can_redraw, new_console, say, say_whole, waiting
+from nfnet_ray.metric import METRIC
+from nfnet_ray.study.display import reported_epochs, trial_table
 from studies.agc_sweep import agc_sweep
 from studies.running.study_run import StudyRun
 
@@ -91,6 +96,48 @@ def test_a_dumb_terminal_gets_lines(term: str, redraws: bool, monkeypatch: pytes
     assert ("\x1b[" in out.getvalue()) == redraws
     if not redraws:
         assert out.getvalue() == "Starting Ray [local] …\n"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"),
+    [("ascii", r"Ray \u2026 \u22123 \xb5"), ("latin-1", r"Ray \u2026 \u22123 µ"), ("utf-8", "Ray … −3 µ")],
+)
+def test_what_an_output_cannot_show_is_written_as_an_escape(
+    encoding: str, shown: str, tmp_path: Path
+) -> None:
+    with (tmp_path / "log").open("w", encoding=encoding) as stream:
+        print("Ray … −3 µ", file=_forgiving(stream), flush=True)
+    assert (tmp_path / "log").read_text(encoding) == f"{shown}\n"
+
+
+@pytest.mark.parametrize(("columns", "titles"), [(80, "images/s  state"), (40, "epochs  state")])
+def test_a_narrow_terminal_keeps_the_settings_and_the_accuracies(
+    columns: int, titles: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = Terminal()
+    console = console_on(out, monkeypatch, columns=columns)
+    study = agc_sweep(describe_digits(Path("data/digits")))
+    progress = study.waiting_state()
+    first, second = {"train_seconds": 2.0, "images_per_second": 704.0}, {"images_per_second": 352.0}
+    trial = study.trials()[0].name
+    events: list[Any] = [
+        {"event": "trial_started", "time": 0.0, "trial": trial, "attempt": 1},
+        {"event": "epoch", "time": 1.0, "trial": trial, "epoch": 1, "metrics": {METRIC: 0.3} | first},
+        {
+            **{"event": "epoch", "time": 2.0, "trial": trial, "epoch": 2},
+            "metrics": {METRIC: 0.5, "train_seconds": 6.0} | second,
+        },
+    ]
+    for event in events:
+        progress.apply(event)
+    console.print(trial_table(study, progress, reported_epochs, console))
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).rstrip() for line in out.getvalue().splitlines()]
+    rows = [line for line in lines if line.endswith(("waiting", "running"))]
+    assert [row.split()[:2] for row in rows][:2] == [["0.01", "64"], ["0.02", "64"]]
+    assert len(rows) == 12
+    assert "50.0%" in rows[0]
+    assert (" 469 " in rows[0]) == (columns == 80)  # 2 epochs of 1,408 images in 6 s
+    assert any(line.endswith(titles) for line in lines)
 
 
 def test_a_study_says_where_to_look_before_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,7 +86,7 @@ def print_plan(
     for name, domain in study.space.items():
         if not isinstance(domain, tuple):
             say(console, f"{name} is swept over {domain_text(domain)}.")
-    console.print(plan_table(study, progress))
+    console.print(plan_table(study, progress, console))
     console.print()
     cost = estimate_cost(study, trials, data, progress)
     to_do = [trial for trial in trials if not behind_it(trial.name, progress)[1]]
@@ -95,7 +95,8 @@ def print_plan(
     reruns = reruns_to_run(study, progress or study.waiting_state())
     further = further_to_run(study, progress or study.waiting_state())
     if not to_do and not more and not reruns and not further[1]:
-        say(console, f"All {count(len(trials), 'trial')} have ended: there is nothing to train.")
+        all_of_them = f"All {count(len(trials), 'trial')} have" if len(trials) > 1 else "Its only trial has"
+        say(console, f"{all_of_them} ended: there is nothing to train.")
         return
     if len(to_do) < len(trials):
         say(
@@ -234,6 +235,8 @@ def _rungs(study: Study) -> str:
 
     first, *later = rung_table(study)
     parts = [f"{count(first[1], 'trial')} {where(first[0])}"]
+    if not later:
+        return f"Rungs: none before the end; {parts[0]}."
     parts += [f"{number:,} {where(rung)}" for rung, number in later]
     certain = halving.is_certain
     about = "ties continue together" if certain else "about: who is first matters"
@@ -365,10 +368,10 @@ def _say_forecast(
     elif request.price_per_kwh is not None:
         say(console, "Energy: unknown, as no earlier run here has measured the power of its GPUs.")
     if told.memory_bytes is not None:
-        what = "GPU memory" if worker.gpus else "memory"
+        of_what = " of GPU memory" if worker.gpus else ""
         say(
             console,
-            f"Memory: {storage_size(round(told.memory_bytes))} of {what} for each worker, at its peak.",
+            f"Memory: {storage_size(round(told.memory_bytes))}{of_what} for each worker, at its peak.",
         )
         sharing = workers_on_a_gpu(worker.gpus) if worker.gpus else places * worker.workers
         there = memory_bytes_here(gpu=worker.gpus > 0) if request.address is None and sharing > 1 else None
