@@ -169,7 +169,8 @@ def _free_port(first: int) -> int:
         if port != first:
             print(f"Port {first} is in use; taking {port}.", flush=True)
         return port
-    raise UserError(f"ports {first} to {first + PORTS_TO_TRY - 1} cannot be used; name another with --port")
+    last = min(first + PORTS_TO_TRY - 1, 65535)
+    raise UserError(f"ports {first} to {last} cannot be used; name another with --port")
 
 
 def _wait_until_it_answers(server: subprocess.Popen[bytes], url: str, output: IO[bytes]) -> None:

@@ -212,8 +212,8 @@ def _best_so_far(record: StudyRecord) -> list[EffectChart]:
     else:
         seeds = "seeds and images" if len(record.study["seeds"]) > 1 else "images"
         caption = (
-            f"In the order of the plan; the band is the 95% interval of the best so far over {seeds}. The search chose "
-            "the order, so no other order is drawn."
+            f"In the order of the plan; the band is the 95% interval of the best so far over {seeds}. The settings "
+            "were not drawn at random, so no other order is drawn."
         )
     label = "Best validation top-1 so far against the epochs of all trials"
     return [EffectChart(Chart("best-so-far", figure, label, "Best so far"), caption)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from nfnet_ray.analysis import StudyRecord, budget_sentences, rung_sentences, rung_summaries
@@ -50,11 +51,24 @@ def measurement(record: StudyRecord) -> list[tuple[str, str]]:
 
 
 def shared_recipe(record: StudyRecord) -> list[tuple[str, str]]:
-    """(name, value) of each field of the Recipe that the study started from."""
-    return [
-        (name, f"that of {other}" if (other := tied_to(record.study, name)) else value_label(value))
-        for name, value in record.study["recipe"].items()
-    ]
+    """(name, value) of each field of the Recipe that has the same value in all trials, or that of another field."""
+    found = []
+    for name in record.study["recipe"]:
+        if other := tied_to(record.study, name):
+            found.append((name, f"that of {other}"))
+        elif len(labels := {value_label(value) for value in _all_values(record, name)}) == 1:
+            found.append((name, labels.pop()))
+    return found
+
+
+def _all_values(record: StudyRecord, name: str) -> Iterable[Any]:
+    """The value that each trial has of a field of the Recipe, or each point, or the study."""
+    own = record.study["recipe"][name]
+    if name == "seed" and not record.trials["seed"].isna().any():
+        return record.trials["seed"]
+    if name in record.fields:
+        return (own if value is ABSENT else value for value in record.trials[name])
+    return beside_the_question(record.study, name) or [own]
 
 
 def _epochs(record: StudyRecord) -> str:
@@ -83,7 +97,10 @@ def _halving(record: StudyRecord) -> str:
         return ""
     first, eta = described["grace_epochs"], f"{described['reduction_factor']:g}"
     seconds = first * (described.get("money_seconds") or 1.0)
-    if described.get("unit", "epochs") != "epochs":
+    in_epochs = described.get("unit", "epochs") == "epochs"
+    if in_epochs and first >= max(_budgets(record), default=0):  # no trial reaches a rung before its end
+        return ""
+    if not in_epochs:
         rungs = f"after {seconds:.4g} s of training and at each {eta}-fold of it"
     elif described.get("schedule") == "stretched":
         rungs = f"after a schedule of {count(int(first), 'epoch')} and of each {eta}-fold of it"
@@ -109,7 +126,7 @@ def _halving(record: StudyRecord) -> str:
 def _early_stopping(record: StudyRecord) -> str:
     """What each rung did and foretold, and the epochs that were not trained; empty if no trial was given up."""
     rungs = [
-        f"{rung.where} {rung.given_up:,} of {count(rung.compared, 'trial')} ended"
+        f"{rung.where}, {rung.given_up:,} of {count(rung.compared, 'trial')} ended"
         + (f" ({said})" if (said := rung.sentence()) else "")
         for rung in rung_summaries(record)
         if rung.given_up
@@ -197,8 +214,12 @@ def _time(record: StudyRecord) -> str:
     totals = {words[name]: float(last[name].sum()) for name in words if name in last}
     phases = sorted(totals.items(), key=lambda item: -item[1])
     shares = ", ".join(f"{phase} {duration(seconds)}" for phase, seconds in phases)
-    whole = f"; {duration(record.wall_seconds)} from start to end" if record.wall_seconds else ""
-    return f"over all trials: {shares}{whole}{_paid(record)}"
+    parts = [
+        f"over all trials: {shares}" if shares else "",
+        f"{duration(record.wall_seconds)} from start to end" if record.wall_seconds else "",
+        _paid(record),
+    ]
+    return "; ".join(filter(None, parts))
 
 
 def _accelerator(record: StudyRecord) -> str:
@@ -207,11 +228,11 @@ def _accelerator(record: StudyRecord) -> str:
 
 
 def _paid(record: StudyRecord) -> str:
-    """``; paid for 2.31 GPU-hours, 4.62 at 2 per GPU-hour``."""
+    """``paid for 2.31 GPU-hours, 4.62 at 2 per GPU-hour``."""
     if not record.accelerator_hours:
         return ""
     word = _accelerator(record)
-    paid = f"; paid for {record.accelerator_hours:,.3g} {word}-hours"
+    paid = f"paid for {record.accelerator_hours:,.3g} {word}-hours"
     if record.price_per_hour is None:
         return paid
     cost = record.accelerator_hours * record.price_per_hour

@@ -37,7 +37,7 @@ from dashboards.watch import FIRST_PORT, WatchedPage, watch
 from nfnet_ray.analysis import StudyRecord, load_study
 from nfnet_ray.analysis.files.tables import write_tables
 from nfnet_ray.analysis.record import study_folder
-from nfnet_ray.command_line.arguments import whole_number
+from nfnet_ray.command_line.arguments import given_path, whole_number
 from nfnet_ray.command_line.exit_code import exit_code_of
 from nfnet_ray.command_line.one_line_parser import OneLineParser
 from nfnet_ray.errors import UserError
@@ -119,20 +119,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--output",
-        type=Path,
+        type=given_path,
         metavar="FILE",
         help=f"the file to write (default: {REPORT_FILE} in the study's directory; of several studies "
-        f"{COMPARISON_FILE} in this one)",
+        f"{COMPARISON_FILE} in the current folder)",
     )
     parser.add_argument(
         "--figures",
-        type=Path,
+        type=given_path,
         metavar="DIR",
         help="also write each chart as SVG and PDF, as wide as a paper's column",
     )
     parser.add_argument(
         "--data",
-        type=Path,
+        type=given_path,
         metavar="DIR",
         help="also write the tables of trials and epochs as CSV and Parquet",
     )

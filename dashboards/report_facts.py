@@ -45,6 +45,7 @@ from nfnet_ray.analysis import BestSetting, StudyRecord, best_setting, setting_r
 from nfnet_ray.analysis.comparability import comparability
 from nfnet_ray.analysis.frontier import BUDGET
 from nfnet_ray.analysis.health import HealthCard, health_cards
+from nfnet_ray.metric import METRIC
 from nfnet_ray.wording import agree, count, duration
 
 SILENCE_SECONDS = 15 * 60.0
@@ -212,13 +213,13 @@ def _answer(record: StudyRecord, best: BestSetting | None) -> Answer:
         sentences = [*time_sentences(record), best.sentence()]
         return Answer(" ".join(f"{said}." for said in sentences), answers_table(record), best.caution())
     number = len(record.trials)
-    if (record.trials["state"] == "diverged").all():
-        return Answer(
-            f"Every one of the {number:,} trials diverged." if number > 1 else "The trial diverged."
-        )
     counts = record.trials["state"].value_counts()
+    if len(counts) == 1 and counts.index[0] in ("diverged", "failed"):
+        who = f"Every one of the {number:,} trials" if number > 1 else "The trial"
+        return Answer(f"{who} {counts.index[0]}.")
     states = ", ".join(f"{many:,} {state_words(record, str(state))}" for state, many in counts.items())
-    return Answer(f"No trial can be compared yet: of {number}, {states}.")
+    yet = "" if record.state == "finished" else " yet"
+    return Answer(f"No trial can be compared{yet}: of {number:,}, {states}.")
 
 
 def settings_section(record: StudyRecord, best: BestSetting | None) -> SettingsSection | None:
@@ -264,8 +265,11 @@ def _settings_caption(record: StudyRecord, settings: SettingsChart, unmeasured: 
 
 def curves_section(record: StudyRecord) -> CurvesSection:
     panels = accuracy_against_time(record)
+    if not any(panel.curves for panel in panels):
+        return CurvesSection(None, None, (), "No trial has finished an epoch.")
     summarised = any(panel.summarised for panel in panels)
-    present = [state for state in END_MARKS if (record.trials["state"] == state).any()]
+    has_curve = record.trials["trial"].isin(record.epochs["trial"][record.epochs[METRIC].notna()])
+    present = [state for state in END_MARKS if (record.trials["state"][has_curve] == state).any()]
     ends = dict.fromkeys(f"{END_MARKS[state][1]} {state_words(record, state)}" for state in present)
     notes = [f"Marks at the ends of curves: {', '.join(ends)}."] if ends else []
     if summarised:

@@ -148,7 +148,7 @@ def heat_table(record: StudyRecord, best: BestSetting | None, heat_map: HeatMap)
         is_best = best is not None and outcome.point == best.best.point
         return HeatCell("best" if is_best else "", top1, share=share)
 
-    notes = ["Coloured: after the last epoch; only these can be compared with each other."]
+    notes = ["Coloured: after the last epoch; only these can be compared with each other."] if known else []
     if heat_map.others or heat_map.grouped:
         grouped = ["the values in a group"] if heat_map.grouped else []
         notes.append(f"A cell is the best over {' and '.join([*heat_map.others, *grouped])}.")

@@ -92,9 +92,8 @@ def page_server(page: WatchedPage, first_port: int = FIRST_PORT) -> http.server.
             return http.server.ThreadingHTTPServer((HOST, port), Handler)
         except OSError:
             continue
-    raise UserError(
-        f"ports {first_port} to {first_port + PORTS_TO_TRY - 1} cannot be used; name another with --port"
-    )
+    last_port = min(first_port + PORTS_TO_TRY - 1, 65535)
+    raise UserError(f"ports {first_port} to {last_port} cannot be used; name another with --port")
 
 
 def watch(page: WatchedPage, first_port: int) -> None:

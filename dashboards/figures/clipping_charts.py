@@ -141,15 +141,15 @@ def _figure(record: StudyRecord, row: Mapping[Hashable, Any]) -> Figure:
 
 
 def _table(record: StudyRecord, counted: Sequence[Mapping[Hashable, Any]]) -> Table:
-    """A row for each setting's first counted seed: its values, and the shares of all units and by part."""
-    firsts: dict[tuple[Any, ...], Mapping[Hashable, Any]] = {}
+    """A row for each setting: its values, and the shares of all units and by part, over its counted seeds."""
+    settings: dict[tuple[Any, ...], list[Mapping[Hashable, Any]]] = {}
     for row in counted:
-        firsts.setdefault(tuple(row[field] for field in record.fields), row)
+        settings.setdefault(tuple(row[field] for field in record.fields), []).append(row)
     rows = []
     parts: list[str] = []
-    for values, row in list(firsts.items())[:ROWS_AT_MOST]:
-        trial = str(row["trial"])
-        shares = clipping_by_part(record, trial)
+    for values, seeds in list(settings.items())[:ROWS_AT_MOST]:
+        trials = [str(row["trial"]) for row in seeds]
+        shares = clipping_by_part(record, *trials)
         parts = parts or list(shares)
         # Networks of a study may differ in their parts.
         texts = [percent(shares[part]) if part in shares else "–" for part in parts]
@@ -157,9 +157,9 @@ def _table(record: StudyRecord, counted: Sequence[Mapping[Hashable, Any]]) -> Ta
             Row(
                 (
                     *(Cell(value_label(value), is_number=True) for value in values),
-                    Cell(percent(clipped_of_all(record, trial)), is_number=True),
+                    Cell(percent(clipped_of_all(record, *trials)), is_number=True),
                     *(Cell(text, is_number=True) for text in texts),
-                    Cell(str(row["epochs"]), is_number=True),
+                    Cell(str(max(row["epochs"] for row in seeds)), is_number=True),
                 )
             )
         )
@@ -169,9 +169,9 @@ def _table(record: StudyRecord, counted: Sequence[Mapping[Hashable, Any]]) -> Ta
         *(Column(part, is_number=True) for part in parts),
         Column("epochs", is_number=True),
     )
-    left_out = len(firsts) - len(rows)
+    left_out = len(settings) - len(rows)
     return Table(
-        columns, tuple(rows), f"The first {ROWS_AT_MOST} of {len(firsts):,} settings." if left_out else ""
+        columns, tuple(rows), f"The first {ROWS_AT_MOST} of {len(settings):,} settings." if left_out else ""
     )
 
 

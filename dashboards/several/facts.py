@@ -18,7 +18,7 @@ from nfnet_ray.analysis import StudyRecord, best_setting, time_sentences, time_t
 from nfnet_ray.analysis.comparability import AxesGroup, Comparability, comparability, not_one_accuracy
 from nfnet_ray.analysis.frontier import Curve, curves
 from nfnet_ray.analysis.tables import STUDY
-from nfnet_ray.wording import count, duration, percent
+from nfnet_ray.wording import count, duration, in_a_row, percent
 
 _TARGET_STEP = 200
 """Targets are multiples of half a point."""
@@ -100,7 +100,7 @@ def several_facts(record: StudyRecord) -> Several:
         for number, panel in enumerate(panels)
     ]
     return Several(
-        title=" and ".join(record.parts),
+        title=in_a_row(list(record.parts)),
         warnings=guard.sentences(),
         remarks=guard.remark_sentences(),
         overall=_overall(record),
@@ -152,10 +152,11 @@ def _is_across(record: StudyRecord, sentence: str) -> bool:
 def _answer(name: str, part: StudyRecord) -> StudyAnswer:
     best = best_setting(part)
     sentences = [f"{said}." for said in (*time_sentences(part), *([best.sentence()] if best else []))]
+    yet = "" if part.state == "finished" else " yet"
     return StudyAnswer(
         name,
         part.study["question"],
-        tuple(sentences) or ("No trial can be compared yet.",),
+        tuple(sentences) or (f"No trial can be compared{yet}.",),
         "\n".join([part.study["command"], *part.extensions]),
         time.strftime("%d %B %Y", time.gmtime(part.started)),
     )

@@ -297,10 +297,16 @@ def contenders(record: StudyRecord) -> tuple[list[dict[str, Any]], dict[str, str
                 continue
             dropped[names[_key(other.point)]] = (
                 f"dropped after 1 seed: {100 * found.difference:.1f} points below the best (95% interval "
-                f"{100 * low:.1f} to {100 * high:.1f}, with a spread between seeds of {100 * spread:.1f} "
-                "points)"
+                f"{100 * low:.1f} to {100 * high:.1f}, with {_spread_words(record)})"
             )
     return points, dropped
+
+
+def _spread_words(record: StudyRecord) -> str:
+    """``an assumed spread between seeds of 0.3 points``, or one that earlier studies have shown."""
+    which = "the earlier" if "seed_spread" in record.study else "an assumed"
+    spread = record.study.get("seed_spread", ASSUMED_SPREAD)
+    return f"{which} spread between seeds of {100 * spread:.1f} points"
 
 
 def _by_winner(record: StudyRecord) -> dict[tuple[Any, ...], list[SettingResult]]:

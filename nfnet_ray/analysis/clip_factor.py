@@ -133,7 +133,14 @@ def extend_command(record: StudyRecord, suggestions: Sequence[ClipFactorSuggesti
 
 
 def command_with(record: StudyRecord, arguments: Sequence[str]) -> str:
-    """The study's program with other arguments and the same ``--storage``; empty if no program started the study."""
+    """The study's program with other arguments, FLAG and VALUE in turn, and the same ``--storage``.
+
+    Of a study that was started from Python it is the call, without the storage, which its journal does not have; of
+    one of an earlier version nothing.
+    """
+    source = record.study.get("source")
+    if source is not None and source.get("file") == "":
+        return _call(arguments)
     words = shlex.split(record.study["command"])
     place = next((number for number, word in enumerate(words) if word.endswith(".py")), None)
     if place is None:
@@ -145,6 +152,18 @@ def command_with(record: StudyRecord, arguments: Sequence[str]) -> str:
         elif word.startswith("--storage="):
             program.append(word)
     return shlex.join([*program, *arguments])
+
+
+def _call(arguments: Sequence[str]) -> str:
+    """The call of ``nfnet_ray.run`` that does what a program would with these arguments."""
+    keywords: dict[str, Any] = {}
+    for flag, value in zip(arguments[::2], arguments[1::2], strict=True):
+        name = flag.removeprefix("--").replace("-", "_")
+        keywords[name] = int(value) if value.isdecimal() else value
+        if name == "sweep":
+            swept, _, domain = value.partition("=")
+            keywords[name] = {swept: domain}
+    return f"nfnet_ray.run({', '.join(f'{name}={value!r}' for name, value in keywords.items())})"
 
 
 def suggest_factor(tried: Sequence[TriedFactor], validation_images: int) -> ClipFactorSuggestion:
@@ -166,7 +185,10 @@ def suggest_factor(tried: Sequence[TriedFactor], validation_images: int) -> Clip
     larger = by_factor[place + 1] if place + 1 < len(by_factor) else None
     if math.isinf(best.factor):
         return _after_none(best, smaller)
-    share, said = best.clipped(), f"The best of {_named(factors)} is {_factor(best.factor)}{_clips(best)}"
+    share, is_alone = best.clipped(), len(factors) == 1
+    said = f"Only {_factor(best.factor)} was tried{_clips(best)}"
+    if not is_alone:
+        said = f"The best of {_named(factors)} is {_factor(best.factor)}{_clips(best)}"
     if share is not None and share < NOTHING:
         if smaller is None:
             down = _beyond(best, factors, -1)
@@ -177,7 +199,9 @@ def suggest_factor(tried: Sequence[TriedFactor], validation_images: int) -> Clip
     if larger is None or math.isinf(larger.factor):
         up = _beyond(best, factors, 1)
         why = f"at {_factor(up)} it would be {_at(best, up)}, by its own gradients"
-        return ClipFactorSuggestion(up, f"{said}; no larger factor was tried, and {why}.")
+        return ClipFactorSuggestion(
+            up, f"{said}; {why}." if is_alone else f"{said}; no larger factor was tried, and {why}."
+        )
     if smaller is None:
         down = _beyond(best, factors, -1)
         why = f"at {_factor(down)} it would be {_at(best, down)}, by its own gradients"

@@ -45,20 +45,24 @@ def clipping_by_layer(record: StudyRecord, trial: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(columns))
 
 
-def clipping_by_part(record: StudyRecord, trial: str) -> dict[str, float]:
-    """{part of the network: share of its weights' units that a trial clipped, over all its recorded steps}."""
-    records = list(clipping_of(record, trial).values())
+def clipping_by_part(record: StudyRecord, *trials: str) -> dict[str, float]:
+    """{part of the network: share of its weights' units that the trials clipped, over all their recorded steps}."""
+    records = _records_of(record, trials)
     steps = sum(kept.steps for kept in records)
     parts = list(records[0].shares_above) if records else []
     return {part: sum(kept.clipped(part) * kept.steps for kept in records) / steps for part in parts}
 
 
-def clipped_of_all(record: StudyRecord, trial: str) -> float:
-    """The share of all units that a trial clipped, over all its recorded steps; NaN without records."""
-    records = list(clipping_of(record, trial).values())
+def clipped_of_all(record: StudyRecord, *trials: str) -> float:
+    """The share of all units that the trials clipped, over all their recorded steps; NaN without records."""
+    records = _records_of(record, trials)
     counted = sum(layer.units * kept.steps for kept in records for layer in kept.layers)
     clipped = sum(layer.clipped * layer.units * kept.steps for kept in records for layer in kept.layers)
     return clipped / counted if counted else math.nan
+
+
+def _records_of(record: StudyRecord, trials: Sequence[str]) -> list[Clipping]:
+    return [kept for trial in trials for kept in clipping_of(record, trial).values()]
 
 
 def shares_that_factors_would_clip(records: Sequence[Clipping]) -> dict[float, float] | None:

@@ -113,7 +113,8 @@ class Pool:
         if left_out and most <= FINALISTS:
             raise UserError(
                 f"{count(left_out, 'setting')} of {left_out + sum(map(len, strata.values())):,} "
-                f"{agree(left_out, 'was', 'were')} not trained to the end, and what they would have reached is "
+                f"{agree(left_out, 'was', 'were')} not trained to the end, and what "
+                f"{agree(left_out, 'it', 'they')} would have reached is "
                 f"unknown; of the others at most {most} compete with each other, and every rule trains {FINALISTS} to "
                 "the end: replay a study that was run with --early-stopping none"
             )

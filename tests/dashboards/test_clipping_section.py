@@ -12,7 +12,7 @@ from dashboards.figures.clipping_charts import clipping_charts
 from dashboards.report import write_report
 from nfnet_ray.analysis import load_study
 from nfnet_ray.tracking.writer import _clipping_metrics
-from tests.quick.test_clip_factor import with_clipping
+from tests.quick.test_clip_factor import record_of, with_clipping
 from tests.tracking.chromium import page_after_scripts
 from tests.tracking.example_study import agc_sweep, write_journal
 
@@ -41,6 +41,21 @@ def test_a_map_of_layers_by_epochs_for_the_best_that_clips_under_each_condition(
     ]  # fmt: skip
     assert [cell.text for cell in first.cells] == ["0.01", "64", "50.0%", "50.0%", "50.0%", "4"]
     assert "differ from step 1 on" in charts.remarks
+
+
+def test_table_and_suggestion_count_all_seeds_of_a_setting(tmp_path: Path) -> None:
+    events = with_clipping(agc_sweep((0.01,), (64,), seeds=(0, 1), epochs=1))
+    for event in events:
+        if event["event"] == "epoch" and event["trial"].endswith("-01"):
+            event["clipping"] = record_of(0.04, 0.01).to_text()
+    write_journal(tmp_path, events)
+    charts = clipping_charts(load_study(tmp_path))
+    assert charts is not None
+    # Half of the units with one seed, five octaves of six with the other.
+    [row] = charts.table.rows
+    assert row.cells[2].text == "66.6%"
+    [(_, reasoning)] = charts.suggestions
+    assert reasoning.startswith("Only 0.01 was tried, which clips 66.6% of the units; at 0.0")
 
 
 def test_chromium_draws_the_maps(tmp_path: Path) -> None:

@@ -26,10 +26,19 @@ from dashboards.figures.level_styles import (
     levels_of,
     looks_of,
 )
+from dashboards.measurement import measurement, shared_recipe
 from dashboards.report import main, write_report
+from nfnet_ray.analysis import load_study
 from nfnet_ray.tracking.events import Event
 from tests.tracking.chromium import page_after_scripts
-from tests.tracking.example_study import CLIP_FACTOR, agc_sweep, study_started, trial_events, write_journal
+from tests.tracking.example_study import (
+    CLIP_FACTOR,
+    START,
+    agc_sweep,
+    study_started,
+    trial_events,
+    write_journal,
+)
 
 
 class Page(HTMLParser):
@@ -86,7 +95,7 @@ def test_the_report_says_what_early_stopping_did(tmp_path: Path) -> None:
     stopped = [event for event in events if event["event"] == "trial_ended" and event["state"] == "stopped"]
     assert {event["epochs"] for event in stopped} == {3}
     reached = {event["trial"] for event in events if event["event"] == "epoch" and event["epoch"] == 3}
-    assert f"after epoch 3 {len(stopped)} of {len(reached)} trials ended" in text
+    assert f"after epoch 3, {len(stopped)} of {len(reached)} trials ended" in text
     trained = sum(event["event"] == "epoch" for event in events)
     assert f"{trained} of 96 epochs were trained" in text
     assert "rank correlation " in text
@@ -112,6 +121,47 @@ def test_the_report_has_the_question_the_answer_every_trial_and_how_it_was_measu
     ):
         assert words in page.text
     assert "Not complete" not in page.text
+
+
+def fact(directory: Path, events: list[Event], name: str) -> str:
+    """A fact of how a study was measured; empty if the report does not have it."""
+    write_journal(directory, events)
+    return dict(measurement(load_study(directory))).get(name, "")
+
+
+def test_the_recipe_that_all_trials_share_has_no_value_that_some_do_not_have(tmp_path: Path) -> None:
+    one_size = agc_sweep((0.01, 0.02), (64,), epochs=1)
+    write_journal(tmp_path / "one", one_size)
+    shared = dict(shared_recipe(load_study(tmp_path / "one")))
+    assert CLIP_FACTOR not in shared
+    assert (
+        shared["batch_size"] == "64"
+    )  # the value of the trials, and not the one that the study started from
+    assert (shared["seed"], shared["schedule.epochs"]) == ("0", "1")
+    write_journal(tmp_path / "two", agc_sweep((0.01,), (64, 256), seeds=(0, 1), epochs=1))
+    shared = dict(shared_recipe(load_study(tmp_path / "two")))
+    assert shared[CLIP_FACTOR] == "0.01"
+    assert not shared.keys() & {"batch_size", "seed"}
+
+
+def test_a_study_of_which_nothing_was_measured_says_no_empty_words(tmp_path: Path) -> None:
+    lost: list[Event] = [study_started({CLIP_FACTOR: (None,)}, epochs=2)]
+    for event in trial_events(
+        "agc_sweep-00", START, [], "diverged", "the training loss became nan in step 4"
+    ):
+        lost.append(event)
+    lost.append({"event": "study_ended", "time": START + 5, "state": "finished", "wall_seconds": 5.4})
+    assert fact(tmp_path, lost, "Time").startswith("5.4 s from start to end; paid for ")
+    page = report(tmp_path / "page", lost).text
+    assert "The trial diverged." in page
+    assert "No trial has finished an epoch." in page
+    assert "Marks at the ends of curves" not in page
+
+
+def test_no_trial_can_be_given_up_before_the_first_rung(tmp_path: Path) -> None:
+    short, long = agc_sweep((0.01,), (64,), epochs=3), agc_sweep((0.01,), (64,), epochs=4)
+    assert fact(tmp_path / "short", short, "Trials") == "1 seed (0); 3 epochs each"
+    assert "4 epochs each, unless given up early: at epoch 3" in fact(tmp_path / "long", long, "Trials")
 
 
 @pytest.mark.parametrize(
@@ -423,5 +473,7 @@ def test_the_command_line_finds_a_study_by_its_name(
     assert main(["agc_swep"]) == 2
     message = capsys.readouterr().err
     assert message.count("\n") == 1
-    assert "the studies in ./runs are: agc_sweep" in message
+    assert "did you mean agc_sweep?" in message
+    assert main(["other"]) == 2
+    assert "the studies in ./runs are: agc_sweep" in capsys.readouterr().err
     assert main(["agc_sweep", "--output", "runs/agc_sweep/journal.jsonl/page.html"]) == 2

@@ -13,6 +13,7 @@ import pytest
 from dashboards.report import write_report
 from nfnet_ray.analysis.health import HealthCard, health_cards, health_lines
 from nfnet_ray.analysis.record import StudyRecord, load_study
+from nfnet_ray.recipe import Recipe
 from nfnet_ray.study.space.sweep_text import parse_sweep
 from studies.managing.commands import main
 from tests.tracking.example_study import CLIP_FACTOR, START, study_started, trial_events, write_journal
@@ -102,6 +103,24 @@ def test_an_optimum_at_the_edge_of_a_range(tmp_path: Path) -> None:
     assert card(inside, "edge of the space").status == "good"
 
 
+def test_values_that_were_left_out_are_named_before_new_ones(tmp_path: Path) -> None:
+    """``--trials`` runs the first settings alone: the best of them may be the last, well within the space."""
+    space = {CLIP_FACTOR: FACTORS[:6]}
+    found = card(planted(tmp_path, flat(0.3, 0.4, 0.5, 0.9), space=space), "edge of the space")
+    assert found.sentence == (
+        "The best clip_factor is the largest that was tried; 0.04 and 0.08 lie beyond it and were left out."
+    )
+    assert (found.status, found.command.split()[-2:]) == ("look", ["--trials", "6"])
+    inside = planted(tmp_path / "inside", flat(0.3, 0.4, 0.9, 0.5), space=space)
+    assert card(inside, "edge of the space").status == "good"
+
+
+def test_a_single_setting_is_neither_at_an_edge_nor_unbeaten(tmp_path: Path) -> None:
+    recipe = Recipe().with_values({CLIP_FACTOR: FACTORS[0], "schedule.epochs": EPOCHS}).to_values()
+    cards = health_cards(planted(tmp_path, flat(0.9), space={CLIP_FACTOR: FACTORS}, recipe=recipe))
+    assert [one.name for one in cards if one.status != "good"] == []
+
+
 def conditional(directory: Path, best: float, ended: bool = True) -> StudyRecord:
     """Three factors at each of three batch sizes, of which the last trial may still run."""
     started = study_started({CLIP_FACTOR: (0.01, 0.02, 0.04), "batch_size": (64, 128, 256)}, epochs=EPOCHS)
@@ -134,6 +153,18 @@ def test_the_next_step_finds_the_study_where_it_is_stored(tmp_path: Path) -> Non
         "--sweep",
     ]
     assert shlex.split(found.command) == [*words, f"{CLIP_FACTOR}=0.005,0.01,0.02,0.04"]
+
+
+def test_the_next_step_of_a_study_from_python_is_a_call(tmp_path: Path) -> None:
+    """The script that called is no program of a study: with these flags it would do all that it does again."""
+    source = {"file": "", "user": "", "branch": "", "repository": ""}
+    changed = {"command": "python mine.py", "source": source}
+    levels = flat(0.9, 0.5, 0.4, 0.3)
+    found = card(planted(tmp_path / "one", levels, **changed), "edge of the space")
+    values = "0.00125,0.0025,0.005,0.01,0.02"
+    assert found.command == f"nfnet_ray.run(extend='agc_sweep', sweep={{'{CLIP_FACTOR}': '{values}'}})"
+    lost = planted(tmp_path / "lost", levels, dict.fromkeys(range(4), "failed"), **changed)
+    assert card(lost, "lost trials").command == "nfnet_ray.run(resume='agc_sweep')"
 
 
 def test_no_effect(tmp_path: Path) -> None:
@@ -196,6 +227,16 @@ def test_a_share_that_diverged_or_failed(
         assert swept(found) == (CLIP_FACTOR, tuple(kept))
 
 
+def test_failed_trials_are_run_again_and_diverged_ones_ask_for_another_space(tmp_path: Path) -> None:
+    everything = dict.fromkeys(range(9))
+    failed = card(planted(tmp_path / "failed", HEALTHY, dict.fromkeys(everything, "failed")), "lost trials")
+    assert "learning rate" not in failed.sentence
+    assert failed.command.endswith("--resume agc_sweep")
+    diverged = planted(tmp_path / "diverged", HEALTHY, dict.fromkeys(everything, "diverged"))
+    found = card(diverged, "lost trials")
+    assert ("lower the learning rate" in found.sentence, found.command) == (True, "")
+
+
 def test_a_value_that_was_lost_or_that_another_field_hides_is_judged(tmp_path: Path) -> None:
     """A value whose trial diverged is worse; a setting that differs in another field alone says nothing of it."""
     lost = planted(tmp_path / "lost", flat(0.5, 0.5005, 0.501, 0.5), {3: "diverged"})
@@ -217,6 +258,13 @@ def test_the_published_recipe_is_not_beaten(tmp_path: Path, own: float) -> None:
     assert (found.status, found.command.endswith("--confirm 3")) == ("look", True)
     beaten = planted(tmp_path / "beaten", flat(0.1, 0.2, 0.5, 0.9, 0.1))
     assert card(beaten, "published Recipe").status == "good"
+
+
+def test_the_published_recipe_is_not_judged_before_all_have_ended(tmp_path: Path) -> None:
+    running = conditional(tmp_path / "running", best=0.01, ended=False)
+    assert "published Recipe" not in {one.name for one in health_cards(running)}
+    ended = conditional(tmp_path / "ended", best=0.01)
+    assert card(ended, "published Recipe").status == "look"
 
 
 def test_stopping_would_have_lost_the_winner(tmp_path: Path) -> None:

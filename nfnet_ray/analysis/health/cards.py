@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -26,7 +26,7 @@ from nfnet_ray.study.halving import Halving
 from nfnet_ray.study.space import domain_from_json, domain_text, unconditional
 from nfnet_ray.study.space.domains import Domain, Range, When
 from nfnet_ray.tracking.labels import ABSENT, point_label, value_label
-from nfnet_ray.wording import agree, count, percent
+from nfnet_ray.wording import agree, count, in_a_row, percent
 
 Status = Literal["good", "look", "bad"]
 
@@ -112,23 +112,60 @@ def _edges(record: StudyRecord, answers: Sequence[BestSetting]) -> Iterator[Heal
             continue
         whole = domain_from_json(described)
         domain = unconditional(whole)
-        edges = [edge for answer in answers if (edge := _edge(domain, answer.best.point.get(field, ABSENT)))]
-        wider = _wider(record, field, domain, edges[0]) if edges else None
-        checked = checked or _has_edges(domain)
-        if wider is None:
+        tried = _tried(record, field, domain)
+        edges = [edge for answer in answers if (edge := _edge(tried, answer.best.point.get(field, ABSENT)))]
+        checked = checked or _has_edges(tried)
+        if not edges:
             continue
         side = "smallest" if edges[0] == "low" else "largest"
         where = "" if len(answers) == 1 else f" in {len(edges)} of {len(answers)} strata"
+        said = f"The best {record.names.get(field, field)} is the {side} that was tried{where}"
+        if untried := _untried_beyond(domain, tried, edges[0]):
+            lie, were = agree(len(untried), "lies", "lie"), agree(len(untried), "was", "were")
+            yield HealthCard(
+                "edge of the space",
+                "look",
+                f"{said}; {in_a_row(list(map(value_label, untried)))} {lie} beyond it and {were} left out.",
+                ""
+                if "search" in record.study
+                else _extend(record, "--trials", f"{_settings_of_grid(record)}"),
+            )
+            return
+        if (wider := _wider(record, field, domain, edges[0])) is None:
+            continue
         yield HealthCard(
             "edge of the space",
             "look",
-            f"The best {record.names.get(field, field)} is the {side} that was tried{where}, so the optimum may lie "
-            "outside.",
+            f"{said}, so the optimum may lie outside.",
             _extend(record, "--sweep", f"{field}={domain_text(_under(whole, wider))}"),
         )
         return
     if checked and answers:
         yield HealthCard("edge of the space", "good", "The best setting lies inside the space.")
+
+
+def _tried(record: StudyRecord, field: str, domain: Any) -> Any:
+    """The domain with those of its listed values that a trial has: ``--trials`` runs the first settings alone."""
+    if not isinstance(domain, tuple):
+        return domain
+    had = list(record.trials[field])
+    return tuple(value for value in domain if value in had)
+
+
+def _untried_beyond(domain: Any, tried: Any, edge: Literal["low", "high"]) -> list[float]:
+    """The listed numbers that no trial has and that lie beyond this edge of those that were tried."""
+    if not isinstance(domain, tuple):
+        return []
+    numbers = _numbers(tried)
+    return [
+        value for value in _numbers(domain) if (value < numbers[0] if edge == "low" else value > numbers[-1])
+    ]
+
+
+def _settings_of_grid(record: StudyRecord) -> int:
+    """The number of settings in the whole space, at most: where a condition does not hold there are fewer."""
+    domains = (unconditional(domain_from_json(described)) for described in record.study["space"].values())
+    return math.prod(len(domain) for domain in domains if isinstance(domain, tuple))
 
 
 def _under(domain: Domain, wider: Any) -> Domain:
@@ -210,10 +247,14 @@ def _effect(record: StudyRecord, answers: Sequence[BestSetting]) -> Iterator[Hea
 
 def _values(record: StudyRecord, answer: BestSetting) -> set[Any]:
     """The values of the field in question in the stratum of an answer, also those without a comparable trial."""
-    trials = record.trials
-    for condition in record.conditions:
-        trials = trials[[value == answer.best.point[condition] for value in trials[condition]]]
-    return set(trials[record.fields[0]])
+    return {point[record.fields[0]] for point in _points(record, answer)}
+
+
+def _points(record: StudyRecord, answer: BestSetting) -> list[dict[Hashable, Any]]:
+    """The points of the trials in the stratum of an answer."""
+    points = record.trials[list(record.fields)].to_dict("records")
+    at = {condition: answer.best.point[condition] for condition in record.conditions}
+    return [point for point in points if all(point[field] == value for field, value in at.items())]
 
 
 def _others(record: StudyRecord, answer: BestSetting) -> list[Contrast]:
@@ -297,12 +338,22 @@ def _lost(record: StudyRecord) -> Iterator[HealthCard]:
                 _extend(record, "--sweep", f"{field}={domain_text(left)}"),
             )
             return
-    said += ", with no single value at fault: lower the learning rate or narrow the space"
+    said += ", with no single value at fault"
+    if failed > diverged:
+        again = (
+            "The table of trials has the reasons; once they are put right, resuming runs failed trials again."
+        )
+        command = command_with(record, ["--resume", record.study["name"]])
+        yield HealthCard("lost trials", status, f"{said}. {again}", command)
+        return
+    said += ": lower the learning rate or narrow the space"
     yield HealthCard("lost trials", status, f"{said}. The table of trials has the reasons.")
 
 
 def _published(record: StudyRecord, answers: Sequence[BestSetting]) -> Iterator[HealthCard]:
     """Whether the best setting is better than the values that the study's Recipe, or its model, comes with."""
+    if not record.trials["state"].isin(ENDED).all():
+        return
     try:
         base = Recipe.from_values(record.study["recipe"])
     except UserError:  # a journal of another version
@@ -311,6 +362,8 @@ def _published(record: StudyRecord, answers: Sequence[BestSetting]) -> Iterator[
     met = False
     for answer in answers:
         fields = [field for field in answer.best.point if field not in record.conditions]
+        if all(point == answer.best.point for point in _points(record, answer)):  # nothing could beat it
+            continue
 
         def is_own(point: Any, fields: list[str] = fields) -> bool:
             return any(all(point[field] in (ABSENT, own[field]) for field in fields) for own in values)
