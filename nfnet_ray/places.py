@@ -70,12 +70,7 @@ def check_can_write(folder: Path, named: str, room_bytes: int = PROBE_BYTES) -> 
     """
     nearest = folder
     try:
-        while not nearest.exists():
-            if nearest.is_symlink():
-                raise UserError(f"{named}: {nearest} is a link to nothing; remove it, or name another folder")
-            nearest = nearest.parent
-        if not nearest.is_dir():
-            raise UserError(f"{named}: {nearest} is not a folder; name another one")
+        nearest = nearest_folder(folder, named)
         with tempfile.TemporaryFile(dir=nearest) as file:
             file.write(bytes(PROBE_BYTES))
             file.flush()
@@ -87,6 +82,18 @@ def check_can_write(folder: Path, named: str, room_bytes: int = PROBE_BYTES) -> 
     except OSError as error:
         remedy = "make room, or name another folder" if error.errno in _FULL else "name another folder"
         raise UserError(f"{named}: {nearest} cannot be written ({in_words(error)}); {remedy}") from None
+
+
+def nearest_folder(folder: Path, named: str) -> Path:
+    """The folder, or if it is not there the one in which it would be made. Raises UserError if that is no folder."""
+    nearest = folder
+    while not nearest.exists():
+        if nearest.is_symlink():
+            raise UserError(f"{named}: {nearest} is a link to nothing; remove it, or name another folder")
+        nearest = nearest.parent
+    if not nearest.is_dir():
+        raise UserError(f"{named}: {nearest} is not a folder; name another one")
+    return nearest
 
 
 @contextlib.contextmanager

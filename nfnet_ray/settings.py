@@ -375,10 +375,12 @@ def did_you_mean(
 
     ``similarity`` is difflib's ratio from 0 to 1 that a word has to reach.
 
-    >>> did_you_mean("dept", ["width", "depth"]), did_you_mean("x", ["width", "depth"])
+    >>> did_you_mean("DEPT", ["width", "depth"]), did_you_mean("x", ["width", "depth"])
     ('did you mean depth?', 'use one of width, depth')
     """
-    similar = difflib.get_close_matches(str(word), known, cutoff=similarity)
+    in_lower_case = {name.lower(): name for name in known}
+    found = difflib.get_close_matches(str(word).lower(), in_lower_case, cutoff=similarity)
+    similar = [in_lower_case[name] for name in found]
     if similar:
         return f"did you mean {' or '.join(similar)}?"
     return otherwise if otherwise is not None else f"use one of {', '.join(known)}"

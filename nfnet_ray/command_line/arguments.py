@@ -25,6 +25,8 @@ def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
 
     def parse(text: str) -> int:
         number = int(text) if text.isdecimal() and len(text) <= MOST_DIGITS else None
+        if text.isdecimal() and number is None:
+            raise argparse.ArgumentTypeError(f"{shortened(text)} is too large a number")
         if number is None or number < least or (most is not None and number > most):
             raise argparse.ArgumentTypeError(f"{shortened(text)} is not a whole number {allowed}")
         return number

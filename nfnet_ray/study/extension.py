@@ -42,10 +42,13 @@ class Extension:
     added: int
     """The number of trials that the journal does not have yet."""
     earlier_epochs: int
+    without_their_seed: int = 0
+    """The number of contenders' further trials whose seed the study does not have any more."""
 
     def sentences(self) -> list[str]:
         """What changes, for people."""
-        left_out, reconsidered = len(self.event["left_out"]), len(self.event["reconsidered"])
+        left_out = len(self.event["left_out"]) + self.without_their_seed
+        reconsidered = len(self.event["reconsidered"])
         kept = len(self.study.trials()) - self.added
         said = [f"{count(self.added, 'new trial')}"]
         if kept:
@@ -116,7 +119,13 @@ def extension(
     ]
     event["reconsidered"] = _undecided(study, state, {**event, "reconsidered": given_up}, validation_images)
     added = sum(name not in state.trials for name in now)
-    return Extension(study, event, added, earlier.epochs)
+    seeds = {*study.seeds, *study.more_seeds}
+    unseeded = sum(
+        plan["recipe"].get("seed") not in seeds
+        for name, plan in state.further.items()
+        if name not in before and name not in now
+    )
+    return Extension(study, event, added, earlier.epochs, unseeded)
 
 
 def points_within(space: Space, recipe: Recipe, points: Sequence[Mapping[str, Any]]) -> tuple[Point, ...]:

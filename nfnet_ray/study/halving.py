@@ -264,7 +264,11 @@ def parse_halving(text: str) -> Halving | None:
     Raises UserError for a rule or an option that does not exist, and for a value that is not allowed.
     """
     rule, _, options = text.strip().partition(":")
-    if rule == "none" and not options:
+    if rule == "none":
+        if options:
+            raise UserError(
+                f"early stopping: none stops no trial, so it has no options; leave out {options!r}"
+            )
         return None
     if rule not in RULES:
         raise UserError(f"early stopping: {rule!r} is no rule; {did_you_mean(rule, [*RULES, 'none'])}")

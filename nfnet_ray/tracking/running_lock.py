@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from nfnet_ray.errors import UserError
-from nfnet_ray.places import in_words
+from nfnet_ray.places import in_words, remedy_for
 
 LOCK_FILE = "running.lock"
 LOOK_SECONDS = 0.5
@@ -22,21 +22,21 @@ _WITHOUT_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP)
 def alone_with(directory: Path) -> Iterator[None]:
     """Inside the block no other process runs or changes the study in ``directory``, which is made if it is missing.
 
-    Raises UserError if another one does, or if the file system has no locks.
+    Raises UserError if another one does, if nothing can be written there, or if the file system has no locks.
     """
     from filelock import FileLock, Timeout
 
-    directory.mkdir(parents=True, exist_ok=True)
     lock = FileLock(directory / LOCK_FILE, timeout=0)
     try:
+        directory.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout:
-        raise UserError(
-            f"another process is running {directory.name}: wait until it has ended, or stop it"
-        ) from None
+        raise _is_run_by_another(directory) from None
     except OSError as error:
         if error.errno not in _WITHOUT_LOCKS:
-            raise
+            raise UserError(
+                f"{directory} cannot be written ({in_words(error)}); {remedy_for(error)}, then repeat the command"
+            ) from error
         raise UserError(
             f"{directory / LOCK_FILE}: cannot be locked ({in_words(error)}): mount that file system with locks (NFS 4 "
             "has them), or give another --storage"
@@ -45,6 +45,16 @@ def alone_with(directory: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def check_not_running(directory: Path) -> None:
+    """Raises UserError if another process runs the study in ``directory`` at this moment. Leaves nothing behind."""
+    if is_running(directory):
+        raise _is_run_by_another(directory)
+
+
+def _is_run_by_another(directory: Path) -> UserError:
+    return UserError(f"another process is running {directory.name}: wait until it has ended, or stop it")
 
 
 def is_running(directory: Path) -> bool:

@@ -19,6 +19,7 @@ from nfnet_ray.places import (
     MOST_NAME_BYTES,
     check_can_write,
     check_path,
+    nearest_folder,
     readable,
     resolved,
 )
@@ -26,7 +27,7 @@ from nfnet_ray.printable import printable
 from nfnet_ray.recipe import split_weights
 from nfnet_ray.study.space import with_values_of
 from nfnet_ray.study.study import TRIALS_FOLDER, Study, Trial
-from nfnet_ray.tracking.destination.uri import sqlite_path
+from nfnet_ray.tracking.destination.uri import DATABASE_FILE, sqlite_path
 from nfnet_ray.tracking.destination.uri_check import MOST_DATABASE_PATH_BYTES, check_tracking_uri
 from studies.running.program import MadeWeights
 from studies.running.request import Request
@@ -50,13 +51,15 @@ def storage_folder(home: Path, request: Request) -> Path:
         "studies/train.py may go to a bucket (--checkpoints)",
     )
     storage = resolved(home / request.storage, "--storage", makes=MOST_NAME_BYTES)
-    database = storage / "mlflow.db"
+    database = storage / DATABASE_FILE
     if not request.tracking_uri and len(os.fsencode(database)) > MOST_DATABASE_PATH_BYTES:
         raise UserError(
             f"--storage: MLflow's database {database} would have a path of more than {MOST_DATABASE_PATH_BYTES} bytes, "
             "which SQLite cannot open; name a shorter folder, or another place with --tracking-uri"
         )
-    if not request.plan:
+    if request.plan:
+        nearest_folder(storage, "--storage")
+    else:
         check_can_write(storage / (request.begun or request.name or ""), "--storage")
     return storage
 

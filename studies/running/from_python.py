@@ -136,7 +136,7 @@ def run(
     request = StudyRequest(
         program=_program(study, resume, extend, own),
         own=own,
-        data=_data(study, data),
+        data=_data(study, data) if data is not None or "data.path" not in (settings or {}) else None,
         epochs=_positive("epochs", epochs),
         trials=_positive("trials", trials),
         seeds=number,

@@ -9,6 +9,8 @@ import time
 from nfnet_ray.cluster.connection.job import submission_id
 from nfnet_ray.command_line.arguments import positive, shortened
 from nfnet_ray.errors import UserError
+from nfnet_ray.tracking.destination.database import ARTIFACTS_FOLDER
+from nfnet_ray.tracking.destination.uri import DATABASE_FILE
 
 
 def study_name(text: str) -> str:
@@ -17,6 +19,8 @@ def study_name(text: str) -> str:
         raise UserError(
             f"{shortened(text)!r} is not a name: use up to 100 letters, digits, dots, dashes and underscores"
         )
+    if text == ARTIFACTS_FOLDER or text.startswith(DATABASE_FILE):
+        raise UserError(f"{text!r} is not a name: MLflow's files are called so; take another")
     return text
 
 

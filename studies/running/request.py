@@ -65,6 +65,18 @@ class Request(ABC):
         given = {name: getattr(self, name) for name in CAPS}
         return {name: value for name, value in given.items() if value is not None}
 
+    def check_flags(self) -> None:
+        """Raises UserError if a flag and ``--set`` give the same field of the Recipe two values."""
+        for flag, (name, value) in self.same_as().items():
+            if value is not None and name in self.settings and str(value) != str(self.settings[name]):
+                raise UserError(
+                    f"{flag} {value} and --set {name}={self.settings[name]} contradict each other: leave one out"
+                )
+
+    def same_as(self) -> dict[str, tuple[str, Any]]:
+        """{flag: (the Recipe's field that it sets, its value)} of the flags that do what ``--set`` does."""
+        return {"--epochs": ("schedule.epochs", self.epochs), "--data": ("data.path", self.data)}
+
     @property
     def digits(self) -> DigitsPart:
         """The digits that are used without ``data``."""

@@ -47,14 +47,30 @@ EXTENDS = (
 def refuse_with_begun(request: Request) -> None:
     """Raises UserError if something was given that a study which has begun has in its journal, or another name."""
     flag = "--resume" if request.resume else "--extend"
-    asked = request.fixed() | {"--name": request.name, "--continue": request.may_continue or None}
+    if request.resume and request.extend:
+        raise UserError(
+            "--resume and --extend exclude each other: --extend resumes what it extends, so give it alone"
+        )
+    if request.may_continue:
+        raise UserError(
+            f"--continue is for a study that may not have begun, and {flag} {request.begun} needs one that has: leave "
+            "one of them out"
+        )
+    asked = request.fixed() | {"--name": request.name}
     if request.extend:
         asked = {name: value for name, value in asked.items() if name not in EXTENDS}
-        asked |= {"--resume": request.resume}
     given = [name for name, value in asked.items() if value is not None]
     if given:
         raise UserError(
             f"{given[0]} cannot be changed with {flag} {request.begun}: leave it out, or start a new one without {flag}"
+        )
+
+
+def check_can_continue(request: Request) -> None:
+    """Raises UserError if ``--continue`` could not find the study again, as it would have another name each time."""
+    if request.may_continue and not (request.begun or request.name or submission_id()):
+        raise UserError(
+            "--continue needs --name NAME: without it each run is a new study, called by the time"
         )
 
 

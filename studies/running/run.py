@@ -13,7 +13,7 @@ from rich.console import Console
 from nfnet_ray.analysis.earlier_noise import earlier_noise
 from nfnet_ray.analysis.verdict import ASSUMED_SPREAD
 from nfnet_ray.cluster.connection.address import find_head, where_to_run
-from nfnet_ray.cluster.connection.job import home_folder
+from nfnet_ray.cluster.connection.job import home_folder, submission_id
 from nfnet_ray.cluster.connection.resources import check_gpu_share
 from nfnet_ray.command_line.terminal import say
 from nfnet_ray.data.files.dataset import DatasetSummary
@@ -29,7 +29,9 @@ from nfnet_ray.study.study import Study
 from nfnet_ray.study.webhook import check_webhook
 from nfnet_ray.tracking.destination.choice import tracking_uri_for
 from nfnet_ray.tracking.destination.experiment import experiment_name, experiment_of_journal
+from nfnet_ray.tracking.destination.uri_check import check_scheme
 from nfnet_ray.tracking.events import StudyStarted
+from nfnet_ray.tracking.running_lock import check_not_running
 from nfnet_ray.tracking.state import StudyState
 from studies.running.checks import (
     check_study_folder,
@@ -44,6 +46,7 @@ from studies.running.planning.plan_text import print_plan
 from studies.running.request import CAPS, Request
 from studies.running.resuming import (
     check_can_be_extended,
+    check_can_continue,
     check_same_data,
     continued,
     extension_of,
@@ -97,9 +100,12 @@ def run(request: Request, resume_command: Callable[[Request, str], str], console
     home = home_folder()
     storage = storage_folder(home, request)
     tracking_uri = tracking_uri_for(request.tracking_uri, storage, home, request.begun or request.name)
+    check_scheme(tracking_uri)
     Recipe().with_values(request.values())
     if request.notify is not None:
         check_webhook(request.notify)
+    request.check_flags()
+    check_can_continue(request)
     request = replace(request, address=where_to_run(request.address))
     if request.address is not None:
         find_head(request.address)
@@ -119,6 +125,8 @@ def run(request: Request, resume_command: Callable[[Request, str], str], console
     if request.begun:
         refuse_with_begun(request)
         directory = storage / request.begun
+        if not request.plan and request.resume:
+            check_not_running(directory)
         progress, started = StudyState.read(directory)
         if request.extend:
             check_can_be_extended(directory, started)
@@ -137,6 +145,8 @@ def run(request: Request, resume_command: Callable[[Request, str], str], console
         data = data_at(home, path, request.plan, request.digits)
         study = request.new_study(data, values, is_built_in=not path)
         directory = storage / study.name
+        if not request.plan and not request.may_continue and submission_id() is None:  # they wait for it
+            check_not_running(directory)
         demand = request.demand(None)
     if study.more_seeds and study.seed_spread is None and not request.resume:
         study = replace(study, seed_spread=_seed_spread(storage, data, study))

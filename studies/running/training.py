@@ -60,6 +60,9 @@ class TrainingRequest(Request):
         unless_forced = {"--set": self.settings or None, "--epochs": self.epochs}
         return always if self.force else always | unless_forced
 
+    def same_as(self) -> dict[str, tuple[str, Any]]:
+        return super().same_as() | {"--model": ("model.name", self.model)}
+
     def values(self) -> dict[str, Any]:
         return dict(self.settings) | ({"schedule.epochs": self.epochs} if self.epochs else {})
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from nfnet_ray.tracking.running_lock import alone_with
 from tests.e2e.workplace import Workplace
 from tests.ports import unused_port
 
@@ -76,7 +77,7 @@ def test_no_such_data(workplace: Workplace) -> None:
         ("model.name=nfnet_f9", "nfnet_f9"),
         ("model.overrides.width=[64]", "width"),
         ("batch_size=100000", "larger than the 240 training images"),
-        ("data.path=elsewhere", "no such data set"),
+        ("data.path=elsewhere", "--set data.path=elsewhere contradict each other"),
         ("schedule.epochs=0", "schedule.epochs = 0 is not allowed"),
         ("optimizer.agc.clip_factor=0.1,0.2", "give a study --sweep optimizer.agc.clip_factor=0.1,0.2"),
     ],
@@ -95,6 +96,31 @@ def test_a_sweep_that_no_trial_could_run_with(workplace: Workplace, few_digits: 
 )
 def test_a_wrong_flag(workplace: Workplace, flags: list[str]) -> None:
     assert flags[0] in refused(workplace, *flags, in_new_process=flags == ["--nonsense"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (
+            ["--epochs", "3", "--set", "schedule.epochs=5"],
+            "--epochs 3 and --set schedule.epochs=5 contradict",
+        ),
+        (["--continue"], "--continue needs --name NAME"),
+        (["--name", "mlartifacts"], "MLflow's files are called so"),
+        (["--gpus-per-worker", "1.5"], "give 1 or a part of one"),
+        (["--early-stopping", "none:eta=3"], "it has no options; leave out 'eta=3'"),
+        (["--trials", 20 * "9"], "99999999999999999999 is too large a number"),
+        (["--resume", "a", "--extend", "b", "--seeds", "2"], "--resume and --extend exclude each other"),
+        (["--resume", "a", "--continue"], "leave one of them out"),
+        (["--plan", "--tracking-uri", "foo://bar"], "foo: is not supported"),
+        (["--plan", "--storage", __file__], "is not a folder"),
+        (["--set", "model.name=NFNET_F0"], "did you mean nfnet_f0"),
+    ],
+)
+def test_flags_that_mean_nothing_here(
+    workplace: Workplace, few_digits: Path, flags: list[str], complaint: str
+) -> None:
+    assert complaint in refused(workplace, "--data", few_digits, *flags)
 
 
 def test_no_ray_at_the_address(workplace: Workplace, few_digits: Path) -> None:
@@ -132,3 +158,9 @@ def test_resuming_what_is_not_there_or_is_fixed(workplace: Workplace) -> None:
     assert "no study is here" in refused(workplace, "--resume", "nothing")
     assert "--epochs cannot be changed" in refused(workplace, "--resume", "nothing", "--epochs", "3")
     assert "--trials cannot be changed" in refused(workplace, "--resume", "nothing", "--trials", "1")
+
+
+def test_a_study_that_another_process_runs(workplace: Workplace, few_digits: Path) -> None:
+    """Before Ray is started for it."""
+    with alone_with(workplace.folder / "runs" / "busy"):
+        assert "another process is running busy" in refused(workplace, "--data", few_digits, "--name", "busy")

@@ -141,6 +141,17 @@ def test_more_seeds_for_all_settings_keep_those_that_contenders_had() -> None:
     assert not state.dropped
 
 
+def test_fewer_seeds_leave_further_trials_out_and_say_so() -> None:
+    study = Journaled(REPEATED, **CURVES)
+    study.run()
+    extended = study.extend(more_seeds=(1,))
+    assert extended is not None
+    assert extended.sentences() == [
+        "Extended: 0 new trials, 4 that it has already, 2 earlier trials stay as evidence, outside the study."
+    ]
+    assert {name for name in FURTHER if name.endswith("seed=2")} <= study.state().outside
+
+
 def test_the_number_of_seeds_says_for_whom_they_are() -> None:
     assert [seeds_text(text) for text in ("1", "3", "3,all")] == [(1, False), (3, False), (3, True)]
     for text in ("0", "-1", "x", "3,", "3,some", "²"):

@@ -20,6 +20,9 @@ URI_VARIABLE = "MLFLOW_TRACKING_URI"
 USERNAME_VARIABLE = "MLFLOW_TRACKING_USERNAME"
 PASSWORD_VARIABLE = "MLFLOW_TRACKING_PASSWORD"
 
+DATABASE_FILE = "mlflow.db"
+"""The default database, in the storage folder; SQLite's and our own files beside it begin with this name."""
+
 _SQLITE = "sqlite:///"
 
 
@@ -30,7 +33,7 @@ def sqlite_uri(path: Path) -> str:
 
 def default_tracking_uri(folder: Path) -> str:
     """The SQLite database ``mlflow.db`` in ``folder``, as an absolute URI."""
-    return sqlite_uri(folder.resolve() / "mlflow.db")
+    return sqlite_uri(folder.resolve() / DATABASE_FILE)
 
 
 def sqlite_path(tracking_uri: str) -> Path | None:

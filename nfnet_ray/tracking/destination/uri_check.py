@@ -31,18 +31,23 @@ def check_tracking_uri(uri: str, experiment: str | None = None) -> None:
             MLflow or refuses us; the database cannot be written; or the experiment has been deleted.
     """
     uri = with_credentials_aside(uri)
-    scheme = urlsplit(uri).scheme
-    if scheme in ("http", "https"):
+    check_scheme(uri)
+    if urlsplit(uri).scheme in ("http", "https"):
         if "#" in uri or "?" in uri:
             raise UserError(
                 f"{named(uri)}: leave out the ? or # and what follows, which are pages of a browser"
             )
         check_server(uri, experiment)
-    elif scheme == "sqlite":
-        _check_sqlite(uri, experiment or experiment_name())
-    elif scheme in ("", "file"):
-        raise UserError(f"{named(uri)}: MLflow no longer keeps runs in folders; {_WHAT_TO_USE}")
     else:
+        _check_sqlite(uri, experiment or experiment_name())
+
+
+def check_scheme(uri: str) -> None:
+    """Raises UserError if ``uri`` is neither an address nor a database. Looks nowhere and asks nobody."""
+    scheme = urlsplit(uri).scheme
+    if scheme in ("", "file"):
+        raise UserError(f"{named(uri)}: MLflow no longer keeps runs in folders; {_WHAT_TO_USE}")
+    if scheme not in ("http", "https", "sqlite"):
         raise UserError(f"{named(uri)}: {scheme}: is not supported; {_WHAT_TO_USE}")
 
 
