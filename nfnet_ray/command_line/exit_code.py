@@ -39,16 +39,18 @@ def exit_code_of(
     """
     try:
         with interruptible(sigterm=terminate if sigterm_has_its_own_code else None):
-            return body() or 0
+            code = body() or 0
+            if sys.stdout is not None:
+                sys.stdout.flush()  # here, where an output that cannot be written is still an error of its own
+            return code
     except UserError as error:
         _say(program, str(error), *_notes(error))
         return EXIT_USER_ERROR
     except OSError as error:
         if error.filename is None and lost_place(error) is None:
             raise
-        _say(
-            program, f"{error.filename}: {in_words(error)}" if error.filename else str(error), *_notes(error)
-        )
+        where = f"{error.filename}: " if error.filename else ""
+        _say(program, f"{where}{in_words(error)}", *_notes(error))
         return EXIT_USER_ERROR
     except KeyboardInterrupt as interrupt:
         _say_stopped(program, interrupt, when_stopped)

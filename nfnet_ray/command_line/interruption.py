@@ -116,10 +116,14 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
 
 def _end_at_once(_number: int, _frame: FrameType | None) -> None:
     """Exits without Python's shutdown, which waits for threads and runs what half-imported libraries registered."""
-    folder, name = os.path.split(sys.argv[0])
-    program = os.path.basename(folder) if name == "__main__.py" else name
-    if program == "-m":  # while Python looks for the module
-        program = sys.orig_argv[sys.orig_argv.index("-m") + 1]
     with suppress(OSError):  # the terminal that was closed
-        os.write(2, f"{program}: stopped\n".encode())
+        os.write(2, f"{_program()}: stopped\n".encode())
     os._exit(EXIT_INTERRUPTED)
+
+
+def _program() -> str:
+    """How messages name this program: ``agc_sweep.py`` or ``python -m studies``, also while Python looks for it."""
+    up_to_it = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv) + 1]
+    if up_to_it[-2:-1] == ["-m"]:
+        return f"python -m {up_to_it[-1]}"
+    return os.path.basename(sys.argv[0])

@@ -1,7 +1,8 @@
 """The first lines of every program, before the imports that take seconds.
 
 From then on Ctrl-C takes one line instead of the stack trace of an import, and an output that nobody reads any more
-(``| head``, a terminal that is gone) is written into the void: what was begun is finished. Imports nothing that takes
+(``| head``, a terminal that is gone) is written into the void: what was begun is finished. So it is where an output
+cannot show every character, as with a locale of Latin-1: others are written as escapes. Imports nothing that takes
 time.
 """
 
@@ -25,6 +26,7 @@ _warning: str | None = None
 def begin() -> None:
     """For ``if __name__ == "__main__":`` and nowhere else: it changes the process's signals and output."""
     end_quietly()
+    _open_what_is_closed()
     sys.stdout, sys.stderr = _forgiving(sys.stdout), _forgiving(sys.stderr)
 
 
@@ -42,8 +44,22 @@ def goes_on_without_output(warning: str) -> Iterator[None]:
         _warning = None
 
 
+def _open_what_is_closed() -> None:
+    """Opens the void in place of standard streams that are closed (``>&-``), here and for every process started.
+
+    Else there is no ``sys.stdout``, and the next file that is opened, such as a journal, gets what others print.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            number = os.open(os.devnull, os.O_RDWR)  # the lowest one that is free, which is the stream's own
+            os.set_inheritable(number, True)
+            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))
+
+
 class _Forgiving(io.FileIO):
-    """A file whose writes never fail."""
+    """A file whose writes never fail, or but once."""
+
+    _has_failed = False
 
     def write(self, data: object, /) -> int:
         try:
@@ -51,8 +67,11 @@ class _Forgiving(io.FileIO):
         except BlockingIOError:
             raise
         except OSError as error:
-            if _warning is None and error.errno not in _NOBODY_READS:
-                raise
+            if _warning is None and error.errno not in _NOBODY_READS and not self._has_failed:
+                self._has_failed = (
+                    True  # what is still in a buffer is not worth another error, at the very end
+                )
+                raise OSError(error.errno, error.strerror, "the output") from error
             self._warn()
             return memoryview(data).nbytes  # type: ignore[arg-type]
 
@@ -77,7 +96,7 @@ def _forgiving(stream: TextIO) -> TextIO:
     return io.TextIOWrapper(
         io.BufferedWriter(raw),
         encoding=stream.encoding,
-        errors=stream.errors,
+        errors=stream.errors if stream.encoding.lower().startswith("utf") else "backslashreplace",
         line_buffering=stream.line_buffering,
         write_through=stream.write_through,
     )

@@ -63,7 +63,8 @@ def say_whole(console: Console, text: str) -> None:
 def waiting(console: Console, text: str) -> Iterator[None]:
     """Shows that something is in progress: a spinner until the block ends, or a line where nothing can be redrawn."""
     if can_redraw(console):
-        with console.status(Text(printable(text))):
+        shape = "dots" if console.encoding.startswith("utf") else "line"
+        with console.status(Text(printable(text)), spinner=shape):
             yield
     else:
         say(console, text)

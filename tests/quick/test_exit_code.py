@@ -33,7 +33,7 @@ def test_the_exit_code_is_that_of_the_body() -> None:
             PermissionError(errno.EACCES, "Permission denied", "/out/page.html"),
             "/out/page.html: Permission denied",
         ),
-        (OSError(errno.ENOSPC, "No space left on device"), "[Errno 28] No space left on device"),
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
     ],
     ids=["user", "file", "full disk"],
 )

@@ -57,8 +57,8 @@ def test_an_import_that_is_interrupted_takes_one_line(program: list[str], tmp_pa
     (tmp_path / "argparse.py").write_text(INTERRUPTING.format(number=int(signal.SIGINT)))
     ended = run(*program, before=str(tmp_path))
     assert ended.returncode == 130, ended.stderr
-    assert ended.stderr.endswith(": stopped\n")
-    assert ended.stderr.count("\n") == 1
+    name = f"python -m {program[-1]}" if "-m" in program else Path(program[-1]).name
+    assert ended.stderr == f"{name}: stopped\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
@@ -135,3 +135,33 @@ def test_a_run_that_loses_its_output_says_so_once_and_goes_on(place: str) -> Non
     ended = run("-c", RUN, stdout=writing)
     os.close(writing)
     assert (ended.returncode, ended.stderr) == (0, "nobody reads it\ndone\n")
+
+
+CLOSED = """\
+import os, subprocess, sys
+from nfnet_ray.command_line.program import begin
+begin()
+print("nobody hears it")
+journal = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT)
+subprocess.run([sys.executable, "-c", "print('nor this')"], check=True)
+sys.exit(journal)
+"""
+
+
+def test_closed_streams_are_the_void_and_no_file_takes_their_place(tmp_path: Path) -> None:
+    """As a service starts a program, or a shell with ``<&- >&- 2>&-``."""
+    program = 'exec "$0" "$@" <&- >&- 2>&-'
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    command = ["sh", "-c", program, sys.executable, "-c", CLOSED, str(tmp_path / "journal")]
+    ended = subprocess.run(command, env=environment, timeout=HANG_SECONDS, check=False)
+    assert ended.returncode > 2  # the number of the journal's descriptor
+    assert (tmp_path / "journal").read_bytes() == b""
+
+
+def test_output_that_cannot_be_written_is_one_line() -> None:
+    with open("/dev/full", "w") as full:
+        ended = run("-m", "nfnet_ray.models", stdout=full.fileno())
+    assert (ended.returncode, ended.stderr) == (
+        2,
+        "python -m nfnet_ray.models: the output: No space left on device\n",
+    )
