@@ -17,6 +17,7 @@ from nfnet_ray.command_line.arguments import given_path, positive
 from nfnet_ray.command_line.exit_code import exit_code_of
 from nfnet_ray.command_line.one_line_parser import OneLineParser
 from nfnet_ray.errors import UserError
+from nfnet_ray.places import in_words
 
 PROGRAM = "python -m data_prep"
 
@@ -41,7 +42,7 @@ def _run(options: argparse.Namespace) -> None:
     try:
         options.run(options)
     except OSError as error:  # such as Parquet's, which name no file: a damaged source is no bug
-        said = UserError(str(error))
+        said = UserError(f"{error.filename}: {in_words(error)}" if error.filename else in_words(error))
         said.__notes__ = list(getattr(error, "__notes__", ()))
         raise said from error
 
@@ -116,7 +117,9 @@ def _add_fetch(commands: argparse._SubParsersAction[OneLineParser]) -> None:
         description="Download a data set from its publisher, check it against the known checksum, and unpack it if"
         " needed. The same command resumes a download that was interrupted.",
     )
-    fetch.add_argument("name", choices=("cifar10", "imagenette"), help="the data set")
+    fetch.add_argument(
+        "name", choices=("cifar10", "imagenette"), metavar="NAME", help="the data set: cifar10 or imagenette"
+    )
     fetch.add_argument("out", type=given_path, metavar="OUT_DIR", help="folder to put it in")
     fetch.add_argument(
         "--size", choices=("160", "320", "full"), default="320",

@@ -30,6 +30,7 @@ from filelock import FileLock, Timeout
 from data_prep.lines import say
 from nfnet_ray.command_line.progress import Progress, bytes_on_stderr
 from nfnet_ray.errors import UserError
+from nfnet_ray.places import in_words
 from nfnet_ray.printable import interpreter, shell_command
 from nfnet_ray.whole_file import partial_path
 
@@ -229,15 +230,17 @@ def _download(
                 TimeoutError,
                 ssl.SSLError,
             ) as error:
-                reason = str(getattr(error, "reason", error)) or type(error).__name__
+                cause = getattr(error, "reason", error)
+                said = in_words(cause) if isinstance(cause, OSError) else str(cause)
+                reason = said or type(error).__name__
             if _size(partial) >= archive.size:
                 return
             fruitless = 0 if _size(partial) > before else fruitless + 1
             if fruitless >= FRUITLESS_ATTEMPTS:
-                raise UserError(
-                    f"{url}: {fruitless} attempts brought nothing ({reason}); what was fetched stays in {partial},"
-                    " run the same command later to resume"
-                )
+                advice = "check the network, or run the same command later"
+                if _size(partial):
+                    advice = f"what was fetched stays in {partial}, run the same command later to resume"
+                raise UserError(f"{url}: {fruitless} attempts brought nothing ({reason}); {advice}")
             sleep(min(_LONGEST_PAUSE_SECONDS, 2.0**fruitless))
 
 

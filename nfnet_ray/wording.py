@@ -98,11 +98,13 @@ def percent(fraction: float) -> str:
 
 
 def storage_size(size_bytes: int) -> str:
-    """A number of bytes, in MB or GB of powers of ten, as disks are sold.
+    """A number of bytes, in kB, MB or GB of powers of ten, as disks are sold.
 
-    >>> storage_size(1_234_567), storage_size(1_557_161_267)
-    ('1.2 MB', '1.56 GB')
+    >>> storage_size(0), storage_size(12_345), storage_size(1_234_567), storage_size(1_557_161_267)
+    ('0 kB', '12 kB', '1.2 MB', '1.56 GB')
     """
+    if size_bytes < 999_500:
+        return f"{size_bytes / 1e3:,.0f} kB"
     return f"{size_bytes / 1e9:,.2f} GB" if size_bytes >= 1e9 else f"{size_bytes / 1e6:,.1f} MB"
 
 

@@ -23,6 +23,7 @@ from nfnet_ray.data.files.beton import JPEG, Beton, BetonWriter
 from nfnet_ray.data.files.dataset import DatasetSummary, check_dataset, split_paths
 from nfnet_ray.data.files.manifest import hash_stored, write_manifest
 from nfnet_ray.errors import UserError
+from nfnet_ray.places import in_words
 from nfnet_ray.whole_file import partial_path
 
 
@@ -216,7 +217,7 @@ class _SplitWriter:
             advice = "check the disk"
             if self.settings.address is not None:
                 advice += ", and that every node sees the source under the same path"
-            raise UserError(f"{image.name}: cannot be read ({error}); {advice}") from error
+            raise UserError(f"{image.name}: cannot be read ({in_words(error)}); {advice}") from error
         except MemoryError as error:  # of this machine, where another one may have enough
             raise UserError(
                 f"{image.name}: {str(error) or 'there is not enough memory to decode it'}; shrink or remove it, or"

@@ -17,6 +17,7 @@ from nfnet_ray.analysis.record import StudyRecord, study_record
 from nfnet_ray.command_line.terminal import say
 from nfnet_ray.correct_images import CorrectImages
 from nfnet_ray.errors import UserError
+from nfnet_ray.places import in_words
 from nfnet_ray.printable import display_path
 from nfnet_ray.tracking.events import JOURNAL_FILE, StudyStarted
 from nfnet_ray.tracking.state import StudyState, TrialProgress
@@ -35,7 +36,7 @@ def export(directory: Path, folder: Path, console: Console) -> None:
         export_study(study_record(state, started), state, started, folder)
     except OSError as error:
         raise UserError(
-            f"{display_path(folder)} cannot be written ({error}); choose another folder"
+            f"{display_path(folder)} cannot be written ({in_words(error)}); choose another folder"
         ) from error
     size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
     say(
