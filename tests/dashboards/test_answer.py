@@ -339,7 +339,7 @@ def test_a_study_is_found_by_its_directory_and_by_its_name(
     write_journal(tmp_path / "runs" / "agc_sweep", agc_sweep((0.01,), (64,)))
     for study in ("agc_sweep", "runs/agc_sweep", tmp_path / "runs" / "agc_sweep"):
         assert load_study(study).study["name"] == "agc_sweep"
-    with pytest.raises(UserError, match=r"the studies in \./runs are: agc_sweep"):
+    with pytest.raises(UserError, match=r"did you mean agc_sweep\?"):
         load_study("agc_swep")
 
 
