@@ -29,6 +29,7 @@ from ray.core.generated import gcs_pb2, gcs_service_pb2
 
 from nfnet_ray.cluster.connection import ray_internals
 from nfnet_ray.cluster.connection.address import temporary_folder
+from nfnet_ray.cluster.connection.local_ray import LocalRay
 from nfnet_ray.cluster.driver import _JournalCallback
 from nfnet_ray.cluster.forms import FormBook
 from nfnet_ray.cluster.messages import epoch_result
@@ -545,3 +546,16 @@ def test_what_a_submitted_job_is_told() -> None:
 
     assert RAY_JOB_CONFIG_JSON_ENV_VAR == ray_internals.JOB_CONFIG_VARIABLE
     assert JOB_ID_METADATA_KEY == ray_internals.JOB_SUBMISSION_ID
+
+
+def test_a_local_ray_is_started_without_strict_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With ``PYTHONWARNINGS=error`` its own processes end at their first warning, and Ray after a minute."""
+    monkeypatch.setenv("PYTHONWARNINGS", "error")
+    seen: list[str | None] = []
+    monkeypatch.setattr(ray, "init", lambda **_: seen.append(os.environ.get("PYTHONWARNINGS")))
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(ray_internals, "started_processes", list)
+    local = LocalRay()
+    local.start()
+    assert (seen, os.environ["PYTHONWARNINGS"]) == ([None], "error")
+    local.end()

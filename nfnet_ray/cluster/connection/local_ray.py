@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ class LocalRay:
             if Path("/proc/self/stat").exists():
                 command = [sys.executable, "-I", "-S", warden.__file__]
                 self._warden = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
-            with handlers_kept(), ray_internals.without_attendants():
+            with handlers_kept(), ray_internals.without_attendants(), _without_strict_warnings():
                 # "local", or else Ray would join a cluster that happens to be up on this machine.
                 context = ray.init(address="local", **options)
             self._tell_warden()
@@ -73,6 +74,17 @@ class LocalRay:
             if began is not None:
                 self._warden.stdin.write(f"{process} {began}\n".encode())
         self._warden.stdin.flush()
+
+
+@contextlib.contextmanager
+def _without_strict_warnings() -> Iterator[None]:
+    """What is started inside the block has no PYTHONWARNINGS: with ``error`` Ray's own processes do not start."""
+    before = os.environ.pop("PYTHONWARNINGS", None)
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ["PYTHONWARNINGS"] = before
 
 
 def _with_descendants(processes: set[int]) -> set[int]:
