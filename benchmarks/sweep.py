@@ -100,7 +100,7 @@ def searches(record: StudyRecord, pool: Pool) -> dict[str, Search]:
     for name in ("tpe", "gp"):
         try:
             found[name] = _Model(record, pool, name).run
-        except UserError:  # a Gaussian process takes numbers alone
+        except UserError:  # a Gaussian process takes only numbers
             continue
     found[f"tpe, synchronous in groups of {GROUP}"] = _Model(record, pool, "tpe", Halving()).run
     for eta in (2.0, 3.0, 4.0):

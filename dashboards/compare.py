@@ -112,7 +112,7 @@ PROGRAM = "python -m dashboards.compare"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = OneLineParser(prog=PROGRAM, description="Open the MLflow UI on a study's comparison.")
-    parser.add_argument("study", metavar="STUDY", help="a study's directory, or its name under ./runs")
+    parser.add_argument("study", metavar="STUDY", help="a study's folder, or its name under ./runs")
     parser.add_argument(
         "--port",
         type=whole_number(1, 65535),

@@ -3,7 +3,7 @@
     python -m dashboards.report STUDY [STUDY …] [--output FILE] [--figures DIR] [--data DIR]
     python -m dashboards.report STUDY --watch [--port 5050]
 
-STUDY is a study's directory, its name under ./runs, or a folder that ``python -m studies export`` wrote; the report is
+STUDY is a study's folder, its name under ./runs, or a folder that ``python -m studies export`` wrote; the report is
 put there as ``report.html``. The file needs nothing but itself: it can be mailed, archived, and read without a network.
 Studies that are still running, were interrupted, or in which no trial finished have a report, too.
 
@@ -58,10 +58,10 @@ def write_report(study_directory: Path, destination: Path | None = None) -> Path
     replaced in one step, so a reader never finds half a page. The page of a study that has not ended reloads itself.
 
     Args:
-        destination: by default ``report.html`` in the study's directory.
+        destination: by default ``report.html`` in the study's folder.
 
     Raises:
-        UserError: the directory holds no study that can be read, or ``destination`` cannot be written.
+        UserError: the folder has no study that can be read, or ``destination`` cannot be written.
     """
     study_directory = study_folder(study_directory)
     with _one_thread():
@@ -115,13 +115,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "study",
         nargs="+",
         metavar="STUDY",
-        help="a study's directory, its name under ./runs, or an exported study; several are compared on one page",
+        help="a study's folder, its name under ./runs, or an exported study; several are compared on one page",
     )
     parser.add_argument(
         "--output",
         type=given_path,
         metavar="FILE",
-        help=f"the file to write (default: {REPORT_FILE} in the study's directory; of several studies "
+        help=f"the file to write (default: {REPORT_FILE} in the study's folder; of several studies "
         f"{COMPARISON_FILE} in the current folder)",
     )
     parser.add_argument(

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StudyResults(StudyRecord):
-    """What ``nfnet_ray.load_study`` gives: a :class:`~nfnet_ray.analysis.StudyRecord` with its answer and figures."""
+    """What ``nfnet_ray.load_study`` returns: a :class:`~nfnet_ray.analysis.StudyRecord` with its answer and figures."""
 
     @classmethod
     def of(cls, record: StudyRecord) -> StudyResults:
@@ -42,8 +42,8 @@ class StudyResults(StudyRecord):
     def answer(self) -> str:
         """What the study found, as its command line says it at the end: a sentence on each line.
 
-        Times at equal accuracy, the best setting under each condition with its interval, and what the fields do. If no
-        trial has finished with an accuracy, it says so.
+        It has times at equal accuracy, the best setting under each condition with its interval, and what the fields do.
+        If no trial has finished with an accuracy, it says so.
         """
         said = comparability(self).sentences() if self.parts else []
         return "\n".join([*said, *answer_sentences(self)])
@@ -67,11 +67,11 @@ class StudyResults(StudyRecord):
 
         Args:
             name: one of :attr:`figures`.
-            x: of ``accuracy_against_time``, what the curves are drawn against: ``time``, ``epochs``, ``images``,
-                ``accelerator_hours``; where they are known also ``cost`` and ``energy`` (kWh).
-            y: of ``accuracy_against_time``, the metric: a column of ``epochs``.
-            log_x, log_y: of ``accuracy_against_time``, whether an axis is logarithmic.
-            dark: for a dark notebook.
+            x: for ``accuracy_against_time``, what the curves are drawn against: ``time``, ``epochs``, ``images``,
+                ``accelerator_hours``, and if they are known ``cost`` and ``energy`` (kWh).
+            y: for ``accuracy_against_time``, the metric: a column of ``epochs``.
+            log_x, log_y: for ``accuracy_against_time``, whether an axis is logarithmic.
+            dark: whether to use the colours for a dark notebook.
 
         Raises:
             UserError: the study has no such figure, axis or metric.
@@ -90,11 +90,11 @@ class StudyResults(StudyRecord):
     def save_figures(self, folder: str | Path, names: Sequence[str] | None = None) -> list[Path]:
         """Writes figures as SVG and PDF, as wide as the column of a paper, and returns the paths.
 
-        A figure of several panels is as many files, ``accuracy_against_time-batch_size_64.svg``. Matplotlib draws them,
-        with text that stays text.
+        A figure with several panels becomes a file for each, such as ``accuracy_against_time-batch_size_64.svg``.
+        Matplotlib draws them, with text that stays text.
 
         Args:
-            names: of :attr:`figures`; by default all.
+            names: some of :attr:`figures`; by default all.
 
         Raises:
             UserError: the study has no such figure.
@@ -119,10 +119,10 @@ def load_study(study: str | Path | Sequence[str | Path], *more: str | Path) -> S
     """Read the journal of a study, which may still be running; or those of several studies, as one record.
 
     Args:
-        study: a study's directory, or its name under ``./runs``; or a folder that ``python -m studies export`` wrote.
-            Or a list of them.
-        more: further studies. The tables of several have a column ``study``; their answer says first what keeps them
-            from being compared.
+        study: a study's folder, its name under ``./runs``, or a folder that ``python -m studies export`` wrote; or a
+            list of them.
+        more: further studies. The tables of several studies have a column ``study``, and their answer says first what
+            keeps them from being compared.
 
     Raises:
         UserError: there is no such study, one is named twice, or a journal is damaged or does not begin with

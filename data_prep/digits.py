@@ -92,7 +92,7 @@ def open_digits(part: DigitsPart = ALL_DIGITS) -> Source:
     tables = [Path(folder) / "datasets" / "data" / "digits.csv.gz" for folder in folders or ()]
     table = next((table for table in tables if table.exists()), None)
     if table is None:
-        raise UserError("scikit-learn, whose digits are wanted, is not installed: pip install scikit-learn")
+        raise UserError("scikit-learn, which has the digits, is not installed: pip install scikit-learn")
     # A row is 64 pixels, row by row, and the digit.
     values = np.loadtxt(table, delimiter=",", dtype=np.int64)
     pixels = np.rint(values[:, :-1] * (255 / _BRIGHTEST)).astype(np.uint8).reshape(-1, 8, 8)

@@ -131,7 +131,7 @@ def needed(
     if model not in V100_STEP_MILLISECONDS:
         known = ", ".join(V100_STEP_MILLISECONDS)
         raise UserError(
-            f"{model}: nobody has published how fast a GPU trains it, and this machine has none; give"
+            f"{model}: no training speed is published for it, and this machine has no GPU; give"
             f" --gpu-images-per-second, or one of {known}"
         )
     rate = _V100_BATCH / V100_STEP_MILLISECONDS[model] * 1000

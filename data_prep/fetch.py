@@ -196,7 +196,7 @@ def _download_checked(
         partial.unlink()
         if not began_before:
             raise UserError(
-                f"{url}: {archive.algorithm} is {found}, known is {archive.checksum}: not the file that was"
+                f"{url}: {archive.algorithm} is {found}, not {archive.checksum}: this is not the file that was"
                 " published; nothing was kept, try another mirror with --url"
             )
         began_before = False
@@ -240,7 +240,7 @@ def _download(
                 advice = "check the network, or run the same command later"
                 if _size(partial):
                     advice = f"what was fetched stays in {partial}, run the same command later to resume"
-                raise UserError(f"{url}: {fruitless} attempts brought nothing ({reason}); {advice}")
+                raise UserError(f"{url}: {fruitless} attempts made no progress ({reason}); {advice}")
             sleep(min(_LONGEST_PAUSE_SECONDS, 2.0**fruitless))
 
 

@@ -69,7 +69,7 @@ class ModelRecipe(Section):
         "new", "a new classifier, or the one loaded from `weights`, which needs the same classes"
     )
     trained: Literal["all", "classifier"] = setting(
-        "all", "what is trained; classifier: everything else is frozen, in evaluation mode"
+        "all", "all: train the whole network; classifier: everything else is frozen, in evaluation mode"
     )
     dropout: float | None = setting(None, "drop rate before the classifier", at_least=0, below=1)
     stochastic_depth: float | None = setting(
@@ -96,7 +96,7 @@ class MixingRecipe(Section):
         1.0, "CutMix's share of the area is drawn from Beta(alpha, alpha); none: no CutMix", above=0
     )
     partners: Literal["separate", "batch"] = setting(
-        "separate", "what images are mixed with: additional images (official), or others of the same batch"
+        "separate", "the images to mix with: additional ones (official), or others of the same batch"
     )
 
 
@@ -172,7 +172,7 @@ class DataRecipe(Section):
     train_share: float = setting(
         1.0,
         "share of the training images that is used: the same images in every epoch and trial, drawn by their hashes "
-        "within each class, and a part of those of any larger share",
+        "within each class; a larger share contains those of a smaller one",
         above=0,
         at_most=1,
     )
@@ -255,7 +255,7 @@ class SAMRecipe(Section):
     share_masks: bool = setting(
         True, "use the same dropout and stochastic depth in the ascent and the descent pass"
     )
-    asam_eta: float = setting(0.01, "asam: added to the weights' sizes (Kwon et al. 2021)", at_least=0)
+    asam_eta: float = setting(0.01, "asam: added to the weights' magnitudes (Kwon et al. 2021)", at_least=0)
     looksam_interval: int = setting(
         5, "looksam: steps from one ascent to the next (Liu et al. 2022)", at_least=1
     )
@@ -366,23 +366,24 @@ class Recipe(Section):
     )
     memory_format: Literal["contiguous", "channels_last", "auto"] = setting(
         "contiguous",
-        "memory layout of activations; auto: the faster one, timed over a few steps before training",
+        "memory layout of activations; auto: on a CPU channels_last, but contiguous in bfloat16; on a GPU the faster "
+        "one, timed before training",
     )
     compile: Literal["max-autotune-no-cudagraphs", "auto"] | bool = setting(
         False,
         "compile the network with torch.compile before the first step; max-autotune-no-cudagraphs: choose among more "
-        "kernels by timing them; auto: what is faster, timed before training, where the run is long enough",
+        "kernels by timing them; auto: whatever is faster, timed before training if the run is long enough",
     )
     activation_memory_budget: float = setting(
         1.0,
-        "with compile: share of the usual activations that is kept for the backward pass; it computes the others again",
+        "with compile: share of the usual activations that is kept for the backward pass; the others are recomputed",
         above=0,
         at_most=1,
     )
     capture: Literal["auto", "never"] = setting(
         "auto",
-        "on a GPU, capture the whole step as one CUDA graph, with the same bits; auto: where that is possible "
-        "(a CPU has none)",
+        "on a GPU, capture the whole step as one CUDA graph, with the same bits; auto: if possible; never: launch each "
+        "kernel",
     )
     seed: int = setting(0, "seed of weights, order, augmentation and dropout", at_least=0)
     signal_epochs: int = setting(
@@ -416,8 +417,8 @@ class Recipe(Section):
     def from_values(values: Mapping[str, Any]) -> Recipe:
         """The Recipe whose :meth:`to_values`, possibly through JSON, gave ``values``.
 
-        Raises RecipeError if a field is missing: another version wrote the values, and filling in a default would
-        make it another run.
+        Raises RecipeError if a field is missing: the values are of another version, and a default might make it a
+        different run.
         """
         missing = [name for name in Recipe().to_values() if name not in values]
         if missing:

@@ -343,7 +343,7 @@ def parse_assignment(text: str, form: str) -> tuple[str, Any]:
         raise RecipeError(f"--set {text}: write it as {form}")
     if not literal:
         raise RecipeError(
-            f"--set {text}: there is no value; is a variable of the shell not set? None is written none"
+            f"--set {text}: there is no value; is a shell variable not set? Write none for None"
         )
     return name, parse_value(literal)
 

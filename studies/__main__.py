@@ -1,4 +1,4 @@
-"""``python -m studies COMMAND``: list, show, compare, annotate, delete and clean the studies of a storage."""
+"""``python -m studies COMMAND``: list, show, compare, replay, export, annotate, delete and clean studies."""
 
 from __future__ import annotations
 

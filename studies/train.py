@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _request(options: argparse.Namespace) -> TrainingRequest:
     if options.force and not options.resume:
-        raise UserError("--force goes with --resume NAME: a new training has nothing to be forced against")
+        raise UserError("--force goes with --resume NAME: a new training has nothing to override")
     return TrainingRequest(**vars(options) | {"settings": settings_of(options.settings)})
 
 

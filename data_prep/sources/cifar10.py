@@ -109,7 +109,7 @@ def open_cifar(path: Path) -> Source:
     kind = _kind_of(names)
     if kind is None:
         raise UserError(
-            f"{path}: CIFAR's Python version, which is pickles, and reading those runs code; give the binary"
+            f"{path}: is CIFAR's Python version, whose pickles run code when they are read; give the binary"
             " version (cifar-10-binary.tar.gz)"
         )
     for file in (kind.names_file, *kind.files["train"], *kind.files["validation"]):

@@ -68,7 +68,7 @@ class BestSetting:
         seed_spread: the standard deviation between seeds by which settings were dropped, a fraction.
         seeds_measured: whether each of them has two seeds or more; else nothing is known of the noise between seeds.
         candidates: how many settings it was chosen from.
-        equal_within: settings that differ by less are equal for practice, a fraction.
+        equal_within: settings that differ by less are equal in practice, a fraction.
         question: dotted name of the first swept field; None if nothing was swept.
         conditions: dotted names of the fields that divide the settings into strata.
         names: {dotted name: short name to show}.
@@ -107,7 +107,7 @@ class BestSetting:
 
     @property
     def verdict(self) -> Kind | None:
-        """``better`` than all others, ``equal`` for practice to those that it is not better than, or ``cannot tell``.
+        """``better`` than all others, ``equal`` in practice to those that it is not better than, or ``cannot tell``.
 
         None where there is no other setting.
         """
@@ -159,7 +159,7 @@ class BestSetting:
         how = "image by image" if self.contrasts[0].is_paired else "as if each had images of its own"
         words = [
             f"Settings are compared {how}, over {covers}. A setting is better if the 95% interval of the difference "
-            f"lies above 0, and equal for practice if it lies within {100 * self.equal_within:.2g} points of 0."
+            f"lies above 0, and equal in practice if it lies within {100 * self.equal_within:.2g} points of 0."
         ]
         if self.is_held_out:
             words.append(
@@ -223,7 +223,7 @@ class BestSetting:
         more = f" and {len(told) - 1} more" if len(told) > 1 else ""
         if self.verdict == "equal":
             within = f"{100 * self.equal_within:.2g} points"
-            return f"; equal for practice (within {within}) to {self._named(told[0].other)}{more}"
+            return f"; equal in practice (within {within}) to {self._named(told[0].other)}{more}"
         needed = f"; {told[0].needed}" if told[0].needed else ""
         return f"; cannot be told from {self._named(told[0].other)}{more}{_probability(told[0])}{needed}"
 
@@ -253,7 +253,7 @@ def best_setting(record: StudyRecord) -> BestSetting | None:
     """
     if record.parts and (why := not_one_accuracy(record)):
         raise UserError(
-            f"{record.study['name']} have no best setting together, as {why}; ask each, with best_per_stratum"
+            f"{record.study['name']} have no common best setting, as {why}; use best_per_stratum for each"
         )
     return _best(record, setting_results(record))
 

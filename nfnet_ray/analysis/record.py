@@ -43,39 +43,38 @@ class StudyRecord:
     Attributes:
         study: the question, the data, the hardware and the command, as the journal has them.
         started: Unix seconds of the start.
-        state: ``finished``, ``interrupted`` or, where the driver has not said how it ended, ``unfinished``.
+        state: ``finished``, ``interrupted`` or, if the driver has not said how it ended, ``unfinished``.
         reason: why it was interrupted, if a cap was reached; else empty.
         accelerator_hours: hours for which trials held GPUs, or workers that have none, in all attempts.
-        idle: for how long accelerators were idle, and why; None where the journal does not say.
-        price_per_hour: the price of one of them; None where nobody has given it.
+        idle: for how long accelerators were idle, and why; None if the journal does not say.
+        price_per_hour: the price of one accelerator for an hour; None if it was not given.
         last_event: Unix seconds of the latest event.
-        wall_seconds: time that the driver was there; None where it has not said so.
+        wall_seconds: time for which drivers were at work; None if the journal does not say.
         fields: dotted names of the swept Recipe fields; the first is the question. Seeds are never among them: trials
-            that differ in the seed only are repetitions. In the tables a field that is not swept at a point has the
-            value :data:`nfnet_ray.tracking.labels.ABSENT` there, which is shown as a dash. The column of a field is
+            that differ only in the seed are repetitions. A field that is not swept at a point has the value
+            :data:`nfnet_ray.tracking.labels.ABSENT` in the tables, which is shown as a dash. The column of a field is
             numeric if all of its values are numbers.
         correct_images: {trial: {epoch: text}}, which :meth:`correct` reads.
         pauses: {trial: {rung: the epoch at which it paused there}}; a rung is an epoch, or seconds of training.
         measured_under: {trial: its conditions}, by which trials can be compared or not
             (:mod:`nfnet_ray.analysis.comparability`).
-        own_values: {trial: {dotted name: value}} of what its Recipe has in place of the study's.
+        own_values: {trial: {dotted name: value}}, where its Recipe differs from the study's.
         parts: {name: record} of the studies, in a record of several; empty in that of one.
         clipping: {trial: {epoch: text}}, which :func:`nfnet_ray.analysis.clipping_of` reads.
-        conditions: those of the fields whose values divide the trials into strata: all but the first that have a list
-            of values.
+        conditions: the fields whose values divide the trials into strata: all fields with a list of values except the
+            first.
         names: {dotted name: short name to show}.
         epochs: a row per trial and epoch: ``trial``, the swept fields, ``seed``, ``epoch``, and each metric.
         trials: a row per planned or proposed trial: ``trial``, the swept fields, ``seed``, ``state`` (an event's, or
             ``unfinished``, ``not started``), ``reason``, ``epochs``, ``last_top1`` and ``best_top1``
             (fractions), ``train_seconds``, ``images_per_second`` (over all epochs), ``startup_seconds``.
             What was not measured is NaN.
-        left_out: the same table as ``trials``, of those that are not in the study any more since it was extended: they
-            are evidence, and take part in no answer. Reruns of an earlier winner are among them. None if there are
-            none.
-        further: the trials that contenders were given after all settings had been trained with their first seed.
-        dropped: {trial: why}, of the first seed of the settings that are no contenders.
-        reruns: the same table, of the trials that confirm the winners; None until the winners are known.
-        extensions: the commands that have extended it.
+        left_out: the same table as ``trials``, for trials that an extension has left out: they are evidence, and do not
+            take part in answers. Reruns of an earlier winner are among them. None if there are none.
+        further: the trials of contenders after all settings had been trained with their first seed.
+        dropped: {trial: why}, for the first seed of each setting that is not a contender.
+        reruns: the same table, for the trials that confirm the winners; None until the winners are known.
+        extensions: the commands that have extended the study.
         notes: what people have said about the study.
         tags: {key: value} that people have given it.
     """
@@ -121,10 +120,10 @@ class StudyRecord:
         return halving is not None and halving.get("unit", "epochs") != "epochs"
 
     def correct(self, trial: str, epoch: int) -> CorrectImages | None:
-        """Which validation images a trial had right at the end of an epoch.
+        """Which validation images a trial classified correctly at the end of an epoch.
 
-        None where that was not kept: it is for the epochs at which a trial finished or paused, and journals of earlier
-        versions have none.
+        None if that was not kept: it is kept for the epochs at which a trial finished or paused, and journals of
+        earlier versions have none.
         """
         text = self.correct_images.get(trial, {}).get(epoch)
         return None if text is None else CorrectImages.from_text(text)
@@ -174,7 +173,7 @@ class StudyRecord:
     def replay(self) -> pd.DataFrame:
         """What each rule of early stopping, and a random search, would have cost and missed: a row for each.
 
-        See :func:`nfnet_ray.analysis.replay.replay`. Raises UserError where the curves do not say so.
+        See :func:`nfnet_ray.analysis.replay.replay`. Raises UserError if the curves do not tell.
         """
         return replay(self)
 
@@ -199,8 +198,8 @@ def load_study(study: str | Path | Sequence[str | Path], *more: str | Path) -> S
     >>> load_study("agc_sweep", "efficientnet_baselines")                          # doctest: +SKIP
 
     Args:
-        study: a study's directory, or its name under ``./runs``; or a folder that ``python -m studies export`` wrote.
-            Or a list of them.
+        study: a study's folder, its name under ``./runs``, or a folder that ``python -m studies export`` wrote; or a
+            list of them.
         more: further studies. The tables of several have a column ``study``, by which the same point of two studies is
             two settings (:func:`nfnet_ray.analysis.files.together.together`); what keeps them from being compared is
             found by :func:`nfnet_ray.analysis.comparability.comparability`.
@@ -219,7 +218,7 @@ def load_study(study: str | Path | Sequence[str | Path], *more: str | Path) -> S
 
 
 def study_folder(study: str | Path) -> Path:
-    """The folder of an exported study, or a study's directory, also by its name.
+    """The folder of a study or of an exported study, given by path or name.
 
     Raises:
         UserError: there is no such study.

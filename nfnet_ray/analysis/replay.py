@@ -323,7 +323,7 @@ def replay_sentence(table: pd.DataFrame, equal_within: float = EQUAL_WITHIN) -> 
     if default["same"] == 1:
         said += "chosen the same setting"
     elif default["missed"] == 0:
-        said += f"chosen one that is equal for practice ({100 * default['regret']:.1f} points less)"
+        said += f"chosen one that is equal in practice ({100 * default['regret']:.1f} points less)"
     else:
         said += f"lost {100 * default['regret']:.1f} points by its choice"
     good = [row for row in table.to_dict("records")[1:] if row["regret"] <= equal_within + 1e-9]

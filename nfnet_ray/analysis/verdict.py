@@ -1,4 +1,4 @@
-"""Whether one setting is better than another: better, equal for practice, or not to be told."""
+"""Whether one setting is better than another: better, equal in practice, or not to be told."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nfnet_ray.analysis.setting import SettingResult
 from nfnet_ray.wording import count
 
 EQUAL_WITHIN = 0.002
-"""Settings whose accuracies differ by less are equal for practice, a fraction: two points of a thousand."""
+"""Settings whose accuracies differ by less are equal in practice, a fraction: two points of a thousand."""
 SEEDS_NOT_MEASURED = "the noise between seeds was not measured: run with --seeds 3"
 SEEDS_TO_COME = "the noise between seeds is not measured yet: contenders have more seeds to come"
 ASSUMED_SPREAD = 0.003

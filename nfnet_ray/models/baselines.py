@@ -105,7 +105,7 @@ def create_baseline(baseline: Baseline, num_classes: int) -> nn.Module:
         import timm
     except ModuleNotFoundError as missing:
         raise UserError(
-            f"model {baseline.name} needs timm, which is not here ({missing}); install timm, or choose an NFNet"
+            f"model {baseline.name} needs timm, which cannot be imported ({missing}); install timm, or choose an NFNet"
         ) from missing
     more: dict[str, Any] = {}
     if baseline.has_tensorflow_form:

@@ -159,7 +159,7 @@ def create_optimizer(model: nn.Module, recipe: OptimizerRecipe) -> Optimizer:
         from timm.optim import RMSpropTF  # 2 s, and a machine that trains with SGD does not need it
     except ModuleNotFoundError as missing:
         raise UserError(
-            f"optimizer.name = rmsprop needs timm, which is not here ({missing}); install timm"
+            f"optimizer.name = rmsprop needs timm, which cannot be imported ({missing}); install timm"
         ) from missing
     return RMSpropTF(
         groups,

@@ -47,7 +47,7 @@ def note_text(text: str) -> str:
     """The text of a note without space around it. Raises UserError if it is empty, too long or reserved."""
     text = text.strip()
     if not text:
-        raise UserError("the note is empty; write what there is to know about the study")
+        raise UserError("the note is empty; write something about the study")
     if len(text) > MOST_NOTE_CHARACTERS:
         raise UserError(
             f"the note has {len(text):,} characters, and the limit is {MOST_NOTE_CHARACTERS:,}; shorten it, "

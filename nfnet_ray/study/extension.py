@@ -143,7 +143,7 @@ def _check(asked: Study, earlier: Study) -> None:
         )
     if asked.question != earlier.question:
         raise UserError(
-            f"{name} asks another question ({earlier.question!r}, not {asked.question!r}): {MAY_CHANGE}"
+            f"{name} asks a different question ({earlier.question!r}, not {asked.question!r}): {MAY_CHANGE}"
         )
     if (asked.points is None) != (earlier.points is None):
         kinds = ("a space", "a list of points")

@@ -27,7 +27,7 @@ N = TypeVar("N", int, float)
 ETA = 3.0
 # The answer names the best setting and what is within its noise: that takes more than two complete trials.
 FINALISTS = 3
-# Before the end of the warm-up an accuracy says how a network bears the warm-up.
+# An accuracy before the end of the warm-up only says how well a network copes with the warm-up.
 WARMUPS_BEFORE_FIRST_RUNG = 2
 # Three rungs at eta 3. Earlier ones save little more: the trials at the first rung then cost most.
 LEAST_SHARE_OF_EPOCHS = 1 / 27
@@ -37,7 +37,7 @@ LEAST_SHARE_OF_EPOCHS = 1 / 27
 class Halving:
     """Trials run to a *rung*, where they are compared, and pause there; the best 1 / ``eta`` continue.
 
-    Trials compete within a stratum alone: with other trials of the same seed and the same conditions. A factor that
+    Trials compete only within a stratum: with other trials of the same seed and the same conditions. A factor that
     suits batch 64 must not end one that suits batch 256.
 
     Attributes:
@@ -47,17 +47,17 @@ class Halving:
         rule: ``synchronous``: a trial continues as soon as it is certain to be among the best of its rung, whatever the
             others reach, and is given up as soon as it is certain not to be, so the decisions depend on accuracies
             alone (Jamieson & Talwalkar 2016). ``asynchronous``: a trial continues when it is among the best 1 / ``eta``
-            of those that have reached the rung so far (Li et al. 2020), so decisions depend on who is first, and no
-            place ever waits. ``median``: at the first rung and each of its multiples a trial ends whose accuracy is
-            below the median of those that had been there before it (Golovin et al. 2017), once ``finalists`` had.
-            ``hyperband``: synchronous, in brackets of which each starts at a later rung (Li et al. 2018).
-        finalists: of the trials that compete with each other (a stratum, or a group or bracket of it) at least this
-            number runs to the end, if there are as many.
+            of those that have reached the rung so far (Li et al. 2020), so decisions depend on which trial is first,
+            and no place ever waits. ``median``: at the first rung and each of its multiples a trial ends if its
+            accuracy is below the median of those that reached it before (Golovin et al. 2017), once ``finalists``
+            trials have. ``hyperband``: synchronous, in brackets, each of which starts at a later rung (Li et al. 2018).
+        finalists: at least this number of the trials that compete with each other (a stratum, or a group or bracket
+            of it) run to the end, if there are that many.
         group: trials compete in groups of this number, in the order of the plan; None: all of a stratum.
         unit: ``epochs``; ``seconds``: of the trial's own training, so a trial reaches a rung at the end of the first
             epoch at which it has trained for that time; ``money``: the same, with the price of those seconds.
         schedule: ``truncated``: a trial at a rung is within the learning-rate schedule of all its epochs, and
-            continues it. ``stretched``: it trains to each rung anew, with a schedule that ends there.
+            continues it. ``stretched``: it starts again for each rung, with a schedule that ends there.
         money_seconds: the seconds of training that one unit of money pays for; None until the price is known.
     """
 
@@ -271,12 +271,12 @@ def parse_halving(text: str) -> Halving | None:
             )
         return None
     if rule not in RULES:
-        raise UserError(f"early stopping: {rule!r} is no rule; {did_you_mean(rule, [*RULES, 'none'])}")
+        raise UserError(f"early stopping: {rule!r} is not a rule; {did_you_mean(rule, [*RULES, 'none'])}")
     values: dict[str, Any] = {}
     for option in filter(None, options.split(",")):
         name, _, value = option.partition("=")
         if name not in OPTIONS:
-            raise UserError(f"early stopping: {name!r} is no option; {did_you_mean(name, OPTIONS)}")
+            raise UserError(f"early stopping: {name!r} is not an option; {did_you_mean(name, OPTIONS)}")
         if name == "unit":
             values[name] = value
             continue

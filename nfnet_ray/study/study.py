@@ -47,12 +47,12 @@ MOST_CORNERS: Final = (
 FRESH_SEEDS: Final = (
     1000  # more than any study has, so that a study which is extended by seeds leaves them fresh
 )
-TRIALS_FOLDER: Final = "trials"  # in a study's directory; in it each trial has a folder of its name
+TRIALS_FOLDER: Final = "trials"  # in a study's folder; each trial has a folder of its name in it
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One point of a study: ``point`` is {dotted name: value} of what is swept."""
+    """One training run of a study; ``point`` is {dotted name: value} of the swept fields."""
 
     name: str
     point: Mapping[str, Any]
@@ -62,11 +62,11 @@ class Trial:
 
 @dataclass(frozen=True)
 class Study:
-    """A question, the Recipe it starts from, and the space in which the answer is sought.
+    """A question, the Recipe that it starts from, and the space in which the answer is sought.
 
     ``space`` is {dotted Recipe name: domain}, where a domain is a tuple of values or one of
-    :mod:`nfnet_ray.study.space`. The first name is what is asked about; the other fields that have a list of values are
-    the conditions under which it is asked. With an empty space there is a trial for each seed: a training run.
+    :mod:`nfnet_ray.study.space`. The first field is the one in question; the other fields that have a list of values
+    are the conditions under which it is asked. With an empty space there is a trial for each seed: a training run.
 
     Raises UserError for a space that is wrong, with the field and what to do.
     """
@@ -78,40 +78,40 @@ class Study:
     seeds: tuple[int, ...] = (0,)
     halving: Halving | None = None
     trial_limit: int | None = None
-    """Number of settings to run, the first ones, each with every seed; None: all."""
+    """The number of settings to run, from the first, each with every seed; None: all."""
     chosen: tuple[str, ...] | None = None
-    """Names of the trials of a journal that has not every seed of each setting: earlier versions counted trials."""
+    """Names of the trials of a journal that lacks some seeds of some settings: earlier versions counted trials."""
     points: tuple[Mapping[str, Any], ...] | None = None
-    """A plain list of {dotted name: value} to try, in place of a space. A field that a point leaves out keeps the
+    """A plain list of {dotted name: value} to try, instead of a space. A field that a point leaves out keeps the
     Recipe's value. All points compete with each other."""
     asked: tuple[str, ...] | None = None
-    """The fields of a plain list of points that are asked about, and by which trials are named; None: all. The other
-    fields go with them: the published optimiser of each network, say."""
+    """The fields in question of a plain list of points, by which trials are named; None: all. The other fields go with
+    them, such as the published optimiser of each network."""
     search: str | None = None
-    """How points of the space are found, one of :data:`nfnet_ray.study.search.searcher.SEARCHES`; None: ``grid`` for
-    lists alone, ``sobol`` as soon as there is a range."""
+    """How points of the space are found, one of :data:`nfnet_ray.study.search.searcher.SEARCHES`; None: ``grid`` if
+    there are only lists, ``sobol`` if there is a range."""
     first_points: tuple[Mapping[str, Any], ...] = ()
-    """Points of the space, of an earlier study say, that a search tries first, after the Recipe's own."""
+    """Points of the space, such as those of an earlier study, that a search tries first, after the Recipe's own."""
     lag: int = 1
-    """A search that learns from results proposes setting number j by those of the settings up to number j - lag."""
+    """A search that learns from results proposes setting number j from the results up to number j - lag."""
     found: tuple[Mapping[str, Any], ...] | None = None
-    """The points that a journal has, in place of those that the search would draw now."""
+    """The points that a journal has, instead of those that the search would draw now."""
     planned: int | None = None
     """How many of them were planned at the start; None: all."""
     equal_within: float | None = None
-    """Settings whose accuracies differ by less are equal for practice, a fraction; None: the analysis' own default."""
+    """Settings whose accuracies differ by less are equal in practice, a fraction; None: the analysis' default."""
     holdout: float | None = None
-    """The share of the validation images on which the best setting is quoted, while it is chosen on the others."""
+    """The share of the validation images on which the best setting is quoted; it is chosen on the others."""
     more_seeds: tuple[int, ...] = ()
     """Seeds that only the contenders are trained with: settings that ``seeds``, then a single one, cannot exclude."""
     seed_spread: float | None = None
     """The standard deviation between seeds by which contenders are chosen, a fraction; None: the analysis' own."""
     confirm: int = 0
-    """With how many fresh seeds the winner of each stratum is rerun before its accuracy is quoted."""
+    """The number of fresh seeds with which the winner of each stratum is rerun before its accuracy is quoted."""
     names: Mapping[str, str] = field(default_factory=dict)
-    """{:func:`trial_key`: name} of the trials of a study that was extended: those of before keep their names."""
+    """{:func:`trial_key`: name} of the trials of an extended study: earlier trials keep their names."""
     outside: tuple[str, ...] = ()
-    """Names of trials that an extension has left out; no other trial gets them."""
+    """Names of trials that an extension has left out; no other trial may have them."""
 
     def __post_init__(self) -> None:
         if self.more_seeds and len(self.seeds) != 1:
@@ -120,7 +120,7 @@ class Study:
             raise UserError(f"confirm = {self.confirm} is not allowed; it takes a number of seeds")
         check_space(self.space)
         if self.asked is not None and self.points is None:
-            raise UserError("what is asked about is said of a plain list of points; a space says so itself")
+            raise UserError("asked is only for a plain list of points; a space names its own fields")
         if self.points is not None:
             check_points(self.points, self.space)
             check_asked(self.points, self.asked)
@@ -130,7 +130,7 @@ class Study:
             check_search(self.search, self.space)
         if self.first_points and not self.draws_points:
             raise UserError(
-                "--from has no use where every value is tried: leave it out, or use --search sobol"
+                "--from has no effect if every value is tried: leave it out, or use --search sobol"
             )
         check_first_points(self.space, self.recipe, list(map(_with_tuples, self.first_points)))
         if self.halving is not None and self.has_budgets:

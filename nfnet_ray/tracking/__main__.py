@@ -1,4 +1,4 @@
-"""``python -m nfnet_ray.tracking replay STUDY``: delivers to MLflow what a study's journal has and MLflow has not."""
+"""``python -m nfnet_ray.tracking replay STUDY``: delivers to MLflow what it does not have of a study's journal."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _MOST_SECONDS, _UNANSWERED_SECONDS = 24 * 3600.0, 20.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line. Returns the exit code: 0, 2 for a user's error, 3 if MLflow has not everything."""
+    """Runs the command line. Returns the exit code: 0, 2 for a user's error, 3 if MLflow does not have everything."""
     options = _parser().parse_args(arguments)
     return exit_code_of(
         PROGRAM,
@@ -50,10 +50,10 @@ def _parser() -> argparse.ArgumentParser:
     replay = commands.add_parser(
         "replay",
         help="deliver what MLflow does not have yet",
-        description="Deliver to MLflow what a study's journal has and MLflow has not, into the runs that are there. It "
-        "can be repeated: nothing is recorded twice.",
+        description="Deliver to MLflow what it does not have of a study's journal, into the existing runs. This can be "
+        "repeated: nothing is recorded twice.",
     )
-    replay.add_argument("study", metavar="STUDY", help="a study's directory, or its name under ./runs")
+    replay.add_argument("study", metavar="STUDY", help="a study's folder, or its name under ./runs")
     replay.add_argument(
         "--tracking-uri",
         metavar="URI",

@@ -122,4 +122,4 @@ def _unreachable(uri: str, error: Exception) -> UserError:
     if isinstance(error, UserError):
         return error
     first_line = without_password(printable(str(error).strip().partition("\n")[0])) or type(error).__name__
-    return UserError(f"{named(uri)} does not do what it is asked ({first_line[:160]}); try again later")
+    return UserError(f"{named(uri)} cannot carry this out ({first_line[:160]}); try again later")

@@ -160,7 +160,7 @@ class StudyDescription(TypedDict):
     """How its points are found; without it they are all combinations of the space's values."""
     halving: HalvingDescription | None
     equal_within: NotRequired[float]
-    """Settings whose accuracies differ by less are equal for practice, a fraction."""
+    """Settings whose accuracies differ by less are equal in practice, a fraction."""
     holdout: NotRequired[float]
     """The share of the validation images on which the best setting is quoted; it is chosen on the others."""
     more_seeds: NotRequired[list[int]]

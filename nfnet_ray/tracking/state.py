@@ -230,7 +230,7 @@ class StudyState:
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             if state.started is not None:
                 raise UserError(
-                    f"{journal} is no journal that this version understands ({error!r}); restore it from a backup"
+                    f"{journal} is not a journal that this version can read ({error!r}); restore it from a backup"
                 ) from error
         if state.started is None:
             raise UserError(

@@ -26,4 +26,4 @@ def find_study(text: str | Path) -> Path:
     more = f" and {len(known) - _MOST_NAMED:,} more" if len(known) > _MOST_NAMED else ""
     listed = f"the studies in ./{RUNS} are: {', '.join(known[:_MOST_NAMED])}{more}"
     there_are = did_you_mean(text, known, listed if known else f"there is none in ./{RUNS}")
-    raise UserError(f"no study {str(text)!r}: name a directory that holds a {JOURNAL_FILE}; {there_are}")
+    raise UserError(f"no study {str(text)!r}: name a folder that holds a {JOURNAL_FILE}; {there_are}")

@@ -1,1 +1,1 @@
-"""``python -m studies``: commands that list, show, compare, annotate, delete and clean the studies of a storage."""
+"""``python -m studies``: commands that list, show, compare, replay, annotate and delete studies."""

@@ -181,7 +181,7 @@ def _clean(planned: Leftovers, needed: Set[Path]) -> Leftovers:
             return left
     except OSError as error:
         raise UserError(
-            f"{printable(error.filename or directory)} cannot be removed ({in_words(error)}); put that right and "
+            f"{printable(error.filename or directory)} cannot be removed ({in_words(error)}); fix that and "
             "repeat the command"
         ) from error
 

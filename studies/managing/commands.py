@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command.
 
     Returns:
-        The exit code: 0, 2 for something that a person can put right, 3 if MLflow has not everything, 130 for Ctrl-C.
+        The exit code: 0, 2 for a mistake that a person can fix, 3 if MLflow does not have everything, 130 for Ctrl-C.
     """
     options = _parser().parse_args(arguments)
     console = new_console()
@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_name(export)
     export.add_argument(
-        "folder", metavar="FOLDER", type=given_path, help="where to; it is made if it is missing"
+        "folder", metavar="FOLDER", type=given_path, help="where to write; it is created if it is missing"
     )
     replay = _command(
         commands,
@@ -87,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_name(publisher)
     note = _command(commands, "note", _note, "add a note to a study that is not running")
     _add_name(note)
-    note.add_argument("text", metavar="TEXT", type=given(note_text), help="what there is to say about it")
+    note.add_argument("text", metavar="TEXT", type=given(note_text), help="the text of the note")
     tag = _command(commands, "tag", _tag, "add a tag to a study that is not running, or change one")
     _add_name(tag)
     tag.add_argument(
@@ -95,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="KEY=VALUE",
         nargs="+",
         type=given(tag_pair),
-        help="the tag; of a key that is there already, the new value counts",
+        help="the tag; if the key exists, its value is replaced",
     )
     delete = _command(
         commands, "delete", _delete, "delete studies: their folders, and their runs in MLflow; asks first"
@@ -106,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     delete.add_argument(
         "--tracking-uri",
         metavar="URI",
-        help="where MLflow has the runs (default: where each study was recorded)",
+        help="the MLflow server or database with the runs (default: where each study was recorded)",
     )
     clean = _command(
         commands,
@@ -114,8 +114,8 @@ def _parser() -> argparse.ArgumentParser:
         _clean,
         "remove checkpoints that nothing needs",
         " A trial that has finished, was stopped early or diverged does not need its checkpoints to resume. They are"
-        " removed, but for those of the best trial of each stratum and of those whose weights another study starts"
-        " from. So are the files of Ray Tune. Journals, reports and MLflow stay. A running study is left alone.",
+        " removed, except those of the best trial of each stratum and those from whose weights another study starts."
+        " The files of Ray Tune are removed too. Journals, reports and MLflow stay. A running study is left alone.",
     )
     clean.add_argument("names", metavar="NAME", nargs="*", help="studies (default: all of the storage)")
     clean.add_argument("--plan", action="store_true", help="print what would be removed, and remove nothing")

@@ -137,7 +137,7 @@ def _first_event(directory: Path) -> StudyStarted | None:
 def _is_agreed(studies: int, console: Console) -> bool:
     """Whether a person says yes. Raises UserError where nobody can be asked."""
     if not sys.stdin.isatty():
-        raise UserError("nobody can be asked here: give --yes to delete without a question")
+        raise UserError("nobody can answer here: give --yes to delete without asking")
     what = "it" if studies == 1 else f"these {studies:,} studies"
     try:
         answer = console.input(f"Delete {what} for good? [y/N] ", markup=False)
@@ -161,6 +161,6 @@ def _remove_folder(directory: Path) -> None:
         directory.rmdir()
     except OSError as error:
         raise UserError(
-            f"{printable(error.filename or directory)} cannot be removed ({error.strerror}); put that right and repeat "
+            f"{printable(error.filename or directory)} cannot be removed ({error.strerror}); fix that and repeat "
             "the command"
         ) from error

@@ -56,8 +56,8 @@ def main(study: StudyFactory | StudyProgram, file: Path, arguments: Sequence[str
         arguments: the command line's, by default this process's own.
 
     Returns:
-        The exit code: 0, also if the study ended at its cap; 1 if trials failed, 2 for an error of use, 3 if MLflow has
-        not everything, 130 if the study was stopped.
+        The exit code: 0, also if the study ended at its cap; 1 if trials failed, 2 for a mistake in the command, 3 if
+        MLflow does not have everything, 130 if the study was stopped.
     """
     program = study if isinstance(study, StudyProgram) else StudyProgram(study)
     options = study_parser(program, file).parse_args(arguments)
@@ -65,7 +65,7 @@ def main(study: StudyFactory | StudyProgram, file: Path, arguments: Sequence[str
 
 
 def run_command(file: Path, request: Callable[[], Request], beginning: str) -> int:
-    """Runs what was asked for and returns the exit code; ``beginning`` is what Ctrl-C can come before."""
+    """Runs the request and returns the exit code; a message about Ctrl-C before the run began names ``beginning``."""
     console = new_console()
     return exit_code_of(
         file.name,
@@ -188,8 +188,8 @@ def add_places(parser: argparse.ArgumentParser, what: str, default_name: str) ->
         "--continue",
         dest="may_continue",
         action="store_true",
-        help=f"start the {what}, or resume it if one of this --name and with the same settings exists; such a command"
-        " can be repeated safely",
+        help=f"start the {what}, or resume it if one with this --name and the same settings exists; the command can be"
+        " repeated safely",
     )
     where.add_argument(
         "--resume", type=given(study_name), metavar="NAME", help=f"resume a {what} that was stopped"
@@ -228,7 +228,7 @@ def add_shares(group: argparse._ArgumentGroup, cpus: str) -> None:
         type=at_least_zero,
         metavar="X",
         help="share of a GPU for each worker, at most 1; 0.25 puts four of them on each GPU, for a small network, and"
-        " gives each a quarter of the GPU's share of the cores; it pays with NVIDIA's MPS only (docs/how_to.md)"
+        " gives each a quarter of the GPU's share of the cores; this pays off only with NVIDIA's MPS (docs/how_to.md)"
         " (default: 1 if the cluster has GPUs)",
     )
 
@@ -241,8 +241,8 @@ def add_settings(group: argparse._ArgumentGroup, meaning: str) -> None:
 
 
 def add_annotations(parser: argparse.ArgumentParser, what: str) -> None:
-    """Flags for what is said about a study or a training, and for who is told how it ended."""
-    said = parser.add_argument_group("notes, and who is told")
+    """Flags for notes and tags of a study or a training, and for whom to tell how it ended."""
+    said = parser.add_argument_group("notes and notifications")
     said.add_argument(
         "--note",
         dest="notes",
@@ -250,7 +250,7 @@ def add_annotations(parser: argparse.ArgumentParser, what: str) -> None:
         type=given(note_text),
         default=[],
         metavar="TEXT",
-        help=f"say something about the {what}: it is kept in the journal, and shown in the report and in MLflow; may be"
+        help=f"a note about the {what}, which is kept in the journal and shown in the report and in MLflow; may be"
         " repeated",
     )
     said.add_argument(
@@ -274,9 +274,9 @@ def add_spending(parser: argparse.ArgumentParser, what: str) -> None:
     """Flags for what a study or a training, as ``what`` says, may cost, and for its plan."""
     money = parser.add_argument_group(
         "what it may cost",
-        f"Caps count paid time: that of all attempts, without the time between them. A {what} that reaches one keeps"
-        " checkpoints, says what is best so far and exits with code 0. With --resume a new value replaces the old one;"
-        " none takes a cap away.",
+        f"Caps count paid time: that of all attempts, without the time between them. A {what} that reaches a cap keeps"
+        " its checkpoints, prints the best result so far and exits with code 0. With --resume a new value replaces the"
+        " old one; none removes a cap.",
     )
     money.add_argument(
         "--max-hours", type=above_zero_or_none, metavar="H", help="hours for which its driver is at work"
@@ -297,7 +297,7 @@ def add_spending(parser: argparse.ArgumentParser, what: str) -> None:
         "--price-per-hour",
         type=above_zero,
         metavar="P",
-        help="price of one GPU for an hour; on machines without GPUs, of one worker; in any currency",
+        help="price of one GPU, or of one worker on machines without GPUs, for an hour; in any currency",
     )
     money.add_argument(
         "--price-per-kwh",
@@ -338,15 +338,14 @@ def study_parser(program: StudyProgram, file: Path) -> argparse.ArgumentParser:
         "--trials",
         type=positive,
         metavar="N",
-        help="run only the first N settings, each with all seeds; with a range, how many there"
-        " are (default: 16)",
+        help="run only the first N settings, each with all seeds; with a range, the number of settings (default: 16)",
     )
     what.add_argument("--epochs", type=positive, metavar="N", help="epochs of each trial")
     what.add_argument(
         "--seeds",
         type=given(seeds_text),
         metavar="N",
-        help="train each setting with one seed, and those that may be the best after that with N in all; N,all trains"
+        help="train each setting with one seed, and then those that may be the best with N seeds in all; N,all trains"
         " each setting with N seeds (default: 1; docs/answers.md)",
     )
     what.add_argument(
@@ -359,7 +358,7 @@ def study_parser(program: StudyProgram, file: Path) -> argparse.ArgumentParser:
         "--from",
         dest="earlier",
         metavar="STUDY",
-        help="begin with the best settings of an earlier study, a name or a folder; its results are not used",
+        help="begin with the best settings of an earlier study, given by name or folder; its results are not used",
     )
     what.add_argument(
         "--early-stopping",
@@ -371,14 +370,14 @@ def study_parser(program: StudyProgram, file: Path) -> argparse.ArgumentParser:
     what.add_argument(
         "--schedule",
         choices=SCHEDULES,
-        help="of trials that are compared early: truncated continues the schedule of all epochs after a rung, stretched"
-        " trains to each rung with a complete schedule of its own (default: the study's own)",
+        help="for trials that are compared early: truncated continues the schedule of all epochs after a rung,"
+        " stretched trains to each rung with a complete schedule of its own (default: the study's own)",
     )
     what.add_argument(
         "--equal-within",
         type=above_zero,
         metavar="POINTS",
-        help="settings whose accuracies differ by less are equal for practice (default: 0.2)",
+        help="settings whose accuracies differ by less are equal in practice (default: 0.2)",
     )
     what.add_argument(
         "--holdout",
@@ -400,7 +399,7 @@ def study_parser(program: StudyProgram, file: Path) -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="FIELD=VALUES",
-        help=f"sweep a field of the Recipe, in place of the study's own values of it if it has any: {FORMS}",
+        help=f"sweep a field of the Recipe, instead of the study's own values if it has any: {FORMS}",
     )
     shape = parser.add_argument_group("resources of a trial")
     shape.add_argument(
@@ -416,7 +415,7 @@ def study_parser(program: StudyProgram, file: Path) -> argparse.ArgumentParser:
         type=positive,
         metavar="N",
         help="how many trials run at once (default: as many as fit on the nodes that are up); on an"
-        " autoscaling cluster, how many trials to request nodes for",
+        " autoscaling cluster, for how many trials to request nodes",
     )
     shape.add_argument(
         "--cohorts",

@@ -66,7 +66,7 @@ def run(
     price_per_hour: float | None = None,
     **own: Any,
 ) -> StudyResults:
-    """Runs a study as its command line does, and returns what came out.
+    """Runs a study as its command line does, and returns its results.
 
     The arguments mean what the flags of ``python studies/agc_sweep.py --help`` mean, and messages name the flags.
     Progress is printed; the journal, the report and MLflow are written, so the study can also be resumed from the
@@ -75,48 +75,47 @@ def run(
     Args:
         study: a :class:`nfnet_ray.Study`, or a function that builds one for a data set, such as
             ``studies.agc_sweep.agc_sweep``. Leave it out with ``resume``: the journal has it.
-        data: a data set written by data_prep; by default the ``data.path`` of a Study's Recipe, or else handwritten
-            digits, which are written on first use.
+        data: a data set written by data_prep; by default the ``data.path`` of a Study's Recipe, or else the handwritten
+            digits, which are created on first use.
         epochs: epochs of each trial.
         trials: run only this number of settings, the first ones, each with all seeds.
-        seeds: each setting is trained with one seed, and those that may be the best after that with this number in
+        seeds: each setting is trained with one seed, and those that may be the best then with this number of seeds in
             all; ``"3,all"`` trains each setting with three seeds. By default a Study's own.
         search: how the points of the space are found: ``grid``, ``sobol``, ``random``, ``tpe`` or ``gp``; by default
             the study's own.
-        earlier: an earlier study whose best settings are tried first, a name or a folder.
+        earlier: the name or folder of an earlier study whose best settings are tried first.
         settings: {dotted name of a Recipe field: value}. A swept field that is set is fixed for all trials.
         sweep: {dotted name of a Recipe field: domain}, in place of the study's own domain of the field. A domain is a
             list of values, an :class:`nfnet_ray.Range`, :class:`~nfnet_ray.When` or :class:`~nfnet_ray.SameAs`, or a
             text such as ``"log:0.002..0.3"``, as ``--sweep`` takes it.
-        early_stopping: which trials end early, as ``--early-stopping`` names it: ``synchronous:eta=4``, ``none``; by
-            default the study's own.
+        early_stopping: which trials end early, as for ``--early-stopping``, such as ``synchronous:eta=4`` or ``none``;
+            by default the study's own.
         schedule: ``stretched`` trains to each rung with a complete learning-rate schedule; by default the study's own.
-        equal_within: settings whose accuracies differ by less, in points, are equal for practice; by default 0.2.
+        equal_within: settings whose accuracies differ by less, in points, are equal in practice; by default 0.2.
         holdout: quote the best setting on this share of the validation images, and choose it on the others.
         confirm: when all settings have been compared, train the best one again with this number of fresh seeds, and
             quote the accuracy of these reruns.
         storage: the folder of all results.
         name: the name of the study's folder; by default the study's name and the time.
-        may_continue: continue the study if there is one of this ``name`` with the same settings.
+        may_continue: continue the study if one with this ``name`` and the same settings exists.
         resume: the name of a study that was stopped.
-        extend: the name of a study that has ended, finished or not, and is to become this one: with other values,
-            seeds, epochs or settings. What it has trained is kept. Without ``study`` it changes by the other arguments
-            alone.
-        address: a Ray cluster that is up, ``auto`` or HOST:PORT; by default Ray is started on this machine.
+        extend: the name of a study that has ended, finished or not, and becomes ``study``, with other values, seeds,
+            epochs or settings. What it has trained is kept. Without ``study`` only the other arguments change it.
+        address: a running Ray cluster, ``auto`` or HOST:PORT; by default Ray is started on this machine.
         tracking_uri: where MLflow records the study.
         workers_per_trial: more than one train data-parallel through Ray Train; with (2, 8) a trial continues with as
             few as two while machines are missing.
         cpus_per_worker: cores of each worker.
         gpus_per_worker: GPUs of each worker; 0.25 packs four workers on a GPU.
-        trials_at_once: trials that run at once.
-        cohorts: experimental: trains up to this number of trials as one program, if they differ in nothing that decides
-            the batches, the shapes or the passes.
+        trials_at_once: the number of trials that run at once.
+        cohorts: experimental: train up to this number of trials as one program, if they share the batches, the shapes
+            and the passes (docs/cohorts.md).
         verify: ``full`` also checks each image's bytes against its hash.
-        notes: what there is to say about the study; the journal, the report and MLflow have it.
+        notes: texts about the study, which are kept in the journal and shown in the report and in MLflow.
         tags: {key: value}, by which ``python -m studies list`` and MLflow find it.
         notify: a webhook, to which a JSON document is posted when the study ends, fails or reaches a limit on its cost.
         max_hours: a cap on the hours for which drivers are at work. A study that reaches a cap keeps checkpoints and
-            returns what it has; ``resume`` with a higher cap continues it, and infinity takes a cap away.
+            returns what it has; ``resume`` with a higher cap continues it, and infinity removes a cap.
         max_gpu_hours: a cap on the GPU-hours (without GPUs, worker-hours) of all trials.
         max_cost: a cap on GPU-hours times ``price_per_hour``.
         price_per_hour: the price of one GPU for an hour; without GPUs, of one worker.
@@ -127,7 +126,7 @@ def run(
         ``failed`` in its table ``trials``.
 
     Raises:
-        UserError: something is wrong that a person can put right.
+        UserError: something is wrong that a person can fix; the message says what to do.
         KeyboardInterrupt: the study was stopped; what was finished is kept, and the command that resumes it is printed.
             In the main thread the first Ctrl-C (or SIGTERM) lets the trials keep a checkpoint. In other threads no
             signal is handled.

@@ -30,7 +30,7 @@ def name_for_run(stem: str) -> str:
         return study_name(f"{stem}-{run_suffix()}")
     except UserError as error:
         reason = "the job's submission id makes" if submission_id() else f"{stem!r} and the time make"
-        raise UserError(f"{reason} no name of a study ({error}); give one by --name") from None
+        raise UserError(f"{reason} no valid name of a study ({error}); give one with --name") from None
 
 
 def run_suffix() -> str:

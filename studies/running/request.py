@@ -61,7 +61,7 @@ class Request(ABC):
 
     @property
     def caps(self) -> dict[str, float]:
-        """{name: value} of the caps and the price of an hour that were given; infinity takes a cap away."""
+        """{name: value} of the caps and the price of an hour that were given; infinity removes a cap."""
         given = {name: getattr(self, name) for name in CAPS}
         return {name: value for name, value in given.items() if value is not None}
 

@@ -116,8 +116,8 @@ class StudyRun:
         """Runs the trials that have not ended, says how it went, and delivers everything to MLflow.
 
         Returns:
-            The exit code: 0, also if the study ended at its cap; 1 if trials failed, 3 if MLflow has not everything,
-            130 if the study was stopped.
+            The exit code: 0, also if the study ended at its cap; 1 if trials failed, 3 if MLflow does not have
+            everything, 130 if the study was stopped.
 
         Raises:
             UserError: the study cannot run, or had to stop, because of something that a person can put right.

@@ -192,8 +192,8 @@ class StudyRequest(Request):
         own = self.program.build(describe_digits(DATA_FOLDER / self.digits.name, self.digits), None)
         if own.question != study.question:
             raise UserError(
-                f"{study.name} asks another question ({study.question!r}) than {own.name}: extend it by the program "
-                "that started it"
+                f"{study.name} asks a different question ({study.question!r}) from {own.name}: extend it with the "
+                "program that started it"
             )
 
     def _check_values(self, study: Study, recipe: Recipe) -> None:

@@ -246,7 +246,7 @@ def test_tokens(serve: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 
     tokenless = serve(FakeHead(OURS))
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    assert "knows of no token" in refusal(tokenless)
+    assert "does not use tokens" in refusal(tokenless)
 
 
 def test_a_submitted_job_runs_on_its_cluster(monkeypatch: pytest.MonkeyPatch) -> None:

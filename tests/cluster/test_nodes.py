@@ -132,7 +132,7 @@ def test_what_all_nodes_share_is_not_read_again_and_a_copy_is_read_once(places: 
     ("place", "verify", "complaint"),
     [
         ("first/only", False, r"^node \S+ \(\S+\): there is no \S+first/only: put the data where every node sees it"),
-        ("first/other", False, r"^node \S+ \(\S+\): \S+first/other is other data there \(fingerprint \w+, here \w+\)"),
+        ("first/other", False, r"^node \S+ \(\S+\): \S+first/other has other data there \(fingerprint \w+, here \w+\)"),
         ("first/damaged", True, r"^node \S+ \(\S+\): .* 1 damaged sample, first train: train\.beton: sample 7 "),
     ],
 )  # fmt: skip

@@ -106,7 +106,7 @@ def test_settings_that_hardly_differ_are_equal_for_practice(tmp_path: Path) -> N
     best = best_setting(record)
     assert best is not None
     assert best.verdict == "equal"
-    assert "; equal for practice (within 0.5 points) to clip_factor" in best.sentence()
+    assert "; equal in practice (within 0.5 points) to clip_factor" in best.sentence()
 
 
 def test_what_cannot_be_told_comes_with_what_it_would_take(tmp_path: Path) -> None:
@@ -344,7 +344,7 @@ def test_a_study_is_found_by_its_directory_and_by_its_name(
 
 
 def test_a_folder_without_a_study_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no study .*name a directory that holds"):
+    with pytest.raises(UserError, match=r"no study .*name a folder that holds"):
         load_study(tmp_path)
     write_journal(tmp_path, [{"event": "study_resumed", "time": 1.0}])
     with pytest.raises(UserError, match="study_started, is missing"):

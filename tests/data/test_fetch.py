@@ -185,7 +185,7 @@ def test_a_server_that_sends_another_part_than_asked_for_is_begun_again_with(fet
 def test_a_wrong_checksum_keeps_nothing(fetcher: Fetcher) -> None:
     fetcher.server.content = CONTENT[:-1] + b"?"
     with pytest.raises(
-        UserError, match=r"sha256 is [0-9a-f]{64}, known is [0-9a-f]{64}: not the file"
+        UserError, match=r"sha256 is [0-9a-f]{64}, not [0-9a-f]{64}: this is not the file"
     ) as caught:
         fetcher()
     assert "\n" not in str(caught.value)
@@ -220,7 +220,7 @@ def test_a_server_that_stays_away_is_given_up_and_the_part_is_kept(fetcher: Fetc
     fetcher.server.cuts = [250_000]
     fetcher.server.statuses = []
     fetcher.server.cuts += FRUITLESS_ATTEMPTS * [0]
-    with pytest.raises(UserError, match=r"5 attempts brought nothing .*run the same command later"):
+    with pytest.raises(UserError, match=r"5 attempts made no progress .*run the same command later"):
         fetcher()
     assert fetcher.files == ["thing.tgz.partial"]
     assert (fetcher.out / "thing.tgz.partial").stat().st_size == 250_000
@@ -232,7 +232,7 @@ def test_no_server_at_all_is_one_line(tmp_path: Path) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/thing.tgz"
-        with pytest.raises(UserError, match=r"attempts brought nothing \(Connection refused\); check"):
+        with pytest.raises(UserError, match=r"attempts made no progress \(Connection refused\); check"):
             fetch(published(), tmp_path, url=url, progress=silent, sleep=lambda _: None)
 
 

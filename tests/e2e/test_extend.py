@@ -58,7 +58,7 @@ def test_a_range_is_resumed_after_a_kill_extended_in_the_same_journal_and_confir
     }
     assert {last.further[name]["recipe"]["seed"] for name in last.repeating} == {1}
     assert len(last.repeating) == 2  # the two best alone
-    assert "probability of being better" in extended.stdout or "equal for practice" in extended.stdout
+    assert "probability of being better" in extended.stdout or "equal in practice" in extended.stdout
     assert (last.trials[rerun].state, last.trials[rerun].epoch) == ("finished", 2)
     assert last.reruns[rerun]["recipe"]["seed"] == 1000
     assert "rerun of the winner" in extended.stdout

@@ -512,11 +512,11 @@ def test_a_wrong_rule_is_refused_in_one_line(wrong: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("synchronus", "'synchronus' is no rule; did you mean synchronous"),
-        ("synchronous:etta=3", "'etta' is no option; did you mean eta"),
+        ("synchronus", "'synchronus' is not a rule; did you mean synchronous"),
+        ("synchronous:etta=3", "'etta' is not an option; did you mean eta"),
         ("synchronous:eta=x", "'eta=x' is not allowed; eta takes a number"),
         ("synchronous:eta=1", "eta=1.0 is not allowed"),
-        ("none:eta=3", "'none' is no rule"),
+        ("none:eta=3", "'none' is not a rule"),
         (
             "synchronous:unit=second,first_rung=3",
             "unit='second' is not allowed; use one of epochs, seconds, money",

@@ -291,7 +291,7 @@ def test_decisions_after_an_extension_do_not_depend_on_who_is_first(order: int) 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"question": "Why?"}, "asks another question"),
+        ({"question": "Why?"}, "asks a different question"),
         ({"recipe": RECIPE.with_values({"optimizer.momentum": 0.5})}, "optimizer.momentum = 0.9, not 0.5"),
         ({"space": {BATCH: (64,)}}, f"sweeps {CLIP}"),
         ({"space": {BATCH: (64,), CLIP: (0.01,)}}, f"asks about {CLIP}"),

@@ -179,7 +179,7 @@ def test_a_choice_that_loses_less_than_equal_within_is_not_missed(tmp_path: Path
     record.study["equal_within"] = 0.004
     found = row(record.replay(), "synchronous, eta 3")
     assert (found["same"], found["missed"]) == (0, 0)
-    assert "equal for practice (0.3 points less)" in replay_sentence(record.replay(), 0.004)
+    assert "equal in practice (0.3 points less)" in replay_sentence(record.replay(), 0.004)
 
 
 def test_the_command_prints_a_row_for_each_rule_and_a_conclusion(

@@ -166,7 +166,7 @@ def test_each_study_has_its_answer(tmp_path: Path) -> None:
     answers = best_per_stratum(record)
     assert [answer.best.point["study"] for answer in answers] == ["a", "b"]
     assert "at batch_size 64, study b: top-1" in answers[1].sentence()
-    with pytest.raises(UserError, match=r"a and b have no best setting together.*evaluation size"):
+    with pytest.raises(UserError, match=r"a and b have no common best setting.*evaluation size"):
         best_setting(record)
 
 

@@ -210,7 +210,7 @@ def test_a_checkout_that_was_copied_uses_its_own_data(tmp_path: Path, few_digits
     [
         (["--search", "genetic"], "--search genetic is not known: use one of grid, sobol, random, tpe, gp"),
         (["--search", "gp"], "optimizer.agc.clip_factor is not a number everywhere: use --search tpe"),
-        (["--from", "nothing"], "no study 'nothing': name a directory that holds a journal.jsonl"),
+        (["--from", "nothing"], "no study 'nothing': name a folder that holds a journal.jsonl"),
     ],
 )
 def test_a_search_that_cannot_be_is_refused_in_one_line(
@@ -241,4 +241,4 @@ def test_a_study_searches_and_begins_with_the_best_of_an_earlier_one(
     ]
     assert "tpe then proposes 2 more settings" in said
     assert plan("agc_sweep", monkeypatch, "--from", "before") == 2
-    assert "--from has no use where every value is tried" in capsys.readouterr().err
+    assert "--from has no effect if every value is tried" in capsys.readouterr().err

@@ -89,7 +89,7 @@ def test_it_asks_first_and_without_an_answer_nothing_happens(
 ) -> None:
     code, out, err = say("first", "second")
     assert code == 2
-    assert "nobody can be asked here: give --yes" in err
+    assert "nobody can answer here: give --yes" in err
     assert out.count("2 trials") == 2
     monkeypatch.setattr("sys.stdin.isatty", lambda: True)
     for answer in ("", "n", "what"):
@@ -153,7 +153,7 @@ def test_a_deletion_that_was_interrupted_is_repeated(
         patch.setattr(shutil, "rmtree", lambda _: (_ for _ in ()).throw(PermissionError(13, "no", "trials")))
         code, _, err = say("first", "--yes")
     assert code == 2
-    assert "trials cannot be removed (no); put that right and repeat the command" in err
+    assert "trials cannot be removed (no); fix that and repeat the command" in err
     assert (storage / "first" / JOURNAL_FILE).exists()
     assert runs_left(tracking_uri) == ["second"] * 3
     code, out, _ = say("first", "--yes")

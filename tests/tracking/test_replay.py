@@ -1,4 +1,4 @@
-"""``python -m nfnet_ray.tracking replay``: a study that MLflow has not heard of, or only in part, is brought there."""
+"""``python -m nfnet_ray.tracking replay``: a study is delivered that MLflow does not have, or only in part."""
 
 from __future__ import annotations
 

@@ -150,7 +150,7 @@ def test_what_does_not_fit_is_refused_in_one_line_and_changes_nothing(
 
     wide = NFNet(replicas.network(replicas.recipe("no_sam", False, False, 1)).variant, 3)
     torch.save(wide.state_dict(), tmp_path / "other.pt")
-    assert "they are of no known network" in refusal("nfnet_pico", tmp_path / "other.pt")
+    assert "they belong to no known network" in refusal("nfnet_pico", tmp_path / "other.pt")
 
     assert "7" in refusal("nfnet_pico", tmp_path / "pico.pt", classifier="loaded")
 

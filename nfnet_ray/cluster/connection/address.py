@@ -163,18 +163,18 @@ def _ask(meant: _Meant, host: str, port: int) -> Head:
         token, wants_token = _token(), True
         if os.environ.get("RAY_AUTH_MODE", "token").lower() == "disabled":
             raise UserError(
-                f"{meant.named}: that cluster wants a token, and RAY_AUTH_MODE=disabled: unset it"
+                f"{meant.named}: that cluster needs a token, but RAY_AUTH_MODE=disabled is set: unset it"
             )
         how = "put the cluster's, which its head prints with `ray get-auth-token`, into RAY_AUTH_TOKEN"
         if token is None:
-            raise UserError(f"{meant.named}: that cluster wants a token, and there is none here: {how}")
+            raise UserError(f"{meant.named}: that cluster needs a token, and this machine has none: {how}")
         answer = _call(meant, ray_internals.CHECK_ALIVE, b"", token)
         if answer is None:
             raise UserError(f"{meant.named}: that cluster does not take the token of this machine: {how}")
     elif os.environ.get("RAY_AUTH_MODE", "").lower() == "token":
         # The study would start, and then its workers, which send no token, would think that this process is dead.
         raise UserError(
-            f"{meant.named}: that cluster knows of no token: start again with RAY_AUTH_MODE=disabled"
+            f"{meant.named}: that cluster does not use tokens: start again with RAY_AUTH_MODE=disabled"
         )
     ray_version = _first(answer, ray_internals.CHECK_ALIVE_RAY_VERSION).decode(errors="replace")
     key = _field(1, ray_internals.METADATA_KEY) + _field(2, ray_internals.METADATA_NAMESPACE)

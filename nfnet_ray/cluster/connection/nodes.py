@@ -54,7 +54,7 @@ def check_nodes(data: DatasetSummary, worker: WorkerResources, *, verify: bool, 
             raise UserError(f"{nodes[node]}: {view.problem}")
         if view.fingerprint != data.fingerprint:
             raise UserError(
-                f"{nodes[node]}: {data.path} is other data there (fingerprint {view.fingerprint}, here "
+                f"{nodes[node]}: {data.path} has other data there (fingerprint {view.fingerprint}, here "
                 f"{data.fingerprint}): copy the data set to it again, or put it where every node sees it"
             )
     if verify:

@@ -86,7 +86,7 @@ def ray_session(address: str | None, *, packages: Sequence[Path] = ()) -> Iterat
                 ray.init(address=address, runtime_env=code, **quiet)
     except ConnectionError as error:
         raise UserError(
-            f"--address {address}: Ray does not let us in ({str(error).splitlines()[0]}); is the cluster still up?"
+            f"--address {address}: Ray refuses the connection ({str(error).splitlines()[0]}); is the cluster still up?"
         ) from None
     try:
         yield _resources()

@@ -93,7 +93,7 @@ def load_published(path: str | os.PathLike[str]) -> NFNet:
 def recognise_variant(arrays: OfficialArrays) -> str:
     """The name of the network to which official weights belong, such as "nfnet_f3", by names and shapes only.
 
-    The number of classes does not matter. Raises `UserError` if they are of no known network; it names the
+    The number of classes does not matter. Raises `UserError` if they belong to no known network; it names the
     nearest one and every array that is not as it is there.
     """
     given = flattened(arrays)
@@ -103,11 +103,11 @@ def recognise_variant(arrays: OfficialArrays) -> str:
     candidates = _candidates(given)
     if not candidates:
         blocks = _count_blocks(given)
-        raise UserError(f"these are the weights of no known network: none has {blocks} residual blocks")
+        raise UserError(f"these weights belong to no known network: none has {blocks} residual blocks")
     differences = {name: _differences(name, given) for name in candidates}
     nearest = min(differences, key=lambda name: len(differences[name]))
     raise UserError(
-        f"these are the weights of no known network; the nearest is {nearest}, "
+        f"these weights belong to no known network; the nearest is {nearest}, "
         f"but {'; '.join(differences[nearest])}"
     )
 

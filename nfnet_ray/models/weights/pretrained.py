@@ -154,7 +154,7 @@ def _fitting(model: nn.Module, file: _File, classifier: Literal["new", "loaded"]
     if problems:
         name = model.variant.name if isinstance(model, NFNet) else type(model).__name__
         whose = _recognise(file)
-        theirs = f"they are those of {whose}" if whose else "they are of no known network"
+        theirs = f"they are those of {whose}" if whose else "they belong to no known network"
         more = f"; and {len(problems) - SHOWN_PROBLEMS} more" if len(problems) > SHOWN_PROBLEMS else ""
         raise UserError(
             f"model.weights: the weights of {file.path} ({file.origin}) do not fit this {name}: {theirs}. "
@@ -234,7 +234,7 @@ def _read_safetensors(path: str | os.PathLike[str], where: str) -> Mapping[str, 
         from safetensors.torch import load_file
     except ModuleNotFoundError as missing:
         raise UserError(
-            f"model.weights: {where} needs safetensors, which is not here ({missing}); install it"
+            f"model.weights: {where} needs safetensors, which cannot be imported ({missing}); install it"
         ) from missing
     try:
         return load_file(path)

@@ -102,7 +102,7 @@ def _checked(state: Mapping[Any, Any], where: str) -> State:
     for name, value in state.items():
         if not isinstance(value, Tensor):
             raise UserError(
-                f"model.weights: {where} is no state dict: {readable(str(name))} is a {type(value).__name__}; "
+                f"model.weights: {where} is not a state dict: {readable(str(name))} is a {type(value).__name__}; "
                 "save the model's state dict alone"
             )
         kind = _unusual(value)

@@ -27,7 +27,7 @@ def pinned(weights: str) -> str:
     if expected not in (None, digest):
         raise UserError(
             f"model.weights: {readable(path)} is not the file that was meant (its SHA-256 is {digest}, not "
-            f"{readable(str(expected))}): put that file back, or start anew with this one"
+            f"{readable(str(expected))}): restore that file, or start a new run with this one"
         )
     return f"{Path(path).resolve()}{WEIGHTS_DIGEST_MARK}{digest}"
 

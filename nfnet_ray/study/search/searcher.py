@@ -145,7 +145,7 @@ def check_search(name: str, space: Space) -> None:
             )
         if name == "gp" and not _is_numeric(domain):
             raise UserError(
-                f"--search gp takes numbers alone, and {field} is not a number everywhere: use --search tpe"
+                f"--search gp takes only numbers, and {field} is not a number everywhere: use --search tpe"
             )
 
 

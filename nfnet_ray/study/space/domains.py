@@ -16,8 +16,8 @@ SIGNIFICANT_DIGITS: Final = 4
 class Range:
     """The numbers from ``low`` to ``high``, both included; with ``or_none`` also None.
 
-    A search draws from it uniformly, or uniformly in the logarithm with ``log``. With ``integer`` it has the whole
-    numbers alone.
+    A search draws from it uniformly, or uniformly in the logarithm with ``log``. With ``integer`` it has only
+    whole numbers.
     """
 
     low: float
@@ -41,7 +41,7 @@ class Range:
 
 @dataclass(frozen=True)
 class SameAs:
-    """The field is tied: it always has the value of another field of the space."""
+    """Ties the field: it always has the value of another field of the space."""
 
     field: str
 

@@ -45,9 +45,7 @@ def parse_domain(name: str, text: str) -> Domain:
     said = _shown(f"--sweep {name}={text}")
     values, *conditions = re.split(r"\s+if\s+", text.strip())
     if not values:
-        raise UserError(
-            f"{said}: there is no value; is a variable of the shell not set? None is written none"
-        )
+        raise UserError(f"{said}: there is no value; is a shell variable not set? Write none for None")
     if len(conditions) > 1:
         raise UserError(f"{said}: it has more than one 'if'; join conditions with 'and'")
     domain: Domain = _unconditional(name, values, said)
@@ -69,9 +67,7 @@ def _unconditional(name: str, text: str, said: str) -> tuple[Any, ...] | Range |
         return _values(text, said)
     others = [item for item in items if item not in ranges]
     if len(ranges) > 1 or any(other.lower() != "none" for other in others):
-        raise UserError(
-            f"{said}: none may stand beside a range and nothing else; give one range, or list all values"
-        )
+        raise UserError(f"{said}: only none can be combined with a range; give one range, or list all values")
     return _range(name, ranges[0], bool(others), said)
 
 
@@ -122,5 +118,5 @@ def _items(text: str, said: str) -> list[str]:
             items[-1] += letter
     items = [item.strip() for item in items]
     if not all(items):
-        raise UserError(f"{said}: a value is missing beside a comma; None is written none")
+        raise UserError(f"{said}: a value is missing next to a comma; write none for None")
     return items

@@ -57,7 +57,9 @@ def _check_sqlite(uri: str, experiment: str) -> None:
         raise UserError(f"{named(uri)} names no file; write it as sqlite:///mlflow.db")
     options = {name for name, _ in parse_qsl(uri.partition("?")[2], keep_blank_values=True)}
     if ("?" in uri and not options) or options - _SQLITE_OPTIONS:
-        raise UserError(f"{named(uri)}: what follows ? are no options of SQLite; in a path write ? as %3F")
+        raise UserError(
+            f"{named(uri)}: the text after ? is not an option of SQLite; in a path write ? as %3F"
+        )
     if str(path).startswith(":memory:"):
         raise UserError(f"{named(uri)} is gone when the study ends; name a file")
     if path.is_dir():

@@ -179,7 +179,7 @@ def check_same(state: State, recipe: Recipe, data: str, *, force: bool) -> None:
     if not force:
         raise UserError(
             f"the checkpoint was written with other settings ({'; '.join(differing)}): "
-            "put them back, start anew elsewhere, or force it"
+            "restore them, start a new run elsewhere, or use --force"
         )
     logger.warning("resuming from a checkpoint of other settings: %s", "; ".join(differing))
 

@@ -244,7 +244,7 @@ def _rungs(study: Study) -> str:
 
 
 def _resources(address: str | None, console: Console) -> Resources:
-    """The cluster's, or what a local Ray would have. Raises UserError if the cluster does not let us in."""
+    """The cluster's, or what a local Ray would have. Raises UserError if the cluster refuses the connection."""
     if address is None:
         return local_resources()
     with (
