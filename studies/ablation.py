@@ -7,12 +7,12 @@ starts at 0, stochastic depth. What is lost on this data when one of them is tak
 
 Command. ``python studies/ablation.py`` on one machine, on the 1,797 handwritten digits that scikit-learn carries;
 ``--data PATH --address auto`` on a cluster, on a data set that data_prep converted. ``--seeds 3,all`` repeats it, which
-differences of a point or two need. ``--set model.name=nfnet_nano`` asks about another network.
+is necessary to see differences of a point or two. ``--set model.name=nfnet_nano`` asks about another network.
 
-How to read it. The first setting is the whole network; each other one differs from it in what its name says. A list of
-excluded parameters replaces the usual one, which holds the classifier's weight alone.
+How to read it. The first setting is the whole network, and each of the others differs from it by what its name says. A
+list of excluded parameters replaces the usual one, which has only the classifier's weight.
 
-Cost. 13 trials of 8 epochs; nothing is stopped early, because the ends are what is compared. 32 minutes with
+Cost. 13 trials of 8 epochs; nothing is stopped early, because final accuracies are compared. 32 minutes with
 ``--seeds 3,all`` on two cores of an Intel Xeon that much other work shared.
 
 Result. Top-1 in percent on the digits, the mean of 3 seeds and their range (``--seeds 3,all --set
@@ -32,9 +32,9 @@ memory_format=contiguous``; 360 validation images; nfnet_pico, float32):
     no gain on residual branches    90.6  (88.3 to 91.9)
     no stochastic depth             77.3  (70.0 to 84.7)
 
-All stages have to be clipped, as in the paper, and here the stem too. The last four lines say what 40 steps are too few
-for: the gains start at 0 and end below 4e-4 in the two checkpoints that were looked at, so the residual branches, and
-with them squeeze-excite and stochastic depth, do next to nothing yet. Setting the gains to 1 is worth 13 points.
+All stages have to be clipped, as in the paper, and here the stem too. 40 steps are too few for what the last four lines
+compare: the gains start at 0 and end below 4e-4 in the two checkpoints that were looked at, so the residual branches,
+and with them squeeze-excite and stochastic depth, do next to nothing yet. Setting the gains to 1 is worth 13 points.
 
 On a tenth of CIFAR-10 (``--data data/cifar10_half --epochs 12 --set data.train_share=0.1 --seeds 2,all``: 228 steps;
 nfnet_pico at 32 px, float32, 5,000 validation images; 15 minutes on two cores of an AMD EPYC;
@@ -54,8 +54,8 @@ nfnet_pico at 32 px, float32, 5,000 validation images; 15 minutes on two cores o
     no gain on residual branches    49.6  50.7
     no stochastic depth             46.0  46.3
 
-Again the classifier is best left alone, and the stem has to be clipped. The stages do not have to be, one at a time, in
-so short a training: without clipping one of them, accuracy is one to two points higher.
+Again the classifier is best left alone, and the stem has to be clipped. In so short a training a single stage can be
+left unclipped: the accuracy is then one to two points higher.
 """
 
 from __future__ import annotations

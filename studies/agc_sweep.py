@@ -12,7 +12,7 @@ Cost. 12 trials of 8 epochs, of which half end by epoch 2; one to three minutes 
 Result. README.md shows a run on the digits. On a fifth of CIFAR-10 (``--data data/cifar10 --set data.train_share=0.2
 --epochs 12 --seeds 3 --set memory_format=contiguous``; nfnet_pico at 32 px, 10,000 validation images, float32, two
 cores of an Intel Xeon that other work kept busy; ``studies/results/agc_sweep_cifar10``), top-1 in percent after 12
-epochs, or after 3 where the setting was given up there, means where there are several seeds:
+epochs, or after 3 if the setting was given up there, as means if there are several seeds:
 
     clip factor        0.01  0.02  0.04  0.08  0.16  none
     batch 64, given up 37.1  39.1     -     -     -  38.5
@@ -22,7 +22,7 @@ epochs, or after 3 where the setting was given up there, means where there are s
 
 Batch 64: 0.16 (59.5 to 63.7%, 3 seeds) cannot be told from 0.08, and is the largest factor that was tried. Batch 256:
 0.02 (53.5 to 57.3%) is better than 0.04 with a probability of 98%, and without clipping the loss became nan in step 38.
-So the larger batch needs the smaller factor, as in the paper. Intervals are of 95%, over seeds and images.
+So the larger batch needs the smaller factor, as in the paper. The intervals are 95%, over seeds and images.
 """
 
 from __future__ import annotations

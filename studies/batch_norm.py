@@ -26,7 +26,7 @@ nfnet_pico, float32, one core of an Intel Xeon that other work shared, so the ti
     others' logits move when one of 8 images changes                0.00%               27.79%
 
 Batch normalisation keeps 43% more memory, its accuracy depends on the mode and on the batch, and its samples depend on
-each other. The table also shows its merit, of which the paper's section 2 speaks: at the same learning rate it trains
+each other. The table also shows its merit, which the paper's section 2 describes: at the same learning rate it trains
 much faster at first.
 
 Small batches (``python studies/batch_norm.py --set memory_format=contiguous``; top-1 after 4 epochs, 1 seed, 360
@@ -37,7 +37,7 @@ validation images; 5 minutes on two cores of an AMD EPYC that other work shared;
     batch normalisation 13.6  96.1  98.3  96.4
 
 With batches of 2 batch normalisation fails, and the normaliser-free network does nearly as well as with larger ones.
-From 4 on batch normalisation is ahead here, by what the paragraph above says.
+With batches of 4 and more batch normalisation is ahead here, because it trains faster at first.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """How much training time does a normaliser-free network take to reach the accuracy of an EfficientNet?
 
 Question. Brock et al. (2021, figure 1 and table 3) train NFNet-F1 to the accuracy of EfficientNet-B7 with an eighth of
-the time for a step. A curve of one long training does not show that: what it has halfway is not what a training of half
-the length reaches, since its learning rate is still high. So each network is trained with several *budgets*, each with
-a complete schedule of its own, and times are compared at equal accuracy.
+the time for a step. The curve of one long training does not show that: its accuracy halfway is not what a training of
+half the length reaches, since its learning rate is still high. So each network is trained with several *budgets*, each
+with a complete schedule of its own, and times are compared at equal accuracy.
 
 Command. ``python studies/efficientnet_baselines.py`` on one machine, on the 1,797 handwritten digits that scikit-learn
 carries; ``--data PATH --address auto`` on a cluster, on a data set that data_prep converted.
@@ -11,14 +11,14 @@ carries; ``--data PATH --address auto`` on a cluster, on a data set that data_pr
 How to read it. Every network has the Recipe that was published for it (``published_recipe``): its own optimiser,
 schedule, augmentation, image size and batch. A shorter budget has the same schedule, shrunk. Images up to 64 pixels are
 for the small members of the families, whose Recipes are this project's: the optimiser and the schedule are those of
-their family, and no more tuned for one than for the other. So few steps need larger ones: all learning rates are
-multiplied by the same number, 4, and 16 where there are at most 10,000 training images. (On the digits, with one seed
-and 3 and 8 epochs, 16 was the best of 1/4, 1, 4 and 16 for each network, but for test_resnet at 8 epochs, where 4 gave
-98.1% and 16 97.8%.)
+their family, and no more tuned for one than for the other. So few steps need larger learning rates: all of them are
+multiplied by the same number, which is 4, or 16 if there are at most 10,000 training images. (On the digits, with one
+seed and 3 and 8 epochs, 16 was the best of 1/4, 1, 4 and 16 for each network, except test_resnet at 8 epochs, where 4
+gave 98.1% and 16 gave 97.8%.)
 
-Cost. 27 trials of 3, 6 and 12 epochs on the digits: 4 minutes on two quiet cores. On ImageNet it is the price of 13
-published trainings and three quarters of it again, for each of three seeds; ``--plan`` says it, and ``--seeds 1`` and
-``--epochs`` cut it.
+Cost. 27 trials of 3, 6 and 12 epochs on the digits: 4 minutes on two quiet cores. On ImageNet it costs as much as 13
+published trainings and three quarters of them again, for each of three seeds; ``--plan`` shows it, and ``--seeds 1``
+and ``--epochs`` reduce it.
 
 Result. On the digits, with no flags (3 seeds, 360 validation images, float32, two trials at once on two quiet cores of
 an Intel Xeon; ``studies/results/efficientnet_baselines``):
@@ -43,8 +43,8 @@ lower priority; ``studies/results/efficientnet_cifar10``):
     test_resnet                        35.5,  9.8 39.2, 21.9 47.6, 43.3
 
 So among these tiny networks, with the same learning rates and no tuning, the normaliser-free one is the slowest: a step
-of nfnet_pico has three times the multiply-adds of test_efficientnet's. It says nothing of the published sizes on a GPU,
-which is the paper's claim and has not been tried.
+of nfnet_pico has three times the multiply-adds of test_efficientnet's. This says nothing about the published sizes on a
+GPU, which the paper is about and which have not been tried.
 """
 
 from __future__ import annotations

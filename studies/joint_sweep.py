@@ -1,6 +1,6 @@
 """Which clip factor, dropout, stochastic depth and SAM are best together?
 
-Question. The paper chooses them one after the other, and by hand. They may depend on each other: clipping, dropout and
+Question. The paper chooses them one at a time, and by hand. They may depend on each other: clipping, dropout and
 an ascent step each hold a network back. Which combination is best for this network on this data, and does any beat
 the Recipe that the other studies start from?
 
@@ -9,13 +9,13 @@ Command. ``python studies/joint_sweep.py`` on one machine, on the 1,797 handwrit
 settings; ``--search sobol`` spreads them evenly, which shows more of the space.
 
 How to read it. The settings are proposed by TPE from the results so far (docs/search.md), after the Recipe's own. So
-the table is no fair sample of the space, and the best of many settings is quoted somewhat too high.
+the table is not a fair sample of the space, and the accuracy of the best of many settings is somewhat too high.
 
 Cost. 24 settings of 8 epochs, of which more than half end at epoch 2: about half of all 192 epochs.
 
 Result. Top-1 on the digits with ``--trials 16 --set memory_format=contiguous`` (1 seed, 360 validation images,
 nfnet_pico, float32; 12 minutes on two cores of an Intel Xeon that much other work shared;
-``studies/results/joint_sweep``). The best of each way to use SAM:
+``studies/results/joint_sweep``). The best setting for each way to use SAM:
 
     ascent   clip factor  dropout  stochastic depth    rho  top-1  95% over images
     a fifth        0.058     0.19             0.034  0.009   97.8     95.2 to 98.9

@@ -8,11 +8,11 @@ the time of the second pass?
 Command. ``python studies/sam_sweep.py`` on one machine, on the 1,797 handwritten digits that scikit-learn
 carries; ``--data PATH --address auto`` on a cluster, on a data set that data_prep converted. To ask
 the same about SAM's relatives, use ``--set optimizer.sam.method=looksam``, or ``esam`` (then also
-``--set optimizer.sam.ascent_share=1``); rho of ``asam`` has another scale (Kwon et al. 2021 use 0.5 and 1).
+``--set optimizer.sam.ascent_share=1``); the rho of ``asam`` has a different scale (Kwon et al. 2021 use 0.5 and 1).
 
 How to read it. All trials have the same epochs, but not the same time: an ascent on the whole batch doubles
 a step, one on a fifth of it makes it 20 to 40% longer (section 6.1), and the curves of the report, over
-training time, end where each trial did. SAM pays at equal time if its curve ends above what plain training
+training time, end where each trial did. SAM pays off at equal time if its curve ends above what plain training
 reaches *by then*. The plain curve ends earlier and cannot tell, because its learning rate has already fallen
 to 0. So give plain training as much time as SAM had, by more epochs, and compare the ends:
 ``python studies/sam_sweep.py --epochs 16 --set optimizer.sam.rho=none``.
@@ -22,8 +22,8 @@ has had up to twice the time. To stop early, compare by training seconds, which 
 ``python studies/sam_sweep.py --early-stopping synchronous:first_rung=10,unit=seconds,eta=2``. How many seconds are
 late enough depends on the machine and the data, so there is no default. At equal seconds a trial with SAM is earlier
 in its schedule, where its learning rate is higher, so it is somewhat underrated. Complete schedules do not have that
-bias: ``--early-stopping synchronous:first_rung=4,eta=2 --schedule stretched`` says which accuracy how many seconds of
-training buy.
+bias: ``--early-stopping synchronous:first_rung=4,eta=2 --schedule stretched`` gives the accuracy that each number of
+seconds of training buys.
 
 Cost. 11 trials of 8 epochs: under four minutes on two shared CPU cores.
 
@@ -35,13 +35,13 @@ to 96.2%; nfnet_pico, float32, two cores of an AMD EPYC that other work shared, 
     whole batch     94.2   92.5   90.6   89.2   85.6   74.2
     a fifth of it   94.2   94.4   92.5   90.8   85.8   76.9
 
-Plain training for 16 epochs (the command above, the same hardware) reached 97.8. So SAM does not pay here, neither
-at equal time nor at equal epochs. These are 176 steps; they say nothing about long training, for which SAM was made.
+Plain training for 16 epochs (the command above, the same hardware) reached 97.8. So SAM does not pay off here, neither
+at equal time nor at equal epochs. These 176 steps say nothing about long training, for which SAM was made.
 
 On a tenth of CIFAR-10 (``--data data/cifar10_half --epochs 12 --set data.train_share=0.1 --seeds 3 --set
 memory_format=contiguous``: 936 steps; nfnet_pico at 32 px, float32, 5,000 validation images, on two cores of an AMD
-EPYC that other work kept busy; ``studies/results/sam_cifar10``) it does not pay either. Top-1, means of 3 seeds, or of
-one where a setting was dropped after it:
+EPYC that other work kept busy; ``studies/results/sam_cifar10``) it does not pay off either. The table has the top-1
+as a mean of 3 seeds, or of 1 seed if the setting was dropped after it:
 
     rho             none   0.01   0.02   0.05    0.1    0.2
     whole batch     46.0   44.7   43.2   41.1   37.6   30.6    (0.05 and more: 1 seed)

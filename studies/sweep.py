@@ -2,7 +2,7 @@
 
 Command. ``python studies/sweep.py --sweep optimizer.agc.clip_factor=log:0.002..0.3 --sweep batch_size=64,256`` on one
 machine, on the 1,797 handwritten digits that scikit-learn carries; ``--data PATH --address auto`` on a cluster, on a
-data set that data_prep converted. The first field is what is asked about. Further fields with a list of values are
+data set that data_prep converted. The first field is the one in question. Further fields with a list of values are
 the conditions under which it is asked. ``--set`` changes what all trials have in common, ``--trials`` the number of
 points that are drawn from a range, and ``--plan`` shows the points.
 

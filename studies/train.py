@@ -1,7 +1,7 @@
 """Train one network on one or many workers, and recover from failures.
 
 ``python studies/train.py`` trains nfnet_pico on handwritten digits in about a minute. On a cluster,
-``python studies/train.py --model nfnet_f0 --data PATH --workers 8 --address auto`` trains by the published Recipe
+``python studies/train.py --model nfnet_f0 --data PATH --workers 8 --address auto`` trains with the published Recipe
 of that model; --set changes its fields. A lost worker is restarted. With --min-workers the run continues with fewer
 workers until machines are back; the batch and the order of the images stay the same. Ctrl-C saves a checkpoint of
 the current step, and --resume continues from it.

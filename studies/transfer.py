@@ -4,11 +4,11 @@ Question. A network that was trained on one task starts another task with those 
 et al. (2021, section 6.2, appendix A.5) fine-tune whole NFNets in this way. How does that compare with training only
 the classifier, and with the same network from scratch? Which learning rate does each of them need?
 
-Command. ``python studies/transfer.py`` on one machine: nfnet_pico learns the digits 0 to 4 of scikit-learn's
-(20 epochs, once, 15 s), and starts on the digits 5 to 9 from there, with ten training images of each and the other
-846 for validation. For real: ``python studies/transfer.py --weights F0_haiku.npz --data data/flowers``, with a
-published file, timm's weights or one of our checkpoints (docs/methods/transfer.md); the network is recognised from the
-weights. For another resolution add ``--set data.image_size=224 --set data.eval_size=288``.
+Command. ``python studies/transfer.py`` on one machine: nfnet_pico learns the digits 0 to 4 of scikit-learn's (20
+epochs, once, 15 s), and starts on the digits 5 to 9 from there, with ten training images of each and the other 846 for
+validation. For real: ``python studies/transfer.py --weights F0_haiku.npz --data data/flowers``, with a published file,
+timm's weights or a checkpoint of nfnet_ray (docs/methods/transfer.md); the network is recognised from the weights. For
+a different resolution add ``--set data.image_size=224 --set data.eval_size=288``.
 
 What is compared. Pretrained or random weights, each with the whole network trained or only its classifier: four
 strata, each with its best learning rate. Training only the classifier of a random network is the control for the
