@@ -54,7 +54,7 @@ WARM_UP = 2  # batches, within which the processes have found each other
 
 @dataclass(frozen=True)
 class Task:
-    """What a process is asked for: so many batches of an epoch, shared through ``folder``; if that is None, its own."""
+    """What a process does: a number of batches of an epoch, shared through ``folder``, or alone if that is None."""
 
     epoch: int
     batches: int

@@ -178,7 +178,7 @@ def _without(point: dict[str, Any], fields: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _last_rung(record: StudyRecord, trial: str, epochs: int) -> float:
-    """The rung at which a trial was given up after so many epochs."""
+    """The rung at which a trial was given up after ``epochs`` epochs."""
     return max(record.pauses[trial]) if record.rungs_in_seconds else epochs
 
 

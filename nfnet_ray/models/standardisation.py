@@ -23,7 +23,7 @@ a term that is added: an added 1e-5 on the variance moves the logits of F0 by 1.
 
 VALUES_TOGETHER = 1 << 20
 """Layers with at most this number of weights together share their derivative, for which the gradients of all must be
-there: 4 MB, so that in a large network workers still exchange gradients while the backward pass goes on."""
+there: 4 MB, so that in a large network workers still exchange gradients during the backward pass."""
 LARGEST_IN_ONE_PASS = 1 << 17
 """On a CPU torch's ``var_mean`` handles one value after the other, in float64. For larger layers two vectorised passes
 in float64 are 5 times as fast; their sums have other last bits, few of which are left in float32."""

@@ -54,7 +54,7 @@ class Doomed:
 def delete_studies(
     directories: Sequence[Path], console: Console, *, tracking_uri: str | None, asks: bool, keep_mlflow: bool
 ) -> None:
-    """Deletes studies, all of them or, if something stands in the way of one, none.
+    """Deletes studies: all of them, or none if one of them cannot be deleted.
 
     Raises:
         UserError: a study is running, MLflow cannot be reached, nobody can be asked, or a file cannot be removed.

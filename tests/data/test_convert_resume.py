@@ -110,7 +110,7 @@ def undisturbed(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 
 def kill_after(out: Path, images: int, process: subprocess.Popen[str]) -> None:
-    """SIGKILL as soon as so many images are in the journals."""
+    """SIGKILL as soon as ``images`` images are in the journals."""
     deadline = time.monotonic() + HANG_SECONDS
     while process.poll() is None and time.monotonic() < deadline:
         journals = [path for folder in unfinished(out) for path in folder.glob("progress/*.journal")]
@@ -121,7 +121,7 @@ def kill_after(out: Path, images: int, process: subprocess.Popen[str]) -> None:
     process.communicate()
 
 
-# Stopped, and gone on with
+# Stopped and resumed
 
 
 @pytest.mark.parametrize("name", ["out", "out.beton"])
@@ -167,7 +167,7 @@ def test_killed_at_any_step_of_finishing_it_goes_on(
     resumed = {1: None, 2: 72, 3: 72, 4: 72, 5: 72, 8: 90, 10: 90}[fsync]
     assert (f"resumed: {resumed} images" in capsys.readouterr().out) == (resumed is not None)
     left = unfinished(tmp_path / "out")
-    if fsync == 1:  # before any journal: there was nothing to go on with
+    if fsync == 1:  # before any journal: there is nothing to resume
         for folder in left:
             shutil.rmtree(folder)
         left = []
@@ -240,7 +240,7 @@ def test_a_leftover_is_named_with_what_to_do(
 def test_a_higher_limit_goes_on_behind_the_images_that_were_read(
     source: Path, undisturbed: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert convert(source, tmp_path / "out", "--resume") == 2  # nothing to go on with is no error
+    assert convert(source, tmp_path / "out", "--resume") == 2  # to have nothing to resume is not an error
     assert convert(source, tmp_path / "out", "--resume", "--max-unreadable", 1) == 2
     capsys.readouterr()
     assert convert(source, tmp_path / "out", "--resume", "--max-unreadable", 2) == 0

@@ -25,7 +25,7 @@ PARSING = {"nfnet_ray", "studies", "data_prep", "dashboards"}
 
 
 class _Parsed(BaseException):
-    """A program has parsed its command line; nothing of it may go on."""
+    """A program has parsed its command line; it must not continue."""
 
 
 class _Refused(BaseException):

@@ -84,7 +84,7 @@ class Simulation:
         self.journal = InMemory()
 
     def run(self, places: int, chance: random.Random, kill_after: int | None = None) -> StudyState:
-        """Runs to the end, or is killed when the journal has so many events."""
+        """Runs to the end, or is killed when the journal has ``kill_after`` events."""
 
         def die_perhaps() -> None:
             if kill_after is not None and len(self.journal.events) >= kill_after:

@@ -410,7 +410,7 @@ def test_marginal_effects_are_those_of_all_settings_though_the_bad_ones_were_sto
     naive: dict[float, list[float]] = {clip: [] for clip in SPACE[CLIP]}
     ours: dict[float, list[float]] = {clip: [] for clip in SPACE[CLIP]}
     truth: dict[float, float] = {}
-    # What all trials would have reached: a study without early stopping, with so many seeds that noise is gone.
+    # What all trials would have reached: a study without early stopping, with enough seeds to average out the noise.
     whole = pd.concat(
         stopped_early(np.random.default_rng(seed), of_logits=of_logits, keep=32).trials for seed in range(100)
     )

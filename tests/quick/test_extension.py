@@ -80,7 +80,7 @@ class Journaled:
         return Study.from_event(state.started).grown(state)
 
     def run(self, chance: random.Random | None = None, kill_after: int | None = None) -> StudyState:
-        """Runs to the end, or until there are so many more events."""
+        """Runs to the end, or until there are ``kill_after`` more events."""
         simulation = Simulation(self.study(), self.curves, IMAGES, None, contenders_of, winners_of)
         simulation.state, simulation.journal.events = self.state(), self.events
         kill = None if kill_after is None else kill_after + len(self.events)

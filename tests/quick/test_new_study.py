@@ -1,4 +1,4 @@
-"""The study in docs/new_study.md is planned and trained as it stands there. About five seconds."""
+"""The study in docs/new_study.md is planned and trained exactly as it is printed. About five seconds."""
 
 from __future__ import annotations
 

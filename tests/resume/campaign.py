@@ -3,8 +3,8 @@
 ``python -m tests.resume.campaign DATA WORKERS SEED [QUARTER]``: for each combination three trainings of a tiny
 network, each in processes of its own (forked, so that none of them has to import torch): one that is left
 alone; one of whose workers one kills itself with SIGKILL in the middle of a step, somewhere within the run;
-and one that goes on from what that has left. Prints a line of JSON for each combination: what differs, and
-from where it went on. DATA is a data set of 120 images to train with; QUARTER, 0 to 3, is a quarter of the
+and one that resumes what it has left. Prints a line of JSON for each combination: what differs, and
+from where it resumed. DATA is a data set of 120 images to train with; QUARTER, 0 to 3, is a quarter of the
 combinations: each method with any two switches in every setting, and every setting of all switches with some method.
 """
 

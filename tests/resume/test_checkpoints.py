@@ -47,7 +47,7 @@ def _leave_the_threads_as_they_were() -> Iterator[None]:
 
 
 class StoppedContext(PlainContext):
-    """Wants to stop after so many epochs, fractions included."""
+    """Wants to stop after a number of epochs, which may be a fraction."""
 
     def __init__(self, after: float, **settings: Any) -> None:
         super().__init__(device=CPU, threads=1, **settings)
@@ -228,7 +228,7 @@ def test_other_data_are_refused(recipe: Recipe, few_digits: Path, tmp_path: Path
 
 
 def full_disk(limit: int) -> None:
-    """In a child process: no file may grow over so many bytes, as on a full disk."""
+    """In a child process: no file may grow beyond ``limit`` bytes, as on a full disk."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
@@ -312,7 +312,7 @@ def test_training_goes_on_beside_a_full_disk_and_says_so_at_the_end(recipe: Reci
 def test_training_does_not_wait_for_a_slow_disk(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While one checkpoint is on its way, training goes on, and none is asked for within the epoch."""
+    """While one checkpoint is on its way, training continues, and no other is requested within the epoch."""
     released = threading.Event()
     begun: list[int] = []
     save = CheckpointStore.save

@@ -144,7 +144,7 @@ def sharpness(images: Tensor, factor: float) -> Tensor:
 def rotate(images: Tensor, degrees: float) -> Tensor:
     """About the centre; nearest pixel. Positive angles turn the picture counterclockwise."""
     radians = np.float32(degrees) * np.float32(math.pi / 180)
-    # Reckoned in float64 and then rounded: the same on every processor, and what TensorFlow gave.
+    # Computed in float64 and then rounded: the same on every processor, and what TensorFlow gave.
     cos, sin = np.float32(np.cos(np.float64(radians))), np.float32(np.sin(np.float64(radians)))
     height, width = (np.float32(side - 1) for side in images.shape[1:3])
     x_offset = (width - (cos * width - sin * height)) / np.float32(2)

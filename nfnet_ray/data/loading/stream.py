@@ -77,7 +77,7 @@ class Found:
 
 
 def slot_bytes(content_bytes: int) -> int:
-    """The size of a slot for records whose tensors have at most so many bytes."""
+    """The size of a slot for records whose tensors have at most ``content_bytes`` bytes."""
     return -(-(_RECORD_HEADER.size + _JSON_BYTES + content_bytes) // _PAGE) * _PAGE
 
 
@@ -379,5 +379,5 @@ def _is_listed(parts: list[str]) -> bool:
         return os.readlink(f"/proc/{parts[1]}/fd/{parts[2]}").startswith(
             f"/memfd:{_name(bytes.fromhex(parts[0]))} "
         )
-    except (OSError, ValueError):  # ValueError: what stands for the key is none
+    except (OSError, ValueError):  # ValueError: the bytes are not a key
         return False

@@ -35,7 +35,7 @@ def pinned(weights: str) -> str:
 def with_pinned_weights(recipe: Recipe) -> Recipe:
     """The Recipe with its weights :func:`pinned`, if it starts from any.
 
-    So a run does not go on from a checkpoint that began with other weights, wherever they lie. Raises UserError
+    So a run does not continue from a checkpoint that began with other weights, wherever the file is. Raises UserError
     as :func:`pinned` does.
     """
     if recipe.model.weights is None:
