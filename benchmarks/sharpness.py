@@ -20,7 +20,7 @@ from benchmarks.record import Row, append_rows, circumstances, seconds
 from nfnet_ray.command_line.arguments import positive, whole_number
 from nfnet_ray.command_line.one_line_parser import OneLineParser
 from nfnet_ray.data.loading.loader import TrainBatch
-from nfnet_ray.models import create_model
+from nfnet_ray.models import model_of
 from nfnet_ray.models.published import published_recipe
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.training.context import PlainContext
@@ -66,12 +66,7 @@ def measure(recipe: Recipe, context: PlainContext, repeats: int) -> list[Row]:
     steps: dict[str, TrainStep] = {}
     for way, settings in WAYS.items():
         own = recipe.with_values({f"optimizer.sam.{field}": value for field, value in settings.items()})
-        model = create_model(
-            own.model.name,
-            num_classes=CLASSES,
-            dropout=own.model.dropout,
-            stochastic_depth=own.model.stochastic_depth,
-        )
+        model = model_of(own.model, CLASSES)
         model.to(context.device, DTYPES[own.precision]).to(memory_format=MEMORY_FORMATS[own.memory_format])
         steps[way] = TrainStep(model, own, context, steps_per_epoch=1000)
 

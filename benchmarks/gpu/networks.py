@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.gpu.machine import Machine
 from nfnet_ray.data.batch import TrainBatch
-from nfnet_ray.models import create_model
+from nfnet_ray.models import model_of
 from nfnet_ray.models.published import published_recipe, resolve
 from nfnet_ray.models.weights.pretrained import set_training_mode
 from nfnet_ray.recipe import ResolvedRecipe
@@ -75,13 +75,7 @@ def new_step(
     """
     context = PlainContext(device=device or machine.device, threads=machine.threads)
     reset_process(recipe.seed, machine.threads)
-    model = create_model(
-        recipe.model.name,
-        num_classes=num_classes,
-        dropout=recipe.model.dropout,
-        stochastic_depth=recipe.model.stochastic_depth,
-        overrides=recipe.model.overrides.chosen(),
-    )
+    model = model_of(recipe.model, num_classes)
     set_training_mode(model)
     model.to(context.device, DTYPES[recipe.precision]).to(memory_format=MEMORY_FORMATS[recipe.memory_format])
     return model, TrainStep(model, recipe, context, STEPS_PER_EPOCH, rates_on_device=rates_on_device)

@@ -19,7 +19,7 @@ from benchmarks.clipping_counts import random_batch, seconds
 from benchmarks.record import Row, append_rows, circumstances, ratio_columns
 from nfnet_ray.command_line.arguments import positive
 from nfnet_ray.command_line.one_line_parser import OneLineParser
-from nfnet_ray.models import create_model
+from nfnet_ray.models import model_of
 from nfnet_ray.models.published import published_recipe, resolve
 from nfnet_ray.recipe import ResolvedRecipe
 from nfnet_ray.training import PlainContext
@@ -38,13 +38,7 @@ CASES = [f"nfnet_pico:{batch}:32:{lanes}" for batch in (8, 64) for lanes in (1, 
 def new_trial(recipe: ResolvedRecipe, context: PlainContext) -> Lane:
     """A trial with a new network, the same for the same seed."""
     reset_process(recipe.seed, context.threads)
-    model = create_model(
-        recipe.model.name,
-        num_classes=CLASSES,
-        dropout=recipe.model.dropout,
-        stochastic_depth=recipe.model.stochastic_depth,
-        overrides=recipe.model.overrides.chosen(),
-    )
+    model = model_of(recipe.model, CLASSES)
     model.to(context.device, DTYPES[recipe.precision]).to(memory_format=MEMORY_FORMATS[recipe.memory_format])
     model.train()
     return Lane(recipe, model, TrainStep(model, recipe, context, STEPS_PER_EPOCH))

@@ -19,7 +19,7 @@ from benchmarks.clipping_counts import random_batch, seconds
 from benchmarks.record import Row, append_rows, circumstances, ratio_columns
 from nfnet_ray.command_line.arguments import positive
 from nfnet_ray.command_line.one_line_parser import OneLineParser
-from nfnet_ray.models import create_model
+from nfnet_ray.models import model_of
 from nfnet_ray.models.published import published_recipe
 from nfnet_ray.training import PlainContext
 from nfnet_ray.training.determinism import reset_process
@@ -49,12 +49,7 @@ def measure(
     steps = {}
     for layout, memory_format in MEMORY_FORMATS.items():
         own = recipe.with_values({"memory_format": layout})
-        model = create_model(
-            name,
-            num_classes=CLASSES,
-            dropout=own.model.dropout,
-            stochastic_depth=own.model.stochastic_depth,
-        )
+        model = model_of(own.model, CLASSES)
         model.to(context.device, DTYPES[own.precision]).to(memory_format=memory_format)
         model.train()
         steps[layout] = TrainStep(model, own, context, steps_per_epoch=1000)

@@ -22,7 +22,7 @@ from torch._inductor.fx_utils import count_flops_fx
 
 from benchmarks.record import Row, append_rows
 from nfnet_ray.command_line.one_line_parser import OneLineParser
-from nfnet_ray.models import create_model
+from nfnet_ray.models import model_of
 from nfnet_ray.models.published import published_recipe
 from nfnet_ray.training.form import compilation
 
@@ -53,9 +53,7 @@ class Graphs(compilation.Inductor):
 def measure(name: str, batch_size: int, pixels: int) -> list[Row]:
     """A row for each budget."""
     recipe = published_recipe(name).with_values({"compile": True})
-    model = create_model(
-        name, CLASSES, dropout=recipe.model.dropout, stochastic_depth=recipe.model.stochastic_depth
-    ).train()
+    model = model_of(recipe.model, CLASSES).train()
     images, keys = torch.randn(batch_size, 3, pixels, pixels), torch.arange(batch_size)
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     found: list[tuple[float, int, float]] = []

@@ -13,7 +13,9 @@ from nfnet_ray.models.catalogue import get_model, list_models
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["create_model", "list_models"]
+    from nfnet_ray.recipe import ModelRecipe
+
+__all__ = ["create_model", "list_models", "model_of"]
 
 
 def create_model(
@@ -51,3 +53,17 @@ def create_model(
     from nfnet_ray.models.nfnet import NFNet
 
     return NFNet(model, num_classes)
+
+
+def model_of(recipe: ModelRecipe, num_classes: int) -> nn.Module:
+    """A new network as the section `model` of a Recipe describes it, with random initial weights.
+
+    A field that is None has the model's published value. Raises what :func:`create_model` raises.
+    """
+    return create_model(
+        recipe.name,
+        num_classes,
+        dropout=recipe.dropout,
+        stochastic_depth=recipe.stochastic_depth,
+        overrides=recipe.overrides.chosen(),
+    )

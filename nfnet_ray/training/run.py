@@ -16,7 +16,7 @@ from nfnet_ray.data.files.dataset import Dataset
 from nfnet_ray.data.loading.loader import EvalLoader, TrainLoader
 from nfnet_ray.data.loading.sharing import Sharing
 from nfnet_ray.metric import METRIC
-from nfnet_ray.models import create_model
+from nfnet_ray.models import model_of
 from nfnet_ray.models.published import resolve
 from nfnet_ray.models.weights.pretrained import start_from
 from nfnet_ray.recipe import Recipe, ResolvedRecipe
@@ -247,13 +247,7 @@ def _built(
         train_loader, eval_loader = beside.train_loader, beside.eval_loader
     else:
         train_loader, eval_loader = _loaders(recipe, dataset, context, sharing)
-    model = create_model(
-        recipe.model.name,
-        num_classes=len(dataset.class_names),
-        dropout=recipe.model.dropout,
-        stochastic_depth=recipe.model.stochastic_depth,
-        overrides=recipe.model.overrides.chosen(),
-    )
+    model = model_of(recipe.model, len(dataset.class_names))
     start_from(model, recipe.model)
     model.to(context.device, DTYPES[recipe.precision]).to(memory_format=MEMORY_FORMATS[recipe.memory_format])
     step = TrainStep(model, recipe, context, train_loader.batches_per_epoch)

@@ -16,7 +16,7 @@ from nfnet_ray.command_line.terminal import say, say_whole, waiting
 from nfnet_ray.data.files.beton import RAW
 from nfnet_ray.data.files.dataset import Dataset, open_dataset
 from nfnet_ray.errors import UserError
-from nfnet_ray.models import create_model
+from nfnet_ray.models import model_of
 from nfnet_ray.models.published import resolve
 from nfnet_ray.models.weights.pretrained import load_pretrained
 from nfnet_ray.printable import display_path
@@ -55,11 +55,7 @@ def publish_best(directory: Path, console: Console) -> None:
     recipe = resolve(Recipe.from_values({**study["recipe"], **plan["recipe"], **plan["point"]}))
     with waiting(console, "Publishing …"), weights_file(directory, study, trial) as weights:
         dataset = open_dataset(study["data"]["path"], study["data"]["fingerprint"])
-        network = create_model(
-            recipe.model.name,
-            num_classes=len(dataset.class_names),
-            overrides=recipe.model.overrides.chosen(),
-        )
+        network = model_of(recipe.model, len(dataset.class_names))
         load_pretrained(network, weights, "loaded")
         description = classifier.Description(
             dataset.class_names, recipe.data.eval_size, recipe.data.eval_crop

@@ -21,7 +21,7 @@ import torch.distributed as dist
 
 from nfnet_ray.data.batch import TrainBatch
 from nfnet_ray.data.batching import positions_of_worker
-from nfnet_ray.models import create_model
+from nfnet_ray.models import model_of
 from nfnet_ray.models.nfnet import NFNet
 from nfnet_ray.models.weights.pretrained import set_training_mode, start_from
 from nfnet_ray.recipe import Recipe
@@ -108,13 +108,7 @@ def global_batch(step: int) -> TrainBatch:
 def network(recipe: Recipe) -> NFNet:
     """The same initial weights every time, with gains and biases that matter."""
     torch.manual_seed(0)
-    model = create_model(
-        recipe.model.name,
-        CLASSES,
-        dropout=recipe.model.dropout,
-        stochastic_depth=recipe.model.stochastic_depth,
-        overrides=recipe.model.overrides.chosen(),
-    ).to(DTYPES[recipe.precision])
+    model = model_of(recipe.model, CLASSES).to(DTYPES[recipe.precision])
     for parameter in model.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
     start_from(model, recipe.model)

@@ -16,7 +16,7 @@ from torch import Tensor
 from nfnet_ray.cohorts import LANE_FIELDS, check_lanes
 from nfnet_ray.data.batch import TrainBatch
 from nfnet_ray.errors import UserError
-from nfnet_ray.models import create_model
+from nfnet_ray.models import model_of
 from nfnet_ray.models.published import resolve
 from nfnet_ray.models.weights.pretrained import set_training_mode, start_from
 from nfnet_ray.recipe import Recipe, ResolvedRecipe
@@ -101,13 +101,7 @@ def recipes(case: str) -> list[ResolvedRecipe]:
 
 def trial(recipe: ResolvedRecipe, initial_seed: int) -> Trial:
     torch.manual_seed(initial_seed)
-    model = create_model(
-        recipe.model.name,
-        CLASSES,
-        dropout=recipe.model.dropout,
-        stochastic_depth=recipe.model.stochastic_depth,
-        overrides=recipe.model.overrides.chosen(),
-    )
+    model = model_of(recipe.model, CLASSES)
     start_from(model, recipe.model)
     model.double()
     with torch.no_grad():

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from nfnet_ray.data.augmentation.augment import augment
 from nfnet_ray.data.batch import Batch, TrainBatch, on_device, sent_to
-from nfnet_ray.models import create_model
+from nfnet_ray.models import model_of
 from nfnet_ray.recipe import DataRecipe, MixingRecipe, RandAugmentRecipe, Recipe
 from nfnet_ray.training import PlainContext
 from nfnet_ray.training.evaluation import Tally
@@ -79,13 +79,7 @@ def test_what_waits_is_seen() -> None:
 def test_a_step_never_waits_for_the_device(quick: Recipe, values: dict[str, object]) -> None:
     """In the form that it has on a GPU; its rates are brought there before it, from pinned memory."""
     recipe = quick.with_values({"batch_size": 8, **values})
-    model = create_model(
-        "nfnet_pico",
-        10,
-        dropout=recipe.model.dropout,
-        stochastic_depth=recipe.model.stochastic_depth,
-        overrides=recipe.model.overrides.chosen(),
-    )
+    model = model_of(recipe.model, 10)
     context = PlainContext(device=torch.device("cpu"), threads=1)
     step = TrainStep(model, recipe, context, steps_per_epoch=5, rates_on_device=True)
     places = np.arange(8)

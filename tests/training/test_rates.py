@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from nfnet_ray.models import create_model
+from nfnet_ray.models import model_of
 from nfnet_ray.models.weights.pretrained import set_training_mode
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.training.form import compilation
@@ -158,13 +158,7 @@ def test_a_sweep_compiles_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compilation, "backend_of", lambda _recipe: backend)
     first = recipe_of(CASES["SAM"], compile=True)
     for recipe in (first, other_rates_than(first), first.with_values({"optimizer.agc.clip_factor": 0.5})):
-        model = create_model(
-            recipe.model.name,
-            replicas.CLASSES,
-            dropout=recipe.model.dropout,
-            stochastic_depth=recipe.model.stochastic_depth,
-            overrides=recipe.model.overrides.chosen(),
-        ).to(DTYPES[recipe.precision])
+        model = model_of(recipe.model, replicas.CLASSES).to(DTYPES[recipe.precision])
         set_training_mode(model)
         gradient = Gradient(model, recipe, WORKER)
         gradient.add(replicas.global_batch(0), step=0)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from nfnet_ray.errors import UserError
-from nfnet_ray.models import create_model, variants
+from nfnet_ray.models import create_model, model_of, variants
 from nfnet_ray.models.baselines import BASELINES
 from nfnet_ray.models.nfnet import NFNet
 from nfnet_ray.models.weights.deepmind import flattened, official_slots
@@ -113,7 +113,7 @@ def check_pretrained(recipe: ModelRecipe, num_classes: int) -> Loaded:
         raise ValueError("a ModelRecipe without weights loads none")
     file = _read(split_weights(pinned(recipe.weights))[0])
     with torch.device("meta"):
-        model = create_model(recipe.name, num_classes, overrides=recipe.overrides.chosen())
+        model = model_of(recipe, num_classes)
     slots = _fitting(model, file, recipe.classifier)
     return Loaded(file.path, file.origin, len(slots), recipe.classifier)
 

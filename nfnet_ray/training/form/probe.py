@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from nfnet_ray.data.batch import TrainBatch
-from nfnet_ray.models import create_model
+from nfnet_ray.models import model_of
 from nfnet_ray.models.catalogue import count_multiply_adds
 from nfnet_ray.models.published import resolve
 from nfnet_ray.models.weights.pretrained import freeze, set_training_mode
@@ -146,13 +146,7 @@ def _time_step(recipe: ResolvedRecipe, num_classes: int, context: PlainContext) 
     images = recipe.batch_size
     recipe = with_timed_batch(recipe, num_classes, context)
     reset_process(recipe.seed, context.threads)
-    model = create_model(
-        recipe.model.name,
-        num_classes=num_classes,
-        dropout=recipe.model.dropout,
-        stochastic_depth=recipe.model.stochastic_depth,
-        overrides=recipe.model.overrides.chosen(),
-    )
+    model = model_of(recipe.model, num_classes)
     freeze(model, recipe.model)
     set_training_mode(model)
     model.to(context.device, DTYPES[recipe.precision]).to(memory_format=MEMORY_FORMATS[recipe.memory_format])
