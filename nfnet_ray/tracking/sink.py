@@ -76,7 +76,7 @@ class MLflowSink:
     No method raises because of MLflow, and none but :meth:`close` waits for it.
 
     Args:
-        tracking_uri: what :func:`nfnet_ray.tracking.destination.uri.check_tracking_uri` accepts.
+        tracking_uri: what :func:`nfnet_ray.tracking.destination.uri_check.check_tracking_uri` accepts.
         spool: the study's; nobody else may acknowledge in it.
         experiment: its name, by default that of the study's file.
     """

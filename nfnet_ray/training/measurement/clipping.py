@@ -1,7 +1,7 @@
 """Counts on the device how many units AGC clips, layer by layer, and how large their gradients are.
 
 Counting adds a dozen small kernels to a step and never waits for the device; nothing that trains reads what is counted.
-``benchmarks/clipping.py`` measures the cost.
+``benchmarks/clipping_counts.py`` measures the cost.
 """
 
 from __future__ import annotations
