@@ -124,7 +124,7 @@ def _halving(record: StudyRecord) -> str:
 
 
 def _early_stopping(record: StudyRecord) -> str:
-    """What each rung did and foretold, and the epochs that were not trained; empty if no trial was given up."""
+    """What each rung did and predicted, and the epochs that were not trained; empty if no trial was given up."""
     rungs = [
         f"{rung.where}, {rung.given_up:,} of {count(rung.compared, 'trial')} ended"
         + (f" ({said})" if (said := rung.sentence()) else "")
@@ -138,7 +138,7 @@ def _early_stopping(record: StudyRecord) -> str:
 
 
 def _rungs(record: StudyRecord) -> str:
-    """How well early epochs foretold the end, of a study without early stopping."""
+    """How well early epochs predicted the end, of a study without early stopping."""
     return " ".join(rung_sentences(record)) if record.study["halving"] is None else ""
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+# A bin is then 19% wide, so that a quantile is known to within 10%.
 BINS_PER_OCTAVE = 4
 LOWEST_OCTAVE, HIGHEST_OCTAVE = -12, 14
 """The bins reach from 0.01 * 2**-12 = 2.4e-6 to 0.01 * 2**14 = 164. In the first epoch of nfnet_pico on digits the

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+JOULES_PER_KWH = 3.6e6
 _UNKNOWN = "–"
 
 

@@ -17,6 +17,7 @@ from nfnet_ray.data.batching import images_of_share
 from nfnet_ray.errors import UserError
 from nfnet_ray.metric import METRIC
 from nfnet_ray.settings import did_you_mean
+from nfnet_ray.wording import JOULES_PER_KWH
 
 Axis = dict[str, Any]
 """Of an X axis: ``name``, ``title``, what it is ``of`` (``time``, ``epochs`` or a metric) and the ``factor`` to that;
@@ -25,7 +26,6 @@ of a Y axis: ``name``, ``title`` and Plotly's ``format`` of its numbers."""
 NUMBERS_AT_MOST = 120_000
 """Of all metrics of a panel's curves, with which they take about a megabyte of a page; further metrics are left out."""
 ENERGY = "gpu_energy_joules"
-_JOULES_PER_KWH = 3.6e6
 _FIRST_METRICS = (
     *(METRIC, "validation_loss", "train_loss", "train_top1", "validation_top5", "agc_clipped_fraction"),
     *("learning_rate", "images_per_second", ENERGY),
@@ -52,7 +52,7 @@ def x_axes(record: StudyRecord, unit_seconds: float, unit: str) -> list[Axis]:
         title = f"cost of training, at {record.price_per_hour:,.4g} per {word}-hour"
         axes.append(_axis("cost", title, "time", hours * record.price_per_hour))
     if ENERGY in record.epochs and record.epochs[ENERGY].notna().any():
-        axes.append(_axis("energy", "energy of the GPUs (kWh)", ENERGY, 1 / _JOULES_PER_KWH))
+        axes.append(_axis("energy", "energy of the GPUs (kWh)", ENERGY, 1 / JOULES_PER_KWH))
     return axes
 
 

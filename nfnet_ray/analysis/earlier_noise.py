@@ -1,4 +1,4 @@
-"""How noisy the trials of earlier studies were: what the power of a new one is foretold by."""
+"""How noisy the trials of earlier studies were: from which the power of a new study is predicted."""
 
 from __future__ import annotations
 

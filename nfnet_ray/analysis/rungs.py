@@ -1,4 +1,4 @@
-"""Early stopping in hindsight: what each rung compared, how well it foretold the end, and what each budget buys."""
+"""Early stopping in hindsight: what each rung compared, how well it predicted the end, and what each budget buys."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class RungSummary:
     regret: float
 
     def sentence(self) -> str:
-        """How well the rung foretold the end: ``rank correlation 0.48 (95% interval 0.22 to 0.69, 48 trials) …``.
+        """How well the rung predicted the end: ``rank correlation 0.48 (95% interval 0.22 to 0.69, 48 trials) …``.
 
         Empty where too few trials finished.
         """

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 from nfnet_ray.training.measurement.clock import Clock, Phase
 
-SECONDS_OF_SILENCE = 600.0
+SECONDS_OF_SILENCE = 600.0  # as long as an operation of NCCL may take by default
 # Data that is decoded once, compilation: before the first step much may take long that is not hanging.
 SLOW_PHASES: dict[Phase, float] = {"startup": 3.0, "warmup": 3.0}
 SECONDS_TO_STAY = 10.0

@@ -15,6 +15,7 @@ from nfnet_ray.analysis.record import study_record
 from nfnet_ray.command_line.terminal import say
 from nfnet_ray.errors import UserError
 from nfnet_ray.printable import printable
+from nfnet_ray.tracking.conditions.of_trial import COMMIT_DIGITS
 from nfnet_ray.tracking.labels import point_label, value_label
 from nfnet_ray.wording import count, percent
 from studies.managing.documents import print_document
@@ -33,7 +34,6 @@ _AREAS = {
     "hardware": "Hardware",
 }
 _MOST_SETTINGS_NAMED = 3
-_COMMIT_DIGITS = 10
 
 
 def compare(directory_a: Path, directory_b: Path, console: Console, *, as_json: bool) -> None:
@@ -87,7 +87,7 @@ def _value(difference: Difference, value: Any, is_there: bool) -> str:
     if difference.area == "space":
         return domain_words(value)
     if difference.name == "commit":
-        return str(value)[:_COMMIT_DIGITS] or "–"
+        return str(value)[:COMMIT_DIGITS] or "–"
     if isinstance(value, Mapping):
         return printable(", ".join(f"{name} {value_label(part)}" for name, part in value.items()))
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""How well rungs foretold the end: the interval's coverage, and the regret worked out by hand."""
+"""How well rungs predicted the end: the interval's coverage, and the regret worked out by hand."""
 
 from __future__ import annotations
 

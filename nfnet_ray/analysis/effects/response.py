@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 LEAST_VALUES = 5
 """Different values that a parabola needs here: three coefficients, and two more to see whether it fits."""
+# Significance levels: a parabola whose lack of fit is below the one describes too little, and a field whose effect is
+# above the other explains no more than noise does.
 _POOR_FIT = 0.01
 _NO_EFFECT = 0.05
 _STEPS = 10

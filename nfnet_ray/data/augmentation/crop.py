@@ -10,7 +10,7 @@ from nfnet_ray.data.draws import Purpose, uniforms
 AREA_RANGE = (0.08, 1.0)  # Inception crop, official dataset.py: share of the image's area
 SMALLEST_KEPT_AREA = 0.1  # its min_object_covered, where the object is the whole image
 ASPECT_RANGE = (3 / 4, 4 / 3)  # and width / height of the box
-ATTEMPTS = 10
+ATTEMPTS = 10  # official dataset.py: max_attempts
 EVAL_MARGIN_PIXELS = 32  # official evaluation scales to size + 32, then cuts the centre (dataset.py)
 
 Boxes = NDArray[np.int64]

@@ -18,7 +18,7 @@ from nfnet_ray.data.draws import Purpose, uniforms
 from nfnet_ray.recipe import MixingRecipe
 
 Indices = NDArray[np.int64]
-_BETA_DRAWS = 4
+_BETA_DRAWS = 4  # uniform numbers that symmetric_beta makes one number of
 
 
 def mix(

@@ -23,9 +23,9 @@ Indices = NDArray[np.int64]
 
 MAX_LEVEL = 10.0  # official _MAX_LEVEL: the magnitude at which an operation has its nominal strength
 RANDAUGMENT_TRANSLATE_PIXELS = 100.0  # at MAX_LEVEL; official translate_const
-AUTOAUGMENT_TRANSLATE_PIXELS = 250.0
+AUTOAUGMENT_TRANSLATE_PIXELS = 250.0  # the same for AutoAugment
 CUTOUT_HALF_SIDE = 40  # at MAX_LEVEL, pixels; official cutout_const
-NOTHING = -1
+NOTHING = -1  # instead of the code of an operation
 
 # Official policy_v0: 25 sub-policies of two (operation, probability, magnitude), one after the other.
 IMAGENET_POLICY = (

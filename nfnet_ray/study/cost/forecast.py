@@ -30,7 +30,7 @@ from nfnet_ray.study.decisions import Group, groups
 from nfnet_ray.study.study import Study
 from nfnet_ray.tracking.state import StudyState
 
-# From the start of a trial in a process that is up already to its first batch: 0.24 to 0.38 s on quiet cores
+# From the start of a trial in a process that is up already to its first batch: 0.19 to 0.32 s on quiet cores
 # (README.md), 0.5 to 1.6 s seen on busy ones.
 LATER_STARTUP_SECONDS = 1.0
 BYTES_OF_A_PARAMETER = {"float32": 4, "bfloat16": 4, "float64": 8}

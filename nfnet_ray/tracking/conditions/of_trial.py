@@ -18,7 +18,7 @@ from nfnet_ray.tracking.state import Session, StudyState, TrialProgress
 from nfnet_ray.wording import count, plural
 
 _FINGERPRINT_DIGITS = 12
-_COMMIT_DIGITS = 10
+COMMIT_DIGITS = 10
 # Conditions whose values may be a network's own: published sizes, the faster memory format, another library.
 _OF_A_NETWORK = frozenset({"eval_size", "eval_crop", "averaging", "memory_format", "compile", "timm"})
 
@@ -287,5 +287,5 @@ def _torch(told: Sequence[Mapping[str, Any]], sessions: Sequence[Session]) -> Fa
 def _commit(versions: Versions | None) -> str | None:
     if versions is None:
         return None
-    commit = str(versions.get("commit") or "")[:_COMMIT_DIGITS] or "none"
+    commit = str(versions.get("commit") or "")[:COMMIT_DIGITS] or "none"
     return f"{commit} with uncommitted changes" if versions.get("dirty") else commit

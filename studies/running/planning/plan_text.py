@@ -45,12 +45,11 @@ from nfnet_ray.study.space import domain_text
 from nfnet_ray.study.study import Study, Trial
 from nfnet_ray.tracking.events import Hardware
 from nfnet_ray.tracking.state import StudyState
-from nfnet_ray.wording import agree, clock_time, count, storage_size
+from nfnet_ray.wording import JOULES_PER_KWH, agree, clock_time, count, storage_size
 from studies.running.planning.power_text import power_sentences
 from studies.running.request import Request
 from studies.running.runner import Runner, WorkerDemand
 
-JOULES_PER_KWH = 3.6e6
 MOST_PROBES_AT_ONCE = 8
 
 
