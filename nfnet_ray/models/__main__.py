@@ -18,7 +18,6 @@ from nfnet_ray.errors import UserError
 from nfnet_ray.models.catalogue import get_model
 from nfnet_ray.models.tables import block_table, list_table, summary
 from nfnet_ray.models.variants import OVERRIDE_FORM, OVERRIDES, Variant
-from nfnet_ray.printable import shell_command
 from nfnet_ray.settings import parse_assignment
 
 PROGRAM = "python -m nfnet_ray.models"
@@ -55,14 +54,10 @@ examples
         "--set", action="append", default=[], metavar="KNOB=VALUE", dest="knobs",
         help=f"change the architecture: {', '.join(OVERRIDES)}; may be repeated",
     )  # fmt: skip
-    # What it did is a command of its own now, which `_run` names.
-    parser.add_argument("--signal", metavar="PAGE.html", help=argparse.SUPPRESS)
     return parser
 
 
 def _run(options: argparse.Namespace) -> None:
-    if options.signal is not None:
-        raise UserError(f"--signal has moved: {_signal_command(options)}")
     if options.name is None:
         given = {"--set": options.knobs, "--size": options.size}
         for flag, value in given.items():
@@ -76,13 +71,6 @@ def _run(options: argparse.Namespace) -> None:
     if isinstance(model, Variant):
         print(block_table(model, size, options.classes))
     print(summary(options.name, overrides, size, options.classes))
-
-
-def _signal_command(options: argparse.Namespace) -> str:
-    size = [] if options.size is None else ["--size", str(options.size)]
-    knobs = [word for knob in options.knobs for word in ("--set", knob)]
-    words = ["python", "-m", "dashboards.signal_propagation", options.name or "NAME", options.signal]
-    return shell_command([*words, *size, *knobs])
 
 
 if __name__ == "__main__":

@@ -107,11 +107,6 @@ def test_knobs_change_the_network(capsys: pytest.CaptureFixture[str]) -> None:
         (["nfnet_f0", "--set", "width"], ["--set width", "KNOB=VALUE"]),
         (["nfnet_f0", "--set", "activation=swish"], ["activation='swish'", "silu"]),
         (["resnet50", "--set", "width=[1,2,3,4]"], ["resnet50", "overrides"]),
-        (["--signal", "x.html"], ["--signal has moved: python -m dashboards.signal_propagation NAME x.html"]),
-        (
-            ["nfnet_pico", "--signal", "x.html", "--size", "64", "--set", "se_ratio=none"],
-            ["python -m dashboards.signal_propagation nfnet_pico x.html --size 64 --set se_ratio=none"],
-        ),
     ],
 )
 def test_a_mistake_is_one_line(
