@@ -38,7 +38,7 @@ def resumed_in_the_middle(folder: Path, event: Any) -> Path:
 def test_a_study_under_one_condition_is_clean(tmp_path: Path) -> None:
     write_journal(tmp_path, agc_sweep())
     found = comparability(load_study(tmp_path))
-    assert found.is_clean
+    assert not found.weighty
     assert not found.differences
     assert not found.marks
     assert [group.title for group in found.axes] == [""]
@@ -94,7 +94,7 @@ def test_uncommitted_changes_are_another_commit(tmp_path: Path) -> None:
 
 def test_what_a_resume_of_an_earlier_version_does_not_record_is_said(tmp_path: Path) -> None:
     found = comparability(load_study(resumed_in_the_middle(tmp_path, study_resumed({}))))
-    assert found.is_clean
+    assert not found.weighty
     [remark] = found.remark_sentences()
     assert remark.startswith("Not recorded of agc_sweep-01")
     assert "hardware" in remark
@@ -127,7 +127,7 @@ def test_damaged_conditions_are_as_good_as_none(tmp_path: Path) -> None:
         if event["event"] == "epoch":
             event["conditions"] = "[1" if event["epoch"] % 2 else "3"
     write_journal(tmp_path, events)
-    assert comparability(load_study(tmp_path)).is_clean
+    assert not comparability(load_study(tmp_path)).weighty
 
 
 def test_an_exported_study_keeps_its_conditions(tmp_path: Path) -> None:

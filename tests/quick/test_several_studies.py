@@ -101,7 +101,7 @@ def test_a_planted_difference_is_named(tmp_path: Path, name: str) -> None:
 
 def test_equal_studies_are_clean(tmp_path: Path) -> None:
     found = comparability(load_study(study(tmp_path, "a"), study(tmp_path, "b")))
-    assert found.is_clean
+    assert not found.weighty
     assert found.differences == ()
     assert found.sentences() == []
 
@@ -123,7 +123,7 @@ def test_published_sizes_of_two_networks_are_told_quietly(tmp_path: Path) -> Non
     a = study(tmp_path, "a", recipe(model__name="nfnet_f0", **own))
     b = study(tmp_path, "b", recipe(model__name="nfnet_f1", **own))
     found = comparability(load_study(a, b))
-    assert found.is_clean
+    assert not found.weighty
     assert found.remark_sentences()[0] == (
         "Evaluation size differs, each network at its own published size: 256 (a); 320 (b)."
     )
@@ -136,7 +136,7 @@ def test_what_an_old_journal_does_not_record_is_said(tmp_path: Path) -> None:
         del described["recipe"]["data.train_share"], described["recipe"]["memory_format"]
 
     found = comparability(load_study(study(tmp_path, "a", older), study(tmp_path, "b")))
-    assert found.is_clean
+    assert not found.weighty
     assert found.remark_sentences() == [
         "Not recorded of a, and so perhaps different: training share, memory format."
     ]

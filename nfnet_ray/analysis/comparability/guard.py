@@ -37,11 +37,6 @@ class Comparability:
     marks: dict[str, str]
 
     @property
-    def is_clean(self) -> bool:
-        """Whether nothing is worth more than a remark."""
-        return not self.weighty
-
-    @property
     def weighty(self) -> list[ConditionDifference]:
         """The differences that are known and not quiet."""
         return [one for one in self.differences if one.is_known and one.weight != "quiet"]
@@ -52,7 +47,7 @@ class Comparability:
         return [one for one in self.differences if not one.is_known or one.weight == "quiet"]
 
     def touched(self) -> tuple[str, ...]:
-        """What is not comparable without a word: ``accuracy``, ``time``, or both."""
+        """What cannot be compared without a caution: ``accuracy``, ``time``, or both."""
         touched = {name for one in self.weighty for name in one.field.touches}
         return tuple(name for name in ("accuracy", "time") if name in touched)
 
