@@ -1,5 +1,5 @@
-# Everything runs in .venv, which the first command makes (deploy/install.sh): a study installs what it needs, the tests
-# the tools of development as well.
+# Everything runs in .venv, which the first command makes (deploy/install.sh). A study installs what it needs, the tests
+# also install the development tools.
 SHELL := /bin/bash
 python := .venv/bin/python
 installed := .venv/.installed
@@ -12,7 +12,7 @@ export PYTHON
 
 .DEFAULT_GOAL := help
 .PHONY: study test check test-image lint docs docs-serve lock clean help
-# Two installations at once would meet in one .venv.
+# Two installations at once would write into the same .venv.
 .NOTPARALLEL:
 
 study: $(installed)  ## the AGC sweep: a table, a plot, a best setting; make study ARGS="--plan"
@@ -21,7 +21,7 @@ study: $(installed)  ## the AGC sweep: a table, a plot, a best setting; make stu
 test: lint  ## lint, then all tests; make test ARGS="tests/quick -k agc"
 	@$(python) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-check: lint  ## lint, then what is quickly tested: no Ray, no training; make check ARGS="-k agc"
+check: lint  ## lint, then the quick tests, without Ray or training; make check ARGS="-k agc"
 	@$(python) -m pytest --numprocesses 2 --dist loadfile -m "not slow and not image" tests/quick nfnet_ray $(ARGS)
 
 test-image: $(installed_tools)  ## builds the container image, then runs a study from it; as root, on Debian or Ubuntu
@@ -32,7 +32,7 @@ lint: $(installed_tools)  ## ruff, mypy, and Biome for the pages' style sheets a
 	@$(python) -m ruff check .
 	@$(python) -m ruff format --check --quiet . || { echo "make lint: run .venv/bin/ruff format on these files"; exit 1; }
 	@$(python) -m mypy
-# Biome is installed on x86-64 Linux alone.
+# Biome is installed only on x86-64 Linux.
 	@if [ -x .venv/bin/biome ]; then .venv/bin/biome check --error-on-warnings; fi
 
 docs: $(installed_tools)  ## the documentation as a site, in build/docs; a dead link is an error
@@ -42,7 +42,7 @@ docs: $(installed_tools)  ## the documentation as a site, in build/docs; a dead 
 docs-serve: docs  ## the same, shown at http://localhost:8000
 	@$(python) -m http.server --bind 127.0.0.1 --directory build/docs 8000
 
-lock:  ## requirements.txt and requirements-dev.txt anew from pyproject.toml; make lock ARGS=--upgrade
+lock:  ## rewrites requirements.txt and requirements-dev.txt from pyproject.toml; make lock ARGS=--upgrade
 	@deploy/install.sh uv
 	@$(compile) requirements-dev.txt --group dev $(ARGS)
 # A part of the same resolution: uv keeps the versions that it finds in the file that it writes.
