@@ -151,7 +151,7 @@ def test_auto_does_not_join_the_ray_of_another_program(serve: Any, monkeypatch: 
         ("local", "HOST:PORT"),
     ],
 )
-def test_what_is_no_address(monkeypatch: pytest.MonkeyPatch, address: str, word: str) -> None:
+def test_anything_but_an_address_is_refused(monkeypatch: pytest.MonkeyPatch, address: str, word: str) -> None:
     assert word in refusal(address)
     if address:
         monkeypatch.setenv("RAY_ADDRESS", address)

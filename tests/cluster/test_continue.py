@@ -72,7 +72,7 @@ def remaining(run: StudyRun) -> int:
     return len(run.progress.unfinished)
 
 
-def test_continue_starts_a_study_and_goes_on_with_it(started: Any, few_digits: Path) -> None:
+def test_continue_starts_a_study_and_resumes_it(started: Any, few_digits: Path) -> None:
     for _ in range(2):
         assert study("--name", "x", "--continue", data=few_digits) == 0
     (first, _), (again, demand) = started
@@ -139,7 +139,7 @@ def test_a_driver_that_was_killed_at_its_first_word_has_begun_nothing(started: A
     assert remaining(started[0][0]) == 6
 
 
-def test_a_training_goes_on_in_the_same_way(
+def test_a_training_resumes_in_the_same_way(
     started: Any, few_digits: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["--data", str(few_digits), "--model", "nfnet_pico", "--set", "batch_size=48", "--name", "t"]
@@ -173,7 +173,7 @@ def test_trials_that_no_node_has_room_for_yet_can_be_asked_for(
     assert "--trials-at-once 6" in started[-1][0].command
 
 
-def test_a_job_that_is_submitted_again_goes_on_without_a_flag(
+def test_a_job_that_is_submitted_again_resumes_without_a_flag(
     started: Any, few_digits: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     submitted(monkeypatch, "mine")

@@ -91,7 +91,7 @@ def test_settings_are_compared_image_by_image_where_the_images_are_known(tmp_pat
     assert "somewhat optimistic" in unpaired.caution()
 
 
-def test_an_answer_is_worked_out_once_of_a_record_and_anew_of_another(tmp_path: Path) -> None:
+def test_an_answer_is_computed_once_for_each_record(tmp_path: Path) -> None:
     record = study_with_bits(tmp_path, [[0.8], [0.9]], 360)
     best = best_setting(record)
     assert best is not None

@@ -22,7 +22,7 @@ def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[str]:
     return capsys.readouterr().out.splitlines()
 
 
-def test_the_signal_page_stands_for_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_signal_page_needs_no_other_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = tmp_path / "signal.html"
     lines = printed(capsys, "nfnet_pico", str(page))
     assert lines[-1] == f"wrote {page}"

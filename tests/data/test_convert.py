@@ -324,7 +324,7 @@ def test_unreadable_images_can_be_left_out_and_are_listed(
 
 
 @pytest.mark.parametrize(("limit", "code"), [("1", 2), ("2", 0), ("5%", 2), ("12%", 0), ("0.12", 0)])
-def test_so_many_unreadable_images_are_left_out_and_no_more(
+def test_unreadable_images_are_left_out_up_to_the_limit(
     image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], limit: str, code: int
 ) -> None:
     for name in ("aster", "rose"):  # 2 of 17 images
@@ -529,7 +529,7 @@ def test_a_reader_that_is_gone_and_a_terminal_without_unicode_end_no_conversion(
     assert rb"of no class: ros\xe9.jpg" in ended.stdout
 
 
-def test_what_is_no_file_is_not_waited_for(
+def test_only_files_are_waited_for(
     image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert convert(image_folder, tmp_path / "good") == 0

@@ -150,7 +150,7 @@ def test_killed_again_and_again_it_gives_the_bytes_of_an_undisturbed_conversion(
 
 
 @pytest.mark.parametrize("fsync", [1, 2, 3, 4, 5, 8, 10])
-def test_killed_at_any_step_of_finishing_it_goes_on(
+def test_a_kill_at_any_step_of_finishing_can_be_resumed(
     source: Path,
     undisturbed: dict[str, bytes],
     tmp_path: Path,
@@ -201,7 +201,7 @@ def test_a_full_disk_gives_one_line_and_keeps_what_is_done(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interruption_says_how_to_go_on(
+def test_an_interruption_says_how_to_resume(
     image_folder: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     shutil.copytree(image_folder, tmp_path / "split" / "val")
@@ -237,7 +237,7 @@ def test_a_leftover_is_named_with_what_to_do(
     assert note.endswith("images of a conversion that was stopped; resume it with --resume, or delete it")
 
 
-def test_a_higher_limit_goes_on_behind_the_images_that_were_read(
+def test_a_higher_limit_resumes_after_the_images_that_were_read(
     source: Path, undisturbed: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert convert(source, tmp_path / "out", "--resume") == 2  # to have nothing to resume is not an error
@@ -332,7 +332,7 @@ def test_other_settings_or_another_source_are_refused_with_the_difference(
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
-def test_a_running_conversion_is_not_gone_on_with(
+def test_a_running_conversion_is_not_resumed(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     process = start(source, tmp_path / "out", "--skip-unreadable", before=os.setpgrp)
@@ -354,7 +354,7 @@ def test_a_running_conversion_is_not_gone_on_with(
 # The parts
 
 
-def test_a_beton_that_was_gone_on_with_has_the_bytes_of_one_written_in_one_go(tmp_path: Path) -> None:
+def test_a_resumed_beton_has_the_bytes_of_one_written_in_one_go(tmp_path: Path) -> None:
     """Garbage behind the samples that are adopted, a header and metadata of a finish that was broken off."""
     samples = [bytes([number + 1]) * (5 << 20) for number in range(3)]  # a page each: holes between them
     whole, again = tmp_path / "whole.beton", tmp_path / "again.beton"

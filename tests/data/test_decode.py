@@ -56,7 +56,7 @@ def test_another_size_than_announced_is_an_error(encode: Encode, height: int, wi
         decode(encode(2), height, width)
 
 
-def test_what_is_not_a_jpeg_is_an_error(encode: Encode) -> None:
+def test_anything_but_a_jpeg_is_an_error(encode: Encode) -> None:
     for encoded in (
         b"",
         b"\xff",

@@ -132,7 +132,7 @@ def test_a_file_comes_whole_and_is_not_fetched_twice(fetcher: Fetcher) -> None:
     assert fetcher.server.asked == [None]
 
 
-def test_cut_connections_are_gone_on_with_where_they_ended(fetcher: Fetcher) -> None:
+def test_cut_connections_resume_where_they_ended(fetcher: Fetcher) -> None:
     fetcher.server.cuts = [300_000, 1, 200_000]
     fetcher()
     assert (fetcher.out / "thing.tgz").read_bytes() == CONTENT
@@ -140,7 +140,7 @@ def test_cut_connections_are_gone_on_with_where_they_ended(fetcher: Fetcher) -> 
     assert fetcher.pauses == [1, 1, 1]  # each brought something
 
 
-def test_what_was_killed_is_gone_on_with_by_the_same_command(fetcher: Fetcher) -> None:
+def test_the_same_command_resumes_a_killed_download(fetcher: Fetcher) -> None:
     fetcher.out.mkdir()
     (fetcher.out / "thing.tgz.partial").write_bytes(CONTENT[:700_000])
     (fetcher.out / "thing.tgz.partial.lock").touch()  # a lock is held by a process, not by the file
@@ -380,7 +380,7 @@ def test_the_known_archives_are_well_formed() -> None:
         "http://x/\n", "http://x:0/", "http://x:99999/",
     ],
 )  # fmt: skip
-def test_what_is_no_address_is_refused_at_once(
+def test_anything_but_an_address_is_refused_at_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], url: str
 ) -> None:
     assert main(["fetch", "cifar10", str(tmp_path / "out"), "--url", url]) == 2

@@ -195,7 +195,7 @@ def test_a_test_split_without_labels_is_not_read(
     assert f"note: test is not read: {why}\n" in capsys.readouterr().out
 
 
-def test_what_is_no_split_beside_splits_is_said(
+def test_a_folder_beside_splits_that_is_no_split_is_named(
     splits: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = splits("train", "val", "extra")

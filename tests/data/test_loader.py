@@ -219,7 +219,7 @@ def generous(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("generous")
 @pytest.mark.parametrize("data", [STREAMED, RESIDENT], ids=["streamed", "resident"])
-def test_the_next_sound_sample_stands_in(write: Callable[..., Dataset], data: DataRecipe) -> None:
+def test_the_next_sound_sample_takes_its_place(write: Callable[..., Dataset], data: DataRecipe) -> None:
     sound, damaged = write(), write(DAMAGED)
     images, labels, indices = epoch_of(damaged, data)
     expected_images, expected_labels, expected = epoch_of(sound, data)

@@ -244,7 +244,7 @@ def test_what_shows_in_the_markers_is_an_error(photograph: Image.Image, switch: 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_may_stand_in_a_sound_jpeg_is_no_damage(
+def test_unusual_parts_of_a_sound_jpeg_are_no_damage(
     photograph: Image.Image, switch: Switch, kind: str
 ) -> None:
     """Images of every size, so of every number of bits left in the last byte; bytes after the end; fill bytes."""

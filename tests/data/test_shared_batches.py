@@ -406,7 +406,7 @@ for line in sys.stdin:
 """
 
 
-def test_whoever_is_killed_leaves_right_batches_and_nothing_else(
+def test_a_killed_process_leaves_right_batches_and_nothing_else(
     few_digits: Path, tmp_path: Path, start: Callable[..., Process], own: Callable[..., list[TrainBatch]]
 ) -> None:
     """With SIGKILL, while it makes a batch, writes one or reads one: this process is at batch 5 and needs it."""

@@ -852,7 +852,7 @@ def png_of_16_bits() -> bytes:
 
 @pytest.mark.parametrize("write_mode", ["auto", "raw"])
 @pytest.mark.parametrize("name", UNREADABLE)
-def test_what_is_no_image_is_refused(encode: Encode, name: str, write_mode: WriteMode) -> None:
+def test_anything_but_an_image_is_refused(encode: Encode, name: str, write_mode: WriteMode) -> None:
     with pytest.raises(UnreadableImageError):
         stored(UNREADABLE[name](encode), write_mode)
 

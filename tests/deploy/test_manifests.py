@@ -369,7 +369,7 @@ def entrypoint(folder: Path) -> list[str]:
     return shlex.split(only("RayJob", folder)["spec"]["entrypoint"])
 
 
-def test_the_study_job_asks_for_a_study_that_goes_on_when_it_is_tried_again() -> None:
+def test_the_study_job_asks_for_a_study_that_resumes_when_it_is_retried() -> None:
     python, file, *flags = entrypoint(KUBERNETES / "jobs" / "study")
     options = study_parser(StudyProgram(agc_sweep), REPOSITORY / file).parse_args(flags)
     assert python == "python"
@@ -387,7 +387,7 @@ def test_the_study_job_asks_for_a_study_that_goes_on_when_it_is_tried_again() ->
     assert only("RayJob", KUBERNETES / "jobs" / "study")["spec"]["backoffLimit"] > 0
 
 
-def test_the_conversion_goes_on_when_it_is_tried_again_and_makes_what_the_study_reads() -> None:
+def test_the_conversion_resumes_when_it_is_retried_and_makes_what_the_study_reads() -> None:
     python, _, module, *arguments = entrypoint(KUBERNETES / "jobs" / "convert")
     assert (python, module) == ("python", "data_prep")
     options = data_prep_parser().parse_args(arguments)

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 FACTORS = "0.01,0.02,0.04,0.08"
 
 
-def test_a_study_in_cohorts_is_stopped_resumed_and_comes_to_its_end(
+def test_a_study_in_cohorts_is_stopped_resumed_and_finished(
     tmp_path: Path, few_digits: Path, empty_database: Path
 ) -> None:
     place = Workplace(tmp_path, database=empty_database)

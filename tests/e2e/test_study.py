@@ -173,7 +173,7 @@ def test_a_study_with_other_rungs_ends_with_the_numbers_of_an_undisturbed_one(
         assert "Accuracy against budget" in report
 
 
-def test_ctrl_c_and_a_cap_keep_what_is_finished_and_resume_goes_on(
+def test_ctrl_c_and_a_cap_keep_what_is_finished_and_can_be_resumed(
     used_workplace: Workplace, whole: Workplace, few_digits: Path, cluster: str
 ) -> None:
     """Ctrl-C, then a cap that bites two seconds later, and then to the end: the numbers of an undisturbed study."""
@@ -222,7 +222,7 @@ def test_ctrl_c_and_a_cap_keep_what_is_finished_and_resume_goes_on(
         assert numbers(used_workplace, "broken", trial) == numbers(whole, "whole", trial)
 
 
-def test_a_killed_trial_goes_on_from_its_checkpoint(
+def test_a_killed_trial_resumes_from_its_checkpoint(
     used_workplace: Workplace, few_digits: Path, cluster: str
 ) -> None:
     common = ["--data", few_digits, "--epochs", "30", *QUICK, "--trials", "1", "--address", cluster]

@@ -14,7 +14,7 @@ from tests.e2e.workplace import QUICK, STUDY, Workplace
 pytestmark = pytest.mark.slow
 
 
-def test_a_transfer_runs_and_does_not_go_on_with_other_weights(
+def test_a_transfer_runs_and_does_not_resume_with_other_weights(
     tmp_path: Path, few_digits: Path, cluster: str, empty_database: Path
 ) -> None:
     workplace = Workplace(tmp_path, STUDY.with_name("transfer.py"), database=empty_database)

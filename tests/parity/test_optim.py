@@ -319,7 +319,7 @@ def test_rmsprop_takes_its_settings_from_the_recipe() -> None:
 
 
 @pytest.mark.parametrize("recipe", [OptimizerRecipe(), EFFICIENTNET], ids=["sgd", "rmsprop"])
-def test_goes_on_from_a_saved_state_to_the_bit(recipe: OptimizerRecipe) -> None:
+def test_a_saved_state_resumes_to_the_bit(recipe: OptimizerRecipe) -> None:
     through, resumed = (
         network({"conv.weight": nn.Parameter(torch.from_numpy(START).float())}) for _ in range(2)
     )

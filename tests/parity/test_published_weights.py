@@ -409,7 +409,7 @@ def test_other_types_and_byte_orders_are_taken(code: str) -> None:
     assert_same(to_deepmind_arrays(again), arrays)
 
 
-def test_what_is_no_mapping_of_arrays_is_called_so() -> None:
+def test_anything_but_a_mapping_of_arrays_is_named() -> None:
     model = create_model("nfnet_pico", 10)
     with pytest.raises(
         UserError, match=r"\{module: \{parameter: array\}\}, but NFNet/~/linear has a ndarray"

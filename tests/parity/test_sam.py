@@ -396,7 +396,7 @@ def test_looksam_in_every_step_is_sam() -> None:
 
 
 @pytest.mark.parametrize("resume_at", [4, 5, 6])
-def test_looksam_goes_on_from_a_checkpoint_to_the_bit(resume_at: int) -> None:
+def test_looksam_resumes_from_a_checkpoint_to_the_bit(resume_at: int) -> None:
     assert torch.equal(looked(interval=3, steps=8, resume_at=resume_at), looked(interval=3, steps=8))
 
 

@@ -93,7 +93,7 @@ def test_seeds_do_not_share_batches() -> None:
     assert len(legs_of(study_of(2, None, seeds=3)).next_cohort(8, 1)) == 2
 
 
-def test_what_goes_on_after_a_rung_is_a_cohort_again_and_who_failed_is_alone() -> None:
+def test_promoted_trials_are_a_cohort_again_and_failed_ones_are_alone() -> None:
     study = study_of(6, Halving(first_rung=9, eta=3.0))
     state = study.waiting_state()
     recorder = Recorder(InMemory(), state, nothing, nothing)

@@ -27,7 +27,7 @@ VERSIONS: Any = {
 }
 
 
-def test_a_worker_tells_what_its_recipe_comes_to_on_it() -> None:
+def test_a_worker_tells_the_conditions_of_its_recipe() -> None:
     recipe = Recipe().with_values({"model.name": "nfnet_pico", "precision": "bfloat16"})
     context = PlainContext(device=torch.device("cpu"), threads=2)
     told = json.loads(conditions_text(resolve(recipe), context))

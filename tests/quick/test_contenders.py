@@ -85,7 +85,7 @@ def test_with_early_stopping_those_given_up_are_no_contenders_and_further_seeds_
 
 @pytest.mark.parametrize("order", range(5))
 @pytest.mark.parametrize("halving", [None, Halving(first_rung=1)])
-def test_who_is_first_and_a_kill_make_no_difference(halving: Halving | None, order: int) -> None:
+def test_the_order_of_arrival_and_a_kill_make_no_difference(halving: Halving | None, order: int) -> None:
     study = replace(REPEATED, halving=halving, confirm=1)
     expected = outcome(Journaled(study, **CURVES).run())
     killed = Journaled(study, **CURVES)
@@ -111,7 +111,7 @@ def test_a_search_that_learns_is_told_of_the_first_seeds() -> None:
     assert state.repeating
 
 
-def test_an_extension_chooses_the_contenders_anew() -> None:
+def test_an_extension_chooses_the_contenders_again() -> None:
     new = ("clip_factor=0.5", "clip_factor=0.5,seed=1", "clip_factor=0.5,seed=2")
     study = Journaled(REPEATED, **CURVES, **{name: [0.82] * EPOCHS for name in new})
     study.run()

@@ -264,7 +264,7 @@ def test_a_trial_that_ends_before_a_rung_in_seconds_is_compared_by_its_end() -> 
     assert (end.trials[slow].promoted, end.trials[slow].paused) == ({30.0: "90.0%, 1st of 3"}, {30.0: 3})
 
 
-def test_a_stretched_schedule_begins_anew_after_each_rung() -> None:
+def test_a_stretched_schedule_starts_again_after_each_rung() -> None:
     study = study_of(9, Halving(3, 3.0, finalists=1, schedule="stretched"))
     end = Simulation(study, curves_by(study, lambda number: 0.3 + number / 50)).run(2, random.Random(0))
     # Schedules of 3, 9 and 27 epochs, one after the other.
@@ -594,7 +594,7 @@ def test_decisions_are_read_back_from_a_journal(tmp_path: Path) -> None:
     ]
 
 
-def test_a_trial_that_failed_is_run_again_by_whoever_resumes() -> None:
+def test_a_trial_that_failed_is_run_again_on_resume() -> None:
     study = study_of(4, Halving(1, 2.0, finalists=1))
     simulation = Simulation(study, curves_by(study, lambda number: 0.9 - number / 10))
     names = [trial.name for trial in study.trials()]

@@ -128,7 +128,7 @@ def test_nothing_of_the_machines_folders_is_in_it(exported: Path) -> None:
     assert "python studies/sweep.py --data digits --storage=runs" in text
 
 
-def test_what_is_no_export_is_one_line(
+def test_anything_but_an_export_is_one_line(
     exported: Path, storage: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (exported / "bits.npz").unlink()

@@ -246,7 +246,7 @@ def test_a_narrower_range_keeps_the_points_that_lie_in_it() -> None:
     assert extended.added == 8 - len(within)
 
 
-def test_proposals_go_on_with_their_numbers() -> None:
+def test_proposals_continue_their_numbers() -> None:
     study = Journaled(replace(RANGE, search="tpe", trial_limit=6, halving=Halving(first_rung=1)))
     before = study.run()
     assert sorted(before.proposals.values()) == [4, 5]
@@ -277,7 +277,7 @@ def test_an_extended_study_that_was_killed_is_resumed_from_its_journal_alone(kil
 
 
 @pytest.mark.parametrize("order", range(6))
-def test_decisions_after_an_extension_do_not_depend_on_who_is_first(order: int) -> None:
+def test_decisions_after_an_extension_do_not_depend_on_the_order_of_arrival(order: int) -> None:
     expected = None
     for seed in (100 + order, 200 + order):
         study = Journaled(STUDY, **{"clip_factor=0.03": [0.5] * 100})

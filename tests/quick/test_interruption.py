@@ -127,7 +127,7 @@ with goes_on_without_output("nobody reads it"):
 
 
 @pytest.mark.parametrize("place", ["a pipe", "a full disk"])
-def test_a_run_that_loses_its_output_says_so_once_and_goes_on(place: str) -> None:
+def test_a_run_that_loses_its_output_says_so_once_and_continues(place: str) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     if place == "a full disk":

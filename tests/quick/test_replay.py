@@ -115,7 +115,7 @@ def test_a_replay_trains_what_the_study_would_have_trained(tmp_path: Path, rule:
     assert row(table, "synchronous, eta 3" if rule == "synchronous" else "hyperband")["epochs"] == epochs
 
 
-def test_rules_that_depend_on_who_is_first_are_tried_in_several_orders(tmp_path: Path) -> None:
+def test_rules_that_depend_on_the_order_of_arrival_are_tried_in_several_orders(tmp_path: Path) -> None:
     draw = random.Random(0)
     study = study_of(20)
     curves = {trial.name: [draw.random() for _ in range(EPOCHS)] for trial in study.trials()}

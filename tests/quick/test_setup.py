@@ -310,7 +310,7 @@ def test_installer_refuses_what_it_does_not_know(equipped: Machine) -> None:
     assert not (equipped.checkout / ".venv").exists()
 
 
-def test_broken_off_installation_is_made_anew(equipped: Machine) -> None:
+def test_an_interrupted_installation_starts_again(equipped: Machine) -> None:
     (equipped.checkout / "broken_network").touch()
     assert make(equipped, "study").returncode != 0
     assert not (equipped.checkout / ".venv/.installed").exists()

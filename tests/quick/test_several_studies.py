@@ -106,7 +106,7 @@ def test_equal_studies_are_clean(tmp_path: Path) -> None:
     assert found.sentences() == []
 
 
-def test_a_field_that_a_study_asks_about_is_no_fault(tmp_path: Path) -> None:
+def test_a_field_that_a_study_sweeps_is_not_reported(tmp_path: Path) -> None:
     started = study_started({"data.eval_size": [64, 72]}, name="sizes")
     events: list[Event] = [started]
     for trial in started["trials"]:

@@ -88,7 +88,7 @@ def test_weights_are_found_and_said_where(tmp_path: Path, content: Any, added: f
     ],
     ids=["sparse", "complex", "meta", "list", "empty", "two", "whole_module", "too_deep"],
 )
-def test_what_is_no_weights_is_one_line(tmp_path: Path, content: Any, words: str) -> None:
+def test_anything_but_weights_is_one_line(tmp_path: Path, content: Any, words: str) -> None:
     with pytest.raises(UserError, match=words) as caught:
         loaded(tmp_path, content)
     assert "options" not in str(caught.value)

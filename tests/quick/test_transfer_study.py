@@ -113,7 +113,7 @@ print({"ray", "torch", "mlflow"} & set(sys.modules))
     assert done.stdout == "set()\n"
 
 
-def test_pretraining_that_was_stopped_goes_on_to_the_same_weights(
+def test_stopped_pretraining_resumes_to_the_same_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

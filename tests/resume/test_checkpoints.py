@@ -159,7 +159,7 @@ def test_what_a_killed_writer_leaves_is_cleared_away(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", *before]
 
 
-def test_a_run_is_stopped_within_an_epoch_and_goes_on_from_that_step(recipe: Recipe, tmp_path: Path) -> None:
+def test_a_run_is_stopped_within_an_epoch_and_resumes_from_that_step(recipe: Recipe, tmp_path: Path) -> None:
     whole = train(recipe, PlainContext(device=CPU, threads=1))
     stopped = train(recipe, StoppedContext(after=0.6, checkpoints=tmp_path))
     assert (stopped.state, stopped.epochs) == ("stopped", 0)
@@ -268,7 +268,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_training_goes_on_beside_a_full_disk_and_says_so_at_the_end(recipe: Recipe, tmp_path: Path) -> None:
+def test_training_continues_with_a_full_disk_and_says_so_at_the_end(recipe: Recipe, tmp_path: Path) -> None:
     """And a run that never gets a checkpoint onto the disk ends, before it has cost much."""
     script = f"""
         import json, logging, resource, signal, sys, threading, time, torch
@@ -342,7 +342,7 @@ def test_training_does_not_wait_for_a_slow_disk(
     assert same(weights(resumed), weights(outcome))
 
 
-def test_a_state_is_copied_before_training_goes_on(
+def test_a_state_is_copied_before_training_continues(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = train(recipe, PlainContext(device=CPU, threads=1))
@@ -481,7 +481,7 @@ def test_training_seconds_count_no_work_twice(recipe: Recipe, tmp_path: Path) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize("first", [1, 2])
-def test_a_run_goes_on_with_another_number_of_workers(tiny_digits: Path, tmp_path: Path, first: int) -> None:
+def test_a_run_resumes_with_another_number_of_workers(tiny_digits: Path, tmp_path: Path, first: int) -> None:
     """Within an epoch: with the same samples in the same batches, and numbers that differ by rounding alone."""
     from tests.resume.campaign import epochs_of, steps_of
 

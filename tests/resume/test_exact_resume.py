@@ -33,7 +33,7 @@ def test_a_quarter_has_each_pair_of_switches_with_each_method() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
-def test_every_combination_goes_on_to_the_same_bits(tiny_digits: Path, workers: int) -> None:
+def test_every_combination_resumes_to_the_same_bits(tiny_digits: Path, workers: int) -> None:
     quarter = workers - 1
     process = subprocess.run(
         [

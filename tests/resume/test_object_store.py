@@ -32,7 +32,7 @@ def bucket() -> Iterator[str]:
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_from_an_object_store(tiny_digits: object, bucket: str) -> None:
+def test_a_run_resumes_from_an_object_store(tiny_digits: object, bucket: str) -> None:
     recipe: Recipe = recipe_of(("sgd", "agc", "ema"), tiny_digits)  # type: ignore[arg-type]
     place = bucket.format("study/trial")
     whole = train(recipe, PlainContext(device=CPU, threads=1))

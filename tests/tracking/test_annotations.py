@@ -27,7 +27,7 @@ def test_a_pair_is_taken_apart() -> None:
     ["team", "team=", "=vision", "a b=c", "../up=c", "state=x", "mlflow.user=x", "hardware.gpus=8", "a=NaN",
      "a=\x1b[2J", f"a={'x' * 251}", f"{'k' * 101}=x"],
 )  # fmt: skip
-def test_what_is_no_tag_is_refused_in_one_line(text: str) -> None:
+def test_anything_but_a_tag_is_refused_in_one_line(text: str) -> None:
     with pytest.raises(UserError) as refusal:
         tag_pair(text)
     assert "\n" not in str(refusal.value)
@@ -35,7 +35,7 @@ def test_what_is_no_tag_is_refused_in_one_line(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "  \n", "NaN", "x" * 2001])
-def test_what_is_no_note_is_refused(text: str) -> None:
+def test_anything_but_a_note_is_refused(text: str) -> None:
     with pytest.raises(UserError):
         note_text(text)
 

@@ -31,7 +31,7 @@ def test_packed_metrics_are_the_same_mapping() -> None:
 
 
 @pytest.mark.parametrize("odd", ["high", [1.0], 10**400])
-def test_what_is_no_number_stays_as_it_is(odd: Any) -> None:
+def test_anything_but_a_number_stays_as_it_is(odd: Any) -> None:
     assert packed({"train_loss": odd}) == {"train_loss": odd}
 
 

@@ -48,7 +48,7 @@ def test_infinities_survive_as_json(tmp_path: Path) -> None:
     assert again["metrics"]["validation_loss"] == -math.inf
 
 
-def test_reading_goes_on_from_an_offset(tmp_path: Path) -> None:
+def test_reading_continues_from_an_offset(tmp_path: Path) -> None:
     written = agc_sweep()
     path = write_journal(tmp_path, written)
     offsets = [end for _, end in read_events(path)]

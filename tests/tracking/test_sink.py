@@ -181,7 +181,7 @@ def test_an_infinite_loss_does_not_become_a_huge_one(tmp_path: Path, tracking_ur
     assert points(tracking_uri, run, "validation_loss") == []
 
 
-def test_a_resumed_study_goes_on_in_the_same_runs(tmp_path: Path, tracking_uri: str) -> None:
+def test_a_resumed_study_continues_in_the_same_runs(tmp_path: Path, tracking_uri: str) -> None:
     middle = 4  # in the middle of the first trial
     write_journal(tmp_path, SMALL[:middle])
     deliver(tmp_path, tracking_uri)
@@ -615,7 +615,7 @@ def test_what_was_deleted_meanwhile_waits_until_it_is_restored(
     assert everything(tracking_uri) == everything(whole)
 
 
-def test_a_run_that_is_gone_for_good_is_written_anew(tmp_path: Path, tracking_uri: str) -> None:
+def test_a_run_that_is_gone_for_good_is_written_again(tmp_path: Path, tracking_uri: str) -> None:
     write_journal(tmp_path, SMALL[:-1])
     deliver(tmp_path, tracking_uri)
     before = everything(tracking_uri)

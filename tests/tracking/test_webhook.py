@@ -127,7 +127,7 @@ def test_one_that_is_not_there_is_named_without_its_secrets() -> None:
         "http://[::1/secret",
     ],
 )
-def test_what_is_no_webhook_is_refused_in_one_line(url: str) -> None:
+def test_anything_but_a_webhook_is_refused_in_one_line(url: str) -> None:
     with pytest.raises(UserError) as refusal:
         check_webhook(url)
     message = str(refusal.value)
@@ -137,7 +137,7 @@ def test_what_is_no_webhook_is_refused_in_one_line(url: str) -> None:
 
 
 @pytest.mark.parametrize("url", ["http://host", "https://me:word@host:8080/a/b?c=d", "http://[::1]:80/x"])
-def test_what_is_a_webhook_is_taken(url: str) -> None:
+def test_a_webhook_is_accepted(url: str) -> None:
     check_webhook(url)
     assert "word" not in shown_webhook(url)
 

@@ -51,7 +51,7 @@ def run(recipe: Recipe, **settings: Any) -> tuple[Outcome, list[dict[str, float]
     return train(recipe, context), epochs
 
 
-def test_growing_images_are_reported_and_a_run_that_goes_on_ends_with_the_same_weights(
+def test_growing_images_are_reported_and_a_resumed_run_ends_with_the_same_weights(
     quick: Recipe, tmp_path: Path
 ) -> None:
     growing = quick.with_values({"data.progressive.start_size": 16, "data.progressive.step": 8})
@@ -149,9 +149,7 @@ def test_a_sample_that_two_workers_found_damaged_counts_once(tmp_path: Path) -> 
     assert said == 2 * ["{'damaged_train_images': 3, 'damaged_validation_images': 1}\n"]
 
 
-def test_a_run_that_goes_on_knows_what_was_damaged_before(
-    quick: Recipe, damaged: Path, tmp_path: Path
-) -> None:
+def test_a_resumed_run_knows_what_was_damaged_before(quick: Recipe, damaged: Path, tmp_path: Path) -> None:
     recipe = quick.with_values(
         {"data.path": str(damaged), "data.resident": "never", "data.on_damaged": "skip", "schedule.epochs": 1}
     )

@@ -108,7 +108,7 @@ def run_until_epoch(recipe: Recipe, directory: Path, last: int) -> None:
         )
 
 
-def test_a_run_that_goes_on_ends_with_the_weights_of_one_that_was_not_stopped(
+def test_a_resumed_run_ends_with_the_weights_of_one_that_was_not_stopped(
     quick: Recipe, tmp_path: Path
 ) -> None:
     whole, whole_epochs = run(quick)
@@ -168,7 +168,7 @@ def test_a_run_counts_its_time_on_from_earlier_ones(quick: Recipe, tmp_path: Pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["sam", "looksam", "esam"])
-def test_with_every_technique_a_run_goes_on_to_the_same_weights(
+def test_with_every_technique_a_run_resumes_to_the_same_weights(
     quick: Recipe, tmp_path: Path, method: str
 ) -> None:
     everything = quick.with_values(

@@ -286,7 +286,7 @@ def test_bfloat16_keeps_the_weights_in_float32() -> None:
     assert 0 < rounding < 0.05**2 * moved
 
 
-def test_a_step_goes_on_from_its_state() -> None:
+def test_a_step_resumes_from_its_state() -> None:
     for sam in ("looksam", "esam_global", "sam_micro_batch"):
         recipe = replicas.recipe(sam, agc=True, ema=True, micro_batches=2)
         worker = replicas.Worker(rank=0, world_size=1, replicas=1)

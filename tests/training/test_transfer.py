@@ -341,7 +341,7 @@ class PulledPlug(Exception):
 
 
 @pytest.mark.parametrize("trained", ["all", "classifier"])
-def test_a_transfer_goes_on_to_the_same_weights_and_not_with_other_ones(
+def test_a_transfer_resumes_to_the_same_weights_and_not_with_other_ones(
     quick: Recipe, pretrained: Path, tmp_path: Path, trained: str
 ) -> None:
     own = tmp_path / "weights.pt"
