@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,9 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_prep.__main__ import main
 from nfnet_ray.data.files.beton import Beton
 
 Encode = Callable[..., bytes]
+FILES = (".beton", ".parquet", ".validation.beton", ".validation.parquet")
+"""Endings of the files of a data set called NAME.beton."""
 
 # ``python -c HELD IMAGE PIPE convert …``: the command line, in which reading the image waits until somebody has
 # written to the named pipe: a conversion held at a known place, as a network share that does not answer holds it.
@@ -88,3 +92,22 @@ def decoded() -> Callable[[Beton, int], np.ndarray]:
         return out
 
     return decode
+
+
+def convert(*arguments: object) -> int:
+    """Runs ``python -m data_prep convert`` in this process; returns its exit code."""
+    return main(["convert", *map(str, arguments)])
+
+
+def add_to(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    tar.addfile(member, io.BytesIO(content))
+
+
+def tar_of(contents: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, content in contents.items():
+            add_to(tar, name, content)
+    return buffer.getvalue()

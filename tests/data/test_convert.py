@@ -30,13 +30,9 @@ from nfnet_ray.data.__main__ import main as data_main
 from nfnet_ray.data.files.beton import Beton
 from nfnet_ray.data.files.dataset import Dataset, open_dataset
 
-from .conftest import HELD, Encode
+from .conftest import HELD, Encode, convert
 
 REPOSITORY = Path(__file__).parents[2]
-
-
-def convert(*arguments: object) -> int:
-    return main(["convert", *map(str, arguments)])
 
 
 def stored_by_source(dataset: Dataset) -> dict[str, bytes]:

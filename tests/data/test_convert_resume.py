@@ -25,7 +25,6 @@ import numpy as np
 import pytest
 
 import data_prep.conversion.convert as convert_module
-from data_prep.__main__ import main
 from data_prep.conversion import parallel
 from data_prep.conversion.convert import ConvertSettings
 from data_prep.conversion.encode import EncodeSettings
@@ -39,7 +38,7 @@ from nfnet_ray.data.files.beton import BetonWriter
 from nfnet_ray.data.files.dataset import open_dataset
 from tests.deadlines import HANG_SECONDS
 
-from .conftest import HELD, Encode
+from .conftest import HELD, Encode, convert
 
 REPOSITORY = Path(__file__).parents[2]
 IMAGES = 90
@@ -61,10 +60,6 @@ def fsync_or_die(descriptor):
 os.fsync = fsync_or_die
 sys.exit(main(["convert", *sys.argv[3:]]))
 """
-
-
-def convert(*arguments: object) -> int:
-    return main(["convert", *map(str, arguments)])
 
 
 def start(

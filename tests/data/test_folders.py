@@ -11,17 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.__main__ import main
 from data_prep.sources.choose import open_source
 from data_prep.sources.folder_walk import visible_files
 from nfnet_ray.data.files.dataset import Dataset, open_dataset
 from nfnet_ray.errors import UserError
 
-from .conftest import Encode
-
-
-def convert(*arguments: object) -> int:
-    return main(["convert", *map(str, arguments)])
+from .conftest import Encode, convert
 
 
 def names_of(dataset: Dataset) -> list[str]:

@@ -1,0 +1,131 @@
+"""Parquet files of Hugging Face as a source."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from data_prep.sources.choose import open_source
+from nfnet_ray.errors import UserError
+
+from .conftest import convert
+
+
+def write_parquet(path: Path, table: pa.Table) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path)
+
+
+IMAGE = pa.array([{"bytes": b"x", "path": "x"}] * 2)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"label": [0, 1]}, "it needs one image column"),
+        ({"image": IMAGE}, "no integer column 'label' (it has no integer column)"),
+        ({"image": IMAGE, "fine": [0, 1]}, "no integer column 'label' (its integer columns: fine)"),
+        ({"image": IMAGE, "label": ["a", "b"]}, "no integer column 'label'"),
+        ({"image": IMAGE, "second": IMAGE, "label": [0, 1]}, "and has 2 among"),
+        ({"image": IMAGE, "label": [0, None]}, "1 row has no label"),
+        ({"image": IMAGE, "label": [0, 0]}, "only one class"),
+        ({"image": IMAGE, "label": [0, 5]}, "no training image has label 1, but the labels are 0 to 5: is a file mi"),
+        ({"image": IMAGE, "label": [1, 2]}, "no training image has label 0, but the labels are 0 to 2"),
+        ({"image": IMAGE, "label": [0, 10**12]}, "no training image has label 1, but the labels are 0 to 10000000"),
+        ({"image": IMAGE, "label": [-1, 1]}, "the train split's image 0 has label -1, which means no label"),
+    ],
+)  # fmt: skip
+def test_parquet_without_its_columns_gets_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], columns: dict[str, object], message: str
+) -> None:
+    write_parquet(tmp_path / "source" / "train.parquet", pa.table(columns))
+    before = sorted(tmp_path.rglob("*"))
+    assert convert(tmp_path / "source", tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_two_parquet_classes_of_one_name_get_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    features = '{"info": {"features": {"label": {"names": ["crane", "crane"], "_type": "ClassLabel"}}}}'
+    table = pa.table({"image": IMAGE, "label": [0, 1]}).replace_schema_metadata({"huggingface": features})
+    write_parquet(tmp_path / "source" / "train.parquet", table)
+    assert convert(tmp_path / "source", tmp_path / "out") == 2
+    assert "two classes of SOURCE have one name, 'crane' and 'crane'" in capsys.readouterr().err
+
+
+def test_a_class_of_parquet_files_without_a_training_image_is_named(tmp_path: Path) -> None:
+    features = '{"info": {"features": {"label": {"names": ["cat", "cow", "dog"], "_type": "ClassLabel"}}}}'
+    table = pa.table({"image": IMAGE, "label": [0, 2]}).replace_schema_metadata({"huggingface": features})
+    write_parquet(tmp_path / "source" / "train.parquet", table)
+    with pytest.raises(
+        UserError, match=r"no training image has label 1 \('cow'\), but the labels are 0 to 2"
+    ):
+        open_source([tmp_path / "source"], "label")
+
+
+LABELLED = {"image": IMAGE, "label": [0, 1]}
+
+
+@pytest.mark.parametrize("names", [("train-0", "Test-0"), ("training_0", "testing_0"), ("train", "test")])
+def test_parquet_files_may_name_their_splits_in_capitals(tmp_path: Path, names: Sequence[str]) -> None:
+    for name in names:
+        write_parquet(tmp_path / "source" / f"{name}.PARQUET", pa.table(LABELLED))
+    assert set(open_source([tmp_path / "source"], "label").splits) == {"train", "test"}
+
+
+@pytest.mark.parametrize(
+    ("test", "others", "why"),
+    [
+        ({"image": IMAGE, "label": [-1, -1]}, (), "it has no labels"),
+        ({"image": IMAGE, "label": pa.array([None, None], pa.int64())}, (), "it has no labels"),
+        ({"image": IMAGE}, (), "it has no labels"),
+        ({"image": IMAGE}, ("validation",), "there is a validation split"),
+        (LABELLED, ("valid",), "there is a validation split"),
+    ],
+)
+def test_a_test_split_of_parquet_files_without_labels_is_not_read(
+    tmp_path: Path, test: dict[str, object], others: Sequence[str], why: str
+) -> None:
+    for name in ("train", *others):
+        write_parquet(tmp_path / "source" / f"{name}-0.parquet", pa.table(LABELLED))
+    write_parquet(tmp_path / "source" / "test-0.parquet", pa.table(test))
+    source = open_source([tmp_path / "source"], "label")
+    assert set(source.splits) == {"train", *(["validation"] if others else [])}
+    assert source.notes == (f"the test split, test-0.parquet, is not read: {why}",)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ("data/train-0.parquet", "data/test-0.parquet", "README.md", ".git/other.parquet"),
+        ("default/train/0000.parquet", "default/test/0000.parquet"),
+        ("snapshots/abc/plain_text/train-0.parquet", "snapshots/abc/plain_text/test-0.parquet", "refs/main"),
+        ("train-0.parquet", "test-0.parquet", "._train-0.parquet", "assets/sample.png"),
+    ],
+)
+def test_a_repository_of_hugging_face_is_read(tmp_path: Path, files: Sequence[str]) -> None:
+    for file in files:
+        if (file.endswith("-0.parquet") and "._" not in file) or file.endswith("0000.parquet"):
+            write_parquet(tmp_path / file, pa.table(LABELLED))
+        else:
+            (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / file).write_text("something else")
+    source = open_source([tmp_path], "label")
+    assert {name: len(split.names) for name, split in source.splits.items()} == {"train": 2, "test": 2}
+
+
+def test_several_data_sets_of_parquet_files_get_a_line(tmp_path: Path) -> None:
+    for name in ("small", "large"):
+        write_parquet(tmp_path / name / "train.parquet", pa.table(LABELLED))
+    with pytest.raises(
+        UserError, match=r"holds Parquet files in several folders \(.*large, .*small\); give one of them"
+    ):
+        open_source([tmp_path], "label")
