@@ -178,7 +178,7 @@ def test_what_a_person_gets_wrong_is_a_user_error_and_leaves_nothing(
 
 def test_a_name_that_makes_no_folder_is_said_as_one(started: Any, few_digits: Path) -> None:
     study = nfnet_ray.Study("my study", "?", lr_study().recipe, TWO_RATES)
-    with pytest.raises(nfnet_ray.UserError, match="'my study' and the time make no name"):
+    with pytest.raises(nfnet_ray.UserError, match="'my study' and the time make no valid name"):
         nfnet_ray.run(study, data=few_digits)
     assert started == []
 

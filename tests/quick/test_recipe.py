@@ -51,7 +51,7 @@ def test_every_field_has_a_meaning_under_its_dotted_name() -> None:
         ("clip_factor=0.01", "did you mean optimizer.agc.clip_factor?"),
         ("optimizer.agc.clip_facto=0.01", "did you mean optimizer.agc.clip_factor"),
         ("batch_size", "write it as field=value"),
-        ("data.path=", "--set data.path=: there is no value; is a variable of the shell not set?"),
+        ("data.path=", "--set data.path=: there is no value; is a shell variable not set?"),
         ("model.weights= ", "there is no value"),
     ],
 )

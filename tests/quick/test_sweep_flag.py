@@ -58,7 +58,7 @@ def test_what_a_text_means(text: str, domain: Domain) -> None:
 
 BAD_SWEEPS = [
     (CLIP, "write it as FIELD=0.01,0.02,none"),
-    (f"{CLIP}=", "there is no value; is a variable of the shell not set?"),
+    (f"{CLIP}=", "there is no value; is a shell variable not set?"),
     (f"{CLIP}=0.1,,0.2", "a value is missing next to a comma"),
     (f"{CLIP}=0.1,", "a value is missing next to a comma"),
     ("optimizer.agc.clip_facto=1", f"did you mean {CLIP}"),
