@@ -234,7 +234,7 @@ def test_a_machine_that_is_no_node(serve: Any, monkeypatch: pytest.MonkeyPatch) 
 def test_tokens(serve: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     head = serve(FakeHead(OURS, token=TOKEN))
     on_this_machine(monkeypatch, head)
-    assert "there is none here" in refusal(head)
+    assert "this machine has none" in refusal(head)
     monkeypatch.setenv("RAY_AUTH_TOKEN", "another")
     assert "does not take the token" in refusal(head)
     monkeypatch.delenv("RAY_AUTH_TOKEN")
