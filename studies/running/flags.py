@@ -21,6 +21,7 @@ from nfnet_ray.command_line.arguments import (
     least_and_most,
     positive,
     share,
+    whole_number,
 )
 from nfnet_ray.command_line.exit_code import exit_code_of
 from nfnet_ray.command_line.one_line_parser import OneLineParser
@@ -36,7 +37,7 @@ from nfnet_ray.study.space.sweep_text import FORMS, parse_sweep
 from nfnet_ray.study.study import Study
 from nfnet_ray.tracking.labels import value_label
 from studies.running.checks import DATA_FOLDER
-from studies.running.names import seeds_text, study_name
+from studies.running.names import MOST_SEEDS, MOST_SETTINGS, seeds_text, study_name
 from studies.running.program import StudyFactory, StudyProgram
 from studies.running.request import DEFAULT_STORAGE, Request
 from studies.running.resuming import resume_command
@@ -336,7 +337,7 @@ def study_parser(program: StudyProgram, file: Path) -> argparse.ArgumentParser:
         what.add_argument(f"--{name}", metavar=shown_as["metavar"], help=shown_as["help"])
     what.add_argument(
         "--trials",
-        type=positive,
+        type=whole_number(1, MOST_SETTINGS),
         metavar="N",
         help="run only the first N settings, each with all seeds; with a range, the number of settings (default: 16)",
     )
@@ -388,7 +389,7 @@ def study_parser(program: StudyProgram, file: Path) -> argparse.ArgumentParser:
     )
     what.add_argument(
         "--confirm",
-        type=positive,
+        type=whole_number(1, MOST_SEEDS),
         metavar="N",
         help="when all settings have been compared, train the best one again with N fresh seeds, for all epochs, and"
         " quote the accuracy of these reruns (docs/answers.md)",

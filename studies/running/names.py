@@ -7,10 +7,16 @@ import re
 import time
 
 from nfnet_ray.cluster.connection.job import submission_id
-from nfnet_ray.command_line.arguments import positive, shortened
+from nfnet_ray.command_line.arguments import shortened, whole_number
 from nfnet_ray.errors import UserError
+from nfnet_ray.study.study import FRESH_SEEDS
 from nfnet_ray.tracking.destination.database import ARTIFACTS_FOLDER
 from nfnet_ray.tracking.destination.uri import DATABASE_FILE
+
+MOST_SEEDS = FRESH_SEEDS
+"""Of a study; the seeds of its reruns come behind them."""
+MOST_SETTINGS = 10_000
+"""Ten times what the driver is measured with (benchmarks/sweep_scale.py). Many more take minutes to be planned."""
 
 
 def study_name(text: str) -> str:
@@ -48,11 +54,11 @@ def seeds_text(text: str) -> tuple[int, bool]:
     """
     number, comma, word = text.partition(",")
     try:
-        seeds = positive(number)
+        seeds = whole_number(1, MOST_SEEDS)(number)
     except argparse.ArgumentTypeError:
         seeds = 0
     if not seeds or (comma and word != "all"):
         raise UserError(
-            f"{shortened(text)!r} is not allowed: give a whole number above 0, such as 3, or 3,all"
+            f"{shortened(text)!r} is not allowed: give a whole number from 1 to {MOST_SEEDS:,}, such as 3, or 3,all"
         )
     return seeds, bool(comma)

@@ -109,6 +109,7 @@ def test_a_wrong_flag(workplace: Workplace, flags: list[str]) -> None:
         (["--name", "mlartifacts"], "MLflow's files are called so"),
         (["--gpus-per-worker", "1.5"], "give 1 or a part of one"),
         (["--early-stopping", "none:eta=3"], "it has no options; leave out 'eta=3'"),
+        (["--trials", "10001"], "10001 is not a whole number from 1 to 10000"),
         (["--trials", 20 * "9"], "99999999999999999999 is too large a number"),
         (["--resume", "a", "--extend", "b", "--seeds", "2"], "--resume and --extend exclude each other"),
         (["--resume", "a", "--continue"], "leave one of them out"),

@@ -154,7 +154,7 @@ def test_fewer_seeds_leave_further_trials_out_and_say_so() -> None:
 
 def test_the_number_of_seeds_says_for_whom_they_are() -> None:
     assert [seeds_text(text) for text in ("1", "3", "3,all")] == [(1, False), (3, False), (3, True)]
-    for text in ("0", "-1", "x", "3,", "3,some", "²"):
+    for text in ("0", "-1", "x", "3,", "3,some", "²", "1001", "1000000,all"):
         with pytest.raises(UserError, match="3,all"):
             seeds_text(text)
     one = Journaled(replace(STUDY, halving=None)).study()
