@@ -115,9 +115,7 @@ def given_path(text: str) -> Path:
     an odd name.
     """
     if not text:
-        raise argparse.ArgumentTypeError(
-            "a path is needed, and this is empty: is a variable of the shell not set?"
-        )
+        raise argparse.ArgumentTypeError("a path is needed, and this is empty: is a shell variable not set?")
     if "://" in text:
         raise argparse.ArgumentTypeError(
             f"a path is needed, and {shortened(ascii(text))} is an address: copy it to a folder, or mount it"
