@@ -7,7 +7,7 @@ Between two budgets of a setting the logarithm of the time is taken to be linear
 and its longest one nothing is said. Intervals are over seeds, for times and accuracies: each mean is drawn again many
 times with Student's t around it, with the spread between seeds that all settings and budgets have in common as far as
 they are alike (:func:`~nfnet_ray.analysis.inference.selection.moderated_variances`). Drawing from three seeds with
-replacement would find two thirds of their variance. In simulation the interval of a ratio covers 94 to 97%
+replacement would find two thirds of their variance. In simulation the interval of a ratio covers 95 to 97%
 (``tests/quick/test_frontier.py``).
 """
 
