@@ -239,6 +239,7 @@ def in_child(work: Any) -> str:
     child = os.fork()
     if child == 0:
         try:
+            torch.set_num_threads(1)  # the threads of OpenMP that a test before used stayed in the parent
             said = str(work())
         except BaseException as error:
             said = f"{type(error).__name__}: {error}"
