@@ -301,7 +301,7 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
         ("postgresql://server/mlflow", "address of an MLflow server"),
         ("sqlite://", "write it as sqlite:///mlflow.db"),
         ("sqlite:////runs/d?x=1/mlflow.db", "write ? as %3F"),
-        ("sqlite:///file:/runs/mlflow.db?uri=true", "no options of SQLite"),
+        ("sqlite:///file:/runs/mlflow.db?uri=true", "is not an option of SQLite"),
         ("sqlite:///:memory:", "name a file"),
         ("http://mlflow:5000/#/experiments/1", "leave out"),
     ],
