@@ -99,6 +99,16 @@ def convert(*arguments: object) -> int:
     return main(["convert", *map(str, arguments)])
 
 
+def refusal(folder: Path, capsys: pytest.CaptureFixture[str], *sources: Path) -> str:
+    """The one line in which a conversion of the sources to ``folder / "out"`` is refused; it leaves nothing behind."""
+    before = sorted(folder.rglob("*"))
+    assert convert(*sources, folder / "out") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert sorted(folder.rglob("*")) == before
+    return error
+
+
 def add_to(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     member = tarfile.TarInfo(name)
     member.size = len(content)
