@@ -69,7 +69,7 @@ def smallest_difference(noise: PairNoise, design: Design) -> float:
 
 
 def seeds_to_tell(noise: PairNoise, difference: float, images: int) -> int | None:
-    """The number of seeds for each setting that tells a difference on so many images; None if 100 do not."""
+    """The number of seeds for each setting that tells a difference on ``images`` images; None if 100 do not."""
     for seeds in range(2, MOST_SEEDS + 1):
         if smallest_difference(noise, Design(seeds, images)) <= difference:
             return seeds
@@ -77,7 +77,7 @@ def seeds_to_tell(noise: PairNoise, difference: float, images: int) -> int | Non
 
 
 def images_to_tell(noise: PairNoise, difference: float, seeds: int) -> int | None:
-    """The number of validation images that tells a difference with so many seeds, to two digits; None if none does."""
+    """The number of validation images that tells a difference with ``seeds`` seeds, to two digits; else None."""
     design = Design(seeds, MOST_IMAGES)
     if smallest_difference(noise, design) > difference:
         return None

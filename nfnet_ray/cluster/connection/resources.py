@@ -102,7 +102,7 @@ def most_cpus(resources: Resources, workers: int, gpus: float) -> int:
 
 
 def _machines_taken(resources: Resources, workers: int, cpus: int, gpus: float) -> int:
-    """On how many machines so many workers fit at least."""
+    """The least number of machines on which this number of workers fits."""
     taken = 0
     for fitting in sorted(
         (workers_that_fit_on([one], cpus, gpus) for one in resources.machines), reverse=True

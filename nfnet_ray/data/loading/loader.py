@@ -538,7 +538,7 @@ _RESIDENT: dict[tuple[str, str], tuple[Tensor, Samples]] = {}
 
 
 def _stays_resident(recipe: DataRecipe, count: int, size: int, device: torch.device) -> bool:
-    """Whether so many images are kept in memory, and on a GPU in its own as well."""
+    """Whether the images of a split, ``count`` of them, stay in memory, and on a GPU in its memory as well."""
     if recipe.resident != "auto":
         return recipe.resident == "always"
     room = RESIDENT_SHARE_OF_MEMORY * free_bytes()
