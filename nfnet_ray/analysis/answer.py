@@ -412,7 +412,7 @@ def _best(record: StudyRecord, results: Sequence[SettingResult]) -> BestSetting 
     confirmation = confirmation_of(record, best, record.study.get("holdout") if is_held_out else None)
     luck = None if is_held_out else _optimism([results[number] for number in order])
     if luck is not None:
-        best = replace(best, low=max(0.0, best.low - luck.lower))
+        best = replace(best, low=luck.low)
     return BestSetting(
         best=best,
         runner_up=others[0] if others else None,
@@ -478,7 +478,9 @@ def _optimism(results: Sequence[SettingResult]) -> Optimism | None:
         return None
     moments = Moments.of(np.concatenate([one.correct[:, measured] for one in images]))
     noise = noise_of(moments, [len(result.seed_top1) for result in results])
-    return optimism(np.array([result.top1 for result in results]), noise)
+    best = results[0]
+    top1 = np.array([result.top1 for result in results])
+    return optimism(top1, noise, best.low, len(best.seed_top1))
 
 
 def _probability(found: Contrast) -> str:

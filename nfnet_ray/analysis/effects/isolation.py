@@ -76,8 +76,9 @@ def best_of(results: Sequence[SettingResult], noise: NoiseWithin) -> tuple[Setti
     best = max(results, key=lambda result: result.top1)
     if len(results) == 1:
         return best, 0.0
-    luck = optimism(np.array([result.top1 for result in results]), noise.of(results), draws=2000)
-    return replace(best, low=max(0.0, best.low - luck.lower)), luck.mean
+    top1 = np.array([result.top1 for result in results])
+    luck = optimism(top1, noise.of(results), best.low, len(best.seed_top1), draws=2000)
+    return replace(best, low=luck.low), luck.mean
 
 
 def _rest(point: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:

@@ -18,15 +18,15 @@ _GRADES = 96
 
 
 def trial_accuracies(
-    draw: np.random.Generator, studies: int, settings: Floats, seeds: int, spread: float
+    draw: np.random.Generator, studies: int, settings: Floats, seeds: int, spread: float | Floats
 ) -> Floats:
     """(studies, settings · seeds) the accuracy that each trial would have on images without end.
 
     Args:
         settings: (settings,) the accuracy of each setting, a fraction.
-        spread: standard deviation between seeds, a fraction.
+        spread: standard deviation between seeds, a fraction; of all settings or (settings,) of each.
     """
-    moved = spread * draw.standard_normal((studies, len(settings), seeds))
+    moved = np.reshape(spread, (-1, 1)) * draw.standard_normal((studies, len(settings), seeds))
     return np.clip((settings[:, None] + moved).reshape(studies, -1), 1e-3, 1 - 1e-3)
 
 
