@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import logging
 import multiprocessing
 import os
@@ -570,13 +571,43 @@ def test_a_damaged_or_cut_file_is_made_again(tmp_path: Path, place: str) -> None
 
 def test_old_files_go_unless_somebody_has_them_open(tmp_path: Path) -> None:
     old = time.time() - 2 * resident.UNUSED_SECONDS
-    shared_images("in_use", 6, 4, decode_numbers, tmp_path)
+    in_use = shared_images("in_use", 6, 4, decode_numbers, tmp_path)
     for unused in ("old", "recent"):
         shutil.copyfile(tmp_path / "in_use.images", tmp_path / f"{unused}.images")
     for path in ("in_use", "old"):
         os.utime(tmp_path / f"{path}.images", (old, old))
     shared_images("new", 6, 4, decode_numbers, tmp_path)
     assert resident_files(tmp_path) == ["in_use.images", "new.images", "recent.images"]
+    check(*in_use)
+
+
+def test_what_killed_processes_have_begun_goes_and_what_is_being_written_stays(tmp_path: Path) -> None:
+    for name in ("killed", "begun"):
+        (tmp_path / f"{name}.images.partial").write_bytes(b"some")
+    with resident._locked(tmp_path / "begun.images"):
+        shared_images("new", 6, 4, decode_numbers, tmp_path)
+    assert resident_files(tmp_path) == ["begun.images.partial", "new.images"]
+
+
+def test_a_file_is_unlocked_with_the_last_of_its_images(tmp_path: Path) -> None:
+    images, samples = shared_images("a", 6, 4, decode_numbers, tmp_path)
+    part = images[2:]
+    del images, samples
+    with (tmp_path / "a.images").open() as file:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        del part
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_a_process_keeps_the_resident_images_of_its_last_trials_only(write: Callable[..., Dataset]) -> None:
+    dataset = write()
+    sizes = [8, 12, 16, 20, 24, 8]
+    for size in sizes:
+        images = epoch_of(dataset, replace(RESIDENT, image_size=size))[0]
+        assert images.shape[1] == size
+    names = [name.split("-")[1] for name, _ in loader._RESIDENT]
+    assert names == [str(size) for size in sizes[-loader.MOST_RESIDENT :]]
 
 
 def test_without_room_the_images_are_the_processes_own(

@@ -59,6 +59,8 @@ BATCHES_AHEAD = 3  # as many as FFCV's Loader prepares
 RESIDENT_SHARE_OF_MEMORY = 0.25  # of what is free, for one split
 RESIDENT_SHARE_OF_GPU = 1 / 16
 """The same of a GPU, on which each process has a copy: training needs the rest. By judgement; no GPU has seen it."""
+MOST_RESIDENT = 4
+"""Sets of resident images that a process keeps for its next trials: both splits, at two sizes that take turns."""
 DAMAGED_LIMIT = 0.01  # of a split's images, rounded up; where more are damaged, the file is
 
 Cut = Callable[[Indices], Boxes]
@@ -407,7 +409,9 @@ class _Source:
                 name, len(self._asked_for), self._size, lambda *out: self._decode_all(cut, *out)
             )
             _RESIDENT[key] = torch.from_numpy(images).to(self._device), samples
-        self._images, self._shown = _RESIDENT[key]
+        self._images, self._shown = _RESIDENT[key] = _RESIDENT.pop(key)  # now the last one that was used
+        for unused in list(_RESIDENT)[:-MOST_RESIDENT]:
+            del _RESIDENT[unused]
         for index in self._asked_for[self._shown != self._asked_for]:
             self._note_damaged(int(index), "found when the images were decoded to stay in memory")
 
@@ -535,6 +539,7 @@ class _Source:
 
 _ROWS_AT_ONCE = 512  # of a resident split; errors come soon
 _RESIDENT: dict[tuple[str, str], tuple[Tensor, Samples]] = {}
+"""By name and device, in the order of their last use. A loader keeps its own, whether they are here or not."""
 
 
 def _stays_resident(recipe: DataRecipe, count: int, size: int, device: torch.device) -> bool:

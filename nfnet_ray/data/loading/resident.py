@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nfnet_ray.errors import UserError
-from nfnet_ray.whole_file import whole_file
+from nfnet_ray.whole_file import PARTIAL, whole_file
 
 LOCK_DEADLINE_SECONDS = 1800.0  # another process may decode ImageNet; it is an error if that takes longer
 LOCK_LOOK_SECONDS = 0.1
@@ -113,30 +113,26 @@ def _checksum(images: Images, samples: Samples) -> int:
 def _opened(path: Path, shape: tuple[int, ...]) -> tuple[Images, Samples] | None:
     """The content of a finished file; None if there is none, or it is short, damaged or of another shape.
 
-    It stays locked, shared, for as long as the process lives: nobody removes it meanwhile.
+    It stays locked, shared, for as long as one of the arrays is there: nobody removes it meanwhile.
     """
-    with contextlib.ExitStack() as stack:
-        try:
-            file = stack.enter_context(path.open("rb"))
+    try:
+        with path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             header = file.read(_HEADER.size)
             if os.fstat(file.fileno()).st_size != _bytes(shape) or len(header) != _HEADER.size:
                 return None
-            # Private pages: torch wants an array that could be written to. Only what is written is ever copied.
+            # Private pages: torch wants an array that could be written to. Only what is written is ever copied. The
+            # mapping has a duplicate of the descriptor, which keeps the lock until the arrays let go of it.
             memory = mmap.mmap(file.fileno(), 0, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
             os.utime(path)
-        except (FileNotFoundError, BlockingIOError):  # there is none, or it is just being removed
-            return None
-        images, samples = _parts(memory, shape)
-        expected = (_MAGIC, shape[0], images[0].size, _checksum(images, samples))
-        if _HEADER.unpack(header) != expected:
-            logger.warning("resident: %s is damaged; its images are decoded again", path)
-            return None
-        _held_open.append(stack.pop_all())
+    except (FileNotFoundError, BlockingIOError):  # there is none, or it is just being removed
+        return None
+    images, samples = _parts(memory, shape)
+    expected = (_MAGIC, shape[0], images[0].size, _checksum(images, samples))
+    if _HEADER.unpack(header) != expected:
+        logger.warning("resident: %s is damaged; its images are decoded again", path)
+        return None
     return images, samples
-
-
-_held_open: list[contextlib.ExitStack] = []
 
 
 def _write(path: Path, shape: tuple[int, ...], decode: Decode) -> None:
@@ -156,7 +152,7 @@ def _write(path: Path, shape: tuple[int, ...], decode: Decode) -> None:
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Holds ``path``'s lock; the system frees it when a process dies."""
-    with path.with_name(path.name + ".lock").open("wb") as file:
+    with _lock_path(path).open("wb") as file:
         deadline = time.monotonic() + LOCK_DEADLINE_SECONDS
         while True:
             try:
@@ -172,11 +168,22 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
+def _lock_path(path: Path) -> Path:
+    return path.with_name(path.name + ".lock")
+
+
 def _remove_unused(folder: Path, keep: Path) -> None:
-    """Removes images that no process has open and that were last opened a day ago."""
+    """Removes images that no process has open and that were last opened a day ago, and what killed ones have begun."""
     for path in folder.glob("*.images"):
         with contextlib.suppress(OSError), path.open("rb") as file:
             if path == keep or time.time() - os.fstat(file.fileno()).st_mtime < UNUSED_SECONDS:
                 continue
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink()
+    for partial in folder.glob(f"*.images{PARTIAL}"):
+        path = partial.with_name(partial.name.removesuffix(PARTIAL))
+        with contextlib.suppress(OSError), _lock_path(path).open("wb") as file:
+            fcntl.flock(
+                file, fcntl.LOCK_EX | fcntl.LOCK_NB
+            )  # who writes to it holds the lock; so does our caller
+            partial.unlink()
