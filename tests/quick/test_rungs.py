@@ -51,15 +51,19 @@ def test_equal_accuracies_share_a_rank(levels: int) -> None:
     assert found.high == pytest.approx(math.tanh(far + reach), abs=1e-6)
 
 
-@pytest.mark.parametrize(("trials", "strata"), [(6, 1), (12, 4), (40, 1)])
-@pytest.mark.parametrize("correlation", [0.0, 0.6, 0.95])
+@pytest.mark.parametrize("strata", [(6,), (12, 12, 12, 12), (40,), (5, 45)])
+@pytest.mark.parametrize("correlation", [-0.97, 0.0, 0.6, 0.95])
 def test_the_interval_of_a_rank_correlation_covers_95_percent(
-    trials: int, strata: int, correlation: float
+    strata: tuple[int, ...], correlation: float
 ) -> None:
     draw, studies = np.random.default_rng(0), 300
-    both = draw.multivariate_normal([0, 0], [[1, correlation], [correlation, 1]], (studies, strata, trials))
-    true = 6 / math.pi * math.asin(correlation / 2)  # Spearman's, of normal variates (Pearson 1907)
-    found = [rank_correlation([[list(map(tuple, one))] for one in study]) for study in both]
+    covariance, true = [[1, correlation], [correlation, 1]], 6 / math.pi * math.asin(correlation / 2)
+    # Spearman's, of normal variates (Pearson 1907).
+    both = [draw.multivariate_normal([0, 0], covariance, (studies, trials)) for trials in strata]
+    found = [
+        rank_correlation([[list(map(tuple, stratum))] for stratum in study])
+        for study in zip(*both, strict=True)
+    ]
     covered = np.mean([one.low <= true <= one.high for one in found])
     assert covered > 0.95 - 3 * math.sqrt(0.95 * 0.05 / studies)
 

@@ -44,13 +44,16 @@ def rank_correlation(strata: Sequence[Sequence[Pairs]]) -> RankCorrelation:
 
     The interval counts the seeds of a stratum as one, because they rank the same settings.
 
-    The interval is Fisher's, with the variance ``(1 + r^2 / 2) / (n - 3)`` of Bonett and Wright (2000), and two
-    corrections for few trials. Half the smallest step of the correlation is added at both ends, as for any count, so
-    that rankings that agree entirely have an interval too. And Spearman's correlation of n trials is on average closer
-    to 0 than that of all trials there could be, so the upper bound is taken from Kendall's unbiased estimate,
-    ``((n + 1) r - 3 tau) / (n - 2)``, where that is higher. In simulation of normal variates with correlations of 0 to
-    0.97, of one, two and four strata, it covers 94.8 to 97.9% with 12 to 48 trials and 95.3 to 99.8% with five to
-    eight; without the second correction it covers as little as 75% of four strata.
+    The interval is Fisher's, with the variance ``(1 + r^2 / 2) / (n - 3)`` of Bonett and Wright (2000), of several
+    strata that of the mean: the sum of theirs, divided by the square of their number. It has two corrections for few
+    trials. Half the smallest step of the correlation is added at both ends, as for any count, so that rankings that
+    agree entirely have an interval too. And Spearman's correlation of n trials is on average closer to 0 than that of
+    all trials there could be, so the bound away from 0 is taken from Kendall's unbiased estimate,
+    ``((n + 1) r - 3 tau) / (n - 2)``, where that lies further out. In simulation of normal variates with
+    correlations of -0.97 to 0.97 it covers 95.3 to 98% of one, two and four strata of 12 to 48 trials, and 95.9 to
+    99.7% of five to eight (1,500 studies for each case). Of strata of 5 and 45, 5 and 20, 6, 12 and 24, and 5, 5 and 48
+    trials it covers 96.3 to 100%; with one variance for all of their trials it covered as little as 76%, and without
+    the second correction 75% of four strata of five.
     """
     found: list[tuple[float, float, float]] = []
     trials = 0
@@ -66,12 +69,12 @@ def rank_correlation(strata: Sequence[Sequence[Pairs]]) -> RankCorrelation:
             trials += round(n * len(ranked))
     if not found:
         return UNKNOWN
-    freedom = sum(n - 3 for _, _, n in found)
+    freedom = len(found) ** 2 / sum(1 / (n - 3) for _, _, n in found)  # of equal strata: n - 3 for each
     mean, unbiased = (fmean(one[part] for one in found) for part in (0, 1))
     step = fmean(6 / (n * (n**2 - 1)) for _, _, n in found)
     return RankCorrelation(
         value=mean,
-        low=_bound(mean - step, -1, freedom),
+        low=_bound(min(mean, unbiased) - step, -1, freedom),
         high=_bound(max(mean, unbiased) + step, 1, freedom),
         trials=trials,
     )
