@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nfnet_ray.analysis.inference.rank_correlation import RankCorrelation, rank_correlation
 from nfnet_ray.analysis.record import StudyRecord
@@ -17,6 +17,9 @@ from nfnet_ray.recipe import ScheduleRecipe
 from nfnet_ray.study.halving import Halving
 from nfnet_ray.tracking.labels import ABSENT, point_label
 from nfnet_ray.wording import count, percent
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,8 @@ class RungSummary:
             which would have had the chance to overtake. The interval counts the seeds of a stratum as one: they rank
             the same settings.
         regret: by how much the setting that is the best at the rung is less accurate at the end than the best one, a
-            fraction, over the settings of which every seed finished, the mean over strata; NaN without two of them.
+            fraction, over the settings of which every seed that passes rungs finished, the mean over strata; NaN
+            without two of them. Further seeds of contenders pass no rung.
     """
 
     rung: float
@@ -186,7 +190,7 @@ def _where(record: StudyRecord, rung: float) -> str:
     if record.rungs_in_seconds:
         return f"after {rung:.4g} s of training"
     if "schedule_epochs" in record.epochs:
-        lengths = record.epochs[record.epochs["epoch"] == rung]["schedule_epochs"]
+        lengths = _ends_of_schedules(record, rung)["schedule_epochs"]
         return f"after schedules of {count(int(lengths.iloc[0]), 'epoch')}"
     return f"after epoch {int(rung)}"
 
@@ -194,10 +198,24 @@ def _where(record: StudyRecord, rung: float) -> str:
 def _accuracies_at(record: StudyRecord, rung: float) -> dict[str, float]:
     """The accuracy of each trial that reached a rung, by its name."""
     if not record.rungs_in_seconds:
-        rows = record.epochs[(record.epochs["epoch"] == rung) & ~record.epochs["trial"].isin(record.further)]
+        rows = _ends_of_schedules(record, rung)
+        rows = rows[~rows["trial"].isin(record.further)]
         return dict(zip(rows["trial"], rows[METRIC].astype(float), strict=True))
     top1 = record.epochs.set_index(["trial", "epoch"])[METRIC].astype(float).to_dict()
-    return {name: top1[name, rungs[rung]] for name, rungs in record.pauses.items() if rung in rungs}
+    # Trials that an extension has left out have pauses too, and no rows in the tables.
+    paused = {name: record.pauses.get(name, {}) for name in record.trials["trial"]}
+    return {name: top1[name, rungs[rung]] for name, rungs in paused.items() if rung in rungs}
+
+
+def _ends_of_schedules(record: StudyRecord, epoch: float) -> pd.DataFrame:
+    """The rows of an epoch; with stretched schedules those of trials that have come to the end of one there.
+
+    Groups of different sizes have different rungs, so for others the epoch may lie within a schedule.
+    """
+    rows = record.epochs[record.epochs["epoch"] == epoch]
+    if "schedule_epochs" in rows:
+        rows = rows[rows["schedule_epoch"] == rows["schedule_epochs"]]
+    return rows
 
 
 def _would_be_rungs(record: StudyRecord) -> list[float]:
@@ -232,7 +250,8 @@ def _correlation(record: StudyRecord, at_rung: Mapping[str, float]) -> RankCorre
 def _regret(record: StudyRecord, at_rung: Mapping[str, float]) -> float:
     """The mean over strata with two settings or more of which every trial finished and reached the rung."""
     strata: dict[tuple[Any, ...], list[tuple[float, float]]] = {}
-    for point, trials in trials_by_setting(record):
+    for point, every in trials_by_setting(record):
+        trials = [trial for trial in every if trial["trial"] not in record.further]
         pairs = [pair for trial in trials if (pair := _pair(trial, at_rung)) is not None]
         if len(pairs) == len(trials):
             means = fmean(rung for rung, _ in pairs), fmean(end for _, end in pairs)

@@ -7,7 +7,7 @@ record's docstring explains.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from nfnet_ray.correct_images import CorrectImages
@@ -37,6 +37,8 @@ class StudyTables(Protocol):
     def epochs(self) -> pd.DataFrame: ...
     @property
     def trials(self) -> pd.DataFrame: ...
+    @property
+    def further(self) -> Set[str]: ...
     @property
     def pauses(self) -> Mapping[str, Mapping[float, int]]: ...
     @property

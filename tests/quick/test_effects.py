@@ -47,6 +47,7 @@ class Tables:
     epochs: pd.DataFrame
     names: dict[str, str] = field(default_factory=dict)
     pauses: Mapping[str, Mapping[float, int]] = field(default_factory=dict)
+    further: frozenset[str] = frozenset()
     price_per_hour: float | None = None
     is_stretched: bool = False
     rungs_in_seconds: bool = False

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,13 @@ import pytest
 from scipy import stats
 
 from nfnet_ray.analysis import StudyRecord, load_study, rung_sentences, rung_summaries
+from nfnet_ray.analysis.effects.importance import importance
+from nfnet_ray.analysis.effects.noise import results_at
+from nfnet_ray.analysis.effects.stages import stages
 from nfnet_ray.analysis.inference.rank_correlation import rank_correlation
+from nfnet_ray.analysis.record import study_record
+from nfnet_ray.study import Halving
+from tests.quick.test_extension import CLIP, STUDY, Journaled
 from tests.tracking.example_study import CLIP_FACTOR, START, study_started, trial_events, write_journal
 
 EPOCHS = 6
@@ -108,3 +116,73 @@ def test_what_was_given_up_is_left_out(tmp_path: Path) -> None:
         "After epoch 2: rank correlation with the end 1.00 (95% interval 0.63 to 1.00, 6 trials that finished); "
         "choosing there costs 0.0 points."
     ]
+
+
+FACTORS = tuple(round(0.01 * number, 2) for number in range(1, 13))
+"""Twelve settings, of which five continue at the first rung and three at the second."""
+
+
+def of_study(study: Journaled) -> StudyRecord:
+    state = study.run()
+    assert state.started is not None
+    return study_record(state, state.started)
+
+
+def test_further_seeds_of_contenders_hide_no_setting_from_the_regret() -> None:
+    """The two that lead at the end are contenders. The leader at the rung ends four points below the best."""
+    ends = {0.01: (0.6, 0.80), 0.02: (0.5, 0.84), 0.03: (0.4, 0.84), 0.04: (0.1, 0.70)}
+    names = {f"clip_factor={factor}": [rung, rung, rung, *[end] * 6] for factor, (rung, end) in ends.items()}
+    study = Journaled(replace(STUDY, halving=None, more_seeds=(1, 2)), **names)
+    record = of_study(study)
+    assert len(record.further) == 4
+    assert [rung.regret for rung in rung_summaries(record)] == pytest.approx([0.04, 0.04])
+
+
+def test_trials_that_an_extension_left_out_are_not_asked_for_at_a_rung_in_seconds() -> None:
+    halving = Halving(first_rung=1.5, unit="seconds")
+    study = Journaled(replace(STUDY, space={CLIP: FACTORS}, halving=halving))
+    first, *_ = rung_summaries(of_study(study))
+    assert (first.rung, first.compared) == (1.5, 12)
+    study.extend(space={CLIP: FACTORS[:8]})
+    first, *_ = rung_summaries(of_study(study))
+    assert (first.rung, first.compared) == (1.5, 8)
+
+
+def test_stretched_schedules_of_groups_with_other_rungs_are_not_compared_within_a_schedule() -> None:
+    """Nine settings train schedules of 1, 3 and 9 epochs, and the last three those of 1 and 9."""
+    halving = Halving(first_rung=1, schedule="stretched", finalists=1, group=9)
+    study = Journaled(replace(STUDY, space={CLIP: FACTORS}, halving=halving))
+    record = of_study(study)
+    lengths = {name: (1, 3, 9) if place < 9 else (1, 9) for place, name in enumerate(record.trials["trial"])}
+    own = [
+        next(
+            (epoch - end + length, length)
+            for end, length in zip(itertools.accumulate(lengths[trial]), lengths[trial], strict=True)
+            if epoch <= end
+        )
+        for trial, epoch in zip(record.epochs["trial"], record.epochs["epoch"], strict=True)
+    ]
+    within, of = zip(*own, strict=True)
+    record = replace(record, epochs=record.epochs.assign(schedule_epoch=within, schedule_epochs=of))
+    told = [(rung.where, rung.compared) for rung in rung_summaries(record)]
+    assert told == [("after schedules of 1 epoch", 12), ("after schedules of 3 epochs", 3)]
+    assert [stage.where for stage in stages(record)] == [
+        "after schedules of 1 epoch",
+        "after schedules of 3 epochs",
+        "at the end, after 9 epochs",
+    ]
+
+
+@pytest.mark.parametrize(
+    "halving", [Halving(first_rung=1, schedule="stretched"), Halving(first_rung=1.5, unit="seconds")]
+)
+def test_contenders_are_among_the_settings_at_every_stage(halving: Halving) -> None:
+    """Their further seeds pass no rung: they pause at none, so they are at none."""
+    study = replace(STUDY, space={CLIP: FACTORS}, halving=halving, more_seeds=(1, 2))
+    record = of_study(Journaled(study))
+    assert record.further
+    first, *_, end = stages(record)
+    assert len(first.top1) == 12
+    assert [len(results_at(record, stage)) for stage in (first, end)] == [12, 3]
+    assert importance(record).iloc[0]["settings"] == 12
+    assert record.effects().iloc[0]["measured"] == 12

@@ -38,7 +38,7 @@ _PAIR_BINS = 3
 
 @dataclass(frozen=True)
 class CompletedSettings:
-    """The settings of which every trial is complete at a stage.
+    """The settings of which every trial that passes rungs is complete at a stage.
 
     Attributes:
         where: the stage in words.
@@ -137,7 +137,7 @@ def completed_settings(tables: StudyTables) -> list[CompletedSettings]:
 
 
 def settings_at(tables: StudyTables, stage: Stage) -> CompletedSettings:
-    """The settings of which every trial was at a stage, without any imputation."""
+    """The settings of which every trial that passes rungs was at a stage, without any imputation."""
     trials = tuple(stage.top1)
     alone = Completed(stage.where, trials, np.array([list(stage.top1.values())]), 0)
     points, means = _means(tables, alone)
@@ -145,14 +145,17 @@ def settings_at(tables: StudyTables, stage: Stage) -> CompletedSettings:
 
 
 def _means(tables: StudyTables, complete: Completed) -> tuple[tuple[Mapping[str, Any], ...], Floats]:
-    """The settings of which every trial is there, and the mean over their seeds."""
+    """The settings of which every trial that passes rungs is there, and the mean over their seeds.
+
+    Further seeds of contenders pass none: they count where they are.
+    """
     place = {trial: number for number, trial in enumerate(complete.trials)}
     points, columns = [], []
     for point, rows in trials_by_setting(tables):
-        own = [place[name] for row in rows if (name := str(row["trial"])) in place]
-        if len(own) == len(rows):
+        trials = [str(row["trial"]) for row in rows]
+        if all(trial in place or trial in tables.further for trial in trials):
             points.append(point)
-            columns.append(complete.top1[:, own].mean(axis=1))
+            columns.append(complete.top1[:, [place[one] for one in trials if one in place]].mean(axis=1))
     return tuple(points), np.column_stack(columns) if columns else np.empty((1, 0))
 
 

@@ -18,12 +18,16 @@ _MOST_BITS = 400_000_000
 
 
 def results_at(tables: StudyTables, stage: Stage) -> list[SettingResult]:
-    """The settings of which every trial was measured at a stage, in the order of the study's space."""
+    """The settings of which every trial that passes rungs was measured at a stage, in the order of the study's space.
+
+    Further seeds of contenders pass none: they count where they were measured.
+    """
     images = tables.study["data"]["validation_images"]
     found = []
     for point, rows in trials_by_setting(tables):
-        trials = [str(row["trial"]) for row in rows]
-        if not all(trial in stage.epoch for trial in trials):
+        every = [str(row["trial"]) for row in rows]
+        trials = [trial for trial in every if trial in stage.epoch]
+        if not trials or not all(trial in stage.epoch or trial in tables.further for trial in every):
             continue
         known = SettingImages.of([tables.correct(trial, stage.epoch[trial]) for trial in trials])
         found.append(setting_result(point, [stage.top1[trial] for trial in trials], images, known))

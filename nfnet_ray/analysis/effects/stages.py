@@ -16,7 +16,7 @@ class Stage:
     """One of them.
 
     Attributes:
-        where: in words: ``after epoch 2 of 8``, ``at the end``.
+        where: in words: ``after epoch 2 of 8``, ``after schedules of 2 epochs``, ``at the end``.
         top1: {trial: accuracy there, a fraction}. A trial that has diverged by then has the accuracy of chance, which
             is what a network without finite weights has.
         epoch: {trial: epoch at which it was measured}; diverged ones are not in it.
@@ -39,7 +39,8 @@ def stages(tables: StudyTables) -> Sequence[Stage]:
     """The rungs at which trials were given up, the earliest first, and then the end.
 
     A trial is at a rung if it was measured there; with rungs in seconds and with stretched schedules, if it paused
-    there. Trials that failed or have not ended are at the stages that they reached.
+    there, which further seeds of contenders do not. Trials that failed or have not ended are at the stages that they
+    reached.
     """
     trials = tables.trials
     stopped = trials[trials["state"] == "stopped"]
@@ -69,18 +70,15 @@ def stages(tables: StudyTables) -> Sequence[Stage]:
     for rung in sorted(rungs):
         top1, at_epoch = {}, {}
         for trial in trials["trial"]:
+            if by_pauses and trial in tables.further:
+                continue
             epoch = tables.pauses.get(trial, {}).get(rung) if by_pauses else int(rung)
             if epoch is not None and (trial, epoch) in measured:
                 top1[trial], at_epoch[trial] = measured[trial, epoch], epoch
             elif trial in diverged and (tables.rungs_in_seconds or diverged[trial] <= rung):
                 top1[trial] = chance
-        where = (
-            f"after {rung:.4g} s of training"
-            if tables.rungs_in_seconds
-            else f"after epoch {int(rung)} of {total}"
-        )
         if at_epoch:
-            found.append(Stage(where, top1, at_epoch))
+            found.append(Stage(_where(tables, rung), top1, at_epoch))
     finished = {
         trial: (int(epochs), float(top1))
         for trial, state, epochs, top1 in zip(
@@ -93,3 +91,15 @@ def stages(tables: StudyTables) -> Sequence[Stage]:
         epochs_at_end = {trial: epoch for trial, (epoch, _) in finished.items()}
         found.append(Stage(f"at the end, after {count(total, 'epoch')}", end, epochs_at_end, is_end=True))
     return found
+
+
+def _where(tables: StudyTables, rung: float) -> str:
+    if tables.rungs_in_seconds:
+        return f"after {rung:.4g} s of training"
+    if tables.is_stretched and "schedule_epochs" in tables.epochs:
+        # Of groups of different sizes the epoch may lie within a schedule.
+        there = tables.epochs[tables.epochs["epoch"] == rung]
+        lengths = there["schedule_epochs"][there["schedule_epoch"] == there["schedule_epochs"]]
+        if len(lengths):
+            return f"after schedules of {count(int(lengths.iloc[0]), 'epoch')}"
+    return f"after epoch {int(rung)} of {tables.study['epochs']}"

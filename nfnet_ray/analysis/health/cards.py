@@ -278,9 +278,11 @@ def _has_effect(record: StudyRecord, answer: BestSetting) -> bool:
 def _rungs(record: StudyRecord) -> Iterator[HealthCard]:
     """Whether the order at the first rung is that at the end, over the trials that finished.
 
-    Only where each stratum has enough of them: of three, which the default rule leaves, any order is likely.
+    Only where each stratum has enough of them: of three, which the default rule leaves, any order is likely. Further
+    seeds of contenders pass no rung.
     """
     finished = record.trials[record.trials["state"] == "finished"]
+    finished = finished[~finished["trial"].isin(record.further)]
     together = [*record.conditions, "seed"]
     if finished.empty or int(finished.groupby(together, dropna=False).size().min()) < LEAST_TRIALS:
         return
