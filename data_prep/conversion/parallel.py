@@ -19,7 +19,7 @@ from typing import Generic, TypeVar
 
 from data_prep.conversion.encode import EncodeSettings, StoredImage, prepare_image
 from data_prep.sources.source import SourceImage, UnreadableImageError
-from nfnet_ray.data.loading.pool import LOOK_SECONDS, Job, Pool
+from nfnet_ray.data.loading.pool import LOOK_SECONDS, Job, Pool, Watch
 from nfnet_ray.errors import UserError
 
 READ_SECONDS = 120.0
@@ -76,10 +76,10 @@ class _InTheMaking:
 
     def result(self) -> StoredImage:
         """Waits for it. Raises what loading and preparing it did, or OSError where its source does not answer."""
+        watch = Watch()
         while not self.job.wait(LOOK_SECONDS):
             self._pool.check()
-            since = self._reading_since
-            if since is not None and time.monotonic() - since > READ_SECONDS:
+            if watch.look(self._reading_since) > READ_SECONDS:
                 raise OSError(errno.ETIMEDOUT, f"no answer for {READ_SECONDS:.0f} s")
         assert self._stored is not None
         return self._stored
@@ -123,10 +123,11 @@ def _read_ahead(images: Iterator[SourceImage]) -> Generator[SourceImage]:
 
     job, call, since = start()
     while True:
+        watch = Watch()
         try:
             while not job.wait(LOOK_SECONDS):
                 pool.check()
-                if time.monotonic() - since > READ_SECONDS:
+                if watch.look(since) > READ_SECONDS:
                     raise OSError(errno.ETIMEDOUT, f"no answer for {READ_SECONDS:.0f} s")
         except OSError as error:  # of the source; those of the images' own files come with the images
             raise UserError(

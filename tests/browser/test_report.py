@@ -255,3 +255,16 @@ def test_on_a_phone_nothing_is_beyond_the_edge(page: WebDriver) -> None:
     assert page.execute_script("return document.documentElement.scrollWidth") <= 390
     [first, *_] = rows(page)
     assert first
+
+
+def test_no_two_labels_of_an_axis_are_the_same(page: WebDriver) -> None:
+    page.execute_script("document.querySelectorAll('.zoom').forEach(button => button.click())")
+    wait(
+        page, "return [...document.querySelectorAll('.zoom')].every(button => button.ariaPressed === 'true')"
+    )
+    labels = page.execute_script(
+        "return charts.map(chart => [...chart.querySelectorAll('.ytick text')].map(tick => tick.textContent))"
+    )
+    assert any(len(each) > 3 for each in labels)
+    for each in labels:
+        assert len(set(each)) == len(each)

@@ -15,7 +15,14 @@ from dashboards.figures.paper.files import write_figures
 from dashboards.figures.time_charts import levels
 from dashboards.report import main
 from nfnet_ray.analysis import StudyRecord, load_study
-from tests.tracking.example_study import CLIP_FACTOR, agc_sweep, write_journal
+from tests.tracking.example_study import (
+    CLIP_FACTOR,
+    START,
+    agc_sweep,
+    study_started,
+    trial_events,
+    write_journal,
+)
 
 RESULTS = Path(__file__).resolve().parents[2] / "studies" / "results"
 
@@ -97,3 +104,19 @@ def test_a_kind_of_trace_that_nobody_draws_is_an_error() -> None:
     }
     with pytest.raises(NotImplementedError, match="pie"):
         draw(figure, "", (), {"quiet": "#000000"}, 3.0)
+
+
+def test_labels_of_close_accuracies_differ(tmp_path: Path) -> None:
+    started = study_started({CLIP_FACTOR: [0.01, 0.02]}, epochs=2)
+    trials = [
+        trial_events(plan["name"], START + 100 * number, [0.9712, 0.972 + 0.001 * number])
+        for number, plan in enumerate(started["trials"])
+    ]
+    write_journal(tmp_path, [started, *trials[0], *trials[1]])
+    [svg, _] = sorted(
+        figure_files(load_study(tmp_path), tmp_path, {"accuracy_against_time"}),
+        key=lambda path: path.suffix != ".svg",
+    )
+    labels = re.findall(r">([\d.]+%)<", svg.read_text())
+    assert len(labels) > 3
+    assert len(set(labels)) == len(labels)

@@ -15,7 +15,7 @@ import time
 import traceback
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from nfnet_ray.errors import UserError
 
@@ -27,6 +27,28 @@ Task = Callable[[int], None]
 """Does the work of one row."""
 Name = Callable[[int], str]
 """What a row is called in an error: ``sample 7 of train.beton``."""
+
+
+class Watch:
+    """How long something has been seen to last, look after look.
+
+    A process that is stopped (Ctrl-Z, a paused container) does not look: what it waited for may have been done long ago,
+    and is found to be done at the next look. So the time between two looks counts as twice what it should be, at most.
+    """
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+        self._looked_at, self._seconds = 0.0, 0.0
+
+    def look(self, since: float | None) -> float:
+        """Seconds for which looks, :data:`LOOK_SECONDS` apart, have found what began at ``since``; None: nothing."""
+        now = time.monotonic()
+        if since is None or since != self._since:
+            self._since, self._seconds = since, 0.0
+        else:
+            self._seconds += min(now - self._looked_at, 2 * LOOK_SECONDS)
+        self._looked_at = now
+        return self._seconds
 
 
 class Job:
@@ -79,6 +101,8 @@ class _Worker:
     since: float = 0.0
     is_busy: bool = False
     """Until the row's job is let go of, too."""
+    watch: Watch = field(default_factory=Watch)
+    """Of the row."""
 
 
 _Queue = queue.SimpleQueue[tuple[Job, int] | None]
@@ -111,17 +135,20 @@ class Pool:
             self.check()
 
     def check(self) -> None:
-        """Raises UserError where a row takes longer than the deadline, or a thread is gone."""
-        now = time.monotonic()
+        """Raises UserError where a row takes longer than the deadline, or a thread is gone.
+
+        To be called every :data:`LOOK_SECONDS` while somebody waits.
+        """
         for worker in self._workers:
             busy_with, row, since = worker.job, worker.row, worker.since
             what = busy_with.name(row) if busy_with else "no image"
             assert worker.thread is not None
             if not worker.thread.is_alive():
                 raise UserError(f"decoding thread {worker.thread.name} has ended, at {what}; start again")
-            if busy_with is not None and now - since > self._deadline_seconds:
+            watched = worker.watch.look(None if busy_with is None else since)
+            if watched > self._deadline_seconds:
                 raise UserError(
-                    f"{what} has been decoding for {now - since:.0f} s, in {_place(worker.thread)}: "
+                    f"{what} has been decoding for {time.monotonic() - since:.0f} s, in {_place(worker.thread)}: "
                     "is the disk or the network file system stuck? Start again when it answers"
                 )
 
