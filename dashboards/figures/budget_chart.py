@@ -9,7 +9,7 @@ import math
 from typing import Any
 
 from dashboards.figures.level_styles import looks_of
-from dashboards.figures.time_axes import logarithmic_axis
+from dashboards.figures.time_axes import ACCURACY_TICKS, logarithmic_axis
 from dashboards.figures.time_charts import Figure, levels, time_unit
 from nfnet_ray.analysis import StudyRecord
 from nfnet_ray.analysis.frontier import Curve, curves
@@ -82,7 +82,7 @@ def budget_chart(record: StudyRecord) -> Figure | None:
             "xaxis": {"title": {"text": f"training time ({unit})"}, **axis},
             "yaxis": {
                 "title": {"text": "validation top-1"},
-                "tickformat": ".0%",
+                "tickformat": ACCURACY_TICKS,
                 "range": [max(0, min(tops) - margin), min(1.005, max(tops) + margin)],
             },
         },

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from dashboards.figures.level_styles import Levels, levels_of
 from dashboards.figures.setting_axis import axis_of_levels, setting_axis
+from dashboards.figures.time_axes import ACCURACY_TICKS
 from dashboards.figures.time_charts import (
     PANELS_AT_MOST,
     Figure,
@@ -212,7 +213,7 @@ def _settings_chart(record: StudyRecord, outcomes: Sequence[Outcome], field: str
             else None
         },
         "xaxis": axis.layout,
-        "yaxis": {"title": {"text": "validation top-1"}, "tickformat": ".0%", "range": range_},
+        "yaxis": {"title": {"text": "validation top-1"}, "tickformat": ACCURACY_TICKS, "range": range_},
     }
     return SettingsChart(
         field=field,

@@ -23,6 +23,8 @@ Axis = dict[str, Any]
 """Of an X axis: ``name``, ``title``, what it is ``of`` (``time``, ``epochs`` or a metric) and the ``factor`` to that;
 of a Y axis: ``name``, ``title`` and Plotly's ``format`` of its numbers."""
 
+ACCURACY_TICKS = ".2~%"
+"""Plotly's format of the labels of an accuracy, with the digits that they need: a close-up has one every 0.2%."""
 NUMBERS_AT_MOST = 120_000
 """Of all metrics of a panel's curves, with which they take about a megabyte of a page; further metrics are left out."""
 ENERGY = "gpu_energy_joules"

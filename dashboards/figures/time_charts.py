@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from dashboards.figures.level_styles import LEVELS_AT_MOST, Levels, Look, is_number, levels_of, looks_of
 from dashboards.figures.time_axes import (
+    ACCURACY_TICKS,
     NUMBERS_AT_MOST,
     Axis,
     hover_template,
@@ -158,7 +159,7 @@ def accuracy_against_time(record: StudyRecord) -> list[Panel]:
                 },
                 "yaxis": {
                     "title": {"text": "validation top-1"},
-                    "tickformat": ".0%",
+                    "tickformat": ACCURACY_TICKS,
                     "range": [max(0, bottom - margin), min(1.005, top + margin)],
                 },
             },

@@ -294,7 +294,7 @@ def _axis(
             if is_log:
                 matplotlib_axis.set_minor_locator(_no_minor_ticks())
         elif str(axis.get("tickformat", "")).endswith("%"):
-            matplotlib_axis.set_major_formatter(_percent(int(axis["tickformat"][1])))
+            matplotlib_axis.set_major_formatter(_percent(axis["tickformat"]))
         elif axis.get("type") != "category" and not is_log:
             matplotlib_axis.set_major_formatter(lambda value, _: f"{value:,.10g}")
         if "range" in axis:
@@ -397,10 +397,17 @@ def _plain(text: str) -> str:
     return text.replace("<br>", "\n")
 
 
-def _percent(digits: int) -> Any:
-    from matplotlib.ticker import PercentFormatter
+def _percent(tickformat: str) -> Any:
+    """What Plotly makes of a format such as ``.1%``; one with a ``~`` leaves zeros at the end out."""
+    from matplotlib.ticker import FuncFormatter
 
-    return PercentFormatter(xmax=1, decimals=digits)
+    digits, trims = int(tickformat[1]), "~" in tickformat
+
+    def shown(value: float, _: object) -> str:
+        text = f"{100 * value:.{digits}f}"
+        return f"{text.rstrip('0').rstrip('.') if trims and '.' in text else text}%"
+
+    return FuncFormatter(shown)
 
 
 def _no_minor_ticks() -> Any:
