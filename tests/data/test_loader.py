@@ -340,6 +340,30 @@ def test_a_row_that_hangs_is_an_error_with_its_name_and_place() -> None:
         threads.wait(threads.submit(5, hang_here, name))
 
 
+def test_the_time_for_which_the_process_was_stopped_counts_for_no_row() -> None:
+    """As after Ctrl-Z and fg, or in a container that was paused."""
+    code = """
+import time
+from nfnet_ray.data.loading.pool import Pool
+
+def work(row):
+    print("begun", flush=True)
+    begin = time.thread_time()
+    while time.thread_time() - begin < 0.3:  # much of which is left when the process runs again
+        pass
+
+pool = Pool(1, deadline_seconds=3)
+pool.wait(pool.submit(1, work, str))
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(4)
+        process.send_signal(signal.SIGCONT)
+        assert process.wait(HANG_SECONDS) == 0
+
+
 def hang_here(row: int) -> None:
     if row == 3:
         time.sleep(10 * HANG_SECONDS)

@@ -32,8 +32,8 @@ Name = Callable[[int], str]
 class Watch:
     """How long something has been seen to last, look after look.
 
-    A process that is stopped (Ctrl-Z, a paused container) does not look: what it waited for may have been done long ago,
-    and is found to be done at the next look. So the time between two looks counts as twice what it should be, at most.
+    A process that is stopped (Ctrl-Z, a paused container) does not look. What it waits for is stopped too, or was done
+    long ago. So of the time between two looks no more than twice what it should be counts.
     """
 
     def __init__(self) -> None:
