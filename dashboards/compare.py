@@ -59,7 +59,8 @@ def tracked_study(directory: Path) -> TrackedStudy:
     tracked = Spool(directory / JOURNAL_FILE, directory / SPOOL_FILE).tracked
     if not tracked.study_run_id:
         raise UserError(
-            f"nothing of {directory} is in MLflow yet; python -m dashboards.report {directory} needs no MLflow"
+            f"nothing of {directory} is in MLflow yet: python -m nfnet_ray.tracking replay {directory} records it, and "
+            f"python -m dashboards.report {directory} needs no MLflow"
         )
     return tracked
 

@@ -21,6 +21,7 @@ from nfnet_ray.errors import UserError
 from nfnet_ray.printable import display_path, printable
 from nfnet_ray.tracking.deletion import TrackedRuns, delete_runs, find_runs
 from nfnet_ray.tracking.destination.choice import tracking_uri_for
+from nfnet_ray.tracking.destination.uri import NOT_RECORDED
 from nfnet_ray.tracking.events import JOURNAL_FILE, StudyStarted, read_events, study_id
 from nfnet_ray.tracking.running_lock import LOCK_FILE, alone_with
 from nfnet_ray.tracking.spool import SPOOL_FILE
@@ -114,6 +115,8 @@ def _doomed(directory: Path, tracking_uri: str | None, keep_mlflow: bool) -> Doo
             "delete its folder alone with --keep-mlflow"
         )
     uri = tracking_uri_for(tracking_uri, directory.parent, home_folder(), directory.name)
+    if uri == NOT_RECORDED:
+        return Doomed(folder, size, TrackedRuns(""))
     try:
         return Doomed(folder, size, find_runs(uri, study_id(started)))
     except UserError as error:

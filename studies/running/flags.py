@@ -175,9 +175,9 @@ def add_places(parser: argparse.ArgumentParser, what: str, default_name: str) ->
     where.add_argument(
         "--tracking-uri",
         metavar="URI",
-        help="where MLflow records it: http://HOST:PORT or sqlite:///FILE (default: with --resume, where it was"
-        " recorded before; else $MLFLOW_TRACKING_URI; else mlflow.db in the storage folder). Put user names and"
-        " passwords into MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
+        help="where MLflow records it: http://HOST:PORT or sqlite:///FILE, or none, to keep the journal and the report"
+        " alone (default: with --resume, where it was recorded before; else $MLFLOW_TRACKING_URI; else mlflow.db in the"
+        " storage folder). Put user names and passwords into MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
     )
     where.add_argument(
         "--name",

@@ -102,7 +102,7 @@ def run(
         extend: the name of a study that has ended, finished or not, and becomes ``study``, with other values, seeds,
             epochs or settings. What it has trained is kept. Without ``study`` only the other arguments change it.
         address: a running Ray cluster, ``auto`` or HOST:PORT; by default Ray is started on this machine.
-        tracking_uri: where MLflow records the study.
+        tracking_uri: where MLflow records the study; ``"none"``: nowhere.
         workers_per_trial: more than one train data-parallel through Ray Train; with (2, 8) a trial continues with as
             few as two while machines are missing.
         cpus_per_worker: cores of each worker.

@@ -29,6 +29,7 @@ from nfnet_ray.study.study import Study
 from nfnet_ray.study.webhook import check_webhook
 from nfnet_ray.tracking.destination.choice import tracking_uri_for
 from nfnet_ray.tracking.destination.experiment import experiment_name, experiment_of_journal
+from nfnet_ray.tracking.destination.uri import NOT_RECORDED
 from nfnet_ray.tracking.destination.uri_check import check_scheme
 from nfnet_ray.tracking.events import StudyStarted
 from nfnet_ray.tracking.running_lock import check_not_running
@@ -100,7 +101,9 @@ def run(request: Request, resume_command: Callable[[Request, str], str], console
     home = home_folder()
     storage = storage_folder(home, request)
     tracking_uri = tracking_uri_for(request.tracking_uri, storage, home, request.begun or request.name)
-    check_scheme(tracking_uri)
+    is_recorded = tracking_uri != NOT_RECORDED
+    if is_recorded:
+        check_scheme(tracking_uri)
     Recipe().with_values(request.values())
     if request.notify is not None:
         check_webhook(request.notify)
@@ -109,7 +112,7 @@ def run(request: Request, resume_command: Callable[[Request, str], str], console
     request = replace(request, address=where_to_run(request.address))
     if request.address is not None:
         find_head(request.address)
-    if not request.plan:
+    if is_recorded and not request.plan:
         check_tracking(
             tracking_uri,
             experiment_of_journal(storage / request.begun)

@@ -43,6 +43,7 @@ from nfnet_ray.study.recorder import Recorder
 from nfnet_ray.study.search.upcoming import has_more
 from nfnet_ray.study.study import TRIALS_FOLDER, Study, Trial
 from nfnet_ray.study.webhook import Happening, notify, outcome_text, webhook_event
+from nfnet_ray.tracking.destination.uri import NOT_RECORDED
 from nfnet_ray.tracking.events import (
     JOURNAL_FILE,
     CapsDescription,
@@ -55,6 +56,7 @@ from nfnet_ray.tracking.events import (
     study_ended,
     study_resumed,
 )
+from nfnet_ray.tracking.not_recorded import NotRecorded
 from nfnet_ray.tracking.running_lock import alone_with
 from nfnet_ray.tracking.sink import MLflowSink
 from nfnet_ray.tracking.spool import SPOOL_FILE, Spool
@@ -158,7 +160,7 @@ class StudyRun:
         trials = [trial for trial in self.study.trials() if trial.name in todo]
         journal_path = self.directory / JOURNAL_FILE
         spool = Spool(journal_path, self.directory / SPOOL_FILE)
-        sink = MLflowSink(self.tracking_uri, spool)
+        sink = MLflowSink(self.tracking_uri, spool) if self._is_recorded else NotRecorded()
         added = further_to_run(self.study, self.progress)[1] + reruns_to_run(self.study, self.progress)
         to_do = len(trials) + len(self.study.names_to_come()) + added
         reached = self._used_up_cap() if self._has_more else None
@@ -288,7 +290,7 @@ class StudyRun:
             yield resources
 
     @contextmanager
-    def _exported(self, address: str | None, sink: MLflowSink) -> Iterator[None]:
+    def _exported(self, address: str | None, sink: MLflowSink | NotRecorded) -> Iterator[None]:
         """While this lasts, the metrics of the cluster have this study's; of a local Ray nobody asks for any."""
         if address is None:
             yield
@@ -305,7 +307,7 @@ class StudyRun:
         resources: Resources,
         demand: WorkerDemand,
         worker: WorkerResources,
-        sink: MLflowSink,
+        sink: MLflowSink | NotRecorded,
         console: Console,
     ) -> ReachedCap | None:
         """Runs them, and those that a search adds, ``to_do`` in all; returns the cap that has ended the study early."""
@@ -452,11 +454,15 @@ class StudyRun:
 
         return answer_sentences(load_study(self.directory))
 
-    def _deliver(self, sink: MLflowSink, console: Console, *, is_urgent: bool = False) -> bool:
+    def _deliver(self, sink: MLflowSink | NotRecorded, console: Console, *, is_urgent: bool = False) -> bool:
         """Delivers the rest to MLflow, and says what could not be delivered; whether MLflow has everything.
 
         ``is_urgent``: if the study was stopped, then by somebody who may not wait long.
         """
+        if isinstance(sink, NotRecorded):
+            replay = [interpreter(), "-m", "nfnet_ray.tracking", "replay", display_path(self.directory)]
+            say_whole(console, f"MLflow:  not recorded; to record it: {shell_command(replay)}")
+            return True
         sink.start()
         sink.attach_study()
         if is_urgent and self.progress.unfinished:
@@ -481,9 +487,15 @@ class StudyRun:
         for sentence in self.extended.sentences() if self.extended else ():
             say(console, sentence)
         say_whole(console, f"Report:  {display_path(self.directory / REPORT_FILE)}")
-        say_whole(console, f"MLflow:  {self._compare_command()}")
+        if self._is_recorded:
+            say_whole(console, f"MLflow:  {self._compare_command()}")
         has_epochs = any(trial.epochs for trial in self.progress.trials.values())
-        say(console, f"Both can be opened {'now' if has_epochs else 'once the first epoch is done'}.")
+        what = "Both" if self._is_recorded else "It"
+        say(console, f"{what} can be opened {'now' if has_epochs else 'once the first epoch is done'}.")
+
+    @property
+    def _is_recorded(self) -> bool:
+        return self.tracking_uri != NOT_RECORDED
 
     def _compare_command(self) -> str:
         return shell_command([interpreter(), "-m", "dashboards.compare", display_path(self.directory)])

@@ -29,7 +29,7 @@ def hosts() -> Hosts:
 
 
 def test_a_host_that_is_cut_off_dies_and_comes_back_costs_time_and_no_bit(
-    hosts: Hosts, tmp_path: Path, few_digits: Path, empty_database: Path, undisturbed: Undisturbed
+    hosts: Hosts, tmp_path: Path, few_digits: Path, undisturbed: Undisturbed
 ) -> None:
     gloo = {"GLOO_SOCKET_IFNAME": "eth0"}  # or else it offers the others its loopback address
     with hosts:
@@ -37,9 +37,7 @@ def test_a_host_that_is_cut_off_dies_and_comes_back_costs_time_and_no_bit(
         try:
             for name in ("a", "b"):
                 machines.add(name, hosts.ip(name), hosts.inside(name), gloo)
-            place = TrainingPlace(
-                tmp_path, few_digits, machines.address, hosts.inside("head"), database=empty_database
-            )
+            place = TrainingPlace(tmp_path, few_digits, machines.address, hosts.inside("head"))
             place.disturb(step_seconds=0.3)
             driver = place.start("--workers", "2", "--checkpoint-minutes", "0.03")
             driver.until_attempt(1, steps=8)

@@ -29,8 +29,8 @@ def machines() -> Iterator[Machines]:
 
 
 @pytest.fixture
-def place(tmp_path: Path, few_digits: Path, machines: Machines, empty_database: Path) -> TrainingPlace:
-    return TrainingPlace(tmp_path, few_digits, machines.address, database=empty_database)
+def place(tmp_path: Path, few_digits: Path, machines: Machines) -> TrainingPlace:
+    return TrainingPlace(tmp_path, few_digits, machines.address)
 
 
 def test_with_machines_that_come_and_go_it_is_the_same_training(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -53,23 +52,12 @@ def environment() -> dict[str, str]:
 class TrainingPlace:
     """A folder from which one training is run, stopped and resumed, and the files that it leaves there.
 
-    With ``database`` a copy of it is there already, which the training would otherwise have to create.
+    It is not recorded in MLflow, which would take each driver two seconds of a core.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        data: Path,
-        address: str,
-        prefix: tuple[str, ...] = (),
-        *,
-        database: Path | None = None,
-    ) -> None:
+    def __init__(self, folder: Path, data: Path, address: str, prefix: tuple[str, ...] = ()) -> None:
         self.folder, self._data, self._address, self._prefix = folder, data, address, prefix
         self.printed: list[str] = []
-        if database is not None:
-            (folder / "runs").mkdir()
-            shutil.copy(database, folder / "runs" / "mlflow.db")
 
     def disturb(self, **settings: Any) -> None:
         """From now on steps take ``step_seconds``; ``hang`` and ``fails``: [rank, step]; ``storage_apart``: a truth."""
@@ -93,7 +81,7 @@ class TrainingPlace:
             process = subprocess.Popen(
                 [*command, *arguments, "--cpus-per-worker", "1"],
                 cwd=self.folder,
-                env=environment() | FAST_RAY,
+                env=environment() | FAST_RAY | {"MLFLOW_TRACKING_URI": "none"},
                 stdout=file,
                 stderr=subprocess.STDOUT,
             )

@@ -15,25 +15,28 @@ pytestmark = pytest.mark.slow
 FACTORS = "0.01,0.02,0.04,0.08"
 
 
-def test_a_study_in_cohorts_is_stopped_resumed_and_finished(
-    tmp_path: Path, few_digits: Path, empty_database: Path
-) -> None:
-    place = Workplace(tmp_path, database=empty_database)
+def test_a_study_in_cohorts_is_stopped_resumed_and_finished(tmp_path: Path, few_digits: Path) -> None:
+    """And it is not recorded in MLflow, as it was told when it began."""
+    place = Workplace(tmp_path)
     process = place.start(
         *one_at_a_time(few_digits),
         *("--name", "n", "--cohorts", "4", "--sweep", f"optimizer.agc.clip_factor={FACTORS}"),
-        *("--early-stopping", "synchronous:first_rung=2,eta=4,finalists=2"),
+        *("--early-stopping", "synchronous:first_rung=2,eta=4,finalists=2", "--tracking-uri", "none"),
     )
     said = place.interrupt_after(process, "n", lambda event: event["event"] == "epoch")
     assert "cohorts side by side: 1, of at most 4 trials each" in said
     assert process.returncode == 130
+    assert "--resume n --tracking-uri none" in said
     stopped = place.progress("n")
     assert {trial.state for trial in stopped.trials.values()} == {"interrupted"}
     for trial in stopped.trials:  # a lane keeps its checkpoints where a single trial does
         assert list((tmp_path / "runs" / "n" / "trials" / trial / "checkpoints").glob("*.pt"))
 
-    done = place.run("--resume", "n")
+    done = place.run("--resume", "n", "--tracking-uri", "none")
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "not recorded" in done.stdout
+    assert "studies publish" not in done.stdout
+    assert not (tmp_path / "runs" / "mlflow.db").exists()
     state = place.progress("n")
     left = [trial for trial in state.trials.values() if trial.state == "finished"]
     assert 2 <= len(left) <= 4  # trials within noise of the second are promoted, too

@@ -28,17 +28,15 @@ USUAL, DIES, DIVERGES, REUSED, LEAKS, FAILS, LAST = (f"base_learning_rate={rate}
 
 
 @pytest.fixture(scope="module")
-def place(
-    tmp_path_factory: pytest.TempPathFactory, few_digits: Path, cluster: str, empty_database: Path
-) -> Workplace:
+def place(tmp_path_factory: pytest.TempPathFactory, few_digits: Path, cluster: str) -> Workplace:
     """With the study ``slots``: seven trials of two workers, one slot, and something wrong with every other one."""
-    place = Workplace(tmp_path_factory.mktemp("slots"), SCRIPT, database=empty_database)
+    place = Workplace(tmp_path_factory.mktemp("slots"), SCRIPT)
     wrong = {DIES: {"dies": [1, 7]}, FAILS: {"fails": [1, 4]}, LEAKS: {"leaks": [0, 4]}}
     (place.folder / "disturbance.json").write_text(json.dumps(wrong))
     result = place.run(
         place.folder, "--study", "--name", "slots", "--data", few_digits, "--epochs", "3", *QUICK,
         "--sweep", f"{FIELD}={','.join(RATES)}", "--workers-per-trial", "2", "--address", cluster,
-        "--set", "compile=auto",
+        "--set", "compile=auto", "--tracking-uri", "none",
         RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.5",
     )  # fmt: skip
     assert result.returncode == 1, result.stdout + result.stderr  # a trial failed

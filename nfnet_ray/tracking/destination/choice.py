@@ -16,7 +16,7 @@ from nfnet_ray.tracking.spool import SPOOL_FILE, Spool
 
 
 def tracking_uri_for(given: str | None, storage: Path, home: Path, study: str | None) -> str:
-    """The tracking URI, absolute and without a password: the first that there is.
+    """The tracking URI, absolute and without a password, or NOT_RECORDED: the first that there is.
 
     1. ``given``, on the command line;
     2. the one that the study of this name in ``storage`` has been recorded at so far;

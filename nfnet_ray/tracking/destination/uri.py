@@ -23,6 +23,9 @@ PASSWORD_VARIABLE = "MLFLOW_TRACKING_PASSWORD"
 DATABASE_FILE = "mlflow.db"
 """The default database, in the storage folder; SQLite's and our own files beside it begin with this name."""
 
+NOT_RECORDED = "none"
+"""In the place of a tracking URI: the study is not recorded in MLflow."""
+
 _SQLITE = "sqlite:///"
 
 

@@ -9,7 +9,7 @@ from nfnet_ray.errors import UserError
 from nfnet_ray.tracking.destination.database import check_experiment
 from nfnet_ray.tracking.destination.experiment import experiment_name
 from nfnet_ray.tracking.destination.server import check_server
-from nfnet_ray.tracking.destination.uri import named, sqlite_path, with_credentials_aside
+from nfnet_ray.tracking.destination.uri import NOT_RECORDED, named, sqlite_path, with_credentials_aside
 
 MOST_DATABASE_PATH_BYTES = 504
 """MAX_PATHNAME of SQLite's os_unix.c, 512, less its "-journal"."""
@@ -45,6 +45,8 @@ def check_tracking_uri(uri: str, experiment: str | None = None) -> None:
 def check_scheme(uri: str) -> None:
     """Raises UserError if ``uri`` is neither an address nor a database. Looks nowhere and asks nobody."""
     scheme = urlsplit(uri).scheme
+    if uri == NOT_RECORDED:
+        raise UserError(f"{named(uri)} names no MLflow; {_WHAT_TO_USE}")
     if scheme in ("", "file"):
         raise UserError(f"{named(uri)}: MLflow no longer keeps runs in folders; {_WHAT_TO_USE}")
     if scheme not in ("http", "https", "sqlite"):
