@@ -14,6 +14,9 @@ class UserError(Exception):
     Names in the message may hold anything: the text of the error is one printable line all the same.
     """
 
+    others_wait = False
+    """Whether one of several workers has raised it, and the others wait for that one in an exchange."""
+
     def __str__(self) -> str:
         return printable(super().__str__())
 

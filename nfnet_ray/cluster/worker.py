@@ -127,7 +127,7 @@ def _spent(config: WorkerConfig) -> Spent | None:
 
 
 def _refusal(error: UserError) -> FinalReport:
-    """The end of a leg that a UserError has ended, the same on every worker."""
+    """The end of a leg that a UserError has ended."""
     return FinalReport("failed", str(error), stops_study=isinstance(error, StopsStudyError), refused=True)
 
 
@@ -195,11 +195,15 @@ def train_in_group(config: WorkerConfig, slot: SlotConfig, legs_before: int, mem
         try:
             report = _train(config, context, clock)
         except Exception as error:
-            if not will_recur(error, context):
+            if isinstance(error, UserError):
+                report = _refusal(error)
+            elif will_recur(error, context):
+                report = FinalReport("failed", keep_trace(config["directory"], error))
+            else:
                 raise
             # The leg is over, but the other workers may be waiting for this one in an exchange.
             Register(slot["run"]).set(RESTARTS, True)
-            context.report_end(FinalReport("failed", keep_trace(config["directory"], error)))
+            context.report_end(report)
             raise
         if report.outcome == "stopped":
             return exit_after_checkpoint(context, report)
@@ -264,6 +268,8 @@ def _train(config: WorkerConfig, context: TuneContext | GroupContext, clock: Clo
             force_resume=config["force"],
         )
     except UserError as error:
+        if error.others_wait:
+            raise
         return _refusal(error)
     return FinalReport(outcome.state, outcome.reason, outcome.epochs)
 

@@ -5,7 +5,7 @@ With one worker they return what they are given, and torch.distributed is not ne
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 import torch
@@ -59,6 +59,18 @@ def together(act: Callable[[], T], context: Context) -> T:
         if found is not None:
             raise found
     return cast(T, result)
+
+
+def on_this_worker(items: Iterable[T], context: Context) -> Iterator[T]:
+    """Yields the items, which other workers do not see.
+
+    A UserError meanwhile is marked: without this worker the others do not get out of their next exchange.
+    """
+    try:
+        yield from items
+    except UserError as error:
+        error.others_wait = context.world_size > 1
+        raise
 
 
 def add_over_workers(tensor: Tensor, context: Context) -> Tensor:

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from nfnet_ray.correct_images import CorrectImages
 from nfnet_ray.data.batch import Batch, on_device
-from nfnet_ray.data.loading.loader import EvalLoader
 from nfnet_ray.data.normalise import normalise
 from nfnet_ray.metric import METRIC
 from nfnet_ray.models.signal import measure_signal, signal_metrics
@@ -95,11 +94,11 @@ def autocast(recipe: Recipe, context: Context) -> torch.autocast:
     return torch.autocast(context.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16")
 
 
-def evaluate_signal(model: nn.Module, loader: EvalLoader, recipe: Recipe) -> dict[str, float]:
+def evaluate_signal(model: nn.Module, batches: Iterable[Batch], recipe: Recipe) -> dict[str, float]:
     """How large the activations are, block by block, on the first validation images of this worker.
 
     See ``nfnet_ray.models.signal``; the metrics are called ``signal/...``.
     """
-    batch = next(iter(loader))
+    batch = next(iter(batches))
     images = normalise(batch.images[:SIGNAL_IMAGES], MEMORY_FORMATS[recipe.memory_format])
     return signal_metrics(measure_signal(model, images.to(DTYPES[recipe.precision])))

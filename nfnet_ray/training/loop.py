@@ -19,7 +19,7 @@ from nfnet_ray.models.weights.pretrained import set_training_mode
 from nfnet_ray.models.weights.weights_file import with_pinned_weights
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.training.checkpoints.saving import Saver
-from nfnet_ray.training.collectives import first_workers, together
+from nfnet_ray.training.collectives import first_workers, on_this_worker, together
 from nfnet_ray.training.context import Context
 from nfnet_ray.training.damage import loading_metrics
 from nfnet_ray.training.evaluation import Evaluation, evaluate, evaluate_signal
@@ -106,7 +106,7 @@ def before_first_step(run: Run, at: Position) -> Position:
     """The position with what is measured of a new network, if anything is."""
     if not run.recipe.signal_epochs or run.step.number:
         return at
-    signal = evaluate_signal(run.model, run.eval_loader, run.recipe)
+    signal = evaluate_signal(run.model, on_this_worker(run.eval_loader, run.context), run.recipe)
     return Position(initial={f"initial_{name}": value for name, value in signal.items()})
 
 
@@ -130,7 +130,8 @@ def train_epoch(run: Run, at: Position) -> Outcome | None:
     set_training_mode(run.model)
     run.meter.start()
     run.system.start()
-    arriving = clock.waiting_for(run.train_loader.epoch(at.epoch, first_batch=at.batches))
+    batches_to_come = run.train_loader.epoch(at.epoch, first_batch=at.batches)
+    arriving = clock.waiting_for(on_this_worker(batches_to_come, run.context))
     for number, batch in enumerate(arriving, start=at.batches + 1):
         if not step.is_ready_for(batch):
             clock.drain()
@@ -168,11 +169,13 @@ def finish_epoch(run: Run, at: Position, *, is_last: bool) -> Position | Outcome
     speed = speed_metrics(run, at)
     step.unify_statistics()
     all_images = len(run.dataset.validation)
-    raw = evaluate(run.model, clock.with_heartbeats(run.eval_loader), all_images, recipe, context)
-    averaged = None
-    if step.average:
-        average = step.average.model
-        averaged = evaluate(average, clock.with_heartbeats(run.eval_loader), all_images, recipe, context)
+
+    def evaluated(model: nn.Module) -> Evaluation:
+        batches = on_this_worker(clock.with_heartbeats(run.eval_loader), context)
+        return evaluate(model, batches, all_images, recipe, context)
+
+    raw = evaluated(run.model)
+    averaged = evaluated(step.average.model) if step.average else None
     return conclude_epoch(run, at, speed, raw, averaged, is_last=is_last)
 
 
@@ -208,7 +211,7 @@ def conclude_epoch(
         return ended(run, at, "diverged", f"the validation loss became {loss} after epoch {at.epoch + 1}")
     metrics = speed | validation
     if recipe.signal_epochs and (at.epoch + 1) % recipe.signal_epochs == 0:
-        metrics |= evaluate_signal(run.model, run.eval_loader, recipe)
+        metrics |= evaluate_signal(run.model, on_this_worker(run.eval_loader, context), recipe)
 
     # ---- What the training itself counted ----
     metrics |= {**at.initial, **run.sums.means()}

@@ -246,7 +246,8 @@ def _built(
     if beside:
         train_loader, eval_loader = beside.train_loader, beside.eval_loader
     else:
-        train_loader, eval_loader = _loaders(recipe, dataset, context, sharing)
+        # One worker's copy of the data may be damaged, which it finds where images stay in memory.
+        train_loader, eval_loader = together(lambda: _loaders(recipe, dataset, context, sharing), context)
     model = model_of(recipe.model, len(dataset.class_names))
     start_from(model, recipe.model)
     model.to(context.device, DTYPES[recipe.precision]).to(memory_format=MEMORY_FORMATS[recipe.memory_format])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from nfnet_ray.data.files.dataset import open_dataset
 from tests.cluster.machines import QUIET, Machines
 from tests.cluster.training import TrainingPlace, Undisturbed, differing, kill
 
@@ -129,6 +131,25 @@ def test_a_storage_that_is_not_shared_is_refused_in_one_line(place: TrainingPlac
     assert last.startswith("disturbed.py: worker ")  # the name of the program
     assert "need a folder or a URI that all nodes share" in last
     assert "Traceback" not in driver.printed
+
+
+def test_a_sample_that_only_one_worker_finds_damaged_ends_a_training_at_once(
+    place: TrainingPlace, few_digits: Path
+) -> None:
+    """The other one is in the middle of a step by then, and waits for the gradients of the first."""
+    data = place.folder / "damaged"
+    shutil.copytree(few_digits, data)
+    beton = open_dataset(data).train.beton
+    with beton.path.open("r+b") as file:
+        file.seek(int(beton.offsets[3]))
+        file.write(bytes(int(beton.sizes[3])))
+    alone = ["data.resident=never", "data.mixing.mixup_alpha=none", "data.mixing.cutmix_alpha=none"]
+    flags = [part for setting in alone for part in ("--set", setting)]
+    driver = place.start("--data", str(data), "--workers", "2", "--hang-seconds", "20", *flags)
+    assert driver.end() == 2, driver.printed
+    assert "sample 3 is damaged" in driver.printed.strip().splitlines()[-1]
+    assert [attempt["attempt"] for attempt in place.attempts] == [1]
+    assert "start again" not in driver.printed
 
 
 def test_an_error_of_the_network_ends_a_training_at_once(place: TrainingPlace) -> None:
