@@ -66,6 +66,7 @@ class _WorkerContext:
         self._config = config
         self.replicas = config["resources"]["workers"]
         self.threads = config["resources"]["cpus"]
+        self.gpu_share = config["resources"]["gpus"] or 1.0
         self.directory = Path(config["directory"])
         self.store = CheckpointStore(config["checkpoints"])
         seconds = config["seconds_between_checkpoints"]

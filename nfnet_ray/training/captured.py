@@ -42,7 +42,7 @@ MOST_GRAPHS = 8
 """Each takes some megabytes for its kernels' arguments; growing images leave those of earlier sizes behind."""
 
 MOST_KEPT_SHARE = 0.5
-"""Of a GPU's memory: see :func:`too_much_memory`. By judgement; no GPU has seen it."""
+"""Of a worker's part of a GPU's memory: see :func:`too_much_memory`. By judgement; no GPU has seen it."""
 
 logger = logging.getLogger(__name__)
 
@@ -61,10 +61,13 @@ class Recorder(Protocol):
 
 
 class CudaRecorder:
-    """Makes CUDA graphs, which share the memory between their kernels."""
+    """Makes CUDA graphs, which share the memory between their kernels.
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    ``share`` is the part of the device that this process may use; other processes use the rest.
+    """
+
+    def __init__(self, device: torch.device, share: float = 1.0) -> None:
+        self._device, self._share = device, share
         self._stream = torch.cuda.Stream(device)
         self._pool = torch.cuda.graph_pool_handle()
 
@@ -99,8 +102,8 @@ class CudaRecorder:
             if raised:  # torch may say instead that the capture cannot be ended
                 raise raised.pop() from None
             raise
-        properties = torch.cuda.get_device_properties(self._device)
-        refusal = too_much_memory(torch.cuda.memory_reserved(self._device), properties.total_memory)
+        own = self._share * torch.cuda.get_device_properties(self._device).total_memory
+        refusal = too_much_memory(torch.cuda.memory_reserved(self._device), own)
         if refusal:
             raise MemoryError(refusal)
         return graph.replay
@@ -120,19 +123,19 @@ class CudaRecorder:
         return float(torch.cuda.max_memory_allocated(self._device))
 
 
-def too_much_memory(kept: float, total: float) -> str | None:
-    """Whether graphs keep too much of a GPU's memory, in bytes: evaluation cannot use theirs. A sentence, or None.
+def too_much_memory(kept: float, own: float) -> str | None:
+    """Whether graphs keep too much of a worker's memory on its GPU: evaluation cannot use theirs. A sentence, or None.
 
-    Evaluation holds no activations, so it needs far less than a step. Networks that fill half a GPU keep it busy
-    without a graph.
+    ``kept`` and ``own`` are bytes: those of the graphs, and all that the worker may use. Evaluation holds no
+    activations, so it needs far less than a step. Networks that fill half a GPU keep it busy without a graph.
 
     >>> too_much_memory(60 * 2**30, 80 * 2**30)
     'a graph would keep 60.0 of 80.0 GiB for itself'
     >>> too_much_memory(30 * 2**30, 80 * 2**30)
     """
-    if kept <= MOST_KEPT_SHARE * total:
+    if kept <= MOST_KEPT_SHARE * own:
         return None
-    return f"a graph would keep {kept / 2**30:.1f} of {total / 2**30:.1f} GiB for itself"
+    return f"a graph would keep {kept / 2**30:.1f} of {own / 2**30:.1f} GiB for itself"
 
 
 class Step(Protocol[R_co]):
@@ -309,9 +312,9 @@ class CapturedStep(Generic[R]):
         logger.log(level, "steps are not captured as a CUDA graph, but done kernel by kernel: %s", reason)
 
 
-def recorder_for(device: torch.device) -> Recorder | None:
-    """What makes graphs on a device; None on a CPU."""
-    return CudaRecorder(device) if device.type == "cuda" else None
+def recorder_for(device: torch.device, share: float = 1.0) -> Recorder | None:
+    """What makes graphs on a device, of which this process may use a ``share``; None on a CPU."""
+    return CudaRecorder(device, share) if device.type == "cuda" else None
 
 
 def _obstacle(recipe: Recipe, context: Context, step: Step[Any]) -> str | None:

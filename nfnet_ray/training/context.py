@@ -48,6 +48,10 @@ class Context(Protocol):
         """The device of the model and the batches."""
 
     @property
+    def gpu_share(self) -> float:
+        """The part of its GPU that this worker may use: 1, or less where other workers use the same GPU."""
+
+    @property
     def threads(self) -> int:
         """CPU threads of this worker, for arithmetic and for decoding."""
 
@@ -103,6 +107,7 @@ class PlainContext:
 
     Args:
         device: default: a GPU if there is one.
+        gpu_share: the part of the GPU that this process may use.
         threads: default: one for each core.
         checkpoints: a folder or a URI of checkpoints, to save and to resume from; without it nothing is saved.
         kept: the number of checkpoints that are not removed.
@@ -120,6 +125,7 @@ class PlainContext:
         self,
         *,
         device: torch.device | None = None,
+        gpu_share: float = 1.0,
         threads: int | None = None,
         checkpoints: str | Path | None = None,
         kept: Kept = DEFAULT_KEPT,
@@ -128,6 +134,7 @@ class PlainContext:
         on_report: Callable[[Metrics], None] = lambda _metrics: None,
     ) -> None:
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.gpu_share = gpu_share
         self.threads = threads or os.cpu_count() or 1
         self.store = CheckpointStore(checkpoints, kept) if checkpoints else None
         self.seconds_between_checkpoints = seconds_between_checkpoints

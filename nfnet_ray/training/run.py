@@ -264,7 +264,9 @@ def _built(
         eval_loader=eval_loader,
         model=model,
         step=step,
-        captured_step=CapturedStep(step, sums, recipe, context, recorder_for(context.device)),
+        captured_step=CapturedStep(
+            step, sums, recipe, context, recorder_for(context.device, context.gpu_share)
+        ),
         clock=clock,
         meter=Meter(recipe, len(dataset.class_names), context),
         system=SystemMeter(context),

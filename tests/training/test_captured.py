@@ -14,6 +14,7 @@ import gc
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,9 +23,13 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
+from nfnet_ray.cluster.connection.resources import WorkerResources
+from nfnet_ray.cluster.contexts import TuneContext
+from nfnet_ray.cluster.messages import worker_config
 from nfnet_ray.data.batch import TrainBatch
 from nfnet_ray.models import create_model
 from nfnet_ray.recipe import Recipe
+from nfnet_ray.study.study import Study
 from nfnet_ray.training import PlainContext, captured, run, train
 from nfnet_ray.training import step as step_module
 from nfnet_ray.training.agreement import EpochSums
@@ -283,6 +288,30 @@ def test_a_capture_that_cannot_be_ended_leaves_the_device_as_it_was(monkeypatch:
     assert generator.state == "as before"
 
 
+@pytest.mark.parametrize(("gpus", "fits"), [(1.0, True), (0.5, True), (0.25, False), (0.0, True)])
+def test_the_graphs_of_workers_that_share_a_gpu_take_their_part_of_it(
+    gpus: float, fits: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Of four workers on a GPU each would otherwise keep half of it."""
+    (trial,) = Study("s", "?", Recipe(), {}).trials()
+    config = worker_config(trial, "0", tmp_path, WorkerResources(1, 1, gpus))
+    context = TuneContext(config)
+    for name, fake in {
+        "Stream": lambda _device: None,
+        "stream": contextlib.nullcontext,
+        "graph": lambda _graph, **_options: contextlib.nullcontext(),
+        "CUDAGraph": lambda: SimpleNamespace(replay=None),
+        "graph_pool_handle": lambda: (0, 1),
+        "memory_reserved": lambda _device: 18 * 2**30,
+        "get_device_properties": lambda _device: SimpleNamespace(total_memory=80 * 2**30),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    recorder = captured.recorder_for(torch.device("cuda"), context.gpu_share)
+    assert recorder is not None
+    with contextlib.nullcontext() if fits else pytest.raises(MemoryError, match=r"18\.0 of 20\.0 GiB"):
+        recorder.record(lambda: None)
+
+
 @pytest.mark.parametrize(
     ("values", "workers", "why"),
     [
@@ -341,7 +370,7 @@ def test_a_training_of_replayed_steps_is_the_same_training(
 
     recorders: list[TapeRecorder] = []
 
-    def tapes(_device: torch.device) -> TapeRecorder:
+    def tapes(_device: torch.device, _share: float) -> TapeRecorder:
         recorders.append(TapeRecorder())
         return recorders[-1]
 

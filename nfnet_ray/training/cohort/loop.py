@@ -317,7 +317,7 @@ class _Cohort:
                 CohortStep([lane.parts() for lane in lanes]),
                 CohortSums([lane.run.sums for lane in lanes], first.context.device),
             )
-            recorder = recorder_for(first.context.device)
+            recorder = recorder_for(first.context.device, first.context.gpu_share)
             captured = CapturedStep(step, sums, first.recipe, first.context, recorder)
             for lane in lanes:
                 lane.run.captured_step = captured

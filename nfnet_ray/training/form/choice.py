@@ -67,7 +67,7 @@ def _agreed(recipe: Recipe, dataset: Dataset, context: Context, clock: Clock) ->
             clock.beat()
             news()
 
-        plain = PlainContext(device=context.device, threads=context.threads)
+        plain = PlainContext(device=context.device, gpu_share=context.gpu_share, threads=context.threads)
         choice = fastest_form(share, classes, steps, plain, after_a_form)
         own = share.with_values(vars(choice.form))
         if choice.form.compile and context.compiled_files and with_timed_batch(own, classes, plain) is own:

@@ -151,7 +151,9 @@ def _time_step(recipe: ResolvedRecipe, num_classes: int, context: PlainContext) 
     set_training_mode(model)
     model.to(context.device, DTYPES[recipe.precision]).to(memory_format=MEMORY_FORMATS[recipe.memory_format])
     own = TrainStep(model, recipe, context, steps_per_epoch=1000)
-    step = CapturedStep(own, EpochSums(context), recipe, context, recorder_for(context.device))
+    step = CapturedStep(
+        own, EpochSums(context), recipe, context, recorder_for(context.device, context.gpu_share)
+    )
     batch = _noise(recipe, num_classes, context.device)
     seconds: list[float] = []
     while len(seconds) <= FEWEST_STEPS or (
