@@ -264,7 +264,7 @@ def _heat_map(paper: PaperFigure, axes: Axes, trace: Mapping[str, Any], layout: 
                     fontsize=_LABEL_POINTS - 1,
                 )
     if trace.get("showscale", True):
-        bar = paper.colorbar(mesh, ax=axes, format=_percent(0), aspect=30)
+        bar = paper.colorbar(mesh, ax=axes, format=_percent(".0%"), aspect=30)
         bar.outline.set_visible(False)
 
 
