@@ -5,10 +5,12 @@ Takes about three seconds.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from nfnet_ray.analysis.earlier_noise import earlier_noise
 from nfnet_ray.analysis.inference.paired import difference_parts
@@ -16,6 +18,7 @@ from nfnet_ray.analysis.inference.power import (
     Design,
     PairNoise,
     images_to_tell,
+    power,
     seeds_to_tell,
     smallest_difference,
 )
@@ -30,7 +33,7 @@ from tests.tracking.example_study import CLIP_FACTOR
 NOISE = PairNoise.assumed(disagreement=0.1, seed_spread=0.003)
 
 
-@pytest.mark.parametrize(("seeds", "images"), [(1, 10_000), (3, 2000), (3, 50_000), (5, 10_000)])
+@pytest.mark.parametrize(("seeds", "images"), [(1, 10_000), (2, 10_000), (3, 2000), (3, 50_000), (5, 10_000)])
 def test_the_smallest_difference_is_told_in_80_percent_of_studies(seeds: int, images: int) -> None:
     difference = smallest_difference(NOISE, Design(seeds, images))
     draw = np.random.default_rng([seeds, images])
@@ -38,7 +41,14 @@ def test_the_smallest_difference_is_told_in_80_percent_of_studies(seeds: int, im
     spread = 0.003 if seeds > 1 else 0.0
     moments = simulated_moments(draw, trial_accuracies(draw, 2000, truth, seeds, spread), images, 0.9)
     parts = difference_parts(moments, seeds)
-    assert float((parts.value > parts.half_width()).mean()) == pytest.approx(0.8, abs=0.08)
+    assert float((parts.value > parts.half_width()).mean()) == pytest.approx(0.8, abs=0.035)
+
+
+def test_the_power_of_two_seeds_is_that_of_the_noncentral_t_distribution() -> None:
+    """Without a difference between images; with two seeds each the spreads are always pooled."""
+    for difference in (1.0, 3.0, 5.0, 8.0):  # in points of which the spread between seeds is one
+        found = power(PairNoise(0.0, 0.0, 1.0), Design(2, 1000), difference)
+        assert found == pytest.approx(stats.nct.sf(stats.t.ppf(0.975, 2), 2, difference), abs=0.005)
 
 
 def test_more_seeds_and_more_images_tell_smaller_differences() -> None:
@@ -74,6 +84,20 @@ def test_a_plan_says_what_it_assumes(tmp_path: Path) -> None:
     assert "worker-hours" in second
     [first, _] = power_sentences(*study(1), tmp_path, None, "worker")
     assert "but not whether other seeds would turn their order" in first
+
+
+def test_with_a_holdout_the_power_is_that_of_the_images_that_are_held_out(tmp_path: Path) -> None:
+    asked, data = study(9)
+    data = replace(data, validation_images=10_000)
+    whole, _ = power_sentences(asked, replace(data, validation_images=4_884), tmp_path, None, "worker")
+    half, price = power_sentences(replace(asked, holdout=0.5), data, tmp_path, None, "worker")
+    assert "and 4,884 held-out validation images it can tell" in half
+    assert half.split("differ by")[1] == whole.split("differ by")[1]
+    [of_half, of_all] = (
+        int(said.split("9 seeds with ")[1].split()[0].replace(",", ""))
+        for said in (power_sentences(asked, data, tmp_path, None, "worker")[1], price)
+    )
+    assert of_all == 2 * of_half
 
 
 def test_a_plan_goes_by_earlier_studies_of_the_network_on_these_images(tmp_path: Path) -> None:

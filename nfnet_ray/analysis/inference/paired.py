@@ -155,7 +155,7 @@ def difference_parts(moments: Moments, seeds_a: int) -> Parts:
     a, b = moments.only(range(seeds_a)), moments.only(range(seeds_a, trials))
     images = np.maximum(images - interaction(a) - interaction(b), 0.0)
     spreads = a.mean.var(axis=-1, ddof=1), b.mean.var(axis=-1, ddof=1)
-    squares, freedom = _both_seeds(*spreads, seeds_a, seeds_b)
+    squares, freedom = both_seeds(*spreads, seeds_a, seeds_b)
     return Parts(value, images, squares, freedom, is_difference=True)
 
 
@@ -170,7 +170,7 @@ def interaction(moments: Moments) -> Floats:
     return np.asarray((own / seeds - shared / (seeds * (seeds - 1))) / (moments.images * seeds))
 
 
-def _both_seeds(spread_a: Floats, spread_b: Floats, seeds_a: int, seeds_b: int) -> tuple[Floats, Floats]:
+def both_seeds(spread_a: Floats, spread_b: Floats, seeds_a: int, seeds_b: int) -> tuple[Floats, Floats]:
     """(squared standard error, degrees of freedom) of the seeds of two settings, from their variances over seeds."""
     from scipy.special import fdtrc
 

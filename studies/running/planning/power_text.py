@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
+import numpy as np
+
 from nfnet_ray.analysis.earlier_noise import EarlierNoise, earlier_noise
+from nfnet_ray.analysis.inference.holdout import held_out
 from nfnet_ray.analysis.inference.power import (
     Design,
     PairNoise,
@@ -40,9 +44,12 @@ def power_sentences(
     disagreement = ASSUMED_DISAGREEMENT if earlier.disagreement is None else earlier.disagreement
     spread = ASSUMED_SPREAD if earlier.seed_spread is None else earlier.seed_spread
     noise = PairNoise.assumed(disagreement, spread)
-    images, seeds = data.validation_images, len(study.seeds) + len(study.more_seeds)
+    seeds, share = len(study.seeds) + len(study.more_seeds), study.holdout or 1.0
+    images, which = data.validation_images, "validation image"
+    if study.holdout:  # settings are compared on the images that the best one was not chosen on
+        images, which = int(np.count_nonzero(held_out(images, share))), "held-out validation image"
     smallest = 100 * smallest_difference(noise, Design(seeds, images))
-    design = f"{count(seeds, 'seed')} and {count(images, 'validation image')}"
+    design = f"{count(seeds, 'seed')} and {count(images, which)}"
     if seeds == 1:
         told = (
             f"Power: with {design} it can tell two networks apart that differ by {smallest:.2g} points, but not "
@@ -52,12 +59,14 @@ def power_sentences(
         told = f"Power: with {design} it can tell two settings apart that differ by {smallest:.2g} points"
     return [
         f"{told} (in 80% of studies; {_basis(earlier, disagreement, spread)}).",
-        _price(noise, images, max(seeds, _FEWEST_SEEDS) if seeds == 1 else seeds, seed_hours, word),
+        _price(noise, images, share, max(seeds, _FEWEST_SEEDS) if seeds == 1 else seeds, seed_hours, word),
     ]
 
 
-def _price(noise: PairNoise, images: int, seeds: int, seed_hours: float | None, word: str) -> str:
-    """What it would take to tell half a point."""
+def _price(
+    noise: PairNoise, images: int, share: float, seeds: int, seed_hours: float | None, word: str
+) -> str:
+    """What it would take to tell half a point; ``images`` are the ``share`` of all on which settings are compared."""
 
     def hours(number: int) -> str:
         return "" if seed_hours is None else f" ({seed_hours * number:.3g} {word}-hours)"
@@ -68,7 +77,8 @@ def _price(noise: PairNoise, images: int, seeds: int, seed_hours: float | None, 
     if more_seeds is not None:
         ways.append(f"{count(more_seeds, 'seed')} with these images{hours(more_seeds)}")
     if more_images is not None:
-        ways.append(f"{count(seeds, 'seed')} with {count(more_images, 'validation image')}{hours(seeds)}")
+        of_all = count(math.ceil(more_images / share), "validation image")
+        ways.append(f"{count(seeds, 'seed')} with {of_all}{hours(seeds)}")
     points = f"To tell {100 * ASKED:.1f} points"
     if not ways:
         return f"{points} it would take both more seeds and more validation images."
