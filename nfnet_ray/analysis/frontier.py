@@ -197,7 +197,9 @@ def time_to_target(record: StudyRecord, target: float) -> pd.DataFrame:
     Returns:
         A row for each setting: its fields, ``train_seconds`` and its 95% interval over seeds, ``low`` and ``high``.
         ``train_seconds`` is infinite where the target is above what its longest budget reaches, and NaN where its
-        shortest one is above the target. Where there are single seeds alone the interval is NaN.
+        shortest one is above the target. ``low`` is 0 where other seeds may be above the target with the shortest
+        budget already, and ``high`` infinite where they may not reach it with the longest. The interval of a setting
+        that has a budget with a single seed is NaN.
     """
     import pandas as pd
 
@@ -206,7 +208,7 @@ def time_to_target(record: StudyRecord, target: float) -> pd.DataFrame:
     rows = []
     for number, curve in enumerate(found):
         low = high = math.nan
-        if noise is not None:
+        if noise is not None and min(len(budget.top1) for budget in curve.budgets) > 1:
             drawn = _drawn_log_seconds(curve, target, noise, np.random.default_rng(number))
             low, high = (math.exp(bound) for bound in _quantiles(drawn))
         seconds = math.exp(float(_log_seconds(*_means(curve), target)[0]))

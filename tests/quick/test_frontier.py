@@ -25,7 +25,7 @@ EPOCHS = (3, 6, 12)
 
 
 def curve(label: str, seconds: list[list[float]], top1: list[list[float]]) -> Curve:
-    budgets = zip(EPOCHS, seconds, top1, strict=True)
+    budgets = zip(EPOCHS[: len(seconds)], seconds, top1, strict=True)
     return Curve(
         {NETWORK: label}, label, tuple(Budget(epochs, tuple(s), tuple(t)) for epochs, s, t in budgets)
     )
@@ -114,6 +114,14 @@ def test_networks_whose_accuracies_overlap_by_less_than_the_noise() -> None:
         "nfnet_pico and test_resnet cannot be compared: there is no accuracy that both surely reach"
     )
     assert said.endswith("a shorter budget or more seeds would tell")
+
+
+def test_a_setting_of_single_seeds_has_no_interval_whatever_the_others_have() -> None:
+    seeded = curve("test_resnet", [[30.0, 33.0], [60.0, 64.0]], [[0.70, 0.72], [0.90, 0.91]])
+    free = curve("nfnet_pico", [[10.0], [20.0, 21.0]], [[0.80], [0.90, 0.91]])
+    times = time_to_target(record_of([free, seeded]), 0.85).set_index(NETWORK)
+    assert times.loc["nfnet_pico"].notna().tolist() == [True, False, False]
+    assert times.loc["test_resnet", "low"] < times.loc["test_resnet", "high"]
 
 
 def test_only_finished_trials_count() -> None:
