@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,7 +73,7 @@ class Classifier:
         del params
         logits = [
             self._network(normalise(torch.from_numpy(pixels))).float()
-            for pixels in self._batches(model_input[IMAGE_COLUMN])
+            for pixels in self._batches(model_input[IMAGE_COLUMN].tolist())
         ]
         probabilities = torch.cat(logits).softmax(dim=1) if logits else torch.zeros(0, 1)
         best = probabilities.max(dim=1)
@@ -85,10 +85,10 @@ class Classifier:
             }
         )
 
-    def _batches(self, files: Iterable[bytes | str]) -> Iterable[NDArray[np.uint8]]:
-        images = [self._pixels(file) for file in files]
-        for first in range(0, len(images), _IMAGES_AT_ONCE):
-            yield np.stack(images[first : first + _IMAGES_AT_ONCE])
+    def _batches(self, files: Sequence[bytes | str]) -> Iterator[NDArray[np.uint8]]:
+        """The images of one batch after the other: a caller may give more of them than fit into memory as pixels."""
+        for first in range(0, len(files), _IMAGES_AT_ONCE):
+            yield np.stack([self._pixels(file) for file in files[first : first + _IMAGES_AT_ONCE]])
 
     def _pixels(self, file: bytes | str) -> NDArray[np.uint8]:
         """The image as the validation sees it, (size, size, 3)."""
