@@ -11,15 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, get_args
 
-from nfnet_ray.errors import UserError
-from nfnet_ray.printable import printable
 from nfnet_ray.tracking.destination.database import client_uri
 from nfnet_ray.tracking.destination.server import (
     MLFLOW_ENVIRONMENT,
+    cannot_carry_out,
     check_server,
     go_past_proxies_to_this_machine,
 )
-from nfnet_ray.tracking.destination.uri import named, sqlite_path, with_credentials_aside, without_password
+from nfnet_ray.tracking.destination.uri import sqlite_path, with_credentials_aside
 from nfnet_ray.tracking.runs.view import TAG_PREFIX, RunKind, view_key
 
 if TYPE_CHECKING:
@@ -54,7 +53,7 @@ def find_runs(tracking_uri: str, study_id: str) -> TrackedRuns:
     try:
         return _find(_client(uri), uri, study_id)
     except Exception as error:  # whatever MLflow, SQLAlchemy and requests raise
-        raise _unreachable(uri, error) from error
+        raise cannot_carry_out(uri, error) from error
 
 
 def delete_runs(found: TrackedRuns) -> None:
@@ -73,7 +72,7 @@ def delete_runs(found: TrackedRuns) -> None:
             for key in keys:
                 client.delete_experiment_tag(experiment, key)
     except Exception as error:
-        raise _unreachable(found.tracking_uri, error) from error
+        raise cannot_carry_out(found.tracking_uri, error) from error
 
 
 def _client(uri: str) -> MlflowClient:
@@ -116,10 +115,3 @@ def _find(client: MlflowClient, uri: str, study_id: str) -> TrackedRuns:
         if keys := tuple(key for key in of_study if key in experiment.tags):
             views[experiment.experiment_id] = keys
     return TrackedRuns(uri, tuple(run_ids), views)
-
-
-def _unreachable(uri: str, error: Exception) -> UserError:
-    if isinstance(error, UserError):
-        return error
-    first_line = without_password(printable(str(error).strip().partition("\n")[0])) or type(error).__name__
-    return UserError(f"{named(uri)} cannot carry this out ({first_line[:160]}); try again later")

@@ -24,10 +24,11 @@ from nfnet_ray.recipe import Recipe
 from nfnet_ray.serving import classifier
 from nfnet_ray.study.study import TRIALS_FOLDER
 from nfnet_ray.tracking.destination.experiment import experiment_of
+from nfnet_ray.tracking.destination.uri_check import check_tracking_uri
 from nfnet_ray.tracking.events import JOURNAL_FILE, StudyDescription, study_id
 from nfnet_ray.tracking.runs.files import REQUIREMENTS_FILE
 from nfnet_ray.tracking.runs.inputs import dataset_digest, dataset_name
-from nfnet_ray.tracking.runs.model_flavor import ALIAS, PublishedModel, publish
+from nfnet_ray.tracking.runs.model_flavor import ALIAS, PublishedModel, model_name, publish
 from nfnet_ray.tracking.spool import SPOOL_FILE, Spool
 from nfnet_ray.tracking.state import StudyState, TrialProgress
 from nfnet_ray.training.checkpoints.checkpoint import CheckpointStore
@@ -38,7 +39,8 @@ def publish_best(directory: Path, console: Console) -> None:
     """Publishes the finished trial with the highest accuracy in its last epoch, with the weights of that epoch.
 
     Raises:
-        UserError: none has finished, its checkpoint or the data is gone, or MLflow does not have the study.
+        UserError: none has finished, its checkpoint or the data is gone, MLflow does not have the study, cannot be
+            reached, or refuses.
     """
     state, started = StudyState.read(directory)
     study = started["study"]
@@ -48,6 +50,7 @@ def publish_best(directory: Path, console: Console) -> None:
         raise UserError(
             f"MLflow does not have {trial.name} yet; first: python -m nfnet_ray.tracking replay {directory}"
         )
+    check_tracking_uri(tracked.tracking_uri, experiment_of(started))
     accuracy = trial.last(study["metric"])
     assert accuracy is not None
     plans = {**state.plans, **state.further}
@@ -60,7 +63,7 @@ def publish_best(directory: Path, console: Console) -> None:
         description = classifier.Description(
             dataset.class_names, recipe.data.eval_size, recipe.data.eval_crop
         )
-        name = experiment_of(started)
+        name = model_name(experiment_of(started))
         version, is_best = publish(
             tracked.tracking_uri,
             run_id,

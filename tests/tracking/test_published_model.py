@@ -165,6 +165,49 @@ def test_weights_that_are_kept_elsewhere_are_fetched(published: Published, tmp_p
         assert torch.equal(torch.load(path, weights_only=True)["model"]["a"], torch.ones(2))
 
 
+def test_an_experiments_name_need_not_be_a_models(
+    published: Published, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(published.directory.parents[1])
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "/Shared/vision: O'Brien")
+    for _ in range(2):
+        assert main(["publish", "study"]) == 0
+    client = MlflowClient(published.tracking_uri)
+    assert len(client.search_model_versions("name = 'Shared-vision-O-Brien'")) == 1
+
+
+def test_a_server_that_is_away_is_one_line(
+    published: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = tmp_path / "runs" / "study"
+    shutil.copytree(published.directory, directory)
+    noted = json.loads((directory / SPOOL_FILE).read_text())
+    noted = {name: value for name, value in noted.items() if name != "database"}
+    server = f"http://127.0.0.1:{unused_port()}"
+    (directory / SPOOL_FILE).write_text(json.dumps(noted | {"tracking_uri": server}))
+    monkeypatch.chdir(tmp_path)
+    assert main(["publish", "study"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert f"MLflow server {server} cannot be reached" in line
+
+
+def test_a_run_that_was_deleted_is_one_line(
+    published: Published, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(published.directory.parents[1])
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "another")
+    spool = Spool(published.directory / JOURNAL_FILE, published.directory / SPOOL_FILE)
+    client = MlflowClient(published.tracking_uri)
+    client.delete_run(spool.tracked.trial_run_ids[TRIAL])
+    try:
+        assert main(["publish", "study"]) == 2
+    finally:
+        client.restore_run(spool.tracked.trial_run_ids[TRIAL])
+    [line] = capsys.readouterr().err.splitlines()
+    assert "cannot carry this out (" in line
+    assert "active" in line
+
+
 @pytest.mark.slow
 def test_it_is_served_with_the_accuracy_of_its_run(published: Published, tmp_path: Path) -> None:
     """By ``mlflow models serve``, from images in base64, as its REST API takes them."""

@@ -12,9 +12,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from nfnet_ray.errors import UserError
+from nfnet_ray.printable import printable
 from nfnet_ray.tracking.destination.database import deleted_experiment
 from nfnet_ray.tracking.destination.experiment import experiment_name
-from nfnet_ray.tracking.destination.uri import URI_VARIABLE, without_password
+from nfnet_ray.tracking.destination.uri import URI_VARIABLE, named, without_password
 
 CHECK_SECONDS = 10.0
 """How long a person who starts a study is kept waiting for a server that says nothing."""
@@ -48,6 +49,14 @@ def check_server(uri: str, experiment: str | None = None) -> None:
         raise UserError(f"MLflow server {uri}{source} {found}")
     if found.get("lifecycle_stage") == "deleted":
         raise deleted_experiment(uri, asked, str(found["experiment_id"]))
+
+
+def cannot_carry_out(uri: str, error: Exception) -> UserError:
+    """The error of something that MLflow, or what is on the way to it, has failed to do; a UserError stays as it is."""
+    if isinstance(error, UserError):
+        return error
+    first_line = without_password(printable(str(error).strip().partition("\n")[0])) or type(error).__name__
+    return UserError(f"{named(uri)} cannot carry this out ({first_line[:160]}); try again later")
 
 
 def is_this_machine(uri: str) -> bool:

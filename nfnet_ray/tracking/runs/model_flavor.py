@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nfnet_ray.tracking.destination.database import client_uri
+from nfnet_ray.tracking.destination.experiment import DEFAULT_EXPERIMENT
+from nfnet_ray.tracking.destination.server import (
+    MLFLOW_ENVIRONMENT,
+    cannot_carry_out,
+    go_past_proxies_to_this_machine,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -47,14 +55,42 @@ class PublishedModel:
     tags: Mapping[str, str]
 
 
+def model_name(experiment: str) -> str:
+    """The name of the registered model of an experiment, in letters that MLflow takes and can search for.
+
+    >>> model_name("nfnet_ray.agc_sweep"), model_name("/Shared/vision: O'Brien")
+    ('nfnet_ray.agc_sweep', 'Shared-vision-O-Brien')
+    """
+    # A slash and a colon are refused (mlflow/utils/validation.py, _validate_model_name), and quotes end a filter.
+    return re.sub(r"[/:'\"`\\]+\s*", "-", experiment).strip(" -.") or DEFAULT_EXPERIMENT
+
+
 def publish(tracking_uri: str, run_id: str, name: str, model: PublishedModel) -> tuple[str, bool]:
     """Logs a model with a run and registers it; what was published before under the same tags stays as it is.
 
     The alias ``best`` moves to it unless a version of the same data has a higher accuracy.
 
+    Args:
+        name: as :func:`model_name` makes it.
+
     Returns:
         The version, and whether it has the alias.
+
+    Raises:
+        UserError: MLflow cannot be reached, or refuses.
     """
+    os.environ.update(MLFLOW_ENVIRONMENT)
+    go_past_proxies_to_this_machine(tracking_uri)
+    from mlflow.exceptions import MlflowException
+    from requests.exceptions import RequestException
+
+    try:
+        return _publish(tracking_uri, run_id, name, model)
+    except (MlflowException, RequestException) as error:
+        raise cannot_carry_out(tracking_uri, error) from error
+
+
+def _publish(tracking_uri: str, run_id: str, name: str, model: PublishedModel) -> tuple[str, bool]:
     import mlflow
     from mlflow.models import Model
 
