@@ -15,10 +15,10 @@ import pytest
 from mlflow import MlflowClient
 
 from nfnet_ray.errors import UserError
-from nfnet_ray.tracking import deletion
-from nfnet_ray.tracking.deletion import find_runs
 from nfnet_ray.tracking.events import JOURNAL_FILE, study_id
 from nfnet_ray.tracking.running_lock import alone_with
+from nfnet_ray.tracking.runs import deletion
+from nfnet_ray.tracking.runs.deletion import find_runs
 from nfnet_ray.tracking.sink import MLflowSink
 from nfnet_ray.tracking.spool import SPOOL_FILE, Spool, TrackedStudy
 from studies.managing import delete_command
