@@ -25,7 +25,7 @@ from rich.console import Console
 from benchmarks.record import Row, append_rows, circumstances
 from nfnet_ray.command_line.arguments import positive
 from nfnet_ray.command_line.one_line_parser import OneLineParser
-from nfnet_ray.tracking.events import JOURNAL_FILE, read_events
+from nfnet_ray.tracking.journal import JOURNAL_FILE, read_events
 from studies.running.from_python import run as run_study
 from studies.sweep import PROGRAM
 

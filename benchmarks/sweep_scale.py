@@ -46,7 +46,8 @@ from nfnet_ray.study.display import StudyDisplay
 from nfnet_ray.study.halving import parse_halving
 from nfnet_ray.study.legs import Legs
 from nfnet_ray.study.recorder import Recorder
-from nfnet_ray.tracking.events import JOURNAL_FILE, Journal, read_events, study_started
+from nfnet_ray.tracking.events import study_started
+from nfnet_ray.tracking.journal import JOURNAL_FILE, Journal, read_events
 from nfnet_ray.tracking.state import StudyState
 from studies.running.from_python import run as run_study
 

@@ -37,7 +37,8 @@ from nfnet_ray.tracking.destination.database import artifacts_stay_beside
 from nfnet_ray.tracking.destination.experiment import experiment_of_journal
 from nfnet_ray.tracking.destination.uri import sqlite_path, sqlite_uri, with_credentials_aside
 from nfnet_ray.tracking.destination.uri_check import check_tracking_uri
-from nfnet_ray.tracking.events import JOURNAL_FILE, read_events, study_id
+from nfnet_ray.tracking.events import study_id
+from nfnet_ray.tracking.journal import JOURNAL_FILE, read_events
 from nfnet_ray.tracking.runs.setting_runs import has_several_seeds
 from nfnet_ray.tracking.runs.view import comparison_url, view_key
 from nfnet_ray.tracking.spool import SPOOL_FILE, Spool, TrackedStudy

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dashboards.report import write_report
-from nfnet_ray.tracking.events import JOURNAL_FILE
+from nfnet_ray.tracking.journal import JOURNAL_FILE
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from http import HTTPStatus
 from pathlib import Path
 
 from nfnet_ray.errors import UserError
-from nfnet_ray.tracking.events import JOURNAL_FILE
+from nfnet_ray.tracking.journal import JOURNAL_FILE
 
 HOST = "127.0.0.1"
 """Other machines do not reach it; over SSH: ``ssh -L 5050:localhost:5050 HEAD``."""

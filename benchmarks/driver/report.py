@@ -44,14 +44,8 @@ from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.metric import METRIC
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.study.study import Study, Trial
-from nfnet_ray.tracking.events import (
-    JOURNAL_FILE,
-    Event,
-    epoch_ended,
-    study_ended,
-    trial_ended,
-    trial_started,
-)
+from nfnet_ray.tracking.events import Event, epoch_ended, study_ended, trial_ended, trial_started
+from nfnet_ray.tracking.journal import JOURNAL_FILE
 from studies.running.started_event import started_event
 
 RESULTS = Path(__file__).parents[1] / "results" / "report.csv"

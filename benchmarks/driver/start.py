@@ -32,7 +32,7 @@ import torch
 from benchmarks.record import Row, append_rows, circumstances
 from nfnet_ray.command_line.arguments import positive
 from nfnet_ray.command_line.one_line_parser import OneLineParser
-from nfnet_ray.tracking.events import JOURNAL_FILE, read_events
+from nfnet_ray.tracking.journal import JOURNAL_FILE, read_events
 
 RESULTS = Path(__file__).parents[1] / "results" / "start.csv"
 STUDY = "studies/agc_sweep.py"

@@ -30,7 +30,8 @@ from benchmarks.record import Row, append_rows, hardware
 from nfnet_ray.command_line.arguments import positive
 from nfnet_ray.command_line.one_line_parser import OneLineParser
 from nfnet_ray.tracking.destination import bulk_metrics
-from nfnet_ray.tracking.events import JOURNAL_FILE, Event, epoch_ended, trial_ended, trial_started
+from nfnet_ray.tracking.events import Event, epoch_ended, trial_ended, trial_started
+from nfnet_ray.tracking.journal import JOURNAL_FILE
 from nfnet_ray.tracking.sink import MLflowSink
 from nfnet_ray.tracking.spool import SPOOL_FILE, Spool
 from tests.tracking.example_study import CLIP_FACTOR, study_started

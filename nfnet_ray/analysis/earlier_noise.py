@@ -14,7 +14,7 @@ from nfnet_ray.analysis.inference.paired import Moments, interaction
 from nfnet_ray.analysis.record import StudyRecord, study_record
 from nfnet_ray.analysis.setting import SettingResult, setting_results
 from nfnet_ray.errors import UserError
-from nfnet_ray.tracking.events import JOURNAL_FILE, read_events
+from nfnet_ray.tracking.journal import JOURNAL_FILE, read_events
 from nfnet_ray.tracking.state import StudyState
 
 # Older ones ran with older code, and each journal takes time to read.

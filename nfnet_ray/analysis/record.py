@@ -21,8 +21,9 @@ from nfnet_ray.errors import UserError
 from nfnet_ray.metric import METRIC
 from nfnet_ray.tracking.conditions.fields import Conditions
 from nfnet_ray.tracking.conditions.of_trial import ConditionsOfTrials
+from nfnet_ray.tracking.descriptions import StudyDescription
 from nfnet_ray.tracking.epoch_metrics import Metrics, columns_of
-from nfnet_ray.tracking.events import StudyDescription, StudyStarted
+from nfnet_ray.tracking.events import StudyStarted
 from nfnet_ray.tracking.idle import IdleTime
 from nfnet_ray.tracking.labels import ABSENT, short_names
 from nfnet_ray.tracking.state import StudyState

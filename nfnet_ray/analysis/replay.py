@@ -27,7 +27,8 @@ from nfnet_ray.study.halving import FINALISTS, Halving
 from nfnet_ray.study.legs import Legs, record_decision
 from nfnet_ray.study.recorder import Recorder
 from nfnet_ray.study.study import Study
-from nfnet_ray.tracking.events import Journal, TrialOutcome, trial_paused
+from nfnet_ray.tracking.events import TrialOutcome, trial_paused
+from nfnet_ray.tracking.journal import Journal
 from nfnet_ray.tracking.labels import ABSENT
 from nfnet_ray.wording import agree, count
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from nfnet_ray.correct_images import CorrectImages
 from nfnet_ray.tracking.conditions.fields import Conditions
-from nfnet_ray.tracking.events import StudyDescription
+from nfnet_ray.tracking.descriptions import StudyDescription
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -21,7 +21,7 @@ _OUR_KEYS = {
     "wall_seconds",
 }
 _OUR_PREFIXES = ("mlflow.", "hardware.", "versions.")
-# They would come back from a journal as numbers (nfnet_ray/tracking/events.py).
+# They would come back from a journal as numbers (nfnet_ray/tracking/journal.py).
 _RESERVED_TEXTS = {"NaN", "Infinity", "-Infinity"}
 
 

@@ -22,7 +22,8 @@ from nfnet_ray.study.search.first_points import point_within
 from nfnet_ray.study.search.model import startup_points
 from nfnet_ray.study.space import Point, Space
 from nfnet_ray.study.study import Study, free_name, trial_key
-from nfnet_ray.tracking.events import Event, Journal, StudyExtended, study_extended
+from nfnet_ray.tracking.events import Event, StudyExtended, study_extended
+from nfnet_ray.tracking.journal import Journal
 from nfnet_ray.tracking.labels import value_label
 from nfnet_ray.tracking.state import StudyState
 from nfnet_ray.wording import agree, count

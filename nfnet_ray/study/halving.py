@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, TypeVar, get_args
 from nfnet_ray.errors import UserError
 from nfnet_ray.recipe import Recipe, ScheduleRecipe
 from nfnet_ray.settings import did_you_mean
-from nfnet_ray.tracking.events import HalvingDescription
+from nfnet_ray.tracking.descriptions import HalvingDescription
 
 Rule = Literal["synchronous", "asynchronous", "median", "hyperband"]
 RULES: Final[tuple[Rule, ...]] = get_args(Rule)

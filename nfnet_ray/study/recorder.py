@@ -12,13 +12,13 @@ from nfnet_ray.places import in_words, remedy_for
 from nfnet_ray.tracking.events import (
     EPOCH_TEXTS,
     Event,
-    Journal,
     TrialOutcome,
     at_work,
     epoch_ended,
     form_chosen,
     trial_ended,
 )
+from nfnet_ray.tracking.journal import Journal
 from nfnet_ray.tracking.state import StudyState
 
 # Ends of the names of metrics that depend on the machine and on what else it does, and not on what was learned.

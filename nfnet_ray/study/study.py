@@ -36,7 +36,8 @@ from nfnet_ray.study.space import (
     is_listed,
     unconditional,
 )
-from nfnet_ray.tracking.events import HalvingDescription, StudyStarted, TrialPlan
+from nfnet_ray.tracking.descriptions import HalvingDescription, TrialPlan
+from nfnet_ray.tracking.events import StudyStarted
 from nfnet_ray.tracking.labels import endings, value_label
 from nfnet_ray.tracking.state import StudyState
 

@@ -1,6 +1,6 @@
 """The journal of a study, and its delivery to MLflow.
 
-The journal (:mod:`nfnet_ray.tracking.events`) is the source of truth: one JSON line for each thing that happened.
+The journal (:mod:`nfnet_ray.tracking.journal`) is the source of truth: one JSON line for each thing that happened.
 :class:`StudyState` adds its lines up. MLflow is a view of it: :class:`nfnet_ray.tracking.sink.MLflowSink` reads the
 journal through a cursor (:class:`nfnet_ray.tracking.spool.Spool`) and delivers what the server has not acknowledged
 yet. After an outage of the server it delivers the rest, and nothing is lost.
@@ -8,7 +8,7 @@ yet. After an outage of the server it delivers the rest, and nothing is lost.
 Importing this package does not import mlflow.
 """
 
-from nfnet_ray.tracking.events import JOURNAL_FILE, Journal, read_events
+from nfnet_ray.tracking.journal import JOURNAL_FILE, Journal, read_events
 from nfnet_ray.tracking.state import StudyState, TrialProgress
 
 __all__ = ["JOURNAL_FILE", "Journal", "StudyState", "TrialProgress", "read_events"]

@@ -1,200 +1,28 @@
-"""The journal of a study: its events, and how they are written and read.
+"""The events of a journal, which :mod:`nfnet_ray.tracking.journal` writes and reads, in this order::
 
-A journal is a text file of JSON objects, one a line, that only ever grows::
-
-    study_started  (study_resumed)  (study_extended)  (trial_proposed)  trial_started  (form_chosen)  epoch  …
-    trial_paused  trial_promoted  …  trial_started  epoch  …  trial_ended  …  (contenders_chosen  …)
-    (confirmation_planned  …)  study_ended
-
-Numbers that JSON cannot hold are written as the strings ``"NaN"``, ``"Infinity"`` and ``"-Infinity"``
-and come back as floats, so those three strings are reserved everywhere in an event.
-
-A process that dies while it writes leaves a torn last line. Readers stop in front of it, and
-:class:`Journal` cuts it off before it appends, so that the next event does not grow out of a stump.
+study_started  (study_resumed)  (study_extended)  (trial_proposed)  trial_started  (form_chosen)  epoch  …
+trial_paused  trial_promoted  …  trial_started  epoch  …  trial_ended  …  (contenders_chosen  …)
+(confirmation_planned  …)  study_ended
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import math
-import os
-import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NotRequired, TypedDict, cast
 
-import orjson
-
-from nfnet_ray.errors import UserError
-
-JOURNAL_FILE = "journal.jsonl"
+from nfnet_ray.tracking.descriptions import (
+    CapsDescription,
+    Hardware,
+    StudyDescription,
+    TrialPlan,
+    Values,
+    Versions,
+)
 
 TrialOutcome = Literal["finished", "stopped", "diverged", "failed", "interrupted"]
 StudyOutcome = Literal["finished", "interrupted"]
-
-Values = dict[str, Any]
-"""{dotted Recipe name: value}."""
-
-
-class DataDescription(TypedDict):
-    """Which images the study looked at."""
-
-    path: str
-    name: str
-    fingerprint: str
-    classes: int
-    train_images: int
-    validation_images: int
-
-
-class Hardware(TypedDict):
-    """What the study ran on; ``description`` is for people."""
-
-    description: str
-    cpus: float
-    gpus: float
-    memory_gib: float
-    mps: NotRequired[bool]
-    """Of a study whose workers share GPUs: whether MPS was up on every node that had a GPU when it began."""
-
-
-class SourceVersion(TypedDict):
-    """``commit`` is the repository's, empty where there is none; ``dirty``: tracked files differ from it."""
-
-    commit: str
-    dirty: NotRequired[bool]
-
-
-class SourceDescription(TypedDict):
-    """Which program ran, and who started it. A text is empty where it is not known.
-
-    ``file`` is relative to its repository; ``branch`` and ``repository``, an address without a password, are those that
-    :class:`SourceVersion` has the commit of.
-    """
-
-    file: str
-    user: str
-    branch: str
-    repository: str
-
-
-class Versions(SourceVersion):
-    """What ran."""
-
-    nfnet_ray: str
-    torch: str
-    ray: str
-    python: str
-    timm: NotRequired[str]
-
-
-class HalvingDescription(TypedDict):
-    """Early stopping: where trials are compared, and which of them continue.
-
-    The first rung is at ``grace_epochs``, in ``unit``: epochs, where it is not said. ``money_seconds`` are the seconds
-    of training that one unit of money pays for. ``cohort`` is the size of the groups in which trials compete. Journals
-    of earlier versions have the first two keys alone.
-    """
-
-    grace_epochs: float
-    reduction_factor: float
-    rule: NotRequired[Literal["synchronous", "asynchronous", "median", "hyperband"]]
-    finalists: NotRequired[int]
-    cohort: NotRequired[int | None]
-    unit: NotRequired[Literal["epochs", "seconds", "money"]]
-    schedule: NotRequired[Literal["truncated", "stretched"]]
-    money_seconds: NotRequired[float | None]
-
-
-class SearchDescription(TypedDict):
-    """How the points of a study are found: ``settings`` of them at most, ``first_points`` before all others.
-
-    With a searcher that learns from results, ``trial_proposed`` adds trials while the study runs, and proposal number
-    j waits for the results of those up to number j - ``lag``.
-    """
-
-    name: str
-    settings: int
-    first_points: list[Values]
-    lag: NotRequired[int]
-
-
-class WorkerDescription(TypedDict):
-    """Workers of one trial, and the cores and GPUs of each. It may continue with ``min_workers`` of them."""
-
-    workers: int
-    cpus: int
-    gpus: float
-    min_workers: NotRequired[int | None]
-
-
-class CapsDescription(TypedDict, total=False):
-    """What may be spent, and the price of an accelerator-hour. None: a cap that was taken away again."""
-
-    max_hours: float | None
-    max_gpu_hours: float | None
-    max_cost: float | None
-    price_per_hour: float | None
-
-
-class StudyDescription(TypedDict):
-    """The question of a study and everything that its trials share. Enough to resume it."""
-
-    name: str
-    question: str
-    command: str
-    metric: Literal["validation_top1"]
-    mode: Literal["max"]
-    space: dict[str, Any]
-    """{dotted name: a list of values, or an object that nfnet_ray.study.space.domain_from_json reads}."""
-    points: NotRequired[list[Values]]
-    """The points of a study that has a plain list of them; its space is empty then."""
-    asked: NotRequired[list[str]]
-    """The fields of the points that are asked about; without it all."""
-    seeds: list[int]
-    epochs: int
-    """Of a trial that is never given up, over all its schedules."""
-    search: NotRequired[SearchDescription]
-    """How its points are found; without it they are all combinations of the space's values."""
-    halving: HalvingDescription | None
-    equal_within: NotRequired[float]
-    """Settings whose accuracies differ by less are equal in practice, a fraction."""
-    holdout: NotRequired[float]
-    """The share of the validation images on which the best setting is quoted; it is chosen on the others."""
-    more_seeds: NotRequired[list[int]]
-    """Seeds that only the contenders are trained with, once all settings have been trained with ``seeds``."""
-    seed_spread: NotRequired[float]
-    """The standard deviation between seeds by which contenders are chosen, a fraction, if it is not the usual one."""
-    confirm: NotRequired[int]
-    """With how many fresh seeds the winner is rerun."""
-    worker: WorkerDescription
-    places: NotRequired[int]
-    """How many trials run at once, in the driver that started the study; with cohorts, how many of these."""
-    cohorts: NotRequired[int]
-    """How many trials are trained as one program at most; without it each is trained alone."""
-    checkpoints: NotRequired[str | None]
-    """Where a training's checkpoints lie, if not in its directory."""
-    caps: NotRequired[CapsDescription]
-    recipe: Values
-    data: DataDescription
-    hardware: Hardware
-    versions: Versions
-    source: NotRequired[SourceDescription]
-    """The program that asks the question; journals of earlier versions have none."""
-    notes: NotRequired[list[str]]
-    tags: NotRequired[dict[str, str]]
-    outside: NotRequired[list[str]]
-    """Of a study that was extended: the trials that are not part of it any more."""
-
-
-class TrialPlan(TypedDict):
-    """One trial: ``point`` holds what is swept, ``recipe`` what differs from the study's recipe."""
-
-    name: str
-    point: Values
-    recipe: Values
 
 
 class StudyStarted(TypedDict):
@@ -662,151 +490,7 @@ Event = (
     | StudyEnded
 )
 
-_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-# As Journal writes them; its keys are always in this order. The group is the trial's name, quoted.
-_EPOCH_LINE = re.compile(
-    rb'\{"event":"epoch","time":[-+.\de]+,"trial":("(?:[^"\\]|\\.)*"),"epoch":\d+,"metrics":\{'
-)
-
-
-class Journal:
-    """Appends events to a journal. One process writes a journal at a time; any number may read it.
-
-    ``append`` returns when the line has reached the disk (or the server of a network file system), so
-    an event that was appended survives the death of the process and of the machine.
-
-    >>> with Journal(study_directory / JOURNAL_FILE) as journal:                   # doctest: +SKIP
-    ...     journal.append(study_resumed(changed={}))
-    """
-
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Not append mode: a torn tail has to be cut off first.
-        # Unbuffered: after a full disk nothing waits in a buffer to be written into the middle of a later line.
-        self._stream = open(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b", buffering=0)  # noqa: SIM115
-        self._stream.truncate(self._end_of_last_line())
-        self._stream.seek(0, os.SEEK_END)
-
-    def append(self, event: Event) -> None:
-        """Write one event as one line and wait until it is stored. Raises OSError; then nothing of it is there."""
-        line = json.dumps(_to_json(event), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-        end = self._stream.seek(0, os.SEEK_END)
-        rest = memoryview(line.encode() + b"\n")
-        try:
-            while rest:
-                rest = rest[self._stream.write(rest) :]
-            os.fsync(self._stream.fileno())
-        except OSError:
-            with contextlib.suppress(OSError):
-                self._stream.truncate(end)
-            raise
-
-    def close(self) -> None:
-        self._stream.close()
-
-    def __enter__(self) -> Journal:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _end_of_last_line(self) -> int:
-        return self._stream.read().rfind(b"\n") + 1
-
-
-def read_events(path: Path, offset: int = 0) -> Iterator[tuple[Event, int]]:
-    """Yield ``(event, end)`` for each complete line from byte ``offset`` on.
-
-    ``end`` is the byte after the event's line: the offset to continue from. A last line without its line
-    break is still being written, or torn, and is left out. A journal that does not exist is empty.
-
-    Raises:
-        UserError: a complete line is not a JSON object with an ``event`` (the disk, or a person, has
-            changed the file), the file is shorter than ``offset``, or it cannot be read.
-    """
-    for line, end in _whole_lines(path, offset):
-        yield _parsed(line, path, end), end
-
-
-def read_last_epochs(path: Path) -> Iterator[Event]:
-    """Yield the events of a journal, without the epochs that say nothing about where the study is.
-
-    An epoch is left out if a later one of the same trial follows before any event of another kind. Those lines, nearly
-    all of a long journal, are not parsed, so damage within one of them may go unnoticed.
-
-    Raises:
-        UserError: as :func:`read_events`.
-    """
-    waiting: dict[bytes, tuple[bytes, int]] = {}
-    for line, end in _whole_lines(path, 0):
-        epoch = _EPOCH_LINE.match(line)
-        if epoch and line.endswith(b"}}\n"):
-            waiting.pop(epoch[1], None)  # so that the others stay in their order
-            waiting[epoch[1]] = line, end
-            continue
-        for kept, kept_end in waiting.values():
-            yield _parsed(kept, path, kept_end)
-        waiting.clear()
-        yield _parsed(line, path, end)
-    for kept, kept_end in waiting.values():
-        yield _parsed(kept, path, kept_end)
-
-
-def _whole_lines(path: Path, offset: int) -> Iterator[tuple[bytes, int]]:
-    """Yield each complete line from byte ``offset`` on, and the byte after it."""
-    try:
-        stream = path.open("rb")
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror})") from error
-    with stream:
-        if offset > stream.seek(0, os.SEEK_END):
-            raise UserError(f"{path} is shorter than what was read of it before: restore it from a backup")
-        stream.seek(offset)
-        for line in stream:
-            if not line.endswith(b"\n"):
-                return
-            offset += len(line)
-            yield line, offset
-
-
-def _parsed(line: bytes, path: Path, end: int) -> Event:
-    """The event of the line that ends at byte ``end``. Raises UserError if it is none."""
-    try:
-        try:
-            event = orjson.loads(line)
-        except orjson.JSONDecodeError:  # the standard library takes a little more, and has the last word
-            event = json.loads(line)
-        # Few lines have one: to look into each takes longer.
-        if b'NaN"' in line or b'Infinity"' in line:
-            event = _from_json(event)
-        event["event"]
-    except (ValueError, TypeError, KeyError, RecursionError):
-        raise UserError(
-            f"{path} is damaged at byte {end - len(line)}: restore that line from a backup, or delete it"
-        ) from None
-    return cast(Event, event)
-
 
 def study_id(started: StudyStarted) -> str:
     """A name that no other study has, even one of the same name elsewhere: name and start in UTC milliseconds."""
     return f"{started['study']['name']}-{round(started['time'] * 1000)}"
-
-
-def _to_json(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _to_json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_to_json(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    return value
-
-
-def _from_json(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _from_json(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_from_json(item) for item in value]
-    return _NON_FINITE.get(value, value) if isinstance(value, str) else value

@@ -27,7 +27,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 from nfnet_ray.tracking.destination.database import has_run
 from nfnet_ray.tracking.destination.uri import sqlite_path, sqlite_uri
-from nfnet_ray.tracking.events import Event, read_events
+from nfnet_ray.tracking.events import Event
+from nfnet_ray.tracking.journal import read_events
 from nfnet_ray.whole_file import whole_file
 
 SPOOL_FILE = "tracking.json"

@@ -16,27 +16,21 @@ from typing import Any, Literal, cast
 
 from nfnet_ray.errors import UserError
 from nfnet_ray.metric import METRIC
+from nfnet_ray.tracking.descriptions import CapsDescription, Hardware, StudyDescription, TrialPlan, Versions
 from nfnet_ray.tracking.epoch_metrics import Metrics, brief, images_per_second, packed
 from nfnet_ray.tracking.events import (
-    JOURNAL_FILE,
-    CapsDescription,
     Event,
-    Hardware,
-    StudyDescription,
     StudyEnded,
     StudyExtended,
     StudyStarted,
     TrialOutcome,
-    TrialPlan,
     TrialStarted,
-    Versions,
     plans_of,
     promotion_in_words,
-    read_events,
-    read_last_epochs,
     with_extension,
 )
 from nfnet_ray.tracking.idle import IdleTime, Places, planned_trials
+from nfnet_ray.tracking.journal import JOURNAL_FILE, read_events, read_last_epochs
 from nfnet_ray.tracking.swept import winner_fields
 
 ENDED_FOR_GOOD: tuple[TrialOutcome, ...] = ("finished", "stopped", "diverged")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from nfnet_ray.errors import UserError
 from nfnet_ray.settings import did_you_mean
-from nfnet_ray.tracking.events import JOURNAL_FILE
+from nfnet_ray.tracking.journal import JOURNAL_FILE
 
 RUNS = Path("runs")
 """Where studies put their directories unless they are told otherwise."""

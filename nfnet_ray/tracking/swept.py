@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from nfnet_ray.tracking.events import StudyDescription
+from nfnet_ray.tracking.descriptions import StudyDescription
 
 
 def swept_fields(study: StudyDescription) -> tuple[str, ...]:

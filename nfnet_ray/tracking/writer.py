@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from nfnet_ray.clipping import Clipping
 from nfnet_ray.tracking.conditions.fields import Conditions
 from nfnet_ray.tracking.conditions.of_trial import condition_text, conditions_of, unlike_the_first
+from nfnet_ray.tracking.descriptions import TrialPlan, Values
 from nfnet_ray.tracking.destination.database import artifact_folder
 from nfnet_ray.tracking.destination.experiment import DEFAULT_EXPERIMENT, experiment_of, own_experiment
 from nfnet_ray.tracking.destination.uri import sqlite_path
@@ -36,15 +37,13 @@ from nfnet_ray.tracking.events import (
     StudyExtended,
     StudyStarted,
     TrialEnded,
-    TrialPlan,
     TrialStarted,
-    Values,
     plans_of,
     promotion_in_words,
-    read_events,
     study_id,
     with_extension,
 )
+from nfnet_ray.tracking.journal import read_events
 from nfnet_ray.tracking.labels import point_label, short_names, value_label
 from nfnet_ray.tracking.runs.charts import condition_metric, condition_metrics
 from nfnet_ray.tracking.runs.files import RECIPE_FILE

@@ -21,7 +21,8 @@ from nfnet_ray.errors import UserError
 from nfnet_ray.printable import display_path, printable
 from nfnet_ray.tracking.destination.choice import tracking_uri_for
 from nfnet_ray.tracking.destination.uri import NOT_RECORDED
-from nfnet_ray.tracking.events import JOURNAL_FILE, StudyStarted, read_events, study_id
+from nfnet_ray.tracking.events import StudyStarted, study_id
+from nfnet_ray.tracking.journal import JOURNAL_FILE, read_events
 from nfnet_ray.tracking.running_lock import LOCK_FILE, alone_with
 from nfnet_ray.tracking.runs.deletion import TrackedRuns, delete_runs, find_runs
 from nfnet_ray.tracking.spool import SPOOL_FILE

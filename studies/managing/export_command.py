@@ -19,7 +19,8 @@ from nfnet_ray.correct_images import CorrectImages
 from nfnet_ray.errors import UserError
 from nfnet_ray.places import in_words
 from nfnet_ray.printable import display_path
-from nfnet_ray.tracking.events import JOURNAL_FILE, StudyStarted
+from nfnet_ray.tracking.events import StudyStarted
+from nfnet_ray.tracking.journal import JOURNAL_FILE
 from nfnet_ray.tracking.state import StudyState, TrialProgress
 from nfnet_ray.whole_file import whole_file
 from nfnet_ray.wording import count, storage_size

@@ -15,7 +15,8 @@ from nfnet_ray.places import in_words, resolved
 from nfnet_ray.printable import display_path
 from nfnet_ray.study.contenders import LEAST_CONTENDERS
 from nfnet_ray.tracking.destination.database import ARTIFACTS_FOLDER
-from nfnet_ray.tracking.events import JOURNAL_FILE, StudyStarted
+from nfnet_ray.tracking.events import StudyStarted
+from nfnet_ray.tracking.journal import JOURNAL_FILE
 from nfnet_ray.tracking.running_lock import is_running
 from nfnet_ray.tracking.state import ENDED_FOR_GOOD, StudyState
 

@@ -23,9 +23,11 @@ from nfnet_ray.printable import display_path
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.serving import classifier
 from nfnet_ray.study.study import TRIALS_FOLDER
+from nfnet_ray.tracking.descriptions import StudyDescription
 from nfnet_ray.tracking.destination.experiment import experiment_of
 from nfnet_ray.tracking.destination.uri_check import check_tracking_uri
-from nfnet_ray.tracking.events import JOURNAL_FILE, StudyDescription, study_id
+from nfnet_ray.tracking.events import study_id
+from nfnet_ray.tracking.journal import JOURNAL_FILE
 from nfnet_ray.tracking.runs.files import REQUIREMENTS_FILE
 from nfnet_ray.tracking.runs.inputs import dataset_digest, dataset_name
 from nfnet_ray.tracking.runs.model_flavor import ALIAS, PublishedModel, model_name, publish

@@ -33,7 +33,8 @@ from nfnet_ray.printable import display_path, printable
 from nfnet_ray.study.cost.spending import accelerator_word
 from nfnet_ray.study.display import reported_epochs, trial_table
 from nfnet_ray.study.study import Study
-from nfnet_ray.tracking.events import StudyDescription, StudyStarted
+from nfnet_ray.tracking.descriptions import StudyDescription
+from nfnet_ray.tracking.events import StudyStarted
 from nfnet_ray.tracking.labels import ABSENT
 from nfnet_ray.tracking.state import StudyState
 from nfnet_ray.wording import clock_time, count, storage_size

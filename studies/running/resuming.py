@@ -14,7 +14,8 @@ from nfnet_ray.printable import display_path, interpreter, shell_command
 from nfnet_ray.study.extension import Extension, extension
 from nfnet_ray.study.study import TRIALS_FOLDER, Study
 from nfnet_ray.tracking.destination.uri import without_password
-from nfnet_ray.tracking.events import JOURNAL_FILE, StudyStarted, read_events
+from nfnet_ray.tracking.events import StudyStarted
+from nfnet_ray.tracking.journal import JOURNAL_FILE, read_events
 from nfnet_ray.tracking.running_lock import is_running, wait_until_free
 from nfnet_ray.tracking.state import StudyState
 from studies.running.request import CAPS, DEFAULT_STORAGE, Request

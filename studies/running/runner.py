@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from nfnet_ray.cluster.connection.resources import Resources, WorkerResources
 from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.study.study import Study, Trial
-from nfnet_ray.tracking.events import StudyDescription
+from nfnet_ray.tracking.descriptions import StudyDescription
 from nfnet_ray.tracking.state import StudyState
 
 if TYPE_CHECKING:

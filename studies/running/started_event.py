@@ -19,16 +19,15 @@ from nfnet_ray.printable import display_path, interpreter, printable, shell_comm
 from nfnet_ray.study.decisions import most_epochs
 from nfnet_ray.study.study import Study
 from nfnet_ray.study.webhook import shown_webhook
-from nfnet_ray.tracking.destination.uri import without_password
-from nfnet_ray.tracking.events import (
+from nfnet_ray.tracking.descriptions import (
     Hardware,
     SourceDescription,
     SourceVersion,
     StudyDescription,
-    StudyStarted,
     Versions,
-    study_started,
 )
+from nfnet_ray.tracking.destination.uri import without_password
+from nfnet_ray.tracking.events import StudyStarted, study_started
 
 
 def started_event(

@@ -43,20 +43,11 @@ from nfnet_ray.study.recorder import Recorder
 from nfnet_ray.study.search.upcoming import has_more
 from nfnet_ray.study.study import TRIALS_FOLDER, Study, Trial
 from nfnet_ray.study.webhook import Happening, notify, outcome_text, webhook_event
+from nfnet_ray.tracking.descriptions import CapsDescription, Hardware
 from nfnet_ray.tracking.destination.not_recorded import NotRecorded
 from nfnet_ray.tracking.destination.uri import NOT_RECORDED
-from nfnet_ray.tracking.events import (
-    JOURNAL_FILE,
-    CapsDescription,
-    Hardware,
-    Journal,
-    StudyOutcome,
-    StudyStarted,
-    read_events,
-    study_annotated,
-    study_ended,
-    study_resumed,
-)
+from nfnet_ray.tracking.events import StudyOutcome, StudyStarted, study_annotated, study_ended, study_resumed
+from nfnet_ray.tracking.journal import JOURNAL_FILE, Journal, read_events
 from nfnet_ray.tracking.running_lock import alone_with
 from nfnet_ray.tracking.sink import MLflowSink
 from nfnet_ray.tracking.spool import SPOOL_FILE, Spool

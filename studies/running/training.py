@@ -16,7 +16,8 @@ from nfnet_ray.places import check_can_write, check_path, resolved
 from nfnet_ray.printable import display_path
 from nfnet_ray.study.cost.plan import estimate_cost
 from nfnet_ray.study.study import TRIALS_FOLDER, Study
-from nfnet_ray.tracking.events import StudyDescription, StudyStarted
+from nfnet_ray.tracking.descriptions import StudyDescription
+from nfnet_ray.tracking.events import StudyStarted
 from nfnet_ray.tracking.state import StudyState
 from nfnet_ray.wording import count
 from studies.base_recipe import batch_size_for, recipe_for

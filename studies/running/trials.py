@@ -25,7 +25,9 @@ from nfnet_ray.study.search.upcoming import has_more
 from nfnet_ray.study.space import Point, Space
 from nfnet_ray.study.space.asked import asked_points, asked_space, question_of
 from nfnet_ray.study.study import Study
-from nfnet_ray.tracking.events import JOURNAL_FILE, StudyDescription, StudyStarted
+from nfnet_ray.tracking.descriptions import StudyDescription
+from nfnet_ray.tracking.events import StudyStarted
+from nfnet_ray.tracking.journal import JOURNAL_FILE
 from nfnet_ray.tracking.labels import value_label
 from nfnet_ray.tracking.state import StudyState
 from nfnet_ray.tracking.study_directory import find_study

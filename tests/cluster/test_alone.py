@@ -14,7 +14,8 @@ import pytest
 from nfnet_ray.errors import UserError
 from nfnet_ray.study.study import Study
 from nfnet_ray.tracking import running_lock
-from nfnet_ray.tracking.events import JOURNAL_FILE, Journal, study_ended
+from nfnet_ray.tracking.events import study_ended
+from nfnet_ray.tracking.journal import JOURNAL_FILE, Journal
 from nfnet_ray.tracking.running_lock import LOCK_FILE, alone_with, is_running, wait_until_free
 from nfnet_ray.tracking.state import StudyState
 from studies.running.study_run import StudyRun

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from nfnet_ray.cluster.connection.resources import Resources, WorkerResources
-from nfnet_ray.tracking.events import JOURNAL_FILE, Journal
+from nfnet_ray.tracking.journal import JOURNAL_FILE, Journal
 from nfnet_ray.tracking.state import StudyState
 from studies.agc_sweep import agc_sweep
 from studies.running.flags import main

@@ -18,7 +18,7 @@ from nfnet_ray.recipe import Recipe
 from nfnet_ray.study.halving import Halving
 from nfnet_ray.study.recorder import Recorder
 from nfnet_ray.study.study import Study
-from nfnet_ray.tracking.events import JOURNAL_FILE, Journal, read_events
+from nfnet_ray.tracking.journal import JOURNAL_FILE, Journal, read_events
 
 RECIPE = Recipe().with_values({"model.name": "nfnet_pico", "schedule.epochs": 8})
 STUDY = Study(

@@ -26,7 +26,8 @@ from nfnet_ray.study.epochs_done import note_progress, noted_progress
 from nfnet_ray.study.legs import Legs
 from nfnet_ray.study.recorder import Recorder
 from nfnet_ray.study.study import Study
-from nfnet_ray.tracking.events import JOURNAL_FILE, Event, Journal, read_events
+from nfnet_ray.tracking.events import Event
+from nfnet_ray.tracking.journal import JOURNAL_FILE, Journal, read_events
 
 TRIAL = "seed=0"
 STUDY = Study("x", "?", Recipe(), {})

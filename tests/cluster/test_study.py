@@ -18,7 +18,7 @@ from nfnet_ray.study.display import StudyDisplay, reported_epochs, trial_table
 from nfnet_ray.study.epochs_done import note_progress
 from nfnet_ray.study.halving import Halving
 from nfnet_ray.study.study import Study
-from nfnet_ray.tracking.events import Journal
+from nfnet_ray.tracking.journal import Journal
 from nfnet_ray.tracking.state import StudyState
 
 SPACE = {"optimizer.agc.clip_factor": (0.01, 0.16, None), "batch_size": (64, 256)}

@@ -10,7 +10,7 @@ import pytest
 from nfnet_ray.models.published import published_recipe
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.study.study import Study
-from nfnet_ray.tracking.events import JOURNAL_FILE
+from nfnet_ray.tracking.journal import JOURNAL_FILE
 from nfnet_ray.tracking.state import StudyState
 from studies.train import main
 

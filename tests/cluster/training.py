@@ -17,7 +17,7 @@ import torch
 
 from nfnet_ray.models.published import published_recipe
 from nfnet_ray.recipe import Recipe, parse_setting
-from nfnet_ray.tracking.events import JOURNAL_FILE, read_events
+from nfnet_ray.tracking.journal import JOURNAL_FILE, read_events
 from nfnet_ray.tracking.state import StudyState
 from nfnet_ray.training.checkpoints.checkpoint import CheckpointStore
 from tests.deadlines import HANG_SECONDS

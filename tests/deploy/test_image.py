@@ -21,7 +21,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nfnet_ray.tracking.events import JOURNAL_FILE, Event, read_events
+from nfnet_ray.tracking.events import Event
+from nfnet_ray.tracking.journal import JOURNAL_FILE, read_events
 from nfnet_ray.tracking.state import StudyState
 from tests.cluster.hosts import Hosts, why_not
 from tests.deadlines import HANG_SECONDS, wait_until

@@ -24,7 +24,8 @@ from pathlib import Path
 
 import pytest
 
-from nfnet_ray.tracking.events import JOURNAL_FILE, Event, read_events
+from nfnet_ray.tracking.events import Event
+from nfnet_ray.tracking.journal import JOURNAL_FILE, read_events
 from nfnet_ray.tracking.state import StudyState
 from tests import deadlines
 from tests.deadlines import HANG_SECONDS

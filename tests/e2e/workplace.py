@@ -18,7 +18,8 @@ from unittest import mock
 import pytest
 
 from nfnet_ray.command_line.interruption import handlers_kept
-from nfnet_ray.tracking.events import JOURNAL_FILE, Event, read_events
+from nfnet_ray.tracking.events import Event
+from nfnet_ray.tracking.journal import JOURNAL_FILE, read_events
 from nfnet_ray.tracking.state import StudyState
 from tests.deadlines import HANG_SECONDS
 

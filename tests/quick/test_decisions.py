@@ -26,7 +26,8 @@ from nfnet_ray.study.decisions import Leg, ends, groups, most_epochs, noise
 from nfnet_ray.study.halving import parse_halving, with_schedule_of
 from nfnet_ray.study.legs import Legs
 from nfnet_ray.study.recorder import Recorder
-from nfnet_ray.tracking.events import Event, Journal, read_events
+from nfnet_ray.tracking.events import Event
+from nfnet_ray.tracking.journal import Journal, read_events
 from nfnet_ray.tracking.state import StudyState, TrialProgress
 
 IMAGES = 50_000

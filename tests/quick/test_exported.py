@@ -16,9 +16,8 @@ from nfnet_ray.analysis.files.exported import STUDY_FILE
 from nfnet_ray.correct_images import CorrectImages
 from nfnet_ray.errors import UserError
 from nfnet_ray.metric import METRIC
+from nfnet_ray.tracking.descriptions import TrialPlan
 from nfnet_ray.tracking.events import (
-    Journal,
-    TrialPlan,
     confirmation_planned,
     contenders_chosen,
     epoch_ended,
@@ -28,6 +27,7 @@ from nfnet_ray.tracking.events import (
     trial_paused,
     trial_started,
 )
+from nfnet_ray.tracking.journal import Journal
 from studies.managing.commands import main
 from tests.tracking.example_study import study_started as example_started
 

@@ -17,7 +17,7 @@ import pytest
 import nfnet_ray
 from nfnet_ray.cluster.connection.resources import Resources, WorkerResources
 from nfnet_ray.cluster.connection.session import ray_session
-from nfnet_ray.tracking.events import JOURNAL_FILE, Journal
+from nfnet_ray.tracking.journal import JOURNAL_FILE, Journal
 from studies import transfer
 from studies.agc_sweep import agc_sweep
 from studies.running.flags import main

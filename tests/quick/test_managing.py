@@ -23,7 +23,9 @@ from nfnet_ray.recipe import Recipe
 from nfnet_ray.study.halving import Halving
 from nfnet_ray.study.space import Range, When, domain_to_json
 from nfnet_ray.study.study import Study
-from nfnet_ray.tracking.events import JOURNAL_FILE, TrialPlan, study_started, trial_proposed
+from nfnet_ray.tracking.descriptions import TrialPlan
+from nfnet_ray.tracking.events import study_started, trial_proposed
+from nfnet_ray.tracking.journal import JOURNAL_FILE
 from nfnet_ray.tracking.running_lock import LOCK_FILE, alone_with
 from nfnet_ray.tracking.state import StudyState
 from studies.managing.clean_command import CHECKPOINTS_FOLDER, TUNE_FOLDER

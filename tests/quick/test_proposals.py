@@ -21,7 +21,8 @@ from nfnet_ray.study.search.result import Result, result_at
 from nfnet_ray.study.search.upcoming import Proposal, Waiting, has_more, next_proposal
 from nfnet_ray.study.space import Range, When
 from nfnet_ray.study.time_left import TimeLeft
-from nfnet_ray.tracking.events import Event, StudyDescription, TrialProposed, study_started, trial_proposed
+from nfnet_ray.tracking.descriptions import StudyDescription
+from nfnet_ray.tracking.events import Event, TrialProposed, study_started, trial_proposed
 from nfnet_ray.tracking.state import StudyState, TrialProgress
 from tests.quick.test_decisions import Killed, Simulation, outcome
 

@@ -12,16 +12,15 @@ from typing import Any
 
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.tracking.events import (
-    JOURNAL_FILE,
     EpochEnded,
     Event,
-    Journal,
     StudyEnded,
     StudyStarted,
     TrialEnded,
     TrialStarted,
     trial_proposed,
 )
+from nfnet_ray.tracking.journal import JOURNAL_FILE, Journal
 
 CLIP_FACTOR = "optimizer.agc.clip_factor"
 START = 1_795_440_000.0  # 23 November 2026

@@ -15,7 +15,8 @@ import pytest
 from mlflow import MlflowClient
 
 from nfnet_ray.errors import UserError
-from nfnet_ray.tracking.events import JOURNAL_FILE, study_id
+from nfnet_ray.tracking.events import study_id
+from nfnet_ray.tracking.journal import JOURNAL_FILE
 from nfnet_ray.tracking.running_lock import alone_with
 from nfnet_ray.tracking.runs import deletion
 from nfnet_ray.tracking.runs.deletion import find_runs

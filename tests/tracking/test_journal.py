@@ -13,7 +13,8 @@ import pytest
 
 from nfnet_ray.errors import UserError
 from nfnet_ray.tracking import events
-from nfnet_ray.tracking.events import JOURNAL_FILE, Event, Journal, read_events
+from nfnet_ray.tracking.events import Event
+from nfnet_ray.tracking.journal import JOURNAL_FILE, Journal, read_events
 from nfnet_ray.tracking.labels import point_label, short_names, value_label
 from tests.tracking.example_study import agc_sweep, study_started, trial_events, write_journal
 

@@ -30,7 +30,7 @@ from nfnet_ray.errors import UserError
 from nfnet_ray.models import create_model
 from nfnet_ray.models.published import resolve
 from nfnet_ray.study.study import TRIALS_FOLDER
-from nfnet_ray.tracking.events import JOURNAL_FILE
+from nfnet_ray.tracking.journal import JOURNAL_FILE
 from nfnet_ray.tracking.sink import MLflowSink
 from nfnet_ray.tracking.spool import SPOOL_FILE, Spool
 from nfnet_ray.tracking.state import StudyState

@@ -19,7 +19,7 @@ from mlflow import MlflowClient
 from dashboards.compare import mlflow_server
 from nfnet_ray.tracking import sink as sink_module
 from nfnet_ray.tracking.destination.uri_check import check_tracking_uri
-from nfnet_ray.tracking.events import JOURNAL_FILE
+from nfnet_ray.tracking.journal import JOURNAL_FILE
 from nfnet_ray.tracking.runs.view import comparison_url
 from nfnet_ray.tracking.sink import MLflowSink
 from nfnet_ray.tracking.spool import SPOOL_FILE, Spool, TrackedStudy

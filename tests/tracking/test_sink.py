@@ -25,7 +25,8 @@ from nfnet_ray.tracking.destination.choice import tracking_uri_for
 from nfnet_ray.tracking.destination.database import has_run
 from nfnet_ray.tracking.destination.uri import default_tracking_uri
 from nfnet_ray.tracking.destination.uri_check import check_tracking_uri
-from nfnet_ray.tracking.events import JOURNAL_FILE, Event, study_resumed
+from nfnet_ray.tracking.events import Event, study_resumed
+from nfnet_ray.tracking.journal import JOURNAL_FILE
 from nfnet_ray.tracking.runs.texts import run_name
 from nfnet_ray.tracking.runs.view import TAG_PREFIX, comparison_view
 from nfnet_ray.tracking.sink import MLflowSink

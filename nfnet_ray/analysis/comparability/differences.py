@@ -22,7 +22,7 @@ from nfnet_ray.tracking.conditions.fields import (
     Fact,
     Weight,
 )
-from nfnet_ray.tracking.events import StudyDescription
+from nfnet_ray.tracking.descriptions import StudyDescription
 from nfnet_ray.tracking.swept import beside_the_question, swept_fields, tied_to
 from nfnet_ray.wording import count, in_a_row
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from nfnet_ray.analysis.comparability.guard import comparability
 from nfnet_ray.analysis.tables import STUDY, StudyTables
 from nfnet_ray.metric import METRIC
-from nfnet_ray.tracking.events import StudyDescription
+from nfnet_ray.tracking.descriptions import StudyDescription
 from nfnet_ray.tracking.labels import ABSENT, short_names
 
 if TYPE_CHECKING:

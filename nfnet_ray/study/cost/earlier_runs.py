@@ -15,7 +15,9 @@ from nfnet_ray.models.published import resolve
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.study.cost.plan import multiply_adds
 from nfnet_ray.study.halving import with_schedule_of
-from nfnet_ray.tracking.events import JOURNAL_FILE, Hardware, StudyStarted, WorkerDescription, read_events
+from nfnet_ray.tracking.descriptions import Hardware, WorkerDescription
+from nfnet_ray.tracking.events import StudyStarted
+from nfnet_ray.tracking.journal import JOURNAL_FILE, read_events
 from nfnet_ray.tracking.state import StudyState, TrialProgress
 
 # The newest ones: older ones ran with older code, and each journal takes time to read.

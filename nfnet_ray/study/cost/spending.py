@@ -17,7 +17,7 @@ from typing import Any
 
 from nfnet_ray.errors import UserError
 from nfnet_ray.study.recorder import Recorder
-from nfnet_ray.tracking.events import CapsDescription
+from nfnet_ray.tracking.descriptions import CapsDescription
 from nfnet_ray.tracking.state import StudyState
 from nfnet_ray.wording import count
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from nfnet_ray.study.search.result import Result, result_at, result_of
 from nfnet_ray.study.study import Study, Trial
-from nfnet_ray.tracking.events import TrialPlan, TrialProposed, trial_proposed
+from nfnet_ray.tracking.descriptions import TrialPlan
+from nfnet_ray.tracking.events import TrialProposed, trial_proposed
 from nfnet_ray.tracking.state import StudyState
 
 

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from nfnet_ray.recipe import decisive_values
 from nfnet_ray.tracking.conditions.fields import CONDITION_FIELDS, UNKNOWN, Conditions, Fact
-from nfnet_ray.tracking.events import TrialPlan, Versions
+from nfnet_ray.tracking.descriptions import TrialPlan, Versions
 from nfnet_ray.tracking.labels import value_label
 from nfnet_ray.tracking.state import Session, StudyState, TrialProgress
 from nfnet_ray.wording import count, plural

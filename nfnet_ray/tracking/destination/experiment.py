@@ -8,7 +8,8 @@ from pathlib import Path, PurePath
 
 from nfnet_ray.printable import interpreter, shell_command
 from nfnet_ray.tracking.destination.uri import URI_VARIABLE
-from nfnet_ray.tracking.events import JOURNAL_FILE, StudyStarted, read_events
+from nfnet_ray.tracking.events import StudyStarted
+from nfnet_ray.tracking.journal import JOURNAL_FILE, read_events
 
 EXPERIMENT_VARIABLE = "MLFLOW_EXPERIMENT_NAME"
 DEFAULT_EXPERIMENT = "nfnet_ray"

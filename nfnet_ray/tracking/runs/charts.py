@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from nfnet_ray.tracking.events import StudyDescription
+from nfnet_ray.tracking.descriptions import StudyDescription
 from nfnet_ray.tracking.labels import short_names, stratum_label
 from nfnet_ray.tracking.swept import condition_fields, possible_values, swept_fields
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path, PurePath
 
-from nfnet_ray.tracking.events import JOURNAL_FILE, StudyStarted, read_events
+from nfnet_ray.tracking.events import StudyStarted
+from nfnet_ray.tracking.journal import JOURNAL_FILE, read_events
 
 RECIPE_FILE = "recipe.json"
 """A trial's file: its whole Recipe, which ``Recipe.from_values`` takes."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from nfnet_ray.tracking.events import DataDescription
+from nfnet_ray.tracking.descriptions import DataDescription
 
 if TYPE_CHECKING:
     from mlflow.entities import DatasetInput

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from nfnet_ray.tracking.events import StudyDescription, TrialPlan
+from nfnet_ray.tracking.descriptions import StudyDescription, TrialPlan
 from nfnet_ray.tracking.state import ENDED_FOR_GOOD, StudyState, TrialProgress
 
 

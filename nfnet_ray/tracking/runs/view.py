@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from nfnet_ray.tracking.events import StudyDescription
+from nfnet_ray.tracking.descriptions import StudyDescription
 from nfnet_ray.tracking.runs.texts import DIFFERS_TAG
 from nfnet_ray.tracking.swept import possible_values, swept_fields, swept_range
 

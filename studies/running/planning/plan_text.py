@@ -43,7 +43,7 @@ from nfnet_ray.study.decisions import most_epochs
 from nfnet_ray.study.display import plan_table
 from nfnet_ray.study.space import domain_text
 from nfnet_ray.study.study import Study, Trial
-from nfnet_ray.tracking.events import Hardware
+from nfnet_ray.tracking.descriptions import Hardware
 from nfnet_ray.tracking.state import StudyState
 from nfnet_ray.wording import JOULES_PER_KWH, agree, clock_time, count, storage_size
 from studies.running.planning.power_text import power_sentences

@@ -1,0 +1,170 @@
+"""How a journal is written and read: a text file of JSON objects, one a line, that only ever grows.
+
+Numbers that JSON cannot hold are written as the strings ``"NaN"``, ``"Infinity"`` and ``"-Infinity"``
+and come back as floats, so those three strings are reserved everywhere in an event.
+
+A process that dies while it writes leaves a torn last line. Readers stop in front of it, and
+:class:`Journal` cuts it off before it appends, so that the next event does not grow out of a stump.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import orjson
+
+from nfnet_ray.errors import UserError
+from nfnet_ray.tracking.events import Event
+
+JOURNAL_FILE = "journal.jsonl"
+
+_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+# As Journal writes them; its keys are always in this order. The group is the trial's name, quoted.
+_EPOCH_LINE = re.compile(
+    rb'\{"event":"epoch","time":[-+.\de]+,"trial":("(?:[^"\\]|\\.)*"),"epoch":\d+,"metrics":\{'
+)
+
+
+class Journal:
+    """Appends events to a journal. One process writes a journal at a time; any number may read it.
+
+    ``append`` returns when the line has reached the disk (or the server of a network file system), so
+    an event that was appended survives the death of the process and of the machine.
+
+    >>> with Journal(study_directory / JOURNAL_FILE) as journal:                   # doctest: +SKIP
+    ...     journal.append(study_resumed(changed={}))
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Not append mode: a torn tail has to be cut off first.
+        # Unbuffered: after a full disk nothing waits in a buffer to be written into the middle of a later line.
+        self._stream = open(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b", buffering=0)  # noqa: SIM115
+        self._stream.truncate(self._end_of_last_line())
+        self._stream.seek(0, os.SEEK_END)
+
+    def append(self, event: Event) -> None:
+        """Write one event as one line and wait until it is stored. Raises OSError; then nothing of it is there."""
+        line = json.dumps(_to_json(event), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        end = self._stream.seek(0, os.SEEK_END)
+        rest = memoryview(line.encode() + b"\n")
+        try:
+            while rest:
+                rest = rest[self._stream.write(rest) :]
+            os.fsync(self._stream.fileno())
+        except OSError:
+            with contextlib.suppress(OSError):
+                self._stream.truncate(end)
+            raise
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _end_of_last_line(self) -> int:
+        return self._stream.read().rfind(b"\n") + 1
+
+
+def read_events(path: Path, offset: int = 0) -> Iterator[tuple[Event, int]]:
+    """Yield ``(event, end)`` for each complete line from byte ``offset`` on.
+
+    ``end`` is the byte after the event's line: the offset to continue from. A last line without its line
+    break is still being written, or torn, and is left out. A journal that does not exist is empty.
+
+    Raises:
+        UserError: a complete line is not a JSON object with an ``event`` (the disk, or a person, has
+            changed the file), the file is shorter than ``offset``, or it cannot be read.
+    """
+    for line, end in _whole_lines(path, offset):
+        yield _parsed(line, path, end), end
+
+
+def read_last_epochs(path: Path) -> Iterator[Event]:
+    """Yield the events of a journal, without the epochs that say nothing about where the study is.
+
+    An epoch is left out if a later one of the same trial follows before any event of another kind. Those lines, nearly
+    all of a long journal, are not parsed, so damage within one of them may go unnoticed.
+
+    Raises:
+        UserError: as :func:`read_events`.
+    """
+    waiting: dict[bytes, tuple[bytes, int]] = {}
+    for line, end in _whole_lines(path, 0):
+        epoch = _EPOCH_LINE.match(line)
+        if epoch and line.endswith(b"}}\n"):
+            waiting.pop(epoch[1], None)  # so that the others stay in their order
+            waiting[epoch[1]] = line, end
+            continue
+        for kept, kept_end in waiting.values():
+            yield _parsed(kept, path, kept_end)
+        waiting.clear()
+        yield _parsed(line, path, end)
+    for kept, kept_end in waiting.values():
+        yield _parsed(kept, path, kept_end)
+
+
+def _whole_lines(path: Path, offset: int) -> Iterator[tuple[bytes, int]]:
+    """Yield each complete line from byte ``offset`` on, and the byte after it."""
+    try:
+        stream = path.open("rb")
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from error
+    with stream:
+        if offset > stream.seek(0, os.SEEK_END):
+            raise UserError(f"{path} is shorter than what was read of it before: restore it from a backup")
+        stream.seek(offset)
+        for line in stream:
+            if not line.endswith(b"\n"):
+                return
+            offset += len(line)
+            yield line, offset
+
+
+def _parsed(line: bytes, path: Path, end: int) -> Event:
+    """The event of the line that ends at byte ``end``. Raises UserError if it is none."""
+    try:
+        try:
+            event = orjson.loads(line)
+        except orjson.JSONDecodeError:  # the standard library takes a little more, and has the last word
+            event = json.loads(line)
+        # Few lines have one: to look into each takes longer.
+        if b'NaN"' in line or b'Infinity"' in line:
+            event = _from_json(event)
+        event["event"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise UserError(
+            f"{path} is damaged at byte {end - len(line)}: restore that line from a backup, or delete it"
+        ) from None
+    return cast(Event, event)
+
+
+def _to_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _to_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_to_json(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
+
+
+def _from_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _from_json(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_from_json(item) for item in value]
+    return _NON_FINITE.get(value, value) if isinstance(value, str) else value
