@@ -29,10 +29,12 @@ from nfnet_ray.cluster.messages import (
     FormChosen,
     StopReason,
     WorkerConfig,
+    WorkerSays,
     compiled_of,
     epoch_result,
     form_result,
     of_lane,
+    said_result,
     with_epochs_of_trial,
 )
 from nfnet_ray.study.epochs_done import note_progress
@@ -40,6 +42,7 @@ from nfnet_ray.study.epochs_done import note_progress
 if TYPE_CHECKING:
     import torch
 
+    from nfnet_ray.training.context import FormNotes
     from nfnet_ray.training.form.forms import Choice
 
 PROGRESS_INTERVAL_SECONDS = 5.0
@@ -126,12 +129,15 @@ class _WorkerContext:
     def agreed_form(
         self,
         shape: str,
-        choose: Callable[[Callable[[], object]], Choice],
+        choose: Callable[[FormNotes], Choice],
         sign_of_life: Callable[[], object],
     ) -> Choice:
-        return agree(self._config, shape, choose, self._tell_form, sign_of_life)
+        return agree(self._config, shape, choose, self._tell_form, self._say, sign_of_life)
 
     def _tell_form(self, shape: str, choice: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+    def _say(self, text: str) -> None:
         raise NotImplementedError
 
     def should_stop(self) -> bool:
@@ -172,6 +178,11 @@ class TuneContext(_WorkerContext):
 
         tune.report(form_result(shape, choice))
 
+    def _say(self, text: str) -> None:
+        from ray import tune
+
+        tune.report(said_result(text))
+
 
 class GroupContext(_WorkerContext):
     """The Context of a worker of a TorchTrainer. It stops when somebody asks, and when its machine is taken back."""
@@ -199,6 +210,9 @@ class GroupContext(_WorkerContext):
 
     def _tell_form(self, shape: str, choice: dict[str, Any]) -> None:
         self.mailbox.post(FormChosen(shape, choice))
+
+    def _say(self, text: str) -> None:
+        self.mailbox.post(WorkerSays(text))
 
     def report_end(self, report: FinalReport) -> None:
         """Reports how the leg ended, which no group will train again."""

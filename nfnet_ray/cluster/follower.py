@@ -22,6 +22,7 @@ from nfnet_ray.cluster.messages import (
     Note,
     WorkerConfig,
     WorkerHung,
+    WorkerSays,
     WorkersLost,
     WorkersReplaced,
 )
@@ -97,6 +98,8 @@ class Follower:
                 self._recorder.record_epoch(name, int(metrics["epoch"]), metrics, texts)
             case FormChosen(shape, choice):
                 self._forms.take(self._config["name"], shape, choice)
+            case WorkerSays(text):
+                self._say(f"{text[0].upper()}{text[1:]}.")
             case WorkerHung():
                 self._hung.append(note)
             case GroupResizing(before, after):

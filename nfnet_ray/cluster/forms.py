@@ -11,23 +11,31 @@ The driver's part is :class:`FormBook`; :func:`agree` runs in a worker.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import logging
 import secrets
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from nfnet_ray.cluster.mailbox import Register
-from nfnet_ray.cluster.messages import WorkerConfig, claim_of, form_of
+from nfnet_ray.cluster.messages import WorkerConfig, begun_of, claim_of, form_of
 
 if TYPE_CHECKING:
     from nfnet_ray.study.recorder import Recorder
+    from nfnet_ray.training.context import FormNotes
     from nfnet_ray.training.form.forms import Choice
 
 SECONDS_BETWEEN_LOOKS = 0.5
+SECONDS_BETWEEN_SIGNS = 10.0
 SECONDS_WITHOUT_NEWS = 600.0
-"""After which a trial that times is taken for dead: a sign of life comes with each form, whose compilation takes
-minutes at most."""
+"""After which a trial that times is taken for dead. Far more than between its signs of life, since a compiler may keep
+Python's threads from running, and the cluster's head may be away."""
+MOST_ENDED_PROCESSES = 2
+"""While they compiled a form, until it is left out: a compiler that hangs or crashes would end them all. One may have
+been on a machine that was taken back."""
 
 logger = logging.getLogger(__name__)
 
@@ -66,28 +74,24 @@ class FormBook:
 def agree(
     config: WorkerConfig,
     shape: str,
-    choose: Callable[[Callable[[], object]], Choice],
+    choose: Callable[[FormNotes], Choice],
     tell: Callable[[str, dict[str, Any]], object],
+    say: Callable[[str], object],
     sign_of_life: Callable[[], object],
 ) -> Choice:
     """The form of a trial's shape: a known one, that of the trial which times it now, or the one that ``choose`` finds.
 
-    ``choose`` calls what it is given after each form, and ``tell`` brings the driver what was chosen.
+    ``tell`` brings the driver what was chosen, and ``say`` a line for a person.
     """
     from nfnet_ray.training.form.forms import Choice
 
     register, own = Register(config["forms_register"]), config["mailbox"]
     known = config["forms"].get(shape) or _wait_for_others(register, shape, own, sign_of_life)
     if known is None:
-        beats = 0
-
-        def news() -> None:
-            nonlocal beats
-            beats += 1
-            _patiently(lambda: register.set(claim_of(shape), f"{own} {beats}"))
-
+        notes = _Notes(register, shape, say, sign_of_life)
         try:
-            choice = choose(news)
+            with _signs_of_life(register, shape, own):
+                choice = choose(notes)
         except Exception:  # no other trial need wait
             _patiently(lambda: register.unset(claim_of(shape)))
             raise
@@ -97,6 +101,70 @@ def agree(
             known = _patiently(lambda: register.get(form_of(shape)))
             time.sleep(0 if known else SECONDS_BETWEEN_LOOKS)
     return Choice.from_values(known)
+
+
+@contextlib.contextmanager
+def _signs_of_life(register: Register, shape: str, own: str) -> Iterator[None]:
+    """Within it a thread tells the trials that wait that this process is alive, however long it compiles.
+
+    If it compiles for ever, its watchdog ends it.
+    """
+    over = threading.Event()
+
+    def beat() -> None:
+        for number in itertools.count(1):
+            if over.wait(SECONDS_BETWEEN_SIGNS):
+                return
+            _patiently(lambda number=number: register.set(claim_of(shape), f"{own} {number}"))  # type: ignore[misc]
+
+    thread = threading.Thread(target=beat, name="claim", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+class _Notes:
+    """The FormNotes of a trial: in the register, where a process that takes over finds them."""
+
+    def __init__(
+        self,
+        register: Register,
+        shape: str,
+        say: Callable[[str], object],
+        sign_of_life: Callable[[], object],
+    ) -> None:
+        self._register, self._name = register, begun_of(shape)
+        self._say, self._sign_of_life = say, sign_of_life
+        self._form, self._has_said = "", False
+
+    def begin_compiling(self, form: str) -> bool:
+        begun = self._begun()
+        if begun.get(form, 0) >= MOST_ENDED_PROCESSES:
+            return False
+        if not self._has_said:
+            self._has_said = True
+            self._say(
+                "compiled forms of a step are timed, each after minutes of compilation; "
+                "to train without: --set compile=false"
+            )
+        self._form = form
+        self._set(begun | {form: begun.get(form, 0) + 1})
+        return True
+
+    def end_form(self) -> None:
+        if self._form:
+            self._set({form: count for form, count in self._begun().items() if form != self._form})
+            self._form = ""
+        self._sign_of_life()
+
+    def _begun(self) -> dict[str, int]:
+        return _patiently(lambda: self._register.get(self._name)) or {}
+
+    def _set(self, begun: dict[str, int]) -> None:
+        _patiently(lambda: self._register.set(self._name, begun))
 
 
 def _wait_for_others(

@@ -361,6 +361,13 @@ class FormChosen:
 
 
 @dataclass(frozen=True)
+class WorkerSays:
+    """From the first worker: a line that a person should read."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class WorkerHung:
     """From the watchdog of one of ``workers`` workers. The one to blame has the fewest ``heartbeats``."""
 
@@ -408,6 +415,7 @@ Note = (
     AttemptStarted
     | EpochEnded
     | FormChosen
+    | WorkerSays
     | WorkerHung
     | CheckpointKept
     | GroupResizing
@@ -421,6 +429,7 @@ _NOTES: dict[str, type[Note]] = {
         AttemptStarted,
         EpochEnded,
         FormChosen,
+        WorkerSays,
         WorkerHung,
         CheckpointKept,
         GroupResizing,
@@ -497,6 +506,11 @@ def form_of(shape: str) -> Name[dict[str, Any]]:
 def claim_of(shape: str) -> Name[str]:
     """The name of who finds it out: the mailbox of its leg, and a number that grows with each sign of life."""
     return Name(f"claim/{shape}")
+
+
+def begun_of(shape: str) -> Name[dict[str, int]]:
+    """The name of {form: how many processes have begun to compile it and not come to an end} of a shape."""
+    return Name(f"begun/{shape}")
 
 
 def compiled_of(file: str) -> Name[str]:

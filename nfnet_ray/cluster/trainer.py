@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -33,8 +34,9 @@ _SETTINGS = {
     ray_internals.TRAIN_PREEMPTION_POLL_INTERVAL: "2",
 }
 _ELASTIC_SETTINGS = {ray_internals.TRAIN_GROUP_START_TIMEOUT: "20"}
-# Of collectives. Longer than the watchdogs wait, whose stacks say more than an error of gloo or NCCL.
-_LEAST_COLLECTIVE_TIMEOUT_SECONDS = 1800
+# How many times longer than the watchdogs' seconds a collective may take. They are three times as patient before the
+# first step (training/watchdog.py), and their stacks say more than an error of gloo or NCCL.
+_COLLECTIVE_PER_HANG = 4
 
 
 def torch_trainer(slot: SlotConfig) -> TorchTrainer:
@@ -43,6 +45,7 @@ def torch_trainer(slot: SlotConfig) -> TorchTrainer:
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from nfnet_ray.cluster.group_events import GroupEvents
+    from nfnet_ray.training.watchdog import SECONDS_OF_SILENCE
 
     resources = WorkerResources(**slot["resources"])
     least = resources.min_workers or resources.workers
@@ -60,7 +63,7 @@ def torch_trainer(slot: SlotConfig) -> TorchTrainer:
     callbacks: list[Any] = [GroupEvents(slot)]
     # NCCL refuses two workers on one GPU ("Duplicate GPU detected", ray#48012); gloo copies through the host's memory.
     backend = "gloo" if 0 < resources.gpus < 1 else None
-    timeout_seconds = max(_LEAST_COLLECTIVE_TIMEOUT_SECONDS, int(2 * (slot["hang_seconds"] or 0)))
+    timeout_seconds = math.ceil(_COLLECTIVE_PER_HANG * max(slot["hang_seconds"] or 0, SECONDS_OF_SILENCE))
     trainer = TorchTrainer(
         work_in_slot,
         train_loop_config=dict(slot),

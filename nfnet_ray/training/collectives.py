@@ -36,6 +36,30 @@ def first_workers(value: T, context: Context) -> T:
     return values[0]
 
 
+def made_by_first(
+    make: Callable[[Callable[[], None]], T], context: Context, sign_of_life: Callable[[], object]
+) -> T:
+    """What ``make`` gives on the first worker, on every worker; it may take long.
+
+    ``make`` is given a function to call now and then, with which all workers give a ``sign_of_life``. So none waits in
+    an exchange, whose time is limited, for longer than the first one works between two calls.
+    """
+    if context.rank == 0:
+
+        def still_at_work() -> None:
+            sign_of_life()
+            first_workers((False, None), context)
+
+        made = make(still_at_work)
+        first_workers((True, made), context)
+        return made
+    while True:
+        is_made, result = first_workers(cast(tuple[bool, Any], None), context)
+        if is_made:
+            return cast(T, result)
+        sign_of_life()
+
+
 def gathered_on_first(value: T, context: Context) -> list[T] | None:
     """Every worker's value, by rank, on the first worker; None on the others. Tensors are moved to the CPU."""
     if context.world_size == 1:

@@ -24,6 +24,19 @@ Metrics = Mapping[str, float]
 SECONDS_BETWEEN_CHECKPOINTS = 600.0
 
 
+class FormNotes(Protocol):
+    """What the timing of forms notes for others, and for a process that takes over."""
+
+    def begin_compiling(self, form: str) -> bool:
+        """Notes that this form is compiled and timed next.
+
+        False: it must be left out, since twice a process has ended while it did this.
+        """
+
+    def end_form(self) -> None:
+        """Notes that a form was timed, or has failed."""
+
+
 class Context(Protocol):
     """One worker's surroundings. There is one implementation for plain processes and two for Ray."""
 
@@ -74,13 +87,14 @@ class Context(Protocol):
     def agreed_form(
         self,
         shape: str,
-        choose: Callable[[Callable[[], object]], Choice],
+        choose: Callable[[FormNotes], Choice],
         sign_of_life: Callable[[], object],
     ) -> Choice:
         """The form in which all runs of a ``shape`` are trained that are compared with this one.
 
-        The first of them finds it out with ``choose``, which takes its time, and calls its argument after each form.
-        Only the first worker calls this. While it waits for another run, it calls ``sign_of_life`` every second.
+        The first of them finds it out with ``choose``, which takes its time, and tells its argument what it does. Only
+        the first worker calls this. ``sign_of_life`` is called after each form, and every second while it waits for
+        another run.
         """
 
     def report(self, metrics: Metrics, texts: Mapping[str, str]) -> None:
@@ -100,6 +114,20 @@ class Context(Protocol):
 
         Called at least every few seconds. If one worker returns True, all stop.
         """
+
+
+class NotesForNobody:
+    """The FormNotes of a run that is compared with no other one."""
+
+    def __init__(self, sign_of_life: Callable[[], object] = lambda: None) -> None:
+        self._sign_of_life = sign_of_life
+
+    def begin_compiling(self, form: str) -> bool:
+        del form
+        return True
+
+    def end_form(self) -> None:
+        self._sign_of_life()
 
 
 class PlainContext:
@@ -149,11 +177,11 @@ class PlainContext:
     def agreed_form(
         self,
         shape: str,
-        choose: Callable[[Callable[[], object]], Choice],
+        choose: Callable[[FormNotes], Choice],
         sign_of_life: Callable[[], object],
     ) -> Choice:
         del shape
-        return choose(sign_of_life)
+        return choose(NotesForNobody(sign_of_life))
 
     def report(self, metrics: Metrics, texts: Mapping[str, str]) -> None:
         if "correct_images" in texts:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from nfnet_ray.tracking.events import study_started
 from nfnet_ray.tracking.journal import JOURNAL_FILE, Journal
 from nfnet_ray.tracking.spool import runs_of
 from nfnet_ray.tracking.state import StudyState
+from nfnet_ray.training.context import FormNotes
 from nfnet_ray.training.form.forms import Choice, Form
 from tests.cluster.fake_head import fake_head
 from tests.deadlines import HANG_SECONDS
@@ -28,7 +29,6 @@ from tests.deadlines import HANG_SECONDS
 SHAPE = "nfnet_pico, 32 px, on a processor"
 QUICK, SLOW = Choice(Form("channels_last"), {"channels_last": 0.1}), Choice(Form("contiguous"))
 STUDY = Study("agc", "?", Recipe(), {"optimizer.agc.clip_factor": [0.01, 0.02, None]})
-News = Callable[[], object]
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +63,7 @@ def config_of(number: int, recorder: Recorder, book: FormBook, directory: Path) 
     )
 
 
-def never(_news: News) -> Choice:
+def never(_notes: FormNotes) -> Choice:
     raise AssertionError("the form is known")
 
 
@@ -76,14 +76,14 @@ def test_the_second_trial_waits_for_the_first_one(
     is_waiting, found = threading.Event(), {}
 
     def second() -> None:
-        found[1] = agree(configs[1], SHAPE, never, never, is_waiting.set)
+        found[1] = agree(configs[1], SHAPE, never, never, never, is_waiting.set)
 
     waiter = threading.Thread(target=second, daemon=True)
 
-    def choose(news: News) -> Choice:
+    def choose(notes: FormNotes) -> Choice:
         waiter.start()
         assert is_waiting.wait(HANG_SECONDS)
-        news()
+        notes.end_form()
         return QUICK
 
     def tell(shape: str, choice: dict[str, Any]) -> None:
@@ -91,7 +91,7 @@ def test_the_second_trial_waits_for_the_first_one(
         assert reported == (SHAPE, QUICK.to_values())
         book.take(names[0], *reported)
 
-    assert agree(configs[0], SHAPE, choose, tell, lambda: None) == QUICK
+    assert agree(configs[0], SHAPE, choose, tell, never, lambda: None) == QUICK
     waiter.join(HANG_SECONDS)
     assert found == {1: QUICK}
     assert said == [f"{names[0]}: form of a step: {QUICK.sentence()}"]
@@ -99,7 +99,7 @@ def test_the_second_trial_waits_for_the_first_one(
     state, _ = StudyState.read(tmp_path)
     assert {shape: Choice.from_values(values) for shape, values in state.forms.items()} == {SHAPE: QUICK}
     resumed = FormBook(recorder)
-    assert agree(config_of(2, recorder, resumed, tmp_path), SHAPE, never, never, lambda: None) == QUICK
+    assert agree(config_of(2, recorder, resumed, tmp_path), SHAPE, never, never, never, lambda: None) == QUICK
 
 
 def test_of_two_choices_the_first_that_the_driver_hears_of_holds(
@@ -109,7 +109,7 @@ def test_of_two_choices_the_first_that_the_driver_hears_of_holds(
     recorder, book = driver
     names = [trial.name for trial in STUDY.trials()]
 
-    def choose(_news: News) -> Choice:
+    def choose(_notes: FormNotes) -> Choice:
         book.take(names[1], SHAPE, SLOW.to_values())
         return QUICK
 
@@ -117,7 +117,7 @@ def test_of_two_choices_the_first_that_the_driver_hears_of_holds(
         book.take(names[0], shape, choice)
 
     config = config_of(0, recorder, book, tmp_path)
-    assert agree(config, SHAPE, choose, tell, lambda: None) == SLOW
+    assert agree(config, SHAPE, choose, tell, never, lambda: None) == SLOW
     state, _ = StudyState.read(tmp_path)
     assert Choice.from_values(state.forms[SHAPE]) == SLOW
 
@@ -130,21 +130,78 @@ def test_a_trial_that_dies_while_it_times_is_not_waited_for(
     recorder, book = driver
     first, second = (config_of(number, recorder, book, tmp_path) for number in range(2))
 
-    def fails(_news: News) -> Choice:
+    def fails(_notes: FormNotes) -> Choice:
         raise MemoryError if patience else KeyboardInterrupt
 
     with pytest.raises((MemoryError, KeyboardInterrupt)):
-        agree(first, SHAPE, fails, never, lambda: None)
+        agree(first, SHAPE, fails, never, never, lambda: None)
     monkeypatch.setattr(forms_module, "SECONDS_WITHOUT_NEWS", patience)
     began = time.monotonic()
 
     def tell(shape: str, choice: dict[str, Any]) -> None:
         book.take(STUDY.trials()[1].name, shape, choice)
 
-    assert agree(second, SHAPE, lambda _: SLOW, tell, lambda: None) == SLOW
+    assert agree(second, SHAPE, lambda _: SLOW, tell, never, lambda: None) == SLOW
     assert time.monotonic() - began < HANG_SECONDS
     # The process that replaces the first one takes what holds.
-    assert agree(first, SHAPE, never, never, lambda: None) == SLOW
+    assert agree(first, SHAPE, never, never, never, lambda: None) == SLOW
+
+
+def test_a_trial_that_compiles_for_long_is_not_taken_for_dead(
+    driver: tuple[Recorder, FormBook], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One compilation may take longer than the others wait without news."""
+    recorder, book = driver
+    monkeypatch.setattr(forms_module, "SECONDS_BETWEEN_SIGNS", 0.01)
+    monkeypatch.setattr(forms_module, "SECONDS_WITHOUT_NEWS", 1.0)
+    first, second = (config_of(number, recorder, book, tmp_path) for number in range(2))
+    found: list[Choice] = []
+    waiter = threading.Thread(
+        target=lambda: found.append(agree(second, SHAPE, never, never, never, lambda: None)), daemon=True
+    )
+
+    def choose(_notes: FormNotes) -> Choice:
+        waiter.start()
+        time.sleep(2.0)
+        return QUICK
+
+    def tell(shape: str, choice: dict[str, Any]) -> None:
+        book.take(STUDY.trials()[0].name, shape, choice)
+
+    assert agree(first, SHAPE, choose, tell, never, lambda: None) == QUICK
+    waiter.join(HANG_SECONDS)
+    assert found == [QUICK]
+
+
+def test_a_form_whose_compilation_ends_the_process_twice_is_left_out(
+    driver: tuple[Recorder, FormBook], tmp_path: Path
+) -> None:
+    """A crash of the compiler, or the watchdog, which ends one that hangs: the trial would never get any further."""
+    recorder, book = driver
+    config, heard = config_of(0, recorder, book, tmp_path), list[str]()
+    tried: list[tuple[str, bool]] = []
+
+    def choose(notes: FormNotes) -> Choice:
+        notes.end_form()  # an eager one
+        for form, ends_the_process in (("compiled", False), ("tuned", True)):
+            tried.append((form, notes.begin_compiling(form)))
+            if not tried[-1][1]:
+                break
+            if ends_the_process:
+                raise KeyboardInterrupt
+            notes.end_form()
+        return QUICK
+
+    def tell(shape: str, choice: dict[str, Any]) -> None:
+        book.take(STUDY.trials()[0].name, shape, choice)
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            agree(config, SHAPE, choose, tell, heard.append, lambda: None)
+    assert agree(config, SHAPE, choose, tell, heard.append, lambda: None) == QUICK
+    assert tried == [("compiled", True), ("tuned", True)] * 2 + [("compiled", True), ("tuned", False)]
+    assert len(heard) == 3
+    assert "--set compile=false" in heard[0]
 
 
 def test_a_head_that_is_away_is_answered_later(
@@ -168,7 +225,7 @@ def test_a_head_that_is_away_is_answered_later(
     waiting = config_of(1, recorder, book, tmp_path)
     waiting["forms"] = {}
     forms_module.Register(book.name).set_first(forms_module.claim_of(SHAPE), "another 0")
-    assert agree(waiting, SHAPE, never, never, sign_of_life) == QUICK
+    assert agree(waiting, SHAPE, never, never, never, sign_of_life) == QUICK
 
 
 def test_mlflow_has_no_run_of_a_chosen_form(driver: tuple[Recorder, FormBook]) -> None:

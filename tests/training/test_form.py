@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from nfnet_ray.data.files.dataset import open_dataset
 from nfnet_ray.models.published import resolve
 from nfnet_ray.recipe import Recipe
-from nfnet_ray.training import PlainContext, train
+from nfnet_ray.training import PlainContext, collectives, train
 from nfnet_ray.training.checkpoints.checkpoint import CheckpointStore
+from nfnet_ray.training.context import FormNotes, NotesForNobody
 from nfnet_ray.training.form import choice as choosing
 from nfnet_ray.training.form import probe
 from nfnet_ray.training.form.forms import Choice, Form, form_without_timing, forms_to_try, shape_of
 from nfnet_ray.training.form.probe import Timing, fastest_form, time_step
+from nfnet_ray.training.measurement.clock import Clock
+from tests.deadlines import HANG_SECONDS
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 CHANNELS_LAST, COMPILED = Form("channels_last"), Form("channels_last", True)
@@ -36,6 +42,7 @@ def choose(
     steps: int,
     device: torch.device = GPU,
     recipe: Recipe = OPEN,
+    notes: FormNotes | None = None,
 ) -> tuple[Choice, list[Form]]:
     """The choice among forms that take (compilation, step) seconds or fail, and what was tried, in that order."""
     tried: list[Form] = []
@@ -48,7 +55,7 @@ def choose(
         return Timing(sum(found), found[1], 1.0)
 
     monkeypatch.setattr(probe, "time_step", timed)
-    return fastest_form(resolve(recipe), 10, steps, Surroundings(device)), tried
+    return fastest_form(resolve(recipe), 10, steps, Surroundings(device), notes), tried
 
 
 def on_a_gpu(**others: tuple[float, float] | Exception) -> dict[Form, tuple[float, float] | Exception]:
@@ -105,6 +112,77 @@ def test_a_form_that_fails_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "contiguous, compiled failed (ValueError)" in choice.sentence()
     with pytest.raises(ValueError, match="a bug"):  # without a compiler nobody but we can have a fault
         choose(monkeypatch, on_a_gpu(last=ValueError("a bug")), steps=1)
+
+
+def test_a_form_that_ended_the_process_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[str] = []
+
+    class Notes(NotesForNobody):
+        def begin_compiling(self, form: str) -> bool:
+            begun.append(form)
+            return "autotune" not in form
+
+    tuned_is_fast = on_a_gpu(compiled=(40.0, 0.08), tuned_last=(40.0, 0.01))
+    choice, tried = choose(monkeypatch, tuned_is_fast, steps=100_000, notes=Notes())
+    assert choice.form == Form("contiguous", True)
+    assert len(begun) == len(tried) - 1 == 3
+    assert "from contiguous, compiled with max-autotune-no-cudagraphs on none was tried" in choice.sentence()
+    # Where the Recipe asks for a compiled network, there is no other.
+    asked = Recipe(memory_format="auto", compile="max-autotune-no-cudagraphs")
+    assert choose(monkeypatch, tuned_is_fast, 1, recipe=asked, notes=Notes())[0].form.compile == asked.compile
+
+
+def test_several_workers_time_steps_that_are_not_captured(
+    monkeypatch: pytest.MonkeyPatch, quick: Recipe
+) -> None:
+    """As they train them. A captured step of a small network is the quicker one, which says nothing of theirs."""
+    timed: list[str] = []
+
+    def fastest(recipe: Recipe, *_: Any) -> Choice:
+        timed.append(recipe.capture)
+        return Choice(CHANNELS_LAST)
+
+    monkeypatch.setattr(choosing, "fastest_form", fastest)
+    recipe = quick.with_values({"memory_format": "auto", "compile": "auto"})
+    for workers in (1, 2):
+        context = PlainContext(device=CPU, threads=1)
+        context.world_size = context.replicas = workers  # type: ignore[misc]
+        monkeypatch.setattr(collectives, "first_workers", lambda value, _context: value)
+        found = choosing.chosen_form(recipe, open_dataset(recipe.data.path), context, Clock(), None)
+        assert found == Choice(CHANNELS_LAST)
+    assert timed == ["auto", "never"]
+
+
+WORKER = """\
+import sys, time
+import torch.distributed as dist
+from types import SimpleNamespace
+from nfnet_ray.training.collectives import made_by_first
+rank, store = int(sys.argv[1]), sys.argv[2]
+dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+signs = []
+def make(still_at_work):
+    for _ in range(3):
+        still_at_work()
+    return {"form": len(signs)}
+made = made_by_first(make, SimpleNamespace(rank=rank, world_size=2), lambda: signs.append(1))
+print(made, len(signs))
+dist.destroy_process_group()
+"""
+
+
+def test_all_workers_give_signs_of_life_while_the_first_one_times(tmp_path: Path) -> None:
+    """Their watchdogs would end them otherwise, and the time limit of an exchange the whole run."""
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WORKER, str(rank), str(tmp_path / "store")],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [worker.communicate(timeout=HANG_SECONDS)[0] for worker in workers]
+    assert said == 2 * ["{'form': 3} 3\n"]
 
 
 def test_on_a_cpu_the_layout_is_a_rule() -> None:

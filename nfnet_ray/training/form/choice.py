@@ -9,8 +9,8 @@ from typing import Any
 from nfnet_ray.data.files.dataset import Dataset
 from nfnet_ray.models.published import resolve
 from nfnet_ray.recipe import Recipe
-from nfnet_ray.training.collectives import first_workers
-from nfnet_ray.training.context import Context, PlainContext
+from nfnet_ray.training.collectives import made_by_first
+from nfnet_ray.training.context import Context, FormNotes, PlainContext
 from nfnet_ray.training.form.artifacts import file_name
 from nfnet_ray.training.form.forms import Choice, Form, form_without_timing, is_open, shape_of
 from nfnet_ray.training.form.probe import fastest_form, with_timed_batch
@@ -41,15 +41,15 @@ def chosen_form(
         return Choice(Form(before["memory_format"], recipe.compile))  # of an earlier version
     choice = form_without_timing(recipe, context.device.type, lanes)
     if choice is None:
-        own = _agreed(recipe, dataset, context, clock) if context.rank == 0 else None
-        choice = first_workers(own, context)
-    assert choice is not None
+        choice = made_by_first(
+            lambda still_at_work: _agreed(recipe, dataset, context, still_at_work), context, clock.beat
+        )
     if is_open(recipe) and context.rank == 0:
         logger.info("form of a step of %s: %s", recipe.model.name, choice.sentence())
     return choice
 
 
-def _agreed(recipe: Recipe, dataset: Dataset, context: Context, clock: Clock) -> Choice:
+def _agreed(recipe: Recipe, dataset: Dataset, context: Context, sign_of_life: Callable[[], object]) -> Choice:
     resolved, classes = resolve(recipe), len(dataset.class_names)
     is_cpu = context.device.type == "cpu"
     shape = shape_of(
@@ -59,16 +59,15 @@ def _agreed(recipe: Recipe, dataset: Dataset, context: Context, clock: Clock) ->
         context.threads if is_cpu else 0,
         device_name(context.device),
     )
-    share = resolved.with_values({"batch_size": max(1, recipe.batch_size // context.replicas)})
+    values: dict[str, Any] = {"batch_size": max(1, recipe.batch_size // context.replicas)}
+    if context.world_size > 1:
+        values["capture"] = "never"  # several workers are not captured, and a form is timed as it is trained
+    share = resolved.with_values(values)
     steps = recipe.schedule.epochs * (len(dataset.train) // recipe.batch_size)
 
-    def choose(news: Callable[[], object]) -> Choice:
-        def after_a_form() -> None:
-            clock.beat()
-            news()
-
+    def choose(notes: FormNotes) -> Choice:
         plain = PlainContext(device=context.device, gpu_share=context.gpu_share, threads=context.threads)
-        choice = fastest_form(share, classes, steps, plain, after_a_form)
+        choice = fastest_form(share, classes, steps, plain, notes)
         own = share.with_values(vars(choice.form))
         if choice.form.compile and context.compiled_files and with_timed_batch(own, classes, plain) is own:
             # Before the others hear of the form, so that they need not compile.
@@ -77,4 +76,4 @@ def _agreed(recipe: Recipe, dataset: Dataset, context: Context, clock: Clock) ->
             context.compiled_files.save(name)
         return choice
 
-    return context.agreed_form(shape, choose, clock.beat)
+    return context.agreed_form(shape, choose, sign_of_life)

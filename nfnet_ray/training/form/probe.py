@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import logging
 import time
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from nfnet_ray.models.weights.pretrained import freeze, set_training_mode
 from nfnet_ray.recipe import Recipe, ResolvedRecipe
 from nfnet_ray.training.agreement import EpochSums
 from nfnet_ray.training.captured import CapturedStep, recorder_for
-from nfnet_ray.training.context import PlainContext
+from nfnet_ray.training.context import FormNotes, NotesForNobody, PlainContext
 from nfnet_ray.training.determinism import reset_process
 from nfnet_ray.training.form.forms import AUTO, Choice, Form, forms_to_try, pays_to_compile
 from nfnet_ray.training.gradient import DTYPES, MEMORY_FORMATS
@@ -37,19 +36,20 @@ def fastest_form(
     num_classes: int,
     steps: int,
     context: PlainContext,
-    sign_of_life: Callable[[], object] = lambda: None,
+    notes: FormNotes | None = None,
 ) -> Choice:
     """The form in which a run of ``steps`` steps takes least, its compilation included.
 
     ``recipe`` is of one worker: its batch is the worker's share. Eager forms are timed first, and compiled ones only
     where the Recipe asks for a compiled network, or where the run's eager steps take much longer than a compilation
     (:func:`~nfnet_ray.training.form.forms.pays_to_compile`). A compiled form that fails, and any form that does not fit
-    the memory, is left out. ``sign_of_life`` is called after each form.
+    the memory, is left out. A compilation that hangs or crashes ends the process; so where the Recipe does not ask for
+    one, the ``notes`` of earlier processes can leave it out.
 
     Resets the process's generators (:func:`~nfnet_ray.training.determinism.reset_process`). Raises MemoryError if no
     form fits.
     """
-    device = context.device.type
+    device, notes = context.device.type, notes or NotesForNobody()
     found, failed, remarks = dict[Form, Timing](), dict[Form, str](), list[str]()
 
     def run_seconds(form: Form) -> float:
@@ -64,6 +64,9 @@ def fastest_form(
         if form.compile and eager and not pays_to_compile(min(eager), device):
             remarks.append(f"compiled forms were not tried, as all steps take {min(eager):,.0f} s without")
             break
+        if form.compile and recipe.compile == AUTO and not notes.begin_compiling(str(form)):
+            remarks.append(f"from {form} on none was tried, as that ended the process twice")
+            break
         own = recipe.with_values({"memory_format": form.memory_format, "compile": form.compile})
         try:
             found[form] = time_step(own, num_classes, context)
@@ -72,7 +75,7 @@ def fastest_form(
             if not form.compile and not isinstance(error, MemoryError):
                 raise
             logger.warning("a step of %s failed in the form %s: %s", recipe.model.name, form, error)
-        sign_of_life()
+        notes.end_form()
     if not found:
         raise MemoryError(f"a step of {recipe.model.name} fails in every form: {failed}")
     remarks += [f"{form} failed ({why})" for form, why in failed.items()]
