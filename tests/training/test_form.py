@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -135,21 +136,26 @@ def test_a_form_that_ended_the_process_is_not_tried_again(monkeypatch: pytest.Mo
 def test_several_workers_time_steps_that_are_not_captured(
     monkeypatch: pytest.MonkeyPatch, quick: Recipe
 ) -> None:
-    """As they train them. A captured step of a small network is the quicker one, which says nothing of theirs."""
-    timed: list[str] = []
+    """As they train them. A captured step of a small network is the quicker one, which says nothing of theirs.
+
+    Nor is what was compiled for the timing of use to the workers of other trials.
+    """
+    timed, saved = list[str](), list[str]()
 
     def fastest(recipe: Recipe, *_: Any) -> Choice:
         timed.append(recipe.capture)
-        return Choice(CHANNELS_LAST)
+        return Choice(COMPILED)
 
     monkeypatch.setattr(choosing, "fastest_form", fastest)
     recipe = quick.with_values({"memory_format": "auto", "compile": "auto"})
     for workers in (1, 2):
         context = PlainContext(device=CPU, threads=1)
         context.world_size = context.replicas = workers  # type: ignore[misc]
+        context.compiled_files = SimpleNamespace(save=saved.append)  # type: ignore[assignment]
         monkeypatch.setattr(collectives, "first_workers", lambda value, _context: value)
         found = choosing.chosen_form(recipe, open_dataset(recipe.data.path), context, Clock(), None)
-        assert found == Choice(CHANNELS_LAST)
+        assert found == Choice(COMPILED)
+        assert len(saved) == 1  # by the one that trains alone
     assert timed == ["auto", "never"]
 
 

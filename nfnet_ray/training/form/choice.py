@@ -69,7 +69,9 @@ def _agreed(recipe: Recipe, dataset: Dataset, context: Context, sign_of_life: Ca
         plain = PlainContext(device=context.device, gpu_share=context.gpu_share, threads=context.threads)
         choice = fastest_form(share, classes, steps, plain, notes)
         own = share.with_values(vars(choice.form))
-        if choice.form.compile and context.compiled_files and with_timed_batch(own, classes, plain) is own:
+        # For several workers torch cuts the graph into one for each message of gradients; these are other ones.
+        is_trained_so = context.world_size == 1 and with_timed_batch(own, classes, plain) is own
+        if choice.form.compile and context.compiled_files and is_trained_so:
             # Before the others hear of the form, so that they need not compile.
             shape = (own.batch_size, own.data.image_size, own.data.image_size, 3)
             name = file_name(own, shape, context.world_size, device_name(context.device))
