@@ -75,7 +75,7 @@ def train(
 
     clock = clock or Clock()
     clock.waits = waits_on(context.device)
-    asked = with_pinned_weights(with_published_values(recipe))
+    asked = together(lambda: with_pinned_weights(with_published_values(recipe)), context)
     dataset = together(lambda: open_dataset(asked.data.path, data_fingerprint), context)
     check_batch_size(asked, len(dataset.train), context.replicas, asked.data.path)
     with Saver(context) as saver, Sharing(context.shares_batches) as sharing:

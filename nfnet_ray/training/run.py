@@ -248,8 +248,7 @@ def _built(
     else:
         # One worker's copy of the data may be damaged, which it finds where images stay in memory.
         train_loader, eval_loader = together(lambda: _loaders(recipe, dataset, context, sharing), context)
-    model = model_of(recipe.model, len(dataset.class_names))
-    start_from(model, recipe.model)
+    model = together(lambda: _model(recipe, len(dataset.class_names)), context)
     model.to(context.device, DTYPES[recipe.precision]).to(memory_format=MEMORY_FORMATS[recipe.memory_format])
     step = TrainStep(model, recipe, context, train_loader.batches_per_epoch)
     sums = EpochSums(context)
@@ -273,6 +272,13 @@ def _built(
         sums=sums,
         agreement=Agreement(context, saver),
     )
+
+
+def _model(recipe: ResolvedRecipe, classes: int) -> nn.Module:
+    """The network with the weights that training begins with."""
+    model = model_of(recipe.model, classes)
+    start_from(model, recipe.model)
+    return model
 
 
 def _loaders(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -147,6 +148,43 @@ def test_a_sample_that_two_workers_found_damaged_counts_once(tmp_path: Path) -> 
     ]
     said = [worker.communicate(timeout=HANG_SECONDS)[0] for worker in workers]
     assert said == 2 * ["{'damaged_train_images': 3, 'damaged_validation_images': 1}\n"]
+
+
+WITHOUT_WEIGHTS = """\
+import json, sys
+import torch, torch.distributed as dist
+from nfnet_ray.errors import UserError
+from nfnet_ray.recipe import Recipe
+from nfnet_ray.training import PlainContext, train
+rank, store, recipe = int(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
+recipe["model.weights"] = f"{store}-weights-{rank}"
+dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+context = PlainContext(device=torch.device("cpu"), threads=1)
+context.rank, context.world_size, context.replicas = rank, 2, 2
+try:
+    train(Recipe.from_values(recipe), context)
+except UserError as error:
+    print(error, error.others_wait)
+dist.destroy_process_group()
+"""
+
+
+def test_a_file_that_one_worker_does_not_see_ends_them_all(quick: Recipe, tmp_path: Path) -> None:
+    """With one sentence, where the others would wait for that worker."""
+    (tmp_path / "store-weights-0").touch()
+    recipe = json.dumps(quick.to_values())
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WITHOUT_WEIGHTS, str(rank), str(tmp_path / "store"), recipe],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [worker.communicate(timeout=HANG_SECONDS)[0] for worker in workers]
+    assert said[0] == said[1]
+    assert "store-weights-1 on " in said[0]
+    assert said[0].endswith("give a path that every node sees False\n")
 
 
 def test_a_resumed_run_knows_what_was_damaged_before(quick: Recipe, damaged: Path, tmp_path: Path) -> None:
