@@ -172,7 +172,7 @@ def _convert(options: argparse.Namespace) -> None:
             f"note: {count(report.orientation_tags, 'image')} with an orientation tag, stored as the pixels are,"
             " perhaps sideways: --apply-orientation rotates them"
         )
-    for name, why in report.skipped.items():
+    for name, why in report.skipped:
         say(f"left out {name}: {why}")
     if report.skipped:
         say(

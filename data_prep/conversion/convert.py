@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,8 +55,8 @@ class ConvertReport:
     """Of all files."""
     re_encoded: Counter[str]
     """Number of images per reason why they were not stored as they were."""
-    skipped: Mapping[str, str]
-    """Names of unreadable images that were left out, and why."""
+    skipped: Sequence[tuple[str, str]]
+    """The name of each unreadable image that was left out, and why; one of each split may have the same."""
     images_resumed: int = 0
     """Number of images that an earlier conversion had done."""
     lossy_jpegs: int = 0
@@ -125,7 +125,7 @@ def convert(
         for note in getattr(error, "__notes__", ()):
             problem.add_note(note)
         raise problem from error
-    skipped = {name: reason for _, name, reason in quarantine.images}
+    skipped = [(name, reason) for _, name, reason in quarantine.images]
     return ConvertReport(
         check_dataset(out), stored_bytes, re_encoded, skipped, images_resumed, lossy_jpegs, orientation_tags
     )
@@ -264,7 +264,7 @@ class _SplitWriter:
                 "orientation_tags": self.orientation_tags,
                 "apply_orientation": encode.apply_orientation,
                 "re_encoded": dict(sorted(self.re_encoded.items())),
-                "skipped": list(self.quarantine.reasons(self.split)),
+                "skipped": self.quarantine.names(self.split),
             },
         )
 

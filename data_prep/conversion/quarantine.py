@@ -42,9 +42,9 @@ class Quarantine:
             )
         self.images.append((split, name, reason))
 
-    def reasons(self, split: str) -> dict[str, str]:
-        """``{name: reason}`` of one split."""
-        return {name: reason for where, name, reason in self.images if where == split}
+    def names(self, split: str) -> list[str]:
+        """Those of one split's images."""
+        return [name for where, name, _ in self.images if where == split]
 
 
 def unreadable_limit(max_unreadable: int | float | None, total: int) -> int | None:

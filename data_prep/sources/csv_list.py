@@ -65,7 +65,9 @@ def _read_columns(path: Path, label_column: str) -> dict[str, list[str]]:
 
     needed = ["path", label_column]
     try:
-        with csv.open_csv(path) as reader:
+        # Otherwise a file with such values is cut into blocks that begin within one.
+        parse = csv.ParseOptions(newlines_in_values=True)
+        with csv.open_csv(path, parse_options=parse) as reader:
             header = reader.schema.names
         missing = [name for name in needed if name not in header]
         if missing:
@@ -80,7 +82,7 @@ def _read_columns(path: Path, label_column: str) -> dict[str, list[str]]:
             column_types=dict.fromkeys(columns, pa.string()),
             strings_can_be_null=False,
         )
-        table: pa.Table = csv.read_csv(path, convert_options=as_text)
+        table: pa.Table = csv.read_csv(path, parse_options=parse, convert_options=as_text)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{path}: cannot be read as a CSV file in UTF-8 ({reason})") from error

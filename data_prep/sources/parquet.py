@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,10 +145,9 @@ def open_parquet(files: Sequence[Path], label_column: str) -> Source:
 
 
 def _split_of(path: Path) -> str:
-    match = _SPLIT_IN_NAME.search(path.stem)
-    return (
-        SPLIT_OF[match.group(1).casefold()] if match else SPLIT_OF.get(path.parent.name.casefold(), "train")
-    )
+    found = _SPLIT_IN_NAME.findall(path.stem)
+    # The last one: the data set's own name comes first, and may have such a word in it (speed-test-train-0).
+    return SPLIT_OF[found[-1].casefold()] if found else SPLIT_OF.get(path.parent.name.casefold(), "train")
 
 
 def _why_not_tested_with(by_split: dict[str, list[Path]], label_column: str) -> str | None:
@@ -249,7 +248,8 @@ def _class_names(schema: pa.Schema, label_column: str) -> tuple[str, ...] | None
 def _open_split(files: Sequence[Path], image_column: str, label_column: str) -> _ParquetSplit:
     import pyarrow.parquet as pq
 
-    names: list[str] = []
+    given: list[str | None] = []
+    places: list[str] = []
     labels = []
     for path in files:
         has_path = pq.read_schema(path).field(image_column).type.get_field_index("path") >= 0
@@ -262,10 +262,13 @@ def _open_split(files: Sequence[Path], image_column: str, label_column: str) -> 
             raise UserError(f"{path}: {rows}; remove them or label them")
         # Not to_numpy: that imports pandas, which takes 2 s.
         labels.append(np.from_dlpack(label.combine_chunks()).astype(np.int64))
-        paths = (
+        given += (
             [image["path"] if image else None for image in table.column(image_column).to_pylist()]
             if has_path
             else [None] * len(table)
         )
-        names += [name or f"{path.name}:{row}" for row, name in enumerate(paths)]
+        places += [f"{path.name}:{row}" for row in range(len(table))]
+    # A path that several rows have, such as image.png, names none of them. What is held out is drawn by the names.
+    times = Counter(given)
+    names = [name if name and times[name] == 1 else place for name, place in zip(given, places, strict=True)]
     return _ParquetSplit(tuple(files), image_column, names, np.concatenate(labels))

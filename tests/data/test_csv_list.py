@@ -10,6 +10,7 @@ import pytest
 
 from data_prep.sources.choose import open_source
 from nfnet_ray.data.files.dataset import open_dataset
+from nfnet_ray.errors import UserError
 
 from .conftest import convert, refusal
 
@@ -51,6 +52,14 @@ def test_a_csv_list_may_number_its_classes_and_leave_the_split_to_us(
     for split in (dataset.train, dataset.validation):
         for name, label in zip(split.manifest.sources(), split.beton.labels.tolist(), strict=True):
             assert dataset.class_names[label] == str((9, 10, 2.0)[names.index(name) % 3])
+
+
+def test_a_name_in_a_long_csv_list_may_have_several_lines(tmp_path: Path) -> None:
+    """Long: of several megabytes, since Arrow reads one at a time, and not every place where it cuts does harm."""
+    rows = (f'"some/long/folder/name\n{number}.jpg",{"ab"[number % 2]}\n' for number in range(100_000))
+    (tmp_path / "list.csv").write_text("path,label\n" + "".join(rows))
+    with pytest.raises(UserError, match=r"\(100,000 of 100,000 are missing\)"):
+        open_source([tmp_path / "list.csv"], "label")
 
 
 TWO = ("aster/0.jpg,a,train", "daisy/0.jpg,b,train")

@@ -12,7 +12,7 @@ import pytest
 from data_prep.sources.choose import open_source
 from nfnet_ray.errors import UserError
 
-from .conftest import convert, refusal
+from .conftest import Encode, convert, refusal
 
 
 def write_parquet(path: Path, table: pa.Table) -> None:
@@ -68,6 +68,41 @@ def test_a_class_of_parquet_files_without_a_training_image_is_named(tmp_path: Pa
 
 
 LABELLED = {"image": IMAGE, "label": [0, 1]}
+
+
+def test_the_name_of_a_data_set_of_parquet_files_may_be_that_of_a_split(tmp_path: Path) -> None:
+    for split, rows in (("train", 3), ("validation", 1)):
+        table = pa.concat_tables(rows * [pa.table(LABELLED)])
+        write_parquet(tmp_path / "source" / f"speed-test-{split}-0.parquet", table)
+    splits = open_source([tmp_path / "source"], "label").splits
+    assert {name: len(split.labels) for name, split in splits.items()} == {"train": 6, "validation": 2}
+
+
+def test_rows_whose_images_all_have_one_name_are_named_by_file_and_row(tmp_path: Path) -> None:
+    image = [{"bytes": b"x", "path": path} for path in ("a.jpg", "image.jpg", "image.jpg", None)]
+    for file in ("train-0", "train-1"):
+        write_parquet(tmp_path / f"{file}.parquet", pa.table({"image": image, "label": [0, 1, 0, 1]}))
+        image[0]["path"] = "b.jpg"
+    split = open_source([tmp_path], "label").splits["train"]
+    assert split.names == [
+        "a.jpg", "train-0.parquet:1", "train-0.parquet:2", "train-0.parquet:3",
+        "b.jpg", "train-1.parquet:1", "train-1.parquet:2", "train-1.parquet:3",
+    ]  # fmt: skip
+
+
+def test_unreadable_images_of_one_name_in_both_splits_are_both_counted(
+    tmp_path: Path, encode: Encode, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for split in ("train", "test"):
+        image = [{"bytes": encode(number), "path": f"{number}.jpg"} for number in range(8)]
+        image[3]["bytes"] = b"none"
+        write_parquet(
+            tmp_path / "source" / f"{split}.parquet", pa.table({"image": image, "label": 4 * [0, 1]})
+        )
+    assert convert(tmp_path / "source", tmp_path / "out", "--skip-unreadable") == 0
+    printed = capsys.readouterr().out
+    assert printed.count("left out 3.jpg: ") == 2
+    assert "left out 2 unreadable images in all" in printed
 
 
 @pytest.mark.parametrize("names", [("train-0", "Test-0"), ("training_0", "testing_0"), ("train", "test")])
