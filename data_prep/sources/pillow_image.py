@@ -9,10 +9,10 @@ import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.sources.source import UnreadableImageError
+from nfnet_ray.data.loading.free_memory import free_bytes
 
 if TYPE_CHECKING:  # the command line's --help need not wait for Pillow
     from PIL import Image
@@ -190,27 +190,12 @@ def _check_memory(opened: Image.Image) -> None:
     needed = pixels * (1 if opened.mode in _BYTE_PER_PIXEL_MODES else 4)
     if opened.mode not in ("L", "RGB"):
         needed += pixels * (1 if opened.mode in _GREY_MODES else 4)  # converted, in addition to the original
-    free = _free_memory_bytes()
+    free = free_bytes()
     if needed > free:
         raise MemoryError(
             f"decoding its {pixels / 1e6:,.0f} megapixels takes {needed / 1e9:,.1f} GB of memory, and"
             f" {free / 1e9:,.1f} GB are free"
         )
-
-
-def _free_memory_bytes() -> float:
-    """What this machine, or this container, has left; infinite where nobody says (not on Linux)."""
-    free = float("inf")
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = next(1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
-        group = Path("/sys/fs/cgroup")  # of control groups, version 2
-        limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
-        if limit != "max":
-            free = min(free, int(limit) - int(used))
-    except (OSError, ValueError, StopIteration):  # no such files, or others than are known
-        pass
-    return free
 
 
 @functools.cache

@@ -19,8 +19,9 @@ from nfnet_ray.data.batch import TrainBatch
 from nfnet_ray.data.files.dataset import Dataset, open_dataset
 from nfnet_ray.data.loading import sharing as sharing_module
 from nfnet_ray.data.loading import stream as stream_module
+from nfnet_ray.data.loading.free_memory import free_bytes
 from nfnet_ray.data.loading.loader import TrainLoader
-from nfnet_ray.data.loading.sharing import Sharing, ahead, free_bytes
+from nfnet_ray.data.loading.sharing import Sharing, ahead
 from nfnet_ray.data.loading.stream import LEAST_SLOTS, Stream, slot_bytes, slot_for
 from nfnet_ray.recipe import DataRecipe, MixingRecipe, ProgressiveRecipe, RandAugmentRecipe
 from tests.deadlines import HANG_SECONDS

@@ -17,6 +17,7 @@ from data_prep.sources import pillow_image
 from data_prep.sources.source import UnreadableImageError, WriteMode
 from nfnet_ray.data.decoding.decode import decode_jpeg
 from nfnet_ray.data.files.beton import JPEG, PAGE_BYTES, RAW
+from nfnet_ray.data.loading import free_memory
 
 from .conftest import Encode, convert
 
@@ -243,7 +244,7 @@ def test_an_image_that_does_not_fit_into_memory_stops_the_conversion(
     image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pillow_image, "LARGE_PIXELS", 1000)
-    monkeypatch.setattr(pillow_image, "_free_memory_bytes", lambda: 5_000.0)
+    monkeypatch.setattr(pillow_image, "free_bytes", lambda: 5_000)
     assert convert(image_folder, tmp_path / "out", "--max-side", 30, "--skip-unreadable") == 2
     error = capsys.readouterr().err
     assert (
@@ -254,6 +255,21 @@ def test_an_image_that_does_not_fit_into_memory_stops_the_conversion(
     monkeypatch.setattr(pillow_image, "MOST_PIXELS", 1000)
     with pytest.raises(UnreadableImageError, match="48 x 40 pixels, more than 1,000: shrink or cut it"):
         stored((image_folder / "rose" / "0.jpg").read_bytes(), max_side=30)
+
+
+def test_files_that_a_container_has_read_leave_room_for_a_large_image(
+    encode: Encode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The archive that is converted fills its page cache, up to the limit."""
+    for name, text in (
+        ("memory.max", str(1 << 30)),
+        ("memory.current", str(1 << 30)),
+        ("memory.stat", f"anon {1 << 20}\ninactive_file {(1 << 30) - (1 << 20)}\nactive_file 0\n"),
+    ):
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(free_memory.free_bytes, "__defaults__", (tmp_path,))
+    monkeypatch.setattr(pillow_image, "LARGE_PIXELS", 1000)
+    assert stored(encode(1), max_side=30).width == 30
 
 
 UNREADABLE: dict[str, Callable[[Encode], bytes]] = {

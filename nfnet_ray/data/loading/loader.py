@@ -48,9 +48,10 @@ from nfnet_ray.data.files.beton import RAW
 from nfnet_ray.data.files.dataset import Split
 from nfnet_ray.data.files.manifest import hash_stored
 from nfnet_ray.data.files.train_share import images_drawn
+from nfnet_ray.data.loading.free_memory import free_bytes
 from nfnet_ray.data.loading.pool import Job, Pool
 from nfnet_ray.data.loading.resident import Images, Samples, shared_images
-from nfnet_ray.data.loading.sharing import Sharing, ahead, free_bytes, source_digest
+from nfnet_ray.data.loading.sharing import Sharing, ahead, source_digest
 from nfnet_ray.data.loading.stream import Record
 from nfnet_ray.errors import UserError
 from nfnet_ray.recipe import DataRecipe, ResolvedData

@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from nfnet_ray.data.loading.free_memory import free_bytes
 from nfnet_ray.data.loading.stream import Record, Stream, slot_bytes
 
 VARIABLE = "NFNET_RAY_SHARED_BATCHES"
@@ -262,22 +263,6 @@ def ahead(records: Records, count: int) -> Iterator[Iterator[Record]]:
     finally:
         over.set()
         thread.join()
-
-
-def free_bytes(group: Path = Path("/sys/fs/cgroup")) -> int:
-    """Memory that can be had on this machine, and within the limit of this container, whose control group it is.
-
-    What files are cached in can be had: a pod that has read a data set holds as much of it as its limit allows.
-    """
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    with suppress(OSError, StopIteration), Path("/proc/meminfo").open() as lines:
-        free = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
-    with suppress(OSError, ValueError):  # none, or "max"
-        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
-        parts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        cached = sum(int(parts.get(name, 0)) for name in ("active_file", "inactive_file"))
-        return max(0, min(free, limit - used + cached))
-    return free
 
 
 def source_digest(paths: Iterable[Path]) -> str:

@@ -1,0 +1,24 @@
+"""How much memory a process may still take."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+
+def free_bytes(group: Path = Path("/sys/fs/cgroup")) -> int:
+    """Memory that can be had on this machine, and within the limit of this container, whose control group it is.
+
+    What files are cached in can be had: a pod that has read a data set holds as much of it as its limit allows. Where
+    nobody says what is free (macOS), all of the memory is.
+    """
+    free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with suppress(OSError, StopIteration), Path("/proc/meminfo").open() as lines:
+        free = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    with suppress(OSError, ValueError):  # none, or "max"
+        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+        parts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        cached = sum(int(parts.get(name, 0)) for name in ("active_file", "inactive_file"))
+        return max(0, min(free, limit - used + cached))
+    return free
