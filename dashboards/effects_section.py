@@ -17,7 +17,7 @@ from dashboards.figures.effect_charts import (
 )
 from dashboards.figures.parallel_coordinates import parallel_coordinates
 from dashboards.figures.setting_charts import setting_outcomes
-from dashboards.figures.time_charts import has_points
+from dashboards.figures.time_charts import differ_in_seeds, has_points
 from dashboards.page import Chart
 from nfnet_ray.analysis import StudyRecord, setting_results
 from nfnet_ray.analysis.effects.best_so_far import ORDERS
@@ -210,7 +210,7 @@ def _best_so_far(record: StudyRecord) -> list[EffectChart]:
             "settings that were drawn. Other draws are not in it."
         )
     else:
-        seeds = "seeds and images" if len(record.study["seeds"]) > 1 else "images"
+        seeds = "seeds and images" if differ_in_seeds(record) else "images"
         caption = (
             f"In the order of the plan; the band is the 95% interval of the best so far over {seeds}. The settings "
             "were not drawn at random, so no other order is drawn."

@@ -31,8 +31,7 @@ def measurement(record: StudyRecord) -> list[tuple[str, str]]:
         ),
         (
             "Trials",
-            f"{count(len(study['seeds']), 'seed')} ({', '.join(map(str, study['seeds']))}); "
-            f"{_epochs(record)}{_halving(record)}",
+            f"{_seeds(record)}; {_epochs(record)}{_halving(record)}",
         ),
         ("Accuracy against budget", " ".join(budget_sentences(record))),
         ("Early stopping", _early_stopping(record)),
@@ -69,6 +68,13 @@ def _all_values(record: StudyRecord, name: str) -> Iterable[Any]:
     if name in record.fields:
         return (own if value is ABSENT else value for value in record.trials[name])
     return beside_the_question(record.study, name) or [own]
+
+
+def _seeds(record: StudyRecord) -> str:
+    """``3 seeds (0, 1, 2)``, or ``1 seed (0), and 2 more (1, 2) for contenders``."""
+    first, more = record.study["seeds"], record.study.get("more_seeds", ())
+    text = f"{count(len(first), 'seed')} ({', '.join(map(str, first))})"
+    return f"{text}, and {len(more)} more ({', '.join(map(str, more))}) for contenders" if more else text
 
 
 def _epochs(record: StudyRecord) -> str:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from dashboards.figures.level_styles import levels_of
 from dashboards.figures.setting_charts import HeatMap, Outcome
-from dashboards.figures.time_charts import state_words
+from dashboards.figures.time_charts import differ_in_seeds, state_words
 from nfnet_ray.analysis import BestSetting, StudyRecord, best_per_stratum
 from nfnet_ray.tracking.labels import value_label
 from nfnet_ray.wording import count, duration, percent, speed
@@ -185,15 +185,16 @@ def reruns_table(record: StudyRecord) -> Table | None:
 
 def trials_table(record: StudyRecord, best: BestSetting | None) -> Table:
     """All trials: in the study's order, or the best first if the table has several pages."""
-    seeds = record.trials["seed"]
-    with_seeds = (len(record.study["seeds"]) > 1 or seeds.nunique() > 1) and not seeds.isna().any()
+    with_seeds = differ_in_seeds(record) and not record.trials["seed"].isna().any()
+    # A study may sweep the epochs.
+    epochs = "trained epochs" if "epochs" in record.names.values() else "epochs"
     columns = (
         *(Column(record.names[field], levels_of(record.trials[field]).ordered) for field in record.fields),
         *([] if record.fields else [Column("trial")]),
         *([Column("seed", is_number=True)] if with_seeds else []),
         *(
             Column(name, is_number=True, best_first=name in BEST_FIRST)
-            for name in (LAST, HIGHEST, "epochs", "training time", SPEED, "start-up")
+            for name in (LAST, HIGHEST, epochs, "training time", SPEED, "start-up")
         ),
         Column(STATE),
     )

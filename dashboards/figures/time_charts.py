@@ -392,10 +392,15 @@ def _short(value: float) -> float:
     return float(f"{value:.5g}")
 
 
+def differ_in_seeds(record: StudyRecord) -> bool:
+    """Whether a study's trials have several seeds, be it those of all settings or those that contenders had later."""
+    return len(record.study["seeds"]) > 1 or record.trials["seed"].nunique() > 1
+
+
 def trial_label(record: StudyRecord, trial: Mapping[Hashable, Any]) -> str:
     """A row of ``record.trials`` in words: what is swept, and the seed where there are several."""
     point = {field: trial[field] for field in record.fields}
-    if len(record.study["seeds"]) > 1:
+    if differ_in_seeds(record):
         point["seed"] = trial["seed"]
     return point_label(point, record.names) or str(trial["trial"])
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from dashboards.effects_section import effects_section
 from dashboards.figures.level_styles import (
     LEVELS_AT_MOST,
     PAPER,
@@ -26,8 +27,10 @@ from dashboards.figures.level_styles import (
     levels_of,
     looks_of,
 )
+from dashboards.figures.time_charts import trial_label
 from dashboards.measurement import measurement, shared_recipe
 from dashboards.report import main, write_report
+from dashboards.report_tables import trials_table
 from nfnet_ray.analysis import load_study
 from nfnet_ray.tracking.events import Event
 from tests.tracking.chromium import page_after_scripts
@@ -477,3 +480,23 @@ def test_the_command_line_finds_a_study_by_its_name(
     assert main(["other"]) == 2
     assert "the studies in ./runs are: agc_sweep" in capsys.readouterr().err
     assert main(["agc_sweep", "--output", "runs/agc_sweep/journal.jsonl/page.html"]) == 2
+
+
+def test_seeds_that_contenders_had_later_are_told() -> None:
+    """Trials of the same setting are told apart, and no text says that there was one seed."""
+    results = Path(__file__).resolve().parents[2] / "studies" / "results"
+    record = load_study(results / "sam_cifar10")
+    assert dict(measurement(record))["Trials"].startswith("1 seed (0), and 2 more (1, 2) for contenders; ")
+    labels = [trial_label(record, trial) for trial in record.trials.to_dict("records")]
+    assert len(set(labels)) == len(labels) == len(record.trials)
+    effects = effects_section(record)
+    assert effects is not None
+    [caption] = [one.caption for one in effects.charts if one.chart.id == "best-so-far"]
+    assert "95% interval of the best so far over seeds and images" in caption
+
+
+def test_swept_epochs_and_those_that_were_trained_have_columns_of_two_names() -> None:
+    record = load_study(Path(__file__).resolve().parents[2] / "studies" / "results" / "efficientnet_cifar10")
+    names = [column.name for column in trials_table(record, None).columns]
+    assert len(set(names)) == len(names)
+    assert {"epochs", "trained epochs"} <= set(names)
