@@ -90,6 +90,21 @@ def test_compiled_forms_are_not_tried_for_a_short_run(monkeypatch: pytest.Monkey
     assert "compiled forms were not tried, as all steps take 100 s without" in choice.sentence()
 
 
+def test_images_that_grow_are_compiled_for_each_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six of them, from 32 to 192 px: what pays for one compilation need not pay for six."""
+    growing = OPEN.with_values({"data.progressive.start_size": 32})
+    seconds = on_a_gpu(compiled=(60.0, 0.09))
+    for steps, of_one_size, of_six in ((15_000, True, False), (200_000, True, True)):
+        for recipe, is_compiled in ((OPEN, of_one_size), (growing, of_six)):
+            choice, tried = choose(monkeypatch, seconds, steps, recipe=recipe)
+            assert choice.form == Form("contiguous", is_compiled)
+            assert (len(tried) > 2) == is_compiled
+    # Compiled forms are tried, and save 750 s, but six compilations of 130 s take more.
+    choice, tried = choose(monkeypatch, on_a_gpu(compiled=(130.0, 0.09)), 75_000, recipe=growing)
+    assert len(tried) == 6
+    assert choice.form == Form("contiguous")
+
+
 def test_the_start_of_cuda_is_not_held_against_the_form_that_is_timed_first(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -140,14 +155,15 @@ def test_several_workers_time_steps_that_are_not_captured(
 
     Nor is what was compiled for the timing of use to the workers of other trials.
     """
-    timed, saved = list[str](), list[str]()
+    timed, saved = list[tuple[str, int]](), list[str]()
 
-    def fastest(recipe: Recipe, *_: Any) -> Choice:
-        timed.append(recipe.capture)
+    def fastest(recipe: Recipe, _classes: int, steps: int, *_: Any) -> Choice:
+        timed.append((recipe.capture, steps))
         return Choice(COMPILED)
 
     monkeypatch.setattr(choosing, "fastest_form", fastest)
-    recipe = quick.with_values({"memory_format": "auto", "compile": "auto"})
+    values = {"memory_format": "auto", "compile": "auto", "data.train_share": 0.5, "schedule.epochs": 2}
+    recipe = quick.with_values({**values, "batch_size": 48})
     for workers in (1, 2):
         context = PlainContext(device=CPU, threads=1)
         context.world_size = context.replicas = workers  # type: ignore[misc]
@@ -156,7 +172,7 @@ def test_several_workers_time_steps_that_are_not_captured(
         found = choosing.chosen_form(recipe, open_dataset(recipe.data.path), context, Clock(), None)
         assert found == Choice(COMPILED)
         assert len(saved) == 1  # by the one that trains alone
-    assert timed == ["auto", "never"]
+    assert timed == [("auto", 4), ("never", 4)]  # 120 images in each of two epochs
 
 
 WORKER = """\

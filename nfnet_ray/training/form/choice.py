@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from nfnet_ray.data.batching import batches_per_epoch, images_of_share
 from nfnet_ray.data.files.dataset import Dataset
 from nfnet_ray.models.published import resolve
 from nfnet_ray.recipe import Recipe
@@ -63,7 +64,8 @@ def _agreed(recipe: Recipe, dataset: Dataset, context: Context, sign_of_life: Ca
     if context.world_size > 1:
         values["capture"] = "never"  # several workers are not captured, and a form is timed as it is trained
     share = resolved.with_values(values)
-    steps = recipe.schedule.epochs * (len(dataset.train) // recipe.batch_size)
+    images = images_of_share(len(dataset.train), recipe.data.train_share)
+    steps = recipe.schedule.epochs * batches_per_epoch(images, recipe.batch_size)
 
     def choose(notes: FormNotes) -> Choice:
         plain = PlainContext(device=context.device, gpu_share=context.gpu_share, threads=context.threads)

@@ -9,6 +9,7 @@ import time
 import numpy as np
 import torch
 
+from nfnet_ray.data.augmentation.progressive import data_at_epoch
 from nfnet_ray.data.batch import TrainBatch
 from nfnet_ray.models import model_of
 from nfnet_ray.models.catalogue import count_multiply_adds
@@ -38,7 +39,7 @@ def fastest_form(
     context: PlainContext,
     notes: FormNotes | None = None,
 ) -> Choice:
-    """The form in which a run of ``steps`` steps takes least, its compilation included.
+    """The form in which a run of ``steps`` steps takes least, its compilations included: one for each size of images.
 
     ``recipe`` is of one worker: its batch is the worker's share. Eager forms are timed first, and compiled ones only
     where the Recipe asks for a compiled network, or where the run's eager steps take much longer than a compilation
@@ -49,19 +50,21 @@ def fastest_form(
     Resets the process's generators (:func:`~nfnet_ray.training.determinism.reset_process`). Raises MemoryError if no
     form fits.
     """
-    device, notes = context.device.type, notes or NotesForNobody()
+    device, notes, epochs = context.device.type, notes or NotesForNobody(), recipe.schedule.epochs
     found, failed, remarks = dict[Form, Timing](), dict[Form, str](), list[str]()
 
     def run_seconds(form: Form) -> float:
         return steps * found[form].step_seconds
 
+    sizes = {data_at_epoch(recipe.data, epoch, epochs).image_size for epoch in range(epochs)}
+
     def compile_seconds(form: Form) -> float:
         # Of eager forms the first one is slow, whichever it is: it starts CUDA and loads the libraries.
-        return found[form].compile_seconds if form.compile else 0.0
+        return len(sizes) * found[form].compile_seconds if form.compile else 0.0
 
     for form in forms_to_try(recipe, device):
         eager = [run_seconds(known) for known in found if not known.compile]
-        if form.compile and eager and not pays_to_compile(min(eager), device):
+        if form.compile and eager and not pays_to_compile(min(eager) / len(sizes), device):
             remarks.append(f"compiled forms were not tried, as all steps take {min(eager):,.0f} s without")
             break
         if form.compile and recipe.compile == AUTO and not notes.begin_compiling(str(form)):
