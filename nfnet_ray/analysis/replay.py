@@ -328,7 +328,7 @@ def replay_sentence(table: pd.DataFrame, equal_within: float = EQUAL_WITHIN) -> 
     else:
         said += f"lost {100 * default['regret']:.1f} points by its choice"
     good = [row for row in table.to_dict("records")[1:] if row["regret"] <= equal_within + 1e-9]
-    cheapest = min(good, key=lambda row: row["share"], default=None)
+    cheapest = min(good, key=lambda row: (row["share"], row["rule"] != default["rule"]), default=None)
     if cheapest is None:
         return f"{said}; no rule comes within {points} of the whole study."
     if cheapest["rule"] == default["rule"]:

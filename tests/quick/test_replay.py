@@ -182,6 +182,12 @@ def test_a_choice_that_loses_less_than_equal_within_is_not_missed(tmp_path: Path
     assert "equal in practice (0.3 points less)" in replay_sentence(record.replay(), 0.004)
 
 
+def test_a_rule_that_costs_what_the_default_costs_is_not_called_cheaper() -> None:
+    rows = [("everything", 1.0), ("synchronous, eta 2", 0.9), ("synchronous, eta 3", 0.9)]
+    table = pd.DataFrame(rows, columns=["rule", "share"]).assign(same=1.0, missed=0.0, regret=0.0)
+    assert replay_sentence(table).endswith("; no other rule is cheaper and within 0.2 points.")
+
+
 def test_the_command_prints_a_row_for_each_rule_and_a_conclusion(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
