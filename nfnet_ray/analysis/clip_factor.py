@@ -17,6 +17,8 @@ from nfnet_ray.analysis.clipping import (
 )
 from nfnet_ray.analysis.inference.intervals import difference_interval
 from nfnet_ray.analysis.record import StudyRecord
+from nfnet_ray.analysis.setting import SettingResult, setting_results
+from nfnet_ray.analysis.verdict import contrast
 from nfnet_ray.tracking.labels import value_label
 from nfnet_ray.wording import percent
 
@@ -55,11 +57,13 @@ class TriedFactor:
         count: returns {factor: share of the units that it would have clipped during this training}, by rising factor;
             None where it was not counted. It is called for the best factor and its neighbours alone: to read the
             records of a study of 1,000 trials takes ten seconds.
+        result: which images its trials had right, for comparing it image by image; None where it cannot be compared.
     """
 
     factor: float
     top1: tuple[float, ...] = ()
     count: Callable[[], Mapping[float, float] | None] = lambda: None
+    result: SettingResult | None = field(default=None, compare=False, repr=False)
 
     @cached_property
     def shares(self) -> Mapping[float, float] | None:
@@ -287,6 +291,7 @@ def _tried(record: StudyRecord, rows: Sequence[Mapping[Hashable, Any]]) -> list[
     """The factors under one condition, each with its seeds; none while a trial has yet to end, or without counts."""
     if any(row["state"] not in ("finished", "stopped", "diverged", "failed") for row in rows):
         return []
+    results = {tuple(result.point.values()): result for result in setting_results(record)}
     settings: dict[float, list[Mapping[Hashable, Any]]] = {}
     for row in rows:
         value = row[CLIP_FACTOR]
@@ -298,7 +303,8 @@ def _tried(record: StudyRecord, rows: Sequence[Mapping[Hashable, Any]]) -> list[
         if len(top1) < len(trials) or any(math.isnan(value) for value in top1):
             top1 = []
         names = tuple(str(trial["trial"]) for trial in trials)
-        found.append(TriedFactor(factor, tuple(top1), partial(_shares, record, names)))
+        result = results.get(tuple(trials[0][name] for name in record.fields))
+        found.append(TriedFactor(factor, tuple(top1), partial(_shares, record, names), result))
     return found if any(record.clipping.get(str(row["trial"])) for row in rows) else []
 
 
@@ -308,6 +314,9 @@ def _shares(record: StudyRecord, trials: Sequence[str]) -> Mapping[float, float]
 
 
 def _is_within_noise(best: TriedFactor, other: TriedFactor, images: int) -> bool:
+    """Whether 0 is in the interval of the difference: the answer's, where it is known which images both had right."""
+    if best.result is not None and other.result is not None:
+        return contrast(best.result, other.result).low <= 0
     return difference_interval(best.top1, other.top1, images)[0] <= 0
 
 

@@ -24,6 +24,7 @@ from nfnet_ray.analysis.clipping import (
     differs_from_step,
     shares_that_factors_would_clip,
 )
+from nfnet_ray.analysis.setting import SettingImages, setting_result
 from nfnet_ray.clipping import BINS, EDGES, OCTAVES, Clipping, clipping_from_counts
 from nfnet_ray.tracking.events import Event
 from tests.tracking.example_study import CLIP_FACTOR, agc_sweep, write_journal
@@ -50,6 +51,25 @@ def suggested(
         ],
         images,
     )
+
+
+def test_neighbours_are_compared_image_by_image_as_in_the_answer() -> None:
+    """The factors on both sides err on 30 images more, 1.5% of them, which are told apart on the same images alone."""
+    best = np.arange(2000) < 1800
+    bits = {0.01: best & (np.arange(2000) >= 30), 0.04: best, 0.16: best & (np.arange(2000) >= 30)}
+    measured = np.ones(2000, bool)
+
+    def tried(factor: float, is_known: bool) -> TriedFactor:
+        top1 = [float(bits[factor].mean())]
+        images = SettingImages(bits[factor][None], measured)
+        result = setting_result({CLIP_FACTOR: factor}, top1, 2000, images) if is_known else None
+        return TriedFactor(factor, tuple(top1), partial(lognormal, 0.02), result)
+
+    apart, paired = (
+        suggest_factor([tried(factor, is_known) for factor in bits], 2000) for is_known in (False, True)
+    )
+    assert "0.01 and 0.16 on its two sides cannot be told from it" in apart.reasoning
+    assert paired.factor == 0.08
 
 
 def test_an_optimum_at_the_largest_factor_is_followed_upwards() -> None:
