@@ -8,7 +8,6 @@ if __name__ == "__main__":
     begin()  # first: what follows takes seconds to import
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 
@@ -18,6 +17,7 @@ from nfnet_ray.command_line.exit_code import exit_code_of
 from nfnet_ray.command_line.one_line_parser import OneLineParser
 from nfnet_ray.errors import UserError
 from nfnet_ray.places import in_words
+from nfnet_ray.processor import available_cpus
 
 PROGRAM = "python -m data_prep"
 
@@ -87,7 +87,7 @@ def _add_verify(commands: argparse._SubParsersAction[OneLineParser]) -> None:
         help="print at most N problems (default: %(default)s)",
     )  # fmt: skip
     verify.add_argument(
-        "--workers", type=number_of_threads, default=os.cpu_count() or 1, metavar="N",
+        "--workers", type=number_of_threads, default=available_cpus(), metavar="N",
         help="number of threads (default: one per core, here %(default)s)",
     )  # fmt: skip
     verify.set_defaults(run=_verify)
@@ -149,7 +149,7 @@ def _add_doctor(commands: argparse._SubParsersAction[OneLineParser]) -> None:
         " a V100)",
     )  # fmt: skip
     doctor.add_argument(
-        "--workers", type=number_of_threads, default=os.cpu_count() or 1, metavar="N",
+        "--workers", type=number_of_threads, default=available_cpus(), metavar="N",
         help="number of threads of the loader (default: one per core, here %(default)s)",
     )  # fmt: skip
     doctor.set_defaults(run=_doctor)

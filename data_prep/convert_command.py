@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from pathlib import Path
 from typing import get_args
@@ -15,6 +14,7 @@ from nfnet_ray.command_line.arguments import MOST_DIGITS, given_path, number_or_
 from nfnet_ray.command_line.one_line_parser import OneLineParser
 from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.printable import display_path, interpreter, shell_command
+from nfnet_ray.processor import available_cpus
 from nfnet_ray.wording import agree, clock_time, count, speed
 
 _MOST_PIXELS = 65_500  # a side of a JPEG, in libjpeg (JPEG_MAX_DIMENSION); a .beton's sides are 16 bits wide
@@ -98,7 +98,7 @@ examples
         "--skip-unreadable", action="store_true", help="skip any number of images that cannot be decoded"
     )
     convert.add_argument(
-        "--workers", type=number_of_threads, default=os.cpu_count() or 1, metavar="N",
+        "--workers", type=number_of_threads, default=available_cpus(), metavar="N",
         help="number of threads (default: one per core, here %(default)s)",
     )  # fmt: skip
     convert.add_argument(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +14,7 @@ import torch
 
 from nfnet_ray.clipping import Clipping
 from nfnet_ray.correct_images import CorrectImages
+from nfnet_ray.processor import available_cpus
 from nfnet_ray.training.checkpoints.checkpoint import DEFAULT_KEPT, CheckpointStore, Kept
 from nfnet_ray.training.form.artifacts import CompiledFiles
 from nfnet_ray.training.form.forms import Choice
@@ -136,7 +136,7 @@ class PlainContext:
     Args:
         device: default: a GPU if there is one.
         gpu_share: the part of the GPU that this process may use.
-        threads: default: one for each core.
+        threads: default: one for each core that this process may use.
         checkpoints: a folder or a URI of checkpoints, to save and to resume from; without it nothing is saved.
         kept: the number of checkpoints that are not removed.
         seconds_between_checkpoints: within an epoch; None: only at the ends of epochs.
@@ -163,7 +163,7 @@ class PlainContext:
     ) -> None:
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.gpu_share = gpu_share
-        self.threads = threads or os.cpu_count() or 1
+        self.threads = threads or available_cpus()
         self.store = CheckpointStore(checkpoints, kept) if checkpoints else None
         self.seconds_between_checkpoints = seconds_between_checkpoints
         self.shares_batches = shares_batches

@@ -24,6 +24,7 @@ from nfnet_ray.places import (
     resolved,
 )
 from nfnet_ray.printable import printable
+from nfnet_ray.processor import available_cpus
 from nfnet_ray.recipe import split_weights
 from nfnet_ray.study.space import with_values_of
 from nfnet_ray.study.study import TRIALS_FOLDER, Study, Trial
@@ -156,4 +157,4 @@ def verify(path: Path) -> None:
     from nfnet_ray.command_line.progress import bytes_on_stderr
     from nfnet_ray.data.files.verification import check_all
 
-    check_all(path, os.cpu_count() or 1, bytes_on_stderr)
+    check_all(path, available_cpus(), bytes_on_stderr)

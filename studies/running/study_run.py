@@ -18,11 +18,7 @@ from dashboards.report import REPORT_FILE, write_report
 from nfnet_ray.cluster.connection.address import temporary_folder
 from nfnet_ray.cluster.connection.gpu_sharing import sharing_sentence
 from nfnet_ray.cluster.connection.resources import Resources, WorkerResources, workers_on_a_gpu
-from nfnet_ray.cluster.connection.session import (
-    available_cpus,
-    check_temporary_folder,
-    ray_session,
-)
+from nfnet_ray.cluster.connection.session import check_temporary_folder, ray_session
 from nfnet_ray.command_line.interruption import EXIT_INTERRUPTED, asked_to_stop
 from nfnet_ray.command_line.program import goes_on_without_output
 from nfnet_ray.command_line.terminal import say, say_whole, waiting
@@ -31,6 +27,7 @@ from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.errors import StopsStudyError, StorageError, UserError
 from nfnet_ray.places import in_words, lost_place, remedy_for, which_is_lost
 from nfnet_ray.printable import display_path, interpreter, shell_command
+from nfnet_ray.processor import available_cpus
 from nfnet_ray.study.annotations import Annotations
 from nfnet_ray.study.confirmation import reruns_to_run
 from nfnet_ray.study.contenders import further_to_run

@@ -13,6 +13,7 @@ from nfnet_ray.cluster.connection import session
 from nfnet_ray.cluster.connection.local_ray import LocalRay
 from nfnet_ray.cluster.worker import keep_compiled
 from nfnet_ray.errors import UserError
+from nfnet_ray.processor import available_cpus
 
 LATE = "The current node timed out during startup. This could happen because some of the raylet failed to startup."
 
@@ -97,10 +98,10 @@ def test_a_container_has_the_cores_that_its_limit_allows(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _process: set(range(64)))
-    assert session.available_cpus(tmp_path) == 64
+    assert available_cpus(tmp_path) == 64
     for limit, cores in (("max", 64), ("450000", 4), ("50000", 1), ("9600000", 64)):
         (tmp_path / "cpu.max").write_text(f"{limit} 100000\n")
-        assert session.available_cpus(tmp_path) == cores
+        assert available_cpus(tmp_path) == cores
 
 
 @pytest.mark.parametrize("home", ["/proc/nobody", "/dev/null"])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from data_prep import __main__ as command_line
 from data_prep import doctor
 from data_prep.__main__ import main
 from data_prep.doctor import Need, Speeds, diagnose, measure, needed
@@ -121,3 +123,13 @@ def test_the_command(
     assert main(["doctor", str(few_digits), "--model", "nfnet_f9"]) == 2
     assert main(["doctor", str(few_digits / "nowhere")]) == 2
     assert capsys.readouterr().err.count("\n") == 2
+
+
+@pytest.mark.parametrize("arguments", [("convert", "a", "b"), ("verify", "a"), ("doctor", "a")])
+def test_there_are_as_many_threads_as_cores_that_this_process_may_use(
+    arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a container that has one of 64, the doctor would take the speed of that one for 64 times that of a core."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _process: {5})
+    assert command_line._parser().parse_args(arguments).workers == 1

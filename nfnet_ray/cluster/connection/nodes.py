@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import queue
 import threading
 import time
@@ -19,6 +18,7 @@ from nfnet_ray.data.files.dataset import DatasetSummary, open_dataset, split_pat
 from nfnet_ray.data.files.file_identity import FileIdentity, file_identity
 from nfnet_ray.data.files.verification import check_all
 from nfnet_ray.errors import UserError
+from nfnet_ray.processor import available_cpus
 
 # To start a process on a node and read 48 bytes of each of a million images.
 ANSWER_SECONDS = 120.0
@@ -191,7 +191,7 @@ def _verify(path: Path) -> Generator[int | str]:
 
     def run() -> None:
         try:
-            check_all(path, os.cpu_count() or 1, tell)
+            check_all(path, available_cpus(), tell)
             words.put(_DONE)
         except Exception as error:
             words.put(str(error) or repr(error))

@@ -19,7 +19,7 @@ from nfnet_ray.cluster.connection.resources import Resources
 from nfnet_ray.command_line.interruption import handlers_kept
 from nfnet_ray.errors import UserError
 from nfnet_ray.places import check_can_write, check_path
-from nfnet_ray.processor import processor_name
+from nfnet_ray.processor import available_cpus, processor_name
 from nfnet_ray.wording import count
 
 _LIBRARY = Path(__file__).parents[2]
@@ -29,16 +29,6 @@ LONGEST_BELOW_TEMPORARY = len(ray_internals.LONGEST_SOCKET)
 
 LEAST_TEMPORARY_BYTES = 10_000_000
 """Ray's logs of a study are 0.3 to 2.4 MB; if they do not fit, workers die."""
-
-
-def available_cpus(group: Path = Path("/sys/fs/cgroup")) -> int:
-    """Cores that this process may use, within the limit of this container, whose control group it is."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    # None, or "max" without a limit. More threads than the quota has cores would all be stopped for most of the time.
-    with suppress(OSError, ValueError):
-        quota, period = map(int, (group / "cpu.max").read_text().split())
-        return max(1, min(cores, quota // period))
-    return cores
 
 
 @contextmanager
