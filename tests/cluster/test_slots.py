@@ -34,6 +34,7 @@ from nfnet_ray.study import Halving, Study
 from nfnet_ray.study.legs import Legs
 from nfnet_ray.study.recorder import Recorder
 from nfnet_ray.tracking.state import StudyState
+from nfnet_ray.training.watchdog import SECONDS_OF_SILENCE, SECONDS_TO_STAY, SLOW_PHASES
 from tests.cluster.test_messages import head as head
 from tests.quick.test_decisions import InMemory, study_of
 
@@ -278,3 +279,13 @@ def test_a_controller_that_ends_is_started_again_unless_its_workers_never_come_u
 def test_workers_that_share_a_gpu_do_not_use_nccl(tmp_path: Path, gpus: float, backend: str) -> None:
     slot = trainer.torch_trainer(slot_config(1, tmp_path, WorkerResources(2, 1, gpus)))
     assert slot.backend_config.backend == backend
+
+
+@pytest.mark.parametrize("hang_seconds", [None, 8.0, 1200.0])
+def test_an_exchange_may_take_longer_than_the_watchdogs_wait(
+    tmp_path: Path, hang_seconds: float | None
+) -> None:
+    """Its error would end a run that compiles, and says less than their stacks."""
+    slot = trainer.torch_trainer(slot_config(1, tmp_path, WorkerResources(2, 1, 0.0), hang_seconds))
+    patience = (hang_seconds or SECONDS_OF_SILENCE) * max(SLOW_PHASES.values())
+    assert slot.backend_config.timeout_s > patience + SECONDS_TO_STAY
