@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -268,3 +269,16 @@ def test_no_two_labels_of_an_axis_are_the_same(page: WebDriver) -> None:
     assert any(len(each) > 3 for each in labels)
     for each in labels:
         assert len(set(each)) == len(each)
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_long_word_does_not_widen_the_page(browser: WebDriver, tmp_path: Path, width: int) -> None:
+    address = "https://tracker.example.org/projects/vision/" + 12 * "normaliser-free-"
+    started, *events = agc_sweep((0.01, 0.02), (64,))
+    assert started["event"] == "study_started"
+    started["study"] |= {"question": f"Is {address} right?", "notes": [address], "tags": {"issue": address}}
+    write_journal(tmp_path, [started, *events])
+    resize(browser, width)
+    browser.get(write_report(tmp_path).as_uri())
+    wait(browser, "return charts.every(chart => chart.drawn)")
+    assert browser.execute_script("return document.documentElement.scrollWidth") == width
