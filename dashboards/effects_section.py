@@ -207,7 +207,7 @@ def _best_so_far(record: StudyRecord) -> list[EffectChart]:
     if table["band"].iloc[0] == ORDERS:
         caption = (
             "The expected best of as many random settings, over all orders; the band holds 95% of the orders of the "
-            "settings that were drawn. Other draws are not in it."
+            "settings that were drawn. Other draws are not in it, and settings that were not drawn come first."
         )
     else:
         seeds = "seeds and images" if differ_in_seeds(record) else "images"

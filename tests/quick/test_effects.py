@@ -685,6 +685,20 @@ def test_only_a_random_search_is_put_into_other_orders() -> None:
     assert found["cost"].tolist() == pytest.approx((3.0 * found["accelerator_hours"]).tolist())
 
 
+def test_settings_that_a_random_search_was_given_are_first_in_every_order() -> None:
+    points = [{CLIP: factor} for factor in FACTORS]
+    curves = [flat(one) for one in (0.7, 0.8, 0.75, 0.9, 0.85, 0.6, 0.88)]
+    search = {"name": "random", "settings": 7, "first_points": [{CLIP: FACTORS[1]}]}
+    found = best_so_far(
+        tables({CLIP: list(FACTORS)}, points, curves, search=search, recipe={CLIP: FACTORS[0]})
+    )
+    orders = np.array(list(itertools.permutations((0.75, 0.9, 0.85, 0.6, 0.88))))
+    best = np.maximum.accumulate(np.maximum(orders, 0.8), axis=1).mean(axis=0)
+    assert found["top1"].tolist() == pytest.approx([0.7, 0.8, *best])
+    assert found[["low", "high"]].iloc[:2].to_numpy().tolist() == [[0.7, 0.7], [0.8, 0.8]]
+    assert found["epochs"].tolist() == [8 * k for k in range(1, 8)]
+
+
 def test_the_band_of_a_path_allows_for_the_best_of_many() -> None:
     draw = np.random.default_rng(20)
     points = [{CLIP: 0.01, "n": n} for n in range(20)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,11 @@ from nfnet_ray.analysis.effects.noise import NoiseWithin
 from nfnet_ray.analysis.inference.paired import Floats
 from nfnet_ray.analysis.setting import SettingImages, SettingResult, setting_result, trials_by_setting
 from nfnet_ray.analysis.tables import StudyTables
+from nfnet_ray.errors import UserError
+from nfnet_ray.models.published import with_published_values
+from nfnet_ray.recipe import Recipe
+from nfnet_ray.study.search.axes import point_key
+from nfnet_ray.tracking.labels import ABSENT
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,7 +38,8 @@ def best_so_far(tables: StudyTables) -> pd.DataFrame:
 
     * ``random``: settings were drawn independently, so any order of them was as likely. ``top1`` is the expected best
       of as many settings over all orders, and the band holds 95% of the orders. It ends at the best one found: how
-      another study's draws would differ is not in it.
+      another study's draws would differ is not in it. The Recipe's own setting and those of an earlier study, with
+      which the search began, were not drawn: they are first in every order.
     * all others (``grid``, ``sobol``, ``tpe``, ``gp``): one path, in the order of the plan. ``top1`` is the best so far
       as it was seen, and the band is its 95% interval over images and, from two seeds on, seeds. As in the answer, the
       lower bound allows for the choice of the best of as many settings, for which images and seeds are drawn again.
@@ -44,7 +51,7 @@ def best_so_far(tables: StudyTables) -> pd.DataFrame:
         A row for each setting: ``settings`` (how many so far), ``epochs`` (trained by their trials),
         ``accelerator_hours`` (of their training alone), ``cost`` (that times the price of an hour; NaN if it is not
         known), ``top1``, ``low`` and ``high`` (fractions), ``band`` (``orders`` or ``interval``). For random orders the
-        costs are the mean cost of a setting times their number.
+        cost of a setting that was drawn is the mean of theirs.
     """
     import pandas as pd
 
@@ -57,8 +64,9 @@ def best_so_far(tables: StudyTables) -> pd.DataFrame:
     top1 = np.array([result.top1 for result in results])
     number = np.arange(1, len(results) + 1)
     if is_random:
-        mean, low, high = expected_best(top1)
-        spent = [number * float(np.mean(each)) for each in (epochs, seconds)]
+        first = _not_drawn(tables, results)
+        mean, low, high = _over_orders(top1, first)
+        spent = [_mean_spent(np.array(each, float), first) for each in (epochs, seconds)]
     else:
         mean = np.maximum.accumulate(top1)
         low, high = _intervals(results)
@@ -95,6 +103,39 @@ def expected_best(top1: Floats, level: float = 0.95) -> tuple[Floats, Floats, Fl
         for bound, share in ((low, (1 - level) / 2), (high, (1 + level) / 2)):
             bound[k - 1] = ordered[int(np.searchsorted(at_most, share - 1e-12))]
     return mean, low, high
+
+
+def _over_orders(top1: Floats, first: int) -> tuple[Floats, Floats, Floats]:
+    """:func:`expected_best` over the orders in which the ``first`` ones come first."""
+    path = np.maximum.accumulate(top1[:first])
+    if first == len(top1):
+        return path, path, path
+    # One that is no better than those before it changes nothing.
+    least = path[-1] if first else -math.inf
+    mean, low, high = (np.append(path, each) for each in expected_best(np.maximum(top1[first:], least)))
+    return mean, low, high
+
+
+def _mean_spent(each: Floats, first: int) -> Floats:
+    """(S,) what the settings up to each one cost, on average over the orders."""
+    drawn = each[first:]
+    return np.cumsum(np.append(each[:first], np.full(len(drawn), drawn.mean() if len(drawn) else 0.0)))
+
+
+def _not_drawn(tables: StudyTables, results: Sequence[SettingResult]) -> int:
+    """How many settings a search began with, as given: the Recipe's own, and the best ones of an earlier study."""
+    recipe = tables.study.get("recipe", {})
+    own = [recipe]
+    with contextlib.suppress(UserError):  # a journal of another version
+        own.append(with_published_values(Recipe.from_values(recipe)).to_values())
+    given = {point_key(point) for point in tables.study.get("search", {}).get("first_points", ())}
+    points = [{name: at for name, at in one.point.items() if at is not ABSENT} for one in results]
+    is_given = [
+        point_key(point) in given
+        or any(point_key({name: values.get(name) for name in point}) == point_key(point) for values in own)
+        for point in points
+    ]
+    return next((number for number, one in enumerate(is_given) if not one), len(is_given))
 
 
 def _settings(
