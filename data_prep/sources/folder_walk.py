@@ -38,20 +38,19 @@ IMAGE_EXTENSIONS = frozenset(
     }
 )
 # Folders and files that no person made, in lower case; those whose names begin with a dot are known by it. macOS (also
-# on disks of others), Windows, Linux' fsck, Synology and QNAP, NetApp, Python, CVS.
+# on disks of others), Windows, Linux' fsck, Synology and QNAP, NetApp, Python. Words that may be the name of a class
+# are not among them: Recycled (waste; a folder of old versions of Windows), CVS (a brand; an old version control).
 _MADE_BY_SYSTEMS = frozenset(
     {"__macosx", "network trash folder", "temporary items", "thevolumesettingsfolder", "icon\r"}
     | {
         "$recycle.bin",
-        "recycler",
-        "recycled",
         "system volume information",
         "thumbs.db",
         "ehthumbs.db",
         "desktop.ini",
     }
     | {"lost+found", "@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "@tmp", "~snapshot"}
-    | {"__pycache__", "cvs", "_vti_cnf"}
+    | {"__pycache__", "_vti_cnf"}
 )
 
 

@@ -76,6 +76,12 @@ def test_a_folder_that_a_program_made_is_no_class_and_in_none(
     )
 
 
+def test_a_class_may_be_called_recycled(image_folder: Path) -> None:
+    (image_folder / "aster").rename(image_folder / "Recycled")
+    (image_folder / "daisy").rename(image_folder / "CVS")
+    assert open_source([image_folder], "label").class_names == ("CVS", "Recycled", "rose")
+
+
 def test_files_that_a_program_made_are_not_read(
     image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
