@@ -308,13 +308,14 @@ class StudyWriter:
                 page_token=page,
             )
             for run in runs:
+                # One whose tags somebody has deleted in MLflow is nobody's, and another takes its place.
                 tags = run.data.tags
                 if tags.get("kind") == "study":
                     study_run_id = run.info.run_id
-                elif tags.get("kind") == "setting":
+                elif "setting" in tags and "trials" in tags:
                     self._setting_runs[tags["setting"]] = run.info.run_id, tuple(tags["trials"].split(", "))
-                else:
-                    trial_run_ids[run.data.tags["trial"]] = run.info.run_id
+                elif "trial" in tags:
+                    trial_run_ids[tags["trial"]] = run.info.run_id
             page = runs.token
             if not page:
                 return study_run_id, trial_run_ids

@@ -73,3 +73,20 @@ def test_what_cannot_be_replayed_is_said_in_one_line(
     with alone_with(tmp_path / "study"):
         assert main(["replay", str(tmp_path / "study"), "--tracking-uri", tracking_uri]) == 2
     assert "another process is running study" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("kind", "tag"), [("trial", "trial"), ("study", "kind")])
+def test_a_run_whose_tag_somebody_has_deleted_does_not_stop_the_delivery(
+    tmp_path: Path, tracking_uri: str, kind: str, tag: str
+) -> None:
+    study = tmp_path / "study"
+    write_journal(study, EVENTS[:6])
+    assert main(["replay", str(study), "--tracking-uri", tracking_uri]) == 0
+    client = MlflowClient(tracking_uri)
+    [experiment] = [found for found in client.search_experiments() if found.name == "nfnet_ray"]
+    runs = client.search_runs([experiment.experiment_id], f"tags.kind = '{kind}'")
+    client.delete_tag(runs[0].info.run_id, tag)
+    write_journal(study, EVENTS[6:])
+    assert main(["replay", str(study), "--tracking-uri", tracking_uri]) == 0
+    found = client.search_runs([experiment.experiment_id], "metrics.validation_top1 > 0")
+    assert {run.data.tags.get("trial") for run in found} >= EXPECTED.keys()
