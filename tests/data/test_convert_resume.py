@@ -232,6 +232,34 @@ def test_a_leftover_is_named_with_what_to_do(
     assert note.endswith("images of a conversion that was stopped; resume it with --resume, or delete it")
 
 
+def test_a_data_set_that_was_about_to_be_replaced_is_not_to_be_deleted(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between the two moves of --overwrite, which leaves the old one and the new one beside their place."""
+    out = tmp_path / "out"
+    assert convert(source, out, "--skip-unreadable") == 0
+    rename = Path.rename
+
+    def once(path: Path, target: Path) -> Path:
+        moved = rename(path, target)
+        if path == out:
+            raise KeyboardInterrupt
+        return moved
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", once)
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)  # a kill cleans nothing up
+        with suppress(KeyboardInterrupt):
+            convert(source, out, "--skip-unreadable", "--overwrite")
+    assert not out.exists()
+    capsys.readouterr()
+    (old,) = [folder for folder in unfinished(out) if folder.suffix == ".old"]
+    assert convert(source, out, "--skip-unreadable") == 0
+    notes = capsys.readouterr().out.splitlines()
+    whole = "a whole data set that a conversion had not put in its place yet; move it there, or delete it"
+    assert f"note: {old}: {whole}" in notes
+
+
 def test_a_higher_limit_resumes_after_the_images_that_were_read(
     source: Path, undisturbed: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
