@@ -139,8 +139,15 @@ def halved(studies: int) -> Iterator[Row]:
             rung, end = simulated_rung(draw, truth - LEARNT_AFTER_RUNG, truth, images, shared, kept)
             at_rung = rung.mean(axis=1).reshape(settings, seeds).mean(axis=1)
             promoted = np.sort(np.argsort(-at_rung)[:survivors])
-            trials = (promoted[:, None] * seeds + np.arange(seeds)).reshape(-1)
-            seen.append(_choice(Moments.of(end[trials]), means[promoted], truth[trials], seeds))
+            given_up = np.setdiff1d(np.arange(settings), promoted)
+            finished, others = (
+                (chosen[:, None] * seeds + np.arange(seeds)).reshape(-1) for chosen in (promoted, given_up)
+            )
+            # As nfnet_ray.analysis.effects.given_up has them.
+            at_end = end[finished].mean(axis=1).reshape(survivors, seeds).mean(axis=1)
+            as_at_end = at_rung[given_up] + (at_end - at_rung[promoted]).mean()
+            moments = Moments.of(np.concatenate([end[finished], rung[others]]))
+            seen.append(_choice(moments, means[promoted], truth[finished], seeds, as_at_end))
         yield _row(settings, seeds, 0.0, spread, RUNG_CASE, f"a third, {kept:g} kept", seen)
 
 
@@ -154,14 +161,21 @@ class Choice:
     bias_left: float
 
 
-def _choice(moments: Moments, means: Floats, truth: Floats, seeds: int) -> Choice:
-    """The best of settings of ``means`` (S,), from the moments of their trials, which are truly ``truth`` (trials,)."""
+def _choice(
+    moments: Moments, means: Floats, truth: Floats, seeds: int, given_up: Floats | None = None
+) -> Choice:
+    """The best of settings of ``means`` (S,), from the moments of their trials, which are truly ``truth`` (trials,).
+
+    The last of ``moments`` are the trials of settings that a rung gave up, which would seem ``given_up`` accurate.
+    """
     settings = len(means)
-    seen = moments.mean.reshape(settings, seeds).mean(axis=1)
+    seen = moments.mean[: settings * seeds].reshape(settings, seeds).mean(axis=1)
     best = int(np.argmax(seen))
+    rivals = np.array([]) if given_up is None else np.minimum(given_up, seen[best])
     of_best = range(best * seeds, (best + 1) * seeds)
     low, high = (float(bound) for bound in setting_interval(moments.only(of_best)))
-    found = optimism(seen, noise_of(moments, [seeds] * settings), low, seeds, DRAWS)
+    noise = noise_of(moments, [seeds] * (settings + len(rivals)))
+    found = optimism(np.concatenate([seen, rivals]), noise, low, seeds, DRAWS)
     # Of a single seed the truth is that of its network.
     true = float(means[best] if seeds > 1 else truth[best])
     second = int(np.argsort(np.where(np.arange(settings) == best, -1, seen))[-1])

@@ -15,6 +15,7 @@ import numpy as np
 
 from nfnet_ray.analysis.comparability import not_one_accuracy
 from nfnet_ray.analysis.confirmation import Confirmation, confirmation_of
+from nfnet_ray.analysis.effects.given_up import given_up_rivals
 from nfnet_ray.analysis.inference.holdout import held_out
 from nfnet_ray.analysis.inference.paired import Moments
 from nfnet_ray.analysis.inference.selection import Optimism, noise_of, optimism
@@ -67,7 +68,8 @@ class BestSetting:
         seeds_to_come: whether contenders get further seeds, perhaps later.
         seed_spread: the standard deviation between seeds by which settings were dropped, a fraction.
         seeds_measured: whether each of them has two seeds or more; else nothing is known of the noise between seeds.
-        candidates: how many settings it was chosen from.
+        candidates: how many settings it was chosen from, those that a rung gave up among them if ``optimism`` knows
+            of them.
         equal_within: settings that differ by less are equal in practice, a fraction.
         question: dotted name of the first swept field; None if nothing was swept.
         conditions: dotted names of the fields that divide the settings into strata.
@@ -410,7 +412,8 @@ def _best(record: StudyRecord, results: Sequence[SettingResult]) -> BestSetting 
     best, *others = [quoted_on[number] for number in order]
     equal_within = record.study.get("equal_within", EQUAL_WITHIN)
     confirmation = confirmation_of(record, best, record.study.get("holdout") if is_held_out else None)
-    luck = None if is_held_out else _optimism([results[number] for number in order])
+    given_up = [] if is_held_out or record.parts else given_up_rivals(record, results)
+    luck = None if is_held_out else _optimism([results[number] for number in order], given_up)
     if luck is not None:
         best = replace(best, low=luck.low)
     return BestSetting(
@@ -420,7 +423,7 @@ def _best(record: StudyRecord, results: Sequence[SettingResult]) -> BestSetting 
         optimism=luck,
         is_held_out=is_held_out,
         seeds_measured=all(len(result.seed_top1) > 1 for result in results),
-        candidates=len(results),
+        candidates=len(results) + (len(given_up) if luck is not None else 0),
         equal_within=equal_within,
         question=record.fields[0] if record.fields else None,
         conditions=record.conditions,
@@ -468,8 +471,9 @@ def _on_both_parts(
     return parts
 
 
-def _optimism(results: Sequence[SettingResult]) -> Optimism | None:
-    """Of the first of the results, which is the best of them."""
+def _optimism(finished: Sequence[SettingResult], given_up: Sequence[SettingResult]) -> Optimism | None:
+    """Of the first of those that finished, which is the best of them."""
+    results = [*finished, *given_up]
     images = [result.images for result in results if result.images is not None]
     if len(results) < 2 or len(images) < len(results) or len({len(one.measured) for one in images}) > 1:
         return None

@@ -23,7 +23,7 @@ from nfnet_ray.analysis import (
     wilson_interval,
 )
 from nfnet_ray.analysis.inference.holdout import held_out
-from nfnet_ray.analysis.inference.simulation import shared_variance, simulated_bits
+from nfnet_ray.analysis.inference.simulation import shared_variance, simulated_bits, simulated_rung
 from nfnet_ray.analysis.record import StudyRecord
 from nfnet_ray.analysis.verdict import SEEDS_NOT_MEASURED
 from nfnet_ray.correct_images import CorrectImages
@@ -248,6 +248,52 @@ def test_accuracy_is_that_after_the_last_epoch_not_the_luckiest(tmp_path: Path) 
     assert best is not None
     assert best.best.top1 == 0.9
     assert list(record.trials["best_top1"]) == [0.99, 0.9]
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_settings_that_a_rung_gave_up_are_rivals_of_the_best(tmp_path: Path, seeds: int) -> None:
+    """Two of six settings finish; the others were just below them at the rung, or far below."""
+
+    def with_rung(directory: Path, given_up: float) -> StudyRecord:
+        settings, images, learnt = 6, 2000, 0.1
+        started = study_started({CLIP_FACTOR: [0.01 * 2**n for n in range(settings)]}, range(seeds))
+        started["study"]["data"]["validation_images"] = images
+        at_rung = np.repeat([0.702, 0.7, *[given_up] * 4], seeds)
+        draw = np.random.default_rng(1)
+        shared = shared_variance(0.7, 0.8)
+        rung, end = simulated_rung(draw, at_rung, at_rung + learnt, images, shared, kept=0.8)
+        events: list[Event] = [started]
+        for number, trial in enumerate(started["trials"]):
+            is_finished = number < 2 * seeds
+            measured = [rung[number], end[number]] if is_finished else [rung[number]]
+            told = trial_events(
+                trial["name"],
+                10.0,
+                [float(right.mean()) for right in measured],
+                "finished" if is_finished else "stopped",
+            )
+            for event, right in zip([one for one in told if one["event"] == "epoch"], measured, strict=True):
+                event["correct_images"] = CorrectImages(right, np.ones(images, bool)).to_text()
+            events += told
+        write_journal(directory, events)
+        return load_study(directory)
+
+    near, far = (with_rung(tmp_path / str(top1), top1) for top1 in (0.69, 0.3))
+    best, easily_best = best_setting(near), best_setting(far)
+    assert best is not None
+    assert easily_best is not None
+    assert best.optimism is not None
+    assert easily_best.optimism is not None
+    assert best.candidates == easily_best.candidates == 6
+    assert best.best.seed_top1 == easily_best.best.seed_top1
+    assert best.optimism.mean > 1.3 * easily_best.optimism.mean
+    assert best.best.low < easily_best.best.low
+    assert "best of 6 " in best.sentence() + best.caution()
+    without = best_setting(replace(far, trials=far.trials[far.trials["state"] == "finished"]))
+    assert without is not None
+    assert without.optimism is not None
+    assert without.candidates == 2
+    assert easily_best.optimism.mean == pytest.approx(without.optimism.mean, abs=0.001)
 
 
 @pytest.mark.parametrize("state", ["stopped", "diverged", "failed", "interrupted"])

@@ -13,7 +13,7 @@ from nfnet_ray.analysis.inference.selection import Noise, moderated_variances, n
 from nfnet_ray.analysis.setting import SettingImages, SettingResult, setting_result, trials_by_setting
 from nfnet_ray.analysis.tables import StudyTables
 
-_MOST_BITS = 400_000_000
+MOST_BITS = 400_000_000
 """Bits of all trials together up to which covariances are taken from them: some seconds, and 1.6 GB in float32."""
 
 
@@ -61,7 +61,7 @@ def _moments_on_the_same_images(results: Sequence[SettingResult]) -> Moments | N
     measured = images[0].measured
     is_same = all(np.array_equal(one.measured, measured) for one in images)
     trials = sum(len(result.seed_top1) for result in results)
-    if not is_same or measured.sum() < 2 or trials * len(measured) > _MOST_BITS:
+    if not is_same or measured.sum() < 2 or trials * len(measured) > MOST_BITS:
         return None
     return Moments.of(np.concatenate([one.correct[:, measured] for one in images]))
 
@@ -72,7 +72,7 @@ def noise_of_results(results: Sequence[SettingResult]) -> Noise:
     images = [result.images for result in results if result.images is not None]
     if len(images) == len(results) and len({len(one.measured) for one in images}) == 1:
         measured = np.logical_and.reduce([one.measured for one in images])
-        if measured.sum() >= 2 and sum(seeds) * len(measured) <= _MOST_BITS:
+        if measured.sum() >= 2 and sum(seeds) * len(measured) <= MOST_BITS:
             return noise_of(Moments.of(np.concatenate([one.correct[:, measured] for one in images])), seeds)
     top1 = np.array([result.top1 for result in results])
     draws = np.array([result.validation_images for result in results])

@@ -9,8 +9,9 @@ does, finds a half to two thirds of the optimism of equal settings: what was see
 best one was seen too high itself, which widens every gap, so the gaps are taken twice: the second time from the best
 accuracy less the optimism that the first found.
 
-COVERAGE
-(``benchmarks/coverage.py`` simulates them).
+In simulation of 2 to 50 equal settings what is left of the bias is at most 0.2 standard errors, where it was up to 2.2;
+where one setting is better by half a point, up to 0.5 are taken off too much. The interval covers 93.2 to 97.2%
+(``benchmarks/coverage.py``; docs/answers.md has what happens where spreads differ, and after early stopping).
 """
 
 from __future__ import annotations
