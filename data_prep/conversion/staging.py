@@ -216,9 +216,8 @@ def describe_unfinished(path: Path) -> str:
     done = staging.images_done()
     if done:
         return f"{path}: {count(done, 'image')} of a conversion that was stopped; resume it with --resume, or delete it"
-    if all(
-        file.exists() for file in _files(path)
-    ):  # killed while it put one data set in the place of another
+    # One that was killed while it put a data set in the place of another one leaves both beside it.
+    if all(file.exists() for file in _files(path)):
         return f"{path}: a whole data set that a conversion had not put in its place yet; move it there, or delete it"
     return f"{path}: left from a conversion that was stopped; delete it"
 
