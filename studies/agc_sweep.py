@@ -20,8 +20,8 @@ epochs, or after 3 if the setting was given up there, as means if there are seve
     batch 256, given up   -     -     -  27.3  22.9     -
     batch 256, finished 53.1  55.5  53.8     -     -     -
 
-Batch 64: 0.16 (59.5 to 63.7%, 3 seeds) cannot be told from 0.08, and is the largest factor that was tried. Batch 256:
-0.02 (53.5 to 57.3%) is better than 0.04 with a probability of 98%, and without clipping the loss became nan in step 38.
+Batch 64: 0.16 (59.7 to 63.7%, 3 seeds) cannot be told from 0.08, and is the largest factor that was tried. Batch 256:
+0.02 (53.6 to 57.3%) is better than 0.04 with a probability of 98%, and without clipping the loss became nan in step 38.
 So the larger batch needs the smaller factor, as in the paper. The intervals are 95%, over seeds and images.
 """
 

@@ -47,9 +47,9 @@ as a mean of 3 seeds, or of 1 seed if the setting was dropped after it:
     whole batch     46.0   44.7   43.2   41.1   37.6   30.6    (0.05 and more: 1 seed)
     a fifth of it   46.0   45.0   43.6   41.1   36.7   32.5    (0.1 and more: 1 seed)
 
-The 95% intervals over seeds and images are 44.9 to 47.1 without SAM, 42.3 to 46.9 and 43.0 to 46.7 with 0.01. An ascent
+The 95% intervals over seeds and images are 44.9 to 47.1 without SAM, 42.6 to 46.9 and 43.4 to 46.7 with 0.01. An ascent
 on the whole batch costs as much as a second step, so plain training can have 24 epochs in the time of 12 with SAM. It
-then reaches 52.8% (50.7 to 55.0; 3 seeds; ``--epochs 24 --set optimizer.sam.rho=none --seeds 3,all``, in channels_last;
+then reaches 52.8% (50.9 to 54.7; 3 seeds; ``--epochs 24 --set optimizer.sam.rho=none --seeds 3,all``, in channels_last;
 ``studies/results/sam_plain_cifar10``), 8 points more than SAM with the best rho at equal time.
 """
 
