@@ -15,7 +15,7 @@ from pathlib import Path
 from nfnet_ray.cluster.connection.resources import WorkerResources
 from nfnet_ray.cluster.follower import Follower
 from nfnet_ray.cluster.messages import FinalReport, WorkerConfig, slot_config
-from nfnet_ray.cluster.trainer import ControllerEnded, Slot, close_all
+from nfnet_ray.cluster.trainer import ControllerEnded, Slot, close_all, none_outlives_ray
 from nfnet_ray.study.decisions import Leg
 from nfnet_ray.study.legs import Legs
 from nfnet_ray.study.recorder import Recorder
@@ -33,14 +33,15 @@ def run_training(
     """
     resources = WorkerResources(**config["resources"])
     slot = Slot(slot_config(1, Path(config["directory"]), resources, config["hang_seconds"]))
-    slot.hand(config)
-    follower = Follower(config, recorder, say, stop)
-    try:
-        while (report := _followed(slot, follower)) is None:
-            time.sleep(SECONDS_BETWEEN_READS)
-    except ControllerEnded as error:
-        report = FinalReport("failed", str(error))
-    close_all([slot])
+    with none_outlives_ray([slot]):
+        slot.hand(config)
+        follower = Follower(config, recorder, say, stop)
+        try:
+            while (report := _followed(slot, follower)) is None:
+                time.sleep(SECONDS_BETWEEN_READS)
+        except ControllerEnded as error:
+            report = FinalReport("failed", str(error))
+        close_all([slot])
     shutil.rmtree(
         config["compiled"], ignore_errors=True
     )  # a URI's is one file, which the next training replaces
@@ -111,18 +112,19 @@ def run_legs(
                 slots[number].close()
                 closed.append(slots.pop(number))
 
-    try:
-        while True:
-            take_in()
-            has_more = not stop.is_set() and hand_out()
-            if not running and (not has_more or legs.most_at_once() == 0):
-                break
-            if len(slots) > len(running):
-                let_go()
-            time.sleep(SECONDS_BETWEEN_READS)
-    except ControllerEnded as error:
-        recorder.mark_lost(f"{error}; look into Ray's logs")
-    close_all([*slots.values(), *closed])
+    with none_outlives_ray(list(slots.values())):
+        try:
+            while True:
+                take_in()
+                has_more = not stop.is_set() and hand_out()
+                if not running and (not has_more or legs.most_at_once() == 0):
+                    break
+                if len(slots) > len(running):
+                    let_go()
+                time.sleep(SECONDS_BETWEEN_READS)
+        except ControllerEnded as error:
+            recorder.mark_lost(f"{error}; look into Ray's logs")
+        close_all([*slots.values(), *closed])
 
 
 def record_end(name: str, report: FinalReport, legs: Legs, recorder: Recorder) -> None:

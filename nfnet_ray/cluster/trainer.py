@@ -10,8 +10,8 @@ import math
 import os
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from nfnet_ray.cluster.connection import ray_internals
@@ -154,13 +154,21 @@ class Slot:
         """Waits until everything of it has ended, or for so long."""
         self._fit.join(seconds)
 
+    def is_over(self) -> bool:
+        """Whether its controller has ended, and the thread that waits for it."""
+        return self._fit.is_over()
+
+    def abandon(self) -> None:
+        """Says that its controller is killed now: nobody asks for the reason, nor for a trace."""
+        self._fit.is_abandoned = True
+
 
 class ControllerEnded(Exception):
     """Ray Train's controller does not stay up."""
 
 
 def close_all(slots: Sequence[Slot]) -> None:
-    """Ends slots; those whose workers have not come up end with this process."""
+    """Ends slots whose workers are up: they return. The others are left to :func:`none_outlives_ray`."""
     with suppress(OSError):  # the cluster's head is away
         up = [slot for slot in slots if slot.is_ready()]
         for slot in slots:
@@ -172,11 +180,34 @@ def close_all(slots: Sequence[Slot]) -> None:
             remove_run(run)
 
 
+@contextmanager
+def none_outlives_ray(slots: Sequence[Slot]) -> Iterator[None]:
+    """At the end, however it comes, the controllers of slots that are still up are killed.
+
+    Their threads wait in ``fit``. If one returns from there when the session is over, Ray ends this process at once,
+    with exit code 1 and without a word (core_worker_process.cc).
+    """
+    import ray
+
+    try:
+        yield
+    finally:
+        if not all(slot.is_over() for slot in slots):
+            for slot in slots:
+                slot.abandon()
+            with suppress(OSError, ray.exceptions.RayError):  # the cluster's head is away
+                ray_internals.end_controllers(ray.get_runtime_context().get_job_id())
+            deadline = time.monotonic() + SECONDS_TO_FINISH
+            for slot in slots:
+                slot.join(max(0.0, deadline - time.monotonic()))
+
+
 class _Fit:
     """``TorchTrainer.fit`` in a thread; there it does not take over the handling of Ctrl-C."""
 
     def __init__(self, slot: SlotConfig) -> None:
         self.error = ""
+        self.is_abandoned = False
         self._slot = slot
         self._thread = threading.Thread(target=self._run, name="fit", daemon=True)
         self._thread.start()
@@ -186,7 +217,8 @@ class _Fit:
             torch_trainer(self._slot).fit()
             self.error = "without an error"
         except Exception as error:
-            self.error = keep_trace(self._slot["directory"], error)
+            if not self.is_abandoned:
+                self.error = keep_trace(self._slot["directory"], error)
 
     def is_over(self) -> bool:
         return not self._thread.is_alive()

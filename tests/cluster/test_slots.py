@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,7 +29,7 @@ from nfnet_ray.cluster.messages import (
     worker_config,
 )
 from nfnet_ray.cluster.slots import run_legs
-from nfnet_ray.cluster.trainer import ControllerEnded, Slot, close_all
+from nfnet_ray.cluster.trainer import ControllerEnded, Slot, close_all, none_outlives_ray
 from nfnet_ray.metric import METRIC
 from nfnet_ray.study import Halving, Study
 from nfnet_ray.study.legs import Legs
@@ -64,6 +65,9 @@ class FakeSlot:
 
     def is_ready(self) -> bool:
         return self.number <= self.room
+
+    def is_over(self) -> bool:
+        return True
 
     def hand(self, leg: WorkerConfig) -> None:
         assert not self.notes, "it has a leg that is not over"
@@ -236,6 +240,29 @@ class FakeFit:
 
     def join(self, _seconds: float) -> None:
         """Nothing is to be waited for."""
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_no_controller_outlives_the_session(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, interrupted: bool
+) -> None:
+    """Ray ends the process, with exit code 1, if one ends later. That they are killed leaves no trace of an error."""
+    killed = threading.Event()
+
+    class Trainer:
+        def fit(self) -> None:
+            assert killed.wait(60)
+            raise RuntimeError("the actor died")
+
+    monkeypatch.setattr(trainer, "torch_trainer", lambda _slot: Trainer())
+    monkeypatch.setattr(trainer.ray_internals, "end_controllers", lambda _job: killed.set())
+    monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(get_job_id=lambda: "01"))
+    slots = [Slot(slot_config(1, tmp_path / name, WorkerResources(2, 1, 0.0))) for name in ("a", "b")]
+    with suppress(KeyboardInterrupt), none_outlives_ray(slots):
+        if interrupted:
+            raise KeyboardInterrupt
+    assert all(slot.is_over() for slot in slots)
+    assert not list(tmp_path.rglob("error.txt"))
 
 
 @pytest.fixture

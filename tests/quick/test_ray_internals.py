@@ -330,6 +330,37 @@ def test_bundles_of_a_job_and_free_resources_of_each_node(monkeypatch: pytest.Mo
     assert ray_internals.free_resources() == {"a": {"CPU": 1.0}}
 
 
+def test_the_controllers_of_a_job_are_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray._private.state import GlobalState
+    from ray._private.worker import global_worker
+    from ray._raylet import CoreWorker
+    from ray.train.v2._internal.execution.controller import TrainController
+
+    tables = gcs_pb2.ActorTableData
+
+    def actor(number: int, class_name: str, state: int) -> bytes:
+        table = tables(actor_id=bytes([number]) * 16, job_id=b"\1\0\0\0", class_name=class_name, state=state)
+        serialised: bytes = table.SerializeToString()
+        return serialised
+
+    actors = [
+        actor(1, TrainController.__name__, tables.ALIVE),
+        actor(2, TrainController.__name__, tables.DEAD),
+        actor(3, "RayTrainWorker", tables.ALIVE),
+        actor(4, TrainController.__name__, tables.PENDING_CREATION),
+    ]
+    asked: list[Any] = []
+    accessor = SimpleNamespace(get_actor_table=lambda job, _state: asked.append(job.hex()) or actors)
+    monkeypatch.setattr(GlobalState, "_connect_and_get_accessor", lambda _self: accessor)
+    killed: list[tuple[str, bool]] = []
+    worker = SimpleNamespace(kill_actor=lambda actor, no_restart: killed.append((actor.hex(), no_restart)))
+    assert hasattr(CoreWorker, "kill_actor")
+    monkeypatch.setattr(global_worker, "core_worker", worker, raising=False)
+    ray_internals.end_controllers("01000000")
+    assert asked == ["01000000"]
+    assert killed == [(bytes([number] * 16).hex(), True) for number in (1, 4)]
+
+
 def test_a_node_that_is_drained(monkeypatch: pytest.MonkeyPatch) -> None:
     from ray._private.state import state
 

@@ -213,6 +213,22 @@ def _placement_groups(job_id: str) -> Iterator[Any]:
             yield group
 
 
+def end_controllers(job_id: str) -> None:
+    """Kills the controllers of a job's TorchTrainers; their workers end with them.
+
+    There is no public way: ``fit`` keeps the handle of its controller to itself, and gives it no name
+    (train/v2/api/data_parallel_trainer.py).
+    """
+    from ray import ActorID, JobID
+    from ray._private.state import state
+    from ray._private.worker import global_worker
+
+    core: Any = vars(global_worker)["core_worker"]
+    for actor in state.actor_table(None, JobID.from_hex(job_id)).values():
+        if actor["ActorClassName"] == "TrainController" and actor["State"] != "DEAD":
+            core.kill_actor(ActorID.from_hex(actor["ActorID"]), True)
+
+
 # --- trials of Ray Tune that have ended -----------------------------------------------------------
 
 
