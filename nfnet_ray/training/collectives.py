@@ -6,7 +6,7 @@ With one worker they return what they are given, and torch.distributed is not ne
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -43,21 +43,47 @@ def made_by_first(
 
     ``make`` is given a function to call now and then, with which all workers give a ``sign_of_life``. So none waits in
     an exchange, whose time is limited, for longer than the first one works between two calls.
+
+    What ``make`` raises ends the waiting of the others too: a UserError is raised on all workers, and for any other
+    exception they raise ``torch.distributed.DistError``, as they do where the first worker is lost.
     """
     if context.rank == 0:
+        is_heard = True
 
         def still_at_work() -> None:
+            nonlocal is_heard
             sign_of_life()
-            first_workers((False, None), context)
+            is_heard = False
+            first_workers(_News(), context)
+            is_heard = True
 
-        made = make(still_at_work)
-        first_workers((True, made), context)
+        try:
+            made = make(still_at_work)
+        except Exception as error:
+            if is_heard:  # else it is an error of the exchange, and another one would fail too, perhaps after a long wait
+                refusal = error if isinstance(error, UserError) else None
+                first_workers(_News(refusal=refusal, failure=f"{type(error).__name__}: {error}"), context)
+            raise
+        first_workers(_News(is_made=True, made=made), context)
         return made
     while True:
-        is_made, result = first_workers(cast(tuple[bool, Any], None), context)
-        if is_made:
-            return cast(T, result)
+        news = first_workers(cast(_News, None), context)
+        if news.refusal is not None:
+            raise news.refusal
+        if news.failure is not None:
+            raise dist.DistError(f"the first worker failed ({news.failure})")
+        if news.is_made:
+            return cast(T, news.made)
         sign_of_life()
+
+
+class _News(NamedTuple):
+    """What the first worker says of what it makes; at first that it is still at work."""
+
+    is_made: bool = False
+    made: Any = None
+    refusal: UserError | None = None
+    failure: str | None = None
 
 
 def gathered_on_first(value: T, context: Context) -> list[T] | None:

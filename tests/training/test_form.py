@@ -176,25 +176,38 @@ def test_several_workers_time_steps_that_are_not_captured(
 
 
 WORKER = """\
-import sys, time
-import torch.distributed as dist
+import sys
+from datetime import timedelta
 from types import SimpleNamespace
-from nfnet_ray.training.collectives import made_by_first
-rank, store = int(sys.argv[1]), sys.argv[2]
-dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-signs = []
-def make(still_at_work):
-    for _ in range(3):
-        still_at_work()
-    return {"form": len(signs)}
-made = made_by_first(make, SimpleNamespace(rank=rank, world_size=2), lambda: signs.append(1))
-print(made, len(signs))
+import torch.distributed as dist
+from nfnet_ray.errors import UserError
+from nfnet_ray.training.collectives import all_of, made_by_first
+rank, store, limit = int(sys.argv[1]), sys.argv[2], timedelta(seconds=20)
+dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=limit)
+context = SimpleNamespace(rank=rank, world_size=2)
+for error in (None, UserError("no data"), ValueError("?")):
+    signs = []
+    def make(still_at_work):
+        for _ in range(3):
+            still_at_work()
+        if error:
+            raise error
+        return {"form": len(signs)}
+    try:
+        made = made_by_first(make, context, lambda: signs.append(1))
+    except Exception as raised:
+        made = f"{type(raised).__name__}: {raised}"
+    all_of(None, context)  # they are in step
+    print(made, len(signs))
 dist.destroy_process_group()
 """
 
 
-def test_all_workers_give_signs_of_life_while_the_first_one_times(tmp_path: Path) -> None:
-    """Their watchdogs would end them otherwise, and the time limit of an exchange the whole run."""
+def test_all_workers_hear_of_the_first_one_while_it_times(tmp_path: Path) -> None:
+    """Without signs of life their watchdogs would end them, and the time limit of an exchange the whole run.
+
+    Of an error they hear too: it may be on that worker alone.
+    """
     workers = [
         subprocess.Popen(
             [sys.executable, "-c", WORKER, str(rank), str(tmp_path / "store")],
@@ -203,8 +216,9 @@ def test_all_workers_give_signs_of_life_while_the_first_one_times(tmp_path: Path
         )
         for rank in range(2)
     ]
-    said = [worker.communicate(timeout=HANG_SECONDS)[0] for worker in workers]
-    assert said == 2 * ["{'form': 3} 3\n"]
+    first, other = (worker.communicate(timeout=HANG_SECONDS)[0].splitlines() for worker in workers)
+    assert first == ["{'form': 3} 3", "UserError: no data 3", "ValueError: ? 3"]
+    assert other == [*first[:2], "DistError: the first worker failed (ValueError: ?) 3"]
 
 
 def test_on_a_cpu_the_layout_is_a_rule() -> None:
