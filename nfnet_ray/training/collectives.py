@@ -60,7 +60,7 @@ def made_by_first(
         try:
             made = make(still_at_work)
         except Exception as error:
-            if is_heard:  # else it is an error of the exchange, and another one would fail too, perhaps after a long wait
+            if is_heard:  # else it is an error of the exchange, and another one would fail too
                 refusal = error if isinstance(error, UserError) else None
                 first_workers(_News(refusal=refusal, failure=f"{type(error).__name__}: {error}"), context)
             raise

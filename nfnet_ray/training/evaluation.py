@@ -97,8 +97,11 @@ def autocast(recipe: Recipe, context: Context) -> torch.autocast:
 def evaluate_signal(model: nn.Module, batches: Iterable[Batch], recipe: Recipe) -> dict[str, float]:
     """How large the activations are, block by block, on the first validation images of this worker.
 
-    See ``nfnet_ray.models.signal``; the metrics are called ``signal/...``.
+    See ``nfnet_ray.models.signal``; the metrics are called ``signal/...``. Empty on a worker that has no images, as
+    there may be where validation images are few; the first worker, which reports, has the first one.
     """
-    batch = next(iter(batches))
+    batch = next(iter(batches), None)
+    if batch is None:
+        return {}
     images = normalise(batch.images[:SIGNAL_IMAGES], MEMORY_FORMATS[recipe.memory_format])
     return signal_metrics(measure_signal(model, images.to(DTYPES[recipe.precision])))

@@ -21,6 +21,7 @@ from nfnet_ray.errors import DataChangedError, UserError
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.settings import LARGEST_WHOLE_NUMBER
 from nfnet_ray.training import Outcome, PlainContext, loop, train
+from nfnet_ray.training.evaluation import evaluate_signal
 from nfnet_ray.training.measurement import clock as clock_module
 from nfnet_ray.training.measurement.clock import PHASES, Clock
 from nfnet_ray.training.measurement.waits import waits_on
@@ -220,6 +221,11 @@ def test_the_signal_is_measured_before_training_and_when_asked_for(quick: Recipe
     without = run(quick.with_values({"schedule.epochs": 1}))[0]
     watched = run(quick.with_values({"schedule.epochs": 1, "signal_epochs": 1}))[0]
     assert_equal_to_the_bit(weights(watched), weights(without))
+
+
+def test_a_worker_without_validation_images_measures_no_signal(quick: Recipe) -> None:
+    """There are more workers than images; the first one, which reports, has one."""
+    assert evaluate_signal(torch.nn.Identity(), iter(()), quick) == {}
 
 
 def test_micro_batches_that_do_not_fit_are_refused(quick: Recipe) -> None:
