@@ -78,7 +78,7 @@ def train(
     asked = together(lambda: with_pinned_weights(with_published_values(recipe)), context)
     dataset = together(lambda: open_dataset(asked.data.path, data_fingerprint), context)
     check_batch_size(asked, len(dataset.train), context.replicas, asked.data.path)
-    with Saver(context) as saver, Sharing(context.shares_batches) as sharing:
+    with Saver(context, clock.beat) as saver, Sharing(context.shares_batches) as sharing:
         run, at = open_run(
             asked, dataset, context, clock, saver, sharing, spent=spent, force_resume=force_resume
         )

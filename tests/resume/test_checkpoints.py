@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 import torch
@@ -24,7 +24,10 @@ from nfnet_ray.correct_images import CorrectImages
 from nfnet_ray.errors import UserError
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.training import Outcome, PlainContext, train
+from nfnet_ray.training.checkpoints import saving
+from nfnet_ray.training.checkpoints import storage as storage_module
 from nfnet_ray.training.checkpoints.checkpoint import CheckpointStore, Kept
+from nfnet_ray.training.checkpoints.saving import Saver
 from nfnet_ray.training.checkpoints.storage import storage_at
 from nfnet_ray.training.measurement.clock import PHASES
 from tests.deadlines import HANG_SECONDS
@@ -341,6 +344,58 @@ def test_training_does_not_wait_for_a_slow_disk(
     monkeypatch.undo()
     resumed = train(recipe, PlainContext(device=CPU, threads=1, checkpoints=tmp_path))
     assert same(weights(resumed), weights(outcome))
+
+
+def test_a_slow_write_that_is_waited_for_gives_signs_of_life(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As long as it gets further; storage that hangs is left to the watchdog."""
+    monkeypatch.setattr(saving, "SECONDS_BETWEEN_SIGNS", 0.01)
+    signs: list[int] = []
+
+    def slow(_store: CheckpointStore, _state: Any, *, step: int, wrote: Any, **_facts: Any) -> None:
+        if step == 1:
+            while len(signs) < 5:
+                wrote()
+                time.sleep(0.001)
+        else:
+            time.sleep(0.5)
+
+    context = PlainContext(device=CPU, threads=1, checkpoints=tmp_path)
+    with Saver(context, lambda: signs.append(1)) as saver:
+        monkeypatch.setattr(CheckpointStore, "save", slow)
+        saver.save({}, {}, step=1, epoch=0, metric=None)
+        saver.save({}, {}, step=2, epoch=0, metric=None)  # waits for the first one
+        assert (had := len(signs)) >= 5
+        saver.finish()
+        assert len(signs) == had + 1
+    monkeypatch.undo()
+    pieces: list[int] = []
+    large = {"tensor": torch.zeros(9 << 18)}  # 9 MiB
+    CheckpointStore(tmp_path).save(
+        large, step=3, epoch=0, time=0.0, metric=None, wrote=lambda: pieces.append(1)
+    )
+    assert len(pieces) >= 3
+
+
+def test_a_large_checkpoint_is_on_the_disk_before_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a slow disk seems quick until the last sync, which then takes long without a sign of life."""
+    monkeypatch.setattr(storage_module, "SYNCED_BYTES", 1000)
+    synced: list[int] = []
+
+    def sync(descriptor: int) -> None:
+        synced.append(os.fstat(descriptor).st_size)
+
+    monkeypatch.setattr(os, "fsync", sync)
+
+    def content(file: IO[bytes]) -> None:
+        for _ in range(10):
+            file.write(bytes(300))
+
+    storage_at(tmp_path).write("file", content)
+    assert synced[:3] == [1200, 2400, 3000]
 
 
 def test_a_state_is_copied_before_training_continues(

@@ -14,7 +14,7 @@ import logging
 import os
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import IO, Any
 
@@ -70,7 +70,16 @@ class CheckpointStore:
         """The path or URI."""
         return self._storage.place
 
-    def save(self, state: State, *, step: int, epoch: int, time: float, metric: float | None) -> Entry:
+    def save(
+        self,
+        state: State,
+        *,
+        step: int,
+        epoch: int,
+        time: float,
+        metric: float | None,
+        wrote: Callable[[], object] = lambda: None,
+    ) -> Entry:
         """Keeps ``state`` (tensors and plain values), then removes what need not stay.
 
         Args:
@@ -78,12 +87,13 @@ class CheckpointStore:
             epoch: epochs finished.
             time: when the state was taken, in seconds of the system's clock.
             metric: larger is better; None within an epoch.
+            wrote: called after each piece of it that is written.
 
         Raises:
             OSError: it cannot be written. All that was there is as it was.
         """
         name = f"step-{step:08d}-{secrets.token_hex(4)}"
-        hashing = _Hashing()
+        hashing = _Hashing(wrote)
 
         def content(file: IO[bytes]) -> None:
             hashing.file = file
@@ -187,9 +197,10 @@ class CheckpointStore:
 
 
 class _Hashing:
-    """Passes on what torch writes, and hashes it."""
+    """Passes on what torch writes, piece by piece, and hashes it."""
 
-    def __init__(self) -> None:
+    def __init__(self, wrote: Callable[[], object]) -> None:
+        self._wrote = wrote
         self.file: IO[bytes] | None = None
         self.error: OSError | None = None
         self.bytes = 0
@@ -198,9 +209,12 @@ class _Hashing:
     def write(self, data: Any) -> int:
         assert self.file is not None
         view = memoryview(data).cast("B")
-        self._digest.update(view)
         try:
-            self.file.write(view)
+            for start in range(0, len(view), _PIECE_BYTES):
+                piece = view[start : start + _PIECE_BYTES]
+                self._digest.update(piece)
+                self.file.write(piece)
+                self._wrote()
         except OSError as error:
             self.error = error
             raise

@@ -11,7 +11,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -21,23 +21,30 @@ from nfnet_ray.errors import StorageError, UserError
 from nfnet_ray.places import in_words, lost_place, remedy_for
 from nfnet_ray.recipe import Recipe, decisive_values
 from nfnet_ray.training.checkpoints.checkpoint import CheckpointStore, State
-from nfnet_ray.training.collectives import all_of, first_workers, gathered_on_first
+from nfnet_ray.training.collectives import all_of, first_workers, gathered_on_first, made_by_first
 from nfnet_ray.training.context import Context
 
 FAILED_WRITES_IN_A_ROW = 3  # a disk that is full now may have room at the next checkpoint
 PROBE_FILE = "probe"
 # Network file systems show a new file late: NFS keeps what it knows of a folder for seconds.
 PROBE_SECONDS = 10.0
+SECONDS_BETWEEN_SIGNS = 1.0
 
 logger = logging.getLogger(__name__)
 
 
 class Saver:
-    """Saves the checkpoints of one run. A context manager: on leaving, it waits for a write in progress."""
+    """Saves the checkpoints of one run. A context manager: on leaving, it waits for a write in progress.
 
-    def __init__(self, context: Context) -> None:
+    While a write is waited for, ``sign_of_life`` is called on every worker in each second in which it got further. Slow
+    storage is no hang; storage that hangs is for a watchdog to find.
+    """
+
+    def __init__(self, context: Context, sign_of_life: Callable[[], object] = lambda: None) -> None:
         self._context, self._store = context, context.store
+        self._sign_of_life = sign_of_life
         self._writing: threading.Thread | None = None
+        self._pieces_written = 0
         self._saved_at = time.monotonic()
         self._failures: list[OSError] = []
         self._bug: Exception | None = None
@@ -47,7 +54,7 @@ class Saver:
         return self
 
     def __exit__(self, *_error: object) -> None:
-        self._wait()
+        self._wait(self._sign_of_life)
 
     def latest(self) -> State | None:
         """The state to resume from, the same on every worker; None if there is no checkpoint.
@@ -83,8 +90,7 @@ class Saver:
         taken_at = time.time()
         workers = gathered_on_first(own, self._context)
         self._saved_at = time.monotonic()
-        self._wait()
-        self._check(FAILED_WRITES_IN_A_ROW)
+        self._end_write(FAILED_WRITES_IN_A_ROW)
         if self._context.rank != 0:
             return
         copied = self._staged_copy({**state, "workers": workers, "taken_at": taken_at})
@@ -95,28 +101,34 @@ class Saver:
 
     def finish(self) -> None:
         """Waits for the last checkpoint. Raises StorageError, on every worker, if that could not be written."""
-        self._wait()
         if self._store is not None:
-            self._check(1)
+            self._end_write(1)
 
-    def _check(self, most: int) -> None:
-        """Raises StorageError, on every worker, if the last ``most`` checkpoints could not be written."""
+    def _end_write(self, most_failures: int) -> None:
+        """Waits for a write in progress. Collective.
+
+        Raises StorageError, on every worker, if that many checkpoints in a row could not be written.
+        """
+
+        def ended(still_at_work: Callable[[], None]) -> None:
+            self._wait(still_at_work)
+            self._check(most_failures)
+
+        made_by_first(ended, self._context, self._sign_of_life)  # the others write nothing
+
+    def _check(self, most_failures: int) -> None:
         assert self._store is not None
-        problem = None
-        if len(self._failures) >= most:
+        if len(self._failures) >= most_failures:
             error, count = self._failures[-1], len(self._failures)
             what = "the last checkpoint" if count == 1 else f"{count} checkpoints in a row"
-            problem = (
+            raise StorageError(
                 f"{self._store.place}: {what} could not be written ({in_words(error)}); {remedy_for(error)}"
             )
-        problem = first_workers(problem, self._context)  # the others wrote nothing
-        if problem:
-            raise StorageError(problem)
 
     def _write(self, state: State, arguments: dict[str, Any]) -> None:
         assert self._store is not None
         try:
-            self._store.save(state, **arguments)
+            self._store.save(state, **arguments, wrote=self._note_piece)
         except OSError as error:
             self._failures.append(error)
             logger.warning(
@@ -130,9 +142,17 @@ class Saver:
         else:
             self._failures.clear()
 
-    def _wait(self) -> None:
+    def _note_piece(self) -> None:
+        self._pieces_written += 1
+
+    def _wait(self, still_at_work: Callable[[], object]) -> None:
         if self._writing is not None:
-            self._writing.join()
+            seen = -1
+            while self._writing.is_alive():
+                if self._pieces_written != seen:
+                    seen = self._pieces_written
+                    still_at_work()
+                self._writing.join(SECONDS_BETWEEN_SIGNS)
             self._writing = None
         if self._bug is not None:
             raise self._bug

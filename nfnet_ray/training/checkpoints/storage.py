@@ -18,6 +18,9 @@ from typing import IO, Any, Protocol
 from nfnet_ray.errors import UserError
 from nfnet_ray.whole_file import PARTIAL, whole_file
 
+SYNCED_BYTES = 1 << 26
+"""Between two waits for the disk: seconds of a slow one, and too many for the waits themselves to count."""
+
 Write = Callable[[IO[bytes]], object]
 """Writes a file's content, front to back."""
 
@@ -82,7 +85,7 @@ class _Folder:
     def write(self, name: str, content: Write) -> None:
         self._path.mkdir(parents=True, exist_ok=True)
         with whole_file(self._path / name) as file:
-            content(file)
+            content(_SyncedInParts(file))  # type: ignore[arg-type]  # it needs write alone
 
     def open(self, name: str) -> contextlib.AbstractContextManager[IO[bytes]]:
         return (self._path / name).open("rb")
@@ -99,6 +102,28 @@ class _Folder:
     def remove_partial(self) -> None:
         for path in self._path.glob(f"*{PARTIAL}"):
             path.unlink(missing_ok=True)
+
+
+class _SyncedInParts(io.BufferedIOBase):
+    """A file that goes to the disk while it is written, so that a slow disk shows how far it is.
+
+    The system would keep gigabytes back otherwise, and the last sync would take as long as all of them.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self._not_synced = file, 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        written = self._file.write(data)
+        self._not_synced += written
+        if self._not_synced >= SYNCED_BYTES:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._not_synced = 0
+        return written
 
 
 class _ArrowFolder:

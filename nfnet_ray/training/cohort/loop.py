@@ -159,7 +159,7 @@ class _Program:
                 self._dataset,
                 trial.context,
                 clock,
-                stack.enter_context(Saver(trial.context)),
+                stack.enter_context(Saver(trial.context, shared.clock.beat)),
                 sharing,
                 spent=trial.spent,
                 force_resume=self._force_resume,
