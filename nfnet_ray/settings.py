@@ -19,6 +19,7 @@ import ast
 import dataclasses
 import difflib
 import functools
+import numbers
 import re
 import types
 import typing
@@ -110,10 +111,14 @@ class Section:
         Raises RecipeError for a name that is not a field, with the fields that may have been meant, and for a value
         that the field does not take.
         """
+        if not isinstance(values, Mapping):
+            raise RecipeError(
+                f"{_shortened(values)} is no {{dotted name of a field: value}}, which with_values takes"
+            )
         changes: dict[str, Any] = {}
         below: dict[str, dict[str, Any]] = {}
         for name, value in values.items():
-            if name not in _leaves_of(type(self)):
+            if not isinstance(name, str) or name not in _leaves_of(type(self)):
                 raise RecipeError(_unknown_field(name, leaf_names(type(self))))
             first, dot, rest = name.partition(".")
             if dot:
@@ -220,7 +225,7 @@ def number_type(section: type[Section], name: str) -> type[int] | type[float] | 
 
 def _leaf(section: type[Section], name: str) -> _Field:
     leaves = _leaves_of(section)
-    if name not in leaves:
+    if not isinstance(name, str) or name not in leaves:
         raise RecipeError(_unknown_field(name, list(leaves)))
     return leaves[name]
 
@@ -237,16 +242,21 @@ def _conform(value: Any, hint: Any) -> Any:
         results = (_conform(value, argument) for argument in arguments)
         return next((result for result in results if result is not _MISFIT), _MISFIT)
     if origin is Literal:
-        return value if value in arguments else _MISFIT
+        return value if isinstance(value, str) and value in arguments else _MISFIT
     if origin is tuple:
         if not isinstance(value, tuple | list):
             return _MISFIT
         items = tuple(_conform(item, arguments[0]) for item in value)
         return _MISFIT if _MISFIT in items else items
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value) if abs(value) < 2**53 else _MISFIT
-    if hint is int and isinstance(value, bool):
-        return _MISFIT
+    if isinstance(value, bool):
+        return value if hint is bool else _MISFIT
+    # NumPy's numbers become Python's, which a journal can hold.
+    if hint is float and isinstance(value, numbers.Integral):
+        return float(value) if abs(int(value)) < 2**53 else _MISFIT
+    if hint is float and isinstance(value, numbers.Real):
+        return float(value)
+    if hint is int and isinstance(value, numbers.Integral):
+        return int(value)
     if hint is types.NoneType:
         return None if value is None else _MISFIT
     return value if isinstance(value, hint) else _MISFIT
@@ -280,9 +290,9 @@ def _refusal(name: str, given: Any, field: _Field) -> str:
 
 
 def _shortened(value: Any) -> str:
-    """``repr`` in at most 60 characters."""
+    """``repr`` in one line of at most 60 characters."""
     try:
-        text = repr(value)
+        text = " ".join(repr(value).split())
     except ValueError:  # Python writes out no whole number of more than 4,300 digits
         return "a number of thousands of digits"
     return text if len(text) <= 60 else f"{text[:57]}..."
@@ -359,7 +369,9 @@ def parse_value(literal: str) -> Any:
         return literal
 
 
-def _unknown_field(name: str, known: Sequence[str]) -> str:
+def _unknown_field(name: object, known: Sequence[str]) -> str:
+    if not isinstance(name, str):
+        return f"{_shortened(name)} is not the name of a field of the Recipe, which is a text"
     leaf = name.rsplit(".", 1)[-1]
     if same_leaf := [other for other in known if other.rsplit(".", 1)[-1] == leaf]:
         hint = did_you_mean(name, same_leaf, similarity=0.0)

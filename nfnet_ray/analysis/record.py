@@ -16,6 +16,7 @@ from nfnet_ray.analysis.effects.response import Response, responses
 from nfnet_ray.analysis.files.exported import is_exported, read_exported
 from nfnet_ray.analysis.files.together import together
 from nfnet_ray.analysis.replay import replay
+from nfnet_ray.command_line.python_arguments import refusal
 from nfnet_ray.correct_images import CorrectImages
 from nfnet_ray.errors import UserError
 from nfnet_ray.metric import METRIC
@@ -209,7 +210,10 @@ def load_study(study: str | Path | Sequence[str | Path], *more: str | Path) -> S
         UserError: there is no such study, one is named twice, or a journal is damaged or does not begin with
             ``study_started``.
     """
-    places = [*([study] if isinstance(study, str | Path) else study), *more]
+    places = [*(study if isinstance(study, list | tuple) else [study]), *more]
+    for place in places:
+        if not isinstance(place, str | Path):
+            raise refusal("study", place, "the name or the folder of a study")
     if not places:
         raise UserError("no study is named: give the name or the folder of at least one")
     if len({study_folder(place).resolve() for place in places}) < len(places):

@@ -22,14 +22,14 @@ def get_model(name: str, overrides: Mapping[str, Any] | None = None) -> Variant 
 
     Raises UserError for an unknown name, and for overrides that the model does not take.
     """
-    if name in BASELINES:
+    if isinstance(name, str) and name in BASELINES:
         if overrides:
             raise UserError(
                 f"model {name}: overrides {', '.join(overrides)} are not possible; a baseline is what was published, "
                 "choose an NFNet for them"
             )
         return BASELINES[name]
-    if name not in list_models():
+    if not isinstance(name, str) or name not in list_models():
         raise UserError(f"unknown model {name!r}; {did_you_mean(name, list_models())}")
     return get_variant(name, overrides)
 

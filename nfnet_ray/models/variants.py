@@ -473,7 +473,7 @@ def get_variant(name: str, overrides: Mapping[str, Any] | None = None) -> Varian
     Sequences have one entry per stage and may be lists, as they come from a file. Raises `UserError` for
     an unknown name or setting and for a value that is not allowed.
     """
-    if name not in _VARIANTS:
+    if not isinstance(name, str) or name not in _VARIANTS:
         raise UserError(f"unknown model {name!r}; {did_you_mean(name, list_models())}")
     changes: dict[str, Any] = {}
     for key, value in (overrides or {}).items():

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from typing import Any, Final, Literal, TypeVar, get_args
 
+from nfnet_ray.command_line.python_arguments import plain, shown
 from nfnet_ray.errors import UserError
 from nfnet_ray.recipe import Recipe, ScheduleRecipe
 from nfnet_ray.settings import did_you_mean
@@ -71,14 +73,17 @@ class Halving:
     money_seconds: float | None = None
 
     def __post_init__(self) -> None:
-        in_epochs = self.unit == "epochs"
-        is_median = self.rule == "median"
+        in_epochs = _is_word(self.unit, ("epochs",))
+        is_median = _is_word(self.rule, ("median",))
         wrong = {
-            f"rule={self.rule!r}": (self.rule in RULES, f"one of {', '.join(RULES)}"),
-            f"unit={self.unit!r}": (self.unit in UNITS, f"one of {', '.join(UNITS)}"),
-            f"schedule={self.schedule!r}": (self.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}"),
-            f"eta={self.eta!r}": (1 < self.eta < math.inf, "a number above 1"),
-            f"first_rung={self.first_rung!r}": (
+            f"rule={shown(self.rule)}": (_is_word(self.rule, RULES), f"one of {', '.join(RULES)}"),
+            f"unit={shown(self.unit)}": (_is_word(self.unit, UNITS), f"one of {', '.join(UNITS)}"),
+            f"schedule={shown(self.schedule)}": (
+                _is_word(self.schedule, SCHEDULES),
+                f"one of {', '.join(SCHEDULES)}",
+            ),
+            f"eta={shown(self.eta)}": (_is_number(self.eta) and 1 < self.eta < math.inf, "a number above 1"),
+            f"first_rung={shown(self.first_rung)}": (
                 self.first_rung is None or _is_rung(self.first_rung, self.unit),
                 "a whole number of epochs, at least 1" if in_epochs else "a number above 0",
             ),
@@ -98,12 +103,20 @@ class Halving:
                 not is_median or self.schedule == "truncated",
                 "synchronous, asynchronous or hyperband",
             ),
-            f"finalists={self.finalists!r}": (self.finalists >= 1, "at least 1"),
-            f"group={self.group!r}": (self.group is None or self.group >= 2, "at least 2"),
+            f"finalists={shown(self.finalists)}": (
+                _is_whole(self.finalists) and self.finalists >= 1,
+                "a whole number, at least 1",
+            ),
+            f"group={shown(self.group)}": (
+                self.group is None or (_is_whole(self.group) and self.group >= 2),
+                "a whole number, at least 2",
+            ),
         }
         for value, (is_right, allowed) in wrong.items():
             if not is_right:
                 raise UserError(f"early stopping: {value} is not allowed; use {allowed}")
+        for name in ("first_rung", "eta", "finalists", "group"):
+            object.__setattr__(self, name, plain(getattr(self, name)))
 
     def description(self, schedule: ScheduleRecipe) -> HalvingDescription:
         """The description in a journal, in which the first rung is a number."""
@@ -250,8 +263,20 @@ def with_schedule_of(recipe: Recipe, epochs: int) -> Recipe:
     return recipe.with_values(changed)
 
 
+def _is_word(value: object, words: Sequence[str]) -> bool:
+    return isinstance(value, str) and value in words
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 def _is_rung(rung: float, unit: Unit) -> bool:
-    return 0 < rung < math.inf and (unit != "epochs" or rung == int(rung))
+    return _is_number(rung) and 0 < rung < math.inf and (unit != "epochs" or rung == int(rung))
 
 
 def parse_halving(text: str) -> Halving | None:
@@ -277,6 +302,8 @@ def parse_halving(text: str) -> Halving | None:
         name, _, value = option.partition("=")
         if name not in OPTIONS:
             raise UserError(f"early stopping: {name!r} is not an option; {did_you_mean(name, OPTIONS)}")
+        if name in values:
+            raise UserError(f"early stopping: {name} is given twice; leave one out")
         if name == "unit":
             values[name] = value
             continue

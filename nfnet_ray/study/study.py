@@ -10,8 +10,17 @@ from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+from nfnet_ray.command_line.python_arguments import (
+    a_dict,
+    a_list,
+    a_number,
+    a_text,
+    a_whole_number,
+    refusal,
+)
 from nfnet_ray.errors import UserError
 from nfnet_ray.recipe import Recipe, decisive_values
+from nfnet_ray.settings import LARGEST_WHOLE_NUMBER
 from nfnet_ray.study.halving import Halving
 from nfnet_ray.study.search.axes import point_key
 from nfnet_ray.study.search.first_points import check_first_points, first_points
@@ -19,6 +28,7 @@ from nfnet_ray.study.search.model import startup_points
 from nfnet_ray.study.search.searcher import (
     ADAPTIVE,
     DEFAULT_SETTINGS,
+    SEARCHES,
     Searcher,
     check_search,
     default_search,
@@ -33,6 +43,7 @@ from nfnet_ray.study.space import (
     domain_from_json,
     domain_to_json,
     grid,
+    in_plain_values,
     is_listed,
     unconditional,
 )
@@ -65,7 +76,7 @@ class Trial:
 class Study:
     """A question, the Recipe that it starts from, and the space in which the answer is sought.
 
-    ``space`` is {dotted Recipe name: domain}, where a domain is a tuple of values or one of
+    ``space`` is {dotted Recipe name: domain}, where a domain is a list of values or one of
     :mod:`nfnet_ray.study.space`. The first field is the one in question; the other fields that have a list of values
     are the conditions under which it is asked. With an empty space there is a trial for each seed: a training run.
 
@@ -75,7 +86,7 @@ class Study:
     name: str
     question: str
     recipe: Recipe
-    space: Space
+    space: Space = field(default_factory=dict)
     seeds: tuple[int, ...] = (0,)
     halving: Halving | None = None
     trial_limit: int | None = None
@@ -115,10 +126,9 @@ class Study:
     """Names of trials that an extension has left out; no other trial may have them."""
 
     def __post_init__(self) -> None:
+        self._check_types()
         if self.more_seeds and len(self.seeds) != 1:
             raise UserError("more_seeds are for a study whose settings have all one seed: give seeds=(0,)")
-        if self.confirm < 0:
-            raise UserError(f"confirm = {self.confirm} is not allowed; it takes a number of seeds")
         check_space(self.space)
         if self.asked is not None and self.points is None:
             raise UserError("asked is only for a plain list of points; a space names its own fields")
@@ -144,6 +154,44 @@ class Study:
                 f"early stopping: unit={self.halving.unit} is not for --search {self.search_name}, which learns from "
                 "accuracies at epochs: use rungs in epochs, or --search sobol"
             )
+
+    def _check_types(self) -> None:
+        """Raises UserError for a field of the wrong type; lists become tuples, and NumPy's numbers Python's."""
+        a_text("name", self.name)
+        for name, kind, allowed in (
+            ("question", str, "a text"),
+            ("recipe", Recipe, "a Recipe, such as published_recipe('nfnet_f0')"),
+            ("halving", Halving | None, "a Halving, such as Halving(rule='synchronous'), or None"),
+            ("search", str | None, f"one of {', '.join(SEARCHES)}, or None"),
+        ):
+            if not isinstance(getattr(self, name), kind):
+                raise refusal(name, getattr(self, name), allowed)
+        space = a_dict("space", self.space, "a dict {dotted name of a field: its values}")
+        plain: dict[str, Any] = {name: in_plain_values(domain) for name, domain in space.items()}
+        kept: dict[str, Any] = {
+            "space": plain,
+            "confirm": a_whole_number("confirm", self.confirm, 0, FRESH_SEEDS),
+        }
+        for name, least in (("seeds", 1), ("more_seeds", 0)):
+            allowed = "a list of different whole numbers, such as (0, 1, 2)"
+            given = a_list(name, getattr(self, name), allowed)
+            seeds = tuple(a_whole_number(f"a seed of {name}", seed, 0) for seed in given)
+            if len(seeds) < least or len(set(seeds)) < len(seeds):
+                raise refusal(name, given, allowed)
+            kept[name] = seeds
+        if self.trial_limit is not None:
+            kept["trial_limit"] = a_whole_number("trial_limit", self.trial_limit, 1, LARGEST_WHOLE_NUMBER)
+        if self.equal_within is not None:
+            kept["equal_within"] = a_number("equal_within", self.equal_within, "a number above 0", above=0)
+        if self.holdout is not None:
+            kept["holdout"] = a_number(
+                "holdout", self.holdout, "a number above 0 and below 1", above=0, below=1
+            )
+        if self.points is not None:
+            kept["points"] = _plain_points("points", self.points)
+        kept["first_points"] = _plain_points("first_points", self.first_points)
+        for name, value in kept.items():
+            object.__setattr__(self, name, value)
 
     @property
     def epochs(self) -> int:
@@ -551,6 +599,15 @@ def free_name(name: str, epochs: int, taken: Container[str]) -> str:
     """The name of a trial, with an ending if an earlier trial has it: one with other epochs, say."""
     suffixes = itertools.chain(["", f",epochs={epochs}"], (f",{number}" for number in itertools.count(2)))
     return next(free for suffix in suffixes if (free := name + suffix) not in taken)
+
+
+def _plain_points(name: str, points: Any) -> tuple[dict[str, Any], ...]:
+    """Points with tuples for lists and Python's numbers for NumPy's. Raises UserError for what is no list of points."""
+    allowed = "a list of points, each a dict {dotted name of a field: value}"
+    return tuple(
+        {field: in_plain_values(value) for field, value in a_dict(f"one of {name}", point, allowed).items()}
+        for point in a_list(name, points, allowed)
+    )
 
 
 def _with_tuples(point: Mapping[str, Any]) -> dict[str, Any]:

@@ -160,11 +160,11 @@ BAD_SPACES: list[tuple[Space, str]] = [
     ({METHOD: Range(1, 2)}, f"{METHOD} = 1..2: the field does not take numbers, so it has no range; list its values"),
     ({"data.flip": Range(0, 1)}, "data.flip = 0..1: the field does not take numbers"),
     ({CLIP: Range("a", 1)}, f"{CLIP}: the end 'a' of a range is not a number"),  # type: ignore[arg-type]
-    ({CLIP: 0.01}, f"{CLIP} is swept over 0.01, which is not a domain: use a tuple of values, Range, When or SameAs"),  # type: ignore[dict-item]
+    ({CLIP: 0.01}, f"{CLIP} is swept over 0.01, which is not a domain: use a list of values, Range, When or SameAs"),  # type: ignore[dict-item]
     ({SHARE: When((1.0,), SHARE)}, f"{SHARE} cannot depend on itself"),
     ({SHARE: When((1.0,), "optimizer.sam.rhoo")}, "optimizer.sam.rhoo is not a field of the Recipe: did you mean"),
     ({SHARE: When((1.0,), METHOD, ("lookSAM",))}, f"{METHOD} = 'lookSAM' is not allowed: it takes one of sam"),
-    ({SHARE: When((1.0,), METHOD, "looksam")}, f"{SHARE}: the values of {METHOD} in its condition must be a tuple"),  # type: ignore[arg-type]
+    ({SHARE: When((1.0,), METHOD, "looksam")}, f"{SHARE}: the values of {METHOD} in its condition must be a list"),  # type: ignore[arg-type]
     ({SHARE: When((1.0,), METHOD, ())}, f"{SHARE}: the condition on {METHOD} has no value"),
     ({SHARE: When((1.0,), RHO), RHO: When((0.1,), SHARE)}, f"circular: {SHARE} depends on {RHO} depends on {SHARE}"),
     ({RATE: SameAs(RATE)}, f"{RATE} cannot be tied to itself"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
+from nfnet_ray.command_line.python_arguments import a_flag, shown
 from nfnet_ray.errors import UserError
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.settings import LARGEST_WHOLE_NUMBER, checked_value, did_you_mean, number_type
@@ -69,7 +70,7 @@ def check_asked(points: Sequence[Mapping[str, Any]], asked: Sequence[str] | None
 
 def check_can_be_swept(name: str) -> None:
     """Raises UserError for a name that is not a field of the Recipe, or that has its own flag."""
-    if name in NOT_SWEPT:
+    if isinstance(name, str) and name in NOT_SWEPT:
         raise UserError(f"{name} cannot be swept: {NOT_SWEPT[name]}")
     number_type(Recipe, name)  # raises for a field that does not exist
 
@@ -86,7 +87,7 @@ def _check_domain(space: Space, name: str, domain: Domain) -> None:
         _check_list(name, domain, "value", lambda value: checked_value(Recipe, name, value))
     else:
         raise UserError(
-            f"{name} is swept over {domain!r}, which is not a domain: use a tuple of values, Range, When or SameAs"
+            f"{name} is swept over {shown(domain)}, which is not a domain: use a list of values, Range, When or SameAs"
         )
 
 
@@ -106,10 +107,12 @@ def _check_range(name: str, domain: Range) -> None:
     for end in (domain.low, domain.high):
         if isinstance(end, bool) or not isinstance(end, int | float):
             raise UserError(
-                f"{name}: the end {end!r} of a range is not a number; a range has two numbers as its ends"
+                f"{name}: the end {shown(end)} of a range is not a number; a range has two numbers as its ends"
             )
         if kind is not None and abs(end) > LARGEST_WHOLE_NUMBER:
             checked_value(Recipe, name, end)
+    for flag in ("log", "integer", "or_none"):
+        a_flag(f"{name}: {flag} of its range", getattr(domain, flag))
     text = domain_text(domain)
     if kind is None:
         raise UserError(
@@ -130,13 +133,13 @@ def _check_range(name: str, domain: Range) -> None:
 
 
 def _check_when(name: str, domain: When) -> None:
+    number_type(Recipe, domain.field)  # raises for a field that does not exist
     if domain.field == name:
         raise UserError(f"{name} cannot depend on itself: name another field in its condition")
-    number_type(Recipe, domain.field)  # raises for a field that does not exist
     if domain.among is None:
         return
     if not isinstance(domain.among, tuple | list):
-        raise UserError(f"{name}: the values of {domain.field} in its condition must be a tuple")
+        raise UserError(f"{name}: the values of {domain.field} in its condition must be a list")
     _check_list(
         f"{name}: the condition on {domain.field}",
         domain.among,
@@ -146,6 +149,8 @@ def _check_when(name: str, domain: When) -> None:
 
 
 def _check_tie(space: Space, name: str, tie: SameAs) -> None:
+    if not isinstance(tie.field, str) or not tie.field:
+        raise UserError(f"{name} is tied to {shown(tie.field)}, which is no field: name one of the space")
     if tie.field == name:
         raise UserError(f"{name} cannot be tied to itself: name another field of the space")
     if tie.field not in space:

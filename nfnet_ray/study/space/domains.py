@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from nfnet_ray.command_line.python_arguments import plain
 from nfnet_ray.tracking.labels import value_label
 
 SIGNIFICANT_DIGITS: Final = 4
@@ -104,6 +105,20 @@ def with_value(domain: Domain, value: Any) -> Domain:
     if isinstance(domain, When):
         return replace(domain, domain=with_value(domain.domain, value))
     return (value,)
+
+
+def in_plain_values(domain: Any) -> Any:
+    """A domain, or a value of one, with tuples for lists and Python's numbers for NumPy's, which no journal can hold.
+
+    What is no domain stays as it is.
+    """
+    if isinstance(domain, When):
+        return When(in_plain_values(domain.domain), domain.field, in_plain_values(domain.among))
+    if isinstance(domain, Range):
+        return replace(domain, low=in_plain_values(domain.low), high=in_plain_values(domain.high))
+    if isinstance(domain, list | tuple):
+        return tuple(map(in_plain_values, domain))
+    return plain(domain)
 
 
 def domain_text(domain: Domain) -> str:
