@@ -320,7 +320,7 @@ def study_parser(program: StudyProgram, file: Path) -> argparse.ArgumentParser:
     """The parser of a study; the names of its values are those of a :class:`StudyRequest`."""
 
     def on_default_data() -> Study:
-        return program.build(describe_digits(DATA_FOLDER / program.digits.name, program.digits), None)
+        return program.study(describe_digits(DATA_FOLDER / program.digits.name, program.digits), None)
 
     parser = new_parser(file, sys.modules[program.build.__module__].__doc__, on_default_data)
     where = add_places(parser, "study", "the study's name")

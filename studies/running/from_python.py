@@ -8,21 +8,32 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from dashboards.study_results import StudyResults, load_study
 from nfnet_ray.command_line.interruption import EXIT_INTERRUPTED, interruptible
+from nfnet_ray.command_line.python_arguments import (
+    a_dict,
+    a_flag,
+    a_list,
+    a_number,
+    a_path,
+    a_text,
+    a_whole_number,
+    one_of,
+    refusal,
+)
 from nfnet_ray.command_line.terminal import new_console
 from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.errors import UserError
 from nfnet_ray.study.annotations import note_text, tag_pair
-from nfnet_ray.study.halving import SCHEDULES
+from nfnet_ray.study.halving import SCHEDULES, Schedule
 from nfnet_ray.study.space import Domain
 from nfnet_ray.study.space.sweep_text import parse_domain
 from nfnet_ray.study.study import Study
 from nfnet_ray.tracking.destination.uri import without_password
 from studies.running import run as one_path
-from studies.running.names import seeds_text, study_name
+from studies.running.names import MOST_SEEDS, MOST_SETTINGS, seeds_text, study_name
 from studies.running.program import StudyFactory, StudyProgram
 from studies.running.request import CAPS, DEFAULT_STORAGE, Request
 from studies.running.trials import StudyRequest
@@ -132,56 +143,51 @@ def run(
             signal is handled.
     """
     number, for_all = _seeds(seeds)
+    fields = a_dict(
+        "settings", {} if settings is None else settings, "a dict {dotted name of a field: value}"
+    )
+    domains = a_dict("sweep", {} if sweep is None else sweep, "a dict {dotted name of a field: its values}")
+    said = a_dict("tags", {} if tags is None else tags, "a dict {key: value}")
     request = StudyRequest(
         program=_program(study, resume, extend, own),
         own=own,
-        data=_data(study, data) if data is not None or "data.path" not in (settings or {}) else None,
-        epochs=_positive("epochs", epochs),
-        trials=_positive("trials", trials),
+        data=_data(study, data) if data is not None or "data.path" not in fields else None,
+        epochs=_whole("epochs", epochs),
+        trials=_whole("trials", trials, MOST_SETTINGS),
         seeds=number,
         are_seeds_for_all=for_all,
-        search=search,
-        earlier=None if earlier is None else str(earlier),
-        settings=settings or {},
-        sweep={name: _domain(name, domain) for name, domain in (sweep or {}).items()},
-        early_stopping=early_stopping,
-        schedule=schedule,
+        search=_text("search", search),
+        earlier=None if earlier is None else str(a_path("earlier", earlier)),
+        settings=fields,
+        sweep={field: _domain(field, domain) for field, domain in domains.items()},
+        early_stopping=_text(
+            "early_stopping", early_stopping, "a text such as 'synchronous:eta=4' or 'none'"
+        ),
+        schedule=None if schedule is None else cast(Schedule, one_of("schedule", schedule, SCHEDULES)),
         equal_within=_above_zero("equal_within", equal_within),
-        holdout=_above_zero("holdout", holdout),
-        confirm=_positive("confirm", confirm),
-        storage=Path(storage),
-        name=name and study_name(name),
-        may_continue=may_continue,
-        resume=resume and study_name(resume),
-        extend=extend and study_name(extend),
-        address=address,
-        tracking_uri=tracking_uri,
+        holdout=_share("holdout", holdout),
+        confirm=_whole("confirm", confirm, MOST_SEEDS),
+        storage=a_path("storage", storage),
+        name=_name("name", name),
+        may_continue=a_flag("may_continue", may_continue),
+        resume=_name("resume", resume),
+        extend=_name("extend", extend),
+        address=_text("address", address),
+        tracking_uri=_text("tracking_uri", tracking_uri),
         workers_per_trial=_least_and_most("workers_per_trial", workers_per_trial),
-        cpus_per_worker=_positive("cpus_per_worker", cpus_per_worker),
-        gpus_per_worker=gpus_per_worker,
-        trials_at_once=_positive("trials_at_once", trials_at_once),
-        cohorts=_positive("cohorts", cohorts),
-        verify=verify,
+        cpus_per_worker=_whole("cpus_per_worker", cpus_per_worker),
+        gpus_per_worker=_at_least_zero("gpus_per_worker", gpus_per_worker),
+        trials_at_once=_whole("trials_at_once", trials_at_once),
+        cohorts=_whole("cohorts", cohorts),
+        verify=one_of("verify", verify, ("quick", "full")),
         notes=_notes(notes),
-        tags=dict(tag_pair(f"{key}={value}") for key, value in (tags or {}).items()),
-        notify=notify,
-        max_hours=_above_zero("max_hours", max_hours),
-        max_gpu_hours=_above_zero("max_gpu_hours", max_gpu_hours),
-        max_cost=_above_zero("max_cost", max_cost),
+        tags=dict(tag_pair(f"{key}={value}") for key, value in said.items()),
+        notify=_text("notify", notify, "the address of a webhook"),
+        max_hours=_cap("max_hours", max_hours),
+        max_gpu_hours=_cap("max_gpu_hours", max_gpu_hours),
+        max_cost=_cap("max_cost", max_cost),
         price_per_hour=_above_zero("price_per_hour", price_per_hour),
     )
-    if gpus_per_worker is not None and not 0 <= gpus_per_worker < float("inf"):
-        raise UserError(
-            f"gpus_per_worker = {gpus_per_worker!r} is not allowed; it takes a number of at least 0"
-        )
-    if holdout is not None and holdout >= 1:
-        raise UserError(f"holdout = {holdout!r} is not allowed; it takes a number above 0 and below 1")
-    if schedule not in (None, *SCHEDULES):
-        raise UserError(
-            f"schedule = {schedule!r} is not allowed; it takes {' or '.join(map(repr, SCHEDULES))}"
-        )
-    if verify not in ("quick", "full"):
-        raise UserError(f"verify = {verify!r} is not allowed; it takes 'quick' or 'full'")
     with _environment_kept(), interruptible():
         finished = one_path.run(request, _resume_command, new_console())
     if finished.exit_code == EXIT_INTERRUPTED:
@@ -195,17 +201,21 @@ def _program(
     extend: str | None,
     own: Mapping[str, Any],
 ) -> StudyProgram:
-    if resume and isinstance(study, Study):
+    if resume is not None and isinstance(study, Study):
         raise UserError(f"resume={resume!r} takes the study from its journal: leave the study out")
-    if study is None and not resume and not extend:
+    if study is None and resume is None and extend is None:
         raise UserError("there is nothing to run: give a study, resume=NAME or extend=NAME")
+    if study is not None and not isinstance(study, Study | StudyProgram) and not callable(study):
+        raise refusal(
+            "study", study, "a Study, or a function that builds one, such as agc_sweep of studies.agc_sweep"
+        )
     is_whole = isinstance(study, Study)
     program = (
         study
         if isinstance(study, StudyProgram)
         else StudyProgram(_builder(study), is_open=study is None, is_whole=is_whole)
     )
-    known = inspect.signature(program.build).parameters
+    known = inspect.signature(program.build).parameters if own else {}
     unknown = [name for name in own if name not in known]
     if unknown:
         raise TypeError(f"run() got an unexpected keyword argument {unknown[0]!r}")
@@ -226,8 +236,9 @@ def _builder(study: Study | StudyFactory | None) -> StudyFactory:
 
 
 def _data(study: object, data: str | os.PathLike[str] | None) -> Path | None:
-    path = data or (study.recipe.data.path if isinstance(study, Study) else None)
-    return Path(path) if path else None
+    if data is not None:
+        return a_path("data", data)
+    return Path(study.recipe.data.path) if isinstance(study, Study) and study.recipe.data.path else None
 
 
 def _domain(name: str, domain: Domain | Sequence[Any] | str) -> Domain:
@@ -236,42 +247,63 @@ def _domain(name: str, domain: Domain | Sequence[Any] | str) -> Domain:
     return tuple(domain) if isinstance(domain, list) else domain  # type: ignore[return-value]  # a Study checks it
 
 
-def _positive(name: str, value: int | None) -> int | None:
-    if value is not None and (not isinstance(value, int) or value < 1):
-        raise UserError(f"{name} = {value!r} is not allowed; it takes a whole number above 0")
-    return value
+def _whole(name: str, value: int | None, most: int | None = None) -> int | None:
+    return None if value is None else a_whole_number(name, value, 1, most)
 
 
 def _seeds(value: int | str | None) -> tuple[int | None, bool]:
     """The number of seeds, and whether they are for all settings."""
-    return seeds_text(value) if isinstance(value, str) else (_positive("seeds", value), False)
+    if not isinstance(value, str):
+        return _whole("seeds", value, MOST_SEEDS), False
+    try:
+        return seeds_text(value)
+    except UserError:
+        allowed = f"a whole number from 1 to {MOST_SEEDS:,}, or a text such as '3,all'"
+        raise refusal("seeds", value, allowed) from None
 
 
 def _least_and_most(name: str, value: int | tuple[int, int] | None) -> tuple[int, int] | None:
     if value is None:
         return None
-    bounds = value if isinstance(value, tuple) else (value, value)
-    if (
-        len(bounds) != 2
-        or not all(isinstance(bound, int) for bound in bounds)
-        or not 0 < bounds[0] <= bounds[1]
-    ):
-        raise UserError(
-            f"{name} = {value!r} is not allowed; it takes a whole number above 0, or two of them, the smaller one first"
-        )
-    return bounds
+    try:
+        least, most = [
+            a_whole_number(name, bound) for bound in (value if isinstance(value, tuple) else (value, value))
+        ]
+        if least <= most:
+            return least, most
+    except (UserError, ValueError):
+        pass
+    raise refusal(name, value, "a whole number above 0, or two of them, the smaller one first")
 
 
 def _notes(notes: Sequence[str]) -> list[str]:
-    return [note_text(note) for note in ([notes] if isinstance(notes, str) else notes)]
+    given = a_list("notes", [notes] if isinstance(notes, str) else notes, "a list of texts")
+    return [note_text(a_text("notes", note, "a list of texts")) for note in given]
+
+
+def _text(name: str, value: str | None, allowed: str = "a text") -> str | None:
+    return None if value is None else a_text(name, value, allowed)
+
+
+def _name(name: str, value: str | None) -> str | None:
+    return None if value is None else study_name(a_text(name, value, "the name of a study"))
 
 
 def _above_zero(name: str, value: float | None) -> float | None:
-    if value is None:
-        return None
-    if not isinstance(value, int | float) or not value > 0:
-        raise UserError(f"{name} = {value!r} is not allowed; it takes a number above 0")
-    return float(value)
+    return None if value is None else a_number(name, value, "a number above 0", above=0)
+
+
+def _cap(name: str, value: float | None) -> float | None:
+    allowed = "a number above 0, or infinity for no cap"
+    return None if value is None else a_number(name, value, allowed, above=0, or_infinity=True)
+
+
+def _at_least_zero(name: str, value: float | None) -> float | None:
+    return None if value is None else a_number(name, value, "a number of at least 0", at_least=0)
+
+
+def _share(name: str, value: float | None) -> float | None:
+    return None if value is None else a_number(name, value, "a number above 0 and below 1", above=0, below=1)
 
 
 def _resume_command(request: Request, name: str) -> str:

@@ -6,10 +6,14 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from data_prep.digits import ALL_DIGITS, DigitsPart
+from nfnet_ray.command_line.python_arguments import shown
+from nfnet_ray.data.files.dataset import DatasetSummary
+from nfnet_ray.errors import UserError
 from nfnet_ray.study.study import Study
 
 StudyFactory = Callable[..., Study]
@@ -44,6 +48,23 @@ class StudyProgram:
     made_weights: MadeWeights | None = None
     is_open: bool = False
     is_whole: bool = False
+
+    def study(self, data: DatasetSummary, epochs: int | None, **own: Any) -> Study:
+        """The study on a data set. Raises UserError if the function is not one that builds a study."""
+        name = getattr(self.build, "__name__", repr(self.build))
+        try:
+            inspect.signature(self.build).bind(data, epochs, **own)
+        except (TypeError, ValueError):  # a ValueError: one of Python's own, which has no signature
+            raise UserError(
+                f"{name} cannot be called with a data set and the number of epochs: write it as def {name}(data, "
+                "epochs=None), and let it return a Study (docs/new_study.md)"
+            ) from None
+        study = self.build(data, epochs, **own)
+        if not isinstance(study, Study):
+            raise UserError(
+                f"{name} returned {shown(study)}, which is not a Study: end it with return Study(…) (docs/new_study.md)"
+            )
+        return study
 
     @property
     def file(self) -> Path | None:

@@ -108,7 +108,7 @@ class StudyRequest(Request):
         """The program's study with these values, seeds and trials. Raises RecipeError for a value that is wrong."""
         del is_built_in
         epochs = values.pop("schedule.epochs", None) or self.epochs
-        study = self.program.build(data, epochs, **self.own)
+        study = self.program.study(data, epochs, **self.own)
         recipe = study.recipe.with_values(values)
         space, points = dict(study.space), study.points
         if points is None:
@@ -191,7 +191,7 @@ class StudyRequest(Request):
         """Raises UserError if the program asks something else than the study."""
         if self.program.is_open:
             return
-        own = self.program.build(describe_digits(DATA_FOLDER / self.digits.name, self.digits), None)
+        own = self.program.study(describe_digits(DATA_FOLDER / self.digits.name, self.digits), None)
         if own.question != study.question:
             raise UserError(
                 f"{study.name} asks a different question ({study.question!r}) from {own.name}: extend it with the "
