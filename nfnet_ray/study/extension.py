@@ -45,6 +45,10 @@ class Extension:
     earlier_epochs: int
     without_their_seed: int = 0
     """The number of contenders' further trials whose seed the study does not have any more."""
+    further_seeds: int = 0
+    """The number of seeds that settings which may be the best are trained with, and the earlier study did not have."""
+    more_reruns: int = 0
+    """The number of fresh seeds that winners are rerun with, beyond those of the earlier study."""
 
     def sentences(self) -> list[str]:
         """What changes, for people."""
@@ -57,6 +61,10 @@ class Extension:
         if left_out:
             verb = agree(left_out, "stays", "stay")
             said.append(f"{count(left_out, 'earlier trial')} {verb} as evidence, outside the study")
+        if self.further_seeds:
+            said.append(f"then {count(self.further_seeds, 'more seed')} of each setting that may be the best")
+        if self.more_reruns:
+            said.append(f"then {count(self.more_reruns, 'more rerun')} of the best setting")
         words = [f"Extended: {', '.join(said)}."]
         if self.study.epochs != self.earlier_epochs:
             words.append(
@@ -126,7 +134,15 @@ def extension(
         for name, plan in state.further.items()
         if name not in before and name not in now
     )
-    return Extension(study, event, added, earlier.epochs, unseeded)
+    return Extension(
+        study,
+        event,
+        added,
+        earlier.epochs,
+        unseeded,
+        len(set(study.more_seeds).difference(earlier.seeds, earlier.more_seeds)),
+        max(0, study.confirm - earlier.confirm),
+    )
 
 
 def points_within(space: Space, recipe: Recipe, points: Sequence[Mapping[str, Any]]) -> tuple[Point, ...]:

@@ -116,7 +116,9 @@ def test_an_extension_chooses_the_contenders_again() -> None:
     study = Journaled(REPEATED, **CURVES, **{name: [0.82] * EPOCHS for name in new})
     study.run()
     events = len(study.events)
-    study.extend(space={CLIP: (0.01, 0.02, 0.03, 0.04, 0.5)})
+    extended = study.extend(space={CLIP: (0.01, 0.02, 0.03, 0.04, 0.5)})
+    assert extended is not None
+    assert extended.sentences() == ["Extended: 1 new trial, 4 that it has already."]
     state = study.run()
     assert study.trained_since(events) == set(new)
     # What was trained before stays, though clip_factor 0.01 is no contender any more.
@@ -139,6 +141,18 @@ def test_more_seeds_for_all_settings_keep_those_that_contenders_had() -> None:
     }
     assert len(state.members) == 12
     assert not state.dropped
+
+
+def test_an_extension_says_that_contenders_and_winners_are_trained_again() -> None:
+    """``--extend NAME --seeds 3`` promised "0 new trials", and trained."""
+    study = Journaled(replace(REPEATED, more_seeds=()), **CURVES)
+    study.run()
+    extended = study.extend(more_seeds=(1, 2), confirm=1)
+    assert extended is not None
+    assert extended.sentences() == [
+        "Extended: 0 new trials, 4 that it has already, then 2 more seeds of each setting that may be the best, "
+        "then 1 more rerun of the best setting."
+    ]
 
 
 def test_fewer_seeds_leave_further_trials_out_and_say_so() -> None:
