@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -143,6 +144,20 @@ def test_an_open_beton_travels_to_another_process_as_its_path(digits: Path, deco
     copy = pickle.loads(pickle.dumps(beton))
     assert copy._descriptor != beton._descriptor
     np.testing.assert_array_equal(decoded(copy, 5), decoded(beton, 5))
+
+
+def test_a_part_of_a_data_set_is_told_from_the_whole(digits: Path, tmp_path: Path) -> None:
+    """``--data data/mine/train.beton`` missed a ``train.validation.beton``, which no conversion writes."""
+    whole = re.escape(str(digits))
+    refused(digits / "train.beton", f"a part of the data set {whole}; give that")
+    refused(digits / "validation.beton", f"a part of the data set {whole}; give that")
+    for split, name in (("train", "train"), ("validation", "train.validation")):
+        for ending in ("beton", "parquet"):
+            shutil.copy(digits / f"{split}.{ending}", tmp_path / f"{name}.{ending}")
+    assert open_dataset(tmp_path / "train.beton").train.beton.path == tmp_path / "train.beton"
+    refused(
+        tmp_path / "train.validation.beton", f"a part of the data set {re.escape(str(tmp_path))}/train.beton"
+    )
 
 
 def test_missing_pieces_have_messages_of_their_own(digits: Path, tmp_path: Path) -> None:
