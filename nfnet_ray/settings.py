@@ -359,14 +359,21 @@ def parse_assignment(text: str, form: str) -> tuple[str, Any]:
 
 
 def parse_value(literal: str) -> Any:
-    """A value as a person writes it: ``none``, ``true``, ``false``, a Python literal, or a word such as ``auto``."""
+    """A value as a person writes it: ``none``, ``true``, ``false``, a Python literal, or a word such as ``auto``.
+
+    A list may hold words: ``[classifier.weight, stem.*]``, as help texts show it.
+    """
     words = {"none": None, "true": True, "false": False}
     if literal.lower() in words:
         return words[literal.lower()]
     try:
         return ast.literal_eval(literal)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return literal
+        in_brackets = re.fullmatch(r"\[([^][()'\"]*)\]", literal)
+        words_of_list = [word.strip() for word in in_brackets[1].split(",")] if in_brackets else []
+        return (
+            [parse_value(word) for word in words_of_list] if words_of_list and all(words_of_list) else literal
+        )
 
 
 def _unknown_field(name: object, known: Sequence[str]) -> str:

@@ -516,6 +516,7 @@ def test_a_wrong_rule_is_refused_in_one_line(wrong: dict[str, Any]) -> None:
         ("synchronus", "'synchronus' is not a rule; did you mean synchronous"),
         ("synchronous:etta=3", "'etta' is not an option; did you mean eta"),
         ("synchronous:eta=x", "'eta=x' is not allowed; eta takes a number"),
+        ("synchronous:eta=2,finalists=1,eta=3", "eta is given twice; leave one out"),
         ("synchronous:eta=1", "eta=1.0 is not allowed"),
         ("none:eta=3", "none stops no trial, so it has no options; leave out 'eta=3'"),
         (

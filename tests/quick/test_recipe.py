@@ -97,6 +97,10 @@ def test_annotations_are_compiled_once_for_each_class_not_for_each_recipe() -> N
         ("data.flip=False", False),
         ("memory_format=channels_last", "channels_last"),
         ("model.overrides.depth=[1, 2, 6, 3]", (1, 2, 6, 3)),
+        ("optimizer.agc.exclude=[classifier.weight]", ("classifier.weight",)),  # as --help shows it
+        ("optimizer.agc.exclude=[classifier.weight, stem.*]", ("classifier.weight", "stem.*")),
+        ("optimizer.agc.exclude=['stem.*']", ("stem.*",)),
+        ("optimizer.agc.exclude=[]", ()),
     ],
 )
 def test_settings_are_read_as_python_reads_them(setting: str, value: Any) -> None:

@@ -46,6 +46,7 @@ METHOD = "optimizer.sam.method"
         (f"{SHARE}=1,0.2 if {RHO}", When((1, 0.2), RHO)),
         (f"{SHARE}=0.1..1 if {METHOD}=looksam,esam", When(Range(0.1, 1), METHOD, ("looksam", "esam"))),
         (f"{SHARE}=1,0.2 if {RHO} and {METHOD}=sam", When(When((1, 0.2), RHO), METHOD, ("sam",))),
+        ("optimizer.agc.exclude=[stem.*],[a, b],[]", (("stem.*",), ("a", "b"), ())),
         ("model.weights=/a/../b.pt,none", ("/a/../b.pt", None)),
     ],
 )
@@ -57,6 +58,7 @@ def test_what_a_text_means(text: str, domain: Domain) -> None:
 
 
 BAD_SWEEPS = [
+    ("data.eval_size=same:", "write the other field behind same:"),
     (CLIP, "write it as FIELD=0.01,0.02,none"),
     (f"{CLIP}=", "there is no value; is a shell variable not set?"),
     (f"{CLIP}=0.1,,0.2", "a value is missing next to a comma"),

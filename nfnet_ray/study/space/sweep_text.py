@@ -59,7 +59,10 @@ def parse_domain(name: str, text: str) -> Domain:
 
 def _unconditional(name: str, text: str, said: str) -> tuple[Any, ...] | Range | SameAs:
     if text.startswith("same:"):
-        return SameAs(text.removeprefix("same:").strip())
+        other = text.removeprefix("same:").strip()
+        if not other:
+            raise UserError(f"{said}: write the other field behind same:, such as same:data.image_size")
+        return SameAs(other)
     items = _items(text, said)
     # A dot in a word, as in a path, makes no range.
     ranges = [item for item in items if item[0] not in "[('\"" and "/" not in item and _RANGE.fullmatch(item)]
