@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from data_prep.convert_command import add_convert, number_of_threads, print_dataset
-from nfnet_ray.command_line.arguments import given_path, positive
+from nfnet_ray.command_line.arguments import given_path, given_text, positive
 from nfnet_ray.command_line.exit_code import exit_code_of
 from nfnet_ray.command_line.one_line_parser import OneLineParser
 from nfnet_ray.errors import UserError
@@ -125,7 +125,9 @@ def _add_fetch(commands: argparse._SubParsersAction[OneLineParser]) -> None:
         "--size", choices=("160", "320", "full"), default="320",
         help="Imagenette's shorter side in pixels (default: %(default)s)",
     )  # fmt: skip
-    fetch.add_argument("--url", help="download from this mirror; the checksum has to be the same")
+    fetch.add_argument(
+        "--url", type=given_text, help="download from this mirror; the checksum has to be the same"
+    )
     fetch.set_defaults(run=_fetch)
 
 
@@ -138,7 +140,10 @@ def _add_doctor(commands: argparse._SubParsersAction[OneLineParser]) -> None:
     )
     _add_dataset(doctor)
     doctor.add_argument(
-        "--model", metavar="NAME", help="the model to feed; python -m nfnet_ray.models lists them"
+        "--model",
+        type=given_text,
+        metavar="NAME",
+        help="the model to feed; python -m nfnet_ray.models lists them",
     )
     doctor.add_argument(
         "--gpus", type=positive, default=1, metavar="N", help="number of GPUs (default: %(default)s)"

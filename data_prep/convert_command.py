@@ -10,7 +10,14 @@ from typing import get_args
 from data_prep.conversion.encode import EncodeSettings
 from data_prep.lines import say
 from data_prep.sources.source import WriteMode
-from nfnet_ray.command_line.arguments import MOST_DIGITS, given_path, number_or_nan, shortened, whole_number
+from nfnet_ray.command_line.arguments import (
+    MOST_DIGITS,
+    given_path,
+    given_text,
+    number_or_nan,
+    shortened,
+    whole_number,
+)
 from nfnet_ray.command_line.one_line_parser import OneLineParser
 from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.printable import display_path, interpreter, shell_command
@@ -66,7 +73,7 @@ examples
         " otherwise take longer than their training (default: all of it)",
     )  # fmt: skip
     convert.add_argument(
-        "--label-column", default="label", metavar="NAME",
+        "--label-column", type=given_text, default="label", metavar="NAME",
         help="name of the column with the labels, in Parquet files or a CSV list (default: %(default)s)",
     )  # fmt: skip
     convert.add_argument(
@@ -102,7 +109,7 @@ examples
         help="number of threads (default: one per core, here %(default)s)",
     )  # fmt: skip
     convert.add_argument(
-        "--address", metavar="auto|HOST:PORT",
+        "--address", type=given_text, metavar="auto|HOST:PORT",
         help="prepare images on a Ray cluster whose nodes have SOURCE under the same path, instead of in threads on"
         " this machine; the files are the same",
     )  # fmt: skip

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.digits import describe_digits
-from nfnet_ray.command_line.arguments import above_zero, least_and_most, positive
+from nfnet_ray.command_line.arguments import above_zero, given_text, least_and_most, positive
 from nfnet_ray.errors import UserError
 from nfnet_ray.study.study import Study
 from studies.running.checks import DATA_FOLDER
@@ -64,12 +64,15 @@ def _parser() -> argparse.ArgumentParser:
     where = add_places(parser, "training", "the model's name")
     where.add_argument(
         "--checkpoints",
+        type=given_text,
         metavar="PLACE",
         help="where to keep checkpoints: a path or URI (s3://bucket/folder) that all nodes share (default: the"
         " training's folder)",
     )
     what = parser.add_argument_group("what it trains")
-    what.add_argument("--model", metavar="NAME", help=f"the network (default: {DEFAULT_MODEL})")
+    what.add_argument(
+        "--model", type=given_text, metavar="NAME", help=f"the network (default: {DEFAULT_MODEL})"
+    )
     add_data(what)
     what.add_argument("--epochs", type=positive, metavar="N", help="number of epochs (default: the Recipe's)")
     add_settings(what, "set a field of the Recipe")

@@ -108,6 +108,13 @@ class AddPair(argparse.Action):
         setattr(namespace, self.dest, {**getattr(namespace, self.dest), key: value})
 
 
+def given_text(text: str) -> str:
+    """An argparse type: a text that is not empty, which would mean the same as no flag."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("a value is needed, and this is empty: is a shell variable not set?")
+    return text
+
+
 def given_path(text: str) -> Path:
     """An argparse type: a path.
 
@@ -132,5 +139,7 @@ def number_or_nan(text: str) -> float:
 
 
 def shortened(text: str) -> str:
-    """What was typed, short enough for a line."""
+    """What was typed, short enough for a line, and seen if it is nothing."""
+    if not text.strip():
+        return repr(text)
     return text if len(text) <= _LONGEST_ECHO else f"{text[:_LONGEST_ECHO]}…"

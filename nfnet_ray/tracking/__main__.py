@@ -14,6 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from nfnet_ray.command_line.arguments import given_text
 from nfnet_ray.command_line.exit_code import exit_code_of
 from nfnet_ray.command_line.one_line_parser import OneLineParser
 from nfnet_ray.command_line.terminal import new_console, say, say_whole, waiting
@@ -56,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     replay.add_argument("study", metavar="STUDY", help="a study's folder, or its name under ./runs")
     replay.add_argument(
         "--tracking-uri",
+        type=given_text,
         metavar="URI",
         help="where MLflow records it from now on: http://HOST:PORT or sqlite:///FILE (default: where it was, else "
         "MLFLOW_TRACKING_URI, else mlflow.db next to the study)",

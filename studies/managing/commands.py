@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from nfnet_ray.cluster.connection.job import HOME_VARIABLE
-from nfnet_ray.command_line.arguments import AddPair, given, given_path
+from nfnet_ray.command_line.arguments import AddPair, given, given_path, given_text
 from nfnet_ray.command_line.exit_code import exit_code_of
 from nfnet_ray.command_line.one_line_parser import OneLineParser
 from nfnet_ray.command_line.terminal import new_console
@@ -105,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     delete.add_argument("--keep-mlflow", action="store_true", help="delete the folders only")
     delete.add_argument(
         "--tracking-uri",
+        type=given_text,
         metavar="URI",
         help="the MLflow server or database with the runs (default: where each study was recorded)",
     )

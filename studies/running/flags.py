@@ -18,6 +18,7 @@ from nfnet_ray.command_line.arguments import (
     at_least_zero,
     given,
     given_path,
+    given_text,
     least_and_most,
     positive,
     share,
@@ -124,6 +125,12 @@ class _FieldsParser(OneLineParser):
         super().__init__(**keywords)
         self._default_study = default_study
 
+    def similar(self, flag: str) -> str | None:
+        field = flag.removeprefix("--").replace("-", "_")
+        if field in field_meanings():
+            return f"{field} is a field of the Recipe: give --set {field}=VALUE"
+        return super().similar(flag)
+
     def format_help(self) -> str:
         self.epilog = _fields(self._default_study())
         return super().format_help()
@@ -160,6 +167,7 @@ def add_places(parser: argparse.ArgumentParser, what: str, default_name: str) ->
     where = parser.add_argument_group("where it runs and where results go")
     where.add_argument(
         "--address",
+        type=given_text,
         help="run on a Ray cluster: auto or HOST:PORT (default: this machine; in a job that was submitted to a cluster,"
         " that cluster); local always means this machine",
     )
@@ -174,6 +182,7 @@ def add_places(parser: argparse.ArgumentParser, what: str, default_name: str) ->
     )
     where.add_argument(
         "--tracking-uri",
+        type=given_text,
         metavar="URI",
         help="where MLflow records it: http://HOST:PORT or sqlite:///FILE, or none, to keep the journal and the report"
         " alone (default: with --resume, where it was recorded before; else $MLFLOW_TRACKING_URI; else mlflow.db in the"
@@ -265,6 +274,7 @@ def add_annotations(parser: argparse.ArgumentParser, what: str) -> None:
     )
     said.add_argument(
         "--notify",
+        type=given_text,
         metavar="URL",
         help=f"post a JSON document to this webhook when the {what} ends, fails or reaches a limit on its cost. The"
         " address is kept nowhere: give it again with --resume",
@@ -334,7 +344,7 @@ def study_parser(program: StudyProgram, file: Path) -> argparse.ArgumentParser:
     what = parser.add_argument_group("what it studies")
     add_data(what)
     for name, shown_as in program.flags.items():
-        what.add_argument(f"--{name}", metavar=shown_as["metavar"], help=shown_as["help"])
+        what.add_argument(f"--{name}", type=given_text, metavar=shown_as["metavar"], help=shown_as["help"])
     what.add_argument(
         "--trials",
         type=whole_number(1, MOST_SETTINGS),
@@ -351,18 +361,21 @@ def study_parser(program: StudyProgram, file: Path) -> argparse.ArgumentParser:
     )
     what.add_argument(
         "--search",
+        type=given_text,
         metavar="NAME",
         help=f"how the points of the space are found: {', '.join(SEARCHES)} (default: grid; with a range sobol;"
         " docs/search.md)",
     )
     what.add_argument(
         "--from",
+        type=given_text,
         dest="earlier",
         metavar="STUDY",
         help="begin with the best settings of an earlier study, given by name or folder; its results are not used",
     )
     what.add_argument(
         "--early-stopping",
+        type=given_text,
         metavar="RULE",
         help="which trials end early: synchronous, asynchronous, median, hyperband or none, with options such as "
         "synchronous:eta=4,first_rung=6 or synchronous:first_rung=60,unit=seconds (default: the study's own; "

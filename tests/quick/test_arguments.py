@@ -16,12 +16,17 @@ from nfnet_ray.errors import UserError
 from studies import train
 from studies.agc_sweep import agc_sweep
 from studies.running.flags import main as run_study
+from studies.transfer import PROGRAM
 
 NO_NUMBERS = ["x", "", "-1", "1.5.2", "nan", "inf", "1e400", "9" * 5000, "²", "\x1b[31m1\n2"]
 
 
 def study(arguments: list[str]) -> int:
     return run_study(agc_sweep, Path("studies/agc_sweep.py"), arguments)
+
+
+def transfer(arguments: list[str]) -> int:
+    return run_study(PROGRAM, Path("studies/transfer.py"), arguments)
 
 
 def module(name: str) -> Callable[[list[str]], int]:
@@ -113,6 +118,52 @@ def test_an_unknown_flag_is_refused_in_one_line(name: str, capsys: pytest.Captur
     assert said.count("\n") == 1
     assert said.startswith(f"python -m {name.removesuffix('.__main__')}: ")
     assert "see --help" in said
+
+
+def test_a_similar_flag_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    managing, data_prep = module("studies.managing.commands"), module("data_prep.__main__")
+    for main, arguments, hint in (
+        (study, ["--plann"], "did you mean --plan?"),
+        (study, ["--tags=a=b"], "did you mean --tag?"),
+        (study, ["--batch_size", "64"], "batch_size is a field of the Recipe: give --set batch_size=VALUE"),
+        (study, ["--optimizer.agc.clip-factor=1"], "give --set optimizer.agc.clip_factor=VALUE"),
+        (managing, ["list", "--jsom"], "did you mean --json?"),
+        (data_prep, ["verify", "a", "--decoded"], "did you mean --decode?"),
+        (study, ["extra"], "see --help"),
+        (study, ["--nothing-like-it"], "see --help"),
+    ):
+        with pytest.raises(SystemExit) as exit_:
+            main(arguments)
+        said = capsys.readouterr().err
+        assert exit_.value.code == 2
+        assert said.count("\n") == 1
+        assert said.endswith(f"{hint}\n")
+
+
+def test_an_empty_variable_is_no_value(capsys: pytest.CaptureFixture[str]) -> None:
+    """``--search "$UNSET"`` would mean no flag, and ``--tracking-uri "$UNSET"`` a folder."""
+    managing, tracking = module("studies.managing.commands"), module("nfnet_ray.tracking.__main__")
+    data_prep = module("data_prep.__main__")
+    flags = ["--address", "--tracking-uri", "--search", "--from", "--early-stopping", "--notify"]
+    for main, before, flag in (
+        *((study, [], flag) for flag in flags),
+        (transfer, [], "--weights"),
+        (train.main, [], "--checkpoints"),
+        (train.main, [], "--model"),
+        (managing, ["delete", "a"], "--tracking-uri"),
+        (tracking, ["replay", "a"], "--tracking-uri"),
+        (data_prep, ["convert", "a", "b"], "--label-column"),
+        (data_prep, ["convert", "a", "b"], "--address"),
+        (data_prep, ["fetch", "cifar10", "a"], "--url"),
+        (data_prep, ["doctor", "a"], "--model"),
+    ):
+        for nothing in ("", " "):
+            with pytest.raises(SystemExit) as exit_:
+                main([*before, flag, nothing])
+            said = capsys.readouterr().err
+            assert exit_.value.code == 2
+            assert said.count("\n") == 1
+            assert f"argument {flag}: a value is needed, and this is empty" in said
 
 
 def test_an_empty_variable_is_no_path(capsys: pytest.CaptureFixture[str]) -> None:
