@@ -17,8 +17,9 @@ from data_prep.conversion.record import SYNC_SECONDS, SplitJournal, StoredRecord
 from data_prep.conversion.splits import Selection, SplitPlan
 from data_prep.conversion.staging import OutTakenError as OutTakenError
 from data_prep.conversion.staging import Staging, check_out, leftover, publish, staging_folder
-from data_prep.sources.source import Source, SourceImage, UnreadableImageError
+from data_prep.sources.source import Source, SourceImage
 from nfnet_ray.command_line.progress import Progress, silent
+from nfnet_ray.data.decoding.pillow_image import UnreadableImageError
 from nfnet_ray.data.files.beton import JPEG, Beton, BetonWriter
 from nfnet_ray.data.files.dataset import DatasetSummary, check_dataset, split_paths
 from nfnet_ray.data.files.manifest import hash_stored, write_manifest

@@ -8,10 +8,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from data_prep.sources.pillow_image import open_image, orientation_of_jpeg, shrunk, turned_upright
-from data_prep.sources.source import UnreadableImageError, WriteMode
+from data_prep.sources.source import WriteMode
 from nfnet_ray.data.decoding.decode import decode_jpeg
 from nfnet_ray.data.decoding.jpeg import DecodeError, jpeg_header
+from nfnet_ray.data.decoding.pillow_image import (
+    UnreadableImageError,
+    open_image,
+    orientation_of_jpeg,
+    shrunk,
+    turned_upright,
+)
 from nfnet_ray.data.files.beton import JPEG, PAGE_BYTES, RAW
 from nfnet_ray.data.files.manifest import hash_stored
 

@@ -18,7 +18,8 @@ from functools import partial
 from typing import Generic, TypeVar
 
 from data_prep.conversion.encode import EncodeSettings, StoredImage, prepare_image
-from data_prep.sources.source import SourceImage, UnreadableImageError
+from data_prep.sources.source import SourceImage
+from nfnet_ray.data.decoding.pillow_image import UnreadableImageError
 from nfnet_ray.data.loading.pool import LOOK_SECONDS, Job, Pool, Watch
 from nfnet_ray.errors import UserError
 

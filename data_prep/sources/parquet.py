@@ -14,7 +14,8 @@ import numpy as np
 
 from data_prep.sources.folder_walk import is_left_out, visible_files
 from data_prep.sources.image_folder import SPLIT_OF
-from data_prep.sources.source import Source, SourceImage, UnreadableImageError
+from data_prep.sources.source import Source, SourceImage
+from nfnet_ray.data.decoding.pillow_image import UnreadableImageError
 from nfnet_ray.errors import UserError
 from nfnet_ray.wording import agree, count
 

@@ -12,10 +12,6 @@ WriteMode = Literal["auto", "jpg", "raw", "smart"]
 """How images are stored; :class:`data_prep.conversion.encode.EncodeSettings` says what each means."""
 
 
-class UnreadableImageError(Exception):
-    """The source has no image there, or no decoder can read it."""
-
-
 @dataclass(frozen=True)
 class SourceImage:
     """One image of a source; whoever works on it fetches its bytes, in a separate thread."""
@@ -25,7 +21,8 @@ class SourceImage:
     load: Callable[[], bytes | np.ndarray]
     """Gives the encoded image (JPEG, PNG, or whatever else Pillow reads), or (H, W, 3) uint8 pixels.
 
-    Raises :class:`UnreadableImageError` where the source holds none, and OSError where its disk fails."""
+    Raises :class:`~nfnet_ray.data.decoding.pillow_image.UnreadableImageError` where the source holds none, and OSError
+    where its disk fails."""
 
 
 class SourceSplit(Protocol):

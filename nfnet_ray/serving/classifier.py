@@ -6,7 +6,7 @@ MLflow's ``pyfunc`` loads a published model through this module, so it needs nfn
 from __future__ import annotations
 
 import base64
-import io
+import binascii
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,7 +21,9 @@ from torch import nn
 from nfnet_ray.data.augmentation.crop import central_square_boxes, squash_and_crop
 from nfnet_ray.data.decoding.decode import decode_jpeg, resize_crop
 from nfnet_ray.data.decoding.jpeg import DecodeError, jpeg_header
+from nfnet_ray.data.decoding.pillow_image import MOST_PIXELS, UnreadableImageError, open_image
 from nfnet_ray.data.normalise import normalise
+from nfnet_ray.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,6 +69,9 @@ class Classifier:
             model_input: the bytes of image files that Pillow reads, in the column ``image``; texts are taken for
                 base64.
             params: none are known.
+
+        Raises:
+            UserError: an image cannot be read, with its number from 1 on.
         """
         import pandas as pd
 
@@ -88,11 +93,15 @@ class Classifier:
     def _batches(self, files: Sequence[bytes | str]) -> Iterator[NDArray[np.uint8]]:
         """The images of one batch after the other: a caller may give more of them than fit into memory as pixels."""
         for first in range(0, len(files), _IMAGES_AT_ONCE):
-            yield np.stack([self._pixels(file) for file in files[first : first + _IMAGES_AT_ONCE]])
+            batch = files[first : first + _IMAGES_AT_ONCE]
+            yield np.stack([self._pixels(file, number) for number, file in enumerate(batch, start=first + 1)])
 
-    def _pixels(self, file: bytes | str) -> NDArray[np.uint8]:
+    def _pixels(self, file: bytes | str, number: int) -> NDArray[np.uint8]:
         """The image as the validation sees it, (size, size, 3)."""
-        image = _decoded(base64.b64decode(file) if isinstance(file, str) else bytes(file))
+        try:
+            image = _decoded(base64.b64decode(file) if isinstance(file, str) else bytes(file))
+        except (UnreadableImageError, binascii.Error) as error:
+            raise UserError(f"image {number}: {error}") from error
         size = self._description.eval_size
         out = np.empty((size, size, 3), np.uint8)
         if image.shape == out.shape:  # taken as it is, as the loader does
@@ -108,7 +117,7 @@ class Classifier:
 
 
 def _decoded(content: bytes) -> NDArray[np.uint8]:
-    """The pixels of an image file, (height, width, 3)."""
+    """The pixels of an image file, (height, width, 3), as data_prep would write them."""
     if content.startswith(_JPEG):
         # As the loader decodes them: Pillow's pixels differ a little, which shows in the accuracy.
         try:
@@ -119,9 +128,7 @@ def _decoded(content: bytes) -> NDArray[np.uint8]:
             pass
         else:
             return pixels
-    from PIL import Image
-
-    return np.ascontiguousarray(np.asarray(Image.open(io.BytesIO(content)).convert("RGB")))
+    return np.ascontiguousarray(np.asarray(open_image(content, MOST_PIXELS).image.convert("RGB")))
 
 
 def _load_pyfunc(folder: str, model_config: Mapping[str, Any] | None = None) -> Classifier:

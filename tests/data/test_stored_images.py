@@ -13,9 +13,10 @@ import pytest
 from PIL import Image, ImageOps
 
 from data_prep.conversion.encode import SMALL_RAW_BYTES, EncodeSettings, StoredImage, prepare_image
-from data_prep.sources import pillow_image
-from data_prep.sources.source import UnreadableImageError, WriteMode
+from data_prep.sources.source import WriteMode
+from nfnet_ray.data.decoding import pillow_image
 from nfnet_ray.data.decoding.decode import decode_jpeg
+from nfnet_ray.data.decoding.pillow_image import UnreadableImageError
 from nfnet_ray.data.files.beton import JPEG, PAGE_BYTES, RAW
 from nfnet_ray.data.loading import free_memory
 

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import io
+import re
+import struct
+import zlib
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import nn
 
+from data_prep.conversion.encode import EncodeSettings, prepare_image
+from nfnet_ray.data.decoding.pillow_image import UnreadableImageError
+from nfnet_ray.data.normalise import normalise
+from nfnet_ray.errors import UserError
 from nfnet_ray.serving import classifier
 from nfnet_ray.serving.classifier import Classifier, Description
 
@@ -54,3 +63,80 @@ def test_no_images_have_no_classes() -> None:
     )
     assert predicted.columns.tolist() == ["class", "index", "probability"]
     assert predicted.empty
+
+
+class FirstPixel(nn.Module):
+    """Remembers what it is given."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.images = images
+        return torch.zeros(len(images), 1)
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def png_of_16_bits(channels: int, color_type: int) -> bytes:
+    """Pillow writes no PNG of 16 bits but grey ones (PNG, 5.2, 11.2.2)."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    rows = b"".join(b"\0" + NOISE.integers(0, 256, 16 * channels, np.uint8).tobytes() for _ in range(8))
+    header = struct.pack(">IIBBBBB", 8, 8, 16, color_type, 0, 0, 0)
+    chunks = (chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+NOISE = np.random.default_rng(0)
+COLOURED = Image.fromarray(NOISE.integers(0, 256, (8, 8, 3), np.uint8))
+CLEAR = COLOURED.copy()
+CLEAR.putalpha(Image.fromarray(NOISE.integers(0, 256, (8, 8), np.uint8)))
+TEXTS = PngInfo()
+TEXTS.add_text("a", "x" * 3_000_000, zip=True)
+FILES = {
+    **{mode: encoded(COLOURED.convert(mode)) for mode in ("RGB", "L", "1", "P")},
+    **{f"{mode} of TIFF": encoded(COLOURED.convert(mode), "TIFF") for mode in ("CMYK", "YCbCr", "LAB")},
+    **{f"{mode} of JPEG": encoded(COLOURED.convert(mode), "JPEG") for mode in ("CMYK", "L", "RGB")},
+    "RGBA": encoded(CLEAR),
+    "LA": encoded(CLEAR.convert("LA")),
+    "P with a transparent colour": encoded(COLOURED.convert("P"), transparency=3),
+    "P with transparency": encoded(COLOURED.convert("P"), transparency=bytes(range(256))),
+    "16 bits, grey": encoded(Image.fromarray(NOISE.integers(0, 65_536, (8, 8), np.uint16))),
+    "16 bits, RGB": png_of_16_bits(3, 2),
+    "16 bits, RGBA": png_of_16_bits(4, 6),
+    "16 bits, LA": png_of_16_bits(2, 4),
+    "32 bits": encoded(Image.fromarray(NOISE.integers(0, 65_536, (8, 8), np.int32)), "TIFF"),
+    "float": encoded(Image.fromarray(NOISE.random((8, 8), np.float32)), "TIFF"),
+    "long texts": encoded(COLOURED, pnginfo=TEXTS),
+    "cut off": encoded(COLOURED)[:-80],
+    "a JPEG, cut off": encoded(COLOURED, "JPEG")[:-80],
+    "no image": b"no image",
+    "empty": b"",
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_an_image_is_read_or_refused_as_for_a_data_set(name: str) -> None:
+    network, model_input = FirstPixel(), pd.DataFrame({"image": [png(0), FILES[name]]})
+    serving = Classifier(network, Description(["a"], 8, "squash"))
+    refusal = ""
+    try:
+        stored = prepare_image(FILES[name], EncodeSettings(write_mode="raw"))
+    except UnreadableImageError as error:
+        refusal = f"image 2: {error}"
+    if refusal:
+        with pytest.raises(UserError, match=f"^{re.escape(refusal)}$"):
+            serving.predict(model_input)
+        return
+    pixels = np.frombuffer(stored.data, np.uint8).reshape(1, 8, 8, 3)
+    serving.predict(model_input)
+    assert torch.equal(network.images[1:], normalise(torch.from_numpy(pixels.copy())))
+
+
+def test_what_is_no_base64_is_refused() -> None:
+    with pytest.raises(UserError, match="image 1: "):
+        Classifier(nn.Identity(), Description(["a"], 8, "squash")).predict(pd.DataFrame({"image": ["a"]}))

@@ -1,4 +1,8 @@
-"""Reads an image with Pillow: any size that fits into memory, whatever texts and profiles are attached."""
+"""Reads an image with Pillow: any size that fits into memory, whatever texts and profiles are attached.
+
+Data sets are written from what it gives, and images that are classified later are read by it, too: both have the same
+pixels, and neither takes what the other refuses.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from data_prep.sources.source import UnreadableImageError
 from nfnet_ray.data.loading.free_memory import free_bytes
 
 if TYPE_CHECKING:  # the command line's --help need not wait for Pillow
@@ -36,6 +39,10 @@ _TARGET_TIMES = 2
 _PNG_SIGNATURE, _PNG_TEXTS = b"\x89PNG\r\n\x1a\n", frozenset({b"iCCP", b"tEXt", b"zTXt", b"iTXt"})
 _ORIENTATION = 0x0112  # Exif 2.32, table 4
 _EXIF = b"Exif\0\0"
+
+
+class UnreadableImageError(Exception):
+    """The source has no image there, or no decoder can read it."""
 
 
 @dataclass(frozen=True)
