@@ -17,8 +17,8 @@ MOST_VALUE_CHARACTERS = 250
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 # The tags that nfnet_ray/tracking/writer.py gives a study's run in MLflow, or may give one.
 _OUR_KEYS = {
-    *("attempt", "command", "kind", "point", "question", "reason", "state", "study", "study_id", "trial"),
-    "wall_seconds",
+    *("attempt", "command", "kind", "point", "question", "reason", "seeds", "state", "study", "study_id"),
+    *("trial", "wall_seconds"),
 }
 _OUR_PREFIXES = ("mlflow.", "hardware.", "versions.")
 # They would come back from a journal as numbers (nfnet_ray/tracking/journal.py).

@@ -48,7 +48,7 @@ from nfnet_ray.tracking.labels import point_label, short_names, value_label
 from nfnet_ray.tracking.runs.charts import condition_metric, condition_metrics
 from nfnet_ray.tracking.runs.files import RECIPE_FILE
 from nfnet_ray.tracking.runs.inputs import dataset_inputs
-from nfnet_ray.tracking.runs.setting_runs import SettingResult, ended_setting, has_several_seeds
+from nfnet_ray.tracking.runs.setting_runs import SettingResult, ended_setting, has_several_seeds, study_seeds
 from nfnet_ray.tracking.runs.system_metrics import node_tags, system_metrics
 from nfnet_ray.tracking.runs.texts import (
     DESCRIPTION_TAG,
@@ -80,6 +80,7 @@ if TYPE_CHECKING:
 # MAX_METRICS_PER_BATCH).
 _PARAMS_AND_TAGS_PER_CALL = 100
 _METRICS_PER_CALL = 1000
+_SEEDS_TAG = "seeds"
 
 _RUN_STATUS = {
     "finished": "FINISHED",
@@ -331,6 +332,7 @@ class StudyWriter:
             run_id,
             {
                 "state": "running",
+                _SEEDS_TAG: ", ".join(map(str, study["seeds"])),
                 "question": study["question"],
                 "command": study["command"],
                 DESCRIPTION_TAG: study_description(study, study.get("notes", ())),
@@ -351,10 +353,10 @@ class StudyWriter:
                 self._client.set_experiment_tag(experiment_id, name, value)
 
     def _extend_study(self, line: JournalLine) -> None:
-        """Params cannot change, so the space is in the description."""
+        """Params cannot change, so the space is in the description, and the seeds are in a tag."""
         self._annotate(line)
-        self._log(self.tracked.study_run_id, {"state": "running"})
         state = self._journal.state_at(line.end)
+        self._log(self.tracked.study_run_id, {"state": "running", _SEEDS_TAG: study_seeds(state)})
         if state.started is not None:
             self._save_view(state.started)
         outside = state.outside
@@ -520,18 +522,20 @@ class StudyWriter:
             self._client.log_batch(run_id, params=given[first : first + _PARAMS_AND_TAGS_PER_CALL])
 
     def _summarise(self, line: JournalLine) -> None:
-        """Log the study's own metrics as they were after a line of the journal.
+        """Log the study's own metrics and its seeds as they were after a line of the journal.
 
         The best accuracy is the highest that a finished trial had in its last epoch. A trial that was started again
         counts as it ended before. All comes from the journal, so that a driver that takes over says the same.
         """
-        from mlflow.entities import Metric
+        from mlflow.entities import Metric, RunTag
 
-        summary = study_metrics(self._journal.state_at(line.end), self._started["study"]["metric"])
+        state = self._journal.state_at(line.end)
+        summary = study_metrics(state, self._started["study"]["metric"])
         time, step = _milliseconds(line.event["time"]), int(summary["trials_ended"])
         self._client.log_batch(
             self.tracked.study_run_id,
             metrics=[Metric(name, value, time, step) for name, value in summary.items()],
+            tags=[RunTag(_SEEDS_TAG, study_seeds(state))],
         )
 
     def _write_setting(self, line: JournalLine, trial: str) -> None:
@@ -581,7 +585,7 @@ class StudyWriter:
                 "kind": "setting",
                 "setting": setting.key,
                 "trials": ", ".join(setting.trials),
-                "seeds": seeds,
+                _SEEDS_TAG: seeds,
                 "point": words,
                 DESCRIPTION_TAG: setting_description(study, self.tracked, words, seeds),
             },

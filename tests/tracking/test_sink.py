@@ -21,11 +21,12 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from nfnet_ray.recipe import Recipe
+from nfnet_ray.tracking.descriptions import TrialPlan
 from nfnet_ray.tracking.destination.choice import tracking_uri_for
 from nfnet_ray.tracking.destination.database import has_run
 from nfnet_ray.tracking.destination.uri import default_tracking_uri
 from nfnet_ray.tracking.destination.uri_check import check_tracking_uri
-from nfnet_ray.tracking.events import Event, study_resumed
+from nfnet_ray.tracking.events import Event, confirmation_planned, contenders_chosen, study_resumed
 from nfnet_ray.tracking.journal import JOURNAL_FILE
 from nfnet_ray.tracking.runs.texts import run_name
 from nfnet_ray.tracking.runs.view import TAG_PREFIX, comparison_view
@@ -35,6 +36,7 @@ from nfnet_ray.tracking.state import StudyState
 from tests.deadlines import wait_until
 from tests.tracking.example_study import (
     CLIP_FACTOR,
+    START,
     agc_sweep,
     proposed_later,
     study_started,
@@ -496,6 +498,26 @@ def test_the_seeds_of_a_setting_have_a_run_with_mean_lowest_and_highest(
         ):
             [found] = [value for step, value in points(tracking_uri, run, metric) if step == epoch]
             assert found == pytest.approx(value)
+
+
+def test_the_run_of_a_study_has_the_seeds_that_were_added_later(tmp_path: Path, tracking_uri: str) -> None:
+    """Those of contenders and of reruns. MLflow lets no param change, so they are in a tag."""
+    [started, *events, ended] = agc_sweep(clip_factors=(0.01,), batch_sizes=(256,), epochs=2)
+    assert started["event"] == "study_started"
+    [plan] = started["trials"]
+    plans: list[TrialPlan] = [
+        {**plan, "name": f"{plan['name']},seed={seed}", "recipe": {**plan["recipe"], "seed": seed}}
+        for seed in (1, 1000)
+    ]
+    events += [contenders_chosen(plans[:1], {}), *trial_events(plans[0]["name"], START + 900, [0.2, 0.5])]
+    events += [confirmation_planned(plans[1:]), *trial_events(plans[1]["name"], START + 1900, [0.2, 0.5])]
+    write_journal(tmp_path, [started, *events, ended])
+    for _ in range(2):
+        deliver(tmp_path, tracking_uri)
+        study = runs_of(tracking_uri)["study"]
+        assert study.data.tags["seeds"] == "0, 1, 1000"
+        assert study.data.params["seeds"] == "[0]"
+        (tmp_path / SPOOL_FILE).unlink()  # the second time from the start
 
 
 def settings_of(tracking_uri: str) -> dict[str, Run]:

@@ -38,6 +38,16 @@ def has_several_seeds(study: StudyDescription) -> bool:
     return len(study["seeds"]) > 1 or bool(study.get("more_seeds"))
 
 
+def study_seeds(state: StudyState) -> str:
+    """All seeds that trials of a study have by now, ``0, 1, 1000``: also those of contenders and of reruns."""
+    assert state.started is not None
+    outside = state.outside
+    plans = {**state.plans, **state.further, **state.reruns}
+    own = (plan["recipe"].get("seed") for name, plan in plans.items() if name not in outside)
+    seeds = {*state.started["study"]["seeds"], *(seed for seed in own if seed is not None)}
+    return ", ".join(map(str, sorted(seeds)))
+
+
 def ended_setting(state: StudyState, trial: str, metric: str) -> SettingResult | None:
     """The setting of a trial, if that was its last one to end; None if others have yet to, or if there are none."""
     plans = {**state.plans, **state.further}
