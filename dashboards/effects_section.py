@@ -23,6 +23,7 @@ from nfnet_ray.analysis import StudyRecord, setting_results
 from nfnet_ray.analysis.effects.best_so_far import ORDERS
 from nfnet_ray.analysis.effects.importance import importance_sentence
 from nfnet_ray.analysis.effects.response import LEAST_VALUES, Response
+from nfnet_ray.analysis.effects.sentences import the_first
 from nfnet_ray.tracking.labels import stratum_label
 from nfnet_ray.tracking.swept import swept_range
 from nfnet_ray.wording import agree, count
@@ -72,7 +73,7 @@ def effects_section(record: StudyRecord) -> EffectsSection | None:
 
 def response_sentences(responses: Sequence[Response]) -> list[str]:
     """A sentence for each response at the end, and one for all those that too few values were trained to."""
-    told = [one.sentence() for one in responses if one.is_end][:RESPONSES_AT_MOST]
+    told = the_first([one.sentence() for one in responses if one.is_end], RESPONSES_AT_MOST)
     rest = [one for one in responses if not one.is_end]
     if rest:
         first = rest[0]

@@ -59,11 +59,11 @@ def clipping_charts(record: StudyRecord) -> ClippingCharts | None:
     suggestions = suggest_clip_factors(record)
     panels = _panels(record, counted)
     return ClippingCharts(
-        panels=tuple((trial_label(record, row), _figure(record, row)) for row in panels),
+        panels=tuple((trial_label(record, row), _figure(record, row)) for row in panels[:PANELS_AT_MOST]),
         table=_table(record, counted),
         suggestions=tuple((stratum_label(one.stratum, record.names), one.reasoning) for one in suggestions),
         command=extend_command(record, suggestions),
-        remarks=_remarks(record),
+        remarks=" ".join(filter(None, [_left_out(len(panels)), _remarks(record)])),
     )
 
 
@@ -81,7 +81,7 @@ def _panels(record: StudyRecord, counted: Sequence[Mapping[Hashable, Any]]) -> l
         if rivals:
             # One that was given up early may have been ahead at that time.
             chosen.append(max(rivals, key=lambda row: (row["epochs"], row["last_top1"])))
-    return chosen[:PANELS_AT_MOST]
+    return chosen
 
 
 def _clips(record: StudyRecord, row: Mapping[Hashable, Any]) -> bool:
@@ -173,6 +173,12 @@ def _table(record: StudyRecord, counted: Sequence[Mapping[Hashable, Any]]) -> Ta
     return Table(
         columns, tuple(rows), f"The first {ROWS_AT_MOST} of {len(settings):,} settings." if left_out else ""
     )
+
+
+def _left_out(conditions: int) -> str:
+    if conditions <= PANELS_AT_MOST:
+        return ""
+    return f"Drawn: the first {PANELS_AT_MOST} of {conditions:,} conditions."
 
 
 def _remarks(record: StudyRecord) -> str:

@@ -24,6 +24,7 @@ from nfnet_ray.analysis.effects.levels import field_levels, is_logarithmic
 from nfnet_ray.analysis.effects.marginal import marginal_effects, pairwise_effects
 from nfnet_ray.analysis.effects.noise import NoiseWithin, noise_of_results
 from nfnet_ray.analysis.effects.response import Response, responses
+from nfnet_ray.analysis.effects.sentences import the_first
 from nfnet_ray.analysis.effects.stages import Stage, stages
 from nfnet_ray.analysis.inference.simulation import shared_variance, simulated_bits
 from nfnet_ray.analysis.setting import SettingImages, SettingResult, setting_result
@@ -599,6 +600,29 @@ def test_the_ranking_changes_from_the_first_rung_to_the_survivors() -> None:
     assert "accuracy after epoch 2 of 8 (all 24 settings), clip_factor explains 9" in sentence
     assert "; at the end, after 8 epochs (12 of 24 settings), batch_size explains" in sentence
     assert "chosen by their accuracy" in sentence
+
+
+def test_of_many_fields_and_conditions_a_sentence_says_how_many_it_leaves_out() -> None:
+    fields = [f"field_{number}" for number in range(5)]
+    rows = [
+        {
+            "where": "at the end",
+            "field": name,
+            "importance": 0.1 * n,
+            "low": 0.0,
+            "high": 0.9,
+            "settings": 40,
+            "of": 40,
+        }
+        for n, name in enumerate(fields, start=1)
+    ]
+    said = importance_sentence(pd.DataFrame(rows), {name: name for name in fields})
+    assert "field_4 explains 50% (0 to 90%), field_3 40%" in said
+    assert said.endswith("field_2 30% (0 to 90%), and 2 other fields less each")
+    assert the_first(["a.", "b."], 2) == ["a.", "b."]
+    assert the_first(["a.", "b.", "c."], 2)[2].startswith(
+        "These are the optima under the first 2 of 3 conditions"
+    )
 
 
 def test_the_interval_of_an_importance_covers_it() -> None:

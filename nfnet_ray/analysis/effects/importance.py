@@ -10,6 +10,7 @@ from nfnet_ray.analysis.effects.design import design_of, fit, terms_of
 from nfnet_ray.analysis.effects.marginal import settings_at
 from nfnet_ray.analysis.effects.stages import stages
 from nfnet_ray.analysis.tables import StudyTables
+from nfnet_ray.wording import agree, count
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,6 +62,8 @@ def importance(tables: StudyTables) -> pd.DataFrame:
 
 
 _LARGEST_RATIO = 1e6
+_FIELDS_TOLD = 3
+"""In a sentence; the figure has all."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,9 @@ def importance_sentence(table: pd.DataFrame, names: dict[str, str]) -> str:
         told = [f"{first} explains {shares[0]}", *map(" ".join, zip(others, shares[1:], strict=True))]
         n, of = int(rows["settings"].iloc[0]), int(rows["of"].iloc[0])
         scope = f"all {of:,}" if n == of else f"{n:,} of {of:,}"
-        parts.append(f"{where} ({scope} settings), {', '.join(told[:3])}")
+        rest = len(told) - _FIELDS_TOLD
+        more = f", and {count(rest, 'other field')} {agree(rest, 'less', 'less each')}" if rest > 0 else ""
+        parts.append(f"{where} ({scope} settings), {', '.join(told[:_FIELDS_TOLD])}{more}")
     if not parts:
         return ""
     note = ""

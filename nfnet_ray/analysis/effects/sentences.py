@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from nfnet_ray.analysis.effects.importance import importance, importance_sentence
 from nfnet_ray.analysis.effects.response import responses
 from nfnet_ray.analysis.tables import StudyTables
@@ -9,6 +11,14 @@ from nfnet_ray.analysis.tables import StudyTables
 _RESPONSES_AT_MOST = 4
 _FIELDS_TO_RANK = 3
 """Of two fields the table of all trials shows more than a share of each."""
+
+
+def the_first(optima: Sequence[str], most: int) -> list[str]:
+    """The sentences of the first conditions; if there are more, the last sentence says so."""
+    if len(optima) <= most:
+        return list(optima)
+    more = f"These are the optima under the first {most} of {len(optima):,} conditions; response() in Python has all"
+    return [*optima[:most], more]
 
 
 def effect_sentences(tables: StudyTables) -> list[str]:
@@ -23,7 +33,8 @@ def effect_sentences(tables: StudyTables) -> list[str]:
         one.sentence()
         for one in responses(tables, tables.fields[0])
         if one.is_end and one.kind in ("inside", "edge")
-    ][:_RESPONSES_AT_MOST]
+    ]
+    told = the_first(told, _RESPONSES_AT_MOST)
     if len(tables.fields) >= _FIELDS_TO_RANK:
         told.append(importance_sentence(importance(tables), tables.names))
     return [sentence for sentence in told if sentence]
