@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from dashboards.figures.level_styles import Look
 from dashboards.figures.painting import all_colors, painted
+from dashboards.figures.plotly_texts import with_marked_up_texts
 from dashboards.figures.time_charts import Figure
 
 if TYPE_CHECKING:
@@ -119,7 +120,10 @@ def render_page(
         _environment()
         .get_template(template)
         .render(
-            data={"written": written, "figures": {chart.id: painted(chart.figure) for chart in charts}},
+            data={
+                "written": written,
+                "figures": {chart.id: with_marked_up_texts(painted(chart.figure)) for chart in charts},
+            },
             colors=colors,
             plotly=_compressed_plotly(),
             **facts,

@@ -251,7 +251,8 @@ def settings_section(record: StudyRecord, best: BestSetting | None) -> SettingsS
 def _settings_caption(record: StudyRecord, settings: SettingsChart, unmeasured: int) -> str:
     marks = []
     if settings.has_finished:
-        marks.append("solid: after the last epoch, with its 95% interval")
+        interval = ", with its 95% interval" if settings.has_intervals else ""
+        marks.append(f"solid: after the last epoch{interval}")
     if settings.partial_epochs:
         epochs = ", ".join(f"after {epochs_of(record, epochs)}" for epochs in settings.partial_epochs)
         marks.append(f"hollow: {epochs}, stopped early or not finished yet")

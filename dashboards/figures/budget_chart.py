@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from dashboards.figures.level_styles import looks_of
+from dashboards.figures.level_styles import looks_of, short_labels
 from dashboards.figures.time_axes import ACCURACY_TICKS, logarithmic_axis
 from dashboards.figures.time_charts import Figure, levels, time_unit
 from nfnet_ray.analysis import StudyRecord
@@ -25,7 +25,7 @@ def budget_chart(record: StudyRecord) -> Figure | None:
     if not found:
         return None
     all_levels = levels(record)
-    looks = looks_of(all_levels)
+    looks, texts = looks_of(all_levels), short_labels(all_levels.labels)
     times = [seconds for curve in found for budget in curve.budgets for seconds in budget.train_seconds]
     tops = [top1 for curve in found for budget in curve.budgets for top1 in budget.top1]
     unit_seconds, unit = time_unit(max(times))
@@ -70,7 +70,7 @@ def budget_chart(record: StudyRecord) -> Figure | None:
                 "top": None,
                 "ends": [
                     {
-                        "text": curve.label,
+                        "text": texts[all_levels.index[curve.label]],
                         "x": math.log10(last) if is_log else last,
                         "y": curve.budgets[-1].mean_top1,
                         "level": all_levels.index[curve.label],
@@ -91,7 +91,7 @@ def budget_chart(record: StudyRecord) -> Figure | None:
 
 def _hover(curve: Curve) -> list[str]:
     return [
-        f"{curve.label}, {count(budget.epochs, 'epoch')}<br>top-1 {percent(budget.mean_top1)}, "
-        f"{duration(budget.mean_seconds)}<br>mean of {count(len(budget.top1), 'seed')}"
+        f"{curve.label}, {count(budget.epochs, 'epoch')}\ntop-1 {percent(budget.mean_top1)}, "
+        f"{duration(budget.mean_seconds)}\nmean of {count(len(budget.top1), 'seed')}"
         for budget in curve.budgets
     ]

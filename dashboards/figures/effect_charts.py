@@ -9,7 +9,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from dashboards.figures.level_styles import Levels
-from dashboards.figures.setting_axis import LABELS_AT_MOST, axis_of_levels
+from dashboards.figures.setting_axis import LABELS_AT_MOST, axis_of_levels, ticks_of
 from dashboards.figures.time_charts import Figure
 from nfnet_ray.analysis.effects.best_so_far import ORDERS
 from nfnet_ray.analysis.effects.response import Response
@@ -113,7 +113,7 @@ def response_figure(response: Response) -> Figure:
         },
         "marker": {"size": 7},
         "hovertext": [
-            f"{name} {label}<br>top-1 {percent(top1)} ({100 * low:.1f} to {percent(high)})"
+            f"{name} {label}\ntop-1 {percent(top1)} ({100 * low:.1f} to {percent(high)})"
             for label, top1, low, high in (
                 *((value_label(p[0]), *p[1:]) for p in response.points),
                 *((one.label, one.top1, one.low, one.high) for one in (*before, *after)),
@@ -124,7 +124,7 @@ def response_figure(response: Response) -> Figure:
     }
     at = (
         f"optimum {response.optimum:.3g} (95% interval {response.low:.2g} to {response.high:.2g})"
-        f"<br>fitted top-1 {percent(response.top1)}"
+        f"\nfitted top-1 {percent(response.top1)}"
     )
     traces = [
         {
@@ -237,7 +237,7 @@ def importance_figure(table: pd.DataFrame, names: dict[str, str]) -> Figure:
                     "width": 3,
                 },
                 "hovertext": [
-                    f"{names[one]}, {where}<br>{percent(v)} ({percent(low)} to {percent(high)})"
+                    f"{names[one]}, {where}\n{percent(v)} ({percent(low)} to {percent(high)})"
                     for one, v, low, high in zip(fields, values, rows["low"], rows["high"], strict=True)
                 ],
                 "hoverinfo": "text",
@@ -270,7 +270,7 @@ def best_so_far_figure(table: pd.DataFrame, accelerator: str) -> Figure:
         f"{count(int(row['settings']), 'setting')}, {count(round(row['epochs']), 'epoch')}, "
         f"{row['accelerator_hours']:.3g} {accelerator}-hours of training"
         + (f", {row['cost']:.2f}" if not math.isnan(row["cost"]) else "")
-        + f"<br>top-1 {percent(row['top1'])} ({100 * row['low']:.1f} to {percent(row['high'])})"
+        + f"\ntop-1 {percent(row['top1'])} ({100 * row['low']:.1f} to {percent(row['high'])})"
         for row in rows
     ]
 
@@ -354,11 +354,13 @@ def pair_figure(table: pd.DataFrame, names: dict[str, str]) -> Figure:
             "xaxis": {
                 "title": {"text": names[str(table["field_a"].iloc[0])]},
                 "type": "category",
+                **ticks_of(across),
                 "showgrid": False,
             },
             "yaxis": {
                 "title": {"text": names[str(table["field_b"].iloc[0])]},
                 "type": "category",
+                **ticks_of(down),
                 "showgrid": False,
             },
             "meta": {},
@@ -369,8 +371,8 @@ def pair_figure(table: pd.DataFrame, names: dict[str, str]) -> Figure:
 def _best_in_words(row: dict[Any, Any], name: str, others: dict[str, str]) -> str:
     rest = ", ".join(f"{short} {value_label(row[field])}" for field, short in others.items())
     return (
-        f"{name} {value_label(row['value'])}{f', {rest}' if rest else ''}<br>{row['where']}: top-1 "
-        f"{percent(row['top1'])} ({100 * row['low']:.1f} to {percent(row['high'])})<br>the best of "
+        f"{name} {value_label(row['value'])}{f', {rest}' if rest else ''}\n{row['where']}: top-1 "
+        f"{percent(row['top1'])} ({100 * row['low']:.1f} to {percent(row['high'])})\nthe best of "
         f"{row['compared']} of {count(int(row['settings']), 'setting')}"
     )
 

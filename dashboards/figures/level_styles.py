@@ -20,6 +20,8 @@ from nfnet_ray.tracking.labels import ABSENT, value_label
 LEVELS_AT_MOST = 12
 """With more numbers than this, as in a random search, neighbours share a look."""
 _GROUPS = 8
+LABEL_CHARACTERS = 32
+"""On axes and at the ends of curves, where a longer label would leave no room for the curves."""
 
 PAPER = {"light": "#ffffff", "dark": "#161615"}
 """What the page's style sheet calls ``--paper``."""
@@ -82,10 +84,7 @@ def levels_of(values: Iterable[Any]) -> Levels:
     groups += [[word] for word in words]
     groups += [[value] for value in outside]
     return Levels(
-        labels=tuple(
-            value_label(group[0]) if len(group) == 1 else f"{_rounded(group[0])} to {_rounded(group[-1])}"
-            for group in groups
-        ),
+        labels=_labels(groups),
         index={value: number for number, group in enumerate(groups) for value in group},
         ordered=not words,
         outside=len(outside),
@@ -125,6 +124,23 @@ def color_distance(a: str, b: str) -> float:
     return math.dist(_lab(a), _lab(b))
 
 
+def short_labels(labels: Sequence[str], most: int = LABEL_CHARACTERS) -> list[str]:
+    """The labels with at most ``most`` characters each; those that begin alike keep their ends, too.
+
+    Each is one line.
+
+    >>> short_labels(["classifier.weight", "stem.conv1.weight", "stem.conv1.gain", "none"], 9)
+    ['classifi…', 'stem…ight', 'stem…gain', 'none']
+    """
+    labels = [" ".join(label.split()) for label in labels]
+    cut = [label if len(label) <= most else f"{label[: most - 1]}…" for label in labels]
+    tail = (most - 1) // 2
+    return [
+        short if short == label or cut.count(short) == 1 else f"{label[: most - 1 - tail]}…{label[-tail:]}"
+        for short, label in zip(cut, labels, strict=True)
+    ]
+
+
 def is_number(value: Any) -> bool:
     """Whether it can be a place on an axis: a finite number, and not a truth value."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
@@ -150,8 +166,23 @@ def _readable(theme: str) -> tuple[tuple[str, ...], tuple[float, ...]]:
     return tuple(readable), tuple(itertools.accumulate(steps, initial=0.0))
 
 
-def _rounded(value: float) -> str:
-    return f"{value:.2g}" if isinstance(value, float) else value_label(value)
+def _labels(groups: Sequence[Sequence[Any]]) -> tuple[str, ...]:
+    """The name of each group, with as few digits as keep the names apart."""
+
+    def named(digits: int) -> tuple[str, ...]:
+        return tuple(
+            value_label(group[0])
+            if len(group) == 1
+            else f"{_rounded(group[0], digits)} to {_rounded(group[-1], digits)}"
+            for group in groups
+        )
+
+    several = (named(digits) for digits in range(2, 7))
+    return next((labels for labels in several if len(set(labels)) == len(labels)), named(6))
+
+
+def _rounded(value: float, digits: int) -> str:
+    return f"{value:.{digits}g}" if isinstance(value, float) else value_label(value)
 
 
 def _hex(color: str) -> str:

@@ -22,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from dashboards.figures.level_styles import INK, PAPER, Look
+from dashboards.figures.plotly_texts import TEXTS
 from dashboards.figures.time_charts import Figure
 
 Theme = Literal["light", "dark"]
@@ -71,7 +72,8 @@ def painted(figure: Figure) -> Figure:
 def themed(value: Any, colors: Mapping[str, str]) -> Any:
     """A painted figure, or a part of it, with colours in place of their names."""
     if isinstance(value, dict):
-        return {key: inner if key == "meta" else themed(inner, colors) for key, inner in value.items()}
+        as_they_are = {"meta", *TEXTS}
+        return {key: inner if key in as_they_are else themed(inner, colors) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [themed(inner, colors) for inner in value]
     if isinstance(value, str) and value.startswith("@"):

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from dashboards.figures.level_styles import short_labels
 from dashboards.figures.setting_axis import SettingAxis, setting_axis
 from dashboards.figures.setting_charts import Outcome, outcome_in_words
 from dashboards.figures.time_charts import Figure, has_points
@@ -20,6 +21,7 @@ FEWEST_SETTINGS = 4
 BEST_SHARE = 0.1
 """Of the settings that reached the end, those whose lines are accented; one at least."""
 _LABELS_AT_MOST = 12
+_LABEL_CHARACTERS = 12
 _CHARACTERS_SIDE_BY_SIDE = 45
 """Of all names of axes; longer ones are turned."""
 _LOST_PLACE = 0.0
@@ -122,7 +124,11 @@ def _ticks(axis: SettingAxis) -> list[tuple[float, str]]:
     low, high = axis.layout["range"]
     labels = list(zip(axis.layout["tickvals"], axis.layout["ticktext"], strict=True))
     step = math.ceil(len(labels) / _LABELS_AT_MOST)
-    return [(round((place - low) / (high - low), 4), label) for place, label in labels[::step]]
+    shown = labels[::step]
+    texts = short_labels([label for _, label in shown], _LABEL_CHARACTERS)
+    return [
+        (round((place - low) / (high - low), 4), text) for (place, _), text in zip(shown, texts, strict=True)
+    ]
 
 
 def _accuracy_ticks(low: float, high: float, has_lost: bool) -> list[tuple[float, str]]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dashboards.figures.painting import Theme, painted, themed
+from dashboards.figures.plotly_texts import marked_up, with_marked_up_texts
 from dashboards.figures.time_charts import Figure
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def plotly_figure(
 
     columns = min(len(panels), _COLUMNS_AT_MOST)
     rows = -(-len(panels) // columns)
-    titles = [title for title, _ in panels]
+    titles = [marked_up(title) for title, _ in panels]
     figure = make_subplots(rows, columns, subplot_titles=titles if any(titles) else None)
     axis = {
         "color": colors["quiet"],
@@ -43,10 +44,11 @@ def plotly_figure(
     for number, (_, panel) in enumerate(panels):
         place = {"row": number // columns + 1, "col": number % columns + 1}
         is_last = number == len(panels) - 1
-        for trace in themed(painted(panel), colors)["data"]:
+        drawn = themed(with_marked_up_texts(painted(panel)), colors)
+        for trace in drawn["data"]:
             figure.add_trace(_stand_alone(trace, labels, named, is_last=is_last), **place)
-        figure.update_xaxes({**axis, **panel["layout"]["xaxis"]}, **place)
-        figure.update_yaxes({**axis, **panel["layout"]["yaxis"]}, **place)
+        figure.update_xaxes({**axis, **drawn["layout"]["xaxis"]}, **place)
+        figure.update_yaxes({**axis, **drawn["layout"]["yaxis"]}, **place)
     layout = {key: value for key, value in panels[0][1]["layout"].items() if key in ("barmode", "bargap")}
     figure.update_layout(
         **layout,
@@ -78,7 +80,7 @@ def _stand_alone(
         return rest if is_last or "colorbar" not in rest else {**rest, "showscale": False}
     name, rank = "", 1000  # Plotly's own rank
     if "level" in meta and meta["level"] < len(labels):
-        name, rank = labels[meta["level"]], meta["level"]
+        name, rank = marked_up(labels[meta["level"]]), meta["level"]
     elif "shade" in meta or meta.get("reference"):
         name = trace.get("name", "")
     elif meta.get("band") == 0:

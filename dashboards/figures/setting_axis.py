@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dashboards.figures.level_styles import Levels, levels_of
+from dashboards.figures.level_styles import Levels, levels_of, short_labels
 from nfnet_ray.analysis import StudyRecord
 from nfnet_ray.tracking.labels import ABSENT, value_label
 from nfnet_ray.tracking.swept import swept_range
@@ -49,6 +49,11 @@ def axis_of_levels(title: str, values: Levels) -> SettingAxis:
     )
 
 
+def ticks_of(categories: Sequence[str]) -> dict[str, Any]:
+    """The ticks of an axis of categories, whose labels may be long."""
+    return {"tickmode": "array", "tickvals": list(categories), "ticktext": short_labels(categories)}
+
+
 def _axis_of_range(
     title: str, values: Levels, low: float, high: float, log: bool = False, **_flags: bool
 ) -> SettingAxis:
@@ -77,7 +82,7 @@ def _layout(title: str, places: list[float], labels: list[str]) -> dict[str, Any
         "title": {"text": title},
         "tickmode": "array",
         "tickvals": places,
-        "ticktext": labels,
+        "ticktext": short_labels(labels),
         "tickangle": -35 if max(map(len, labels), default=0) > _LONG_LABEL else 0,
         "ticklabeloverflow": "allow",
         "showgrid": False,

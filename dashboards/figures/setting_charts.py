@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from dashboards.figures.level_styles import Levels, levels_of
-from dashboards.figures.setting_axis import axis_of_levels, setting_axis
+from dashboards.figures.setting_axis import axis_of_levels, setting_axis, ticks_of
 from dashboards.figures.time_axes import ACCURACY_TICKS
 from dashboards.figures.time_charts import (
     PANELS_AT_MOST,
@@ -113,6 +113,7 @@ class SettingsChart:
         strata: (letter, label) of the marks of each stratum; empty where one mark stands for all of them.
         partial_epochs: the numbers of epochs at which there is a hollow mark.
         has_finished, has_lost: whether there are marks of these kinds.
+        has_intervals: whether the finished ones have their intervals.
     """
 
     field: str
@@ -121,6 +122,7 @@ class SettingsChart:
     partial_epochs: tuple[int, ...]
     has_finished: bool
     has_lost: bool
+    has_intervals: bool
 
 
 def settings_charts(record: StudyRecord, outcomes: Sequence[Outcome]) -> list[SettingsChart]:
@@ -149,9 +151,12 @@ def _settings_chart(record: StudyRecord, outcomes: Sequence[Outcome], field: str
     margin = max(0.01, 0.07 * (high - low))
     # Lost settings have no accuracy: their marks form a separate row below all the others.
     floor = low - margin
-    range_ = [floor - margin / 2, min(1.02, high + margin)]
+    has_lost = any(outcome.kind == "lost" for outcome in outcomes)
+    range_ = [floor - margin / 2 if has_lost else max(-0.005, low - margin), min(1.005, high + margin)]
     partial = [outcome for outcome in outcomes if outcome.kind == "partial"]
-    named = apart and len(partial) <= LABELLED_AT_MOST
+    # Of many numbers several share a place: labels would hide each other, and a line would go up and down there.
+    grouped = not axis.is_range and len(all_levels.index) > len(all_levels)
+    named = apart and not grouped and len(partial) <= LABELLED_AT_MOST
     traces: list[dict[str, Any]] = []
     for number, stratum in enumerate(conditions if apart else [{}]):
         mine = [o for o in outcomes if all(o.point[field] == value for field, value in stratum.items())]
@@ -198,7 +203,7 @@ def _settings_chart(record: StudyRecord, outcomes: Sequence[Outcome], field: str
                     "thickness": 1.2,
                     "width": 3,
                 }
-                if others_are_conditions and not axis.is_range:
+                if others_are_conditions and not axis.is_range and not grouped:
                     traces += _line(trace, rows, question, all_levels, _DASHES[number])
     finished = [outcome.result for outcome in outcomes if outcome.result]
     tops = sorted(result.top1 for result in finished)
@@ -227,7 +232,8 @@ def _settings_chart(record: StudyRecord, outcomes: Sequence[Outcome], field: str
         else (),
         partial_epochs=tuple(sorted({outcome.epochs for outcome in partial})),
         has_finished=bool(finished),
-        has_lost=any(outcome.kind == "lost" for outcome in outcomes),
+        has_lost=has_lost,
+        has_intervals=apart,
     )
 
 
@@ -300,7 +306,7 @@ def heat_map_figure(record: StudyRecord, cells: HeatMap) -> Figure:
             return ""
         if outcome.kind == "lost":
             return outcome.state
-        after = f"<br>{outcome.epochs} of {record.study['epochs']}" if outcome.kind == "partial" else ""
+        after = f"\n{outcome.epochs} of {record.study['epochs']}" if outcome.kind == "partial" else ""
         return f"{percent(outcome.top1)}{after}"
 
     return {
@@ -326,11 +332,13 @@ def heat_map_figure(record: StudyRecord, cells: HeatMap) -> Figure:
             "xaxis": {
                 "title": {"text": record.names[cells.across]},
                 "type": "category",
+                **ticks_of(cells.columns.labels),
                 "showgrid": False,
             },
             "yaxis": {
                 "title": {"text": record.names[cells.down]},
                 "type": "category",
+                **ticks_of(cells.rows.labels),
                 "autorange": "reversed",
                 "showgrid": False,
             },
@@ -382,7 +390,7 @@ def outcome_in_words(record: StudyRecord, outcome: Outcome) -> str:
         words.append(f"top-1 {outcome.top1:.1%} after {epochs_of(record, outcome.epochs)}, {outcome.state}")
     else:
         words.append(f"{outcome.state} after {count(outcome.epochs, 'epoch')}")
-    return "<br>".join(words)
+    return "\n".join(words)
 
 
 def epochs_of(record: StudyRecord, epochs: int) -> str:

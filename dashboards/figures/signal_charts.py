@@ -180,9 +180,9 @@ def _curve(rows: Sequence[Row], epoch: int, shade: int) -> dict[str, Any]:
         "line": {"width": 1.8},
         "marker": {"size": 4.5, "symbol": "circle" if epoch else "circle-open"},
         "hovertext": [
-            f"{row['block']}, {epoch_label(epoch)}<br>variance {row['variance']:.3g}"
+            f"{row['block']}, {epoch_label(epoch)}\nvariance {row['variance']:.3g}"
             + ("" if math.isnan(row["expected_variance"]) else f", expected {row['expected_variance']:.3g}")
-            + f"<br>mean square {row['mean_square']:.3g}"
+            + f"\nmean square {row['mean_square']:.3g}"
             for row in rows
         ],
         "hoverinfo": "text",

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dashboards.figures.level_styles import is_number
+from dashboards.figures.plotly_texts import marked_up
 from nfnet_ray.analysis import StudyRecord
 from nfnet_ray.data.batching import images_of_share
 from nfnet_ray.errors import UserError
@@ -32,6 +33,8 @@ _FIRST_METRICS = (
     *(METRIC, "validation_loss", "train_loss", "train_top1", "validation_top5", "agc_clipped_fraction"),
     *("learning_rate", "images_per_second", ENERGY),
 )
+_WHOLE = 1.005
+"""Where the axis of a share ends: a line along 100% is drawn whole."""
 _FRACTIONS = ("top1", "top5", "_fraction", "_share", "_utilisation")
 _NOT_A_CURVE = {"trial", "seed", "epoch"}
 
@@ -139,6 +142,8 @@ def with_axes(
         margin = 0.06 * (high - low) or 0.5
         y_layout |= {"title": {"text": up["title"]}, "tickformat": up["format"]}
         y_layout["range"] = [low - margin, high + margin]
+        if up["format"].endswith("%"):
+            y_layout["range"] = [max(min(0.0, low), low - margin), min(max(_WHOLE, high), high + margin)]
     if log_y and positive:
         ticks = logarithmic_axis(min(positive), max(positive))
         y_layout |= {name: ticks[name] for name in ("type", "range", "tickvals")}
@@ -154,7 +159,7 @@ def with_axes(
 
 def hover_template(hover: str, axis: Axis) -> str:
     """What is under the pointer, of a curve's ``hover`` with a place for the metric."""
-    return hover.replace("{metric}", f"{axis['title']} %{{y:{axis['format']}}}")
+    return hover.replace("{metric}", f"{marked_up(axis['title'])} %{{y:{axis['format']}}}")
 
 
 def logarithmic_axis(low: float, high: float) -> Axis:

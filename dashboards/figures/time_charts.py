@@ -14,7 +14,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dashboards.figures.level_styles import LEVELS_AT_MOST, Levels, Look, is_number, levels_of, looks_of
+from dashboards.figures.level_styles import (
+    LEVELS_AT_MOST,
+    Levels,
+    Look,
+    is_number,
+    levels_of,
+    looks_of,
+    short_labels,
+)
+from dashboards.figures.plotly_texts import marked_up, wrapped
 from dashboards.figures.time_axes import (
     ACCURACY_TICKS,
     NUMBERS_AT_MOST,
@@ -247,8 +256,9 @@ def _ends(curves: Sequence[_Curve], all_levels: Levels) -> list[dict[str, Any]]:
     for curve in curves:
         if curve.level not in last or curve.epochs[-1] > last[curve.level].epochs[-1]:
             last[curve.level] = curve
+    texts = short_labels(all_levels.labels)
     return [
-        {"text": all_levels.labels[level], "x": curve.times[-1], "y": curve.top1[-1], "level": level}
+        {"text": texts[level], "x": curve.times[-1], "y": curve.top1[-1], "level": level}
         for level, curve in sorted(last.items())
     ]
 
@@ -281,7 +291,7 @@ def _curve(
     symbol, meaning = END_MARKS[trial["state"]][0], state_words(record, trial["state"])
     earlier = len(rows) - 1
     small = 5.0 if len(rows) <= _EPOCHS_WITH_MARKERS else 0.0
-    label = trial_label(record, trial)
+    label = marked_up(wrapped(trial_label(record, trial)))
     hover = f"{label}<br>epoch %{{customdata[0]}}, %{{customdata[1]}}<br>{{metric}}%{{customdata[2]}}<extra></extra>"
     return {
         "type": "scatter",
@@ -327,7 +337,7 @@ def _all_curves(record: StudyRecord, curves: Sequence[_Curve], looks: Sequence[L
                         "level": level,
                         "all": True,
                         "trials": [
-                            [trial_label(record, curve.trial), len(times)]
+                            [wrapped(trial_label(record, curve.trial)), len(times)]
                             for curve, (times, _) in zip(mine, points, strict=True)
                         ],
                     },

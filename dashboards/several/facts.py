@@ -23,7 +23,6 @@ from nfnet_ray.wording import count, duration, in_a_row, percent
 _TARGET_STEP = 200
 """Targets are multiples of half a point."""
 _FRONTIER_AT_MOST = 20
-_END_LETTERS = 30
 
 
 @dataclass(frozen=True)
@@ -124,8 +123,7 @@ def several_facts(record: StudyRecord) -> Several:
 def _with_short_ends(figure: dict[str, Any]) -> dict[str, Any]:
     """The labels at the ends of curves without marks, for which there is room in the legend."""
     for end in figure["layout"]["meta"]["ends"]:
-        name = end["text"].partition(" · ")[0]
-        end["text"] = name if len(name) <= _END_LETTERS else f"{name[: _END_LETTERS - 1]}…"
+        end["text"] = end["text"].partition(" · ")[0]
     return figure
 
 

@@ -33,7 +33,7 @@ function rearranged(figure) {
           ? trace.customdata.map(([epoch]) => epoch)
           : series[across.of];
     if (!heights || !places) return [];
-    const words = series && {hovertemplate: hover.replace("{metric}", () => `${up.title} %{y:${up.format}}`)};
+    const words = series && {hovertemplate: hover.replace("{metric}", () => `${markedUp(up.title)} %{y:${up.format}}`)};
     const x = places.map(value => (value === null ? null : round(value * across.factor)));
     return [{...trace, x, y: heights, ...words}];
   });
@@ -96,7 +96,10 @@ arrangements.push(figure => {
   const [[, right], [bottom, top]] = extents;
   const margin = 0.06 * (top - bottom) || 0.5;
   const isAccuracy = up === figure.layout.meta.y[0];
-  const linear = isAccuracy ? {} : {range: [bottom - margin, top + margin]};
+  // A share has no room beyond 0 and 1; a line along 100% is drawn whole.
+  const [least, most] = up.format.endsWith("%") ? [Math.min(0, bottom), Math.max(1.005, top)] : [-Infinity, Infinity];
+  const range = [Math.max(least, bottom - margin), Math.min(most, top + margin)];
+  const linear = isAccuracy ? {} : {range};
   return {
     data,
     layout: {
@@ -104,12 +107,12 @@ arrangements.push(figure => {
       meta: {...figure.layout.meta, top: null, ends: movedEnds(figure.layout.meta.ends, data)},
       xaxis: {
         ...figure.layout.xaxis,
-        title: {text: across.title},
+        title: {text: markedUp(across.title)},
         ...(chosen.logX ? logarithmic(extents[0]) : {range: [0, 1.04 * right]}),
       },
       yaxis: {
         ...figure.layout.yaxis,
-        title: {text: up.title},
+        title: {text: markedUp(up.title)},
         tickformat: isAccuracy ? figure.layout.yaxis.tickformat : up.format,
         ...(chosen.logY ? {...logarithmic(extents[1]), ticktext: undefined} : linear),
       },

@@ -45,6 +45,9 @@ function painter() {
   };
 }
 
+// A plain text so that Plotly shows it as it is: dashboards/figures/plotly_texts.py.
+const markedUp = text => text.replace(/[&<>{}$@]/g, sign => `&#${sign.charCodeAt(0)};`).replace(/\n/g, "<br>");
+
 // A figure with colours in place of their names. Of arrays longer than a pair the first entry says what all are.
 function colored(value, color) {
   if (typeof value === "string") return value.startsWith("@") ? color(value) : value;
@@ -69,7 +72,7 @@ function shown(trace, color, summarised) {
   const meta = trace.meta;
   // A text for each point of a trace of many trials would be most of the page.
   if (meta.all && !trace.text)
-    trace.text = meta.trials.flatMap(([label, points]) => [...Array(points).fill(label), ""]);
+    trace.text = meta.trials.flatMap(([label, points]) => [...Array(points).fill(markedUp(label)), ""]);
   const seen = meta.band !== undefined || meta.level !== undefined ? {visible: visible(meta, summarised)} : {};
   return {...colored(trace, color), ...seen};
 }
@@ -99,7 +102,7 @@ function endLabels(figure, size, color, yRange) {
   const annotations = labels.map(label => ({
     x: label.x,
     y: Math.min(label.y, top),
-    text: label.text,
+    text: markedUp(label.text),
     showarrow: true,
     arrowhead: 0,
     arrowwidth: 1,

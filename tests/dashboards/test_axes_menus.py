@@ -43,10 +43,18 @@ setTimeout(async () => {
 
 @pytest.mark.parametrize(
     ("x", "y", "log"),
-    [("images", "train_loss", True), ("accelerator_hours", "validation_top1", False)],
+    [
+        ("images", "train_loss", True),
+        ("accelerator_hours", "validation_top1", False),
+        ("time", "agc_clipped_fraction", False),
+    ],
 )
 def test_a_menu_does_what_a_notebook_does(x: str, y: str, log: bool, tmp_path: Path) -> None:
-    write_journal(tmp_path / "study", agc_sweep())
+    events = agc_sweep()
+    for event in events:
+        if event["event"] == "epoch":
+            event["metrics"]["agc_clipped_fraction"] = float(event["epoch"] < 4)
+    write_journal(tmp_path / "study", events)
     page = write_report(tmp_path / "study")
     choice = json.dumps({"x": x, "y": y, "logX": log, "logY": log})
     script = READER.replace("CHOICE", choice)

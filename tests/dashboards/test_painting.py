@@ -36,9 +36,14 @@ def test_each_theme_has_every_colour_of_the_reports_charts(tmp_path: Path) -> No
 
 
 def test_a_text_that_begins_like_a_name_stays_as_it_is() -> None:
-    figure = {"text": ["@home", "@accent/22"], "colorscale": [[0, "@raised"], [1, "@accent"]]}
+    figure = {
+        "text": ["@home", "@accent/22"],
+        "color": ["@home", "@accent/22"],
+        "colorscale": [[0, "@raised"], [1, "@accent"]],
+    }
     assert themed(figure, {"accent": "#123456", "raised": "#ffffff"}) == {
-        "text": ["@home", "#12345622"],
+        "text": ["@home", "@accent/22"],
+        "color": ["@home", "#12345622"],
         "colorscale": [[0, "#ffffff"], [1, "#123456"]],
     }
 

@@ -118,7 +118,7 @@ def test_a_curve_for_each_measured_epoch_and_the_expectation(tmp_path: Path) -> 
     assert 10**low < min(map(min, drawn.values()))
     assert 10**high > max(map(max, drawn.values()))
     hover = figure["data"][1]["hovertext"][3]
-    assert hover == "block_02, epoch 2<br>variance 1.68, expected 1.06<br>mean square 16.8"
+    assert hover == "block_02, epoch 2\nvariance 1.68, expected 1.06\nmean square 16.8"
 
 
 def test_best_of_each_stratum_and_diverged_trials_are_shown(tmp_path: Path) -> None:

@@ -44,6 +44,8 @@ STYLE: dict[str, Any] = {
     "ytick.major.size": 2.5,
     "axes.spines.top": False,
     "axes.spines.right": False,
+    # Values of fields and names are no formulas.
+    "text.parse_math": False,
 }
 _SCALE = 0.55
 """Of widths and sizes in pixels on a page to those in points in a column, which is half as wide."""
@@ -248,7 +250,8 @@ def _heat_map(paper: PaperFigure, axes: Axes, trace: Mapping[str, Any], layout: 
     )
     columns = len(trace["x"])
     step = math.ceil(columns / 12)
-    axes.set_xticks([place + 0.5 for place in range(0, columns, step)], trace["x"][::step])
+    names = layout["xaxis"].get("ticktext", trace["x"])
+    axes.set_xticks([place + 0.5 for place in range(0, columns, step)], names[::step])
     ticks = layout["yaxis"].get("tickvals", trace["y"])
     labels = layout["yaxis"].get("ticktext", ticks)
     axes.set_yticks([trace["y"].index(tick) + 0.5 for tick in ticks], labels)
@@ -258,7 +261,7 @@ def _heat_map(paper: PaperFigure, axes: Axes, trace: Mapping[str, Any], layout: 
                 axes.text(
                     column + 0.5,
                     row + 0.5,
-                    _plain(text),
+                    text,
                     ha="center",
                     va="center",
                     fontsize=_LABEL_POINTS - 1,
@@ -281,7 +284,7 @@ def _axis(
     if is_log:
         set_("scale")("log")
     title = axis.get("title", {}).get("text", "")
-    set_("label")(_plain(title), color=colors["ink"])
+    set_("label")(title, color=colors["ink"])
     matplotlib_axis.set_tick_params(colors=colors["quiet"], labelcolor=colors["ink"])
     for spine in axes.spines.values():
         spine.set_edgecolor(colors["quiet"])
@@ -290,7 +293,7 @@ def _axis(
         axes.spines["left" if name == "y" else "bottom"].set_visible(False)
     if not is_heat:
         if "ticktext" in axis:
-            set_("ticks")(axis["tickvals"], [_plain(label) for label in axis["ticktext"]])
+            set_("ticks")(axis["tickvals"], axis["ticktext"])
             if is_log:
                 matplotlib_axis.set_minor_locator(_no_minor_ticks())
         elif str(axis.get("tickformat", "")).endswith("%"):
@@ -391,10 +394,6 @@ def _rgba(color: str) -> Any:
     if color.startswith("rgb("):
         return tuple(float(part) / 255 for part in re.findall(r"[\d.]+", color))
     return color
-
-
-def _plain(text: str) -> str:
-    return text.replace("<br>", "\n")
 
 
 def _percent(tickformat: str) -> Any:
