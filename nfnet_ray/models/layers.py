@@ -142,6 +142,10 @@ class BatchNormConv2d(nn.Module):
 
 
 def _same_conv2d(x_NCHW: Tensor, weight: Tensor, bias: Tensor | None, stride: int, groups: int) -> Tensor:
+    if torch._C._are_functorch_transforms_active() and _is_bfloat16_on_cpu(x_NCHW):
+        # vmap calls aten::convolution, which autocast casts on a GPU alone (ATen/autocast_mode.h).
+        x_NCHW, weight = x_NCHW.bfloat16(), weight.bfloat16()
+        bias = bias if bias is None else bias.bfloat16()
     kernel_size = weight.shape[-1]
     top, bottom = _same_padding(x_NCHW.shape[2], kernel_size, stride)
     left, right = _same_padding(x_NCHW.shape[3], kernel_size, stride)
