@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -11,9 +12,12 @@ from ray import tune
 
 from nfnet_ray.cluster.exit_rules import is_fault, keep_trace
 from nfnet_ray.cluster.mailbox import Register, remove_run
-from nfnet_ray.cluster.messages import STOP, FinalReport, WorkerConfig, lanes_of, of_lane
-from nfnet_ray.cluster.worker import train_alone, train_cohort_alone
+from nfnet_ray.cluster.messages import STOP, FinalReport, WorkerConfig, lanes_of, of_lane, said_result
+from nfnet_ray.cluster.worker import Memory, train_alone, train_cohort_alone
 from nfnet_ray.places import lost_place
+
+_memory = Memory()
+"""Of this process, over all the trials that it trains."""
 
 
 def run_in_actor(space: dict[str, Any]) -> None:
@@ -22,6 +26,8 @@ def run_in_actor(space: dict[str, Any]) -> None:
     configs = lanes_of(space)
     if _starts_too_late(configs):
         return
+    if _memory.has_grown:
+        os._exit(0)  # to Tune the trial has lost its worker, and it starts another one
     try:
         if len(configs) == 1:
             reports = [train_alone(configs[0], started_at)]
@@ -41,6 +47,9 @@ def run_in_actor(space: dict[str, Any]) -> None:
         with suppress(Exception):  # the cluster's head may be away, and nothing else depends on it
             for config in configs:
                 remove_run(config["mailbox"])
+    growth = _memory.growth("its process")
+    if growth:
+        tune.report(said_result(f"{growth}: a new one trains the next trial"))
     _report(configs, reports)
 
 

@@ -139,7 +139,7 @@ def work_in_slot(plain: dict[str, Any]) -> None:
     import ray.train
 
     slot, rank = cast(SlotConfig, plain), ray.train.get_context().get_world_rank()
-    memory, legs = _Memory(), 0
+    memory, legs = Memory(), 0
     if rank == 0:
         Register(slot["run"]).set(READY, True)
     leg = _next_leg(slot, rank, None)
@@ -166,7 +166,7 @@ def _next_leg(slot: SlotConfig, rank: int, last: WorkerConfig | None) -> WorkerC
         time.sleep(SECONDS_BETWEEN_LOOKS)
 
 
-def train_in_group(config: WorkerConfig, slot: SlotConfig, legs_before: int, memory: _Memory) -> bool:
+def train_in_group(config: WorkerConfig, slot: SlotConfig, legs_before: int, memory: Memory) -> bool:
     """Trains a leg as one of a group whose processes have trained ``legs_before`` legs before.
 
     Returns whether the group can take another one; False if Ray Train starts it again by itself. Raises whatever
@@ -207,7 +207,7 @@ def train_in_group(config: WorkerConfig, slot: SlotConfig, legs_before: int, mem
             raise
         if report.outcome == "stopped":
             return exit_after_checkpoint(context, report)
-        growth = next(filter(None, all_of(memory.growth(context), context)), None)
+        growth = next(filter(None, all_of(memory.growth(f"rank {context.rank}"), context)), None)
         if growth:
             Register(slot["run"]).set(RESTARTS, True)
         if context.rank == 0:
@@ -220,27 +220,34 @@ def train_in_group(config: WorkerConfig, slot: SlotConfig, legs_before: int, mem
     return True
 
 
-class _Memory:
-    """The memory that a worker's process holds between two legs, compared with that after its first leg."""
+class Memory:
+    """The memory that a process holds between two legs, compared with that after its first leg."""
 
     def __init__(self) -> None:
         self._first: int | None = None
+        self.has_grown = False
+        """Whether it had grown too much after a leg, so that a new process has to train the next one."""
 
-    def growth(self, context: GroupContext) -> str | None:
+    def growth(self, whose: str) -> str | None:
         """Called after each leg. A sentence if it has grown too much, else None."""
-        held = held_bytes()
         if self._first is None:
-            self._first = held
-        if held < max(LEAST_GROWTH * self._first, self._first + LEAST_GROWTH_BYTES):
+            gc.collect()
+            self._first = held_bytes()
+        most = max(LEAST_GROWTH * self._first, self._first + LEAST_GROWTH_BYTES)
+        if held_bytes() < most:
             return None
-        return f"the memory of rank {context.rank} has grown from {self._first / 2**30:.1f} to {held / 2**30:.1f} GiB"
+        gc.collect()  # now alone: between legs it takes a tenth of a second
+        held = held_bytes()
+        self.has_grown = held >= most
+        if not self.has_grown:
+            return None
+        return f"the memory of {whose} has grown from {self._first / 2**30:.1f} to {held / 2**30:.1f} GiB"
 
 
 def held_bytes() -> int:
     """Bytes that this process holds for itself alone, on the CPU and on its GPU; 0 where that is not known."""
     import torch
 
-    gc.collect()
     held = torch.cuda.memory_allocated() if torch.cuda.is_initialized() else 0
     with suppress(OSError), open("/proc/self/status") as status:  # not on macOS
         for line in status:

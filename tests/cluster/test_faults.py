@@ -1,6 +1,6 @@
 """Which errors end a training at once, and which are tried again because a machine may have been the cause.
 
-And how a trial of one worker leaves a machine that is taken back.
+And how a trial of one worker leaves a machine that is taken back, or a process whose memory has grown.
 """
 
 from __future__ import annotations
@@ -16,12 +16,21 @@ import torch
 import torch.distributed as dist
 
 from nfnet_ray.cluster import contexts, worker
+from nfnet_ray.cluster import trial as trial_module
 from nfnet_ray.cluster.connection import ray_internals
 from nfnet_ray.cluster.connection.resources import WorkerResources
 from nfnet_ray.cluster.contexts import GroupContext, TuneContext
 from nfnet_ray.cluster.exit_rules import will_recur
 from nfnet_ray.cluster.mailbox import Register
-from nfnet_ray.cluster.messages import ATTEMPTS, STOP, FinalReport, Name, worker_config
+from nfnet_ray.cluster.messages import (
+    ATTEMPTS,
+    SAID,
+    STOP,
+    FinalReport,
+    Name,
+    tune_space,
+    worker_config,
+)
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.study.study import Study
 from tests.cluster.test_messages import head as head
@@ -114,3 +123,31 @@ def test_a_trial_of_one_worker_keeps_a_checkpoint_and_leaves_a_machine_that_is_t
     else:
         with pytest.raises(LeftError, match="0"):
             worker.train_alone(config, 0.0)
+
+
+def test_a_process_whose_memory_has_grown_trains_no_further_trial(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """To Tune the trial has then lost its worker, and it starts another one."""
+    config = worker_config(
+        Study("s", "?", Recipe(), {}).trials()[0], "0", tmp_path, WorkerResources(1, 1, 0.0)
+    )
+    gib, reports, left = 2**30, list[dict[str, Any]](), list[int]()
+    memory = iter(held * gib for held in (1.0, 1.0, 1.9, 2.1, 1.9, 2.1, 2.1))
+
+    def leave(code: int) -> None:
+        left.append(code)
+        raise LeftError
+
+    monkeypatch.setattr(worker, "held_bytes", lambda: next(memory))
+    monkeypatch.setattr(trial_module, "train_alone", lambda *_: FinalReport("finished", None, 1))
+    monkeypatch.setattr(trial_module, "_memory", worker.Memory())
+    monkeypatch.setattr(trial_module.tune, "report", reports.append)
+    monkeypatch.setattr(os, "_exit", leave)
+    for _ in range(4):  # after the third one it has grown, until unused objects are collected
+        trial_module.run_in_actor(tune_space([config]))
+    assert [FinalReport.from_result(report) is None for report in reports] == [False] * 3 + [True, False]
+    assert "of its process has grown from 1.0 to 2.1 GiB: a new one trains" in reports[3][SAID]
+    with pytest.raises(LeftError):
+        trial_module.run_in_actor(tune_space([config]))
+    assert left == [0]
