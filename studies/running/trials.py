@@ -295,17 +295,19 @@ class StudyRequest(Request):
 
     def runner(self, _home: Path, started: StudyStarted | None) -> Runner:
         before = started["study"].get("cohorts") if started else None
-        return TuneRunner(self.cohorts or before or 1)
+        if self.cohorts or not before:
+            return TuneRunner(self.cohorts or 1)
+        return TuneRunner(before, f"the study was started with --cohorts {before}: give --cohorts 1")
 
 
 class TuneRunner:
     """A :class:`~studies.running.runner.Runner` for the trials of a study.
 
-    Up to ``lanes`` of them are trained as one program.
+    Up to ``lanes`` of them are trained as one program; ``to_do_without`` says what to do where that is impossible.
     """
 
-    def __init__(self, lanes: int = 1) -> None:
-        self._lanes = lanes
+    def __init__(self, lanes: int = 1, to_do_without: str = "leave --cohorts out") -> None:
+        self._lanes, self._to_do_without = lanes, to_do_without
 
     workers_flag = "--workers-per-trial"
     stopping = (
@@ -326,12 +328,12 @@ class TuneRunner:
         recipes = [with_published_values(trial.recipe) for trial in study.trials()]
         reasons = [why_alone(recipe) for recipe in recipes]
         if reasons and all(reasons):
-            raise UserError(f"--cohorts: {reasons[0]}; leave --cohorts out")
+            raise UserError(f"--cohorts: {reasons[0]}; {self._to_do_without}")
         companies = Counter(map(company_of, recipes))
         if companies and all(own is None or trials == 1 for own, trials in companies.items()):
             raise UserError(
                 "--cohorts: no two trials of this study differ only in what lanes may differ in (docs/cohorts.md); "
-                "leave --cohorts out"
+                f"{self._to_do_without}"
             )
 
     def extent(self, study: Study, trials: int, _data: DatasetSummary) -> str:

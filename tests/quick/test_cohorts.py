@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import threading
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,8 +24,9 @@ from nfnet_ray.study.search.upcoming import has_more
 from nfnet_ray.tracking.conditions.of_trial import condition_text, conditions_of
 from nfnet_ray.tracking.events import trial_started
 from nfnet_ray.tracking.state import StudyState
+from studies.running.program import StudyProgram
 from studies.running.runner import WorkerDemand
-from studies.running.trials import TuneRunner
+from studies.running.trials import StudyRequest, TuneRunner
 from tests.quick.test_decisions import (
     EPOCHS,
     IMAGES,
@@ -233,3 +236,16 @@ def test_a_study_without_cohorts_is_refused(changed: dict[str, Any], demand: Wor
     TuneRunner().check(study, demand)
     with pytest.raises(UserError, match=said):
         TuneRunner(4).check(study, demand)
+
+
+def test_a_resumed_study_that_cannot_be_in_cohorts_any_more_is_told_how(tmp_path: Path) -> None:
+    """Nobody has given the flag now, so it cannot be left out."""
+    started: Any = {"study": {"cohorts": 4}}
+    recipe = RECIPE.with_values({"compile": True})
+    study = Study("s", "?", recipe, {"optimizer.agc.clip_factor": (0.01, 0.02)})
+    request = StudyRequest(program=StudyProgram(lambda *_: study))
+    with pytest.raises(UserError, match="was started with --cohorts 4: give --cohorts 1"):
+        request.runner(tmp_path, started).check(study, ONE_WORKER)
+    replace(request, cohorts=1).runner(tmp_path, started).check(study, ONE_WORKER)
+    with pytest.raises(UserError, match="leave --cohorts out"):
+        replace(request, cohorts=2).runner(tmp_path, started).check(study, ONE_WORKER)
