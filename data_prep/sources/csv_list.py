@@ -63,6 +63,10 @@ def _read_columns(path: Path, label_column: str) -> dict[str, list[str]]:
     import pyarrow as pa
     from pyarrow import csv
 
+    if label_column in ("path", "split"):
+        raise UserError(
+            f"--label-column {label_column}: it holds the images' {label_column}s; name the column of the labels"
+        )
     needed = ["path", label_column]
     try:
         # Otherwise a file with such values is cut into blocks that begin within one.

@@ -133,6 +133,13 @@ def test_a_csv_list_in_another_encoding_gets_a_line(
         assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize("column", ["path", "split"])
+def test_a_column_with_a_meaning_of_its_own_holds_no_labels(image_folder: Path, column: str) -> None:
+    """pyarrow's KeyError: it would have been read twice."""
+    with pytest.raises(UserError, match=f"--label-column {column}: it holds the images' {column}s"):
+        open_source([write_csv(image_folder, *TWO)], column)
+
+
 def test_classes_that_differ_only_in_case_are_noted(
     image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

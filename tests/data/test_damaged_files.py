@@ -24,6 +24,7 @@ from nfnet_ray.data.files.beton import (
     BetonWriter,
 )
 from nfnet_ray.data.files.dataset import check_dataset, open_dataset
+from nfnet_ray.data.files.verification import verify
 from nfnet_ray.errors import UserError
 
 Decoded = Callable[[Beton, int], np.ndarray]
@@ -150,6 +151,8 @@ def test_a_part_of_a_data_set_is_told_from_the_whole(digits: Path, tmp_path: Pat
     """``--data data/mine/train.beton`` missed a ``train.validation.beton``, which no conversion writes."""
     whole = re.escape(str(digits))
     refused(digits / "train.beton", f"a part of the data set {whole}; give that")
+    with pytest.raises(UserError, match=f"a part of the data set {whole}; give that"):
+        verify(digits / "train.beton", workers=1)
     refused(digits / "validation.beton", f"a part of the data set {whole}; give that")
     for split, name in (("train", "train"), ("validation", "train.validation")):
         for ending in ("beton", "parquet"):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,6 +93,22 @@ def split_paths(path: Path) -> dict[str, tuple[Path, Path]]:
     }
 
 
+def check_is_whole(path: Path) -> None:
+    """Raises UserError, with the data set that is meant, for the beton of one of its splits."""
+    if path.suffix != _SUFFIX or path.is_dir() or split_paths(path)["validation"][0].exists():
+        return
+    name, dot, _ = path.name.rpartition(f".validation{_SUFFIX}")
+    whole = (
+        path.parent
+        if path.stem in ("train", "validation")
+        else path.with_name(name + _SUFFIX)
+        if dot
+        else None
+    )
+    if whole is not None:
+        raise UserError(f"{path}: a part of the data set {whole}; give that")
+
+
 def open_dataset(path: str | os.PathLike[str], fingerprint: str | None = None) -> Dataset:
     """Open a data set and check everything but the images' bytes; a second for a million images.
 
@@ -130,9 +145,8 @@ def _open(path: str | os.PathLike[str]) -> Dataset:
         raise UserError(
             f"{path}: neither a folder nor a {_SUFFIX} file; convert it first: python -m data_prep"
         )
+    check_is_whole(path)
     paths = split_paths(path)
-    if whole := _whole_of(path, paths):
-        raise UserError(f"{path}: a part of the data set {whole}; give that")
     if path.is_dir() and not any(beton.exists() for beton, _ in paths.values()):
         raise UserError(
             f"{path}: holds neither train.beton nor validation.beton; give the folder that a conversion wrote"
@@ -147,16 +161,6 @@ def _open(path: str | os.PathLike[str]) -> Dataset:
             f"{path}: train and validation have different classes ({detail}); convert both in one go"
         )
     return Dataset(path, train, validation)
-
-
-def _whole_of(path: Path, paths: Mapping[str, tuple[Path, Path]]) -> Path | None:
-    """The data set of which ``path`` is only the beton of a split; None if it is a data set, or of none."""
-    if path.is_dir() or paths["validation"][0].exists():
-        return None
-    if path.stem in split_paths(path.parent):
-        return path.parent
-    name, dot, _ = path.name.rpartition(f".validation{_SUFFIX}")
-    return path.with_name(name + _SUFFIX) if dot else None
 
 
 def check_dataset(path: str | os.PathLike[str]) -> DatasetSummary:

@@ -29,7 +29,7 @@ from nfnet_ray.data.files.beton import (
     VERSION,
     Beton,
 )
-from nfnet_ray.data.files.dataset import open_dataset, split_paths
+from nfnet_ray.data.files.dataset import check_is_whole, open_dataset, split_paths
 from nfnet_ray.data.files.manifest import Manifest, hash_stored, read_manifest
 from nfnet_ray.data.files.regular_file import what_it_is
 from nfnet_ray.errors import UserError
@@ -91,6 +91,7 @@ def verify(
         UserError: there is no data set.
     """
     path = Path(path)
+    check_is_whole(path)
     paths = split_paths(path)
     if not any(beton.exists() for beton, _ in paths.values()):
         open_dataset(path)  # says in which way there is none
