@@ -16,6 +16,7 @@ from dashboards.figures.time_charts import levels
 from dashboards.page import Chart
 from dashboards.report_facts import clipping_section, curves_section, settings_section, signal_section
 from nfnet_ray.analysis import StudyRecord, best_setting, setting_results
+from nfnet_ray.command_line.python_arguments import a_text
 from nfnet_ray.errors import UserError
 from nfnet_ray.metric import METRIC
 from nfnet_ray.settings import did_you_mean
@@ -50,6 +51,7 @@ def charts_by_name(record: StudyRecord) -> dict[str, tuple[Chart, ...]]:
 
 def chosen_charts(charts: Mapping[str, tuple[Chart, ...]], name: str, study: str) -> tuple[Chart, ...]:
     """The panels of a figure. Raises UserError if the study has none of that name."""
+    a_text("name", name, "the name of a figure")
     if name in charts:
         return charts[name]
     if name in CHARTS:

@@ -22,7 +22,10 @@ from nfnet_ray.analysis import (
 )
 from nfnet_ray.analysis import load_study as load_record
 from nfnet_ray.analysis.comparability import comparability
+from nfnet_ray.command_line.python_arguments import a_flag, a_list, a_path, a_text
+from nfnet_ray.errors import UserError
 from nfnet_ray.metric import METRIC
+from nfnet_ray.places import in_words
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure as PlotlyFigure
@@ -80,6 +83,10 @@ class StudyResults(StudyRecord):
         from dashboards.figures.plotly_figures import plotly_figure, shown_at_first
         from dashboards.figures.time_charts import levels
 
+        for axis, chosen in (("x", x), ("y", y)):
+            a_text(axis, chosen, "the name of an axis" if axis == "x" else "the name of a metric")
+        for option, is_on in (("log_x", log_x), ("log_y", log_y), ("dark", dark)):
+            a_flag(option, is_on)
         theme: Theme = "dark" if dark else "light"
         charts = with_chosen_axes(
             chosen_charts(self._charts, name, self.study["name"]), x, y, log_x=log_x, log_y=log_y
@@ -97,16 +104,21 @@ class StudyResults(StudyRecord):
             names: some of :attr:`figures`; by default all.
 
         Raises:
-            UserError: the study has no such figure.
-            OSError: the folder cannot be written.
+            UserError: the study has no such figure, or the folder cannot be written.
         """
         from dashboards.catalogue import chart_colors, chosen_charts
         from dashboards.figures.paper.files import write_figures
         from dashboards.figures.time_charts import levels
 
-        names = self.figures if names is None else names
+        folder = a_path("folder", folder)
+        if names is None:
+            names = self.figures
+        names = a_list("names", [names] if isinstance(names, str) else names, "a list of names of figures")
         charts = {name: chosen_charts(self._charts, name, self.study["name"]) for name in names}
-        return write_figures(charts, levels(self).labels, chart_colors(self), Path(folder))
+        try:
+            return write_figures(charts, levels(self).labels, chart_colors(self), folder)
+        except OSError as error:
+            raise UserError(f"{folder} cannot be written: {in_words(error)}; choose another place") from error
 
     @functools.cached_property
     def _charts(self) -> dict[str, tuple[Chart, ...]]:

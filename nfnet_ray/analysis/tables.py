@@ -10,6 +10,7 @@ import functools
 from collections.abc import Callable, Mapping, Set
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from nfnet_ray.command_line.python_arguments import refusal
 from nfnet_ray.correct_images import CorrectImages
 from nfnet_ray.tracking.conditions.fields import Conditions
 from nfnet_ray.tracking.descriptions import StudyDescription
@@ -68,6 +69,8 @@ def once_of_a_record(find: Callable[[Record], Found]) -> Callable[[Record], Foun
 
     @functools.wraps(find)
     def known(record: Record) -> Found:
+        if not hasattr(record, "__dict__"):  # the name of a study, most likely
+            raise refusal("record", record, "what nfnet_ray.load_study and nfnet_ray.run return")
         kept: dict[str, Any] = vars(record)
         if name not in kept:
             kept[name] = find(record)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,15 @@ def test_a_curve_without_the_metric_is_left_out(tmp_path: Path) -> None:
         ({"name": "budgets"}, "study agc_sweep has no figure 'budgets'; it has settings"),
         ({"name": "accuracy_against_time", "x": "epoch"}, "did you mean epochs?"),
         ({"name": "accuracy_against_time", "y": "trainloss"}, "did you mean train_loss"),
+        ({"name": ["settings"]}, "name = .* is not allowed; it takes the name of a figure"),
+        (
+            {"name": "accuracy_against_time", "x": None},
+            "x = None is not allowed; it takes the name of an axis",
+        ),
+        (
+            {"name": "accuracy_against_time", "log_y": "no"},
+            "log_y = 'no' is not allowed; it takes True or False",
+        ),
         ({"name": "settings", "log_x": True}, "are for the figure 'accuracy_against_time'"),
     ],
 )
@@ -129,6 +139,28 @@ def test_a_wrong_name_is_one_line(
     with pytest.raises(UserError, match=complaint) as caught:
         study.figure(**arguments)
     assert "\n" not in str(caught.value)
+
+
+def test_figures_that_cannot_be_written_are_one_line(study: nfnet_ray.StudyResults, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for folder, names, complaint in (
+        (tmp_path / "file", None, "file cannot be written"),
+        ("", None, "folder = '' is empty"),
+        (5, None, "folder = 5 is not allowed; it takes a path"),
+        (tmp_path, "setings", "did you mean settings"),
+        (tmp_path, 5, "names = 5 is not allowed"),
+    ):
+        with pytest.raises(UserError, match=complaint) as caught:
+            study.save_figures(folder, names)  # type: ignore[arg-type]
+        assert "\n" not in str(caught.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "journal.jsonl"]
+    assert [path.suffix for path in study.save_figures(tmp_path / "new", "settings")] == [".svg", ".pdf"]
+
+
+@pytest.mark.parametrize("find", [nfnet_ray.best_setting, nfnet_ray.best_per_stratum])
+def test_a_name_is_no_record(find: Callable[[Any], object]) -> None:
+    with pytest.raises(UserError, match="record = 'first_try' is not allowed; it takes what"):
+        find("first_try")
 
 
 def test_parallel_coordinates_keep_none(study: nfnet_ray.StudyResults) -> None:
