@@ -2,7 +2,8 @@
 
 The decisions are taken by the code that takes them in a study (:mod:`nfnet_ray.study.decisions`), on the accuracies
 that the journal has. What a trial that was given up would have reached is unknown, so its setting is left out, and the
-numbers are those of a study of the other settings.
+numbers are those of a study of the other settings. Further seeds of contenders are left out, too: they pass no rung,
+and another rule would have had other contenders.
 """
 
 from __future__ import annotations
@@ -74,6 +75,7 @@ class Pool:
             of every one.
         left_out: how many settings are in the study and not here, because a trial of theirs was not trained to its
             end.
+        further: how many further trials of contenders are in the study and not here.
         equal_within: a lost accuracy that does not matter, a fraction (``--equal-within``).
     """
 
@@ -86,6 +88,7 @@ class Pool:
     points: Mapping[str, Mapping[str, Any]]
     best: tuple[float | None, ...]
     left_out: int = 0
+    further: int = 0
     equal_within: float = EQUAL_WITHIN
 
     @staticmethod
@@ -102,7 +105,10 @@ class Pool:
         strata: dict[tuple[Any, ...], list[tuple[str, ...]]] = {}
         points = {}
         left_out = 0
-        for point, trials in trials_by_setting(record):
+        for point, every in trials_by_setting(record):
+            trials = [trial for trial in every if trial["trial"] not in record.further]
+            if not trials:
+                continue
             if not all(trial["state"] in ENDED_AS_THEY_WOULD for trial in trials):
                 left_out += 1
                 continue
@@ -129,6 +135,7 @@ class Pool:
             points=points,
             best=(),
             left_out=left_out,
+            further=sum(trial in record.further for trial in record.trials["trial"]),
             equal_within=record.study.get("equal_within", EQUAL_WITHIN),
         )
         best = (
@@ -300,17 +307,23 @@ def replay(record: StudyTables, orders: int = ORDERS) -> pd.DataFrame:
 
 
 def replay_caution(record: StudyTables) -> str:
-    """What was left out, in a sentence; empty if every setting is there. Raises UserError as :func:`replay` does."""
+    """What was left out, in sentences; empty if every trial is there. Raises UserError as :func:`replay` does."""
     pool = Pool.of(record)
-    if not pool.left_out:
-        return ""
-    kept = sum(map(len, pool.strata))
-    return (
-        f"{count(pool.left_out, 'setting')} of {kept + pool.left_out:,} {agree(pool.left_out, 'was', 'were')} not "
-        f"trained to the end and {agree(pool.left_out, 'is', 'are')} left out: the numbers are those of a study of the "
-        f"other {kept:,} alone. Early stopping chose these, so they are more alike than all settings, and what rules "
-        "would save and lose among all of them is unknown."
-    )
+    said = []
+    if pool.left_out:
+        kept = sum(map(len, pool.strata))
+        said.append(
+            f"{count(pool.left_out, 'setting')} of {kept + pool.left_out:,} {agree(pool.left_out, 'was', 'were')} not "
+            f"trained to the end and {agree(pool.left_out, 'is', 'are')} left out: the numbers are those of a study of "
+            f"the other {kept:,} alone. Early stopping chose these, so they are more alike than all settings, and what "
+            "rules would save and lose among all of them is unknown."
+        )
+    if pool.further:
+        said.append(
+            f"{count(pool.further, 'further trial')} of contenders {agree(pool.further, 'is', 'are')} left out, as "
+            "further seeds pass no rung: the numbers are those of the seeds that every setting has."
+        )
+    return " ".join(said)
 
 
 def replay_sentence(table: pd.DataFrame, equal_within: float = EQUAL_WITHIN) -> str:

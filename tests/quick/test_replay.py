@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pandas as pd
 import pytest
 
 from nfnet_ray.analysis.record import StudyRecord, load_study
-from nfnet_ray.analysis.replay import replay, replay_sentence
+from nfnet_ray.analysis.replay import replay, replay_caution, replay_sentence
 from nfnet_ray.errors import UserError
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.study.halving import Halving
@@ -165,6 +166,27 @@ def test_settings_that_were_stopped_are_left_out_and_the_numbers_are_of_the_othe
     assert main(["replay", "s", "--storage", str(tmp_path)]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "2 settings of 11 were not trained to the end and are left out" in said
+
+
+def test_further_seeds_of_contenders_pass_no_rung_and_are_left_out(tmp_path: Path) -> None:
+    """Seven of nine settings have a second seed, in which the best one is far behind."""
+    once, twice = study_of(9), study_of(9, seeds=2)
+    theirs = straight(once)
+    further = [trial.name for trial in twice.trials() if trial.recipe.seed]
+    first = [trial.name for trial in twice.trials() if not trial.recipe.seed]
+    curves = dict(zip(first, theirs.values(), strict=True))
+    curves |= {name: [0.5 + 0.01 * number] * EPOCHS for number, name in enumerate(further)}
+    alone = record_of(tmp_path / "once", once, theirs).replay()
+    record = record_of(tmp_path / "twice", twice, curves)
+    dropped = set(further[7:])
+    record = replace(
+        record,
+        trials=record.trials[~record.trials["trial"].isin(dropped)],
+        epochs=record.epochs[~record.epochs["trial"].isin(dropped)],
+        further=frozenset(further[:7]),
+    )
+    assert record.replay().equals(alone)
+    assert replay_caution(record).startswith("7 further trials of contenders are left out")
 
 
 def test_a_choice_that_loses_less_than_equal_within_is_not_missed(tmp_path: Path) -> None:
