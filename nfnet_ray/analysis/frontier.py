@@ -14,7 +14,7 @@ replacement would find two thirds of their variance. In simulation the interval 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 from nfnet_ray.analysis.comparability import comparability
 from nfnet_ray.analysis.inference.selection import moderated_variances
 from nfnet_ray.analysis.record import StudyRecord
+from nfnet_ray.analysis.setting import trials_by_setting
 from nfnet_ray.analysis.tables import STUDY
-from nfnet_ray.tracking.labels import ABSENT, point_label, value_label
+from nfnet_ray.tracking.labels import ABSENT, point_label
 from nfnet_ray.wording import count, percent
 
 if TYPE_CHECKING:
@@ -117,17 +118,21 @@ def curves(record: StudyRecord) -> list[Curve]:
 
     Of several studies, a setting whose study sweeps none has a single budget.
 
-    Trials that did not finish are left out.
+    As in an answer, a budget with which a seed was given up, diverged or failed is left out: what its other seeds
+    reached is not what the budget buys. Trials that have yet to run are only missing.
     """
     if BUDGET not in record.fields and not record.parts:
         return []
     others = [field for field in record.fields if field != BUDGET]
     found: dict[tuple[Any, ...], dict[int, list[Mapping[Hashable, Any]]]] = {}
-    for trial in record.trials.to_dict("records"):
-        setting = found.setdefault(tuple(trial[field] for field in others), {})
-        is_measured = trial["state"] == "finished" and trial["train_seconds"] > 0
-        if is_measured and not math.isnan(trial["last_top1"]):
-            setting.setdefault(int(trial["epochs"]), []).append(trial)
+    for point, trials in trials_by_setting(record):
+        setting = found.setdefault(tuple(point[field] for field in others), {})
+        if any(trial["state"] in ("stopped", "diverged", "failed") for trial in trials):
+            continue
+        for trial in trials:
+            is_measured = trial["state"] == "finished" and trial["train_seconds"] > 0
+            if is_measured and not math.isnan(trial["last_top1"]):
+                setting.setdefault(int(trial["epochs"]), []).append(trial)
     return [
         Curve(
             dict(zip(others, key, strict=True)),
@@ -148,18 +153,14 @@ def curves(record: StudyRecord) -> list[Curve]:
 
 def curve_label(record: StudyRecord, point: Mapping[str, Any]) -> str:
     """What a setting is called, of several studies with its study: ``nfnet_pico (efficientnet_baselines)``."""
-    if not record.parts:
-        return setting_label(point[field] for field in record.fields if field != BUDGET)
-    study = str(point[STUDY])
-    asked = {field: point[field] for field in record.parts[study].fields if field not in (BUDGET, NETWORK)}
-    network = [str(point[NETWORK])] if NETWORK in point else []
+    study = str(point[STUDY]) if record.parts else ""
+    fields = record.parts[study].fields if record.parts else record.fields
+    asked = {field: point[field] for field in fields if field not in (BUDGET, NETWORK)}
+    network = [str(point[NETWORK])] if point.get(NETWORK, ABSENT) is not ABSENT else []
     label = ", ".join([*network, *([point_label(asked, record.names)] if asked else [])])
+    if not study:
+        return label
     return f"{label} ({study})" if label else study
-
-
-def setting_label(values: Iterable[Any]) -> str:
-    """What a setting is called by the values of its fields without the budget."""
-    return ", ".join(value_label(value) for value in values if value is not ABSENT)
 
 
 def frontier(record: StudyRecord) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,7 @@ from nfnet_ray.analysis.frontier import (
     time_to_target,
 )
 from nfnet_ray.analysis.record import StudyRecord
+from nfnet_ray.tracking.labels import ABSENT
 
 EPOCHS = (3, 6, 12)
 
@@ -78,6 +80,46 @@ def test_nothing_is_said_beyond_the_shortest_and_the_longest_budget() -> None:
     assert math.isnan(time_to_target(record, 0.75)["train_seconds"][0])
     assert equal_accuracy(FREE, OTHER, [FREE, OTHER], target=0.99) is None
     assert equal_accuracy(FREE, OTHER, [FREE, OTHER], target=0.75) is None
+
+
+def test_a_budget_that_diverged_with_a_seed_is_not_what_its_survivors_reached() -> None:
+    """As in an answer. The diverged trial ended in epoch 2 of 6."""
+    found = [
+        curve(
+            "nfnet_pico", [[10.0, 10.0], [20.0, 20.0], [40.0, 40.0]], [[0.8, 0.8], [0.9, 0.9], [0.95, 0.95]]
+        )
+    ]
+    record = record_of(found)
+    lost = (record.trials[BUDGET] == 6) & (record.trials["seed"] == 1)
+    assert [budget.epochs for budget in curves(record)[0].budgets] == [3, 6, 12]
+    for state in ("diverged", "failed", "stopped", "interrupted"):
+        trials = record.trials.copy()
+        trials.loc[lost, ["state", "epochs", "last_top1"]] = state, 2, 0.1
+        seeds = {
+            budget.epochs: len(budget.top1) for budget in curves(replace(record, trials=trials))[0].budgets
+        }
+        # A trial that will be resumed is only missing.
+        assert seeds == ({3: 2, 6: 1, 12: 2} if state == "interrupted" else {3: 2, 12: 2})
+
+
+def test_settings_with_the_same_values_of_two_fields_have_their_own_names() -> None:
+    fields = ("model.width", "model.depth", NETWORK, BUDGET)
+    points = [(2, 3, "a", 3), (3, 2, "a", 3), (2, ABSENT, "a", 3), (ABSENT, 2, "a", 3)]
+    trials = pd.DataFrame(
+        [
+            dict(zip(fields, point, strict=True))
+            | {"state": "finished", "epochs": 3, "train_seconds": 1.0, "last_top1": 0.5}
+            for point in points
+        ]
+    )
+    names = {"model.width": "width", "model.depth": "depth", NETWORK: "model", BUDGET: "epochs"}
+    record = replace(record_of([FREE]), trials=trials, fields=fields, names=names)
+    assert [one.label for one in curves(record)] == [
+        "a, width 2, depth 3",
+        "a, width 3, depth 2",
+        "a, width 2",
+        "a, depth 2",
+    ]
 
 
 def test_a_longer_budget_that_is_worse_changes_no_time() -> None:
