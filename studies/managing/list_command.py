@@ -28,6 +28,8 @@ STYLES = {
     "no study": "dim",
 }
 _LEAST_QUESTION_WIDTH = 20
+_LONGEST_LINE_OF_A_NAME = 30
+"""Characters; a longer name has several lines. It would take the room of all other columns, in all rows."""
 _TITLES = ("study", "state", "trials", "best top-1 (95%)", "hours", "size", "age")
 # The columns that a terminal which is too narrow for all does without, the first ones first.
 _DISPENSABLE = ("size", "age", "hours", "trials")
@@ -85,13 +87,16 @@ def _table(documents: list[dict[str, Any]], ages: list[float], console: Console)
         title: max(map(len, column)) + 2
         for title, column in zip(_TITLES, zip(_TITLES, *rows, strict=True), strict=True)
     }
+    widths["study"] = min(widths["study"], _LONGEST_LINE_OF_A_NAME + 2)
     for title in _DISPENSABLE:
         if console.is_terminal and sum(widths.values()) > console.width:
             del widths[title]
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for title in widths:
         justify: Literal["left", "right"] = "left" if title in ("study", "state") else "right"
-        table.add_column(title, justify=justify, no_wrap=True)
+        is_name = title == "study"
+        most = _LONGEST_LINE_OF_A_NAME if is_name else None
+        table.add_column(title, justify=justify, no_wrap=not is_name, overflow="fold", max_width=most)
     room = console.width - sum(widths.values())
     if room >= _LEAST_QUESTION_WIDTH:  # on a narrow terminal the numbers matter more
         table.add_column("question", no_wrap=True)
