@@ -35,6 +35,7 @@ STATE_STYLES = {
     "diverged": "red",
     "failed": "bold red",
     "interrupted": "yellow",
+    "unfinished": "yellow",
 }
 # Characters of a column of the live table, at least: on a narrow terminal longer values are cut.
 _LEAST_WIDTH = 12
@@ -53,17 +54,22 @@ def trial_table(
     state: StudyState,
     epochs_done: Callable[[TrialProgress], float],
     console: Console | None = None,
+    *,
+    is_cut_off: bool = False,
 ) -> Table:
     """A row for each trial: swept fields, top-1, epochs, training seconds, images per second, state.
 
     Further seeds of contenders and reruns of the winners follow, and those that an extension has left out come last.
     On the terminal of a ``console`` that is too narrow for all columns, the speed and the seconds are left out.
+    ``is_cut_off``: the driver has gone without a word, so that no trial runs, whatever the journal says.
     """
     study = study.grown(state)
     trials = study.trials() + study.added_trials(state) + study.left_out(state)
     return _fitting(
         console,
-        lambda measured, is_firm: _table(study, state, trials, epochs_done, measured, is_firm=is_firm),
+        lambda measured, is_firm: _table(
+            study, state, trials, epochs_done, measured, is_firm=is_firm, is_cut_off=is_cut_off
+        ),
     )
 
 
@@ -100,6 +106,7 @@ def _table(
     measured: Iterable[str],
     one_line: bool = False,
     is_firm: bool = False,
+    is_cut_off: bool = False,
 ) -> Table:
     """``one_line``: cut texts that are too long for their columns, so that each trial takes one line.
 
@@ -120,7 +127,9 @@ def _table(
         table.add_column("seed", justify="right", no_wrap=True)
     for title in measured:
         table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("state", min_width=_state_width(state, trials, one_line) if is_firm else None)
+    table.add_column(
+        "state", min_width=_state_width(state, trials, one_line, is_cut_off) if is_firm else None
+    )
     outside = state.outside
     last_epochs = _different_ends(study)
     for row, trial in enumerate(trials):
@@ -136,14 +145,21 @@ def _table(
         }
         cells += [Text(values[title]) for title in measured]
         table.add_row(
-            *cells, _state_cell(progress, one_line, trial.name in outside, trial.name in state.reruns)
+            *cells,
+            _state_cell(progress, one_line, trial.name in outside, trial.name in state.reruns, is_cut_off),
         )
     return table
 
 
-def _state_width(state: StudyState, trials: Sequence[Trial], one_line: bool) -> int:
+def _state_word(trial: TrialProgress, is_cut_off: bool) -> str:
+    return "unfinished" if is_cut_off and trial.state == "running" else trial.state or "waiting"
+
+
+def _state_width(state: StudyState, trials: Sequence[Trial], one_line: bool, is_cut_off: bool) -> int:
     """Characters that the words for the states need; of a table that changes, those of all states."""
-    words = STATE_STYLES if one_line else [state.trials[trial.name].state or "waiting" for trial in trials]
+    words = (
+        STATE_STYLES if one_line else [_state_word(state.trials[trial.name], is_cut_off) for trial in trials]
+    )
     return max(map(len, words), default=0)
 
 
@@ -170,11 +186,12 @@ def _number(value: float | None, form: str) -> str:
     return "" if value is None else form.format(value)
 
 
-def _state_cell(trial: TrialProgress, one_line: bool, is_left_out: bool, is_rerun: bool) -> Text:
-    style = "dim" if is_left_out else STATE_STYLES.get(trial.state or "", "dim")
-    text = Text(
-        trial.state or "waiting", style, no_wrap=one_line or None, overflow="ellipsis" if one_line else "fold"
-    )
+def _state_cell(
+    trial: TrialProgress, one_line: bool, is_left_out: bool, is_rerun: bool, is_cut_off: bool
+) -> Text:
+    state = _state_word(trial, is_cut_off)
+    style = "dim" if is_left_out else STATE_STYLES.get(state, "dim")
+    text = Text(state, style, no_wrap=one_line or None, overflow="ellipsis" if one_line else "fold")
     if trial.reason:
         text.append(f": {printable(trial.reason)}", style="default")
     damaged = sum(trial.last(f"damaged_{split}_images") or 0 for split in ("train", "validation"))

@@ -65,7 +65,7 @@ def show_study(directory: Path, console: Console, *, as_json: bool) -> None:
     console.print()
     console.print(_facts(folder))
     console.print()
-    console.print(_trials(state, started, console))
+    console.print(_trials(state, started, console, is_cut_off=folder.condition != "running"))
     console.print()
     for sentence in [*time_sentences(record), *(answer.sentence() for answer in answers)]:
         say(console, sentence)
@@ -87,10 +87,12 @@ def show_study(directory: Path, console: Console, *, as_json: bool) -> None:
         say_whole(console, f"{f'{title}:':8} {line}")
 
 
-def _trials(state: StudyState, started: StudyStarted, console: Console) -> Table:
+def _trials(state: StudyState, started: StudyStarted, console: Console, *, is_cut_off: bool) -> Table:
     """The table of trials. Raises UserError if this version does not understand the study."""
     try:
-        return trial_table(Study.from_event(started).grown(state), state, reported_epochs, console)
+        return trial_table(
+            Study.from_event(started).grown(state), state, reported_epochs, console, is_cut_off=is_cut_off
+        )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{started['study']['name']}: this version does not understand its trials ({error!r}); look at its report"
