@@ -158,7 +158,7 @@ def _differences(a: StudyRecord, b: StudyRecord) -> list[Difference]:
         ("space", spaces[0], spaces[1]),
         ("search", _search(a), _search(b)),
         ("recipe", recipes[0], recipes[1]),
-        ("seeds", {"seeds": a.study["seeds"]}, {"seeds": b.study["seeds"]}),
+        ("seeds", _seeds(a), _seeds(b)),
         ("halving", {"halving": a.study["halving"]}, {"halving": b.study["halving"]}),
         ("versions", versions[0], versions[1]),
         ("hardware", hardware[0], hardware[1]),
@@ -170,6 +170,13 @@ def _differences(a: StudyRecord, b: StudyRecord) -> list[Difference]:
             if _key(one.get(name)) != _key(other.get(name)) or (name in one) != (name in other)
         ]
     return found
+
+
+def _seeds(record: StudyRecord) -> dict[str, Any]:
+    """Those of all settings, of contenders, and how many winners are rerun with."""
+    study = record.study
+    own = {"more seeds": study.get("more_seeds"), "confirm": study.get("confirm")}
+    return {"seeds": study["seeds"], **{name: value for name, value in own.items() if value}}
 
 
 def _search(record: StudyRecord) -> dict[str, Any]:

@@ -36,6 +36,7 @@ from tests.tracking.example_study import START, agc_sweep, trial_events, write_j
 from tests.tracking.example_study import study_started as example_started
 
 CLIP_FACTOR = "optimizer.agc.clip_factor"
+CUT_OFF = "clip_factor=0.02,batch_size=64"
 Say = Callable[..., tuple[int, str, str]]
 
 
@@ -168,6 +169,39 @@ def test_a_narrow_terminal_shows_whole_names_and_accuracies(storage: Path) -> No
     titles, *rows = (line.split() for line in console.file.getvalue().splitlines())
     assert titles == ["study", "state", "best", "top-1", "(95%)"]
     assert ["first", "finished", "90.0%", "(86.5", "to", "92.7)"] in rows
+
+
+def test_a_long_name_leaves_the_other_columns_their_room(storage: Path) -> None:
+    name = "y" * 150
+    (storage / "first").rename(storage / name)
+    console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
+    list_studies(storage, {}, console, as_json=False)
+    assert isinstance(console.file, io.StringIO)
+    titles, *rows = (line.split() for line in console.file.getvalue().splitlines())
+    assert titles[:3] == ["study", "state", "trials"]
+    [number] = [
+        number for number, row in enumerate(rows) if row[1:3] == ["finished", "2/2"] and row[0][0] == "y"
+    ]
+    assert "".join(row[0] for row in rows[number : number + 5]) == name
+
+
+def test_no_trial_of_a_study_that_was_cut_off_is_said_to_run(storage: Path, say: Say) -> None:
+    journal = storage / "killed" / JOURNAL_FILE
+    with journal.open("a") as file:
+        begun = {"event": "trial_started", "time": START + 900, "trial": CUT_OFF, "attempt": 1}
+        file.write(json.dumps(begun) + "\n")
+    table = say("show", "killed")[1].split("clip factor")[1]
+    assert "unfinished" in table
+    assert "running" not in table
+    with alone_with(storage / "killed"):
+        assert "running" in say("show", "killed")[1].split("clip factor")[1]
+
+
+def test_a_comparison_tells_the_seeds_of_contenders(storage: Path, say: Say) -> None:
+    write_study(storage / "repeated", (0.01, 0.02), {64: [0.9, 0.8]}, change={"more_seeds": [1, 2]})
+    said = say("compare", "first", "repeated")[1]
+    assert "They do not differ" not in said
+    assert "more seeds  –  1, 2" in said
 
 
 def test_a_list_for_machines_has_numbers_and_one_document(storage: Path, say: Say) -> None:
