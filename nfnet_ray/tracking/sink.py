@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from http import HTTPStatus
 from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -62,6 +64,10 @@ _REFUSES_US = {
     "UNAUTHENTICATED": "server refuses us (HTTP 401), check MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
     "PERMISSION_DENIED": "server does not let us write (HTTP 403), ask for the permission EDIT on the experiment",
 }
+
+
+# How urllib3 words the status of an answer for which a request is made again (urllib3/util/retry.py).
+_ANSWERED = re.compile(r"too many (\d{3}) error responses")
 
 
 class MLflowSink:
@@ -418,6 +424,15 @@ def _is_out_of_reach(error: Exception) -> bool:
 
 
 def _in_words(error: Exception) -> str:
+    # A server that answers with an error, or a proxy before it, is told from one that is away.
+    if answered := _ANSWERED.search(str(error)):
+        status = int(answered[1])
+        what = (
+            "takes no more requests for now"
+            if status == HTTPStatus.TOO_MANY_REQUESTS
+            else "has trouble of its own"
+        )
+        return f"server {what} (HTTP {status})"
     if _is_out_of_reach(error):
         return "server does not answer"
     if (known := _REFUSES_US.get(getattr(error, "error_code", ""))) is not None:

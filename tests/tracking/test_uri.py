@@ -28,8 +28,11 @@ from nfnet_ray.tracking.destination import server as server_module
 from nfnet_ray.tracking.destination.choice import tracking_uri_for
 from nfnet_ray.tracking.destination.uri import default_tracking_uri, sqlite_path, sqlite_uri, without_password
 from nfnet_ray.tracking.destination.uri_check import check_tracking_uri
+from nfnet_ray.tracking.journal import JOURNAL_FILE
+from nfnet_ray.tracking.sink import MLflowSink
 from nfnet_ray.tracking.spool import SPOOL_FILE, Spool, TrackedStudy
-from tests.deadlines import HANG_SECONDS
+from tests.deadlines import HANG_SECONDS, wait_until
+from tests.tracking.example_study import agc_sweep, write_journal
 
 QUESTION = "api/2.0/mlflow/experiments/get-by-name"
 NOT_THERE_YET = b'{"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "no such experiment"}'
@@ -57,6 +60,7 @@ class _Answers(BaseHTTPRequestHandler):
             "host": (403, b"Invalid Host header - possible DNS rebinding attack detected"),
             "forbidden": (403, b'{"message": "Permission denied"}'),
             "broken": (502, b"Bad Gateway"),
+            "busy": (429, b"Too Many Requests"),
             **{scheme: self._locked(scheme) for scheme in ("Basic", "Bearer")},
         }.get(kind, (404, b"not found"))
         if self.path.startswith("/mlflow/") and QUESTION not in self.path:
@@ -120,7 +124,8 @@ def test_a_server_that_answers_as_mlflow_is_taken(server: str) -> None:
         ("nothing", "HTTP 404"),
         ("Basic", "MLFLOW_TRACKING_USERNAME"),
         ("forbidden", "does not permit"),
-        ("broken", "HTTP 502"),
+        ("broken", "has trouble of its own (HTTP 502)"),
+        ("busy", "takes no more requests for now (HTTP 429)"),
         ("deleted", "mlflow experiments restore --experiment-id 7"),
         ("host", "--allowed-hosts"),
         ("silent", "did not answer within 0.5 s"),
@@ -130,8 +135,21 @@ def test_a_server_that_answers_as_mlflow_is_taken(server: str) -> None:
 def test_a_server_that_will_not_do_is_refused(
     server: str, kind: str, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server_module, "CHECK_SECONDS", 0.5)
+    says_nothing = kind in ("silent", "dripping")
+    monkeypatch.setattr(server_module, "CHECK_SECONDS", 0.5 if says_nothing else HANG_SECONDS)
     assert words in refusal(f"{server}/{kind}")
+
+
+@pytest.mark.parametrize(("kind", "status"), [("broken", 502), ("busy", 429)])
+def test_a_study_tells_a_server_that_answers_with_an_error_from_one_that_is_away(
+    server: str, kind: str, status: int, tmp_path: Path
+) -> None:
+    write_journal(tmp_path, agc_sweep(clip_factors=(0.01,), batch_sizes=(64,), epochs=1))
+    sink = MLflowSink(f"{server}/{kind}", Spool(tmp_path / JOURNAL_FILE, tmp_path / SPOOL_FILE))
+    sink.start()
+    wait_until(lambda: f"(HTTP {status}) since" in sink.status, "the trouble")
+    assert "does not answer" not in sink.status
+    assert sink.close(HANG_SECONDS, unanswered_seconds=0) == 5
 
 
 @pytest.mark.parametrize("place", ["environment", "file", "address"])

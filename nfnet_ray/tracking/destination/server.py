@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import threading
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -122,7 +123,9 @@ def _why_refused(uri: str, experiment: str, status: int, text: str, is_json: boo
             f"is not what answers (HTTP {status}) but perhaps the proxy {proxy}, which the environment names; "
             f"NO_PROXY={urlsplit(uri).hostname} goes past it"
         )
-    if status >= 500:
+    if status == HTTPStatus.TOO_MANY_REQUESTS:
+        return "takes no more requests for now (HTTP 429); try again later"
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         return f"has trouble of its own (HTTP {status}); look at its log, or try again later"
     if urlsplit(url).hostname != urlsplit(uri).hostname:
         return f"sends us on to {urlsplit(url).hostname}, as for a login; set MLFLOW_TRACKING_TOKEN"
