@@ -528,6 +528,37 @@ def test_a_planted_interaction_is_found_and_none_is_not_invented() -> None:
     assert np.mean(np.array(p_values) < 0.05) <= 0.15
 
 
+def test_no_accuracy_of_a_model_is_below_0_or_above_100_percent() -> None:
+    """Of the settings with both bad values one alone was tried, with the best value of a third field."""
+    worse = {0.01: 0.0, 0.16: 0.5}
+    space = {CLIP: [0.01, 0.16], BATCH: [64, 256], DROPOUT: [0.0, 0.5]}
+    of_batch, of_dropout = {64: 0.0, 256: 0.3}, {0.0: 0.0, 0.5: 0.2}
+    points = [
+        {CLIP: clip, BATCH: batch, DROPOUT: dropout}
+        for clip in worse
+        for batch in of_batch
+        for dropout in of_dropout
+        if (clip, batch, dropout) != (0.16, 256, 0.5)
+    ]
+    top1 = [0.95 - worse[p[CLIP]] - of_batch[p[BATCH]] - of_dropout[p[DROPOUT]] for p in points]
+    study = tables(space, points, [flat(one) for one in top1])
+    pairs = pairwise_effects(study)
+    assert pairs["top1"].between(0, 1).all()
+    assert pairs["top1"].min() == pytest.approx(0.95 - 0.8 - 0.1)
+    steep = tables(space, points, [flat(max(0.02, one - 0.1)) for one in top1])
+    assert pairwise_effects(steep)["top1"].between(0, 1).all()
+    assert marginal_effects(steep)["top1"].between(0, 1).all()
+
+
+def test_no_fitted_accuracy_is_above_100_percent() -> None:
+    top1 = [0.87, 0.94, 0.99, 1.0, 0.99, 0.97, 0.87]
+    points = [{CLIP: factor} for factor in FACTORS]
+    [found] = responses(tables({CLIP: list(FACTORS)}, points, [flat(one) for one in top1], images=50), CLIP)
+    assert found.curve is not None
+    assert max(found.curve.top1) <= 1
+    assert found.top1 <= 1
+
+
 def test_diverged_trials_count_as_chance_and_failed_ones_not_at_all() -> None:
     curves = [flat(0.9), flat(0.8), [0.3, math.nan], [0.5, math.nan]]
     points = [{CLIP: one} for one in (0.01, 0.02, 0.04, 0.08)]

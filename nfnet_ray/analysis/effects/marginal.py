@@ -85,7 +85,7 @@ def marginal_effects(tables: StudyTables) -> pd.DataFrame:
                 value = effect[level] if known[level] else math.nan
                 rows.append(
                     (
-                        *(stage.where, term.field, label, centre + value, value),
+                        *(stage.where, term.field, label, _accuracy(centre + value), value),
                         *(value - half[level], value + half[level], stage.measured, stage.imputed),
                     )
                 )
@@ -159,6 +159,11 @@ def _means(tables: StudyTables, complete: Completed) -> tuple[tuple[Mapping[str,
     return tuple(points), np.column_stack(columns) if columns else np.empty((1, 0))
 
 
+def _accuracy(of_model: float) -> float:
+    """A sum of effects may lie outside of 0 and 1, where few settings were tried with the other fields' values."""
+    return min(max(of_model, 0.0), 1.0) if math.isfinite(of_model) else math.nan
+
+
 def _pair(stage: CompletedSettings, terms: Sequence[Term], a: Term, b: Term) -> list[tuple[Any, ...]]:
     from scipy.special import fdtrc
 
@@ -199,7 +204,7 @@ def _pair(stage: CompletedSettings, terms: Sequence[Term], a: Term, b: Term) -> 
             rows.append(
                 (
                     *(stage.where, a.field, a.levels.labels[level_a], b.field, b.levels.labels[level_b]),
-                    *(float(top1[number]), value, value - width, value + width, p_value),
+                    *(_accuracy(float(top1[number])), value, value - width, value + width, p_value),
                 )
             )
     return rows

@@ -353,7 +353,7 @@ def _fitted(
     mean, half = rows @ fit.beta, fit.half_width(rows)
     told["curve"] = Curve(
         tuple(value(at) for at in places.tolist()),
-        tuple(mean.tolist()),
+        tuple(np.clip(mean, 0, 1).tolist()),
         tuple(np.clip(mean - half, 0, 1).tolist()),
         tuple(np.clip(mean + half, 0, 1).tolist()),
     )
@@ -374,9 +374,10 @@ def _fitted(
         "high": value(found.high),
         "reaches_low": found.reaches_low,
         "reaches_high": found.reaches_high,
-        "top1": highest,
-        "top1_low": max(0.0, highest - its_half),
-        "top1_high": min(1.0, highest + its_half),
+        # A parabola knows nothing of 100%.
+        "top1": _within(highest),
+        "top1_low": _within(highest - its_half),
+        "top1_high": _within(highest + its_half),
         "flat_low": value(float(flat.min())),
         "flat_high": value(float(flat.max())),
     }
@@ -435,6 +436,10 @@ def _apart(label: str, results: Sequence[SettingResult]) -> Apart:
 
 def _part(noise: Noise, chosen: Integers) -> Noise:
     return Noise(noise.images[np.ix_(chosen, chosen)], noise.seeds[chosen], noise.freedom)
+
+
+def _within(top1: float) -> float:
+    return min(max(top1, 0.0), 1.0)
 
 
 def _short(value: float) -> str:
