@@ -22,7 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.record import Row, append_rows
+from nfnet_ray.analysis.inference.kept_luck import luck_kept
 from nfnet_ray.analysis.inference.paired import (
+    Bits,
     Floats,
     Moments,
     Parts,
@@ -30,7 +32,7 @@ from nfnet_ray.analysis.inference.paired import (
     difference_parts,
     setting_interval,
 )
-from nfnet_ray.analysis.inference.selection import noise_of, optimism
+from nfnet_ray.analysis.inference.selection import Rung, noise_of, optimism
 from nfnet_ray.analysis.inference.simulation import (
     shared_variance,
     simulated_moments,
@@ -125,18 +127,18 @@ def _spreads(settings: int, spread: float | tuple[float, float]) -> Floats:
 
 def halved(studies: int) -> Iterator[Row]:
     """A row for each case of the best of several settings of which a third was trained to the end."""
-    for settings, seeds, spread, kept in itertools.product((6, 50), (1, 2, 3), (0.0, 0.005), KEPT):
+    for settings, seeds, spread, lasts in itertools.product((6, 50), (1, 2, 3), (0.0, 0.005), KEPT):
         if seeds == 1 and spread:
             continue
         images, accuracy, agreement = RUNG_CASE
         shared = shared_variance(accuracy, agreement)
-        draw = np.random.default_rng([settings, seeds, round(1e4 * spread), round(10 * kept)])
+        draw = np.random.default_rng([settings, seeds, round(1e4 * spread), round(10 * lasts)])
         means = np.full(settings, accuracy)
         survivors = max(2, math.ceil(settings / ETA))
         seen: list[Choice] = []
         for _ in range(min(studies, CHOSEN_STUDIES[settings])):
             truth = trial_accuracies(draw, 1, means, seeds, spread)[0]
-            rung, end = simulated_rung(draw, truth - LEARNT_AFTER_RUNG, truth, images, shared, kept)
+            rung, end = simulated_rung(draw, truth - LEARNT_AFTER_RUNG, truth, images, shared, lasts)
             at_rung = rung.mean(axis=1).reshape(settings, seeds).mean(axis=1)
             promoted = np.sort(np.argsort(-at_rung)[:survivors])
             given_up = np.setdiff1d(np.arange(settings), promoted)
@@ -147,8 +149,15 @@ def halved(studies: int) -> Iterator[Row]:
             at_end = end[finished].mean(axis=1).reshape(survivors, seeds).mean(axis=1)
             as_at_end = at_rung[given_up] + (at_end - at_rung[promoted]).mean()
             moments = Moments.of(np.concatenate([end[finished], rung[others]]))
-            seen.append(_choice(moments, means[promoted], truth[finished], seeds, as_at_end))
-        yield _row(settings, seeds, 0.0, spread, RUNG_CASE, f"a third, {kept:g} kept", seen)
+            kept = luck_kept(_by_setting(rung, seeds), _by_setting(end[finished], seeds), promoted.tolist())
+            rungs = [Rung(survivors, kept)]
+            seen.append(_choice(moments, means[promoted], truth[finished], seeds, as_at_end, rungs))
+        yield _row(settings, seeds, 0.0, spread, RUNG_CASE, f"a third, {lasts:g} kept", seen)
+
+
+def _by_setting(bits: Bits, seeds: int) -> list[Bits]:
+    """Those of the trials, (trials, images), as the ones of each setting."""
+    return list(bits.reshape(-1, seeds, bits.shape[1]))
 
 
 @dataclass(frozen=True)
@@ -162,11 +171,16 @@ class Choice:
 
 
 def _choice(
-    moments: Moments, means: Floats, truth: Floats, seeds: int, given_up: Floats | None = None
+    moments: Moments,
+    means: Floats,
+    truth: Floats,
+    seeds: int,
+    given_up: Floats | None = None,
+    rungs: Sequence[Rung] = (),
 ) -> Choice:
     """The best of settings of ``means`` (S,), from the moments of their trials, which are truly ``truth`` (trials,).
 
-    The last of ``moments`` are the trials of settings that a rung gave up, which would seem ``given_up`` accurate.
+    The last of ``moments`` are the trials of settings that ``rungs`` gave up, which would seem ``given_up`` accurate.
     """
     settings = len(means)
     seen = moments.mean[: settings * seeds].reshape(settings, seeds).mean(axis=1)
@@ -175,7 +189,7 @@ def _choice(
     of_best = range(best * seeds, (best + 1) * seeds)
     low, high = (float(bound) for bound in setting_interval(moments.only(of_best)))
     noise = noise_of(moments, [seeds] * (settings + len(rivals)))
-    found = optimism(np.concatenate([seen, rivals]), noise, low, seeds, DRAWS)
+    found = optimism(np.concatenate([seen, rivals]), noise, low, seeds, DRAWS, rungs)
     # Of a single seed the truth is that of its network.
     true = float(means[best] if seeds > 1 else truth[best])
     second = int(np.argsort(np.where(np.arange(settings) == best, -1, seen))[-1])

@@ -15,7 +15,7 @@ import numpy as np
 
 from nfnet_ray.analysis.comparability import not_one_accuracy
 from nfnet_ray.analysis.confirmation import Confirmation, confirmation_of
-from nfnet_ray.analysis.effects.given_up import given_up_rivals
+from nfnet_ray.analysis.effects.given_up import NONE_GIVEN_UP, GivenUp, given_up
 from nfnet_ray.analysis.inference.holdout import held_out
 from nfnet_ray.analysis.inference.paired import Moments
 from nfnet_ray.analysis.inference.selection import Optimism, noise_of, optimism
@@ -412,8 +412,8 @@ def _best(record: StudyRecord, results: Sequence[SettingResult]) -> BestSetting 
     best, *others = [quoted_on[number] for number in order]
     equal_within = record.study.get("equal_within", EQUAL_WITHIN)
     confirmation = confirmation_of(record, best, record.study.get("holdout") if is_held_out else None)
-    given_up = [] if is_held_out or record.parts else given_up_rivals(record, results)
-    luck = None if is_held_out else _optimism([results[number] for number in order], given_up)
+    rivals = NONE_GIVEN_UP if is_held_out else given_up(record, results)
+    luck = None if is_held_out else _optimism([results[number] for number in order], rivals)
     if luck is not None:
         best = replace(best, low=luck.low)
     return BestSetting(
@@ -423,7 +423,7 @@ def _best(record: StudyRecord, results: Sequence[SettingResult]) -> BestSetting 
         optimism=luck,
         is_held_out=is_held_out,
         seeds_measured=all(len(result.seed_top1) > 1 for result in results),
-        candidates=len(results) + (len(given_up) if luck is not None else 0),
+        candidates=len(results) + (len(rivals.settings) if luck is not None else 0),
         equal_within=equal_within,
         question=record.fields[0] if record.fields else None,
         conditions=record.conditions,
@@ -471,9 +471,9 @@ def _on_both_parts(
     return parts
 
 
-def _optimism(finished: Sequence[SettingResult], given_up: Sequence[SettingResult]) -> Optimism | None:
+def _optimism(finished: Sequence[SettingResult], rivals: GivenUp) -> Optimism | None:
     """Of the first of those that finished, which is the best of them."""
-    results = [*finished, *given_up]
+    results = [*finished, *rivals.settings]
     images = [result.images for result in results if result.images is not None]
     if len(results) < 2 or len(images) < len(results) or len({len(one.measured) for one in images}) > 1:
         return None
@@ -483,8 +483,9 @@ def _optimism(finished: Sequence[SettingResult], given_up: Sequence[SettingResul
     moments = Moments.of(np.concatenate([one.correct[:, measured] for one in images]))
     noise = noise_of(moments, [len(result.seed_top1) for result in results])
     best = results[0]
-    top1 = np.array([result.top1 for result in results])
-    return optimism(top1, noise, best.low, len(best.seed_top1))
+    top1 = np.minimum([result.top1 for result in results], best.top1)
+    rungs = rivals.rungs(len(finished))
+    return optimism(top1, noise, best.low, len(best.seed_top1), rungs=rungs)
 
 
 def _probability(found: Contrast) -> str:

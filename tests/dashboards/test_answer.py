@@ -250,35 +250,39 @@ def test_accuracy_is_that_after_the_last_epoch_not_the_luckiest(tmp_path: Path) 
     assert list(record.trials["best_top1"]) == [0.99, 0.9]
 
 
+def with_rung(directory: Path, seeds: int, given_up: float, lasts: float) -> StudyRecord:
+    """Six settings, of which two were promoted from a rung with 70.2 and 70.0%, and the others given up there.
+
+    ``lasts`` is the share of what is a trial's own that it keeps to the end.
+    """
+    settings, images, learnt = 6, 2000, 0.1
+    started = study_started({CLIP_FACTOR: [0.01 * 2**n for n in range(settings)]}, range(seeds))
+    started["study"]["data"]["validation_images"] = images
+    at_rung = np.repeat([0.702, 0.7, *[given_up] * 4], seeds)
+    draw = np.random.default_rng(1)
+    shared = shared_variance(0.7, 0.8)
+    rung, end = simulated_rung(draw, at_rung, at_rung + learnt, images, shared, lasts)
+    events: list[Event] = [started]
+    for number, trial in enumerate(started["trials"]):
+        is_finished = number < 2 * seeds
+        measured = [rung[number], end[number]] if is_finished else [rung[number]]
+        told = trial_events(
+            trial["name"],
+            10.0,
+            [float(right.mean()) for right in measured],
+            "finished" if is_finished else "stopped",
+        )
+        for event, right in zip([one for one in told if one["event"] == "epoch"], measured, strict=True):
+            event["correct_images"] = CorrectImages(right, np.ones(images, bool)).to_text()
+        events += told
+    write_journal(directory, events)
+    return load_study(directory)
+
+
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_settings_that_a_rung_gave_up_are_rivals_of_the_best(tmp_path: Path, seeds: int) -> None:
     """Two of six settings finish; the others were just below them at the rung, or far below."""
-
-    def with_rung(directory: Path, given_up: float) -> StudyRecord:
-        settings, images, learnt = 6, 2000, 0.1
-        started = study_started({CLIP_FACTOR: [0.01 * 2**n for n in range(settings)]}, range(seeds))
-        started["study"]["data"]["validation_images"] = images
-        at_rung = np.repeat([0.702, 0.7, *[given_up] * 4], seeds)
-        draw = np.random.default_rng(1)
-        shared = shared_variance(0.7, 0.8)
-        rung, end = simulated_rung(draw, at_rung, at_rung + learnt, images, shared, kept=0.8)
-        events: list[Event] = [started]
-        for number, trial in enumerate(started["trials"]):
-            is_finished = number < 2 * seeds
-            measured = [rung[number], end[number]] if is_finished else [rung[number]]
-            told = trial_events(
-                trial["name"],
-                10.0,
-                [float(right.mean()) for right in measured],
-                "finished" if is_finished else "stopped",
-            )
-            for event, right in zip([one for one in told if one["event"] == "epoch"], measured, strict=True):
-                event["correct_images"] = CorrectImages(right, np.ones(images, bool)).to_text()
-            events += told
-        write_journal(directory, events)
-        return load_study(directory)
-
-    near, far = (with_rung(tmp_path / str(top1), top1) for top1 in (0.69, 0.3))
+    near, far = (with_rung(tmp_path / str(top1), seeds, top1, lasts=0.8) for top1 in (0.69, 0.3))
     best, easily_best = best_setting(near), best_setting(far)
     assert best is not None
     assert easily_best is not None
@@ -294,6 +298,33 @@ def test_settings_that_a_rung_gave_up_are_rivals_of_the_best(tmp_path: Path, see
     assert without.optimism is not None
     assert without.candidates == 2
     assert easily_best.optimism.mean == pytest.approx(without.optimism.mean, abs=0.001)
+
+
+@pytest.mark.parametrize("state", ["diverged", "running", "finished"])
+def test_a_setting_that_went_on_from_a_rung_was_not_given_up_there(tmp_path: Path, state: str) -> None:
+    """One that finished is a rival by its end."""
+    record = with_rung(tmp_path, 1, 0.69, lasts=0.8)
+    trials = record.trials.copy()
+    trials.loc[trials.index[-1], "state"] = state
+    best = best_setting(replace(record, trials=trials))
+    assert best is not None
+    assert best.candidates == (6 if state == "finished" else 5)
+
+
+def test_settings_that_a_rung_gave_up_compete_with_the_part_of_their_luck_that_lasts(tmp_path: Path) -> None:
+    """Where nothing of it lasts, the best of the two that finished is the best of two and no more."""
+    found = {}
+    for lasts in (0.0, 0.95):
+        record = with_rung(tmp_path / str(lasts), 1, 0.69, lasts)
+        best = best_setting(record)
+        finished = best_setting(replace(record, trials=record.trials[record.trials["state"] == "finished"]))
+        assert best is not None
+        assert finished is not None
+        assert best.optimism is not None
+        assert finished.optimism is not None
+        found[lasts] = best.optimism.mean / finished.optimism.mean
+    assert found[0.0] == pytest.approx(1, abs=0.15)
+    assert found[0.95] > 1.3
 
 
 @pytest.mark.parametrize("state", ["stopped", "diverged", "failed", "interrupted"])

@@ -9,6 +9,10 @@ does, finds a half to two thirds of the optimism of equal settings: what was see
 best one was seen too high itself, which widens every gap, so the gaps are taken twice: the second time from the best
 accuracy less the optimism that the first found.
 
+Where rungs gave up some settings, each study that is drawn has those rungs, too. A setting's luck at a rung and at the
+end have the correlation that the bits of the promoted ones show (:mod:`nfnet_ray.analysis.inference.kept_luck`): with a
+correlation of 1 the best one is as lucky as the best of all, and with 0 as the best of the promoted ones.
+
 In simulation of 2 to 50 equal settings what is left of the bias is at most 0.2 standard errors, where it was up to 2.2;
 where one setting is better by half a point, up to 0.5 are taken off too much. The interval covers 93.2 to 97.2%
 (``benchmarks/coverage.py``; docs/answers.md has what happens where spreads differ, and after early stopping).
@@ -59,6 +63,20 @@ class Noise:
     def covariance(self) -> Floats:
         """(S, S) of both."""
         return np.asarray(self.images + np.diag(self.seeds))
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A rung at which some of the settings were given up, for the studies that are drawn.
+
+    Attributes:
+        passed: how many settings were let through.
+        kept: the correlation of a setting's luck there with its luck at the end, from 0 to 1
+            (:func:`nfnet_ray.analysis.inference.kept_luck.luck_kept`).
+    """
+
+    passed: int
+    kept: float
 
 
 @dataclass(frozen=True)
@@ -139,7 +157,14 @@ def moderated_variances(variances: Floats, freedom: Floats) -> tuple[Floats, flo
     return np.asarray((prior * centre + freedom * variances) / (prior + freedom)), total
 
 
-def optimism(accuracies: Floats, noise: Noise, own_low: float, seeds: int, draws: int = DRAWS) -> Optimism:
+def optimism(
+    accuracies: Floats,
+    noise: Noise,
+    own_low: float,
+    seeds: int,
+    draws: int = DRAWS,
+    rungs: Sequence[Rung] = (),
+) -> Optimism:
     """How optimistic the highest of ``accuracies`` (S,) is. The same arguments give the same numbers.
 
     The interval is the best one's own, :math:`x \\pm h`, with a lower bound that is :math:`a \\ge 0` further below.
@@ -158,6 +183,8 @@ def optimism(accuracies: Floats, noise: Noise, own_low: float, seeds: int, draws
         own_low: the lower bound of the 95% interval of the best one by itself.
         seeds: how many the best one has.
         draws: how many studies are drawn.
+        rungs: those at which some of the settings were given up, the earliest first. A study that is drawn gives up
+            as many there, by accuracies whose luck has the correlation ``kept`` with that at the end.
     """
     best = int(np.argmax(accuracies))
     near = _near(accuracies, best, noise)
@@ -169,19 +196,29 @@ def optimism(accuracies: Floats, noise: Noise, own_low: float, seeds: int, draws
     winner = int(np.count_nonzero(near[:best]))
     draw = np.random.default_rng(0)
     values, vectors = np.linalg.eigh(images)
-    by_images = draw.standard_normal((draws, len(values))) @ (vectors * np.sqrt(np.maximum(values, 0.0))).T
-    by_seeds = draw.standard_normal((draws, len(values))) * np.sqrt(variances)
+    roots = (vectors * np.sqrt(np.maximum(values, 0.0))).T
+
+    def drawn() -> tuple[Floats, Floats]:
+        by_images = draw.standard_normal((draws, len(values))) @ roots
+        return by_images, draw.standard_normal((draws, len(values))) * np.sqrt(variances)
+
+    by_images, by_seeds = drawn()
+    anew = [drawn() for _ in rungs]
     moved = by_images + by_seeds
+    at_rungs = _luck_at(rungs, moved, [of_images + of_seeds for of_images, of_seeds in anew])
     own_mean = float(moved[:, winner].mean())  # 0 but for the draw
-    first = _errors(moved, _behind(accuracies[near], covariance, 0.0))
+    first = _errors(moved, _behind(accuracies[near], covariance, 0.0), at_rungs)
     behind = _behind(accuracies[near], covariance, max(0.0, float(first.mean()) - own_mean))
-    errors = _errors(moved, behind)
+    errors = _errors(moved, behind, at_rungs)
     mean = max(0.0, float(errors.mean()) - own_mean)
     half = np.full(draws, Z_95 * math.sqrt(images[winner, winner]))
     if seeds > 1 and variances.any():
         true = noise.freedom / draw.chisquare(noise.freedom, draws)  # in units of the variance that is seen
         shown = true * draw.chisquare(seeds - 1, draws) / (seeds - 1)
-        errors = _errors(by_images + by_seeds * np.sqrt(true)[:, None], behind)
+        scale = np.sqrt(true)[:, None]
+        moved = by_images + by_seeds * scale
+        at_rungs = _luck_at(rungs, moved, [of_images + of_seeds * scale for of_images, of_seeds in anew])
+        errors = _errors(moved, behind, at_rungs)
         half = setting_half_width(images[winner, winner], variances[winner] * shown, seeds - 1)
     miss = max(_MISS - float((errors < -half).mean()), 1 / draws)
     further = max(0.0, float(np.quantile(errors - half, 1 - miss)))
@@ -213,7 +250,27 @@ def _behind(accuracies: Floats, covariance: Floats, too_high: float) -> Floats:
     return np.asarray(gaps * kept)
 
 
-def _errors(moved: Floats, behind: Floats) -> Floats:
-    """(draws,) by how much the highest of each study drawn is too high."""
-    chosen = (moved - behind).argmax(axis=1)
+def _luck_at(rungs: Sequence[Rung], end: Floats, anew: Sequence[Floats]) -> list[tuple[int, Floats]]:
+    """Of each rung how many pass, and the settings' luck there, (draws, S) like that at the ``end``.
+
+    Going back from the end each rung keeps a part of the luck at the next one; the rest of it is drawn ``anew``.
+    """
+    found: list[tuple[int, Floats]] = []
+    luck, later = end, 1.0
+    for rung, other in zip(reversed(rungs), reversed(anew), strict=True):
+        kept = min(1.0, rung.kept / later) if later > 0 else 0.0
+        luck = kept * luck + math.sqrt(1 - kept**2) * other
+        later = min(later, rung.kept)
+        found.append((rung.passed, luck))
+    return found[::-1]
+
+
+def _errors(moved: Floats, behind: Floats, at_rungs: Sequence[tuple[int, Floats]]) -> Floats:
+    """(draws,) by how much the highest of each study drawn is too high, among those that pass its rungs."""
+    given_up = np.zeros(moved.shape, bool)
+    for passed, luck in at_rungs:
+        if passed < moved.shape[1]:
+            seen = np.where(given_up, -np.inf, luck - behind)
+            given_up |= seen < np.partition(seen, -passed, axis=1)[:, [-passed]]
+    chosen = np.where(given_up, -np.inf, moved - behind).argmax(axis=1)
     return np.asarray(moved[np.arange(len(moved)), chosen])
