@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from nfnet_ray.analysis.effects.noise import NoiseWithin, noise_of_results
 from nfnet_ray.analysis.effects.response import Response, responses
 from nfnet_ray.analysis.effects.sentences import the_first
 from nfnet_ray.analysis.effects.stages import Stage, stages
-from nfnet_ray.analysis.inference.simulation import shared_variance, simulated_bits
+from nfnet_ray.analysis.inference.simulation import shared_variance, simulated_bits, simulated_rung
 from nfnet_ray.analysis.setting import SettingImages, SettingResult, setting_result
 from nfnet_ray.correct_images import CorrectImages
 from nfnet_ray.tracking.labels import ABSENT
@@ -361,6 +361,54 @@ def test_isolation_allows_for_the_choice_of_the_best() -> None:
         assert (found["optimism"] > 0.003).all()
     # 97.5% but for the half a standard error of the optimism that its estimate leaves.
     assert np.mean(covered) >= 0.91
+
+
+def halved(draw: np.random.Generator, lasts: float) -> Tables:
+    """Twenty-four equal settings with two values, of which the best six at epoch 2 went on to the end.
+
+    ``lasts`` is the share of what is a trial's own that it keeps to the end.
+    """
+    settings, promoted, images = 24, 6, 1000
+    points: list[Values] = [{CLIP: 0.01 * (1 + n % 2), DROPOUT: n / 100} for n in range(settings)]
+    truth = np.full(settings, 0.8)
+    rung, end = simulated_rung(draw, truth - 0.1, truth, images, shared_variance(0.8, 0.8), lasts)
+    went_on = np.argsort(-rung.mean(axis=1), kind="stable")[:promoted].tolist()
+    curves = [
+        [at_rung] * 2 + ([at_end] * (EPOCHS - 2) if number in went_on else [])
+        for number, (at_rung, at_end) in enumerate(
+            zip(rung.mean(axis=1).tolist(), end.mean(axis=1).tolist(), strict=True)
+        )
+    ]
+    space = {CLIP: [0.01, 0.02], DROPOUT: {"low": 0.0, "high": 0.3}}
+    last = [end[number] if number in went_on else rung[number] for number in range(settings)]
+    study = tables(space, points, curves, images=images, bits=last)
+    early = {(f"t{n}", 2): CorrectImages(rung[n], np.ones(images, bool)) for n in range(settings)}
+    return replace(study, bits={**study.bits, **early})
+
+
+def finished_of(study: Tables) -> Tables:
+    return replace(study, trials=study.trials[study.trials["state"] == "finished"])
+
+
+@pytest.mark.parametrize(("lasts", "least", "most"), [(0.0, 0.9, 1.15), (0.95, 1.2, 3.0)])
+def test_settings_that_a_rung_gave_up_are_rivals_for_each_value_and_on_the_path(
+    lasts: float, least: float, most: float
+) -> None:
+    """As in the answer, with the part of their luck that lasts."""
+    draw = np.random.default_rng(22)
+    luck, of_finished, lower = [], [], []
+    for _ in range(5):
+        study = halved(draw, lasts)
+        found, alone = (isolation(one, CLIP) for one in (study, finished_of(study)))
+        for one in found.index[found["compared"] > 1]:
+            luck.append(found["optimism"][one])
+            of_finished.append(alone["optimism"][one])
+            assert found["compared"][one] == alone["compared"][one]
+        path, of_those = (best_so_far(one).iloc[-1] for one in (study, finished_of(study)))
+        assert (path["top1"], path["high"]) == (of_those["top1"], of_those["high"])
+        lower.append(path["low"] - of_those["low"])
+    assert least < np.mean(luck) / np.mean(of_finished) < most
+    assert -0.015 < np.mean(lower) < -0.005 if lasts else -0.004 < np.mean(lower) < 0.001
 
 
 def test_a_range_is_shown_in_bins() -> None:

@@ -9,10 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nfnet_ray.analysis.effects.given_up import given_up
 from nfnet_ray.analysis.effects.isolation import best_of
-from nfnet_ray.analysis.effects.noise import NoiseWithin
+from nfnet_ray.analysis.effects.noise import NoiseWithin, noise_of_results
 from nfnet_ray.analysis.inference.paired import Floats
-from nfnet_ray.analysis.setting import SettingImages, SettingResult, setting_result, trials_by_setting
+from nfnet_ray.analysis.setting import (
+    SettingImages,
+    SettingResult,
+    setting_result,
+    setting_results,
+    trials_by_setting,
+)
 from nfnet_ray.analysis.tables import StudyTables
 from nfnet_ray.errors import UserError
 from nfnet_ray.models.published import with_published_values
@@ -69,7 +76,7 @@ def best_so_far(tables: StudyTables) -> pd.DataFrame:
         spent = [_mean_spent(np.array(each, float), first) for each in (epochs, seconds)]
     else:
         mean = np.maximum.accumulate(top1)
-        low, high = _intervals(results)
+        low, high = _intervals(tables, results)
         spent = [np.cumsum(each) for each in (epochs, seconds)]
     hours = spent[1] * accelerators / 3600
     price = math.nan if tables.price_per_hour is None else tables.price_per_hour
@@ -162,7 +169,7 @@ def _settings(
     return results, epochs, seconds
 
 
-def _intervals(results: Sequence[SettingResult]) -> tuple[Floats, Floats]:
+def _intervals(tables: StudyTables, results: Sequence[SettingResult]) -> tuple[Floats, Floats]:
     """The 95% interval of the best so far after each setting, as the answer has it after the last one.
 
     It is worked out where the best changes and a few times in between: more rivals lower its lower bound slowly.
@@ -171,15 +178,30 @@ def _intervals(results: Sequence[SettingResult]) -> tuple[Floats, Floats]:
     best = np.maximum.accumulate(top1)
     ends = np.unique(np.geomspace(1, len(results), _BETWEEN).round().astype(int)) - 1
     low, high = np.empty(len(results)), np.empty(len(results))
-    noise = NoiseWithin(results)
+    finished = {_key(result) for result in setting_results(tables)}
+    rivals = given_up(tables, [result for result in results if _key(result) in finished])
+    later = {_key(rival): rival for rival in rivals.settings}
+    # Beside one that finished, those that were given up count as they might have been at the end.
+    as_at_end = [later.get(_key(result), result) for result in results]
+    noise = NoiseWithin(as_at_end)
     for number, seen in enumerate(best):
         if number and seen == best[number - 1] and number not in ends:
             low[number], high[number] = low[number - 1], high[number - 1]
             continue
         leader = results[int(top1[: number + 1].argmax())]
-        width = leader.high - leader.low
-        rivals = [one for one in results[: number + 1] if one.top1 >= seen - _FAR * width]
-        rivals = sorted(rivals, key=lambda one: -one.top1)[:_MOST_RIVALS]
-        found, _ = best_of(rivals, noise)
+        near = seen - _FAR * (leader.high - leader.low)
+        is_at_end = _key(leader) in finished
+        rows = (as_at_end if is_at_end else results)[: number + 1]
+        near_it = sorted((one for one in rows if one.top1 >= near), key=lambda one: -one.top1)[:_MOST_RIVALS]
+        if is_at_end:
+            others = [one for one in near_it if _key(one) not in later]
+            ids = set(map(id, near_it))
+            found, _ = best_of(others, noise.of, rivals.only([id(one) in ids for one in rivals.settings]))
+        else:
+            found, _ = best_of(near_it, noise_of_results)
         low[number], high[number] = found.low, found.high
     return low, high
+
+
+def _key(result: SettingResult) -> tuple[Any, ...]:
+    return tuple(result.point.values())

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nfnet_ray.analysis.effects.given_up import NONE_GIVEN_UP, GivenUp, given_up
 from nfnet_ray.analysis.effects.levels import field_levels
 from nfnet_ray.analysis.effects.noise import NoiseWithin, results_at
-from nfnet_ray.analysis.effects.stages import stages
-from nfnet_ray.analysis.inference.selection import optimism
+from nfnet_ray.analysis.effects.stages import Stage, stages
+from nfnet_ray.analysis.inference.selection import Noise, optimism
 from nfnet_ray.analysis.setting import SettingResult, setting_results, trials_by_setting
 from nfnet_ray.analysis.tables import StudyTables
 
@@ -31,22 +33,22 @@ def isolation(tables: StudyTables, field: str) -> pd.DataFrame:
 
     Returns:
         A row for each value or bin: ``value`` (of the best, or the value itself), ``label``, ``top1`` (a fraction),
-        ``low`` and ``high`` (its 95% interval; the lower bound allows for the choice of the best), ``optimism`` (how
-        far that choice flatters ``top1``), ``compared`` (the number of settings it was the best of), ``settings`` (how
-        many have this value), ``where`` (the stage), and the best one's values of the other fields. Accuracies at
-        different stages cannot be compared.
+        ``low`` and ``high`` (its 95% interval; the lower bound allows for the choice of the best, and for the settings
+        that were given up before), ``optimism`` (how far that choice flatters ``top1``), ``compared`` (the number of
+        settings it was the best of), ``settings`` (how many have this value), ``where`` (the stage), and the best one's
+        values of the other fields. Accuracies at different stages cannot be compared.
     """
     import pandas as pd
 
     points = [point for point, _ in trials_by_setting(tables)]
     levels = field_levels((point[field] for point in points), LEVELS_AT_MOST)
-    all_stages = stages(tables)
-    at_stage = [
-        (stage.where, results, NoiseWithin(results))
-        for stage in reversed(all_stages)
-        for results in [setting_results(tables) if stage.is_end else results_at(tables, stage)]
-    ]
+    found = [_AtStage(tables, stage) for stage in reversed(stages(tables))]
     others = [name for name in tables.fields if name != field]
+
+    def place(result: SettingResult) -> tuple[Any, ...]:
+        """Rungs compare the settings of a stratum."""
+        return levels.index[result.point[field]], *(result.point[name] for name in tables.conditions)
+
     rows = []
     for level, label in enumerate(levels.labels):
         row: dict[str, Any] = {
@@ -57,12 +59,15 @@ def isolation(tables: StudyTables, field: str) -> pd.DataFrame:
             "settings": sum(levels.index[point[field]] == level for point in points),
             "where": "",
         }
-        for where, results, noise in at_stage:
-            mine = [result for result in results if levels.index[result.point[field]] == level]
+        for at in found:
+            mine = [result for result in at.results if levels.index[result.point[field]] == level]
             if mine:
-                best, luck = best_of(mine, noise)
+                among = set(map(place, mine))
+                rivals = at.rivals.only([place(one) in among for one in at.rivals.settings])
+                best, luck = best_of(mine, at.noise.of, rivals)
                 row |= {"value": best.point[field], "top1": best.top1, "low": best.low, "high": best.high}
-                row |= {"optimism": luck, "compared": len(mine), "where": where} | _rest(best.point, others)
+                row |= {"optimism": luck, "compared": len(mine), "where": at.stage.where}
+                row |= _rest(best.point, others)
                 break
         rows.append(row)
     table = pd.DataFrame(rows, columns=[*COLUMNS, *others])
@@ -71,13 +76,44 @@ def isolation(tables: StudyTables, field: str) -> pd.DataFrame:
     return table
 
 
-def best_of(results: Sequence[SettingResult], noise: NoiseWithin) -> tuple[SettingResult, float]:
-    """The best one, its lower bound moved for having been chosen, and its optimism. ``noise`` knows of all of them."""
+@dataclass(frozen=True)
+class _AtStage:
+    """The settings that can be compared at a stage, those that were given up before, and their noise."""
+
+    tables: StudyTables
+    stage: Stage
+
+    @functools.cached_property
+    def results(self) -> Sequence[SettingResult]:
+        return setting_results(self.tables) if self.stage.is_end else results_at(self.tables, self.stage)
+
+    @functools.cached_property
+    def rivals(self) -> GivenUp:
+        return given_up(self.tables, self.results, self.stage)
+
+    @functools.cached_property
+    def noise(self) -> NoiseWithin:
+        return NoiseWithin([*self.results, *self.rivals.settings])
+
+
+def best_of(
+    results: Sequence[SettingResult],
+    noise: Callable[[Sequence[SettingResult]], Noise],
+    rivals: GivenUp = NONE_GIVEN_UP,
+) -> tuple[SettingResult, float]:
+    """The best one, its lower bound moved for having been chosen, and its optimism.
+
+    Args:
+        noise: of some of the results and rivals.
+        rivals: the settings that were given up before the results were measured.
+    """
     best = max(results, key=lambda result: result.top1)
-    if len(results) == 1:
+    every = [*results, *rivals.settings]
+    if len(every) == 1:
         return best, 0.0
-    top1 = np.array([result.top1 for result in results])
-    luck = optimism(top1, noise.of(results), best.low, len(best.seed_top1), draws=2000)
+    top1 = np.minimum([result.top1 for result in every], best.top1)
+    rungs = rivals.rungs(len(results))
+    luck = optimism(top1, noise(every), best.low, len(best.seed_top1), draws=2000, rungs=rungs)
     return replace(best, low=luck.low), luck.mean
 
 
