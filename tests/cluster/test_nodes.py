@@ -197,7 +197,7 @@ def test_what_finds_no_place_is_explained_and_what_has_one_is_not(monkeypatch: p
 
     def said(wanted: int, worker: WorkerResources) -> list[str]:
         lines: list[str] = []
-        with placement.waiting_is_explained(lambda: wanted, worker, lines.append):
+        with placement.waiting_is_explained(lambda: wanted, worker, lines.append, lines.append):
             time.sleep(1)
         return lines
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from nfnet_ray.cluster.connection import placement
 from nfnet_ray.cluster.connection.placement import Machines, lack_of_room
 from nfnet_ray.cluster.connection.resources import Resources, WorkerResources, concurrent_trials
 from nfnet_ray.errors import UserError
+from tests.deadlines import wait_until
 
 TWO_NODES = [(2.0, 0.0), (2.0, 0.0)]
 
@@ -48,6 +50,31 @@ def test_what_is_asked_for_and_what_there_is(
     assert "\n" not in line
     for word in words:
         assert word in line
+
+
+def test_a_driver_whose_ray_has_no_node_any_more_does_not_wait_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A local Ray on a machine that slept: its head took the only node for dead, and lives on."""
+    monkeypatch.setattr(placement, "SECONDS_BETWEEN_CHECKS", 0.01)
+    monkeypatch.setattr(placement, "SECONDS_BEFORE_EXPLAINING", 0.1)
+    answers: list[Machines | None] = [[(2.0, 0.0)], None, [], [(2.0, 0.0)]]
+    asked: list[int] = []
+
+    def nodes(_worker: WorkerResources) -> tuple[Machines, Machines, int]:
+        found = answers[len(asked)] if len(asked) < len(answers) else []
+        asked.append(1)
+        if found is None:
+            raise OSError("the head does not answer")
+        return found, found, 0
+
+    monkeypatch.setattr(placement, "_nodes", nodes)
+    said, lost = list[str](), list[str]()
+    with placement.waiting_is_explained(lambda: 1, WorkerResources(1, 1, 0.0), said.append, lost.append):
+        wait_until(lambda: bool(lost), "the end of a study without Ray")
+    assert len(asked) > len(answers)
+    assert said == []
+    assert lost == ["no node of Ray is up any more; look into Ray's logs"]
 
 
 def test_cores_of_two_nodes_do_not_make_one_worker() -> None:

@@ -23,9 +23,16 @@ Machines = Sequence[tuple[float, float]]
 
 @contextmanager
 def waiting_is_explained(
-    wanted: Callable[[], int], worker: WorkerResources, say: Callable[[str], None]
+    wanted: Callable[[], int],
+    worker: WorkerResources,
+    say: Callable[[str], None],
+    mark_lost: Callable[[str], None],
 ) -> Iterator[None]:
     """While this lasts, says why when fewer than ``wanted()`` workers have a place and the others do not fit.
+
+    Calls ``mark_lost`` with a reason if no node is up any more, not even that of this driver, which is then cut off
+    from Ray: it would wait for ever. A local Ray ends so when it has not run for half a minute, on a machine that slept
+    or was overloaded.
 
     Needs a :func:`nfnet_ray.cluster.connection.session.ray_session`.
     """
@@ -33,13 +40,21 @@ def waiting_is_explained(
 
     def watch() -> None:
         since, explained_at = time.monotonic(), float("-inf")
+        had_node_at = time.monotonic()
         while not over.wait(SECONDS_BETWEEN_CHECKS):
             try:
                 machines, free, placed = _nodes(worker)
             except Exception:  # the head does not answer: others report that, or it will be back
+                had_node_at = time.monotonic()
                 continue
-            reason = lack_of_room(wanted() - placed, worker, machines, free)
             now = time.monotonic()
+            if not machines:
+                if now - had_node_at > SECONDS_BEFORE_EXPLAINING:
+                    mark_lost("no node of Ray is up any more; look into Ray's logs")
+                    return
+                continue
+            had_node_at = now
+            reason = lack_of_room(wanted() - placed, worker, machines, free)
             if reason is None:
                 since = now
             elif (
