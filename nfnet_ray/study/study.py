@@ -59,6 +59,8 @@ MOST_CORNERS: Final = (
 FRESH_SEEDS: Final = (
     1000  # more than any study has, so that a study which is extended by seeds leaves them fresh
 )
+# Ten times what the driver is measured with (benchmarks/sweep_scale.py). Many more take minutes to be planned.
+MOST_SETTINGS: Final = 10_000
 TRIALS_FOLDER: Final = "trials"  # in a study's folder; each trial has a folder of its name in it
 
 
@@ -585,7 +587,15 @@ class Study:
         if not self.space:
             return [{}]
         if not self.draws_points:
-            return list(itertools.islice(grid(self.space, self.recipe), self.trial_limit))
+            found: list[Mapping[str, Any]] = list(
+                itertools.islice(grid(self.space, self.recipe), self.trial_limit or MOST_SETTINGS + 1)
+            )
+            if not self.trial_limit and len(found) > MOST_SETTINGS:
+                raise UserError(
+                    f"the space has more than {MOST_SETTINGS:,} settings: list fewer values, draw some of them with "
+                    "--search sobol, or run only the first ones with --trials N"
+                )
+            return found
         known = min(self.settings, startup_points(self.space)) if self.is_adaptive else self.settings
         return list(self.searcher.planned(known))
 

@@ -35,10 +35,10 @@ from nfnet_ray.study.halving import SCHEDULES
 from nfnet_ray.study.search.searcher import SEARCHES
 from nfnet_ray.study.space import Domain, domain_text
 from nfnet_ray.study.space.sweep_text import FORMS, parse_sweep
-from nfnet_ray.study.study import Study
+from nfnet_ray.study.study import MOST_SETTINGS, Study
 from nfnet_ray.tracking.labels import value_label
 from studies.running.checks import DATA_FOLDER
-from studies.running.names import MOST_SEEDS, MOST_SETTINGS, seeds_text, study_name
+from studies.running.names import MOST_SEEDS, seeds_text, study_name
 from studies.running.program import StudyFactory, StudyProgram
 from studies.running.request import DEFAULT_STORAGE, Request
 from studies.running.resuming import resume_command

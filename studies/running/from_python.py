@@ -30,10 +30,10 @@ from nfnet_ray.study.annotations import note_text, tag_pair
 from nfnet_ray.study.halving import SCHEDULES, Schedule
 from nfnet_ray.study.space import Domain
 from nfnet_ray.study.space.sweep_text import parse_domain
-from nfnet_ray.study.study import Study
+from nfnet_ray.study.study import MOST_SETTINGS, Study
 from nfnet_ray.tracking.destination.uri import without_password
 from studies.running import run as one_path
-from studies.running.names import MOST_SEEDS, MOST_SETTINGS, seeds_text, study_name
+from studies.running.names import MOST_SEEDS, seeds_text, study_name
 from studies.running.program import StudyFactory, StudyProgram
 from studies.running.request import CAPS, DEFAULT_STORAGE, Request
 from studies.running.trials import StudyRequest

@@ -15,8 +15,6 @@ from nfnet_ray.tracking.destination.uri import DATABASE_FILE
 
 MOST_SEEDS = FRESH_SEEDS
 """Of a study; the seeds of its reruns come behind them."""
-MOST_SETTINGS = 10_000
-"""Ten times what the driver is measured with (benchmarks/sweep_scale.py). Many more take minutes to be planned."""
 
 
 def study_name(text: str) -> str:

@@ -133,6 +133,17 @@ def test_a_list_means_what_a_tuple_means() -> None:
     ]
 
 
+def test_a_grid_has_a_limit_too(few_digits: Path) -> None:
+    """A space of 10,001 took minutes before the first word, and one of 10^8 all memory."""
+    wide = {
+        RATE: [0.1 + 1e-4 * step for step in range(200)],
+        "optimizer.momentum": [1e-3 * step for step in range(900)],
+    }
+    with pytest.raises(UserError, match="the space has more than 10,000 settings: list fewer values"):
+        nfnet_ray.run(study(space=wide), data=few_digits)
+    assert len(study(space=wide, trial_limit=3).trials()) == 3
+
+
 def test_points_need_no_space() -> None:
     points = ({BATCH: 64}, {BATCH: 256, "optimizer.momentum": 0.95})
     assert len(Study("a", "Which?", RECIPE, points=points).trials()) == 2

@@ -96,10 +96,11 @@ def _check_list(name: str, values: Sequence[Any], what: str, check: Callable[[An
         raise UserError(f"{name} has no {what} to sweep: list at least one, or leave the field out")
     for value in values:
         check(value)
-    labels = list(map(listed_value_text, values))
-    twice = [label for number, label in enumerate(labels) if label in labels[:number]]
-    if twice:
-        raise UserError(f"{name} has {twice[0]} twice in its list: list each value once")
+    seen = set()
+    for label in map(listed_value_text, values):
+        if label in seen:
+            raise UserError(f"{name} has {label} twice in its list: list each value once")
+        seen.add(label)
 
 
 def _check_range(name: str, domain: Range) -> None:
