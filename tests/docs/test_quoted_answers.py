@@ -135,7 +135,7 @@ def skip_gain() -> Iterable[str]:
     [found] = best("skip_gain_cifar10")
     low, high = min(found.seed_top1), max(found.seed_top1)
     return [
-        f"{top1(found)}% ({100 * low:.1f} to {100 * high:.1f}; 95% interval over seeds and images {interval(found)}%) "
+        f"{top1(found)}% ({100 * low:.1f} to {100 * high:.1f}; 95% interval over seeds and images {interval(found)}) "
         f"without; better with a probability of {chances('skip_gain_cifar10')[0]}%"
     ]
 
