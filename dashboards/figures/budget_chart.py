@@ -8,11 +8,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from dashboards.figures.level_styles import looks_of, short_labels
+from dashboards.figures.level_styles import levels_of, looks_of, short_labels
 from dashboards.figures.time_axes import ACCURACY_TICKS, logarithmic_axis
-from dashboards.figures.time_charts import Figure, levels, time_unit
+from dashboards.figures.time_charts import Figure, asked_value, levels, time_unit
 from nfnet_ray.analysis import StudyRecord
-from nfnet_ray.analysis.frontier import Curve, curves
+from nfnet_ray.analysis.frontier import BUDGET, Curve, curves
 from nfnet_ray.wording import count, duration, percent
 
 _LARGEST_RATIO_LINEAR = 4.0
@@ -24,7 +24,9 @@ def budget_chart(record: StudyRecord) -> Figure | None:
     found = curves(record)
     if not found:
         return None
-    all_levels = levels(record)
+    # As in the other charts, but where the budget itself is the question each setting has its own look.
+    by_label = record.fields[0] == BUDGET
+    all_levels = levels_of(curve.label for curve in found) if by_label else levels(record)
     looks, texts = looks_of(all_levels), short_labels(all_levels.labels)
     times = [seconds for curve in found for budget in curve.budgets for seconds in budget.train_seconds]
     tops = [top1 for curve in found for budget in curve.budgets for top1 in budget.top1]
@@ -33,7 +35,7 @@ def budget_chart(record: StudyRecord) -> Figure | None:
     margin = max(0.01, 0.06 * (max(tops) - min(tops)))
     data = []
     for curve in found:
-        level = all_levels.index[curve.label]
+        level = all_levels.index[curve.label if by_label else asked_value(record, curve.point)]
         look = looks[level]
         data.append(
             {

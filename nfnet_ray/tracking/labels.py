@@ -94,5 +94,10 @@ def point_label(point: Mapping[str, Any], names: Mapping[str, str]) -> str:
 
 
 def stratum_label(stratum: Mapping[str, Any], names: Mapping[str, str]) -> str:
-    """The conditions of some trials in words: ``batch_size 64, ascent_share –``, where a dash is an absent field."""
-    return ", ".join(f"{names.get(field, field)} {value_label(value)}" for field, value in stratum.items())
+    """The conditions of some trials in words: ``batch_size 64, ascent_share –``, where a dash is an absent field.
+
+    A field whose name is empty is said by its value.
+    """
+    return ", ".join(
+        f"{names.get(field, field)} {value_label(value)}".lstrip() for field, value in stratum.items()
+    )

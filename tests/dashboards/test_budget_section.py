@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
+from dashboards.figures.budget_chart import budget_chart
 from dashboards.report import write_report
 from dashboards.report_facts import report_facts
 from nfnet_ray.analysis import load_study
@@ -58,6 +61,17 @@ def test_every_budget_and_every_seed_is_drawn(folder: Path) -> None:
     assert means["x"] == pytest.approx([seconds * 1.01**0.5 for seconds in (20, 40, 80)], rel=1e-3)
     assert [entry.label for entry in report.curves.legend.entries] == list(SECONDS)  # type: ignore[union-attr]
     assert any("2 to 8 epochs, each in a complete schedule" in text for _, text in report.measurement)
+
+
+@pytest.mark.parametrize("names", [{"nfnet_pico": 0.01, "test_resnet": 0.02}, {}])
+def test_budgets_of_settings_that_differ_in_a_number_are_drawn(folder: Path, names: dict[str, float]) -> None:
+    record = load_study(folder)
+    trials = record.trials.copy()
+    trials["model.name"] = pd.Series([names.get(one, one) for one in trials["model.name"]], dtype=object)
+    fields = record.fields if names else record.fields[::-1]  # the budget may be the question
+    figure = budget_chart(replace(record, trials=trials, fields=fields))
+    assert figure is not None
+    assert {trace["meta"]["level"] for trace in figure["data"]} == {0, 1}
 
 
 def test_every_chart_on_the_page_has_its_figure(folder: Path) -> None:
