@@ -9,6 +9,7 @@ import base64
 import binascii
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,12 +22,21 @@ from torch import nn
 from nfnet_ray.data.augmentation.crop import central_square_boxes, squash_and_crop
 from nfnet_ray.data.decoding.decode import decode_jpeg, resize_crop
 from nfnet_ray.data.decoding.jpeg import DecodeError, jpeg_header
-from nfnet_ray.data.decoding.pillow_image import MOST_PIXELS, UnreadableImageError, open_image
+from nfnet_ray.data.decoding.pillow_image import (
+    MOST_PIXELS,
+    UnreadableImageError,
+    open_image,
+    orientation_of_jpeg,
+    turned_upright,
+)
 from nfnet_ray.data.normalise import normalise
 from nfnet_ray.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from nfnet_ray.data.files.dataset import Dataset
+    from nfnet_ray.recipe import ResolvedData
 
 IMAGE_COLUMN = "image"
 DESCRIPTION_FILE = "classifier.json"
@@ -44,11 +54,28 @@ class Description:
         class_names: in the order of the network's outputs.
         eval_size: side of the square that the network sees, in pixels.
         eval_crop: ``squash`` or the usual central square, as in the Recipe.
+        max_side: images are first shrunk so that no side is longer, in pixels, as the data set's were.
+        apply_orientation: whether images are turned as their orientation tags say, as the data set's were.
     """
 
     class_names: Sequence[str]
     eval_size: int
     eval_crop: str
+    max_side: int = MOST_PIXELS
+    apply_orientation: bool = False
+
+    @staticmethod
+    def of(dataset: Dataset, data: ResolvedData) -> Description:
+        """That of a network whose validation saw a data set as a Recipe has it."""
+        # Data sets that are no conversion's, as those of tests, have no such settings.
+        written = dataset.validation.manifest.settings
+        return Description(
+            dataset.class_names,
+            data.eval_size,
+            data.eval_crop,
+            written.get("max_side", MOST_PIXELS),
+            written.get("apply_orientation", False),
+        )
 
     def write(self, folder: Path) -> None:
         """Writes it into the folder of a model."""
@@ -99,7 +126,8 @@ class Classifier:
     def _pixels(self, file: bytes | str, number: int) -> NDArray[np.uint8]:
         """The image as the validation sees it, (size, size, 3)."""
         try:
-            image = _decoded(base64.b64decode(file) if isinstance(file, str) else bytes(file))
+            content = base64.b64decode(file) if isinstance(file, str) else bytes(file)
+            image = _decoded(content, self._description)
         except (UnreadableImageError, binascii.Error) as error:
             raise UserError(f"image {number}: {error}") from error
         size = self._description.eval_size
@@ -116,19 +144,25 @@ class Classifier:
         return out
 
 
-def _decoded(content: bytes) -> NDArray[np.uint8]:
+def _decoded(content: bytes, description: Description) -> NDArray[np.uint8]:
     """The pixels of an image file, (height, width, 3), as data_prep would write them."""
+    orientation = None
     if content.startswith(_JPEG):
-        # As the loader decodes them: Pillow's pixels differ a little, which shows in the accuracy.
-        try:
-            header = jpeg_header(content)
-            pixels = np.empty((header.height, header.width, 3), np.uint8)
-            decode_jpeg(np.frombuffer(content, np.uint8), pixels)
-        except DecodeError:
-            pass
-        else:
-            return pixels
-    return np.ascontiguousarray(np.asarray(open_image(content, MOST_PIXELS).image.convert("RGB")))
+        orientation = orientation_of_jpeg(content)
+        if orientation == 1 or not description.apply_orientation:
+            # As the loader decodes them: Pillow's pixels differ a little, which shows in the accuracy.
+            with suppress(DecodeError):
+                header = jpeg_header(content)
+                if max(header.height, header.width) <= description.max_side:
+                    pixels = np.empty((header.height, header.width, 3), np.uint8)
+                    decode_jpeg(np.frombuffer(content, np.uint8), pixels)
+                    return pixels
+    opened = open_image(content, description.max_side)
+    image = opened.image
+    orientation = orientation or opened.orientation
+    if description.apply_orientation and orientation != 1:
+        image = turned_upright(image, orientation)
+    return np.ascontiguousarray(np.asarray(image.convert("RGB")))
 
 
 def _load_pyfunc(folder: str, model_config: Mapping[str, Any] | None = None) -> Classifier:

@@ -62,9 +62,7 @@ def publish_best(directory: Path, console: Console) -> None:
         dataset = open_dataset(study["data"]["path"], study["data"]["fingerprint"])
         network = model_of(recipe.model, len(dataset.class_names))
         load_pretrained(network, weights, "loaded")
-        description = classifier.Description(
-            dataset.class_names, recipe.data.eval_size, recipe.data.eval_crop
-        )
+        description = classifier.Description.of(dataset, recipe.data)
         name = model_name(experiment_of(started))
         version, is_best = publish(
             tracked.tracking_uri,

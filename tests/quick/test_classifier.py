@@ -6,6 +6,7 @@ import io
 import re
 import struct
 import zlib
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from data_prep.conversion.encode import EncodeSettings, prepare_image
 from nfnet_ray.data.decoding.pillow_image import UnreadableImageError
 from nfnet_ray.data.normalise import normalise
 from nfnet_ray.errors import UserError
+from nfnet_ray.recipe import DataRecipe
 from nfnet_ray.serving import classifier
 from nfnet_ray.serving.classifier import Classifier, Description
 
@@ -34,11 +36,11 @@ def test_no_more_images_are_decoded_than_the_network_sees_at_once(monkeypatch: p
     decoded = seen = waiting_at_most = 0
     decode = classifier._decoded
 
-    def counted(content: bytes) -> np.ndarray:
+    def counted(content: bytes, description: Description) -> np.ndarray:
         nonlocal decoded, waiting_at_most
         decoded += 1
         waiting_at_most = max(waiting_at_most, decoded - seen)
-        return decode(content)
+        return decode(content, description)
 
     class Brightness(nn.Module):
         """Bright images are of the second class."""
@@ -91,6 +93,7 @@ def png_of_16_bits(channels: int, color_type: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
+ORIENTATION = 0x0112  # Exif 2.32, 4.6.4
 NOISE = np.random.default_rng(0)
 COLOURED = Image.fromarray(NOISE.integers(0, 256, (8, 8, 3), np.uint8))
 CLEAR = COLOURED.copy()
@@ -135,6 +138,37 @@ def test_an_image_is_read_or_refused_as_for_a_data_set(name: str) -> None:
     pixels = np.frombuffer(stored.data, np.uint8).reshape(1, 8, 8, 3)
     serving.predict(model_input)
     assert torch.equal(network.images[1:], normalise(torch.from_numpy(pixels.copy())))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+@pytest.mark.parametrize(
+    ("settings", "orientation", "shape"),
+    [
+        ({}, 6, (6, 8, 3)),
+        ({"max_side": 4}, 6, (3, 4, 3)),
+        ({"apply_orientation": True}, 1, (6, 8, 3)),
+        ({"apply_orientation": True}, 3, (6, 8, 3)),
+        ({"apply_orientation": True}, 6, (8, 6, 3)),
+        ({"apply_orientation": True, "max_side": 4}, 6, (4, 3, 3)),
+    ],
+)
+def test_an_image_is_shrunk_and_turned_as_those_of_the_data_set_were(
+    kind: str, settings: dict[str, Any], orientation: int, shape: tuple[int, ...]
+) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    image = Image.fromarray(NOISE.integers(0, 256, (6, 8, 3), np.uint8))
+    content = encoded(image, kind, exif=exif)
+    stored = prepare_image(content, EncodeSettings(write_mode="raw", **settings))
+    expected = np.frombuffer(stored.data, np.uint8).reshape(stored.height, stored.width, 3)
+    written = {"jpeg_quality": 90, **settings}
+    dataset: Any = SimpleNamespace(
+        class_names=("a",), validation=SimpleNamespace(manifest=SimpleNamespace(settings=written))
+    )
+    data: Any = DataRecipe(eval_size=8)
+    description = Description.of(dataset, data)
+    assert expected.shape == shape
+    assert np.array_equal(classifier._decoded(content, description), expected)
 
 
 def test_what_is_no_base64_is_refused() -> None:
