@@ -249,13 +249,19 @@ def test_a_value_that_was_lost_or_that_another_field_hides_is_judged(tmp_path: P
         curve = [0.9 if plan["point"]["model.dropout"] == 0.1 else 0.4] * EPOCHS
         events += trial_events(plan["name"], START + 1000 * number, curve)
     write_journal(tmp_path / "hidden", events)
-    assert card(load_study(tmp_path / "hidden"), "effect").status == "look"
+    found = card(load_study(tmp_path / "hidden"), "effect")
+    assert found.status == "look"
+    assert found.sentence.startswith(
+        "Where the other fields are at their best, the best clip_factor cannot be"
+    )
 
 
 @pytest.mark.parametrize("own", [0.9, 0.899])
-def test_the_published_recipe_is_not_beaten(tmp_path: Path, own: float) -> None:
-    found = card(planted(tmp_path, flat(0.1, 0.2, own, 0.9 if own < 0.9 else 0.5, 0.1)), "published Recipe")
-    assert (found.status, found.command.endswith("--confirm 3")) == ("look", True)
+@pytest.mark.parametrize(("confirmed", "more"), [(0, 3), (2, 4)])
+def test_the_published_recipe_is_not_beaten(tmp_path: Path, own: float, confirmed: int, more: int) -> None:
+    levels = flat(0.1, 0.2, own, 0.9 if own < 0.9 else 0.5, 0.1)
+    found = card(planted(tmp_path, levels, confirm=confirmed), "published Recipe")
+    assert (found.status, found.command.endswith(f"--confirm {more}")) == ("look", True)
     beaten = planted(tmp_path / "beaten", flat(0.1, 0.2, 0.5, 0.9, 0.1))
     assert card(beaten, "published Recipe").status == "good"
 

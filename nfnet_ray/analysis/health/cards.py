@@ -236,11 +236,13 @@ def _effect(record: StudyRecord, answers: Sequence[BestSetting]) -> Iterator[Hea
     widest = max(
         (found for answer in compared for found in _others(record, answer)), key=lambda found: found.high
     )
+    said = f"No effect of {asked} can be seen: its best value cannot be told from any other"
+    if len(set(record.fields) - set(record.conditions)) > 1:  # elsewhere in the space there may be one
+        said = f"Where the other fields are at their best, the best {asked} cannot be told from any other"
     yield HealthCard(
         "effect",
         "look",
-        f"No effect of {asked} can be seen: its best value cannot be told from any other; differences up to "
-        f"{100 * widest.high:.1f} points fit the data.",
+        f"{said}; differences up to {100 * widest.high:.1f} points fit the data.",
         _extend(record, "--seeds", f"{max(3, 2 * seeds)},all"),
     )
 
@@ -386,13 +388,14 @@ def _published(record: StudyRecord, answers: Sequence[BestSetting]) -> Iterator[
 
 
 def _not_beaten(record: StudyRecord, answer: BestSetting, said: str) -> HealthCard:
+    confirmed = record.study.get("confirm", 0)
     where = {field: answer.best.point[field] for field in record.conditions}
     at = f" at {point_label(where, record.names)}" if where else ""
     return HealthCard(
         "published Recipe",
         "look",
         f"The study's Recipe is not beaten{at}: its own setting {said}.",
-        _extend(record, "--confirm", "3"),
+        _extend(record, "--confirm", f"{max(3, 2 * confirmed)}"),
     )
 
 
