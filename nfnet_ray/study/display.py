@@ -45,6 +45,7 @@ _WIDE = 10_000
 # share of the time is spent on drawing.
 _LARGEST_SHARE = 0.05
 _MOST_SECONDS_BETWEEN_FRAMES = 10.0
+_NONE_IS_RUNNING = "no trial is running: workers are starting, or wait for room"
 # The order of the states in the line that counts the trials without a row.
 _COUNTED = ("running", "paused", "waiting", *ENDED, "interrupted")
 
@@ -333,7 +334,7 @@ class StudyDisplay:
             running = [trial for trial in self._state.trials.values() if trial.state == "running"]
             names = ", ".join(f"{trial.name} {_epochs(self._epochs_done(trial))}" for trial in running)
             most = "at most " if self._ends else ""
-            done = f"{names} of {most}{count(self._epochs, 'epoch')}" if names else "no trial is running"
+            done = f"{names} of {most}{count(self._epochs, 'epoch')}" if names else _NONE_IS_RUNNING
             self._print("; ".join(filter(None, [done, self._left()])))
 
     def _epochs_done(self, trial: TrialProgress) -> float:
