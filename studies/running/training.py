@@ -189,7 +189,9 @@ class TrainRunner:
 
     def ending(self, study: Study, progress: StudyState) -> Ending:
         trial = progress.trials[study.trials()[0].name]
-        if trial.state in (None, "running", "interrupted"):
+        if trial.state is None:
+            return Ending(EXIT_INTERRUPTED, "Stopped before the training began. Resume with:")
+        if trial.state in ("running", "interrupted"):
             return Ending(EXIT_INTERRUPTED, "Stopped; a checkpoint is kept. Resume with:")
         if self._was_refused:
             raise UserError(str(trial.reason))

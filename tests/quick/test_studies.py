@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 
 from data_prep.digits import describe_digits
+from nfnet_ray.cluster.messages import TrainingOptions
+from nfnet_ray.command_line.interruption import EXIT_INTERRUPTED
 from nfnet_ray.data.files.dataset import DatasetSummary, check_dataset
 from nfnet_ray.models.published import with_published_values
 from nfnet_ray.recipe import Recipe, field_meanings
@@ -30,6 +32,7 @@ from studies.base_recipe import batch_size_for, recipe_for
 from studies.running.flags import main
 from studies.running.program import StudyFactory
 from studies.running.resuming import with_data_here
+from studies.running.training import TrainRunner
 from tests.tracking.example_study import agc_sweep, write_journal
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -242,3 +245,15 @@ def test_a_study_searches_and_begins_with_the_best_of_an_earlier_one(
     assert "tpe then proposes 2 more settings" in said
     assert plan("agc_sweep", monkeypatch, "--from", "before") == 2
     assert "--from has no effect if every value is tried" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("state", "keeps"), [(None, False), ("running", True), ("interrupted", True)])
+def test_a_training_that_is_stopped_promises_a_checkpoint_only_once_it_has_begun(
+    state: str | None, keeps: bool
+) -> None:
+    study = Study("train", "?", recipe_for(DIGITS, 2), {})
+    progress = study.waiting_state()
+    (trial,) = progress.trials.values()
+    trial.state = state
+    ending = TrainRunner(TrainingOptions()).ending(study, progress)
+    assert (ending.exit_code, "checkpoint" in ending.sentence) == (EXIT_INTERRUPTED, keeps)
