@@ -376,7 +376,7 @@ def test_the_known_archives_are_well_formed() -> None:
 @pytest.mark.parametrize(
     "url",
     [
-        "", "x", "ftp://x/y", "file:///etc/passwd", "http://", "http:///x", "http://[", "http://h:abc/x", "http://a b/",
+        "x", "ftp://x/y", "file:///etc/passwd", "http://", "http:///x", "http://[", "http://h:abc/x", "http://a b/",
         "http://x/\n", "http://x:0/", "http://x:99999/",
     ],
 )  # fmt: skip
@@ -387,4 +387,13 @@ def test_anything_but_an_address_is_refused_at_once(
     error = capsys.readouterr().err
     assert ": not an address; give one with https:// or http://, such as https://www.cs.toronto.edu/" in error
     assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_empty_address_is_refused_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As that of a shell variable that is not set."""
+    with pytest.raises(SystemExit) as left:
+        main(["fetch", "cifar10", str(tmp_path / "out"), "--url", ""])
+    assert left.value.code == 2
+    assert "--url: a value is needed, and this is empty" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
