@@ -15,6 +15,7 @@ import pytest
 
 import nfnet_ray
 from nfnet_ray.analysis.frontier import time_sentences
+from nfnet_ray.analysis.inference.paired import paired_difference
 from nfnet_ray.analysis.setting import SettingResult, setting_results
 
 STUDIES = Path(__file__).resolve().parents[2] / "studies"
@@ -122,6 +123,18 @@ def each_setting(name: str) -> Iterable[str]:
     ]
 
 
+def batch_norm_cifar10() -> Iterable[str]:
+    """Batch, both accuracies, and the paired difference with its interval."""
+    found = {tuple(one.point.values()): one for one in setting_results(record("batch_norm_cifar10"))}
+    for batch in sorted({batch for _, batch in found}):
+        without, normalised = found[False, batch], found[True, batch]
+        assert without.images is not None
+        assert normalised.images is not None
+        apart = paired_difference(without.images.correct, normalised.images.correct)
+        low, high = 100 * apart.low, 100 * apart.high
+        yield f"{batch} {top1(without)} {top1(normalised)} {100 * apart.value:.1f} ({low:.1f} to {high:.1f})"
+
+
 def curves() -> Iterable[str]:
     [found] = best("curves")
     return [
@@ -145,6 +158,7 @@ QUOTED: dict[str, tuple[str, Callable[[], Iterable[str]]]] = {
     "ablation_cifar10": ("ablation.py", lambda: each_setting("ablation_cifar10")),
     "agc_sweep_cifar10": ("agc_sweep.py", agc_sweep),
     "batch_norm": ("batch_norm.py", lambda: each_setting("batch_norm")),
+    "batch_norm_cifar10": ("batch_norm.py", batch_norm_cifar10),
     "curves": (PAGE, curves),
     "dropout_cifar10": ("dropout_sweep.py", dropout_sweep),
     "efficientnet_baselines": ("efficientnet_baselines.py", lambda: budgets("efficientnet_baselines")),
