@@ -20,6 +20,8 @@ _UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 _SHORT = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
 # How Python's file functions show a byte of a name that is not UTF-8 (PEP 383): U+DC80 to U+DCFF.
 _BYTES_AS_SURROGATES = range(0xDC80, 0xDD00)
+# Characters of a value in a message of one line.
+_LONGEST_SHOWN = 60
 
 
 def printable(value: object) -> str:
@@ -30,7 +32,16 @@ def printable(value: object) -> str:
     text = str(value)
     if text.isascii() and text.isprintable():
         return text
-    return "".join(map(_shown, text))
+    return "".join(map(_escaped, text))
+
+
+def shown(value: object) -> str:
+    """``repr`` in one line of at most 60 characters."""
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:  # Python writes out no whole number of more than 4,300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}…"
 
 
 def shell_command(words: Sequence[str | os.PathLike[str]]) -> str:
@@ -50,7 +61,7 @@ def interpreter() -> str:
     return str(python.relative_to(Path.cwd())) if python.is_relative_to(Path.cwd()) else str(python)
 
 
-def _shown(character: str) -> str:
+def _escaped(character: str) -> str:
     if character in _JOINERS or unicodedata.category(character) not in _UNPRINTABLE:
         return character
     code = ord(character)

@@ -27,6 +27,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
 from nfnet_ray.errors import UserError
+from nfnet_ray.printable import shown
 
 
 class RecipeError(UserError):
@@ -113,7 +114,7 @@ class Section:
         """
         if not isinstance(values, Mapping):
             raise RecipeError(
-                f"{_shortened(values)} is no {{dotted name of a field: value}}, which with_values takes"
+                f"with_values takes a dict {{dotted name of a field: value}}, and not {shown(values)}"
             )
         changes: dict[str, Any] = {}
         below: dict[str, dict[str, Any]] = {}
@@ -286,16 +287,7 @@ def _refusal(name: str, given: Any, field: _Field) -> str:
     is_number = isinstance(given, int | float) and not isinstance(given, bool)
     if is_number and abs(given) > _largest(given) and not {"below", "at most"} & bounds.keys():
         bounds = {**bounds, "at most": _largest(given)}
-    return f"{name} = {_shortened(given)} is not allowed: it takes {_describe(field.hint, bounds)}"
-
-
-def _shortened(value: Any) -> str:
-    """``repr`` in one line of at most 60 characters."""
-    try:
-        text = " ".join(repr(value).split())
-    except ValueError:  # Python writes out no whole number of more than 4,300 digits
-        return "a number of thousands of digits"
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return f"{name} = {shown(given)} is not allowed: it takes {_describe(field.hint, bounds)}"
 
 
 def _describe(hint: Any, bounds: Mapping[str, float]) -> str:
@@ -332,9 +324,9 @@ def parse_setting(section: type[Section], text: str) -> tuple[str, Any]:
     if one_number_or_word and (
         "," in written or ".." in written or written.startswith(("log:", "int:", "same:"))
     ):
-        shown = written if re.fullmatch(r"[\w.,:+-]{1,60}", written) else _shortened(written)
+        said = written if re.fullmatch(r"[\w.,:+-]{1,60}", written) else shown(written)
         raise RecipeError(
-            f"--set {name}={shown}: --set takes one value; to try several, give a study --sweep {name}={shown}"
+            f"--set {name}={said}: --set takes one value; to try several, give a study --sweep {name}={said}"
         )
     return name, value
 
@@ -378,7 +370,7 @@ def parse_value(literal: str) -> Any:
 
 def _unknown_field(name: object, known: Sequence[str]) -> str:
     if not isinstance(name, str):
-        return f"{_shortened(name)} is not the name of a field of the Recipe, which is a text"
+        return f"{shown(name)} is not the name of a field of the Recipe, which is a text"
     leaf = name.rsplit(".", 1)[-1]
     if same_leaf := [other for other in known if other.rsplit(".", 1)[-1] == leaf]:
         hint = did_you_mean(name, same_leaf, similarity=0.0)

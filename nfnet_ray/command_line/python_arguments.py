@@ -15,22 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from nfnet_ray.errors import UserError
-
-_LONGEST_ECHO = 60
+from nfnet_ray.printable import shown
 
 
 def refusal(name: str, value: object, allowed: str) -> UserError:
     """The error for a value that is not allowed; ``allowed`` says what the argument takes."""
     return UserError(f"{name} = {shown(value)} is not allowed; it takes {allowed}")
-
-
-def shown(value: object) -> str:
-    """``repr`` in one line of at most 60 characters."""
-    try:
-        text = " ".join(repr(value).split())
-    except ValueError:  # Python writes out no whole number of more than 4,300 digits
-        return "a number of thousands of digits"
-    return text if len(text) <= _LONGEST_ECHO else f"{text[:_LONGEST_ECHO]}…"
 
 
 def plain(value: Any) -> Any:

@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import Any, Final, Literal, TypeVar, get_args
 
-from nfnet_ray.command_line.python_arguments import plain, shown
+from nfnet_ray.command_line.python_arguments import plain
 from nfnet_ray.errors import UserError
+from nfnet_ray.printable import shown
 from nfnet_ray.recipe import Recipe, ScheduleRecipe
 from nfnet_ray.settings import did_you_mean
 from nfnet_ray.tracking.descriptions import HalvingDescription

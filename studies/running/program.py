@@ -11,9 +11,9 @@ from typing import Any
 from rich.console import Console
 
 from data_prep.digits import ALL_DIGITS, DigitsPart
-from nfnet_ray.command_line.python_arguments import shown
 from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.errors import UserError
+from nfnet_ray.printable import shown
 from nfnet_ray.study.study import Study
 
 StudyFactory = Callable[..., Study]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from nfnet_ray.command_line.python_arguments import a_flag, shown
+from nfnet_ray.command_line.python_arguments import a_flag
 from nfnet_ray.errors import UserError
+from nfnet_ray.printable import shown
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.settings import LARGEST_WHOLE_NUMBER, checked_value, did_you_mean, number_type
 from nfnet_ray.study.space.domains import (
