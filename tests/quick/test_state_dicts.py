@@ -95,6 +95,27 @@ def test_anything_but_weights_is_one_line(tmp_path: Path, content: Any, words: s
     assert "\x1b" not in caught.value.args[0]
 
 
+def test_a_file_with_a_changed_byte_is_refused_unless_it_was_written_without_checksums(
+    tmp_path: Path,
+) -> None:
+    changed = tmp_path / "changed.pt"
+    for has_checksums in (True, False):
+        torch.serialization.set_crc32_options(has_checksums)
+        try:
+            torch.save(WEIGHTS, changed)
+        finally:
+            torch.serialization.set_crc32_options(True)
+        content = bytearray(changed.read_bytes())
+        content[len(content) // 2] ^= 1  # within the numbers of the weights, which are nearly all of the file
+        changed.write_bytes(content)
+        model = create_model("nfnet_pico", num_classes=5)
+        if has_checksums:
+            with pytest.raises(UserError, match="is damaged or was cut short"):
+                load_pretrained(model, changed)
+        else:
+            load_pretrained(model, changed)
+
+
 def test_a_file_that_was_cut_short_is_one_line(tmp_path: Path) -> None:
     torch.save(WEIGHTS, tmp_path / "whole.pt")
     (tmp_path / "cut.pt").write_bytes((tmp_path / "whole.pt").read_bytes()[:5000])

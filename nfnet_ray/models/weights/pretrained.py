@@ -1,8 +1,8 @@
 """Transfer learning: a network starts from trained weights, with its own classifier; the body is trained or frozen.
 
 What a file holds is seen from its content: the published pickles (`F0_haiku.npz`), state dicts of timm's
-`dm_nfnet_*` and baselines (`.pth`, `.safetensors`), and our own state dicts and checkpoints (`.pt`). Nothing that
- in a file is run.
+`dm_nfnet_*` and baselines (`.pth`, `.safetensors`), and our own state dicts and checkpoints (`.pt`). No code in a
+file is run.
 """
 
 from __future__ import annotations

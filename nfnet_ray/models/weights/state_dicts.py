@@ -30,6 +30,7 @@ _WEIGHTS = ("state_dict", "model_state_dict", "model", "module", "net", "network
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 _COUNTERS = ("n_averaged",)  # AveragedModel's, which does not have its prefix
 
+_PIECE_BYTES = 1 << 20
 _DEEPEST = 3  # of one wrapper inside another; a file may be made to have no end of them
 
 State = Mapping[str, Tensor]
@@ -41,6 +42,8 @@ def load_without_running(path: str | os.PathLike[str], where: str) -> Any:
     Raises:
         UserError: it is damaged, or holds objects that would have to be run to be read.
     """
+    if _has_changed(path):
+        raise _damaged(where)
     try:
         # timm's checkpoints carry the arguments of their training, a class that only holds values.
         with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
@@ -60,6 +63,34 @@ def load_without_running(path: str | os.PathLike[str], where: str) -> Any:
                 "published pickles, safetensors and what torch.save writes"
             ) from error
         raise _damaged(where) from error
+
+
+def _has_changed(path: str | os.PathLike[str]) -> bool:
+    """Whether a part of the archive does not have the checksum that was written with it. torch.load compares none.
+
+    A part without one is taken as it is: ``torch.serialization.set_crc32_options(False)`` writes 0. torch.save
+    compresses nothing, so what is compressed is somebody else's, and may be far larger than its file.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            parts = [
+                part for part in archive.infolist() if part.CRC and part.compress_type == zipfile.ZIP_STORED
+            ]
+            return not all(_is_intact(archive, part) for part in parts)
+    except (
+        Exception
+    ):  # no archive, or one that zipfile does not understand: torch.load has the better message
+        return False
+
+
+def _is_intact(archive: zipfile.ZipFile, part: zipfile.ZipInfo) -> bool:
+    try:
+        with archive.open(part) as content:
+            while content.read(_PIECE_BYTES):
+                pass
+    except zipfile.BadZipFile:
+        return False
+    return True
 
 
 def _is_other_archive(path: str | os.PathLike[str]) -> bool:
