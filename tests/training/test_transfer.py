@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -190,12 +191,22 @@ def test_a_recipe_holds_the_content_of_its_weights_and_not_their_place(tmp_path:
     (tmp_path / "a.pt").write_bytes(b"two")
     with pytest.raises(UserError, match="not the file that was meant"):
         pinned(a.model.weights)
-    with pytest.raises(UserError, match="not a file"):
+    with pytest.raises(UserError, match="is a folder"):
         pinned(str(tmp_path))
     (tmp_path / "a.pt").unlink()
     with pytest.raises(UserError, match="give a path that every node sees"):
         pinned(a.model.weights)
     assert split_weights("a@b/c.pt") == ("a@b/c.pt", None)
+
+
+def test_a_folder_of_checkpoints_is_refused_with_its_newest_file(tmp_path: Path) -> None:
+    for step, written_at in ((12, 200), (9, 100)):
+        file = tmp_path / f"step-{step:08d}-7bfb0b17.pt"
+        torch.save(network().state_dict(), file)
+        os.utime(file, (written_at, written_at))
+    for refused in (lambda: pinned(str(tmp_path)), lambda: load_pretrained(network(), tmp_path)):
+        with pytest.raises(UserError, match=r"is a folder; .* the newest is step-00000012-7bfb0b17\.pt$"):
+            refused()
 
 
 def test_a_loaded_classifier_needs_weights() -> None:

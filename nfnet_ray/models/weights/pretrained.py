@@ -27,7 +27,7 @@ from nfnet_ray.models.weights.foreign_weights import Slot, as_array, copy_into, 
 from nfnet_ray.models.weights.pickled_arrays import read_pickled_arrays, readable
 from nfnet_ray.models.weights.state_dicts import State, find_state, load_without_running
 from nfnet_ray.models.weights.timm_weights import timm_slots
-from nfnet_ray.models.weights.weights_file import pinned
+from nfnet_ray.models.weights.weights_file import pinned, refuse_what_is_no_file
 from nfnet_ray.recipe import ModelRecipe, split_weights
 from nfnet_ray.wording import count
 
@@ -209,9 +209,8 @@ def _candidates(file: _File) -> list[str]:
 
 def _read(path: str | os.PathLike[str]) -> _File:
     where = readable(os.fspath(path))
-    if os.path.exists(path) and not os.path.isfile(path):  # a named pipe would hold us
-        raise UserError(f"model.weights: {where} is not a file; give the path of a file of weights")
     try:
+        refuse_what_is_no_file(path, where)
         with open(path, "rb") as stream:
             start = stream.read(64)
             size = os.fstat(stream.fileno()).st_size

@@ -15,6 +15,9 @@ from nfnet_ray.errors import UserError
 from nfnet_ray.models.weights.pickled_arrays import readable
 from nfnet_ray.recipe import WEIGHTS_DIGEST_MARK, Recipe, split_weights
 
+# Of torch.save, safetensors and the published pickles. A file that is named may have any.
+_SUFFIXES = (".pt", ".pth", ".safetensors", ".npz")
+
 
 def pinned(weights: str) -> str:
     """``model.weights`` with an absolute path and the SHA-256 of the content: ``/data/F0.npz@sha256:…``.
@@ -43,11 +46,26 @@ def with_pinned_weights(recipe: Recipe) -> Recipe:
     return recipe.with_values({"model.weights": pinned(recipe.model.weights)})
 
 
+def refuse_what_is_no_file(path: str | os.PathLike[str], where: str) -> None:
+    """Raises UserError for a folder, with its newest file of weights, and for a pipe, which would wait for its writer.
+
+    A training prints the folder of its checkpoints. Raises OSError or ValueError for what cannot be looked at.
+    """
+    if stat.S_ISREG(os.stat(path).st_mode):
+        return
+    files = [file for file in Path(path).glob("*") if file.suffix in _SUFFIXES and file.is_file()]
+    if not files:
+        raise UserError(f"model.weights: {where} is not a file; give the path of a file of weights")
+    newest = max(files, key=lambda file: (file.stat().st_mtime, file.name))
+    raise UserError(
+        f"model.weights: {where} is a folder; give one of its files: the newest is {readable(newest.name)}"
+    )
+
+
 def _sha256(path: str) -> str:
     where = f"{readable(path)} on {socket.gethostname()}"
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # before it is opened: a pipe would wait for its writer
-            raise UserError(f"model.weights: {where} is not a file; give the path of a file of weights")
+        refuse_what_is_no_file(path, where)
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except (OSError, ValueError) as error:  # a ValueError is a name that no file can have
