@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from nfnet_ray.errors import UserError
 from nfnet_ray.models.catalogue import get_model
 from nfnet_ray.recipe import (
     AGCRecipe,
@@ -78,10 +79,14 @@ def published_recipe(name: str) -> Recipe:
     >>> recipe.batch_size, recipe.data.image_size, recipe.data.randaugment.magnitude
     (4096, 224, 10.0)
 
-    Raises UserError for a model that does not exist.
+    Raises UserError for a model that does not exist, and for a new one that has no Recipe yet.
     """
     get_model(name)
-    family = next(family for pattern, family in _FAMILIES.items() if re.match(pattern, name))
+    family = next((family for pattern, family in _FAMILIES.items() if re.match(pattern, name)), None)
+    if family is None:
+        raise UserError(
+            f"model {name} has no Recipe: add one to _FAMILIES in nfnet_ray/models/published.py (CONTRIBUTING.md)"
+        )
     return with_published_values(family(name))
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nfnet_ray.data.files.dataset import DatasetSummary
+from nfnet_ray.errors import UserError
+from nfnet_ray.models.baselines import BASELINES
 from nfnet_ray.models.published import published_differences, published_recipe, with_published_values
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.study.cost.earlier_runs import earlier_trials, kind_of, like, of_schedules
@@ -191,6 +194,13 @@ def test_what_differs_from_the_published_recipe_restores_it(name: str) -> None:
     restored = with_published_values(recipe.with_values(different))
     assert published_differences(restored) == {}
     assert restored.to_values() | {"data.path": ""} == published_recipe(name).to_values() | {"data.path": ""}
+
+
+def test_a_new_network_without_a_recipe_is_told_where_to_add_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    new = replace(BASELINES["resnet50"], name="resnet18")
+    monkeypatch.setitem(BASELINES, "resnet18", new)
+    with pytest.raises(UserError, match=r"resnet18 has no Recipe: add one to _FAMILIES in .*published\.py"):
+        published_recipe("resnet18")
 
 
 def test_a_network_without_a_published_recipe_is_compared_with_none() -> None:
