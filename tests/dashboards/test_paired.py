@@ -118,6 +118,21 @@ def test_the_best_of_equal_settings_is_seldom_better_and_its_optimism_is_found(
     assert abs(np.mean(corrected)) <= 0.2 * np.mean(naive)
 
 
+def test_the_best_of_many_high_accuracies_is_covered_and_its_interval_no_wider_than_that() -> None:
+    """The luckiest of twenty has few images wrong, so its bits show less noise than its true accuracy has."""
+    settings, images, studies = 20, 200, 1000
+    draw = np.random.default_rng(1)
+    truth = trial_accuracies(draw, studies, np.full(settings, 0.95), 1, 0.0)
+    moments = simulated_moments(draw, truth, images, 0.95)
+    covered = 0
+    for study in range(studies):
+        one = Moments(moments.mean[study], moments.covariance[study], images)
+        best = int(one.mean.argmax())
+        low, high = (float(bound) for bound in setting_interval(one.only([best])))
+        covered += optimism(one.mean, noise_of(one, [1] * settings), low, 1, draws=500).low <= 0.95 <= high
+    assert 0.93 <= covered / studies <= 0.98
+
+
 def test_the_best_of_six_is_covered_though_one_of_them_is_at_the_edge_of_divergence() -> None:
     """It is the best one more often than the others, and their spread says little about its own."""
     settings, seeds, images, studies = 6, 2, 10_000, 400

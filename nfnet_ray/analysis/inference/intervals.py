@@ -37,6 +37,12 @@ def wilson_bounds(fraction: float | Floats, n: float | Floats) -> tuple[Floats, 
     return np.maximum(0.0, (centre - spread) / scale), np.minimum(1.0, (centre + spread) / scale)
 
 
+def images_like(accuracy: float | Floats, squared_error: float | Floats) -> Floats:
+    """How many independent images would give an accuracy this squared standard error; at most 1e9."""
+    accuracy = np.asarray(accuracy, np.float64)
+    return np.minimum(accuracy * (1 - accuracy) / np.maximum(squared_error, 1e-12), 1e9)
+
+
 def setting_half_width(
     images: float | Floats, seeds: float | Floats, freedom: float | Floats, quantile: float | Floats = 0.975
 ) -> Floats:

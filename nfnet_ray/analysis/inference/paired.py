@@ -31,7 +31,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nfnet_ray.analysis.inference.intervals import Z_95, Floats, setting_half_width, wilson_bounds
+from nfnet_ray.analysis.inference.intervals import (
+    Z_95,
+    Floats,
+    images_like,
+    setting_half_width,
+    wilson_bounds,
+)
 
 # Two-sided level at which an F test has to tell two spreads apart before each is given a value of its own.
 _SPREADS_DIFFER = 0.10
@@ -195,8 +201,8 @@ def setting_interval(moments: Moments) -> tuple[Floats, Floats]:
     parts, images = setting_parts(moments), float(moments.images)
     if moments.mean.shape[-1] == 1:
         return wilson_bounds(parts.value, images)
-    shown = np.minimum(parts.value * (1 - parts.value) / np.maximum(parts.images, 1e-12), 1e9)
-    low, high = wilson_bounds(parts.value, np.maximum(np.floor(shown), images))
+    like = images_like(parts.value, parts.images)
+    low, high = wilson_bounds(parts.value, np.maximum(np.floor(like), images))
     below, above = (
         setting_half_width(side**2 / Z_95**2, parts.seeds, parts.freedom)
         for side in (parts.value - low, high - parts.value)

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nfnet_ray.analysis.inference.intervals import Z_95, setting_half_width
+from nfnet_ray.analysis.inference.intervals import Z_95, images_like, setting_half_width, wilson_bounds
 from nfnet_ray.analysis.inference.paired import Floats, Moments, interaction
 
 DRAWS = 4000
@@ -167,14 +167,15 @@ def optimism(
 ) -> Optimism:
     """How optimistic the highest of ``accuracies`` (S,) is. The same arguments give the same numbers.
 
-    The interval is the best one's own, :math:`x \\pm h`, with a lower bound that is :math:`a \\ge 0` further below.
-    In the studies that are drawn the highest accuracy is too high by :math:`e`, and its own half-width is :math:`h'`,
-    from the spread that its seeds show there. With few seeds that is often wide enough, whatever was chosen. So
-    :math:`a` is the least for which
+    The interval is the best one's own, with a lower bound that is :math:`a \\ge 0` further below. In the studies that
+    are drawn the highest accuracy is too high by :math:`e`, and its own interval reaches from :math:`l` below it to
+    :math:`u` above, by the accuracy and the spread of seeds that it shows there. With few seeds or images that is often
+    wide enough, whatever was chosen. So :math:`a` is the least for which
 
-    .. math:: P(e > h' + a) + P(e < -h') \\le 5\\%.
+    .. math:: P(e > l + a) + P(e < -u) \\le 5\\%.
 
-    The seeds' variance is drawn too, from what all settings tell about it, and :math:`h'` and :math:`e` follow it.
+    The images' noise is that of the true accuracies: where they are high, the best one shows less than it has. The
+    seeds' variance is drawn too, from what all settings tell about it, and :math:`e`, :math:`l` and :math:`u` follow.
     The width itself is never pooled: a setting at the edge of divergence, with more spread than the others, is more
     often the best one than they are, and their spread says little about its own.
 
@@ -202,26 +203,31 @@ def optimism(
         by_images = draw.standard_normal((draws, len(values))) @ roots
         return by_images, draw.standard_normal((draws, len(values))) * np.sqrt(variances)
 
-    by_images, by_seeds = drawn()
-    anew = [drawn() for _ in rungs]
-    moved = by_images + by_seeds
-    at_rungs = _luck_at(rungs, moved, [of_images + of_seeds for of_images, of_seeds in anew])
-    own_mean = float(moved[:, winner].mean())  # 0 but for the draw
-    first = _errors(moved, _behind(accuracies[near], covariance, 0.0), at_rungs)
-    behind = _behind(accuracies[near], covariance, max(0.0, float(first.mean()) - own_mean))
-    errors = _errors(moved, behind, at_rungs)
-    mean = max(0.0, float(errors.mean()) - own_mean)
-    half = np.full(draws, Z_95 * math.sqrt(images[winner, winner]))
+    parts = [drawn() for _ in range(1 + len(rungs))]
+
+    def luck(wider: float | Floats, scale: float | Floats) -> tuple[Floats, list[tuple[int, Floats]]]:
+        end, *anew = (of_images * wider + of_seeds * scale for of_images, of_seeds in parts)
+        return end, _luck_at(rungs, end, anew)
+
+    moved, at_rungs = luck(1.0, 1.0)
+    too_high = _optimism(moved, winner, _chosen(moved, _behind(accuracies[near], covariance, 0.0), at_rungs))
+    behind = _behind(accuracies[near], covariance, too_high)
+    true = np.clip(accuracies[best] - too_high - behind, 0.0, 1.0)
+    wider = _noise_at(true, accuracies[near])
+    moved, at_rungs = luck(wider, 1.0)
+    chosen = _chosen(moved, behind, at_rungs)
+    mean = _optimism(moved, winner, chosen)
+    shown: Floats | None = None
     if seeds > 1 and variances.any():
-        true = noise.freedom / draw.chisquare(noise.freedom, draws)  # in units of the variance that is seen
-        shown = true * draw.chisquare(seeds - 1, draws) / (seeds - 1)
-        scale = np.sqrt(true)[:, None]
-        moved = by_images + by_seeds * scale
-        at_rungs = _luck_at(rungs, moved, [of_images + of_seeds * scale for of_images, of_seeds in anew])
-        errors = _errors(moved, behind, at_rungs)
-        half = setting_half_width(images[winner, winner], variances[winner] * shown, seeds - 1)
-    miss = max(_MISS - float((errors < -half).mean()), 1 / draws)
-    further = max(0.0, float(np.quantile(errors - half, 1 - miss)))
+        varied = noise.freedom / draw.chisquare(noise.freedom, draws)  # in units of the variance that is seen
+        shown = variances[winner] * varied * draw.chisquare(seeds - 1, draws) / (seeds - 1)
+        moved, at_rungs = luck(wider, np.sqrt(varied)[:, None])
+        chosen = _chosen(moved, behind, at_rungs)
+    errors = moved[np.arange(draws), chosen]
+    like = images_like(accuracies[best], images[winner, winner])
+    below, above = _own_half_widths(np.clip(true[chosen] + errors, 0.0, 1.0), float(like), shown, seeds)
+    miss = max(_MISS - float((errors < -above).mean()), 1 / draws)
+    further = max(0.0, float(np.quantile(errors - below, 1 - miss)))
     return Optimism(best, mean, max(0.0, own_low - further))
 
 
@@ -265,12 +271,48 @@ def _luck_at(rungs: Sequence[Rung], end: Floats, anew: Sequence[Floats]) -> list
     return found[::-1]
 
 
-def _errors(moved: Floats, behind: Floats, at_rungs: Sequence[tuple[int, Floats]]) -> Floats:
-    """(draws,) by how much the highest of each study drawn is too high, among those that pass its rungs."""
+def _chosen(moved: Floats, behind: Floats, at_rungs: Sequence[tuple[int, Floats]]) -> NDArray[np.intp]:
+    """(draws,) which setting is the highest of each study drawn, among those that pass its rungs."""
     given_up = np.zeros(moved.shape, bool)
     for passed, luck in at_rungs:
         if passed < moved.shape[1]:
             seen = np.where(given_up, -np.inf, luck - behind)
             given_up |= seen < np.partition(seen, -passed, axis=1)[:, [-passed]]
-    chosen = np.where(given_up, -np.inf, moved - behind).argmax(axis=1)
-    return np.asarray(moved[np.arange(len(moved)), chosen])
+    return np.asarray(np.where(given_up, -np.inf, moved - behind).argmax(axis=1))
+
+
+def _optimism(moved: Floats, winner: int, chosen: NDArray[np.intp]) -> float:
+    """By how much the highest is too high on average; what the draw gave the best one by itself is taken off."""
+    errors = moved[np.arange(len(moved)), chosen]
+    return max(0.0, float(errors.mean() - moved[:, winner].mean()))
+
+
+def _noise_at(true: Floats, seen: Floats) -> Floats:
+    """(S,) how much wider the images' noise is at the ``true`` accuracies than at those that were ``seen``."""
+    variance = seen * (1 - seen)
+    # All images right, or none: the bits show no noise that could be widened.
+    return np.asarray(
+        np.sqrt(np.where(variance > 0, true * (1 - true) / np.where(variance > 0, variance, 1), 1))
+    )
+
+
+def _own_half_widths(
+    accuracies: Floats, images: float, of_seeds: Floats | None, seeds: int
+) -> tuple[Floats, Floats]:
+    """(draws,) below and above each accuracy, of the interval that the highest of each study drawn has by itself.
+
+    Args:
+        images: how many independent images would have its standard error; 0 if the bits show none.
+        of_seeds: (draws,) its squared standard error for the seeds; None where it is not known.
+    """
+    if images == 0:
+        low, high = accuracies, accuracies
+    else:
+        low, high = wilson_bounds(accuracies, images)
+    below, above = accuracies - low, high - accuracies
+    if of_seeds is None:
+        return below, above
+    return (
+        setting_half_width(below**2 / Z_95**2, of_seeds, seeds - 1),
+        setting_half_width(above**2 / Z_95**2, of_seeds, seeds - 1),
+    )
