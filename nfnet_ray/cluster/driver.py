@@ -47,7 +47,6 @@ from nfnet_ray.study.legs import Legs
 from nfnet_ray.study.recorder import Recorder
 from nfnet_ray.study.search.upcoming import has_more
 from nfnet_ray.study.study import TRIALS_FOLDER, Study
-from nfnet_ray.tracking.state import StudyState
 
 
 def run_trials(
@@ -133,7 +132,7 @@ def _run_on_tune(
         run_config=RunConfig(
             name=attempt,
             storage_path=str(directory / "tune"),
-            stop=_StopWhenAsked(stop, recorder.state, searcher.registers),
+            stop=_StopWhenAsked(stop, recorder, searcher.registers),
             callbacks=[_JournalCallback(recorder, forms, legs, stop)],
             # Within an epoch: _JournalCallback forgets those before it.
             failure_config=FailureConfig(max_failures=LOST_WORKER_RETRIES),
@@ -171,8 +170,8 @@ class _NotSaved:
 class _StopWhenAsked(_NotSaved, Stopper):
     """Ends all trials when asked to, after those that train have kept a checkpoint of their current step."""
 
-    def __init__(self, stop: threading.Event, state: StudyState, registers: Mapping[str, Register]) -> None:
-        self._stop, self._state, self._registers = stop, state, registers
+    def __init__(self, stop: threading.Event, recorder: Recorder, registers: Mapping[str, Register]) -> None:
+        self._stop, self._recorder, self._registers = stop, recorder, registers
         self._asked: list[str] | None = None
         self._asked_at = 0.0
 
@@ -182,11 +181,15 @@ class _StopWhenAsked(_NotSaved, Stopper):
     def stop_all(self) -> bool:
         if not self._stop.is_set():
             return False
+        if self._recorder.is_cut_off:
+            return True
         if self._asked is None:
             self._asked_at = time.monotonic()
             self._asked = self._ask()
         is_late = time.monotonic() - self._asked_at > SECONDS_TO_KEEP
-        return is_late or not any(self._state.trials[name].state == "running" for name in self._asked)
+        return is_late or not any(
+            self._recorder.state.trials[name].state == "running" for name in self._asked
+        )
 
     def _ask(self) -> list[str]:
         """Asks all legs to stop, even those that Tune has yet to start. Returns the trials with something to keep."""
@@ -195,7 +198,7 @@ class _StopWhenAsked(_NotSaved, Stopper):
             for register in self._registers.values():
                 register.set(STOP, True)
             for name, register in self._registers.items():
-                if self._state.trials[name].state == "running" and register.get(HAS_TRAINED):
+                if self._recorder.state.trials[name].state == "running" and register.get(HAS_TRAINED):
                     training.append(name)
         return training
 

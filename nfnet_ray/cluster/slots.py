@@ -37,11 +37,12 @@ def run_training(
         slot.hand(config)
         follower = Follower(config, recorder, say, stop)
         try:
-            while (report := _followed(slot, follower)) is None:
+            while (report := _followed(slot, follower, recorder)) is None:
                 time.sleep(SECONDS_BETWEEN_READS)
         except ControllerEnded as error:
             report = FinalReport("failed", str(error))
-        close_all([slot])
+        if not recorder.is_cut_off:
+            close_all([slot])
     shutil.rmtree(
         config["compiled"], ignore_errors=True
     )  # a URI's is one file, which the next training replaces
@@ -81,7 +82,7 @@ def run_legs(
         """What the workers of all slots have said."""
         for number, slot in slots.items():
             leg_config, follower = running.get(number, (None, None))
-            report = _followed(slot, follower)
+            report = _followed(slot, follower, recorder)
             if leg_config is not None and report is not None:
                 del running[number]
                 record_end(leg_config["name"], report, legs, recorder)
@@ -124,14 +125,17 @@ def run_legs(
                 time.sleep(SECONDS_BETWEEN_READS)
         except ControllerEnded as error:
             recorder.mark_lost(f"{error}; look into Ray's logs")
-        close_all([*slots.values(), *closed])
+        if not recorder.is_cut_off:
+            close_all([*slots.values(), *closed])
 
 
 def record_end(name: str, report: FinalReport, legs: Legs, recorder: Recorder) -> None:
     """Records how a leg of a study ended, and what that decides of other trials."""
     if report.outcome == "stopped" and recorder.state.trials[name].state != "running":
         return  # before its first step: it is as if it had not been handed out
-    if report.stops_study:  # it can be resumed once the cause is gone
+    if recorder.is_cut_off:  # then it is no fault of the trial's
+        legs.end(name, "interrupted", None)
+    elif report.stops_study:  # it can be resumed once the cause is gone
         legs.end(name, "interrupted", report.reason)
         recorder.mark_lost(str(report.reason))
     elif report.outcome == "paused":
@@ -140,8 +144,10 @@ def record_end(name: str, report: FinalReport, legs: Legs, recorder: Recorder) -
         legs.end(name, report.trial_outcome, report.reason)
 
 
-def _followed(slot: Slot, follower: Follower | None) -> FinalReport | None:
+def _followed(slot: Slot, follower: Follower | None, recorder: Recorder) -> FinalReport | None:
     """Keeps a slot up, and takes in what the workers of its leg have said."""
+    if recorder.is_cut_off:
+        return FinalReport("stopped")
     why = slot.keep_up()
     if follower is None:
         return None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from types import FrameType
+from typing import NoReturn
 
-from nfnet_ray.command_line.interruption import EXIT_INTERRUPTED, interruptible
+from nfnet_ray.command_line.interruption import EXIT_INTERRUPTED, interruptible, program_name
 from nfnet_ray.command_line.one_line_parser import EXIT_USER_ERROR
 from nfnet_ray.errors import UserError
 from nfnet_ray.places import in_words, lost_place
@@ -14,6 +16,9 @@ from nfnet_ray.printable import printable
 
 EXIT_TERMINATED = 143
 """What a shell gives a program that SIGTERM ended: 128 + SIGTERM."""
+
+_program = ""
+"""How messages name the program that runs; "" for one that calls this library."""
 
 _SHOW_CURSOR = "\x1b[?25h"  # DECTCEM, of DEC's VT220 and all terminals since
 
@@ -37,6 +42,8 @@ def exit_code_of(
         when_stopped: what is printed after Ctrl-C or SIGTERM, if the exception has no note that says what is kept.
         sigterm_has_its_own_code: SIGTERM ends with 143; otherwise, like Ctrl-C, with 130.
     """
+    global _program
+    _program = program
     try:
         with interruptible(sigterm=terminate if sigterm_has_its_own_code else None):
             code = body() or 0
@@ -58,6 +65,21 @@ def exit_code_of(
     except _Terminated as terminated:
         _say_stopped(program, terminated, when_stopped)
         return EXIT_TERMINATED
+
+
+def end_with(error: UserError) -> NoReturn:
+    """Ends this process at once, from any thread, with the line and the exit code of :func:`exit_code_of`.
+
+    For a thread that has to end the program because the main one cannot. Nothing else is cleaned up.
+    """
+    try:
+        if sys.stderr.isatty():  # as below
+            print(_SHOW_CURSOR, end="", file=sys.stderr)
+        _say(_program or program_name(), str(error), *_notes(error))
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(EXIT_USER_ERROR)
 
 
 class _Terminated(SystemExit):

@@ -117,11 +117,11 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
 def _end_at_once(_number: int, _frame: FrameType | None) -> None:
     """Exits without Python's shutdown, which waits for threads and runs what half-imported libraries registered."""
     with suppress(OSError):  # the terminal that was closed
-        os.write(2, f"{_program()}: stopped\n".encode())
+        os.write(2, f"{program_name()}: stopped\n".encode())
     os._exit(EXIT_INTERRUPTED)
 
 
-def _program() -> str:
+def program_name() -> str:
     """How messages name this program: ``agc_sweep.py`` or ``python -m studies``, also while Python looks for it."""
     up_to_it = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv) + 1]
     if up_to_it[-2:-1] == ["-m"]:

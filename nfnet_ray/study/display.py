@@ -285,6 +285,10 @@ class StudyDisplay:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Shows nothing more, from any thread."""
         self._closed.set()
         if self._is_live:
             self._live.stop()

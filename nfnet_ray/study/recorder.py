@@ -41,10 +41,12 @@ class Recorder:
     ) -> None:
         self._journal, self.state, self._on_event, self._say = journal, state, on_event, say
         self._on_lost = on_lost
-        self._journal_is_lost = False
+        self._is_closed = False
         self._one_at_a_time = threading.RLock()
         self.lost: str | None = None
         """Why the study has to stop: results can no longer be written, or its data is gone."""
+        self.is_cut_off = False
+        """Whether Ray is gone, so that nothing of the workers can be waited for."""
         self.why_interrupted: str | None = None
         """Why trials are being interrupted: a cap was reached; None after Ctrl-C."""
 
@@ -62,12 +64,12 @@ class Recorder:
 
     def _keep(self, event: Event) -> bool:
         with self._one_at_a_time:
-            if self._journal_is_lost:
+            if self._is_closed:
                 return False  # events after a missing one would tell another story
             try:
                 self._journal.append(event)
             except OSError as error:
-                self._journal_is_lost = True
+                self._is_closed = True
                 self.mark_lost(f"the journal cannot be written ({in_words(error)}); {remedy_for(error)}")
                 return False
             self.state.apply(event)
@@ -77,6 +79,16 @@ class Recorder:
         """Stop the study. ``why`` ends with what to do about it."""
         self.lost = self.lost or why
         self._on_lost()
+
+    def mark_cut_off(self, why: str) -> None:
+        """Stop the study without waiting for its workers. ``why`` ends with what to look into."""
+        self.is_cut_off = True
+        self.mark_lost(why)
+
+    def close(self) -> None:
+        """Keeps no further event, whoever records it."""
+        with self._one_at_a_time:
+            self._is_closed = True
 
     def record_epoch(
         self,

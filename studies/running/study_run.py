@@ -17,8 +17,10 @@ from dashboards.live_report import LiveReport
 from dashboards.report import REPORT_FILE, write_report
 from nfnet_ray.cluster.connection.address import temporary_folder
 from nfnet_ray.cluster.connection.gpu_sharing import sharing_sentence
+from nfnet_ray.cluster.connection.lifeline import Look, look_at_ray, loss_is_noticed
 from nfnet_ray.cluster.connection.resources import Resources, WorkerResources, workers_on_a_gpu
 from nfnet_ray.cluster.connection.session import check_temporary_folder, ray_session
+from nfnet_ray.command_line.exit_code import end_with
 from nfnet_ray.command_line.interruption import EXIT_INTERRUPTED, asked_to_stop
 from nfnet_ray.command_line.program import goes_on_without_output
 from nfnet_ray.command_line.terminal import say, say_whole, waiting
@@ -166,11 +168,14 @@ class StudyRun:
             self._greet(to_do, console)
             try:
                 with self._announced_session(address, console) as resources, self._exported(address, sink):
+                    look = look_at_ray(address)
                     worker = self.runner.worker(resources, demand)
                     self._check_nodes(address, resources, worker)
                     with alone_with(self.directory):
                         self._check_journal_is_as_it_was()
-                        reached = self._run_trials(trials, to_do, resources, demand, worker, sink, console)
+                        reached = self._run_trials(
+                            trials, to_do, resources, demand, worker, look, sink, console
+                        )
                         self._say_result(console)  # while connected to Ray: leaving it may take long
                         is_delivered = self._deliver(sink, console, is_urgent=reached is None)
             except StopsStudyError:
@@ -295,6 +300,7 @@ class StudyRun:
         resources: Resources,
         demand: WorkerDemand,
         worker: WorkerResources,
+        look: Look,
         sink: MLflowSink | NotRecorded,
         console: Console,
     ) -> ReachedCap | None:
@@ -347,7 +353,16 @@ class StudyRun:
                 display.note(f"Ended early: {cap.reason}. {self.runner.stopping}")
 
             watch = CapWatch(recorder, self.caps, self._accelerator, stop, say_why)
-            with display, watch, asked_to_stop(stop, lambda: display.note(self.runner.stopping)):
+
+            def end() -> None:
+                self._end_at_once(recorder, time.monotonic() - started_at, display, sink, console)
+
+            with (
+                display,
+                watch,
+                loss_is_noticed(look, lambda: recorder.is_cut_off, recorder.mark_cut_off, end),
+                asked_to_stop(stop, lambda: display.note(self.runner.stopping)),
+            ):
                 self.runner.run(
                     RunningStudy(
                         study,
@@ -370,6 +385,28 @@ class StudyRun:
         if recorder.lost:
             raise StopsStudyError(self._stopped_sentence(recorder.lost))
         return reached
+
+    def _end_at_once(
+        self,
+        recorder: Recorder,
+        wall_seconds: float,
+        display: StudyDisplay,
+        sink: MLflowSink | NotRecorded,
+        console: Console,
+    ) -> None:
+        """Ends this process as :meth:`execute` would, while the main thread waits for a Ray that has gone."""
+        error = StopsStudyError(self._stopped_sentence(recorder.lost or ""))
+        try:
+            for trial in self.progress.trials.values():
+                if trial.state == "running":
+                    recorder.end_trial(trial.name, "interrupted", None)
+            recorder.record(study_ended("interrupted", wall_seconds))
+            recorder.close()
+            display.close()
+            sink.close(TRACKING_DEADLINE_SECONDS_IF_STOPPED)
+            self._notify("failed", str(error), console)
+        finally:
+            end_with(error)
 
     @property
     def _has_more(self) -> bool:

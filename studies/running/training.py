@@ -179,7 +179,7 @@ class TrainRunner:
             forms=running.recorder.state.forms,
         )
         least = worker.min_workers or worker.workers
-        with waiting_is_explained(lambda: least, worker, running.note, running.recorder.mark_lost):
+        with waiting_is_explained(lambda: least, worker, running.note, running.recorder.mark_cut_off):
             report = run_training(config, running.recorder, running.note, running.stop)
         self._was_refused = report.refused
 

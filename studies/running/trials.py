@@ -370,7 +370,7 @@ class TuneRunner:
             least = running.worker.min_workers or running.worker.workers
             return min(running.trials_at_once, len(running.progress.unfinished)) * least
 
-        with waiting_is_explained(wanted, running.worker, running.note, running.recorder.mark_lost):
+        with waiting_is_explained(wanted, running.worker, running.note, running.recorder.mark_cut_off):
             run_trials(
                 running.study,
                 running.data,

@@ -28,7 +28,7 @@ from tests.ports import unused_port
 
 TOKEN = "0123456789abcdef" * 4
 NODE = "ab" * 28
-raylets_of_this_machine = address_module._raylets
+raylets_of_this_machine = address_module.raylets
 OURS = {"ray_version": version("ray"), "python_version": platform.python_version()}
 
 
@@ -103,7 +103,7 @@ def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def on_this_machine(monkeypatch: pytest.MonkeyPatch, *heads: str) -> None:
     """A node of each of these heads runs here."""
-    monkeypatch.setattr(address_module, "_raylets", lambda: ((head, NODE) for head in heads))
+    monkeypatch.setattr(address_module, "raylets", lambda: ((1, head, NODE) for head in heads))
 
 
 def refusal(address: str) -> str:
@@ -268,7 +268,7 @@ def test_the_nodes_of_this_machine_are_found_by_their_processes(tmp_path: Path) 
     try:
         assert process.stdout is not None
         process.stdout.readline()
-        assert ("10.1.2.3:4567", NODE) in set(raylets_of_this_machine())
+        assert (process.pid, "10.1.2.3:4567", NODE) in set(raylets_of_this_machine())
     finally:
         process.kill()
         process.wait()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -50,6 +52,27 @@ def test_notes_end_the_line(capsys: pytest.CaptureFixture[str]) -> None:
     ):
         error.add_note("14 images are kept")
         assert ends(error, capsys) == (code, f"program.py: {said}\n")
+
+
+THREAD = """\
+import threading, time
+from nfnet_ray.command_line.exit_code import end_with, exit_code_of
+from nfnet_ray.errors import UserError
+def body():
+    print("a table")
+    threading.Thread(target=lambda: end_with(UserError("Ray has ended"))).start()
+    time.sleep(1000)
+exit_code_of("program.py", body)
+"""
+
+
+def test_a_thread_can_end_a_program_whose_main_thread_waits() -> None:
+    result = subprocess.run([sys.executable, "-c", THREAD], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (
+        2,
+        "a table\n",
+        "program.py: Ray has ended\n",
+    )
 
 
 @pytest.mark.parametrize(("own_code", "code"), [(False, 130), (True, 143)])

@@ -459,6 +459,24 @@ def test_processes_that_ray_started(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ray_internals.started_processes() == ["a process"]
 
 
+def test_the_servers_and_the_logs_of_a_local_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray._private import ray_constants, worker
+
+    assert ray_internals.own_servers() == {}
+    assert ray_constants.PROCESS_TYPE_RAYLET == ray_internals.RAYLET
+    assert ray_constants.PROCESS_TYPE_GCS_SERVER == ray_internals.GCS_SERVER
+    assert "return self._logs_dir\n" in source("_private/node.py")
+    processes = {name: [SimpleNamespace(process=name)] for name in ("raylet", "gcs_server", "other")}
+    node = SimpleNamespace(all_processes=processes, get_logs_dir_path=lambda: "/x/logs")
+    monkeypatch.setattr(worker, "_global_node", node)
+    assert ray_internals.own_servers() == {"raylet": "raylet", "gcs_server": "gcs_server"}
+    assert ray_internals.logs_folder() == Path("/x/logs")
+
+
+def test_the_variable_for_a_head_that_has_gone_is_one_of_rays() -> None:
+    assert ray_internals.HEAD_TIMEOUT.encode() in (RAY / "_raylet.so").read_bytes()
+
+
 def test_a_local_ray_starts_without_attendants(monkeypatch: pytest.MonkeyPatch) -> None:
     from ray._private.node import Node
     from ray.experimental import internal_kv

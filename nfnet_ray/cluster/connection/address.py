@@ -101,7 +101,7 @@ def _meant(address: str) -> _Meant:
     if from_environment not in ("", AUTO):
         remedy = "set RAY_ADDRESS to one that is up, or unset it, or leave --address out"
         return _Meant(from_environment, f"--address auto, RAY_ADDRESS={from_environment}", remedy)
-    running = sorted({address for address, _ in _raylets()})
+    running = sorted({address for _, address, _ in raylets()})
     file = temporary_folder() / ray_internals.CURRENT_CLUSTER_FILE
     try:
         noted = file.read_text().strip()
@@ -274,7 +274,7 @@ def _check_is_node(meant: _Meant, head: Head) -> None:
     token = _token() if head.wants_token else None
     deadline = time.monotonic() + JOINING_SECONDS
     while True:
-        nodes = [bytes.fromhex(node) for _, node in _raylets()]
+        nodes = [bytes.fromhex(node) for _, _, node in raylets()]
         request = b"".join(_field(1, node) for node in nodes)
         if nodes and any(_alive(_call(meant, ray_internals.CHECK_ALIVE, request, token) or b"")):
             return
@@ -286,8 +286,8 @@ def _check_is_node(meant: _Meant, head: Head) -> None:
         time.sleep(0.5)
 
 
-def _raylets() -> Iterator[tuple[str, str]]:
-    """(address of its head, hexadecimal id) of each node on this machine, from the arguments of its processes."""
+def raylets() -> Iterator[tuple[int, str, str]]:
+    """(process id, address of its head, hexadecimal id) of each node on this machine, by its process's arguments."""
     for file in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             program, *arguments = file.read_bytes().decode(errors="replace").split("\0")
@@ -299,7 +299,7 @@ def _raylets() -> Iterator[tuple[str, str]]:
         address = given.get(ray_internals.RAYLET_HEAD_ARGUMENT, "")
         node = given.get(ray_internals.RAYLET_NODE_ARGUMENT, "")
         if address and re.fullmatch(r"([0-9a-f]{2})+", node):
-            yield address, node
+            yield int(file.parent.name), address, node
 
 
 def has_token() -> bool:

@@ -26,11 +26,11 @@ def waiting_is_explained(
     wanted: Callable[[], int],
     worker: WorkerResources,
     say: Callable[[str], None],
-    mark_lost: Callable[[str], None],
+    mark_cut_off: Callable[[str], None],
 ) -> Iterator[None]:
     """While this lasts, says why when fewer than ``wanted()`` workers have a place and the others do not fit.
 
-    Calls ``mark_lost`` with a reason if no node is up any more, not even that of this driver, which is then cut off
+    Calls ``mark_cut_off`` with a reason if no node is up any more, not even that of this driver, which is then cut off
     from Ray: it would wait for ever. A local Ray ends so when it has not run for half a minute, on a machine that slept
     or was overloaded.
 
@@ -50,7 +50,7 @@ def waiting_is_explained(
             now = time.monotonic()
             if not machines:
                 if now - had_node_at > SECONDS_BEFORE_EXPLAINING:
-                    mark_lost("no node of Ray is up any more; look into Ray's logs")
+                    mark_cut_off("no node of Ray is up any more; look into Ray's logs")
                     return
                 continue
             had_node_at = now

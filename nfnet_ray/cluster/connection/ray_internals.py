@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -288,6 +289,28 @@ def started_processes() -> list[subprocess.Popen[bytes]]:
     return [described.process for alike in node.all_processes.values() for described in alike]
 
 
+RAYLET, GCS_SERVER = "raylet", "gcs_server"
+"""Names of two of these processes (_private/ray_constants.py): the node's, and the head's."""
+
+
+def own_servers() -> dict[str, subprocess.Popen[bytes]]:
+    """{name: process} of those that ``ray.init`` started and without which no Ray is left (_private/node.py)."""
+    from ray._private import worker
+
+    node: Any = worker._global_node
+    if node is None:
+        return {}
+    return {name: node.all_processes[name][0].process for name in (RAYLET, GCS_SERVER)}
+
+
+def logs_folder() -> Path:
+    """Where the processes of this Ray on this machine keep their logs (_private/node.py)."""
+    from ray._private import worker
+
+    node: Any = worker._global_node
+    return Path(node.get_logs_dir_path())
+
+
 @contextlib.contextmanager
 def without_attendants() -> Iterator[None]:
     """Within it ``ray.init`` starts a Ray without three processes that have nothing to do on one machine.
@@ -322,6 +345,10 @@ def _nothing(*_: Any) -> None:
 
 STARTUP_TIMEOUT = "timed out during startup"
 """Part of the message when Ray's processes are late (_private/node.py, ``Node.__init__``), a plain Exception."""
+
+HEAD_TIMEOUT, HEAD_TIMEOUT_SECONDS = "RAY_gcs_rpc_server_reconnect_timeout_s", 60.0
+"""The variable that says how long a process waits for a head that has gone before it ends itself, and its default
+(src/ray/common/ray_config_def.h)."""
 
 LONGEST_SOCKET = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 """The longest path of a socket below the temporary folder (_private/node.py), with Linux' largest process id."""
