@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from nfnet_ray.printable import display_path, printable
-from nfnet_ray.tracking.destination.database import artifacts_stay_beside, client_uri
+from nfnet_ray.tracking.destination.database import artifacts_stay_beside, client_uri, make_if_missing
 from nfnet_ray.tracking.destination.experiment import restore_experiment_command, restore_runs_command
 from nfnet_ray.tracking.destination.server import MLFLOW_ENVIRONMENT, go_past_proxies_to_this_machine
 from nfnet_ray.tracking.destination.uri import sqlite_path, with_credentials_aside, without_password
@@ -137,7 +137,7 @@ class MLflowSink:
         """Deliver what can be delivered within the deadline; return how many events and files were not taken.
 
         While MLflow does not answer it is asked for ``unanswered_seconds`` only, by default for as long. A database
-        that is being made is waited for in any case: one that was left half made never opens again.
+        that is being made is waited for in any case: it takes seconds, and the next process would begin it again.
         """
         self._closing.set()
         self._wake.set()
@@ -290,6 +290,8 @@ class MLflowSink:
             try:
                 if self._abandoned.is_set():  # whoever closes this looks at the two in the other order
                     raise InterruptedError("closed before MLflow was opened")
+                if database:
+                    make_if_missing(database)
                 client = MlflowClient(tracking_uri=client_uri(self._tracking_uri))
                 write_metrics_in_bulk(client)
                 noted = self._spool.tracked

@@ -33,7 +33,7 @@ from nfnet_ray.tracking.destination.uri_check import MOST_DATABASE_PATH_BYTES, c
 from studies.running.program import MadeWeights
 from studies.running.request import Request
 
-# MLflow 3.17's empty one is 1.0 MB. A disk that fills up while it is made leaves one that MLflow never opens again.
+# MLflow 3.17's empty one is 1.0 MB, and SQLite's journal of what it changes takes room beside it.
 NEW_DATABASE_BYTES = 2_000_000
 # "/checkpoints/epochs-100000/step-00000000-00000000.json.partial" is the longest path there, with room to grow.
 MOST_BYTES_BELOW_A_TRIAL = 100

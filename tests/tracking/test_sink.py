@@ -9,6 +9,7 @@ import base64
 import copy
 import json
 import math
+import resource
 import shutil
 import sqlite3
 import zlib
@@ -250,7 +251,6 @@ def test_another_study_of_the_same_name_gets_runs_of_its_own(tmp_path: Path, tra
 
 
 def test_a_database_that_is_being_made_is_waited_for(tmp_path: Path) -> None:
-    """A process that ended in the middle left one that no MLflow opens again."""
     write_journal(tmp_path, SMALL)
     tracking_uri = f"sqlite:///{tmp_path}/new.db"
     sink = MLflowSink(tracking_uri, spool_of(tmp_path))
@@ -261,6 +261,31 @@ def test_a_database_that_is_being_made_is_waited_for(tmp_path: Path) -> None:
         [(version,)] = database.execute("select version_num from alembic_version").fetchall()
     assert version
     assert deliver(tmp_path, tracking_uri) == "MLflow: up to date"
+
+
+def test_a_database_for_which_the_disk_has_no_room_is_made_when_there_is_some(tmp_path: Path) -> None:
+    """One with half of its tables would never open again: each attempt failed with "table … already exists"."""
+    write_journal(tmp_path, SMALL)
+    tracking_uri = default_tracking_uri(tmp_path)
+    sink = MLflowSink(tracking_uri, spool_of(tmp_path))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, hard))  # as on a full disk; a whole one has 1.0 MB
+    try:
+        sink.start()
+        wait_until(lambda: "waiting," in sink.status, "a failed attempt")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert {path.name for path in tmp_path.glob("mlflow.db*")} == {"mlflow.db.lock"}
+    assert sink.close(SECONDS) == 0, sink.status
+    assert len(runs_of(tracking_uri)) == 4
+
+
+def test_what_a_kill_left_of_a_database_is_removed(tmp_path: Path) -> None:
+    write_journal(tmp_path, SMALL)
+    for name in ("mlflow.db.partial", "mlflow.db.partial-journal"):
+        (tmp_path / name).write_bytes(b"half")
+    deliver(tmp_path, default_tracking_uri(tmp_path))
+    assert not list(tmp_path.glob("mlflow.db.partial*"))
 
 
 def test_a_new_database_gets_the_whole_journal(tmp_path: Path, tracking_uri: str) -> None:

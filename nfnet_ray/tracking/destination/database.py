@@ -21,6 +21,7 @@ from urllib.parse import quote, unquote, urlsplit
 from nfnet_ray.errors import UserError
 from nfnet_ray.tracking.destination.experiment import EXPERIMENT_VARIABLE, restore_experiment_command
 from nfnet_ray.tracking.destination.uri import named, sqlite_path, sqlite_uri
+from nfnet_ray.whole_file import partial_path
 
 ARTIFACTS_FOLDER = "mlartifacts"
 
@@ -63,6 +64,37 @@ def deleted_experiment(tracking_uri: str, experiment: str, experiment_id: str) -
         f"{named(tracking_uri)}: the experiment {experiment!r} was deleted there; set {EXPERIMENT_VARIABLE} to "
         f"another name, or restore it with:  {restore_experiment_command(tracking_uri, experiment_id)}"
     )
+
+
+def make_if_missing(database: Path) -> None:
+    """Makes MLflow's tables in a database that is missing or empty: all of them, or the file stays as it was.
+
+    MLflow makes them in dozens of transactions, which take seconds. A disk that fills up meanwhile, or a kill, would
+    leave a part of them, and such a database MLflow neither opens nor completes: "table webhooks already exists". One
+    process at a time may call this. Raises what mlflow raises.
+    """
+    database = database.resolve()  # a link stays one
+    if database.exists() and database.stat().st_size:
+        return
+    # Of MLflow 3.17, which its store calls too. Its client would keep the file open, under the name that it loses.
+    from mlflow.store.db.utils import _initialize_tables, create_sqlalchemy_engine
+
+    partial = partial_path(database)
+    _remove(partial)
+    engine = create_sqlalchemy_engine(sqlite_uri(partial))
+    try:
+        _initialize_tables(engine)
+        engine.dispose()
+        partial.replace(database)
+    finally:
+        engine.dispose()
+        _remove(partial)
+
+
+def _remove(database: Path) -> None:
+    """Removes a database, and the journal without which SQLite would not open one that a kill interrupted."""
+    for file in (database, database.with_name(f"{database.name}-journal")):
+        file.unlink(missing_ok=True)
 
 
 def artifacts_stay_beside(database: Path) -> None:

@@ -11,8 +11,8 @@ from nfnet_ray.tracking.destination.experiment import experiment_name
 from nfnet_ray.tracking.destination.server import check_server
 from nfnet_ray.tracking.destination.uri import NOT_RECORDED, named, sqlite_path, with_credentials_aside
 
-MOST_DATABASE_PATH_BYTES = 504
-"""MAX_PATHNAME of SQLite's os_unix.c, 512, less its "-journal"."""
+MOST_DATABASE_PATH_BYTES = 496
+"""MAX_PATHNAME of SQLite's os_unix.c, 512, less its "-journal", and ".partial" while it is made."""
 
 # What SQLAlchemy takes from the options of an SQLite URI (dialects/sqlite/pysqlite.py, create_connect_args), but for
 # ``uri``, which gives the path another meaning.
