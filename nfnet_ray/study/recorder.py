@@ -22,7 +22,16 @@ from nfnet_ray.tracking.journal import Journal
 from nfnet_ray.tracking.state import StudyState
 
 # Ends of the names of metrics that depend on the machine and on what else it does, and not on what was learned.
-_OF_THE_MACHINE = ("_seconds", "_per_second", "_bytes", "_watts", "_joules", "_utilisation")
+# ``shared_batches`` says how many batches another process of the node made.
+_OF_THE_MACHINE = (
+    "_seconds",
+    "_per_second",
+    "_bytes",
+    "_watts",
+    "_joules",
+    "_utilisation",
+    "shared_batches",
+)
 
 
 class Recorder:

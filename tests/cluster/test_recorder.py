@@ -45,8 +45,12 @@ def epochs(folder: Path) -> list[Any]:
 
 @pytest.mark.parametrize(
     "again",
-    [MEASURED, MEASURED | {"train_seconds": 4.0, "images_per_second": 650.0}],
-    ids=["reported anew", "trained anew"],
+    [
+        MEASURED,
+        MEASURED | {"train_seconds": 4.0, "images_per_second": 650.0},
+        MEASURED | {"shared_batches": 0.5},
+    ],
+    ids=["reported anew", "trained anew", "trained beside another trial"],
 )
 def test_an_epoch_that_is_known_is_not_recorded_again(
     recorder: Recorder, said: list[str], tmp_path: Path, again: dict[str, float]
