@@ -150,6 +150,19 @@ def test_it_is_loaded_with_the_accuracy_of_its_run(published: Published) -> None
     assert torch.equal(again, published.logits)
 
 
+def test_it_is_in_the_experiment_of_its_run_and_its_files_are_beside_the_database(
+    published: Published,
+) -> None:
+    client = MlflowClient(published.tracking_uri)
+    [version] = client.search_model_versions("name = 'nfnet_ray'")
+    run = client.get_run(str(version.run_id))
+    [model] = client.search_logged_models([run.info.experiment_id])
+    assert model.source_run_id == run.info.run_id
+    beside = published.directory.parents[1] / "mlartifacts" / "nfnet_ray"
+    assert model.artifact_location.startswith(beside.as_uri())
+    assert list(beside.rglob("MLmodel"))
+
+
 def test_weights_that_are_kept_elsewhere_are_fetched(published: Published, tmp_path: Path) -> None:
     store = CheckpointStore(f"file://{tmp_path}")
     state, started = StudyState.read(published.directory)

@@ -102,6 +102,8 @@ def _publish(tracking_uri: str, run_id: str, name: str, model: PublishedModel) -
     client = mlflow.MlflowClient(uri)
     version = _published(client, name, model)
     if version is None:
+        # Else the model would be one of MLflow's experiment Default, whose files are in ./mlruns of whoever made it.
+        mlflow.set_experiment(experiment_id=client.get_run(run_id).info.experiment_id)
         info = Model.log(
             artifact_path=None, flavor=_Flavor, name=ALIAS, run_id=run_id, step=model.step, published=model
         )
