@@ -41,6 +41,8 @@ from nfnet_ray.command_line.arguments import given_path, whole_number
 from nfnet_ray.command_line.exit_code import exit_code_of
 from nfnet_ray.command_line.one_line_parser import OneLineParser
 from nfnet_ray.errors import UserError
+from nfnet_ray.places import in_words, lost_place, remedy_for
+from nfnet_ray.printable import display_path, interpreter, shell_command
 from nfnet_ray.tracking.study_directory import find_study
 from nfnet_ray.whole_file import whole_file
 from nfnet_ray.wording import count
@@ -67,6 +69,19 @@ def write_report(study_directory: Path, destination: Path | None = None) -> Path
     with _one_thread():
         page = _page(load_study(study_directory), time.time())
     return _write(page, destination or study_directory / REPORT_FILE)
+
+
+def renewed_report(study_directory: Path) -> str:
+    """Writes the report of a study whose journal has everything; "" or, if that failed, why and what writes it later.
+
+    Nothing is lost without a report, so whatever comes after it is to be done all the same.
+    """
+    try:
+        write_report(study_directory)
+    except UserError as error:
+        command = [interpreter(), *PROGRAM.split()[1:], display_path(study_directory)]
+        return f"{error}; once that is possible, write it with:  {shell_command(command)}"
+    return ""
 
 
 def write_comparison(studies: Sequence[str | Path], destination: Path | None = None) -> Path:
@@ -103,7 +118,7 @@ def _write(page: str, destination: Path) -> Path:
         with whole_file(destination, "w", sync=False, several_writers=True) as file:
             file.write(page)
     except OSError as error:
-        raise UserError(f"{destination} cannot be written: {error.strerror}; choose another place") from error
+        raise UserError(f"{destination} {_not_written(error)}") from error
     return destination
 
 
@@ -188,8 +203,13 @@ def _write_beside(folder: Path, write: Callable[[], list[Path]]) -> None:
     try:
         written = write()
     except OSError as error:
-        raise UserError(f"{folder} cannot be written: {error.strerror}; choose another place") from error
+        raise UserError(f"{folder} {_not_written(error)}") from error
     print(f"{folder}: {count(len(written), 'file')}")
+
+
+def _not_written(error: OSError) -> str:
+    remedy = f"{remedy_for(error)}, or " if lost_place(error) else ""
+    return f"cannot be written: {in_words(error)}; {remedy}choose another place"
 
 
 def _page(record: StudyRecord, now: float) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from dashboards.report import REPORT_FILE, write_report
+from dashboards.report import REPORT_FILE, renewed_report
 from nfnet_ray.command_line.terminal import say, waiting
 from nfnet_ray.study.annotations import Annotations
 from nfnet_ray.tracking.destination.uri import without_password
@@ -18,7 +18,7 @@ from nfnet_ray.tracking.sink import MLflowSink
 from nfnet_ray.tracking.spool import SPOOL_FILE, Spool
 from studies.managing.folders import read_folder
 
-EXIT_NOT_IN_MLFLOW = 3  # as that of a study
+EXIT_NOT_RECORDED = 3  # as that of a study
 _DELIVERY_SECONDS, _UNANSWERED_SECONDS = 60.0, 10.0
 
 
@@ -26,7 +26,7 @@ def annotate(directory: Path, notes: Sequence[str], tags: Mapping[str, str], con
     """Adds notes and tags to the journal, the report and MLflow; those that are there already are not repeated.
 
     Returns:
-        The exit code: 0, or 3 if MLflow could not be told.
+        The exit code: 0, or 3 if MLflow could not be told or the report could not be written.
 
     Raises:
         UserError: the study is running, or its journal cannot be read.
@@ -41,9 +41,10 @@ def annotate(directory: Path, notes: Sequence[str], tags: Mapping[str, str], con
         with Journal(directory / JOURNAL_FILE) as journal:
             journal.append(study_annotated(new.notes, new.tags))
         places = ["its journal"]
+        trouble = ""
         if (directory / REPORT_FILE).exists():
-            write_report(directory)
-            places.append("its report")
+            trouble = renewed_report(directory)
+            places += [] if trouble else ["its report"]
         spool = Spool(directory / JOURNAL_FILE, directory / SPOOL_FILE)
         if not spool.tracked.study_run_id:
             missing = 0
@@ -53,7 +54,9 @@ def annotate(directory: Path, notes: Sequence[str], tags: Mapping[str, str], con
         said = ["the note"] if new.notes else []
         said += [f"{key}={value}" for key, value in new.tags.items()]
         say(console, f"{directory.name} now has {', '.join(said)} in {where}.")
-        return EXIT_NOT_IN_MLFLOW if missing else 0
+        if trouble:
+            say(console, f"Its report has not: {trouble}")
+        return EXIT_NOT_RECORDED if missing or trouble else 0
 
 
 def _deliver(spool: Spool, console: Console) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from dashboards.live_report import LiveReport
-from dashboards.report import REPORT_FILE, write_report
+from dashboards.report import REPORT_FILE, renewed_report
 from nfnet_ray.cluster.connection.address import temporary_folder
 from nfnet_ray.cluster.connection.gpu_sharing import sharing_sentence
 from nfnet_ray.cluster.connection.lifeline import Look, look_at_ray, loss_is_noticed
@@ -60,7 +60,7 @@ from studies.running.trials import TuneRunner
 
 # Of the idle time: what a short study loses to Ray's start is nobody's concern.
 WORTH_SAYING, SECONDS_WORTH_SAYING = 0.1, 60.0
-EXIT_NOT_IN_MLFLOW = 3  # everything has been trained; 2 is an error of use
+EXIT_NOT_RECORDED = 3  # everything has been trained; 2 is an error of use
 # To deliver what is left after the last trial: on a busy machine importing mlflow and creating its database alone took
 # more than 20 s. If no server answers, the second one applies.
 TRACKING_DEADLINE_SECONDS, UNANSWERED_SECONDS = 180.0, 20.0
@@ -109,7 +109,7 @@ class StudyRun:
 
         Returns:
             The exit code: 0, also if the study ended at its cap; 1 if trials failed, 3 if MLflow does not have
-            everything, 130 if the study was stopped.
+            everything or the report could not be written, 130 if the study was stopped.
 
         Raises:
             UserError: the study cannot run, or had to stop, because of something that a person can put right.
@@ -176,7 +176,8 @@ class StudyRun:
                         reached = self._run_trials(
                             trials, to_do, resources, demand, worker, look, sink, console
                         )
-                        self._say_result(console)  # while connected to Ray: leaving it may take long
+                        # While connected to Ray: leaving it may take long.
+                        has_report = self._say_result(console)
                         is_delivered = self._deliver(sink, console, is_urgent=reached is None)
             except StopsStudyError:
                 sink.close(TRACKING_DEADLINE_SECONDS_IF_STOPPED)
@@ -205,11 +206,12 @@ class StudyRun:
                         self._record_resumed(recorder)
                         recorder.record(study_ended("finished", self.progress.wall_seconds))
                     self._annotate(recorder)
-            self._say_result(console)
+            has_report = self._say_result(console)
             is_delivered = self._deliver(sink, console)
         ending = None if reached else self.runner.ending(self.study, self.progress)
         self._tell_ending(before, console)  # before the command that resumes it, which is the last line
-        return self._exit_code(reached, ending, console) or (0 if is_delivered else EXIT_NOT_IN_MLFLOW)
+        is_recorded = is_delivered and has_report
+        return self._exit_code(reached, ending, console) or (0 if is_recorded else EXIT_NOT_RECORDED)
 
     def _used_up_cap(self) -> ReachedCap | None:
         """The cap that earlier drivers have used up, or None."""
@@ -441,8 +443,8 @@ class StudyRun:
         kept = f"what was kept before ({count(epochs, 'epoch')}) is sound"
         return f"stopped, as {why}, then resume with `{self.command}`; {kept}"
 
-    def _say_result(self, console: Console) -> None:
-        """Prints the table, the answer, and where the report is."""
+    def _say_result(self, console: Console) -> bool:
+        """Prints the table, the answer, and where the report is; whether the report could be written."""
         console.print(trial_table(self.study, self.progress, reported_epochs, console))
         console.print()
         for answer in self._answers():
@@ -460,10 +462,12 @@ class StudyRun:
         idle = self.progress.idle_time()
         if idle is not None and idle.share > WORTH_SAYING and idle.seconds > SECONDS_WORTH_SAYING:
             say(console, f"Idle:    {idle.sentence(self._accelerator)}.")
-        say_whole(console, f"Report:  {display_path(write_report(self.directory))}")
+        trouble = renewed_report(self.directory)
+        say_whole(console, f"Report:  {trouble or display_path(self.directory / REPORT_FILE)}")
         keep_trials(self.directory)
         for line in self.runner.results(self.study, self.directory):
             say_whole(console, line)
+        return not trouble
 
     def _health(self) -> list[tuple[str, str]]:
         """What asks for another look, each with a command to copy."""

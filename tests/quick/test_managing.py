@@ -500,6 +500,19 @@ def test_notes_and_tags_are_added_later_and_found(storage: Path, say: Say) -> No
         assert err.count("\n") == 1
 
 
+def test_a_note_is_kept_though_the_report_cannot_be_written(storage: Path, say: Say) -> None:
+    (storage / "first" / "report.html" / "full").mkdir(
+        parents=True
+    )  # no file takes the place of such a folder
+    code, out, _ = say("note", "first", "on two cores")
+    assert code == 3
+    assert "first now has the note in its journal." in out
+    assert "Its report has not" in out
+    assert "report.html cannot be written: Is a directory; choose another place" in out
+    assert "-m dashboards.report" in out
+    assert load_study(storage / "first").notes == ("on two cores",)
+
+
 def test_ages_and_hours_are_short() -> None:
     assert [age_text(seconds) for seconds in (0, 59.9, 60, 7200, 172_800)] == [
         "0 s",
