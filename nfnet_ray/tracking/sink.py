@@ -153,7 +153,7 @@ class MLflowSink:
         self._abandoned.set()
         while self._thread.is_alive() and self._opens_database.is_set():
             self._thread.join(_LOOK_SECONDS)
-        return self._spool.pending_count() + len(self._not_stored)
+        return self._spool.pending_count() + len({*self._not_stored, *self._attachments})
 
     @property
     def backlog(self) -> int:

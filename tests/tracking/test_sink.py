@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import copy
+import errno
 import json
 import math
 import resource
@@ -16,6 +17,7 @@ import zlib
 from collections import Counter
 from contextlib import closing
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from mlflow import MlflowClient
@@ -698,6 +700,23 @@ def test_a_report_that_cannot_be_stored_is_said_and_holds_nothing_up(
     assert "could not be stored in MLflow: Not a directory" in words
     assert command == ""
     assert runs_of(tracking_uri)["study"].info.status == "FINISHED"
+
+
+def test_a_file_that_was_never_tried_counts_as_not_stored(
+    tmp_path: Path, tracking_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_journal(tmp_path, SMALL)
+    deliver(tmp_path, tracking_uri)
+    spool = spool_of(tmp_path)
+    monkeypatch.setattr(
+        spool, "acknowledge", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device"))
+    )
+    sink = MLflowSink(tracking_uri, spool)
+    sink.attach(tmp_path / JOURNAL_FILE)
+    sink.start()
+    assert sink.close(SECONDS, unanswered_seconds=1.0) == 1
+    [(words, _)] = sink.last_words("RESUME")
+    assert words.endswith("could not be stored in MLflow: No space left on device")
 
 
 @pytest.mark.usefixtures("tracking_uri")
