@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from http import HTTPStatus
 from itertools import groupby, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from nfnet_ray.printable import display_path, printable
 from nfnet_ray.tracking.destination.database import artifacts_stay_beside, client_uri, make_if_missing
 from nfnet_ray.tracking.destination.experiment import restore_experiment_command, restore_runs_command
+from nfnet_ray.tracking.destination.failures import (
+    REFUSALS,
+    in_words,
+    is_out_of_reach,
+    is_trouble_of_the_server,
+    may_be_of_the_event,
+)
 from nfnet_ray.tracking.destination.server import MLFLOW_ENVIRONMENT, go_past_proxies_to_this_machine
-from nfnet_ray.tracking.destination.uri import sqlite_path, with_credentials_aside, without_password
-from nfnet_ray.tracking.events import EpochEnded
+from nfnet_ray.tracking.destination.uri import sqlite_path, with_credentials_aside
+from nfnet_ray.tracking.events import EpochEnded, Event
 from nfnet_ray.tracking.runs.files import RECIPE_FILE, study_files
 from nfnet_ray.tracking.spool import STUDY_RUN, JournalLine, Spool, TrackedStudy, Undelivered, runs_of
 from nfnet_ray.wording import agree, count
@@ -43,6 +49,11 @@ _LARGEST_SHARE = 0.1
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 60.0
 _PAUSE_WHILE_CLOSING_SECONDS = 0.5
 _LOOK_SECONDS = 0.2
+# Of an event, or of a file, that the server answers with an error, before others are delivered without it. With the
+# pauses between them these take seven seconds, in which a server that was just starting is up.
+_MOST_ATTEMPTS = 4
+# How many later events of other runs, and of the same ones, are tried to find out whether the server takes any.
+_OTHERS_TRIED, _SAME_TRIED = 3, 2
 _MOST_FILES_NAMED = 3
 
 _MLFLOW_ENVIRONMENT = {
@@ -57,19 +68,6 @@ _MLFLOW_DEFAULTS = {
 }
 
 
-# What MLflow says of an event that it will not take, however often it is asked.
-_REFUSALS = {"INVALID_PARAMETER_VALUE", "INVALID_STATE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST"}
-# What it says of us, which may be put right while a study runs; and what is said of that.
-_REFUSES_US = {
-    "UNAUTHENTICATED": "server refuses us (HTTP 401), check MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
-    "PERMISSION_DENIED": "server does not let us write (HTTP 403), ask for the permission EDIT on the experiment",
-}
-
-
-# How urllib3 words the status of an answer for which a request is made again (urllib3/util/retry.py).
-_ANSWERED = re.compile(r"too many (\d{3}) error responses")
-
-
 class MLflowSink:
     """Delivers what is pending in ``spool``, in order, in one background thread.
 
@@ -77,7 +75,8 @@ class MLflowSink:
     closed; what then is missing stays in the journal and is delivered when the study is resumed, into
     the same runs. A run that was deleted is held, and an event that MLflow refuses is noted: neither holds
     up the others, both are tried again when the sink is closed and when the study is resumed, and
-    :meth:`last_words` names them.
+    :meth:`last_words` names them. An event that fails again and again counts as refused as soon as the server
+    takes another one; as long as it takes none, all of them wait.
 
     No method raises because of MLflow, and none but :meth:`close` waits for it.
 
@@ -98,6 +97,10 @@ class MLflowSink:
         self._opens_database = threading.Event()
         self._attachments: list[Path] = []
         self._not_stored: dict[Path, str] = {}
+        self._failed_stores: Counter[Path] = Counter()
+        self._failing = _Failing(-1, -1, 0)
+        self._failed_before: set[str] = set()
+        self._taken: list[list[JournalLine]] = []
         self._writer: StudyWriter | None = None
         self._why_held: dict[str, RunState] = {}
         self._why_refused = ""
@@ -192,7 +195,7 @@ class MLflowSink:
             words.append((f"In MLflow the {verb} deleted of {names}{more}. Restore with:", command))
         if undelivered.refused and self._why_refused:
             refused = count(len(undelivered.refused), "event")
-            words.append((f"MLflow refused {refused}, the last one with: {self._why_refused}", ""))
+            words.append((f"MLflow refused {refused}, the last one {self._why_refused}", ""))
         if missing := waiting + self._spool.undelivered_count():
             why = f" ({self._trouble})" if waiting and self._trouble else ""
             journal = printable(display_path(self._spool.journal_path))
@@ -214,15 +217,18 @@ class MLflowSink:
             self._wake.wait()
             self._wake.clear()
             was_open, began = self._writer is not None, time.monotonic()
+            delivered_before = self._spool.acknowledged_bytes
             try:
                 self._deliver()
             except Exception as error:  # whatever it is, the study continues
                 self._writer = None  # what it knew of the server may no longer hold
                 if not self._trouble:
                     self._trouble_since, self._silent_since = time.time(), time.monotonic()
-                self._trouble = _in_words(error)
+                self._trouble = in_words(error)
                 logger.debug("MLflow: delivery failed", exc_info=True)
                 self._wake.set()
+                if self._spool.acknowledged_bytes != delivered_before:
+                    pause = _FIRST_PAUSE_SECONDS
                 if self._closing.is_set():
                     self._abandoned.wait(_PAUSE_WHILE_CLOSING_SECONDS)
                 else:
@@ -245,33 +251,42 @@ class MLflowSink:
             self._writer = self._open_writer()
             self._try_again(self._writer)
         while batch := list(islice(self._spool.pending(), _EVENTS_PER_READ)):
-            for is_epoch, group in groupby(batch, key=lambda line: line.event["event"] == "epoch"):
-                # A stretch of epochs goes in one call for each trial, so that a long backlog is soon gone.
-                for step in [list(group)] if is_epoch else [[line] for line in group]:
-                    if self._abandoned.is_set():
-                        return
-                    undelivered = self._write(self._writer, step, self._spool.undelivered)
-                    self._spool.acknowledge(step[-1].end, self._writer.tracked, undelivered)
-                    self._trouble = ""  # it answers again, though a backlog may take long
+            steps = _steps(batch, self._failing.end)
+            for number, step in enumerate(steps):
+                if self._abandoned.is_set():
+                    return
+                undelivered = self._write_or_pass_over(self._writer, step, steps[number + 1 :])
+                self._spool.acknowledge(step[-1].end, self._writer.tracked, undelivered)
+                self._trouble = ""  # it answers again, though a backlog may take long
         if self._closing.is_set() and not self._has_tried_again:
             self._try_again(self._writer)
+            for path in [path for path in self._not_stored if path.name == RECIPE_FILE]:
+                self._store_recipe(self._writer, path.parent.name)
             self._has_tried_again = True
         while self._attachments and not self._abandoned.is_set():
             if STUDY_RUN not in self._spool.undelivered.held:  # else it is attached when the study is resumed
                 path = self._attachments[0]
-                self._store(path, partial(self._writer.attach, path))
+                self._store(path, partial(self._writer.attach, path), _MOST_ATTEMPTS)
             self._attachments.pop(0)
 
-    def _store(self, path: Path, store: Callable[[], None]) -> None:
-        """Store a file; what no other attempt would change is noted, and raises nothing."""
+    def _store(self, path: Path, store: Callable[[], None], attempts: int = 1) -> None:
+        """Store a file. What the server does not take, in so many attempts, is noted and raises nothing."""
         try:
             store()
         except Exception as error:
-            if _is_out_of_reach(error):
+            if is_out_of_reach(error):
                 raise
-            self._not_stored[path] = _in_words(error)
+            self._failed_stores[path] += 1
+            if is_trouble_of_the_server(error) and self._failed_stores[path] < attempts:
+                raise
+            self._not_stored[path] = in_words(error)
         else:
             self._not_stored.pop(path, None)
+
+    def _store_recipe(self, writer: StudyWriter, trial: str) -> None:
+        # Under the name that it would have in the study's directory.
+        path = self._spool.journal_path.parent / "trials" / trial / RECIPE_FILE
+        self._store(path, partial(writer.store_recipe, trial))
 
     def _open_writer(self) -> StudyWriter:
         from mlflow import MlflowClient
@@ -322,10 +337,31 @@ class MLflowSink:
         for run in self._spool.undelivered.held:
             self._try_run_again(writer, run)
         for line in list(self._spool.refused()):
+            if self._abandoned.is_set():
+                return
             undelivered = self._spool.undelivered
             others = Undelivered(undelivered.held, undelivered.refused - {line.start})
-            undelivered = self._write(writer, [line], others)
+            try:
+                undelivered = self._write(writer, [line], others)
+                if line.start not in undelivered.refused and line.event["event"] != "epoch":
+                    undelivered = self._write_what_followed(writer, line, undelivered)
+            except Exception as error:
+                if not may_be_of_the_event(error):
+                    raise
+                self._note_refusal(line, error)
+                continue
             self._spool.acknowledge(self._spool.acknowledged_bytes, writer.tracked, undelivered)
+
+    def _write_what_followed(
+        self, writer: StudyWriter, line: JournalLine, undelivered: Undelivered
+    ) -> Undelivered:
+        """Write the later events of a line's runs anew, which say how these runs are by now."""
+        for run in runs_of(line.event):
+            for later in self._spool.before_cursor(run, line.end):
+                is_there = later.start not in undelivered.refused and run not in undelivered.held
+                if is_there and later.event["event"] != "epoch":
+                    undelivered = self._write_to(writer, run, [later], undelivered)
+        return undelivered
 
     def _try_run_again(self, writer: StudyWriter, run: str) -> None:
         missing = list(self._spool.missing(run))
@@ -334,7 +370,13 @@ class MLflowSink:
             for step in [list(group)] if is_epoch else [[line] for line in group]:
                 if self._abandoned.is_set():
                     return
-                undelivered = self._write_to(writer, run, step, undelivered)
+                try:
+                    undelivered = self._write_to(writer, run, step, undelivered)
+                except Exception as error:
+                    if not may_be_of_the_event(error):
+                        raise
+                    self._why_held[run] = "open"
+                    undelivered = undelivered.holding(run, step[0].start)
                 if run in undelivered.held:
                     break
             if run in undelivered.held:
@@ -342,6 +384,54 @@ class MLflowSink:
         else:
             self._why_held.pop(run, None)
         self._spool.acknowledge(self._spool.acknowledged_bytes, writer.tracked, undelivered)
+
+    def _write_or_pass_over(
+        self, writer: StudyWriter, step: list[JournalLine], later: list[list[JournalLine]]
+    ) -> Undelivered:
+        """Write a step, or note that MLflow does not take it, although it takes others; what is undelivered then."""
+        before = self._spool.undelivered
+        try:
+            undelivered = self._write(writer, step, before)
+            if undelivered == before and step[-1].event["event"] == "epoch":
+                self._taken = [step[-1:]]
+            return undelivered
+        except Exception as error:
+            line, runs = step[0], {run for line in step for run in runs_of(line.event)}
+            attempts = self._failing.attempts + 1 if line.start == self._failing.start else 1
+            self._failing = _Failing(line.start, step[-1].end, attempts)
+            if not may_be_of_the_event(error) or len(step) > 1:  # next time, line by line
+                raise
+            # Of a run that had one before, each event would take as many seconds.
+            is_known = bool(runs & self._failed_before)
+            if (attempts < _MOST_ATTEMPTS and not is_known) or not self._takes_another(writer, runs, later):
+                raise
+            self._failed_before |= runs - {STUDY_RUN}
+            self._note_refusal(line, error)
+            return Undelivered(before.held, before.refused | {line.start})
+
+    def _takes_another(self, writer: StudyWriter, runs: set[str], later: list[list[JournalLine]]) -> bool:
+        """Whether the server takes one of the later steps, which are written again when it is their turn."""
+        before = self._spool.undelivered
+        same: list[list[JournalLine]] = []
+        others: list[list[JournalLine]] = []
+        for step in later:
+            its_runs = {run for line in step for run in runs_of(line.event)}
+            if its_runs - before.held.keys():
+                (same if its_runs & runs else others).append(step)
+        tried = others[:_OTHERS_TRIED] + same[:_SAME_TRIED]
+        if len(tried) == len(later) and self._closing.is_set():
+            # The files that are stored in the end are not to wait for the last events: then one counts that was
+            # taken before.
+            tried += self._taken
+        for step in tried:
+            if self._abandoned.is_set():
+                return False
+            try:
+                if self._write(writer, step, before) == before:
+                    return True
+            except Exception as error:
+                logger.debug("MLflow does not take a later event either: %s", error)
+        return False
 
     def _write(self, writer: StudyWriter, step: list[JournalLine], undelivered: Undelivered) -> Undelivered:
         """Write a stretch of epochs, or one event of another kind, into its runs; what is undelivered after it."""
@@ -363,11 +453,9 @@ class MLflowSink:
             else:
                 writer.write(lines[0], run)
                 if lines[0].event["event"] == "trial_started":
-                    # Under the name that it would have in the study's directory.
-                    path = self._spool.journal_path.parent / "trials" / run / RECIPE_FILE
-                    self._store(path, partial(writer.store_recipe, run))
+                    self._store_recipe(writer, run)
         except MlflowException as error:
-            if error.error_code not in _REFUSALS:
+            if error.error_code not in REFUSALS:
                 raise
             return self._refused(writer, run, lines, undelivered, error)
         return undelivered
@@ -393,9 +481,45 @@ class MLflowSink:
                 if run not in undelivered.held:
                     undelivered = self._write_to(writer, run, [line], undelivered)
             return undelivered
-        self._why_refused = _in_words(error)
-        logger.debug("MLflow refuses an event: %s", error.message)
+        self._note_refusal(lines[0], error)
         return Undelivered(undelivered.held, undelivered.refused | {lines[0].start})
+
+    def _note_refusal(self, line: JournalLine, error: Exception) -> None:
+        self._why_refused = f"{_event_in_words(line.event)}, with: {in_words(error)}"
+        logger.debug("MLflow refuses an event: %s", error)
+
+
+class _Failing(NamedTuple):
+    """What has failed the last time: where it begins and ends in the journal, and how often it has."""
+
+    start: int
+    end: int
+    attempts: int
+
+
+def _steps(batch: list[JournalLine], singly_until: int) -> list[list[JournalLine]]:
+    """What is written at once. Lines that begin before the byte ``singly_until`` are written one by one.
+
+    A stretch of epochs is written in one call for each trial, so that a long backlog is soon gone.
+    """
+
+    def is_in_stretch(line: JournalLine) -> bool:
+        return line.event["event"] == "epoch" and line.start >= singly_until
+
+    steps: list[list[JournalLine]] = []
+    for is_stretch, group in groupby(batch, key=is_in_stretch):
+        lines = list(group)
+        steps += [lines] if is_stretch else [[line] for line in lines]
+    return steps
+
+
+def _event_in_words(event: Event) -> str:
+    """``epoch 3 of seed=0``, ``trial ended: seed=0``, ``study started``."""
+    if event["event"] == "epoch":
+        return f"epoch {event['epoch']} of {printable(event['trial'])}"
+    trial: str | None = cast(dict[str, Any], event).get("trial")
+    kind = event["event"].replace("_", " ")
+    return f"{kind}: {printable(trial)}" if trial else kind
 
 
 @contextmanager
@@ -413,34 +537,3 @@ def _database_to_ourselves(tracking_uri: str) -> Iterator[Path | None]:
     database.absolute().parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{database}.lock"):
         yield database
-
-
-def _is_out_of_reach(error: Exception) -> bool:
-    """Whether a server did not answer, so that it may another time."""
-    from requests import exceptions
-
-    signs = ("Max retries exceeded", "Connection", "timed out", "Timeout")
-    return isinstance(error, exceptions.ConnectionError | exceptions.Timeout) or any(
-        sign in str(error) for sign in signs
-    )
-
-
-def _in_words(error: Exception) -> str:
-    # A server that answers with an error, or a proxy before it, is told from one that is away.
-    if answered := _ANSWERED.search(str(error)):
-        status = int(answered[1])
-        what = (
-            "takes no more requests for now"
-            if status == HTTPStatus.TOO_MANY_REQUESTS
-            else "has trouble of its own"
-        )
-        return f"server {what} (HTTP {status})"
-    if _is_out_of_reach(error):
-        return "server does not answer"
-    if (known := _REFUSES_US.get(getattr(error, "error_code", ""))) is not None:
-        return known
-    text = str(error)
-    if isinstance(error, OSError) and error.strerror:
-        text = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    text = without_password(printable(text.strip().partition("\n")[0])) or type(error).__name__
-    return text if len(text) <= 160 else f"{text[:159]}…"

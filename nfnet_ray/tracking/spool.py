@@ -116,7 +116,11 @@ class Spool:
 
     def missing(self, run: str) -> Iterator[JournalLine]:
         """Yield the events of a held run that are before the cursor."""
-        for line in self._lines(self.undelivered.held[run]):
+        yield from self.before_cursor(run, self.undelivered.held[run])
+
+    def before_cursor(self, run: str, start: int) -> Iterator[JournalLine]:
+        """Yield the events of a run from byte ``start`` on that are before the cursor."""
+        for line in self._lines(start):
             if line.start >= self.acknowledged_bytes:
                 return
             if run in runs_of(line.event):
