@@ -10,6 +10,9 @@ moves on for the others, and the held run has a cursor of its own, the byte at w
 delivered. An event that MLflow refuses although its run is open, such as one with a name that MLflow does not allow, is
 noted with the byte at which it begins. Both are tried again when the study is resumed; until then they are pending.
 
+A journal that is not the one in which the cursor was set, because a person has deleted a damaged line or has restored a
+backup, is delivered from its start: some of what is before the cursor now may have been behind it.
+
 A database in the folder of all studies is noted by its path from the study's, so that copies and moves of the
 folder have their own.
 """
@@ -17,6 +20,7 @@ folder have their own.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import threading
@@ -34,6 +38,9 @@ from nfnet_ray.whole_file import whole_file
 SPOOL_FILE = "tracking.json"
 
 _BLOCK_BYTES = 1 << 20
+# Of the journal before the cursor, by which it is known again: the end of a line, which has the time of its event or
+# measured numbers.
+_TAIL_BYTES = 256
 
 STUDY_RUN = ""
 """What the study's own run is called where a trial's is called by the trial's name, which is never empty."""
@@ -100,7 +107,7 @@ class Spool:
     def __init__(self, journal_path: Path, state_path: Path) -> None:
         self.journal_path = journal_path
         self._state_path = state_path
-        self.acknowledged_bytes, self.tracked, self.undelivered = _load(state_path)
+        self.acknowledged_bytes, self.tracked, self.undelivered = _load(state_path, journal_path)
         self._counted: tuple[int, Undelivered, int] | None = None
         self._counting = threading.Lock()
         # Up to which byte lines have been counted, and how many there are between the cursor and it.
@@ -171,6 +178,7 @@ class Spool:
         undelivered = self.undelivered if undelivered is None else undelivered
         state = {
             "acknowledged_bytes": offset,
+            "journal_tail": _digest(_tail(self.journal_path, offset)),
             **_place(tracked.tracking_uri, self._state_path.parent),
             **{name: value for name, value in dataclasses.asdict(tracked).items() if name != "tracking_uri"},
             "held": dict(undelivered.held),
@@ -213,18 +221,44 @@ def _place(tracking_uri: str, study: Path) -> dict[str, str]:
     return {"database": os.path.relpath(database, study.resolve())}
 
 
-def _load(path: Path) -> tuple[int, TrackedStudy, Undelivered]:
+def _tail(journal: Path, end: int) -> bytes:
+    """The bytes of the journal before ``end``, at most :data:`_TAIL_BYTES`; fewer if it is not as long."""
+    start = max(0, end - _TAIL_BYTES)
+    try:
+        with journal.open("rb") as stream:
+            stream.seek(start)
+            return stream.read(end - start)
+    except FileNotFoundError:
+        return b""
+
+
+def _digest(tail: bytes) -> str:
+    return hashlib.blake2b(tail, digest_size=8).hexdigest()
+
+
+def _is_the_journal_of(journal: Path, cursor: int, digest: str | None) -> bool:
+    """Whether a cursor was set in the journal as it is, or before it grew. Earlier versions noted no digest."""
+    tail = _tail(journal, cursor)
+    if len(tail) < min(cursor, _TAIL_BYTES):
+        return False
+    return tail[-1:] in (b"", b"\n") if digest is None else _digest(tail) == digest
+
+
+def _load(path: Path, journal: Path) -> tuple[int, TrackedStudy, Undelivered]:
     """The state, or the beginning where there is none that can be read: MLflow itself knows the runs."""
     try:
         state: dict[str, Any] = json.loads(path.read_text())
         cursor = int(state.pop("acknowledged_bytes"))
+        digest = state.pop("journal_tail", None)
         held = {str(run): int(start) for run, start in state.pop("held", {}).items()}
         refused = frozenset(map(int, state.pop("refused", ())))
         study = path.parent.resolve()
         if database := state.pop("database", None):
             state["tracking_uri"] = sqlite_uri(Path(os.path.normpath(study / database)))
-        tracked = TrackedStudy(**state)
-        return cursor, _in_its_own_database(tracked, study.parent), Undelivered(held, refused)
+        tracked = _in_its_own_database(TrackedStudy(**state), study.parent)
+        if not _is_the_journal_of(journal, cursor, digest):
+            return 0, tracked, Undelivered()
+        return cursor, tracked, Undelivered(held, refused)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return 0, TrackedStudy(), Undelivered()
 

@@ -29,7 +29,13 @@ from nfnet_ray.tracking.destination.choice import tracking_uri_for
 from nfnet_ray.tracking.destination.database import has_run
 from nfnet_ray.tracking.destination.uri import default_tracking_uri
 from nfnet_ray.tracking.destination.uri_check import check_tracking_uri
-from nfnet_ray.tracking.events import Event, confirmation_planned, contenders_chosen, study_resumed
+from nfnet_ray.tracking.events import (
+    Event,
+    confirmation_planned,
+    contenders_chosen,
+    study_annotated,
+    study_resumed,
+)
 from nfnet_ray.tracking.journal import JOURNAL_FILE
 from nfnet_ray.tracking.runs.texts import run_name
 from nfnet_ray.tracking.runs.view import TAG_PREFIX, comparison_view
@@ -303,6 +309,31 @@ def test_a_new_database_gets_the_whole_journal(tmp_path: Path, tracking_uri: str
     assert spool_of(tmp_path).tracked.tracking_uri == another
 
 
+@pytest.mark.parametrize("left", [slice(0, -2), slice(3, None)], ids=["an older backup", "lines deleted"])
+@pytest.mark.parametrize("is_noted", [True, False], ids=["", "of an earlier version"])
+def test_a_journal_that_a_person_has_mended_is_delivered_whole(
+    tmp_path: Path, tracking_uri: str, left: slice, is_noted: bool
+) -> None:
+    """The cursor stayed where it was: events before it were never delivered, and one that it halved was 'damaged'."""
+    first, *epochs, last = [study_started({}), *trial_events("agc_sweep-00", 1.0, [0.1, 0.2, 0.3, 0.4])]
+    write_journal(tmp_path, [first, *epochs])
+    deliver(tmp_path, tracking_uri)
+    if not is_noted:
+        noted = json.loads((tmp_path / SPOOL_FILE).read_text())
+        del noted["journal_tail"]
+        (tmp_path / SPOOL_FILE).write_text(json.dumps(noted))
+    lines = (tmp_path / JOURNAL_FILE).read_bytes().splitlines(keepends=True)
+    (tmp_path / JOURNAL_FILE).write_bytes(b"".join([lines[0], *lines[1:][left]]))
+    sink = MLflowSink(tracking_uri, spool_of(tmp_path))
+    sink.start()
+    write_journal(tmp_path, [study_annotated(["mended"], {}), last])
+    sink.wake()
+    assert sink.close(SECONDS) == 0
+    runs = runs_of(tracking_uri)
+    assert runs["agc_sweep-00"].info.status == "FINISHED"
+    assert runs["study"].data.tags["mlflow.note.content"].endswith("mended")
+
+
 def test_what_mlflow_refuses_does_not_hold_up_the_rest_and_is_named(
     tmp_path: Path, tracking_uri: str
 ) -> None:
@@ -328,7 +359,7 @@ def test_without_a_server_nothing_is_raised_and_nothing_is_lost(tmp_path: Path, 
     sink = MLflowSink("http://127.0.0.1:9", spool_of(tmp_path))  # the discard port: nobody listens
     sink.start()
     sink.attach(tmp_path / JOURNAL_FILE)
-    assert sink.close(SECONDS, unanswered_seconds=3.0) == len(SMALL)
+    assert sink.close(SECONDS, unanswered_seconds=3.0) == len(SMALL) + 1  # and the file
     assert sink.status.startswith(f"MLflow: {len(SMALL)} events waiting")
     deliver(tmp_path, tracking_uri)
     assert len(runs_of(tracking_uri)) == 4
