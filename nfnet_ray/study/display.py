@@ -37,7 +37,7 @@ STATE_STYLES = {
     "interrupted": "yellow",
     "unfinished": "yellow",
 }
-# Characters of a column of the live table, at least: on a narrow terminal longer values are cut.
+# Characters of a column of settings, at least, where the terminal has room for that: longer values are cut.
 _LEAST_WIDTH = 12
 # Characters; wider than any terminal.
 _WIDE = 10_000
@@ -113,7 +113,6 @@ def _table(
 
     ``is_firm``: fields and states keep a width in which they can be read; else a narrow terminal may leave them less.
     """
-    is_firm |= one_line
     titles = short_names(study.fields)
     titles.pop("schedule.epochs", None)  # the column of epochs has it
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
@@ -405,8 +404,8 @@ class StudyDisplay:
         shown = trials if len(trials) <= room else self._chosen(trials, room - 1)
         table = _fitting(
             console,
-            lambda measured, _: _table(
-                self._study, self._state, shown, self._epochs_done, measured, one_line=True
+            lambda measured, is_firm: _table(
+                self._study, self._state, shown, self._epochs_done, measured, one_line=True, is_firm=is_firm
             ),
         )
         if len(shown) == len(trials):

@@ -99,6 +99,21 @@ def test_the_time_and_how_to_stop_are_on_the_lowest_terminal(
     assert "Ctrl-C stops and keeps what is done." in words
 
 
+@pytest.mark.parametrize("columns", [80, 40, 30])
+def test_many_long_settings_leave_room_for_the_accuracies(tmp_path: Path, columns: int) -> None:
+    space = {
+        "model.overrides.width": tuple((number, 1024, 2048, 3072) for number in range(512, 522)),
+        "optimizer.agc.exclude": (("classifier.weight",), ("classifier.weight", "stem.*")),
+        "optimizer.agc.clip_factor": (0.0123456, None),
+    }
+    study = Study("s", "?", Recipe().with_values({"schedule.epochs": 8}), space)
+    console = Console(file=StringIO(), width=columns, height=24, force_terminal=True)
+    state = progress_of(study, ended=20, running=2)
+    lines = frame(StudyDisplay(study, state, tmp_path, lambda: "MLflow: up to date", console), console)
+    assert max(map(len, lines)) <= columns
+    assert any("90.0%     1/8" in line for line in lines)
+
+
 def test_a_frame_of_a_thousand_trials_builds_no_trial_and_only_the_rows_that_it_shows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
