@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO, Any
 
 import pytest
@@ -24,7 +25,7 @@ from nfnet_ray.correct_images import CorrectImages
 from nfnet_ray.errors import UserError
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.training import Outcome, PlainContext, train
-from nfnet_ray.training.checkpoints import saving
+from nfnet_ray.training.checkpoints import checkpoint, saving
 from nfnet_ray.training.checkpoints import storage as storage_module
 from nfnet_ray.training.checkpoints.checkpoint import CheckpointStore, Kept
 from nfnet_ray.training.checkpoints.saving import Saver
@@ -396,6 +397,61 @@ def test_a_large_checkpoint_is_on_the_disk_before_its_end(
 
     storage_at(tmp_path).write("file", content)
     assert synced[:3] == [1200, 2400, 3000]
+
+
+class Upload:
+    """A stream of pyarrow's that keeps all parts back until it is flushed or closed, as that of S3 does."""
+
+    def __init__(self) -> None:
+        self.written, self.sent = 0, list[int]()
+
+    def __enter__(self) -> Upload:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.flush()
+
+    def write(self, data: Any) -> None:
+        self.written += len(data)
+
+    def flush(self) -> None:
+        self.sent.append(self.written)
+
+
+def test_most_of_an_upload_has_arrived_before_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else it seems quick until its end, which then takes as long as all of it without a sign of life."""
+    monkeypatch.setattr(storage_module, "BUFFERED_BYTES", 300)
+    monkeypatch.setattr(storage_module, "SYNCED_BYTES", 1000)
+    upload = Upload()
+    filesystem = SimpleNamespace(create_dir=lambda *_, **__: None, open_output_stream=lambda _: upload)
+
+    def content(file: IO[bytes]) -> None:
+        for _ in range(10):
+            file.write(bytes(300))
+
+    storage_module._ArrowFolder("s3://bucket/x", filesystem, "bucket/x").write("file", content)
+    assert upload.sent == [1200, 2400, 3000]
+
+
+def test_a_slow_read_of_a_checkpoint_gives_signs_of_life(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When it is checked, and when it is loaded."""
+    monkeypatch.setattr(saving, "SECONDS_BETWEEN_SIGNS", 0.0)
+    monkeypatch.setattr(checkpoint, "_LOADED_BYTES", 1 << 22)
+    store = CheckpointStore(tmp_path)
+    tensor = torch.arange(9 << 18)  # 18 MiB
+    entry = store.save({"tensor": tensor}, step=3, epoch=0, time=0.0, metric=None)
+    checked, loaded, all_of_it = list[int](), list[int](), list[int]()
+    assert store.latest_sound(lambda: checked.append(1)) == entry
+    assert len(checked) >= 5
+    assert torch.equal(store.load(entry, lambda: loaded.append(1))["tensor"], tensor)
+    assert len(loaded) >= 5
+    with Saver(
+        PlainContext(device=CPU, threads=1, checkpoints=tmp_path), lambda: all_of_it.append(1)
+    ) as saver:
+        assert saver.latest() is not None
+    assert len(all_of_it) == len(checked) + len(loaded)
 
 
 def test_a_state_is_copied_before_training_continues(

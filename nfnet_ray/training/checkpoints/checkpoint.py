@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import logging
 import os
@@ -29,6 +30,7 @@ State = Mapping[str, Any]
 _ENTRY = re.compile(r"step-(\d{8})-[0-9a-f]{8}\.json")
 _STATE = re.compile(r"step-\d{8}-[0-9a-f]{8}\.pt")
 _PIECE_BYTES = 1 << 22
+_LOADED_BYTES = 1 << 26  # larger, as each read of an object store is a request
 
 
 @dataclass(frozen=True)
@@ -129,10 +131,13 @@ class CheckpointStore:
         rated = [entry for entry in self.entries() if entry.metric is not None]
         return max(rated, key=lambda entry: (entry.metric, entry.step), default=None)
 
-    def latest_sound(self) -> Entry | None:
-        """The newest whose bytes are those that were written; says so if that is not the newest of all."""
+    def latest_sound(self, read: Callable[[], object] = lambda: None) -> Entry | None:
+        """The newest whose bytes are those that were written; says so if that is not the newest of all.
+
+        ``read`` is called after each piece of it that is read.
+        """
         for entry in self.entries():
-            reason = self._damage(entry)
+            reason = self._damage(entry, read)
             if reason is None:
                 return entry
             logger.warning(
@@ -140,10 +145,14 @@ class CheckpointStore:
             )
         return None
 
-    def load(self, entry: Entry) -> State:
-        """The state, on the CPU. Only tensors and plain values are read: no code in a file is run."""
+    def load(self, entry: Entry, read: Callable[[], object] = lambda: None) -> State:
+        """The state, on the CPU. Only tensors and plain values are read: no code in a file is run.
+
+        ``read`` is called after each piece of it that is read.
+        """
         with self._storage.open(f"{entry.name}.pt") as file:
-            state: State = torch.load(file, map_location="cpu", weights_only=True)
+            pieces: Any = _InPieces(file, read)
+            state: State = torch.load(pieces, map_location="cpu", weights_only=True)
         return state
 
     def probe(self, name: str, token: bytes) -> None:
@@ -171,13 +180,14 @@ class CheckpointStore:
                 if _STATE.fullmatch(name) and name.removesuffix(".pt") not in known:
                     self._storage.remove(name)
 
-    def _damage(self, entry: Entry) -> str | None:
+    def _damage(self, entry: Entry, read: Callable[[], object]) -> str | None:
         try:
             with self._storage.open(f"{entry.name}.pt") as file:
                 found, digest = 0, hashlib.blake2b(digest_size=16)
                 while piece := file.read(_PIECE_BYTES):
                     digest.update(piece)
                     found += len(piece)
+                    read()
         except OSError as error:
             return error.strerror or str(error)
         if found != entry.bytes:
@@ -194,6 +204,33 @@ class CheckpointStore:
                 with contextlib.suppress(OSError):  # the new one is safe; an old one too many does no harm
                     self._storage.remove(f"{entry.name}.json")  # first, so that no entry points to nothing
                     self._storage.remove(f"{entry.name}.pt")
+
+
+class _InPieces(io.RawIOBase):
+    """A file that is read piece by piece; ``read`` is called after each."""
+
+    def __init__(self, file: IO[bytes], read: Callable[[], object]) -> None:
+        self._file, self._was_read = file, read
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def readinto(self, buffer: Any, /) -> int:
+        view, at = memoryview(buffer).cast("B"), 0
+        while at < len(view) and (piece := self._file.read(min(_LOADED_BYTES, len(view) - at))):
+            view[at : at + len(piece)] = piece
+            at += len(piece)
+            self._was_read()
+        return at
 
 
 class _Hashing:

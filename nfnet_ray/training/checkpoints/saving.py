@@ -20,8 +20,8 @@ from torch import Tensor
 from nfnet_ray.errors import StorageError, UserError
 from nfnet_ray.places import in_words, lost_place, remedy_for
 from nfnet_ray.recipe import Recipe, decisive_values
-from nfnet_ray.training.checkpoints.checkpoint import CheckpointStore, State
-from nfnet_ray.training.collectives import all_of, first_workers, gathered_on_first, made_by_first
+from nfnet_ray.training.checkpoints.checkpoint import CheckpointStore, Entry, State
+from nfnet_ray.training.collectives import all_of, gathered_on_first, made_by_first
 from nfnet_ray.training.context import Context
 
 FAILED_WRITES_IN_A_ROW = 3  # a disk that is full now may have room at the next checkpoint
@@ -36,8 +36,8 @@ logger = logging.getLogger(__name__)
 class Saver:
     """Saves the checkpoints of one run. A context manager: on leaving, it waits for a write in progress.
 
-    While a write is waited for, ``sign_of_life`` is called on every worker in each second in which it got further. Slow
-    storage is no hang; storage that hangs is for a watchdog to find.
+    While a write is waited for, and while a checkpoint is read, ``sign_of_life`` is called on every worker in each
+    second in which that got further. Slow storage is no hang; storage that hangs is for a watchdog to find.
     """
 
     def __init__(self, context: Context, sign_of_life: Callable[[], object] = lambda: None) -> None:
@@ -64,11 +64,15 @@ class Saver:
         if self._store is None:
             return None
         _check_storage(self._store, self._context)
-        rank = self._context.rank
-        entry = first_workers(self._store.latest_sound() if rank == 0 else None, self._context)
-        if rank == 0:
-            self._store.remove_leftovers()
-        return self._store.load(entry) if entry else None
+        store = self._store
+
+        def found(still_at_work: Callable[[], None]) -> Entry | None:
+            entry = store.latest_sound(_once_a_second(still_at_work))
+            store.remove_leftovers()
+            return entry
+
+        entry = made_by_first(found, self._context, self._sign_of_life)
+        return store.load(entry, self._sign_of_life) if entry else None
 
     def is_due(self) -> bool:
         """Whether it is time for a checkpoint within an epoch; always False but on the first worker."""
@@ -178,6 +182,19 @@ class Saver:
         if is_cuda:
             torch.cuda.synchronize(self._context.device)
         return result
+
+
+def _once_a_second(act: Callable[[], object]) -> Callable[[], None]:
+    """Calls ``act`` when it is called, but not within a second of the last time."""
+    called_at = time.monotonic()
+
+    def call() -> None:
+        nonlocal called_at
+        if time.monotonic() - called_at >= SECONDS_BETWEEN_SIGNS:
+            act()
+            called_at = time.monotonic()
+
+    return call
 
 
 def check_same(state: State, recipe: Recipe, data: str, *, force: bool) -> None:

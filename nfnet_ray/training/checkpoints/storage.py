@@ -18,8 +18,10 @@ from typing import IO, Any, Protocol
 from nfnet_ray.errors import UserError
 from nfnet_ray.whole_file import PARTIAL, whole_file
 
+BUFFERED_BYTES = 1 << 22
 SYNCED_BYTES = 1 << 26
-"""Between two waits for the disk: seconds of a slow one, and too many for the waits themselves to count."""
+"""Between two waits for the disk or the network: seconds of a slow one, and too many for the waits themselves to count;
+six parts of an upload to S3, which are on their way at the same time."""
 
 Write = Callable[[IO[bytes]], object]
 """Writes a file's content, front to back."""
@@ -85,7 +87,12 @@ class _Folder:
     def write(self, name: str, content: Write) -> None:
         self._path.mkdir(parents=True, exist_ok=True)
         with whole_file(self._path / name) as file:
-            content(_SyncedInParts(file))  # type: ignore[arg-type]  # it needs write alone
+
+            def sync() -> None:
+                file.flush()
+                os.fsync(file.fileno())
+
+            content(_SyncedInParts(file.write, sync))  # type: ignore[arg-type]  # it needs write alone
 
     def open(self, name: str) -> contextlib.AbstractContextManager[IO[bytes]]:
         return (self._path / name).open("rb")
@@ -104,26 +111,26 @@ class _Folder:
             path.unlink(missing_ok=True)
 
 
-class _SyncedInParts(io.BufferedIOBase):
-    """A file that goes to the disk while it is written, so that a slow disk shows how far it is.
+class _SyncedInParts(io.RawIOBase):
+    """A file that goes to the disk, or over the network, while it is written, so that it is known how far it is.
 
-    The system would keep gigabytes back otherwise, and the last sync would take as long as all of them.
+    The system, or pyarrow for S3 and Azure, would keep gigabytes back otherwise, and the last sync, or the end of the
+    upload, would take as long as all of them. Its own end closes nothing.
     """
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file, self._not_synced = file, 0
+    def __init__(self, write: Callable[[Any], object], sync: Callable[[], object]) -> None:
+        self._write, self._sync, self._not_synced = write, sync, 0
 
     def writable(self) -> bool:
         return True
 
     def write(self, data: Any) -> int:
-        written = self._file.write(data)
-        self._not_synced += written
+        self._write(data)
+        self._not_synced += len(data)
         if self._not_synced >= SYNCED_BYTES:
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            self._sync()
             self._not_synced = 0
-        return written
+        return len(data)
 
 
 class _ArrowFolder:
@@ -138,7 +145,9 @@ class _ArrowFolder:
         buffered = None
         with self._filesystem.open_output_stream(f"{self._path}/{name}") as stream:
             # torch writes many small pieces.
-            buffered = io.BufferedWriter(_Unclosed(stream), buffer_size=1 << 22)
+            buffered = io.BufferedWriter(
+                _SyncedInParts(stream.write, stream.flush), buffer_size=BUFFERED_BYTES
+            )
             content(buffered)
             buffered.flush()
 
@@ -160,17 +169,3 @@ class _ArrowFolder:
 
     def remove_partial(self) -> None:
         """There is nothing: an upload that broke off has no name."""
-
-
-class _Unclosed(io.RawIOBase):
-    """A pyarrow stream as Python's buffers want it; the buffer's end does not close it."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        self._stream.write(data)
-        return len(data)
