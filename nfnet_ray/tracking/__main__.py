@@ -27,6 +27,7 @@ from nfnet_ray.tracking.journal import JOURNAL_FILE
 from nfnet_ray.tracking.running_lock import alone_with
 from nfnet_ray.tracking.sink import MLflowSink
 from nfnet_ray.tracking.spool import SPOOL_FILE, Spool, Undelivered
+from nfnet_ray.tracking.state import StudyState
 from nfnet_ray.tracking.study_directory import find_study
 
 PROGRAM = "python -m nfnet_ray.tracking"
@@ -70,6 +71,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _replay(options: argparse.Namespace, console: Console) -> int:
     directory = find_study(options.study).resolve()
+    StudyState.read(
+        directory
+    )  # a damaged journal is no trouble of MLflow's, with which it would be tried again
     uri = tracking_uri_for(options.tracking_uri, directory.parent, Path.cwd(), directory.name)
     check_tracking_uri(uri, experiment_of_journal(directory))
     with alone_with(directory):

@@ -94,3 +94,26 @@ def test_a_run_whose_tag_somebody_has_deleted_does_not_stop_the_delivery(
         if "trial" in run.data.tags
     }
     assert epochs == {trial: len(steps) for trial, steps in EXPECTED.items()}
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"", "does not say what the study is"),
+        (b'{"event":"study_started","ti', "does not say what the study is"),
+        (b"\xff\n", "is damaged at byte"),
+    ],
+)
+def test_a_damaged_journal_is_one_line_before_mlflow_is_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes, complaint: str
+) -> None:
+    journal = tmp_path / "study" / "journal.jsonl"
+    journal.parent.mkdir()
+    if complaint.startswith("is damaged"):
+        write_journal(journal.parent, EVENTS[:2])
+    with journal.open("ab") as file:
+        file.write(content)
+    assert main(["replay", str(journal.parent)]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert complaint in line
+    assert not list(tmp_path.glob("mlflow.db*"))
