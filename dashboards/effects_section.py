@@ -201,7 +201,8 @@ def _parallel_coordinates(record: StudyRecord) -> list[EffectChart]:
 
 def _best_so_far(record: StudyRecord) -> list[EffectChart]:
     table = record.best_so_far()
-    if len(table) < FEWEST_SETTINGS:
+    is_lost = record.trials["state"].isin(["diverged", "failed"]).all()  # then the best is chance all along
+    if len(table) < FEWEST_SETTINGS or is_lost:
         return []
     gpus = record.study.get("worker", {}).get("gpus", 0)
     figure = best_so_far_figure(table, "GPU" if gpus else "worker")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 
 from dashboards.effects_section import EffectsSection, effects_section
 from dashboards.figures.budget_chart import budget_chart
@@ -161,6 +161,8 @@ def _charts_in(part: object) -> Iterator[Chart]:
 
 def report_facts(record: StudyRecord, now: float) -> Report:
     """The report of a study as it is known at ``now`` (Unix seconds)."""
+    silence = now - record.last_event
+    record = replace(record, is_silent=record.state == "unfinished" and silence >= SILENCE_SECONDS)
     best = best_setting(record)
     signal = signal_charts(record)
     clipping = clipping_charts(record)
@@ -200,12 +202,10 @@ def _notice(record: StudyRecord, now: float) -> Notice | None:
         why = f", as {record.reason}" if record.reason else ""
         return Notice("Not complete.", f"The study was interrupted{why}: {have_ended}.", "")
     as_of = time.strftime("%d %B %Y, %H:%M UTC", time.gmtime(now))
-    silence = now - record.last_event
-    if silence < SILENCE_SECONDS:
+    if not record.is_silent:
         return Notice("Running.", f"{have_ended}.", as_of)
-    return Notice(
-        "Running, or cut off.", f"{have_ended}; the last event was recorded {duration(silence)} ago.", as_of
-    )
+    ago = duration(now - record.last_event)
+    return Notice("Running, or cut off.", f"{have_ended}; the last event was recorded {ago} ago.", as_of)
 
 
 def _answer(record: StudyRecord, best: BestSetting | None) -> Answer:

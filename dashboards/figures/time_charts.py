@@ -416,9 +416,9 @@ def trial_label(record: StudyRecord, trial: Mapping[Hashable, Any]) -> str:
 
 
 def state_words(record: StudyRecord, state: str) -> str:
-    """A trial's state for people. In a study that has not ended, a trial without an end is running."""
+    """A trial's state for people. In a study that has not ended, a trial without an end is running, if anybody is."""
     if state == "unfinished" and record.state == "unfinished":
-        return "running"
+        return "running or cut off" if record.is_silent else "running"
     return END_MARKS[state][2] if state in END_MARKS else state
 
 

@@ -51,6 +51,8 @@ class StudyRecord:
         idle: for how long accelerators were idle, and why; None if the journal does not say.
         price_per_hour: the price of one accelerator for an hour; None if it was not given.
         last_event: Unix seconds of the latest event.
+        is_silent: whether that is so long ago, in a study that has not ended, that its driver may be dead; False where
+            nobody has looked at a clock.
         wall_seconds: time for which drivers were at work; None if the journal does not say.
         fields: dotted names of the swept Recipe fields; the first is the question. Seeds are never among them: trials
             that differ only in the seed are repetitions. A field that is not swept at a point has the value
@@ -101,6 +103,7 @@ class StudyRecord:
     further: Set[str] = frozenset()
     dropped: Mapping[str, str] = field(default_factory=dict)
     extensions: tuple[str, ...] = ()
+    is_silent: bool = False
     correct_images: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     idle: IdleTime | None = None
     clipping: Mapping[str, Mapping[int, str]] = field(default_factory=dict)

@@ -107,6 +107,12 @@ def test_a_study_that_supports_nothing_has_no_section(tmp_path: Path) -> None:
     points[0]["study"]["points"] = [trial["point"] for trial in points[0]["trials"]]  # type: ignore[typeddict-item]
     points[0]["study"]["space"] = {}  # type: ignore[typeddict-item]
     assert section(tmp_path / "points", points) is None
+    started = sweep()[0]
+    assert started["event"] == "study_started"
+    lost: list[Event] = [started]
+    for trial in started["trials"]:
+        lost += trial_events(trial["name"], START, [0.5, 0.1], "diverged", "the loss became nan")
+    assert section(tmp_path / "lost", lost) is None
     assert "What each field does" not in write_report(tmp_path / "few").read_text(encoding="utf-8")
 
 

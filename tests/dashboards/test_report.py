@@ -287,6 +287,8 @@ def test_a_study_of_which_nothing_was_heard_for_long_may_be_dead(tmp_path: Path)
     assert re.search(
         "Running, or cut off. 3 of 12 trials have ended; the last event was recorded [^.]* ago.", page.text
     )
+    assert "running or cut off" in page.text.partition("All 12 trials")[2]
+    assert not re.search("running(?! or cut off)", page.text)
 
 
 def test_reports_are_written_by_several_at_once_while_the_journal_grows(tmp_path: Path) -> None:
