@@ -132,7 +132,8 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     shutil.copytree(REPOSITORY, folder, ignore=at_home, symlinks=True)
     for name in ("data/imagenet/train.beton", "runs/old/journal.jsonl", ".venv/lib/libtorch.so", "mlruns/0/meta",
-                 "mlflow.db", "scratch.beton", ".git/objects/pack", "nfnet_ray/__pycache__/big.pyc"):  # fmt: skip
+                 "mlflow.db", "scratch.beton", ".git/objects/pack", "nfnet_ray/__pycache__/big.pyc", "F0_haiku.npz",
+                 "imagenet/train/n01440764/n01440764_18.JPEG", "downloads/cifar-10-binary.tar.gz"):  # fmt: skip
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(os.urandom(1 << 20))
