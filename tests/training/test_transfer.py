@@ -194,7 +194,7 @@ def test_a_recipe_holds_the_content_of_its_weights_and_not_their_place(tmp_path:
     with pytest.raises(UserError, match="is a folder"):
         pinned(str(tmp_path))
     (tmp_path / "a.pt").unlink()
-    with pytest.raises(UserError, match="give a path that every node sees"):
+    with pytest.raises(UserError, match="put that file there, or a link to it"):
         pinned(a.model.weights)
     assert split_weights("a@b/c.pt") == ("a@b/c.pt", None)
 

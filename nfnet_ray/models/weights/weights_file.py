@@ -26,7 +26,7 @@ def pinned(weights: str) -> str:
     something else than the hash says, if there was one.
     """
     path, expected = split_weights(weights)
-    digest = _sha256(path)
+    digest = _sha256(path, is_known=expected is not None)
     if expected not in (None, digest):
         raise UserError(
             f"model.weights: {readable(path)} is not the file that was meant (its SHA-256 is {digest}, not "
@@ -62,7 +62,8 @@ def refuse_what_is_no_file(path: str | os.PathLike[str], where: str) -> None:
     )
 
 
-def _sha256(path: str) -> str:
+def _sha256(path: str, is_known: bool) -> str:
+    """``is_known``: it is the file of a run that has begun, of which nobody can change the path any more."""
     where = f"{readable(path)} on {socket.gethostname()}"
     try:
         refuse_what_is_no_file(path, where)
@@ -70,6 +71,9 @@ def _sha256(path: str) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except (OSError, ValueError) as error:  # a ValueError is a name that no file can have
         reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(
-            f"model.weights: cannot read {where} ({reason}): give a path that every node sees"
-        ) from error
+        remedy = (
+            "put that file there, or a link to it, on every node"
+            if is_known
+            else "give a path that every node sees"
+        )
+        raise UserError(f"model.weights: cannot read {where} ({reason}): {remedy}") from error
