@@ -8,7 +8,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
 
-from nfnet_ray.command_line.interruption import EXIT_INTERRUPTED, interruptible, program_name
+from nfnet_ray.command_line.interruption import EXIT_INTERRUPTED, SHOW_CURSOR, interruptible, program_name
 from nfnet_ray.command_line.one_line_parser import EXIT_USER_ERROR
 from nfnet_ray.errors import UserError
 from nfnet_ray.places import in_words, lost_place
@@ -19,8 +19,6 @@ EXIT_TERMINATED = 143
 
 _program = ""
 """How messages name the program that runs; "" for one that calls this library."""
-
-_SHOW_CURSOR = "\x1b[?25h"  # DECTCEM, of DEC's VT220 and all terminals since
 
 
 def exit_code_of(
@@ -74,7 +72,7 @@ def end_with(error: UserError) -> NoReturn:
     """
     try:
         if sys.stderr.isatty():  # as below
-            print(_SHOW_CURSOR, end="", file=sys.stderr)
+            print(SHOW_CURSOR, end="", file=sys.stderr)
         _say(_program or program_name(), str(error), *_notes(error))
         sys.stdout.flush()
         sys.stderr.flush()
@@ -98,7 +96,7 @@ def _notes(error: BaseException) -> list[str]:
 
 def _say_stopped(program: str, stop: BaseException, when_stopped: str) -> None:
     if sys.stderr.isatty():  # a progress bar that is left behind with its thread has hidden the cursor
-        print(_SHOW_CURSOR, end="", file=sys.stderr)
+        print(SHOW_CURSOR, end="", file=sys.stderr)
     notes = _notes(stop)
     _say(program, *(["stopped", *notes] if notes else [when_stopped]))
 

@@ -7,6 +7,7 @@ save (:func:`asked_to_stop`). This module has to be imported first, so it import
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -26,17 +27,27 @@ SECONDS_OF_ONE_REQUEST = 1.0
 
 Handler = Callable[[int, FrameType | None], None]
 
+SHOW_CURSOR = "\x1b[?25h"  # DECTCEM, of DEC's VT220 and all terminals since
+
 _requested_at = float("-inf")
+_is_program = False
+_is_quitting = False
+"""Whether a run has been asked a second time, so that it ends without saving anything."""
 
 
 def end_quietly() -> None:
     """From now on these signals end the program at once, with one line and exit code 130: nothing can be lost yet.
 
     For the first lines of a program, before it imports the rest: an interrupted import is nobody's fault, and its
-    stack trace says nothing. What a program does then with its signals takes the place of this.
+    stack trace says nothing. What a program does then with its signals takes the place of this. At its very end it
+    hears no signal any more: Python gives them back to the system before it has cleared up, which would end the program
+    by the signal instead of with its exit code.
     """
+    global _is_program
+    _is_program = True
     for number in _signals():
         signal.signal(number, _end_at_once)
+    atexit.register(_hear_nothing)  # the first of all, so it runs last
 
 
 @contextmanager
@@ -55,14 +66,19 @@ def interruptible(sigterm: Handler | None = None) -> Iterator[None]:
 def asked_to_stop(stop: threading.Event, note: Callable[[], None]) -> Iterator[None]:
     """Inside the block the first request sets ``stop`` and calls ``note``; a second one raises KeyboardInterrupt.
 
+    A third one, inside the block or after it, ends a program without waiting for what the second one interrupts.
     A terminal that closes asks once: it is heard several times, and nobody sits in front of it any more.
     """
 
     def ask(number: int, frame: FrameType | None) -> None:
-        global _requested_at
+        global _requested_at, _is_quitting
         if stop.is_set():
             if number != signal.SIGHUP:
-                _interrupt(number, frame)
+                try:
+                    _interrupt(number, frame)
+                except KeyboardInterrupt:
+                    _requested_at, _is_quitting = time.monotonic(), True
+                    raise
             return
         stop.set()
         _requested_at = time.monotonic()
@@ -70,6 +86,8 @@ def asked_to_stop(stop: threading.Event, note: Callable[[], None]) -> Iterator[N
         with suppress(RuntimeError):
             note()
 
+    global _is_quitting
+    _is_quitting = False
     with _heard_by(ask):
         yield
 
@@ -109,16 +127,25 @@ def _signals() -> list[signal.Signals]:
     return [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hangs_up else [])]
 
 
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    if time.monotonic() - _requested_at > SECONDS_OF_ONE_REQUEST:
-        raise KeyboardInterrupt
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    if time.monotonic() - _requested_at <= SECONDS_OF_ONE_REQUEST:
+        return
+    if _is_quitting and _is_program:
+        _end_at_once(number, frame)
+    raise KeyboardInterrupt
 
 
 def _end_at_once(_number: int, _frame: FrameType | None) -> None:
     """Exits without Python's shutdown, which waits for threads and runs what half-imported libraries registered."""
     with suppress(OSError):  # the terminal that was closed
-        os.write(2, f"{program_name()}: stopped\n".encode())
+        cursor = SHOW_CURSOR if _is_quitting and os.isatty(2) else ""  # a live table has hidden it
+        os.write(2, f"{cursor}{program_name()}: stopped\n".encode())
     os._exit(EXIT_INTERRUPTED)
+
+
+def _hear_nothing() -> None:
+    for number in _signals():
+        signal.signal(number, signal.SIG_IGN)
 
 
 def program_name() -> str:

@@ -92,6 +92,48 @@ def test_the_first_request_stops_and_the_second_ends_at_once(
         signal.raise_signal(signal.SIGINT)
 
 
+HAMMERED = """\
+from nfnet_ray.command_line.program import begin
+begin()
+import os, signal, sys, threading, time
+from nfnet_ray.command_line import interruption
+from nfnet_ray.command_line.exit_code import exit_code_of
+from nfnet_ray.command_line.interruption import asked_to_stop
+interruption.SECONDS_OF_ONE_REQUEST = 0.0
+class Late:
+    def __del__(self, kill=os.kill, process=os.getpid(), number=signal.SIGINT):
+        for _ in range({late}):  # when Python has given the signals back
+            kill(process, number)
+late = Late()
+def body():
+    try:
+        with asked_to_stop(threading.Event(), lambda: None):
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(0.01)
+    except KeyboardInterrupt:
+        for _ in range({more}):
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(1000)  # for a Ray that does not end
+            except KeyboardInterrupt:
+                raise RuntimeError
+        return 130
+sys.exit(exit_code_of("program.py", body))
+"""
+
+
+@pytest.mark.parametrize(("more", "late", "said"), [(1, 0, True), (0, 2, False)])
+def test_whoever_presses_ctrl_c_again_and_again_gets_the_exit_code_and_no_trace(
+    tmp_path: Path, more: int, late: int, said: bool
+) -> None:
+    """The third time while a run that quits clears up, and after its last line."""
+    program = tmp_path / "program.py"
+    program.write_text(HAMMERED.format(more=more, late=late))
+    ended = run(str(program))
+    assert (ended.returncode, ended.stderr) == (130, "program.py: stopped\n" if said else "")
+
+
 def test_after_nohup_a_closed_terminal_stops_nothing() -> None:
     before, asked = signal.signal(signal.SIGHUP, signal.SIG_IGN), threading.Event()
     try:
