@@ -117,7 +117,7 @@ def pretrain(path: Path, console: Console, epochs: int = PRETRAINING_EPOCHS) -> 
     They are the same each time on a machine. A checkpoint of each epoch is kept until the end, to resume from.
     """
     import torch
-    from filelock import FileLock
+    from filelock import FileLock, Timeout
 
     from nfnet_ray.training import PlainContext, train
 
@@ -132,7 +132,13 @@ def pretrain(path: Path, console: Console, epochs: int = PRETRAINING_EPOCHS) -> 
 
     checkpoints = path.with_suffix(".checkpoints")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):
+    lock = FileLock(path.with_suffix(".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        say(console, f"Another process trains the weights of the digits 0 to 4: waiting for {path.name}.")
+        lock.acquire()
+    try:
         if path.exists():  # by another process, meanwhile
             return
         images = count(data.train_images, "image")
@@ -150,6 +156,8 @@ def pretrain(path: Path, console: Console, epochs: int = PRETRAINING_EPOCHS) -> 
         with whole_file(path) as file:
             torch.save(outcome.model.state_dict(), file)
         shutil.rmtree(checkpoints, ignore_errors=True)
+    finally:
+        lock.release()
 
 
 def _pretraining_recipe(data: DatasetSummary, epochs: int = PRETRAINING_EPOCHS) -> Recipe:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from rich.console import Console
 
 from data_prep.digits import SECOND_HALF_FEW, describe_digits
@@ -142,6 +143,24 @@ def test_stopped_pretraining_resumes_to_the_same_weights(
     before = (tmp_path / "a.pt").stat().st_mtime_ns
     transfer.pretrain(tmp_path / "a.pt", Console(quiet=True), epochs=3)
     assert (tmp_path / "a.pt").stat().st_mtime_ns == before
+
+
+def test_who_waits_for_another_pretraining_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    said: list[str] = []
+    other = FileLock(tmp_path / "a.lock")
+    other.acquire()
+
+    class Listening(Console):
+        """The other process has written the weights when it is mentioned."""
+
+        def print(self, *objects: object, **_: object) -> None:
+            said.append(str(objects[0]))
+            (tmp_path / "a.pt").touch()
+            other.release()
+
+    transfer.pretrain(tmp_path / "a.pt", Listening())
+    assert said == ["Another process trains the weights of the digits 0 to 4: waiting for a.pt."]
 
 
 def test_the_study_says_how_it_is_run_and_what_came_out() -> None:
