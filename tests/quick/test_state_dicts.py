@@ -116,6 +116,13 @@ def test_a_file_with_a_changed_byte_is_refused_unless_it_was_written_without_che
             load_pretrained(model, changed)
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_torchscript_program_is_not_called_damaged(tmp_path: Path) -> None:
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "program.pt")
+    with pytest.raises(UserError, match="holds more than weights, and nothing in it is run"):
+        load_pretrained(create_model("nfnet_pico", num_classes=5), tmp_path / "program.pt")
+
+
 def test_a_file_that_was_cut_short_is_one_line(tmp_path: Path) -> None:
     torch.save(WEIGHTS, tmp_path / "whole.pt")
     (tmp_path / "cut.pt").write_bytes((tmp_path / "whole.pt").read_bytes()[:5000])

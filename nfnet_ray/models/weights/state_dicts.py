@@ -52,11 +52,10 @@ def load_without_running(path: str | os.PathLike[str], where: str) -> Any:
     except pickle.UnpicklingError as error:
         if "Weights only load failed" not in str(error):
             raise _damaged(where) from error
-        raise UserError(
-            f"model.weights: {where} holds more than weights, and nothing in it is run: load it where it was made, and "
-            "save model.state_dict() alone"
-        ) from error
+        raise _more_than_weights(where) from error
     except Exception as error:  # torch raises many kinds for a file that is cut short or changed
+        if "TorchScript" in str(error):  # of torch.jit.save, a program
+            raise _more_than_weights(where) from error
         if _is_other_archive(path):
             raise UserError(
                 f"model.weights: {where} is an archive that torch.save did not write (NumPy's, perhaps); it takes "
@@ -166,6 +165,13 @@ def _without_prefixes(state: State, origin: str) -> tuple[State, str]:
             return state, f"{origin}, without the prefix {removed}" if removed else origin
         removed += prefix
         state = {name.removeprefix(prefix): state[name] for name in names}
+
+
+def _more_than_weights(where: str) -> UserError:
+    return UserError(
+        f"model.weights: {where} holds more than weights, and nothing in it is run: load it where it was made, and "
+        "save model.state_dict() alone"
+    )
 
 
 def _damaged(where: str) -> UserError:
