@@ -17,7 +17,7 @@ Parts, in the order in which they run:
 Each part is a process with a time limit of its own. One that hangs or fails costs itself alone: its rows are kept, and
 another row says what happened. The exit code is 1 if there is such a row, or a check that does not hold.
 
-Without a GPU tiny networks are used, and the numbers mean nothing.
+Without a GPU, and with ``--small``, tiny networks are used. The numbers mean nothing; it shows that every part works.
 """
 
 from __future__ import annotations
@@ -84,6 +84,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--cifar", type=Path, help="folder with CIFAR-10 as Parquet files, for the part cifar"
     )
+    parser.add_argument(
+        "--small",
+        action="store_true",
+        help="tiny networks on a GPU, too: shows in a minute that every part works",
+    )
     parser.add_argument("--commit", help="what the csv says of the version (default: git's, if there is one)")
     parser.add_argument("--log", type=Path, help="file for what the parts print (default: it is not kept)")
     for name in ("--child", "--rows"):  # the command line of a part's process
@@ -122,7 +127,7 @@ def run_part(options: argparse.Namespace) -> None:
 
     options.seconds_left = lambda: deadline - time.monotonic()
     options.wait_until_released = wait_until_released
-    machine = Machine()
+    machine = Machine(is_small=options.small)
     part = {"ratio": "step"}.get(options.child, options.child)
     recorder = Recorder(rows, options.child, machine)
     module = importlib.import_module(f"benchmarks.gpu.{part}")
@@ -136,9 +141,9 @@ def run_part(options: argparse.Namespace) -> None:
 class Session:
     """One run: its children, what is left of its time, and the rows so far, which it writes after each part."""
 
-    def __init__(self, options: argparse.Namespace, children: Children, *, is_small: bool) -> None:
+    def __init__(self, options: argparse.Namespace, children: Children, *, is_gpu: bool) -> None:
         self.rows: list[Row] = []
-        self._is_small = is_small
+        self._is_gpu = is_gpu
         self._options, self._children = options, children
         self._commit = options.commit or commit_of(REPOSITORY)
         self._deadline = time.monotonic() + options.seconds
@@ -152,13 +157,15 @@ class Session:
     def start(self, part: str, name: str, limit_seconds: float, *more: str) -> Child:
         """Starts a process of a part."""
         command = [sys.executable, "-m", "benchmarks.gpu", "--child", part, "--seconds", str(limit_seconds)]
+        if self._options.small:
+            command += ["--small"]
         if self._options.cifar:
             command += ["--cifar", str(self._options.cifar.resolve())]
         return self._children.start(part, name, [*command, *more])
 
     def run(self, part: str, reserve: float = 0.0) -> None:
         """Runs a part, but leaves ``reserve`` seconds of all."""
-        own = inf if self._is_small else LIMITS[part]  # a shared CPU may take any time
+        own = LIMITS[part] if self._is_gpu else inf  # a shared CPU may take any time
         limit = min(own, self.seconds_left - reserve)
         if limit <= 0:
             self.add(part, part, SKIPPED, "no time is left")
@@ -192,7 +199,7 @@ class Session:
 
         Those that are not ready would use device and cores meanwhile, so they are paused; returns them.
         """
-        own, form_limit = (inf, inf) if self._is_small else (limit_seconds, FORM_LIMIT)
+        own, form_limit = (limit_seconds, FORM_LIMIT) if self._is_gpu else (inf, inf)
         wait_until_ready(compiling, min(own, self.seconds_left))
         late = [child for child in compiling if not child.is_ready]
         for child in late:
@@ -211,7 +218,8 @@ class Session:
 def run(options: argparse.Namespace) -> int:
     """Runs the parts, writes the csv, prints the table. Returns the exit code."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that no child is left
-    is_small = not torch.cuda.is_available()
+    is_gpu = torch.cuda.is_available()
+    is_small = options.small or not is_gpu
     wanted = options.part
     with tempfile.TemporaryDirectory() as folder:
         environment = {
@@ -220,7 +228,7 @@ def run(options: argparse.Namespace) -> int:
             "PYTHONPATH": os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")])),
         }
         with Children(Path(folder), environment) as children:
-            session = Session(options, children, is_small=is_small)
+            session = Session(options, children, is_gpu=is_gpu)
             if "roof" in wanted:
                 session.run("roof")
             forms = len(compiled_forms(is_small=is_small))

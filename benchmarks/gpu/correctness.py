@@ -188,10 +188,10 @@ def ddp_difference(machine: Machine) -> float:
     torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
     with tempfile.TemporaryDirectory() as folder:
         distributed.init_process_group(
-            "gloo" if machine.is_small else "nccl", init_method=f"file://{folder}/store", rank=0, world_size=1
+            "nccl" if machine.is_gpu else "gloo", init_method=f"file://{folder}/store", rank=0, world_size=1
         )
         try:
-            devices = None if machine.is_small else [machine.device]
+            devices = [machine.device] if machine.is_gpu else None
             gradients = []
             for network in (model, DistributedDataParallel(model, device_ids=devices)):
                 model.zero_grad()

@@ -41,15 +41,19 @@ class Timing:
 
 
 class Machine:
-    """The GPU if there is one, else the CPU with one thread and tiny networks (``is_small``)."""
+    """The GPU if there is one, else the CPU with one thread.
 
-    def __init__(self, device: torch.device | None = None) -> None:
+    ``is_small``: tiny networks, whose numbers mean nothing; always on a CPU.
+    """
+
+    def __init__(self, device: torch.device | None = None, *, is_small: bool = False) -> None:
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.is_small = self.device.type == "cpu"
-        self.threads = 1 if self.is_small else min(8, os.cpu_count() or 1)
+        self.is_gpu = self.device.type == "cuda"
+        self.is_small = is_small or not self.is_gpu
+        self.threads = min(8, os.cpu_count() or 1) if self.is_gpu else 1
         self.nvml: Any = None
         self.nvml_handle: Any = None
-        if not self.is_small:
+        if self.is_gpu:
             with contextlib.suppress(Exception):  # without it the columns stay empty
                 import pynvml
 
@@ -69,7 +73,7 @@ class Machine:
             "device": hardware(self.device, self.threads),
             "driver": driver,
             "torch": torch.__version__,
-            "cudnn": "" if self.is_small else str(torch.backends.cudnn.version()),
+            "cudnn": str(torch.backends.cudnn.version()) if self.is_gpu else "",
         }
 
     def sensors(self) -> Sensors:
@@ -83,19 +87,19 @@ class Machine:
 
     def synchronise(self) -> None:
         """Waits until the device has nothing to do."""
-        if not self.is_small:
+        if self.is_gpu:
             torch.cuda.synchronize(self.device)
 
     def forget_memory(self) -> None:
         """Gives unused memory back to the device, and forgets its peak."""
         gc.collect()  # networks are in circles of references
-        if not self.is_small:
+        if self.is_gpu:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.device)
 
     def peak_memory_gb(self) -> float:
         """The most that torch had allocated since :meth:`forget_memory`, in 10^9 bytes; 0 on a CPU."""
-        return 0.0 if self.is_small else torch.cuda.max_memory_allocated(self.device) / 1e9
+        return torch.cuda.max_memory_allocated(self.device) / 1e9 if self.is_gpu else 0.0
 
     def time(
         self, work: Callable[[], object], *, repeats: int, warm_ups: int = 3, at_most_seconds: float = 5.0
@@ -103,7 +107,7 @@ class Machine:
         """How long ``work`` takes on the device, the gaps between its kernels included.
 
         Fewer repeats than asked for, but at least three, where they would take longer than ``at_most_seconds``; always
-        three on a CPU.
+        three of tiny networks.
         """
         if self.is_small:
             repeats, warm_ups = LEAST_REPEATS, 1
@@ -114,7 +118,7 @@ class Machine:
         work()
         self.synchronise()
         one = time.perf_counter() - start
-        if self.is_small:
+        if not self.is_gpu:
             return summary([_seconds(work) for _ in range(repeats)], self.sensors())
         repeats = max(LEAST_REPEATS, min(repeats, int(at_most_seconds / one)))
         events = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]

@@ -46,7 +46,7 @@ def recipe_of(name: str, machine: Machine, **values: Any) -> ResolvedRecipe:
 
 def usual_precision(machine: Machine) -> str:
     """What networks are trained in; a CPU without bfloat16 takes very long in it."""
-    return "float32" if machine.is_small else "bfloat16"
+    return "bfloat16" if machine.is_gpu else "float32"
 
 
 def constant_rates(base_learning_rate: float = 0.1) -> dict[str, Any]:

@@ -126,7 +126,7 @@ def add_observations(
     mean_watts = watts.mean()
     for name, value in metrics.items():
         recorder.add(case, f"meter: {name}", value)
-    if not machine.is_small:
+    if machine.is_gpu:
         peak = float(torch.cuda.max_memory_allocated(machine.device))
         if not graphs:  # torch does not count what is replayed
             recorder.add(case, "meter's memory : torch's", metrics["peak_memory_bytes"] / peak)
@@ -161,7 +161,7 @@ class Watts:
 
 def synchronisations(work: Any, machine: Machine) -> list[str]:
     """The places (file:line) at which ``work`` waits for the device; none on a CPU."""
-    if machine.is_small:
+    if not machine.is_gpu:
         work()
         return []
     torch.cuda.set_sync_debug_mode("warn")
@@ -196,13 +196,13 @@ def profiled(work: Any, machine: Machine) -> Profile:
     from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
-    activity = ProfilerActivity.CPU if machine.is_small else ProfilerActivity.CUDA
+    activity = ProfilerActivity.CUDA if machine.is_gpu else ProfilerActivity.CPU
     steps = 1 if machine.is_small else PROFILED_STEPS
     with profile(activities=[activity]) as profiler:
         for _ in range(steps):
             work()
         machine.synchronise()
-    kind = DeviceType.CPU if machine.is_small else DeviceType.CUDA
+    kind = DeviceType.CUDA if machine.is_gpu else DeviceType.CPU
     events = [
         event
         for event in profiler.events() or []

@@ -116,7 +116,7 @@ def difference_from_alone(machine: Machine) -> float:
         for trial in alone:
             trial.step(batch)
     return max(
-        float((one - other).abs().max())
+        float((one - other).detach().abs().max())
         for lane, trial in zip(together, alone, strict=True)
         for one, other in zip(lane.model.parameters(), trial.model.parameters(), strict=True)
     )
