@@ -33,7 +33,7 @@ class Tape(TorchDispatchMode):
             self._noted.append((func, args, kwargs or {}, results))
         for tensor in _tensors(results):
             if tensor.numel() and _address(tensor) not in self._others:
-                self._own[_address(tensor)] = tensor.untyped_storage()
+                self._own[_address(tensor)] = _memory(tensor)
         return results
 
     @torch.no_grad()
@@ -85,7 +85,12 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
 
 
 def _address(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
+    return _memory(tensor).data_ptr()
+
+
+def _memory(tensor: Tensor) -> torch.UntypedStorage:
+    held: Tensor = getattr(tensor, "held", tensor)  # that of a pretended GPU (pretended_gpu.py)
+    return held.untyped_storage()
 
 
 def _shown(leaf: Any) -> Any:

@@ -1,0 +1,189 @@
+"""Training on a GPU that is pretended (``pretended_gpu.py``) gives the numbers of a training on the CPU."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nfnet_ray.recipe import Recipe
+from nfnet_ray.training import Outcome, PlainContext, run, train
+from nfnet_ray.training.agreement import Agreement
+from nfnet_ray.training.cohort import train_cohort
+from nfnet_ray.training.step import TrainStep
+from tests.training.pretended_gpu import DEVICE, pretended_gpu
+from tests.training.test_captured import BASELINE
+
+CPU = torch.device("cpu")
+NUMBERS = ("train_loss", "train_top1", "agc_clipped_fraction", "validation_top1", "validation_loss")
+
+
+@pytest.fixture(scope="module")
+def short(quick: Recipe) -> Recipe:
+    """One epoch of three steps."""
+    return quick.with_values({"schedule.epochs": 1, "batch_size": 80, "optimizer.ema.decay": 0.9})
+
+
+@pytest.fixture(autouse=True)
+def _leave_the_process_as_it_was() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_default_dtype(torch.float32)
+    torch.set_num_threads(threads)
+
+
+class Watched(PlainContext):
+    """Keeps the numbers of each epoch; stops after ``epochs`` of them."""
+
+    def __init__(self, device: torch.device, checkpoints: Path | None = None, epochs: float = 1e9) -> None:
+        self.numbers: list[dict[str, float]] = []
+        self._epochs = epochs
+        super().__init__(device=device, threads=1, checkpoints=checkpoints, on_report=self._keep)
+
+    def _keep(self, metrics: Any) -> None:
+        self.numbers.append({name: metrics[name] for name in NUMBERS})
+
+    def progress(self, epochs: float) -> None:
+        if epochs >= self._epochs:
+            self.stop()
+
+
+def weights(outcome: Outcome) -> dict[str, torch.Tensor]:
+    assert outcome.average is not None
+    every = {
+        **outcome.model.state_dict(),
+        **{f"average {k}": v for k, v in outcome.average.state_dict().items()},
+    }
+    return {name: tensor.detach().to("cpu") for name, tensor in every.items()}
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "bfloat16": {"precision": "bfloat16"},
+    "augmented, streamed": {
+        "data.resident": "never",
+        "data.flip": True,
+        "data.mixing.mixup_alpha": 0.2,
+        "data.mixing.cutmix_alpha": 1.0,
+        "data.randaugment.layers": 2,
+    },
+    "growing images": {
+        "schedule.epochs": 2,
+        "data.progressive.start_size": 16,
+        "data.progressive.step": 16,
+    },
+    "LookSAM": {
+        "optimizer.sam.rho": 0.05,
+        "optimizer.sam.method": "looksam",
+        "optimizer.sam.looksam_interval": 2,
+    },
+    "ESAM": {"optimizer.sam.rho": 0.05, "optimizer.sam.method": "esam", "micro_batches": 2},
+    "batch normalisation": {
+        **BASELINE,
+        "model.overrides.group_width": None,
+        "optimizer.name": "rmsprop",
+    },
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_training_gives_the_numbers_of_the_cpu(
+    case: str, short: Recipe, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = short.with_values(CASES[case])
+    monkeypatch.setattr(run, "TrainStep", functools.partial(TrainStep, rates_on_device=True))
+    on_cpu, on_gpu = Watched(CPU), Watched(DEVICE)
+    expected = train(recipe, on_cpu)
+    with pretended_gpu() as gpu, caplog.at_level(logging.INFO):
+        outcome = train(recipe, on_gpu)
+        assert {parameter.device for parameter in outcome.model.parameters()} == {DEVICE}
+        assert_same(weights(outcome), weights(expected))
+    assert on_gpu.numbers == on_cpu.numbers
+    assert "kernel by kernel" not in caplog.text
+    assert gpu.replays == 3 * recipe.schedule.epochs
+
+
+def test_the_form_of_a_step_is_tried_on_the_gpu(
+    short: Recipe, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(run, "TrainStep", functools.partial(TrainStep, rates_on_device=True))
+    on_cpu, on_gpu = Watched(CPU), Watched(DEVICE)
+    train(short, on_cpu)
+    with pretended_gpu(), caplog.at_level(logging.INFO):
+        train(short.with_values({"memory_format": "auto", "capture": "never"}), on_gpu)
+    for name, number in on_cpu.numbers[0].items():
+        assert on_gpu.numbers[0][name] == pytest.approx(number, rel=1e-3)
+    assert "capture=never" in caplog.text
+
+
+def test_the_host_waits_for_no_step(short: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But where the workers agree, it reads from the GPU as often in an epoch of six steps as in one of three."""
+    monkeypatch.setattr(Agreement, "is_due", lambda _, is_last: is_last)
+    reads = []
+    for batch_size in (80, 40):
+        with pretended_gpu() as gpu:
+            train(short.with_values({"batch_size": batch_size}), Watched(DEVICE))
+        assert gpu.replays == 240 // batch_size
+        reads.append(gpu.reads)
+    assert reads[0] == reads[1]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [(DEVICE, DEVICE), (DEVICE, CPU), (CPU, DEVICE)], ids=lambda device: device.type
+)
+def test_a_stopped_training_resumes_on_either_device(
+    first: torch.device,
+    second: torch.device,
+    short: Recipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(run, "TrainStep", functools.partial(TrainStep, rates_on_device=True))
+    whole = Watched(CPU)
+    expected = train(short, whole)
+    for device, stops_after, state in ((first, 0.5, "stopped"), (second, 1e9, "finished")):
+        watched = Watched(device, tmp_path, stops_after)
+        with pretended_gpu() if device is DEVICE else contextlib.nullcontext():
+            outcome = train(short, watched)
+            assert outcome.state == state
+            found = weights(outcome)
+    assert watched.numbers == whole.numbers
+    assert_same(found, weights(expected))
+
+
+def test_a_cohort_gives_the_numbers_of_the_cpu(short: Recipe) -> None:
+    recipes = [short.with_values({"optimizer.agc.clip_factor": factor}) for factor in (0.01, None)]
+    on_cpu, on_gpu = ([Watched(device) for _ in recipes] for device in (CPU, DEVICE))
+    train_cohort(recipes, on_cpu)
+    with pretended_gpu() as gpu:
+        train_cohort(recipes, on_gpu)
+    assert [lane.numbers for lane in on_gpu] == [lane.numbers for lane in on_cpu]
+    assert gpu.replays == 3
+
+
+def test_the_pretended_gpu_refuses_tensors_of_the_host_and_counts_what_is_read() -> None:
+    with pretended_gpu() as gpu:
+        on_gpu = torch.arange(3.0, device=DEVICE)
+        with pytest.raises(RuntimeError, match="cuda:0 and of the CPU"):
+            on_gpu + torch.ones(3)
+        with pytest.raises(TypeError, match="numpy"):
+            on_gpu.numpy()
+        assert gpu.reads == 0
+        assert (on_gpu.sum().item(), on_gpu.tolist(), on_gpu.cpu().numpy().tolist()) == (
+            3,
+            [0, 1, 2],
+            [0, 1, 2],
+        )
+        torch.empty(3).copy_(on_gpu)
+        assert gpu.reads == 4
+    assert not torch.cuda.is_available()
+
+
+def assert_same(mine: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> None:
+    assert mine.keys() == others.keys()
+    assert [name for name in mine if not torch.equal(mine[name], others[name])] == []
