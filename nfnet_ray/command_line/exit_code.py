@@ -65,10 +65,11 @@ def exit_code_of(
         return EXIT_TERMINATED
 
 
-def end_with(error: UserError) -> NoReturn:
-    """Ends this process at once, from any thread, with the line and the exit code of :func:`exit_code_of`.
+def end_with(error: UserError, last: Callable[[], object]) -> NoReturn:
+    """Ends this process, from any thread, with the line and the exit code of :func:`exit_code_of`.
 
-    For a thread that has to end the program because the main one cannot. Nothing else is cleaned up.
+    For a thread that has to end the program because the main one cannot. Nothing is cleaned up, but ``last`` is called
+    after the line was printed.
     """
     try:
         if sys.stderr.isatty():  # as below
@@ -76,6 +77,7 @@ def end_with(error: UserError) -> NoReturn:
         _say(_program or program_name(), str(error), *_notes(error))
         sys.stdout.flush()
         sys.stderr.flush()
+        last()
     finally:
         os._exit(EXIT_USER_ERROR)
 

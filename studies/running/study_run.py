@@ -398,6 +398,11 @@ class StudyRun:
     ) -> None:
         """Ends this process as :meth:`execute` would, while the main thread waits for a Ray that has gone."""
         error = StopsStudyError(self._stopped_sentence(recorder.lost or ""))
+
+        def tell_others() -> None:  # Ray may end this process meanwhile
+            sink.close(TRACKING_DEADLINE_SECONDS_IF_STOPPED)
+            self._notify("failed", str(error), console)
+
         try:
             for trial in self.progress.trials.values():
                 if trial.state == "running":
@@ -405,10 +410,8 @@ class StudyRun:
             recorder.record(study_ended("interrupted", wall_seconds))
             recorder.close()
             display.close()
-            sink.close(TRACKING_DEADLINE_SECONDS_IF_STOPPED)
-            self._notify("failed", str(error), console)
         finally:
-            end_with(error)
+            end_with(error, tell_others)
 
     @property
     def _has_more(self) -> bool:

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -104,6 +105,7 @@ def test_the_head_of_a_cluster_may_come_back(monkeypatch: pytest.MonkeyPatch) ->
         port = server.getsockname()[1]
         head = Head("127.0.0.1", port)
         assert head.look() is None
+    time.sleep(0.5)  # this process stands still, as one that was stopped
     assert head.look() is None  # it is away, for a moment
     with socket.create_server(("127.0.0.1", port)):
         assert head.look() is None

@@ -138,16 +138,18 @@ class Head:
 
     def __init__(self, host: str, port: int) -> None:
         self._host, self._port = host, port
-        self._answered_at = time.monotonic()
+        self._away_since: float | None = None
         ray_ends_us = float(os.environ.get(ray_internals.HEAD_TIMEOUT, ray_internals.HEAD_TIMEOUT_SECONDS))
         self._patience = max(ray_ends_us - SECONDS_BEFORE_RAY_ENDS_US, ray_ends_us / 2)
 
     def look(self) -> Loss | None:
         with suppress(OSError):
             socket.create_connection((self._host, self._port), SECONDS_TO_CONNECT).close()
-            self._answered_at = time.monotonic()
+            self._away_since = None
             return None
-        away = time.monotonic() - self._answered_at
+        # From the first look that found nobody: before it this process may have stood still, and not the head.
+        self._away_since = self._away_since or time.monotonic()
+        away = time.monotonic() - self._away_since
         if away < self._patience:
             return None
         return Loss(
