@@ -80,7 +80,7 @@ def renewed_report(study_directory: Path) -> str:
         write_report(study_directory)
     except UserError as error:
         command = [interpreter(), *PROGRAM.split()[1:], display_path(study_directory)]
-        return f"{error}; once that is possible, write it with:  {shell_command(command)}"
+        return f"{error}; then write it with:  {shell_command(command)}"
     return ""
 
 
