@@ -54,8 +54,6 @@ CASES = [
 ]
 SPREADS = (0.0, 0.002, 0.005, 0.01)
 LEAD = 0.005
-# Each of them draws its optimism anew, which takes long for many settings.
-CHOSEN_STUDIES = {2: 2000, 6: 2000, 50: 1000}
 # (of one setting in six, of the others): the first is at the edge of divergence.
 UNEQUAL_SPREADS = (0.01, 0.002)
 DRAWS = 1000
@@ -108,7 +106,7 @@ def chosen(studies: int) -> Iterator[Row]:
         means = np.full(settings, accuracy)
         means[0] += lead
         seen: list[Choice] = []
-        for _ in range(min(studies, CHOSEN_STUDIES[settings])):
+        for _ in range(studies):
             truth = trial_accuracies(draw, 1, means, seeds, spreads)
             moments = simulated_moments(draw, truth, images, agreement)
             one = Moments(moments.mean[0], moments.covariance[0], images)
@@ -136,7 +134,7 @@ def halved(studies: int) -> Iterator[Row]:
         means = np.full(settings, accuracy)
         survivors = max(2, math.ceil(settings / ETA))
         seen: list[Choice] = []
-        for _ in range(min(studies, CHOSEN_STUDIES[settings])):
+        for _ in range(studies):
             truth = trial_accuracies(draw, 1, means, seeds, spread)[0]
             rung, end = simulated_rung(draw, truth - LEARNT_AFTER_RUNG, truth, images, shared, lasts)
             at_rung = rung.mean(axis=1).reshape(settings, seeds).mean(axis=1)
