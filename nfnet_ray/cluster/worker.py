@@ -5,6 +5,7 @@ The driver imports this module too, so torch is imported in the functions.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import logging
 import os
@@ -50,8 +51,8 @@ if TYPE_CHECKING:
 SECONDS_BETWEEN_LOOKS = 0.1
 """For the next leg; a look takes about a millisecond of the cluster's head."""
 
-# A process whose memory has grown by this many bytes since its first leg, and to this multiple, is replaced. The
-# allocator's own leftovers are some hundred megabytes after legs of different networks, and new processes cost seconds.
+# A process whose memory has grown by this many bytes since its first leg, and to this multiple, is replaced. What stays
+# after legs of different networks is some hundred megabytes, and new processes cost seconds.
 LEAST_GROWTH_BYTES = 2**30
 LEAST_GROWTH = 2.0
 
@@ -237,11 +238,18 @@ class Memory:
         if held_bytes() < most:
             return None
         gc.collect()  # now alone: between legs it takes a tenth of a second
+        give_back_memory()
         held = held_bytes()
         self.has_grown = held >= most
         if not self.has_grown:
             return None
         return f"the memory of {whose} has grown from {self._first / 2**30:.1f} to {held / 2**30:.1f} GiB"
+
+
+def give_back_memory() -> None:
+    """Gives the system what glibc's allocator keeps of freed memory: of NFNet-F1's step it is 1.5 of 1.9 GiB."""
+    with suppress(AttributeError, OSError):  # other C libraries have no malloc_trim(3)
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def held_bytes() -> int:

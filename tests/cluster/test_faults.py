@@ -125,6 +125,20 @@ def test_a_trial_of_one_worker_keeps_a_checkpoint_and_leaves_a_machine_that_is_t
             worker.train_alone(config, 0.0)
 
 
+def test_memory_that_is_free_is_given_back_before_a_process_is_replaced() -> None:
+    """The allocator keeps it as long as something lies above it."""
+    memory = worker.Memory()
+    assert memory.growth("it") is None
+    before = worker.held_bytes()
+    pieces = [b"1" * 100_000 for _ in range(15_000)]  # each of them too small to be given back by itself
+    held, last = worker.held_bytes() - before, pieces[-1]
+    del pieces
+    assert held > worker.LEAST_GROWTH_BYTES
+    assert memory.growth("it") is None
+    assert worker.held_bytes() - before < held / 2
+    assert last
+
+
 def test_a_process_whose_memory_has_grown_trains_no_further_trial(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
