@@ -161,6 +161,7 @@ class StudyRun:
             )
         if reached is not None:
             is_delivered = not spool.pending_count() or self._deliver(sink, console)
+            has_report = True  # the one of the driver that has used the cap up
         elif self._has_more:
             if address is None:
                 self._check_cores(demand)
