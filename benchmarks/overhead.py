@@ -87,6 +87,7 @@ def bare(asked: Recipe) -> list[float]:
     for epoch in range(EPOCHS):
         model.train()
         start = time.perf_counter()
+        loss_sum = torch.zeros(())
         for batch in loader.epoch(epoch):
             loss_sum = step(batch).loss_sum
         loss_sum.item()  # waits for the device

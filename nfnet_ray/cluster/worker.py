@@ -297,13 +297,12 @@ def keep_compiled() -> None:
     """
     if os.environ.get("TORCHINDUCTOR_CACHE_DIR"):
         return
-    try:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nfnet_ray" / "inductor"
-        cache.mkdir(parents=True, exist_ok=True)
-        is_writable = os.access(cache, os.W_OK)
-    except (OSError, RuntimeError):  # RuntimeError: there is no home
-        is_writable = False
-    if not is_writable:
+    cache: Path | None = None
+    with suppress(OSError, RuntimeError):  # RuntimeError: there is no home
+        wanted = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nfnet_ray" / "inductor"
+        wanted.mkdir(parents=True, exist_ok=True)
+        cache = wanted if os.access(wanted, os.W_OK) else None
+    if cache is None:
         from nfnet_ray.data.loading.resident import own_folder
 
         cache = own_folder() / "inductor"

@@ -263,12 +263,12 @@ def paired_difference(a: Bits, b: Bits) -> PairedDifference:
         parts = difference_parts(moments, len(a))
         observed = float(moments.mean[: len(a)].mean() - moments.mean[len(a) :].mean())
         disagreement = float((a[:, None, :] != b[None, :, :]).mean())
+        if several:
+            luck = float(
+                interaction(moments.only(range(len(a))))
+                + interaction(moments.only(range(len(a), len(a) + len(b))))
+            )
     half = float(parts.half_width())
-    if several:
-        luck = float(
-            interaction(moments.only(range(len(a))))
-            + interaction(moments.only(range(len(a), len(a) + len(b))))
-        )
     return PairedDifference(
         value=observed,
         low=max(-1.0, float(parts.value) - half),
