@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,13 +22,6 @@ ON_DIGITS = {
     "batch_size": 80,
     "precision": "float32",
 }
-
-
-@pytest.fixture(autouse=True)
-def _leave_the_process_as_it_was() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 def test_efficientnet_trains_with_rmsprop_stairs_and_its_average(few_digits: Path) -> None:

@@ -30,14 +30,6 @@ from nfnet_ray.training.run import Spent
 NUMBERS = ("validation_top1", "validation_loss", "train_loss", "train_top1", "agc_clipped_fraction")
 
 
-@pytest.fixture(autouse=True)
-def _leave_the_process_as_it_was() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    yield
-    torch.set_default_dtype(torch.float32)
-    torch.set_num_threads(threads)
-
-
 def run(recipe: Recipe, **settings: Any) -> tuple[Outcome, list[dict[str, float]]]:
     """The outcome, and the numbers of each epoch that do not depend on the clock."""
     epochs: list[dict[str, float]] = []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +27,6 @@ NUMBERS = ("train_loss", "train_top1", "agc_clipped_fraction", "validation_top1"
 def short(quick: Recipe) -> Recipe:
     """One epoch of three steps."""
     return quick.with_values({"schedule.epochs": 1, "batch_size": 80, "optimizer.ema.decay": 0.9})
-
-
-@pytest.fixture(autouse=True)
-def _leave_the_process_as_it_was() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    yield
-    torch.set_default_dtype(torch.float32)
-    torch.set_num_threads(threads)
 
 
 class Watched(PlainContext):
