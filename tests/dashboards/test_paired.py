@@ -130,7 +130,8 @@ def test_the_best_of_many_high_accuracies_is_covered_and_its_interval_no_wider_t
         best = int(one.mean.argmax())
         low, high = (float(bound) for bound in setting_interval(one.only([best])))
         covered += optimism(one.mean, noise_of(one, [1] * settings), low, 1, draws=500).low <= 0.95 <= high
-    assert 0.93 <= covered / studies <= 0.98
+    # With the noise that was seen it is 0.972, and with a symmetric interval, too, 0.998.
+    assert 0.93 <= covered / studies <= 0.97
 
 
 def test_the_best_of_six_is_covered_though_one_of_them_is_at_the_edge_of_divergence() -> None:
