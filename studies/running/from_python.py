@@ -137,8 +137,9 @@ def run(
         ``failed`` in its table ``trials``.
 
     Raises:
-        UserError: something is wrong that a person can fix; the message says what to do. If Ray's head ends, this
-            process does too, with that message and exit code 2: Ray would end it a minute later, without a word.
+        UserError: something is wrong that a person can fix; the message says what to do. If Ray's head ends, or its
+            node while this waits for it, the process ends, too, with that message and exit code 2: Ray would end it
+            later, without a word.
         KeyboardInterrupt: the study was stopped; what was finished is kept, and the command that resumes it is printed.
             In the main thread the first Ctrl-C (or SIGTERM) lets the trials keep a checkpoint. In other threads no
             signal is handled.

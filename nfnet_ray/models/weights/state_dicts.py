@@ -76,9 +76,7 @@ def _has_changed(path: str | os.PathLike[str]) -> bool:
                 part for part in archive.infolist() if part.CRC and part.compress_type == zipfile.ZIP_STORED
             ]
             return not all(_is_intact(archive, part) for part in parts)
-    except (
-        Exception
-    ):  # no archive, or one that zipfile does not understand: torch.load has the better message
+    except Exception:  # no archive, or one that zipfile does not understand: torch.load says it better
         return False
 
 
