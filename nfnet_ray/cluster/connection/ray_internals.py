@@ -353,8 +353,8 @@ HEAD_TIMEOUT, HEAD_TIMEOUT_SECONDS = "RAY_gcs_rpc_server_reconnect_timeout_s", 6
 LONGEST_SOCKET = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 """The longest path of a socket below the temporary folder (_private/node.py), with Linux' largest process id."""
 
-# Read by Ray and Tune when they are imported, and named in no public signature. A study prints its own table, keeps
-# its own journal and handles Ctrl-C itself.
+# Read by Ray and Tune when they are imported or started, and named in no public signature. A study prints its own
+# table, keeps its own journal and handles Ctrl-C itself.
 SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -367,6 +367,10 @@ SETTINGS = {
     # Tune's own state, of which nothing is read: 20 kB for each trial, written again and again. Never, in seconds.
     "TUNE_GLOBAL_CHECKPOINT_S": "1e9",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    # When a driver connects, a node would start a process for each of its cores, and each takes 1.3 s of a core to
+    # start. No trial ever runs in one: Tune gives trials an environment (tune/execution/class_cache.py), which needs
+    # processes of their own. Read by the node's process, so it is for a local Ray (src/ray/common/ray_config_def.h).
+    "RAY_prestart_worker_first_driver": "0",
 }
 
 
