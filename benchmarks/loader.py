@@ -47,6 +47,7 @@ from nfnet_ray.data.draws import Purpose, uniforms
 from nfnet_ray.data.files.dataset import Dataset, open_dataset
 from nfnet_ray.data.loading import loader as loader_module
 from nfnet_ray.data.loading.loader import TrainLoader
+from nfnet_ray.processor import available_cpus
 from nfnet_ray.recipe import MixingRecipe, ResolvedData, ResolvedRandAugment
 
 RESULTS = Path(__file__).with_name("results") / "loader.csv"
@@ -256,7 +257,7 @@ def main() -> None:
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, metavar="SOURCE", help="a folder of class folders of JPEGs")
     parser.add_argument(
-        "--threads", type=positive, default=os.cpu_count() or 1, help="default: one for each core"
+        "--threads", type=positive, default=available_cpus(), help="default: one for each core"
     )
     parser.add_argument("--size", type=positive, default=192, metavar="PIXELS", help="default: %(default)s")
     parser.add_argument("--copies", type=positive, default=4, help="of each image (default: %(default)s)")

@@ -40,6 +40,7 @@ from nfnet_ray.cluster.messages import FinalReport, WorkerConfig
 from nfnet_ray.command_line.arguments import above_zero, positive
 from nfnet_ray.command_line.one_line_parser import OneLineParser
 from nfnet_ray.metric import METRIC
+from nfnet_ray.processor import available_cpus
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.study import Halving, Study
 from nfnet_ray.study.display import StudyDisplay
@@ -280,12 +281,12 @@ def main() -> None:
     parser.add_argument(
         "--places",
         type=positive,
-        default=os.cpu_count() or 1,
+        default=available_cpus(),
         help="trials at once (default: one for each core)",
     )
     parser.add_argument("--keep", type=Path, help="keep the study's results in this folder")
     asked = parser.parse_args()
-    about: Row = {"hardware": hardware(CPU, threads=os.cpu_count() or 1), "python": platform.python_version()}
+    about: Row = {"hardware": hardware(CPU, threads=available_cpus()), "python": platform.python_version()}
     for rule in asked.rules:
         halving = None if rule == "none" else parse_halving(rule)
         if asked.through_ray:

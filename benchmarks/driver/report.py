@@ -42,6 +42,7 @@ from nfnet_ray.command_line.one_line_parser import OneLineParser
 from nfnet_ray.correct_images import CorrectImages
 from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.metric import METRIC
+from nfnet_ray.processor import available_cpus
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.study.study import Study, Trial
 from nfnet_ray.tracking.events import Event, epoch_ended, study_ended, trial_ended, trial_started
@@ -246,7 +247,7 @@ def main() -> None:
         "trials", nargs="*", type=positive, default=[2, 100, 1000], help="default: 2 100 1000"
     )
     about: Row = {
-        "hardware": hardware(torch.device("cpu"), threads=os.cpu_count() or 1),
+        "hardware": hardware(torch.device("cpu"), threads=available_cpus()),
         "python": platform.python_version(),
     }
     append_rows(RESULTS, [measure(trials) | about for trials in parser.parse_args().trials])

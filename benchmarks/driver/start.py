@@ -18,7 +18,6 @@ trials that run at once. Arguments after ``--`` are the study's. Appends a row f
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
 import time
@@ -32,6 +31,7 @@ import torch
 from benchmarks.record import Row, append_rows, circumstances
 from nfnet_ray.command_line.arguments import positive
 from nfnet_ray.command_line.one_line_parser import OneLineParser
+from nfnet_ray.processor import available_cpus
 from nfnet_ray.tracking.journal import JOURNAL_FILE, read_events
 
 RESULTS = Path(__file__).parents[1] / "results" / "start.csv"
@@ -93,7 +93,7 @@ def measure(study: str, arguments: Sequence[str], run: int) -> Row:
         "first_line": round(first_line, 2),
         **moments(events, began),
         "returned": round(returned, 2),
-        **circumstances(torch.device("cpu"), os.cpu_count() or 1),
+        **circumstances(torch.device("cpu"), available_cpus()),
     }
 
 

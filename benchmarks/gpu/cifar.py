@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import os
 import tempfile
 import time
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from data_prep.conversion.convert import ConvertSettings, convert
 from data_prep.conversion.splits import plan_splits
 from data_prep.sources.choose import open_source
 from nfnet_ray.data.files.dataset import DatasetSummary
+from nfnet_ray.processor import available_cpus
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.training import PlainContext, train
 from studies.base_recipe import recipe_for
@@ -43,7 +43,7 @@ def measure(recorder: Recorder, machine: Machine, options: argparse.Namespace) -
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         source = open_source([options.cifar], "label")
-        settings = ConvertSettings(workers=os.cpu_count() or 1)
+        settings = ConvertSettings(workers=available_cpus())
         data = convert(source, plan_splits(source, 0.2), Path(folder) / "data", settings).dataset
         images = data.train_images + data.validation_images
         recorder.add("conversion", "images per second", images / (time.perf_counter() - start), "images/s")

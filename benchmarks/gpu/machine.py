@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import itertools
-import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 
 from benchmarks.record import hardware
+from nfnet_ray.processor import available_cpus
 
 LEAST_REPEATS = 3
 
@@ -50,7 +50,7 @@ class Machine:
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.is_gpu = self.device.type == "cuda"
         self.is_small = is_small or not self.is_gpu
-        self.threads = min(8, os.cpu_count() or 1) if self.is_gpu else 1
+        self.threads = min(8, available_cpus()) if self.is_gpu else 1
         self.nvml: Any = None
         self.nvml_handle: Any = None
         if self.is_gpu:
