@@ -14,6 +14,7 @@ from http import HTTPStatus
 from pathlib import Path
 
 from nfnet_ray.errors import UserError
+from nfnet_ray.places import in_words
 from nfnet_ray.tracking.journal import JOURNAL_FILE
 
 HOST = "127.0.0.1"
@@ -24,24 +25,33 @@ _HOSTS = ("localhost", HOST)
 _LARGEST_SHARE = 0.1
 
 
+def _print(line: str) -> None:
+    print(line, flush=True)
+
+
 class WatchedPage:
     """The latest page of some studies, made anew if a journal has grown.
 
     Args:
         make: makes the page.
         directories: of the studies.
+        say: is given a line when a journal can no longer be read, and one when it can again.
     """
 
-    def __init__(self, make: Callable[[], str], directories: Sequence[Path]) -> None:
+    def __init__(
+        self, make: Callable[[], str], directories: Sequence[Path], say: Callable[[str], None] = _print
+    ) -> None:
         self._make, self._journals = make, [directory / JOURNAL_FILE for directory in directories]
+        self._say = say
         self._lock = threading.Lock()
         self._page, self._seen = b"", [-1]
         self._not_before = 0.0
+        self._is_stale = False
 
     def latest(self) -> bytes:
-        """The page in UTF-8.
+        """The page in UTF-8; the one before if a journal cannot be read, as when a shared storage is away for a moment.
 
-        Raises UserError if a journal cannot be read and there is no earlier page.
+        Raises OSError or UserError if a journal cannot be read and there is no earlier page.
         """
         with self._lock:
             if self._page and time.monotonic() < self._not_before:
@@ -51,9 +61,16 @@ class WatchedPage:
                 seen = [journal.stat().st_size for journal in self._journals]
                 if seen != self._seen:
                     self._page, self._seen = self._make().encode(), seen
-            except (OSError, UserError):  # a shared storage that is away for a moment
+                if self._is_stale:
+                    self._say("the study can be read again, and the page follows it")
+                self._is_stale = False
+            except (OSError, UserError) as error:
                 if not self._page:
                     raise
+                if not self._is_stale:
+                    why = in_words(error) if isinstance(error, OSError) else error
+                    self._say(f"the study cannot be read ({why}); the page stays as it is until it can")
+                self._is_stale = True
             self._not_before = time.monotonic() + (time.monotonic() - began) / _LARGEST_SHARE
             return self._page
 
@@ -100,8 +117,5 @@ def watch(page: WatchedPage, first_port: int) -> None:
     """Serves the page until Ctrl-C. Raises UserError if there is no page to serve, or no port."""
     page.latest()
     with page_server(page, first_port) as server:
-        print(
-            f"http://{_HOSTS[0]}:{server.server_port}/ shows the report, and renews it; Ctrl-C ends this",
-            flush=True,
-        )
+        _print(f"http://{_HOSTS[0]}:{server.server_port}/ shows the report, and renews it; Ctrl-C ends this")
         server.serve_forever()

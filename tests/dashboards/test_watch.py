@@ -65,9 +65,24 @@ def test_a_page_is_made_once_for_each_state_of_the_journal_and_not_too_often(tmp
     assert page.latest() == b"1"
     page._not_before = 0.0
     assert page.latest() == b"2"
-    journal.rename(tmp_path / "away")  # a storage that does not answer
-    page._not_before = 0.0
-    assert page.latest() == b"2"
+
+
+def test_a_storage_that_is_away_for_a_moment_is_said_once_and_costs_no_page(tmp_path: Path) -> None:
+    journal = write_journal(tmp_path, agc_sweep()[:5])
+    said: list[str] = []
+    page = WatchedPage(lambda: str(journal.stat().st_size), [tmp_path], said.append)
+    before = page.latest()
+    journal.rename(tmp_path / "away")
+    for _ in range(3):
+        page._not_before = 0.0
+        assert page.latest() == before
+    assert len(said) == 1
+    assert "cannot be read (No such file or directory)" in said[0]
+    write_journal(tmp_path, agc_sweep()[:9])
+    for _ in range(3):
+        page._not_before = 0.0
+        assert page.latest() != before
+    assert said[1:] == ["the study can be read again, and the page follows it"]
 
 
 def test_a_study_that_cannot_be_read_is_said_before_anything_is_served(tmp_path: Path) -> None:
