@@ -169,9 +169,20 @@ class Driver:
 
 
 class Undisturbed:
-    """The same training by two plain processes: its weights, and its samples of each step."""
+    """The same training by two plain processes: its weights, and its samples of each step.
+
+    What ``folder`` has of an earlier one is used.
+    """
 
     def __init__(self, folder: Path, data: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        if not (folder / "weights.pt").exists():
+            self._train(folder, data)
+        self.weights: dict[str, torch.Tensor] = torch.load(folder / "weights.pt", weights_only=True)
+        self.samples = TrainingPlace(folder, data, "").samples
+
+    @staticmethod
+    def _train(folder: Path, data: Path) -> None:
         recipe, out = folder / "recipe.json", folder / "weights.pt"
         recipe.write_text(json.dumps(quick_recipe(data).to_values()))
         python = [sys.executable, "-X", "faulthandler"]  # a process that is aborted says where it was
@@ -183,8 +194,6 @@ class Undisturbed:
         for worker in workers:
             _, errors = worker.communicate(timeout=HANG_SECONDS)
             assert worker.returncode == 0, f"exit code {worker.returncode}: {errors}"
-        self.weights: dict[str, torch.Tensor] = torch.load(out, weights_only=True)
-        self.samples = TrainingPlace(folder, data, "").samples
 
 
 def differing(weights: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> list[str]:
