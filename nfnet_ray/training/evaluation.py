@@ -70,7 +70,9 @@ class Tally:
         )  # torch.tensor would wait for the device
         self._sums += torch.stack([best[:, 0].sum(), best.any(dim=1).sum(), loss, count]).double()
         rows = on_device(batch.indices, device)
-        self._by_image[0, rows], self._by_image[1, rows] = best[:, 0].to(torch.uint8), 1
+        correct, measured = self._by_image
+        correct.index_copy_(0, rows, best[:, 0].to(torch.uint8))
+        measured.index_fill_(0, rows, 1)  # for measured[rows] = 1 torch 2.11 would wait for the device
 
     def result(self) -> Evaluation:
         """Over all workers, who have to call this together."""

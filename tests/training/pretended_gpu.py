@@ -29,6 +29,9 @@ DEVICE = torch.device("cuda", 0)
 NAME, MEMORY_BYTES = "NVIDIA H100 80GB HBM3", 80 * 2**30
 _COPIES = ("aten::copy_", "aten::_to_copy")
 """The operators that may be given tensors of the host and of the device."""
+_INDEXED_WRITE = "aten::index_put_"
+"""Of a number of the host: torch brings it to the device, for which the host waits. Older versions than 2.15 do so for
+``tensor[rows] = 1`` as well."""
 
 
 class GpuTensor(Tensor):
@@ -132,6 +135,8 @@ def _compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         for tensor in given:
             if not isinstance(tensor, GpuTensor) and tensor.ndim:
                 raise RuntimeError(f"{schema.name} was given tensors of cuda:0 and of the CPU")
+    if has_gpu and schema.name == _INDEXED_WRITE and not isinstance(args[2], GpuTensor):
+        _PRESENT[-1].reads += 1
     wanted = kwargs.get("device")
     held = {name: _mapped(GpuTensor, _held, value) for name, value in kwargs.items()}
     if wanted is not None:
@@ -246,7 +251,8 @@ class PretendedGpu:
     """What happened on it.
 
     Attributes:
-        reads: how often the host has asked for what a tensor holds; each time it would wait for a real GPU.
+        reads: how often the host has asked for what a tensor holds, or has brought the GPU a number in a way for which
+            it waits as well; each time it would wait for a real GPU.
         captures, replays: of graphs.
         backward_pass: the number of the last one, and whether its last operator was given tensors of the GPU.
     """

@@ -8,13 +8,16 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from nfnet_ray.data.batch import Batch
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.training import Outcome, PlainContext, run, train
 from nfnet_ray.training.agreement import Agreement
 from nfnet_ray.training.cohort import train_cohort
+from nfnet_ray.training.evaluation import Tally
 from nfnet_ray.training.step import TrainStep
 from tests.training.pretended_gpu import DEVICE, pretended_gpu
 from tests.training.test_captured import BASELINE
@@ -124,6 +127,19 @@ def test_the_host_waits_for_no_step(short: Recipe, monkeypatch: pytest.MonkeyPat
     assert reads[0] == reads[1]
 
 
+def test_the_host_waits_for_no_batch_of_an_evaluation() -> None:
+    with pretended_gpu() as gpu:
+        tally = Tally(6, PlainContext(device=DEVICE, threads=1))
+        for places in (np.array([0, 5]), np.array([1, 3])):
+            labels = torch.arange(2, device=DEVICE)
+            tally.add(torch.eye(2, device=DEVICE), Batch(torch.zeros(2, device=DEVICE), labels, places))
+        assert gpu.reads == 0
+        found = tally.result()
+    assert found.metrics["validation_top1"] == 1
+    assert found.images.correct.tolist() == [True, True, False, True, False, True]
+    assert found.images.measured.tolist() == found.images.correct.tolist()
+
+
 @pytest.mark.parametrize(
     ("first", "second"), [(DEVICE, DEVICE), (DEVICE, CPU), (CPU, DEVICE)], ids=lambda device: device.type
 )
@@ -172,6 +188,8 @@ def test_the_pretended_gpu_refuses_tensors_of_the_host_and_counts_what_is_read()
         )
         torch.empty(3).copy_(on_gpu)
         assert gpu.reads == 4
+        on_gpu[torch.arange(2, device=DEVICE)] = torch.ones(())
+        assert gpu.reads == 5
     assert not torch.cuda.is_available()
 
 
