@@ -39,7 +39,9 @@ R_contra = TypeVar("R_contra", contravariant=True)
 STEPS_BEFORE_CAPTURE = 3
 """Libraries choose their algorithms and make their workspaces in the first ones (torch's notes on CUDA graphs)."""
 MOST_GRAPHS = 8
-"""Each takes some megabytes for its kernels' arguments; growing images leave those of earlier sizes behind."""
+"""Each takes some megabytes for its kernels' arguments; growing images leave those of earlier sizes behind. One more
+replaces them all: with a graph torch before 2.15 may free the workspaces that cuBLAS has on the stream of its capture,
+and graphs that were captured there as well would still write to them (github.com/pytorch/pytorch/issues/193402)."""
 
 MOST_KEPT_SHARE = 0.5
 """Of a worker's part of a GPU's memory: see :func:`too_much_memory`. By judgement; no GPU has seen it."""
@@ -73,10 +75,14 @@ class CudaRecorder:
 
     def rehearse(self, act: Callable[[], None]) -> None:
         """On the stream of the captures, whose workspaces are made by this."""
-        self._stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(self._stream):
-            act()
-        torch.cuda.current_stream(self._device).wait_stream(self._stream)
+        current = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(current)
+        try:
+            with torch.cuda.stream(self._stream):
+                act()
+        finally:
+            # Where it fails, too: what it has begun may write to weights, which must not be put back before that.
+            current.wait_stream(self._stream)
 
     def record(self, act: Callable[[], None]) -> Callable[[], None]:
         """Nothing is computed now. If it fails, this raises what ``act`` raised, and eager steps go on as before."""
@@ -279,6 +285,8 @@ class CapturedStep(Generic[R]):
         )
         rates = self._step.set_rates()
         results: list[R] = []
+        if len(self._graphs) >= MOST_GRAPHS:
+            self._graphs.clear()
 
         def act() -> None:
             results[:] = [self._step.apply(static, rates)]
@@ -289,8 +297,6 @@ class CapturedStep(Generic[R]):
         results.clear()
         replay = recorder.record(act)
         self.peak_bytes = max(self.peak_bytes, recorder.peak_bytes())
-        while len(self._graphs) >= MOST_GRAPHS:
-            del self._graphs[next(iter(self._graphs))]
         self._graphs[self._key(batch)] = _Graph(static, replay, results[0])
 
     @contextlib.contextmanager

@@ -165,13 +165,14 @@ def test_a_batch_of_another_shape_has_a_graph_of_its_own() -> None:
 
 
 def test_old_graphs_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(captured, "MOST_GRAPHS", 1)
+    """All of them: what a graph had on its stream is gone with it, and the others were captured on the same one."""
+    monkeypatch.setattr(captured, "MOST_GRAPHS", 2)
     captured_step, _, _ = step_of(recipe_of({}), TapeRecorder())
     whole = replicas.global_batch(0)
-    for batch in (whole, whole.part(slice(0, 12))):
+    batches = [whole, whole.part(slice(0, 12)), whole.part(slice(0, 8))]
+    for batch in batches:
         captured_step.prepare(batch)
-    assert captured_step.is_ready_for(whole.part(slice(0, 12)))
-    assert not captured_step.is_ready_for(whole)
+    assert [captured_step.is_ready_for(batch) for batch in batches] == [False, False, True]
 
 
 def test_what_is_replayed_reads_its_batch_and_its_rates() -> None:
@@ -286,6 +287,40 @@ def test_a_capture_that_cannot_be_ended_leaves_the_device_as_it_was(monkeypatch:
     assert current == ["default"]
     assert calls == ["_cuda_endAllocateToPool(0, (0, 1))", "_cuda_releasePool(0, (0, 1))"]
     assert generator.state == "as before"
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_follows_a_rehearsal_waits_for_it(fails: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it fails, too: the weights that are put back then must not be overwritten by what it has begun."""
+    calls: list[str] = []
+
+    class Stream:
+        def __init__(self, name: object) -> None:
+            self.name = "of the captures" if isinstance(name, torch.device) else name
+
+        def wait_stream(self, other: Stream) -> None:
+            calls.append(f"the stream {self.name} waits for that {other.name}")
+
+    for name, fake in {
+        "Stream": Stream,
+        "stream": lambda _stream: contextlib.nullcontext(),
+        "current_stream": lambda _device: Stream("of the training"),
+        "graph_pool_handle": lambda: (0, 1),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+
+    def act() -> None:
+        calls.append("step")
+        if fails:
+            raise torch.OutOfMemoryError
+
+    with pytest.raises(torch.OutOfMemoryError) if fails else contextlib.nullcontext():
+        captured.CudaRecorder(torch.device("cuda")).rehearse(act)
+    assert calls == [
+        "the stream of the captures waits for that of the training",
+        "step",
+        "the stream of the training waits for that of the captures",
+    ]
 
 
 @pytest.mark.parametrize(("gpus", "fits"), [(1.0, True), (0.5, True), (0.25, False), (0.0, True)])
