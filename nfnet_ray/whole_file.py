@@ -47,21 +47,30 @@ def whole_file(
             raise
         with file:
             yield file
-            file.flush()
-            if sync:
-                os.fsync(file.fileno())
-        partial.replace(path)
+        if sync:
+            replace_for_good(partial, path)
+        else:
+            partial.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):  # it would take room that may be missing
             partial.unlink()
         raise
-    if sync:
-        _sync_folder(path.parent)
 
 
 def partial_path(path: Path) -> Path:
     """Where ``path`` is written until it is complete."""
     return path.with_name(path.name + PARTIAL)
+
+
+def replace_for_good(partial: Path, path: Path) -> None:
+    """Gives a file that is complete the name ``path``; content and name survive a power failure.
+
+    Raises OSError if the disk cannot keep it.
+    """
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    partial.replace(path)
+    _sync_folder(path.parent)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -21,7 +21,7 @@ from urllib.parse import quote, unquote, urlsplit
 from nfnet_ray.errors import UserError
 from nfnet_ray.tracking.destination.experiment import EXPERIMENT_VARIABLE, restore_experiment_command
 from nfnet_ray.tracking.destination.uri import named, sqlite_path, sqlite_uri
-from nfnet_ray.whole_file import partial_path
+from nfnet_ray.whole_file import partial_path, replace_for_good
 
 ARTIFACTS_FOLDER = "mlartifacts"
 
@@ -78,17 +78,25 @@ def make_if_missing(database: Path) -> None:
         return
     # Of MLflow 3.17, which its store calls too. Its client would keep the file open, under the name that it loses.
     from mlflow.store.db.utils import _initialize_tables, create_sqlalchemy_engine
+    from sqlalchemy import event
 
     partial = partial_path(database)
     _remove(partial)
     engine = create_sqlalchemy_engine(sqlite_uri(partial))
+    # Nobody needs what an interruption leaves of it, so the disk is waited for once, and not in each transaction.
+    event.listen(engine, "connect", _do_not_wait_for_the_disk)
     try:
         _initialize_tables(engine)
         engine.dispose()
-        partial.replace(database)
+        replace_for_good(partial, database)
     finally:
         engine.dispose()
         _remove(partial)
+
+
+def _do_not_wait_for_the_disk(connection: sqlite3.Connection, *_: object) -> None:
+    connection.execute("PRAGMA synchronous=OFF")
+    connection.execute("PRAGMA journal_mode=MEMORY")
 
 
 def _remove(database: Path) -> None:
