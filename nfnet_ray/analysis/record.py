@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 _STATES = {None: "not started", "running": "unfinished"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class StudyRecord:
     """Everything that is known of a study.
 
@@ -111,6 +112,15 @@ class StudyRecord:
     measured_under: Mapping[str, Conditions] = field(default_factory=dict)
     own_values: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     parts: Mapping[str, StudyRecord] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """Which study it is and how far it got, on a line: a notebook shows this, and the tables would fill pages."""
+        states = Counter(str(state) for state in self.trials["state"])
+        trials = ", ".join(f"{number} {state}" for state, number in states.items())
+        swept = ", ".join(self.names[name] for name in self.fields) or "no field"
+        return (
+            f"<{type(self).__name__} {self.study['name']!r}: {self.state}; trials: {trials}; swept: {swept}>"
+        )
 
     @property
     def is_stretched(self) -> bool:

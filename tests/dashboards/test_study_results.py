@@ -47,6 +47,14 @@ def test_the_answer_is_what_the_command_line_says(study: nfnet_ray.StudyResults)
     assert [best.sentence() for best in nfnet_ray.best_per_stratum(study)] == answers[:2]
 
 
+def test_a_notebook_shows_a_record_as_one_line(study: nfnet_ray.StudyResults) -> None:
+    assert repr(study) == (
+        "<StudyResults 'agc_sweep': finished; trials: 10 finished, 1 stopped, 1 diverged; "
+        "swept: clip_factor, batch_size>"
+    )
+    assert all(len(repr(response)) < 2_000 for response in study.response())
+
+
 def test_every_chart_of_the_report_is_a_figure(study: nfnet_ray.StudyResults) -> None:
     report = {chart.id: chart.figure for chart in report_facts(study, START).charts}
     figures = charts_by_name(study)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -135,7 +136,7 @@ class Response:
     explains: float = math.nan
     lack_of_fit: float = math.nan
     misfit: float = math.nan
-    curve: Curve | None = None
+    curve: Curve | None = dataclasses.field(default=None, repr=False)
 
     def sentence(self) -> str:
         """The optimum, its interval and how flat it is; or why there is none."""
