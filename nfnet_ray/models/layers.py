@@ -212,7 +212,10 @@ class SqueezeExcite(nn.Module):
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """(N, C, H, W) -> gate (N, C). The caller multiplies, together with its other factors."""
-        return torch.sigmoid(self.expand(F.relu(self.reduce(x_NCHW.mean((2, 3))))))
+        gate_NC = torch.sigmoid(self.expand(F.relu(self.reduce(x_NCHW.mean((2, 3))))))
+        # Under autocast a linear layer is float32 within vmap (torch 2.15), and with it would be all activations after
+        # the block.
+        return gate_NC.to(x_NCHW.dtype)
 
 
 class StochasticDepth(nn.Module):

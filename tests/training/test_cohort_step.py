@@ -164,15 +164,15 @@ def test_each_lane_is_the_trial_alone(case: str, lanes: tuple[int, ...]) -> None
             assert_equal(one.state(), other.state(), what)
 
 
-class Convolutions(TorchDispatchMode):
-    """The dtypes of everything that is convolved within it, forwards and backwards."""
+class Layers(TorchDispatchMode):
+    """The dtypes of what convolutions and activations are given within it, forwards and backwards."""
 
     def __init__(self) -> None:
         super().__init__()
         self.dtypes: set[torch.dtype] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if "convolution" in str(func):
+        if any(name in str(func) for name in ("convolution", "gelu")):
             self.dtypes |= {value.dtype for value in args if isinstance(value, Tensor)}
         return func(*args, **(kwargs or {}))
 
@@ -183,9 +183,9 @@ def test_in_bfloat16_a_lane_is_the_trial_alone_within_its_rounding() -> None:
     alone, lane = trial(recipe, 0), trial(recipe, 0)
     before = {name: tensor.clone() for name, tensor in alone.state().items() if name.startswith("/model")}
     cohort = CohortStep([lane])
-    with Convolutions() as of_the_trial:
+    with Layers() as of_the_trial:
         expected = alone.step(batch(0))
-    with Convolutions() as of_the_lane:
+    with Layers() as of_the_lane:
         found = cohort(batch(0))
     assert of_the_lane.dtypes == of_the_trial.dtypes == {torch.bfloat16}
     torch.testing.assert_close(found.loss_sum[0], expected.loss_sum, rtol=2**-10, atol=0.0)
