@@ -93,6 +93,11 @@ class Request(ABC):
         return None
 
     @property
+    def can_extend(self) -> bool:
+        """Whether a study that has ended can be given more of what is asked for."""
+        return False
+
+    @property
     def allows_other_data(self) -> bool:
         """Whether a resumed study may use other data than it began with."""
         return False

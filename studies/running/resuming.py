@@ -30,19 +30,9 @@ CHECKPOINTS_FOLDER = "checkpoints"  # in the folder of a trial (nfnet_ray/cluste
 
 
 # What a study may be extended by.
-EXTENDS = (
-    *(
-        "--sweep",
-        "--set",
-        "--seeds",
-        "--epochs",
-        "--trials",
-        "--search",
-        "--early-stopping",
-        "--confirm",
-        "--data",
-    ),
-)
+_ADDS = ("--sweep", "--set", "--seeds", "--epochs", "--trials", "--early-stopping", "--confirm")
+# What --extend takes: these as well, as long as they are what the study has.
+_EXTENDS = (*_ADDS, "--search", "--data")
 
 
 def refuse_with_begun(request: Request) -> None:
@@ -59,11 +49,17 @@ def refuse_with_begun(request: Request) -> None:
         )
     asked = request.fixed() | {"--name": request.name}
     if request.extend:
-        asked = {name: value for name, value in asked.items() if name not in EXTENDS}
+        asked = {name: value for name, value in asked.items() if name not in _EXTENDS}
     given = [name for name, value in asked.items() if value is not None]
     if given:
+        instead = (
+            f"extend the study by it with --extend {request.begun} in place of {flag} {request.begun}, "
+            if request.can_extend and given[0] in _ADDS
+            else ""
+        )
         raise UserError(
-            f"{given[0]} cannot be changed with {flag} {request.begun}: leave it out, or start a new one without {flag}"
+            f"{given[0]} cannot be changed with {flag} {request.begun}: leave it out, {instead}or start a new one "
+            f"without {flag}"
         )
 
 

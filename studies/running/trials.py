@@ -80,6 +80,10 @@ class StudyRequest(Request):
     def made_weights(self) -> MadeWeights | None:
         return self.program.made_weights
 
+    @property
+    def can_extend(self) -> bool:
+        return True
+
     def fixed(self) -> dict[str, Any]:
         return {
             "--data": self.data,

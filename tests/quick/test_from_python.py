@@ -125,8 +125,14 @@ def test_a_name_is_continued_only_on_request_and_resumed_without_the_study(
     assert [run.study.trials() for run, _ in started] == [started[0][0].study.trials()] * 3
     with pytest.raises(nfnet_ray.UserError, match="leave the study out"):
         nfnet_ray.run(lr_study(), resume="x")
-    with pytest.raises(nfnet_ray.UserError, match="--epochs cannot be changed"):
+    with pytest.raises(
+        nfnet_ray.UserError, match=r"--epochs cannot be changed .* with --extend x in place of --resume x"
+    ):
         nfnet_ray.run(resume="x", epochs=3)
+    with pytest.raises(
+        nfnet_ray.UserError, match="--search cannot be changed with --resume x: leave it out, or"
+    ):
+        nfnet_ray.run(resume="x", search="random")
 
 
 def test_caps_are_in_the_journal_and_can_be_changed_when_it_is_resumed(
