@@ -150,6 +150,8 @@ class StudyDescription(TypedDict):
     checkpoints: NotRequired[str | None]
     """Where a training's checkpoints lie, if not in its directory."""
     caps: NotRequired[CapsDescription]
+    unrecorded: NotRequired[Literal[True]]
+    """It began with ``--tracking-uri none``, and stays out of MLflow until an address is given."""
     recipe: Values
     data: DataDescription
     hardware: Hardware

@@ -172,9 +172,10 @@ def _places(folder: StudyFolder) -> list[tuple[str, str]]:
     state, started = folder.known()
     report = folder.directory / REPORT_FILE
     is_in_mlflow = bool(tracked_at(folder.directory).study_run_id)
+    nothing = "not recorded" if started["study"].get("unrecorded") else "nothing of it is there yet"
     places = [
         ("Report", display_path(report) if report.exists() else report_command(folder.directory)),
-        ("MLflow", mlflow_command(folder.directory) if is_in_mlflow else "nothing of it is there yet"),
+        ("MLflow", mlflow_command(folder.directory) if is_in_mlflow else nothing),
         ("Folder", f"{display_path(folder.directory)} ({_size(folder)})"),
     ]
     if is_in_mlflow and any(trial.outcome == "finished" for trial in state.members):

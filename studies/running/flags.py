@@ -185,8 +185,9 @@ def add_places(parser: argparse.ArgumentParser, what: str, default_name: str) ->
         type=given_text,
         metavar="URI",
         help="where MLflow records it: http://HOST:PORT or sqlite:///FILE, or none, to keep the journal and the report"
-        " alone (default: with --resume, where it was recorded before; else $MLFLOW_TRACKING_URI; else mlflow.db in the"
-        " storage folder). Put user names and passwords into MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
+        " alone (default: with --resume, where it was recorded before, or nowhere if it began with none; else"
+        " $MLFLOW_TRACKING_URI; else mlflow.db in the storage folder). Put user names and passwords into"
+        " MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
     )
     where.add_argument(
         "--name",

@@ -27,7 +27,7 @@ from nfnet_ray.study.decisions import check_schedules
 from nfnet_ray.study.extension import Extension
 from nfnet_ray.study.study import Study
 from nfnet_ray.study.webhook import check_webhook
-from nfnet_ray.tracking.destination.choice import tracking_uri_for
+from nfnet_ray.tracking.destination.choice import tracking_uri_of_run
 from nfnet_ray.tracking.destination.experiment import experiment_name, experiment_of_journal
 from nfnet_ray.tracking.destination.uri import NOT_RECORDED
 from nfnet_ray.tracking.destination.uri_check import check_scheme
@@ -100,7 +100,7 @@ def run(request: Request, resume_command: Callable[[Request, str], str], console
     # Where: folders, MLflow, the cluster.
     home = home_folder()
     storage = storage_folder(home, request)
-    tracking_uri = tracking_uri_for(request.tracking_uri, storage, home, request.begun or request.name)
+    tracking_uri = tracking_uri_of_run(request.tracking_uri, storage, home, request.begun or request.name)
     is_recorded = tracking_uri != NOT_RECORDED
     if is_recorded:
         check_scheme(tracking_uri)

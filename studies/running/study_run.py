@@ -551,6 +551,8 @@ class StudyRun:
         self.runner.describe(event["study"])
         if self.given_caps:
             event["study"]["caps"] = self.given_caps
+        if not self._is_recorded:
+            event["study"]["unrecorded"] = True
         return event
 
     def _hardware(self, resources: Resources, sharing: Mapping[str, bool]) -> Hardware:

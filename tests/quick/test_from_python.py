@@ -149,6 +149,21 @@ def test_caps_are_in_the_journal_and_can_be_changed_when_it_is_resumed(
         nfnet_ray.run(resume="x", max_gpu_hours=0)
 
 
+def test_a_study_that_began_without_mlflow_stays_without_it_until_an_address_is_given(
+    started: Any, few_digits: Path, tmp_path: Path
+) -> None:
+    nfnet_ray.run(lr_study(), data=few_digits, name="x", tracking_uri="none")
+    nfnet_ray.run(resume="x")
+    nfnet_ray.run(lr_study(), data=few_digits, name="x", may_continue=True)
+    nfnet_ray.run(extend="x", seeds=2)
+    nfnet_ray.run(resume="x", tracking_uri="sqlite:///m.db")
+    nfnet_ray.run(lr_study(), data=few_digits, name="y")
+    here = f"sqlite:///{tmp_path}"
+    assert [run.tracking_uri for run, _ in started] == [
+        *["none"] * 4, f"{here}/m.db", f"{here}/runs/mlflow.db",
+    ]  # fmt: skip
+
+
 def test_arguments_of_a_studys_own_are_handed_to_it(started: Any, few_digits: Path) -> None:
     del started
     with pytest.raises(nfnet_ray.UserError, match=r"cannot read nowhere\.npz"):

@@ -6,13 +6,25 @@ import os
 from pathlib import Path
 
 from nfnet_ray.tracking.destination.uri import (
+    NOT_RECORDED,
     URI_VARIABLE,
     default_tracking_uri,
     sqlite_path,
     sqlite_uri,
     with_credentials_aside,
 )
+from nfnet_ray.tracking.journal import JOURNAL_FILE, read_events
 from nfnet_ray.tracking.spool import SPOOL_FILE, Spool
+
+
+def tracking_uri_of_run(given: str | None, storage: Path, home: Path, study: str | None) -> str:
+    """The same as :func:`tracking_uri_for`, for a study that is trained.
+
+    One that began with NOT_RECORDED is not recorded when it is resumed or extended either, until an address is given.
+    """
+    if given is None and study and _is_kept_out(storage / study):
+        return NOT_RECORDED
+    return tracking_uri_for(given, storage, home, study)
 
 
 def tracking_uri_for(given: str | None, storage: Path, home: Path, study: str | None) -> str:
@@ -34,7 +46,7 @@ def tracking_uri_for(given: str | None, storage: Path, home: Path, study: str | 
     """
     uri = given
     if uri is None and study:
-        uri = Spool(storage / study / "unused", storage / study / SPOOL_FILE).tracked.tracking_uri
+        uri = _recorded_at(storage / study)
     uri = uri or (os.environ.get(URI_VARIABLE) if given is None else given)
     if not uri and given is None:
         return default_tracking_uri(storage)
@@ -44,3 +56,16 @@ def tracking_uri_for(given: str | None, storage: Path, home: Path, study: str | 
         return uri
     options = uri.partition("?")[2]
     return sqlite_uri(home / path) + (f"?{options}" if options else "")
+
+
+def _recorded_at(directory: Path) -> str:
+    """The tracking URI at which a study has been recorded so far; empty if at none."""
+    return Spool(directory / "unused", directory / SPOOL_FILE).tracked.tracking_uri
+
+
+def _is_kept_out(directory: Path) -> bool:
+    """Whether a study began with NOT_RECORDED, and has not been recorded since."""
+    for event, _ in read_events(directory / JOURNAL_FILE):
+        is_kept_out = event["event"] == "study_started" and event["study"].get("unrecorded", False)
+        return is_kept_out and not _recorded_at(directory)
+    return False
