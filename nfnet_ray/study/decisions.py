@@ -231,8 +231,8 @@ class Decider:
             return None
         better = standing.better_than(mine + noise(mine, self._images))
         if better + standing.unknown < kept:
-            reason = standing.in_words(name)
-            if standing.better_than(mine) >= kept:
+            reason = standing.in_words(name, at_worst=True)
+            if standing.better_than(mine) + standing.unknown >= kept:
                 reason += f", within noise of the {ordinal(kept)}"
             return Decision(name, epoch, rung, "promoted", reason)
         if better >= kept:
@@ -282,13 +282,19 @@ class Standing:
         """The number of trials that are known to be better."""
         return len(self.sorted) - bisect_right(self.sorted, accuracy)
 
-    def in_words(self, name: str, *, so_far: bool = False) -> str:
-        """``81.2%, 5th of 6``; while not all are there, ``5th or lower of 6``, or ``5th of the 6 so far``."""
+    def in_words(self, name: str, *, so_far: bool = False, at_worst: bool = False) -> str:
+        """``81.2%, 5th of 6``.
+
+        While not all are there it is ``5th or lower of 6``, by those that are; ``at_worst`` ``6th or higher of 6``, if
+        all others are better; ``so_far`` ``5th of the 5 so far``.
+        """
         mine = self.accuracies[name]
-        place, known = ordinal(1 + self.better_than(mine)), len(self.accuracies)
+        best, known = 1 + self.better_than(mine), len(self.accuracies)
         if so_far:
-            return f"{mine:.1%}, {place} of the {known} so far"
-        return f"{mine:.1%}, {place}{' or lower' if self.unknown else ''} of {known + self.unknown}"
+            return f"{mine:.1%}, {ordinal(best)} of the {known} so far"
+        place = ordinal(best + self.unknown if at_worst else best)
+        bound = f" or {'higher' if at_worst else 'lower'}" if self.unknown else ""
+        return f"{mine:.1%}, {place}{bound} of {known + self.unknown}"
 
 
 def groups(study: Study) -> list[Group]:

@@ -390,7 +390,7 @@ def test_a_trial_continues_and_ends_as_soon_as_that_is_certain() -> None:
     assert not any(trial.promoted for trial in simulation.state.trials.values())
     reach_rung()
     first, second, third, _ = (simulation.state.trials[name] for name in names)
-    assert first.reason == "promoted at epoch 1: 90.0%, 1st or lower of 4"
+    assert first.reason == "promoted at epoch 1: 90.0%, 2nd or higher of 4"
     assert not second.promoted  # the fourth may be better than it
     assert (third.state, third.reason) == (
         "stopped",
