@@ -123,8 +123,10 @@ def _recipe(name: str, data: DatasetSummary, epochs: int | None) -> Recipe:
 def _points(recipe: Recipe, first: Recipe) -> Iterator[dict[str, Any]]:
     """A point for each budget of a network: its name and epochs, and all else in which its Recipe differs."""
     base = first.to_values()
-    for share in SHARES:
-        values = with_schedule_of(recipe, max(1, round(share * recipe.schedule.epochs))).to_values()
+    # Of one or two epochs, as in a rehearsal, shares are the same number of them.
+    budgets = dict.fromkeys(max(1, round(share * recipe.schedule.epochs)) for share in SHARES)
+    for epochs in budgets:
+        values = with_schedule_of(recipe, epochs).to_values()
         asked = {name: values[name] for name in ("model.name", "schedule.epochs")}
         yield asked | {name: value for name, value in values.items() if value != base[name]}
 

@@ -154,6 +154,13 @@ def test_the_baselines_have_the_recipe_of_their_own_family(data: DatasetSummary,
     assert {point[NAME] for point in made.points or ()} == set(networks)
 
 
+@pytest.mark.parametrize(("epochs", "budgets"), [(1, {1}), (2, {1, 2}), (3, {1, 2, 3})])
+def test_a_rehearsal_of_the_baselines_has_each_budget_once(epochs: int, budgets: set[int]) -> None:
+    made = efficientnet_baselines(DIGITS, epochs)
+    assert {point[EPOCHS] for point in made.points or ()} == budgets
+    assert len(made.points or ()) == len(budgets) * len(SMALL_NETWORKS)
+
+
 def test_more_seeds_are_for_every_budget(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
