@@ -144,7 +144,14 @@ def test_where_no_profiler_is_let_in_the_meter_is_read_all_the_same(
 
 
 @pytest.mark.parametrize(
-    "text", ["CUDA out of memory. Tried", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED"]
+    "text",
+    [
+        "CUDA out of memory. Tried",
+        "CUDA error: out of memory",
+        "CUBLAS_STATUS_ALLOC_FAILED",
+        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+        "FIND was unable to find an engine to execute this computation",
+    ],
 )
 def test_a_first_step_that_finds_no_memory_is_tried_again(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Others compile beside it, and give theirs back."""

@@ -143,8 +143,15 @@ def is_out_of_memory(error: Exception) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     # torch has no class of its own for a CPU's memory, for that of the workspaces of cuBLAS and cuDNN, or for what the
-    # driver takes for itself ("CUDA error: out of memory").
-    texts = ("allocate memory", "out of memory", "STATUS_ALLOC_FAILED")
+    # driver takes for itself ("CUDA error: out of memory"). Where no algorithm's workspace fits, it says that cuDNN has
+    # no engine (github.com/pytorch/pytorch/issues/108645).
+    texts = (
+        "allocate memory",
+        "out of memory",
+        "STATUS_ALLOC_FAILED",
+        "ALLOCATION_FAILED",  # cuDNN 9
+        "unable to find an engine to execute this computation",
+    )
     return isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
 
 
