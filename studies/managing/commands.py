@@ -54,7 +54,9 @@ def _parser() -> argparse.ArgumentParser:
     compare = _command(
         commands, "compare", _compare, "compare two studies: what differs, and the settings that both have"
     )
-    compare.add_argument("a", metavar="A", help="a study's name, or the path of its folder")
+    compare.add_argument(
+        "a", metavar="A", help="a study's name, or the path of its folder or of one that export wrote"
+    )
     compare.add_argument("b", metavar="B", help="another one")
     _add_json(compare)
     export = _command(
@@ -188,20 +190,22 @@ def _show(options: argparse.Namespace, console: Console) -> None:
 def _compare(options: argparse.Namespace, console: Console) -> None:
     from studies.managing.compare_command import compare
 
-    storage = storage_at(options.storage)
-    a, b = (find_directory(storage, name) for name in (options.a, options.b))
+    a, b = (_find_also_exported(options, name) for name in (options.a, options.b))
     compare(a, b, console, as_json=options.as_json)
 
 
 def _replay(options: argparse.Namespace, console: Console) -> None:
-    from nfnet_ray.analysis.files.exported import is_exported
     from studies.managing.replay_command import replay_study
 
-    exported = Path(options.name)
-    directory = (
-        exported if is_exported(exported) else find_directory(storage_at(options.storage), options.name)
-    )
-    replay_study(directory, console, as_json=options.as_json)
+    replay_study(_find_also_exported(options, options.name), console, as_json=options.as_json)
+
+
+def _find_also_exported(options: argparse.Namespace, name: str) -> Path:
+    """The directory of a study, which may be one that ``export`` wrote."""
+    from nfnet_ray.analysis.files.exported import is_exported
+
+    exported = Path(name)
+    return exported if is_exported(exported) else find_directory(storage_at(options.storage), name)
 
 
 def _export(options: argparse.Namespace, console: Console) -> None:

@@ -346,6 +346,9 @@ def test_what_differs_and_the_settings_of_both_are_compared(storage: Path, say: 
     assert document["settings"][0]["difference"] == pytest.approx(-0.4)
     assert {(one["area"], one["name"]) for one in document["differences"]} == {("recipe", "schedule.epochs")}
     assert "compared with itself" in say("compare", "first", str(storage / "first"))[2]
+    exported = storage.parent / "exported" / "second"
+    assert say("export", "second", str(exported))[0] == 0
+    assert say("compare", "first", str(exported))[1] == out
 
 
 def test_other_data_and_other_spaces_are_said(storage: Path, say: Say) -> None:
