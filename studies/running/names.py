@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import time
+from pathlib import PurePath
 
 from nfnet_ray.cluster.connection.job import submission_id
 from nfnet_ray.command_line.arguments import shortened, whole_number
@@ -13,15 +14,24 @@ from nfnet_ray.study.study import FRESH_SEEDS
 from nfnet_ray.tracking.destination.database import ARTIFACTS_FOLDER
 from nfnet_ray.tracking.destination.uri import DATABASE_FILE
 
+_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
+
 MOST_SEEDS = FRESH_SEEDS
 """Of a study; the seeds of its reruns come behind them."""
 
 
 def study_name(text: str) -> str:
     """The name, if it can be a folder's and needs no quotes. Raises UserError."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", text):
+    if not re.fullmatch(_NAME, text):
+        last = PurePath(text).name
+        if "/" in text and re.fullmatch(_NAME, last):
+            raise UserError(
+                f"{shortened(text)!r} is not a name: it is a path; give {last} alone, and the folder that it is in "
+                "with --storage"
+            )
         raise UserError(
-            f"{shortened(text)!r} is not a name: use up to 100 letters, digits, dots, dashes and underscores"
+            f"{shortened(text)!r} is not a name: use up to 100 letters (a to z, A to Z), digits, dots, dashes and "
+            "underscores, and begin with a letter or a digit"
         )
     if text == ARTIFACTS_FOLDER or text.startswith(DATABASE_FILE):
         raise UserError(f"{text!r} is not a name: MLflow's files are called so; take another")

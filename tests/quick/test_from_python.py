@@ -185,7 +185,9 @@ def test_arguments_of_a_studys_own_are_handed_to_it(started: Any, few_digits: Pa
         ({"study": agc_sweep, "verify": "no"}, "verify = 'no' is not allowed"),
         ({"study": agc_sweep, "name": "../up"}, "'../up' is not a name"),
         ({"study": agc_sweep, "settings": {"batchsize": 1}}, "did you mean batch_size"),
+        ({"study": agc_sweep, "name": "été"}, "'été' is not a name: use up to 100 letters"),
         ({"resume": "nothing"}, "no study is here"),
+        ({"resume": "runs/first"}, "'runs/first' is not a name: it is a path; give first alone"),
     ],
 )
 def test_what_a_person_gets_wrong_is_a_user_error_and_leaves_nothing(
