@@ -368,11 +368,18 @@ def parse_value(literal: str) -> Any:
         )
 
 
+_MOST_FIELDS_NAMED = 12
+"""Of a part of the Recipe: all eleven of ``model.overrides``, the largest part that has no parts itself."""
+
+
 def _unknown_field(name: object, known: Sequence[str]) -> str:
     if not isinstance(name, str):
         return f"{shown(name)} is not the name of a field of the Recipe, which is a text"
     leaf = name.rsplit(".", 1)[-1]
-    if same_leaf := [other for other in known if other.rsplit(".", 1)[-1] == leaf]:
+    if below := [other for other in known if f".{name}." in f".{other}"]:
+        shown_below = [*below[:_MOST_FIELDS_NAMED], *(["…"] if len(below) > _MOST_FIELDS_NAMED else [])]
+        hint = f"it is a part of it, with the fields {', '.join(shown_below)}"
+    elif same_leaf := [other for other in known if other.rsplit(".", 1)[-1] == leaf]:
         hint = did_you_mean(name, same_leaf, similarity=0.0)
     else:
         hint = did_you_mean(name, known, otherwise="see --help for the list", similarity=0.4)

@@ -49,6 +49,10 @@ def test_every_field_has_a_meaning_under_its_dotted_name() -> None:
         ("data.progressive.step=0", "a whole number at least 1"),
         ("model.overrides.width=[64, 0]", "a list of whole numbers at least 1"),
         ("clip_factor=0.01", "did you mean optimizer.agc.clip_factor?"),
+        (
+            "agc=0.01",
+            "it is a part of it, with the fields optimizer.agc.clip_factor, optimizer.agc.eps, optimizer",
+        ),
         ("optimizer.agc.clip_facto=0.01", "did you mean optimizer.agc.clip_factor"),
         ("batch_size", "write it as field=value"),
         ("data.path=", "--set data.path=: there is no value; is a shell variable not set?"),
