@@ -121,6 +121,20 @@ def test_a_worker_that_tells_its_device_is_believed(tmp_path: Path) -> None:
     assert texts[0] != texts[1]
 
 
+def test_a_trial_that_has_just_started_is_not_said_to_differ(tmp_path: Path) -> None:
+    """Its worker tells what it runs on with the first epoch."""
+    events = agc_sweep(clip_factors=(0.01,))
+    for event in events:
+        if event["event"] == "study_started":
+            event["study"]["recipe"]["memory_format"] = "auto"  # only the worker knows which one it was
+        if event["event"] == "epoch" and event["epoch"] == 1:
+            event["conditions"] = json.dumps({"device": "CPU", "memory_format": "contiguous"})
+    second = [at for at, event in enumerate(events) if event["event"] == "trial_started"][1]
+    write_journal(tmp_path, events[: second + 1])
+    found = comparability(load_study(tmp_path))
+    assert (found.differences, found.marks, len(found.axes)) == ((), {}, 1)
+
+
 def test_damaged_conditions_are_as_good_as_none(tmp_path: Path) -> None:
     events = agc_sweep(clip_factors=(0.01,))
     for event in events:

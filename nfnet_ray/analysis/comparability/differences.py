@@ -78,11 +78,15 @@ class ConditionDifference:
 def condition_differences(record: StudyTables) -> list[ConditionDifference]:
     """The conditions that differ between trials of a record of one or several studies, the weightiest first.
 
-    Trials that have not begun are left out, unless none has begun.
+    Trials without an epoch have nothing to compare, and a worker tells what it runs on with its first one. They are
+    left out unless no trial has any; then those that have not begun are.
     """
-    states = dict(zip(record.trials["trial"], record.trials["state"], strict=True))
-    begun = [trial for trial, state in states.items() if state != _NOT_BEGUN]
-    trials = [trial for trial in begun or states if trial in record.measured_under]
+    table = record.trials
+    measured = [trial for trial, epochs in zip(table["trial"], table["epochs"], strict=True) if epochs > 0]
+    begun = [
+        trial for trial, state in zip(table["trial"], table["state"], strict=True) if state != _NOT_BEGUN
+    ]
+    trials = [trial for trial in measured or begun or table["trial"] if trial in record.measured_under]
     studies = _studies(record)
     found = [
         difference
