@@ -58,6 +58,9 @@ class Recorder(Protocol):
     def record(self, act: Callable[[], None]) -> Callable[[], None]:
         """Captures it; what is returned does it again."""
 
+    def begin_anew(self) -> None:
+        """What was recorded so far is gone; what follows shares no memory with it."""
+
     def peak_bytes(self) -> float:
         """The largest memory so far that tensors took."""
 
@@ -113,6 +116,10 @@ class CudaRecorder:
         if refusal:
             raise MemoryError(refusal)
         return graph.replay
+
+    def begin_anew(self) -> None:
+        """torch refuses a pool whose graphs are all gone (create_or_incref_pool in its CUDACachingAllocator.cpp)."""
+        self._pool = torch.cuda.graph_pool_handle()
 
     def _give_up(self) -> None:
         """Undoes what torch leaves of a capture that it could not end: its share in the pool, and its generator."""
@@ -287,6 +294,7 @@ class CapturedStep(Generic[R]):
         results: list[R] = []
         if len(self._graphs) >= MOST_GRAPHS:
             self._graphs.clear()
+            recorder.begin_anew()
 
         def act() -> None:
             results[:] = [self._step.apply(static, rates)]

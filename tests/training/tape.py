@@ -75,6 +75,9 @@ class TapeRecorder:
         self.tapes.append(tape)
         return tape.replay
 
+    def begin_anew(self) -> None:
+        """Tapes share no memory."""
+
     def peak_bytes(self) -> float:
         """Of each capture another one."""
         return 1000.0 * (1 + len(self.tapes))

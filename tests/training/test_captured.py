@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import gc
 import logging
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,7 +38,7 @@ from nfnet_ray.training.captured import CapturedStep, Recorder
 from nfnet_ray.training.context import Context
 from nfnet_ray.training.step import TrainStep
 from tests.training import replicas
-from tests.training.tape import TapeRecorder
+from tests.training.tape import Tape, TapeRecorder
 from tests.training.test_rates import CASES, STEPS, WORKER, recipe_of
 
 BASELINE = {
@@ -164,14 +165,35 @@ def test_a_batch_of_another_shape_has_a_graph_of_its_own() -> None:
     assert_same(found[1], found[0])
 
 
+class WithPools(TapeRecorder):
+    """As torch, it takes a pool again only as long as one of its graphs is there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._of_pool = weakref.WeakSet[Tape]()
+        self._is_used = False
+
+    def record(self, act: Callable[[], None]) -> Callable[[], None]:
+        assert self._of_pool or not self._is_used, "the pool is gone"
+        replay = super().record(act)
+        self._of_pool.add(self.tapes.pop())
+        self._is_used = True
+        return replay
+
+    def begin_anew(self) -> None:
+        self._of_pool.clear()
+        self._is_used = False
+
+
 def test_old_graphs_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
     """All of them: what a graph had on its stream is gone with it, and the others were captured on the same one."""
     monkeypatch.setattr(captured, "MOST_GRAPHS", 2)
-    captured_step, _, _ = step_of(recipe_of({}), TapeRecorder())
+    captured_step, _, _ = step_of(recipe_of({}), WithPools())
     whole = replicas.global_batch(0)
     batches = [whole, whole.part(slice(0, 12)), whole.part(slice(0, 8))]
     for batch in batches:
         captured_step.prepare(batch)
+    assert captured_step.refusal is None
     assert [captured_step.is_ready_for(batch) for batch in batches] == [False, False, True]
 
 
