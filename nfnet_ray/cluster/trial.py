@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import queue
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 from ray import tune
 
@@ -16,8 +19,45 @@ from nfnet_ray.cluster.messages import STOP, FinalReport, WorkerConfig, lanes_of
 from nfnet_ray.cluster.worker import Memory, train_alone, train_cohort_alone
 from nfnet_ray.places import lost_place
 
+T = TypeVar("T")
+
 _memory = Memory()
 """Of this process, over all the trials that it trains."""
+
+
+class _TrainingThread:
+    """Trains all trials of this process. Tune calls the function of each in another thread.
+
+    What torch has found out about a GPU's convolutions belongs to the thread that does their forward pass: in a new one
+    cuDNN tries all of its algorithms again, for each shape that is trained or evaluated (torch's Conv_v8.cpp).
+    """
+
+    def __init__(self) -> None:
+        self._asked: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def result_of(self, act: Callable[[], T]) -> T:
+        """What ``act`` returns there. What it raises is raised here: SystemExit, too, with which Tune ends a trial."""
+        with self._lock:
+            if self._thread is None:  # a daemon, as Tune's threads are: it does not keep a process that ends
+                self._thread = threading.Thread(target=self._run, name="training", daemon=True)
+                self._thread.start()
+        result: Future[T] = Future()
+        self._asked.put((result, act))
+        return result.result()
+
+    def _run(self) -> None:
+        while True:
+            result, act = self._asked.get()
+            try:
+                result.set_result(act())
+            except BaseException as error:
+                result.set_exception(error)
+            del result, act  # or this thread would keep the last trial in memory
+
+
+_training_thread = _TrainingThread()
 
 
 def run_in_actor(space: dict[str, Any]) -> None:
@@ -30,9 +70,9 @@ def run_in_actor(space: dict[str, Any]) -> None:
         os._exit(0)  # to Tune the trial has lost its worker, and it starts another one
     try:
         if len(configs) == 1:
-            reports = [train_alone(configs[0], started_at)]
+            reports = [_training_thread.result_of(lambda: train_alone(configs[0], started_at))]
         else:
-            reports = train_cohort_alone(configs, started_at)
+            reports = _training_thread.result_of(lambda: train_cohort_alone(configs, started_at))
     except Exception as error:
         import torch
 

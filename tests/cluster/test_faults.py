@@ -5,8 +5,10 @@ And how a trial of one worker leaves a machine that is taken back, or a process 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -137,6 +139,34 @@ def test_memory_that_is_free_is_given_back_before_a_process_is_replaced() -> Non
     assert memory.growth("it") is None
     assert worker.held_bytes() - before < held / 2
     assert last
+
+
+def test_all_trials_of_a_process_are_trained_by_one_thread(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """In which Tune ends one by an exception, and an error is that of its trial alone."""
+    config = worker_config(
+        Study("s", "?", Recipe(), {}).trials()[0], "0", tmp_path, WorkerResources(1, 1, 0.0)
+    )
+    threads, reports = list[int](), list[dict[str, Any]]()
+    ends: list[BaseException | None] = [None, SystemExit(0), ValueError("no such thing"), None]
+
+    def train(*_: object) -> FinalReport:
+        threads.append(threading.get_ident())
+        end = ends[len(threads) - 1]
+        if end is not None:
+            raise end
+        return FinalReport("finished", None, 1)
+
+    monkeypatch.setattr(trial_module, "train_alone", train)
+    monkeypatch.setattr(trial_module.tune, "report", reports.append)
+    for end in ends:
+        with pytest.raises(SystemExit) if isinstance(end, SystemExit) else contextlib.nullcontext():
+            trial_module.run_in_actor(tune_space([config]))
+    assert len(threads) == 4
+    assert len({*threads, threading.get_ident()}) == 2
+    found = [FinalReport.from_result(report) for report in reports]
+    assert [report and report.outcome for report in found] == ["finished", "failed", "finished"]
 
 
 def test_a_process_whose_memory_has_grown_trains_no_further_trial(
