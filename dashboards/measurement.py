@@ -203,7 +203,7 @@ def _hardware(record: StudyRecord) -> str:
     hardware = record.study["hardware"]
     return (
         f"{hardware['description']} ({count(hardware['cpus'], 'CPU')}, {count(hardware['gpus'], 'GPU')}, "
-        f"{hardware['memory_gib']:.0f} GiB memory)"
+        f"{hardware['memory_gib']:.0f} GiB of memory free for Ray's workers)"
     )
 
 

@@ -77,7 +77,7 @@ class Response:
         field: dotted name of the field.
         stratum: {condition: value}; empty if there is one condition only.
         kind: ``inside`` if the curve is highest between two of the values, ``edge`` if at an end of them; ``no effect``
-            if noise explains the differences, ``poor fit`` if a parabola does not describe them, ``too few`` values.
+            if noise can explain the differences, ``poor fit`` if a parabola does not describe them, ``too few`` values.
         where: the stage at which it was measured, in words.
         is_end: whether that is the end.
         values: how many different values were fitted.
@@ -156,7 +156,7 @@ class Response:
         if self.kind == "no effect":
             among = f" among {self._left()}" if self.given_up else ""
             return (
-                f"Response to {name}{at}{where}: noise explains the differences between {self.range_low:.3g} and "
+                f"Response to {name}{at}{where}: noise can explain the differences between {self.range_low:.3g} and "
                 f"{self.range_high:.3g}{among} (p = {self.explains:.2g})"
             )
         if self.given_up:

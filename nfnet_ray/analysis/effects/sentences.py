@@ -24,7 +24,7 @@ def the_first(optima: Sequence[str], most: int) -> list[str]:
 def effect_sentences(tables: StudyTables) -> list[str]:
     """The optimum of the field in question under each condition, and which of three or more fields matter.
 
-    Only what the study can support: no sentence where there are too few values, where noise explains the differences
+    Only what the study can support: no sentence where there are too few values, where noise can explain the differences
     or where no parabola describes them.
     """
     if not tables.fields:
