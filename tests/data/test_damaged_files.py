@@ -42,7 +42,7 @@ def digits(pristine: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(pristine, tmp_path / "digits"))
 
 
-def refused(path: Path, match: str) -> str:
+def refused(path: Path | str, match: str) -> str:
     with pytest.raises(UserError, match=match) as caught:
         open_dataset(path)
     message = str(caught.value)
@@ -167,6 +167,7 @@ def test_missing_pieces_have_messages_of_their_own(digits: Path, tmp_path: Path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").write_text("no images here")
     messages = [
+        refused("", "names no data set: set data.path"),
         refused(tmp_path / "nowhere", "no such data set"),
         refused(tmp_path / "nowhere.beton", "no such data set"),
         refused(tmp_path / "empty", "holds neither"),

@@ -135,6 +135,8 @@ def open_dataset(path: str | os.PathLike[str], fingerprint: str | None = None) -
 
 
 def _open(path: str | os.PathLike[str]) -> Dataset:
+    if not os.fspath(path):  # Path("") is the current folder
+        raise UserError("the Recipe names no data set: set data.path to what data_prep has written")
     path = Path(path)
     if not path.exists():
         raise UserError(
