@@ -40,13 +40,23 @@ class Journal:
 
     >>> with Journal(study_directory / JOURNAL_FILE) as journal:                   # doctest: +SKIP
     ...     journal.append(study_resumed(changed={}))
+
+    Raises UserError if this user may not write it.
     """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Not append mode: a torn tail has to be cut off first.
         # Unbuffered: after a full disk nothing waits in a buffer to be written into the middle of a later line.
-        self._stream = open(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b", buffering=0)  # noqa: SIM115
+        try:
+            # The umask decides who else may write it: a team's, 002, lets the group resume the study.
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except PermissionError as error:
+            raise UserError(
+                f"{path} cannot be written ({error.strerror}): ask its owner to allow it (chmod g+w), or work on "
+                "another study"
+            ) from None
+        self._stream = open(descriptor, "r+b", buffering=0)  # noqa: SIM115
         self._stream.truncate(self._end_of_last_line())
         self._stream.seek(0, os.SEEK_END)
 

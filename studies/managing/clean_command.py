@@ -7,6 +7,7 @@ from them. The best trial of each stratum keeps its own, and so does every trial
 from __future__ import annotations
 
 import math
+import os
 import shutil
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field
@@ -113,6 +114,10 @@ def leftovers(folder: StudyFolder, needed: Set[Path]) -> Leftovers:
     tune = folder.directory / TUNE_FOLDER
     if tune.is_dir() and not tune.is_symlink():
         left.tune = bytes_below(tune)
+    if left.bytes and not os.access(folder.directory, os.W_OK):
+        return Leftovers(
+            folder.directory, why_not="belongs to somebody else and cannot be written, so it is left alone"
+        )
     return left
 
 

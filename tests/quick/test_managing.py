@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -475,6 +476,23 @@ def test_a_running_study_is_left_alone_and_so_is_a_link(storage: Path, say: Say,
     (storage / "first" / TUNE_FOLDER).symlink_to(elsewhere)
     say("clean", "first")
     assert list(elsewhere.rglob("*.pkl"))
+
+
+def test_what_another_user_keeps_for_himself_is_left_alone_and_the_others_are_cleaned(
+    storage: Path, say: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def access(path: str | Path, mode: int, real: Callable[..., bool] = os.access) -> bool:
+        return Path(path).name != "first" and real(path, mode)
+
+    monkeypatch.setattr(os, "access", access)  # root may write everything
+    code, out, _ = say("clean")
+    assert code == 0
+    assert "first belongs to somebody else and cannot be written, so it is left alone." in out
+    assert len(checkpoints(storage / "first")) == 2
+    assert len(checkpoints(storage / "second")) == 1
+    code, _, err = say("clean", "first")
+    assert code == 2
+    assert "nothing was removed: first belongs to somebody else" in err
 
 
 def test_notes_and_tags_are_added_later_and_found(storage: Path, say: Say) -> None:

@@ -5,8 +5,10 @@ Takes less than a second.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -90,6 +92,26 @@ def test_a_second_writer_finds_everything_that_the_first_appended(tmp_path: Path
         journal.append({"event": "study_resumed", "time": 1.0})
         assert len(events_of(tmp_path / JOURNAL_FILE)) == 1  # before the writer has closed it
     assert len(events_of(write_journal(tmp_path, [{"event": "study_resumed", "time": 2.0}]))) == 2
+
+
+def test_the_group_may_write_a_journal_where_the_umask_lets_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = os.umask(0o002)
+    try:
+        Journal(tmp_path / JOURNAL_FILE).close()
+    finally:
+        os.umask(before)
+    assert (tmp_path / JOURNAL_FILE).stat().st_mode & 0o777 == 0o664
+
+    def refuse(*_: object) -> int:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(os, "open", refuse)  # root may write everything
+    with pytest.raises(
+        UserError, match=r"journal\.jsonl cannot be written \(Permission denied\): ask its owner"
+    ):
+        Journal(tmp_path / JOURNAL_FILE)
 
 
 def test_short_names_stay_different() -> None:
