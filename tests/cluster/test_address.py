@@ -6,6 +6,7 @@ The heads are made here: servers that answer the two questions that are asked of
 from __future__ import annotations
 
 import json
+import os
 import platform
 import socket
 import subprocess
@@ -222,6 +223,19 @@ def test_another_patch_of_python_will_do(serve: Any, monkeypatch: pytest.MonkeyP
     head = serve(FakeHead(OURS | {"python_version": f"{major}.{minor}.99"}))
     on_this_machine(monkeypatch, head)
     find_head(head)
+
+
+def test_a_node_of_another_user_is_not_to_abort_this_process(
+    serve: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    head, socket_file = serve(FakeHead(OURS)), tmp_path / "raylet"
+    socket_file.touch()
+    arguments = {"--raylet_socket_name": str(socket_file)}
+    on_this_machine(monkeypatch, head)
+    monkeypatch.setattr(address_module, "_arguments", lambda _process: ("raylet", arguments))
+    find_head(head)
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everything
+    assert "another user has started Ray on this machine" in refusal(head)
 
 
 def test_a_machine_that_is_no_node(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -582,7 +582,14 @@ def test_where_ray_notes_the_cluster_of_this_machine() -> None:
     assert get_ray_address_file(None) == os.path.join(temporary_folder(), ray_internals.CURRENT_CLUSTER_FILE)
 
 
-@pytest.mark.parametrize("argument", [ray_internals.RAYLET_HEAD_ARGUMENT, ray_internals.RAYLET_NODE_ARGUMENT])
+@pytest.mark.parametrize(
+    "argument",
+    [
+        ray_internals.RAYLET_HEAD_ARGUMENT,
+        ray_internals.RAYLET_NODE_ARGUMENT,
+        ray_internals.RAYLET_SOCKET_ARGUMENT,
+    ],
+)
 def test_arguments_of_a_raylet(argument: str) -> None:
     from ray._private import services
 

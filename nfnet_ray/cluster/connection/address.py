@@ -13,7 +13,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -274,9 +274,12 @@ def _check_is_node(meant: _Meant, head: Head) -> None:
     token = _token() if head.wants_token else None
     deadline = time.monotonic() + JOINING_SECONDS
     while True:
-        nodes = [bytes.fromhex(node) for _, _, node in raylets()]
-        request = b"".join(_field(1, node) for node in nodes)
-        if nodes and any(_alive(_call(meant, ray_internals.CHECK_ALIVE, request, token) or b"")):
+        here = list(raylets())
+        request = b"".join(_field(1, bytes.fromhex(node)) for _, _, node in here)
+        alive = _alive(_call(meant, ray_internals.CHECK_ALIVE, request, token) or b"") if here else []
+        if any(alive):
+            # Each is of this cluster: a head knows no other nodes.
+            _check_may_use(meant, [node[0] for node, is_alive in zip(here, alive, strict=False) if is_alive])
             return
         if time.monotonic() > deadline:
             raise UserError(
@@ -286,20 +289,40 @@ def _check_is_node(meant: _Meant, head: Head) -> None:
         time.sleep(0.5)
 
 
+def _check_may_use(meant: _Meant, nodes: Sequence[int]) -> None:
+    """Raises UserError if another user runs these nodes, by their process ids, and keeps them to himself.
+
+    Ray makes their sockets with the umask of that user, and aborts the process of a driver that may not write to them.
+    """
+    sockets = [_arguments(node)[1].get(ray_internals.RAYLET_SOCKET_ARGUMENT, "") for node in nodes]
+    if sockets and not any(not socket or os.access(socket, os.W_OK) for socket in sockets):
+        raise UserError(
+            f"{meant.named}: another user has started Ray on this machine, and only that user's programs can use it: "
+            "submit a job with `ray job submit --address http://HEAD:8265 -- python studies/...`"
+        )
+
+
 def raylets() -> Iterator[tuple[int, str, str]]:
     """(process id, address of its head, hexadecimal id) of each node on this machine, by its process's arguments."""
-    for file in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            program, *arguments = file.read_bytes().decode(errors="replace").split("\0")
-        except OSError:
-            continue
+    for folder in Path("/proc").glob("[0-9]*"):
+        program, given = _arguments(int(folder.name))
         if "raylet" not in Path(program).name:
             continue
-        given = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
         address = given.get(ray_internals.RAYLET_HEAD_ARGUMENT, "")
         node = given.get(ray_internals.RAYLET_NODE_ARGUMENT, "")
         if address and re.fullmatch(r"([0-9a-f]{2})+", node):
-            yield int(file.parent.name), address, node
+            yield int(folder.name), address, node
+
+
+def _arguments(process: int) -> tuple[str, dict[str, str]]:
+    """The program of a process, and its arguments of the form NAME=VALUE; nothing of one that has ended."""
+    try:
+        program, *arguments = (
+            Path(f"/proc/{process}/cmdline").read_bytes().decode(errors="replace").split("\0")
+        )
+    except OSError:
+        return "", {}
+    return program, dict(argument.split("=", 1) for argument in arguments if "=" in argument)
 
 
 def has_token() -> bool:

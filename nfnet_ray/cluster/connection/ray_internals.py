@@ -406,7 +406,9 @@ CURRENT_CLUSTER_FILE = "ray/ray_current_cluster"
 """Below the temporary folder: the address of the last ``ray start`` (_common/utils.py)."""
 
 RAYLET_HEAD_ARGUMENT, RAYLET_NODE_ARGUMENT = "--gcs-address", "--node_id"
-"""Arguments of a node's raylet process that name its head and its own id (_private/services.py)."""
+RAYLET_SOCKET_ARGUMENT = "--raylet_socket_name"
+"""Arguments of a node's raylet process that name its head, its own id, and the socket at which drivers reach it
+(_private/services.py). A driver that may not write to the socket is aborted (src/ray/core_worker/core_worker.cc)."""
 
 # --- a submitted job ------------------------------------------------------------------------------
 
