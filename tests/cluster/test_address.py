@@ -255,6 +255,8 @@ def test_tokens(serve: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     (tmp_path / "home" / ".ray").mkdir(parents=True)
     (tmp_path / "home" / ".ray" / "auth_token").write_text(f"{TOKEN}\n")
     assert find_head(head).wants_token
+    on_this_machine(monkeypatch)
+    assert f"or join by `RAY_AUTH_MODE=token ray start --address={head}`" in refusal(head)
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     assert "RAY_AUTH_MODE=disabled" in refusal(head)
 

@@ -282,9 +282,11 @@ def _check_is_node(meant: _Meant, head: Head) -> None:
             _check_may_use(meant, [node[0] for node, is_alive in zip(here, alive, strict=False) if is_alive])
             return
         if time.monotonic() > deadline:
+            mode = "RAY_AUTH_MODE=token " if head.wants_token else ""  # else these commands send no token
             raise UserError(
-                f"{meant.named}: this machine is not a node of that cluster: run on one that is, with `ray job submit "
-                f"--address http://HEAD:8265 -- python studies/...`, or join by `ray start --address={head.address}`"
+                f"{meant.named}: this machine is not a node of that cluster: run on one that is, with `{mode}ray job "
+                f"submit --address http://HEAD:8265 -- python studies/...`, or join by `{mode}ray start "
+                f"--address={head.address}`"
             )
         time.sleep(0.5)
 
