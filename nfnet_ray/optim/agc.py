@@ -86,8 +86,9 @@ class Units:
     place in memory, or others than before have a gradient.
     """
 
-    def __init__(self, parameters: Iterable[Tensor]) -> None:
-        self._parameters = list(parameters)
+    def __init__(self, parameters: Iterable[Tensor] | Tensor) -> None:
+        # A tensor is iterable itself: its rows, which have no gradients.
+        self._parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
         self._known_for: list[int | None] = []
         self._groups: list[_Group] = []
         self.order: tuple[tuple[int, int], ...] = ()
@@ -98,6 +99,11 @@ class Units:
 
     def __len__(self) -> int:
         return len(self._parameters)
+
+    @property
+    def device(self) -> torch.device | None:
+        """Of the parameters; None if there are none."""
+        return self._parameters[0].device if self._parameters else None
 
     def groups(self) -> list[_Group]:
         """Those that have a gradient, in stacks."""
@@ -110,7 +116,7 @@ class Units:
     def _found(self) -> list[_Group]:
         groups: defaultdict[Hashable, _Group] = defaultdict(lambda: _Group([], [], []))
         for place, parameter in enumerate(self._parameters):
-            if parameter.grad is not None:
+            if parameter.grad is not None and parameter.numel():
                 alone = place if parameter.numel() > LARGEST_STACKED_VALUES else None
                 view = as_units(parameter.detach())
                 group = groups[parameter.shape, parameter.dtype, alone]
@@ -122,7 +128,7 @@ class Units:
 
 @torch.no_grad()
 def clip_gradients_adaptively(
-    parameters: Iterable[Tensor],
+    parameters: Iterable[Tensor] | Tensor,
     clip_factor: float | Tensor = 0.01,
     eps: float | Tensor = 1e-3,
     observe: Callable[[UnitNorms], None] | None = None,
@@ -144,8 +150,8 @@ def clip_gradients_adaptively(
     (``benchmarks/clipping.py``).
 
     Args:
-        parameters: leaf tensors of any float dtype on one device; those without ``.grad`` are left alone. For
-            step after step :class:`Units` of them.
+        parameters: leaf tensors of any float dtype on one device, or one of them; those without ``.grad`` are left
+            alone. For step after step :class:`Units` of them.
         clip_factor: :math:`\lambda`; the paper's recipe for batch 4096 has 0.01. It and ``eps`` may be scalars on the
             parameters' device, with the same result to the bit.
         eps: :math:`\epsilon`, so that parameters that start at zero can move; official value 1e-3.
@@ -169,7 +175,7 @@ def clip_gradients_adaptively(
     units = _units(parameters)
     groups = units.groups()
     if not groups:
-        return torch.zeros(())
+        return torch.zeros((), device=units.device)
 
     gradients = [_gradients(group) for group in groups]
     stacks = [_stacked(of_group, group.unit_shape) for of_group, group in zip(gradients, groups, strict=True)]
@@ -193,7 +199,7 @@ def clip_gradients_adaptively(
 
 
 @torch.no_grad()
-def unit_norms(parameters: Iterable[Tensor], eps: float | Tensor = 1e-3) -> UnitNorms | None:
+def unit_norms(parameters: Iterable[Tensor] | Tensor, eps: float | Tensor = 1e-3) -> UnitNorms | None:
     """The norms that :func:`clip_gradients_adaptively` compares; None if no parameter has a gradient."""
     units = _units(parameters)
     groups = units.groups()
@@ -211,7 +217,7 @@ def _all_units(norms: list[Tensor]) -> Tensor:
     return torch.cat([of_group.flatten() for of_group in norms])
 
 
-def _units(parameters: Iterable[Tensor]) -> Units:
+def _units(parameters: Iterable[Tensor] | Tensor) -> Units:
     return parameters if isinstance(parameters, Units) else Units(parameters)
 
 

@@ -26,6 +26,11 @@ def ema_decay(step: int, decay: float, warmup: bool = True) -> float:
     return min(decay, (1 + step) / (10 + step)) if warmup else decay
 
 
+_HALF_PRECISION = (torch.bfloat16, torch.float16)
+"""With a decay of 0.9999, an average in bfloat16 whose weights had grown by 1 had moved by 0.004 after 1,000 steps, and
+not by 0.095."""
+
+
 class ExponentialMovingAverage:
     r"""A second network, ``model``, that holds the average of the first one's weights.
 
@@ -34,11 +39,23 @@ class ExponentialMovingAverage:
     after every optimiser step, from a copy of the initial weights on. Statistics of normalisation layers
     (EfficientNet) are averaged as the weights are, counters are copied. Source: paper appendix A.1; official
     ``experiment.py`` and ``utils.py``.
+
+    The weights are float32 or float64, and stay the same parameters: a layer that is replaced later is not averaged.
+    What is averaged may also be the network within the wrapper of ``torch.compile`` or DistributedDataParallel.
+
+    Raises ValueError for an EMARecipe without a decay, for weights in half precision, and for a network that has other
+    parameters or buffers than the one that the average was made from.
     """
 
     def __init__(self, model: nn.Module, recipe: EMARecipe) -> None:
         if recipe.decay is None:
             raise ValueError("an EMARecipe without a decay asks for no average")
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad and parameter.dtype in _HALF_PRECISION:
+                raise ValueError(
+                    f"{name} is {parameter.dtype}, in which an average loses the small changes that it consists of: "
+                    "keep the weights in float32, and compute under torch.autocast"
+                )
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self._decay, self._warmup = recipe.decay, recipe.warmup
         self._pairs = _Pairs(self.model, model)
@@ -83,10 +100,11 @@ class _Pairs:
 
     def __init__(self, average: nn.Module, model: nn.Module) -> None:
         self.of = model
+        _check_shapes(average, model)
         self._parameters = list(zip(average.parameters(), model.parameters(), strict=True))
         buffers = {  # one that modules share is averaged once
             id(buffer): (mean._buffers, new._buffers, name)
-            for mean, new in zip(average.modules(), model.modules(), strict=True)
+            for mean, new in zip(_with_buffers(average), _with_buffers(model), strict=True)
             for name, buffer in mean._buffers.items()
             if buffer is not None
         }
@@ -99,3 +117,21 @@ class _Pairs:
             assert mean is not None
             assert new is not None
             yield mean, new
+
+
+def _with_buffers(network: nn.Module) -> list[nn.Module]:
+    """The modules that have buffers: a wrapper of the network has none of its own."""
+    return [
+        module for module in network.modules() if any(part is not None for part in module._buffers.values())
+    ]
+
+
+def _check_shapes(average: nn.Module, model: nn.Module) -> None:
+    shapes, others = (
+        [part.shape for part in (*network.parameters(), *network.buffers())] for network in (average, model)
+    )
+    if shapes != others:
+        raise ValueError(
+            f"the network has other parameters or buffers than the average ({len(others)} and {len(shapes)} tensors): "
+            "make a new average for it"
+        )

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -55,8 +55,8 @@ def ascent_numbers(recipe: SAMRecipe, seed: int) -> AscentNumbers:
 
 @torch.no_grad()
 def perturbation(
-    parameters: Sequence[Tensor],
-    gradients: Sequence[Tensor | None],
+    parameters: Iterable[Tensor],
+    gradients: Iterable[Tensor | None],
     recipe: SAMRecipe,
     *,
     seed: int = 0,
@@ -98,6 +98,7 @@ def perturbation(
     """
     if recipe.rho is None:
         raise ValueError("a SAMRecipe without rho asks for no ascent step")
+    parameters = list(parameters)
     given = [
         torch.zeros_like(parameter) if gradient is None else gradient
         for parameter, gradient in zip(parameters, gradients, strict=True)
@@ -120,7 +121,7 @@ def perturbation(
 
 
 @contextlib.contextmanager
-def perturbed(parameters: Sequence[Tensor], steps: Sequence[Tensor]) -> Iterator[None]:
+def perturbed(parameters: Iterable[Tensor], steps: Iterable[Tensor]) -> Iterator[None]:
     """Within it the parameters are :math:`w + \\epsilon`; after it they are :math:`w` again, to the bit.
 
     The weights are kept and copied back, also when an exception passes through: to subtract :math:`\\epsilon`
@@ -129,20 +130,21 @@ def perturbed(parameters: Sequence[Tensor], steps: Sequence[Tensor]) -> Iterator
     notice the change: a backward pass has to be on the same side as its forward pass. Autocast does not notice,
     so the bfloat16 copies of weights that it keeps for the length of its context are dropped, going in and out.
     """
+    parameters = list(parameters)
     kept = [torch.empty_like(parameter) for parameter in parameters]
     with torch.no_grad():
         if kept:
-            torch._foreach_copy_(kept, list(parameters))
+            torch._foreach_copy_(kept, parameters)
     try:
         with torch.no_grad():
             if kept:
-                torch._foreach_add_(list(parameters), list(steps))
+                torch._foreach_add_(parameters, list(steps))
         torch.clear_autocast_cache()
         yield
     finally:
         with torch.no_grad():
             if kept:
-                torch._foreach_copy_(list(parameters), kept)
+                torch._foreach_copy_(parameters, kept)
         torch.clear_autocast_cache()
 
 

@@ -57,3 +57,37 @@ def test_the_average_is_a_network_of_its_own() -> None:
     assert not average.model.weight.requires_grad
     with pytest.raises(ValueError, match="no average"):
         ExponentialMovingAverage(model, EMARecipe(decay=None))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_an_average_that_would_stand_still_is_refused(dtype: torch.dtype) -> None:
+    """In bfloat16 it had moved by 0.004 after 1,000 steps at 0.9999, and not by 0.095."""
+    model = nn.Linear(2, 2).to(dtype)
+    with pytest.raises(ValueError, match=f"weight is {dtype}.*keep the weights in float32"):
+        ExponentialMovingAverage(model, EMARecipe())
+    ExponentialMovingAverage(model.requires_grad_(False), EMARecipe())  # nothing in it changes
+
+
+class Wrapper(nn.Module):
+    """As torch.compile and DistributedDataParallel make them."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.module = network
+
+
+def test_the_network_may_be_wrapped_after_the_average_is_made() -> None:
+    network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    average = ExponentialMovingAverage(network, EMARecipe())
+    for tensor in network.state_dict().values():
+        tensor.add_(torch.ones_like(tensor))
+    average.take(Wrapper(network), 1.0)
+    found = average.state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in network.state_dict().items())
+
+
+@pytest.mark.parametrize("other", [nn.Linear(2, 2, bias=False), nn.Linear(1, 2)])
+def test_a_network_with_other_parameters_is_refused(other: nn.Module) -> None:
+    average = ExponentialMovingAverage(nn.Linear(2, 2), EMARecipe())
+    with pytest.raises(ValueError, match="other parameters or buffers"):
+        average.update(other, step=0)

@@ -25,6 +25,7 @@ from nfnet_ray.optim import (
     create_optimizer,
     decayed_names,
     learning_rate_at,
+    unit_norms,
     unitwise_norm,
     warmup_cosine,
     warmup_staircase,
@@ -85,6 +86,25 @@ def test_reports_the_share_of_clipped_units() -> None:
     half = nn.Parameter(torch.ones(2, 4))
     half.grad = torch.tensor([[1.0] * 4, [0.0] * 4])
     assert clip_gradients_adaptively([half], clip_factor=0.01) == 0.5
+
+
+def test_a_single_parameter_is_clipped_as_a_list_of_it_is() -> None:
+    """Iterated over, it would be rows, which have no gradients, and nothing would be clipped."""
+    weight = nn.Parameter(torch.ones(2, 4))
+    weight.grad = torch.ones(2, 4)
+    assert clip_gradients_adaptively(weight, clip_factor=0.02) == 1
+    torch.testing.assert_close(weight.grad, torch.full((2, 4), 0.02))
+    norms = unit_norms(weight)
+    assert norms is not None
+    assert norms.tensors == ((0, 2),)
+
+
+def test_what_has_nothing_to_clip_counts_nothing() -> None:
+    empty = nn.Parameter(torch.zeros(0, 4))
+    empty.grad = torch.zeros(0, 4)
+    assert clip_gradients_adaptively([empty]) == 0
+    # On the parameters' device, whichever that is.
+    assert clip_gradients_adaptively([nn.Parameter(torch.zeros(2, device="meta"))]).device.type == "meta"
 
 
 def network(parameters: dict[str, nn.Parameter]) -> nn.Module:

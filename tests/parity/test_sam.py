@@ -526,3 +526,15 @@ def test_a_step_would_be_lost_in_bfloat16_weights() -> None:
     # float32 weights, rounded when they are used (autocast): each tenth weight changes, by more than its step.
     assert arriving((weight + step).bfloat16(), weight.bfloat16()) == pytest.approx(1, abs=0.05)
     assert arriving(weight.bfloat16() + step.bfloat16(), weight.bfloat16()) < 0.2
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_parameters_may_come_from_a_network_one_by_one(method: str) -> None:
+    network = nn.Linear(3, 2)
+    gradients = [torch.ones_like(parameter) for parameter in network.parameters()]
+    recipe = SAMRecipe(rho=0.05, method=method)
+    steps = perturbation(network.parameters(), iter(gradients), recipe)
+    before = network.weight.detach().clone()
+    with perturbed(network.parameters(), iter(steps)):
+        assert torch.equal(network.weight, before + steps[0])
+    assert torch.equal(network.weight, before)
