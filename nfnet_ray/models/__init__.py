@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 from nfnet_ray.errors import UserError
@@ -43,10 +44,12 @@ def create_model(
         model = replace(model, dropout=dropout)
     if stochastic_depth is not None:
         model = replace(model, stochastic_depth=stochastic_depth)
-    if not isinstance(num_classes, int) or num_classes < 1:
+    # NumPy's numbers count, as in a Recipe: `labels.max() + 1` is one.
+    if not isinstance(num_classes, Integral) or isinstance(num_classes, bool) or num_classes < 1:
         raise UserError(
             f"model {name}: num_classes={num_classes!r} is not allowed; use a whole number above 0"
         )
+    num_classes = int(num_classes)
     if isinstance(model, Baseline):
         return create_baseline(model, num_classes)
 

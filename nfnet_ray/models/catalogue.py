@@ -9,6 +9,7 @@ from nfnet_ray.errors import UserError
 from nfnet_ray.models import baselines, costs, variants
 from nfnet_ray.models.baselines import BASELINES, Baseline
 from nfnet_ray.models.variants import Variant, get_variant
+from nfnet_ray.printable import shown
 from nfnet_ray.settings import did_you_mean
 
 
@@ -22,6 +23,10 @@ def get_model(name: str, overrides: Mapping[str, Any] | None = None) -> Variant 
 
     Raises UserError for an unknown name, and for overrides that the model does not take.
     """
+    if overrides is not None and not isinstance(overrides, Mapping):
+        raise UserError(
+            f"model {name}: overrides = {shown(overrides)} is not allowed; it takes a dict {{setting: value}}"
+        )
     if isinstance(name, str) and name in BASELINES:
         if overrides:
             raise UserError(

@@ -171,8 +171,11 @@ def _groups(layers: Sequence[Layer]) -> list[_Group]:
 
 
 def _is_possible(groups: list[_Group]) -> bool:
-    """A compiler makes better code of the formula, ``torch.func`` needs it, and half precision rounds in between."""
+    """A compiler makes better code of the formula, ``torch.func`` and ``torch.jit.trace`` (ONNX's older exporter, too)
+    need it, and half precision rounds in between."""
     if not groups or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return False
+    if torch.jit.is_tracing():
         return False
     return groups[0].layers[0].weight.dtype in (torch.float32, torch.float64)
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from nfnet_ray.errors import UserError
@@ -141,12 +142,23 @@ def test_a_wrong_architecture_is_named(name: str, overrides: dict[str, Any] | No
         {"stochastic_depth": -0.1},
         {"num_classes": 0},
         {"num_classes": 2.0},
+        {"num_classes": True},
     ],
 )
 def test_a_wrong_setting_is_named(settings: dict[str, Any]) -> None:
     ((field, value),) = settings.items()
     with pytest.raises(UserError, match=f"nfnet_pico: {field}={value!r} is not allowed"):
         create_model("nfnet_pico", **settings)
+
+
+def test_classes_may_be_counted_by_numpy() -> None:
+    classes = np.array([0, 2, 1]).max() + 1
+    assert create_model("nfnet_pico", classes).classifier.out_features == 3
+
+
+def test_overrides_that_are_no_dict_are_refused_in_one_line() -> None:
+    with pytest.raises(UserError, match=r"overrides = \['depth'\] is not allowed; it takes a dict"):
+        create_model("nfnet_pico", overrides=["depth"])  # type: ignore[arg-type]
 
 
 def test_names_and_costs_need_no_torch() -> None:

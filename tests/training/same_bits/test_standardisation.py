@@ -150,6 +150,14 @@ def test_a_network_under_torch_func_sees_the_formula(
         torch.testing.assert_close(found[name], parameter.grad)
 
 
+@pytest.mark.filterwarnings("ignore")  # the paddings of this image size become constants, as in any network
+def test_a_network_can_be_traced(network: nn.Module) -> None:
+    """For torch.jit and ONNX's older exporter, also where nobody has switched gradients off."""
+    images = torch.randn(2, 3, PIXELS, PIXELS)
+    traced = torch.jit.trace(network.eval(), images)
+    assert torch.equal(traced(images), network(images))
+
+
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows by one whenever a group of layers is standardised."""
     calls: list[int] = []
