@@ -297,6 +297,8 @@ def _describe(hint: Any, bounds: Mapping[str, float]) -> str:
         return ", or ".join(_describe(argument, bounds) for argument in arguments)
     if origin is Literal:
         return "one of " + ", ".join(map(str, arguments))
+    if isinstance(hint, type) and issubclass(hint, Section):
+        return f"{hint.__name__}(…)"
     words = {
         int: "a whole number",
         float: "a number",

@@ -184,13 +184,20 @@ class Study:
         if self.trial_limit is not None:
             kept["trial_limit"] = a_whole_number("trial_limit", self.trial_limit, 1, LARGEST_WHOLE_NUMBER)
         if self.equal_within is not None:
-            kept["equal_within"] = a_number("equal_within", self.equal_within, "a number above 0", above=0)
+            # run() and --equal-within take points.
+            allowed = "a fraction above 0 and below 1: 0.005 is half a point"
+            kept["equal_within"] = a_number("equal_within", self.equal_within, allowed, above=0, below=1)
         if self.holdout is not None:
             kept["holdout"] = a_number(
                 "holdout", self.holdout, "a number above 0 and below 1", above=0, below=1
             )
         if self.points is not None:
             kept["points"] = _plain_points("points", self.points)
+        if self.asked is not None:
+            allowed = "a list of dotted names of fields"
+            kept["asked"] = tuple(
+                a_text("a field of asked", name, allowed) for name in a_list("asked", self.asked, allowed)
+            )
         kept["first_points"] = _plain_points("first_points", self.first_points)
         for name, value in kept.items():
             object.__setattr__(self, name, value)

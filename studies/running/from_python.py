@@ -62,7 +62,7 @@ def run(
     extend: str | None = None,
     address: str | None = None,
     tracking_uri: str | None = None,
-    workers_per_trial: int | tuple[int, int] | None = None,
+    workers_per_trial: int | Sequence[int] | None = None,
     cpus_per_worker: int | None = None,
     gpus_per_worker: float | None = None,
     trials_at_once: int | None = None,
@@ -264,12 +264,13 @@ def _seeds(value: int | str | None) -> tuple[int | None, bool]:
         raise refusal("seeds", value, allowed) from None
 
 
-def _least_and_most(name: str, value: int | tuple[int, int] | None) -> tuple[int, int] | None:
+def _least_and_most(name: str, value: int | Sequence[int] | None) -> tuple[int, int] | None:
     if value is None:
         return None
     try:
         least, most = [
-            a_whole_number(name, bound) for bound in (value if isinstance(value, tuple) else (value, value))
+            a_whole_number(name, bound)
+            for bound in (value if isinstance(value, tuple | list) else (value, value))
         ]
         if least <= most:
             return least, most

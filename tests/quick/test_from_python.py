@@ -105,8 +105,10 @@ def test_trials_of_several_workers_may_be_elastic_and_stay_so(started: Any, few_
     nfnet_ray.run(lr_study(), data=few_digits, name="x", workers_per_trial=(1, 2))
     nfnet_ray.run(resume="x")
     nfnet_ray.run(lr_study(), data=few_digits, workers_per_trial=2)
-    assert [(demand.workers, demand.min_workers) for _, demand in started] == [(2, 1), (2, 1), (2, None)]
-    for wrong in (0, (2, 1), (1, 2, 3), "2"):
+    nfnet_ray.run(lr_study(), data=few_digits, name="y", workers_per_trial=[1, 2])
+    demands = [(demand.workers, demand.min_workers) for _, demand in started]
+    assert demands == [(2, 1), (2, 1), (2, None), (2, 1)]
+    for wrong in (0, (2, 1), [2, 1], (1, 2, 3), "2"):
         with pytest.raises(nfnet_ray.UserError, match=r"workers_per_trial = .* is not allowed"):
             nfnet_ray.run(lr_study(), data=few_digits, workers_per_trial=wrong)  # type: ignore[arg-type]
     with pytest.raises(nfnet_ray.UserError, match="least workers per trial is 2, was 1"):

@@ -12,7 +12,16 @@ from unittest import mock
 import pytest
 
 from nfnet_ray.models.published import resolve, with_published_values
-from nfnet_ray.recipe import AGCRecipe, Overrides, Recipe, RecipeError, Section, field_meanings, parse_setting
+from nfnet_ray.recipe import (
+    AGCRecipe,
+    OptimizerRecipe,
+    Overrides,
+    Recipe,
+    RecipeError,
+    Section,
+    field_meanings,
+    parse_setting,
+)
 
 
 def test_values_survive_json() -> None:
@@ -76,6 +85,8 @@ def test_a_wrong_setting_is_refused_in_one_line(setting: str, complaint: str) ->
         (lambda: AGCRecipe(clip_factor=-1), "optimizer.agc.clip_factor = -1"),
         (lambda: Overrides(depth=()), "model.overrides.depth = ()"),
         (lambda: Recipe(batch_size=0), "batch_size = 0"),
+        (lambda: Recipe(model="nfnet_f0"), "model = 'nfnet_f0'"),  # type: ignore[arg-type]
+        (lambda: OptimizerRecipe(agc={"clip_factor": 0.1}), "optimizer.agc = {'clip_factor': 0.1}"),  # type: ignore[arg-type]
     ],
 )
 def test_a_section_built_by_itself_names_the_field_with_its_place_in_the_recipe(
