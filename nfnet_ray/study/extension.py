@@ -21,6 +21,7 @@ from nfnet_ray.study.search.axes import point_key
 from nfnet_ray.study.search.first_points import point_within
 from nfnet_ray.study.search.model import startup_points
 from nfnet_ray.study.space import Point, Space
+from nfnet_ray.study.space.asked import question_of
 from nfnet_ray.study.study import Study, free_name, trial_key
 from nfnet_ray.tracking.events import Event, StudyExtended, study_extended
 from nfnet_ray.tracking.journal import Journal
@@ -158,7 +159,7 @@ def _check(asked: Study, earlier: Study) -> None:
         raise UserError(
             f"{name} cannot be extended, as the version that made it counted trials and not settings: start a new study"
         )
-    if asked.question != earlier.question:
+    if asked.question != earlier.question and not (_has_made_question(earlier) and _has_made_question(asked)):
         raise UserError(
             f"{name} asks a different question ({earlier.question!r}, not {asked.question!r}): {MAY_CHANGE}"
         )
@@ -187,6 +188,11 @@ def _check(asked: Study, earlier: Study) -> None:
             raise UserError(
                 f"{name} has {field} = {value_label(had_values[field])}, not {value_label(value)}: {MAY_CHANGE}"
             )
+
+
+def _has_made_question(study: Study) -> bool:
+    """Whether its question was made from its space, and so changes with it."""
+    return bool(study.space) and study.question == question_of(study.space)
 
 
 def _check_rungs(study: Study, earlier: Study, state: StudyState) -> None:

@@ -375,6 +375,13 @@ def test_a_question_that_was_made_from_the_space_is_made_from_the_new_one() -> N
     study = replace(STUDY, question="Which clip_factor is best?")
     assert "batch_size" in asked(study, sweep={BATCH: (64, 128)}).question
     assert asked(STUDY, sweep={BATCH: (64, 128)}).question == "?"
+    journaled = Journaled(study)
+    journaled.run()
+    now_asked = asked(journaled.study(), sweep={BATCH: (64, 128)})
+    assert journaled.extend(question=now_asked.question, space=now_asked.space) is not None
+    assert journaled.study().question == "Which clip_factor is best, and how does that depend on batch_size?"
+    with pytest.raises(UserError, match="asks a different question"):
+        journaled.extend(question="Why?")
 
 
 def test_a_whole_study_from_python_is_what_an_extended_one_becomes() -> None:
