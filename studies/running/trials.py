@@ -162,6 +162,11 @@ class StudyRequest(Request):
         if self.program.is_whole:
             return replace(self.new_study(data, self.values(), is_built_in=False), name=study.name)
         self._check_question(study)
+        if epochs != study.epochs and any("schedule.epochs" in point for point in study.points or ()):
+            raise UserError(
+                f"--epochs {epochs}: each point of {study.name} has epochs of its own, which an extension cannot "
+                "change; start a new study"
+            )
         recipe = study.recipe.with_values({"schedule.epochs": epochs})
         self._check_values(study, recipe.with_values(values))
         space, points = dict(study.space), study.points

@@ -406,6 +406,14 @@ def test_a_field_that_is_not_swept_cannot_be_set() -> None:
     assert asked(STUDY, settings={"optimizer.momentum": 0.9}).recipe == STUDY.recipe
 
 
+def test_points_with_epochs_of_their_own_keep_them() -> None:
+    """Nothing would be trained, whatever ``--epochs`` says."""
+    study = replace(STUDY, halving=None, space={}, points=({"schedule.epochs": 3}, {"schedule.epochs": 9}))
+    with pytest.raises(UserError, match="--epochs 18: each point of s has epochs of its own"):
+        asked(study, epochs=18)
+    assert asked(study, seeds=2).points == study.points
+
+
 def test_tables_keep_what_was_left_out_apart() -> None:
     study = Journaled(replace(STUDY, halving=None), **{"clip_factor=0.04": [0.999] * 100})
     study.run()

@@ -93,20 +93,24 @@ def print_plan(
     more = study.settings - planned if study.is_adaptive else 0
     reruns = reruns_to_run(study, progress or study.waiting_state())
     further = further_to_run(study, progress or study.waiting_state())
-    if not to_do and not more and not reruns and not further[1]:
+    if not to_do:
         all_of_them = f"All {count(len(trials), 'trial')} have" if len(trials) > 1 else "Its only trial has"
-        say(console, f"{all_of_them} ended: there is nothing to train.")
-        return
-    if len(to_do) < len(trials):
+        if not more and not reruns and not further[1]:
+            say(console, f"{all_of_them} ended: there is nothing to train.")
+            return
+        say(console, f"{all_of_them} ended.")
+    elif len(to_do) < len(trials):
         say(
             console,
             f"{len(trials) - len(to_do):,} of {count(len(trials), 'trial')} have ended. What is left:",
         )
-    say(
-        console,
-        f"{count(len(to_do), 'trial')} of {_networks(study, cost.parameters)} of at most "
-        f"{count(most_epochs(study), 'epoch')}: {count(cost.images, 'image')}, {cost.multiply_adds:.3g} multiply-adds.",
-    )
+    if to_do:
+        epochs, images = count(most_epochs(study), "epoch"), count(cost.images, "image")
+        say(
+            console,
+            f"{count(len(to_do), 'trial')} of {_networks(study, cost.parameters)} of at most {epochs}: {images}, "
+            f"{cost.multiply_adds:.3g} multiply-adds.",
+        )
     if more:
         also = "each is taken to cost what these do"
         say(console, f"{study.search_name} then proposes {count(more, 'more setting')}: {also}.")
