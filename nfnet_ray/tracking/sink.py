@@ -325,6 +325,9 @@ class MLflowSink:
         if not writer.tracked.study_run_id or before.tracking_uri != self._tracking_uri:
             # Another server than before, or its database is a new one: it gets the whole journal.
             cursor, undelivered = 0, Undelivered()
+        elif not undelivered.refused and writer.has_lost(cursor, undelivered.held):
+            # An older backup of its database: what it has already is written again without harm.
+            cursor, undelivered = 0, Undelivered()
         else:
             # What is gone for good, as after `mlflow gc`, is written anew.
             for trial in before.trial_run_ids.keys() - writer.tracked.trial_run_ids.keys():

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -81,6 +81,8 @@ if TYPE_CHECKING:
 _PARAMS_AND_TAGS_PER_CALL = 100
 _METRICS_PER_CALL = 1000
 _SEEDS_TAG = "seeds"
+_CLOCK = "train_seconds"  # it grows with each epoch
+_ROUNDED = 1 - 1e-6  # a database may keep fewer digits of a number than a journal
 
 _RUN_STATUS = {
     "finished": "FINISHED",
@@ -129,6 +131,8 @@ class StudyWriter:
         self._recipes: dict[str, Values] = {}
         self._first: tuple[str, Conditions] | None = None
         self._started_at_plans = started
+        # {trial, or STUDY_RUN: (status of its run, training seconds of its latest epoch)}, as found in MLflow.
+        self._found_as: dict[str, tuple[str, float]] = {}
         # {SettingResult.key: (id of its run, its trials)}.
         self._setting_runs: dict[str, tuple[str, tuple[str, ...]]] = {}
 
@@ -251,6 +255,25 @@ class StudyWriter:
             return "gone"
         return "open" if stage == "active" else "deleted"
 
+    def has_lost(self, end: int, held: Container[str]) -> bool:
+        """Whether MLflow, when this writer was made, lacked what it had confirmed of the journal before byte ``end``.
+
+        It does after its database was replaced by an older backup. Runs that it does not have at all are not looked at,
+        nor are those that are ``held``.
+        """
+        state = self._journal.state_at(end)
+        confirmed = {STUDY_RUN: (state.ended is not None, 0.0)} | {
+            trial.name: (trial.state in _RUN_STATUS, trial.last(_CLOCK) or 0.0)
+            for trial in state.trials.values()
+        }
+        for run, (status, seconds) in self._found_as.items():
+            has_ended, confirmed_seconds = confirmed.get(run, (False, 0.0))
+            if run not in held and (
+                seconds < confirmed_seconds * _ROUNDED or (has_ended and status == "RUNNING")
+            ):
+                return True
+        return False
+
     def store_recipe(self, trial: str) -> None:
         """Store a trial's Recipe with its run, once in a writer's life."""
         run_id = self.run_id(trial)
@@ -311,12 +334,15 @@ class StudyWriter:
             for run in runs:
                 # One whose tags somebody has deleted in MLflow is nobody's, and another takes its place.
                 tags = run.data.tags
+                found_as = run.info.status, run.data.metrics.get(_CLOCK, 0.0)
                 if tags.get("kind") == "study":
                     study_run_id = run.info.run_id
+                    self._found_as[STUDY_RUN] = found_as
                 elif "setting" in tags and "trials" in tags:
                     self._setting_runs[tags["setting"]] = run.info.run_id, tuple(tags["trials"].split(", "))
                 elif "trial" in tags:
                     trial_run_ids[tags["trial"]] = run.info.run_id
+                    self._found_as[tags["trial"]] = found_as
             page = runs.token
             if not page:
                 return study_run_id, trial_run_ids

@@ -42,6 +42,7 @@ from nfnet_ray.tracking.runs.view import TAG_PREFIX, comparison_view
 from nfnet_ray.tracking.sink import MLflowSink
 from nfnet_ray.tracking.spool import SPOOL_FILE, Spool
 from nfnet_ray.tracking.state import StudyState
+from nfnet_ray.tracking.writer import StudyWriter
 from tests.deadlines import wait_until
 from tests.tracking.example_study import (
     CLIP_FACTOR,
@@ -711,6 +712,29 @@ def test_a_run_that_is_gone_for_good_is_written_again(tmp_path: Path, tracking_u
     assert {name: after[name] for name in after if name != "study"} == {
         name: before[name] for name in before if name != "study"
     }
+
+
+@pytest.mark.parametrize("events", [4, len(SMALL) - 1], ids=["epochs", "only the end"])
+def test_what_a_database_lacks_that_was_restored_from_a_backup_is_written_again(
+    tmp_path: Path, tracking_uri: str, events: int
+) -> None:
+    write_journal(tmp_path, SMALL[:events])
+    deliver(tmp_path, tracking_uri)
+    shutil.copy(tmp_path / "mlflow.db", tmp_path / "backup.db")
+    write_journal(tmp_path, SMALL[events:])
+    deliver(tmp_path, tracking_uri)
+    whole = everything(tracking_uri)
+    shutil.copy(tmp_path / "backup.db", tmp_path / "mlflow.db")
+    assert everything(tracking_uri) != whole
+    (tmp_path / "report.html").write_text("a report")
+    sink = MLflowSink(tracking_uri, spool_of(tmp_path))
+    sink.attach_study()  # as a study that is resumed does, and a replay
+    sink.start()
+    assert sink.close(SECONDS) == 0, sink.status
+    assert everything(tracking_uri) == whole
+    spool = spool_of(tmp_path)
+    from_now_on = StudyWriter(MlflowClient(tracking_uri=tracking_uri), tracking_uri, spool.journal_path)
+    assert not from_now_on.has_lost(spool.acknowledged_bytes, spool.undelivered.held)
 
 
 def test_a_report_that_cannot_be_stored_is_said_and_holds_nothing_up(
