@@ -114,20 +114,23 @@ class StudyRun:
         Raises:
             UserError: the study cannot run, or had to stop, because of something that a person can put right.
         """
-        before = self.progress.last_event_time
+        before = len(self.progress.sessions)
         try:
             exit_code = self._execute(address, demand, console)
         except Exception as error:
-            if self.progress.last_event_time > before:  # else nothing has begun, or another process runs it
+            if len(self.progress.sessions) > before:  # else nothing has begun, or another process runs it
                 why = str(error) if isinstance(error, UserError) else f"it met a bug, {type(error).__name__}"
                 self._notify("failed", why, console)
             raise
         return exit_code
 
-    def _tell_ending(self, before: float, console: Console) -> None:
-        """Tells the webhook how the study ended, if anything has happened since the event of the time ``before``."""
+    def _tell_ending(self, before: int, console: Console) -> None:
+        """Tells the webhook how the study ended, if this driver has begun: more have than the number ``before``.
+
+        Times do not tell, as the driver before it may have run on a machine whose clock is ahead.
+        """
         ended = self.progress.ended
-        if self.progress.last_event_time > before and ended is not None:
+        if len(self.progress.sessions) > before and ended is not None:
             if reason := ended.get("reason"):
                 best = best_so_far(self.study, self.progress)
                 self._notify("cap", ". ".join(filter(None, [f"It ended early: {reason}", best])), console)
@@ -145,7 +148,7 @@ class StudyRun:
             say(console, f"The webhook {trouble}.")
 
     def _execute(self, address: str | None, demand: WorkerDemand, console: Console) -> int:
-        before = self.progress.last_event_time
+        before = len(self.progress.sessions)
         todo = set(self.progress.unfinished)
         trials = [trial for trial in self.study.trials() if trial.name in todo]
         journal_path = self.directory / JOURNAL_FILE

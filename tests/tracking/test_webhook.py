@@ -18,12 +18,12 @@ from nfnet_ray.recipe import Recipe
 from nfnet_ray.study import webhook
 from nfnet_ray.study.study import Study
 from nfnet_ray.study.webhook import check_webhook, notify, outcome_text, shown_webhook, webhook_event
-from nfnet_ray.tracking.events import study_ended
+from nfnet_ray.tracking.events import study_ended, study_resumed
 from nfnet_ray.tracking.state import StudyState
 from studies.running.runner import WorkerDemand
 from studies.running.study_run import StudyRun
 from tests.ports import unused_port
-from tests.tracking.example_study import agc_sweep, write_journal
+from tests.tracking.example_study import START, agc_sweep, write_journal
 
 TOLD: dict[str, Any] = {"event": "finished", "text": "It is done.", "wall_seconds": float("nan")}
 
@@ -203,7 +203,7 @@ def test_the_end_of_a_study_is_told_and_its_exit_code_stays(
             raise error
         ended = study_ended(outcome, 10.0, reason)
         state.apply(ended | {"time": state.last_event_time + 1})
-        self._tell_ending(0.0, console)
+        self._tell_ending(0, console)
         return 130
 
     monkeypatch.setattr(StudyRun, "_execute", execute)
@@ -216,6 +216,33 @@ def test_the_end_of_a_study_is_told_and_its_exit_code_stays(
     assert body["event"] == event
     assert words in body["text"]
     assert "secret" not in body["text"]
+
+
+def test_the_end_is_told_where_the_clock_is_behind_that_of_the_driver_before(
+    receiver: tuple[Receiver, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, host = receiver
+    events = agc_sweep((0.01,), (64,), epochs=2)
+    write_journal(tmp_path, events)
+    assert events[0]["event"] == "study_started"
+    state = StudyState()
+    for happened in events:
+        state.apply(happened)
+    study = Study.from_event(events[0])
+    run = StudyRun(study, Any, tmp_path, "", "", state, notify_url=f"http://{host}/key")  # type: ignore[arg-type]
+
+    def execute(self: StudyRun, _address: object, _demand: object, console: Any) -> int:
+        before = len(state.sessions)
+        state.apply(study_resumed(changed={}) | {"time": START - 3600})
+        state.apply(study_ended("finished", 10.0, None) | {"time": START - 3590})
+        self._tell_ending(before, console)
+        state.apply(study_resumed(changed={}) | {"time": START - 3580})
+        raise StopsStudyError("stopped, as the disk is full")
+
+    monkeypatch.setattr(StudyRun, "_execute", execute)
+    with pytest.raises(StopsStudyError):
+        run.execute(None, WorkerDemand(1, None, None), new_console())
+    assert [body["event"] for _, _, body in kept.received] == ["finished", "failed"]
 
 
 def test_a_study_that_has_not_begun_tells_nobody(
