@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,7 @@ from nfnet_ray.training.checkpoints.storage import without_secrets
 from nfnet_ray.wording import count, storage_size
 from studies.managing.folders import StudyFolder, bytes_below, read_folder
 
-_LAST = (SPOOL_FILE, JOURNAL_FILE, LOCK_FILE)
+_LAST = (SPOOL_FILE, JOURNAL_FILE)
 """What the repetition of an interrupted deletion needs, in the order in which it goes."""
 
 
@@ -61,10 +61,12 @@ def delete_studies(
     Raises:
         UserError: a study is running, MLflow cannot be reached, nobody can be asked, or a file cannot be removed.
     """
-    with ExitStack() as locks:
+    locks: dict[Path, ExitStack] = {}
+    with ExitStack() as all_locks:
         for directory in directories:
             _check_folder(directory)
-            locks.enter_context(alone_with(directory))
+            locks[directory] = all_locks.enter_context(ExitStack())
+            locks[directory].enter_context(alone_with(directory))
         doomed = [_doomed(directory, tracking_uri, keep_mlflow) for directory in directories]
         for one in doomed:
             say(console, one.sentence())
@@ -74,7 +76,7 @@ def delete_studies(
         for one in doomed:
             if one.runs is not None:
                 delete_runs(one.runs)
-            _remove_folder(one.folder.directory)
+            _remove_folder(one.folder.directory, locks[one.folder.directory].close)
     in_mlflow = sum(len(one.runs.run_ids) for one in doomed if one.runs is not None)
     size = storage_size(sum(one.bytes for one in doomed))
     said = f"Deleted {count(len(doomed), 'study')}: {size} of files"
@@ -150,11 +152,16 @@ def _is_agreed(studies: int, console: Console) -> bool:
     return answer.strip().lower() in ("y", "yes")
 
 
-def _remove_folder(directory: Path) -> None:
-    """Removes a study's folder, the journal last. Raises UserError if something cannot be removed."""
+def _remove_folder(directory: Path, unlock: Callable[[], None]) -> None:
+    """Removes a study's folder, the journal last. Raises UserError if something cannot be removed.
+
+    ``unlock`` gives the study's lock back. NFS keeps a file that is open under another name in its folder, which then
+    cannot be removed, so the lock goes after it was given back; under a name that no study has, for by then another
+    process may begin a study in its place.
+    """
     try:
         for entry in os.scandir(directory):
-            if entry.name in _LAST:
+            if entry.name in (*_LAST, LOCK_FILE):
                 continue
             if entry.is_dir(follow_symlinks=False):
                 shutil.rmtree(entry.path)
@@ -162,7 +169,11 @@ def _remove_folder(directory: Path) -> None:
                 os.unlink(entry.path)
         for name in _LAST:
             (directory / name).unlink(missing_ok=True)
-        directory.rmdir()
+        empty = directory.with_name(f".{directory.name}.deleted-{os.getpid()}")
+        directory.rename(empty)
+        unlock()
+        (empty / LOCK_FILE).unlink(missing_ok=True)
+        empty.rmdir()
     except OSError as error:
         raise UserError(
             f"{printable(error.filename or directory)} cannot be removed ({error.strerror}); fix that and repeat "

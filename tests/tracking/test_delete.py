@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 from nfnet_ray.errors import UserError
 from nfnet_ray.tracking.events import study_id
 from nfnet_ray.tracking.journal import JOURNAL_FILE
-from nfnet_ray.tracking.running_lock import alone_with
+from nfnet_ray.tracking.running_lock import LOCK_FILE, alone_with, is_running
 from nfnet_ray.tracking.runs import deletion
 from nfnet_ray.tracking.runs.deletion import find_runs
 from nfnet_ray.tracking.sink import MLflowSink
@@ -177,6 +177,24 @@ def test_what_was_never_recorded_needs_no_mlflow(tmp_path: Path, capsys: pytest.
     assert main(["delete", "alone", "--yes", "--storage", str(tmp_path)]) == 0
     assert list(tmp_path.iterdir()) == []  # not even a database was made
     capsys.readouterr()
+
+
+def test_a_folder_on_nfs_is_removed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS renames a file that is removed while it is open: .nfs and digits, in the same folder."""
+    write_journal(tmp_path / "first", agc_sweep((0.01,), (64,), epochs=1))
+
+    def unlink(path: Path, missing_ok: bool = False, real: Callable[..., None] = Path.unlink) -> None:
+        if path.name == LOCK_FILE and is_running(path.parent):
+            path.rename(path.with_name(".nfs0001"))
+        else:
+            real(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    assert main(["delete", "first", "--yes", "--keep-mlflow", "--storage", str(tmp_path)]) == 0
+    assert capsys.readouterr().err == ""
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_damaged_journals_are_deleted_by_what_is_left_of_them(
