@@ -62,7 +62,9 @@ def torch_trainer(slot: SlotConfig) -> TorchTrainer:
     }
     callbacks: list[Any] = [GroupEvents(slot)]
     # NCCL refuses two workers on one GPU ("Duplicate GPU detected", ray#48012); gloo copies through the host's memory.
-    backend = "gloo" if 0 < resources.gpus < 1 else None
+    # A single worker exchanges nothing, and torch 2.15 would start NCCL for it, which looks for networks and takes
+    # memory of the GPU; earlier versions start it at the first exchange.
+    backend = "gloo" if 0 < resources.gpus < 1 or resources.workers == 1 else None
     timeout_seconds = math.ceil(_COLLECTIVE_PER_HANG * max(slot["hang_seconds"] or 0, SECONDS_OF_SILENCE))
     trainer = TorchTrainer(
         work_in_slot,

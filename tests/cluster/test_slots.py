@@ -302,9 +302,13 @@ def test_a_controller_that_ends_is_started_again_unless_its_workers_never_come_u
         slot.keep_up()
 
 
-@pytest.mark.parametrize(("gpus", "backend"), [(0.5, "gloo"), (1.0, "nccl"), (0.0, "gloo")])
-def test_workers_that_share_a_gpu_do_not_use_nccl(tmp_path: Path, gpus: float, backend: str) -> None:
-    slot = trainer.torch_trainer(slot_config(1, tmp_path, WorkerResources(2, 1, gpus)))
+@pytest.mark.parametrize(
+    ("workers", "gpus", "backend"), [(2, 0.5, "gloo"), (2, 1.0, "nccl"), (2, 0.0, "gloo"), (1, 1.0, "gloo")]
+)
+def test_workers_that_share_a_gpu_or_exchange_nothing_do_not_use_nccl(
+    tmp_path: Path, workers: int, gpus: float, backend: str
+) -> None:
+    slot = trainer.torch_trainer(slot_config(1, tmp_path, WorkerResources(workers, 1, gpus)))
     assert slot.backend_config.backend == backend
 
 
