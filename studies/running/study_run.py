@@ -262,14 +262,19 @@ class StudyRun:
             )
 
     def _check_nodes(self, address: str | None, resources: Resources, worker: WorkerResources) -> None:
-        """Raises UserError if a node that may train lacks this machine's data, or if the workers do not fit here."""
-        from nfnet_ray.cluster.connection.nodes import check_nodes
+        """Raises UserError if a node that may train lacks this machine's data or has GPUs that torch cannot use.
+
+        Also if the workers do not fit here.
+        """
+        from nfnet_ray.cluster.connection.nodes import check_gpus, check_nodes
         from nfnet_ray.cluster.connection.resources import check_workers_fit
         from nfnet_ray.command_line.progress import bytes_on_stderr
 
         if address is None:  # its data has been checked, and no node will be added
             check_workers_fit(resources, worker, self.runner.workers_flag)
+            check_gpus(worker)
             return
+        check_gpus(worker)
         check_nodes(self.data, worker, verify=self.verifies, progress=bytes_on_stderr)
 
     def _nodes_with_mps(self, worker: WorkerResources) -> dict[str, bool]:

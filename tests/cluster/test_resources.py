@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from nfnet_ray.cluster.connection import gpu_driver, nodes
+from nfnet_ray.cluster.connection.gpu_driver import gpu_problem
 from nfnet_ray.cluster.connection.gpu_sharing import mps_is_up, sharing_sentence
 from nfnet_ray.cluster.connection.resources import (
     Resources,
@@ -121,6 +124,73 @@ def test_a_shared_gpu_is_named_with_what_sharing_is_worth() -> None:
     assert "without MPS on node b:" in sharing_sentence(quarter, {"node a": True, "node b": False})
     assert sharing_sentence(WorkerResources(1, 2, 1.0), {"node a": False}) == ""
     assert sharing_sentence(WorkerResources(1, 2, 0.0), {"node a": False}) == ""
+
+
+class Driver:
+    """NVIDIA's library as ctypes gives it; ``visible`` is what the environment says when it is started."""
+
+    def __init__(self, version: int, code: int = 0) -> None:
+        self.version, self.code, self.visible = version, code, "never started"
+
+    def cuDriverGetVersion(self, version: Any) -> int:
+        version._obj.value = self.version
+        return 0
+
+    def cuInit(self, _flags: int) -> int:
+        self.visible = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
+        return self.code
+
+    def cuGetErrorString(self, _code: int, said: Any) -> int:
+        said._obj.value = b"system not yet initialized"
+        return 0
+
+
+@pytest.mark.parametrize(
+    ("built_for", "version", "code", "problem"),
+    [
+        ("13.2", 13020, 0, None),
+        ("13.2", 13000, 0, None),  # an older one of the same major version will do
+        ("12.8", 13000, 0, None),
+        (
+            "13.2",
+            12040,
+            0,
+            "NVIDIA's driver is too old for torch: it knows CUDA 12.4, and torch is built for 13.2",
+        ),
+        ("13.2", 13020, 802, "CUDA does not start: system not yet initialized (error 802 of cuInit)"),
+        ("", 13020, 0, "torch is built for CPUs alone"),
+        (None, 0, 0, None),
+    ],
+)
+def test_a_node_whose_gpus_torch_cannot_use_says_why(
+    monkeypatch: pytest.MonkeyPatch, built_for: str | None, version: int, code: int, problem: str | None
+) -> None:
+    """NVML counts its GPUs all the same, and so does Ray."""
+    driver = Driver(version, code)
+    monkeypatch.setattr(gpu_driver, "_cuda_of_torch", lambda: built_for)
+    monkeypatch.setattr(gpu_driver.ctypes, "CDLL", lambda _name: driver)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # of a task of Ray that has asked for no GPU
+    assert gpu_problem() == problem
+    assert driver.visible in ("all", "never started")
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+
+
+def test_what_torch_is_built_for_is_read_without_importing_it() -> None:
+    import torch
+
+    assert gpu_driver._cuda_of_torch() == (
+        None if torch.version.hip or torch.version.xpu else torch.version.cuda or ""
+    )
+
+
+def test_workers_do_not_start_on_gpus_that_torch_cannot_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = {"node a (one)": None, "node b (two)": "there is no CUDA driver (libcuda.so.1)"}
+    monkeypatch.setattr(nodes, "_answers", lambda *_args, **_options: answers)
+    nodes.check_gpus(WorkerResources(1, 2, 0.0))
+    with pytest.raises(
+        UserError, match=r"^node b \(two\): torch cannot use its GPUs: there is no CUDA driver"
+    ):
+        nodes.check_gpus(WorkerResources(1, 2, 0.5))
 
 
 def found(rank: int, heartbeats: int, waits: bool, phase: str = "train", workers: int = 2) -> WorkerHung:

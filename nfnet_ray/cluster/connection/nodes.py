@@ -1,16 +1,17 @@
-"""Checks the data on every node of a Ray cluster: it is there, the same everywhere and, on request, undamaged."""
+"""Checks every node of a Ray cluster: the data is there, the same and, on request, undamaged; its GPUs can be used."""
 
 from __future__ import annotations
 
 import queue
 import threading
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from nfnet_ray.cluster.connection.gpu_driver import gpu_problem
 from nfnet_ray.cluster.connection.gpu_sharing import mps_is_up
 from nfnet_ray.cluster.connection.resources import WorkerResources
 from nfnet_ray.command_line.progress import Progress
@@ -19,6 +20,8 @@ from nfnet_ray.data.files.file_identity import FileIdentity, file_identity
 from nfnet_ray.data.files.verification import check_all
 from nfnet_ray.errors import UserError
 from nfnet_ray.processor import available_cpus
+
+T = TypeVar("T")
 
 # To start a process on a node and read 48 bytes of each of a million images.
 ANSWER_SECONDS = 120.0
@@ -63,15 +66,39 @@ def check_nodes(data: DatasetSummary, worker: WorkerResources, *, verify: bool, 
         _verify_copies(data.path, {node: nodes[node] for node in copies.values()}, views, progress)
 
 
+def check_gpus(worker: WorkerResources) -> None:
+    """Checks that torch can compute on the GPUs of the nodes where a worker fits. Passes over those without an answer.
+
+    Needs a :func:`nfnet_ray.cluster.connection.session.ray_session`.
+
+    Raises:
+        UserError: torch cannot, on the node that is named.
+    """
+    if not worker.gpus:
+        return
+    # Its process ends with it: it has opened the GPUs.
+    for node, problem in _answers(gpu_problem, worker, max_calls=1).items():
+        if problem is not None:
+            raise UserError(
+                f"{node}: torch cannot use its GPUs: {problem}; put that right, or train on CPUs with "
+                "--gpus-per-worker 0"
+            )
+
+
 def nodes_with_mps(worker: WorkerResources) -> dict[str, bool]:
     """{name of a node on which a worker fits: whether MPS is up there}, without nodes that do not answer.
 
     Needs a :func:`nfnet_ray.cluster.connection.session.ray_session`.
     """
+    return _answers(mps_is_up, worker)
+
+
+def _answers(question: Callable[[], T], worker: WorkerResources, **options: Any) -> dict[str, T]:
+    """{name of a node on which a worker fits: what ``question`` gives there}, without nodes that do not answer."""
     import ray
 
     nodes = _nodes_that_train(worker)
-    tasks = {node: _on_node(mps_is_up, node).remote() for node in nodes}
+    tasks = {node: _on_node(question, node, **options).remote() for node in nodes}
     ready, _ = (
         ray.wait(list(tasks.values()), num_returns=len(tasks), timeout=ANSWER_SECONDS) if tasks else ([], [])
     )
@@ -79,7 +106,7 @@ def nodes_with_mps(worker: WorkerResources) -> dict[str, bool]:
     for node, task in tasks.items():
         if task in ready:
             with suppress(ray.exceptions.RayError):
-                found[nodes[node]] = bool(ray.get(task))
+                found[nodes[node]] = ray.get(task)
     return found
 
 
