@@ -60,11 +60,24 @@ def check_batch_size(recipe: Recipe, images: int, workers: int, path: str | os.P
     and where images are mixed with neighbours, a share is all pairs.
     """
     batch_size, micro_batches = recipe.batch_size, recipe.micro_batches
-    used = images_of_share(images, recipe.data.train_share)
+    check_batches(recipe.data, batch_size, images, workers, path)
+    if batch_size % (workers * micro_batches):
+        raise UserError(
+            f"micro_batches {micro_batches} cannot share equally the {count(batch_size // workers, 'image')} of a "
+            "worker: "
+            f"choose a divisor of {batch_size // workers} with --set micro_batches=..."
+        )
+
+
+def check_batches(
+    recipe: DataRecipe, batch_size: int, images: int, workers: int, path: str | os.PathLike[str]
+) -> None:
+    """Raises UserError as :func:`check_batch_size` does, for what concerns the loader alone."""
+    used = images_of_share(images, recipe.train_share)
     if batches_per_epoch(used, batch_size) == 0:
         taken = f"{count(used, 'training image')} of {path}"
         if used < images:
-            taken = f"{count(used, 'image')} that data.train_share {recipe.data.train_share} takes of {path}"
+            taken = f"{count(used, 'image')} that data.train_share {recipe.train_share} takes of {path}"
         raise UserError(
             f"batch_size {batch_size} is larger than the {taken}: choose a smaller one with --set batch_size=..."
         )
@@ -73,13 +86,7 @@ def check_batch_size(recipe: Recipe, images: int, workers: int, path: str | os.P
             f"batch_size {batch_size} cannot be shared equally by {count(workers, 'worker')}: "
             f"choose a multiple of {workers} with --set batch_size=..."
         )
-    if batch_size % (workers * micro_batches):
-        raise UserError(
-            f"micro_batches {micro_batches} cannot share equally the {count(batch_size // workers, 'image')} of a "
-            "worker: "
-            f"choose a divisor of {batch_size // workers} with --set micro_batches=..."
-        )
-    check_partners(recipe.data, batch_size, workers)
+    check_partners(recipe, batch_size, workers)
 
 
 def check_partners(recipe: DataRecipe, batch_size: int, workers: int) -> None:

@@ -101,7 +101,8 @@ def decayed_names(model: nn.Module, recipe: OptimizerRecipe) -> list[str]:
     """Names of the parameters with weight decay, in the model's order.
 
     ``weights``: convolution and linear weights; no gains, skip gains, biases, nothing of a normalisation
-    (official ``experiment_nfnets.py``). ``all_but_norm``: all parameters but those of normalisation modules,
+    (official ``experiment_nfnets.py``). Weights are told by the names of ``UNDECAYED_NAMES``, as in the official code,
+    so a parameter of another network such as a position embedding is decayed, too. ``all_but_norm``: all parameters but those of normalisation modules,
     biases included (tensorflow/tpu ``models/official/efficientnet/main.py``).
     """
     of_norms = {
@@ -137,7 +138,8 @@ def create_optimizer(model: nn.Module, recipe: OptimizerRecipe) -> Optimizer:
     EfficientNets (tensorflow/tpu ``models/official/efficientnet``: ``main.py``, ``utils.py``). The arithmetic
     is timm's ``RMSpropTF``.
 
-    Parameters that are not trained are in neither group: they have no momentum and do not decay.
+    Parameters that are not trained are in neither group: they have no momentum and do not decay. On a CPU a step of SGD
+    adds to the gradients: read them before it.
 
     Raises UserError for RMSProp where timm is not installed.
     """

@@ -694,3 +694,28 @@ def test_memory_is_flat_over_ten_epochs(write: Callable[..., Dataset]) -> None:
     before = resident_kilobytes()
     epochs(10)
     assert resident_kilobytes() - before < 4096  # an epoch's images have 3,700
+
+
+# --- a loader that is built by hand ---------------------------------------------------------------
+
+
+def test_a_loader_without_a_whole_batch_is_refused(write: Callable[..., Dataset]) -> None:
+    """Its epochs would be empty, and a loop over them would train nothing."""
+    few = replace(recipe(), train_share=0.1)
+    with pytest.raises(
+        UserError, match=r"batch_size 8 is larger than the 5 images that data\.train_share 0\.1"
+    ):
+        train_loader(write(), few)
+
+
+def test_a_loader_whose_workers_would_leave_images_out_is_refused(write: Callable[..., Dataset]) -> None:
+    with pytest.raises(UserError, match="batch_size 8 cannot be shared equally by 3 workers"):
+        train_loader(write(), recipe(), world_size=3)
+
+
+def test_a_recipe_that_leaves_a_size_open_is_refused(write: Callable[..., Dataset]) -> None:
+    dataset = write()
+    with pytest.raises(ValueError, match=r"image_size is missing; models.published.resolve fills it in"):
+        train_loader(dataset, replace(recipe(), image_size=None))
+    with pytest.raises(ValueError, match="eval_size is missing"):
+        eval_loader(dataset, replace(recipe(), eval_size=None))

@@ -39,7 +39,7 @@ from nfnet_ray.data.augmentation.crop import (
 )
 from nfnet_ray.data.augmentation.progressive import data_at_epoch
 from nfnet_ray.data.batch import Batch, Indices, TrainBatch, on_device, sent_to
-from nfnet_ray.data.batching import batches_per_epoch, check_partners, mixes, positions_of_worker
+from nfnet_ray.data.batching import batches_per_epoch, check_batches, mixes, positions_of_worker
 from nfnet_ray.data.decoding.decode import decode_jpeg_box, decoder, resize_crop
 from nfnet_ray.data.decoding.jpeg import DecodeError
 from nfnet_ray.data.decoding.resize import resize_antialiased
@@ -86,6 +86,8 @@ class TrainLoader:
 
     With ``data.train_share`` below 1, the data set is the images that :func:`images_drawn` chooses.
 
+    Raises UserError where the images do not fill a batch, or workers cannot share one equally.
+
     With ``sharing``, batches are shared with other processes of the node that need the same ones: finished ones on a
     CPU; for a GPU, decoded ones.
     """
@@ -106,14 +108,12 @@ class TrainLoader:
         sharing: Sharing | None = None,
     ) -> None:
         replicas = replicas or world_size
-        # The type says so, but a Recipe from a notebook has not been through a type checker.
-        if recipe.randaugment.layers and recipe.randaugment.magnitude is None and not recipe.autoaugment:
-            raise ValueError(
-                "the Recipe's randaugment.magnitude is missing; models.published.resolve fills it in"
-            )
+        _check_resolved(recipe.image_size, "image_size")
+        if recipe.randaugment.layers and not recipe.autoaugment:
+            _check_resolved(recipe.randaugment.magnitude, "randaugment.magnitude")
         if recipe.progressive.start_size is not None and epochs is None:
             raise ValueError("how fast images grow depends on the number of epochs")
-        check_partners(recipe, batch_size, replicas)
+        check_batches(recipe, batch_size, len(split), replicas, split.beton.path)
         self._samples = images_drawn(split.manifest, recipe.train_share)
         self.batches_per_epoch = batches_per_epoch(len(self._samples), batch_size)
         self._recipe, self._seed, self._batch_size = recipe, seed, batch_size
@@ -200,6 +200,12 @@ class TrainLoader:
                 seed, epoch, i, beton.heights[i], beton.widths[i], size, purpose
             )
         return lambda i: whole_boxes(beton.heights[i], beton.widths[i])
+
+
+def _check_resolved(value: float | None, name: str) -> None:
+    """The types say so, but a Recipe from a notebook has not been through a type checker."""
+    if value is None:
+        raise ValueError(f"the Recipe's {name} is missing; models.published.resolve fills it in")
 
 
 def _key(
@@ -322,6 +328,7 @@ class EvalLoader:
         device: torch.device,
         threads: int,
     ) -> None:
+        _check_resolved(recipe.eval_size, "eval_size")
         own = np.arange(rank, len(split), world_size)
         self._parts = [own[start : start + batch_size] for start in range(0, len(own), batch_size)]
         self._size, self._squashes = recipe.eval_size, recipe.eval_crop == "squash"
