@@ -102,8 +102,8 @@ def decayed_names(model: nn.Module, recipe: OptimizerRecipe) -> list[str]:
 
     ``weights``: convolution and linear weights; no gains, skip gains, biases, nothing of a normalisation
     (official ``experiment_nfnets.py``). Weights are told by the names of ``UNDECAYED_NAMES``, as in the official code,
-    so a parameter of another network such as a position embedding is decayed, too. ``all_but_norm``: all parameters but those of normalisation modules,
-    biases included (tensorflow/tpu ``models/official/efficientnet/main.py``).
+    so a parameter of another network such as a position embedding is decayed, too. ``all_but_norm``: all parameters but
+    those of normalisation modules, biases included (tensorflow/tpu ``models/official/efficientnet/main.py``).
     """
     of_norms = {
         id(parameter)
