@@ -3,8 +3,8 @@
 test_efficientnet and test_resnet are the smallest members of their families that timm has, for images of CIFAR's size;
 as nfnet_pico they are trained at 32 pixels and regularise nothing. Nothing was published for them.
 
-They are timm's, under timm's names. What is known about them without building them is plain data here, so
-this module needs neither torch nor timm; `create_baseline` imports both.
+They are timm's, under timm's names; a network of one's own has a `builder`. What is known about them without building
+them is plain data here, so this module needs neither torch nor timm; `create_baseline` imports both.
 
 Sources: sizes, dropout and stochastic depth of EfficientNet from tensorflow/tpu `models/official/efficientnet/`
 (`efficientnet_builder.py`), of EfficientNetV2 from google/automl `efficientnetv2/effnetv2_configs.py` and
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from nfnet_ray.errors import UserError
@@ -34,7 +35,7 @@ class Baseline:
     Raises UserError, naming the field, the value and what is allowed, when a rate is wrong.
     """
 
-    name: str  # timm's
+    name: str  # timm's, or that of a network with a `builder`
     train_size: int  # pixels per side in training ...
     test_size: int  # ... and in evaluation
     dropout: float  # drop probability on the pooled vector
@@ -45,6 +46,9 @@ class Baseline:
     features: int  # length of the vector that is classified
     multiply_adds: int  # convolutions and classifier, one image of `train_size`, at 1000 classes
     classifier_weight: str = "classifier.weight"  # its name among the parameters
+    builder: str | None = None
+    """What builds the network instead of timm: `package.module:function`, which is called as
+    `function(num_classes, dropout=..., stochastic_depth=...)`."""
 
     def __post_init__(self) -> None:
         for field in ("dropout", "stochastic_depth"):
@@ -97,10 +101,16 @@ def count_multiply_adds(baseline: Baseline, image_size: int, num_classes: int) -
 
 
 def create_baseline(baseline: Baseline, num_classes: int) -> nn.Module:
-    """timm's module, with fresh weights from torch's global generator; nothing is downloaded.
+    """timm's module, or that of its `builder`, with fresh weights from torch's global generator; nothing is downloaded.
 
-    Normalised images (N, 3, H, W) -> logits (N, num_classes). Raises UserError where timm is not installed.
+    Normalised images (N, 3, H, W) -> logits (N, num_classes). Raises UserError where timm is needed and not installed.
     """
+    if baseline.builder is not None:
+        module, _, function = baseline.builder.partition(":")
+        network: nn.Module = getattr(import_module(module), function)(
+            num_classes, dropout=baseline.dropout, stochastic_depth=baseline.stochastic_depth
+        )
+        return network
     try:
         import timm
     except ModuleNotFoundError as missing:

@@ -259,9 +259,10 @@ def clipped_parameters(model: nn.Module, recipe: Recipe) -> dict[str, nn.Paramet
     excluded = {pattern: fnmatch.filter(named, pattern) for pattern in agc.exclude}
     unknown = [pattern for pattern, names in excluded.items() if not names]
     if unknown and agc.clip_factor is not None:
+        linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+        known = f"its last linear layer is {linear[-1]}.weight" if linear else f"it has {', '.join(named)}"
         raise UserError(
-            f"optimizer.agc.exclude names {unknown[0]}, which {recipe.model.name} does not have; "
-            f"its classifier is {list(named)[-2]}"
+            f"optimizer.agc.exclude names {unknown[0]}, which {recipe.model.name} does not have; {known}"
         )
     kept = named.keys() - set(itertools.chain.from_iterable(excluded.values()))
     return {name: parameter for name, parameter in named.items() if parameter.requires_grad and name in kept}

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from nfnet_ray.errors import UserError
 from nfnet_ray.models import create_model, list_models
-from nfnet_ray.models.baselines import BASELINES
+from nfnet_ray.models.baselines import BASELINES, Baseline
 from nfnet_ray.models.catalogue import count_multiply_adds, count_parameters
 from nfnet_ray.models.published import published_recipe
+from nfnet_ray.recipe import Recipe
+from nfnet_ray.training.step import clipped_parameters
 
 TENSORFLOW_FORM = [name for name in BASELINES if name.startswith("tf_")]
 
@@ -258,3 +260,47 @@ def test_without_timm_a_baseline_is_refused_in_one_line(monkeypatch: pytest.Monk
 def test_a_wrong_setting_is_named(settings: dict[str, object], words: str) -> None:
     with pytest.raises(UserError, match=f"^model resnet50: {words}"):
         create_model("resnet50", **settings)  # type: ignore[arg-type]
+
+
+class Mine(nn.Module):
+    """A network that timm does not know, whose last layer has no bias."""
+
+    def __init__(self, num_classes: int, dropout: float, stochastic_depth: float) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(3, 4, 3)
+        self.classifier = nn.Linear(4, num_classes, bias=False)
+        self.norm = nn.LayerNorm(num_classes)
+        self.rates = (dropout, stochastic_depth)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        logits: Tensor = self.norm(self.classifier(self.convolution(x_NCHW).mean((2, 3))))
+        return logits
+
+
+@pytest.fixture
+def mine(monkeypatch: pytest.MonkeyPatch) -> str:
+    row = Baseline("mine", 32, 32, 0.0, 0.0, 5000, 4, 10**6, builder=f"{__name__}:Mine")
+    monkeypatch.setattr("nfnet_ray.models.baselines.BASELINES", {**BASELINES, "mine": row})
+    monkeypatch.setattr("nfnet_ray.models.catalogue.BASELINES", {**BASELINES, "mine": row})
+    return row.name
+
+
+def test_a_network_of_ones_own_is_built_by_its_builder(mine: str) -> None:
+    network = create_model(mine, 7, dropout=0.1)
+    assert isinstance(network, Mine)
+    assert network.rates == (0.1, 0.0)
+    assert network(torch.zeros(2, 3, 8, 8)).shape == (2, 7)
+
+
+def test_a_name_that_the_clipping_cannot_leave_out_is_refused_with_the_last_layer(mine: str) -> None:
+    recipe = Recipe().with_values({"model.name": mine, "optimizer.agc.exclude": ("fc.weight",)})
+    network = create_model(mine, 7)
+    with pytest.raises(
+        UserError, match=r"names fc\.weight, which mine does not have; its last linear layer is"
+    ):
+        clipped_parameters(network, recipe)
+    network.classifier = nn.Identity()
+    with pytest.raises(
+        UserError, match=r"it has convolution\.weight, convolution\.bias, norm\.weight, norm\.bias"
+    ):
+        clipped_parameters(network, recipe)
