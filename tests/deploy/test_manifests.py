@@ -11,6 +11,7 @@ import os
 import re
 import shlex
 import shutil
+import subprocess
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -275,6 +276,26 @@ def test_pods_of_ray_have_room_for_shared_memory_and_leave_in_good_order(where: 
         [container] = pod["containers"]
         [script] = container["lifecycle"]["preStop"]["exec"]["command"]
         assert os.access(REPOSITORY / Path(script).relative_to("/opt/nfnet_ray"), os.X_OK)
+
+
+def test_redis_is_moved_as_little_as_the_head_which_ends_with_it() -> None:
+    head = only("RayCluster", OVERLAYS[0])["spec"]["headGroupSpec"]["template"]["metadata"]["annotations"]
+    redis = only("StatefulSet", OVERLAYS[0], "redis")["spec"]["template"]["metadata"]["annotations"]
+    assert redis == head
+
+
+@pytest.mark.parametrize(("answer", "lives"), [(0, True), (1, True), (2, False)])
+def test_a_database_that_recovers_from_a_crash_is_left_to_it(
+    tmp_path: Path, answer: int, lives: bool
+) -> None:
+    """pg_isready says 1 of a server that is starting up, and 2 of one that does not answer."""
+    [container] = only("StatefulSet", OVERLAYS[0], "postgres")["spec"]["template"]["spec"]["containers"]
+    program = tmp_path / "pg_isready"
+    program.write_text(f"#!/bin/sh\nexit {answer}\n")
+    program.chmod(0o755)
+    command = container["livenessProbe"]["exec"]["command"]
+    done = subprocess.run(command, env={"PATH": f"{tmp_path}:{os.environ['PATH']}"}, check=False)
+    assert (done.returncode == 0) == lives
 
 
 def test_spot_workers_are_asked_for_on_spot_nodes_alone() -> None:
