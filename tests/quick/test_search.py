@@ -20,6 +20,7 @@ from nfnet_ray.errors import UserError
 from nfnet_ray.metric import METRIC
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.study import Study
+from nfnet_ray.study.search import searcher as searcher_module
 from nfnet_ray.study.search.axes import point_key
 from nfnet_ray.study.search.first_points import best_points, best_values, first_points, point_within
 from nfnet_ray.study.search.model import startup_points, told_study
@@ -357,6 +358,20 @@ def test_what_a_search_cannot_do_is_said_in_one_line(search: str, space: Space, 
         Searcher(search, space, RECIPE)
     assert words in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("lists", [("SEARCHES",), ("SEARCHES", "ADAPTIVE")])
+def test_a_search_that_is_only_named_does_not_pass_for_another(
+    lists: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has to be able to draw points, or to ask a sampler."""
+    for name in lists:
+        known = getattr(searcher_module, name)
+        monkeypatch.setattr(searcher_module, name, (*known, "cmaes"))
+    results = searched("sobol", NUMBERS, 8)
+    searcher = Searcher("cmaes", NUMBERS, RECIPE)
+    with pytest.raises((KeyError, ValueError), match="cmaes"):
+        searcher.propose(results, lag=1)
 
 
 def test_a_model_waits_for_twice_as_many_results_as_it_needs() -> None:

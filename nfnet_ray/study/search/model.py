@@ -98,6 +98,8 @@ def _sampler(name: str, seed: int, space: Space) -> optuna.samplers.BaseSampler:
     startup = startup_points(space)
     if name == "gp":
         return optuna.samplers.GPSampler(seed=seed, n_startup_trials=startup, warn_independent_sampling=False)
+    if name != "tpe":
+        raise ValueError(f"{name} has no sampler of Optuna here")
     # A field that exists only in some points has to be sampled jointly with the fields that those points share.
     is_conditional = any(isinstance(domain, When) or _may_be_none(domain) for domain in space.values())
     return optuna.samplers.TPESampler(

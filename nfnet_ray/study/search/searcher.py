@@ -45,6 +45,8 @@ SEARCHES: Final = {
 """{name: what it tries}."""
 ADAPTIVE: Final = ("tpe", "gp")
 """The searches whose later points depend on the results of earlier ones."""
+_DRAWS: Final = {"sobol": sobol_points, "random": random_points}
+"""How points are drawn that need no results. A search that learns begins with Sobol's; the grid draws none."""
 DEFAULT_SETTINGS: Final = 16
 """Settings of a study with a range: a power of two, in which Sobol's points are spread most evenly."""
 # In a row. A space has no more points when this number of draws brought no new one.
@@ -125,7 +127,7 @@ class Searcher:
         return _first_new(itertools.islice(self._drawn(), number + _DRAWS_WITHOUT_A_NEW_POINT), earlier)
 
     def _drawn(self) -> Iterator[Point]:
-        draw = random_points if self.name == "random" else sobol_points
+        draw = _DRAWS["sobol" if self.is_adaptive else self.name]
         return draw(self.space, self.recipe, self.key)
 
 
