@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.sources.folder_walk import FolderWalk
+from data_prep.sources.folder_walk import FolderWalk, is_left_out
 from data_prep.sources.source import Source, SourceImage
 from nfnet_ray.data.files.regular_file import read_regular_file
 from nfnet_ray.errors import UserError
@@ -197,6 +198,14 @@ def _unwrapped(walk: FolderWalk, folder: str) -> str:
 def _why_no_images(folder: Path) -> str:
     if (folder / "train.beton").exists() or (folder / "progress").is_dir():
         return f"{folder}: a data set that a conversion wrote, not a class; move it out of SOURCE"
+    others = sorted(
+        entry.name for entry in os.scandir(folder) if entry.is_file() and not is_left_out(entry.name)
+    )
+    if others:
+        return (
+            f"{folder}: a class without images: by their names, {others[0]} and its other files are none; save them as"
+            " PNG or JPEG, or remove the folder"
+        )
     return f"{folder}: a class without images; fill or remove the folder"
 
 

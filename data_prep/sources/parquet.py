@@ -206,10 +206,14 @@ def _read_schemas(files: Sequence[Path], label_column: str) -> tuple[tuple[str, 
 
 def _image_column(path: Path, schema: pa.Schema) -> str:
     columns = _image_columns(schema)
-    if len(columns) != 1:
+    if len(columns) > 1:
+        raise UserError(f"{path}: it has the image columns {', '.join(columns)}; leave out all but one")
+    if not columns:
+        binary = [field.name for field in schema if _is_binary(field.type)]
+        hint = f"; {binary[0]} is binary: put it into such a struct" if binary else ""
         raise UserError(
-            f"{path}: it needs one image column of type struct<bytes: binary, path: string>, and has"
-            f" {len(columns)} among {', '.join(schema.names)}"
+            f"{path}: it needs one image column of type struct<bytes: binary, path: string>, and has none among"
+            f" {', '.join(schema.names)}{hint}"
         )
     return columns[0]
 
@@ -222,19 +226,33 @@ def _image_columns(schema: pa.Schema) -> list[str]:
         for field in schema
         if types.is_struct(field.type)
         and (at := field.type.get_field_index("bytes")) >= 0
-        and (types.is_binary(field.type[at].type) or types.is_large_binary(field.type[at].type))
+        and _is_binary(field.type[at].type)
     ]
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    import pyarrow.types as types
+
+    return types.is_binary(kind) or types.is_large_binary(kind)
 
 
 def _check_label_column(path: Path, schema: pa.Schema, label_column: str) -> None:
     import pyarrow.types as types
 
     integers = [field.name for field in schema if types.is_integer(field.type)]
-    if label_column not in integers:
-        choice = f"its integer columns: {', '.join(integers)}" if integers else "it has no integer column"
-        raise UserError(
-            f"{path}: no integer column '{label_column}' ({choice}); choose one with --label-column"
-        )
+    if label_column in integers:
+        return
+    others = (
+        f"; its integer columns: {', '.join(integers)}; choose one with --label-column" if integers else ""
+    )
+    if label_column in schema.names:
+        kind = schema.field(label_column).type
+        way = others or "; number the classes, or list the images in a CSV, where labels may be names"
+        raise UserError(f"{path}: column '{label_column}' holds {kind}, but labels are whole numbers{way}")
+    way = (
+        others or f"; it has {', '.join(schema.names)}: add a column of whole numbers, a label for each image"
+    )
+    raise UserError(f"{path}: no column '{label_column}'{way}")
 
 
 def _class_names(schema: pa.Schema, label_column: str) -> tuple[str, ...] | None:

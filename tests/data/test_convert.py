@@ -373,6 +373,11 @@ def a_class_without_images(root: Path) -> None:
     (root / "tulip").mkdir()
 
 
+def a_class_of_arrays(root: Path) -> None:
+    a_class_without_images(root)
+    np.save(root / "tulip" / "0.npy", np.zeros((4, 4, 3), np.uint8))
+
+
 def an_unknown_validation_class(root: Path) -> None:
     shutil.copytree(root.parent / "flowers", root / "train")
     shutil.copytree(root.parent / "flowers" / "rose", root / "val" / "tulip")
@@ -399,7 +404,11 @@ def labels_without_classes(root: Path) -> None:
         (nothing, "no such file or folder"),
         (empty, "no class folders"),
         (one_class, "only one class"),
-        (a_class_without_images, "tulip: a class without images"),
+        (a_class_without_images, "tulip: a class without images; fill"),
+        (
+            a_class_of_arrays,
+            "tulip: a class without images: by their names, 0.npy and its other files are none",
+        ),
         (an_unknown_validation_class, "train has no such class"),
         (other_columns, "one image column"),
         (not_parquet, ".parquet: cannot be read as Parquet"),
