@@ -70,6 +70,16 @@ def container_faults(text: str) -> list[str]:
     users = [rest for word, rest in final if word == "USER"]
     if not users or not re.fullmatch(r"[1-9]\d*(:[1-9]\d*)?", users[-1]):
         faults.append("the image does not run as a user by number that is not root")
+    compiled = {
+        name for word, rest in final if word == "RUN" and "compileall" in rest for name in rest.split()
+    }
+    faults += [
+        f"{rest.split()[0]} is not compiled, and the user who runs may not write there"
+        for word, rest in final
+        if word == "COPY"
+        and (REPOSITORY / rest.split()[0] / "__init__.py").exists()
+        and rest.split()[0] not in compiled
+    ]
     ignore = (REPOSITORY / ".dockerignore").read_text().splitlines()
     for word, rest in instructions(text):
         faults += [
@@ -110,6 +120,7 @@ def test_the_container_file_has_no_faults() -> None:
         (r"COPY studies studies", "COPY study study", "does not exist"),
         (r"COPY studies studies", "COPY docs docs", ".dockerignore"),
         (r"libopencv-core406", "libopencv-dev", "libopencv-dev"),
+        (r"-q nfnet_ray studies", "-q nfnet_ray", "studies is not compiled"),
     ],
 )
 def test_a_fault_is_found(old: str, new: str, fault: str) -> None:
