@@ -106,7 +106,7 @@ def leftovers(folder: StudyFolder, needed: Set[Path]) -> Leftovers:
         place = folder.directory / TRIALS_FOLDER / trial.name / CHECKPOINTS_FOLDER
         if place.is_symlink() or not place.is_dir():
             continue
-        is_needed = any(weights.is_relative_to(place) for weights in needed)
+        is_needed = any(_are_below(weights, place) for weights in needed)
         if trial.name in best or is_needed or states[trial.name] not in ENDED_FOR_GOOD:
             left.kept += 1
         else:
@@ -135,6 +135,15 @@ def weights_of_studies(storage: Path) -> Iterator[Path]:
         for text in texts:
             if isinstance(text, str):
                 yield Path(split_weights(text)[0]).resolve()
+
+
+def _are_below(weights: Path, checkpoints: Path) -> bool:
+    """Whether a file of weights is one of a trial's checkpoints, by the names of study and trial.
+
+    Another machine may have had the same storage under another path, and a storage may have been moved.
+    """
+    names = checkpoints.parts[-4:]  # STUDY/trials/TRIAL/checkpoints
+    return any(weights.parts[at : at + len(names)] == names for at in range(len(weights.parts)))
 
 
 def _texts_in(value: Any) -> Iterator[str]:

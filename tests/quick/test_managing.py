@@ -452,8 +452,15 @@ def test_each_stratum_keeps_its_best_trial(storage: Path, say: Say) -> None:
     }
 
 
-def test_weights_from_which_another_study_starts_stay(storage: Path, say: Say) -> None:
-    place = storage / "first" / "trials" / "clip_factor=0.02,batch_size=64" / CHECKPOINTS_FOLDER
+@pytest.mark.parametrize("mount", ["", "/mnt/of/another/machine"])
+def test_weights_from_which_another_study_starts_stay(storage: Path, say: Say, mount: str) -> None:
+    place = (
+        (Path(mount) if mount else storage)
+        / "first"
+        / "trials"
+        / "clip_factor=0.02,batch_size=64"
+        / CHECKPOINTS_FOLDER
+    )
     weights = f"{place}/step-00000001-00000000.pt"
     write_study(storage / "transfer", (0.01,), {64: [0.9]}, change={"recipe/model.weights": weights})
     say("clean")
