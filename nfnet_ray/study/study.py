@@ -453,14 +453,18 @@ class Study:
         return Trial(plan["name"], _with_tuples(plan["point"]), "", Recipe.from_values(values))
 
     def with_points_of(self, state: StudyState) -> Study:
-        """The study, which is the one that a journal describes, with the points and the rungs that the journal has."""
+        """The study, which is one that a journal describes, with the points, rungs and names that it has there."""
         if state.started is None:
             return self
         begun = Study.from_event(state.started)
-        if not self.draws_points:
-            return replace(self, halving=begun.halving, seed_spread=begun.seed_spread)
-        study = replace(self, halving=begun.halving, seed_spread=begun.seed_spread)
-        return replace(study, found=begun.found, lag=begun.lag).grown(state)
+        study = replace(
+            self,
+            halving=begun.halving,
+            seed_spread=begun.seed_spread,
+            names=begun.names,
+            outside=begun.outside,
+        )
+        return replace(study, found=begun.found, lag=begun.lag).grown(state) if self.draws_points else study
 
     @property
     def group_size(self) -> int | None:

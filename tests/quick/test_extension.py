@@ -414,6 +414,28 @@ def test_points_with_epochs_of_their_own_keep_them() -> None:
     assert asked(study, seeds=2).points == study.points
 
 
+@pytest.mark.parametrize(
+    ("study", "changes"),
+    [
+        (STUDY, {"space": {CLIP: (0.01, 0.02), BATCH: (RECIPE.batch_size, 64)}}),
+        (STUDY, {"seeds": (0, 1)}),
+        (RANGE, {"space": {**RANGE.space, BATCH: (RECIPE.batch_size, 64)}}),
+    ],
+)
+def test_an_extended_study_is_continued_by_the_command_that_asks_for_all_of_it(
+    study: Study, changes: dict[str, Any]
+) -> None:
+    """``--name NAME --continue``: the trials keep the names that they have in the journal."""
+    journaled = Journaled(study)
+    journaled.run()
+    assert journaled.extend(**changes) is not None
+    whole = replace(journaled.study(), **UNNAMED)
+    assert not whole.differences(journaled.study())
+    continued = whole.with_points_of(journaled.state())
+    assert [one.name for one in continued.trials()] == [one.name for one in journaled.study().trials()]
+    assert set(journaled.state().trials) >= {trial.name for trial in continued.trials()}
+
+
 def test_tables_keep_what_was_left_out_apart() -> None:
     study = Journaled(replace(STUDY, halving=None), **{"clip_factor=0.04": [0.999] * 100})
     study.run()
