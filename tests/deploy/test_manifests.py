@@ -324,6 +324,20 @@ def test_pods_run_as_nobody_special_and_say_what_they_need(folder: Path) -> None
                 assert not re.search(":latest$|^[^:]*$", image)
 
 
+@each_kustomization
+def test_the_namespace_refuses_pods_with_which_a_job_could_take_a_node_and_none_of_ours(folder: Path) -> None:
+    """The head's account may change the Ray cluster, and so what its pods are."""
+    for document in rendered(folder):
+        if document["kind"] == "Namespace":
+            assert document["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "baseline"
+        for name, pod in pod_specs(document):
+            assert not pod.keys() & {"hostNetwork", "hostPID", "hostIPC"}, name
+            assert not any("hostPath" in volume for volume in pod.get("volumes", [])), name
+            for container in (*pod["containers"], *pod.get("initContainers", [])):
+                assert "privileged" not in container["securityContext"]
+                assert not any("hostPort" in port for port in container.get("ports", []))
+
+
 @pytest.mark.parametrize("folder", OVERLAYS, ids=lambda folder: folder.name)
 def test_what_is_referred_to_is_there(folder: Path) -> None:
     """Accounts, claims, secrets, services and selectors; the documentation tells how to make the secret."""
