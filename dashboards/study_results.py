@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from dashboards.page import Chart
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class StudyResults(StudyRecord):
     """What ``nfnet_ray.load_study`` returns: a :class:`~nfnet_ray.analysis.StudyRecord` with its answer and figures."""
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 _STATES = {None: "not started", "running": "unfinished"}
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)  # tables have no equality that is True or False
 class StudyRecord:
     """Everything that is known of a study.
 

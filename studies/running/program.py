@@ -17,7 +17,8 @@ from nfnet_ray.printable import shown
 from nfnet_ray.study.study import Study
 
 StudyFactory = Callable[..., Study]
-"""``build(data, epochs)``, where ``epochs`` is None unless it was given; and keyword arguments of the study's own."""
+"""``build(data, epochs)``, and keyword arguments of the study's own. If ``epochs`` was not given, it is left out where
+it has a default, and None where it has none."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +54,17 @@ class StudyProgram:
         """The study on a data set. Raises UserError if the function is not one that builds a study."""
         name = getattr(self.build, "__name__", repr(self.build))
         try:
-            inspect.signature(self.build).bind(data, epochs, **own)
+            bound = inspect.signature(self.build).bind(data, epochs, **own)
         except (TypeError, ValueError):  # a ValueError: one of Python's own, which has no signature
             raise UserError(
                 f"{name} cannot be called with a data set and the number of epochs: write it as def {name}(data, "
                 "epochs=None), and let it return a Study (docs/new_study.md)"
             ) from None
-        study = self.build(data, epochs, **own)
+        if epochs is None:
+            _, *others = bound.signature.parameters.values()
+            if others and others[0].default is not inspect.Parameter.empty:
+                del bound.arguments[others[0].name]
+        study = self.build(*bound.args, **bound.kwargs)
         if not isinstance(study, Study):
             raise UserError(
                 f"{name} returned {shown(study)}, which is not a Study: end it with return Study(…) (docs/new_study.md)"

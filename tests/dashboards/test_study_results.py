@@ -47,6 +47,13 @@ def test_the_answer_is_what_the_command_line_says(study: nfnet_ray.StudyResults)
     assert [best.sentence() for best in nfnet_ray.best_per_stratum(study)] == answers[:2]
 
 
+def test_a_record_can_be_looked_for_in_a_list(study: nfnet_ray.StudyResults, tmp_path: Path) -> None:
+    """Tables of pandas have no equality that is True or False."""
+    again = nfnet_ray.load_study(tmp_path)
+    assert [again, study].index(study) == 1
+    assert len({study, again, study}) == 2
+
+
 def test_a_notebook_shows_a_record_as_one_line(study: nfnet_ray.StudyResults) -> None:
     assert repr(study) == (
         "<StudyResults 'agc_sweep': finished; trials: 10 finished, 1 stopped, 1 diverged; "

@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 import nfnet_ray
 from nfnet_ray.cluster.connection.resources import Resources, WorkerResources
 from nfnet_ray.cluster.connection.session import ray_session
+from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.tracking.journal import JOURNAL_FILE, Journal
 from studies import transfer
 from studies.agc_sweep import agc_sweep
@@ -90,6 +92,22 @@ def test_a_study_of_ones_own_keeps_its_seeds_and_is_given_data_and_epochs(
     assert run.study.recipe.data.path == str(few_digits)
     assert run.directory.parent == Path("elsewhere").resolve()
     assert "storage='elsewhere'" in run.command
+
+
+def test_the_default_epochs_of_a_studys_function_are_its_own(started: Any, few_digits: Path) -> None:
+    def with_a_default(_data: DatasetSummary, epochs: int = 6) -> nfnet_ray.Study:
+        return epochs_of(epochs)
+
+    def without(_data: DatasetSummary, epochs: int | None) -> nfnet_ray.Study:
+        return epochs_of(epochs or 5)
+
+    def epochs_of(number: int) -> nfnet_ray.Study:
+        return replace(lr_study(), recipe=lr_study().recipe.with_values({"schedule.epochs": number}))
+
+    for function in (with_a_default, without):
+        nfnet_ray.run(function, data=few_digits, name=function.__name__)
+        nfnet_ray.run(function, data=few_digits, name=f"{function.__name__}-3", epochs=3)
+    assert [run.study.epochs for run, _ in started] == [6, 3, 5, 3]
 
 
 def test_data_may_be_named_by_the_recipe(started: Any, few_digits: Path) -> None:
