@@ -10,6 +10,7 @@ import copy
 import errno
 import json
 import math
+import os
 import resource
 import shutil
 import sqlite3
@@ -22,11 +23,12 @@ from unittest.mock import Mock
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from sqlalchemy import Engine
 
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.tracking.descriptions import TrialPlan
 from nfnet_ray.tracking.destination.choice import tracking_uri_for
-from nfnet_ray.tracking.destination.database import has_run
+from nfnet_ray.tracking.destination.database import has_run, make_if_missing
 from nfnet_ray.tracking.destination.uri import default_tracking_uri
 from nfnet_ray.tracking.destination.uri_check import check_tracking_uri
 from nfnet_ray.tracking.events import (
@@ -712,6 +714,22 @@ def test_a_run_that_is_gone_for_good_is_written_again(tmp_path: Path, tracking_u
     assert {name: after[name] for name in after if name != "study"} == {
         name: before[name] for name in before if name != "study"
     }
+
+
+def test_the_group_may_write_a_database_where_the_umask_lets_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def initialize(engine: Engine) -> None:
+        with engine.begin() as connection:
+            connection.exec_driver_sql("CREATE TABLE runs (run_uuid)")
+
+    monkeypatch.setattr("mlflow.store.db.utils._initialize_tables", initialize)
+    before = os.umask(0o002)
+    try:
+        make_if_missing(tmp_path / "mlflow.db")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "mlflow.db").stat().st_mode & 0o777 == 0o664
 
 
 @pytest.mark.parametrize("events", [4, len(SMALL) - 1], ids=["epochs", "only the end"])

@@ -82,6 +82,8 @@ def make_if_missing(database: Path) -> None:
 
     partial = partial_path(database)
     _remove(partial)
+    # SQLite's own files can be written by their owner alone; this one by whomever the umask lets.
+    partial.touch()
     engine = create_sqlalchemy_engine(sqlite_uri(partial))
     # Nobody needs what an interruption leaves of it, so the disk is waited for once, and not in each transaction.
     event.listen(engine, "connect", _do_not_wait_for_the_disk)
