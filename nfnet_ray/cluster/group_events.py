@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from nfnet_ray.cluster.connection import ray_internals
@@ -77,6 +78,22 @@ class GroupEvents(ControllerCallback, WorkerGroupCallback):
         reason = _reason(worker_group_status.errors)
         Register(leg).set(LAST_LOSS, reason)
         Mailbox(leg).post(WorkersLost(reason, preempted or worker_group_status.has_preempted_worker()))
+
+    def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
+        """Frees the places of a group that lost a worker while it started; Ray Train then starts it again."""
+        del previous_state
+        import ray
+
+        error = getattr(current_state, "training_failed_error", None)
+        failure = getattr(error, "controller_failure", None)
+        if not isinstance(getattr(failure, "__cause__", None), ray.exceptions.RayActorError):
+            return
+        self._size = None
+        with suppress(OSError, ray.exceptions.RayError):  # the cluster's head is away
+            ray_internals.remove_placement_groups_of_this_actor()
+        leg = self._running_leg()
+        if leg is not None and not Register(self._slot).get(RESTARTS):
+            Mailbox(leg).post(WorkersLost("a worker died while the workers started", preempted=False))
 
     def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:
         """Called when workers are started, too; only a group that trains has something to keep."""

@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
+from nfnet_ray.cluster import group_events, trainer
 from nfnet_ray.cluster import slots as slots_module
-from nfnet_ray.cluster import trainer
 from nfnet_ray.cluster.connection.resources import WorkerResources
 from nfnet_ray.cluster.mailbox import Mailbox, Register
 from nfnet_ray.cluster.messages import (
     ENDED,
+    LEG,
     READY,
     STOP,
     AttemptStarted,
@@ -25,6 +26,7 @@ from nfnet_ray.cluster.messages import (
     FinalReport,
     SlotConfig,
     WorkerConfig,
+    WorkersLost,
     slot_config,
     worker_config,
 )
@@ -300,6 +302,47 @@ def test_a_controller_that_ends_is_started_again_unless_its_workers_never_come_u
     FakeFit.over = True
     with pytest.raises(ControllerEnded, match="it was killed"):
         slot.keep_up()
+
+
+@pytest.mark.usefixtures("head")
+def test_a_worker_that_dies_while_the_group_starts_leaves_its_place_to_the_next_start(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Ray Train tells no callback of such a start but by the state that follows it, and forgets the group's place."""
+    import ray.exceptions
+    from ray.train.v2._internal.exceptions import (
+        WorkerGroupStartupFailedError,
+        WorkerGroupStartupTimeoutError,
+    )
+    from ray.train.v2._internal.execution.controller import state
+    from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
+
+    freed: list[None] = []
+    monkeypatch.setattr(
+        group_events.ray_internals, "remove_placement_groups_of_this_actor", lambda: freed.append(None)
+    )
+    config = slot_config(1, tmp_path, WorkerResources(2, 1, 0.0))
+    (trial,) = Study("s", "?", study_of(1, None).recipe, {}).trials()
+    leg = worker_config(trial, "0", tmp_path, WorkerResources(2, 1, 0.0))
+    Register(config["run"]).set(LEG, leg)
+    events = group_events.GroupEvents(config)
+    died = WorkerGroupStartupFailedError("At least one of the worker actors failed to initialize.")
+    died.__cause__ = ray.exceptions.ActorDiedError()
+    scheduling = state.InitializingState()
+    for after in (
+        state.RunningState(),
+        state.RestartingState(
+            WorkerGroupError("a worker failed", {0: ValueError()})
+        ),  # Ray Train frees its place
+        state.ReschedulingState(ControllerError(WorkerGroupStartupTimeoutError(2))),  # it had none
+    ):
+        events.after_controller_state_update(scheduling, after)
+    assert freed == []
+    assert Mailbox(leg["mailbox"]).take() == []
+    events.after_controller_state_update(scheduling, state.ReschedulingState(ControllerError(died)))
+    assert freed == [None]
+    (note,) = Mailbox(leg["mailbox"]).take()
+    assert note == WorkersLost("a worker died while the workers started", preempted=False)
 
 
 @pytest.mark.parametrize(

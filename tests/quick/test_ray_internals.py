@@ -187,7 +187,7 @@ def test_callbacks_of_the_controller_are_called_with_these_arguments() -> None:
         for name, method in vars(GroupEvents).items()
         if inspect.isfunction(method) and not name.startswith("_")
     }
-    assert len(methods) == 5
+    assert len(methods) == 6
     for name, method in methods.items():
         (base,) = (
             getattr(base, name)
@@ -300,8 +300,10 @@ def test_bundles_of_a_job_and_free_resources_of_each_node(monkeypatch: pytest.Mo
 
     states = gcs_pb2.PlacementGroupTableData
 
-    def group(job: bytes, placed: int, *cores: float, orphaned: bool = False) -> bytes:
-        table = states(creator_job_id=job, state=placed, creator_actor_dead=orphaned)
+    def group(job: bytes, placed: int, *cores: float, orphaned: bool = False, creator: bytes = b"") -> bytes:
+        table = states(
+            creator_job_id=job, state=placed, creator_actor_dead=orphaned, creator_actor_id=creator
+        )
         table.placement_group_id = bytes([placed]) * 18
         for cpus in cores:
             table.bundles.add().unit_resources["CPU"] = cpus
@@ -309,8 +311,8 @@ def test_bundles_of_a_job_and_free_resources_of_each_node(monkeypatch: pytest.Mo
         return serialised
 
     groups = [
-        group(b"\1\0\0\0", states.CREATED, 2.0, 3.0),
-        group(b"\1\0\0\0", states.PENDING, 4.0),
+        group(b"\1\0\0\0", states.CREATED, 2.0, 3.0, creator=b"\7"),
+        group(b"\1\0\0\0", states.PENDING, 4.0, creator=b"\x08"),
         group(b"\2\0\0\0", states.CREATED, 5.0, orphaned=True),
         group(b"\1\0\0\0", states.RESCHEDULING, 5.0, orphaned=True),
         group(b"\1\0\0\0", states.REMOVED, 5.0, orphaned=True),
@@ -326,6 +328,11 @@ def test_bundles_of_a_job_and_free_resources_of_each_node(monkeypatch: pytest.Mo
     monkeypatch.setattr(groups_of_ray, "remove_placement_group", lambda group: removed.append(group.id.hex()))
     ray_internals.remove_orphaned_placement_groups("01000000")
     assert removed == [bytes([states.RESCHEDULING] * 18).hex()]
+    removed.clear()
+    controller = SimpleNamespace(get_job_id=lambda: "01000000", get_actor_id=lambda: "07")
+    monkeypatch.setattr("ray.get_runtime_context", lambda: controller)
+    ray_internals.remove_placement_groups_of_this_actor()
+    assert removed == [bytes([states.CREATED] * 18).hex()]
     monkeypatch.setattr(state, "available_resources_per_node", lambda: {"a": {"CPU": 1.0}})
     assert ray_internals.free_resources() == {"a": {"CPU": 1.0}}
 

@@ -191,12 +191,32 @@ def placed_bundles(job_id: str) -> Iterator[Mapping[str, float]]:
 
 def remove_orphaned_placement_groups(job_id: str) -> None:
     """Frees the resources of workers whose controller died; Ray keeps them reserved until the job ends."""
+    for group in _placement_groups(job_id):
+        if group.creator_actor_dead and group.state != group.REMOVED:
+            _remove(group)
+
+
+def remove_placement_groups_of_this_actor() -> None:
+    """Frees what a controller's workers hold, and ends them.
+
+    Where a worker dies after Ray Train has recorded the state of its group, but before the group has started, the
+    controller forgets the others and their placement group: no later group of it finds that place
+    (train/v2/_internal/execution/worker_group/worker_group.py, ``_start``).
+    """
+    import ray
+
+    context = ray.get_runtime_context()
+    actor = bytes.fromhex(context.get_actor_id() or "")
+    for group in _placement_groups(context.get_job_id()):
+        if group.creator_actor_id == actor and group.state != group.REMOVED:
+            _remove(group)
+
+
+def _remove(group: Any) -> None:
     from ray import PlacementGroupID
     from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-    for group in _placement_groups(job_id):
-        if group.creator_actor_dead and group.state != group.REMOVED:
-            remove_placement_group(PlacementGroup(PlacementGroupID(group.placement_group_id)))
+    remove_placement_group(PlacementGroup(PlacementGroupID(group.placement_group_id)))
 
 
 def _placement_groups(job_id: str) -> Iterator[Any]:
