@@ -354,7 +354,7 @@ def test_files_that_are_no_pickles(path: Path, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(UserError, match="is not a file"):
         read_pickled_arrays(tmp_path / "pipe")
-    with pytest.raises(UserError, match="null (byte|character)"):
+    with pytest.raises(UserError, match=r"null (byte|character)"):
         read_pickled_arrays("a\0b")
 
 
