@@ -12,7 +12,9 @@ from nfnet_ray.analysis.files.together import together
 from nfnet_ray.analysis.record import StudyRecord
 from nfnet_ray.analysis.setting import SettingResult, setting_results
 from nfnet_ray.analysis.verdict import contrast
-from nfnet_ray.recipe import decisive_values
+from nfnet_ray.errors import UserError
+from nfnet_ray.models.published import with_published_values
+from nfnet_ray.recipe import Recipe, decisive_values
 from nfnet_ray.tracking.labels import ABSENT, short_names
 from nfnet_ray.wording import count
 
@@ -200,10 +202,27 @@ def _points(record: StudyRecord, fields: Sequence[str]) -> dict[str, dict[str, A
 
 
 def _whole(record: StudyRecord, point: Mapping[str, Any], fields: Sequence[str]) -> dict[str, Any]:
-    """The point with all fields: one that is absent from it has the Recipe's value."""
+    """The point with all fields: one that is absent from it has the Recipe's value, or the network's published one."""
     values = {name: point.get(name, ABSENT) for name in fields}
     recipe = record.study["recipe"]
-    return {name: recipe.get(name) if value is ABSENT else value for name, value in values.items()}
+    whole = {name: recipe.get(name) if value is ABSENT else value for name, value in values.items()}
+    if None in whole.values():
+        published = _published_values(record, whole)
+        whole = {name: published.get(name) if value is None else value for name, value in whole.items()}
+    return whole
+
+
+def _published_values(record: StudyRecord, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The Recipe with ``values``, and with those of its network where it leaves them open; empty if that is unknown.
+
+    A network's dropout that is none is the published one, which another study may have swept by its number.
+    """
+    known = Recipe().to_values()
+    given = {name: value for name, value in {**record.study["recipe"], **values}.items() if name in known}
+    try:
+        return with_published_values(Recipe.from_values(known | given)).to_values()
+    except UserError:  # of a version that has other networks or other values
+        return {}
 
 
 def _key(value: Any) -> str:

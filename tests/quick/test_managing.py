@@ -12,6 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from rich.console import Console
 
 from nfnet_ray.analysis.comparison import compare_studies
 from nfnet_ray.analysis.record import load_study, study_record
+from nfnet_ray.models.published import with_published_values
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.study.halving import Halving
 from nfnet_ray.study.space import Range, When, domain_to_json
@@ -350,6 +352,21 @@ def test_what_differs_and_the_settings_of_both_are_compared(storage: Path, say: 
     exported = storage.parent / "exported" / "second"
     assert say("export", "second", str(exported))[0] == 0
     assert say("compare", "first", str(exported))[1] == out
+
+
+def test_what_a_recipe_leaves_to_its_network_is_the_published_value(storage: Path) -> None:
+    """One study has a dropout of none, the other sweeps the number that this stands for."""
+    record = study_record(*StudyState.read(storage / "first"))
+    dropout = with_published_values(Recipe.from_values(record.study["recipe"])).model.dropout
+    assert (record.study["recipe"]["model.dropout"], dropout is None) == (None, False)
+    tables = {
+        name: getattr(record, name).assign(**{"model.dropout": dropout}) for name in ("trials", "epochs")
+    }
+    swept = replace(record, fields=(*record.fields, "model.dropout"), **tables)
+    found = compare_studies(record, swept)
+    assert (len(found.shared), found.only_a, found.only_b) == (2, (), ())
+    other = {**tables, "trials": tables["trials"].assign(**{"model.dropout": 0.9})}
+    assert len(compare_studies(record, replace(swept, **other)).only_b) == 2
 
 
 def test_other_data_and_other_spaces_are_said(storage: Path, say: Say) -> None:
