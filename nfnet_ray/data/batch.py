@@ -29,6 +29,18 @@ def sent_to(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=True)
 
 
+def check_images(images_NHWC: Tensor, indices: Indices) -> None:
+    """Raises ValueError for what is not uint8 (N, H, W, 3) with N sample indices.
+
+    torch's usual order of the axes would be augmented as well: into something that is no picture.
+    """
+    shape = tuple(images_NHWC.shape)
+    if len(shape) != 4 or shape[3] != 3 or images_NHWC.dtype != torch.uint8:
+        raise ValueError(f"images are uint8 (N, H, W, 3), and not {images_NHWC.dtype} {shape}")
+    if len(indices) != len(images_NHWC):
+        raise ValueError(f"there are {shape[0]} images and {len(indices)} sample indices: each image has one")
+
+
 @dataclass(frozen=True)
 class Batch:
     """``images`` uint8 (N, H, W, 3) and ``labels`` int64 (N,) on the device, with their sample indices."""

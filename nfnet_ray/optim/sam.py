@@ -209,11 +209,12 @@ class LookDirection:
         self._keep(direction)
 
     @torch.no_grad()
-    def add_to_gradients(self, parameters: Sequence[Tensor], alpha: float | Tensor) -> None:
+    def add_to_gradients(self, parameters: Iterable[Tensor], alpha: float | Tensor) -> None:
         """Adds the stored direction to ``.grad``, with ``alpha`` times the length of the whole gradient.
 
         ``parameters`` are those of :meth:`remember`, in its order; those without ``.grad`` are left alone.
         """
+        parameters = list(parameters)
         if len(self._direction) != len(parameters):
             raise RuntimeError(
                 f"LookSAM's direction is for {len(self._direction)} parameters, not {len(parameters)}: "

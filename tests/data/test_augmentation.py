@@ -21,6 +21,7 @@ from nfnet_ray.data.augmentation.mixing import cutmix_boxes, mix, mixup_ratios, 
 from nfnet_ray.data.augmentation.randaugment import (
     IMAGENET_POLICY,
     NOTHING,
+    autoaugment,
     autoaugment_choices,
     distortion,
     randaugment,
@@ -215,6 +216,36 @@ def test_mixing_comes_before_randaugment_and_is_cut_off_to_bytes() -> None:
     )
     expected = randaugment(mixed.to(torch.uint8), np.arange(32) * 7, 1, 2, layers=4, magnitude=10.0)
     assert torch.equal(both, expected)
+
+
+@pytest.mark.parametrize(
+    ("images", "complaint"),
+    [
+        (
+            torch.zeros(2, 3, 32, 32, dtype=torch.uint8),
+            r"uint8 \(N, H, W, 3\), and not torch.uint8 \(2, 3, 32, 32\)",
+        ),
+        (torch.zeros(2, 32, 32, 3), r"and not torch.float32 \(2, 32, 32, 3\)"),
+        (torch.zeros(3, 32, 32, 3, dtype=torch.uint8), "there are 3 images and 2 sample indices"),
+    ],
+)
+def test_images_of_another_layout_are_refused(images: torch.Tensor, complaint: str) -> None:
+    """They would be augmented into something that is no picture, or be left out."""
+    indices = np.arange(2)
+    with pytest.raises(ValueError, match=complaint):
+        randaugment(images, indices, 1, 2, layers=2, magnitude=5.0)
+    with pytest.raises(ValueError, match=complaint):
+        autoaugment(images, indices, 1, 2)
+    with pytest.raises(ValueError, match=complaint):
+        augment(Batch(images, torch.zeros(2), indices), np.arange(2), None, DataRecipe(crop="padded"), 1, 2)
+
+
+def test_what_cannot_be_augmented_alone_is_said() -> None:
+    batch, mixed = Batch(pictures(3), torch.arange(3), np.arange(3)), DataRecipe(randaugment=NO_RANDAUGMENT)
+    with pytest.raises(ValueError, match="3 images fall into no pairs"):
+        augment(batch, np.arange(3), None, mixed, 1, 2)
+    with pytest.raises(ValueError, match=r"randaugment.magnitude is missing; models.published.resolve"):
+        augment(batch, np.arange(3), None, DataRecipe(mixing=NO_MIXING), 1, 2)
 
 
 def test_the_neighbour_is_the_partner_within_a_batch() -> None:

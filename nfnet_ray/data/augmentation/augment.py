@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nfnet_ray.data.augmentation.mixing import mix
 from nfnet_ray.data.augmentation.randaugment import autoaugment, randaugment
-from nfnet_ray.data.batch import Batch, Indices, on_device
+from nfnet_ray.data.batch import Batch, Indices, check_images, on_device
 from nfnet_ray.data.batching import mixes
 from nfnet_ray.data.draws import Purpose, uniforms
 from nfnet_ray.recipe import DataRecipe
@@ -38,11 +38,19 @@ def augment(
     What happens to an image depends on (seed, epoch, its sample index) alone; which image it is mixed with, and by
     which of MixUp and CutMix, on its place in the global batch. Where the Recipe mixes and ``partners`` is None, the
     partner is the neighbour in the batch.
+
+    Raises ValueError for images that are not as in a Batch, for a RandAugment whose magnitude the Recipe leaves open,
+    and for an odd number of images without ``partners``.
     """
+    check_images(batch.images, batch.indices)
     images = shifted_and_flipped(batch, recipe, seed, epoch)
     mixed = Augmented(images)
     if mixes(recipe.mixing):
         if partners is None:
+            if len(positions) % 2:
+                raise ValueError(
+                    f"{len(positions)} images fall into no pairs: give partners, or an even number"
+                )
             neighbours = np.arange(len(positions)) ^ 1  # a pair is never split (batching.positions_of_rank)
             rows = on_device(neighbours, images.device)
             partner_images, partner_labels = images[rows], batch.labels[rows]
@@ -55,7 +63,10 @@ def augment(
         return mixed._replace(images=autoaugment(_as_bytes(images), batch.indices, seed, epoch))
     if recipe.randaugment.layers:
         layers, magnitude = recipe.randaugment.layers, recipe.randaugment.magnitude
-        assert magnitude is not None
+        if magnitude is None:
+            raise ValueError(
+                "the Recipe's randaugment.magnitude is missing; models.published.resolve fills it in"
+            )
         images = randaugment(
             _as_bytes(images), batch.indices, seed, epoch, layers=layers, magnitude=magnitude
         )

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nfnet_ray.data.augmentation.image_operations import OPERATIONS, cutout
-from nfnet_ray.data.batch import on_device
+from nfnet_ray.data.batch import check_images, on_device
 from nfnet_ray.data.draws import Purpose, uniforms
 
 Indices = NDArray[np.int64]
@@ -111,6 +111,7 @@ def randaugment(
     images_NHWC: Tensor, indices: Indices, seed: int, epoch: int, *, layers: int, magnitude: float
 ) -> Tensor:
     """``layers`` operations for each image, each one of the 16 with equal probability; uint8 (N, H, W, 3)."""
+    check_images(images_NHWC, indices)
     names, signs, centres = randaugment_choices(indices, seed, epoch, layers, images_NHWC.shape[1:3])
     distortions = [distortion(name, magnitude, sign) for name in OPERATIONS for sign in (1, -1)]
     return apply(images_NHWC, 2 * names + (signs < 0), distortions, centres)
@@ -129,6 +130,7 @@ def randaugment_choices(
 
 def autoaugment(images_NHWC: Tensor, indices: Indices, seed: int, epoch: int) -> Tensor:
     """One of the 25 sub-policies for each image, each operation with its own probability; uint8 (N, H, W, 3)."""
+    check_images(images_NHWC, indices)
     distortions = [
         distortion(name, magnitude, sign, AUTOAUGMENT_TRANSLATE_PIXELS)
         for policy in IMAGENET_POLICY
