@@ -28,6 +28,9 @@ from nfnet_ray.tracking.events import study_id
 from nfnet_ray.tracking.state import StudyState
 from nfnet_ray.wording import clock_time
 
+WEBHOOK_VARIABLE = "NFNET_RAY_NOTIFY"
+"""The environment's webhook: other users of a machine see the arguments of its processes, and all who may see a job
+see its command."""
 WEBHOOK_SECONDS = 10.0
 """The longest that one notification may take, with everything."""
 _ANSWER_SECONDS, _PAUSE_SECONDS, _ATTEMPTS = 4.0, 1.0, 2

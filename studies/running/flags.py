@@ -36,6 +36,7 @@ from nfnet_ray.study.search.searcher import SEARCHES
 from nfnet_ray.study.space import Domain, domain_text
 from nfnet_ray.study.space.sweep_text import FORMS, parse_sweep
 from nfnet_ray.study.study import MOST_SETTINGS, Study
+from nfnet_ray.study.webhook import WEBHOOK_VARIABLE
 from nfnet_ray.tracking.labels import value_label
 from studies.running.checks import DATA_FOLDER
 from studies.running.names import MOST_SEEDS, seeds_text, study_name
@@ -277,8 +278,8 @@ def add_annotations(parser: argparse.ArgumentParser, what: str) -> None:
         "--notify",
         type=given_text,
         metavar="URL",
-        help=f"post a JSON document to this webhook when the {what} ends, fails or reaches a limit on its cost. The"
-        " address is kept nowhere: give it again with --resume",
+        help=f"post a JSON document to this webhook when the {what} ends, fails or reaches a limit on its cost"
+        f" (default: {WEBHOOK_VARIABLE}). The address is kept nowhere: give it again with --resume",
     )
 
 

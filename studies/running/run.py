@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -26,7 +27,7 @@ from nfnet_ray.study.cost.spending import Caps, merged
 from nfnet_ray.study.decisions import check_schedules
 from nfnet_ray.study.extension import Extension
 from nfnet_ray.study.study import Study
-from nfnet_ray.study.webhook import check_webhook
+from nfnet_ray.study.webhook import WEBHOOK_VARIABLE, check_webhook
 from nfnet_ray.tracking.destination.choice import tracking_uri_of_run
 from nfnet_ray.tracking.destination.experiment import experiment_name, experiment_of_journal
 from nfnet_ray.tracking.destination.uri import NOT_RECORDED
@@ -105,6 +106,7 @@ def run(request: Request, resume_command: Callable[[Request, str], str], console
     if is_recorded:
         check_scheme(tracking_uri)
     Recipe().with_values(request.values())
+    request = replace(request, notify=request.notify or os.environ.get(WEBHOOK_VARIABLE) or None)
     if request.notify is not None:
         check_webhook(request.notify)
     request.check_flags()

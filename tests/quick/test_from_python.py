@@ -293,6 +293,12 @@ def test_notes_and_tags_are_in_the_journal_and_the_webhook_is_not(
         record = nfnet_ray.load_study(f"runs/{name}")
         assert (record.notes, record.tags) == (("a first try",), {"team": "audio"})
     assert [run.notify_url for run, _ in started] == [url, url]
+    monkeypatch.setenv("NFNET_RAY_NOTIFY", url)
+    nfnet_ray.run(agc_sweep, data=few_digits, name="c")
+    assert started.pop()[0].notify_url == url
+    monkeypatch.setenv("NFNET_RAY_NOTIFY", "")
+    nfnet_ray.run(agc_sweep, data=few_digits, name="d")
+    assert started.pop()[0].notify_url is None
     journal = (Path("runs") / "a" / JOURNAL_FILE).read_text()
     assert "https://hooks.example.org/…" in record_command(journal)
     assert "services" not in record_command(journal)
