@@ -292,7 +292,7 @@ def _check_is_node(meant: _Meant, head: Head) -> None:
 
 
 def _check_may_use(meant: _Meant, nodes: Sequence[int]) -> None:
-    """Raises UserError if another user runs these nodes, by their process ids, and keeps them to himself.
+    """Raises UserError if another user runs these nodes, by their process ids, and nobody else can use them.
 
     Ray makes their sockets with the umask of that user, and aborts the process of a driver that may not write to them.
     """

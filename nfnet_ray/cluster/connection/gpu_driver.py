@@ -1,4 +1,4 @@
-"""Do torch and NVIDIA's driver get on with each other on a node?
+"""Whether torch can use the GPUs of a node.
 
 Ray counts the GPUs that NVML sees. NVML also sees those that CUDA cannot use: where the driver is older than the CUDA
 that torch was built for, where it was replaced and not loaded again, or where the fabric manager of a machine with
@@ -41,9 +41,8 @@ def gpu_problem() -> str | None:
         # cuda-compatibility, minor version compatibility).
         if version.value // 1000 < int(built_for.split(".")[0]):
             return f"NVIDIA's driver is too old for torch: it knows CUDA {known}, and torch is built for {built_for}"
-    hidden = os.environ.pop(
-        "CUDA_VISIBLE_DEVICES", None
-    )  # Ray hides the GPUs from a task that has asked for none
+    # Ray hides the GPUs from a task that has asked for none.
+    hidden = os.environ.pop("CUDA_VISIBLE_DEVICES", None)
     try:
         code = driver.cuInit(0)
     finally:
