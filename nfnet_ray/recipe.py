@@ -427,6 +427,16 @@ class Recipe(Section):
             )
         return Recipe().with_values(values)
 
+    @staticmethod
+    def from_any_version(values: Mapping[str, Any]) -> Recipe:
+        """As :meth:`from_values`, of any version, to be looked at and not to be trained.
+
+        A field that is missing has its default, and one that is unknown is left out. Raises RecipeError for a value
+        that is not allowed any more.
+        """
+        known = Recipe().to_values()
+        return Recipe.from_values(known | {name: value for name, value in values.items() if name in known})
+
     def fingerprint(self) -> str:
         """12 hex digits that are equal for two Recipes that train the same network on the same bytes.
 

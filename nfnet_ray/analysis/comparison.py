@@ -217,10 +217,10 @@ def _published_values(record: StudyRecord, values: Mapping[str, Any]) -> dict[st
 
     A network's dropout that is none is the published one, which another study may have swept by its number.
     """
-    known = Recipe().to_values()
-    given = {name: value for name, value in {**record.study["recipe"], **values}.items() if name in known}
     try:
-        return with_published_values(Recipe.from_values(known | given)).to_values()
+        return with_published_values(
+            Recipe.from_any_version({**record.study["recipe"], **values})
+        ).to_values()
     except UserError:  # of a version that has other networks or other values
         return {}
 

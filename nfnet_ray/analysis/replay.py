@@ -126,7 +126,7 @@ class Pool:
                 "the end: replay a study that was run with --early-stopping none"
             )
         pool = Pool(
-            recipe=_recipe(record),
+            recipe=Recipe.from_any_version(record.study["recipe"]),  # no field of it changes a rule
             images=record.study["data"]["validation_images"],
             epochs=record.study["epochs"],
             curves=curves,
@@ -350,13 +350,6 @@ def replay_sentence(table: pd.DataFrame, equal_within: float = EQUAL_WITHIN) -> 
         f"{said}; the cheapest rule within {points} is {cheapest['rule']} "
         f"({cheapest['share']:.0%} of the epochs, {100 * cheapest['regret']:.1f} points)."
     )
-
-
-def _recipe(record: StudyTables) -> Recipe:
-    """The study's Recipe. A journal of another version may lack fields and have others; none of them changes a rule."""
-    known = Recipe().to_values()
-    recorded = {name: value for name, value in record.study["recipe"].items() if name in known}
-    return Recipe.from_values(known | recorded)
 
 
 def _check(record: StudyTables) -> None:

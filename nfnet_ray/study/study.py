@@ -213,13 +213,17 @@ class Study:
         return "schedule.epochs" in (*self.space, *self.fields)
 
     @staticmethod
-    def from_event(event: StudyStarted) -> Study:
-        """The study that a journal's first line, with all extensions of it, describes."""
+    def from_event(event: StudyStarted, *, any_version: bool = False) -> Study:
+        """The study that a journal's first line, with all extensions of it, describes.
+
+        With ``any_version`` it is one to be looked at (:meth:`Recipe.from_any_version`); without, one to be trained.
+        """
         told = event["study"]
+        recipe_of = Recipe.from_any_version if any_version else Recipe.from_values
         study = Study(
             name=told["name"],
             question=told["question"],
-            recipe=Recipe.from_values(told["recipe"]),
+            recipe=recipe_of(told["recipe"]),
             space={name: domain_from_json(described) for name, described in told["space"].items()},
             points=tuple(told["points"]) if "points" in told else None,
             asked=tuple(told["asked"]) if "asked" in told else None,

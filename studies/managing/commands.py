@@ -184,7 +184,7 @@ def _list(options: argparse.Namespace, console: Console) -> None:
 def _show(options: argparse.Namespace, console: Console) -> None:
     from studies.managing.show_command import show_study
 
-    show_study(find_directory(storage_at(options.storage), options.name), console, as_json=options.as_json)
+    show_study(_find_also_exported(options, options.name), console, as_json=options.as_json)
 
 
 def _compare(options: argparse.Namespace, console: Console) -> None:

@@ -11,18 +11,16 @@ from rich.table import Table
 from rich.text import Text
 
 from nfnet_ray.analysis.comparison import Comparison, Difference, SharedSetting, compare_studies
-from nfnet_ray.analysis.files.exported import is_exported, read_exported
 from nfnet_ray.analysis.record import study_record
 from nfnet_ray.command_line.terminal import say
 from nfnet_ray.errors import UserError
 from nfnet_ray.printable import printable
 from nfnet_ray.tracking.conditions.of_trial import COMMIT_DIGITS
-from nfnet_ray.tracking.journal import JOURNAL_FILE
 from nfnet_ray.tracking.labels import point_label, value_label
 from nfnet_ray.wording import count, percent
 from studies.managing.documents import print_document
 from studies.managing.facts import domain_words
-from studies.managing.folders import StudyFolder, read_folder
+from studies.managing.folders import read_folder_or_export
 from studies.managing.summary import setting_document
 
 _AREAS = {
@@ -42,7 +40,7 @@ def compare(directory_a: Path, directory_b: Path, console: Console, *, as_json: 
     """Prints two studies side by side. Raises UserError if they are one, or if a journal cannot be read."""
     if directory_a == directory_b:
         raise UserError(f"{directory_a.name} is compared with itself: name two studies")
-    folders = _read(directory_a), _read(directory_b)
+    folders = read_folder_or_export(directory_a), read_folder_or_export(directory_b)
     records = [study_record(*folder.known(), with_epochs=False) for folder in folders]
     found = compare_studies(*records)
     names = folders[0].name, folders[1].name
@@ -62,14 +60,6 @@ def compare(directory_a: Path, directory_b: Path, console: Console, *, as_json: 
         console.print()
     for sentence in _sentences(found, names):
         say(console, sentence)
-
-
-def _read(directory: Path) -> StudyFolder:
-    """The study in a directory, which may be one that ``export`` wrote."""
-    if (directory / JOURNAL_FILE).exists() or not is_exported(directory):
-        return read_folder(directory)
-    state, _ = read_exported(directory)
-    return StudyFolder(directory, state.ended["state"] if state.ended else "unfinished", state)
 
 
 def _differences_table(differences: Sequence[Difference]) -> Table:

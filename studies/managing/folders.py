@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from nfnet_ray.analysis.files.exported import is_exported, read_exported
 from nfnet_ray.cluster.connection.job import home_folder
 from nfnet_ray.errors import UserError
 from nfnet_ray.places import in_words, resolved
@@ -52,6 +53,8 @@ class StudyFolder:
     condition: StudyCondition
     state: StudyState | None = None
     problem: str = ""
+    is_export: bool = False
+    """Whether it is what ``export`` wrote: a study to read, which cannot be resumed."""
 
     @property
     def name(self) -> str:
@@ -202,6 +205,15 @@ def bytes_below(directory: Path) -> int:
         except OSError:
             continue
     return total
+
+
+def read_folder_or_export(directory: Path) -> StudyFolder:
+    """The study in a folder, which may be one that ``export`` wrote. Raises UserError for an export that is damaged."""
+    if (directory / JOURNAL_FILE).exists() or not is_exported(directory):
+        return read_folder(directory)
+    state, _ = read_exported(directory)
+    condition = state.ended["state"] if state.ended else "unfinished"
+    return StudyFolder(directory, condition, state, is_export=True)
 
 
 def _missing(started: StudyStarted) -> str:

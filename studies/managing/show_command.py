@@ -47,13 +47,13 @@ from studies.managing.facts import (
     space_texts,
     tracked_at,
 )
-from studies.managing.folders import StudyFolder, read_folder
+from studies.managing.folders import StudyFolder, read_folder_or_export
 from studies.managing.summary import age_text, confirmed_document, setting_document, summary_document
 
 
 def show_study(directory: Path, console: Console, *, as_json: bool) -> None:
-    """Prints everything about one study. Raises UserError if its journal cannot be read."""
-    folder = read_folder(directory)
+    """Prints everything about one study, or an exported one. Raises UserError if it cannot be read."""
+    folder = read_folder_or_export(directory)
     state, started = folder.known()
     record = study_record(state, started)
     answers = best_per_stratum(record)
@@ -90,9 +90,8 @@ def show_study(directory: Path, console: Console, *, as_json: bool) -> None:
 def _trials(state: StudyState, started: StudyStarted, console: Console, *, is_cut_off: bool) -> Table:
     """The table of trials. Raises UserError if this version does not understand the study."""
     try:
-        return trial_table(
-            Study.from_event(started).grown(state), state, reported_epochs, console, is_cut_off=is_cut_off
-        )
+        study = Study.from_event(started, any_version=True).grown(state)
+        return trial_table(study, state, reported_epochs, console, is_cut_off=is_cut_off)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{started['study']['name']}: this version does not understand its trials ({error!r}); look at its report"
@@ -125,7 +124,7 @@ def _facts(folder: StudyFolder) -> Table:
             f"{count(len(told['seeds']), 'seed')}{_more_seeds(told)}",
         ),
     ]
-    if (idle := state.idle_time()) is not None:
+    if not folder.is_export and (idle := state.idle_time()) is not None:  # an export has no times of events
         rows.insert(2, ("Idle", idle.sentence(accelerator_word(told.get("worker", {}).get("gpus", 0)))))
     rows += [("Space", f"{name}: {values}") for name, values in space_texts(told["space"]).items()]
     if "points" in told:
@@ -171,6 +170,11 @@ def _why_ended(folder: StudyFolder) -> str:
 def _places(folder: StudyFolder) -> list[tuple[str, str]]:
     state, started = folder.known()
     report = folder.directory / REPORT_FILE
+    if folder.is_export:
+        return [
+            ("Report", report_command(folder.directory)),
+            ("Export", f"{display_path(folder.directory)} ({_size(folder)}), which cannot be resumed"),
+        ]
     is_in_mlflow = bool(tracked_at(folder.directory).study_run_id)
     nothing = "not recorded" if started["study"].get("unrecorded") else "nothing of it is there yet"
     places = [

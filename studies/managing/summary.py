@@ -33,7 +33,7 @@ def summary_document(folder: StudyFolder) -> dict[str, Any]:
         # A journal whose lines are sound, and say something that no version has written.
         best, problem = None, problem or f"its journal has values that are not understood ({error!r})"
     paid = PaidTime.of(state) if state else None
-    idle = state.idle_time() if state else None
+    idle = state.idle_time() if state and not folder.is_export else None
     return {
         "name": folder.name,
         "directory": str(folder.directory),

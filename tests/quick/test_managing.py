@@ -305,6 +305,35 @@ def test_a_study_is_shown_with_its_trials_its_answer_and_how_to_resume_it(storag
     assert say("show", str(storage / "first"), at=storage / "foreign")[1] == say("show", "first")[1]
 
 
+def test_an_exported_study_is_shown_like_the_study_but_how_to_resume_it(storage: Path, say: Say) -> None:
+    exported = storage.parent / "exported" / "first"
+    assert say("export", "first", str(exported))[0] == 0
+    code, out, err = say("show", str(exported))
+    assert (code, err) == (0, "")
+    of_study = [line for line in say("show", "first")[1].splitlines() if not line.startswith("Idle")]
+    end = next(at for at, line in enumerate(of_study) if line.startswith("Report:"))
+    lines = out.splitlines()
+    assert [line.split() for line in lines[:end]] == [line.split() for line in of_study[:end]]
+    assert [line.split(":")[0] for line in lines[end:]] == ["Report", "Export"]
+    assert "which cannot be resumed" in lines[-1]
+    assert json.loads(say("show", str(exported), "--json")[1])["idle"] is None
+
+
+def test_a_study_of_another_version_is_shown(storage: Path, say: Say) -> None:
+    """Its Recipe lacks a field that has come since, and has one that has gone."""
+    before = say("show", "first")[1]
+    journal = storage / "first" / JOURNAL_FILE
+    first, *others = journal.read_text().splitlines()
+    event = json.loads(first)
+    del event["study"]["recipe"]["capture"]
+    event["study"]["recipe"]["data.gone"] = 1
+    journal.write_text("\n".join([json.dumps(event), *others]) + "\n")
+    code, out, err = say("show", "first")
+    assert (code, err) == (0, "")
+    answer = "Best setting: clip_factor 0.01"
+    assert out[: out.index(answer)] == before[: before.index(answer)]
+
+
 def test_a_study_for_machines(say: Say) -> None:
     document = json.loads(say("show", "killed", "--json")[1], parse_constant=pytest.fail)
     assert document["trial_list"][1] == {
