@@ -26,6 +26,7 @@ from nfnet_ray.study.cost.plan import check_trials
 from nfnet_ray.study.cost.spending import Caps, merged
 from nfnet_ray.study.decisions import check_schedules
 from nfnet_ray.study.extension import Extension
+from nfnet_ray.study.space.conditions import unswept_sentences
 from nfnet_ray.study.study import Study
 from nfnet_ray.study.webhook import WEBHOOK_VARIABLE, check_webhook
 from nfnet_ray.tracking.destination.choice import tracking_uri_of_run
@@ -180,6 +181,8 @@ def run(request: Request, resume_command: Callable[[Request, str], str], console
         check_gpu_share(demand.gpus)
     check_study_folder(directory, study.trials())
     check_weights(study.trials(), len(data.class_names), console)
+    for sentence in [] if request.resume else unswept_sentences(study.space, study.recipe):
+        say(console, sentence)
 
     # Run, or say what would run.
     if request.plan:

@@ -22,6 +22,7 @@ from nfnet_ray.study.space import (
     domain_to_json,
     grid,
 )
+from nfnet_ray.study.space.conditions import unswept_sentences
 from nfnet_ray.study.study import Study
 
 CLIP, RHO, SHARE = "optimizer.agc.clip_factor", "optimizer.sam.rho", "optimizer.sam.ascent_share"
@@ -70,6 +71,42 @@ def test_a_condition_may_be_on_a_field_that_is_not_swept() -> None:
         "clip_factor=0.02",
     ]
     assert names({SHARE: When((1.0, 0.2), RHO)}) == ["recipe"]
+
+
+SIZE, EVAL_SIZE = "data.image_size", "data.eval_size"
+
+NEVER_SWEPT: list[tuple[Space, str]] = [
+    ({SHARE: When((1.0, 0.2), RHO)}, f"{SHARE} is 1 in every trial: its condition never holds, since {RHO} is none; "
+     f"set or sweep {RHO} accordingly."),
+    ({CLIP: (0.1,), EVAL_SIZE: When(SameAs(CLIP), RHO)}, f"since {RHO} is none"),
+    ({METHOD: ("sam", "asam"), INTERVAL: When((5, 9), METHOD, ("looksam",))}, f"since {METHOD} is swept over sam,asam"),
+    ({RHO: (0.1,), SHARE: When(When((1, 0.2), METHOD, ("looksam",)), RHO)}, f"since {METHOD} is sam; set or sweep"),
+    ({RHO: Range(0.1, 0.3), SHARE: When((1, 0.2), RHO, (0.2,))}, f"since {RHO} is swept over 0.1..0.3"),
+    ({SIZE: Range(32, 96, integer=True), SHARE: When((1, 0.2), SIZE, (128,))}, f"{SIZE} is swept over int:32..96"),
+    ({RHO: When((0.1,), CLIP, (0.5,)), SHARE: When((1, 0.2), RHO), CLIP: (0.1,)}, f"is swept over 0.1 if {CLIP}=0.5"),
+    ({RHO: (None, 0.1), SHARE: When(When((1, 0.2), RHO, (None,)), RHO)}, f"since {RHO} is swept over none,0.1"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("space", "message"), NEVER_SWEPT)
+def test_a_field_whose_condition_never_holds_is_named(space: Space, message: str) -> None:
+    assert message in unswept_sentences(space, Recipe())[-1]
+
+
+SWEPT_SOMEWHERE: list[Space] = [
+    {SHARE: When((1.0, 0.2), RHO), RHO: (None, 0.1)},
+    {RHO: Range(0.1, 0.3, or_none=True), SHARE: When((1, 0.2), RHO, (None,))},
+    {SIZE: Range(32, 96, integer=True), SHARE: When((1, 0.2), SIZE, (64,))},
+    {SIZE: Range(32, 96, integer=True), EVAL_SIZE: SameAs(SIZE), SHARE: When((1, 0.2), EVAL_SIZE, (64,))},
+    # Fields that do not decide may have any number of values.
+    {RATE: tuple(range(1, 100)), "batch_size": tuple(range(1, 100)), RHO: (None, 0.1), SHARE: When((1, 0.2), RHO)},
+    {SHARE: When((Recipe().optimizer.sam.ascent_share,), RHO)},  # --set: it has its value everywhere
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("space", SWEPT_SOMEWHERE)
+def test_a_condition_that_holds_somewhere_is_not_mentioned(space: Space) -> None:
+    assert unswept_sentences(space, Recipe()) == []
 
 
 def test_a_tied_field_has_the_value_of_the_other_and_is_not_in_the_point() -> None:

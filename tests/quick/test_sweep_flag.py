@@ -142,7 +142,11 @@ def test_every_study_takes_a_sweep(
     assert plan(sam_sweep, "sam_sweep", monkeypatch, "--sweep", f"{SHARE}=0.5 if {RHO}") == 0
     assert "6 trials of nfnet_pico" in words(capsys)
     assert plan(sam_sweep, "sam_sweep", monkeypatch, "--set", f"{RHO}=none") == 0
-    assert "1 trial of nfnet_pico" in words(capsys)
+    said = words(capsys)
+    assert "1 trial of nfnet_pico" in said
+    assert (
+        f"{SHARE} is 1 in every trial: its condition never holds, since {RHO} is none; set or sweep" in said
+    )
 
 
 @pytest.mark.parametrize(

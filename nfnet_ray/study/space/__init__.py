@@ -28,7 +28,7 @@ from nfnet_ray.study.space.domains import (
     in_plain_values,
     is_listed,
     unconditional,
-    with_value,
+    with_listed,
     with_values_of,
 )
 from nfnet_ray.study.space.points import all_values, build_point, grid
@@ -53,6 +53,6 @@ __all__ = [
     "in_plain_values",
     "is_listed",
     "unconditional",
-    "with_value",
+    "with_listed",
     "with_values_of",
 ]

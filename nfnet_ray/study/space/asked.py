@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 from nfnet_ray.errors import UserError
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.study.space.checks import check_space
-from nfnet_ray.study.space.domains import Domain, SameAs, Space, When, unconditional, with_value
-from nfnet_ray.study.space.points import grid
-from nfnet_ray.tracking.labels import short_names, value_label
-
-# Points of a grid that are looked at for a field; in a grid of thousands a condition that holds does so earlier.
-POINTS_LOOKED_AT: Final = 4096
+from nfnet_ray.study.space.conditions import why_never
+from nfnet_ray.study.space.domains import Domain, SameAs, Space, unconditional, with_listed
+from nfnet_ray.tracking.labels import short_names
 
 
 def asked_space(space: Space, recipe: Recipe, settings: Mapping[str, Any], sweep: Space) -> dict[str, Domain]:
@@ -32,12 +28,13 @@ def asked_space(space: Space, recipe: Recipe, settings: Mapping[str, Any], sweep
         raise UserError(f"{both[0]} is both set and swept: give either --set or --sweep")
     values = recipe.to_values()
     asked = {
-        name: with_value(domain, values[name]) if name in settings else domain
+        name: with_listed(domain, (values[name],)) if name in settings else domain
         for name, domain in {**space, **sweep}.items()
     }
     check_space(asked)
     for name in sweep:
-        _check_condition_holds(asked, recipe, name)
+        if why := why_never(asked, recipe, name):
+            raise UserError(f"--sweep {name}: {why}")
     return asked
 
 
@@ -68,16 +65,3 @@ def question_of(space: Space) -> str:
     first, *others = (names[name] for name in fields)
     depends = f", and how does that depend on {' and '.join(others)}" if others else ""
     return f"Which {first} is best{depends}?"
-
-
-def _check_condition_holds(space: Space, recipe: Recipe, name: str) -> None:
-    domain = space[name]
-    if not isinstance(domain, When) or isinstance(unconditional(domain), SameAs):
-        return
-    if any(name in point for point in itertools.islice(grid(space, recipe), POINTS_LOOKED_AT)):
-        return
-    value = value_label(recipe.to_values()[domain.field])
-    fixed = "" if domain.field in space else f", since {domain.field} is {value}"
-    raise UserError(
-        f"--sweep {name}: its condition never holds{fixed}; set or sweep {domain.field} accordingly"
-    )

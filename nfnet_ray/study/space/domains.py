@@ -100,11 +100,11 @@ def with_values_of(domain: Domain, change: Callable[[Any], Any]) -> Domain:
     return domain if isinstance(domain, Range | SameAs) else tuple(map(change, domain))
 
 
-def with_value(domain: Domain, value: Any) -> Domain:
-    """The domain with a single value in place of its values; its conditions stay."""
+def with_listed(domain: Domain, values: tuple[Any, ...]) -> Domain:
+    """The domain with these values in place of its own; its conditions stay."""
     if isinstance(domain, When):
-        return replace(domain, domain=with_value(domain.domain, value))
-    return (value,)
+        return replace(domain, domain=with_listed(domain.domain, values))
+    return values
 
 
 def in_plain_values(domain: Any) -> Any:

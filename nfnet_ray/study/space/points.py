@@ -26,7 +26,7 @@ def dependence_order(space: Space) -> list[str]:
             circle = " depends on ".join([*above[above.index(name) :], name])
             raise UserError(f"the space is circular: {circle}; leave out one of these conditions")
         above.append(name)
-        for other in _named_fields(space[name]):
+        for other in named_fields(space[name]):
             if other in space:
                 visit(other)
         above.pop()
@@ -45,7 +45,7 @@ def build_point(space: Space, recipe: Recipe, choose: Callable[[str, tuple[Any, 
     values = recipe.to_values()
     chosen: Point = {}
     for name in dependence_order(space):
-        if not _is_swept(space[name], values):
+        if not is_swept(space[name], values):
             continue
         domain = unconditional(space[name])
         if isinstance(domain, SameAs):
@@ -60,7 +60,7 @@ def all_values(space: Space, recipe: Recipe, point: Mapping[str, Any]) -> Point:
     values, tied = {**recipe.to_values(), **point}, {}
     for name in dependence_order(space):
         domain = unconditional(space[name])
-        if isinstance(domain, SameAs) and _is_swept(space[name], values):
+        if isinstance(domain, SameAs) and is_swept(space[name], values):
             values[name] = tied[name] = values[domain.field]
     return {**point, **tied}
 
@@ -88,7 +88,8 @@ def _listed(domain: tuple[Any, ...] | Range | SameAs) -> tuple[Any, ...]:
     return (None,) if isinstance(domain, SameAs) else domain
 
 
-def _is_swept(domain: Domain, values: Mapping[str, Any]) -> bool:
+def is_swept(domain: Domain, values: Mapping[str, Any]) -> bool:
+    """Whether all conditions of a domain hold among ``values``, which has every field of the Recipe."""
     while isinstance(domain, When):
         if not domain.holds(values):
             return False
@@ -96,7 +97,8 @@ def _is_swept(domain: Domain, values: Mapping[str, Any]) -> bool:
     return True
 
 
-def _named_fields(domain: Domain) -> Iterator[str]:
+def named_fields(domain: Domain) -> Iterator[str]:
+    """The fields that a domain's conditions and its tie name."""
     while isinstance(domain, When):
         yield domain.field
         domain = domain.domain
