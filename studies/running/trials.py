@@ -22,9 +22,10 @@ from nfnet_ray.study.extension import UNNAMED, points_within
 from nfnet_ray.study.halving import Halving, Schedule, parse_halving
 from nfnet_ray.study.search.first_points import best_points
 from nfnet_ray.study.search.upcoming import has_more
-from nfnet_ray.study.space import Point, Space
+from nfnet_ray.study.space import Point, Space, has_range
 from nfnet_ray.study.space.asked import asked_points, asked_space, question_of
-from nfnet_ray.study.study import Study
+from nfnet_ray.study.space.points import count_settings
+from nfnet_ray.study.study import MOST_SETTINGS, Study
 from nfnet_ray.tracking.descriptions import StudyDescription
 from nfnet_ray.tracking.events import StudyStarted
 from nfnet_ray.tracking.journal import JOURNAL_FILE
@@ -185,9 +186,7 @@ class StudyRequest(Request):
             seeds=seeds,
             more_seeds=more_seeds,
             halving=self._halving(study, recipe),
-            trial_limit=self._trial_limit(
-                study, is_same_space=(space, points) == (study.space, study.points)
-            ),
+            trial_limit=self._trial_limit(study, space, points, recipe),
             search=self.search or study.search,
             first_points=points_within(space, recipe, study.first_points),
             equal_within=study.equal_within if self.equal_within is None else self.equal_within / 100,
@@ -247,10 +246,29 @@ class StudyRequest(Request):
         was_default = default.first_rung_of(study.recipe.schedule) == study.halving.first_rung
         return default if was_default and recipe.schedule != study.recipe.schedule else study.halving
 
-    def _trial_limit(self, study: Study, *, is_same_space: bool) -> int | None:
-        """The number of settings: as it is asked for, or as it was; all values of a new space, if it has no ranges."""
-        if self.trials or study.draws_points or is_same_space:
-            return self.trials or study.trial_limit
+    def _trial_limit(
+        self, study: Study, space: Space, points: Sequence[Mapping[str, Any]] | None, recipe: Recipe
+    ) -> int | None:
+        """The number of settings: as it is asked for, or as it was; all values of a new space, if it has no ranges.
+
+        Raises UserError where a study has the first settings of its space alone, and would not have all of a new one:
+        which of them belong to it nobody has said.
+        """
+        limit = self.trials or study.trial_limit
+        if (
+            self.trials
+            or study.draws_points
+            or limit is None
+            or (space, points) == (study.space, study.points)
+        ):
+            return limit
+        had = count_settings(study.space, study.points, study.recipe, MOST_SETTINGS)
+        has = count_settings(space, points, recipe, MOST_SETTINGS)
+        if limit < min(had, has) and not has_range(space):
+            raise UserError(
+                f"{study.name} has only the first {limit:,} of the {_number(had)} settings of its space: say with "
+                f"--trials N how many of the new space it is to have, which has {_number(has)}"
+            )
         return None
 
     def _new_halving(self, own: Halving | None) -> Halving | None:
@@ -405,6 +423,11 @@ class TuneRunner:
         if "failed" in states:
             return Ending(EXIT_FAILED_TRIALS, "Some trials failed. Run them again with:")
         return Ending(0)
+
+
+def _number(settings: int) -> str:
+    """A number of settings that were counted up to the most that a study may have."""
+    return f"{settings:,} or more" if settings == MOST_SETTINGS else f"{settings:,}"
 
 
 def _find_contenders(state: StudyState) -> Contenders:

@@ -355,10 +355,32 @@ def test_what_is_not_said_stays_as_it_was() -> None:
     assert asked(study, seeds=4).seeds == (3, 4, 5, 6)
     assert asked(study, seeds=1).seeds == (3,)
     assert len(asked(study, trials=3).trials()) == 3 * 2
-    assert len(asked(study, sweep={CLIP: (0.1, 0.2, 0.3)}).trials()) == 3 * 2
+    assert len(asked(study, sweep={CLIP: (0.1, 0.2)}).trials()) == 2 * 2
     assert asked(study, settings={CLIP: 0.5}).space == {CLIP: (0.5,)}
     assert asked(study, settings={CLIP: 0.5}).recipe == study.recipe
     assert asked(study, early_stopping="none").halving is None
+
+
+def test_a_study_of_its_first_settings_is_told_how_many_of_another_space_it_is_to_have() -> None:
+    """It ran all of the new space's, whatever ``--trials`` had said."""
+    first_two = Journaled(replace(STUDY, trial_limit=2)).study()
+    listed = Journaled(
+        replace(STUDY, space={}, points=tuple({CLIP: c / 10, BATCH: 64} for c in (1, 2, 3)), trial_limit=1)
+    )
+    for study, changes, said in (
+        (first_two, {"sweep": {CLIP: (0.1, 0.2, 0.3)}}, "first 2 of the 4 settings .* which has 3"),
+        (first_two, {"sweep": {BATCH: (64, 128)}}, "first 2 of the 4 settings .* which has 8"),
+        (first_two, {"sweep": {CLIP: tuple(range(1, 30_000))}}, "which has 10,000 or more"),
+        (listed.study(), {"settings": {BATCH: 32}}, "first 1 of the 3 settings .* which has 3"),
+    ):
+        with pytest.raises(UserError, match=said) as raised:
+            asked(study, **changes)
+        assert "\n" not in str(raised.value)
+        assert len(asked(study, **changes, trials=3).trials()) == 3
+    whole = Journaled(STUDY).study()
+    assert len(asked(whole, sweep={BATCH: (64, 128)}).trials()) == 8
+    ranges = {CLIP: Range(0.1, 0.2), BATCH: (32, 64)}
+    assert len(asked(first_two, sweep=ranges).trials()) == 16  # a search draws them
 
 
 def test_a_default_first_rung_follows_the_epochs_and_another_one_does_not() -> None:

@@ -115,6 +115,15 @@ def test_values_that_were_left_out_are_named_before_new_ones(tmp_path: Path) -> 
     assert card(inside, "edge of the space").status == "good"
 
 
+def test_a_study_of_its_first_settings_is_told_how_many_of_a_wider_space_it_is_to_have(
+    tmp_path: Path,
+) -> None:
+    """--extend refuses another space without --trials, where a study has a part of its own alone."""
+    space = {CLIP_FACTOR: FACTORS[:4], "optimizer.sam.rho": [None, 0.05]}
+    found = card(planted(tmp_path, flat(0.9, 0.5, 0.4, 0.3), space=space), "edge of the space")
+    assert found.command.split()[-2:] == ["--trials", "10"]
+
+
 def test_a_single_setting_is_neither_at_an_edge_nor_unbeaten(tmp_path: Path) -> None:
     recipe = Recipe().with_values({CLIP_FACTOR: FACTORS[0], "schedule.epochs": EPOCHS}).to_values()
     cards = health_cards(planted(tmp_path, flat(0.9), space={CLIP_FACTOR: FACTORS}, recipe=recipe))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 import shlex
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -23,7 +23,7 @@ from nfnet_ray.errors import UserError
 from nfnet_ray.models.published import with_published_values
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.study.halving import Halving
-from nfnet_ray.study.space import domain_from_json, domain_text, unconditional
+from nfnet_ray.study.space import domain_from_json, domain_text, domain_to_json, unconditional
 from nfnet_ray.study.space.domains import Domain, Range, When
 from nfnet_ray.tracking.labels import ABSENT, point_label, value_label
 from nfnet_ray.wording import agree, count, in_a_row, percent
@@ -128,7 +128,7 @@ def _edges(record: StudyRecord, answers: Sequence[BestSetting]) -> Iterator[Heal
                 f"{said}; {in_a_row(list(map(value_label, untried)))} {lie} beyond it and {were} left out.",
                 ""
                 if "search" in record.study
-                else _extend(record, "--trials", f"{_settings_of_grid(record)}"),
+                else _extend(record, "--trials", f"{_settings_of_grid(record.study['space'])}"),
             )
             return
         if (wider := _wider(record, field, domain, edges[0])) is None:
@@ -137,7 +137,7 @@ def _edges(record: StudyRecord, answers: Sequence[BestSetting]) -> Iterator[Heal
             "edge of the space",
             "look",
             f"{said}, so the optimum may lie outside.",
-            _extend(record, "--sweep", f"{field}={domain_text(_under(whole, wider))}"),
+            _extend_space(record, field, _under(whole, wider)),
         )
         return
     if checked and answers:
@@ -162,9 +162,9 @@ def _untried_beyond(domain: Any, tried: Any, edge: Literal["low", "high"]) -> li
     ]
 
 
-def _settings_of_grid(record: StudyRecord) -> int:
-    """The number of settings in the whole space, at most: where a condition does not hold there are fewer."""
-    domains = (unconditional(domain_from_json(described)) for described in record.study["space"].values())
+def _settings_of_grid(space: Mapping[str, Any]) -> int:
+    """The number of settings in a whole space, at most: where a condition does not hold there are fewer."""
+    domains = (unconditional(domain_from_json(described)) for described in space.values())
     return math.prod(len(domain) for domain in domains if isinstance(domain, tuple))
 
 
@@ -339,7 +339,7 @@ def _lost(record: StudyRecord) -> Iterator[HealthCard]:
                 "lost trials",
                 status,
                 f"{said}, among them all of those with {record.names[field]} {values}.",
-                _extend(record, "--sweep", f"{field}={domain_text(left)}"),
+                _extend_space(record, field, left),
             )
             return
     said += ", with no single value at fault"
@@ -432,6 +432,18 @@ def _stopping(record: StudyRecord) -> Iterator[HealthCard]:
         "question, or compare later.",
         f"python -m studies replay {name}",
     )
+
+
+def _extend_space(record: StudyRecord, field: str, domain: Domain) -> str:
+    """The command that gives the study another domain of a field, and all settings of the space that it then has.
+
+    One that has all of its settings, or whose search draws them, need not be told how many.
+    """
+    space, settings = record.study["space"], int((record.trials["seed"] == record.study["seeds"][0]).sum())
+    is_whole = "search" in record.study or settings >= _settings_of_grid(space)
+    number = _settings_of_grid({**space, field: domain_to_json(domain)})
+    said = [] if is_whole else ["--trials", f"{number}"]
+    return _extend(record, "--sweep", f"{field}={domain_text(domain)}", *said)
 
 
 def _extend(record: StudyRecord, *arguments: str) -> str:

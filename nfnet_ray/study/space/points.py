@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from nfnet_ray.errors import UserError
@@ -80,6 +80,13 @@ def grid(space: Space, recipe: Recipe) -> Iterator[Point]:
         if key not in seen:
             seen.add(key)
             yield point
+
+
+def count_settings(
+    space: Space, points: Sequence[Mapping[str, Any]] | None, recipe: Recipe, most: int
+) -> int:
+    """The number of settings of a plain list of points, or else of a space; counted up to ``most``."""
+    return sum(1 for _ in itertools.islice(grid(space, recipe) if points is None else points, most))
 
 
 def _listed(domain: tuple[Any, ...] | Range | SameAs) -> tuple[Any, ...]:
