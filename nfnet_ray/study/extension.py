@@ -20,7 +20,7 @@ from nfnet_ray.study.recorder import Recorder
 from nfnet_ray.study.search.axes import point_key
 from nfnet_ray.study.search.first_points import point_within
 from nfnet_ray.study.search.model import startup_points
-from nfnet_ray.study.space import Point, Space
+from nfnet_ray.study.space import Point, Space, has_range
 from nfnet_ray.study.space.asked import question_of
 from nfnet_ray.study.study import Study, free_name, trial_key
 from nfnet_ray.tracking.events import Event, StudyExtended, study_extended
@@ -177,9 +177,9 @@ def _check(asked: Study, earlier: Study) -> None:
     if earlier.draws_points and not asked.draws_points:
         asked_for = asked.search_name
         raise UserError(f"{name} searches by {earlier.search_name}: {asked_for} cannot take its place")
-    if asked.is_adaptive != earlier.is_adaptive or (
-        earlier.draws_points and asked.search_name != earlier.search_name
-    ):
+    # Ranges have no grid; values that are all listed have no more points for another search.
+    may_search = has_range(asked.space) and not (earlier.draws_points or asked.is_adaptive)
+    if asked.search_name != earlier.search_name and not may_search:
         raise UserError(f"{name} searches by {earlier.search_name}, not {asked.search_name}: {MAY_CHANGE}")
     free = {*earlier.space, *asked.space, *earlier.fields, *asked.fields, "schedule.epochs", "seed"}
     had_values = decisive_values(earlier.recipe.to_values())

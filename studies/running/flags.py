@@ -98,7 +98,7 @@ def _study_request(program: StudyProgram, options: argparse.Namespace) -> StudyR
     own = {name: values.pop(name) for name in program.flags}
     if values["seeds"] is not None:
         values["seeds"], values["are_seeds_for_all"] = values["seeds"]
-    given = ("sweep", "settings", "seeds", "epochs", "trials", "search", "early_stopping", "confirm")
+    given = ("sweep", "settings", "seeds", "epochs", "trials", "early_stopping", "confirm")
     if options.extend and not any(values[name] for name in given):
         raise UserError(
             f"--extend {options.extend} needs what to add: --sweep FIELD=VALUES, --seeds N, --epochs N, --trials N, "

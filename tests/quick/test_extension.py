@@ -27,6 +27,8 @@ from nfnet_ray.study.space import Range
 from nfnet_ray.tracking.events import Event, study_started
 from nfnet_ray.tracking.state import StudyState
 from nfnet_ray.tracking.writer import study_metrics
+from studies.agc_sweep import agc_sweep
+from studies.running.flags import main
 from studies.running.program import StudyProgram
 from studies.running.trials import StudyRequest
 from tests.quick.test_decisions import IMAGES, Killed, Simulation, outcome
@@ -288,6 +290,18 @@ def test_decisions_after_an_extension_do_not_depend_on_the_order_of_arrival(orde
         expected = found
 
 
+def test_a_search_takes_the_place_of_a_grid_where_a_range_takes_that_of_a_list() -> None:
+    study = Journaled(replace(STUDY, halving=None))
+    extended = study.extend(space={CLIP: Range(0.01, 0.5)}, search="random", trial_limit=6)
+    assert extended is not None
+    assert (extended.added, extended.study.search_name) == (2, "random")
+
+
+def test_a_search_is_nothing_to_add(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(agc_sweep, Path("studies/agc_sweep.py"), ["--extend", "x", "--search", "random"]) == 2
+    assert "--extend x needs what to add: --sweep FIELD=VALUES, --seeds N" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -297,6 +311,8 @@ def test_decisions_after_an_extension_do_not_depend_on_the_order_of_arrival(orde
         ({"space": {BATCH: (64,), CLIP: (0.01,)}}, f"asks about {CLIP}"),
         ({"space": {}, "points": ({CLIP: 0.5},)}, "not a list of points"),
         ({"search": "tpe"}, "searches by grid, not tpe"),
+        ({"search": "random"}, "searches by grid, not random"),
+        ({"search": "sobol", "space": {CLIP: (0.01, 0.5)}}, "searches by grid, not sobol"),
     ],
 )
 def test_what_cannot_change_is_refused(changes: dict[str, Any], said: str) -> None:
