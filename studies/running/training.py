@@ -18,7 +18,7 @@ from nfnet_ray.study.cost.plan import estimate_cost
 from nfnet_ray.study.study import TRIALS_FOLDER, Study
 from nfnet_ray.tracking.descriptions import StudyDescription
 from nfnet_ray.tracking.events import StudyStarted
-from nfnet_ray.tracking.state import StudyState
+from nfnet_ray.tracking.state import ENDED_FOR_GOOD, StudyState
 from nfnet_ray.wording import count
 from studies.base_recipe import batch_size_for, recipe_for
 from studies.running.checks import MOST_BYTES_BELOW_A_TRIAL
@@ -86,8 +86,31 @@ class TrainingRequest(Request):
         )
 
     def resumed(self, study: Study, progress: StudyState) -> Study:
-        """With what was forced upon it before, and now."""
-        return replace(study, recipe=study.recipe.with_values(progress.changed | self.values()))
+        """With what was forced upon it before, and now. Raises UserError for what it cannot be forced to any more."""
+        if study.space or study.points is not None or len(study.seeds) > 1:
+            raise UserError(
+                f"{study.name} is a study, and no training: resume it with the program that started it"
+            )
+        before = study.recipe.with_values(progress.changed)
+        recipe = before.with_values(self.values())
+        (trial,) = progress.members
+        another = "start a new training, without --resume and --force"
+        if recipe != before and trial.state in ENDED_FOR_GOOD:
+            raise UserError(
+                f"{study.name} has {trial.state} after {count(trial.epoch, 'epoch')}, so that other settings change "
+                f"nothing: {another}"
+            )
+        if recipe.seed != before.seed:
+            raise UserError(
+                f"--set seed={recipe.seed}: {study.name} began with {before.seed}, which --force cannot change: "
+                f"{another}"
+            )
+        if recipe.schedule.epochs < trial.epoch:
+            raise UserError(
+                f"{study.name} has been trained for {count(trial.epoch, 'epoch')}, so that it cannot end after "
+                f"{recipe.schedule.epochs:,}: ask for more, or {another}"
+            )
+        return replace(study, recipe=recipe)
 
     def demand(self, before: WorkerDemand | None) -> WorkerDemand:
         """What was asked for before, and now. Raises UserError if ``min_workers`` is too large."""

@@ -300,7 +300,10 @@ class StudyRequest(Request):
             )
         return points
 
-    def resumed(self, study: Study, _progress: StudyState) -> Study:
+    def resumed(self, study: Study, progress: StudyState) -> Study:
+        """As it is. Raises UserError for a training."""
+        if progress.started is not None and "checkpoints" in progress.started["study"]:
+            raise UserError(f"{study.name} is a training: resume it with studies/train.py")
         return study
 
     def demand(self, before: WorkerDemand | None) -> WorkerDemand:

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from nfnet_ray.errors import UserError
 from nfnet_ray.models.published import published_recipe
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.study.study import Study
+from nfnet_ray.tracking.events import study_started
 from nfnet_ray.tracking.journal import JOURNAL_FILE
 from nfnet_ray.tracking.state import StudyState
+from studies.running.program import StudyProgram
+from studies.running.training import TrainingRequest
+from studies.running.trials import StudyRequest
 from studies.train import main
 
 
@@ -92,3 +99,45 @@ def test_a_training_is_a_study_of_one_trial_and_remembers_what_was_forced_upon_i
     assert Study.from_event(first).trials() == study.trials()
     changed: Recipe = study.recipe.with_values(progress.changed)
     assert (changed.optimizer.agc.clip_factor, changed.schedule.epochs) == (0.5, 7)
+
+
+@pytest.mark.parametrize(
+    ("state", "settings", "message"),
+    [
+        ("finished", {"schedule.epochs": 9}, "run has finished after 6 epochs, so that other settings change nothing"),
+        ("diverged", {"optimizer.momentum": 0.5}, "run has diverged after 6 epochs"),
+        ("interrupted", {"schedule.epochs": 5}, "run has been trained for 6 epochs, so that it cannot end after 5"),
+        ("interrupted", {"seed": 6}, "--set seed=6: run began with 5, which --force cannot change: start a new"),
+        ("interrupted", {"schedule.epochs": 9}, ""),
+        ("finished", {"schedule.epochs": 7}, ""),  # which it has
+    ],
+)  # fmt: skip
+def test_what_force_cannot_change_any_more_is_refused(
+    state: str, settings: dict[str, object], message: str
+) -> None:
+    recipe = published_recipe("nfnet_pico").with_values({"seed": 5, "schedule.epochs": 7})
+    study = Study("run", "?", recipe, {}, seeds=(5,))
+    progress = study.waiting_state()
+    (trial,) = progress.members
+    trial.state, trial.epochs = state, {6: {}}  # type: ignore[assignment]
+    request = TrainingRequest(resume="run", force=True, settings=settings)
+    if not message:
+        assert request.resumed(study, progress).recipe == recipe.with_values(settings)
+        return
+    with pytest.raises(UserError) as refusal:
+        request.resumed(study, progress)
+    assert message in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_study_is_resumed_as_what_it_is() -> None:
+    """train.py trained the first trial of a study alone, and a study's program gave a training to Ray Tune."""
+    clip = {"optimizer.agc.clip_factor": (0.01, 0.02)}
+    study = Study("many", "?", published_recipe("nfnet_pico"), clip)
+    with pytest.raises(UserError, match="many is a study, and no training: resume it with the program that"):
+        TrainingRequest(resume="many").resumed(study, study.waiting_state())
+    training = StudyState()
+    told: Any = {"name": "one", "checkpoints": None, **replace(study, space={}).description()}
+    training.apply(study_started(told, []))
+    with pytest.raises(UserError, match="many is a training: resume it with"):
+        StudyRequest(program=StudyProgram(Study), resume="many").resumed(study, training)
