@@ -202,7 +202,7 @@ def test_a_broken_job_is_found(path: str, value: Any, fault: str) -> None:
             "ReadWriteMany",
             "accessMode'? was unexpected",
         ),
-        ("NetworkPolicy", "databases", "spec.podSelektor", {}, "podSelektor'? was unexpected"),
+        ("NetworkPolicy", "postgres", "spec.podSelektor", {}, "podSelektor'? was unexpected"),
         ("Service", "mlflow", "spec.ports.0.port", None, "port.*required"),
         ("Service", "mlflow", "kind", "Servce", "find schema"),
     ],
