@@ -93,6 +93,8 @@ def pod_specs(document: Document) -> Iterator[tuple[str, Document]]:
             yield group["groupName"], group["template"]["spec"]
     elif document["kind"] in ("Deployment", "StatefulSet"):
         yield document["metadata"]["name"], spec["template"]["spec"]
+    elif document["kind"] == "CronJob":
+        yield document["metadata"]["name"], spec["jobTemplate"]["spec"]["template"]["spec"]
 
 
 # --- the CRDs' schemas ----------------------------------------------------------------------------------------------

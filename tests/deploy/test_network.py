@@ -34,12 +34,13 @@ def ray_pod(node_type: str, cluster: str = "nfnet-ray") -> Pod:
 
 
 def of_the_platform(name: str) -> Pod:
-    [found] = [
-        document["spec"]["template"]["metadata"]["labels"]
+    [spec] = [
+        document["spec"]
         for document in rendered(OVERLAY)
-        if document["kind"] in ("Deployment", "StatefulSet") and document["metadata"]["name"] == name
+        if document["kind"] in ("Deployment", "StatefulSet", "CronJob")
+        and document["metadata"]["name"] == name
     ]
-    return Pod(found)
+    return Pod(spec.get("jobTemplate", {}).get("spec", spec)["template"]["metadata"]["labels"])
 
 
 PODS = {
@@ -50,6 +51,7 @@ PODS = {
     "redis": of_the_platform("redis"),
     "postgres": of_the_platform("postgres"),
     "mlflow": of_the_platform("mlflow"),
+    "backup": of_the_platform("mlflow-backup"),
     # As the Helm chart and as KubeRay's own kustomization label it, wherever it was installed.
     "operator": Pod(
         {
@@ -130,7 +132,7 @@ ALLOWED: dict[str, dict[str, tuple[int, ...]]] = {
     "worker": EVERYTHING | {"prometheus": (8080,)},
     "mlflow": dict.fromkeys((*RAY, "notebook"), (5000,)),
     "redis": dict.fromkeys(("head", "head of a RayJob", "redis cleanup"), (6379,)),
-    "postgres": {"mlflow": (5432,)},
+    "postgres": dict.fromkeys(("mlflow", "backup"), (5432,)),
 }
 
 
