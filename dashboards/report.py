@@ -43,6 +43,7 @@ from nfnet_ray.command_line.one_line_parser import OneLineParser
 from nfnet_ray.errors import UserError
 from nfnet_ray.places import in_words, lost_place, remedy_for
 from nfnet_ray.printable import display_path, interpreter, shell_command
+from nfnet_ray.tracking.journal import newer_version, not_understood
 from nfnet_ray.tracking.study_directory import find_study
 from nfnet_ray.whole_file import whole_file
 from nfnet_ray.wording import count
@@ -66,8 +67,15 @@ def write_report(study_directory: Path, destination: Path | None = None) -> Path
         UserError: the folder has no study that can be read, or ``destination`` cannot be written.
     """
     study_directory = study_folder(study_directory)
-    with _one_thread():
-        page = _page(load_study(study_directory), time.time())
+    record = load_study(study_directory)
+    try:
+        with _one_thread():
+            page = _page(record, time.time())
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        versions = [record.study.get("versions", {}).get("nfnet_ray", "")]
+        if newer_version(versions) is None:
+            raise
+        raise not_understood(f"the journal of {record.study['name']}", versions, repr(error)) from error
     return _write(page, destination or study_directory / REPORT_FILE)
 
 

@@ -418,9 +418,15 @@ class Recipe(Section):
         """The Recipe whose :meth:`to_values`, possibly through JSON, gave ``values``.
 
         Raises RecipeError if a field is missing: the values are of another version, and a default might make it a
-        different run.
+        different run. Also if one is unknown, which only a newer version has.
         """
-        missing = [name for name in Recipe().to_values() if name not in values]
+        known = Recipe().to_values()
+        unknown = [str(name) for name in values if name not in known]
+        if unknown:
+            raise RecipeError(
+                f"{', '.join(unknown)}: unknown in this Recipe of a newer version of nfnet_ray; use that version"
+            )
+        missing = [name for name in known if name not in values]
         if missing:
             raise RecipeError(
                 f"{', '.join(missing)}: missing in this Recipe of another version of nfnet_ray; start a new study"

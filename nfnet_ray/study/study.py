@@ -49,6 +49,7 @@ from nfnet_ray.study.space import (
 )
 from nfnet_ray.tracking.descriptions import HalvingDescription, TrialPlan
 from nfnet_ray.tracking.events import StudyStarted
+from nfnet_ray.tracking.journal import newer_version, not_understood
 from nfnet_ray.tracking.labels import endings, value_label
 from nfnet_ray.tracking.state import StudyState
 
@@ -217,7 +218,19 @@ class Study:
         """The study that a journal's first line, with all extensions of it, describes.
 
         With ``any_version`` it is one to be looked at (:meth:`Recipe.from_any_version`); without, one to be trained.
+        Raises UserError for what this version does not understand, as a newer one may have written it.
         """
+        try:
+            return Study._from_event(event, any_version)
+        except (AttributeError, KeyError, TypeError, ValueError, UserError) as error:
+            told: Mapping[str, Any] = event["study"]
+            versions = [str(told.get("versions", {}).get("nfnet_ray", ""))]
+            if isinstance(error, UserError) and newer_version(versions) is None:
+                raise
+            raise not_understood(f"the journal of {told.get('name')}", versions, repr(error)) from error
+
+    @staticmethod
+    def _from_event(event: StudyStarted, any_version: bool) -> Study:
         told = event["study"]
         recipe_of = Recipe.from_any_version if any_version else Recipe.from_values
         study = Study(

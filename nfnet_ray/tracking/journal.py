@@ -14,7 +14,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +22,7 @@ import orjson
 
 from nfnet_ray.errors import UserError
 from nfnet_ray.tracking.events import Event
+from nfnet_ray.version import __version__
 
 JOURNAL_FILE = "journal.jsonl"
 
@@ -123,6 +124,35 @@ def read_last_epochs(path: Path) -> Iterator[Event]:
         yield _parsed(line, path, end)
     for kept, kept_end in waiting.values():
         yield _parsed(kept, path, kept_end)
+
+
+def newer_version(versions: Iterable[str]) -> str | None:
+    """The newest of some versions of nfnet_ray, if it is newer than this one.
+
+    >>> newer_version(["0.1.0", "999.0", "998.1"]), newer_version(["0.0.1", "unknown"])
+    ('999.0', None)
+    """
+    newest = max(versions, key=_numbers, default="")
+    return newest if _numbers(newest) > _numbers(__version__) else None
+
+
+def not_understood(what: str, versions: Iterable[str], why: object) -> UserError:
+    """The error of a journal, written by these versions, that says something which this version does not know."""
+    newer = newer_version(versions)
+    if newer is not None:
+        return UserError(
+            f"{what} was written by nfnet_ray {newer}, and this is {__version__}: use that version"
+        )
+    return UserError(
+        f"{what} is not understood by this version of nfnet_ray, {__version__} ({why}): use the newer version "
+        "that wrote it, or restore it from a backup"
+    )
+
+
+def _numbers(version: str) -> list[int]:
+    """``1.2.3`` as numbers that can be compared; none in a text that is no version."""
+    found = re.match(r"\d+(?:\.\d+)*", version)
+    return [int(number) for number in found[0].split(".")] if found else []
 
 
 def _whole_lines(path: Path, offset: int) -> Iterator[tuple[bytes, int]]:

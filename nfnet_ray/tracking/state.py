@@ -30,7 +30,7 @@ from nfnet_ray.tracking.events import (
     with_extension,
 )
 from nfnet_ray.tracking.idle import IdleTime, Places, planned_trials
-from nfnet_ray.tracking.journal import JOURNAL_FILE, read_events, read_last_epochs
+from nfnet_ray.tracking.journal import JOURNAL_FILE, not_understood, read_events, read_last_epochs
 from nfnet_ray.tracking.swept import winner_fields
 
 ENDED_FOR_GOOD: tuple[TrialOutcome, ...] = ("finished", "stopped", "diverged")
@@ -223,14 +223,18 @@ class StudyState:
                     state.journal_bytes = end
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             if state.started is not None:
-                raise UserError(
-                    f"{journal} is not a journal that this version can read ({error!r}); restore it from a backup"
-                ) from error
+                raise not_understood(str(journal), state.versions, repr(error)) from error
         if state.started is None:
             raise UserError(
                 f"{journal} does not say what the study is: its first line, study_started, is missing"
             )
         return state, state.started
+
+    @property
+    def versions(self) -> list[str]:
+        """The versions of nfnet_ray that have written the journal, as far as it says."""
+        told = (session.versions for session in self.sessions)
+        return [str(versions["nfnet_ray"]) for versions in told if versions and "nfnet_ray" in versions]
 
     def copy(self) -> StudyState:
         """The same state, on which events can be tried. The metrics of epochs are shared with it."""

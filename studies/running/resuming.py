@@ -15,7 +15,7 @@ from nfnet_ray.study.extension import Extension, extension
 from nfnet_ray.study.study import TRIALS_FOLDER, Study
 from nfnet_ray.tracking.destination.uri import without_password
 from nfnet_ray.tracking.events import StudyStarted
-from nfnet_ray.tracking.journal import JOURNAL_FILE, read_events
+from nfnet_ray.tracking.journal import JOURNAL_FILE, newer_version, not_understood, read_events
 from nfnet_ray.tracking.running_lock import is_running, wait_until_free
 from nfnet_ray.tracking.state import StudyState
 from studies.running.request import CAPS, DEFAULT_STORAGE, Request
@@ -71,6 +71,21 @@ def check_can_continue(request: Request) -> None:
         )
 
 
+def check_not_newer(directory: Path, progress: StudyState) -> None:
+    """Raises UserError if a newer version has written to the journal: what this one leaves out might be decisive."""
+    if newer_version(progress.versions) is not None:
+        raise not_understood(f"{directory.name}", progress.versions, "")
+
+
+def demand_before(progress: StudyState, started: StudyStarted) -> WorkerDemand:
+    """What the workers of a study were given. Raises UserError if this version does not know all of it."""
+    try:
+        return WorkerDemand(**started["study"]["worker"])
+    except (KeyError, TypeError) as error:
+        what = f"the worker of {started['study']['name']}"
+        raise not_understood(what, progress.versions, repr(error)) from error
+
+
 def check_can_be_extended(directory: Path, started: StudyStarted) -> None:
     """Raises UserError if a study is running, or is a training."""
     name = started["study"]["name"]
@@ -108,15 +123,16 @@ def continued(
         )
     wait_until_free(directory, SECONDS_FOR_AN_EARLIER_ATTEMPT, say)
     progress, started = StudyState.read(directory)
-    before = started["study"]["worker"]
+    check_not_newer(directory, progress)
+    before = demand_before(progress, started)
     earlier = Study.from_event(started)
     # Fields that were changed with --force are part of it.
     differences = study.differences(replace(earlier, recipe=earlier.recipe.with_values(progress.changed)))
     for name, now, then in (
-        ("workers per trial", demand.workers, before["workers"]),
-        ("least workers per trial", demand.min_workers, before.get("min_workers")),
-        ("cpus per worker", demand.cpus, before["cpus"]),
-        ("gpus per worker", demand.gpus, before["gpus"]),
+        ("workers per trial", demand.workers, before.workers),
+        ("least workers per trial", demand.min_workers, before.min_workers),
+        ("cpus per worker", demand.cpus, before.cpus),
+        ("gpus per worker", demand.gpus, before.gpus),
     ):
         if now is not None and now != then:
             differences.append(f"{name} is {now}, was {then}")
@@ -127,7 +143,7 @@ def continued(
             f"{directory} holds another study ({'; '.join(differences)}): give this one another --name, "
             f"or resume that one with --resume {study.name}"
         )
-    return progress, WorkerDemand(**before, trials_at_once=demand.trials_at_once)
+    return progress, replace(before, trials_at_once=demand.trials_at_once)
 
 
 def extension_of(

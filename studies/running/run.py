@@ -50,14 +50,15 @@ from studies.running.request import CAPS, Request
 from studies.running.resuming import (
     check_can_be_extended,
     check_can_continue,
+    check_not_newer,
     check_same_data,
     continued,
+    demand_before,
     extension_of,
     has_begun,
     refuse_with_begun,
     with_data_here,
 )
-from studies.running.runner import WorkerDemand
 from studies.running.study_run import StudyRun
 
 
@@ -134,6 +135,7 @@ def run(request: Request, resume_command: Callable[[Request, str], str], console
         if not request.plan and request.resume:
             check_not_running(directory)
         progress, started = StudyState.read(directory)
+        check_not_newer(directory, progress)
         if request.extend:
             check_can_be_extended(directory, started)
         study = with_data_here(Study.from_event(started).grown(progress), started, home)
@@ -145,7 +147,7 @@ def run(request: Request, resume_command: Callable[[Request, str], str], console
             check_same_data(data, started)
         if request.extend:
             earlier, study = study, request.extended(study, data)
-        demand = request.demand(WorkerDemand(**started["study"]["worker"]))
+        demand = request.demand(demand_before(progress, started))
     else:
         path = values.pop("data.path", None) or request.data
         data = data_at(home, path, request.plan, request.digits)
