@@ -1,7 +1,9 @@
 """AGC stacked by shape, compared with AGC tensor by tensor: ``python -m benchmarks.clipping [--threads N]``.
 
-The gradients of a whole network are clipped over and over, alternately in both ways, and the medians are
-compared; both give the same gradients. Appends a row for each network to ``results/clipping.csv``.
+The gradients of a network's first step, on two random images, are clipped over and over in three ways that take turns,
+and the medians are compared; all give the same gradients. The third way is the first one with a clip factor that is a
+tensor: then the host looks at no norm, and every gradient is written, as on a GPU. Appends a row for each network to
+``results/clipping.csv``.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.record import Row, append_rows, circumstances, seconds
@@ -23,6 +26,7 @@ from nfnet_ray.optim import Units, clip_gradients_adaptively, unitwise_norm
 RESULTS = Path(__file__).with_name("results") / "clipping.csv"
 REPEATS = 15
 CLIP_FACTOR, EPS = 0.01, 1e-3
+PIXELS = 64
 
 
 @torch.no_grad()
@@ -39,8 +43,10 @@ def clip_tensor_by_tensor(parameters: Sequence[nn.Parameter]) -> None:
 def measure(name: str, device: torch.device) -> Row:
     """One network's medians in milliseconds, and their ratio."""
     torch.manual_seed(0)
-    parameters = list(create_model(name).to(device).parameters())
-    gradients = [torch.randn_like(parameter) for parameter in parameters]
+    model = create_model(name).to(device)
+    parameters = list(model.parameters())
+    images, labels = torch.randn(2, 3, PIXELS, PIXELS, device=device), torch.tensor([0, 1], device=device)
+    gradients = torch.autograd.grad(F.cross_entropy(model(images), labels), parameters)
 
     def reset() -> None:
         for parameter, gradient in zip(parameters, gradients, strict=True):
@@ -51,13 +57,17 @@ def measure(name: str, device: torch.device) -> Row:
         work()
         return [parameter.grad.clone() for parameter in parameters if parameter.grad is not None]
 
-    units = Units(parameters)
+    units, clip_factor = Units(parameters), torch.tensor(CLIP_FACTOR, device=device)
+    reset()
+    clipped_share = clip_gradients_adaptively(units, CLIP_FACTOR, EPS).item()
     ways: dict[str, Callable[[], object]] = {
         "stacked": lambda: clip_gradients_adaptively(units, CLIP_FACTOR, EPS),
+        "all_written": lambda: clip_gradients_adaptively(units, clip_factor, EPS),
         "tensor_by_tensor": lambda: clip_tensor_by_tensor(parameters),
     }
-    for a, b in zip(*(clipped(work) for work in ways.values()), strict=True):
-        torch.testing.assert_close(a, b)
+    for stacked, all_written, by_tensor in zip(*(clipped(work) for work in ways.values()), strict=True):
+        assert torch.equal(stacked, all_written)
+        torch.testing.assert_close(stacked, by_tensor)
     times: dict[str, list[float]] = {way: [] for way in ways}
     for _ in range(REPEATS):
         for way, work in ways.items():
@@ -68,8 +78,10 @@ def measure(name: str, device: torch.device) -> Row:
         "model": name,
         "tensors": len(parameters),
         "stacked_ms": round(medians["stacked"], 2),
+        "all_written_ms": round(medians["all_written"], 2),
         "tensor_by_tensor_ms": round(medians["tensor_by_tensor"], 2),
         "speed_up": round(medians["tensor_by_tensor"] / medians["stacked"], 2),
+        "clipped_share": round(clipped_share, 4),
         "n": REPEATS,
     }
 

@@ -117,3 +117,30 @@ def test_a_parameter_without_a_gradient_is_left_out_of_one_step_alone(parameters
     assert torch.equal(again.gradient, all_units.gradient)
     assert again.tensors == all_units.tensors
     assert sum(units for _, units in again.tensors) == len(again.gradient)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("too_large", [0, 1, 4, 5, 64])
+def test_however_few_units_are_too_large_they_alone_are_written(
+    too_large: int, layout: torch.memory_format
+) -> None:
+    """Of a matrix, of a convolution, of two small tensors in one stack, and of one with a gradient that is infinite."""
+    torch.manual_seed(0)
+    convolution = torch.randn(64, 40, 3, 3).contiguous(memory_format=layout)
+    values = [torch.randn(64, 300), convolution, torch.randn(64, 4), torch.randn(64, 4), torch.randn(64, 301)]
+    parameters = [nn.Parameter(value) for value in values]
+    for parameter in parameters:
+        parameter.grad = torch.full_like(parameter, 1e-4)
+        parameter.grad[torch.randperm(64)[:too_large]] = 3.0
+    parameters[-1].grad[7, 0] = torch.inf  # type: ignore[index]
+    expected = tensor_by_tensor(parameters)
+    versions = [parameter.grad._version for parameter in parameters]  # type: ignore[union-attr]
+    clip_gradients_adaptively(parameters, CLIP_FACTOR, EPS)
+    for parameter, clipped in zip(parameters, expected, strict=True):
+        assert parameter.grad is not None
+        torch.testing.assert_close(parameter.grad, clipped, rtol=0, atol=0, equal_nan=True)
+    written = [
+        parameter.grad._version != version  # type: ignore[union-attr]
+        for parameter, version in zip(parameters, versions, strict=True)
+    ]
+    assert written == [too_large > 0] * 4 + [True]
