@@ -622,3 +622,24 @@ def test_a_local_ray_is_started_without_strict_warnings(monkeypatch: pytest.Monk
     local.start()
     assert (seen, os.environ["PYTHONWARNINGS"]) == ([None], "error")
     local.end()
+
+
+def test_each_worker_of_a_group_has_its_own_gpu_also_where_there_are_more_than_ten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ray Train sorts the numbers of a node's GPUs as texts, and each worker finds its own in that same list."""
+    accelerators = importlib.import_module("ray.train.v2._internal.callbacks.accelerators")
+    workers = importlib.import_module("ray.train.v2._internal.execution.worker_group.worker")
+    manager = importlib.import_module("ray.air._internal.device_manager.nvidia_gpu").CUDATorchDeviceManager()
+    gpus = [str(number) for number in range(16)]
+    group = [workers.ActorMetadata("host", "node", "::1", 1, {"GPU": [gpu]}) for gpu in reversed(gpus)]
+    seen = accelerators._get_visible_accelerator_ids_per_worker(
+        worker_metadatas=group, accelerator_name="GPU"
+    )
+    assert set(seen) == {",".join(sorted(gpus))}  # "0,1,10,11,…,2": cuda:2 is GPU 10
+    for worker, visible in zip(group, seen, strict=True):
+        own = worker.accelerator_ids["GPU"]
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        monkeypatch.setattr(ray, "get_gpu_ids", lambda own=own: [int(own[0])])
+        (device,) = manager.get_devices()
+        assert visible.split(",")[device.index] == own[0]
