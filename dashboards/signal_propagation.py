@@ -28,7 +28,7 @@ from nfnet_ray.errors import UserError
 from nfnet_ray.models.catalogue import get_model
 from nfnet_ray.models.tables import aligned
 from nfnet_ray.models.variants import OVERRIDE_FORM, OVERRIDES, Variant
-from nfnet_ray.settings import parse_assignment
+from nfnet_ray.settings import each_once, parse_assignment
 from nfnet_ray.whole_file import whole_file
 
 if TYPE_CHECKING:
@@ -78,7 +78,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
-    model = get_model(options.name, dict(parse_assignment(text, OVERRIDE_FORM) for text in options.knobs))
+    model = get_model(
+        options.name, each_once(parse_assignment(text, OVERRIDE_FORM) for text in options.knobs)
+    )
     if not isinstance(model, Variant):
         raise UserError(f"model {model.name}: the signal of a baseline has no expectation; choose an NFNet")
     from nfnet_ray.models.signal import signal_of_new_network  # imports torch, which takes seconds

@@ -23,7 +23,7 @@ import numbers
 import re
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
 from nfnet_ray.errors import UserError
@@ -350,6 +350,22 @@ def parse_assignment(text: str, form: str) -> tuple[str, Any]:
             f"--set {text}: there is no value; is a shell variable not set? Write none for None"
         )
     return name, parse_value(literal)
+
+
+def each_once(assignments: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """{name: value} of what several ``--set`` say. Raises RecipeError if two of them give one name different values.
+
+    >>> each_once([("width", 32), ("depth", 2), ("width", 32)])
+    {'width': 32, 'depth': 2}
+    """
+    given: dict[str, Any] = {}
+    for name, value in assignments:
+        if name in given and repr(given[name]) != repr(value):
+            raise RecipeError(
+                f"--set {name} is given twice, as {shown(given[name])} and as {shown(value)}: leave one of them out"
+            )
+        given[name] = value
+    return given
 
 
 def parse_value(literal: str) -> Any:

@@ -18,7 +18,7 @@ from nfnet_ray.errors import UserError
 from nfnet_ray.models.catalogue import get_model
 from nfnet_ray.models.tables import block_table, list_table, summary
 from nfnet_ray.models.variants import OVERRIDE_FORM, OVERRIDES, Variant
-from nfnet_ray.settings import parse_assignment
+from nfnet_ray.settings import each_once, parse_assignment
 
 PROGRAM = "python -m nfnet_ray.models"
 
@@ -65,7 +65,7 @@ def _run(options: argparse.Namespace) -> None:
                 raise UserError(f"{flag} needs the name of a model; without {flag} all of them are listed")
         print(list_table(options.classes))
         return
-    overrides = dict(parse_assignment(text, OVERRIDE_FORM) for text in options.knobs)
+    overrides = each_once(parse_assignment(text, OVERRIDE_FORM) for text in options.knobs)
     model = get_model(options.name, overrides)
     size = options.size or model.train_size
     if isinstance(model, Variant):

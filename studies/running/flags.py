@@ -30,6 +30,7 @@ from nfnet_ray.command_line.terminal import new_console
 from nfnet_ray.errors import UserError
 from nfnet_ray.printable import display_path
 from nfnet_ray.recipe import field_meanings, parse_setting
+from nfnet_ray.settings import each_once
 from nfnet_ray.study.annotations import note_text, tag_pair
 from nfnet_ray.study.halving import SCHEDULES
 from nfnet_ray.study.search.searcher import SEARCHES
@@ -79,7 +80,7 @@ def run_command(file: Path, request: Callable[[], Request], beginning: str) -> i
 
 def settings_of(texts: Sequence[str]) -> dict[str, object]:
     """{dotted name: value} of the ``FIELD=VALUE`` of ``--set``. Raises UserError for one that is wrong."""
-    return dict(parse_setting(text) for text in texts)
+    return each_once(map(parse_setting, texts))
 
 
 def sweep_of(texts: Sequence[str]) -> dict[str, Domain]:

@@ -16,6 +16,7 @@ from nfnet_ray.errors import UserError
 from studies import train
 from studies.agc_sweep import agc_sweep
 from studies.running.flags import main as run_study
+from studies.running.flags import settings_of
 from studies.transfer import PROGRAM
 
 NO_NUMBERS = ["x", "", "-1", "1.5.2", "nan", "inf", "1e400", "9" * 5000, "²", "\x1b[31m1\n2"]
@@ -184,3 +185,18 @@ def test_an_empty_variable_is_no_path(capsys: pytest.CaptureFixture[str]) -> Non
         assert exit_.value.code == 2
         assert said.count("\n") == 1
         assert "a path is needed, and this is empty" in said
+
+
+def test_one_name_with_two_values_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """The last one won, and nothing said so."""
+    clip = "optimizer.agc.clip_factor"
+    for main, before in ((study, []), (train.main, []), (module("nfnet_ray.models.__main__"), ["nfnet_f0"])):
+        name = clip if before == [] else "width"
+        assert main([*before, "--set", f"{name}=0.1", "--set", f"{name}=0.2"]) == 2
+        said = capsys.readouterr().err
+        assert f"--set {name} is given twice, as 0.1 and as 0.2: leave one of them out" in said
+        assert said.count("\n") == 1
+    with pytest.raises(SystemExit):
+        study(["--tag", "team=a", "--tag", "team=b"])
+    assert "--tag team is given twice, as a and as b: leave one out" in capsys.readouterr().err
+    assert settings_of([f"{clip}=0.1", f"{clip}=0.10"]) == {clip: 0.1}
