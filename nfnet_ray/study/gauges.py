@@ -36,6 +36,10 @@ _STUDY, _TRIAL = ("study",), ("study", "trial")
 
 GAUGES: Mapping[str, Gauge] = {
     "nfnet_trials": Gauge("Trials of the study in a state", (*_STUDY, "state")),
+    "nfnet_driver_heartbeat_timestamp_seconds": Gauge(
+        "Unix time at which the driver last said that its study is running or that it has ended it",
+        (*_STUDY, "status"),
+    ),
     "nfnet_places": Gauge("Trials that the study runs at once", _STUDY),
     "nfnet_images_per_second": Gauge(
         "Training images per second of training time, of all running trials together", _STUDY
@@ -102,6 +106,10 @@ def _all_samples(
 ) -> Iterator[tuple[str, Mapping[str, str], float | None]]:
     trials = state.members
     states = Counter(trial.state or "waiting" for trial in trials)
+    if state.started is not None:
+        # A driver that is killed leaves a last "running" without an "ended" after it: an alert looks for this.
+        status = "running" if state.ended is None else "ended"
+        yield "nfnet_driver_heartbeat_timestamp_seconds", {"status": status}, now
     for name in STATES:
         yield "nfnet_trials", {"state": name}, float(states[name])
     speeds = [trial.last("images_per_second") or 0.0 for trial in trials if trial.state == "running"]

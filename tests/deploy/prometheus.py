@@ -34,6 +34,11 @@ def is_installed() -> bool:
     return bool(shutil.which("prometheus") and shutil.which("promtool"))
 
 
+def alerts() -> list[dict[str, Any]]:
+    """The alerts as the manifest has them."""
+    return [rule for group in yaml.safe_load(RULES.read_text())["spec"]["groups"] for rule in group["rules"]]
+
+
 def write_rules(folder: Path) -> Path:
     """The alerts as a rule file of a Prometheus without the operator."""
     file = folder / "alerts.yaml"

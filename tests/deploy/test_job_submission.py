@@ -30,7 +30,7 @@ from nfnet_ray.tracking.state import StudyState
 from tests import deadlines
 from tests.deadlines import HANG_SECONDS
 from tests.deploy import prometheus
-from tests.deploy.prometheus import BOARDS, Prometheus
+from tests.deploy.prometheus import BOARDS, Prometheus, alerts
 from tests.ports import unused_port
 
 pytestmark = pytest.mark.slow
@@ -268,6 +268,12 @@ def test_prometheus_has_what_the_board_shows_and_it_is_the_journals(head: Head, 
     assert last("available_accelerator_seconds") == pytest.approx(idle.available)
     assert last("places") == state.sessions[-1].places
     assert last("mlflow_backlog_events") == 0
+    # Of a driver that has ended its study nobody is told that it is gone; by its "running" alone it would be.
+    [gone] = [rule["expr"] for rule in alerts() if rule["alert"] == "NfnetDriverIsGone"]
+    assert [series["metric"] for series in ask(gone.partition(" unless ")[0], at + 1000)] == [
+        {"study": STUDY}
+    ]
+    assert ask(gone, at + 1000) == []
     assert last("trial_epoch", trial=trial.name) == trial.epoch
     for gauge, metric in {
         "images_per_second": "images_per_second",

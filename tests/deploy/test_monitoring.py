@@ -21,7 +21,7 @@ import yaml
 from nfnet_ray.study.gauges import GAUGES, STATES
 from tests.deploy import prometheus
 from tests.deploy.manifests import JOBS, MONITORING, OVERLAYS, REPOSITORY, pod_specs, rendered
-from tests.deploy.prometheus import BOARDS, RULES
+from tests.deploy.prometheus import BOARDS, alerts
 from tests.deploy.test_manifests import SITE
 
 each_board = pytest.mark.parametrize("file", BOARDS, ids=lambda file: file.stem)
@@ -38,10 +38,6 @@ def board(file: Path) -> dict[str, Any]:
     return found
 
 
-def rules() -> list[dict[str, Any]]:
-    return [rule for group in yaml.safe_load(RULES.read_text())["spec"]["groups"] for rule in group["rules"]]
-
-
 def expressions() -> Iterator[tuple[str, str]]:
     """(where, expression) of every panel, variable and alert."""
     for file in BOARDS:
@@ -50,7 +46,7 @@ def expressions() -> Iterator[tuple[str, str]]:
         for variable in board(file)["templating"]["list"]:
             if variable["type"] == "query":
                 yield variable["name"], variable["query"]["query"]
-    yield from ((rule["alert"], rule["expr"]) for rule in rules())
+    yield from ((rule["alert"], rule["expr"]) for rule in alerts())
 
 
 def metrics_of(expression: str) -> dict[str, set[str]]:
@@ -155,7 +151,7 @@ def test_the_board_and_the_alerts_are_where_operator_and_grafana_look_for_them()
 
 def test_the_documentation_names_every_alert_and_every_metric() -> None:
     page = (REPOSITORY / "docs" / "monitoring.md").read_text()
-    assert [rule["alert"] for rule in rules() if f"`{rule['alert']}`" not in page] == []
+    assert [rule["alert"] for rule in alerts() if f"`{rule['alert']}`" not in page] == []
     assert [name for name in GAUGES if f"`ray_{name}`" not in page] == []
     for file in BOARDS:
         titles = {panel["title"] for panel in prometheus.panels(board(file))}
@@ -174,6 +170,8 @@ def test_the_rules_are_valid(tmp_path: Path) -> None:
     result = promtool("check", "rules", "--lint=all", "--lint-fatal", prometheus.write_rules(tmp_path))
     assert result.returncode == 0, result.stdout + result.stderr
 
+
+HEARTBEAT = "ray_nfnet_driver_heartbeat_timestamp_seconds"
 
 # {alert: ([(series, values a minute apart)], minutes until it is raised, its labels, its value in words)}. Among the
 # series of each are some that raise nothing.
@@ -209,6 +207,21 @@ CASES: dict[str, tuple[list[tuple[str, str]], int, dict[str, str], str]] = {
         {"study": "s"},
         "2",
     ),
+    "NfnetDriverIsGone": (
+        [
+            # The time of each minute, until it is killed in the tenth.
+            (f'{HEARTBEAT}{{study="s", status="running", WorkerId="1"}}', "0+60x10 _x50"),
+            (f'{HEARTBEAT}{{study="ended", status="running", WorkerId="1"}}', "0+60x10 _x50"),
+            (f'{HEARTBEAT}{{study="ended", status="ended", WorkerId="1"}}', "_x10 610 _x50"),
+            (f'{HEARTBEAT}{{study="killed and resumed", status="running", WorkerId="1"}}', "0+60x5 _x55"),
+            (f'{HEARTBEAT}{{study="killed and resumed", status="running", WorkerId="2"}}', "_x14 840+60x50"),
+            (f'{HEARTBEAT}{{study="ended and resumed", status="ended", WorkerId="1"}}', "60 _x60"),
+            (f'{HEARTBEAT}{{study="ended and resumed", status="running", WorkerId="2"}}', "_x5 300+60x50"),
+        ],
+        21,
+        {"study": "s"},
+        "11m 0s",
+    ),
     "NfnetMLflowIsBehind": (
         [
             ('ray_nfnet_mlflow_backlog_events{study="s"}', "1+1x60"),
@@ -223,8 +236,8 @@ CASES: dict[str, tuple[list[tuple[str, str]], int, dict[str, str], str]] = {
 
 @needs_prometheus
 def test_each_alert_is_raised_when_it_should_be_and_not_before(tmp_path: Path) -> None:
-    assert set(CASES) == {rule["alert"] for rule in rules()}
-    by_name = {rule["alert"]: rule for rule in rules()}
+    assert set(CASES) == {rule["alert"] for rule in alerts()}
+    by_name = {rule["alert"]: rule for rule in alerts()}
     tests = []
     for alert, (series, minutes, labels, value) in CASES.items():
         rule = by_name[alert]

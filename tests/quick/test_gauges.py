@@ -103,8 +103,32 @@ def test_each_number_is_the_journals() -> None:
     assert found["nfnet_trial_validation_top1", "a"] == 0.5
     assert {gauge for gauge, *_ in found} == set(GAUGES)
     # As docs/monitoring.md says.
-    assert len([gauge for gauge, *_ in found if not gauge.startswith("nfnet_trial_")]) == 18
+    assert len([gauge for gauge, *_ in found if not gauge.startswith("nfnet_trial_")]) == 19
     assert len([gauge for gauge, *labels in found if labels == ["a"]]) == 6
+
+
+def test_a_driver_says_when_it_was_there_last_and_whether_it_has_ended_its_study() -> None:
+    """A killed one leaves "running"; one that was refused before it began has said nothing that could be missed."""
+
+    def heartbeat(events: Iterable[Event], now: float) -> dict[str, float]:
+        return {
+            labels[0]: value
+            for (gauge, *labels), value in told(events, now).items()
+            if gauge == "nfnet_driver_heartbeat_timestamp_seconds"
+        }
+
+    assert heartbeat([], 5.0) == {}
+    assert heartbeat(RUNNING, 40.0) == {"running": 40.0}
+    ended: Any = {
+        "event": "study_ended",
+        "time": 50.0,
+        "state": "interrupted",
+        "wall_seconds": 50.0,
+        "reason": None,
+    }
+    assert heartbeat([*RUNNING, ended], 51.0) == {"ended": 51.0}
+    resumed: Any = {"event": "study_resumed", "time": 60.0, "changed": {}, "caps": {}}
+    assert heartbeat([*RUNNING, ended, resumed], 61.0) == {"running": 61.0}
 
 
 def test_the_waiting_of_the_last_epoch_counts_and_not_that_of_the_epochs_before() -> None:
