@@ -42,6 +42,8 @@ def why_alone(recipe: Recipe) -> str | None:
     'optimizer.sam.method = esam: of SAM and its relatives cohorts have sam alone'
     """
     sam = recipe.optimizer.sam
+    if recipe.model.is_own:
+        return f"model.name = {recipe.model.label}: cohorts train the networks of nfnet_ray"
     if not recipe.model.name.startswith("nf") or recipe.model.overrides.batch_norm:
         return f"model.name = {recipe.model.name}: cohorts train networks without normalisation layers"
     if sam.rho is not None and sam.method != "sam":

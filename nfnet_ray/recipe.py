@@ -59,7 +59,11 @@ class Overrides(Section):
 class ModelRecipe(Section):
     """The network, its initial weights and its regularisation. None is replaced by the model's published value."""
 
-    name: str = setting("nfnet_f0", "a name from nfnet_ray.models.list_models()")
+    name: str = setting(
+        "nfnet_f0",
+        "a name from nfnet_ray.models.list_models(), or module:function of a network of your own; a study appends "
+        "@sha256:… of its code",
+    )
     weights: str | None = setting(
         None,
         "file of weights to start from (published, timm's or nfnet_ray's); a study appends @sha256:… to its name; "
@@ -83,6 +87,16 @@ class ModelRecipe(Section):
             raise RecipeError(
                 "model.classifier = 'loaded' is not allowed without model.weights, where it comes from: it takes new"
             )
+
+    @property
+    def label(self) -> str:
+        """The name for people: of a network of one's own without what identifies its code."""
+        return split_weights(self.name)[0]
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is a network of one's own, named by an import path (:mod:`nfnet_ray.models.own`)."""
+        return is_import_path(self.name)
 
 
 @dataclass(frozen=True)
@@ -499,6 +513,15 @@ def split_weights(weights: str) -> tuple[str, str | None]:
     """
     path, mark, digest = weights.rpartition(WEIGHTS_DIGEST_MARK)
     return (path, digest) if mark else (weights, None)
+
+
+def is_import_path(name: str) -> bool:
+    """Whether ``model.name`` is that of a network of one's own, ``module:function``, with or without a hash.
+
+    >>> is_import_path("my_net:build@sha256:0123456789ab"), is_import_path("nfnet_f0")
+    (True, False)
+    """
+    return ":" in split_weights(name)[0]
 
 
 def decisive_values(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -40,6 +40,7 @@ from nfnet_ray.cluster.messages import (
     said_result,
 )
 from nfnet_ray.errors import StopsStudyError, UserError
+from nfnet_ray.models.own.source import COPIES_FOLDER, use_copies_in
 from nfnet_ray.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -267,6 +268,8 @@ def held_bytes() -> int:
 
 def _train(config: WorkerConfig, context: TuneContext | GroupContext, clock: Clock) -> FinalReport:
     recipe = Recipe.from_values(config["recipe"])
+    if recipe.model.is_own:
+        use_copies_in(Path(config["directory"]).parents[1] / COPIES_FOLDER)
     if recipe.compile:
         keep_compiled()
     from nfnet_ray.training import train

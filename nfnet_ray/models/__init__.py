@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from nfnet_ray.errors import UserError
 from nfnet_ray.models.baselines import Baseline, create_baseline
-from nfnet_ray.models.catalogue import get_model, list_models
+from nfnet_ray.models.catalogue import get_model, list_models, refuse_overrides
+from nfnet_ray.recipe import is_import_path, split_weights
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,21 +35,27 @@ def create_model(
     network, see `nfnet_ray.models.variants.OVERRIDES`. Initial weights come from torch's global generator;
     nothing is downloaded.
 
+    `name` may be the import path of a network of one's own, `my_net:build`: the function `build` of the module `my_net`
+    is called with `num_classes`, and with `dropout` and `stochastic_depth` (0 when None) if it has parameters of these
+    names. The code is imported anew when its file has changed.
+
     Raises `UserError` for an unknown name or setting, for a value that is not allowed, and for a baseline where
     timm is not installed.
 
     Example: `create_model("nfnet_f0", num_classes=10, overrides={"depth": [1, 1, 2, 1]})`.
     """
+    if isinstance(name, str) and is_import_path(name):
+        _check_classes(split_weights(name)[0], num_classes)
+        refuse_overrides(name, overrides)
+        from nfnet_ray.models.own.build import build_own
+
+        return build_own(name, int(num_classes), dropout or 0.0, stochastic_depth or 0.0)
     model = get_model(name, overrides)
     if dropout is not None:
         model = replace(model, dropout=dropout)
     if stochastic_depth is not None:
         model = replace(model, stochastic_depth=stochastic_depth)
-    # NumPy's numbers count, as in a Recipe: `labels.max() + 1` is one.
-    if not isinstance(num_classes, Integral) or isinstance(num_classes, bool) or num_classes < 1:
-        raise UserError(
-            f"model {name}: num_classes={num_classes!r} is not allowed; use a whole number above 0"
-        )
+    _check_classes(name, num_classes)
     num_classes = int(num_classes)
     if isinstance(model, Baseline):
         return create_baseline(model, num_classes)
@@ -56,6 +63,14 @@ def create_model(
     from nfnet_ray.models.nfnet import NFNet
 
     return NFNet(model, num_classes)
+
+
+def _check_classes(name: str, num_classes: int) -> None:
+    # NumPy's numbers count, as in a Recipe: `labels.max() + 1` is one.
+    if not isinstance(num_classes, Integral) or isinstance(num_classes, bool) or num_classes < 1:
+        raise UserError(
+            f"model {name}: num_classes={num_classes!r} is not allowed; use a whole number above 0"
+        )
 
 
 def model_of(recipe: ModelRecipe, num_classes: int) -> nn.Module:

@@ -16,8 +16,9 @@ from nfnet_ray.command_line.exit_code import exit_code_of
 from nfnet_ray.command_line.one_line_parser import OneLineParser
 from nfnet_ray.errors import UserError
 from nfnet_ray.models.catalogue import get_model
-from nfnet_ray.models.tables import block_table, list_table, summary
+from nfnet_ray.models.tables import block_table, list_table, own_summary, summary
 from nfnet_ray.models.variants import OVERRIDE_FORM, OVERRIDES, Variant
+from nfnet_ray.recipe import is_import_path
 from nfnet_ray.settings import each_once, parse_assignment
 
 PROGRAM = "python -m nfnet_ray.models"
@@ -41,7 +42,12 @@ examples
   python -m nfnet_ray.models nfnet_f0 --set width=[128,256,768,768] --set group_width=[64,64,64,64]
 """,
     )
-    parser.add_argument("name", nargs="?", metavar="NAME", help="a model; without it all are listed")
+    parser.add_argument(
+        "name",
+        nargs="?",
+        metavar="NAME",
+        help="a model, or module:function of a network of your own; without it all are listed",
+    )
     parser.add_argument(
         "--classes", type=positive, default=1000, metavar="K",
         help="classes to tell apart (default: %(default)s)",
@@ -66,6 +72,9 @@ def _run(options: argparse.Namespace) -> None:
         print(list_table(options.classes))
         return
     overrides = each_once(parse_assignment(text, OVERRIDE_FORM) for text in options.knobs)
+    if is_import_path(options.name):
+        print(own_summary(options.name, overrides, options.size, options.classes))
+        return
     model = get_model(options.name, overrides)
     size = options.size or model.train_size
     if isinstance(model, Variant):

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from nfnet_ray.errors import UserError
-from nfnet_ray.models.catalogue import get_model
+from nfnet_ray.models.catalogue import get_model, refuse_overrides
 from nfnet_ray.recipe import (
     AGCRecipe,
     DataRecipe,
@@ -24,6 +24,8 @@ from nfnet_ray.recipe import (
     Recipe,
     ResolvedRecipe,
     ScheduleRecipe,
+    is_import_path,
+    split_weights,
 )
 from nfnet_ray.settings import narrowed
 
@@ -50,11 +52,15 @@ def _randaugment_magnitude(name: str, train_size: int) -> float:
 def with_published_values(recipe: Recipe) -> Recipe:
     """The Recipe with its model's sizes, dropout, stochastic depth and RandAugment magnitude where it says None.
 
-    Where no magnitude was published, it is that of the F-series at the model's training size.
+    Where no magnitude was published, it is that of the F-series at the model's training size. Of a network of one's own
+    nothing was published: it has no dropout and no stochastic depth, and is evaluated at its training size.
 
-    Raises UserError for a model that does not exist or overrides that it does not take.
+    Raises UserError for a model that does not exist or overrides that it does not take, and for a network of one's own
+    without `data.image_size`.
     """
     name = recipe.model.name
+    if recipe.model.is_own:
+        return _with_plain_values(recipe)
     model = get_model(name, recipe.model.overrides.chosen())
     published = {
         "model.dropout": model.dropout,
@@ -65,6 +71,28 @@ def with_published_values(recipe: Recipe) -> Recipe:
     }
     values = recipe.to_values()
     return recipe.with_values({key: value for key, value in published.items() if values[key] is None})
+
+
+def _with_plain_values(recipe: Recipe) -> Recipe:
+    """The Recipe of a network of one's own with what it leaves open."""
+    model, size = recipe.model, recipe.data.image_size
+    refuse_overrides(model.name, model.overrides.chosen())
+    if size is None:
+        raise UserError(
+            f"nothing is known about the images of {model.label}: set data.image_size, such as 224"
+        )
+    if recipe.signal_epochs:
+        raise UserError(
+            f"signal_epochs = {recipe.signal_epochs}: the signal of {model.label} has no expectation; set it to 0"
+        )
+    plain = {
+        "model.dropout": 0.0,
+        "model.stochastic_depth": 0.0,
+        "data.eval_size": size,
+        "data.randaugment.magnitude": _randaugment_magnitude(model.name, size),
+    }
+    values = recipe.to_values()
+    return recipe.with_values({key: value for key, value in plain.items() if values[key] is None})
 
 
 def resolve(recipe: Recipe) -> ResolvedRecipe:
@@ -79,8 +107,13 @@ def published_recipe(name: str) -> Recipe:
     >>> recipe.batch_size, recipe.data.image_size, recipe.data.randaugment.magnitude
     (4096, 224, 10.0)
 
-    Raises UserError for a model that does not exist, and for a new one that has no Recipe yet.
+    Raises UserError for a model that does not exist, and for one that has no Recipe, as networks of one's own.
     """
+    if isinstance(name, str) and is_import_path(name):
+        raise UserError(
+            f"nothing was published for {split_weights(name)[0]}: start from another network's Recipe, such as "
+            f"published_recipe('nfnet_f0').with_values({{'model.name': {name!r}}})"
+        )
     get_model(name)
     family = next((family for pattern, family in _FAMILIES.items() if re.match(pattern, name)), None)
     if family is None:
@@ -110,7 +143,7 @@ def published_differences(recipe: Recipe) -> dict[str, Any] | None:
     Raises UserError for a model that does not exist.
     """
     name = recipe.model.name
-    if re.match(_WITHOUT_PUBLISHED, name):
+    if recipe.model.is_own or re.match(_WITHOUT_PUBLISHED, name):
         return None
     own, published = with_published_values(recipe).to_values(), published_recipe(name).to_values()
     return {

@@ -7,6 +7,7 @@ from typing import Any
 
 from nfnet_ray.models.catalogue import count_multiply_adds, count_parameters, get_model, list_models
 from nfnet_ray.models.costs import part_costs
+from nfnet_ray.models.own.source import source_of
 from nfnet_ray.models.variants import Variant, block_name, block_plan
 from nfnet_ray.wording import count
 
@@ -82,6 +83,19 @@ def summary(name: str, overrides: Mapping[str, Any], image_size: int, num_classe
     ]
     if isinstance(model, Variant):
         lines[-1] += f", alpha {model.alpha:g}, activation {model.activation}"
+    return "\n".join(lines)
+
+
+def own_summary(name: str, overrides: Mapping[str, Any], image_size: int | None, num_classes: int) -> str:
+    """Where the code of a network of one's own is, and what it costs. Raises UserError if it fails on such images."""
+    parameters = count_parameters(name, num_classes, overrides)
+    lines = [
+        source_of(name).sentence(),
+        f"{name}: {parameters:,} parameters for {count(num_classes, 'class')}",
+    ]
+    if image_size is not None:
+        multiply_adds = count_multiply_adds(name, image_size, num_classes, overrides)
+        lines.append(f"multiply-adds: {_giga(multiply_adds)} at {image_size} px")
     return "\n".join(lines)
 
 

@@ -158,10 +158,24 @@ class StudyDescription(TypedDict):
     versions: Versions
     source: NotRequired[SourceDescription]
     """The program that asks the question; journals of earlier versions have none."""
+    networks: NotRequired[dict[str, NetworkDescription]]
+    """{name in the Recipes: its code} of the networks of one's own that the study began with."""
     notes: NotRequired[list[str]]
     tags: NotRequired[dict[str, str]]
     outside: NotRequired[list[str]]
     """Of a study that was extended: the trials that are not part of it any more."""
+
+
+class NetworkDescription(TypedDict):
+    """The code of a network of one's own: its hash, and its files below ``folder``.
+
+    The study has copies of the files, unless they are those of an installed ``package``, told with its version.
+    """
+
+    sha256: str
+    files: list[str]
+    folder: str
+    package: NotRequired[str]
 
 
 class TrialPlan(TypedDict):

@@ -115,7 +115,7 @@ class Gradient:
             self._drop_rates = torch.tensor(model.drop_rates(), dtype=self._dtype, device=context.device)
         if sam.rho is not None and sam.share_masks and sam.ascent_share < 1 and not self._draws_by_sample:
             raise UserError(
-                f"{recipe.model.name} cannot draw the same dropout for a share of the batch: "
+                f"{recipe.model.label} cannot draw the same dropout for a share of the batch: "
                 "set optimizer.sam.share_masks=false or optimizer.sam.ascent_share=1"
             )
         self._rows: dict[bytes, Tensor] = {}

@@ -14,6 +14,7 @@ from nfnet_ray.data.batching import check_batch_size
 from nfnet_ray.data.draws import network_seed
 from nfnet_ray.data.files.dataset import open_dataset
 from nfnet_ray.data.loading.sharing import Sharing
+from nfnet_ray.models.own.source import with_pinned_network
 from nfnet_ray.models.published import with_published_values
 from nfnet_ray.models.weights.pretrained import set_training_mode
 from nfnet_ray.models.weights.weights_file import with_pinned_weights
@@ -75,7 +76,7 @@ def train(
 
     clock = clock or Clock()
     clock.waits = waits_on(context.device)
-    asked = together(lambda: with_pinned_weights(with_published_values(recipe)), context)
+    asked = together(lambda: with_pinned_network(with_pinned_weights(with_published_values(recipe))), context)
     dataset = together(lambda: open_dataset(asked.data.path, data_fingerprint), context)
     check_batch_size(asked, len(dataset.train), context.replicas, asked.data.path)
     with Saver(context, clock.beat) as saver, Sharing(context.shares_batches) as sharing:

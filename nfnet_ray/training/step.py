@@ -262,7 +262,7 @@ def clipped_parameters(model: nn.Module, recipe: Recipe) -> dict[str, nn.Paramet
         linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
         known = f"its last linear layer is {linear[-1]}.weight" if linear else f"it has {', '.join(named)}"
         raise UserError(
-            f"optimizer.agc.exclude names {unknown[0]}, which {recipe.model.name} does not have; {known}"
+            f"optimizer.agc.exclude names {unknown[0]}, which {recipe.model.label} does not have; {known}"
         )
     kept = named.keys() - set(itertools.chain.from_iterable(excluded.values()))
     return {name: parameter for name, parameter in named.items() if parameter.requires_grad and name in kept}

@@ -18,6 +18,7 @@ from typing import Any
 from nfnet_ray.data.batch import TrainBatch
 from nfnet_ray.data.files.dataset import Dataset, open_dataset
 from nfnet_ray.models.catalogue import count_multiply_adds
+from nfnet_ray.models.own.source import with_pinned_network
 from nfnet_ray.models.published import resolve, with_published_values
 from nfnet_ray.models.weights.pretrained import set_training_mode
 from nfnet_ray.models.weights.weights_file import with_pinned_weights
@@ -43,7 +44,8 @@ def main() -> None:
     say({"imported": True})
     with tempfile.TemporaryDirectory(prefix="nfnet_ray-probe-") as folder:
         context = PlainContext(checkpoints=folder, threads=asked["threads"])
-        recipe = with_pinned_weights(with_published_values(Recipe.from_values(asked["recipe"])))
+        asked_recipe = with_published_values(Recipe.from_values(asked["recipe"]))
+        recipe = with_pinned_network(with_pinned_weights(asked_recipe))
         dataset = open_dataset(recipe.data.path)
         recipe = recipe.with_values(probe_batch(recipe, dataset, context, asked["workers"]))
         if recipe.compile == "auto":

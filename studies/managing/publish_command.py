@@ -17,6 +17,7 @@ from nfnet_ray.data.files.beton import RAW
 from nfnet_ray.data.files.dataset import Dataset, open_dataset
 from nfnet_ray.errors import UserError
 from nfnet_ray.models import model_of
+from nfnet_ray.models.own.source import COPIES_FOLDER, source_of, use_copies_in
 from nfnet_ray.models.published import resolve
 from nfnet_ray.models.weights.pretrained import load_pretrained
 from nfnet_ray.printable import display_path
@@ -60,6 +61,8 @@ def publish_best(directory: Path, console: Console) -> None:
     recipe = resolve(Recipe.from_values({**study["recipe"], **plan["recipe"], **plan["point"]}))
     with waiting(console, "Publishing …"), weights_file(directory, study, trial) as weights:
         dataset = open_dataset(study["data"]["path"], study["data"]["fingerprint"])
+        use_copies_in(directory / COPIES_FOLDER)
+        source = source_of(recipe.model.name) if recipe.model.is_own else None
         network = model_of(recipe.model, len(dataset.class_names))
         load_pretrained(network, weights, "loaded")
         description = classifier.Description.of(dataset, recipe.data)
@@ -74,11 +77,12 @@ def publish_best(directory: Path, console: Console) -> None:
                 loader=classifier.__name__,
                 column=classifier.IMAGE_COLUMN,
                 example=image_file(dataset),
-                requirements=_requirements(directory),
+                requirements=[*_requirements(directory), *(source.requirements if source else ())],
                 metric=(study["metric"], accuracy),
                 step=trial.epoch,
                 data=(dataset_name(study["data"], "validation"), dataset_digest(study["data"])),
                 tags={"study_id": study_id(started), "trial": trial.name, "epoch": str(trial.epoch)},
+                code=source.units if source else (),
             ),
         )
     say(

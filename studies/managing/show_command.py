@@ -35,7 +35,7 @@ from nfnet_ray.study.display import reported_epochs, trial_table
 from nfnet_ray.study.study import Study
 from nfnet_ray.tracking.descriptions import StudyDescription
 from nfnet_ray.tracking.events import StudyStarted
-from nfnet_ray.tracking.labels import ABSENT
+from nfnet_ray.tracking.labels import ABSENT, value_label
 from nfnet_ray.tracking.state import StudyState
 from nfnet_ray.wording import clock_time, count, storage_size
 from studies.managing.documents import print_document
@@ -120,7 +120,7 @@ def _facts(folder: StudyFolder) -> Table:
         ),
         (
             "Trials",
-            f"{told['recipe']['model.name']}, at most {count(told['epochs'], 'epoch')}, "
+            f"{value_label(told['recipe']['model.name'])}, at most {count(told['epochs'], 'epoch')}, "
             f"{count(len(told['seeds']), 'seed')}{_more_seeds(told)}",
         ),
     ]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -14,6 +15,8 @@ from data_prep.digits import DigitsPart, describe_digits, write_digits
 from nfnet_ray.command_line.terminal import say
 from nfnet_ray.data.files.dataset import DatasetSummary, check_dataset
 from nfnet_ray.errors import UserError
+from nfnet_ray.models.own.source import COPIES_FOLDER, NetworkSource, pinned_network, source_of, use_copies_in
+from nfnet_ray.models.published import resolve
 from nfnet_ray.models.weights.weights_file import pinned
 from nfnet_ray.places import (
     MOST_NAME_BYTES,
@@ -123,15 +126,57 @@ def with_weights(study: Study, made: MadeWeights | None, only_plan: bool, consol
             made.make(path, console)
         return pinned(weights)
 
-    recipe = study.recipe.with_values({"model.weights": known(study.recipe.model.weights)})
+    return _with_known(study, "model.weights", known)
+
+
+def with_networks(study: Study, directory: Path) -> Study:
+    """The study with what identifies the code behind the name of each network of one's own.
+
+    A study that has begun in ``directory`` has copies of the code there, which are meant even if the files have changed
+    since. Raises UserError for code that is not there.
+    """
+    use_copies_in(directory / COPIES_FOLDER)
+    return _with_known(study, "model.name", lambda name: name if name is None else pinned_network(name))
+
+
+def _with_known(study: Study, field: str, known: Callable[[Any], Any]) -> Study:
+    """The study with what ``known`` returns for each value of a field of its Recipe, its space and its points."""
+    recipe = study.recipe.with_values({field: known(study.recipe.to_values()[field])})
     space = dict(study.space)
-    if "model.weights" in space:
-        space["model.weights"] = with_values_of(space["model.weights"], known)
+    if field in space:
+        space[field] = with_values_of(space[field], known)
     points = study.points and tuple(
-        {**point, "model.weights": known(point["model.weights"])} if "model.weights" in point else point
-        for point in study.points
+        {**point, field: known(point[field])} if field in point else point for point in study.points
     )
     return replace(study, recipe=recipe, space=space, points=points)
+
+
+def check_networks(trials: Sequence[Trial], classes: int, console: Console) -> None:
+    """Builds each network of one's own, tries it once, and says where its code is. Raises UserError if it fails."""
+    recipes = [resolve(trial.recipe) for trial in trials if trial.recipe.model.is_own]
+    if not recipes:
+        return
+    # They import torch, which most studies do not need here.
+    from nfnet_ray.models.own.cost import cost_of
+    from nfnet_ray.training.own_network import check_own_network
+
+    sizes = {
+        (recipe.model.name, size)
+        for recipe in recipes
+        for size in (recipe.data.image_size, recipe.data.eval_size)
+    }
+    for name, size in sorted(sizes):
+        cost_of(name, size, classes)
+    for recipe in {(recipe.model, recipe.optimizer.agc): recipe for recipe in recipes}.values():
+        check_own_network(recipe, classes)
+    for source in network_sources(trials):
+        say(console, f"Network: {source.sentence()}.")
+
+
+def network_sources(trials: Sequence[Trial]) -> list[NetworkSource]:
+    """Where the code of the trials' networks of one's own is. Raises UserError if it is not there."""
+    names = {trial.recipe.model.name for trial in trials if trial.recipe.model.is_own}
+    return [source_of(name) for name in sorted(names)]
 
 
 def check_weights(trials: list[Trial], classes: int, console: Console) -> None:

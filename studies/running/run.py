@@ -37,12 +37,14 @@ from nfnet_ray.tracking.events import StudyStarted
 from nfnet_ray.tracking.running_lock import check_not_running
 from nfnet_ray.tracking.state import StudyState
 from studies.running.checks import (
+    check_networks,
     check_study_folder,
     check_tracking,
     check_weights,
     data_at,
     storage_folder,
     verify,
+    with_networks,
     with_weights,
 )
 from studies.running.planning.plan_text import print_plan
@@ -156,11 +158,14 @@ def run(request: Request, resume_command: Callable[[Request, str], str], console
         if not request.plan and not request.may_continue and submission_id() is None:  # they wait for it
             check_not_running(directory)
         demand = request.demand(None)
+    study = with_networks(study, directory)
     if study.more_seeds and study.seed_spread is None and not request.resume:
         study = replace(study, seed_spread=_seed_spread(storage, data, study))
     if request.verify == "full" and (path or not request.plan):  # a plan writes no digits
         verify(data.path)
-    check_trials([*study.trials(), *study.outermost_trials()], data, demand.workers)
+    every = [*study.trials(), *study.outermost_trials()]
+    check_trials(every, data, demand.workers)
+    check_networks(every, len(data.class_names), console)
     check_schedules(study)
     study = with_weights(study, request.made_weights, request.plan, console)
     extended: Extension | None = None

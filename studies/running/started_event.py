@@ -15,12 +15,14 @@ from nfnet_ray import version
 from nfnet_ray.cluster.connection.resources import Resources, WorkerResources
 from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.metric import METRIC
+from nfnet_ray.models.own.source import NetworkSource
 from nfnet_ray.printable import display_path, interpreter, printable, shell_command
 from nfnet_ray.study.decisions import most_epochs
 from nfnet_ray.study.study import Study
 from nfnet_ray.study.webhook import shown_webhook
 from nfnet_ray.tracking.descriptions import (
     Hardware,
+    NetworkDescription,
     SourceDescription,
     SourceVersion,
     StudyDescription,
@@ -68,6 +70,18 @@ def started_event(
         "epochs": most_epochs(study),
     }
     return study_started(description, [study.plan(trial) for trial in study.trials()])
+
+
+def network_description(source: NetworkSource) -> NetworkDescription:
+    """The code of a network of one's own as a journal has it."""
+    described: NetworkDescription = {
+        "sha256": source.digest,
+        "files": [file.as_posix() for file in source.files],
+        "folder": printable(display_path(source.root)),
+    }
+    if source.package:
+        described["package"] = source.package
+    return described
 
 
 def hardware(resources: Resources) -> Hardware:

@@ -27,6 +27,7 @@ from nfnet_ray.command_line.terminal import say, say_whole, waiting
 from nfnet_ray.data.batching import images_of_share
 from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.errors import StopsStudyError, StorageError, UserError
+from nfnet_ray.models.own.source import COPIES_FOLDER, NetworkSource, keep_copies
 from nfnet_ray.places import in_words, lost_place, remedy_for, which_is_lost
 from nfnet_ray.printable import display_path, interpreter, shell_command
 from nfnet_ray.processor import available_cpus
@@ -52,10 +53,17 @@ from nfnet_ray.tracking.sink import MLflowSink
 from nfnet_ray.tracking.spool import SPOOL_FILE, Spool
 from nfnet_ray.tracking.state import StudyState
 from nfnet_ray.wording import clock_time, count
+from studies.running.checks import network_sources
 from studies.running.kept_files import keep_program, keep_trials
 from studies.running.planning.plan_text import expected_cost, priced, refuse_too_little_memory
 from studies.running.runner import EXIT_FAILED_TRIALS, Ending, Runner, RunningStudy, WorkerDemand
-from studies.running.started_event import hardware, started_event, versions, without_secrets
+from studies.running.started_event import (
+    hardware,
+    network_description,
+    started_event,
+    versions,
+    without_secrets,
+)
 from studies.running.trials import TuneRunner
 
 # Of the idle time: what a short study loses to Ray's start is nobody's concern.
@@ -352,6 +360,7 @@ class StudyRun:
                 sink.wake()
 
             recorder = Recorder(journal, self.progress, on_event, display.note, on_lost=stop.set)
+            keep_copies(self.directory / COPIES_FOLDER, self._networks)
             if self.progress.started is None:
                 started = self._started_event(study, resources, worker, at_once, sharing)
                 recorder.record(started)
@@ -535,6 +544,10 @@ class StudyRun:
         say(console, f"{what} can be opened {'now' if has_epochs else 'once the first epoch is done'}.")
 
     @property
+    def _networks(self) -> list[NetworkSource]:
+        return network_sources([*self.study.trials(), *self.study.outermost_trials()])
+
+    @property
     def _is_recorded(self) -> bool:
         return self.tracking_uri != NOT_RECORDED
 
@@ -556,6 +569,10 @@ class StudyRun:
             event["study"]["notes"] = list(self.annotations.notes)
         if self.annotations.tags:
             event["study"]["tags"] = dict(self.annotations.tags)
+        if self._networks:
+            event["study"]["networks"] = {
+                source.pinned: network_description(source) for source in self._networks
+            }
         self.runner.describe(event["study"])
         if self.given_caps:
             event["study"]["caps"] = self.given_caps

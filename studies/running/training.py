@@ -14,6 +14,7 @@ from nfnet_ray.errors import UserError
 from nfnet_ray.models.published import published_recipe
 from nfnet_ray.places import check_can_write, check_path, resolved
 from nfnet_ray.printable import display_path
+from nfnet_ray.recipe import is_import_path
 from nfnet_ray.study.cost.plan import estimate_cost
 from nfnet_ray.study.study import TRIALS_FOLDER, Study
 from nfnet_ray.tracking.descriptions import StudyDescription
@@ -68,17 +69,19 @@ class TrainingRequest(Request):
         return dict(self.settings) | ({"schedule.epochs": self.epochs} if self.epochs else {})
 
     def new_study(self, data: DatasetSummary, values: dict[str, Any], *, is_built_in: bool) -> Study:
-        """A study of one trial. Its Recipe is the model's published one; on the built-in digits that of the studies,
-        which takes seconds."""
+        """A study of one trial. Its Recipe is the model's published one. On the built-in digits, where it takes
+        seconds, and for a network of one's own, it is that of the studies."""
         model = values.pop("model.name", None) or self.model or DEFAULT_MODEL
-        if is_built_in:
+        if is_import_path(model) and not (is_built_in or "schedule.epochs" in values):
+            raise UserError(f"--model {model}: nothing was published for a network of your own: say --epochs")
+        if is_built_in or is_import_path(model):
             base = recipe_for(data, EPOCHS_ON_DIGITS)
             recipe = base.with_values({"model.name": model, "batch_size": batch_size_for(data)})
         else:
             recipe = published_recipe(model).with_values({"data.path": str(data.path)})
         recipe = recipe.with_values(values)
         return Study(
-            name=self.name or name_for_run(model),
+            name=self.name or name_for_run(model.replace(":", ".")),
             question=f"How well does {model} do on {data.path.stem}?",
             recipe=recipe,
             space={},
@@ -165,7 +168,7 @@ class TrainRunner:
 
     def extent(self, study: Study, _trials: int, data: DatasetSummary) -> str:
         cost = estimate_cost(study, study.trials(), data)
-        return f"{study.recipe.model.name} ({cost.parameters:,} parameters), {count(study.epochs, 'epoch')}"
+        return f"{study.recipe.model.label} ({cost.parameters:,} parameters), {count(study.epochs, 'epoch')}"
 
     def worker(self, resources: Resources, demand: WorkerDemand) -> WorkerResources:
         from nfnet_ray.cluster.connection.resources import training_resources

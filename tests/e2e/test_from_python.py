@@ -17,13 +17,14 @@ from tests.e2e.workplace import REPOSITORY
 pytestmark = pytest.mark.slow
 
 SCRIPT = """\
-import json, signal, sys, threading
+import json, os, signal, sys, threading
 import nfnet_ray
 
-small = {"width": [16, 16, 32, 32], "depth": [1, 1, 1, 1], "group_width": [8, 8, 16, 16]}
 recipe = nfnet_ray.Recipe().with_values(
-    {"model.name": "nfnet_pico", "batch_size": 48, "schedule.epochs": 1, "data.crop": "padded"}
-    | {f"model.overrides.{name}": value for name, value in small.items()}
+    {"model.name": "my_net:build", "data.image_size": 32, "data.crop": "padded"}
+    | {"batch_size": 16, "schedule.epochs": 1, "schedule.warmup_epochs": 0.0, "data.flip": False}
+    | {"data.mixing.mixup_alpha": None, "data.mixing.cutmix_alpha": None, "data.randaugment.layers": 0}
+    | {"optimizer.ema.decay": None, "optimizer.agc.clip_factor": None}
 )
 study = nfnet_ray.Study(
     "rates", "Which learning rate?", recipe, {"schedule.base_learning_rate": (0.1, 0.4)}
@@ -39,12 +40,35 @@ thread.start()
 thread.join()
 records.append(nfnet_ray.run(study, data=sys.argv[1], name="again"))
 assert signal.getsignal(signal.SIGTERM) is before
+assert os.listdir("runs/rates/networks") == os.listdir("runs/again/networks")
 json.dump([record.trials["last_top1"].tolist() for record in records], open("top1.json", "w"))
+"""
+
+# A network of one's own, beside the script.
+NETWORK = """\
+from torch import nn
+from my_layers import convolution
+
+def build(num_classes):
+    network = nn.Sequential(convolution(3, 8), convolution(8, 16), nn.Flatten())
+    network.add_module("classifier", nn.Linear(16 * 7 * 7, num_classes))
+    return network
+"""
+LAYERS = """\
+from torch import nn
+
+def convolution(inputs, outputs):
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride=2), nn.ReLU())
 """
 
 
 def test_a_script_runs_two_studies_one_after_the_other(tmp_path: Path, few_digits: Path) -> None:
-    """Each starts and ends a Ray; the same trial has the same accuracy in both, and in what is loaded later."""
+    """Each starts and ends a Ray; the same trial has the same accuracy in both, and in what is loaded later.
+
+    Their network is in two files beside the script, of which the studies keep copies.
+    """
+    (tmp_path / "my_net.py").write_text(NETWORK)
+    (tmp_path / "my_layers.py").write_text(LAYERS)
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(few_digits)],
         cwd=tmp_path,

@@ -155,6 +155,46 @@ def test_a_name_is_continued_only_on_request_and_resumed_without_the_study(
         nfnet_ray.run(resume="x", search="random")
 
 
+def test_a_network_of_ones_own_is_in_the_journal_with_its_code(
+    started: Any, few_digits: Path, tmp_path: Path
+) -> None:
+    network = tmp_path / "net_of_a_notebook.py"
+    network.write_text(
+        "from torch import nn\n\n"
+        "def build(num_classes):\n    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, num_classes))\n"
+    )
+    own = {
+        "model.name": "net_of_a_notebook:build",
+        "data.image_size": 32,
+        "optimizer.agc.exclude": ("1.weight",),
+    }
+    recipe = nfnet_ray.Recipe().with_values({"batch_size": 48} | own)
+    study = nfnet_ray.Study("own", "Which learning rate is best?", recipe, TWO_RATES)
+    with pytest.raises(nfnet_ray.UserError, match=r"exclude names 9, which net_of_a_notebook:build does not"):
+        nfnet_ray.run(study, data=few_digits, name="x", settings={"optimizer.agc.exclude": ("9",)})
+    assert not (tmp_path / "runs" / "x").exists()
+    told = nfnet_ray.run(study, data=few_digits, name="x").study
+    pinned = told["recipe"]["model.name"]
+    assert told["networks"] == {
+        pinned: {
+            "sha256": pinned.removeprefix("net_of_a_notebook:build@sha256:"),
+            "files": ["net_of_a_notebook.py"],
+            "folder": ".",
+        }
+    }
+    nfnet_ray.run(study, data=few_digits, name="x", may_continue=True)
+    network.write_text(network.read_text() + "# changed")
+    with pytest.raises(nfnet_ray.UserError, match=r"another study \(.*net_of_a_notebook:build@sha256"):
+        nfnet_ray.run(study, data=few_digits, name="x", may_continue=True)
+    sweep = {"model.name": ("net_of_a_notebook:build", "nfnet_pico")}
+    nfnet_ray.run(study, data=few_digits, name="y", sweep=sweep, settings={"optimizer.agc.exclude": ()})
+    names = [trial.name for trial in started[-1][0].study.trials()]
+    assert names[::2] == [
+        "base_learning_rate=0.1,name=net-of-a-notebook-build",
+        "base_learning_rate=0.1,name=nfnet-pico",
+    ]
+
+
 def test_caps_are_in_the_journal_and_can_be_changed_when_it_is_resumed(
     started: Any, few_digits: Path
 ) -> None:

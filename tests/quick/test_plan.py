@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -114,4 +115,4 @@ def test_a_trial_without_a_gpu_is_measured_without_one(monkeypatch: pytest.Monke
     with pytest.raises(InterruptedError):
         probe_process.probe(Recipe(), 1, 1, gpu)
     environment = start.call_args.kwargs["env"]
-    assert environment is None if gpu else environment["CUDA_VISIBLE_DEVICES"] == ""
+    assert environment == (dict(os.environ) if gpu else {**os.environ, "CUDA_VISIBLE_DEVICES": ""})

@@ -292,7 +292,10 @@ def test_an_unknown_model_is_named_with_its_neighbours() -> None:
         UserError, match=r"^unknown model 'tf_efficientnet_b9'; did you mean .*tf_efficientnet_b"
     ):
         published_recipe("tf_efficientnet_b9")
-    with pytest.raises(UserError, match=r"^unknown model 'vit'; use one of nfnet_pico, .*, resnet50$"):
+    with pytest.raises(
+        UserError,
+        match=r"^unknown model 'vit'; use one of nfnet_pico, .*, resnet50; a network of your own is",
+    ):
         with_published_values(Recipe().with_values({"model.name": "vit"}))
 
 

@@ -127,9 +127,17 @@ def recognise_model(path: str | os.PathLike[str]) -> str | None:
 
 
 def classifier_of(model: nn.Module) -> nn.Module:
-    """The last layer, of an NFNet or of one of timm's networks."""
-    classifier = model.classifier if isinstance(model, NFNet) else model.get_classifier()  # type: ignore[operator]
-    assert isinstance(classifier, nn.Module)
+    """The last layer, of an NFNet, of one of timm's networks, or of one's own that has it as timm's or ours do.
+
+    Raises UserError for a network that has neither a method `get_classifier` nor a module `classifier`.
+    """
+    find = getattr(model, "get_classifier", None)
+    classifier = find() if callable(find) else getattr(model, "classifier", None)
+    if not isinstance(classifier, nn.Module):
+        raise UserError(
+            f"the classifier of {type(model).__name__} is not known, which model.weights and model.trained need: call "
+            "its last layer classifier, or return it from a method get_classifier()"
+        )
     return classifier
 
 

@@ -12,9 +12,9 @@ from nfnet_ray.data.batching import batches_per_epoch, check_batch_size, images_
 from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.errors import UserError
 from nfnet_ray.models.baselines import BASELINES
-from nfnet_ray.models.catalogue import count_multiply_adds, count_parameters
+from nfnet_ray.models.catalogue import count_multiply_adds, count_parameters, own_has_batch_norm
 from nfnet_ray.models.published import resolve
-from nfnet_ray.recipe import Recipe, ResolvedRecipe
+from nfnet_ray.recipe import ModelRecipe, Recipe, ResolvedRecipe
 from nfnet_ray.study.confirmation import reruns_to_run
 from nfnet_ray.study.contenders import further_to_run
 from nfnet_ray.study.decisions import Group, groups
@@ -50,15 +50,21 @@ def check_trials(trials: Sequence[Trial], data: DatasetSummary, workers: int) ->
 
 def _check_batch_normalisation(recipe: ResolvedRecipe, workers: int) -> None:
     """Raises UserError where batch normalisation would be given one number for each channel."""
-    name = recipe.model.name
+    name = recipe.model.label
     images = recipe.batch_size // workers // recipe.micro_batches
     size = recipe.data.progressive.start_size or recipe.data.image_size
-    if (name in BASELINES or recipe.model.overrides.batch_norm) and images == 1 and size <= DEEPEST_STRIDE:
+    if images == 1 and size <= DEEPEST_STRIDE and _has_batch_norm(recipe.model):
         raise UserError(
             f"batch_size {recipe.batch_size} gives a pass a single image, and {name} normalises over a batch, which "
             f"at {size} px is then one number for each channel: choose a larger batch, fewer micro_batches, or "
             f"data.image_size above {DEEPEST_STRIDE}"
         )
+
+
+def _has_batch_norm(model: ModelRecipe) -> bool:
+    if model.is_own:
+        return own_has_batch_norm(model.name)
+    return model.name in BASELINES or bool(model.overrides.batch_norm)
 
 
 def estimate_cost(

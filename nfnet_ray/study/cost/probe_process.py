@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import IO, Any
 
+from nfnet_ray.models.own.source import source_of
 from nfnet_ray.recipe import Recipe
 
 MOST_SECONDS = 120.0
@@ -105,7 +106,7 @@ def probe(recipe: Recipe, threads: int, workers: int, gpu: bool, most_seconds: f
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=None if gpu else {**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        env=_environment(recipe, gpu),
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -128,6 +129,15 @@ def probe(recipe: Recipe, threads: int, workers: int, gpu: bool, most_seconds: f
         if code and not result.trouble:
             result.trouble = errors.last or "it was killed"
     return result
+
+
+def _environment(recipe: Recipe, gpu: bool) -> dict[str, str]:
+    """The process sees GPUs or none, and the code of a network of one's own, wherever that is."""
+    environment = dict(os.environ) if gpu else {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    if recipe.model.is_own:
+        root = str(source_of(recipe.model.name).root)
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    return environment
 
 
 class _Lines:

@@ -63,6 +63,7 @@ CONDITION_FIELDS = (
     ConditionField("test_time_augmentation", "test-time augmentation", _ACCURACY, "marked"),
     ConditionField("weights", "initial weights", _BOTH, "marked", "model.weights"),
     ConditionField("trained", "trained part", _BOTH, "marked", "model.trained"),
+    ConditionField("network_code", "code of the network", _BOTH, "marked", "model.name"),
     ConditionField("hardware", "hardware", _TIME, "apart"),
     ConditionField("device", "device", _TIME, "apart"),
     # SAM and batch normalisation work on the images of one worker.

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
-from nfnet_ray.recipe import decisive_values
+from nfnet_ray.recipe import WEIGHTS_DIGEST_MARK, decisive_values, is_import_path
 from nfnet_ray.tracking.conditions.fields import CONDITION_FIELDS, UNKNOWN, Conditions, Fact
 from nfnet_ray.tracking.descriptions import TrialPlan, Versions
 from nfnet_ray.tracking.labels import value_label
@@ -26,9 +26,9 @@ _OF_A_NETWORK = frozenset({"eval_size", "eval_crop", "averaging", "memory_format
 def conditions_of(state: StudyState, trial: str) -> Conditions:
     """{name: value} of :data:`~nfnet_ray.tracking.conditions.fields.CONDITION_FIELDS`, the ``network`` and ``lanes``.
 
-    What does not apply to a trial is left out: CUDA and MPS without GPUs, timm for networks that are not from there. A
-    trial that moved to other hardware, or was resumed by another version, has both values: ``A, then B``. One that
-    has not begun has those of the study. The journal must have begun.
+    What does not apply to a trial is left out: CUDA and MPS without GPUs, timm for networks that are not from there,
+    the code of a network that is not one's own. A trial that moved to other hardware, or was resumed by another
+    version, has both values: ``A, then B``. One that has not begun has those of the study. The journal must have begun.
     """
     assert state.started is not None
     study = cast(Mapping[str, Any], state.started["study"])
@@ -84,7 +84,10 @@ def conditions_of(state: StudyState, trial: str) -> Conditions:
     if gpus:
         conditions["cuda"] = _several(part.get("cuda") for part in told)
         conditions["step"] = _several(part.get("step") for part in told)
-    if not str(recipe.get("model.name", "")).startswith("nf"):  # the baselines' modules are timm's
+    network, _, digest = str(recipe.get("model.name", "")).partition(WEIGHTS_DIGEST_MARK)
+    if digest:
+        conditions["network_code"] = Fact(digest, digest)
+    if is_import_path(network) or not network.startswith("nf"):  # the modules are timm's, or may be
         timm = [part.get("timm") for part in told]
         conditions["timm"] = _several(timm) if told else _version(sessions, "timm")
     return conditions

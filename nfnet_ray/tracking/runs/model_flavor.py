@@ -41,6 +41,7 @@ class PublishedModel:
         step: the epoch.
         data: name and digest of the images of that accuracy.
         tags: of the version, by which it is found again.
+        code: files and packages that the network's classes are defined in, beside nfnet_ray and ``requirements``.
     """
 
     network: Any
@@ -53,6 +54,7 @@ class PublishedModel:
     step: int
     data: tuple[str, str]
     tags: Mapping[str, str]
+    code: Sequence[Path] = ()
 
 
 def model_name(experiment: str) -> str:
@@ -175,6 +177,7 @@ class _Flavor:
             input_example=pd.DataFrame({published.column: [published.example]}),
             pip_requirements=list(published.requirements),
             serialization_format="pickle",
+            code_paths=[str(path) for path in published.code] or None,
         )
         published.write_files(Path(path) / "data")
         # pyfunc classifies files of images; that of the pytorch flavour would take normalised tensors.

@@ -91,10 +91,10 @@ def file_name(recipe: ResolvedRecipe, images_shape: Sequence[int], workers: int,
     """The name of the file for steps of a Recipe, whose form is chosen, on images (N, H, W, 3) of one worker.
 
     All that decides the graphs or their code is hashed. What is not, such as a learning rate, is no part of them. Nor
-    are an NFNet's drop rates, but for where they are 0; timm's networks have theirs in their code.
+    are an NFNet's drop rates, but for where they are 0; other networks have theirs in their code.
     """
     model, sam = recipe.model.to_values(), recipe.optimizer.sam
-    if recipe.model.name not in BASELINES:
+    if not recipe.model.is_own and recipe.model.name not in BASELINES:
         model |= {name: model[name] > 0 for name in ("dropout", "stochastic_depth")}
     decisive = {
         **{name: value for name, value in model.items() if name != "weights"},

@@ -46,7 +46,7 @@ def chosen_form(
             lambda still_at_work: _agreed(recipe, dataset, context, still_at_work), context, clock.beat
         )
     if is_open(recipe) and context.rank == 0:
-        logger.info("form of a step of %s: %s", recipe.model.name, choice.sentence())
+        logger.info("form of a step of %s: %s", recipe.model.label, choice.sentence())
     return choice
 
 

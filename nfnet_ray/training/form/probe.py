@@ -77,10 +77,10 @@ def fastest_form(
             failed[form] = "out of memory" if isinstance(error, MemoryError) else f"{type(error).__name__}"
             if not form.compile and not isinstance(error, MemoryError):
                 raise
-            logger.warning("a step of %s failed in the form %s: %s", recipe.model.name, form, error)
+            logger.warning("a step of %s failed in the form %s: %s", recipe.model.label, form, error)
         notes.end_form()
     if not found:
-        raise MemoryError(f"a step of {recipe.model.name} fails in every form: {failed}")
+        raise MemoryError(f"a step of {recipe.model.label} fails in every form: {failed}")
     remarks += [f"{form} failed ({why})" for form, why in failed.items()]
     best = min(found, key=lambda form: run_seconds(form) + compile_seconds(form))
     return Choice(

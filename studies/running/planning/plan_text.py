@@ -201,7 +201,7 @@ def priced(study: Study, caps: Caps, worker: WorkerResources) -> Study:
 def _networks(study: Study, parameters: int) -> str:
     """``nfnet_pico (192,703 parameters)``, or the number of networks where these are swept."""
     if "model.name" not in study.fields:
-        return f"{study.recipe.model.name} ({parameters:,} parameters)"
+        return f"{study.recipe.model.label} ({parameters:,} parameters)"
     return count(len({trial.recipe.model.name for trial in study.trials()}), "network")
 
 
@@ -391,7 +391,7 @@ def _span(span: Span, shown: Any) -> str:
 def _say_differences(study: Study, console: Console) -> None:
     """What differs from the model's published Recipe, as the flags that restore it."""
     different = published_differences(study.recipe)
-    name = study.recipe.model.name
+    name = study.recipe.model.label
     if different is None:
         say(console, f"There is no published Recipe of {name}.")
         return
