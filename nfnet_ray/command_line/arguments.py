@@ -94,7 +94,7 @@ def given(parse: Callable[[str], _Parsed]) -> Callable[[str], _Parsed]:
 
 
 class AddPair(argparse.Action):
-    """An argparse action: collects the (key, value) pairs of a repeated flag in a dict, which has each key once."""
+    """An argparse action: collects the (key, value) pairs of a repeated flag in a dict, where later ones win."""
 
     def __call__(
         self,
@@ -103,10 +103,8 @@ class AddPair(argparse.Action):
         values: object,
         option_string: str | None = None,
     ) -> None:
+        del parser, option_string
         key, value = cast(tuple[str, str], values)
-        before = getattr(namespace, self.dest).get(key, value)
-        if before != value:
-            parser.error(f"{option_string} {key} is given twice, as {before} and as {value}: leave one out")
         setattr(namespace, self.dest, {**getattr(namespace, self.dest), key: value})
 
 

@@ -15,6 +15,7 @@ from nfnet_ray.printable import shown
 from nfnet_ray.recipe import Recipe, ScheduleRecipe
 from nfnet_ray.settings import did_you_mean
 from nfnet_ray.tracking.descriptions import HalvingDescription
+from nfnet_ray.tracking.labels import value_label
 
 Rule = Literal["synchronous", "asynchronous", "median", "hyperband"]
 RULES: Final[tuple[Rule, ...]] = get_args(Rule)
@@ -135,6 +136,20 @@ class Halving:
         if self.is_stretched:
             described["schedule"] = self.schedule
         return described
+
+    def text(self) -> str:
+        """As ``--early-stopping`` takes it.
+
+        >>> Halving(first_rung=2).text(), parse_halving("median:first_rung=3").text()
+        ('synchronous:first_rung=2,eta=3,finalists=3', 'median:first_rung=3,eta=3,finalists=3')
+        """
+        given = {name: getattr(self, name) for name in OPTIONS}
+        if self.unit == "epochs":
+            del given["unit"]
+        options = ",".join(
+            f"{name}={value_label(value)}" for name, value in given.items() if value is not None
+        )
+        return f"{self.rule}:{options}" + (", with stretched schedules" if self.is_stretched else "")
 
     @staticmethod
     def from_description(described: HalvingDescription) -> Halving:

@@ -41,6 +41,7 @@ from nfnet_ray.study.space import (
     check_points,
     check_space,
     domain_from_json,
+    domain_text,
     domain_to_json,
     grid,
     in_plain_values,
@@ -62,6 +63,8 @@ FRESH_SEEDS: Final = (
 )
 # Ten times what the driver is measured with (benchmarks/sweep_scale.py). Many more take minutes to be planned.
 MOST_SETTINGS: Final = 10_000
+_SWEEP: Final = "sweep of "
+_MOST_POINTS_SHOWN: Final = 3  # of a list of points, in a message
 TRIALS_FOLDER: Final = "trials"  # in a study's folder; each trial has a folder of its name in it
 
 
@@ -278,26 +281,32 @@ class Study:
         """
         mine, others = self._recorded(), other._recorded()
         return [
-            f"{name} is {mine.get(name, 'not swept')}, was {others.get(name, 'not swept')}"
+            f"{name} is {_in_words(name, mine)}, was {_in_words(name, others)}"
             for name in {**mine, **others}
-            if mine.get(name) != others.get(name)
+            # As JSON, in which a journal's lists and our tuples are equal.
+            if json.dumps(mine.get(name)) != json.dumps(others.get(name))
         ]
 
-    def _recorded(self) -> dict[str, str]:
-        """{what a person may set: its value as JSON}, in which a journal's lists and our tuples are equal."""
+    def _recorded(self) -> dict[str, Any]:
+        """{what a person may set: its value}, of what is set."""
         told = {"question": self.question} | decisive_values(self.recipe.to_values())
-        told |= {f"swept {name}": domain_to_json(domain) for name, domain in self.space.items()}
-        told |= {"points": self.points} if self.points is not None else {}
-        told |= {"asked": self.asked} if self.asked is not None else {}
-        told |= {"seeds": self.seeds, "more seeds": self.more_seeds, "halving": self.halving_description()}
-        told |= {"equal within": self.equal_within, "holdout": self.holdout, "confirm": self.confirm}
-        if told["halving"]:  # the price that money_seconds is made from may have changed since
-            told["halving"] = {key: value for key, value in told["halving"].items() if key != "money_seconds"}
+        told |= {f"{_SWEEP}{name}": domain_to_json(domain) for name, domain in self.space.items()}
+        told |= {
+            "points": self.points,
+            "asked": self.asked,
+            "seeds": self.seeds,
+            "more seeds": self.more_seeds,
+        }
+        told |= {"early stopping": self.halving_description(), "equal within": self.equal_within}
+        told |= {"holdout": self.holdout, "confirm": self.confirm}
+        if told["early stopping"]:  # the price that money_seconds is made from may have changed since
+            kept = told["early stopping"].items()
+            told["early stopping"] = {key: value for key, value in kept if key != "money_seconds"}
         if self.draws_points:
             told |= {"search": self.search_name, "first points": self.first_points, "settings": self.settings}
         else:
             told["trials"] = len(self.trials())
-        return {name: json.dumps(value) for name, value in told.items()}
+        return told
 
     @functools.cached_property
     def fields(self) -> tuple[str, ...]:
@@ -626,6 +635,31 @@ class Study:
             return found
         known = min(self.settings, startup_points(self.space)) if self.is_adaptive else self.settings
         return list(self.searcher.planned(known))
+
+
+def _in_words(name: str, recorded: Mapping[str, Any]) -> str:
+    """A value of :meth:`Study._recorded` for people, in the words of the flag that gives it."""
+    value = recorded.get(name)
+    if name.startswith(_SWEEP):
+        return "not swept" if value is None else domain_text(domain_from_json(value))
+    if name == "early stopping" and value:
+        return Halving.from_description(value).text()
+    if name == "equal within" and value is not None:
+        return f"{100 * value:g} points"
+    if name in ("points", "first points") and value:
+        shown_points = [
+            ", ".join(f"{field}={value_label(point[field])}" for field in point) for point in value
+        ]
+        return " / ".join(
+            [*shown_points[:_MOST_POINTS_SHOWN], *(["…"] if len(value) > _MOST_POINTS_SHOWN else [])]
+        )
+    if isinstance(value, str):  # as it is: of a file of weights the end may be what differs
+        return value
+    return (
+        ", ".join(map(value_label, value)) or "none"
+        if isinstance(value, list | tuple)
+        else value_label(value)
+    )
 
 
 def trial_key(point: Mapping[str, Any], seed: int) -> str:

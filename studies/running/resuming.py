@@ -137,7 +137,8 @@ def continued(
         if now is not None and now != then:
             differences.append(f"{name} is {now}, was {then}")
     if data.fingerprint != started["study"]["data"]["fingerprint"]:
-        differences.append(f"data is {data.fingerprint}, was {started['study']['data']['fingerprint']}")
+        before_it = started["study"]["data"]["fingerprint"]
+        differences.append(f"its data has the fingerprint {data.fingerprint}, that one's {before_it}")
     if differences:
         raise UserError(
             f"{directory} holds another study ({'; '.join(differences)}): give this one another --name, "

@@ -95,11 +95,16 @@ def test_without_continue_a_name_is_used_once(
     [
         (["--epochs", "3"], "schedule.epochs is 3, was 2"),
         (["--trials", "2"], "trials is 2, was 6"),
-        (["--seeds", "2,all"], r"seeds is \[0, 1\], was \[0\]"),
+        (["--seeds", "2,all"], "seeds is 0, 1, was 0"),
         (["--set", "optimizer.momentum=0.8"], "optimizer.momentum is 0.8, was 0.9"),
         (
             ["--set", "optimizer.agc.clip_factor=0.01"],
-            r"swept optimizer.agc.clip_factor is \[0.01\], was \[0.01, 0",
+            "sweep of optimizer.agc.clip_factor is 0.01, was 0.01,0",
+        ),
+        (["--sweep", "optimizer.sam.rho=none,0.1"], "sweep of optimizer.sam.rho is none,0.1, was not swept"),
+        (
+            ["--early-stopping", "median"],
+            "early stopping is median:first_rung=1,eta=3,finalists=3, was synchronous:first_rung=1",
         ),
         (["--cpus-per-worker", "1"], "cpus per worker is 1, was 2"),
         (["--workers-per-trial", "2"], "workers per trial is 2, was 1"),
@@ -126,7 +131,7 @@ def test_other_data_is_refused(
     fingerprint = StudyState.read(journal.parent)[1]["study"]["data"]["fingerprint"]
     journal.write_text(journal.read_text().replace(fingerprint, "0123456789ab"))
     assert study("--name", "x", "--continue", data=few_digits) == 2
-    assert f"data is {fingerprint}, was 0123456789ab" in capsys.readouterr().err
+    assert f"its data has the fingerprint {fingerprint}, that one's 0123456789ab" in capsys.readouterr().err
     assert len(started) == 1
 
 

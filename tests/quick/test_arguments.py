@@ -196,7 +196,4 @@ def test_one_name_with_two_values_is_refused(capsys: pytest.CaptureFixture[str])
         said = capsys.readouterr().err
         assert f"--set {name} is given twice, as 0.1 and as 0.2: leave one of them out" in said
         assert said.count("\n") == 1
-    with pytest.raises(SystemExit):
-        study(["--tag", "team=a", "--tag", "team=b"])
-    assert "--tag team is given twice, as a and as b: leave one out" in capsys.readouterr().err
     assert settings_of([f"{clip}=0.1", f"{clip}=0.10"]) == {clip: 0.1}
