@@ -2,8 +2,8 @@
 
 A document is rendered by kubectl's own kustomize. It is then held to a schema in which an unknown field is an
 error: Kubernetes' own for its kinds (package kubernetes-validate), the CRDs' for KubeRay's, and for those of
-Prometheus' operator one of what is used here of its API; and to what KubeRay's operator refuses although the schema
-lets it pass.
+Prometheus' operator and of Kueue one of what is used here of their APIs; and to what KubeRay's operator refuses
+although the schema lets it pass.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 KUBERNETES = REPOSITORY / "deploy" / "kubernetes"
 APPLIED = sorted(
     path.parent
-    for pattern in ("overlays/*", "jobs/*", "monitoring")
+    for pattern in ("overlays/*", "jobs/*", "monitoring", "queues")
     for path in KUBERNETES.glob(f"{pattern}/*zation.yaml")
 )
 MONITORING = KUBERNETES / "monitoring"
@@ -69,8 +69,8 @@ def faults(document: Document) -> list[str]:
     if document["apiVersion"].startswith("ray.io/"):
         found = list(_schema_faults(document))
         return found or list(_operator_faults(document))  # the operator never sees what the schema refuses
-    if document["apiVersion"].startswith("monitoring.coreos.com/"):
-        validator = jsonschema.Draft202012Validator(_PROMETHEUS)
+    if document["apiVersion"].partition("/")[0] in ("monitoring.coreos.com", "kueue.x-k8s.io"):
+        validator = jsonschema.Draft202012Validator(_OTHERS.get(document["kind"], False))
         return [f"{_path(error.absolute_path)}: {error.message}" for error in validator.iter_errors(document)]
     found = []
     for version in KUBERNETES_VERSIONS:
@@ -172,8 +172,9 @@ def _path(parts: Any) -> str:
     return ".".join(map(str, parts)) or "document"
 
 
-# --- Prometheus' operator --------------------------------------------------------------------------------------------
-# PodMonitor and PrometheusRule of monitoring.coreos.com/v1, as its API reference describes them.
+# --- Prometheus' operator, Kueue -------------------------------------------------------------------------------------
+# PodMonitor and PrometheusRule of monitoring.coreos.com/v1, and ResourceFlavor, ClusterQueue and LocalQueue of
+# kueue.x-k8s.io/v1beta2, as their API references describe them.
 
 
 def _object(required: str = "", **fields: Document) -> Document:
@@ -226,17 +227,69 @@ _SPECS: Document = {
         ),
     ),
 }
-_PROMETHEUS: Document = {
-    "oneOf": [
+_NAME: Document = {"type": "string", "pattern": "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"}
+_QUANTITY: Document = {"type": "string", "pattern": r"^\d+([KMGT]i)?$"}
+
+
+def _one_of(*values: str) -> Document:
+    return {"enum": list(values)}
+
+
+_CLUSTER_QUEUE = _object(
+    # Without the namespaces no job of any is taken.
+    "namespaceSelector resourceGroups",
+    cohortName=_NAME,
+    namespaceSelector=_object(matchLabels=_TEXTS),
+    queueingStrategy=_one_of("StrictFIFO", "BestEffortFIFO"),
+    preemption=_object(
+        reclaimWithinCohort=_one_of("Never", "LowerPriority", "Any"),
+        withinClusterQueue=_one_of("Never", "LowerPriority", "LowerOrNewerEqualPriority"),
+    ),
+    resourceGroups=_list(
         _object(
-            "apiVersion kind metadata spec",
-            apiVersion={"const": "monitoring.coreos.com/v1"},
-            kind={"const": kind},
-            metadata=_object("name namespace labels", name=_TEXT, namespace=_TEXT, labels=_TEXTS),
-            spec=spec,
+            "coveredResources flavors",
+            coveredResources=_list(_TEXT),
+            flavors=_list(
+                _object(
+                    "name resources",
+                    name=_NAME,
+                    resources=_list(_object("name nominalQuota", name=_TEXT, nominalQuota=_QUANTITY)),
+                )
+            ),
         )
-        for kind, spec in _SPECS.items()
-    ]
+    ),
+)
+
+
+def _of(group: str, kind: str, metadata: Document, **fields: Document) -> Document:
+    return _object(
+        " ".join(("apiVersion kind metadata", *fields)),
+        apiVersion={"const": group},
+        kind={"const": kind},
+        metadata=metadata,
+        **fields,
+    )
+
+
+_KUEUE = "kueue.x-k8s.io/v1beta2"
+# ResourceFlavor and ClusterQueue belong to no namespace.
+_OTHERS: dict[str, Document] = {
+    kind: _of(
+        "monitoring.coreos.com/v1",
+        kind,
+        _object("name namespace labels", name=_TEXT, namespace=_TEXT, labels=_TEXTS),
+        spec=spec,
+    )
+    for kind, spec in _SPECS.items()
+} | {
+    "ResourceFlavor": _of(_KUEUE, "ResourceFlavor", _object("name", name=_NAME)),
+    "ClusterQueue": _of(_KUEUE, "ClusterQueue", _object("name", name=_NAME), spec=_CLUSTER_QUEUE),
+    "LocalQueue": _of(
+        _KUEUE,
+        "LocalQueue",
+        _object("name namespace", name=_NAME, namespace=_NAME),
+        spec=_object("clusterQueue", clusterQueue=_NAME),
+    ),
 }
 
 
