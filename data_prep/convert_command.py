@@ -41,8 +41,9 @@ def add_convert(commands: argparse._SubParsersAction[OneLineParser]) -> None:
 SOURCE is one of
   a folder of class folders of images;
   a folder with train/ and validation/ (or valid/, val/, test/; in upper or lower case), each with class folders;
-  Parquet files, or a folder of them, in the Hugging Face layout: a column image of
-  struct<bytes, path> and an integer label; train-*, validation-* and test-* name the splits;
+  Parquet files, or a folder of them, in the Hugging Face layout: a column of images,
+  struct<bytes, path>, and one of labels (numbers or texts); train-*, validation-* and test-*
+  name the splits;
   ImageNet (ILSVRC-2012) as it is distributed: ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and
   ILSVRC2012_devkit_t12.tar.gz, or a folder of the three; nothing is unpacked;
   CIFAR-10 or CIFAR-100, binary version: the .tar.gz, or the folder in it;
@@ -75,6 +76,11 @@ examples
     convert.add_argument(
         "--label-column", type=given_text, default="label", metavar="NAME",
         help="name of the column with the labels, in Parquet files or a CSV list (default: %(default)s)",
+    )  # fmt: skip
+    convert.add_argument(
+        "--image-column", type=given_text, metavar="NAME",
+        help="name of the column with the images, in Parquet files: of struct<bytes, path> or binary (default: the"
+        " only one of such a struct)",
     )  # fmt: skip
     convert.add_argument(
         "--write-mode", choices=get_args(WriteMode), default=EncodeSettings.write_mode,
@@ -140,7 +146,9 @@ def _convert(options: argparse.Namespace) -> None:
             say(f"note: {describe_unfinished(path)}")
     # Tasks on a cluster have other working folders.
     source_paths = [path.absolute() for path in options.source] if options.address else options.source
-    source = in_own_thread(lambda: open_source(source_paths, options.label_column, images_on_stderr))
+    source = in_own_thread(
+        lambda: open_source(source_paths, options.label_column, images_on_stderr, options.image_column)
+    )
     for note in source.notes:
         say(f"note: {note}")
     plan = plan_splits(source, options.holdout, options.validation_share)

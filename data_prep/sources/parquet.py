@@ -1,11 +1,14 @@
-"""Parquet files in the Hugging Face layout: an image column ``struct<bytes, path>`` and an integer label."""
+"""Parquet files in the Hugging Face layout: a column of images, ``struct<bytes, path>``, and one of labels.
+
+Labels are whole numbers or texts, such as ``cat``. A column of images may also be plain binary, if it is named.
+"""
 
 from __future__ import annotations
 
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,8 +48,10 @@ class _ParquetSplit:
         for path in self.files:
             try:
                 with pq.ParquetFile(path) as file:
-                    for batch in file.iter_batches(_BATCH_ROWS, columns=[f"{self.image_column}.bytes"]):
-                        encoded = batch.column(0).field("bytes")
+                    is_plain = _is_binary(file.schema_arrow.field(self.image_column).type)
+                    column = self.image_column if is_plain else f"{self.image_column}.bytes"
+                    for batch in file.iter_batches(_BATCH_ROWS, columns=[column]):
+                        encoded = batch.column(0) if is_plain else batch.column(0).field("bytes")
                         for position in np.flatnonzero(wanted[row : row + len(batch)]):
                             index = row + int(position)
                             load = _Loader(encoded[int(position)])
@@ -76,13 +81,14 @@ def is_shard(path: Path) -> bool:
     return path.suffix.lower() == ".parquet" and not is_left_out(path.name) and path.is_file()
 
 
-def holds_images(files: Sequence[Path]) -> bool:
+def holds_images(files: Sequence[Path], image_column: str | None = None) -> bool:
     """Whether one of the files has a column of images, or cannot be read; other tables may be next to image files."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        return any(_image_columns(pq.read_schema(path)) for path in files)
+        schemas = map(pq.read_schema, files)
+        return any(image_column in schema.names or _image_columns(schema) for schema in schemas)
     except (pa.ArrowException, OSError):
         return True
 
@@ -103,12 +109,15 @@ def shards_below(folder: Path) -> list[Path]:
     return shards
 
 
-def open_parquet(files: Sequence[Path], label_column: str) -> Source:
+def open_parquet(files: Sequence[Path], label_column: str, image_column: str | None = None) -> Source:
     """List Parquet files: names and labels are read, images are not.
 
     A file's split is taken from its name, or else from its folder's; files that name none are training data. A
-    test split is not read where there is a validation split, or where it has no labels. Class names come from the
-    ``huggingface`` metadata of the schema, else they are "0", "1", ….
+    test split is not read where there is a validation split, or where it has no labels. Where labels are texts these
+    are the classes. Else their names come from the ``huggingface`` metadata of the schema, or they are "0", "1", ….
+
+    Args:
+        image_column: the column of the images; None: the only one of the type ``struct<bytes, …>``.
 
     Raises:
         UserError: a column is missing, a file cannot be read, or a class has no training image.
@@ -129,20 +138,34 @@ def open_parquet(files: Sequence[Path], label_column: str) -> Source:
             if why is not None:
                 notes.append(f"the test split, {by_split.pop('test')[0].name}, is not read: {why}")
         read = [path for paths in by_split.values() for path in paths]
-        class_names, image_column = _read_schemas(read, label_column)
-        splits = {split: _open_split(paths, image_column, label_column) for split, paths in by_split.items()}
+        class_names, column = _read_schemas(read, label_column, image_column)
+        rows = {split: _read_rows(paths, column, label_column) for split, paths in by_split.items()}
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
             f"{files[0].parent}: its Parquet files cannot be read ({reason}); copy or download them again"
         ) from error
-    for split, found in splits.items():
-        if not found.names:
+    for split, (names, _) in rows.items():
+        if not names:
             raise UserError(f"{by_split[split][0]}: no rows in the {split} files; remove or fill them")
-    _check_labels(by_split["train"][0], splits["train"].labels, class_names)
-    if class_names is None:
-        class_names = tuple(str(label) for label in range(int(splits["train"].labels.max()) + 1))
-    return Source("Parquet", class_names, splits, tuple(notes))
+    labels = {split: given for split, (_, given) in rows.items()}
+    if labels["train"].dtype == object:
+        class_names = _check_texts(by_split["train"][0], labels)
+        number_of = {text: number for number, text in enumerate(class_names)}
+        labels = {
+            split: np.array([number_of[text] for text in given], np.int64) for split, given in labels.items()
+        }
+    else:
+        _check_labels(by_split["train"][0], labels["train"], class_names)
+        if class_names is None:
+            class_names = tuple(str(label) for label in range(int(labels["train"].max()) + 1))
+    splits = {
+        split: _ParquetSplit(tuple(by_split[split]), column, names, labels[split])
+        for split, (names, _) in rows.items()
+    }
+    # A conversion with other images does not resume this one.
+    kind = f"Parquet, images of {image_column}" if image_column else "Parquet"
+    return Source(kind, class_names, splits, tuple(notes))
 
 
 def _split_of(path: Path) -> str:
@@ -162,7 +185,7 @@ def _why_not_tested_with(by_split: dict[str, list[Path]], label_column: str) -> 
             return "it has no labels"
         with pq.ParquetFile(path) as file:
             labels = file.read(columns=[label_column]).column(label_column)
-        if any(label.is_valid and label.as_py() != -1 for label in labels):
+        if any(label.is_valid and label.as_py() not in (-1, "") for label in labels):
             return None
     return "it has no labels"
 
@@ -181,7 +204,27 @@ def _check_labels(path: Path, labels: np.ndarray, class_names: tuple[str, ...] |
     )
 
 
-def _read_schemas(files: Sequence[Path], label_column: str) -> tuple[tuple[str, ...] | None, str]:
+def _check_texts(path: Path, labels: Mapping[str, np.ndarray]) -> tuple[str, ...]:
+    """The classes of labels that are texts, in the texts' order, or in that of the numbers that all of them are.
+
+    Raises UserError for a class without a training image.
+    """
+    texts = {str(text) for given in labels.values() for text in given}
+    are_numbers = all(text.isascii() and text.isdecimal() for text in texts)
+    class_names = tuple(sorted(texts, key=lambda text: (int(text), text) if are_numbers else (0, text)))
+    trained = set(labels["train"])
+    missing = next((name for name in class_names if name not in trained), None)
+    if missing is not None:
+        raise UserError(
+            f"{path.parent}: no training image has label '{missing}', which other splits have: is a file missing? If "
+            "not, leave those images out"
+        )
+    return class_names
+
+
+def _read_schemas(
+    files: Sequence[Path], label_column: str, image_column: str | None
+) -> tuple[tuple[str, ...] | None, str]:
     """Class names, if there are any, and the image column; the same in every file, or an error."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -195,22 +238,35 @@ def _read_schemas(files: Sequence[Path], label_column: str) -> tuple[tuple[str, 
             raise UserError(
                 f"{path}: cannot be read as Parquet ({reason}); copy or download it again"
             ) from error
-        found.add((_class_names(schema, label_column), _image_column(path, schema)))
-        _check_label_column(path, schema, label_column)
+        column = _image_column(path, schema, image_column)
+        kind = _kind_of_label(path, schema, label_column)
+        found.add((_class_names(schema, label_column), column, kind))
     if len(found) > 1:
         raise UserError(
             f"{files[0].parent}: the files' columns or class names differ; convert one data set at a time"
         )
-    return found.pop()
+    class_names, column, _ = found.pop()
+    return class_names, column
 
 
-def _image_column(path: Path, schema: pa.Schema) -> str:
+def _image_column(path: Path, schema: pa.Schema, asked: str | None) -> str:
     columns = _image_columns(schema)
+    binary = [field.name for field in schema if _is_binary(field.type)]
+    if asked is not None:
+        if asked in (*columns, *binary):
+            return asked
+        has = f"it has {', '.join([*columns, *binary])}" if columns or binary else "no column is"
+        raise UserError(
+            f"{path}: --image-column {asked}: no column of that name is binary or a struct with bytes; {has}"
+        )
     if len(columns) > 1:
-        raise UserError(f"{path}: it has the image columns {', '.join(columns)}; leave out all but one")
+        raise UserError(
+            f"{path}: it has the image columns {', '.join(columns)}; choose one with --image-column"
+        )
     if not columns:
-        binary = [field.name for field in schema if _is_binary(field.type)]
-        hint = f"; {binary[0]} is binary: put it into such a struct" if binary else ""
+        hint = (
+            f"; {binary[0]} is binary: if it holds images, give --image-column {binary[0]}" if binary else ""
+        )
         raise UserError(
             f"{path}: it needs one image column of type struct<bytes: binary, path: string>, and has none among"
             f" {', '.join(schema.names)}{hint}"
@@ -236,21 +292,38 @@ def _is_binary(kind: pa.DataType) -> bool:
     return types.is_binary(kind) or types.is_large_binary(kind)
 
 
-def _check_label_column(path: Path, schema: pa.Schema, label_column: str) -> None:
+def _is_text(kind: pa.DataType) -> bool:
+    import pyarrow.types as types
+
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    return types.is_string(kind) or types.is_large_string(kind)
+
+
+def _kind_of_label(path: Path, schema: pa.Schema, label_column: str) -> str:
+    """``numbers`` or ``texts``. Raises UserError if the column is missing, or holds neither."""
     import pyarrow.types as types
 
     integers = [field.name for field in schema if types.is_integer(field.type)]
+    texts = [field.name for field in schema if _is_text(field.type)]
     if label_column in integers:
-        return
-    others = (
-        f"; its integer columns: {', '.join(integers)}; choose one with --label-column" if integers else ""
-    )
+        return "numbers"
+    if label_column in texts:
+        return "texts"
+    others = [
+        f"{', '.join(columns)} ({kind})"
+        for columns, kind in ((integers, "numbers"), (texts, "texts"))
+        if columns
+    ]
+    way = f"; choose one with --label-column: {', '.join(others)}" if others else ""
     if label_column in schema.names:
         kind = schema.field(label_column).type
-        way = others or "; number the classes, or list the images in a CSV, where labels may be names"
-        raise UserError(f"{path}: column '{label_column}' holds {kind}, but labels are whole numbers{way}")
+        way = way or "; number the classes, or name them"
+        raise UserError(
+            f"{path}: column '{label_column}' holds {kind}, but labels are whole numbers or texts{way}"
+        )
     way = (
-        others or f"; it has {', '.join(schema.names)}: add a column of whole numbers, a label for each image"
+        way
+        or f"; it has {', '.join(schema.names)}: add a column of labels, a number or a text for each image"
     )
     raise UserError(f"{path}: no column '{label_column}'{way}")
 
@@ -264,23 +337,30 @@ def _class_names(schema: pa.Schema, label_column: str) -> tuple[str, ...] | None
         return None
 
 
-def _open_split(files: Sequence[Path], image_column: str, label_column: str) -> _ParquetSplit:
+def _read_rows(files: Sequence[Path], image_column: str, label_column: str) -> tuple[list[str], np.ndarray]:
+    """Names and labels of the rows of some files; labels are int64, or objects if they are texts."""
     import pyarrow.parquet as pq
 
     given: list[str | None] = []
     places: list[str] = []
     labels = []
     for path in files:
-        has_path = pq.read_schema(path).field(image_column).type.get_field_index("path") >= 0
+        kind = pq.read_schema(path).field(image_column).type
+        has_path = not _is_binary(kind) and kind.get_field_index("path") >= 0
         columns = [label_column] + ([f"{image_column}.path"] if has_path else [])
         with pq.ParquetFile(path) as file:
             table = file.read(columns=columns)
         label = table.column(label_column)
-        if label.null_count:
-            rows = f"{count(label.null_count, 'row')} {agree(label.null_count, 'has', 'have')} no label"
+        is_text = _is_text(label.type)
+        texts = label.to_pylist() if is_text else []
+        missing = sum(not (text and text.strip()) for text in texts) if is_text else label.null_count
+        if missing:
+            rows = f"{count(missing, 'row')} {agree(missing, 'has', 'have')} no label"
             raise UserError(f"{path}: {rows}; remove them or label them")
         # Not to_numpy: that imports pandas, which takes 2 s.
-        labels.append(np.from_dlpack(label.combine_chunks()).astype(np.int64))
+        labels.append(
+            np.array(texts, object) if is_text else np.from_dlpack(label.combine_chunks()).astype(np.int64)
+        )
         given += (
             [image["path"] if image else None for image in table.column(image_column).to_pylist()]
             if has_path
@@ -290,4 +370,4 @@ def _open_split(files: Sequence[Path], image_column: str, label_column: str) -> 
     # A path that several rows have, such as image.png, names none of them. What is held out is drawn by the names.
     times = Counter(given)
     names = [name if name and times[name] == 1 else place for name, place in zip(given, places, strict=True)]
-    return _ParquetSplit(tuple(files), image_column, names, np.concatenate(labels))
+    return names, np.concatenate(labels)

@@ -27,12 +27,15 @@ IMAGE = pa.array([{"bytes": b"x", "path": "x"}] * 2)
     ("columns", "message"),
     [
         ({"label": [0, 1]}, "it needs one image column"),
-        ({"picture": [b"x", b"y"], "label": [0, 1]}, "and has none among picture, label; picture is binary: put it"),
-        ({"image": IMAGE}, "no column 'label'; it has image: add a column of whole numbers"),
-        ({"image": IMAGE, "fine": [0, 1]}, "no column 'label'; its integer columns: fine; choose one with --label-co"),
-        ({"image": IMAGE, "label": ["a", "b"]}, "column 'label' holds string, but labels are whole numbers; number"),
-        ({"image": IMAGE, "label": ["a", "b"], "n": [0, 1]}, "labels are whole numbers; its integer columns: n; choo"),
-        ({"image": IMAGE, "second": IMAGE, "label": [0, 1]}, "the image columns image, second; leave out all but one"),
+        ({"picture": [b"x", b"y"], "label": [0, 1]}, "picture is binary: if it holds images, give --image"),
+        ({"image": IMAGE}, "no column 'label'; it has image: add a column of labels"),
+        ({"image": IMAGE, "fine": [0, 1]}, "no column 'label'; choose one with --label-column: fine (numbers)"),
+        ({"image": IMAGE, "label": [0.5, 1]}, "column 'label' holds double, but labels are whole numbers or texts; n"),
+        ({"image": IMAGE, "label": [0.5, 1], "n": [0, 1]}, "or texts; choose one with --label-column: n (numbers)"),
+        ({"image": IMAGE, "label": ["a", " "]}, "1 row has no label"),
+        ({"image": IMAGE, "label": ["a", None]}, "1 row has no label"),
+        ({"image": IMAGE, "label": ["a", "a"]}, "only one class"),
+        ({"image": IMAGE, "second": IMAGE, "label": [0, 1]}, "image columns image, second; choose one with --image-c"),
         ({"image": IMAGE, "label": [0, None]}, "1 row has no label"),
         ({"image": IMAGE, "label": [0, 0]}, "only one class"),
         ({"image": IMAGE, "label": [0, 5]}, "no training image has label 1, but the labels are 0 to 5: is a file mi"),
@@ -67,6 +70,73 @@ def test_a_class_of_parquet_files_without_a_training_image_is_named(tmp_path: Pa
         UserError, match=r"no training image has label 1 \('cow'\), but the labels are 0 to 2"
     ):
         open_source([tmp_path / "source"], "label")
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "class_names", "labels"),
+    [
+        (["dog", "cat"], ["cat", "cat"], ("cat", "dog"), [1, 0]),
+        (pa.array(["dog", "cat"]).dictionary_encode(), ["dog", "cat"], ("cat", "dog"), [1, 0]),
+        (pa.array(["dog", "cat"], pa.large_string()), ["dog", "cat"], ("cat", "dog"), [1, 0]),
+        (["10", "9"], ["10", "9"], ("9", "10"), [1, 0]),
+    ],
+)
+def test_labels_of_parquet_files_may_be_texts(
+    tmp_path: Path, train: object, validation: object, class_names: tuple[str, ...], labels: list[int]
+) -> None:
+    for split, given in (("train", train), ("validation", validation)):
+        write_parquet(tmp_path / f"{split}-0.parquet", pa.table({"image": IMAGE, "species": given}))
+    source = open_source([tmp_path], "species")
+    assert source.class_names == class_names
+    assert source.splits["train"].labels.tolist() == labels
+    assert source.splits["train"].labels.dtype == "int64"
+
+
+def test_a_text_without_a_training_image_is_named(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "train-0.parquet", pa.table({"image": IMAGE, "label": ["cat", "dog"]}))
+    write_parquet(tmp_path / "validation-0.parquet", pa.table({"image": IMAGE, "label": ["cat", "cow"]}))
+    with pytest.raises(UserError, match="no training image has label 'cow', which other splits have"):
+        open_source([tmp_path], "label")
+    write_parquet(tmp_path / "validation-0.parquet", pa.table({"image": IMAGE, "label": [0, 1]}))
+    with pytest.raises(UserError, match="the files' columns or class names differ"):
+        open_source([tmp_path], "label")
+
+
+def test_an_unlabelled_test_split_of_texts_is_not_read(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "train-0.parquet", pa.table({"image": IMAGE, "label": ["cat", "dog"]}))
+    write_parquet(tmp_path / "test-0.parquet", pa.table({"image": IMAGE, "label": ["", ""]}))
+    assert open_source([tmp_path], "label").notes == (
+        "the test split, test-0.parquet, is not read: it has no labels",
+    )
+
+
+@pytest.mark.parametrize("kind", ["struct", "binary", "large_binary"])
+def test_the_column_of_images_may_be_chosen(
+    tmp_path: Path, encode: Encode, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    encoded = [encode(number) for number in range(8)]
+    columns = {
+        "struct": [{"bytes": image, "path": None} for image in encoded],
+        "binary": pa.array(encoded, pa.binary()),
+        "large_binary": pa.array(encoded, pa.large_binary()),
+    }
+    other = pa.array([{"bytes": b"no image", "path": "x"}] * 8)
+    table = pa.table({"mask": other, "picture": columns[kind], "label": 4 * ["a", "b"]})
+    write_parquet(tmp_path / "source" / "train.parquet", table)
+    assert convert(tmp_path / "source", tmp_path / "out", "--image-column", "picture") == 0
+    assert "Parquet, images of picture: 8 images" in capsys.readouterr().out
+    assert convert(tmp_path / "source", tmp_path / "b", "--image-column", "image") == 2
+    assert "--image-column image: no column of that name is binary or a struct with bytes; it has mask" in (
+        capsys.readouterr().err
+    )
+
+
+def test_a_column_of_images_is_for_parquet_files_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "list.csv").write_text("path,label\nlist.csv,a\n")
+    assert convert(tmp_path / "list.csv", tmp_path / "out", "--image-column", "picture") == 2
+    assert "--image-column picture is for Parquet files, and SOURCE is: CSV list" in capsys.readouterr().err
 
 
 LABELLED = {"image": IMAGE, "label": [0, 1]}
