@@ -1,8 +1,9 @@
 """A process that runs the beginning of a trial on its real data, and says how long each part took.
 
 ``python -m nfnet_ray.training.trial_probe`` reads a JSON object from standard input (``recipe``: the Recipe's values,
-``threads``, ``workers`` of the trial) and writes one JSON object a line, each as soon as it is known, so that whoever
-started it (:mod:`nfnet_ray.study.cost.probe_process`) has what was measured until then if it ends the process.
+``threads``, ``workers`` of the trial, and ``gpu``: whether it runs on one) and writes one JSON object a line, each as
+soon as it is known, so that whoever started it (:mod:`nfnet_ray.study.cost.probe_process`) has what was measured until
+then if it ends the process.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import tempfile
 import time
 from collections.abc import Iterator
 from typing import Any
+
+import torch
 
 from nfnet_ray.data.batch import TrainBatch
 from nfnet_ray.data.files.dataset import Dataset, open_dataset
@@ -43,7 +46,9 @@ def main() -> None:
     asked = json.load(sys.stdin)
     say({"imported": True})
     with tempfile.TemporaryDirectory(prefix="nfnet_ray-probe-") as folder:
-        context = PlainContext(checkpoints=folder, threads=asked["threads"])
+        # Else a GPU that torch cannot use would be taken for none, and the pace of the cores for that of the GPU.
+        device = torch.device("cuda" if asked["gpu"] else "cpu")
+        context = PlainContext(checkpoints=folder, threads=asked["threads"], device=device)
         asked_recipe = with_published_values(Recipe.from_values(asked["recipe"]))
         recipe = with_pinned_network(with_pinned_weights(asked_recipe))
         dataset = open_dataset(recipe.data.path)

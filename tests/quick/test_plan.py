@@ -8,6 +8,7 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
+import torch
 from rich.console import Console
 
 from nfnet_ray.cluster.connection.resources import Resources, WorkerResources
@@ -116,3 +117,28 @@ def test_a_trial_without_a_gpu_is_measured_without_one(monkeypatch: pytest.Monke
         probe_process.probe(Recipe(), 1, 1, gpu)
     environment = start.call_args.kwargs["env"]
     assert environment == (dict(os.environ) if gpu else {**os.environ, "CUDA_VISIBLE_DEVICES": ""})
+
+
+def test_a_trial_is_not_measured_on_the_cores_where_torch_cannot_use_the_gpus(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(plan_text, "probe_at_once", Mock(side_effect=AssertionError))
+    monkeypatch.setattr(plan_text, "gpu_problem", lambda: "NVIDIA's driver is too old for torch")
+    here = Resources(1, 8, 1, 16.0, "8 CPU cores, 1 GPU", ((8, 1),))
+    monkeypatch.setattr(plan_text, "local_resources", lambda: here)
+    study, request = Study("s", "?", Recipe(), {"batch_size": (100,)}), Mock(address=None)
+    estimate = plan_text._estimate(
+        request, study, DATA, tmp_path, here, WorkerResources(1, 7, 1.0), 1, Console()
+    )
+    assert estimate.paces == {}
+    assert "torch cannot use this machine's GPUs: NVIDIA's driver is too old for torch" in estimate.source
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine's GPUs can be used")
+def test_a_probe_that_is_to_use_a_gpu_says_why_it_cannot(few_digits: Path) -> None:
+    recipe = Recipe().with_values(
+        {"model.name": "nfnet_pico", "data.path": str(few_digits), "batch_size": 16}
+    )
+    measured = probe_process.probe(recipe, 1, 1, gpu=True)
+    assert measured.step_seconds == ()
+    assert "CUDA" in measured.trouble or "NVIDIA" in measured.trouble

@@ -96,8 +96,8 @@ def probe_at_once(recipe: Recipe, threads: int, workers: int, gpu: bool, copies:
 def probe(recipe: Recipe, threads: int, workers: int, gpu: bool, most_seconds: float = MOST_SECONDS) -> Probe:
     """Runs the beginning of a trial in a process, for at most ``most_seconds``.
 
-    ``workers`` of the trial share its batch; the probe is one of them, with ``threads``. Without ``gpu`` it takes none,
-    even if this machine has some.
+    ``workers`` of the trial share its batch; the probe is one of them, with ``threads``. With ``gpu`` it runs on one,
+    or says why it cannot; without, it takes none, even if this machine has some.
     """
     result, started = Probe(), time.monotonic()
     with subprocess.Popen(
@@ -113,7 +113,7 @@ def probe(recipe: Recipe, threads: int, workers: int, gpu: bool, most_seconds: f
         assert process.stderr is not None
         lines, errors = _Lines(process.stdout), _Lines(process.stderr)
         try:
-            asked = {"recipe": recipe.to_values(), "threads": threads, "workers": workers}
+            asked = {"recipe": recipe.to_values(), "threads": threads, "workers": workers, "gpu": gpu}
             with suppress(BrokenPipeError), process.stdin:
                 process.stdin.write(json.dumps(asked))
             while (line := lines.next_until(started + most_seconds)) is not None:

@@ -15,6 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from data_prep.digits import write_digits
+from nfnet_ray.cluster.connection.gpu_driver import gpu_problem
 from nfnet_ray.cluster.connection.resources import Resources, WorkerResources, workers_on_a_gpu
 from nfnet_ray.cluster.connection.session import local_resources, memory_bytes_here, ray_session
 from nfnet_ray.command_line.terminal import say, say_whole, waiting
@@ -299,6 +300,9 @@ def _estimate(
         return Estimate(
             {}, f"no earlier run in {storage} is like it, and this machine has no GPU to measure a trial on"
         )
+    if worker.gpus and (problem := gpu_problem()):
+        said = f"no earlier run in {storage} is like it, and torch cannot use this machine's GPUs: {problem}"
+        return Estimate({}, said)
     # Trials that share the memory of one machine slow each other down; those on GPUs of their own hardly do.
     shared = request.address is None and not worker.gpus and worker.workers == 1
     copies = min(places, MOST_PROBES_AT_ONCE) if shared else 1
