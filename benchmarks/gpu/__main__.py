@@ -63,7 +63,7 @@ COMPILE_LIMIT = 150.0  # of NFNet-F0's forms, which compile together
 FORM_LIMIT = 20.0  # of one compiled form, from its release on
 LEAST_FOR_RATIO = 75.0  # less is not enough to compile F1 and B7
 RELEASED_FORMS_TIME = 30.0  # what the compiled forms of the ratio are left
-COMPILE_THREADS = "4"  # of each form: six compile at once, on 16 cores
+COMPILE_THREADS = "4"  # of each form: seven compile at once, on 16 cores
 DEFAULT_SECONDS = 360.0
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from benchmarks.gpu.machine import Machine
 from nfnet_ray.data.batch import TrainBatch
-from nfnet_ray.models import model_of
+from nfnet_ray.models import layers, model_of
 from nfnet_ray.models.published import published_recipe, resolve
 from nfnet_ray.models.weights.pretrained import set_training_mode
 from nfnet_ray.recipe import ResolvedRecipe
@@ -87,6 +90,26 @@ def captured_step(
     """The step as a run does it, with the sums of an epoch: captured by ``graphs``, or kernel by kernel."""
     context = PlainContext(device=machine.device, threads=machine.threads)
     return CapturedStep(step, EpochSums(context), recipe, context, graphs)
+
+
+@contextlib.contextmanager
+def grouped_convolutions_in_slices() -> Iterator[None]:
+    """In it each group of a grouped convolution of ours is a dense convolution of a slice of the channels.
+
+    On an H100 cuDNN's grouped convolutions may take longer, in particular backward; the slices are copied. A network
+    compiled in it stays so.
+    """
+    whole = layers._same_conv2d
+
+    def sliced(x_NCHW: Tensor, weight: Tensor, bias: Tensor | None, stride: int, groups: int) -> Tensor:
+        if groups == 1:
+            return whole(x_NCHW, weight, bias, stride, 1)
+        biases = [None] * groups if bias is None else bias.chunk(groups)
+        parts = zip(x_NCHW.chunk(groups, 1), weight.chunk(groups), biases, strict=True)
+        return torch.cat([whole(*part, stride, 1) for part in parts], 1)
+
+    with mock.patch.object(layers, "_same_conv2d", sliced):
+        yield
 
 
 def random_batch(
