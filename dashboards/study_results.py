@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dashboards.trained_network import WhichEpoch, trained_network
 from nfnet_ray.analysis import (
     StudyRecord,
     best_per_stratum,
@@ -22,13 +23,14 @@ from nfnet_ray.analysis import (
 )
 from nfnet_ray.analysis import load_study as load_record
 from nfnet_ray.analysis.comparability import comparability
-from nfnet_ray.command_line.python_arguments import a_flag, a_list, a_path, a_text
+from nfnet_ray.command_line.python_arguments import a_flag, a_list, a_path, a_text, one_of
 from nfnet_ray.errors import UserError
 from nfnet_ray.metric import METRIC
 from nfnet_ray.places import in_words
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure as PlotlyFigure
+    from torch import nn
 
     from dashboards.figures.painting import Theme
     from dashboards.page import Chart
@@ -93,6 +95,29 @@ class StudyResults(StudyRecord):
         )
         panels = [(chart.title, shown_at_first(chart.figure)) for chart in charts]
         return plotly_figure(panels, levels(self).labels, chart_colors(self, theme), theme)
+
+    def load_model(self, trial: str | None = None, *, epoch: WhichEpoch = "last") -> nn.Module:
+        """The network that a trial has trained, on the CPU and in evaluation mode.
+
+        It has the weights that the trial's accuracy was measured with: the moving average, where the Recipe has one. It
+        takes normalised images (N, 3, H, W), which :func:`nfnet_ray.data.normalise.normalise` makes from bytes, and
+        returns logits (N, classes). A network of one's own is built by the code that the study has kept.
+
+        >>> study = nfnet_ray.load_study("first_try")                              # doctest: +SKIP
+        >>> best = study.trials.loc[study.trials["last_top1"].idxmax(), "trial"]   # doctest: +SKIP
+        >>> network = study.load_model(best)                                       # doctest: +SKIP
+
+        Args:
+            trial: its name in the table ``trials``; it may be left out if there is only one.
+            epoch: ``last``, of which the accuracies in all tables are, or ``best``: the epoch with the highest
+                accuracy.
+
+        Raises:
+            UserError: there is no such trial, it has finished no epoch, its checkpoint is gone or damaged, or the
+                record is that of an export, which has none.
+        """
+        which: WhichEpoch = one_of("epoch", epoch, ("last", "best"))  # type: ignore[assignment]
+        return trained_network(self, trial, which)
 
     def save_figures(self, folder: str | Path, names: Sequence[str] | None = None) -> list[Path]:
         """Writes figures as SVG and PDF, as wide as the column of a paper, and returns the paths.

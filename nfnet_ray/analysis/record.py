@@ -82,6 +82,7 @@ class StudyRecord:
         extensions: the commands that have extended the study.
         notes: what people have said about the study.
         tags: {key: value} that people have given it.
+        folder: where it was read from; None in a record of several studies.
     """
 
     study: StudyDescription
@@ -112,6 +113,7 @@ class StudyRecord:
     measured_under: Mapping[str, Conditions] = field(default_factory=dict)
     own_values: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     parts: Mapping[str, StudyRecord] = field(default_factory=dict)
+    folder: Path | None = None
 
     def __repr__(self) -> str:
         """Which study it is and how far it got, on a line: a notebook shows this, and the tables would fill pages."""
@@ -247,9 +249,9 @@ def study_folder(study: str | Path) -> Path:
 def _load(study: str | Path) -> StudyRecord:
     folder = study_folder(study)
     if not is_exported(folder):
-        return study_record(*StudyState.read(folder))
+        return replace(study_record(*StudyState.read(folder)), folder=folder)
     # An export does not say when its trials began and ended.
-    return replace(study_record(*read_exported(folder)), idle=None)
+    return replace(study_record(*read_exported(folder)), idle=None, folder=folder)
 
 
 def study_record(state: StudyState, started: StudyStarted, *, with_epochs: bool = True) -> StudyRecord:

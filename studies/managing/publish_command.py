@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
-import torch
 from rich.console import Console
 
+from dashboards.study_results import load_study
 from nfnet_ray.command_line.terminal import say, say_whole, waiting
 from nfnet_ray.data.files.beton import RAW
 from nfnet_ray.data.files.dataset import Dataset, open_dataset
 from nfnet_ray.errors import UserError
-from nfnet_ray.models import model_of
-from nfnet_ray.models.own.source import COPIES_FOLDER, source_of, use_copies_in
+from nfnet_ray.models.own.source import source_of
 from nfnet_ray.models.published import resolve
-from nfnet_ray.models.weights.pretrained import load_pretrained
-from nfnet_ray.printable import display_path
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.serving import classifier
-from nfnet_ray.study.study import TRIALS_FOLDER
-from nfnet_ray.tracking.descriptions import StudyDescription
 from nfnet_ray.tracking.destination.experiment import experiment_of
 from nfnet_ray.tracking.destination.uri_check import check_tracking_uri
 from nfnet_ray.tracking.events import study_id
@@ -34,8 +26,6 @@ from nfnet_ray.tracking.runs.inputs import dataset_digest, dataset_name
 from nfnet_ray.tracking.runs.model_flavor import ALIAS, PublishedModel, model_name, publish
 from nfnet_ray.tracking.spool import SPOOL_FILE, Spool
 from nfnet_ray.tracking.state import StudyState, TrialProgress
-from nfnet_ray.training.checkpoints.checkpoint import CheckpointStore
-from nfnet_ray.training.checkpoints.storage import without_secrets
 
 
 def publish_best(directory: Path, console: Console) -> None:
@@ -59,12 +49,10 @@ def publish_best(directory: Path, console: Console) -> None:
     plans = {**state.plans, **state.further}
     plan = plans[trial.name]
     recipe = resolve(Recipe.from_values({**study["recipe"], **plan["recipe"], **plan["point"]}))
-    with waiting(console, "Publishing …"), weights_file(directory, study, trial) as weights:
+    with waiting(console, "Publishing …"):
         dataset = open_dataset(study["data"]["path"], study["data"]["fingerprint"])
-        use_copies_in(directory / COPIES_FOLDER)
+        network = load_study(directory).load_model(trial.name)
         source = source_of(recipe.model.name) if recipe.model.is_own else None
-        network = model_of(recipe.model, len(dataset.class_names))
-        load_pretrained(network, weights, "loaded")
         description = classifier.Description.of(dataset, recipe.data)
         name = model_name(experiment_of(started))
         version, is_best = publish(
@@ -72,7 +60,7 @@ def publish_best(directory: Path, console: Console) -> None:
             run_id,
             name,
             PublishedModel(
-                network=network.eval(),
+                network=network,
                 write_files=description.write,
                 loader=classifier.__name__,
                 column=classifier.IMAGE_COLUMN,
@@ -102,32 +90,6 @@ def _best(state: StudyState, metric: str, directory: Path) -> TrialProgress:
     if not finished:
         raise UserError(f"{directory}: no trial has finished, so there is no network to publish")
     return max(finished, key=lambda trial: trial.last(metric) or 0.0)
-
-
-@contextmanager
-def weights_file(directory: Path, study: StudyDescription, trial: TrialProgress) -> Iterator[Path]:
-    """The checkpoint of the trial's last epoch as a file; a copy, if checkpoints are kept in an object store.
-
-    Raises UserError if it is gone.
-    """
-    folder = directory / TRIALS_FOLDER / trial.name / "checkpoints"
-    elsewhere = study.get("checkpoints")
-    local = [folder, *sorted(folder.glob("epochs-*"))]
-    for place in [elsewhere] if elsewhere else [str(place) for place in local if place.is_dir()]:
-        store = CheckpointStore(place)
-        for entry in store.entries():
-            if entry.epoch != trial.epoch:
-                continue
-            if "://" not in place:
-                yield Path(place) / f"{entry.name}.pt"
-                return
-            with TemporaryDirectory() as scratch:
-                copied = Path(scratch) / f"{entry.name}.pt"
-                torch.save(store.load(entry), copied)
-                yield copied
-            return
-    place = without_secrets(elsewhere) if elsewhere else display_path(folder)
-    raise UserError(f"{place}: the checkpoint of epoch {trial.epoch} of {trial.name} is gone")
 
 
 def _requirements(directory: Path) -> list[str]:

@@ -38,7 +38,7 @@ ARROWS = {
     "study": {"cohorts", "models", "data", "tracking"},
     "cluster": {"training", "study"},
     "analysis": {"study"},  # whose rules it replays
-    "dashboards": {"analysis", "models"},
+    "dashboards": {"analysis", "models", "training"},  # the network that a trial has trained
     "data_prep": {"data", "cluster"},
     "studies": {
         "cluster",

@@ -115,7 +115,7 @@ def test_loop_is_read_in_one_sitting() -> None:
         ("nfnet_ray", "import mlflow"),
         ("studies.agc_sweep", "from ray import tune"),
         ("studies.agc_sweep", "from benchmarks import step"),
-        ("dashboards.report", "from nfnet_ray.training import train"),
+        ("dashboards.report", "from nfnet_ray.cluster.driver import run_trials"),
         ("nfnet_ray.errors", "from nfnet_ray.recipe import Recipe"),
         ("nfnet_ray.training.utils", ""),
         ("data_prep.common.paths", ""),

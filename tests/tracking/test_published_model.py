@@ -23,6 +23,7 @@ import torch
 from mlflow import MlflowClient
 from PIL import Image
 
+from dashboards.study_results import load_study
 from nfnet_ray.data.files.dataset import check_dataset, open_dataset
 from nfnet_ray.data.loading.loader import EvalLoader
 from nfnet_ray.data.normalise import normalise
@@ -33,11 +34,10 @@ from nfnet_ray.study.study import TRIALS_FOLDER
 from nfnet_ray.tracking.journal import JOURNAL_FILE
 from nfnet_ray.tracking.sink import MLflowSink
 from nfnet_ray.tracking.spool import SPOOL_FILE, Spool
-from nfnet_ray.tracking.state import StudyState
 from nfnet_ray.training.checkpoints.checkpoint import CheckpointStore
 from studies.base_recipe import recipe_for
 from studies.managing.commands import main
-from studies.managing.publish_command import image_file, weights_file
+from studies.managing.publish_command import image_file
 from tests.deadlines import HANG_SECONDS, wait_until
 from tests.ports import unused_port
 from tests.tracking.example_study import study_started, trial_events, write_journal
@@ -165,17 +165,14 @@ def test_it_is_in_the_experiment_of_its_run_and_its_files_are_beside_the_databas
 
 def test_weights_that_are_kept_elsewhere_are_fetched(published: Published, tmp_path: Path) -> None:
     store = CheckpointStore(f"file://{tmp_path}")
-    state, started = StudyState.read(published.directory)
-    trial, study = state.trials[TRIAL], started["study"]
-    study["checkpoints"] = store.place
-    with (
-        pytest.raises(UserError, match="the checkpoint of epoch 1 of agc_sweep-00 is gone"),
-        weights_file(published.directory, study, trial),
-    ):
-        pass
-    store.save({"model": {"a": torch.ones(2)}}, step=1, epoch=1, time=0.0, metric=0.5)
-    with weights_file(published.directory, study, trial) as path:
-        assert torch.equal(torch.load(path, weights_only=True)["model"]["a"], torch.ones(2))
+    record = load_study(published.directory)
+    own = record.load_model(TRIAL)
+    record.study["checkpoints"] = store.place
+    with pytest.raises(UserError, match="the checkpoint of any epoch of agc_sweep-00 is gone"):
+        record.load_model(TRIAL)
+    store.save({"model": own.state_dict(), "step": {}}, step=1, epoch=1, time=0.0, metric=0.5)
+    fetched = record.load_model(TRIAL).state_dict()
+    assert all(torch.equal(tensor, fetched[name]) for name, tensor in own.state_dict().items())
 
 
 def test_an_experiments_name_need_not_be_a_models(

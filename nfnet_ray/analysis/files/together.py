@@ -62,6 +62,7 @@ def together(records: Sequence[Record]) -> Record:
         measured_under=_by_trial(parts, "measured_under"),
         own_values=_by_trial(parts, "own_values"),
         parts=parts,
+        folder=None,
     )
     conditions = (STUDY,) if len(comparability(merged).axes) > 1 else ()
     return replace(merged, conditions=conditions)

@@ -137,13 +137,28 @@ class CheckpointStore:
         ``read`` is called after each piece of it that is read.
         """
         for entry in self.entries():
-            reason = self._damage(entry, read)
+            reason = self.damage(entry, read)
             if reason is None:
                 return entry
             logger.warning(
                 "checkpoint %s/%s.pt is damaged (%s): using the one before it", self.place, entry.name, reason
             )
         return None
+
+    def damage(self, entry: Entry, read: Callable[[], object] = lambda: None) -> str | None:
+        """Why the bytes are not those that were written; None if they are. ``read`` as of :meth:`latest_sound`."""
+        try:
+            with self._storage.open(f"{entry.name}.pt") as file:
+                found, digest = 0, hashlib.blake2b(digest_size=16)
+                while piece := file.read(_PIECE_BYTES):
+                    digest.update(piece)
+                    found += len(piece)
+                    read()
+        except OSError as error:
+            return error.strerror or str(error)
+        if found != entry.bytes:
+            return f"{found} bytes, not {entry.bytes}"
+        return None if digest.hexdigest() == entry.blake2b else "its bytes are not those that were written"
 
     def load(self, entry: Entry, read: Callable[[], object] = lambda: None) -> State:
         """The state, on the CPU. Only tensors and plain values are read: no code in a file is run.
@@ -179,20 +194,6 @@ class CheckpointStore:
             for name in self._storage.names():
                 if _STATE.fullmatch(name) and name.removesuffix(".pt") not in known:
                     self._storage.remove(name)
-
-    def _damage(self, entry: Entry, read: Callable[[], object]) -> str | None:
-        try:
-            with self._storage.open(f"{entry.name}.pt") as file:
-                found, digest = 0, hashlib.blake2b(digest_size=16)
-                while piece := file.read(_PIECE_BYTES):
-                    digest.update(piece)
-                    found += len(piece)
-                    read()
-        except OSError as error:
-            return error.strerror or str(error)
-        if found != entry.bytes:
-            return f"{found} bytes, not {entry.bytes}"
-        return None if digest.hexdigest() == entry.blake2b else "its bytes are not those that were written"
 
     def _remove_old(self) -> None:
         entries = self.entries()
