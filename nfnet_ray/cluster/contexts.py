@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
     from nfnet_ray.training.context import FormNotes
     from nfnet_ray.training.form.forms import Choice
+    from nfnet_ray.training.form.kept import KeptGraphs
 
 PROGRESS_INTERVAL_SECONDS = 5.0
 SECONDS_BETWEEN_READS = 1.0
@@ -59,6 +60,7 @@ class _WorkerContext:
 
     shares_batches = True
     """With the other trials on its node. A worker that has no partner there shares nothing, and pays nothing."""
+    kept_graphs: KeptGraphs | None = None
 
     def __init__(self, config: WorkerConfig, rank: int, world_size: int, device: torch.device) -> None:
         from nfnet_ray.training.checkpoints.checkpoint import CheckpointStore
@@ -151,10 +153,13 @@ class TuneContext(_WorkerContext):
     trial to Tune, go with its name.
     """
 
-    def __init__(self, config: WorkerConfig, lane: str | None = None) -> None:
+    def __init__(
+        self, config: WorkerConfig, lane: str | None = None, kept_graphs: KeptGraphs | None = None
+    ) -> None:
         import torch
 
         self._lane = lane
+        self.kept_graphs = kept_graphs
         gpu = config["resources"]["gpus"] > 0
         super().__init__(config, rank=0, world_size=1, device=torch.device("cuda" if gpu else "cpu"))
 

@@ -16,12 +16,12 @@ from ray import tune
 from nfnet_ray.cluster.exit_rules import is_fault, keep_trace
 from nfnet_ray.cluster.mailbox import Register, remove_run
 from nfnet_ray.cluster.messages import STOP, FinalReport, WorkerConfig, lanes_of, of_lane, said_result
-from nfnet_ray.cluster.worker import Memory, train_alone, train_cohort_alone
+from nfnet_ray.cluster.worker import Memory, forget_graphs, train_alone, train_cohort_alone
 from nfnet_ray.places import lost_place
 
 T = TypeVar("T")
 
-_memory = Memory()
+_memory = Memory(forget_graphs)
 """Of this process, over all the trials that it trains."""
 
 

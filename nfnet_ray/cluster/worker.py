@@ -6,11 +6,12 @@ The driver imports this module too, so torch is imported in the functions.
 from __future__ import annotations
 
 import ctypes
+import functools
 import gc
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -44,6 +45,7 @@ from nfnet_ray.models.own.source import COPIES_FOLDER, use_copies_in
 from nfnet_ray.recipe import Recipe
 
 if TYPE_CHECKING:
+    from nfnet_ray.training.form.kept import KeptGraphs
     from nfnet_ray.training.measurement.clock import Clock
     from nfnet_ray.training.run import Spent
     from nfnet_ray.training.watchdog import Hang, Watchdog
@@ -64,7 +66,7 @@ def train_alone(config: WorkerConfig, started_at: float) -> FinalReport:
     """Trains in a Tune trial of one worker. ``started_at`` is the trial's start by ``time.perf_counter``."""
     from nfnet_ray.training.measurement.clock import Clock
 
-    clock, context = Clock(started_at), TuneContext(config)
+    clock, context = Clock(started_at), TuneContext(config, kept_graphs=_kept_graphs())
     with context.listening(), _watchdog(clock, config):
         report = _train(config, context, clock)
     _leave_if_preempted([report.outcome], [context])
@@ -78,6 +80,7 @@ def train_cohort_alone(configs: Sequence[WorkerConfig], started_at: float) -> li
     from nfnet_ray.training.cohort import train_cohort
     from nfnet_ray.training.measurement.clock import Clock
 
+    forget_graphs()
     first = configs[0]
     clock, contexts = Clock(started_at), [TuneContext(config, config["name"]) for config in configs]
     with ExitStack() as stack:
@@ -99,6 +102,19 @@ def train_cohort_alone(configs: Sequence[WorkerConfig], started_at: float) -> li
             return [_refusal(error)] * len(configs)
     _leave_if_preempted([outcome.state for outcome in outcomes], contexts)
     return [FinalReport(outcome.state, outcome.reason, outcome.epochs) for outcome in outcomes]
+
+
+@functools.cache
+def _kept_graphs() -> KeptGraphs:
+    """Of this process, over all the trials of one worker that it trains."""
+    from nfnet_ray.training.form.kept import KeptGraphs
+
+    return KeptGraphs()
+
+
+def forget_graphs() -> None:
+    """Frees the memory that the last trial has left to the next one, which then captures its step itself."""
+    _kept_graphs().drop()
 
 
 def _leave_if_preempted(outcomes: Sequence[str], contexts: Sequence[TuneContext]) -> None:
@@ -223,9 +239,13 @@ def train_in_group(config: WorkerConfig, slot: SlotConfig, legs_before: int, mem
 
 
 class Memory:
-    """The memory that a process holds between two legs, compared with that after its first leg."""
+    """The memory that a process holds between two legs, compared with that after its first leg.
 
-    def __init__(self) -> None:
+    ``let_go`` frees what is held for the next leg alone.
+    """
+
+    def __init__(self, let_go: Callable[[], None] = lambda: None) -> None:
+        self._let_go = let_go
         self._first: int | None = None
         self.has_grown = False
         """Whether it had grown too much after a leg, so that a new process has to train the next one."""
@@ -238,6 +258,7 @@ class Memory:
         most = max(LEAST_GROWTH * self._first, self._first + LEAST_GROWTH_BYTES)
         if held_bytes() < most:
             return None
+        self._let_go()
         gc.collect()  # now alone: between legs it takes a tenth of a second
         give_back_memory()
         held = held_bytes()

@@ -10,6 +10,7 @@ form with scalars takes other operations and rounds otherwise, so a CPU, which c
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -92,6 +93,11 @@ class DeviceRates:
         self._filled: dict[tuple[str, ...], list[float]] = {}
         scalars = dict(zip(_REAL, self._reals.unbind(), strict=True))
         self.rates = Rates(**scalars, **dict(zip(_WHOLE, self._wholes.unbind(), strict=True)))
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All that has the values: two tensors, and the scalars, which are views of them."""
+        yield from (self._reals, self._wholes)
+        yield from (getattr(self.rates, name) for name in (*_REAL, *_WHOLE))
 
     def fill(self, rates: Rates) -> None:
         """Gives :attr:`rates` the values of ``rates``, which are floats, for what is put on the device's queue next.

@@ -11,6 +11,8 @@ it was captured from. What has to hold for that:
   which each has a graph: LookSAM has two, and progressive image sizes have one for each size.
 * Memory within a graph is used again by the others, which share a pool. So nothing that outlives a step is made there.
 
+The next run of the process may replay them, too (``form/kept.py``).
+
 Where a step cannot be captured, or capturing fails, the steps are done kernel by kernel, and the log says why.
 """
 
@@ -205,6 +207,18 @@ class _Graph(Generic[R]):
     replay: Callable[[], None]
     result: R
     """What it writes."""
+    step: Step[R]
+    """What it was captured from, which keeps alive what it reads besides, such as indices brought to the device."""
+    peak_bytes: float
+    """The largest memory that the step took before it was captured. A replay takes it, too; no counter sees it."""
+
+
+@dataclass(frozen=True)
+class Captured(Generic[R]):
+    """The graphs of a run, and what adds to them."""
+
+    graphs: dict[Hashable, _Graph[R]]
+    recorder: Recorder
 
 
 class CapturedStep(Generic[R]):
@@ -221,7 +235,7 @@ class CapturedStep(Generic[R]):
         self._recorder = recorder
         self.refusal: str | None = None
         self.peak_bytes = 0.0
-        """The largest memory that a step took before it was captured. A replay takes it, too; no counter sees it."""
+        """The largest memory that a step of this run took within a graph."""
         self._graphs: dict[Hashable, _Graph[R]] = {}
         self._warmed_up: set[torch.Size] = set()
         reason = _obstacle(recipe, context, step)
@@ -269,7 +283,17 @@ class CapturedStep(Generic[R]):
             static.copy_(given, non_blocking=True)
         graph.replay()
         self._step.number += 1
+        self.peak_bytes = max(self.peak_bytes, graph.peak_bytes)
         return graph.result
+
+    def captured(self) -> Captured[R] | None:
+        """What another run may go on with, in the memory of this one; None if there is nothing."""
+        return Captured(self._graphs, self._recorder) if self._recorder and self._graphs else None
+
+    def go_on_with(self, captured: Captured[R]) -> None:
+        """Replays the graphs of a run whose memory is this one's now."""
+        if self._recorder:
+            self._graphs, self._recorder = captured.graphs, captured.recorder
 
     def _key(self, batch: TrainBatch) -> Hashable:
         """Steps of one key are the same for the device, whatever their batches hold."""
@@ -304,8 +328,7 @@ class CapturedStep(Generic[R]):
             recorder.rehearse(act)
         results.clear()
         replay = recorder.record(act)
-        self.peak_bytes = max(self.peak_bytes, recorder.peak_bytes())
-        self._graphs[self._key(batch)] = _Graph(static, replay, results[0])
+        self._graphs[self._key(batch)] = _Graph(static, replay, results[0], self._step, recorder.peak_bytes())
 
     @contextlib.contextmanager
     def _unchanged(self) -> Iterator[None]:

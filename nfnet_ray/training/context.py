@@ -18,6 +18,7 @@ from nfnet_ray.processor import available_cpus
 from nfnet_ray.training.checkpoints.checkpoint import DEFAULT_KEPT, CheckpointStore, Kept
 from nfnet_ray.training.form.artifacts import CompiledFiles
 from nfnet_ray.training.form.forms import Choice
+from nfnet_ray.training.form.kept import KeptGraphs
 
 Metrics = Mapping[str, float]
 # The training time that a failure loses at most, since the end of an epoch is saved anyway.
@@ -79,6 +80,13 @@ class Context(Protocol):
     @property
     def compiled_files(self) -> CompiledFiles | None:
         """What other runs have compiled, and this one may read and add to; None: it compiles for itself alone."""
+
+    @property
+    def kept_graphs(self) -> KeptGraphs | None:
+        """What the run before has captured in this process; None: each run captures for itself.
+
+        A run that goes on with it overwrites the network that the run before has returned.
+        """
 
     @property
     def seconds_between_checkpoints(self) -> float | None:
@@ -148,6 +156,7 @@ class PlainContext:
     world_size = 1
     replicas = 1
     compiled_files = None
+    kept_graphs: KeptGraphs | None = None
 
     def __init__(
         self,

@@ -123,6 +123,11 @@ class Gradient:
         self._scope = sam.perturbation or ("global" if sam.method == "looksam" else "replica")
 
     @property
+    def drop_rates(self) -> Tensor | None:
+        """Those of an NFNet, on the device; other networks have theirs as floats in their layers."""
+        return self._drop_rates
+
+    @property
     def repeats_draws(self) -> bool:
         """Whether a step sets torch's generator back, to draw the same in two passes."""
         sam = self._recipe.optimizer.sam

@@ -247,5 +247,6 @@ def ended(run: Run, at: Position, state: Ending, reason: str | None = None) -> O
         # Changed data may be why.
         together(run.dataset.check_unchanged, run.context)
         metrics |= run.clock.metrics()
+    run.leave_graphs()
     average = run.step.average.model if run.step.average else None
     return Outcome(state, at.epoch, metrics, run.model, average, reason)

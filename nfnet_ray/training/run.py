@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nfnet_ray.data.batch import TrainBatch
 from nfnet_ray.data.draws import network_seed
@@ -124,6 +124,30 @@ class Run:
         if files and self.context.rank == 0:
             files.save(name)
 
+    # ---- What the next run of this process may go on with -----------------------------------------------------------
+
+    def memory(self) -> Iterator[Tensor]:
+        """All on the device that a captured step reads or writes and that belongs to this run."""
+        yield from (*self.step.tensors(), *self.step.numbers(), *self.sums.tensors())
+
+    def take_graphs(self) -> None:
+        """Goes on with the graphs of the run before, if its steps were the same but for their numbers."""
+        kept = self.context.kept_graphs
+        captured = kept and kept.take(self.recipe, self.memory(), reads_drop_rates=self.step.reads_drop_rates)
+        if captured:
+            self.captured_step.go_on_with(captured)
+
+    def leave_graphs(self) -> None:
+        """Leaves its graphs to the next run. This one does no more steps."""
+        kept = self.context.kept_graphs
+        if kept and self.lanes is None:
+            kept.keep(
+                self.recipe,
+                self.memory(),
+                self.captured_step.captured(),
+                reads_drop_rates=self.step.reads_drop_rates,
+            )
+
     # ---- What a checkpoint keeps, and how it is restored ------------------------------------------------------------
 
     def save(self, at: Position, *, paused: bool = False) -> None:
@@ -207,6 +231,8 @@ def open_run(
     change a result are set. The metrics of the checkpoint's epoch are reported again: the first report may have been
     lost with the worker. Raises UserError for a checkpoint of another Recipe or other data.
     """
+    if context.kept_graphs:
+        context.kept_graphs.drop_unless_for(recipe)
     before = saver.latest()
     if before:
         check_same(before, recipe, dataset.fingerprint, force=force_resume)
@@ -219,6 +245,7 @@ def open_run(
         reset_process(recipe.seed, context.threads)
     resolved = resolve(recipe).with_values(vars(choice.form))
     run = _built(resolved, recipe.to_values(), choice, dataset, context, clock, saver, sharing, beside)
+    run.take_graphs()
     if before is None:
         if spent:
             run.clock.resume(spent.clock)

@@ -207,10 +207,25 @@ class TrainStep:
         yield from self._statistics()
         if self.average:
             yield from self.average.model.parameters()
-        for state in self.optimizer.state.values():
-            yield from (part for part in state.values() if isinstance(part, Tensor))
+        # In this order whatever checkpoint the state was loaded from.
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                state = sorted(self.optimizer.state.get(parameter, {}).items())
+                yield from (part for _, part in state if isinstance(part, Tensor))
         yield from self._gradient.look_direction.state_dict()["direction"]
         yield from self.clipping_counts.state_dict().values()
+
+    @property
+    def reads_drop_rates(self) -> bool:
+        """Whether the network reads its drop rates on the device."""
+        return self._gradient.drop_rates is not None
+
+    def numbers(self) -> Iterator[Tensor]:
+        """The Recipe's numbers that a step reads on the device, and its rates. It is the same tensors as well."""
+        if self._device_rates:
+            yield from self._device_rates.tensors()
+        if self._gradient.drop_rates is not None:
+            yield self._gradient.drop_rates
 
     def unify_statistics(self) -> None:
         """Gives all workers the running statistics of the first one's normalisation layers, if there are any."""

@@ -35,6 +35,8 @@ from nfnet_ray.cluster.messages import (
 )
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.study.study import Study
+from nfnet_ray.training import cohort
+from nfnet_ray.training.form.kept import KeptGraphs
 from tests.cluster.test_messages import head as head
 from tests.deadlines import wait_until
 
@@ -139,6 +141,48 @@ def test_memory_that_is_free_is_given_back_before_a_process_is_replaced() -> Non
     assert memory.growth("it") is None
     assert worker.held_bytes() - before < held / 2
     assert last
+
+
+def test_what_is_held_for_the_next_leg_is_let_go_before_a_process_is_replaced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    held = [1.0, 1.0, 5.0, 1.5]
+    monkeypatch.setattr(worker, "held_bytes", lambda: held[0] * 2**30)
+    memory = worker.Memory(let_go=lambda: held.pop(0) and None)
+    assert memory.growth("it") is None
+    assert len(held) == 4
+    del held[:2]
+    assert memory.growth("it") is None
+    assert held == [1.5]
+    assert not memory.has_grown
+
+
+def test_trials_of_a_process_leave_their_graphs_to_the_next_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """But not to a cohort, which needs the memory and has graphs of its own."""
+    (trial,) = Study("s", "?", Recipe(), {}).trials()
+    config = worker_config(trial, "0", tmp_path, WorkerResources(1, 1, 0.0))
+    kept: list[KeptGraphs | None] = []
+
+    def train(_config: Any, context: TuneContext, _clock: Any) -> FinalReport:
+        kept.append(context.kept_graphs)
+        return FinalReport("finished", None, 1)
+
+    def train_cohort(_recipes: Any, contexts: list[TuneContext], *_: Any, **__: Any) -> list[Any]:
+        kept.extend(context.kept_graphs for context in contexts)
+        return []
+
+    monkeypatch.setattr(worker, "_train", train)
+    monkeypatch.setattr(cohort, "train_cohort", train_cohort)
+    worker.train_alone(config, 0.0)
+    worker.train_alone(config, 0.0)
+    assert kept[0] is kept[1]
+    assert kept[0] is not None
+    kept[0].keep(Recipe(), [], "graphs", reads_drop_rates=True)
+    worker.train_cohort_alone([config], 0.0)
+    assert kept[2:] == [None]
+    assert kept[0].take(Recipe(), [], reads_drop_rates=True) is None
 
 
 def test_all_trials_of_a_process_are_trained_by_one_thread(

@@ -68,6 +68,8 @@ def _agreed(recipe: Recipe, dataset: Dataset, context: Context, sign_of_life: Ca
     steps = recipe.schedule.epochs * batches_per_epoch(images, recipe.batch_size)
 
     def choose(notes: FormNotes) -> Choice:
+        if context.kept_graphs:
+            context.kept_graphs.drop()  # what is timed needs their memory
         plain = PlainContext(device=context.device, gpu_share=context.gpu_share, threads=context.threads)
         choice = fastest_form(share, classes, steps, plain, notes)
         own = share.with_values(vars(choice.form))
