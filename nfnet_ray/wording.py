@@ -98,6 +98,20 @@ def percent(fraction: float) -> str:
     return _UNKNOWN if math.isnan(fraction) else f"{100 * fraction:.1f}%"
 
 
+def decimal(number: float, digits: int = 1, *, sign: bool = False) -> str:
+    """A number that may be negative, with a minus and not a hyphen, and without a sign where it is rounded to 0.
+
+    >>> decimal(-0.31, 2), decimal(1.25, sign=True), decimal(-0.04), decimal(0.04, sign=True), decimal(math.nan)
+    ('−0.31', '+1.2', '0.0', '0.0', '–')
+    """
+    if math.isnan(number):
+        return _UNKNOWN
+    text = f"{abs(number):.{digits}f}"
+    if not float(text):
+        return text
+    return f"{'−' if number < 0 else '+' if sign else ''}{text}"
+
+
 def storage_size(size_bytes: int) -> str:
     """A number of bytes, in kB, MB or GB of powers of ten, as disks are sold.
 

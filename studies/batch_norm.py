@@ -46,8 +46,8 @@ images, nfnet_pico at 32 px, float32, two cores of an Intel Xeon; ``studies/resu
     batch  normaliser-free  batch normalisation  difference
         2             37.5                 15.1  22.4 (17.6 to 27.3)
         4             39.1                 33.7  5.4 (1.5 to 9.3)
-        8             41.2                 41.3  -0.1 (-2.2 to 2.0)
-       64             45.5                 45.5  -0.1 (-3.0 to 2.8)
+        8             41.2                 41.3  −0.1 (−2.2 to 2.0)
+       64             45.5                 45.5  −0.1 (−3.0 to 2.8)
 
 With batches of 2 and 4 batch normalisation loses 22 and 5 points, and from 8 on the two cannot be told apart. Smaller
 batches cost the normaliser-free network accuracy, too: the learning rate is proportional to the batch, and nothing else

@@ -14,7 +14,7 @@ from dashboards.figures.time_charts import Figure
 from nfnet_ray.analysis.effects.best_so_far import ORDERS
 from nfnet_ray.analysis.effects.response import Response
 from nfnet_ray.tracking.labels import value_label
-from nfnet_ray.wording import count, percent
+from nfnet_ray.wording import count, decimal, percent
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -331,11 +331,12 @@ def pair_figure(table: pd.DataFrame, names: dict[str, str]) -> Figure:
                     [
                         ""
                         if cell is None
-                        else f"{100 * cell['interaction']:+.1f} points beyond the sum of their effects"
+                        else f"{decimal(100 * cell['interaction'], sign=True)} points beyond the sum of their effects"
                         + (
                             ""
                             if math.isnan(cell["low"])
-                            else f" ({100 * cell['low']:+.1f} to {100 * cell['high']:+.1f})"
+                            else f" ({decimal(100 * cell['low'], sign=True)} to "
+                            f"{decimal(100 * cell['high'], sign=True)})"
                         )
                         for cell in row
                     ]

@@ -41,7 +41,7 @@ from nfnet_ray.errors import UserError
 from nfnet_ray.metric import METRIC
 from nfnet_ray.tracking.labels import ABSENT, point_label
 from nfnet_ray.tracking.swept import winner_fields
-from nfnet_ray.wording import agree, count, percent
+from nfnet_ray.wording import agree, count, decimal, percent
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -298,8 +298,8 @@ def contenders(record: StudyRecord) -> tuple[list[dict[str, Any]], dict[str, str
                 points.append(_own_point(other))
                 continue
             dropped[names[_key(other.point)]] = (
-                f"dropped after 1 seed: {100 * found.difference:.1f} points below the best (95% interval "
-                f"{100 * low:.1f} to {100 * high:.1f}, with {_spread_words(record)})"
+                f"dropped after 1 seed: {decimal(100 * found.difference)} points below the best (95% interval "
+                f"{decimal(100 * low)} to {decimal(100 * high)}, with {_spread_words(record)})"
             )
     return points, dropped
 

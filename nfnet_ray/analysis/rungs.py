@@ -16,7 +16,7 @@ from nfnet_ray.metric import METRIC
 from nfnet_ray.recipe import ScheduleRecipe
 from nfnet_ray.study.halving import Halving
 from nfnet_ray.tracking.labels import ABSENT, point_label
-from nfnet_ray.wording import count, percent
+from nfnet_ray.wording import count, decimal, percent
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,7 +55,8 @@ class RungSummary:
         found, parts = self.correlation, []
         if not math.isnan(found.value):
             parts.append(
-                f"rank correlation with the end {found.value:.2f} (95% interval {found.low:.2f} to {found.high:.2f}, "
+                f"rank correlation with the end {decimal(found.value, 2)} (95% interval {decimal(found.low, 2)} to "
+                f"{decimal(found.high, 2)}, "
                 f"{count(found.trials, 'trial')} that finished)"
             )
         if not math.isnan(self.regret):

@@ -17,7 +17,7 @@ from nfnet_ray.errors import UserError
 from nfnet_ray.printable import printable
 from nfnet_ray.tracking.conditions.of_trial import COMMIT_DIGITS
 from nfnet_ray.tracking.labels import point_label, value_label
-from nfnet_ray.wording import count, percent
+from nfnet_ray.wording import count, decimal, percent
 from studies.managing.documents import print_document
 from studies.managing.facts import domain_words
 from studies.managing.folders import read_folder_or_export
@@ -126,7 +126,7 @@ def _difference(setting: SharedSetting) -> str:
 
 def _points(fraction: float) -> str:
     """A difference of accuracies in percentage points, with its sign: ``+1.2``, ``−0.3``."""
-    return f"{100 * fraction:+.1f}".replace("-", "−")
+    return decimal(100 * fraction, sign=True)
 
 
 def _verdict(setting: SharedSetting) -> Text:

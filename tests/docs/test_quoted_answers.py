@@ -17,6 +17,7 @@ import nfnet_ray
 from nfnet_ray.analysis.frontier import time_sentences
 from nfnet_ray.analysis.inference.paired import paired_difference
 from nfnet_ray.analysis.setting import SettingResult, setting_results
+from nfnet_ray.wording import decimal
 
 STUDIES = Path(__file__).resolve().parents[2] / "studies"
 RESULTS = STUDIES / "results"
@@ -131,8 +132,8 @@ def batch_norm_cifar10() -> Iterable[str]:
         assert without.images is not None
         assert normalised.images is not None
         apart = paired_difference(without.images.correct, normalised.images.correct)
-        low, high = 100 * apart.low, 100 * apart.high
-        yield f"{batch} {top1(without)} {top1(normalised)} {100 * apart.value:.1f} ({low:.1f} to {high:.1f})"
+        value, low, high = (decimal(100 * part) for part in (apart.value, apart.low, apart.high))
+        yield f"{batch} {top1(without)} {top1(normalised)} {value} ({low} to {high})"
 
 
 def curves() -> Iterable[str]:

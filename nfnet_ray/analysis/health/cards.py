@@ -26,7 +26,7 @@ from nfnet_ray.study.halving import Halving
 from nfnet_ray.study.space import domain_from_json, domain_text, domain_to_json, unconditional
 from nfnet_ray.study.space.domains import Domain, Range, When
 from nfnet_ray.tracking.labels import ABSENT, point_label, value_label
-from nfnet_ray.wording import agree, count, in_a_row, percent
+from nfnet_ray.wording import agree, count, decimal, in_a_row, percent
 
 Status = Literal["good", "look", "bad"]
 
@@ -292,7 +292,10 @@ def _rungs(record: StudyRecord) -> Iterator[HealthCard]:
     if first is None or math.isnan(first.correlation.value):
         return
     found = first.correlation
-    how = f"Spearman's rank correlation {found.value:.2f}, 95% interval {found.low:.2f} to {found.high:.2f}"
+    how = (
+        f"Spearman's rank correlation {decimal(found.value, 2)}, 95% interval {decimal(found.low, 2)} to "
+        f"{decimal(found.high, 2)}"
+    )
     cost = "" if math.isnan(first.regret) else f"; choosing there would cost {100 * first.regret:.1f} points"
     if found.value >= DOUBT:
         said = f"The order {first.where} is much like that at the end ({how}){cost}."
@@ -377,7 +380,8 @@ def _published(record: StudyRecord, answers: Sequence[BestSetting]) -> Iterator[
             return
         own = next((found for found in answer.contrasts if is_own(found.other.point)), None)
         if own is not None and own.low <= 0:
-            gain = f"{100 * own.difference:.1f} points (95% interval {100 * own.low:.1f} to {100 * own.high:.1f})"
+            low, high = decimal(100 * own.low), decimal(100 * own.high)
+            gain = f"{decimal(100 * own.difference)} points (95% interval {low} to {high})"
             yield _not_beaten(record, answer, f"cannot be told from the best one, which gains {gain}")
             return
         met = met or own is not None
