@@ -26,6 +26,8 @@ from studies.running.started_event import command_line, without_secrets
 # (kuberay#5211); there a driver that was asked to stop has 60 s to keep its checkpoints; and a file server keeps the
 # lock of a machine that is gone for 90 s (the lease of NFS 4 on Linux).
 SECONDS_FOR_AN_EARLIER_ATTEMPT = 120.0
+# More epochs of a training that has finished: its learning rate has fallen to zero, so there is nothing to resume.
+FROM_ITS_WEIGHTS = "--name NEW --set model.weights=CHECKPOINT --set model.classifier=loaded"
 CHECKPOINTS_FOLDER = "checkpoints"  # in the folder of a trial (nfnet_ray/cluster/messages.py)
 
 
@@ -52,11 +54,13 @@ def refuse_with_begun(request: Request) -> None:
         asked = {name: value for name, value in asked.items() if name not in _EXTENDS}
     given = [name for name, value in asked.items() if value is not None]
     if given:
-        instead = (
-            f"extend the study by it with --extend {request.begun} in place of {flag} {request.begun}, "
-            if request.can_extend and given[0] in _ADDS
-            else ""
-        )
+        instead = ""
+        if request.can_extend and given[0] in _ADDS:
+            instead = (
+                f"extend the study by it with --extend {request.begun} in place of {flag} {request.begun}, "
+            )
+        elif given[0] == "--epochs":  # of a training
+            instead = f"train on from its weights with {FROM_ITS_WEIGHTS}, "
         raise UserError(
             f"{given[0]} cannot be changed with {flag} {request.begun}: leave it out, {instead}or start a new one "
             f"without {flag}"

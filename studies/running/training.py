@@ -25,6 +25,7 @@ from studies.base_recipe import batch_size_for, recipe_for
 from studies.running.checks import MOST_BYTES_BELOW_A_TRIAL
 from studies.running.names import name_for_run
 from studies.running.request import Request
+from studies.running.resuming import FROM_ITS_WEIGHTS
 from studies.running.runner import EXIT_FAILED_TRIALS, Ending, Runner, RunningStudy, WorkerDemand
 
 DEFAULT_MODEL = "nfnet_pico"
@@ -99,9 +100,12 @@ class TrainingRequest(Request):
         (trial,) = progress.members
         another = "start a new training, without --resume and --force"
         if recipe != before and trial.state in ENDED_FOR_GOOD:
+            from_weights = (
+                f", or one from its weights: {FROM_ITS_WEIGHTS}" if trial.state == "finished" else ""
+            )
             raise UserError(
                 f"{study.name} has {trial.state} after {count(trial.epoch, 'epoch')}, so that other settings change "
-                f"nothing: {another}"
+                f"nothing: {another}{from_weights}"
             )
         if recipe.seed != before.seed:
             raise UserError(

@@ -55,7 +55,10 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
         (["--force"], "--force goes with --resume"),
         (["--resume", "nothing"], "no study is here"),
         (["--resume", "nothing", "--workers", "2"], "--workers cannot be changed"),
-        (["--resume", "nothing", "--epochs", "2"], "--epochs cannot be changed"),
+        (
+            ["--resume", "nothing", "--epochs", "2"],
+            "train on from its weights with --name NEW",
+        ),
         (["--resume", "nothing", "--force", "--model", "nfnet_f0"], "--model cannot be changed"),
         (["--set", "optimizer.agc.clip=1"], "optimizer.agc.clip_factor"),
     ],
@@ -105,6 +108,7 @@ def test_a_training_is_a_study_of_one_trial_and_remembers_what_was_forced_upon_i
     ("state", "settings", "message"),
     [
         ("finished", {"schedule.epochs": 9}, "run has finished after 6 epochs, so that other settings change nothing"),
+        ("finished", {"schedule.epochs": 9}, "from its weights: --name NEW --set model.weights=CHECKPOINT"),
         ("diverged", {"optimizer.momentum": 0.5}, "run has diverged after 6 epochs"),
         ("interrupted", {"schedule.epochs": 5}, "run has been trained for 6 epochs, so that it cannot end after 5"),
         ("interrupted", {"seed": 6}, "--set seed=6: run began with 5, which --force cannot change: start a new"),
