@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from nfnet_ray.study.space import Range, SameAs, When
     from nfnet_ray.study.study import Study
     from studies.running.from_python import run
+    from studies.running.planning.study_plan import StudyPlan
 
 __all__ = [
     "Halving",
@@ -32,6 +33,7 @@ __all__ = [
     "Recipe",
     "SameAs",
     "Study",
+    "StudyPlan",
     "StudyRecord",
     "StudyResults",
     "UserError",
@@ -52,6 +54,7 @@ _DEFINED_IN = {
     "Recipe": "nfnet_ray.recipe",
     "SameAs": "nfnet_ray.study.space",
     "Study": "nfnet_ray.study.study",
+    "StudyPlan": "studies.running.planning.study_plan",
     "StudyRecord": "nfnet_ray.analysis.record",
     "StudyResults": "dashboards.study_results",
     "UserError": "nfnet_ray.errors",

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, overload
 
 from dashboards.study_results import StudyResults, load_study
 from nfnet_ray.command_line.interruption import EXIT_INTERRUPTED, interruptible
@@ -27,18 +27,24 @@ from nfnet_ray.command_line.terminal import new_console
 from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.errors import UserError
 from nfnet_ray.study.annotations import note_text, tag_pair
-from nfnet_ray.study.halving import SCHEDULES, Schedule
+from nfnet_ray.study.halving import SCHEDULES, Halving, Schedule
 from nfnet_ray.study.space import Domain
 from nfnet_ray.study.space.sweep_text import parse_domain
 from nfnet_ray.study.study import MOST_SETTINGS, Study
 from nfnet_ray.tracking.destination.uri import without_password
 from studies.running import run as one_path
 from studies.running.names import MOST_SEEDS, seeds_text, study_name
+from studies.running.planning.study_plan import StudyPlan
 from studies.running.program import StudyFactory, StudyProgram
 from studies.running.request import CAPS, DEFAULT_STORAGE, Request
 from studies.running.trials import StudyRequest
 
 
+@overload
+def run(
+    study: Study | StudyFactory | StudyProgram | None = None, *, plan: Literal[True], **arguments: Any
+) -> StudyPlan: ...
+@overload
 def run(
     study: Study | StudyFactory | StudyProgram | None = None,
     *,
@@ -50,7 +56,7 @@ def run(
     earlier: str | os.PathLike[str] | None = None,
     settings: Mapping[str, Any] | None = None,
     sweep: Mapping[str, Domain | Sequence[Any] | str] | None = None,
-    early_stopping: str | None = None,
+    early_stopping: Halving | str | None = None,
     schedule: Literal["truncated", "stretched"] | None = None,
     equal_within: float | None = None,
     holdout: float | None = None,
@@ -75,8 +81,48 @@ def run(
     max_gpu_hours: float | None = None,
     max_cost: float | None = None,
     price_per_hour: float | None = None,
+    plan: Literal[False] = False,
     **own: Any,
-) -> StudyResults:
+) -> StudyResults: ...
+def run(
+    study: Study | StudyFactory | StudyProgram | None = None,
+    *,
+    data: str | os.PathLike[str] | None = None,
+    epochs: int | None = None,
+    trials: int | None = None,
+    seeds: int | str | None = None,
+    search: str | None = None,
+    earlier: str | os.PathLike[str] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    sweep: Mapping[str, Domain | Sequence[Any] | str] | None = None,
+    early_stopping: Halving | str | None = None,
+    schedule: Literal["truncated", "stretched"] | None = None,
+    equal_within: float | None = None,
+    holdout: float | None = None,
+    confirm: int | None = None,
+    storage: str | os.PathLike[str] = DEFAULT_STORAGE,
+    name: str | None = None,
+    may_continue: bool = False,
+    resume: str | None = None,
+    extend: str | None = None,
+    address: str | None = None,
+    tracking_uri: str | None = None,
+    workers_per_trial: int | Sequence[int] | None = None,
+    cpus_per_worker: int | None = None,
+    gpus_per_worker: float | None = None,
+    trials_at_once: int | None = None,
+    cohorts: int | None = None,
+    verify: Literal["quick", "full"] = "quick",
+    notes: Sequence[str] = (),
+    tags: Mapping[str, str] | None = None,
+    notify: str | None = None,
+    max_hours: float | None = None,
+    max_gpu_hours: float | None = None,
+    max_cost: float | None = None,
+    price_per_hour: float | None = None,
+    plan: bool = False,
+    **own: Any,
+) -> StudyResults | StudyPlan:
     """Runs a study as its command line does, and returns its results.
 
     The arguments mean what the flags of ``python studies/agc_sweep.py --help`` mean, and messages name the flags.
@@ -99,8 +145,8 @@ def run(
         sweep: {dotted name of a Recipe field: domain}, in place of the study's own domain of the field. A domain is a
             list of values, an :class:`nfnet_ray.Range`, :class:`~nfnet_ray.When` or :class:`~nfnet_ray.SameAs`, or a
             text such as ``"log:0.002..0.3"``, as ``--sweep`` takes it.
-        early_stopping: which trials end early, as for ``--early-stopping``, such as ``synchronous:eta=4`` or ``none``;
-            by default the study's own.
+        early_stopping: which trials end early: an :class:`nfnet_ray.Halving`, or a text as for ``--early-stopping``,
+            such as ``synchronous:eta=4`` or ``none``; by default the study's own.
         schedule: ``stretched`` trains to each rung with a complete learning-rate schedule; by default the study's own.
         equal_within: settings whose accuracies differ by less, in points, are equal in practice; by default 0.2.
         holdout: quote the best setting on this share of the validation images, and choose it on the others.
@@ -130,11 +176,13 @@ def run(
         max_gpu_hours: a cap on the GPU-hours (without GPUs, worker-hours) of all trials.
         max_cost: a cap on GPU-hours times ``price_per_hour``.
         price_per_hour: the price of one GPU for an hour; without GPUs, of one worker.
+        plan: print what would run and what it would cost, as ``--plan`` does, and return that; nothing is started. A
+            trial may be measured for up to two minutes.
         own: further arguments of the function that builds the study, such as ``weights`` of the transfer study.
 
     Returns:
         The study's record, which :func:`nfnet_ray.load_study` reads as well. A trial that failed has the state
-        ``failed`` in its table ``trials``.
+        ``failed`` in its table ``trials``. With ``plan``, a :class:`nfnet_ray.StudyPlan`.
 
     Raises:
         UserError: something is wrong that a person can fix; the message says what to do. If Ray's head ends, or its
@@ -162,8 +210,10 @@ def run(
         earlier=None if earlier is None else str(a_path("earlier", earlier)),
         settings=fields,
         sweep={field: _domain(field, domain) for field, domain in domains.items()},
-        early_stopping=_text(
-            "early_stopping", early_stopping, "a text such as 'synchronous:eta=4' or 'none'"
+        early_stopping=early_stopping
+        if isinstance(early_stopping, Halving)
+        else _text(
+            "early_stopping", early_stopping, "a Halving, or a text such as 'synchronous:eta=4' or 'none'"
         ),
         schedule=None if schedule is None else cast(Schedule, one_of("schedule", schedule, SCHEDULES)),
         equal_within=_above_zero("equal_within", equal_within),
@@ -189,11 +239,16 @@ def run(
         max_gpu_hours=_cap("max_gpu_hours", max_gpu_hours),
         max_cost=_cap("max_cost", max_cost),
         price_per_hour=_above_zero("price_per_hour", price_per_hour),
+        plan=a_flag("plan", plan),
     )
+    console = new_console()
+    console.record = request.plan
     with _environment_kept(), interruptible():
-        finished = one_path.run(request, _resume_command, new_console())
+        finished = one_path.run(request, _resume_command, console)
     if finished.exit_code == EXIT_INTERRUPTED:
         raise KeyboardInterrupt
+    if finished.plan is not None:
+        return replace(finished.plan, text=console.export_text())
     return load_study(finished.directory)
 
 

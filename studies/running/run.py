@@ -48,6 +48,7 @@ from studies.running.checks import (
     with_weights,
 )
 from studies.running.planning.plan_text import print_plan
+from studies.running.planning.study_plan import StudyPlan
 from studies.running.request import CAPS, Request
 from studies.running.resuming import (
     check_can_be_extended,
@@ -70,6 +71,8 @@ class Finished:
 
     exit_code: int
     directory: Path
+    plan: StudyPlan | None = None
+    """What would run, if nothing was to be started."""
 
 
 @contextmanager
@@ -195,8 +198,8 @@ def run(request: Request, resume_command: Callable[[Request, str], str], console
     if request.plan:
         for sentence in extended.sentences() if extended else ():
             say(console, sentence)
-        print_plan(request, study, data, storage, demand, runner, caps, console, progress)
-        return Finished(0, directory)
+        plan = print_plan(request, study, data, storage, demand, runner, caps, console, progress)
+        return Finished(0, directory, plan)
 
     def command(caps: Mapping[str, float]) -> str:
         shown: dict[str, Any] = dict.fromkeys(CAPS) | dict(caps)

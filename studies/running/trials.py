@@ -55,7 +55,8 @@ class StudyRequest(Request):
     search: str | None = None
     earlier: str | None = None
     """The name or the folder of an earlier study whose best settings are tried first."""
-    early_stopping: str | None = None
+    early_stopping: str | Halving | None = None
+    """As a text of ``--early-stopping``, or in Python as what that says."""
     schedule: Schedule | None = None
     equal_within: float | None = None
     """In points."""
@@ -274,7 +275,9 @@ class StudyRequest(Request):
     def _new_halving(self, own: Halving | None) -> Halving | None:
         """Early stopping as it was asked for; ``own`` is the study's."""
         halving = own
-        if self.early_stopping:
+        if isinstance(self.early_stopping, Halving):
+            halving = self.early_stopping
+        elif self.early_stopping:
             halving = parse_halving(self.early_stopping)
             if halving and own:
                 halving = replace(halving, schedule=own.schedule)

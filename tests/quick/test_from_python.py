@@ -19,10 +19,12 @@ import nfnet_ray
 from nfnet_ray.cluster.connection.resources import Resources, WorkerResources
 from nfnet_ray.cluster.connection.session import ray_session
 from nfnet_ray.data.files.dataset import DatasetSummary
+from nfnet_ray.study.cost.probe_process import Probe
 from nfnet_ray.tracking.journal import JOURNAL_FILE, Journal
 from studies import transfer
 from studies.agc_sweep import agc_sweep
 from studies.running.flags import main
+from studies.running.planning import plan_text
 from studies.running.runner import WorkerDemand
 from studies.running.study_run import StudyRun
 
@@ -80,6 +82,64 @@ def test_the_arguments_mean_what_the_flags_mean(started: Any, few_digits: Path) 
     assert (record.study["equal_within"], record.study["holdout"]) == (0.005, 0.25)
     assert (record.study["name"], record.state, len(record.trials)) == ("a", "unfinished", 6)
     assert here.command == "nfnet_ray.run(resume='a', tracking_uri='sqlite:///m.db', trials_at_once=1)"
+
+
+def test_early_stopping_may_be_an_object(started: Any, few_digits: Path) -> None:
+    halving = nfnet_ray.Halving(first_rung=1, eta=2, finalists=1)
+    epochs = {"schedule.epochs": 4}
+    for given in (halving, "synchronous:first_rung=1,eta=2,finalists=1", None):
+        nfnet_ray.run(lr_study(), data=few_digits, settings=epochs, early_stopping=given, name=str(given)[:3])
+    nfnet_ray.run(lr_study(), data=few_digits, settings=epochs, early_stopping=halving, schedule="stretched")
+    assert [run.study.halving for run, _ in started] == [
+        halving, halving, lr_study().halving, replace(halving, schedule="stretched"),
+    ]  # fmt: skip
+    with pytest.raises(nfnet_ray.UserError, match="--early-stopping cannot be changed"):
+        nfnet_ray.run(resume="syn", early_stopping=halving)
+
+
+def test_a_plan_is_printed_and_returned_and_starts_nothing(
+    started: Any,
+    few_digits: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    measured = Probe(
+        process_seconds=3.0,
+        startup_seconds=1.0,
+        step_seconds=(0.5,) * 12,
+        images=48,
+        image_size=32,
+        eval_seconds=0.1,
+        eval_images=60,
+        checkpoint_seconds=0.1,
+        checkpoint_bytes=1000,
+        memory_bytes=1e8,
+    )
+    monkeypatch.setattr(plan_text, "probe_at_once", lambda *_: measured)
+    study = replace(lr_study(), halving=None)
+    one_by_one = {"trials_at_once": 1, "cpus_per_worker": 1, "gpus_per_worker": 0}
+    plan = nfnet_ray.run(study, data=few_digits, epochs=4, **one_by_one, price_per_hour=2.0, plan=True)
+    assert capsys.readouterr().out == plan.text == str(plan)
+    assert "Nothing was started." in plan.text
+    assert not started
+    assert not (tmp_path / "runs").exists()
+    assert (plan.trials, plan.images, plan.trials_at_once) == (2, 2 * 4 * 240, 1)
+    assert [trial.recipe.schedule.epochs for trial in plan.study.trials()] == [4, 4]
+    assert plan.hours is not None
+    assert plan.hours.low * 3600 == pytest.approx(2 * 4 * 5 * 0.5, rel=0.5)
+    assert plan.cost == plan.accelerator_hours.times(2.0)  # type: ignore[union-attr]
+    assert plan.disk_bytes == 2 * 3 * 1000
+    assert plan.memory_bytes == 1e8
+    assert repr(plan).startswith("<StudyPlan 'lr-")
+    assert repr(plan).count("2 trials to train, 1 at once; time: 0:") == 1
+    monkeypatch.setattr(plan_text, "probe_at_once", lambda *_: Probe(trouble="it was killed"))
+    plan = nfnet_ray.run(study, data=few_digits, plan=True)
+    assert plan.hours is None
+    assert repr(plan).endswith("time: unknown>")
+    assert plan.measured == "a probe of its first trial ended before a step (it was killed)"
+    with pytest.raises(nfnet_ray.UserError, match="plan = 1 is not allowed"):
+        nfnet_ray.run(study, data=few_digits, plan=1)  # type: ignore[call-overload]
 
 
 def test_a_study_of_ones_own_keeps_its_seeds_and_is_given_data_and_epochs(

@@ -64,7 +64,7 @@ def arguments_of_run() -> list[str]:
 @pytest.mark.parametrize("name", arguments_of_run())
 def test_run_refuses_what_no_argument_takes(name: str, few_digits: Path, somewhere: Path) -> None:
     """And leaves nothing behind: not even the digits, which an empty ``data`` would mean."""
-    for value in [*NOTHING_SENSIBLE, True if name != "may_continue" else 1]:
+    for value in [*NOTHING_SENSIBLE, True if name not in ("may_continue", "plan") else 1]:
         given = {"study": agc_sweep, "data": few_digits} if name not in ("resume", "extend") else {}
         with pytest.raises(UserError) as refusal:
             nfnet_ray.run(**{**given, name: value})
@@ -83,7 +83,7 @@ def test_run_refuses_what_no_argument_takes(name: str, few_digits: Path, somewhe
         ({"equal_within": float("inf")}, "a number above 0"),
         ({"price_per_hour": float("inf")}, "a number above 0"),
         ({"max_hours": 0}, "a number above 0, or infinity for no cap"),
-        ({"early_stopping": Halving()}, "a text such as 'synchronous:eta=4' or 'none'"),
+        ({"early_stopping": 3}, "a Halving, or a text such as 'synchronous:eta=4' or 'none'"),
     ],
 )
 def test_run_has_the_limits_of_the_flags(arguments: dict[str, Any], allowed: str, few_digits: Path) -> None:

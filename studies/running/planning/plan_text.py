@@ -48,6 +48,7 @@ from nfnet_ray.tracking.descriptions import Hardware
 from nfnet_ray.tracking.state import StudyState
 from nfnet_ray.wording import JOULES_PER_KWH, agree, clock_time, count, storage_size
 from studies.running.planning.power_text import power_sentences
+from studies.running.planning.study_plan import StudyPlan
 from studies.running.request import Request
 from studies.running.runner import Runner, WorkerDemand
 
@@ -73,10 +74,10 @@ def print_plan(
     caps: Caps,
     console: Console,
     progress: StudyState | None = None,
-) -> None:
+) -> StudyPlan:
     """Prints what would run and what it would cost: by earlier runs like it on this hardware, or by a short probe.
 
-    Of a study that has begun, what is left of it.
+    Of a study that has begun, what is left of it. Returns the same in numbers.
     """
     # Imported here, as it imports torch.
     from nfnet_ray.training.checkpoints.checkpoint import DEFAULT_KEPT
@@ -90,6 +91,7 @@ def print_plan(
     console.print()
     cost = estimate_cost(study, trials, data, progress)
     to_do = [trial for trial in trials if not behind_it(trial.name, progress)[1]]
+    plan = StudyPlan(study, len(to_do), cost.images, cost.multiply_adds, cost.parameters)
     planned = len(study.trials_by_setting())
     more = study.settings - planned if study.is_adaptive else 0
     reruns = reruns_to_run(study, progress or study.waiting_state())
@@ -98,7 +100,7 @@ def print_plan(
         all_of_them = f"All {count(len(trials), 'trial')} have" if len(trials) > 1 else "Its only trial has"
         if not more and not reruns and not further[1]:
             say(console, f"{all_of_them} ended: there is nothing to train.")
-            return
+            return plan
         say(console, f"{all_of_them} ended.")
     elif len(to_do) < len(trials):
         say(
@@ -134,6 +136,7 @@ def print_plan(
     if estimate.paces:
         told = forecast(study, data, estimate.paces, places, progress)
         _say_forecast(told, worker, places, estimate, caps, request, console)
+        plan = _with_forecast(plan, told, worker, caps)
         # Also of a study that is extended: of all of its trials.
         settings = replace(study, confirm=0, more_seeds=())
         seconds = forecast(settings, data, estimate.paces, places).trial_seconds.high
@@ -144,7 +147,8 @@ def print_plan(
         study.recipe, cost.parameters
     )
     kept = DEFAULT_KEPT.last + DEFAULT_KEPT.best
-    disk = storage_size(one * kept * complete_schedules(study))
+    disk_bytes = one * kept * complete_schedules(study)
+    disk = storage_size(disk_bytes)
     each = "schedule" if study.halving and study.halving.is_stretched else "trial"
     say(console, f"Disk: {disk} for checkpoints, at most {kept} of {storage_size(one)} for each {each}.")
     if said := caps.sentence(word):
@@ -153,6 +157,28 @@ def print_plan(
         say(console, sentence)
     _say_differences(study, console)
     say(console, "Nothing was started.")
+    return replace(plan, study=study, trials_at_once=places, measured=estimate.source, disk_bytes=disk_bytes)
+
+
+def _with_forecast(plan: StudyPlan, told: Forecast, worker: WorkerResources, caps: Caps) -> StudyPlan:
+    """The plan with the numbers of :func:`_say_forecast`."""
+    hours, most = _accelerator_hours(told, worker)
+    return replace(
+        plan,
+        hours=told.wall_seconds.times(1 / SECONDS_PER_HOUR),
+        most_hours=told.most_wall_seconds / SECONDS_PER_HOUR,
+        accelerator_hours=hours,
+        most_accelerator_hours=most,
+        cost=None if caps.price_per_hour is None else hours.times(caps.price_per_hour),
+        kwh=None if told.joules is None else told.joules.times(1 / JOULES_PER_KWH),
+        memory_bytes=told.memory_bytes,
+    )
+
+
+def _accelerator_hours(told: Forecast, worker: WorkerResources) -> tuple[Span, float]:
+    """Of all trials, and the most, if none is stopped early."""
+    hours_per_second = worker.workers * (worker.gpus or 1.0) / SECONDS_PER_HOUR
+    return told.trial_seconds.times(hours_per_second), told.most_trial_seconds * hours_per_second
 
 
 def expected_cost(
@@ -347,8 +373,7 @@ def _say_forecast(
     console: Console,
 ) -> None:
     word = accelerator_word(worker.gpus)
-    hours = told.trial_seconds.times(worker.workers * (worker.gpus or 1.0) / SECONDS_PER_HOUR)
-    most = told.most_trial_seconds * worker.workers * (worker.gpus or 1.0) / SECONDS_PER_HOUR
+    hours, most = _accelerator_hours(told, worker)
     ends, is_halved = _span(told.wall_seconds, clock_time), most > hours.high * 1.01
     unless = (
         f"; at most {clock_time(told.most_wall_seconds)} and {most:.3g} {word}-hours if no trial is stopped early"
