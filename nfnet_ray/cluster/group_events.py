@@ -16,12 +16,14 @@ from nfnet_ray.cluster.contexts import stop_on_sigterm
 from nfnet_ray.cluster.mailbox import Mailbox, Register
 from nfnet_ray.cluster.messages import (
     ENDED,
+    FAILED_STARTS,
     LAST_LOSS,
     LEG,
     READY,
     RESERVATION,
     RESTARTS,
     YIELD,
+    FailedStarts,
     GroupResizing,
     SlotConfig,
     WorkersLost,
@@ -80,20 +82,32 @@ class GroupEvents(ControllerCallback, WorkerGroupCallback):
         Mailbox(leg).post(WorkersLost(reason, preempted or worker_group_status.has_preempted_worker()))
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
-        """Frees the places of a group that lost a worker while it started; Ray Train then starts it again."""
+        """Notes that the workers could not be started, and frees their places; Ray Train then starts them again."""
         del previous_state
         import ray
 
         error = getattr(current_state, "training_failed_error", None)
         failure = getattr(error, "controller_failure", None)
-        if not isinstance(getattr(failure, "__cause__", None), ray.exceptions.RayActorError):
+        cause = getattr(failure, "__cause__", None)
+        # A worker that did not come up is the cause of an error of Ray Train's; one that dies when it joins the others,
+        # or cannot join them, is the error. A start that waits for room is neither.
+        seen = (cause, failure)
+        has_died = any(isinstance(one, ray.exceptions.RayActorError) for one in seen)
+        refused = next((one for one in seen if isinstance(one, ray.exceptions.RayTaskError)), None)
+        if not has_died and refused is None:
             return
         self._size = None
+        why = "a worker died" if has_died else last_line(refused)
+        slot = Register(self._slot)
         with suppress(OSError, ray.exceptions.RayError):  # the cluster's head is away
-            ray_internals.remove_placement_groups_of_this_actor()
+            if isinstance(cause, ray.exceptions.RayActorError):
+                ray_internals.remove_placement_groups_of_this_actor()
+            before = slot.get(FAILED_STARTS) or FailedStarts(count=0, why="")
+            slot.set(FAILED_STARTS, FailedStarts(count=before["count"] + 1, why=why))
         leg = self._running_leg()
-        if leg is not None and not Register(self._slot).get(RESTARTS):
-            Mailbox(leg).post(WorkersLost("a worker died while the workers started", preempted=False))
+        if leg is not None and not slot.get(RESTARTS):
+            said = f"{why} while the workers started" if has_died else f"the workers could not start ({why})"
+            Mailbox(leg).post(WorkersLost(said, preempted=False))
 
     def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:
         """Called when workers are started, too; only a group that trains has something to keep."""
@@ -120,8 +134,13 @@ def _reason(errors: Mapping[int, Exception]) -> str:
     if dead:
         return f"rank {' and '.join(map(str, dead))} died"
     rank, error = next(iter(errors.items()))
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    last = lines[-1] if lines else type(error).__name__
+    last = last_line(error)
     if "onnection" in str(error):  # of gloo and of NCCL: refused, reset, closed by peer
         return f"rank {rank} lost its connection to another one"
     return f"rank {rank} failed ({last})"
+
+
+def last_line(error: object) -> str:
+    """What an error says at its end, which of a stack trace is the error itself."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

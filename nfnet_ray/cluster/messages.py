@@ -476,6 +476,13 @@ class ErrorSeen(TypedDict):
     error: str
 
 
+class FailedStarts(TypedDict):
+    """``count`` starts of a slot's workers in a row have failed, the last one for the reason ``why``."""
+
+    count: int
+    why: str
+
+
 STOP: Name[bool] = Name("stop")
 """The driver wants the workers to keep a checkpoint and to end."""
 YIELD: Name[bool] = Name("yield")
@@ -526,5 +533,7 @@ READY: Name[bool] = Name("ready")
 """The slot's workers are up, and have joined each other."""
 CLOSE: Name[bool] = Name("close")
 """The workers end, because no leg is left."""
+FAILED_STARTS: Name[FailedStarts] = Name("failed_starts")
+"""How often the slot's workers were started in vain since they were up last."""
 RESTARTS: Name[bool] = Name("restarts")
 """The workers end by an error because the next leg needs new processes; no leg has lost its workers by it."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from nfnet_ray.cluster.connection.resources import WorkerResources
 from nfnet_ray.cluster.follower import Follower
 from nfnet_ray.cluster.messages import FinalReport, WorkerConfig, slot_config
-from nfnet_ray.cluster.trainer import ControllerEnded, Slot, close_all, none_outlives_ray
+from nfnet_ray.cluster.trainer import Slot, WorkersDoNotStart, close_all, none_outlives_ray
 from nfnet_ray.study.decisions import Leg
 from nfnet_ray.study.legs import Legs
 from nfnet_ray.study.recorder import Recorder
@@ -39,7 +39,7 @@ def run_training(
         try:
             while (report := _followed(slot, follower, recorder)) is None:
                 time.sleep(SECONDS_BETWEEN_READS)
-        except ControllerEnded as error:
+        except WorkersDoNotStart as error:
             report = FinalReport("failed", str(error))
         if not recorder.is_cut_off:
             close_all([slot])
@@ -123,7 +123,7 @@ def run_legs(
                 if len(slots) > len(running):
                     let_go()
                 time.sleep(SECONDS_BETWEEN_READS)
-        except ControllerEnded as error:
+        except WorkersDoNotStart as error:
             recorder.mark_lost(f"{error}; look into Ray's logs")
         if not recorder.is_cut_off:
             close_all([*slots.values(), *closed])

@@ -18,12 +18,15 @@ from nfnet_ray.cluster.connection import ray_internals
 from nfnet_ray.cluster.connection.resources import WorkerResources
 from nfnet_ray.cluster.exit_rules import LOST_WORKER_RETRIES, keep_trace
 from nfnet_ray.cluster.mailbox import Register, remove_run
-from nfnet_ray.cluster.messages import CLOSE, LEG, READY, SlotConfig, WorkerConfig
+from nfnet_ray.cluster.messages import CLOSE, FAILED_STARTS, LEG, READY, SlotConfig, WorkerConfig
 from nfnet_ray.cluster.worker import work_in_slot
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
 
+MOST_FAILED_STARTS = 10
+"""In a row. A machine that is taken back while workers start costs one of them, and the next start finds another one;
+where each start fails, as on a machine whose GPUs cannot be used, more of them only cost time that is paid for."""
 SECONDS_TO_FINISH = 15.0
 """For Ray to clear up after workers that have ended."""
 
@@ -40,7 +43,7 @@ _COLLECTIVE_PER_HANG = 4
 
 
 def torch_trainer(slot: SlotConfig) -> TorchTrainer:
-    """The TorchTrainer of a slot. Workers that die are restarted without end; the workers give up a leg."""
+    """The TorchTrainer of a slot. It starts workers that die without end: they give up a leg, and Slot gives up."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -124,9 +127,16 @@ class Slot:
     def keep_up(self) -> str | None:
         """Starts the controller again if it has ended, and then returns why it had.
 
-        Raises ControllerEnded if it has ended too often without its workers coming up.
+        Raises WorkersDoNotStart if it has ended too often without its workers coming up, or if they have been started
+        in vain too often.
         """
         self._deliver()
+        with suppress(OSError):  # the cluster's head is away
+            failed = self._register.get(FAILED_STARTS)
+            if failed is not None and failed["count"] >= MOST_FAILED_STARTS:
+                raise WorkersDoNotStart(
+                    f"its workers could not be started {failed['count']} times in a row ({failed['why']})"
+                )
         if not self._fit.is_over():
             self._was_ready = self._was_ready or self.is_ready()
             if self._failures and not self._was_ready:
@@ -135,7 +145,7 @@ class Slot:
         reason = f"Ray Train's controller ended ({self._fit.error})"
         self._failures, self._was_ready = 1 if self._was_ready else self._failures + 1, False
         if self._failures > LOST_WORKER_RETRIES:
-            raise ControllerEnded(reason)
+            raise WorkersDoNotStart(reason)
         self._register.unset(READY)
         self._free_places()
         self._fit = _Fit(self.config)
@@ -165,8 +175,8 @@ class Slot:
         self._fit.is_abandoned = True
 
 
-class ControllerEnded(Exception):
-    """Ray Train's controller does not stay up."""
+class WorkersDoNotStart(Exception):
+    """The workers do not come up, however often they are started, or Ray Train's controller does not stay up."""
 
 
 def close_all(slots: Sequence[Slot]) -> None:

@@ -28,6 +28,7 @@ from nfnet_ray.cluster.mailbox import Register
 from nfnet_ray.cluster.messages import (
     CLOSE,
     ENDED,
+    FAILED_STARTS,
     LAST_LOSS,
     LEG,
     READY,
@@ -159,6 +160,7 @@ def work_in_slot(plain: dict[str, Any]) -> None:
     slot, rank = cast(SlotConfig, plain), ray.train.get_context().get_world_rank()
     memory, legs = Memory(), 0
     if rank == 0:
+        Register(slot["run"]).unset(FAILED_STARTS)
         Register(slot["run"]).set(READY, True)
     leg = _next_leg(slot, rank, None)
     while leg is not None and train_in_group(leg, slot, legs, memory):

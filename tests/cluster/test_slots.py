@@ -18,11 +18,13 @@ from nfnet_ray.cluster.connection.resources import WorkerResources
 from nfnet_ray.cluster.mailbox import Mailbox, Register
 from nfnet_ray.cluster.messages import (
     ENDED,
+    FAILED_STARTS,
     LEG,
     READY,
     STOP,
     AttemptStarted,
     EpochEnded,
+    FailedStarts,
     FinalReport,
     SlotConfig,
     WorkerConfig,
@@ -31,7 +33,7 @@ from nfnet_ray.cluster.messages import (
     worker_config,
 )
 from nfnet_ray.cluster.slots import run_legs
-from nfnet_ray.cluster.trainer import ControllerEnded, Slot, close_all, none_outlives_ray
+from nfnet_ray.cluster.trainer import Slot, WorkersDoNotStart, close_all, none_outlives_ray
 from nfnet_ray.metric import METRIC
 from nfnet_ray.study import Halving, Study
 from nfnet_ray.study.legs import Legs
@@ -220,7 +222,7 @@ def test_what_no_trial_can_survive_stops_the_study(run: Any, broken: str) -> Non
     def breaks(_slot: FakeSlot, _leg: WorkerConfig) -> list[Any]:
         if broken == "storage":
             return [FinalReport("failed", "no room; make room", stops_study=True)]
-        return [ControllerEnded("Ray Train's controller ended (x)")]
+        return [WorkersDoNotStart("Ray Train's controller ended (x)")]
 
     state, _ = run(study_of(5, None), breaks, most=1)
     assert run.lost is not None
@@ -300,7 +302,7 @@ def test_a_controller_that_ends_is_started_again_unless_its_workers_never_come_u
         FakeFit.over = True
         assert slot.keep_up() is not None
     FakeFit.over = True
-    with pytest.raises(ControllerEnded, match="it was killed"):
+    with pytest.raises(WorkersDoNotStart, match="it was killed"):
         slot.keep_up()
 
 
@@ -343,6 +345,30 @@ def test_a_worker_that_dies_while_the_group_starts_leaves_its_place_to_the_next_
     assert freed == [None]
     (note,) = Mailbox(leg["mailbox"]).take()
     assert note == WorkersLost("a worker died while the workers started", preempted=False)
+    # As NCCL's backend does that finds no GPU: the process of a worker ends, or the worker says why.
+    refusal = ray.exceptions.RayTaskError(
+        "setup", "Traceback\nRuntimeError: no GPUs found!", RuntimeError("x")
+    )
+    for count, error in ((2, ray.exceptions.ActorDiedError()), (3, refusal)):
+        events.after_controller_state_update(scheduling, state.ReschedulingState(ControllerError(error)))
+        assert (Register(config["run"]).get(FAILED_STARTS) or {})["count"] == count
+    assert freed == [None]  # Ray Train frees the places of workers that have been up
+    assert [note.reason for note in Mailbox(leg["mailbox"]).take() if isinstance(note, WorkersLost)] == [
+        "a worker died while the workers started",
+        "the workers could not start (RuntimeError: no GPUs found!)",
+    ]
+
+
+@pytest.mark.usefixtures("head")
+def test_workers_that_never_start_are_given_up(slot: Slot) -> None:
+    """They were started again without end, and a person was told once."""
+    register = Register(slot.config["run"])
+    why = "a worker died"
+    register.set(FAILED_STARTS, FailedStarts(count=trainer.MOST_FAILED_STARTS - 1, why=why))
+    assert slot.keep_up() is None
+    register.set(FAILED_STARTS, FailedStarts(count=trainer.MOST_FAILED_STARTS, why=why))
+    with pytest.raises(WorkersDoNotStart, match=r"could not be started 10 times in a row \(a worker died\)"):
+        slot.keep_up()
 
 
 @pytest.mark.parametrize(
