@@ -8,8 +8,8 @@ put there as ``report.html``. The file needs nothing but itself: it can be maile
 Studies that are still running, were interrupted, or in which no trial finished have a report, too.
 
 ``--figures`` also writes each of its charts as SVG and PDF, as wide as the column of a paper; ``--data`` the tables of
-trials and epochs as CSV and Parquet. ``--watch`` serves the report on this machine instead of writing it, and renews it
-while the study runs, here or on other machines that share the storage.
+trials and epochs as CSV and Parquet, and a table of the settings for LaTeX. ``--watch`` serves the report on this
+machine instead of writing it, and renews it while the study runs, here or on other machines that share the storage.
 
 Of several studies it writes one page, ``comparison.html``: their curves on common axes where they can be compared, with
 what differs between them (:mod:`nfnet_ray.analysis.comparability`).
@@ -35,6 +35,7 @@ from dashboards.several.facts import several_facts
 from dashboards.study_results import StudyResults
 from dashboards.watch import FIRST_PORT, WatchedPage, watch
 from nfnet_ray.analysis import StudyRecord, load_study
+from nfnet_ray.analysis.files.latex import write_latex
 from nfnet_ray.analysis.files.tables import write_tables
 from nfnet_ray.analysis.record import study_folder
 from nfnet_ray.command_line.arguments import given_path, whole_number
@@ -157,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--data",
         type=given_path,
         metavar="DIR",
-        help="also write the tables of trials and epochs as CSV and Parquet",
+        help="also write the tables of trials and epochs as CSV and Parquet, and that of settings for LaTeX",
     )
     parser.add_argument(
         "--watch",
@@ -198,7 +199,9 @@ def _write_files(record: StudyRecord, options: argparse.Namespace) -> None:
     if options.figures:
         _write_beside(options.figures, lambda: StudyResults.of(record).save_figures(options.figures))
     if options.data:
-        _write_beside(options.data, lambda: write_tables(record, options.data))
+        _write_beside(
+            options.data, lambda: [*write_tables(record, options.data), write_latex(record, options.data)]
+        )
 
 
 def watched_page(directory: Path) -> WatchedPage:

@@ -145,6 +145,19 @@ class StudyResults(StudyRecord):
         except OSError as error:
             raise UserError(f"{folder} cannot be written: {in_words(error)}; choose another place") from error
 
+    def to_latex(self, *, caption: str | None = None, label: str | None = None) -> str:
+        r"""The settings with their accuracies, intervals and times, as a LaTeX table with the rules of booktabs.
+
+        A ``tabular`` or, with a caption or a label, a ``table`` as :meth:`pandas.DataFrame.to_latex` makes it. The
+        document needs ``\usepackage{booktabs}``. ``python -m dashboards.report STUDY --data DIR`` writes it, too.
+        """
+        from nfnet_ray.analysis.files.latex import settings_latex
+
+        for name, text in (("caption", caption), ("label", label)):
+            if text is not None:
+                a_text(name, text, "a text of LaTeX")
+        return settings_latex(self, caption, label)
+
     @functools.cached_property
     def _charts(self) -> dict[str, tuple[Chart, ...]]:
         from dashboards.catalogue import charts_by_name

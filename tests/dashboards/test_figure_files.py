@@ -42,7 +42,7 @@ def test_the_command_line_writes_charts_and_tables(
     said = capsys.readouterr().out.splitlines()
     assert said[0].endswith("report.html")
     written = sorted(path.name for path in figures.iterdir())
-    assert said[1:] == [f"{figures}: {len(written)} files", f"{data}: 4 files"]
+    assert said[1:] == [f"{figures}: {len(written)} files", f"{data}: 5 files"]
     assert {path.rpartition(".")[0] for path in written} >= {
         "settings",
         "settings_heat_map",
