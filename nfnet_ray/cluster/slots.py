@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from nfnet_ray.cluster.connection.nodes import gpu_problems
 from nfnet_ray.cluster.connection.resources import WorkerResources
 from nfnet_ray.cluster.follower import Follower
 from nfnet_ray.cluster.messages import FinalReport, WorkerConfig, slot_config
@@ -40,7 +41,7 @@ def run_training(
             while (report := _followed(slot, follower, recorder)) is None:
                 time.sleep(SECONDS_BETWEEN_READS)
         except WorkersDoNotStart as error:
-            report = FinalReport("failed", str(error))
+            report = FinalReport("failed", f"{error}{_bad_gpus(resources)}")
         if not recorder.is_cut_off:
             close_all([slot])
     shutil.rmtree(
@@ -124,7 +125,7 @@ def run_legs(
                     let_go()
                 time.sleep(SECONDS_BETWEEN_READS)
         except WorkersDoNotStart as error:
-            recorder.mark_lost(f"{error}; look into Ray's logs")
+            recorder.mark_lost(f"{error}{_bad_gpus(resources)}; look into Ray's logs")
         if not recorder.is_cut_off:
             close_all([*slots.values(), *closed])
 
@@ -158,3 +159,13 @@ def _followed(slot: Slot, follower: Follower | None, recorder: Recorder) -> Fina
 
 def _of_trial(name: str, say: Callable[[str], None]) -> Callable[[str], None]:
     return lambda text: say(f"{name}: {text}")
+
+
+def _bad_gpus(resources: WorkerResources) -> str:
+    """What may be why workers do not start: nodes, perhaps ones that have joined, whose GPUs torch cannot use."""
+    with suppress(Exception):  # the cluster's head is away, or a node is
+        problems = gpu_problems(resources)
+        return "".join(
+            f"; {node}: torch cannot use its GPUs: {problem}" for node, problem in problems.items()
+        )
+    return ""

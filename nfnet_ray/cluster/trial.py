@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from ray import tune
 
+from nfnet_ray.cluster.connection.gpu_driver import gpu_problem
 from nfnet_ray.cluster.exit_rules import is_fault, keep_trace
 from nfnet_ray.cluster.mailbox import Register, remove_run
 from nfnet_ray.cluster.messages import STOP, FinalReport, WorkerConfig, lanes_of, of_lane, said_result
@@ -76,9 +77,11 @@ def run_in_actor(space: dict[str, Any]) -> None:
     except Exception as error:
         import torch
 
-        is_lost = lost_place(error) is not None
+        # Each trial that comes to this node would fail, and the place is free at once for the next one.
+        bad_gpus = _bad_gpus(configs[0])
+        stops_study = bad_gpus is not None or lost_place(error) is not None
         reports = [
-            FinalReport("failed", keep_trace(config["directory"], error), stops_study=is_lost)
+            FinalReport("failed", bad_gpus or keep_trace(config["directory"], error), stops_study=stops_study)
             for config in configs
         ]
         if torch.cuda.is_initialized() and not is_fault(error):
@@ -91,6 +94,22 @@ def run_in_actor(space: dict[str, Any]) -> None:
     if growth:
         tune.report(said_result(f"{growth}: a new one trains the next trial"))
     _report(configs, reports)
+
+
+def _bad_gpus(config: WorkerConfig) -> str | None:
+    """Why torch cannot use the GPUs of this node, which may have joined after all others were asked, and what to do."""
+    import ray.util
+    import torch
+
+    if not config["resources"]["gpus"] or torch.cuda.is_initialized():
+        return None
+    problem = gpu_problem(of_all=False)
+    if problem is None:
+        return None
+    node = f"node {ray.util.get_node_ip_address()}"
+    return (
+        f"{node}: torch cannot use its GPUs: {problem}; put that right, or take the node out of the cluster"
+    )
 
 
 def _starts_too_late(configs: Sequence[WorkerConfig]) -> bool:

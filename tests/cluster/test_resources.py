@@ -6,9 +6,11 @@ import os
 import socket
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
+from nfnet_ray.cluster import slots, trial
 from nfnet_ray.cluster.connection import gpu_driver, nodes
 from nfnet_ray.cluster.connection.gpu_driver import gpu_problem
 from nfnet_ray.cluster.connection.gpu_sharing import mps_is_up, sharing_sentence
@@ -23,8 +25,10 @@ from nfnet_ray.cluster.connection.resources import (
     workers_that_fit,
 )
 from nfnet_ray.cluster.follower import hang_sentence
-from nfnet_ray.cluster.messages import WorkerHung
+from nfnet_ray.cluster.messages import WorkerHung, tune_space, worker_config
 from nfnet_ray.errors import UserError
+from nfnet_ray.recipe import Recipe
+from nfnet_ray.study import Study
 
 
 def cluster(*machines: tuple[float, float]) -> Resources:
@@ -173,6 +177,9 @@ def test_a_node_whose_gpus_torch_cannot_use_says_why(
     assert gpu_problem() == problem
     assert driver.visible in ("all", "never started")
     assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")  # of a worker, which must not see more of them afterwards
+    assert gpu_problem(of_all=False) == problem
+    assert driver.visible in ("3", "never started")
 
 
 def test_what_torch_is_built_for_is_read_without_importing_it() -> None:
@@ -191,6 +198,41 @@ def test_workers_do_not_start_on_gpus_that_torch_cannot_use(monkeypatch: pytest.
         UserError, match=r"^node b \(two\): torch cannot use its GPUs: there is no CUDA driver"
     ):
         nodes.check_gpus(WorkerResources(1, 2, 0.5))
+
+
+def test_a_trial_on_a_node_that_has_joined_with_gpus_that_torch_cannot_use_stops_the_study(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Else all trials that are left would fail there, one right after the other."""
+    (one,) = Study("s", "?", Recipe(), {}).trials()
+    said: list[dict[str, Any]] = []
+    monkeypatch.setattr(trial, "_report", lambda _configs, reports: said.extend(map(vars, reports)))
+    monkeypatch.setattr(trial, "_starts_too_late", lambda _configs: False)
+    monkeypatch.setattr(trial, "train_alone", Mock(side_effect=RuntimeError("no CUDA-capable device")))
+    monkeypatch.setattr(trial, "remove_run", lambda _run: None)
+    for gpus, problem, reason, stops in (
+        (
+            1.0,
+            "CUDA does not start",
+            "torch cannot use its GPUs: CUDA does not start; put that right, or take",
+            True,
+        ),
+        (1.0, None, "RuntimeError: no CUDA-capable device", False),
+        (0.0, "CUDA does not start", "RuntimeError: no CUDA-capable device", False),
+    ):
+        monkeypatch.setattr(trial, "gpu_problem", Mock(return_value=problem))
+        config = worker_config(one, "0", tmp_path, WorkerResources(1, 1, gpus))
+        trial.run_in_actor(tune_space([config]))
+        assert reason in said[-1]["reason"]
+        assert said[-1]["stops_study"] is stops
+
+
+def test_workers_that_do_not_start_name_the_node_whose_gpus_cannot_be_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(nodes, "_answers", lambda *_args, **_options: {"node a": None, "node b": "no driver"})
+    assert slots._bad_gpus(WorkerResources(2, 1, 1.0)) == "; node b: torch cannot use its GPUs: no driver"
+    assert slots._bad_gpus(WorkerResources(2, 1, 0.0)) == ""
 
 
 def found(rank: int, heartbeats: int, waits: bool, phase: str = "train", workers: int = 2) -> WorkerHung:

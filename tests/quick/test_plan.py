@@ -123,7 +123,7 @@ def test_a_trial_is_not_measured_on_the_cores_where_torch_cannot_use_the_gpus(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(plan_text, "probe_at_once", Mock(side_effect=AssertionError))
-    monkeypatch.setattr(plan_text, "gpu_problem", lambda: "NVIDIA's driver is too old for torch")
+    monkeypatch.setattr(plan_text, "gpu_problem", Mock(return_value="NVIDIA's driver is too old for torch"))
     here = Resources(1, 8, 1, 16.0, "8 CPU cores, 1 GPU", ((8, 1),))
     monkeypatch.setattr(plan_text, "local_resources", lambda: here)
     study, request = Study("s", "?", Recipe(), {"batch_size": (100,)}), Mock(address=None)

@@ -19,11 +19,12 @@ DRIVER_LIBRARY = "libcuda.so.1"
 _SUCCESS = 0
 
 
-def gpu_problem() -> str | None:
+def gpu_problem(*, of_all: bool = True) -> str | None:
     """Why torch cannot compute on the GPUs of this machine; None if nothing speaks against it.
 
-    Runs in a process of its own on the node that it is asked about: it starts CUDA, without taking memory of a GPU.
-    Torch, which takes seconds to import, is not imported.
+    It starts CUDA, without taking memory of a GPU. A process for which ``of_all`` GPUs were started sees all of them
+    from then on: it has to be one of its own, as a task of Ray that asks for no GPU is. Else those of
+    CUDA_VISIBLE_DEVICES are. Torch, which takes seconds to import, is not imported.
     """
     built_for = _cuda_of_torch()
     if built_for is None:
@@ -42,7 +43,7 @@ def gpu_problem() -> str | None:
         if version.value // 1000 < int(built_for.split(".")[0]):
             return f"NVIDIA's driver is too old for torch: it knows CUDA {known}, and torch is built for {built_for}"
     # Ray hides the GPUs from a task that has asked for none.
-    hidden = os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+    hidden = os.environ.pop("CUDA_VISIBLE_DEVICES", None) if of_all else None
     try:
         code = driver.cuInit(0)
     finally:

@@ -69,20 +69,25 @@ def check_nodes(data: DatasetSummary, worker: WorkerResources, *, verify: bool, 
 def check_gpus(worker: WorkerResources) -> None:
     """Checks that torch can compute on the GPUs of the nodes where a worker fits. Passes over those without an answer.
 
-    Needs a :func:`nfnet_ray.cluster.connection.session.ray_session`.
+    Nodes that join later are asked where workers fail. Needs a
+    :func:`nfnet_ray.cluster.connection.session.ray_session`.
 
     Raises:
         UserError: torch cannot, on the node that is named.
     """
+    for node, problem in gpu_problems(worker).items():
+        raise UserError(
+            f"{node}: torch cannot use its GPUs: {problem}; put that right, or train on CPUs with --gpus-per-worker 0"
+        )
+
+
+def gpu_problems(worker: WorkerResources) -> dict[str, str]:
+    """{name of a node on which a worker fits: why torch cannot use its GPUs}, of those that say so."""
     if not worker.gpus:
-        return
+        return {}
     # Its process ends with it: it has opened the GPUs.
-    for node, problem in _answers(gpu_problem, worker, max_calls=1).items():
-        if problem is not None:
-            raise UserError(
-                f"{node}: torch cannot use its GPUs: {problem}; put that right, or train on CPUs with "
-                "--gpus-per-worker 0"
-            )
+    answers = _answers(gpu_problem, worker, max_calls=1)
+    return {node: problem for node, problem in answers.items() if problem is not None}
 
 
 def nodes_with_mps(worker: WorkerResources) -> dict[str, bool]:

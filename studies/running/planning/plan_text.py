@@ -326,7 +326,7 @@ def _estimate(
         return Estimate(
             {}, f"no earlier run in {storage} is like it, and this machine has no GPU to measure a trial on"
         )
-    if worker.gpus and (problem := gpu_problem()):
+    if worker.gpus and (problem := gpu_problem(of_all=False)):
         said = f"no earlier run in {storage} is like it, and torch cannot use this machine's GPUs: {problem}"
         return Estimate({}, said)
     # Trials that share the memory of one machine slow each other down; those on GPUs of their own hardly do.
