@@ -7,6 +7,7 @@ sums of the epoch. ``correctness`` has the comparison of their bits.
 from __future__ import annotations
 
 import argparse
+import time
 
 import torch
 
@@ -46,8 +47,23 @@ def measure(recorder: Recorder, machine: Machine, _options: argparse.Namespace) 
                     recorder.add(f"{case}, captured", "skipped", "needs a GPU")
                     continue
                 captured = _measured(recorder, machine, recipe, f"{case}, captured", graphs)
+                add_capture(recorder, machine, recipe, case)
                 if eager:
                     recorder.add(case, "eager : captured", eager.seconds / captured.seconds)
+
+
+def add_capture(recorder: Recorder, machine: Machine, recipe: ResolvedRecipe, case: str) -> None:
+    """How long a trial takes to capture its step, in a process whose libraries have chosen their algorithms.
+
+    It is what a trial saves that goes on with the graphs of the one before (``nfnet_ray/training/form/kept.py``).
+    """
+    _, step = new_captured_step(recipe, machine, recorder_for(machine.device))
+    batch = random_batch(recipe, machine.device, num_classes=CLASSES)
+    machine.synchronise()
+    start = time.perf_counter()
+    step.prepare(batch)
+    machine.synchronise()
+    recorder.add(case, "another trial's capture", time.perf_counter() - start, "s")
 
 
 def _measured(

@@ -29,6 +29,7 @@ from nfnet_ray.training.captured import Recorder as GraphRecorder
 from nfnet_ray.training.captured import recorder_for
 from nfnet_ray.training.determinism import reset_process
 from nfnet_ray.training.evaluation import EVAL_BATCH_SIZE, evaluate
+from nfnet_ray.training.form.kept import KeptGraphs
 from studies.base_recipe import recipe_for
 
 CLASSES = 10
@@ -248,6 +249,9 @@ def check_digits(recorder: Recorder, machine: Machine, folder: Path) -> None:
     case = "digits, stopped and resumed against undisturbed"
     with recorder.case(case), deterministic():
         add_resumed(recorder, case, machine, recipe, folder)
+    case = "digits, a trial with the graphs of the one before against one with its own"
+    with recorder.case(case), deterministic():
+        add_check(recorder, case, BETWEEN_WEIGHTS, difference_of_kept_graphs(machine, recipe), 0.0)
     case = "digits, two undisturbed trainings, algorithms by trial"
     with recorder.case(case):
         first, second = (
@@ -272,6 +276,19 @@ def add_resumed(recorder: Recorder, case: str, machine: Machine, recipe: Recipe,
     pairs = ((undisturbed.model, resumed.model), (undisturbed.average, resumed.average))
     difference = max(relative_difference(weights_of(a), weights_of(b)) for a, b in pairs)
     add_check(recorder, case, BETWEEN_WEIGHTS, difference, 0.0)
+
+
+def difference_of_kept_graphs(machine: Machine, recipe: Recipe) -> float:
+    """Between the weights of a training that replays what another one has captured, and of one that captures itself."""
+    kept, weights = KeptGraphs(), []
+    before = recipe.with_values(
+        {"seed": recipe.seed + 1, "optimizer.agc.clip_factor": 0.5, "model.dropout": 0.3}
+    )
+    for one, graphs in ((before, kept), (recipe, kept), (recipe, None)):
+        context = PlainContext(device=machine.device, threads=machine.threads)
+        context.kept_graphs = graphs
+        weights.append(weights_of(train(one, context).model).clone())
+    return relative_difference(*weights[1:])
 
 
 @contextmanager

@@ -30,15 +30,17 @@ from benchmarks.gpu import step as step_part
 from benchmarks.gpu.children import Children, wait_until_ready
 from benchmarks.gpu.convolution_shapes import PASSES, Convolution, convolutions_of
 from benchmarks.gpu.convolutions import FORMS, tensors_of
-from benchmarks.gpu.correctness import CAPTURED_CHECKS, captured_difference
+from benchmarks.gpu.correctness import CAPTURED_CHECKS, captured_difference, difference_of_kept_graphs
 from benchmarks.gpu.machine import Machine
-from benchmarks.gpu.networks import grouped_convolutions_in_slices, new_step, random_batch, recipe_of
+from benchmarks.gpu.networks import TINY, grouped_convolutions_in_slices, new_step, random_batch, recipe_of
 from benchmarks.gpu.rows import COLUMNS, Recorder, Row, read_rows, table, tidy, write_csv
 from benchmarks.gpu.step import add_captured, eager_forms
 from nfnet_ray.errors import UserError
 from nfnet_ray.models.costs import count_multiply_adds
 from nfnet_ray.models.variants import block_plan, get_variant
+from nfnet_ray.recipe import Recipe
 from tests.deadlines import HANG_SECONDS, wait_until
+from tests.training.pretended_gpu import pretended_gpu
 from tests.training.tape import TapeRecorder
 
 NOT_ON_THE_DEVICE = ("ray", "mlflow", "ffcv", "orjson", "optuna", "plotly", "moto")
@@ -72,7 +74,7 @@ def test_every_part_gives_its_rows_with_torch_alone(tmp_path: Path) -> None:
     by_part = {part: [row for row in rows if row["part"] == part] for part in command.PARTS}
     quantities = {part: {row["quantity"] for row in found} for part, found in by_part.items()}
     assert quantities["roof"] == {"rate", "bytes read and written"}
-    assert sum(row["quantity"] == "holds" for row in by_part["correctness"]) == 7
+    assert sum(row["quantity"] == "holds" for row in by_part["correctness"]) == 8
     steps = {row["case"] for row in by_part["step"] if row["quantity"] == "images per second"}
     assert {case.rpartition(", ")[2] for case in steps} == {"eager", "compiled"}
     assert any("timm" in case for case in steps)
@@ -101,6 +103,25 @@ def test_the_check_of_captured_steps_compares_two_trainings() -> None:
             return lambda: None
 
     assert captured_difference(machine, {}, Idle()) > 0
+
+
+def test_the_check_of_kept_graphs_replays_them(few_digits: Path) -> None:
+    recipe = Recipe().with_values(
+        {
+            "model.name": "nfnet_pico",
+            **TINY,
+            "data.path": str(few_digits),
+            "data.image_size": 16,
+            "data.randaugment.layers": 0,
+            "schedule.epochs": 1,
+            "model.dropout": 0.1,
+            "batch_size": 80,
+        }
+    )
+    with pretended_gpu() as gpu:
+        machine = Machine(is_small=True)
+        assert difference_of_kept_graphs(machine, recipe) == 0
+    assert (gpu.captures, gpu.replays) == (2, 9)
 
 
 def test_a_captured_step_has_the_rows_of_the_others(tmp_path: Path) -> None:
