@@ -33,7 +33,7 @@ from nfnet_ray.printable import display_path, printable
 from nfnet_ray.study.cost.spending import accelerator_word
 from nfnet_ray.study.display import reported_epochs, trial_table
 from nfnet_ray.study.study import Study
-from nfnet_ray.tracking.descriptions import StudyDescription
+from nfnet_ray.tracking.descriptions import NetworkDescription, StudyDescription
 from nfnet_ray.tracking.events import StudyStarted
 from nfnet_ray.tracking.labels import ABSENT, value_label
 from nfnet_ray.tracking.state import StudyState
@@ -126,6 +126,7 @@ def _facts(folder: StudyFolder) -> Table:
     ]
     if not folder.is_export and (idle := state.idle_time()) is not None:  # an export has no times of events
         rows.insert(2, ("Idle", idle.sentence(accelerator_word(told.get("worker", {}).get("gpus", 0)))))
+    rows += [("Network", _network(name, code)) for name, code in told.get("networks", {}).items()]
     rows += [("Space", f"{name}: {values}") for name, values in space_texts(told["space"]).items()]
     if "points" in told:
         rows.append(("Space", f"a list of {count(len(told['points']), 'point')}"))
@@ -159,6 +160,13 @@ def _failed(state: StudyState) -> str:
     """Behind the number of trials that have ended: how many have not, because they failed."""
     failed = sum(trial.state == "failed" for trial in state.members)
     return f", and {count(failed, 'trial')} failed" if failed else ""
+
+
+def _network(name: str, code: NetworkDescription) -> str:
+    """``my_net:build from my_net.py (sha256 0123456789ab)``, of a network of one's own."""
+    files = code["files"]
+    whence = code.get("package") or (files[0] if len(files) == 1 else count(len(files), "file"))
+    return f"{value_label(name)} from {whence} (sha256 {code['sha256']})"
 
 
 def _why_ended(folder: StudyFolder) -> str:

@@ -23,6 +23,7 @@ from nfnet_ray.study.cost.probe_process import Probe
 from nfnet_ray.tracking.journal import JOURNAL_FILE, Journal
 from studies import transfer
 from studies.agc_sweep import agc_sweep
+from studies.managing.commands import main as managing
 from studies.running.flags import main
 from studies.running.planning import plan_text
 from studies.running.runner import WorkerDemand
@@ -216,7 +217,7 @@ def test_a_name_is_continued_only_on_request_and_resumed_without_the_study(
 
 
 def test_a_network_of_ones_own_is_in_the_journal_with_its_code(
-    started: Any, few_digits: Path, tmp_path: Path
+    started: Any, few_digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     network = tmp_path / "net_of_a_notebook.py"
     network.write_text(
@@ -242,6 +243,11 @@ def test_a_network_of_ones_own_is_in_the_journal_with_its_code(
             "folder": ".",
         }
     }
+    assert managing(["show", "x"]) == 0
+    assert (
+        f"net_of_a_notebook:build from net_of_a_notebook.py (sha256 {pinned[-12:]})"
+        in capsys.readouterr().out
+    )
     nfnet_ray.run(study, data=few_digits, name="x", may_continue=True)
     network.write_text(network.read_text() + "# changed")
     with pytest.raises(nfnet_ray.UserError, match=r"another study \(.*net_of_a_notebook:build@sha256"):
