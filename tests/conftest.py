@@ -37,6 +37,20 @@ def _rays_of_our_own() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _no_settings_of_the_shell() -> Iterator[None]:
+    """What a person has set for studies of their own decides neither where tests look nor whom they tell."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in (
+            "NFNET_RAY_HOME",
+            "NFNET_RAY_NOTIFY",
+            "MLFLOW_TRACKING_URI",
+            "RAY_JOB_CONFIG_JSON_ENV_VAR",
+        ):
+            patch.delenv(name, raising=False)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _signals_interrupt() -> None:
     """Background jobs of a shell ignore SIGINT, and those of nohup SIGHUP: so would all that the tests start."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
