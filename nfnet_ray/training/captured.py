@@ -287,10 +287,10 @@ class CapturedStep(Generic[R]):
         return graph.result
 
     def captured(self) -> Captured[R] | None:
-        """What another run may go on with, in the memory of this one; None if there is nothing."""
+        """What another run may replay, in the memory of this one; None if there is nothing."""
         return Captured(self._graphs, self._recorder) if self._recorder and self._graphs else None
 
-    def go_on_with(self, captured: Captured[R]) -> None:
+    def replay_from(self, captured: Captured[R]) -> None:
         """Replays the graphs of a run whose memory is this one's now."""
         if self._recorder:
             self._graphs, self._recorder = captured.graphs, captured.recorder

@@ -85,7 +85,7 @@ class Context(Protocol):
     def kept_graphs(self) -> KeptGraphs | None:
         """What the run before has captured in this process; None: each run captures for itself.
 
-        A run that goes on with it overwrites the network that the run before has returned.
+        A run that uses it overwrites the network that the run before has returned.
         """
 
     @property

@@ -124,18 +124,18 @@ class Run:
         if files and self.context.rank == 0:
             files.save(name)
 
-    # ---- What the next run of this process may go on with -----------------------------------------------------------
+    # ---- What the next run of this process may use ------------------------------------------------------------------
 
     def memory(self) -> Iterator[Tensor]:
         """All on the device that a captured step reads or writes and that belongs to this run."""
         yield from (*self.step.tensors(), *self.step.numbers(), *self.sums.tensors())
 
     def take_graphs(self) -> None:
-        """Goes on with the graphs of the run before, if its steps were the same but for their numbers."""
+        """Replays the graphs of the run before, if its steps were the same but for their numbers."""
         kept = self.context.kept_graphs
         captured = kept and kept.take(self.recipe, self.memory(), reads_drop_rates=self.step.reads_drop_rates)
         if captured:
-            self.captured_step.go_on_with(captured)
+            self.captured_step.replay_from(captured)
 
     def leave_graphs(self) -> None:
         """Leaves its graphs to the next run. This one does no more steps."""

@@ -1,4 +1,4 @@
-"""Trials of one process that go on with each other's graphs: bit for bit the numbers of trials in new processes.
+"""Trials of one process that replay each other's graphs: bit for bit the numbers of trials in new processes.
 
 Tapes stand for the graphs (``tape.py``). All that a trial has left is damaged before the next one begins, so whatever
 it took over from it would be seen.

@@ -75,8 +75,8 @@ class _Kept:
 class KeptGraphs:
     """At most what one run has captured. A run takes it out when it begins, and a run that ends in order puts it back.
 
-    So a run that raises anything leaves nothing. What a run has returned is overwritten by the next one that goes on
-    with its graphs.
+    So a run that raises anything leaves nothing. What a run has returned is overwritten by the next one that replays
+    its graphs.
     """
 
     def __init__(self) -> None:
@@ -100,7 +100,7 @@ class KeptGraphs:
         self._kept = None
 
     def drop_unless_for(self, recipe: Recipe) -> None:
-        """Makes room for a run with this Recipe, whose form may be open, unless it may go on with what is kept."""
+        """Makes room for a run with this Recipe, whose form may be open, unless it may use what is kept."""
         if self._kept:
             names = [field.name for field in dataclasses.fields(Form) if getattr(recipe, field.name) == AUTO]
             chosen = {name: getattr(self._kept.recipe, name) for name in names}
