@@ -31,6 +31,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    """Libraries that count their objects say at the end of a process that these leak."""
+    gc.unfreeze()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _rays_of_our_own() -> Iterator[None]:
     """Every Ray that a test starts writes its address file and its sessions into a folder of this run alone.
