@@ -55,7 +55,7 @@ def measure(recorder: Recorder, machine: Machine, _options: argparse.Namespace) 
 def add_capture(recorder: Recorder, machine: Machine, recipe: ResolvedRecipe, case: str) -> None:
     """How long a trial takes to capture its step, in a process whose libraries have chosen their algorithms.
 
-    It is what a trial saves that goes on with the graphs of the one before (``nfnet_ray/training/form/kept.py``).
+    A trial that replays the graphs of the one before saves this time (``nfnet_ray/training/form/kept.py``).
     """
     _, step = new_captured_step(recipe, machine, recorder_for(machine.device))
     batch = random_batch(recipe, machine.device, num_classes=CLASSES)
