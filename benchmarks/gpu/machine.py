@@ -97,9 +97,9 @@ class Machine:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.device)
 
-    def peak_memory_gb(self) -> float:
-        """The most that torch had allocated since :meth:`forget_memory`, in 10^9 bytes; 0 on a CPU."""
-        return torch.cuda.max_memory_allocated(self.device) / 1e9 if self.is_gpu else 0.0
+    def peak_bytes(self) -> float:
+        """The most that torch had allocated since the warm-ups of :meth:`time` or :meth:`forget_memory`; 0 on a CPU."""
+        return float(torch.cuda.max_memory_allocated(self.device)) if self.is_gpu else 0.0
 
     def time(
         self, work: Callable[[], object], *, repeats: int, warm_ups: int = 3, at_most_seconds: float = 5.0
@@ -121,6 +121,8 @@ class Machine:
         if not self.is_gpu:
             return summary([_seconds(work) for _ in range(repeats)], self.sensors())
         repeats = max(LEAST_REPEATS, min(repeats, int(at_most_seconds / one)))
+        # Without the workspaces of all algorithms that cuDNN has tried in the warm-ups.
+        torch.cuda.reset_peak_memory_stats(self.device)
         events = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
         events[0].record()
         for event in events[1:]:

@@ -31,8 +31,8 @@ from nfnet_ray.data.batch import TrainBatch
 from nfnet_ray.models.catalogue import get_model
 from nfnet_ray.models.variants import get_variant
 from nfnet_ray.recipe import ResolvedRecipe
+from nfnet_ray.training.captured import CapturedStep, recorder_for
 from nfnet_ray.training.captured import Recorder as GraphRecorder
-from nfnet_ray.training.captured import recorder_for
 from nfnet_ray.training.form import compilation
 from nfnet_ray.training.form.probe import is_out_of_memory
 from nfnet_ray.training.measurement.gpus import peak_flops_per_second
@@ -219,11 +219,16 @@ def add_captured(
     if captured.refusal:
         recorder.add(case, "skipped", captured.refusal)
     else:
-        _add_speed(recorder, machine, case, recipe, lambda: captured(batch))
+        _add_speed(recorder, machine, case, recipe, lambda: captured(batch), captured)
 
 
 def _add_speed(
-    recorder: Recorder, machine: Machine, case: str, recipe: ResolvedRecipe, step: Callable[[], object]
+    recorder: Recorder,
+    machine: Machine,
+    case: str,
+    recipe: ResolvedRecipe,
+    step: Callable[[], object],
+    captured: CapturedStep | None = None,
 ) -> None:
     timing = machine.time(step, repeats=STEPS, warm_ups=4, at_most_seconds=SECONDS_FOR_A_FORM)
     images_per_second = recipe.batch_size / timing.seconds
@@ -232,7 +237,9 @@ def _add_speed(
     recorder.add(case, "model arithmetic", teraflops, "TFLOP/s", timing, in_table=False)
     if share is not None:
         recorder.add(case, "MFU", share, "", timing)
-    recorder.add(case, "peak memory", machine.peak_memory_gb(), "GB", timing, in_table=False)
+    # torch does not count what a graph takes when it is replayed.
+    peak_bytes = max(machine.peak_bytes(), captured.peak_bytes if captured else 0.0)
+    recorder.add(case, "peak memory", peak_bytes / 1e9, "GB", timing, in_table=False)
 
 
 def arithmetic(

@@ -63,8 +63,11 @@ class Recorder(Protocol):
     def begin_anew(self) -> None:
         """What was recorded so far is gone; what follows shares no memory with it."""
 
+    def forget_peak(self) -> None:
+        """Begins to measure :meth:`peak_bytes` anew."""
+
     def peak_bytes(self) -> float:
-        """The largest memory so far that tensors took."""
+        """The largest memory that tensors took since then."""
 
 
 class CudaRecorder:
@@ -133,8 +136,12 @@ class CudaRecorder:
         generator = torch.cuda.default_generators[index]
         generator.graphsafe_set_state(generator.clone_state())
 
+    def forget_peak(self) -> None:
+        """Of this process, and so of its meter, too."""
+        torch.cuda.reset_peak_memory_stats(self._device)
+
     def peak_bytes(self) -> float:
-        """Of this process, since it was last forgotten."""
+        """The same."""
         return float(torch.cuda.max_memory_allocated(self._device))
 
 
@@ -210,7 +217,7 @@ class _Graph(Generic[R]):
     step: Step[R]
     """What it was captured from, which keeps alive what it reads besides, such as indices brought to the device."""
     peak_bytes: float
-    """The largest memory that the step took before it was captured. A replay takes it, too; no counter sees it."""
+    """The largest memory that the last rehearsal took. A replay takes it, too; no counter sees it."""
 
 
 @dataclass(frozen=True)
@@ -256,7 +263,10 @@ class CapturedStep(Generic[R]):
         return not self._step.needs_warm_up or batch.images.shape in self._warmed_up
 
     def prepare(self, batch: TrainBatch) -> None:
-        """Compiles, chooses algorithms, and captures the next step. No weight, count or generator is changed by it."""
+        """Compiles, chooses algorithms, and captures the next step. No weight, count or generator is changed by it.
+
+        What memory that took is forgotten: to choose, cuDNN tries algorithms with whatever workspace they ask for.
+        """
         if self._recorder:
             with self._unchanged():
                 try:
@@ -269,6 +279,8 @@ class CapturedStep(Generic[R]):
                 self._step.forget_gradients()
         if self._recorder is None and self._step.needs_warm_up:
             self._step.warm_up(batch)
+            if self._context.device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(self._context.device)
         self._warmed_up.add(batch.images.shape)
 
     def __call__(self, batch: TrainBatch) -> R:
@@ -324,7 +336,9 @@ class CapturedStep(Generic[R]):
             results[:] = [self._step.apply(static, rates)]
             self._sums.add(results[0])
 
-        for _ in range(STEPS_BEFORE_CAPTURE):
+        for rehearsal in range(1, 1 + STEPS_BEFORE_CAPTURE):
+            if rehearsal == STEPS_BEFORE_CAPTURE:
+                recorder.forget_peak()
             recorder.rehearse(act)
         results.clear()
         replay = recorder.record(act)

@@ -10,6 +10,7 @@ import csv
 import doctest
 import importlib
 import io
+import itertools
 import os
 import subprocess
 import sys
@@ -112,6 +113,24 @@ def test_the_check_of_captured_steps_compares_two_trainings() -> None:
     assert captured_difference(machine, {}, Idle()) > 0
 
 
+def test_the_memory_of_a_step_is_that_after_the_warm_ups() -> None:
+    """In which cuDNN tries algorithms with whatever workspace they ask for."""
+    most, calls = [0.0], itertools.count()
+
+    def work() -> None:
+        most[0] = max(most[0], 1e9 if next(calls) else 9e9)
+
+    def forget(_device: object) -> None:
+        most[0] = 0.0
+
+    with pretended_gpu(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "max_memory_allocated", lambda _device: most[0])
+        patch.setattr(torch.cuda, "reset_peak_memory_stats", forget)
+        machine = Machine(is_small=True)
+        machine.time(work, repeats=3)
+        assert machine.peak_bytes() == 1e9
+
+
 def test_the_check_of_kept_graphs_replays_them(few_digits: Path) -> None:
     recipe = Recipe().with_values(
         {
@@ -145,7 +164,9 @@ def test_a_captured_step_has_the_rows_of_the_others(tmp_path: Path) -> None:
         step = new_step(recipe, machine, rates_on_device=True)[1]
         add_captured(recorder, machine, case, recipe, step, graphs)
     rows, _ = read_rows(tmp_path / "rows")
-    assert next(row["quantity"] for row in rows if row["case"] == "captured") == "images per second"
+    of_captured = {row["quantity"]: row["value"] for row in rows if row["case"] == "captured"}
+    assert next(iter(of_captured)) == "images per second"
+    assert of_captured["peak memory"] == 2e-6  # of the capture: no counter sees a replay's
     assert [row["value"] for row in rows if row["case"] == "failing"] == ["RuntimeError: no graph of act"]
     assert [row["value"] for row in rows if row["case"] == "none"] == ["needs a GPU"]
 

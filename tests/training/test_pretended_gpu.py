@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import logging
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from nfnet_ray.training import Outcome, PlainContext, run, train
 from nfnet_ray.training.agreement import Agreement
 from nfnet_ray.training.cohort import train_cohort
 from nfnet_ray.training.evaluation import Tally
+from nfnet_ray.training.gradient import Gradient, Losses
 from nfnet_ray.training.step import TrainStep
 from tests.training.pretended_gpu import DEVICE, pretended_gpu
 from tests.training.test_captured import BASELINE
@@ -113,6 +115,31 @@ def test_the_form_of_a_step_is_tried_on_the_gpu(
     for name, number in on_cpu.numbers[0].items():
         assert on_gpu.numbers[0][name] == pytest.approx(number, rel=1e-3)
     assert "capture=never" in caplog.text
+
+
+@pytest.mark.parametrize("capture", ["auto", "never"])
+def test_what_cudnn_takes_to_choose_its_algorithms_is_no_memory_of_a_step(
+    capture: str, short: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the first pass over a shape it tries many, each with the workspace that it asks for."""
+    most, passes, added = [0.0], itertools.count(), Gradient.add
+
+    def add(self: Gradient, *args: Any, **options: Any) -> Losses:
+        most[0] = max(most[0], 1e9 if next(passes) else 9e9)
+        return added(self, *args, **options)
+
+    def forget(_device: object = None) -> None:
+        most[0] = 0.0
+
+    reports: list[dict[str, float]] = []
+    context = PlainContext(device=DEVICE, threads=1, on_report=lambda metrics: reports.append(dict(metrics)))
+    monkeypatch.setattr(Gradient, "add", add)
+    with pretended_gpu() as gpu, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "max_memory_allocated", lambda _device: most[0])
+        patch.setattr(torch.cuda, "reset_peak_memory_stats", forget)
+        train(short.with_values({"capture": capture, "schedule.epochs": 2}), context)
+    assert [metrics["peak_memory_bytes"] for metrics in reports] == [1e9, 1e9]
+    assert gpu.captures == (capture == "auto")
 
 
 def test_the_host_waits_for_no_step(short: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
