@@ -231,6 +231,7 @@ def open_run(
     change a result are set. The metrics of the checkpoint's epoch are reported again: the first report may have been
     lost with the worker. Raises UserError for a checkpoint of another Recipe or other data.
     """
+    _keep_to_its_part_of_a_gpu(context)
     if context.kept_graphs:
         context.kept_graphs.drop_unless_for(recipe)
     before = saver.latest()
@@ -257,6 +258,16 @@ def open_run(
     if at.batches:
         run.load_own_state_dicts(before["workers"], at)
     return run, at
+
+
+def _keep_to_its_part_of_a_gpu(context: Context) -> None:
+    """Lets this process have no more of a GPU's memory than its part: what it asks for beyond that is "out of memory".
+
+    To choose, cuDNN tries algorithms with workspaces of up to all memory that is free (torch's Conv_v8.cpp), and less
+    where it gets less. Without a limit another worker of the GPU, which needs its memory meanwhile, would fail.
+    """
+    if context.device.type == "cuda" and context.gpu_share < 1:  # else a limit of the environment holds
+        torch.cuda.set_per_process_memory_fraction(context.gpu_share, context.device.index)
 
 
 def _built(

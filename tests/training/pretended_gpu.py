@@ -304,6 +304,7 @@ def pretended_gpu() -> Iterator[PretendedGpu]:
         "memory_reserved": answers(2**20),
         "max_memory_allocated": answers(2**20),
         "reset_peak_memory_stats": nothing,
+        "set_per_process_memory_fraction": nothing,
         "empty_cache": nothing,
         "synchronize": nothing,
         "manual_seed_all": nothing,

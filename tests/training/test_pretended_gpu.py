@@ -19,6 +19,8 @@ from nfnet_ray.training import Outcome, PlainContext, run, train
 from nfnet_ray.training.agreement import Agreement
 from nfnet_ray.training.cohort import train_cohort
 from nfnet_ray.training.evaluation import Tally
+from nfnet_ray.training.form import probe
+from nfnet_ray.training.form.probe import Timing
 from nfnet_ray.training.gradient import Gradient, Losses
 from nfnet_ray.training.step import TrainStep
 from tests.training.pretended_gpu import DEVICE, pretended_gpu
@@ -140,6 +142,26 @@ def test_what_cudnn_takes_to_choose_its_algorithms_is_no_memory_of_a_step(
         train(short.with_values({"capture": capture, "schedule.epochs": 2}), context)
     assert [metrics["peak_memory_bytes"] for metrics in reports] == [1e9, 1e9]
     assert gpu.captures == (capture == "auto")
+
+
+def test_a_worker_has_no_more_than_its_part_of_a_gpu(short: Recipe) -> None:
+    """From before the first tensor on: forms of a step are timed first, and then, too, others use the same GPU."""
+    limits: list[tuple[float, int | None]] = []
+
+    def limit(share: float, device: int | None) -> None:
+        limits.append((share, device))
+
+    def time_step(*_: object) -> Timing:
+        assert limits == [(0.25, 0)]
+        return Timing(1.0, 1.0, 1.0)
+
+    recipe = short.with_values({"memory_format": "auto"})
+    with pretended_gpu(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "set_per_process_memory_fraction", limit)
+        patch.setattr(probe, "time_step", time_step)
+        train(recipe, PlainContext(device=DEVICE, threads=1, gpu_share=0.25))
+        train(short, PlainContext(device=DEVICE, threads=1))
+    assert limits == [(0.25, 0)]
 
 
 def test_the_host_waits_for_no_step(short: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
