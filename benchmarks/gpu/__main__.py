@@ -14,8 +14,9 @@ Parts, in the order in which they run:
 * ``ratio``: NFNet-F1 and EfficientNet-B7, compiled, if time is left;
 * ``cifar``: a study on CIFAR-10 in what time is left, with data given by ``--cifar``.
 
-Each part is a process with a time limit of its own. One that hangs or fails costs itself alone: its rows are kept, and
-another row says what happened. The exit code is 1 if there is such a row, or a check that does not hold.
+Each part is a process with a time limit of its own, which grows with ``--seconds``. One that hangs or fails costs
+itself alone: its rows are kept, and another row says what happened. The exit code is 1 if there is such a row, or a
+check that does not hold.
 
 Without a GPU, and with ``--small``, tiny networks are used. The numbers mean nothing; it shows that every part works.
 """
@@ -47,7 +48,7 @@ from nfnet_ray.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RESULTS = REPOSITORY / "benchmarks" / "results" / "gpu.csv"
-# Seconds; each is cut to what is left of all.
+# Seconds, in a run of DEFAULT_SECONDS; see Session.limit.
 LIMITS = {
     "roof": 30.0,
     "correctness": 90.0,
@@ -79,7 +80,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--results", type=Path, default=RESULTS, help="csv to which rows are added (default: %(default)s)"
     )
     parser.add_argument(
-        "--seconds", type=above_zero, default=DEFAULT_SECONDS, help="time limit of all (default: %(default)g)"
+        "--seconds",
+        type=above_zero,
+        default=DEFAULT_SECONDS,
+        help="time limit of all (default: %(default)g); with more, the parts have more in proportion",
     )
     parser.add_argument(
         "--cifar", type=Path, help="folder with CIFAR-10 as Parquet files, for the part cifar"
@@ -154,6 +158,12 @@ class Session:
         """Until the time limit of all."""
         return self._deadline - time.monotonic()
 
+    def limit(self, seconds: float) -> float:
+        """The time for something that has this limit by default. With more time for all, it has more in proportion."""
+        if not self._is_gpu:
+            return inf  # a shared CPU may take any time
+        return seconds * max(1.0, self._options.seconds / DEFAULT_SECONDS)
+
     def start(self, part: str, name: str, limit_seconds: float, *more: str) -> Child:
         """Starts a process of a part."""
         command = [sys.executable, "-m", "benchmarks.gpu", "--child", part, "--seconds", str(limit_seconds)]
@@ -165,8 +175,7 @@ class Session:
 
     def run(self, part: str, reserve: float = 0.0) -> None:
         """Runs a part, but leaves ``reserve`` seconds of all."""
-        own = LIMITS[part] if self._is_gpu else inf  # a shared CPU may take any time
-        limit = min(own, self.seconds_left - reserve)
+        limit = min(self.limit(LIMITS[part]), self.seconds_left - reserve)
         if limit <= 0:
             self.add(part, part, SKIPPED, "no time is left")
             return
@@ -199,15 +208,14 @@ class Session:
 
         Those that are not ready would use device and cores meanwhile, so they are paused; returns them.
         """
-        own, form_limit = (limit_seconds, FORM_LIMIT) if self._is_gpu else (inf, inf)
-        wait_until_ready(compiling, min(own, self.seconds_left))
+        wait_until_ready(compiling, min(limit_seconds if self._is_gpu else inf, self.seconds_left))
         late = [child for child in compiling if not child.is_ready]
         for child in late:
             child.pause()
         for child in compiling:
             if child not in late:
                 child.release()
-                self.finish(child, min(form_limit, self.seconds_left))
+                self.finish(child, min(self.limit(FORM_LIMIT), self.seconds_left))
         return late
 
     def write(self) -> None:
@@ -238,7 +246,8 @@ def run(options: argparse.Namespace) -> int:
             if "correctness" in wanted:
                 session.run("correctness")
             if "step" in wanted:
-                late = session.run_compiled(compiling, COMPILE_LIMIT - (time.monotonic() - compile_start))
+                compiled_for = time.monotonic() - compile_start
+                late = session.run_compiled(compiling, session.limit(COMPILE_LIMIT) - compiled_for)
                 session.run("step")
             for part in ("captured", "cohort", "observed", "convolutions"):
                 if part in wanted:

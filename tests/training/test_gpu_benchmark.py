@@ -14,8 +14,10 @@ import itertools
 import os
 import subprocess
 import sys
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -248,6 +250,42 @@ def test_the_exit_code_tells_of_errors_and_of_checks_that_do_not_hold() -> None:
     assert command.is_bad(row | {"quantity": "holds", "value": "no"})
     assert command.is_bad(row | {"quantity": "error"})
     assert command.is_bad(row | {"quantity": "over its limit"})
+
+
+@pytest.mark.parametrize(
+    ("is_gpu", "seconds", "limits"),
+    [
+        (True, 360.0, [100.0, 20.0]),
+        (True, 720.0, [200.0, 40.0]),
+        (True, 90.0, [90.0, 20.0]),
+        (False, 360.0, [360.0, 360.0]),
+    ],
+)
+def test_with_more_time_each_part_has_more(
+    is_gpu: bool, seconds: float, limits: list[float], tmp_path: Path
+) -> None:
+    """The limits were estimated, so whoever finds that one is too short needs no change of the code."""
+    given: list[float] = []
+
+    class Done:
+        name, is_ready = "step", True
+
+        def release(self) -> None:
+            pass
+
+        def finish(self, limit_seconds: float) -> list[Row]:
+            given.append(limit_seconds)
+            return []
+
+    children: Any = SimpleNamespace(start=lambda *_: Done())
+    options = Namespace(
+        seconds=seconds, commit="c", results=tmp_path / "csv", small=False, cifar=None, log=None
+    )
+    session = command.Session(options, children, is_gpu=is_gpu)
+    session.run("step")
+    done: Any = Done()
+    assert session.run_compiled([done], 0.0) == []
+    assert given == pytest.approx(limits, abs=1.0)
 
 
 @pytest.mark.parametrize("module", ["rows", "machine", "observed", "cifar", "step"])
