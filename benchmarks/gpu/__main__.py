@@ -42,6 +42,7 @@ from benchmarks.gpu.children import Child, Children, ready_path, wait_until_read
 from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.rows import COLUMNS, ERROR, OVER_ITS_LIMIT, SKIPPED, Recorder, Row, table, tidy, write_csv
 from benchmarks.gpu.step import compiled_forms, large_compiled_forms, ratios
+from nfnet_ray.cluster.connection.gpu_driver import gpu_problem
 from nfnet_ray.command_line.arguments import above_zero
 from nfnet_ray.command_line.one_line_parser import OneLineParser
 from nfnet_ray.errors import UserError
@@ -227,6 +228,11 @@ def run(options: argparse.Namespace) -> int:
     """Runs the parts, writes the csv, prints the table. Returns the exit code."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that no child is left
     is_gpu = torch.cuda.is_available()
+    if not is_gpu:
+        why = gpu_problem(of_all=False) or "torch finds none"
+        print(
+            f"No GPU: {why}. What is measured are tiny networks on the CPU, which means nothing.", flush=True
+        )
     is_small = options.small or not is_gpu
     wanted = options.part
     with tempfile.TemporaryDirectory() as folder:

@@ -279,7 +279,10 @@ def add_resumed(recorder: Recorder, case: str, machine: Machine, recipe: Recipe,
 
 
 def difference_of_kept_graphs(machine: Machine, recipe: Recipe) -> float:
-    """Between the weights of a training that replays what another one has captured, and of one that captures itself."""
+    """Between the weights of a training that replays what another one has captured, and of one that captures itself.
+
+    Raises RuntimeError where nothing was captured on a GPU: trainings kernel by kernel would always be the same.
+    """
     kept, weights = KeptGraphs(), []
     before = recipe.with_values(
         {"seed": recipe.seed + 1, "optimizer.agc.clip_factor": 0.5, "model.dropout": 0.3}
@@ -288,6 +291,10 @@ def difference_of_kept_graphs(machine: Machine, recipe: Recipe) -> float:
         context = PlainContext(device=machine.device, threads=machine.threads)
         context.kept_graphs = graphs
         weights.append(weights_of(train(one, context).model).clone())
+    if machine.is_gpu and not kept.holds_graphs:
+        raise RuntimeError(
+            "no step was captured; captured steps against kernel by kernel, above, may say why"
+        )
     return relative_difference(*weights[1:])
 
 

@@ -76,6 +76,7 @@ def test_every_part_gives_its_rows_with_torch_alone(tmp_path: Path) -> None:
         check=False,
     )
     assert process.returncode == 0, process.stdout + process.stderr + (tmp_path / "log").read_text()
+    assert process.stdout.startswith("No GPU: ")
     rows = list(csv.DictReader(results.open()))
     assert list(rows[0]) == list(COLUMNS)
     assert {row["commit"] for row in rows} == {"abc1234"}
@@ -149,7 +150,9 @@ def test_the_check_of_kept_graphs_replays_them(few_digits: Path) -> None:
     with pretended_gpu() as gpu:
         machine = Machine(is_small=True)
         assert difference_of_kept_graphs(machine, recipe) == 0
-    assert (gpu.captures, gpu.replays) == (2, 9)
+        assert (gpu.captures, gpu.replays) == (2, 9)
+        with pytest.raises(RuntimeError, match="no step was captured"):
+            difference_of_kept_graphs(machine, recipe.with_values({"capture": "never"}))
 
 
 def test_a_captured_step_has_the_rows_of_the_others(tmp_path: Path) -> None:

@@ -82,6 +82,11 @@ class KeptGraphs:
     def __init__(self) -> None:
         self._kept: _Kept | None = None
 
+    @property
+    def holds_graphs(self) -> bool:
+        """Whether the next run finds some."""
+        return self._kept is not None
+
     def keep(
         self, recipe: Recipe, memory: Iterable[Tensor], captured: Any, *, reads_drop_rates: bool
     ) -> None:
