@@ -63,7 +63,7 @@ class When:
         value = values[self.field]
         if self.among is None:
             return value is not None
-        return _with_tuples(value) in map(_with_tuples, self.among)
+        return with_tuples(value) in map(with_tuples, self.among)
 
 
 Domain = tuple[Any, ...] | Range | SameAs | When
@@ -157,15 +157,16 @@ def domain_to_json(domain: Domain) -> list[Any] | dict[str, Any]:
 def domain_from_json(described: Sequence[Any] | Mapping[str, Any]) -> Domain:
     """The domain that :func:`domain_to_json` describes."""
     if not isinstance(described, Mapping):
-        return tuple(map(_with_tuples, described))
+        return tuple(map(with_tuples, described))
     if "same_as" in described:
         return SameAs(described["same_as"])
     if "when" in described:
         among = described.get("among")
         domain = domain_from_json(described["domain"])
-        return When(domain, described["when"], None if among is None else tuple(map(_with_tuples, among)))
+        return When(domain, described["when"], None if among is None else tuple(map(with_tuples, among)))
     return Range(**described)
 
 
-def _with_tuples(value: Any) -> Any:
-    return tuple(map(_with_tuples, value)) if isinstance(value, list | tuple) else value
+def with_tuples(value: Any) -> Any:
+    """A value of the command line or a journal, which have lists where a Recipe has tuples."""
+    return tuple(map(with_tuples, value)) if isinstance(value, list | tuple) else value

@@ -10,7 +10,7 @@ from nfnet_ray.printable import printable
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.settings import number_type, parse_value
 from nfnet_ray.study.space.checks import check_can_be_swept
-from nfnet_ray.study.space.domains import Domain, Range, SameAs, When
+from nfnet_ray.study.space.domains import Domain, Range, SameAs, When, with_tuples
 
 FORMS = (
     "FIELD=0.01,0.02,none (a list), FIELD=0.1..0.5, FIELD=log:0.002..0.3, FIELD=int:1..5, FIELD=none,0.1..0.5, "
@@ -98,11 +98,7 @@ def _shown(text: str) -> str:
 
 
 def _values(text: str, said: str) -> tuple[Any, ...]:
-    return tuple(_with_tuples(parse_value(item)) for item in _items(text, said))
-
-
-def _with_tuples(value: Any) -> Any:
-    return tuple(map(_with_tuples, value)) if isinstance(value, list | tuple) else value
+    return tuple(with_tuples(parse_value(item)) for item in _items(text, said))
 
 
 def _items(text: str, said: str) -> list[str]:
