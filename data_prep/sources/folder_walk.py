@@ -140,7 +140,7 @@ class FolderWalk:
     def stray_images(self, folder: str = ".") -> list[str]:
         """The images directly in a folder."""
         return [
-            _joined(folder, entry.name)
+            joined(folder, entry.name)
             for entry in self._list(folder).values()
             if entry.is_file and is_image_name(entry.name)
         ]
@@ -157,7 +157,7 @@ class FolderWalk:
             name, entry, link = to_read.pop()
             link = self._enter(name, entry, link)
             for inner in self._list(name).values():
-                inner_name = _joined(name, inner.name)
+                inner_name = joined(name, inner.name)
                 if inner.is_folder:
                     to_read.append((inner_name, inner, link))
                 elif not inner.is_file:
@@ -242,7 +242,7 @@ class FolderWalk:
             ) from error
 
     def _leave_out(self, folder: str, entry: os.DirEntry[str]) -> None:
-        name = _joined(folder, entry.name)
+        name = joined(folder, entry.name)
         if entry.is_dir(follow_symlinks=False):
             self.left_out.folders.append(name)
             self.left_out.images_in_folders += _count_all_images(entry.path)
@@ -290,14 +290,15 @@ def visible_files(root: str) -> Iterator[tuple[str, str]]:
         below = os.path.relpath(parent, root).replace(os.sep, "/")
         for name in files:
             if not is_left_out(name):
-                yield _joined(below, name), os.path.join(parent, name)
+                yield joined(below, name), os.path.join(parent, name)
 
 
 def _count_all_images(path: str) -> int:
     return sum(is_image_name(name) for _, _, files in os.walk(path) for name in files)
 
 
-def _joined(folder: str, name: str) -> str:
+def joined(folder: str, name: str) -> str:
+    """The path of what is in a folder; ``.`` is the folder that is walked."""
     return name if folder == "." else f"{folder}/{name}"
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.sources.folder_walk import FolderWalk, is_left_out
+from data_prep.sources.folder_walk import FolderWalk, is_left_out, joined
 from data_prep.sources.source import Source, SourceImage
 from nfnet_ray.data.files.regular_file import read_regular_file
 from nfnet_ray.errors import UserError
@@ -65,7 +65,7 @@ def open_image_folder(root: Path) -> Source:
             f"{root / folders['train']}: no class folders and no .parquet files in it; SOURCE needs a folder of images"
             " per class, or .parquet files"
         )
-    if len(class_names) == 1 and len(walk.folders(_joined(folders["train"], class_names[0]))) > 1:
+    if len(class_names) == 1 and len(walk.folders(joined(folders["train"], class_names[0]))) > 1:
         inner = root / folders["train"] / class_names[0]
         raise UserError(
             f"{root / folders['train']}: only one class, {class_names[0]}; is SOURCE perhaps {inner}?"
@@ -77,7 +77,7 @@ def open_image_folder(root: Path) -> Source:
         own = walk.folders(folder)
         _check_known(root / folder, own, class_names)
         for class_name in class_names:
-            images = walk.images(_joined(folder, class_name)) if class_name in own else []
+            images = walk.images(joined(folder, class_name)) if class_name in own else []
             if not images and split == "train":
                 raise UserError(_why_no_images(root / folder / class_name))
             names[split, class_name] = images
@@ -216,7 +216,3 @@ def _check_text(root: Path, names: list[str]) -> None:
             name.encode()
         except UnicodeEncodeError as error:
             raise UserError(f"{root / name}: is not a name in UTF-8; rename it") from error
-
-
-def _joined(folder: str, name: str) -> str:
-    return name if folder == "." else f"{folder}/{name}"
