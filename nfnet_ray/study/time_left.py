@@ -12,6 +12,7 @@ from nfnet_ray.study.cost.plan import (
     ladder_in_epochs,
     least_epochs,
     longest,
+    makespan,
     next_rung,
     rerun_group,
 )
@@ -27,8 +28,8 @@ _PHASES = ("train_seconds", "data_wait_seconds", "eval_seconds", "checkpoint_sec
 # Few enough to follow a machine that becomes faster or slower, and enough to average out one slow epoch: of 8, 16, 32
 # and all epochs, 16 gave the best estimates in two studies on a machine whose load changed tenfold.
 _RECENT_EPOCHS = 16
-# A trial that ends leaves its slot empty until Ray has started the next one.
-_SLOTS_SECONDS = 30.0
+# A trial that ends leaves its place empty until Ray has started the next one.
+_PLACES_SECONDS = 30.0
 
 
 class TimeLeft:
@@ -82,7 +83,7 @@ class TimeLeft:
                     self._startups.append(trial.epochs[trial.epoch].get("startup_seconds") or 0.0)
                 self._known[name] = trial.epoch
         self._running.append((now, len(self._running_now)))
-        while self._running[0][0] < now - _SLOTS_SECONDS:
+        while self._running[0][0] < now - _PLACES_SECONDS:
             self._running.popleft()
 
     def seconds(self, epochs_done: Callable[[TrialProgress], float]) -> tuple[float, float] | None:
@@ -116,8 +117,8 @@ class TimeLeft:
                 if trial.name not in self._possible:
                     least.append(begin + an_epoch * (target - behind_it))
                 most.append(begin + an_epoch * (max(target, furthest) - behind_it))
-        slots = max(1, *(count for _, count in self._running))
-        return _makespan(least, slots), _makespan(most, slots)
+        places = max(1, *(count for _, count in self._running))
+        return makespan(least, places), makespan(most, places)
 
     def _regroup(self) -> None:
         certain, self._possible = further_names(self._study, self._state)
@@ -166,8 +167,3 @@ def _is_behind(trial: TrialProgress, rivals: list[TrialProgress], ladder: Sequen
     ]
     share = kept / len(rivals)
     return sum(top1 > _last_top1(trial) for top1 in reached) >= max(1.0, share * len(reached))
-
-
-def _makespan(seconds: list[float], slots: int) -> float:
-    """The time that jobs of these lengths take, ``slots`` at a time: at least that of the longest one."""
-    return max(sum(seconds) / slots, max(seconds, default=0.0))

@@ -18,6 +18,7 @@ from nfnet_ray.study.cost.plan import (
     further_names,
     ladder_in_epochs,
     longest,
+    makespan,
     multiply_adds,
     next_rung,
     rerun_group,
@@ -199,11 +200,11 @@ def forecast(
     return Forecast(
         trial_seconds=Span(total.low + begin * places, total.high + begin * places),
         wall_seconds=Span(
-            begin + _makespan([span.low for span in spans.values()], places),
-            begin + _makespan([span.high for span in spans.values()], places),
+            begin + makespan([span.low for span in spans.values()], places),
+            begin + makespan([span.high for span in spans.values()], places),
         ),
         most_trial_seconds=math.fsum(most.values()) + begin * places,
-        most_wall_seconds=begin + _makespan(list(most.values()), places),
+        most_wall_seconds=begin + makespan(list(most.values()), places),
         joules=joules,
         memory_bytes=max(memory, default=None),
     )
@@ -265,8 +266,3 @@ def _quantile(values: Sequence[float], share: float) -> float:
     place = share * (len(values) - 1)
     low, high = values[math.floor(place)], values[math.ceil(place)]
     return low + (high - low) * (place - math.floor(place))
-
-
-def _makespan(seconds: Sequence[float], places: int) -> float:
-    """The time that jobs of these lengths take, ``places`` at a time: at least that of the longest one."""
-    return max(math.fsum(seconds) / places, max(seconds, default=0.0))

@@ -233,3 +233,8 @@ def ladder_in_epochs(group: Group, epoch_seconds: float | None) -> list[tuple[in
 def next_rung(done: float, ladder: Sequence[tuple[int, int]], epochs: int) -> int:
     """The epoch at which a trial with ``done`` epochs behind it can be stopped next, or ends."""
     return next((rung for rung, _ in ladder if rung >= done), epochs)
+
+
+def makespan(seconds: Sequence[float], places: int) -> float:
+    """The time that jobs of these lengths take, ``places`` at a time: at least that of the longest one."""
+    return max(math.fsum(seconds) / places, max(seconds, default=0.0))
