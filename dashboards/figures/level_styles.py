@@ -15,7 +15,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nfnet_ray.tracking.labels import ABSENT, value_label
+from nfnet_ray.analysis.effects.levels import grouped
+from nfnet_ray.tracking.labels import value_label
 
 LEVELS_AT_MOST = 12
 """With more numbers than this, as in a random search, neighbours share a look."""
@@ -73,16 +74,8 @@ class Look:
 
 def levels_of(values: Iterable[Any]) -> Levels:
     """The levels of these values; beyond :data:`LEVELS_AT_MOST` numbers, groups of about equally many values."""
-    distinct = list(dict.fromkeys(values))
-    numbers = sorted(value for value in distinct if is_number(value))
-    outside = [value for value in (None, ABSENT) if value in distinct]
-    words = [value for value in distinct if not is_number(value) and value not in outside]
-    groups: list[list[Any]] = [[number] for number in numbers]
-    if len(numbers) > LEVELS_AT_MOST:
-        bounds = [round(len(numbers) * group / _GROUPS) for group in range(_GROUPS + 1)]
-        groups = [numbers[low:high] for low, high in itertools.pairwise(bounds)]
-    groups += [[word] for word in words]
-    groups += [[value] for value in outside]
+    numbers, words, outside = grouped(values, LEVELS_AT_MOST, _GROUPS)
+    groups = [*numbers, *words, *outside]
     return Levels(
         labels=_labels(groups),
         index={value: number for number, group in enumerate(groups) for value in group},
@@ -139,11 +132,6 @@ def short_labels(labels: Sequence[str], most: int = LABEL_CHARACTERS) -> list[st
         short if short == label or cut.count(short) == 1 else f"{label[: most - 1 - tail]}…{label[-tail:]}"
         for short, label in zip(cut, labels, strict=True)
     ]
-
-
-def is_number(value: Any) -> bool:
-    """Whether it can be a place on an axis: a finite number, and not a truth value."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _even_steps(count: int, theme: str) -> list[str]:

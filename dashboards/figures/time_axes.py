@@ -11,9 +11,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dashboards.figures.level_styles import is_number
 from dashboards.figures.plotly_texts import marked_up
 from nfnet_ray.analysis import StudyRecord
+from nfnet_ray.analysis.effects.levels import is_number
 from nfnet_ray.data.batching import images_of_share
 from nfnet_ray.errors import UserError
 from nfnet_ray.metric import METRIC

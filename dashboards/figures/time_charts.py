@@ -18,7 +18,6 @@ from dashboards.figures.level_styles import (
     LEVELS_AT_MOST,
     Levels,
     Look,
-    is_number,
     levels_of,
     looks_of,
     short_labels,
@@ -35,6 +34,7 @@ from dashboards.figures.time_axes import (
     y_axes,
 )
 from nfnet_ray.analysis import StudyRecord
+from nfnet_ray.analysis.effects.levels import is_number
 from nfnet_ray.analysis.frontier import BUDGET, curve_label
 from nfnet_ray.analysis.tables import once_of_a_record
 from nfnet_ray.metric import METRIC

@@ -36,17 +36,27 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def field_levels(values: Iterable[Any], most: int) -> FieldLevels:
-    """Each value as a level; with more than ``most`` numbers, ``most`` bins that hold about equally many values."""
+def grouped(
+    values: Iterable[Any], most: int, bins: int
+) -> tuple[list[list[Any]], list[list[Any]], list[list[Any]]]:
+    """The values in groups: (numbers upwards, words, none and absent).
+
+    Each is a group by itself; but more than ``most`` numbers are in ``bins`` groups of about equally many.
+    """
     distinct = list(dict.fromkeys(values))
     numbers = sorted(value for value in distinct if is_number(value))
     outside = [value for value in (None, ABSENT) if value in distinct]
     words = [value for value in distinct if not is_number(value) and value not in outside]
-    groups: list[list[Any]] = [[number] for number in numbers]
+    groups = [[number] for number in numbers]
     if len(numbers) > most:
-        bounds = [round(len(numbers) * group / most) for group in range(most + 1)]
+        bounds = [round(len(numbers) * group / bins) for group in range(bins + 1)]
         groups = [numbers[low:high] for low, high in itertools.pairwise(bounds)]
-    groups += [[word] for word in words] + [[value] for value in outside]
+    return groups, [[word] for word in words], [[value] for value in outside]
+
+
+def field_levels(values: Iterable[Any], most: int) -> FieldLevels:
+    """Each value as a level; with more than ``most`` numbers, ``most`` bins that hold about equally many values."""
+    groups = list(itertools.chain(*grouped(values, most, most)))
     return FieldLevels(
         tuple(
             value_label(group[0]) if len(group) == 1 else f"{group[0]:.2g} to {group[-1]:.2g}"
