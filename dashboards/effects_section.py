@@ -24,6 +24,7 @@ from nfnet_ray.analysis.effects.best_so_far import ORDERS
 from nfnet_ray.analysis.effects.importance import importance_sentence
 from nfnet_ray.analysis.effects.response import LEAST_VALUES, Response
 from nfnet_ray.analysis.effects.sentences import the_first
+from nfnet_ray.study.cost.spending import accelerator_word
 from nfnet_ray.tracking.labels import stratum_label
 from nfnet_ray.tracking.swept import swept_range
 from nfnet_ray.wording import agree, count
@@ -205,7 +206,7 @@ def _best_so_far(record: StudyRecord) -> list[EffectChart]:
     if len(table) < FEWEST_SETTINGS or is_lost:
         return []
     gpus = record.study.get("worker", {}).get("gpus", 0)
-    figure = best_so_far_figure(table, "GPU" if gpus else "worker")
+    figure = best_so_far_figure(table, accelerator_word(gpus))
     if table["band"].iloc[0] == ORDERS:
         caption = (
             "The expected best of as many random settings, over all orders; the band holds 95% of the orders of the "

@@ -7,6 +7,7 @@ from typing import Any
 
 from nfnet_ray.analysis import StudyRecord, budget_sentences, rung_sentences, rung_summaries
 from nfnet_ray.analysis.comparability import comparability
+from nfnet_ray.study.cost.spending import accelerator_word
 from nfnet_ray.tracking.labels import ABSENT, value_label
 from nfnet_ray.tracking.swept import beside_the_question, tied_to
 from nfnet_ray.wording import count, duration
@@ -230,7 +231,7 @@ def _time(record: StudyRecord) -> str:
 
 def _accelerator(record: StudyRecord) -> str:
     """What accelerator-hours count."""
-    return "GPU" if record.study["worker"]["gpus"] else "worker"
+    return accelerator_word(record.study["worker"]["gpus"])
 
 
 def _paid(record: StudyRecord) -> str:

@@ -18,6 +18,8 @@ from nfnet_ray.data.batching import images_of_share
 from nfnet_ray.errors import UserError
 from nfnet_ray.metric import METRIC
 from nfnet_ray.settings import did_you_mean
+from nfnet_ray.study.cost.spending import accelerator_word
+from nfnet_ray.tracking.descriptions import accelerators
 from nfnet_ray.wording import JOULES_PER_KWH
 
 Axis = dict[str, Any]
@@ -42,8 +44,8 @@ _NOT_A_CURVE = {"trial", "seed", "epoch"}
 def x_axes(record: StudyRecord, unit_seconds: float, unit: str) -> list[Axis]:
     """The axes of what training takes, training time first; money and energy where they are known."""
     worker = record.study.get("worker", {"workers": 1, "gpus": 0})
-    accelerators, word = worker["workers"] * (worker["gpus"] or 1), "GPU" if worker["gpus"] else "worker"
-    hours = unit_seconds / 3600 * accelerators
+    word = accelerator_word(worker["gpus"])
+    hours = unit_seconds / 3600 * accelerators(worker["workers"], worker["gpus"])
     share = record.study["recipe"].get("data.train_share", 1.0)
     images = images_of_share(record.study["data"]["train_images"], share)
     axes = [

@@ -103,6 +103,11 @@ class WorkerDescription(TypedDict):
     min_workers: NotRequired[int | None]
 
 
+def accelerators(workers: int, gpus: float) -> float:
+    """How many accelerators workers hold that have ``gpus`` each: a worker without any counts as one."""
+    return workers * (gpus or 1.0)
+
+
 class CapsDescription(TypedDict, total=False):
     """What may be spent, and the price of an accelerator-hour. None: a cap that was taken away again."""
 

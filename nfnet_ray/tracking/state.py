@@ -16,7 +16,14 @@ from typing import Any, Literal, cast
 
 from nfnet_ray.errors import UserError
 from nfnet_ray.metric import METRIC
-from nfnet_ray.tracking.descriptions import CapsDescription, Hardware, StudyDescription, TrialPlan, Versions
+from nfnet_ray.tracking.descriptions import (
+    CapsDescription,
+    Hardware,
+    StudyDescription,
+    TrialPlan,
+    Versions,
+    accelerators,
+)
 from nfnet_ray.tracking.epoch_metrics import Metrics, brief, images_per_second, packed
 from nfnet_ray.tracking.events import (
     Event,
@@ -24,7 +31,6 @@ from nfnet_ray.tracking.events import (
     StudyExtended,
     StudyStarted,
     TrialOutcome,
-    TrialStarted,
     plans_of,
     promotion_in_words,
     with_extension,
@@ -311,7 +317,8 @@ class StudyState:
                 self.has_contenders &= trial.name in self.reruns or trial.name in self.further
                 trial.reused = event.get("reused")
                 trial.lanes = event.get("lanes", 1)
-                trial.hold(self._accelerators(event), self.last_event_time)
+                # Of what a cohort holds, each of its trials has an equal part.
+                trial.hold(self._accelerators(event.get("workers")) / trial.lanes, self.last_event_time)
             case "form_chosen":
                 self.forms = {event["shape"]: event["choice"], **self.forms}
             case "trial_paused":
@@ -362,10 +369,8 @@ class StudyState:
             self._places.end(before)  # of a driver that was killed
             for known in self.members:
                 self._places.note(known.name, _activity(known, resumed=True))
-            worker = self._study.get("worker", {})
-            accelerators = worker.get("workers", 1) * (float(worker.get("gpus", 0)) or 1.0)
             described: Mapping[str, Any] = event if event["event"] == "study_resumed" else self._study
-            self._places.begin(now, described.get("places"), accelerators, self._planned_trials())
+            self._places.begin(now, described.get("places"), self._accelerators(), self._planned_trials())
         elif event["event"] == "study_extended":
             for known in self.members:
                 self._places.note(known.name, _activity(known))
@@ -451,14 +456,10 @@ class StudyState:
         }
         return max(planned, len(self.trials)) + (further + reruns) * len(strata)
 
-    def _accelerators(self, event: TrialStarted) -> float:
-        """What a trial that starts holds: the GPUs of its workers, or its workers if they have none.
-
-        Of what a cohort holds, each of its trials has an equal part.
-        """
+    def _accelerators(self, workers: int | None = None) -> float:
+        """What ``workers`` of the study hold, by default those of a trial."""
         worker = self._study.get("worker", {})
-        workers: int = event.get("workers") or worker.get("workers", 1)
-        return workers * (float(worker.get("gpus", 0)) or 1.0) / event.get("lanes", 1)
+        return accelerators(workers or worker.get("workers", 1), float(worker.get("gpus", 0)))
 
     @property
     def _study(self) -> Mapping[str, Any]:

@@ -25,6 +25,7 @@ from nfnet_ray.errors import UserError
 from nfnet_ray.models.published import with_published_values
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.study.search.axes import point_key
+from nfnet_ray.tracking.descriptions import accelerators
 from nfnet_ray.tracking.labels import ABSENT
 
 if TYPE_CHECKING:
@@ -66,7 +67,6 @@ def best_so_far(tables: StudyTables) -> pd.DataFrame:
     if not results:
         return pd.DataFrame(columns=list(COLUMNS))
     worker = tables.study.get("worker", {"workers": 1, "gpus": 0})
-    accelerators = float(worker["workers"] * (worker["gpus"] or 1))
     is_random = tables.study.get("search", {}).get("name") == "random"
     top1 = np.array([result.top1 for result in results])
     number = np.arange(1, len(results) + 1)
@@ -78,7 +78,7 @@ def best_so_far(tables: StudyTables) -> pd.DataFrame:
         mean = np.maximum.accumulate(top1)
         low, high = _intervals(tables, results)
         spent = [np.cumsum(each) for each in (epochs, seconds)]
-    hours = spent[1] * accelerators / 3600
+    hours = spent[1] * accelerators(worker["workers"], worker["gpus"]) / 3600
     price = math.nan if tables.price_per_hour is None else tables.price_per_hour
     band = ORDERS if is_random else INTERVAL
     columns = (number, spent[0], hours, hours * price, mean, low, high, [band] * len(results))

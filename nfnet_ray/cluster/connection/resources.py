@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from nfnet_ray.errors import UserError
+from nfnet_ray.tracking.descriptions import accelerators
 
 # Ray counts resources in ten-thousandths (src/ray/common/constants.h, kResourceUnitScaling).
 _UNITS = 10_000
@@ -32,6 +33,11 @@ class WorkerResources:
     cpus: int
     gpus: float
     min_workers: int | None = None
+
+    @property
+    def accelerators(self) -> float:
+        """What all of them hold: their GPUs; a worker without any counts as one."""
+        return accelerators(self.workers, self.gpus)
 
 
 def worker_resources(

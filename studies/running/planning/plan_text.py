@@ -140,7 +140,7 @@ def print_plan(
         # Also of a study that is extended: of all of its trials.
         settings = replace(study, confirm=0, more_seeds=())
         seconds = forecast(settings, data, estimate.paces, places).trial_seconds.high
-        seed_hours = seconds * worker.workers * (worker.gpus or 1.0) / SECONDS_PER_HOUR / len(study.seeds)
+        seed_hours = seconds * worker.accelerators / SECONDS_PER_HOUR / len(study.seeds)
     else:
         say(console, f"How long it takes is unknown: {estimate.source}.")
     one = (estimate.probe and estimate.probe.checkpoint_bytes) or checkpoint_bytes(
@@ -177,7 +177,7 @@ def _with_forecast(plan: StudyPlan, told: Forecast, worker: WorkerResources, cap
 
 def _accelerator_hours(told: Forecast, worker: WorkerResources) -> tuple[Span, float]:
     """Of all trials, and the most, if none is stopped early."""
-    hours_per_second = worker.workers * (worker.gpus or 1.0) / SECONDS_PER_HOUR
+    hours_per_second = worker.accelerators / SECONDS_PER_HOUR
     return told.trial_seconds.times(hours_per_second), told.most_trial_seconds * hours_per_second
 
 
@@ -196,7 +196,7 @@ def expected_cost(
     if not paces or caps.price_per_hour is None:
         return "What it will cost is unknown: no earlier run here is like it. --plan measures it."
     told, word = forecast(study, data, paces, places), accelerator_word(worker.gpus)
-    hours = told.trial_seconds.times(worker.workers * (worker.gpus or 1.0) / SECONDS_PER_HOUR)
+    hours, _ = _accelerator_hours(told, worker)
     return (
         f"It will cost about {_span(hours.times(caps.price_per_hour), money)} ({_span(hours, '{:.3g}'.format)} "
         f"{word}-hours), by {count(used, 'earlier trial')} like it on this hardware."
@@ -221,8 +221,7 @@ def priced(study: Study, caps: Caps, worker: WorkerResources) -> Study:
     """The study with the seconds that money pays for, if its rungs are in money. Raises UserError without a price."""
     if study.halving is None:
         return study
-    accelerators = worker.workers * (worker.gpus or 1.0)
-    return replace(study, halving=study.halving.priced(caps.price_per_hour, accelerators))
+    return replace(study, halving=study.halving.priced(caps.price_per_hour, worker.accelerators))
 
 
 def _networks(study: Study, parameters: int) -> str:
