@@ -62,6 +62,7 @@ from studies.running.resuming import (
     refuse_with_begun,
     with_data_here,
 )
+from studies.running.runner import WorkerDemand
 from studies.running.study_run import StudyRun
 
 
@@ -92,6 +93,30 @@ def _seed_spread(storage: Path, data: DatasetSummary, study: Study) -> float | N
     return measured if measured is not None and measured > ASSUMED_SPREAD else None
 
 
+@dataclass(frozen=True)
+class _Meant:
+    """The study that a request means, its data and its folder, and how far it is.
+
+    Attributes:
+        demand: what its workers are to be given.
+        has_given_data: whether its data is not the built-in one.
+        progress: None if it has not begun.
+        started: the first event of a study that is resumed or extended.
+        grown: of a study that is to be extended, what it was before; ``study`` is then what it becomes.
+        extended: how its journal says so.
+    """
+
+    study: Study
+    data: DatasetSummary
+    directory: Path
+    demand: WorkerDemand
+    has_given_data: bool
+    progress: StudyState | None = None
+    started: StudyStarted | None = None
+    grown: Study | None = None
+    extended: Extension | None = None
+
+
 @_files_in_one_line()
 def run(request: Request, resume_command: Callable[[Request, str], str], console: Console) -> Finished:
     """Checks everything that can be checked before Ray starts, then runs the study or only prints its plan.
@@ -105,9 +130,67 @@ def run(request: Request, resume_command: Callable[[Request, str], str], console
         UserError: something is wrong that a person can put right. Unless the message says otherwise nothing was
             started.
     """
-    # Where: folders, MLflow, the cluster.
     home = home_folder()
     storage = storage_folder(home, request)
+    request, tracking_uri = _with_places(request, home, storage)
+    meant = _begun(request, home, storage) if request.begun else _new(request, home, storage)
+    meant = _checked(meant, request, storage, console)
+    if request.extend:
+        meant = _extended(meant, request)
+    elif not request.begun and not request.plan and has_begun(meant.directory):
+        meant = _continued(meant, request, console)
+
+    study, data, directory, demand = meant.study, meant.data, meant.directory, meant.demand
+    caps = Caps.of(merged(meant.progress.caps if meant.progress else {}, request.caps))
+    if study.halving is not None:
+        study.halving.priced(caps.price_per_hour, 1.0)
+    runner = request.runner(home, meant.started)
+    runner.check(study, demand)
+    if demand.gpus is not None:
+        check_gpu_share(demand.gpus)
+    check_study_folder(directory, study.trials())
+    check_weights(study.trials(), len(data.class_names), console)
+    for sentence in [] if request.resume else unswept_sentences(study.space, study.recipe):
+        say(console, sentence)
+
+    if request.plan:
+        for sentence in meant.extended.sentences() if meant.extended else ():
+            say(console, sentence)
+        plan = print_plan(request, study, data, storage, demand, runner, caps, console, meant.progress)
+        return Finished(0, directory, plan)
+
+    def command(caps: Mapping[str, float]) -> str:
+        shown: dict[str, Any] = dict.fromkeys(CAPS) | dict(caps)
+        return resume_command(replace(request, **shown), study.name)
+
+    progress = meant.progress or study.waiting_state()
+    progress.forget_details()
+    study_run = StudyRun(
+        study,
+        data,
+        directory,
+        tracking_uri,
+        command({}),
+        progress,
+        runner,
+        verifies=request.verify == "full",
+        changed=request.values() if request.resume else {},
+        extended=meant.extended,
+        annotations=Annotations(request.notes, request.tags),
+        notify_url=request.notify,
+        caps=caps,
+        given_caps=merged({}, request.caps),
+        command_with=command,
+        program_file=request.program_file,
+    )
+    return Finished(study_run.execute(request.address, demand, console), directory)
+
+
+def _with_places(request: Request, home: Path, storage: Path) -> tuple[Request, str]:
+    """The request with the webhook and the Ray that are meant, and the address of MLflow.
+
+    Raises UserError if one of them is not there, and for flags that contradict each other.
+    """
     tracking_uri = tracking_uri_of_run(request.tracking_uri, storage, home, request.begun or request.name)
     is_recorded = tracking_uri != NOT_RECORDED
     if is_recorded:
@@ -128,101 +211,78 @@ def run(request: Request, resume_command: Callable[[Request, str], str], console
             if request.begun
             else experiment_name(request.program_file),
         )
+    return request, tracking_uri
 
-    # What: the study, its data and its weights; a new one, one of a journal, or one that is continued.
-    progress: StudyState | None = None
-    started: StudyStarted | None = None
+
+def _begun(request: Request, home: Path, storage: Path) -> _Meant:
+    """The study that is resumed or extended, from its journal."""
+    refuse_with_begun(request)
+    directory = storage / str(request.begun)
+    if not request.plan and request.resume:
+        check_not_running(directory)
+    progress, started = StudyState.read(directory)
+    check_not_newer(directory, progress)
+    if request.extend:
+        check_can_be_extended(directory, started)
+    study = with_data_here(Study.from_event(started).grown(progress), started, home)
+    if request.resume:
+        study = request.resumed(study, progress)
+    path = request.data or study.recipe.data.path
+    data = data_at(home, path, request.plan, request.digits)
+    if not request.allows_other_data:
+        check_same_data(data, started)
+    grown = study if request.extend else None
+    if request.extend:
+        study = request.extended(study, data)
+    demand = request.demand(demand_before(progress, started))
+    return _Meant(study, data, directory, demand, bool(path), progress, started, grown)
+
+
+def _new(request: Request, home: Path, storage: Path) -> _Meant:
+    """The study that is asked for; whether it has begun already is not looked at."""
     values = request.values()
-    earlier: Study | None = None
-    if request.begun:
-        refuse_with_begun(request)
-        directory = storage / request.begun
-        if not request.plan and request.resume:
-            check_not_running(directory)
-        progress, started = StudyState.read(directory)
-        check_not_newer(directory, progress)
-        if request.extend:
-            check_can_be_extended(directory, started)
-        study = with_data_here(Study.from_event(started).grown(progress), started, home)
-        if request.resume:
-            study = request.resumed(study, progress)
-        path: str | Path | None = request.data or study.recipe.data.path
-        data = data_at(home, path, request.plan, request.digits)
-        if not request.allows_other_data:
-            check_same_data(data, started)
-        if request.extend:
-            earlier, study = study, request.extended(study, data)
-        demand = request.demand(demand_before(progress, started))
-    else:
-        path = values.pop("data.path", None) or request.data
-        data = data_at(home, path, request.plan, request.digits)
-        study = request.new_study(data, values, is_built_in=not path)
-        directory = storage / study.name
-        if not request.plan and not request.may_continue and submission_id() is None:  # they wait for it
-            check_not_running(directory)
-        demand = request.demand(None)
-    study = with_networks(study, directory)
+    path = values.pop("data.path", None) or request.data
+    data = data_at(home, path, request.plan, request.digits)
+    study = request.new_study(data, values, is_built_in=not path)
+    directory = storage / study.name
+    if not request.plan and not request.may_continue and submission_id() is None:  # they wait for it
+        check_not_running(directory)
+    return _Meant(study, data, directory, request.demand(None), bool(path))
+
+
+def _checked(meant: _Meant, request: Request, storage: Path, console: Console) -> _Meant:
+    """With the hashes of its code and its weights, and the noise of earlier studies.
+
+    Raises UserError if its data is damaged or its trials cannot be trained.
+    """
+    study, data = with_networks(meant.study, meant.directory), meant.data
     if study.more_seeds and study.seed_spread is None and not request.resume:
         study = replace(study, seed_spread=_seed_spread(storage, data, study))
-    if request.verify == "full" and (path or not request.plan):  # a plan writes no digits
+    if request.verify == "full" and (meant.has_given_data or not request.plan):  # a plan writes no digits
         verify(data.path)
     every = [*study.trials(), *study.outermost_trials()]
-    check_trials(every, data, demand.workers)
+    check_trials(every, data, meant.demand.workers)
     check_networks(every, len(data.class_names), console)
     check_schedules(study)
-    study = with_weights(study, request.made_weights, request.plan, console)
-    extended: Extension | None = None
-    if earlier is not None and progress is not None:
-        extended = extension_of(request, study, earlier, progress, data, directory)
-        study = extended.study if extended else earlier
-        check_trials([*study.trials(), *study.outermost_trials()], data, demand.workers)
-        if extended:
-            progress.apply(extended.event)
-    if not request.begun and not request.plan and has_begun(directory):
-        progress, demand = continued(study, data, demand, directory, request, lambda text: say(console, text))
-        study = study.with_points_of(progress)
-    described = merged(progress.caps if progress else {}, request.caps)
-    caps = Caps.of(described)
-    if study.halving is not None:
-        study.halving.priced(caps.price_per_hour, 1.0)
-    runner = request.runner(home, started)
-    runner.check(study, demand)
-    if demand.gpus is not None:
-        check_gpu_share(demand.gpus)
-    check_study_folder(directory, study.trials())
-    check_weights(study.trials(), len(data.class_names), console)
-    for sentence in [] if request.resume else unswept_sentences(study.space, study.recipe):
-        say(console, sentence)
+    return replace(meant, study=with_weights(study, request.made_weights, request.plan, console))
 
-    # Run, or say what would run.
-    if request.plan:
-        for sentence in extended.sentences() if extended else ():
-            say(console, sentence)
-        plan = print_plan(request, study, data, storage, demand, runner, caps, console, progress)
-        return Finished(0, directory, plan)
 
-    def command(caps: Mapping[str, float]) -> str:
-        shown: dict[str, Any] = dict.fromkeys(CAPS) | dict(caps)
-        return resume_command(replace(request, **shown), study.name)
+def _extended(meant: _Meant, request: Request) -> _Meant:
+    """The study as its extension makes it, or as it was if nothing is added. Raises UserError if it cannot be."""
+    assert meant.grown is not None
+    assert meant.progress is not None
+    data, progress = meant.data, meant.progress
+    extended = extension_of(request, meant.study, meant.grown, progress, data, meant.directory)
+    study = extended.study if extended else meant.grown
+    check_trials([*study.trials(), *study.outermost_trials()], data, meant.demand.workers)
+    if extended:
+        progress.apply(extended.event)
+    return replace(meant, study=study, extended=extended)
 
-    progress = progress or study.waiting_state()
-    progress.forget_details()
-    study_run = StudyRun(
-        study,
-        data,
-        directory,
-        tracking_uri,
-        command({}),
-        progress,
-        runner,
-        verifies=request.verify == "full",
-        changed=request.values() if request.resume else {},
-        extended=extended,
-        annotations=Annotations(request.notes, request.tags),
-        notify_url=request.notify,
-        caps=caps,
-        given_caps=merged({}, request.caps),
-        command_with=command,
-        program_file=request.program_file,
+
+def _continued(meant: _Meant, request: Request, console: Console) -> _Meant:
+    """The study of that name that has begun. Raises UserError if it is another one, or is not to be continued."""
+    progress, demand = continued(
+        meant.study, meant.data, meant.demand, meant.directory, request, lambda text: say(console, text)
     )
-    return Finished(study_run.execute(request.address, demand, console), directory)
+    return replace(meant, study=meant.study.with_points_of(progress), progress=progress, demand=demand)
