@@ -26,11 +26,17 @@ from nfnet_ray.tracking.descriptions import (
 )
 from nfnet_ray.tracking.epoch_metrics import Metrics, brief, images_per_second, packed
 from nfnet_ray.tracking.events import (
+    EpochEnded,
     Event,
     StudyEnded,
     StudyExtended,
+    StudyResumed,
     StudyStarted,
+    TrialEnded,
     TrialOutcome,
+    TrialPaused,
+    TrialPromoted,
+    TrialStarted,
     plans_of,
     promotion_in_words,
     with_extension,
@@ -104,12 +110,19 @@ class TrialProgress:
         """Accelerator-seconds of all attempts up to ``now``, in Unix seconds."""
         return self.accelerator_seconds + self.accelerators * max(0.0, now - self.held_since)
 
-    def add_epoch(self, epoch: int, metrics: Metrics) -> None:
-        """Take in the metrics of an epoch that has been reported, perhaps again."""
+    def add_epoch(self, event: EpochEnded) -> None:
+        """Take in an epoch that has been reported, perhaps again."""
+        epoch = event["epoch"]
         # That of an ended trial, which an extension may continue, cannot be changed.
         epochs = self.epochs if isinstance(self.epochs, dict) else dict(self.epochs)
-        epochs[epoch] = packed(metrics)
+        epochs[epoch] = packed(event["metrics"])
         self.epochs = epochs
+        told = cast(Mapping[str, Any], event)
+        for name, texts in self._texts.items():
+            if told.get(name) is not None:
+                texts[epoch] = told[name]
+            else:  # an epoch that came out differently when it was trained again
+                texts.pop(epoch, None)
 
     def forget_details(self) -> None:
         """Keep what a driver needs of a trial that has ended: texts and all metrics of its last epoch alone."""
@@ -125,12 +138,15 @@ class TrialProgress:
 
     def texts_of(self, epoch: int) -> dict[str, str]:
         """Those of :data:`nfnet_ray.tracking.events.EPOCH_TEXTS` that are known of an epoch."""
-        kept = {
+        return {name: texts[epoch] for name, texts in self._texts.items() if epoch in texts}
+
+    @property
+    def _texts(self) -> dict[str, dict[int, str]]:
+        return {
             "correct_images": self.correct_images,
             "clipping": self.clipping,
             "conditions": self.conditions,
         }
-        return {name: texts[epoch] for name, texts in kept.items() if epoch in texts}
 
     def last(self, metric: str) -> float | None:
         """A metric of the last epoch, None where there is none."""
@@ -265,16 +281,7 @@ class StudyState:
         before = self.last_event_time
         self.last_event_time = event.get("time", self.last_event_time)
         if event["event"] in ("study_started", "study_resumed"):
-            self._wall_seconds_before = self.wall_seconds
-            self._release(self._session[1] if self._session else event["time"])  # of a driver that was killed
-            self._session = (event["time"], event["time"])
-            told: Mapping[str, Any] = (
-                event
-                if event["event"] == "study_resumed"
-                else cast(Mapping[str, Any], event).get("study", {})
-            )
-            session = Session(told.get("hardware"), told.get("versions"), told.get("places"))
-            self.sessions = [*self.sessions, session]
+            self._begin_session(event)
         elif self._session is not None:
             self._session = (self._session[0], max(self._session[1], event["time"]))
         match event["event"]:
@@ -285,6 +292,14 @@ class StudyState:
                 self.plans = {plan["name"]: plan for plan in plans_of(event)}
                 self.trials = {name: TrialProgress(name) for name in self.plans}
                 self.caps = self._study.get("caps", {}).copy()
+            case "study_resumed":
+                self.ended = None
+                self.changed |= event.get("changed", {})
+                self.caps.update(event.get("caps", {}))
+            case "study_ended":
+                self._release(self.last_event_time)
+                self.ended = event
+                self._wall_seconds_before, self._session = event["wall_seconds"], None
             case "trial_proposed":
                 # New dictionaries: others may be walking through these, in the thread that draws the table.
                 name = event["trial"]
@@ -302,58 +317,10 @@ class StudyState:
                 self.reruns = {**self.reruns, **now}
                 self.confirming, self.has_winners = tuple(now), True
                 self._add_trials(self.reruns, now)
-            case "study_resumed":
-                self.ended = None
-                self.changed |= event.get("changed", {})
-                self.caps.update(event.get("caps", {}))
-            case "study_ended":
-                self._release(self.last_event_time)
-                self.ended = event
-                self._wall_seconds_before, self._session = event["wall_seconds"], None
-            case "trial_started":
-                trial = self.trials[event["trial"]]
-                trial.state, trial.reason, trial.attempts = "running", None, event["attempt"]
-                self.has_winners &= trial.name in self.reruns
-                self.has_contenders &= trial.name in self.reruns or trial.name in self.further
-                trial.reused = event.get("reused")
-                trial.lanes = event.get("lanes", 1)
-                # Of what a cohort holds, each of its trials has an equal part.
-                trial.hold(self._accelerators(event.get("workers")) / trial.lanes, self.last_event_time)
             case "form_chosen":
                 self.forms = {event["shape"]: event["choice"], **self.forms}
-            case "trial_paused":
-                trial = self.trials[event["trial"]]
-                trial.state = "paused"
-                trial.paused[event.get("rung", event["epoch"])] = event["epoch"]
-            case "trial_promoted":
-                trial = self.trials[event["trial"]]
-                trial.promoted[event.get("rung", event["epoch"])] = event["reason"]
-                trial.reason = promotion_in_words(event)
-            case "epoch":
-                trial = self.trials[event["trial"]]
-                if event["epoch"] not in trial.epochs:  # journals of earlier versions have some twice
-                    top1 = event["metrics"].get(METRIC) or 0.0
-                    names, values = self._reported.setdefault(event["epoch"], ([], array("d")))
-                    names.append(trial.name)  # and not the event's own copy of it
-                    values.append(top1)
-                trial.add_epoch(event["epoch"], event["metrics"])
-                if trial.sessions[-1:] != [len(self.sessions) - 1]:
-                    trial.sessions = [*trial.sessions, len(self.sessions) - 1]
-                for kept, text in (
-                    (trial.correct_images, event.get("correct_images")),
-                    (trial.clipping, event.get("clipping")),
-                    (trial.conditions, event.get("conditions")),
-                ):
-                    if text is not None:
-                        kept[event["epoch"]] = text
-                    else:  # an epoch that came out differently when it was trained again
-                        kept.pop(event["epoch"], None)
-            case "trial_ended":
-                trial = self.trials[event["trial"]]
-                trial.state, trial.reason = event["state"], event["reason"]
-                trial.outcome = event["state"]
-                if self._forgets and trial.state in ENDED_FOR_GOOD:
-                    trial.forget_details()
+            case "trial_started" | "trial_paused" | "trial_promoted" | "epoch" | "trial_ended":
+                self._apply_to_trial(self.trials[event["trial"]], event)
         held = self.trials.get(str(event.get("trial")))
         if event["event"] != "at_work":  # it changes nothing, and comes from another thread
             self.latest = held
@@ -361,6 +328,52 @@ class StudyState:
             held.hold(0.0, self.last_event_time)
         if event["event"] not in ("epoch", "at_work"):
             self._watch_places(event, held, before)
+
+    def _apply_to_trial(
+        self,
+        trial: TrialProgress,
+        event: TrialStarted | TrialPaused | TrialPromoted | EpochEnded | TrialEnded,
+    ) -> None:
+        match event["event"]:
+            case "trial_started":
+                trial.state, trial.reason, trial.attempts = "running", None, event["attempt"]
+                self.has_winners &= trial.name in self.reruns
+                self.has_contenders &= trial.name in self.reruns or trial.name in self.further
+                trial.reused = event.get("reused")
+                trial.lanes = event.get("lanes", 1)
+                # Of what a cohort holds, each of its trials has an equal part.
+                trial.hold(self._accelerators(event.get("workers")) / trial.lanes, self.last_event_time)
+            case "trial_paused":
+                trial.state = "paused"
+                trial.paused[event.get("rung", event["epoch"])] = event["epoch"]
+            case "trial_promoted":
+                trial.promoted[event.get("rung", event["epoch"])] = event["reason"]
+                trial.reason = promotion_in_words(event)
+            case "epoch":
+                if event["epoch"] not in trial.epochs:  # journals of earlier versions have some twice
+                    top1 = event["metrics"].get(METRIC) or 0.0
+                    names, values = self._reported.setdefault(event["epoch"], ([], array("d")))
+                    names.append(trial.name)  # and not the event's own copy of it
+                    values.append(top1)
+                trial.add_epoch(event)
+                if trial.sessions[-1:] != [len(self.sessions) - 1]:
+                    trial.sessions = [*trial.sessions, len(self.sessions) - 1]
+            case "trial_ended":
+                trial.state, trial.reason = event["state"], event["reason"]
+                trial.outcome = event["state"]
+                if self._forgets and trial.state in ENDED_FOR_GOOD:
+                    trial.forget_details()
+
+    def _begin_session(self, event: StudyStarted | StudyResumed) -> None:
+        """A driver begins."""
+        self._wall_seconds_before = self.wall_seconds
+        self._release(self._session[1] if self._session else event["time"])  # of a driver that was killed
+        self._session = (event["time"], event["time"])
+        told: Mapping[str, Any] = (
+            event if event["event"] == "study_resumed" else cast(Mapping[str, Any], event).get("study", {})
+        )
+        session = Session(told.get("hardware"), told.get("versions"), told.get("places"))
+        self.sessions = [*self.sessions, session]
 
     def _watch_places(self, event: Event, trial: TrialProgress | None, before: float) -> None:
         """Take in what the places do from now on; ``before`` is the time of the event before this one."""
