@@ -34,6 +34,7 @@ from nfnet_ray.tracking.destination.experiment import DEFAULT_EXPERIMENT, experi
 from nfnet_ray.tracking.destination.uri import sqlite_path
 from nfnet_ray.tracking.events import (
     EpochEnded,
+    StudyEnded,
     StudyExtended,
     StudyStarted,
     TrialEnded,
@@ -154,50 +155,41 @@ class StudyWriter:
         Kinds of events that this version does not know are left out.
         """
         event = line.event
-        if event["event"] == "study_started":
-            self._start_study(event)
-        elif event["event"] == "study_resumed":
-            self._client.update_run(self.tracked.study_run_id, status="RUNNING")
-            self._log(self.tracked.study_run_id, {"state": "running", "reason": ""})
-        elif event["event"] == "study_extended":
-            if run == STUDY_RUN:
-                self._extend_study(line)
-            elif run_id := self.run_id(run):  # a trial that has never begun has none
-                self._log(run_id, _place_in_study(event, run))
-        elif event["event"] in ("contenders_chosen", "confirmation_planned"):
-            if run_id := self.run_id(run):
-                tags = {"left_out": str(run in event["left_out"]).lower()}
-                if event["event"] == "contenders_chosen" and run in event["dropped"]:
-                    tags = {"reason": event["dropped"][run]}
-                self._log(run_id, tags)
-        elif event["event"] == "study_annotated":
-            self._annotate(line)
-        elif event["event"] == "trial_started":
-            self._start_trial(line, event)
-        elif event["event"] == "trial_paused":
-            self._log(self._trial_run(event["trial"], event["time"]), {"state": "paused"})
-        elif event["event"] == "trial_promoted":
-            why = promotion_in_words(event)
-            self._log(self._trial_run(event["trial"], event["time"]), {"reason": why})
-        elif event["event"] == "epoch":
-            self.write_epochs(run, [event])
-        elif event["event"] == "trial_ended":
-            if run == STUDY_RUN:
+        match event["event"]:
+            case "study_started":
+                self._start_study(event)
+            case "study_resumed":
+                self._client.update_run(self.tracked.study_run_id, status="RUNNING")
+                self._log(self.tracked.study_run_id, {"state": "running", "reason": ""})
+            case "study_extended":
+                if run == STUDY_RUN:
+                    self._extend_study(line)
+                elif run_id := self.run_id(run):  # a trial that has never begun has none
+                    self._log(run_id, _place_in_study(event, run))
+            case "contenders_chosen" | "confirmation_planned":
+                if run_id := self.run_id(run):
+                    tags = {"left_out": str(run in event["left_out"]).lower()}
+                    if event["event"] == "contenders_chosen" and run in event["dropped"]:
+                        tags = {"reason": event["dropped"][run]}
+                    self._log(run_id, tags)
+            case "study_annotated":
+                self._annotate(line)
+            case "trial_started":
+                self._start_trial(line, event)
+            case "trial_paused":
+                self._log(self._trial_run(event["trial"], event["time"]), {"state": "paused"})
+            case "trial_promoted":
+                why = promotion_in_words(event)
+                self._log(self._trial_run(event["trial"], event["time"]), {"reason": why})
+            case "epoch":
+                self.write_epochs(run, [event])
+            case "trial_ended" if run == STUDY_RUN:
                 self._summarise(line)
                 self._write_setting(line, event["trial"])
-            else:
+            case "trial_ended":
                 self._end_trial(line, event)
-        elif event["event"] == "study_ended":
-            self._summarise(line)
-            self._log(
-                self.tracked.study_run_id,
-                {
-                    "state": event["state"],
-                    "reason": event.get("reason", ""),
-                    "wall_seconds": f"{event['wall_seconds']:.0f}",
-                },
-            )
-            self._end_run(self.tracked.study_run_id, event["state"], event["time"])
+            case "study_ended":
+                self._end_study(line, event)
 
     def write_epochs(self, trial: str, events: Sequence[EpochEnded]) -> None:
         """Write the metrics of several epochs of one trial, 1,000 metrics a call."""
@@ -388,6 +380,18 @@ class StudyWriter:
         outside = state.outside
         for run_id, trials in self._setting_runs.values():
             self._log_unless_deleted(run_id, {"left_out": str(not outside.isdisjoint(trials)).lower()})
+
+    def _end_study(self, line: JournalLine, event: StudyEnded) -> None:
+        self._summarise(line)
+        self._log(
+            self.tracked.study_run_id,
+            {
+                "state": event["state"],
+                "reason": event.get("reason", ""),
+                "wall_seconds": f"{event['wall_seconds']:.0f}",
+            },
+        )
+        self._end_run(self.tracked.study_run_id, event["state"], event["time"])
 
     def _condition_metric(self, trial: str) -> str | None:
         """The second name of the accuracy of a trial, by which there is a chart for each condition."""
