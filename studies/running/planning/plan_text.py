@@ -37,7 +37,7 @@ from nfnet_ray.study.cost.forecast import (
     rung_table,
 )
 from nfnet_ray.study.cost.memory import known_memory, memory_shortage
-from nfnet_ray.study.cost.plan import behind_it, estimate_cost
+from nfnet_ray.study.cost.plan import StudyCost, behind_it, estimate_cost
 from nfnet_ray.study.cost.probe_process import MOST_SECONDS, Probe, probe_at_once
 from nfnet_ray.study.cost.spending import SECONDS_PER_HOUR, Caps, PaidTime, accelerator_word, money
 from nfnet_ray.study.decisions import most_epochs
@@ -73,7 +73,7 @@ def print_plan(
     runner: Runner,
     caps: Caps,
     console: Console,
-    progress: StudyState | None = None,
+    progress: StudyState | None,
 ) -> StudyPlan:
     """Prints what would run and what it would cost: by earlier runs like it on this hardware, or by a short probe.
 
@@ -82,52 +82,25 @@ def print_plan(
     # Imported here, as it imports torch.
     from nfnet_ray.training.checkpoints.checkpoint import DEFAULT_KEPT
 
-    trials = study.trials()
     say(console, study.question, title=study.name)
     for name, domain in study.space.items():
         if not isinstance(domain, tuple):
             say(console, f"{name} is swept over {domain_text(domain)}.")
     console.print(plan_table(study, progress, console))
     console.print()
-    cost = estimate_cost(study, trials, data, progress)
-    to_do = [trial for trial in trials if not behind_it(trial.name, progress)[1]]
-    plan = StudyPlan(study, len(to_do), cost.images, cost.multiply_adds, cost.parameters)
-    planned = len(study.trials_by_setting())
-    more = study.settings - planned if study.is_adaptive else 0
-    reruns = reruns_to_run(study, progress or study.waiting_state())
-    further = further_to_run(study, progress or study.waiting_state())
-    if not to_do:
-        all_of_them = f"All {count(len(trials), 'trial')} have" if len(trials) > 1 else "Its only trial has"
-        if not more and not reruns and not further[1]:
-            say(console, f"{all_of_them} ended: there is nothing to train.")
-            return plan
-        say(console, f"{all_of_them} ended.")
-    elif len(to_do) < len(trials):
-        say(
-            console,
-            f"{len(trials) - len(to_do):,} of {count(len(trials), 'trial')} have ended. What is left:",
-        )
-    if to_do:
-        epochs, images = count(most_epochs(study), "epoch"), count(cost.images, "image")
-        say(
-            console,
-            f"{count(len(to_do), 'trial')} of {_networks(study, cost.parameters)} of at most {epochs}: {images}, "
-            f"{cost.multiply_adds:.3g} multiply-adds.",
-        )
-    if more:
-        also = "each is taken to cost what these do"
-        say(console, f"{study.search_name} then proposes {count(more, 'more setting')}: {also}.")
-    if further[1]:
-        say(console, _further(study, *further))
-    if reruns:
-        say(console, _reruns(study, reruns))
+    cost = estimate_cost(study, study.trials(), data, progress)
+    left = _left(study, progress)
+    plan = StudyPlan(study, left.trials, cost.images, cost.multiply_adds, cost.parameters)
+    _say_what_is_left(study, left, cost, console)
+    if not left.most:
+        return plan
     resources = _resources(request.address, console)
     worker = runner.worker(resources, demand)
     study = priced(study, caps, worker)
     if study.halving:
         say(console, _rungs(study))
     try:
-        places = runner.trials_at_once(len(to_do) + more + further[1] + reruns, resources, demand, worker)
+        places = runner.trials_at_once(left.most, resources, demand, worker)
     except UserError as error:
         say(console, f"It cannot run here: {error}. What follows is for one trial after the other.")
         places = 1
@@ -158,6 +131,60 @@ def print_plan(
     _say_differences(study, console)
     say(console, "Nothing was started.")
     return replace(plan, study=study, trials_at_once=places, measured=estimate.source, disk_bytes=disk_bytes)
+
+
+@dataclass(frozen=True)
+class _Left:
+    """How much there is to train: planned trials, and those that the study will add.
+
+    Attributes:
+        settings: that a search proposes.
+        further: (least, most) trials of contenders.
+        reruns: of winners.
+    """
+
+    trials: int
+    settings: int
+    further: tuple[int, int]
+    reruns: int
+
+    @property
+    def most(self) -> int:
+        """All of it."""
+        return self.trials + self.settings + self.further[1] + self.reruns
+
+
+def _left(study: Study, progress: StudyState | None) -> _Left:
+    state = progress or study.waiting_state()
+    return _Left(
+        trials=sum(not behind_it(trial.name, progress)[1] for trial in study.trials()),
+        settings=study.settings - len(study.trials_by_setting()) if study.is_adaptive else 0,
+        further=further_to_run(study, state),
+        reruns=reruns_to_run(study, state),
+    )
+
+
+def _say_what_is_left(study: Study, left: _Left, cost: StudyCost, console: Console) -> None:
+    trials = len(study.trials())
+    if not left.trials:
+        all_of_them = f"All {count(trials, 'trial')} have" if trials > 1 else "Its only trial has"
+        say(console, f"{all_of_them} ended{'.' if left.most else ': there is nothing to train.'}")
+    elif left.trials < trials:
+        say(console, f"{trials - left.trials:,} of {count(trials, 'trial')} have ended. What is left:")
+    if left.trials:
+        epochs, images = count(most_epochs(study), "epoch"), count(cost.images, "image")
+        say(
+            console,
+            f"{count(left.trials, 'trial')} of {_networks(study, cost.parameters)} of at most {epochs}: {images}, "
+            f"{cost.multiply_adds:.3g} multiply-adds.",
+        )
+    if left.settings:
+        also = "each is taken to cost what these do"
+        say(console, f"{study.search_name} then proposes {count(left.settings, 'more setting')}: {also}.")
+    if left.further[1]:
+        say(console, _further(study, *left.further))
+    if left.reruns:
+        say(console, _reruns(study, left.reruns))
 
 
 def _with_forecast(plan: StudyPlan, told: Forecast, worker: WorkerResources, caps: Caps) -> StudyPlan:
