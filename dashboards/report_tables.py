@@ -12,7 +12,7 @@ from dashboards.figures.setting_charts import HeatMap, Outcome
 from dashboards.figures.time_charts import differ_in_seeds, state_words
 from nfnet_ray.analysis import BestSetting, StudyRecord, best_per_stratum
 from nfnet_ray.tracking.labels import value_label
-from nfnet_ray.wording import count, duration, percent, speed
+from nfnet_ray.wording import count, duration, percent, percents, speed
 
 STRATA_AT_MOST = 12
 """The answer's table shows at most this many conditions: those with the highest accuracy."""
@@ -108,7 +108,7 @@ def answers_table(record: StudyRecord) -> Table | None:
             *(value_label(answer.best.point[field]) for field in conditions),
             *(value_label(answer.best.point[field]) for field in asked),
             percent(answer.quoted.top1),
-            f"{100 * answer.quoted.low:.1f} to {percent(answer.quoted.high)}",
+            percents(answer.quoted.low, answer.quoted.high),
             _within_noise(answer, asked) or "–",
         )
         cells = (Cell(value, column.is_number) for column, value in zip(columns, values, strict=True))

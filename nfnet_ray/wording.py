@@ -98,6 +98,24 @@ def percent(fraction: float) -> str:
     return _UNKNOWN if math.isnan(fraction) else f"{100 * fraction:.1f}%"
 
 
+def percents(low: float, high: float) -> str:
+    """The ends of an interval of shares.
+
+    >>> percents(0.9604, 0.991)
+    '96.0 to 99.1%'
+    """
+    return f"{100 * low:.1f} to {percent(high)}"
+
+
+def in_points(difference: float) -> str:
+    """A difference between two shares, without its sign.
+
+    >>> in_points(0.0123), in_points(-0.001)
+    ('1.2 points', '0.1 points')
+    """
+    return f"{100 * abs(difference):.1f} points"
+
+
 def decimal(number: float, digits: int = 1, *, sign: bool = False) -> str:
     """A number that may be negative, with a minus and not a hyphen, and without a sign where it is rounded to 0.
 

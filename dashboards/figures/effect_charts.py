@@ -14,7 +14,7 @@ from dashboards.figures.time_charts import Figure
 from nfnet_ray.analysis.effects.best_so_far import ORDERS
 from nfnet_ray.analysis.effects.response import Response
 from nfnet_ray.tracking.labels import value_label
-from nfnet_ray.wording import count, decimal, percent
+from nfnet_ray.wording import count, decimal, percent, percents
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -113,7 +113,7 @@ def response_figure(response: Response) -> Figure:
         },
         "marker": {"size": 7},
         "hovertext": [
-            f"{name} {label}\ntop-1 {percent(top1)} ({100 * low:.1f} to {percent(high)})"
+            f"{name} {label}\ntop-1 {percent(top1)} ({percents(low, high)})"
             for label, top1, low, high in (
                 *((value_label(p[0]), *p[1:]) for p in response.points),
                 *((one.label, one.top1, one.low, one.high) for one in (*before, *after)),
@@ -270,7 +270,7 @@ def best_so_far_figure(table: pd.DataFrame, accelerator: str) -> Figure:
         f"{count(int(row['settings']), 'setting')}, {count(round(row['epochs']), 'epoch')}, "
         f"{row['accelerator_hours']:.3g} {accelerator}-hours of training"
         + (f", {row['cost']:.2f}" if not math.isnan(row["cost"]) else "")
-        + f"\ntop-1 {percent(row['top1'])} ({100 * row['low']:.1f} to {percent(row['high'])})"
+        + f"\ntop-1 {percent(row['top1'])} ({percents(row['low'], row['high'])})"
         for row in rows
     ]
 
@@ -373,7 +373,7 @@ def _best_in_words(row: dict[Any, Any], name: str, others: dict[str, str]) -> st
     rest = ", ".join(f"{short} {value_label(row[field])}" for field, short in others.items())
     return (
         f"{name} {value_label(row['value'])}{f', {rest}' if rest else ''}\n{row['where']}: top-1 "
-        f"{percent(row['top1'])} ({100 * row['low']:.1f} to {percent(row['high'])})\nthe best of "
+        f"{percent(row['top1'])} ({percents(row['low'], row['high'])})\nthe best of "
         f"{row['compared']} of {count(int(row['settings']), 'setting')}"
     )
 

@@ -41,7 +41,7 @@ from nfnet_ray.errors import UserError
 from nfnet_ray.metric import METRIC
 from nfnet_ray.tracking.labels import ABSENT, point_label
 from nfnet_ray.tracking.swept import winner_fields
-from nfnet_ray.wording import agree, count, decimal, percent
+from nfnet_ray.wording import agree, count, decimal, in_points, percent, percents
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -134,7 +134,7 @@ class BestSetting:
         return (
             f"{f'Best setting: {where}' if where else 'Result'}: top-1 {percent(best.top1)} "
             f"{'in reruns with fresh seeds ' if is_confirmed else ''}"
-            f"(95% interval over {covers} {100 * best.low:.1f} to {percent(best.high)}; "
+            f"(95% interval over {covers} {percents(best.low, best.high)}; "
             f"{images}, {count(seeds, 'seed')})"
             f"{'' if is_confirmed else self._luck()}{self._confirmed()}{self._comparison()}{self._dropped()}"
         )
@@ -184,7 +184,7 @@ class BestSetting:
         if self.dropped:
             words.append(
                 "The others were dropped after 1 seed: they were below the best by more than the images and a spread "
-                f"between seeds of {100 * self.seed_spread:.1f} points explain in 95% of cases."
+                f"between seeds of {in_points(self.seed_spread)} explain in 95% of cases."
             )
         return words
 
@@ -308,7 +308,7 @@ def _spread_words(record: StudyRecord) -> str:
     """``an assumed spread between seeds of 0.3 points``, or one that earlier studies have shown."""
     which = "the earlier" if "seed_spread" in record.study else "an assumed"
     spread = record.study.get("seed_spread", ASSUMED_SPREAD)
-    return f"{which} spread between seeds of {100 * spread:.1f} points"
+    return f"{which} spread between seeds of {in_points(spread)}"
 
 
 def _by_winner(record: StudyRecord) -> dict[tuple[Any, ...], list[SettingResult]]:

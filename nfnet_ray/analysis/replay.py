@@ -31,7 +31,7 @@ from nfnet_ray.study.study import Study
 from nfnet_ray.tracking.events import TrialOutcome, trial_paused
 from nfnet_ray.tracking.journal import Journal
 from nfnet_ray.tracking.labels import ABSENT
-from nfnet_ray.wording import agree, count
+from nfnet_ray.wording import agree, count, in_points
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -337,9 +337,9 @@ def replay_sentence(table: pd.DataFrame, equal_within: float = EQUAL_WITHIN) -> 
     if default["same"] == 1:
         said += "chosen the same setting"
     elif default["missed"] == 0:
-        said += f"chosen one that is equal in practice ({100 * default['regret']:.1f} points less)"
+        said += f"chosen one that is equal in practice ({in_points(default['regret'])} less)"
     else:
-        said += f"lost {100 * default['regret']:.1f} points by its choice"
+        said += f"lost {in_points(default['regret'])} by its choice"
     good = [row for row in table.to_dict("records")[1:] if row["regret"] <= equal_within + 1e-9]
     cheapest = min(good, key=lambda row: (row["share"], row["rule"] != default["rule"]), default=None)
     if cheapest is None:
@@ -348,7 +348,7 @@ def replay_sentence(table: pd.DataFrame, equal_within: float = EQUAL_WITHIN) -> 
         return f"{said}; no other rule is cheaper and within {points}."
     return (
         f"{said}; the cheapest rule within {points} is {cheapest['rule']} "
-        f"({cheapest['share']:.0%} of the epochs, {100 * cheapest['regret']:.1f} points)."
+        f"({cheapest['share']:.0%} of the epochs, {in_points(cheapest['regret'])})."
     )
 
 

@@ -16,7 +16,7 @@ from nfnet_ray.metric import METRIC
 from nfnet_ray.recipe import ScheduleRecipe
 from nfnet_ray.study.halving import Halving
 from nfnet_ray.tracking.labels import ABSENT, point_label
-from nfnet_ray.wording import count, decimal, percent
+from nfnet_ray.wording import count, decimal, in_points, percent
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,7 +60,7 @@ class RungSummary:
                 f"{count(found.trials, 'trial')} that finished)"
             )
         if not math.isnan(self.regret):
-            parts.append(f"choosing there costs {100 * self.regret:.1f} points")
+            parts.append(f"choosing there costs {in_points(self.regret)}")
         return "; ".join(parts)
 
 

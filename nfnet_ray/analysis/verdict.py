@@ -12,7 +12,7 @@ from nfnet_ray.analysis.inference.intervals import Z_95, difference_interval
 from nfnet_ray.analysis.inference.paired import PairedDifference, paired_difference
 from nfnet_ray.analysis.inference.power import PairNoise, images_to_tell, seeds_to_tell
 from nfnet_ray.analysis.setting import SettingResult
-from nfnet_ray.wording import count
+from nfnet_ray.wording import count, in_points
 
 EQUAL_WITHIN = 0.002
 """Settings whose accuracies differ by less are equal in practice, a fraction: two points of a thousand."""
@@ -122,7 +122,7 @@ def _needed(paired: PairedDifference, difference: float, a: SettingResult, b: Se
         ways.append(f"{count(max(by_seeds, math.ceil(seeds) + 1), 'seed')} of each")
     if by_images and by_images > images:
         ways.append(count(by_images, "validation image"))
-    points = f"{100 * difference:.1f} points"
+    points = in_points(difference)
     if not ways:
         return f"to tell {points} it would take more seeds and more images"
     return f"to tell {points} it would take about {' or '.join(ways)}"

@@ -21,7 +21,7 @@ from nfnet_ray.analysis.setting import SettingResult, setting_results
 from nfnet_ray.analysis.tables import StudyTables
 from nfnet_ray.analysis.verdict import EQUAL_WITHIN
 from nfnet_ray.tracking.labels import ABSENT, stratum_label, value_label
-from nfnet_ray.wording import count, percent
+from nfnet_ray.wording import count, in_points, percent
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -151,7 +151,7 @@ class Response:
         if self.kind == "poor fit":
             return (
                 f"Response to {name}{at}{where}: no parabola describes it (it misses the settings by "
-                f"{100 * self.misfit:.1f} points beyond noise), so no optimum is fitted"
+                f"{in_points(self.misfit)} beyond noise), so no optimum is fitted"
             )
         if self.kind == "no effect":
             among = f" among {self._left()}" if self.given_up else ""
@@ -192,7 +192,7 @@ class Response:
         for value in self.apart:
             if math.isnan(value.difference):
                 continue
-            more = f"{100 * abs(value.difference):.1f} points"
+            more = in_points(value.difference)
             if value.difference_low <= 0 <= value.difference_high:
                 words += f"; {value.label} cannot be told from it ({percent(value.top1)})"
             else:

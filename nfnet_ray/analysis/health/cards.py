@@ -26,7 +26,7 @@ from nfnet_ray.study.halving import Halving
 from nfnet_ray.study.space import domain_from_json, domain_text, domain_to_json, unconditional
 from nfnet_ray.study.space.domains import Domain, Range, When
 from nfnet_ray.tracking.labels import ABSENT, point_label, value_label
-from nfnet_ray.wording import agree, count, decimal, in_a_row, percent
+from nfnet_ray.wording import agree, count, decimal, in_a_row, in_points, percent
 
 Status = Literal["good", "look", "bad"]
 
@@ -242,7 +242,7 @@ def _effect(record: StudyRecord, answers: Sequence[BestSetting]) -> Iterator[Hea
     yield HealthCard(
         "effect",
         "look",
-        f"{said}; differences up to {100 * widest.high:.1f} points fit the data.",
+        f"{said}; differences up to {in_points(widest.high)} fit the data.",
         _extend(record, "--seeds", f"{max(3, 2 * seeds)},all"),
     )
 
@@ -296,7 +296,7 @@ def _rungs(record: StudyRecord) -> Iterator[HealthCard]:
         f"Spearman's rank correlation {decimal(found.value, 2)}, 95% interval {decimal(found.low, 2)} to "
         f"{decimal(found.high, 2)}"
     )
-    cost = "" if math.isnan(first.regret) else f"; choosing there would cost {100 * first.regret:.1f} points"
+    cost = "" if math.isnan(first.regret) else f"; choosing there would cost {in_points(first.regret)}"
     if found.value >= DOUBT:
         said = f"The order {first.where} is much like that at the end ({how}){cost}."
         yield HealthCard("rungs", "good", said)
@@ -432,7 +432,7 @@ def _stopping(record: StudyRecord) -> Iterator[HealthCard]:
     yield HealthCard(
         "early stopping",
         "bad" if lost > 0.01 else "look",
-        f"Early stopping would have lost the winner{strata}, and up to {100 * lost:.1f} points: leave it off for this "
+        f"Early stopping would have lost the winner{strata}, and up to {in_points(lost)}: leave it off for this "
         "question, or compare later.",
         f"python -m studies replay {name}",
     )
