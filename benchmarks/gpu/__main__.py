@@ -14,9 +14,9 @@ Parts, in the order in which they run:
 * ``ratio``: NFNet-F1 and EfficientNet-B7, compiled, if time is left;
 * ``cifar``: a study on CIFAR-10 in what time is left, with data given by ``--cifar``.
 
-Each part is a process with a time limit of its own, which grows with ``--seconds``. One that hangs or fails costs
-itself alone: its rows are kept, and another row says what happened. The exit code is 1 if there is such a row, or a
-check that does not hold.
+Each part is a process with a time limit of its own. One that hangs or fails costs itself alone: its rows are kept, and
+another row says what happened. The exit code is 1 if there is such a row, or a check that does not hold. If few parts
+are asked for and there is more time (``--seconds``) than their limits together, the limits grow.
 
 Without a GPU, and with ``--small``, tiny networks are used. The numbers mean nothing; it shows that every part works.
 """
@@ -49,7 +49,7 @@ from nfnet_ray.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RESULTS = REPOSITORY / "benchmarks" / "results" / "gpu.csv"
-# Seconds, in a run of DEFAULT_SECONDS; see Session.limit.
+# Seconds; see Session.limit.
 LIMITS = {
     "roof": 30.0,
     "correctness": 90.0,
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--seconds",
         type=above_zero,
         default=DEFAULT_SECONDS,
-        help="time limit of all (default: %(default)g); with more, the parts have more in proportion",
+        help="time limit of all (default: %(default)g); if there is more than the parts may take, they may take more",
     )
     parser.add_argument(
         "--cifar", type=Path, help="folder with CIFAR-10 as Parquet files, for the part cifar"
@@ -152,6 +152,7 @@ class Session:
         self._options, self._children = options, children
         self._commit = options.commit or commit_of(REPOSITORY)
         self._deadline = time.monotonic() + options.seconds
+        self._stretch = max(1.0, options.seconds / all_limits(options.part))
         self._earlier = earlier_csv(options.results)
 
     @property
@@ -160,10 +161,8 @@ class Session:
         return self._deadline - time.monotonic()
 
     def limit(self, seconds: float) -> float:
-        """The time for something that has this limit by default. With more time for all, it has more in proportion."""
-        if not self._is_gpu:
-            return inf  # a shared CPU may take any time
-        return seconds * max(1.0, self._options.seconds / DEFAULT_SECONDS)
+        """The time for what has this limit: more in proportion, if there is more than all limits together."""
+        return seconds * self._stretch if self._is_gpu else inf  # a shared CPU may take any time
 
     def start(self, part: str, name: str, limit_seconds: float, *more: str) -> Child:
         """Starts a process of a part."""
@@ -292,6 +291,17 @@ def run_last_parts(
         session.run("cifar", reserve=RELEASED_FORMS_TIME if compiling else 0.0)
     for child in session.run_compiled(compiling, session.seconds_left - RELEASED_FORMS_TIME):
         session.finish(child, 0.0)
+
+
+def all_limits(wanted: Sequence[str]) -> float:
+    """The seconds that these parts take if each takes as long as it may; the last two take all that is left.
+
+    >>> all_limits(["roof", "captured"]), all_limits(["roof", "cifar"])
+    (70.0, inf)
+    """
+    seconds = sum(inf if part == "ratio" else LIMITS[part] for part in wanted)
+    forms = len(compiled_forms(is_small=False))
+    return seconds + (COMPILE_LIMIT + forms * FORM_LIMIT if "step" in wanted else 0.0)
 
 
 def is_bad(row: Row) -> bool:
