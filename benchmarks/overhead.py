@@ -42,7 +42,7 @@ from nfnet_ray.recipe import Recipe
 from nfnet_ray.training import PlainContext, train
 from nfnet_ray.training.determinism import reset_process
 from nfnet_ray.training.evaluation import EVAL_BATCH_SIZE, evaluate
-from nfnet_ray.training.gradient import DTYPES, MEMORY_FORMATS
+from nfnet_ray.training.form.placing import place
 from nfnet_ray.training.step import TrainStep
 
 RESULTS = Path(__file__).with_name("results") / "overhead.csv"
@@ -81,7 +81,7 @@ def bare(asked: Recipe) -> list[float]:
     loader = TrainLoader(dataset.train, recipe.data, batch_size=recipe.batch_size, seed=recipe.seed, **where)
     eval_loader = EvalLoader(dataset.validation, recipe.data, batch_size=EVAL_BATCH_SIZE, **where)
     model = create_model(recipe.model.name, len(dataset.class_names))
-    model.to(context.device, DTYPES[recipe.precision]).to(memory_format=MEMORY_FORMATS[recipe.memory_format])
+    place(model, recipe, context.device)
     step = TrainStep(model, recipe, context, loader.batches_per_epoch)
     seconds = []
     for epoch in range(EPOCHS):

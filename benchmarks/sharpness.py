@@ -25,7 +25,8 @@ from nfnet_ray.models.published import published_recipe
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.training.context import PlainContext
 from nfnet_ray.training.determinism import reset_process
-from nfnet_ray.training.gradient import DTYPES, MEMORY_FORMATS
+from nfnet_ray.training.form.placing import place
+from nfnet_ray.training.gradient import DTYPES
 from nfnet_ray.training.step import TrainStep
 
 RESULTS = Path(__file__).with_name("results") / "sharpness.csv"
@@ -67,7 +68,7 @@ def measure(recipe: Recipe, context: PlainContext, repeats: int) -> list[Row]:
     for way, settings in WAYS.items():
         own = recipe.with_values({f"optimizer.sam.{field}": value for field, value in settings.items()})
         model = model_of(own.model, CLASSES)
-        model.to(context.device, DTYPES[own.precision]).to(memory_format=MEMORY_FORMATS[own.memory_format])
+        place(model, own, context.device)
         steps[way] = TrainStep(model, own, context, steps_per_epoch=1000)
 
     for step in steps.values():

@@ -50,6 +50,8 @@ def why_alone(recipe: Recipe) -> str | None:
         return f"optimizer.sam.method = {sam.method}: of SAM and its relatives cohorts have sam alone"
     if recipe.compile:
         return f"compile = {str(recipe.compile).lower()}: the program of a cohort is not compiled"
+    if recipe.grouped_convolutions.startswith("sliced"):
+        return f"grouped_convolutions = {recipe.grouped_convolutions}: those of a cohort are whole"
     return None
 
 

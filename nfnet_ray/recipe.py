@@ -388,6 +388,13 @@ class Recipe(Section):
         "compile the network with torch.compile before the first step; max-autotune-no-cudagraphs: choose among more "
         "kernels by timing them; auto: whatever is faster, timed before training if the run is long enough",
     )
+    grouped_convolutions: Literal["whole", "sliced_weight_gradient", "sliced_gradients", "sliced", "auto"] = (
+        setting(
+            "whole",
+            "an NFNet's grouped convolutions: whole; sliced: one dense convolution for each group, in all passes or in "
+            "those of the gradients; auto: on a CPU whole, on a GPU the fastest, timed before training",
+        )
+    )
     activation_memory_budget: float = setting(
         1.0,
         "with compile: share of the usual activations that is kept for the backward pass; the others are recomputed",

@@ -84,6 +84,7 @@ def trial_recipe(
             "optimizer.agc.clip_factor": clip_factor,
             "precision": precision,
             "memory_format": "channels_last",
+            "grouped_convolutions": "whole",
         }
     )
 

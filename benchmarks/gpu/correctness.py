@@ -242,8 +242,9 @@ def check_digits(recorder: Recorder, machine: Machine, folder: Path) -> None:
             **(TINY if machine.is_small else {}),
             "optimizer.ema.decay": 0.99,
             "model.dropout": 0.1,
-            # Left open, each of the trainings would time the layouts, and might choose another one.
+            # Left open, each of the trainings would time the forms, and might choose another one.
             "memory_format": "contiguous",
+            "grouped_convolutions": "whole",
         }
     )
     case = "digits, stopped and resumed against undisturbed"

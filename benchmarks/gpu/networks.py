@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from benchmarks.gpu.machine import Machine
 from nfnet_ray.data.batch import TrainBatch
-from nfnet_ray.models import layers, model_of
+from nfnet_ray.models import model_of
 from nfnet_ray.models.published import published_recipe, resolve
 from nfnet_ray.models.weights.pretrained import set_training_mode
 from nfnet_ray.recipe import ResolvedRecipe
@@ -21,7 +18,7 @@ from nfnet_ray.training.agreement import EpochSums
 from nfnet_ray.training.captured import CapturedStep, Recorder
 from nfnet_ray.training.context import PlainContext
 from nfnet_ray.training.determinism import reset_process
-from nfnet_ray.training.gradient import DTYPES, MEMORY_FORMATS
+from nfnet_ray.training.form.placing import place
 from nfnet_ray.training.step import TrainStep
 
 IMAGENET_CLASSES = 1000
@@ -80,7 +77,7 @@ def new_step(
     reset_process(recipe.seed, machine.threads)
     model = model_of(recipe.model, num_classes)
     set_training_mode(model)
-    model.to(context.device, DTYPES[recipe.precision]).to(memory_format=MEMORY_FORMATS[recipe.memory_format])
+    place(model, recipe, context.device)
     return model, TrainStep(model, recipe, context, STEPS_PER_EPOCH, rates_on_device=rates_on_device)
 
 
@@ -90,26 +87,6 @@ def captured_step(
     """The step as a run does it, with the sums of an epoch: captured by ``graphs``, or kernel by kernel."""
     context = PlainContext(device=machine.device, threads=machine.threads)
     return CapturedStep(step, EpochSums(context), recipe, context, graphs)
-
-
-@contextlib.contextmanager
-def grouped_convolutions_in_slices() -> Iterator[None]:
-    """In it each group of a grouped convolution of ours is a dense convolution of a slice of the channels.
-
-    On an H100 cuDNN's grouped convolutions may take longer, in particular backward; the slices are copied. A network
-    compiled in it stays so.
-    """
-    whole = layers._same_conv2d
-
-    def sliced(x_NCHW: Tensor, weight: Tensor, bias: Tensor | None, stride: int, groups: int) -> Tensor:
-        if groups == 1:
-            return whole(x_NCHW, weight, bias, stride, 1)
-        biases = [None] * groups if bias is None else bias.chunk(groups)
-        parts = zip(x_NCHW.chunk(groups, 1), weight.chunk(groups), biases, strict=True)
-        return torch.cat([whole(*part, stride, 1) for part in parts], 1)
-
-    with mock.patch.object(layers, "_same_conv2d", sliced):
-        yield
 
 
 def random_batch(

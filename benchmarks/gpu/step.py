@@ -7,7 +7,6 @@ own, which compiles next to the others and then waits until it has the device to
 from __future__ import annotations
 
 import argparse
-import contextlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +18,6 @@ from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.networks import (
     IMAGENET_CLASSES,
     captured_step,
-    grouped_convolutions_in_slices,
     new_step,
     random_batch,
     recipe_of,
@@ -29,6 +27,7 @@ from benchmarks.gpu.rows import Recorder, Row
 from benchmarks.gpu.timm_step import timm_step
 from nfnet_ray.data.batch import TrainBatch
 from nfnet_ray.models.catalogue import get_model
+from nfnet_ray.models.grouped_convolution import SLICED_PASSES
 from nfnet_ray.models.variants import get_variant
 from nfnet_ray.recipe import ResolvedRecipe
 from nfnet_ray.training.captured import CapturedStep, recorder_for
@@ -51,7 +50,6 @@ SECONDS_FOR_A_FORM = 3.0
 SECONDS_BETWEEN_TRIES = 5.0
 """Until another process that compiles has given its memory back."""
 IMAGES_PER_SECOND = "images per second"
-SLICED = ", sliced"
 CAPTURED = ("nfnet_f0", "nfnet_pico")
 """Networks whose steps are timed as one CUDA graph, too, which is how they are trained."""
 
@@ -66,8 +64,8 @@ class Form:
     compilation: Compilation = "eager"
     timms: str | None = None
     """timm's name of the network, where its step is timm's too."""
-    is_sliced: bool = False
-    """Whether each group of a grouped convolution is a dense convolution of a slice of the channels."""
+    grouped_convolutions: str = "whole"
+    """In slices or not, as the Recipe's field has it."""
 
     def recipe(self, machine: Machine) -> ResolvedRecipe:
         """The published Recipe, in this form."""
@@ -78,6 +76,7 @@ class Form:
             precision=usual_precision(machine),
             memory_format=self.memory_format,
             compile=COMPILE[self.compilation],
+            grouped_convolutions=self.grouped_convolutions,
         )
 
     @property
@@ -85,7 +84,9 @@ class Form:
         """Begins with the network and whose it is, which :func:`ratios` reads."""
         whose, layout = "timm" if self.timms else "ours", LAYOUTS[self.memory_format]
         size = get_model(self.network).train_size
-        sliced = SLICED if self.is_sliced else ""
+        sliced = (
+            "" if self.grouped_convolutions == "whole" else f", {self.grouped_convolutions.replace('_', ' ')}"
+        )
         return f"{self.network}, {whose}, {size} px, batch {self.batch_size}, {layout}{sliced}, {self.compilation}"
 
 
@@ -111,7 +112,12 @@ def eager_forms(*, is_small: bool) -> list[Form]:
     ]
     # After ours in both layouts.
     name, batch_size, _ = networks[0]
-    return [*forms[:2], Form(name, batch_size, "channels_last", is_sliced=True), *forms[2:]]
+    sliced = [
+        Form(name, batch_size, "channels_last", grouped_convolutions=slicing)
+        for slicing in SLICED_PASSES
+        if slicing != "whole"
+    ]
+    return [*forms[:2], *sliced, *forms[2:]]
 
 
 def compiled_forms(*, is_small: bool) -> list[Form]:
@@ -121,7 +127,7 @@ def compiled_forms(*, is_small: bool) -> list[Form]:
     return [
         Form("nfnet_f0", 256, "channels_last", "compiled"),
         Form("nfnet_f0", 256, "contiguous", "compiled"),
-        Form("nfnet_f0", 256, "channels_last", "compiled", is_sliced=True),
+        Form("nfnet_f0", 256, "channels_last", "compiled", grouped_convolutions="sliced_gradients"),
         Form("nfnet_f0", 256, "contiguous", "compiled", timms="dm_nfnet_f0"),
         Form("nfnet_f0", 256, "channels_last", "compiled", timms="dm_nfnet_f0"),
         Form("nfnet_f0", 256, "channels_last", "max-autotune"),
@@ -169,8 +175,7 @@ def measure_form(
     """
     while True:
         try:
-            with grouped_convolutions_in_slices() if form.is_sliced else contextlib.nullcontext():
-                _measure(recorder, machine, form, wait_until_released)
+            _measure(recorder, machine, form, wait_until_released)
         except RuntimeError as error:
             if form.batch_size == 1 or not is_out_of_memory(error):
                 raise
@@ -286,7 +291,7 @@ def ratios(rows: Iterable[Row]) -> list[tuple[str, float]]:
 
     >>> rows = [
     ...     {"case": f"nfnet_f0, {whose}, …", "quantity": "images per second", "value": value}
-    ...     for whose, value in (("ours", 100.0), ("ours", 300.0), ("ours, sliced", 400.0), ("timm", 150.0))
+    ...     for whose, value in (("ours", 100.0), ("ours", 300.0), ("timm", 150.0))
     ... ]
     >>> ratios(rows)
     [('nfnet_f0, ours : timm', 2.0)]
@@ -303,9 +308,7 @@ def ratios(rows: Iterable[Row]) -> list[tuple[str, float]]:
                 (
                     row["value"]
                     for row in rows
-                    if row["quantity"] == IMAGES_PER_SECOND
-                    and row["case"].startswith(start)
-                    and SLICED not in row["case"]  # no training has this form yet
+                    if row["quantity"] == IMAGES_PER_SECOND and row["case"].startswith(start)
                 ),
                 default=0.0,
             )

@@ -25,7 +25,8 @@ from nfnet_ray.recipe import ResolvedRecipe
 from nfnet_ray.training import PlainContext
 from nfnet_ray.training.cohort.step import CohortStep, Lane
 from nfnet_ray.training.determinism import reset_process
-from nfnet_ray.training.gradient import DTYPES, MEMORY_FORMATS
+from nfnet_ray.training.form.placing import place
+from nfnet_ray.training.gradient import MEMORY_FORMATS
 from nfnet_ray.training.step import TrainStep
 
 RESULTS = Path(__file__).parents[1] / "results" / "cohort.csv"
@@ -39,7 +40,7 @@ def new_trial(recipe: ResolvedRecipe, context: PlainContext) -> Lane:
     """A trial with a new network, the same for the same seed."""
     reset_process(recipe.seed, context.threads)
     model = model_of(recipe.model, CLASSES)
-    model.to(context.device, DTYPES[recipe.precision]).to(memory_format=MEMORY_FORMATS[recipe.memory_format])
+    place(model, recipe, context.device)
     model.train()
     return Lane(recipe, model, TrainStep(model, recipe, context, STEPS_PER_EPOCH))
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nfnet_ray.models.grouped_convolution import SLICED_PASSES, Pass, grouped_conv2d
 from nfnet_ray.models.standardisation import SQUARED_DEVIATIONS_FLOOR
 
 
@@ -58,6 +59,8 @@ class ScaledWSConv2d(nn.Module):
 
     Without `standardises` the weights are used as they are, `w_hat = gain * w`, for studies of what that does.
 
+    `sliced_passes` are the passes that handle each group on its own (`grouped_convolution.py`).
+
     Source: paper section 3; `WSConv2D` in base.py.
     """
 
@@ -76,6 +79,7 @@ class ScaledWSConv2d(nn.Module):
         self.standardises = standardises
         self.stride = stride
         self.groups = groups
+        self.sliced_passes: frozenset[Pass] = frozenset()
         self.input_scale = input_scale
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, kernel_size, kernel_size))
         self.gain = nn.Parameter(torch.ones(out_channels))
@@ -101,7 +105,7 @@ class ScaledWSConv2d(nn.Module):
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """(N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride))."""
         weight = self.standardized_weight() if self.given_weight is None else self.given_weight
-        return _same_conv2d(x_NCHW, weight, self.bias, self.stride, self.groups)
+        return _same_conv2d(x_NCHW, weight, self.bias, self.stride, self.groups, self.sliced_passes)
 
     def extra_repr(self) -> str:
         out_channels, in_channels, kernel_size, _ = self.weight.shape
@@ -132,16 +136,28 @@ class BatchNormConv2d(nn.Module):
         super().__init__()
         self.stride = stride
         self.groups = groups
+        self.sliced_passes: frozenset[Pass] = frozenset()
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, kernel_size, kernel_size))
         nn.init.normal_(self.weight, std=self.weight[0].numel() ** -0.5)
         self.norm = nn.BatchNorm2d(out_channels)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """(N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride))."""
-        return self.norm(_same_conv2d(x_NCHW, self.weight, None, self.stride, self.groups))
+        return self.norm(
+            _same_conv2d(x_NCHW, self.weight, None, self.stride, self.groups, self.sliced_passes)
+        )
 
 
-def _same_conv2d(x_NCHW: Tensor, weight: Tensor, bias: Tensor | None, stride: int, groups: int) -> Tensor:
+def slice_grouped_convolutions(network: nn.Module, how: str) -> None:
+    """Has the grouped convolutions of an NFNet computed as `SLICED_PASSES[how]` says; other networks have none."""
+    for module in network.modules():
+        if isinstance(module, ScaledWSConv2d | BatchNormConv2d):
+            module.sliced_passes = SLICED_PASSES[how]
+
+
+def _same_conv2d(
+    x_NCHW: Tensor, weight: Tensor, bias: Tensor | None, stride: int, groups: int, sliced: frozenset[Pass]
+) -> Tensor:
     if torch._C._are_functorch_transforms_active() and _is_bfloat16_on_cpu(x_NCHW):
         # vmap calls aten::convolution, which autocast casts on a GPU alone (ATen/autocast_mode.h).
         x_NCHW, weight = x_NCHW.bfloat16(), weight.bfloat16()
@@ -157,6 +173,8 @@ def _same_conv2d(x_NCHW: Tensor, weight: Tensor, bias: Tensor | None, stride: in
     if top != bottom or left != right:
         x_NCHW = F.pad(x_NCHW, (left, right, top, bottom))
         padding = (0, 0)
+    if groups > 1 and sliced:
+        return grouped_conv2d(x_NCHW, weight, bias, stride, padding, groups, sliced)
     return F.conv2d(x_NCHW, weight, bias, stride, padding, groups=groups)
 
 

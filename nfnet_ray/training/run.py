@@ -31,7 +31,7 @@ from nfnet_ray.training.evaluation import EVAL_BATCH_SIZE
 from nfnet_ray.training.form.artifacts import file_name
 from nfnet_ray.training.form.choice import chosen_form
 from nfnet_ray.training.form.forms import Choice
-from nfnet_ray.training.gradient import DTYPES, MEMORY_FORMATS
+from nfnet_ray.training.form.placing import place
 from nfnet_ray.training.measurement.clock import Clock
 from nfnet_ray.training.measurement.conditions import conditions_text, device_name
 from nfnet_ray.training.measurement.meter import Meter
@@ -287,7 +287,7 @@ def _built(
         # One worker's copy of the data may be damaged, which it finds where images stay in memory.
         train_loader, eval_loader = together(lambda: _loaders(recipe, dataset, context, sharing), context)
     model = together(lambda: _model(recipe, len(dataset.class_names)), context)
-    model.to(context.device, DTYPES[recipe.precision]).to(memory_format=MEMORY_FORMATS[recipe.memory_format])
+    place(model, recipe, context.device)
     step = TrainStep(model, recipe, context, train_loader.batches_per_epoch)
     sums = EpochSums(context)
     return Run(

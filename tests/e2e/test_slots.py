@@ -119,7 +119,11 @@ def test_a_trial_that_lost_a_worker_has_the_weights_of_an_undisturbed_one(
 def test_the_first_trial_chooses_the_form_for_all(place: Workplace) -> None:
     chosen = [event for event in place.events("slots") if event["event"] == "form_chosen"]
     assert [event["trial"] for event in chosen] == [USUAL]
-    assert chosen[0]["choice"]["form"] == {"memory_format": "channels_last", "compile": False}
+    assert chosen[0]["choice"]["form"] == {
+        "memory_format": "channels_last",
+        "compile": False,
+        "grouped_convolutions": "whole",
+    }
 
 
 def test_the_next_trial_begins_within_seconds(place: Workplace) -> None:

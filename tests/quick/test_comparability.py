@@ -126,9 +126,12 @@ def test_a_trial_that_has_just_started_is_not_said_to_differ(tmp_path: Path) -> 
     events = agc_sweep(clip_factors=(0.01,))
     for event in events:
         if event["event"] == "study_started":
-            event["study"]["recipe"]["memory_format"] = "auto"  # only the worker knows which one it was
+            # Only the worker knows what was chosen.
+            event["study"]["recipe"] |= {"memory_format": "auto", "grouped_convolutions": "auto"}
         if event["event"] == "epoch" and event["epoch"] == 1:
-            event["conditions"] = json.dumps({"device": "CPU", "memory_format": "contiguous"})
+            event["conditions"] = json.dumps(
+                {"device": "CPU", "memory_format": "contiguous", "grouped_convolutions": "whole"}
+            )
     second = [at for at, event in enumerate(events) if event["event"] == "trial_started"][1]
     write_journal(tmp_path, events[: second + 1])
     found = comparability(load_study(tmp_path))

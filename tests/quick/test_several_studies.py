@@ -61,6 +61,7 @@ PLANTED: dict[str, tuple[Change, str, set[str], str]] = {
     "gpu_share": (part("worker", gpus=1), "apart", {"time"}, "1"),
     "places": (top(places=1), "marked", {"time"}, "1"),
     "precision": (recipe(precision="bfloat16"), "marked", {"accuracy", "time"}, "bfloat16"),
+    "grouped_convolutions": (recipe(grouped_convolutions="sliced"), "marked", {"time"}, "sliced"),
     "memory_format": (recipe(memory_format="channels_last"), "marked", {"time"}, "channels_last"),
     "compile": (recipe(compile=True), "marked", {"time"}, "true"),
     "micro_batches": (recipe(micro_batches=2), "marked", {"time"}, "2"),
@@ -134,6 +135,7 @@ def test_published_sizes_of_two_networks_are_told_quietly(tmp_path: Path) -> Non
 def test_what_an_old_journal_does_not_record_is_said(tmp_path: Path) -> None:
     def older(described: dict[str, Any]) -> None:
         del described["recipe"]["data.train_share"], described["recipe"]["memory_format"]
+        del described["recipe"]["grouped_convolutions"]  # there were no others than whole ones
 
     found = comparability(load_study(study(tmp_path, "a", older), study(tmp_path, "b")))
     assert not found.weighty

@@ -221,6 +221,7 @@ SHARED = {
     "batch_size",
     "capture",
     "compile",
+    "grouped_convolutions",
     "memory_format",
     "micro_batches",
     "model.classifier",

@@ -20,7 +20,15 @@ from nfnet_ray.training.checkpoints.checkpoint import CheckpointStore
 from nfnet_ray.training.context import FormNotes, NotesForNobody
 from nfnet_ray.training.form import choice as choosing
 from nfnet_ray.training.form import probe
-from nfnet_ray.training.form.forms import Choice, Form, form_without_timing, forms_to_try, shape_of
+from nfnet_ray.training.form.forms import (
+    Choice,
+    Form,
+    form_without_timing,
+    layouts_to_try,
+    shape_of,
+    slicings_to_try,
+    ways_to_compile,
+)
 from nfnet_ray.training.form.probe import Timing, fastest_form, time_step
 from nfnet_ray.training.measurement.clock import Clock
 from tests.deadlines import HANG_SECONDS
@@ -49,7 +57,7 @@ def choose(
     tried: list[Form] = []
 
     def timed(recipe: Recipe, _classes: int, _context: PlainContext) -> Timing:
-        tried.append(Form(recipe.memory_format, recipe.compile))
+        tried.append(Form(recipe.memory_format, recipe.compile, recipe.grouped_convolutions))
         found = seconds[tried[-1]]
         if isinstance(found, Exception):
             raise found
@@ -128,6 +136,104 @@ def test_a_form_that_fails_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "contiguous, compiled failed (ValueError)" in choice.sentence()
     with pytest.raises(ValueError, match="a bug"):  # without a compiler nobody but we can have a fault
         choose(monkeypatch, on_a_gpu(last=ValueError("a bug")), steps=1)
+
+
+SLICED, GRADIENTS = Form("channels_last", False, "sliced"), Form("channels_last", False, "sliced_gradients")
+
+
+def with_slices(
+    seconds: dict[Form, tuple[float, float] | Exception],
+    **others: tuple[float, float] | Exception,
+) -> dict[Form, tuple[float, float] | Exception]:
+    """Slices of eager forms in channels_last as well, as slow as it but for ``others``."""
+    slow = {
+        Form("channels_last", False, how): others.get(how, (0.0, 0.2))
+        for how in ("sliced_weight_gradient", "sliced_gradients", "sliced")
+    }
+    return seconds | slow
+
+
+def test_grouped_convolutions_are_timed_in_slices_where_these_may_pay(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a GPU and in channels_last; what is compiled has the kernels that were the fastest without."""
+    asked = OPEN.with_values({"grouped_convolutions": "auto", "model.name": "nfnet_f0"})
+    seconds = with_slices(on_a_gpu(), sliced_gradients=(0.0, 0.09), sliced=(0.0, 0.095))
+    compiled = {
+        Form("channels_last", way, "sliced_gradients") for way in (True, "max-autotune-no-cudagraphs")
+    }
+    seconds |= dict.fromkeys(compiled, (60.0, 0.08))
+    choice, tried = choose(monkeypatch, seconds, steps=10, recipe=asked)
+    assert choice.form == GRADIENTS
+    assert len(tried) == 5
+    assert "90 ms channels_last, sliced gradients" in choice.sentence()
+    choice, tried = choose(monkeypatch, seconds, steps=100_000, recipe=asked)
+    assert set(tried[5:]) == compiled | {
+        Form("contiguous", way) for way in (True, "max-autotune-no-cudagraphs")
+    }
+    assert choice.form == Form("channels_last", True, "sliced_gradients")
+    assert Choice.from_values(json.loads(json.dumps(choice.to_values()))) == choice
+    # Of an earlier version.
+    assert (
+        Choice.from_values({"form": {"memory_format": "channels_last", "compile": False}}).form
+        == CHANNELS_LAST
+    )
+
+
+def test_slices_that_fail_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = Recipe(memory_format="channels_last", grouped_convolutions="auto").with_values(
+        {"model.name": "nfnet_f0"}
+    )
+    failing = {"sliced": RuntimeError("a kernel"), "sliced_gradients": MemoryError("of the GPU")}
+    choice, _ = choose(monkeypatch, with_slices(on_a_gpu(), **failing), steps=10, recipe=asked)
+    assert choice.form == CHANNELS_LAST
+    assert "channels_last, sliced failed (RuntimeError)" in choice.sentence()
+    assert "channels_last, sliced gradients failed (out of memory)" in choice.sentence()
+
+
+def test_eager_steps_say_how_a_network_that_has_to_be_compiled_is_sliced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = Recipe(memory_format="channels_last", grouped_convolutions="auto", compile=True).with_values(
+        {"model.name": "nfnet_f0", "activation_memory_budget": 0.5}
+    )
+    compiled = Form("channels_last", True, "sliced")
+    seconds = with_slices(on_a_gpu(), sliced=(0.0, 0.01)) | {compiled: (60.0, 0.3)}
+    choice, tried = choose(monkeypatch, seconds, steps=10, recipe=asked)
+    assert tried == [
+        CHANNELS_LAST,
+        Form("channels_last", False, "sliced_weight_gradient"),
+        GRADIENTS,
+        SLICED,
+        compiled,
+    ]
+    assert choice.form == compiled
+    assert "10 ms" not in choice.sentence()  # it is no form that was asked for
+
+
+def test_slices_are_tried_only_where_they_may_pay() -> None:
+    def tried(name: str, layout: str = "channels_last", device: str = "cuda", **values: Any) -> int:
+        recipe = Recipe(grouped_convolutions="auto").with_values({"model.name": name, **values})
+        return len(slicings_to_try(recipe, layout, device))
+
+    assert [tried(name) for name in ("nfnet_f0", "nfnet_f6_plus", "nfnet_pico")] == [4, 4, 4]
+    assert tried("nfnet_f0", "contiguous") == tried("nfnet_f0", device="cpu") == 1
+    # No groups, too many, groups of timm's, and of a network of one's own.
+    for name in ("nf_resnet50", "nf_regnet_b0", "tf_efficientnet_b0", "my_net:build"):
+        assert tried(name) == 1
+    assert slicings_to_try(Recipe(grouped_convolutions="sliced"), "contiguous", "cpu") == ("sliced",)
+
+
+def test_nothing_is_timed_where_only_one_form_comes_into_question() -> None:
+    asked = Recipe(memory_format="channels_last", grouped_convolutions="auto")
+    for name, has_choice in (("nfnet_f0", True), ("nf_resnet50", False)):
+        choice = form_without_timing(asked.with_values({"model.name": name}), "cuda")
+        assert choice == (None if has_choice else Choice(CHANNELS_LAST))
+    assert form_without_timing(asked, "cpu") == Choice(CHANNELS_LAST, remark="by rule on a CPU")
+    lane = form_without_timing(asked, "cuda", lanes=4)
+    assert lane == Choice(CHANNELS_LAST, remark="by rule in a cohort")
+    fixed = form_without_timing(asked.with_values({"grouped_convolutions": "sliced"}), "cpu")
+    assert fixed == Choice(SLICED)
 
 
 def test_a_form_that_ended_the_process_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,7 +338,7 @@ def test_on_a_cpu_the_layout_is_a_rule() -> None:
         choice = form_without_timing(asked.with_values({"precision": precision}), "cpu")
         assert choice is not None
         assert choice.form == Form(layout)
-    assert forms_to_try(OPEN, "cpu") == [CHANNELS_LAST, COMPILED]
+    assert (layouts_to_try(OPEN, "cpu"), ways_to_compile(OPEN, "cpu")) == (("channels_last",), (False, True))
     for device in ("cpu", "cuda"):
         lane = form_without_timing(asked, device, lanes=4)
         assert lane is not None
@@ -265,6 +371,8 @@ def test_trials_that_are_compared_have_the_same_shape() -> None:
         {"compile": True},
         {"compile": True, "activation_memory_budget": 0.5},
         {"memory_format": "contiguous"},
+        {"grouped_convolutions": "auto"},
+        {"grouped_convolutions": "sliced"},
     ]
     assert len({shape(**values) for values in [{}, *other]}) == 1 + len(other)
 

@@ -5,7 +5,6 @@ On that machine there is torch and little else, so what it lacks cannot be impor
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import doctest
 import importlib
@@ -25,7 +24,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.gpu import __main__ as command
 from benchmarks.gpu import observed
@@ -37,11 +35,7 @@ from benchmarks.gpu.correctness import CAPTURED_CHECKS, captured_difference, dif
 from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.networks import (
     TINY,
-    constant_rates,
-    grouped_convolutions_in_slices,
     new_step,
-    random_batch,
-    recipe_of,
 )
 from benchmarks.gpu.rows import COLUMNS, Recorder, Row, read_rows, table, tidy, write_csv
 from benchmarks.gpu.step import add_captured, eager_forms
@@ -436,42 +430,6 @@ def test_the_roof_is_the_longer_of_arithmetic_and_traffic() -> None:
     flops, moved = 2 * 64 * 64 * 100 * 2, 2 * (2 * 2 * 64 * 100 + 64 * 64)
     assert convolution.roof_seconds(2, flops / 3.0, 1e30) == pytest.approx(3.0)
     assert convolution.roof_seconds(2, 1e30, moved / 3.0) == pytest.approx(3.0)
-
-
-@pytest.mark.parametrize("memory_format", ["contiguous", "channels_last"])
-def test_a_step_in_slices_is_the_same_mathematics(memory_format: str) -> None:
-    machine = Machine()
-    form = {"batch_size": 4, "precision": "float64", "memory_format": memory_format}
-    # With a warm-up the first step has the rate 0, and changes nothing.
-    recipe = recipe_of("nfnet_pico", machine, **form, **constant_rates())
-    recipe = recipe.with_values({"model.overrides.group_width": [4, 4, 8, 8]})
-    trained = []
-    for way in (contextlib.nullcontext(), grouped_convolutions_in_slices()):
-        model, step = new_step(recipe, machine)
-        for name, parameter in model.named_parameters():
-            if name.endswith("skip_gain"):  # at 0, where it starts, no convolution of a block has a gradient
-                torch.nn.init.constant_(parameter, 0.5)
-        with way, Convolutions() as seen:
-            step(random_batch(recipe, machine.device))
-        trained.append((seen.groups, model.state_dict()))
-    (groups, whole), (groups_in_slices, sliced) = trained
-    assert max(groups) > 1
-    assert groups_in_slices == {1}
-    for name, weight in whole.items():
-        torch.testing.assert_close(sliced[name], weight, rtol=1e-12, atol=1e-14)
-
-
-class Convolutions(TorchDispatchMode):
-    """Notes the numbers of groups of the convolutions that are done while it is entered."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.groups: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func._schema.name == "aten::convolution":
-            self.groups.add(args[-1])
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize(

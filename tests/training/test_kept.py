@@ -350,6 +350,7 @@ def test_every_number_on_the_device_is_tried() -> None:
         {"model.stochastic_depth": 0.0},
         {"micro_batches": 2},
         {"capture": "never"},
+        {"grouped_convolutions": "sliced"},
     ],
     ids=str,
 )

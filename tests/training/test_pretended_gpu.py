@@ -111,12 +111,15 @@ def test_the_form_of_a_step_is_tried_on_the_gpu(
 ) -> None:
     monkeypatch.setattr(run, "TrainStep", functools.partial(TrainStep, rates_on_device=True))
     on_cpu, on_gpu = Watched(CPU), Watched(DEVICE)
+    short = short.with_values({"model.overrides.group_width": [4, 4, 8, 8]})
     train(short, on_cpu)
     with pretended_gpu(), caplog.at_level(logging.INFO):
-        train(short.with_values({"memory_format": "auto", "capture": "never"}), on_gpu)
+        open_form = {"memory_format": "auto", "grouped_convolutions": "auto", "capture": "never"}
+        train(short.with_values(open_form), on_gpu)
     for name, number in on_cpu.numbers[0].items():
         assert on_gpu.numbers[0][name] == pytest.approx(number, rel=1e-3)
     assert "capture=never" in caplog.text
+    assert "channels_last, sliced weight gradient" in caplog.text
 
 
 @pytest.mark.parametrize("capture", ["auto", "never"])

@@ -78,6 +78,7 @@ CONDITION_FIELDS = (
     ConditionField("precision", "precision", _BOTH, "marked", "precision"),
     ConditionField("memory_format", "memory format", _TIME, "marked", "memory_format"),
     ConditionField("compile", "torch.compile", _TIME, "marked", "compile"),
+    ConditionField("grouped_convolutions", "grouped convolutions", _TIME, "marked", "grouped_convolutions"),
     ConditionField(
         "activation_memory_budget",
         "activation memory budget",

@@ -20,7 +20,9 @@ from nfnet_ray.wording import count, plural
 _FINGERPRINT_DIGITS = 12
 COMMIT_DIGITS = 10
 # Conditions whose values may be a network's own: published sizes, the faster memory format, another library.
-_OF_A_NETWORK = frozenset({"eval_size", "eval_crop", "averaging", "memory_format", "compile", "timm"})
+_OF_A_NETWORK = frozenset(
+    {"eval_size", "eval_crop", "averaging", "memory_format", "compile", "grouped_convolutions", "timm"}
+)
 
 
 def conditions_of(state: StudyState, trial: str) -> Conditions:
@@ -64,7 +66,10 @@ def conditions_of(state: StudyState, trial: str) -> Conditions:
         "precision": _told_or_recipe(told, "precision", recipe, "precision"),
         "memory_format": _chosen(told, recipe, "memory_format"),
         "compile": _chosen(told, recipe, "compile"),
-        # Earlier versions had none.
+        # Earlier versions had no choice.
+        "grouped_convolutions": _chosen(
+            told, {"grouped_convolutions": "whole", **recipe}, "grouped_convolutions"
+        ),
         "activation_memory_budget": _fact(recipe.get("activation_memory_budget", 1.0)),
         "micro_batches": _of_recipe(recipe, "micro_batches"),
         "torch": _torch(told, sessions),
@@ -140,6 +145,7 @@ def condition_text(conditions: Conditions) -> str:
         "weights": ("random", "from {}"),
         "trained": ("all", "trained: {}"),
         "compile": (False, "torch.compile"),
+        "grouped_convolutions": ("whole", "grouped convolutions {}"),
         "activation_memory_budget": (1.0, "{} of the activations kept"),
         "micro_batches": (1, "{} micro-batches"),
         "memory_format": ("contiguous", "{}"),

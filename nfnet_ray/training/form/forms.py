@@ -1,4 +1,4 @@
-"""Forms of a training step: the layout of its activations, and how it is compiled.
+"""Forms of a training step: the layout of its activations, its grouped convolutions, and how it is compiled.
 
 A form changes the time of a step and its last bits, and nothing else. A Recipe names one, or leaves it open with
 ``auto``; this module says which forms come into question, and what a choice is.
@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from nfnet_ray.models.grouped_convolution import SLICED_PASSES
+from nfnet_ray.models.variants import block_plan, get_variant, list_models
 from nfnet_ray.recipe import Recipe, ResolvedRecipe
 from nfnet_ray.wording import count
 
@@ -21,6 +23,9 @@ SECONDS_TO_COMPILE = {"cpu": 180.0, "cuda": 60.0}
 # How many times longer than one compilation a run's eager steps must take until compiled forms are tried: the two to
 # four compilations then cost at most a fifth of them, where compiling saved that on a CPU (nfnet_pico, as above).
 LEAST_RUN_PER_COMPILATION = 20.0
+MOST_SLICED_GROUPS = 16
+"""In a network whose grouped convolutions are tried in slices, each of which is a kernel: NFNets have up to 8, and
+NF-RegNets, whose groups of 8 channels are too few for one, up to 148."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +34,20 @@ class Form:
 
     memory_format: str
     compile: bool | str = False
+    grouped_convolutions: str = "whole"
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it takes nothing but torch's own functions, one after the other."""
+        return not self.compile and self.grouped_convolutions == "whole"
 
     def __str__(self) -> str:
-        if isinstance(self.compile, str):
-            return f"{self.memory_format}, compiled with {self.compile}"
-        return f"{self.memory_format}{', compiled' if self.compile else ''}"
+        parts = [self.memory_format]
+        if self.grouped_convolutions != "whole":
+            parts.append(self.grouped_convolutions.replace("_", " "))
+        if self.compile:
+            parts.append(f"compiled with {self.compile}" if isinstance(self.compile, str) else "compiled")
+        return ", ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -79,45 +93,66 @@ class Choice:
 
 def is_open(recipe: Recipe) -> bool:
     """Whether a Recipe leaves its form open."""
-    return AUTO in (recipe.memory_format, recipe.compile)
+    return AUTO in (recipe.memory_format, recipe.compile, recipe.grouped_convolutions)
 
 
 def form_without_timing(recipe: Recipe, device_type: str, lanes: int = 1) -> Choice | None:
     """The form of a Recipe where nothing has to be timed; None where it has.
 
-    A cohort is not compiled, and is contiguous: one of 4 ``lanes`` of nfnet_pico took 0.64 of a single trial's step at
-    batch 8 and 1.04 at batch 64, but in channels_last 0.99 and 1.66 (32 px, one core;
-    ``benchmarks/results/cohort.csv``).
+    A cohort is not compiled, its grouped convolutions are whole, and it is contiguous: one of 4 ``lanes`` of nfnet_pico
+    took 0.64 of a single trial's step at batch 8 and 1.04 at batch 64, but in channels_last 0.99 and 1.66 (32 px, one
+    core; ``benchmarks/results/cohort.csv``).
 
     On a CPU the layout is a rule, so that a study gives the same bits on every machine and in every run: channels_last
     in float32 and float64, as it took 0.61 to 0.96 of the time of a step in float32 for each of the 22 networks and
     shapes of ``benchmarks/results/layout.csv`` (nfnet_pico at 8 px to NFNet-F0 at 96 px), and contiguous in bfloat16
-    (NFNet-F0 0.98, EfficientNet-B0 1.11 at 192 px).
+    (NFNet-F0 0.98, EfficientNet-B0 1.11 at 192 px). Grouped convolutions are whole there.
     """
     if not is_open(recipe):
-        return Choice(Form(recipe.memory_format, recipe.compile))
+        return Choice(Form(recipe.memory_format, recipe.compile, recipe.grouped_convolutions))
     if lanes > 1:
         layout = "contiguous" if recipe.memory_format == AUTO else recipe.memory_format
         return Choice(Form(layout), remark="by rule in a cohort")
-    if device_type == "cpu" and recipe.compile != AUTO:
-        return Choice(Form(_layouts(recipe, device_type)[0], recipe.compile), remark="by rule on a CPU")
-    return None
+    layouts = layouts_to_try(recipe, device_type)
+    if len(layouts) > 1 or recipe.compile == AUTO:
+        return None
+    slicings = slicings_to_try(recipe, layouts[0], device_type)
+    if len(slicings) > 1:
+        return None
+    remark = "by rule on a CPU" if device_type == "cpu" else ""
+    return Choice(Form(layouts[0], recipe.compile, slicings[0]), remark=remark)
 
 
-def forms_to_try(recipe: Recipe, device_type: str) -> list[Form]:
-    """The forms that come into question, the cheapest to try first.
+def layouts_to_try(recipe: Recipe, device_type: str) -> tuple[str, ...]:
+    """The layouts that come into question for a Recipe.
 
     On a CPU a compiled network is tried in channels_last alone, the only layout that inductor gives it by itself, and
     as fast as any: nfnet_pico (as above) took 0.82 of its contiguous step, the median of 10.
     """
-    on_cpu = device_type == "cpu"
-    if recipe.compile == AUTO:
-        ways: tuple[bool | str, ...] = (
-            (False, True) if on_cpu else (False, True, "max-autotune-no-cudagraphs")
-        )
-    else:
-        ways = (recipe.compile,)
-    return [Form(layout, way) for way in ways for layout in _layouts(recipe, device_type)]
+    if recipe.memory_format != AUTO:
+        return (recipe.memory_format,)
+    if device_type == "cpu":
+        return ("contiguous",) if recipe.precision == "bfloat16" else ("channels_last",)
+    return LAYOUTS
+
+
+def slicings_to_try(recipe: Recipe, layout: str, device_type: str) -> tuple[str, ...]:
+    """What comes into question for a Recipe's grouped convolutions in a layout, whole ones first.
+
+    Slices are tried on a GPU, in channels_last: in it dense convolutions are the faster ones there, and grouped ones
+    the slower ones (``models/grouped_convolution.py``).
+    """
+    if recipe.grouped_convolutions != AUTO:
+        return (recipe.grouped_convolutions,)
+    may_pay = device_type != "cpu" and layout == "channels_last"
+    return tuple(SLICED_PASSES) if may_pay and _has_few_groups(recipe) else ("whole",)
+
+
+def ways_to_compile(recipe: Recipe, device_type: str) -> tuple[bool | str, ...]:
+    """The values of ``compile`` that come into question, the cheapest to try first."""
+    if recipe.compile != AUTO:
+        return (recipe.compile,)
+    return (False, True) if device_type == "cpu" else (False, True, "max-autotune-no-cudagraphs")
 
 
 def pays_to_compile(run_seconds: float, device_type: str) -> bool:
@@ -141,6 +176,8 @@ def shape_of(recipe: ResolvedRecipe, classes: int, replicas: int, threads: int, 
         f"memory_format={recipe.memory_format}",
         f"compile={str(recipe.compile).lower()}",
     ]
+    if recipe.grouped_convolutions != "whole":
+        parts.append(f"grouped_convolutions={recipe.grouped_convolutions}")
     if recipe.activation_memory_budget < 1:
         parts.append(f"activation_memory_budget={recipe.activation_memory_budget:g}")
     if recipe.model.trained != "all":
@@ -148,9 +185,10 @@ def shape_of(recipe: ResolvedRecipe, classes: int, replicas: int, threads: int, 
     return f"{', '.join(parts)}, on {device_name}" + (f" with {count(threads, 'thread')}" if threads else "")
 
 
-def _layouts(recipe: Recipe, device_type: str) -> tuple[str, ...]:
-    if recipe.memory_format != AUTO:
-        return (recipe.memory_format,)
-    if device_type == "cpu":
-        return ("contiguous",) if recipe.precision == "bfloat16" else ("channels_last",)
-    return LAYOUTS
+def _has_few_groups(recipe: Recipe) -> bool:
+    if recipe.model.name not in list_models():
+        return False
+    most = max(
+        block.groups for block in block_plan(get_variant(recipe.model.name, recipe.model.overrides.chosen()))
+    )
+    return 1 < most <= MOST_SLICED_GROUPS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import time
 
 import numpy as np
@@ -20,8 +21,16 @@ from nfnet_ray.training.agreement import EpochSums
 from nfnet_ray.training.captured import CapturedStep, recorder_for
 from nfnet_ray.training.context import FormNotes, NotesForNobody, PlainContext
 from nfnet_ray.training.determinism import reset_process
-from nfnet_ray.training.form.forms import AUTO, Choice, Form, forms_to_try, pays_to_compile
-from nfnet_ray.training.gradient import DTYPES, MEMORY_FORMATS
+from nfnet_ray.training.form.forms import (
+    AUTO,
+    Choice,
+    Form,
+    layouts_to_try,
+    pays_to_compile,
+    slicings_to_try,
+    ways_to_compile,
+)
+from nfnet_ray.training.form.placing import place
 from nfnet_ray.training.step import TrainStep
 
 # Forward, of a step on a CPU, unless one image alone has more: a probe has to be quick. Larger batches are cut.
@@ -43,42 +52,59 @@ def fastest_form(
 
     ``recipe`` is of one worker: its batch is the worker's share. Eager forms are timed first, and compiled ones only
     where the Recipe asks for a compiled network, or where the run's eager steps take much longer than a compilation
-    (:func:`~nfnet_ray.training.form.forms.pays_to_compile`). A compiled form that fails, and any form that does not fit
-    the memory, is left out. A compilation that hangs or crashes ends the process; so where the Recipe does not ask for
-    one, the ``notes`` of earlier processes can leave it out.
+    (:func:`~nfnet_ray.training.form.forms.pays_to_compile`). How grouped convolutions are best computed is found with
+    eager steps, as compiled ones have the same kernels for them. A form that is compiled or sliced and fails, and any
+    that does not fit the memory, is left out. A compilation that hangs or crashes ends the process; so where the Recipe
+    does not ask for one, the ``notes`` of earlier processes can leave it out.
 
     Resets the process's generators (:func:`~nfnet_ray.training.determinism.reset_process`). Raises MemoryError if no
     form fits.
     """
     device, notes, epochs = context.device.type, notes or NotesForNobody(), recipe.schedule.epochs
     found, failed, remarks = dict[Form, Timing](), dict[Form, str](), list[str]()
-
-    def run_seconds(form: Form) -> float:
-        return steps * found[form].step_seconds
-
     sizes = {data_at_epoch(recipe.data, epoch, epochs).image_size for epoch in range(epochs)}
 
     def compile_seconds(form: Form) -> float:
         # Of eager forms the first one is slow, whichever it is: it starts CUDA and loads the libraries.
         return len(sizes) * found[form].compile_seconds if form.compile else 0.0
 
-    for form in forms_to_try(recipe, device):
-        eager = [run_seconds(known) for known in found if not known.compile]
-        if form.compile and eager and not pays_to_compile(min(eager) / len(sizes), device):
-            remarks.append(f"compiled forms were not tried, as all steps take {min(eager):,.0f} s without")
-            break
-        if form.compile and recipe.compile == AUTO and not notes.begin_compiling(str(form)):
-            remarks.append(f"from {form} on none was tried, as that ended the process twice")
-            break
-        own = recipe.with_values({"memory_format": form.memory_format, "compile": form.compile})
+    def run_seconds(form: Form) -> float:
+        return steps * found[form].step_seconds if form in found else math.inf
+
+    def try_form(form: Form) -> None:
+        values = vars(form) if form.compile else {**vars(form), "activation_memory_budget": 1.0}
         try:
-            found[form] = time_step(own, num_classes, context)
+            found[form] = time_step(recipe.with_values(values), num_classes, context)
         except Exception as error:  # of a compiler, whatever it may be
             failed[form] = "out of memory" if isinstance(error, MemoryError) else f"{type(error).__name__}"
-            if not form.compile and not isinstance(error, MemoryError):
+            if form.is_plain and not isinstance(error, MemoryError):
                 raise
             logger.warning("a step of %s failed in the form %s: %s", recipe.model.label, form, error)
         notes.end_form()
+
+    slicing_of: dict[str, str] = {}
+    ways = ways_to_compile(recipe, device)
+    for layout in layouts_to_try(recipe, device):
+        slicings = slicings_to_try(recipe, layout, device)
+        eager = [Form(layout, False, slicing) for slicing in slicings]
+        if False in ways or len(slicings) > 1:
+            for form in eager:
+                try_form(form)
+        slicing_of[layout] = min(eager, key=run_seconds).grouped_convolutions
+    if False not in ways:
+        found.clear()
+    eager_seconds = min(map(run_seconds, found), default=math.inf)
+    for form in [Form(layout, way, slicing_of[layout]) for way in ways if way for layout in slicing_of]:
+        if recipe.compile == AUTO:
+            if not pays_to_compile(eager_seconds / len(sizes), device):
+                remarks.append(
+                    f"compiled forms were not tried, as all steps take {eager_seconds:,.0f} s without"
+                )
+                break
+            if not notes.begin_compiling(str(form)):
+                remarks.append(f"from {form} on none was tried, as that ended the process twice")
+                break
+        try_form(form)
     if not found:
         raise MemoryError(f"a step of {recipe.model.label} fails in every form: {failed}")
     remarks += [f"{form} failed ({why})" for form, why in failed.items()]
@@ -104,6 +130,7 @@ def measure_images_per_second(
         for name, value, is_auto in (
             ("memory_format", "contiguous", recipe.memory_format == AUTO),
             ("compile", False, recipe.compile == AUTO),
+            ("grouped_convolutions", "whole", recipe.grouped_convolutions == AUTO),
         )
         if is_auto
     }
@@ -162,7 +189,7 @@ def _time_step(recipe: ResolvedRecipe, num_classes: int, context: PlainContext) 
     model = model_of(recipe.model, num_classes)
     freeze(model, recipe.model)
     set_training_mode(model)
-    model.to(context.device, DTYPES[recipe.precision]).to(memory_format=MEMORY_FORMATS[recipe.memory_format])
+    place(model, recipe, context.device)
     own = TrainStep(model, recipe, context, steps_per_epoch=1000)
     step = CapturedStep(
         own, EpochSums(context), recipe, context, recorder_for(context.device, context.gpu_share)

@@ -24,8 +24,9 @@ def conditions_text(
 
     ``lanes`` is the size of the cohort, if there is one. ``step`` says how a GPU does its steps.
 
-    ``device`` is the GPU's or the processor's name; ``eval_size``, ``image_size``, ``precision``, ``memory_format`` and
-    ``compile`` are those that the run uses on it; ``workers`` those that train together now.
+    ``device`` is the GPU's or the processor's name; ``eval_size``, ``image_size``, ``precision``, ``memory_format``,
+    ``compile`` and ``grouped_convolutions`` are those that the run uses on it; ``workers`` those that train together
+    now.
     """
     is_cuda = context.device.type == "cuda"
     averaged = recipe.optimizer.ema.decay is not None
@@ -37,6 +38,7 @@ def conditions_text(
         "precision": recipe.precision,
         "memory_format": recipe.memory_format,
         "compile": recipe.compile,
+        "grouped_convolutions": recipe.grouped_convolutions,
         "step": step,
         "image_size": recipe.data.image_size,
         "eval_size": recipe.data.eval_size,
