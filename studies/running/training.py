@@ -79,7 +79,9 @@ class TrainingRequest(Request):
             base = recipe_for(data, EPOCHS_ON_DIGITS)
             recipe = base.with_values({"model.name": model, "batch_size": batch_size_for(data)})
         else:
-            recipe = published_recipe(model).with_values({"data.path": str(data.path)})
+            recipe = published_recipe(model).with_values(
+                {"data.path": str(data.path), "memory_format": "auto", "grouped_convolutions": "auto"}
+            )
         recipe = recipe.with_values(values)
         return Study(
             name=self.name or name_for_run(model.replace(":", ".")),
