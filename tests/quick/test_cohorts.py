@@ -39,6 +39,7 @@ from tests.quick.test_decisions import (
     study_of,
 )
 from tests.quick.test_idle import begins, ends, is_over, started
+from tests.tracking.example_study import state_of
 
 ONE_WORKER = WorkerDemand(1, 1, 0.0)
 
@@ -155,10 +156,8 @@ def test_a_study_in_cohorts_decides_as_one_trial_by_trial(seed: int) -> None:
 
 
 def test_what_a_cohort_holds_and_its_place_are_counted_once() -> None:
-    state = StudyState()
     of_cohort = [{**begins(name, 5.0), "lanes": 3} for name in "abc"]
-    for event in [started("abcd", places=2), *of_cohort, begins("d", 10.0)]:
-        state.apply(event)
+    state = state_of([started("abcd", places=2), *of_cohort, begins("d", 10.0)])
     assert state.accelerator_seconds_at(20.0) == pytest.approx(15 + 10)
     for event in [*(ends(name, 20.0) for name in "abcd"), is_over(20.0)]:
         state.apply(event)

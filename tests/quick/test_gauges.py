@@ -12,8 +12,9 @@ from ray.util import metrics
 from nfnet_ray.cluster.gauge_export import gauges_are_exported
 from nfnet_ray.study.gauges import GAUGES, SECONDS_AFTER_THE_END, STATES, Sample, samples
 from nfnet_ray.tracking.events import Event
-from nfnet_ray.tracking.state import StudyState
 from tests.deadlines import HANG_SECONDS
+from tests.quick.test_idle import begins, ends, pauses
+from tests.tracking.example_study import state_of
 
 Told = dict[tuple[str, ...], float]
 
@@ -25,27 +26,8 @@ def started(*names: str, caps: dict[str, float] | None = None) -> Any:
     return {"event": "study_started", "time": 0.0, "study": study, "trials": plans}
 
 
-def begins(trial: str, time: float) -> Any:
-    return {"event": "trial_started", "time": time, "trial": trial, "attempt": 1}
-
-
 def epoch(trial: str, time: float, number: int, **metrics: float | None) -> Any:
     return {"event": "epoch", "time": time, "trial": trial, "epoch": number, "metrics": metrics}
-
-
-def ends(trial: str, time: float, state: str = "finished") -> Any:
-    return {"event": "trial_ended", "time": time, "trial": trial, "state": state, "reason": None, "epochs": 1}
-
-
-def pauses(trial: str, time: float) -> Any:
-    return {"event": "trial_paused", "time": time, "trial": trial, "epoch": 1}
-
-
-def state_of(events: Iterable[Event]) -> StudyState:
-    state = StudyState()
-    for event in events:
-        state.apply(event)
-    return state
 
 
 def told(events: Iterable[Event], now: float, backlog: int = 0) -> Told:

@@ -11,6 +11,7 @@ from nfnet_ray.tracking.events import Event
 from nfnet_ray.tracking.idle import IdleTime
 from nfnet_ray.tracking.state import StudyState
 from nfnet_ray.tracking.writer import study_metrics
+from tests.tracking.example_study import state_of
 
 
 def started(
@@ -53,9 +54,7 @@ def is_over(time: float) -> Any:
 
 
 def idle(events: Sequence[Event], now: float | None = None) -> IdleTime:
-    state = StudyState()
-    for event in events:
-        state.apply(event)
+    state = state_of(events)
     found = state.idle_time(now)
     assert found is not None
     assert found.seconds <= found.available + 1e-9
@@ -156,9 +155,7 @@ def test_a_journal_of_an_earlier_version_says_nothing() -> None:
 
 
 def test_mlflow_has_it_as_metrics_of_the_study() -> None:
-    state = StudyState()
-    for event in (started(["a"], places=1), begins("a", 3.0), ends("a", 12.0)):
-        state.apply(event)
+    state = state_of((started(["a"], places=1), begins("a", 3.0), ends("a", 12.0)))
     metrics = study_metrics(state, "validation_top1")
     assert (metrics["idle_accelerator_seconds"], metrics["idle_share"]) == (3.0, 0.25)
 

@@ -23,8 +23,9 @@ from nfnet_ray.study.space import Range, When
 from nfnet_ray.study.time_left import TimeLeft
 from nfnet_ray.tracking.descriptions import StudyDescription
 from nfnet_ray.tracking.events import Event, TrialProposed, study_started, trial_proposed
-from nfnet_ray.tracking.state import StudyState, TrialProgress
+from nfnet_ray.tracking.state import TrialProgress
 from tests.quick.test_decisions import Killed, Simulation, outcome
+from tests.tracking.example_study import state_of
 
 CLIP, RHO, SHARE = "optimizer.agc.clip_factor", "optimizer.sam.rho", "optimizer.sam.ascent_share"
 RECIPE = Recipe().with_values({"schedule.epochs": 9, "schedule.warmup_epochs": 0.0})
@@ -181,9 +182,7 @@ def test_a_journal_gives_back_the_study_and_its_proposals() -> None:
     }
     told: StudyDescription = description
     started = study_started(told, [study.plan(trial) for trial in study.trials()])
-    state = StudyState()
-    for event in (started, *simulation.journal.events):
-        state.apply(event)
+    state = state_of((started, *simulation.journal.events))
     again = Study.from_event(started)
     assert again.trials()[1].point == {CLIP: 0.05, RHO: None}
     assert again.differences(study) == study.differences(again) == []

@@ -27,8 +27,8 @@ from nfnet_ray.study.search.model import startup_points, told_study
 from nfnet_ray.study.search.result import Result, result_of
 from nfnet_ray.study.search.searcher import SEARCHES, Searcher, default_search
 from nfnet_ray.study.space import Range, SameAs, Space, When, all_values
-from nfnet_ray.tracking.state import StudyState, TrialProgress
-from tests.tracking.example_study import agc_sweep
+from nfnet_ray.tracking.state import TrialProgress
+from tests.tracking.example_study import agc_sweep, state_of
 
 CLIP, BATCH, SHAPE = "optimizer.agc.clip_factor", "batch_size", "schedule.shape"
 RHO, SHARE = "optimizer.sam.rho", "optimizer.sam.ascent_share"
@@ -294,9 +294,7 @@ def test_a_study_begins_with_the_recipe_if_it_lies_in_the_space() -> None:
 
 
 def test_the_best_points_of_an_earlier_study_come_next_as_points() -> None:
-    state = StudyState()
-    for event in agc_sweep():
-        state.apply(event)
+    state = state_of(agc_sweep())
     best = best_values(state)
     assert (best[0][CLIP], best[0][BATCH]) == (0.02, 64)
     assert all(values[CLIP] is not None or values[BATCH] == 64 for values in best)  # the others diverged

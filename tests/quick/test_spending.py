@@ -23,7 +23,7 @@ from studies.running.flags import main
 from studies.running.program import StudyProgram
 from studies.running.resuming import resume_command
 from studies.running.trials import StudyRequest
-from tests.tracking.example_study import START, study_started, trial_events, write_journal
+from tests.tracking.example_study import START, state_of, study_started, trial_events, write_journal
 
 FIRST, SECOND = "agc_sweep-00", "agc_sweep-01"
 
@@ -34,13 +34,6 @@ def started(gpus: float = 0.0, workers: int = 1, **caps: float) -> Event:
     if caps:
         event["study"]["caps"] = caps
     return event
-
-
-def state_of(events: list[Any]) -> StudyState:
-    state = StudyState()
-    for event in events:
-        state.apply(event)
-    return state
 
 
 def resumed(at: float, **caps: float | None) -> Any:

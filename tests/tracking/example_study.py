@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from nfnet_ray.tracking.events import (
     trial_proposed,
 )
 from nfnet_ray.tracking.journal import JOURNAL_FILE, Journal
+from nfnet_ray.tracking.state import StudyState
 
 CLIP_FACTOR = "optimizer.agc.clip_factor"
 START = 1_795_440_000.0  # 23 November 2026
@@ -171,6 +172,14 @@ def agc_sweep(
         "wall_seconds": now - START,
     }
     return [*events, ended]
+
+
+def state_of(events: Iterable[Event]) -> StudyState:
+    """The state of a study after these events."""
+    state = StudyState()
+    for event in events:
+        state.apply(event)
+    return state
 
 
 def write_journal(directory: Path, events: Sequence[Event]) -> Path:

@@ -15,7 +15,7 @@ from nfnet_ray.tracking.journal import JOURNAL_FILE
 from nfnet_ray.tracking.sink import MLflowSink
 from nfnet_ray.tracking.spool import SPOOL_FILE, Spool
 from nfnet_ray.tracking.state import StudyState
-from tests.tracking.example_study import agc_sweep, write_journal
+from tests.tracking.example_study import agc_sweep, state_of, write_journal
 
 
 def test_a_pair_is_taken_apart() -> None:
@@ -46,9 +46,7 @@ def test_the_journal_keeps_them_and_nobody_worked_meanwhile(tmp_path: Path) -> N
     events[0]["study"]["notes"] = ["first"]  # type: ignore[typeddict-item]
     events[0]["study"]["tags"] = {"team": "vision"}  # type: ignore[typeddict-item]
     killed = events[:-2]  # its driver did not say that it left
-    before = StudyState()
-    for event in killed:
-        before.apply(event)
+    before = state_of(killed)
     later = study_annotated(["second"], {"team": "audio", "paper": "yes"})
     write_journal(tmp_path, [*killed, later | {"time": before.last_event_time + 1e6}])  # type: ignore[list-item]
     state, _ = StudyState.read(tmp_path)

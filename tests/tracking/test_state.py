@@ -16,7 +16,14 @@ from nfnet_ray.tracking.events import Event, at_work
 from nfnet_ray.tracking.journal import read_events, read_last_epochs
 from nfnet_ray.tracking.state import JournalReader, StudyState
 from nfnet_ray.tracking.writer import study_metrics
-from tests.tracking.example_study import agc_sweep, proposed_later, study_started, trial_events, write_journal
+from tests.tracking.example_study import (
+    agc_sweep,
+    proposed_later,
+    state_of,
+    study_started,
+    trial_events,
+    write_journal,
+)
 
 FIRST, SECOND = "agc_sweep-00", "agc_sweep-01"
 
@@ -147,11 +154,7 @@ def test_a_journal_that_does_not_fit_itself_is_refused_in_one_line(
 
 
 def test_a_proposed_trial_is_as_good_as_a_planned_one() -> None:
-    planned, proposed = StudyState(), StudyState()
-    for event in agc_sweep():
-        planned.apply(event)
-    for event in proposed_later(agc_sweep()):
-        proposed.apply(event)
+    planned, proposed = state_of(agc_sweep()), state_of(proposed_later(agc_sweep()))
     differing = {name for name in facts(planned) if facts(planned)[name] != facts(proposed)[name]}
     assert differing == {"proposals"}
     assert list(proposed.proposals.values()) == list(range(1, 12))
@@ -198,9 +201,7 @@ def test_long_journals_are_read_quickly_where_the_last_epochs_are_enough(tmp_pat
 
 def test_a_sign_of_life_hides_no_event_from_the_display() -> None:
     """It is recorded by another thread, perhaps before the display has been told of the event before it."""
-    state = StudyState()
-    for event in agc_sweep()[:3]:
-        state.apply(event)
+    state = state_of(agc_sweep()[:3])
     assert state.latest is state.trials[FIRST]
     state.apply(at_work())
     assert state.latest is state.trials[FIRST]

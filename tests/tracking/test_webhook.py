@@ -23,7 +23,7 @@ from nfnet_ray.tracking.state import StudyState
 from studies.running.runner import WorkerDemand
 from studies.running.study_run import StudyRun
 from tests.ports import unused_port
-from tests.tracking.example_study import START, agc_sweep, write_journal
+from tests.tracking.example_study import START, agc_sweep, state_of, write_journal
 
 TOLD: dict[str, Any] = {"event": "finished", "text": "It is done.", "wall_seconds": float("nan")}
 
@@ -143,9 +143,7 @@ def test_a_webhook_is_accepted(url: str) -> None:
 
 
 def test_the_event_says_how_the_study_is_doing() -> None:
-    state = StudyState()
-    for event in agc_sweep((0.01, None), (256,)):
-        state.apply(event)
+    state = state_of(agc_sweep((0.01, None), (256,)))
     text = outcome_text("finished", "first", state, ["Best setting: clip_factor 0.01"])
     assert text == (
         f"first has finished after {round(state.wall_seconds // 60)}:{round(state.wall_seconds % 60):02}. "
@@ -225,9 +223,7 @@ def test_the_end_is_told_where_the_clock_is_behind_that_of_the_driver_before(
     events = agc_sweep((0.01,), (64,), epochs=2)
     write_journal(tmp_path, events)
     assert events[0]["event"] == "study_started"
-    state = StudyState()
-    for happened in events:
-        state.apply(happened)
+    state = state_of(events)
     study = Study.from_event(events[0])
     run = StudyRun(study, Any, tmp_path, "", "", state, notify_url=f"http://{host}/key")  # type: ignore[arg-type]
 
