@@ -7,9 +7,6 @@ recipe. Takes about 40 s on one core and 2 GB of memory.
 from __future__ import annotations
 
 import json
-import math
-import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,28 +16,10 @@ from torch import Tensor
 from nfnet_ray.models import create_model
 from nfnet_ray.models.nfnet import NFNet
 from nfnet_ray.models.weights.deepmind import load_deepmind_weights, to_deepmind_arrays
+from tests.parity.official import draw, drawn_weight, max_difference, reference
 
-OFFICIAL = dict(np.load(Path(__file__).resolve().parents[1] / "fixtures" / "nfnet_full_size.npz"))
+OFFICIAL = reference("nfnet_full_size")
 META = json.loads(str(OFFICIAL["meta"]))
-
-
-def draw(label: str, shape: tuple[int, ...]) -> np.ndarray:
-    crc = zlib.crc32(f"{META['seed']}:{label}".encode()) & 0xFFFFFFFF
-    return np.random.RandomState(crc).standard_normal(size=shape)
-
-
-def drawn_weight(module: str, parameter: str, shape: tuple[int, ...]) -> np.ndarray:
-    z = draw(f"{module}/{parameter}", shape)
-    if parameter == "w":
-        z = (z + 0.3) / math.sqrt(math.prod(shape[:-1])) if len(shape) == 4 else z / math.sqrt(shape[0])
-    elif parameter == "gain":
-        z = 1 + 0.1 * z
-    elif parameter == "skip_gain":
-        z = 0.6 + 0.2 * z
-    else:
-        assert parameter in ("bias", "b")
-        z = 0.1 * z
-    return np.asarray(z, np.float32)
 
 
 @pytest.fixture(scope="module", params=META["variants"])
@@ -52,19 +31,14 @@ def network(request: pytest.FixtureRequest) -> tuple[str, NFNet]:
     arrays = to_deepmind_arrays(model)
     for module, parameters in arrays.items():
         for parameter, array in parameters.items():
-            parameters[parameter] = drawn_weight(module, parameter, array.shape)
+            parameters[parameter] = drawn_weight(META["seed"], module, parameter, array.shape)
     load_deepmind_weights(model, arrays)
     return request.param, model.eval()
 
 
 def images(size: int) -> Tensor:
-    x_NHWC = draw(f"input/{size}", (META["batch"], size, size, 3)).astype(np.float32)
+    x_NHWC = draw(META["seed"], f"input/{size}", (META["batch"], size, size, 3)).astype(np.float32)
     return torch.from_numpy(x_NHWC).permute(0, 3, 1, 2).contiguous()
-
-
-def largest_error(logits: Tensor, expected: np.ndarray) -> float:
-    assert tuple(logits.shape) == expected.shape
-    return float(np.abs(logits.double().numpy() - expected).max())
 
 
 @pytest.mark.slow
@@ -72,9 +46,9 @@ def test_logits(network: tuple[str, NFNet]) -> None:
     variant, model = network
     with torch.no_grad():
         for size in META["sizes"]:
-            error = largest_error(model(images(size)), OFFICIAL[f"{variant}/logits_{size}"])
+            error = max_difference(model(images(size)), OFFICIAL[f"{variant}/logits_{size}"])
             assert error < 1e-5, size
         model.double()
         for size in META["sizes"]:
-            error = largest_error(model(images(size).double()), OFFICIAL[f"{variant}/logits_f64_{size}"])
+            error = max_difference(model(images(size).double()), OFFICIAL[f"{variant}/logits_f64_{size}"])
             assert error < 1e-10, size

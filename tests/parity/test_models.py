@@ -8,8 +8,6 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,8 +23,8 @@ from nfnet_ray.models.layers import ACTIVATIONS, StochasticDepth
 from nfnet_ray.models.nfnet import NFBlock, NFNet
 from nfnet_ray.models.variants import ACTIVATION_GAINS, block_plan, get_variant, list_models
 from nfnet_ray.models.weights.deepmind import load_deepmind_weights, to_deepmind_arrays
+from tests.parity.official import FIXTURES, max_difference, reference
 
-FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 NETWORKS = ("nfnet_tiny", "nfnet_tiny_edge")
 SIZES = [
     ("nfnet_tiny", 64),
@@ -42,12 +40,6 @@ Arrays = dict[str, dict[str, np.ndarray]]
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
-
-
-@cache
-def reference(network: str) -> dict[str, np.ndarray]:
-    with np.load(FIXTURES / f"{network}.npz") as npz:
-        return dict(npz)
 
 
 def section(network: str, name: str) -> Arrays:
@@ -77,11 +69,6 @@ def official_network(network: str, **settings: Any) -> NFNet:
 
 def images(network: str, size: int = 64, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.from_numpy(reference(network)[f"input_{size}"]).permute(0, 3, 1, 2).contiguous().to(dtype)
-
-
-def max_difference(ours: Tensor, theirs: np.ndarray) -> float:
-    assert tuple(ours.shape) == theirs.shape
-    return float(np.abs(ours.detach().double().numpy() - theirs).max())
 
 
 @pytest.mark.parametrize(("network", "size"), SIZES)

@@ -7,9 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import zlib
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,8 +22,8 @@ from nfnet_ray.models.nfnet import NFNet
 from nfnet_ray.models.signal import measure_signal
 from nfnet_ray.models.variants import block_plan, get_variant
 from nfnet_ray.models.weights.deepmind import load_deepmind_weights, to_deepmind_arrays
+from tests.parity.official import FIXTURES, described, draw, drawn_weight, max_difference, reference
 
-FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 STRUCTURE = json.loads((FIXTURES / "nf_resnet_regnet_structure.json").read_text())["variants"]
 # The network that each small one was shrunken from, and what was set for it.
 SHRUNKEN_FROM = {"nf_resnet_tiny": "nf_resnet50", "nf_resnet_tiny_edge": "nf_resnet50"} | {
@@ -47,19 +44,8 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@cache
-def reference(network: str) -> dict[str, np.ndarray]:
-    with np.load(FIXTURES / f"{network}.npz") as npz:
-        return dict(npz)
-
-
 def meta(network: str) -> dict[str, Any]:
     return json.loads(str(reference(network)["meta"]))
-
-
-def draw(seed: int, label: str, shape: list[int]) -> np.ndarray:
-    crc = zlib.crc32(f"{seed}:{label}".encode()) & 0xFFFFFFFF
-    return np.random.RandomState(crc).standard_normal(size=tuple(shape))
 
 
 def drawn_weights(network: str) -> dict[str, dict[str, np.ndarray]]:
@@ -67,17 +53,9 @@ def drawn_weights(network: str) -> dict[str, dict[str, np.ndarray]]:
     weights: dict[str, dict[str, np.ndarray]] = {}
     for label, shape in meta(network)["shapes"].items():
         module, parameter = label.rsplit("/", 1)
-        z = draw(meta(network)["seed"], label, shape)
-        values = {
-            "gain": 1 + 0.1 * z,
-            "skip_gain": 0.6 + 0.2 * z,
-            "bias": 0.1 * z,
-            "b": 0.1 * z,
-        }
-        if parameter == "w":
-            conv = len(shape) == 4
-            values["w"] = (z + 0.3) / math.sqrt(math.prod(shape[:-1])) if conv else z / math.sqrt(shape[0])
-        weights.setdefault(module, {})[parameter] = np.asarray(values[parameter], np.float32)
+        weights.setdefault(module, {})[parameter] = drawn_weight(
+            meta(network)["seed"], module, parameter, shape
+        )
     return weights
 
 
@@ -100,11 +78,6 @@ def official_network(network: str) -> NFNet:
 def images(network: str, size: int) -> Tensor:
     x_NHWC = draw(meta(network)["seed"], f"input/{size}", [meta(network)["batch"], size, size, 3])
     return torch.from_numpy(x_NHWC.astype(np.float32)).permute(0, 3, 1, 2).contiguous()
-
-
-def max_difference(ours: Tensor, theirs: np.ndarray) -> float:
-    assert tuple(ours.shape) == theirs.shape
-    return float(np.abs(ours.detach().double().numpy() - theirs).max())
 
 
 @pytest.mark.parametrize(("network", "size"), SIZES)
@@ -143,18 +116,7 @@ def test_costs_are_the_official_ones(name: str) -> None:
 def test_variant_is_the_official_one_block_by_block(name: str) -> None:
     variant = get_variant(name)
     for ours, theirs in zip(block_plan(variant), STRUCTURE[name]["blocks"], strict=True):
-        assert {
-            "alpha": variant.alpha,
-            "beta": pytest.approx(ours.beta, rel=1e-12),
-            "groups": ours.groups,
-            "in_ch": ours.in_channels,
-            "out_ch": ours.out_channels,
-            "projection": ours.is_transition,
-            "se_hidden": ours.se_channels,
-            "stochdepth": pytest.approx(ours.stochastic_depth, rel=1e-12),
-            "stride": ours.stride,
-            "width": ours.bottleneck_channels,
-        } == theirs
+        assert described(ours, variant) == theirs
 
 
 @pytest.mark.parametrize("name", [name for name in STRUCTURE if "shapes" in STRUCTURE[name]])

@@ -7,10 +7,8 @@ about 15 s on one core.
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,9 +24,9 @@ from nfnet_ray.recipe import Recipe
 from nfnet_ray.training.context import PlainContext
 from nfnet_ray.training.gradient import DTYPES, MEMORY_FORMATS, Gradient
 from nfnet_ray.training.step import TrainStep
+from tests.parity.official import FIXTURES, draw, reference
 
-FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
-OFFICIAL = dict(np.load(FIXTURES / "official_steps.npz"))
+OFFICIAL = reference("official_steps")
 META: dict[str, Any] = json.loads(str(OFFICIAL["meta"]))
 CONFIG: dict[str, Any] = META["config"]  # of the official experiment
 PRECISIONS = {"float32": "", "float64": "_f64"}  # and the suffix of its numbers
@@ -41,11 +39,6 @@ TO_OFFICIAL = {0: (), 1: (0,), 2: (1, 0), 4: (2, 3, 1, 0)}
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
-
-
-def draw(seed: int, label: str, shape: tuple[int, ...]) -> np.ndarray:
-    crc = zlib.crc32(f"{seed}:{label}".encode()) & 0xFFFFFFFF
-    return np.random.RandomState(crc).standard_normal(size=shape)
 
 
 @cache

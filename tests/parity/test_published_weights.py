@@ -13,7 +13,6 @@ import json
 import pickle
 import sys
 import types
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -42,8 +41,8 @@ from nfnet_ray.models.weights.deepmind import (
 )
 from nfnet_ray.models.weights.pickled_arrays import read_pickled_arrays
 from nfnet_ray.models.weights.timm_weights import load_timm_state, to_timm_state
+from tests.parity.official import FIXTURES, draw, drawn_weight
 
-FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 PICKLED = json.loads((FIXTURES / "pickled_weights.json").read_text())
 VARIANTS = json.loads((FIXTURES / "nfnet_structure.json").read_text())["variants"]
 
@@ -97,25 +96,9 @@ def without_memory(shapes: Shapes) -> Arrays:
     }
 
 
-def draw(seed: int, label: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The recipe of the official numbers, `tests/fixtures/README.md`."""
-    crc = zlib.crc32(f"{seed}:{label}".encode()) & 0xFFFFFFFF
-    return np.random.RandomState(crc).standard_normal(size=shape)
-
-
 def drawn(shapes: Shapes, seed: int = 0) -> Arrays:
-    def value(module: str, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        z = draw(seed, f"{module}/{name}", shape)
-        if name == "w" and len(shape) == 4:
-            z = (z + 0.3) / np.sqrt(np.prod(shape[:-1]))
-        elif name == "w":
-            z = z / np.sqrt(shape[0])
-        else:
-            z = {"gain": 1 + 0.1 * z, "skip_gain": 0.6 + 0.2 * z, "bias": 0.1 * z, "b": 0.1 * z}[name]
-        return np.asarray(z, np.float32)
-
     return {
-        module: {name: value(module, name, shape) for name, shape in parameters.items()}
+        module: {name: drawn_weight(seed, module, name, shape) for name, shape in parameters.items()}
         for module, parameters in shapes.items()
     }
 

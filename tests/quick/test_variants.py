@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +14,8 @@ from nfnet_ray.errors import UserError
 from nfnet_ray.models import create_model
 from nfnet_ray.models.costs import count_multiply_adds, count_parameters, part_costs
 from nfnet_ray.models.variants import block_plan, get_variant, list_models
+from tests.parity.official import FIXTURES, described
 
-FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 OFFICIAL = json.loads((FIXTURES / "nfnet_structure.json").read_text())["variants"]
 
 
@@ -37,18 +36,7 @@ def test_variant_is_the_official_one_block_by_block(official_name: str) -> None:
     plan = block_plan(variant)
     assert len(plan) == len(official["blocks"])
     for ours, theirs in zip(plan, official["blocks"], strict=True):
-        assert {
-            "alpha": variant.alpha,
-            "beta": pytest.approx(ours.beta, rel=1e-12),
-            "groups": ours.groups,
-            "in_ch": ours.in_channels,
-            "out_ch": ours.out_channels,
-            "projection": ours.is_transition,
-            "se_hidden": ours.se_channels,
-            "stochdepth": pytest.approx(ours.stochastic_depth, rel=1e-12),
-            "stride": ours.stride,
-            "width": ours.bottleneck_channels,
-        } == theirs
+        assert described(ours, variant) == theirs
 
 
 @pytest.mark.parametrize("official_name", OFFICIAL)
