@@ -164,7 +164,7 @@ class _SplitWriter:
             self.beton_path.replace(partial)
         with (
             SplitJournal(self.journal_path) as journal,
-            BetonWriter(self.beton_path, capacity=total, keep_partial=True) as writer,
+            BetonWriter(self.beton_path, capacity=total) as writer,
         ):
             done = self.images_resumed = self._take_over(journal, writer)
             images = self.selection.split.images(self.selection.indices[done:])

@@ -383,14 +383,14 @@ def test_a_resumed_beton_has_the_bytes_of_one_written_in_one_go(tmp_path: Path) 
     whole, again = tmp_path / "whole.beton", tmp_path / "again.beton"
     for path, kept in ((whole, 0), (again, 1)):
         if kept:
-            with suppress(KeyError), BetonWriter(path, capacity=500, keep_partial=True) as writer:
+            with suppress(KeyError), BetonWriter(path, capacity=500) as writer:
                 writer.append(samples[0], label=0, height=8, width=8)
                 raise KeyError
             with open(f"{path}.partial", "r+b") as file:
                 file.write(b"\x55" * 14_000)  # of 500 samples' metadata
                 file.seek(0, os.SEEK_END)
                 file.write(b"\x55" * (30 << 20))
-        with BetonWriter(path, capacity=500, keep_partial=True) as writer:
+        with BetonWriter(path, capacity=500) as writer:
             if kept:
                 assert writer.held(5 << 20) == samples[0]
                 writer.adopt(5 << 20, label=0, height=8, width=8)

@@ -342,18 +342,19 @@ class BetonWriter:
 
     A context manager. The bytes go to ``<name>.partial`` next to the file; leaving the ``with`` block in
     peace writes metadata, allocation table and, last, the header, flushes all to the disk and renames the
-    file into place. Leaving it through an exception removes the partial file, or keeps it to be resumed.
+    file into place. Leaving it through an exception keeps the partial file.
+
+    A partial file that is there is started from: its samples come back one by one, with :meth:`held` and
+    :meth:`adopt`, before the first is appended; what lies behind them is thrown away. The bytes are then those of a
+    file written in one go.
 
     Args:
         path: the file to write; one that exists is replaced at the end.
         capacity: the largest number of samples that may come. Metadata precede the images, so room
             for it is made first; the header then says how many samples really came.
-        keep_partial: keep the partial file after an exception, and start from one that is there. Its samples come
-            back one by one, with :meth:`held` and :meth:`adopt`, before the first is appended; what lies behind
-            them is thrown away. The bytes are then those of a file written in one go.
     """
 
-    def __init__(self, path: str | os.PathLike[str], capacity: int, *, keep_partial: bool = False) -> None:
+    def __init__(self, path: str | os.PathLike[str], capacity: int) -> None:
         if capacity < 1:
             raise ValueError(f"capacity must be at least 1, not {capacity}")
         self.path = Path(path)
@@ -362,8 +363,7 @@ class BetonWriter:
         self._table = np.zeros(capacity, ALLOCATION)
         self._count = 0
         self._position = _page_end(_METADATA_OFFSET + self._metadata.nbytes)
-        self._keep_partial = keep_partial
-        self._adopting = keep_partial and self._partial.exists()
+        self._adopting = self._partial.exists()
         try:
             self._file = open(self._partial, "r+b" if self._adopting else "wb")  # noqa: SIM115 - closed in __exit__
         except OSError as error:
@@ -444,9 +444,6 @@ class BetonWriter:
             except OSError:  # a full disk, once more
                 if kind is None:
                     raise
-            finally:
-                if not self._keep_partial:
-                    self._partial.unlink(missing_ok=True)  # gone already if it was renamed
 
     def _finish(self) -> None:
         if self._count == 0:
