@@ -84,7 +84,7 @@ def describe_digits(out_directory: Path, part: DigitsPart = ALL_DIGITS) -> Datas
     return DatasetSummary(Path(out_directory), train, validation, source.class_names, "", (_SIDE, _SIDE))
 
 
-def open_digits(part: DigitsPart = ALL_DIGITS) -> Source:
+def open_digits(part: DigitsPart) -> Source:
     """The digits, or a part of them, as a source with a training split only."""
     # The table is read from the installed package's folder; importing scikit-learn takes seconds.
     spec = importlib.util.find_spec("sklearn")

@@ -58,11 +58,11 @@ class ConvertReport:
     """Number of images per reason why they were not stored as they were."""
     skipped: Sequence[tuple[str, str]]
     """The name of each unreadable image that was left out, and why; one of each split may have the same."""
-    images_resumed: int = 0
+    images_resumed: int
     """Number of images that an earlier conversion had done."""
-    lossy_jpegs: int = 0
+    lossy_jpegs: int
     """How many of the re-encoded images were stored as JPEGs of the settings' quality."""
-    orientation_tags: int = 0
+    orientation_tags: int
     """How many images have a tag that says that they are to be turned, whether they were or not."""
 
 

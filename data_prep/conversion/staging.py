@@ -134,7 +134,7 @@ def check_outside(out: Path, source_paths: Sequence[Path]) -> None:
 
 
 @contextmanager
-def staging_folder(out: Path, *, resume: Staging | None = None, keep: bool = False) -> Iterator[Staging]:
+def staging_folder(out: Path, *, resume: Staging | None, keep: bool) -> Iterator[Staging]:
     """A temporary folder next to ``out``, on the same file system.
 
     Args:

@@ -81,7 +81,7 @@ def is_shard(path: Path) -> bool:
     return path.suffix.lower() == ".parquet" and not is_left_out(path.name) and path.is_file()
 
 
-def holds_images(files: Sequence[Path], image_column: str | None = None) -> bool:
+def holds_images(files: Sequence[Path], image_column: str | None) -> bool:
     """Whether one of the files has a column of images, or cannot be read; other tables may be next to image files."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -109,7 +109,7 @@ def shards_below(folder: Path) -> list[Path]:
     return shards
 
 
-def open_parquet(files: Sequence[Path], label_column: str, image_column: str | None = None) -> Source:
+def open_parquet(files: Sequence[Path], label_column: str, image_column: str | None) -> Source:
     """List Parquet files: names and labels are read, images are not.
 
     A file's split is taken from its name, or else from its folder's; files that name none are training data. A

@@ -87,10 +87,10 @@ class BestSetting:
     question: str | None
     conditions: tuple[str, ...]
     names: dict[str, str]
-    confirmation: Confirmation | None = None
-    dropped: tuple[SettingResult, ...] = ()
-    seeds_to_come: bool = False
-    seed_spread: float = ASSUMED_SPREAD
+    confirmation: Confirmation | None
+    dropped: tuple[SettingResult, ...]
+    seeds_to_come: bool
+    seed_spread: float
 
     @property
     def quoted(self) -> SettingResult:

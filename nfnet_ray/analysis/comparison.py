@@ -29,8 +29,8 @@ class Difference:
     name: str
     a: Any
     b: Any
-    in_a: bool = True
-    in_b: bool = True
+    in_a: bool
+    in_b: bool
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ class Contrast:
     probability: float
     p_value: float | None
     kind: Kind
-    needed: str = ""
+    needed: str
 
 
 def contrast(best: SettingResult, other: SettingResult, equal_within: float = EQUAL_WITHIN) -> Contrast:

@@ -33,8 +33,8 @@ class LegSearcher(Searcher):
         legs: Legs,
         config: Callable[[Leg], WorkerConfig],
         stop: threading.Event,
-        places: int = 1,
-        lanes: int = 1,
+        places: int,
+        lanes: int,
     ) -> None:
         super().__init__()
         self._legs, self._config, self._stop = legs, config, stop

@@ -74,7 +74,7 @@ def trial_table(
     )
 
 
-def plan_table(study: Study, progress: StudyState | None = None, console: Console | None = None) -> Table:
+def plan_table(study: Study, progress: StudyState | None, console: Console) -> Table:
     """A row for each trial that would run: swept fields and epochs; of a study that has begun, of all its trials."""
     if progress is not None:
         return trial_table(study, progress, reported_epochs, console)

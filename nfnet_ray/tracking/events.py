@@ -103,11 +103,10 @@ def study_extended(
     study: Mapping[str, Any],
     trials: Sequence[TrialPlan],
     *,
-    left_out: Sequence[str] = (),
-    taken_back: Sequence[str] = (),
-    reconsidered: Sequence[str] = (),
+    left_out: Sequence[str],
+    taken_back: Sequence[str],
 ) -> StudyExtended:
-    """The event of a study that is extended now."""
+    """The event of a study that is extended now, which reconsiders no trial."""
     return {
         "event": "study_extended",
         "time": time.time(),
@@ -116,7 +115,7 @@ def study_extended(
         "trials": list(trials),
         "left_out": list(left_out),
         "taken_back": list(taken_back),
-        "reconsidered": list(reconsidered),
+        "reconsidered": [],
     }
 
 
@@ -343,7 +342,7 @@ class TrialPromoted(TypedDict):
 
 
 def trial_promoted(
-    trial: str, epoch: int, reason: str, rung: float | None = None, where: str | None = None
+    trial: str, epoch: int, reason: str, rung: float | None, where: str | None
 ) -> TrialPromoted:
     """The event of a trial that is promoted now."""
     event: TrialPromoted = {

@@ -41,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_storage(parser, default=DEFAULT_STORAGE)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     lister = _command(commands, "list", _list, "list all studies, newest first")
-    _add_tags(lister, "only studies with this tag; may be repeated")
+    _add_tags(lister)
     _add_json(lister)
     show = _command(
         commands,
@@ -151,7 +151,7 @@ def _add_name(command: argparse.ArgumentParser) -> None:
     command.add_argument("name", metavar="NAME", help="the study's name, or the path of its folder")
 
 
-def _add_tags(command: argparse.ArgumentParser, meaning: str) -> None:
+def _add_tags(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--tag",
         dest="tags",
@@ -159,7 +159,7 @@ def _add_tags(command: argparse.ArgumentParser, meaning: str) -> None:
         type=given(tag_pair),
         default={},
         metavar="KEY=VALUE",
-        help=meaning,
+        help="only studies with this tag; may be repeated",
     )
 
 

@@ -120,13 +120,13 @@ def command_line(hidden: Callable[[str], str]) -> str:
     return shell_command([interpreter(), *map(hidden, sys.orig_argv[1:])])
 
 
-def source_version(file: Path | None = None) -> SourceVersion:
-    """The commit of the repository that tracks ``file``, by default this library, and whether tracked files differ.
+def source_version() -> SourceVersion:
+    """The commit of the repository that tracks this library, and whether tracked files differ.
 
-    The commit is empty without git, and if no repository tracks the file, even if it is inside one: a library that is
-    installed in somebody's repository is not part of it.
+    The commit is empty without git, and if no repository tracks the library, even if it is inside one: a library that
+    is installed in somebody's repository is not part of it.
     """
-    file = file or Path(version.__file__)
+    file = Path(version.__file__)
     try:
         _git(file.parent, "ls-files", "--error-unmatch", file.name)
         commit = _git(file.parent, "rev-parse", "HEAD")

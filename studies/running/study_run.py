@@ -168,7 +168,7 @@ class StudyRun:
         if reached is not None and self.extended is not None:
             raise UserError(
                 f"{self.study.name} cannot be extended: {reached.reason}; give a higher one, such as "
-                f"--{reached.name.replace('_', '-')} {reached.higher:.10g}"
+                f"{reached.flag} {reached.higher:.10g}"
             )
         if reached is not None:
             is_delivered = not spool.pending_count() or self._deliver(sink, console)

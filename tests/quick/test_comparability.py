@@ -60,7 +60,6 @@ def test_trials_that_moved_to_other_hardware_get_axes_of_their_own(tmp_path: Pat
         "apart",
         ("time",),
     )
-    assert found.touched() == ("time",)
     first, second = record.trials["trial"]
     assert [(group.fact.text, group.trials) for group in difference.groups] == [
         ("2 × CPU (x86-64), no GPU", (first,)),

@@ -56,7 +56,7 @@ class ConditionDifference:
     weight: Weight
     groups: tuple[ConditionGroup, ...]
     is_known: bool
-    why_quiet: str = ""
+    why_quiet: str
 
     @property
     def values(self) -> str:

@@ -46,11 +46,6 @@ class Comparability:
         """The quiet ones, and what the journals do not record."""
         return [one for one in self.differences if not one.is_known or one.weight == "quiet"]
 
-    def touched(self) -> tuple[str, ...]:
-        """What cannot be compared without a caution: ``accuracy``, ``time``, or both."""
-        touched = {name for one in self.weighty for name in one.field.touches}
-        return tuple(name for name in ("accuracy", "time") if name in touched)
-
     def sentences(self) -> list[str]:
         """What differs, each with its values and where they are: first what keeps trials apart, then the others."""
         return [f"{said[0].upper()}{said[1:]}." for said in (one.sentence() for one in self.weighty)]

@@ -107,14 +107,14 @@ class Parts:
         of_seeds = np.where(self.seeds > 0, stdtrit(self.freedom, quantile), 0.0)
         return np.asarray(np.sqrt(ndtri(quantile) ** 2 * self.images + of_seeds**2 * self.seeds))
 
-    def probability_above(self, threshold: float = 0.0) -> Floats:
-        """How probable it is that the true value is above a threshold: one bound of an interval is there.
+    def probability_above_zero(self) -> Floats:
+        """How probable it is that the true value is above 0: one bound of an interval is there.
 
         It is the posterior probability under a flat prior, and above 97.5% just where the 95% interval lies above it.
         """
         from scipy.special import ndtr
 
-        distance = np.asarray(self.value - threshold)
+        distance = np.asarray(self.value)
         if self.is_difference and not np.any(self.seeds):  # of images alone it is that of a normal variate
             with np.errstate(divide="ignore", invalid="ignore"):
                 errors = np.where(distance == 0, 0.0, distance / np.sqrt(self.images))
@@ -226,7 +226,7 @@ class PairedDifference:
         covers: ``images``, or ``seeds and images``.
         disagreement: share of the images that a trial of a and one of b judge differently, the mean over their pairs.
         p_value: of McNemar's exact test; None of several seeds, for which there is no such test.
-        probability: how probable it is that a is better than b, see :meth:`Parts.probability_above`.
+        probability: how probable it is that a is better than b, see :meth:`Parts.probability_above_zero`.
         parts: what its variance is made of.
         interaction: the part that each seed and image draw anew, a squared standard error; 0 of single seeds.
     """
@@ -276,7 +276,7 @@ def paired_difference(a: Bits, b: Bits) -> PairedDifference:
         covers="seeds and images" if several else "images",
         disagreement=disagreement,
         p_value=p_value,
-        probability=float(parts.probability_above()),
+        probability=float(parts.probability_above_zero()),
         parts=parts,
         interaction=luck,
     )

@@ -25,7 +25,7 @@ CANDIDATES = 256  # samples among whose draws those are picked that show MixUp a
 INK, PAPER = (40, 40, 40), (255, 255, 255)
 
 
-def write_sheet(path: Path, image_path: Path | None = None) -> None:
+def write_sheet(path: Path, image_path: Path | None) -> None:
     """Draws the sheet; the suffix of ``path`` says whether as JPEG or PNG.
 
     Raises UserError for an image that cannot be read, or a suffix that means no kind of picture.

@@ -117,7 +117,7 @@ def find_state(content: Any, where: str, depth: int = 0) -> tuple[State, str]:
         key for key in (*_AVERAGES, *_WEIGHTS) if isinstance(content.get(key), Mapping) and content[key]
     ]
     if not inside or depth == _DEEPEST:
-        return _without_prefixes(_checked(content, where), "state dict")
+        return _without_prefixes(_checked(content, where))
     name = inside[0]
     inner, origin = find_state(content[name], where, depth + 1)
     kind = "moving average" if name in _AVERAGES else "state dict"
@@ -153,14 +153,14 @@ def _unusual(tensor: Tensor) -> str | None:
     return "without its numbers (on the device 'meta')" if tensor.is_meta else None
 
 
-def _without_prefixes(state: State, origin: str) -> tuple[State, str]:
-    """The state dict without the prefixes that wrappers add to every name; ``origin`` says which."""
+def _without_prefixes(state: State) -> tuple[State, str]:
+    """The state dict without the prefixes that wrappers add to every name, and in words what it was."""
     removed = ""
     while True:
         names = [name for name in state if name not in _COUNTERS]
         prefix = next((p for p in _PREFIXES if names and all(name.startswith(p) for name in names)), None)
         if prefix is None:
-            return state, f"{origin}, without the prefix {removed}" if removed else origin
+            return state, f"state dict, without the prefix {removed}" if removed else "state dict"
         removed += prefix
         state = {name.removeprefix(prefix): state[name] for name in names}
 
