@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from nfnet_ray.recipe import ModelRecipe
 
-__all__ = ["create_model", "list_models", "model_of"]
+__all__ = ["create_model", "import_code_of", "list_models", "model_of"]
 
 
 def create_model(
@@ -71,6 +71,17 @@ def _check_classes(name: str, num_classes: int) -> None:
         raise UserError(
             f"model {name}: num_classes={num_classes!r} is not allowed; use a whole number above 0"
         )
+
+
+def import_code_of(recipe: ModelRecipe) -> None:
+    """Imports what :func:`model_of` would import of a network of one's own; it may set torch's switches and generators.
+
+    Raises `UserError` where that fails.
+    """
+    if recipe.is_own:
+        from nfnet_ray.models.own.build import import_own
+
+        import_own(recipe.name)
 
 
 def model_of(recipe: ModelRecipe, num_classes: int) -> nn.Module:

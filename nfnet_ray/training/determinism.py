@@ -25,8 +25,10 @@ def reset_process(seed: int, threads: int) -> None:
     torch.set_num_threads(threads)  # the order of a sum, and so its last bits, depends on it
     torch.backends.cudnn.deterministic = False
     torch.backends.cudnn.benchmark = True
-    torch.backends.cuda.matmul.allow_tf32 = False
+    # By the old functions and by the new one: each leaves out some of what the other sets.
+    torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
+    torch.backends.fp32_precision = "ieee"  # type: ignore[attr-defined]
     seed_generators(seed)
     gc.collect()
     if torch.cuda.is_initialized():

@@ -16,7 +16,7 @@ from nfnet_ray.data.files.dataset import Dataset
 from nfnet_ray.data.loading.loader import EvalLoader, TrainLoader
 from nfnet_ray.data.loading.sharing import Sharing
 from nfnet_ray.metric import METRIC
-from nfnet_ray.models import model_of
+from nfnet_ray.models import import_code_of, model_of
 from nfnet_ray.models.published import resolve
 from nfnet_ray.models.weights.pretrained import start_from
 from nfnet_ray.recipe import Recipe, ResolvedRecipe
@@ -237,6 +237,8 @@ def open_run(
     before = saver.latest()
     if before:
         check_same(before, recipe, dataset.fingerprint, force=force_resume)
+    # What it sets as it is imported, in the first run of this process alone, is overridden in all of them.
+    together(lambda: import_code_of(recipe.model), context)
     choice = beside.choice if beside else chosen_form(recipe, dataset, context, clock, before, lanes)
     if beside:
         seed_generators(

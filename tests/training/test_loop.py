@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from nfnet_ray.errors import DataChangedError, UserError
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.settings import LARGEST_WHOLE_NUMBER
 from nfnet_ray.training import Outcome, PlainContext, loop, train
+from nfnet_ray.training.determinism import reset_process
 from nfnet_ray.training.evaluation import evaluate_signal
 from nfnet_ray.training.measurement import clock as clock_module
 from nfnet_ray.training.measurement.clock import PHASES, Clock
@@ -83,6 +84,30 @@ def test_a_used_process_gives_the_numbers_of_a_fresh_one(quick: Recipe, tmp_path
 
     assert epochs == [{name: epoch[name] for name in NUMBERS} for epoch in json.loads(fresh.stdout)]
     assert_equal_to_the_bit(weights(outcome), torch.load(tmp_path / "fresh.pt", weights_only=True))
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        lambda: torch.set_float32_matmul_precision("medium"),
+        lambda: setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32"),
+        lambda: setattr(torch.backends.cudnn.conv, "fp32_precision", "tf32"),
+        lambda: setattr(torch.backends.mkldnn.matmul, "fp32_precision", "bf16"),
+        lambda: setattr(torch.backends, "fp32_precision", "tf32"),
+        lambda: setattr(torch.backends.cudnn, "allow_tf32", True),
+    ],
+    ids=["old function", "GPU's products", "GPU's convolutions", "CPU's products", "all", "old switch"],
+)
+def test_float32_has_all_its_bits_whatever_was_set_before(turn: Callable[[], object]) -> None:
+    """By torch's old functions or its new ones, of which one raises an error after some of the others."""
+    turn()
+    reset_process(0, 1)
+    parts = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn)
+    of_cpu = (torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv)
+    assert {part.fp32_precision for part in (*parts, *of_cpu)} == {"ieee"}
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert not torch.backends.cuda.matmul.allow_tf32
+    assert not torch.backends.cudnn.allow_tf32
 
 
 class PulledPlug(Exception):

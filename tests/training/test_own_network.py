@@ -291,6 +291,40 @@ def test_it_trains_and_resumes_with_the_code_that_it_began_with(
         train(recipe, one_thread(checkpoints=checkpoints))
 
 
+SETTINGS = """\
+import torch
+torch.manual_seed(0)
+torch.set_num_threads(2)
+torch.set_float32_matmul_precision("medium")
+"""
+
+
+def test_what_its_module_sets_when_it_is_imported_changes_no_training(
+    name: str, few_digits: Path, tmp_path: Path
+) -> None:
+    """A process imports it once: the first training would have other weights and rounding than the next ones."""
+    before = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    (tmp_path / "my_layers.py").write_text(SETTINGS + LAYERS + f"# sets, {tmp_path}\n")
+    recipe = recipe_of(name, **{"data.path": str(few_digits), "schedule.epochs": 1})
+    settings: list[tuple[int, str]] = []
+
+    class Watched(PlainContext):
+        def progress(self, epochs: float) -> None:
+            del epochs
+            settings.append((torch.get_num_threads(), torch.get_float32_matmul_precision()))
+
+    weights = []
+    try:
+        for _ in range(2):
+            outcome = train(recipe, Watched(device=torch.device("cpu"), threads=1))
+            weights.append(outcome.model.state_dict())
+    finally:
+        torch.set_num_threads(before[0])
+        torch.set_float32_matmul_precision(before[1])
+    assert set(settings) == {(1, "highest")}
+    assert [key for key in weights[0] if not torch.equal(weights[0][key], weights[1][key])] == []
+
+
 @pytest.fixture
 def one_thread() -> Callable[..., PlainContext]:
     return lambda **options: PlainContext(device=torch.device("cpu"), threads=1, **options)

@@ -65,6 +65,11 @@ def build_own(name: str, num_classes: int, dropout: float = 0.0, stochastic_dept
     return network
 
 
+def import_own(name: str) -> None:
+    """Imports the code of ``model.name``, if this process has not. Raises UserError where that fails."""
+    _builder_of(name)
+
+
 def told(error: BaseException) -> str:
     """An error of somebody's code in one line, with the place where it was raised."""
     frames = [
