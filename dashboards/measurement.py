@@ -17,6 +17,7 @@ EVAL_CROPS = {
     "images of eval_size whole",
     "central": "single crop “central”: the central square of eval_size / (eval_size + 32) of the shorter side; "
     "images of eval_size whole",
+    "whole": "whole images, both sides resized to eval_size pixels",
 }
 """{value of ``data.eval_crop``: how a validation image was cut}."""
 

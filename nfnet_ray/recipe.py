@@ -207,10 +207,10 @@ class DataRecipe(Section):
     mixing: MixingRecipe = MixingRecipe()
     randaugment: RandAugmentRecipe = RandAugmentRecipe()
     autoaugment: bool = setting(False, "AutoAugment's ImageNet policy, in place of RandAugment")
-    eval_crop: Literal["squash", "central"] = setting(
+    eval_crop: Literal["squash", "central", "whole"] = setting(
         "squash",
         "crop of a validation image: resize both sides to eval_size + 32 and take the centre (official NFNet), "
-        "or take the central square of the shorter side (the usual way)",
+        "take the central square of the shorter side (the usual way), or none, for small images",
     )
     resident: Literal["auto", "always", "never"] = setting(
         "auto", "decode images once and keep them in memory, or decode them in every epoch"

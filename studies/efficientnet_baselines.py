@@ -109,7 +109,8 @@ def _recipe(name: str, data: DatasetSummary, epochs: int | None) -> Recipe:
     if is_small(data):
         images = recipe_for(data, SMALL_EPOCHS).to_values()
         own: dict[str, Any] = {
-            f"data.{field}": images[f"data.{field}"] for field in ("crop", "crop_padding", "flip")
+            f"data.{field}": images[f"data.{field}"]
+            for field in ("crop", "crop_padding", "flip", "eval_crop")
         }
         factor = 16 if data.train_images <= FEW_IMAGES else 4
         own["schedule.base_learning_rate"] = factor * recipe.schedule.base_learning_rate

@@ -232,7 +232,7 @@ def _small_nfnet(name: str) -> Recipe:
             crop_padding=4,
             mixing=_NO_MIXING,
             randaugment=_NO_RANDAUGMENT,
-            eval_crop="central",
+            eval_crop="whole",
         ),
         schedule=ScheduleRecipe(epochs=60, warmup_epochs=5.0, base_learning_rate=0.1),
         batch_size=256,

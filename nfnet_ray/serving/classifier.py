@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from nfnet_ray.data.augmentation.crop import central_square_boxes, squash_and_crop
+from nfnet_ray.data.augmentation.crop import central_square_boxes, squash_and_crop, whole_boxes
 from nfnet_ray.data.decoding.decode import decode_jpeg, resize_crop
 from nfnet_ray.data.decoding.jpeg import DecodeError, jpeg_header
 from nfnet_ray.data.decoding.pillow_image import (
@@ -53,7 +53,7 @@ class Description:
     Attributes:
         class_names: in the order of the network's outputs.
         eval_size: side of the square that the network sees, in pixels.
-        eval_crop: ``squash`` or the usual central square, as in the Recipe.
+        eval_crop: as in the Recipe.
         max_side: images are first shrunk so that no side is longer, in pixels, as the data set's were.
         apply_orientation: whether images are turned as their orientation tags say, as the data set's were.
     """
@@ -137,8 +137,9 @@ class Classifier:
         if self._description.eval_crop == "squash":
             squash_and_crop(image, out)
         else:
-            height, width = image.shape[:2]
-            boxes = central_square_boxes(np.array([height]), np.array([width]), size)
+            heights, widths = (np.array([side]) for side in image.shape[:2])
+            is_whole = self._description.eval_crop == "whole"
+            boxes = whole_boxes(heights, widths) if is_whole else central_square_boxes(heights, widths, size)
             top, left, box_height, box_width = map(int, boxes[0])
             resize_crop(image, top, left, box_height, box_width, out)
         return out

@@ -181,6 +181,11 @@ def test_no_trial_can_be_given_up_before_the_first_rung(tmp_path: Path) -> None:
             "Accuracyof the weights after the last step of an epoch; single crop “central”: the central square",
         ),
         (
+            {},
+            {"optimizer.ema.decay": None, "data.eval_crop": "whole"},
+            "Accuracyof the weights after the last step of an epoch; whole images, both sides resized to eval_size",
+        ),
+        (
             {"optimizer.ema.decay": [0.99, None]},
             {"data.eval_crop": "squash"},
             "averaged weights (EMA, decay 0.99), without EMA of the weights themselves; single crop “squash”",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -379,14 +380,36 @@ def test_squash_is_pillows_bicubic_to_32_more_and_the_centre(photographs: Datase
     assert 0 < whole < len(images)
 
 
-def test_the_two_crops_differ_and_are_kept_apart_in_memory(photographs: Dataset) -> None:
+@pytest.mark.parametrize("resident", ["always", "never"])
+def test_whole_images_are_evaluated_as_they_are_trained(photographs: Dataset, resident: str) -> None:
+    values: dict[str, Any] = {"resident": resident, "flip": False}
+    images = evaluation_images(photographs, eval_crop="whole", **values)
+    batches = TrainLoader(
+        photographs.validation,
+        DataRecipe(
+            image_size=48, eval_size=48, crop="whole", **values, mixing=NO_MIXING, randaugment=NO_RANDAUGMENT
+        ),
+        batch_size=len(images),
+        seed=0,
+        epochs=1,
+        rank=0,
+        world_size=1,
+        device=CPU,
+        threads=1,
+    )
+    (batch,) = batches.epoch(0)
+    assert torch.equal(batch.images, images[batch.indices])
+
+
+def test_the_crops_differ_and_are_kept_apart_in_memory(photographs: Dataset) -> None:
     squashed = evaluation_images(photographs, eval_crop="squash", resident="always")
     central = evaluation_images(photographs, eval_crop="central", resident="always")
     assert torch.equal(central, evaluation_images(photographs, eval_crop="central", resident="never"))
     beton = photographs.validation.beton
     whole = torch.tensor((beton.heights == 48) & (beton.widths == 48))
-    same = (squashed == central).flatten(1).all(dim=1)
-    assert torch.equal(same, whole)
+    all_of_it = evaluation_images(photographs, eval_crop="whole", resident="always")
+    for one, other in itertools.combinations((squashed, central, all_of_it), 2):
+        assert torch.equal((one == other).flatten(1).all(dim=1), whole)
 
 
 def test_the_sheet_shows_every_operation(tmp_path: Path, photograph: Image.Image) -> None:

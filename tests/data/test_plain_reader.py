@@ -146,7 +146,7 @@ def test_training_sees_the_same_samples_labels_and_crops(
     assert_close(images, expected_images)
 
 
-@pytest.mark.parametrize("crop", ["squash", "central"])
+@pytest.mark.parametrize("crop", ["squash", "central", "whole"])
 def test_evaluation_sees_the_same_images(photographs: Dataset, switch: Switch, crop: str) -> None:
     seen = []
     for name in ("plain", "libffcv"):

@@ -59,6 +59,16 @@ def test_no_more_images_are_decoded_than_the_network_sees_at_once(monkeypatch: p
     assert waiting_at_most == classifier._IMAGES_AT_ONCE
 
 
+@pytest.mark.parametrize(("crop", "edges"), [("whole", True), ("central", False), ("squash", False)])
+def test_only_a_whole_image_has_its_edges(crop: str, edges: bool) -> None:
+    """A dark image of 24 pixels with a white frame, seen at 8; the others see its central 5 pixels."""
+    framed = Image.new("RGB", (24, 24), "white")
+    framed.paste("black", (3, 3, 21, 21))
+    network = FirstPixel()
+    Classifier(network, Description(["a"], 8, crop)).predict(pd.DataFrame({"image": [encoded(framed)]}))
+    assert bool(network.images.amax() > network.images.amin() + 1) == edges
+
+
 def test_no_images_have_no_classes() -> None:
     predicted = Classifier(nn.Identity(), Description(["a"], 8, "squash")).predict(
         pd.DataFrame({"image": []})

@@ -150,6 +150,23 @@ def test_small_images_are_shifted_and_large_ones_cropped() -> None:
     small, large = recipe_for(DIGITS, 8), recipe_for(IMAGENET, 8)
     assert (small.data.crop, small.data.crop_padding, small.data.flip) == ("padded", 4, False)
     assert (large.data.crop, large.data.flip) == ("random_resized", True)
+    assert (small.data.eval_crop, large.data.eval_crop) == ("whole", "squash")
+
+
+def test_a_plan_warns_where_evaluation_would_crop_most_of_an_image_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    half = ("--set", "data.image_size=16", "--set", "data.eval_size=16")
+    for flags, warns in (
+        (half, False),
+        ((*half, "--set", "data.eval_crop=squash"), True),
+        (("--set", "data.eval_crop=squash"), False),  # images of this size are taken whole
+        (("--set", "data.eval_crop=central", "--set", "data.eval_size=128"), False),
+    ):
+        assert plan("agc_sweep", monkeypatch, *flags) == 0
+        said = " ".join(capsys.readouterr().out.split())
+        assert ("Evaluation sees 11% of each image: data.eval_crop=squash takes" in said) == warns
 
 
 @pytest.mark.parametrize(

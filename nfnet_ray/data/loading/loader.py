@@ -331,8 +331,8 @@ class EvalLoader:
         _check_resolved(recipe.eval_size, "eval_size")
         own = np.arange(rank, len(split), world_size)
         self._parts = [own[start : start + batch_size] for start in range(0, len(own), batch_size)]
-        self._size, self._squashes = recipe.eval_size, recipe.eval_crop == "squash"
-        fit = _squash_and_crop if self._squashes else resize_crop
+        self._size, self._crop = recipe.eval_size, recipe.eval_crop
+        fit = _squash_and_crop if self._crop == "squash" else resize_crop
         self._source = _Source(
             split, np.arange(len(split)), recipe, recipe.eval_size, device, threads, fit, stands_in=False
         )
@@ -355,9 +355,9 @@ class EvalLoader:
     def _cut(self, indices: Indices) -> Boxes:
         beton = self._source.split.beton
         heights, widths = beton.heights[indices], beton.widths[indices]
-        if self._squashes:
-            return whole_boxes(heights, widths)
-        return central_square_boxes(heights, widths, self._size)
+        if self._crop == "central":
+            return central_square_boxes(heights, widths, self._size)
+        return whole_boxes(heights, widths)
 
 
 def _squash_and_crop(
