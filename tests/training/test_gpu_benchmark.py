@@ -40,6 +40,8 @@ from benchmarks.gpu.networks import (
 from benchmarks.gpu.rows import COLUMNS, Recorder, Row, read_rows, table, tidy, write_csv
 from benchmarks.gpu.step import add_captured, eager_forms
 from nfnet_ray.errors import UserError
+from nfnet_ray.models import create_model
+from nfnet_ray.models.catalogue import get_model
 from nfnet_ray.models.costs import count_multiply_adds
 from nfnet_ray.models.variants import block_plan, get_variant
 from nfnet_ray.recipe import Recipe
@@ -108,6 +110,29 @@ def test_the_check_of_captured_steps_compares_two_trainings() -> None:
             return lambda: None
 
     assert captured_difference(machine, {}, Idle()) > 0
+
+
+def saved_bytes(name: str) -> float:
+    """What a network keeps for the backward pass of an image in bfloat16; no memory is taken."""
+    with torch.device("meta"):
+        model = create_model(name).bfloat16().train()
+        sizes: list[dict[int, int]] = []
+        for images in (1, 2):
+            kept: list[torch.Tensor] = []
+            pixels = torch.empty(images, 3, *[get_model(name).train_size] * 2, dtype=torch.bfloat16)
+            with torch.autograd.graph.saved_tensors_hooks(
+                lambda tensor, kept=kept: kept.append(tensor) or tensor, lambda tensor: tensor
+            ):
+                model(pixels)
+            sizes.append({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in kept})
+    one, two = (sum(of_all.values()) for of_all in sizes)
+    return two - one  # without weights
+
+
+def test_the_largest_batch_fits_an_h100() -> None:
+    """Of 80 GB some are left for gradients and workspaces. A batch that does not fit costs its time, and is halved."""
+    (batch,) = {f.batch_size for f in eager_forms(is_small=False) if f.network == "tf_efficientnet_b7"}
+    assert 50e9 < batch * saved_bytes("tf_efficientnet_b7") < 65e9
 
 
 def test_the_memory_of_a_step_is_that_after_the_warm_ups() -> None:
