@@ -21,7 +21,8 @@ from data_prep.digits import describe_digits
 from nfnet_ray.cluster.messages import TrainingOptions
 from nfnet_ray.command_line.interruption import EXIT_INTERRUPTED
 from nfnet_ray.data.files.dataset import DatasetSummary, check_dataset
-from nfnet_ray.models.published import with_published_values
+from nfnet_ray.models import list_models
+from nfnet_ray.models.published import published_recipe, with_published_values
 from nfnet_ray.recipe import Recipe, field_meanings
 from nfnet_ray.study.cost.plan import check_trials
 from nfnet_ray.study.cost.probe_process import Probe
@@ -30,6 +31,7 @@ from nfnet_ray.study.study import Study
 from nfnet_ray.tracking.labels import value_label
 from studies.base_recipe import batch_size_for, recipe_for
 from studies.running.flags import main
+from studies.running.planning.image_remarks import image_remarks
 from studies.running.program import StudyFactory
 from studies.running.resuming import with_data_here
 from studies.running.training import TrainRunner
@@ -167,6 +169,23 @@ def test_a_plan_warns_where_evaluation_would_crop_most_of_an_image_away(
         assert plan("agc_sweep", monkeypatch, *flags) == 0
         said = " ".join(capsys.readouterr().out.split())
         assert ("Evaluation sees 11% of each image: data.eval_crop=squash takes" in said) == warns
+
+
+def test_a_plan_warns_where_randaugment_moves_small_images_out_of_sight(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    some = ("--set", "data.randaugment.magnitude=5", "--sweep", "data.randaugment.layers=0,2")
+    for flags, warns in ((some, True), ((*some, "--set", "data.image_size=96"), False), ((), False)):
+        assert plan("agc_sweep", monkeypatch, *flags) == 0
+        said = " ".join(capsys.readouterr().out.split())
+        assert ("RandAugment moves images of 32 pixels by up to 50 and fills" in said) == warns
+
+
+def test_of_published_recipes_a_plan_has_nothing_to_remark() -> None:
+    for name in list_models():
+        if not name.startswith("test_"):
+            assert image_remarks([published_recipe(name)], None) == []
 
 
 @pytest.mark.parametrize(

@@ -19,10 +19,9 @@ from nfnet_ray.cluster.connection.gpu_driver import gpu_problem
 from nfnet_ray.cluster.connection.resources import Resources, WorkerResources, workers_on_a_gpu
 from nfnet_ray.cluster.connection.session import local_resources, memory_bytes_here, ray_session
 from nfnet_ray.command_line.terminal import say, say_whole, waiting
-from nfnet_ray.data.augmentation.crop import EVAL_MARGIN_PIXELS
 from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.errors import UserError
-from nfnet_ray.models.published import published_differences, resolve
+from nfnet_ray.models.published import published_differences
 from nfnet_ray.study.confirmation import reruns_to_run
 from nfnet_ray.study.contenders import further_to_run
 from nfnet_ray.study.cost.earlier_runs import MeasuredTrial, earlier_trials, kind_of, like
@@ -53,8 +52,6 @@ from studies.running.planning.study_plan import StudyPlan
 from studies.running.request import Request
 from studies.running.runner import Runner, WorkerDemand
 
-LEAST_EVALUATED_PART = 0.5
-"""Of an image's area, below which a plan warns; the official 256 of 288 pixels are 0.79 of it."""
 MOST_PROBES_AT_ONCE = 8
 
 
@@ -82,8 +79,9 @@ def print_plan(
 
     Of a study that has begun, what is left of it. Returns the same in numbers.
     """
-    # Imported here, as it imports torch.
+    # Imported here, as they import torch.
     from nfnet_ray.training.checkpoints.checkpoint import DEFAULT_KEPT
+    from studies.running.planning.image_remarks import image_remarks
 
     say(console, study.question, title=study.name)
     for name, domain in study.space.items():
@@ -131,7 +129,10 @@ def print_plan(
         say(console, said)
     for sentence in power_sentences(study, data, storage, seed_hours, word):
         say(console, sentence)
-    _say_evaluated_part(study, data, console)
+    for sentence in image_remarks(
+        [study.recipe, *(trial.recipe for trial in study.trials())], data.uniform_size
+    ):
+        say(console, sentence)
     _say_differences(study, console)
     say(console, "Nothing was started.")
     return replace(plan, study=study, trials_at_once=places, measured=estimate.source, disk_bytes=disk_bytes)
@@ -445,19 +446,6 @@ def _span(span: Span, shown: Any) -> str:
     """``1:10 to 2:25``, or one of them if they read the same."""
     low, high = shown(span.low), shown(span.high)
     return low if low == high else f"{low} to {high}"
-
-
-def _say_evaluated_part(study: Study, data: DatasetSummary, console: Console) -> None:
-    """Warns if evaluation crops most of each image away: its margin of 32 pixels was made for large ones."""
-    recipe = resolve(study.recipe).data
-    size, scaled = recipe.eval_size, recipe.eval_size + EVAL_MARGIN_PIXELS
-    seen = (size / scaled) ** 2
-    if recipe.eval_crop != "whole" and data.uniform_size != (size, size) and seen < LEAST_EVALUATED_PART:
-        say(
-            console,
-            f"Evaluation sees {seen:.0%} of each image: data.eval_crop={recipe.eval_crop} takes the central "
-            f"{size} of {scaled} pixels of a side. For all of it: --set data.eval_crop=whole",
-        )
 
 
 def _say_differences(study: Study, console: Console) -> None:
