@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -18,7 +20,10 @@ from nfnet_ray.models.standardisation import keeping_standardised_weights
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.training.collectives import add_over_workers
 from nfnet_ray.training.context import Context
+from nfnet_ray.training.form.probe import is_out_of_memory
 from nfnet_ray.training.gradient import DTYPES, MEMORY_FORMATS
+
+logger = logging.getLogger(__name__)
 
 SIGNAL_IMAGES = 32  # enough for a mean over images and pixels
 EVAL_BATCH_SIZE = 256  # images a worker holds at once; no result depends on it but for rounding
@@ -38,17 +43,41 @@ def evaluate(
 ) -> Evaluation:
     """Evaluates a model on the images of all workers, of which there are ``images``.
 
-    Each image counts exactly once, on any number of workers. A single crop, no test-time augmentation. Leaves
-    the model in evaluation mode.
+    Each image counts exactly once, on any number of workers. A single crop, no test-time augmentation. A batch that
+    does not fit the memory is evaluated in parts: images may be large where a step has few of them. Leaves the model in
+    evaluation mode.
     """
     model.eval()
     tally = Tally(images, context)
+    most = EVAL_BATCH_SIZE
     with keeping_standardised_weights(model):
         for batch in batches:
-            with autocast(recipe, context):
-                logits = model(pixels_of(batch, recipe)).to(DTYPES[recipe.precision])
+            while (logits := _logits(model, batch, most, recipe, context)) is None:
+                most = math.ceil(min(most, len(batch.labels)) / 2)
+                logger.warning(
+                    "evaluation: a batch does not fit the memory; %d images at once from now on", most
+                )
             tally.add(logits, batch)
     return tally.result()
+
+
+def _logits(model: nn.Module, batch: Batch, most: int, recipe: Recipe, context: Context) -> Tensor | None:
+    """Logits (N, classes) of a batch, ``most`` images at a time; None where that many do not fit the memory."""
+    parts = (
+        [batch]
+        if len(batch.labels) <= most
+        else [batch.part(slice(start, start + most)) for start in range(0, len(batch.labels), most)]
+    )
+    logits = []
+    try:
+        for part in parts:
+            with autocast(recipe, context):
+                logits.append(model(pixels_of(part, recipe)).to(DTYPES[recipe.precision]))
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error) or min(most, len(batch.labels)) == 1:
+            raise
+        return None
+    return logits[0] if len(logits) == 1 else torch.cat(logits)
 
 
 class Tally:
