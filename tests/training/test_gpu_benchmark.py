@@ -32,7 +32,7 @@ from benchmarks.gpu.children import Children, wait_until_ready
 from benchmarks.gpu.convolution_shapes import PASSES, Convolution, convolutions_of
 from benchmarks.gpu.convolutions import FORMS, tensors_of
 from benchmarks.gpu.correctness import CAPTURED_CHECKS, captured_difference, difference_of_kept_graphs
-from benchmarks.gpu.machine import Machine
+from benchmarks.gpu.machine import Machine, Sensors
 from benchmarks.gpu.networks import (
     TINY,
     new_step,
@@ -46,6 +46,7 @@ from nfnet_ray.models.costs import count_multiply_adds
 from nfnet_ray.models.variants import block_plan, get_variant
 from nfnet_ray.recipe import Recipe
 from tests.deadlines import HANG_SECONDS, wait_until
+from tests.training import pretended_gpu as pretended
 from tests.training.pretended_gpu import pretended_gpu
 from tests.training.tape import TapeRecorder
 
@@ -151,6 +152,32 @@ def test_the_memory_of_a_step_is_that_after_the_warm_ups() -> None:
         machine = Machine(is_small=True)
         machine.time(work, repeats=3)
         assert machine.peak_bytes() == 1e9
+
+
+def test_clock_and_power_are_read_in_the_middle_of_the_work() -> None:
+    """Whatever is captured is in the device's queue long before the device is warm."""
+    happened: list[str] = []
+
+    class Event(pretended.Event):
+        def record(self, _stream: Any = None) -> None:
+            super().record()
+            self.number = happened.count("recorded")
+            happened.append("recorded")
+
+        def synchronize(self) -> None:
+            happened.append(f"{self.number} is done")
+
+    def sensors() -> Sensors:
+        happened.append("read")
+        return Sensors(1980.0, 700.0)
+
+    with pretended_gpu(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "Event", Event)
+        machine = Machine()
+        patch.setattr(machine, "sensors", sensors)
+        timing = machine.time(lambda: None, repeats=8)
+    assert happened == [*(9 * ["recorded"]), "4 is done", "read"]
+    assert timing.sensors.power_watts == 700
 
 
 def test_the_check_of_kept_graphs_replays_them(few_digits: Path) -> None:
