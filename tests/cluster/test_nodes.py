@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from nfnet_ray.cluster.connection import placement
+from nfnet_ray.cluster.connection import nodes, placement
 from nfnet_ray.cluster.connection.nodes import check_nodes
 from nfnet_ray.cluster.connection.resources import WorkerResources
 from nfnet_ray.cluster.connection.session import ray_session
@@ -148,6 +148,17 @@ def test_damage_that_only_reading_every_byte_finds_is_left_to_the_loader(places:
         check(places / "first/damaged", verify=True)
     # At once: the process that found it is still there, takes this up, and must not be ended by the end of the other.
     check(places / "first/damaged", verify=False)
+
+
+@pytest.mark.usefixtures("session")
+def test_only_a_node_that_may_see_other_files_is_asked(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    asked, ask = list[str](), nodes._on_node
+    monkeypatch.setattr(nodes, "_on_node", lambda task, node: asked.append(node) or ask(task, node))
+    check(places / "shared", verify=False)
+    here = ray.get_runtime_context().get_node_id()
+    assert asked == [node["NodeID"] for node in ray.nodes() if node["NodeID"] != here]
 
 
 @pytest.mark.usefixtures("session")

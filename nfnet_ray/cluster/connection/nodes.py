@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 import time
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from nfnet_ray.cluster.connection.address import raylets
 from nfnet_ray.cluster.connection.gpu_driver import gpu_problem
 from nfnet_ray.cluster.connection.gpu_sharing import mps_is_up
 from nfnet_ray.cluster.connection.resources import WorkerResources
@@ -44,13 +46,15 @@ def check_nodes(data: DatasetSummary, worker: WorkerResources, *, verify: bool, 
 
     Each node opens the data set, which checks all but the images' bytes, and must find the same fingerprint as this
     process. With ``verify``, the bytes of each copy are checked against their hashes too, by one of the nodes that see
-    it; the copy that this process sees has been checked already. Needs a
+    it; the copy that this process sees has been checked already. Nodes that see the files of this process are not
+    asked: an answer takes seconds, in which a process starts there. Needs a
     :func:`nfnet_ray.cluster.connection.session.ray_session`.
 
     Raises:
         UserError: a node, which is named, has no data, other data or damaged data, or does not answer.
     """
-    nodes = _nodes_that_train(worker)
+    ours = {node for process, _, node in raylets() if _sees_our_files(process)}
+    nodes = {node: name for node, name in _nodes_that_train(worker).items() if node not in ours}
     views = _views_of(data.path, nodes)
     for node, view in views.items():
         if view.problem is not None:
@@ -128,6 +132,19 @@ def _nodes_that_train(worker: WorkerResources) -> dict[str, str]:
     }
 
 
+def _sees_our_files(process: int) -> bool:
+    """Whether a process of this machine has the mounts, the root folder and the user of this one."""
+    folder = f"/proc/{process}"
+    try:
+        return (
+            os.readlink(f"{folder}/ns/mnt") == os.readlink("/proc/self/ns/mnt")
+            and os.path.samefile(f"{folder}/root", "/")
+            and os.stat(folder).st_uid == os.geteuid()
+        )
+    except OSError:  # it has ended, or we may not look
+        return False
+
+
 def _on_node(function: Any, node: str, **options: Any) -> Any:
     """A task that runs on that node without reserving a core."""
     import ray
@@ -142,6 +159,8 @@ def _views_of(path: Path, nodes: Mapping[str, str]) -> dict[str, _View]:
     import ray
 
     tasks = {node: _on_node(_view_of, node).remote(path) for node in nodes}
+    if not tasks:
+        return {}
     _, silent = ray.wait(list(tasks.values()), num_returns=len(tasks), timeout=ANSWER_SECONDS)
     for node, task in tasks.items():
         if task in silent:
