@@ -485,6 +485,7 @@ def test_the_variable_for_a_head_that_has_gone_is_one_of_rays() -> None:
 
 
 def test_a_local_ray_starts_without_attendants(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray._private import utils
     from ray._private.node import Node
     from ray.experimental import internal_kv
 
@@ -505,9 +506,12 @@ def test_a_local_ray_starts_without_attendants(monkeypatch: pytest.MonkeyPatch) 
     node._ray_params = SimpleNamespace(no_monitor=False, ray_client_server_port=None, include_dashboard=False)
     monkeypatch.setattr(Node, "get_gcs_client", lambda _self: client)
     client = SimpleNamespace()
+    monkeypatch.setitem(sys.modules, "ray.dashboard.optional_deps", None)  # importing it would raise
+    assert utils.get_dashboard_dependency_error() is not None
     with ray_internals.without_attendants():
         node.start_head_processes()
         node.start_log_monitor()
+        assert utils.get_dashboard_dependency_error() is None
     assert started == ["start_gcs_server"]
     assert internal_kv.global_gcs_client is client
     node.start_head_processes()
@@ -538,7 +542,7 @@ def test_messages_and_paths_of_a_start() -> None:
     assert longest == ray_internals.LONGEST_SOCKET
 
 
-@pytest.mark.parametrize("name", ray_internals.SETTINGS)
+@pytest.mark.parametrize("name", [*ray_internals.SETTINGS, *ray_internals.LOCAL_SETTINGS])
 def test_setting_is_read_by_ray(name: str) -> None:
     folders = ("tune", "_common", "_private", "train", "air")
     programs = (RAY / "core/src/ray/raylet/raylet",)
@@ -622,6 +626,26 @@ def test_a_local_ray_is_started_without_strict_warnings(monkeypatch: pytest.Monk
     local.start()
     assert (seen, os.environ["PYTHONWARNINGS"]) == ([None], "error")
     local.end()
+
+
+def test_nothing_watches_for_the_end_of_a_machine_while_a_local_ray_is_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A cluster that the same process connects to later is watched; so is a local Ray if a person says so."""
+    constants = importlib.import_module("ray.train.v2._internal.constants")
+    assert constants.ENABLE_PREEMPTION_WATCHER_ENV_VAR in constants.ENV_VARS_TO_PROPAGATE
+    monkeypatch.setattr(ray, "init", lambda **_: None)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(ray_internals, "started_processes", list)
+    monkeypatch.delenv(constants.ENABLE_PREEMPTION_WATCHER_ENV_VAR, raising=False)
+    local = LocalRay()
+    for said in (None, "1"):
+        if said:
+            monkeypatch.setenv(constants.ENABLE_PREEMPTION_WATCHER_ENV_VAR, said)
+        local.start()
+        assert os.environ[constants.ENABLE_PREEMPTION_WATCHER_ENV_VAR] == (said or "0")
+        local.end()
+        assert os.environ.get(constants.ENABLE_PREEMPTION_WATCHER_ENV_VAR) == said
 
 
 def test_each_worker_of_a_group_has_its_own_gpu_also_where_there_are_more_than_ten(

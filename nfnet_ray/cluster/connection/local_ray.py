@@ -33,11 +33,16 @@ class LocalRay:
 
     def __init__(self) -> None:
         self._warden: subprocess.Popen[bytes] | None = None
+        self._unset: list[str] = []
 
     def start(self, **options: Any) -> Any:
         """Returns what ``ray.init`` does. A signal to the driver is delivered when Ray is up."""
         import ray
 
+        for name, value in ray_internals.LOCAL_SETTINGS.items():
+            if name not in os.environ:
+                os.environ[name] = value
+                self._unset.append(name)
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, _MEANT_FOR_THE_DRIVER)
         try:
             if Path("/proc/self/stat").exists():
@@ -60,6 +65,8 @@ class LocalRay:
             process.terminate = process.kill  # type: ignore[method-assign]
         self._tell_warden()
         ray.shutdown()
+        while self._unset:
+            del os.environ[self._unset.pop()]
         if self._warden is not None and self._warden.stdin is not None:
             self._warden.stdin.close()
             with contextlib.suppress(subprocess.TimeoutExpired):

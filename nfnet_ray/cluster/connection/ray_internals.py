@@ -338,8 +338,10 @@ def without_attendants() -> Iterator[None]:
     They are the autoscaler's monitor, the monitor that sends workers' output to the driver (``log_to_driver=False``
     still starts it), and the dashboard's server (``include_dashboard=False`` starts it without its pages, and waits for
     it). Together they take 3 s of a core. Publicly only ``ray start`` has a switch, for one of the three
-    (_private/node.py).
+    (_private/node.py). Nor does this process import what the dashboard needs, for 0.4 s, to see whether it is there:
+    ``ray[default]`` brings it (_private/utils.py).
     """
+    from ray._private import utils
     from ray._private.node import Node
     from ray.experimental import internal_kv
 
@@ -347,16 +349,20 @@ def without_attendants() -> Iterator[None]:
         # The dashboard's start also opens the key-value store, which ray.init uses next.
         internal_kv._initialize_internal_kv(node.get_gcs_client())
 
-    own: Any = Node
-    replaced = {"start_monitor": _nothing, "start_log_monitor": _nothing, "start_api_server": connect}
-    before = {name: getattr(own, name) for name in replaced}
+    replaced: list[tuple[Any, str, Any]] = [
+        (Node, "start_monitor", _nothing),
+        (Node, "start_log_monitor", _nothing),
+        (Node, "start_api_server", connect),
+        (utils, "get_dashboard_dependency_error", _nothing),
+    ]
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in replaced]
     try:
-        for name, replacement in replaced.items():
-            setattr(own, name, replacement)
+        for owner, name, replacement in replaced:
+            setattr(owner, name, replacement)
         yield
     finally:
-        for name, original in before.items():
-            setattr(own, name, original)
+        for owner, name, original in before:
+            setattr(owner, name, original)
 
 
 def _nothing(*_: Any) -> None:
@@ -392,6 +398,13 @@ SETTINGS = {
     # processes of their own. Read by the node's process, so it is for a local Ray (src/ray/common/ray_config_def.h).
     "RAY_prestart_worker_first_driver": "0",
 }
+
+LOCAL_SETTINGS = {
+    # A process that asks whether the machine is taken back: it takes 2 s of a core for each start of a worker group. A
+    # Ray that ends with its driver is never drained (train/v2/_internal/constants.py).
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+}
+"""Of a Ray on this machine alone, and only while it is up: the same process may connect to a cluster later."""
 
 
 def count_no_callbacks() -> None:
