@@ -58,6 +58,7 @@ class GroupEvents(ControllerCallback, WorkerGroupCallback):
         Elastic workers are started on machines that Ray has reserved for them, and the reservation of a dead
         controller expires only after three minutes.
         """
+        ray_internals.start_no_barrier()  # with the workers, later
         of_slot = Register(self._directory)
         before = of_slot.get(RESERVATION)
         of_slot.set(RESERVATION, ray_internals.reservation_name(train_run_context.run_id))

@@ -12,6 +12,7 @@ import importlib
 import inspect
 import json
 import os
+import pickle
 import re
 import sys
 import threading
@@ -230,6 +231,34 @@ def test_a_trainer_starts_no_helpers() -> None:
     assert "dataset_shard_provider: Optional[" in source(
         "train/v2/_internal/execution/worker_group/worker.py"
     )
+
+
+def test_a_group_starts_no_actor_for_barriers(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = importlib.import_module("ray.train.v2._internal.execution.worker_group.state")
+    group = importlib.import_module("ray.train.v2._internal.execution.worker_group.worker_group")
+    killed: list[object] = []
+    monkeypatch.setattr(ray, "kill", killed.append)
+    monkeypatch.setattr(ray, "put", lambda value: value)
+    for module, name in ((group, "SynchronizationActor"), (state, "_shutdown_sync_actor")):
+        monkeypatch.setattr(module, name, getattr(module, name))  # and put back
+    ray_internals.start_no_barrier()
+    barrier = group.SynchronizationActor.options(label_selector={}).remote(timeout_s=1, warn_interval_s=1)
+    state._shutdown_sync_actor(pickle.loads(pickle.dumps(barrier)))
+    assert killed == []
+    # What the controller calls of it, but for groups whose workers are replaced one by one.
+    text = source("train/v2/_internal/execution/worker_group/worker_group.py")
+    called = set(re.findall(r"sync_actor\.(\w+)\.remote", text))
+    assert called == {"set_required_ranks", "reset"}
+    assert text.index("sync_actor.reset.remote") > text.index("def replace_replica_group")
+    assert barrier.set_required_ranks.remote([0]) is True
+
+
+def test_no_worker_waits_at_a_barrier_of_ray_train() -> None:
+    for path in (REPOSITORY / "nfnet_ray").rglob("*.py"):
+        text = path.read_text()
+        assert not re.search(
+            r"^(?!.*``).*ray\.train\.(report|collective|get_preemption_info)", text, re.MULTILINE
+        ), path
 
 
 def test_the_death_of_a_worker_is_told_from_an_error_in_it() -> None:

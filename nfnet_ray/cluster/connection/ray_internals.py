@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -111,6 +112,40 @@ def start_without_helpers(trainer: TorchTrainer) -> None:
         for callback in create()
         if not isinstance(callback, DatasetsCallback | PlacementGroupCleanerCallback)
     ]
+
+
+class _Answers:
+    """In the place of a method of an actor."""
+
+    def remote(self, *_: Any) -> Any:
+        import ray
+
+        return ray.put(True)
+
+
+class _NoBarrier:
+    """In the place of the actor at which the workers of a group wait for each other; the workers are handed it too."""
+
+    set_required_ranks = _Answers()
+
+
+def start_no_barrier() -> None:
+    """Has the controller in this process start no actor at which its workers wait for each other.
+
+    It would take 2 s of a core at each start of a worker group. Workers of Ray Train meet there in
+    ``ray.train.report``, ``ray.train.get_preemption_info`` and ``ray.train.collective``, which ours do not call. There
+    is no public switch (train/v2/_internal/execution/worker_group/worker_group.py and state.py).
+    """
+    from ray.train.v2._internal.execution.worker_group import state, worker_group
+
+    own: Any = worker_group
+    own.SynchronizationActor = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=_no_barrier))
+    own = state
+    own._shutdown_sync_actor = _nothing
+
+
+def _no_barrier(**_: Any) -> _NoBarrier:
+    return _NoBarrier()
 
 
 def is_death(error: Exception) -> bool:
