@@ -44,10 +44,13 @@ _SIGNS_OF_MACHINES = ("onnection", "gloo", "NCCL", "CUDA", "cuDNN", "timed out",
 
 
 def is_fault(error: Exception) -> bool:
-    """Whether an error is the program's or the network's, so that it would recur, and not a machine's."""
-    import torch
+    """Whether an error is the program's or the network's, so that it would recur, and not a machine's.
 
-    return isinstance(error, (*_FAULTS, torch.OutOfMemoryError))
+    Too little memory is the network's fault, whoever says so: torch, CUDA, cuBLAS or cuDNN.
+    """
+    from nfnet_ray.training.form.probe import is_out_of_memory
+
+    return isinstance(error, _FAULTS) or is_out_of_memory(error)
 
 
 def will_recur(error: Exception, context: GroupContext) -> bool:

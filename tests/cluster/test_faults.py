@@ -67,8 +67,12 @@ def raised_by_batch_normalisation() -> Exception:
         KeyError("stem"),
         ZeroDivisionError("division by zero"),
         torch.OutOfMemoryError("CUDA out of memory"),
+        MemoryError("a step of nfnet_f0 fails in every form"),
+        RuntimeError("FIND was unable to find an engine to execute this computation"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("CUDA error: out of memory"),
     ],
-    ids=lambda error: type(error).__name__,
+    ids=str,
 )
 def test_an_error_of_the_program_ends_it_the_first_time(error: Exception) -> None:
     assert will_recur(error, context())
