@@ -35,7 +35,7 @@ def add_convert(commands: argparse._SubParsersAction[OneLineParser]) -> None:
         "convert",
         help="convert a folder, Parquet files, ImageNet's tar files, CIFAR or a CSV list",
         description="Convert images to .beton files (FFCV's format), each with a manifest next to it. JPEGs that decode"
-        " without errors are stored byte for byte; everything else is re-encoded.",
+        " without errors are stored byte for byte; other images are stored as pixels or as new JPEGs.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="""\
 SOURCE is one of

@@ -1,4 +1,4 @@
-"""``python -m studies COMMAND``: list, show, compare, replay, export, annotate, delete and clean studies."""
+"""``python -m studies COMMAND``: list, show, compare, replay, export, publish, annotate, delete and clean studies."""
 
 from __future__ import annotations
 

@@ -16,9 +16,9 @@ multiplied by the same number, which is 4, or 16 if there are at most 10,000 tra
 seed and 3 and 8 epochs, 16 was the best of 1/4, 1, 4 and 16 for each network, except test_resnet at 8 epochs, where 4
 gave 98.1% and 16 gave 97.8%.)
 
-Cost. 27 trials of 3, 6 and 12 epochs on the digits: 4 minutes on two quiet cores. On ImageNet it costs as much as 13
-published trainings and three quarters of them again, for each of three seeds; ``--plan`` shows it, and ``--seeds 1``
-and ``--epochs`` reduce it.
+Cost. 27 trials of 3, 6 and 12 epochs on the digits: 4 minutes on two quiet cores. On ImageNet there are 13 networks,
+each with budgets of a quarter, a half and all of its published epochs: 13 times 1.75 published trainings, for each of
+three seeds. ``--plan`` shows it, and ``--seeds 1`` and ``--epochs`` reduce it.
 
 Result. On the digits, with no flags (3 seeds, 360 validation images, float32, two trials at once on two quiet cores of
 an Intel Xeon; ``studies/results/efficientnet_baselines``):

@@ -301,5 +301,5 @@ def _conditions(guard: Comparability, record: StudyRecord) -> Table | None:
             *(Cell("; ".join(values.get(name, ["is asked about"]))) for name in record.parts),
         ]
         rows.append(Row(tuple(cells)))
-    columns = (Column("differs"), Column("touches"), Column("here"), *(Column(name) for name in record.parts))
+    columns = (Column("differs"), Column("affects"), Column("here"), *(Column(name) for name in record.parts))
     return Table(columns, tuple(rows))

@@ -148,7 +148,7 @@ def _sentences(found: Comparison, names: tuple[str, str]) -> list[str]:
                 "may change the order. Run with --seeds 3."
             )
     if found.cautions:
-        said += [f"Mind that {caution}." for caution in found.cautions]
+        said += [f"Note that {caution}." for caution in found.cautions]
     if not found.shared:
         said.append("They have no finished setting in common.")
     for letter, name, points in (("A", names[0], found.only_a), ("B", names[1], found.only_b)):

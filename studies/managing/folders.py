@@ -123,7 +123,7 @@ def read_folder(directory: Path, *, is_ours: bool = False, is_brief: bool = Fals
     try:
         if not journal.exists():
             return StudyFolder(
-                directory, "no study", problem=f"it has no {JOURNAL_FILE}, so it is no study's"
+                directory, "no study", problem=f"it has no {JOURNAL_FILE}, so it is not a study"
             )
         if not journal.stat().st_size:
             return StudyFolder(directory, "not begun", problem="its journal is still empty")
@@ -132,7 +132,7 @@ def read_folder(directory: Path, *, is_ours: bool = False, is_brief: bool = Fals
     except UserError as error:
         return StudyFolder(directory, "damaged", problem=str(error).replace(f"{directory}/", ""))
     except (AttributeError, KeyError, TypeError, ValueError):
-        return StudyFolder(directory, "damaged", problem="its journal is no study's")
+        return StudyFolder(directory, "damaged", problem="its journal is not that of a study")
     except OSError as error:
         return StudyFolder(directory, "damaged", problem=f"it cannot be read ({in_words(error)})")
     if missing:

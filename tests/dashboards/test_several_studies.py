@@ -38,7 +38,7 @@ def test_equal_studies_share_a_chart_without_a_word(tmp_path: Path) -> None:
 def test_another_evaluation_size_is_marked_in_the_legend_and_at_the_top(tmp_path: Path) -> None:
     text, figures = page_of(study(tmp_path, "a"), study(tmp_path, "b", recipe(data__eval_size=72)))
     assert list(figures) == ["time-0"]
-    assert "Evaluation size differs, which touches accuracy: 64 (a); 72 (b)." in text
+    assert "Evaluation size differs, which affects accuracy: 64 (a); 72 (b)." in text
     assert "b · evaluation size 72" in text
     assert "There is no best setting of all studies, as they differ in evaluation size." in text
     assert [end["text"] for end in figures["time-0"]["layout"]["meta"]["ends"]] == ["a", "b"]
@@ -50,7 +50,7 @@ def test_times_on_other_hardware_get_a_panel_of_their_own(tmp_path: Path) -> Non
     )
     assert list(figures) == ["time-0", "time-1"]
     assert "hardware 8 × H200" in text
-    assert "Hardware differs, which touches time" in text
+    assert "Hardware differs, which affects time" in text
 
 
 def test_networks_of_two_studies_are_compared_at_equal_accuracy(tmp_path: Path) -> None:
@@ -86,13 +86,13 @@ def test_the_report_of_one_study_says_that_a_trial_moved(tmp_path: Path) -> None
     event = study_resumed({}, hardware=OTHER_MACHINE, versions=VERSIONS)
     written = write_report(resumed_in_the_middle(tmp_path, event)).read_text()
     assert "Not everything on this page can be compared" in written
-    assert "Hardware differs, which touches time" in written
+    assert "Hardware differs, which affects time" in written
 
 
 def test_two_studies_are_compared_with_what_differs(tmp_path: Path) -> None:
     found = compare_studies(
         load_study(study(tmp_path, "a")), load_study(study(tmp_path, "b", recipe(data__eval_size=72)))
     )
-    assert found.cautions == ("evaluation size differs, which touches accuracy: 64 (a); 72 (b)",)
+    assert found.cautions == ("evaluation size differs, which affects accuracy: 64 (a); 72 (b)",)
     same = compare_studies(load_study(tmp_path / "a"), load_study(study(tmp_path, "c")))
     assert same.cautions == ()

@@ -158,7 +158,7 @@ def test_all_studies_are_listed_newest_first_and_what_is_none_says_so(storage: P
     assert (
         "damaged: journal.jsonl is damaged at byte 0: restore that line from a backup, or delete it." in out
     )
-    assert "foreign: it has no journal.jsonl, so it is no study's." in out
+    assert "foreign: it has no journal.jsonl, so it is not a study." in out
     assert "mlartifacts" not in out
     with alone_with(storage / "killed"):
         assert "killed   running" in say("list")[1]

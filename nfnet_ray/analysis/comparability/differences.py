@@ -68,11 +68,11 @@ class ConditionDifference:
         touches = " and ".join(self.field.touches)
         if not self.is_known:
             unknown = in_a_row([group.where for group in self.groups if not group.fact.is_known])
-            return f"whether {self.field.label} is the same is unknown: it is not recorded of {unknown}"
+            return f"whether {self.field.label} is the same is unknown: it is not recorded for {unknown}"
         if self.weight == "quiet":
             why = f", {self.why_quiet}" if self.why_quiet else ""
             return f"{self.field.label} differs{why}: {self.values}"
-        return f"{self.field.label} differs, which touches {touches}: {self.values}"
+        return f"{self.field.label} differs, which affects {touches}: {self.values}"
 
 
 def condition_differences(record: StudyTables) -> list[ConditionDifference]:
