@@ -5,7 +5,7 @@ alone, that the stem need not be clipped, and that all four stages must be. Tabl
 (2021, arXiv 2101.08692) argue for the rest: standardised weights, squeeze-excite, a gain on each residual branch that
 starts at 0, stochastic depth. What is lost on this data when one of them is taken away and all else stays?
 
-Command. ``python studies/ablation.py`` on one machine, on the 1,797 handwritten digits that scikit-learn carries;
+Command. ``python studies/ablation.py`` on one machine, on the 1,797 handwritten digits that come with scikit-learn;
 ``--data PATH --address auto`` on a cluster, on a data set that data_prep converted. ``--seeds 3,all`` repeats it, which
 is necessary to see differences of a point or two. ``--set model.name=nfnet_nano`` asks about another network.
 

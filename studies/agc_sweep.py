@@ -4,8 +4,8 @@ Question. Brock et al. (2021, section 4.1 and figure 2) find that AGC lets a nor
 at large batches, that larger batches need a smaller clip factor, and that without clipping they diverge.
 Which factor is best for this network on this data, at each batch size?
 
-Command. ``python studies/agc_sweep.py`` on one machine, on the 1,797 handwritten digits that scikit-learn
-carries; ``--data PATH --address auto`` on a cluster, on a data set that data_prep converted.
+Command. ``python studies/agc_sweep.py`` on one machine, on the 1,797 handwritten digits that come with scikit-learn;
+``--data PATH --address auto`` on a cluster, on a data set that data_prep converted.
 
 Cost. 12 trials of 8 epochs, of which half end by epoch 2; one to three minutes on two CPU cores.
 

@@ -5,11 +5,11 @@ network behaves differently in training and in evaluation, the samples of a batc
 batches cost accuracy. How large is each of them for the same network with and without batch normalisation?
 
 Command. ``python studies/batch_norm.py`` trains both networks at batches of 2 to 64, on the 1,797 handwritten digits
-that scikit-learn carries; ``--data PATH --address auto`` on a cluster, on a data set that data_prep converted.
+that come with scikit-learn; ``--data PATH --address auto`` on a cluster, on a data set that data_prep converted.
 ``python -m benchmarks.batch_norm`` measures the other three faults, in about a minute.
 
 How to read it. ``model.overrides.batch_norm`` replaces each scaled, weight-standardised convolution by a plain one and
-batch normalisation; the two networks have equally many parameters. The normaliser-free one is trained with a clip
+batch normalisation; the two networks have the same number of parameters. The normaliser-free one is trained with a clip
 factor of 0.04, the best of agc_sweep at a batch of 64, and the other one without clipping. The learning rate is
 proportional to the batch for both.
 

@@ -4,10 +4,10 @@ Question. The larger a published NFNet is, the more of the pooled features it dr
 beyond. All of them drop residual branches, at a rate of up to a quarter (Brock et al. 2021, table 1 and appendix
 A.1). Which rate is best for this network on this data, at each rate of stochastic depth?
 
-Command. ``python studies/dropout_sweep.py`` on one machine, on the 1,797 handwritten digits that scikit-learn carries,
-half of which are for validation, since the settings differ by little; ``--data PATH --address auto`` on a cluster, on a
-data set that data_prep converted. One study is about one size: ``--set model.name=nfnet_nano`` asks the same about the
-next larger network, ``nfnet_f0`` to ``nfnet_f6`` about the published ones.
+Command. ``python studies/dropout_sweep.py`` on one machine, on the 1,797 handwritten digits that come with
+scikit-learn, half of which are for validation, since the settings differ by little; ``--data PATH --address auto`` on a
+cluster, on a data set that data_prep converted. One study is about one size: ``--set model.name=nfnet_nano`` asks the
+same about the next larger network, ``nfnet_f0`` to ``nfnet_f6`` about the published ones.
 
 Cost. 18 trials of 8 epochs, of which half are given up after epoch 6, and not earlier, because dropout slows learning
 at first, and pays off when the learning rate has fallen.

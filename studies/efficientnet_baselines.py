@@ -1,12 +1,12 @@
 """How much training time does a normaliser-free network take to reach the accuracy of an EfficientNet?
 
-Question. Brock et al. (2021, figure 1 and table 3) train NFNet-F1 to the accuracy of EfficientNet-B7 with an eighth of
-the time for a step. The curve of one long training does not show that: its accuracy halfway is not what a training of
-half the length reaches, since its learning rate is still high. So each network is trained with several *budgets*, each
-with a complete schedule of its own, and times are compared at equal accuracy.
+Question. Brock et al. (2021, figure 1 and table 3) train NFNet-F1 to the accuracy of EfficientNet-B7 with steps that
+take an eighth of the time. The curve of one long training does not show that: its accuracy halfway is not what a
+training of half the length reaches, since its learning rate is still high. So each network is trained with several
+*budgets*, each with a complete schedule of its own, and times are compared at equal accuracy.
 
-Command. ``python studies/efficientnet_baselines.py`` on one machine, on the 1,797 handwritten digits that scikit-learn
-carries; ``--data PATH --address auto`` on a cluster, on a data set that data_prep converted.
+Command. ``python studies/efficientnet_baselines.py`` on one machine, on the 1,797 handwritten digits that come with
+scikit-learn; ``--data PATH --address auto`` on a cluster, on a data set that data_prep converted.
 
 How to read it. Every network has the Recipe that was published for it (``published_recipe``): its own optimiser,
 schedule, augmentation, image size and batch. A shorter budget has the same schedule, shrunk. Images up to 64 pixels are

@@ -5,25 +5,30 @@ gradient on a fifth of the batch to save time; they do not say with which rho. W
 network on this data, with the ascent on the whole batch and on a fifth of it, and is the gain in accuracy worth
 the time of the second pass?
 
-Command. ``python studies/sam_sweep.py`` on one machine, on the 1,797 handwritten digits that scikit-learn
-carries; ``--data PATH --address auto`` on a cluster, on a data set that data_prep converted. To ask
-the same about SAM's relatives, use ``--set optimizer.sam.method=looksam``, or ``esam`` (then also
-``--set optimizer.sam.ascent_share=1``); the rho of ``asam`` has a different scale (Kwon et al. 2021 use 0.5 and 1).
+Command. ``python studies/sam_sweep.py`` on one machine, on the 1,797 handwritten digits that come with scikit-learn;
+``--data PATH --address auto`` on a cluster, on a data set that data_prep converted. To ask the same about SAM's
+relatives, use ``--set optimizer.sam.method=looksam``, or ``esam`` (then also ``--set optimizer.sam.ascent_share=1``);
+the rho of ``asam`` has a different scale (Kwon et al. 2021 use 0.5 and 1).
 
-How to read it. All trials have the same epochs, but not the same time: an ascent on the whole batch doubles
-a step, one on a fifth of it makes it 20 to 40% longer (section 6.1), and the curves of the report, over
-training time, end where each trial did. SAM pays off at equal time if its curve ends above what plain training
-reaches *by then*. The plain curve ends earlier and cannot tell, because its learning rate has already fallen
-to 0. So give plain training as much time as SAM had, by more epochs, and compare the ends:
-``python studies/sam_sweep.py --epochs 16 --set optimizer.sam.rho=none``.
+How to read it. All trials have the same epochs, but not the same time: an ascent on the whole batch doubles a step, and
+one on a fifth of it makes it 20 to 40% longer (section 6.1). The curves of the report, over training time, end where
+each trial did. SAM pays off at equal time if its curve ends above what plain training reaches *by then*. The curve of
+plain training cannot tell, because it ends earlier, with a learning rate of 0. So give plain training as much time as
+SAM had, by more epochs, and compare the ends:
+
+    python studies/sam_sweep.py --epochs 16 --set optimizer.sam.rho=none
+
 Without SAM there is no ascent, so rho = none is one trial, and compares with both halves of the sweep.
-No trial is stopped early by default: a larger rho starts more slowly, and after the same epochs a trial with SAM
-has had up to twice the time. To stop early, compare by training seconds, which charges SAM for its second pass:
-``python studies/sam_sweep.py --early-stopping synchronous:first_rung=10,unit=seconds,eta=2``. How many seconds are
-late enough depends on the machine and the data, so there is no default. At equal seconds a trial with SAM is earlier
-in its schedule, where its learning rate is higher, so it is somewhat underrated. Complete schedules do not have that
-bias: ``--early-stopping synchronous:first_rung=4,eta=2 --schedule stretched`` gives the accuracy that each number of
-seconds of training buys.
+
+No trial is stopped early by default: a larger rho starts more slowly, and after the same epochs a trial with SAM has
+had up to twice the time. To stop early, compare by training seconds, which charges SAM for its second pass:
+
+    python studies/sam_sweep.py --early-stopping synchronous:first_rung=10,unit=seconds,eta=2
+
+How many seconds are late enough depends on the machine and the data, so there is no default. At equal seconds a trial
+with SAM is earlier in its schedule, where its learning rate is higher, so it is somewhat underrated. Complete schedules
+do not have that bias: ``--early-stopping synchronous:first_rung=4,eta=2 --schedule stretched`` gives the accuracy that
+each number of seconds of training buys.
 
 Cost. 11 trials of 8 epochs: under four minutes on two shared CPU cores.
 

@@ -1,10 +1,10 @@
 """A question of your own: which values of the fields that --sweep names are best?
 
 Command. ``python studies/sweep.py --sweep optimizer.agc.clip_factor=log:0.002..0.3 --sweep batch_size=64,256`` on one
-machine, on the 1,797 handwritten digits that scikit-learn carries; ``--data PATH --address auto`` on a cluster, on a
-data set that data_prep converted. The first field is the one in question. Further fields with a list of values are
-the conditions under which it is asked. ``--set`` changes what all trials have in common, ``--trials`` the number of
-points that are drawn from a range, and ``--plan`` shows the points.
+machine, on the 1,797 handwritten digits that come with scikit-learn; ``--data PATH --address auto`` on a cluster, on a
+data set that data_prep converted. The first field is the one in question. Further fields with a list of values are the
+conditions under which it is asked. ``--set`` changes what all trials have in common, ``--trials`` the number of points
+that are drawn from a range, and ``--plan`` shows the points.
 
 Result. ``studies/results/README.md`` has 48 points of clip factor, dropout, SAM's rho and learning rate on a part of
 CIFAR-10, with the command.

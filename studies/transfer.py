@@ -29,9 +29,9 @@ two shared cores of an AMD EPYC, torch 2.15):
     whole network, pretrained weights    84.0   92.3   93.6   67.0
     whole network, random weights        54.8   75.7   89.5   69.5
 
-At the best rate of each, starting from the digits 0 to 4 saves the whole network four tenths of its errors; at smaller
-rates, with which a network from scratch gets nowhere in 120 steps, it saves far more. Digits resemble digits: this says
-nothing about a more distant pair of tasks.
+At the best rate of each, starting from the digits 0 to 4 avoids four tenths of the whole network's errors. At smaller
+rates it avoids far more, because a network from scratch gets nowhere with them in 120 steps. Digits resemble digits:
+this says nothing about a more distant pair of tasks.
 """
 
 from __future__ import annotations

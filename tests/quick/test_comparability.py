@@ -95,7 +95,7 @@ def test_what_a_resume_of_an_earlier_version_does_not_record_is_said(tmp_path: P
     found = comparability(load_study(resumed_in_the_middle(tmp_path, study_resumed({}))))
     assert not found.weighty
     [remark] = found.remark_sentences()
-    assert remark.startswith("Not recorded of agc_sweep-01")
+    assert remark.startswith("Not recorded for agc_sweep-01")
     assert "hardware" in remark
     assert "commit" in remark
 

@@ -140,7 +140,7 @@ def test_what_an_old_journal_does_not_record_is_said(tmp_path: Path) -> None:
     found = comparability(load_study(study(tmp_path, "a", older), study(tmp_path, "b")))
     assert not found.weighty
     assert found.remark_sentences() == [
-        "Not recorded of a, and so perhaps different: training share, memory format."
+        "Not recorded for a, and so perhaps different: training share, memory format."
     ]
 
 

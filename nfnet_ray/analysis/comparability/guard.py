@@ -59,7 +59,7 @@ class Comparability:
             where = " and ".join(group.where for group in one.groups if not group.fact.is_known)
             by_place.setdefault(where, []).append(one.field.label)
         said += [
-            f"not recorded of {where}, and so perhaps different: {', '.join(labels)}"
+            f"not recorded for {where}, and so perhaps different: {', '.join(labels)}"
             for where, labels in by_place.items()
         ]
         return [f"{sentence[0].upper()}{sentence[1:]}." for sentence in said]
