@@ -14,4 +14,4 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
     deadline = time.monotonic() + HANG_SECONDS
     while not condition():
         assert time.monotonic() < deadline, f"waited {HANG_SECONDS:.0f} s for {what}"
-        time.sleep(0.02)
+        time.sleep(0.05)

@@ -122,7 +122,7 @@ def main() -> int:
         add("a")
         add("b")
         place = TrainingPlace(folder, data, machines.address, inside)
-        place.disturb(step_seconds=0.3 + options.kills / 12)  # so that it is not over before the last kill
+        place.disturb(step_seconds=0.6 + options.kills / 6)  # so that it is not over before the last kill
         campaign = Campaign(place, machines, add)
         stack.callback(lambda: campaign.driver.process.kill())
         began = time.monotonic()

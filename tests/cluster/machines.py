@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
@@ -100,7 +100,8 @@ class Machine:
 class Machines:
     """A head, which has no cores for workers unless it is given some, and machines that come and go.
 
-    Every port is an unused one, so that another head on this machine is not in the way.
+    Every port is an unused one, so that another head on this machine is not in the way. ``autoscaler`` is the file of
+    its settings; without it there is none.
     """
 
     def __init__(
@@ -109,7 +110,7 @@ class Machines:
         inside: tuple[str, ...] = (),
         variables: Mapping[str, str] = MappingProxyType({}),
         head_cores: int = 0,
-        head_arguments: Sequence[str] = (),
+        autoscaler: Path | None = None,
         port: int | None = None,
     ) -> None:
         make_token()
@@ -124,9 +125,9 @@ class Machines:
             for name in ("dashboard", "dashboard-agent-listen", "ray-client-server")
         ]
         shape = [f"--num-cpus={head_cores}", f"--node-ip-address={ip}"]
-        self.head = self._started(
-            Machine("head", ["--head", listen, *ports, *shape, *head_arguments], inside, variables)
-        )
+        monitor = f"--autoscaling-config={autoscaler}" if autoscaler else "--no-monitor"
+        arguments = ["--head", listen, *ports, *shape, *QUIET, monitor]
+        self.head = self._started(Machine("head", arguments, inside, variables))
 
     def add(
         self,

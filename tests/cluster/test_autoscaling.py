@@ -63,7 +63,7 @@ def autoscaled(tmp_path: Path) -> Iterator[str]:
     file.write_text(json.dumps(config))
     machines = Machines(
         variables={"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"},
-        head_arguments=[f"--autoscaling-config={file}"],
+        autoscaler=file,
         port=port,
     )
     try:

@@ -6,8 +6,12 @@ And how a trial of one worker leaves a machine that is taken back, or a process 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import shutil
 import socket
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,12 +37,14 @@ from nfnet_ray.cluster.messages import (
     tune_space,
     worker_config,
 )
+from nfnet_ray.data.files.dataset import open_dataset
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.study.study import Study
 from nfnet_ray.training import cohort
 from nfnet_ray.training.form.kept import KeptGraphs
 from tests.cluster.test_messages import head as head
-from tests.deadlines import wait_until
+from tests.cluster.training import quick_recipe
+from tests.deadlines import HANG_SECONDS, wait_until
 
 
 class Values(dict[Name[Any], Any]):
@@ -100,6 +106,50 @@ def test_what_could_be_either_ends_it_when_it_comes_a_second_time_at_the_same_ch
     assert will_recur(error, place)
     place.register.set(ATTEMPTS, {"attempt": 3, "step": 8, "count": 1})
     assert not will_recur(error, place)
+
+
+WORKER = """\
+import json, sys
+import torch, torch.distributed as dist
+from nfnet_ray.cluster.exit_rules import will_recur
+from nfnet_ray.errors import UserError
+from nfnet_ray.recipe import Recipe
+from nfnet_ray.training import PlainContext, train
+rank, store, recipe = int(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
+dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+context = PlainContext(device=torch.device("cpu"), threads=1)
+context.rank, context.world_size, context.replicas = rank, 2, 2
+try:
+    train(Recipe.from_values(recipe), context)
+except UserError as error:
+    print(f"others wait: {error.others_wait}, {error}")
+except Exception as error:
+    print(f"will recur: {will_recur(error, None)}, {error}")
+"""
+
+
+def test_a_sample_that_only_one_worker_finds_damaged_ends_a_training_at_once(
+    few_digits: Path, tmp_path: Path
+) -> None:
+    """The other one is in the middle of a step by then, and fails as if a machine had been lost."""
+    data = shutil.copytree(few_digits, tmp_path / "damaged")
+    beton = open_dataset(data).train.beton
+    with beton.path.open("r+b") as file:
+        file.seek(int(beton.offsets[3]))
+        file.write(bytes(int(beton.sizes[3])))
+    alone = {"data.resident": "never", "data.mixing.mixup_alpha": None, "data.mixing.cutmix_alpha": None}
+    recipe = json.dumps(quick_recipe(data).with_values(alone).to_values())
+    command = [sys.executable, "-c", WORKER]
+    workers = [
+        subprocess.Popen(
+            [*command, str(rank), str(tmp_path / "store"), recipe], stdout=subprocess.PIPE, text=True
+        )
+        for rank in range(2)
+    ]
+    said = sorted(worker.communicate(timeout=HANG_SECONDS)[0] for worker in workers)
+    assert said[0].startswith("others wait: True, ")
+    assert "sample 3 is damaged" in said[0]
+    assert said[1].startswith("will recur: False, ")
 
 
 class LeftError(Exception):

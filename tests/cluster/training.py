@@ -24,7 +24,7 @@ from tests.deadlines import HANG_SECONDS
 
 SCRIPT = Path(__file__).with_name("disturbed.py")
 BATCH = 48
-EPOCHS = 24  # of five steps
+EPOCHS = 12  # of five steps
 QUICK = [
     "model.overrides.width=[16, 16, 32, 32]",
     "model.overrides.depth=[1, 1, 1, 1]",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.machines import QUIET, Machines
+from tests.cluster.machines import Machines
 from tests.e2e.workplace import Workplace, one_at_a_time
 
 
@@ -23,13 +23,19 @@ def used_workplace(tmp_path: Path, empty_database: Path) -> Workplace:
     return Workplace(tmp_path, database=empty_database)
 
 
+@pytest.fixture
+def place(tmp_path: Path) -> Workplace:
+    """A new, empty folder, whose studies are not recorded in MLflow."""
+    return Workplace(tmp_path, is_recorded=False)
+
+
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[str]:
     """The address of a Ray cluster of one node and two cores, started as an administrator would.
 
     It is ended by its own processes: `ray stop` would end every Ray on the machine, whoever started it.
     """
-    machines = Machines(head_cores=2, head_arguments=QUIET)
+    machines = Machines(head_cores=2)
     try:
         yield machines.address
     finally:
@@ -37,15 +43,13 @@ def cluster() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def whole(
-    tmp_path_factory: pytest.TempPathFactory, few_digits: Path, cluster: str, empty_database: Path
-) -> Workplace:
+def whole(tmp_path_factory: pytest.TempPathFactory, few_digits: Path, cluster: str) -> Workplace:
     """A workplace with the undisturbed study ``whole``: three trials of three epochs, one after another.
 
     It found the cluster by ``--address auto``. Its second and third trial ran in a used actor.
     """
     del cluster  # it only has to be up
-    place = Workplace(tmp_path_factory.mktemp("whole"), database=empty_database)
+    place = Workplace(tmp_path_factory.mktemp("whole"), is_recorded=False)
     result = place.run("--name", "whole", *one_at_a_time(few_digits), "--trials", "3", "--address", "auto")
     assert result.returncode == 0, result.stdout + result.stderr
     return place

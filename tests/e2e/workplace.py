@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
@@ -21,7 +20,7 @@ from nfnet_ray.command_line.interruption import handlers_kept
 from nfnet_ray.tracking.events import Event
 from nfnet_ray.tracking.journal import JOURNAL_FILE, read_events
 from nfnet_ray.tracking.state import StudyState
-from tests.deadlines import HANG_SECONDS
+from tests.deadlines import HANG_SECONDS, wait_until
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 STUDY = REPOSITORY / "studies" / "agc_sweep.py"
@@ -43,11 +42,15 @@ def one_at_a_time(data: Path) -> list[str]:
 class Workplace:
     """A folder from which studies are run, and the journals that they leave in its ``runs``.
 
-    With ``database`` a copy of it is there already, which the first study would otherwise have to create.
+    With ``database`` a copy of it is there already, which the first study would otherwise have to create. With
+    ``is_recorded=False`` studies are not recorded in MLflow, which takes each driver two seconds of a core.
     """
 
-    def __init__(self, folder: Path, study: Path = STUDY, *, database: Path | None = None) -> None:
+    def __init__(
+        self, folder: Path, study: Path = STUDY, *, database: Path | None = None, is_recorded: bool = True
+    ) -> None:
         self.folder, self.study = folder, study
+        self._variables = {} if is_recorded else {"MLFLOW_TRACKING_URI": "none"}
         if database is not None:
             (folder / "runs").mkdir()
             shutil.copy(database, folder / "runs" / "mlflow.db")
@@ -56,7 +59,7 @@ class Workplace:
         return subprocess.Popen(
             [sys.executable, str(self.study), *map(str, arguments)],
             cwd=self.folder,
-            env=os.environ | environment,
+            env=os.environ | self._variables | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -79,7 +82,7 @@ class Workplace:
         with (
             handlers_kept(),
             contextlib.chdir(self.folder),
-            mock.patch.dict(os.environ),
+            mock.patch.dict(os.environ, self._variables),
             mock.patch.object(sys, "argv", command),
             contextlib.redirect_stdout(out),
             contextlib.redirect_stderr(err),
@@ -95,15 +98,22 @@ class Workplace:
     def progress(self, study: str) -> StudyState:
         return StudyState.read(self.folder / "runs" / study)[0]
 
+    def wait_for(
+        self, process: subprocess.Popen[str], study: str, condition: Callable[[Event], bool]
+    ) -> None:
+        """Returns once an event of the journal meets the condition, which a running process has to write."""
+
+        def is_there() -> bool:
+            assert process.poll() is None, process.communicate()
+            return any(condition(event) for event in self.events(study))
+
+        wait_until(is_there, "the event")
+
     def interrupt_after(
         self, process: subprocess.Popen[str], study: str, condition: Callable[[Event], bool]
     ) -> str:
         """Sends Ctrl-C once an event of the journal meets the condition; what was printed."""
-        deadline = time.monotonic() + HANG_SECONDS
-        while not any(condition(event) for event in self.events(study)):
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        self.wait_for(process, study, condition)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=HANG_SECONDS)
         return out + err

@@ -34,6 +34,7 @@ from studies.running.flags import main
 from studies.running.planning.image_remarks import image_remarks
 from studies.running.program import StudyFactory
 from studies.running.resuming import with_data_here
+from studies.running.runner import EXIT_FAILED_TRIALS, Ending
 from studies.running.training import TrainRunner
 from tests.tracking.example_study import agc_sweep, write_journal
 
@@ -283,13 +284,21 @@ def test_a_study_searches_and_begins_with_the_best_of_an_earlier_one(
     assert "--from has no effect if every value is tried" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("state", "keeps"), [(None, False), ("running", True), ("interrupted", True)])
-def test_a_training_that_is_stopped_promises_a_checkpoint_only_once_it_has_begun(
-    state: str | None, keeps: bool
+@pytest.mark.parametrize(
+    ("state", "exit_code", "sentence"),
+    [
+        (None, EXIT_INTERRUPTED, "Stopped before the training began. Resume with:"),
+        ("running", EXIT_INTERRUPTED, "Stopped; a checkpoint is kept. Resume with:"),
+        ("interrupted", EXIT_INTERRUPTED, "Stopped; a checkpoint is kept. Resume with:"),
+        ("failed", EXIT_FAILED_TRIALS, "It failed. Resume with:"),
+        ("finished", 0, ""),
+    ],
+)
+def test_a_training_says_how_it_ended_and_promises_a_checkpoint_only_once_it_has_begun(
+    state: str | None, exit_code: int, sentence: str
 ) -> None:
     study = Study("train", "?", recipe_for(DIGITS, 2), {})
     progress = study.waiting_state()
     (trial,) = progress.trials.values()
     trial.state = state
-    ending = TrainRunner(TrainingOptions()).ending(study, progress)
-    assert (ending.exit_code, "checkpoint" in ending.sentence) == (EXIT_INTERRUPTED, keeps)
+    assert TrainRunner(TrainingOptions()).ending(study, progress) == Ending(exit_code, sentence)
