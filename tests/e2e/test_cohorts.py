@@ -1,4 +1,4 @@
-"""A study whose trials are one program: stopped within a leg, resumed, and through a rung to its end. About 40 s."""
+"""A study whose trials are one program: stopped within a leg, resumed, and through a rung to its end. About 20 s."""
 
 from __future__ import annotations
 
@@ -15,24 +15,27 @@ pytestmark = pytest.mark.slow
 FACTORS = "0.01,0.02,0.04,0.08"
 
 
-def test_a_study_in_cohorts_is_stopped_resumed_and_finished(tmp_path: Path, few_digits: Path) -> None:
+def test_a_study_in_cohorts_is_stopped_resumed_and_finished(
+    tmp_path: Path, few_digits: Path, cluster: str
+) -> None:
     """And it is not recorded in MLflow, as it was told when it began."""
     place = Workplace(tmp_path)
     process = place.start(
         *one_at_a_time(few_digits),
         *("--name", "n", "--cohorts", "4", "--sweep", f"optimizer.agc.clip_factor={FACTORS}"),
         *("--early-stopping", "synchronous:first_rung=2,eta=4,finalists=2", "--tracking-uri", "none"),
+        *("--address", cluster),
     )
     said = place.interrupt_after(process, "n", lambda event: event["event"] == "epoch")
     assert "cohorts side by side: 1, of at most 4 trials each" in said
     assert process.returncode == 130
-    assert "--resume n --tracking-uri none" in said
+    assert f"--resume n --address {cluster} --tracking-uri none" in said
     stopped = place.progress("n")
     assert {trial.state for trial in stopped.trials.values()} == {"interrupted"}
     for trial in stopped.trials:  # a lane keeps its checkpoints where a single trial does
         assert list((tmp_path / "runs" / "n" / "trials" / trial / "checkpoints").glob("*.pt"))
 
-    done = place.run("--resume", "n", "--tracking-uri", "none")
+    done = place.run("--resume", "n", "--address", cluster, "--tracking-uri", "none")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "not recorded" in done.stdout
     assert "studies publish" not in done.stdout

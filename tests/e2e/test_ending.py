@@ -89,16 +89,16 @@ def test_sigterm_to_all_processes_ends_a_run_as_ctrl_c_does(
 
 
 @pytest.mark.parametrize(
-    ("program", "server", "said"),
+    ("program", "further", "server", "said"),
     [
-        ("train.py", "raylet", "Ray's node has ended (raylet, by SIGKILL)"),
-        ("agc_sweep.py", "gcs_server", "Ray's head has ended (gcs_server, by SIGKILL)"),
+        ("train.py", [], "raylet", "Ray's node has ended (raylet, by SIGKILL)"),
+        ("agc_sweep.py", ["--trials", "1"], "gcs_server", "Ray's head has ended (gcs_server, by SIGKILL)"),
     ],
 )
 def test_a_run_whose_ray_ends_under_it_says_so_and_how_to_resume(
-    used_workplace: Workplace, few_digits: Path, program: str, server: str, said: str
+    workplace: Workplace, few_digits: Path, program: str, further: list[str], server: str, said: str
 ) -> None:
-    driver = start(used_workplace, few_digits, program)
+    driver = start(workplace, few_digits, program, "--tracking-uri", "none", *further)
     processes = {process: start_time(process) for process in descendants(driver.pid)}
     for process in processes:
         if Path(f"/proc/{process}/comm").read_text().strip() == server:
@@ -109,10 +109,10 @@ def test_a_run_whose_ray_ends_under_it_says_so_and_how_to_resume(
     assert "then resume with `" in err
     assert "--resume n" in err
     assert err.count("\n") == 1
-    last = used_workplace.events("n")[-1]
+    last = workplace.events("n")[-1]
     assert last["event"] == "study_ended"
     assert last["state"] == "interrupted"
-    trials = used_workplace.progress("n").trials.values()
+    trials = workplace.progress("n").trials.values()
     assert {trial.state for trial in trials if trial.attempts} == {"interrupted"}
     wait_until(lambda: not any(is_left(*process) for process in processes.items()), "the last process")
 

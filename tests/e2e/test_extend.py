@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.deadlines import HANG_SECONDS, wait_until
+from tests.deadlines import HANG_SECONDS
 from tests.e2e.workplace import QUICK, REPOSITORY, Workplace
 
 pytestmark = pytest.mark.slow
@@ -24,10 +24,7 @@ def test_a_range_is_resumed_after_a_kill_extended_in_the_same_journal_and_confir
     flags = ["--data", few_digits, "--epochs", "2", *QUICK, "--cpus-per-worker", "2", "--address", cluster]
     flags += ["--set", "compile=auto"]  # eager forms are timed; the run is too short for others
     driver = place.start("--name", "range", "--sweep", f"{CLIP}=log:0.002..0.3", "--trials", "2", *flags)
-    wait_until(
-        lambda: driver.poll() is not None or any(e["event"] == "epoch" for e in place.events("range")),
-        "an epoch",
-    )
+    place.wait_for(driver, "range", lambda event: event["event"] == "epoch")
     driver.send_signal(signal.SIGKILL)
     driver.communicate(timeout=HANG_SECONDS)
     planned = [*place.progress("range").trials]
@@ -92,7 +89,7 @@ def test_a_range_is_resumed_after_a_kill_extended_in_the_same_journal_and_confir
     kinds = {run.data.tags["trial"]: run.data.tags["kind"] for run in runs}
     assert kinds == {name: "rerun" if name == rerun else "trial" for name in last.trials}
 
-    again = place.run("--extend", "range", "--sweep", f"{CLIP}=log:{low}..0.3", "--trials", "2")
+    again = place.run_here("--extend", "range", "--sweep", f"{CLIP}=log:{low}..0.3", "--trials", "2")
     assert again.returncode == 0, again.stderr
     assert "there is nothing to train" in again.stdout
     refused = place.run_here("--extend", "range", "--set", "optimizer.momentum=0.5")

@@ -24,7 +24,7 @@ def test_a_transfer_runs_and_does_not_resume_with_other_weights(
     known = pinned(str(weights))
 
     flags = ["--data", few_digits, "--epochs", "1", *QUICK, "--set", "schedule.base_learning_rate=0.4"]
-    refused = workplace.run("--name", "first", *flags)
+    refused = workplace.run_here("--name", "first", *flags)
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
     assert "Name a file with --weights" in refused.stderr
 
@@ -50,8 +50,8 @@ def test_a_transfer_runs_and_does_not_resume_with_other_weights(
     assert sorted(run.data.params["model.weights"] for run in runs) == [known, known, "none", "none"]
 
     weights.write_bytes(weights.read_bytes() + b" ")
-    refused = workplace.run("--resume", "first", "--address", cluster)
+    refused = workplace.run_here("--resume", "first", "--address", cluster)
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
     assert "not the file that was meant" in refused.stderr
-    refused = workplace.run("--resume", "first", "--weights", "weights.pt")
+    refused = workplace.run_here("--resume", "first", "--weights", "weights.pt")
     assert "--weights cannot be changed with --resume" in refused.stderr
