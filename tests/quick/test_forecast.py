@@ -57,10 +57,10 @@ def test_earlier_trials_are_those_of_the_same_kind_on_the_same_hardware(tmp_path
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "journal.jsonl").write_text("{}\n")
     found = earlier_trials(tmp_path, lambda hardware: hardware["cpus"] == 2)
-    assert {trial.study for trial in found} == {"like", "larger"}
+    assert len(found) == 4
     recipe = Recipe().with_values(SMALL)
     same = like(found, kind_of(recipe, ONE_CORE))
-    assert {trial.study for trial in same} == {"like"}
+    assert len(same) == 3
     assert not like(found, kind_of(recipe.with_values({"precision": "bfloat16"}), ONE_CORE))
     assert not like(found, kind_of(recipe, ONE_CORE | {"workers": 2}))
 

@@ -22,7 +22,7 @@ ONE_GPU = Resources(1, 8, 1, 1.0, "8 cores, 1 GPU", ((8, 1),))
 def earlier(memory_bytes: float | None, gpus: float = 1.0, **values: object) -> MeasuredTrial:
     worker = {"workers": 1, "cpus": 8, "gpus": gpus}
     kind = kind_of(RECIPE.with_values(values), worker)
-    return MeasuredTrial("s", kind, 1.0, 1.0, 1.0, 1.0, memory_bytes, None)
+    return MeasuredTrial(kind, 1.0, 1.0, 1.0, 1.0, memory_bytes, None)
 
 
 def test_memory_is_that_of_a_trial_like_it_whatever_its_share_of_a_gpu() -> None:

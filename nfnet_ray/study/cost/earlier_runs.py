@@ -38,7 +38,6 @@ class MeasuredTrial:
         watts: of all its GPUs, in its last epochs; None where it is unknown.
     """
 
-    study: str
     kind: tuple[Any, ...]
     seconds_per_multiply_add: float
     eval_seconds: float
@@ -105,15 +104,11 @@ def _measured(state: StudyState, started: StudyStarted) -> Iterator[MeasuredTria
         progress = state.trials[plan["name"]]
         if progress.epoch and progress.lanes == 1:  # the seconds of a lane are not those of a trial alone
             recipe = Recipe.from_values({**described["recipe"], **plan["recipe"]})
-            yield _of_trial(progress, recipe, data, described["worker"], described["name"])
+            yield _of_trial(progress, recipe, data, described["worker"])
 
 
 def _of_trial(
-    progress: TrialProgress,
-    recipe: Recipe,
-    data: DatasetSummary,
-    worker: WorkerDescription,
-    study: str,
+    progress: TrialProgress, recipe: Recipe, data: DatasetSummary, worker: WorkerDescription
 ) -> MeasuredTrial:
     metrics = progress.epochs[progress.epoch]
 
@@ -125,7 +120,6 @@ def _of_trial(
         return max((value for value in values if value is not None), default=None)
 
     return MeasuredTrial(
-        study=study,
         kind=kind_of(recipe, worker),
         seconds_per_multiply_add=total("train", "data_wait") / of_schedules(recipe, data, progress),
         eval_seconds=total("eval") / progress.epoch / data.validation_images,
