@@ -157,13 +157,8 @@ class StudyRun:
 
     def _execute(self, address: str | None, demand: WorkerDemand, console: Console) -> int:
         before = len(self.progress.sessions)
-        todo = set(self.progress.unfinished)
-        trials = [trial for trial in self.study.trials() if trial.name in todo]
-        journal_path = self.directory / JOURNAL_FILE
-        spool = Spool(journal_path, self.directory / SPOOL_FILE)
+        spool = Spool(self.directory / JOURNAL_FILE, self.directory / SPOOL_FILE)
         sink = MLflowSink(self.tracking_uri, spool) if self._is_recorded else NotRecorded()
-        added = further_to_run(self.study, self.progress)[1] + reruns_to_run(self.study, self.progress)
-        to_do = len(trials) + len(self.study.names_to_come()) + added
         reached = self._used_up_cap() if self._has_more else None
         if reached is not None and self.extended is not None:
             raise UserError(
@@ -174,33 +169,14 @@ class StudyRun:
             is_delivered = not spool.pending_count() or self._deliver(sink, console)
             has_report = True  # the one of the driver that has used the cap up
         elif self._has_more:
+            to_do = self._trials_to_do()
             if address is None:
                 self._check_cores(demand)
                 check_temporary_folder()
             self._greet(to_do, console)
             try:
-                with self._announced_session(address, console) as resources, self._exported(address, sink):
-                    look = look_at_ray(address)
-                    worker = self.runner.worker(resources, demand)
-                    self._check_nodes(address, resources, worker)
-                    with alone_with(self.directory):
-                        self._check_journal_is_as_it_was()
-                        reached = self._run_trials(
-                            trials, to_do, resources, demand, worker, look, sink, console
-                        )
-                        # While connected to Ray: leaving it may take long.
-                        has_report = self._say_result(console)
-                        is_delivered = self._deliver(sink, console, is_urgent=reached is None)
-            except StopsStudyError:
-                sink.close(TRACKING_DEADLINE_SECONDS_IF_STOPPED)
-                raise
-            except Exception as error:
-                lost = lost_place(error)
-                if lost is None:
-                    raise
-                place = which_is_lost(self.directory, temporary_folder() / "ray")
-                why = f"{display_path(place)} cannot be written ({in_words(lost)}); {remedy_for(lost)}"
-                raise StorageError(self._stopped_sentence(why)) from error
+                with self._failures_in_words(sink):
+                    reached, has_report, is_delivered = self._train(address, demand, to_do, sink, console)
             except KeyboardInterrupt:
                 if self.progress.started is None:
                     raise
@@ -210,20 +186,76 @@ class StudyRun:
                 return EXIT_INTERRUPTED
         else:
             self._say_nothing_to_train(console)
-            if self.extended is not None or self.annotations.beyond(self.progress):
-                with alone_with(self.directory), Journal(journal_path) as journal:
-                    self._check_journal_is_as_it_was()
-                    recorder = Recorder(journal, self.progress, sink.wake, lambda _: None)
-                    if self.extended is not None:
-                        self._record_resumed(recorder)
-                        recorder.record(study_ended("finished", self.progress.wall_seconds))
-                    self._annotate(recorder)
+            self._record_what_is_new(sink)
             has_report = self._say_result(console)
             is_delivered = self._deliver(sink, console)
         ending = None if reached else self.runner.ending(self.study, self.progress)
         self._tell_ending(before, console)  # before the command that resumes it, which is the last line
         is_recorded = is_delivered and has_report
         return self._exit_code(reached, ending, console) or (0 if is_recorded else EXIT_NOT_RECORDED)
+
+    def _trials_to_do(self) -> int:
+        """How many trials are to be run, with those that the study will add."""
+        added = further_to_run(self.study, self.progress)[1] + reruns_to_run(self.study, self.progress)
+        return len(self._unfinished()) + len(self.study.names_to_come()) + added
+
+    def _unfinished(self) -> list[Trial]:
+        """The planned trials that have not ended."""
+        names = set(self.progress.unfinished)
+        return [trial for trial in self.study.trials() if trial.name in names]
+
+    def _train(
+        self,
+        address: str | None,
+        demand: WorkerDemand,
+        to_do: int,
+        sink: MLflowSink | NotRecorded,
+        console: Console,
+    ) -> tuple[ReachedCap | None, bool, bool]:
+        """Runs the trials on Ray and says how it went.
+
+        Returns:
+            The cap that has ended the study early, whether the report could be written, whether MLflow has everything.
+        """
+        with self._announced_session(address, console) as resources, self._exported(address, sink):
+            look = look_at_ray(address)
+            worker = self.runner.worker(resources, demand)
+            self._check_nodes(address, resources, worker)
+            with alone_with(self.directory):
+                self._check_journal_is_as_it_was()
+                reached = self._run_trials(to_do, resources, demand, worker, look, sink, console)
+                # While connected to Ray: leaving it may take long.
+                has_report = self._say_result(console)
+                is_delivered = self._deliver(sink, console, is_urgent=reached is None)
+        return reached, has_report, is_delivered
+
+    @contextmanager
+    def _failures_in_words(self, sink: MLflowSink | NotRecorded) -> Iterator[None]:
+        """While this lasts, a disk that is full or gone raises a StorageError, and an end delivers what it can."""
+        try:
+            yield
+        except StopsStudyError:
+            sink.close(TRACKING_DEADLINE_SECONDS_IF_STOPPED)
+            raise
+        except Exception as error:
+            lost = lost_place(error)
+            if lost is None:
+                raise
+            place = which_is_lost(self.directory, temporary_folder() / "ray")
+            why = f"{display_path(place)} cannot be written ({in_words(lost)}); {remedy_for(lost)}"
+            raise StorageError(self._stopped_sentence(why)) from error
+
+    def _record_what_is_new(self, sink: MLflowSink | NotRecorded) -> None:
+        """Records an extension that adds no trial, and notes and tags, of a study with nothing to train."""
+        if self.extended is None and not self.annotations.beyond(self.progress):
+            return
+        with alone_with(self.directory), Journal(self.directory / JOURNAL_FILE) as journal:
+            self._check_journal_is_as_it_was()
+            recorder = Recorder(journal, self.progress, sink.wake, lambda _: None)
+            if self.extended is not None:
+                self._record_resumed(recorder)
+                recorder.record(study_ended("finished", self.progress.wall_seconds))
+            self._annotate(recorder)
 
     def _used_up_cap(self) -> ReachedCap | None:
         """The cap that earlier drivers have used up, or None."""
@@ -314,7 +346,6 @@ class StudyRun:
 
     def _run_trials(
         self,
-        trials: list[Trial],
         to_do: int,
         resources: Resources,
         demand: WorkerDemand,
@@ -324,6 +355,7 @@ class StudyRun:
         console: Console,
     ) -> ReachedCap | None:
         """Runs them, and those that a search adds, ``to_do`` in all; returns the cap that has ended the study early."""
+        trials = self._unfinished()
         at_once = self.runner.trials_at_once(to_do, resources, demand, worker)
         study = self.study
         if study.is_adaptive and self.progress.started is None:
