@@ -26,6 +26,7 @@ from nfnet_ray.analysis.effects.response import LEAST_VALUES, Response
 from nfnet_ray.analysis.effects.sentences import the_first
 from nfnet_ray.study.cost.spending import accelerator_word
 from nfnet_ray.tracking.labels import stratum_label
+from nfnet_ray.tracking.state import LOST
 from nfnet_ray.tracking.swept import swept_range
 from nfnet_ray.wording import agree, count
 
@@ -202,7 +203,7 @@ def _parallel_coordinates(record: StudyRecord) -> list[EffectChart]:
 
 def _best_so_far(record: StudyRecord) -> list[EffectChart]:
     table = record.best_so_far()
-    is_lost = record.trials["state"].isin(["diverged", "failed"]).all()  # then the best is chance all along
+    is_lost = record.trials["state"].isin(LOST).all()  # then the best is chance all along
     if len(table) < FEWEST_SETTINGS or is_lost:
         return []
     gpus = record.study.get("worker", {}).get("gpus", 0)

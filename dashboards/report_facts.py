@@ -46,6 +46,7 @@ from nfnet_ray.analysis.comparability import comparability
 from nfnet_ray.analysis.frontier import BUDGET
 from nfnet_ray.analysis.health import HealthCard, health_cards
 from nfnet_ray.metric import METRIC
+from nfnet_ray.tracking.state import ENDED, LOST
 from nfnet_ray.wording import agree, count, duration
 
 SILENCE_SECONDS = 15 * 60.0
@@ -196,7 +197,7 @@ def report_facts(record: StudyRecord, now: float) -> Report:
 def _notice(record: StudyRecord, now: float) -> Notice | None:
     if record.state == "finished":
         return None
-    ended = int(record.trials["state"].isin(["finished", "stopped", "diverged", "failed"]).sum())
+    ended = int(record.trials["state"].isin(ENDED).sum())
     have_ended = f"{ended:,} of {count(len(record.trials), 'trial')} {agree(ended, 'has', 'have')} ended"
     if record.state == "interrupted":
         why = f", as {record.reason}" if record.reason else ""
@@ -214,7 +215,7 @@ def _answer(record: StudyRecord, best: BestSetting | None) -> Answer:
         return Answer(" ".join(f"{said}." for said in sentences), answers_table(record), best.caution())
     number = len(record.trials)
     counts = record.trials["state"].value_counts()
-    if len(counts) == 1 and counts.index[0] in ("diverged", "failed"):
+    if len(counts) == 1 and counts.index[0] in LOST:
         who = f"Every one of the {number:,} trials" if number > 1 else "The trial"
         return Answer(f"{who} {counts.index[0]}.")
     states = ", ".join(f"{many:,} {state_words(record, str(state))}" for state, many in counts.items())

@@ -22,6 +22,7 @@ from dashboards.figures.time_charts import (
 from nfnet_ray.analysis import SettingResult, StudyRecord
 from nfnet_ray.metric import METRIC
 from nfnet_ray.tracking.labels import point_label, stratum_label
+from nfnet_ray.tracking.state import LOST
 from nfnet_ray.tracking.swept import swept_range
 from nfnet_ray.wording import count, percent
 
@@ -88,7 +89,7 @@ def setting_outcomes(record: StudyRecord, results: Sequence[SettingResult]) -> l
             epochs = max(trial["epochs"] for trial in trials)
             outcomes.append(Outcome(point, "finished", "finished", result.top1, epochs, result))
             continue
-        lost = [trial for trial in trials if trial["state"] in ("diverged", "failed")]
+        lost = [trial for trial in trials if trial["state"] in LOST]
         begun = [trial for trial in trials if trial["epochs"]]
         if lost:
             epochs = min(trial["epochs"] for trial in lost)

@@ -20,6 +20,7 @@ from nfnet_ray.analysis.record import StudyRecord
 from nfnet_ray.analysis.setting import SettingResult, setting_results
 from nfnet_ray.analysis.verdict import contrast
 from nfnet_ray.tracking.labels import value_label
+from nfnet_ray.tracking.state import ENDED
 from nfnet_ray.wording import percent
 
 NOTHING, EVERYTHING = 0.0001, 0.95
@@ -289,7 +290,7 @@ def _beyond(edge: TriedFactor, factors: Sequence[float], direction: int) -> floa
 
 def _tried(record: StudyRecord, rows: Sequence[Mapping[Hashable, Any]]) -> list[TriedFactor]:
     """The factors under one condition, each with its seeds; none while a trial has yet to end, or without counts."""
-    if any(row["state"] not in ("finished", "stopped", "diverged", "failed") for row in rows):
+    if any(row["state"] not in ENDED for row in rows):
         return []
     results = {tuple(result.point.values()): result for result in setting_results(record)}
     settings: dict[float, list[Mapping[Hashable, Any]]] = {}

@@ -12,6 +12,7 @@ import numpy as np
 from nfnet_ray.analysis.inference.holdout import held_out
 from nfnet_ray.analysis.record import StudyRecord
 from nfnet_ray.analysis.setting import SettingImages, SettingResult, setting_result
+from nfnet_ray.tracking.state import LOST
 from nfnet_ray.wording import agree, count, percent
 
 # Less than this does not show in accuracies with one decimal.
@@ -75,7 +76,7 @@ def confirmation_of(record: StudyRecord, best: SettingResult, holdout: float | N
     if not reruns:
         return None
     finished = [row for row in reruns if row["state"] == "finished" and not math.isnan(row["last_top1"])]
-    lost = sum(row["state"] in ("diverged", "failed") for row in reruns)
+    lost = sum(row["state"] in LOST for row in reruns)
     images = SettingImages.of([record.correct(row["trial"], int(row["epochs"])) for row in finished])
     top1, number = [float(row["last_top1"]) for row in finished], record.study["data"]["validation_images"]
     if holdout is not None:

@@ -21,6 +21,7 @@ from nfnet_ray.command_line.python_arguments import refusal
 from nfnet_ray.correct_images import CorrectImages
 from nfnet_ray.errors import UserError
 from nfnet_ray.metric import METRIC
+from nfnet_ray.study.space.domains import with_tuples
 from nfnet_ray.tracking.conditions.fields import Conditions
 from nfnet_ray.tracking.conditions.of_trial import ConditionsOfTrials
 from nfnet_ray.tracking.descriptions import StudyDescription
@@ -269,7 +270,7 @@ def study_record(state: StudyState, started: StudyStarted, *, with_epochs: bool 
         values = {**description["recipe"], **plan["recipe"], **plan["point"]}
         identity[plan["name"]] = {
             "trial": plan["name"],
-            **{field: _hashable(plan["point"].get(field, ABSENT)) for field in fields},
+            **{field: with_tuples(plan["point"].get(field, ABSENT)) for field in fields},
             "seed": values.get("seed"),
         }
 
@@ -389,7 +390,3 @@ def _summary(metrics: Sequence[Mapping[str, Any]], images_per_second: float | No
         "images_per_second": math.nan if images_per_second is None else images_per_second,
         "startup_seconds": startup[-1] if startup else math.nan,
     }
-
-
-def _hashable(value: Any) -> Any:
-    return tuple(_hashable(item) for item in value) if isinstance(value, list) else value

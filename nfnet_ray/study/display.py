@@ -22,9 +22,9 @@ from nfnet_ray.printable import printable
 from nfnet_ray.study.decisions import ends, most_epochs
 from nfnet_ray.study.epochs_done import noted_progress
 from nfnet_ray.study.study import Study, Trial
-from nfnet_ray.study.time_left import ENDED, TimeLeft
+from nfnet_ray.study.time_left import TimeLeft
 from nfnet_ray.tracking.labels import ABSENT, point_label, short_names, value_label
-from nfnet_ray.tracking.state import StudyState, TrialProgress
+from nfnet_ray.tracking.state import ENDED, LOST, StudyState, TrialProgress
 from nfnet_ray.wording import clock_time, count, speed
 
 STATE_STYLES = {
@@ -225,7 +225,7 @@ def _best(study: Study, state: StudyState) -> Trial | None:
     """The trial with the highest accuracy after its last epoch, without those that diverged or failed."""
 
     def is_sound(progress: TrialProgress) -> bool:
-        return bool(progress.epochs) and progress.state not in ("diverged", "failed")
+        return bool(progress.epochs) and progress.state not in LOST
 
     sound = [trial for trial in study.grown(state).trials() if is_sound(state.trials[trial.name])]
     return max(sound, key=lambda trial: state.trials[trial.name].last(METRIC) or 0.0, default=None)

@@ -14,8 +14,7 @@ from typing import NamedTuple
 
 from nfnet_ray.metric import METRIC
 from nfnet_ray.study.cost.spending import SECONDS_PER_HOUR
-from nfnet_ray.study.time_left import ENDED
-from nfnet_ray.tracking.state import StudyState, TrialProgress
+from nfnet_ray.tracking.state import ENDED, StudyState, TrialProgress
 
 SECONDS_AFTER_THE_END = 60.0
 """For how long a trial that has paused or ended keeps its numbers: those of its last epoch would otherwise be gone

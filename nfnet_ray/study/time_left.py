@@ -18,10 +18,9 @@ from nfnet_ray.study.cost.plan import (
 )
 from nfnet_ray.study.decisions import Group, groups
 from nfnet_ray.study.study import Study
-from nfnet_ray.tracking.state import StudyState, TrialProgress
+from nfnet_ray.tracking.state import ENDED, StudyState, TrialProgress
 from nfnet_ray.wording import clock_time
 
-ENDED = ("finished", "stopped", "diverged", "failed")
 # The phases of the clock that each epoch has (docs/time.md). Start-up and warm-up happen once in a trial, and lost or
 # paused time does not predict anything.
 _PHASES = ("train_seconds", "data_wait_seconds", "eval_seconds", "checkpoint_seconds", "report_seconds")

@@ -47,6 +47,10 @@ from nfnet_ray.tracking.swept import winner_fields
 
 ENDED_FOR_GOOD: tuple[TrialOutcome, ...] = ("finished", "stopped", "diverged")
 """States in which a resumed study leaves a trial alone; a failed or interrupted one is run again."""
+ENDED: tuple[TrialOutcome, ...] = (*ENDED_FOR_GOOD, "failed")
+"""States of trials that have ended, for good or until the study is resumed."""
+LOST: tuple[TrialOutcome, ...] = ("diverged", "failed")
+"""States in which a trial ended without an accuracy that counts."""
 
 
 @dataclass(frozen=True)

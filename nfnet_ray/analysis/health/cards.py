@@ -26,6 +26,7 @@ from nfnet_ray.study.halving import Halving
 from nfnet_ray.study.space import domain_from_json, domain_text, domain_to_json, unconditional
 from nfnet_ray.study.space.domains import Domain, Range, When
 from nfnet_ray.tracking.labels import ABSENT, point_label, value_label
+from nfnet_ray.tracking.state import ENDED, LOST
 from nfnet_ray.wording import agree, count, decimal, in_a_row, in_points, percent
 
 Status = Literal["good", "look", "bad"]
@@ -42,9 +43,6 @@ LEAST_TRIALS = 5
 SOME_LOST, MANY_LOST = 0.2, 0.5
 # A range's optimum is at its edge in the outer twentieth, of the logarithm where the range is logarithmic.
 EDGE = 0.05
-
-
-ENDED = ("finished", "stopped", "diverged", "failed")
 
 
 @dataclass(frozen=True)
@@ -314,11 +312,11 @@ def _lost(record: StudyRecord) -> Iterator[HealthCard]:
     """Whether many trials diverged or failed."""
     states = record.trials["state"]
     ended = int(states.isin(ENDED).sum())
-    is_lost = states.isin(("diverged", "failed"))
+    is_lost = states.isin(LOST)
     if not ended:
         return
     share = is_lost.sum() / ended
-    diverged, failed = (int((states == state).sum()) for state in ("diverged", "failed"))
+    diverged, failed = (int((states == state).sum()) for state in LOST)
     how = f"{diverged} diverged and {failed} failed" if diverged and failed else ""
     how = how or f"{failed or diverged} {'failed' if failed else 'diverged'}"
     said = f"Of {count(ended, 'trial')} {how}"
