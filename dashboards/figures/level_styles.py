@@ -15,8 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nfnet_ray.analysis.effects.levels import grouped
-from nfnet_ray.tracking.labels import value_label
+from nfnet_ray.analysis.effects.levels import group_labels, grouped
 
 LEVELS_AT_MOST = 12
 """With more numbers than this, as in a random search, neighbours share a look."""
@@ -77,7 +76,7 @@ def levels_of(values: Iterable[Any]) -> Levels:
     numbers, words, outside = grouped(values, LEVELS_AT_MOST, _GROUPS)
     groups = [*numbers, *words, *outside]
     return Levels(
-        labels=_labels(groups),
+        labels=group_labels(groups),
         index={value: number for number, group in enumerate(groups) for value in group},
         ordered=not words,
         outside=len(outside),
@@ -152,25 +151,6 @@ def _readable(theme: str) -> tuple[tuple[str, ...], tuple[float, ...]]:
     readable = [color for color in scale if contrast(color, PAPER[theme]) >= READABLE_CONTRAST]
     steps = itertools.starmap(color_distance, itertools.pairwise(readable))
     return tuple(readable), tuple(itertools.accumulate(steps, initial=0.0))
-
-
-def _labels(groups: Sequence[Sequence[Any]]) -> tuple[str, ...]:
-    """The name of each group, with as few digits as keep the names apart."""
-
-    def named(digits: int) -> tuple[str, ...]:
-        return tuple(
-            value_label(group[0])
-            if len(group) == 1
-            else f"{_rounded(group[0], digits)} to {_rounded(group[-1], digits)}"
-            for group in groups
-        )
-
-    several = (named(digits) for digits in range(2, 7))
-    return next((labels for labels in several if len(set(labels)) == len(labels)), named(6))
-
-
-def _rounded(value: float, digits: int) -> str:
-    return f"{value:.{digits}g}" if isinstance(value, float) else value_label(value)
 
 
 def _hex(color: str) -> str:

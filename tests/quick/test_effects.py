@@ -833,6 +833,9 @@ def test_levels_are_numbers_words_none_and_absent() -> None:
     found = field_levels([None, 0.2, "a", 0.1, ABSENT, 0.2], 8)
     assert found.labels == ("0.1", "0.2", "a", "none", "–")
     assert field_levels(range(100), 4).labels == ("0 to 24", "25 to 49", "50 to 74", "75 to 99")
+    assert field_levels(range(32, 512, 4), 2).labels == ("32 to 268", "272 to 508")
+    close = [0.1 + number / 10_000 for number in range(40)]
+    assert field_levels(close, 2).labels == ("0.1 to 0.102", "0.102 to 0.104")
 
 
 def test_a_response_can_be_printed_whatever_its_kind() -> None:

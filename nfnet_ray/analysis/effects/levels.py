@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,14 +54,30 @@ def grouped(
     return groups, [[word] for word in words], [[value] for value in outside]
 
 
+def group_labels(groups: Sequence[Sequence[Any]]) -> tuple[str, ...]:
+    """The name of each group, with as few digits as keep the names apart."""
+
+    def named(digits: int) -> tuple[str, ...]:
+        return tuple(
+            value_label(group[0])
+            if len(group) == 1
+            else f"{_rounded(group[0], digits)} to {_rounded(group[-1], digits)}"
+            for group in groups
+        )
+
+    several = (named(digits) for digits in range(2, 7))
+    return next((labels for labels in several if len(set(labels)) == len(labels)), named(6))
+
+
+def _rounded(value: float, digits: int) -> str:
+    return f"{value:.{digits}g}" if isinstance(value, float) else value_label(value)
+
+
 def field_levels(values: Iterable[Any], most: int) -> FieldLevels:
     """Each value as a level; with more than ``most`` numbers, ``most`` bins that hold about equally many values."""
     groups = list(itertools.chain(*grouped(values, most, most)))
     return FieldLevels(
-        tuple(
-            value_label(group[0]) if len(group) == 1 else f"{group[0]:.2g} to {group[-1]:.2g}"
-            for group in groups
-        ),
+        group_labels(groups),
         {value: number for number, group in enumerate(groups) for value in group},
         tuple(group[len(group) // 2] for group in groups),
     )
