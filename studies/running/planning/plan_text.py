@@ -223,7 +223,7 @@ def expected_cost(
     caps: Caps,
 ) -> str:
     """What a study that begins now will cost, in a sentence: by earlier runs like it on this hardware, if any."""
-    earlier = earlier_trials(storage, lambda hardware: _is_same(hardware, resources))
+    earlier = _earlier_here(storage, resources)
     paces, used = _paces_of_earlier(study.trials(), earlier, worker)
     if not paces or caps.price_per_hour is None:
         return "What it will cost is unknown: no earlier run here is like it. --plan measures it."
@@ -243,7 +243,7 @@ def refuse_too_little_memory(
     there = memory_bytes_here(gpu=True) if sharing > 1 and resources.nodes == 1 else None
     if there is None:
         return
-    earlier = earlier_trials(storage, lambda hardware: _is_same(hardware, resources))
+    earlier = _earlier_here(storage, resources)
     each = known_memory((trial.recipe for trial in study.trials()), earlier)
     if each is not None and (shortage := memory_shortage(sharing, each, there, gpu=True)):
         raise UserError(shortage)
@@ -315,11 +315,14 @@ def _resources(address: str | None, console: Console) -> Resources:
         return resources
 
 
-def _is_same(hardware: Hardware, resources: Resources) -> bool:
-    """Whether a study ran on these machines, as far as its journal tells."""
-    return (hardware["cpus"], hardware["gpus"]) == (resources.cpus, resources.gpus) and hardware[
-        "description"
-    ].split(", ")[0] == resources.description.split(", ")[0]
+def _earlier_here(storage: Path, resources: Resources) -> list[MeasuredTrial]:
+    """The trials of earlier studies that ran on these machines, as far as their journals tell."""
+    here = resources.cpus, resources.gpus, resources.description.split(", ")[0]
+
+    def is_same(hardware: Hardware) -> bool:
+        return (hardware["cpus"], hardware["gpus"], hardware["description"].split(", ")[0]) == here
+
+    return earlier_trials(storage, is_same)
 
 
 def _paces_of_earlier(
@@ -347,7 +350,7 @@ def _estimate(
     console: Console,
 ) -> Estimate:
     trials = study.trials()
-    earlier = earlier_trials(storage, lambda hardware: _is_same(hardware, resources))
+    earlier = _earlier_here(storage, resources)
     paces, used = _paces_of_earlier(trials, earlier, worker)
     if paces:
         where = f"in {storage}, with this network, image size, batch and precision on this hardware"
