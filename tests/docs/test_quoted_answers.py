@@ -79,11 +79,19 @@ def agc_sweep() -> Iterable[str]:
 
 def dropout_sweep() -> Iterable[str]:
     [found] = {(top1(one), interval(one)) for one in best("dropout_cifar10")}
-    at_zero = [one for one in setting_results(record("dropout_cifar10")) if list(one.point.values())[1] == 0]
-    *others, last = (top1(one) for one in at_zero)
+    study = record("dropout_cifar10")
+    at_zero = [one for one in setting_results(study) if list(one.point.values())[1] == 0]
+    early = study.epochs[(study.epochs.epoch == 12) & study.epochs.trial.str.endswith("stochastic_depth=0")]
+    contrasts = nfnet_ray.best_per_stratum(study)[0].contrasts
+    differences = {
+        one.other.point["model.dropout"]: f"{100 * one.low:.1f} to {100 * one.high:.1f}" for one in contrasts
+    }
+    first, second, third = (differences[dropout] for dropout in (0.1, 0.3, 0.5))
     return [
         f"The 95% interval of {found[0]} is {found[1]} over images",
-        f"{' '.join(others)} .. {last}",
+        "{} {} .. {} .. {}".format(*map(top1, at_zero)),
+        " ".join(f"{100 * one:.1f}" for one in early.validation_top1),
+        f"95% intervals of {first}, {second} and {third} points",
     ]
 
 
