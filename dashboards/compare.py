@@ -114,7 +114,11 @@ PROGRAM = "python -m dashboards.compare"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = OneLineParser(prog=PROGRAM, description="Open the MLflow UI on a study's comparison.")
-    parser.add_argument("study", metavar="STUDY", help="a study's folder, or its name under ./runs")
+    parser.add_argument(
+        "study",
+        metavar="STUDY",
+        help="a study's folder, or its name under runs (in $NFNET_RAY_HOME, if that is set)",
+    )
     parser.add_argument(
         "--port",
         type=whole_number(1, 65535),

@@ -139,7 +139,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "study",
         nargs="+",
         metavar="STUDY",
-        help="a study's folder, its name under ./runs, or an exported study; several are compared on one page",
+        help="a study's folder, its name under runs (in $NFNET_RAY_HOME, if that is set), or an exported study; several"
+        " are compared on one page",
     )
     parser.add_argument(
         "--output",

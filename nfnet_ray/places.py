@@ -13,6 +13,8 @@ from pathlib import Path
 from nfnet_ray.errors import UserError
 from nfnet_ray.printable import printable
 
+HOME_VARIABLE = "NFNET_RAY_HOME"
+"""The environment variable that names the folder to which relative paths of studies are relative."""
 PROBE_BYTES = 1 << 16
 """A disk that has not even this much room is full."""
 MOST_PATH_BYTES = 4095

@@ -55,7 +55,11 @@ def _parser() -> argparse.ArgumentParser:
         description="Deliver to MLflow what it does not have of a study's journal, into the existing runs. This can be "
         "repeated: nothing is recorded twice.",
     )
-    replay.add_argument("study", metavar="STUDY", help="a study's folder, or its name under ./runs")
+    replay.add_argument(
+        "study",
+        metavar="STUDY",
+        help="a study's folder, or its name under runs (in $NFNET_RAY_HOME, if that is set)",
+    )
     replay.add_argument(
         "--tracking-uri",
         type=given_text,

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from nfnet_ray.cluster.connection.job import HOME_VARIABLE
 from nfnet_ray.command_line.arguments import AddPair, given, given_path, given_text
 from nfnet_ray.command_line.exit_code import exit_code_of
 from nfnet_ray.command_line.one_line_parser import OneLineParser
 from nfnet_ray.command_line.terminal import new_console
+from nfnet_ray.places import HOME_VARIABLE
 from nfnet_ray.study.annotations import note_text, tag_pair
 from studies.managing.folders import find_directory, find_studies, storage_at
 from studies.running.request import DEFAULT_STORAGE

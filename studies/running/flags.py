@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.digits import describe_digits
-from nfnet_ray.cluster.connection.job import HOME_VARIABLE
 from nfnet_ray.command_line.arguments import (
     AddPair,
     above_zero,
@@ -28,6 +27,7 @@ from nfnet_ray.command_line.exit_code import exit_code_of
 from nfnet_ray.command_line.one_line_parser import OneLineParser
 from nfnet_ray.command_line.terminal import new_console
 from nfnet_ray.errors import UserError
+from nfnet_ray.places import HOME_VARIABLE
 from nfnet_ray.printable import display_path
 from nfnet_ray.recipe import field_meanings, parse_setting
 from nfnet_ray.settings import each_once

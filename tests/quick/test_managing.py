@@ -21,6 +21,7 @@ from rich.console import Console
 
 from nfnet_ray.analysis.comparison import compare_studies
 from nfnet_ray.analysis.record import load_study, study_record
+from nfnet_ray.errors import UserError
 from nfnet_ray.models.published import with_published_values
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.study.halving import Halving
@@ -31,6 +32,7 @@ from nfnet_ray.tracking.events import study_started, trial_proposed
 from nfnet_ray.tracking.journal import JOURNAL_FILE
 from nfnet_ray.tracking.running_lock import LOCK_FILE, alone_with
 from nfnet_ray.tracking.state import StudyState
+from nfnet_ray.tracking.study_directory import find_study
 from studies.managing.clean_command import CHECKPOINTS_FOLDER, TUNE_FOLDER
 from studies.managing.commands import main
 from studies.managing.list_command import list_studies
@@ -688,3 +690,21 @@ def test_ranges_and_fields_that_are_absent_are_understood(storage: Path, say: Sa
     assert code == 0
     assert "log:0.002..0.3" in out
     assert say("clean", "one", "--plan")[0] == 0
+
+
+def test_a_name_is_looked_up_where_studies_are_kept(
+    storage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a pod, $NFNET_RAY_HOME is the shared volume, and the current folder is that of the code."""
+    home = tmp_path / "shared"
+    shutil.copytree(storage / "first", home / "runs" / "first")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NFNET_RAY_HOME", str(home))
+    assert find_study("first") == home / "runs" / "first"
+    with pytest.raises(UserError, match=r"the studies in .*/shared/runs are: first"):
+        find_study("other")
+    monkeypatch.chdir(home)
+    monkeypatch.delenv("NFNET_RAY_HOME")
+    assert find_study("first") == Path("runs/first")
+    with pytest.raises(UserError, match=r"the studies in \./runs are: first"):
+        find_study("other")

@@ -9,9 +9,7 @@ from typing import Any
 
 from nfnet_ray.cluster.connection.ray_internals import JOB_CONFIG_VARIABLE, JOB_SUBMISSION_ID
 from nfnet_ray.errors import UserError
-from nfnet_ray.places import resolved
-
-HOME_VARIABLE = "NFNET_RAY_HOME"
+from nfnet_ray.places import HOME_VARIABLE, resolved
 
 
 def is_submitted() -> bool:
