@@ -2,7 +2,7 @@
 
     python -m dashboards.compare STUDY [--port 5000] [--no-browser]
 
-STUDY is a study's directory, or its name under ./runs. Where the study was recorded in an SQLite database,
+STUDY is a study's directory, or its name under runs. Where the study was recorded in an SQLite database,
 an MLflow server is started on it, and stopped again with Ctrl-C; where it was recorded on a server, that
 server's page is opened.
 """

@@ -3,7 +3,7 @@
     python -m dashboards.report STUDY [STUDY …] [--output FILE] [--figures DIR] [--data DIR]
     python -m dashboards.report STUDY --watch [--port 5050]
 
-STUDY is a study's folder, its name under ./runs, or a folder that ``python -m studies export`` wrote; the report is
+STUDY is a study's folder, its name under runs, or a folder that ``python -m studies export`` wrote; the report is
 put there as ``report.html``. The file needs nothing but itself: it can be mailed, archived, and read without a network.
 Studies that are still running, were interrupted, or in which no trial finished have a report, too.
 

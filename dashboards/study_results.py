@@ -169,7 +169,7 @@ def load_study(study: str | Path | Sequence[str | Path], *more: str | Path) -> S
     """Read the journal of a study, which may still be running; or those of several studies, as one record.
 
     Args:
-        study: a study's folder, its name under ``./runs``, or a folder that ``python -m studies export`` wrote; or a
+        study: a study's folder, its name under ``runs``, or a folder that ``python -m studies export`` wrote; or a
             list of them.
         more: further studies. The tables of several studies have a column ``study``, and their answer says first what
             keeps them from being compared.
