@@ -186,8 +186,8 @@ def add_places(parser: argparse.ArgumentParser, what: str, default_name: str) ->
         "--tracking-uri",
         type=given_text,
         metavar="URI",
-        help="where MLflow records it: http://HOST:PORT or sqlite:///FILE, or none, to keep the journal and the report"
-        " alone (default: with --resume, where it was recorded before, or nowhere if it began with none; else"
+        help="where MLflow records it: http://HOST:PORT or sqlite:///FILE, or none, to keep only the journal and the"
+        " report (default: with --resume, where it was recorded before, or nowhere if it began with none; else"
         " $MLFLOW_TRACKING_URI; else mlflow.db in the storage folder). Put user names and passwords into"
         " MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
     )
