@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 import torch
 
-from nfnet_ray.models.published import published_recipe
+from nfnet_ray.data.files.dataset import check_dataset
 from nfnet_ray.recipe import Recipe, parse_setting
 from nfnet_ray.tracking.journal import JOURNAL_FILE, read_events
 from nfnet_ray.tracking.state import StudyState
 from nfnet_ray.training.checkpoints.checkpoint import CheckpointStore
+from studies.running.training import TrainingRequest
 from tests.deadlines import HANG_SECONDS
 
 SCRIPT = Path(__file__).with_name("disturbed.py")
@@ -39,9 +40,9 @@ FAST_RAY = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5", "RAY_TRAIN_PREEMPTION_PO
 
 
 def quick_recipe(data: Path) -> Recipe:
-    """What ``studies/train.py --data DATA`` makes of QUICK."""
-    settings = dict(map(parse_setting, QUICK)) | {"schedule.epochs": EPOCHS, "data.path": str(data)}
-    return published_recipe("nfnet_pico").with_values(settings)
+    """That of ``studies/train.py --data DATA`` with QUICK."""
+    values = dict(map(parse_setting, QUICK)) | {"schedule.epochs": EPOCHS}
+    return TrainingRequest().new_study(check_dataset(data), values, is_built_in=False).recipe
 
 
 def environment() -> dict[str, str]:
