@@ -81,7 +81,9 @@ def describe_digits(out_directory: Path, part: DigitsPart = ALL_DIGITS) -> Datas
     source = open_digits(part)
     plan = plan_splits(source, part.holdout)
     train, validation = len(plan.train.indices), len(plan.validation.indices)
-    return DatasetSummary(Path(out_directory), train, validation, source.class_names, "", (_SIDE, _SIDE))
+    return DatasetSummary(
+        Path(out_directory), train, validation, source.class_names, "", (_SIDE, _SIDE), part.kind
+    )
 
 
 def open_digits(part: DigitsPart) -> Source:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from data_prep.digits import describe_digits
+from data_prep.digits import describe_digits, write_digits
 from nfnet_ray.cluster.messages import TrainingOptions
 from nfnet_ray.command_line.interruption import EXIT_INTERRUPTED
 from nfnet_ray.data.files.dataset import DatasetSummary, check_dataset
@@ -156,6 +156,18 @@ def test_small_images_are_shifted_and_large_ones_cropped() -> None:
     assert (small.data.eval_crop, large.data.eval_crop) == ("whole", "squash")
 
 
+def test_the_built_in_digits_are_trained_at_half_their_stored_size(tmp_path: Path) -> None:
+    """Only they: of other images of that size the smaller ones may show less."""
+    stored = check_dataset(write_digits(tmp_path / "digits"))
+    for data, pixels, padding in (
+        (DIGITS, 16, 2),
+        (stored, 16, 2),
+        (replace(stored, source="CIFAR-10"), None, 4),
+    ):
+        recipe = factory("agc_sweep")(data, None).recipe.data
+        assert (recipe.image_size, recipe.eval_size, recipe.crop_padding) == (pixels, pixels, padding)
+
+
 def test_a_plan_warns_where_evaluation_would_crop_most_of_an_image_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -167,7 +179,7 @@ def test_a_plan_warns_where_evaluation_would_crop_most_of_an_image_away(
         (("--set", "data.eval_crop=squash"), False),  # images of this size are taken whole
         (("--set", "data.eval_crop=central", "--set", "data.eval_size=128"), False),
     ):
-        assert plan("agc_sweep", monkeypatch, *flags) == 0
+        assert plan("sam_sweep", monkeypatch, *flags) == 0
         said = " ".join(capsys.readouterr().out.split())
         assert ("Evaluation sees 11% of each image: data.eval_crop=squash takes" in said) == warns
 
@@ -178,9 +190,24 @@ def test_a_plan_warns_where_randaugment_moves_small_images_out_of_sight(
     monkeypatch.chdir(tmp_path)
     some = ("--set", "data.randaugment.magnitude=5", "--sweep", "data.randaugment.layers=0,2")
     for flags, warns in ((some, True), ((*some, "--set", "data.image_size=96"), False), ((), False)):
-        assert plan("agc_sweep", monkeypatch, *flags) == 0
+        assert plan("sam_sweep", monkeypatch, *flags) == 0
         said = " ".join(capsys.readouterr().out.split())
         assert ("RandAugment moves images of 32 pixels by up to 50 and fills" in said) == warns
+
+
+def test_a_plan_warns_of_two_sizes_where_nothing_is_cropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    larger = ("--set", "data.image_size=24")
+    for flags, warns in (
+        (larger, True),
+        ((*larger, "--set", "data.eval_size=24"), False),
+        ((*larger, "--set", "data.crop=random_resized"), False),  # which enlarges parts of images
+    ):
+        assert plan("agc_sweep", monkeypatch, *flags) == 0
+        said = " ".join(capsys.readouterr().out.split())
+        assert ("trained at 24 pixels and evaluated at 16. For the same size: --set" in said) == warns
 
 
 def test_of_published_recipes_a_plan_has_nothing_to_remark() -> None:

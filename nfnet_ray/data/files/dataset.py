@@ -78,6 +78,8 @@ class DatasetSummary:
     fingerprint: str
     uniform_size: tuple[int, int] | None
     """(height, width) in pixels, or None where images differ in size."""
+    source: str = ""
+    """What it was converted from, in words, as its manifest says."""
 
 
 def split_paths(path: Path) -> dict[str, tuple[Path, Path]]:
@@ -175,6 +177,7 @@ def check_dataset(path: str | os.PathLike[str]) -> DatasetSummary:
         class_names=dataset.class_names,
         fingerprint=dataset.fingerprint,
         uniform_size=dataset.uniform_size,
+        source=str(dataset.train.manifest.settings.get("source", "")),
     )
 
 

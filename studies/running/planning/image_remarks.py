@@ -23,7 +23,12 @@ def image_remarks(recipes: Iterable[Recipe], stored_size: tuple[int, int] | None
     found: dict[str, str] = {}
     for recipe in recipes:
         data = resolve(recipe).data
-        for kind, sentence in (("crop", _cropped_away(data, stored_size)), ("move", _moved_away(data))):
+        of_kind = {
+            "crop": _cropped_away(data, stored_size),
+            "move": _moved_away(data),
+            "size": _of_two_sizes(data),
+        }
+        for kind, sentence in of_kind.items():
             if sentence:
                 found.setdefault(kind, sentence)
     return list(found.values())
@@ -47,4 +52,14 @@ def _moved_away(data: ResolvedData) -> str:
     return (
         f"RandAugment moves images of {data.image_size} pixels by up to {pixels:.0f} and fills the gap with grey: its "
         "constants are pixels of large images. Without it: --set data.randaugment.layers=0"
+    )
+
+
+def _of_two_sizes(data: ResolvedData) -> str:
+    """Where training crops nothing away, what is shown has the same scale only at the same size."""
+    if data.crop == "random_resized" or data.image_size == data.eval_size:
+        return ""
+    return (
+        f"Images are trained at {data.image_size} pixels and evaluated at {data.eval_size}. For the same size: "
+        f"--set data.eval_size={data.image_size}"
     )
