@@ -157,7 +157,9 @@ def _settings_chart(record: StudyRecord, outcomes: Sequence[Outcome], field: str
     partial = [outcome for outcome in outcomes if outcome.kind == "partial"]
     # Of many numbers several share a place: labels would hide each other, and a line would go up and down there.
     grouped = not axis.is_range and len(all_levels.index) > len(all_levels)
-    named = apart and not grouped and len(partial) <= LABELLED_AT_MOST
+    # Where all were given up after the same epoch, the caption says so.
+    differ = len({outcome.epochs for outcome in partial}) > 1
+    named = apart and not grouped and differ and len(partial) <= LABELLED_AT_MOST
     traces: list[dict[str, Any]] = []
     for number, stratum in enumerate(conditions if apart else [{}]):
         mine = [o for o in outcomes if all(o.point[field] == value for field, value in stratum.items())]

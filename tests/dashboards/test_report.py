@@ -348,7 +348,24 @@ def test_a_browser_draws_the_curves(tmp_path: Path) -> None:
     assert len(re.findall(r'<path class="yerror"', panels[0])) == 10
     assert len(re.findall(r'class="annotation-text"', panels[1])) == 6  # labels at the ends of the curves
     assert "4 of 8" not in panels[0]
-    assert ">3 of 8<" in panels[0]  # beside the mark of the trial that was stopped early
+    assert ">3 of 8<" not in panels[0]  # the caption says so of the only trial that was stopped early
+
+
+def test_hollow_marks_have_labels_where_trials_ended_after_different_epochs(tmp_path: Path) -> None:
+    events, cut = agc_sweep(), "agc_sweep-02"
+    for labels, kept in (
+        (set(), events),
+        ({"3 of 8", "5 of 8"}, [e for e in events if not _is_late(e, cut)]),
+    ):
+        traces = report(tmp_path, kept).data["figures"]["settings"]["data"]  # type: ignore[index]
+        assert {text for trace in traces for text in trace.get("text", [])} == labels
+
+
+def _is_late(event: Event, trial: str) -> bool:
+    """Whether it is what a trial did after its fifth epoch."""
+    if event["event"] == "epoch":
+        return event["trial"] == trial and event["epoch"] > 5
+    return event["event"] in ("trial_ended", "study_ended") and event.get("trial", trial) == trial
 
 
 def test_every_setting_has_a_mark_and_a_cell(tmp_path: Path) -> None:
