@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from nfnet_ray.analysis import (
     best_per_stratum,
@@ -28,7 +29,7 @@ from nfnet_ray.analysis.record import StudyRecord
 from nfnet_ray.analysis.verdict import SEEDS_NOT_MEASURED
 from nfnet_ray.correct_images import CorrectImages
 from nfnet_ray.errors import UserError
-from nfnet_ray.tracking.events import Event
+from nfnet_ray.tracking.events import Event, StudyStarted
 from tests.tracking.example_study import CLIP_FACTOR, agc_sweep, study_started, trial_events, write_journal
 
 Outcome = tuple[Sequence[float], str]  # accuracies after each epoch, and how the trial ended
@@ -255,16 +256,29 @@ def with_rung(directory: Path, seeds: int, given_up: float, lasts: float) -> Stu
 
     ``lasts`` is the share of what is a trial's own that it keeps to the end.
     """
-    settings, images, learnt = 6, 2000, 0.1
-    started = study_started({CLIP_FACTOR: [0.01 * 2**n for n in range(settings)]}, range(seeds))
-    started["study"]["data"]["validation_images"] = images
     at_rung = np.repeat([0.702, 0.7, *[given_up] * 4], seeds)
+    promoted = np.arange(len(at_rung)) < 2 * seeds
+    space = {CLIP_FACTOR: [0.01 * 2**n for n in range(6)]}
+    return with_rung_of(
+        directory, study_started(space, range(seeds)), at_rung, at_rung + 0.1, promoted, lasts
+    )
+
+
+def with_rung_of(
+    directory: Path,
+    started: StudyStarted,
+    at_rung: NDArray[np.float64],
+    at_end: NDArray[np.float64],
+    promoted: NDArray[np.bool_],
+    lasts: float,
+) -> StudyRecord:
+    """A study whose trials have these accuracies at a rung; those that were promoted have also one at the end."""
+    images = 2000
+    started["study"]["data"]["validation_images"] = images
     draw = np.random.default_rng(1)
-    shared = shared_variance(0.7, 0.8)
-    rung, end = simulated_rung(draw, at_rung, at_rung + learnt, images, shared, lasts)
+    rung, end = simulated_rung(draw, at_rung, at_end, images, shared_variance(0.7, 0.8), lasts)
     events: list[Event] = [started]
-    for number, trial in enumerate(started["trials"]):
-        is_finished = number < 2 * seeds
+    for number, (trial, is_finished) in enumerate(zip(started["trials"], promoted, strict=True)):
         measured = [rung[number], end[number]] if is_finished else [rung[number]]
         told = trial_events(
             trial["name"],
@@ -298,6 +312,22 @@ def test_settings_that_a_rung_gave_up_are_rivals_of_the_best(tmp_path: Path, see
     assert without.optimism is not None
     assert without.candidates == 2
     assert easily_best.optimism.mean == pytest.approx(without.optimism.mean, abs=0.001)
+
+
+def test_settings_that_were_given_up_learn_what_others_of_their_stratum_do(tmp_path: Path) -> None:
+    """At the larger batch everything is learnt late. By that a poor setting of the small one would be the best."""
+    started = study_started({CLIP_FACTOR: [0.01, 0.02, 0.04], "batch_size": [64, 256]})
+    rung, end = ([0.80, 0.79, 0.60], [0.20, 0.19, 0.10]), ([0.90, 0.89, 0.70], [0.85, 0.84, 0.75])
+    at_rung, at_end = (np.array(strata).T.reshape(-1) for strata in (rung, end))
+    record = with_rung_of(tmp_path, started, at_rung, at_end, np.arange(6) < 4, lasts=0.8)
+    best, of_small = best_setting(record), best_per_stratum(record)[0]
+    assert best is not None
+    assert best.optimism is not None
+    assert of_small.optimism is not None
+    assert best.best.point == of_small.best.point
+    assert (best.candidates, of_small.candidates) == (6, 3)
+    assert best.optimism.mean == pytest.approx(of_small.optimism.mean, abs=0.001)
+    assert best.best.low == pytest.approx(of_small.best.low, abs=0.001)
 
 
 @pytest.mark.parametrize("state", ["diverged", "running", "finished"])

@@ -22,8 +22,8 @@ class GivenUp:
     """Settings that were given up, as they might have been later on.
 
     Attributes:
-        settings: each with the accuracy of its last rung and what the others learnt from there on average. The images
-            that it had right are those at the rung.
+        settings: each with the accuracy of its last rung and what others of its stratum learnt from there on average.
+            The images that it had right are those at the rung.
         rung: the number of that rung for each of them.
         kept: of each rung how much of the luck there is kept until later on (:class:`Rung`).
     """
@@ -102,16 +102,26 @@ def given_up(tables: StudyTables, results: Sequence[SettingResult], stage: Stage
         if not let_through:
             continue
         after = [later[_key(there[number].point)] for number in let_through]
-        learnt = fmean(one.top1 - there[number].top1 for one, number in zip(after, let_through, strict=True))
+        learnt: dict[tuple[Any, ...], list[float]] = {}
+        for one, number in zip(after, let_through, strict=True):
+            learnt.setdefault(_stratum(tables, one), []).append(one.top1 - there[number].top1)
         for one in there:
+            gains = learnt.get(_stratum(tables, one)) or [
+                gain for all_of in learnt.values() for gain in all_of
+            ]
             if _key(one.point) in stopped:
-                found[_key(one.point)] = len(compared), replace(one, top1=one.top1 + learnt)
+                found[_key(one.point)] = len(compared), replace(one, top1=min(1.0, one.top1 + fmean(gains)))
         compared.append(_Compared(there, after, let_through))
     trials = sum(len(one.seed_top1) for one in [*results, *(one for _, one in found.values())])
     if not found or trials * tables.study["data"]["validation_images"] > MOST_BITS:
         return NONE_GIVEN_UP
     numbers, settings = zip(*found.values(), strict=True)
     return GivenUp(settings, numbers, tuple(one.luck_kept() for one in compared))
+
+
+def _stratum(tables: StudyTables, result: SettingResult) -> tuple[Any, ...]:
+    """Settings of one stratum were compared at the rungs, and learn about as much from there to the end."""
+    return tuple(result.point[field] for field in tables.conditions)
 
 
 @dataclass(frozen=True)
