@@ -140,7 +140,7 @@ def test_the_baseline_of_the_sam_study_can_be_given_more_epochs(
 ) -> None:
     """As the study's docstring says that plain training is given the time that SAM had."""
     docstring = sys.modules[factory("sam_sweep").__module__].__doc__ or ""
-    found = re.search(r"studies/sam_sweep\.py (--epochs [^`]+)``", docstring)
+    found = re.search(r"^ +python studies/sam_sweep\.py (--epochs .+)$", docstring, re.MULTILINE)
     assert found
     monkeypatch.chdir(tmp_path)
     assert plan("sam_sweep", monkeypatch, *found[1].split()) == 0
