@@ -34,7 +34,12 @@ def grouped_conv2d(
     groups: int,
     sliced: frozenset[Pass],
 ) -> Tensor:
-    """``F.conv2d`` of these arguments, with the ``sliced`` passes computed group by group."""
+    """``F.conv2d`` of these arguments, with the ``sliced`` passes computed group by group.
+
+    ``x_NCHW`` is (N, C, H, W), ``weight`` (out_channels, C / groups, height, width) and ``bias`` (out_channels,); the
+    result is (N, out_channels, H', W'), in autocast's dtype under autocast and else in that of the arguments.
+    ``padding`` is that of both sides, (rows, columns) in pixels.
+    """
     if torch.is_autocast_enabled(x_NCHW.device.type):  # which knows only torch's own functions
         dtype = torch.get_autocast_dtype(x_NCHW.device.type)
         x_NCHW, weight = x_NCHW.to(dtype), weight.to(dtype)
