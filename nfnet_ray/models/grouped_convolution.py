@@ -1,8 +1,8 @@
 """Grouped convolutions, some passes of which are computed as one dense convolution for each group.
 
-The mathematics is the same, and the additions have another order. A library of convolutions can be much slower with
-groups than without, above all backward and in channels_last: cuDNN did NFNets 2.4 times slower in it than contiguously
-(timm's tables for an RTX 3090; docs/performance.md). A slice costs a copy of its channels instead.
+The mathematics is the same, but numbers are added in another order. Convolutions with groups can be much slower than
+those without, above all backward and in channels_last, which made NFNets 2.4 times slower on an RTX 3090, and networks
+without such groups faster (timm's tables; docs/performance.md). A slice costs a copy of its channels instead.
 """
 
 from __future__ import annotations
