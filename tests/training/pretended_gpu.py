@@ -12,8 +12,9 @@ speed and rounding, nor of the order in which several streams work.
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -123,73 +124,91 @@ class _ToHost(torch.autograd.Function):
 class _OnGpu(TorchDispatchMode):
     """Makes the tensors for which the GPU is asked."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled within it; torch would look for its compiler's settings at each operator."""
+        return False
+
     def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _compute(func, args, kwargs or {})
 
 
+class _Operator:
+    """What matters of one, which torch would look up in its schema each time."""
+
+    def __init__(self, func: Any) -> None:
+        schema = func._schema
+        self.name: str = schema.name
+        self.returns_what_it_is_given = any(returned.alias_info for returned in schema.returns)
+        self.is_copy = self.name in _COPIES
+
+
+_operator = functools.cache(_Operator)
+
+
 def _compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    given = _tensors((*args, *kwargs.values()))
-    has_gpu = any(isinstance(tensor, GpuTensor) for tensor in given)
-    schema = func._schema
-    if has_gpu and schema.name not in _COPIES:
-        for tensor in given:
-            if not isinstance(tensor, GpuTensor) and tensor.ndim:
-                raise RuntimeError(f"{schema.name} was given tensors of cuda:0 and of the CPU")
-    if has_gpu and schema.name == _INDEXED_WRITE and not isinstance(args[2], GpuTensor):
+    operator, on_gpu, on_host = _operator(func), list[GpuTensor](), list[Tensor]()
+    held = [_held(value, on_gpu, on_host) for value in args]
+    options = {name: _held(value, on_gpu, on_host) for name, value in kwargs.items()}
+    has_gpu = bool(on_gpu)
+    if has_gpu and on_host and not operator.is_copy and any(tensor.ndim for tensor in on_host):
+        raise RuntimeError(f"{operator.name} was given tensors of cuda:0 and of the CPU")
+    if has_gpu and operator.name == _INDEXED_WRITE and not isinstance(args[2], GpuTensor):
         _PRESENT[-1].reads += 1
     wanted = kwargs.get("device")
-    held = {name: _mapped(GpuTensor, _held, value) for name, value in kwargs.items()}
     if wanted is not None:
-        held["device"] = torch.device("cpu")
-    if held.get("pin_memory"):
-        held["pin_memory"] = False
-    result = func(*_mapped(GpuTensor, _held, args), **held)
-    if schema.name == "aten::_local_scalar_dense":
+        options["device"] = torch.device("cpu")
+    if options.get("pin_memory"):
+        options["pin_memory"] = False
+    result = func(*held, **options)
+    if operator.name == "aten::_local_scalar_dense":
         _PRESENT[-1].reads += has_gpu
         return result
-    if schema.name == "aten::copy_" and not isinstance(args[0], GpuTensor):
+    if operator.name == "aten::copy_" and not isinstance(args[0], GpuTensor):
         _PRESENT[-1].reads += has_gpu
         return args[0]
     asked_for = wanted is not None and torch.device(wanted).type == "cuda"
-    if not (has_gpu or asked_for or _is_for_backward_on_gpu(given, has_gpu=has_gpu)):
+    if not (has_gpu or asked_for or _is_for_backward_on_gpu(bool(on_host))):
         return result
-    made = _mapped(Tensor, GpuTensor, result)
-    is_alias = has_gpu and any(returned.alias_info for returned in schema.returns)
-    return return_and_correct_aliasing(func, args, kwargs, made) if is_alias else made
+    if has_gpu and operator.returns_what_it_is_given:
+        if result is held[0]:  # written in place
+            return args[0]
+        return return_and_correct_aliasing(func, args, kwargs, _on_gpu(result))
+    return _on_gpu(result)
 
 
-def _tensors(values: Sequence[Any]) -> list[Tensor]:
-    """Those in the arguments of an operator, and in lists among them."""
-    found = [value for value in values if isinstance(value, Tensor)]
-    for value in values:
-        if isinstance(value, list | tuple):
-            found += [part for part in value if isinstance(part, Tensor)]
-    return found
-
-
-def _mapped(kind: type[Tensor], change: Callable[[Any], Tensor], value: Any) -> Any:
-    """An argument or a result with its tensors of this kind changed. torch's own tree_map takes most of the time."""
-    if isinstance(value, kind):
-        return change(value)
+def _held(value: Any, on_gpu: list[GpuTensor], on_host: list[Tensor]) -> Any:
+    """An argument as the CPU takes it. Its tensors are added to the two lists."""
+    if isinstance(value, GpuTensor):
+        on_gpu.append(value)
+        return value.held
+    if isinstance(value, Tensor):
+        on_host.append(value)
+        return value
     if isinstance(value, list | tuple):
-        return type(value)([_mapped(kind, change, part) for part in value])
+        return type(value)([_held(part, on_gpu, on_host) for part in value])
     return value
 
 
-def _is_for_backward_on_gpu(given: Sequence[Tensor], *, has_gpu: bool) -> bool:
-    """Whether an operator makes a tensor of no other one for a backward pass on the GPU, and not for one on the CPU."""
+def _on_gpu(result: Any) -> Any:
+    if isinstance(result, Tensor):
+        return GpuTensor(result)
+    if isinstance(result, list | tuple):
+        return type(result)([_on_gpu(part) for part in result])
+    return result
+
+
+def _is_for_backward_on_gpu(is_given_some: bool) -> bool:
+    """Whether an operator makes a tensor of no other one for a backward pass on the GPU, and not for one on the CPU.
+
+    It is asked of those that were given no tensor of the GPU.
+    """
     gpu, task = _PRESENT[-1], torch._C._current_graph_task_id()
     if task == -1:
         return False
-    if given:
-        gpu.backward_pass = (task, has_gpu)
-        return False
-    last, was_on_gpu = gpu.backward_pass
-    return last != task or was_on_gpu
-
-
-def _held(tensor: GpuTensor) -> Tensor:
-    return tensor.held
+    if is_given_some:
+        gpu.backward_on_host = task
+    return gpu.backward_on_host != task
 
 
 class Stream:
@@ -242,9 +261,13 @@ class Graph:
 @contextlib.contextmanager
 def _capturing(graph: Graph, **_: Any) -> Iterator[None]:
     """What is done meanwhile is done, too, where a GPU would not: the capture puts back what it changes."""
+    gpu = _PRESENT[-1]
+    reads = gpu.reads
     with graph.tape:
         yield
-    _PRESENT[-1].captures += 1
+    if gpu.reads > reads:
+        raise RuntimeError("operation not permitted when stream is capturing")
+    gpu.captures += 1
 
 
 class PretendedGpu:
@@ -254,14 +277,14 @@ class PretendedGpu:
         reads: how often the host has asked for what a tensor holds, or has brought the GPU a number in a way for which
             it waits as well; each time it would wait for a real GPU.
         captures, replays: of graphs.
-        backward_pass: the number of the last one, and whether its last operator was given tensors of the GPU.
+        backward_on_host: the number of the last backward pass of tensors of the host.
     """
 
     device = DEVICE
 
     def __init__(self) -> None:
         self.reads = self.captures = self.replays = 0
-        self.backward_pass = (-1, False)
+        self.backward_on_host = -1
 
 
 _PRESENT: list[PretendedGpu] = []

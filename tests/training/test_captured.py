@@ -414,9 +414,8 @@ def test_a_training_of_replayed_steps_is_the_same_training(
     """Through epochs, growing images, evaluations, a stop and a checkpoint."""
     recipe = quick.with_values(
         {
-            "data.image_size": 32,
-            "data.progressive.start_size": 16,
-            "data.progressive.step": 8,
+            "data.progressive.start_size": 8,
+            "data.progressive.step": 4,
             "optimizer.ema.decay": 0.9,
         }
     )
@@ -438,7 +437,7 @@ def test_a_training_of_replayed_steps_is_the_same_training(
     with caplog.at_level(logging.INFO):
         outcome = train(recipe, context)
 
-    # Of 16, 24 and 32 pixels: two until the stop, and two after it.
+    # Of 8, 12 and 16 pixels: two until the stop, and two after it.
     assert [len(recorder.tapes) for recorder in recorders] == [2, 2]
     for mine, other in ((outcome.model, expected.model), (outcome.average, expected.average)):
         assert mine is not None

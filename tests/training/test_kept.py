@@ -36,7 +36,7 @@ UNLIKE = ("clock", "meter", "position", "taken_at")
 CASES: dict[str, dict[str, Any]] = {
     **{name: {**values, "schedule.epochs": 1} for name, values in STEPS.items()},
     "only the classifier is trained": {"model.trained": "classifier", "schedule.epochs": 1},
-    "growing images": {"data.progressive.start_size": 16, "data.progressive.step": 16},
+    "growing images": {"data.progressive.start_size": 8, "data.progressive.step": 8},
 }
 
 

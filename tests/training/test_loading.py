@@ -55,13 +55,13 @@ def run(recipe: Recipe, **settings: Any) -> tuple[Outcome, list[dict[str, float]
 def test_growing_images_are_reported_and_a_resumed_run_ends_with_the_same_weights(
     quick: Recipe, tmp_path: Path
 ) -> None:
-    growing = quick.with_values({"data.progressive.start_size": 16, "data.progressive.step": 8})
+    growing = quick.with_values({"data.progressive.start_size": 8, "data.progressive.step": 4})
     whole, epochs = run(growing)
-    assert [metrics["image_size"] for metrics in epochs] == [16, 24, 32]
+    assert [metrics["image_size"] for metrics in epochs] == [8, 12, 16]
     with pytest.raises(KeyboardInterrupt):
         run(growing, checkpoints=tmp_path / "kept", stop_after=1)
     resumed, rest = run(growing, checkpoints=tmp_path / "kept")
-    assert [metrics["image_size"] for metrics in rest] == [16, 24, 32]  # the first is told again
+    assert [metrics["image_size"] for metrics in rest] == [8, 12, 16]  # the first is told again
     ours, theirs = resumed.model.state_dict(), whole.model.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert "image_size" not in run(quick.with_values({"schedule.epochs": 1}))[1][0]

@@ -72,8 +72,8 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "growing images": {
         "schedule.epochs": 2,
-        "data.progressive.start_size": 16,
-        "data.progressive.step": 16,
+        "data.progressive.start_size": 8,
+        "data.progressive.step": 8,
     },
     "LookSAM": {
         "optimizer.sam.rho": 0.05,
@@ -110,6 +110,7 @@ def test_the_form_of_a_step_is_tried_on_the_gpu(
     short: Recipe, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(run, "TrainStep", functools.partial(TrainStep, rates_on_device=True))
+    monkeypatch.setattr(probe, "SECONDS_OF_STEPS", 0.0)  # the fewest steps of each form
     on_cpu, on_gpu = Watched(CPU), Watched(DEVICE)
     short = short.with_values({"model.overrides.group_width": [4, 4, 8, 8]})
     train(short, on_cpu)
