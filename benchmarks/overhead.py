@@ -6,8 +6,8 @@ Four ways to train the same Recipe on the same data, one after the other in each
   at hand: no clock, no sums, no progress, no checkpoints;
 * ``loop``: ``nfnet_ray.training.train`` without checkpoints;
 * ``saving``: the same, with a checkpoint at the end of each epoch;
-* ``ray``: the same by ``python studies/train.py``, a worker group of one, with its journal and MLflow; left out where
-  Ray is not installed.
+* ``ray``: the same by ``python studies/train.py``, a ``TorchTrainer`` of one worker, with its journal and MLflow; left
+  out where Ray is not installed.
 
 ``loop / bare`` is what clock, progress and sums cost a step; ``ray / saving`` what Ray Train costs it;
 ``checkpoint_share`` what training waits for a checkpoint, as a share of an epoch. Ratios are of seconds for

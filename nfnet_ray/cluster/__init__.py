@@ -21,7 +21,6 @@ A trial process is an actor that Tune starts for a trial of one worker.
 The controller is an actor that Ray Train starts for each slot. It starts the workers, and restarts them.
 
 - ``group_events.py`` tells the driver of workers that were lost, and asks them for a checkpoint before a resize.
-- ``connection/process_group.py`` has the workers of a group join each other.
 
 The workers are processes that train, one for each share of the batch. Of a trial with one worker, the trial process
 is the worker.

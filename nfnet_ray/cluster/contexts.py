@@ -190,7 +190,7 @@ class TuneContext(_WorkerContext):
 
 
 class GroupContext(_WorkerContext):
-    """The Context of a worker of a group. It stops when somebody asks, and when its machine is taken back."""
+    """The Context of a worker of a TorchTrainer. It stops when somebody asks, and when its machine is taken back."""
 
     def __init__(self, config: WorkerConfig) -> None:
         import ray.train

@@ -1,6 +1,6 @@
-"""A slot: the trainer of a worker group, which stays up and is given one leg after another.
+"""A slot: the TorchTrainer of a worker group, which stays up and is given one leg after another.
 
-Ray Train starts the workers, and starts them again when one is lost, when a machine is taken back, and, with
+``TorchTrainer`` starts the workers, and starts them again when one is lost, when a machine is taken back, and, with
 ``min_workers``, when machines come and go. Each time they resume their leg from its last checkpoint.
 """
 
@@ -22,7 +22,7 @@ from nfnet_ray.cluster.messages import CLOSE, FAILED_STARTS, LEG, READY, SlotCon
 from nfnet_ray.cluster.worker import work_in_slot
 
 if TYPE_CHECKING:
-    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+    from ray.train.torch import TorchTrainer
 
 MOST_FAILED_STARTS = 10
 """In a row. A machine that is taken back while workers start costs one of them, and the next start finds another one;
@@ -42,12 +42,11 @@ _ELASTIC_SETTINGS = {ray_internals.TRAIN_GROUP_START_TIMEOUT: "20"}
 _COLLECTIVE_PER_HANG = 4
 
 
-def group_trainer(slot: SlotConfig) -> DataParallelTrainer:
-    """The trainer of a slot. It starts workers that die without end: they give up a leg, and Slot gives up."""
+def torch_trainer(slot: SlotConfig) -> TorchTrainer:
+    """The TorchTrainer of a slot. It starts workers that die without end: they give up a leg, and Slot gives up."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+    from ray.train.torch import TorchConfig, TorchTrainer
 
-    from nfnet_ray.cluster.connection.process_group import ProcessGroup
     from nfnet_ray.cluster.group_events import GroupEvents
     from nfnet_ray.training.watchdog import SECONDS_OF_SILENCE
 
@@ -68,12 +67,12 @@ def group_trainer(slot: SlotConfig) -> DataParallelTrainer:
     # NCCL refuses two workers on one GPU ("Duplicate GPU detected", ray#48012); gloo copies through the host's memory.
     # A single worker exchanges nothing, and torch 2.15 would start NCCL for it, which looks for networks and takes
     # memory of the GPU; earlier versions start it at the first exchange.
-    backend = "nccl" if resources.gpus >= 1 and resources.workers > 1 else "gloo"
+    backend = "gloo" if 0 < resources.gpus < 1 or resources.workers == 1 else None
     timeout_seconds = math.ceil(_COLLECTIVE_PER_HANG * max(slot["hang_seconds"] or 0, SECONDS_OF_SILENCE))
-    trainer = DataParallelTrainer(
+    trainer = TorchTrainer(
         work_in_slot,
         train_loop_config=dict(slot),
-        backend_config=ProcessGroup(backend, timeout_seconds),
+        torch_config=TorchConfig(backend=backend, timeout_s=timeout_seconds),
         scaling_config=ScalingConfig(**scaling),
         run_config=RunConfig(
             name="train",
@@ -216,7 +215,7 @@ def none_outlives_ray(slots: Sequence[Slot]) -> Iterator[None]:
 
 
 class _Fit:
-    """``fit`` of the trainer in a thread; there it does not take over the handling of Ctrl-C."""
+    """``TorchTrainer.fit`` in a thread; there it does not take over the handling of Ctrl-C."""
 
     def __init__(self, slot: SlotConfig) -> None:
         self.error = ""
@@ -227,7 +226,7 @@ class _Fit:
 
     def _run(self) -> None:
         try:
-            group_trainer(self._slot).fit()
+            torch_trainer(self._slot).fit()
             self.error = "without an error"
         except Exception as error:
             if not self.is_abandoned:

@@ -151,7 +151,7 @@ def _refusal(error: UserError) -> FinalReport:
 
 
 def work_in_slot(plain: dict[str, Any]) -> None:
-    """What each worker of a group runs: one leg after another, until the slot is closed.
+    """What each worker of a TorchTrainer runs: one leg after another, until the slot is closed.
 
     When it raises, Ray Train starts all workers again, which resume the leg unless that was over.
     """

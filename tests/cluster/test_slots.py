@@ -231,7 +231,7 @@ def test_what_no_trial_can_survive_stops_the_study(run: Any, broken: str) -> Non
 
 
 class FakeFit:
-    """A ``fit`` of a trainer that ends when a test says so."""
+    """A ``TorchTrainer.fit`` that ends when a test says so."""
 
     error = "it was killed"
     over = False
@@ -258,7 +258,7 @@ def test_no_controller_outlives_the_session(
             assert killed.wait(60)
             raise RuntimeError("the actor died")
 
-    monkeypatch.setattr(trainer, "group_trainer", lambda _slot: Trainer())
+    monkeypatch.setattr(trainer, "torch_trainer", lambda _slot: Trainer())
     monkeypatch.setattr(trainer.ray_internals, "end_controllers", lambda _job: killed.set())
     monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(get_job_id=lambda: "01"))
     slots = [Slot(slot_config(1, tmp_path / name, WorkerResources(2, 1, 0.0))) for name in ("a", "b")]
@@ -377,7 +377,7 @@ def test_workers_that_never_start_are_given_up(slot: Slot) -> None:
 def test_workers_that_share_a_gpu_or_exchange_nothing_do_not_use_nccl(
     tmp_path: Path, workers: int, gpus: float, backend: str
 ) -> None:
-    slot = trainer.group_trainer(slot_config(1, tmp_path, WorkerResources(workers, 1, gpus)))
+    slot = trainer.torch_trainer(slot_config(1, tmp_path, WorkerResources(workers, 1, gpus)))
     assert slot.backend_config.backend == backend
 
 
@@ -386,6 +386,6 @@ def test_an_exchange_may_take_longer_than_the_watchdogs_wait(
     tmp_path: Path, hang_seconds: float | None
 ) -> None:
     """Its error would end a run that compiles, and says less than their stacks."""
-    slot = trainer.group_trainer(slot_config(1, tmp_path, WorkerResources(2, 1, 0.0), hang_seconds))
+    slot = trainer.torch_trainer(slot_config(1, tmp_path, WorkerResources(2, 1, 0.0), hang_seconds))
     patience = (hang_seconds or SECONDS_OF_SILENCE) * max(SLOW_PHASES.values())
-    assert slot.backend_config.timeout_seconds > patience + SECONDS_TO_STAY
+    assert slot.backend_config.timeout_s > patience + SECONDS_TO_STAY

@@ -15,7 +15,6 @@ import json
 import os
 import pickle
 import re
-import subprocess
 import sys
 import threading
 import tomllib
@@ -220,9 +219,9 @@ def test_what_the_callbacks_are_handed_has_what_they_read() -> None:
 
 
 def test_a_trainer_starts_no_helpers() -> None:
-    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+    from ray.train.torch import TorchTrainer
 
-    trainer: Any = DataParallelTrainer(lambda: None)
+    trainer: Any = TorchTrainer(lambda: None)
     usual = [type(callback).__name__ for callback in trainer._create_default_callbacks()]
     ray_internals.start_without_helpers(trainer)
     left = [type(callback).__name__ for callback in trainer._create_default_callbacks()]
@@ -242,7 +241,7 @@ def test_a_group_of_one_size_asks_no_autoscaler_that_a_local_ray_does_not_have(
     monkeypatch: pytest.MonkeyPatch, processes: list[int], workers: Any, asks: bool
 ) -> None:
     from ray.train import ScalingConfig
-    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+    from ray.train.torch import TorchTrainer
 
     client = importlib.import_module(
         "ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_client"
@@ -253,7 +252,7 @@ def test_a_group_of_one_size_asks_no_autoscaler_that_a_local_ray_does_not_have(
     monkeypatch.setattr(ray, "get", lambda *_, **__: None)
     monkeypatch.setattr(ray, "put", lambda value: value)
     monkeypatch.setattr(ray_internals, "started_processes", lambda: processes)
-    trainer: Any = DataParallelTrainer(lambda: None, scaling_config=ScalingConfig(num_workers=workers))
+    trainer: Any = TorchTrainer(lambda: None, scaling_config=ScalingConfig(num_workers=workers))
     handed: list[Any] = []
 
     def run_controller(scaling_policy: Any, **_: Any) -> Any:
@@ -272,105 +271,6 @@ def test_a_group_of_one_size_asks_no_autoscaler_that_a_local_ray_does_not_have(
         policy.make_decision_for_running_worker_group(None, None)
         asyncio.run(policy.before_controller_shutdown())
         assert asked == []
-
-
-class WorkersHere:
-    """In the place of a group of workers: what they are told to do is done by this process, for each of them."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-
-    def __len__(self) -> int:
-        return self.size
-
-    def execute_single_async(self, _rank: int, function: Any, *arguments: Any, **named: Any) -> Any:
-        return function(*arguments, **named)
-
-    execute_single = execute_single_async
-
-    def execute(self, function: Any, *arguments: Any, **named: Any) -> list[Any]:
-        return [function(*arguments, **named) for _ in range(self.size)]
-
-    execute_async = execute
-
-    def get_resources_per_worker(self) -> dict[str, float]:
-        return {}
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_workers_join_each_other_as_those_of_a_torch_trainer(
-    monkeypatch: pytest.MonkeyPatch, workers: int
-) -> None:
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    from nfnet_ray.cluster.connection.process_group import ProcessGroup
-
-    config = importlib.import_module("ray.train.torch.config")
-    utils = importlib.import_module("ray.train._internal.utils")
-    done: list[Any] = []
-
-    def noted(name: str, parameters: list[str]) -> Any:
-        signature = inspect.signature(getattr(config, name))
-        assert list(signature.parameters) == parameters
-
-        def note(*arguments: Any, **named: Any) -> None:
-            where = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
-            done.append((name, signature.bind(*arguments, **named).arguments, where))
-
-        return note
-
-    joining = ["backend", "world_rank", "world_size", "init_method", "timeout_s"]
-    for name, parameters in {
-        "_set_torch_distributed_env_vars": [],
-        "_setup_torch_process_group": joining,
-        "_shutdown_torch": ["destroy_process_group"],
-    }.items():
-        monkeypatch.setattr(config, name, noted(name, parameters))
-    for module in (config, utils):
-        monkeypatch.setattr(module, "get_address_and_port", lambda: ("10.0.0.1", 1234))
-    monkeypatch.setattr(ray, "get", lambda given, **_: given)
-
-    def told(settings: Any) -> list[Any]:
-        for name in ("MASTER_ADDR", "MASTER_PORT"):
-            monkeypatch.setenv(name, "of nobody")
-        done.clear()
-        backend = settings.backend_cls()
-        backend.on_start(WorkersHere(workers), settings)
-        backend.on_training_start(WorkersHere(workers), settings)
-        backend.on_shutdown(WorkersHere(workers), settings)
-        return sorted(done, key=repr)
-
-    own, rays = ProcessGroup("gloo", 7), TorchConfig(backend="gloo", timeout_s=7)
-    assert told(own) == told(rays)
-    assert len(done) == 3 * workers
-    shared = "share_cuda_visible_devices"
-    assert getattr(own.backend_cls, shared) is getattr(rays.backend_cls, shared) is True
-    assert own.framework == rays.framework
-    assert isinstance(own.train_func_context(), rays.train_func_context)
-    # What else TorchTrainer has of its own: a backend for whoever names none, and a way without Ray's processes.
-    own_methods = {name for name, value in vars(TorchTrainer).items() if inspect.isfunction(value)}
-    assert own_methods == {"__init__", "_get_local_controller"}
-
-
-def test_a_driver_and_a_controller_do_not_import_torch() -> None:
-    """That takes 1.5 s of a core, and 150 MB, in processes that compute nothing."""
-    script = """
-import pickle, sys
-from pathlib import Path
-from ray.train.v2._internal.execution.controller import TrainController
-from studies import train
-from nfnet_ray.cluster.connection.resources import WorkerResources
-from nfnet_ray.cluster.messages import slot_config
-from nfnet_ray.cluster.trainer import group_trainer
-
-trainer = group_trainer(slot_config(1, Path(), WorkerResources(2, 1, 0.0), None))
-pickle.loads(pickle.dumps(trainer._create_default_callbacks()))
-print("torch" in sys.modules)
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=False
-    )
-    assert (done.stdout, done.returncode) == ("False\n", 0), done.stderr
 
 
 def test_a_group_starts_no_actor_for_barriers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,6 @@ Ray is imported in the functions: some of these facts are needed before, or in p
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,12 +19,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import subprocess
 
+    from ray.train.torch import TorchTrainer
+
     # Classes to derive from, for :mod:`nfnet_ray.cluster.group_events`. Public callbacks of Ray Train are called for
     # reports and exceptions only, and not when workers are lost or a group is about to be resized. They are Ray's
     # developer API, and ``RunConfig(callbacks=...)`` takes them.
     from ray.train.v2._internal.execution.callback import ControllerCallback as ControllerCallback
     from ray.train.v2._internal.execution.callback import WorkerGroupCallback as WorkerGroupCallback
-    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
     from ray.tune.experiment import Trial
 
 VERSION = "2.60.0"
@@ -93,7 +93,7 @@ def __getattr__(name: str) -> Any:
     return getattr(callback, name)
 
 
-def start_without_helpers(trainer: DataParallelTrainer) -> None:
+def start_without_helpers(trainer: TorchTrainer) -> None:
     """Has a trainer start no actors whose work is not needed here: each takes 2 to 4 s of a core to start.
 
     One serves datasets of Ray Data, through which nothing is read; Ray Train starts it with every group of workers.
@@ -158,43 +158,6 @@ def start_no_barrier() -> None:
 
 def _no_barrier(**_: Any) -> _NoBarrier:
     return _NoBarrier()
-
-
-def address_and_port() -> tuple[str, int]:
-    """In a worker: the address of its machine, and a port that is free there (train/_internal/utils.py)."""
-    from ray.train._internal.utils import get_address_and_port
-
-    address, port = get_address_and_port()
-    return address, port
-
-
-def join_process_group(
-    rank: int, address: str, port: int, workers: int, backend: str, timeout_seconds: int
-) -> None:
-    """In a worker: joins the others, of whom the first one listens at the address.
-
-    What ``TorchConfig`` has each worker do. It cannot be had without importing torch in the controller too
-    (train/torch/config.py).
-    """
-    from ray.train.torch import config
-
-    os.environ |= {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
-    config._set_torch_distributed_env_vars()
-    config._setup_torch_process_group(backend, rank, workers, "env://", timeout_seconds)
-
-
-def leave_process_group(has_others: bool) -> None:
-    """In a worker: the end of that."""
-    from ray.train.torch import config
-
-    config._shutdown_torch(has_others)
-
-
-def torch_framework() -> Any:
-    """How Ray's own records of trainings call torch (train/v2/_internal/util.py)."""
-    from ray.train.v2._internal.util import TrainingFramework
-
-    return TrainingFramework.TORCH
 
 
 def is_death(error: Exception) -> bool:
@@ -319,7 +282,7 @@ def _placement_groups(job_id: str) -> Iterator[Any]:
 
 
 def end_controllers(job_id: str) -> None:
-    """Kills the controllers of a job's trainers; their workers end with them.
+    """Kills the controllers of a job's TorchTrainers; their workers end with them.
 
     There is no public way: ``fit`` keeps the handle of its controller to itself, and gives it no name
     (train/v2/api/data_parallel_trainer.py).
