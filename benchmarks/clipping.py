@@ -1,9 +1,9 @@
-"""AGC stacked by shape, compared with AGC tensor by tensor: ``python -m benchmarks.clipping [--threads N]``.
+"""AGC over stacks, compared with AGC tensor by tensor: ``python -m benchmarks.clipping [--threads N]``.
 
 The gradients of a network's first step, on two random images, are clipped over and over in three ways that take turns,
 and the medians are compared; all give the same gradients. The third way is the first one with a clip factor that is a
-tensor: then the host looks at no norm, and every gradient is written, as on a GPU. Appends a row for each network to
-``results/clipping.csv``.
+tensor: then the host looks at no norm, and every gradient is written, as on a GPU. On a CPU the time is the process's
+own, so that neighbours on a shared machine count less. Appends a row for each network to ``results/clipping.csv``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.record import Row, append_rows, circumstances, seconds
+from benchmarks.clipping_counts import seconds
+from benchmarks.record import Row, append_rows, circumstances
 from nfnet_ray.command_line.arguments import positive
 from nfnet_ray.command_line.one_line_parser import OneLineParser
 from nfnet_ray.models import create_model

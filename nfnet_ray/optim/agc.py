@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from itertools import accumulate, pairwise
 from typing import NamedTuple, cast
 
@@ -70,18 +70,15 @@ class UnitNorms(NamedTuple):
 
 
 class _Group(NamedTuple):
-    """Parameters that are stacked."""
+    """Parameters whose units have equally many values, so that all of these units fit into one stack."""
 
     tensors: list[Tensor]
     views: list[Tensor]
     """The same, as :func:`as_units`."""
+    strides: list[tuple[int, ...] | None]
+    """Of each parameter; None if its layout has no such view, so that the units are a copy."""
     order: list[tuple[int, int]]
     """The place among all parameters and the number of units of each."""
-
-    @property
-    def unit_shape(self) -> torch.Size:
-        """(units, values of one unit) of each."""
-        return self.views[0].shape
 
 
 class Units:
@@ -89,7 +86,8 @@ class Units:
 
     It can be given to the functions of this module in place of the parameters. To find out takes longer than all else
     that they do for a small network (``benchmarks/clipping.py``). It is found out again when a parameter has another
-    place in memory, or others than before have a gradient.
+    place in memory, or others than before have a gradient; and in every step if the units of a parameter are a copy,
+    which the next step finds out of date.
     """
 
     def __init__(self, parameters: Iterable[Tensor] | Tensor) -> None:
@@ -99,6 +97,7 @@ class Units:
         self._groups: list[_Group] = []
         self.order: tuple[tuple[int, int], ...] = ()
         """That of :attr:`UnitNorms.tensors`."""
+        self._last_units = torch.zeros(0, dtype=torch.int64)
 
     def __iter__(self) -> Iterator[Tensor]:
         return iter(self._parameters)
@@ -115,21 +114,32 @@ class Units:
         """Those that have a gradient, in stacks."""
         here = [None if parameter.grad is None else parameter.data_ptr() for parameter in self._parameters]
         if here != self._known_for:
-            self._known_for, self._groups = here, self._found()
+            self._groups = self._found()
+            are_views = all(strides is not None for group in self._groups for strides in group.strides)
+            self._known_for = here if are_views else []
             self.order = tuple(one for group in self._groups for one in group.order)
+            ends = accumulate(units for _, units in self.order)
+            self._last_units = torch.tensor([end - 1 for end in ends], dtype=torch.int64)
         return self._groups
 
     def _found(self) -> list[_Group]:
-        groups: defaultdict[Hashable, _Group] = defaultdict(lambda: _Group([], [], []))
+        groups: defaultdict[Hashable, _Group] = defaultdict(lambda: _Group([], [], [], []))
         for place, parameter in enumerate(self._parameters):
             if parameter.grad is not None and parameter.numel():
                 alone = place if parameter.numel() > LARGEST_STACKED_VALUES else None
                 view = as_units(parameter.detach())
-                group = groups[parameter.shape, parameter.dtype, alone]
+                group = groups[view.shape[1], parameter.dtype, alone]
                 group.tensors.append(parameter)
                 group.views.append(view)
+                is_view = view.data_ptr() == parameter.data_ptr()
+                group.strides.append(parameter.stride() if is_view else None)
                 group.order.append((place, view.shape[0]))
         return list(groups.values())
+
+    def counts(self, is_clipped: Tensor) -> list[int]:
+        """How many units of each tensor are clipped, in the order of :attr:`order`; on a CPU."""
+        up_to = is_clipped.cumsum(0)[self._last_units].tolist()
+        return [after - before for before, after in pairwise([0, *up_to])]
 
 
 @torch.no_grad()
@@ -150,11 +160,11 @@ def clip_gradients_adaptively(
     and the last micro-batch) and before weight decay is added. Leave the classifier's weight out of
     ``parameters``.
 
-    Small tensors, most of a network's 233 (NFNet-F0), are stacked by shape and share their kernels; large
-    ones, where a kernel is worth its launch and a copy is not, are normed and scaled where they are. What
-    lies between the norms and the scaling is done once for the units of all tensors
-    (``benchmarks/clipping.py``). On a CPU, where the host can look at the norms without waiting, a tensor of
-    which no unit is clipped is not written.
+    The units of small tensors, most of a network's 233 (NFNet-F0), are stacked by their number of values, gradients
+    and parameters in one stack, and share their kernels; large tensors, where a kernel is worth its launch and a copy
+    is not, are normed and scaled where they are. What lies between the norms and the scaling is done once for the
+    units of all tensors (``benchmarks/clipping.py``). On a CPU, where the host can look at the norms without waiting,
+    a tensor of which no unit is clipped is not written.
 
     Args:
         parameters: leaf tensors of any float dtype on one device, or one of them; those without ``.grad`` are left
@@ -184,32 +194,21 @@ def clip_gradients_adaptively(
     if not groups:
         return torch.zeros((), device=units.device)
 
-    gradients = [_gradients(group) for group in groups]
-    stacks = [_stacked(of_group, group.unit_shape) for of_group, group in zip(gradients, groups, strict=True)]
-    gradient_norms = [_norms(stack) for stack in stacks]
-
+    may_look = groups[0].tensors[0].device.type == "cpu" and not isinstance(clip_factor, Tensor)
+    stacks = [_stacked(group, keep=not may_look) for group in groups]
     # All units of the network in one vector: a few kernels, however many tensors there are.
-    gradient_norm = _all_units(gradient_norms)
-    parameter_norm = _parameter_norm(groups, eps)
+    gradient_norm, parameter_norm = _all_norms(stacks, eps)
     largest_norm = parameter_norm * clip_factor
     too_large = gradient_norm > largest_norm
     if observe is not None:
         observe(UnitNorms(gradient_norm, parameter_norm, too_large, units.order))
     scale = torch.where(too_large, largest_norm / gradient_norm.clamp_(min=SMALLEST_GRADIENT_NORM), 1.0)
 
-    sizes = [norms.numel() for norms in gradient_norms]
-    may_look = too_large.device.type == "cpu" and not isinstance(clip_factor, Tensor)
-    counts = _counts(too_large, sizes) if may_look else [None] * len(sizes)
-    for of_group, stack, own, count in zip(gradients, stacks, scale.split(sizes), counts, strict=True):
-        if count == 0:
-            continue
-        if len(of_group) == 1 and count is not None and count <= LARGEST_SHARE_OF_ROWS * len(own):
-            rows = own.ne(1.0).nonzero().flatten()
-            stack[0, rows] *= own[rows, None]
-            continue
-        stack.mul_(own.view(*stack.shape[:-1], 1))
-        if len(of_group) > 1:  # a stack of one is a view of its gradient
-            torch._foreach_copy_(of_group, stack.view(len(of_group), *of_group[0].shape).unbind())
+    if may_look:
+        gradients = [gradient for stack in stacks for gradient in stack.gradients]
+        _scale_clipped(gradients, scale, units.counts(too_large))
+    else:
+        _scale_all(stacks, scale)
     return too_large.float().mean()
 
 
@@ -217,48 +216,85 @@ def clip_gradients_adaptively(
 def unit_norms(parameters: Iterable[Tensor] | Tensor, eps: float | Tensor = 1e-3) -> UnitNorms | None:
     """The norms that :func:`clip_gradients_adaptively` compares; None if no parameter has a gradient."""
     units = _units(parameters)
-    groups = units.groups()
-    if not groups:
+    stacks = [_stacked(group, keep=False) for group in units.groups()]
+    if not stacks:
         return None
-    gradient_norm = _all_units([_norms(_stacked(_gradients(group), group.unit_shape)) for group in groups])
-    return UnitNorms(gradient_norm, _parameter_norm(groups, eps), None, units.order)
+    return UnitNorms(*_all_norms(stacks, eps), is_clipped=None, tensors=units.order)
 
 
-def _parameter_norm(groups: list[_Group], eps: float | Tensor) -> Tensor:
-    return _all_units([_norms(_stacked(group.views, group.unit_shape)) for group in groups]).clamp_(min=eps)
+class _Stack(NamedTuple):
+    """The gradients of a group."""
+
+    gradients: list[Tensor]
+    """As :func:`as_units`, and written through."""
+    kept: Tensor | None
+    """(units, values): all of them one after the other; if there is only one, it is the gradient itself."""
+    gradient_norm: Tensor
+    """(units,)"""
+    parameter_norm: Tensor
+    """(units,)"""
 
 
-def _counts(is_clipped: Tensor, sizes: Sequence[int]) -> list[int]:
-    """How many units of each group are clipped."""
-    ends = torch.tensor([size - 1 for size in accumulate(sizes)])
-    return [after - before for before, after in pairwise([0, *is_clipped.cumsum(0)[ends].tolist()])]
+def _stacked(group: _Group, keep: bool) -> _Stack:
+    """Without ``keep`` the next stack may use the memory of this one, while it is in a CPU's cache."""
+    gradients = _gradients(group)
+    if len(gradients) == 1:
+        return _Stack(gradients, gradients[0], _norms(gradients[0]), _norms(group.views[0]))
+    both = torch.cat([*gradients, *group.views])
+    units = len(both) // 2
+    return _Stack(gradients, both[:units] if keep else None, *_norms(both).split(units))
 
 
-def _all_units(norms: list[Tensor]) -> Tensor:
-    return torch.cat([of_group.flatten() for of_group in norms])
+def _all_norms(stacks: list[_Stack], eps: float | Tensor) -> tuple[Tensor, Tensor]:
+    """Of gradients and parameters, one stack's units after the other's."""
+    parameter_norm = torch.cat([stack.parameter_norm for stack in stacks])
+    return torch.cat([stack.gradient_norm for stack in stacks]), parameter_norm.clamp_(min=eps)
+
+
+def _norms(stack: Tensor) -> Tensor:
+    """(units, values) to (units,)."""
+    return torch.linalg.vector_norm(stack, dim=1)
+
+
+def _scale_clipped(gradients: list[Tensor], scale: Tensor, counts: list[int]) -> None:
+    """Scales the gradients that have a clipped unit; ``counts`` says how many each has."""
+    start = 0
+    for gradient, count in zip(gradients, counts, strict=True):
+        end = start + len(gradient)
+        if count:
+            own = scale[start:end]
+            if gradient.numel() > LARGEST_STACKED_VALUES and count <= LARGEST_SHARE_OF_ROWS * len(own):
+                rows = own.ne(1.0).nonzero().flatten()
+                gradient[rows] *= own[rows, None]
+            else:
+                gradient.mul_(own[:, None])
+        start = end
+
+
+def _scale_all(stacks: list[_Stack], scale: Tensor) -> None:
+    """Scales all gradients without a look at the numbers, which a GPU may not have yet."""
+    of_stacks = scale.split([len(stack.gradient_norm) for stack in stacks])
+    for (gradients, stack, *_), own in zip(stacks, of_stacks, strict=True):
+        assert stack is not None
+        stack.mul_(own[:, None])
+        if len(gradients) > 1:
+            torch._foreach_copy_(gradients, stack.split([len(gradient) for gradient in gradients]))
 
 
 def _units(parameters: Iterable[Tensor] | Tensor) -> Units:
     return parameters if isinstance(parameters, Units) else Units(parameters)
 
 
-def _stacked(tensors: list[Tensor], unit_shape: torch.Size) -> Tensor:
-    """(tensors, units, values), a view if there is one tensor."""
-    stack = tensors[0] if len(tensors) == 1 else torch.stack(tensors)
-    return stack.view(len(tensors), *unit_shape)
-
-
-def _norms(stack: Tensor) -> Tensor:
-    """(tensors, units, values) to (tensors, units)."""
-    return torch.linalg.vector_norm(stack, dim=-1)
-
-
 def _gradients(group: _Group) -> list[Tensor]:
-    """The gradients of a group, as they are or as :func:`as_units`: in a layout that can be viewed as units."""
-    gradients = [cast(Tensor, parameter.grad) for parameter in group.tensors]
-    if gradients[0].ndim != 3 and all(gradient.is_contiguous() for gradient in gradients):
-        return gradients
-    return [as_units(_dense_gradient(parameter)) for parameter in group.tensors]
+    """The gradients of a group as :func:`as_units`, in a layout of which that is a view."""
+    gradients = []
+    for parameter, view, strides in zip(group.tensors, group.views, group.strides, strict=True):
+        gradient = cast(Tensor, parameter.grad)
+        if gradient.stride() == strides:  # as torch makes it: the parameter's view is its own, too
+            gradients.append(gradient.as_strided(view.shape, view.stride()))
+        else:
+            gradients.append(as_units(_dense_gradient(parameter)))
+    return gradients
 
 
 def _dense_gradient(parameter: Tensor) -> Tensor:

@@ -144,3 +144,30 @@ def test_however_few_units_are_too_large_they_alone_are_written(
         for parameter, version in zip(parameters, versions, strict=True)
     ]
     assert written == [too_large > 0] * 4 + [True]
+
+
+def test_a_parameter_whose_units_are_no_view_is_normed_anew_in_every_step() -> None:
+    """Of (O, I, H, W) with I outermost in memory the units are a copy, which knows nothing of the next step."""
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.randn(3, 4, 2, 2).transpose(0, 1))
+    units = Units([weight])
+    for seed in range(2):
+        fill_gradients([weight], seed)
+        assert weight.grad is not None
+        expected = weight.grad.clone()
+        for gradient, parameter in zip(expected, weight.detach(), strict=True):
+            largest = CLIP_FACTOR * max(parameter.norm().item(), EPS)
+            gradient *= min(1.0, largest / gradient.norm().item())
+        clip_gradients_adaptively(units, CLIP_FACTOR, EPS)
+        torch.testing.assert_close(weight.grad, expected)
+        with torch.no_grad():
+            weight.mul_(3.0)
+
+
+def test_units_with_equally_many_values_share_a_stack_whatever_their_tensors_shapes() -> None:
+    shapes = [(5, 12), (12,), (3, 3, 2, 2), (3, 4, 1, 3), (12,), (2, 13), ()]
+    parameters = [nn.Parameter(torch.randn(shape)) for shape in shapes]
+    fill_gradients(parameters, 0)
+    units = Units(parameters)
+    assert [[place for place, _ in group.order] for group in units.groups()] == [[0, 1, 2, 3, 4], [5], [6]]
+    assert_clips_as_expected(units, parameters)
