@@ -69,7 +69,8 @@ def clean_studies(
         UserError: there is no such storage, a study that was named cannot be cleaned, or a file cannot be removed.
     """
     if directories is None:
-        folders = [folder for folder in read_storage(storage) if folder.condition != "no study"]
+        # An export has no checkpoints.
+        folders = [one for one in read_storage(storage) if one.condition != "no study" and not one.is_export]
     else:
         folders = [read_folder(directory) for directory in directories]
     storages = dict.fromkeys([storage, *(folder.directory.parent for folder in folders)])

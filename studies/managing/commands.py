@@ -14,6 +14,7 @@ from nfnet_ray.command_line.one_line_parser import OneLineParser
 from nfnet_ray.command_line.terminal import new_console
 from nfnet_ray.places import HOME_VARIABLE
 from nfnet_ray.study.annotations import note_text, tag_pair
+from nfnet_ray.tracking.journal import JOURNAL_FILE
 from studies.managing.folders import find_directory, find_studies, storage_at
 from studies.running.request import DEFAULT_STORAGE
 
@@ -201,11 +202,15 @@ def _replay(options: argparse.Namespace, console: Console) -> None:
 
 
 def _find_also_exported(options: argparse.Namespace, name: str) -> Path:
-    """The directory of a study, which may be one that ``export`` wrote."""
+    """The directory of a study, which may be one that ``export`` wrote, in the storage or anywhere else."""
     from nfnet_ray.analysis.files.exported import is_exported
 
-    exported = Path(name)
-    return exported if is_exported(exported) else find_directory(storage_at(options.storage), name)
+    storage, exported = storage_at(options.storage), Path(name)
+    if is_exported(exported):
+        return exported
+    in_storage = storage / name
+    is_study = (in_storage / JOURNAL_FILE).exists()
+    return in_storage if is_exported(in_storage) and not is_study else find_directory(storage, name)
 
 
 def _export(options: argparse.Namespace, console: Console) -> None:

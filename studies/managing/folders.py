@@ -143,7 +143,7 @@ def read_folder(directory: Path, *, is_ours: bool = False, is_brief: bool = Fals
 
 
 def read_storage(storage: Path) -> list[StudyFolder]:
-    """All folders of a storage, newest first; trials have their last epochs.
+    """All folders of a storage, exports too, newest first; trials have their last epochs.
 
     Raises UserError if there is no such storage.
     """
@@ -159,8 +159,20 @@ def read_storage(storage: Path) -> list[StudyFolder]:
         ) from None
     except OSError as error:
         raise UserError(f"--storage: {display_path(storage)} cannot be read ({in_words(error)})") from None
-    folders = [read_folder(storage / name, is_brief=True) for name in names]
+    folders = [_read_in_storage(storage / name) for name in names]
     return sorted(folders, key=lambda folder: (-folder.began, folder.name))
+
+
+def _read_in_storage(directory: Path) -> StudyFolder:
+    """A study or an export. Never raises because of what is in the folder."""
+    folder = read_folder(directory, is_brief=True)
+    if folder.condition != "no study" or not is_exported(directory):
+        return folder
+    try:
+        return read_folder_or_export(directory)
+    except UserError as error:
+        problem = str(error).replace(f"{directory} is", "it is").removeprefix(f"{directory}: ")
+        return StudyFolder(directory, "damaged", problem=problem, is_export=True)
 
 
 def find_directory(storage: Path, text: str) -> Path:

@@ -62,6 +62,10 @@ def list_studies(storage: Path, tags: Mapping[str, str], console: Console, *, as
         f"{count(len(studies), 'study')}{others} in {display_path(storage)}: "
         f"{hours_text(hours)} hours of running time, {size}.",
     )
+    exports = sum(document["is_export"] for document in documents)
+    if exports:
+        which = "It is an export" if exports == 1 else f"{exports} of them are exports"
+        say(console, f"{which}: to read, not to resume.")
 
 
 def _has_tags(folder: StudyFolder, tags: Mapping[str, str]) -> bool:

@@ -39,6 +39,7 @@ def summary_document(folder: StudyFolder) -> dict[str, Any]:
         "directory": str(folder.directory),
         "state": folder.condition,
         "problem": problem or None,
+        "is_export": folder.is_export,
         "question": folder.started["study"]["question"] if folder.started else None,
         "started": folder.started["time"] if folder.started else None,
         "last_event": state.last_event_time if state else None,

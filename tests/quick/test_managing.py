@@ -321,6 +321,40 @@ def test_an_exported_study_is_shown_like_the_study_but_how_to_resume_it(storage:
     assert json.loads(say("show", str(exported), "--json")[1])["idle"] is None
 
 
+def test_exports_in_a_storage_are_listed_and_shown_by_their_names(storage: Path, say: Say) -> None:
+    exports = storage.parent / "exports"
+    for name in ("first", "killed"):
+        assert say("export", name, str(exports / name))[0] == 0
+    code, out, err = say("list", at=exports)
+    assert (code, err) == (0, "")
+    rows = {line.split()[0]: line for line in out.splitlines()[1:] if line}
+    assert rows["first"].split()[1:4] == ["finished", "2/2", "90.0%"]
+    assert rows["killed"].split()[1:4] == ["unfinished", "1/2", "70.0%"]
+    assert "2 studies in" in out
+    assert out.endswith("2 of them are exports: to read, not to resume.\n")
+    listed = json.loads(say("list", "--json", at=exports)[1])["studies"]
+    assert [study["is_export"] for study in listed] == [True, True]
+    assert not any(study["is_export"] for study in json.loads(say("list", "--json")[1])["studies"])
+    assert say("show", "first", at=exports)[1] == say("show", str(exports / "first"))[1]
+    assert say("clean", "--plan", at=exports)[0] == 0
+
+
+@pytest.mark.parametrize("file", ["study.json", "epochs.csv", "bits.npz"])
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut off", b"[]"])
+def test_an_odd_export_is_a_row_or_a_line_and_never_a_stack_trace(
+    file: str, content: bytes, storage: Path, say: Say
+) -> None:
+    exported = storage / "exported"
+    assert say("export", "first", str(exported))[0] == 0
+    (exported / file).write_bytes(content)
+    code, out, err = say("list")
+    assert (code, err) == (0, "")
+    assert "exported: it is not an exported study that can be read" in out.replace("\n", " ")
+    assert "3 studies and 4 other folders" in out
+    code, out, err = say("show", str(exported))
+    assert (code, out, err.count("\n")) == (2, "", 1)
+
+
 def test_a_study_of_another_version_is_shown(storage: Path, say: Say) -> None:
     """Its Recipe lacks a field that has come since, and has one that has gone."""
     before = say("show", "first")[1]

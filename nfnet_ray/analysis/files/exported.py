@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import json
 import math
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -32,6 +34,8 @@ from nfnet_ray.tracking.state import Session, StudyState
 STUDY_FILE, BITS_FILE = "study.json", "bits.npz"
 FORMAT = 1
 """The version of these files."""
+_OF_OTHER_FILES = (OSError, EOFError, zipfile.BadZipFile, zlib.error)
+"""What is raised by files that are not there, empty, cut off or not an archive."""
 _PARTS = ("setting", "contender", "rerun")
 """Of a study: a trial of a point, a further seed of a contender, a rerun of a winner."""
 
@@ -63,9 +67,9 @@ def read_exported(folder: Path) -> tuple[StudyState, StudyStarted]:
             trial = state.trials[told["name"]]
             trial.sessions = told.get("sessions", trial.sessions)
             trial.conditions = dict(told.get("conditions", ()))
-    except (OSError, KeyError, TypeError, ValueError) as error:
+        assert state.started is not None
+    except (*_OF_OTHER_FILES, AttributeError, AssertionError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder} is not an exported study that can be read ({error!r})") from error
-    assert state.started is not None
     return state, state.started
 
 
@@ -75,8 +79,11 @@ def _events(document: dict[str, Any], folder: Path) -> Iterator[Event]:
 
     now = document["started"]["time"]
     curves = pd.read_csv(folder / EPOCHS_FILE, dtype={"trial": str})
-    bits = np.load(folder / BITS_FILE, allow_pickle=False)
+    if not {"trial", "epoch"} <= set(curves):
+        raise ValueError(f"{EPOCHS_FILE} has no columns trial and epoch")
     texts: dict[tuple[str, int], str] = {}
+    with (folder / BITS_FILE).open("rb") as file:
+        bits = dict(np.load(file, allow_pickle=False))
     for trial, epoch, *packed in zip(
         bits["trial"], bits["epoch"], bits["correct"], bits["measured"], strict=True
     ):
