@@ -31,7 +31,9 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     [pod] = [pod for document in documents for name, pod in pod_specs(document) if name == "mlflow"]
     [container] = pod["containers"]
     free = unused_port()
-    arguments = [argument.replace("5000", str(free)) for argument in container["args"]]
+    # One worker, because each imports MLflow.
+    given = [argument.replace("--workers=2", "--workers=1") for argument in container["args"]]
+    arguments = [argument.replace("5000", str(free)) for argument in given]
     arguments = [argument.replace("=/artifacts", f"={folder / 'artifacts'}") for argument in arguments]
     environment = {variable["name"]: variable.get("value", "") for variable in container["env"]}
     assert environment["MLFLOW_BACKEND_STORE_URI"].startswith(

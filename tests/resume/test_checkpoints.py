@@ -283,34 +283,38 @@ def test_training_continues_with_a_full_disk_and_says_so_at_the_end(recipe: Reci
         logging.basicConfig(level=logging.WARNING, stream=sys.stdout, format="%(message)s")
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-        full = set(json.loads(sys.argv[1]))
+        full = set()
         def report(metrics):
             epoch = int(metrics["epoch"])
             while any(thread.name == "checkpoint" for thread in threading.enumerate()):
                 time.sleep(0.01)  # this epoch's is on its way
             resource.setrlimit(resource.RLIMIT_FSIZE, (2000 if epoch + 1 in full else hard, hard))
         recipe = Recipe.from_values(json.loads({json.dumps(json.dumps(recipe.to_values()))}))
-        context = PlainContext(device=torch.device("cpu"), threads=1, checkpoints=sys.argv[2], on_report=report)
-        try:
-            print(train(recipe.with_values({{"schedule.epochs": 6}}), context).state)
-        except UserError as error:
-            print("UserError:", error)
+        for place, full_in_epochs in json.loads(sys.argv[1]).items():
+            resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+            full = set(full_in_epochs)
+            context = PlainContext(device=torch.device("cpu"), threads=1, checkpoints=place, on_report=report)
+            try:
+                print(train(recipe.with_values({{"schedule.epochs": 6}}), context).state)
+            except UserError as error:
+                print("UserError:", error)
+            print("--")
     """
-
-    def told(full_in_epochs: list[int], folder: str) -> str:
-        place = tmp_path / folder
-        command = [sys.executable, "-c", textwrap.dedent(script), json.dumps(full_in_epochs), str(place)]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-    passing = told([2, 3], "passing")
+    full_in_epochs = {"passing": [2, 3], "lasting": [2, 3, 4, 5, 6], "last": [6]}
+    process = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), json.dumps(full_in_epochs)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    passing, lasting, last, _ = process.stdout.split("--\n")
     assert passing.count("training continues, the one before is kept") == 2
     assert passing.splitlines()[-1] == "finished"
     assert steps(CheckpointStore(tmp_path / "passing"))[0] == 6 * STEPS
-    lasting = told([2, 3, 4, 5, 6], "lasting")
     assert "UserError" in lasting.splitlines()[-1]
     assert "3 checkpoints in a row could not be written" in lasting
     assert steps(CheckpointStore(tmp_path / "lasting")) == [STEPS]
-    last = told([6], "last")
     assert "the last checkpoint could not be written" in last.splitlines()[-1]
 
 
@@ -591,12 +595,13 @@ def test_training_seconds_count_no_work_twice(recipe: Recipe, tmp_path: Path) ->
     assert abs(last.metrics["train_seconds"] - undisturbed.metrics["train_seconds"]) < 3 * slept
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("first", [1, 2])
-def test_a_run_resumes_with_another_number_of_workers(tiny_digits: Path, tmp_path: Path, first: int) -> None:
-    """Within an epoch: with the same samples in the same batches, and numbers that differ by rounding alone."""
-    from tests.resume.campaign import epochs_of, steps_of
+@pytest.fixture(scope="module")
+def resized(tiny_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a training by two workers, ``whole``, and of two that are resumed with another number of them.
 
+    ``killed-1`` had one worker, and ``resumed-1`` has two; with ``killed-2`` it is the other way round.
+    """
+    place = tmp_path_factory.mktemp("resized")
     recipe = recipe_of(("sam", "agc", "ema", "augmentation"), tiny_digits).with_values({"micro_batches": 1})
     script = f"""
         import sys; from pathlib import Path
@@ -604,18 +609,27 @@ def test_a_run_resumes_with_another_number_of_workers(tiny_digits: Path, tmp_pat
         from tests.resume.campaign import Attempt
         import json
         recipe = Recipe.from_values(json.loads({json.dumps(json.dumps(recipe.to_values()))}))
-        folder = Path({str(tmp_path)!r})
+        folder = Path({str(place)!r})
         assert Attempt(recipe, 2, folder / "whole", None, None).wait()
-        killed = Attempt(recipe, {first}, folder / "killed", folder / "checkpoints", (0, 0.8), replicas=2, waits=True)
-        killed.wait(first_ends_all=True)
-        assert Attempt(recipe, {3 - first}, folder / "resumed", folder / "checkpoints", None, replicas=2).wait(), (
-            (folder / "resumed" / "stderr-0").read_text())
+        for first in (1, 2):
+            killed, resumed, kept = (folder / f"{{what}}-{{first}}" for what in ("killed", "resumed", "checkpoints"))
+            Attempt(recipe, first, killed, kept, (0, 0.8), replicas=2, waits=True).wait(first_ends_all=True)
+            assert Attempt(recipe, 3 - first, resumed, kept, None, replicas=2).wait(), (
+                (resumed / "stderr-0").read_text())
     """
     root = Path(__file__).parents[2]
     subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, cwd=root)
+    return place
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", [1, 2])
+def test_a_run_resumes_with_another_number_of_workers(resized: Path, first: int) -> None:
+    """Within an epoch: with the same samples in the same batches, and numbers that differ by rounding alone."""
+    from tests.resume.campaign import epochs_of, steps_of
 
     def notes(name: str, rank: int) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (tmp_path / name / f"log-{rank}").read_text().splitlines()]
+        return [json.loads(line) for line in (resized / name / f"log-{rank}").read_text().splitlines()]
 
     def samples(name: str, workers: int) -> dict[int, dict[int, int]]:
         """{step: {place: sample}} over all workers."""
@@ -625,10 +639,10 @@ def test_a_run_resumes_with_another_number_of_workers(tiny_digits: Path, tmp_pat
                 found.setdefault(step, {}).update(zip(positions, indices, strict=True))
         return found
 
-    expected, got = samples("whole", 2), samples("resumed", 3 - first)
+    expected, got = samples("whole", 2), samples(f"resumed-{first}", 3 - first)
     assert min(got) == 3  # of the first epoch's five; it was killed at the end of its fourth step
     assert got == {step: expected[step] for step in got}
-    expected_metrics, metrics = epochs_of(notes("whole", 0)), epochs_of(notes("resumed", 0))
+    expected_metrics, metrics = epochs_of(notes("whole", 0)), epochs_of(notes(f"resumed-{first}", 0))
     for epoch, numbers in metrics.items():
         of_whole = expected_metrics[epoch]
         assert numbers.pop("correct_images", None) == of_whole.pop("correct_images", None)
