@@ -99,6 +99,7 @@ def test_with_machines_that_come_and_go_it_is_the_same_training(
     place: TrainingPlace, undisturbed: Undisturbed, machines: Machines
 ) -> None:
     """A machine is taken back, which costs no step; one comes; one is lost without a word."""
+    place.is_watched = True
     place.disturb(step_seconds=1.0)
     driver = place.start("--workers", "1-2", "--checkpoint-minutes", "0.03")
     driver.until_attempt(1)

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from nfnet_ray.cluster.connection.ray_internals import LOCAL_SETTINGS
 from nfnet_ray.data.files.dataset import check_dataset
 from nfnet_ray.recipe import Recipe, parse_setting
 from nfnet_ray.tracking.journal import JOURNAL_FILE, read_events
@@ -56,6 +57,10 @@ class TrainingPlace:
     It is not recorded in MLflow, which would take each driver two seconds of a core.
     """
 
+    is_watched = False
+    """Whether Ray Train asks if machines are taken back: by a process for each worker group, which takes 2 s of a core.
+    """
+
     def __init__(self, folder: Path, data: Path, address: str, prefix: tuple[str, ...] = ()) -> None:
         self.folder, self._data, self._address, self._prefix = folder, data, address, prefix
         self.printed: list[str] = []
@@ -77,12 +82,13 @@ class TrainingPlace:
     def _start(self, *arguments: str) -> Driver:
         command = [*self._prefix, sys.executable, str(SCRIPT), str(self.folder), "--address", self._address]
         log = self.folder / f"driver-{len(self.printed)}.log"
+        variables = FAST_RAY | {"MLFLOW_TRACKING_URI": "none"} | ({} if self.is_watched else LOCAL_SETTINGS)
         self.printed.append(str(log))
         with log.open("w") as file:
             process = subprocess.Popen(
                 [*command, *arguments, "--cpus-per-worker", "1"],
                 cwd=self.folder,
-                env=environment() | FAST_RAY | {"MLFLOW_TRACKING_URI": "none"},
+                env=environment() | variables,
                 stdout=file,
                 stderr=subprocess.STDOUT,
             )

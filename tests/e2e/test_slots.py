@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from nfnet_ray.cluster.connection.ray_internals import LOCAL_SETTINGS
 from nfnet_ray.study.study import Study
 from nfnet_ray.training.checkpoints.checkpoint import CheckpointStore
 from tests.cluster.training import SCRIPT, differing
@@ -35,7 +36,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, few_digits: Path, cluster: s
         place.folder, "--study", "--name", "slots", "--data", few_digits, "--epochs", "3", *QUICK,
         "--sweep", f"{FIELD}={','.join(RATES)}", "--workers-per-trial", "2", "--address", cluster,
         "--set", "compile=auto", "--tracking-uri", "none",
-        RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.5",
+        RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.5", **LOCAL_SETTINGS,
     )  # fmt: skip
     assert result.returncode == 1, result.stdout + result.stderr  # a trial failed
     (place.folder / "printed").write_text(result.stdout)
