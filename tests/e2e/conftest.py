@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from tests.cluster.machines import Machines
 from tests.e2e.workplace import Workplace, one_at_a_time
@@ -29,27 +30,57 @@ def place(tmp_path: Path) -> Workplace:
     return Workplace(tmp_path, is_recorded=False)
 
 
+_up: list[Machines] = []
+
+
+def _end_cluster() -> None:
+    while _up:
+        _up.pop().close()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
+    """After the last test of this folder: an idle cluster takes 5% of a core, for the rest of a test run."""
+    if nextitem is None or Path(__file__).parent not in nextitem.path.parents:
+        _end_cluster()
+
+
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[str]:
+def _no_cluster_outlives_the_tests() -> Iterator[None]:
+    """Also where a test run is cut short."""
+    yield
+    _end_cluster()
+
+
+@pytest.fixture(scope="module")
+def cluster(_no_cluster_outlives_the_tests: None) -> str:
     """The address of a Ray cluster of one node and two cores, started as an administrator would.
 
-    It is ended by its own processes: `ray stop` would end every Ray on the machine, whoever started it.
+    All files of this folder that one process runs share it. It is ended by its own processes: `ray stop` would end
+    every Ray on the machine, whoever started it.
     """
-    machines = Machines(head_cores=2)
-    try:
-        yield machines.address
-    finally:
-        machines.close()
+    if not _up:
+        _up.append(Machines(head_cores=2))
+    return _up[0].address
 
 
-@pytest.fixture(scope="session")
-def whole(tmp_path_factory: pytest.TempPathFactory, few_digits: Path, cluster: str) -> Workplace:
+@pytest.fixture(scope="module")
+def whole(
+    tmp_path_factory: pytest.TempPathFactory, worker_id: str, few_digits: Path, cluster: str
+) -> Workplace:
     """A workplace with the undisturbed study ``whole``: three trials of three epochs, one after another.
 
-    It found the cluster by ``--address auto``. Its second and third trial ran in a used actor.
+    It found the cluster by ``--address auto``. Its second and third trial ran in a used actor. It is run once for all
+    processes of a test run: it takes 15 s of a core.
     """
     del cluster  # it only has to be up
-    place = Workplace(tmp_path_factory.mktemp("whole"), is_recorded=False)
-    result = place.run("--name", "whole", *one_at_a_time(few_digits), "--trials", "3", "--address", "auto")
-    assert result.returncode == 0, result.stdout + result.stderr
+    base = tmp_path_factory.getbasetemp()
+    shared = (base if worker_id == "master" else base.parent) / "whole"
+    with FileLock(f"{shared}.lock"):
+        shared.mkdir(exist_ok=True)
+        place = Workplace(shared, is_recorded=False)
+        if not place.events("whole"):
+            flags = [*one_at_a_time(few_digits), "--trials", "3", "--address", "auto"]
+            result = place.run("--name", "whole", *flags)
+            assert result.returncode == 0, result.stdout + result.stderr
     return place

@@ -29,13 +29,15 @@ def test_a_study_in_cohorts_is_stopped_resumed_and_finished(
     said = place.interrupt_after(process, "n", lambda event: event["event"] == "epoch")
     assert "cohorts side by side: 1, of at most 4 trials each" in said
     assert process.returncode == 130
-    assert f"--resume n --address {cluster} --tracking-uri none" in said
+    assert f"--resume n --address {cluster} --tracking-uri none --trials-at-once 1" in said
     stopped = place.progress("n")
     assert {trial.state for trial in stopped.trials.values()} == {"interrupted"}
     for trial in stopped.trials:  # a lane keeps its checkpoints where a single trial does
         assert list((tmp_path / "runs" / "n" / "trials" / trial / "checkpoints").glob("*.pt"))
 
-    done = place.run("--resume", "n", "--address", cluster, "--tracking-uri", "none")
+    done = place.run(
+        *("--resume", "n", "--address", cluster, "--tracking-uri", "none", "--trials-at-once", "1")
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "not recorded" in done.stdout
     assert "studies publish" not in done.stdout

@@ -54,7 +54,9 @@ def start(place: Workplace, data: Path, program: str, *further: str) -> subproce
     return driver
 
 
-@pytest.mark.parametrize(("program", "further"), [("agc_sweep.py", ["--trials", "3"]), ("train.py", [])])
+@pytest.mark.parametrize(
+    ("program", "further"), [("agc_sweep.py", ["--trials", "3"]), ("train.py", ["--cpus-per-worker", "1"])]
+)
 def test_sigterm_to_all_processes_ends_a_run_as_ctrl_c_does(
     used_workplace: Workplace, few_digits: Path, program: str, further: list[str]
 ) -> None:
@@ -91,7 +93,7 @@ def test_sigterm_to_all_processes_ends_a_run_as_ctrl_c_does(
 @pytest.mark.parametrize(
     ("program", "further", "server", "said"),
     [
-        ("train.py", [], "raylet", "Ray's node has ended (raylet, by SIGKILL)"),
+        ("train.py", ["--cpus-per-worker", "1"], "raylet", "Ray's node has ended (raylet, by SIGKILL)"),
         ("agc_sweep.py", ["--trials", "1"], "gcs_server", "Ray's head has ended (gcs_server, by SIGKILL)"),
     ],
 )

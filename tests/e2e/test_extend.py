@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.deadlines import HANG_SECONDS
-from tests.e2e.workplace import QUICK, REPOSITORY, Workplace
+from tests.e2e.workplace import ONE_AT_A_TIME, QUICK, REPOSITORY, Workplace
 
 pytestmark = pytest.mark.slow
 
@@ -21,7 +21,7 @@ def test_a_range_is_resumed_after_a_kill_extended_in_the_same_journal_and_confir
 ) -> None:
     place = used_workplace
     place.study = REPOSITORY / "studies" / "sweep.py"
-    flags = ["--data", few_digits, "--epochs", "2", *QUICK, "--cpus-per-worker", "2", "--address", cluster]
+    flags = ["--data", few_digits, "--epochs", "2", *QUICK, *ONE_AT_A_TIME, "--address", cluster]
     flags += ["--set", "compile=auto"]  # eager forms are timed; the run is too short for others
     driver = place.start("--name", "range", "--sweep", f"{CLIP}=log:0.002..0.3", "--trials", "2", *flags)
     place.wait_for(driver, "range", lambda event: event["event"] == "epoch")
@@ -30,7 +30,7 @@ def test_a_range_is_resumed_after_a_kill_extended_in_the_same_journal_and_confir
     planned = [*place.progress("range").trials]
     assert len(planned) == 2
 
-    resumed = place.run("--resume", "range", "--address", cluster)
+    resumed = place.run("--resume", "range", "--address", cluster, "--trials-at-once", "1")
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     first = place.progress("range")
     assert {trial.state for trial in first.trials.values()} == {"finished"}
@@ -41,7 +41,7 @@ def test_a_range_is_resumed_after_a_kill_extended_in_the_same_journal_and_confir
     extended = place.run(
         *("--extend", "range", "--sweep", f"{CLIP}=log:{low}..0.3", "--trials", "2"),
         *("--seeds", "2", "--confirm", "1"),
-        *("--address", cluster),
+        *("--address", cluster, "--trials-at-once", "1"),
     )
     assert extended.returncode == 0, extended.stdout + extended.stderr
     assert (

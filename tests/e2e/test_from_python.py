@@ -38,7 +38,8 @@ before = signal.getsignal(signal.SIGTERM)
 thread = threading.Thread(target=in_a_thread)
 thread.start()
 thread.join()
-records.append(nfnet_ray.run(study, data=sys.argv[1], name="again"))
+one_at_a_time = {"cpus_per_worker": 1, "gpus_per_worker": 0, "trials_at_once": 1}
+records.append(nfnet_ray.run(study, data=sys.argv[1], name="again", **one_at_a_time))
 assert signal.getsignal(signal.SIGTERM) is before
 assert os.listdir("runs/rates/networks") == os.listdir("runs/again/networks")
 json.dump([record.trials["last_top1"].tolist() for record in records], open("top1.json", "w"))

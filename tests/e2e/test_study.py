@@ -196,7 +196,7 @@ def test_a_study_that_is_interrupted_again_and_again_ends_with_the_numbers_of_an
     shutil.rmtree(data)
     (place.folder / "first").rename(data)
 
-    resume = ["--resume", "broken", "--address", "auto"]
+    resume = ["--resume", "broken", "--address", "auto", "--trials-at-once", "1"]
     process = place.start(*resume)
     printed = place.interrupt_after(
         process, "broken", lambda event: event["event"] == "epoch" and "0.02" in event["trial"]
@@ -211,7 +211,7 @@ def test_a_study_that_is_interrupted_again_and_again_ends_with_the_numbers_of_an
     capped = place.run(*resume, "--max-gpu-hours", f"{cap / 3600:.9f}")
     assert capped.returncode == 0, capped.stderr
     assert "broken has ended early: its cap of" in capped.stdout
-    assert "--resume broken --address auto --max-gpu-hours" in capped.stdout
+    assert "--resume broken --address auto --trials-at-once 1 --max-gpu-hours" in capped.stdout
     assert "Best so far" in capped.stdout
     events = place.events("broken")
     assert "its cap of" in events[-1]["reason"]  # type: ignore[typeddict-item]
@@ -237,16 +237,16 @@ def test_a_study_that_is_interrupted_again_and_again_ends_with_the_numbers_of_an
 
 
 def test_a_killed_trial_resumes_from_its_checkpoint(place: Workplace, few_digits: Path, cluster: str) -> None:
-    common = ["--data", few_digits, "--epochs", "30", *QUICK, "--trials", "1", "--address", cluster]
+    common = ["--data", few_digits, "--epochs", "12", *QUICK, "--trials", "1", "--address", cluster]
     process = place.start("--name", "killed", *common)
     place.wait_for(process, "killed", lambda event: event["event"] == "epoch")
     kill("ray::ImplicitFunc", os.getpid())  # the title that Ray gives the process of a Tune function
     out, err = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 0, out + err
     trial = place.progress("killed").trials["clip_factor=0.01,batch_size=48"]
-    assert (trial.state, trial.epoch, trial.attempts) == ("finished", 30, 2)
+    assert (trial.state, trial.epoch, trial.attempts) == ("finished", 12, 2)
     epochs = [event["epoch"] for event in place.events("killed") if event["event"] == "epoch"]
-    assert epochs == list(range(1, 31))  # the one that was running is done twice, and told once
+    assert epochs == list(range(1, 13))  # the one that was running is done twice, and told once
 
 
 def test_a_plan_goes_by_earlier_trials_on_the_same_hardware(

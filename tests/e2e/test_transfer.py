@@ -9,7 +9,7 @@ import torch
 
 from nfnet_ray.models import create_model
 from nfnet_ray.models.weights.weights_file import pinned
-from tests.e2e.workplace import QUICK, STUDY, Workplace
+from tests.e2e.workplace import ONE_AT_A_TIME, QUICK, STUDY, Workplace
 
 pytestmark = pytest.mark.slow
 
@@ -23,7 +23,16 @@ def test_a_transfer_runs_and_does_not_resume_with_other_weights(
     torch.save(create_model("nfnet_pico", 3, overrides=overrides).state_dict(), weights)
     known = pinned(str(weights))
 
-    flags = ["--data", few_digits, "--epochs", "1", *QUICK, "--set", "schedule.base_learning_rate=0.4"]
+    flags = [
+        "--data",
+        few_digits,
+        "--epochs",
+        "1",
+        *QUICK,
+        *ONE_AT_A_TIME,
+        "--set",
+        "schedule.base_learning_rate=0.4",
+    ]
     refused = workplace.run_here("--name", "first", *flags)
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
     assert "Name a file with --weights" in refused.stderr

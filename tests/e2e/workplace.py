@@ -33,10 +33,14 @@ QUICK = [
     "--set", "batch_size=48",
 ]  # fmt: skip
 
+# On a cluster with two cores. Trials of two cores would have two threads, which take twice the time of a core for
+# networks of this size.
+ONE_AT_A_TIME = ["--cpus-per-worker", "1", "--gpus-per-worker", "0", "--trials-at-once", "1"]
+
 
 def one_at_a_time(data: Path) -> list[str]:
-    """Flags of three-epoch trials that each take two cores."""
-    return ["--data", str(data), "--epochs", "3", *QUICK, "--cpus-per-worker", "2"]
+    """Flags of three-epoch trials, one after another."""
+    return ["--data", str(data), "--epochs", "3", *QUICK, *ONE_AT_A_TIME]
 
 
 class Workplace:
