@@ -26,7 +26,8 @@ RAY_START = (RAY, "start", "--block", "--disable-usage-stats", "--min-worker-por
 # A head without the dashboard, a dozen processes that each import Ray, and without what carries logs to a terminal.
 QUIET = ("--include-dashboard=false", "--include-log-monitor=false")
 # A node starts a worker for each core when a driver connects. Studies send their code, which needs workers of its own.
-NO_SPARE_WORKERS = {"RAY_prestart_worker_first_driver": "0"}
+# Every five seconds it asks the system for what it says of its processes, which nobody looks at here.
+IDLE = {"RAY_prestart_worker_first_driver": "0", "REPORTER_UPDATE_INTERVAL_MS": "3600000"}
 # For each line that it reads it prints a line of JSON: {name: id} of the nodes that are up. One process answers all
 # questions, because each would import Ray again, which takes over a second. It imports nothing before the head listens.
 ASKER = """\
@@ -72,7 +73,7 @@ class Machine:
             self._output = Path(output.name)
             self._process = subprocess.Popen(
                 [*inside, *RAY_START, f"--node-name={name}", *arguments],
-                env=environment() | NO_SPARE_WORKERS | dict(variables),
+                env=environment() | IDLE | dict(variables),
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
