@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,7 +29,7 @@ from nfnet_ray.training.form.forms import (
 )
 from nfnet_ray.training.form.probe import Timing, fastest_form, time_step
 from nfnet_ray.training.measurement.clock import Clock
-from tests.deadlines import HANG_SECONDS
+from tests.training.two_workers import two_workers
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 CHANNELS_LAST, COMPILED = Form("channels_last"), Form("channels_last", True)
@@ -281,14 +279,15 @@ def test_several_workers_time_steps_that_are_not_captured(
     assert timed == [("auto", 4), ("never", 4)]  # 120 images in each of two epochs
 
 
-WORKER = """\
-import sys
+IMPORTS = """\
 from datetime import timedelta
 from types import SimpleNamespace
 import torch.distributed as dist
 from nfnet_ray.errors import UserError
 from nfnet_ray.training.collectives import all_of, made_by_first
-rank, store, limit = int(sys.argv[1]), sys.argv[2], timedelta(seconds=20)
+"""
+WORK = """\
+limit = timedelta(seconds=20)
 dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=limit)
 context = SimpleNamespace(rank=rank, world_size=2)
 for error in (None, UserError("no data"), ValueError("?")):
@@ -314,15 +313,7 @@ def test_all_workers_hear_of_the_first_one_while_it_times(tmp_path: Path) -> Non
 
     Of an error they hear too: it may be on that worker alone.
     """
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(rank), str(tmp_path / "store")],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    first, other = (worker.communicate(timeout=HANG_SECONDS)[0].splitlines() for worker in workers)
+    first, other = (said.splitlines() for said in two_workers(IMPORTS, WORK, tmp_path))
     assert first == ["{'form': 3} 3", "UserError: no data 3", "ValueError: ? 3"]
     assert other == [*first[:2], "DistError: the first worker failed (ValueError: ?) 3"]
 

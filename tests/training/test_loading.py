@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +18,8 @@ from nfnet_ray.errors import UserError
 from nfnet_ray.models.published import resolve
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.training import Outcome, PlainContext, train
-from tests.deadlines import HANG_SECONDS
 from tests.resume.test_checkpoints import StoppedContext
+from tests.training.two_workers import two_workers
 
 CPU = torch.device("cpu")
 
@@ -122,13 +120,13 @@ def test_where_nothing_is_skipped_nothing_is_said(quick: Recipe) -> None:
     assert (metrics["damaged_train_images"], metrics["damaged_validation_images"]) == (0, 0)
 
 
-WORKER = """\
-import sys
+IMPORTS = """\
 import torch.distributed as dist
 from types import SimpleNamespace
 from nfnet_ray.recipe import DataRecipe
 from nfnet_ray.training.damage import loading_metrics
-rank, store = int(sys.argv[1]), sys.argv[2]
+"""
+WORK = """\
 dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
 train, validation = ({3, 5}, {1}) if rank == 0 else ({5, 8}, set())
 loaders = [SimpleNamespace(damaged=dict.fromkeys(found, ""), shared_share=None) for found in (train, validation)]
@@ -138,25 +136,19 @@ dist.destroy_process_group()
 
 
 def test_a_sample_that_two_workers_found_damaged_counts_once(tmp_path: Path) -> None:
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(rank), str(tmp_path / "store")],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    said = [worker.communicate(timeout=HANG_SECONDS)[0] for worker in workers]
+    said = two_workers(IMPORTS, WORK, tmp_path)
     assert said == 2 * ["{'damaged_train_images': 3, 'damaged_validation_images': 1}\n"]
 
 
-WITHOUT_WEIGHTS = """\
-import json, sys
+TO_TRAIN = """\
+import json
 import torch, torch.distributed as dist
 from nfnet_ray.errors import UserError
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.training import PlainContext, train
-rank, store, recipe = int(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
+"""
+WITHOUT_WEIGHTS = """\
+recipe = json.loads(sys.argv[2])
 recipe["model.weights"] = f"{store}-weights-{rank}"
 dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
 context = PlainContext(device=torch.device("cpu"), threads=1)
@@ -173,15 +165,7 @@ def test_a_file_that_one_worker_does_not_see_ends_them_all(quick: Recipe, tmp_pa
     """With one sentence, where the others would wait for that worker."""
     (tmp_path / "store-weights-0").touch()
     recipe = json.dumps(quick.to_values())
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WITHOUT_WEIGHTS, str(rank), str(tmp_path / "store"), recipe],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    said = [worker.communicate(timeout=HANG_SECONDS)[0] for worker in workers]
+    said = two_workers(TO_TRAIN, WITHOUT_WEIGHTS, tmp_path, recipe)
     assert said[0] == said[1]
     assert "store-weights-1 on " in said[0]
     assert said[0].endswith("give a path that every node sees False\n")

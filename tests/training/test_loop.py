@@ -31,7 +31,10 @@ from nfnet_ray.training.run import Spent
 NUMBERS = ("validation_top1", "validation_loss", "train_loss", "train_top1", "agc_clipped_fraction")
 
 
-def run(recipe: Recipe, **settings: Any) -> tuple[Outcome, list[dict[str, float]]]:
+Ended = tuple[Outcome, list[dict[str, float]]]
+
+
+def run(recipe: Recipe, **settings: Any) -> Ended:
     """The outcome, and the numbers of each epoch that do not depend on the clock."""
     epochs: list[dict[str, float]] = []
     context = PlainContext(
@@ -45,6 +48,12 @@ def run(recipe: Recipe, **settings: Any) -> tuple[Outcome, list[dict[str, float]
 
 def weights(outcome: Outcome) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in outcome.model.state_dict().items()}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(quick: Recipe) -> Ended:
+    """A run of the quick Recipe that nothing stops."""
+    return run(quick)
 
 
 def assert_equal_to_the_bit(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
@@ -127,9 +136,9 @@ def run_until_epoch(recipe: Recipe, directory: Path, last: int) -> None:
 
 
 def test_a_resumed_run_ends_with_the_weights_of_one_that_was_not_stopped(
-    quick: Recipe, tmp_path: Path
+    quick: Recipe, undisturbed: Ended, tmp_path: Path
 ) -> None:
-    whole, whole_epochs = run(quick)
+    whole, whole_epochs = undisturbed
     run_until_epoch(quick, tmp_path, last=1)
     resumed, rest = run(quick, checkpoints=tmp_path)
     assert rest == whole_epochs  # the first was reported by who died, but perhaps not heard
@@ -138,10 +147,10 @@ def test_a_resumed_run_ends_with_the_weights_of_one_that_was_not_stopped(
 
 
 def test_a_run_pauses_after_the_epoch_in_which_it_has_trained_for_a_time(
-    quick: Recipe, tmp_path: Path
+    quick: Recipe, undisturbed: Ended, tmp_path: Path
 ) -> None:
     """A resumed run that has trained for that time already trains nothing."""
-    whole, whole_epochs = run(quick)
+    whole, whole_epochs = undisturbed
     epochs: list[dict[str, float]] = []
     context = PlainContext(
         device=torch.device("cpu"),
@@ -250,8 +259,8 @@ def test_micro_batches_that_do_not_fit_are_refused(quick: Recipe) -> None:
         run(quick.with_values({"micro_batches": 5}))
 
 
-def test_a_damaged_last_checkpoint_costs_one_epoch(quick: Recipe, tmp_path: Path) -> None:
-    whole, _ = run(quick)
+def test_a_damaged_last_checkpoint_costs_one_epoch(quick: Recipe, undisturbed: Ended, tmp_path: Path) -> None:
+    whole, _ = undisturbed
     run_until_epoch(quick, tmp_path, last=2)
     last = max(tmp_path.glob("step-*.pt"))
     last.write_bytes(last.read_bytes()[:1000])
@@ -405,7 +414,8 @@ def test_a_run_asks_its_device_how_long_it_waited(quick: Recipe, monkeypatch: py
 
 
 def test_bfloat16_trains(quick: Recipe) -> None:
-    settings = {"schedule.epochs": 1, "batch_size": 120}  # two steps: a CPU has to emulate it
+    # Two steps: a CPU has to emulate it. Images of 16 px: see the cases of test_pretended_gpu.py.
+    settings = {"schedule.epochs": 1, "batch_size": 120, "data.image_size": 32, "data.eval_size": 32}
     outcome, epochs = run(quick.with_values(settings | {"precision": "bfloat16"}))
     _, in_float32 = run(quick.with_values(settings))
     assert outcome.state == "finished"

@@ -23,7 +23,7 @@ from nfnet_ray.training.measurement.meter import (
     NvmlEnergyCounter,
     model_flops_per_image,
 )
-from tests.deadlines import HANG_SECONDS
+from tests.training.two_workers import two_workers
 
 PICO = with_published_values(Recipe().with_values({"model.name": "nfnet_pico", "data.image_size": 32}))
 
@@ -274,13 +274,14 @@ def test_workers_are_put_together_by_device(
         assert metrics["model_flops_utilisation"] == pytest.approx(one / gpus)
 
 
-WORKER = """
-import sys, torch, torch.distributed as dist
+IMPORTS = """\
+import torch, torch.distributed as dist
 from types import SimpleNamespace
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.training.measurement.meter import Meter
-rank = int(sys.argv[1])
-dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2)
+"""
+WORK = """\
+dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
 recipe = Recipe().with_values({"model.name": "nfnet_pico", "data.image_size": 32})
 place = SimpleNamespace(rank=rank, world_size=2, device=torch.device("cpu"))
 meter = Meter(recipe, 5, place, SimpleNamespace(joules=iter(([0.0, 1.0], [0.0, 2.0])[rank]).__next__))
@@ -293,16 +294,7 @@ dist.destroy_process_group()
 
 
 def test_workers_tell_each_other(tmp_path: Path) -> None:
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(rank), str(tmp_path / "store")],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    first, second = (process.communicate(timeout=HANG_SECONDS)[0] for process in processes)
-    assert [process.returncode for process in processes] == [0, 0]
+    first, second = two_workers(IMPORTS, WORK, tmp_path)
     assert first == second
     joules, peak, watts = map(float, first.split())
     assert (joules, peak) == (3, 4)

@@ -36,6 +36,15 @@ def short(quick: Recipe) -> Recipe:
     return quick.with_values({"schedule.epochs": 1, "batch_size": 80, "optimizer.ema.decay": 0.9})
 
 
+@pytest.fixture(scope="module")
+def on_the_cpu(short: Recipe) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
+    """The weights and the numbers of a training on the CPU that is not stopped, with rates as a GPU has them."""
+    watched = Watched(CPU)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "TrainStep", functools.partial(TrainStep, rates_on_device=True))
+        return weights(train(short, watched)), watched.numbers
+
+
 class Watched(PlainContext):
     """Keeps the numbers of each epoch; stops after ``epochs`` of them."""
 
@@ -62,7 +71,9 @@ def weights(outcome: Outcome) -> dict[str, torch.Tensor]:
 
 
 CASES: dict[str, dict[str, Any]] = {
-    "bfloat16": {"precision": "bfloat16"},
+    # At 16 px the last block strides over one pixel: of such a 3x3 weight torch 2.15 computes the gradient in bfloat16
+    # with memory that nobody has written to, on CPUs that have bfloat16.
+    "bfloat16": {"precision": "bfloat16", "data.image_size": 32, "data.eval_size": 32},
     "augmented, streamed": {
         "data.resident": "never",
         "data.flip": True,
@@ -200,20 +211,20 @@ def test_a_stopped_training_resumes_on_either_device(
     first: torch.device,
     second: torch.device,
     short: Recipe,
+    on_the_cpu: tuple[dict[str, torch.Tensor], list[dict[str, float]]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(run, "TrainStep", functools.partial(TrainStep, rates_on_device=True))
-    whole = Watched(CPU)
-    expected = train(short, whole)
+    expected, numbers = on_the_cpu
     for device, stops_after, state in ((first, 0.5, "stopped"), (second, 1e9, "finished")):
         watched = Watched(device, tmp_path, stops_after)
         with pretended_gpu() if device is DEVICE else contextlib.nullcontext():
             outcome = train(short, watched)
             assert outcome.state == state
             found = weights(outcome)
-    assert watched.numbers == whole.numbers
-    assert_same(found, weights(expected))
+    assert watched.numbers == numbers
+    assert_same(found, expected)
 
 
 def test_a_cohort_gives_the_numbers_of_the_cpu(short: Recipe) -> None:

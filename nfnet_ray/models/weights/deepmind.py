@@ -83,9 +83,10 @@ def load_published(path: str | os.PathLike[str]) -> NFNet:
         name = recognise_variant(arrays)
     except UserError as error:
         raise UserError(f"{readable(os.fspath(path))}: {error}") from None
-    with torch.random.fork_rng(devices=[]):  # the initial weights that are overwritten cost no random numbers
-        variant = get_variant(name)
+    variant = get_variant(name)
+    with torch.device("meta"):  # initial weights would cost seconds and random numbers, and be overwritten
         model = NFNet(variant, num_classes=arrays[_classifier(variant)]["b"].size)
+    model.to_empty(device=torch.get_default_device())
     load_deepmind_weights(model, arrays)
     return model
 
