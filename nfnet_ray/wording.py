@@ -110,10 +110,19 @@ def percents(low: float, high: float) -> str:
 def in_points(difference: float) -> str:
     """A difference between two shares, without its sign.
 
-    >>> in_points(0.0123), in_points(-0.001)
-    ('1.2 points', '0.1 points')
+    >>> in_points(0.0123), in_points(-0.001), in_points(0.01)
+    ('1.2 points', '0.1 points', '1.0 points')
     """
-    return f"{100 * abs(difference):.1f} points"
+    return as_points(f"{100 * abs(difference):.1f}")
+
+
+def as_points(number: str) -> str:
+    """A number of percentage points, as it is printed; only a plain 1 has the singular.
+
+    >>> as_points("1"), as_points("1.0"), as_points("0.5"), as_points("12")
+    ('1 point', '1.0 points', '0.5 points', '12 points')
+    """
+    return f"{number} {'point' if number == '1' else 'points'}"
 
 
 def decimal(number: float, digits: int = 1, *, sign: bool = False) -> str:

@@ -41,7 +41,7 @@ from nfnet_ray.errors import UserError
 from nfnet_ray.metric import METRIC
 from nfnet_ray.tracking.labels import ABSENT, point_label
 from nfnet_ray.tracking.swept import winner_fields
-from nfnet_ray.wording import agree, count, decimal, in_points, percent, percents
+from nfnet_ray.wording import agree, as_points, count, decimal, in_points, percent, percents
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -161,7 +161,7 @@ class BestSetting:
         how = "image by image" if self.contrasts[0].is_paired else "as if each had images of its own"
         words = [
             f"Settings are compared {how}, over {covers}. A setting is better if the 95% interval of the difference "
-            f"lies above 0, and equal in practice if it lies within {100 * self.equal_within:.2g} points of 0."
+            f"lies above 0, and equal in practice if it lies within {as_points(f'{100 * self.equal_within:.2g}')} of 0."
         ]
         if self.is_held_out:
             words.append(
@@ -191,9 +191,8 @@ class BestSetting:
     def _luck(self) -> str:
         if self.optimism is None or self.optimism.mean < _WORTH_SAYING:
             return ""
-        luck = f"{100 * self.optimism.mean:.1f}"
         return (
-            f"; about {luck} {'point' if luck == '1.0' else 'points'} of it the luck of the best of {self.candidates}, "
+            f"; about {in_points(self.optimism.mean)} of it the luck of the best of {self.candidates}, "
             f"so expect {percent(self.corrected_top1)}"
         )
 
@@ -224,7 +223,7 @@ class BestSetting:
         told = [found for found in self.contrasts if found.kind == self.verdict]
         more = f" and {len(told) - 1} more" if len(told) > 1 else ""
         if self.verdict == "equal":
-            within = f"{100 * self.equal_within:.2g} points"
+            within = as_points(f"{100 * self.equal_within:.2g}")
             return f"; equal in practice (within {within}) to {self._named(told[0].other)}{more}"
         needed = f"; {told[0].needed}" if told[0].needed else ""
         return f"; cannot be told from {self._named(told[0].other)}{more}{_probability(told[0])}{needed}"

@@ -13,7 +13,7 @@ from nfnet_ray.analysis.inference.holdout import held_out
 from nfnet_ray.analysis.record import StudyRecord
 from nfnet_ray.analysis.setting import SettingImages, SettingResult, setting_result
 from nfnet_ray.tracking.state import LOST
-from nfnet_ray.wording import agree, count, percent
+from nfnet_ray.wording import agree, count, in_points, percent
 
 # Less than this does not show in accuracies with one decimal.
 _WORTH_SAYING = 0.0005
@@ -45,11 +45,10 @@ class Confirmation:
         """How the reruns compare with the sweep, and which of them are missing: the middle of a sentence."""
         words = []
         if self.drop is not None:
-            points = f"{100 * abs(self.drop):.1f}"
             words.append(f"the sweep had {percent(self.sweep_top1)}")
             if abs(self.drop) >= _WORTH_SAYING:
-                unit = "point" if points == "1.0" else "points"
-                words[-1] += f", a drop of {points} {unit}" if self.drop > 0 else f", {points} {unit} less"
+                change = in_points(self.drop)
+                words[-1] += f", a drop of {change}" if self.drop > 0 else f", {change} less"
         if self.lost:
             words.append(f"{self.lost} of {count(self.planned, 'rerun')} diverged or failed")
         finished = 0 if self.result is None else len(self.result.seed_top1)

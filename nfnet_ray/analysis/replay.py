@@ -31,7 +31,7 @@ from nfnet_ray.study.study import Study
 from nfnet_ray.tracking.events import TrialOutcome, trial_paused
 from nfnet_ray.tracking.journal import Journal
 from nfnet_ray.tracking.labels import ABSENT
-from nfnet_ray.wording import agree, count, in_points
+from nfnet_ray.wording import agree, as_points, count, in_points
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -332,7 +332,7 @@ def replay_sentence(table: pd.DataFrame, equal_within: float = EQUAL_WITHIN) -> 
     ``equal_within``: a regret that does not matter, a fraction; a study has its own (``--equal-within``).
     """
     by_rule = {row["rule"]: row for row in table.to_dict("records")}
-    default, points = by_rule[_DEFAULT], f"{100 * equal_within:g} points"
+    default, points = by_rule[_DEFAULT], as_points(f"{100 * equal_within:g}")
     said = f"Early stopping ({default['rule']}) would have trained {default['share']:.0%} of the epochs and "
     if default["same"] == 1:
         said += "chosen the same setting"

@@ -53,6 +53,7 @@ from nfnet_ray.tracking.events import StudyStarted
 from nfnet_ray.tracking.journal import newer_version, not_understood
 from nfnet_ray.tracking.labels import endings, value_label
 from nfnet_ray.tracking.state import StudyState
+from nfnet_ray.wording import as_points
 
 UNCHANGED: Final = "recipe"  # the name of a trial in which no field is swept
 MOST_CORNERS: Final = (
@@ -645,7 +646,7 @@ def _in_words(name: str, recorded: Mapping[str, Any]) -> str:
     if name == "early stopping" and value:
         return Halving.from_description(value).text()
     if name == "equal within" and value is not None:
-        return f"{100 * value:g} points"
+        return as_points(f"{100 * value:g}")
     if name in ("points", "first points") and value:
         shown_points = [
             ", ".join(f"{field}={value_label(point[field])}" for field in point) for point in value

@@ -13,7 +13,7 @@ from nfnet_ray.analysis.replay import replay_caution, replay_sentence
 from nfnet_ray.analysis.verdict import EQUAL_WITHIN
 from nfnet_ray.command_line.terminal import say
 from nfnet_ray.errors import UserError
-from nfnet_ray.wording import duration
+from nfnet_ray.wording import as_points, duration
 from studies.managing.documents import print_document
 
 
@@ -45,7 +45,7 @@ def replay_study(directory: Path, console: Console, *, as_json: bool) -> None:
         console,
         "Regret: by how much the setting that the rule chooses is less accurate than the study's best, with all seeds "
         "and epochs, the mean over strata; of rules that depend on the order of trials, over random orders with their "
-        f"central 95%. Missed: how often it is more than the {100 * equal_within:g} points of --equal-within.",
+        f"central 95%. Missed: how often it is more than the {as_points(f'{100 * equal_within:g}')} of --equal-within.",
     )
 
 

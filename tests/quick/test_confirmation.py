@@ -72,6 +72,7 @@ def test_the_answer_quotes_the_reruns_and_the_drop() -> None:
         "3 seeds); the sweep had 80.0%, a drop of 2.0 points; cannot be told from clip_factor 0.03 (80.0%)"
         in said
     )
+    assert "a drop of 1.0 points" in replace(answer.confirmation, sweep_top1=0.79).sentence()
     assert "free of the luck of its seeds" in answer.caution()
 
 

@@ -21,7 +21,7 @@ from nfnet_ray.analysis.setting import SettingResult, setting_results
 from nfnet_ray.analysis.tables import StudyTables
 from nfnet_ray.analysis.verdict import EQUAL_WITHIN
 from nfnet_ray.tracking.labels import ABSENT, stratum_label, value_label
-from nfnet_ray.wording import count, in_points, percent
+from nfnet_ray.wording import as_points, count, in_points, percent
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -162,7 +162,7 @@ class Response:
         if self.given_up:
             at += f" among {self._left()}"
         over = f"95% interval over {self.covers} {_short(self.low)} to {_short(self.high)}"
-        within = f"{100 * self.equal_within:.2g} points"
+        within = as_points(f"{100 * self.equal_within:.2g}")
         if self.kind == "edge":
             is_low = self.optimum == self.range_low
             end, more = ("smallest", "smaller") if is_low else ("largest", "larger")

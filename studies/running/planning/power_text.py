@@ -19,7 +19,7 @@ from nfnet_ray.analysis.inference.power import (
 from nfnet_ray.analysis.verdict import ASSUMED_SPREAD
 from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.study.study import Study
-from nfnet_ray.wording import count
+from nfnet_ray.wording import as_points, count
 
 ASKED = 0.005
 """The difference whose price is told, a fraction: half a point, by which published networks differ."""
@@ -50,13 +50,14 @@ def power_sentences(
         images, which = int(np.count_nonzero(held_out(images, share))), "held-out validation image"
     smallest = 100 * smallest_difference(noise, Design(seeds, images))
     design = f"{count(seeds, 'seed')} and {count(images, which)}"
+    difference = as_points(f"{smallest:.2g}")
     if seeds == 1:
         told = (
-            f"Power: with {design} it can tell two networks apart that differ by {smallest:.2g} points, but not "
+            f"Power: with {design} it can tell two networks apart that differ by {difference}, but not "
             "whether other seeds would turn their order"
         )
     else:
-        told = f"Power: with {design} it can tell two settings apart that differ by {smallest:.2g} points"
+        told = f"Power: with {design} it can tell two settings apart that differ by {difference}"
     return [
         f"{told} (in 80% of studies; {_basis(earlier, disagreement, spread)}).",
         _price(noise, images, share, max(seeds, _FEWEST_SEEDS) if seeds == 1 else seeds, seed_hours, word),
@@ -89,7 +90,7 @@ def _basis(earlier: EarlierNoise, disagreement: float, spread: float) -> str:
     """What the numbers are from."""
     from_studies = f"by {count(earlier.studies, 'earlier study')}"
     differ = f"two trials judge {100 * disagreement:.2g}% of the images differently"
-    seeds = f"seeds spread by {100 * spread:.2g} points"
+    seeds = f"seeds spread by {as_points(f'{100 * spread:.2g}')}"
     known = [
         text
         for text, value in ((differ, earlier.disagreement), (seeds, earlier.seed_spread))
