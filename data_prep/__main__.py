@@ -11,7 +11,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from data_prep.convert_command import add_convert, number_of_threads, print_dataset
+from data_prep.convert_command import OUT_STARTS, add_convert, number_of_threads, print_dataset
+from nfnet_ray.cluster.connection.job import from_home
 from nfnet_ray.command_line.arguments import given_path, given_text, positive
 from nfnet_ray.command_line.exit_code import exit_code_of
 from nfnet_ray.command_line.one_line_parser import OneLineParser
@@ -68,7 +69,7 @@ def _add_digits(commands: argparse._SubParsersAction[OneLineParser]) -> None:
         description="Write the 1,797 handwritten digits that scikit-learn carries, enlarged to 32x32"
         " pixels, as a data set: 1,437 images to train with, 360 to validate.",
     )
-    digits.add_argument("out", type=given_path, metavar="OUT", help="folder to create")
+    digits.add_argument("out", type=given_path, metavar="OUT", help=f"folder to create; {OUT_STARTS}")
     digits.set_defaults(run=_digits)
 
 
@@ -165,14 +166,16 @@ def _add_dataset(command: argparse.ArgumentParser) -> None:
         "path",
         type=given_path,
         metavar="OUT",
-        help="the data set, as given to convert: NAME.beton, or a folder",
+        help=f"the data set, as given to convert: NAME.beton, or a folder; {OUT_STARTS}",
     )
 
 
 def _doctor(options: argparse.Namespace) -> None:
     from data_prep.doctor import run_doctor
 
-    run_doctor(options.path, options.model, options.gpus, options.gpu_images_per_second, options.workers)
+    run_doctor(
+        from_home(options.path), options.model, options.gpus, options.gpu_images_per_second, options.workers
+    )
 
 
 def _fetch(options: argparse.Namespace) -> None:
@@ -189,20 +192,20 @@ def _info(options: argparse.Namespace) -> None:
     from data_prep.info import run_info
     from nfnet_ray.data.files.dataset import open_dataset
 
-    run_info(open_dataset(options.path), options.sheet)
+    run_info(open_dataset(from_home(options.path)), options.sheet)
 
 
 def _verify(options: argparse.Namespace) -> None:
     from data_prep.verify import run_verify
 
-    run_verify(options.path, options.workers, decode=options.decode, shown=options.limit)
+    run_verify(from_home(options.path), options.workers, decode=options.decode, shown=options.limit)
 
 
 def _digits(options: argparse.Namespace) -> None:
     from data_prep.digits import write_digits
     from nfnet_ray.data.files.dataset import check_dataset
 
-    print_dataset(check_dataset(write_digits(options.out)))
+    print_dataset(check_dataset(write_digits(from_home(options.out))))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from typing import get_args
 from data_prep.conversion.encode import EncodeSettings
 from data_prep.lines import say
 from data_prep.sources.source import WriteMode
+from nfnet_ray.cluster.connection.job import from_home
 from nfnet_ray.command_line.arguments import (
     MOST_DIGITS,
     given_path,
@@ -20,11 +21,13 @@ from nfnet_ray.command_line.arguments import (
 )
 from nfnet_ray.command_line.one_line_parser import OneLineParser
 from nfnet_ray.data.files.dataset import DatasetSummary
+from nfnet_ray.places import HOME_VARIABLE
 from nfnet_ray.printable import display_path, interpreter, shell_command
 from nfnet_ray.processor import available_cpus
 from nfnet_ray.wording import agree, clock_time, count, speed
 
 _MOST_PIXELS = 65_500  # a side of a JPEG, in libjpeg (JPEG_MAX_DIMENSION); a .beton's sides are 16 bits wide
+OUT_STARTS = f"a relative path starts at ${HOME_VARIABLE} if it is set, as --data of a study does"
 # More threads than any machine has cores for; the operating system would refuse them in other words.
 number_of_threads = whole_number(1, 1024)
 
@@ -61,7 +64,8 @@ examples
     convert.add_argument("source", nargs="+", type=given_path, metavar="SOURCE", help="see below")
     convert.add_argument(
         "out", type=given_path, metavar="OUT",
-        help="a file NAME.beton, with NAME.validation.beton next to it; or a folder to create",
+        help="a file NAME.beton, with NAME.validation.beton next to it; or a folder to create;"
+        f" {OUT_STARTS}",
     )  # fmt: skip
     convert.add_argument(
         "--holdout", type=_share, default=0.2, metavar="SHARE",
@@ -138,7 +142,7 @@ def _convert(options: argparse.Namespace) -> None:
     from nfnet_ray.command_line.progress import images_on_stderr
 
     start = time.monotonic()
-    out: Path = options.out
+    out = from_home(options.out)
     check_outside(out, options.source)
     check_out(out, overwrite=options.overwrite)
     if not options.resume:

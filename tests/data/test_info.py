@@ -127,3 +127,28 @@ def test_a_sheet_of_many_classes_takes_some_spread_over_all(tmp_path: Path) -> N
 def test_a_sheet_of_another_kind_is_refused(mixed: Dataset, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"ends in \.png or \.jpg"):
         write_class_sheet(mixed, tmp_path / "sheet.pdf")
+
+
+def test_a_relative_data_set_starts_where_a_study_looks_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a pod, $NFNET_RAY_HOME is the shared volume, and the current folder is that of the code."""
+    home, here = tmp_path / "shared", tmp_path / "code"
+    for number, colour in enumerate(("red", "blue") * 5):
+        folder = here / "photos" / colour
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / f"{number}.png")
+    home.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("NFNET_RAY_HOME", str(home))
+    assert main(["convert", "photos", "data/photos", "--workers", "1"]) == 0
+    assert (home / "data" / "photos" / "train.beton").exists()
+    assert main(["info", "data/photos", "--sheet", "classes.png"]) == 0
+    assert main(["verify", "data/photos", "--workers", "1"]) == 0
+    assert {path.name for path in here.iterdir()} == {"photos", "classes.png"}
+    monkeypatch.delenv("NFNET_RAY_HOME")
+    capsys.readouterr()
+    assert main(["info", "data/photos"]) == 2
+    assert "data/photos" in capsys.readouterr().err
+    assert main(["convert", "photos", "data/photos", "--workers", "1"]) == 0
+    assert (here / "data" / "photos" / "train.beton").exists()

@@ -44,6 +44,12 @@ def home_folder() -> Path:
         raise UserError(f"neither {HOME_VARIABLE} nor a current or home folder is there ({error})") from None
 
 
+def from_home(path: Path) -> Path:
+    """A path of data or results, of which a relative one starts at :func:`home_folder`; as short as it was given."""
+    home = home_folder()
+    return path if path.is_absolute() or home == Path.cwd() else home / path
+
+
 def _job_config() -> dict[str, Any]:
     config: dict[str, Any] = json.loads(os.environ.get(JOB_CONFIG_VARIABLE) or "{}")
     return config
