@@ -23,7 +23,7 @@ from nfnet_ray.analysis import StudyRecord, setting_results
 from nfnet_ray.analysis.effects.best_so_far import ORDERS
 from nfnet_ray.analysis.effects.importance import importance_sentence
 from nfnet_ray.analysis.effects.response import LEAST_VALUES, Response
-from nfnet_ray.analysis.effects.sentences import the_first
+from nfnet_ray.analysis.effects.sentences import interaction_sentence, the_first
 from nfnet_ray.study.cost.spending import accelerator_word
 from nfnet_ray.tracking.labels import stratum_label
 from nfnet_ray.tracking.state import LOST
@@ -60,15 +60,20 @@ def effects_section(record: StudyRecord) -> EffectsSection | None:
         return None
     responses = record.response()
     shares = record.importance()
+    pairs = record.pairwise_effects()
     charts = [
         *_isolation(record),
         *_responses(responses),
         *_importance(record, shares),
-        *_pair(record),
+        *_pair(record, pairs),
         *_parallel_coordinates(record),
         *_best_so_far(record),
     ]
-    sentences = [*response_sentences(responses), importance_sentence(shares, record.names)]
+    sentences = [
+        *response_sentences(responses),
+        importance_sentence(shares, record.names),
+        interaction_sentence(pairs, record.names),
+    ]
     told = tuple(f"{sentence}." for sentence in sentences if sentence)
     return EffectsSection(tuple(charts), told) if charts or told else None
 
@@ -159,12 +164,11 @@ def _importance(record: StudyRecord, shares: pd.DataFrame) -> list[EffectChart]:
     return [EffectChart(Chart("importance", figure, label, "Importance of each field"), caption)]
 
 
-def _pair(record: StudyRecord) -> list[EffectChart]:
+def _pair(record: StudyRecord, table: pd.DataFrame) -> list[EffectChart]:
     """The pair of fields with the clearest interaction, unless the page has its table of settings anyway."""
     ranges = [one for one in record.fields if swept_range(record.study, one) is not None]
     if len(record.fields) < 2 or (len(record.fields) == 2 and not ranges):
         return []
-    table = record.pairwise_effects()
     if table.empty:
         return []
     pairs = table.drop_duplicates(["field_a", "field_b"]).sort_values("p_value", kind="stable")

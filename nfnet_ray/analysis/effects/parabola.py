@@ -13,23 +13,27 @@ _PLACES = 801
 """On the axis, at which the curve and the interval of its optimum are worked out."""
 _FREEDOM_FOR_A_QUARTIC = 4
 """Two more coefficients, and two settings to tell noise by."""
+_FREEDOM_FOR_A_PRODUCT = 4
+_LEVEL_OF_PRODUCTS = 0.01
 
 
 @dataclass(frozen=True)
 class Parabola:
-    """The least-squares fit of ``a + b x + c x²`` and of the columns of other fields.
+    """The least-squares fit of ``a + b x + c x²``, of products of x with other fields, and of columns of those fields.
+
+    The curve, its noise and its optimum are those in the middle of the other fields, where the products are 0.
 
     What the noise of images and seeds does not explain of the residuals is one more variance, the same for each
     setting: the noise of single seeds, the effect of other fields, and a curve that is no parabola.
 
     Attributes:
         x: (n,) the places of the settings.
-        beta: (p,) the coefficients; the first three are a, b and c.
+        beta: (p,) the coefficients; the first three are a, b and c, and those of the products follow.
         solver: (p, n) the matrix that gives them from the accuracies.
         noise: of the settings.
         extra: the variance of the residuals beyond ``noise``, at least 0.
         freedom: n - p.
-        explains: the p value of the hypothesis that the field does nothing.
+        explains: the p value of the hypothesis that the field does nothing, alone or with others.
         lack_of_fit: the p value of the hypothesis that a parabola is all there is: from several seeds, against their
             noise; from many settings, against a polynomial of degree four. 1 where neither can be had.
         misfit: root of the mean squared residual beyond the noise, a fraction.
@@ -70,6 +74,15 @@ class Parabola:
         """Places over the range that was tried."""
         return np.linspace(self.x.min(), self.x.max(), _PLACES)
 
+    def optimum_at(self, place: float, product: int) -> float:
+        """Where the curve is highest if the field of this product, from 0, has another place than its middle.
+
+        It is within the range that was tried, and an end of it if the curve rises to there.
+        """
+        places = self.grid()
+        slope = self.beta[1] + self.beta[3 + product] * place
+        return float(places[int((slope * places + self.beta[2] * places**2).argmax())])
+
 
 @dataclass(frozen=True)
 class Optimum:
@@ -91,11 +104,60 @@ class Optimum:
     reaches_high: bool
 
 
-def fit_parabola(x: Floats, top1: Floats, noise: Noise, others: Floats) -> Parabola:
-    """Fits the accuracies (n,) at the places (n,); ``others`` (n, m) are centred columns of other fields."""
-    from scipy.special import fdtrc  # scipy.stats takes a second to import
+def joint_fields(x: Floats, top1: Floats, others: Floats, places: Floats) -> list[int]:
+    """Which other fields the effect of x depends on: of which a product with x explains more than noise does.
+
+    The field that explains most is added first, and tested together with those that were added before. The chance that
+    any field is added of which none matters is :data:`_LEVEL_OF_PRODUCTS`.
+
+    Args:
+        x: (n,) the places of the settings.
+        top1: (n,) their accuracies.
+        others: (n, m) centred columns of the other fields.
+        places: (n, fields) the places of the settings on the axes of the other fields, 0 in their middle.
+
+    Returns:
+        Columns of ``places``, in the order in which they were added.
+    """
+    from scipy.special import fdtrc
 
     design = np.column_stack([np.ones_like(x), x, x**2, others])
+    chosen: list[int] = []
+    left = [number for number in range(places.shape[1]) if np.ptp(places[:, number]) > 0]
+    level = _LEVEL_OF_PRODUCTS / max(1, len(left))  # Bonferroni
+    while left:
+        squares, _ = _left_over(design, top1)
+        wider = {number: np.column_stack([design, x * places[:, number]]) for number in left}
+        rest, freedom, best = min((*_left_over(columns, top1), number) for number, columns in wider.items())
+        if freedom < _FREEDOM_FOR_A_PRODUCT or rest <= 0:
+            break
+        if fdtrc(1, freedom, max(0.0, (squares - rest) / (rest / freedom))) >= level:
+            break
+        design = wider[best]
+        chosen.append(best)
+        left.remove(best)
+    return chosen
+
+
+def _left_over(design: Floats, top1: Floats) -> tuple[float, int]:
+    """The sum of squares that a least-squares fit leaves, and its degrees of freedom."""
+    beta, _, rank, _ = np.linalg.lstsq(design, top1, rcond=None)
+    return float(((top1 - design @ beta) ** 2).sum()), len(top1) - int(rank)
+
+
+def fit_parabola(
+    x: Floats, top1: Floats, noise: Noise, others: Floats, joint: Floats | None = None
+) -> Parabola:
+    """Fits the accuracies (n,) at the places (n,).
+
+    ``others`` (n, m) are centred columns of other fields, and ``joint`` (n, k) the places on the axes of those fields
+    of which the effect of x depends (:func:`joint_fields`).
+    """
+    from scipy.special import fdtrc  # scipy.stats takes a second to import
+
+    products = np.empty((len(x), 0)) if joint is None else x[:, None] * joint
+    design = np.column_stack([np.ones_like(x), x, x**2, products, others])
+    own = [1, 2, *range(3, 3 + products.shape[1])]
     points = len(x)
     solver = np.linalg.pinv(design)
     beta = solver @ top1
@@ -105,13 +167,13 @@ def fit_parabola(x: Floats, top1: Floats, noise: Noise, others: Floats) -> Parab
     known = float(np.trace(left @ noise.covariance))
     squares = float(residuals @ residuals)
     extra = max(0.0, (squares - known) / freedom) if freedom > 0 else 0.0
-    without = np.delete(design, [1, 2], axis=1)
+    without = np.delete(design, own, axis=1)
     lost = float(((top1 - without @ (np.linalg.pinv(without) @ top1)) ** 2).sum()) - squares
-    # Twice the mean square: of the field, and of what is left, at least what images and seeds explain.
+    # Two mean squares: of the field, and of what is left, at least what images and seeds explain.
     level = max(squares / freedom if freedom else 0.0, known / max(freedom, 1))
     seeded = bool(noise.seeds.any())
     bottom = freedom if not seeded or squares > known else max(freedom, noise.freedom)
-    explains = float(fdtrc(2, bottom, max(0.0, lost / 2 / level))) if level > 0 else 0.0
+    explains = float(fdtrc(len(own), bottom, max(0.0, lost / len(own) / level))) if level > 0 else 0.0
     lacks = []
     if seeded and freedom > 0:
         expected = left @ noise.covariance @ left

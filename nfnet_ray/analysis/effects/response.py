@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from nfnet_ray.analysis.effects.levels import is_logarithmic, is_number
 from nfnet_ray.analysis.effects.noise import noise_of_results, results_at
-from nfnet_ray.analysis.effects.parabola import Parabola, fit_parabola, optimum_of
+from nfnet_ray.analysis.effects.parabola import Parabola, fit_parabola, joint_fields, optimum_of
 from nfnet_ray.analysis.effects.stages import Stage, stages
 from nfnet_ray.analysis.inference.paired import Floats
 from nfnet_ray.analysis.inference.selection import Noise
@@ -70,8 +70,30 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class Shift:
+    """How the optimum moves with another field, whose products with the field in question the curve needs.
+
+    Attributes:
+        field: dotted name of the other field.
+        middle: its value for which curve and optimum are given: the mean of its values, on its axis.
+        values: two values of it, its quartiles.
+        optima: the optimum at each of them, within the range that was fitted.
+        ends: whether each of these is an end of that range: -1 the smallest value, 1 the largest, 0 neither.
+    """
+
+    field: str
+    middle: float
+    values: tuple[float, float]
+    optima: tuple[float, float]
+    ends: tuple[int, int]
+
+
+@dataclass(frozen=True)
 class Response:
     """The response under one condition.
+
+    The optimum may depend on other fields that have ranges: then it is that in their middle, and ``shifts`` says how it
+    moves.
 
     Attributes:
         field: dotted name of the field.
@@ -102,6 +124,7 @@ class Response:
         misfit: root of the mean squared distance from the curve that noise does not explain, a fraction.
         curve: None without one.
         apart: values without a place on the axis.
+        shifts: the other fields that move the optimum.
         names: {dotted name: short name}.
     """
 
@@ -137,6 +160,7 @@ class Response:
     lack_of_fit: float = math.nan
     misfit: float = math.nan
     curve: Curve | None = dataclasses.field(default=None, repr=False)
+    shifts: tuple[Shift, ...] = ()
 
     def sentence(self) -> str:
         """The optimum, its interval and how flat it is; or why there is none."""
@@ -170,7 +194,7 @@ class Response:
             beyond = f"{more} ones {'may be better' if is_last else 'were tried and did worse'}"
             return (
                 f"Optimum of {name}{at}{where}: the {end} value{'' if is_last else ' on the curve'}, "
-                f"{value_label(self.optimum)} ({over}); {beyond}{self._apart()}"
+                f"{value_label(self.optimum)} ({over}); {beyond}{self._apart()}{self._shifts()}"
             )
         open_at = [
             f"the {end} value"
@@ -181,7 +205,7 @@ class Response:
         return (
             f"Optimum of {name}{at}{where}: {_short(self.optimum)} ({over}{beyond}), fitted top-1 "
             f"{percent(self.top1)}; from {_short(self.flat_low)} to {_short(self.flat_high)} the curve is within "
-            f"{within} of that{self._apart()}"
+            f"{within} of that{self._apart()}{self._shifts()}"
         )
 
     def _left(self) -> str:
@@ -199,13 +223,25 @@ class Response:
                 words += f"; {value.label} is {more} {'better' if value.difference > 0 else 'worse'}"
         return words
 
+    def _shifts(self) -> str:
+        words = ""
+        for shift in self.shifts:
+            name = self.names[shift.field]
+            first, second = (
+                f"{_short(at)}{(' or less', '', ' or more')[end + 1]} at {_short(value)}"
+                for at, end, value in zip(shift.optima, shift.ends, shift.values, strict=True)
+            )
+            words += f"; this is at {name} {_short(shift.middle)}, and it moves: {first}, {second}"
+        return words
+
 
 def responses(tables: StudyTables, field: str) -> tuple[Response, ...]:
     """The response to ``field`` under each combination of the other conditions, in the order of the study's space.
 
     It is measured at the latest stage at which :data:`LEAST_VALUES` different values have an accuracy for all seeds;
-    diverged settings are left out. Other fields than the conditions are allowed for by a parabola each. None of a plain
-    list of points that differ in several fields.
+    diverged settings are left out. Other fields than the conditions are allowed for by a parabola each, and by its
+    product with the field in question where that explains more than noise does. None of a plain list of points that
+    differ in several fields.
     """
     if "points" in tables.study and len(tables.fields) > 1:
         return ()
@@ -275,9 +311,10 @@ def _response(
     x = np.array([float(r.point[field]) for r in fitted])
     x = np.log(x) if logarithmic else x
     others = _other_fields(tables, [r.point for r in fitted], field)
-    if len(fitted) < 3 + others.shape[1] + 2:
+    columns = _centred(others, len(fitted))
+    if len(fitted) < 3 + columns.shape[1] + 2:
         return Response(kind="too few", **common)
-    return _fitted(x, fitted, outside, others, common)
+    return _fitted(x, fitted, outside, others, columns, common)
 
 
 def _given_up(rows: pd.DataFrame, fields: Sequence[str], measured: set[tuple[Any, ...]]) -> int:
@@ -286,33 +323,69 @@ def _given_up(rows: pd.DataFrame, fields: Sequence[str], measured: set[tuple[Any
     return len({tuple(row[field] for field in fields) for row in stopped.to_dict("records")} - measured)
 
 
-def _other_fields(tables: StudyTables, points: Sequence[Mapping[str, Any]], field: str) -> Floats:
-    """(n, m) centred columns of the other fields with ranges: a parabola in the numbers, and whether it is none."""
-    columns = []
-    for name in tables.fields:
-        if name == field or name in tables.conditions:
-            continue
-        values = [point[name] for point in points]
-        logarithmic = is_logarithmic(tables, name)
-        numbers = [is_number(value) and (not logarithmic or value > 0) for value in values]
-        places = [
-            (math.log(value) if logarithmic else float(value)) if known else math.nan
-            for value, known in zip(values, numbers, strict=True)
-        ]
-        if not any(numbers):  # it is none in every setting
-            continue
-        middle, spread = np.nanmean(places), np.nanstd(places)
-        scaled = np.nan_to_num((np.array(places) - middle) / (spread or 1.0))
-        columns += [scaled, scaled**2, np.array(numbers, float)]
+@dataclass(frozen=True)
+class _OtherField:
+    """Another field of the settings that has numbers.
+
+    Attributes:
+        places: (n,) its values on its axis, less their mean and in standard deviations; 0 where it is none.
+        is_number: (n,) bool.
+    """
+
+    name: str
+    places: Floats
+    is_number: NDArray[np.bool_]
+    mean: float
+    deviation: float
+    is_logarithmic: bool
+
+    @classmethod
+    def of(cls, name: str, values: Sequence[Any], *, logarithmic: bool) -> _OtherField:
+        numbers = np.array([is_number(value) and (not logarithmic or value > 0) for value in values])
+        on_axis = np.array(
+            [
+                (math.log(value) if logarithmic else float(value)) if known else math.nan
+                for value, known in zip(values, numbers, strict=True)
+            ]
+        )
+        mean, deviation = (
+            (float(np.nanmean(on_axis)), float(np.nanstd(on_axis)) or 1.0) if numbers.any() else (0.0, 1.0)
+        )
+        return cls(name, np.nan_to_num((on_axis - mean) / deviation), numbers, mean, deviation, logarithmic)
+
+    @property
+    def columns(self) -> list[Floats]:
+        """A parabola, and whether it is none."""
+        return [self.places, self.places**2, self.is_number.astype(float)]
+
+    def value(self, place: float) -> float:
+        number = place * self.deviation + self.mean
+        return math.exp(number) if self.is_logarithmic else number
+
+
+def _other_fields(tables: StudyTables, points: Sequence[Mapping[str, Any]], field: str) -> list[_OtherField]:
+    """Those that are no conditions and have a number somewhere."""
+    found = [
+        _OtherField.of(name, [point[name] for point in points], logarithmic=is_logarithmic(tables, name))
+        for name in tables.fields
+        if name != field and name not in tables.conditions
+    ]
+    return [one for one in found if one.is_number.any()]
+
+
+def _centred(others: Sequence[_OtherField], settings: int) -> Floats:
+    """(settings, m) the columns of the other fields that differ between settings, less their means."""
+    columns = [column for one in others for column in one.columns]
     kept = [column - column.mean() for column in columns if np.ptp(column) > 0]
-    return np.column_stack(kept) if kept else np.empty((len(points), 0))
+    return np.column_stack(kept) if kept else np.empty((settings, 0))
 
 
 def _fitted(
     x: Floats,
     fitted: Sequence[SettingResult],
     outside: Sequence[SettingResult],
-    others: Floats,
+    others: Sequence[_OtherField],
+    columns: Floats,
     common: dict[str, Any],
 ) -> Response:
     """The response by the widest range of values around the best one that a parabola describes."""
@@ -320,16 +393,20 @@ def _fitted(
     noise = noise_of_results([*fitted, *outside])
     middle, scale = x.mean(), (np.ptp(x) / 2)
     place = (x - middle) / scale
+    elsewhere = np.column_stack([np.empty((len(x), 0)), *(one.places for one in others)])
     keep = np.arange(len(x))
     step = max(1, len(set(place)) // _STEPS)
     while True:
-        fit = fit_parabola(place[keep], top1[keep], _part(noise, keep), others[keep])
+        joint = joint_fields(place[keep], top1[keep], columns[keep], elsewhere[keep])
+        fit = fit_parabola(
+            place[keep], top1[keep], _part(noise, keep), columns[keep], elsewhere[keep][:, joint]
+        )
         poor = fit.lack_of_fit < _POOR_FIT and fit.misfit > common["equal_within"]
         # Far from the optimum the accuracy falls off a cliff: without the worse end.
         tried = sorted(set(place[keep]))
         left, right = place[keep] < tried[step], place[keep] > tried[-1 - step]
         fewer = keep[~left] if top1[keep][left].mean() < top1[keep][right].mean() else keep[~right]
-        if not poor or len(tried) - step < LEAST_VALUES or len(fewer) < 5 + others.shape[1]:
+        if not poor or len(tried) - step < LEAST_VALUES or len(fewer) < 5 + columns.shape[1]:
             break
         keep = fewer
 
@@ -381,12 +458,35 @@ def _fitted(
         "top1_high": _within(highest + its_half),
         "flat_low": value(float(flat.min())),
         "flat_high": value(float(flat.max())),
+        "shifts": tuple(
+            _shift(fit, number, others[other], keep, value) for number, other in enumerate(joint)
+        ),
     }
     common = {
         **common,
         "apart": _against(fit, at_optimum, common["field"], outside, noise, keep, len(fitted)),
     }
     return Response(kind=kind, **common, **told)
+
+
+def _shift(
+    fit: Parabola, product: int, other: _OtherField, keep: Integers, value: Callable[[float], float]
+) -> Shift:
+    """How the optimum moves with another field, of which ``keep`` are the settings that were fitted."""
+    quartiles = np.quantile(other.places[keep][other.is_number[keep]], (0.25, 0.75)).tolist()
+    low, high = (fit.optimum_at(place, product) for place in quartiles)
+    smallest, largest = float(fit.x.min()), float(fit.x.max())
+
+    def end(optimum: float) -> int:
+        return -1 if optimum <= smallest else 1 if optimum >= largest else 0
+
+    return Shift(
+        other.name,
+        other.value(0.0),
+        (other.value(quartiles[0]), other.value(quartiles[1])),
+        (value(low), value(high)),
+        (end(low), end(high)),
+    )
 
 
 def _against(

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from nfnet_ray.analysis.effects.importance import importance, importance_sentence
+from nfnet_ray.analysis.effects.marginal import pairwise_effects
 from nfnet_ray.analysis.effects.response import responses
 from nfnet_ray.analysis.tables import StudyTables
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _RESPONSES_AT_MOST = 4
 _FIELDS_TO_RANK = 3
 """Of two fields the table of all trials shows more than a share of each."""
+_INTERACTION = 0.01
+"""The chance that any pair of fields is said to act together if none does."""
 
 
 def the_first(optima: Sequence[str], most: int) -> list[str]:
@@ -22,7 +29,8 @@ def the_first(optima: Sequence[str], most: int) -> list[str]:
 
 
 def effect_sentences(tables: StudyTables) -> list[str]:
-    """The optimum of the field in question under each condition, and which of three or more fields matter.
+    """The optimum of the field in question under each condition, which of three or more fields matter, and which two
+    act together.
 
     Only what the study can support: no sentence where there are too few values, where noise can explain the differences
     or where no parabola describes them.
@@ -37,4 +45,20 @@ def effect_sentences(tables: StudyTables) -> list[str]:
     told = the_first(told, _RESPONSES_AT_MOST)
     if len(tables.fields) >= _FIELDS_TO_RANK:
         told.append(importance_sentence(importance(tables), tables.names))
+        told.append(interaction_sentence(pairwise_effects(tables), tables.names))
     return [sentence for sentence in told if sentence]
+
+
+def interaction_sentence(table: pd.DataFrame, names: Mapping[str, str]) -> str:
+    """The two fields whose interaction is clearest, of those of :func:`pairwise_effects`.
+
+    Empty if noise can explain all interactions.
+    """
+    columns = ["field_a", "field_b", "p_value"]
+    pairs = table[columns].drop_duplicates().dropna().sort_values("p_value", kind="stable")
+    clear = int((pairs["p_value"] < _INTERACTION / max(1, len(pairs))).sum())  # Bonferroni
+    if not clear:
+        return ""
+    first = pairs.iloc[0]
+    of = f", the clearest of {len(pairs)} pairs of fields" if len(pairs) > 1 else ""
+    return f"What {names[first['field_a']]} does depends on {names[first['field_b']]} (p = {first['p_value']:.1g}{of})"
