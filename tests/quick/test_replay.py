@@ -231,4 +231,4 @@ def test_an_exported_study_can_be_replayed(capsys: pytest.CaptureFixture[str]) -
     assert main(["replay", str(Path(__file__).parents[2] / "studies" / "results" / "curves"), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     everything = next(rule for rule in document["rules"] if rule["rule"] == "everything")
-    assert everything["epochs"] == 48 * 8
+    assert everything["epochs"] == 47 * 8 + 4  # one diverged
