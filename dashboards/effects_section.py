@@ -127,6 +127,9 @@ def _responses(responses: Sequence[Response]) -> list[EffectChart]:
             f"A parabola{' in the logarithm' if response.is_logarithmic else ''} with its 95% band, over "
             f"{response.covers}; the diamond is the optimum with its 95% interval."
         )
+        for shift in response.shifts:
+            other = response.names[shift.field]
+            caption += f" It is that at {other} {shift.middle:.2g}: the optimum depends on {other}."
         beyond = sum(not response.range_low <= point[0] <= response.range_high for point in response.points)
         if beyond:
             caption += (

@@ -31,6 +31,7 @@ from tests.tracking.example_study import (
 
 FACTORS = (0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, None)
 RHO = "optimizer.sam.rho"
+RESULTS = Path(__file__).parents[2] / "studies" / "results"
 
 
 def sweep(factors: tuple[Any, ...] = FACTORS, batch_sizes: tuple[int, ...] = (64, 256)) -> list[Event]:
@@ -184,6 +185,16 @@ def test_a_random_search_has_both_importances_a_pair_and_a_band_over_orders(tmp_
         "Of the differences in accuracy after epoch 2 of 8 (all 40 settings), clip_factor explains"
     )
     assert any("that early stopping left" in sentence for sentence in found.sentences)
+
+
+def test_a_curve_says_where_it_holds_if_the_optimum_depends_on_another_field() -> None:
+    found = effects_section(load_study(RESULTS / "curves"))
+    assert found is not None
+    [caption] = [one.caption for one in found.charts if one.chart.id == "response-0"]
+    assert "It is that at base_learning_rate 0.53: the optimum depends on base_learning_rate." in caption
+    [moves] = [sentence for sentence in found.sentences if "and it moves: 0.097 at 0.24" in sentence]
+    assert moves.startswith("Optimum of clip_factor: 0.026")
+    assert found.sentences[-1].startswith("What clip_factor does depends on base_learning_rate (p = 8e-07")
 
 
 def test_show_says_what_the_fields_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
