@@ -233,12 +233,13 @@ def check_digits(recorder: Recorder, machine: Machine, folder: Path) -> None:
     """Whether a resumed training ends with the same bits, and whether evaluation counts the same images on a CPU."""
     part = TWO_DIGITS if machine.is_small else ALL_DIGITS
     data = write_digits(folder / "digits", part)
+    side = 16 if machine.is_small else 32
     recipe = recipe_for(describe_digits(data, part), epochs=2 if machine.is_small else 3).with_values(
         {
             "batch_size": 64,
             "data.path": str(data),
-            "data.image_size": 32,
-            "data.eval_size": 32,
+            "data.image_size": side,
+            "data.eval_size": side,
             **(TINY if machine.is_small else {}),
             "optimizer.ema.decay": 0.99,
             "model.dropout": 0.1,
@@ -292,10 +293,10 @@ def difference_of_kept_graphs(machine: Machine, recipe: Recipe) -> float:
         context = PlainContext(device=machine.device, threads=machine.threads)
         context.kept_graphs = graphs
         weights.append(weights_of(train(one, context).model).clone())
-    if machine.is_gpu and not kept.holds_graphs:
-        raise RuntimeError(
-            "no step was captured; captured steps against kernel by kernel, above, may say why"
-        )
+        if machine.is_gpu and not kept.holds_graphs:
+            raise RuntimeError(
+                "no step was captured; captured steps against kernel by kernel, above, may say why"
+            )
     return relative_difference(*weights[1:])
 
 

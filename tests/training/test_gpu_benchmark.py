@@ -187,6 +187,7 @@ def test_the_check_of_kept_graphs_replays_them(few_digits: Path) -> None:
             **TINY,
             "data.path": str(few_digits),
             "data.image_size": 16,
+            "data.eval_size": 16,
             "data.randaugment.layers": 0,
             "schedule.epochs": 1,
             "model.dropout": 0.1,

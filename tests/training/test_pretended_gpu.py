@@ -71,8 +71,8 @@ def weights(outcome: Outcome) -> dict[str, torch.Tensor]:
 
 
 CASES: dict[str, dict[str, Any]] = {
-    # At 16 px the last block strides over one pixel: of such a 3x3 weight torch 2.15 computes the gradient in bfloat16
-    # with memory that nobody has written to, on CPUs that have bfloat16.
+    # At 16 px the last block strides over one pixel. A network on a CPU goes around what is wrong with its gradient in
+    # bfloat16 (nfnet_ray/models/layers.py), and one that is told that it is on a GPU does not.
     "bfloat16": {"precision": "bfloat16", "data.image_size": 32, "data.eval_size": 32},
     "augmented, streamed": {
         "data.resident": "never",
