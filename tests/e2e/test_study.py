@@ -239,12 +239,14 @@ def test_a_study_that_is_interrupted_again_and_again_ends_with_the_numbers_of_an
 def test_a_killed_trial_resumes_from_its_checkpoint(place: Workplace, few_digits: Path, cluster: str) -> None:
     common = ["--data", few_digits, "--epochs", "12", *QUICK, "--trials", "1", "--address", cluster]
     process = place.start("--name", "killed", *common)
-    place.wait_for(process, "killed", lambda event: event["event"] == "epoch")
+    # The first epoch's checkpoint is complete before that of the second one is begun.
+    place.wait_for(process, "killed", lambda event: event["event"] == "epoch" and event["epoch"] == 3)
     kill("ray::ImplicitFunc", os.getpid())  # the title that Ray gives the process of a Tune function
     out, err = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 0, out + err
     trial = place.progress("killed").trials["clip_factor=0.01,batch_size=48"]
     assert (trial.state, trial.epoch, trial.attempts) == ("finished", 12, 2)
+    assert (trial.last("lost_seconds") or 0) > 0  # told by the clock in the checkpoint
     epochs = [event["epoch"] for event in place.events("killed") if event["event"] == "epoch"]
     assert epochs == list(range(1, 13))  # the one that was running is done twice, and told once
 
