@@ -40,7 +40,7 @@ def _end_cluster() -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
-    """After the last test of this folder: an idle cluster takes 5% of a core, for the rest of a test run."""
+    """After the last test of this folder: an idle cluster takes 2% of a core, for the rest of a test run."""
     if nextitem is None or Path(__file__).parent not in nextitem.path.parents:
         _end_cluster()
 
