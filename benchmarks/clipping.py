@@ -17,8 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.clipping_counts import seconds
-from benchmarks.record import Row, append_rows, circumstances
+from benchmarks.record import Row, append_rows, circumstances, processor_seconds
 from nfnet_ray.command_line.arguments import positive
 from nfnet_ray.command_line.one_line_parser import OneLineParser
 from nfnet_ray.models import create_model
@@ -73,7 +72,7 @@ def measure(name: str, device: torch.device) -> Row:
     for _ in range(REPEATS):
         for way, work in ways.items():
             reset()
-            times[way].append(seconds(work, device))
+            times[way].append(processor_seconds(work, device))
     medians = {way: 1e3 * statistics.median(samples) for way, samples in times.items()}
     return {
         "model": name,

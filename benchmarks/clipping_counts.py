@@ -16,15 +16,12 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from benchmarks.record import Row, append_rows, circumstances, ratio_columns
-from benchmarks.record import seconds as wall_seconds
+from benchmarks.record import Row, append_rows, circumstances, processor_seconds, ratio_columns
 from nfnet_ray.command_line.arguments import positive
 from nfnet_ray.command_line.one_line_parser import OneLineParser
 from nfnet_ray.data.batch import TrainBatch
@@ -38,15 +35,6 @@ from nfnet_ray.training.step import TrainStep
 RESULTS = Path(__file__).with_name("results") / "clipping_counts.csv"
 CLASSES = 10
 FEWEST_PAIRS, SECONDS_OF_PAIRS = 30, 15.0
-
-
-def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Of this process on a CPU, else wall-clock seconds with the device's queue."""
-    if device.type != "cpu":
-        return wall_seconds(work, device)
-    start = time.process_time()
-    work()
-    return time.process_time() - start
 
 
 class NoCounts(ClippingCounts):
@@ -83,16 +71,18 @@ def measure(name: str, batch_size: int, pixels: int, clip_factor: float | None, 
         for used in (counts, nothing) if len(pairs) % 2 else (nothing, counts):
             step.clipping_counts = used
             step.number -= step.number % STEPS_BETWEEN_NORMS
-            taken[used] = seconds(one_step, context.device)
+            taken[used] = processor_seconds(one_step, context.device)
         pairs.append((taken[counts], taken[nothing]))
     ratios = sorted(with_counts / without for with_counts, without in pairs)
     known = norms()
     if clip_factor is None:
-        counting = [seconds(lambda: counts.add(norms()), context.device) for _ in range(FEWEST_PAIRS)]
+        counting = [
+            processor_seconds(lambda: counts.add(norms()), context.device) for _ in range(FEWEST_PAIRS)
+        ]
     else:
         assert known is not None
         known = known._replace(is_clipped=known.gradient > known.parameter * clip_factor)
-        counting = [seconds(lambda: counts.add(known), context.device) for _ in range(FEWEST_PAIRS)]
+        counting = [processor_seconds(lambda: counts.add(known), context.device) for _ in range(FEWEST_PAIRS)]
     count_ms = 1e3 * statistics.median(counting)
     step_ms = 1e3 * statistics.median(without for _, without in pairs)
     return {

@@ -16,8 +16,6 @@ import random
 import shutil
 import sqlite3
 import statistics
-import time
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,7 +24,7 @@ from unittest import mock
 
 import torch
 
-from benchmarks.record import Row, append_rows, hardware
+from benchmarks.record import Row, append_rows, hardware, processor_seconds
 from nfnet_ray.command_line.arguments import positive
 from nfnet_ray.command_line.one_line_parser import OneLineParser
 from nfnet_ray.tracking.destination import bulk_metrics
@@ -80,9 +78,9 @@ def delivered(folder: Path, database: Path, in_bulk: bool) -> float:
         assert left == 0, sink.status
 
     if in_bulk:
-        return _processor_seconds(deliver)
+        return processor_seconds(deliver, CPU)
     with mock.patch.object(bulk_metrics, "write_metrics_in_bulk", return_value=False):
-        return _processor_seconds(deliver)
+        return processor_seconds(deliver, CPU)
 
 
 def floor(folder: Path, full_database: Path, empty: Path) -> float:
@@ -101,7 +99,7 @@ def floor(folder: Path, full_database: Path, empty: Path) -> float:
             )
             connection.commit()
 
-    return _processor_seconds(insert)
+    return processor_seconds(insert, CPU)
 
 
 def measure(trials: int, epochs: int, repeats: int, bulk_alone: bool) -> Row:
@@ -146,12 +144,6 @@ def _count(database: Path) -> int:
     with closing(sqlite3.connect(database)) as connection:
         # Without the study's own, which are few.
         return int(connection.execute("SELECT count(*) FROM metrics WHERE key LIKE 'metric_%'").fetchone()[0])
-
-
-def _processor_seconds(act: Callable[[], None]) -> float:
-    before = time.process_time()
-    act()
-    return time.process_time() - before
 
 
 def main() -> None:

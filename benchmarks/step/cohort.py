@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.clipping_counts import random_batch, seconds
-from benchmarks.record import Row, append_rows, circumstances, ratio_columns
+from benchmarks.clipping_counts import random_batch
+from benchmarks.record import Row, append_rows, circumstances, processor_seconds, ratio_columns
 from nfnet_ray.command_line.arguments import positive
 from nfnet_ray.command_line.one_line_parser import OneLineParser
 from nfnet_ray.models import model_of
@@ -72,8 +72,8 @@ def measure(
     while len(pairs) < options.fewest_pairs or sum(sum(pair) for pair in pairs) < options.seconds:
         pairs.append(
             (
-                seconds(lambda: alone(batch), context.device),
-                seconds(lambda: cohort(batch), context.device) / lanes,
+                processor_seconds(lambda: alone(batch), context.device),
+                processor_seconds(lambda: cohort(batch), context.device) / lanes,
             )
         )
     ratios = [lane / single for single, lane in pairs]

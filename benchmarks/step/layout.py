@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from benchmarks.clipping_counts import random_batch, seconds
-from benchmarks.record import Row, append_rows, circumstances, ratio_columns
+from benchmarks.clipping_counts import random_batch
+from benchmarks.record import Row, append_rows, circumstances, processor_seconds, ratio_columns
 from nfnet_ray.command_line.arguments import positive
 from nfnet_ray.command_line.one_line_parser import OneLineParser
 from nfnet_ray.models import model_of
@@ -59,7 +60,9 @@ def measure(
     pairs: list[dict[str, float]] = []
     while len(pairs) < options.fewest_pairs or sum(sum(pair.values()) for pair in pairs) < options.seconds:
         order = list(steps) if len(pairs) % 2 else list(reversed(steps))
-        pairs.append({layout: seconds(lambda: steps[layout](batch), context.device) for layout in order})  # noqa: B023
+        pairs.append(
+            {layout: processor_seconds(partial(steps[layout], batch), context.device) for layout in order}
+        )
     ratios = [pair["channels_last"] / pair["contiguous"] for pair in pairs]
     return {
         "model": name,

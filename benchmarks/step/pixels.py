@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.clipping_counts import random_batch, seconds
-from benchmarks.record import Row, append_rows, circumstances
+from benchmarks.clipping_counts import random_batch
+from benchmarks.record import Row, append_rows, circumstances, processor_seconds
 from nfnet_ray.command_line.arguments import positive
 from nfnet_ray.command_line.one_line_parser import OneLineParser
 from nfnet_ray.data.augmentation.augment import shifted_and_flipped
@@ -78,7 +78,7 @@ def measure(batch_size: int, pixels: int, device: torch.device) -> Row:
     }
     for name, (ours, plain) in works.items():
         assert torch.equal(ours(), plain())
-        pairs = [(seconds(ours, device), seconds(plain, device)) for _ in range(ROUNDS)]
+        pairs = [(processor_seconds(ours, device), processor_seconds(plain, device)) for _ in range(ROUNDS)]
         row[f"{name}_ms"] = round(1e3 * statistics.median(own for own, _ in pairs), 3)
         row[f"{name}_ratio"] = round(statistics.median(own / other for own, other in pairs), 3)
     return row | {"n": ROUNDS}

@@ -16,8 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
-from benchmarks.clipping_counts import CLASSES, random_batch, seconds
-from benchmarks.record import Row, append_rows, circumstances, interval_of_median
+from benchmarks.clipping_counts import CLASSES, random_batch
+from benchmarks.record import Row, append_rows, circumstances, interval_of_median, processor_seconds
 from nfnet_ray.command_line.arguments import positive
 from nfnet_ray.command_line.one_line_parser import OneLineParser
 from nfnet_ray.models import create_model, standardisation
@@ -71,7 +71,7 @@ def measure(
         ways = list(WAYS.items())
         for way, entered in ways if rounds % 2 else reversed(ways):
             with entered():
-                spent = seconds(lambda: step(batch), context.device)
+                spent = processor_seconds(lambda: step(batch), context.device)
             if rounds >= 0:
                 taken[way].append(spent)
         rounds += 1

@@ -15,12 +15,11 @@ import statistics
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.clipping_counts import seconds
 from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.networks import IMAGENET_CLASSES, new_step, random_batch
 from benchmarks.gpu.step import LAYOUTS
 from benchmarks.gpu.timm_step import timm_step
-from benchmarks.record import Row, append_rows, circumstances, ratio_columns
+from benchmarks.record import Row, append_rows, circumstances, processor_seconds, ratio_columns
 from nfnet_ray.command_line.arguments import positive
 from nfnet_ray.command_line.one_line_parser import OneLineParser
 from nfnet_ray.data.batch import TrainBatch
@@ -56,7 +55,7 @@ def measure(name: str, timms: str, batch_size: int, pixels: int, rounds: int, ma
     for number in range(-1, rounds):  # the first warms up
         ways = list(steps.items())
         for way, step in ways if number % 2 else reversed(ways):
-            spent = seconds(lambda step=step: step(batch), machine.device)  # type: ignore[misc]
+            spent = processor_seconds(lambda step=step: step(batch), machine.device)  # type: ignore[misc]
             if number >= 0:
                 taken[way].append(spent)
     medians = {way: statistics.median(spent) for way, spent in taken.items()}
