@@ -83,4 +83,6 @@ def whole(
             flags = [*one_at_a_time(few_digits), "--trials", "3", "--address", "auto"]
             result = place.run("--name", "whole", *flags)
             assert result.returncode == 0, result.stdout + result.stderr
+        # Another process may have run it, and failed.
+        assert {trial.state for trial in place.progress("whole").trials.values()} == {"finished"}
     return place

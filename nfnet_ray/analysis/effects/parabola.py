@@ -14,7 +14,9 @@ _PLACES = 801
 _FREEDOM_FOR_A_QUARTIC = 4
 """Two more coefficients, and two settings to tell noise by."""
 _FREEDOM_FOR_A_PRODUCT = 4
+"""Settings that are left to tell noise by: the F test of one coefficient with fewer finds only what is plain to see."""
 _LEVEL_OF_PRODUCTS = 0.01
+"""Lower than the usual 0.05, because a study has a response for each field and condition."""
 
 
 @dataclass(frozen=True)

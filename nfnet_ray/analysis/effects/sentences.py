@@ -17,7 +17,7 @@ _RESPONSES_AT_MOST = 4
 _FIELDS_TO_RANK = 3
 """Of two fields the table of all trials shows more than a share of each."""
 _INTERACTION = 0.01
-"""The chance that any pair of fields is said to act together if none does."""
+"""The chance that any pair of fields is said to act together if none does; as that of a product in a response."""
 
 
 def the_first(optima: Sequence[str], most: int) -> list[str]:

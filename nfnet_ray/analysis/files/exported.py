@@ -67,8 +67,9 @@ def read_exported(folder: Path) -> tuple[StudyState, StudyStarted]:
             trial = state.trials[told["name"]]
             trial.sessions = told.get("sessions", trial.sessions)
             trial.conditions = dict(told.get("conditions", ()))
-        assert state.started is not None
-    except (*_OF_OTHER_FILES, AttributeError, AssertionError, KeyError, TypeError, ValueError) as error:
+        if state.started is None:
+            raise ValueError(f"{STUDY_FILE} does not say how the study began")
+    except (*_OF_OTHER_FILES, AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder} is not an exported study that can be read ({error!r})") from error
     return state, state.started
 
