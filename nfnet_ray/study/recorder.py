@@ -118,7 +118,10 @@ class Recorder:
         if known is not None:
             changed = _changes(known, metrics)
             told = {name: text for name, text in texts.items() if name in EPOCH_TEXTS}
-            if not changed and told.items() <= progress.texts_of(epoch).items():
+            # Conditions hold until others are told, and each attempt tells its own with its first epoch.
+            told_at = max((at for at in progress.conditions if at <= epoch), default=None)
+            in_force = {} if told_at is None else {"conditions": progress.conditions[told_at]}
+            if not changed and told.items() <= (in_force | progress.texts_of(epoch)).items():
                 return
             if changed:
                 name = METRIC if METRIC in changed else changed[0]

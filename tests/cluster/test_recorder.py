@@ -84,6 +84,19 @@ def test_which_images_were_correct_is_kept_for_an_epoch_that_was_known_without_i
     assert recorder.state.trials[FIRST].texts_of(1) == {}, "those of weights that are not trained further"
 
 
+def test_an_epoch_that_is_done_again_is_recorded_again_only_under_other_conditions(
+    recorder: Recorder, tmp_path: Path
+) -> None:
+    """An attempt that resumes from before the last known epoch tells its conditions with that one, done again."""
+    for epoch, texts in ((1, {"conditions": "two workers"}), (2, {}), (2, {"conditions": "two workers"})):
+        recorder.record_epoch(FIRST, epoch, MEASURED, texts)
+    one = {"conditions": "one worker"}
+    for epoch, texts in ((2, one), (2, one), (3, {}), (3, one)):
+        recorder.record_epoch(FIRST, epoch, MEASURED, texts)
+    told = [(event["epoch"], event.get("conditions")) for event in epochs(tmp_path)]
+    assert told == [(1, "two workers"), (2, None), (2, "one worker"), (3, None)]
+
+
 def test_how_busy_the_nodes_were_makes_no_known_epoch_a_new_one(recorder: Recorder, tmp_path: Path) -> None:
     for use in (40.0, 60.0):
         recorder.record_epoch(
