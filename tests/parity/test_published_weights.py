@@ -265,7 +265,7 @@ def test_names_and_shapes_of_the_other_families(name: str) -> None:
         "shapes"
     ]
     with torch.device("meta"):
-        ours = {slot.name: list(slot.shape) for slot in deepmind.official_slots(create_model(name))}
+        ours = {entry.name: list(entry.shape) for entry in deepmind.official_entries(create_model(name))}
     assert ours == official
     arrays: Arrays = {}
     for label, shape in official.items():

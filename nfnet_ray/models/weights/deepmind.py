@@ -23,7 +23,7 @@ from nfnet_ray.errors import UserError
 from nfnet_ray.models.layers import ScaledWSConv2d
 from nfnet_ray.models.nfnet import NFBlock, NFNet
 from nfnet_ray.models.variants import NF_RESNET, NFNET, Variant, get_variant, list_models
-from nfnet_ray.models.weights.foreign_weights import Slot, copy_into, find_problems
+from nfnet_ray.models.weights.foreign_weights import Entry, copy_into, find_problems
 from nfnet_ray.models.weights.pickled_arrays import read_pickled_arrays, readable
 from nfnet_ray.wording import count
 
@@ -56,11 +56,11 @@ def load_deepmind_weights(model: nn.Module, arrays_or_path: OfficialArrays | str
     """
     model = _network(model)
     given = flattened(_arrays(arrays_or_path))
-    slots = list(official_slots(model))
-    problems = find_problems(slots, given)
+    entries = list(official_entries(model))
+    problems = find_problems(entries, given)
     if problems:
         name, classes = model.variant.name, model.classifier.out_features
-        others = _match(given) if any(slot.shape != _shape(given, slot.name) for slot in slots) else None
+        others = _match(given) if any(entry.shape != _shape(given, entry.name) for entry in entries) else None
         source = ""
         if isinstance(arrays_or_path, str | os.PathLike):
             source = f" from {readable(os.fspath(arrays_or_path))}"
@@ -69,7 +69,7 @@ def load_deepmind_weights(model: nn.Module, arrays_or_path: OfficialArrays | str
             f"these weights{source} {whose}do not fit this {name} with {count(classes, 'class')}: "
             f"{'; '.join(problems)}; check the model's name, its overrides and its number of classes"
         )
-    copy_into(slots, given)
+    copy_into(entries, given)
 
 
 def load_published(path: str | os.PathLike[str]) -> NFNet:
@@ -132,9 +132,9 @@ def published_file_name(path: str | os.PathLike[str]) -> str | None:
 def to_deepmind_arrays(model: nn.Module) -> dict[str, dict[str, np.ndarray]]:
     """The weights of `model` as the official mapping, in float32 as published; copies, not views."""
     arrays: dict[str, dict[str, np.ndarray]] = {}
-    for slot in official_slots(_network(model)):
-        module, _, parameter = slot.name.rpartition("/")
-        array = slot.parameter.detach().to("cpu", torch.float32).numpy()
+    for entry in official_entries(_network(model)):
+        module, _, parameter = entry.name.rpartition("/")
+        array = entry.parameter.detach().to("cpu", torch.float32).numpy()
         official = np.array(array.transpose(_TO_OFFICIAL[array.ndim]), order="C")
         arrays.setdefault(module, {})[parameter] = official
     return arrays
@@ -149,42 +149,42 @@ def _network(model: nn.Module) -> NFNet:
     return model
 
 
-def official_slots(model: NFNet) -> Iterator[Slot]:
+def official_entries(model: NFNet) -> Iterator[Entry]:
     """Each parameter of the network under its official name, `module/parameter`."""
     family = model.variant.family
     for index, conv in enumerate(model.stem):
         stem = f"stem_conv{index}" if family == NFNET else "initial_conv"
-        yield from _layer_slots(f"{family.name}/~/{stem}", conv)
+        yield from _layer_entries(f"{family.name}/~/{stem}", conv)
     for index, block in enumerate(model.blocks):
         assert isinstance(block, NFBlock)
         # haiku's spelling of the class names NFBlock and NFResBlock, with a number from the second on.
         name = f"{family.name}/~/{'nf_res_block' if family == NF_RESNET else 'nf_block'}"
         name = f"{name}_{index}" if index else name
-        yield _slot(f"{name}/skip_gain", block.skip_gain)
+        yield _entry(f"{name}/skip_gain", block.skip_gain)
         for child, layer in block.named_children():
             if isinstance(layer, ScaledWSConv2d):
-                yield from _layer_slots(f"{name}/~/{child}", layer)
+                yield from _layer_entries(f"{name}/~/{child}", layer)
         if block.squeeze_excite is not None:
-            yield from _layer_slots(f"{name}/~/squeeze_excite/~/linear", block.squeeze_excite.reduce)
-            yield from _layer_slots(f"{name}/~/squeeze_excite/~/linear_1", block.squeeze_excite.expand)
+            yield from _layer_entries(f"{name}/~/squeeze_excite/~/linear", block.squeeze_excite.reduce)
+            yield from _layer_entries(f"{name}/~/squeeze_excite/~/linear_1", block.squeeze_excite.expand)
     if family.has_final_conv:
-        yield from _layer_slots(f"{family.name}/~/final_conv", model.final_conv)
-    yield from _layer_slots(_classifier(model.variant), model.classifier)
+        yield from _layer_entries(f"{family.name}/~/final_conv", model.final_conv)
+    yield from _layer_entries(_classifier(model.variant), model.classifier)
 
 
 def _classifier(variant: Variant) -> str:
     return f"{variant.family.name}/~/linear"
 
 
-def _layer_slots(module: str, layer: nn.Module) -> Iterator[Slot]:
+def _layer_entries(module: str, layer: nn.Module) -> Iterator[Entry]:
     names = {"weight": "w", "bias": "bias" if isinstance(layer, ScaledWSConv2d) else "b", "gain": "gain"}
     for name, parameter in layer.named_parameters():
-        yield _slot(f"{module}/{names[name]}", parameter)
+        yield _entry(f"{module}/{names[name]}", parameter)
 
 
-def _slot(name: str, parameter: Tensor) -> Slot:
+def _entry(name: str, parameter: Tensor) -> Entry:
     shape = tuple(parameter.shape[axis] for axis in _TO_OFFICIAL[parameter.ndim])
-    return Slot(name, parameter, shape, _TO_TORCH[parameter.ndim])
+    return Entry(name, parameter, shape, _TO_TORCH[parameter.ndim])
 
 
 def _arrays(arrays_or_path: OfficialArrays | str | os.PathLike[str]) -> OfficialArrays:
@@ -228,7 +228,9 @@ def _candidates(given: Mapping[str, np.ndarray]) -> list[str]:
 def _official_shapes(name: str) -> Mapping[str, tuple[int, ...]]:
     """All shapes of a network with one class."""
     with torch.device("meta"):
-        return {slot.name: slot.shape for slot in official_slots(NFNet(get_variant(name), num_classes=1))}
+        return {
+            entry.name: entry.shape for entry in official_entries(NFNet(get_variant(name), num_classes=1))
+        }
 
 
 def _differences(name: str, given: Mapping[str, np.ndarray]) -> list[str]:

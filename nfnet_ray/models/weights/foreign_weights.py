@@ -16,8 +16,8 @@ FLOATING_POINT = (np.float16, np.float32, np.float64)
 
 
 @dataclass(frozen=True)
-class Slot:
-    """One of our parameters, and the other implementation's tensor for it.
+class Entry:
+    """One entry of another implementation's weights, and our parameter for it.
 
     The other's tensor becomes ours by `transpose(axes)` and a reshape that only adds or removes axes of
     length 1.
@@ -29,34 +29,34 @@ class Slot:
     axes: tuple[int, ...]
 
 
-def find_problems(slots: Sequence[Slot], given: Mapping[str, np.ndarray]) -> list[str]:
+def find_problems(entries: Sequence[Entry], given: Mapping[str, np.ndarray]) -> list[str]:
     """The reasons why tensors cannot be copied, each with the tensor's name; empty if all fit.
 
     Tensors that are missing, of no use, misshapen, not floating-point, or that hold NaN, infinity or a
     number that the parameter's type cannot hold.
     """
-    by_name = {slot.name: slot for slot in slots}
+    by_name = {entry.name: entry for entry in entries}
     problems = [f"{name} is missing" for name in by_name if name not in given]
     for name, array in given.items():
-        slot = by_name.get(name)
-        if slot is None:
+        entry = by_name.get(name)
+        if entry is None:
             problems.append(f"{readable(name)} is not part of the model")
-        elif array.shape != slot.shape:
-            problems.append(f"{name} is {array.shape}, not {slot.shape}")
+        elif array.shape != entry.shape:
+            problems.append(f"{name} is {array.shape}, not {entry.shape}")
         elif array.dtype.newbyteorder("=") not in FLOATING_POINT:
             problems.append(f"{name} holds {array.dtype}, not float16, float32 or float64")
-        elif not _is_finite(array, slot.parameter.dtype):
-            problems.append(f"{name} holds NaN, infinity or numbers too large for {slot.parameter.dtype}")
+        elif not _is_finite(array, entry.parameter.dtype):
+            problems.append(f"{name} holds NaN, infinity or numbers too large for {entry.parameter.dtype}")
     return problems
 
 
 @torch.no_grad()
-def copy_into(slots: Sequence[Slot], given: Mapping[str, np.ndarray]) -> None:
+def copy_into(entries: Sequence[Entry], given: Mapping[str, np.ndarray]) -> None:
     """Copies tensors without `find_problems` into our parameters, whatever their device and type."""
-    for slot in slots:
-        array = given[slot.name].transpose(slot.axes).reshape(slot.parameter.shape)
+    for entry in entries:
+        array = given[entry.name].transpose(entry.axes).reshape(entry.parameter.shape)
         # A copy in this machine's byte order: torch takes no other, and warns about memory it may not write to.
-        slot.parameter.copy_(torch.from_numpy(np.array(array, array.dtype.newbyteorder("="))))
+        entry.parameter.copy_(torch.from_numpy(np.array(array, array.dtype.newbyteorder("="))))
 
 
 def as_array(tensor: Tensor) -> np.ndarray:

@@ -22,11 +22,11 @@ from nfnet_ray.errors import UserError
 from nfnet_ray.models import create_model, model_of, variants
 from nfnet_ray.models.baselines import BASELINES
 from nfnet_ray.models.nfnet import NFNet
-from nfnet_ray.models.weights.deepmind import flattened, official_slots
-from nfnet_ray.models.weights.foreign_weights import Slot, as_array, copy_into, find_problems
+from nfnet_ray.models.weights.deepmind import flattened, official_entries
+from nfnet_ray.models.weights.foreign_weights import Entry, as_array, copy_into, find_problems
 from nfnet_ray.models.weights.pickled_arrays import read_pickled_arrays, readable
 from nfnet_ray.models.weights.state_dicts import State, find_state, load_without_running
-from nfnet_ray.models.weights.timm_weights import timm_slots
+from nfnet_ray.models.weights.timm_weights import timm_entries
 from nfnet_ray.models.weights.weights_file import pinned, refuse_what_is_no_file
 from nfnet_ray.recipe import ModelRecipe, split_weights
 from nfnet_ray.wording import count
@@ -72,9 +72,9 @@ def load_pretrained(
     the network is then as it was.
     """
     file = _read(path)
-    slots = _fitting(model, file, classifier)
-    copy_into(slots, file.arrays)
-    return Loaded(file.path, file.origin, len(slots), classifier)
+    entries = _fitting(model, file, classifier)
+    copy_into(entries, file.arrays)
+    return Loaded(file.path, file.origin, len(entries), classifier)
 
 
 def start_from(model: nn.Module, recipe: ModelRecipe) -> Loaded | None:
@@ -114,8 +114,8 @@ def check_pretrained(recipe: ModelRecipe, num_classes: int) -> Loaded:
     file = _read(split_weights(pinned(recipe.weights))[0])
     with torch.device("meta"):
         model = model_of(recipe, num_classes)
-    slots = _fitting(model, file, recipe.classifier)
-    return Loaded(file.path, file.origin, len(slots), recipe.classifier)
+    entries = _fitting(model, file, recipe.classifier)
+    return Loaded(file.path, file.origin, len(entries), recipe.classifier)
 
 
 def recognise_model(path: str | os.PathLike[str]) -> str | None:
@@ -149,16 +149,16 @@ class _File:
     arrays: Mapping[str, np.ndarray]
 
 
-def _fitting(model: nn.Module, file: _File, classifier: Literal["new", "loaded"]) -> list[Slot]:
-    """The slots of the network that the file fills. Raises UserError if it does not fill them."""
-    slots, others = _slots(model, file.layout)
+def _fitting(model: nn.Module, file: _File, classifier: Literal["new", "loaded"]) -> list[Entry]:
+    """The entries of the file that the network takes. Raises UserError if they do not fit."""
+    entries, others = _entries(model, file.layout)
     given = file.arrays
     if classifier == "loaded":
-        slots += others
+        entries += others
     else:
-        left_out = {slot.name for slot in others}
+        left_out = {entry.name for entry in others}
         given = {name: array for name, array in given.items() if name not in left_out}
-    problems = find_problems(slots, given)
+    problems = find_problems(entries, given)
     if problems:
         name = model.variant.name if isinstance(model, NFNet) else type(model).__name__
         whose = _recognise(file)
@@ -169,39 +169,39 @@ def _fitting(model: nn.Module, file: _File, classifier: Literal["new", "loaded"]
             f"{'; '.join(problems[:SHOWN_PROBLEMS])}{more}. Check model.name and model.overrides"
             + (", and the number of classes" if classifier == "loaded" else "")
         )
-    return slots
+    return entries
 
 
-def _slots(model: nn.Module, layout: Layout) -> tuple[list[Slot], list[Slot]]:
-    """The network's slots in a file's naming: those of the body, and those of the classifier."""
+def _entries(model: nn.Module, layout: Layout) -> tuple[list[Entry], list[Entry]]:
+    """The entries of a file of this network in this layout: those of the body, and those of the classifier."""
     if layout == "own":
-        slots = list(_own_slots(model))
+        entries = list(_own_entries(model))
     elif isinstance(model, NFNet):
-        slots = list(official_slots(model) if layout == "official" else timm_slots(model))
+        entries = list(official_entries(model) if layout == "official" else timm_entries(model))
     else:
         raise UserError(
             f"model.weights: these are weights of an NFNet, which a {type(model).__name__} cannot start from: "
             "check model.name"
         )
     last = {id(parameter) for parameter in classifier_of(model).parameters()}
-    body = [slot for slot in slots if id(slot.parameter) not in last]
-    return body, [slot for slot in slots if id(slot.parameter) in last]
+    body = [entry for entry in entries if id(entry.parameter) not in last]
+    return body, [entry for entry in entries if id(entry.parameter) in last]
 
 
-def _own_slots(model: nn.Module) -> Iterator[Slot]:
+def _own_entries(model: nn.Module) -> Iterator[Entry]:
     """Parameters and statistics under the names of the model's own state dict; counters are not wanted."""
     for name, tensor in model.state_dict(keep_vars=True).items():
         if tensor.is_floating_point():
-            yield Slot(name, tensor, tuple(tensor.shape), tuple(range(tensor.ndim)))
+            yield Entry(name, tensor, tuple(tensor.shape), tuple(range(tensor.ndim)))
 
 
 def _recognise(file: _File) -> str | None:
     for name in _candidates(file):
         with torch.device("meta"):
             model = create_model(name, num_classes=1)
-        body, classifier = _slots(model, file.layout)
-        left_out = {slot.name for slot in classifier}
-        shapes = {slot.name: slot.shape for slot in body}
+        body, classifier = _entries(model, file.layout)
+        left_out = {entry.name for entry in classifier}
+        shapes = {entry.name: entry.shape for entry in body}
         if shapes == {name: array.shape for name, array in file.arrays.items() if name not in left_out}:
             return name
     return None

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from nfnet_ray.errors import UserError
 from nfnet_ray.models.nfnet import NFBlock, NFNet
 from nfnet_ray.models.variants import NFNET
-from nfnet_ray.models.weights.foreign_weights import Slot, as_array, copy_into, find_problems
+from nfnet_ray.models.weights.foreign_weights import Entry, as_array, copy_into, find_problems
 from nfnet_ray.models.weights.pickled_arrays import readable
 from nfnet_ray.wording import count
 
@@ -45,16 +45,16 @@ def load_timm_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
                 f"a state dict is a mapping of tensors, but {readable(str(name))} is a {type(value).__name__}; "
                 "give the part of the checkpoint that is the model's state dict"
             )
-    slots = list(timm_slots(model))
+    entries = list(timm_entries(model))
     given = {name: as_array(tensor) for name, tensor in state.items()}
-    problems = find_problems(slots, given)
+    problems = find_problems(entries, given)
     if problems:
         raise UserError(
             f"this state dict of timm does not fit this {model.variant.name} with "
             f"{count(model.classifier.out_features, 'class')}: {'; '.join(problems)}; "
             "check the model's name and its number of classes (of timm's, only dm_nfnet_* are these networks)"
         )
-    copy_into(slots, given)
+    copy_into(entries, given)
 
 
 def to_timm_state(model: nn.Module) -> dict[str, Tensor]:
@@ -63,7 +63,8 @@ def to_timm_state(model: nn.Module) -> dict[str, Tensor]:
     Types and devices are the model's. timm has `dm_nfnet_f0` to `dm_nfnet_f6`.
     """
     return {
-        slot.name: slot.parameter.detach().clone().reshape(slot.shape) for slot in timm_slots(_nfnet(model))
+        entry.name: entry.parameter.detach().clone().reshape(entry.shape)
+        for entry in timm_entries(_nfnet(model))
     }
 
 
@@ -74,32 +75,32 @@ def _nfnet(model: nn.Module) -> NFNet:
     return model
 
 
-def timm_slots(model: NFNet) -> Iterator[Slot]:
+def timm_entries(model: NFNet) -> Iterator[Entry]:
     """Each parameter of the network under its name in timm's `dm_nfnet_*`."""
     for index, conv in enumerate(model.stem):
-        yield from _layer_slots(f"stem.conv{index + 1}", conv)
+        yield from _layer_entries(f"stem.conv{index + 1}", conv)
     blocks = iter(model.blocks)
     for stage, depth in enumerate(model.variant.depth):
         for index in range(depth):
             block = next(blocks)
             assert isinstance(block, NFBlock)
             name = f"stages.{stage}.{index}"
-            yield _slot(f"{name}.skipinit_gain", block.skip_gain)
+            yield _entry(f"{name}.skipinit_gain", block.skip_gain)
             for ours, theirs in _BLOCK_LAYERS.items():
                 layer = dict(block.named_modules()).get(ours)  # the shortcut of most blocks is not a layer
                 if layer is not None:
-                    yield from _layer_slots(f"{name}.{theirs}", layer)
-    yield from _layer_slots("final_conv", model.final_conv)
-    yield from _layer_slots("head.fc", model.classifier)
+                    yield from _layer_entries(f"{name}.{theirs}", layer)
+    yield from _layer_entries("final_conv", model.final_conv)
+    yield from _layer_entries("head.fc", model.classifier)
 
 
-def _layer_slots(name: str, layer: nn.Module) -> Iterator[Slot]:
+def _layer_entries(name: str, layer: nn.Module) -> Iterator[Entry]:
     for parameter_name, parameter in layer.named_parameters():
-        yield _slot(f"{name}.{parameter_name}", parameter)
+        yield _entry(f"{name}.{parameter_name}", parameter)
 
 
-def _slot(name: str, parameter: Tensor) -> Slot:
+def _entry(name: str, parameter: Tensor) -> Entry:
     shape = tuple(parameter.shape)
     if name.endswith(".gain") or (".attn_last." in name and parameter.ndim == 2):
         shape += (1,) * (4 - parameter.ndim)
-    return Slot(name, parameter, shape, tuple(range(len(shape))))
+    return Entry(name, parameter, shape, tuple(range(len(shape))))
