@@ -40,8 +40,8 @@ SECONDS_TO_KEEP = 120.0
 class Follower:
     """Reads the notes of a leg, records them, and says what a person has to know.
 
-    ``say`` tells a person; ``stop`` is set when somebody wants the leg to end; ``slot`` is the number of the slot, for
-    the journal of a study.
+    ``trial`` is the name of its trial. ``say`` tells a person; ``stop`` is set when somebody wants the leg to end;
+    ``slot`` is the number of the slot, for the journal of a study.
     """
 
     def __init__(
@@ -52,7 +52,9 @@ class Follower:
         stop: threading.Event,
         slot: int | None = None,
     ) -> None:
-        self._config, self._recorder, self._say, self._slot = config, recorder, say, slot
+        self.trial = config["name"]
+        self._directory = Path(config["directory"])
+        self._recorder, self._say, self._slot = recorder, say, slot
         self._mailbox, self._register = Mailbox(config["mailbox"]), Register(config["mailbox"])
         self._stop, self._asked_at = stop, 0.0
         self._forms = FormBook(recorder, config["forms_register"])
@@ -75,7 +77,7 @@ class Follower:
                 self._record(note)
             epochs = self._register.get(PROGRESS)
             if epochs is not None:
-                note_progress(Path(self._config["directory"]), epochs)
+                note_progress(self._directory, epochs)
             if self._stop.is_set() and self._has_stopped():
                 return FinalReport("stopped")
         except OSError as error:
@@ -94,10 +96,9 @@ class Follower:
             case AttemptStarted():
                 self._start(note)
             case EpochEnded(metrics, texts):
-                name = self._config["name"]
-                self._recorder.record_epoch(name, int(metrics["epoch"]), metrics, texts)
+                self._recorder.record_epoch(self.trial, int(metrics["epoch"]), metrics, texts)
             case FormChosen(shape, choice):
-                self._forms.take(self._config["name"], shape, choice)
+                self._forms.take(self.trial, shape, choice)
             case WorkerSays(text):
                 self._say(f"{text[0].upper()}{text[1:]}.")
             case WorkerHung():
@@ -130,12 +131,12 @@ class Follower:
 
     def _start(self, note: AttemptStarted) -> None:
         self._is_training = True
-        name = self._config["name"]
-        trial = self._recorder.state.trials[name]
-        continues = trial.state == "paused"  # in the same attempt
-        if (note.step or trial.attempts) and not continues:
+        progress = self._recorder.state.trials[self.trial]
+        continues = progress.state == "paused"  # in the same attempt
+        if (note.step or progress.attempts) and not continues:
             self._say(f"Training with {count(note.workers, 'worker')}, from step {note.step:,}.")
-        event = workers_started(name, trial.attempts + (not continues), note.workers, note.step, self._why)
+        attempt = progress.attempts + (not continues)
+        event = workers_started(self.trial, attempt, note.workers, note.step, self._why)
         if self._slot is not None:
             event["slot"], event["reused"] = self._slot, note.legs_before > 0
         self._recorder.record(event)

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from nfnet_ray.cluster.connection.nodes import gpu_problems
@@ -72,62 +73,78 @@ def run_legs(
             for which no leg is left are closed while others still train.
         say: tells a person.
     """
-    slots = {
-        number: Slot(slot_config(number, directory / SLOTS_FOLDER / str(number), resources))
+    slots = [
+        Slot(slot_config(number, directory / SLOTS_FOLDER / str(number), resources))
         for number in range(1, most + 1)
-    }
-    running: dict[int, tuple[WorkerConfig, Follower]] = {}
-    closed: list[Slot] = []
-
-    def take_in() -> None:
-        """What the workers of all slots have said."""
-        for number, slot in slots.items():
-            leg_config, follower = running.get(number, (None, None))
-            report = _followed(slot, follower, recorder)
-            if leg_config is not None and report is not None:
-                del running[number]
-                record_end(leg_config["name"], report, legs, recorder)
-
-    def hand_out() -> bool:
-        """Gives each slot that is free a leg; whether there was one for each."""
-        for number, slot in slots.items():
-            if number in running or not slot.is_ready():
-                continue
-            leg = legs.next()
-            if leg is None:
-                return False
-            leg_config = config(leg)
-            told = _of_trial(leg.trial, say)
-            running[number] = leg_config, Follower(leg_config, recorder, told, stop, slot=number)
-            slot.hand(leg_config)
-        return True
-
-    def let_go() -> None:
-        """Closes slots that can get no leg any more: others need their machines, and somebody pays for them."""
-        most = legs.most_at_once()
-        if most is None:
-            return
-        # First those that still wait for machines.
-        idle = sorted(slots.keys() - running.keys(), key=lambda number: slots[number].is_ready())
-        for number in idle[: len(slots) - max(1, most)]:
-            with suppress(OSError):  # the cluster's head is away
-                slots[number].close()
-                closed.append(slots.pop(number))
-
-    with none_outlives_ray(list(slots.values())):
+    ]
+    with none_outlives_ray(slots):
         try:
-            while True:
-                take_in()
-                has_more = not stop.is_set() and hand_out()
-                if not running and (not has_more or legs.most_at_once() == 0):
-                    break
-                if len(slots) > len(running):
-                    let_go()
-                time.sleep(SECONDS_BETWEEN_READS)
+            _Slots(legs, config, recorder, say, stop, dict(enumerate(slots, 1))).train()
         except WorkersDoNotStart as error:
             recorder.mark_lost(f"{error}{_bad_gpus(resources)}; look into Ray's logs")
         if not recorder.is_cut_off:
-            close_all([*slots.values(), *closed])
+            close_all(slots)
+
+
+@dataclass(frozen=True)
+class _Slots:
+    """The slots that are open, by their numbers, and who follows the leg that each of them trains."""
+
+    legs: Legs
+    config: Callable[[Leg], WorkerConfig]
+    recorder: Recorder
+    say: Callable[[str], None]
+    stop: threading.Event
+    open: dict[int, Slot]
+    followers: dict[int, Follower] = field(default_factory=dict)
+
+    def train(self) -> None:
+        """Trains legs until none is left, or until ``stop`` is set."""
+        while True:
+            self._take_in()
+            has_more = not self.stop.is_set() and self._hand_out()
+            if not self.followers and (not has_more or self.legs.most_at_once() == 0):
+                return
+            if len(self.open) > len(self.followers):
+                self._let_go()
+            time.sleep(SECONDS_BETWEEN_READS)
+
+    def _take_in(self) -> None:
+        """Records what the workers of all slots have said."""
+        for number, slot in self.open.items():
+            follower = self.followers.get(number)
+            report = _followed(slot, follower, self.recorder)
+            if follower is not None and report is not None:
+                del self.followers[number]
+                record_end(follower.trial, report, self.legs, self.recorder)
+
+    def _hand_out(self) -> bool:
+        """Gives each slot that is free a leg; whether there was one for each."""
+        for number, slot in self.open.items():
+            if number in self.followers or not slot.is_ready():
+                continue
+            leg = self.legs.next()
+            if leg is None:
+                return False
+            config = self.config(leg)
+            told = _of_trial(leg.trial, self.say)
+            self.followers[number] = Follower(config, self.recorder, told, self.stop, slot=number)
+            slot.hand(config)
+        return True
+
+    def _let_go(self) -> None:
+        """Closes slots that can get no leg any more: others need their machines, and somebody pays for them."""
+        most = self.legs.most_at_once()
+        if most is None:
+            return
+        # First those that still wait for machines.
+        idle = sorted(
+            self.open.keys() - self.followers.keys(), key=lambda number: self.open[number].is_ready()
+        )
+        for number in idle[: len(self.open) - max(1, most)]:
+            with suppress(OSError):  # the cluster's head is away
+                self.open[number].close()
+                del self.open[number]
 
 
 def record_end(name: str, report: FinalReport, legs: Legs, recorder: Recorder) -> None:
