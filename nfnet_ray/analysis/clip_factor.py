@@ -181,7 +181,6 @@ def suggest_factor(tried: Sequence[TriedFactor], validation_images: int) -> Clip
     * Between two factors the next one is their geometric mean, unless the neighbours cannot be told from the best.
     """
     by_factor = sorted(tried, key=lambda one: one.factor)
-    factors = [one.factor for one in by_factor]
     if all(one.mean < 0 for one in by_factor):
         return _after_no_success(by_factor)
     best = max(by_factor, key=lambda one: (one.mean, -one.factor))
@@ -190,38 +189,56 @@ def suggest_factor(tried: Sequence[TriedFactor], validation_images: int) -> Clip
     larger = by_factor[place + 1] if place + 1 < len(by_factor) else None
     if math.isinf(best.factor):
         return _after_none(best, smaller)
-    share, is_alone = best.clipped(), len(factors) == 1
-    said = f"Only {_factor(best.factor)} was tried{_clips(best)}"
-    if not is_alone:
-        said = f"The best of {_named(factors)} is {_factor(best.factor)}{_clips(best)}"
+    factors, share = [one.factor for one in by_factor], best.clipped()
+    said = f"The best of {_named(factors)} is {_factor(best.factor)}{_clips(best)}"
+    if len(factors) == 1:
+        said = f"Only {_factor(best.factor)} was tried{_clips(best)}"
     if share is not None and share < NOTHING:
         if smaller is None:
-            down = _beyond(best, factors, -1)
-            why = f"larger factors change hardly anything, and {_factor(down)} would clip {_at(best, down)}"
-            return ClipFactorSuggestion(down, f"{said}: {why}.")
+            return _one_that_clips(said, best, factors)
         why = f"from {_factor(best.factor)} on factors change hardly anything, and smaller ones are worse"
         return ClipFactorSuggestion(None, f"{said}: {why}.")
     if larger is None or math.isinf(larger.factor):
-        up = _beyond(best, factors, 1)
-        why = f"at {_factor(up)} it would be {_at(best, up)}, by its own gradients"
-        return ClipFactorSuggestion(
-            up, f"{said}; {why}." if is_alone else f"{said}; no larger factor was tried, and {why}."
-        )
+        return _beyond_the_largest(said, best, factors)
     if smaller is None:
-        down = _beyond(best, factors, -1)
-        why = f"at {_factor(down)} it would be {_at(best, down)}, by its own gradients"
-        if share is not None and share > EVERYTHING:
-            why = "as nearly all gradients are clipped already, it acts as a smaller learning rate would"
-        return ClipFactorSuggestion(down, f"{said}; no smaller factor was tried, and {why}.")
-    both_known = bool(smaller.top1 and larger.top1)
-    if both_known and all(_is_within_noise(best, one, validation_images) for one in (smaller, larger)):
-        beside = (
+        return _beyond_the_smallest(said, best, factors)
+    return _between(said, smaller, best, larger, validation_images)
+
+
+def _one_that_clips(said: str, best: TriedFactor, factors: Sequence[float]) -> ClipFactorSuggestion:
+    down = _beyond(best, factors, -1)
+    why = f"larger factors change hardly anything, and {_factor(down)} would clip {_at(best, down)}"
+    return ClipFactorSuggestion(down, f"{said}: {why}.")
+
+
+def _beyond_the_largest(said: str, best: TriedFactor, factors: Sequence[float]) -> ClipFactorSuggestion:
+    up = _beyond(best, factors, 1)
+    why = f"at {_factor(up)} it would be {_at(best, up)}, by its own gradients"
+    if len(factors) > 1:
+        why = f"no larger factor was tried, and {why}"
+    return ClipFactorSuggestion(up, f"{said}; {why}.")
+
+
+def _beyond_the_smallest(said: str, best: TriedFactor, factors: Sequence[float]) -> ClipFactorSuggestion:
+    down, share = _beyond(best, factors, -1), best.clipped()
+    why = f"at {_factor(down)} it would be {_at(best, down)}, by its own gradients"
+    if share is not None and share > EVERYTHING:
+        why = "as nearly all gradients are clipped already, it acts as a smaller learning rate would"
+    return ClipFactorSuggestion(down, f"{said}; no smaller factor was tried, and {why}.")
+
+
+def _between(
+    said: str, smaller: TriedFactor, best: TriedFactor, larger: TriedFactor, validation_images: int
+) -> ClipFactorSuggestion:
+    better = smaller if smaller.mean > larger.mean else larger
+    why = None
+    if all(one.top1 and _is_within_noise(best, one, validation_images) for one in (smaller, larger)):
+        why = (
             f"{_factor(smaller.factor)} and {_factor(larger.factor)} on its two sides cannot be told from it"
         )
-        return ClipFactorSuggestion(None, f"{said}; {beside}, so more seeds say more than more factors.")
-    better = smaller if smaller.mean > larger.mean else larger
-    if max(better.factor / best.factor, best.factor / better.factor) < LEAST_RATIO:
+    elif max(better.factor / best.factor, best.factor / better.factor) < LEAST_RATIO:
         why = f"its neighbours are within a ratio of {LEAST_RATIO:g}"
+    if why:
         return ClipFactorSuggestion(None, f"{said}; {why}, so more seeds say more than more factors.")
     between = _round(math.sqrt(best.factor * better.factor))
     which = f"{_factor(better.factor)}, the better of its neighbours"
