@@ -59,24 +59,16 @@ def shared_images(
     Raises:
         UserError: another process has held the lock for :data:`LOCK_DEADLINE_SECONDS`.
     """
-    shape, start = (count, size, size, 3), time.perf_counter()
+    shape = (count, size, size, 3)
     what = f"{count:,} images of {size} px, {count * size * size * 3 / 1e6:,.0f} MB,"
     try:
-        folder = folder if folder is not None else own_folder()
-        path = folder / f"{name}.images"
+        path = (own_folder() if folder is None else folder) / f"{name}.images"
         found = _opened(path, shape)
         if found is None:
             with _locked(path):
                 found = _opened(path, shape)  # another process may have made it in the meantime
                 if found is None:
-                    _remove_unused(folder, keep=path)
-                    _write(path, shape, decode)
-                    found = _opened(path, shape)
-                    if found is None:
-                        raise OSError(f"{path} does not read as it was written")
-                    seconds = time.perf_counter() - start
-                    logger.info("resident: %s decoded in %.1f s, one copy for this node", what, seconds)
-                    return found
+                    return _made(path, shape, decode, what)
         logger.info("resident: %s taken from this node's copy", what)
         return found
     except OSError as error:  # no room, or no folder that can be written to
@@ -84,6 +76,19 @@ def shared_images(
         images, samples = np.empty(shape, np.uint8), np.empty(count, np.int64)
         decode(images, samples)
         return images, samples
+
+
+def _made(path: Path, shape: tuple[int, ...], decode: Decode, what: str) -> tuple[Images, Samples]:
+    """The content of a file that is written now; only under its lock."""
+    start = time.perf_counter()
+    _remove_unused(path.parent, keep=path)
+    _write(path, shape, decode)
+    found = _opened(path, shape)
+    if found is None:
+        raise OSError(f"{path} does not read as it was written")
+    seconds = time.perf_counter() - start
+    logger.info("resident: %s decoded in %.1f s, one copy for this node", what, seconds)
+    return found
 
 
 def own_folder() -> Path:
