@@ -103,9 +103,13 @@ def draw(
                 _heat_map(paper, axes, trace, layout)
             case kind:
                 raise NotImplementedError(f"a trace of the kind {kind}")
-    has_heat = any(trace["type"] == "heatmap" for trace in chart["data"])
-    _axis(axes, "x", layout["xaxis"], colors, is_heat=has_heat)
-    _axis(axes, "y", layout["yaxis"], colors, is_heat=has_heat)
+    axes.spines[:].set_edgecolor(colors["quiet"])
+    has_cells = any(trace["type"] == "heatmap" for trace in chart["data"])
+    for name in ("x", "y"):
+        described = layout[f"{name}axis"]
+        if not has_cells:  # they have set their ticks
+            _scale(axes, name, described, colors)
+        _axis(axes, name, described, colors)
     if title:
         axes.set_title(
             textwrap.fill(title, int(_CHARACTERS_PER_INCH * width_inches)), loc="left", color=colors["ink"]
@@ -271,46 +275,40 @@ def _heat_map(paper: PaperFigure, axes: Axes, trace: Mapping[str, Any], layout: 
         bar.outline.set_visible(False)
 
 
-def _axis(
-    axes: Axes, name: Literal["x", "y"], axis: Mapping[str, Any], colors: Mapping[str, str], *, is_heat: bool
-) -> None:
-    """The scale, range, ticks, title and grid of an axis as Plotly's layout describes it."""
-    get, set_ = (
-        (lambda what: getattr(axes, f"get_{name}{what}")),
-        (lambda what: getattr(axes, f"set_{name}{what}")),
-    )
-    matplotlib_axis = get("axis")()
-    is_log = axis.get("type") == "log"
+def _scale(axes: Axes, name: str, described: Mapping[str, Any], colors: Mapping[str, str]) -> None:
+    """The scale, range, ticks and grid of the axis ``name``, x or y, as Plotly's layout describes it."""
+    axis = getattr(axes, f"{name}axis")
+    is_log = described.get("type") == "log"
     if is_log:
-        set_("scale")("log")
-    title = axis.get("title", {}).get("text", "")
-    set_("label")(title, color=colors["ink"])
-    matplotlib_axis.set_tick_params(colors=colors["quiet"], labelcolor=colors["ink"])
-    for spine in axes.spines.values():
-        spine.set_edgecolor(colors["quiet"])
-    if axis.get("visible") is False:
-        matplotlib_axis.set_visible(False)
+        axes.set(**{f"{name}scale": "log"})
+    if "ticktext" in described:
+        axis.set_ticks(described["tickvals"], described["ticktext"])
+        if is_log:
+            axis.set_minor_locator(_no_minor_ticks())
+    elif str(described.get("tickformat", "")).endswith("%"):
+        axis.set_major_formatter(_percent(described["tickformat"]))
+    elif described.get("type") != "category" and not is_log:
+        axis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+    if "range" in described:
+        axes.set(**{f"{name}lim": [10**end if is_log else end for end in described["range"]]})
+    if described.get("showgrid", True):
+        axis.grid(color=colors["grid"], linewidth=0.5)
+        axes.set_axisbelow(True)
+
+
+def _axis(axes: Axes, name: str, described: Mapping[str, Any], colors: Mapping[str, str]) -> None:
+    """The title, colours and direction of the axis ``name``, and the angle of the labels at its ticks."""
+    axis = getattr(axes, f"{name}axis")
+    axis.set_label_text(described.get("title", {}).get("text", ""), color=colors["ink"])
+    axis.set_tick_params(colors=colors["quiet"], labelcolor=colors["ink"])
+    if described.get("visible") is False:
+        axis.set_visible(False)
         axes.spines["left" if name == "y" else "bottom"].set_visible(False)
-    if not is_heat:
-        if "ticktext" in axis:
-            set_("ticks")(axis["tickvals"], axis["ticktext"])
-            if is_log:
-                matplotlib_axis.set_minor_locator(_no_minor_ticks())
-        elif str(axis.get("tickformat", "")).endswith("%"):
-            matplotlib_axis.set_major_formatter(_percent(axis["tickformat"]))
-        elif axis.get("type") != "category" and not is_log:
-            matplotlib_axis.set_major_formatter(lambda value, _: f"{value:,.10g}")
-        if "range" in axis:
-            low, high = axis["range"]
-            set_("lim")(*((10**low, 10**high) if is_log else (low, high)))
-        if axis.get("showgrid", True):
-            axes.grid(axis=name, color=colors["grid"], linewidth=0.5)
-            axes.set_axisbelow(True)
-    if axis.get("tickangle") and "ticktext" in axis:
-        for label in get("ticklabels")():
-            label.set(rotation=-axis["tickangle"], ha="right", rotation_mode="anchor")
-    if axis.get("autorange") == "reversed":
-        matplotlib_axis.set_inverted(True)
+    if described.get("tickangle") and "ticktext" in described:
+        for label in axis.get_ticklabels():
+            label.set(rotation=-described["tickangle"], ha="right", rotation_mode="anchor")
+    if described.get("autorange") == "reversed":
+        axis.set_inverted(True)
 
 
 def _end_labels(axes: Axes, layout: Mapping[str, Any], colors: Mapping[str, str], paper: PaperFigure) -> None:
