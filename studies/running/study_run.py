@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,31 @@ EXIT_NOT_RECORDED = 3  # everything has been trained; 2 is an error of use
 TRACKING_DEADLINE_SECONDS, UNANSWERED_SECONDS = 180.0, 20.0
 # After SIGTERM: Kubernetes and Slurm wait 30 s in all before they kill. Nothing is lost.
 TRACKING_DEADLINE_SECONDS_IF_STOPPED = 10.0
+
+
+@dataclass(frozen=True)
+class _Places:
+    """The places that a study has.
+
+    Attributes:
+        resources: what the cluster has.
+        worker: what each worker of a trial is given.
+        number: how many trials run at once.
+        mps: {node with GPUs: whether MPS is up there}; empty unless workers share a GPU.
+    """
+
+    resources: Resources
+    worker: WorkerResources
+    number: int
+    mps: Mapping[str, bool]
+
+    @property
+    def hardware(self) -> Hardware:
+        """What the study runs on."""
+        found = hardware(self.resources)
+        if self.mps:
+            found["mps"] = all(self.mps.values())
+        return found
 
 
 @dataclass(frozen=True)
@@ -223,7 +249,9 @@ class StudyRun:
             self._check_nodes(address, resources, worker)
             with alone_with(self.directory):
                 self._check_journal_is_as_it_was()
-                reached = self._run_trials(to_do, resources, demand, worker, look, sink, console)
+                number = self.runner.trials_at_once(to_do, resources, demand, worker)
+                places = _Places(resources, worker, number, _nodes_with_mps(worker))
+                reached = self._run_trials(places, look, sink, console)
                 # While connected to Ray: leaving it may take long.
                 has_report = self._say_result(console)
                 is_delivered = self._deliver(sink, console, is_urgent=reached is None)
@@ -317,12 +345,6 @@ class StudyRun:
         check_gpus(worker)
         check_nodes(self.data, worker, verify=self.verifies, progress=bytes_on_stderr)
 
-    def _nodes_with_mps(self, worker: WorkerResources) -> dict[str, bool]:
-        """{node: whether MPS is up there}; empty unless workers share a GPU."""
-        from nfnet_ray.cluster.connection.nodes import nodes_with_mps
-
-        return nodes_with_mps(worker) if workers_on_a_gpu(worker.gpus) > 1 else {}
-
     @contextmanager
     def _announced_session(self, address: str | None, console: Console) -> Iterator[Resources]:
         """A Ray session. Ray takes ten seconds and more to start; a spinner is shown meanwhile."""
@@ -345,32 +367,11 @@ class StudyRun:
             yield
 
     def _run_trials(
-        self,
-        to_do: int,
-        resources: Resources,
-        demand: WorkerDemand,
-        worker: WorkerResources,
-        look: Look,
-        sink: MLflowSink | NotRecorded,
-        console: Console,
+        self, places: _Places, look: Look, sink: MLflowSink | NotRecorded, console: Console
     ) -> ReachedCap | None:
-        """Runs them, and those that a search adds, ``to_do`` in all; returns the cap that has ended the study early."""
-        trials = self._unfinished()
-        at_once = self.runner.trials_at_once(to_do, resources, demand, worker)
-        study = self.study
-        if study.is_adaptive and self.progress.started is None:
-            study = replace(study, lag=math.ceil(at_once / len(study.seeds)))
-        study = priced(study, self.caps, worker)
-        say(console, f"Ray: {resources.description}; {self.runner.shape(worker, at_once)}.")
-        refuse_too_little_memory(self.study, self.directory.parent, resources, worker)
-        sharing = self._nodes_with_mps(worker)
-        if said := sharing_sentence(worker, sharing):
-            say(console, said)
-        if said := self.caps.sentence(accelerator_word(worker.gpus)):
-            say(console, said)
-        if self.caps.price_per_hour is not None and self.progress.started is None:
-            storage = self.directory.parent
-            say(console, expected_cost(self.study, self.data, storage, resources, worker, at_once, self.caps))
+        """Runs them, and those that a search adds; returns the cap that has ended the study early."""
+        study, trials = self._on_its_places(places), self._unfinished()
+        self._say_places(places, console)
         console.print()
         started_at = time.monotonic() - self.progress.wall_seconds
         stop = threading.Event()
@@ -383,32 +384,17 @@ class StudyRun:
             epoch_arithmetic(self.study.trials(), self.data),
         )
         with Journal(self.directory / JOURNAL_FILE) as journal, LiveReport(self.directory) as report:
-
-            def on_event() -> None:
-                display.update()
-                if any(trial.epochs for trial in self.progress.trials.values()):
-                    sink.start()  # not earlier: importing mlflow would delay the first trials
-                    report.wake()
-                sink.wake()
-
+            on_event = partial(self._show_event, display, report, sink)
             recorder = Recorder(journal, self.progress, on_event, display.note, on_lost=stop.set)
-            keep_copies(self.directory / COPIES_FOLDER, self._networks)
-            if self.progress.started is None:
-                started = self._started_event(study, resources, worker, at_once, sharing)
-                recorder.record(started)
-                keep_program(self.directory, started, self.program_file)
-            else:
-                self._record_resumed(recorder, at_once, self._hardware(resources, sharing))
-                self._annotate(recorder)
-
-            def say_why(cap: ReachedCap) -> None:
-                display.note(f"Ended early: {cap.reason}. {self.runner.stopping}")
-
-            watch = CapWatch(recorder, self.caps, self._accelerator, stop, say_why)
-
-            def end() -> None:
-                self._end_at_once(recorder, time.monotonic() - started_at, display, sink, console)
-
+            self._record_beginning(recorder, study, places)
+            watch = CapWatch(
+                recorder,
+                self.caps,
+                self._accelerator,
+                stop,
+                lambda cap: display.note(f"Ended early: {cap.reason}. {self.runner.stopping}"),
+            )
+            end = partial(self._end_at_once, recorder, started_at, display, sink, console)
             with (
                 display,
                 watch,
@@ -422,8 +408,8 @@ class StudyRun:
                         self.data,
                         self.directory,
                         self.progress,
-                        worker,
-                        at_once,
+                        places.worker,
+                        places.number,
                         recorder,
                         stop,
                         display.note,
@@ -431,17 +417,54 @@ class StudyRun:
                 )
             outcome: StudyOutcome = "interrupted" if stop.is_set() else "finished"
             reached = watch.reached if self._has_more else None
-            recorder.record(
-                study_ended(outcome, time.monotonic() - started_at, reached.reason if reached else None)
-            )
+            reason = reached.reason if reached else None
+            recorder.record(study_ended(outcome, time.monotonic() - started_at, reason))
         if recorder.lost:
             raise StopsStudyError(self._stopped_sentence(recorder.lost))
         return reached
 
+    def _on_its_places(self, places: _Places) -> Study:
+        """The study with what depends on its places: the lag of its search, and the seconds that money pays for."""
+        study = self.study
+        if study.is_adaptive and self.progress.started is None:
+            study = replace(study, lag=math.ceil(places.number / len(study.seeds)))
+        return priced(study, self.caps, places.worker)
+
+    def _say_places(self, places: _Places, console: Console) -> None:
+        """Says where it runs and what that costs. Raises UserError if its workers do not fit into a GPU's memory."""
+        resources, worker, storage = places.resources, places.worker, self.directory.parent
+        say(console, f"Ray: {resources.description}; {self.runner.shape(worker, places.number)}.")
+        refuse_too_little_memory(self.study, storage, resources, worker)
+        for said in (sharing_sentence(worker, places.mps), self.caps.sentence(accelerator_word(worker.gpus))):
+            if said:
+                say(console, said)
+        if self.caps.price_per_hour is not None and self.progress.started is None:
+            cost = expected_cost(self.study, self.data, storage, resources, worker, places.number, self.caps)
+            say(console, cost)
+
+    def _show_event(self, display: StudyDisplay, report: LiveReport, sink: MLflowSink | NotRecorded) -> None:
+        """Shows everywhere what an event has changed."""
+        display.update()
+        if any(trial.epochs for trial in self.progress.trials.values()):
+            sink.start()  # not earlier: importing mlflow would delay the first trials
+            report.wake()
+        sink.wake()
+
+    def _record_beginning(self, recorder: Recorder, study: Study, places: _Places) -> None:
+        """Records that the study starts here, or that it is resumed, and keeps the code that it is made of."""
+        keep_copies(self.directory / COPIES_FOLDER, self._networks)
+        if self.progress.started is None:
+            started = self._started_event(study, places)
+            recorder.record(started)
+            keep_program(self.directory, started, self.program_file)
+        else:
+            self._record_resumed(recorder, places)
+            self._annotate(recorder)
+
     def _end_at_once(
         self,
         recorder: Recorder,
-        wall_seconds: float,
+        started_at: float,
         display: StudyDisplay,
         sink: MLflowSink | NotRecorded,
         console: Console,
@@ -457,7 +480,7 @@ class StudyRun:
             for trial in self.progress.trials.values():
                 if trial.state == "running":
                     recorder.end_trial(trial.name, "interrupted", None)
-            recorder.record(study_ended("interrupted", wall_seconds))
+            recorder.record(study_ended("interrupted", time.monotonic() - started_at))
             recorder.close()
             display.close()
         finally:
@@ -468,12 +491,13 @@ class StudyRun:
         """Whether any trial has yet to be run."""
         return has_more(self.study, self.progress)
 
-    def _record_resumed(
-        self, recorder: Recorder, places: int | None = None, on: Hardware | None = None
-    ) -> None:
-        """Records that this driver resumes the study and, if it is extended, how."""
-        running = versions() if on is not None else None
-        recorder.record(study_resumed(self.changed, self.given_caps, places, on, running))
+    def _record_resumed(self, recorder: Recorder, places: _Places | None = None) -> None:
+        """Records that this driver resumes the study, on these places if it trains, and how it is extended."""
+        if places is None:
+            event = study_resumed(self.changed, self.given_caps)
+        else:
+            event = study_resumed(self.changed, self.given_caps, places.number, places.hardware, versions())
+        recorder.record(event)
         if self.extended is not None:
             recorder.record({**self.extended.event, "time": time.time()})
 
@@ -586,17 +610,12 @@ class StudyRun:
     def _compare_command(self) -> str:
         return shell_command([interpreter(), "-m", "dashboards.compare", display_path(self.directory)])
 
-    def _started_event(
-        self,
-        study: Study,
-        resources: Resources,
-        worker: WorkerResources,
-        places: int,
-        sharing: Mapping[str, bool],
-    ) -> StudyStarted:
-        event = started_event(study, self.data, resources, worker, self._hidden, self.program_file)
-        event["study"]["places"] = places
-        event["study"]["hardware"] = self._hardware(resources, sharing)
+    def _started_event(self, study: Study, places: _Places) -> StudyStarted:
+        event = started_event(
+            study, self.data, places.resources, places.worker, self._hidden, self.program_file
+        )
+        event["study"]["places"] = places.number
+        event["study"]["hardware"] = places.hardware
         if self.annotations.notes:
             event["study"]["notes"] = list(self.annotations.notes)
         if self.annotations.tags:
@@ -612,16 +631,16 @@ class StudyRun:
             event["study"]["unrecorded"] = True
         return event
 
-    def _hardware(self, resources: Resources, sharing: Mapping[str, bool]) -> Hardware:
-        """What it runs on; ``sharing`` says of each node with GPUs whether MPS is up there, if workers share them."""
-        found = hardware(resources)
-        if sharing:
-            found["mps"] = all(sharing.values())
-        return found
-
     def _hidden(self, word: str) -> str:
         """A word of the command line without secrets."""
         return without_secrets(word, self.notify_url)
+
+
+def _nodes_with_mps(worker: WorkerResources) -> dict[str, bool]:
+    """{node: whether MPS is up there}; empty unless workers share a GPU."""
+    from nfnet_ray.cluster.connection.nodes import nodes_with_mps
+
+    return nodes_with_mps(worker) if workers_on_a_gpu(worker.gpus) > 1 else {}
 
 
 def _on_images(data: DatasetSummary, train_share: float) -> str:
