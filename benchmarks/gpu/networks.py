@@ -49,13 +49,13 @@ def usual_precision(machine: Machine) -> str:
     return "bfloat16" if machine.is_gpu else "float32"
 
 
-def constant_rates(base_learning_rate: float = 0.1) -> dict[str, Any]:
+def constant_rates() -> dict[str, Any]:
     """Values for :func:`recipe_of` with which every step has the same learning rate and decay of the average."""
     return {
         "schedule__shape": "staircase",
         "schedule__decay_factor": 1.0,
         "schedule__warmup_epochs": 0.0,
-        "schedule__base_learning_rate": base_learning_rate,
+        "schedule__base_learning_rate": 0.1,
         "optimizer__ema__warmup": False,
         "optimizer__ema__decay": 0.99,
     }

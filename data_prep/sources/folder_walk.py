@@ -302,5 +302,5 @@ def joined(folder: str, name: str) -> str:
     return name if folder == "." else f"{folder}/{name}"
 
 
-def _some(names: list[str], most: int = 3) -> str:
-    return ", ".join([*names[:most], *(["…"] if len(names) > most else [])])
+def _some(names: list[str]) -> str:
+    return ", ".join([*names[:3], *(["…"] if len(names) > 3 else [])])

@@ -20,7 +20,6 @@ def write_figures(
     labels: Sequence[str],
     colors: Mapping[str, str],
     folder: Path,
-    width_inches: float = COLUMN_INCHES,
 ) -> list[Path]:
     """Writes each panel of each figure, ``accuracy_against_time-batch_size_64.svg``, and returns the paths.
 
@@ -38,7 +37,7 @@ def write_figures(
     with mpl.rc_context(STYLE):  # type: ignore[arg-type]  # the stubs name each key
         for name, panels in figures.items():
             for stem, panel in zip(_stems(name, panels), panels, strict=True):
-                paper = draw(panel.figure, panel.title, labels, colors, width_inches)
+                paper = draw(panel.figure, panel.title, labels, colors, COLUMN_INCHES)
                 for suffix in FORMATS:
                     path = folder / f"{stem}.{suffix}"
                     with whole_file(path, sync=False) as file:

@@ -93,8 +93,8 @@ def probe_at_once(recipe: Recipe, threads: int, workers: int, gpu: bool, copies:
     )
 
 
-def probe(recipe: Recipe, threads: int, workers: int, gpu: bool, most_seconds: float = MOST_SECONDS) -> Probe:
-    """Runs the beginning of a trial in a process, for at most ``most_seconds``.
+def probe(recipe: Recipe, threads: int, workers: int, gpu: bool) -> Probe:
+    """Runs the beginning of a trial in a process, for at most :data:`MOST_SECONDS`.
 
     ``workers`` of the trial share its batch; the probe is one of them, with ``threads``. With ``gpu`` it runs on one,
     or says why it cannot; without, it takes none, even if this machine has some.
@@ -116,10 +116,10 @@ def probe(recipe: Recipe, threads: int, workers: int, gpu: bool, most_seconds: f
             asked = {"recipe": recipe.to_values(), "threads": threads, "workers": workers, "gpu": gpu}
             with suppress(BrokenPipeError), process.stdin:
                 process.stdin.write(json.dumps(asked))
-            while (line := lines.next_until(started + most_seconds)) is not None:
+            while (line := lines.next_until(started + MOST_SECONDS)) is not None:
                 result.take(json.loads(line), time.monotonic() - started)
         except TimeoutError:
-            result.trouble = f"it was ended after {most_seconds:.0f} s"
+            result.trouble = f"it was ended after {MOST_SECONDS:.0f} s"
         finally:
             if lines.is_open():  # it was not read to its end
                 process.kill()

@@ -117,13 +117,11 @@ def fastest_form(
     )
 
 
-def measure_images_per_second(
-    recipe: Recipe, num_classes: int, threads: int, device: torch.device | None = None
-) -> float:
+def measure_images_per_second(recipe: Recipe, num_classes: int, threads: int) -> float:
     """Training images per second of the Recipe's step on this machine, in memory, after one step to warm up.
 
-    Takes ``device``, by default the GPU if there is one, else ``threads`` cores. Of a form that is left open it takes
-    the plainest. Raises MemoryError if such a step does not fit this machine.
+    Takes the GPU if there is one, else ``threads`` cores. Of a form that is left open it takes the plainest. Raises
+    MemoryError if such a step does not fit this machine.
     """
     plainest = {
         name: value
@@ -136,7 +134,7 @@ def measure_images_per_second(
     }
     batch = {"batch_size": min(recipe.batch_size, LARGEST_BATCH), "micro_batches": 1}
     resolved = resolve(recipe).with_values(plainest | batch)
-    context = PlainContext(threads=threads, device=device)
+    context = PlainContext(threads=threads)
     return resolved.batch_size / time_step(resolved, num_classes, context).step_seconds
 
 
