@@ -40,6 +40,8 @@ _SKIPPED = frozenset({*range(0xE1, 0xEE), 0xEF, 0xFE})
 # The end of entropy-coded data: FF with anything after it but a stuffed 00 or more FF.
 _MARKER = re.compile(rb"\xff+([^\x00\xff])", re.DOTALL)
 
+_NO_END = "damaged JPEG: it ends before its end-of-image marker"
+
 # libjpeg-turbo keeps up to 64 bits in hand (jdhuff.h), and waits until it has them or meets a marker.
 _READ_AHEAD = bytes(8)
 _LAST_BYTES = 2  # bits of the image are in the last byte, which may be an FF and its stuffed 00
@@ -118,26 +120,27 @@ def _essential_segments(encoded: bytes) -> tuple[bytes, int | None]:
         position += length
         if marker != START_OF_SCAN:
             continue
-        start, restarts, scans = position, 0, scans + 1
-        while True:
-            found = _MARKER.search(encoded, position)
-            if found is None:
-                raise DecodeError("damaged JPEG: it ends before its end-of-image marker")
-            marker = found[1][0]
-            if restart_interval and marker == _FIRST_RESTART + restarts % 8:
-                restarts, position = restarts + 1, found.end()
-                continue
-            if _FIRST_RESTART <= marker <= _LAST_RESTART:
-                raise DecodeError(f"damaged JPEG: the restart at byte {found.start()} is out of order")
-            break
-        position = found.end() - 2
-        kept.append(encoded[start : found.start()])  # without fill bytes before the marker
-        if marker == END_OF_IMAGE:
+        scans += 1
+        following = _marker_after_scan(encoded, position, has_restarts=restart_interval > 0)
+        kept.append(encoded[position : following.start()])  # without fill bytes before the marker
+        position = following.end() - 2
+        if following[1][0] == END_OF_IMAGE:
             if not is_sequential or scans > 1:
                 return b"".join([*kept, b"\xff\xd9"]), None
             content = b"".join(kept)
             return content + _READ_AHEAD, len(content) - _LAST_BYTES
-    raise DecodeError("damaged JPEG: it ends before its end-of-image marker")
+    raise DecodeError(_NO_END)
+
+
+def _marker_after_scan(encoded: bytes, start: int, *, has_restarts: bool) -> re.Match[bytes]:
+    """The first marker behind a scan's entropy-coded data, which begins at ``start`` and may have restarts in order."""
+    for number, found in enumerate(_MARKER.finditer(encoded, start)):
+        marker = found[1][0]
+        if not _FIRST_RESTART <= marker <= _LAST_RESTART:
+            return found
+        if not has_restarts or marker != _FIRST_RESTART + number % 8:
+            raise DecodeError(f"damaged JPEG: the restart at byte {found.start()} is out of order")
+    raise DecodeError(_NO_END)
 
 
 def resize_crop(
