@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from nfnet_ray.data.files.dataset import DatasetSummary
@@ -22,7 +22,6 @@ from nfnet_ray.study.cost.plan import (
     multiply_adds,
     next_rung,
     rerun_group,
-    rerun_names,
     trained_multiply_adds,
     training_multiply_adds,
 )
@@ -133,35 +132,91 @@ def forecast(
     cost what the first ones do, and a rerun or a further seed what the dearest setting does. Of a study that has begun,
     it is what is left: ``progress`` says how far its trials are.
     """
-    trials = {trial.name: trial for trial in study.trials()}
-    alike = dict(zip((name for _, name in study.names_to_come()), itertools.cycle(trials), strict=False))
-    alike |= {name: name for name in trials}
     certain, possible = further_names(study, progress)
-    if reruns := [*certain, *possible, *rerun_names(study, progress)]:
-        most_arithmetic = dearest(study, data)
-        alike |= dict.fromkeys(
-            reruns, next(trial.name for trial in trials.values() if trial.recipe == most_arithmetic)
-        )
+    further, reruns = Group((*certain, *possible), (), longest(study)), rerun_group(study, progress)
+    costs = _Costs.of(study, data, paces, added=[*further.trials, *reruns.trials])
+    left: dict[str, _Left] = {}
+    for group in (*groups(study), further, reruns):
+        left.update(costs.left(group, progress))
+    low = {name: 0.0 if name in possible else one.low for name, one in left.items()}
+    high = {name: one.high for name, one in left.items()}
+    most = [one.most for one in left.values()]
+    if possible:  # without early stopping every setting may be a contender
+        settings = study.settings if study.is_adaptive else len(study.trials_by_setting())
+        others = settings * len(study.more_seeds) - len(further.trials)
+        most += [costs.seconds(possible[0], further, further.end, 1).high] * others
+    begin = max([0.0, *(pace.first_startup_seconds - pace.later_startup.high for pace in paces.values())])
+    memory = [pace.memory_bytes for pace in paces.values() if pace.memory_bytes is not None]
+    return Forecast(
+        trial_seconds=Span(
+            math.fsum(low.values()) + begin * places, math.fsum(high.values()) + begin * places
+        ),
+        wall_seconds=Span(
+            begin + makespan([*low.values()], places), begin + makespan([*high.values()], places)
+        ),
+        most_trial_seconds=math.fsum(most) + begin * places,
+        most_wall_seconds=begin + makespan(most, places),
+        joules=costs.joules(low, high),
+        memory_bytes=max(memory, default=None),
+    )
 
-    def seconds(name: str, group: Group, epochs: int, legs: int) -> Span:
-        pace, recipe = paces[name], trials[name].recipe
+
+@dataclass(frozen=True)
+class _Left:
+    """The seconds that a trial has yet to take: as planned, and at most, if it is not stopped early."""
+
+    low: float
+    high: float
+    most: float
+
+
+@dataclass(frozen=True)
+class _Costs:
+    """What the trials of a study take.
+
+    Attributes:
+        recipes, paces: of the planned trials.
+        alike: {trial: the planned one that it is taken to cost as much as}.
+    """
+
+    data: DatasetSummary
+    recipes: Mapping[str, Recipe]
+    paces: Mapping[str, Pace]
+    alike: Mapping[str, str]
+
+    @classmethod
+    def of(
+        cls, study: Study, data: DatasetSummary, paces: Mapping[str, Pace], added: Sequence[str]
+    ) -> _Costs:
+        """``added`` are the trials that the study adds when its settings have been compared."""
+        recipes = {trial.name: trial.recipe for trial in study.trials()}
+        alike = dict(zip((name for _, name in study.names_to_come()), itertools.cycle(recipes), strict=False))
+        alike |= {name: name for name in recipes}
+        if added:
+            most_arithmetic = dearest(study, data)
+            like = next(name for name, recipe in recipes.items() if recipe == most_arithmetic)
+            alike |= dict.fromkeys(added, like)
+        return cls(data, recipes, paces, alike)
+
+    def seconds(self, trial: str, group: Group, epochs: int, legs: int) -> Span:
+        """Of a trial up to an epoch, in a number of legs."""
+        pace, recipe = self.paces[self.alike[trial]], self.recipes[self.alike[trial]]
         evaluations = 2 if recipe.optimizer.ema.decay is not None else 1
-        each = pace.eval_seconds * evaluations * data.validation_images + pace.checkpoint_seconds
-        training = pace.training.times(trained_multiply_adds(recipe, data, group, epochs))
+        each = pace.eval_seconds * evaluations * self.data.validation_images + pace.checkpoint_seconds
+        training = pace.training.times(trained_multiply_adds(recipe, self.data, group, epochs))
         return Span(
             training.low + each * epochs + pace.later_startup.low * legs,
             training.high + each * epochs + pace.later_startup.high * legs,
         )
 
-    def epoch_seconds(name: str) -> float:
-        pace, recipe = paces[name].training, trials[name].recipe
+    def epoch_seconds(self, trial: str) -> float:
+        """Training seconds of an epoch, in the mean."""
+        pace, recipe = self.paces[self.alike[trial]].training, self.recipes[self.alike[trial]]
         epochs = recipe.schedule.epochs
-        return (pace.low + pace.high) / 2 * multiply_adds(recipe, data, epochs) / epochs
+        return (pace.low + pace.high) / 2 * multiply_adds(recipe, self.data, epochs) / epochs
 
-    spans: dict[str, Span] = {}
-    most: dict[str, float] = {}
-    further = Group((*certain, *possible), (), longest(study))
-    for group in (*groups(study), further, rerun_group(study, progress)):
+    def left(self, group: Group, progress: StudyState | None) -> Iterator[tuple[str, _Left]]:
+        """The trials of a group that have not ended, each with what is left of it."""
         passed = [number for number, trials_there in enumerate(_given_up(group)) for _ in range(trials_there)]
         behind = {name: behind_it(name, progress) for name in group.trials}
         given_up_first = sorted(group.trials, key=lambda name: _place(*behind[name], group.end))
@@ -169,45 +224,22 @@ def forecast(
             done, has_ended = behind[name]
             if has_ended:
                 continue
-            like = alike[name]
-            ladder = ladder_in_epochs(group, epoch_seconds(like) if group.in_seconds else None)
+            ladder = ladder_in_epochs(group, self.epoch_seconds(name) if group.in_seconds else None)
             planned = [*(rung for rung, _ in ladder), group.end][rungs]
             epochs = max(planned, next_rung(done, ladder, group.end))
             legs = rungs + 1 - sum(rung <= done for rung, _ in ladder[:rungs]) if epochs > done else 0
-            paid = seconds(like, group, done, 0)
-            whole = seconds(like, group, epochs, legs)
-            least = 0.0 if name in possible else whole.low - paid.low
-            spans[name] = Span(least, whole.high - paid.high)
-            most[name] = seconds(like, group, group.end, max(1, len(group.schedules))).high - paid.high
-    if possible:  # without early stopping every setting may be a contender
-        settings = study.settings if study.is_adaptive else len(study.trials_by_setting())
-        others = settings * len(study.more_seeds) - len(further.trials)
-        each = seconds(alike[possible[0]], further, further.end, 1).high
-        most |= {f"contender {number}": each for number in range(others)}
-    processes = [pace.first_startup_seconds - pace.later_startup.high for pace in paces.values()]
-    begin = max(0.0, *processes) if processes else 0.0
-    total = Span(
-        math.fsum(span.low for span in spans.values()), math.fsum(span.high for span in spans.values())
-    )
-    watts = {name: pace.watts for name, pace in paces.items()}
-    joules = None
-    if all(value is not None for value in watts.values()):
-        joules = Span(
-            math.fsum((watts[alike[name]] or 0.0) * span.low for name, span in spans.items()),
-            math.fsum((watts[alike[name]] or 0.0) * span.high for name, span in spans.items()),
-        )
-    memory = [pace.memory_bytes for pace in paces.values() if pace.memory_bytes is not None]
-    return Forecast(
-        trial_seconds=Span(total.low + begin * places, total.high + begin * places),
-        wall_seconds=Span(
-            begin + makespan([span.low for span in spans.values()], places),
-            begin + makespan([span.high for span in spans.values()], places),
-        ),
-        most_trial_seconds=math.fsum(most.values()) + begin * places,
-        most_wall_seconds=begin + makespan(list(most.values()), places),
-        joules=joules,
-        memory_bytes=max(memory, default=None),
-    )
+            paid = self.seconds(name, group, done, 0)
+            whole = self.seconds(name, group, epochs, legs)
+            most = self.seconds(name, group, group.end, max(1, len(group.schedules)))
+            yield name, _Left(whole.low - paid.low, whole.high - paid.high, most.high - paid.high)
+
+    def joules(self, low: Mapping[str, float], high: Mapping[str, float]) -> Span | None:
+        """The energy of trials that take so many seconds; None if the power of a planned trial is not known."""
+        watts = {name: pace.watts for name, pace in self.paces.items() if pace.watts is not None}
+        if len(watts) < len(self.paces):
+            return None
+        ends = ([watts[self.alike[name]] * value for name, value in end.items()] for end in (low, high))
+        return Span(*map(math.fsum, ends))
 
 
 def trials_in_the_end(study: Study) -> int:
