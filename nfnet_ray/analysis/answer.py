@@ -282,7 +282,7 @@ def contenders(record: StudyRecord) -> tuple[list[dict[str, Any]], dict[str, str
     """
     first = replace(record, trials=record.trials[~record.trials["trial"].isin(record.further)])
     names = {_key(point): str(trials[0]["trial"]) for point, trials in trials_by_setting(first)}
-    spread = record.study.get("seed_spread", ASSUMED_SPREAD)
+    spread = assumed_spread(record)
     points: list[dict[str, Any]] = []
     dropped: dict[str, str] = {}
     for results in _by_winner(first).values():
@@ -298,16 +298,20 @@ def contenders(record: StudyRecord) -> tuple[list[dict[str, Any]], dict[str, str
                 continue
             dropped[names[_key(other.point)]] = (
                 f"dropped after 1 seed: {decimal(100 * found.difference)} points below the best (95% interval "
-                f"{decimal(100 * low)} to {decimal(100 * high)}, with {_spread_words(record)})"
+                f"{decimal(100 * low)} to {decimal(100 * high)}, with {spread_words(record)})"
             )
     return points, dropped
 
 
-def _spread_words(record: StudyRecord) -> str:
+def assumed_spread(record: StudyRecord) -> float:
+    """The standard deviation between seeds, a fraction, where single seeds show none."""
+    return record.study.get("seed_spread", ASSUMED_SPREAD)
+
+
+def spread_words(record: StudyRecord) -> str:
     """``an assumed spread between seeds of 0.3 points``, or one that earlier studies have shown."""
     which = "the earlier" if "seed_spread" in record.study else "an assumed"
-    spread = record.study.get("seed_spread", ASSUMED_SPREAD)
-    return f"{which} spread between seeds of {in_points(spread)}"
+    return f"{which} spread between seeds of {in_points(assumed_spread(record))}"
 
 
 def _by_winner(record: StudyRecord) -> dict[tuple[Any, ...], list[SettingResult]]:
@@ -430,7 +434,7 @@ def _best(record: StudyRecord, results: Sequence[SettingResult]) -> BestSetting 
         confirmation=confirmation,
         dropped=tuple(dropped),
         seeds_to_come=bool(record.study.get("more_seeds")),
-        seed_spread=record.study.get("seed_spread", ASSUMED_SPREAD),
+        seed_spread=assumed_spread(record),
     )
 
 

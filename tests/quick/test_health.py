@@ -183,6 +183,50 @@ def test_no_effect(tmp_path: Path) -> None:
     assert found.sentence.startswith("No effect of clip_factor can be seen")
 
 
+def test_the_best_of_equal_values_has_no_effect_though_it_is_ahead_of_the_unluckiest(tmp_path: Path) -> None:
+    """As if the two had been named beforehand, the interval of their difference would lie above 0."""
+    levels = (0.5, 0.503, 0.498, 0.5075, 0.501, 0.496)
+    found = card(planted(tmp_path, flat(*levels)), "effect")
+    assert (found.status, found.command[-6:]) == ("look", " 3,all")
+    assert found.sentence.startswith(
+        "No effect of clip_factor can be seen: of equal values the best is as far"
+    )
+    told = card(planted(tmp_path / "told", flat(*levels[:-1], 0.46)), "effect")
+    assert told.status == "good"
+    assert told.sentence.endswith("from others, with an assumed spread between seeds of 0.3 points.")
+
+
+def test_values_that_a_rung_gave_up_by_luck_have_no_effect(tmp_path: Path) -> None:
+    halving = {"grace_epochs": 3, "reduction_factor": 3, "rule": "synchronous", "finalists": 3}
+    for name, given_up, status in (("luck", 0.496, "look"), ("worse", 0.4, "good")):
+        curves = [*flat(0.5, 0.501, 0.5), *([given_up] * 3 for _ in range(3))]
+        record = planted(tmp_path / name, curves, dict.fromkeys((3, 4, 5), "stopped"), halving=halving)
+        assert card(record, "effect").status == status
+
+
+def test_an_effect_of_another_field_is_not_that_of_the_one_in_question(tmp_path: Path) -> None:
+    """Of a search over several ranges no two settings have the same value."""
+    ranges = {
+        name: {"low": low, "high": high, "log": False, "integer": False, "or_none": False}
+        for name, low, high in ((CLIP_FACTOR, 0.01, 0.3), ("model.dropout", 0.0, 0.8))
+    }
+    factors = [0.01 + 0.025 * number for number in range(12)]
+    started: Any = study_started({CLIP_FACTOR: factors, "model.dropout": (0.0,)}, epochs=EPOCHS)
+    started["study"] |= {"halving": None, "space": ranges}
+    for number, plan in enumerate(started["trials"]):
+        for values in (plan["point"], plan["recipe"]):
+            values["model.dropout"] = number * 5 % 12 / 20
+    for by, status in (("model.dropout", "look"), (CLIP_FACTOR, "good")):
+        events: list[Any] = [started]
+        for number, plan in enumerate(started["trials"]):
+            curve = [0.9 - plan["point"][by] + 0.001 * (number * 7 % 5)] * EPOCHS
+            events += trial_events(plan["name"], START + 1000 * number, curve)
+        write_journal(tmp_path / by, events)
+        found = card(load_study(tmp_path / by), "effect")
+        assert found.status == status
+        assert ("beside the noise and the effects of other" in found.sentence) == (status == "look")
+
+
 @pytest.mark.parametrize(
     ("last", "status"),
     [((0.9, 0.8, 0.7, 0.6, 0.5), "bad"), ((0.5, 0.6, 0.7, 0.8, 0.9), "good"), ((0.9, 0.8, 0.7, 0.6), None)],
@@ -273,6 +317,16 @@ def test_the_published_recipe_is_not_beaten(tmp_path: Path, own: float, confirme
     assert (found.status, found.command.endswith(f"--confirm {more}")) == ("look", True)
     beaten = planted(tmp_path / "beaten", flat(0.1, 0.2, 0.5, 0.9, 0.1))
     assert card(beaten, "published Recipe").status == "good"
+
+
+def test_the_best_of_many_beats_the_published_recipe_by_more_than_a_choice_does(tmp_path: Path) -> None:
+    """The first has an interval above 0 as the best of nine; the Recipe's own is the third."""
+    others = (0.497, 0.5, 0.4955, 0.505, 0.498, 0.499, 0.5, 0.501, 0.497)
+    found = card(planted(tmp_path, flat(*others)), "published Recipe")
+    assert found.status == "look"
+    assert "which gains 1.0 points as the best of 9 (95% interval 0.3 to 1.6)" in found.sentence
+    beaten = card(planted(tmp_path / "beaten", flat(*others[:3], 0.53, *others[4:])), "published Recipe")
+    assert (beaten.status, beaten.sentence[-1]) == ("good", ".")
 
 
 def test_the_published_recipe_is_not_judged_before_all_have_ended(tmp_path: Path) -> None:

@@ -13,12 +13,13 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from nfnet_ray.analysis.answer import BestSetting, best_per_stratum
+from nfnet_ray.analysis.answer import BestSetting, best_per_stratum, spread_words
 from nfnet_ray.analysis.clip_factor import command_with
+from nfnet_ray.analysis.health.effect import behind_test, effect_test, is_compared_by_itself, others_by_value
 from nfnet_ray.analysis.record import StudyRecord
 from nfnet_ray.analysis.replay import Pool
 from nfnet_ray.analysis.rungs import rung_summaries
-from nfnet_ray.analysis.verdict import EQUAL_WITHIN, Contrast
+from nfnet_ray.analysis.verdict import EQUAL_WITHIN
 from nfnet_ray.errors import UserError
 from nfnet_ray.models.published import with_published_values
 from nfnet_ray.recipe import Recipe
@@ -222,27 +223,34 @@ def _wider(record: StudyRecord, field: str, domain: Any, edge: Literal["low", "h
 
 
 def _effect(record: StudyRecord, answers: Sequence[BestSetting]) -> Iterator[HealthCard]:
-    """Whether a value of the field in question is worse than the best one, in any stratum."""
+    """Whether the values of the field in question differ by more than luck, in any stratum."""
     compared = [answer for answer in answers if len(_values(record, answer)) > 1]
     if not compared or not record.trials["state"].isin(ENDED).all():
         return
     asked = record.names.get(record.fields[0], record.fields[0])
-    if any(_has_effect(record, answer) for answer in compared):
-        yield HealthCard("effect", "good", f"{asked}: the best value can be told from others.")
+    test = effect_test(record, compared)
+    by_itself = is_compared_by_itself(record)
+    is_better = by_itself and any(answer.verdict == "better" for answer in compared)
+    if test.is_told or is_better or (by_itself and any(_diverged(record, answer) for answer in compared)):
+        assumed = f", with {spread_words(record)}" if test.is_told and test.assumes_spread else ""
+        yield HealthCard("effect", "good", f"{asked}: the best value can be told from others{assumed}.")
         return
     seeds = len(record.study["seeds"])
-    widest = max(
-        (found for answer in compared for found in _others(record, answer)), key=lambda found: found.high
-    )
-    said = f"No effect of {asked} can be seen: its best value cannot be told from any other"
-    if len(set(record.fields) - set(record.conditions)) > 1:  # elsewhere in the space there may be one
-        said = f"Where the other fields are at their best, the best {asked} cannot be told from any other"
-    yield HealthCard(
-        "effect",
-        "look",
-        f"{said}; differences up to {in_points(widest.high)} fit the data.",
-        _extend(record, "--seeds", f"{max(3, 2 * seeds)},all"),
-    )
+    others = [found for answer in compared for found in others_by_value(record, answer)]
+    widest = max((found.high for found in others), default=0.0)
+    said = f"No effect of {asked} can be seen"
+    if any(found.low > 0 for found in others):
+        said += (
+            f": of equal values the best is as far ahead of another in {percent(test.p_value)} of studies"
+            if by_itself
+            else " beside the noise and the effects of other fields"
+        )
+    else:
+        rest = f"cannot be told from any other; differences up to {in_points(widest)} fit the data"
+        said += f": its best value {rest}"
+        if len(set(record.fields) - set(record.conditions)) > 1:  # elsewhere in the space there may be one
+            said = f"Where the other fields are at their best, the best {asked} {rest}"
+    yield HealthCard("effect", "look", f"{said}.", _extend(record, "--seeds", f"{max(3, 2 * seeds)},all"))
 
 
 def _values(record: StudyRecord, answer: BestSetting) -> set[Any]:
@@ -257,22 +265,15 @@ def _points(record: StudyRecord, answer: BestSetting) -> list[dict[Hashable, Any
     return [point for point in points if all(point[field] == value for field, value in at.items())]
 
 
-def _others(record: StudyRecord, answer: BestSetting) -> list[Contrast]:
-    """The best setting compared with the best one of each other value of the field in question."""
+def _diverged(record: StudyRecord, answer: BestSetting) -> bool:
+    """Whether all trials with a value of the field in question diverged, in the stratum of an answer."""
     asked = record.fields[0]
-    best: dict[Any, Contrast] = {}
-    for found in answer.contrasts:  # best first
-        if found.other.point[asked] != answer.best.point[asked]:
-            best.setdefault(found.other.point[asked], found)
-    return list(best.values())
-
-
-def _has_effect(record: StudyRecord, answer: BestSetting) -> bool:
-    """Whether a value is measurably worse than the best one, or all of its trials were given up or lost."""
-    others = _others(record, answer)
-    asked = record.fields[0]
-    compared = {answer.best.point[asked], *(found.other.point[asked] for found in others)}
-    return any(found.low > 0 for found in others) or bool(_values(record, answer) - compared)
+    at = {condition: answer.best.point[condition] for condition in record.conditions}
+    states: dict[Any, set[str]] = {}
+    for trial in record.trials.to_dict("records"):
+        if all(trial[field] == value for field, value in at.items()):
+            states.setdefault(trial[asked], set()).add(trial["state"])
+    return any(own == {"diverged"} for own in states.values())
 
 
 def _rungs(record: StudyRecord) -> Iterator[HealthCard]:
@@ -364,7 +365,7 @@ def _published(record: StudyRecord, answers: Sequence[BestSetting]) -> Iterator[
     except UserError:  # a journal of another version
         return
     values = (base.to_values(), with_published_values(base).to_values())
-    met = False
+    met, assumed = False, ""
     for answer in answers:
         fields = [field for field in answer.best.point if field not in record.conditions]
         if all(point == answer.best.point for point in _points(record, answer)):  # nothing could beat it
@@ -377,16 +378,19 @@ def _published(record: StudyRecord, answers: Sequence[BestSetting]) -> Iterator[
             yield _not_beaten(record, answer, "is the best one of the study")
             return
         own = next((found for found in answer.contrasts if is_own(found.other.point)), None)
-        if own is not None and own.low <= 0:
+        if own is None:
+            continue
+        test = behind_test(record, answer, own.other)
+        if own.low <= 0 or not (test.is_told or answer.verdict == "better"):
             low, high = decimal(100 * own.low), decimal(100 * own.high)
-            gain = f"{decimal(100 * own.difference)} points (95% interval {low} to {high})"
+            chosen = f" as the best of {len(answer.contrasts) + 1}" if own.low > 0 else ""
+            gain = f"{decimal(100 * own.difference)} points{chosen} (95% interval {low} to {high})"
             yield _not_beaten(record, answer, f"cannot be told from the best one, which gains {gain}")
             return
-        met = met or own is not None
+        met, assumed = True, f", with {spread_words(record)}" if test.assumes_spread else ""
     if met:
-        yield HealthCard(
-            "published Recipe", "good", "The best setting is better than the Recipe's own values."
-        )
+        said = f"The best setting is better than the Recipe's own values{assumed}."
+        yield HealthCard("published Recipe", "good", said)
 
 
 def _not_beaten(record: StudyRecord, answer: BestSetting, said: str) -> HealthCard:

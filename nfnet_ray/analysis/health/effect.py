@@ -1,0 +1,123 @@
+"""Whether the values of the field in question differ by more than luck, and a setting is behind the best by more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from nfnet_ray.analysis.answer import BestSetting, assumed_spread
+from nfnet_ray.analysis.effects.importance import importance
+from nfnet_ray.analysis.effects.marginal import pairwise_effects
+from nfnet_ray.analysis.effects.noise import noise_of_results, results_at
+from nfnet_ray.analysis.effects.stages import stages
+from nfnet_ray.analysis.inference.lead import chance_of_lead, with_assumed_spread
+from nfnet_ray.analysis.record import StudyRecord
+from nfnet_ray.analysis.setting import SettingResult, setting_results
+from nfnet_ray.analysis.verdict import Contrast
+
+LEVEL = 0.05
+"""The chance that a study is said to have an effect that it has not."""
+
+
+@dataclass(frozen=True)
+class Test:
+    """Of the hypothesis that nothing differs.
+
+    Attributes:
+        p_value: the smallest one times the number of tests (Bonferroni), at most 1.
+        assumes_spread: whether single seeds were compared, with an assumed spread between seeds.
+    """
+
+    p_value: float
+    assumes_spread: bool = False
+
+    @property
+    def is_told(self) -> bool:
+        """Whether something differs by more than luck."""
+        return self.p_value < LEVEL
+
+
+def is_compared_by_itself(record: StudyRecord) -> bool:
+    """Whether the accuracies of single settings show the effect of the field in question.
+
+    They do where settings under the same conditions differ in that field alone, and where a study is a list of points.
+    """
+    return "points" in record.study or len(set(record.fields) - set(record.conditions)) == 1
+
+
+def others_by_value(record: StudyRecord, answer: BestSetting) -> list[Contrast]:
+    """The best setting compared with the best one of each other value of the field in question."""
+    asked = record.fields[0]
+    best: dict[Any, Contrast] = {}
+    for found in answer.contrasts:  # best first
+        if found.other.point[asked] != answer.best.point[asked]:
+            best.setdefault(found.other.point[asked], found)
+    return list(best.values())
+
+
+def effect_test(record: StudyRecord, answers: Sequence[BestSetting]) -> Test:
+    """Of the field in question: whether some of its values, under any of the conditions, differ in their accuracy.
+
+    Settings that differ in other fields too are compared by what the field explains beside those, alone or together
+    with one of them.
+    """
+    if not is_compared_by_itself(record):
+        return _smallest([Test(p_value) for p_value in _explained(record)])
+    return _smallest([test for answer in answers for test in _leads(record, answer)])
+
+
+def behind_test(record: StudyRecord, answer: BestSetting, other: SettingResult) -> Test:
+    """Of a setting that was named beforehand: whether the best one is better than it, though it was chosen."""
+    results = [answer.best, *(found.other for found in answer.contrasts)]
+    return _test(record, results, results.index(other))
+
+
+def _smallest(tests: Sequence[Test]) -> Test:
+    if not tests:
+        return Test(1.0)
+    found = min(tests, key=lambda test: test.p_value)
+    return replace(found, p_value=min(1.0, found.p_value * len(tests)))
+
+
+def _explained(record: StudyRecord) -> list[float]:
+    """The p values of the field in question at both stages of :func:`importance`, and with each other field."""
+    asked = record.fields[0]
+    alone, pairs = importance(record), pairwise_effects(record)
+    mine = pairs[(pairs["field_a"] == asked) | (pairs["field_b"] == asked)]
+    together = mine.drop_duplicates(["field_a", "field_b"])["p_value"].dropna().tolist()
+    return [*alone["p_value"][alone["field"] == asked].dropna().tolist(), *together]
+
+
+def _leads(record: StudyRecord, answer: BestSetting) -> Iterator[Test]:
+    """Of the settings under one condition: at the end, with their first seeds, and where some were given up."""
+    results = [answer.best, *(found.other for found in others_by_value(record, answer))]
+    if len(results) > 1:
+        yield _test(record, results)
+    if "points" in record.study:  # elsewhere settings may differ in other fields
+        return
+    if answer.dropped:
+        first = replace(record, trials=record.trials[~record.trials["trial"].isin(record.further)])
+        yield _test(record, _under_the_conditions(record, answer, setting_results(first)))
+    for stage in stages(record):
+        there = _under_the_conditions(record, answer, results_at(record, stage))
+        if not stage.is_end and len(there) > 1:
+            yield _test(record, there)
+
+
+def _under_the_conditions(
+    record: StudyRecord, answer: BestSetting, results: Sequence[SettingResult]
+) -> list[SettingResult]:
+    at = {field: answer.best.point[field] for field in record.conditions}
+    return [result for result in results if all(result.point[field] == value for field, value in at.items())]
+
+
+def _test(record: StudyRecord, results: Sequence[SettingResult], rival: int | None = None) -> Test:
+    noise = noise_of_results(results)
+    is_single = min(len(result.seed_top1) for result in results) == 1
+    if is_single:
+        noise = with_assumed_spread(noise, assumed_spread(record))
+    accuracies = np.array([result.top1 for result in results])
+    return Test(chance_of_lead(accuracies, noise, rival), is_single)
