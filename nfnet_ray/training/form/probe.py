@@ -6,6 +6,8 @@ import gc
 import logging
 import math
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -60,28 +62,9 @@ def fastest_form(
     Resets the process's generators (:func:`~nfnet_ray.training.determinism.reset_process`). Raises MemoryError if no
     form fits.
     """
-    device, notes, epochs = context.device.type, notes or NotesForNobody(), recipe.schedule.epochs
-    found, failed, remarks = dict[Form, Timing](), dict[Form, str](), list[str]()
+    device, epochs = context.device.type, recipe.schedule.epochs
     sizes = {data_at_epoch(recipe.data, epoch, epochs).image_size for epoch in range(epochs)}
-
-    def compile_seconds(form: Form) -> float:
-        # Of eager forms the first one is slow, whichever it is: it starts CUDA and loads the libraries.
-        return len(sizes) * found[form].compile_seconds if form.compile else 0.0
-
-    def run_seconds(form: Form) -> float:
-        return steps * found[form].step_seconds if form in found else math.inf
-
-    def try_form(form: Form) -> None:
-        values = vars(form) if form.compile else {**vars(form), "activation_memory_budget": 1.0}
-        try:
-            found[form] = time_step(recipe.with_values(values), num_classes, context)
-        except Exception as error:  # of a compiler, whatever it may be
-            failed[form] = "out of memory" if isinstance(error, MemoryError) else f"{type(error).__name__}"
-            if form.is_plain and not isinstance(error, MemoryError):
-                raise
-            logger.warning("a step of %s failed in the form %s: %s", recipe.model.label, form, error)
-        notes.end_form()
-
+    forms = _TimedForms(recipe, num_classes, steps, len(sizes), context, notes or NotesForNobody())
     slicing_of: dict[str, str] = {}
     ways = ways_to_compile(recipe, device)
     for layout in layouts_to_try(recipe, device):
@@ -89,32 +72,80 @@ def fastest_form(
         eager = [Form(layout, False, slicing) for slicing in slicings]
         if False in ways or len(slicings) > 1:
             for form in eager:
-                try_form(form)
-        slicing_of[layout] = min(eager, key=run_seconds).grouped_convolutions
+                forms.time(form)
+        slicing_of[layout] = min(eager, key=forms.run_seconds).grouped_convolutions
     if False not in ways:
-        found.clear()
-    eager_seconds = min(map(run_seconds, found), default=math.inf)
-    for form in [Form(layout, way, slicing_of[layout]) for way in ways if way for layout in slicing_of]:
-        if recipe.compile == AUTO:
-            if not pays_to_compile(eager_seconds / len(sizes), device):
-                remarks.append(
-                    f"compiled forms were not tried, as all steps take {eager_seconds:,.0f} s without"
-                )
-                break
-            if not notes.begin_compiling(str(form)):
-                remarks.append(f"from {form} on none was tried, as that ended the process twice")
-                break
-        try_form(form)
-    if not found:
-        raise MemoryError(f"a step of {recipe.model.label} fails in every form: {failed}")
-    remarks += [f"{form} failed ({why})" for form, why in failed.items()]
-    best = min(found, key=lambda form: run_seconds(form) + compile_seconds(form))
-    return Choice(
-        best,
-        {str(form): timing.step_seconds for form, timing in found.items()},
-        {str(form): timing.compile_seconds for form, timing in found.items() if form.compile},
-        "; ".join(remarks),
+        forms.found.clear()
+    forms.time_compiled(
+        [Form(layout, way, slicing_of[layout]) for way in ways if way for layout in slicing_of]
     )
+    return forms.choice()
+
+
+@dataclass(frozen=True)
+class _TimedForms:
+    """The forms that have been timed for one Recipe, and those that failed.
+
+    ``sizes`` is the number of sizes of images in a run of ``steps`` steps: each is compiled for.
+    """
+
+    recipe: ResolvedRecipe
+    num_classes: int
+    steps: int
+    sizes: int
+    context: PlainContext
+    notes: FormNotes
+    found: dict[Form, Timing] = field(default_factory=dict)
+    failed: dict[Form, str] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
+
+    def time(self, form: Form) -> None:
+        """Times a form, or keeps why it failed. Raises what a plain one raises, except MemoryError."""
+        values = vars(form) if form.compile else {**vars(form), "activation_memory_budget": 1.0}
+        try:
+            self.found[form] = time_step(self.recipe.with_values(values), self.num_classes, self.context)
+        except Exception as error:  # of a compiler, whatever it may be
+            is_memory = isinstance(error, MemoryError)
+            self.failed[form] = "out of memory" if is_memory else f"{type(error).__name__}"
+            if form.is_plain and not is_memory:
+                raise
+            logger.warning("a step of %s failed in the form %s: %s", self.recipe.model.label, form, error)
+        self.notes.end_form()
+
+    def time_compiled(self, forms: Sequence[Form]) -> None:
+        """Times compiled forms: all if the Recipe asks for one, else while that pays and ends no process."""
+        eager_seconds = min(map(self.run_seconds, self.found), default=math.inf)
+        for form in forms:
+            if self.recipe.compile == AUTO:
+                if not pays_to_compile(eager_seconds / self.sizes, self.context.device.type):
+                    took = f"all steps take {eager_seconds:,.0f} s without"
+                    self.remarks.append(f"compiled forms were not tried, as {took}")
+                    return
+                if not self.notes.begin_compiling(str(form)):
+                    self.remarks.append(f"from {form} on none was tried, as that ended the process twice")
+                    return
+            self.time(form)
+
+    def run_seconds(self, form: Form) -> float:
+        """Seconds of all steps of the run."""
+        return self.steps * self.found[form].step_seconds if form in self.found else math.inf
+
+    def compile_seconds(self, form: Form) -> float:
+        """Seconds of the run's compilations."""
+        # Of eager forms the first one is slow, whichever it is: it starts CUDA and loads the libraries.
+        return self.sizes * self.found[form].compile_seconds if form.compile else 0.0
+
+    def choice(self) -> Choice:
+        """The fastest form, with what was timed. Raises MemoryError if none fits."""
+        if not self.found:
+            raise MemoryError(f"a step of {self.recipe.model.label} fails in every form: {self.failed}")
+        failures = [f"{form} failed ({why})" for form, why in self.failed.items()]
+        return Choice(
+            min(self.found, key=lambda form: self.run_seconds(form) + self.compile_seconds(form)),
+            {str(form): timing.step_seconds for form, timing in self.found.items()},
+            {str(form): timing.compile_seconds for form, timing in self.found.items() if form.compile},
+            "; ".join([*self.remarks, *failures]),
+        )
 
 
 def measure_images_per_second(recipe: Recipe, num_classes: int, threads: int) -> float:
