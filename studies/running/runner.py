@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -32,6 +32,23 @@ class WorkerDemand:
     gpus: float | None
     min_workers: int | None = None
     trials_at_once: int | None = None
+
+
+@dataclass(frozen=True)
+class Places:
+    """The places that a study has.
+
+    Attributes:
+        resources: what the cluster has.
+        worker: what each worker of a trial is given.
+        number: how many trials run at once.
+        mps: {node with GPUs: whether MPS is up there}; empty unless workers share a GPU.
+    """
+
+    resources: Resources
+    worker: WorkerResources
+    number: int
+    mps: Mapping[str, bool] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ from nfnet_ray.wording import clock_time, count
 from studies.running.checks import network_sources
 from studies.running.kept_files import keep_program, keep_trials
 from studies.running.planning.plan_text import expected_cost, priced, refuse_too_little_memory
-from studies.running.runner import EXIT_FAILED_TRIALS, Ending, Runner, RunningStudy, WorkerDemand
+from studies.running.runner import EXIT_FAILED_TRIALS, Ending, Places, Runner, RunningStudy, WorkerDemand
 from studies.running.started_event import (
     hardware,
     network_description,
@@ -75,31 +75,6 @@ EXIT_NOT_RECORDED = 3  # everything has been trained; 2 is an error of use
 TRACKING_DEADLINE_SECONDS, UNANSWERED_SECONDS = 180.0, 20.0
 # After SIGTERM: Kubernetes and Slurm wait 30 s in all before they kill. Nothing is lost.
 TRACKING_DEADLINE_SECONDS_IF_STOPPED = 10.0
-
-
-@dataclass(frozen=True)
-class _Places:
-    """The places that a study has.
-
-    Attributes:
-        resources: what the cluster has.
-        worker: what each worker of a trial is given.
-        number: how many trials run at once.
-        mps: {node with GPUs: whether MPS is up there}; empty unless workers share a GPU.
-    """
-
-    resources: Resources
-    worker: WorkerResources
-    number: int
-    mps: Mapping[str, bool]
-
-    @property
-    def hardware(self) -> Hardware:
-        """What the study runs on."""
-        found = hardware(self.resources)
-        if self.mps:
-            found["mps"] = all(self.mps.values())
-        return found
 
 
 @dataclass(frozen=True)
@@ -250,7 +225,7 @@ class StudyRun:
             with alone_with(self.directory):
                 self._check_journal_is_as_it_was()
                 number = self.runner.trials_at_once(to_do, resources, demand, worker)
-                places = _Places(resources, worker, number, _nodes_with_mps(worker))
+                places = Places(resources, worker, number, _nodes_with_mps(worker))
                 reached = self._run_trials(places, look, sink, console)
                 # While connected to Ray: leaving it may take long.
                 has_report = self._say_result(console)
@@ -367,7 +342,7 @@ class StudyRun:
             yield
 
     def _run_trials(
-        self, places: _Places, look: Look, sink: MLflowSink | NotRecorded, console: Console
+        self, places: Places, look: Look, sink: MLflowSink | NotRecorded, console: Console
     ) -> ReachedCap | None:
         """Runs them, and those that a search adds; returns the cap that has ended the study early."""
         study, trials = self._on_its_places(places), self._unfinished()
@@ -423,14 +398,14 @@ class StudyRun:
             raise StopsStudyError(self._stopped_sentence(recorder.lost))
         return reached
 
-    def _on_its_places(self, places: _Places) -> Study:
+    def _on_its_places(self, places: Places) -> Study:
         """The study with what depends on its places: the lag of its search, and the seconds that money pays for."""
         study = self.study
         if study.is_adaptive and self.progress.started is None:
             study = replace(study, lag=math.ceil(places.number / len(study.seeds)))
         return priced(study, self.caps, places.worker)
 
-    def _say_places(self, places: _Places, console: Console) -> None:
+    def _say_places(self, places: Places, console: Console) -> None:
         """Says where it runs and what that costs. Raises UserError if its workers do not fit into a GPU's memory."""
         resources, worker, storage = places.resources, places.worker, self.directory.parent
         say(console, f"Ray: {resources.description}; {self.runner.shape(worker, places.number)}.")
@@ -450,7 +425,7 @@ class StudyRun:
             report.wake()
         sink.wake()
 
-    def _record_beginning(self, recorder: Recorder, study: Study, places: _Places) -> None:
+    def _record_beginning(self, recorder: Recorder, study: Study, places: Places) -> None:
         """Records that the study starts here, or that it is resumed, and keeps the code that it is made of."""
         keep_copies(self.directory / COPIES_FOLDER, self._networks)
         if self.progress.started is None:
@@ -491,12 +466,12 @@ class StudyRun:
         """Whether any trial has yet to be run."""
         return has_more(self.study, self.progress)
 
-    def _record_resumed(self, recorder: Recorder, places: _Places | None = None) -> None:
+    def _record_resumed(self, recorder: Recorder, places: Places | None = None) -> None:
         """Records that this driver resumes the study, on these places if it trains, and how it is extended."""
         if places is None:
             event = study_resumed(self.changed, self.given_caps)
         else:
-            event = study_resumed(self.changed, self.given_caps, places.number, places.hardware, versions())
+            event = study_resumed(self.changed, self.given_caps, places.number, _hardware(places), versions())
         recorder.record(event)
         if self.extended is not None:
             recorder.record({**self.extended.event, "time": time.time()})
@@ -610,12 +585,12 @@ class StudyRun:
     def _compare_command(self) -> str:
         return shell_command([interpreter(), "-m", "dashboards.compare", display_path(self.directory)])
 
-    def _started_event(self, study: Study, places: _Places) -> StudyStarted:
+    def _started_event(self, study: Study, places: Places) -> StudyStarted:
         event = started_event(
             study, self.data, places.resources, places.worker, self._hidden, self.program_file
         )
         event["study"]["places"] = places.number
-        event["study"]["hardware"] = places.hardware
+        event["study"]["hardware"] = _hardware(places)
         if self.annotations.notes:
             event["study"]["notes"] = list(self.annotations.notes)
         if self.annotations.tags:
@@ -641,6 +616,14 @@ def _nodes_with_mps(worker: WorkerResources) -> dict[str, bool]:
     from nfnet_ray.cluster.connection.nodes import nodes_with_mps
 
     return nodes_with_mps(worker) if workers_on_a_gpu(worker.gpus) > 1 else {}
+
+
+def _hardware(places: Places) -> Hardware:
+    """What a study runs on."""
+    found = hardware(places.resources)
+    if places.mps:
+        found["mps"] = all(places.mps.values())
+    return found
 
 
 def _on_images(data: DatasetSummary, train_share: float) -> str:

@@ -18,7 +18,7 @@ from nfnet_ray.tracking.journal import JOURNAL_FILE, Journal
 from nfnet_ray.tracking.state import StudyState
 from studies.agc_sweep import agc_sweep
 from studies.running.flags import main
-from studies.running.runner import WorkerDemand
+from studies.running.runner import Places, WorkerDemand
 from studies.running.study_run import StudyRun
 from studies.train import main as train
 
@@ -34,8 +34,8 @@ def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[Study
     def execute(run: StudyRun, _address: str | None, demand: WorkerDemand, _console: Any) -> int:
         if run.progress.started is None:
             with Journal(run.directory / JOURNAL_FILE) as journal:
-                resources = Resources(1, 2, 0, 8, "two cores")
-                journal.append(run._started_event(run.study, resources, WORKER, 1, {}))
+                places = Places(Resources(1, 2, 0, 8, "two cores"), WORKER, 1)
+                journal.append(run._started_event(run.study, places))
                 name = run.study.trials()[0].name
                 journal.append({"event": "trial_started", "time": 0, "trial": name, "attempt": 1})
                 journal.append(

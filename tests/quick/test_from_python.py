@@ -26,7 +26,7 @@ from studies.agc_sweep import agc_sweep
 from studies.managing.commands import main as managing
 from studies.running.flags import main
 from studies.running.planning import plan_text
-from studies.running.runner import WorkerDemand
+from studies.running.runner import Places, WorkerDemand
 from studies.running.study_run import StudyRun
 
 STUDY_FILE = Path("studies") / "agc_sweep.py"
@@ -42,9 +42,8 @@ def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[Study
         if run.progress.started is None:
             with Journal(run.directory / JOURNAL_FILE) as journal:
                 worker = WorkerResources(demand.workers, 2, 0.0, demand.min_workers)
-                journal.append(
-                    run._started_event(run.study, Resources(1, 2, 0, 8, "two cores"), worker, 1, {})
-                )
+                places = Places(Resources(1, 2, 0, 8, "two cores"), worker, 1)
+                journal.append(run._started_event(run.study, places))
         runs.append((run, demand))
         return 0
 
