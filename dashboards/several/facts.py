@@ -214,7 +214,8 @@ def _targets(record: StudyRecord, found: Sequence[Curve]) -> Table | None:
         rows.append(Row(tuple(cells)))
     note = (
         "The shortest training time of a complete schedule that reaches the accuracy: between budgets of a setting "
-        "interpolated, with its 95% interval over seeds; elsewhere that of the fastest setting that reached it."
+        "interpolated, with its 95% interval over seeds, and images where it is known which were right; elsewhere that "
+        "of the fastest setting that reached it."
     )
     headings = (Column(f"to {percent(target)}", is_number=True) for target in targets)
     return Table((Column("series"), *headings), tuple(rows), note)

@@ -7,7 +7,9 @@ Between two budgets of a setting the logarithm of the time is taken to be linear
 and its longest one nothing is said. Intervals are over seeds, for times and accuracies: each mean is drawn again many
 times with Student's t around it, with the spread between seeds that all settings and budgets have in common as far as
 they are alike (:func:`~nfnet_ray.analysis.inference.selection.moderated_variances`). Drawing from three seeds with
-replacement would find two thirds of their variance. In simulation the interval of a ratio covers 95 to 97%
+replacement would find two thirds of their variance. Where it is known which images each trial had right, they are over
+images too: the accuracies are drawn with the covariances that the images give them, since other images move all curves
+together in part, and each by itself in part. In simulation the interval of a ratio covers 95 to 97%
 (``tests/quick/test_frontier.py``).
 """
 
@@ -15,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +25,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nfnet_ray.analysis.comparability import comparability
-from nfnet_ray.analysis.inference.selection import moderated_variances
+from nfnet_ray.analysis.inference.paired import Bits, Moments
+from nfnet_ray.analysis.inference.selection import moderated_variances, noise_of
 from nfnet_ray.analysis.record import StudyRecord
-from nfnet_ray.analysis.setting import trials_by_setting
+from nfnet_ray.analysis.setting import SettingImages, trials_by_setting
 from nfnet_ray.analysis.tables import STUDY
 from nfnet_ray.tracking.labels import ABSENT, point_label
 from nfnet_ray.wording import count, percent
@@ -53,11 +56,13 @@ class Budget:
         epochs: of its complete schedule.
         train_seconds: of each seed.
         top1: of each seed, a fraction.
+        images: which images each seed had right; None where the journal does not say.
     """
 
     epochs: int
     train_seconds: tuple[float, ...]
     top1: tuple[float, ...]
+    images: SettingImages | None = field(default=None, compare=False, repr=False)
 
     @property
     def mean_seconds(self) -> float:
@@ -87,8 +92,9 @@ class EqualAccuracy:
         one, other: their labels.
         target: the accuracy, a fraction.
         ratio: time of ``one`` divided by time of ``other``.
-        low, high: its 95% interval over seeds; None of single seeds.
+        low, high: its 95% interval over ``covers``; None of single seeds.
         seeds: the fewest seeds of a budget.
+        covers: ``seeds and images``, or ``seeds`` where it is not known which images the trials had right.
     """
 
     one: str
@@ -98,12 +104,13 @@ class EqualAccuracy:
     low: float | None
     high: float | None
     seeds: int
+    covers: str = "seeds"
 
     def sentence(self) -> str:
         """``At equal accuracy (94%) nfnet_pico takes 0.42 of test_efficientnet's training time (…)``."""
         seeds = count(self.seeds, "seed")
         interval = (
-            f"95% interval {self.low:.2f} to {self.high:.2f}, {seeds}"
+            f"95% interval over {self.covers} {self.low:.2f} to {self.high:.2f}, {seeds}"
             if self.low is not None
             else f"{seeds}: what another seed would give was not measured"
         )
@@ -142,6 +149,7 @@ def curves(record: StudyRecord) -> list[Curve]:
                     epochs,
                     tuple(float(trial["train_seconds"]) for trial in trials),
                     tuple(float(trial["last_top1"]) for trial in trials),
+                    SettingImages.of([record.correct(str(trial["trial"]), epochs) for trial in trials]),
                 )
                 for epochs, trials in sorted(budgets.items())
             ),
@@ -196,11 +204,12 @@ def time_to_target(record: StudyRecord, target: float) -> pd.DataFrame:
         target: top-1, a fraction.
 
     Returns:
-        A row for each setting: its fields, ``train_seconds`` and its 95% interval over seeds, ``low`` and ``high``.
+        A row for each setting: its fields, ``train_seconds`` and its 95% interval over seeds, and over images where it
+        is known which the trials had right, ``low`` and ``high``.
         ``train_seconds`` is infinite where the target is above what its longest budget reaches, and NaN where its
-        shortest one is above the target. ``low`` is 0 where other seeds may be above the target with the shortest
-        budget already, and ``high`` infinite where they may not reach it with the longest. The interval of a setting
-        that has a budget with a single seed is NaN.
+        shortest one is above the target. ``low`` is 0 where it may be above the target with the shortest budget already
+        on other images or with other seeds, and ``high`` infinite where it may not reach it with the longest. The
+        interval of a setting that has a budget with a single seed is NaN.
     """
     import pandas as pd
 
@@ -210,7 +219,7 @@ def time_to_target(record: StudyRecord, target: float) -> pd.DataFrame:
     for number, curve in enumerate(found):
         low = high = math.nan
         if noise is not None and min(len(budget.top1) for budget in curve.budgets) > 1:
-            drawn = _drawn_log_seconds(curve, target, noise, np.random.default_rng(number))
+            (drawn,) = _drawn_log_seconds([curve], target, noise, first_key=number)
             low, high = (math.exp(bound) for bound in _quantiles(drawn))
         seconds = math.exp(float(_log_seconds(*_means(curve), target)[0]))
         reached = seconds if seconds > 0 else math.nan
@@ -238,14 +247,13 @@ def equal_accuracy(
         return None
     low = high = None
     if noise is not None and fewest > 1:
-        draws = [
-            _drawn_log_seconds(curve, target, noise, np.random.default_rng(number))
-            for number, curve in enumerate((one, other))
-        ]
+        draws = _drawn_log_seconds((one, other), target, noise)
         with np.errstate(invalid="ignore"):
             ratios = draws[0] - draws[1]
         low, high = (math.exp(bound) for bound in _quantiles(ratios[~np.isnan(ratios)]))
-    return EqualAccuracy(one.label, other.label, target, math.exp(seconds[0] - seconds[1]), low, high, fewest)
+    covers = "seeds" if _shared_images((one, other)) is None else "seeds and images"
+    ratio = math.exp(seconds[0] - seconds[1])
+    return EqualAccuracy(one.label, other.label, target, ratio, low, high, fewest, covers)
 
 
 def time_sentences(record: StudyRecord) -> list[str]:
@@ -334,24 +342,65 @@ def _noise(among: Sequence[Curve]) -> _Noise | None:
     )
 
 
-def _drawn(curve: Curve, noise: _Noise, draw: np.random.Generator) -> tuple[Floats, Floats]:
-    """(log of the seconds, accuracy), each (DRAWS, budgets): the means as they would be with other seeds."""
-    seconds, top1 = _means(curve)
+def _drawn(found: Sequence[Curve], noise: _Noise, first_key: int = 0) -> list[tuple[Floats, Floats]]:
+    """(log of the seconds, accuracy) of each curve with other seeds and images, each (DRAWS, budgets)."""
+    by_images = _moved_by_images(found)
     drawn = []
-    for means, variances, freedom in zip(
-        (seconds, top1), (noise.log_seconds, noise.top1), noise.freedom[::-1], strict=True
-    ):
-        errors = [
-            math.sqrt(variances.get((curve.label, budget.epochs), 0.0) / len(budget.top1))
-            for budget in curve.budgets
-        ]
-        tails = np.sqrt(freedom / draw.chisquare(freedom, (DRAWS, 1)))
-        drawn.append(means + np.array(errors) * draw.standard_normal((DRAWS, len(errors))) * tails)
-    return drawn[0], drawn[1]
+    for number, curve in enumerate(found):
+        draw = np.random.default_rng(first_key + number)
+        seconds, top1 = (
+            means + _moved_by_seeds(curve, variances, freedom, draw)
+            for means, variances, freedom in zip(
+                _means(curve), (noise.log_seconds, noise.top1), noise.freedom[::-1], strict=True
+            )
+        )
+        drawn.append((seconds, top1 + by_images[number]))
+    return drawn
 
 
-def _drawn_log_seconds(curve: Curve, target: float, noise: _Noise, draw: np.random.Generator) -> Floats:
-    return _log_seconds(*_drawn(curve, noise, draw), target)
+def _moved_by_seeds(
+    curve: Curve, variances: Mapping[tuple[str, int], float], freedom: float, draw: np.random.Generator
+) -> Floats:
+    """(DRAWS, budgets) by how much other seeds move the means."""
+    errors = [
+        math.sqrt(variances.get((curve.label, budget.epochs), 0.0) / len(budget.top1))
+        for budget in curve.budgets
+    ]
+    tails = np.sqrt(freedom / draw.chisquare(freedom, (DRAWS, 1)))
+    return np.asarray(np.array(errors) * draw.standard_normal((DRAWS, len(errors))) * tails)
+
+
+def _moved_by_images(found: Sequence[Curve]) -> list[Floats]:
+    """Of each curve (DRAWS, budgets) by how much other images move its accuracies, all curves by the same images.
+
+    What seeds and images draw anew together is in the spread between seeds. 0 where the images are not known.
+    """
+    measured = _shared_images(found)
+    if measured is None:
+        return [np.zeros((1, 1)) for _ in found]
+    budgets = [budget for curve in found for budget in curve.budgets]
+    bits = [budget.images.correct[:, measured] for budget in budgets if budget.images is not None]
+    noise = noise_of(Moments.of(np.concatenate(bits)), [len(one) for one in bits])
+    values, vectors = np.linalg.eigh(noise.images)
+    roots = (vectors * np.sqrt(np.maximum(values, 0.0))).T
+    moved = np.random.default_rng(DRAWS).standard_normal((DRAWS, len(budgets))) @ roots
+    return np.split(moved, np.cumsum([len(curve.budgets) for curve in found])[:-1], axis=1)
+
+
+def _shared_images(found: Sequence[Curve]) -> Bits | None:
+    """(N,) the images that all trials were measured on; None if they are not known of each, or too few."""
+    images = [budget.images for curve in found for budget in curve.budgets]
+    known = [one for one in images if one is not None]
+    if len(known) < len(images) or len({len(one.measured) for one in known}) != 1:
+        return None
+    measured = np.logical_and.reduce([one.measured for one in known])
+    return measured if measured.sum() >= 2 else None
+
+
+def _drawn_log_seconds(
+    found: Sequence[Curve], target: float, noise: _Noise, first_key: int = 0
+) -> list[Floats]:
+    return [_log_seconds(seconds, top1, target) for seconds, top1 in _drawn(found, noise, first_key)]
 
 
 def _log_seconds(seconds: Floats, top1: Floats, target: float) -> Floats:
@@ -377,10 +426,7 @@ def _highest_target(one: Curve, other: Curve, noise: _Noise | None) -> float | N
     """The highest accuracy, a multiple of half a point, that both reach in all but a few draws."""
     highest = min(max(budget.mean_top1 for budget in curve.budgets) for curve in (one, other))
     lowest = max(curve.budgets[0].mean_top1 for curve in (one, other))
-    drawn = [
-        _means(curve) if noise is None else _drawn(curve, noise, np.random.default_rng(number))
-        for number, curve in enumerate((one, other))
-    ]
+    drawn = [_means(one), _means(other)] if noise is None else _drawn((one, other), noise)
     first, last = math.floor(highest / _TARGET_STEP + 1e-9), math.ceil(lowest / _TARGET_STEP - 1e-9)
     for step in range(first, last - 1, -1):
         target = round(step * _TARGET_STEP, 6)

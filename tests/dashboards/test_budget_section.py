@@ -47,7 +47,7 @@ def folder(tmp_path: Path) -> Path:
 def test_the_answer_begins_with_the_time_at_equal_accuracy(folder: Path) -> None:
     sentence = report_facts(load_study(folder), START).answer.sentence
     assert sentence.startswith(
-        "At equal accuracy (95.0%) nfnet_pico takes 0.50 of test_resnet's training time (95% interval 0.4"
+        "At equal accuracy (95.0%) nfnet_pico takes 0.50 of test_resnet's training time (95% interval over seeds 0.4"
     )
 
 
