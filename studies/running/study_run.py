@@ -414,8 +414,7 @@ class StudyRun:
             if said:
                 say(console, said)
         if self.caps.price_per_hour is not None and self.progress.started is None:
-            cost = expected_cost(self.study, self.data, storage, resources, worker, places.number, self.caps)
-            say(console, cost)
+            say(console, expected_cost(self.study, self.data, storage, places, self.caps))
 
     def _show_event(self, display: StudyDisplay, report: LiveReport, sink: MLflowSink | NotRecorded) -> None:
         """Shows everywhere what an event has changed."""

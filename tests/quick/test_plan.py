@@ -22,6 +22,7 @@ from nfnet_ray.study.cost.plan import StudyCost, check_trials, estimate_cost
 from nfnet_ray.study.halving import Halving
 from nfnet_ray.study.study import Study
 from studies.running.planning import plan_text
+from studies.running.runner import Places
 
 DATA = DatasetSummary(Path("x"), 1000, 100, tuple("abcdefghij"), "0", None)
 
@@ -102,9 +103,8 @@ def test_a_trial_on_gpus_is_not_measured_on_the_cores_of_a_machine_without_one(
     monkeypatch.setattr(plan_text, "local_resources", lambda: head)
     cluster = Resources(2, 72, 8, 272.0, "72 CPU cores, 8 GPUs", ((8, 0), (64, 8)))
     study, request = Study("s", "?", Recipe(), {"batch_size": (100,)}), Mock(address="auto")
-    estimate = plan_text._estimate(
-        request, study, DATA, tmp_path, cluster, WorkerResources(1, 7, 1.0), 8, Console()
-    )
+    places = Places(cluster, WorkerResources(1, 7, 1.0), 8)
+    estimate = plan_text._estimate(request, study, DATA, tmp_path, places, Console())
     assert (estimate.paces, estimate.probe) == ({}, None)
     assert "this machine has no GPU to measure a trial on" in estimate.source
 
@@ -127,9 +127,8 @@ def test_a_trial_is_not_measured_on_the_cores_where_torch_cannot_use_the_gpus(
     here = Resources(1, 8, 1, 16.0, "8 CPU cores, 1 GPU", ((8, 1),))
     monkeypatch.setattr(plan_text, "local_resources", lambda: here)
     study, request = Study("s", "?", Recipe(), {"batch_size": (100,)}), Mock(address=None)
-    estimate = plan_text._estimate(
-        request, study, DATA, tmp_path, here, WorkerResources(1, 7, 1.0), 1, Console()
-    )
+    places = Places(here, WorkerResources(1, 7, 1.0), 1)
+    estimate = plan_text._estimate(request, study, DATA, tmp_path, places, Console())
     assert estimate.paces == {}
     assert "torch cannot use this machine's GPUs: NVIDIA's driver is too old for torch" in estimate.source
 

@@ -50,7 +50,7 @@ from nfnet_ray.wording import JOULES_PER_KWH, agree, clock_time, count, storage_
 from studies.running.planning.power_text import power_sentences
 from studies.running.planning.study_plan import StudyPlan
 from studies.running.request import Request
-from studies.running.runner import Runner, WorkerDemand
+from studies.running.runner import Places, Runner, WorkerDemand
 
 MOST_PROBES_AT_ONCE = 8
 
@@ -79,9 +79,7 @@ def print_plan(
 
     Of a study that has begun, what is left of it. Returns the same in numbers.
     """
-    # Imported here, as they import torch.
-    from nfnet_ray.training.checkpoints.checkpoint import DEFAULT_KEPT
-    from studies.running.planning.image_remarks import image_remarks
+    from studies.running.planning.image_remarks import image_remarks  # imports torch
 
     say(console, study.question, title=study.name)
     for name, domain in study.space.items():
@@ -101,30 +99,22 @@ def print_plan(
     if study.halving:
         say(console, _rungs(study))
     try:
-        places = runner.trials_at_once(left.most, resources, demand, worker)
+        number = runner.trials_at_once(left.most, resources, demand, worker)
     except UserError as error:
         say(console, f"It cannot run here: {error}. What follows is for one trial after the other.")
-        places = 1
-    estimate = _estimate(request, study, data, storage, resources, worker, places, console)
-    word, seed_hours = accelerator_word(worker.gpus), None
+        number = 1
+    places = Places(resources, worker, number)
+    estimate = _estimate(request, study, data, storage, places, console)
+    seed_hours = None
     if estimate.paces:
-        told = forecast(study, data, estimate.paces, places, progress)
-        _say_forecast(told, worker, places, estimate, caps, request, console)
+        told = forecast(study, data, estimate.paces, number, progress)
+        _say_forecast(told, places, estimate, caps, request, console)
         plan = _with_forecast(plan, told, worker, caps)
-        # Also of a study that is extended: of all of its trials.
-        settings = replace(study, confirm=0, more_seeds=())
-        seconds = forecast(settings, data, estimate.paces, places).trial_seconds.high
-        seed_hours = seconds * worker.accelerators / SECONDS_PER_HOUR / len(study.seeds)
+        seed_hours = _seed_hours(study, data, estimate, places)
     else:
         say(console, f"How long it takes is unknown: {estimate.source}.")
-    one = (estimate.probe and estimate.probe.checkpoint_bytes) or checkpoint_bytes(
-        study.recipe, cost.parameters
-    )
-    kept = DEFAULT_KEPT.last + DEFAULT_KEPT.best
-    disk_bytes = one * kept * complete_schedules(study)
-    disk = storage_size(disk_bytes)
-    each = "schedule" if study.halving and study.halving.is_stretched else "trial"
-    say(console, f"Disk: {disk} for checkpoints, at most {kept} of {storage_size(one)} for each {each}.")
+    disk_bytes = _say_disk(study, cost, estimate, console)
+    word = accelerator_word(worker.gpus)
     if said := caps.sentence(word):
         say(console, said)
     for sentence in power_sentences(study, data, storage, seed_hours, word):
@@ -135,7 +125,7 @@ def print_plan(
         say(console, sentence)
     _say_differences(study, console)
     say(console, "Nothing was started.")
-    return replace(plan, study=study, trials_at_once=places, measured=estimate.source, disk_bytes=disk_bytes)
+    return replace(plan, study=study, trials_at_once=number, measured=estimate.source, disk_bytes=disk_bytes)
 
 
 @dataclass(frozen=True)
@@ -192,6 +182,27 @@ def _say_what_is_left(study: Study, left: _Left, cost: StudyCost, console: Conso
         say(console, _reruns(study, left.reruns))
 
 
+def _seed_hours(study: Study, data: DatasetSummary, estimate: Estimate, places: Places) -> float:
+    """The accelerator-hours of one seed of all settings, also of those that an extended study has trained."""
+    settings = replace(study, confirm=0, more_seeds=())
+    seconds = forecast(settings, data, estimate.paces, places.number).trial_seconds.high
+    return seconds * places.worker.accelerators / SECONDS_PER_HOUR / len(study.seeds)
+
+
+def _say_disk(study: Study, cost: StudyCost, estimate: Estimate, console: Console) -> int:
+    """Says what the checkpoints take; returns their bytes."""
+    from nfnet_ray.training.checkpoints.checkpoint import DEFAULT_KEPT  # imports torch
+
+    measured = estimate.probe.checkpoint_bytes if estimate.probe else None
+    one = measured or checkpoint_bytes(study.recipe, cost.parameters)
+    kept = DEFAULT_KEPT.last + DEFAULT_KEPT.best
+    disk_bytes = one * kept * complete_schedules(study)
+    disk = storage_size(disk_bytes)
+    each = "schedule" if study.halving and study.halving.is_stretched else "trial"
+    say(console, f"Disk: {disk} for checkpoints, at most {kept} of {storage_size(one)} for each {each}.")
+    return disk_bytes
+
+
 def _with_forecast(plan: StudyPlan, told: Forecast, worker: WorkerResources, caps: Caps) -> StudyPlan:
     """The plan with the numbers of :func:`_say_forecast`."""
     hours, most = _accelerator_hours(told, worker)
@@ -213,21 +224,14 @@ def _accelerator_hours(told: Forecast, worker: WorkerResources) -> tuple[Span, f
     return told.trial_seconds.times(hours_per_second), told.most_trial_seconds * hours_per_second
 
 
-def expected_cost(
-    study: Study,
-    data: DatasetSummary,
-    storage: Path,
-    resources: Resources,
-    worker: WorkerResources,
-    places: int,
-    caps: Caps,
-) -> str:
+def expected_cost(study: Study, data: DatasetSummary, storage: Path, places: Places, caps: Caps) -> str:
     """What a study that begins now will cost, in a sentence: by earlier runs like it on this hardware, if any."""
-    earlier = _earlier_here(storage, resources)
+    worker = places.worker
+    earlier = _earlier_here(storage, places.resources)
     paces, used = _paces_of_earlier(study.trials(), earlier, worker)
     if not paces or caps.price_per_hour is None:
         return "What it will cost is unknown: no earlier run here is like it. --plan measures it."
-    told, word = forecast(study, data, paces, places), accelerator_word(worker.gpus)
+    told, word = forecast(study, data, paces, places.number), accelerator_word(worker.gpus)
     hours, _ = _accelerator_hours(told, worker)
     return (
         f"It will cost about {_span(hours.times(caps.price_per_hour), money)} ({_span(hours, '{:.3g}'.format)} "
@@ -344,13 +348,11 @@ def _estimate(
     study: Study,
     data: DatasetSummary,
     storage: Path,
-    resources: Resources,
-    worker: WorkerResources,
-    places: int,
+    places: Places,
     console: Console,
 ) -> Estimate:
-    trials = study.trials()
-    earlier = _earlier_here(storage, resources)
+    trials, worker = study.trials(), places.worker
+    earlier = _earlier_here(storage, places.resources)
     paces, used = _paces_of_earlier(trials, earlier, worker)
     if paces:
         where = f"in {storage}, with this network, image size, batch and precision on this hardware"
@@ -365,7 +367,7 @@ def _estimate(
         return Estimate({}, said)
     # Trials that share the memory of one machine slow each other down; those on GPUs of their own hardly do.
     shared = request.address is None and not worker.gpus and worker.workers == 1
-    copies = min(places, MOST_PROBES_AT_ONCE) if shared else 1
+    copies = min(places.number, MOST_PROBES_AT_ONCE) if shared else 1
     with (
         _with_data(request, study, data) as recipe,
         waiting(console, f"No earlier run is like it: measuring a trial for at most {MOST_SECONDS:.0f} s …"),
@@ -398,15 +400,9 @@ def _with_data(request: Request, study: Study, data: DatasetSummary) -> Iterator
 
 
 def _say_forecast(
-    told: Forecast,
-    worker: WorkerResources,
-    places: int,
-    estimate: Estimate,
-    caps: Caps,
-    request: Request,
-    console: Console,
+    told: Forecast, places: Places, estimate: Estimate, caps: Caps, request: Request, console: Console
 ) -> None:
-    word = accelerator_word(worker.gpus)
+    worker, word = places.worker, accelerator_word(places.worker.gpus)
     hours, most = _accelerator_hours(told, worker)
     ends, is_halved = _span(told.wall_seconds, clock_time), most > hours.high * 1.01
     unless = (
@@ -416,8 +412,8 @@ def _say_forecast(
     )
     say(
         console,
-        f"Time: {ends} with {count(places, 'trial')} at once, {_span(hours, '{:.3g}'.format)} {word}-hours{unless}: "
-        f"{estimate.source}.",
+        f"Time: {ends} with {count(places.number, 'trial')} at once, {_span(hours, '{:.3g}'.format)} {word}-hours"
+        f"{unless}: {estimate.source}.",
     )
     if caps.price_per_hour is not None:
         at_most = f", at most {money(most * caps.price_per_hour)}" if is_halved else ""
@@ -439,7 +435,7 @@ def _say_forecast(
             console,
             f"Memory: {storage_size(round(told.memory_bytes))}{of_what} for each worker, at its peak.",
         )
-        sharing = workers_on_a_gpu(worker.gpus) if worker.gpus else places * worker.workers
+        sharing = workers_on_a_gpu(worker.gpus) if worker.gpus else places.number * worker.workers
         there = memory_bytes_here(gpu=worker.gpus > 0) if request.address is None and sharing > 1 else None
         if there and (shortage := memory_shortage(sharing, told.memory_bytes, there, gpu=worker.gpus > 0)):
             say(console, f"{shortage}.")
