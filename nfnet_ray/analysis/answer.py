@@ -39,7 +39,7 @@ from nfnet_ray.analysis.verdict import (
 )
 from nfnet_ray.errors import UserError
 from nfnet_ray.metric import METRIC
-from nfnet_ray.tracking.labels import ABSENT, point_label
+from nfnet_ray.tracking.labels import ABSENT, point_label, without_absent
 from nfnet_ray.tracking.swept import winner_fields
 from nfnet_ray.wording import agree, as_points, count, decimal, in_points, percent, percents
 
@@ -268,7 +268,7 @@ def winners(record: StudyRecord) -> list[dict[str, Any]]:
     found = []
     for results in _by_winner(record).values():
         racing, _ = _in_the_race(record, results)
-        found.append(_own_point(racing[_ranking(record, racing).order[0]]))
+        found.append(without_absent(racing[_ranking(record, racing).order[0]].point))
     return found
 
 
@@ -289,12 +289,12 @@ def contenders(record: StudyRecord) -> tuple[list[dict[str, Any]], dict[str, str
         split = _on_both_parts(first, results)
         chosen_on = split[0] if split else results
         best, *others = sorted(chosen_on, key=lambda result: -result.top1)
-        points.append(_own_point(best))
+        points.append(without_absent(best.point))
         for number, other in enumerate(others):
             found = contrast(best, other)
             low, high = with_seed_spread(found, spread)
             if low <= 0 or number + 2 <= _LEAST_CONTENDERS:
-                points.append(_own_point(other))
+                points.append(without_absent(other.point))
                 continue
             dropped[names[_key(other.point)]] = (
                 f"dropped after 1 seed: {decimal(100 * found.difference)} points below the best (95% interval "
@@ -342,11 +342,6 @@ def _in_the_race(
 
 def _key(point: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(point.values())
-
-
-def _own_point(result: SettingResult) -> dict[str, Any]:
-    """The point without the fields that are absent from it."""
-    return {field: value for field, value in result.point.items() if value is not ABSENT}
 
 
 @once_of_a_record

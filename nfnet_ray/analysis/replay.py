@@ -30,7 +30,7 @@ from nfnet_ray.study.recorder import Recorder
 from nfnet_ray.study.study import Study
 from nfnet_ray.tracking.events import TrialOutcome, trial_paused
 from nfnet_ray.tracking.journal import Journal
-from nfnet_ray.tracking.labels import ABSENT
+from nfnet_ray.tracking.labels import without_absent
 from nfnet_ray.wording import agree, as_points, count, in_points
 
 if TYPE_CHECKING:
@@ -114,8 +114,7 @@ class Pool:
                 continue
             stratum = tuple(point[field] for field in record.conditions)
             strata.setdefault(stratum, []).append(tuple(str(trial["trial"]) for trial in trials))
-            own = {field: value for field, value in point.items() if value is not ABSENT}
-            points.update(dict.fromkeys(strata[stratum][-1], own))
+            points.update(dict.fromkeys(strata[stratum][-1], without_absent(point)))
         most = max(map(len, strata.values()), default=0)
         if left_out and most <= FINALISTS:
             raise UserError(

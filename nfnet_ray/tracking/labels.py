@@ -19,6 +19,11 @@ class Absent(enum.StrEnum):
 ABSENT = Absent.ABSENT
 
 
+def without_absent(point: Mapping[str, Any]) -> dict[str, Any]:
+    """A point of a table without the fields that are not swept there."""
+    return {field: value for field, value in point.items() if value is not ABSENT}
+
+
 def endings(dotted_names: Iterable[str]) -> dict[str, str]:
     """Shorten each dotted name to its last components, to as few as keep it different from the others.
 
@@ -87,7 +92,7 @@ def point_label(point: Mapping[str, Any], names: Mapping[str, str]) -> str:
     >>> point_label({"batch_size": ABSENT}, {})
     'the Recipe'
     """
-    present = {field: value for field, value in point.items() if value is not ABSENT}
+    present = without_absent(point)
     if point and not present:
         return "the Recipe"
     return stratum_label(present, names)

@@ -35,7 +35,7 @@ from nfnet_ray.study.display import reported_epochs, trial_table
 from nfnet_ray.study.study import Study
 from nfnet_ray.tracking.descriptions import NetworkDescription, StudyDescription
 from nfnet_ray.tracking.events import StudyStarted
-from nfnet_ray.tracking.labels import ABSENT, value_label
+from nfnet_ray.tracking.labels import value_label, without_absent
 from nfnet_ray.tracking.state import StudyState
 from nfnet_ray.wording import clock_time, count, storage_size
 from studies.managing.documents import print_document
@@ -208,29 +208,9 @@ def _size(folder: StudyFolder) -> str:
 
 
 def _document(folder: StudyFolder, record: StudyRecord, answers: Sequence[BestSetting]) -> dict[str, Any]:
-    _, started = folder.known()
+    state, started = folder.known()
     told, tracked = started["study"], tracked_at(folder.directory)
     report = folder.directory / REPORT_FILE
-    outside, reruns = folder.known()[0].outside, folder.known()[0].reruns
-    tables = (record.trials, record.reruns, record.left_out)
-    rows = [table.to_dict("records") for table in tables if table is not None]
-    trials = [
-        {
-            "name": trial["trial"],
-            "setting": {name: trial[name] for name in record.fields if trial[name] is not ABSENT},
-            "seed": trial["seed"],
-            "state": trial["state"],
-            "reason": trial["reason"] or None,
-            "epochs": trial["epochs"],
-            "top1": _known(trial["last_top1"]),
-            "best_top1": _known(trial["best_top1"]),
-            "train_seconds": _known(trial["train_seconds"]),
-            "images_per_second": _known(trial["images_per_second"]),
-            "left_out": trial["trial"] in outside,
-            "rerun": trial["trial"] in reruns,
-        }
-        for trial in itertools.chain.from_iterable(rows)
-    ]
     return {
         **summary_document(folder),
         "command": told["command"],
@@ -247,21 +227,9 @@ def _document(folder: StudyFolder, record: StudyRecord, answers: Sequence[BestSe
         "data": told["data"],
         "hardware": told["hardware"],
         "versions": told["versions"],
-        "trial_list": trials,
+        "trial_list": _trial_documents(state, record),
         "equal_accuracy": time_sentences(record),
-        "answers": [
-            {
-                **setting_document(answer.best),
-                "confirmed": confirmed_document(answer),
-                "sentence": answer.sentence(),
-                "within_noise": [dict(other.point) for other in answer.within_noise],
-                "verdict": answer.verdict,
-                "dropped": [setting_document(other) for other in answer.dropped],
-                "probability": answer.contrasts[0].probability if answer.contrasts else None,
-                "corrected_top1": answer.corrected_top1 if answer.optimism else None,
-            }
-            for answer in answers
-        ],
+        "answers": [_answer_document(answer) for answer in answers],
         "health": [
             {
                 "name": card.name,
@@ -273,7 +241,7 @@ def _document(folder: StudyFolder, record: StudyRecord, answers: Sequence[BestSe
         ],
         "budget": [
             {
-                "setting": {name: value for name, value in point.point.items() if value is not ABSENT},
+                "setting": without_absent(point.point),
                 "epochs": point.epochs,
                 "train_seconds": point.train_seconds,
                 "top1": point.top1,
@@ -289,6 +257,43 @@ def _document(folder: StudyFolder, record: StudyRecord, answers: Sequence[BestSe
             "run_id": tracked.study_run_id or None,
         },
         "resume": resume_text(folder, started) if _can_resume(folder) else None,
+    }
+
+
+def _trial_documents(state: StudyState, record: StudyRecord) -> list[dict[str, Any]]:
+    """The trials of settings, the reruns of the winner, and those that an extension has left out."""
+    tables = (record.trials, record.reruns, record.left_out)
+    rows = [table.to_dict("records") for table in tables if table is not None]
+    outside, reruns = state.outside, state.reruns
+    return [
+        {
+            "name": trial["trial"],
+            "setting": without_absent({name: trial[name] for name in record.fields}),
+            "seed": trial["seed"],
+            "state": trial["state"],
+            "reason": trial["reason"] or None,
+            "epochs": trial["epochs"],
+            "top1": _known(trial["last_top1"]),
+            "best_top1": _known(trial["best_top1"]),
+            "train_seconds": _known(trial["train_seconds"]),
+            "images_per_second": _known(trial["images_per_second"]),
+            "left_out": trial["trial"] in outside,
+            "rerun": trial["trial"] in reruns,
+        }
+        for trial in itertools.chain.from_iterable(rows)
+    ]
+
+
+def _answer_document(answer: BestSetting) -> dict[str, Any]:
+    return {
+        **setting_document(answer.best),
+        "confirmed": confirmed_document(answer),
+        "sentence": answer.sentence(),
+        "within_noise": [dict(other.point) for other in answer.within_noise],
+        "verdict": answer.verdict,
+        "dropped": [setting_document(other) for other in answer.dropped],
+        "probability": answer.contrasts[0].probability if answer.contrasts else None,
+        "corrected_top1": answer.corrected_top1 if answer.optimism else None,
     }
 
 

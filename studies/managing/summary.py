@@ -10,7 +10,7 @@ from nfnet_ray.analysis import BestSetting, SettingResult, best_setting
 from nfnet_ray.analysis.record import study_record
 from nfnet_ray.errors import UserError
 from nfnet_ray.study.cost.spending import PaidTime
-from nfnet_ray.tracking.labels import ABSENT
+from nfnet_ray.tracking.labels import without_absent
 from nfnet_ray.wording import percent
 from studies.managing.folders import StudyFolder, bytes_below
 
@@ -66,7 +66,7 @@ def summary_document(folder: StudyFolder) -> dict[str, Any]:
 def setting_document(result: SettingResult) -> dict[str, Any]:
     """The outcome of a setting as JSON; accuracies are fractions."""
     return {
-        "setting": {name: value for name, value in result.point.items() if value is not ABSENT},
+        "setting": without_absent(result.point),
         "top1": result.top1,
         "low": result.low,
         "high": result.high,

@@ -26,7 +26,7 @@ from nfnet_ray.models.published import with_published_values
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.study.search.axes import point_key
 from nfnet_ray.tracking.descriptions import accelerators
-from nfnet_ray.tracking.labels import ABSENT
+from nfnet_ray.tracking.labels import without_absent
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -136,7 +136,7 @@ def _not_drawn(tables: StudyTables, results: Sequence[SettingResult]) -> int:
     with contextlib.suppress(UserError):  # a journal of another version
         own.append(with_published_values(Recipe.from_values(recipe)).to_values())
     given = {point_key(point) for point in tables.study.get("search", {}).get("first_points", ())}
-    points = [{name: at for name, at in one.point.items() if at is not ABSENT} for one in results]
+    points = [without_absent(one.point) for one in results]
     is_given = [
         point_key(point) in given
         or any(point_key({name: values.get(name) for name in point}) == point_key(point) for values in own)
