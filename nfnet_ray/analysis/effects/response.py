@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -380,6 +380,61 @@ def _centred(others: Sequence[_OtherField], settings: int) -> Floats:
     return np.column_stack(kept) if kept else np.empty((settings, 0))
 
 
+@dataclass(frozen=True)
+class _Axis:
+    """The axis of the field: its places are -1 to 1 over the values that were fitted at first."""
+
+    middle: float
+    scale: float
+    is_logarithmic: bool
+
+    def value(self, place: float) -> float:
+        """The field's value at a place."""
+        number = place * self.scale + self.middle
+        return math.exp(number) if self.is_logarithmic else float(number)
+
+
+@dataclass(frozen=True)
+class _WidestFit:
+    """The parabola over the widest range of values around the best one that a parabola describes.
+
+    Attributes:
+        keep: the settings in that range.
+        joint: the other fields with a product in the parabola.
+        is_poor: whether no range was found that it describes.
+    """
+
+    parabola: Parabola
+    keep: Integers
+    joint: list[int]
+    is_poor: bool
+
+    @classmethod
+    def of(
+        cls,
+        place: Floats,
+        top1: Floats,
+        noise: Noise,
+        columns: Floats,
+        elsewhere: Floats,
+        equal_within: float,
+    ) -> _WidestFit:
+        keep = np.arange(len(place))
+        step = max(1, len(set(place)) // _STEPS)
+        while True:
+            x, y, others, products = place[keep], top1[keep], columns[keep], elsewhere[keep]
+            joint = joint_fields(x, y, others, products)
+            fit = fit_parabola(x, y, _part(noise, keep), others, products[:, joint])
+            is_poor = fit.lack_of_fit < _POOR_FIT and fit.misfit > equal_within
+            # Far from the optimum the accuracy falls off a cliff: without the worse end.
+            tried = sorted(set(x))
+            left, right = x < tried[step], x > tried[-1 - step]
+            fewer = keep[~left] if y[left].mean() < y[right].mean() else keep[~right]
+            if not is_poor or len(tried) - step < LEAST_VALUES or len(fewer) < 5 + columns.shape[1]:
+                return cls(fit, keep, joint, is_poor)
+            keep = fewer
+
+
 def _fitted(
     x: Floats,
     fitted: Sequence[SettingResult],
@@ -391,32 +446,15 @@ def _fitted(
     """The response by the widest range of values around the best one that a parabola describes."""
     top1 = np.array([result.top1 for result in fitted])
     noise = noise_of_results([*fitted, *outside])
-    middle, scale = x.mean(), (np.ptp(x) / 2)
-    place = (x - middle) / scale
+    axis = _Axis(x.mean(), np.ptp(x) / 2, common["is_logarithmic"])
+    place = (x - axis.middle) / axis.scale
     elsewhere = np.column_stack([np.empty((len(x), 0)), *(one.places for one in others)])
-    keep = np.arange(len(x))
-    step = max(1, len(set(place)) // _STEPS)
-    while True:
-        joint = joint_fields(place[keep], top1[keep], columns[keep], elsewhere[keep])
-        fit = fit_parabola(
-            place[keep], top1[keep], _part(noise, keep), columns[keep], elsewhere[keep][:, joint]
-        )
-        poor = fit.lack_of_fit < _POOR_FIT and fit.misfit > common["equal_within"]
-        # Far from the optimum the accuracy falls off a cliff: without the worse end.
-        tried = sorted(set(place[keep]))
-        left, right = place[keep] < tried[step], place[keep] > tried[-1 - step]
-        fewer = keep[~left] if top1[keep][left].mean() < top1[keep][right].mean() else keep[~right]
-        if not poor or len(tried) - step < LEAST_VALUES or len(fewer) < 5 + columns.shape[1]:
-            break
-        keep = fewer
-
-    def value(at: float) -> float:
-        number = at * scale + middle
-        return math.exp(number) if common["is_logarithmic"] else float(number)
-
+    widest = _WidestFit.of(place, top1, noise, columns, elsewhere, common["equal_within"])
+    fit, keep = widest.parabola, widest.keep
     numbers = [float(fitted[number].point[common["field"]]) for number in keep.tolist()]
     seeded = all(len(result.seed_top1) > 1 for result in fitted)
     told: dict[str, Any] = {
+        **common,
         "range_low": min(numbers),
         "range_high": max(numbers),
         "explains": fit.explains,
@@ -424,54 +462,49 @@ def _fitted(
         "misfit": fit.misfit,
         "covers": "seeds and images" if seeded else "images and the distance from the curve",
     }
-    if poor:
-        return Response(kind="poor fit", **common, **told)
-    places = np.linspace(place[keep].min(), place[keep].max(), 61)
-    rows = fit.rows(places)
-    mean, half = rows @ fit.beta, fit.half_width(rows)
-    told["curve"] = Curve(
-        tuple(value(at) for at in places.tolist()),
-        tuple(np.clip(mean, 0, 1).tolist()),
-        tuple(np.clip(mean - half, 0, 1).tolist()),
-        tuple(np.clip(mean + half, 0, 1).tolist()),
-    )
+    if widest.is_poor:
+        return Response(kind="poor fit", **told)
     found = optimum_of(fit)
     at_optimum = fit.rows(np.array([found.x]))
-    highest, its_half = float((at_optimum @ fit.beta)[0]), float(fit.half_width(at_optimum)[0])
+    highest, half = float((at_optimum @ fit.beta)[0]), float(fit.half_width(at_optimum)[0])
     grid = fit.grid()
     flat = grid[fit.rows(grid) @ fit.beta >= highest - common["equal_within"]]
-    if fit.explains > _NO_EFFECT:
-        kind: Kind = "no effect"
-    else:
-        kind = "edge" if found.is_edge else "inside"
+    end = told["range_low" if found.x == grid[0] else "range_high"]
     told |= {
-        "optimum": float(f"{value(found.x):.4g}")
-        if not found.is_edge
-        else told["range_low" if found.x == grid[0] else "range_high"],
-        "low": value(found.low),
-        "high": value(found.high),
+        "curve": _curve(fit, axis),
+        "optimum": end if found.is_edge else float(f"{axis.value(found.x):.4g}"),
+        "low": axis.value(found.low),
+        "high": axis.value(found.high),
         "reaches_low": found.reaches_low,
         "reaches_high": found.reaches_high,
         # A parabola knows nothing of 100%.
         "top1": _within(highest),
-        "top1_low": _within(highest - its_half),
-        "top1_high": _within(highest + its_half),
-        "flat_low": value(float(flat.min())),
-        "flat_high": value(float(flat.max())),
+        "top1_low": _within(highest - half),
+        "top1_high": _within(highest + half),
+        "flat_low": axis.value(float(flat.min())),
+        "flat_high": axis.value(float(flat.max())),
         "shifts": tuple(
-            _shift(fit, number, others[other], keep, value) for number, other in enumerate(joint)
+            _shift(fit, number, others[other], keep, axis) for number, other in enumerate(widest.joint)
         ),
-    }
-    common = {
-        **common,
         "apart": _against(fit, at_optimum, common["field"], outside, noise, keep, len(fitted)),
     }
-    return Response(kind=kind, **common, **told)
+    kind: Kind = "no effect" if fit.explains > _NO_EFFECT else "edge" if found.is_edge else "inside"
+    return Response(kind=kind, **told)
 
 
-def _shift(
-    fit: Parabola, product: int, other: _OtherField, keep: Integers, value: Callable[[float], float]
-) -> Shift:
+def _curve(fit: Parabola, axis: _Axis) -> Curve:
+    places = np.linspace(fit.x.min(), fit.x.max(), 61)
+    rows = fit.rows(places)
+    mean, half = rows @ fit.beta, fit.half_width(rows)
+    return Curve(
+        tuple(axis.value(at) for at in places.tolist()),
+        tuple(np.clip(mean, 0, 1).tolist()),
+        tuple(np.clip(mean - half, 0, 1).tolist()),
+        tuple(np.clip(mean + half, 0, 1).tolist()),
+    )
+
+
+def _shift(fit: Parabola, product: int, other: _OtherField, keep: Integers, axis: _Axis) -> Shift:
     """How the optimum moves with another field, of which ``keep`` are the settings that were fitted."""
     quartiles = np.quantile(other.places[keep][other.is_number[keep]], (0.25, 0.75)).tolist()
     low, high = (fit.optimum_at(place, product) for place in quartiles)
@@ -484,7 +517,7 @@ def _shift(
         other.name,
         other.value(0.0),
         (other.value(quartiles[0]), other.value(quartiles[1])),
-        (value(low), value(high)),
+        (axis.value(low), axis.value(high)),
         (end(low), end(high)),
     )
 
