@@ -8,9 +8,10 @@ from typing import Any
 from nfnet_ray.analysis import StudyRecord, budget_sentences, rung_sentences, rung_summaries
 from nfnet_ray.analysis.comparability import comparability
 from nfnet_ray.study.cost.spending import accelerator_word
+from nfnet_ray.study.space.late_fields import compared_early
 from nfnet_ray.tracking.labels import ABSENT, value_label
 from nfnet_ray.tracking.swept import beside_the_question, tied_to
-from nfnet_ray.wording import count, duration
+from nfnet_ray.wording import agree, count, duration, in_a_row
 
 EVAL_CROPS = {
     "squash": "single crop “squash”: both sides resized to eval_size + 32 pixels, and the centre of that; "
@@ -142,7 +143,20 @@ def _early_stopping(record: StudyRecord) -> str:
     if not rungs:
         return ""
     trained, all_epochs = int(record.trials["epochs"].sum()), sum(_budgets(record))
-    return f"{'; '.join(rungs)}; {trained:,} of {all_epochs:,} epochs were trained"
+    return f"{'; '.join(rungs)}; {trained:,} of {all_epochs:,} epochs were trained{_too_early(record)}"
+
+
+def _too_early(record: StudyRecord) -> str:
+    """``; the best clip_factor may be another one at the first rung than at the end``; empty of other fields."""
+    described = record.study["halving"]
+    if described is None or described.get("unit", "epochs") != "epochs":
+        return ""
+    first, epochs = described["grace_epochs"], record.study["recipe"]["schedule.epochs"]
+    early = compared_early(record.fields, first, epochs, is_stretched=record.is_stretched)
+    if not early:
+        return ""
+    names = in_a_row([record.names[field] for field in early])
+    return f"; the best {names} may be {agree(len(early), 'another one', 'others')} at the first rung than at the end"
 
 
 def _rungs(record: StudyRecord) -> str:

@@ -7,6 +7,10 @@ Which factor is best for this network on this data, at each batch size?
 Command. ``python studies/agc_sweep.py`` on one machine, on the 1,797 handwritten digits that come with scikit-learn;
 ``--data PATH --address auto`` on a cluster, on a data set that data_prep converted.
 
+How to read it. The peak learning rate is proportional to the batch, as in the paper, and the best factor falls as the
+learning rate rises at one batch, too (docs/methods/agc.md): the study does not tell the two apart. Of factors that are
+close to each other at an early rung, the larger one gains more (docs/early_stopping.md).
+
 Cost. 12 trials of 8 epochs, of which half end by epoch 2; half a minute to two minutes on two CPU cores.
 
 Result. README.md shows a run on the digits. On a fifth of CIFAR-10 (``--data data/cifar10 --set data.train_share=0.2
@@ -68,7 +72,8 @@ def agc_sweep(data: DatasetSummary, epochs: int | None = None) -> Study:
             "optimizer.agc.clip_factor": CLIP_FACTORS,
             "batch_size": batch_sizes or (max(1, data.train_images // 2),),
         },
-        # A clip factor shows in the first epochs whether training is stable, so most trials can end early.
+        # A clip factor shows in the first epochs whether training is stable. Among stable ones the order changes later
+        # on, so the best three continue, and whatever is within noise of them.
         halving=Halving(),
     )
 

@@ -566,6 +566,11 @@ class StudyRun:
         say(console, f"{extent} {_on_images(self.data, self.study.recipe.data.train_share)}.")
         for sentence in self.extended.sentences() if self.extended else ():
             say(console, sentence)
+        if not self.study.fields:  # a training, which has no --plan
+            from studies.running.planning.training_remarks import training_remarks  # it imports torch
+
+            for sentence in training_remarks(self.study, self.data):
+                say(console, sentence)
         say_whole(console, f"Report:  {display_path(self.directory / REPORT_FILE)}")
         if self._is_recorded:
             say_whole(console, f"MLflow:  {self._compare_command()}")

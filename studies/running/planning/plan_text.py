@@ -79,7 +79,9 @@ def print_plan(
 
     Of a study that has begun, what is left of it. Returns the same in numbers.
     """
-    from studies.running.planning.image_remarks import image_remarks  # imports torch
+    # Imported here, as they import torch.
+    from studies.running.planning.image_remarks import image_remarks
+    from studies.running.planning.training_remarks import training_remarks
 
     say(console, study.question, title=study.name)
     for name, domain in study.space.items():
@@ -122,6 +124,8 @@ def print_plan(
     for sentence in image_remarks(
         [study.recipe, *(trial.recipe for trial in study.trials())], data.uniform_size
     ):
+        say(console, sentence)
+    for sentence in training_remarks(study, data):
         say(console, sentence)
     _say_differences(study, console)
     say(console, "Nothing was started.")

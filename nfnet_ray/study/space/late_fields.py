@@ -1,0 +1,39 @@
+"""Fields whose best value early in a training is not their best value at its end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+LATE_ENOUGH = 3 / 4
+"""Of all epochs: in both studies of curves (studies/results) the order is then that of the end, with a rank correlation
+of 0.95 and 0.96; after half of them it is 0.75 and 0.80."""
+
+_PAYS_LATE = (
+    *("model.dropout", "model.stochastic_depth", "optimizer.weight_decay", "loss.label_smoothing"),
+    *("optimizer.sam.rho", "optimizer.sam.method", "optimizer.sam.ascent_share"),
+    *("data.mixing.mixup_alpha", "data.mixing.cutmix_alpha", "data.autoaugment"),
+    *("data.randaugment.layers", "data.randaugment.magnitude"),
+)
+"""What holds a network back at first and may help it at the end."""
+_OTHERWISE_WITHIN_A_SCHEDULE = (
+    *("optimizer.agc.clip_factor", "schedule.base_learning_rate", "optimizer.momentum"),
+    *("optimizer.ema.decay", "optimizer.ema.warmup"),
+)
+"""What makes steps longer, or averages them: while the learning rate is high, shorter steps and longer averages look
+better than they do at the end. In curves_grid the factor that is best after epoch 2 of 8 is too small in 9 of 12 cases
+and too large in none."""
+
+
+def compared_early(fields: Sequence[str], first_rung: float, epochs: int, *, is_stretched: bool) -> list[str]:
+    """The ``fields`` whose best value may be another one at a first rung, in epochs, than at the end.
+
+    >>> compared_early(["optimizer.agc.clip_factor", "batch_size"], 2, 8, is_stretched=False)
+    ['optimizer.agc.clip_factor']
+    >>> compared_early(["optimizer.agc.clip_factor"], 6, 8, is_stretched=False)
+    []
+    """
+    if first_rung >= math.floor(LATE_ENOUGH * epochs):
+        return []
+    within = () if is_stretched else _OTHERWISE_WITHIN_A_SCHEDULE
+    return [field for field in fields if field in (*_PAYS_LATE, *within)]

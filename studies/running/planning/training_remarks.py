@@ -1,0 +1,153 @@
+"""What a plan warns of where a training is too short, or is compared too early, for what is asked of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from statistics import fmean
+
+from nfnet_ray.data.batching import batches_per_epoch, images_of_share
+from nfnet_ray.data.files.dataset import DatasetSummary
+from nfnet_ray.models.variants import get_variant, list_models
+from nfnet_ray.optim.schedule import learning_rate_at
+from nfnet_ray.recipe import Recipe
+from nfnet_ray.study.cost.forecast import rung_table
+from nfnet_ray.study.space.late_fields import LATE_ENOUGH, compared_early
+from nfnet_ray.study.study import Study
+from nfnet_ray.tracking.labels import short_names
+from nfnet_ray.wording import agree, count, in_a_row, percent
+
+MOST_WARMUP = 1 / 2
+"""Of all epochs. Published Recipes have 1/72 of them, and the studies 1/8."""
+MOST_LEFT_OF_PEAK = 0.1
+"""Of the peak learning rate, at the end of the stairs. The published ones of EfficientNet and ResNet-50 end at 0.01."""
+MOST_OF_INITIAL_WEIGHTS = 0.05
+LEAST_GAIN = 0.1
+"""Of a residual branch: with alpha 0.2 its variance is then 0.0004 of the shortcut's."""
+
+# What acts within residual branches alone.
+_IN_BRANCHES = (
+    "model.stochastic_depth",
+    *(f"model.overrides.{name}" for name in ("alpha", "squeeze_excite", "se_ratio", "depth", "expansion")),
+)
+
+
+def training_remarks(study: Study, data: DatasetSummary) -> list[str]:
+    """A sentence for each kind of problem, of the first trial that has it."""
+    found: dict[str, str] = {}
+    recipes = [study.recipe, *(trial.recipe for trial in study.trials())]
+    first_rung = _first_rung(study)
+    for recipe in recipes:
+        for kind, sentence in _of_recipe(recipe, data, first_rung):
+            found.setdefault(kind, sentence)
+    return [*found.values(), *_compared_early(study, first_rung), *_idle_branches(study, recipes, data)]
+
+
+def _first_rung(study: Study) -> float:
+    """The epoch at which trials are compared first; infinite if none is given up, or if rungs are in seconds."""
+    if study.halving is None or study.halving.in_seconds or len(rung_table(study)) < 2:
+        return math.inf
+    return rung_table(study)[0][0]
+
+
+def _of_recipe(recipe: Recipe, data: DatasetSummary, first_rung: float) -> Iterator[tuple[str, str]]:
+    schedule, average = recipe.schedule, recipe.optimizer.ema
+    epochs, steps = schedule.epochs, _steps_per_epoch(recipe, data)
+    if schedule.warmup_epochs > MOST_WARMUP * epochs:
+        share = min(1.0, schedule.warmup_epochs / epochs)
+        yield (
+            "warm-up",
+            (
+                f"The learning rate rises for {percent(share)} of the {count(epochs, 'epoch')}: "
+                f"schedule.warmup_epochs={schedule.warmup_epochs:g} is for a longer training. For an eighth of it: "
+                f"--set schedule.warmup_epochs={epochs / 8:g}"
+            ),
+        )
+    if schedule.shape == "staircase":
+        last = learning_rate_at(epochs * steps - 1, schedule, peak=1.0, steps_per_epoch=steps)
+        if last > MOST_LEFT_OF_PEAK and schedule.decay_factor < 1:
+            stairs = math.log(MOST_LEFT_OF_PEAK**2) / math.log(schedule.decay_factor)
+            yield (
+                "stairs",
+                (
+                    f"The learning rate ends at {percent(last)} of its peak: stairs of schedule.decay_epochs="
+                    f"{schedule.decay_epochs:g} are for a longer training. To end at 1%: --set schedule.decay_epochs="
+                    f"{epochs / stairs:.2g}"
+                ),
+            )
+    if average.decay is not None and not average.warmup:
+        compared = min(first_rung, epochs)
+        left = average.decay ** (compared * steps)
+        if left > MOST_OF_INITIAL_WEIGHTS:
+            yield (
+                "average",
+                (
+                    f"What is evaluated after epoch {compared:g} is a moving average that consists of the initial "
+                    f"weights by {percent(left)}: optimizer.ema.decay={average.decay:g} is for more than "
+                    f"{count(round(compared * steps), 'step')}. To forget them: --set optimizer.ema.warmup=true"
+                ),
+            )
+
+
+def _compared_early(study: Study, first_rung: float) -> Iterator[str]:
+    halving = study.halving
+    if halving is None:
+        return
+    early = compared_early(study.fields, first_rung, study.epochs, is_stretched=halving.is_stretched)
+    if early:
+        names = short_names(study.fields)
+        later = replace(halving, first_rung=math.ceil(LATE_ENOUGH * study.epochs), eta=2)
+        yield (
+            f"Trials are compared from epoch {first_rung:g} of {study.epochs:,} on. The best "
+            f"{in_a_row([names[field] for field in early])} may {agree(len(early), 'be another one', 'be others')} "
+            f"there than at the end (docs/early_stopping.md). To compare later: --early-stopping {later.text()}"
+        )
+
+
+def _idle_branches(study: Study, recipes: Iterable[Recipe], data: DatasetSummary) -> Iterator[str]:
+    """Where a swept field acts in branches whose gains cannot have grown."""
+    names = short_names(study.fields)
+    fields = [names[field] for field in study.fields if field in _IN_BRANCHES]
+    if not fields:
+        return
+    largest = max((_largest_gain(recipe, data) for recipe in recipes), default=math.inf)
+    if largest < LEAST_GAIN:
+        yield (
+            f"The residual branches, in which {in_a_row(fields)} {agree(len(fields), 'acts', 'act')}, hardly take "
+            f"part: AGC lets their gains grow from 0 to at most {largest:.1g} in so few steps "
+            "(docs/methods/residual_branches.md). Without the gains: --set model.overrides.skip_gain=false"
+        )
+
+
+def _largest_gain(recipe: Recipe, data: DatasetSummary) -> float:
+    """A bound on the gain of a residual branch at the end of training; infinite where nothing holds it.
+
+    A step moves a gain s by at most the learning rate times clip factor times max(|s|, eps), and momentum adds such
+    steps up: the bound grows linearly up to eps, and exponentially from there on.
+    """
+    agc, model = recipe.optimizer.agc, recipe.model
+    if agc.clip_factor is None or model.weights is not None or model.name not in list_models():
+        return math.inf
+    if not get_variant(model.name, model.overrides.chosen()).skip_gain:
+        return math.inf
+    steps = _steps_per_epoch(recipe, data)
+    all_steps, peak = recipe.schedule.epochs * steps, recipe.peak_learning_rate
+    mean = fmean(
+        learning_rate_at(step, recipe.schedule, peak=peak, steps_per_epoch=steps)
+        for step in _sampled(all_steps)
+    )
+    total = mean * all_steps * agc.clip_factor / (1 - recipe.optimizer.momentum)
+    if total > math.log(1 / agc.eps):
+        return math.inf
+    return agc.eps * (total if total < 1 else math.exp(total - 1))
+
+
+def _sampled(steps: int) -> range:
+    """Steps at which the learning rate is looked at: a thousand of them, spread over all."""
+    return range(0, max(1, steps), max(1, steps // 1000))
+
+
+def _steps_per_epoch(recipe: Recipe, data: DatasetSummary) -> int:
+    images = images_of_share(data.train_images, recipe.data.train_share)
+    return max(1, batches_per_epoch(images, recipe.batch_size))
