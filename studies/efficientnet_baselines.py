@@ -21,9 +21,10 @@ each with budgets of a quarter, a half and all of its published epochs: 13 times
 three seeds. ``--plan`` shows it, and ``--seeds 1`` and ``--epochs`` reduce it.
 
 Result. On the digits, with no flags (3 seeds, 360 validation images, float32, two trials at once on two quiet cores of
-an Intel Xeon; ``studies/results/efficientnet_baselines``; 95% intervals over seeds and images):
+an Intel Xeon; ``studies/results/efficientnet_baselines``):
 
-    At equal accuracy (97.5%) nfnet_pico takes 2.86 of test_efficientnet's training time (1.85 to 5.29)
+    At equal accuracy (97.5%) nfnet_pico takes 2.86 of test_efficientnet's training time (95% interval
+    over seeds and images 1.85 to 5.29)
 
     mean top-1 in percent, and seconds   3 epochs   6 epochs  12 epochs
     nfnet_pico                         89.4,  9.3 98.0, 17.9 98.8, 32.0
@@ -34,8 +35,10 @@ On a tenth of CIFAR-10 (``--data data/cifar10_half --set data.train_share=0.1``:
 test images, 32 px, float32; 14 minutes, two trials at once on two cores of an AMD EPYC that other work shared, with a
 lower priority; ``studies/results/efficientnet_cifar10``):
 
-    At equal accuracy (43.5%) nfnet_pico takes 3.15 of test_efficientnet's training time (1.64 to 5.56)
-    At equal accuracy (43.5%) nfnet_pico takes 2.61 of test_resnet's training time (1.66 to 4.39)
+    At equal accuracy (43.5%) nfnet_pico takes 3.15 of test_efficientnet's training time (95% interval
+    over seeds and images 1.64 to 5.56)
+    At equal accuracy (43.5%) nfnet_pico takes 2.61 of test_resnet's training time (95% interval
+    over seeds and images 1.66 to 4.39)
 
     mean top-1 in percent, and seconds   3 epochs   6 epochs  12 epochs
     nfnet_pico                         30.4, 24.8 37.5, 43.9 45.4, 93.0
