@@ -130,6 +130,9 @@ def _responses(responses: Sequence[Response]) -> list[EffectChart]:
         for shift in response.shifts:
             other = response.names[shift.field]
             caption += f" It is that at {other} {shift.middle:.2g}: the optimum depends on {other}."
+        for shift in response.shifts[:1]:
+            low, high = (f"{value:.2g}" for value in shift.values)
+            caption += f" Dashed and dotted: the curve at {response.names[shift.field]} {low} and {high}."
         beyond = sum(not response.range_low <= point[0] <= response.range_high for point in response.points)
         if beyond:
             caption += (

@@ -127,6 +127,7 @@ def response_figure(response: Response) -> Figure:
         f"\nfitted top-1 {percent(response.top1)}"
     )
     traces = [
+        *_moved_curves(response),
         {
             "type": "scatter",
             "mode": "lines",
@@ -170,7 +171,9 @@ def response_figure(response: Response) -> Figure:
     bottom = min([*curve.low, *(point[2] for point in shown), *(one.low for one in response.apart)])
     if response.apart and bottom < min(curve.low) - (max(curve.high) - min(curve.low)):
         bottom = min([*curve.low, *(point[2] for point in shown)])
-    tops = [*curve.high, *(point[3] for point in shown), *(one.high for one in response.apart)]
+    elsewhere = [value for shift in response.shifts[:1] for own in shift.curves for value in own]
+    bottom = min([bottom, *elsewhere])
+    tops = [*curve.high, *elsewhere, *(point[3] for point in shown), *(one.high for one in response.apart)]
     near = [
         bound
         for value, *bounds in zip(curve.values, curve.low, curve.high, strict=True)
@@ -202,6 +205,32 @@ def response_figure(response: Response) -> Figure:
             "meta": {"top": top},
         },
     }
+
+
+def _moved_curves(response: Response) -> list[dict[str, Any]]:
+    """The curve at two values of the first field that moves the optimum, each of which is said at its end."""
+    assert response.curve is not None
+    traces = []
+    for shift in response.shifts[:1]:
+        name = response.names[shift.field]
+        for value, top1, dash in zip(shift.values, shift.curves, ("dash", "dot"), strict=True):
+            label = f"{name} {value:.2g}"
+            traces.append(
+                {
+                    "type": "scatter",
+                    "mode": "lines+text",
+                    "x": [_short(at) for at in response.curve.values],
+                    "y": [_short(one) for one in top1],
+                    "line": {"width": 1.6, "dash": dash},
+                    "text": [*[""] * (len(top1) - 1), f" {value:.2g}"],
+                    "textposition": "middle right",
+                    "cliponaxis": False,
+                    "textfont": {"size": 10.5},
+                    "hovertemplate": f"fitted %{{y:.1%}} at {label}<extra></extra>",
+                    "meta": {"tone": "quiet"},
+                }
+            )
+    return traces
 
 
 def below_the_chart(response: Response, figure: Figure) -> int:

@@ -190,8 +190,15 @@ def test_a_random_search_has_both_importances_a_pair_and_a_band_over_orders(tmp_
 def test_a_curve_says_where_it_holds_if_the_optimum_depends_on_another_field() -> None:
     found = effects_section(load_study(RESULTS / "curves"))
     assert found is not None
-    [caption] = [one.caption for one in found.charts if one.chart.id == "response-0"]
-    assert "It is that at base_learning_rate 0.53: the optimum depends on base_learning_rate." in caption
+    [drawn] = [one for one in found.charts if one.chart.id == "response-0"]
+    assert (
+        "It is that at base_learning_rate 0.53: the optimum depends on base_learning_rate." in drawn.caption
+    )
+    assert "Dashed and dotted: the curve at base_learning_rate 0.24 and 1.2." in drawn.caption
+    low, high = (trace for trace in drawn.chart.figure["data"] if trace["mode"] == "lines+text")
+    assert [trace["text"][-1] for trace in (low, high)] == [" 0.24", " 1.2"]
+    best = [trace["x"][max(range(61), key=trace["y"].__getitem__)] for trace in (low, high)]
+    assert best == [pytest.approx(0.097, rel=0.05), pytest.approx(0.0076, rel=0.05)]
     [moves] = [sentence for sentence in found.sentences if "and it moves: 0.097 at 0.24" in sentence]
     assert moves.startswith("Optimum of clip_factor: 0.026")
     assert found.sentences[-1].startswith("What clip_factor does depends on base_learning_rate (p = 8e-07")

@@ -363,6 +363,19 @@ def test_an_optimum_that_moves_with_another_range_is_followed() -> None:
     assert effect_sentences(study)[-1].startswith("What clip_factor does depends on base_learning_rate (p = ")
 
 
+def test_the_curve_at_another_value_of_the_field_that_moves_the_optimum_is_the_truth_there() -> None:
+    """Exact accuracies, so each fitted curve is a ridge's, with the effect of the other field itself."""
+    study = ridge(np.random.default_rng(12), moves=1.0, noise=1e-6)
+    [found] = responses(study, CLIP)
+    [shift] = found.shifts
+    assert found.curve is not None
+    for rate, optimum, top1 in zip(shift.values, shift.optima, shift.curves, strict=True):
+        truth = parabola(0.02 * 0.5 / rate, 0.6, 0.006)
+        assert top1 == pytest.approx([truth(value) for value in found.curve.values], abs=1e-4)
+        highest = found.curve.values[int(np.argmax(top1))]
+        assert highest == pytest.approx(optimum, rel=0.1)
+
+
 def test_an_optimum_that_leaves_the_range_is_said_to_lie_at_its_end_or_beyond() -> None:
     [found] = responses(ridge(np.random.default_rng(13), moves=8.0, noise=0.001, fall=0.001), CLIP)
     [shift] = found.shifts

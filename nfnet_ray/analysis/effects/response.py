@@ -79,6 +79,7 @@ class Shift:
         values: two values of it, its quartiles.
         optima: the optimum at each of them, within the range that was fitted.
         ends: whether each of these is an end of that range: -1 the smallest value, 1 the largest, 0 neither.
+        curves: the fitted accuracy at each of them, for the values of the response's curve.
     """
 
     field: str
@@ -86,6 +87,7 @@ class Shift:
     values: tuple[float, float]
     optima: tuple[float, float]
     ends: tuple[int, int]
+    curves: tuple[tuple[float, ...], tuple[float, ...]] = dataclasses.field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -358,6 +360,10 @@ class _OtherField:
         """A parabola, and whether it is none."""
         return [self.places, self.places**2, self.is_number.astype(float)]
 
+    def columns_at(self, place: float) -> list[float]:
+        """The same at one of its numbers."""
+        return [place, place**2, 1.0]
+
     def value(self, place: float) -> float:
         number = place * self.deviation + self.mean
         return math.exp(number) if self.is_logarithmic else number
@@ -378,6 +384,17 @@ def _centred(others: Sequence[_OtherField], settings: int) -> Floats:
     columns = [column for one in others for column in one.columns]
     kept = [column - column.mean() for column in columns if np.ptp(column) > 0]
     return np.column_stack(kept) if kept else np.empty((settings, 0))
+
+
+def _centred_at(others: Sequence[_OtherField], which: int, place: float) -> Floats:
+    """(m,) the same columns where one of the fields is at a place, and each other one has its mean effect."""
+    at = [
+        value - column.mean() if number == which else 0.0
+        for number, one in enumerate(others)
+        for value, column in zip(one.columns_at(place), one.columns, strict=True)
+        if np.ptp(column) > 0
+    ]
+    return np.array(at)
 
 
 @dataclass(frozen=True)
@@ -484,7 +501,7 @@ def _fitted(
         "flat_low": axis.value(float(flat.min())),
         "flat_high": axis.value(float(flat.max())),
         "shifts": tuple(
-            _shift(fit, number, others[other], keep, axis) for number, other in enumerate(widest.joint)
+            _shift(fit, number, others, other, keep, axis) for number, other in enumerate(widest.joint)
         ),
         "apart": _against(fit, at_optimum, common["field"], outside, noise, keep, len(fitted)),
     }
@@ -493,7 +510,7 @@ def _fitted(
 
 
 def _curve(fit: Parabola, axis: _Axis) -> Curve:
-    places = np.linspace(fit.x.min(), fit.x.max(), 61)
+    places = _places(fit)
     rows = fit.rows(places)
     mean, half = rows @ fit.beta, fit.half_width(rows)
     return Curve(
@@ -504,8 +521,16 @@ def _curve(fit: Parabola, axis: _Axis) -> Curve:
     )
 
 
-def _shift(fit: Parabola, product: int, other: _OtherField, keep: Integers, axis: _Axis) -> Shift:
-    """How the optimum moves with another field, of which ``keep`` are the settings that were fitted."""
+def _places(fit: Parabola) -> Floats:
+    """Those at which a curve is drawn."""
+    return np.linspace(fit.x.min(), fit.x.max(), 61)
+
+
+def _shift(
+    fit: Parabola, product: int, others: Sequence[_OtherField], which: int, keep: Integers, axis: _Axis
+) -> Shift:
+    """How the optimum moves with one of the ``others``, of which ``keep`` are the settings that were fitted."""
+    other = others[which]
     quartiles = np.quantile(other.places[keep][other.is_number[keep]], (0.25, 0.75)).tolist()
     low, high = (fit.optimum_at(place, product) for place in quartiles)
     smallest, largest = float(fit.x.min()), float(fit.x.max())
@@ -513,12 +538,21 @@ def _shift(fit: Parabola, product: int, other: _OtherField, keep: Integers, axis
     def end(optimum: float) -> int:
         return -1 if optimum <= smallest else 1 if optimum >= largest else 0
 
+    def curve(place: float) -> tuple[float, ...]:
+        places = _places(fit)
+        rows = fit.rows(places)
+        rows[:, 3 + product] = places * place
+        if own := len(_centred_at(others, which, place)):
+            rows[:, -own:] = _centred_at(others, which, place)
+        return tuple(np.clip(rows @ fit.beta, 0, 1).tolist())
+
     return Shift(
         other.name,
         other.value(0.0),
         (other.value(quartiles[0]), other.value(quartiles[1])),
         (axis.value(low), axis.value(high)),
         (end(low), end(high)),
+        (curve(quartiles[0]), curve(quartiles[1])),
     )
 
 
