@@ -27,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -193,15 +193,7 @@ def first_batch_seconds(folder: Path, size: int, threads: int) -> float:
 
 def measure(source: Path, work: Path, size: int, threads: int, copies: int) -> Row:
     """One row of results."""
-    for image in sorted(path for path in source.rglob("*") if path.is_file()):
-        for split, count in (("train", copies), ("validation", 1)):
-            folder = work / "source" / split / image.parent.name
-            folder.mkdir(parents=True, exist_ok=True)
-            for number in range(count):
-                shutil.copyfile(image, folder / f"{number}-{image.name}")
-    for name, mode in (("data", "jpg"), ("raw", "raw")):
-        if data_prep(["convert", str(work / "source"), str(work / name), "--write-mode", mode]) != 0:
-            raise SystemExit(2)
+    _write_data(source, work, copies)
     dataset = open_dataset(work / "data")
     ways: dict[str, Epoch] = {
         "ours": ours(dataset, size, threads, own_law=False),
@@ -212,6 +204,49 @@ def measure(source: Path, work: Path, size: int, threads: int, copies: int) -> R
         "ours_raw": ours(open_dataset(work / "raw"), size, threads, own_law=False),
         "ours_own_law": ours(dataset, size, threads, own_law=True),
     }
+    speeds = _images_per_second(ways)
+
+    def ratio(way: str, other: str) -> float:
+        return round(float(np.median(np.array(speeds[way]) / np.array(speeds[other]))), 2)
+
+    warm = [first_batch_seconds(work / "data", size, threads) for _ in range(ROUNDS)]
+    new = [_new_process_seconds(work / "data", size, threads) for _ in range(3)]
+    before = resident_bytes()
+    for _ in range(MORE_EPOCHS):
+        ways["ours"]()
+    grown = resident_bytes() - before
+    return {
+        "size": size,
+        "batch": BATCH,
+        "images": len(dataset.train),
+        **{f"{way}_images_per_second": round(statistics.median(speeds[way])) for way in ways},
+        **{
+            f"times_{way}": ratio("ours", way)
+            for way in ("ffcv", "torchvision", "hugging_face", "plain_decode")
+        },
+        "raw_times_jpeg": ratio("ours_raw", "ours"),
+        "warm_start_seconds": round(statistics.median(warm), 2),
+        "new_process_start_seconds": round(statistics.median(new), 2),
+        "memory_growth_mb": round(grown / 1e6, 1),
+        "n": ROUNDS,
+    }
+
+
+def _write_data(source: Path, work: Path, copies: int) -> None:
+    """Copies the images, in ``work``, to class folders for training and validation, and converts them twice."""
+    for image in sorted(path for path in source.rglob("*") if path.is_file()):
+        for split, count in (("train", copies), ("validation", 1)):
+            folder = work / "source" / split / image.parent.name
+            folder.mkdir(parents=True, exist_ok=True)
+            for number in range(count):
+                shutil.copyfile(image, folder / f"{number}-{image.name}")
+    for name, mode in (("data", "jpg"), ("raw", "raw")):
+        if data_prep(["convert", str(work / "source"), str(work / name), "--write-mode", mode]) != 0:
+            raise SystemExit(2)
+
+
+def _images_per_second(ways: Mapping[str, Epoch]) -> dict[str, list[float]]:
+    """The speed of each way in each round, in which they take turns; the first round warms up."""
     speeds: dict[str, list[float]] = {way: [] for way in ways}
     for number in range(1 + ROUNDS):
         for way, epoch in ways.items():
@@ -219,37 +254,17 @@ def measure(source: Path, work: Path, size: int, threads: int, copies: int) -> R
             images = epoch()
             if number:
                 speeds[way].append(images / (time.perf_counter() - start))
+    return speeds
 
-    def ratio(way: str, other: str) -> float:
-        return round(float(np.median(np.array(speeds[way]) / np.array(speeds[other]))), 2)
 
-    row: Row = {"size": size, "batch": BATCH, "images": len(dataset.train)}
-    for way in ways:
-        row[f"{way}_images_per_second"] = round(statistics.median(speeds[way]))
-    for way in ("ffcv", "torchvision", "hugging_face", "plain_decode"):
-        row[f"times_{way}"] = ratio("ours", way)
-    row["raw_times_jpeg"] = ratio("ours_raw", "ours")
-
-    row["warm_start_seconds"] = round(
-        statistics.median(first_batch_seconds(work / "data", size, threads) for _ in range(ROUNDS)), 2
-    )
+def _new_process_seconds(folder: Path, size: int, threads: int) -> float:
+    """From the start of a process to its first batch, and its end."""
     code = "import sys; from pathlib import Path; from benchmarks.loader import first_batch_seconds;"
     code += "first_batch_seconds(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))"
-    starts = []
-    for _ in range(3):
-        start = time.perf_counter()
-        subprocess.run(
-            [sys.executable, "-c", code, str(work / "data"), str(size), str(threads)],
-            check=True,
-            cwd=Path(__file__).parents[1],
-        )
-        starts.append(time.perf_counter() - start)
-    row["new_process_start_seconds"] = round(statistics.median(starts), 2)
-    before = resident_bytes()
-    for _ in range(MORE_EPOCHS):
-        ways["ours"]()
-    row["memory_growth_mb"] = round((resident_bytes() - before) / 1e6, 1)
-    return row | {"n": ROUNDS}
+    start = time.perf_counter()
+    arguments = [str(folder), str(size), str(threads)]
+    subprocess.run([sys.executable, "-c", code, *arguments], check=True, cwd=Path(__file__).parents[1])
+    return time.perf_counter() - start
 
 
 def main() -> None:
