@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from data_prep.conversion.encode import EncodeSettings
 from data_prep.lines import say
@@ -25,6 +25,9 @@ from nfnet_ray.places import HOME_VARIABLE
 from nfnet_ray.printable import display_path, interpreter, shell_command
 from nfnet_ray.processor import available_cpus
 from nfnet_ray.wording import agree, clock_time, count, speed
+
+if TYPE_CHECKING:
+    from data_prep.conversion.convert import ConvertReport
 
 _MOST_PIXELS = 65_500  # a side of a JPEG, in libjpeg (JPEG_MAX_DIMENSION); a .beton's sides are 16 bits wide
 OUT_STARTS = f"a relative path starts at ${HOME_VARIABLE} if it is set, as --data of a study does"
@@ -178,7 +181,14 @@ def _convert(options: argparse.Namespace) -> None:
         progress=images_on_stderr,
         source_paths=source_paths,
     )
-    seconds = time.monotonic() - start
+    _say_report(report, source.kind, options, quarantine_path(out), time.monotonic() - start)
+    print_dataset(report.dataset)
+
+
+def _say_report(
+    report: ConvertReport, kind: str, options: argparse.Namespace, quarantine: Path, seconds: float
+) -> None:
+    """Says what was re-encoded and left out, and how long it took."""
     for reason, number in report.re_encoded.most_common():
         say(f"re-encoded {count(number, 'image')}: {reason}")
     if report.lossy_jpegs:
@@ -194,18 +204,15 @@ def _convert(options: argparse.Namespace) -> None:
     for name, why in report.skipped:
         say(f"left out {name}: {why}")
     if report.skipped:
-        say(
-            f"left out {count(len(report.skipped), 'unreadable image')} in all, listed in {quarantine_path(out)}"
-        )
+        say(f"left out {count(len(report.skipped), 'unreadable image')} in all, listed in {quarantine}")
     if report.images_resumed:
         were = agree(report.images_resumed, "was", "were")
         say(f"resumed: {count(report.images_resumed, 'image')} {were} done before")
     images = report.dataset.train_images + report.dataset.validation_images
     say(
-        f"{source.kind}: {count(images, 'image')}, {count(report.stored_bytes, 'byte')} in {clock_time(seconds)}"
+        f"{kind}: {count(images, 'image')}, {count(report.stored_bytes, 'byte')} in {clock_time(seconds)}"
         f" ({speed((images - report.images_resumed) / seconds)} images/s)"
     )
-    print_dataset(report.dataset)
 
 
 def print_dataset(dataset: DatasetSummary) -> None:
