@@ -7,7 +7,6 @@ Appends a row for each size and magnitude to ``results/augmentation.csv``.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from functools import partial
 from pathlib import Path
@@ -15,9 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.record import Row, append_rows, circumstances, seconds
+from benchmarks.record import Row, append_rows, circumstances, parser_with_threads, seconds
 from nfnet_ray.command_line.arguments import positive
-from nfnet_ray.command_line.one_line_parser import OneLineParser
 from nfnet_ray.data.augmentation.augment import augment
 from nfnet_ray.data.batch import Batch
 from nfnet_ray.recipe import DataRecipe, MixingRecipe, RandAugmentRecipe
@@ -59,8 +57,7 @@ def measure(size: int, magnitude: float, device: torch.device) -> Row:
 
 def main() -> None:
     """Measures, prints, and appends to the results."""
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=positive, default=1, help="CPU threads (default: %(default)s)")
+    parser = parser_with_threads(__doc__)
     parser.add_argument("sizes", nargs="*", type=positive, default=[64, 192], metavar="SIZE")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

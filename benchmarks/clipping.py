@@ -8,7 +8,6 @@ own, so that neighbours on a shared machine count less. Appends a row for each n
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,9 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.record import Row, append_rows, circumstances, processor_seconds
-from nfnet_ray.command_line.arguments import positive
-from nfnet_ray.command_line.one_line_parser import OneLineParser
+from benchmarks.record import Row, append_rows, circumstances, parser_with_threads, processor_seconds
 from nfnet_ray.models import create_model
 from nfnet_ray.optim import Units, clip_gradients_adaptively, unitwise_norm
 
@@ -88,8 +85,7 @@ def measure(name: str, device: torch.device) -> Row:
 
 def main() -> None:
     """Measures, prints, and appends to the results."""
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=positive, default=1, help="CPU threads (default: %(default)s)")
+    parser = parser_with_threads(__doc__)
     parser.add_argument("models", nargs="*", default=["nfnet_pico", "nfnet_nano", "nfnet_f0"])
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

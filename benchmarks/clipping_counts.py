@@ -14,16 +14,20 @@ a step, and ``share`` is of sixteen steps. Appends a row for each case and clip 
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from benchmarks.record import Row, append_rows, circumstances, processor_seconds, ratio_columns
-from nfnet_ray.command_line.arguments import positive
-from nfnet_ray.command_line.one_line_parser import OneLineParser
+from benchmarks.record import (
+    Row,
+    append_rows,
+    circumstances,
+    parser_with_threads,
+    processor_seconds,
+    ratio_columns,
+)
 from nfnet_ray.data.batch import TrainBatch
 from nfnet_ray.models import create_model
 from nfnet_ray.optim import UnitNorms, unit_norms
@@ -111,8 +115,7 @@ def random_batch(size: int, pixels: int, device: torch.device) -> TrainBatch:
 
 def main() -> None:
     """Measures, prints, and appends to the results."""
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=positive, default=1, help="CPU threads (default: %(default)s)")
+    parser = parser_with_threads(__doc__)
     parser.add_argument(
         "cases",
         nargs="*",

@@ -9,7 +9,6 @@ is official, and their difference; of logits the largest magnitudes, of gradient
 
 from __future__ import annotations
 
-import argparse
 import csv
 import zlib
 from collections.abc import Callable, Iterable
@@ -27,9 +26,7 @@ from timm.utils import adaptive_clip_grad
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.record import Row, circumstances
-from nfnet_ray.command_line.arguments import positive
-from nfnet_ray.command_line.one_line_parser import OneLineParser
+from benchmarks.record import Row, circumstances, parser_with_threads
 from nfnet_ray.models import create_model
 from nfnet_ray.models.nfnet import NFNet
 from nfnet_ray.models.variants import block_plan, get_variant
@@ -298,8 +295,7 @@ def measure() -> Iterable[Row]:
 
 def main() -> None:
     """Measures, prints, and writes the results."""
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=positive, default=1, help="CPU threads (default: %(default)s)")
+    parser = parser_with_threads(__doc__)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)

@@ -1,7 +1,8 @@
-"""What every benchmark records: the hardware, and its rows, appended to a csv."""
+"""What benchmarks share: their command line, clocks, the hardware in words, and rows appended to a csv."""
 
 from __future__ import annotations
 
+import argparse
 import csv
 import math
 import platform
@@ -12,7 +13,17 @@ from pathlib import Path
 
 import torch
 
+from nfnet_ray.command_line.arguments import positive
+from nfnet_ray.command_line.one_line_parser import OneLineParser
+
 Row = dict[str, str | int | float]
+
+
+def parser_with_threads(program: str | None) -> OneLineParser:
+    """A parser with the flag ``--threads``; its description is the docstring of the program."""
+    parser = OneLineParser(description=program, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=positive, default=1, help="CPU threads (default: %(default)s)")
+    return parser
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:

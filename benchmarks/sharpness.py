@@ -7,22 +7,17 @@ network and method to ``results/sharpness.csv``; ``ratio`` is the median of the 
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-from benchmarks.record import Row, append_rows, circumstances, seconds
+from benchmarks.gpu.networks import IMAGENET_CLASSES, random_batch
+from benchmarks.record import Row, append_rows, circumstances, parser_with_threads, seconds
 from nfnet_ray.command_line.arguments import positive, whole_number
-from nfnet_ray.command_line.one_line_parser import OneLineParser
-from nfnet_ray.data.loading.loader import TrainBatch
 from nfnet_ray.models import model_of
-from nfnet_ray.models.published import published_recipe
-from nfnet_ray.recipe import Recipe
+from nfnet_ray.models.published import published_recipe, resolve
+from nfnet_ray.recipe import ResolvedRecipe
 from nfnet_ray.training.context import PlainContext
 from nfnet_ray.training.determinism import reset_process
 from nfnet_ray.training.form.placing import place
@@ -31,7 +26,6 @@ from nfnet_ray.training.step import TrainStep
 
 RESULTS = Path(__file__).with_name("results") / "sharpness.csv"
 STEPS = 5  # LookSAM's interval
-CLASSES = 1000
 WAYS: dict[str, dict[str, Any]] = {
     "plain": {"rho": None},
     "sam, ascent on all": {"rho": 0.05},
@@ -47,27 +41,14 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-def some_batch(recipe: Recipe, device: torch.device) -> TrainBatch:
-    """Random images and labels."""
-    count, size = recipe.batch_size, recipe.data.image_size
-    assert size is not None
-    return TrainBatch(
-        images=torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8, device=device),
-        labels=torch.randint(0, CLASSES, (count,), device=device),
-        indices=np.arange(count),
-        positions=np.arange(count),
-        keys=torch.arange(count, device=device),
-    )
-
-
-def measure(recipe: Recipe, context: PlainContext, repeats: int) -> list[Row]:
+def measure(recipe: ResolvedRecipe, context: PlainContext, repeats: int) -> list[Row]:
     """A row for each way: the median milliseconds of a step, and the median ratio to a plain one."""
     reset_process(recipe.seed, context.threads)
-    batch = some_batch(recipe, context.device)
+    batch = random_batch(recipe, context.device)
     steps: dict[str, TrainStep] = {}
     for way, settings in WAYS.items():
         own = recipe.with_values({f"optimizer.sam.{field}": value for field, value in settings.items()})
-        model = model_of(own.model, CLASSES)
+        model = model_of(own.model, IMAGENET_CLASSES)
         place(model, own, context.device)
         steps[way] = TrainStep(model, own, context, steps_per_epoch=1000)
 
@@ -99,8 +80,7 @@ def measure(recipe: Recipe, context: PlainContext, repeats: int) -> list[Row]:
 
 def main() -> None:
     """Measures, prints, and appends to the results."""
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=positive, default=1, help="CPU threads (default: %(default)s)")
+    parser = parser_with_threads(__doc__)
     parser.add_argument(
         "--batch-size", type=positive, default=64, help="images of a step (default: %(default)s)"
     )
@@ -125,7 +105,7 @@ def main() -> None:
             values["data.image_size"] = options.image_size
         rows += [
             row | about
-            for row in measure(published_recipe(name).with_values(values), context, options.repeats)
+            for row in measure(resolve(published_recipe(name).with_values(values)), context, options.repeats)
         ]
     append_rows(RESULTS, rows)
 

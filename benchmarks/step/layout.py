@@ -17,9 +17,15 @@ from pathlib import Path
 import torch
 
 from benchmarks.clipping_counts import random_batch
-from benchmarks.record import Row, append_rows, circumstances, processor_seconds, ratio_columns
+from benchmarks.record import (
+    Row,
+    append_rows,
+    circumstances,
+    parser_with_threads,
+    processor_seconds,
+    ratio_columns,
+)
 from nfnet_ray.command_line.arguments import positive
-from nfnet_ray.command_line.one_line_parser import OneLineParser
 from nfnet_ray.models import model_of
 from nfnet_ray.models.published import published_recipe
 from nfnet_ray.training import PlainContext
@@ -78,8 +84,7 @@ def measure(
 
 def main() -> None:
     """Measures, prints, and appends to the results."""
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=positive, default=1, help="CPU threads (default: %(default)s)")
+    parser = parser_with_threads(__doc__)
     parser.add_argument(
         "--fewest-pairs", type=positive, default=15, help="pairs of steps of a case (default: %(default)s)"
     )

@@ -10,7 +10,6 @@ count less. Appends a row for each case to ``results/step_parts.csv``.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections import defaultdict
@@ -26,9 +25,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks.clipping_counts import CLASSES, random_batch
-from benchmarks.record import Row, append_rows, circumstances
-from nfnet_ray.command_line.arguments import positive
-from nfnet_ray.command_line.one_line_parser import OneLineParser
+from benchmarks.record import Row, append_rows, circumstances, parser_with_threads
 from nfnet_ray.data.augmentation import augment as augment_module
 from nfnet_ray.data.batch import TrainBatch
 from nfnet_ray.models import create_model
@@ -209,8 +206,7 @@ def measure(name: str, batch_size: int, pixels: int, memory_format: str, threads
 
 def main() -> None:
     """Measures, prints, and appends to the results."""
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=positive, default=1, help="CPU threads (default: %(default)s)")
+    parser = parser_with_threads(__doc__)
     parser.add_argument("--memory-format", choices=MEMORY_FORMATS, default="contiguous")
     parser.add_argument(
         "cases",

@@ -9,7 +9,6 @@ row for each case to ``results/step_pixels.csv``.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from collections.abc import Callable
 from functools import partial
@@ -21,9 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.clipping_counts import random_batch
-from benchmarks.record import Row, append_rows, circumstances, processor_seconds
-from nfnet_ray.command_line.arguments import positive
-from nfnet_ray.command_line.one_line_parser import OneLineParser
+from benchmarks.record import Row, append_rows, circumstances, parser_with_threads, processor_seconds
 from nfnet_ray.data.augmentation.augment import shifted_and_flipped
 from nfnet_ray.data.batch import Batch, on_device
 from nfnet_ray.data.draws import Purpose, uniforms
@@ -86,8 +83,7 @@ def measure(batch_size: int, pixels: int, device: torch.device) -> Row:
 
 def main() -> None:
     """Measures, prints, and appends to the results."""
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=positive, default=1, help="CPU threads (default: %(default)s)")
+    parser = parser_with_threads(__doc__)
     parser.add_argument(
         "cases",
         nargs="*",

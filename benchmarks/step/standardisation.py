@@ -9,7 +9,6 @@ machine count less. Appends a row for each case to ``results/step_standardisatio
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import statistics
 from collections.abc import Callable
@@ -17,9 +16,14 @@ from pathlib import Path
 from unittest import mock
 
 from benchmarks.clipping_counts import CLASSES, random_batch
-from benchmarks.record import Row, append_rows, circumstances, interval_of_median, processor_seconds
-from nfnet_ray.command_line.arguments import positive
-from nfnet_ray.command_line.one_line_parser import OneLineParser
+from benchmarks.record import (
+    Row,
+    append_rows,
+    circumstances,
+    interval_of_median,
+    parser_with_threads,
+    processor_seconds,
+)
 from nfnet_ray.models import create_model, standardisation
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.training import PlainContext, gradient
@@ -96,8 +100,7 @@ def measure(
 
 def main() -> None:
     """Measures, prints, and appends to the results."""
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=positive, default=1, help="CPU threads (default: %(default)s)")
+    parser = parser_with_threads(__doc__)
     parser.add_argument("--memory-format", choices=MEMORY_FORMATS, default="contiguous")
     parser.add_argument(
         "cases",

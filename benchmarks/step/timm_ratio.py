@@ -10,7 +10,6 @@ the process's own, so that neighbours on a shared machine count less. Appends a 
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -19,9 +18,15 @@ from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.networks import IMAGENET_CLASSES, new_step, random_batch
 from benchmarks.gpu.step import LAYOUTS
 from benchmarks.gpu.timm_step import timm_step
-from benchmarks.record import Row, append_rows, circumstances, processor_seconds, ratio_columns
+from benchmarks.record import (
+    Row,
+    append_rows,
+    circumstances,
+    parser_with_threads,
+    processor_seconds,
+    ratio_columns,
+)
 from nfnet_ray.command_line.arguments import positive
-from nfnet_ray.command_line.one_line_parser import OneLineParser
 from nfnet_ray.data.batch import TrainBatch
 from nfnet_ray.models.published import published_recipe, resolve
 from nfnet_ray.models.variants import get_variant
@@ -76,8 +81,7 @@ def measure(name: str, timms: str, batch_size: int, pixels: int, rounds: int, ma
 
 def main() -> None:
     """Measures, prints, and appends to the results."""
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=positive, default=1, help="CPU threads (default: %(default)s)")
+    parser = parser_with_threads(__doc__)
     parser.add_argument("--rounds", type=positive, default=9, help="default: %(default)s")
     parser.add_argument(
         "cases",
