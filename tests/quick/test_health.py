@@ -143,6 +143,37 @@ def conditional(directory: Path, best: float, ended: bool = True) -> StudyRecord
     return load_study(directory)
 
 
+def test_strata_with_optima_at_both_ends_are_counted_apart(tmp_path: Path) -> None:
+    best_at = {64: 0.04, 128: 0.04, 256: 0.01}
+    started = study_started({CLIP_FACTOR: (0.01, 0.02, 0.04), "batch_size": tuple(best_at)}, epochs=EPOCHS)
+    started["study"]["halving"] = None
+    events: list[Any] = [started]
+    for number, plan in enumerate(started["trials"]):
+        is_best = plan["point"][CLIP_FACTOR] == best_at[plan["point"]["batch_size"]]
+        events += trial_events(plan["name"], START + 1000 * number, [0.9 if is_best else 0.4] * EPOCHS)
+    write_journal(tmp_path, events)
+    found = card(load_study(tmp_path), "edge of the space")
+    assert found.sentence.startswith("The best clip_factor is the largest that was tried in 2 of 3 strata,")
+    assert swept(found) == (CLIP_FACTOR, (0.01, 0.02, 0.04, 0.08))
+
+
+def test_an_end_is_no_inside(tmp_path: Path) -> None:
+    """Of a journal of an earlier version, whose Recipe lacks a field, and of a field that has no value beyond."""
+    recipe = Recipe().with_values({"schedule.epochs": EPOCHS}).to_values()
+    del recipe["signal_epochs"]
+    older = planted(tmp_path / "older", flat(0.3, 0.4, 0.9), recipe=recipe)
+    assert card(older, "edge of the space").status == "look"
+    started = study_started({"model.dropout": (0.0, 0.2, 0.4)}, epochs=EPOCHS)
+    started["study"]["halving"] = None
+    events: list[Any] = [started]
+    for plan, level in zip(started["trials"], (0.9, 0.8, 0.7), strict=True):
+        events += trial_events(plan["name"], START, [level] * EPOCHS)
+    write_journal(tmp_path / "dropout", events)
+    found = card(load_study(tmp_path / "dropout"), "edge of the space")
+    assert found.status == "good"
+    assert found.sentence.endswith("or at an end beyond which no value is allowed: dropout 0.")
+
+
 def test_conditions_have_no_edge_and_a_study_that_runs_has_none_yet(tmp_path: Path) -> None:
     inside = conditional(tmp_path / "inside", best=0.02)
     assert card(inside, "edge of the space").status == "good"

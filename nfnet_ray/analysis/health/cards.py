@@ -105,21 +105,23 @@ def _edges(record: StudyRecord, answers: Sequence[BestSetting]) -> Iterator[Heal
     """
     if not record.trials["state"].isin(ENDED).all():
         return
-    checked = False
+    checked, ends = False, []
     for field, described in record.study["space"].items():
         if field in record.conditions:
             continue
         whole = domain_from_json(described)
         domain = unconditional(whole)
         tried = _tried(record, field, domain)
-        edges = [edge for answer in answers if (edge := _edge(tried, answer.best.point.get(field, ABSENT)))]
+        best = [answer.best.point.get(field, ABSENT) for answer in answers]
+        edges = [its for value in best if (its := _edge(tried, value))]
         checked = checked or _has_edges(tried)
         if not edges:
             continue
-        side = "smallest" if edges[0] == "low" else "largest"
-        where = "" if len(answers) == 1 else f" in {len(edges)} of {len(answers)} strata"
+        edge = max(edges, key=edges.count)  # strata may have both: the one that more of them have
+        side = "smallest" if edge == "low" else "largest"
+        where = "" if len(answers) == 1 else f" in {edges.count(edge)} of {len(answers)} strata"
         said = f"The best {record.names.get(field, field)} is the {side} that was tried{where}"
-        if untried := _untried_beyond(domain, tried, edges[0]):
+        if untried := _untried_beyond(domain, tried, edge):
             lie, were = agree(len(untried), "lies", "lie"), agree(len(untried), "was", "were")
             yield HealthCard(
                 "edge of the space",
@@ -130,7 +132,9 @@ def _edges(record: StudyRecord, answers: Sequence[BestSetting]) -> Iterator[Heal
                 else _extend(record, "--trials", f"{_settings_of_grid(record.study['space'])}"),
             )
             return
-        if (wider := _wider(record, field, domain, edges[0])) is None:
+        if (wider := _wider(record, field, domain, edge)) is None:
+            value = next(value for value in best if _edge(tried, value) == edge)
+            ends.append(f"{record.names.get(field, field)} {value_label(value)}")
             continue
         yield HealthCard(
             "edge of the space",
@@ -140,7 +144,8 @@ def _edges(record: StudyRecord, answers: Sequence[BestSetting]) -> Iterator[Heal
         )
         return
     if checked and answers:
-        yield HealthCard("edge of the space", "good", "The best setting lies inside the space.")
+        or_end = f", or at an end beyond which no value is allowed: {in_a_row(ends)}" if ends else ""
+        yield HealthCard("edge of the space", "good", f"The best setting lies inside the space{or_end}.")
 
 
 def _tried(record: StudyRecord, field: str, domain: Any) -> Any:
@@ -216,7 +221,7 @@ def _wider(record: StudyRecord, field: str, domain: Any, edge: Literal["low", "h
     if new in (domain if isinstance(domain, tuple) else (domain.low, domain.high)):
         return None
     try:
-        Recipe.from_values(record.study["recipe"]).with_values({field: new})
+        Recipe.from_any_version(record.study["recipe"]).with_values({field: new})
     except UserError:
         return None
     return wider
