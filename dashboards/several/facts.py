@@ -214,8 +214,8 @@ def _targets(record: StudyRecord, found: Sequence[Curve]) -> Table | None:
         rows.append(Row(tuple(cells)))
     note = (
         "The shortest training time of a complete schedule that reaches the accuracy: between budgets of a setting "
-        "interpolated, with its 95% interval over seeds, and images where it is known which were right; elsewhere that "
-        "of the fastest setting that reached it."
+        "interpolated, with its 95% interval over seeds, and images where it is known which were right; elsewhere at "
+        "most that of the fastest setting that reached it, as no shorter schedule was tried."
     )
     headings = (Column(f"to {percent(target)}", is_number=True) for target in targets)
     return Table((Column("series"), *headings), tuple(rows), note)
@@ -236,8 +236,7 @@ def _time_to(curve: Curve, target: float, row: Mapping[str, float]) -> tuple[flo
     if not enough:
         return math.inf, "–"
     shortest = min(enough)
-    at_most = "at most " if len(curve.budgets) > 1 else ""
-    return shortest, f"{at_most}{duration(shortest)}"
+    return shortest, f"at most {duration(shortest)}"  # a shorter schedule might have reached it, too
 
 
 def _frontier(found: Sequence[Curve]) -> Table | None:

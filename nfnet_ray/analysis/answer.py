@@ -389,6 +389,9 @@ def _of_study(answer: BestSetting, study: str) -> BestSetting:
 def time_to_accuracy(record: StudyRecord, threshold: float) -> pd.DataFrame:
     """When each trial first reached a top-1 of ``threshold`` (a fraction).
 
+    That is a point within its schedule, where its learning rate is still high: a training of that length would have
+    been more accurate, or as accurate sooner. :func:`nfnet_ray.analysis.time_to_target` compares complete schedules.
+
     Returns:
         A row per trial, in the order of ``record.trials``: ``trial``, the swept fields, ``seed``, ``epoch``
         and ``train_seconds`` (NaN where it was never reached, nor measured).

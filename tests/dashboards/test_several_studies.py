@@ -63,6 +63,13 @@ def test_networks_of_two_studies_are_compared_at_equal_accuracy(tmp_path: Path) 
     assert "to 96.0%" in text
 
 
+def test_the_time_of_a_study_of_one_budget_is_at_most_what_it_took(tmp_path: Path) -> None:
+    """Its trials have 97.2% after 4:30. How long a schedule that ends at 96% takes was not tried."""
+    text, _ = page_of(budgets(tmp_path, "free", "nfnet_f0", 10.0), study(tmp_path, "a"))
+    assert text.count("at most 4 min 30 s") == 2
+    assert "as no shorter schedule was tried" in text
+
+
 def test_the_command_takes_several_studies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
