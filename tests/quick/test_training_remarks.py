@@ -56,6 +56,17 @@ def test_an_average_that_has_not_forgotten_the_initial_weights() -> None:
     assert training(short("nfnet_f0", 8, **values)) == []
 
 
+def test_running_statistics_that_have_not_forgotten_the_first_ones() -> None:
+    """TensorFlow's momentum is 0.99: 0.99 to the power of 50 times 2 steps is 0.37."""
+    values = {"schedule.warmup_epochs": 1.0, "schedule.decay_epochs": 0.3}
+    few = replace(IMAGENET, train_images=10_000)
+    study = Study(name="a", question="?", recipe=short("tf_efficientnet_b0", 50, **values), space={})
+    (said,) = training_remarks(study, few)
+    assert "with statistics that are the initial ones by 36.6%" in said
+    more = replace(study, recipe=study.recipe.with_values({"batch_size": 256}))
+    assert training_remarks(more, few) == []
+
+
 @pytest.mark.parametrize("study", [ablation, sam_sweep, efficientnet_baselines])
 def test_studies_that_train_all_to_the_end_have_nothing_to_remark(study: Any) -> None:
     assert training_remarks(study(DIGITS), DIGITS) == []

@@ -9,6 +9,7 @@ from statistics import fmean
 
 from nfnet_ray.data.batching import batches_per_epoch, images_of_share
 from nfnet_ray.data.files.dataset import DatasetSummary
+from nfnet_ray.models.baselines import BASELINES, TENSORFLOW_BATCH_NORM_MOMENTUM
 from nfnet_ray.models.variants import get_variant, list_models
 from nfnet_ray.optim.schedule import learning_rate_at
 from nfnet_ray.recipe import Recipe
@@ -22,7 +23,8 @@ MOST_WARMUP = 1 / 2
 """Of all epochs. Published Recipes have 1/72 of them, and the studies 1/8."""
 MOST_LEFT_OF_PEAK = 0.1
 """Of the peak learning rate, at the end of the stairs. The published ones of EfficientNet and ResNet-50 end at 0.01."""
-MOST_OF_INITIAL_WEIGHTS = 0.05
+MOST_OF_INITIAL = 0.05
+"""Of the initial weights or statistics, in a moving average."""
 LEAST_GAIN = 0.1
 """Of a residual branch: with alpha 0.2 its variance is then 0.0004 of the shortcut's."""
 
@@ -39,7 +41,8 @@ def training_remarks(study: Study, data: DatasetSummary) -> list[str]:
     recipes = [study.recipe, *(trial.recipe for trial in study.trials())]
     first_rung = _first_rung(study)
     for recipe in recipes:
-        for kind, sentence in _of_recipe(recipe, data, first_rung):
+        steps = _steps_per_epoch(recipe, data)
+        for kind, sentence in (*_of_schedule(recipe, steps), *_of_averages(recipe, steps, first_rung)):
             found.setdefault(kind, sentence)
     return [*found.values(), *_compared_early(study, first_rung), *_idle_branches(study, recipes, data)]
 
@@ -51,43 +54,52 @@ def _first_rung(study: Study) -> float:
     return rung_table(study)[0][0]
 
 
-def _of_recipe(recipe: Recipe, data: DatasetSummary, first_rung: float) -> Iterator[tuple[str, str]]:
-    schedule, average = recipe.schedule, recipe.optimizer.ema
-    epochs, steps = schedule.epochs, _steps_per_epoch(recipe, data)
+def _of_schedule(recipe: Recipe, steps: int) -> Iterator[tuple[str, str]]:
+    """Whether the warm-up and the stairs fit the number of epochs, each of ``steps`` steps."""
+    schedule, epochs = recipe.schedule, recipe.schedule.epochs
     if schedule.warmup_epochs > MOST_WARMUP * epochs:
         share = min(1.0, schedule.warmup_epochs / epochs)
-        yield (
-            "warm-up",
-            (
-                f"The learning rate rises for {percent(share)} of the {count(epochs, 'epoch')}: "
-                f"schedule.warmup_epochs={schedule.warmup_epochs:g} is for a longer training. For an eighth of it: "
-                f"--set schedule.warmup_epochs={epochs / 8:g}"
-            ),
+        said = (
+            f"The learning rate rises for {percent(share)} of the {count(epochs, 'epoch')}: "
+            f"schedule.warmup_epochs={schedule.warmup_epochs:g} is for a longer training. For an eighth of it: "
+            f"--set schedule.warmup_epochs={epochs / 8:g}"
         )
-    if schedule.shape == "staircase":
+        yield "warm-up", said
+    if schedule.shape == "staircase" and schedule.decay_factor < 1:
         last = learning_rate_at(epochs * steps - 1, schedule, peak=1.0, steps_per_epoch=steps)
-        if last > MOST_LEFT_OF_PEAK and schedule.decay_factor < 1:
-            stairs = math.log(MOST_LEFT_OF_PEAK**2) / math.log(schedule.decay_factor)
-            yield (
-                "stairs",
-                (
-                    f"The learning rate ends at {percent(last)} of its peak: stairs of schedule.decay_epochs="
-                    f"{schedule.decay_epochs:g} are for a longer training. To end at 1%: --set schedule.decay_epochs="
-                    f"{epochs / stairs:.2g}"
-                ),
-            )
+        stairs = math.log(MOST_LEFT_OF_PEAK**2) / math.log(schedule.decay_factor)
+        said = (
+            f"The learning rate ends at {percent(last)} of its peak: stairs of schedule.decay_epochs="
+            f"{schedule.decay_epochs:g} are for a longer training. To end at 1%: --set schedule.decay_epochs="
+            f"{epochs / stairs:.2g}"
+        )
+        if last > MOST_LEFT_OF_PEAK:
+            yield "stairs", said
+
+
+def _of_averages(recipe: Recipe, steps: int, first_rung: float) -> Iterator[tuple[str, str]]:
+    """Whether what is evaluated where trials are first compared, or at the end, has forgotten its beginning."""
+    epoch = min(first_rung, recipe.schedule.epochs)
+    before = count(round(epoch * steps), "step")
+    baseline, average = BASELINES.get(recipe.model.name), recipe.optimizer.ema
+    if baseline is not None and baseline.has_tensorflow_form and recipe.model.weights is None:
+        left = (1 - TENSORFLOW_BATCH_NORM_MOMENTUM) ** (epoch * steps)
+        said = (
+            f"Batch normalisation is evaluated after epoch {epoch:g} with statistics that are the initial ones by "
+            f"{percent(left)}: {recipe.model.name} has TensorFlow's momentum of 0.99, which is for more than {before}. "
+            "For more steps: a smaller batch_size, or more epochs"
+        )
+        if left > MOST_OF_INITIAL:
+            yield "statistics", said
     if average.decay is not None and not average.warmup:
-        compared = min(first_rung, epochs)
-        left = average.decay ** (compared * steps)
-        if left > MOST_OF_INITIAL_WEIGHTS:
-            yield (
-                "average",
-                (
-                    f"What is evaluated after epoch {compared:g} is a moving average that consists of the initial "
-                    f"weights by {percent(left)}: optimizer.ema.decay={average.decay:g} is for more than "
-                    f"{count(round(compared * steps), 'step')}. To forget them: --set optimizer.ema.warmup=true"
-                ),
-            )
+        left = average.decay ** (epoch * steps)
+        said = (
+            f"What is evaluated after epoch {epoch:g} is a moving average that consists of the initial weights by "
+            f"{percent(left)}: optimizer.ema.decay={average.decay:g} is for more than {before}. To forget them: "
+            "--set optimizer.ema.warmup=true"
+        )
+        if left > MOST_OF_INITIAL:
+            yield "average", said
 
 
 def _compared_early(study: Study, first_rung: float) -> Iterator[str]:
@@ -111,7 +123,19 @@ def _idle_branches(study: Study, recipes: Iterable[Recipe], data: DatasetSummary
     fields = [names[field] for field in study.fields if field in _IN_BRANCHES]
     if not fields:
         return
-    largest = max((_largest_gain(recipe, data) for recipe in recipes), default=math.inf)
+    # A study has up to 10,000 settings, most of which are alike in this.
+    unlike = {
+        (
+            one.model.name,
+            one.model.overrides,
+            one.optimizer.agc,
+            one.schedule,
+            one.batch_size,
+            one.data.train_share,
+        ): one
+        for one in recipes
+    }
+    largest = max((_largest_gain(recipe, data) for recipe in unlike.values()), default=math.inf)
     if largest < LEAST_GAIN:
         yield (
             f"The residual branches, in which {in_a_row(fields)} {agree(len(fields), 'acts', 'act')}, hardly take "
