@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from dashboards.figures.level_styles import Levels
@@ -79,60 +81,83 @@ def response_figure(response: Response) -> Figure:
 
     The part of the axis is that of the curve: settings far below are not in it.
     """
+    bottom, top = _heights(response)
+    axis = _ResponseAxis.of(response)
+    return {
+        "data": [
+            *_moved_curves(response),
+            *_fitted_curve(response),
+            _settings(response, axis),
+            _optimum(response),
+        ],
+        "layout": {
+            "xaxis": axis.layout(response.names[response.field]),
+            "yaxis": {**_TOP1, "range": _range(bottom, top)},
+            "meta": {"top": _part_at_the_optimum(response, top - bottom)},
+        },
+    }
+
+
+@dataclass(frozen=True)
+class _ResponseAxis:
+    """The axis of a response.
+
+    Attributes:
+        values: of the field, upwards.
+        apart: {label of a value that has no place on the axis: where it is drawn}.
+    """
+
+    values: Sequence[float]
+    is_logarithmic: bool
+    apart: Mapping[str, float]
+
+    @classmethod
+    def of(cls, response: Response) -> _ResponseAxis:
+        values = sorted({value for value, *_ in response.points})
+        axis = cls(values, response.is_logarithmic, {})
+        below = [one.label for one in response.apart if one.label == "0"]
+        above = [one.label for one in response.apart if one.label != "0"]
+        apart = {label: axis._moved(values[0], -number) for number, label in enumerate(below, start=1)}
+        apart |= {label: axis._moved(values[-1], number) for number, label in enumerate(above, start=1)}
+        return replace(axis, apart=apart)
+
+    def _moved(self, value: float, steps: float) -> float:
+        """The value that is some steps, of 12% of the axis, to the right."""
+        low, high = self.values[0], self.values[-1]
+        if self.is_logarithmic:
+            return value * math.exp(steps * (math.log(high / low) * 0.12))
+        return value + steps * ((high - low) * 0.12)
+
+    def layout(self, name: str) -> dict[str, Any]:
+        low, high = self.values[0], self.values[-1]
+        drawn = [low, high, *self.apart.values()]
+        ends = self._moved(min(drawn), -0.5), self._moved(max(drawn), 0.5)
+        labels = {value: value_label(value) for value in self.values}
+        if len(self.values) > LABELS_AT_MOST:  # its ends and its middle
+            middle = math.sqrt(low * high) if self.is_logarithmic else (low + high) / 2
+            labels = {value: f"{value:.2g}" for value in (low, middle, high)}
+        labels |= {place: label for label, place in self.apart.items()}
+        return {
+            "title": {"text": name + (" (log scale)" if self.is_logarithmic else "")},
+            "type": "log" if self.is_logarithmic else "linear",
+            "range": [math.log10(end) for end in ends] if self.is_logarithmic else list(ends),
+            "showgrid": False,
+            "tickmode": "array",
+            "tickvals": list(labels),
+            "ticktext": list(labels.values()),
+        }
+
+
+def _fitted_curve(response: Response) -> list[dict[str, Any]]:
+    """The band, and the curve in it."""
     curve = response.curve
     assert curve is not None
-    logarithmic = response.is_logarithmic
-    values = sorted({point[0] for point in response.points})
-    low, high = values[0], values[-1]
-    step = math.log(high / low) * 0.12 if logarithmic else (high - low) * 0.12
-
-    def moved(value: float, steps: float) -> float:
-        return value * math.exp(steps * step) if logarithmic else value + steps * step
-
-    before = [one for one in response.apart if one.label == "0"]
-    after = [one for one in response.apart if one.label != "0"]
-    places = {one.label: moved(low, -number) for number, one in enumerate(before, start=1)}
-    places |= {one.label: moved(high, number) for number, one in enumerate(after, start=1)}
-    x, band = list(curve.values), [*curve.high, *reversed(curve.low)]
-    name = response.names[response.field]
-    settings = {
-        "type": "scatter",
-        "mode": "markers",
-        "x": [point[0] for point in response.points] + list(places.values()),
-        "y": [_short(point[1]) for point in response.points]
-        + [_short(one.top1) for one in (*before, *after)],
-        "error_y": {
-            "type": "data",
-            "symmetric": False,
-            "array": [_short(p[3] - p[1]) for p in response.points]
-            + [_short(one.high - one.top1) for one in (*before, *after)],
-            "arrayminus": [_short(p[1] - p[2]) for p in response.points]
-            + [_short(one.top1 - one.low) for one in (*before, *after)],
-            "thickness": 1,
-            "width": 3,
-        },
-        "marker": {"size": 7},
-        "hovertext": [
-            f"{name} {label}\ntop-1 {percent(top1)} ({percents(low, high)})"
-            for label, top1, low, high in (
-                *((value_label(p[0]), *p[1:]) for p in response.points),
-                *((one.label, one.top1, one.low, one.high) for one in (*before, *after)),
-            )
-        ],
-        "hoverinfo": "text",
-        "meta": {"tone": "quiet"},
-    }
-    at = (
-        f"optimum {response.optimum:.3g} (95% interval {response.low:.2g} to {response.high:.2g})"
-        f"\nfitted top-1 {percent(response.top1)}"
-    )
-    traces = [
-        *_moved_curves(response),
+    return [
         {
             "type": "scatter",
             "mode": "lines",
-            "x": [*x, *reversed(x)],
-            "y": [_short(value) for value in band],
+            "x": [*curve.values, *reversed(curve.values)],
+            "y": [_short(value) for value in (*curve.high, *reversed(curve.low))],
             "fill": "toself",
             "line": {"width": 0},
             "hoverinfo": "skip",
@@ -141,70 +166,98 @@ def response_figure(response: Response) -> Figure:
         {
             "type": "scatter",
             "mode": "lines",
-            "x": [_short(value) for value in x],
+            "x": [_short(value) for value in curve.values],
             "y": [_short(value) for value in curve.top1],
             "line": {"width": 2},
             "hovertemplate": "fitted %{y:.1%}<extra></extra>",
             "meta": {"tone": "accent"},
         },
-        settings,
-        {
-            "type": "scatter",
-            "mode": "markers",
-            "x": [response.optimum],
-            "y": [_short(response.top1)],
-            "error_x": {
-                "type": "data",
-                "symmetric": False,
-                "array": [_short(max(0.0, response.high - response.optimum))],
-                "arrayminus": [_short(max(0.0, response.optimum - response.low))],
-                "thickness": 2,
-                "width": 5,
-            },
-            "marker": {"size": 11, "symbol": "diamond"},
-            "hovertext": [at],
-            "hoverinfo": "text",
-            "meta": {"tone": "accent"},
-        },
     ]
-    shown = [point for point in response.points if point[1] >= min(curve.low) - 0.02]
-    bottom = min([*curve.low, *(point[2] for point in shown), *(one.low for one in response.apart)])
-    if response.apart and bottom < min(curve.low) - (max(curve.high) - min(curve.low)):
-        bottom = min([*curve.low, *(point[2] for point in shown)])
+
+
+def _settings(response: Response, axis: _ResponseAxis) -> dict[str, Any]:
+    """A mark for each setting, and for each value that lies apart."""
+    name = response.names[response.field]
+    by_label = {one.label: one for one in response.apart}
+    marks = [(value, value_label(value), top1, low, high) for value, top1, low, high in response.points]
+    for label, place in axis.apart.items():
+        one = by_label[label]
+        marks.append((place, label, one.top1, one.low, one.high))
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "x": [place for place, *_ in marks],
+        "y": [_short(top1) for _, _, top1, _, _ in marks],
+        "error_y": {
+            "type": "data",
+            "symmetric": False,
+            "array": [_short(high - top1) for _, _, top1, _, high in marks],
+            "arrayminus": [_short(top1 - low) for _, _, top1, low, _ in marks],
+            "thickness": 1,
+            "width": 3,
+        },
+        "marker": {"size": 7},
+        "hovertext": [
+            f"{name} {label}\ntop-1 {percent(top1)} ({percents(low, high)})"
+            for _, label, top1, low, high in marks
+        ],
+        "hoverinfo": "text",
+        "meta": {"tone": "quiet"},
+    }
+
+
+def _optimum(response: Response) -> dict[str, Any]:
+    """The optimum, with its interval along the axis."""
+    at = (
+        f"optimum {response.optimum:.3g} (95% interval {response.low:.2g} to {response.high:.2g})"
+        f"\nfitted top-1 {percent(response.top1)}"
+    )
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "x": [response.optimum],
+        "y": [_short(response.top1)],
+        "error_x": {
+            "type": "data",
+            "symmetric": False,
+            "array": [_short(max(0.0, response.high - response.optimum))],
+            "arrayminus": [_short(max(0.0, response.optimum - response.low))],
+            "thickness": 2,
+            "width": 5,
+        },
+        "marker": {"size": 11, "symbol": "diamond"},
+        "hovertext": [at],
+        "hoverinfo": "text",
+        "meta": {"tone": "accent"},
+    }
+
+
+def _heights(response: Response) -> tuple[float, float]:
+    """The lowest and the highest accuracy to be seen; settings and values apart that lie far below may not be."""
+    curve, apart = response.curve, response.apart
+    assert curve is not None
     elsewhere = [value for shift in response.shifts[:1] for own in shift.curves for value in own]
-    bottom = min([bottom, *elsewhere])
-    tops = [*curve.high, *elsewhere, *(point[3] for point in shown), *(one.high for one in response.apart)]
+    shown = [point for point in response.points if point[1] >= min(curve.low) - 0.02]
+    bottom = near = min([*curve.low, *(low for _, _, low, _ in shown)])
+    if apart:
+        bottom = min([near, *(one.low for one in apart)])
+        if bottom < min(curve.low) - (max(curve.high) - min(curve.low)):
+            bottom = near
+    top = max([*curve.high, *elsewhere, *(high for *_, high in shown), *(one.high for one in apart)])
+    return min([bottom, *elsewhere]), top
+
+
+def _part_at_the_optimum(response: Response, height: float) -> list[float] | None:
+    """The accuracies of the curve's band within the interval of the optimum; None if that is much of the ``height``."""
+    assert response.curve is not None
     near = [
         bound
-        for value, *bounds in zip(curve.values, curve.low, curve.high, strict=True)
+        for value, *bounds in zip(response.curve.values, response.curve.low, response.curve.high, strict=True)
         if response.low <= value <= response.high
         for bound in bounds
     ]
-    top = _range(min(near), max(near)) if near else None
-    if top is not None and top[1] - top[0] > 0.5 * (max(tops) - bottom):
-        top = None
-    labels = {value: value_label(value) for value in values} if len(values) <= LABELS_AT_MOST else {}
-    labels |= {place: label for label, place in places.items()}
-    ends = moved(min([low, *places.values()]), -0.5), moved(max([high, *places.values()]), 0.5)
-    axis: dict[str, Any] = {
-        "title": {"text": name + (" (log scale)" if logarithmic else "")},
-        "type": "log" if logarithmic else "linear",
-        "range": [math.log10(end) for end in ends] if logarithmic else list(ends),
-        "showgrid": False,
-    }
-    if len(values) > LABELS_AT_MOST:
-        # Those of the range: its ends, its middle, and what lies apart.
-        middle = math.sqrt(low * high) if logarithmic else (low + high) / 2
-        labels = {value: f"{value:.2g}" for value in (low, middle, high)} | labels
-    axis |= {"tickmode": "array", "tickvals": list(labels), "ticktext": list(labels.values())}
-    return {
-        "data": traces,
-        "layout": {
-            "xaxis": axis,
-            "yaxis": {**_TOP1, "range": _range(bottom, max(tops))},
-            "meta": {"top": top},
-        },
-    }
+    part = _range(min(near), max(near)) if near else None
+    return part if part is not None and part[1] - part[0] <= 0.5 * height else None
 
 
 def _moved_curves(response: Response) -> list[dict[str, Any]]:
