@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from dashboards.figures.level_styles import Levels, levels_of
-from dashboards.figures.setting_axis import axis_of_levels, setting_axis, ticks_of
+from dashboards.figures.setting_axis import SettingAxis, axis_of_levels, setting_axis, ticks_of
 from dashboards.figures.time_axes import ACCURACY_TICKS
 from dashboards.figures.time_charts import (
     PANELS_AT_MOST,
@@ -141,103 +141,162 @@ def settings_charts(record: StudyRecord, outcomes: Sequence[Outcome]) -> list[Se
 
 
 def _settings_chart(record: StudyRecord, outcomes: Sequence[Outcome], field: str) -> SettingsChart:
-    question, all_levels = record.fields[0], levels(record)
+    all_levels, conditions = levels(record), strata(record)
     axis = axis_of_levels(SETTING, all_levels) if field == SETTING else setting_axis(record, field)
-    others_are_conditions = set(record.fields) <= {question, *record.conditions}
-    conditions = strata(record)
     apart = len(conditions) <= PANELS_AT_MOST
+    finished = [outcome.result for outcome in outcomes if outcome.result]
+    partial_epochs = [outcome.epochs for outcome in outcomes if outcome.kind == "partial"]
+    has_lost = any(outcome.kind == "lost" for outcome in outcomes)
     known = [outcome.top1 for outcome in outcomes if outcome.kind != "lost"]
-    known += [bound for o in outcomes if o.result and apart for bound in (o.result.low, o.result.high)]
+    known += [bound for result in finished if apart for bound in (result.low, result.high)]
     low, high = min(known, default=0.0), max(known, default=1.0)
     margin = max(0.01, 0.07 * (high - low))
     # Lost settings have no accuracy: their marks form a separate row below all the others.
     floor = low - margin
-    has_lost = any(outcome.kind == "lost" for outcome in outcomes)
     range_ = [floor - margin / 2 if has_lost else max(-0.005, low - margin), min(1.005, high + margin)]
-    partial = [outcome for outcome in outcomes if outcome.kind == "partial"]
     # Of many numbers several share a place: labels would hide each other, and a line would go up and down there.
     grouped = not axis.is_range and len(all_levels.index) > len(all_levels)
     # Where all were given up after the same epoch, the caption says so.
-    differ = len({outcome.epochs for outcome in partial}) > 1
-    named = apart and not grouped and differ and len(partial) <= LABELLED_AT_MOST
+    differ = len(set(partial_epochs)) > 1
+    others_are_conditions = set(record.fields) <= {record.fields[0], *record.conditions}
+    marks = _Marks(
+        record,
+        field,
+        axis,
+        all_levels,
+        conditions,
+        apart,
+        floor,
+        has_epochs=apart and not grouped and differ and len(partial_epochs) <= LABELLED_AT_MOST,
+        has_lines=others_are_conditions and not axis.is_range and not grouped,
+    )
     traces: list[dict[str, Any]] = []
     for number, stratum in enumerate(conditions if apart else [{}]):
-        mine = [o for o in outcomes if all(o.point[field] == value for field, value in stratum.items())]
-        symbol = STRATUM_MARKS[number][0]
-        width = min(0.18, 0.7 / len(conditions))
-        shift = width * (number - (len(conditions) - 1) / 2) if apart and not axis.is_range else 0.0
-        by_kind: dict[Kind, list[Outcome]] = {kind: [] for kind in ("finished", "partial", "lost")}
-        for outcome in sorted(mine, key=lambda outcome: all_levels.index[asked_value(record, outcome.point)]):
-            by_kind[outcome.kind].append(outcome)
-        for kind, rows in by_kind.items():
-            if not rows:
-                continue
-            own = [all_levels.index[asked_value(record, outcome.point)] for outcome in rows]
-            values = [asked_value(record, o.point) if field == SETTING else o.point[field] for o in rows]
-            places = [axis.place(value) for value in values]
-            still = apart or axis.is_range
-            spread = [0.0] * len(rows) if still else _jitter(rows, conditions, record.conditions)
-            trace: dict[str, Any] = {
-                "type": "scatter",
-                "mode": "markers+text" if kind == "partial" and named else "markers",
-                "x": [round(place + shift + more, 4) for place, more in zip(places, spread, strict=True)],
-                "y": [floor if kind == "lost" else outcome.top1 for outcome in rows],
-                "marker": {
-                    "size": 9 if apart else 7,
-                    "symbol": {"finished": symbol, "partial": f"{symbol}-open", "lost": "x"}[kind],
-                },
-                "hovertext": [outcome_in_words(record, outcome) for outcome in rows],
-                "hoverinfo": "text",
-                "meta": {"levels": own, "quiet": kind == "partial" and not apart},
-            }
-            if kind == "partial" and named:
-                trace["text"] = [f"{outcome.epochs} of {record.study['epochs']}" for outcome in rows]
-                side = "right" if number >= len(conditions) / 2 else "left"
-                trace["textposition"] = "top center" if len(conditions) == 1 else f"middle {side}"
-                trace["textfont"] = {"size": 10.5}
-                trace["cliponaxis"] = False
-            traces.append(trace)
-            if kind == "finished" and apart:
-                trace["error_y"] = {
-                    "type": "data",
-                    "symmetric": False,
-                    "array": [o.result.high - o.top1 if o.result else 0 for o in rows],
-                    "arrayminus": [o.top1 - o.result.low if o.result else 0 for o in rows],
-                    "thickness": 1.2,
-                    "width": 3,
-                }
-                if others_are_conditions and not axis.is_range and not grouped:
-                    traces += _line(trace, rows, question, all_levels, _DASHES[number])
-    finished = [outcome.result for outcome in outcomes if outcome.result]
-    tops = sorted(result.top1 for result in finished)
-    better = tops[len(tops) // 2 :]
-    layout = {
-        "meta": {
-            "top": [
-                min(r.low for r in finished if r.top1 >= better[0]) - 0.005,
-                min(1.005, max(r.high for r in finished) + 0.005),
-            ]
-            if len(finished) > 1
-            else None
-        },
-        "xaxis": axis.layout,
-        "yaxis": {"title": {"text": "validation top-1"}, "tickformat": ACCURACY_TICKS, "range": range_},
-    }
+        mine = [o for o in outcomes if all(o.point[name] == value for name, value in stratum.items())]
+        traces += marks.of_stratum(number, mine)
+    letters = [(STRATUM_MARKS[number][1], stratum) for number, stratum in enumerate(conditions) if apart]
     return SettingsChart(
         field=field,
-        figure={"data": traces, "layout": layout},
+        figure={
+            "data": traces,
+            "layout": {
+                "meta": {"top": _better_half(finished)},
+                "xaxis": axis.layout,
+                "yaxis": {
+                    "title": {"text": "validation top-1"},
+                    "tickformat": ACCURACY_TICKS,
+                    "range": range_,
+                },
+            },
+        },
         strata=tuple(
-            (STRATUM_MARKS[number][1], stratum_label(stratum, record.names))
-            for number, stratum in enumerate(conditions)
-            if stratum
-        )
-        if apart
-        else (),
-        partial_epochs=tuple(sorted({outcome.epochs for outcome in partial})),
+            (letter, stratum_label(stratum, record.names)) for letter, stratum in letters if stratum
+        ),
+        partial_epochs=tuple(sorted(set(partial_epochs))),
         has_finished=bool(finished),
         has_lost=has_lost,
         has_intervals=apart,
     )
+
+
+def _better_half(finished: Sequence[SettingResult]) -> list[float] | None:
+    """The accuracies of the better half of the settings, with their intervals; None of a single one."""
+    if len(finished) < 2:
+        return None
+    median = sorted(result.top1 for result in finished)[len(finished) // 2]
+    return [
+        min(result.low for result in finished if result.top1 >= median) - 0.005,
+        min(1.005, max(result.high for result in finished) + 0.005),
+    ]
+
+
+@dataclass(frozen=True)
+class _Marks:
+    """How the settings of a chart are drawn.
+
+    Attributes:
+        conditions: {field: value} of each stratum.
+        apart: whether strata have marks of their own, side by side, with intervals.
+        floor: the place of settings without an accuracy.
+        has_epochs: whether hollow marks are labelled with their epochs.
+        has_lines: whether finished settings of a stratum are joined.
+    """
+
+    record: StudyRecord
+    field: str
+    axis: SettingAxis
+    levels: Levels
+    conditions: Sequence[Mapping[str, Any]]
+    apart: bool
+    floor: float
+    has_epochs: bool
+    has_lines: bool
+
+    def of_stratum(self, number: int, outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+        """The traces of a stratum, or of all settings where strata are not apart: one of each kind of outcome."""
+        by_kind: dict[Kind, list[Outcome]] = {"finished": [], "partial": [], "lost": []}
+        for outcome in sorted(outcomes, key=self._level):
+            by_kind[outcome.kind].append(outcome)
+        traces = [self._trace(number, kind, rows) for kind, rows in by_kind.items() if rows]
+        rows = by_kind["finished"]
+        if not rows or not self.apart:
+            return traces
+        finished, *others = traces
+        finished["error_y"] = {
+            "type": "data",
+            "symmetric": False,
+            "array": [o.result.high - o.top1 if o.result else 0 for o in rows],
+            "arrayminus": [o.top1 - o.result.low if o.result else 0 for o in rows],
+            "thickness": 1.2,
+            "width": 3,
+        }
+        question = self.record.fields[0]
+        lines = _line(finished, rows, question, self.levels, _DASHES[number]) if self.has_lines else []
+        return [finished, *lines, *others]
+
+    def _trace(self, number: int, kind: Kind, rows: Sequence[Outcome]) -> dict[str, Any]:
+        symbol, is_labelled = STRATUM_MARKS[number][0], kind == "partial" and self.has_epochs
+        trace: dict[str, Any] = {
+            "type": "scatter",
+            "mode": "markers+text" if is_labelled else "markers",
+            "x": self._places(number, rows),
+            "y": [self.floor if kind == "lost" else outcome.top1 for outcome in rows],
+            "marker": {
+                "size": 9 if self.apart else 7,
+                "symbol": {"finished": symbol, "partial": f"{symbol}-open", "lost": "x"}[kind],
+            },
+            "hovertext": [outcome_in_words(self.record, outcome) for outcome in rows],
+            "hoverinfo": "text",
+            "meta": {
+                "levels": [self._level(outcome) for outcome in rows],
+                "quiet": kind == "partial" and not self.apart,
+            },
+        }
+        if is_labelled:
+            trace["text"] = [f"{outcome.epochs} of {self.record.study['epochs']}" for outcome in rows]
+            side = "right" if number >= len(self.conditions) / 2 else "left"
+            trace["textposition"] = "top center" if len(self.conditions) == 1 else f"middle {side}"
+            trace["textfont"] = {"size": 10.5}
+            trace["cliponaxis"] = False
+        return trace
+
+    def _places(self, number: int, rows: Sequence[Outcome]) -> list[float]:
+        """Within the room of a level, strata are side by side, or spread where they are not apart."""
+        if self.axis.is_range:
+            shifts = [0.0] * len(rows)
+        elif self.apart:
+            width = min(0.18, 0.7 / len(self.conditions))
+            shifts = [width * (number - (len(self.conditions) - 1) / 2)] * len(rows)
+        else:
+            shifts = _jitter(rows, self.conditions, self.record.conditions)
+        values = [
+            asked_value(self.record, row.point) if self.field == SETTING else row.point[self.field]
+            for row in rows
+        ]
+        return [round(self.axis.place(value) + more, 4) for value, more in zip(values, shifts, strict=True)]
+
+    def _level(self, outcome: Outcome) -> int:
+        return self.levels.index[asked_value(self.record, outcome.point)]
 
 
 @dataclass(frozen=True)
