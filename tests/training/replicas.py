@@ -1,8 +1,8 @@
-"""Three optimiser steps of a tiny network in float64, in this process or as one of several workers.
+"""Two optimiser steps of a tiny network in float64, in this process or as one of several workers.
 
-``python replicas.py FOLDER``: one, two and three workers, which are six processes at the same time. The weights after
-the last step of each case of a world size (with their moving average, and the counts of clipped units) go to
-``FOLDER/RANKofSIZE.pt``, a file for torch.load. With three workers, only the cases in which they stand for four.
+:func:`main`: one, two and three workers, which are six processes at the same time. The weights after the last step of
+each case of a world size (with their moving average, and the counts of clipped units) go to ``RANKofSIZE.pt``, a file
+for torch.load. With three workers, only the cases in which they stand for four.
 """
 
 from __future__ import annotations
@@ -18,18 +18,21 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from nfnet_ray.data.batch import TrainBatch
 from nfnet_ray.data.batching import positions_of_worker
 from nfnet_ray.models import model_of
+from nfnet_ray.models.layers import ScaledWSConv2d
 from nfnet_ray.models.nfnet import NFNet
+from nfnet_ray.models.standardisation import JointStandardisation
 from nfnet_ray.models.weights.pretrained import set_training_mode, start_from
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.training.context import PlainContext
 from nfnet_ray.training.gradient import DTYPES
 from nfnet_ray.training.step import TrainStep
 
-BATCH, PIXELS, CLASSES, STEPS = 16, 16, 5, 3
+BATCH, PIXELS, CLASSES, STEPS = 16, 16, 5, 2
 
 SAM: dict[str, dict[str, Any]] = {
     "no_sam": {},
@@ -66,7 +69,7 @@ def recipe(sam: str, agc: bool, ema: bool, micro_batches: int) -> Recipe:
         "model.trained": "classifier" if sam == "frozen" else "all",
         "model.dropout": 0.3,
         "model.stochastic_depth": 0.3,
-        "model.overrides.width": [16, 16, 32, 32],
+        "model.overrides.width": [16, 16, 16, 32],
         "model.overrides.depth": [1, 1, 1, 1],
         "model.overrides.se_ratio": 0.5,
         "optimizer.agc.clip_factor": 0.02 if agc else None,
@@ -105,10 +108,21 @@ def global_batch(step: int) -> TrainBatch:
     )
 
 
-def network(recipe: Recipe) -> NFNet:
-    """The same initial weights every time, with gains and biases that matter."""
+def network(recipe: Recipe, *, is_whole: bool = False) -> NFNet:
+    """The same initial weights every time, with gains and biases that matter.
+
+    Unless it is to be whole it has only the blocks of the first and the last stage: a step, which treats all blocks
+    alike, takes half as long.
+    """
     torch.manual_seed(0)
-    model = model_of(recipe.model, CLASSES).to(DTYPES[recipe.precision])
+    model = model_of(recipe.model, CLASSES)
+    assert isinstance(model, NFNet)
+    if not is_whole:
+        model.blocks = nn.ModuleList([model.blocks[0], model.blocks[-1]])
+        model.standardisation = JointStandardisation(
+            [layer for layer in model.modules() if isinstance(layer, ScaledWSConv2d)]
+        )
+    model.to(DTYPES[recipe.precision])
     for parameter in model.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
     start_from(model, recipe.model)
@@ -173,7 +187,7 @@ def work(folder: Path, rank: int, world_size: int) -> None:
 
 
 def main(folder: Path) -> int:
-    """Forks the workers, so that none of them has to import torch; 1 if one of them failed."""
+    """Forks the workers, whose results go into the folder; 1 if one of them failed."""
     children = []
     for rank, world_size in WORKERS:
         child = os.fork()
@@ -189,7 +203,3 @@ def main(folder: Path) -> int:
         children.append(child)
     statuses = [os.waitpid(child, 0)[1] for child in children]
     return int(any(statuses))
-
-
-if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))

@@ -68,7 +68,7 @@ def is_vector(weight: torch.Tensor) -> bool:
 @pytest.mark.parametrize("sam", ["no_sam", "sam_replica_half"])
 def test_counts_are_those_of_a_direct_computation(monkeypatch: pytest.MonkeyPatch, sam: str) -> None:
     recipe = replicas.recipe(sam, agc=True, ema=True, micro_batches=2)
-    model = replicas.network(recipe)
+    model = replicas.network(recipe, is_whole=True)
     step = TrainStep(model, recipe, replicas.Worker(0, 1, 1), replicas.STEPS)
     weights = {name: weight for name, weight in model.named_parameters() if name != "classifier.weight"}
     direct = Direct(monkeypatch, list(weights), recipe.optimizer.agc.eps)

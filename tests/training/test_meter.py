@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +22,7 @@ from nfnet_ray.training.measurement.meter import (
     NvmlEnergyCounter,
     model_flops_per_image,
 )
+from tests.training.preloaded import run_program
 from tests.training.two_workers import two_workers
 
 PICO = with_published_values(Recipe().with_values({"model.name": "nfnet_pico", "data.image_size": 32}))
@@ -321,7 +321,8 @@ for megabytes in (300, 1, 200):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux forgets a process's peak")
 def test_on_a_cpu_the_peak_is_that_of_the_epoch() -> None:
-    said = subprocess.run([sys.executable, "-c", PEAKS], capture_output=True, text=True, check=True).stdout
-    peaks = [float(line) for line in said.splitlines()]
+    process = run_program(PEAKS)
+    assert process.returncode == 0, process.stderr
+    peaks = [float(line) for line in process.stdout.splitlines()]
     assert peaks[0] - peaks[1] > 250 << 20
     assert 150 << 20 < peaks[2] - peaks[1] < 250 << 20

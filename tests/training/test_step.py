@@ -6,9 +6,6 @@ In float64, where two orders of summation differ by 1e-13 and a wrong order of o
 from __future__ import annotations
 
 import itertools
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,10 +21,9 @@ from nfnet_ray.models.nfnet import NFNet
 from nfnet_ray.optim import unitwise_norm
 from nfnet_ray.training.gradient import Gradient
 from nfnet_ray.training.step import TrainStep
-from tests.deadlines import HANG_SECONDS
 from tests.training import replicas
+from tests.training.preloaded import run_program
 
-SCRIPT = Path(__file__).with_name("replicas.py")
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-12}
 SYNCHRONISED = (
     "no_sam",
@@ -54,13 +50,8 @@ Results = dict[tuple[str, bool, bool, int], dict[str, torch.Tensor]]
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[Results]]:
     """{world size: the results of each rank}, of six processes that work at the same time."""
     folder = tmp_path_factory.mktemp("replicas")
-    process = subprocess.run(
-        [sys.executable, str(SCRIPT), str(folder)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=HANG_SECONDS,
-    )
+    program = "import pathlib, sys; from tests.training.replicas import main; sys.exit(main(pathlib.Path(sys.argv[1])))"
+    process = run_program(program, str(folder))
     assert process.returncode == 0, process.stderr
     found: dict[int, list[Results]] = {1: [], 2: [], 3: []}
     for rank, size in replicas.WORKERS:
@@ -149,7 +140,7 @@ def test_each_technique_makes_a_difference(results: Any) -> None:
 
 
 def written_out(model: NFNet, batches: list[TrainBatch], rho: float, ascent_images: int) -> dict[str, Tensor]:
-    """Three steps in the order of the papers and of the official code, tensor by tensor and without an optimiser.
+    """Steps in the order of the papers and of the official code, tensor by tensor and without an optimiser.
 
     The Recipe of ``replicas.recipe`` with SAM, AGC and an average: learning rate by cosine from 0.1.
     """
@@ -291,12 +282,12 @@ def test_a_step_resumes_from_its_state() -> None:
         recipe = replicas.recipe(sam, agc=True, ema=True, micro_batches=2)
         worker = replicas.Worker(rank=0, world_size=1, replicas=1)
         models = [replicas.network(recipe) for _ in range(2)]
-        whole, first = (TrainStep(model, recipe, worker, replicas.STEPS) for model in models)
+        whole, first = (TrainStep(model, recipe, worker, steps_per_epoch=3) for model in models)
         whole(replicas.global_batch(0))
         first(replicas.global_batch(0))
         resumed_model = replicas.network(recipe)
         resumed_model.load_state_dict(models[1].state_dict())
-        resumed = TrainStep(resumed_model, recipe, worker, replicas.STEPS)
+        resumed = TrainStep(resumed_model, recipe, worker, steps_per_epoch=3)
         resumed.load_state_dict(first.state_dict())
         for number in (1, 2):
             whole(replicas.global_batch(number))

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 
 from nfnet_ray.training.measurement.clock import Clock
 from nfnet_ray.training.watchdog import EXIT_HUNG, Hang, Watchdog
-from tests.deadlines import HANG_SECONDS, wait_until
-
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests.deadlines import wait_until
+from tests.training.preloaded import run_program
 
 
 class Told:
@@ -77,19 +74,8 @@ def test_storage_that_hangs_does_not_hold_it_up() -> None:
     assert codes == [EXIT_HUNG]
 
 
-def in_a_process(program: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        timeout=HANG_SECONDS,
-        check=False,
-    )
-
-
 def test_a_library_that_holds_the_interpreter_is_found_too() -> None:
-    result = in_a_process(
+    result = run_program(
         "import ctypes\n"
         "from nfnet_ray.training.measurement.clock import Clock\n"
         "from nfnet_ray.training.watchdog import Watchdog\n"
@@ -106,10 +92,14 @@ def test_a_library_that_holds_the_interpreter_is_found_too() -> None:
 
 def test_of_two_workers_both_tell_and_the_one_that_waits_says_so(tmp_path: Path) -> None:
     program = (
-        "import sys, time, torch, torch.distributed as dist\n"
+        "import os, sys, time, torch, torch.distributed as dist\n"
         "from nfnet_ray.training.measurement.clock import Clock\n"
         "from nfnet_ray.training.watchdog import Watchdog\n"
-        "rank = int(sys.argv[1])\n"
+        "for rank in range(2):\n"
+        "    if os.fork() == 0:\n"
+        "        break\n"
+        "else:\n"
+        "    sys.exit(str([os.waitstatus_to_exitcode(os.wait()[1]) for _ in range(2)]))\n"
         f"dist.init_process_group('gloo', init_method='file://{tmp_path}/meet', rank=rank, world_size=2)\n"
         "clock = Clock(); clock.enter('train')\n"
         "def tell(hang):\n"
@@ -119,13 +109,8 @@ def test_of_two_workers_both_tell_and_the_one_that_waits_says_so(tmp_path: Path)
         "with Watchdog(clock, 1.0, tell, seconds_to_stay=4.0):\n"
         "    hang_here() if rank else dist.all_reduce(torch.zeros(1))\n"
     )
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", program, str(rank)], cwd=REPOSITORY, stderr=subprocess.DEVNULL
-        )
-        for rank in range(2)
-    ]
-    assert [worker.wait(HANG_SECONDS) for worker in workers] == [EXIT_HUNG, EXIT_HUNG]
+    ended = run_program(program).stderr
+    assert ended.endswith(f"{[EXIT_HUNG, EXIT_HUNG]}\n")
     waiting, hanging = ((tmp_path / f"{rank}.txt").read_text() for rank in range(2))
     assert waiting.startswith("True ")
     assert "in all_reduce" in waiting
