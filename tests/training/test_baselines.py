@@ -48,8 +48,14 @@ def test_a_probe_takes_a_baseline() -> None:
 @pytest.mark.slow
 def test_a_baseline_resumes_within_an_epoch_to_the_same_weights(few_digits: Path, tmp_path: Path) -> None:
     """It draws dropout from torch's generator and has running statistics, which no NFNet has."""
-    recipe = published_recipe("tf_efficientnet_b0").with_values(
-        {**ON_DIGITS, "data.path": str(few_digits), "schedule.warmup_epochs": 0.5}
+    recipe = published_recipe("test_efficientnet").with_values(
+        {
+            **ON_DIGITS,
+            "data.path": str(few_digits),
+            "schedule.warmup_epochs": 0.5,
+            "model.dropout": 0.2,
+            "model.stochastic_depth": 0.2,
+        }
     )
     whole = train(recipe, PlainContext(device=torch.device("cpu"), threads=1))
     assert train(recipe, StoppedContext(after=1 / 3, checkpoints=tmp_path)).state == "stopped"

@@ -134,7 +134,7 @@ def test_a_training_in_slices_is_the_same_mathematics(quick: Recipe) -> None:
             "memory_format": "channels_last",
             "schedule.epochs": 1,
             "optimizer.sam.rho": 0.05,
-            "model.overrides.group_width": [4, 4, 8, 8],
+            "model.overrides.group_width": [2, 2, 4, 4],
             "data.train_share": 0.5,
         }
     )

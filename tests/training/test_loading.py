@@ -77,14 +77,14 @@ def test_a_run_on_batches_of_another_one_ends_with_the_same_weights_and_says_who
     data = open_dataset(mixed.data.path).train
     with Sharing() as sharing:
         loader = TrainLoader(
-            data, resolve(mixed).data, batch_size=48, seed=0, rank=0, world_size=1, device=CPU, threads=1,
-            sharing=sharing,
+            data, resolve(mixed).data, batch_size=mixed.batch_size, seed=0, rank=0, world_size=1, device=CPU,
+            threads=1, sharing=sharing,
         )  # fmt: skip
         next(loader.epoch(0))
         _, epochs = run(mixed.with_values({"optimizer.agc.clip_factor": 0.5}), shares_batches=True)
         assert "shared_batches" not in epochs[0]
         shared, epochs = run(mixed, shares_batches=True)
-        assert [metrics["shared_batches"] for metrics in epochs] == [0.8, 1]
+        assert [metrics["shared_batches"] for metrics in epochs] == [2 / 3, 1]
     ours, theirs = shared.model.state_dict(), alone.model.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 

@@ -32,8 +32,8 @@ NUMBERS = ("train_loss", "train_top1", "agc_clipped_fraction", "validation_top1"
 
 @pytest.fixture(scope="module")
 def short(quick: Recipe) -> Recipe:
-    """One epoch of three steps."""
-    return quick.with_values({"schedule.epochs": 1, "batch_size": 80, "optimizer.ema.decay": 0.9})
+    """One epoch of two steps."""
+    return quick.with_values({"schedule.epochs": 1, "batch_size": 120, "optimizer.ema.decay": 0.9})
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_a_training_gives_the_numbers_of_the_cpu(
         assert_same(weights(outcome), weights(expected))
     assert on_gpu.numbers == on_cpu.numbers
     assert "kernel by kernel" not in caplog.text
-    assert gpu.replays == 3 * recipe.schedule.epochs
+    assert gpu.replays == 2 * recipe.schedule.epochs
 
 
 def test_the_form_of_a_step_is_tried_on_the_gpu(
@@ -123,7 +123,7 @@ def test_the_form_of_a_step_is_tried_on_the_gpu(
     monkeypatch.setattr(run, "TrainStep", functools.partial(TrainStep, rates_on_device=True))
     monkeypatch.setattr(probe, "SECONDS_OF_STEPS", 0.0)  # the fewest steps of each form
     on_cpu, on_gpu = Watched(CPU), Watched(DEVICE)
-    short = short.with_values({"model.overrides.group_width": [4, 4, 8, 8]})
+    short = short.with_values({"model.overrides.group_width": [2, 2, 4, 4]})
     train(short, on_cpu)
     with pretended_gpu(), caplog.at_level(logging.INFO):
         open_form = {"memory_format": "auto", "grouped_convolutions": "auto", "capture": "never"}
@@ -180,10 +180,10 @@ def test_a_worker_has_no_more_than_its_part_of_a_gpu(short: Recipe) -> None:
 
 
 def test_the_host_waits_for_no_step(short: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    """But where the workers agree, it reads from the GPU as often in an epoch of six steps as in one of three."""
+    """But where the workers agree, it reads from the GPU as often in an epoch of four steps as in one of two."""
     monkeypatch.setattr(Agreement, "is_due", lambda _, is_last: is_last)
     reads = []
-    for batch_size in (80, 40):
+    for batch_size in (120, 60):
         with pretended_gpu() as gpu:
             train(short.with_values({"batch_size": batch_size}), Watched(DEVICE))
         assert gpu.replays == 240 // batch_size
@@ -234,7 +234,7 @@ def test_a_cohort_gives_the_numbers_of_the_cpu(short: Recipe) -> None:
     with pretended_gpu() as gpu:
         train_cohort(recipes, on_gpu)
     assert [lane.numbers for lane in on_gpu] == [lane.numbers for lane in on_cpu]
-    assert gpu.replays == 3
+    assert gpu.replays == 2
 
 
 def test_the_pretended_gpu_refuses_tensors_of_the_host_and_counts_what_is_read() -> None:

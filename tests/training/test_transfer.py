@@ -108,11 +108,11 @@ def test_bfloat16_and_a_file_without_a_classifier_will_do(tmp_path: Path) -> Non
 
 
 def test_a_baseline_starts_from_timms_weights_statistics_included(tmp_path: Path) -> None:
-    source = create_model("resnet50", num_classes=4)
+    source = create_model("test_resnet", num_classes=4)
     source.bn1.running_mean += 3
     torch.save(source.state_dict(), tmp_path / "w.pth")
-    assert recognise_model(tmp_path / "w.pth") == "resnet50"
-    target = create_model("resnet50", num_classes=2)
+    assert recognise_model(tmp_path / "w.pth") == "test_resnet"
+    target = create_model("test_resnet", num_classes=2)
     load_pretrained(target, tmp_path / "w.pth")
     assert equal(body(target), body(source))
     assert torch.equal(target.bn1.running_mean, source.bn1.running_mean)
@@ -273,7 +273,7 @@ def test_a_frozen_body_stays_what_it_was_under_every_technique(
 def test_no_gradient_and_no_state_is_there_for_a_frozen_body(quick: Recipe, pretrained: Path) -> None:
     recipe = with_pinned_weights(quick.with_values(EVERYTHING | {"model.weights": str(pretrained)}))
     model = create_model(
-        "nfnet_pico", 10, dropout=0.1, stochastic_depth=0.1, overrides=recipe.model.overrides.chosen()
+        quick.model.name, 10, dropout=0.1, stochastic_depth=0.1, overrides=recipe.model.overrides.chosen()
     )
     start_from(model, recipe.model)
     set_training_mode(model)
@@ -328,8 +328,8 @@ def test_the_classifier_is_drawn_alike_with_weights_and_without(quick: Recipe, p
     models = []
     for weights in (None, str(pretrained)):
         torch.manual_seed(3)
-        models.append(create_model("nfnet_pico", 10, overrides=quick.model.overrides.chosen()))
-        start_from(models[-1], ModelRecipe("nfnet_pico", weights=weights))
+        models.append(create_model(quick.model.name, 10, overrides=quick.model.overrides.chosen()))
+        start_from(models[-1], ModelRecipe(quick.model.name, weights=weights))
     assert torch.equal(models[0].classifier.weight, models[1].classifier.weight)
     assert not equal(body(models[0]), body(models[1]))
 
@@ -341,7 +341,7 @@ def test_a_checkpoint_of_a_run_gives_what_its_accuracy_was_measured_on(
     recipe = quick.with_values({"schedule.epochs": 1, "optimizer.ema.decay": decay})
     outcome = run(recipe, tmp_path)
     (checkpoint,) = tmp_path.glob("*.pt")
-    target = create_model("nfnet_pico", 3, overrides=recipe.model.overrides.chosen())
+    target = create_model(quick.model.name, 3, overrides=recipe.model.overrides.chosen())
     loaded = load_pretrained(target, checkpoint)
     assert equal(body(target), body(outcome.average or outcome.model))
     assert ("moving average" in loaded.origin) == (decay is not None)
