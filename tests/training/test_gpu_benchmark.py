@@ -33,10 +33,7 @@ from benchmarks.gpu.convolution_shapes import PASSES, Convolution, convolutions_
 from benchmarks.gpu.convolutions import FORMS, tensors_of
 from benchmarks.gpu.correctness import CAPTURED_CHECKS, captured_difference, difference_of_kept_graphs
 from benchmarks.gpu.machine import Machine, Sensors
-from benchmarks.gpu.networks import (
-    TINY,
-    new_step,
-)
+from benchmarks.gpu.networks import new_step
 from benchmarks.gpu.rows import COLUMNS, Recorder, Row, read_rows, table, tidy, write_csv
 from benchmarks.gpu.step import add_captured, eager_forms
 from nfnet_ray.errors import UserError
@@ -50,6 +47,7 @@ from tests.training import pretended_gpu as pretended
 from tests.training.pretended_gpu import pretended_gpu
 from tests.training.tape import TapeRecorder
 
+FORKED = "tests.training.forked_gpu_benchmark"
 NOT_ON_THE_DEVICE = ("ray", "mlflow", "ffcv", "orjson", "optuna", "plotly", "moto")
 ROW = '{"part": "p", "case": "c", "quantity": "time", "value": 1, "unit": "s", "device": "D"}'
 
@@ -65,7 +63,7 @@ def test_every_part_gives_its_rows_with_torch_alone(tmp_path: Path) -> None:
     limits = ["--seconds", "100000"]  # pytest's own is sooner
     arguments = ["--results", results, *limits, "--commit", "abc1234", "--log", tmp_path / "log"]
     process = subprocess.run(
-        [sys.executable, "-m", "benchmarks.gpu", *arguments, "--cifar", few_images(tmp_path / "cifar")],
+        [sys.executable, "-m", FORKED, *arguments, "--cifar", few_images(tmp_path / "cifar")],
         env={**os.environ, "PYTHONPATH": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""},
         cwd=command.REPOSITORY,
         capture_output=True,
@@ -180,24 +178,12 @@ def test_clock_and_power_are_read_in_the_middle_of_the_work() -> None:
     assert timing.sensors.power_watts == 700
 
 
-def test_the_check_of_kept_graphs_replays_them(few_digits: Path) -> None:
-    recipe = Recipe().with_values(
-        {
-            "model.name": "nfnet_pico",
-            **TINY,
-            "data.path": str(few_digits),
-            "data.image_size": 16,
-            "data.eval_size": 16,
-            "data.randaugment.layers": 0,
-            "schedule.epochs": 1,
-            "model.dropout": 0.1,
-            "batch_size": 80,
-        }
-    )
+def test_the_check_of_kept_graphs_replays_them(quick: Recipe) -> None:
+    recipe = quick.with_values({"schedule.epochs": 1, "batch_size": 120})
     with pretended_gpu() as gpu:
         machine = Machine(is_small=True)
         assert difference_of_kept_graphs(machine, recipe) == 0
-        assert (gpu.captures, gpu.replays) == (2, 9)
+        assert (gpu.captures, gpu.replays) == (2, 6)
         with pytest.raises(RuntimeError, match="no step was captured"):
             difference_of_kept_graphs(machine, recipe.with_values({"capture": "never"}))
 
