@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import socket
 import sys
@@ -22,6 +23,18 @@ from nfnet_ray.training.step import clipped_parameters
 TENSORFLOW_FORM = [name for name in BASELINES if name.startswith("tf_")]
 
 
+@pytest.fixture(autouse=True)
+def nothing_is_asked_of_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In all of these tests: they build every baseline."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+@functools.cache
 def on_meta(name: str, num_classes: int = 1000) -> nn.Module:
     with torch.device("meta"):
         return create_model(name, num_classes)
@@ -36,11 +49,15 @@ def measured_multiply_adds(model: nn.Module, size: int) -> int:
         assert isinstance(layer.weight, Tensor)
         multiply_adds += layer.weight.numel() * output[0, 0].numel()
 
-    for layer in model.modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear):
-            layer.register_forward_hook(count)
+    hooks = [
+        layer.register_forward_hook(count)
+        for layer in model.modules()
+        if isinstance(layer, nn.Conv2d | nn.Linear)
+    ]
     with torch.no_grad():
         model.eval()(torch.empty(1, 3, size, size, device="meta"))
+    for hook in hooks:
+        hook.remove()
     return multiply_adds
 
 
@@ -221,16 +238,6 @@ def test_a_step_of_training_reaches_every_parameter() -> None:
     assert logits.shape == (2, 10)
     logits.square().mean().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
-
-
-def test_nothing_is_asked_of_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("the network was asked")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    for name in BASELINES:
-        on_meta(name)
 
 
 def test_baselines_come_after_the_normaliser_free() -> None:

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from nfnet_ray.models import create_model
 from nfnet_ray.models.nfnet import NFNet
-from nfnet_ray.models.weights.deepmind import load_deepmind_weights, to_deepmind_arrays
-from tests.parity.official import draw, drawn_weight, max_difference, reference
+from nfnet_ray.models.weights.deepmind import load_deepmind_weights
+from tests.parity.official import FIXTURES, draw, drawn, max_difference, official_shapes, reference
 
 OFFICIAL = reference("nfnet_full_size")
+STRUCTURE = json.loads((FIXTURES / "nfnet_structure.json").read_text())["variants"]
 META = json.loads(str(OFFICIAL["meta"]))
 
 
@@ -30,11 +31,8 @@ def network(request: pytest.FixtureRequest) -> tuple[str, NFNet]:
         model = create_model(f"nfnet_{request.param.lower()}", META["num_classes"])
     model.to_empty(device="cpu")
     assert isinstance(model, NFNet)
-    arrays = to_deepmind_arrays(model)
-    for module, parameters in arrays.items():
-        for parameter, array in parameters.items():
-            parameters[parameter] = drawn_weight(META["seed"], module, parameter, array.shape)
-    load_deepmind_weights(model, arrays)
+    shapes = official_shapes(STRUCTURE[request.param], META["num_classes"])
+    load_deepmind_weights(model, drawn(shapes, META["seed"]))
     return request.param, model.eval()
 
 
