@@ -316,6 +316,44 @@ def test_other_ranges_of_a_stratum_are_allowed_for() -> None:
     assert found.high / found.low < 1.3
 
 
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_an_optimum_beside_a_cliff_is_not_moved_away_from_it(seeds: int) -> None:
+    """As of clip factors on the digits with 256 images: beyond 0.04 nothing is learnt, there it depends on the seed.
+
+    A parabola through all of them had its optimum at 0.0086, the median of 100 such studies of one seed, and intervals
+    that did not reach the true one in 15 of them.
+    """
+    draw = np.random.default_rng(3)
+    factors = [0.0025 * 2**power for power in range(7)]
+    reached, optima = [], []
+    for _ in range(30):
+        accuracies = []
+        for factor in factors:
+            fall = 0.4 * draw.uniform(size=seeds) * (draw.uniform(size=seeds) < 0.5)
+            learnt = parabola(0.02, fall=0.013)(factor) - (fall if factor == 0.04 else 0.0)
+            accuracies.append(np.broadcast_to(0.12 if factor > 0.05 else learnt, seeds))
+        spread = 0.01 * draw.standard_normal(seeds * len(factors))
+        [bits] = simulated_bits(
+            draw, np.concatenate(accuracies)[None] + spread, 360, shared_variance(0.8, 0.85)
+        )
+        study = tables(
+            {CLIP: factors},
+            [{CLIP: factor} for factor in factors],
+            [flat(float(own.mean())) for own in bits],
+            seeds=seeds,
+            images=360,
+            bits=bits,
+        )
+        [found] = responses(study, CLIP)
+        if found.kind in ("inside", "edge"):
+            assert found.range_high <= 0.05
+            reached.append(found.low <= 0.0283 and found.high >= 0.0141)
+            optima.append(found.optimum)
+    assert len(optima) >= 6
+    assert len(reached) - sum(reached) <= 2
+    assert 0.0141 <= np.median(optima) <= 0.0283
+
+
 RATE = "base_learning_rate"
 
 

@@ -23,6 +23,8 @@ _LEVEL_OF_PRODUCTS = 0.01
 class Parabola:
     """The least-squares fit of ``a + b x + c x²``, of products of x with other fields, and of columns of those fields.
 
+    Where settings have several seeds, each has the weight of its own noise.
+
     The curve, its noise and its optimum are those in the middle of the other fields, where the products are 0.
 
     What the noise of images and seeds does not explain of the residuals is one more variance, the same for each
@@ -162,7 +164,6 @@ def fit_parabola(
     own = [1, 2, *range(3, 3 + products.shape[1])]
     points = len(x)
     solver = np.linalg.pinv(design)
-    beta = solver @ top1
     left = np.eye(points) - design @ solver
     freedom = points - int(np.linalg.matrix_rank(design))
     residuals = left @ top1
@@ -174,6 +175,8 @@ def fit_parabola(
     # Two mean squares: of the field, and of what is left, at least what images and seeds explain.
     level = max(squares / freedom if freedom else 0.0, known / max(freedom, 1))
     seeded = bool(noise.seeds.any())
+    if seeded:
+        solver = _weighted(design, noise, extra)
     bottom = freedom if not seeded or squares > known else max(freedom, noise.freedom)
     explains = float(fdtrc(len(own), bottom, max(0.0, lost / len(own) / level))) if level > 0 else 0.0
     lacks = []
@@ -190,8 +193,26 @@ def fit_parabola(
             )
     lack = min([1.0, *(len(lacks) * one for one in lacks)])  # Bonferroni
     return Parabola(
-        x, beta, solver, noise, extra, freedom, explains, lack, float(np.sqrt(extra * freedom / points))
+        x,
+        solver @ top1,
+        solver,
+        noise,
+        extra,
+        freedom,
+        explains,
+        lack,
+        float(np.sqrt(extra * freedom / points)),
     )
+
+
+def _weighted(design: Floats, noise: Noise, extra: float) -> Floats:
+    """(p, n) what gives the coefficients where settings differ in their noise.
+
+    A setting at the edge of divergence may have ten times the spread between seeds of the others, and its distance from
+    the curve says that little.
+    """
+    roots = 1 / np.sqrt(np.maximum(np.diag(noise.covariance) + extra, np.finfo(float).tiny))
+    return np.asarray(np.linalg.pinv(design * roots[:, None]) * roots)
 
 
 def optimum_of(fit: Parabola) -> Optimum:

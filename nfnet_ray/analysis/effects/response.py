@@ -316,7 +316,9 @@ def _response(
     columns = _centred(others, len(fitted))
     if len(fitted) < 3 + columns.shape[1] + 2:
         return Response(kind="too few", **common)
-    return _fitted(x, fitted, outside, others, columns, common)
+    classes = tables.study["data"].get("classes", 0)
+    chance = 1 / classes if classes else 0.0
+    return _fitted(x, fitted, outside, others, columns, common, chance)
 
 
 def _given_up(rows: pd.DataFrame, fields: Sequence[str], measured: set[tuple[Any, ...]]) -> int:
@@ -435,8 +437,9 @@ class _WidestFit:
         columns: Floats,
         elsewhere: Floats,
         equal_within: float,
+        chance: float,
     ) -> _WidestFit:
-        keep = np.arange(len(place))
+        keep = np.arange(len(place)) if columns.shape[1] else _learnt(place, top1, chance)
         step = max(1, len(set(place)) // _STEPS)
         while True:
             x, y, others, products = place[keep], top1[keep], columns[keep], elsewhere[keep]
@@ -452,6 +455,20 @@ class _WidestFit:
             keep = fewer
 
 
+def _learnt(place: Floats, top1: Floats, chance: float) -> Integers:
+    """The settings without the values at the ends at which the network learnt little, if enough are left.
+
+    Such an accuracy, nearer to chance than to the best, lies on the far side of a cliff, whose height says nothing of
+    where the optimum is; a parabola through it has its optimum too far from the cliff.
+    """
+    enough = (top1.max() + chance) / 2
+    values = sorted(set(place))
+    learnt = {value: bool(top1[place == value].mean() >= enough) for value in values}
+    while len(values) > LEAST_VALUES and not (learnt[values[0]] and learnt[values[-1]]):
+        del values[0 if not learnt[values[0]] else -1]
+    return np.flatnonzero(np.isin(place, values))
+
+
 def _fitted(
     x: Floats,
     fitted: Sequence[SettingResult],
@@ -459,6 +476,7 @@ def _fitted(
     others: Sequence[_OtherField],
     columns: Floats,
     common: dict[str, Any],
+    chance: float,
 ) -> Response:
     """The response by the widest range of values around the best one that a parabola describes."""
     top1 = np.array([result.top1 for result in fitted])
@@ -466,7 +484,7 @@ def _fitted(
     axis = _Axis(x.mean(), np.ptp(x) / 2, common["is_logarithmic"])
     place = (x - axis.middle) / axis.scale
     elsewhere = np.column_stack([np.empty((len(x), 0)), *(one.places for one in others)])
-    widest = _WidestFit.of(place, top1, noise, columns, elsewhere, common["equal_within"])
+    widest = _WidestFit.of(place, top1, noise, columns, elsewhere, common["equal_within"], chance)
     fit, keep = widest.parabola, widest.keep
     numbers = [float(fitted[number].point[common["field"]]) for number in keep.tolist()]
     seeded = all(len(result.seed_top1) > 1 for result in fitted)
