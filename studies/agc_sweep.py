@@ -7,9 +7,10 @@ Which factor is best for this network on this data, at each batch size?
 Command. ``python studies/agc_sweep.py`` on one machine, on the 1,797 handwritten digits that come with scikit-learn;
 ``--data PATH --address auto`` on a cluster, on a data set that data_prep converted.
 
-How to read it. The peak learning rate is proportional to the batch, as in the paper, and the best factor falls as the
-learning rate rises at one batch, too (docs/methods/agc.md): the study does not tell the two apart. Of factors that are
-close to each other at an early rung, the larger one gains more (docs/early_stopping.md).
+How to read it. The peak learning rate is proportional to the batch, as in the paper, and with the same learning rate
+both batches have about the same range of good factors (docs/methods/agc.md): so it is in part the learning rate that
+needs the smaller factor. Of factors that are close to each other at an early rung, the larger one gains more
+(docs/early_stopping.md).
 
 Cost. 12 trials of 8 epochs, of which half end by epoch 2; half a minute to two minutes on two CPU cores.
 
