@@ -49,3 +49,15 @@ def test_the_best_one_is_not_ahead_of_itself() -> None:
     noise = Noise(np.eye(3) * 1e-4, np.zeros(3), 1)
     assert chance_of_lead(np.array([0.9, 0.1, 0.1]), noise, rival=0) == 1.0
     assert chance_of_lead(np.array([0.9]), Noise(np.eye(1), np.zeros(1), 1)) == 1.0
+
+
+def test_thousands_of_settings_are_compared_by_what_each_has_to_itself() -> None:
+    """All share nine tenths of their variance, which moves no difference."""
+    draw, settings = np.random.default_rng(1), 2000
+    images = np.full((settings, settings), 9e-5) + np.eye(settings) * 1e-5
+    noise = Noise(images, np.zeros(settings), 1)
+    equal = 0.5 + 1e-5**0.5 * draw.standard_normal(settings)
+    assert chance_of_lead(equal, noise) > 0.05
+    equal[7] = 0.53
+    assert chance_of_lead(equal, noise) < 0.01
+    assert chance_of_lead(equal, noise, rival=3) < 0.01
