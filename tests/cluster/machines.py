@@ -1,4 +1,4 @@
-"""A Ray cluster of several nodes on this machine, each a ``ray start`` that can be killed, perhaps in a namespace."""
+"""A Ray cluster of several nodes on this machine, each a process that can be killed, perhaps in a namespace."""
 
 from __future__ import annotations
 
@@ -11,30 +11,26 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from tests.cluster.training import descendants, environment
 from tests.deadlines import HANG_SECONDS
 from tests.ports import unused_port
 
-RAY = str(Path(sys.executable).with_name("ray"))
-# Workers take any port that is free. By default each node gives its own those from 10002 on, and here all nodes are on
-# one machine.
-RAY_START = (RAY, "start", "--block", "--disable-usage-stats", "--min-worker-port=0", "--max-worker-port=0")
-# A head without the dashboard, a dozen processes that each import Ray, and without what carries logs to a terminal.
-QUIET = ("--include-dashboard=false", "--include-log-monitor=false")
 # A node starts a worker for each core when a driver connects. Studies send their code, which needs workers of its own.
 # Every five seconds it asks the system for what it says of its processes, which nobody looks at here.
 IDLE = {"RAY_prestart_worker_first_driver": "0", "REPORTER_UPDATE_INTERVAL_MS": "3600000"}
-# For each line that it reads it prints a line of JSON: {name: id} of the nodes that are up. One process answers all
-# questions, because each would import Ray again, which takes over a second. It imports nothing before the head listens.
+# It answers each line with one of JSON: an empty one with {name: id} of the nodes that are up, and [id, milliseconds],
+# by when that node is taken back, with what Ray says to that. One process answers all, as each would import Ray again.
+# It imports nothing before the head listens.
 ASKER = """\
 import json, socket, sys
 host, port = sys.argv[1].rsplit(":", 1)
 client = None
-for _ in sys.stdin:
+for line in sys.stdin:
     if client is None:
         try:
             socket.create_connection((host, int(port)), timeout=5).close()
@@ -43,6 +39,11 @@ for _ in sys.stdin:
             continue
         from ray._raylet import GcsClient
         client = GcsClient(address=sys.argv[1])
+    if line.strip():
+        from ray.core.generated.autoscaler_pb2 import DRAIN_NODE_REASON_PREEMPTION
+        node, until = json.loads(line)
+        print(json.dumps(client.drain_node(node, DRAIN_NODE_REASON_PREEMPTION, "spot", until)), flush=True)
+        continue
     nodes = client.get_all_node_info().values()
     print(json.dumps({node.node_name: node.node_id.hex() for node in nodes if node.state == 0}), flush=True)
 """
@@ -62,17 +63,23 @@ def make_token() -> None:
     own.unlink()
 
 
+def node_command(name: str, **fields: Any) -> list[str]:
+    """The command of :mod:`tests.cluster.node`."""
+    own = {"node_name": name, "dashboard_agent_listen_port": unused_port()}
+    return [sys.executable, str(Path(__file__).with_name("node.py")), json.dumps(fields | own)]
+
+
 class Machine:
     """One node. ``inside`` is a command that runs another one elsewhere, such as ``ip netns exec NAME``."""
 
     def __init__(
-        self, name: str, arguments: list[str], inside: tuple[str, ...], variables: Mapping[str, str]
+        self, name: str, command: Sequence[str], inside: tuple[str, ...], variables: Mapping[str, str]
     ) -> None:
         self.name = name
-        with tempfile.NamedTemporaryFile(prefix="ray-start-", delete=False) as output:
+        with tempfile.NamedTemporaryFile(prefix="ray-node-", delete=False) as output:
             self._output = Path(output.name)
             self._process = subprocess.Popen(
-                [*inside, *RAY_START, f"--node-name={name}", *arguments],
+                [*inside, *command],
                 env=environment() | IDLE | dict(variables),
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -85,7 +92,7 @@ class Machine:
 
     @property
     def last_words(self) -> str:
-        """The end of what ``ray start`` said."""
+        """The end of what it said."""
         return self._output.read_text(errors="replace")[-2000:]
 
     def kill(self) -> None:
@@ -101,8 +108,8 @@ class Machine:
 class Machines:
     """A head, which has no cores for workers unless it is given some, and machines that come and go.
 
-    Every port is an unused one, so that another head on this machine is not in the way. ``autoscaler`` is the file of
-    its settings; without it there is none.
+    Every port is an unused one, so that another head on this machine is not in the way. ``head_command`` starts another
+    head than :mod:`tests.cluster.node`, on this ``port`` and by the name "head".
     """
 
     def __init__(
@@ -111,8 +118,8 @@ class Machines:
         inside: tuple[str, ...] = (),
         variables: Mapping[str, str] = MappingProxyType({}),
         head_cores: int = 0,
-        autoscaler: Path | None = None,
         port: int | None = None,
+        head_command: Sequence[str] = (),
     ) -> None:
         make_token()
         self.address = f"{ip}:{port or unused_port()}"
@@ -120,15 +127,10 @@ class Machines:
         self._asker = self._new_asker()
         self.up: list[Machine] = []
         """The head and the others, in the order in which they came."""
-        listen = f"--port={self.address.rpartition(':')[2]}"
-        ports = [
-            f"--{name}-port={unused_port()}"
-            for name in ("dashboard", "dashboard-agent-listen", "ray-client-server")
-        ]
-        shape = [f"--num-cpus={head_cores}", f"--node-ip-address={ip}"]
-        monitor = f"--autoscaling-config={autoscaler}" if autoscaler else "--no-monitor"
-        arguments = ["--head", listen, *ports, *shape, *QUIET, monitor]
-        self.head = self._started(Machine("head", arguments, inside, variables))
+        port = int(self.address.rpartition(":")[2])
+        shape = {"node_ip_address": ip, "num_cpus": head_cores}
+        command = head_command or node_command("head", gcs_server_port=port, no_monitor=True, **shape)
+        self.head = self._started(Machine("head", command, inside, variables))
 
     def add(
         self,
@@ -138,10 +140,8 @@ class Machines:
         variables: Mapping[str, str] = MappingProxyType({}),
     ) -> Machine:
         """A machine of one core that is up."""
-        arguments = [f"--address={self.address}", f"--node-ip-address={ip}", "--num-cpus=1"]
-        agent = f"--dashboard-agent-listen-port={unused_port()}"
-        arguments += [agent, "--include-log-monitor=false"]
-        return self._started(Machine(name, arguments, inside, variables))
+        command = node_command(name, gcs_address=self.address, node_ip_address=ip, num_cpus=1)
+        return self._started(Machine(name, command, inside, variables))
 
     def _started(self, machine: Machine) -> Machine:
         self.up.append(machine)
@@ -157,16 +157,20 @@ class Machines:
 
     def ids(self) -> dict[str, str]:
         """{name: Ray's id} of the machines that are up; none while the head does not answer."""
+        return dict(self._answer("") or {})
+
+    def _answer(self, question: str) -> Any:
+        """None if the head does not answer."""
         assert self._asker.stdin is not None
         assert self._asker.stdout is not None
         with contextlib.suppress(BrokenPipeError):
-            self._asker.stdin.write("\n")
+            self._asker.stdin.write(f"{question}\n")
             self._asker.stdin.flush()
         answer = self._asker.stdout.readline()
         if not answer:  # it failed
             self._asker.wait()
             self._asker = self._new_asker()
-        return dict(json.loads(answer or "{}"))
+        return json.loads(answer or "null")
 
     def _new_asker(self) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -180,12 +184,9 @@ class Machines:
 
     def take_back(self, machine: Machine, seconds: int) -> None:
         """Says what a cloud's agent says before it takes a machine back."""
-        subprocess.run(
-            [*self._inside, RAY, "drain-node", f"--address={self.address}", f"--node-id={self.ids()[machine.name]}",
-             "--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=spot",
-             f"--deadline-remaining-seconds={seconds}"],
-            env=environment(), check=True, capture_output=True, timeout=HANG_SECONDS,
-        )  # fmt: skip
+        until = int((time.time() + seconds) * 1000)
+        is_accepted, reason = self._answer(json.dumps([self.ids()[machine.name], until]))
+        assert is_accepted, reason
 
     def remove(self, machine: Machine) -> None:
         """Kills a machine."""

@@ -61,10 +61,16 @@ def autoscaled(tmp_path: Path) -> Iterator[str]:
     }
     file = tmp_path / "autoscaler.json"
     file.write_text(json.dumps(config))
+    ports = [f"--{name}-port={unused_port()}" for name in ("dashboard", "dashboard-agent-listen")]
     machines = Machines(
         variables={"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"},
-        autoscaler=file,
         port=port,
+        head_command=[
+            *(str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--node-name=head"),
+            *(f"--port={port}", f"--ray-client-server-port={unused_port()}", *ports),
+            *("--node-ip-address=127.0.0.1", "--num-cpus=0", f"--autoscaling-config={file}"),
+            *("--include-dashboard=false", "--include-log-monitor=false"),
+        ],
     )
     try:
         yield machines.address
@@ -76,7 +82,7 @@ def autoscaled(tmp_path: Path) -> Iterator[str]:
 def test_nodes_come_for_the_trials_that_wait_and_each_gpu_is_shared(autoscaled: str, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, share_gpus.__file__, autoscaled, str(tmp_path)],
-        env=environment(),
+        env=environment() | {"MLFLOW_TRACKING_URI": "none"},
         capture_output=True,
         text=True,
         timeout=HANG_SECONDS,

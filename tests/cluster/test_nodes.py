@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,7 +23,7 @@ from nfnet_ray.cluster.connection.session import ray_session
 from nfnet_ray.data.files.dataset import check_dataset, open_dataset
 from nfnet_ray.data.files.file_identity import file_identity
 from nfnet_ray.errors import UserError
-from tests.deadlines import HANG_SECONDS
+from tests.cluster.machines import Machines
 from tests.e2e.workplace import Workplace
 
 pytestmark = pytest.mark.slow
@@ -64,34 +62,21 @@ def address(places: Path) -> Iterator[str]:
     allowed = subprocess.run(["unshare", "--mount", "true"], check=False, capture_output=True)
     if allowed.returncode:
         pytest.skip(f"no mount namespaces here: {allowed.stderr.decode().strip()}")
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    script = (
-        'mount --bind "$1" "$2" && exec "$3" -m ray.scripts.scripts start --address "$4" --num-cpus 1 --block'
-    )
-    second = subprocess.Popen(
-        ["unshare", "--mount", "bash", "-c", script, "-", places / "second", places / "first", sys.executable,
-         cluster.address],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    script = 'mount --bind "$1" "$2" && shift 2 && exec "$@"'
+    apart = ("unshare", "--mount", "bash", "-c", script, "-", str(places / "second"), str(places / "first"))
+    # Ray reads when it is imported whether it shows a token, and this process may have imported it.
+    without_token = {"RAY_AUTH_MODE": "disabled"}
+    machines = Machines(variables=without_token, head_cores=1)
     try:
-        yield cluster.address
+        machines.add("second", inside=apart, variables=without_token)
+        yield machines.address
     finally:
-        second.send_signal(signal.SIGTERM)
-        second.wait(timeout=HANG_SECONDS)
-        cluster.shutdown()
+        machines.close()
 
 
 @pytest.fixture(scope="module")
 def session(address: str) -> Iterator[str]:
-    import ray
-
     with ray_session(address):
-        deadline = time.monotonic() + HANG_SECONDS
-        while sum(node["Alive"] for node in ray.nodes()) < 2:
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
         yield address
 
 

@@ -14,18 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.cluster.machines import node_command
 from tests.deadlines import HANG_SECONDS
+from tests.ports import unused_port
 
 pytestmark = pytest.mark.slow
 
-HEAD = """\
-import sys
-from ray.cluster_utils import Cluster
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-print(cluster.address, flush=True)
-sys.stdin.read()
-cluster.shutdown()
-"""
 # A worker that wants to know the first task's result has to ask this process for it.
 ASK = """\
 import sys
@@ -64,12 +58,13 @@ def head(
     with monkeypatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", request.param)
         process = subprocess.Popen(
-            [sys.executable, "-c", HEAD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            node_command("head", gcs_server_port=unused_port(), num_cpus=1, no_monitor=True),
+            stdout=subprocess.PIPE,
+            text=True,
         )
-    assert process.stdin is not None
     assert process.stdout is not None
     yield process.stdout.readline().strip(), request.param
-    process.stdin.close()
+    process.terminate()
     process.wait(timeout=HANG_SECONDS)
     shutil.rmtree(short)
 
