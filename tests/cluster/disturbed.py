@@ -6,8 +6,8 @@
 ``python disturbed.py FOLDER --study ARGUMENTS OF studies/sweep.py`` is the same of a study whose trials have several
 workers; the settings of a trial are those under its name.
 
-``python disturbed.py FOLDER --plain RANK RECIPE.json OUT`` is one of two workers of the same training without Ray
-and without any disturbance: what the others are compared with.
+``python disturbed.py FOLDER --plain RECIPE.json OUT`` is the same training by two workers without Ray and without any
+disturbance: what the others are compared with.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ import os
 import signal
 import sys
 import time
+import traceback
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 if str(REPOSITORY) not in sys.path:
@@ -87,6 +89,26 @@ def disturbed_worker(slot: dict[str, Any]) -> None:
     worker.work_in_slot(slot)
 
 
+def plain_training(recipe_file: Path, out: Path) -> int:
+    """By two workers, forked after one import of torch; the exit code."""
+    import nfnet_ray.training  # noqa: F401
+
+    workers = [os.fork() or _exit_after(plain_worker, rank, recipe_file, out) for rank in range(2)]
+    codes = [os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]) for worker in workers]
+    return max(map(abs, codes))
+
+
+def _exit_after(work: Callable[..., None], *arguments: Any) -> NoReturn:
+    code = 1
+    try:
+        work(*arguments)
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
 def plain_worker(rank: int, recipe_file: Path, out: Path) -> None:
     """Trains as one of two workers that know nothing of Ray, and keeps the weights."""
     import torch
@@ -111,7 +133,7 @@ def plain_worker(rank: int, recipe_file: Path, out: Path) -> None:
 
 if __name__ == "__main__":
     if sys.argv[2] == "--plain":
-        plain_worker(int(sys.argv[3]), Path(sys.argv[4]), Path(sys.argv[5]))
+        sys.exit(plain_training(Path(sys.argv[3]), Path(sys.argv[4])))
     else:
         from nfnet_ray.cluster import messages, trainer
         from studies import sweep, train
