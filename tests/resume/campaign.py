@@ -123,9 +123,14 @@ class Worker(PlainContext):
         dies_at: float | None,
         replicas: int,
         waits: bool,
+        saves_each_step: bool,
     ) -> None:
+        between = 0.0 if saves_each_step else None
         super().__init__(
-            device=torch.device("cpu"), threads=1, checkpoints=checkpoints, seconds_between_checkpoints=0.0
+            device=torch.device("cpu"),
+            threads=1,
+            checkpoints=checkpoints,
+            seconds_between_checkpoints=between,
         )
         self.rank, self.world_size, self.replicas = rank, world_size, replicas  # type: ignore[misc]
         self._log, self._dies_at, self._waits = log, dies_at, waits
@@ -173,7 +178,9 @@ class Attempt:
                 code = 1
                 try:
                     log = folder / f"log-{rank}"
-                    worker = Worker(rank, workers, checkpoints, log, when, replicas or workers, waits)
+                    # What a training that is not killed would save within an epoch, nobody reads; each takes 10 ms.
+                    saves = dies_at is not None
+                    worker = Worker(rank, workers, checkpoints, log, when, replicas or workers, waits, saves)
                     self._work(recipe, worker)
                     code = 0
                 except BaseException:
@@ -292,8 +299,21 @@ def tried(combination: Combination, data: Path, workers: int, seed: int, folder:
     }
 
 
+def warm_up(data: Path) -> None:
+    """Trains for an epoch, so that no worker imports and sets up what it uses: for 0.05 s of a core each."""
+    with tempfile.TemporaryDirectory(prefix="resume-", dir="/dev/shm") as folder:
+        place = Path(folder)
+        recipe = recipe_of(("esam", *SWITCHES), data).with_values({"schedule.epochs": 1})
+        train(
+            recipe,
+            Worker(0, 1, place / "checkpoints", place / "log", None, 1, waits=False, saves_each_step=True),
+        )
+
+
 def main(data: Path, workers: int, seed: int, quarter: int | None = None) -> None:
     """Goes through all combinations, two at a time: one leaves the cores idle while its processes start and meet."""
+    torch.set_num_threads(1)
+    warm_up(data)
     gc.freeze()  # training collects garbage first, and would look through all modules in each process
     first_lane = os.fork() != 0
     for combination in combinations(quarter)[0 if first_lane else 1 :: 2]:

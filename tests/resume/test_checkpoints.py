@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -32,7 +33,7 @@ from nfnet_ray.training.checkpoints.saving import Saver
 from nfnet_ray.training.checkpoints.storage import storage_at
 from nfnet_ray.training.measurement.clock import PHASES
 from tests.deadlines import HANG_SECONDS
-from tests.resume.campaign import EPOCHS, STEPS, recipe_of, timeless
+from tests.resume.campaign import EPOCHS, STEPS, Attempt, recipe_of, timeless
 
 CPU = torch.device("cpu")
 
@@ -275,43 +276,38 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_training_continues_with_a_full_disk_and_says_so_at_the_end(recipe: Recipe, tmp_path: Path) -> None:
     """And a run that never gets a checkpoint onto the disk ends, before it has cost much."""
-    script = f"""
-        import json, logging, resource, signal, sys, threading, time, torch
-        from nfnet_ray.errors import UserError
-        from nfnet_ray.recipe import Recipe
-        from nfnet_ray.training import PlainContext, train
-        logging.basicConfig(level=logging.WARNING, stream=sys.stdout, format="%(message)s")
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-        full = set()
-        def report(metrics):
-            epoch = int(metrics["epoch"])
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+
+    def trained(place: str, epochs: int, full: set[int]) -> str:
+        def report(metrics: dict[str, float]) -> None:
             while any(thread.name == "checkpoint" for thread in threading.enumerate()):
                 time.sleep(0.01)  # this epoch's is on its way
-            resource.setrlimit(resource.RLIMIT_FSIZE, (2000 if epoch + 1 in full else hard, hard))
-        recipe = Recipe.from_values(json.loads({json.dumps(json.dumps(recipe.to_values()))}))
-        for place, full_in_epochs in json.loads(sys.argv[1]).items():
-            resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
-            full = set(full_in_epochs)
-            context = PlainContext(device=torch.device("cpu"), threads=1, checkpoints=place, on_report=report)
-            try:
-                print(train(recipe.with_values({{"schedule.epochs": 6}}), context).state)
-            except UserError as error:
-                print("UserError:", error)
-            print("--")
-    """
-    full_in_epochs = {"passing": [2, 3], "lasting": [2, 3, 4, 5, 6], "last": [6]}
-    process = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script), json.dumps(full_in_epochs)],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    passing, lasting, last, _ = process.stdout.split("--\n")
+            is_full = int(metrics["epoch"]) + 1 in full
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2000 if is_full else hard, hard))
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        context = PlainContext(device=CPU, threads=1, checkpoints=tmp_path / place, on_report=report)
+        try:
+            return train(recipe.with_values({"schedule.epochs": epochs}), context).state
+        except UserError as error:
+            return f"UserError: {error}"
+
+    def work() -> str:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        said = io.StringIO()
+        logging.getLogger("nfnet_ray").addHandler(logging.StreamHandler(said))
+        for place, epochs, full in (
+            ("passing", 4, {2, 3}),
+            ("lasting", 6, {2, 3, 4, 5, 6}),
+            ("last", 2, {2}),
+        ):
+            print(trained(place, epochs, full), "--", sep="\n", file=said)
+        return said.getvalue()
+
+    passing, lasting, last, _ = in_child(work).split("--\n")
     assert passing.count("training continues, the one before is kept") == 2
     assert passing.splitlines()[-1] == "finished"
-    assert steps(CheckpointStore(tmp_path / "passing"))[0] == 6 * STEPS
+    assert steps(CheckpointStore(tmp_path / "passing"))[0] == 4 * STEPS
     assert "UserError" in lasting.splitlines()[-1]
     assert "3 checkpoints in a row could not be written" in lasting
     assert steps(CheckpointStore(tmp_path / "lasting")) == [STEPS]
@@ -603,22 +599,18 @@ def resized(tiny_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     """
     place = tmp_path_factory.mktemp("resized")
     recipe = recipe_of(("sam", "agc", "ema", "augmentation"), tiny_digits).with_values({"micro_batches": 1})
-    script = f"""
-        import sys; from pathlib import Path
-        from nfnet_ray.recipe import Recipe
-        from tests.resume.campaign import Attempt
-        import json
-        recipe = Recipe.from_values(json.loads({json.dumps(json.dumps(recipe.to_values()))}))
-        folder = Path({str(place)!r})
-        assert Attempt(recipe, 2, folder / "whole", None, None).wait()
+
+    def work() -> None:
+        assert Attempt(recipe, 2, place / "whole", None, None).wait()
         for first in (1, 2):
-            killed, resumed, kept = (folder / f"{{what}}-{{first}}" for what in ("killed", "resumed", "checkpoints"))
+            killed, resumed, kept = (
+                place / f"{what}-{first}" for what in ("killed", "resumed", "checkpoints")
+            )
             Attempt(recipe, first, killed, kept, (0, 0.8), replicas=2, waits=True).wait(first_ends_all=True)
-            assert Attempt(recipe, 3 - first, resumed, kept, None, replicas=2).wait(), (
-                (resumed / "stderr-0").read_text())
-    """
-    root = Path(__file__).parents[2]
-    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, cwd=root)
+            attempt = Attempt(recipe, 3 - first, resumed, kept, None, replicas=2)
+            assert attempt.wait(), attempt.complaints()
+
+    assert in_child(work) == "None"
     return place
 
 
