@@ -87,12 +87,6 @@ def _files_in_one_line() -> Iterator[None]:
         raise UserError(f"{error.filename}: {in_words(error)}") from error
 
 
-def _seed_spread(storage: Path, data: DatasetSummary, study: Study) -> float | None:
-    """The spread between seeds that earlier studies show, if it is more than is assumed without them; else None."""
-    measured = earlier_noise(storage, data.fingerprint, study.recipe.model.name).seed_spread
-    return measured if measured is not None and measured > ASSUMED_SPREAD else None
-
-
 @dataclass(frozen=True)
 class _Meant:
     """The study that a request means, its data and its folder, and how far it is.
@@ -132,7 +126,7 @@ def run(request: Request, resume_command: Callable[[Request, str], str], console
     """
     home = home_folder()
     storage = storage_folder(home, request)
-    request, tracking_uri = _with_places(request, home, storage)
+    request, tracking_uri = _with_addresses(request, home, storage)
     meant = _begun(request, home, storage) if request.begun else _new(request, home, storage)
     meant = _checked(meant, request, storage, console)
     if request.extend:
@@ -186,7 +180,7 @@ def run(request: Request, resume_command: Callable[[Request, str], str], console
     return Finished(study_run.execute(request.address, demand, console), directory)
 
 
-def _with_places(request: Request, home: Path, storage: Path) -> tuple[Request, str]:
+def _with_addresses(request: Request, home: Path, storage: Path) -> tuple[Request, str]:
     """The request with the webhook and the Ray that are meant, and the address of MLflow.
 
     Raises UserError if one of them is not there, and for flags that contradict each other.
@@ -265,6 +259,12 @@ def _checked(meant: _Meant, request: Request, storage: Path, console: Console) -
     check_networks(every, len(data.class_names), console)
     check_schedules(study)
     return replace(meant, study=with_weights(study, request.made_weights, request.plan, console))
+
+
+def _seed_spread(storage: Path, data: DatasetSummary, study: Study) -> float | None:
+    """The spread between seeds that earlier studies show, if it is more than is assumed without them; else None."""
+    measured = earlier_noise(storage, data.fingerprint, study.recipe.model.name).seed_spread
+    return measured if measured is not None and measured > ASSUMED_SPREAD else None
 
 
 def _extended(meant: _Meant, request: Request) -> _Meant:

@@ -101,20 +101,6 @@ def own_folder() -> Path:
     return folder
 
 
-def _bytes(shape: tuple[int, ...]) -> int:
-    return _HEADER_BYTES + 8 * shape[0] + int(np.prod(shape))
-
-
-def _parts(memory: mmap.mmap, shape: tuple[int, ...]) -> tuple[Images, Samples]:
-    samples = np.frombuffer(memory, np.int64, shape[0], _HEADER_BYTES)
-    images = np.frombuffer(memory, np.uint8, int(np.prod(shape)), _HEADER_BYTES + 8 * shape[0])
-    return images.reshape(shape), samples
-
-
-def _checksum(images: Images, samples: Samples) -> int:
-    return zlib.crc32(images.reshape(-1).data, zlib.crc32(samples.data))
-
-
 def _opened(path: Path, shape: tuple[int, ...]) -> tuple[Images, Samples] | None:
     """The content of a finished file; None if there is none, or it is short, damaged or of another shape.
 
@@ -152,6 +138,20 @@ def _write(path: Path, shape: tuple[int, ...], decode: Decode) -> None:
         images, samples = _parts(memory, shape)
         decode(images, samples)
         _HEADER.pack_into(memory, 0, _MAGIC, shape[0], images[0].size, _checksum(images, samples))
+
+
+def _bytes(shape: tuple[int, ...]) -> int:
+    return _HEADER_BYTES + 8 * shape[0] + int(np.prod(shape))
+
+
+def _parts(memory: mmap.mmap, shape: tuple[int, ...]) -> tuple[Images, Samples]:
+    samples = np.frombuffer(memory, np.int64, shape[0], _HEADER_BYTES)
+    images = np.frombuffer(memory, np.uint8, int(np.prod(shape)), _HEADER_BYTES + 8 * shape[0])
+    return images.reshape(shape), samples
+
+
+def _checksum(images: Images, samples: Samples) -> int:
+    return zlib.crc32(images.reshape(-1).data, zlib.crc32(samples.data))
 
 
 @contextlib.contextmanager
