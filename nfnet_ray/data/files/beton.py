@@ -205,6 +205,35 @@ def _open_checked(path: Path, descriptor: int) -> Beton:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give a .beton file") from error
 
+    layout = _checked_layout(path, descriptor, file_bytes)
+    metadata = _read_records(path, descriptor, METADATA, _METADATA_OFFSET, layout.num_samples)
+    table = _read_records(path, descriptor, ALLOCATION, layout.table_offset, layout.num_samples)
+    offsets, sizes = _checked_allocations(path, metadata, table, layout)
+    image = metadata["image"]
+    labels, modes = metadata["label"].astype(np.int64), image["mode"].copy()
+    heights, widths = image["height"].astype(np.int64), image["width"].astype(np.int64)
+    _check_each(path, (heights > 0) & (widths > 0), "has no pixels")
+    _check_each(path, (modes == JPEG) | (modes == RAW), "is stored in a way that is neither JPEG nor raw")
+    _check_each(
+        path, (modes != RAW) | (sizes == 3 * heights * widths), "has another size than its raw pixels need"
+    )
+    _check_each(path, labels >= 0, "has a negative label")
+    for array in (labels, heights, widths, modes, offsets, sizes):
+        array.setflags(write=False)
+    return Beton(path, file_bytes, labels, heights, widths, modes, offsets, sizes, descriptor, opened)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How many samples a file has; in bytes, the end of their metadata, the start of the table, the size of a page."""
+
+    num_samples: int
+    metadata_end: int
+    table_offset: int
+    page_bytes: int
+
+
+def _checked_layout(path: Path, descriptor: int, file_bytes: int) -> _Layout:
     if file_bytes < _METADATA_OFFSET:
         raise UserError(
             f"{path}: truncated: a .beton begins with {_METADATA_OFFSET} bytes of header, the file has"
@@ -245,23 +274,7 @@ def _open_checked(path: Path, descriptor: int) -> Beton:
     metadata_end = _METADATA_OFFSET + num_samples * METADATA.itemsize
     if table_offset < metadata_end:
         raise _damaged(path, f"{num_samples} samples' metadata would overlap the allocation table")
-
-    metadata = _read_records(path, descriptor, METADATA, _METADATA_OFFSET, num_samples)
-    table = _read_records(path, descriptor, ALLOCATION, table_offset, num_samples)
-    offsets, sizes = _checked_allocations(path, metadata, table, metadata_end, table_offset, page_bytes)
-
-    image = metadata["image"]
-    labels, modes = metadata["label"].astype(np.int64), image["mode"].copy()
-    heights, widths = image["height"].astype(np.int64), image["width"].astype(np.int64)
-    _check_each(path, (heights > 0) & (widths > 0), "has no pixels")
-    _check_each(path, (modes == JPEG) | (modes == RAW), "is stored in a way that is neither JPEG nor raw")
-    _check_each(
-        path, (modes != RAW) | (sizes == 3 * heights * widths), "has another size than its raw pixels need"
-    )
-    _check_each(path, labels >= 0, "has a negative label")
-    for array in (labels, heights, widths, modes, offsets, sizes):
-        array.setflags(write=False)
-    return Beton(path, file_bytes, labels, heights, widths, modes, offsets, sizes, descriptor, opened)
+    return _Layout(num_samples, metadata_end, table_offset, page_bytes)
 
 
 def _size_and_time(descriptor: int) -> tuple[int, int]:
@@ -271,12 +284,7 @@ def _size_and_time(descriptor: int) -> tuple[int, int]:
 
 
 def _checked_allocations(
-    path: Path,
-    metadata: np.ndarray,
-    table: np.ndarray,
-    metadata_end: int,
-    table_offset: int,
-    page_bytes: int,
+    path: Path, metadata: np.ndarray, table: np.ndarray, layout: _Layout
 ) -> tuple[np.ndarray, np.ndarray]:
     """Offsets and sizes in the samples' order, both (N,) int64. FFCV's writers leave the table in theirs."""
     num_samples = len(metadata)
@@ -288,10 +296,11 @@ def _checked_allocations(
     offsets, sizes = by_sample["ptr"], by_sample["size"]
     _check_each(path, offsets == metadata["image"]["data_ptr"], "has two different positions in the file")
     # Unsigned numbers wrap around: the bounds come first, each by itself, and sums only after them.
-    inside = (offsets >= metadata_end) & (offsets < table_offset) & (sizes > 0) & (sizes <= page_bytes)
+    inside = (offsets >= layout.metadata_end) & (offsets < layout.table_offset)
+    inside &= (sizes > 0) & (sizes <= layout.page_bytes)
     _check_each(path, inside, "is outside the file's image data")
-    _check_each(path, offsets + sizes <= table_offset, "is outside the file's image data")
-    same_page = offsets // page_bytes == (offsets + sizes - 1) // page_bytes
+    _check_each(path, offsets + sizes <= layout.table_offset, "is outside the file's image data")
+    same_page = offsets // layout.page_bytes == (offsets + sizes - 1) // layout.page_bytes
     _check_each(path, same_page, "straddles a page")
     return offsets.astype(np.int64), sizes.astype(np.int64)
 
