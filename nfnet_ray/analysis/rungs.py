@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import fmean, pvariance
 from typing import TYPE_CHECKING, Any
 
-from nfnet_ray.analysis.inference.rank_correlation import RankCorrelation, rank_correlation
+from nfnet_ray.analysis.inference.rank_correlation import LEAST_TRIALS, RankCorrelation, rank_correlation
 from nfnet_ray.analysis.record import StudyRecord
 from nfnet_ray.analysis.setting import trials_by_setting
 from nfnet_ray.analysis.tables import once_of_a_record
@@ -35,6 +35,7 @@ class RungSummary:
             one seed of a stratum, as the mean over strata and seeds. It says nothing of the trials that were given up,
             which would have had the chance to overtake. The interval counts the seeds of a stratum as one: they rank
             the same settings.
+        among_all: the same as it would be over all trials that reached the rung: those that finished were chosen there.
         regret: by how much the setting that is the best at the rung is less accurate at the end than the best one, a
             fraction, over the settings of which every seed that passes rungs finished, the mean over strata; NaN
             without two of them. Further seeds of contenders pass no rung.
@@ -45,6 +46,7 @@ class RungSummary:
     compared: int
     given_up: int
     correlation: RankCorrelation
+    among_all: RankCorrelation
     regret: float
 
     def sentence(self) -> str:
@@ -98,13 +100,15 @@ def rung_summaries(record: StudyRecord) -> Sequence[RungSummary]:
     summaries = []
     for rung in sorted(set(given_up)) or _would_be_rungs(record):
         reached = _accuracies_at(record, rung)
+        correlation = _correlation(record, reached)
         summaries.append(
             RungSummary(
                 rung=rung,
                 where=_where(record, rung),
                 compared=len(reached),
                 given_up=given_up.count(rung),
-                correlation=_correlation(record, reached),
+                correlation=correlation,
+                among_all=correlation.among_all(_spread_of_all(record, reached)),
                 regret=_regret(record, reached),
             )
         )
@@ -246,6 +250,29 @@ def _correlation(record: StudyRecord, at_rung: Mapping[str, float]) -> RankCorre
         if (pair := _pair(trial, at_rung)) is not None:
             strata.setdefault(_by_stratum(record, trial), {}).setdefault(trial["seed"], []).append(pair)
     return rank_correlation([list(seeds.values()) for seeds in strata.values()])
+
+
+def _spread_of_all(record: StudyRecord, at_rung: Mapping[str, float]) -> float:
+    """The standard deviation at a rung of all trials as a share of that of those that finished, by normal scores.
+
+    Ranks alone count, as in the correlation: a trial at the accuracy of chance is no further away than the last one.
+    """
+    from scipy.special import ndtri  # takes a while to import
+
+    strata: dict[tuple[Any, ...], list[tuple[float, bool]]] = {}
+    for trial in record.trials.to_dict("records"):
+        if trial["trial"] in at_rung and not math.isnan(at_rung[trial["trial"]]):
+            key = (*_by_stratum(record, trial), trial["seed"])
+            strata.setdefault(key, []).append((at_rung[trial["trial"]], trial["state"] == "finished"))
+    every, chosen = [], []
+    for trials in strata.values():
+        order = sorted(trials)
+        scores = [float(ndtri((place + 0.5) / len(order))) for place in range(len(order))]
+        finished = [score for score, (_, is_finished) in zip(scores, order, strict=True) if is_finished]
+        if len(finished) >= LEAST_TRIALS:
+            every.append(pvariance(scores))
+            chosen.append(pvariance(finished))
+    return max(1.0, math.sqrt(fmean(every) / fmean(chosen))) if chosen else 1.0
 
 
 def _regret(record: StudyRecord, at_rung: Mapping[str, float]) -> float:

@@ -7,13 +7,15 @@ import math
 import random
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
-from nfnet_ray.analysis import StudyRecord, load_study, rung_sentences, rung_summaries
+from nfnet_ray.analysis import StudyRecord, load_study, rung_sentences, rung_summaries, rungs
 from nfnet_ray.analysis.effects.importance import importance
 from nfnet_ray.analysis.effects.noise import results_at
 from nfnet_ray.analysis.effects.stages import stages
@@ -186,3 +188,25 @@ def test_contenders_are_among_the_settings_at_every_stage(halving: Halving) -> N
     assert [len(results_at(record, stage)) for stage in (first, end)] == [12, 3]
     assert importance(record).iloc[0]["settings"] == 12
     assert record.effects().iloc[0]["measured"] == 12
+
+
+def test_a_rung_that_predicts_the_end_is_not_blamed_for_having_chosen() -> None:
+    """Of 27 trials the best nine finish. Over all of them the rank correlation with the end is 0.77 on average."""
+    draw = np.random.default_rng(4)
+    chosen, among_all = [], []
+    for _ in range(200):
+        end = draw.standard_normal(27)
+        rung = 0.8 * end + 0.6 * draw.standard_normal(27)
+        last = np.sort(rung)[-9]
+        trials = [
+            {"trial": str(number), "seed": 0, "state": "finished" if one >= last else "stopped"}
+            | {"last_top1": end[number]}
+            for number, one in enumerate(rung)
+        ]
+        record: Any = SimpleNamespace(trials=pd.DataFrame(trials), conditions=())
+        at_rung = dict(zip(map(str, range(27)), rung.tolist(), strict=True))
+        found = rungs._correlation(record, at_rung)
+        chosen.append(found.value)
+        among_all.append(found.among_all(rungs._spread_of_all(record, at_rung)).value)
+    assert np.mean(chosen) < 0.55
+    assert np.mean(among_all) == pytest.approx(0.77, abs=0.12)

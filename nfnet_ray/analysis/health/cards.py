@@ -295,10 +295,12 @@ def _rungs(record: StudyRecord) -> Iterator[HealthCard]:
     first = next((rung for rung in rung_summaries(record) if rung.given_up), None)
     if first is None or math.isnan(first.correlation.value):
         return
-    found = first.correlation
+    found = (
+        first.among_all
+    )  # of those alone that were let through it would be low, however well the rung predicts
     how = (
         f"Spearman's rank correlation {decimal(found.value, 2)}, 95% interval {decimal(found.low, 2)} to "
-        f"{decimal(found.high, 2)}"
+        f"{decimal(found.high, 2)}, for all {count(first.compared, 'trial')} by those that finished"
     )
     cost = "" if math.isnan(first.regret) else f"; choosing there would cost {in_points(first.regret)}"
     if found.value >= DOUBT:
@@ -308,7 +310,7 @@ def _rungs(record: StudyRecord) -> Iterator[HealthCard]:
     yield HealthCard(
         "rungs",
         "bad" if found.value < DISAGREEMENT else "look",
-        f"The order {first.where} says little about the end ({how}, over the trials that finished){cost}; trials that "
+        f"The order {first.where} says little about the end ({how}){cost}; trials that "
         "were given up there may have been good ones.",
         _extend(record, "--early-stopping", "none"),
     )
