@@ -41,7 +41,9 @@ def test_of_published_recipes_there_is_nothing_to_remark() -> None:
 
 def test_a_warm_up_and_stairs_that_are_made_for_a_longer_training() -> None:
     (warmup,) = training(short("nfnet_f0", 8))
-    assert warmup.startswith("The learning rate rises for 62.5% of the 8 epochs: schedule.warmup_epochs=5 ")
+    assert warmup.startswith(
+        "The learning rate rises for 62.5% of the training: schedule.warmup_epochs=5 is for more "
+    )
     assert training(short("nfnet_f0", 8, **{"schedule.warmup_epochs": 1.0})) == []
     (stairs,) = training(short("resnet50", 8))
     assert stairs.endswith("To end at 1%: --set schedule.decay_epochs=4")

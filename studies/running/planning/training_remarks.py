@@ -60,8 +60,8 @@ def _of_schedule(recipe: Recipe, steps: int) -> Iterator[tuple[str, str]]:
     if schedule.warmup_epochs > MOST_WARMUP * epochs:
         share = min(1.0, schedule.warmup_epochs / epochs)
         said = (
-            f"The learning rate rises for {percent(share)} of the {count(epochs, 'epoch')}: "
-            f"schedule.warmup_epochs={schedule.warmup_epochs:g} is for a longer training. For an eighth of it: "
+            f"The learning rate rises for {percent(share)} of the training: schedule.warmup_epochs="
+            f"{schedule.warmup_epochs:g} is for more than {count(epochs, 'epoch')}. For an eighth of the training: "
             f"--set schedule.warmup_epochs={epochs / 8:g}"
         )
         yield "warm-up", said
