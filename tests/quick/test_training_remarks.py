@@ -19,6 +19,7 @@ from studies.efficientnet_baselines import efficientnet_baselines
 from studies.joint_sweep import joint_sweep
 from studies.running.planning.training_remarks import training_remarks
 from studies.sam_sweep import sam_sweep
+from studies.sweep import sweep
 from tests.quick.test_studies import DIGITS
 
 IMAGENET = replace(DIGITS, train_images=1_281_167, uniform_size=None)
@@ -94,3 +95,13 @@ def test_a_field_that_acts_in_branches_whose_gains_cannot_grow() -> None:
     for values in ({"model.overrides.skip_gain": False}, {"optimizer.agc.clip_factor": None}):
         assert training_remarks(replace(study, recipe=study.recipe.with_values(values)), DIGITS) == []
     assert training_remarks(dropout_sweep(IMAGENET), IMAGENET) == []
+
+
+def test_decays_that_the_average_does_not_reach_are_the_same_training() -> None:
+    """The digits have 176 steps of 64 images in 8 epochs: (1 + 175) / (10 + 175) is 0.951."""
+    decays = (None, 0.9, 0.99, 0.99999)
+    study = Study(name="a", question="?", recipe=sweep(DIGITS).recipe, space={"optimizer.ema.decay": decays})
+    (said,) = training_remarks(study, DIGITS)
+    assert said.startswith("optimizer.ema.decay 0.99 and 0.99999 are the same training")
+    assert "0.951 after the 176 steps" in said
+    assert training_remarks(replace(study, space={"optimizer.ema.decay": decays[:3]}), DIGITS) == []

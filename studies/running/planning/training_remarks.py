@@ -11,6 +11,7 @@ from nfnet_ray.data.batching import batches_per_epoch, images_of_share
 from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.models.baselines import BASELINES, TENSORFLOW_BATCH_NORM_MOMENTUM
 from nfnet_ray.models.variants import get_variant, list_models
+from nfnet_ray.optim.ema import ema_decay
 from nfnet_ray.optim.schedule import learning_rate_at
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.study.cost.forecast import rung_table
@@ -44,7 +45,12 @@ def training_remarks(study: Study, data: DatasetSummary) -> list[str]:
         steps = _steps_per_epoch(recipe, data)
         for kind, sentence in (*_of_schedule(recipe, steps), *_of_averages(recipe, steps, first_rung)):
             found.setdefault(kind, sentence)
-    return [*found.values(), *_compared_early(study, first_rung), *_idle_branches(study, recipes, data)]
+    return [
+        *found.values(),
+        *_compared_early(study, first_rung),
+        *_idle_branches(study, recipes, data),
+        *_same_averages(study, recipes, data),
+    ]
 
 
 def _first_rung(study: Study) -> float:
@@ -142,6 +148,26 @@ def _idle_branches(study: Study, recipes: Iterable[Recipe], data: DatasetSummary
             f"part: AGC lets their gains grow from 0 to at most {largest:.1g} in so few steps "
             "(docs/methods/residual_branches.md). Without the gains: --set model.overrides.skip_gain=false"
         )
+
+
+def _same_averages(study: Study, recipes: Iterable[Recipe], data: DatasetSummary) -> Iterator[str]:
+    """Where decays are swept that the warm-up of the average does not reach."""
+    if "optimizer.ema.decay" not in study.fields:
+        return
+    beyond: dict[tuple[int, float], set[float]] = {}
+    for recipe in recipes:
+        decay, steps = recipe.optimizer.ema.decay, recipe.schedule.epochs * _steps_per_epoch(recipe, data)
+        last = ema_decay(steps - 1, 1.0)
+        if recipe.optimizer.ema.warmup and decay is not None and decay >= last:
+            beyond.setdefault((steps, last), set()).add(decay)
+    for (steps, last), decays in beyond.items():
+        if len(decays) > 1:
+            yield (
+                f"optimizer.ema.decay {in_a_row([f'{one:g}' for one in sorted(decays)])} are the same training: while "
+                f"the average warms up, its decay is less, and {last:.3f} after the {count(steps, 'step')}. For larger "
+                "ones: --set optimizer.ema.warmup=false"
+            )
+            return
 
 
 def _largest_gain(recipe: Recipe, data: DatasetSummary) -> float:
