@@ -29,7 +29,7 @@ from nfnet_ray.tracking.epoch_metrics import Metrics, columns_of
 from nfnet_ray.tracking.events import StudyStarted
 from nfnet_ray.tracking.idle import IdleTime
 from nfnet_ray.tracking.labels import ABSENT, short_names
-from nfnet_ray.tracking.state import StudyState
+from nfnet_ray.tracking.state import StudyState, TrialProgress
 from nfnet_ray.tracking.study_directory import find_study
 from nfnet_ray.tracking.swept import condition_fields, swept_fields
 
@@ -264,37 +264,26 @@ def study_record(state: StudyState, started: StudyStarted, *, with_epochs: bool 
 
     description = started["study"]
     fields = tuple(name for name in swept_fields(description) if name.rsplit(".", 1)[-1] != "seed")
-    outside = state.outside
-    identity: dict[str, dict[str, Any]] = {}
-    for plan in (*state.plans.values(), *state.further.values(), *state.reruns.values()):
-        values = {**description["recipe"], **plan["recipe"], **plan["point"]}
-        identity[plan["name"]] = {
+    plans = (*state.plans.values(), *state.further.values(), *state.reruns.values())
+    own_values = {plan["name"]: {**plan["recipe"], **plan["point"]} for plan in plans}
+    identity = {
+        plan["name"]: {
             "trial": plan["name"],
             **{field: with_tuples(plan["point"].get(field, ABSENT)) for field in fields},
-            "seed": values.get("seed"),
+            "seed": {**description["recipe"], **own_values[plan["name"]]}.get("seed"),
         }
-
-    epochs_of: dict[str, list[tuple[int, Metrics]]] = {}
-    trial_rows: list[dict[str, Any]] = []
-    left_out_rows: list[dict[str, Any]] = []
-    rerun_rows: list[dict[str, Any]] = []
-    for trial, columns in identity.items():
-        progress = state.trials[trial]
-        metrics_by_epoch = sorted(progress.epochs.items())
-        is_rerun = trial in state.confirming
-        if with_epochs and trial not in outside and not is_rerun:
-            epochs_of[trial] = metrics_by_epoch
-        (left_out_rows if trial in outside else rerun_rows if is_rerun else trial_rows).append(
-            {
-                **columns,
-                "state": _STATES.get(progress.state, progress.state),
-                "reason": progress.reason or "",
-                "epochs": progress.epoch,
-                **_summary([metrics for _, metrics in metrics_by_epoch], progress.images_per_second),
-            }
+        for plan in plans
+    }
+    rows = {trial: {**columns, **_outcome(state.trials[trial])} for trial, columns in identity.items()}
+    outside, confirming = state.outside, state.confirming
+    trials = pd.DataFrame([rows[name] for name in rows if name not in outside and name not in confirming])
+    left_out, reruns = (
+        pd.DataFrame([rows[name] for name in names], columns=trials.columns)
+        for names in (
+            [name for name in rows if name in outside],
+            [name for name in rows if name in confirming and name not in outside],
         )
-    trials = pd.DataFrame(trial_rows)
-    left_out, reruns = (pd.DataFrame(rows, columns=[*trial_rows[0]]) for rows in (left_out_rows, rerun_rows))
+    )
     # Else as objects: None and NaN are not the same value of a swept field.
     as_objects = {
         name
@@ -305,6 +294,9 @@ def study_record(state: StudyState, started: StudyStarted, *, with_epochs: bool 
         for table in (trials, left_out, reruns):
             cells = [identity[trial][name] for trial in table["trial"]]
             table[name] = pd.Series(cells, dtype=object if name in as_objects or not cells else None)
+    epochs_of = {
+        trial: sorted(state.trials[trial].epochs.items()) for trial in trials["trial"] if with_epochs
+    }
     epochs = _table_of_epochs(identity, epochs_of, [*fields, "seed"], as_objects)
     return StudyRecord(
         study=description,
@@ -322,8 +314,8 @@ def study_record(state: StudyState, started: StudyStarted, *, with_epochs: bool 
         notes=tuple(state.notes),
         tags=state.tags,
         conditions=tuple(name for name in condition_fields(description) if name in fields),
-        left_out=left_out if left_out_rows else None,
-        reruns=reruns if rerun_rows else None,
+        left_out=left_out if len(left_out) else None,
+        reruns=reruns if len(reruns) else None,
         further=frozenset(state.repeating),
         dropped=dict(state.dropped),
         extensions=tuple(state.extensions),
@@ -332,10 +324,7 @@ def study_record(state: StudyState, started: StudyStarted, *, with_epochs: bool 
         pauses={name: dict(trial.paused) for name, trial in state.trials.items()},
         clipping={name: dict(trial.clipping) for name, trial in state.trials.items()},
         measured_under=ConditionsOfTrials(state, identity),
-        own_values={
-            plan["name"]: {**plan["recipe"], **plan["point"]}
-            for plan in (*state.plans.values(), *state.further.values(), *state.reruns.values())
-        },
+        own_values=own_values,
     )
 
 
@@ -372,10 +361,10 @@ def _table_of_epochs(
     return pd.DataFrame({**metrics, **table})[[*table, *(name for name in metrics if name not in table)]]
 
 
-def _summary(metrics: Sequence[Mapping[str, Any]], images_per_second: float | None) -> dict[str, float]:
-    """One trial's columns of ``StudyRecord.trials`` from its epochs, in order."""
+def _outcome(progress: TrialProgress) -> dict[str, Any]:
+    """One trial's columns of ``StudyRecord.trials`` behind those that say which it is."""
     names = (METRIC, "train_seconds", "startup_seconds")
-    columns = columns_of(metrics, names)
+    columns = columns_of([metrics for _, metrics in sorted(progress.epochs.items())], names)
 
     def values(name: str) -> list[float]:
         return [
@@ -383,10 +372,14 @@ def _summary(metrics: Sequence[Mapping[str, Any]], images_per_second: float | No
         ]
 
     top1, train_seconds, startup = map(values, names)
+    speed = progress.images_per_second
     return {
+        "state": _STATES.get(progress.state, progress.state),
+        "reason": progress.reason or "",
+        "epochs": progress.epoch,
         "last_top1": top1[-1] if top1 else math.nan,
         "best_top1": max(top1, default=math.nan),
         "train_seconds": train_seconds[-1] if train_seconds else math.nan,
-        "images_per_second": math.nan if images_per_second is None else images_per_second,
+        "images_per_second": math.nan if speed is None else speed,
         "startup_seconds": startup[-1] if startup else math.nan,
     }
