@@ -122,63 +122,79 @@ def draw(
 
 def _scatter(axes: Axes, trace: Mapping[str, Any], layout: Mapping[str, Any]) -> None:
     x, y = ([math.nan if value is None else value for value in trace[name]] for name in ("x", "y"))
-    line, marker, opacity = trace.get("line", {}), trace.get("marker", {}), trace.get("opacity", 1)
-    if trace.get("fill") == "toself":
-        axes.fill(x, y, color=_rgba(trace["fillcolor"]), linewidth=0, zorder=1)
+    if trace.get("fill"):
+        _area(axes, trace, x, y)
         return
-    if trace.get("fill") == "tonexty":
-        # The trace before it is the other edge, as in Plotly.
-        below = axes.lines[-1]
-        step: Literal["post"] | None = "post" if line.get("shape") == "hv" else None
-        axes.fill_between(
-            x, below.get_ydata(), y, color=_rgba(trace["fillcolor"]), linewidth=0, step=step, zorder=1
-        )
-        return
-    is_edge = "fillcolor" in trace and line.get("width") == 0
     if "lines" in trace["mode"]:
-        axes.plot(
-            x,
-            y,
-            color=_rgba(line.get("color", "#00000000")) if not is_edge else (0, 0, 0, 0),
-            linewidth=_SCALE * line.get("width", 2),
-            linestyle=_DASHES[line.get("dash", "solid")],
-            drawstyle="steps-post" if line.get("shape") == "hv" else "default",
-            alpha=opacity,
-            zorder=2,
-        )
-    for name in ("error_x", "error_y"):
-        error = trace.get(name, {})
-        if "array" in error:
-            bars = [error["arrayminus"], error["array"]]
-            axes.errorbar(
-                x,
-                y,
-                xerr=bars if name == "error_x" else None,
-                yerr=bars if name == "error_y" else None,
-                fmt="none",
-                ecolor=_rgba(error["color"]),
-                elinewidth=_SCALE * error.get("thickness", 1),
-                capsize=_SCALE * error.get("width", 3),
-                capthick=_SCALE * error.get("thickness", 1),
-                zorder=2.5,
-            )
+        _line(axes, trace, x, y)
+    for name in ("x", "y"):
+        if "array" in trace.get(f"error_{name}", {}):
+            _error_bars(axes, name, trace[f"error_{name}"], x, y)
     if "markers" in trace["mode"]:
+        marker = trace.get("marker", {})
         inside = [_is_inside(place, layout) for place in zip(x, y, strict=True)]
-        _marks(axes, x, y, inside, marker, opacity * marker.get("opacity", 1))
+        _marks(axes, x, y, inside, marker, trace.get("opacity", 1) * marker.get("opacity", 1))
     if "text" in trace["mode"]:
-        across, up, dx, dy = _TEXT_PLACES[trace["textposition"]]
-        for place, height, text in zip(x, y, trace["text"], strict=True):
-            axes.annotate(
-                text.strip(),
-                (place, height),
-                (dx, dy),
-                textcoords="offset points",
-                ha=across,
-                va=up,
-                fontsize=_LABEL_POINTS - 1,
-                color=_rgba(trace["textfont"]["color"]),
-                annotation_clip=False,
-            )
+        _texts(axes, trace, x, y)
+
+
+def _area(axes: Axes, trace: Mapping[str, Any], x: Sequence[float], y: Sequence[float]) -> None:
+    """What the points surround, or what is between them and the line that was drawn last, as in Plotly."""
+    look = {"color": _rgba(trace["fillcolor"]), "linewidth": 0, "zorder": 1}
+    if trace["fill"] == "toself":
+        axes.fill(x, y, **look)
+    else:
+        step: Literal["post"] | None = "post" if trace.get("line", {}).get("shape") == "hv" else None
+        axes.fill_between(x, axes.lines[-1].get_ydata(), y, step=step, **look)
+
+
+def _line(axes: Axes, trace: Mapping[str, Any], x: Sequence[float], y: Sequence[float]) -> None:
+    line = trace.get("line", {})
+    is_edge = "fillcolor" in trace and line.get("width") == 0  # of an area
+    axes.plot(
+        x,
+        y,
+        color=(0, 0, 0, 0) if is_edge else _rgba(line.get("color", "#00000000")),
+        linewidth=_SCALE * line.get("width", 2),
+        linestyle=_DASHES[line.get("dash", "solid")],
+        drawstyle="steps-post" if line.get("shape") == "hv" else "default",
+        alpha=trace.get("opacity", 1),
+        zorder=2,
+    )
+
+
+def _error_bars(
+    axes: Axes, name: str, error: Mapping[str, Any], x: Sequence[float], y: Sequence[float]
+) -> None:
+    """Bars along the axis ``name``, x or y."""
+    lengths: dict[str, Any] = {f"{name}err": [error["arrayminus"], error["array"]]}
+    axes.errorbar(
+        x,
+        y,
+        **lengths,
+        fmt="none",
+        ecolor=_rgba(error["color"]),
+        elinewidth=_SCALE * error.get("thickness", 1),
+        capsize=_SCALE * error.get("width", 3),
+        capthick=_SCALE * error.get("thickness", 1),
+        zorder=2.5,
+    )
+
+
+def _texts(axes: Axes, trace: Mapping[str, Any], x: Sequence[float], y: Sequence[float]) -> None:
+    across, up, dx, dy = _TEXT_PLACES[trace["textposition"]]
+    for place, height, text in zip(x, y, trace["text"], strict=True):
+        axes.annotate(
+            text.strip(),
+            (place, height),
+            (dx, dy),
+            textcoords="offset points",
+            ha=across,
+            va=up,
+            fontsize=_LABEL_POINTS - 1,
+            color=_rgba(trace["textfont"]["color"]),
+            annotation_clip=False,
+        )
 
 
 def _marks(
