@@ -131,7 +131,7 @@ def _random(pool: Pool, rule: Rule) -> Search:
 
 
 def _halved(halving: Halving) -> Rule:
-    return lambda pool, chance: pool.halved(halving, chance)
+    return lambda pool, chance: pool.halved(halving, [chance])[0]
 
 
 def _best_after(epoch: int) -> Rule:
@@ -188,7 +188,7 @@ class _Model:
                 left.remove(nearest)
                 group.append(nearest)
             part = self._pool.subset(group)
-            epochs = part.everything() if self._halving is None else part.halved(self._halving, chance)
+            epochs = part.everything() if self._halving is None else part.halved(self._halving, [chance])[0]
             trained |= epochs
             order += group
             results += [self._result(n, epochs) for n in group]

@@ -180,9 +180,19 @@ class Pool:
         """What a study without early stopping trains."""
         return {name: len(self.curves[name]) for name in self.trials}
 
-    def halved(self, halving: Halving, chance: random.Random) -> Trained:
-        """What early stopping trains; trials that compete all run at once and reach rungs in a random order."""
-        return _merged(self._halved(group, halving, chance) for group in self._groups())
+    def halved(self, halving: Halving, chances: Iterable[random.Random]) -> list[Trained]:
+        """What early stopping trains, for each of ``chances``.
+
+        Trials that compete all run at once, and reach rungs in a random order.
+        """
+        studies = [
+            (group, Study("replay", "?", self.recipe, {}, points=group.points, halving=halving))
+            for group in self._groups()
+        ]
+        return [
+            _merged(self._halved(group, study, halving, chance) for group, study in studies)
+            for chance in chances
+        ]
 
     def best_after(self, epochs: int) -> Trained:
         """Every trial for some epochs, and the best three of each stratum and seed to the end."""
@@ -238,8 +248,7 @@ class Pool:
                 names = tuple(trials[seed] for trials in rivals if seed < len(trials))
                 yield _Group(tuple(self.points[name] for name in names), names)
 
-    def _halved(self, group: _Group, halving: Halving, chance: random.Random) -> Trained:
-        study = Study("replay", "?", self.recipe, {}, points=group.points, halving=halving)
+    def _halved(self, group: _Group, study: Study, halving: Halving, chance: random.Random) -> Trained:
         theirs = dict(zip((trial.name for trial in study.trials()), group.trials, strict=True))
         last, state = ends(study), study.waiting_state()
         recorder = Recorder(cast(Journal, _Unwritten()), state, lambda: None, lambda _said: None)
@@ -289,7 +298,7 @@ def replay(record: StudyTables, orders: int = ORDERS) -> pd.DataFrame:
     pool = Pool.of(record)
 
     def halved(halving: Halving, times: int) -> list[Trained]:
-        return [pool.halved(halving, random.Random(order)) for order in range(times)]
+        return pool.halved(halving, map(random.Random, range(times)))
 
     trained = {"everything": [pool.everything()]}
     trained |= {f"synchronous, eta {eta:g}": halved(Halving(eta=eta), 1) for eta in ETAS}

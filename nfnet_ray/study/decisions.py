@@ -143,17 +143,35 @@ class Decider:
         found = []
         for group in self.groups:
             for level, (rung, kept) in enumerate(group.ladder):
+                at_rung = self._at_rung(group, rung, state, running, again)
+                if not at_rung:  # at most rungs most of the time; who stands where would be found for nobody
+                    continue
                 standing = _standing(group, level, state, again)
-                for name in standing.accuracies:
-                    trial = state.trials[name]
-                    if name in running or has_ended(trial, again):
-                        continue
-                    epoch = group.reached(trial, rung)
-                    if epoch is None or epoch >= group.end or group.is_past(trial, rung):
+                for name, epoch in at_rung:
+                    if name not in standing.accuracies:
                         continue
                     decision = self._decide(standing, name, rung, epoch, kept, state)
                     if decision is not None:
                         found.append(decision)
+        return found
+
+    def _at_rung(
+        self,
+        group: Group,
+        rung: float,
+        state: StudyState,
+        running: Collection[str],
+        again: Collection[str],
+    ) -> list[tuple[str, int]]:
+        """(trial, the epoch at which it reached the rung) of a group's trials that may have to be decided on there."""
+        found = []
+        for name in group.trials:
+            trial = None if name in running else state.trials.get(name)
+            if trial is None or has_ended(trial, again) or group.is_past(trial, rung):
+                continue
+            epoch = group.reached(trial, rung)
+            if epoch is not None and epoch < group.end:
+                found.append((name, epoch))
         return found
 
     def next_leg(self, state: StudyState, running: Collection[str], again: Collection[str]) -> Leg | None:

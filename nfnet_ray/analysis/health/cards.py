@@ -420,7 +420,7 @@ def _stopping(record: StudyRecord) -> Iterator[HealthCard]:
         pool = Pool.of(record)
         if pool.left_out:  # it has trials to come
             return
-        trained = pool.halved(Halving(), random.Random(0))
+        (trained,) = pool.halved(Halving(), [random.Random(0)])
     except UserError:
         return
     regrets, saved = pool.regrets(trained), 1 - pool.cost(trained) / pool.cost(pool.everything())
