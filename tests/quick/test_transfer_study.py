@@ -58,12 +58,12 @@ def test_the_recipe_is_the_papers_for_fine_tuning(tmp_path: Path) -> None:
 
 
 def test_a_baseline_is_fine_tuned_without_clipping(tmp_path: Path) -> None:
-    torch.save(create_model("resnet50", 5).state_dict(), tmp_path / "w.pt")
+    torch.save(create_model("test_resnet", 5).state_dict(), tmp_path / "w.pt")
     recipe = transfer.transfer(FLOWERS, weights=str(tmp_path / "w.pt")).recipe
-    assert recipe.model.name == "resnet50"
+    assert recipe.model.name == "test_resnet"
     assert recipe.optimizer.agc.clip_factor is None
     chosen = recipe.with_values({"memory_format": "channels_last"})  # a run's own choice
-    TrainStep(create_model("resnet50", 5), chosen, PlainContext(), steps_per_epoch=1)
+    TrainStep(create_model("test_resnet", 5), chosen, PlainContext(), steps_per_epoch=1)
 
 
 def test_data_of_ones_own_want_weights_of_ones_own() -> None:
@@ -119,6 +119,9 @@ def test_stopped_pretraining_resumes_to_the_same_weights(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(transfer, "PRETRAINING_EPOCHS_A_LINE", 1)
+    recipe = transfer._pretraining_recipe
+    small = {"data.image_size": 16, "data.eval_size": 16, "data.train_share": 0.2}  # two steps an epoch
+    monkeypatch.setattr(transfer, "_pretraining_recipe", lambda *given: recipe(*given).with_values(small))
     said: list[str] = []
 
     class Impatient(Console):
