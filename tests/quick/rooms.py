@@ -6,6 +6,7 @@ Imports are read from the source, function bodies included.
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -72,12 +73,16 @@ def reachable(room: str) -> set[str]:
     return rooms
 
 
-def imported_modules(source: str, module: str, is_package: bool) -> Iterator[tuple[int, str]]:
+@functools.cache
+def imported_modules(source: str, module: str, is_package: bool) -> tuple[tuple[int, str], ...]:
     """(line, absolute dotted name) of every import in `source`, wherever it stands.
 
     `from a import b` gives `a.b`, since b may be a module. Literal names handed to `import_module` count too.
     """
-    package = module.split(".") if is_package else module.split(".")[:-1]
+    return tuple(_imports(source, module.split(".") if is_package else module.split(".")[:-1]))
+
+
+def _imports(source: str, package: list[str]) -> Iterator[tuple[int, str]]:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)

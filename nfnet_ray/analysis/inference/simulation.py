@@ -6,6 +6,8 @@ own, does not add too much to that. How much of the variance is the images' deci
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -118,7 +120,16 @@ def _by_grade(accuracies: Floats, shared: float, grades: int = _GRADES) -> Float
     """(…, trials, grades) the probability that a trial has an image of each grade right."""
     from scipy.special import ndtr, ndtri
 
-    hardness = np.sqrt(shared) * ndtri((np.arange(grades) + 0.5) / grades)
+    hardness = np.sqrt(shared) * _hardness(grades)
     right = ndtr((ndtri(accuracies)[..., None] - hardness) / np.sqrt(1 - shared))
     # The grades are few, so their mean is a little off.
     return np.clip(right + (accuracies - right.mean(axis=-1))[..., None], 0.0, 1.0)
+
+
+@functools.cache
+def _hardness(grades: int) -> Floats:
+    """(grades,) of images: the middles of equal shares of a standard normal distribution."""
+    from scipy.special import ndtri
+
+    middles: Floats = ndtri((np.arange(grades) + 0.5) / grades)
+    return middles
