@@ -124,11 +124,15 @@ def test_stopped_pretraining_resumes_to_the_same_weights(
     monkeypatch.setattr(transfer, "_pretraining_recipe", lambda *given: recipe(*given).with_values(small))
     said: list[str] = []
 
-    class Impatient(Console):
-        """Somebody presses Ctrl-C when the second epoch is through."""
-
+    class Noting(Console):
         def print(self, *objects: object, **_: object) -> None:
             said.append(str(objects[0]))
+
+    class Impatient(Noting):
+        """Somebody presses Ctrl-C when the second epoch is through."""
+
+        def print(self, *objects: object, **more: object) -> None:
+            super().print(*objects, **more)
             if "epoch 2" in said[-1]:
                 raise KeyboardInterrupt
 
@@ -136,7 +140,7 @@ def test_stopped_pretraining_resumes_to_the_same_weights(
         transfer.pretrain(tmp_path / "a.pt", Impatient(), epochs=3)
     assert "resumes from the last epoch" in said[-1]
     assert not (tmp_path / "a.pt").exists()
-    transfer.pretrain(tmp_path / "a.pt", Console(quiet=True), epochs=3)
+    transfer.pretrain(tmp_path / "a.pt", Noting(), epochs=3)
     transfer.pretrain(tmp_path / "b.pt", Console(quiet=True), epochs=3)
     assert sum("epoch 1" in line for line in said) == 1
     a, b = (torch.load(tmp_path / name, weights_only=True) for name in ("a.pt", "b.pt"))
