@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import re
+import select
 import shutil
 import signal
 import socket
@@ -44,8 +45,60 @@ LEFT_AT_HOME = ("data", "runs", "mlruns", ".venv", ".venv-uv", ".git", "build")
 # What the sources of a study amount to, with room to grow; the tests' fixtures alone are more.
 LARGEST_UPLOAD_BYTES = 3_000_000
 
-# How often it is looked whether the job has failed: the command imports Ray, for two seconds of a core.
+# How often it is looked whether the job has failed.
 SECONDS_BETWEEN_LOOKS = 20.0
+
+
+# For each line of JSON, [a file, the words of a command], it runs the command in a process of its own, which prints to
+# the file, and prints its exit code. All of Ray's commands are imported once, for two seconds of a core.
+COMMANDS = """\
+import json, os, sys
+from ray.scripts.scripts import main
+for line in sys.stdin:
+    output, sys.argv = json.loads(line)
+    if (child := os.fork()) == 0:
+        file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(file, 1), os.dup2(file, 2)
+        sys.exit(main())
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+def laptop(home: Path, token: str | None) -> dict[str, str]:
+    """The environment of somebody who can reach the head."""
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    variables |= {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{DASHBOARD_PORT}", "HOME": str(home)}
+    return variables | ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token} if token else {})
+
+
+class Commands:
+    """The command ``ray``, imported once."""
+
+    def __init__(self, home: Path) -> None:
+        self._output = home / "said"
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", COMMANDS],
+            env=laptop(home, TOKEN),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        command = ["ray", *arguments]
+        self._process.stdin.write(json.dumps([str(self._output), command]) + "\n")
+        self._process.stdin.flush()
+        ended, _, _ = select.select([self._process.stdout], [], [], HANG_SECONDS)
+        assert ended, f"no end of {command}: {self._output.read_text()}"
+        code = int(self._process.stdout.readline())
+        return subprocess.CompletedProcess(command, code, self._output.read_text(), "")
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._process.kill()
+        self._process.wait()
 
 
 @dataclass(frozen=True)
@@ -56,20 +109,16 @@ class Head:
     """
 
     home: Path
+    commands: Commands
     prometheus: Prometheus | None
 
     def ray(self, *arguments: str, token: str | None = TOKEN) -> subprocess.CompletedProcess[str]:
         """The command ``ray``, as on a laptop that can reach the head."""
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        environment |= {
-            "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{DASHBOARD_PORT}",
-            "HOME": str(self.home),
-        }
         if token:
-            environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+            return self.commands.run(*arguments)
         return subprocess.run(
             [sys.executable, "-m", "ray.scripts.scripts", *arguments],
-            env=environment,
+            env=laptop(self.home, None),
             capture_output=True,
             text=True,
             timeout=HANG_SECONDS,
@@ -97,7 +146,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     command += ["--node-ip-address=127.0.0.1", f"--port={GCS_PORT}", f"--dashboard-port={DASHBOARD_PORT}"]
     command += [f"--dashboard-agent-listen-port={AGENT_PORT}", f"--ray-client-server-port={CLIENT_PORT}"]
     command += [f"--metrics-export-port={METRICS_PORT}", "--min-worker-port=0", "--max-worker-port=0"]
-    watch = None
+    watch, commands = None, Commands(home)
     with open(Path(folder) / "head.log", "w") as log:
         process = subprocess.Popen(
             [*command, f"--temp-dir={folder}"], env=environment, stdout=log, stderr=log
@@ -106,7 +155,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         if prometheus.is_installed():
             targets = Path(folder) / "prom_metrics_service_discovery.json"
             watch = Prometheus(tmp_path_factory.mktemp("prometheus") / "it", targets)
-        head = Head(home, watch)
+        head = Head(home, commands, watch)
         wait_until_up(process, listens, Path(folder) / "head.log")
         wait_until_up(  # its job agent comes up last
             process,
@@ -117,6 +166,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     finally:
         if watch is not None:
             watch.close()
+        commands.close()
         process.send_signal(signal.SIGTERM)  # it ends what it started
         process.wait(HANG_SECONDS)
         shutil.rmtree(folder, ignore_errors=True)

@@ -6,6 +6,7 @@ The same command and flags on a free port, with SQLite in PostgreSQL's place. Ta
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -25,8 +26,10 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+def port(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Iterator[int]:
+    """On a database that has its tables; tests/tracking/test_postgres.py starts a server that has to make them."""
     folder = tmp_path_factory.mktemp("mlflow")
+    shutil.copy(empty_database, folder / "mlflow.db")
     documents = rendered(KUBERNETES / "overlays" / "pvc")
     [pod] = [pod for document in documents for name, pod in pod_specs(document) if name == "mlflow"]
     [container] = pod["containers"]
