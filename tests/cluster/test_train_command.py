@@ -12,6 +12,7 @@ import pytest
 from nfnet_ray.errors import UserError
 from nfnet_ray.models.published import published_recipe
 from nfnet_ray.recipe import Recipe
+from nfnet_ray.study.cost.probe_process import Probe
 from nfnet_ray.study.study import Study
 from nfnet_ray.tracking.events import study_started
 from nfnet_ray.tracking.journal import JOURNAL_FILE
@@ -72,8 +73,11 @@ def test_wrong_use_is_refused_in_one_line(
 
 
 def test_a_plan_is_of_the_published_recipe_and_starts_nothing(
-    capsys: pytest.CaptureFixture[str], few_digits: Path, here: Path
+    capsys: pytest.CaptureFixture[str], few_digits: Path, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Without the measurement of this machine's speed, which a plan of tests/e2e/test_study.py makes."""
+    measured = Probe(1.0, 1.0, (0.1, 0.1), images=64, image_size=32, eval_seconds=1.0, eval_images=360)
+    monkeypatch.setattr("studies.running.planning.plan_text.probe_at_once", lambda *_: measured)
     assert main(["--data", str(few_digits), "--set", "batch_size=48", "--epochs", "3", "--plan"]) == 0
     assert "1 trial of nfnet_pico" in capsys.readouterr().out
     assert list(here.iterdir()) == []

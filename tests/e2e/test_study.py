@@ -271,7 +271,7 @@ def test_a_tracking_server_that_goes_away_costs_nothing(untracked: tuple[Workpla
 
 
 def test_plan_starts_nothing_and_help_reads_well(workplace: Workplace) -> None:
-    plan = workplace.run("--plan", "--epochs", "4", *QUICK)
+    plan = workplace.run_here("--plan", "--epochs", "4", *QUICK)
     assert plan.returncode == 0, plan.stderr
     assert "6 trials of nfnet_pico" in plan.stdout
     assert "measured just now on this machine, by" in plan.stdout
