@@ -7,7 +7,8 @@ parallel coordinates draw with WebGL, for which regl compiles text to code, whic
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from dashboards.figures.level_styles import short_labels
@@ -37,66 +38,21 @@ def parallel_coordinates(record: StudyRecord, outcomes: Sequence[Outcome]) -> Fi
     known = [outcome.top1 for outcome in outcomes if outcome.kind != "lost"]
     if not known:
         return None
-    low, high = min(known), max(known)
-    axes = [setting_axis(record, field) for field in fields]
+    axes = _Axes(record, {field: setting_axis(record, field) for field in fields}, min(known), max(known))
     finished = sorted(
         (outcome for outcome in outcomes if outcome.kind == "finished"), key=lambda one: -one.top1
     )
     best = finished[: max(1, round(BEST_SHARE * len(finished)))]
-    early = [outcome for outcome in outcomes if outcome.kind != "finished"]
-
-    def height(outcome: Outcome) -> float:
-        if outcome.kind == "lost":
-            return _LOST_PLACE
-        share = (outcome.top1 - low) / (high - low) if high > low else 0.5
-        return round(_LOWEST_PLACE + (1 - _LOWEST_PLACE) * share, 4)
-
-    def lines(of: Sequence[Outcome], tone: str, width: float, dash: str, opacity: float) -> dict[str, Any]:
-        x: list[float | None] = []
-        y: list[float | None] = []
-        hover: list[str] = []
-        for outcome in of:
-            places = [_share(axis, outcome.point[field]) for axis, field in zip(axes, fields, strict=True)]
-            x += [*range(len(places) + 1), None]
-            y += [*places, height(outcome), None]
-            hover += [outcome_in_words(record, outcome)] * (len(places) + 1) + [""]
-        return {
-            "type": "scatter",
-            "mode": "lines",
-            "x": x,
-            "y": y,
-            "line": {"width": width, "dash": dash},
-            "opacity": opacity,
-            "hovertext": hover,
-            "hoverinfo": "text",
-            "meta": {"tone": tone},
-        }
-
     groups = [
-        (early, "quiet", 1.0, "dot", 0.5),
+        ([one for one in outcomes if one.kind != "finished"], "quiet", 1.0, "dot", 0.5),
         (finished[len(best) :], "quiet", 1.2, "solid", 0.6),
         (best, "accent", 2.4, "solid", 1.0),
-    ]
-    ticks = [_ticks(axis) for axis in axes] + [
-        _accuracy_ticks(low, high, any(o.kind == "lost" for o in outcomes))
     ]
     names = [*(record.names[field] for field in fields), "validation top-1"]
     return {
         "data": [
-            *(lines(of, tone, width, dash, opacity) for of, tone, width, dash, opacity in groups if of),
-            {
-                "type": "scatter",
-                "mode": "markers+text",
-                "x": [number for number, own in enumerate(ticks) for _ in own],
-                "y": [place for own in ticks for place, _ in own],
-                "text": [f"{label}  " for own in ticks for _, label in own],
-                "textposition": "middle left",
-                "textfont": {"size": 11},
-                "marker": {"size": 7, "symbol": "line-ew"},
-                "cliponaxis": False,
-                "hoverinfo": "skip",
-                "meta": {"tone": "quiet"},
-            },
+            *(axes.lines(of, tone, width, dash, opacity) for of, tone, width, dash, opacity in groups if of),
+            axes.ticks(any(outcome.kind == "lost" for outcome in outcomes)),
         ],
         "layout": {
             "xaxis": {
@@ -112,6 +68,68 @@ def parallel_coordinates(record: StudyRecord, outcomes: Sequence[Outcome]) -> Fi
             "meta": {},
         },
     }
+
+
+@dataclass(frozen=True)
+class _Axes:
+    """An axis for each field, and behind them one for the accuracy, from ``low`` to ``high``."""
+
+    record: StudyRecord
+    of_fields: Mapping[str, SettingAxis]
+    low: float
+    high: float
+
+    def lines(
+        self, outcomes: Sequence[Outcome], tone: str, width: float, dash: str, opacity: float
+    ) -> dict[str, Any]:
+        """The settings, as one trace with gaps."""
+        x: list[float | None] = []
+        y: list[float | None] = []
+        hover: list[str] = []
+        for outcome in outcomes:
+            places = [_share(axis, outcome.point[field]) for field, axis in self.of_fields.items()]
+            x += [*range(len(places) + 1), None]
+            y += [*places, self._height(outcome), None]
+            hover += [outcome_in_words(self.record, outcome)] * (len(places) + 1) + [""]
+        return {
+            "type": "scatter",
+            "mode": "lines",
+            "x": x,
+            "y": y,
+            "line": {"width": width, "dash": dash},
+            "opacity": opacity,
+            "hovertext": hover,
+            "hoverinfo": "text",
+            "meta": {"tone": tone},
+        }
+
+    def _height(self, outcome: Outcome) -> float:
+        """The place of a setting on the axis of the accuracy."""
+        if outcome.kind == "lost":
+            return _LOST_PLACE
+        width = self.high - self.low
+        share = (outcome.top1 - self.low) / width if width > 0 else 0.5
+        return round(_LOWEST_PLACE + (1 - _LOWEST_PLACE) * share, 4)
+
+    def ticks(self, has_lost: bool) -> dict[str, Any]:
+        """The ticks of all axes with their labels, as one trace."""
+        ticks = [
+            *(_ticks(axis) for axis in self.of_fields.values()),
+            _accuracy_ticks(self.low, self.high, has_lost),
+        ]
+        return {
+            "type": "scatter",
+            "mode": "markers+text",
+            "x": [number for number, own in enumerate(ticks) for _ in own],
+            "y": [place for own in ticks for place, _ in own],
+            "text": [f"{label}  " for own in ticks for _, label in own],
+            "textposition": "middle left",
+            "textfont": {"size": 11},
+            "marker": {"size": 7, "symbol": "line-ew"},
+            "cliponaxis": False,
+            "hoverinfo": "skip",
+            "meta": {"tone": "quiet"},
+        }
 
 
 def _share(axis: SettingAxis, value: Any) -> float:
