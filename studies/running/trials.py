@@ -15,7 +15,7 @@ from nfnet_ray.command_line.interruption import EXIT_INTERRUPTED
 from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.errors import UserError
 from nfnet_ray.models.published import with_published_values
-from nfnet_ray.recipe import Recipe
+from nfnet_ray.recipe import Overrides, Recipe
 from nfnet_ray.study.contenders import Contenders
 from nfnet_ray.study.decisions import most_epochs
 from nfnet_ray.study.extension import UNNAMED, points_within
@@ -115,7 +115,7 @@ class StudyRequest(Request):
         del is_built_in
         epochs = values.pop("schedule.epochs", None) or self.epochs
         study = self.program.study(data, epochs, **self.own)
-        recipe = study.recipe.with_values(values)
+        recipe = _for_the_network_of(values, study.recipe).with_values(values)
         space, points = dict(study.space), study.points
         if points is None:
             space = asked_space(space, recipe, values, self.sweep)
@@ -429,6 +429,13 @@ class TuneRunner:
         if "failed" in states:
             return Ending(EXIT_FAILED_TRIALS, "Some trials failed. Run them again with:")
         return Ending(0)
+
+
+def _for_the_network_of(values: Mapping[str, Any], recipe: Recipe) -> Recipe:
+    """The Recipe without its overrides where ``values`` name another network: they are made for its own."""
+    if values.get("model.name", recipe.model.name) == recipe.model.name:
+        return recipe
+    return replace(recipe, model=replace(recipe.model, overrides=Overrides()))
 
 
 def _number(settings: int) -> str:

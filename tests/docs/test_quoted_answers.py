@@ -78,21 +78,24 @@ def agc_sweep() -> Iterable[str]:
 
 
 def dropout_sweep() -> Iterable[str]:
-    [found] = {(top1(one), interval(one)) for one in best("dropout_cifar10")}
-    study = record("dropout_cifar10")
-    at_zero = [one for one in setting_results(study) if list(one.point.values())[1] == 0]
-    early = study.epochs[(study.epochs.epoch == 12) & study.epochs.trial.str.endswith("stochastic_depth=0")]
-    contrasts = nfnet_ray.best_per_stratum(study)[0].contrasts
-    differences = {
-        one.other.point["model.dropout"]: f"{100 * one.low:.1f} to {100 * one.high:.1f}" for one in contrasts
-    }
-    first, second, third = (differences[dropout] for dropout in (0.1, 0.3, 0.5))
-    return [
-        f"The 95% interval of {found[0]} is {found[1]} over images",
-        "{} {} .. {} .. {}".format(*map(top1, at_zero)),
-        " ".join(f"{100 * one:.1f}" for one in early.validation_top1),
-        f"95% intervals of {first}, {second} and {third} points",
+    answers = nfnet_ray.best_per_stratum(record("dropout_cifar10"))
+    ended = {tuple(one.point.values()): one for one in setting_results(record("dropout_cifar10"))}
+    for depth in (0, 0.1, 0.25):
+        row = [ended.get((dropout, depth)) for dropout in (0, 0.1, 0.2, 0.3, 0.4, 0.5)]
+        yield " ".join((f"stochastic depth {depth}", *(top1(one) if one else ".." for one in row)))
+    found = max((one.best for one in answers), key=lambda one: one.top1)
+    yield f"The 95% interval of {top1(found)} is {interval(found)} over images"
+    middle, large = (
+        next(one for one in answer.contrasts if one.other.point["model.dropout"] == 0.5)
+        for answer in answers[1:]
+    )
+    said = [
+        tuple(decimal(100 * part) for part in (one.difference, one.low, one.high)) for one in (middle, large)
     ]
+    yield (
+        f"worse by {said[0][0]} points (95% interval {said[0][1]} to {said[0][2]}) and {said[1][0]} points "
+        f"({said[1][1]} to {said[1][2]})"
+    )
 
 
 def budgets(name: str) -> Iterable[str]:

@@ -32,10 +32,11 @@ from nfnet_ray.tracking.labels import value_label
 from studies.base_recipe import batch_size_for, recipe_for
 from studies.running.flags import main
 from studies.running.planning.image_remarks import image_remarks
-from studies.running.program import StudyFactory
+from studies.running.program import StudyFactory, StudyProgram
 from studies.running.resuming import with_data_here
 from studies.running.runner import EXIT_FAILED_TRIALS, Ending
 from studies.running.training import TrainRunner
+from studies.running.trials import StudyRequest
 from tests.tracking.example_study import agc_sweep, write_journal
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -127,6 +128,25 @@ def test_the_plan_of_a_study(
         assert part in said
     assert ("Rungs: " in said) == (made.halving is not None)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "skip_gain"),
+    [
+        ({}, False),
+        ({"model.name": "nfnet_pico"}, False),
+        ({"model.name": "nfnet_f0"}, None),
+        ({"model.name": "tf_efficientnet_b0"}, None),  # which takes no override
+        ({"model.name": "nfnet_f0", "model.overrides.skip_gain": False}, False),
+    ],
+)
+def test_a_study_changes_the_shape_of_its_own_network_alone(
+    settings: dict[str, Any], skip_gain: bool | None
+) -> None:
+    request = StudyRequest(program=StudyProgram(factory("dropout_sweep")), settings=settings)
+    study = request.new_study(IMAGENET, request.values(), is_built_in=False)
+    assert {trial.recipe.model.overrides.skip_gain for trial in study.trials()} == {skip_gain}
+    check_trials(study.trials(), IMAGENET, workers=1)
 
 
 def test_no_sam_is_one_trial_and_no_trial_is_stopped_early() -> None:
