@@ -234,7 +234,7 @@ class _Costs:
             yield name, _Left(whole.low - paid.low, whole.high - paid.high, most.high - paid.high)
 
     def joules(self, low: Mapping[str, float], high: Mapping[str, float]) -> Span | None:
-        """The energy of trials that take so many seconds; None if the power of a planned trial is not known."""
+        """The energy of trials that take this many seconds; None if the power of a planned trial is not known."""
         watts = {name: pace.watts for name, pace in self.paces.items() if pace.watts is not None}
         if len(watts) < len(self.paces):
             return None
