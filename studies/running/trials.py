@@ -115,7 +115,7 @@ class StudyRequest(Request):
         del is_built_in
         epochs = values.pop("schedule.epochs", None) or self.epochs
         study = self.program.study(data, epochs, **self.own)
-        recipe = _for_the_network_of(values, study.recipe).with_values(values)
+        recipe = self._for_the_networks_of(values, study.recipe).with_values(values)
         space, points = dict(study.space), study.points
         if points is None:
             space = asked_space(space, recipe, values, self.sweep)
@@ -153,6 +153,13 @@ class StudyRequest(Request):
             confirm=self.confirm or study.confirm,
         )
         return replace(study, first_points=self._first_points(study)) if self.earlier else study
+
+    def _for_the_networks_of(self, values: Mapping[str, Any], recipe: Recipe) -> Recipe:
+        """The Recipe without its overrides where other networks are asked for: they are made for its own."""
+        own = recipe.model.name
+        if values.get("model.name", own) == own and "model.name" not in self.sweep:
+            return recipe
+        return replace(recipe, model=replace(recipe.model, overrides=Overrides()))
 
     def extended(self, study: Study, data: DatasetSummary) -> Study:
         """What is asked for now, else as it was; from Python, a whole Study.
@@ -429,13 +436,6 @@ class TuneRunner:
         if "failed" in states:
             return Ending(EXIT_FAILED_TRIALS, "Some trials failed. Run them again with:")
         return Ending(0)
-
-
-def _for_the_network_of(values: Mapping[str, Any], recipe: Recipe) -> Recipe:
-    """The Recipe without its overrides where ``values`` name another network: they are made for its own."""
-    if values.get("model.name", recipe.model.name) == recipe.model.name:
-        return recipe
-    return replace(recipe, model=replace(recipe.model, overrides=Overrides()))
 
 
 def _number(settings: int) -> str:

@@ -149,6 +149,14 @@ def test_a_study_changes_the_shape_of_its_own_network_alone(
     check_trials(study.trials(), IMAGENET, workers=1)
 
 
+def test_networks_that_are_swept_have_their_own_shapes() -> None:
+    names = ("nfnet_f0", "tf_efficientnet_b0")
+    request = StudyRequest(program=StudyProgram(factory("dropout_sweep")), sweep={"model.name": names})
+    study = request.new_study(IMAGENET, request.values(), is_built_in=False)
+    assert {trial.recipe.model.name for trial in study.trials()} == set(names)
+    assert {trial.recipe.model.overrides.skip_gain for trial in study.trials()} == {None}
+
+
 def test_no_sam_is_one_trial_and_no_trial_is_stopped_early() -> None:
     study = factory("sam_sweep")(DIGITS, None)
     baselines = [trial.name for trial in study.trials() if trial.recipe.optimizer.sam.rho is None]

@@ -295,9 +295,8 @@ def _rungs(record: StudyRecord) -> Iterator[HealthCard]:
     first = next((rung for rung in rung_summaries(record) if rung.given_up), None)
     if first is None or math.isnan(first.correlation.value):
         return
-    found = (
-        first.among_all
-    )  # of those alone that were let through it would be low, however well the rung predicts
+    # Of those alone that were let through it would be low, however well the rung predicts.
+    found = first.among_all
     how = (
         f"Spearman's rank correlation {decimal(found.value, 2)}, 95% interval {decimal(found.low, 2)} to "
         f"{decimal(found.high, 2)}, for all {count(first.compared, 'trial')} by those that finished"

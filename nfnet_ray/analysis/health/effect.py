@@ -23,8 +23,8 @@ LEVEL = 0.05
 
 
 @dataclass(frozen=True)
-class Test:
-    """Of the hypothesis that nothing differs.
+class HypothesisTest:
+    """The result of a test of the hypothesis that nothing differs.
 
     Attributes:
         p_value: the smallest one times the number of tests (Bonferroni), at most 1.
@@ -58,26 +58,26 @@ def others_by_value(record: StudyRecord, answer: BestSetting) -> list[Contrast]:
     return list(best.values())
 
 
-def effect_test(record: StudyRecord, answers: Sequence[BestSetting]) -> Test:
+def effect_test(record: StudyRecord, answers: Sequence[BestSetting]) -> HypothesisTest:
     """Of the field in question: whether some of its values, under any of the conditions, differ in their accuracy.
 
     Settings that differ in other fields too are compared by what the field explains beside those, alone or together
     with one of them.
     """
     if not is_compared_by_itself(record):
-        return _smallest([Test(p_value) for p_value in _explained(record)])
+        return _smallest([HypothesisTest(p_value) for p_value in _explained(record)])
     return _smallest([test for answer in answers for test in _leads(record, answer)])
 
 
-def behind_test(record: StudyRecord, answer: BestSetting, other: SettingResult) -> Test:
+def behind_test(record: StudyRecord, answer: BestSetting, other: SettingResult) -> HypothesisTest:
     """Of a setting that was named beforehand: whether the best one is better than it, though it was chosen."""
     results = [answer.best, *(found.other for found in answer.contrasts)]
     return _test(record, results, results.index(other))
 
 
-def _smallest(tests: Sequence[Test]) -> Test:
+def _smallest(tests: Sequence[HypothesisTest]) -> HypothesisTest:
     if not tests:
-        return Test(1.0)
+        return HypothesisTest(1.0)
     found = min(tests, key=lambda test: test.p_value)
     return replace(found, p_value=min(1.0, found.p_value * len(tests)))
 
@@ -91,7 +91,7 @@ def _explained(record: StudyRecord) -> list[float]:
     return [*alone["p_value"][alone["field"] == asked].dropna().tolist(), *together]
 
 
-def _leads(record: StudyRecord, answer: BestSetting) -> Iterator[Test]:
+def _leads(record: StudyRecord, answer: BestSetting) -> Iterator[HypothesisTest]:
     """Of the settings under one condition: at the end, with their first seeds, and where some were given up."""
     results = [answer.best, *(found.other for found in others_by_value(record, answer))]
     if len(results) > 1:
@@ -114,10 +114,10 @@ def _under_the_conditions(
     return [result for result in results if all(result.point[field] == value for field, value in at.items())]
 
 
-def _test(record: StudyRecord, results: Sequence[SettingResult], rival: int | None = None) -> Test:
+def _test(record: StudyRecord, results: Sequence[SettingResult], rival: int | None = None) -> HypothesisTest:
     noise = noise_of_results(results)
     is_single = min(len(result.seed_top1) for result in results) == 1
     if is_single:
         noise = with_assumed_spread(noise, assumed_spread(record))
     accuracies = np.array([result.top1 for result in results])
-    return Test(chance_of_lead(accuracies, noise, rival), is_single)
+    return HypothesisTest(chance_of_lead(accuracies, noise, rival), is_single)
