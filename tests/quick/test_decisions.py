@@ -22,7 +22,7 @@ from nfnet_ray.recipe import Recipe
 from nfnet_ray.study import Halving, Study
 from nfnet_ray.study.confirmation import FindWinners
 from nfnet_ray.study.contenders import FindContenders
-from nfnet_ray.study.decisions import Leg, ends, groups, most_epochs, noise
+from nfnet_ray.study.decisions import Decider, Leg, ends, groups, most_epochs, noise
 from nfnet_ray.study.halving import parse_halving, with_schedule_of
 from nfnet_ray.study.legs import Legs
 from nfnet_ray.study.recorder import Recorder
@@ -609,3 +609,24 @@ def test_a_trial_that_failed_is_run_again_on_resume() -> None:
     assert started == set(names[1:])
     again = Legs(study, IMAGES, Recorder(simulation.journal, simulation.state, nothing, nothing))
     assert {leg.trial for leg in itertools.islice(iter(again.next, None), 4)} == set(names)
+
+
+def test_a_trial_is_decided_on_when_its_leg_has_ended() -> None:
+    """It is at the rung already when it reports the rung's epoch, and has yet to keep its checkpoint."""
+    study = study_of(3, Halving(finalists=1))
+    [group] = groups(study)
+    rung, _ = group.ladder[0]
+    simulation = Simulation(study, {})
+    recorder = Recorder(simulation.journal, simulation.state, nothing, nothing)
+    legs = Legs(study, IMAGES, recorder)
+    for _ in group.trials:
+        leg = legs.next()
+        assert leg is not None
+        legs.start(leg.trial)
+    for number, name in enumerate(group.trials):
+        for epoch in range(1, int(rung) + 1):
+            recorder.record_epoch(name, epoch, {METRIC: 0.1 + 0.2 * number, "epoch": epoch})
+    decider = Decider(study, IMAGES)
+    assert decider.decisions(simulation.state, group.trials, ()) == []
+    decided = [decision.trial for decision in decider.decisions(simulation.state, group.trials[1:], ())]
+    assert decided == list(group.trials[:1])
