@@ -72,33 +72,36 @@ from typing import Any
 
 from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.models.variants import get_variant
+from nfnet_ray.recipe import ModelRecipe
 from nfnet_ray.study.study import Study
-from studies.base_recipe import recipe_for
+from studies.base_recipe import recipe_for, with_network
 from studies.running.flags import main
 
 QUESTION = "What does each technique of an NFNet contribute, and which layers have to be clipped?"
 EPOCHS = 8
+NETWORK = "nfnet_pico"
 BATCH_SIZE = 256  # clipping matters where batches are large
 STOCHASTIC_DEPTH = 0.1  # so that there is one to take away
 CLASSIFIER = "classifier.weight"
 
 
-def ablation(data: DatasetSummary, epochs: int | None = None) -> Study:
-    """The study on a data set: the whole network, and one setting for each thing that is taken away."""
-    recipe = recipe_for(data, epochs or EPOCHS).with_values(
+def ablation(data: DatasetSummary, epochs: int | None = None, model: str = NETWORK) -> Study:
+    """The study on a data set: the whole network, and one setting for each thing that is taken away or added."""
+    recipe = with_network(recipe_for(data, epochs or EPOCHS), model).with_values(
         {
             "batch_size": min(BATCH_SIZE, max(1, data.train_images // 2)),
             "model.stochastic_depth": STOCHASTIC_DEPTH,
         }
     )
     return Study(
-        name="ablation", question=QUESTION, recipe=recipe, space={}, points=tuple(_points(recipe.model.name))
+        name="ablation", question=QUESTION, recipe=recipe, space={}, points=tuple(_points(recipe.model))
     )
 
 
-def _points(model: str) -> list[dict[str, Any]]:
-    ends = itertools.accumulate(get_variant(model).depth)
-    starts = itertools.accumulate(get_variant(model).depth, initial=0)
+def _points(model: ModelRecipe) -> list[dict[str, Any]]:
+    variant = get_variant(model.name, model.overrides.chosen())
+    ends = itertools.accumulate(variant.depth)
+    starts = itertools.accumulate(variant.depth, initial=0)
     stages = [[f"blocks.{block}.*" for block in range(*ends)] for ends in zip(starts, ends, strict=False)]
     not_clipped = [["stem.*"], *stages, ["final_conv.*"]]
     return [
@@ -108,7 +111,7 @@ def _points(model: str) -> list[dict[str, Any]]:
         *({"optimizer.agc.exclude": (CLASSIFIER, *layers)} for layers in not_clipped),
         {"model.overrides.weight_standardisation": False},
         {"model.overrides.squeeze_excite": False},
-        {"model.overrides.skip_gain": False},
+        {"model.overrides.skip_gain": not variant.skip_gain},
         {"model.stochastic_depth": 0.0},
     ]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.recipe import (
     DataRecipe,
@@ -9,6 +11,7 @@ from nfnet_ray.recipe import (
     MixingRecipe,
     ModelRecipe,
     OptimizerRecipe,
+    Overrides,
     RandAugmentRecipe,
     Recipe,
     ScheduleRecipe,
@@ -24,7 +27,10 @@ def recipe_for(data: DatasetSummary, epochs: int) -> Recipe:
     """A Recipe of ``epochs`` epochs on a data set. The study sets the batch size."""
     size, small = max(data.uniform_size or (0,)), is_small(data)
     return Recipe(
-        model=ModelRecipe(name="nfnet_pico"),
+        # In so few steps AGC holds the gains of the residual branches at 0, where they begin: what acts in the branches
+        # would change nothing, and the best clip factor would be the one that lets the gains grow.
+        # docs/methods/residual_branches.md
+        model=ModelRecipe(name="nfnet_pico", overrides=Overrides(skip_gain=False)),
         data=DataRecipe(
             path=str(data.path),
             crop="padded" if small else "random_resized",
@@ -46,6 +52,15 @@ def recipe_for(data: DatasetSummary, epochs: int) -> Recipe:
         # On a CPU by rules, so that a study gives the same bits in every run.
         memory_format="auto",
         grouped_convolutions="auto",
+    )
+
+
+def with_network(recipe: Recipe, name: str) -> Recipe:
+    """The Recipe with another network, and without overrides, which are made for the Recipe's own."""
+    if name == recipe.model.name:
+        return recipe
+    return replace(recipe, model=replace(recipe.model, overrides=Overrides())).with_values(
+        {"model.name": name}
     )
 
 

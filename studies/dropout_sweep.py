@@ -73,13 +73,7 @@ def dropout_sweep(data: DatasetSummary, epochs: int | None = None) -> Study:
     return Study(
         name="dropout_sweep",
         question=QUESTION,
-        recipe=recipe_for(data, epochs).with_values(
-            {
-                "batch_size": batch_size_for(data),
-                # In so few steps AGC holds the gains at 0, where they begin: stochastic depth would drop nothing.
-                "model.overrides.skip_gain": False,
-            }
-        ),
+        recipe=recipe_for(data, epochs).with_values({"batch_size": batch_size_for(data)}),
         space={"model.dropout": DROPOUTS, "model.stochastic_depth": STOCHASTIC_DEPTHS},
         halving=Halving(first_rung=max(1, round(COMPARED_AFTER * epochs)), eta=2),
     )

@@ -110,11 +110,12 @@ def _recipe(name: str, data: DatasetSummary, epochs: int | None) -> Recipe:
     # Each in the form that is the fastest for it.
     recipe = published_recipe(name).with_values({"memory_format": "auto", "grouped_convolutions": "auto"})
     if is_small(data):
-        images = recipe_for(data, SMALL_EPOCHS).to_values()
-        own: dict[str, Any] = {
-            f"data.{field}": images[f"data.{field}"]
-            for field in ("crop", "crop_padding", "flip", "eval_crop")
-        }
+        usual = recipe_for(data, SMALL_EPOCHS)
+        fields = [f"data.{field}" for field in ("crop", "crop_padding", "flip", "eval_crop")]
+        if name == usual.model.name:  # the overrides are made for this network
+            fields += [f"model.overrides.{field}" for field in usual.model.overrides.chosen()]
+        values = usual.to_values()
+        own: dict[str, Any] = {field: values[field] for field in fields}
         factor = 16 if data.train_images <= FEW_IMAGES else 4
         own["schedule.base_learning_rate"] = factor * recipe.schedule.base_learning_rate
         recipe = recipe.with_values(own | {"batch_size": min(recipe.batch_size, batch_size_for(data))})

@@ -73,10 +73,7 @@ def joint_sweep(data: DatasetSummary, epochs: int | None = None) -> Study:
     return Study(
         name="joint_sweep",
         question=QUESTION,
-        recipe=recipe_for(data, epochs or EPOCHS).with_values(
-            # As in dropout_sweep.py: stochastic depth would drop branches that do nothing.
-            {"batch_size": batch_size_for(data), "model.overrides.skip_gain": False}
-        ),
+        recipe=recipe_for(data, epochs or EPOCHS).with_values({"batch_size": batch_size_for(data)}),
         space={
             # Each range holds the values of the sweep of that field alone, with room on both sides.
             "optimizer.agc.clip_factor": Range(0.002, 0.3, log=True, or_none=True),

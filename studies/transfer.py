@@ -43,6 +43,7 @@ if __name__ == "__main__":
 
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,16 +87,16 @@ def transfer(data: DatasetSummary, epochs: int | None = None, weights: str | Non
             raise UserError(
                 f"from which weights should {data.path} be learned? Name a file with --weights, such as F0_haiku.npz"
             )
-        name, path, rates = recipe.model.name, built_in_weights(), LEARNING_RATES_OF_FEW_IMAGES
+        path, rates = built_in_weights(), LEARNING_RATES_OF_FEW_IMAGES
     else:
-        name, path, rates = _network_of(weights, recipe.model.name), home_folder() / weights, LEARNING_RATES
+        recipe, path, rates = _with_network_of(weights, recipe), home_folder() / weights, LEARNING_RATES
     return Study(
         name="transfer",
         question=QUESTION,
         recipe=recipe.with_values(
             finetuning_values(epochs)
-            | _clipping_of(name)
-            | {"model.name": name, "batch_size": batch_size, "model.weights": str(path)}
+            | _clipping_of(recipe.model.name)
+            | {"batch_size": batch_size, "model.weights": str(path)}
         ),
         space={
             "schedule.base_learning_rate": rates,
@@ -171,12 +172,13 @@ def _clipping_of(name: str) -> dict[str, object]:
     return {"optimizer.agc.clip_factor": None, "optimizer.agc.exclude": (BASELINES[name].classifier_weight,)}
 
 
-def _network_of(weights: str, otherwise: str) -> str:
-    """The network to which a file's weights belong; ``otherwise`` for an unknown one, which a later check refuses."""
+def _with_network_of(weights: str, recipe: Recipe) -> Recipe:
+    """The Recipe with the network to which a file's weights belong; for an unknown one, a later check refuses them."""
     # It imports torch, which nothing else here needs.
     from nfnet_ray.models.weights.pretrained import recognise_model
 
-    return recognise_model(weights) or otherwise
+    network = recognise_model(weights)
+    return replace(recipe, model=network) if network else recipe
 
 
 PROGRAM = StudyProgram(

@@ -35,7 +35,7 @@ def part_costs(variant: Variant, image_size: int, num_classes: int) -> list[Part
     parts.append(PartCost("stem", tally.parameters, tally.multiply_adds, size))
 
     for index, block in enumerate(block_plan(variant)):
-        tally = _Tally(parameters=1)  # the skip gain
+        tally = _Tally(parameters=int(variant.skip_gain))
         width = block.bottleneck_channels
         tally.conv(block.in_channels, width, 1, size)
         size = math.ceil(size / block.stride)

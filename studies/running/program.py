@@ -18,7 +18,7 @@ from nfnet_ray.study.study import Study
 
 StudyFactory = Callable[..., Study]
 """``build(data, epochs)``, and keyword arguments of the study's own. If ``epochs`` was not given, it is left out where
-it has a default, and None where it has none."""
+it has a default, and None where it has none. An argument ``model`` is given the value of ``--set model.name=``."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,14 @@ class StudyProgram:
                 f"{name} returned {shown(study)}, which is not a Study: end it with return Study(…) (docs/new_study.md)"
             )
         return study
+
+    @property
+    def takes_model(self) -> bool:
+        """Whether the function has an argument ``model``: the name of the network, from which it makes the study."""
+        try:
+            return "model" in inspect.signature(self.build).parameters
+        except (TypeError, ValueError):  # study() says what is wrong with it
+            return False
 
     @property
     def file(self) -> Path | None:

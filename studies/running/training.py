@@ -21,7 +21,7 @@ from nfnet_ray.tracking.descriptions import StudyDescription
 from nfnet_ray.tracking.events import StudyStarted
 from nfnet_ray.tracking.state import ENDED_FOR_GOOD, StudyState
 from nfnet_ray.wording import count
-from studies.base_recipe import batch_size_for, recipe_for
+from studies.base_recipe import batch_size_for, recipe_for, with_network
 from studies.running.checks import MOST_BYTES_BELOW_A_TRIAL
 from studies.running.names import name_for_run
 from studies.running.request import Request
@@ -77,7 +77,7 @@ class TrainingRequest(Request):
             raise UserError(f"--model {model}: nothing was published for a network of your own: say --epochs")
         if is_built_in or is_import_path(model):
             base = recipe_for(data, EPOCHS_ON_DIGITS)
-            recipe = base.with_values({"model.name": model, "batch_size": batch_size_for(data)})
+            recipe = with_network(base, model).with_values({"batch_size": batch_size_for(data)})
         else:
             recipe = published_recipe(model).with_values(
                 {"data.path": str(data.path), "memory_format": "auto", "grouped_convolutions": "auto"}

@@ -33,6 +33,7 @@ from nfnet_ray.tracking.labels import value_label
 from nfnet_ray.tracking.state import StudyState
 from nfnet_ray.tracking.study_directory import find_study
 from nfnet_ray.wording import count
+from studies.base_recipe import with_network
 from studies.running.checks import DATA_FOLDER
 from studies.running.names import name_for_run
 from studies.running.program import MadeWeights, StudyProgram
@@ -114,7 +115,10 @@ class StudyRequest(Request):
         """The program's study with these values, seeds and trials. Raises RecipeError for a value that is wrong."""
         del is_built_in
         epochs = values.pop("schedule.epochs", None) or self.epochs
-        study = self.program.study(data, epochs, **self.own)
+        own = dict(self.own)
+        if self.program.takes_model and "model.name" in values:
+            own["model"] = values["model.name"]
+        study = self.program.study(data, epochs, **own)
         recipe = self._for_the_networks_of(values, study.recipe).with_values(values)
         space, points = dict(study.space), study.points
         if points is None:
@@ -156,10 +160,9 @@ class StudyRequest(Request):
 
     def _for_the_networks_of(self, values: Mapping[str, Any], recipe: Recipe) -> Recipe:
         """The Recipe without its overrides where other networks are asked for: they are made for its own."""
-        own = recipe.model.name
-        if values.get("model.name", own) == own and "model.name" not in self.sweep:
-            return recipe
-        return replace(recipe, model=replace(recipe.model, overrides=Overrides()))
+        if "model.name" in self.sweep:
+            return replace(recipe, model=replace(recipe.model, overrides=Overrides()))
+        return with_network(recipe, values.get("model.name", recipe.model.name))
 
     def extended(self, study: Study, data: DatasetSummary) -> Study:
         """What is asked for now, else as it was; from Python, a whole Study.

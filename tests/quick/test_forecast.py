@@ -30,7 +30,7 @@ from nfnet_ray.study.cost.probe_process import Probe
 from nfnet_ray.study.halving import Halving, with_schedule_of
 from nfnet_ray.study.study import Study
 from nfnet_ray.tracking.state import TrialProgress
-from studies.base_recipe import recipe_for
+from studies.base_recipe import recipe_for, with_network
 from tests.tracking.example_study import CLIP_FACTOR, START, study_started, trial_events, write_journal
 
 DATA = DatasetSummary(Path("x"), 1440, 360, tuple("abcdefghij"), "0", None)
@@ -188,7 +188,7 @@ def test_a_checkpoint_has_what_the_optimiser_keeps(values: dict[str, Any], copie
 
 @pytest.mark.parametrize("name", ["nfnet_f0", "tf_efficientnet_b0", "resnet50"])
 def test_what_differs_from_the_published_recipe_restores_it(name: str) -> None:
-    recipe = recipe_for(DATA, 8).with_values({"model.name": name})
+    recipe = with_network(recipe_for(DATA, 8), name)
     different = published_differences(recipe)
     assert different
     restored = with_published_values(recipe.with_values(different))

@@ -23,6 +23,7 @@ from nfnet_ray.command_line.interruption import EXIT_INTERRUPTED
 from nfnet_ray.data.files.dataset import DatasetSummary, check_dataset
 from nfnet_ray.models import list_models
 from nfnet_ray.models.published import published_recipe, with_published_values
+from nfnet_ray.models.variants import get_variant
 from nfnet_ray.recipe import Recipe, field_meanings
 from nfnet_ray.study.cost.plan import check_trials
 from nfnet_ray.study.cost.probe_process import Probe
@@ -155,6 +156,21 @@ def test_networks_that_are_swept_have_their_own_shapes() -> None:
     study = request.new_study(IMAGENET, request.values(), is_built_in=False)
     assert {trial.recipe.model.name for trial in study.trials()} == set(names)
     assert {trial.recipe.model.overrides.skip_gain for trial in study.trials()} == {None}
+
+
+@pytest.mark.parametrize("model", ["nfnet_pico", "nfnet_nano", "nfnet_f0"])
+def test_the_ablation_leaves_out_the_stages_of_its_network(model: str) -> None:
+    settings = {} if model == "nfnet_pico" else {"model.name": model}
+    request = StudyRequest(program=StudyProgram(factory("ablation")), settings=settings)
+    trials = request.new_study(DIGITS, request.values(), is_built_in=False).trials()
+    excluded = [trial.recipe.optimizer.agc.exclude for trial in trials]
+    stages = [list(layers[1:]) for layers in excluded if layers and layers[-1].startswith("blocks.")]
+    blocks = iter(range(100))
+    assert stages == [[f"blocks.{next(blocks)}.*" for _ in range(size)] for size in get_variant(model).depth]
+    # The small network has no gains, and one trial adds them; the others have them, and one leaves them out.
+    gains = [trial.recipe.model.overrides.skip_gain for trial in trials]
+    usual, changed = (False, True) if model == "nfnet_pico" else (None, False)
+    assert sorted(gains, key=str) == sorted([usual] * 12 + [changed], key=str)
 
 
 def test_no_sam_is_one_trial_and_no_trial_is_stopped_early() -> None:

@@ -133,8 +133,8 @@ def test_a_narrow_terminal_keeps_the_settings_and_the_accuracies(
     console.print(trial_table(study, progress, reported_epochs, console))
     lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).rstrip() for line in out.getvalue().splitlines()]
     rows = [line for line in lines if line.endswith(("waiting", "running"))]
-    assert [row.split()[:2] for row in rows][:2] == [["0.01", "64"], ["0.02", "64"]]
-    assert len(rows) == 12
+    assert [row.split()[:2] for row in rows][:2] == [["0.005", "64"], ["0.01", "64"]]
+    assert len(rows) == 14
     assert "50.0%" in rows[0]
     assert (" 469 " in rows[0]) == (columns == 80)  # 2 epochs of 1,408 images in 6 s
     assert any(line.endswith(titles) for line in lines)

@@ -14,8 +14,9 @@ from rich.console import Console
 from data_prep.digits import SECOND_HALF_FEW, describe_digits
 from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.errors import UserError
-from nfnet_ray.models import create_model
-from nfnet_ray.models.weights.pretrained import recognise_model
+from nfnet_ray.models import create_model, model_of
+from nfnet_ray.models.weights.pretrained import check_pretrained, recognise_model
+from nfnet_ray.recipe import ModelRecipe, Overrides
 from nfnet_ray.study.cost.plan import check_trials, training_multiply_adds
 from nfnet_ray.study.cost.probe_process import Probe
 from nfnet_ray.training.context import PlainContext
@@ -66,6 +67,14 @@ def test_a_baseline_is_fine_tuned_without_clipping(tmp_path: Path) -> None:
     TrainStep(create_model("test_resnet", 5), chosen, PlainContext(), steps_per_epoch=1)
 
 
+@pytest.mark.parametrize("skip_gain", [True, False])
+def test_the_network_has_gains_if_its_weights_have(skip_gain: bool, tmp_path: Path) -> None:
+    overrides = {"skip_gain": skip_gain}
+    torch.save(create_model("nfnet_pico", 5, overrides=overrides).state_dict(), tmp_path / "w.pt")
+    model = transfer.transfer(FLOWERS, weights=str(tmp_path / "w.pt")).recipe.model
+    assert check_pretrained(model, num_classes=7).tensors == len(list(model_of(model, 5).parameters())) - 2
+
+
 def test_data_of_ones_own_want_weights_of_ones_own() -> None:
     with pytest.raises(UserError, match="from which weights should"):
         transfer.transfer(FLOWERS)
@@ -95,6 +104,8 @@ def test_the_plan_makes_nothing_and_needs_no_weights(
     torch.save(create_model("nfnet_pico", 7).state_dict(), "w.pt")
     assert plan("--weights", "w.pt", "--set", "model.name=nfnet_nano") == 2
     assert "they are those of nfnet_pico" in capsys.readouterr().err
+    assert plan("--weights", "w.pt", "--set", "model.overrides.skip_gain=false") == 2
+    assert "they are those of nfnet_pico with model.overrides.skip_gain=true" in capsys.readouterr().err
     assert plan("--weights", "w.pt", "--set", "model.weights=none") == 0
     assert "8 trials" in capsys.readouterr().out
 
@@ -145,7 +156,9 @@ def test_stopped_pretraining_resumes_to_the_same_weights(
     assert sum("epoch 1" in line for line in said) == 1
     a, b = (torch.load(tmp_path / name, weights_only=True) for name in ("a.pt", "b.pt"))
     assert all(torch.equal(a[name], b[name]) for name in a)
-    assert recognise_model(tmp_path / "a.pt") == "nfnet_pico"
+    assert recognise_model(tmp_path / "a.pt") == ModelRecipe(
+        "nfnet_pico", overrides=Overrides(skip_gain=False)
+    )
     assert not (tmp_path / "a.checkpoints").exists()
     before = (tmp_path / "a.pt").stat().st_mtime_ns
     transfer.pretrain(tmp_path / "a.pt", Console(quiet=True), epochs=3)

@@ -71,6 +71,7 @@ def test_costs_add_up_part_by_part() -> None:
 
 def test_small_members_are_small() -> None:
     assert count_parameters(get_variant("nfnet_pico"), 10) == 192_703
+    assert count_parameters(get_variant("nfnet_pico", {"skip_gain": False}), 10) == 192_698
     assert 1e6 < count_parameters(get_variant("nfnet_nano"), 10) < 2e6
 
 

@@ -84,7 +84,7 @@ WRITERS: dict[str, Callable[[NFNet, Path], None]] = {
 def test_every_kind_of_file_gives_the_body_and_leaves_the_classifier_new(kind: str, tmp_path: Path) -> None:
     source, path = network(), tmp_path / "weights"  # no suffix says what it is
     WRITERS[kind](source, path)
-    assert recognise_model(path) == "nfnet_pico"
+    assert recognise_model(path) == ModelRecipe("nfnet_pico")
 
     target = create_model("nfnet_pico", num_classes=3)
     drawn = {name: p.detach().clone() for name, p in target.classifier.named_parameters()}
@@ -111,7 +111,7 @@ def test_a_baseline_starts_from_timms_weights_statistics_included(tmp_path: Path
     source = create_model("test_resnet", num_classes=4)
     source.bn1.running_mean += 3
     torch.save(source.state_dict(), tmp_path / "w.pth")
-    assert recognise_model(tmp_path / "w.pth") == "test_resnet"
+    assert recognise_model(tmp_path / "w.pth") == ModelRecipe("test_resnet")
     target = create_model("test_resnet", num_classes=2)
     load_pretrained(target, tmp_path / "w.pth")
     assert equal(body(target), body(source))
@@ -148,6 +148,12 @@ def test_what_does_not_fit_is_refused_in_one_line_and_changes_nothing(
         said = refusal(name, tmp_path / "pico.pt")
         assert "they are those of nfnet_pico" in said
         assert "more. Check model.name and model.overrides" in said
+
+    torch.save(
+        create_model("nfnet_pico", 7, overrides={"skip_gain": False}).state_dict(), tmp_path / "no_gains.pt"
+    )
+    said = refusal("nfnet_pico", tmp_path / "no_gains.pt")
+    assert "they are those of nfnet_pico with model.overrides.skip_gain=false" in said
 
     wide = NFNet(replicas.network(replicas.recipe("no_sam", False, False, 1)).variant, 3)
     torch.save(wide.state_dict(), tmp_path / "other.pt")

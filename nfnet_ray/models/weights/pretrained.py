@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from nfnet_ray.errors import UserError
-from nfnet_ray.models import create_model, model_of, variants
+from nfnet_ray.models import model_of, variants
 from nfnet_ray.models.baselines import BASELINES
 from nfnet_ray.models.nfnet import NFNet
 from nfnet_ray.models.weights.deepmind import flattened, official_entries
@@ -28,7 +28,7 @@ from nfnet_ray.models.weights.pickled_arrays import read_pickled_arrays, readabl
 from nfnet_ray.models.weights.state_dicts import State, find_state, load_without_running
 from nfnet_ray.models.weights.timm_weights import timm_entries
 from nfnet_ray.models.weights.weights_file import pinned, refuse_what_is_no_file
-from nfnet_ray.recipe import ModelRecipe, split_weights
+from nfnet_ray.recipe import ModelRecipe, Overrides, split_weights
 from nfnet_ray.wording import count
 
 logger = logging.getLogger(__name__)
@@ -118,10 +118,11 @@ def check_pretrained(recipe: ModelRecipe, num_classes: int) -> Loaded:
     return Loaded(file.path, file.origin, len(entries), recipe.classifier)
 
 
-def recognise_model(path: str | os.PathLike[str]) -> str | None:
-    """The name of the network to which a file's weights belong, by names and shapes; None if it is unknown.
+def recognise_model(path: str | os.PathLike[str]) -> ModelRecipe | None:
+    """The network to which a file's weights belong, by names and shapes; None if it is unknown.
 
-    Neither the classifier nor its classes matter. Raises `UserError` for a file that cannot be read.
+    It has its own shape, or `overrides.skip_gain` is False, as in the studies of a small network. Neither the
+    classifier nor its classes matter. Raises `UserError` for a file that cannot be read.
     """
     return _recognise(_read(path))
 
@@ -162,7 +163,9 @@ def _fitting(model: nn.Module, file: _File, classifier: Literal["new", "loaded"]
     if problems:
         name = model.variant.name if isinstance(model, NFNet) else type(model).__name__
         whose = _recognise(file)
-        theirs = f"they are those of {whose}" if whose else "they belong to no known network"
+        theirs = (
+            f"they are those of {_described(whose, model)}" if whose else "they belong to no known network"
+        )
         more = f"; and {len(problems) - SHOWN_PROBLEMS} more" if len(problems) > SHOWN_PROBLEMS else ""
         raise UserError(
             f"model.weights: the weights of {file.path} ({file.origin}) do not fit this {name}: {theirs}. "
@@ -195,24 +198,34 @@ def _own_entries(model: nn.Module) -> Iterator[Entry]:
             yield Entry(name, tensor, tuple(tensor.shape), tuple(range(tensor.ndim)))
 
 
-def _recognise(file: _File) -> str | None:
-    for name in _candidates(file):
+def _described(network: ModelRecipe, model: nn.Module) -> str:
+    """Its name, and whether it has skip gains where `model` has them and it has none, or the other way round."""
+    has_gains = network.overrides.skip_gain is not False
+    if not isinstance(model, NFNet) or network.name in BASELINES or has_gains == model.variant.skip_gain:
+        return network.name
+    return f"{network.name} with model.overrides.skip_gain={str(has_gains).lower()}"
+
+
+def _recognise(file: _File) -> ModelRecipe | None:
+    for network in _candidates(file):
         with torch.device("meta"):
-            model = create_model(name, num_classes=1)
+            model = model_of(network, num_classes=1)
         body, classifier = _entries(model, file.layout)
         left_out = {entry.name for entry in classifier}
         shapes = {entry.name: entry.shape for entry in body}
         if shapes == {name: array.shape for name, array in file.arrays.items() if name not in left_out}:
-            return name
+            return network
     return None
 
 
-def _candidates(file: _File) -> list[str]:
-    """Networks with as many blocks as the file has skip gains: few, so that only few are built."""
-    blocks = sum(name.endswith(_SKIP_GAINS[file.layout]) for name in file.arrays)
-    if not blocks:
-        return list(BASELINES) if file.layout == "own" else []
-    return [name for name in variants.list_models() if sum(variants.get_variant(name).depth) == blocks]
+def _candidates(file: _File) -> list[ModelRecipe]:
+    """Networks with as many blocks as the file has: few, so that only few are built."""
+    gains = sum(name.endswith(_SKIP_GAINS[file.layout]) for name in file.arrays)
+    blocks = gains or len({name.split(".")[1] for name in file.arrays if name.startswith("blocks.")})
+    overrides = Overrides() if gains else Overrides(skip_gain=False)
+    ours = [name for name in variants.list_models() if sum(variants.get_variant(name).depth) == blocks]
+    others = [] if gains or file.layout != "own" else list(BASELINES)
+    return [*(ModelRecipe(name, overrides=overrides) for name in ours), *map(ModelRecipe, others)]
 
 
 def _read(path: str | os.PathLike[str]) -> _File:

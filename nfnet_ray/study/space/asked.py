@@ -41,7 +41,7 @@ def asked_space(space: Space, recipe: Recipe, settings: Mapping[str, Any], sweep
 def asked_points(
     points: Sequence[Mapping[str, Any]], recipe: Recipe, settings: Mapping[str, Any], sweep: Space
 ) -> tuple[Mapping[str, Any], ...]:
-    """A plain list of points with the set fields fixed, each point once. Raises UserError if one is to be swept."""
+    """A plain list of points with the set fields fixed, each training once. Raises UserError if one is to be swept."""
     if sweep:
         raise UserError(
             f"--sweep {next(iter(sweep))}: this study tries a plain list of points and sweeps no field"
@@ -51,7 +51,10 @@ def asked_points(
         {name: values[name] if name in settings else value for name, value in point.items()}
         for point in points
     ]
-    return tuple({repr(sorted(point.items())): point for point in fixed}.values())
+    trainings: dict[str, Mapping[str, Any]] = {}
+    for point in fixed:
+        trainings.setdefault(repr(sorted((values | point).items())), point)
+    return tuple(trainings.values())
 
 
 def question_of(space: Space) -> str:
