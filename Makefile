@@ -6,6 +6,9 @@ installed := .venv/.installed
 installed_tools := .venv/.installed-dev
 compile := .venv-uv/bin/uv pip compile --quiet pyproject.toml --group server --universal --python-version 3.11 \
 	--generate-hashes --no-header --output-file
+# Where a shell forbids Python to keep compiled modules, each process would compile ours anew, which takes 0.7 s for a
+# study's driver; the tests start some 700 processes.
+unexport PYTHONDONTWRITEBYTECODE
 # Which interpreter .venv is made from; empty: the newest of Python 3.11 to 3.13 that is found.
 PYTHON ?=
 export PYTHON
