@@ -12,9 +12,9 @@ same about the next larger network, ``nfnet_f0`` to ``nfnet_f6`` about the publi
 Cost. 18 trials of 8 epochs, of which half are given up after epoch 6, and not earlier, because dropout slows learning
 at first, and pays off when the learning rate has fallen.
 
-The gains of the residual branches are left out (``model.overrides.skip_gain=false``). They start at 0, and in so few
-steps AGC holds them there (docs/methods/residual_branches.md): stochastic depth would drop branches that do nothing.
-Another network, by ``--set model.name=``, has its own gains; ``--plan`` says if they are held.
+The small network has no gains on its residual branches (base_recipe.py). They start at 0, and in so few steps AGC holds
+them there: stochastic depth would drop branches that do nothing. Another network, by ``--set model.name=``, has its own
+gains; ``--plan`` says if they are held.
 
 Result. Top-1 on the digits (1 seed, 899 validation images, 898 to train with, nfnet_pico, float32; 6 minutes on two
 cores of an Intel Xeon that other work shared):

@@ -13,9 +13,6 @@ the table is not a fair sample of the space, and the accuracy of the best of man
 
 Cost. 24 settings of 8 epochs, of which more than half end at epoch 2: about half of all 192 epochs.
 
-The gains of the residual branches are left out, as in dropout_sweep.py: in so few steps AGC holds them at 0, where they
-begin, and stochastic depth would drop branches that do nothing.
-
 Result. Top-1 on the digits with ``--trials 16`` (1 seed, 360 validation images, nfnet_pico, float32; 3 minutes on two
 cores of an Intel Xeon that other work shared; ``studies/results/joint_sweep``). The best setting for each way to use
 SAM:
