@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -198,6 +199,15 @@ def test_closed_streams_are_the_void_and_no_file_takes_their_place(tmp_path: Pat
     ended = subprocess.run(command, env=environment, timeout=HANG_SECONDS, check=False)
     assert ended.returncode > 2  # the number of the journal's descriptor
     assert (tmp_path / "journal").read_bytes() == b""
+
+
+def test_a_program_that_has_imported_triton_says_nothing_of_leaks() -> None:
+    """Triton counts its objects, and prints hundreds of lines about those that are there when a process has ended."""
+    if find_spec("triton") is None:
+        pytest.skip("torch has no Triton here")
+    program = "from nfnet_ray.command_line.program import begin; begin(); import triton._C.libtriton"
+    ended = run("-c", program)
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 def test_output_that_cannot_be_written_is_one_line() -> None:
