@@ -50,7 +50,7 @@ GALLERY = (
     Picture("answer", "agc_sweep", "", "Accuracy of every setting"),
     Picture("curves", "agc_sweep", "Accuracy against training time", "Accuracy against training time"),
     Picture("clipping", "agc_sweep", "What AGC clips", "What AGC clips", scheme="dark"),
-    Picture("trials", "agc_sweep", "All 12 trials", "All 12 trials"),
+    Picture("trials", "agc_sweep", "All 14 trials", "All 14 trials"),
     Picture("families", "efficientnet_baselines", "", "Accuracy against training time", width=1000),
 )
 
