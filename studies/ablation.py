@@ -38,7 +38,8 @@ and with them squeeze-excite and stochastic depth, do next to nothing yet. Setti
 
 On a tenth of CIFAR-10 at 16 px (``--data data/cifar10_half --epochs 12 --set data.train_share=0.1 --seeds 2,all --set
 data.image_size=16 --set data.eval_size=16 --set data.crop_padding=2``: 228 steps; nfnet_pico, float32, 5,000 validation
-images; 10 minutes on two cores of an AMD EPYC that other work shared; ``studies/results/ablation_cifar10``), both seeds:
+images; 10 minutes on two cores of an AMD EPYC that other work shared; ``studies/results/ablation_cifar10``), both
+seeds:
 
     the whole network               43.2  43.9
     nothing is clipped              diverges, both

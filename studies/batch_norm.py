@@ -40,9 +40,9 @@ With batches of 2 batch normalisation fails, and the normaliser-free network doe
 With batches of 4 and more it is ahead by 0.8 to 1.9 points, which is too little for one seed to tell.
 
 On a tenth of CIFAR-10, both with skip gains (``--data data/cifar10_half --epochs 6 --set data.train_share=0.1 --seeds
-3,all --set model.overrides.skip_gain=true``; top-1 after 6 epochs, the mean of 3 seeds, and their paired difference with
-its 95% interval over seeds and images; 5,000 validation images, nfnet_pico at 32 px, float32, two cores of an Intel
-Xeon; ``studies/results/batch_norm_cifar10``):
+3,all --set model.overrides.skip_gain=true``; top-1 after 6 epochs, the mean of 3 seeds, and their paired difference
+with its 95% interval over seeds and images; 5,000 validation images, nfnet_pico at 32 px, float32, two cores of an
+Intel Xeon; ``studies/results/batch_norm_cifar10``):
 
     batch  normaliser-free  batch normalisation  difference
         2             37.5                 15.1  22.4 (17.6 to 27.3)

@@ -32,8 +32,8 @@ an Intel Xeon; ``studies/results/efficientnet_baselines``):
     test_resnet                        96.9,  3.6 98.1,  7.9 98.6, 15.9
 
 On a tenth of CIFAR-10 at 16 px (``--data data/cifar10_half --set data.train_share=0.1 --set data.image_size=16 --set
-data.eval_size=16 --set data.crop_padding=2``: 4,992 images an epoch; 3 seeds, 5,000 test images, float32; 5 minutes, two
-trials at once on two cores of an AMD EPYC, with a higher priority than other work;
+data.eval_size=16 --set data.crop_padding=2``: 4,992 images an epoch; 3 seeds, 5,000 test images, float32; 5 minutes,
+two trials at once on two cores of an AMD EPYC, with a higher priority than other work;
 ``studies/results/efficientnet_cifar10``):
 
     At equal accuracy (40.5%) nfnet_pico takes 1.27 of test_efficientnet's training time (95% interval
