@@ -16,20 +16,20 @@ multiplied by the same number, which is 4, or 16 if there are at most 10,000 tra
 seed and 3 and 8 epochs, 16 was the best of 1/4, 1, 4 and 16 for each network, except test_resnet at 8 epochs, where 4
 gave 98.1% and 16 gave 97.8%.)
 
-Cost. 27 trials of 3, 6 and 12 epochs on the digits: 4 minutes on two quiet cores. On ImageNet there are 13 networks,
+Cost. 27 trials of 3, 6 and 12 epochs on the digits: 4 minutes on two cores. On ImageNet there are 13 networks,
 each with budgets of a quarter, a half and all of its published epochs: 13 times 1.75 published trainings, for each of
 three seeds. ``--plan`` shows it, and ``--seeds 1`` and ``--epochs`` reduce it.
 
-Result. On the digits, with no flags (3 seeds, 360 validation images, float32, two trials at once on two quiet cores of
-an Intel Xeon; ``studies/results/efficientnet_baselines``):
+Result. On the digits, with no flags (3 seeds, 360 validation images, float32; two trials at once on two cores of an AMD
+EPYC, with a higher priority than other work; ``studies/results/efficientnet_baselines``):
 
-    At equal accuracy (97.5%) nfnet_pico takes 2.86 of test_efficientnet's training time (95% interval
-    over seeds and images 1.85 to 5.29)
+    At equal accuracy (97.5%) nfnet_pico takes 2.46 of test_efficientnet's training time (95% interval
+    over seeds and images 1.64 to 3.45)
 
     mean top-1 in percent, and seconds   3 epochs   6 epochs  12 epochs
-    nfnet_pico                         89.4,  9.3 98.0, 17.9 98.8, 32.0
-    test_efficientnet                  94.9,  3.2 97.9,  6.6 99.1, 12.7
-    test_resnet                        96.9,  3.6 98.1,  7.9 98.6, 15.9
+    nfnet_pico                         94.0,  8.1 98.4, 16.1 99.0, 31.9
+    test_efficientnet                  94.9,  3.1 98.0,  6.3 99.2, 13.2
+    test_resnet                        96.7,  3.8 97.6,  7.2 98.4, 13.9
 
 On a tenth of CIFAR-10 at 16 px (``--data data/cifar10_half --set data.train_share=0.1 --set data.image_size=16 --set
 data.eval_size=16 --set data.crop_padding=2``: 4,992 images an epoch; 3 seeds, 5,000 test images, float32; 5 minutes,
