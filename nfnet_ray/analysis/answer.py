@@ -16,6 +16,7 @@ import numpy as np
 from nfnet_ray.analysis.comparability import not_one_accuracy
 from nfnet_ray.analysis.confirmation import Confirmation, confirmation_of
 from nfnet_ray.analysis.effects.given_up import NONE_GIVEN_UP, GivenUp, given_up
+from nfnet_ray.analysis.inference.assumed_noise import assumed_spread
 from nfnet_ray.analysis.inference.holdout import held_out
 from nfnet_ray.analysis.inference.paired import Moments
 from nfnet_ray.analysis.inference.selection import Optimism, noise_of, optimism
@@ -28,7 +29,6 @@ from nfnet_ray.analysis.setting import (
 )
 from nfnet_ray.analysis.tables import STUDY, once_of_a_record
 from nfnet_ray.analysis.verdict import (
-    ASSUMED_SPREAD,
     EQUAL_WITHIN,
     SEEDS_NOT_MEASURED,
     SEEDS_TO_COME,
@@ -282,7 +282,7 @@ def contenders(record: StudyRecord) -> tuple[list[dict[str, Any]], dict[str, str
     """
     first = replace(record, trials=record.trials[~record.trials["trial"].isin(record.further)])
     names = {_key(point): str(trials[0]["trial"]) for point, trials in trials_by_setting(first)}
-    spread = assumed_spread(record)
+    spread = spread_of_single_seeds(record)
     points: list[dict[str, Any]] = []
     dropped: dict[str, str] = {}
     for results in _by_winner(first).values():
@@ -303,15 +303,25 @@ def contenders(record: StudyRecord) -> tuple[list[dict[str, Any]], dict[str, str
     return points, dropped
 
 
-def assumed_spread(record: StudyRecord) -> float:
-    """The standard deviation between seeds, a fraction, where single seeds show none."""
-    return record.study.get("seed_spread", ASSUMED_SPREAD)
+def spread_of_single_seeds(record: StudyRecord) -> float:
+    """The standard deviation between seeds, a fraction, where single seeds show none: of earlier studies, or assumed.
+
+    Of several studies together it is the largest one.
+    """
+    if record.parts:
+        return max(map(spread_of_single_seeds, record.parts.values()))
+    share = record.study["recipe"].get("data.train_share", 1.0)
+    if "data.train_share" in record.fields:
+        share = min(record.trials["data.train_share"], default=share)
+    return record.study.get(
+        "seed_spread", assumed_spread(round(share * record.study["data"]["train_images"]))
+    )
 
 
 def spread_words(record: StudyRecord) -> str:
     """``an assumed spread between seeds of 0.3 points``, or one that earlier studies have shown."""
     which = "the earlier" if "seed_spread" in record.study else "an assumed"
-    return f"{which} spread between seeds of {in_points(assumed_spread(record))}"
+    return f"{which} spread between seeds of {in_points(spread_of_single_seeds(record))}"
 
 
 def _by_winner(record: StudyRecord) -> dict[tuple[Any, ...], list[SettingResult]]:
@@ -432,7 +442,7 @@ def _best(record: StudyRecord, results: Sequence[SettingResult]) -> BestSetting 
         confirmation=confirmation,
         dropped=tuple(dropped),
         seeds_to_come=bool(record.study.get("more_seeds")),
-        seed_spread=assumed_spread(record),
+        seed_spread=spread_of_single_seeds(record),
     )
 
 

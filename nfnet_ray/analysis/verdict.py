@@ -18,9 +18,6 @@ EQUAL_WITHIN = 0.002
 """Settings whose accuracies differ by less are equal in practice, a fraction: two points of a thousand."""
 SEEDS_NOT_MEASURED = "the noise between seeds was not measured: run with --seeds 3"
 SEEDS_TO_COME = "the noise between seeds is not measured yet: contenders have more seeds to come"
-ASSUMED_SPREAD = 0.003
-"""Standard deviation between seeds where one seed of each shows none, a fraction: an assumption. Picard (2021,
-arXiv:2109.08203) saw 0.1 to 0.2 points on ImageNet and CIFAR-10; small data sets show more."""
 
 Kind = Literal["better", "equal", "cannot tell"]
 

@@ -11,8 +11,6 @@ from typing import Any
 
 from rich.console import Console
 
-from nfnet_ray.analysis.earlier_noise import earlier_noise
-from nfnet_ray.analysis.verdict import ASSUMED_SPREAD
 from nfnet_ray.cluster.connection.address import find_head, where_to_run
 from nfnet_ray.cluster.connection.job import home_folder, submission_id
 from nfnet_ray.cluster.connection.resources import check_gpu_share
@@ -48,6 +46,7 @@ from studies.running.checks import (
     with_weights,
 )
 from studies.running.planning.plan_text import print_plan
+from studies.running.planning.power_text import images_of_training, noise_of_earlier
 from studies.running.planning.study_plan import StudyPlan
 from studies.running.request import CAPS, Request
 from studies.running.resuming import (
@@ -250,8 +249,8 @@ def _checked(meant: _Meant, request: Request, storage: Path, console: Console) -
     Raises UserError if its data is damaged or its trials cannot be trained.
     """
     study, data = with_networks(meant.study, meant.directory), meant.data
-    if study.more_seeds and study.seed_spread is None and not request.resume:
-        study = replace(study, seed_spread=_seed_spread(storage, data, study))
+    if len(study.seeds) == 1 and study.seed_spread is None and not request.resume:
+        study = replace(study, seed_spread=_seed_spread(study, data, storage))
     if request.verify == "full" and (meant.has_given_data or not request.plan):  # a plan writes no digits
         verify(data.path)
     every = [*study.trials(), *study.outermost_trials()]
@@ -261,10 +260,9 @@ def _checked(meant: _Meant, request: Request, storage: Path, console: Console) -
     return replace(meant, study=with_weights(study, request.made_weights, request.plan, console))
 
 
-def _seed_spread(storage: Path, data: DatasetSummary, study: Study) -> float | None:
-    """The spread between seeds that earlier studies show, if it is more than is assumed without them; else None."""
-    measured = earlier_noise(storage, data.fingerprint, study.recipe.model.name).seed_spread
-    return measured if measured is not None and measured > ASSUMED_SPREAD else None
+def _seed_spread(study: Study, data: DatasetSummary, storage: Path) -> float | None:
+    """The spread between seeds of earlier studies, by which single seeds are compared; None: the assumed one."""
+    return noise_of_earlier(study, data, storage).spread_to_journal(images_of_training(study, data))
 
 
 def _extended(meant: _Meant, request: Request) -> _Meant:

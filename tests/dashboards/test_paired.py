@@ -10,6 +10,7 @@ import pytest
 from scipy import stats
 
 from nfnet_ray.analysis import wilson_interval
+from nfnet_ray.analysis.inference.assumed_noise import ASSUMED_SPREAD
 from nfnet_ray.analysis.inference.paired import (
     Bits,
     Moments,
@@ -28,7 +29,6 @@ from nfnet_ray.analysis.inference.simulation import (
     simulated_moments,
     trial_accuracies,
 )
-from nfnet_ray.analysis.verdict import ASSUMED_SPREAD
 
 STUDIES = 2000
 # Of 2,000 studies the share that is covered has a standard error of 0.5%: true shares of 95 to 97% lie within these.

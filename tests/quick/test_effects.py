@@ -93,7 +93,7 @@ def tables(
     described = {
         "name": "s",
         "space": dict(space),
-        "data": {"validation_images": images, "classes": 10},
+        "data": {"train_images": 50_000, "validation_images": images, "classes": 10},
         "epochs": EPOCHS,
         **study,
     }

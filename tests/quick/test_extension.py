@@ -65,7 +65,11 @@ class Journaled:
     def __init__(self, study: Study, **curves: Any) -> None:
         self.curves = Curves(curves)
         started = study_started(
-            {"name": study.name, "data": {"validation_images": IMAGES}, **study.description()},  # type: ignore[typeddict-item]
+            {
+                "name": study.name,
+                "data": {"train_images": IMAGES, "validation_images": IMAGES},
+                **study.description(),
+            },  # type: ignore[typeddict-item]
             [study.plan(trial) for trial in study.trials()],
         )
         self.events: list[Event] = [started]

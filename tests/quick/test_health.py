@@ -34,7 +34,7 @@ def planted(
     started["study"] |= {"halving": None} | changed
     started["study"]["space"] |= space or {}
     started["study"]["recipe"]["schedule.warmup_epochs"] = 0.0
-    started["study"]["data"]["validation_images"] = 50_000
+    started["study"]["data"] |= {"train_images": 50_000, "validation_images": 50_000}
     events = [started]
     for number, (plan, curve) in enumerate(zip(started["trials"], curves, strict=True)):
         state = (states or {}).get(number, "finished")

@@ -40,7 +40,7 @@ def record_of(
     """The record of a study in which every trial was trained to its end; a shorter one was ``cut``."""
     started = study_started({})
     started["study"] |= study.description()  # type: ignore[typeddict-item]
-    started["study"]["data"]["validation_images"] = 50_000
+    started["study"]["data"] |= {"train_images": 50_000, "validation_images": 50_000}
     started["trials"] = [study.plan(trial) for trial in study.trials()]
     events: list[Any] = [json.loads(json.dumps(started))]
     for number, trial in enumerate(study.trials()):

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from nfnet_ray.analysis.answer import BestSetting, assumed_spread
+from nfnet_ray.analysis.answer import BestSetting, spread_of_single_seeds
 from nfnet_ray.analysis.effects.importance import importance
 from nfnet_ray.analysis.effects.marginal import pairwise_effects
 from nfnet_ray.analysis.effects.noise import noise_of_results, results_at
@@ -118,6 +118,6 @@ def _test(record: StudyRecord, results: Sequence[SettingResult], rival: int | No
     noise = noise_of_results(results)
     is_single = min(len(result.seed_top1) for result in results) == 1
     if is_single:
-        noise = with_assumed_spread(noise, assumed_spread(record))
+        noise = with_assumed_spread(noise, spread_of_single_seeds(record))
     accuracies = np.array([result.top1 for result in results])
     return HypothesisTest(chance_of_lead(accuracies, noise, rival), is_single)

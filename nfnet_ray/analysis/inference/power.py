@@ -20,6 +20,8 @@ POWER = 0.8
 """Share of studies in which a difference that is there is to be told."""
 _SPREADS = 40
 """Quantiles of the spread between seeds that each setting may show, over which the power is averaged."""
+_VARIANCES = 30
+"""Quantiles of an estimated variance between seeds, over which the power is averaged too."""
 MOST_SEEDS = 100
 MOST_IMAGES = 10_000_000
 
@@ -31,12 +33,13 @@ class PairNoise:
     Attributes:
         images: for the draw of images: some are harder for one setting than for the other.
         luck: of what each seed gets right by luck, per trial; both trials have their own.
-        seeds: variance between seeds of one setting, of its accuracy on images without end.
+        seeds: variance between seeds of one setting, of its accuracy on images without end. Several values, each as
+            probable as the others, where it is only estimated.
     """
 
     images: float
     luck: float
-    seeds: float
+    seeds: float | tuple[float, ...]
 
     @staticmethod
     def assumed(disagreement: float, seed_spread: float) -> PairNoise:
@@ -47,6 +50,26 @@ class PairNoise:
             seed_spread: standard deviation between seeds, a fraction.
         """
         return PairNoise(0.0, disagreement / 2, seed_spread**2)
+
+    @staticmethod
+    def measured(disagreement: float, trial_variance: float, freedom: float, luck: float) -> PairNoise:
+        """The same of settings whose variance between seeds was estimated, and is as uncertain as that says.
+
+        The true variance is distributed as the estimate times its degrees of freedom over chi-squared: with a flat
+        prior of its logarithm, so that power is what is promised whatever the true spread is, on average over what
+        earlier studies may show of it.
+
+        Args:
+            disagreement: share of the images that two trials judge differently.
+            trial_variance: of a trial's measured accuracy, between seeds.
+            freedom: degrees of freedom of ``trial_variance``.
+            luck: the part of ``trial_variance`` that is what each seed got right by luck on those images.
+        """
+        from scipy.special import chdtri
+
+        quantiles = (np.arange(_VARIANCES) + 0.5) / _VARIANCES
+        likely = np.maximum(trial_variance * freedom / chdtri(freedom, quantiles) - luck, 0.0)
+        return PairNoise(0.0, disagreement / 2, tuple(likely.tolist()))
 
 
 @dataclass(frozen=True)
@@ -71,12 +94,15 @@ def power(noise: PairNoise, design: Design, difference: float) -> float:
     of_images = noise.images / design.images
     of_seeds = 2 * noise.luck / (design.images * design.seeds)
     if design.seeds == 1:
-        half_widths = np.array([Z_95 * math.sqrt(of_images + of_seeds)])
+        errors = np.array([math.sqrt(of_images + of_seeds)])
+        half_widths = Z_95 * errors
     else:
-        of_seeds += 2 * noise.seeds / design.seeds
-        half_widths = np.sqrt(Z_95**2 * of_images + of_seeds * _widths_shown(design.seeds))
-    error = math.sqrt(of_images + of_seeds)
-    return float(ndtr((difference - half_widths) / error).mean()) if error else 1.0
+        every = of_seeds + 2 * np.atleast_1d(noise.seeds)[:, None] / design.seeds
+        errors = np.sqrt(of_images + every)
+        half_widths = np.sqrt(Z_95**2 * of_images + every * _widths_shown(design.seeds).reshape(1, -1))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        told = np.where(errors > 0, ndtr((difference - half_widths) / errors), 1.0)
+    return float(told.mean())
 
 
 @functools.lru_cache(maxsize=MOST_SEEDS)
@@ -94,7 +120,7 @@ def smallest_difference(noise: PairNoise, design: Design) -> float:
     low, high = 0.0, 1.0
     while power(noise, design, high) < POWER:
         low, high = high, 2 * high
-    for _ in range(40):  # bisection: the power grows with the difference
+    for _ in range(24):  # bisection, to 1e-7: the power grows with the difference
         middle = (low + high) / 2
         low, high = (low, middle) if power(noise, design, middle) >= POWER else (middle, high)
     return high

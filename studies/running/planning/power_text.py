@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from nfnet_ray.analysis.earlier_noise import EarlierNoise, earlier_noise
+from nfnet_ray.analysis.inference.assumed_noise import assumed_disagreement, assumed_spread
 from nfnet_ray.analysis.inference.holdout import held_out
 from nfnet_ray.analysis.inference.power import (
     Design,
@@ -16,15 +17,13 @@ from nfnet_ray.analysis.inference.power import (
     seeds_to_tell,
     smallest_difference,
 )
-from nfnet_ray.analysis.verdict import ASSUMED_SPREAD
 from nfnet_ray.data.files.dataset import DatasetSummary
+from nfnet_ray.recipe import Recipe
 from nfnet_ray.study.study import Study
 from nfnet_ray.wording import as_points, count
 
 ASKED = 0.005
 """The difference whose price is told, a fraction: half a point, by which published networks differ."""
-ASSUMED_DISAGREEMENT = 0.1
-"""Share of the images that two trials judge differently, where no earlier study says: an assumption."""
 _FEWEST_SEEDS = 3  # for which the price in images is told where a study has one seed
 
 
@@ -40,28 +39,39 @@ def power_sentences(
     """
     if len(study.trials_by_setting()) < 2 and not study.is_adaptive:
         return []
-    earlier = earlier_noise(storage, data.fingerprint, study.recipe.model.name)
-    disagreement = ASSUMED_DISAGREEMENT if earlier.disagreement is None else earlier.disagreement
-    spread = ASSUMED_SPREAD if earlier.seed_spread is None else earlier.seed_spread
-    noise = PairNoise.assumed(disagreement, spread)
+    earlier = noise_of_earlier(study, data, storage)
+    train_images = images_of_training(study, data)
+    noise = earlier.pair_noise(train_images)
     seeds, share = len(study.seeds) + len(study.more_seeds), study.holdout or 1.0
     images, which = data.validation_images, "validation image"
     if study.holdout:  # settings are compared on the images that the best one was not chosen on
         images, which = int(np.count_nonzero(held_out(images, share))), "held-out validation image"
-    smallest = 100 * smallest_difference(noise, Design(seeds, images))
+    smallest = smallest_difference(noise, Design(seeds, images))
     design = f"{count(seeds, 'seed')} and {count(images, which)}"
-    difference = as_points(f"{smallest:.2g}")
+    told = f"Power: with {design} it can tell two {'networks' if seeds == 1 else 'settings'} apart that differ by "
+    told += _points(smallest) if smallest < 1 else "more than any two can"
     if seeds == 1:
-        told = (
-            f"Power: with {design} it can tell two networks apart that differ by {difference}, but not "
-            "whether other seeds would turn their order"
-        )
-    else:
-        told = f"Power: with {design} it can tell two settings apart that differ by {difference}"
+        by_seeds = _points(min(earlier.apart_by_seeds(train_images), 1.0))
+        told += ", but not whether other seeds would turn their order: by seeds alone, equal settings differ by up to "
+        told += by_seeds
     return [
-        f"{told} (in 80% of studies; {_basis(earlier, disagreement, spread)}).",
+        f"{told} (in 80% of studies; {_basis(earlier, train_images)}).",
         _price(noise, images, share, max(seeds, _FEWEST_SEEDS) if seeds == 1 else seeds, seed_hours, word),
     ]
+
+
+def noise_of_earlier(study: Study, data: DatasetSummary, storage: Path) -> EarlierNoise:
+    """What earlier studies in ``storage`` show of trials like those of this one."""
+    return earlier_noise(storage, data, _recipes(study))
+
+
+def images_of_training(study: Study, data: DatasetSummary) -> int:
+    """How many training images a trial has, at least."""
+    return round(min(recipe.data.train_share for recipe in _recipes(study)) * data.train_images)
+
+
+def _recipes(study: Study) -> list[Recipe]:
+    return [trial.recipe for trial in study.trials()] or [study.recipe]
 
 
 def _price(
@@ -86,17 +96,31 @@ def _price(
     return f"{points} it would take {', or '.join(ways)}."
 
 
-def _basis(earlier: EarlierNoise, disagreement: float, spread: float) -> str:
+def _basis(earlier: EarlierNoise, train_images: int) -> str:
     """What the numbers are from."""
-    from_studies = f"by {count(earlier.studies, 'earlier study')}"
-    differ = f"two trials judge {100 * disagreement:.2g}% of the images differently"
-    seeds = f"seeds spread by {as_points(f'{100 * spread:.2g}')}"
-    known = [
-        text
-        for text, value in ((differ, earlier.disagreement), (seeds, earlier.seed_spread))
-        if value is not None
-    ]
-    assumed = [text for text in (differ, seeds) if text not in known]
-    parts = [f"{from_studies}, {' and '.join(known)}"] if known else []
-    parts += [f"assumed: {' and '.join(assumed)}"] if assumed else []
+    disagreement, spread = earlier.disagreement, earlier.seed_spread
+    measured, assumed = [], []
+    differ = "two trials judge {:.2g}% of the images differently"
+    if disagreement is None:
+        assumed.append(differ.format(100 * assumed_disagreement(train_images)))
+    else:
+        measured.append(differ.format(100 * disagreement))
+    if spread is None:
+        assumed.append(f"seeds spread by {_points(assumed_spread(train_images))}")
+    else:
+        by = f"by {_points(spread)}" if spread else "by no more than luck with the images"
+        measured.append(f"seeds spread {by} ({count(earlier.freedom, 'degree')} of freedom)")
+    parts = []
+    if measured:
+        others = len(earlier.studies) - 1
+        more = f" and {count(others, 'other study')}" if others else ""
+        source = f"{count(earlier.trials, 'trial')} of {earlier.studies[0]}{more}"
+        parts.append(f"measured in {source}: {' and '.join(measured)}")
+    if assumed:
+        parts.append(f"assumed for {count(train_images, 'training image')}: {' and '.join(assumed)}")
     return "; ".join(parts)
+
+
+def _points(difference: float) -> str:
+    """Two digits of a difference that is a fraction."""
+    return as_points(f"{100 * difference:.2g}" if difference < 0.995 else "100")
