@@ -45,6 +45,8 @@ from studies.running.checks import (
     with_networks,
     with_weights,
 )
+from studies.running.execution.execute import execute
+from studies.running.execution.study_run import StudyRun
 from studies.running.planning.plan_text import print_plan
 from studies.running.planning.power_text import images_of_training, noise_of_earlier
 from studies.running.planning.study_plan import StudyPlan
@@ -62,7 +64,6 @@ from studies.running.resuming import (
     with_data_here,
 )
 from studies.running.runner import WorkerDemand
-from studies.running.study_run import StudyRun
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,7 @@ def run(request: Request, resume_command: Callable[[Request, str], str], console
         command_with=command,
         program_file=request.program_file,
     )
-    return Finished(study_run.execute(request.address, demand, console), directory)
+    return Finished(execute(study_run, request.address, demand, console), directory)
 
 
 def _with_addresses(request: Request, home: Path, storage: Path) -> tuple[Request, str]:

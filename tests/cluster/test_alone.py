@@ -18,7 +18,8 @@ from nfnet_ray.tracking.events import study_ended
 from nfnet_ray.tracking.journal import JOURNAL_FILE, Journal
 from nfnet_ray.tracking.running_lock import LOCK_FILE, alone_with, is_running, wait_until_free
 from nfnet_ray.tracking.state import StudyState
-from studies.running.study_run import StudyRun
+from studies.running.execution.last_checks import check_journal_is_as_it_was
+from studies.running.execution.study_run import StudyRun
 from tests.cluster.test_study import RECIPE, SPACE, started_event
 from tests.deadlines import HANG_SECONDS, wait_until
 
@@ -69,10 +70,10 @@ def test_a_journal_that_has_grown_since_it_was_read_is_not_continued(tmp_path: P
         progress, _ = StudyState.read(tmp_path)
         data: Any = None  # nothing of it is asked for
         run = StudyRun(study, data, tmp_path, "", "", progress)
-        run._check_journal_is_as_it_was()
+        check_journal_is_as_it_was(run)
         journal.append(study_ended("interrupted", 1.0))
     with pytest.raises(UserError, match="another process has continued s meanwhile"):
-        run._check_journal_is_as_it_was()
+        check_journal_is_as_it_was(run)
 
 
 def test_a_file_system_without_locks_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -17,9 +17,10 @@ from nfnet_ray.cluster.connection.resources import Resources, WorkerResources
 from nfnet_ray.tracking.journal import JOURNAL_FILE, Journal
 from nfnet_ray.tracking.state import StudyState
 from studies.agc_sweep import agc_sweep
+from studies.running.execution.recording import study_started_event
+from studies.running.execution.study_run import StudyRun
 from studies.running.flags import main
 from studies.running.runner import Places, WorkerDemand
-from studies.running.study_run import StudyRun
 from studies.train import main as train
 
 STUDY_FILE = Path("studies") / "agc_sweep.py"
@@ -35,7 +36,7 @@ def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[Study
         if run.progress.started is None:
             with Journal(run.directory / JOURNAL_FILE) as journal:
                 places = Places(Resources(1, 2, 0, 8, "two cores"), WORKER, 1)
-                journal.append(run._started_event(run.study, places))
+                journal.append(study_started_event(run, run.study, places))
                 name = run.study.trials()[0].name
                 journal.append({"event": "trial_started", "time": 0, "trial": name, "attempt": 1})
                 journal.append(
@@ -51,7 +52,7 @@ def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[Study
         runs.append((run, demand))
         return 0
 
-    monkeypatch.setattr(StudyRun, "execute", execute)  # a training's too
+    monkeypatch.setattr("studies.running.run.execute", execute)  # a training's too
     monkeypatch.chdir(tmp_path)
     for name in ("NFNET_RAY_HOME", "RAY_JOB_CONFIG_JSON_ENV_VAR"):
         monkeypatch.delenv(name, raising=False)

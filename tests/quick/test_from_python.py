@@ -24,10 +24,11 @@ from nfnet_ray.tracking.journal import JOURNAL_FILE, Journal
 from studies import transfer
 from studies.agc_sweep import agc_sweep
 from studies.managing.commands import main as managing
+from studies.running.execution.recording import study_started_event
+from studies.running.execution.study_run import StudyRun
 from studies.running.flags import main
 from studies.running.planning import plan_text
 from studies.running.runner import Places, WorkerDemand
-from studies.running.study_run import StudyRun
 
 STUDY_FILE = Path("studies") / "agc_sweep.py"
 TWO_RATES = {"schedule.base_learning_rate": (0.1, 0.4)}
@@ -43,11 +44,11 @@ def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[Study
             with Journal(run.directory / JOURNAL_FILE) as journal:
                 worker = WorkerResources(demand.workers, 2, 0.0, demand.min_workers)
                 places = Places(Resources(1, 2, 0, 8, "two cores"), worker, 1)
-                journal.append(run._started_event(run.study, places))
+                journal.append(study_started_event(run, run.study, places))
         runs.append((run, demand))
         return 0
 
-    monkeypatch.setattr(StudyRun, "execute", execute)
+    monkeypatch.setattr("studies.running.run.execute", execute)
     monkeypatch.chdir(tmp_path)
     for name in ("NFNET_RAY_HOME", "RAY_JOB_CONFIG_JSON_ENV_VAR", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
@@ -345,7 +346,7 @@ def test_signals_and_the_environment_are_as_they_were(
         during.append(signal.getsignal(signal.SIGTERM))
         return 130
 
-    monkeypatch.setattr(StudyRun, "execute", stopped)
+    monkeypatch.setattr("studies.running.run.execute", stopped)
     with pytest.raises(KeyboardInterrupt):
         nfnet_ray.run(lr_study(), data=few_digits)
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers

@@ -19,7 +19,6 @@ from nfnet_ray.errors import UserError
 from nfnet_ray.printable import printable
 from studies.agc_sweep import agc_sweep
 from studies.running.flags import main
-from studies.running.study_run import StudyRun
 
 STUDY_FILE = Path(studies.agc_sweep.__file__)
 
@@ -63,7 +62,7 @@ def place(tmp_path: Path, few_digits: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(tmp_path)
     for name in ("NFNET_RAY_HOME", "RAY_JOB_CONFIG_JSON_ENV_VAR", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(StudyRun, "execute", lambda *_: 0)
+    monkeypatch.setattr("studies.running.run.execute", lambda *_: 0)
     before = sorted(tmp_path.rglob("*"))
     yield tmp_path
     assert sorted(tmp_path.rglob("*")) == before  # nothing is left behind

@@ -17,7 +17,6 @@ from nfnet_ray import Halving, Range, Recipe, SameAs, Study, UserError, When
 from nfnet_ray.study.space import domain_text
 from studies.agc_sweep import agc_sweep
 from studies.running.flags import main
-from studies.running.study_run import StudyRun
 
 RATE, BATCH = "schedule.base_learning_rate", "batch_size"
 RECIPE = Recipe().with_values({"model.name": "nfnet_pico", "batch_size": 48})
@@ -37,7 +36,7 @@ def somewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     def execute(*_: Any) -> int:
         raise BeganError
 
-    monkeypatch.setattr(StudyRun, "execute", execute)
+    monkeypatch.setattr("studies.running.run.execute", execute)
     monkeypatch.chdir(tmp_path)
     for name in ("NFNET_RAY_HOME", "RAY_JOB_CONFIG_JSON_ENV_VAR", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)

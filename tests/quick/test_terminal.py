@@ -18,7 +18,8 @@ from nfnet_ray.command_line.terminal import can_redraw, new_console, say, say_wh
 from nfnet_ray.metric import METRIC
 from nfnet_ray.study.display import reported_epochs, trial_table
 from studies.agc_sweep import agc_sweep
-from studies.running.study_run import StudyRun
+from studies.running.execution.console_output import say_greeting
+from studies.running.execution.study_run import StudyRun
 
 ODD_NAME = "st [old] [/bold] [red]x :smile: \x1b[31m\n"
 SHOWN = r"st [old] [/bold] [red]x :smile: \x1b[31m\n"
@@ -148,7 +149,8 @@ def test_a_study_says_where_to_look_before_it_runs(tmp_path: Path, monkeypatch: 
     data = describe_digits(Path("digits"))
     study = agc_sweep(data, 1)
     progress = study.waiting_state()
-    StudyRun(study, data, Path("st [old]") / "mine", "sqlite:///a.db", "", progress)._greet(1, console)
+    run = StudyRun(study, data, Path("st [old]") / "mine", "sqlite:///a.db", "", progress)
+    say_greeting(run, 1, console)
     lines = out.getvalue().splitlines()
     assert "Report:  st [old]/mine/report.html" in lines
     assert any(line.endswith("-m dashboards.compare 'st [old]/mine'") for line in lines)

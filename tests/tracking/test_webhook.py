@@ -20,8 +20,10 @@ from nfnet_ray.study.study import Study
 from nfnet_ray.study.webhook import check_webhook, notify, outcome_text, shown_webhook, webhook_event
 from nfnet_ray.tracking.events import study_ended, study_resumed
 from nfnet_ray.tracking.state import StudyState
+from studies.running.execution.execute import execute
+from studies.running.execution.notification import notify_of_end
+from studies.running.execution.study_run import StudyRun
 from studies.running.runner import WorkerDemand
-from studies.running.study_run import StudyRun
 from tests.ports import unused_port
 from tests.tracking.example_study import START, agc_sweep, state_of, write_journal
 
@@ -194,22 +196,22 @@ def test_the_end_of_a_study_is_told_and_its_exit_code_stays(
     study = Study.from_event(events[0])
     run = StudyRun(study, Any, tmp_path, "", "", state, notify_url=f"http://{host}/key")  # type: ignore[arg-type]
 
-    def execute(self: StudyRun, _address: object, _demand: object, console: Any) -> int:
+    def inner(run: StudyRun, _address: object, _demand: object, console: Any) -> int:
         for happened in events:
             state.apply(happened)
         if error:
             raise error
         ended = study_ended(outcome, 10.0, reason)
         state.apply(ended | {"time": state.last_event_time + 1})
-        self._tell_ending(0, console)
+        notify_of_end(run, 0, console)
         return 130
 
-    monkeypatch.setattr(StudyRun, "_execute", execute)
+    monkeypatch.setattr("studies.running.execution.execute._execute", inner)
     if error:
         with pytest.raises(type(error)):
-            run.execute(None, WorkerDemand(1, None, None), new_console())
+            execute(run, None, WorkerDemand(1, None, None), new_console())
     else:
-        assert run.execute(None, WorkerDemand(1, None, None), new_console()) == 130
+        assert execute(run, None, WorkerDemand(1, None, None), new_console()) == 130
     [(_, _, body)] = kept.received
     assert body["event"] == event
     assert words in body["text"]
@@ -227,17 +229,17 @@ def test_the_end_is_told_where_the_clock_is_behind_that_of_the_driver_before(
     study = Study.from_event(events[0])
     run = StudyRun(study, Any, tmp_path, "", "", state, notify_url=f"http://{host}/key")  # type: ignore[arg-type]
 
-    def execute(self: StudyRun, _address: object, _demand: object, console: Any) -> int:
+    def inner(run: StudyRun, _address: object, _demand: object, console: Any) -> int:
         before = len(state.sessions)
         state.apply(study_resumed(changed={}) | {"time": START - 3600})
         state.apply(study_ended("finished", 10.0, None) | {"time": START - 3590})
-        self._tell_ending(before, console)
+        notify_of_end(run, before, console)
         state.apply(study_resumed(changed={}) | {"time": START - 3580})
         raise StopsStudyError("stopped, as the disk is full")
 
-    monkeypatch.setattr(StudyRun, "_execute", execute)
+    monkeypatch.setattr("studies.running.execution.execute._execute", inner)
     with pytest.raises(StopsStudyError):
-        run.execute(None, WorkerDemand(1, None, None), new_console())
+        execute(run, None, WorkerDemand(1, None, None), new_console())
     assert [body["event"] for _, _, body in kept.received] == ["finished", "failed"]
 
 
@@ -248,10 +250,10 @@ def test_a_study_that_has_not_begun_tells_nobody(
     study = Study("first", "?", Recipe(), {})
     run = StudyRun(study, Any, tmp_path, "", "", StudyState(), notify_url=f"http://{host}/key")  # type: ignore[arg-type]
 
-    def execute(*_: object) -> int:
+    def inner(*_: object) -> int:
         raise UserError("another process is running first")
 
-    monkeypatch.setattr(StudyRun, "_execute", execute)
+    monkeypatch.setattr("studies.running.execution.execute._execute", inner)
     with pytest.raises(UserError):
-        run.execute(None, WorkerDemand(1, None, None), new_console())
+        execute(run, None, WorkerDemand(1, None, None), new_console())
     assert kept.received == []
