@@ -33,6 +33,7 @@ from nfnet_ray.command_line.arguments import whole_number
 from nfnet_ray.command_line.exit_code import exit_code_of
 from nfnet_ray.command_line.one_line_parser import OneLineParser
 from nfnet_ray.errors import UserError
+from nfnet_ray.tracking.delivery.spool import SPOOL_FILE, Spool, TrackedStudy
 from nfnet_ray.tracking.destination.database import artifacts_stay_beside
 from nfnet_ray.tracking.destination.experiment import experiment_of_journal
 from nfnet_ray.tracking.destination.uri import sqlite_path, sqlite_uri, with_credentials_aside
@@ -41,7 +42,6 @@ from nfnet_ray.tracking.events import study_id
 from nfnet_ray.tracking.journal import JOURNAL_FILE, read_events
 from nfnet_ray.tracking.runs.setting_runs import has_several_seeds
 from nfnet_ray.tracking.runs.view import comparison_url, view_key
-from nfnet_ray.tracking.spool import SPOOL_FILE, Spool, TrackedStudy
 from nfnet_ray.tracking.study_directory import find_study
 
 HOST = "127.0.0.1"

@@ -1,10 +1,10 @@
 """A study's way into an SQLite database of MLflow: ``python -m benchmarks.driver.tracking``.
 
-A whole journal of trials × epochs, two trials side by side, is delivered by ``nfnet_ray.tracking.sink``: with metrics
-written in bulk (``nfnet_ray/tracking/destination/bulk_metrics.py``), and as MLflow writes them. The floor is the same
-rows of metrics, inserted into a copy of the same tables by the standard library's ``sqlite3`` in one transaction. Each
-is the processor time of the process, which other programs on the machine change little. Both databases have to hold the
-same number of metrics. Appends a row to ``results/tracking.csv``.
+A whole journal of trials × epochs, two trials side by side, is delivered by ``nfnet_ray.tracking.delivery``: with
+metrics written in bulk (``nfnet_ray/tracking/destination/bulk_metrics.py``), and as MLflow writes them. The floor is
+the same rows of metrics, inserted into a copy of the same tables by the standard library's ``sqlite3`` in one
+transaction. Each is the processor time of the process, which other programs on the machine change little. Both
+databases have to hold the same number of metrics. Appends a row to ``results/tracking.csv``.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ import torch
 from benchmarks.record import Row, append_rows, hardware, processor_seconds
 from nfnet_ray.command_line.arguments import positive
 from nfnet_ray.command_line.one_line_parser import OneLineParser
+from nfnet_ray.tracking.delivery.sink import MLflowSink
+from nfnet_ray.tracking.delivery.spool import SPOOL_FILE, Spool
 from nfnet_ray.tracking.destination import bulk_metrics
 from nfnet_ray.tracking.events import Event, epoch_ended, trial_ended, trial_started
 from nfnet_ray.tracking.journal import JOURNAL_FILE
-from nfnet_ray.tracking.sink import MLflowSink
-from nfnet_ray.tracking.spool import SPOOL_FILE, Spool
 from tests.tracking.example_study import CLIP_FACTOR, study_started
 
 RESULTS = Path(__file__).parents[1] / "results" / "tracking.csv"

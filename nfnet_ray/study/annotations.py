@@ -15,7 +15,7 @@ MOST_NOTE_CHARACTERS = 2000
 MOST_VALUE_CHARACTERS = 250
 
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
-# The tags that nfnet_ray/tracking/writer.py gives a study's run in MLflow, or may give one.
+# The tags that nfnet_ray/tracking/delivery/writer.py gives a study's run in MLflow, or may give one.
 _OUR_KEYS = {
     *("attempt", "command", "kind", "point", "question", "reason", "seeds", "state", "study", "study_id"),
     *("trial", "wall_seconds"),

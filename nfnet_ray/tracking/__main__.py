@@ -19,14 +19,14 @@ from nfnet_ray.command_line.exit_code import exit_code_of
 from nfnet_ray.command_line.one_line_parser import OneLineParser
 from nfnet_ray.command_line.terminal import new_console, say, say_whole, waiting
 from nfnet_ray.printable import display_path, interpreter, shell_command
+from nfnet_ray.tracking.delivery.sink import MLflowSink
+from nfnet_ray.tracking.delivery.spool import SPOOL_FILE, Spool, Undelivered
 from nfnet_ray.tracking.destination.choice import tracking_uri_for
 from nfnet_ray.tracking.destination.experiment import experiment_of_journal
 from nfnet_ray.tracking.destination.uri import without_password
 from nfnet_ray.tracking.destination.uri_check import check_tracking_uri
 from nfnet_ray.tracking.journal import JOURNAL_FILE
 from nfnet_ray.tracking.running_lock import alone_with
-from nfnet_ray.tracking.sink import MLflowSink
-from nfnet_ray.tracking.spool import SPOOL_FILE, Spool, Undelivered
 from nfnet_ray.tracking.state import StudyState
 from nfnet_ray.tracking.study_directory import find_study
 

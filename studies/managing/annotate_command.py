@@ -10,12 +10,12 @@ from rich.console import Console
 from dashboards.report import REPORT_FILE, renewed_report
 from nfnet_ray.command_line.terminal import say, waiting
 from nfnet_ray.study.annotations import Annotations
+from nfnet_ray.tracking.delivery.sink import MLflowSink
+from nfnet_ray.tracking.delivery.spool import SPOOL_FILE, Spool
 from nfnet_ray.tracking.destination.uri import without_password
 from nfnet_ray.tracking.events import study_annotated
 from nfnet_ray.tracking.journal import JOURNAL_FILE, Journal
 from nfnet_ray.tracking.running_lock import alone_with
-from nfnet_ray.tracking.sink import MLflowSink
-from nfnet_ray.tracking.spool import SPOOL_FILE, Spool
 from studies.managing.folders import read_folder
 
 EXIT_NOT_RECORDED = 3  # as that of a study

@@ -19,13 +19,13 @@ from nfnet_ray.cluster.connection.job import home_folder
 from nfnet_ray.command_line.terminal import say
 from nfnet_ray.errors import UserError
 from nfnet_ray.printable import display_path, printable
+from nfnet_ray.tracking.delivery.spool import SPOOL_FILE
 from nfnet_ray.tracking.destination.choice import tracking_uri_for
 from nfnet_ray.tracking.destination.uri import NOT_RECORDED
 from nfnet_ray.tracking.events import StudyStarted, study_id
 from nfnet_ray.tracking.journal import JOURNAL_FILE, read_events
 from nfnet_ray.tracking.running_lock import LOCK_FILE, alone_with
 from nfnet_ray.tracking.runs.deletion import TrackedRuns, delete_runs, find_runs
-from nfnet_ray.tracking.spool import SPOOL_FILE
 from nfnet_ray.training.checkpoints.storage import without_secrets
 from nfnet_ray.wording import count, storage_size
 from studies.managing.folders import StudyFolder, bytes_below, read_folder

@@ -12,10 +12,10 @@ import studies
 from nfnet_ray.printable import display_path, interpreter, printable, shell_command
 from nfnet_ray.study.space import domain_from_json, domain_text
 from nfnet_ray.study.space.domains import listed_value_text
+from nfnet_ray.tracking.delivery.spool import SPOOL_FILE, Spool, TrackedStudy
 from nfnet_ray.tracking.events import StudyStarted
 from nfnet_ray.tracking.journal import JOURNAL_FILE
 from nfnet_ray.tracking.labels import short_names
-from nfnet_ray.tracking.spool import SPOOL_FILE, Spool, TrackedStudy
 from studies.managing.folders import StudyFolder
 from studies.running.request import DEFAULT_STORAGE
 

@@ -17,6 +17,7 @@ from nfnet_ray.models.own.source import source_of
 from nfnet_ray.models.published import resolve
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.serving import classifier
+from nfnet_ray.tracking.delivery.spool import SPOOL_FILE, Spool
 from nfnet_ray.tracking.destination.experiment import experiment_of
 from nfnet_ray.tracking.destination.uri_check import check_tracking_uri
 from nfnet_ray.tracking.events import study_id
@@ -24,7 +25,6 @@ from nfnet_ray.tracking.journal import JOURNAL_FILE
 from nfnet_ray.tracking.runs.files import REQUIREMENTS_FILE
 from nfnet_ray.tracking.runs.inputs import dataset_digest, dataset_name
 from nfnet_ray.tracking.runs.model_flavor import ALIAS, PublishedModel, model_name, publish
-from nfnet_ray.tracking.spool import SPOOL_FILE, Spool
 from nfnet_ray.tracking.state import StudyState, TrialProgress
 
 

@@ -17,9 +17,9 @@ from nfnet_ray.cluster.messages import WorkerConfig, form_in, form_result, worke
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.study.recorder import Recorder
 from nfnet_ray.study.study import Study
+from nfnet_ray.tracking.delivery.spool import runs_of
 from nfnet_ray.tracking.events import study_started
 from nfnet_ray.tracking.journal import JOURNAL_FILE, Journal
-from nfnet_ray.tracking.spool import runs_of
 from nfnet_ray.tracking.state import StudyState
 from nfnet_ray.training.context import FormNotes
 from nfnet_ray.training.form.forms import Choice, Form

@@ -11,7 +11,7 @@ from pathlib import Path
 from dashboards.figures.clipping_charts import clipping_charts
 from dashboards.report import write_report
 from nfnet_ray.analysis import load_study
-from nfnet_ray.tracking.writer import _clipping_metrics
+from nfnet_ray.tracking.delivery.writer import _clipping_metrics
 from tests.quick.test_clip_factor import record_of, with_clipping
 from tests.tracking.chromium import page_after_scripts
 from tests.tracking.example_study import agc_sweep, write_journal

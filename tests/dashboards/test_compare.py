@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from dashboards.compare import main
-from nfnet_ray.tracking.spool import SPOOL_FILE, Spool, TrackedStudy
+from nfnet_ray.tracking.delivery.spool import SPOOL_FILE, Spool, TrackedStudy
 from tests.tracking.example_study import agc_sweep, write_journal
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from nfnet_ray.tracking.delivery.writer import study_metrics
 from nfnet_ray.tracking.events import Event
 from nfnet_ray.tracking.idle import IdleTime
 from nfnet_ray.tracking.state import StudyState
-from nfnet_ray.tracking.writer import study_metrics
 from tests.tracking.example_study import state_of
 
 

@@ -10,10 +10,10 @@ from mlflow import MlflowClient
 
 from nfnet_ray.errors import UserError
 from nfnet_ray.study.annotations import Annotations, note_text, tag_pair
+from nfnet_ray.tracking.delivery.sink import MLflowSink
+from nfnet_ray.tracking.delivery.spool import SPOOL_FILE, Spool
 from nfnet_ray.tracking.events import study_annotated
 from nfnet_ray.tracking.journal import JOURNAL_FILE
-from nfnet_ray.tracking.sink import MLflowSink
-from nfnet_ray.tracking.spool import SPOOL_FILE, Spool
 from nfnet_ray.tracking.state import StudyState
 from tests.tracking.example_study import agc_sweep, state_of, write_journal
 

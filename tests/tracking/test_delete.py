@@ -15,13 +15,13 @@ import pytest
 from mlflow import MlflowClient
 
 from nfnet_ray.errors import UserError
+from nfnet_ray.tracking.delivery.sink import MLflowSink
+from nfnet_ray.tracking.delivery.spool import SPOOL_FILE, Spool, TrackedStudy
 from nfnet_ray.tracking.events import study_id
 from nfnet_ray.tracking.journal import JOURNAL_FILE
 from nfnet_ray.tracking.running_lock import LOCK_FILE, alone_with, is_running
 from nfnet_ray.tracking.runs import deletion
 from nfnet_ray.tracking.runs.deletion import find_runs
-from nfnet_ray.tracking.sink import MLflowSink
-from nfnet_ray.tracking.spool import SPOOL_FILE, Spool, TrackedStudy
 from studies.managing import delete_command
 from studies.managing.commands import main
 from tests.ports import unused_port

@@ -13,12 +13,12 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from nfnet_ray.tracking import sink as sink_module
+from nfnet_ray.tracking.delivery import sink as sink_module
+from nfnet_ray.tracking.delivery.sink import MLflowSink
+from nfnet_ray.tracking.delivery.spool import Undelivered
+from nfnet_ray.tracking.delivery.writer import StudyWriter
 from nfnet_ray.tracking.events import Event
 from nfnet_ray.tracking.runs.files import RECIPE_FILE
-from nfnet_ray.tracking.sink import MLflowSink
-from nfnet_ray.tracking.spool import Undelivered
-from nfnet_ray.tracking.writer import StudyWriter
 from tests.deadlines import wait_until
 from tests.tracking.example_study import agc_sweep, write_journal
 from tests.tracking.test_sink import SECONDS, deliver, points, runs_of, spool_of

@@ -19,11 +19,11 @@ from pathlib import Path
 import pytest
 
 from nfnet_ray.errors import UserError
-from nfnet_ray.tracking import sink as sink_module
+from nfnet_ray.tracking.delivery import sink as sink_module
+from nfnet_ray.tracking.delivery.sink import MLflowSink
+from nfnet_ray.tracking.delivery.spool import SPOOL_FILE, Spool
 from nfnet_ray.tracking.destination.uri_check import check_tracking_uri
 from nfnet_ray.tracking.journal import JOURNAL_FILE
-from nfnet_ray.tracking.sink import MLflowSink
-from nfnet_ray.tracking.spool import SPOOL_FILE, Spool
 from tests.deadlines import HANG_SECONDS, wait_until
 from tests.ports import unused_port
 from tests.tracking.example_study import agc_sweep, write_journal

@@ -31,9 +31,9 @@ from nfnet_ray.errors import UserError
 from nfnet_ray.models import create_model
 from nfnet_ray.models.published import resolve
 from nfnet_ray.study.study import TRIALS_FOLDER
+from nfnet_ray.tracking.delivery.sink import MLflowSink
+from nfnet_ray.tracking.delivery.spool import SPOOL_FILE, Spool
 from nfnet_ray.tracking.journal import JOURNAL_FILE
-from nfnet_ray.tracking.sink import MLflowSink
-from nfnet_ray.tracking.spool import SPOOL_FILE, Spool
 from nfnet_ray.training.checkpoints.checkpoint import CheckpointStore
 from studies.base_recipe import recipe_for
 from studies.managing.commands import main

@@ -8,8 +8,8 @@ import pytest
 from mlflow import MlflowClient
 
 from nfnet_ray.tracking.__main__ import main
+from nfnet_ray.tracking.delivery.spool import SPOOL_FILE, Spool, TrackedStudy
 from nfnet_ray.tracking.running_lock import alone_with
-from nfnet_ray.tracking.spool import SPOOL_FILE, Spool, TrackedStudy
 from tests.tracking.example_study import agc_sweep, write_journal
 
 EVENTS = agc_sweep(clip_factors=(0.01, None), batch_sizes=(256,), epochs=4)

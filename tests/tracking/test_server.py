@@ -17,12 +17,12 @@ import pytest
 from mlflow import MlflowClient
 
 from dashboards.compare import mlflow_server
-from nfnet_ray.tracking import sink as sink_module
+from nfnet_ray.tracking.delivery import sink as sink_module
+from nfnet_ray.tracking.delivery.sink import MLflowSink
+from nfnet_ray.tracking.delivery.spool import SPOOL_FILE, Spool, TrackedStudy
 from nfnet_ray.tracking.destination.uri_check import check_tracking_uri
 from nfnet_ray.tracking.journal import JOURNAL_FILE
 from nfnet_ray.tracking.runs.view import comparison_url
-from nfnet_ray.tracking.sink import MLflowSink
-from nfnet_ray.tracking.spool import SPOOL_FILE, Spool, TrackedStudy
 from tests.deadlines import HANG_SECONDS
 from tests.tracking.chromium import page_after_scripts
 from tests.tracking.example_study import agc_sweep, write_journal

@@ -26,6 +26,9 @@ from mlflow.entities import Run
 from sqlalchemy import Engine
 
 from nfnet_ray.recipe import Recipe
+from nfnet_ray.tracking.delivery.sink import MLflowSink
+from nfnet_ray.tracking.delivery.spool import SPOOL_FILE, Spool
+from nfnet_ray.tracking.delivery.writer import StudyWriter
 from nfnet_ray.tracking.descriptions import TrialPlan
 from nfnet_ray.tracking.destination.choice import tracking_uri_for
 from nfnet_ray.tracking.destination.database import has_run, make_if_missing
@@ -41,10 +44,7 @@ from nfnet_ray.tracking.events import (
 from nfnet_ray.tracking.journal import JOURNAL_FILE
 from nfnet_ray.tracking.runs.texts import run_name
 from nfnet_ray.tracking.runs.view import TAG_PREFIX, comparison_view
-from nfnet_ray.tracking.sink import MLflowSink
-from nfnet_ray.tracking.spool import SPOOL_FILE, Spool
 from nfnet_ray.tracking.state import StudyState
-from nfnet_ray.tracking.writer import StudyWriter
 from tests.deadlines import wait_until
 from tests.tracking.example_study import (
     CLIP_FACTOR,

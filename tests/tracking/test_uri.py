@@ -24,13 +24,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from sqlalchemy import make_url
 
 from nfnet_ray.errors import UserError
+from nfnet_ray.tracking.delivery.sink import MLflowSink
+from nfnet_ray.tracking.delivery.spool import SPOOL_FILE, Spool, TrackedStudy
 from nfnet_ray.tracking.destination import server as server_module
 from nfnet_ray.tracking.destination.choice import tracking_uri_for
 from nfnet_ray.tracking.destination.uri import default_tracking_uri, sqlite_path, sqlite_uri, without_password
 from nfnet_ray.tracking.destination.uri_check import check_tracking_uri
 from nfnet_ray.tracking.journal import JOURNAL_FILE
-from nfnet_ray.tracking.sink import MLflowSink
-from nfnet_ray.tracking.spool import SPOOL_FILE, Spool, TrackedStudy
 from tests.deadlines import HANG_SECONDS, wait_until
 from tests.tracking.example_study import agc_sweep, write_journal
 

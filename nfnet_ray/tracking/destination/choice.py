@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from nfnet_ray.tracking.delivery.spool import SPOOL_FILE, Spool
 from nfnet_ray.tracking.destination.uri import (
     NOT_RECORDED,
     URI_VARIABLE,
@@ -14,7 +15,6 @@ from nfnet_ray.tracking.destination.uri import (
     with_credentials_aside,
 )
 from nfnet_ray.tracking.journal import JOURNAL_FILE, read_events
-from nfnet_ray.tracking.spool import SPOOL_FILE, Spool
 
 
 def tracking_uri_of_run(given: str | None, storage: Path, home: Path, study: str | None) -> str:

@@ -1,10 +1,10 @@
-"""In the place of MLflow's sink if a study is not recorded in MLflow (``--tracking-uri none``)."""
+"""Takes the place of :mod:`nfnet_ray.tracking.delivery.sink` if a study is not recorded in MLflow."""
 
 from __future__ import annotations
 
 
 class NotRecorded:
-    """What a study asks of :class:`nfnet_ray.tracking.sink.MLflowSink` while it runs; imports and writes nothing.
+    """Has the methods of the sink that a study calls while it runs; imports and writes nothing.
 
     The journal has all that MLflow would be told, and delivers it later (``python -m nfnet_ray.tracking replay``).
     """

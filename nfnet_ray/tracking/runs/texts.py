@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from nfnet_ray.tracking.delivery.spool import TrackedStudy
 from nfnet_ray.tracking.descriptions import StudyDescription, Values
 from nfnet_ray.tracking.labels import ABSENT, short_names, value_label
-from nfnet_ray.tracking.spool import TrackedStudy
 from nfnet_ray.tracking.state import TrialProgress
 
 DESCRIPTION_TAG = "mlflow.note.content"

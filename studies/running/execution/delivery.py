@@ -6,8 +6,8 @@ from rich.console import Console
 
 from nfnet_ray.command_line.terminal import say, say_whole
 from nfnet_ray.printable import display_path, interpreter, shell_command
+from nfnet_ray.tracking.delivery.sink import MLflowSink
 from nfnet_ray.tracking.destination.not_recorded import NotRecorded
-from nfnet_ray.tracking.sink import MLflowSink
 from studies.running.execution.console_output import compare_command
 from studies.running.execution.study_run import StudyRun
 

@@ -33,12 +33,12 @@ from nfnet_ray.study.display import StudyDisplay
 from nfnet_ray.study.gauges import samples
 from nfnet_ray.study.recorder import Recorder
 from nfnet_ray.study.study import TRIALS_FOLDER, Study
+from nfnet_ray.tracking.delivery.sink import MLflowSink
+from nfnet_ray.tracking.delivery.spool import SPOOL_FILE, Spool
 from nfnet_ray.tracking.destination.not_recorded import NotRecorded
 from nfnet_ray.tracking.events import StudyOutcome, study_ended
 from nfnet_ray.tracking.journal import JOURNAL_FILE, Journal
 from nfnet_ray.tracking.running_lock import alone_with
-from nfnet_ray.tracking.sink import MLflowSink
-from nfnet_ray.tracking.spool import SPOOL_FILE, Spool
 from studies.running.execution.console_output import (
     say_ended_at_cap,
     say_greeting,

@@ -3,7 +3,7 @@
 The spool holds no events: what the server has not acknowledged is the part of the journal behind the cursor. The cursor
 is one small file that is replaced in one step, so at any moment of a crash it says either what was true before an
 acknowledgement or what is true after it. At worst an event is delivered a second time, which
-:mod:`nfnet_ray.tracking.writer` makes harmless.
+:mod:`nfnet_ray.tracking.delivery.writer` makes harmless.
 
 One cursor is not enough, since somebody may delete one run while all others are open. Such a run is *held*: the cursor
 moves on for the others, and the held run has a cursor of its own, the byte at which its first event begins that was not

@@ -15,6 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from nfnet_ray.printable import display_path, printable
+from nfnet_ray.tracking.delivery.spool import (
+    STUDY_RUN,
+    JournalLine,
+    Spool,
+    TrackedStudy,
+    Undelivered,
+    runs_of,
+)
 from nfnet_ray.tracking.destination.database import artifacts_stay_beside, client_uri, make_if_missing
 from nfnet_ray.tracking.destination.experiment import restore_experiment_command, restore_runs_command
 from nfnet_ray.tracking.destination.failures import (
@@ -28,13 +36,12 @@ from nfnet_ray.tracking.destination.server import MLFLOW_ENVIRONMENT, go_past_pr
 from nfnet_ray.tracking.destination.uri import sqlite_path, with_credentials_aside
 from nfnet_ray.tracking.events import EpochEnded, Event
 from nfnet_ray.tracking.runs.files import RECIPE_FILE, study_files
-from nfnet_ray.tracking.spool import STUDY_RUN, JournalLine, Spool, TrackedStudy, Undelivered, runs_of
 from nfnet_ray.wording import agree, count
 
 if TYPE_CHECKING:
     from mlflow.exceptions import MlflowException
 
-    from nfnet_ray.tracking.writer import RunState, StudyWriter
+    from nfnet_ray.tracking.delivery.writer import RunState, StudyWriter
 
 logger = logging.getLogger(__name__)
 
@@ -291,8 +298,8 @@ class MLflowSink:
     def _open_writer(self) -> StudyWriter:
         from mlflow import MlflowClient
 
+        from nfnet_ray.tracking.delivery.writer import StudyWriter
         from nfnet_ray.tracking.destination.bulk_metrics import write_metrics_in_bulk
-        from nfnet_ray.tracking.writer import StudyWriter
 
         # Both would print into our progress table while the database is being created, and mlflow a stack trace of
         # 100 lines for each attempt that fails, of which status says all in a few words.

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from nfnet_ray.clipping import Clipping
 from nfnet_ray.tracking.conditions.fields import Conditions
 from nfnet_ray.tracking.conditions.of_trial import condition_text, conditions_of, unlike_the_first
+from nfnet_ray.tracking.delivery.spool import STUDY_RUN, JournalLine, TrackedStudy
 from nfnet_ray.tracking.descriptions import TrialPlan, Values
 from nfnet_ray.tracking.destination.database import artifact_folder
 from nfnet_ray.tracking.destination.experiment import DEFAULT_EXPERIMENT, experiment_of, own_experiment
@@ -70,7 +71,6 @@ from nfnet_ray.tracking.runs.view import (
     comparison_view,
     view_key,
 )
-from nfnet_ray.tracking.spool import STUDY_RUN, JournalLine, TrackedStudy
 from nfnet_ray.tracking.state import JournalReader, StudyState, TrialProgress
 from nfnet_ray.tracking.swept import condition_fields, swept_fields
 
@@ -150,7 +150,7 @@ class StudyWriter:
         )
 
     def write(self, line: JournalLine, run: str) -> None:
-        """Write what an event says of one of its runs (:func:`nfnet_ray.tracking.spool.runs_of`).
+        """Write what an event says of one of its runs (:func:`nfnet_ray.tracking.delivery.spool.runs_of`).
 
         Kinds of events that this version does not know are left out.
         """
