@@ -24,7 +24,7 @@ from nfnet_ray.study.confirmation import reruns_to_run
 from nfnet_ray.study.cost.forecast import Pace, Span, forecast, trials_in_the_end
 from nfnet_ray.study.display import best_so_far, reported_epochs, trial_table
 from nfnet_ray.study.search.upcoming import has_more
-from nfnet_ray.tracking.delivery.writer import study_metrics
+from nfnet_ray.tracking.runs.study_metrics import study_metrics
 from nfnet_ray.tracking.state import StudyState
 from tests.quick.test_decisions import IMAGES, Killed, outcome
 from tests.quick.test_extension import BATCH, CLIP, EPOCHS, RANGE, RECIPE, STUDY, Journaled

@@ -24,8 +24,8 @@ from nfnet_ray.study.contenders import Contenders
 from nfnet_ray.study.display import best_so_far, reported_epochs, trial_table
 from nfnet_ray.study.extension import UNNAMED, Extension, extension
 from nfnet_ray.study.space import Range
-from nfnet_ray.tracking.delivery.writer import study_metrics
 from nfnet_ray.tracking.events import Event, study_started
+from nfnet_ray.tracking.runs.study_metrics import study_metrics
 from nfnet_ray.tracking.state import StudyState
 from studies.agc_sweep import agc_sweep
 from studies.running.flags import main

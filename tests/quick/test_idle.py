@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from nfnet_ray.tracking.delivery.writer import study_metrics
 from nfnet_ray.tracking.events import Event
 from nfnet_ray.tracking.idle import IdleTime
+from nfnet_ray.tracking.runs.study_metrics import study_metrics
 from nfnet_ray.tracking.state import StudyState
 from tests.tracking.example_study import state_of
 

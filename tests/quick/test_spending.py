@@ -14,9 +14,9 @@ from dashboards.report import write_report
 from nfnet_ray.errors import UserError
 from nfnet_ray.study.cost.spending import Caps, CapWatch, PaidTime, merged
 from nfnet_ray.study.recorder import Recorder
-from nfnet_ray.tracking.delivery.writer import study_metrics
 from nfnet_ray.tracking.events import Event
 from nfnet_ray.tracking.journal import JOURNAL_FILE, Journal
+from nfnet_ray.tracking.runs.study_metrics import study_metrics
 from nfnet_ray.tracking.state import StudyState
 from studies.agc_sweep import agc_sweep
 from studies.running.flags import main

@@ -12,9 +12,9 @@ import pytest
 
 from nfnet_ray.errors import UserError
 from nfnet_ray.metric import METRIC
-from nfnet_ray.tracking.delivery.writer import study_metrics
 from nfnet_ray.tracking.events import Event, at_work
 from nfnet_ray.tracking.journal import read_events, read_last_epochs
+from nfnet_ray.tracking.runs.study_metrics import study_metrics
 from nfnet_ray.tracking.state import JournalReader, StudyState
 from tests.tracking.example_study import (
     agc_sweep,

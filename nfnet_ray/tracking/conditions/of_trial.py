@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 from nfnet_ray.recipe import WEIGHTS_DIGEST_MARK, decisive_values, is_import_path
 from nfnet_ray.tracking.conditions.fields import CONDITION_FIELDS, UNKNOWN, Conditions, Fact
 from nfnet_ray.tracking.descriptions import TrialPlan, Versions
+from nfnet_ray.tracking.journal import read_events
 from nfnet_ray.tracking.labels import value_label
 from nfnet_ray.tracking.state import Session, StudyState, TrialProgress
 from nfnet_ray.wording import count, plural
@@ -159,6 +161,16 @@ def condition_text(conditions: Conditions) -> str:
     if conditions["gpu_share"].is_known and 0 < conditions["gpu_share"].value < 1:
         parts.append(f"{text['gpu_share']} of a GPU")
     return ", ".join(parts)
+
+
+def first_measured(journal_path: Path) -> tuple[str, Conditions] | None:
+    """The trial of a journal's first epoch, with the conditions that it had then; None before the first epoch."""
+    state = StudyState()
+    for event, _ in read_events(journal_path):
+        state.apply(event)
+        if event["event"] == "epoch":
+            return event["trial"], conditions_of(state, event["trial"])
+    return None
 
 
 def unlike_the_first(state: StudyState, trial: str, first: str, before: Conditions) -> dict[str, str]:

@@ -1,11 +1,11 @@
-"""The data set of a study as MLflow's inputs of a run."""
+"""The data set of a study as inputs and params of a run in MLflow."""
 
 from __future__ import annotations
 
 import json
 from typing import TYPE_CHECKING
 
-from nfnet_ray.tracking.descriptions import DataDescription
+from nfnet_ray.tracking.descriptions import DataDescription, Values
 
 if TYPE_CHECKING:
     from mlflow.entities import DatasetInput
@@ -46,3 +46,8 @@ def dataset_inputs(data: DataDescription) -> list[DatasetInput]:
         )
         for context, number in images.items()
     ]
+
+
+def data_params(data: DataDescription) -> Values:
+    """The params of a run that describe the data set."""
+    return {f"data.{name}": value for name, value in data.items()}
