@@ -26,8 +26,8 @@ from nfnet_ray.analysis.effects.response import LEAST_VALUES, Response
 from nfnet_ray.analysis.effects.sentences import interaction_sentence, the_first
 from nfnet_ray.study.cost.spending import accelerator_word
 from nfnet_ray.tracking.labels import stratum_label
-from nfnet_ray.tracking.state import LOST
 from nfnet_ray.tracking.swept import swept_range
+from nfnet_ray.tracking.trial_progress import LOST
 from nfnet_ray.wording import agree, count
 
 if TYPE_CHECKING:

@@ -46,7 +46,7 @@ from nfnet_ray.analysis.comparability import comparability
 from nfnet_ray.analysis.frontier import BUDGET
 from nfnet_ray.analysis.health import HealthCard, health_cards
 from nfnet_ray.metric import METRIC
-from nfnet_ray.tracking.state import ENDED, LOST
+from nfnet_ray.tracking.trial_progress import ENDED, LOST
 from nfnet_ray.wording import agree, count, duration
 
 SILENCE_SECONDS = 15 * 60.0

@@ -30,8 +30,9 @@ from nfnet_ray.study.display import StudyDisplay, reported_epochs, trial_table
 from nfnet_ray.study.study import Study
 from nfnet_ray.tracking.events import Event, epoch_ended, trial_ended, trial_started
 from nfnet_ray.tracking.journal import JOURNAL_FILE, read_events
+from nfnet_ray.tracking.journal_reader import JournalReader
 from nfnet_ray.tracking.runs.study_metrics import study_metrics
-from nfnet_ray.tracking.state import JournalReader, StudyState
+from nfnet_ray.tracking.state import StudyState
 
 RESULTS = Path(__file__).parents[1] / "results" / "journal.csv"
 REPEATS = 3

@@ -22,8 +22,8 @@ from dashboards.figures.time_charts import (
 from nfnet_ray.analysis import SettingResult, StudyRecord
 from nfnet_ray.metric import METRIC
 from nfnet_ray.tracking.labels import point_label, stratum_label
-from nfnet_ray.tracking.state import LOST
 from nfnet_ray.tracking.swept import swept_range
+from nfnet_ray.tracking.trial_progress import LOST
 from nfnet_ray.wording import count, percent
 
 STRATUM_MARKS = (

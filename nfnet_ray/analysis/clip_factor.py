@@ -20,7 +20,7 @@ from nfnet_ray.analysis.record import StudyRecord
 from nfnet_ray.analysis.setting import SettingResult, setting_results
 from nfnet_ray.analysis.verdict import contrast
 from nfnet_ray.tracking.labels import value_label
-from nfnet_ray.tracking.state import ENDED
+from nfnet_ray.tracking.trial_progress import ENDED
 from nfnet_ray.wording import percent
 
 NOTHING, EVERYTHING = 0.0001, 0.95

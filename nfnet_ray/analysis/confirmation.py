@@ -12,7 +12,7 @@ import numpy as np
 from nfnet_ray.analysis.inference.holdout import held_out
 from nfnet_ray.analysis.record import StudyRecord
 from nfnet_ray.analysis.setting import SettingImages, SettingResult, setting_result
-from nfnet_ray.tracking.state import LOST
+from nfnet_ray.tracking.trial_progress import LOST
 from nfnet_ray.wording import agree, count, in_points, percent
 
 # Less than this does not show in accuracies with one decimal.

@@ -29,9 +29,10 @@ from nfnet_ray.tracking.epoch_metrics import Metrics, columns_of
 from nfnet_ray.tracking.events import StudyStarted
 from nfnet_ray.tracking.idle import IdleTime
 from nfnet_ray.tracking.labels import ABSENT, short_names
-from nfnet_ray.tracking.state import StudyState, TrialProgress
+from nfnet_ray.tracking.state import StudyState
 from nfnet_ray.tracking.study_directory import find_study
 from nfnet_ray.tracking.swept import condition_fields, swept_fields
+from nfnet_ray.tracking.trial_progress import TrialProgress
 
 if TYPE_CHECKING:
     import pandas as pd

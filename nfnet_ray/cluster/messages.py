@@ -21,7 +21,7 @@ from nfnet_ray.study.decisions import Leg
 from nfnet_ray.study.halving import with_schedule_of
 from nfnet_ray.study.study import Trial
 from nfnet_ray.tracking.events import TrialOutcome
-from nfnet_ray.tracking.state import TrialProgress
+from nfnet_ray.tracking.trial_progress import TrialProgress
 
 T = TypeVar("T")
 

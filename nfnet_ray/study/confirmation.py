@@ -14,7 +14,8 @@ from typing import Any
 from nfnet_ray.study.search.axes import point_key
 from nfnet_ray.study.study import Study
 from nfnet_ray.tracking.events import ConfirmationPlanned, confirmation_planned
-from nfnet_ray.tracking.state import ENDED_FOR_GOOD, StudyState
+from nfnet_ray.tracking.state import StudyState
+from nfnet_ray.tracking.trial_progress import ENDED_FOR_GOOD
 
 FindWinners = Callable[[StudyState], Sequence[Mapping[str, Any]]]
 """The points of the winners by what a journal has, one for each stratum that has a comparable setting."""

@@ -15,7 +15,8 @@ from nfnet_ray.study.decisions import groups
 from nfnet_ray.study.search.axes import point_key
 from nfnet_ray.study.study import Study
 from nfnet_ray.tracking.events import ContendersChosen, contenders_chosen
-from nfnet_ray.tracking.state import ENDED_FOR_GOOD, StudyState
+from nfnet_ray.tracking.state import StudyState
+from nfnet_ray.tracking.trial_progress import ENDED_FOR_GOOD
 
 LEAST_CONTENDERS = 2
 """For each winner: without a second setting that has several seeds, none could be called better."""

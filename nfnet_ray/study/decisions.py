@@ -22,7 +22,8 @@ from typing import Literal
 from nfnet_ray.metric import METRIC
 from nfnet_ray.study.halving import Halving, with_schedule_of
 from nfnet_ray.study.study import Study
-from nfnet_ray.tracking.state import ENDED_FOR_GOOD, StudyState, TrialProgress
+from nfnet_ray.tracking.state import StudyState
+from nfnet_ray.tracking.trial_progress import ENDED_FOR_GOOD, TrialProgress
 from nfnet_ray.wording import count, ordinal
 
 OUT = -math.inf

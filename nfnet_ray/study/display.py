@@ -24,7 +24,8 @@ from nfnet_ray.study.epochs_done import noted_progress
 from nfnet_ray.study.study import Study, Trial
 from nfnet_ray.study.time_left import TimeLeft
 from nfnet_ray.tracking.labels import ABSENT, point_label, short_names, value_label
-from nfnet_ray.tracking.state import ENDED, LOST, StudyState, TrialProgress
+from nfnet_ray.tracking.state import StudyState
+from nfnet_ray.tracking.trial_progress import ENDED, LOST, TrialProgress
 from nfnet_ray.wording import clock_time, count, speed
 
 STATE_STYLES = {

@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 from nfnet_ray.metric import METRIC
 from nfnet_ray.study.cost.spending import SECONDS_PER_HOUR
-from nfnet_ray.tracking.state import ENDED, StudyState, TrialProgress
+from nfnet_ray.tracking.state import StudyState
+from nfnet_ray.tracking.trial_progress import ENDED, TrialProgress
 
 SECONDS_AFTER_THE_END = 60.0
 """For how long a trial that has paused or ended keeps its numbers: those of its last epoch would otherwise be gone

@@ -18,7 +18,8 @@ from nfnet_ray.study.cost.plan import (
 )
 from nfnet_ray.study.decisions import Group, groups
 from nfnet_ray.study.study import Study
-from nfnet_ray.tracking.state import ENDED, StudyState, TrialProgress
+from nfnet_ray.tracking.state import StudyState
+from nfnet_ray.tracking.trial_progress import ENDED, TrialProgress
 from nfnet_ray.wording import clock_time
 
 # The phases of the clock that each epoch has (docs/time.md). Start-up and warm-up happen once in a trial, and lost or

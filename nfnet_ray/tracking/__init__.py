@@ -9,6 +9,7 @@ Importing this package does not import mlflow.
 """
 
 from nfnet_ray.tracking.journal import JOURNAL_FILE, Journal, read_events
-from nfnet_ray.tracking.state import StudyState, TrialProgress
+from nfnet_ray.tracking.state import StudyState
+from nfnet_ray.tracking.trial_progress import TrialProgress
 
 __all__ = ["JOURNAL_FILE", "Journal", "StudyState", "TrialProgress", "read_events"]

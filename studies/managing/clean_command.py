@@ -30,7 +30,8 @@ from nfnet_ray.study.study import TRIALS_FOLDER, Study, Trial
 from nfnet_ray.tracking.events import StudyStarted
 from nfnet_ray.tracking.journal import JOURNAL_FILE
 from nfnet_ray.tracking.running_lock import alone_with
-from nfnet_ray.tracking.state import ENDED_FOR_GOOD, StudyState
+from nfnet_ray.tracking.state import StudyState
+from nfnet_ray.tracking.trial_progress import ENDED_FOR_GOOD
 from nfnet_ray.wording import count, storage_size
 from studies.managing.folders import StudyFolder, bytes_below, read_folder, read_storage
 

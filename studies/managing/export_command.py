@@ -21,7 +21,8 @@ from nfnet_ray.places import in_words
 from nfnet_ray.printable import display_path
 from nfnet_ray.tracking.events import StudyStarted
 from nfnet_ray.tracking.journal import JOURNAL_FILE
-from nfnet_ray.tracking.state import StudyState, TrialProgress
+from nfnet_ray.tracking.state import StudyState
+from nfnet_ray.tracking.trial_progress import TrialProgress
 from nfnet_ray.whole_file import whole_file
 from nfnet_ray.wording import count, storage_size
 

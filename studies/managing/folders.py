@@ -19,7 +19,8 @@ from nfnet_ray.tracking.destination.database import ARTIFACTS_FOLDER
 from nfnet_ray.tracking.events import StudyStarted
 from nfnet_ray.tracking.journal import JOURNAL_FILE
 from nfnet_ray.tracking.running_lock import is_running
-from nfnet_ray.tracking.state import ENDED_FOR_GOOD, StudyState
+from nfnet_ray.tracking.state import StudyState
+from nfnet_ray.tracking.trial_progress import ENDED_FOR_GOOD
 
 StudyCondition = Literal[
     "running", "finished", "interrupted", "unfinished", "damaged", "not begun", "no study"

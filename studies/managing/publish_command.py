@@ -25,7 +25,8 @@ from nfnet_ray.tracking.journal import JOURNAL_FILE
 from nfnet_ray.tracking.runs.files import REQUIREMENTS_FILE
 from nfnet_ray.tracking.runs.inputs import dataset_digest, dataset_name
 from nfnet_ray.tracking.runs.model_flavor import ALIAS, PublishedModel, model_name, publish
-from nfnet_ray.tracking.state import StudyState, TrialProgress
+from nfnet_ray.tracking.state import StudyState
+from nfnet_ray.tracking.trial_progress import TrialProgress
 
 
 def publish_best(directory: Path, console: Console) -> None:

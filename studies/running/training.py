@@ -19,7 +19,8 @@ from nfnet_ray.study.cost.plan import estimate_cost
 from nfnet_ray.study.study import TRIALS_FOLDER, Study
 from nfnet_ray.tracking.descriptions import StudyDescription
 from nfnet_ray.tracking.events import StudyStarted
-from nfnet_ray.tracking.state import ENDED_FOR_GOOD, StudyState
+from nfnet_ray.tracking.state import StudyState
+from nfnet_ray.tracking.trial_progress import ENDED_FOR_GOOD
 from nfnet_ray.wording import count
 from studies.base_recipe import batch_size_for, recipe_for, with_network
 from studies.running.checks import MOST_BYTES_BELOW_A_TRIAL

@@ -36,7 +36,7 @@ from nfnet_ray.recipe import Recipe
 from nfnet_ray.study.decisions import Leg
 from nfnet_ray.study.halving import with_schedule_of
 from nfnet_ray.study.study import Study
-from nfnet_ray.tracking.state import TrialProgress
+from nfnet_ray.tracking.trial_progress import TrialProgress
 from tests.cluster.fake_head import fake_head
 
 NOTES: list[Note] = [

@@ -28,7 +28,8 @@ from nfnet_ray.study.legs import Legs
 from nfnet_ray.study.recorder import Recorder
 from nfnet_ray.tracking.events import Event
 from nfnet_ray.tracking.journal import Journal, read_events
-from nfnet_ray.tracking.state import StudyState, TrialProgress
+from nfnet_ray.tracking.state import StudyState
+from nfnet_ray.tracking.trial_progress import TrialProgress
 
 IMAGES = 50_000
 EPOCHS = 27

@@ -29,7 +29,7 @@ from nfnet_ray.study.cost.plan import estimate_cost, multiply_adds, training_mul
 from nfnet_ray.study.cost.probe_process import Probe
 from nfnet_ray.study.halving import Halving, with_schedule_of
 from nfnet_ray.study.study import Study
-from nfnet_ray.tracking.state import TrialProgress
+from nfnet_ray.tracking.trial_progress import TrialProgress
 from studies.base_recipe import recipe_for, with_network
 from tests.tracking.example_study import CLIP_FACTOR, START, study_started, trial_events, write_journal
 

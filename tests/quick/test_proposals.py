@@ -23,7 +23,7 @@ from nfnet_ray.study.space import Range, When
 from nfnet_ray.study.time_left import TimeLeft
 from nfnet_ray.tracking.descriptions import StudyDescription
 from nfnet_ray.tracking.events import Event, TrialProposed, study_started, trial_proposed
-from nfnet_ray.tracking.state import TrialProgress
+from nfnet_ray.tracking.trial_progress import TrialProgress
 from tests.quick.test_decisions import Killed, Simulation, outcome
 from tests.tracking.example_study import state_of
 

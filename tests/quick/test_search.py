@@ -27,7 +27,7 @@ from nfnet_ray.study.search.model import startup_points, told_study
 from nfnet_ray.study.search.result import Result, result_of
 from nfnet_ray.study.search.searcher import SEARCHES, Searcher, default_search
 from nfnet_ray.study.space import Range, SameAs, Space, When, all_values
-from nfnet_ray.tracking.state import TrialProgress
+from nfnet_ray.tracking.trial_progress import TrialProgress
 from tests.tracking.example_study import agc_sweep, state_of
 
 CLIP, BATCH, SHAPE = "optimizer.agc.clip_factor", "batch_size", "schedule.shape"

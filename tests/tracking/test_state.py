@@ -14,8 +14,9 @@ from nfnet_ray.errors import UserError
 from nfnet_ray.metric import METRIC
 from nfnet_ray.tracking.events import Event, at_work
 from nfnet_ray.tracking.journal import read_events, read_last_epochs
+from nfnet_ray.tracking.journal_reader import JournalReader
 from nfnet_ray.tracking.runs.study_metrics import study_metrics
-from nfnet_ray.tracking.state import JournalReader, StudyState
+from nfnet_ray.tracking.state import StudyState
 from tests.tracking.example_study import (
     agc_sweep,
     proposed_later,

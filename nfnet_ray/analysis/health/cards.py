@@ -27,7 +27,7 @@ from nfnet_ray.study.halving import Halving
 from nfnet_ray.study.space import domain_from_json, domain_text, domain_to_json, unconditional
 from nfnet_ray.study.space.domains import Domain, Range, When
 from nfnet_ray.tracking.labels import ABSENT, point_label, value_label
-from nfnet_ray.tracking.state import ENDED, LOST
+from nfnet_ray.tracking.trial_progress import ENDED, LOST
 from nfnet_ray.wording import agree, count, decimal, in_a_row, in_points, percent
 
 Status = Literal["good", "look", "bad"]

@@ -18,7 +18,8 @@ from nfnet_ray.study.halving import with_schedule_of
 from nfnet_ray.tracking.descriptions import Hardware, WorkerDescription
 from nfnet_ray.tracking.events import StudyStarted
 from nfnet_ray.tracking.journal import JOURNAL_FILE, read_events
-from nfnet_ray.tracking.state import StudyState, TrialProgress
+from nfnet_ray.tracking.state import StudyState
+from nfnet_ray.tracking.trial_progress import TrialProgress
 
 # The newest ones: older ones ran with older code, and each journal takes time to read.
 MOST_STUDIES = 30

@@ -20,7 +20,8 @@ from nfnet_ray.study.contenders import further_to_run
 from nfnet_ray.study.decisions import Group, groups
 from nfnet_ray.study.halving import with_schedule_of
 from nfnet_ray.study.study import Study, Trial
-from nfnet_ray.tracking.state import ENDED_FOR_GOOD, StudyState
+from nfnet_ray.tracking.state import StudyState
+from nfnet_ray.tracking.trial_progress import ENDED_FOR_GOOD
 
 TRAINING_PER_FORWARD = 3  # a backward pass costs about two forward ones
 DEEPEST_STRIDE = 32  # of EfficientNets and of ResNet-50: images up to this side end as one pixel

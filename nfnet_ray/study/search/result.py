@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from nfnet_ray.metric import METRIC
-from nfnet_ray.tracking.state import TrialProgress
+from nfnet_ray.tracking.trial_progress import TrialProgress
 
 ResultState = Literal["finished", "given up", "diverged", "failed", "running"]
 

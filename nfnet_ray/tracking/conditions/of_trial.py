@@ -16,7 +16,8 @@ from nfnet_ray.tracking.conditions.fields import CONDITION_FIELDS, UNKNOWN, Cond
 from nfnet_ray.tracking.descriptions import TrialPlan, Versions
 from nfnet_ray.tracking.journal import read_events
 from nfnet_ray.tracking.labels import value_label
-from nfnet_ray.tracking.state import Session, StudyState, TrialProgress
+from nfnet_ray.tracking.state import Session, StudyState
+from nfnet_ray.tracking.trial_progress import TrialProgress
 from nfnet_ray.wording import count, plural
 
 _FINGERPRINT_DIGITS = 12

@@ -50,6 +50,7 @@ from nfnet_ray.tracking.events import (
     study_id,
 )
 from nfnet_ray.tracking.journal import read_events
+from nfnet_ray.tracking.journal_reader import JournalReader
 from nfnet_ray.tracking.runs.files import RECIPE_FILE
 from nfnet_ray.tracking.runs.inputs import data_params, dataset_inputs
 from nfnet_ray.tracking.runs.setting_runs import has_several_seeds, study_seeds
@@ -71,7 +72,8 @@ from nfnet_ray.tracking.runs.view import (
     comparison_view,
     view_key,
 )
-from nfnet_ray.tracking.state import JournalReader, StudyState, TrialProgress
+from nfnet_ray.tracking.state import StudyState
+from nfnet_ray.tracking.trial_progress import TrialProgress
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from nfnet_ray.tracking.descriptions import StudyDescription, TrialPlan
-from nfnet_ray.tracking.state import ENDED_FOR_GOOD, StudyState, TrialProgress
+from nfnet_ray.tracking.state import StudyState
+from nfnet_ray.tracking.trial_progress import ENDED_FOR_GOOD, TrialProgress
 
 
 @dataclass(frozen=True)

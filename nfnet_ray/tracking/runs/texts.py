@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from nfnet_ray.tracking.delivery.spool import TrackedStudy
 from nfnet_ray.tracking.descriptions import StudyDescription, Values
 from nfnet_ray.tracking.labels import ABSENT, short_names, value_label
-from nfnet_ray.tracking.state import TrialProgress
+from nfnet_ray.tracking.trial_progress import TrialProgress
 
 DESCRIPTION_TAG = "mlflow.note.content"
 DIFFERS_TAG = "differs_in"
