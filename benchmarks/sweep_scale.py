@@ -43,9 +43,9 @@ from nfnet_ray.metric import METRIC
 from nfnet_ray.processor import available_cpus
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.study import Halving, Study
-from nfnet_ray.study.display import StudyDisplay
 from nfnet_ray.study.halving import parse_halving
 from nfnet_ray.study.legs import Legs
+from nfnet_ray.study.live.display import StudyDisplay
 from nfnet_ray.study.recorder import Recorder
 from nfnet_ray.tracking.events import study_started
 from nfnet_ray.tracking.journal import JOURNAL_FILE, Journal, read_events

@@ -26,7 +26,7 @@ from nfnet_ray.command_line.arguments import positive
 from nfnet_ray.command_line.one_line_parser import OneLineParser
 from nfnet_ray.metric import METRIC
 from nfnet_ray.recipe import Recipe
-from nfnet_ray.study.display import StudyDisplay, reported_epochs, trial_table
+from nfnet_ray.study.live.display import StudyDisplay, reported_epochs, trial_table
 from nfnet_ray.study.study import Study
 from nfnet_ray.tracking.events import Event, epoch_ended, trial_ended, trial_started
 from nfnet_ray.tracking.journal import JOURNAL_FILE, read_events

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from nfnet_ray.cluster.connection.ray_internals import metrics_interval_seconds
-from nfnet_ray.study.gauges import GAUGES, Sample
+from nfnet_ray.study.live.gauges import GAUGES, Sample
 
 if TYPE_CHECKING:
     from ray.util import metrics

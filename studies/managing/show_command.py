@@ -31,7 +31,7 @@ from nfnet_ray.command_line.terminal import say, say_whole
 from nfnet_ray.errors import UserError
 from nfnet_ray.printable import display_path, printable
 from nfnet_ray.study.cost.spending import accelerator_word
-from nfnet_ray.study.display import reported_epochs, trial_table
+from nfnet_ray.study.live.display import reported_epochs, trial_table
 from nfnet_ray.study.study import Study
 from nfnet_ray.tracking.descriptions import NetworkDescription, StudyDescription
 from nfnet_ray.tracking.events import StudyStarted

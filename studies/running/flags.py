@@ -33,11 +33,11 @@ from nfnet_ray.recipe import field_meanings, parse_setting
 from nfnet_ray.settings import each_once
 from nfnet_ray.study.annotations import note_text, tag_pair
 from nfnet_ray.study.halving import SCHEDULES
+from nfnet_ray.study.live.webhook import WEBHOOK_VARIABLE
 from nfnet_ray.study.search.searcher import SEARCHES
 from nfnet_ray.study.space import Domain, domain_text
 from nfnet_ray.study.space.sweep_text import FORMS, parse_sweep
 from nfnet_ray.study.study import MOST_SETTINGS, Study
-from nfnet_ray.study.webhook import WEBHOOK_VARIABLE
 from nfnet_ray.tracking.labels import value_label
 from studies.running.checks import DATA_FOLDER
 from studies.running.names import MOST_SEEDS, seeds_text, study_name

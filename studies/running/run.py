@@ -24,9 +24,9 @@ from nfnet_ray.study.cost.plan import check_trials
 from nfnet_ray.study.cost.spending import Caps, merged
 from nfnet_ray.study.decisions import check_schedules
 from nfnet_ray.study.extension import Extension
+from nfnet_ray.study.live.webhook import WEBHOOK_VARIABLE, check_webhook
 from nfnet_ray.study.space.conditions import unswept_sentences
 from nfnet_ray.study.study import Study
-from nfnet_ray.study.webhook import WEBHOOK_VARIABLE, check_webhook
 from nfnet_ray.tracking.destination.choice import tracking_uri_of_run
 from nfnet_ray.tracking.destination.experiment import experiment_name, experiment_of_journal
 from nfnet_ray.tracking.destination.uri import NOT_RECORDED

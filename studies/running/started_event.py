@@ -18,8 +18,8 @@ from nfnet_ray.metric import METRIC
 from nfnet_ray.models.own.source import NetworkSource
 from nfnet_ray.printable import display_path, interpreter, printable, shell_command
 from nfnet_ray.study.decisions import most_epochs
+from nfnet_ray.study.live.webhook import shown_webhook
 from nfnet_ray.study.study import Study
-from nfnet_ray.study.webhook import shown_webhook
 from nfnet_ray.tracking.descriptions import (
     Hardware,
     NetworkDescription,

@@ -15,8 +15,8 @@ from typing import Any
 from nfnet_ray.command_line.terminal import can_redraw, new_console, say
 from nfnet_ray.metric import METRIC
 from nfnet_ray.recipe import Recipe
-from nfnet_ray.study.display import StudyDisplay
 from nfnet_ray.study.halving import Halving
+from nfnet_ray.study.live.display import StudyDisplay
 from nfnet_ray.study.study import Study
 from nfnet_ray.tracking.state import StudyState
 

@@ -20,10 +20,10 @@ from data_prep.digits import describe_digits
 from nfnet_ray.metric import METRIC
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.study.cost.plan import epoch_arithmetic
-from nfnet_ray.study.display import StudyDisplay
 from nfnet_ray.study.halving import Halving
+from nfnet_ray.study.live.display import StudyDisplay
+from nfnet_ray.study.live.time_left import TimeLeft
 from nfnet_ray.study.study import Study
-from nfnet_ray.study.time_left import TimeLeft
 from studies.agc_sweep import agc_sweep
 from tests.cluster.screen import Screen, run_on_terminal
 from tests.cluster.show_table import MARK, many_trials, progress_of

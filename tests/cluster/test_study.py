@@ -14,9 +14,9 @@ from nfnet_ray.errors import UserError
 from nfnet_ray.metric import METRIC
 from nfnet_ray.recipe import Recipe, RecipeError
 from nfnet_ray.study.cost.plan import check_trials, estimate_cost, training_multiply_adds
-from nfnet_ray.study.display import StudyDisplay, reported_epochs, trial_table
 from nfnet_ray.study.epochs_done import note_progress
 from nfnet_ray.study.halving import Halving
+from nfnet_ray.study.live.display import StudyDisplay, reported_epochs, trial_table
 from nfnet_ray.study.study import Study
 from nfnet_ray.tracking.journal import Journal
 from nfnet_ray.tracking.state import StudyState

@@ -18,7 +18,7 @@ import pytest
 import ray
 import yaml
 
-from nfnet_ray.study.gauges import GAUGES, STATES
+from nfnet_ray.study.live.gauges import GAUGES, STATES
 from tests.deploy import prometheus
 from tests.deploy.manifests import JOBS, MONITORING, OVERLAYS, REPOSITORY, pod_specs, rendered
 from tests.deploy.prometheus import BOARDS, alerts

@@ -22,7 +22,7 @@ from nfnet_ray.metric import METRIC
 from nfnet_ray.study import Halving
 from nfnet_ray.study.confirmation import reruns_to_run
 from nfnet_ray.study.cost.forecast import Pace, Span, forecast, trials_in_the_end
-from nfnet_ray.study.display import best_so_far, reported_epochs, trial_table
+from nfnet_ray.study.live.display import best_so_far, reported_epochs, trial_table
 from nfnet_ray.study.search.upcoming import has_more
 from nfnet_ray.tracking.runs.study_metrics import study_metrics
 from nfnet_ray.tracking.state import StudyState

@@ -21,8 +21,8 @@ from nfnet_ray.metric import METRIC
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.study import Halving, Study
 from nfnet_ray.study.contenders import Contenders
-from nfnet_ray.study.display import best_so_far, reported_epochs, trial_table
 from nfnet_ray.study.extension import UNNAMED, Extension, extension
+from nfnet_ray.study.live.display import best_so_far, reported_epochs, trial_table
 from nfnet_ray.study.space import Range
 from nfnet_ray.tracking.events import Event, study_started
 from nfnet_ray.tracking.runs.study_metrics import study_metrics

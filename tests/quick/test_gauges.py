@@ -10,7 +10,7 @@ import pytest
 from ray.util import metrics
 
 from nfnet_ray.cluster.gauge_export import gauges_are_exported
-from nfnet_ray.study.gauges import GAUGES, SECONDS_AFTER_THE_END, STATES, Sample, samples
+from nfnet_ray.study.live.gauges import GAUGES, SECONDS_AFTER_THE_END, STATES, Sample, samples
 from nfnet_ray.tracking.events import Event
 from tests.deadlines import HANG_SECONDS
 from tests.quick.test_idle import begins, ends, pauses

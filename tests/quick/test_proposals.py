@@ -15,12 +15,12 @@ import pytest
 from nfnet_ray.metric import METRIC
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.study import Halving, Study
-from nfnet_ray.study.display import best_so_far, reported_epochs, trial_table
+from nfnet_ray.study.live.display import best_so_far, reported_epochs, trial_table
+from nfnet_ray.study.live.time_left import TimeLeft
 from nfnet_ray.study.search.model import startup_points
 from nfnet_ray.study.search.result import Result, result_at
 from nfnet_ray.study.search.upcoming import Proposal, Waiting, has_more, next_proposal
 from nfnet_ray.study.space import Range, When
-from nfnet_ray.study.time_left import TimeLeft
 from nfnet_ray.tracking.descriptions import StudyDescription
 from nfnet_ray.tracking.events import Event, TrialProposed, study_started, trial_proposed
 from nfnet_ray.tracking.trial_progress import TrialProgress

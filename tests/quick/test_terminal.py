@@ -16,7 +16,7 @@ from data_prep.digits import describe_digits
 from nfnet_ray.command_line.program import _forgiving
 from nfnet_ray.command_line.terminal import can_redraw, new_console, say, say_whole, waiting
 from nfnet_ray.metric import METRIC
-from nfnet_ray.study.display import reported_epochs, trial_table
+from nfnet_ray.study.live.display import reported_epochs, trial_table
 from studies.agc_sweep import agc_sweep
 from studies.running.execution.console_output import say_greeting
 from studies.running.execution.study_run import StudyRun

@@ -11,7 +11,7 @@ from nfnet_ray.data.batching import images_of_share
 from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.printable import display_path, interpreter, shell_command
 from nfnet_ray.study.cost.spending import Caps, PaidTime, ReachedCap, accelerator_word
-from nfnet_ray.study.display import best_so_far, reported_epochs, trial_table
+from nfnet_ray.study.live.display import best_so_far, reported_epochs, trial_table
 from nfnet_ray.wording import clock_time, count
 from studies.running.execution.study_run import StudyRun
 from studies.running.kept_files import keep_trials

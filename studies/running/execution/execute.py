@@ -29,8 +29,8 @@ from nfnet_ray.study.confirmation import reruns_to_run
 from nfnet_ray.study.contenders import further_to_run
 from nfnet_ray.study.cost.plan import epoch_arithmetic
 from nfnet_ray.study.cost.spending import CapWatch, ReachedCap
-from nfnet_ray.study.display import StudyDisplay
-from nfnet_ray.study.gauges import samples
+from nfnet_ray.study.live.display import StudyDisplay
+from nfnet_ray.study.live.gauges import samples
 from nfnet_ray.study.recorder import Recorder
 from nfnet_ray.study.study import TRIALS_FOLDER, Study
 from nfnet_ray.tracking.delivery.sink import MLflowSink

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from nfnet_ray.command_line.terminal import say
-from nfnet_ray.study.display import best_so_far
-from nfnet_ray.study.webhook import Happening, notify, outcome_text, webhook_event
+from nfnet_ray.study.live.display import best_so_far
+from nfnet_ray.study.live.webhook import Happening, notify, outcome_text, webhook_event
 from studies.running.execution.console_output import answers
 from studies.running.execution.study_run import StudyRun
 

@@ -41,7 +41,7 @@ from nfnet_ray.study.cost.plan import StudyCost, behind_it, estimate_cost
 from nfnet_ray.study.cost.probe_process import MOST_SECONDS, Probe, probe_at_once
 from nfnet_ray.study.cost.spending import SECONDS_PER_HOUR, Caps, PaidTime, accelerator_word, money
 from nfnet_ray.study.decisions import most_epochs
-from nfnet_ray.study.display import plan_table
+from nfnet_ray.study.live.display import plan_table
 from nfnet_ray.study.space import domain_text
 from nfnet_ray.study.study import Study, Trial
 from nfnet_ray.tracking.descriptions import Hardware

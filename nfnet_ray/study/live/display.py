@@ -21,8 +21,8 @@ from nfnet_ray.metric import METRIC
 from nfnet_ray.printable import printable
 from nfnet_ray.study.decisions import ends, most_epochs
 from nfnet_ray.study.epochs_done import noted_progress
+from nfnet_ray.study.live.time_left import TimeLeft
 from nfnet_ray.study.study import Study, Trial
-from nfnet_ray.study.time_left import TimeLeft
 from nfnet_ray.tracking.labels import ABSENT, point_label, short_names, value_label
 from nfnet_ray.tracking.state import StudyState
 from nfnet_ray.tracking.trial_progress import ENDED, LOST, TrialProgress
