@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from nfnet_ray.study.added_trials import reruns_of
 from nfnet_ray.study.search.axes import point_key
 from nfnet_ray.study.study import Study
 from nfnet_ray.tracking.events import ConfirmationPlanned, confirmation_planned
@@ -31,7 +32,7 @@ def planned_reruns(
         winners: their points.
     """
     points = {point_key(trials[0].point): trials[0].point for trials in study.trials_by_setting()}
-    reruns = [trial for point in winners for trial in study.reruns_of(points[point_key(point)], state)]
+    reruns = [trial for point in winners for trial in reruns_of(study, points[point_key(point)], state)]
     names = {trial.name for trial in reruns}
     return confirmation_planned(
         [study.plan(trial) for trial in reruns], [name for name in state.reruns if name not in names]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nfnet_ray.study.added_trials import further_trials_of
 from nfnet_ray.study.decisions import groups
 from nfnet_ray.study.search.axes import point_key
 from nfnet_ray.study.study import Study
@@ -51,7 +52,7 @@ def further_trials(study: Study, state: StudyState, contenders: Contenders) -> C
     given = [
         trial
         for point in contenders.points
-        for trial in study.further_trials_of(points[point_key(point)], state)
+        for trial in further_trials_of(study, points[point_key(point)], state)
     ]
     names = {trial.name for trial in given}
     ended = [

@@ -14,6 +14,7 @@ from typing import Any, Final
 from nfnet_ray.errors import UserError
 from nfnet_ray.recipe import Recipe, decisive_values
 from nfnet_ray.study.decisions import groups, most_epochs
+from nfnet_ray.study.differences import differing_fields
 from nfnet_ray.study.halving import Halving
 from nfnet_ray.study.legs import Legs
 from nfnet_ray.study.recorder import Recorder
@@ -22,7 +23,8 @@ from nfnet_ray.study.search.first_points import point_within
 from nfnet_ray.study.search.model import startup_points
 from nfnet_ray.study.space import Point, Space, has_range
 from nfnet_ray.study.space.asked import question_of
-from nfnet_ray.study.study import Study, free_name, trial_key
+from nfnet_ray.study.study import Study
+from nfnet_ray.study.trial_names import free_name, trial_key
 from nfnet_ray.tracking.events import Event, StudyExtended, study_extended
 from nfnet_ray.tracking.journal import Journal
 from nfnet_ray.tracking.labels import value_label
@@ -107,7 +109,7 @@ def extension(
     study = _named(_with_known_points(asked, state, recipes), state, recipes)
     now = {trial.name for trial in study.trials()}
     _check_rungs(study, earlier, state)
-    if not study.differences(earlier) and now == {trial.name for trial in earlier.trials()}:
+    if not differing_fields(study, earlier) and now == {trial.name for trial in earlier.trials()}:
         return None
     before = state.outside
     event = study_extended(

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from nfnet_ray.cohorts import company_of
 from nfnet_ray.models.published import with_published_values
+from nfnet_ray.study.added_trials import added_trials
 from nfnet_ray.study.confirmation import FindWinners, planned_reruns
 from nfnet_ray.study.contenders import FindContenders, further_trials
 from nfnet_ray.study.decisions import Decider, Decision, Leg, has_ended
@@ -114,7 +115,7 @@ class Legs:
     def trial(self, name: str) -> Trial:
         """A trial of the study by its name."""
         if name not in self._trials:
-            trials = self._study.trials() + self._study.added_trials(self._recorder.state)
+            trials = self._study.trials() + added_trials(self._study, self._recorder.state)
             self._trials = {trial.name: trial for trial in trials}
         return self._trials[name]
 

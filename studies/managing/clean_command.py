@@ -26,6 +26,7 @@ from nfnet_ray.metric import METRIC
 from nfnet_ray.places import in_words
 from nfnet_ray.printable import printable
 from nfnet_ray.recipe import split_weights
+from nfnet_ray.study.added_trials import added_trials, left_out_trials
 from nfnet_ray.study.study import TRIALS_FOLDER, Study, Trial
 from nfnet_ray.tracking.events import StudyStarted
 from nfnet_ray.tracking.journal import JOURNAL_FILE
@@ -99,7 +100,7 @@ def leftovers(folder: StudyFolder, needed: Set[Path]) -> Leftovers:
         study = Study.from_event(folder.started).grown(folder.state)
         trials = study.trials()
         best = _best_of_strata(trials, folder.state) | _best_of_answers(folder.state, folder.started)
-        trials += study.added_trials(folder.state) + study.left_out(folder.state)
+        trials += added_trials(study, folder.state) + left_out_trials(study, folder.state)
         states = {trial.name: folder.state.trials[trial.name].state for trial in trials}
     except (UserError, KeyError, TypeError, ValueError) as error:
         left.why_not = f"is left alone: its trials cannot be told ({error})"

@@ -10,7 +10,7 @@ from pathlib import PurePath
 from nfnet_ray.cluster.connection.job import submission_id
 from nfnet_ray.command_line.arguments import shortened, whole_number
 from nfnet_ray.errors import UserError
-from nfnet_ray.study.study import FRESH_SEEDS
+from nfnet_ray.study.study_fields import FRESH_SEEDS
 from nfnet_ray.tracking.destination.database import ARTIFACTS_FOLDER
 from nfnet_ray.tracking.destination.uri import DATABASE_FILE
 

@@ -11,6 +11,7 @@ from nfnet_ray.cluster.connection.job import submission_id
 from nfnet_ray.data.files.dataset import DatasetSummary, check_dataset
 from nfnet_ray.errors import UserError
 from nfnet_ray.printable import display_path, interpreter, shell_command
+from nfnet_ray.study.differences import differing_fields
 from nfnet_ray.study.extension import Extension, extension
 from nfnet_ray.study.study import TRIALS_FOLDER, Study
 from nfnet_ray.tracking.destination.uri import without_password
@@ -131,7 +132,9 @@ def continued(
     before = demand_before(progress, started)
     earlier = Study.from_event(started)
     # Fields that were changed with --force are part of it.
-    differences = study.differences(replace(earlier, recipe=earlier.recipe.with_values(progress.changed)))
+    differences = differing_fields(
+        study, replace(earlier, recipe=earlier.recipe.with_values(progress.changed))
+    )
     for name, now, then in (
         ("workers per trial", demand.workers, before.workers),
         ("least workers per trial", demand.min_workers, before.min_workers),

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from nfnet_ray.cluster.connection.resources import Resources, WorkerResources
+from nfnet_ray.study.differences import differing_fields
 from nfnet_ray.tracking.journal import JOURNAL_FILE, Journal
 from nfnet_ray.tracking.state import StudyState
 from studies.agc_sweep import agc_sweep
@@ -78,7 +79,7 @@ def test_continue_starts_a_study_and_resumes_it(started: Any, few_digits: Path) 
         assert study("--name", "x", "--continue", data=few_digits) == 0
     (first, _), (again, demand) = started
     assert (remaining(first), remaining(again)) == (6, 5)
-    assert (again.study.differences(first.study), again.study.trials()) == ([], first.study.trials())
+    assert (differing_fields(again.study, first.study), again.study.trials()) == ([], first.study.trials())
     assert demand == WorkerDemand(1, 2, 0.0)  # what the cluster gave the first attempt
 
 

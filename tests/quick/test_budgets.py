@@ -14,8 +14,10 @@ from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.errors import UserError
 from nfnet_ray.models.published import published_recipe
 from nfnet_ray.recipe import Recipe
+from nfnet_ray.study.added_trials import reruns_of
 from nfnet_ray.study.cost.probe_process import Probe
 from nfnet_ray.study.decisions import ends, groups, most_epochs
+from nfnet_ray.study.differences import differing_fields
 from nfnet_ray.study.halving import Halving, with_schedule_of
 from nfnet_ray.study.space.asked import asked_points
 from nfnet_ray.study.study import Study
@@ -85,7 +87,7 @@ def test_the_journal_gives_the_study_again() -> None:
         )
     )
     again = Study.from_event(event)
-    assert again.differences(made) == []
+    assert differing_fields(again, made) == []
     assert [trial.recipe for trial in again.trials()] == [trial.recipe for trial in made.trials()]
     assert [trial.name for trial in again.trials()] == [trial.name for trial in made.trials()]
     assert swept_fields(event["study"]) == (NAME, EPOCHS)
@@ -96,7 +98,7 @@ def test_the_journal_gives_the_study_again() -> None:
 
 def test_a_rerun_has_what_goes_with_its_point() -> None:
     made = replace(study(), confirm=2)
-    reruns = made.reruns_of({NAME: "test_resnet", EPOCHS: 4}, made.waiting_state())
+    reruns = reruns_of(made, {NAME: "test_resnet", EPOCHS: 4}, made.waiting_state())
     assert [trial.recipe.optimizer.weight_decay for trial in reruns] == [1e-4, 1e-4]
     assert [trial.recipe.schedule.epochs for trial in reruns] == [4, 4]
     assert not {trial.recipe.seed for trial in reruns} & {0, 1}

@@ -16,6 +16,7 @@ from nfnet_ray.recipe import Recipe
 from nfnet_ray.study import Halving, Study
 from nfnet_ray.study.contenders import further_to_run
 from nfnet_ray.study.cost.forecast import Pace, Span, forecast
+from nfnet_ray.study.differences import differing_fields
 from nfnet_ray.study.search.upcoming import has_more
 from studies.running.names import seeds_text
 from tests.quick.test_confirmation import record_of
@@ -71,7 +72,7 @@ def test_a_larger_spread_between_seeds_keeps_more_contenders() -> None:
     assert study.study().seed_spread == 0.01
     state = study.run()
     assert {state.further[name]["point"][CLIP] for name in state.repeating} == {0.01, 0.02, 0.03, 0.04}
-    assert not study.study().differences(Journaled(REPEATED).study())
+    assert not differing_fields(study.study(), Journaled(REPEATED).study())
 
 
 def test_with_early_stopping_those_given_up_are_no_contenders_and_further_seeds_pass_no_rung() -> None:

@@ -19,6 +19,7 @@ from rich.text import Text
 from nfnet_ray.command_line.terminal import can_redraw
 from nfnet_ray.metric import METRIC
 from nfnet_ray.printable import printable
+from nfnet_ray.study.added_trials import added_trials, left_out_trials
 from nfnet_ray.study.decisions import ends, most_epochs
 from nfnet_ray.study.epochs_done import noted_progress
 from nfnet_ray.study.live.time_left import TimeLeft
@@ -66,7 +67,7 @@ def trial_table(
     ``is_cut_off``: the driver has gone without a word, so that no trial runs, whatever the journal says.
     """
     study = study.grown(state)
-    trials = study.trials() + study.added_trials(state) + study.left_out(state)
+    trials = study.trials() + added_trials(study, state) + left_out_trials(study, state)
     return _fitting(
         console,
         lambda measured, is_firm: _table(
@@ -401,7 +402,7 @@ class StudyDisplay:
     def _rows(self, console: Console, room: int) -> list[Table | Text]:
         """A table of at most ``room`` rows. If trials are left out, the last row is a line that counts them."""
         self._study = self._study.grown(self._state)
-        trials = self._study.trials() + self._study.added_trials(self._state)
+        trials = self._study.trials() + added_trials(self._study, self._state)
         shown = trials if len(trials) <= room else self._chosen(trials, room - 1)
         table = _fitting(
             console,

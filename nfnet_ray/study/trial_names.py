@@ -1,0 +1,36 @@
+"""The names of trials, which are also names of folders."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Container, Mapping, Sequence
+from typing import Any, Final
+
+from nfnet_ray.study.search.axes import point_key
+from nfnet_ray.tracking.labels import endings, value_label
+
+UNCHANGED: Final = "recipe"
+"""The name of a trial in which no field is swept."""
+
+
+def name_parts(fields: Sequence[str], point: Mapping[str, Any]) -> dict[str, str]:
+    """{dotted name of a field: the part of a trial's name that says its value}, given all swept ``fields``."""
+    labels = endings(fields)
+    return {name: f"{labels[name]}={_as_file_name(value_label(value))}" for name, value in point.items()}
+
+
+def free_name(name: str, epochs: int, taken: Container[str]) -> str:
+    """The name of a trial, with an ending if an earlier trial has it: one with other epochs, say."""
+    suffixes = itertools.chain(["", f",epochs={epochs}"], (f",{number}" for number in itertools.count(2)))
+    return next(free for suffix in suffixes if (free := name + suffix) not in taken)
+
+
+def trial_key(point: Mapping[str, Any], seed: int) -> str:
+    """A text that tells the trials of a study apart, the same before and after they have been through a journal."""
+    return f"{point_key(point)} {seed}"
+
+
+def _as_file_name(label: str) -> str:
+    """A label with the letters that file names may have: ``64 × 128`` as ``64-128``."""
+    return re.sub(r"[^A-Za-z0-9.+]+", "-", label).strip("-")
