@@ -13,7 +13,8 @@ from nfnet_ray.analysis.effects.best_so_far import best_so_far
 from nfnet_ray.analysis.effects.importance import importance
 from nfnet_ray.analysis.effects.isolation import isolation
 from nfnet_ray.analysis.effects.marginal import marginal_effects, pairwise_effects
-from nfnet_ray.analysis.effects.response import Response, responses
+from nfnet_ray.analysis.effects.response import Response
+from nfnet_ray.analysis.effects.response_fit import responses
 from nfnet_ray.analysis.files.exported import is_exported, read_exported
 from nfnet_ray.analysis.files.together import together
 from nfnet_ray.analysis.replay import replay
@@ -157,7 +158,7 @@ class StudyRecord:
     def response(self, field: str | None = None) -> tuple[Response, ...]:
         """A parabola of the accuracy in a field (by default the one in question), with its optimum, per condition.
 
-        See :func:`nfnet_ray.analysis.effects.response.responses`. Raises UserError for a field that is not swept.
+        See :func:`nfnet_ray.analysis.effects.response_fit.responses`. Raises UserError for a field that is not swept.
         """
         return responses(self, self._swept(field))
 

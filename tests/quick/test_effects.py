@@ -23,7 +23,8 @@ from nfnet_ray.analysis.effects.isolation import isolation
 from nfnet_ray.analysis.effects.levels import field_levels, is_logarithmic
 from nfnet_ray.analysis.effects.marginal import marginal_effects, pairwise_effects
 from nfnet_ray.analysis.effects.noise import NoiseWithin, noise_of_results
-from nfnet_ray.analysis.effects.response import Response, responses
+from nfnet_ray.analysis.effects.response import Response
+from nfnet_ray.analysis.effects.response_fit import responses
 from nfnet_ray.analysis.effects.sentences import effect_sentences, interaction_sentence, the_first
 from nfnet_ray.analysis.effects.stages import Stage, stages
 from nfnet_ray.analysis.inference.simulation import shared_variance, simulated_bits, simulated_rung

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from nfnet_ray.analysis.effects.importance import importance, importance_sentence
 from nfnet_ray.analysis.effects.marginal import pairwise_effects
-from nfnet_ray.analysis.effects.response import responses
+from nfnet_ray.analysis.effects.response_fit import responses
 from nfnet_ray.analysis.tables import StudyTables
 
 if TYPE_CHECKING:
