@@ -36,7 +36,8 @@ import torch
 from rich.console import Console
 
 from benchmarks.record import Row, append_rows, hardware
-from nfnet_ray.cluster.messages import FinalReport, WorkerConfig
+from nfnet_ray.cluster.messages.configs import WorkerConfig
+from nfnet_ray.cluster.messages.notes import FinalReport
 from nfnet_ray.command_line.arguments import above_zero, positive
 from nfnet_ray.command_line.one_line_parser import OneLineParser
 from nfnet_ray.metric import METRIC

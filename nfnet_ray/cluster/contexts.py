@@ -18,19 +18,10 @@ from typing import TYPE_CHECKING, Any
 from nfnet_ray.cluster.connection import ray_internals
 from nfnet_ray.cluster.forms import agree
 from nfnet_ray.cluster.mailbox import Mailbox, Register
-from nfnet_ray.cluster.messages import (
-    ENDED,
-    HAS_TRAINED,
-    PROGRESS,
-    STOP,
-    YIELD,
-    EpochEnded,
-    FinalReport,
-    FormChosen,
-    StopReason,
-    WorkerConfig,
-    WorkerSays,
-    compiled_of,
+from nfnet_ray.cluster.messages.configs import WorkerConfig
+from nfnet_ray.cluster.messages.notes import EpochEnded, FinalReport, FormChosen, StopReason, WorkerSays
+from nfnet_ray.cluster.messages.register_values import ENDED, HAS_TRAINED, PROGRESS, STOP, YIELD, compiled_of
+from nfnet_ray.cluster.messages.tune_reports import (
     epoch_result,
     form_result,
     of_lane,

@@ -20,20 +20,10 @@ from nfnet_ray.cluster.exit_rules import LOST_WORKER_RETRIES
 from nfnet_ray.cluster.follower import SECONDS_TO_KEEP
 from nfnet_ray.cluster.forms import FormBook
 from nfnet_ray.cluster.mailbox import Register, remove_run
-from nfnet_ray.cluster.messages import (
-    COMPILED_FOLDER,
-    HAS_TRAINED,
-    LANE,
-    SAID,
-    STOP,
-    TEXTS,
-    FinalReport,
-    WorkerConfig,
-    form_in,
-    lanes_of,
-    metrics_of,
-    worker_config,
-)
+from nfnet_ray.cluster.messages.configs import COMPILED_FOLDER, WorkerConfig, lanes_of, worker_config
+from nfnet_ray.cluster.messages.notes import FinalReport
+from nfnet_ray.cluster.messages.register_values import HAS_TRAINED, STOP
+from nfnet_ray.cluster.messages.tune_reports import LANE, SAID, TEXTS, form_in, metrics_of
 from nfnet_ray.cluster.searcher import LegSearcher
 from nfnet_ray.cluster.slots import record_end, run_legs
 from nfnet_ray.cluster.trial import run_in_actor

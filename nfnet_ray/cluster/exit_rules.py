@@ -11,14 +11,12 @@ from pathlib import Path
 
 from nfnet_ray.cluster.connection import ray_internals
 from nfnet_ray.cluster.contexts import GroupContext
-from nfnet_ray.cluster.messages import (
+from nfnet_ray.cluster.messages.notes import AttemptStarted, CheckpointKept, FinalReport
+from nfnet_ray.cluster.messages.register_values import (
     ATTEMPTS,
     YIELD,
     AttemptCount,
-    AttemptStarted,
-    CheckpointKept,
     ErrorSeen,
-    FinalReport,
     Name,
     last_error_of,
 )

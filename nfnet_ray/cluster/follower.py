@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 
 from nfnet_ray.cluster.forms import FormBook
 from nfnet_ray.cluster.mailbox import Mailbox, Register
-from nfnet_ray.cluster.messages import (
-    PROGRESS,
-    STOP,
+from nfnet_ray.cluster.messages.configs import WorkerConfig
+from nfnet_ray.cluster.messages.notes import (
     AttemptStarted,
     CheckpointKept,
     EpochEnded,
@@ -20,12 +19,12 @@ from nfnet_ray.cluster.messages import (
     FormChosen,
     GroupResizing,
     Note,
-    WorkerConfig,
     WorkerHung,
     WorkerSays,
     WorkersLost,
     WorkersReplaced,
 )
+from nfnet_ray.cluster.messages.register_values import PROGRESS, STOP
 from nfnet_ray.study.epochs_done import note_progress
 from nfnet_ray.tracking.events import workers_started
 from nfnet_ray.wording import count

@@ -21,7 +21,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from nfnet_ray.cluster.mailbox import Register
-from nfnet_ray.cluster.messages import WorkerConfig, begun_of, claim_of, form_of
+from nfnet_ray.cluster.messages.configs import WorkerConfig
+from nfnet_ray.cluster.messages.register_values import begun_of, claim_of, form_of
 
 if TYPE_CHECKING:
     from nfnet_ray.study.recorder import Recorder

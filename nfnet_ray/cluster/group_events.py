@@ -14,7 +14,9 @@ from nfnet_ray.cluster.connection import ray_internals
 from nfnet_ray.cluster.connection.ray_internals import ControllerCallback, WorkerGroupCallback
 from nfnet_ray.cluster.contexts import stop_on_sigterm
 from nfnet_ray.cluster.mailbox import Mailbox, Register
-from nfnet_ray.cluster.messages import (
+from nfnet_ray.cluster.messages.configs import SlotConfig
+from nfnet_ray.cluster.messages.notes import GroupResizing, WorkersLost
+from nfnet_ray.cluster.messages.register_values import (
     ENDED,
     FAILED_STARTS,
     LAST_LOSS,
@@ -24,9 +26,6 @@ from nfnet_ray.cluster.messages import (
     RESTARTS,
     YIELD,
     FailedStarts,
-    GroupResizing,
-    SlotConfig,
-    WorkersLost,
 )
 
 SECONDS_TO_YIELD = 120.0

@@ -13,7 +13,8 @@ import time
 from typing import Any, TypeVar
 
 from nfnet_ray.cluster.connection import ray_internals
-from nfnet_ray.cluster.messages import Name, Note, note_from_values, note_to_values
+from nfnet_ray.cluster.messages.notes import Note, note_from_values, note_to_values
+from nfnet_ray.cluster.messages.register_values import Name
 
 T = TypeVar("T")
 

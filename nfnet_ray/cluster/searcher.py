@@ -13,7 +13,7 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from nfnet_ray.cluster.mailbox import Register
-from nfnet_ray.cluster.messages import WorkerConfig, tune_space
+from nfnet_ray.cluster.messages.configs import WorkerConfig, tune_space
 from nfnet_ray.study.decisions import Leg
 from nfnet_ray.study.legs import Legs
 

@@ -16,7 +16,8 @@ from pathlib import Path
 from nfnet_ray.cluster.connection.nodes import gpu_problems
 from nfnet_ray.cluster.connection.resources import WorkerResources
 from nfnet_ray.cluster.follower import Follower
-from nfnet_ray.cluster.messages import FinalReport, WorkerConfig, slot_config
+from nfnet_ray.cluster.messages.configs import WorkerConfig, slot_config
+from nfnet_ray.cluster.messages.notes import FinalReport
 from nfnet_ray.cluster.trainer import Slot, WorkersDoNotStart, close_all, none_outlives_ray
 from nfnet_ray.study.decisions import Leg
 from nfnet_ray.study.legs import Legs

@@ -18,7 +18,8 @@ from nfnet_ray.cluster.connection import ray_internals
 from nfnet_ray.cluster.connection.resources import WorkerResources
 from nfnet_ray.cluster.exit_rules import LOST_WORKER_RETRIES, keep_trace
 from nfnet_ray.cluster.mailbox import Register, remove_run
-from nfnet_ray.cluster.messages import CLOSE, FAILED_STARTS, LEG, READY, SlotConfig, WorkerConfig
+from nfnet_ray.cluster.messages.configs import SlotConfig, WorkerConfig
+from nfnet_ray.cluster.messages.register_values import CLOSE, FAILED_STARTS, LEG, READY
 from nfnet_ray.cluster.worker import work_in_slot
 
 if TYPE_CHECKING:

@@ -16,7 +16,10 @@ from ray import tune
 from nfnet_ray.cluster.connection.gpu_driver import gpu_problem
 from nfnet_ray.cluster.exit_rules import is_fault, keep_trace
 from nfnet_ray.cluster.mailbox import Register, remove_run
-from nfnet_ray.cluster.messages import STOP, FinalReport, WorkerConfig, lanes_of, of_lane, said_result
+from nfnet_ray.cluster.messages.configs import WorkerConfig, lanes_of
+from nfnet_ray.cluster.messages.notes import FinalReport
+from nfnet_ray.cluster.messages.register_values import STOP
+from nfnet_ray.cluster.messages.tune_reports import of_lane, said_result
 from nfnet_ray.cluster.worker import Memory, forget_graphs, train_alone, train_cohort_alone
 from nfnet_ray.places import lost_place
 

@@ -25,7 +25,9 @@ from nfnet_ray.cluster.exit_rules import (
     will_recur,
 )
 from nfnet_ray.cluster.mailbox import Register
-from nfnet_ray.cluster.messages import (
+from nfnet_ray.cluster.messages.configs import SlotConfig, WorkerConfig, beside_checkpoints
+from nfnet_ray.cluster.messages.notes import FinalReport, WorkerHung, WorkersReplaced
+from nfnet_ray.cluster.messages.register_values import (
     CLOSE,
     ENDED,
     FAILED_STARTS,
@@ -33,14 +35,8 @@ from nfnet_ray.cluster.messages import (
     LEG,
     READY,
     RESTARTS,
-    FinalReport,
-    SlotConfig,
-    WorkerConfig,
-    WorkerHung,
-    WorkersReplaced,
-    beside_checkpoints,
-    said_result,
 )
+from nfnet_ray.cluster.messages.tune_reports import said_result
 from nfnet_ray.errors import StopsStudyError, UserError
 from nfnet_ray.models.own.source import COPIES_FOLDER, use_copies_in
 from nfnet_ray.recipe import Recipe

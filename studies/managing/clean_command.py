@@ -36,7 +36,7 @@ from nfnet_ray.tracking.trial_progress import ENDED_FOR_GOOD
 from nfnet_ray.wording import count, storage_size
 from studies.managing.folders import StudyFolder, bytes_below, read_folder, read_storage
 
-CHECKPOINTS_FOLDER = "checkpoints"  # nfnet_ray/cluster/messages.py
+CHECKPOINTS_FOLDER = "checkpoints"  # nfnet_ray/cluster/messages/configs.py
 TUNE_FOLDER = "tune"  # nfnet_ray/cluster/driver.py
 
 

@@ -29,7 +29,7 @@ from studies.running.started_event import command_line, without_secrets
 SECONDS_FOR_AN_EARLIER_ATTEMPT = 120.0
 # More epochs of a training that has finished: its learning rate has fallen to zero, so there is nothing to resume.
 FROM_ITS_WEIGHTS = "--name NEW --set model.weights=CHECKPOINT --set model.classifier=loaded"
-CHECKPOINTS_FOLDER = "checkpoints"  # in the folder of a trial (nfnet_ray/cluster/messages.py)
+CHECKPOINTS_FOLDER = "checkpoints"  # in the folder of a trial (nfnet_ray/cluster/messages/configs.py)
 
 
 # What a study may be extended by.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nfnet_ray.cluster.connection.resources import Resources, WorkerResources
-from nfnet_ray.cluster.messages import TrainingOptions, worker_config
+from nfnet_ray.cluster.messages.configs import TrainingOptions, worker_config
 from nfnet_ray.command_line.interruption import EXIT_INTERRUPTED
 from nfnet_ray.data.files.dataset import DatasetSummary
 from nfnet_ray.errors import UserError

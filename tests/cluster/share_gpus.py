@@ -30,7 +30,7 @@ def noting(storage: Path) -> Callable[[dict[str, Any]], None]:
         import torch
 
         from nfnet_ray.cluster.contexts import TuneContext
-        from nfnet_ray.cluster.messages import FinalReport
+        from nfnet_ray.cluster.messages.notes import FinalReport
         from nfnet_ray.training.determinism import reset_process
 
         context = TuneContext(config)

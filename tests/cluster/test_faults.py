@@ -28,15 +28,10 @@ from nfnet_ray.cluster.connection.resources import WorkerResources
 from nfnet_ray.cluster.contexts import GroupContext, TuneContext
 from nfnet_ray.cluster.exit_rules import will_recur
 from nfnet_ray.cluster.mailbox import Register
-from nfnet_ray.cluster.messages import (
-    ATTEMPTS,
-    SAID,
-    STOP,
-    FinalReport,
-    Name,
-    tune_space,
-    worker_config,
-)
+from nfnet_ray.cluster.messages.configs import tune_space, worker_config
+from nfnet_ray.cluster.messages.notes import FinalReport
+from nfnet_ray.cluster.messages.register_values import ATTEMPTS, STOP, Name
+from nfnet_ray.cluster.messages.tune_reports import SAID
 from nfnet_ray.data.files.dataset import open_dataset
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.study.study import Study

@@ -13,7 +13,8 @@ import pytest
 from nfnet_ray.cluster import forms as forms_module
 from nfnet_ray.cluster.connection.resources import WorkerResources
 from nfnet_ray.cluster.forms import FormBook, agree
-from nfnet_ray.cluster.messages import WorkerConfig, form_in, form_result, worker_config
+from nfnet_ray.cluster.messages.configs import WorkerConfig, worker_config
+from nfnet_ray.cluster.messages.tune_reports import form_in, form_result
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.study.recorder import Recorder
 from nfnet_ray.study.study import Study

@@ -20,7 +20,7 @@ from nfnet_ray.cluster import slots
 from nfnet_ray.cluster.connection import lifeline
 from nfnet_ray.cluster.connection.lifeline import Head, Look, Loss, loss_is_noticed, lost_server
 from nfnet_ray.cluster.driver import _StopWhenAsked
-from nfnet_ray.cluster.messages import FinalReport
+from nfnet_ray.cluster.messages.notes import FinalReport
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.study.legs import Legs
 from nfnet_ray.study.recorder import Recorder

@@ -10,11 +10,8 @@ import pytest
 
 from nfnet_ray.cluster.connection.resources import WorkerResources
 from nfnet_ray.cluster.mailbox import Mailbox, Register, remove_run
-from nfnet_ray.cluster.messages import (
-    ATTEMPTS,
-    METRICS,
-    STOP,
-    AttemptCount,
+from nfnet_ray.cluster.messages.configs import TrainingOptions, worker_config
+from nfnet_ray.cluster.messages.notes import (
     AttemptStarted,
     CheckpointKept,
     EpochEnded,
@@ -22,14 +19,11 @@ from nfnet_ray.cluster.messages import (
     FormChosen,
     GroupResizing,
     Note,
-    TrainingOptions,
     WorkerHung,
     WorkersLost,
-    epoch_result,
-    metrics_of,
-    with_epochs_of_trial,
-    worker_config,
 )
+from nfnet_ray.cluster.messages.register_values import ATTEMPTS, STOP, AttemptCount
+from nfnet_ray.cluster.messages.tune_reports import METRICS, epoch_result, metrics_of, with_epochs_of_trial
 from nfnet_ray.cluster.worker import stacks_place
 from nfnet_ray.metric import METRIC
 from nfnet_ray.recipe import Recipe

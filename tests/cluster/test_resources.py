@@ -25,7 +25,8 @@ from nfnet_ray.cluster.connection.resources import (
     workers_that_fit,
 )
 from nfnet_ray.cluster.follower import hang_sentence
-from nfnet_ray.cluster.messages import WorkerHung, tune_space, worker_config
+from nfnet_ray.cluster.messages.configs import tune_space, worker_config
+from nfnet_ray.cluster.messages.notes import WorkerHung
 from nfnet_ray.errors import UserError
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.study import Study

@@ -16,22 +16,9 @@ from nfnet_ray.cluster import group_events, trainer
 from nfnet_ray.cluster import slots as slots_module
 from nfnet_ray.cluster.connection.resources import WorkerResources
 from nfnet_ray.cluster.mailbox import Mailbox, Register
-from nfnet_ray.cluster.messages import (
-    ENDED,
-    FAILED_STARTS,
-    LEG,
-    READY,
-    STOP,
-    AttemptStarted,
-    EpochEnded,
-    FailedStarts,
-    FinalReport,
-    SlotConfig,
-    WorkerConfig,
-    WorkersLost,
-    slot_config,
-    worker_config,
-)
+from nfnet_ray.cluster.messages.configs import SlotConfig, WorkerConfig, slot_config, worker_config
+from nfnet_ray.cluster.messages.notes import AttemptStarted, EpochEnded, FinalReport, WorkersLost
+from nfnet_ray.cluster.messages.register_values import ENDED, FAILED_STARTS, LEG, READY, STOP, FailedStarts
 from nfnet_ray.cluster.slots import run_legs
 from nfnet_ray.cluster.trainer import Slot, WorkersDoNotStart, close_all, none_outlives_ray
 from nfnet_ray.metric import METRIC

@@ -19,7 +19,7 @@ import pytest
 
 from nfnet_ray.cluster.driver import _JournalCallback
 from nfnet_ray.cluster.forms import FormBook
-from nfnet_ray.cluster.messages import FinalReport
+from nfnet_ray.cluster.messages.notes import FinalReport
 from nfnet_ray.places import lost_place
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.study.epochs_done import note_progress, noted_progress

@@ -13,7 +13,7 @@ import pytest
 
 from nfnet_ray.cluster.driver import _JournalCallback
 from nfnet_ray.cluster.forms import FormBook
-from nfnet_ray.cluster.messages import said_result
+from nfnet_ray.cluster.messages.tune_reports import said_result
 from nfnet_ray.errors import UserError
 from nfnet_ray.study import Halving, Study
 from nfnet_ray.study.decisions import Leg

@@ -34,7 +34,7 @@ from nfnet_ray.cluster.connection.address import temporary_folder
 from nfnet_ray.cluster.connection.local_ray import LocalRay
 from nfnet_ray.cluster.driver import _JournalCallback
 from nfnet_ray.cluster.forms import FormBook
-from nfnet_ray.cluster.messages import epoch_result
+from nfnet_ray.cluster.messages.tune_reports import epoch_result
 from nfnet_ray.metric import METRIC
 
 REPOSITORY = Path(__file__).resolve().parents[2]

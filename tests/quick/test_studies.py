@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from data_prep.digits import describe_digits, write_digits
-from nfnet_ray.cluster.messages import TrainingOptions
+from nfnet_ray.cluster.messages.configs import TrainingOptions
 from nfnet_ray.command_line.interruption import EXIT_INTERRUPTED
 from nfnet_ray.data.files.dataset import DatasetSummary, check_dataset
 from nfnet_ray.models import list_models

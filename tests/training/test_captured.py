@@ -26,7 +26,7 @@ from torch.autograd.graph import get_gradient_edge
 
 from nfnet_ray.cluster.connection.resources import WorkerResources
 from nfnet_ray.cluster.contexts import TuneContext
-from nfnet_ray.cluster.messages import worker_config
+from nfnet_ray.cluster.messages.configs import worker_config
 from nfnet_ray.data.batch import TrainBatch
 from nfnet_ray.models import create_model
 from nfnet_ray.recipe import Recipe
