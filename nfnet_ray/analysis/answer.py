@@ -140,7 +140,7 @@ class BestSetting:
         )
 
     def caution(self) -> str:
-        """What the intervals cover, and how optimistic the best of several is; sentences for a note."""
+        """Sentences for a note: what the intervals cover, and how optimistic the best of several settings is."""
         words = ["Accuracy is that after the last epoch."]
         if len(self.quoted.seed_top1) > 1:
             words.append(

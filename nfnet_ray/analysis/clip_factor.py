@@ -1,4 +1,4 @@
-"""Which clip factor to try next, from the accuracies of those that were tried and from what they clipped."""
+"""Suggests the clip factor to try next, from the accuracies of those that were tried and from what they clipped."""
 
 from __future__ import annotations
 

@@ -160,7 +160,7 @@ def curves(record: StudyRecord) -> list[Curve]:
 
 
 def curve_label(record: StudyRecord, point: Mapping[str, Any]) -> str:
-    """What a setting is called, of several studies with its study: ``nfnet_pico (efficientnet_baselines)``."""
+    """The label of a setting, with its study if there are several: ``nfnet_pico (efficientnet_baselines)``."""
     study = str(point[STUDY]) if record.parts else ""
     fields = record.parts[study].fields if record.parts else record.fields
     asked = {field: point[field] for field in fields if field not in (BUDGET, NETWORK)}

@@ -177,7 +177,7 @@ class Pool:
         return None if None in values else fmean(cast(list[float], values))
 
     def everything(self) -> Trained:
-        """What a study without early stopping trains."""
+        """{trial: its epochs} of the study without early stopping."""
         return {name: len(self.curves[name]) for name in self.trials}
 
     def halved(self, halving: Halving, chances: Iterable[random.Random]) -> list[Trained]:

@@ -47,7 +47,7 @@ logger = logging.getLogger(__name__)
 
 
 class _WorkerContext:
-    """What both have in common."""
+    """The part that both Contexts have in common."""
 
     shares_batches = True
     """With the other trials on its node. A worker that has no partner there shares nothing, and pays nothing."""
@@ -161,7 +161,7 @@ class TuneContext(_WorkerContext):
 
     @property
     def is_preempted(self) -> bool:
-        """Whether it stops because its machine is taken back, so that Tune has to start it again elsewhere."""
+        """Whether the trial stops because its machine is taken back, so that Tune has to start it again elsewhere."""
         return self._request == "preempted"
 
     def report(self, metrics: Mapping[str, Any], texts: Mapping[str, str]) -> None:

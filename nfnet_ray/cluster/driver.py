@@ -146,7 +146,7 @@ def _leg_name(trial: TuneTrial) -> str:
 
 
 def _names(trial: TuneTrial) -> list[str]:
-    """Those of the study's trials that Tune runs as this one: several if they are a cohort."""
+    """The trials of the study that Tune runs as this one: several if they are a cohort."""
     return [config["name"] for config in lanes_of(trial.config)]
 
 

@@ -94,7 +94,7 @@ def count_attempt(context: GroupContext, legs_before: int) -> int | None:
 
 
 def exit_after_checkpoint(context: GroupContext, report: FinalReport) -> bool:
-    """What follows on a checkpoint that was kept because a worker had to stop. Collective.
+    """Decides what follows a checkpoint that was kept because a worker had to stop. Collective.
 
     Returns whether the driver has asked for it, so that the leg is over and the group can take another one. Otherwise
     Ray Train starts the group again: the workers that have to leave end their processes here, and the others return.

@@ -143,7 +143,7 @@ class Follower:
 
 
 def hang_sentence(hung: Sequence[WorkerHung]) -> str:
-    """Which worker hung, by the notes of all watchdogs.
+    """Finds out which worker hung, from the notes of all watchdogs.
 
     A worker that could not even send one is to blame first, as one that was suspended; then the one that has come
     least far; of several, one that does not wait for the others.

@@ -82,7 +82,7 @@ def agree(
 ) -> Choice:
     """The form of a trial's shape: a known one, that of the trial which times it now, or the one that ``choose`` finds.
 
-    ``tell`` brings the driver what was chosen, and ``say`` a line for a person.
+    ``tell`` sends the choice to the driver, and ``say`` sends it a sentence for a person.
     """
     from nfnet_ray.training.form.forms import Choice
 
@@ -108,7 +108,7 @@ def agree(
 def _signs_of_life(register: Register, shape: str, own: str) -> Iterator[None]:
     """Within it a thread tells the trials that wait that this process is alive, however long it compiles.
 
-    If it compiles for ever, its watchdog ends it.
+    If compiling never ends, the watchdog ends the process.
     """
     over = threading.Event()
 
@@ -171,7 +171,7 @@ class _Notes:
 def _wait_for_others(
     register: Register, shape: str, own: str, sign_of_life: Callable[[], object]
 ) -> dict[str, Any] | None:
-    """What another trial has chosen; None if this one has to choose, which then holds the claim."""
+    """The form that another trial has chosen; None if this trial has to choose, which then holds the claim."""
     claim, since = None, time.monotonic()
     while True:
         known = _patiently(lambda: register.get(form_of(shape)))

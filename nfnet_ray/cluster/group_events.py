@@ -141,6 +141,6 @@ def _reason(errors: Mapping[int, Exception]) -> str:
 
 
 def last_line(error: object) -> str:
-    """What an error says at its end, which of a stack trace is the error itself."""
+    """The last line of an error, which is the error itself if the text is a stack trace."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

@@ -180,7 +180,7 @@ def _of_trial(name: str, say: Callable[[str], None]) -> Callable[[str], None]:
 
 
 def _bad_gpus(resources: WorkerResources) -> str:
-    """What may be why workers do not start: nodes, perhaps ones that have joined, whose GPUs torch cannot use."""
+    """A possible reason why workers do not start: nodes, which may have joined later, whose GPUs torch cannot use."""
     with suppress(Exception):  # the cluster's head is away, or a node is
         problems = gpu_problems(resources)
         return "".join(

@@ -80,7 +80,7 @@ def run_in_actor(space: dict[str, Any]) -> None:
     except Exception as error:
         import torch
 
-        # Each trial that comes to this node would fail, and the place is free at once for the next one.
+        # Every trial on this node would fail, and free the place at once for the next one.
         bad_gpus = _bad_gpus(configs[0])
         stops_study = bad_gpus is not None or lost_place(error) is not None
         reports = [

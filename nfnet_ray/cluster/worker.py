@@ -72,7 +72,7 @@ def train_alone(config: WorkerConfig, started_at: float) -> FinalReport:
 
 
 def train_cohort_alone(configs: Sequence[WorkerConfig], started_at: float) -> list[FinalReport]:
-    """The same for legs that are trained as one program; a report for each."""
+    """Trains legs as one program, and returns a report for each."""
     _import_training()
     from ray import tune
 
@@ -164,7 +164,7 @@ def _refusal(error: UserError) -> FinalReport:
 
 
 def work_in_slot(plain: dict[str, Any]) -> None:
-    """What each worker of a TorchTrainer runs: one leg after another, until the slot is closed.
+    """Runs in each worker of a TorchTrainer, and trains one leg after another until the slot is closed.
 
     When it raises, Ray Train starts all workers again, which resume the leg unless that was over.
     """
@@ -264,7 +264,7 @@ class Memory:
         self._let_go = let_go
         self._first: int | None = None
         self.has_grown = False
-        """Whether it had grown too much after a leg, so that a new process has to train the next one."""
+        """Whether the process used too much memory after a leg, so that a new one has to train the next leg."""
 
     def growth(self, whose: str) -> str | None:
         """Called after each leg. A sentence if it has grown too much, else None."""

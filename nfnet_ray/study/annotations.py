@@ -36,7 +36,7 @@ class Annotations:
         return bool(self.notes or self.tags)
 
     def beyond(self, state: StudyState) -> Annotations:
-        """Those that a study does not have yet, so that a command can be repeated."""
+        """The notes and tags that a study does not have yet, so that a command can be repeated."""
         return Annotations(
             [note for note in self.notes if note not in state.notes],
             {key: value for key, value in self.tags.items() if state.tags.get(key) != value},

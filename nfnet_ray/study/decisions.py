@@ -51,7 +51,7 @@ class Leg:
 
 @dataclass(frozen=True)
 class Decision:
-    """What happens to a trial that has reached a rung: at the end of ``epoch``. ``reason`` is for people."""
+    """The decision on a trial that has reached a rung at the end of ``epoch``. ``reason`` is for people."""
 
     trial: str
     epoch: int
@@ -90,7 +90,7 @@ class Group:
         )
 
     def is_past(self, trial: TrialProgress, rung: float) -> bool:
-        """Whether it was promoted at a rung. Journals of earlier versions do not say so of one that continued."""
+        """Whether the trial was promoted at a rung. Journals of earlier versions do not record promotions."""
         return rung in trial.promoted or (not self.in_seconds and trial.epoch > rung)
 
     def leg(self, trial: TrialProgress) -> Leg:
@@ -357,7 +357,7 @@ def _group(
 
 
 def check_schedules(study: Study) -> None:
-    """Raises RecipeError if a trial cannot train one of its complete schedules: if images cannot grow in it, say."""
+    """Raises RecipeError if a trial cannot train one of its complete schedules, as when images cannot grow in it."""
     if study.halving is None or not study.halving.is_stretched:
         return
     recipes = {trial.name: trial.recipe for trial in study.trials()}

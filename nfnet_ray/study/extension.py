@@ -54,7 +54,7 @@ class Extension:
     """The number of fresh seeds that winners are rerun with, beyond those of the earlier study."""
 
     def sentences(self) -> list[str]:
-        """What changes, for people."""
+        """Says in sentences what the extension changes."""
         left_out = len(self.event["left_out"]) + self.without_their_seed
         reconsidered = len(self.event["reconsidered"])
         kept = len(self.study.trials()) - self.added
@@ -149,7 +149,7 @@ def extension(
 
 
 def points_within(space: Space, recipe: Recipe, points: Sequence[Mapping[str, Any]]) -> tuple[Point, ...]:
-    """Those of the points that lie in a space."""
+    """The points that lie in the space, of those given."""
     within = (point_within(space, recipe, {**recipe.to_values(), **point}) for point in points)
     return tuple(point for point in within if point is not None)
 
@@ -282,7 +282,7 @@ class _Nowhere(Journal):
 
 
 def _undecided(study: Study, state: StudyState, event: StudyExtended, validation_images: int) -> list[str]:
-    """Those of the reconsidered trials that are not given up again at once, by what the journal has already."""
+    """The reconsidered trials that the results in the journal do not give up again at once."""
     tried = state.copy()
     tried.apply(event)
     Legs(study, validation_images, Recorder(_Nowhere(), tried, lambda: None, lambda _: None))

@@ -250,7 +250,7 @@ class Halving:
         return self.rule in ("synchronous", "hyperband")
 
     def brackets(self, schedule: ScheduleRecipe) -> int:
-        """Into how many brackets the trials of a stratum are dealt: one but for Hyperband."""
+        """The number of brackets among which the trials of a stratum are dealt; more than one only with Hyperband."""
         return 1 + len(self.rungs(schedule)) if self.rule == "hyperband" else 1
 
 

@@ -91,7 +91,7 @@ class Legs:
         return legs
 
     def most_at_once(self) -> int | None:
-        """How many legs can run at once from now on at most; None while the study may add trials."""
+        """The most legs that can run at once from now on; None while the study may add trials."""
         state, study = self._recorder.state, self._study
         adds_seeds = study.more_seeds and not state.has_contenders
         adds_settings = study.is_adaptive and len(study.trials_by_setting()) < study.settings
@@ -103,7 +103,7 @@ class Legs:
         )
 
     def _company(self, leg: Leg) -> Hashable | None:
-        """What legs that are trained as one program have in common; None for one that is trained alone."""
+        """A key that is the same for legs that can be trained as one program; None if a leg is trained alone."""
         if leg.until_seconds is not None or not self._decider.has(leg.trial):
             return None
         if leg.trial not in self._shared:

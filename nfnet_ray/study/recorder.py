@@ -55,7 +55,7 @@ class Recorder:
         self.lost: str | None = None
         """Why the study has to stop: results can no longer be written, or its data is gone."""
         self.is_cut_off = False
-        """Whether Ray is gone, so that nothing of the workers can be waited for."""
+        """Whether Ray is gone, so that there is no use in waiting for the workers."""
         self.why_interrupted: str | None = None
         """Why trials are being interrupted: a cap was reached; None after Ctrl-C."""
 

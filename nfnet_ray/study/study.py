@@ -97,7 +97,7 @@ class Study:
     found: tuple[Mapping[str, Any], ...] | None = None
     """The points that a journal has, instead of those that the search would draw now."""
     planned: int | None = None
-    """How many of them were planned at the start; None: all."""
+    """The number of these points that were planned at the start; None: all."""
     equal_within: float | None = None
     """Settings whose accuracies differ by less are equal in practice, a fraction; None: the analysis' default."""
     holdout: float | None = None

@@ -21,7 +21,7 @@ def name_parts(fields: Sequence[str], point: Mapping[str, Any]) -> dict[str, str
 
 
 def free_name(name: str, epochs: int, taken: Container[str]) -> str:
-    """The name of a trial, with an ending if an earlier trial has it: one with other epochs, say."""
+    """The name of a trial, with a suffix if another trial has it already, such as one with other epochs."""
     suffixes = itertools.chain(["", f",epochs={epochs}"], (f",{number}" for number in itertools.count(2)))
     return next(free for suffix in suffixes if (free := name + suffix) not in taken)
 

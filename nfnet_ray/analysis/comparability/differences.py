@@ -153,7 +153,7 @@ def _difference(
 
 
 def _is_asked(study: StudyDescription, field: ConditionField) -> bool:
-    """Whether the field is in the space of a study, by itself or tied to another one."""
+    """Whether the field is in the space of a study, either swept itself or tied to a swept field."""
     if field.recipe is None:
         return False
     return field.recipe in swept_fields(study) or (
@@ -203,7 +203,7 @@ def _goes_along(field: ConditionField, facts: Mapping[str, Fact], studies: Seque
 
 
 def _where(group: Sequence[str], facts: Mapping[str, Fact], studies: Sequence[_Study]) -> str:
-    """Which trials they are: whole studies by name, else some of the trials of one."""
+    """Names the trials: whole studies by their names, and otherwise some of a study's trials."""
     parts = []
     for study in studies:
         mine = [trial for trial in group if trial in study.trials]

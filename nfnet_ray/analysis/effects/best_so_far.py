@@ -130,7 +130,7 @@ def _mean_spent(each: Floats, first: int) -> Floats:
 
 
 def _not_drawn(tables: StudyTables, results: Sequence[SettingResult]) -> int:
-    """How many settings a search began with, as given: the Recipe's own, and the best ones of an earlier study."""
+    """The number of settings that a search was given at the start: the Recipe's own, and those of an earlier study."""
     recipe = tables.study.get("recipe", {})
     own = [recipe]
     with contextlib.suppress(UserError):  # a journal of another version

@@ -113,7 +113,7 @@ def _noncentrality(test: _FTest, level: float) -> float:
 
 
 def importance_sentence(table: pd.DataFrame, names: dict[str, str]) -> str:
-    """Which fields matter, at both stages; empty where it is not known or one field was swept."""
+    """Says which fields matter, at both stages; empty if that is not known, or if only one field was swept."""
     if table["field"].nunique() < 2:
         return ""
     parts = []

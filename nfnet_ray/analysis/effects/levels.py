@@ -32,7 +32,7 @@ class FieldLevels:
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a finite number, and not a truth value."""
+    """Whether a value is a finite number, and not a bool."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -41,7 +41,7 @@ def grouped(
 ) -> tuple[list[list[Any]], list[list[Any]], list[list[Any]]]:
     """The values in groups: (numbers upwards, words, none and absent).
 
-    Each is a group by itself; but more than ``most`` numbers are in ``bins`` groups of about equally many.
+    Each value is a group of its own. More than ``most`` numbers are divided into ``bins`` groups of about equal size.
     """
     distinct = list(dict.fromkeys(values))
     numbers = sorted(value for value in distinct if is_number(value))

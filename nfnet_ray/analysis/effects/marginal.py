@@ -94,7 +94,7 @@ def marginal_effects(tables: StudyTables) -> pd.DataFrame:
 
 
 def pairwise_effects(tables: StudyTables) -> pd.DataFrame:
-    """What pairs of values do beyond the sum of their effects, at the last stage that can be completed.
+    """What pairs of values do together beyond the sum of their effects, at the last stage that can be completed.
 
     Returns:
         A row for each pair of fields and of their values (ranges in three bins): ``where``, ``field_a``, ``value_a``,

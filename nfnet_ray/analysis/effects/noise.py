@@ -54,7 +54,7 @@ class NoiseWithin:
 
 
 def _moments_on_the_same_images(results: Sequence[SettingResult]) -> Moments | None:
-    """Those of all trials, if the bits of all are known, for the same images."""
+    """The moments of all trials, if the bits of all are known for the same images; else None."""
     images = [result.images for result in results if result.images is not None]
     if not images or len(images) < len(results):
         return None

@@ -1,4 +1,4 @@
-"""What the fields do, in the few sentences that follow an answer on the console."""
+"""The effects of the fields, in the few sentences that follow an answer on the console."""
 
 from __future__ import annotations
 

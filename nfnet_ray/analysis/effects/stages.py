@@ -30,7 +30,7 @@ class Stage:
 
     @property
     def diverged(self) -> int:
-        """How many of the trials have diverged by then."""
+        """The number of trials that have diverged before or at this stage."""
         return len(self.top1) - len(self.epoch)
 
 

@@ -49,7 +49,7 @@ class _Meant:
     named: str
     remedy: str
     was_found: bool = False
-    """Whether it was not named: it is the one Ray that runs on this machine."""
+    """Whether no address was given, and the only Ray on this machine is meant."""
 
 
 def where_to_run(address: str | None) -> str | None:
@@ -317,7 +317,7 @@ def raylets() -> Iterator[tuple[int, str, str]]:
 
 
 def _arguments(process: int) -> tuple[str, dict[str, str]]:
-    """The program of a process, and its arguments of the form NAME=VALUE; nothing of one that has ended."""
+    """The program of a process and its arguments of the form NAME=VALUE; empty if the process has ended."""
     try:
         program, *arguments = (
             Path(f"/proc/{process}/cmdline").read_bytes().decode(errors="replace").split("\0")

@@ -47,7 +47,7 @@ def mps_is_up(environment: Mapping[str, str] | None = None) -> bool:
 
 
 def sharing_sentence(worker: WorkerResources, nodes: Mapping[str, bool]) -> str:
-    """What is said at the start if workers share a GPU, of {name of a node: whether MPS is up there}; else empty."""
+    """Says at the start that workers share a GPU; empty if they do not. ``nodes`` is {name: whether MPS runs there}."""
     shared = workers_on_a_gpu(worker.gpus)
     if shared < 2 or not nodes:
         return ""

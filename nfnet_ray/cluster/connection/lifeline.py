@@ -1,4 +1,4 @@
-"""Notices that Ray has ended below a driver, which would then wait for ever, or be ended without a word.
+"""Notices that Ray has gone away under a driver, which would otherwise wait forever or end without a message.
 
 Ray ends a driver's process itself, with exit code 1: as soon as that reaches for the objects of a raylet that has died
 (plasma's connection.cc), and a minute after the head has gone (rpc_client.h). A call to a head that has gone does not
@@ -110,7 +110,7 @@ def look_at_ray(address: str | None) -> Look:
 
 
 def lost_server(servers: Mapping[str, subprocess.Popen[bytes]], logs: str) -> Loss | None:
-    """What is missing of a local Ray, whose logs are in the folder ``logs``. Nobody starts its two servers again."""
+    """The loss if a server of a local Ray has ended, which nobody starts again; its logs are in the folder ``logs``."""
     for name, what in ((ray_internals.GCS_SERVER, "head"), (ray_internals.RAYLET, "node")):
         process = servers.get(name)
         code = process.poll() if process is not None else None

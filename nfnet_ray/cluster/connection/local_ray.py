@@ -85,7 +85,7 @@ class LocalRay:
 
 @contextlib.contextmanager
 def _without_strict_warnings() -> Iterator[None]:
-    """What is started inside the block has no PYTHONWARNINGS: with ``error`` Ray's own processes do not start."""
+    """Within the block, processes start without PYTHONWARNINGS: with ``error`` Ray's own ones would not start."""
     before = os.environ.pop("PYTHONWARNINGS", None)
     try:
         yield

@@ -36,7 +36,7 @@ class WorkerResources:
 
     @property
     def accelerators(self) -> float:
-        """What all of them hold: their GPUs; a worker without any counts as one."""
+        """The accelerators that all workers hold: their GPUs, where a worker without GPUs counts as one."""
         return accelerators(self.workers, self.gpus)
 
 
@@ -47,7 +47,7 @@ def worker_resources(
     gpus: float | None = None,
     min_workers: int | None = None,
 ) -> WorkerResources:
-    """What each worker of a trial gets: as requested, else a GPU if there are any, and its share of the cores."""
+    """The resources of each worker of a trial: as requested, else a GPU if there are any, and a share of the cores."""
     if gpus is None:
         gpus = _gpu_for_each(resources, min_workers or workers)
     check_gpu_share(gpus)
@@ -64,7 +64,7 @@ def training_resources(
     cpus: int | None = None,
     gpus: float | None = None,
 ) -> WorkerResources:
-    """What each worker gets of a training that has the cluster to itself: as requested, else a GPU and all cores."""
+    """The resources of each worker of a training with the cluster to itself: as requested, else a GPU and all cores."""
     if gpus is None:
         gpus = _gpu_for_each(resources, min_workers or workers)
     check_gpu_share(gpus)

@@ -148,7 +148,7 @@ def _forget_clusters() -> None:
 
 
 def local_resources() -> Resources:
-    """What a local Ray would have, without starting one; its memory is not asked for, and is 0."""
+    """The resources that a local Ray would have, without starting one. The memory is not looked up and is 0."""
     cpus, gpus = float(available_cpus()), float(_local_gpus())
     description = f"{count(cpus, 'CPU core')} ({processor_name()})" + (
         f", {count(gpus, 'GPU')}" if gpus else ""

@@ -1,1 +1,1 @@
-"""What a study takes: its arithmetic, its pace as measured, forecasts, paid time and the caps on it."""
+"""The cost of a study: its arithmetic, its measured pace, forecasts, the paid time, and the caps on it."""

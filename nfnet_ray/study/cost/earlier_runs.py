@@ -49,7 +49,7 @@ class MeasuredTrial:
 
 
 def kind_of(recipe: Recipe, worker: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What decides the pace of a trial: network, image size, batch, precision, and its workers' resources."""
+    """The values that decide the pace of a trial: network, image size, batch, precision, and its workers' resources."""
     resolved = resolve(recipe)
     model = resolved.model
     return (
@@ -143,5 +143,5 @@ def of_schedules(recipe: Recipe, data: DatasetSummary, progress: TrialProgress) 
 
 
 def like(trials: Iterable[MeasuredTrial], kind: tuple[Any, ...]) -> list[MeasuredTrial]:
-    """Those of one kind."""
+    """The measured trials of one kind."""
     return [trial for trial in trials if trial.kind == kind]

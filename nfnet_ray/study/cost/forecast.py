@@ -105,7 +105,7 @@ def pace_of_probe(probe: Probe, recipe: Recipe, classes: int, workers: int) -> P
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a study will take: ``trial_seconds`` of all trials together, ``wall_seconds`` until its end.
+    """The forecast of a study: ``trial_seconds`` of all trials together, ``wall_seconds`` until its end.
 
     ``most_…`` are those of a study in which no trial is stopped early. ``joules`` of GPUs, None where unknown.
     """

@@ -132,7 +132,7 @@ def probe(recipe: Recipe, threads: int, workers: int, gpu: bool) -> Probe:
 
 
 def _environment(recipe: Recipe, gpu: bool) -> dict[str, str]:
-    """The process sees GPUs or none, and the code of a network of one's own, wherever that is."""
+    """The probe's environment: with or without GPUs, and with the code of a network that is not in this repository."""
     environment = dict(os.environ) if gpu else {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     if recipe.model.is_own:
         root = str(source_of(recipe.model.name).root)

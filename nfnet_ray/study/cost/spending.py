@@ -36,7 +36,7 @@ class PaidTime:
 
     @staticmethod
     def of(state: StudyState, now: float | None = None) -> PaidTime:
-        """What a journal says that was paid for: up to ``now`` (Unix seconds), or else to its last event."""
+        """The paid time in a journal, up to ``now`` (Unix seconds), by default up to its last event."""
         if now is None:
             seconds = state.wall_seconds, state.accelerator_seconds
         else:
@@ -46,7 +46,7 @@ class PaidTime:
 
 @dataclass(frozen=True)
 class Caps:
-    """What a study may cost at most; None: no cap. The price is of one accelerator-hour.
+    """The caps on the cost of a study; None: no cap. The price is that of one accelerator-hour.
 
     On machines without GPUs each worker counts as one accelerator. ``max_cost`` is in the currency of the price.
     """
@@ -141,7 +141,7 @@ def merged(before: CapsDescription, given: Mapping[str, float | None]) -> CapsDe
 
 
 def accelerator_word(gpus: float) -> str:
-    """What accelerator-hours count on these machines: ``GPU`` or, where workers have none, ``worker``."""
+    """The unit of which accelerator-hours are counted: ``GPU`` or, if workers have none, ``worker``."""
     return "GPU" if gpus else "worker"
 
 

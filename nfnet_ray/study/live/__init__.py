@@ -1,1 +1,1 @@
-"""What is shown and told of a study while it runs: the table, the time left, gauges for the cluster, the webhook."""
+"""Shows a study while it runs: the live table, the time left, gauges for the cluster, and the webhook."""

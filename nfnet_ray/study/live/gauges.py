@@ -1,4 +1,4 @@
-"""What a monitoring system is told of a study that runs: a few numbers, as a function of its state and the time.
+"""The numbers of a running study for a monitoring system, as a function of the study's state and the time.
 
 Everything is known to the driver already, so no step and no worker does anything for it. A trial has numbers while it
 runs and for a minute after it has paused or ended, so there are never more than a cluster can train at once, and those
@@ -26,7 +26,7 @@ STATES = ("waiting", "running", "paused", *ENDED, "interrupted")
 
 
 class Gauge(NamedTuple):
-    """What a number says, and the labels that tell its values apart."""
+    """The meaning of a number, and the labels that tell its values apart."""
 
     meaning: str
     labels: tuple[str, ...]

@@ -64,7 +64,7 @@ class WebhookEvent(TypedDict):
 
 
 def webhook_event(event: Happening, name: str, state: StudyState, directory: Path, text: str) -> WebhookEvent:
-    """What a webhook is told about the study ``name``; ``text`` is in sentences."""
+    """The message to a webhook about the study ``name``; ``text`` is in sentences."""
     return {
         "event": event,
         "study": name,
@@ -99,7 +99,7 @@ def _full_stop(sentence: str) -> str:
 
 
 def shown_webhook(url: str) -> str:
-    """What may be printed of a webhook's address: ``https://hooks.slack.com/…``.
+    """A webhook's address without its secret part, which can be printed: ``https://hooks.slack.com/…``.
 
     >>> shown_webhook("https://me:secret@hooks.slack.com/services/T0/B0/key")
     'https://hooks.slack.com/…'

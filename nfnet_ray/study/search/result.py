@@ -1,4 +1,4 @@
-"""What a searcher is told about one setting."""
+"""The result of one setting, as a searcher sees it."""
 
 from __future__ import annotations
 

@@ -152,7 +152,7 @@ def check_search(name: str, space: Space) -> None:
 
 
 def visible(results: Sequence[Result], lag: int) -> list[Result]:
-    """What the proposal that follows ``results`` is told: of the last ``lag`` - 1 settings the points alone.
+    """What the proposal after ``results`` may see: for the last ``lag`` - 1 settings only their points.
 
     >>> visible([Result({"a": 1}, "finished", {8: 0.5}), Result({"a": 2}, "finished", {8: 0.6})], lag=2)
     [Result(point={'a': 1}, state='finished', values={8: 0.5}), Result(point={'a': 2}, state='running', values={})]

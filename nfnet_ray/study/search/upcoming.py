@@ -1,4 +1,4 @@
-"""Which trials a running study adds next, where a searcher learns from its results: a function of the journal alone."""
+"""The trials that a running study adds next if its search learns from results, as a function of the journal alone."""
 
 from __future__ import annotations
 

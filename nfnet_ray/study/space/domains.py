@@ -1,4 +1,4 @@
-"""What a study sweeps a field over: a list of values, a range, another field's value, or one of them on condition."""
+"""The domains of a swept field: a list of values, a range, another field's value, or one of these under a condition."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class When:
 
 
 Domain = tuple[Any, ...] | Range | SameAs | When
-"""What a space holds for a field; a tuple is a list of values."""
+"""The domain of a field in a space; a tuple is a list of values."""
 
 Space = Mapping[str, Domain]
 """{dotted name of a Recipe field: its domain}."""
@@ -84,7 +84,7 @@ def unconditional(domain: Domain) -> tuple[Any, ...] | Range | SameAs:
 
 
 def is_listed(domain: Domain) -> bool:
-    """Whether it is a list of values, with or without a condition."""
+    """Whether the domain is a list of values, with or without a condition."""
     return isinstance(unconditional(domain), tuple)
 
 

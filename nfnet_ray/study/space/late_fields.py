@@ -15,7 +15,7 @@ _PAYS_LATE = (
     *("data.mixing.mixup_alpha", "data.mixing.cutmix_alpha", "data.autoaugment"),
     *("data.randaugment.layers", "data.randaugment.magnitude"),
 )
-"""What holds a network back at first and may help it at the end."""
+"""Fields that hold a network back at first and may help it at the end."""
 _OTHERWISE_WITHIN_A_SCHEDULE = (
     *("optimizer.agc.clip_factor", "schedule.base_learning_rate", "optimizer.momentum"),
     *("optimizer.ema.decay", "optimizer.ema.warmup"),

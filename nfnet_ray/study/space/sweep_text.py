@@ -41,7 +41,7 @@ def parse_sweep(text: str) -> tuple[str, Domain]:
 
 
 def parse_domain(name: str, text: str) -> Domain:
-    """What stands behind the ``=`` of a ``--sweep`` of the field ``name``. Raises UserError as :func:`parse_sweep`."""
+    """The domain after the ``=`` of a ``--sweep`` of the field ``name``. Raises UserError as :func:`parse_sweep`."""
     said = _shown(f"--sweep {name}={text}")
     values, *conditions = re.split(r"\s+if\s+", text.strip())
     if not values:
@@ -92,7 +92,7 @@ def _range(name: str, text: str, or_none: bool, said: str) -> Range:
 
 
 def _shown(text: str) -> str:
-    """What a person wrote, as it can be printed on part of a line."""
+    """The text that a person wrote, shortened and made printable for a message."""
     text = printable(text)
     return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"
 
@@ -102,7 +102,7 @@ def _values(text: str, said: str) -> tuple[Any, ...]:
 
 
 def _items(text: str, said: str) -> list[str]:
-    """The text cut at its commas, but for those within brackets and quotes."""
+    """The text split at its commas, except those within brackets and quotes."""
     items, depth, quote = [""], 0, ""
     for letter in text:
         if quote:
