@@ -31,7 +31,7 @@ from nfnet_ray.data.files.beton import RAW, Beton, BetonWriter
 from nfnet_ray.data.files.dataset import Dataset, open_dataset
 from nfnet_ray.data.files.manifest import hash_stored, write_manifest
 from nfnet_ray.data.files.train_share import images_drawn
-from nfnet_ray.data.loading import loader, pool, resident
+from nfnet_ray.data.loading import pool, resident, source
 from nfnet_ray.data.loading.loader import EvalLoader, TrainLoader
 from nfnet_ray.data.loading.pool import Pool
 from nfnet_ray.data.loading.resident import Images, Samples, shared_images
@@ -94,7 +94,7 @@ def own_temporary_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: 
     folder = tmp_path_factory.mktemp("temporary")
     monkeypatch.setenv("TMPDIR", str(folder))
     monkeypatch.setattr(resident.tempfile, "tempdir", None)
-    monkeypatch.setattr(loader, "_RESIDENT", {})
+    monkeypatch.setattr(source, "_RESIDENT", {})
     return folder
 
 
@@ -215,7 +215,7 @@ STREAMED, RESIDENT = recipe(), recipe("padded", "always")
 @pytest.fixture
 def generous(monkeypatch: pytest.MonkeyPatch) -> None:
     """2 of 48 are more than 1 %."""
-    monkeypatch.setattr(loader, "DAMAGED_LIMIT", 0.05)
+    monkeypatch.setattr(source, "DAMAGED_LIMIT", 0.05)
 
 
 @pytest.mark.usefixtures("generous")
@@ -457,7 +457,7 @@ def test_a_loader_whose_decoder_hangs_says_which_sample(
     write: Callable[..., Dataset], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = write()
-    monkeypatch.setattr(loader, "decode_jpeg_box", lambda *_: time.sleep(10 * HANG_SECONDS))
+    monkeypatch.setattr(source, "decode_jpeg_box", lambda *_: time.sleep(10 * HANG_SECONDS))
     monkeypatch.setattr(pool, "ROW_DEADLINE_SECONDS", 0.5)
     loading = train_loader(dataset, STREAMED)
     loading._source._pool._deadline_seconds = 0.5
@@ -499,13 +499,13 @@ def test_images_stay_on_a_gpu_only_where_they_leave_it_to_the_training(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     gib = 2**30
-    monkeypatch.setattr(loader, "free_bytes", lambda: 1024 * gib)
+    monkeypatch.setattr(source, "free_bytes", lambda: 1024 * gib)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (79 * gib, 80 * gib))
     digits, imagenet = (1797, 32), (50_000, 256)  # 9.2 GiB of validation images at nfnet_f0's size
     auto, always, gpu = recipe(resident="auto"), recipe(resident="always"), torch.device("cuda")
-    assert [loader._stays_resident(auto, *images, gpu) for images in (digits, imagenet)] == [True, False]
-    assert loader._stays_resident(auto, *imagenet, CPU)
-    assert loader._stays_resident(always, *imagenet, gpu)
+    assert [source.stays_resident(auto, *images, gpu) for images in (digits, imagenet)] == [True, False]
+    assert source.stays_resident(auto, *imagenet, CPU)
+    assert source.stays_resident(always, *imagenet, gpu)
 
 
 def resident_files(folder: Path) -> list[str]:
@@ -630,8 +630,8 @@ def test_a_process_keeps_the_resident_images_of_its_last_trials_only(write: Call
     for size in sizes:
         images = epoch_of(dataset, replace(RESIDENT, image_size=size))[0]
         assert images.shape[1] == size
-    names = [name.split("-")[1] for name, _ in loader._RESIDENT]
-    assert names == [str(size) for size in sizes[-loader.MOST_RESIDENT :]]
+    names = [name.split("-")[1] for name, _ in source._RESIDENT]
+    assert names == [str(size) for size in sizes[-source.MOST_RESIDENT :]]
 
 
 def test_without_room_the_images_are_the_processes_own(
@@ -669,8 +669,8 @@ def test_loaders_of_one_node_share_and_say_so(
     assert [record.message.partition(" decoded")[0] for record in caplog.records] == [
         "resident: 48 images of 32 px, 0 MB,"
     ]
-    monkeypatch.setattr(loader, "_RESIDENT", {})  # as in another process
-    monkeypatch.setattr(loader, "decode_jpeg_box", None)
+    monkeypatch.setattr(source, "_RESIDENT", {})  # as in another process
+    monkeypatch.setattr(source, "decode_jpeg_box", None)
     got = epoch_of(dataset, RESIDENT)
     assert torch.equal(got[0], expected[0])
     assert "taken from this node's copy" in caplog.records[-1].message

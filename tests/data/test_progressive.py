@@ -15,7 +15,7 @@ from nfnet_ray.data.augmentation.progressive import data_at_epoch
 from nfnet_ray.data.batch import TrainBatch
 from nfnet_ray.data.decoding.resize import resize_antialiased
 from nfnet_ray.data.files.dataset import open_dataset
-from nfnet_ray.data.loading import loader as loader_module
+from nfnet_ray.data.loading import source as source_module
 from nfnet_ray.data.loading.loader import TrainLoader
 from nfnet_ray.recipe import DataRecipe, MixingRecipe, ProgressiveRecipe, RandAugmentRecipe
 
@@ -143,4 +143,4 @@ def own_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     """Resident images go there, and none are remembered from another test."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
-    monkeypatch.setattr(loader_module, "_RESIDENT", {})
+    monkeypatch.setattr(source_module, "_RESIDENT", {})

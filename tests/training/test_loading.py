@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from nfnet_ray.data.files.dataset import open_dataset
-from nfnet_ray.data.loading import loader as loader_module
+from nfnet_ray.data.loading import source as source_module
 from nfnet_ray.data.loading.loader import TrainLoader
 from nfnet_ray.data.loading.sharing import Sharing
 from nfnet_ray.errors import UserError
@@ -29,7 +29,7 @@ def own_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     """Resident images go there, and none are remembered from another test."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
-    monkeypatch.setattr(loader_module, "_RESIDENT", {})
+    monkeypatch.setattr(source_module, "_RESIDENT", {})
 
 
 def run(recipe: Recipe, **settings: Any) -> tuple[Outcome, list[dict[str, float]]]:
