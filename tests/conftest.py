@@ -6,6 +6,7 @@ import gc
 import os
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,14 +24,23 @@ from data_prep.__main__ import main as data_prep
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+# For all processes that this one starts: those of pytest-xdist and of the tests.
+STARTUP = str(Path(__file__).with_name("startup"))
+if STARTUP not in os.environ.get("PYTHONPATH", "").split(os.pathsep):
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [STARTUP, os.environ.get("PYTHONPATH")]))
+collect_ignore = [STARTUP]  # a search for examples in docstrings would run it here
+
 
 def pytest_collection_finish() -> None:
     """Every training collects garbage when it starts, and would each time look through all modules and tests.
 
-    That took 0.4 s of a core for each training, a fifth of all CPU time of tests/quick and tests/training.
+    That took 0.4 s of a core for each training, a fifth of all CPU time of tests/quick and tests/training. What is
+    tested in this process meets Python's own threshold.
     """
     gc.collect()
     gc.freeze()
+    startup = sys.modules.get("sitecustomize")
+    gc.set_threshold(*getattr(startup, "PYTHONS_OWN_THRESHOLD", gc.get_threshold()))
 
 
 def pytest_unconfigure() -> None:
