@@ -56,7 +56,7 @@ from nfnet_ray.data.files.dataset import DatasetSummary, check_dataset
 from nfnet_ray.errors import UserError
 from nfnet_ray.models.baselines import BASELINES
 from nfnet_ray.models.published import FINETUNING_EPOCHS, finetuning_values
-from nfnet_ray.recipe import Recipe
+from nfnet_ray.recipe import ModelRecipe, Recipe
 from nfnet_ray.study.study import Study
 from nfnet_ray.whole_file import whole_file
 from nfnet_ray.wording import count
@@ -177,8 +177,7 @@ def _with_network_of(weights: str, recipe: Recipe) -> Recipe:
     # It imports torch, which nothing else here needs.
     from nfnet_ray.models.weights.pretrained import recognise_model
 
-    network = recognise_model(weights)
-    return replace(recipe, model=network) if network else recipe
+    return replace(recipe, model=recognise_model(weights) or ModelRecipe(recipe.model.name))
 
 
 PROGRAM = StudyProgram(
