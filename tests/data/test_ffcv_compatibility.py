@@ -1,14 +1,13 @@
 """FFCV's own code reads our files, and we read its: the format is FFCV's, not a relative of it.
 
-The only tests that import FFCV's Python package, hence one module. About 5 s.
+The only tests that import FFCV's Python package (about 10 s of compilation), hence one module. About 25 s.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import numba
 import numpy as np
 import pytest
 from PIL import Image
@@ -21,14 +20,6 @@ from nfnet_ray.data.files.dataset import open_dataset
 from nfnet_ray.data.files.manifest import hash_stored, write_manifest
 
 Decoded = Callable[[Beton, int], np.ndarray]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _interpreted() -> Iterator[None]:
-    """FFCV's readers run as Python: Numba would take 14 s to compile the same functions, in part at their import."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(numba.config, "DISABLE_JIT", True)
-        yield
 
 
 class Pictures:
