@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -142,7 +143,9 @@ def test_a_terminal_that_cannot_redraw_gets_lines() -> None:
 def test_the_time_left_is_near_the_truth() -> None:
     """On the events of a study of digits, recorded on two cores that were busy with other work as well."""
     data = describe_digits(Path("digits"))
-    study = agc_sweep(data)
+    # As agc_sweep was when it was recorded.
+    space = {"optimizer.agc.clip_factor": (0.01, 0.02, 0.04, 0.08, 0.16, None), "batch_size": (64, 256)}
+    study = replace(agc_sweep(data), space=space, halving=Halving())
     progress = study.waiting_state()
     left = TimeLeft(study, progress, epoch_arithmetic(study.trials(), data))
     events: list[Any] = [json.loads(line) for line in RECORDED.read_text().splitlines()]
