@@ -31,7 +31,7 @@ is the worker.
 
 Between these processes:
 
-- ``messages.py`` defines everything that they tell each other: the configuration of slots and of legs, notes, values,
+- ``messages/`` defines everything that they tell each other: the configuration of slots and of legs, notes, values,
   the final report.
 - ``forms.py`` has the trials of a study agree on the form of a step, with its driver.
 - ``mailbox.py`` carries notes and values, through the memory of the cluster's head.

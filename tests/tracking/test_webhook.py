@@ -15,7 +15,7 @@ import pytest
 from nfnet_ray.command_line.terminal import new_console
 from nfnet_ray.errors import StopsStudyError, UserError
 from nfnet_ray.recipe import Recipe
-from nfnet_ray.study import webhook
+from nfnet_ray.study.live import webhook
 from nfnet_ray.study.live.webhook import check_webhook, notify, outcome_text, shown_webhook, webhook_event
 from nfnet_ray.study.study import Study
 from nfnet_ray.tracking.events import study_ended, study_resumed
