@@ -63,7 +63,7 @@ class PendingDelivery:
         closing: threading.Event,
         abandoned: threading.Event,
     ) -> None:
-        """``closing`` is set when the study has ended, ``abandoned`` when there is no more time."""
+        """The sink sets ``closing`` when the study has ended, and ``abandoned`` when the time for delivery is up."""
         self._tracking_uri, self._spool = tracking_uri, spool
         self._closing, self._abandoned = closing, abandoned
         self.experiment = experiment
