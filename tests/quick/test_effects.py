@@ -178,6 +178,29 @@ def test_a_flat_response_has_no_optimum() -> None:
     assert "noise can explain the differences" in found.sentence()
 
 
+@pytest.mark.parametrize("seeds", [1, 3])
+@pytest.mark.parametrize("values", [5, 6, 7, 9])
+def test_networks_that_have_learnt_nothing_have_no_optimum(values: int, seeds: int) -> None:
+    """All of them say the same class for every image, so a difference has no noise and rounding is all there is."""
+    factors = [0.0025 * 2**place for place in range(values)]
+    right = np.arange(360) % 10 == 0
+    study = tables(
+        {CLIP: factors},
+        [{CLIP: factor} for factor in factors],
+        [flat(float(right.mean()))] * values * seeds,
+        seeds=seeds,
+        images=360,
+        bits=[right] * values * seeds,
+    )
+    [found] = responses(study, CLIP)
+    assert (found.kind, found.explains) == ("no effect", 1.0)
+    assert found.low == pytest.approx(factors[0])
+    assert found.high == pytest.approx(factors[-1])
+    assert found.reaches_low
+    assert found.reaches_high
+    assert effect_sentences(study) == []
+
+
 @pytest.mark.parametrize(("optimum", "end", "word"), [(0.001, 0.0025, "smallest"), (0.5, 0.16, "largest")])
 def test_an_optimum_at_the_edge_is_called_that(optimum: float, end: float, word: str) -> None:
     [found] = responses(measured(parabola(optimum), np.random.default_rng(4)), CLIP)

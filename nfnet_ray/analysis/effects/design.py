@@ -110,8 +110,8 @@ class Fit:
         return mean, np.asarray(stdtrit(np.maximum(freedom, 1.0), 0.975) * np.sqrt(total))
 
 
-_ROUNDING = 1e-12
-"""Of a residual; accuracies are fractions."""
+ROUNDING = 1e-12
+"""Of a residual, or of the height of a curve; accuracies are fractions."""
 
 
 def fit(design: Floats, top1: Floats) -> Fit:
@@ -120,7 +120,7 @@ def fit(design: Floats, top1: Floats) -> Fit:
     freedom = len(design) - int(np.linalg.matrix_rank(design))
     squares = ((top1 - beta @ design.T) ** 2).sum(axis=1)
     # What is left by rounding alone is nothing: of fields without effect, accuracies may be exactly a sum of effects.
-    squares = np.where(squares < len(design) * _ROUNDING**2, 0.0, squares)
+    squares = np.where(squares < len(design) * ROUNDING**2, 0.0, squares)
     spread = squares / freedom if freedom else np.full(len(top1), np.nan)
     return Fit(design, beta, spread, freedom, squares)
 

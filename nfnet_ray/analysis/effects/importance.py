@@ -54,7 +54,7 @@ def importance(tables: StudyTables) -> pd.DataFrame:
                 more = rest.freedom - whole.freedom
                 if more and whole.spread[0] > 0:
                     ratio = float((rest.squares[0] - whole.squares[0]) / more / whole.spread[0])
-                    tests[term.field] = _FTest(ratio, more, whole.freedom)
+                    tests[term.field] = _FTest(max(0.0, ratio), more, whole.freedom)
             shares = _shares(tests, n)
         unknown = (math.nan,) * 4
         rows += [(stage.where, field, *shares.get(field, unknown), n, total) for field in tables.fields]
@@ -85,7 +85,7 @@ def _shares(tests: dict[str, _FTest], n: int) -> dict[str, tuple[float, float, f
         rest = sum(central.values()) - central[field] + n
         bounds = [_noncentrality(test, level) for level in (0.975, 0.025)]
         share, low, high = (value / (value + rest) for value in (central[field], *bounds))
-        found[field] = (share, low, high, float(fdtrc(test.more, test.freedom, max(0.0, test.ratio))))
+        found[field] = (share, low, high, float(fdtrc(test.more, test.freedom, test.ratio)))
     return found
 
 

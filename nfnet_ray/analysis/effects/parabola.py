@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nfnet_ray.analysis.effects.design import ROUNDING
 from nfnet_ray.analysis.inference.paired import Floats
 from nfnet_ray.analysis.inference.selection import Noise
 
@@ -64,7 +65,7 @@ class Parabola:
         from scipy.special import stdtrit
 
         weights = rows @ self.solver - (0.0 if others is None else others)
-        images = np.einsum("ij,jk,ik->i", weights, self.noise.images, weights)
+        images = self.noise.of_images(weights)
         seeds = (weights**2) @ self.noise.seeds
         extra = (weights**2).sum(axis=1) * self.extra
         total = images + seeds + extra
@@ -146,7 +147,13 @@ def joint_fields(x: Floats, top1: Floats, others: Floats, places: Floats) -> lis
 def _left_over(design: Floats, top1: Floats) -> tuple[float, int]:
     """The sum of squares that a least-squares fit leaves, and its degrees of freedom."""
     beta, _, rank, _ = np.linalg.lstsq(design, top1, rcond=None)
-    return float(((top1 - design @ beta) ** 2).sum()), len(top1) - int(rank)
+    return _squares(top1 - design @ beta), len(top1) - int(rank)
+
+
+def _squares(residuals: Floats) -> float:
+    """Their sum of squares; 0 where rounding alone has left some."""
+    squares = float(residuals @ residuals)
+    return squares if squares >= len(residuals) * ROUNDING**2 else 0.0
 
 
 def fit_parabola(
@@ -167,18 +174,18 @@ def fit_parabola(
     left = np.eye(points) - design @ solver
     freedom = points - int(np.linalg.matrix_rank(design))
     residuals = left @ top1
-    known = float(np.trace(left @ noise.covariance))
-    squares = float(residuals @ residuals)
+    known = max(0.0, float(np.trace(left @ noise.covariance)))
+    squares = _squares(residuals)
     extra = max(0.0, (squares - known) / freedom) if freedom > 0 else 0.0
     without = np.delete(design, own, axis=1)
-    lost = float(((top1 - without @ (np.linalg.pinv(without) @ top1)) ** 2).sum()) - squares
+    lost = max(0.0, _squares(top1 - without @ (np.linalg.pinv(without) @ top1)) - squares)
     # Two mean squares: of the field, and of what is left, at least what images and seeds explain.
     level = max(squares / freedom if freedom else 0.0, known / max(freedom, 1))
     seeded = bool(noise.seeds.any())
     if seeded:
         solver = _weighted(design, noise, extra)
     bottom = freedom if not seeded or squares > known else max(freedom, noise.freedom)
-    explains = float(fdtrc(len(own), bottom, max(0.0, lost / len(own) / level))) if level > 0 else 0.0
+    explains = float(fdtrc(len(own), bottom, lost / len(own) / level)) if level > 0 else float(lost == 0)
     lacks = []
     if seeded and freedom > 0:
         expected = left @ noise.covariance @ left
@@ -186,7 +193,7 @@ def fit_parabola(
         lacks.append(float(fdtrc(freedom, noise.freedom, max(0.0, quadratic / freedom))))
     if freedom >= _FREEDOM_FOR_A_QUARTIC and len(set(x)) > 5:
         wider = np.column_stack([design, x**3, x**4])
-        rest = float(((top1 - wider @ (np.linalg.pinv(wider) @ top1)) ** 2).sum())
+        rest = _squares(top1 - wider @ (np.linalg.pinv(wider) @ top1))
         if rest > 0:
             lacks.append(
                 float(fdtrc(2, freedom - 2, max(0.0, (squares - rest) / 2 / (rest / (freedom - 2)))))
@@ -222,13 +229,14 @@ def optimum_of(fit: Parabola) -> Optimum:
     best = int(curve.argmax())
     rows = fit.rows(places, order=1)
     slope, half = rows @ fit.beta, fit.half_width(rows)
+    half += ROUNDING  # the slope of a flat curve is not quite 0, and may have no noise at all
     plausible = np.abs(slope) <= half
     plausible[0], plausible[-1] = slope[0] <= half[0], slope[-1] >= -half[-1]
     plausible[best] = True
     within = np.flatnonzero(plausible)
     x = float(places[best])
     # Between two places of the grid.
-    if 0 < best < len(places) - 1:
+    if 0 < best < len(places) - 1 and fit.beta[2] < 0:
         x = float(np.clip(-fit.beta[1] / (2 * fit.beta[2]), places[best - 1], places[best + 1]))
     return Optimum(
         x,

@@ -64,6 +64,13 @@ class Noise:
         """(S, S) of both."""
         return np.asarray(self.images + np.diag(self.seeds))
 
+    def of_images(self, weights: Floats) -> Floats:
+        """(rows,) the variance of ``weights @ accuracies``, (rows, S), for the draw of images.
+
+        Of settings that judge every image alike a difference has none, and rounding may leave less.
+        """
+        return np.asarray(np.maximum(np.einsum("ij,jk,ik->i", weights, self.images, weights), 0.0))
+
 
 @dataclass(frozen=True)
 class Rung:
@@ -244,7 +251,8 @@ def _near(accuracies: Floats, best: int, noise: Noise) -> NDArray[np.bool_]:
 
 def _of_gaps(covariance: Floats, best: int) -> Floats:
     """(S,) the variance of the best one's lead over each."""
-    return np.asarray(covariance[best, best] + np.diag(covariance) - 2 * covariance[best])
+    squares = covariance[best, best] + np.diag(covariance) - 2 * covariance[best]
+    return np.asarray(np.maximum(squares, 0.0))  # rounding, where two settings judge every image alike
 
 
 def _behind(accuracies: Floats, covariance: Floats, too_high: float) -> Floats:
