@@ -113,7 +113,13 @@ PROGRAM = "python -m dashboards.compare"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = OneLineParser(prog=PROGRAM, description="Open the MLflow UI on a study's comparison.")
+    parser = OneLineParser(
+        prog=PROGRAM,
+        description="Open MLflow's UI on the trials of a study: accuracy against training time. A study that was"
+        " recorded in a database file gets an MLflow server on this machine until Ctrl-C; for one that was recorded on"
+        " a server, that server's page is opened.",
+        epilog="example:\n  python -m dashboards.compare first_try",
+    )
     parser.add_argument(
         "study",
         metavar="STUDY",
@@ -123,10 +129,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--port",
         type=whole_number(1, 65535),
         default=5000,
-        metavar="N",
+        metavar="PORT",
         help="the first port to try (default: %(default)s)",
     )
-    parser.add_argument("--no-browser", action="store_true", help="print the address only")
+    parser.add_argument("--no-browser", action="store_true", help="print the address, and open no browser")
     options = parser.parse_args(arguments)
     return exit_code_of(PROGRAM, lambda: _compare(options.study, options.port, not options.no_browser))
 

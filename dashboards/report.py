@@ -133,7 +133,14 @@ def _write(page: str, destination: Path) -> Path:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = OneLineParser(
-        prog=PROGRAM, description="Write a study's report, or one page of several studies."
+        prog=PROGRAM,
+        description="Write the report of a study as one HTML file, or one page that compares several studies.",
+        epilog="""\
+examples:
+  python -m dashboards.report first_try
+  python -m dashboards.report first_try --watch
+  python -m dashboards.report first_try second_try --output comparison.html
+  python -m dashboards.report first_try --figures figures --data tables""",
     )
     parser.add_argument(
         "study",
@@ -164,7 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--watch",
         action="store_true",
-        help="serve the report on this machine until Ctrl-C, and renew it while the study runs; writes nothing",
+        help="write no file, but serve the report on this machine until Ctrl-C, and renew it while the study runs",
     )
     parser.add_argument(
         "--port",

@@ -1,6 +1,6 @@
 """A new network's signal propagation: measured and expected variance, block by block, as a page and a table.
 
-    python -m dashboards.signal_propagation NAME PAGE.html [--size PIXELS] [--set KNOB=VALUE]
+    python -m dashboards.signal_propagation NAME PAGE.html [--size PIXELS] [--set FIELD=VALUE]
 
 The network is measured on noise (:func:`nfnet_ray.models.signal.signal_of_new_network`).
 """
@@ -53,12 +53,12 @@ EXPECTED = "expected variance"
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = OneLineParser(
         prog="python -m dashboards.signal_propagation",
-        description="Measure the activations of a new network block by block, and draw them with their expectation.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="example: python -m dashboards.signal_propagation nf_resnet50 signal.html",
+        description="Measure the activations of a network with random weights block by block, and draw them next to"
+        " their expectation.",
+        epilog="example:\n  python -m dashboards.signal_propagation nf_resnet50 signal.html",
     )
     parser.add_argument("name", metavar="NAME", help="an NFNet, NF-ResNet or NF-RegNet")
-    parser.add_argument("page", type=given_path, metavar="PAGE.html", help="where to write the page")
+    parser.add_argument("page", type=given_path, metavar="PAGE.html", help="the page to write")
     parser.add_argument(
         "--size",
         type=positive,
@@ -69,9 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--set",
         action="append",
         default=[],
-        metavar="KNOB=VALUE",
-        dest="knobs",
-        help=f"change the architecture: {', '.join(OVERRIDES)}; may be repeated",
+        metavar="FIELD=VALUE",
+        dest="settings",
+        help=f"change a field of the architecture: {', '.join(OVERRIDES)}; may be repeated",
     )
     options = parser.parse_args(arguments)
     return exit_code_of(parser.prog, lambda: _run(options))
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> None:
     model = get_model(
-        options.name, each_once(parse_assignment(text, OVERRIDE_FORM) for text in options.knobs)
+        options.name, each_once(parse_assignment(text, OVERRIDE_FORM) for text in options.settings)
     )
     if not isinstance(model, Variant):
         raise UserError(f"model {model.name}: the signal of a baseline has no expectation; choose an NFNet")

@@ -50,7 +50,13 @@ def _run(options: argparse.Namespace) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(  # and so are those of its commands
-        prog=PROGRAM, description="Turn images into a data set that trains fast."
+        prog=PROGRAM,
+        description="Convert images into data sets that load fast in training, and check, describe and measure them.",
+        epilog="""\
+examples:
+  python -m data_prep convert photos/ data/photos
+  python -m data_prep info data/photos --sheet classes.png
+  python -m data_prep verify data/photos""",
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     add_convert(commands)
@@ -65,11 +71,11 @@ def _parser() -> argparse.ArgumentParser:
 def _add_digits(commands: argparse._SubParsersAction[OneLineParser]) -> None:
     digits = commands.add_parser(
         "digits",
-        help="write scikit-learn's handwritten digits",
-        description="Write the 1,797 handwritten digits that scikit-learn carries, enlarged to 32x32"
-        " pixels, as a data set: 1,437 images to train with, 360 to validate.",
+        help="write scikit-learn's handwritten digits as a data set",
+        description="Write the 1,797 handwritten digits that come with scikit-learn as a data set, enlarged to 32x32"
+        " pixels: 1,437 images for training and 360 for validation.",
     )
-    digits.add_argument("out", type=given_path, metavar="OUT", help=f"folder to create; {OUT_STARTS}")
+    digits.add_argument("out", type=given_path, metavar="OUT", help=f"the folder to create; {OUT_STARTS}")
     digits.set_defaults(run=_digits)
 
 
@@ -78,8 +84,9 @@ def _add_verify(commands: argparse._SubParsersAction[OneLineParser]) -> None:
         "verify",
         help="check every byte of a data set against its manifest",
         description="Check the header, records and manifest of a data set, and each image's stored bytes against the"
-        " hash taken when it was written. Prints what is damaged. Exit code 0: every byte is as it was written; 2:"
-        " something is damaged.",
+        " hash that was taken when it was written, and print what is damaged. The exit code is 0 if every byte is as it"
+        " was written, and 2 if something is damaged.",
+        epilog="example:\n  python -m data_prep verify data/imagenet --workers 16",
     )
     _add_dataset(verify)
     verify.add_argument("--decode", action="store_true", help="also decode every image (much slower)")
@@ -98,15 +105,16 @@ def _add_info(commands: argparse._SubParsersAction[OneLineParser]) -> None:
     info = commands.add_parser(
         "info",
         help="summarise a data set, and draw its classes",
-        description="Print what is in a data set: images, classes, sizes, how it was written, duplicates. With --sheet,"
-        " draw the first images of each class.",
+        description="Print what is in a data set: its images, classes and sizes, how it was written, and duplicates."
+        " With --sheet, also draw the first images of each class.",
+        epilog="example:\n  python -m data_prep info data/photos --sheet classes.png",
     )
     _add_dataset(info)
     info.add_argument(
         "--sheet",
         type=given_path,
-        metavar="PNG",
-        help="write a picture of up to 100 classes to NAME.png or NAME.jpg",
+        metavar="PICTURE",
+        help="draw the first images of up to 100 classes into this file, NAME.png or NAME.jpg",
     )
     info.set_defaults(run=_info)
 
@@ -117,17 +125,20 @@ def _add_fetch(commands: argparse._SubParsersAction[OneLineParser]) -> None:
         help="download CIFAR-10 or Imagenette, and check it",
         description="Download a data set from its publisher, check it against the known checksum, and unpack it if"
         " needed. The same command resumes a download that was interrupted.",
+        epilog="example:\n  python -m data_prep fetch cifar10 downloads",
     )
     fetch.add_argument(
         "name", choices=("cifar10", "imagenette"), metavar="NAME", help="the data set: cifar10 or imagenette"
     )
-    fetch.add_argument("out", type=given_path, metavar="OUT_DIR", help="folder to put it in")
+    fetch.add_argument("out", type=given_path, metavar="OUT_DIR", help="the folder to put it in")
     fetch.add_argument(
         "--size", choices=("160", "320", "full"), default="320",
         help="Imagenette's shorter side in pixels (default: %(default)s)",
     )  # fmt: skip
     fetch.add_argument(
-        "--url", type=given_text, help="download from this mirror; the checksum has to be the same"
+        "--url",
+        type=given_text,
+        help="download from this mirror (default: the publisher); the checksum has to be the same",
     )
     fetch.set_defaults(run=_fetch)
 
@@ -136,23 +147,25 @@ def _add_doctor(commands: argparse._SubParsersAction[OneLineParser]) -> None:
     doctor = commands.add_parser(
         "doctor",
         help="measure what limits the loading of a data set on this machine",
-        description="Measure disk, page cache, decoding per core and the training loader for ten seconds, and tell what"
-        " the bottleneck is, and whether this machine can feed a model on a number of GPUs.",
+        description="Measure the disk, the page cache, decoding on a core and the training loader for ten seconds, and"
+        " say which is the bottleneck. With --model, also say whether this machine can feed that network on a number of"
+        " GPUs.",
+        epilog="example:\n  python -m data_prep doctor data/imagenet --model nfnet_f0 --gpus 8",
     )
     _add_dataset(doctor)
     doctor.add_argument(
         "--model",
         type=given_text,
         metavar="NAME",
-        help="the model to feed; python -m nfnet_ray.models lists them",
+        help="the network to feed; python -m nfnet_ray.models lists them",
     )
     doctor.add_argument(
         "--gpus", type=positive, default=1, metavar="N", help="number of GPUs (default: %(default)s)"
     )
     doctor.add_argument(
         "--gpu-images-per-second", type=positive, metavar="X",
-        help="training speed of one GPU (default: measured on this machine's GPU; without one, the published speed of"
-        " a V100)",
+        help="how many images per second one GPU trains (default: measured on this machine's GPU; without one, the"
+        " published speed of a V100)",
     )  # fmt: skip
     doctor.add_argument(
         "--workers", type=number_of_threads, default=available_cpus(), metavar="N",
@@ -165,8 +178,8 @@ def _add_dataset(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "path",
         type=given_path,
-        metavar="OUT",
-        help=f"the data set, as given to convert: NAME.beton, or a folder; {OUT_STARTS}",
+        metavar="DATA",
+        help=f"the data set, named as it was for convert: NAME.beton, or a folder; {OUT_STARTS}",
     )
 
 

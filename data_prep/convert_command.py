@@ -42,21 +42,19 @@ def add_convert(commands: argparse._SubParsersAction[OneLineParser]) -> None:
         help="convert a folder, Parquet files, ImageNet's tar files, CIFAR or a CSV list",
         description="Convert images to .beton files (FFCV's format), each with a manifest next to it. JPEGs that decode"
         " without errors are stored byte for byte; other images are stored as pixels or as new JPEGs.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="""\
 SOURCE is one of
-  a folder of class folders of images;
-  a folder with train/ and validation/ (or valid/, val/, test/; in upper or lower case), each with class folders;
-  Parquet files, or a folder of them, in the Hugging Face layout: a column of images,
-  struct<bytes, path>, and one of labels (numbers or texts); train-*, validation-* and test-*
-  name the splits;
-  ImageNet (ILSVRC-2012) as it is distributed: ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and
+* a folder of class folders of images;
+* a folder with train/ and validation/ (or valid/, val/, test/; in upper or lower case), each with class folders;
+* Parquet files, or a folder of them, in the Hugging Face layout: a column of images, struct<bytes, path>, and one of
+  labels (numbers or texts); train-*, validation-* and test-* name the splits;
+* ImageNet (ILSVRC-2012) as it is distributed: ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and
   ILSVRC2012_devkit_t12.tar.gz, or a folder of the three; nothing is unpacked;
-  CIFAR-10 or CIFAR-100, binary version: the .tar.gz, or the folder in it;
-  a .csv with the columns path (relative to it), label (names or numbers) and optionally split
-  (train, validation or test).
+* CIFAR-10 or CIFAR-100 in the binary version: the .tar.gz, or the folder in it;
+* a .csv with the columns path (relative to it), label (names or numbers) and optionally split (train, validation or
+  test).
 
-examples
+examples:
   python -m data_prep convert photos/ data/photos
   python -m data_prep convert imagenet/data/ imagenet.beton --workers 32
   python -m data_prep convert ILSVRC2012_img_train.tar ILSVRC2012_img_val.tar \\
@@ -64,10 +62,12 @@ examples
   python -m data_prep convert cifar-10-binary.tar.gz data/cifar10
 """,
     )
-    convert.add_argument("source", nargs="+", type=given_path, metavar="SOURCE", help="see below")
+    convert.add_argument(
+        "source", nargs="+", type=given_path, metavar="SOURCE", help="the images; the kinds are listed below"
+    )
     convert.add_argument(
         "out", type=given_path, metavar="OUT",
-        help="a file NAME.beton, with NAME.validation.beton next to it; or a folder to create;"
+        help="the data set to write: a file NAME.beton, with NAME.validation.beton next to it, or a folder;"
         f" {OUT_STARTS}",
     )  # fmt: skip
     convert.add_argument(
@@ -86,8 +86,8 @@ examples
     )  # fmt: skip
     convert.add_argument(
         "--image-column", type=given_text, metavar="NAME",
-        help="name of the column with the images, in Parquet files: of struct<bytes, path> or binary (default: the"
-        " only one of such a struct)",
+        help="name of the column with the images, in Parquet files, whose type is struct<bytes, path> or binary"
+        " (default: the only one of type struct<bytes, path>)",
     )  # fmt: skip
     convert.add_argument(
         "--write-mode", choices=get_args(WriteMode), default=EncodeSettings.write_mode,
@@ -98,15 +98,15 @@ examples
     )  # fmt: skip
     convert.add_argument(
         "--jpeg-quality", type=whole_number(1, 100), default=EncodeSettings.jpeg_quality, metavar="1..100",
-        help="quality of images that are re-encoded, without chroma subsampling (default: %(default)s)",
+        help="JPEG quality of images that are re-encoded, without chroma subsampling (default: %(default)s)",
     )  # fmt: skip
     convert.add_argument(
         "--max-side", type=whole_number(1, _MOST_PIXELS), default=EncodeSettings.max_side, metavar="PIXELS",
-        help="shrink images with a longer side to this (default: %(default)s)",
+        help="shrink images whose longer side has more pixels than this (default: %(default)s)",
     )  # fmt: skip
     convert.add_argument(
         "--apply-orientation", action="store_true",
-        help="rotate photographs by their orientation tags, and re-encode those (default: pixels stay as they are)",
+        help="rotate photographs by their orientation tags, which re-encodes them (default: pixels stay as they are)",
     )  # fmt: skip
     unreadable = convert.add_mutually_exclusive_group()
     unreadable.add_argument(
@@ -115,7 +115,9 @@ examples
         " the reason in OUT.quarantine.csv; one more stops the conversion (default: %(default)s)",
     )  # fmt: skip
     unreadable.add_argument(
-        "--skip-unreadable", action="store_true", help="skip any number of images that cannot be decoded"
+        "--skip-unreadable",
+        action="store_true",
+        help="skip any number of images that cannot be decoded, and list them in the same way",
     )
     convert.add_argument(
         "--workers", type=number_of_threads, default=available_cpus(), metavar="N",
@@ -123,15 +125,17 @@ examples
     )  # fmt: skip
     convert.add_argument(
         "--address", type=given_text, metavar="auto|HOST:PORT",
-        help="prepare images on a Ray cluster whose nodes have SOURCE under the same path, instead of in threads on"
-        " this machine; the files are the same",
+        help="read and encode images on a Ray cluster whose nodes have SOURCE under the same path (default: in threads"
+        " on this machine); the files are the same",
     )  # fmt: skip
     convert.add_argument(
         "--resume", action="store_true",
         help="resume the same conversion if it was stopped; otherwise start it. A kill or a power failure costs at"
         " most 5 seconds of work",
     )  # fmt: skip
-    convert.add_argument("--overwrite", action="store_true", help="replace the data set that is in OUT")
+    convert.add_argument(
+        "--overwrite", action="store_true", help="replace the data set that is in OUT (default: refuse)"
+    )
     convert.set_defaults(run=_convert)
 
 

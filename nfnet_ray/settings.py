@@ -307,10 +307,19 @@ def _describe(hint: Any, bounds: Mapping[str, float]) -> str:
         types.NoneType: "none",
     }
     text = "a list of " + words[arguments[0]].removeprefix("a ") + "s" if origin is tuple else words[hint]
-    limits = " and ".join(
-        f"{kind} {limit:,.0f}" if limit >= 1e5 else f"{kind} {limit:g}" for kind, limit in bounds.items()
-    )
-    return f"{text} {limits}" if (limits and hint in (int, float)) or (limits and origin is tuple) else text
+    if hint not in (int, float) and origin is not tuple:
+        return text
+    limits = _range_in_words(bounds)
+    return f"{text} {limits}" if limits else text
+
+
+def _range_in_words(bounds: Mapping[str, float]) -> str:
+    """``above 0``, ``of at least 0 and below 1``, ``from 8 to 2,048``, or "" without bounds."""
+    limits = {kind: f"{limit:,.0f}" if abs(limit) >= 1000 else f"{limit:g}" for kind, limit in bounds.items()}
+    if limits.keys() == {"at least", "at most"}:
+        return f"from {limits['at least']} to {limits['at most']}"
+    words = " and ".join(f"{kind} {limit}" for kind, limit in limits.items())
+    return f"of {words}" if words.startswith("at") else words
 
 
 def parse_setting(section: type[Section], text: str) -> tuple[str, Any]:
@@ -339,7 +348,7 @@ def parse_assignment(text: str, form: str) -> tuple[str, Any]:
     ``none`` is None, ``true`` and ``false`` are booleans in any case, and text that is not a Python literal is a word.
     Raises RecipeError if it has no ``=`` or nothing after it; ``form`` says how to write it.
 
-    >>> parse_assignment("width=[32, 64]", "KNOB=VALUE"), parse_assignment("memory_format=auto", "KNOB=VALUE")
+    >>> parse_assignment("width=[32, 64]", "FIELD=VALUE"), parse_assignment("memory_format=auto", "FIELD=VALUE")
     (('width', [32, 64]), ('memory_format', 'auto'))
     """
     name, equals, literal = (part.strip() for part in text.partition("="))

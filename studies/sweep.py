@@ -6,10 +6,10 @@ data set that data_prep converted. The first field is the one in question. Furth
 conditions under which it is asked. ``--set`` changes what all trials have in common, ``--trials`` the number of points
 that are drawn from a range, and ``--plan`` shows the points.
 
+It starts from the Recipe of the other studies: nfnet_pico, plain images, SGD with clipping (studies/base_recipe.py).
+
 Result. ``studies/results/README.md`` has 48 points of clip factor, dropout, SAM's rho and learning rate on a part of
 CIFAR-10, with the command.
-
-It starts from the Recipe of the other studies: nfnet_pico, plain images, SGD with clipping (studies/base_recipe.py).
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ from studies.running.checks import DATA_FOLDER
 from studies.running.flags import (
     add_annotations,
     add_data,
+    add_identity,
     add_places,
     add_settings,
     add_shares,
@@ -60,23 +61,40 @@ def _parser() -> argparse.ArgumentParser:
         data = describe_digits(DATA_FOLDER / digits.name, digits)
         return TrainingRequest().new_study(data, {}, is_built_in=True)
 
-    parser = new_parser(Path(__file__), __doc__, on_default_data)
-    where = add_places(parser, "training", "the model's name")
+    parser = new_parser(
+        Path(__file__),
+        __doc__,
+        on_default_data,
+        lambda _: [
+            "--plan",
+            "--model nfnet_f0 --data data/mine --name first_run --checkpoint-minutes 5",
+            "--model nfnet_f0 --data /shared/imagenet --storage /shared/runs --workers 4-8 --address auto",
+            "--resume first_run",
+        ],
+    )
+    what = parser.add_argument_group("what is trained")
+    what.add_argument(
+        "--model",
+        type=given_text,
+        metavar="NAME",
+        help=f"the network; python -m nfnet_ray.models lists them (default: {DEFAULT_MODEL})",
+    )
+    add_data(what)
+    add_settings(what, "set a field of the Recipe; the fields are listed below; may be repeated")
+    what.add_argument("--epochs", type=positive, metavar="N", help="number of epochs (default: the Recipe's)")
+    identity = add_identity(parser, "training run", "the model's name")
+    identity.add_argument(
+        "--force", action="store_true", help="with --resume, allow other settings or other data"
+    )
+    where = add_places(parser)
     where.add_argument(
         "--checkpoints",
         type=given_text,
         metavar="PLACE",
         help="where to keep checkpoints: a path or URI (s3://bucket/folder) that all nodes share (default: the"
-        " training's folder)",
+        " run's folder)",
     )
-    what = parser.add_argument_group("what it trains")
-    what.add_argument(
-        "--model", type=given_text, metavar="NAME", help=f"the network (default: {DEFAULT_MODEL})"
-    )
-    add_data(what)
-    what.add_argument("--epochs", type=positive, metavar="N", help="number of epochs (default: the Recipe's)")
-    add_settings(what, "set a field of the Recipe")
-    shape = parser.add_argument_group("resources")
+    shape = parser.add_argument_group("resources, and protection against failures")
     shape.add_argument(
         "--workers",
         type=least_and_most,
@@ -87,27 +105,23 @@ def _parser() -> argparse.ArgumentParser:
         "--min-workers",
         type=positive,
         metavar="N",
-        help="continue with as few as N workers when machines are missing",
+        help="continue with as few as N workers when machines are missing (default: wait for all of them)",
     )
     add_shares(shape, "as many as the cluster has for each")
-    guard = parser.add_argument_group("protection against failures")
-    guard.add_argument(
+    shape.add_argument(
         "--checkpoint-minutes",
         type=above_zero,
         metavar="M",
         help="minutes between checkpoints within an epoch (default: 10)",
     )
-    guard.add_argument(
+    shape.add_argument(
         "--hang-seconds",
         type=above_zero,
         metavar="S",
         help="restart a worker that shows no sign of life for S seconds (default: 600)",
     )
-    guard.add_argument(
-        "--force", action="store_true", help="with --resume, allow other settings or other data"
-    )
-    add_annotations(parser, "training")
-    add_spending(parser, "training")
+    add_spending(parser, "training run", "its accuracy so far")
+    add_annotations(parser, "training run")
     return parser
 
 

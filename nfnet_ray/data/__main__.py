@@ -21,11 +21,13 @@ PROGRAM = "python -m nfnet_ray.data"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command. Returns the exit code: 0, or 2 for a user's error."""
-    parser = OneLineParser(prog=PROGRAM, description="Look at augmentation.")
+    parser = OneLineParser(prog=PROGRAM, description="Draw what augmentation does to an image.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     sheet = commands.add_parser(
         "sheet",
         help="draw every operation of RandAugment at three magnitudes, MixUp and CutMix",
+        description="Draw every operation of RandAugment at three magnitudes, MixUp and CutMix.",
+        epilog="example:\n  python -m nfnet_ray.data sheet sheet.png photo.jpg",
     )
     sheet.add_argument(
         "out", type=given_path, metavar="OUT", help="the picture to write: NAME.jpg or NAME.png"

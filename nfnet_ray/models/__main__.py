@@ -33,10 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
         prog=PROGRAM,
-        description="List all models, or print one: its blocks, and what they cost.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="List all networks, or print one: its blocks and what they cost.",
         epilog="""\
-examples
+examples:
   python -m nfnet_ray.models
   python -m nfnet_ray.models nfnet_f0 --size 256
   python -m nfnet_ray.models nfnet_f0 --set width=[128,256,768,768] --set group_width=[64,64,64,64]
@@ -46,32 +45,32 @@ examples
         "name",
         nargs="?",
         metavar="NAME",
-        help="a model, or module:function of a network of your own; without it all are listed",
+        help="a network, or module:function of one of your own (default: list all)",
     )
     parser.add_argument(
         "--classes", type=positive, default=1000, metavar="K",
-        help="classes to tell apart (default: %(default)s)",
+        help="number of classes (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--size", type=positive, metavar="PIXELS",
-        help="side of an image, for multiply-adds (default: the model's training size)",
+        help="side of an image, for the multiply-adds (default: the network's training size)",
     )  # fmt: skip
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KNOB=VALUE", dest="knobs",
-        help=f"change the architecture: {', '.join(OVERRIDES)}; may be repeated",
+        "--set", action="append", default=[], metavar="FIELD=VALUE", dest="settings",
+        help=f"change a field of the architecture: {', '.join(OVERRIDES)}; may be repeated",
     )  # fmt: skip
     return parser
 
 
 def _run(options: argparse.Namespace) -> None:
     if options.name is None:
-        given = {"--set": options.knobs, "--size": options.size}
+        given = {"--set": options.settings, "--size": options.size}
         for flag, value in given.items():
             if value:
                 raise UserError(f"{flag} needs the name of a model; without {flag} all of them are listed")
         print(list_table(options.classes))
         return
-    overrides = each_once(parse_assignment(text, OVERRIDE_FORM) for text in options.knobs)
+    overrides = each_once(parse_assignment(text, OVERRIDE_FORM) for text in options.settings)
     if is_import_path(options.name):
         print(own_summary(options.name, overrides, options.size, options.classes))
         return

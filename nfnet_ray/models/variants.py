@@ -63,7 +63,7 @@ OVERRIDES = (
     "use_two_convs",
     "big_width",
 )
-OVERRIDE_FORM = "KNOB=VALUE, such as width=[128,256,768,768]"
+OVERRIDE_FORM = "FIELD=VALUE, such as width=[128,256,768,768]"
 
 
 @dataclass(frozen=True)

@@ -47,13 +47,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = OneLineParser(prog=PROGRAM, description="The journal of a study, and its delivery to MLflow.")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    parser = OneLineParser(prog=PROGRAM, description="Deliver the journal of a study to MLflow.")
+    commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
     replay = commands.add_parser(
         "replay",
         help="deliver what MLflow does not have yet",
         description="Deliver to MLflow what it does not have of a study's journal, into the existing runs. This can be "
         "repeated: nothing is recorded twice.",
+        epilog="example:\n  python -m nfnet_ray.tracking replay first_try",
     )
     replay.add_argument(
         "study",
@@ -64,11 +65,11 @@ def _parser() -> argparse.ArgumentParser:
         "--tracking-uri",
         type=given_text,
         metavar="URI",
-        help="where MLflow records it from now on: http://HOST:PORT or sqlite:///FILE (default: where it was, else "
-        "MLFLOW_TRACKING_URI, else mlflow.db next to the study)",
+        help="the MLflow that records it from now on: http://HOST:PORT or sqlite:///FILE (default: the one that has "
+        "recorded it so far, else $MLFLOW_TRACKING_URI, else mlflow.db next to the study)",
     )
     replay.add_argument(
-        "--from-start", action="store_true", help="deliver all events again, as if MLflow had confirmed none"
+        "--from-start", action="store_true", help="deliver all events again, as if MLflow had none of them"
     )
     return parser
 

@@ -19,6 +19,8 @@ from studies.managing.folders import find_directory, find_studies, storage_at
 from studies.running.request import DEFAULT_STORAGE
 
 PROGRAM = "python -m studies"
+_NAME = "a study's name, or the path of its folder"
+_NAME_OR_EXPORTED = f"{_NAME}, or of one that export has written"
 Command = Callable[[argparse.Namespace, Console], int | None]
 
 
@@ -36,8 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
         prog=PROGRAM,
-        description="List, show, compare, replay, export, publish, annotate, delete and clean the studies of a storage."
-        " To run one: python studies/agc_sweep.py --help.",
+        description="Look at the studies of a storage, and manage them. To run one, see"
+        " python studies/agc_sweep.py --help.",
+        epilog=_examples(
+            "list --tag task=pets", "show first_try", "compare first_try second_try", "clean --plan"
+        ),
     )
     _add_storage(parser, default=DEFAULT_STORAGE)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -48,25 +53,29 @@ def _parser() -> argparse.ArgumentParser:
         commands,
         "show",
         _show,
-        "show one study: its trials, its answer, where its results are, how to resume it",
+        "show one study: its trials, its answer, where its results are, and how to resume it",
     )
-    _add_name(show)
+    _add_name(show, or_exported=True)
     _add_json(show)
     compare = _command(
-        commands, "compare", _compare, "compare two studies: what differs, and the settings that both have"
+        commands,
+        "compare",
+        _compare,
+        "compare two studies: what differs between them, and the settings that both have",
+        example="compare first_try studies/results/agc_sweep_cifar10",
     )
-    compare.add_argument(
-        "a", metavar="A", help="a study's name, or the path of its folder or of one that export wrote"
-    )
-    compare.add_argument("b", metavar="B", help="another one")
+    compare.add_argument("a", metavar="A", help=f"one study: {_NAME_OR_EXPORTED}")
+    compare.add_argument("b", metavar="B", help="the other study, named in the same way")
     _add_json(compare)
     export = _command(
         commands,
         "export",
         _export,
-        "write a study's tables and bits into a folder of small files",
-        " trials.csv, epochs.csv, bits.npz and study.json, without checkpoints and without the paths of this machine;"
-        " nfnet_ray.load_study reads the folder.",
+        "write a study's results into a folder of small files, to share or archive",
+        " The tables are trials.csv and epochs.csv, the study is described in study.json, and bits.npz says which"
+        " validation images each trial had right. There are no checkpoints in it, and no paths of this machine."
+        " nfnet_ray.load_study(FOLDER) reads it.",
+        example="export first_try results/first_try",
     )
     _add_name(export)
     export.add_argument(
@@ -76,41 +85,64 @@ def _parser() -> argparse.ArgumentParser:
         commands,
         "replay",
         _replay,
-        "say what each rule of early stopping would have cost and missed in a study that stopped nothing early",
+        "say what each rule of early stopping would have cost and missed in a study",
+        " The study must have stopped nothing early (--early-stopping none).",
+        example="replay first_try",
     )
-    _add_name(replay)
+    _add_name(replay, or_exported=True)
     _add_json(replay)
     publisher = _command(
         commands,
         "publish",
         _publish,
         "put the best network of a study into MLflow's model registry",
-        " MLflow's pyfunc classifies the bytes of image files with it, and its pytorch flavour has the network.",
+        " The registered model has two flavours of MLflow: pyfunc, which classifies the bytes of image files, and"
+        " pytorch, which is the network.",
+        example="publish first_try",
     )
     _add_name(publisher)
-    note = _command(commands, "note", _note, "add a note to a study that is not running")
+    note = _command(
+        commands,
+        "note",
+        _note,
+        "add a note to a study that is not running",
+        example="note first_try 'the images of 3 May are wrong'",
+    )
     _add_name(note)
     note.add_argument("text", metavar="TEXT", type=given(note_text), help="the text of the note")
-    tag = _command(commands, "tag", _tag, "add a tag to a study that is not running, or change one")
+    tag = _command(
+        commands,
+        "tag",
+        _tag,
+        "add a tag to a study that is not running, or change one",
+        example="tag first_try task=pets owner=me",
+    )
     _add_name(tag)
     tag.add_argument(
         "tags",
         metavar="KEY=VALUE",
         nargs="+",
         type=given(tag_pair),
-        help="the tag; if the key exists, its value is replaced",
+        help="a tag; if the key exists, its value is replaced",
     )
     delete = _command(
-        commands, "delete", _delete, "delete studies: their folders, and their runs in MLflow; asks first"
+        commands,
+        "delete",
+        _delete,
+        "delete studies: their folders and their runs in MLflow",
+        " It names them and asks first.",
+        example="delete first_try second_try",
     )
-    delete.add_argument("names", metavar="NAME", nargs="+", help="a study's name, or the path of its folder")
-    delete.add_argument("--yes", action="store_true", help="do not ask")
-    delete.add_argument("--keep-mlflow", action="store_true", help="delete the folders only")
+    delete.add_argument("names", metavar="NAME", nargs="+", help=f"{_NAME}; several may be given")
+    delete.add_argument("--yes", action="store_true", help="delete without asking")
+    delete.add_argument(
+        "--keep-mlflow", action="store_true", help="delete only the folders, and keep the runs in MLflow"
+    )
     delete.add_argument(
         "--tracking-uri",
         type=given_text,
         metavar="URI",
-        help="the MLflow server or database with the runs (default: where each study was recorded)",
+        help="the MLflow server or database that has the runs (default: where each study was recorded)",
     )
     clean = _command(
         commands,
@@ -120,21 +152,42 @@ def _parser() -> argparse.ArgumentParser:
         " A trial that has finished, was stopped early or diverged does not need its checkpoints to resume. They are"
         " removed, except those of the best trial of each stratum and those from whose weights another study starts."
         " The files of Ray Tune are removed too. Journals, reports and MLflow stay. A running study is left alone.",
+        example="clean --plan",
     )
-    clean.add_argument("names", metavar="NAME", nargs="*", help="studies (default: all of the storage)")
+    clean.add_argument(
+        "names",
+        metavar="NAME",
+        nargs="*",
+        help=f"{_NAME}; several may be given (default: all of the storage)",
+    )
     clean.add_argument("--plan", action="store_true", help="print what would be removed, and remove nothing")
     return parser
 
 
 def _command(
-    commands: argparse._SubParsersAction[OneLineParser], name: str, run: Command, meaning: str, more: str = ""
+    commands: argparse._SubParsersAction[OneLineParser],
+    name: str,
+    run: Command,
+    meaning: str,
+    more: str = "",
+    example: str | None = None,
 ) -> argparse.ArgumentParser:
-    command = commands.add_parser(name, help=meaning, description=f"{meaning[0].upper()}{meaning[1:]}.{more}")
+    command = commands.add_parser(
+        name,
+        help=meaning,
+        description=f"{meaning[0].upper()}{meaning[1:]}.{more}",
+        epilog=_examples(example) if example else None,
+    )
     _add_storage(
         command, default=argparse.SUPPRESS
     )  # that of the program, if it is not said behind the command
     command.set_defaults(run=run)
     return command
+
+
+def _examples(*commands: str) -> str:
+    title = "example:" if len(commands) == 1 else "examples:"
+    return "\n".join([title, *(f"  {PROGRAM} {command}" for command in commands)])
 
 
 def _add_storage(parser: argparse.ArgumentParser, default: Path | str) -> None:
@@ -143,13 +196,13 @@ def _add_storage(parser: argparse.ArgumentParser, default: Path | str) -> None:
         type=given_path,
         default=default,
         metavar="DIR",
-        help=f"the folder of all studies (default: {DEFAULT_STORAGE}). A relative path starts at ${HOME_VARIABLE} if it"
+        help=f"folder of all studies (default: {DEFAULT_STORAGE}). A relative path starts at ${HOME_VARIABLE} if it"
         " is set, else at the current folder",
     )
 
 
-def _add_name(command: argparse.ArgumentParser) -> None:
-    command.add_argument("name", metavar="NAME", help="the study's name, or the path of its folder")
+def _add_name(command: argparse.ArgumentParser, *, or_exported: bool = False) -> None:
+    command.add_argument("name", metavar="NAME", help=_NAME_OR_EXPORTED if or_exported else _NAME)
 
 
 def _add_tags(command: argparse.ArgumentParser) -> None:
@@ -160,7 +213,7 @@ def _add_tags(command: argparse.ArgumentParser) -> None:
         type=given(tag_pair),
         default={},
         metavar="KEY=VALUE",
-        help="only studies with this tag; may be repeated",
+        help="list only studies that have this tag; may be repeated",
     )
 
 
@@ -169,7 +222,7 @@ def _add_json(command: argparse.ArgumentParser) -> None:
         "--json",
         dest="as_json",
         action="store_true",
-        help="print one JSON document; docs/managing.md describes it",
+        help="print one JSON document instead (docs/managing.md)",
     )
 
 

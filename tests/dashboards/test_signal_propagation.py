@@ -63,7 +63,7 @@ def test_a_browser_draws_both_conditions(tmp_path: Path, capsys: pytest.CaptureF
     [
         (["resnet50", "x.html"], ["resnet50", "baseline"]),
         (["nfnet_f9", "x.html"], ["unknown model 'nfnet_f9'", "did you mean"]),
-        (["nfnet_pico", "x.html", "--set", "width"], ["--set width", "KNOB=VALUE"]),
+        (["nfnet_pico", "x.html", "--set", "width"], ["--set width", "FIELD=VALUE"]),
         (["nfnet_pico", "/nowhere/x.html"], ["/nowhere"]),
     ],
 )

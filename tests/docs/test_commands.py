@@ -44,7 +44,7 @@ class Command:
 
     def tolerates(self, problem: str) -> bool:
         """Whether it is no mistake of the document that its program refuses the command like this."""
-        if self.is_mention and re.search("are required|Missing (argument|option)", problem):
+        if self.is_mention and re.search(r"\b(is|are) missing\b|Missing (argument|option)", problem):
             return True
         return OF_A_READER in self.line or (
             PLACEHOLDER.search(self.line) is not None

@@ -90,9 +90,9 @@ def test_families_print_what_they_have(capsys: pytest.CaptureFixture[str]) -> No
     assert baseline[0] == "resnet50: 25,557,032 parameters for 1,000 classes"
 
 
-def test_knobs_change_the_network(capsys: pytest.CaptureFixture[str]) -> None:
-    knobs = ["--set", "depth=[1,1,1,1]", "--set", "activation=silu", "--set", "se_ratio = none"]
-    lines = printed(capsys, "nfnet_pico", *knobs)
+def test_settings_change_the_network(capsys: pytest.CaptureFixture[str]) -> None:
+    settings = ["--set", "depth=[1,1,1,1]", "--set", "activation=silu", "--set", "se_ratio = none"]
+    lines = printed(capsys, "nfnet_pico", *settings)
     assert sum(line.startswith("block_") for line in lines) == 4
     assert lines[-1].endswith("activation silu")
     assert len(lines[2].split()) < len(printed(capsys, "nfnet_pico")[2].split())  # no SE
@@ -104,7 +104,7 @@ def test_knobs_change_the_network(capsys: pytest.CaptureFixture[str]) -> None:
         (["nfnet_f9"], ["unknown model 'nfnet_f9'", "did you mean"]),
         (["nfnet_f0", "--set", "widht=[1]"], ["unknown override 'widht'", "did you mean width"]),
         (["nfnet_f0", "--set", "width=[1,2]"], ["width=(1, 2)", "four whole numbers"]),
-        (["nfnet_f0", "--set", "width"], ["--set width", "KNOB=VALUE"]),
+        (["nfnet_f0", "--set", "width"], ["--set width", "FIELD=VALUE"]),
         (["nfnet_f0", "--set", "activation=swish"], ["activation='swish'", "silu"]),
         (["resnet50", "--set", "width=[1,2,3,4]"], ["resnet50", "overrides"]),
     ],

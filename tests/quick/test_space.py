@@ -184,7 +184,7 @@ BAD_SPACES: list[tuple[Space, str]] = [
     ({CLIP: (0.01, -1)}, f"{CLIP} = -1 is not allowed: it takes a number above 0, or none"),
     ({CLIP: ()}, f"{CLIP} has no value to sweep: list at least one, or leave the field out"),
     ({CLIP: (0.01, 0.02, 0.01)}, f"{CLIP} has 0.01 twice in its list: list each value once"),
-    ({"batch_size": (64, None)}, "batch_size = None is not allowed: it takes a whole number at least 1"),
+    ({"batch_size": (64, None)}, "batch_size = None is not allowed: it takes a whole number of at least 1"),
     ({CLIP: Range(0.3, 0.002)}, f"{CLIP} = 0.3..0.002: the low end must be less than the high end"),
     ({CLIP: Range(float("nan"), 1)}, f"{CLIP} = nan..1: the low end must be less than the high end"),
     ({CLIP: Range(0, 1, log=True)}, f"{CLIP} = log:0..1: a logarithmic range must begin above 0"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import math
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -31,7 +32,7 @@ from nfnet_ray.study.space import domain_text, unconditional
 from nfnet_ray.study.study import Study
 from nfnet_ray.tracking.labels import value_label
 from studies.base_recipe import batch_size_for, recipe_for
-from studies.running.flags import main
+from studies.running.flags import main, study_parser
 from studies.running.planning.image_remarks import image_remarks
 from studies.running.program import StudyFactory, StudyProgram
 from studies.running.resuming import with_data_here
@@ -297,27 +298,76 @@ def test_a_study_says_how_it_is_run_and_what_came_out() -> None:
 
 
 @pytest.mark.parametrize("study", STUDIES)
-def test_help_lists_all_fields_with_their_values_in_this_study_in_columns(
-    study: str, capsys: pytest.CaptureFixture[str]
+def test_help_lists_all_fields_with_their_values_in_this_study_and_their_meanings(
+    study: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit):
         main(factory(study), FOLDER / f"{study}.py", ["--help"])
-    _, _, after = capsys.readouterr().out.partition("fields for --set FIELD=VALUE, with their values here")
-    title, *lines = after.splitlines()
+    _, _, after = capsys.readouterr().out.partition(
+        "fields for --set and --sweep, with their values on the default data:\n"
+    )
     made, meanings = factory(study)(DIGITS, None), field_meanings()
-    assert all(name in title for name in made.space)
-    shown = {line.split()[0]: line[len(line.split()[0]) + 2 :].lstrip() for line in lines}
+    fields: dict[str, tuple[str, str]] = {}
+    for line in after.splitlines():
+        if line.startswith(" " * 6):
+            name, (value, meaning) = list(fields.items())[-1]
+            fields[name] = value, f"{meaning} {line.strip()}".strip()
+            assert len(line) <= 80
+        else:
+            name, value = line.strip().split(" = ", 1)
+            fields[name] = value, ""
+    assert list(fields) == list(Recipe().to_values())
+    assert {name: meaning for name, (_, meaning) in fields.items()} == meanings
     for name, domain in made.space.items():
-        assert shown[name].startswith(domain_text(domain))
-    for name, value in made.recipe.to_values().items():
-        if isinstance(value, float | int | None) and name not in made.space:
-            assert shown[name].startswith(value_label(value) + " ")
-    assert [line.split()[0] for line in lines] == list(Recipe().to_values())
-    columns = {
-        line.index(meaning, len(name) + 3)
-        for line, (name, meaning) in zip(lines, meanings.items(), strict=True)
-    }
-    assert len(columns) == 1
+        assert fields[name][0] == f"{domain_text(domain)} (swept)"
+    for name, default in made.recipe.to_values().items():
+        if isinstance(default, float | int | None) and name not in made.space:
+            assert fields[name][0] == value_label(default)
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_help_is_as_wide_as_the_terminal_and_tells_what_is_run_before_its_flags(
+    study: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tables of results would be pages before the first flag; commands to copy are not cut."""
+    for columns in (70, 80, 300):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        with pytest.raises(SystemExit):
+            main(factory(study), FOLDER / f"{study}.py", ["--help"])
+        said = capsys.readouterr().out
+        before, _, examples = said.partition("\nexamples:\n")
+        commands = [line for line in before.splitlines() if line.startswith("    python studies/")]
+        long = [
+            line for line in before.splitlines() if len(line) > min(columns, 100) and line not in commands
+        ]
+        assert long == []
+        assert "``" not in said
+        assert "Question." in before
+        assert "Result." not in said
+        assert f"Results so far are described at the top of studies/{study}.py." in " ".join(before.split())
+        assert f"  python studies/{study}.py --plan\n" in examples
+        assert before.index("  --plan ") < before.index("  --data PATH")
+
+
+@pytest.mark.parametrize("study", ["agc_sweep", "batch_norm", "efficientnet_baselines", "sweep", "transfer"])
+def test_the_examples_of_a_help_are_commands(
+    study: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = importlib.import_module(f"studies.{study}")
+    program = getattr(module, "PROGRAM", None) or StudyProgram(factory(study))
+    parser = study_parser(program, FOLDER / f"{study}.py")
+    text = parser.format_help()
+    examples = re.findall(rf"^  python studies/{study}\.py (.*)$", text, re.MULTILINE)
+    parsed = [vars(parser.parse_args(shlex.split(example))) for example in examples]
+    assert any(options["plan"] for options in parsed)
+    assert {options["resume"] for options in parsed} >= {"first_try"}
+    assert {options["extend"] for options in parsed} >= {"first_try"}
+    run = next(example for example in examples if example.endswith(("--epochs 16", "0.04 --plan")))
+    measured = Probe(1.0, 1.0, (0.1, 0.1), images=64, image_size=32, eval_seconds=1.0, eval_images=360)
+    monkeypatch.setattr("studies.running.planning.plan_text.probe_at_once", lambda *_: measured)
+    assert main(program, FOLDER / f"{study}.py", [*shlex.split(run), "--plan"]) == 0
+    assert "Nothing was started" in capsys.readouterr().out
 
 
 def test_a_checkout_that_was_copied_uses_its_own_data(tmp_path: Path, few_digits: Path) -> None:

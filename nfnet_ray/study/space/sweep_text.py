@@ -13,8 +13,9 @@ from nfnet_ray.study.space.checks import check_can_be_swept
 from nfnet_ray.study.space.domains import Domain, Range, SameAs, When, with_tuples
 
 FORMS = (
-    "FIELD=0.01,0.02,none (a list), FIELD=0.1..0.5, FIELD=log:0.002..0.3, FIELD=int:1..5, FIELD=none,0.1..0.5, "
-    "FIELD=same:OTHER.FIELD, and with a condition behind it: '… if OTHER.FIELD', '… if OTHER.FIELD=a,b'"
+    "FIELD=0.01,0.02,none (a list), FIELD=0.1..0.5, FIELD=log:0.002..0.3 or FIELD=int:1..5 (a range), "
+    "FIELD=none,0.1..0.5 (a range, or none) or FIELD=same:OTHER.FIELD (always equal to it); 'if OTHER.FIELD' or 'if "
+    "OTHER.FIELD=a,b' behind it sweeps the field only where the other one is not none, or has one of these values"
 )
 """How a --sweep may be written, for help texts and messages."""
 
