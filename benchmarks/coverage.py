@@ -5,7 +5,7 @@ interval of a difference, and that of a single setting, contain the truth; and, 
 equal or of which one is better by half a point, how often it is called better than the next one, how often the interval
 that allows for the choice contains the truth, and what is left of the bias; the same where one setting in six has five
 times the spread of the others, and where a third of the settings was promoted from a rung. Appends a row for each to
-``results/coverage.csv``.
+``results/coverage.csv``, and to ``results/coverage_of_reruns.csv`` how the best in its reruns compares with the next.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from nfnet_ray.command_line.arguments import positive
 from nfnet_ray.command_line.one_line_parser import OneLineParser
 
 RESULTS = Path(__file__).with_name("results") / "coverage.csv"
+RESULTS_OF_RERUNS = RESULTS.with_name("coverage_of_reruns.csv")
 # (images, accuracy, agreement)
 CASES = [
     (360, 0.9, 0.92),
@@ -153,6 +154,103 @@ def halved(studies: int) -> Iterator[Row]:
         yield _row(settings, seeds, 0.0, spread, RUNG_CASE, f"a third, {lasts:g} kept", seen)
 
 
+def confirmed(studies: int) -> Iterator[Row]:
+    """A row for each case of the best of several settings, compared with the next by its reruns with fresh seeds.
+
+    Either the best alone is rerun, or both are, as the winners under two conditions.
+    """
+    spreads_tried: tuple[float | tuple[float, float], ...] = (0.0, 0.005, UNEQUAL_SPREADS)
+    for settings, (seeds, reruns), lead, spread, (images, accuracy, agreement) in itertools.product(
+        (2, 6, 50), ((1, 3), (1, 5), (3, 3)), (0.0, LEAD), spreads_tried, CASES[::2]
+    ):
+        spreads = _spreads(settings, spread)
+        means = np.full(settings, accuracy)
+        means[0] += lead
+        draw = np.random.default_rng([settings, seeds, reruns, *(1e4 * spreads).round().astype(int), images])
+        parts = [
+            _reruns_of(draw, min(_AT_ONCE, studies - done), means, spreads, seeds, reruns, images, agreement)
+            for done in range(0, studies, _AT_ONCE)
+        ]
+        for number, rerun in enumerate(("best", "both")):
+            found, swept, true = (
+                np.concatenate([part[number][column] for part in parts]) for column in range(3)
+            )
+            low, high = found.T
+            yield {
+                "settings": settings,
+                "seeds": seeds,
+                "reruns": reruns,
+                "rerun": rerun,
+                "lead": lead,
+                "seed_spread": spread
+                if isinstance(spread, float)
+                else f"{spread[0]} of a sixth, else {spread[1]}",
+                "images": images,
+                "agreement": agreement,
+                "difference_covered": _share((low <= true) & (true <= high)),
+                "called_better": _share(low > 0),
+                "below_the_next": _share(high < 0),
+                "called_better_in_sweep": _share(swept) if seeds > 1 else "",
+                "studies": studies,
+            }
+
+
+_AT_ONCE = 250
+"""Studies that are drawn together: their covariances take memory."""
+
+
+def _reruns_of(
+    draw: np.random.Generator,
+    studies: int,
+    means: Floats,
+    spreads: Floats,
+    seeds: int,
+    reruns: int,
+    images: int,
+    agreement: float,
+) -> list[tuple[Floats, NDArray[np.bool_], Floats]]:
+    """With the best alone rerun, and with both: (studies, 2) the interval of the best less the next one, (studies,)
+    whether the sweep calls it better, and the true difference.
+
+    Settings of one mean and spread are alike, so each such kind has reruns, for the best and for the next one.
+    """
+    _, first, kinds = np.unique(np.stack([means, spreads]), axis=1, return_index=True, return_inverse=True)
+    sweep = trial_accuracies(draw, studies, means, seeds, spreads)
+    again = np.repeat(first, 2)
+    fresh = trial_accuracies(draw, studies, means[again], reruns, spreads[again])
+    moments = simulated_moments(draw, np.concatenate([sweep, fresh], axis=1), images, agreement)
+    trials = len(means) * seeds
+    seen = moments.mean[:, :trials].reshape(studies, len(means), seeds).mean(axis=2)
+    best, second = np.argsort(-seen, axis=1, kind="stable")[:, :2].T
+    in_sweep = [of[:, None] * seeds + np.arange(seeds) for of in (best, second)]
+    in_reruns = [
+        trials + (2 * kinds[of][:, None] + side) * reruns + np.arange(reruns)
+        for side, of in enumerate((best, second))
+    ]
+    swept = np.zeros(studies, bool)
+    if seeds > 1:
+        parts = difference_parts(_gathered(moments, np.concatenate(in_sweep, axis=1)), seeds)
+        swept = parts.value > parts.half_width()
+    found = []
+    for other in (in_sweep[1], in_reruns[1]):
+        chosen = _gathered(moments, np.concatenate([in_reruns[0], other], axis=1))
+        parts = difference_parts(chosen, reruns, one_spread=True)
+        half = parts.half_width()
+        interval = np.stack([parts.value - half, parts.value + half], axis=1)
+        found.append((interval, swept, means[best] - means[second]))
+    return found
+
+
+def _gathered(moments: Moments, trials: NDArray[np.intp]) -> Moments:
+    """Of each study other trials, (studies, chosen)."""
+    study = np.arange(len(trials))[:, None]
+    return Moments(
+        moments.mean[study, trials],
+        moments.covariance[study[:, :, None], trials[:, :, None], trials[:, None, :]],
+        moments.images,
+    )
+
+
 def _by_setting(bits: Bits, seeds: int) -> list[Bits]:
     """Those of the trials, (trials, images), as the ones of each setting."""
     return list(bits.reshape(-1, seeds, bits.shape[1]))
@@ -253,6 +351,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     studies = parser.parse_args(arguments).studies
     for row in itertools.chain(pairs(studies), chosen(studies), halved(studies)):
         append_rows(RESULTS, [row])
+    for row in confirmed(studies):
+        append_rows(RESULTS_OF_RERUNS, [row])
 
 
 if __name__ == "__main__":

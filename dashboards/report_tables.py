@@ -177,8 +177,8 @@ def reruns_table(record: StudyRecord) -> Table | None:
     if record.reruns is None:
         return None
     note = (
-        "The best settings, trained again with seeds that the sweep did not use. They take part in no comparison of "
-        "settings."
+        "The best settings, trained again with seeds that the sweep did not use. They choose no setting: the best ones "
+        "are compared with the others by them."
     )
     return replace(trials_table(replace(record, trials=record.reruns), None), note=note)
 

@@ -59,7 +59,8 @@ class BestSetting:
         best: the winner. Of equals, the one that comes first in the study's space. With ``is_held_out`` its accuracy
             and interval are those on images that it was not chosen on.
         runner_up: the second best, None if there is no other.
-        contrasts: the best one compared with each of the others, best first.
+        contrasts: the best one compared with each of the others, best first: by its reruns with fresh seeds, where
+            some have finished, else by the sweep.
         optimism: how far the choice of the best of several flatters its accuracy; None where the bits of each image
             are not known, where there is nothing to choose, and with ``is_held_out``.
         is_held_out: whether it was chosen on one part of the validation images and is quoted on the other.
@@ -67,7 +68,7 @@ class BestSetting:
         dropped: settings that were dropped after their first seed, best first. They are not among the others.
         seeds_to_come: whether contenders get further seeds, perhaps later.
         seed_spread: the standard deviation between seeds by which settings were dropped, a fraction.
-        seeds_measured: whether each of them has two seeds or more; else nothing is known of the noise between seeds.
+        seeds_measured: whether each comparison covers seeds; else nothing is known of the noise between them.
         candidates: how many settings it was chosen from, those that a rung gave up among them if ``optimism`` knows
             of them.
         equal_within: settings that differ by less are equal in practice, a fraction.
@@ -181,11 +182,24 @@ class BestSetting:
             words.append(
                 f"The best is the highest of {self.candidates} settings, so its accuracy is somewhat optimistic."
             )
+        words += self._caution_of_reruns()
         if self.dropped:
             words.append(
                 "The others were dropped after 1 seed: they were below the best by more than the images and a spread "
                 f"between seeds of {in_points(self.seed_spread)} explain in 95% of cases."
             )
+        return words
+
+    def _caution_of_reruns(self) -> list[str]:
+        """What a comparison by reruns rests on."""
+        in_sweep = [found for found in self.contrasts if found.rests_on == "reruns of the best"]
+        if not in_sweep:
+            return []
+        words = ["It is compared by its reruns, and the others by their seeds of the sweep."]
+        if any(len(found.against.seed_top1) == 1 for found in in_sweep) and self.seeds_measured:
+            words.append("Those that have a single seed are taken to spread as the reruns do.")
+        if len(in_sweep) > 1:
+            words.append("The next best is itself the luckiest of several, so it may seem too good.")
         return words
 
     def _luck(self) -> str:
@@ -213,20 +227,28 @@ class BestSetting:
         first = self.contrasts[0]
         if not self.seeds_measured:
             unknown = SEEDS_TO_COME if self.seeds_to_come else SEEDS_NOT_MEASURED
-            near = self.within_noise
+            near = [found for found in self.contrasts if found.low <= 0]
             if not near:
-                return f"; next is {self._named(first.other)}; {unknown}"
+                return f"; next is {self._compared(first)}; {unknown}"
             more = f" and {len(near) - 1} more" if len(near) > 1 else ""
-            return f"; cannot be told from {self._named(near[0])}{more}; {unknown}"
+            return f"; cannot be told from {self._compared(near[0])}{more}; {unknown}"
         if self.verdict == "better":
-            return f"; better than {self._named(first.other)}{_probability(first)}"
+            return f"; better than {self._compared(first)}{_probability(first)}"
         told = [found for found in self.contrasts if found.kind == self.verdict]
         more = f" and {len(told) - 1} more" if len(told) > 1 else ""
         if self.verdict == "equal":
             within = as_points(f"{100 * self.equal_within:.2g}")
-            return f"; equal in practice (within {within}) to {self._named(told[0].other)}{more}"
+            return f"; equal in practice (within {within}) to {self._compared(told[0])}{more}"
+        if told[0].low > 0:  # the reruns that were lost might not have been as good
+            return f"; not called better than {self._compared(told[0])}{more}, as reruns were lost"
         needed = f"; {told[0].needed}" if told[0].needed else ""
-        return f"; cannot be told from {self._named(told[0].other)}{more}{_probability(told[0])}{needed}"
+        how = "not better than" if told[0].high < 0 else "cannot be told from"
+        return f"; {how} {self._compared(told[0])}{more}{_probability(told[0])}{needed}"
+
+    def _compared(self, found: Contrast) -> str:
+        """The other setting, with the accuracy that it was compared by."""
+        of = {"sweep": "", "reruns": " in its reruns", "reruns of the best": " in the sweep"}[found.rests_on]
+        return f"{self._other(found.other)} ({percent(found.against.top1)}{of})"
 
     def _named(self, other: SettingResult) -> str:
         return f"{self._other(other)} ({percent(other.top1)})"
@@ -388,7 +410,10 @@ def _of_study(answer: BestSetting, study: str) -> BestSetting:
         answer,
         best=named(answer.best),
         runner_up=named(answer.runner_up) if answer.runner_up else None,
-        contrasts=tuple(replace(found, other=named(found.other)) for found in answer.contrasts),
+        contrasts=tuple(
+            replace(found, other=named(found.other), against=named(found.against))
+            for found in answer.contrasts
+        ),
         dropped=tuple(map(named, answer.dropped)),
         confirmation=confirmation,
         conditions=(*answer.conditions, STUDY),
@@ -422,7 +447,9 @@ def _best(record: StudyRecord, results: Sequence[SettingResult]) -> BestSetting 
     order, quoted_on, is_held_out = _ranking(record, results)
     best, *others = [quoted_on[number] for number in order]
     equal_within = record.study.get("equal_within", EQUAL_WITHIN)
-    confirmation = confirmation_of(record, best, record.study.get("holdout") if is_held_out else None)
+    holdout = record.study.get("holdout") if is_held_out else None
+    confirmation = confirmation_of(record, best, holdout)
+    contrasts = _contrasts(record, best, others, confirmation, holdout)
     rivals = NONE_GIVEN_UP if is_held_out else given_up(record, results)
     luck = None if is_held_out else _optimism([results[number] for number in order], rivals)
     if luck is not None:
@@ -430,10 +457,11 @@ def _best(record: StudyRecord, results: Sequence[SettingResult]) -> BestSetting 
     return BestSetting(
         best=best,
         runner_up=others[0] if others else None,
-        contrasts=tuple(contrast(best, other, equal_within) for other in others),
+        contrasts=contrasts,
         optimism=luck,
         is_held_out=is_held_out,
-        seeds_measured=all(len(result.seed_top1) > 1 for result in results),
+        seeds_measured=all(found.covers_seeds for found in contrasts)
+        and (bool(contrasts) or len(best.seed_top1) > 1),
         candidates=len(results) + (len(rivals.settings) if luck is not None else 0),
         equal_within=equal_within,
         question=record.fields[0] if record.fields else None,
@@ -444,6 +472,34 @@ def _best(record: StudyRecord, results: Sequence[SettingResult]) -> BestSetting 
         seeds_to_come=bool(record.study.get("more_seeds")),
         seed_spread=spread_of_single_seeds(record),
     )
+
+
+def _contrasts(
+    record: StudyRecord,
+    best: SettingResult,
+    others: Sequence[SettingResult],
+    confirmation: Confirmation | None,
+    holdout: float | None,
+) -> tuple[Contrast, ...]:
+    """The best setting compared with each of the others.
+
+    In the sweep it was lucky, as it is the best of several. So once it has been rerun it is compared by its reruns, and
+    so is another one that has been, as the winner under another condition.
+    """
+    equal_within = record.study.get("equal_within", EQUAL_WITHIN)
+    if confirmation is None or confirmation.result is None or record.reruns is None:
+        return tuple(contrast(best, other, equal_within) for other in others)
+    rerun = {tuple(row[field] for field in record.fields) for row in record.reruns.to_dict("records")}
+    found = []
+    for other in others:
+        of_other = confirmation_of(record, other, holdout) if _key(other.point) in rerun else None
+        reruns = of_other.result if of_other else None
+        one = contrast(confirmation.result, reruns or other, equal_within, one_spread=True)
+        one = replace(one, other=other, rests_on="reruns" if reruns else "reruns of the best")
+        if confirmation.lost and one.kind == "better":  # its reruns that survived are not all there is to it
+            one = replace(one, kind="cannot tell")
+        found.append(one)
+    return tuple(found)
 
 
 class _Ranking(NamedTuple):
@@ -500,7 +556,13 @@ def _optimism(finished: Sequence[SettingResult], rivals: GivenUp) -> Optimism | 
 
 
 def _probability(found: Contrast) -> str:
-    """``, with a probability of 97%``, of being better."""
+    """`` (probability of being better: 97%)``.
+
+    It is left out where the best one in its reruns cannot be told from another one in the sweep: that one is the
+    luckiest of the others, so the probability would be too low.
+    """
+    if found.rests_on == "reruns of the best" and found.kind != "better":
+        return ""
     share = found.probability
     shown = "over 99.9%" if share > 0.999 else percent(share) if share > 0.99 else f"{100 * share:.0f}%"
     return f" (probability of being better: {shown})"

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from nfnet_ray.analysis.inference.intervals import Z_95, difference_interval
-from nfnet_ray.analysis.inference.paired import PairedDifference, paired_difference
+from nfnet_ray.analysis.inference.paired import PairedDifference, covers_seeds, paired_difference
 from nfnet_ray.analysis.inference.power import PairNoise, images_to_tell, seeds_to_tell
 from nfnet_ray.analysis.setting import SettingResult
 from nfnet_ray.wording import count, in_points
@@ -20,6 +20,7 @@ SEEDS_NOT_MEASURED = "the noise between seeds was not measured: run with --seeds
 SEEDS_TO_COME = "the noise between seeds is not measured yet: contenders have more seeds to come"
 
 Kind = Literal["better", "equal", "cannot tell"]
+RestsOn = Literal["sweep", "reruns", "reruns of the best"]
 
 
 @dataclass(frozen=True)
@@ -27,18 +28,22 @@ class Contrast:
     """The best setting compared with another one.
 
     Attributes:
-        other: the other setting.
+        other: the other setting, in the sweep.
+        against: what the best one was compared with: the other setting in its reruns, or in the sweep.
         difference: the best one's mean accuracy less the other's, a fraction.
         low, high: 95% interval of the difference, over images and, if ``covers_seeds``, over seeds.
         is_paired: whether they were compared image by image; else as if each had been given images of its own.
-        covers_seeds: whether both have two seeds or more.
+        covers_seeds: whether both have two seeds or more, or one of them has and both are taken to spread alike.
         probability: how probable it is that the best is better, with a flat prior; over what the interval covers.
         p_value: of McNemar's exact test, where each has one seed and the bits are known.
         kind: ``better`` or ``equal`` if the interval covers seeds and lies above 0, or within ``equal_within`` of it.
         needed: what it would take to tell, in words; empty if it is told or not known.
+        rests_on: the trials that were compared: those of the sweep, by which the best one was chosen; the reruns of
+            both; or the reruns of the best one with the other in the sweep.
     """
 
     other: SettingResult
+    against: SettingResult
     difference: float
     low: float
     high: float
@@ -48,32 +53,45 @@ class Contrast:
     p_value: float | None
     kind: Kind
     needed: str
+    rests_on: RestsOn = "sweep"
 
 
-def contrast(best: SettingResult, other: SettingResult, equal_within: float = EQUAL_WITHIN) -> Contrast:
-    """Compares two settings, image by image if it is known which images their trials had right."""
-    covers_seeds = min(len(best.seed_top1), len(other.seed_top1)) > 1
-    paired = paired_settings(best, other)
+def contrast(
+    best: SettingResult,
+    other: SettingResult,
+    equal_within: float = EQUAL_WITHIN,
+    *,
+    one_spread: bool = False,
+) -> Contrast:
+    """Compares two settings, image by image if it is known which images their trials had right.
+
+    With ``one_spread`` the seeds of a setting that has a single one are taken to spread as those of the other do.
+    """
+    seeds = len(best.seed_top1), len(other.seed_top1)
+    with_seeds = covers_seeds(*seeds, one_spread=one_spread)
+    paired = paired_settings(best, other, one_spread=one_spread)
     p_value = None
     if paired is not None:
         low, high, probability, p_value = paired.low, paired.high, paired.probability, paired.p_value
     else:
-        low, high = difference_interval(best.seed_top1, other.seed_top1, best.validation_images)
+        low, high = difference_interval(
+            best.seed_top1, other.seed_top1, best.validation_images, one_spread=one_spread
+        )
         # The interval is nearly that of a normal variate.
         error = (high - low) / (2 * Z_95)
         probability = 0.5 * math.erfc(-(low + high) / 2 / error / math.sqrt(2)) if error else 0.5
     kind: Kind = "cannot tell"
-    if covers_seeds and low > 0:
+    if with_seeds and low > 0:
         kind = "better"
-    elif covers_seeds and max(-low, high) <= equal_within:
+    elif with_seeds and max(-low, high) <= equal_within:
         kind = "equal"
     needed = ""
-    if kind == "cannot tell" and covers_seeds and paired is not None:
+    if kind == "cannot tell" and with_seeds and paired is not None:
         difference = max(abs(paired.value), equal_within)
         needed = _needed(paired, difference, best, other)
     value = best.top1 - other.top1
     return Contrast(
-        other, value, low, high, paired is not None, covers_seeds, probability, p_value, kind, needed
+        other, other, value, low, high, paired is not None, with_seeds, probability, p_value, kind, needed
     )
 
 
@@ -88,7 +106,9 @@ def with_seed_spread(found: Contrast, spread: float) -> tuple[float, float]:
     return middle - half, middle + half
 
 
-def paired_settings(a: SettingResult, b: SettingResult) -> PairedDifference | None:
+def paired_settings(
+    a: SettingResult, b: SettingResult, *, one_spread: bool = False
+) -> PairedDifference | None:
     """Setting a less setting b, image by image; None if it is not known which images both had right."""
     if a.images is None or b.images is None or a.images.correct.shape[1] != b.images.correct.shape[1]:
         return None
@@ -96,8 +116,8 @@ def paired_settings(a: SettingResult, b: SettingResult) -> PairedDifference | No
     if both.sum() < 2:
         return None
     if both.all():
-        return paired_difference(a.images.correct, b.images.correct)
-    return paired_difference(a.images.correct[:, both], b.images.correct[:, both])
+        return paired_difference(a.images.correct, b.images.correct, one_spread=one_spread)
+    return paired_difference(a.images.correct[:, both], b.images.correct[:, both], one_spread=one_spread)
 
 
 def _needed(paired: PairedDifference, difference: float, a: SettingResult, b: SettingResult) -> str:

@@ -1,9 +1,9 @@
 """Confirming the winner: it is trained again with fresh seeds before its accuracy is quoted.
 
 The winner is lucky in its seeds, for it is the best of several. Its *reruns* have other seeds and train all epochs.
-They are no trials of a setting: no rung, no search and no verdict sees them. When all settings have ended, the winners
-are found by what the journal has, and an event says which reruns confirm them. Whoever resumes the study therefore
-trains the same ones.
+They are no trials of a setting: no rung and no search sees them, and they choose no setting. When all settings have
+ended, the winners are found by what the journal has, and an event says which reruns confirm them. Whoever resumes the
+study therefore trains the same ones.
 """
 
 from __future__ import annotations

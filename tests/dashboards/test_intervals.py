@@ -36,6 +36,15 @@ def test_the_seeds_part_is_students_and_welchs_where_there_are_images_without_en
     assert difference_interval(a, b, images) == pytest.approx(tuple(welch), abs=1e-5)
 
 
+def test_a_single_seed_may_be_taken_to_spread_as_the_seeds_of_the_other() -> None:
+    """That is Student's t test with one spread, which takes all of it from the setting with several."""
+    a, b, images = [0.71, 0.74, 0.72], [0.60], 10**12
+    pooled = stats.ttest_ind(a, b, equal_var=True).confidence_interval(0.95)
+    assert difference_interval(a, b, images, one_spread=True) == pytest.approx(tuple(pooled), abs=1e-5)
+    low, high = difference_interval(b, a, images, one_spread=True)
+    assert (-high, -low) == pytest.approx(tuple(pooled), abs=1e-5)
+
+
 @pytest.mark.parametrize(
     ("freedom", "low", "high"), [(1, 0.935, 0.969), (2, 0.9495, 0.962), (4, 0.9495, 0.96)]
 )

@@ -168,6 +168,50 @@ def test_the_winner_in_its_reruns_is_not_lucky(images: int, agreement: float, sp
     assert abs(np.mean(found.value - 0.8)) < 0.2 * np.mean(swept - 0.8)
 
 
+@pytest.mark.parametrize("several_first", [True, False])
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_a_single_seed_is_covered_where_it_spreads_as_the_seeds_of_the_other(
+    seeds: int, several_first: bool
+) -> None:
+    for images, agreement, spread in [(360, 0.8, 0.01), (10_000, 0.8, 0.003), (50_000, 0.9, 0.01)]:
+        draw = np.random.default_rng([seeds, images])
+        truth = trial_accuracies(draw, STUDIES, np.full(seeds + 1, 0.8), 1, spread)
+        moments = simulated_moments(draw, truth, images, agreement)
+        parts = difference_parts(moments, seeds if several_first else 1, one_spread=True)
+        covered = np.abs(parts.value) <= parts.half_width()
+        assert LOW <= covered.mean() <= HIGH, images
+
+
+@pytest.mark.parametrize(
+    ("settings", "seeds", "most"), [(2, 1, LARGEST_FALSE), (2, 3, LARGEST_FALSE), (6, 1, 0.02)]
+)
+def test_the_winner_in_its_reruns_is_seldom_better_than_an_equal_one(
+    settings: int, seeds: int, most: float
+) -> None:
+    """The best of some equal settings has three reruns, and is compared with the next one in the sweep."""
+    reruns = 3
+    draw = np.random.default_rng([settings, seeds])
+    truth = trial_accuracies(draw, STUDIES, np.full(settings * seeds + reruns, 0.8), 1, 0.005)
+    moments = simulated_moments(draw, truth, 10_000, 0.8)
+    means = moments.mean[:, : settings * seeds].reshape(STUDIES, settings, seeds).mean(axis=2)
+    second = np.argsort(-means, axis=1)[:, 1]
+    trials = np.concatenate(
+        [
+            np.tile(settings * seeds + np.arange(reruns), (STUDIES, 1)),
+            second[:, None] * seeds + np.arange(seeds),
+        ],
+        axis=1,
+    )
+    study = np.arange(STUDIES)[:, None]
+    chosen = Moments(
+        moments.mean[study, trials],
+        moments.covariance[study[:, :, None], trials[:, :, None], trials[:, None, :]],
+        moments.images,
+    )
+    parts = difference_parts(chosen, reruns, one_spread=True)
+    assert (parts.value > parts.half_width()).mean() <= most
+
+
 @pytest.mark.parametrize("settings", [6, 50])
 @pytest.mark.parametrize(
     ("images", "agreement", "spread"),

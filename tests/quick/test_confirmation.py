@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from nfnet_ray.analysis import best_per_stratum
+from nfnet_ray.analysis import best_per_stratum, best_setting
+from nfnet_ray.analysis.health.cards import health_cards
 from nfnet_ray.analysis.inference.holdout import held_out
 from nfnet_ray.analysis.record import StudyRecord, study_record
 from nfnet_ray.correct_images import CorrectImages
@@ -69,11 +70,97 @@ def test_the_answer_quotes_the_reruns_and_the_drop() -> None:
     )
     assert "seeds and images" in said
     assert (
-        "3 seeds); the sweep had 80.0%, a drop of 2.0 points; cannot be told from clip_factor 0.03 (80.0%)"
-        in said
-    )
+        "3 seeds); the sweep had 80.0%, a drop of 2.0 points; cannot be told from clip_factor 0.03 (80.0% "
+        "in the sweep)"
+    ) in said
     assert "a drop of 1.0 points" in replace(answer.confirmation, sweep_top1=0.79).sentence()
     assert "free of the luck of its seeds" in answer.caution()
+
+
+def test_the_best_setting_is_compared_by_its_reruns() -> None:
+    """In the sweep, one seed each, nothing can be called better; three reruns of the winner show how seeds spread."""
+    sweep = {**SWEEP, "clip_factor=0.02": [0.9] * EPOCHS}
+    again = dict(zip(RERUNS, ([top1] * EPOCHS for top1 in (0.893, 0.897, 0.895)), strict=True))
+    [answer] = best_per_stratum(record_of(Journaled(CONFIRMED, **sweep, **again).run()))
+    first = answer.contrasts[0]
+    assert (first.rests_on, first.covers_seeds, first.kind) == ("reruns of the best", True, "better")
+    assert first.difference == pytest.approx(0.895 - 0.8)
+    assert first.other.top1 == first.against.top1 == 0.8
+    assert answer.verdict == "better"
+    assert answer.seeds_measured
+    assert answer.sentence().endswith(
+        "; better than clip_factor 0.03 (80.0% in the sweep) (probability of being better: over 99.9%)"
+    )
+    assert "compared by its reruns, and the others by their seeds of the sweep" in answer.caution()
+    assert "taken to spread as the reruns do" in answer.caution()
+
+
+def test_a_winner_that_was_lucky_is_not_better_by_its_seeds_of_the_sweep() -> None:
+    """With two seeds each the sweep calls it better; in its reruns it is behind the next one."""
+    curves = {
+        f"clip_factor=0.0{place},seed={seed}": [top1 + 0.001 * seed] * EPOCHS
+        for place, top1 in enumerate((0.7, 0.9, 0.8, 0.6), start=1)
+        for seed in (0, 1)
+    }
+    study, sweep = Journaled(replace(CONFIRMED, seeds=(0, 1), confirm=3), **curves, **LOWER), CONFIRMED
+    [before] = best_per_stratum(record_of(Journaled(replace(sweep, seeds=(0, 1), confirm=0), **curves).run()))
+    assert before.verdict == "better"
+    [answer] = best_per_stratum(record_of(study.run()))
+    assert answer.quoted.top1 == pytest.approx(0.78)
+    assert answer.verdict == "cannot tell"
+    assert answer.within_noise[0].point == {CLIP: 0.03}
+    assert "cannot be told from clip_factor 0.03 (80.0% in the sweep)" in answer.sentence()
+    assert "probability" not in answer.sentence()  # the next one is the luckiest of three
+
+
+def test_the_winners_of_two_conditions_are_compared_by_the_reruns_of_both() -> None:
+    space = {CLIP: (0.01, 0.02), BATCH: (32, 64)}
+    curves = {
+        f"clip_factor=0.0{clip},batch_size={batch}": [top1] * EPOCHS
+        for (clip, batch), top1 in {(1, 32): 0.9, (2, 32): 0.5, (1, 64): 0.5, (2, 64): 0.89}.items()
+    }
+    again = {
+        f"clip_factor=0.0{clip},batch_size={batch},rerun={1000 + number}": [top1 + 0.001 * number] * EPOCHS
+        for (clip, batch), top1 in {(1, 32): 0.7, (2, 64): 0.88}.items()
+        for number in range(3)
+    }
+    best = best_setting(record_of(Journaled(replace(CONFIRMED, space=space), **curves, **again).run()))
+    assert best is not None
+    assert best.best.point == {CLIP: 0.01, BATCH: 32}
+    assert [found.rests_on for found in best.contrasts[:2]] == ["reruns", "reruns of the best"]
+    assert best.contrasts[0].other.top1 == 0.89
+    assert best.contrasts[0].against.top1 == pytest.approx(0.881)
+    assert "; not better than clip_factor 0.02 at batch_size 64 (88.1% in its reruns)" in best.sentence()
+
+
+def test_the_recipe_is_beaten_by_reruns_though_it_could_be_by_luck_in_the_sweep() -> None:
+    sweep = {
+        f"clip_factor=0.0{place}": [top1] * EPOCHS for place, top1 in enumerate((0.8, 0.807, 0.806, 0.8), 1)
+    }
+    again = dict(zip(RERUNS, ([top1] * EPOCHS for top1 in (0.8069, 0.807, 0.8071)), strict=True))
+    cards = []
+    for study in (replace(CONFIRMED, confirm=0), CONFIRMED):
+        record = record_of(Journaled(study, **sweep, **again).run())
+        record.study["command"] = "python studies/agc_sweep.py"
+        cards.append({card.name: card for card in health_cards(record)})
+    before, after = (found["published Recipe"] for found in cards)
+    assert before.status == "look"
+    assert (after.status, after.sentence) == (
+        "good",
+        "The best setting is better than the Recipe's own values.",
+    )
+
+
+def test_a_winner_that_lost_a_rerun_is_not_called_better() -> None:
+    sweep = {**SWEEP, "clip_factor=0.02": [0.9] * EPOCHS}
+    again = {RERUNS[0]: [0.9, None], **{name: [0.9] * EPOCHS for name in RERUNS[1:]}}
+    [answer] = best_per_stratum(record_of(Journaled(CONFIRMED, **sweep, **again).run()))
+    assert answer.verdict == "cannot tell"
+    assert answer.contrasts[0].low > 0
+    assert answer.sentence().endswith(
+        "1 of 3 reruns diverged or failed; not called better than clip_factor 0.03 (80.0% in the sweep) and 2 more, "
+        "as reruns were lost"
+    )
 
 
 def test_with_a_holdout_the_reruns_are_quoted_on_images_that_the_winner_was_not_chosen_on() -> None:
@@ -102,7 +189,7 @@ def test_a_rerun_that_diverges_is_said() -> None:
 
 
 def test_reruns_are_no_settings() -> None:
-    """No table of settings, no best trial and no verdict has them, and every table of trials shows them."""
+    """No table of settings and no best trial has them, and every table of trials shows them."""
     study = Journaled(CONFIRMED, **SWEEP, **dict.fromkeys(RERUNS, [0.999] * EPOCHS))
     state = study.run()
     record = record_of(state)

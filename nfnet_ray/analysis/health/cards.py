@@ -386,14 +386,17 @@ def _published(record: StudyRecord, answers: Sequence[BestSetting]) -> Iterator[
         own = next((found for found in answer.contrasts if is_own(found.other.point)), None)
         if own is None:
             continue
+        in_reruns = own.rests_on != "sweep"  # by which the best one was not chosen
         test = behind_test(record, answer, own.other)
-        if own.low <= 0 or not (test.is_told or answer.verdict == "better"):
+        told = answer.verdict == "better" or (own.kind == "better" if in_reruns else test.is_told)
+        if own.low <= 0 or not told:
             low, high = decimal(100 * own.low), decimal(100 * own.high)
-            chosen = f" as the best of {len(answer.contrasts) + 1}" if own.low > 0 else ""
+            chosen = f" as the best of {len(answer.contrasts) + 1}" if own.low > 0 and not in_reruns else ""
             gain = f"{decimal(100 * own.difference)} points{chosen} (95% interval {low} to {high})"
             yield _not_beaten(record, answer, f"cannot be told from the best one, which gains {gain}")
             return
-        met, assumed = True, f", with {spread_words(record)}" if test.assumes_spread else ""
+        met = True
+        assumed = f", with {spread_words(record)}" if test.assumes_spread and not in_reruns else ""
     if met:
         said = f"The best setting is better than the Recipe's own values{assumed}."
         yield HealthCard("published Recipe", "good", said)

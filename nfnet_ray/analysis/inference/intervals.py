@@ -103,7 +103,7 @@ def accuracy_interval(seed_top1: Sequence[float], images: int) -> tuple[float, f
 
 
 def difference_interval(
-    seed_top1_a: Sequence[float], seed_top1_b: Sequence[float], images: int
+    seed_top1_a: Sequence[float], seed_top1_b: Sequence[float], images: int, *, one_spread: bool = False
 ) -> tuple[float, float]:
     """95% interval of ``mean(a) - mean(b)``, for the draw of the images and, from two seeds each on, of the seeds.
 
@@ -121,6 +121,8 @@ def difference_interval(
         seed_top1_a, seed_top1_b: the accuracy of each seed, fractions. If either has a single seed, the interval is
             that of the images alone.
         images: on how many validation images each was measured.
+        one_spread: of one setting with a single seed, that its seeds spread as those of the other do, so that seeds are
+            covered, too.
     """
     a, b = fmean(seed_top1_a), fmean(seed_top1_b)
     (low_a, high_a), (low_b, high_b) = wilson_interval(a, images), wilson_interval(b, images)
@@ -128,6 +130,9 @@ def difference_interval(
     if min(len(seed_top1_a), len(seed_top1_b)) > 1:
         errors = _squared_error(seed_top1_a), _squared_error(seed_top1_b)
         seeds = _seed_half_width(*errors, len(seed_top1_a), len(seed_top1_b))
+    elif one_spread and (several := max(seed_top1_a, seed_top1_b, key=len))[1:]:
+        number = len(several)
+        seeds = _seed_half_width(variance(several) * (1 / number + 1), 0.0, number, 2)
     difference = a - b
     return (
         difference - math.hypot(a - low_a, high_b - b, seeds),

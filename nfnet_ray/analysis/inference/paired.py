@@ -140,13 +140,17 @@ def setting_parts(moments: Moments) -> Parts:
     return Parts(value, images, squares, np.full_like(value, seeds - 1.0))
 
 
-def difference_parts(moments: Moments, seeds_a: int) -> Parts:
+def difference_parts(moments: Moments, seeds_a: int, *, one_spread: bool = False) -> Parts:
     """Of the accuracy of setting a less that of setting b; the first ``seeds_a`` trials are a's seeds, the others b's.
 
     If either has a single seed, the images alone are covered. The spread between seeds is taken to be the same for
     both, with ``seeds_a + seeds_b - 2`` degrees of freedom, unless each has three seeds and an F test tells the spreads
     apart: then each has its own (Welch 1947). With two seeds each Welch's interval covers 98%; the price of one spread
     is that it covers 88% where one setting has a spread of 1 point and the other has none (93% with three seeds).
+
+    Args:
+        one_spread: of one setting with a single seed, that its seeds spread as those of the other do, so that seeds are
+            covered, too.
     """
     trials = moments.mean.shape[-1]
     seeds_b = trials - seeds_a
@@ -154,6 +158,13 @@ def difference_parts(moments: Moments, seeds_a: int) -> Parts:
     value = moments.mean @ weights
     # Of one seed each it is the number of images that just one of them has right, less the squared difference.
     images = np.einsum("...ij,i,j->...", moments.covariance, weights, weights) / moments.images
+    if max(seeds_a, seeds_b) > 1 and min(seeds_a, seeds_b) == 1 and one_spread:
+        several = moments.only(range(seeds_a) if seeds_a > 1 else range(1, trials))
+        seeds = several.mean.shape[-1]
+        # What each seed gets right by luck is 1 / seeds of that of a single one.
+        images = np.maximum(images - interaction(several) * (1 + seeds), 0.0)
+        squares = several.mean.var(axis=-1, ddof=1) * (1 / seeds + 1)
+        return Parts(value, images, squares, np.full_like(value, seeds - 1.0), is_difference=True)
     if min(seeds_a, seeds_b) == 1:
         return Parts(
             value, np.maximum(images, 0.0), np.zeros_like(value), np.ones_like(value), is_difference=True
@@ -242,14 +253,16 @@ class PairedDifference:
     interaction: float
 
 
-def paired_difference(a: Bits, b: Bits) -> PairedDifference:
+def paired_difference(a: Bits, b: Bits, *, one_spread: bool = False) -> PairedDifference:
     """Compares two settings by the bits of their seeds, (seeds, images) each, on the same images in the same order.
+
+    ``one_spread`` is that of :func:`difference_parts`.
 
     With one seed each the interval is that of Bonett & Price (2012, equation 8), which adds two images on which the
     two differ, one each way; its coverage is 93 to 97% where 20 images or more are judged differently, and above where
     fewer are (``tests/dashboards/test_paired.py`` adds it up exactly).
     """
-    several = min(len(a), len(b)) > 1
+    several = covers_seeds(len(a), len(b), one_spread=one_spread)
     p_value: float | None = None
     luck = 0.0
     if len(a) == len(b) == 1:
@@ -260,14 +273,13 @@ def paired_difference(a: Bits, b: Bits) -> PairedDifference:
         observed, disagreement = (only_a - only_b) / images, (only_a + only_b) / images
     else:
         moments = Moments.of(np.concatenate([a, b]))
-        parts = difference_parts(moments, len(a))
+        parts = difference_parts(moments, len(a), one_spread=one_spread)
         observed = float(moments.mean[: len(a)].mean() - moments.mean[len(a) :].mean())
         disagreement = float((a[:, None, :] != b[None, :, :]).mean())
         if several:
-            luck = float(
-                interaction(moments.only(range(len(a))))
-                + interaction(moments.only(range(len(a), len(a) + len(b))))
-            )
+            each = [range(len(a)), range(len(a), len(a) + len(b))]
+            of_one_trial = [float(interaction(moments.only(own))) * len(own) for own in each if len(own) > 1]
+            luck = of_one_trial[0] / len(a) + of_one_trial[-1] / len(b)
     half = float(parts.half_width())
     return PairedDifference(
         value=observed,
@@ -280,6 +292,11 @@ def paired_difference(a: Bits, b: Bits) -> PairedDifference:
         parts=parts,
         interaction=luck,
     )
+
+
+def covers_seeds(seeds_a: int, seeds_b: int, *, one_spread: bool = False) -> bool:
+    """Whether a comparison of two settings covers their seeds: each has two or more, or their spread is the same."""
+    return min(seeds_a, seeds_b) > 1 or (one_spread and max(seeds_a, seeds_b) > 1)
 
 
 def bonett_price(only_a: NDArray[Any], only_b: NDArray[Any], images: int) -> Parts:
