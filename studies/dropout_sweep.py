@@ -38,8 +38,9 @@ minutes on two cores of an Intel Xeon that other work kept busy; ``studies/resul
     stochastic depth 0.25    46.8  46.6  46.2    ..  45.9  44.8
 
 The 95% interval of 47.0 is 45.5 to 48.4 over images. No dropout is best in each row, and a rate of 0.5 is worse by 1.6
-points (95% interval 0.6 to 2.7) and 2.0 points (1.0 to 3.1) in the last two. The rates of stochastic depth cannot be
-told apart without dropout. 1,248 steps do not overfit either.
+points (95% interval 0.6 to 2.7) and 2.0 points (1.0 to 3.1) in the last two, over the same images. Seeds could explain
+that: no other one was tried, and 0.9 points are assumed between them. The rates of stochastic depth cannot be told
+apart without dropout. 1,248 steps do not overfit either.
 """
 
 from __future__ import annotations

@@ -67,7 +67,9 @@ class BestSetting:
         confirmation: its reruns with fresh seeds; None where it is not to be rerun.
         dropped: settings that were dropped after their first seed, best first. They are not among the others.
         seeds_to_come: whether contenders get further seeds, perhaps later.
-        seed_spread: the standard deviation between seeds by which settings were dropped, a fraction.
+        seed_spread: the standard deviation between seeds by which settings were dropped, and by which settings with a
+            single seed are compared; a fraction.
+        assumed_spread: the same in words: assumed, or that of earlier studies.
         seeds_measured: whether each comparison covers seeds; else nothing is known of the noise between them.
         candidates: how many settings it was chosen from, those that a rung gave up among them if ``optimism`` knows
             of them.
@@ -92,6 +94,7 @@ class BestSetting:
     dropped: tuple[SettingResult, ...]
     seeds_to_come: bool
     seed_spread: float
+    assumed_spread: str
 
     @property
     def quoted(self) -> SettingResult:
@@ -101,12 +104,19 @@ class BestSetting:
 
     @property
     def within_noise(self) -> tuple[SettingResult, ...]:
-        """The others whose difference from the best has 0 in its 95% interval, best first.
+        """The others whose difference from the best has 0 in its 95% interval, over images and seeds, best first."""
+        return tuple(found.other for found in self.contrasts if self.over_seeds(found)[0] <= 0)
 
-        Where either of the two has a single seed the interval is that of the images alone: another seed may change the
-        order.
+    def over_seeds(self, found: Contrast) -> tuple[float, float]:
+        """The 95% interval of a comparison over images and seeds.
+
+        Single seeds show no spread, so that is :attr:`seed_spread` for them.
         """
-        return tuple(found.other for found in self.contrasts if found.low <= 0)
+        if found.covers_seeds:
+            return found.low, found.high
+        best = self.best if found.rests_on == "sweep" else self.quoted
+        seeds = len(best.seed_top1), len(found.against.seed_top1)
+        return with_seed_spread(found, self.seed_spread, seeds)
 
     @property
     def verdict(self) -> Kind | None:
@@ -158,7 +168,7 @@ class BestSetting:
         return " ".join(words)
 
     def _caution_of_comparison(self) -> list[str]:
-        covers = "seeds and images" if self.seeds_measured else "images alone"
+        covers = "seeds and images" if self.seeds_measured else f"images, with {self.assumed_spread}"
         how = "image by image" if self.contrasts[0].is_paired else "as if each had images of its own"
         words = [
             f"Settings are compared {how}, over {covers}. A setting is better if the 95% interval of the difference "
@@ -178,6 +188,10 @@ class BestSetting:
                 f"The best of {self.candidates} was chosen on the images and seeds that it is quoted on; the luck in "
                 "that was estimated by drawing the study again, and the lower bound of the interval allows for it."
             )
+            if not self.seeds_measured:
+                words.append(
+                    "Of single seeds that is the luck in the images; the luck of its seed is not in it."
+                )
         else:
             words.append(
                 f"The best is the highest of {self.candidates} settings, so its accuracy is somewhat optimistic."
@@ -226,12 +240,15 @@ class BestSetting:
             return ""
         first = self.contrasts[0]
         if not self.seeds_measured:
-            unknown = SEEDS_TO_COME if self.seeds_to_come else SEEDS_NOT_MEASURED
-            near = [found for found in self.contrasts if found.low <= 0]
+            known = SEEDS_TO_COME if self.seeds_to_come else SEEDS_NOT_MEASURED
+            near = [found for found in self.contrasts if self.over_seeds(found)[0] <= 0]
             if not near:
-                return f"; next is {self._compared(first)}; {unknown}"
+                behind = f"behind by more than the images and {self.assumed_spread} explain"
+                return f"; next is {self._compared(first)}, {behind}; {known}"
             more = f" and {len(near) - 1} more" if len(near) > 1 else ""
-            return f"; cannot be told from {self._compared(near[0])}{more}; {unknown}"
+            return (
+                f"; cannot be told from {self._compared(near[0])}{more}, with {self.assumed_spread}; {known}"
+            )
         if self.verdict == "better":
             return f"; better than {self._compared(first)}{_probability(first)}"
         told = [found for found in self.contrasts if found.kind == self.verdict]
@@ -471,6 +488,7 @@ def _best(record: StudyRecord, results: Sequence[SettingResult]) -> BestSetting 
         dropped=tuple(dropped),
         seeds_to_come=bool(record.study.get("more_seeds")),
         seed_spread=spread_of_single_seeds(record),
+        assumed_spread=spread_words(record),
     )
 
 

@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from nfnet_ray.analysis.answer import spread_of_single_seeds
 from nfnet_ray.analysis.comparability import comparability
 from nfnet_ray.analysis.files.together import together
 from nfnet_ray.analysis.record import StudyRecord
 from nfnet_ray.analysis.setting import SettingResult, setting_results
-from nfnet_ray.analysis.verdict import contrast
+from nfnet_ray.analysis.verdict import contrast, with_seed_spread
 from nfnet_ray.errors import UserError
 from nfnet_ray.models.published import with_published_values
 from nfnet_ray.recipe import Recipe, decisive_values
@@ -41,7 +42,8 @@ class SharedSetting:
         point: {dotted name: value} of all fields that either of them sweeps.
         difference: mean accuracy in b minus that in a, a fraction; None if the accuracies cannot be compared.
         interval: 95% interval of the difference, image by image where the bits are known
-            (:func:`nfnet_ray.analysis.verdict.contrast`).
+            (:func:`nfnet_ray.analysis.verdict.contrast`), over images and seeds. Single seeds show no spread, so that
+            is the comparison's ``assumed_spread`` for them.
     """
 
     point: dict[str, Any]
@@ -64,6 +66,8 @@ class Comparison:
         why_not: why accuracies cannot be compared; empty if they can.
         cautions: what else was not the same for all settings, though accuracies can be compared.
         fields: dotted names of all fields that either of them sweeps.
+        assumed_spread: the standard deviation between seeds of settings that have a single one in either study, a
+            fraction: of earlier studies, or assumed; None where no interval depends on it.
         only_a, only_b: points of the settings that one of them has, finished or not, and the other has not.
         unfinished: points that both have, and at least one of them has not finished.
     """
@@ -74,6 +78,7 @@ class Comparison:
     fields: tuple[str, ...]
     names: Mapping[str, str]
     shared: tuple[SharedSetting, ...]
+    assumed_spread: float | None
     unfinished: tuple[dict[str, Any], ...]
     only_a: tuple[dict[str, Any], ...]
     only_b: tuple[dict[str, Any], ...]
@@ -87,6 +92,7 @@ def compare_studies(a: StudyRecord, b: StudyRecord) -> Comparison:
     results_a = {_key(_whole(a, result.point, fields)): result for result in setting_results(a)}
     results_b = {_key(_whole(b, result.point, fields)): result for result in setting_results(b)}
     shared, unfinished = [], []
+    spread, depends = max(map(spread_of_single_seeds, (a, b))), False
     for key, point in points_a.items():
         if key not in points_b:
             continue
@@ -98,7 +104,11 @@ def compare_studies(a: StudyRecord, b: StudyRecord) -> Comparison:
             shared.append(SharedSetting(point, one, other, None, None))
             continue
         found = contrast(other, one)
-        shared.append(SharedSetting(point, one, other, found.difference, (found.low, found.high)))
+        interval = found.low, found.high
+        if not found.covers_seeds:
+            interval = with_seed_spread(found, spread, (len(other.seed_top1), len(one.seed_top1)))
+            depends = True
+        shared.append(SharedSetting(point, one, other, found.difference, interval))
     return Comparison(
         differences=tuple(_differences(a, b)),
         why_not=why_not,
@@ -106,6 +116,7 @@ def compare_studies(a: StudyRecord, b: StudyRecord) -> Comparison:
         fields=fields,
         names=short_names(fields),
         shared=tuple(shared),
+        assumed_spread=spread if depends else None,
         unfinished=tuple(unfinished),
         only_a=tuple(point for key, point in points_a.items() if key not in points_b),
         only_b=tuple(point for key, point in points_b.items() if key not in points_a),

@@ -16,8 +16,8 @@ from nfnet_ray.wording import count, in_points
 
 EQUAL_WITHIN = 0.002
 """Settings whose accuracies differ by less are equal in practice, a fraction: two points of a thousand."""
-SEEDS_NOT_MEASURED = "the noise between seeds was not measured: run with --seeds 3"
-SEEDS_TO_COME = "the noise between seeds is not measured yet: contenders have more seeds to come"
+SEEDS_NOT_MEASURED = "run with --seeds 3 to measure it"
+SEEDS_TO_COME = "contenders have more seeds to come"
 
 Kind = Literal["better", "equal", "cannot tell"]
 RestsOn = Literal["sweep", "reruns", "reruns of the best"]
@@ -95,13 +95,17 @@ def contrast(
     )
 
 
-def with_seed_spread(found: Contrast, spread: float) -> tuple[float, float]:
-    """The interval of a contrast of one seed each, widened by a spread between seeds: a standard deviation, a fraction.
+def with_seed_spread(found: Contrast, spread: float, seeds: tuple[int, int] = (1, 1)) -> tuple[float, float]:
+    """The interval of a contrast that covers images alone, widened by a spread between seeds.
 
     The half-widths add in squares, as the seeds of the two have nothing to do with the images.
+
+    Args:
+        spread: a standard deviation, a fraction.
+        seeds: how many each of the two has.
     """
-    seeds = Z_95 * math.sqrt(2) * spread
-    half = math.hypot((found.high - found.low) / 2, seeds)
+    of_seeds = Z_95 * math.sqrt(1 / seeds[0] + 1 / seeds[1]) * spread
+    half = math.hypot((found.high - found.low) / 2, of_seeds)
     middle = (found.high + found.low) / 2
     return middle - half, middle + half
 

@@ -17,7 +17,7 @@ from nfnet_ray.errors import UserError
 from nfnet_ray.printable import printable
 from nfnet_ray.tracking.conditions.of_trial import COMMIT_DIGITS
 from nfnet_ray.tracking.labels import point_label, value_label
-from nfnet_ray.wording import count, decimal, percent
+from nfnet_ray.wording import count, decimal, in_points, percent
 from studies.managing.documents import print_document
 from studies.managing.facts import domain_words
 from studies.managing.folders import read_folder_or_export
@@ -142,10 +142,10 @@ def _sentences(found: Comparison, names: tuple[str, str]) -> list[str]:
         said.append(f"Accuracies cannot be compared: {'; '.join(found.why_not)}.")
     elif found.shared:
         said.append(_verdict_sentence(found, names))
-        if any(min(len(one.a.seed_top1), len(one.b.seed_top1)) == 1 for one in found.shared):
+        if found.assumed_spread is not None:
             said.append(
-                "Intervals cover the draw of the validation images alone, as a setting has a single seed: another seed "
-                "may change the order. Run with --seeds 3."
+                f"Single seeds show no spread between seeds: {in_points(found.assumed_spread)} are assumed for them. "
+                "Run with --seeds 3 to measure it."
             )
     if found.cautions:
         said += [f"Note that {caution}." for caution in found.cautions]

@@ -156,7 +156,7 @@ def batch_norm_cifar10() -> Iterable[str]:
 
 
 def curves() -> Iterable[str]:
-    [found] = best("curves")
+    [found], [answer] = best("curves"), nfnet_ray.best_per_stratum(record("curves"))
     [response] = record("curves").response()
     [shift] = response.shifts
     low, high = shift.optima
@@ -164,6 +164,7 @@ def curves() -> Iterable[str]:
         f"clip factor {value(found, 2)}, dropout {value(found, 1, 'dropout')}, rho {value(found, 2, 'rho')}, learning "
         f"rate {value(found, 3, 'learning_rate')} with {top1(found)}% (95% over images {interval(found)}%; 1,000 "
         f"images), of which some {luck('curves')} points",
+        f"With {answer.assumed_spread} {len(answer.within_noise)} others cannot be told from it",
         f"it is {low:.2g} at {shift.values[0]:.2g}, {response.optimum:.2g} at {shift.middle:.2g} and {high:.2g} at "
         f"{shift.values[1]:.2g}",
     ]

@@ -404,8 +404,10 @@ def test_what_differs_and_the_settings_of_both_are_compared(storage: Path, say: 
     assert code == 0
     lines = [" ".join(line.split()) for line in out.splitlines()]
     assert "Recipe schedule.epochs 2 3" in lines
-    assert "0.01 64 90.0% 50.0% −40.0 (−45.8 to −33.8) A is better" in lines
-    assert "0.02 64 80.0% 81.0% +1.0 (−4.8 to +6.8) within noise" in lines
+    # The images alone give −45.8 to −33.8 and −4.8 to +6.8; two seeds add 1.96 times the root of two times 1.8 points.
+    assert "0.01 64 90.0% 50.0% −40.0 (−47.5 to −32.0) A is better" in lines
+    assert "0.02 64 80.0% 81.0% +1.0 (−6.6 to +8.6) within noise" in lines
+    assert any("no spread between seeds: 1.8 points are assumed for them" in line for line in lines)
     assert "Of the 2 settings that both have finished, first is better in 1; 1 is within noise." in lines
     assert any("trials of A have 2 epochs, those of B 3" in line for line in lines)
     document = json.loads(say("compare", "first", "second", "--json")[1], parse_constant=pytest.fail)

@@ -241,10 +241,11 @@ def _effect(record: StudyRecord, answers: Sequence[BestSetting]) -> Iterator[Hea
         yield HealthCard("effect", "good", f"{asked}: the best value can be told from others{assumed}.")
         return
     seeds = len(record.study["seeds"])
-    others = [found for answer in compared for found in others_by_value(record, answer)]
-    widest = max((found.high for found in others), default=0.0)
+    others = [(answer, found) for answer in compared for found in others_by_value(record, answer)]
+    intervals = [answer.over_seeds(found) for answer, found in others]
+    widest = max((high for _, high in intervals), default=0.0)
     said = f"No effect of {asked} can be seen"
-    if any(found.low > 0 for found in others):
+    if any(low > 0 for low, _ in intervals):
         said += (
             f": of equal values the best is as far ahead of another in {percent(test.p_value)} of studies"
             if by_itself
@@ -252,6 +253,8 @@ def _effect(record: StudyRecord, answers: Sequence[BestSetting]) -> Iterator[Hea
         )
     else:
         rest = f"cannot be told from any other; differences up to {in_points(widest)} fit the data"
+        if not all(found.covers_seeds for _, found in others):
+            rest += f", with {spread_words(record)}"
         said += f": its best value {rest}"
         if len(set(record.fields) - set(record.conditions)) > 1:  # elsewhere in the space there may be one
             said = f"Where the other fields are at their best, the best {asked} {rest}"
@@ -389,10 +392,12 @@ def _published(record: StudyRecord, answers: Sequence[BestSetting]) -> Iterator[
         in_reruns = own.rests_on != "sweep"  # by which the best one was not chosen
         test = behind_test(record, answer, own.other)
         told = answer.verdict == "better" or (own.kind == "better" if in_reruns else test.is_told)
-        if own.low <= 0 or not told:
-            low, high = decimal(100 * own.low), decimal(100 * own.high)
-            chosen = f" as the best of {len(answer.contrasts) + 1}" if own.low > 0 and not in_reruns else ""
-            gain = f"{decimal(100 * own.difference)} points{chosen} (95% interval {low} to {high})"
+        low, high = answer.over_seeds(own)
+        if low <= 0 or not told:
+            chosen = f" as the best of {len(answer.contrasts) + 1}" if low > 0 and not in_reruns else ""
+            spread = "" if own.covers_seeds else f", with {spread_words(record)}"
+            interval = f"95% interval {decimal(100 * low)} to {decimal(100 * high)}{spread}"
+            gain = f"{decimal(100 * own.difference)} points{chosen} ({interval})"
             yield _not_beaten(record, answer, f"cannot be told from the best one, which gains {gain}")
             return
         met = True
