@@ -113,10 +113,10 @@ def test_a_plan_says_what_it_assumes(tmp_path: Path) -> None:
     assert first.startswith("Power: with 3 seeds and 360 validation images it can tell two settings apart")
     assert "assumed for 50,000 training images: two trials judge 10% of the images differently" in first
     assert first.endswith("and seeds spread by 0.3 points).")
-    assert second.startswith("To tell 0.5 points it would take")
+    assert second.startswith("To tell a difference of 0.5 points, it would take")
     assert "worker-hours" in second
     [first, _] = power_sentences(*study(1), tmp_path, None, "worker")
-    assert "but not whether other seeds would turn their order: by seeds alone" in first
+    assert "Whether other seeds would reverse their order it cannot tell: by their seeds alone" in first
     assert "equal settings differ by up to 0.83 points" in first  # 1.96 sqrt(2) 0.3
 
 

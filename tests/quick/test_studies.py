@@ -128,7 +128,7 @@ def test_the_plan_of_a_study(
     assert made.question in " ".join(said.split())
     for part in ("Time: ", "worker-hours", "Cost: ", "at 2 per worker-hour", "Disk: ", "published Recipe"):
         assert part in said
-    assert ("Rungs: " in said) == (made.halving is not None)
+    assert ("Early stopping: " in said) == (made.halving is not None)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -174,11 +174,11 @@ def _say_what_is_left(study: Study, left: _Left, cost: StudyCost, console: Conso
         epochs, images = count(most_epochs(study), "epoch"), count(cost.images, "image")
         say(
             console,
-            f"{count(left.trials, 'trial')} of {_networks(study, cost.parameters)} of at most {epochs}: {images}, "
-            f"{cost.multiply_adds:.3g} multiply-adds.",
+            f"{count(left.trials, 'trial')} of {_networks(study, cost.parameters)}, each of at most {epochs}: {images} "
+            f"and {cost.multiply_adds:.3g} multiply-adds in all.",
         )
     if left.settings:
-        also = "each is taken to cost what these do"
+        also = "each is counted at the mean cost of these"
         say(console, f"{study.search_name} then proposes {count(left.settings, 'more setting')}: {also}.")
     if left.further[1]:
         say(console, _further(study, *left.further))
@@ -276,7 +276,7 @@ def _further(study: Study, least: int, most: int) -> str:
     number = count(least, "more trial") if least == most else f"{least:,} to {count(most, 'more trial')}"
     return (
         f"Then the settings that may be the best get {count(len(study.more_seeds), 'more seed')}: {number} of "
-        f"{count(study.epochs, 'epoch')}, each taken to cost what the dearest setting does."
+        f"{count(study.epochs, 'epoch')}, each counted at the cost of the most expensive setting."
     )
 
 
@@ -285,13 +285,13 @@ def _reruns(study: Study, reruns: int) -> str:
     conditions = f" under each of {study.winners:,} conditions" if study.winners > 1 else ""
     return (
         f"Then the winner{conditions} is rerun with {count(study.confirm, 'fresh seed')}: "
-        f"{count(reruns, 'more trial')} of {count(study.epochs, 'epoch')}, each taken to cost what the dearest setting "
-        "does."
+        f"{count(reruns, 'more trial')} of {count(study.epochs, 'epoch')}, each counted at the cost of the most "
+        "expensive setting."
     )
 
 
 def _rungs(study: Study) -> str:
-    """``Rungs: 12 trials to epoch 2, 6 to epoch 8 (…)``."""
+    """``Early stopping: 12 trials train to epoch 2, and 6 of them to epoch 8 (…)``."""
     halving = study.halving
     assert halving is not None
 
@@ -303,13 +303,12 @@ def _rungs(study: Study) -> str:
         return f"to epoch {rung}"
 
     first, *later = rung_table(study)
-    parts = [f"{count(first[1], 'trial')} {where(first[0])}"]
+    parts = [f"{count(first[1], 'trial')} {agree(first[1], 'trains', 'train')} {where(first[0])}"]
     if not later:
-        return f"Rungs: none before the end; {parts[0]}."
-    parts += [f"{number:,} {where(rung)}" for rung, number in later]
-    certain = halving.is_certain
-    about = "ties continue together" if certain else "about: who is first matters"
-    return f"Rungs: {', '.join(parts)} ({about})."
+        return f"Early stopping: no trial is stopped, since none is compared before the end; {parts[0]}."
+    parts += [f"{number:,} of them {where(rung)}" for rung, number in later]
+    about = "ties continue together" if halving.is_certain else "about, since it depends on which are first"
+    return f"Early stopping: {', '.join(parts[:-1])} and {parts[-1]} ({about})."
 
 
 def _resources(address: str | None, console: Console) -> Resources:
@@ -410,14 +409,14 @@ def _say_forecast(
     hours, most = _accelerator_hours(told, worker)
     ends, is_halved = _span(told.wall_seconds, clock_time), most > hours.high * 1.01
     unless = (
-        f"; at most {clock_time(told.most_wall_seconds)} and {most:.3g} {word}-hours if no trial is stopped early"
+        f"; if no trial is stopped early, at most {clock_time(told.most_wall_seconds)} ({most:.3g} {word}-hours)"
         if is_halved
         else ""
     )
     say(
         console,
-        f"Time: {ends} with {count(places.number, 'trial')} at once, {_span(hours, '{:.3g}'.format)} {word}-hours"
-        f"{unless}: {estimate.source}.",
+        f"Time: {ends} with {count(places.number, 'trial')} at once ({_span(hours, '{:.3g}'.format)} {word}-hours)"
+        f"{unless}. This was {estimate.source}.",
     )
     if caps.price_per_hour is not None:
         at_most = f", at most {money(most * caps.price_per_hour)}" if is_halved else ""
@@ -460,7 +459,7 @@ def _say_differences(study: Study, console: Console) -> None:
         return
     different = {field: value for field, value in different.items() if field not in study.fields}
     if not different:
-        say(console, f"Its Recipe is the published one of {name}, but for what is swept.")
+        say(console, f"Apart from what is swept, its Recipe is the published one of {name}.")
         return
     verb = agree(len(different), "field differs", "fields differ")
     say(console, f"{len(different)} {verb} from the published Recipe of {name}. To restore them:")

@@ -50,12 +50,13 @@ def power_sentences(
     design = f"{count(seeds, 'seed')} and {count(images, which)}"
     told = f"Power: with {design} it can tell two {'networks' if seeds == 1 else 'settings'} apart that differ by "
     told += _points(smallest) if smallest < 1 else "more than any two can"
+    told += f" (in 80% of studies; {_basis(earlier, train_images)})."
     if seeds == 1:
         by_seeds = _points(min(earlier.apart_by_seeds(train_images), 1.0))
-        told += ", but not whether other seeds would turn their order: by seeds alone, equal settings differ by up to "
-        told += by_seeds
+        told += " Whether other seeds would reverse their order it cannot tell: by their seeds alone, equal settings "
+        told += f"differ by up to {by_seeds}."
     return [
-        f"{told} (in 80% of studies; {_basis(earlier, train_images)}).",
+        told,
         _price(noise, images, share, max(seeds, _FEWEST_SEEDS) if seeds == 1 else seeds, seed_hours, word),
     ]
 
@@ -90,7 +91,7 @@ def _price(
     if more_images is not None:
         of_all = count(math.ceil(more_images / share), "validation image")
         ways.append(f"{count(seeds, 'seed')} with {of_all}{hours(seeds)}")
-    points = f"To tell {100 * ASKED:.1f} points"
+    points = f"To tell a difference of {100 * ASKED:.1f} points,"
     if not ways:
         return f"{points} it would take both more seeds and more validation images."
     return f"{points} it would take {', or '.join(ways)}."
