@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _request(options: argparse.Namespace) -> TrainingRequest:
     if options.force and not options.resume:
-        raise UserError("--force goes with --resume NAME: a new training has nothing to override")
+        raise UserError("--force goes with --resume NAME: a new training run has nothing to override")
     return TrainingRequest(**vars(options) | {"settings": settings_of(options.settings)})
 
 

@@ -45,8 +45,8 @@ def get_model(name: str, overrides: Mapping[str, Any] | None = None) -> Variant 
         )
     if not isinstance(name, str) or name not in list_models():
         raise UserError(
-            f"unknown model {name!r}; {did_you_mean(name, list_models())}; a network of your own is named by "
-            "module:function"
+            f"unknown model {name!r}; {did_you_mean(name, list_models())} (a network of your own is named by "
+            "module:function)"
         )
     return get_variant(name, overrides)
 

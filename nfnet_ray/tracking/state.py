@@ -16,6 +16,7 @@ from typing import Any, cast
 
 from nfnet_ray.errors import UserError
 from nfnet_ray.metric import METRIC
+from nfnet_ray.settings import did_you_mean
 from nfnet_ray.tracking.descriptions import (
     CapsDescription,
     Hardware,
@@ -129,7 +130,9 @@ class StudyState:
         """
         journal, state = directory / JOURNAL_FILE, StudyState()
         if not journal.exists():
-            raise UserError(f"{directory}: no study is here; --resume and --extend take the name of one")
+            near = did_you_mean(directory.name, _studies_in(directory.parent), otherwise="")
+            hint = near or "--resume and --extend take the name of one, and python -m studies list shows all"
+            raise UserError(f"{directory}: no study is here; {hint}")
         try:
             if last_epochs_only:
                 for event in read_last_epochs(journal):
@@ -447,3 +450,7 @@ class StudyState:
 def _with_values(plans: Mapping[str, TrialPlan], values: Mapping[str, Any]) -> dict[str, TrialPlan]:
     """The plans with values of the Recipe where they have none of their own."""
     return {name: {**plan, "recipe": {**values, **plan["recipe"]}} for name, plan in plans.items()}
+
+
+def _studies_in(storage: Path) -> list[str]:
+    return sorted(journal.parent.name for journal in storage.glob(f"*/{JOURNAL_FILE}"))

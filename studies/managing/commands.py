@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
         "replay",
         _replay,
         "say what each rule of early stopping would have cost and missed in a study",
-        " The study must have stopped nothing early (--early-stopping none).",
+        " Settings that were not trained to the end are left out, so a study with --early-stopping none says most.",
         example="replay first_try",
     )
     _add_name(replay, or_exported=True)

@@ -121,7 +121,9 @@ class Request(ABC):
     def extended(self, study: Study, data: DatasetSummary) -> Study:
         """The study that ``study``, as it has grown, is to become."""
         del data
-        raise UserError(f"{study.name} is a training, which has nothing to extend: resume it with --resume")
+        raise UserError(
+            f"{study.name} is a training run, which has nothing to extend: resume it with --resume"
+        )
 
     @abstractmethod
     def demand(self, before: WorkerDemand | None) -> WorkerDemand:

@@ -95,7 +95,7 @@ def check_can_be_extended(directory: Path, started: StudyStarted) -> None:
     """Raises UserError if a study is running, or is a training."""
     name = started["study"]["name"]
     if "checkpoints" in started["study"]:
-        raise UserError(f"{name} is a training, which has nothing to extend: start a new one")
+        raise UserError(f"{name} is a training run, which has nothing to extend: start a new one")
     if is_running(directory):
         raise UserError(f"{name} is running: wait until it has ended, or stop it with Ctrl-C, then extend it")
 

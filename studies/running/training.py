@@ -96,12 +96,12 @@ class TrainingRequest(Request):
         """With what was forced upon it before, and now. Raises UserError for what it cannot be forced to any more."""
         if study.space or study.points is not None or len(study.seeds) > 1:
             raise UserError(
-                f"{study.name} is a study, and no training: resume it with the program that started it"
+                f"{study.name} is a study and not a training run: resume it with the program that started it"
             )
         before = study.recipe.with_values(progress.changed)
         recipe = before.with_values(self.values())
         (trial,) = progress.members
-        another = "start a new training, without --resume and --force"
+        another = "start a new training run, without --resume and --force"
         if recipe != before and trial.state in ENDED_FOR_GOOD:
             from_weights = (
                 f", or one from its weights: {FROM_ITS_WEIGHTS}" if trial.state == "finished" else ""

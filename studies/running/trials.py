@@ -316,7 +316,7 @@ class StudyRequest(Request):
     def resumed(self, study: Study, progress: StudyState) -> Study:
         """As it is. Raises UserError for a training."""
         if progress.started is not None and "checkpoints" in progress.started["study"]:
-            raise UserError(f"{study.name} is a training: resume it with studies/train.py")
+            raise UserError(f"{study.name} is a training run: resume it with studies/train.py")
         return study
 
     def demand(self, before: WorkerDemand | None) -> WorkerDemand:

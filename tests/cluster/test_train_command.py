@@ -142,10 +142,12 @@ def test_a_study_is_resumed_as_what_it_is() -> None:
     """train.py trained the first trial of a study alone, and a study's program gave a training to Ray Tune."""
     clip = {"optimizer.agc.clip_factor": (0.01, 0.02)}
     study = Study("many", "?", published_recipe("nfnet_pico"), clip)
-    with pytest.raises(UserError, match="many is a study, and no training: resume it with the program that"):
+    with pytest.raises(
+        UserError, match="many is a study and not a training run: resume it with the program that"
+    ):
         TrainingRequest(resume="many").resumed(study, study.waiting_state())
     training = StudyState()
     told: Any = {"name": "one", "checkpoints": None, **replace(study, space={}).description()}
     training.apply(study_started(told, []))
-    with pytest.raises(UserError, match="many is a training: resume it with"):
+    with pytest.raises(UserError, match="many is a training run: resume it with"):
         StudyRequest(program=StudyProgram(Study), resume="many").resumed(study, training)

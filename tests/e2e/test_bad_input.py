@@ -156,7 +156,9 @@ def test_a_storage_below_a_file(workplace: Workplace, few_digits: Path) -> None:
 
 
 def test_resuming_what_is_not_there_or_is_fixed(workplace: Workplace) -> None:
-    assert "no study is here" in refused(workplace, "--resume", "nothing")
+    assert "no study is here; --resume and --extend take the name" in refused(
+        workplace, "--resume", "nothing"
+    )
     assert "--epochs cannot be changed" in refused(workplace, "--resume", "nothing", "--epochs", "3")
     assert "--trials cannot be changed" in refused(workplace, "--resume", "nothing", "--trials", "1")
 

@@ -294,7 +294,7 @@ def test_an_unknown_model_is_named_with_its_neighbours() -> None:
         published_recipe("tf_efficientnet_b9")
     with pytest.raises(
         UserError,
-        match=r"^unknown model 'vit'; use one of nfnet_pico, .*, resnet50; a network of your own is",
+        match=r"^unknown model 'vit'; use one of nfnet_pico, .*, resnet50 \(a network of your own is",
     ):
         with_published_values(Recipe().with_values({"model.name": "vit"}))
 

@@ -13,7 +13,7 @@ import pytest
 from nfnet_ray.errors import UserError
 from nfnet_ray.metric import METRIC
 from nfnet_ray.tracking.events import Event, at_work
-from nfnet_ray.tracking.journal import read_events, read_last_epochs
+from nfnet_ray.tracking.journal import JOURNAL_FILE, read_events, read_last_epochs
 from nfnet_ray.tracking.journal_reader import JournalReader
 from nfnet_ray.tracking.runs.study_metrics import study_metrics
 from nfnet_ray.tracking.state import StudyState
@@ -206,3 +206,14 @@ def test_a_sign_of_life_hides_no_event_from_the_display() -> None:
     assert state.latest is state.trials[FIRST]
     state.apply(at_work())
     assert state.latest is state.trials[FIRST]
+
+
+def test_a_study_that_is_not_there_is_answered_with_its_neighbour(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match="first_tr: no study is here; --resume and --extend take the name of one"
+    ):
+        StudyState.read(tmp_path / "first_tr")
+    (tmp_path / "first_try").mkdir()
+    (tmp_path / "first_try" / JOURNAL_FILE).touch()
+    with pytest.raises(UserError, match=r"first_tr: no study is here; did you mean first_try\?$"):
+        StudyState.read(tmp_path / "first_tr")

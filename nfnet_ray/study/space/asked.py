@@ -44,7 +44,8 @@ def asked_points(
     """A plain list of points with the set fields fixed, each training once. Raises UserError if one is to be swept."""
     if sweep:
         raise UserError(
-            f"--sweep {next(iter(sweep))}: this study tries a plain list of points and sweeps no field"
+            f"--sweep {next(iter(sweep))}: this study has a plain list of points and sweeps no field; "
+            "studies/sweep.py sweeps any field"
         )
     values = recipe.to_values()
     fixed = [
