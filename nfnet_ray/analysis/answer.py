@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ from nfnet_ray.analysis.effects.given_up import NONE_GIVEN_UP, GivenUp, given_up
 from nfnet_ray.analysis.inference.assumed_noise import assumed_spread
 from nfnet_ray.analysis.inference.holdout import held_out
 from nfnet_ray.analysis.inference.paired import Moments
-from nfnet_ray.analysis.inference.selection import Optimism, noise_of, optimism
+from nfnet_ray.analysis.inference.selection import Optimism, Rung, kept_of_one_seed, noise_of, optimism
 from nfnet_ray.analysis.record import StudyRecord
 from nfnet_ray.analysis.setting import (
     SettingResult,
@@ -71,8 +72,8 @@ class BestSetting:
             single seed are compared; a fraction.
         assumed_spread: the same in words: assumed, or that of earlier studies.
         seeds_measured: whether each comparison covers seeds; else nothing is known of the noise between them.
-        candidates: how many settings it was chosen from, those that a rung gave up among them if ``optimism`` knows
-            of them.
+        candidates: how many settings it was chosen from, those that a rung gave up, and those that were dropped after
+            their first seed, among them if ``optimism`` knows of them.
         equal_within: settings that differ by less are equal in practice, a fraction.
         question: dotted name of the first swept field; None if nothing was swept.
         conditions: dotted names of the fields that divide the settings into strata.
@@ -468,7 +469,8 @@ def _best(record: StudyRecord, results: Sequence[SettingResult]) -> BestSetting 
     confirmation = confirmation_of(record, best, holdout)
     contrasts = _contrasts(record, best, others, confirmation, holdout)
     rivals = NONE_GIVEN_UP if is_held_out else given_up(record, results)
-    luck = None if is_held_out else _optimism([results[number] for number in order], rivals)
+    left = [] if is_held_out else _rivals_of_contenders(results, dropped)
+    luck = None if is_held_out else _optimism([results[number] for number in order], rivals, left)
     if luck is not None:
         best = replace(best, low=luck.low)
     return BestSetting(
@@ -479,7 +481,7 @@ def _best(record: StudyRecord, results: Sequence[SettingResult]) -> BestSetting 
         is_held_out=is_held_out,
         seeds_measured=all(found.covers_seeds for found in contrasts)
         and (bool(contrasts) or len(best.seed_top1) > 1),
-        candidates=len(results) + (len(rivals.settings) if luck is not None else 0),
+        candidates=len(results) + (len(rivals.settings) + len(left) if luck is not None else 0),
         equal_within=equal_within,
         question=record.fields[0] if record.fields else None,
         conditions=record.conditions,
@@ -556,9 +558,26 @@ def _on_both_parts(
     return parts
 
 
-def _optimism(finished: Sequence[SettingResult], rivals: GivenUp) -> Optimism | None:
-    """Of the first of those that finished, which is the best of them."""
-    results = [*finished, *rivals.settings]
+def _rivals_of_contenders(
+    contenders: Sequence[SettingResult], dropped: Sequence[SettingResult]
+) -> list[SettingResult]:
+    """The settings that were dropped after their first seed, as they might have been with all seeds of the contenders.
+
+    The contenders were lucky with their first seed, and what their means are below it the others would be too. None
+    where a contender has a single seed, or where the images are not known.
+    """
+    if not dropped or any(len(one.seed_top1) == 1 or one.images is None for one in contenders):
+        return []
+    gain = fmean(one.top1 - one.seed_top1[0] for one in contenders)
+    known = [one for one in dropped if one.images is not None]
+    return [replace(one, top1=min(max(one.top1 + gain, 0.0), 1.0)) for one in known]
+
+
+def _optimism(
+    finished: Sequence[SettingResult], rivals: GivenUp, dropped: Sequence[SettingResult]
+) -> Optimism | None:
+    """Of the first of those that finished, which is the best of them; ``dropped`` are contenders no more."""
+    results = [*finished, *rivals.settings, *dropped]
     images = [result.images for result in results if result.images is not None]
     if len(results) < 2 or len(images) < len(results) or len({len(one.measured) for one in images}) > 1:
         return None
@@ -566,10 +585,15 @@ def _optimism(finished: Sequence[SettingResult], rivals: GivenUp) -> Optimism | 
     if measured.sum() < 2:
         return None
     moments = Moments.of(np.concatenate([one.correct[:, measured] for one in images]))
-    noise = noise_of(moments, [len(result.seed_top1) for result in results])
+    noise = noise_of(
+        moments, [len(result.seed_top1) for result in results], singles_like_others=bool(dropped)
+    )
     best = results[0]
     top1 = np.minimum([result.top1 for result in results], best.top1)
-    rungs = rivals.rungs(len(finished))
+    rungs = rivals.rungs(len(finished) + len(dropped))
+    if dropped:  # the choice of the contenders is a rung, too
+        seeds = fmean(len(result.seed_top1) for result in finished)
+        rungs.append(Rung(len(finished), kept_of_one_seed(noise, seeds)))
     return optimism(top1, noise, best.low, len(best.seed_top1), rungs=rungs)
 
 

@@ -23,7 +23,9 @@ from nfnet_ray.analysis import (
     time_to_accuracy,
     wilson_interval,
 )
+from nfnet_ray.analysis.answer import contenders
 from nfnet_ray.analysis.inference.holdout import held_out
+from nfnet_ray.analysis.inference.selection import Noise, kept_of_one_seed
 from nfnet_ray.analysis.inference.simulation import shared_variance, simulated_bits, simulated_rung
 from nfnet_ray.analysis.record import StudyRecord
 from nfnet_ray.analysis.verdict import SEEDS_NOT_MEASURED
@@ -379,6 +381,43 @@ def test_settings_that_a_rung_gave_up_compete_with_the_part_of_their_luck_that_l
         found[lasts] = best.optimism.mean / finished.optimism.mean
     assert found[0.0] == pytest.approx(1, abs=0.15)
     assert found[0.95] > 1.3
+
+
+def test_settings_that_are_no_contenders_are_rivals_of_the_best(tmp_path: Path) -> None:
+    """Equal settings whose seeds spread by three times the assumed 0.3 points, so that the first seeds choose."""
+    spread, studies = 0.01, 8
+    draw, left, left_alone = np.random.default_rng(3), [], []
+    for number in range(studies):
+        accuracies = 0.8 + spread * draw.standard_normal((20, 3))
+        whole = study_with_bits(tmp_path / str(number), accuracies.tolist(), 3000, agreement=0.9)
+        whole.study["data"]["train_images"] = 50_000
+        later = frozenset(whole.trials["trial"][whole.trials["seed"] > 0])
+        points, dropped = contenders(replace(whole, further=later))
+        racing = whole.trials[CLIP_FACTOR].isin([point[CLIP_FACTOR] for point in points])
+        trials = whole.trials[racing | ~whole.trials["trial"].isin(later)]
+        record = replace(whole, trials=trials, dropped=dropped, further=later & frozenset(trials["trial"]))
+        best = best_setting(record)
+        alone = best_setting(replace(record, trials=whole.trials[racing], dropped={}))
+        assert best is not None
+        assert alone is not None
+        assert best.candidates == 20
+        assert best.quoted.seed_top1 == alone.quoted.seed_top1
+        assert len(best.contrasts) == len(points) - 1
+        true = whole.trials["last_top1"].mean()  # on these images, which all share
+        left.append(best.corrected_top1 - true)
+        left_alone.append(alone.corrected_top1 - true)
+    assert np.mean(left_alone) > 0.002
+    assert abs(np.mean(left)) < 0.003
+    assert np.mean(left_alone) - np.mean(left) > 0.003
+
+
+def test_the_luck_of_one_seed_is_that_of_the_mean_as_far_as_it_is_in_the_images() -> None:
+    images, seeds = np.diag([1e-4] * 4), np.full(4, 1e-4)
+    assert kept_of_one_seed(Noise(images, np.zeros(4), 1), 3) == 1
+    assert kept_of_one_seed(Noise(np.zeros((4, 4)), seeds, 8), 3) == pytest.approx(3**-0.5)
+    assert kept_of_one_seed(Noise(images, seeds, 8), 3) == pytest.approx(0.5**0.5)
+    # What all settings share of the luck in the images moves no order.
+    assert kept_of_one_seed(Noise(images + 1.0, seeds, 8), 3) == pytest.approx(0.5**0.5)
 
 
 @pytest.mark.parametrize("state", ["stopped", "diverged", "failed", "interrupted"])

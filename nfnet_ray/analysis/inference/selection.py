@@ -86,6 +86,19 @@ class Rung:
     kept: float
 
 
+def kept_of_one_seed(noise: Noise, seeds: float) -> float:
+    """The correlation of a setting's luck with its first seed and that of its mean over ``seeds``, as in :class:`Rung`.
+
+    The luck in the images is that of both; what all settings share of it moves no order.
+    """
+    settings = len(noise.seeds)
+    own = float(np.trace(noise.images))
+    shared = (float(noise.images.sum()) - own) / max(settings * (settings - 1), 1)
+    images, of_seeds = max(own / settings - shared, 0.0), float(noise.seeds.mean())
+    of_one = images + seeds * of_seeds
+    return math.sqrt((images + of_seeds) / of_one) if of_one > 0 else 1.0
+
+
 @dataclass(frozen=True)
 class Optimism:
     """What the choice of the best does to its accuracy, in fractions.
@@ -102,28 +115,38 @@ class Optimism:
     low: float
 
 
-def noise_of(moments: Moments, seeds: Sequence[int]) -> Noise:
+def noise_of(moments: Moments, seeds: Sequence[int], *, singles_like_others: bool = False) -> Noise:
     """The noise of settings of which the trials are, ``seeds[s]`` of setting s, in this order.
 
     The spreads between seeds are :func:`moderated_variances`. They count only if every setting has two seeds or more.
+
+    Args:
+        singles_like_others: that settings with a single seed have the noise that they would have with as many seeds as
+            the others, and spread as these do.
     """
     starts = np.cumsum([0, *seeds])
     average = np.zeros((len(seeds), starts[-1]))
     for setting, number in enumerate(seeds):
         average[setting, starts[setting] : starts[setting + 1]] = 1 / number
     images = average @ moments.covariance @ average.T / moments.images
-    if min(seeds) == 1:
+    several = [setting for setting, number in enumerate(seeds) if number > 1]
+    if not several or (len(several) < len(seeds) and not singles_like_others):
         return Noise(images, np.zeros(len(seeds)), 1)
-    spreads = np.zeros(len(seeds))
-    for setting in range(len(seeds)):
+    spreads, luck = np.zeros(len(seeds)), np.zeros(len(seeds))
+    for setting in several:
         own = moments.only(range(starts[setting], starts[setting + 1]))
         spreads[setting] = own.mean.var(ddof=1)
-        images[setting, setting] -= float(interaction(own))  # the variance over seeds contains it
+        luck[setting] = float(interaction(own))
+    single = np.asarray(seeds) == 1
+    luck[single] = (luck * seeds)[several].mean()
+    images[np.diag_indices(len(seeds))] -= luck  # the variance over seeds contains it
     values, vectors = np.linalg.eigh(images)  # what was taken away may leave too little
     images = (vectors * np.maximum(values, 0.0)) @ vectors.T
-    each = np.asarray(seeds, float)
-    moderated, freedom = moderated_variances(spreads, each - 1)
-    return Noise(images, moderated / each, freedom)
+    each = np.asarray(seeds, float)[several]
+    moderated, freedom = moderated_variances(spreads[several], each - 1)
+    of_seeds = np.full(len(seeds), (moderated / each).mean())
+    of_seeds[several] = moderated / each
+    return Noise(images, of_seeds, freedom)
 
 
 def moderated_variances(variances: Floats, freedom: Floats) -> tuple[Floats, float]:
