@@ -332,7 +332,11 @@ def _shares(record: StudyRecord, trials: Sequence[str]) -> Mapping[float, float]
 
 
 def _is_within_noise(best: TriedFactor, other: TriedFactor, images: int) -> bool:
-    """Whether 0 is in the interval of the difference: the answer's, where it is known which images both had right."""
+    """Whether 0 is in the interval of the difference, image by image where it is known which both had right.
+
+    Of single seeds it is that of the images alone, without the spread that the answer assumes: it only decides what to
+    try next.
+    """
     if best.result is not None and other.result is not None:
         return contrast(best.result, other.result).low <= 0
     return difference_interval(best.top1, other.top1, images)[0] <= 0

@@ -293,6 +293,7 @@ def _answer_document(answer: BestSetting) -> dict[str, Any]:
         "verdict": answer.verdict,
         "dropped": [setting_document(other) for other in answer.dropped],
         "probability": answer.contrasts[0].probability if answer.contrasts else None,
+        "rests_on": answer.contrasts[0].rests_on if answer.contrasts else None,
         "corrected_top1": answer.corrected_top1 if answer.optimism else None,
     }
 

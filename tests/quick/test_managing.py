@@ -378,6 +378,9 @@ def test_a_study_for_machines(say: Say) -> None:
         "train_seconds": None, "images_per_second": None, "left_out": False, "rerun": False,
     }  # fmt: skip
     assert document["answers"][0]["sentence"].startswith("Best setting: clip_factor 0.01")
+    assert document["answers"][0]["rests_on"] is None  # there is no other setting
+    whole = json.loads(say("show", "first", "--json")[1], parse_constant=pytest.fail)
+    assert whole["answers"][0]["rests_on"] == "sweep"
     assert "--resume killed" in document["resume"]
     assert document["mlflow"] == {"tracking_uri": None, "experiment_id": None, "run_id": None}
     assert document["recipe"]["schedule.epochs"] == 2
