@@ -45,7 +45,7 @@ class StudyResults(StudyRecord):
         return cls(**{field.name: getattr(record, field.name) for field in fields(StudyRecord)})
 
     def answer(self) -> str:
-        """What the study found, as its command line says it at the end: a sentence on each line.
+        """What the study found, as its command line says it at the end: an answer on each line.
 
         It has times at equal accuracy, the best setting under each condition with its interval, and what the fields do.
         If no trial has finished with an accuracy, it says so.
@@ -183,8 +183,9 @@ def load_study(study: str | Path | Sequence[str | Path], *more: str | Path) -> S
 
 def answer_sentences(record: StudyRecord) -> list[str]:
     """Times, the best setting of each stratum and what the fields do; or that there is no best setting."""
-    answers = [*time_sentences(record), *(best.sentence() for best in best_per_stratum(record))]
+    bests = best_per_stratum(record)
+    answers = [f"{said}." for said in (*time_sentences(record), *(best.sentence() for best in bests))]
     if not answers:
         return ["No trial finished with an accuracy, so there is no best setting."]
     # What fields do is a question within a study.
-    return answers if record.parts else [*answers, *effect_sentences(record)]
+    return answers if record.parts else [*answers, *(f"{said}." for said in effect_sentences(record))]

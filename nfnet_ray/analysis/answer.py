@@ -136,20 +136,22 @@ class BestSetting:
         return self.best.top1 - (self.optimism.mean if self.optimism else 0.0)
 
     def sentence(self) -> str:
-        """The answer in one sentence, with the interval and what it covers, the number of images and of seeds."""
+        """The answer, with its interval, what that covers, and how the setting compares; without the last full stop."""
         best, seeds = self.quoted, len(self.quoted.seed_top1)
         where, is_confirmed = self._where(best.point), best is not self.best
         covers = "images" if seeds == 1 else "seeds and images"
         images = count(best.validation_images, "validation image")
         if self.is_held_out:
             images += " that it was not chosen on"
-        return (
+        result = (
             f"{f'Best setting: {where}' if where else 'Result'}: top-1 {percent(best.top1)} "
             f"{'in reruns with fresh seeds ' if is_confirmed else ''}"
             f"(95% interval over {covers} {percents(best.low, best.high)}; "
             f"{images}, {count(seeds, 'seed')})"
-            f"{'' if is_confirmed else self._luck()}{self._confirmed()}{self._comparison()}{self._dropped()}"
         )
+        luck = "" if is_confirmed else self._luck()
+        sentences = [result, luck, self._confirmed(), *self._comparison(), self._dropped()]
+        return ". ".join(filter(None, sentences))
 
     def caution(self) -> str:
         """Sentences for a note: what the intervals cover, and how optimistic the best of several settings is."""
@@ -221,7 +223,7 @@ class BestSetting:
         if self.optimism is None or self.optimism.mean < _WORTH_SAYING:
             return ""
         return (
-            f"; about {in_points(self.optimism.mean)} of it the luck of the best of {self.candidates}, "
+            f"About {in_points(self.optimism.mean)} of it are the luck of the best of {self.candidates}, "
             f"so expect {percent(self.corrected_top1)}"
         )
 
@@ -230,38 +232,39 @@ class BestSetting:
             return ""
         others = agree(len(self.dropped), "1 other was", f"{len(self.dropped):,} others were")
         best = "" if len(self.dropped) == 1 else ", the best of them"
-        return f"; {others} dropped after 1 seed{best}: {self._named(self.dropped[0])}"
+        return f"{others} dropped after 1 seed{best}: {self._named(self.dropped[0])}"
 
     def _confirmed(self) -> str:
         said = self.confirmation.sentence() if self.confirmation else ""
-        return f"; {said}" if said else ""
+        return f"{said[0].upper()}{said[1:]}" if said else ""
 
-    def _comparison(self) -> str:
+    def _comparison(self) -> list[str]:
+        """Sentences."""
         if not self.contrasts:
-            return ""
+            return []
         first = self.contrasts[0]
         if not self.seeds_measured:
             known = SEEDS_TO_COME if self.seeds_to_come else SEEDS_NOT_MEASURED
             near = [found for found in self.contrasts if self.over_seeds(found)[0] <= 0]
             if not near:
                 behind = f"behind by more than the images and {self.assumed_spread} explain"
-                return f"; next is {self._compared(first)}, {behind}; {known}"
+                return [f"Next is {self._compared(first)}, {behind}", known]
             more = f" and {len(near) - 1} more" if len(near) > 1 else ""
-            return (
-                f"; cannot be told from {self._compared(near[0])}{more}, with {self.assumed_spread}; {known}"
-            )
+            return [
+                f"It cannot be told from {self._compared(near[0])}{more}, with {self.assumed_spread}",
+                known,
+            ]
         if self.verdict == "better":
-            return f"; better than {self._compared(first)}{_probability(first)}"
+            return [f"It is better than {self._compared(first)}{_probability(first)}"]
         told = [found for found in self.contrasts if found.kind == self.verdict]
         more = f" and {len(told) - 1} more" if len(told) > 1 else ""
         if self.verdict == "equal":
             within = as_points(f"{100 * self.equal_within:.2g}")
-            return f"; equal in practice (within {within}) to {self._compared(told[0])}{more}"
+            return [f"It is equal in practice (within {within}) to {self._compared(told[0])}{more}"]
         if told[0].low > 0:  # the reruns that were lost might not have been as good
-            return f"; not called better than {self._compared(told[0])}{more}, as reruns were lost"
-        needed = f"; {told[0].needed}" if told[0].needed else ""
-        how = "not better than" if told[0].high < 0 else "cannot be told from"
-        return f"; {how} {self._compared(told[0])}{more}{_probability(told[0])}{needed}"
+            return [f"It is not called better than {self._compared(told[0])}{more}, as reruns were lost"]
+        how = "is not better than" if told[0].high < 0 else "cannot be told from"
+        return [f"It {how} {self._compared(told[0])}{more}{_probability(told[0])}", told[0].needed]
 
     def _compared(self, found: Contrast) -> str:
         """The other setting, with the accuracy that it was compared by."""

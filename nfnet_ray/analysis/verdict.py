@@ -16,8 +16,8 @@ from nfnet_ray.wording import count, in_points
 
 EQUAL_WITHIN = 0.002
 """Settings whose accuracies differ by less are equal in practice, a fraction: two points of a thousand."""
-SEEDS_NOT_MEASURED = "run with --seeds 3 to measure it"
-SEEDS_TO_COME = "contenders have more seeds to come"
+SEEDS_NOT_MEASURED = "Run with --seeds 3 to measure it"
+SEEDS_TO_COME = "Contenders have more seeds to come"
 
 Kind = Literal["better", "equal", "cannot tell"]
 RestsOn = Literal["sweep", "reruns", "reruns of the best"]
@@ -145,5 +145,5 @@ def _needed(paired: PairedDifference, difference: float, a: SettingResult, b: Se
         ways.append(count(by_images, "validation image"))
     points = in_points(difference)
     if not ways:
-        return f"to tell {points} it would take more seeds and more images"
-    return f"to tell {points} it would take about {' or '.join(ways)}"
+        return f"To tell {points} it would take more seeds and more images"
+    return f"To tell {points} it would take about {' or '.join(ways)}"

@@ -68,7 +68,7 @@ def show_study(directory: Path, console: Console, *, as_json: bool) -> None:
     console.print(_trials(state, started, console, is_cut_off=folder.condition != "running"))
     console.print()
     for sentence in [*time_sentences(record), *(answer.sentence() for answer in answers)]:
-        say(console, sentence)
+        say(console, f"{sentence}.")
     if not answers and folder.condition == "finished":
         say(console, "No trial finished with an accuracy, so there is no best setting.")
     elif not answers:

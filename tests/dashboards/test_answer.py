@@ -109,7 +109,7 @@ def test_settings_that_hardly_differ_are_equal_for_practice(tmp_path: Path) -> N
     best = best_setting(record)
     assert best is not None
     assert best.verdict == "equal"
-    assert "; equal in practice (within 0.5 points) to clip_factor" in best.sentence()
+    assert ". It is equal in practice (within 0.5 points) to clip_factor" in best.sentence()
 
 
 def test_what_cannot_be_told_comes_with_what_it_would_take(tmp_path: Path) -> None:
@@ -135,7 +135,9 @@ def test_the_luck_of_the_best_of_many_is_estimated_and_said(tmp_path: Path) -> N
     assert best.optimism is not None
     assert best.corrected_top1 == pytest.approx(0.8, abs=0.02)
     assert best.best.top1 - best.corrected_top1 > 0.01
-    assert f"of it the luck of the best of 20, so expect {100 * best.corrected_top1:.1f}%" in best.sentence()
+    assert (
+        f"of it are the luck of the best of 20, so expect {100 * best.corrected_top1:.1f}%" in best.sentence()
+    )
     assert best.best.low < wilson_interval(best.best.top1, 500)[0]
 
 
@@ -171,8 +173,8 @@ def test_the_sentence_names_the_setting_the_interval_the_images_and_the_seeds(tm
     assert best is not None
     assert best.sentence() == (
         "Best setting: clip_factor 0.02 at batch_size 64: top-1 97.2% (95% interval over images 95.0 to 98.5%; "
-        "360 validation images, 1 seed); cannot be told from clip_factor 0.01 (96.7%), with an assumed spread between "
-        "seeds of 1.8 points; run with --seeds 3 to measure it"
+        "360 validation images, 1 seed). It cannot be told from clip_factor 0.01 (96.7%), with an assumed spread "
+        "between seeds of 1.8 points. Run with --seeds 3 to measure it"
     )
 
 
@@ -187,7 +189,7 @@ def test_a_clear_winner_is_said_to_be_one_where_the_seeds_were_measured(tmp_path
         "Best setting: clip_factor none: top-1 90.5% (95% interval over seeds and"
     )
     assert best.sentence().endswith(
-        "; better than clip_factor 0.01 (51.0%) (probability of being better: over 99.9%)"
+        ". It is better than clip_factor 0.01 (51.0%) (probability of being better: over 99.9%)"
     )
 
 
@@ -202,7 +204,7 @@ def test_a_single_seed_is_never_ahead(tmp_path: Path, seeds_of_the_other: int) -
     assert best is not None
     assert best.within_noise == ()
     behind = "behind by more than the images and an assumed spread between seeds of 1.8 points explain"
-    assert best.sentence().endswith(f"; next is clip_factor 0.01 (50.0%), {behind}; {SEEDS_NOT_MEASURED}")
+    assert best.sentence().endswith(f". Next is clip_factor 0.01 (50.0%), {behind}. {SEEDS_NOT_MEASURED}")
     assert "over images, with an assumed spread between seeds of 1.8 points" in best.caution()
 
 
@@ -241,7 +243,7 @@ def test_seeds_that_differ_more_than_the_settings_are_noise(tmp_path: Path) -> N
     assert best.best.seed_top1 == pytest.approx((0.88, 0.783, 0.892))
     assert [other.point[CLIP_FACTOR] for other in best.within_noise] == [0.02, 0.04, 0.08]
     assert best.sentence().endswith(
-        "; cannot be told from clip_factor 0.02 (84.0%) and 2 more (probability of being better: 58%)"
+        ". It cannot be told from clip_factor 0.02 (84.0%) and 2 more (probability of being better: 58%)"
     )
     assert best.best.high - best.best.low > 0.2
 
@@ -256,7 +258,7 @@ def test_a_setting_with_a_wide_spread_is_within_noise_of_the_best_though_the_run
     best = best_setting(record)
     assert best is not None
     assert best.sentence().endswith(
-        "; cannot be told from clip_factor 0.04 (84.0%) (probability of being better: 54%)"
+        ". It cannot be told from clip_factor 0.04 (84.0%) (probability of being better: 54%)"
     )
 
 

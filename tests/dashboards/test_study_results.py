@@ -44,7 +44,7 @@ def test_columns_are_numeric_where_all_values_are_numbers(study: nfnet_ray.Study
 def test_the_answer_is_what_the_command_line_says(study: nfnet_ray.StudyResults) -> None:
     answers = study.answer().splitlines()
     assert answers[0].startswith("Best setting: clip_factor 0.02 at batch_size 64: top-1 97.2%")
-    assert [best.sentence() for best in nfnet_ray.best_per_stratum(study)] == answers[:2]
+    assert [f"{best.sentence()}." for best in nfnet_ray.best_per_stratum(study)] == answers[:2]
 
 
 def test_a_record_can_be_looked_for_in_a_list(study: nfnet_ray.StudyResults, tmp_path: Path) -> None:

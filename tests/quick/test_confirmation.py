@@ -70,7 +70,7 @@ def test_the_answer_quotes_the_reruns_and_the_drop() -> None:
     )
     assert "seeds and images" in said
     assert (
-        "3 seeds); the sweep had 80.0%, a drop of 2.0 points; cannot be told from clip_factor 0.03 (80.0% "
+        "3 seeds). The sweep had 80.0%, a drop of 2.0 points. It cannot be told from clip_factor 0.03 (80.0% "
         "in the sweep)"
     ) in said
     assert "a drop of 1.0 points" in replace(answer.confirmation, sweep_top1=0.79).sentence()
@@ -89,7 +89,7 @@ def test_the_best_setting_is_compared_by_its_reruns() -> None:
     assert answer.verdict == "better"
     assert answer.seeds_measured
     assert answer.sentence().endswith(
-        "; better than clip_factor 0.03 (80.0% in the sweep) (probability of being better: over 99.9%)"
+        ". It is better than clip_factor 0.03 (80.0% in the sweep) (probability of being better: over 99.9%)"
     )
     assert "compared by its reruns, and the others by their seeds of the sweep" in answer.caution()
     assert "taken to spread as the reruns do" in answer.caution()
@@ -130,7 +130,9 @@ def test_the_winners_of_two_conditions_are_compared_by_the_reruns_of_both() -> N
     assert [found.rests_on for found in best.contrasts[:2]] == ["reruns", "reruns of the best"]
     assert best.contrasts[0].other.top1 == 0.89
     assert best.contrasts[0].against.top1 == pytest.approx(0.881)
-    assert "; not better than clip_factor 0.02 at batch_size 64 (88.1% in its reruns)" in best.sentence()
+    assert (
+        ". It is not better than clip_factor 0.02 at batch_size 64 (88.1% in its reruns)" in best.sentence()
+    )
 
 
 def test_the_recipe_is_beaten_by_reruns_though_it_could_be_by_luck_in_the_sweep() -> None:
@@ -158,8 +160,8 @@ def test_a_winner_that_lost_a_rerun_is_not_called_better() -> None:
     assert answer.verdict == "cannot tell"
     assert answer.contrasts[0].low > 0
     assert answer.sentence().endswith(
-        "1 of 3 reruns diverged or failed; not called better than clip_factor 0.03 (80.0% in the sweep) and 2 more, "
-        "as reruns were lost"
+        "1 of 3 reruns diverged or failed. It is not called better than clip_factor 0.03 (80.0% in the sweep) and 2 "
+        "more, as reruns were lost"
     )
 
 

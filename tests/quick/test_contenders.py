@@ -54,7 +54,7 @@ def test_the_answer_compares_the_contenders_and_says_who_was_dropped() -> None:
     assert [len(found.other.seed_top1) for found in answer.contrasts] == [3]
     assert [result.point[CLIP] for result in answer.dropped] == [0.04, 0.03]
     assert answer.sentence().endswith(
-        "; 2 others were dropped after 1 seed, the best of them: clip_factor 0.04 (79.0%)"
+        ". 2 others were dropped after 1 seed, the best of them: clip_factor 0.04 (79.0%)"
     )
     assert "dropped after 1 seed" in answer.caution()
 
