@@ -55,7 +55,9 @@ def test_a_range_is_resumed_after_a_kill_extended_in_the_same_journal_and_confir
     }
     assert {last.further[name]["recipe"]["seed"] for name in last.repeating} == {1}
     assert len(last.repeating) == 2  # the two best alone
-    assert "probability of being better" in extended.stdout or "equal in practice" in extended.stdout
+    # The rerun is compared with the seeds of the other contender, and no spread is assumed.
+    assert "in the sweep)" in extended.stdout
+    assert "an assumed spread" not in extended.stdout.partition("Best setting")[2].partition("\n")[0]
     assert (last.trials[rerun].state, last.trials[rerun].epoch) == ("finished", 2)
     assert last.reruns[rerun]["recipe"]["seed"] == 1000
     assert "rerun of the winner" in extended.stdout
