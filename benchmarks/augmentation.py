@@ -58,7 +58,14 @@ def measure(size: int, magnitude: float, device: torch.device) -> Row:
 def main() -> None:
     """Measures, prints, and appends to the results."""
     parser = parser_with_threads(__doc__)
-    parser.add_argument("sizes", nargs="*", type=positive, default=[64, 192], metavar="SIZE")
+    parser.add_argument(
+        "sizes",
+        nargs="*",
+        type=positive,
+        default=[64, 192],
+        metavar="SIZE",
+        help="side of an image in pixels (default: %(default)s)",
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

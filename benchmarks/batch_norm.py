@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from data_prep.digits import write_digits
+from nfnet_ray.command_line.one_line_parser import OneLineParser
 from nfnet_ray.data.draws import epoch_order
 from nfnet_ray.data.files.dataset import DatasetSummary, check_dataset, open_dataset
 from nfnet_ray.data.loading.loader import EvalLoader
@@ -141,4 +142,5 @@ def _validation_images(recipe: ResolvedRecipe, data: DatasetSummary) -> tuple[Te
 
 
 if __name__ == "__main__":
+    OneLineParser(description=__doc__).parse_args()
     main()

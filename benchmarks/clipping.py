@@ -86,7 +86,13 @@ def measure(name: str, device: torch.device) -> Row:
 def main() -> None:
     """Measures, prints, and appends to the results."""
     parser = parser_with_threads(__doc__)
-    parser.add_argument("models", nargs="*", default=["nfnet_pico", "nfnet_nano", "nfnet_f0"])
+    parser.add_argument(
+        "models",
+        nargs="*",
+        default=["nfnet_pico", "nfnet_nano", "nfnet_f0"],
+        metavar="MODEL",
+        help="networks (default: %(default)s)",
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -10,7 +10,6 @@ times the spread of the others, and where a third of the settings was promoted f
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -346,8 +345,13 @@ def _share(covered: NDArray[np.bool_]) -> float:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Tries every case."""
     parser = OneLineParser(prog="python -m benchmarks.coverage", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--studies", type=positive, default=2000, metavar="N")
+    parser.add_argument(
+        "--studies",
+        type=positive,
+        default=2000,
+        metavar="N",
+        help="simulated studies of each case (default: %(default)s)",
+    )
     studies = parser.parse_args(arguments).studies
     for row in itertools.chain(pairs(studies), chosen(studies), halved(studies)):
         append_rows(RESULTS, [row])

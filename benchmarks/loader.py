@@ -19,7 +19,6 @@ included; and by how much memory grows over ten more epochs. Appends a row to ``
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import statistics
@@ -269,13 +268,24 @@ def _new_process_seconds(folder: Path, size: int, threads: int) -> float:
 
 def main() -> None:
     """Measures, prints, and appends to the results."""
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__)
     parser.add_argument("source", type=Path, metavar="SOURCE", help="a folder of class folders of JPEGs")
     parser.add_argument(
-        "--threads", type=positive, default=available_cpus(), help="default: one for each core"
+        "--threads",
+        type=positive,
+        default=available_cpus(),
+        help="threads, or processes, of each loader (default: one for each core)",
     )
-    parser.add_argument("--size", type=positive, default=192, metavar="PIXELS", help="default: %(default)s")
-    parser.add_argument("--copies", type=positive, default=4, help="of each image (default: %(default)s)")
+    parser.add_argument(
+        "--size",
+        type=positive,
+        default=192,
+        metavar="PIXELS",
+        help="side of a crop in pixels (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--copies", type=positive, default=4, help="how often each image is taken (default: %(default)s)"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as work:

@@ -194,11 +194,13 @@ def measure(recipe: Recipe, rounds: int) -> Row:
 
 def main() -> None:
     """Measures, prints, and appends to the results."""
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__)
     parser.add_argument("--data", type=Path, help="a data set (default: the handwritten digits)")
-    parser.add_argument("--model", default="nfnet_pico", help="default: %(default)s")
-    parser.add_argument("--batch-size", type=positive, default=64, help="default: %(default)s")
-    parser.add_argument("--rounds", type=positive, default=7, help="default: %(default)s")
+    parser.add_argument("--model", default="nfnet_pico", help="the network (default: %(default)s)")
+    parser.add_argument(
+        "--batch-size", type=positive, default=64, help="images of each batch (default: %(default)s)"
+    )
+    parser.add_argument("--rounds", type=positive, default=7, help="number of rounds (default: %(default)s)")
     parser.add_argument("--one-way", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import math
 import platform
@@ -21,7 +20,7 @@ Row = dict[str, str | int | float]
 
 def parser_with_threads(program: str | None) -> OneLineParser:
     """A parser with the flag ``--threads``; its description is the docstring of the program."""
-    parser = OneLineParser(description=program, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=program)
     parser.add_argument("--threads", type=positive, default=1, help="CPU threads (default: %(default)s)")
     return parser
 

@@ -17,7 +17,6 @@ fewer, CPU seconds tell more than ``wall``.
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import multiprocessing
 import statistics
@@ -199,14 +198,20 @@ def main() -> None:
     parser = OneLineParser(
         prog="python -m benchmarks.sharing",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--data", type=Path, help="a data set (default: photographs that are made for it)")
-    parser.add_argument("--model", default="nfnet_pico", help="default: %(default)s")
-    parser.add_argument("--image-size", type=positive, default=96, help="pixels (default: %(default)s)")
-    parser.add_argument("--batch-size", type=positive, default=16, help="default: %(default)s")
+    parser.add_argument("--model", default="nfnet_pico", help="the network (default: %(default)s)")
     parser.add_argument(
-        "--layers", type=int, default=4, help="of RandAugment; 0: none (default: %(default)s)"
+        "--image-size", type=positive, default=96, help="side of an image in pixels (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--batch-size", type=positive, default=16, help="images of each batch (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--layers",
+        type=int,
+        default=4,
+        help="RandAugment's operations for each image; 0: none (default: %(default)s)",
     )
     parser.add_argument(
         "--trials", default="2,4", help="numbers of trials side by side (default: %(default)s)"
@@ -217,8 +222,10 @@ def main() -> None:
         default=20,
         help="in each round (default: %(default)s), at most an epoch's but two",
     )
-    parser.add_argument("--rounds", type=positive, default=5, help="default: %(default)s")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="default: %(default)s")
+    parser.add_argument("--rounds", type=positive, default=5, help="number of rounds (default: %(default)s)")
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS, help="csv to which rows are added (default: %(default)s)"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         data = options.data or photographs(Path(folder))

@@ -82,19 +82,30 @@ def main() -> None:
     """Measures, prints, and appends to the results."""
     parser = parser_with_threads(__doc__)
     parser.add_argument(
-        "--batch-size", type=positive, default=64, help="images of a step (default: %(default)s)"
+        "--batch-size", type=positive, default=64, help="images of each step (default: %(default)s)"
     )
     parser.add_argument(
         "--image-size",
         type=whole_number(0),
         default=32,
-        help="side in pixels; 0: the model's own (default: %(default)s)",
+        help="side of an image in pixels; 0: the model's own (default: %(default)s)",
     )
-    parser.add_argument("--precision", default="float32", choices=sorted(DTYPES))
     parser.add_argument(
-        "--repeats", type=positive, default=9, help="measurements of each (default: %(default)s)"
+        "--precision",
+        default="float32",
+        choices=sorted(DTYPES),
+        help="dtype of the arithmetic (default: %(default)s)",
     )
-    parser.add_argument("models", nargs="*", default=["nfnet_pico", "nfnet_nano"])
+    parser.add_argument(
+        "--repeats", type=positive, default=9, help="measurements of each method (default: %(default)s)"
+    )
+    parser.add_argument(
+        "models",
+        nargs="*",
+        default=["nfnet_pico", "nfnet_nano"],
+        metavar="MODEL",
+        help="networks (default: %(default)s)",
+    )
     options = parser.parse_args()
     context = PlainContext(threads=options.threads)
     about = circumstances(context.device, options.threads)

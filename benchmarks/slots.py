@@ -10,7 +10,6 @@ into it: each trial was a TorchTrainer of its own, started by a trial of Ray Tun
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 from io import StringIO
@@ -66,8 +65,10 @@ def seconds_to_first_step(trials: int) -> list[float]:
 
 def main() -> None:
     """Measures, prints, and appends to the results."""
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=positive, default=6, metavar="N", help="default: 6")
+    parser = OneLineParser(description=__doc__)
+    parser.add_argument(
+        "--trials", type=positive, default=6, metavar="N", help="number of trials (default: %(default)s)"
+    )
     parser.add_argument("--worker-group", default="for all trials", help="what to write into that column")
     options = parser.parse_args()
     first, *later = seconds_to_first_step(options.trials)

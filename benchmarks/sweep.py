@@ -20,7 +20,6 @@ cluster.
 
 from __future__ import annotations
 
-import argparse
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -274,7 +273,6 @@ def measure(pool: Pool, name: str, search: Search, numbers: Sequence[int], seeds
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measures, prints, and appends to the results."""
     parser = OneLineParser(prog="python -m benchmarks.sweep", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument(
         "studies", metavar="STUDY", nargs="+", help="a study's folder, or its name under ./runs"
     )
@@ -282,7 +280,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--seeds", type=positive, default=50, metavar="N", help="runs of each search (default: %(default)s)"
     )
     parser.add_argument(
-        "--close", type=above_zero, default=100 * CLOSE, metavar="POINTS", help="default: %(default)s"
+        "--close",
+        type=above_zero,
+        default=100 * CLOSE,
+        metavar="POINTS",
+        help="percentage points from the best that count as close to it (default: %(default)s)",
     )
     asked = parser.parse_args(arguments)
     for name in asked.studies:

@@ -16,7 +16,6 @@ took at the beginning and at the end, and how much memory the driver had by then
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
@@ -267,18 +266,27 @@ def measure_study(
 
 def main() -> None:
     """Measures, prints, and appends to the results."""
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=positive, default=1000, help="default: %(default)s")
-    parser.add_argument("--epochs", type=positive, default=100, help="of a trial (default: %(default)s)")
+    parser = OneLineParser(description=__doc__)
+    parser.add_argument(
+        "--trials", type=positive, default=1000, help="number of trials (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--epochs", type=positive, default=100, help="epochs of each trial (default: %(default)s)"
+    )
     parser.add_argument(
         "--rules",
         nargs="+",
         choices=("synchronous", "asynchronous", "median", "hyperband", "none"),
         default=["synchronous", "none"],
-        help="early stopping (default: %(default)s)",
+        help="rules of early stopping (default: %(default)s)",
     )
     parser.add_argument("--through-ray", action="store_true", help="measure whole studies")
-    parser.add_argument("--epoch-seconds", type=above_zero, default=0.05, help="default: %(default)s")
+    parser.add_argument(
+        "--epoch-seconds",
+        type=above_zero,
+        default=0.05,
+        help="seconds for which an epoch sleeps, with --through-ray (default: %(default)s)",
+    )
     parser.add_argument(
         "--places",
         type=positive,

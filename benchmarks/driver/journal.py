@@ -9,7 +9,6 @@ columns and 40 lines; the plain way draws all trials. Appends a row for each num
 
 from __future__ import annotations
 
-import argparse
 import json
 import platform
 import statistics
@@ -149,8 +148,14 @@ def write(journal: Path, study: Study, state: StudyState) -> None:
 
 def main() -> None:
     """Measures, prints, and appends to the results."""
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("trials", nargs="*", type=positive, default=[200, 1000], help="default: 200 1000")
+    parser = OneLineParser(description=__doc__)
+    parser.add_argument(
+        "trials",
+        nargs="*",
+        type=positive,
+        default=[200, 1000],
+        help="numbers of trials, a row for each (default: %(default)s)",
+    )
     about: Row = {"hardware": hardware(CPU, threads=1), "python": platform.python_version()}
     append_rows(RESULTS, [measure(trials) | about for trials in parser.parse_args().trials])
 

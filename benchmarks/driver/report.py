@@ -16,7 +16,6 @@ Appends a row for each number of trials to ``results/report.csv``.
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
 import platform
@@ -242,9 +241,13 @@ def measure(trials: int) -> Row:
 
 def main() -> None:
     """Measures, prints, and appends to the results."""
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__)
     parser.add_argument(
-        "trials", nargs="*", type=positive, default=[2, 100, 1000], help="default: 2 100 1000"
+        "trials",
+        nargs="*",
+        type=positive,
+        default=[2, 100, 1000],
+        help="numbers of trials, one study for each (default: %(default)s)",
     )
     about: Row = {
         "hardware": hardware(torch.device("cpu"), threads=available_cpus()),

@@ -17,7 +17,6 @@ trials that run at once. Arguments after ``--`` are the study's. Appends a row f
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 import time
@@ -100,10 +99,11 @@ def measure(study: str, arguments: Sequence[str], run: int) -> Row:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measures every run."""
     parser = OneLineParser(prog="python -m benchmarks.driver.start", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--study", default=STUDY, metavar="FILE")
-    parser.add_argument("--runs", type=positive, default=3, metavar="N")
-    parser.add_argument("further", nargs="*", metavar="ARGUMENT", help="of the study, after --")
+    parser.add_argument("--study", default=STUDY, metavar="FILE", help="the study (default: %(default)s)")
+    parser.add_argument(
+        "--runs", type=positive, default=3, metavar="N", help="number of runs (default: %(default)s)"
+    )
+    parser.add_argument("further", nargs="*", metavar="ARGUMENT", help="the study's own flags, after --")
     settings = parser.parse_args(arguments)
     for run in range(1, settings.runs + 1):
         append_rows(RESULTS, [measure(settings.study, settings.further, run)])

@@ -9,7 +9,6 @@ databases have to hold the same number of metrics. Appends a row to ``results/tr
 
 from __future__ import annotations
 
-import argparse
 import json
 import platform
 import random
@@ -148,10 +147,16 @@ def _count(database: Path) -> int:
 
 def main() -> None:
     """Measures, prints, and appends to the results."""
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("trials", nargs="?", type=positive, default=100, help="default: 100")
-    parser.add_argument("--epochs", type=positive, default=100, help="default: 100")
-    parser.add_argument("--repeats", type=positive, default=3, help="default: 3")
+    parser = OneLineParser(description=__doc__)
+    parser.add_argument(
+        "trials", nargs="?", type=positive, default=100, help="number of trials (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--epochs", type=positive, default=100, help="epochs of each trial (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--repeats", type=positive, default=3, help="number of measurements (default: %(default)s)"
+    )
     parser.add_argument("--bulk-alone", action="store_true", help="leave out the slow way")
     options = parser.parse_args()
     about: Row = {"hardware": hardware(CPU, threads=1), "python": platform.python_version()}

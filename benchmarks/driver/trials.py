@@ -7,7 +7,6 @@ every check. Both build the same Recipes. Appends a row for each number of trial
 
 from __future__ import annotations
 
-import argparse
 import platform
 import statistics
 from dataclasses import replace
@@ -68,8 +67,14 @@ def measure(trials: int) -> Row:
 
 def main() -> None:
     """Measures, prints, and appends to the results."""
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("trials", nargs="*", type=positive, default=[200, 1000], help="default: 200 1000")
+    parser = OneLineParser(description=__doc__)
+    parser.add_argument(
+        "trials",
+        nargs="*",
+        type=positive,
+        default=[200, 1000],
+        help="numbers of trials, a row for each (default: %(default)s)",
+    )
     about: Row = {"hardware": hardware(CPU, threads=1), "python": platform.python_version()}
     append_rows(RESULTS, [measure(trials) | about for trials in parser.parse_args().trials])
 

@@ -71,11 +71,13 @@ DEFAULT_SECONDS = 360.0
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; also that of its child processes."""
-    parser = OneLineParser(
-        prog="benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = OneLineParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument(
-        "--part", type=parts, default=PARTS, metavar="A,B", help=f"default: all, {','.join(PARTS)}"
+        "--part",
+        type=parts,
+        default=PARTS,
+        metavar="A,B",
+        help=f"the parts to run (default: all, {','.join(PARTS)})",
     )
     parser.add_argument(
         "--results", type=Path, default=RESULTS, help="csv to which rows are added (default: %(default)s)"
@@ -84,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--seconds",
         type=above_zero,
         default=DEFAULT_SECONDS,
-        help="time limit of all (default: %(default)g); if there is more than the parts may take, they may take more",
+        help="seconds for all parts (default: %(default)g); if that is more than their limits, the limits grow",
     )
     parser.add_argument(
         "--cifar", type=Path, help="folder with CIFAR-10 as Parquet files, for the part cifar"

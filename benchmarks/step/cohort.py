@@ -103,13 +103,13 @@ def main() -> None:
         "--fewest-pairs", type=positive, default=9, help="pairs of steps of a case (default: %(default)s)"
     )
     parser.add_argument(
-        "--seconds", type=positive, default=6, help="of a case, at least (default: %(default)s)"
+        "--seconds", type=positive, default=6, help="seconds of a case, at least (default: %(default)s)"
     )
     parser.add_argument(
         "--memory-format",
         choices=sorted(MEMORY_FORMATS),
         default="contiguous",
-        help="of both (default: %(default)s)",
+        help="memory layout of both steps (default: %(default)s)",
     )
     parser.add_argument(
         "cases",

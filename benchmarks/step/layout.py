@@ -89,10 +89,10 @@ def main() -> None:
         "--fewest-pairs", type=positive, default=15, help="pairs of steps of a case (default: %(default)s)"
     )
     parser.add_argument(
-        "--seconds", type=positive, default=6, help="of a case, at least (default: %(default)s)"
+        "--seconds", type=positive, default=6, help="seconds of a case, at least (default: %(default)s)"
     )
     parser.add_argument(
-        "--precision", choices=sorted(DTYPES), help="of the arithmetic (default: the published one)"
+        "--precision", choices=sorted(DTYPES), help="dtype of the arithmetic (default: the published one)"
     )
     parser.add_argument(
         "cases",

@@ -9,7 +9,6 @@ is enough. Appends a row for each budget to ``results/memory_budget.csv``.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -94,9 +93,13 @@ def measure(name: str, batch_size: int, pixels: int) -> list[Row]:
 
 def main() -> None:
     """Measures, prints, and appends to the results."""
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__)
     parser.add_argument(
-        "cases", nargs="*", metavar="CASE", default=["nfnet_f0:2:192"], help="default: %(default)s"
+        "cases",
+        nargs="*",
+        metavar="CASE",
+        default=["nfnet_f0:2:192"],
+        help="MODEL:BATCH:PIXELS (default: %(default)s)",
     )
     options = parser.parse_args()
     compilation.Inductor = Graphs  # type: ignore[misc]

@@ -207,7 +207,12 @@ def measure(name: str, batch_size: int, pixels: int, memory_format: str, threads
 def main() -> None:
     """Measures, prints, and appends to the results."""
     parser = parser_with_threads(__doc__)
-    parser.add_argument("--memory-format", choices=MEMORY_FORMATS, default="contiguous")
+    parser.add_argument(
+        "--memory-format",
+        choices=MEMORY_FORMATS,
+        default="contiguous",
+        help="memory layout of activations (default: %(default)s)",
+    )
     parser.add_argument(
         "cases",
         nargs="*",

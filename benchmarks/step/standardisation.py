@@ -101,7 +101,12 @@ def measure(
 def main() -> None:
     """Measures, prints, and appends to the results."""
     parser = parser_with_threads(__doc__)
-    parser.add_argument("--memory-format", choices=MEMORY_FORMATS, default="contiguous")
+    parser.add_argument(
+        "--memory-format",
+        choices=MEMORY_FORMATS,
+        default="contiguous",
+        help="memory layout of activations (default: %(default)s)",
+    )
     parser.add_argument(
         "cases",
         nargs="*",

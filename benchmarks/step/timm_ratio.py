@@ -82,7 +82,7 @@ def measure(name: str, timms: str, batch_size: int, pixels: int, rounds: int, ma
 def main() -> None:
     """Measures, prints, and appends to the results."""
     parser = parser_with_threads(__doc__)
-    parser.add_argument("--rounds", type=positive, default=9, help="default: %(default)s")
+    parser.add_argument("--rounds", type=positive, default=9, help="number of rounds (default: %(default)s)")
     parser.add_argument(
         "cases",
         nargs="*",

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import re
 import shutil
 import textwrap
+from pathlib import Path
+
+from nfnet_ray.printable import display_path
 
 _WIDEST = 100
 """Columns. Longer lines are hard to read, however wide the terminal is."""
@@ -36,7 +40,10 @@ def filled(text: str, width: int, indent: str = "", *, hanging: str | None = Non
 
 
 class HelpFormatter(argparse.HelpFormatter):
-    """Fills paragraphs and list items, and leaves lines that are indented, such as examples, as they are."""
+    """Fills paragraphs and list items, and leaves lines that are indented, such as examples, as they are.
+
+    A default that is a list is shown as a person types it, and a path as short as it is here.
+    """
 
     def __init__(
         self, prog: str, indent_increment: int = 2, max_help_position: int = 24, width: int | None = None
@@ -46,6 +53,14 @@ class HelpFormatter(argparse.HelpFormatter):
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         blocks = re.split(r"\n[ \t]*\n", without_markup(text.strip("\n")))
         return "\n\n".join(_filled_block(block, width, indent) for block in blocks)
+
+    def _expand_help(self, action: argparse.Action) -> str:
+        shown = copy.copy(action)
+        if isinstance(action.default, list | tuple):
+            shown.default = " ".join(map(str, action.default))
+        elif isinstance(action.default, Path):
+            shown.default = display_path(action.default) if action.default.is_absolute() else action.default
+        return super()._expand_help(shown)
 
     def _split_lines(self, text: str, width: int) -> list[str]:
         return filled(text, width).splitlines()

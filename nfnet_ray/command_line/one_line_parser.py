@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,10 +20,15 @@ _MISSING = "the following arguments are required: "
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """In place of the usage, which argparse prints with every error, it points to a similar flag or to ``--help``."""
+    """In place of the usage, which argparse prints with every error, it points to a similar flag or to ``--help``.
+
+    Without a ``prog`` a module that was started by its name is called ``python -m NAME``.
+    """
 
     def __init__(self, **keywords: Any) -> None:
-        super().__init__(**{"formatter_class": HelpFormatter} | keywords)
+        module = getattr(sys.modules["__main__"], "__spec__", None)
+        program = {"prog": f"python -m {module.name.removesuffix('.__main__')}"} if module else {}
+        super().__init__(**program | {"formatter_class": HelpFormatter} | keywords)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is None or value in action.choices:

@@ -8,7 +8,11 @@ from __future__ import annotations
 import importlib
 import re
 import shlex
+import sys
 from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -131,6 +135,31 @@ def test_paragraphs_are_filled_and_examples_are_left_alone() -> None:
         without_markup("of :func:`a.b`, ``none``: *x*, stem.* and 2 * 3")
         == "of a.b, none: x, stem.* and 2 * 3"
     )
+
+
+def test_defaults_are_shown_as_they_are_typed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    parser = OneLineParser(prog="p")
+    parser.add_argument("sizes", nargs="*", default=[64, 192], help="sides (default: %(default)s)")
+    parser.add_argument(
+        "--out", type=Path, default=Path.cwd() / "a" / "b.csv", help="csv (default: %(default)s)"
+    )
+    assert "sides (default: 64 192)" in parser.format_help()
+    assert "csv (default: a/b.csv)" in parser.format_help()
+
+
+def test_a_module_without_a_name_of_its_own_is_called_as_it_was_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, program in (
+        ("benchmarks.clipping", "benchmarks.clipping"),
+        ("benchmarks.gpu.__main__", "benchmarks.gpu"),
+    ):
+        main = ModuleType("__main__")
+        main.__spec__ = ModuleSpec(name, None)
+        monkeypatch.setitem(sys.modules, "__main__", main)
+        assert OneLineParser().prog == f"python -m {program}"
+        assert OneLineParser(prog="p").prog == "p"
 
 
 def test_a_program_of_dashboards_is_also_a_command(capsys: pytest.CaptureFixture[str]) -> None:
