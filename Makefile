@@ -18,35 +18,35 @@ export PYTHON
 # Two installations at once would write into the same .venv.
 .NOTPARALLEL:
 
-study: $(installed)  ## the AGC sweep: a table, a plot, a best setting; make study ARGS="--plan"
+study: $(installed)  ## run the AGC sweep on handwritten digits: a table, a report, an answer; make study ARGS="--plan"
 	@$(python) studies/agc_sweep.py $(ARGS)
 
 # Three test processes on two cores: with two the cores were idle for a tenth of the time, while tests wait.
-test: lint  ## lint, then all tests; make test ARGS="tests/quick -k agc"
+test: lint  ## run lint, then all tests; make test ARGS="tests/quick -k agc"
 	@$(python) -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-check: lint  ## lint, then the quick tests, without Ray or training; make check ARGS="-k agc"
+check: lint  ## run lint, then the quick tests, without Ray or training; make check ARGS="-k agc"
 	@$(python) -m pytest --numprocesses 2 --dist loadfile -m "not slow and not image" tests/quick nfnet_ray $(ARGS)
 
-test-image: $(installed_tools)  ## builds the container image, then runs a study from it; as root, on Debian or Ubuntu
+test-image: $(installed_tools)  ## build the container image, then run a study from it; as root, on Debian or Ubuntu
 	@deploy/build_here.sh
 	@$(python) -m pytest -m image tests/deploy/test_image.py $(ARGS)
 
-lint: $(installed_tools)  ## ruff, mypy, and Biome for the pages' style sheets and scripts
+lint: $(installed_tools)  ## run ruff, mypy, and Biome for the pages' style sheets and scripts
 	@$(python) -m ruff check .
 	@$(python) -m ruff format --check --quiet . || { echo "make lint: run .venv/bin/ruff format on these files"; exit 1; }
 	@$(python) -m mypy
 # Biome is installed only on x86-64 Linux.
 	@if [ -x .venv/bin/biome ]; then .venv/bin/biome check --error-on-warnings; fi
 
-docs: $(installed_tools)  ## the documentation as a site, in build/docs; a dead link is an error
+docs: $(installed_tools)  ## build the documentation as a site, in build/docs; a dead link is an error
 	@$(python) -m sphinx --quiet --fail-on-warning --keep-going --conf-dir docs . build/docs
 	@echo "build/docs/index.html"
 
-docs-serve: docs  ## the same, shown at http://localhost:8000
+docs-serve: docs  ## build it and show it at http://localhost:8000
 	@$(python) -m http.server --bind 127.0.0.1 --directory build/docs 8000
 
-lock:  ## rewrites requirements.txt and requirements-dev.txt from pyproject.toml; make lock ARGS=--upgrade
+lock:  ## rewrite requirements.txt and requirements-dev.txt from pyproject.toml; make lock ARGS=--upgrade
 	@deploy/install.sh uv
 	@$(compile) requirements-dev.txt --group dev $(ARGS)
 # A part of the same resolution: uv keeps the versions that it finds in the file that it writes.
@@ -57,7 +57,7 @@ clean:  ## remove .venv and the tools' caches; results and data stay
 	rm -rf .venv .venv-uv .mypy_cache .ruff_cache .pytest_cache build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-help:  ## this list
+help:  ## print this list
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 sources := requirements.txt requirements-dev.txt pyproject.toml deploy/install.sh deploy/uv.txt setup.py \
