@@ -135,12 +135,13 @@ if __name__ == "__main__":
     if sys.argv[2] == "--plain":
         sys.exit(plain_training(Path(sys.argv[3]), Path(sys.argv[4])))
     else:
-        from nfnet_ray.cluster import messages, trainer
+        from nfnet_ray.cluster import trainer
+        from nfnet_ray.cluster.messages import configs
         from studies import sweep, train
         from studies.running.flags import main
 
         trainer.work_in_slot = disturbed_worker
-        messages.SECONDS_BETWEEN_RESIZES = 2.0
+        configs.SECONDS_BETWEEN_RESIZES = 2.0
         if sys.argv[2] == "--study":
             sys.exit(main(sweep.PROGRAM, Path(__file__), sys.argv[3:]))
         train.__file__ = __file__  # the command that resumes is this one
