@@ -94,3 +94,14 @@ def test_a_cluster_is_sent_the_token_if_it_wants_one_and_only_then(
     assert said(address) == "21\n"
     monkeypatch.setenv("RAY_ADDRESS", address)  # as in a job that was submitted
     assert said("auto") == "21\n"
+
+
+def test_a_ray_that_was_imported_without_its_mode_cannot_show_a_token(head: tuple[str, str]) -> None:
+    """As in a notebook that imports Ray first."""
+    address, mode = head
+    answer = said(address, imports="import ray")
+    if mode == "disabled":
+        assert answer == "21\n"
+    else:
+        assert "imported Ray without RAY_AUTH_MODE=token" in answer
+        assert answer.count("\n") == 1

@@ -482,6 +482,17 @@ METADATA_PYTHON_VERSION = "python_version"
 METADATA_OF_A_PROGRAM = b'"ray_init_cluster": true'
 """In the metadata of a Ray that ``ray.init`` started, and that ends with its program (_common/usage/usage_lib.py)."""
 
+
+def sends_token() -> bool:
+    """Whether this process shows a token to the cluster that it connects to.
+
+    ``RAY_AUTH_MODE`` says so, and is read once, when Ray is imported (_private/authentication/authentication_utils.py).
+    """
+    from ray._private.authentication.authentication_utils import is_token_auth_enabled
+
+    return bool(is_token_auth_enabled())
+
+
 CURRENT_CLUSTER_FILE = "ray/ray_current_cluster"
 """Below the temporary folder: the address of the last ``ray start`` (_common/utils.py)."""
 

@@ -44,19 +44,26 @@ def ray_session(address: str | None, *, packages: Sequence[Path] = ()) -> Iterat
     """
     for name, value in ray_internals.SETTINGS.items():
         os.environ.setdefault(name, value)
+    wants_token = False
     if address in (None, LOCAL):
         address = None
         _forget_clusters()
         check_temporary_folder()
     else:
         head = find_head(address)
-        address = head.address
-        if head.wants_token:  # Ray sends one to a given address only in this mode
+        address, wants_token = head.address, head.wants_token
+        if wants_token:  # Ray sends one to a given address only in this mode
             os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray
 
     if ray.is_initialized():
         raise UserError("this process is connected to Ray already: call ray.shutdown() first")
+    if wants_token and not ray_internals.sends_token():
+        raise UserError(
+            f"--address {address}: that cluster needs a token, and this process imported Ray without "
+            "RAY_AUTH_MODE=token, which Ray reads only then: set it, and start the process or the notebook's kernel "
+            "again"
+        )
     quiet: dict[str, Any] = {
         "log_to_driver": False,
         "logging_level": logging.ERROR,
