@@ -55,7 +55,8 @@ def _rendered(folder: Path) -> str:
 
 def rendered(folder: Path) -> list[Document]:
     """What ``kubectl apply -k folder`` sends."""
-    return list(yaml.safe_load_all(_rendered(folder)))
+    # In C, where PyYAML was built with it: a tenth of the time.
+    return list(yaml.load_all(_rendered(folder), getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
 
 
 def quantity_bytes(text: str) -> int:
