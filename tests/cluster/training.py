@@ -23,6 +23,7 @@ from nfnet_ray.tracking.state import StudyState
 from nfnet_ray.training.checkpoints.checkpoint import CheckpointStore
 from studies.running.training import TrainingRequest
 from tests.deadlines import HANG_SECONDS
+from tests.preloaded import DATA_PARALLEL_MODULES, TRAINING_MODULES, PreloadedProgram, start_program
 
 SCRIPT = Path(__file__).with_name("disturbed.py")
 BATCH = 48
@@ -80,18 +81,25 @@ class TrainingPlace:
         return self._start("--resume", "run", *further)
 
     def _start(self, *arguments: str) -> Driver:
-        command = [*self._prefix, sys.executable, str(SCRIPT), str(self.folder), "--address", self._address]
         log = self.folder / f"driver-{len(self.printed)}.log"
         variables = FAST_RAY | {"MLFLOW_TRACKING_URI": "none"} | ({} if self.is_watched else LOCAL_SETTINGS)
         self.printed.append(str(log))
+        flags = [str(self.folder), "--address", self._address, *arguments, "--cpus-per-worker", "1"]
+        place: Any = {"folder": self.folder, "environment": environment() | variables}
+        process: subprocess.Popen[str] | PreloadedProgram
         with log.open("w") as file:
-            process = subprocess.Popen(
-                [*command, *arguments, "--cpus-per-worker", "1"],
-                cwd=self.folder,
-                env=environment() | variables,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-            )
+            if self._prefix:
+                command = [*self._prefix, sys.executable, str(SCRIPT), *flags]
+                process = subprocess.Popen(
+                    command,
+                    cwd=self.folder,
+                    env=environment() | variables,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                )
+            else:
+                process = start_program(DATA_PARALLEL_MODULES, str(SCRIPT), *flags, log=file, **place)
         return Driver(process, log, self)
 
     @property
@@ -141,7 +149,9 @@ class TrainingPlace:
 class Driver:
     """A running ``studies/train.py``."""
 
-    def __init__(self, process: subprocess.Popen[bytes], log: Path, place: TrainingPlace) -> None:
+    def __init__(
+        self, process: subprocess.Popen[str] | PreloadedProgram, log: Path, place: TrainingPlace
+    ) -> None:
         self.process, self._log, self._place = process, log, place
 
     @property
@@ -192,10 +202,8 @@ class Undisturbed:
     def _train(folder: Path, data: Path) -> None:
         recipe, out = folder / "recipe.json", folder / "weights.pt"
         recipe.write_text(json.dumps(quick_recipe(data).to_values()))
-        python = [sys.executable, "-X", "faulthandler"]  # a process that is aborted says where it was
-        command = [*python, str(SCRIPT), str(folder), "--plain", str(recipe), str(out)]
-        done = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=HANG_SECONDS, check=False)
-        assert done.returncode == 0, f"exit code {done.returncode}: {done.stderr}"
+        done = start_program(TRAINING_MODULES, str(SCRIPT), str(folder), "--plain", str(recipe), str(out))
+        assert done.wait(HANG_SECONDS) == 0, f"exit code {done.returncode}: {done.communicate()}"
 
 
 def differing(weights: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> list[str]:

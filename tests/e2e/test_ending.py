@@ -20,6 +20,7 @@ from nfnet_ray.training.checkpoints.checkpoint import CheckpointStore
 from tests.cluster.training import descendants
 from tests.deadlines import HANG_SECONDS, wait_until
 from tests.e2e.workplace import QUICK, REPOSITORY, Workplace
+from tests.preloaded import DATA_PARALLEL_MODULES, PreloadedProgram, start_program
 
 pytestmark = pytest.mark.slow
 
@@ -34,16 +35,11 @@ def is_left(process: int, began: str | None) -> bool:
         return False
 
 
-def start(place: Workplace, data: Path, program: str, *further: str) -> subprocess.Popen[str]:
+def start(place: Workplace, data: Path, program: str, *further: str) -> PreloadedProgram:
     """A run ``n`` of a very long time, in a process group of its own, that has trained an epoch."""
-    command = [sys.executable, str(REPOSITORY / "studies" / program), "--name", "n", "--data", str(data)]
-    driver = subprocess.Popen(
-        [*command, *LONG, *QUICK, *further],
-        cwd=place.folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
+    command = [str(REPOSITORY / "studies" / program), "--name", "n", "--data", str(data), *LONG, *QUICK]
+    driver = start_program(
+        DATA_PARALLEL_MODULES, *command, *further, folder=place.folder, is_new_session=True
     )
 
     def has_trained() -> bool:

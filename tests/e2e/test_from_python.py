@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ import pytest
 import nfnet_ray
 from tests.deadlines import HANG_SECONDS
 from tests.e2e.workplace import REPOSITORY
+from tests.preloaded import STUDY_MODULES, start_program
 
 pytestmark = pytest.mark.slow
 
@@ -70,15 +69,14 @@ def test_a_script_runs_two_studies_one_after_the_other(tmp_path: Path, few_digit
     """
     (tmp_path / "my_net.py").write_text(NETWORK)
     (tmp_path / "my_layers.py").write_text(LAYERS)
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(few_digits)],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
-        capture_output=True,
-        text=True,
-        timeout=HANG_SECONDS,
+    process = start_program(
+        STUDY_MODULES,
+        *("-c", SCRIPT, str(few_digits)),
+        folder=tmp_path,
+        environment=os.environ | {"PYTHONPATH": str(REPOSITORY)},
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    out, err = process.communicate(HANG_SECONDS)
+    assert process.returncode == 0, out + err
     (first,), (again, other) = json.loads((tmp_path / "top1.json").read_text())
     assert 0 < first == again <= 1
     assert 0 < other <= 1
@@ -87,4 +85,4 @@ def test_a_script_runs_two_studies_one_after_the_other(tmp_path: Path, few_digit
     assert record.trials["last_top1"].tolist() == [again, other]
     assert set(record.trials["state"]) == {"finished"}
     assert (tmp_path / "runs" / "rates" / "report.html").exists()
-    assert "Best setting" in done.stdout
+    assert "Best setting" in out

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from tests.cluster.training import SCRIPT, differing
 from tests.deadlines import HANG_SECONDS
 from tests.e2e.test_study import numbers
 from tests.e2e.workplace import QUICK, Workplace
+from tests.preloaded import TRAINING_MODULES, start_program
 
 pytestmark = pytest.mark.slow
 
@@ -91,8 +90,8 @@ def test_a_trial_in_used_workers_has_the_weights_of_one_in_fresh_processes(place
     (trial,) = (trial for trial in Study.from_event(started).trials() if trial.name == REUSED)
     recipe, out = place.folder / "recipe.json", place.folder / "fresh.pt"
     recipe.write_text(json.dumps(trial.recipe.to_values()))
-    command = [sys.executable, str(SCRIPT), str(place.folder), "--plain", str(recipe), str(out)]
-    subprocess.run(command, check=True, timeout=HANG_SECONDS)
+    plain = start_program(TRAINING_MODULES, str(SCRIPT), str(place.folder), "--plain", str(recipe), str(out))
+    assert plain.wait(HANG_SECONDS) == 0, plain.communicate()
     assert differing(weights(place, REUSED), torch.load(out, weights_only=True)) == []
 
 

@@ -34,7 +34,7 @@ def numbers(workplace: Workplace, study: str, trial: str) -> dict[int, dict[str,
 
 def test_a_study_runs_through_and_can_be_seen_everywhere(workplace: Workplace, few_digits: Path) -> None:
     """Four trials on two actors: three that learn, and one without clipping that diverges."""
-    result = workplace.run(
+    result = workplace.run_as_typed(
         "--name", "first", "--data", few_digits, "--epochs", "2", *QUICK,
         "--set", "schedule.base_learning_rate=30", "--set", "schedule.warmup_epochs=0",
     )  # fmt: skip

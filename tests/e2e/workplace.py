@@ -21,6 +21,7 @@ from nfnet_ray.tracking.events import Event
 from nfnet_ray.tracking.journal import JOURNAL_FILE, read_events
 from nfnet_ray.tracking.state import StudyState
 from tests.deadlines import HANG_SECONDS, wait_until
+from tests.preloaded import STUDY_MODULES, PreloadedProgram, start_program
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 STUDY = REPOSITORY / "studies" / "agc_sweep.py"
@@ -32,6 +33,9 @@ QUICK = [
     "--set", "model.overrides.group_width=[8, 8, 16, 16]",
     "--set", "batch_size=48",
 ]  # fmt: skip
+
+# A driver sets it when its cluster asks for tokens, as those of the tests do, and Ray reads it when it is imported.
+SHOWS_TOKEN = {"RAY_AUTH_MODE": "token"}
 
 # On a cluster with two cores. Trials of two cores would have two threads, which take twice the time of a core for
 # networks of this size.
@@ -59,8 +63,23 @@ class Workplace:
             (folder / "runs").mkdir()
             shutil.copy(database, folder / "runs" / "mlflow.db")
 
-    def start(self, *arguments: str | Path, **environment: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
+    def start(self, *arguments: str | Path, **environment: str) -> PreloadedProgram:
+        return start_program(
+            STUDY_MODULES,
+            str(self.study),
+            *map(str, arguments),
+            folder=self.folder,
+            environment=os.environ | self._variables | environment,
+            at_import=SHOWS_TOKEN if "--address" in arguments else {},
+        )
+
+    def run(self, *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Runs a study to its end, in a process that need not import what all studies import."""
+        return self._ended(self.start(*arguments, **environment))
+
+    def run_as_typed(self, *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Like :meth:`run`, in a new process: what a shell does with the command."""
+        process = subprocess.Popen(
             [sys.executable, str(self.study), *map(str, arguments)],
             cwd=self.folder,
             env=os.environ | self._variables | environment,
@@ -68,9 +87,10 @@ class Workplace:
             stderr=subprocess.PIPE,
             text=True,
         )
+        return self._ended(process)
 
-    def run(self, *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-        process = self.start(*arguments, **environment)
+    @staticmethod
+    def _ended(process: PreloadedProgram | subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
         try:
             out, err = process.communicate(timeout=HANG_SECONDS)
         except subprocess.TimeoutExpired:
@@ -102,9 +122,7 @@ class Workplace:
     def progress(self, study: str) -> StudyState:
         return StudyState.read(self.folder / "runs" / study)[0]
 
-    def wait_for(
-        self, process: subprocess.Popen[str], study: str, condition: Callable[[Event], bool]
-    ) -> None:
+    def wait_for(self, process: PreloadedProgram, study: str, condition: Callable[[Event], bool]) -> None:
         """Returns once an event of the journal meets the condition, which a running process has to write."""
 
         def is_there() -> bool:
@@ -114,7 +132,7 @@ class Workplace:
         wait_until(is_there, "the event")
 
     def interrupt_after(
-        self, process: subprocess.Popen[str], study: str, condition: Callable[[Event], bool]
+        self, process: PreloadedProgram, study: str, condition: Callable[[Event], bool]
     ) -> str:
         """Sends Ctrl-C once an event of the journal meets the condition; what was printed."""
         self.wait_for(process, study, condition)

@@ -22,7 +22,7 @@ from nfnet_ray.training.measurement.meter import (
     NvmlEnergyCounter,
     model_flops_per_image,
 )
-from tests.training.preloaded import run_program
+from tests.preloaded import run_program
 from tests.training.two_workers import two_workers
 
 PICO = with_published_values(Recipe().with_values({"model.name": "nfnet_pico", "data.image_size": 32}))

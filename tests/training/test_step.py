@@ -21,8 +21,8 @@ from nfnet_ray.models.nfnet import NFNet
 from nfnet_ray.optim import unitwise_norm
 from nfnet_ray.training.gradient import Gradient
 from nfnet_ray.training.step import TrainStep
+from tests.preloaded import run_program
 from tests.training import replicas
-from tests.training.preloaded import run_program
 
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-12}
 SYNCHRONISED = (

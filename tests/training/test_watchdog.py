@@ -9,7 +9,7 @@ from pathlib import Path
 from nfnet_ray.training.measurement.clock import Clock
 from nfnet_ray.training.watchdog import EXIT_HUNG, Hang, Watchdog
 from tests.deadlines import wait_until
-from tests.training.preloaded import run_program
+from tests.preloaded import run_program
 
 
 class Told:

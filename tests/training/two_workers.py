@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.training.preloaded import run_program
+from tests.preloaded import run_program
 
 
 def two_workers(imports: str, work: str, folder: Path, *arguments: str) -> list[str]:
