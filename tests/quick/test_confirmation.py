@@ -145,7 +145,7 @@ def test_the_recipe_is_beaten_by_reruns_though_it_could_be_by_luck_in_the_sweep(
         record = record_of(Journaled(study, **sweep, **again).run())
         record.study["command"] = "python studies/agc_sweep.py"
         cards.append({card.name: card for card in health_cards(record)})
-    before, after = (found["published Recipe"] for found in cards)
+    before, after = (found["own values"] for found in cards)
     assert before.status == "look"
     assert (after.status, after.sentence) == (
         "good",

@@ -70,7 +70,7 @@ def test_a_healthy_study_has_good_cards_alone(tmp_path: Path) -> None:
         "edge of the space",
         "effect",
         "lost trials",
-        "published Recipe",
+        "own values",
         "early stopping",
     }
     assert {card.status for card in cards} == {"good"}
@@ -342,30 +342,30 @@ def test_a_value_that_was_lost_or_that_another_field_hides_is_judged(tmp_path: P
 
 @pytest.mark.parametrize("own", [0.9, 0.899])
 @pytest.mark.parametrize(("confirmed", "more"), [(0, 3), (2, 4)])
-def test_the_published_recipe_is_not_beaten(tmp_path: Path, own: float, confirmed: int, more: int) -> None:
+def test_the_recipes_own_values_are_not_beaten(tmp_path: Path, own: float, confirmed: int, more: int) -> None:
     levels = flat(0.1, 0.2, own, 0.9 if own < 0.9 else 0.5, 0.1)
-    found = card(planted(tmp_path, levels, confirm=confirmed), "published Recipe")
+    found = card(planted(tmp_path, levels, confirm=confirmed), "own values")
     assert (found.status, found.command.endswith(f"--confirm {more}")) == ("look", True)
     beaten = planted(tmp_path / "beaten", flat(0.1, 0.2, 0.5, 0.9, 0.1))
-    assert card(beaten, "published Recipe").status == "good"
+    assert card(beaten, "own values").status == "good"
 
 
-def test_the_best_of_many_beats_the_published_recipe_by_more_than_a_choice_does(tmp_path: Path) -> None:
+def test_the_best_of_many_beats_the_recipes_own_values_by_more_than_a_choice_does(tmp_path: Path) -> None:
     """The first has an interval above 0 as the best of nine; the Recipe's own is the third."""
     others = (0.497, 0.5, 0.4955, 0.507, 0.498, 0.499, 0.5, 0.501, 0.497)
-    found = card(planted(tmp_path, flat(*others)), "published Recipe")
+    found = card(planted(tmp_path, flat(*others)), "own values")
     assert found.status == "look"
-    assert "which gains 1.2 points as the best of 9 (95% interval 0.1 to 2.2" in found.sentence
+    assert "which gain 1.2 points as the best of 9 (95% interval 0.1 to 2.2" in found.sentence
     assert "0.1 to 2.2, with an assumed spread between seeds of 0.3 points)" in found.sentence
-    beaten = card(planted(tmp_path / "beaten", flat(*others[:3], 0.53, *others[4:])), "published Recipe")
+    beaten = card(planted(tmp_path / "beaten", flat(*others[:3], 0.53, *others[4:])), "own values")
     assert (beaten.status, beaten.sentence[-1]) == ("good", ".")
 
 
-def test_the_published_recipe_is_not_judged_before_all_have_ended(tmp_path: Path) -> None:
+def test_the_recipes_own_values_are_not_judged_before_all_have_ended(tmp_path: Path) -> None:
     running = conditional(tmp_path / "running", best=0.01, ended=False)
-    assert "published Recipe" not in {one.name for one in health_cards(running)}
+    assert "own values" not in {one.name for one in health_cards(running)}
     ended = conditional(tmp_path / "ended", best=0.01)
-    assert card(ended, "published Recipe").status == "look"
+    assert card(ended, "own values").status == "look"
 
 
 def test_stopping_would_have_lost_the_winner(tmp_path: Path) -> None:
@@ -394,6 +394,6 @@ def test_console_and_report_show_the_cards(tmp_path: Path, capsys: pytest.Captur
     assert (cards[0]["name"], cards[0]["status"]) == ("edge of the space", "look")
     page = write_report(tmp_path / "agc_sweep").read_text()
     assert "<h2>Health</h2>" in page
-    assert "Published Recipe: " in page
+    assert "Own values: " in page
     assert f"<pre><code>{cards[0]['command']}</code></pre>" in page
     assert "largest that was tried" in page

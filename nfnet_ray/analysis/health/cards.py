@@ -384,7 +384,7 @@ def _published(record: StudyRecord, answers: Sequence[BestSetting]) -> Iterator[
             return any(all(point[field] in (ABSENT, own[field]) for field in fields) for own in values)
 
         if is_own(answer.best.point):
-            yield _not_beaten(record, answer, "is the best one of the study")
+            yield _not_beaten(record, answer, "are the best ones of the study")
             return
         own = next((found for found in answer.contrasts if is_own(found.other.point)), None)
         if own is None:
@@ -398,13 +398,13 @@ def _published(record: StudyRecord, answers: Sequence[BestSetting]) -> Iterator[
             spread = "" if own.covers_seeds else f", with {spread_words(record)}"
             interval = f"95% interval {decimal(100 * low)} to {decimal(100 * high)}{spread}"
             gain = f"{decimal(100 * own.difference)} points{chosen} ({interval})"
-            yield _not_beaten(record, answer, f"cannot be told from the best one, which gains {gain}")
+            yield _not_beaten(record, answer, f"cannot be told from the best ones, which gain {gain}")
             return
         met = True
         assumed = f", with {spread_words(record)}" if test.assumes_spread and not in_reruns else ""
     if met:
         said = f"The best setting is better than the Recipe's own values{assumed}."
-        yield HealthCard("published Recipe", "good", said)
+        yield HealthCard("own values", "good", said)
 
 
 def _not_beaten(record: StudyRecord, answer: BestSetting, said: str) -> HealthCard:
@@ -412,9 +412,9 @@ def _not_beaten(record: StudyRecord, answer: BestSetting, said: str) -> HealthCa
     where = {field: answer.best.point[field] for field in record.conditions}
     at = f" at {point_label(where, record.names)}" if where else ""
     return HealthCard(
-        "published Recipe",
+        "own values",
         "look",
-        f"The study's Recipe is not beaten{at}: its own setting {said}.",
+        f"Nothing is better than the Recipe's own values{at}: they {said}. Reruns with fresh seeds would tell more.",
         _extend(record, "--confirm", f"{max(3, 2 * confirmed)}"),
     )
 
