@@ -126,7 +126,7 @@ def _read_at_import(environment: Mapping[str, str]) -> dict[str, str]:
     return {
         name: value
         for name, value in environment.items()
-        if name.startswith(("RAY_", "OMP_", "TUNE_")) and name not in read_later
+        if name.startswith(("HOME", "RAY_", "OMP_", "TUNE_")) and name not in read_later
     }
 
 

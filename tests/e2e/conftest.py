@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from nfnet_ray.cluster.connection.address import temporary_folder
+from nfnet_ray.cluster.connection.ray_internals import CURRENT_CLUSTER_FILE
 from tests.cluster.machines import Machines
 from tests.e2e.workplace import Workplace, one_at_a_time
 
@@ -73,7 +75,10 @@ def whole(
     It found the cluster by ``--address auto``. Its second and third trial ran in a used actor. It is run once for all
     processes of a test run: it takes 15 s of a core.
     """
-    del cluster  # it only has to be up
+    # As `ray start` does; other Rays that this process of the tests has started may have left another address there.
+    file = temporary_folder() / CURRENT_CLUSTER_FILE
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(cluster)
     base = tmp_path_factory.getbasetemp()
     shared = (base if worker_id == "master" else base.parent) / "whole"
     with FileLock(f"{shared}.lock"):
