@@ -132,11 +132,11 @@ def test_settings_that_depend_on_each_other_are_planned_or_refused(pairs: list[t
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
-        ("seed=18446744073709551616", "at most 2,147,483,647"),
-        ("schedule.epochs=100000000000000000", "at most 100,000"),
-        ("data.randaugment.magnitude=1e300", "at most 100"),
+        ("seed=18446744073709551616", "from 0 to 2,147,483,647"),
+        ("schedule.epochs=100000000000000000", "from 1 to 100,000"),
+        ("data.randaugment.magnitude=1e300", "from 0 to 100"),
         ("optimizer.agc.clip_factor=1e300", "at most 1,000,000"),
-        ("data.image_size=100000", "at most 2048"),
+        ("data.image_size=100000", "from 8 to 2,048"),
         ("model.name={{}}", "unknown model"),
         ("batch_size={[]:1}", "a whole number"),
     ],
