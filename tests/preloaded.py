@@ -27,15 +27,17 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 TRAINING_MODULES = ("torch.distributed", "nfnet_ray.training")
 STUDY_MODULES = (
-    *(
-        "ray.train",
-        "ray.tune",
-        "ray.dag.compiled_dag_node",
-        "nfnet_ray.cluster.driver",
-        "studies.running.flags",
-    ),
-    *("studies.running.run", "mlflow.store.tracking.sqlalchemy_store", "alembic.command"),
-    *("nfnet_ray.tracking.delivery.writer", "dashboards.report", "plotly.offline"),
+    "ray.train",
+    "ray.tune",
+    "ray.dag.compiled_dag_node",
+    "nfnet_ray.cluster.driver",
+    "studies.running.flags",
+    "studies.running.run",
+    "mlflow.store.tracking.sqlalchemy_store",
+    "alembic.command",
+    "nfnet_ray.tracking.delivery.writer",
+    "dashboards.report",
+    "plotly.offline",
 )
 """What a study's driver imports, some of it only at its end."""
 DATA_PARALLEL_MODULES = ("ray.train.torch", *STUDY_MODULES)
@@ -45,7 +47,7 @@ DATA_PARALLEL_MODULES = ("ray.train.torch", *STUDY_MODULES)
 class PreloadedProgram:
     """A program that runs or has run; as far as it goes, like :class:`subprocess.Popen`."""
 
-    def __init__(self, args: list[str], status: IO[bytes], output: IO[str], errors: IO[str] | None) -> None:
+    def __init__(self, args: list[str], status: IO[bytes], output: IO[str], errors: IO[str]) -> None:
         self.args = args
         self.returncode: int | None = None
         self._status, self._output, self._errors = status, output, errors
@@ -86,9 +88,7 @@ class PreloadedProgram:
         return self.returncode
 
     @staticmethod
-    def _said(file: IO[str] | None) -> str:
-        if file is None:
-            return ""
+    def _said(file: IO[str]) -> str:
         file.seek(0)
         return file.read()
 
@@ -126,7 +126,7 @@ def _read_at_import(environment: Mapping[str, str]) -> dict[str, str]:
     return {
         name: value
         for name, value in environment.items()
-        if name.startswith(("HOME", "RAY_", "OMP_", "TUNE_")) and name not in read_later
+        if name.startswith(("RAY_", "OMP_", "TUNE_")) and name not in read_later
     }
 
 

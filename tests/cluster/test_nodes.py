@@ -165,7 +165,7 @@ def test_a_study_that_would_train_on_a_damaged_copy_starts_nothing(
         "--storage",
         "runs",
     ]
-    # In a new process: Ray reads the token of a home when it is imported.
+    # In a new process: preloaded ones have imported Ray for clusters with a token.
     result = Workplace(tmp_path).run_as_typed(*flags, HOME=os.environ["HOME"])
     assert result.returncode == 2
     lines = [line for line in result.stderr.splitlines() if "MB" not in line]

@@ -96,12 +96,16 @@ def test_a_cluster_is_sent_the_token_if_it_wants_one_and_only_then(
     assert said("auto") == "21\n"
 
 
-def test_a_ray_that_was_imported_without_its_mode_cannot_show_a_token(head: tuple[str, str]) -> None:
-    """As in a notebook that imports Ray first."""
+@pytest.mark.parametrize("imported", ["disabled", "token"])
+def test_a_ray_that_was_imported_in_another_mode_is_told_so(head: tuple[str, str], imported: str) -> None:
+    """As in a notebook that imports Ray first. Else it would wait for the head, or for its workers."""
     address, mode = head
-    answer = said(address, imports="import ray")
-    if mode == "disabled":
+    with_mode = (
+        f"import os; os.environ['RAY_AUTH_MODE'] = '{imported}'; import ray; del os.environ['RAY_AUTH_MODE']"
+    )
+    answer = said(address, imports=with_mode)
+    if imported == mode:
         assert answer == "21\n"
     else:
-        assert "imported Ray without RAY_AUTH_MODE=token" in answer
+        assert f"imported Ray without RAY_AUTH_MODE={mode}" in answer
         assert answer.count("\n") == 1

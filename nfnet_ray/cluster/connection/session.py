@@ -58,11 +58,12 @@ def ray_session(address: str | None, *, packages: Sequence[Path] = ()) -> Iterat
 
     if ray.is_initialized():
         raise UserError("this process is connected to Ray already: call ray.shutdown() first")
-    if wants_token and not ray_internals.sends_token():
+    if address is not None and ray_internals.sends_token() != wants_token:
+        # With a token that it does not ask for, workers would never answer: they show none.
+        needs, mode = ("needs a token", "token") if wants_token else ("does not use tokens", "disabled")
         raise UserError(
-            f"--address {address}: that cluster needs a token, and this process imported Ray without "
-            "RAY_AUTH_MODE=token, which Ray reads only then: set it, and start the process or the notebook's kernel "
-            "again"
+            f"--address {address}: that cluster {needs}, and this process imported Ray without RAY_AUTH_MODE={mode}, "
+            "which Ray reads only then: set it, and start the process or the notebook's kernel again"
         )
     quiet: dict[str, Any] = {
         "log_to_driver": False,
