@@ -10,19 +10,16 @@ columns and 40 lines; the plain way draws all trials. Appends a row for each num
 from __future__ import annotations
 
 import json
-import platform
 import statistics
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
 from rich.console import Console
 
-from benchmarks.record import Row, append_rows, hardware, seconds
-from nfnet_ray.command_line.arguments import positive
-from nfnet_ray.command_line.one_line_parser import OneLineParser
+from benchmarks.driver.by_number_of_trials import CPU, main
+from benchmarks.record import Row, seconds
 from nfnet_ray.metric import METRIC
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.study.live.display import StudyDisplay, reported_epochs, trial_table
@@ -37,7 +34,6 @@ RESULTS = Path(__file__).parents[1] / "results" / "journal.csv"
 REPEATS = 3
 # Ends of trials, evenly spaced, at which the whole journal is read: at all of 1,000 it would take minutes.
 SAMPLED_ENDS = 8
-CPU = torch.device("cpu")
 EPOCHS = 8
 COLUMNS, LINES = 120, 40
 RUNNING = 8  # trials
@@ -146,19 +142,5 @@ def write(journal: Path, study: Study, state: StudyState) -> None:
             state.apply(event)
 
 
-def main() -> None:
-    """Measures, prints, and appends to the results."""
-    parser = OneLineParser(description=__doc__)
-    parser.add_argument(
-        "trials",
-        nargs="*",
-        type=positive,
-        default=[200, 1000],
-        help="numbers of trials, a row for each (default: %(default)s)",
-    )
-    about: Row = {"hardware": hardware(CPU, threads=1), "python": platform.python_version()}
-    append_rows(RESULTS, [measure(trials) | about for trials in parser.parse_args().trials])
-
-
 if __name__ == "__main__":
-    main()
+    main(__doc__, measure, RESULTS)

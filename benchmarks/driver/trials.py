@@ -7,24 +7,19 @@ every check. Both build the same Recipes. Appends a row for each number of trial
 
 from __future__ import annotations
 
-import platform
 import statistics
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
-import torch
-
-from benchmarks.record import Row, append_rows, hardware, seconds
+from benchmarks.driver.by_number_of_trials import CPU, main
+from benchmarks.record import Row, seconds
 from nfnet_ray import settings
-from nfnet_ray.command_line.arguments import positive
-from nfnet_ray.command_line.one_line_parser import OneLineParser
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.study.study import Study, Trial
 
 RESULTS = Path(__file__).parents[1] / "results" / "trials.csv"
 REPEATS = 5
-CPU = torch.device("cpu")
 CLIP_FACTORS = (None, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64)
 BATCH_SIZES = (1024, 2048)
 
@@ -65,19 +60,5 @@ def measure(trials: int) -> Row:
     }
 
 
-def main() -> None:
-    """Measures, prints, and appends to the results."""
-    parser = OneLineParser(description=__doc__)
-    parser.add_argument(
-        "trials",
-        nargs="*",
-        type=positive,
-        default=[200, 1000],
-        help="numbers of trials, a row for each (default: %(default)s)",
-    )
-    about: Row = {"hardware": hardware(CPU, threads=1), "python": platform.python_version()}
-    append_rows(RESULTS, [measure(trials) | about for trials in parser.parse_args().trials])
-
-
 if __name__ == "__main__":
-    main()
+    main(__doc__, measure, RESULTS)
