@@ -32,10 +32,10 @@ test-image: $(installed_tools)  ## build the container image, then run a study f
 	@deploy/build_here.sh
 	@$(python) -m pytest -m image tests/deploy/test_image.py $(ARGS)
 
-lint: $(installed_tools)  ## run ruff, mypy, and Biome for the pages' style sheets and scripts
+lint: $(installed_tools)  ## run ruff, Pyrefly, and Biome for the pages' style sheets and scripts
 	@$(python) -m ruff check .
 	@$(python) -m ruff format --check --quiet . || { echo "make lint: run .venv/bin/ruff format on these files"; exit 1; }
-	@$(python) -m mypy
+	@.venv/bin/pyrefly check --summary=none --output-format min-text
 # Biome is installed only on x86-64 Linux.
 	@if [ -x .venv/bin/biome ]; then .venv/bin/biome check --error-on-warnings; fi
 
@@ -54,7 +54,7 @@ lock:  ## rewrite requirements.txt and requirements-dev.txt from pyproject.toml;
 	@$(compile) requirements.txt
 
 clean:  ## remove .venv and the tools' caches; results and data stay
-	rm -rf .venv .venv-uv .mypy_cache .ruff_cache .pytest_cache build *.egg-info
+	rm -rf .venv .venv-uv .ruff_cache .pytest_cache build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:  ## print this list

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -338,7 +339,7 @@ def _difference(moments: Moments, seeds: int) -> Parts:
     return bonett_price((either + difference * images) / 2, (either - difference * images) / 2, images)
 
 
-def _share(covered: NDArray[np.bool_]) -> float:
+def _share(covered: NDArray[Any]) -> float:
     return round(float(covered.mean()), 4)
 
 

@@ -13,6 +13,7 @@ import csv
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import timm
@@ -222,11 +223,9 @@ def weight_decay(name: str) -> Iterable[Row]:
     """How many tensors of each kind decay."""
     with torch.device("meta"):
         model = timm.create_model(f"dm_{name}")
+    groups: list[dict[str, Any]] = param_groups_weight_decay(model, WEIGHT_DECAY)
     decaying = {
-        id(parameter)
-        for group in param_groups_weight_decay(model, WEIGHT_DECAY)
-        if group["weight_decay"] > 0
-        for parameter in group["params"]
+        id(parameter) for group in groups if group["weight_decay"] > 0 for parameter in group["params"]
     }
     parameters = dict(model.named_parameters())
     for kind, names in by_kind(parameters).items():
@@ -270,9 +269,8 @@ def evaluation_resize(name: str) -> Iterable[Row]:
     """Pixels that both sides of an image are resized to, before the test size is cut from the centre."""
     with torch.device("meta"):
         model = timm.create_model(f"dm_{name}")
-    transform = create_transform(
-        **resolve_data_config({}, model=model, use_test_size=True), is_training=False
-    )
+    config: dict[str, Any] = resolve_data_config({}, model=model, use_test_size=True)
+    transform: Any = create_transform(**config, is_training=False)
     (resize,) = (step for step in transform.transforms if type(step).__name__ == "Resize")
     official = get_variant(name).test_size + 32  # dataset.py
     quantity = "pixels resized to"

@@ -131,8 +131,8 @@ def ffcv(beton: Path, size: int, threads: int) -> Epoch:
 
 def torchvision(folder: Path, size: int, threads: int) -> Epoch:
     """Epochs of ImageFolder and DataLoader."""
-    from torchvision.datasets import ImageFolder  # type: ignore[import-untyped]
-    from torchvision.transforms import Compose, PILToTensor, RandomResizedCrop  # type: ignore[import-untyped,unused-ignore]
+    from torchvision.datasets import ImageFolder
+    from torchvision.transforms import Compose, PILToTensor, RandomResizedCrop
 
     images = ImageFolder(str(folder), Compose([RandomResizedCrop(size), PILToTensor()]))
     loader = torch.utils.data.DataLoader(
@@ -143,8 +143,8 @@ def torchvision(folder: Path, size: int, threads: int) -> Epoch:
 
 def hugging_face(folder: Path, size: int, threads: int) -> Epoch:
     """Epochs of Hugging Face datasets."""
-    from datasets import load_dataset  # type: ignore[import-untyped,unused-ignore]
-    from torchvision.transforms import Compose, PILToTensor, RandomResizedCrop  # type: ignore[import-untyped,unused-ignore]
+    from datasets import load_dataset
+    from torchvision.transforms import Compose, PILToTensor, RandomResizedCrop
 
     transform = Compose([lambda image: image.convert("RGB"), RandomResizedCrop(size), PILToTensor()])
 
@@ -152,7 +152,7 @@ def hugging_face(folder: Path, size: int, threads: int) -> Epoch:
         return {"image": [transform(image) for image in rows["image"]], "label": rows["label"]}
 
     cache = folder.parents[1] / "hugging_face"  # next to the images, and deleted with them
-    images = load_dataset("imagefolder", data_dir=str(folder), split="train", cache_dir=str(cache))
+    images: Any = load_dataset("imagefolder", data_dir=str(folder), split="train", cache_dir=str(cache))
     images = images.with_transform(transformed)
     loader = torch.utils.data.DataLoader(
         images, BATCH, shuffle=True, num_workers=threads, persistent_workers=True, drop_last=True

@@ -113,7 +113,7 @@ def process(link: Connection, asked: Recipe, trial: int) -> None:
                 before = time.thread_time()
                 step(batch).loss_sum.item()
                 training_cpu += time.thread_time() - before
-            batches.close()  # type: ignore[attr-defined]
+            batches.close()  # pyrefly: ignore[missing-attribute]
             cpu, share = time.process_time() - start, sharing.taken / max(1, sharing.taken + sharing.made)
             link.send(Spent(cpu - training_cpu, cpu, share))
 

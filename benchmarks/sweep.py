@@ -239,18 +239,18 @@ def _ray_asha(eta: int) -> Rule:
         trained = dict.fromkeys(pool.trials, 0)
         running = {name: Stub(name) for name in pool.trials}
         for trial in running.values():
-            scheduler.on_trial_add(None, trial)  # type: ignore[arg-type]
+            scheduler.on_trial_add(None, trial)  # pyrefly: ignore[bad-argument-type]
         while running:
             name = chance.choice(list(running))
             top1 = pool.top1(name, trained[name] + 1)
             if top1 is None:  # it diverged
-                scheduler.on_trial_remove(None, running.pop(name))  # type: ignore[arg-type]
+                scheduler.on_trial_remove(None, running.pop(name))  # pyrefly: ignore[bad-argument-type]
                 continue
             trained[name] += 1
             result: dict[str, Any] = {"training_iteration": trained[name], METRIC: top1}
             if trained[name] == pool.epochs:
-                scheduler.on_trial_complete(None, running.pop(name), result)  # type: ignore[arg-type]
-            elif scheduler.on_trial_result(None, running[name], result) == TrialScheduler.STOP:  # type: ignore[arg-type]
+                scheduler.on_trial_complete(None, running.pop(name), result)  # pyrefly: ignore[bad-argument-type]
+            elif scheduler.on_trial_result(None, running[name], result) == TrialScheduler.STOP:  # pyrefly: ignore[bad-argument-type]
                 del running[name]
         return trained
 

@@ -74,7 +74,7 @@ def run(study: Study, journal: Journal, state: StudyState, folder: Path) -> list
     display = StudyDisplay(study, state, folder, lambda: "MLflow: up to date", console)
     recorder = Recorder(journal, state, display.update, display.note)
     # Only what the driver itself reads of a study's description.
-    recorder.record(study_started({"name": study.name}, [study.plan(trial) for trial in study.trials()]))  # type: ignore[typeddict-item]
+    recorder.record(study_started({"name": study.name}, [study.plan(trial) for trial in study.trials()]))  # pyrefly: ignore[bad-typed-dict-key]
     legs, chance = Legs(study, VALIDATION_IMAGES, recorder), random.Random(0)
     places: deque[str] = deque()
     seconds: list[float] = []

@@ -24,7 +24,7 @@ import time
 import urllib.error
 import urllib.request
 import webbrowser
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -67,7 +67,7 @@ def tracked_study(directory: Path) -> TrackedStudy:
 
 
 @contextmanager
-def mlflow_server(tracking_uri: str, port: int) -> Iterator[str]:
+def mlflow_server(tracking_uri: str, port: int) -> Generator[str]:
     """An MLflow server on a database, from when it answers to the end of the block; yields its address.
 
     The next free port is taken if ``port`` is not free.

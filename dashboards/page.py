@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dashboards.figures.level_styles import Look
 from dashboards.figures.painting import all_colors, painted
@@ -153,7 +153,8 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
     )
     environment.filters["css_string"] = _css_string
-    environment.globals["source"] = _source
+    names: dict[str, Any] = environment.globals
+    names["source"] = _source
     # NaN is not JSON, and a page with it would show nothing.
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     return environment

@@ -116,7 +116,7 @@ class StudyResults(StudyRecord):
             UserError: there is no such trial, it has finished no epoch, its checkpoint is gone or damaged, or the
                 record is that of an export, which has none.
         """
-        which: WhichEpoch = one_of("epoch", epoch, ("last", "best"))  # type: ignore[assignment]
+        which: WhichEpoch = one_of("epoch", epoch, ("last", "best"))  # pyrefly: ignore[bad-assignment]
         return trained_network(self, trial, which)
 
     def save_figures(self, folder: str | Path, names: Sequence[str] | None = None) -> list[Path]:

@@ -101,7 +101,7 @@ def page_server(page: WatchedPage, first_port: int = FIRST_PORT) -> http.server.
             self.end_headers()
             self.wfile.write(content)
 
-        def log_message(self, *_: object) -> None:
+        def log_message(self, format: str, *args: object) -> None:
             """Keeps the terminal as it is."""
 
     for port in range(first_port, min(first_port + PORTS_TO_TRY, 65536)):

@@ -19,7 +19,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,7 +158,7 @@ def next_command(fetched: Path) -> str:
 
 
 @contextmanager
-def _lone(partial: Path) -> Iterator[Path]:
+def _lone(partial: Path) -> Generator[Path]:
     """Let one process at a time work on a download; the lock is free once that process has ended, however it did."""
     lock_path = partial.with_name(partial.name + ".lock")
     # A soft lock, a file that only its maker removes, would outlive a kill.

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -184,7 +184,7 @@ def write_class_sheet(dataset: Dataset, path: Path) -> int:
             x, y = left + place * (_CELL + 2), top + _LABEL
             draw.rectangle((x, y, x + _CELL - 1, y + _CELL - 1), _FRAME)
             sheet.paste(thumbnail, (x + (_CELL - thumbnail.width) // 2, y + (_CELL - thumbnail.height) // 2))
-    options = {"optimize": True} if path.suffix.lower() == ".png" else {"quality": 85}
+    options: dict[str, Any] = {"optimize": True} if path.suffix.lower() == ".png" else {"quality": 85}
     sheet.save(path, **options)
     return len(labels)
 

@@ -74,7 +74,7 @@ if getattr(sys, "argv", [])[:1] == ["-m"]:
 
     begin()
 
-if not TYPE_CHECKING:  # so that mypy reports a name that does not exist
+if not TYPE_CHECKING:  # so that a type checker reports a name that does not exist
 
     def __getattr__(name: str) -> object:
         if name not in _DEFINED_IN:

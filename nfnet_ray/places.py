@@ -7,7 +7,7 @@ import errno
 import os
 import tempfile
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 from nfnet_ray.errors import UserError
@@ -99,7 +99,7 @@ def nearest_folder(folder: Path, named: str) -> Path:
 
 
 @contextlib.contextmanager
-def readable(named: str) -> Iterator[None]:
+def readable(named: str) -> Generator[None]:
     """Inside the block, a file that cannot be read raises UserError."""
     try:
         yield

@@ -60,7 +60,7 @@ def setting(
 
 def required(section: type[Section], name: str) -> Any:
     """The field ``name`` of ``section``, in a subclass that narrows its type: without a default, by keyword only."""
-    metadata = {field.name: field.metadata for field in dataclasses.fields(section)}[name]  # type: ignore[arg-type]
+    metadata = {field.name: field.metadata for field in dataclasses.fields(section)}[name]  # pyrefly: ignore[bad-argument-type]
     return dataclasses.field(kw_only=True, metadata=metadata)
 
 
@@ -128,7 +128,7 @@ class Section:
                 changes[name] = value
         # Sections in which nothing changes are kept, and not checked again: they were when they were built.
         changes |= {name: getattr(self, name).with_values(changed) for name, changed in below.items()}
-        return dataclasses.replace(self, **changes)  # type: ignore[type-var]
+        return dataclasses.replace(self, **changes)  # pyrefly: ignore[bad-specialization]
 
 
 SectionType = TypeVar("SectionType", bound=Section)
@@ -166,13 +166,12 @@ def _read_fields(section: type[Section]) -> tuple[_Field, ...]:
     hints = typing.get_type_hints(section)
     return tuple(
         _Field(field.name, hints[field.name], field.metadata.get("bounds", {}), field.metadata.get("meaning", ""))
-        for field in dataclasses.fields(section)  # type: ignore[arg-type]
+        for field in dataclasses.fields(section)  # pyrefly: ignore[bad-argument-type]
     )  # fmt: skip
 
 
-# Once for each class: compiling its annotations takes many times as long as checking its values. (Any: mypy holds no
-# class that has a hash for hashable.)
-_fields: Any = functools.cache(_read_fields)
+# Once for each class: compiling its annotations takes many times as long as checking its values.
+_fields = functools.cache(_read_fields)
 
 
 def _read_leaves(section: type[Section]) -> dict[str, _Field]:

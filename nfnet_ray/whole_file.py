@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,7 +20,7 @@ PARTIAL = ".partial"
 @contextlib.contextmanager
 def whole_file(
     path: Path, mode: str = "wb", *, sync: bool = True, several_writers: bool = False
-) -> Iterator[IO[Any]]:
+) -> Generator[IO[Any]]:
     """Open a file that replaces ``path`` when the block ends; an exception leaves ``path`` as it was.
 
     The folder has to exist. A killed program leaves the partial file, which the next writer overwrites.

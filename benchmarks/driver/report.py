@@ -113,12 +113,12 @@ def events_of(study: Study) -> Iterator[Event]:
     started = started_event(study, data, resources, WorkerResources(1, 1, 0.0))
     started["study"]["places"] = 2
     yield started
-    texts = clipping_texts(study.space[CLIP_FACTOR])  # type: ignore[arg-type]  # it is a list of numbers
+    texts = clipping_texts(study.space[CLIP_FACTOR])  # pyrefly: ignore[bad-argument-type]  # it is a list of numbers
     now = started["time"]
     for trial in study.trials():
         for event in _events_of_trial(trial, texts):
             now += 20.0
-            yield {**event, "time": now}  # type: ignore[misc]  # mypy sees no union in a spread one
+            yield {**event, "time": now}  # pyrefly: ignore[invalid-yield]  # no union is seen in a spread one
     yield {**study_ended("finished", now - started["time"]), "time": now}
 
 

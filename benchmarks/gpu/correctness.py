@@ -6,7 +6,7 @@ import argparse
 import copy
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -133,7 +133,7 @@ def captured_difference(machine: Machine, values: Mapping[str, Any], graphs: Gra
     With a schedule, AGC, a moving average with warm-up, dropout and stochastic depth: whatever differs from step to
     step would show if it were a part of the graph.
     """
-    changes = {"network": "nfnet_pico", "optimizer__agc__clip_factor": 0.02, **values}
+    changes: dict[str, Any] = {"network": "nfnet_pico", "optimizer__agc__clip_factor": 0.02, **values}
     recipe = recipe_of(
         changes.pop("network"),
         machine,
@@ -301,7 +301,7 @@ def difference_of_kept_graphs(machine: Machine, recipe: Recipe) -> float:
 
 
 @contextmanager
-def deterministic() -> Iterator[None]:
+def deterministic() -> Generator[None]:
     """Within it, trainings use deterministic algorithms alone, where there are any, else they warn.
 
     A training sets these switches itself; so this replaces what sets them.

@@ -6,7 +6,7 @@ import contextlib
 import csv
 import json
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,7 @@ class Recorder:
         )
 
     @contextlib.contextmanager
-    def case(self, name: str) -> Iterator[None]:
+    def case(self, name: str) -> Generator[None]:
         """What fails within it is a row with the error's last line, and the next case is measured."""
         self._append({BEGUN: name})
         try:

@@ -166,7 +166,7 @@ def measure(recorder: Recorder, machine: Machine, options: argparse.Namespace) -
 def choose_compiler(machine: Machine) -> None:
     """Leaves the compiler out where there is no GPU, but for its reading of the code: it takes minutes of a CPU."""
     if not machine.is_gpu:
-        compilation.backend_of = lambda _recipe: "eager"  # type: ignore[assignment,return-value]
+        compilation.backend_of = lambda _recipe: "eager"  # pyrefly: ignore[bad-assignment]
 
 
 def measure_form(

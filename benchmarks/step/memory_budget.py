@@ -102,7 +102,7 @@ def main() -> None:
         help="MODEL:BATCH:PIXELS (default: %(default)s)",
     )
     options = parser.parse_args()
-    compilation.Inductor = Graphs  # type: ignore[misc]
+    compilation.Inductor = Graphs
     for case in options.cases:
         name, batch_size, pixels = case.split(":")
         append_rows(RESULTS, measure(name, int(batch_size), int(pixels)))

@@ -60,7 +60,7 @@ def measure(name: str, timms: str, batch_size: int, pixels: int, rounds: int, ma
     for number in range(-1, rounds):  # the first warms up
         ways = list(steps.items())
         for way, step in ways if number % 2 else reversed(ways):
-            spent = processor_seconds(lambda step=step: step(batch), machine.device)  # type: ignore[misc]
+            spent = processor_seconds(lambda step=step: step(batch), machine.device)
             if number >= 0:
                 taken[way].append(spent)
     medians = {way: statistics.median(spent) for way, spent in taken.items()}

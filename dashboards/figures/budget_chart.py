@@ -33,7 +33,7 @@ def budget_chart(record: StudyRecord) -> Figure | None:
     unit_seconds, unit = time_unit(max(times))
     is_log = max(times) > _LARGEST_RATIO_LINEAR * min(times)
     margin = max(0.01, 0.06 * (max(tops) - min(tops)))
-    data = []
+    data: list[dict[str, Any]] = []
     for curve in found:
         level = all_levels.index[curve.label if by_label else asked_value(record, curve.point)]
         look = looks[level]

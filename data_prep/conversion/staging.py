@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,7 +134,7 @@ def check_outside(out: Path, source_paths: Sequence[Path]) -> None:
 
 
 @contextmanager
-def staging_folder(out: Path, *, resume: Staging | None, keep: bool) -> Iterator[Staging]:
+def staging_folder(out: Path, *, resume: Staging | None, keep: bool) -> Generator[Staging]:
     """A temporary folder next to ``out``, on the same file system.
 
     Args:
@@ -261,7 +261,7 @@ def publish(staging: Staging, out: Path, *, overwrite: bool) -> None:
 
 
 @contextmanager
-def _lock(staging: Staging) -> Iterator[None]:
+def _lock(staging: Staging) -> Generator[None]:
     """Hold a lock for as long as this process lives, by which others tell a running conversion from a killed one."""
     # A soft lock, a file that only its maker removes, would outlive a kill.
     lock = FileLock(staging.progress / "lock", timeout=0, fallback_to_soft=False)

@@ -8,7 +8,7 @@ The Python version is refused: it consists of pickles, and reading a pickle may 
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,7 +165,7 @@ def _file_names(place: Path) -> set[str]:
 
 
 @contextmanager
-def _opened(place: Path, name: str) -> Iterator[IO[bytes]]:
+def _opened(place: Path, name: str) -> Generator[IO[bytes]]:
     """A file of the folder or of the tar file, whichever ``place`` is."""
     if place.is_dir():
         with open(place / name, "rb") as file:

@@ -98,7 +98,7 @@ def tar_members(path: Path, inside: TarMember | None = None) -> Iterator[TarMemb
             tar = tarfile.TarFile(fileobj=file)
             while (member := tar.next()) is not None:
                 # tarfile keeps all it has seen; there may be a million.
-                tar.members.clear()  # type: ignore[attr-defined]
+                tar.members.clear()  # pyrefly: ignore[missing-attribute]
                 if member.isreg():
                     yield TarMember(member.name, member.offset_data, member.size)
         except tarfile.ReadError as error:

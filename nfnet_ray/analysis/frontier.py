@@ -330,9 +330,9 @@ def _noise(among: Sequence[Curve]) -> _Noise | None:
         return None
     free = np.array([len(budget.top1) - 1.0 for _, budget in several])
     top1, free_top1 = moderated_variances(
-        np.array([np.var(budget.top1, ddof=1) for _, budget in several]), free
+        np.array([float(np.var(budget.top1, ddof=1)) for _, budget in several]), free
     )
-    logs = np.array([np.var(np.log(budget.train_seconds), ddof=1) for _, budget in several])
+    logs = np.array([float(np.var(np.log(budget.train_seconds), ddof=1)) for _, budget in several])
     seconds, free_seconds = moderated_variances(logs, free)
     keys = [key for key, _ in several]
     return _Noise(

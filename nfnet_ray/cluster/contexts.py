@@ -9,7 +9,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -81,7 +81,7 @@ class _WorkerContext:
         self._over = threading.Event()
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
+    def listening(self) -> Generator[None]:
         """While this lasts, a thread of the first worker reads the register and notes the progress."""
         thread = threading.Thread(target=self._listen, name="register", daemon=True)
         if self.rank == 0:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from nfnet_ray.cluster.connection import ray_internals
 from nfnet_ray.cluster.contexts import GroupContext
-from nfnet_ray.cluster.messages.notes import AttemptStarted, CheckpointKept, FinalReport
+from nfnet_ray.cluster.messages.notes import AttemptStarted, CheckpointKept, FinalReport, StopReason
 from nfnet_ray.cluster.messages.register_values import (
     ATTEMPTS,
     YIELD,
@@ -103,7 +103,7 @@ def exit_after_checkpoint(context: GroupContext, report: FinalReport) -> bool:
 
     reason = context.stop_reason()
     known = all_of((reason, ray_internals.preempted_ranks()), context)
-    reasons = [found for found, _ in known if found]
+    reasons: list[StopReason] = [found for found, _ in known if found]
     preempted = {rank for _, ranks in known for rank in ranks}
     if "terminated" in reasons and first_workers(context.rank == 0 and context.is_asked_soon(), context):
         reasons = ["asked"]

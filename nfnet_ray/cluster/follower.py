@@ -110,6 +110,8 @@ class Follower:
                 self._say("A machine is taken back: a checkpoint is kept, and the workers start elsewhere.")
             case CheckpointKept("terminated"):
                 self.mark_lost("a worker was asked to end")
+            case CheckpointKept() | FinalReport():
+                pass  # somebody has asked for it, or has been told of the machines
             case WorkersLost():
                 self._lost(note)
             case WorkersReplaced(reason):

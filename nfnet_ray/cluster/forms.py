@@ -17,7 +17,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from nfnet_ray.cluster.mailbox import Register
@@ -105,7 +105,7 @@ def agree(
 
 
 @contextlib.contextmanager
-def _signs_of_life(register: Register, shape: str, own: str) -> Iterator[None]:
+def _signs_of_life(register: Register, shape: str, own: str) -> Generator[None]:
     """Within it a thread tells the trials that wait that this process is alive, however long it compiles.
 
     If compiling never ends, the watchdog ends the process.
@@ -116,7 +116,7 @@ def _signs_of_life(register: Register, shape: str, own: str) -> Iterator[None]:
         for number in itertools.count(1):
             if over.wait(SECONDS_BETWEEN_SIGNS):
                 return
-            _patiently(lambda number=number: register.set(claim_of(shape), f"{own} {number}"))  # type: ignore[misc]
+            _patiently(lambda number=number: register.set(claim_of(shape), f"{own} {number}"))
 
     thread = threading.Thread(target=beat, name="claim", daemon=True)
     thread.start()

@@ -9,7 +9,7 @@ leads nowhere.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def gauges_are_exported(samples: Callable[[], Iterable[Sample]]) -> Iterator[None]:
+def gauges_are_exported(samples: Callable[[], Iterable[Sample]]) -> Generator[None]:
     """While this lasts, Ray's metrics have what ``samples()`` returns; at the end they have it as it is then.
 
     ``samples`` is called in a thread. Needs a :func:`nfnet_ray.cluster.connection.session.ray_session`, whose end hands

@@ -51,7 +51,7 @@ class LegSearcher(Searcher):
         """Tune copies its configuration, and has to ask this one."""
         return self
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # Tune says less
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # pyrefly: ignore[bad-override]  # Tune says less
         """The :func:`tune_space` of the next legs; None: ask again; ``FINISHED``: no leg will come any more."""
         if self._stop.is_set():
             return self.FINISHED

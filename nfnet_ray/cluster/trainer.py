@@ -10,7 +10,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +45,7 @@ _COLLECTIVE_PER_HANG = 4
 
 def torch_trainer(slot: SlotConfig) -> TorchTrainer:
     """The TorchTrainer of a slot. It starts workers that die without end: they give up a leg, and Slot gives up."""
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray import train
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from nfnet_ray.cluster.group_events import GroupEvents
@@ -57,7 +57,8 @@ def torch_trainer(slot: SlotConfig) -> TorchTrainer:
     for name, value in (_SETTINGS | (_ELASTIC_SETTINGS if is_elastic else {})).items():
         os.environ.setdefault(name, value)  # Ray Train reads them here and hands them to its processes
     each = {"CPU": float(resources.cpus)} | ({"GPU": resources.gpus} if resources.gpus else {})
-    # Ray's annotations are of the class of its V1, which is not elastic.
+    # Ray's annotations are of the classes of its V1, which is not elastic.
+    configs: Any = train
     scaling: dict[str, Any] = {
         "num_workers": (least, resources.workers) if is_elastic else resources.workers,
         "use_gpu": resources.gpus > 0,
@@ -74,13 +75,13 @@ def torch_trainer(slot: SlotConfig) -> TorchTrainer:
         work_in_slot,
         train_loop_config=dict(slot),
         torch_config=TorchConfig(backend=backend, timeout_s=timeout_seconds),
-        scaling_config=ScalingConfig(**scaling),
-        run_config=RunConfig(
+        scaling_config=configs.ScalingConfig(**scaling),
+        run_config=configs.RunConfig(
             name="train",
             storage_path=slot["directory"],
             # Ray counts failures over the whole run, with progress between them or not; the workers count those at
             # the same checkpoint (exit_rules.py).
-            failure_config=FailureConfig(max_failures=-1),
+            failure_config=configs.FailureConfig(max_failures=-1),
             callbacks=callbacks,
         ),
     )
@@ -194,7 +195,7 @@ def close_all(slots: Sequence[Slot]) -> None:
 
 
 @contextmanager
-def none_outlives_ray(slots: Sequence[Slot]) -> Iterator[None]:
+def none_outlives_ray(slots: Sequence[Slot]) -> Generator[None]:
     """At the end, however it comes, the controllers of slots that are still up are killed.
 
     Their threads wait in ``fit``. If one returns from there when the session is over, Ray ends this process at once,

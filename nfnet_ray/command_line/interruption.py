@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
@@ -51,7 +51,7 @@ def end_quietly() -> None:
 
 
 @contextmanager
-def interruptible(sigterm: Handler | None = None) -> Iterator[None]:
+def interruptible(sigterm: Handler | None = None) -> Generator[None]:
     """Inside the block all of these signals raise KeyboardInterrupt, as Ctrl-C alone does in Python.
 
     ``sigterm`` handles SIGTERM, for a program that tells it from Ctrl-C.
@@ -63,7 +63,7 @@ def interruptible(sigterm: Handler | None = None) -> Iterator[None]:
 
 
 @contextmanager
-def asked_to_stop(stop: threading.Event, note: Callable[[], None]) -> Iterator[None]:
+def asked_to_stop(stop: threading.Event, note: Callable[[], None]) -> Generator[None]:
     """Inside the block the first request sets ``stop`` and calls ``note``; a second one raises KeyboardInterrupt.
 
     A third one, inside the block or after it, ends a program without waiting for what the second one interrupts.
@@ -93,7 +93,7 @@ def asked_to_stop(stop: threading.Event, note: Callable[[], None]) -> Iterator[N
 
 
 @contextmanager
-def handlers_kept() -> Iterator[None]:
+def handlers_kept() -> Generator[None]:
     """Restores the signal handlers that a library replaces inside the block, as ``ray.init`` does."""
     before = {number: signal.getsignal(number) for number in _signals()}
     try:
@@ -103,7 +103,7 @@ def handlers_kept() -> Iterator[None]:
 
 
 @contextmanager
-def _heard_by(handler: Handler) -> Iterator[None]:
+def _heard_by(handler: Handler) -> Generator[None]:
     if threading.current_thread() is not threading.main_thread():  # no other one may say what a signal does
         yield
         return

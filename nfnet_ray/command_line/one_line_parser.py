@@ -27,7 +27,9 @@ class OneLineParser(argparse.ArgumentParser):
 
     def __init__(self, **keywords: Any) -> None:
         module = getattr(sys.modules["__main__"], "__spec__", None)
-        program = {"prog": f"python -m {module.name.removesuffix('.__main__')}"} if module else {}
+        program: dict[str, Any] = (
+            {"prog": f"python -m {module.name.removesuffix('.__main__')}"} if module else {}
+        )
         super().__init__(**program | {"formatter_class": HelpFormatter} | keywords)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:

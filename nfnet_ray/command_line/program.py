@@ -14,7 +14,7 @@ import gc
 import io
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import TextIO
 
@@ -52,7 +52,7 @@ def _leave_modules_to_the_system() -> None:
 
 
 @contextmanager
-def goes_on_without_output(warning: str) -> Iterator[None]:
+def goes_on_without_output(warning: str) -> Generator[None]:
     """Inside the block output that cannot be written is no error: the disk with the log may be full.
 
     The ``warning`` goes to standard error, once, when the output is lost.
@@ -84,7 +84,7 @@ class _Forgiving(io.FileIO):
 
     def write(self, data: object, /) -> int:
         try:
-            return super().write(data)  # type: ignore[arg-type]
+            return super().write(data)  # pyrefly: ignore[bad-argument-type]
         except BlockingIOError:
             raise
         except OSError as error:
@@ -94,7 +94,7 @@ class _Forgiving(io.FileIO):
                 )
                 raise OSError(error.errno, error.strerror, "the output") from error
             self._warn()
-            return memoryview(data).nbytes  # type: ignore[arg-type]
+            return memoryview(data).nbytes  # pyrefly: ignore[bad-argument-type]
 
     def _warn(self) -> None:
         global _warning

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -33,21 +33,21 @@ class Progress(Protocol):
 
 
 @contextmanager
-def silent(name: str, total: int | None, done: int = 0, /) -> Iterator[Advance]:
+def silent(name: str, total: int | None, done: int = 0, /) -> Generator[Advance]:
     """Show nothing."""
     del name, total, done
     yield lambda _=1: None
 
 
 @contextmanager
-def images_on_stderr(name: str, total: int | None, done: int = 0, /) -> Iterator[Advance]:
+def images_on_stderr(name: str, total: int | None, done: int = 0, /) -> Generator[Advance]:
     """Show how many images are done, images per second and the time left."""
     with _on_stderr(_IMAGES, name, total, done) as advance:
         yield advance
 
 
 @contextmanager
-def bytes_on_stderr(name: str, total: int | None, done: int = 0, /) -> Iterator[Advance]:
+def bytes_on_stderr(name: str, total: int | None, done: int = 0, /) -> Generator[Advance]:
     """Show how many bytes are done, MB/s and the time left."""
     with _on_stderr(_BYTES, name, total, done) as advance:
         yield advance
@@ -88,7 +88,7 @@ def _can_draw_bars() -> bool:
 
 
 @contextmanager
-def _bar(unit: _Unit, name: str, total: int | None, done: int) -> Iterator[Advance]:
+def _bar(unit: _Unit, name: str, total: int | None, done: int) -> Generator[Advance]:
     from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
     from rich.text import Text
 
@@ -112,7 +112,7 @@ def _bar(unit: _Unit, name: str, total: int | None, done: int) -> Iterator[Advan
 
 
 @contextmanager
-def _lines(unit: _Unit, name: str, total: int | None, done: int) -> Iterator[Advance]:
+def _lines(unit: _Unit, name: str, total: int | None, done: int) -> Generator[Advance]:
     start = last_line = time.monotonic()
     done_before = done
 

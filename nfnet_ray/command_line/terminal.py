@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -60,7 +60,7 @@ def say_whole(console: Console, text: str) -> None:
 
 
 @contextmanager
-def waiting(console: Console, text: str) -> Iterator[None]:
+def waiting(console: Console, text: str) -> Generator[None]:
     """Shows that something is in progress: a spinner until the block ends, or a line where nothing can be redrawn."""
     if can_redraw(console):
         shape = "dots" if console.encoding.startswith("utf") else "line"

@@ -70,7 +70,7 @@ class _GroupedConv2d(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_NCHW: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_NCHW: Tensor) -> tuple[Tensor | None, ...]:  # pyrefly: ignore[bad-override]
         x_NCHW, weight = ctx.saved_tensors
         groups, sliced = ctx.groups, ctx.sliced
         wanted: dict[Pass, bool] = {

@@ -6,7 +6,7 @@ google-deepmind/deepmind-research `nfnets/base.py` at commit f5de0ed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -133,7 +133,7 @@ def signal_of_new_network(variant: Variant, image_size: int) -> dict[str, list[B
 
 
 @contextmanager
-def _evaluation(model: nn.Module) -> Iterator[None]:
+def _evaluation(model: nn.Module) -> Generator[None]:
     """Evaluation mode, after which each module's own mode is restored, whatever happens."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

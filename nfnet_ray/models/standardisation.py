@@ -9,7 +9,7 @@ bits, but for the large layers of ``LARGEST_IN_ONE_PASS``. ``benchmarks/step/sta
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -70,7 +70,7 @@ class JointStandardisation:
         self._kept: dict[int, Standardised] | None = None
 
     @contextlib.contextmanager
-    def kept(self) -> Iterator[None]:
+    def kept(self) -> Generator[None]:
         """In it no weight changes, so that all are standardised once, in the first pass."""
         before, self._kept = self._kept, {}
         try:
@@ -79,7 +79,7 @@ class JointStandardisation:
             self._kept = before
 
     @contextlib.contextmanager
-    def for_a_pass(self) -> Iterator[None]:
+    def for_a_pass(self) -> Generator[None]:
         """In it the layers have their standardised weights, or compute them if it has to be by the formula."""
         groups = self._groups if _is_possible(self._groups) else []
         try:
@@ -218,7 +218,7 @@ class _Derivative(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:  # pyrefly: ignore[bad-override]
         known: Standardised = ctx.known
         weights: tuple[Tensor, ...] = ctx.saved_tensors
         # A layer with which nothing was computed has none.

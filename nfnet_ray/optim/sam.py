@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -121,7 +121,7 @@ def perturbation(
 
 
 @contextlib.contextmanager
-def perturbed(parameters: Iterable[Tensor], steps: Iterable[Tensor]) -> Iterator[None]:
+def perturbed(parameters: Iterable[Tensor], steps: Iterable[Tensor]) -> Generator[None]:
     """Within it the parameters are :math:`w + \\epsilon`; after it they are :math:`w` again, to the bit.
 
     The weights are kept and copied back, also when an exception passes through: to subtract :math:`\\epsilon`

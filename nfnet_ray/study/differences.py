@@ -33,7 +33,7 @@ def differing_fields(study: Study, other: Study) -> list[str]:
 
 def _values_of(study: Study) -> dict[str, Any]:
     """{words for a field that a person may set: its value}."""
-    told = {"question": study.question} | decisive_values(study.recipe.to_values())
+    told: dict[str, Any] = {"question": study.question} | decisive_values(study.recipe.to_values())
     told |= {f"{_SWEEP}{name}": domain_to_json(domain) for name, domain in study.space.items()}
     told |= {
         "points": study.points,

@@ -61,7 +61,7 @@ class Journal:
         self._stream.truncate(self._end_of_last_line())
         self._stream.seek(0, os.SEEK_END)
 
-    def append(self, event: Event) -> None:
+    def append(self, event: Event, /) -> None:
         """Write one event as one line and wait until it is stored. Raises OSError; then nothing of it is there."""
         line = json.dumps(_to_json(event), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         end = self._stream.seek(0, os.SEEK_END)

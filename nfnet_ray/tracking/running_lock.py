@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,7 +19,7 @@ _WITHOUT_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 @contextmanager
-def alone_with(directory: Path) -> Iterator[None]:
+def alone_with(directory: Path) -> Generator[None]:
     """Inside the block no other process runs or changes the study in ``directory``, which is made if it is missing.
 
     Raises UserError if another one does, if nothing can be written there, or if the file system has no locks.

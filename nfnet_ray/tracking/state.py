@@ -226,6 +226,8 @@ class StudyState:
                 self.forms = {event["shape"]: event["choice"], **self.forms}
             case "trial_started" | "trial_paused" | "trial_promoted" | "epoch" | "trial_ended":
                 self._apply_to_trial(self.trials[event["trial"]], event)
+            case "at_work":
+                pass  # its time is above
         trial = self.trials.get(str(event.get("trial")))
         if event["event"] != "at_work":  # it changes nothing, and comes from another thread
             self.latest = trial

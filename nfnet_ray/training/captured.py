@@ -22,7 +22,7 @@ import contextlib
 import dataclasses
 import gc
 import logging
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Generator, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -163,8 +163,12 @@ def too_much_memory(kept: float, own: float) -> str | None:
 class Step(Protocol[R_co]):
     """A step that can be captured: a :class:`~nfnet_ray.training.step.TrainStep`, or that of a cohort."""
 
-    number: int
-    """The number of steps done."""
+    @property
+    def number(self) -> int:
+        """The number of steps done."""
+
+    @number.setter
+    def number(self, number: int) -> None: ...
 
     @property
     def kind(self) -> Hashable:
@@ -345,7 +349,7 @@ class CapturedStep(Generic[R]):
         self._graphs[self._key(batch)] = _Graph(static, replay, results[0], self._step, recorder.peak_bytes())
 
     @contextlib.contextmanager
-    def _unchanged(self) -> Iterator[None]:
+    def _unchanged(self) -> Generator[None]:
         """Within it steps may be tried out: then everything is as before. What is kept is in the host's memory."""
         tensors = [*self._step.tensors(), *self._sums.tensors()]
         kept = [tensor.to("cpu", copy=True) for tensor in tensors]

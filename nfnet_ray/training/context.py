@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -210,7 +210,7 @@ class PlainContext:
         self._stop.set()
 
     @contextmanager
-    def stopped_by(self, *signals: signal.Signals) -> Iterator[None]:
+    def stopped_by(self, *signals: signal.Signals) -> Generator[None]:
         """Within it, the first signal stops the run with a checkpoint; a second one has its usual effect.
 
         For the main thread: ``with context.stopped_by(signal.SIGTERM, signal.SIGINT): train(recipe, context)``.

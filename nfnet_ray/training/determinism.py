@@ -28,7 +28,7 @@ def reset_process(seed: int, threads: int) -> None:
     # By the old functions and by the new one: each leaves out some of what the other sets.
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
-    torch.backends.fp32_precision = "ieee"  # type: ignore[attr-defined]
+    torch.backends.fp32_precision = "ieee"  # pyrefly: ignore[missing-attribute]
     seed_generators(seed)
     gc.collect()
     if torch.cuda.is_initialized():

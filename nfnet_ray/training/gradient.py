@@ -21,7 +21,7 @@ from __future__ import annotations
 import contextlib
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -77,13 +77,13 @@ class EagerReplicas(DistributedDataParallel):
 
 
 @contextlib.contextmanager
-def _no_compiler() -> Iterator[None]:
+def _no_compiler() -> Generator[None]:
     """In it ``torch._dynamo`` is not imported: if it has not been, what is there in its place has only one answer."""
     if "torch._dynamo" in sys.modules:
         yield
         return
     utils = SimpleNamespace(get_optimize_ddp_mode=lambda: "no_optimization")
-    torch._dynamo = SimpleNamespace(utils=utils)  # type: ignore[assignment]
+    torch._dynamo = SimpleNamespace(utils=utils)  # pyrefly: ignore[bad-assignment]
     try:
         yield
     finally:
@@ -109,7 +109,7 @@ class Gradient:
             context.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"
         )
         sam = recipe.optimizer.sam
-        self._draws_by_sample: bool = getattr(model, "draws_by_sample", False)
+        self._draws_by_sample = bool(getattr(model, "draws_by_sample", False))
         self._drop_rates: Tensor | None = None
         if isinstance(model, NFNet):
             self._drop_rates = torch.tensor(model.drop_rates(), dtype=self._dtype, device=context.device)
@@ -303,7 +303,7 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
 
 
 @contextlib.contextmanager
-def _first_statistics(model: nn.Module) -> Iterator[None]:
+def _first_statistics(model: nn.Module) -> Generator[None]:
     """Batch normalisation's running statistics stay those of the first pass, at the weights themselves."""
     layers = [layer for layer in model.modules() if isinstance(layer, _BatchNorm)]
     momenta = [layer.momentum for layer in layers]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -301,7 +301,7 @@ def _data(study: object, data: str | os.PathLike[str] | None) -> Path | None:
 def _domain(name: str, domain: Domain | Sequence[Any] | str) -> Domain:
     if isinstance(domain, str):
         return parse_domain(name, domain)
-    return tuple(domain) if isinstance(domain, list) else domain  # type: ignore[return-value]  # a Study checks it
+    return tuple(domain) if isinstance(domain, list) else domain  # pyrefly: ignore[bad-return]  # a Study checks it
 
 
 def _whole(name: str, value: int | None, most: int | None = None) -> int | None:
@@ -377,7 +377,7 @@ def _resume_command(request: Request, name: str) -> str:
 
 
 @contextmanager
-def _environment_kept() -> Iterator[None]:
+def _environment_kept() -> Generator[None]:
     """Puts back what a run changes in the environment, where Ray's processes find what they need."""
     before = dict(os.environ)
     try:

@@ -130,5 +130,5 @@ class Request(ABC):
         """What its workers are to be given; ``before`` is what those of a resumed study had."""
 
     @abstractmethod
-    def runner(self, home: Path, started: StudyStarted | None) -> Runner:
+    def runner(self, home: Path, started: StudyStarted | None, /) -> Runner:
         """What runs the study; ``started`` is the first event of a resumed one."""

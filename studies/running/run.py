@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -77,7 +77,7 @@ class Finished:
 
 
 @contextmanager
-def _files_in_one_line() -> Iterator[None]:
+def _files_in_one_line() -> Generator[None]:
     """While this lasts a file that cannot be read or written is named in one line. Raises UserError."""
     try:
         yield

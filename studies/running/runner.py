@@ -83,47 +83,50 @@ class Ending:
 
 
 class Runner(Protocol):
-    """Runs the trials of a study, and knows what only this way of running them has to say."""
+    """Runs the trials of a study, and knows what only this way of running them has to say.
+
+    Arguments are passed by position, so that a runner may name those that it does not need as it likes.
+    """
 
     workers_flag: str
     """The flag that says how many workers a trial has."""
     stopping: str
     """What is said when somebody asks the study to stop."""
 
-    def check(self, study: Study, demand: WorkerDemand) -> None:
+    def check(self, study: Study, demand: WorkerDemand, /) -> None:
         """Raises UserError for a study that cannot be run in the way that was asked for."""
         ...
 
-    def extent(self, study: Study, trials: int, data: DatasetSummary) -> str:
+    def extent(self, study: Study, trials: int, data: DatasetSummary, /) -> str:
         """What runs, as the beginning of a sentence: ``12 trials of at most 8 epochs``."""
         ...
 
-    def worker(self, resources: Resources, demand: WorkerDemand) -> WorkerResources:
+    def worker(self, resources: Resources, demand: WorkerDemand, /) -> WorkerResources:
         """What each worker is given of what the cluster has."""
         ...
 
     def trials_at_once(
-        self, trials: int, resources: Resources, demand: WorkerDemand, worker: WorkerResources
+        self, trials: int, resources: Resources, demand: WorkerDemand, worker: WorkerResources, /
     ) -> int:
         """How many trials run at once. Raises UserError if not even one fits."""
         ...
 
-    def shape(self, worker: WorkerResources, trials_at_once: int) -> str:
+    def shape(self, worker: WorkerResources, trials_at_once: int, /) -> str:
         """What runs where, as the end of a sentence: ``trials side by side: 2``."""
         ...
 
-    def describe(self, description: StudyDescription) -> None:
+    def describe(self, description: StudyDescription, /) -> None:
         """Adds to the journal's description of the study what only this way of running it has."""
         ...
 
-    def run(self, running: RunningStudy) -> None:
+    def run(self, running: RunningStudy, /) -> None:
         """Runs the trials to their ends, or until ``running.stop`` is set; everything that happened is recorded."""
         ...
 
-    def results(self, study: Study, directory: Path) -> list[str]:
+    def results(self, study: Study, directory: Path, /) -> list[str]:
         """Lines that say where results are, besides the report and MLflow."""
         ...
 
-    def ending(self, study: Study, progress: StudyState) -> Ending:
+    def ending(self, study: Study, progress: StudyState, /) -> Ending:
         """How it ended. Raises UserError if it could not run because of something that a person can put right."""
         ...

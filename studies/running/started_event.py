@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
+from typing import cast
 
 from nfnet_ray import version
 from nfnet_ray.cluster.connection.resources import Resources, WorkerResources
@@ -66,7 +67,7 @@ def started_event(
         "hardware": hardware(resources),
         "versions": versions(),
         "source": source_description(program_file),
-        **study.description(),  # type: ignore[typeddict-item]
+        **cast("StudyDescription", study.description()),
         "epochs": most_epochs(study),
     }
     return study_started(description, [study.plan(trial) for trial in study.trials()])

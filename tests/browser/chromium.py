@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
 from tests.deadlines import HANG_SECONDS
@@ -33,7 +33,7 @@ def missing() -> str | None:
 
 
 @contextlib.contextmanager
-def chromium(width: int = 1280, height: int = 900) -> Iterator[WebDriver]:
+def chromium(width: int = 1280, height: int = 900) -> Generator[WebDriver]:
     """A browser with a window of this size in pixels, a profile of its own, and a record of its console."""
     from selenium.webdriver import Chrome, ChromeOptions
     from selenium.webdriver.chrome.service import Service

@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -87,7 +87,7 @@ class Read:
         self.name, self.total, self.done = "", 0, 0
 
     @contextmanager
-    def __call__(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
+    def __call__(self, name: str, total: int) -> Generator[Callable[[int], None]]:
         self.name, self.total = name, total
         yield self.advance
 

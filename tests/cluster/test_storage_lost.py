@@ -9,7 +9,7 @@ import errno
 import os
 import resource
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,7 +34,7 @@ STUDY = Study("x", "?", Recipe(), {})
 
 
 @contextmanager
-def no_file_larger_than(size: int) -> Iterator[None]:
+def no_file_larger_than(size: int) -> Generator[None]:
     """The nearest to a full disk for which nothing has to be mounted: the same error, at the same place."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from tests.tracking.example_study import agc_sweep, write_journal
 
 
 @contextmanager
-def served(page: WatchedPage) -> Iterator[str]:
+def served(page: WatchedPage) -> Generator[str]:
     with page_server(page) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()

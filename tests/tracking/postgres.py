@@ -7,7 +7,7 @@ import pwd
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +32,7 @@ class Postgres:
 
 
 @contextmanager
-def postgres_server(*databases: str) -> Iterator[Postgres]:
+def postgres_server(*databases: str) -> Generator[Postgres]:
     """Runs a server with some databases. Skips the test where the package is missing."""
     found = shutil.which("postgres") or (str(_PROGRAMS[-1]) if _PROGRAMS else None)
     if found is None:

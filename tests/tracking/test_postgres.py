@@ -12,7 +12,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -43,7 +43,7 @@ auth_cache_ttl_seconds = 60
 
 
 @contextmanager
-def mlflow_server(folder: Path, port: int, database: str, users: str) -> Iterator[None]:
+def mlflow_server(folder: Path, port: int, database: str, users: str) -> Generator[None]:
     """Runs MLflow's server with its own authentication; at the end it is killed, without a chance to finish."""
     settings = folder / "authentication.ini"
     settings.write_text(AUTHENTICATION.format(uri=users, user=USER))

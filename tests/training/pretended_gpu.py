@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -259,7 +259,7 @@ class Graph:
 
 
 @contextlib.contextmanager
-def _capturing(graph: Graph, **_: Any) -> Iterator[None]:
+def _capturing(graph: Graph, **_: Any) -> Generator[None]:
     """What is done meanwhile is done, too, where a GPU would not: the capture puts back what it changes."""
     gpu = _PRESENT[-1]
     reads = gpu.reads
@@ -291,7 +291,7 @@ _PRESENT: list[PretendedGpu] = []
 
 
 @contextlib.contextmanager
-def pretended_gpu() -> Iterator[PretendedGpu]:
+def pretended_gpu() -> Generator[PretendedGpu]:
     """A machine with one GPU, for this process and as long as it is entered."""
     gpu = PretendedGpu()
     torch._C._ensureCUDADeviceGuardSet()

@@ -6,7 +6,7 @@ made of Python numbers, or a result whose shape depends on values.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -49,7 +49,7 @@ class Waits(TorchDispatchMode):
 
 
 @contextmanager
-def waits() -> Iterator[list[str]]:
+def waits() -> Generator[list[str]]:
     mode = Waits()
     with mode:
         yield mode.found

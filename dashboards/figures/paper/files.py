@@ -34,7 +34,7 @@ def write_figures(
 
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    with mpl.rc_context(STYLE):  # type: ignore[arg-type]  # the stubs name each key
+    with mpl.rc_context(STYLE):  # the stubs name each key
         for name, panels in figures.items():
             for stem, panel in zip(_stems(name, panels), panels, strict=True):
                 paper = draw(panel.figure, panel.title, labels, colors, COLUMN_INCHES)

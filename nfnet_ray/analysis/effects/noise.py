@@ -80,6 +80,6 @@ def noise_of_results(results: Sequence[SettingResult]) -> Noise:
     if min(seeds) == 1:
         return Noise(of_images, np.zeros(len(results)), 1)
     each = np.array(seeds, float)
-    spreads = np.array([np.var(result.seed_top1, ddof=1) for result in results])
+    spreads = np.array([float(np.var(result.seed_top1, ddof=1)) for result in results])
     variances, freedom = moderated_variances(spreads, each - 1)
     return Noise(of_images, variances / each, freedom)

@@ -170,7 +170,7 @@ def fit_parabola(
     design = np.column_stack([np.ones_like(x), x, x**2, products, others])
     own = [1, 2, *range(3, 3 + products.shape[1])]
     points = len(x)
-    solver = np.linalg.pinv(design)
+    solver = np.asarray(np.linalg.pinv(design), np.float64)
     left = np.eye(points) - design @ solver
     freedom = points - int(np.linalg.matrix_rank(design))
     residuals = left @ top1

@@ -343,7 +343,7 @@ def _lost(record: StudyRecord) -> Iterator[HealthCard]:
             for value in record.trials[field].unique()
             if is_lost[[one == value for one in record.trials[field]]].all()
         ]
-        left = tuple(value for value in domain_from_json(described) if value not in lost)  # type: ignore[union-attr]
+        left = tuple(value for value in domain_from_json(described) if value not in lost)  # pyrefly: ignore[not-iterable]
         if lost and left:
             values = ", ".join(map(value_label, lost))
             yield HealthCard(

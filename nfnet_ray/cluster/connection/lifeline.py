@@ -13,7 +13,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -51,7 +51,7 @@ Look = Callable[[], Loss | None]
 @contextmanager
 def loss_is_noticed(
     look: Look, is_cut_off: Callable[[], bool], mark_cut_off: Callable[[str], None], end: Callable[[], None]
-) -> Iterator[None]:
+) -> Generator[None]:
     """While this lasts, calls ``mark_cut_off`` with a reason when Ray has gone.
 
     If the block is not left soon after that, or after somebody else has found that the driver ``is_cut_off``, calls

@@ -13,7 +13,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ class LocalRay:
 
         # Ray would send its processes SIGTERM, which they block, and wait a second for each. Nothing in them is needed.
         for process in ray_internals.started_processes():
-            process.terminate = process.kill  # type: ignore[method-assign]
+            process.terminate = process.kill
         self._tell_warden()
         ray.shutdown()
         while self._unset:
@@ -84,7 +84,7 @@ class LocalRay:
 
 
 @contextlib.contextmanager
-def _without_strict_warnings() -> Iterator[None]:
+def _without_strict_warnings() -> Generator[None]:
     """Within the block, processes start without PYTHONWARNINGS: with ``error`` Ray's own ones would not start."""
     before = os.environ.pop("PYTHONWARNINGS", None)
     try:

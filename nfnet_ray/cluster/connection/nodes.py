@@ -6,7 +6,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -237,7 +237,7 @@ def _verify(path: Path) -> Generator[int | str]:
     words: queue.SimpleQueue[int | str] = queue.SimpleQueue()
 
     @contextmanager
-    def tell(_name: str, _total: int | None, _done: int = 0, /) -> Iterator[Any]:
+    def tell(_name: str, _total: int | None, _done: int = 0, /) -> Generator[Any]:
         yield words.put
 
     def run() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 
 from nfnet_ray.cluster.connection import ray_internals
@@ -27,7 +27,7 @@ def waiting_is_explained(
     worker: WorkerResources,
     say: Callable[[str], None],
     mark_cut_off: Callable[[str], None],
-) -> Iterator[None]:
+) -> Generator[None]:
     """While this lasts, says why when fewer than ``wanted()`` workers have a place and the others do not fit.
 
     Calls ``mark_cut_off`` with a reason if no node is up any more, not even that of this driver, which is then cut off

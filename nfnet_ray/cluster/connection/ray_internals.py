@@ -11,7 +11,7 @@ Ray is imported in the functions: some of these facts are needed before, or in p
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -150,9 +150,9 @@ def start_no_barrier() -> None:
     """
     from ray.train.v2._internal.execution.worker_group import state, worker_group
 
-    own: Any = worker_group
-    own.SynchronizationActor = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=_no_barrier))
-    own = state
+    group: Any = worker_group
+    group.SynchronizationActor = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=_no_barrier))
+    own: Any = state
     own._shutdown_sync_actor = _nothing
 
 
@@ -292,7 +292,8 @@ def end_controllers(job_id: str) -> None:
     from ray._private.worker import global_worker
 
     core: Any = vars(global_worker)["core_worker"]
-    for actor in state.actor_table(None, JobID.from_hex(job_id)).values():
+    actors: Any = state.actor_table(None, JobID.from_hex(job_id))
+    for actor in actors.values():
         if actor["ActorClassName"] == "TrainController" and actor["State"] != "DEAD":
             core.kill_actor(ActorID.from_hex(actor["ActorID"]), True)
 
@@ -379,7 +380,7 @@ def logs_folder() -> Path:
 
 
 @contextlib.contextmanager
-def without_attendants() -> Iterator[None]:
+def without_attendants() -> Generator[None]:
     """Within it ``ray.init`` starts a Ray without three processes that have nothing to do on one machine.
 
     They are the autoscaler's monitor, the monitor that sends workers' output to the driver (``log_to_driver=False``

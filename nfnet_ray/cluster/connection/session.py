@@ -6,7 +6,7 @@ import gc
 import logging
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ LEAST_TEMPORARY_BYTES = 10_000_000
 
 
 @contextmanager
-def ray_session(address: str | None, *, packages: Sequence[Path] = ()) -> Iterator[Resources]:
+def ray_session(address: str | None, *, packages: Sequence[Path] = ()) -> Generator[Resources]:
     """Connects to Ray and, at the end, disconnects; a local Ray is started and stopped.
 
     Args:

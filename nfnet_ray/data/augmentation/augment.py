@@ -96,7 +96,7 @@ def shifted_and_flipped(
             if images is batch.images
             else images.index_copy_(0, rows, mirrored)
         )
-    if recipe.image_size not in (None, images.shape[1]):
+    if recipe.image_size is not None and recipe.image_size != images.shape[1]:
         images = _resized(images, recipe.image_size)
     return images
 

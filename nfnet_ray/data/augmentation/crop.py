@@ -49,13 +49,13 @@ def random_resized_boxes(
     box_height = lowest + np.floor(draws[..., 1] * (highest - lowest + 1))
     box_width = np.rint(box_height * aspect)
     share = box_height * box_width / area
-    fits = (share >= SMALLEST_KEPT_AREA) & (share <= AREA_RANGE[1]) & (box_width <= width)
+    fits: NDArray[np.bool_] = (share >= SMALLEST_KEPT_AREA) & (share <= AREA_RANGE[1]) & (box_width <= width)
     # TensorFlow never draws the last place, at which the box touches the lower or right edge.
     top = np.floor(draws[..., 2] * np.maximum(height - box_height, 1))
     left = np.floor(draws[..., 3] * np.maximum(width - box_width, 1))
     attempts = np.stack([top, left, box_height, box_width], axis=-1).astype(np.int64)
     first = attempts[np.arange(len(indices)), fits.argmax(axis=1)]
-    return np.where(fits.any(axis=1)[:, None], first, central_square_boxes(heights, widths, size))
+    return np.where(fits.any(axis=1, keepdims=True), first, central_square_boxes(heights, widths, size))
 
 
 def whole_boxes(heights: Sizes, widths: Sizes) -> Boxes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from nfnet_ray.recipe import ProgressiveRecipe, ResolvedData
 
@@ -18,7 +19,7 @@ def data_at_epoch(recipe: ResolvedData, epoch: int, epochs: int) -> ResolvedData
     if growth.start_size is None:
         return recipe
     share = _grown_share(growth, epoch, epochs)
-    changes: dict[str, object] = {
+    changes: dict[str, Any] = {
         "image_size": _size(growth, size, share),
         "progressive": ProgressiveRecipe(),
     }
@@ -30,7 +31,7 @@ def data_at_epoch(recipe: ResolvedData, epoch: int, epochs: int) -> ResolvedData
         changes["mixing"] = replace(
             recipe.mixing, mixup_alpha=_scaled(mixup, share), cutmix_alpha=_scaled(cutmix, share)
         )
-    return replace(recipe, **changes)  # type: ignore[arg-type]
+    return replace(recipe, **changes)
 
 
 def _grown_share(growth: ProgressiveRecipe, epoch: int, epochs: int) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,7 +66,7 @@ def write_sheet(path: Path, image_path: Path | None) -> None:
         {"MixUp": MixingRecipe(0.2, None), "CutMix": MixingRecipe(None, 1.0)}.items()
     ):
         put(rows - 1, side, label, *_mixed(image, partner, recipe))
-    options = {"quality": 82} if path.suffix.lower() != ".png" else {"optimize": True}
+    options: dict[str, Any] = {"quality": 82} if path.suffix.lower() != ".png" else {"optimize": True}
     sheet.save(path, **options)
 
 

@@ -18,7 +18,7 @@ import struct
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import numpy as np
@@ -155,7 +155,7 @@ def _checksum(images: Images, samples: Samples) -> int:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _locked(path: Path) -> Generator[None]:
     """Holds ``path``'s lock; the system frees it when a process dies."""
     with _lock_path(path).open("wb") as file:
         deadline = time.monotonic() + LOCK_DEADLINE_SECONDS

@@ -227,7 +227,7 @@ class Sharing:
 
 
 @contextmanager
-def ahead(records: Records, count: int) -> Iterator[Iterator[Record]]:
+def ahead(records: Records, count: int) -> Generator[Iterator[Record]]:
     """Takes up to ``count`` records in advance, in a thread, which ends with the context. Errors come in their turn."""
     waiting: queue.Queue[Record | BaseException | None] = queue.Queue(count)
     over = threading.Event()

@@ -17,6 +17,7 @@ import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -110,7 +111,7 @@ class Source:
         key = (name, str(self._device))
         if key not in _RESIDENT:
             images, samples = shared_images(
-                name, len(self._asked_for), self._size, lambda *out: self._decode_all(cut, *out)
+                name, len(self._asked_for), self._size, partial(self._decode_all, cut)
             )
             _RESIDENT[key] = torch.from_numpy(images).to(self._device), samples
         self._images, self._shown = _RESIDENT[key] = _RESIDENT.pop(key)  # now the one that was used last

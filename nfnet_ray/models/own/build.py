@@ -11,7 +11,7 @@ import inspect
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -115,7 +115,7 @@ def _imported(source: NetworkSource) -> Callable[..., Any]:
 
 
 @contextmanager
-def _alone(source: NetworkSource) -> Iterator[None]:
+def _alone(source: NetworkSource) -> Generator[None]:
     """While this lasts, the modules of a source are imported from its root, and what was imported before is put aside.
 
     Compiled files are neither read nor written: one is taken for that of a source of the same size and second.

@@ -172,7 +172,7 @@ def _mapping(*arguments: object) -> dict[str, Any]:
     """`FlatMapping(mapping)` and its like: the mapping itself."""
     if len(arguments) > 1 or (arguments and not isinstance(arguments[0], dict)):
         raise ValueError("argument of a mapping")
-    return arguments[0] if arguments else {}  # type: ignore[return-value]
+    return arguments[0] if arguments else {}  # pyrefly: ignore[bad-return]
 
 
 def _ndarray_class() -> None:

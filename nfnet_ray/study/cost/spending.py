@@ -137,7 +137,7 @@ def merged(before: CapsDescription, given: Mapping[str, float | None]) -> CapsDe
     result.update(
         {name: None if value == math.inf else value for name, value in given.items() if value is not None}
     )
-    return CapsDescription(**result)  # type: ignore[typeddict-item]
+    return CapsDescription(**result)
 
 
 def accelerator_word(gpus: float) -> str:

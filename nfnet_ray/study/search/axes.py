@@ -60,7 +60,7 @@ def chosen_point(space: Space, recipe: Recipe, choose: Chooser) -> Point:
     alphabetical = {name: space[name] for name in sorted(space)}
 
     def choose_or_take(name: str, domain: tuple[Any, ...] | Range) -> Any:
-        return choose(name, domain) if _is_free(domain) else domain[0]  # type: ignore[index]
+        return choose(name, domain) if _is_free(domain) else domain[0]  # pyrefly: ignore[bad-index]
 
     point = build_point(alphabetical, recipe, choose_or_take)
     return {name: point[name] for name in space if name in point}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -76,7 +76,7 @@ def _note_what_is_missing(spool: Spool, writer: StudyWriter) -> None:
 
 
 @contextmanager
-def _locked_database(tracking_uri: str) -> Iterator[Path | None]:
+def _locked_database(tracking_uri: str) -> Generator[Path | None]:
     """Holds a lock next to an SQLite database: of two processes that create its tables at once, one fails.
 
     Yields the database, or None for a server.

@@ -214,6 +214,8 @@ class StudyWriter:
                 self._settings.write(state, event["trial"], event["time"], self.tracked)
             case "trial_ended":
                 self._end_trial(line, event)
+            case "trial_proposed" | "form_chosen" | "at_work":
+                pass  # they change nothing that MLflow has
 
     def write_epochs(self, trial: str, events: Sequence[EpochEnded]) -> None:
         """Writes the metrics of several epochs of one trial, in as few calls as possible."""

@@ -12,7 +12,7 @@ import os
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing, contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -152,7 +152,7 @@ def _link_to(folder: Path) -> Path:
 
 
 @contextmanager
-def _open(database: Path, mode: str) -> Iterator[sqlite3.Connection]:
+def _open(database: Path, mode: str) -> Generator[sqlite3.Connection]:
     uri = f"file:{quote(os.fsencode(database.absolute()))}?mode={mode}"
     with closing(sqlite3.connect(uri, uri=True, timeout=_BUSY_SECONDS)) as connection:
         yield connection

@@ -86,7 +86,7 @@ def _ask(uri: str, experiment: str) -> dict[str, Any] | str:
     from mlflow.utils.rest_utils import http_request
 
     try:
-        response = http_request(
+        response: Any = http_request(
             get_default_host_creds(uri),
             "/api/2.0/mlflow/experiments/get-by-name",
             "GET",

@@ -100,7 +100,7 @@ class CheckpointStore:
         def content(file: IO[bytes]) -> None:
             hashing.file = file
             try:
-                torch.save(dict(state), hashing)  # type: ignore[arg-type]  # it needs write and flush alone
+                torch.save(dict(state), hashing)  # pyrefly: ignore[bad-argument-type]  # it needs write and flush alone
             except RuntimeError:  # torch's own words for whatever the disk said
                 if hashing.error is not None:
                     raise hashing.error from None

@@ -92,7 +92,7 @@ class _Folder:
                 file.flush()
                 os.fsync(file.fileno())
 
-            content(_SyncedInParts(file.write, sync))  # type: ignore[arg-type]  # it needs write alone
+            content(_SyncedInParts(file.write, sync))  # pyrefly: ignore[bad-argument-type]  # it needs write alone
 
     def open(self, name: str) -> contextlib.AbstractContextManager[IO[bytes]]:
         return (self._path / name).open("rb")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -93,7 +93,7 @@ class LaneGradient:
         return gradients_LP.mul_(torch.where(norm_L > 0, self._rho_L / norm_L, 0.0)[:, None])
 
     @contextlib.contextmanager
-    def _perturbed(self, steps_LP: Tensor) -> Iterator[None]:
+    def _perturbed(self, steps_LP: Tensor) -> Generator[None]:
         """Within it the weights are those after the ascent; then they are what they were, to the bit."""
         rows = self._weights.rows
         kept = rows.clone()

@@ -72,8 +72,8 @@ class Choice:
     @staticmethod
     def from_values(values: Mapping[str, Any]) -> Choice:
         """The choice that gave the values."""
-        measured = {name: value for name, value in values.items() if name != "sentence"}
-        return Choice(**{**measured, "form": Form(**measured["form"])})
+        measured: dict[str, Any] = {name: value for name, value in values.items() if name != "sentence"}
+        return Choice(**measured | {"form": Form(**measured["form"])})
 
     def sentence(self) -> str:
         """The choice and why, in a line.

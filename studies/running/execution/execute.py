@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -175,7 +175,7 @@ def _trials_to_do(run: StudyRun) -> int:
 
 
 @contextmanager
-def _failures_in_words(run: StudyRun, sink: MLflowSink | NotRecorded) -> Iterator[None]:
+def _failures_in_words(run: StudyRun, sink: MLflowSink | NotRecorded) -> Generator[None]:
     """Within the block, a full or missing disk raises StorageError, and MLflow gets what is left before a stop."""
     try:
         yield
@@ -192,7 +192,7 @@ def _failures_in_words(run: StudyRun, sink: MLflowSink | NotRecorded) -> Iterato
 
 
 @contextmanager
-def _announced_session(run: StudyRun, address: str | None, console: Console) -> Iterator[Resources]:
+def _announced_session(run: StudyRun, address: str | None, console: Console) -> Generator[Resources]:
     """A Ray session. Ray takes ten seconds and more to start; a spinner is shown meanwhile."""
     warning = f"{run.study.name}: nobody reads its output any more; it continues and keeps all results"
     with ExitStack() as stack:
@@ -203,7 +203,7 @@ def _announced_session(run: StudyRun, address: str | None, console: Console) -> 
 
 
 @contextmanager
-def _gauges_exported(run: StudyRun, address: str | None, sink: MLflowSink | NotRecorded) -> Iterator[None]:
+def _gauges_exported(run: StudyRun, address: str | None, sink: MLflowSink | NotRecorded) -> Generator[None]:
     """Within the block, the metrics of the cluster include this study's; a local Ray exports none."""
     if address is None:
         yield

@@ -6,7 +6,7 @@ import json
 import math
 import shlex
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -391,7 +391,7 @@ def _estimate(
 
 
 @contextmanager
-def _with_data(request: Request, study: Study, data: DatasetSummary) -> Iterator[Any]:
+def _with_data(request: Request, study: Study, data: DatasetSummary) -> Generator[Any]:
     """The Recipe of the first trial on its data; the built-in digits are written into a temporary folder."""
     # Weights to start from may have to be made yet, and make no difference to the time.
     recipe = study.trials()[0].recipe.with_values({"model.weights": None})
