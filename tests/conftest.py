@@ -18,9 +18,9 @@ from sklearn.datasets import load_digits
 
 from data_prep.__main__ import main as data_prep
 
-# Read when torch is imported, which is later. Two test processes share two cores, so a second thread of OpenMP in each
-# would take the core that the other one needs. A training sets its own number of threads; there a thread that waits for
-# another one would spin for most of the time.
+# Read when torch is imported, which is later. Several test processes share two cores, so a second thread of OpenMP in
+# one would take the core that another one needs. A training sets its own number of threads; there a thread that waits
+# for another one would spin for most of the time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
