@@ -23,13 +23,13 @@ three seeds. ``--plan`` shows it, and ``--seeds 1`` and ``--epochs`` reduce it.
 Result. On the digits, with no flags (3 seeds, 360 validation images, float32; two trials at once on two cores of an AMD
 EPYC, with a higher priority than other work; ``studies/results/efficientnet_baselines``):
 
-    At equal accuracy (97.5%) nfnet_pico takes 2.46 of test_efficientnet's training time (95% interval
-    over seeds and images 1.64 to 3.45)
+    At equal accuracy (97.5%) nfnet_pico takes 2.56 of test_efficientnet's training time (95% interval
+    over seeds and images 1.74 to 3.55)
 
     mean top-1 in percent, and seconds   3 epochs   6 epochs  12 epochs
-    nfnet_pico                         94.0,  8.1 98.4, 16.1 99.0, 31.9
-    test_efficientnet                  94.9,  3.1 98.0,  6.3 99.2, 13.2
-    test_resnet                        96.7,  3.8 97.6,  7.2 98.4, 13.9
+    nfnet_pico                         94.0,  7.9 98.4, 15.9 99.0, 30.4
+    test_efficientnet                  94.9,  3.2 98.0,  5.9 99.2, 11.9
+    test_resnet                        96.7,  3.4 97.6,  7.3 98.4, 14.6
 
 On a tenth of CIFAR-10 at 16 px (``--data data/cifar10_half --set data.train_share=0.1 --set data.image_size=16 --set
 data.eval_size=16 --set data.crop_padding=2``: 4,992 images an epoch; 3 seeds, 5,000 test images, float32; 5 minutes,
