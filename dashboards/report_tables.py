@@ -120,7 +120,7 @@ def answers_table(record: StudyRecord) -> Table | None:
 
 
 def _within_noise(answer: BestSetting, asked: Sequence[str]) -> str:
-    """The values that cannot be told from the best one; where several fields were searched, their number."""
+    """The values that cannot be told apart from the best one; where several fields were searched, their number."""
     if len(asked) > 1:
         return count(len(answer.within_noise), "setting") if answer.within_noise else ""
     return first_of(

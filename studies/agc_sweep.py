@@ -26,7 +26,7 @@ setting was given up there. Those that may be the best have three seeds:
     batch 256, given up     -     -     -     -     -  28.9     -     -     -
     batch 256, finished  41.2  43.3  46.3  46.0  42.1     -   nan   nan   nan
 
-Batch 64: 0.16 (49.2 to 51.6%, 3 seeds) cannot be told from 0.32, 0.08 and 0.64; a parabola through the seven that
+Batch 64: 0.16 (49.2 to 51.6%, 3 seeds) cannot be told apart from 0.32, 0.08 and 0.64; a parabola through the seven that
 finished has its optimum at 0.21, and is within 0.2 points of that from 0.13 to 0.35. Batch 256: 0.02 (44.9 to 47.8%) is
 better than 0.04 with a probability of 76%, and the loss becomes nan with 0.32, 0.64 and without clipping. So the larger
 batch needs the smaller factor, as in the paper. The intervals are 95%, over seeds and images.

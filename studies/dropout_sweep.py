@@ -26,7 +26,7 @@ cores of an Intel Xeon that other work shared):
 
 Those without a number were given up after epoch 6 with 92.8 to 93.9. With stochastic depth each rate of dropout is
 worse than none; the smallest difference is 1.0 points (95% interval over the same images 0.1 to 1.9; no other seed was
-tried). Without stochastic depth up to 0.3 cannot be told from none. 112 steps do not overfit.
+tried). Without stochastic depth up to 0.3 cannot be told apart from none. 112 steps do not overfit.
 
 On a tenth of CIFAR-10 at 16 px (``--data data/cifar10_half --epochs 16 --set data.train_share=0.1 --set
 data.image_size=16 --set data.eval_size=16 --set data.crop_padding=2``: 1,248 steps; 1 seed, 5,000 test images; 17

@@ -120,8 +120,8 @@ def strata(record: StudyRecord) -> list[dict[str, Any]]:
 def accuracy_against_time(record: StudyRecord) -> list[Panel]:
     """A panel for each stratum, all with the same axes and a curve for each trial, or one for all trials.
 
-    A layout's ``meta.top`` is a range of its Y axis in which the best finished trials of the panel can be told from
-    each other, None where there is nothing to tell apart; ``meta.ends`` are the labels at the ends of curves;
+    A layout's ``meta.top`` is a range of its Y axis in which the best finished trials of the panel can be told apart
+    from each other, None where there is nothing to tell apart; ``meta.ends`` are the labels at the ends of curves;
     ``meta.x`` and ``meta.y`` are the other axes that there are (:mod:`dashboards.figures.time_axes`).
     """
     all_levels = levels(record)

@@ -251,7 +251,7 @@ class BestSetting:
                 return [f"Next is {self._compared(first)}, {behind}", known]
             more = f" and {len(near) - 1} more" if len(near) > 1 else ""
             return [
-                f"It cannot be told from {self._compared(near[0])}{more}, with {self.assumed_spread}",
+                f"It cannot be told apart from {self._compared(near[0])}{more}, with {self.assumed_spread}",
                 known,
             ]
         if self.verdict == "better":
@@ -263,7 +263,7 @@ class BestSetting:
             return [f"It is equal in practice (within {within}) to {self._compared(told[0])}{more}"]
         if told[0].low > 0:  # the reruns that were lost might not have been as good
             return [f"It is not called better than {self._compared(told[0])}{more}, as reruns were lost"]
-        how = "is not better than" if told[0].high < 0 else "cannot be told from"
+        how = "is not better than" if told[0].high < 0 else "cannot be told apart from"
         return [f"It {how} {self._compared(told[0])}{more}{_probability(told[0])}", told[0].needed]
 
     def _compared(self, found: Contrast) -> str:
@@ -603,7 +603,7 @@ def _optimism(
 def _probability(found: Contrast) -> str:
     """`` (probability of being better: 97%)``.
 
-    It is left out where the best one in its reruns cannot be told from another one in the sweep: that one is the
+    It is left out where the best one in its reruns cannot be told apart from another one in the sweep: that one is the
     luckiest of the others, so the probability would be too low.
     """
     if found.rests_on == "reruns of the best" and found.kind != "better":

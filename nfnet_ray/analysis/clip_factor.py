@@ -178,7 +178,8 @@ def suggest_factor(tried: Sequence[TriedFactor], validation_images: int) -> Clip
       clipped units (or of the others) is half as large.
     * If the best factor clips nothing, larger ones give the same network.
     * If it clips nearly everything, a smaller one acts as a smaller learning rate.
-    * Between two factors the next one is their geometric mean, unless the neighbours cannot be told from the best.
+    * Between two factors the next one is their geometric mean, unless the neighbours cannot be told apart from the
+      best.
     """
     by_factor = sorted(tried, key=lambda one: one.factor)
     if all(one.mean < 0 for one in by_factor):
@@ -233,9 +234,7 @@ def _between(
     better = smaller if smaller.mean > larger.mean else larger
     why = None
     if all(one.top1 and _is_within_noise(best, one, validation_images) for one in (smaller, larger)):
-        why = (
-            f"{_factor(smaller.factor)} and {_factor(larger.factor)} on its two sides cannot be told from it"
-        )
+        why = f"{_factor(smaller.factor)} and {_factor(larger.factor)} on its two sides cannot be told apart from it"
     elif max(better.factor / best.factor, best.factor / better.factor) < LEAST_RATIO:
         why = f"its neighbours are within a ratio of {LEAST_RATIO:g}"
     if why:

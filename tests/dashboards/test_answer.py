@@ -173,7 +173,7 @@ def test_the_sentence_names_the_setting_the_interval_the_images_and_the_seeds(tm
     assert best is not None
     assert best.sentence() == (
         "Best setting: clip_factor 0.02 at batch_size 64: top-1 97.2% (95% interval over images 95.0 to 98.5%; "
-        "360 validation images, 1 seed). It cannot be told from clip_factor 0.01 (96.7%), with an assumed spread "
+        "360 validation images, 1 seed). It cannot be told apart from clip_factor 0.01 (96.7%), with an assumed spread "
         "between seeds of 1.8 points. Run with --seeds 3 to measure it"
     )
 
@@ -243,7 +243,7 @@ def test_seeds_that_differ_more_than_the_settings_are_noise(tmp_path: Path) -> N
     assert best.best.seed_top1 == pytest.approx((0.88, 0.783, 0.892))
     assert [other.point[CLIP_FACTOR] for other in best.within_noise] == [0.02, 0.04, 0.08]
     assert best.sentence().endswith(
-        ". It cannot be told from clip_factor 0.02 (84.0%) and 2 more (probability of being better: 58%)"
+        ". It cannot be told apart from clip_factor 0.02 (84.0%) and 2 more (probability of being better: 58%)"
     )
     assert best.best.high - best.best.low > 0.2
 
@@ -258,7 +258,7 @@ def test_a_setting_with_a_wide_spread_is_within_noise_of_the_best_though_the_run
     best = best_setting(record)
     assert best is not None
     assert best.sentence().endswith(
-        ". It cannot be told from clip_factor 0.04 (84.0%) (probability of being better: 54%)"
+        ". It cannot be told apart from clip_factor 0.04 (84.0%) (probability of being better: 54%)"
     )
 
 

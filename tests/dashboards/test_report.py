@@ -114,7 +114,7 @@ def test_the_report_has_the_question_the_answer_every_trial_and_how_it_was_measu
     for words in (
         "How strongly should AGC clip the gradients",
         "Best setting: clip_factor 0.02 at batch_size 64: top-1 97.2%",
-        "cannot be told from",
+        "cannot be told apart from",
         "best clip_factor",
         "train_loss was NaN in epoch 3",
         "python studies/agc_sweep.py --data data/imagenet_samples.beton",

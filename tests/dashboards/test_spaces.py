@@ -118,7 +118,7 @@ def test_a_plain_list_of_points_competes_as_one(tmp_path: Path) -> None:
     assert (record.fields, record.conditions) == ((CLIP, "batch_size"), ())
     [answer] = best_per_stratum(record)
     assert answer.sentence().startswith("Best setting: clip_factor 0.03, batch_size 64: top-1")
-    assert "cannot be told from the Recipe (" in answer.sentence()
+    assert "cannot be told apart from the Recipe (" in answer.sentence()
 
 
 def test_points_that_differ_in_several_fields_are_shown_side_by_side(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def agc_sweep() -> Iterable[str]:
     small, large = best("agc_sweep_cifar10")
     probability = round(float(chances("agc_sweep_cifar10")[1]))
     return [
-        f"Batch 64: {value(small, 2)} ({interval(small)}%, 3 seeds) cannot be told from",
+        f"Batch 64: {value(small, 2)} ({interval(small)}%, 3 seeds) cannot be told apart from",
         f"Batch 256: {value(large, 2)} ({interval(large)}%) is better than 0.04 with a probability of {probability}%",
         *(f" {top1(one)}" for one in (small, large)),
     ]
@@ -164,7 +164,7 @@ def curves() -> Iterable[str]:
         f"clip factor {value(found, 2)}, dropout {value(found, 1, 'dropout')}, rho {value(found, 2, 'rho')}, learning "
         f"rate {value(found, 3, 'learning_rate')} with {top1(found)}% (95% over images {interval(found)}%; 1,000 "
         f"images), of which some {luck('curves')} points",
-        f"With {answer.assumed_spread} {len(answer.within_noise)} others cannot be told from it",
+        f"With {answer.assumed_spread} {len(answer.within_noise)} others cannot be told apart from it",
         f"it is {low:.2g} at {shift.values[0]:.2g}, {response.optimum:.2g} at {shift.middle:.2g} and {high:.2g} at "
         f"{shift.values[1]:.2g}",
     ]

@@ -68,7 +68,7 @@ def test_neighbours_are_compared_image_by_image_as_in_the_answer() -> None:
     apart, paired = (
         suggest_factor([tried(factor, is_known) for factor in bits], 2000) for is_known in (False, True)
     )
-    assert "0.01 and 0.16 on its two sides cannot be told from it" in apart.reasoning
+    assert "0.01 and 0.16 on its two sides cannot be told apart from it" in apart.reasoning
     assert paired.factor == 0.08
 
 

@@ -70,7 +70,7 @@ def test_the_answer_quotes_the_reruns_and_the_drop() -> None:
     )
     assert "seeds and images" in said
     assert (
-        "3 seeds). The sweep had 80.0%, a drop of 2.0 points. It cannot be told from clip_factor 0.03 (80.0% "
+        "3 seeds). The sweep had 80.0%, a drop of 2.0 points. It cannot be told apart from clip_factor 0.03 (80.0% "
         "in the sweep)"
     ) in said
     assert "a drop of 1.0 points" in replace(answer.confirmation, sweep_top1=0.79).sentence()
@@ -109,7 +109,7 @@ def test_a_winner_that_was_lucky_is_not_better_by_its_seeds_of_the_sweep() -> No
     assert answer.quoted.top1 == pytest.approx(0.78)
     assert answer.verdict == "cannot tell"
     assert answer.within_noise[0].point == {CLIP: 0.03}
-    assert "cannot be told from clip_factor 0.03 (80.0% in the sweep)" in answer.sentence()
+    assert "cannot be told apart from clip_factor 0.03 (80.0% in the sweep)" in answer.sentence()
     assert "probability" not in answer.sentence()  # the next one is the luckiest of three
 
 

@@ -201,7 +201,7 @@ class Response:
                 continue
             more = in_points(value.difference)
             if value.difference_low <= 0 <= value.difference_high:
-                words += f"; {value.label} cannot be told from it ({percent(value.top1)})"
+                words += f"; {value.label} cannot be told apart from it ({percent(value.top1)})"
             else:
                 words += f"; {value.label} is {more} {'better' if value.difference > 0 else 'worse'}"
         return words

@@ -238,7 +238,7 @@ def _effect(record: StudyRecord, answers: Sequence[BestSetting]) -> Iterator[Hea
     is_better = by_itself and any(answer.verdict == "better" for answer in compared)
     if test.is_told or is_better or (by_itself and any(_diverged(record, answer) for answer in compared)):
         assumed = f", with {spread_words(record)}" if test.is_told and test.assumes_spread else ""
-        yield HealthCard("effect", "good", f"{asked}: the best value can be told from others{assumed}.")
+        yield HealthCard("effect", "good", f"{asked}: the best value can be told apart from others{assumed}.")
         return
     seeds = len(record.study["seeds"])
     others = [(answer, found) for answer in compared for found in others_by_value(record, answer)]
@@ -252,7 +252,7 @@ def _effect(record: StudyRecord, answers: Sequence[BestSetting]) -> Iterator[Hea
             else " beside the noise and the effects of other fields"
         )
     else:
-        rest = f"cannot be told from any other; differences up to {in_points(widest)} fit the data"
+        rest = f"cannot be told apart from any other; differences up to {in_points(widest)} fit the data"
         if not all(found.covers_seeds for _, found in others):
             rest += f", with {spread_words(record)}"
         said += f": its best value {rest}"
@@ -398,7 +398,7 @@ def _published(record: StudyRecord, answers: Sequence[BestSetting]) -> Iterator[
             spread = "" if own.covers_seeds else f", with {spread_words(record)}"
             interval = f"95% interval {decimal(100 * low)} to {decimal(100 * high)}{spread}"
             gain = f"{decimal(100 * own.difference)} points{chosen} ({interval})"
-            yield _not_beaten(record, answer, f"cannot be told from the best ones, which gain {gain}")
+            yield _not_beaten(record, answer, f"cannot be told apart from the best ones, which gain {gain}")
             return
         met = True
         assumed = f", with {spread_words(record)}" if test.assumes_spread and not in_reruns else ""

@@ -42,7 +42,7 @@ def tracking_uri_for(given: str | None, storage: Path, home: Path, study: str | 
         study: the name, if it is known; there need not be such a study.
 
     Raises:
-        UserError: an address whose user name and password cannot be told from its host.
+        UserError: an address whose user name and password cannot be told apart from its host.
     """
     uri = given
     if uri is None and study:

@@ -55,7 +55,7 @@ def in_words(error: Exception) -> str:
     """An error in a few words, in one line."""
     if (known := _REFUSES_US.get(getattr(error, "error_code", ""))) is not None:
         return known
-    # A server that answers with an error, or a proxy before it, is told from one that is away.
+    # A server that answers with an error, or a proxy before it, is told apart from one that is away.
     if (status := _status_of(error)) is not None:
         if status == HTTPStatus.TOO_MANY_REQUESTS:
             return f"server takes no more requests for now (HTTP {status})"
