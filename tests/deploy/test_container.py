@@ -191,6 +191,36 @@ def test_what_the_build_stage_copies_is_enough_for_the_decoder(tmp_path: Path) -
     assert list((tmp_path / "built").glob("_nfnet_ray_jpeg*.so")), result.stderr
 
 
+def test_what_the_image_holds_is_enough_for_its_last_check(tmp_path: Path) -> None:
+    """A folder with all that the last stage copies: an import of what was moved or left out would end each build."""
+    _, _, run = stages(CONTAINERFILE.read_text())
+    for word, rest in run:
+        if word == "COPY" and "--from=" not in rest:
+            *sources, target = rest.split()
+            for source in map(REPOSITORY.joinpath, sources):
+                if target.endswith("/"):
+                    (tmp_path / target).mkdir(exist_ok=True)
+                if source.is_dir():
+                    shutil.copytree(source, tmp_path / target, ignore=shutil.ignore_patterns("__pycache__"))
+                else:
+                    shutil.copy(source, tmp_path / target)
+    [check] = [rest for word, rest in run if word == "RUN" and rest.startswith("python -c ")]
+    program = shlex.split(check)[2]
+    assert "nfnet_ray" in program
+    # Without the .pth files of our own environment, one of which is the repository.
+    start = f"import sys; sys.path.append({sysconfig.get_path('purelib')!r}); exec(sys.argv[1])"
+    result = subprocess.run(
+        [sys.executable, "-S", "-c", start, program],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=HANG_SECONDS,
+    )
+    assert result.returncode == 0, result.stderr
+
+
 # --- the image of this machine ----------------------------------------------------------------------------------------
 
 BUILD_HERE = REPOSITORY / "deploy" / "build_here.sh"
