@@ -14,20 +14,21 @@ SMALLEST_GRADIENT_NORM = 1e-6
 """Floor of the gradient norm in the divisor (official ``optim.py``, ``adaptive_grad_clip``)."""
 
 LARGEST_STACKED_VALUES = 1 << 14
-"""Above this, copying a tensor into a stack costs more than kernels of its own (benchmarks/clipping.py)."""
+"""A tensor with more values is clipped by separate kernels: to copy it into a stack would cost more
+(benchmarks/clipping.py)."""
 
 LARGEST_SHARE_OF_ROWS = 1 / 16
-"""Above this share of units, scaling a whole tensor costs less on a CPU than scaling these units alone (n = 9, one core
-of an Intel Xeon: with 5% of the units 0.2 to 0.3 of the time for matrices of over 100,000 values, with 25% 1.2 to 3).
-"""
+"""If more than this share of a tensor's units is clipped, a CPU scales the whole tensor, and otherwise only these
+units. Scaling single units takes 0.2 to 0.3 of the time for 5% of the units, and 1.2 to 3 times as long for 25%
+(matrices of over 100,000 values, n = 9, one core of an Intel Xeon)."""
 
 
 def as_units(tensor: Tensor) -> Tensor:
-    """A view of shape (units, values of one unit).
+    """Returns a view of shape (units, values of one unit).
 
-    A unit is what AGC takes one norm of, in torch's layouts of the official rule:
+    AGC takes one norm of each unit. In torch's layouts the official rule is:
 
-    * convolution (O, I, H, W) and linear (O, I): one unit for each output, all the rest is its values;
+    * convolution (O, I, H, W) and linear (O, I): one unit for each output;
     * scalars, vectors, and whatever squeezes to at most one dimension (also a 1x1 convolution with one
       input or one output channel): the whole tensor is one unit. So a gain or bias vector is ONE unit;
     * three dimensions: the norm runs over the first one alone (no NFNet has such a parameter).
@@ -57,37 +58,37 @@ def unitwise_norm(tensor: Tensor) -> Tensor:
 
 
 class UnitNorms(NamedTuple):
-    """The norms of all units of a network, one tensor's units after the other's."""
+    """The norms of all units of a network, tensor after tensor."""
 
     gradient: Tensor
     """(units,)"""
     parameter: Tensor
-    """(units,), at least eps: what the gradient is compared with."""
+    """(units,), at least eps."""
     is_clipped: Tensor | None
     """(units,), bool; None if there is no clipping."""
     tensors: tuple[tuple[int, int], ...]
-    """(place among the parameters, number of its units) of each tensor, in the order of the vectors."""
+    """(index among the parameters, number of units) of each tensor, in the order of the vectors."""
 
 
 class _Group(NamedTuple):
-    """Parameters whose units have equally many values, so that all of these units fit into one stack."""
+    """Parameters whose units all have the same number of values, so that the units fit into one stack."""
 
     tensors: list[Tensor]
     views: list[Tensor]
-    """The same, as :func:`as_units`."""
+    """The tensors as :func:`as_units`."""
     strides: list[tuple[int, ...] | None]
-    """Of each parameter; None if its layout has no such view, so that the units are a copy."""
+    """The strides of each parameter; None if its units are a copy, because its layout has no such view."""
     order: list[tuple[int, int]]
-    """The place among all parameters and the number of units of each."""
+    """For each tensor (index among all parameters, number of units)."""
 
 
 class Units:
-    """Parameters of which it is known how they are stacked, for step after step.
+    """Parameters together with the way in which they are stacked, which is remembered from step to step.
 
-    It can be given to the functions of this module in place of the parameters. To find out takes longer than all else
-    that they do for a small network (``benchmarks/clipping.py``). It is found out again when a parameter has another
-    place in memory, or others than before have a gradient; and in every step if the units of a parameter are a copy,
-    which the next step finds out of date.
+    The functions of this module accept it in place of the parameters. For a small network, working out the stacks takes
+    longer than everything else that these functions do (``benchmarks/clipping.py``). They are worked out again when a
+    parameter has moved in memory or when other parameters than before have a gradient. If the units of a parameter are
+    a copy, which the next step would find out of date, that happens in every step.
     """
 
     def __init__(self, parameters: Iterable[Tensor] | Tensor) -> None:
@@ -96,7 +97,7 @@ class Units:
         self._known_for: list[int | None] = []
         self._groups: list[_Group] = []
         self.order: tuple[tuple[int, int], ...] = ()
-        """That of :attr:`UnitNorms.tensors`."""
+        """The value of :attr:`UnitNorms.tensors`."""
         self._last_units = torch.zeros(0, dtype=torch.int64)
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -107,11 +108,11 @@ class Units:
 
     @property
     def device(self) -> torch.device | None:
-        """Of the parameters; None if there are none."""
+        """The device of the parameters; None if there are none."""
         return self._parameters[0].device if self._parameters else None
 
     def groups(self) -> list[_Group]:
-        """Those that have a gradient, in stacks."""
+        """The parameters that have a gradient, grouped for stacking."""
         here = [None if parameter.grad is None else parameter.data_ptr() for parameter in self._parameters]
         if here != self._known_for:
             self._groups = self._found()
@@ -137,7 +138,7 @@ class Units:
         return list(groups.values())
 
     def counts(self, is_clipped: Tensor) -> list[int]:
-        """How many units of each tensor are clipped, in the order of :attr:`order`; on a CPU."""
+        """The number of clipped units of each tensor, in the order of :attr:`order`. ``is_clipped`` is on a CPU."""
         up_to = is_clipped.cumsum(0)[self._last_units].tolist()
         return [after - before for before, after in pairwise([0, *up_to])]
 
@@ -149,7 +150,7 @@ def clip_gradients_adaptively(
     eps: float | Tensor = 1e-3,
     observe: Callable[[UnitNorms], None] | None = None,
 ) -> Tensor:
-    r"""Clips ``.grad`` of the parameters in place, each unit by its own parameter norm.
+    r"""Clips the parameters' ``.grad`` in place, each unit by the norm of its parameters.
 
     For each unit with parameters :math:`p` and gradient :math:`g`,
 
@@ -160,24 +161,24 @@ def clip_gradients_adaptively(
     and the last micro-batch) and before weight decay is added. Leave the classifier's weight out of
     ``parameters``.
 
-    The units of small tensors, most of a network's 233 (NFNet-F0), are stacked by their number of values, gradients
-    and parameters in one stack, and share their kernels; large tensors, where a kernel is worth its launch and a copy
-    is not, are normed and scaled where they are. What lies between the norms and the scaling is done once for the
-    units of all tensors (``benchmarks/clipping.py``). On a CPU, where the host can look at the norms without waiting,
-    a tensor of which no unit is clipped is not written.
+    Most of a network's tensors (233 in NFNet-F0) are small. Their units are stacked by their number of values, the
+    gradients and the parameters in one stack, and share kernels. A large tensor is not copied; it has separate kernels
+    for its norms and for its scaling. Everything between the norms and the scaling is computed once, for the units of
+    all tensors (``benchmarks/clipping.py``). On a CPU, where the host reads the norms without waiting, a tensor without
+    a clipped unit is not written.
 
     Args:
-        parameters: leaf tensors of any float dtype on one device, or one of them; those without ``.grad`` are left
-            alone. For step after step :class:`Units` of them.
-        clip_factor: :math:`\lambda`; the paper's recipe for batch 4096 has 0.01. It and ``eps`` may be scalars on the
-            parameters' device, with the same result to the bit; then the host looks at no value.
-        eps: :math:`\epsilon`, so that parameters that start at zero can move; official value 1e-3.
-        observe: called with the norms before anything is clipped; it must not change them.
+        parameters: leaf tensors of any float dtype on one device, or a single tensor. Tensors without ``.grad`` are
+            left alone. A training loop passes :class:`Units`, which remembers how they are stacked.
+        clip_factor: :math:`\lambda`; the paper's recipe for batch 4096 has 0.01. This and ``eps`` may be scalars on
+            the parameters' device. The result is the same to the bit, and the host does not wait for the device.
+        eps: :math:`\epsilon`, so that parameters that start at zero can move; the official value is 1e-3.
+        observe: a function that is called with the norms before anything is clipped; it must not change them.
 
     Returns:
         The share of units that were clipped, a float32 scalar on the parameters' device (no synchronisation).
 
-    Example, with two units of which the second has a gradient that is too large:
+    In this example the gradient of the second of two units is too large:
 
     >>> weight = torch.nn.Parameter(torch.ones(2, 4))
     >>> weight.grad = torch.tensor([[0.01] * 4, [1.0] * 4])
@@ -226,9 +227,9 @@ class _Stack(NamedTuple):
     """The gradients of a group."""
 
     gradients: list[Tensor]
-    """As :func:`as_units`, and written through."""
+    """Views as :func:`as_units`, through which the gradients are written."""
     kept: Tensor | None
-    """(units, values): all of them one after the other; if there is only one, it is the gradient itself."""
+    """(units, values): all gradients in one tensor, or the gradient itself if there is only one."""
     gradient_norm: Tensor
     """(units,)"""
     parameter_norm: Tensor
@@ -236,7 +237,8 @@ class _Stack(NamedTuple):
 
 
 def _stacked(group: _Group, keep: bool) -> _Stack:
-    """Without ``keep`` the next stack may use the memory of this one, while it is in a CPU's cache."""
+    """Stacks a group and takes its norms. Without ``keep`` the memory of the stack is free for the next one, while the
+    CPU still has it in its cache."""
     gradients = _gradients(group)
     if len(gradients) == 1:
         return _Stack(gradients, gradients[0], _norms(gradients[0]), _norms(group.views[0]))
@@ -246,7 +248,7 @@ def _stacked(group: _Group, keep: bool) -> _Stack:
 
 
 def _all_norms(stacks: list[_Stack], eps: float | Tensor) -> tuple[Tensor, Tensor]:
-    """Of gradients and parameters, one stack's units after the other's."""
+    """The norms of gradients and parameters, each (units,), stack after stack. The latter are at least ``eps``."""
     parameter_norm = torch.cat([stack.parameter_norm for stack in stacks])
     return torch.cat([stack.gradient_norm for stack in stacks]), parameter_norm.clamp_(min=eps)
 
@@ -257,7 +259,7 @@ def _norms(stack: Tensor) -> Tensor:
 
 
 def _scale_clipped(gradients: list[Tensor], scale: Tensor, counts: list[int]) -> None:
-    """Scales the gradients that have a clipped unit; ``counts`` says how many each has."""
+    """Scales the gradients that have a clipped unit; ``counts`` has the number of clipped units of each gradient."""
     start = 0
     for gradient, count in zip(gradients, counts, strict=True):
         end = start + len(gradient)
@@ -272,7 +274,7 @@ def _scale_clipped(gradients: list[Tensor], scale: Tensor, counts: list[int]) ->
 
 
 def _scale_all(stacks: list[_Stack], scale: Tensor) -> None:
-    """Scales all gradients without a look at the numbers, which a GPU may not have yet."""
+    """Scales all gradients. The host reads no number, since a GPU may not have computed it yet."""
     of_stacks = scale.split([len(stack.gradient_norm) for stack in stacks])
     for (gradients, stack, *_), own in zip(stacks, of_stacks, strict=True):
         assert stack is not None
@@ -286,11 +288,11 @@ def _units(parameters: Iterable[Tensor] | Tensor) -> Units:
 
 
 def _gradients(group: _Group) -> list[Tensor]:
-    """The gradients of a group as :func:`as_units`, in a layout of which that is a view."""
+    """The gradients of a group as views like :func:`as_units`; a gradient whose layout has no such view is copied."""
     gradients = []
     for parameter, view, strides in zip(group.tensors, group.views, group.strides, strict=True):
         gradient = cast(Tensor, parameter.grad)
-        if gradient.stride() == strides:  # as torch makes it: the parameter's view is its own, too
+        if gradient.stride() == strides:  # the usual case: the parameter's view fits
             gradients.append(gradient.as_strided(view.shape, view.stride()))
         else:
             gradients.append(as_units(_dense_gradient(parameter)))
@@ -298,7 +300,7 @@ def _gradients(group: _Group) -> list[Tensor]:
 
 
 def _dense_gradient(parameter: Tensor) -> Tensor:
-    """The gradient in a layout of which :func:`as_units` is a view, so that it can be written through."""
+    """The parameter's gradient, which is first made dense if :func:`as_units` would be a copy of it."""
     gradient = parameter.grad
     assert gradient is not None
     dense = gradient.is_contiguous() or (

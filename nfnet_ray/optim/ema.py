@@ -27,24 +27,24 @@ def ema_decay(step: int, decay: float, warmup: bool = True) -> float:
 
 
 _HALF_PRECISION = (torch.bfloat16, torch.float16)
-"""With a decay of 0.9999, an average in bfloat16 whose weights had grown by 1 had moved by 0.004 after 1,000 steps, and
-not by 0.095."""
+"""An average in half precision loses small changes: with a decay of 0.9999, 1,000 steps after the weights had grown by
+1 an average in bfloat16 had moved by 0.004 instead of 0.095."""
 
 
 class ExponentialMovingAverage:
-    r"""A second network, ``model``, that holds the average of the first one's weights.
+    r"""An average of a network's weights over the steps, as a second network (``model``).
 
     .. math::  \bar p \leftarrow d(t) \, \bar p + (1 - d(t)) \, p
 
-    after every optimiser step, from a copy of the initial weights on. Statistics of normalisation layers
-    (EfficientNet) are averaged as the weights are, counters are copied. Source: paper appendix A.1; official
+    after every optimiser step. The average starts as a copy of the initial weights. Statistics of normalisation layers
+    (EfficientNet) are averaged like weights, and counters are copied. Source: paper appendix A.1; official
     ``experiment.py`` and ``utils.py``.
 
-    The weights are float32 or float64, and stay the same parameters: a layer that is replaced later is not averaged.
-    What is averaged may also be the network within the wrapper of ``torch.compile`` or DistributedDataParallel.
+    The weights are float32 or float64. The network has to keep its parameter objects: a layer that is replaced later is
+    not averaged. The network may be wrapped by ``torch.compile`` or DistributedDataParallel.
 
-    Raises ValueError for an EMARecipe without a decay, for weights in half precision, and for a network that has other
-    parameters or buffers than the one that the average was made from.
+    Raises ValueError for an EMARecipe without a decay, for weights in half precision, and for a network whose
+    parameters or buffers differ in shape from those that the average started with.
     """
 
     def __init__(self, model: nn.Module, recipe: EMARecipe) -> None:
@@ -66,13 +66,14 @@ class ExponentialMovingAverage:
 
     @torch.no_grad()
     def take(self, model: nn.Module, share: float | Tensor) -> None:
-        """Updates the average, in which the new weights get this share: :math:`1 - d(t)`, on the host or the device."""
+        """Updates the average. ``share`` is the weight of the new values, :math:`1 - d(t)`, on the host or the
+        device."""
         if self._pairs.of is not model:
             self._pairs = _Pairs(self.model, model)
         pairs = list(self._pairs)
         averaged = [(mean, new) for mean, new in pairs if mean.is_floating_point()]
         means, news = [mean for mean, _ in averaged], [new for _, new in averaged]
-        if isinstance(share, Tensor):  # torch's lerp takes it for all tensors at once from the host alone
+        if isinstance(share, Tensor):  # torch._foreach_lerp_ accepts only a number of the host
             changes = torch._foreach_sub(news, means)
             torch._foreach_mul_(changes, share)
             torch._foreach_add_(means, changes)
@@ -92,17 +93,17 @@ class ExponentialMovingAverage:
 
 
 class _Pairs:
-    """The tensors of two networks side by side.
+    """Pairs of the tensors of two networks, (average, new).
 
-    To walk through the modules takes longer than to average, so it is done once. Parameters stay the same objects;
-    buffers are looked up, since a module may be given others.
+    Walking through the modules takes longer than averaging, so it happens once. Parameters stay the same objects.
+    Buffers are looked up each time, since a module may replace them.
     """
 
     def __init__(self, average: nn.Module, model: nn.Module) -> None:
         self.of = model
         _check_shapes(average, model)
         self._parameters = list(zip(average.parameters(), model.parameters(), strict=True))
-        buffers = {  # one that modules share is averaged once
+        buffers = {  # a buffer that several modules share is averaged once
             id(buffer): (mean._buffers, new._buffers, name)
             for mean, new in zip(_with_buffers(average), _with_buffers(model), strict=True)
             for name, buffer in mean._buffers.items()
@@ -120,7 +121,7 @@ class _Pairs:
 
 
 def _with_buffers(network: nn.Module) -> list[nn.Module]:
-    """The modules that have buffers: a wrapper of the network has none of its own."""
+    """The modules that have buffers. A wrapper around the network has none, so it does not shift the pairs."""
     return [
         module for module in network.modules() if any(part is not None for part in module._buffers.values())
     ]

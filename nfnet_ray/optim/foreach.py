@@ -1,4 +1,4 @@
-"""What torch's foreach functions do with a number that is on the device."""
+"""Foreach functions of torch for a number that lies on the device."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import Tensor
 
 
 def add_to_all_(tensors: Sequence[Tensor], number: float | Tensor) -> None:
-    """Adds a number to all tensors, in place. A scalar tensor of their dtype is read when the device adds."""
+    """Adds a number to all tensors, in place. The device reads a scalar tensor, which has the dtype of the others."""
     if isinstance(number, Tensor):
-        # torch._foreach_add_ reads a scalar tensor on the host, for which it waits, and adds that number.
+        # torch._foreach_add_ would bring the scalar tensor to the host, and wait for it.
         torch.ops.aten._foreach_add_.Tensor(list(tensors), number)
     else:
         torch._foreach_add_(list(tensors), number)

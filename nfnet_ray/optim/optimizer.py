@@ -1,4 +1,4 @@
-"""The Recipe's optimiser over its two groups of parameters: with weight decay, and without."""
+"""Creates the Recipe's optimiser, with one group of parameters that decay and one that do not, and applies it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from nfnet_ray.optim.rates import Rates
 from nfnet_ray.recipe import OptimizerRecipe
 
 UNDECAYED_NAMES = ("gain", "skip_gain", "bias")
-"""Last parts of parameter names without weight decay (official ``experiment_nfnets.py``)."""
+"""Parameters whose name ends in one of these have no weight decay (official ``experiment_nfnets.py``)."""
 
 VALUES_OF_A_PART = 1 << 16
-"""Weights, gradients and momentum of this number, of 4 bytes each, take three quarters of a core's cache of 1 MB."""
+"""A CPU updates at most this number of values at a time: their weights, gradients and momentum, of 4 bytes each, fill
+three quarters of a core's 1 MB cache."""
 
-# Batch normalisation in all its forms, timm's included, and its relatives: they have no name in common.
+# Batch normalisation in all its forms, timm's included, and other normalisation layers. They share no base class.
 _NORMALISATIONS = (
     nn.modules.batchnorm._NormBase,
     nn.GroupNorm,
@@ -31,18 +32,19 @@ _NORMALISATIONS = (
 
 
 class EagerSGD(SGD):
-    """torch's SGD, less the wrappers that keep torch.compile out of these methods.
+    """torch's SGD without the decorators that hide its methods from torch.compile.
 
-    The wrappers import ``torch._dynamo``, which takes a new process 1.3 s of a core, and here no optimiser is
-    compiled. The arithmetic and the saved state are those of SGD, to the bit. On a CPU a step goes over few tensors at
-    a time, so that each operation finds in the cache what the one before it wrote. It changes the gradients.
+    The decorators import ``torch._dynamo``, which costs a new process 1.3 s of CPU time, and no optimiser is compiled
+    here. The arithmetic and the saved state are those of SGD, to the bit. On a CPU, :meth:`step` updates a few tensors
+    at a time, so that each operation finds the values that the previous one wrote in the cache. It overwrites the
+    gradients.
     """
 
     _step_of_torch = torch.no_grad()(inspect.unwrap(SGD.step))  # one of the wrappers is no_grad
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """One update of all parameters that have a gradient."""
+        """Updates all parameters that have a gradient."""
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         if closure is not None or any(parameter.device.type != "cpu" for parameter in parameters):
             return self._step_of_torch(closure)
@@ -84,7 +86,7 @@ class EagerSGD(SGD):
 
 
 def _parts(parameters: list[Tensor]) -> Iterator[list[Tensor]]:
-    """Neighbours with up to VALUES_OF_A_PART values; a larger tensor is alone."""
+    """Splits the parameters into lists of at most VALUES_OF_A_PART values; a larger tensor gets a list of its own."""
     part: list[Tensor] = []
     values = 0
     for parameter in parameters:
@@ -100,10 +102,11 @@ def _parts(parameters: list[Tensor]) -> Iterator[list[Tensor]]:
 def decayed_names(model: nn.Module, recipe: OptimizerRecipe) -> list[str]:
     """Names of the parameters with weight decay, in the model's order.
 
-    ``weights``: convolution and linear weights; no gains, skip gains, biases, nothing of a normalisation
-    (official ``experiment_nfnets.py``). Weights are told by the names of ``UNDECAYED_NAMES``, as in the official code,
-    so a parameter of another network such as a position embedding is decayed, too. ``all_but_norm``: all parameters but
-    those of normalisation modules, biases included (tensorflow/tpu ``models/official/efficientnet/main.py``).
+    With ``decayed="weights"`` convolution and linear weights decay, but no gains, skip gains or biases, and no
+    parameters of normalisation layers (official ``experiment_nfnets.py``). As in the official code, parameters are
+    excluded by the names in ``UNDECAYED_NAMES``, so a parameter of another network, such as a position embedding,
+    decays too. With ``"all_but_norm"`` all parameters decay except those of normalisation layers; biases decay
+    (tensorflow/tpu ``models/official/efficientnet/main.py``).
     """
     of_norms = {
         id(parameter)
@@ -120,16 +123,16 @@ def decayed_names(model: nn.Module, recipe: OptimizerRecipe) -> list[str]:
 
 
 def create_optimizer(model: nn.Module, recipe: OptimizerRecipe) -> Optimizer:
-    r"""SGD or RMSProp in two groups, decayed and not; the learning rate is set before each step.
+    r"""Creates SGD or RMSProp with two groups of parameters, which decay or not. The caller sets the learning rate.
 
-    SGD, torch's own, with weight decay :math:`w`, momentum :math:`\mu` and buffer :math:`b` from 0:
+    SGD is torch's own, with weight decay :math:`w`, momentum :math:`\mu` and buffer :math:`b` from 0:
 
     .. math::  g \leftarrow g + w p, \quad b \leftarrow \mu b + g, \quad
                p \leftarrow p - \eta \, (g + \mu b)
 
     and :math:`p - \eta b` without Nesterov (official ``optim.py``).
 
-    RMSProp, TensorFlow's form, with the mean square :math:`s` from 1 and :math:`b` from 0:
+    RMSProp has TensorFlow's form, with the mean square :math:`s` from 1 and :math:`b` from 0:
 
     .. math::  g \leftarrow g + w p, \quad s \leftarrow \rho s + (1 - \rho) g^2, \quad
                b \leftarrow \mu b + \eta \frac{g}{\sqrt{s + \epsilon}}, \quad p \leftarrow p - b
@@ -139,7 +142,7 @@ def create_optimizer(model: nn.Module, recipe: OptimizerRecipe) -> Optimizer:
     is timm's ``RMSpropTF``.
 
     Parameters that are not trained are in neither group: they have no momentum and do not decay. On a CPU a step of SGD
-    adds to the gradients: read them before it.
+    overwrites the gradients, so read them before it.
 
     Raises UserError for RMSProp where timm is not installed.
     """
@@ -158,7 +161,7 @@ def create_optimizer(model: nn.Module, recipe: OptimizerRecipe) -> Optimizer:
             foreach=True,
         )
     try:
-        from timm.optim import RMSpropTF  # 2 s, and a machine that trains with SGD does not need it
+        from timm.optim import RMSpropTF  # takes 2 s, and SGD does not need it
     except ModuleNotFoundError as missing:
         raise UserError(
             f"optimizer.name = rmsprop needs timm, which cannot be imported ({missing}); install timm"
@@ -174,9 +177,9 @@ def create_optimizer(model: nn.Module, recipe: OptimizerRecipe) -> Optimizer:
 
 
 def fill_state(optimizer: Optimizer) -> None:
-    """Gives every parameter the state that it has before its first step, if it has none.
+    """Creates the state that a parameter has before its first step, for each parameter that has none.
 
-    Torch's optimisers do so in the first step, and so outside of what is captured after it.
+    Torch's optimisers create it in their first step. A step that is captured as a CUDA graph has to find it there.
     """
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -189,9 +192,10 @@ def fill_state(optimizer: Optimizer) -> None:
 
 
 def load_in_place(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
-    """``optimizer.load_state_dict(saved)`` into the tensors of the state that are there, which a CUDA graph may hold.
+    """Does what ``optimizer.load_state_dict(saved)`` does, but copies into the existing tensors of the state.
 
-    A parameter that has no state in ``saved`` gets that of :func:`fill_state`, if it had some.
+    A CUDA graph may hold the addresses of these tensors. A parameter that has a state now and none in ``saved`` gets
+    the one of :func:`fill_state`.
     """
     before = {parameter: dict(state) for parameter, state in optimizer.state.items()}
     optimizer.load_state_dict(dict(saved))
@@ -207,10 +211,11 @@ def load_in_place(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
 
 @torch.no_grad()
 def update_weights(optimizer: Optimizer, rates: Rates) -> None:
-    """``optimizer.step()`` with rates that are scalars on the device: the arithmetic of :func:`create_optimizer`.
+    """Updates the weights as ``optimizer.step()`` does, with rates that are scalars on the device.
 
-    The rounding is not that of ``step``, which multiplies and adds at once, but by numbers of the host, which a CUDA
-    graph would repeat for ever. :func:`fill_state` comes first.
+    The equations are those of :func:`create_optimizer`, but the rounding differs: ``step`` multiplies and adds in one
+    operation, by numbers of the host, which a CUDA graph would repeat in every replay. Call :func:`fill_state` before
+    the first update.
     """
     for group in optimizer.param_groups:
         trained = [parameter for parameter in group["params"] if parameter.grad is not None]
@@ -232,7 +237,7 @@ def update_weights(optimizer: Optimizer, rates: Rates) -> None:
 def _sgd(
     group: Mapping[str, Any], gradients: list[Tensor], states: list[dict[str, Tensor]], rates: Rates
 ) -> list[Tensor]:
-    """What is taken from the weights; updates the momentum."""
+    """Updates the momentum, and returns the steps that are subtracted from the weights."""
     if group["momentum"] == 0:
         return list(torch._foreach_mul(gradients, rates.learning_rate))
     buffers = [state["momentum_buffer"] for state in states]
@@ -249,7 +254,7 @@ def _sgd(
 def _rmsprop(
     group: Mapping[str, Any], gradients: list[Tensor], states: list[dict[str, Tensor]], rates: Rates
 ) -> list[Tensor]:
-    """What is taken from the weights; updates the mean square and the momentum."""
+    """Updates the mean squares and the momentum, and returns the steps that are subtracted from the weights."""
     squares = [state["square_avg"] for state in states]
     changes = torch._foreach_mul(gradients, gradients)
     torch._foreach_sub_(changes, squares)

@@ -1,10 +1,11 @@
 """The numbers of a step that a schedule changes or a sweep varies, as floats or as scalars on the device.
 
-A float becomes a part of what is captured or compiled: a CUDA graph repeats it for ever, and torch.compile compiles
-anew for another one. A scalar on the device is read when the step is done, so the host can change it before each step.
+A CUDA graph keeps a float for ever, and torch.compile compiles again for each value of it. A scalar on the device is
+read when the device runs the step, so the host can change it before each step.
 
-Both forms are the same mathematics. Where torch takes a number only from the host (``add(alpha=…)``, ``lerp``), the
-form with scalars takes other operations and rounds otherwise, so a CPU, which captures nothing, keeps to floats.
+Both forms compute the same equations. Some of torch's functions take a number only from the host (``add(alpha=…)``,
+``lerp``). With scalars, other functions have to be used, which round differently. A CPU captures no graphs, so there
+the rates stay floats.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ Number = float | Tensor
 
 @dataclass(frozen=True)
 class Rates:
-    """Of one step. What the Recipe leaves out is 0, and nobody reads it."""
+    """The rates of one step. A rate of a technique that the Recipe does not use is 0, and is not read."""
 
     learning_rate: Number
     momentum: Number
@@ -46,9 +47,9 @@ class Rates:
     step_of_epoch: Number
     """From 1."""
     mask_start: int | Tensor
-    """Of ESAM's mask, see :func:`nfnet_ray.optim.sam.ascent_numbers`; a whole number of 64 bits."""
+    """Where the hashes of ESAM's mask start (:func:`nfnet_ray.optim.sam.ascent_numbers`), an int64."""
     mask_limit: int | Tensor
-    """The same."""
+    """Weights whose hash is smaller are moved, an int64."""
 
 
 _WHOLE = ("mask_start", "mask_limit")
@@ -82,9 +83,9 @@ def rates_at(step: int, recipe: Recipe, steps_per_epoch: int) -> Rates:
 
 
 class DeviceRates:
-    """Rates as scalars on a device, always the same tensors; ``dtype`` is that of the weights.
+    """Rates as scalars on a device, which keep their addresses. ``dtype`` is the dtype of the weights.
 
-    Tensors of another dtype than the weights would take torch's foreach kernels tensor by tensor.
+    With scalars of another dtype torch's foreach functions would launch a kernel for each tensor.
     """
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
@@ -95,15 +96,15 @@ class DeviceRates:
         self.rates = Rates(**scalars, **dict(zip(_WHOLE, self._wholes.unbind(), strict=True)))
 
     def tensors(self) -> Iterator[Tensor]:
-        """All that has the values: two tensors, and the scalars, which are views of them."""
+        """The two tensors that hold the values, and the scalars, which are views of them."""
         yield from (self._reals, self._wholes)
         yield from (getattr(self.rates, name) for name in (*_REAL, *_WHOLE))
 
     def fill(self, rates: Rates) -> None:
-        """Gives :attr:`rates` the values of ``rates``, which are floats, for what is put on the device's queue next.
+        """Sets :attr:`rates` to the floats in ``rates``, for the kernels that are launched from now on.
 
-        The host does not wait. It may be many steps ahead, so every step has a host tensor of its own, which torch
-        keeps until it has been copied.
+        The host does not wait. It may be many steps ahead of the device, so each step has a separate host tensor, which
+        torch keeps until it has been copied.
         """
         for kept, names in ((self._reals, _REAL), (self._wholes, _WHOLE)):
             values = [getattr(rates, name) for name in names]

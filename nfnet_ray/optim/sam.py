@@ -1,11 +1,11 @@
 """Sharpness-aware minimisation (SAM) and its relatives ASAM, LookSAM and ESAM, over lists of tensors.
 
-One step of SAM: the gradient at the weights (the ascent gradient) gives a perturbation, the gradient at the
-perturbed weights (the descent gradient) is what the optimiser gets, and the weights are put back. What is
-here knows neither network nor batch; ``nfnet_ray/training/gradient.py`` makes the passes. The choices that
-the papers leave open are in ``docs/methods/sam.md``.
+One step of SAM computes the gradient at the weights (the ascent gradient), moves the weights along it, computes the
+gradient there (the descent gradient), moves the weights back, and passes the descent gradient to the optimiser. This
+module knows neither networks nor batches; ``nfnet_ray/training/gradient.py`` runs the passes. ``docs/methods/sam.md``
+lists the choices that the papers leave open.
 
-Nothing here waits for the device, and whatever is done once for each tensor is done by torch's foreach kernels.
+No function here waits for the device. Operations on all tensors use torch's foreach kernels.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from nfnet_ray.recipe import SAMRecipe
 from nfnet_ray.splitmix64 import GOLDEN, mix_tensor_, mixed, signed
 
 LARGEST_NORMED_VALUES = 1 << 16
-"""A norm over more values than this is put together from parts: torch adds up a tensor's squares in a few
-float32 numbers on a CPU, which is 1e-4 too little at 4 million values and 7e-4 at 16 million."""
+"""On a CPU the norm of a tensor with more values is computed from the norms of its parts. torch sums squares in a few
+float32 accumulators, so the norm would be 1e-4 too small for 4 million values and 7e-4 for 16 million."""
 
 _DRAWN_AT_ONCE = {"cpu": 1 << 15, "other": 1 << 22}
-"""Entries of ESAM's mask that are hashed together: what stays in a core's cache, or fills a GPU."""
+"""The number of entries of ESAM's mask that are hashed together: few enough for a core's cache, enough for a GPU."""
 
 
 class AscentNumbers(NamedTuple):
-    """The numbers of an ascent step: of the host, or scalars on the parameters' device."""
+    """The numbers of an ascent step, on the host or as scalars on the parameters' device."""
 
     length: float | Tensor
-    """rho, with ``esam`` divided by the share of the weights that are moved."""
+    """rho; for ``esam``, divided by the share of the weights that are moved."""
     eta: float | Tensor
-    """Of ``asam``."""
+    """The eta of ``asam``."""
     mask_start: int | Tensor
-    """Of ``esam``: where the hashes of its mask start."""
+    """Where the hashes of the mask of ``esam`` start."""
     mask_limit: int | Tensor
-    """Of ``esam``: weights whose hash is smaller are moved."""
+    """For ``esam``, weights whose hash is smaller are moved."""
 
 
 def ascent_numbers(recipe: SAMRecipe, seed: int) -> AscentNumbers:
@@ -62,7 +62,7 @@ def perturbation(
     seed: int = 0,
     numbers: AscentNumbers | None = None,
 ) -> list[Tensor]:
-    r"""The ascent step: the change of each parameter before the descent gradient is computed.
+    r"""Computes the ascent step: how each parameter is moved before the descent gradient is computed.
 
     With all parameters as one vector :math:`w` and the ascent gradient :math:`g`, by ``recipe.method``:
 
@@ -73,17 +73,17 @@ def perturbation(
         \text{esam:} \quad & \epsilon = \frac{\rho}{\beta} \, m \odot \frac{g}{\lVert g \rVert_2}, \qquad
             m_i \in \{0, 1\}, \; P(m_i = 1) = \beta
 
-    Every parameter takes part: classifier, gains, skip gains and biases too. There is one norm over all of
-    them and no epsilon; a gradient of zero gives a perturbation of zero. Weights, in the sense of ``asam``, are
-    tensors of two dimensions or more. The mask of ``esam`` is a hash of ``seed`` and the place of the entry, so it
-    is the same on every worker, kind of device and memory format, and after a restart.
+    All parameters are moved, also the classifier, gains, skip gains and biases. The norm is over all of them, without
+    an epsilon; a gradient of zero gives a perturbation of zero. For ``asam``, weights are the tensors of two dimensions
+    or more. The mask of ``esam`` is a hash of ``seed`` and the index of the entry, so it is the same on every worker,
+    kind of device and memory format, and after a restart.
 
     Args:
         parameters: float32 or float64 tensors on one device.
-        gradients: for each parameter one of its shape and dtype, or None where there is none (as if zero).
+        gradients: the gradient of each parameter, of its shape and dtype; None counts as zero.
         recipe: ``rho`` is not None; ``asam_eta`` is :math:`\eta`, ``esam_weight_share`` :math:`\beta`.
-        seed: for ``esam``, another one in each step.
-        numbers: in place of those of ``recipe`` and ``seed``, for numbers that are on the device.
+        seed: the seed of the mask of ``esam``, which has to differ from step to step.
+        numbers: the numbers on the device; None: they follow from ``recipe`` and ``seed``.
 
     Returns:
         A new tensor for each parameter, of its shape and dtype. Norms are taken in float32, or float64 if any
@@ -122,13 +122,13 @@ def perturbation(
 
 @contextlib.contextmanager
 def perturbed(parameters: Iterable[Tensor], steps: Iterable[Tensor]) -> Generator[None]:
-    """Within it the parameters are :math:`w + \\epsilon`; after it they are :math:`w` again, to the bit.
+    """A context in which the parameters are :math:`w + \\epsilon`; afterwards they are :math:`w` again, to the bit.
 
-    The weights are kept and copied back, also when an exception passes through: to subtract :math:`\\epsilon`
-    again would leave rounding errors that add up over a run. Parameters stay the same tensors in the same
-    storage, so DistributedDataParallel and an optimiser may hold them. Not recorded by autograd, which does
-    notice the change: a backward pass has to be on the same side as its forward pass. Autocast does not notice,
-    so the bfloat16 copies of weights that it keeps for the length of its context are dropped, going in and out.
+    The weights are saved and copied back, also after an exception: subtracting :math:`\\epsilon` would leave rounding
+    errors that add up over a run. Parameters keep their storage, so DistributedDataParallel and an optimiser may hold
+    them. Autograd does not record the change but does notice it, so a forward pass and its backward pass must both be
+    inside the context or both outside. Autocast does not notice the change, so the bfloat16 copies of weights that it
+    caches are dropped on entering and on leaving.
     """
     parameters = list(parameters)
     kept = [torch.empty_like(parameter) for parameter in parameters]
@@ -149,17 +149,17 @@ def perturbed(parameters: Iterable[Tensor], steps: Iterable[Tensor]) -> Generato
 
 
 def share_of(count: int, share: float) -> int:
-    """A share of ``count`` images, rounded up."""
+    """The number of images in this share of ``count`` images, rounded up."""
     return math.ceil(share * count * (1 - 1e-12))  # 0.55 * 100 = 55.00000000000001 is meant to be whole
 
 
 @torch.no_grad()
 def sharpest(losses_before_N: Tensor, losses_after_N: Tensor, share: float) -> Tensor:
-    """ESAM's choice of data: the images whose loss the perturbation raised most.
+    """Selects ESAM's data: the images whose loss the perturbation raised most.
 
-    Of N images, :math:`\\lceil \\text{share} \\cdot N \\rceil` with the largest
-    :math:`\\ell(w + \\epsilon) - \\ell(w)`; of equals the earlier ones. Both losses are (N,). Returns their indices,
-    int64, ascending. How many they are depends on N alone, so the device is not waited for.
+    These are the :math:`\\lceil \\text{share} \\cdot N \\rceil` of N images with the largest
+    :math:`\\ell(w + \\epsilon) - \\ell(w)`; among equals, the earlier ones. Both losses are (N,). Returns the indices,
+    int64, in ascending order. Their number depends on N alone, so the host does not wait for the device.
 
     Source: Du et al. 2022, sharpness-sensitive data selection; the official code rounds down instead.
     """
@@ -169,16 +169,16 @@ def sharpest(losses_before_N: Tensor, losses_after_N: Tensor, share: float) -> T
 
 
 class LookDirection:
-    r"""The direction that LookSAM stores at an ascent step, for the steps without an ascent.
+    r"""The direction that LookSAM stores in a step with an ascent, for the steps without one.
 
     With all parameters as one vector, :math:`g` the ascent gradient and :math:`g_s` the descent gradient,
 
     .. math::  g_v = g_s - \frac{\langle g, g_s \rangle}{\lVert g \rVert^2} \, g, \qquad\qquad
                g \leftarrow g + \alpha \, \frac{\lVert g \rVert}{\lVert g_v \rVert} \, g_v
 
-    the first in a step with an ascent (:meth:`remember`), the second in those between
-    (:meth:`add_to_gradients`). Only the direction of :math:`g_v` is needed, so that is what is kept: float
-    tensors as large as the parameters. It is zero where :math:`g_s` is parallel to :math:`g`.
+    The first equation applies in a step with an ascent (:meth:`remember`), the second in the steps between
+    (:meth:`add_to_gradients`). Only the direction of :math:`g_v` is needed and stored, as float tensors of the
+    parameters' shapes. It is zero where :math:`g_s` is parallel to :math:`g`.
 
     Source: Liu et al. 2022, algorithm 1.
     """
@@ -188,11 +188,12 @@ class LookDirection:
 
     @torch.no_grad()
     def remember(self, ascent_gradients: Sequence[Tensor], descent_gradients: Sequence[Tensor]) -> None:
-        """Keeps the part of the descent gradient that is orthogonal to the ascent gradient.
+        """Stores the direction of the part of the descent gradient that is orthogonal to the ascent gradient.
 
-        Both are left as they are. With unit vectors :math:`u = g / |g|`, :math:`v = g_s / |g_s|` and :math:`d = v - u`,
-        :math:`g_v / |g_s| = v - (u v) u = d + (1 - u v) u`, and :math:`1 - u v = |d|^2 / 2`. SAM's two gradients are
-        nearly parallel, so an inner product would cancel; this does not, and it needs norms only.
+        Neither gradient is changed. With unit vectors :math:`u = g / |g|`, :math:`v = g_s / |g_s|` and :math:`d = v -
+        u`, :math:`g_v / |g_s| = v - (u v) u = d + (1 - u v) u`, and :math:`1 - u v = |d|^2 / 2`. SAM's two gradients
+        are nearly parallel, so computing the inner product would lose digits by cancellation. This form needs only
+        norms.
         """
         size, other_size = global_norm(ascent_gradients), global_norm(descent_gradients)
         along = list(torch._foreach_mul(list(ascent_gradients), _divided(1.0, size)))
@@ -203,16 +204,16 @@ class LookDirection:
         torch._foreach_mul_(along, (missing + global_norm(direction).square()) / 2)
         torch._foreach_add_(direction, along)
         left = global_norm(direction)
-        # What is left of parallel vectors is rounding, and no direction.
+        # Where the vectors are parallel, the rest is only rounding.
         negligible = 16 * torch.finfo(direction[0].dtype).eps
         torch._foreach_mul_(direction, torch.where(left > negligible, 1.0 / left, 0.0))
         self._keep(direction)
 
     @torch.no_grad()
     def add_to_gradients(self, parameters: Iterable[Tensor], alpha: float | Tensor) -> None:
-        """Adds the stored direction to ``.grad``, with ``alpha`` times the length of the whole gradient.
+        """Adds the stored direction, scaled to ``alpha`` times the norm of the whole gradient, to ``.grad``.
 
-        ``parameters`` are those of :meth:`remember`, in its order; those without ``.grad`` are left alone.
+        ``parameters`` are in the order of the gradients of :meth:`remember`; those without ``.grad`` are left alone.
         """
         parameters = list(parameters)
         if len(self._direction) != len(parameters):
@@ -243,12 +244,12 @@ class LookDirection:
 
     @torch.no_grad()
     def allocate(self, parameters: Sequence[Tensor]) -> None:
-        """Makes room for a direction, which is zero until the first ascent. It stays the same tensors from now on."""
+        """Allocates the direction, which is zero until the first ascent, and keeps these tensors from now on."""
         self._direction = [torch.zeros_like(parameter) for parameter in parameters]
 
     @torch.no_grad()
     def _keep(self, direction: Sequence[Tensor]) -> None:
-        """Into the tensors that are there: a CUDA graph reads and writes these and no others."""
+        """Copies a direction into the existing tensors, whose addresses a CUDA graph holds."""
         if not self._direction:
             self._direction = [part.clone() for part in direction]
         elif not direction:
@@ -259,14 +260,14 @@ class LookDirection:
 
 
 def global_norm(tensors: Sequence[Tensor]) -> Tensor:
-    """The L2 norm of all tensors as one vector: a scalar in float32, or in float64 if any of them is."""
+    """The L2 norm of all tensors as one vector: a scalar in float32, or in float64 if any tensor is float64."""
     dtype = torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
     parts = [part for tensor in tensors for part in _parts(tensor)]
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(parts, 2, dtype=dtype)))
 
 
 def _parts(tensor: Tensor) -> Sequence[Tensor]:
-    """Views of at most LARGEST_NORMED_VALUES values on a CPU (see there), but whole rows."""
+    """Splits a tensor on a CPU into views of whole rows with at most LARGEST_NORMED_VALUES values."""
     if tensor.numel() <= LARGEST_NORMED_VALUES or tensor.device.type != "cpu":
         return (tensor,)
     return tensor.split(max(1, LARGEST_NORMED_VALUES // tensor[0].numel()))
@@ -274,12 +275,12 @@ def _parts(tensor: Tensor) -> Sequence[Tensor]:
 
 def _divided(numerator: float | Tensor, norm: Tensor) -> Tensor:
     """``numerator / norm``, and 0 where the norm is 0."""
-    # As torch divides a float by a tensor, so that a tensor gives the same bits.
+    # torch divides a float by a tensor in this way, so a numerator on the device gives the same bits.
     return torch.where(norm > 0, norm.reciprocal() * numerator, 0.0)
 
 
 def _sizes(parameters: Sequence[Tensor], eta: float | Tensor) -> list[Tensor]:
-    """ASAM's T: the weights' absolute values + eta, and 1 for what is no weight."""
+    """The T of ASAM: the absolute value plus eta for weights, and 1 for other parameters."""
     sizes = list(torch._foreach_abs(list(parameters)))
     add_to_all_(sizes, eta)
     others = [size for size in sizes if size.ndim < 2]
@@ -290,7 +291,7 @@ def _sizes(parameters: Sequence[Tensor], eta: float | Tensor) -> list[Tensor]:
 
 
 def _mask(count: int, start: int | Tensor, limit: int | Tensor, device: torch.device) -> Tensor:
-    """``count`` booleans: hashes of (start, position) below the limit."""
+    """(count,) bool: whether the hash of (start, index) is below the limit."""
     mask = torch.empty(count, dtype=torch.bool, device=device)
     at_once = _DRAWN_AT_ONCE.get(device.type, _DRAWN_AT_ONCE["other"])
     for first in range(0, count, at_once):

@@ -6,8 +6,8 @@ import math
 
 from nfnet_ray.recipe import ScheduleRecipe
 
-# Steps in an epoch may be a fraction such as 1281167 / 4096; what is cut to whole steps must not lose one
-# to the last bit of a product.
+# The steps in an epoch may be a fraction such as 1281167 / 4096. Where a product is cut to whole steps, a rounding
+# error in its last bit must not cost a step.
 _ROUNDING = 1e-6
 
 
@@ -38,8 +38,8 @@ def warmup_staircase(
                \eta(t) = \eta_{max} \, \gamma^{\lfloor t / s \rfloor} \; (t \ge \lfloor w \rfloor)
 
     The stairs of ``decay_steps`` :math:`s` are counted from the start of training, not from the end of the
-    warm-up: after EfficientNet's five epochs two stairs of 2.4 are gone, and the rate falls from almost
-    ``peak`` to 0.97 squared of it. Source: tensorflow/tpu ``models/official/efficientnet/utils.py``
+    warm-up. After EfficientNet's warm-up of five epochs two stairs of 2.4 epochs have passed, so the rate falls from
+    almost ``peak`` to 0.97 squared of it. Source: tensorflow/tpu ``models/official/efficientnet/utils.py``
     (``build_learning_rate``); its warm-up is cut to whole steps, its stairs are not.
     """
     whole_warmup_steps = math.floor(warmup_steps + _ROUNDING)
@@ -49,10 +49,11 @@ def warmup_staircase(
 
 
 def learning_rate_at(step: int, schedule: ScheduleRecipe, *, peak: float, steps_per_epoch: float) -> float:
-    """The Recipe's learning rate of optimiser step ``step``, counted from 0.
+    """The Recipe's learning rate in optimiser step ``step``, counted from 0.
 
-    ``peak`` is ``Recipe.peak_learning_rate``. ``steps_per_epoch`` may be a fraction: with 1281167 / 4096 the
-    cosine is the official run's to the last digit (its whole run is cut to whole steps, its warm-up is not).
+    ``peak`` is ``Recipe.peak_learning_rate``. ``steps_per_epoch`` may be a fraction. With 1281167 / 4096 the cosine
+    equals the official run's to the last digit: the length of the run is cut to whole steps, that of the warm-up is
+    not.
     """
     warmup_steps = schedule.warmup_epochs * steps_per_epoch
     if schedule.shape == "staircase":
