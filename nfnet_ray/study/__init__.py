@@ -1,4 +1,4 @@
-"""A question and its trials, what they cost, and how they are shown while they run. Nothing here imports Ray.
+"""Describes a study and its trials, estimates their cost, and displays them while they run. Does not import Ray.
 
 >>> from nfnet_ray.recipe import Recipe
 >>> from nfnet_ray.study import Study

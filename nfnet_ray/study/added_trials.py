@@ -1,4 +1,4 @@
-"""The trials of a study besides those of its plan: further seeds of contenders, reruns of winners, left-out trials."""
+"""The trials that a study has besides its plan: further seeds of contenders, reruns of winners, left-out trials."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from nfnet_ray.tracking.state import StudyState
 
 
 def added_trials(study: Study, state: StudyState) -> list[Trial]:
-    """The trials that the study has added by now: further seeds of contenders, and reruns that confirm the winners.
+    """Returns the trials that the study has added so far: further seeds of contenders, and reruns of the winners.
 
-    They have no stratum.
+    These trials belong to no stratum.
     """
     plans = [state.further[name] for name in state.repeating]
     plans += [state.reruns[name] for name in state.confirming]
@@ -25,25 +25,25 @@ def added_trials(study: Study, state: StudyState) -> list[Trial]:
 
 
 def left_out_trials(study: Study, state: StudyState) -> list[Trial]:
-    """The trials that are no longer part of the study (:attr:`StudyState.outside`). They have no stratum."""
+    """Returns the trials that an extension has left out (:attr:`StudyState.outside`). They belong to no stratum."""
     plans = {**state.plans, **state.further, **state.reruns}
     return [_planned_trial(study, plan) for name, plan in plans.items() if name in state.outside]
 
 
 def further_trials_of(study: Study, point: Mapping[str, Any], state: StudyState) -> list[Trial]:
-    """The trials of a contender with further seeds. Those that are in the journal already keep their names."""
+    """Returns the trials of a contender with further seeds. Trials that are already in the journal keep their names."""
     known = {
         name: plan
         for name, plan in {**state.plans, **state.further}.items()
-        if state.trials[name].state != "stopped"  # it would be stopped early once more
+        if state.trials[name].state != "stopped"  # such a trial would be stopped early again
     }
     return _trials_with_seeds(study, point, study.more_seeds, "seed", known, state)
 
 
 def reruns_of(study: Study, point: Mapping[str, Any], state: StudyState) -> list[Trial]:
-    """The reruns of a setting with fresh seeds. Those that are in the journal already keep their names.
+    """Returns the reruns of a setting with fresh seeds. Trials that are already in the journal keep their names.
 
-    Fresh seeds begin 1,000 above the Recipe's own, and leave out those with which any setting has been trained.
+    Fresh seeds begin 1,000 above the Recipe's own seed and leave out every seed with which a setting has been trained.
     """
     trained = {**state.plans, **state.further}
     used = {plan["recipe"].get("seed") for plan in trained.values()}.union(study.seeds, study.more_seeds)
@@ -61,7 +61,7 @@ def _trials_with_seeds(
     known: Mapping[str, TrialPlan],
     state: StudyState,
 ) -> list[Trial]:
-    """A trial for each seed, with the name of the ``known`` trial that has its Recipe, or else a new name."""
+    """Returns a trial for each seed. A trial with the Recipe of a ``known`` trial takes that trial's name."""
     names = {trial.recipe: trial.name for trial in (_planned_trial(study, plan) for plan in known.values())}
     parts, trials = study.name_parts(point), []
     for seed in seeds:
@@ -73,6 +73,6 @@ def _trials_with_seeds(
 
 
 def _planned_trial(study: Study, plan: TrialPlan) -> Trial:
-    """A trial that the journal plans, without a stratum."""
+    """Returns a trial that is planned in the journal, without a stratum."""
     values = {**study.recipe.to_values(), **plan["recipe"], **plan["point"]}
     return Trial(plan["name"], with_tuples(plan["point"]), "", Recipe.from_values(values))

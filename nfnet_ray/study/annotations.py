@@ -1,4 +1,4 @@
-"""Notes and tags: what a person says about a study, and wants to find again in its journal, its report and MLflow."""
+"""The notes and tags that people attach to a study. They appear in its journal, its report and MLflow."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ from nfnet_ray.printable import printable
 from nfnet_ray.tracking.state import StudyState
 
 MOST_NOTE_CHARACTERS = 2000
-"""Three of them fit into one tag of MLflow 3.17 (MAX_TAG_VAL_LENGTH in mlflow/utils/validation.py, 8000)."""
+"""Three notes of this length fit into one tag of MLflow 3.17 (MAX_TAG_VAL_LENGTH in mlflow/utils/validation.py,
+8000)."""
 MOST_VALUE_CHARACTERS = 250
 
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
-# The tags that nfnet_ray/tracking/delivery/writer.py gives a study's run in MLflow, or may give one.
+# The tags that nfnet_ray/tracking/delivery/writer.py writes, or may write, to a study's run in MLflow.
 _OUR_KEYS = {
     *("attempt", "command", "kind", "point", "question", "reason", "seeds", "state", "study", "study_id"),
     *("trial", "wall_seconds"),
 }
 _OUR_PREFIXES = ("mlflow.", "hardware.", "versions.")
-# They would come back from a journal as numbers (nfnet_ray/tracking/journal.py).
+# A journal would read these texts back as numbers (nfnet_ray/tracking/journal.py).
 _RESERVED_TEXTS = {"NaN", "Infinity", "-Infinity"}
 
 
 @dataclass(frozen=True)
 class Annotations:
-    """Notes in the order in which they were made, and tags as {key: value}."""
+    """Notes in the order in which they were written, and tags as {key: value}."""
 
     notes: Sequence[str] = ()
     tags: Mapping[str, str] = field(default_factory=dict)
@@ -36,7 +37,7 @@ class Annotations:
         return bool(self.notes or self.tags)
 
     def beyond(self, state: StudyState) -> Annotations:
-        """The notes and tags that a study does not have yet, so that a command can be repeated."""
+        """Returns the notes and tags that a study does not have yet, so that a command can be repeated."""
         return Annotations(
             [note for note in self.notes if note not in state.notes],
             {key: value for key, value in self.tags.items() if state.tags.get(key) != value},
@@ -44,7 +45,10 @@ class Annotations:
 
 
 def note_text(text: str) -> str:
-    """The text of a note without space around it. Raises UserError if it is empty, too long or reserved."""
+    """Returns the text of a note without surrounding whitespace.
+
+    Raises UserError if the text is empty, too long or reserved.
+    """
     text = text.strip()
     if not text:
         raise UserError("the note is empty; write something about the study")
@@ -59,7 +63,7 @@ def note_text(text: str) -> str:
 
 
 def tag_pair(text: str) -> tuple[str, str]:
-    """``KEY=VALUE`` as (key, value). Raises UserError for a key that is not allowed, or a value that is missing."""
+    """Parses ``KEY=VALUE`` to (key, value). Raises UserError if the key is not allowed or the value is missing."""
     key, equals, value = text.partition("=")
     value = value.strip()
     shown = printable(text if len(text) <= 60 else f"{text[:60]}…")

@@ -1,9 +1,9 @@
-"""Confirming the winner: it is trained again with fresh seeds before its accuracy is quoted.
+"""Confirms the winner of a study by training it again with fresh seeds before its accuracy is quoted.
 
-The winner is lucky in its seeds, for it is the best of several. Its *reruns* have other seeds and train all epochs.
-They are no trials of a setting: no rung and no search sees them, and they choose no setting. When all settings have
-ended, the winners are found by what the journal has, and an event says which reruns confirm them. Whoever resumes the
-study therefore trains the same ones.
+The measured accuracy of the winner is optimistic, because the winner was chosen as the best of several settings. Its
+*reruns* have other seeds and train all epochs. Reruns are no trials of a setting: early stopping and the search ignore
+them, and they do not affect which setting wins. When all settings have ended, the winners are determined from the
+journal, and an event records which reruns confirm them. A study that is resumed therefore trains the same reruns.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from nfnet_ray.tracking.state import StudyState
 from nfnet_ray.tracking.trial_progress import ENDED_FOR_GOOD
 
 FindWinners = Callable[[StudyState], Sequence[Mapping[str, Any]]]
-"""The points of the winners by what a journal has, one for each stratum that has a comparable setting."""
+"""Returns the points of the winners according to a journal, one for each stratum that has a comparable setting."""
 
 
 def planned_reruns(
     study: Study, state: StudyState, winners: Sequence[Mapping[str, Any]]
 ) -> ConfirmationPlanned:
-    """The event that says which reruns confirm the winners.
+    """Returns the event that records which reruns confirm the winners.
 
     Args:
-        study: as it has grown.
-        winners: their points.
+        study: the study, including the settings that were proposed while it ran.
+        winners: the points of the winners.
     """
     points = {point_key(trials[0].point): trials[0].point for trials in study.trials_by_setting()}
     reruns = [trial for point in winners for trial in reruns_of(study, points[point_key(point)], state)]
@@ -40,7 +40,7 @@ def planned_reruns(
 
 
 def reruns_to_run(study: Study, state: StudyState) -> int:
-    """The number of reruns that have yet to end, planned or not."""
+    """Returns the number of reruns that have not ended yet, whether they have been planned or not."""
     if not study.confirm:
         return 0
     if not state.has_winners:

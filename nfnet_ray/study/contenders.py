@@ -1,8 +1,9 @@
-"""Further seeds for the contenders alone: the settings that one seed could not exclude from being the best.
+"""Trains the contenders with further seeds: the settings that may still be the best according to the first seed.
 
-When all settings have ended with their first seed, the contenders are found by what the journal has, and an event says
-which trials they are given and why other settings are dropped. Whoever resumes the study therefore trains the same
-ones, whichever trial was the first to end and however many ran at once. The further trials train all epochs.
+When all settings have ended with their first seed, the contenders are determined from the journal. An event records
+which trials are added for them, and why the other settings are dropped. A study that is resumed therefore trains the
+same trials, whatever the order in which trials ended and the number that ran at once. The further trials train all
+epochs.
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ from nfnet_ray.tracking.state import StudyState
 from nfnet_ray.tracking.trial_progress import ENDED_FOR_GOOD
 
 LEAST_CONTENDERS = 2
-"""For each winner: without a second setting that has several seeds, none could be called better."""
+"""The least number of contenders for each winner: to call one setting better, a second one needs several seeds, too."""
 
 
 @dataclass(frozen=True)
 class Contenders:
-    """The settings that are given further seeds, and those that are not.
+    """The settings that are trained with further seeds, and the reasons why the others are not.
 
     Attributes:
-        points: of the contenders.
-        dropped: {trial of a setting that is none: why, for people}.
+        points: the points of the contenders.
+        dropped: {name of a trial of a setting that is not a contender: the reason, for people}.
     """
 
     points: Sequence[Mapping[str, Any]]
@@ -37,16 +38,16 @@ class Contenders:
 
 
 FindContenders = Callable[[StudyState], Contenders]
-"""Finds the contenders by what a journal has, of all settings that have finished."""
+"""Determines the contenders among all settings that have finished according to a journal."""
 
 
 def further_trials(study: Study, state: StudyState, contenders: Contenders) -> ContendersChosen:
-    """The event that says which trials the contenders are given.
+    """Returns the event that records which trials are added for the contenders.
 
-    Trials of settings that are no contenders any more, since an extension, are kept if they have ended.
+    After an extension, a setting may no longer be a contender. Its further trials are kept if they have ended.
 
     Args:
-        study: as it has grown.
+        study: the study, including the settings that were proposed while it ran.
     """
     points = {point_key(trials[0].point): trials[0].point for trials in study.trials_by_setting()}
     given = [
@@ -78,9 +79,9 @@ def further_trials(study: Study, state: StudyState, contenders: Contenders) -> C
 
 
 def further_to_run(study: Study, state: StudyState) -> tuple[int, int]:
-    """(least, most) number of further trials that have yet to end; both are the same once the contenders are known.
+    """Returns (least, most) number of further trials that have not ended; equal once the contenders are known.
 
-    Most: all settings that are trained to the end, as the rungs are planned.
+    The most assumes that every setting which is trained to the end, according to the planned rungs, is a contender.
     """
     if not study.more_seeds:
         return 0, 0

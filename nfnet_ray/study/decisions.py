@@ -1,8 +1,8 @@
-"""Which trials of a study continue, which are given up, and which one trains next: functions of the journal alone.
+"""Decides which trials continue, which are given up, and which one trains next, from the journal alone.
 
 A trial is trained in *legs*. A leg ends at a rung, where the trial pauses, or at the trial's end. No decision depends
-on a clock or on what this process remembers, so whoever resumes a study decides as it would have been decided. Where
-rungs are in seconds, these are the seconds that the journal has.
+on a clock or on the memory of this process, so a resumed study makes the decisions that the uninterrupted one would
+have made. Rungs in seconds refer to the seconds of training that the journal records.
 
 A rung is an epoch or, where rungs are in time or money, seconds of the trial's training. With stretched schedules a
 trial trains one complete schedule after the other, each from the initialisation, and epochs are counted over all of
@@ -32,13 +32,15 @@ OUT = -math.inf
 
 @dataclass(frozen=True)
 class Leg:
-    """A piece of a trial's training: from where the trial is to the end of epoch ``until``, at the latest.
+    """A part of a trial's training: from the trial's current epoch to the end of epoch ``until``, at the latest.
 
     Attributes:
-        rung: where the trial pauses after it; None: the leg goes to the trial's end.
-        until_seconds: the seconds of training at which it ends: after the epoch in which the trial reaches them.
-        epochs_before: the epochs of the complete schedules that the trial has behind it.
-        schedule_epochs: the length of the complete schedule that is trained; None: the Recipe's own is the only one.
+        rung: the rung at which the trial pauses after the leg; None: the leg goes to the trial's end.
+        until_seconds: the seconds of training after which the leg ends, at the end of the epoch in which they are
+            reached.
+        epochs_before: the epochs of the complete schedules that the trial has already trained.
+        schedule_epochs: the length of the complete schedule that is trained; None: the Recipe's schedule is the only
+            one.
     """
 
     trial: str
@@ -51,7 +53,7 @@ class Leg:
 
 @dataclass(frozen=True)
 class Decision:
-    """The decision on a trial that has reached a rung at the end of ``epoch``. ``reason`` is for people."""
+    """The decision on a trial that has reached a rung at the end of ``epoch``. ``reason`` is shown to people."""
 
     trial: str
     epoch: int
@@ -62,12 +64,12 @@ class Decision:
 
 @dataclass(frozen=True)
 class Group:
-    """Trials that compete with each other, in the order of the plan, and the rungs at which they do.
+    """A group of trials that compete with each other, in the order of the plan, and the rungs where they are compared.
 
     Attributes:
-        ladder: (rung, number of trials that continue after it).
-        end: the epochs of a trial that is never given up, over all its schedules.
-        schedules: the lengths of the complete schedules, if they are stretched; else empty.
+        ladder: (rung, number of trials that continue after this rung) for each rung.
+        end: the number of epochs of a trial that is never given up, over all its schedules.
+        schedules: the lengths of the complete schedules in epochs if they are stretched; else empty.
         in_seconds: whether the rungs are seconds of training.
     """
 
@@ -78,7 +80,7 @@ class Group:
     in_seconds: bool = False
 
     def reached(self, trial: TrialProgress, rung: float) -> int | None:
-        """The epoch at whose end the trial has reached a rung, None if it has not (yet)."""
+        """Returns the epoch at whose end the trial reached a rung; None if the trial has not reached it (yet)."""
         if not self.in_seconds:
             return int(rung) if rung in trial.epochs else None
         if rung in trial.paused:
@@ -94,7 +96,7 @@ class Group:
         return rung in trial.promoted or (not self.in_seconds and trial.epoch > rung)
 
     def leg(self, trial: TrialProgress) -> Leg:
-        """The trial's next leg: to the first rung at which it was not promoted, or to its end."""
+        """Returns the trial's next leg: to the first rung at which it was not promoted, or to the trial's end."""
         rung = next((rung for rung, _ in self.ladder if not self.is_past(trial, rung)), None)
         if self.in_seconds:
             return Leg(trial.name, self.end, rung, until_seconds=rung)
@@ -105,13 +107,13 @@ class Group:
         return Leg(trial.name, until, rung, epochs_before=before, schedule_epochs=length)
 
     def schedule_of(self, epoch: int) -> tuple[int, int]:
-        """(epochs before it, length) of the complete schedule to which an epoch belongs."""
+        """Returns (epochs before it, length) of the complete schedule to which an epoch belongs."""
         ends = list(itertools.accumulate(self.schedules))
         number = bisect_left(ends, epoch)
         return ends[number] - self.schedules[number], self.schedules[number]
 
     def where(self, rung: float, epoch: int) -> str:
-        """Where a rung is, in words, for a trial that reached it at the end of ``epoch``."""
+        """Describes in words where a rung is, for a trial that reached it at the end of ``epoch``."""
         if self.in_seconds:
             return f"after {rung:.4g} s of training, at epoch {epoch}"
         if self.schedules:
@@ -120,10 +122,10 @@ class Group:
 
 
 class Decider:
-    """Decides for one study.
+    """Makes the decisions for one study.
 
     Args:
-        validation_images: on how many images accuracies are measured, which says how noisy they are.
+        validation_images: the number of images on which accuracies are measured, from which their noise is computed.
     """
 
     def __init__(self, study: Study, validation_images: int) -> None:
@@ -135,17 +137,17 @@ class Decider:
     def decisions(
         self, state: StudyState, running: Collection[str], again: Collection[str]
     ) -> list[Decision]:
-        """The decisions that the journal allows and does not have yet, of trials that are at a rung and not running.
+        """Returns the decisions that can be made now, on trials that are at a rung and not running.
 
         Args:
-            running: trials of which a leg is running; they are decided on when it has ended.
-            again: trials that failed in an earlier attempt and have yet to be run again.
+            running: trials of which a leg is running; decisions on them are made when the leg has ended.
+            again: trials that failed in an earlier attempt and will be run again.
         """
         found = []
         for group in self.groups:
             for level, (rung, kept) in enumerate(group.ladder):
                 at_rung = self._at_rung(group, rung, state, running, again)
-                if not at_rung:  # at most rungs most of the time; who stands where would be found for nobody
+                if not at_rung:  # true of most rungs most of the time; computing a standing takes long
                     continue
                 standing = _standing(group, level, state, again)
                 for name, epoch in at_rung:
@@ -164,7 +166,7 @@ class Decider:
         running: Collection[str],
         again: Collection[str],
     ) -> list[tuple[str, int]]:
-        """(trial, the epoch at which it reached the rung) of a group's trials that may have to be decided on there."""
+        """Returns (trial, epoch at which it reached the rung) of the trials in a group that await a decision there."""
         found = []
         for name in group.trials:
             trial = None if name in running else state.trials.get(name)
@@ -176,15 +178,15 @@ class Decider:
         return found
 
     def next_leg(self, state: StudyState, running: Collection[str], again: Collection[str]) -> Leg | None:
-        """The leg to train next; None if every trial has ended, is running, or waits for the others at a rung.
+        """Returns the leg to train next; None if every trial has ended, is running, or waits for others at a rung.
 
-        Trials that go furthest come first: they take longest, and a study ends with them.
+        Trials with the furthest next rung come first: they take longest, so starting them late would prolong the study.
         """
         ready = self._ready(state, running, again)
         return min(ready, key=lambda ranked: ranked[0], default=(None, None))[1]
 
     def ready_legs(self, state: StudyState, running: Collection[str], again: Collection[str]) -> list[Leg]:
-        """All legs that can be trained now, in the order in which :meth:`next_leg` gives them."""
+        """Returns all legs that can be trained now, in the order in which :meth:`next_leg` returns them."""
         return [leg for _, leg in sorted(self._ready(state, running, again), key=lambda ranked: ranked[0])]
 
     def _ready(
@@ -201,23 +203,23 @@ class Decider:
             yield (-furthest, -min(trial.epoch, 1), number), leg
 
     def has(self, trial: str) -> bool:
-        """Whether a trial is one of those that are compared: the trials of the study's settings."""
+        """Whether a trial takes part in the comparisons, as the trials of the study's settings do."""
         return trial in self._group
 
     def leg(self, trial: TrialProgress) -> Leg:
-        """The next leg of a trial that has not ended."""
+        """Returns the next leg of a trial that has not ended."""
         return self._group[trial.name].leg(trial)
 
     def where(self, decision: Decision) -> str:
-        """Where a decision was made, in words."""
+        """Describes in words where a decision was made."""
         return self._group[decision.trial].where(decision.rung, decision.epoch)
 
     def unpaused(
         self, state: StudyState, running: Collection[str], again: Collection[str]
     ) -> list[tuple[Leg, int]]:
-        """(leg, epoch) of trials that have reached their rung while the journal does not say that they paused there.
+        """Returns (leg, epoch) of trials that have reached their rung although the journal does not record the pause.
 
-        Their driver was stopped in between, or they reached the rung in the same epoch as the one before it.
+        The driver was stopped before it could record the pause, or the trial reached two rungs within one epoch.
         """
         found = []
         for name in self._order:
@@ -230,7 +232,7 @@ class Decider:
         return found
 
     def _waits_after(self, leg: Leg, trial: TrialProgress) -> bool:
-        """Whether a trial has come to the end of its leg, which is a rung, and waits for a decision."""
+        """Whether a trial has reached the rung at the end of its leg and waits for a decision."""
         group = self._group[leg.trial]
         return leg.rung is not None and trial.epoch < group.end and group.reached(trial, leg.rung) is not None
 
@@ -243,7 +245,8 @@ class Decider:
             return self._against_median(standing, name, epoch, halving, state)
         mine = standing.accuracies[name]
         if halving.rule == "asynchronous" and standing.unknown:
-            # Li et al. 2020, algorithm 2, get_job: the best 1 / eta of those that are there. Nobody is given up yet.
+            # Li et al. 2020, algorithm 2, get_job: promote the best 1 / eta of the trials that are at the rung so far.
+            # No trial is given up while others may still arrive.
             quota = math.floor(len(standing.accuracies) / halving.eta)
             if standing.better_than(mine) < quota:
                 return Decision(name, epoch, rung, "promoted", standing.in_words(name, so_far=True))
@@ -264,7 +267,7 @@ class Decider:
     def _against_median(
         self, standing: Standing, name: str, rung: int, halving: Halving, state: StudyState
     ) -> Decision:
-        """By the trials that reported this rung before it did, whatever has happened since."""
+        """Decides on a trial by the median of the trials that reported this rung before it, whatever became of them."""
         before: list[float] = []
         for trial, top1 in state.reported_at(rung):
             if trial == name:
@@ -284,9 +287,9 @@ class Decider:
 
 @dataclass(frozen=True)
 class Standing:
-    """Who has reached a rung, and with which accuracy (a fraction from 0 to 1, or ``OUT``).
+    """The trials that have reached a rung, with their accuracies (fractions from 0 to 1, or ``OUT``).
 
-    ``unknown`` is the number of trials that may still reach it.
+    ``unknown`` is the number of trials that may still reach the rung.
     """
 
     accuracies: Mapping[str, float]
@@ -294,18 +297,19 @@ class Standing:
 
     @functools.cached_property
     def sorted(self) -> list[float]:
-        """The accuracies, lowest first."""
+        """The accuracies in ascending order."""
         return sorted(self.accuracies.values())
 
     def better_than(self, accuracy: float) -> int:
-        """The number of trials that are known to be better."""
+        """Returns the number of trials that are known to have a higher accuracy."""
         return len(self.sorted) - bisect_right(self.sorted, accuracy)
 
     def in_words(self, name: str, *, so_far: bool = False, at_worst: bool = False) -> str:
-        """``81.2%, 5th of 6``.
+        """Describes a trial's rank, such as ``81.2%, 5th of 6``.
 
-        While not all are there it is ``5th or lower of 6``, by those that are; ``at_worst`` ``6th or higher of 6``, if
-        all others are better; ``so_far`` ``5th of the 5 so far``.
+        While other trials may still reach the rung, the rank among those that have reached it is a bound: ``5th or
+        lower of 6``. With ``at_worst`` all missing trials are assumed to be better: ``6th or higher of 6``. With
+        ``so_far`` the missing trials are ignored: ``5th of the 5 so far``.
         """
         mine = self.accuracies[name]
         best, known = 1 + self.better_than(mine), len(self.accuracies)
@@ -317,12 +321,12 @@ class Standing:
 
 
 def groups(study: Study) -> list[Group]:
-    """The groups of trials that compete with each other, stratum by stratum.
+    """Returns the groups of trials that compete with each other, stratum by stratum.
 
-    Without early stopping none competes, and there is a group for each number of epochs.
+    Without early stopping no trials compete, and there is one group for each number of epochs.
 
-    A trial that a search has yet to propose has its place, under a stand-in for its name: nobody knows yet what it
-    reaches.
+    A trial that a search has yet to propose is represented by a placeholder for its name, because its accuracy counts
+    as unknown.
     """
     if study.halving is None:
         by_end: dict[int, list[str]] = {}
@@ -357,7 +361,7 @@ def _group(
 
 
 def check_schedules(study: Study) -> None:
-    """Raises RecipeError if a trial cannot train one of its complete schedules, as when images cannot grow in it."""
+    """Raises RecipeError if a trial cannot train one of its complete schedules, e.g. if images cannot grow in it."""
     if study.halving is None or not study.halving.is_stretched:
         return
     recipes = {trial.name: trial.recipe for trial in study.trials()}
@@ -368,12 +372,12 @@ def check_schedules(study: Study) -> None:
 
 
 def ends(study: Study) -> dict[str, int]:
-    """{trial: the epochs that it trains if it is never given up, over all its schedules}."""
+    """Returns {trial: number of epochs that it trains if it is never given up, over all its schedules}."""
     return {name: group.end for group in groups(study) for name in group.trials}
 
 
 def _dealt(names: Sequence[str], halving: Halving, study: Study) -> list[list[str]]:
-    """One group's trials in brackets, most in the one that starts earliest (Li et al. 2018, algorithm 1)."""
+    """Distributes a group's trials over brackets, most to the earliest one (Li et al. 2018, algorithm 1)."""
     brackets = halving.brackets(study.recipe.schedule)
     shares = [halving.eta**rungs / (rungs + 1) for rungs in range(brackets - 1, -1, -1)]
     dealt: list[list[str]] = [[] for _ in shares]
@@ -384,30 +388,30 @@ def _dealt(names: Sequence[str], halving: Halving, study: Study) -> list[list[st
 
 
 def most_epochs(study: Study) -> int:
-    """The epochs of a trial that is never given up, over all its schedules; the most where trials differ in that."""
+    """Returns the largest number of epochs that a trial trains if it is never given up, over all its schedules."""
     if not study.has_budgets and (study.halving is None or not study.halving.is_stretched):
         return study.epochs
     return max(group.end for group in groups(study))
 
 
 def noise(accuracy: float, images: int) -> float:
-    """The standard error of an accuracy (a fraction) that was measured on ``images`` images.
+    """Returns the standard error of an accuracy (a fraction) that was measured on ``images`` images.
 
     .. math:: \\sqrt{p (1 - p) / n}
 
-    Trials that are closer than this count as equal. They are measured on the same images and partly err on the same
-    ones, so the difference of two is less noisy than that of independent measurements, by about this factor of
-    :math:`\\sqrt 2`.
+    Accuracies that differ by less than this count as equal. All trials are evaluated on the same images and share some
+    of their errors, so the difference of two accuracies is less noisy than that of two independent measurements, by
+    about this factor of :math:`\\sqrt 2`.
     """
     return math.sqrt(max(0.0, accuracy * (1 - accuracy)) / images)
 
 
 def _standing(group: Group, level: int, state: StudyState, again: Collection[str]) -> Standing:
-    """Who has reached the rung of a level, and how many may still come."""
+    """Returns the standing at the rung of a level: who has reached it, and how many trials may still reach it."""
     accuracies: dict[str, float] = {}
     unknown = 0
     for name in group.trials:
-        if name not in state.trials:  # it is yet to be proposed
+        if name not in state.trials:  # the search has not proposed this trial yet
             unknown += 1
             continue
         trial = state.trials[name]
@@ -419,7 +423,8 @@ def _standing(group: Group, level: int, state: StudyState, again: Collection[str
         elif not has_ended(trial, again):
             unknown += 1
         elif trial.state == "finished":
-            # It has trained all its epochs in less time than the rung's, so it has that accuracy there too.
+            # The trial has trained all its epochs in less time than the rung's, so its last accuracy counts at the
+            # rung, too.
             accuracies[name] = _accuracy(trial, trial.epoch)
         elif takes_part:
             accuracies[name] = OUT
@@ -432,5 +437,5 @@ def _accuracy(trial: TrialProgress, epoch: int) -> float:
 
 
 def has_ended(trial: TrialProgress, again: Collection[str]) -> bool:
-    """Whether a trial trains no more in this attempt; ``again`` are those that failed before and are run again."""
+    """Whether a trial is not trained further in this attempt; ``again`` are failed trials that are run again."""
     return trial.state in ENDED_FOR_GOOD or (trial.state == "failed" and trial.name not in again)

@@ -1,4 +1,4 @@
-"""In which fields two studies differ, in words: only the same study is continued."""
+"""Describes in which fields two studies differ, because a study is resumed only if nothing has changed."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ _MOST_POINTS_SHOWN: Final = 3
 
 
 def differing_fields(study: Study, other: Study) -> list[str]:
-    """The fields in which ``study`` differs from ``other``, each as "FIELD is A, was B"; empty if they are the same.
+    """Returns the fields in which ``study`` differs from ``other`` as "FIELD is A, was B"; empty if they are the same.
 
-    The study's name and the data's path are not compared. Whether the data is the same is seen by its fingerprint.
+    The study's name and the path of the data are not compared. The fingerprint tells whether the data is the same.
     """
     mine, others = _values_of(study), _values_of(other)
     return [
         f"{name} is {_in_words(name, mine)}, was {_in_words(name, others)}"
         for name in {**mine, **others}
-        # As JSON, in which a journal's lists and a Study's tuples are equal.
+        # Compared as JSON, in which a journal's lists and a Study's tuples are equal.
         if json.dumps(mine.get(name)) != json.dumps(others.get(name))
     ]
 
 
 def _values_of(study: Study) -> dict[str, Any]:
-    """{words for a field that a person may set: its value}."""
+    """Returns {description of a field that a person may set: its value}."""
     told: dict[str, Any] = {"question": study.question} | decisive_values(study.recipe.to_values())
     told |= {f"{_SWEEP}{name}": domain_to_json(domain) for name, domain in study.space.items()}
     told |= {
@@ -43,7 +43,7 @@ def _values_of(study: Study) -> dict[str, Any]:
     }
     told |= {"early stopping": study.halving_description(), "equal within": study.equal_within}
     told |= {"holdout": study.holdout, "confirm": study.confirm}
-    if told["early stopping"]:  # the price from which money_seconds follows may have changed
+    if told["early stopping"]:  # money_seconds follows from a price, which may have changed
         kept = told["early stopping"].items()
         told["early stopping"] = {key: value for key, value in kept if key != "money_seconds"}
     if study.draws_points:
@@ -54,7 +54,7 @@ def _values_of(study: Study) -> dict[str, Any]:
 
 
 def _in_words(name: str, recorded: Mapping[str, Any]) -> str:
-    """A value of :func:`_values_of` for people, in the words of the flag that gives it."""
+    """Formats a value of :func:`_values_of` for people, in the words of the flag that sets it."""
     value = recorded.get(name)
     if name.startswith(_SWEEP):
         return "not swept" if value is None else domain_text(domain_from_json(value))
@@ -69,7 +69,7 @@ def _in_words(name: str, recorded: Mapping[str, Any]) -> str:
         return " / ".join(
             [*shown_points[:_MOST_POINTS_SHOWN], *(["…"] if len(value) > _MOST_POINTS_SHOWN else [])]
         )
-    if isinstance(value, str):  # as it is: of a file of weights the end may be what differs
+    if isinstance(value, str):  # not shortened: paths of two files of weights may differ only at the end
         return value
     return (
         ", ".join(map(value_label, value)) or "none"

@@ -1,6 +1,6 @@
-"""How far a running trial is inside its epoch: one number in a file, for an epoch of ImageNet takes hours.
+"""Stores a running trial's progress within its epoch as one number in a file, as an epoch of ImageNet takes hours.
 
-It is for display only: results are in the journal and in the checkpoints.
+The number is only displayed. Results are stored in the journal and in the checkpoints.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ PROGRESS_FILE = "epochs_done"
 
 
 def note_progress(trial_directory: Path, epochs: float) -> None:
-    """Replaces the number in one step, so that nobody reads half of it. A full disk is for checkpoints to tell of."""
+    """Writes the progress atomically, so that no reader sees half of it.
+
+    A full disk is ignored here, because writing checkpoints reports it.
+    """
     with contextlib.suppress(OSError):
         trial_directory.mkdir(parents=True, exist_ok=True)
         with whole_file(trial_directory / PROGRESS_FILE, "w", sync=False) as file:
@@ -22,7 +25,7 @@ def note_progress(trial_directory: Path, epochs: float) -> None:
 
 
 def noted_progress(trial_directory: Path) -> float:
-    """Epochs that are done, fractions included; 0 if nothing has been noted."""
+    """Returns the number of epochs done, with fractions; 0 if no progress has been stored."""
     try:
         return float((trial_directory / PROGRESS_FILE).read_text())
     except (OSError, ValueError):

@@ -1,8 +1,8 @@
-"""Extending a study: other values, seeds or epochs in the same journal, where nothing that was paid for runs again.
+"""Extends a study by values, seeds or epochs in the same journal, without training again what is already trained.
 
-A trial of the extended study that has the Recipe of an earlier one is that trial, with its name, its epochs and its
-checkpoints. Earlier trials that it does not have are left out: they stay in the journal as evidence, and take no part
-in anything that is decided from then on.
+If a trial of the extended study has the same Recipe as an earlier trial, it is that trial, with its name, epochs and
+checkpoints. Earlier trials that the extended study does not contain are left out: they stay in the journal as evidence,
+but later decisions ignore them.
 """
 
 from __future__ import annotations
@@ -34,27 +34,27 @@ from nfnet_ray.wording import agree, count
 MAY_CHANGE = "only its space, seeds, epochs, number of settings, early stopping and confirmation can change"
 
 UNNAMED: Final[dict[str, Any]] = {"found": None, "planned": None, "chosen": None, "names": {}, "outside": ()}
-"""The fields of a Study that say what a journal has, as they are in a study without one."""
+"""The fields of a Study that record what its journal contains, with their values for a study without a journal."""
 
 
 @dataclass(frozen=True)
 class Extension:
-    """A study as it is after an extension, and the event that says so in its journal."""
+    """A study after its extension, and the event that records the extension in the journal."""
 
     study: Study
     event: StudyExtended
     added: int
-    """The number of trials that the journal does not have yet."""
+    """The number of trials that are not in the journal yet."""
     earlier_epochs: int
     without_their_seed: int = 0
-    """The number of contenders' further trials whose seed the study does not have any more."""
+    """The number of contenders' further trials whose seed the extended study no longer has."""
     further_seeds: int = 0
-    """The number of seeds that settings which may be the best are trained with, and the earlier study did not have."""
+    """The number of seeds for settings that may be the best which the earlier study did not have."""
     more_reruns: int = 0
-    """The number of fresh seeds that winners are rerun with, beyond those of the earlier study."""
+    """The number of fresh seeds for reruns of winners in addition to those of the earlier study."""
 
     def sentences(self) -> list[str]:
-        """Says in sentences what the extension changes."""
+        """Describes in sentences what the extension changes."""
         left_out = len(self.event["left_out"]) + self.without_their_seed
         reconsidered = len(self.event["reconsidered"])
         kept = len(self.study.trials()) - self.added
@@ -90,18 +90,18 @@ def extension(
     validation_images: int,
     has_checkpoint: Callable[[str], bool],
 ) -> Extension | None:
-    """The extension of a study to what is asked; None if it is that already.
+    """Returns the extension that turns ``earlier`` into ``asked``; None if nothing changes.
 
     Args:
-        asked: the study as it is to be.
-        earlier: the study as its journal has it, with all settings that were proposed.
-        state: what its journal says. It is not changed.
-        command: what was typed, for the journal.
-        validation_images: on how many images accuracies are measured.
-        has_checkpoint: whether a trial could continue, by its name.
+        asked: the study after the extension.
+        earlier: the study according to its journal, with all settings that were proposed.
+        state: the state according to the journal. It is not modified.
+        command: the command line, which is recorded in the journal.
+        validation_images: the number of images on which accuracies are measured.
+        has_checkpoint: tells whether the trial of a given name could continue from a checkpoint.
 
     Raises:
-        UserError: something else is asked than ``earlier`` could become.
+        UserError: ``asked`` differs from ``earlier`` in something that an extension cannot change.
     """
     _check(asked, earlier)
     asked = replace(asked, name=earlier.name, recipe=_recipe(asked, earlier), lag=earlier.lag)
@@ -149,13 +149,13 @@ def extension(
 
 
 def points_within(space: Space, recipe: Recipe, points: Sequence[Mapping[str, Any]]) -> tuple[Point, ...]:
-    """The points that lie in the space, of those given."""
+    """Returns those of the given points that lie in the space."""
     within = (point_within(space, recipe, {**recipe.to_values(), **point}) for point in points)
     return tuple(point for point in within if point is not None)
 
 
 def _check(asked: Study, earlier: Study) -> None:
-    """Raises UserError if a study cannot become what is asked."""
+    """Raises UserError if ``asked`` differs from ``earlier`` in something that an extension cannot change."""
     name = earlier.name
     if earlier.chosen is not None:
         raise UserError(
@@ -179,7 +179,7 @@ def _check(asked: Study, earlier: Study) -> None:
     if earlier.draws_points and not asked.draws_points:
         asked_for = asked.search_name
         raise UserError(f"{name} searches by {earlier.search_name}: {asked_for} cannot take its place")
-    # Ranges have no grid; values that are all listed have no more points for another search.
+    # A grid cannot cover ranges, and if all values are listed, another search would find no further points.
     may_search = has_range(asked.space) and not (earlier.draws_points or asked.is_adaptive)
     if asked.search_name != earlier.search_name and not may_search:
         raise UserError(f"{name} searches by {earlier.search_name}, not {asked.search_name}: {MAY_CHANGE}")
@@ -193,12 +193,12 @@ def _check(asked: Study, earlier: Study) -> None:
 
 
 def _has_made_question(study: Study) -> bool:
-    """Whether its question was made from its space, and so changes with it."""
+    """Whether the study's question was generated from its space, so that it changes with the space."""
     return bool(study.space) and study.question == question_of(study.space)
 
 
 def _check_rungs(study: Study, earlier: Study, state: StudyState) -> None:
-    """Raises UserError if trials that have been trained could not be compared with new ones."""
+    """Raises UserError if the trials that have been trained could not be compared with the new ones."""
     name, had, has = earlier.name, earlier.halving or Halving(), study.halving or Halving()
     another = f"start a new study that begins with its best settings, --from {name}"
     if had.schedule != has.schedule:
@@ -221,16 +221,16 @@ def _check_rungs(study: Study, earlier: Study, state: StudyState) -> None:
 
 
 def _recipe(asked: Study, earlier: Study) -> Recipe:
-    """The Recipe of the study, whose values of swept fields count where a point does not have them."""
+    """Returns the Recipe of the extended study. Its values of swept fields apply where a point does not set them."""
     return earlier.recipe.with_values({"schedule.epochs": asked.epochs})
 
 
 def _recipes(earlier: Study, state: StudyState) -> dict[Recipe, str]:
-    """{Recipe: name of the trial that has it}, of all trials in the journal, those of the study first."""
+    """Returns {Recipe: name of its trial} of all trials in the journal, with those of the original plan first."""
     base, path = earlier.recipe.to_values(), {"data.path": earlier.recipe.data.path}
     recipes: dict[Recipe, str] = {}
     is_stretched = earlier.halving is not None and earlier.halving.is_stretched
-    # A contender's further trials have the last schedule alone, and have passed no rung.
+    # Further trials of a contender train only the last schedule and pass no rung, so they cannot stand in for others.
     plans = state.plans if is_stretched else {**state.plans, **state.further}
     for name, plan in plans.items():
         recipes.setdefault(Recipe.from_values({**base, **plan["recipe"], **plan["point"], **path}), name)
@@ -238,9 +238,9 @@ def _recipes(earlier: Study, state: StudyState) -> dict[Recipe, str]:
 
 
 def _with_known_points(asked: Study, state: StudyState, recipes: Mapping[Recipe, str]) -> Study:
-    """A study whose search begins with the points that the journal has, as far as they lie in its space.
+    """Returns a study whose search begins with the points in the journal that lie in its space.
 
-    Those that it draws now follow, in its own order: if the space is the same, they continue the sequence.
+    The points that the search draws now follow in its own order. If the space is unchanged, they continue the sequence.
     """
     if not asked.draws_points:
         return asked
@@ -250,7 +250,8 @@ def _with_known_points(asked: Study, state: StudyState, recipes: Mapping[Recipe,
         point = point_within(asked.space, asked.recipe, recipe.to_values())
         if point is None or point_key(point) in known:
             continue
-        # Settings that the study has are kept, whatever becomes of their epochs and seeds. Others were paid for.
+        # Points that belong to the study are kept, even if their epochs or seeds change. A point that was left out is
+        # kept if one of its trials has been trained.
         if name not in outside or any(trial.recipe in recipes for trial in asked.trials_at(point)):
             known[point_key(point)] = point
     number = asked.settings
@@ -261,7 +262,7 @@ def _with_known_points(asked: Study, state: StudyState, recipes: Mapping[Recipe,
 
 
 def _named(asked: Study, state: StudyState, recipes: Mapping[Recipe, str]) -> Study:
-    """The study in which earlier trials have their names, and new ones such as no earlier trial has."""
+    """Returns the study with the earlier trials' names, and for new trials names that no earlier trial has."""
     names = {
         trial_key(trial.point, trial.recipe.seed): recipes.get(trial.recipe)
         or free_name(trial.name, asked.epochs, state.trials)
@@ -272,7 +273,7 @@ def _named(asked: Study, state: StudyState, recipes: Mapping[Recipe, str]) -> St
 
 
 class _Nowhere(Journal):
-    """A journal that keeps nothing."""
+    """A journal that stores nothing."""
 
     def __init__(self) -> None:
         return
@@ -282,7 +283,7 @@ class _Nowhere(Journal):
 
 
 def _undecided(study: Study, state: StudyState, event: StudyExtended, validation_images: int) -> list[str]:
-    """The reconsidered trials that the results in the journal do not give up again at once."""
+    """Returns the reconsidered trials that the results in the journal do not immediately give up again."""
     tried = state.copy()
     tried.apply(event)
     Legs(study, validation_images, Recorder(_Nowhere(), tried, lambda: None, lambda _: None))

@@ -1,4 +1,4 @@
-"""Early stopping as a study describes it: where trials are compared, and how many of them continue."""
+"""Describes the early stopping of a study: where trials are compared, and how many of them continue."""
 
 from __future__ import annotations
 
@@ -27,42 +27,43 @@ OPTIONS = ("first_rung", "unit", "eta", "finalists", "group")
 
 N = TypeVar("N", int, float)
 
-# Theory gives e, and practice 3 or 4 (Li et al. 2018, on the choice of eta).
+# In theory e is optimal, in practice 3 or 4 (Li et al. 2018, on the choice of eta).
 ETA = 3.0
-# The answer names the best setting and what is within its noise: that takes more than two complete trials.
+# The answer compares the best setting with those within its noise, which takes more than two complete trials.
 FINALISTS = 3
-# An accuracy before the end of the warm-up only says how well a network copes with the warm-up.
+# An accuracy from before the end of the warm-up only shows how well a network copes with the warm-up.
 WARMUPS_BEFORE_FIRST_RUNG = 2
-# Three rungs at eta 3. Earlier ones save little more: the trials at the first rung then cost most.
+# This makes three rungs at eta 3. Earlier rungs would save little, as the trials at the first rung then cost most.
 LEAST_SHARE_OF_EPOCHS = 1 / 27
 
 
 @dataclass(frozen=True)
 class Halving:
-    """Trials run to a *rung*, where they are compared, and pause there; the best 1 / ``eta`` continue.
+    """Early stopping: trials pause at a *rung*, where they are compared, and the best 1 / ``eta`` of them continue.
 
-    Trials compete only within a stratum: with other trials of the same seed and the same conditions. A factor that
-    suits batch 64 must not end one that suits batch 256.
+    Trials compete only within a stratum, i.e. with other trials of the same seed and the same conditions. A clip factor
+    that suits batch 64 must not stop one that suits batch 256.
 
     Attributes:
-        first_rung: where the first rung is, in ``unit``; the others follow at ``eta`` times the one before. None: at
-            the larger of twice the warm-up and 1/27 of all epochs.
+        first_rung: the first rung, in ``unit``; each later rung is ``eta`` times the previous one. None: the larger of
+            twice the warm-up and 1/27 of all epochs.
         eta: the share of trials that continue is 1 / ``eta``.
         rule: ``synchronous``: a trial continues as soon as it is certain to be among the best of its rung, whatever the
-            others reach, and is given up as soon as it is certain not to be, so the decisions depend on accuracies
-            alone (Jamieson & Talwalkar 2016). ``asynchronous``: a trial continues when it is among the best 1 / ``eta``
-            of those that have reached the rung so far (Li et al. 2020), so decisions depend on which trial is first,
-            and no place ever waits. ``median``: at the first rung and each of its multiples a trial ends if its
-            accuracy is below the median of those that reached it before (Golovin et al. 2017), once ``finalists``
-            trials have. ``hyperband``: synchronous, in brackets, each of which starts at a later rung (Li et al. 2018).
-        finalists: at least this number of the trials that compete with each other (a stratum, or a group or bracket
-            of it) run to the end, if there are that many.
-        group: trials compete in groups of this number, in the order of the plan; None: all of a stratum.
-        unit: ``epochs``; ``seconds``: of the trial's own training, so a trial reaches a rung at the end of the first
-            epoch at which it has trained for that time; ``money``: the same, with the price of those seconds.
-        schedule: ``truncated``: a trial at a rung is within the learning-rate schedule of all its epochs, and
-            continues it. ``stretched``: it starts again for each rung, with a schedule that ends there.
-        money_seconds: the seconds of training that one unit of money pays for; None until the price is known.
+            others reach, and is given up as soon as it is certain not to be, so the decisions depend only on accuracies
+            (Jamieson & Talwalkar 2016). ``asynchronous``: a trial continues when it is among the best 1 / ``eta`` of
+            the trials that have reached the rung so far (Li et al. 2020), so decisions depend on the order in which
+            trials arrive, and no place has to wait. ``median``: at the first rung and each multiple of it, a trial is
+            given up if its accuracy is below the median of the trials that reached the rung before (Golovin et al.
+            2017), once there are ``finalists`` of these. ``hyperband``: synchronous, in brackets, each of which starts
+            at a later rung (Li et al. 2018).
+        finalists: the least number of competing trials (of a stratum, or of a group or bracket within it) that run to
+            the end, if there are as many.
+        group: the number of trials in each group that competes, in the order of the plan; None: the whole stratum.
+        unit: the unit of rungs. ``epochs``; ``seconds`` of the trial's own training: a trial reaches the rung at the
+            end of the first epoch at which it has trained for that time; ``money``: the price of those seconds.
+        schedule: ``truncated``: at a rung, a trial is within the learning-rate schedule of all its epochs, which it
+            then continues. ``stretched``: a trial starts anew for each rung, with a complete schedule that ends there.
+        money_seconds: the seconds of training that one unit of money buys; None until the price is known.
     """
 
     first_rung: float | None = None
@@ -121,7 +122,7 @@ class Halving:
             object.__setattr__(self, name, plain(getattr(self, name)))
 
     def description(self, schedule: ScheduleRecipe) -> HalvingDescription:
-        """The description in a journal, in which the first rung is a number."""
+        """Returns the description for a journal, in which the first rung is always a number."""
         described: HalvingDescription = {
             "grace_epochs": self.first_rung_of(schedule),
             "reduction_factor": self.eta,
@@ -138,7 +139,7 @@ class Halving:
         return described
 
     def text(self) -> str:
-        """As ``--early-stopping`` takes it.
+        """Formats the early stopping as the value of ``--early-stopping``.
 
         >>> Halving(first_rung=2).text(), parse_halving("median:first_rung=3").text()
         ('synchronous:first_rung=2,eta=3,finalists=3', 'median:first_rung=3,eta=3,finalists=3')
@@ -153,7 +154,7 @@ class Halving:
 
     @staticmethod
     def from_description(described: HalvingDescription) -> Halving:
-        """The early stopping that a journal describes. Earlier versions had nothing but asynchronous halving."""
+        """Returns the early stopping that a journal describes. Earlier versions only had asynchronous halving."""
         return Halving(
             first_rung=described["grace_epochs"],
             eta=described["reduction_factor"],
@@ -167,22 +168,22 @@ class Halving:
 
     @property
     def in_seconds(self) -> bool:
-        """Whether its rungs are in seconds of training: money is converted into them."""
+        """Whether rungs are in seconds of training, to which money is converted."""
         return self.unit != "epochs"
 
     @property
     def is_stretched(self) -> bool:
-        """Whether each rung is the end of a complete schedule."""
+        """Whether each rung is the end of a complete learning-rate schedule."""
         return self.schedule == "stretched"
 
     def priced(self, price_per_hour: float | None, accelerators: float) -> Halving:
-        """The same with the seconds that money pays for, where its rungs are in money and that is not known yet.
+        """Returns the same early stopping with ``money_seconds`` set, if its rungs are in money and it is not set yet.
 
         Args:
-            price_per_hour: of one accelerator.
-            accelerators: that a trial holds.
+            price_per_hour: the price of one accelerator-hour.
+            accelerators: the number of accelerators that a trial occupies.
 
-        Raises UserError without a price.
+        Raises UserError if a price is needed and not given.
         """
         if self.unit != "money" or self.money_seconds is not None:
             return self
@@ -193,7 +194,7 @@ class Halving:
         return replace(self, money_seconds=3600 / (price_per_hour * accelerators))
 
     def first_rung_of(self, schedule: ScheduleRecipe) -> float:
-        """Where the first rung of a trial with this schedule is, in its unit; epochs are a whole number."""
+        """Returns the first rung of a trial with this schedule, in ``unit``; epochs are returned as an int."""
         if self.first_rung is not None:
             return self.first_rung if self.in_seconds else int(self.first_rung)
         least = max(
@@ -202,7 +203,7 @@ class Halving:
         return max(1, math.ceil(least))
 
     def rungs(self, schedule: ScheduleRecipe) -> list[int]:
-        """The epochs, before the last one, at which trials are compared: of a study whose rungs are in epochs."""
+        """Returns the epochs, before the last one, at which trials are compared; only for rungs in epochs."""
         first, last = int(self.first_rung_of(schedule)), schedule.epochs
         if self.rule == "median":
             return list(range(first, last, first))
@@ -217,16 +218,17 @@ class Halving:
     def ladder(
         self, trials: int, schedule: ScheduleRecipe, bracket: int = 0
     ) -> list[tuple[int, int]] | list[tuple[float, int]]:
-        """(rung, number of trials that continue after it) of ``trials`` that compete with each other.
+        """Returns (rung, number of trials that continue) for each rung of ``trials`` that compete with each other.
 
         A rung is an epoch or, where rungs are in time or money, seconds of training. With stretched schedules it is the
-        length of a schedule. Rungs at which all would continue are left out. Trials that are within noise of each
-        other, or that diverge, change the numbers. The rule ``median`` has no such numbers, and may let all continue:
-        these are the least.
+        length of a schedule. Rungs at which all trials would continue are left out. The actual numbers differ if
+        accuracies are within noise of each other or if trials diverge. The rule ``median`` does not fix these numbers
+        and may let all trials continue; the numbers returned for it are the least.
         """
         if not self.in_seconds:
             return list(self._thinned(trials, self.rungs(schedule)[bracket:]))
-        # They have no last one: trials differ in how long they take. After some, all that are left would continue.
+        # Trials take different times, so there is no last rung in seconds. The rungs end where no more trials are given
+        # up.
         first = self.first_rung_of(schedule) * (
             1.0 if self.unit == "seconds" else self.money_seconds or math.nan
         )
@@ -246,19 +248,19 @@ class Halving:
 
     @property
     def is_certain(self) -> bool:
-        """Whether the number of trials that continue is known beforehand."""
+        """Whether the number of trials that continue is known in advance."""
         return self.rule in ("synchronous", "hyperband")
 
     def brackets(self, schedule: ScheduleRecipe) -> int:
-        """The number of brackets among which the trials of a stratum are dealt; more than one only with Hyperband."""
+        """Returns the number of brackets into which a stratum is divided; more than one only with Hyperband."""
         return 1 + len(self.rungs(schedule)) if self.rule == "hyperband" else 1
 
 
 def with_schedule_of(recipe: Recipe, epochs: int) -> Recipe:
-    """The Recipe with its learning-rate schedule stretched or compressed to another number of epochs.
+    """Returns the Recipe with its learning-rate schedule stretched or compressed to another number of epochs.
 
-    The curve keeps its shape: the warm-up and the stairs keep their share of the epochs, and so does the growth of the
-    images. The peak learning rate stays. Raises RecipeError if images cannot grow in so few epochs.
+    The curve keeps its shape: the warm-up, the steps of a staircase decay and the growth of the images keep their share
+    of the epochs. The peak learning rate is unchanged. Raises RecipeError if images cannot grow in that few epochs.
 
     >>> short = with_schedule_of(Recipe(), 36).schedule
     >>> Recipe().schedule.warmup_epochs, short.epochs, short.warmup_epochs
@@ -296,13 +298,13 @@ def _is_rung(rung: float, unit: Unit) -> bool:
 
 
 def parse_halving(text: str) -> Halving | None:
-    """Early stopping as ``--early-stopping`` names it; None for ``none``.
+    """Parses the value of ``--early-stopping``; None for ``none``.
 
     >>> halving = parse_halving("asynchronous:eta=4,first_rung=60,unit=seconds")
     >>> halving.rule, halving.eta, halving.first_rung, halving.unit
     ('asynchronous', 4.0, 60.0, 'seconds')
 
-    Raises UserError for a rule or an option that does not exist, and for a value that is not allowed.
+    Raises UserError for an unknown rule or option, and for a value that is not allowed.
     """
     rule, _, options = text.strip().partition(":")
     if rule == "none":

@@ -1,4 +1,4 @@
-"""The legs of a study that one driver runs: which is next, and the record of how each ended and what that decided."""
+"""Chooses the legs that one driver runs, and records how each leg ended and which decisions followed."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from nfnet_ray.tracking.events import TrialOutcome, trial_paused, trial_promoted
 
 
 class Legs:
-    """Hands out legs, one whenever a place is free.
+    """Returns the next leg whenever a place is free, and keeps track of the legs that are running.
 
     Args:
-        validation_images: on how many images accuracies are measured, which says how noisy they are.
-        find_contenders, find_winners: find them in a study whose settings have all ended; without the functions no
-            setting is given further seeds, and none is confirmed.
+        validation_images: the number of images on which accuracies are measured, from which their noise is computed.
+        find_contenders, find_winners: determine the contenders and the winners when all settings have ended. Without
+            these functions no setting is trained with further seeds or confirmed.
     """
 
     def __init__(
@@ -40,21 +40,21 @@ class Legs:
         self._find_contenders, self._find_winners = find_contenders, find_winners
         self._decider, self._recorder = Decider(self._study, validation_images), recorder
         self.running: dict[str, Leg] = {}
-        """{trial: its leg}, of the legs that were handed out and have not ended."""
+        """{trial: its leg} of the legs that have been started and have not ended."""
         trials = recorder.state.trials.values()
         self._again = {trial.name for trial in trials if trial.state == "failed"}
         self._interrupted: set[str] = set()
         self._trials: dict[str, Trial] = {}
         self._shared: dict[str, str | None] = {}
-        # A driver that was killed may have left a pause unrecorded, and a decision undone.
+        # A driver that was killed may have left a pause unrecorded, and the decision that follows from it unmade.
         self._record_pauses()
         self._decide()
 
     def next(self) -> Leg | None:
-        """The leg to run next, from now on as running; None if none can start now.
+        """Returns the leg to run next and marks it as running; None if no leg can start now.
 
-        Where the study's search learns from results and no known trial can start, it proposes new ones. When all
-        settings have ended, the contenders are given further seeds, and then the winners are rerun.
+        If no known trial can start and the search learns from results, new trials are proposed. When all settings have
+        ended, the contenders are trained with further seeds, and then the winners are rerun.
         """
         while True:
             busy = {*self.running, *self._interrupted}
@@ -67,11 +67,11 @@ class Legs:
                 return None
 
     def next_cohort(self, most: int, free_places: int) -> list[Leg]:
-        """The next leg, and others that can be trained with it as one program, from now on as running.
+        """Returns the next leg and others that can be trained with it as one program, and marks them as running.
 
-        They are at most ``most``, and no more than leave as many to each of the other places that are free and would
-        get nothing else. Empty if no leg can start now. Trials that are added when all settings have ended are trained
-        alone, and those that failed.
+        Returns at most ``most`` legs, and no more than an equal share of them if other free places would otherwise be
+        empty. The list is empty if no leg can start now. Trials that failed before, and trials that are added when all
+        settings have ended, are trained alone.
         """
         failed = set(self._again)
         first = self.next()
@@ -91,7 +91,7 @@ class Legs:
         return legs
 
     def most_at_once(self) -> int | None:
-        """The most legs that can run at once from now on; None while the study may add trials."""
+        """Returns the largest number of legs that can still run at once; None while the study may add trials."""
         state, study = self._recorder.state, self._study
         adds_seeds = study.more_seeds and not state.has_contenders
         adds_settings = study.is_adaptive and len(study.trials_by_setting()) < study.settings
@@ -103,7 +103,7 @@ class Legs:
         )
 
     def _company(self, leg: Leg) -> Hashable | None:
-        """A key that is the same for legs that can be trained as one program; None if a leg is trained alone."""
+        """Returns a key that is equal for legs that can be trained as one program; None if a leg is trained alone."""
         if leg.until_seconds is not None or not self._decider.has(leg.trial):
             return None
         if leg.trial not in self._shared:
@@ -113,30 +113,30 @@ class Legs:
         return shared and (shared, epoch, replace(leg, trial=""))
 
     def trial(self, name: str) -> Trial:
-        """A trial of the study by its name."""
+        """Returns the trial of the given name."""
         if name not in self._trials:
             trials = self._study.trials() + added_trials(self._study, self._recorder.state)
             self._trials = {trial.name: trial for trial in trials}
         return self._trials[name]
 
     def start(self, name: str, lanes: int = 1) -> None:
-        """Records that a leg has started, alone or as one of ``lanes``.
+        """Records that a leg has started, alone or as one of ``lanes`` trials of a cohort.
 
-        One that continues a paused trial is in the same attempt.
+        A leg that continues a paused trial belongs to the same attempt.
         """
         trial = self._recorder.state.trials[name]
         self._recorder.record(trial_started(name, trial.attempts + (trial.state != "paused"), lanes))
 
     def pause(self, name: str) -> None:
-        """Records that a trial has reached its rung, and what that decides."""
+        """Records that a trial has reached its rung, and the decisions that follow from it."""
         epoch = self._recorder.state.trials[name].epoch
         self._recorder.record(trial_paused(name, epoch, self.running[name].until_seconds))
         self._leave(name)
 
     def end(self, name: str, state: TrialOutcome, reason: str | None) -> None:
-        """Records that a trial has ended, and what that decides of the others.
+        """Records that a trial has ended, and the decisions on other trials that follow from it.
 
-        One that has finished a complete schedule which is not its last pauses there.
+        A trial that has finished a complete schedule other than its last one pauses instead.
         """
         leg = self.running[name]
         if state == "finished" and leg.schedule_epochs is not None and leg.rung is not None:
@@ -148,7 +148,10 @@ class Legs:
         self._leave(name)
 
     def _propose(self) -> bool:
-        """Records the trials of the next setting. False if there is none, or none before others have ended."""
+        """Records the trials of the next proposed setting.
+
+        Returns False if there is no further setting, or none before others have ended.
+        """
         state = self._recorder.state
         known = len(self._study.trials_by_setting())
         if self._recorder.lost or not self._study.is_adaptive or known >= self._study.settings:
@@ -156,7 +159,7 @@ class Legs:
         proposal = next_proposal(self._study, state)
         if isinstance(proposal, Waiting):
             return False
-        if proposal is None:  # the space has no more points, and nobody need wait for them at a rung
+        if proposal is None:  # the space has no more points, so no trial at a rung need wait for them
             self._grow(replace(self._study, trial_limit=known))
             self._decide()
             return True
@@ -166,7 +169,7 @@ class Legs:
         return not self._recorder.lost
 
     def _next_added(self, busy: Collection[str]) -> Leg | None:
-        """The next trial of those that the study adds when all settings have ended; it trains to its end."""
+        """Returns the leg of the next trial that the study adds when all settings have ended, to the trial's end."""
         state, study = self._recorder.state, self._study
         if not (study.more_seeds or study.confirm) or self._recorder.lost or not self._settings_have_ended():
             return None
@@ -183,14 +186,14 @@ class Legs:
         return self._first_leg_of(state.confirming, busy)
 
     def _first_leg_of(self, names: Sequence[str], busy: Collection[str]) -> Leg | None:
-        """The leg of the first trial that can start now, to its end."""
+        """Returns the leg, to the trial's end, of the first of these trials that can start now."""
         for name in names:
             if name not in busy and not has_ended(self._recorder.state.trials[name], self._again):
                 return Leg(name, self.trial(name).recipe.schedule.epochs)
         return None
 
     def _settings_have_ended(self) -> bool:
-        """Whether every setting has been trained and compared, and the search has no more of them."""
+        """Whether every setting has been trained and compared, and the search has no further proposals."""
         state = self._recorder.state
         return all(
             has_ended(state.trials[trial.name], self._again) for trial in self._study.trials()
@@ -204,12 +207,12 @@ class Legs:
         self._decide()
 
     def _record_pauses(self) -> None:
-        """Records that trials wait at a rung, where the journal does not say so yet."""
+        """Records the pauses of trials that wait at a rung, where the journal does not have them yet."""
         for leg, epoch in self._decider.unpaused(self._recorder.state, self.running, self._again):
             self._recorder.record(trial_paused(leg.trial, epoch, leg.until_seconds))
 
     def _decide(self) -> None:
-        """Records every decision that what is known allows; one may allow others."""
+        """Records every decision that can be made now, repeatedly, as each may make others possible."""
         state = self._recorder.state
         while decisions := self._decider.decisions(state, self.running, self._again):
             for decision in decisions:
@@ -221,7 +224,7 @@ class Legs:
 
 
 def record_decision(recorder: Recorder, decision: Decision, where: str) -> None:
-    """Records that a trial continues or is given up; ``where`` in words."""
+    """Records that a trial continues or is given up; ``where`` describes the rung in words."""
     epoch = decision.epoch
     if decision.verdict == "promoted":
         rung = None if decision.rung == epoch else decision.rung

@@ -1,4 +1,4 @@
-"""Records what happens in a study: in its journal first, then on the screen."""
+"""Records the events of a study in its journal, then applies them to its state."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from nfnet_ray.tracking.events import (
 from nfnet_ray.tracking.journal import Journal
 from nfnet_ray.tracking.state import StudyState
 
-# Ends of the names of metrics that depend on the machine and on what else it does, and not on what was learned.
-# ``shared_batches`` says how many batches another process of the node made.
+# Suffixes of the metrics that depend on the machine and its load rather than on what was learned. ``shared_batches`` is
+# the number of batches that another process of the node made.
 _OF_THE_MACHINE = (
     "_seconds",
     "_per_second",
@@ -35,9 +35,9 @@ _OF_THE_MACHINE = (
 
 
 class Recorder:
-    """Writes each event to the journal, then applies it to the state; ``say`` tells a person something.
+    """Writes each event to the journal, then applies it to the state; ``say`` shows a message to the user.
 
-    Any thread may record.
+    Events can be recorded from any thread.
     """
 
     def __init__(
@@ -53,19 +53,20 @@ class Recorder:
         self._is_closed = False
         self._one_at_a_time = threading.RLock()
         self.lost: str | None = None
-        """Why the study has to stop: results can no longer be written, or its data is gone."""
+        """The reason why the study has to stop, such as a journal that cannot be written or missing data; None: no
+        reason."""
         self.is_cut_off = False
-        """Whether Ray is gone, so that there is no use in waiting for the workers."""
+        """Whether the connection to Ray is lost, so that waiting for the workers is pointless."""
         self.why_interrupted: str | None = None
-        """Why trials are being interrupted: a cap was reached; None after Ctrl-C."""
+        """The reason why trials are being interrupted, such as a cap that was reached; None after Ctrl-C."""
 
     def record(self, event: Event) -> None:
-        """Keeps an event; when this returns it is on the disk, or :attr:`lost` says why it is not."""
+        """Writes an event to the disk and applies it. If it cannot be written, :attr:`lost` says why."""
         if self._keep(event):
             self._on_event()
 
     def record_at_work(self, seconds: float) -> None:
-        """Keeps that the driver is alive, unless the last event is less than ``seconds`` old."""
+        """Records that the driver is alive, unless the last event is less than ``seconds`` old."""
         with self._one_at_a_time:
             event = at_work()
             if event["time"] - self.state.last_event_time >= seconds:
@@ -74,7 +75,7 @@ class Recorder:
     def _keep(self, event: Event) -> bool:
         with self._one_at_a_time:
             if self._is_closed:
-                return False  # events after a missing one would tell another story
+                return False  # later events would be misleading after a missing one
             try:
                 self._journal.append(event)
             except OSError as error:
@@ -85,17 +86,17 @@ class Recorder:
             return True
 
     def mark_lost(self, why: str) -> None:
-        """Stop the study. ``why`` ends with what to do about it."""
+        """Stops the study. ``why`` ends with advice on what to do."""
         self.lost = self.lost or why
         self._on_lost()
 
     def mark_cut_off(self, why: str) -> None:
-        """Stop the study without waiting for its workers. ``why`` ends with what to look into."""
+        """Stops the study without waiting for its workers. ``why`` ends with advice on what to check."""
         self.is_cut_off = True
         self.mark_lost(why)
 
     def close(self) -> None:
-        """Keeps no further event, whoever records it."""
+        """Ignores all further events, whichever thread records them."""
         with self._one_at_a_time:
             self._is_closed = True
 
@@ -106,19 +107,19 @@ class Recorder:
         metrics: Mapping[str, float | None],
         texts: Mapping[str, str] | None = None,
     ) -> None:
-        """Keeps an epoch's metrics, and the texts that the worker reports with them, once.
+        """Records an epoch's metrics, and the texts that the worker reports with them, unless they are known already.
 
-        A training that resumes from a checkpoint reports the checkpoint's epoch anew, for that report may have been
-        lost; and one whose last checkpoint was lost trains an epoch again. Both give what was learned to the bit. If
-        not (GPUs and another number of workers add in another order, and somebody may have changed data or code), the
-        later numbers replace the earlier ones, because it is their weights that are trained further.
+        Training that resumes from a checkpoint reports the checkpoint's epoch again, because that report may have been
+        lost, and repeats an epoch whose checkpoint was lost. Normally the repeated metrics are bit-identical. They may
+        differ on GPUs, with another number of workers, or if data or code has changed. Then the later numbers replace
+        the earlier ones, because training continues from their weights.
         """
         progress, texts = self.state.trials[trial], texts or {}
         known = progress.epochs.get(epoch)
         if known is not None:
             changed = _changes(known, metrics)
             told = {name: text for name, text in texts.items() if name in EPOCH_TEXTS}
-            # Conditions hold until others are told, and each attempt tells its own with its first epoch.
+            # Conditions apply until others are reported, and each attempt reports its conditions with its first epoch.
             told_at = max((at for at in progress.conditions if at <= epoch), default=None)
             in_force = {} if told_at is None else {"conditions": progress.conditions[told_at]}
             if not changed and told.items() <= (in_force | progress.texts_of(epoch)).items():
@@ -132,7 +133,7 @@ class Recorder:
         self.record(epoch_ended(trial, epoch, metrics, texts))
 
     def record_form(self, trial: str, shape: str, choice: Mapping[str, Any]) -> None:
-        """Keeps in which form steps of a shape are trained, and says it; a choice that comes later does not count."""
+        """Records the form in which steps of a shape are trained, and shows it; a second choice is ignored."""
         with self._one_at_a_time:
             if shape in self.state.forms:
                 return
@@ -140,18 +141,18 @@ class Recorder:
         self.say(trial, f"form of a step: {choice['sentence']}")
 
     def say(self, trial: str, text: str) -> None:
-        """Tells a person something about a trial."""
+        """Shows the user a message about a trial."""
         self._say(f"{trial}: {text}")
 
     def end_trial(self, name: str, state: TrialOutcome, reason: str | None) -> None:
-        """Record that a trial has ended, with the number of its reported epochs."""
+        """Records that a trial has ended, with the number of its reported epochs."""
         if state == "interrupted":
             reason = reason or self.why_interrupted
         self.record(trial_ended(name, state, reason, self.state.trials[name].epoch))
 
 
 def _changes(before: Mapping[str, float | None], now: Mapping[str, float | None]) -> list[str]:
-    """Names of the metrics of what was learned that are not the same to the last bit."""
+    """Returns the names of the metrics of what was learned that are not bit-identical."""
     names = [name for name in {**before, **now} if not name.endswith(_OF_THE_MACHINE)]
     return [name for name in names if not _are_same(before.get(name), now.get(name))]
 

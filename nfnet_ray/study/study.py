@@ -1,4 +1,4 @@
-"""A Study is a question; its Trials are the points at which the question is asked."""
+"""Defines Study, a question with a space of settings, and Trial, one training run of a study."""
 
 from __future__ import annotations
 
@@ -43,10 +43,11 @@ from nfnet_ray.tracking.journal import newer_version, not_understood
 from nfnet_ray.tracking.state import StudyState
 
 TRIALS_FOLDER: Final = "trials"
-"""The folder in a study's folder that has a folder of its own for each trial."""
-# Ten times the number that the driver is measured with (benchmarks/sweep_scale.py). Many more take minutes to plan.
+"""The folder within a study's folder that contains one folder for each trial."""
+# Ten times the number with which the driver was benchmarked (benchmarks/sweep_scale.py). Planning many more takes
+# minutes.
 MOST_SETTINGS: Final = 10_000
-# Of a space that are checked: all of them for ten fields with two values or ends each.
+# The number of corners of a space that are checked. It covers all corners of ten fields with two values or ends each.
 MOST_CORNERS: Final = 1024
 
 
@@ -65,10 +66,10 @@ class Study:
     """A question, the Recipe that it starts from, and the space in which the answer is sought.
 
     ``space`` is {dotted Recipe name: domain}, where a domain is a list of values or one of
-    :mod:`nfnet_ray.study.space`. The first field is the one in question; the other fields that have a list of values
-    are the conditions under which it is asked. With an empty space there is a trial for each seed: a training run.
+    :mod:`nfnet_ray.study.space`. The first field is the one in question; the other fields with a list of values are the
+    conditions under which the question is asked. With an empty space, the study trains the Recipe once for each seed.
 
-    Raises UserError for a space that is wrong, with the field and what to do.
+    Raises UserError if the space is invalid, naming the field and what to do.
     """
 
     name: str
@@ -78,40 +79,45 @@ class Study:
     seeds: tuple[int, ...] = (0,)
     halving: Halving | None = None
     trial_limit: int | None = None
-    """The number of settings to run, from the first one on, each with every seed; None: all."""
+    """The number of settings to run, counted from the first one, each with every seed; None: all settings."""
     chosen: tuple[str, ...] | None = None
-    """Names of the trials of a journal of an earlier version, whose limit counted trials, so that seeds are missing."""
+    """Names of the trials of a journal of an earlier version, whose limit counted trials and so could leave out
+    seeds."""
     points: tuple[Mapping[str, Any], ...] | None = None
-    """A plain list of {dotted name: value} to try, instead of a space. A field that a point leaves out keeps the
+    """A plain list of points, {dotted name: value}, instead of a space. A field that a point leaves out keeps the
     Recipe's value. All points compete with each other."""
     asked: tuple[str, ...] | None = None
-    """The fields in question of a plain list of points, by which trials are named; None: all. The other fields go with
-    them, such as the published optimiser of each network."""
+    """The fields in question of a plain list of points, by which trials are named; None: all fields. The values of the
+    other fields follow from these, such as the published optimiser of each network."""
     search: str | None = None
-    """How points of the space are found, one of :data:`nfnet_ray.study.search.searcher.SEARCHES`; None: ``grid`` if
-    there are only lists, ``sobol`` if there is a range."""
+    """The search that chooses points of the space, one of :data:`nfnet_ray.study.search.searcher.SEARCHES`; None:
+    ``grid`` if all domains are lists, ``sobol`` if there is a range."""
     first_points: tuple[Mapping[str, Any], ...] = ()
-    """Points of the space, such as those of an earlier study, that a search tries first, after the Recipe's own."""
+    """Points of the space, such as those of an earlier study, that a search tries first, after the Recipe's own
+    point."""
     lag: int = 1
     """A search that learns from results proposes setting number j from the results up to number j - lag."""
     found: tuple[Mapping[str, Any], ...] | None = None
-    """The points that a journal has, instead of those that the search would draw now."""
+    """The points recorded in the journal, which replace those that the search would draw now."""
     planned: int | None = None
-    """The number of these points that were planned at the start; None: all."""
+    """The number of points in ``found`` that were planned at the start; None: all."""
     equal_within: float | None = None
-    """Settings whose accuracies differ by less are equal in practice, a fraction; None: the analysis' default."""
+    """The difference in accuracy, a fraction, below which settings are equal in practice; None: the analysis'
+    default."""
     holdout: float | None = None
-    """The share of the validation images on which the best setting is quoted; it is chosen on the others."""
+    """The share of the validation images on which the best setting is quoted. It is chosen on the other images."""
     more_seeds: tuple[int, ...] = ()
-    """Seeds that only the contenders are trained with: settings that ``seeds``, then a single one, cannot exclude."""
+    """Seeds with which only the contenders are trained: settings that may be the best after the single seed in
+    ``seeds``."""
     seed_spread: float | None = None
-    """The standard deviation between seeds by which contenders are chosen, a fraction; None: the analysis' own."""
+    """The standard deviation between seeds, a fraction, that is assumed for choosing contenders; None: the analysis'
+    own."""
     confirm: int = 0
     """The number of fresh seeds with which the winner of each stratum is rerun before its accuracy is quoted."""
     names: Mapping[str, str] = field(default_factory=dict)
-    """{:func:`trial_key`: name} of the trials of an extended study: earlier trials keep their names."""
+    """{:func:`trial_key`: name} of the trials of an extended study, so that earlier trials keep their names."""
     outside: tuple[str, ...] = ()
-    """Names of trials that an extension has left out; no other trial may have them."""
+    """Names of trials that an extension has left out. No other trial may have these names."""
 
     def __post_init__(self) -> None:
         for name, value in plain_fields(self).items():
@@ -151,12 +157,12 @@ class Study:
 
     @property
     def has_budgets(self) -> bool:
-        """Whether trials train for different numbers of epochs, each with a complete schedule of its own."""
+        """Whether trials train for different numbers of epochs, each with its own complete schedule."""
         return "schedule.epochs" in (*self.space, *self.fields)
 
     @functools.cached_property
     def fields(self) -> tuple[str, ...]:
-        """Dotted names of the fields that points have: those of the space except tied ones, or those of the points."""
+        """Dotted names of the fields that points have: those of ``points``, or those of the space but for tied ones."""
         if self.asked is not None:
             return self.asked
         if self.points is not None:
@@ -169,8 +175,8 @@ class Study:
     def conditions(self) -> tuple[str, ...]:
         """The fields whose values divide the trials into strata.
 
-        They are the fields with a list of values, without the first field. There are none if the search learns
-        from results, as it looks for the best setting under any condition.
+        These are the fields with a list of values, except the first field. If the search learns from results, there are
+        none, because the search looks for the best setting under any condition.
         """
         if self.points is not None or self.is_adaptive:
             return ()
@@ -178,7 +184,7 @@ class Study:
 
     @functools.cached_property
     def strata(self) -> int:
-        """The number of combinations of the conditions, each of which has a winner."""
+        """The number of combinations of the conditions, each of which has its own winner."""
         return (
             len({json.dumps([point.get(name) for name in self.conditions]) for point in self._settings}) or 1
         )
@@ -192,8 +198,8 @@ class Study:
     def group_size(self) -> int | None:
         """The size of the groups in which trials compete; None: all trials of a stratum compete with each other.
 
-        If the search learns from results, a trial cannot wait for all others of the study. By default the groups then
-        have eta squared trials, of which the best continue after the first and after the second rung.
+        If the search learns from results, a trial cannot wait for all others of the study. The default then is groups
+        of eta squared trials, the best of which continue after the first and the second rung.
         """
         if self.halving is None or self.halving.group is not None or not self.is_adaptive:
             return self.halving.group if self.halving else None
@@ -201,41 +207,41 @@ class Study:
 
     @property
     def search_name(self) -> str:
-        """The name of its search: the given one, or the default one for its space."""
+        """The name of the study's search: the given one, or the default for the space."""
         return self.search or default_search(self.space)
 
     @property
     def draws_points(self) -> bool:
-        """Whether a search draws points of its space, instead of trying every value."""
+        """Whether a search draws points of the space, instead of trying every value."""
         return self.points is None and bool(self.space) and self.search_name != "grid"
 
     @property
     def is_adaptive(self) -> bool:
-        """Whether its search learns from results, so that trials are added while it runs."""
+        """Whether the search learns from results, so that trials are added while the study runs."""
         return self.draws_points and self.search_name in ADAPTIVE
 
     @property
     def settings(self) -> int:
-        """The number of settings that a search is asked for. A small space may have fewer points."""
+        """The number of settings that a search should try. A small space may have fewer points."""
         return self.trial_limit or DEFAULT_SETTINGS
 
     @functools.cached_property
     def searcher(self) -> Searcher:
-        """The searcher that draws the points of its space."""
+        """The searcher that draws the points of the study's space."""
         first = first_points(self.space, self.recipe, self.first_points) if self.draws_points else ()
         return Searcher(self.search_name, self.space, self.recipe, first)
 
     def trials(self) -> list[Trial]:
-        """All trials that are known, in the order in which they start: seed by seed, condition by condition.
+        """Returns all trials that are known, in the order in which they start: seed by seed, condition by condition.
 
-        If the search learns from results, these are only the first ones, setting by setting; see :meth:`grown`.
+        If the search learns from results, these are only the first trials, setting by setting; see :meth:`grown`.
 
-        Raises RecipeError for a value that its field does not take.
+        Raises RecipeError for a value that is not valid for its field.
         """
         return list(self._trials)
 
     def trials_by_setting(self) -> list[tuple[Trial, ...]]:
-        """The same trials as a tuple for each setting, with one trial for each seed."""
+        """Returns the trials of :meth:`trials` as a tuple for each setting, with one trial for each seed."""
         return list(self._by_setting)
 
     @functools.cached_property
@@ -275,7 +281,7 @@ class Study:
         return list(self.searcher.planned(known))
 
     def trials_at(self, point: Mapping[str, Any]) -> tuple[Trial, ...]:
-        """The trials of one setting, one for each seed."""
+        """Returns the trials of one setting, one for each seed."""
         point = self._asked_part(point)
         parts = self.name_parts(point)
         rivals = [parts[name] for name in self.conditions if name in parts]
@@ -296,16 +302,16 @@ class Study:
         return tuple(trials)
 
     def name_parts(self, point: Mapping[str, Any]) -> dict[str, str]:
-        """{dotted name of a swept field: the part of a trial's name that says its value}."""
+        """Returns {dotted name of a swept field: the part of a trial's name that contains its value}."""
         return name_parts(self.fields, point)
 
     def values_at(self, point: Mapping[str, Any]) -> dict[str, Any]:
-        """{dotted name: value} of everything that the trials of a point change in the study's Recipe."""
+        """Returns {dotted name: value} of all values that a point changes in the study's Recipe."""
         return all_values(self.space, self.recipe, self._whole_points.get(point_key(point), point))
 
     @functools.cached_property
     def _whole_points(self) -> dict[str, Mapping[str, Any]]:
-        """{:func:`point_key` of what is asked about: the whole point}, where these are not the same."""
+        """{:func:`point_key` of a point's fields in ``asked``: the whole point}; empty without ``asked``."""
         if self.asked is None or self.points is None:
             return {}
         return {point_key(self._asked_part(point)): with_tuples(point) for point in self.points}
@@ -316,11 +322,11 @@ class Study:
         return {name: point[name] for name in self.asked if name in point}
 
     def _own_seed(self, seed: int) -> str:
-        """The part of a trial's name and stratum that says its seed; empty if the study has one seed."""
+        """Returns the part of a trial's name and stratum that contains its seed; empty if the study has one seed."""
         return f"seed={seed}" if len(self.seeds) > 1 or not self.fields else ""
 
     def names_to_come(self) -> list[tuple[str, str]]:
-        """(stratum, placeholder for a name) of each trial that a search has yet to propose, in that order."""
+        """Returns (stratum, placeholder for a name) of each trial that a search has yet to propose, in that order."""
         if not self.is_adaptive:
             return []
         strata = [self._own_seed(seed) for seed in self.seeds]
@@ -331,10 +337,10 @@ class Study:
         ]
 
     def outermost_trials(self) -> list[Trial]:
-        """Trials at the ends of all ranges, if the search learns from results; else none.
+        """Returns trials at the ends of all ranges if the search learns from results; else an empty list.
 
-        Such a search proposes trials while the study runs. These stand for them, so that values with which no trial can
-        run are refused before anything starts. Raises RecipeError as :meth:`trials` does.
+        Such a search proposes trials while the study runs. The trials at the ends are checked in their place, so that
+        invalid values are refused before anything starts. Raises RecipeError as :meth:`trials` does.
         """
         if not self.is_adaptive:
             return []
@@ -343,10 +349,10 @@ class Study:
 
     @staticmethod
     def from_event(event: StudyStarted, *, any_version: bool = False) -> Study:
-        """The study that a journal's first line, with all extensions of it, describes.
+        """Returns the study that a journal's first line describes, with all its extensions.
 
-        With ``any_version`` the study can be shown but not trained (:meth:`Recipe.from_any_version`).
-        Raises UserError for what this version does not understand, as a newer one may have written it.
+        With ``any_version`` the study can be shown but not trained (:meth:`Recipe.from_any_version`). Raises UserError
+        if this version cannot interpret the description, which a newer version may have written.
         """
         try:
             return Study._from_event(event, any_version)
@@ -399,7 +405,7 @@ class Study:
         return replace(study, trial_limit=None, chosen=names)
 
     def grown(self, state: StudyState) -> Study:
-        """The study with the settings that were proposed while it ran, once all of their seeds are in the journal."""
+        """Returns the study with the settings that were proposed while it ran and are in the journal with all seeds."""
         known = len(self._settings)
         if not self.is_adaptive or len(state.proposals) <= len(self.seeds) * (known - self._planned):
             return self
@@ -415,17 +421,18 @@ class Study:
         if not proposed:
             return self
         study = replace(self, found=(*self._settings, *proposed), planned=self._planned)
-        # A study of a thousand settings grows a thousand times.
+        # Extending the cached list, instead of computing it anew, keeps a thousand proposals from taking quadratic
+        # time.
         vars(study)["_by_setting"] = [*self._by_setting, *map(study.trials_at, proposed)]
         return study
 
     @property
     def _planned(self) -> int:
-        """The number of settings that the journal had at the start."""
+        """The number of settings that were in the journal at the start."""
         return len(self._settings) if self.planned is None else self.planned
 
     def with_points_of(self, state: StudyState) -> Study:
-        """This study with the points, rungs and names that it has in its journal, from which ``state`` was read."""
+        """Returns this study with the points, rungs and names that its journal has, from which ``state`` was read."""
         if state.started is None:
             return self
         begun = Study.from_event(state.started)
@@ -439,11 +446,11 @@ class Study:
         return replace(study, found=begun.found, lag=begun.lag).grown(state) if self.draws_points else study
 
     def waiting_state(self) -> StudyState:
-        """The state of this study before anything has happened: all trials wait."""
+        """Returns the state of this study before anything has happened, in which all trials wait."""
         return StudyState(trial.name for trial in self.trials())
 
     def description(self) -> dict[str, Any]:
-        """The part of a journal's description that says what is asked, without the data, the machines and the caps."""
+        """Returns the part of a journal's description that defines the question, without data, machines and caps."""
         told: dict[str, Any] = {
             "question": self.question,
             "space": {name: domain_to_json(domain) for name, domain in self.space.items()},
@@ -474,12 +481,12 @@ class Study:
         return told
 
     def halving_description(self) -> HalvingDescription | None:
-        """The description of the study's early stopping in a journal; None: no trial is stopped early."""
+        """Returns the description of early stopping for a journal; None: no trial is stopped early."""
         if self.halving is None:
             return None
         return replace(self.halving, group=self.group_size).description(self.recipe.schedule)
 
     def plan(self, trial: Trial) -> TrialPlan:
-        """A trial as a journal describes it."""
+        """Returns the description of a trial for a journal."""
         changed = self.values_at(trial.point) | {"seed": trial.recipe.seed}
         return {"name": trial.name, "point": dict(trial.point), "recipe": changed}

@@ -1,4 +1,4 @@
-"""The types of a Study's fields, which a person may have given as lists, NumPy's numbers and the like."""
+"""Checks the types of a Study's fields and converts lists, NumPy's numbers and the like to plain Python values."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from nfnet_ray.study.search.searcher import SEARCHES
 from nfnet_ray.study.space import in_plain_values
 
 FRESH_SEEDS: Final = 1000
-"""The most seeds that a study may have, and the most reruns of a winner.
+"""The largest number of seeds of a study and of reruns of a winner.
 
-The seeds of reruns begin this number above the Recipe's own, so they stay fresh if the study is extended by seeds."""
+The seeds of reruns begin this number above the Recipe's own seed, so they stay fresh if an extension adds seeds."""
 
 
 def plain_fields(study: Any) -> dict[str, Any]:
-    """{name of a field: its value as a Study keeps it}: lists as tuples, and NumPy's numbers as Python's.
+    """Returns {name of a field: its value as a Study stores it}, with lists as tuples and NumPy's numbers as Python's.
 
-    Raises UserError for a field of the wrong type.
+    Raises UserError if a field has the wrong type.
     """
     a_text("name", study.name)
     for name, kind, allowed in (
@@ -55,7 +55,7 @@ def plain_fields(study: Any) -> dict[str, Any]:
     if study.trial_limit is not None:
         kept["trial_limit"] = a_whole_number("trial_limit", study.trial_limit, 1, LARGEST_WHOLE_NUMBER)
     if study.equal_within is not None:
-        # run() and --equal-within take points.
+        # run() and --equal-within take percentage points.
         allowed = "a fraction above 0 and below 1: 0.005 is half a point"
         kept["equal_within"] = a_number("equal_within", study.equal_within, allowed, above=0, below=1)
     if study.holdout is not None:
@@ -72,7 +72,10 @@ def plain_fields(study: Any) -> dict[str, Any]:
 
 
 def _plain_points(name: str, points: Any) -> tuple[dict[str, Any], ...]:
-    """Points with tuples for lists and Python's numbers for NumPy's. Raises UserError for what is no list of points."""
+    """Returns points with tuples for lists and Python's numbers for NumPy's.
+
+    Raises UserError if ``points`` is not a list of points.
+    """
     allowed = "a list of points, each a dict {dotted name of a field: value}"
     return tuple(
         {field: in_plain_values(value) for field, value in a_dict(f"one of {name}", point, allowed).items()}
@@ -81,5 +84,5 @@ def _plain_points(name: str, points: Any) -> tuple[dict[str, Any], ...]:
 
 
 def with_tuples(point: Mapping[str, Any]) -> dict[str, Any]:
-    """A point of a journal, which has lists where a Recipe has tuples."""
+    """Returns a point of a journal with the lists replaced by tuples, which a Recipe has."""
     return {name: tuple(value) if isinstance(value, list) else value for name, value in point.items()}

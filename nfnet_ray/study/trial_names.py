@@ -11,26 +11,26 @@ from nfnet_ray.study.search.axes import point_key
 from nfnet_ray.tracking.labels import endings, value_label
 
 UNCHANGED: Final = "recipe"
-"""The name of a trial in which no field is swept."""
+"""The name of a trial of a study that sweeps no field."""
 
 
 def name_parts(fields: Sequence[str], point: Mapping[str, Any]) -> dict[str, str]:
-    """{dotted name of a field: the part of a trial's name that says its value}, given all swept ``fields``."""
+    """Returns {dotted name of a field: the part of a trial's name with its value}, given all swept ``fields``."""
     labels = endings(fields)
     return {name: f"{labels[name]}={_as_file_name(value_label(value))}" for name, value in point.items()}
 
 
 def free_name(name: str, epochs: int, taken: Container[str]) -> str:
-    """The name of a trial, with a suffix if another trial has it already, such as one with other epochs."""
+    """Returns the name, with a suffix if another trial has it already, such as one with other epochs."""
     suffixes = itertools.chain(["", f",epochs={epochs}"], (f",{number}" for number in itertools.count(2)))
     return next(free for suffix in suffixes if (free := name + suffix) not in taken)
 
 
 def trial_key(point: Mapping[str, Any], seed: int) -> str:
-    """A text that tells the trials of a study apart, the same before and after they have been through a journal."""
+    """Returns a text that identifies a trial of a study, equal for values before and after a journal's round trip."""
     return f"{point_key(point)} {seed}"
 
 
 def _as_file_name(label: str) -> str:
-    """A label with the letters that file names may have: ``64 × 128`` as ``64-128``."""
+    """Replaces the characters that file names should not have: ``64 × 128`` becomes ``64-128``."""
     return re.sub(r"[^A-Za-z0-9.+]+", "-", label).strip("-")

@@ -1,1 +1,1 @@
-"""The cost of a study: its arithmetic, its measured pace, forecasts, the paid time, and the caps on it."""
+"""Computes the cost of a study: its arithmetic, the measured pace, forecasts, the paid time, and caps."""

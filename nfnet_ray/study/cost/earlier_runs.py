@@ -1,4 +1,4 @@
-"""How fast earlier trials ran, from their journals: what a plan estimates by where there are any like its own."""
+"""Reads from journals how fast earlier trials ran, so that a plan can be estimated from similar trials."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from nfnet_ray.tracking.journal import JOURNAL_FILE, read_events
 from nfnet_ray.tracking.state import StudyState
 from nfnet_ray.tracking.trial_progress import TrialProgress
 
-# The newest ones: older ones ran with older code, and each journal takes time to read.
+# Only the newest studies are read: older ones ran older code, and each journal takes time to read.
 MOST_STUDIES = 30
 
 
 @dataclass(frozen=True)
 class MeasuredTrial:
-    """How long the parts of an earlier trial took.
+    """The time that each part of an earlier trial took.
 
     Attributes:
-        kind: what has to be the same for its pace to be that of another trial (:func:`kind_of`).
-        seconds_per_multiply_add: of training, with the waiting for data; SAM's ascent counts as arithmetic.
-        eval_seconds: for each validation image, of all evaluations of an epoch.
-        checkpoint_seconds: for each epoch, with the reports.
-        startup_seconds: until its first batch, with a warm-up.
-        memory_bytes: the peak of a worker, or of its GPU's memory, in its last epochs; None where it is unknown.
-        watts: of all its GPUs, in its last epochs; None where it is unknown.
+        kind: the values that two trials must share for their paces to be comparable (:func:`kind_of`).
+        seconds_per_multiply_add: of training, including waiting for data; SAM's ascent counts as arithmetic.
+        eval_seconds: the time for each validation image, over all evaluations of an epoch.
+        checkpoint_seconds: the time for each epoch, including reports.
+        startup_seconds: the time until the first batch, including a warm-up.
+        memory_bytes: the peak memory of a worker, or of its GPU, in the trial's last epochs; None if unknown.
+        watts: the power of all the trial's GPUs in its last epochs; None if unknown.
     """
 
     kind: tuple[Any, ...]
@@ -49,7 +49,7 @@ class MeasuredTrial:
 
 
 def kind_of(recipe: Recipe, worker: Mapping[str, Any]) -> tuple[Any, ...]:
-    """The values that decide the pace of a trial: network, image size, batch, precision, and its workers' resources."""
+    """Returns the values that determine a trial's pace: network, image size, batch, precision and workers."""
     resolved = resolve(recipe)
     model = resolved.model
     return (
@@ -69,9 +69,9 @@ def kind_of(recipe: Recipe, worker: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def earlier_trials(storage: Path, is_same: Callable[[Hardware], bool]) -> list[MeasuredTrial]:
-    """The trials of the newest studies in ``storage`` that ran on hardware which ``is_same``, with at least an epoch.
+    """Returns the trials, with at least one epoch, of the newest studies in ``storage`` on hardware that ``is_same``.
 
-    Journals that cannot be read are left out: they are somebody else's problem.
+    Journals that cannot be read are skipped, because they do not concern the study that is planned.
     """
     journals = [path for path in storage.glob(f"*/{JOURNAL_FILE}") if path.is_file()]
     journals.sort(key=lambda path: path.stat().st_mtime, reverse=True)
@@ -80,8 +80,8 @@ def earlier_trials(storage: Path, is_same: Callable[[Hardware], bool]) -> list[M
         try:
             first = next(read_events(journal))[0]
             if first["event"] != "study_started" or not is_same(first["study"]["hardware"]):
-                continue  # after one line: the rest may be long
-            # Only a trial of several schedules needs all of its epochs.
+                continue  # decided by the first line, as the rest may be long
+            # All epochs are needed only for trials of several schedules.
             halving = first["study"]["halving"]
             brief = halving is None or halving.get("schedule", "truncated") == "truncated"
             measured += _measured(*StudyState.read(journal.parent, last_epochs_only=brief))
@@ -103,7 +103,7 @@ def _measured(state: StudyState, started: StudyStarted) -> Iterator[MeasuredTria
     )
     for plan in state.plans.values():
         progress = state.trials[plan["name"]]
-        if progress.epoch and progress.lanes == 1:  # the seconds of a lane are not those of a trial alone
+        if progress.epoch and progress.lanes == 1:  # a lane of a cohort has another pace
             recipe = Recipe.from_values({**described["recipe"], **plan["recipe"]})
             yield _of_trial(progress, recipe, data, described["worker"])
 
@@ -132,7 +132,7 @@ def _of_trial(
 
 
 def of_schedules(recipe: Recipe, data: DatasetSummary, progress: TrialProgress) -> float:
-    """Multiply-adds of a trial's training so far, schedule by schedule if it has trained several."""
+    """Returns the multiply-adds of a trial's training so far, schedule by schedule if it has trained several."""
     if progress.epochs[progress.epoch].get("schedule_epochs") is None:
         return multiply_adds(recipe, data, progress.epoch)
     schedules = Counter(metrics.get("schedule_epochs") for metrics in progress.epochs.values())
@@ -143,5 +143,5 @@ def of_schedules(recipe: Recipe, data: DatasetSummary, progress: TrialProgress) 
 
 
 def like(trials: Iterable[MeasuredTrial], kind: tuple[Any, ...]) -> list[MeasuredTrial]:
-    """The measured trials of one kind."""
+    """Returns the measured trials of one kind."""
     return [trial for trial in trials if trial.kind == kind]

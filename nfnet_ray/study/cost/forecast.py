@@ -1,4 +1,4 @@
-"""How long a study will take and what it will need: from its ladder of rungs and the measured pace of its trials."""
+"""Forecasts how long a study will take and what it will need, from its rungs and the measured pace of trials."""
 
 from __future__ import annotations
 
@@ -30,44 +30,44 @@ from nfnet_ray.study.decisions import Group, groups
 from nfnet_ray.study.study import Study
 from nfnet_ray.tracking.state import StudyState
 
-# From the start of a trial in a process that is up already to its first batch: 0.19 to 0.32 s on quiet cores
-# (README.md), 0.5 to 1.6 s seen on busy ones.
+# The time from the start of a trial in a process that is already running to its first batch: 0.19 to 0.32 s on quiet
+# cores (README.md), 0.5 to 1.6 s observed on busy ones.
 LATER_STARTUP_SECONDS = 1.0
 BYTES_OF_A_PARAMETER = {"float32": 4, "bfloat16": 4, "float64": 8}
 
 
 @dataclass(frozen=True)
 class Span:
-    """An estimate, from ``low`` to ``high``."""
+    """An interval estimate, from ``low`` to ``high``."""
 
     low: float
     high: float
 
     def times(self, factor: float) -> Span:
-        """Both ends times a factor."""
+        """Returns the interval with both ends multiplied by a factor."""
         return Span(self.low * factor, self.high * factor)
 
 
 @dataclass(frozen=True)
 class Pace:
-    """How fast a trial's parts are; ``training`` is in seconds per multiply-add of the whole trial, all workers."""
+    """The pace of a trial; ``training`` is in seconds per multiply-add of the whole trial, over all workers."""
 
     training: Span
     eval_seconds: float
-    """For each validation image."""
+    """Seconds for each validation image."""
     checkpoint_seconds: float
-    """For each epoch."""
+    """Seconds for each epoch."""
     first_startup_seconds: float
-    """Of a trial that also starts its workers' processes."""
+    """Seconds for a trial that also starts its workers' processes."""
     later_startup: Span
     memory_bytes: float | None = None
-    """The peak of a worker, or of its GPU's memory."""
+    """The peak memory of a worker, or of its GPU."""
     watts: float | None = None
-    """Of all GPUs of a trial."""
+    """The power of all GPUs of a trial."""
 
 
 def pace_of_earlier(trials: Sequence[MeasuredTrial]) -> Pace:
-    """The pace of earlier trials of one kind: at least one."""
+    """Returns the pace of earlier trials, at least one, of the same kind."""
     speeds = sorted(trial.seconds_per_multiply_add for trial in trials)
     startups = sorted(trial.startup_seconds for trial in trials)
     memory = [trial.memory_bytes for trial in trials if trial.memory_bytes is not None]
@@ -84,9 +84,9 @@ def pace_of_earlier(trials: Sequence[MeasuredTrial]) -> Pace:
 
 
 def pace_of_probe(probe: Probe, recipe: Recipe, classes: int, workers: int) -> Pace | None:
-    """The pace that a probe of ``recipe`` has measured; None if it did not get as far as a step.
+    """Returns the pace that a probe of ``recipe`` measured; None if the probe did not complete a step.
 
-    The probe is one of ``workers`` workers: what they exchange is not in it.
+    The probe is one of ``workers`` workers, so the communication between workers is not included.
     """
     if not probe.step_seconds:
         return None
@@ -105,9 +105,9 @@ def pace_of_probe(probe: Probe, recipe: Recipe, classes: int, workers: int) -> P
 
 @dataclass(frozen=True)
 class Forecast:
-    """The forecast of a study: ``trial_seconds`` of all trials together, ``wall_seconds`` until its end.
+    """The forecast of a study: ``trial_seconds`` summed over all trials, ``wall_seconds`` until the study ends.
 
-    ``most_…`` are those of a study in which no trial is stopped early. ``joules`` of GPUs, None where unknown.
+    ``most_…`` are the values if no trial is stopped early. ``joules`` is the energy of the GPUs; None if unknown.
     """
 
     trial_seconds: Span
@@ -125,12 +125,13 @@ def forecast(
     places: int,
     progress: StudyState | None = None,
 ) -> Forecast:
-    """The forecast of a study; ``paces`` is {trial: its pace}, ``places`` run at once.
+    """Forecasts a study; ``paces`` is {trial: its pace}, and ``places`` trials run at once.
 
-    Low and high are those of the pace. Rungs let through as many as they are planned to, and first those that are
-    further. Contenders are as few as there may be at the low end. Settings that a search is yet to propose are taken to
-    cost what the first ones do, and a rerun or a further seed what the dearest setting does. Of a study that has begun,
-    it is what is left: ``progress`` says how far its trials are.
+    The ends of the intervals are those of the pace. At each rung the planned number of trials is assumed to continue,
+    first those that have trained further. The low end assumes the smallest number of contenders. Settings that a search
+    has yet to propose are assumed to cost as much as the first ones, and a rerun or a further seed as much as the most
+    expensive setting. For a study that has begun, ``progress`` is the state of its trials, and only the remaining work
+    is forecast.
     """
     certain, possible = further_names(study, progress)
     further, reruns = Group((*certain, *possible), (), longest(study)), rerun_group(study, progress)
@@ -163,7 +164,7 @@ def forecast(
 
 @dataclass(frozen=True)
 class _Left:
-    """The seconds that a trial has yet to take: as planned, and at most, if it is not stopped early."""
+    """The remaining seconds of a trial: as planned, and at most, if the trial is not stopped early."""
 
     low: float
     high: float
@@ -172,11 +173,11 @@ class _Left:
 
 @dataclass(frozen=True)
 class _Costs:
-    """What the trials of a study take.
+    """The costs of the trials of a study.
 
     Attributes:
-        recipes, paces: of the planned trials.
-        alike: {trial: the planned one that it is taken to cost as much as}.
+        recipes, paces: {name: Recipe or pace} of the planned trials.
+        alike: {trial: the planned trial whose cost it is assumed to have}.
     """
 
     data: DatasetSummary
@@ -188,7 +189,7 @@ class _Costs:
     def of(
         cls, study: Study, data: DatasetSummary, paces: Mapping[str, Pace], added: Sequence[str]
     ) -> _Costs:
-        """``added`` are the trials that the study adds when its settings have been compared."""
+        """Creates the costs; ``added`` are the trials that the study adds when its settings have been compared."""
         recipes = {trial.name: trial.recipe for trial in study.trials()}
         alike = dict(zip((name for _, name in study.names_to_come()), itertools.cycle(recipes), strict=False))
         alike |= {name: name for name in recipes}
@@ -199,7 +200,7 @@ class _Costs:
         return cls(data, recipes, paces, alike)
 
     def seconds(self, trial: str, group: Group, epochs: int, legs: int) -> Span:
-        """Of a trial up to an epoch, in a number of legs."""
+        """Returns the seconds of a trial up to an epoch, in the given number of legs."""
         pace, recipe = self.paces[self.alike[trial]], self.recipes[self.alike[trial]]
         evaluations = 2 if recipe.optimizer.ema.decay is not None else 1
         each = pace.eval_seconds * evaluations * self.data.validation_images + pace.checkpoint_seconds
@@ -210,13 +211,13 @@ class _Costs:
         )
 
     def epoch_seconds(self, trial: str) -> float:
-        """Training seconds of an epoch, in the mean."""
+        """Returns the mean training seconds of an epoch."""
         pace, recipe = self.paces[self.alike[trial]].training, self.recipes[self.alike[trial]]
         epochs = recipe.schedule.epochs
         return (pace.low + pace.high) / 2 * multiply_adds(recipe, self.data, epochs) / epochs
 
     def left(self, group: Group, progress: StudyState | None) -> Iterator[tuple[str, _Left]]:
-        """The trials of a group that have not ended, each with what is left of it."""
+        """Yields the trials of a group that have not ended, each with its remaining seconds."""
         passed = [number for number, trials_there in enumerate(_given_up(group)) for _ in range(trials_there)]
         behind = {name: behind_it(name, progress) for name in group.trials}
         given_up_first = sorted(group.trials, key=lambda name: _place(*behind[name], group.end))
@@ -234,7 +235,7 @@ class _Costs:
             yield name, _Left(whole.low - paid.low, whole.high - paid.high, most.high - paid.high)
 
     def joules(self, low: Mapping[str, float], high: Mapping[str, float]) -> Span | None:
-        """The energy of trials that take this many seconds; None if the power of a planned trial is not known."""
+        """Returns the energy of trials that take these seconds; None if the power of a planned trial is unknown."""
         watts = {name: pace.watts for name, pace in self.paces.items() if pace.watts is not None}
         if len(watts) < len(self.paces):
             return None
@@ -243,16 +244,16 @@ class _Costs:
 
 
 def trials_in_the_end(study: Study) -> int:
-    """The number of trials, with those that a search that learns proposes while the study runs, and all reruns."""
+    """Returns the final number of trials, including those that an adaptive search proposes later, and all reruns."""
     further = len(study.more_seeds) * (len(study.trials()) + len(study.names_to_come()))
     return len(study.trials()) + len(study.names_to_come()) + further + study.confirm * study.winners
 
 
 def rung_table(study: Study) -> list[tuple[float, int]]:
-    """(rung, number of trials that train up to it) for each rung and the end, over all strata, as planned.
+    """Returns (rung, number of trials that train up to it) for each rung and the end, over all strata, as planned.
 
-    A rung is an epoch, the length of a schedule if they are stretched, or seconds of training; the end of a study whose
-    rungs are in seconds is infinity.
+    A rung is an epoch, the length of a stretched schedule, or seconds of training. If rungs are in seconds, the end is
+    infinity.
     """
     reached: dict[float, int] = {}
     for group in groups(study):
@@ -267,7 +268,7 @@ def rung_table(study: Study) -> list[tuple[float, int]]:
 
 
 def complete_schedules(study: Study) -> int:
-    """The number of complete schedules of all trials, as planned: each keeps checkpoints of its own."""
+    """Returns the planned number of complete schedules of all trials, each of which keeps its own checkpoints."""
     if study.halving is None or not study.halving.is_stretched:
         return trials_in_the_end(study)
     _, further = further_to_run(study, study.waiting_state())
@@ -275,18 +276,18 @@ def complete_schedules(study: Study) -> int:
 
 
 def _place(done: int, has_ended: bool, end: int) -> tuple[int, int]:
-    """Sorts the trials of a group by how far they will come: those that have ended, those that train, finished ones."""
+    """A sort key for the trials of a group by expected progress: ended trials, training ones, finished ones."""
     return (2 if done >= end else 0 if has_ended else 1), done
 
 
 def _given_up(group: Group) -> list[int]:
-    """The number of trials that end at each rung of a group, and at its end, as planned."""
+    """Returns the planned numbers of trials that end at each rung of a group and at its end."""
     continuing = [len(group.trials), *(kept for _, kept in group.ladder), 0]
     return [before - after for before, after in itertools.pairwise(continuing)]
 
 
 def checkpoint_bytes(recipe: Recipe, parameters: int) -> int:
-    """Bytes of a checkpoint: the weights, and what the optimiser, the average and LookSAM keep for each of them."""
+    """Returns the bytes of a checkpoint: the weights and the copies that optimiser, moving average and LookSAM keep."""
     optimizer = recipe.optimizer
     copies = 2 + (optimizer.name == "rmsprop") + (optimizer.ema.decay is not None)
     copies += optimizer.sam.rho is not None and optimizer.sam.method == "looksam"
@@ -294,7 +295,7 @@ def checkpoint_bytes(recipe: Recipe, parameters: int) -> int:
 
 
 def _quantile(values: Sequence[float], share: float) -> float:
-    """Of sorted values, linear between two of them."""
+    """Returns a quantile of sorted values by linear interpolation."""
     place = share * (len(values) - 1)
     low, high = values[math.floor(place)], values[math.ceil(place)]
     return low + (high - low) * (place - math.floor(place))

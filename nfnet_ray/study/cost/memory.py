@@ -1,4 +1,4 @@
-"""Whether trials that run at once fit into the memory that they share."""
+"""Checks whether trials that run at once fit into the memory that they share."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from nfnet_ray.recipe import Recipe
 from nfnet_ray.study.cost.earlier_runs import MeasuredTrial, kind_of
 from nfnet_ray.wording import count, storage_size
 
-# Of a kind, what is not about the trial itself: workers, cores and GPUs of each.
+# The part of a kind that does not describe the trial itself: workers, and the cores and GPUs of each.
 _ANYWHERE = {"workers": 0, "cpus": 0, "gpus": 0.0}
 _ABOUT_PLACES = len(_ANYWHERE)
 
 
 def known_memory(recipes: Iterable[Recipe], earlier: Iterable[MeasuredTrial]) -> float | None:
-    """The most bytes that a worker of an earlier trial like one of these took; None if there was none.
+    """Returns the most bytes that a worker of a similar earlier trial used; None if there was no such trial.
 
-    The share of a GPU that it had makes no difference.
+    The share of a GPU that the worker had is ignored.
     """
     kinds = {kind_of(recipe, _ANYWHERE)[:-_ABOUT_PLACES] for recipe in recipes}
     taken = [
@@ -28,7 +28,7 @@ def known_memory(recipes: Iterable[Recipe], earlier: Iterable[MeasuredTrial]) ->
 
 
 def memory_shortage(sharing: int, bytes_each: float, bytes_there: float, gpu: bool) -> str | None:
-    """Why ``sharing`` workers do not fit into one GPU's memory, or into this machine's, and what to do; or None."""
+    """Says why ``sharing`` workers do not fit into the memory of a GPU or this machine; None if they fit."""
     if sharing * bytes_each <= bytes_there:
         return None
     fitting = int(bytes_there // bytes_each)

@@ -1,4 +1,4 @@
-"""The cost of a study, estimated before anything is started."""
+"""Estimates the cost of a study before anything is started."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from nfnet_ray.study.study import Study, Trial
 from nfnet_ray.tracking.state import StudyState
 from nfnet_ray.tracking.trial_progress import ENDED_FOR_GOOD
 
-TRAINING_PER_FORWARD = 3  # a backward pass costs about two forward ones
-DEEPEST_STRIDE = 32  # of EfficientNets and of ResNet-50: images up to this side end as one pixel
-FROZEN_PER_FORWARD = 1  # there is no backward pass through what is not trained
+TRAINING_PER_FORWARD = 3  # a backward pass costs about as much as two forward passes
+DEEPEST_STRIDE = 32  # of EfficientNets and ResNet-50, which reduce images of up to this side to one pixel
+FROZEN_PER_FORWARD = 1  # weights that are not trained need no backward pass
 
 
 @dataclass(frozen=True)
 class StudyCost:
-    """The cost if no trial is stopped early; ``least_…`` if halving stops as many trials as it can.
+    """The cost if no trial is stopped early; ``least_…`` is the cost if halving stops as many trials as it can.
 
-    Where rungs are in seconds, nobody knows yet at which epochs they are, and both are the same.
+    If rungs are in seconds, their epochs are not known in advance, and both values are equal.
     """
 
     images: int
@@ -42,7 +42,7 @@ class StudyCost:
 
 
 def check_trials(trials: Sequence[Trial], data: DatasetSummary, workers: int) -> None:
-    """Raises UserError if any trial could not run: an unknown model, a batch that data or workers do not fit."""
+    """Raises UserError if a trial could not run, e.g. for an unknown model or an unsuitable batch size."""
     for trial in trials:
         recipe = resolve(trial.recipe)
         check_batch_size(recipe, data.train_images, workers, data.path)
@@ -50,7 +50,7 @@ def check_trials(trials: Sequence[Trial], data: DatasetSummary, workers: int) ->
 
 
 def _check_batch_normalisation(recipe: ResolvedRecipe, workers: int) -> None:
-    """Raises UserError where batch normalisation would be given one number for each channel."""
+    """Raises UserError if batch normalisation would have to normalise over a single number per channel."""
     name = recipe.model.label
     images = recipe.batch_size // workers // recipe.micro_batches
     size = recipe.data.progressive.start_size or recipe.data.image_size
@@ -71,9 +71,9 @@ def _has_batch_norm(model: ModelRecipe) -> bool:
 def estimate_cost(
     study: Study, trials: Sequence[Trial], data: DatasetSummary, progress: StudyState | None = None
 ) -> StudyCost:
-    """Images to train on and the arithmetic that they need, from the trials' Recipes alone.
+    """Estimates the number of training images and the multiply-adds from the trials' Recipes alone.
 
-    Of a study that has begun, what is left of it: ``progress`` says how far its trials are.
+    For a study that has begun, ``progress`` is the state of its trials, and only the remaining work is counted.
     """
     recipes = {trial.name: trial.recipe for trial in trials}
     images, total, least_multiply_adds = 0, 0.0, 0.0
@@ -94,9 +94,9 @@ def estimate_cost(
 
 
 def further_names(study: Study, progress: StudyState | None) -> tuple[list[str], list[str]]:
-    """The further trials of contenders that are certain, and those that may come.
+    """Returns the names of the contenders' further trials: (those that are certain, those that are possible).
 
-    They are stand-ins for names while the contenders are unknown.
+    While the contenders are unknown, placeholders take the place of names.
     """
     if progress is not None and progress.has_contenders:
         return list(progress.repeating), []
@@ -106,38 +106,38 @@ def further_names(study: Study, progress: StudyState | None) -> tuple[list[str],
 
 
 def longest(study: Study) -> int:
-    """The epochs of the longest learning-rate schedule: of what a study adds when its settings have been compared."""
+    """Returns the epochs of the longest learning-rate schedule, an upper bound for trials that are added later."""
     return max(trials[0].recipe.schedule.epochs for trials in study.trials_by_setting())
 
 
 def rerun_names(study: Study, progress: StudyState | None) -> list[str]:
-    """The reruns of winners: by their names, or by stand-ins while the winners are unknown."""
+    """Returns the names of the reruns of winners, or placeholders while the winners are unknown."""
     if progress is not None and progress.has_winners:
         return list(progress.confirming)
     return [f"rerun {number}" for number in range(reruns_to_run(study, progress or study.waiting_state()))]
 
 
 def rerun_group(study: Study, progress: StudyState | None) -> Group:
-    """The reruns of winners, which are not stopped early."""
+    """Returns the group of the reruns of winners, which are not stopped early."""
     return Group(tuple(rerun_names(study, progress)), (), longest(study))
 
 
 def dearest(study: Study, data: DatasetSummary) -> Recipe:
-    """The Recipe of the setting that needs most arithmetic: what a rerun costs at most."""
+    """Returns the Recipe of the setting with the most arithmetic, which bounds the cost of a rerun."""
     recipes = [trials[0].recipe for trials in study.trials_by_setting()]
     return max(recipes, key=lambda recipe: multiply_adds(recipe, data, recipe.schedule.epochs))
 
 
 def training_multiply_adds(recipe: Recipe, classes: int, size: int | None = None) -> float:
-    """Multiply-adds of training one image once: forward, backward, and SAM's ascent.
+    """Returns the multiply-adds of training on one image once: forward, backward, and SAM's ascent.
 
-    ``size`` is the image's side in pixels, by default that of a full-size one.
+    ``size`` is the side of the image in pixels, by default that of a full-size image.
     """
     return _training_multiply_adds(recipe, size or resolve(recipe).data.image_size, classes)
 
 
 def multiply_adds(recipe: Recipe, data: DatasetSummary, epochs: int) -> float:
-    """Multiply-adds of training for the first ``epochs`` epochs, each at its own image size."""
+    """Returns the multiply-adds of training for the first ``epochs`` epochs, each at its own image size."""
     data_recipe = resolve(recipe).data
     sizes = Counter(
         data_at_epoch(data_recipe, epoch, recipe.schedule.epochs).image_size for epoch in range(epochs)
@@ -149,7 +149,7 @@ def multiply_adds(recipe: Recipe, data: DatasetSummary, epochs: int) -> float:
 
 
 def trained_multiply_adds(recipe: Recipe, data: DatasetSummary, group: Group, epochs: int) -> float:
-    """Multiply-adds of a trial of a group up to an epoch, over all the schedules that it has trained until then."""
+    """Returns the multiply-adds of a trial of a group up to an epoch, over all schedules trained until then."""
     total, left = 0.0, epochs
     for length in group.schedules or (epochs,):
         stretched = with_schedule_of(recipe, length) if group.schedules else recipe
@@ -169,19 +169,19 @@ def _images(recipe: Recipe, data: DatasetSummary, epochs: int) -> int:
 
 
 def _forward_passes(recipe: Recipe) -> float:
-    """Forward passes of the network that the training of one image is worth, SAM's ascent included."""
+    """Returns the cost of training on one image in forward passes, SAM's ascent included."""
     sam = recipe.optimizer.sam
     one_pass = TRAINING_PER_FORWARD if recipe.model.trained == "all" else FROZEN_PER_FORWARD
     if sam.rho is None:
         return one_pass
-    if sam.method == "esam":  # ascent on all images, a look at all, descent on the sharpest
+    if sam.method == "esam":  # ascent on all images, a forward pass for all losses, descent on the sharpest
         return one_pass + 1 + one_pass * sam.esam_data_share
     interval = sam.looksam_interval if sam.method == "looksam" else 1
     return one_pass * (1 + sam.ascent_share / interval)
 
 
 def epoch_arithmetic(trials: Sequence[Trial], data: DatasetSummary) -> dict[str, float]:
-    """{trial: multiply-adds of one of its epochs, of their mean where images grow}."""
+    """Returns {trial: multiply-adds of one of its epochs}, the mean over epochs if images grow."""
     return {
         trial.name: multiply_adds(trial.recipe, data, trial.recipe.schedule.epochs)
         / trial.recipe.schedule.epochs
@@ -190,7 +190,7 @@ def epoch_arithmetic(trials: Sequence[Trial], data: DatasetSummary) -> dict[str,
 
 
 def behind_it(trial: str, progress: StudyState | None) -> tuple[int, bool]:
-    """The epochs that a trial has behind it, and whether it trains no more."""
+    """Returns the number of epochs that a trial has trained, and whether the trial has ended."""
     if progress is None or trial not in progress.trials:
         return 0, False
     held = progress.trials[trial]
@@ -200,10 +200,10 @@ def behind_it(trial: str, progress: StudyState | None) -> tuple[int, bool]:
 def least_epochs(
     done: Sequence[float], ended: Sequence[bool], ladder: Sequence[tuple[int, int]], epochs: int
 ) -> list[int]:
-    """The epoch that each of some trials that compete reaches at least: if every rung lets only its best through.
+    """Returns the least epoch that each competing trial reaches, if every rung lets only its best trials continue.
 
-    ``done`` are the epochs that each has behind it, ``ended`` whether it trains no more; ``ladder`` is that of
-    :meth:`nfnet_ray.study.halving.Halving.ladder`. Those that are ahead are taken to be let through.
+    ``done`` has the epochs that each trial has trained, ``ended`` whether the trial has ended; for ``ladder`` see
+    :meth:`nfnet_ray.study.halving.Halving.ladder`. Trials that are ahead are assumed to continue.
     """
     targets, left = [], len(done)
     for rung, kept in ladder:
@@ -212,7 +212,7 @@ def least_epochs(
     targets += [epochs] * left
     result = [0] * len(done)
     for index, target in zip(sorted(range(len(done)), key=lambda index: done[index]), targets, strict=True):
-        # A trial that is past a rung can be stopped at the next one only.
+        # A trial that is past a rung can only be stopped at the next one.
         result[index] = (
             math.ceil(done[index]) if ended[index] else max(target, next_rung(done[index], ladder, epochs))
         )
@@ -220,9 +220,9 @@ def least_epochs(
 
 
 def ladder_in_epochs(group: Group, epoch_seconds: float | None) -> list[tuple[int, int]]:
-    """A group's ladder with its rungs in epochs: if they are in seconds, by the training seconds of an epoch.
+    """Returns a group's ladder with rungs in epochs, converted from seconds by the training seconds of an epoch.
 
-    Empty where these are not known yet.
+    The ladder is empty while these seconds are unknown.
     """
     if not group.in_seconds:
         return [(int(rung), kept) for rung, kept in group.ladder]
@@ -232,10 +232,10 @@ def ladder_in_epochs(group: Group, epoch_seconds: float | None) -> list[tuple[in
 
 
 def next_rung(done: float, ladder: Sequence[tuple[int, int]], epochs: int) -> int:
-    """The epoch at which a trial with ``done`` epochs behind it can be stopped next, or ends."""
+    """Returns the next epoch at which a trial that has trained ``done`` epochs can be stopped or ends."""
     return next((rung for rung, _ in ladder if rung >= done), epochs)
 
 
 def makespan(seconds: Sequence[float], places: int) -> float:
-    """The time that jobs of these lengths take, ``places`` at a time: at least that of the longest one."""
+    """Returns a lower bound of the time that jobs of these lengths take, ``places`` at a time."""
     return max(math.fsum(seconds) / places, max(seconds, default=0.0))

@@ -1,4 +1,4 @@
-"""How fast a trial runs here, measured in a process of its own that ends after two minutes at the latest."""
+"""Measures how fast a trial runs on this machine, in a separate process that ends after at most two minutes."""
 
 from __future__ import annotations
 
@@ -19,23 +19,24 @@ from nfnet_ray.models.own.source import source_of
 from nfnet_ray.recipe import Recipe
 
 MOST_SECONDS = 120.0
-# Of a probe: they also fill caches.
+# The first steps of a probe also fill caches, so they are slower.
 FIRST_STEPS = 2
 _PROGRAM = "nfnet_ray.training.trial_probe"
 
 
 @dataclass
 class Probe:
-    """What a probe has measured of the beginning of a trial, on one worker; None or empty: it did not get that far.
+    """The measurements of the beginning of a trial on one worker. Values the probe did not reach are None or empty.
 
     Attributes:
-        process_seconds: from the start of the process until its imports were done.
-        startup_seconds: from then to the first batch, and to the end of a warm-up where there is one.
-        step_seconds: of each step, with the wait for the next batch; ``images`` of one, of ``image_size`` pixels.
-        eval_seconds: of validating ``eval_images``.
-        checkpoint_seconds: for which training waits for a checkpoint, of ``checkpoint_bytes``.
-        memory_bytes: the peak of the process or, on a GPU, of its memory.
-        trouble: why it ended early, in a line.
+        process_seconds: the time from the start of the process until its imports were done.
+        startup_seconds: the time from then to the first batch, or to the end of the warm-up if there is one.
+        step_seconds: the time of each step, including the wait for the next batch; a step has ``images`` images of
+            ``image_size`` pixels.
+        eval_seconds: the time of validating ``eval_images`` images.
+        checkpoint_seconds: the time for which training waits for a checkpoint of ``checkpoint_bytes``.
+        memory_bytes: the peak memory of the process or, on a GPU, of the GPU's memory.
+        trouble: the reason in one line if the probe ended early.
     """
 
     process_seconds: float | None = None
@@ -51,7 +52,7 @@ class Probe:
     trouble: str = ""
 
     def take(self, line: Mapping[str, Any], seconds: float) -> None:
-        """Takes in a line of the process, ``seconds`` after its start."""
+        """Reads the values from a line of the process's output, ``seconds`` after its start."""
         if "imported" in line:
             self.process_seconds = seconds
         elif "first_batch" in line or "warmed_up" in line:
@@ -70,7 +71,7 @@ class Probe:
 
 
 def probe_at_once(recipe: Recipe, threads: int, workers: int, gpu: bool, copies: int) -> Probe:
-    """What :func:`probe` measures in each of some processes that run at once, as trials do that share a machine."""
+    """Runs :func:`probe` in several processes at once, as trials that share a machine run, and combines the results."""
     with ThreadPoolExecutor(copies) as pool:
         probes = list(pool.map(lambda _: probe(recipe, threads, workers, gpu), range(copies)))
 
@@ -82,7 +83,7 @@ def probe_at_once(recipe: Recipe, threads: int, workers: int, gpu: bool, copies:
         first,
         process_seconds=largest(measured.process_seconds for measured in probes),
         startup_seconds=largest(measured.startup_seconds for measured in probes),
-        # Of each process without its first steps, which also fill caches.
+        # The first steps of each process are left out, because they also fill caches.
         step_seconds=first.step_seconds[:FIRST_STEPS]
         + tuple(second for measured in probes for second in measured.step_seconds[FIRST_STEPS:]),
         eval_seconds=sum(measured.eval_seconds for measured in probes),
@@ -96,8 +97,8 @@ def probe_at_once(recipe: Recipe, threads: int, workers: int, gpu: bool, copies:
 def probe(recipe: Recipe, threads: int, workers: int, gpu: bool) -> Probe:
     """Runs the beginning of a trial in a process, for at most :data:`MOST_SECONDS`.
 
-    ``workers`` of the trial share its batch; the probe is one of them, with ``threads``. With ``gpu`` it runs on one,
-    or says why it cannot; without, it takes none, even if this machine has some.
+    The trial's batch is shared by ``workers`` workers, one of which is the probe, with ``threads`` threads. With
+    ``gpu`` the probe runs on a GPU, or says why it cannot; without, it uses no GPU even if the machine has one.
     """
     result, started = Probe(), time.monotonic()
     with subprocess.Popen(
@@ -121,7 +122,7 @@ def probe(recipe: Recipe, threads: int, workers: int, gpu: bool) -> Probe:
         except TimeoutError:
             result.trouble = f"it was ended after {MOST_SECONDS:.0f} s"
         finally:
-            if lines.is_open():  # it was not read to its end
+            if lines.is_open():  # the output was not read to its end
                 process.kill()
             code = process.wait()
             lines.close()
@@ -132,7 +133,7 @@ def probe(recipe: Recipe, threads: int, workers: int, gpu: bool) -> Probe:
 
 
 def _environment(recipe: Recipe, gpu: bool) -> dict[str, str]:
-    """The probe's environment: with or without GPUs, and with the code of a network that is not in this repository."""
+    """Returns the probe's environment: with or without GPUs, and with the path of a network outside this repository."""
     environment = dict(os.environ) if gpu else {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     if recipe.model.is_own:
         root = str(source_of(recipe.model.name).root)
@@ -141,24 +142,27 @@ def _environment(recipe: Recipe, gpu: bool) -> dict[str, str]:
 
 
 class _Lines:
-    """The lines of a stream, read by a thread as they come."""
+    """The lines of a stream, which a thread reads as they arrive."""
 
     def __init__(self, stream: IO[str]) -> None:
         self.last = ""
-        """The last one that is not empty."""
+        """The last line that is not empty."""
         self._queue: queue.Queue[str | None] = queue.Queue()
         self._thread = threading.Thread(target=self._read, args=(stream,), daemon=True)
         self._thread.start()
 
     def next_until(self, moment: float) -> str | None:
-        """The next line, None at the end; TimeoutError if there is none by a ``moment`` of time.monotonic()."""
+        """Returns the next line; None at the end.
+
+        Raises TimeoutError if none arrives by ``moment``, a time of time.monotonic().
+        """
         try:
             return self._queue.get(timeout=max(0.0, moment - time.monotonic()))
         except queue.Empty:
             raise TimeoutError from None
 
     def is_open(self) -> bool:
-        """Whether the stream has not ended."""
+        """Whether the stream may still deliver lines."""
         return self._thread.is_alive()
 
     def close(self) -> None:

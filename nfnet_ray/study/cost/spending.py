@@ -1,7 +1,7 @@
-"""What a study may cost: paid time, added up from its journal, its price, and the caps that end the study.
+"""Computes the paid time of a study from its journal, its price, and the caps that end the study.
 
-*Paid time* is the time for which drivers were at work, and the accelerator-hours that trials held meanwhile, in all
-attempts; the time between two drivers is not paid for. Both are functions of the journal alone
+*Paid time* is the time for which drivers were at work and the accelerator-hours that trials held meanwhile, in all
+attempts. The time between two drivers is not paid for. Both are functions of the journal alone
 (:class:`~nfnet_ray.tracking.state.StudyState`), so they survive any restart.
 """
 
@@ -23,20 +23,20 @@ from nfnet_ray.wording import count
 
 SECONDS_PER_HOUR = 3600.0
 SECONDS_BETWEEN_LOOKS = 1.0
-# A driver that is killed loses at most this much of its paid time: nothing later is in the journal.
+# The most paid time that is missing from the journal when a driver is killed.
 SECONDS_BETWEEN_SIGNS = 60.0
 
 
 @dataclass(frozen=True)
 class PaidTime:
-    """Paid time in hours: of drivers, and of accelerators (GPUs; on machines without GPUs, workers)."""
+    """Paid time in hours: of drivers, and of accelerators (GPUs or, on machines without GPUs, workers)."""
 
     hours: float
     accelerator_hours: float
 
     @staticmethod
     def of(state: StudyState, now: float | None = None) -> PaidTime:
-        """The paid time in a journal, up to ``now`` (Unix seconds), by default up to its last event."""
+        """Returns the paid time in a journal up to ``now`` (Unix seconds), by default up to the last event."""
         if now is None:
             seconds = state.wall_seconds, state.accelerator_seconds
         else:
@@ -46,7 +46,7 @@ class PaidTime:
 
 @dataclass(frozen=True)
 class Caps:
-    """The caps on the cost of a study; None: no cap. The price is that of one accelerator-hour.
+    """The caps on the cost of a study; None: no cap. ``price_per_hour`` is the price of one accelerator-hour.
 
     On machines without GPUs each worker counts as one accelerator. ``max_cost`` is in the currency of the price.
     """
@@ -58,7 +58,7 @@ class Caps:
 
     @staticmethod
     def of(described: Mapping[str, Any]) -> Caps:
-        """The caps that a journal describes. Raises UserError for a cap in money without a price."""
+        """Returns the caps that a journal describes. Raises UserError for a cap in money without a price."""
         caps = Caps(**{name: described.get(name) for name in Caps.__dataclass_fields__})
         if caps.max_cost is not None and caps.price_per_hour is None:
             raise UserError(
@@ -68,11 +68,11 @@ class Caps:
         return caps
 
     def cost(self, accelerator_hours: float) -> float | None:
-        """The price of accelerator-hours; None if it is unknown."""
+        """Returns the price of accelerator-hours; None if it is unknown."""
         return None if self.price_per_hour is None else accelerator_hours * self.price_per_hour
 
     def bill(self, paid: PaidTime, accelerator: str) -> str:
-        """``2.3 GPU-hours, 4.60 at 2 per GPU-hour``; without a price only the hours."""
+        """Formats paid time, such as ``2.3 GPU-hours, 4.60 at 2 per GPU-hour``; without a price only the hours."""
         hours = _hours(paid.accelerator_hours, accelerator)
         cost = self.cost(paid.accelerator_hours)
         return hours if cost is None else f"{hours}, {money(cost)} at {self._price(accelerator)}"
@@ -81,7 +81,7 @@ class Caps:
         return f"{self.price_per_hour:,.4g} per {accelerator}-hour"
 
     def reached(self, paid: PaidTime, accelerator: str) -> ReachedCap | None:
-        """The cap that is used up, or None. ``accelerator`` is the word for one: ``GPU`` or ``worker``."""
+        """Returns the cap that is reached, or None. ``accelerator`` is the unit: ``GPU`` or ``worker``."""
         if self.max_hours is not None and paid.hours >= self.max_hours:
             return ReachedCap("max_hours", self.max_hours, _hours(self.max_hours))
         if self.max_gpu_hours is not None and paid.accelerator_hours >= self.max_gpu_hours:
@@ -94,7 +94,7 @@ class Caps:
         return None
 
     def sentence(self, accelerator: str) -> str:
-        """``It ends at the latest after 5 hours or 40 GPU-hours of paid time.``; empty without a cap."""
+        """Describes the caps, such as ``It ends at the latest after 5 hours or 40 GPU-hours of paid time.``"""
         amounts, ends = [], []
         if self.max_hours is not None:
             amounts.append(_hours(self.max_hours))
@@ -109,7 +109,7 @@ class Caps:
 
 @dataclass(frozen=True)
 class ReachedCap:
-    """A cap that is used up: its name (as in :class:`Caps`), its value, and the value in words."""
+    """A cap that is reached: its name (as in :class:`Caps`), its value, and the value in words."""
 
     name: str
     value: float
@@ -117,22 +117,22 @@ class ReachedCap:
 
     @property
     def flag(self) -> str:
-        """``--max-hours``."""
+        """The flag that sets the cap, such as ``--max-hours``."""
         return f"--{self.name.replace('_', '-')}"
 
     @property
     def reason(self) -> str:
-        """``its cap of 5 hours was reached``."""
+        """The reason for the end of the study, such as ``its cap of 5 hours was reached``."""
         return f"its cap of {self.amount} was reached"
 
     @property
     def higher(self) -> float:
-        """Twice the value: an example of a higher cap."""
+        """Twice the value, as an example of a higher cap."""
         return float(f"{2 * self.value:.4g}")
 
 
 def merged(before: CapsDescription, given: Mapping[str, float | None]) -> CapsDescription:
-    """The caps of a study after somebody has given new ones; infinity takes one away."""
+    """Returns the caps of a study after new ones have been given; infinity removes a cap."""
     result: dict[str, Any] = dict(before)
     result.update(
         {name: None if value == math.inf else value for name, value in given.items() if value is not None}
@@ -141,12 +141,12 @@ def merged(before: CapsDescription, given: Mapping[str, float | None]) -> CapsDe
 
 
 def accelerator_word(gpus: float) -> str:
-    """The unit of which accelerator-hours are counted: ``GPU`` or, if workers have none, ``worker``."""
+    """Returns the unit in which accelerator-hours are counted: ``GPU`` or, if workers have no GPUs, ``worker``."""
     return "GPU" if gpus else "worker"
 
 
 def money(amount: float) -> str:
-    """An amount in the currency of the price.
+    """Formats an amount in the currency of the price.
 
     >>> money(3.14159), money(1234.5)
     ('3.14', '1,234.50')
@@ -155,18 +155,18 @@ def money(amount: float) -> str:
 
 
 def _hours(hours: float, accelerator: str = "") -> str:
-    """``5 hours``, ``2.35 GPU-hours``."""
+    """Formats hours, such as ``5 hours`` or ``2.35 GPU-hours``."""
     return count(float(f"{hours:.3g}"), f"{accelerator}-hour" if accelerator else "hour")
 
 
 class CapWatch:
-    """A thread that looks every second whether a cap is reached, also within an epoch.
+    """A thread that checks every second whether a cap is reached, even within an epoch.
 
-    It also writes a sign of life into a journal in which nothing else happens, so that the paid time of a driver that
-    is killed is known to a minute.
+    The thread also writes a sign of life into the journal when nothing else happens, so that the paid time of a driver
+    that is killed is known to within a minute.
 
     Args:
-        stop: set when a cap is reached.
+        stop: the event that is set when a cap is reached.
         say: called once before that, in the thread.
     """
 
@@ -179,7 +179,7 @@ class CapWatch:
         say: Callable[[ReachedCap], None],
     ) -> None:
         self.reached: ReachedCap | None = None
-        """The cap that has stopped the study; None if none has, or if it was being stopped already."""
+        """The cap that has stopped the study; None if no cap has, or if the study was already being stopped."""
         self._recorder, self._caps, self._accelerator = recorder, caps, accelerator
         self._stop, self._say = stop, say
         self._closed = threading.Event()

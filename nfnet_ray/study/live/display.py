@@ -1,4 +1,4 @@
-"""A running study for people: a live table that fits the terminal and says how much time is left; lines elsewhere."""
+"""Displays a running study as a live table with the time left, or as lines if the output is not a terminal."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ STATE_STYLES = {
     "interrupted": "yellow",
     "unfinished": "yellow",
 }
-# Characters of a column of settings, at least, where the terminal has room for that: longer values are cut.
+# The least width, in characters, of a column of settings if the terminal has room for that. Longer values are cut.
 _LEAST_WIDTH = 12
-# Characters; wider than any terminal.
+# A width in characters that exceeds every terminal's.
 _WIDE = 10_000
-# A frame of 1,000 trials takes a tenth of a second and more, while the driver has other things to do: at most this
-# share of the time is spent on drawing.
+# The largest share of the time that is spent on drawing. A frame of 1,000 trials takes a tenth of a second and more,
+# and the driver has other work to do.
 _LARGEST_SHARE = 0.05
 _MOST_SECONDS_BETWEEN_FRAMES = 10.0
 _NONE_IS_RUNNING = "no trial is running: workers are starting, or wait for room"
-# The order of the states in the line that counts the trials without a row.
+# The order of the states in the line that counts the trials that have no row.
 _COUNTED = ("running", "paused", "waiting", *ENDED, "interrupted")
 
 
@@ -60,11 +60,11 @@ def trial_table(
     *,
     is_cut_off: bool = False,
 ) -> Table:
-    """A row for each trial: swept fields, top-1, epochs, training seconds, images per second, state.
+    """Returns a table with a row for each trial: swept fields, top-1, epochs, training seconds, images/s, state.
 
-    Further seeds of contenders and reruns of the winners follow, and those that an extension has left out come last.
-    On the terminal of a ``console`` that is too narrow for all columns, the speed and the seconds are left out.
-    ``is_cut_off``: the driver has gone without a word, so that no trial runs, whatever the journal says.
+    Further seeds of contenders and reruns of the winners follow, and trials that an extension has left out come last.
+    If the terminal of ``console`` is too narrow for all columns, the speed and the seconds are omitted. ``is_cut_off``
+    means that the driver disappeared without recording its end, so no trial runs, whatever the journal says.
     """
     study = study.grown(state)
     trials = study.trials() + added_trials(study, state) + left_out_trials(study, state)
@@ -77,27 +77,27 @@ def trial_table(
 
 
 def plan_table(study: Study, progress: StudyState | None, console: Console) -> Table:
-    """A row for each trial that would run: swept fields and epochs; of a study that has begun, of all its trials."""
+    """Returns a table with a row for each planned trial; if the study has begun, the table of all its trials."""
     if progress is not None:
         return trial_table(study, progress, reported_epochs, console)
     return _table(study, study.waiting_state(), study.trials(), reported_epochs, ("epochs",))
 
 
 def _fitting(console: Console | None, build: Callable[[Sequence[str], bool], Table]) -> Table:
-    """The table with as many measured columns as the console's terminal has room for; accuracy and epochs always.
+    """Returns the table with as many measured columns as fit; accuracy and epochs are always shown.
 
-    ``build`` is given the measured columns, and whether the others keep a width in which they can be read.
+    ``build`` is called with the measured columns, and whether the other columns keep a readable width.
     """
     measured = ["top-1", "epochs", "train s", "images/s"]
     if console is None:
         return build(measured, False)
-    wide = console.options.update(width=_WIDE)  # else rich gives no more than the terminal has
+    wide = console.options.update(width=_WIDE)  # else rich limits the width to the terminal's
     while True:
         table = build(measured, True)
         if console.measure(table, options=wide).minimum <= console.width:
             return table
         if not console.is_terminal or len(measured) <= 2:
-            return build(measured, False)  # else rich would cut the last columns off
+            return build(measured, False)  # else rich would cut off the last columns
         measured.pop()
 
 
@@ -111,12 +111,12 @@ def _table(
     is_firm: bool = False,
     is_cut_off: bool = False,
 ) -> Table:
-    """``one_line``: cut texts that are too long for their columns, so that each trial takes one line.
+    """Builds the table. ``one_line``: cut texts that are too long for their columns, so each trial takes one line.
 
-    ``is_firm``: fields and states keep a width in which they can be read; else a narrow terminal may leave them less.
+    ``is_firm``: fields and states keep a readable width; else a narrow terminal may leave them less.
     """
     titles = short_names(study.fields)
-    titles.pop("schedule.epochs", None)  # the column of epochs has it
+    titles.pop("schedule.epochs", None)  # the column of epochs shows it
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     labels = {
         name: [printable(value_label(trial.point.get(name, ABSENT))) for trial in trials] for name in titles
@@ -158,7 +158,7 @@ def _state_word(trial: TrialProgress, is_cut_off: bool) -> str:
 
 
 def _state_width(state: StudyState, trials: Sequence[Trial], one_line: bool, is_cut_off: bool) -> int:
-    """Characters that the words for the states need; of a table that changes, those of all states."""
+    """Returns the width of the column of states: for a live table that of all states, else of those that occur."""
     words = (
         STATE_STYLES if one_line else [_state_word(state.trials[trial.name], is_cut_off) for trial in trials]
     )
@@ -170,17 +170,17 @@ def _cell(text: str, one_line: bool) -> Text:
 
 
 def _different_ends(study: Study) -> dict[str, int]:
-    """{trial: its last epoch} where that is not its Recipe's number of epochs: a trial trains several schedules."""
+    """Returns {trial: its last epoch} for trials of several schedules, which exceeds the Recipe's epochs."""
     return ends(study) if study.halving and study.halving.is_stretched else {}
 
 
 def reported_epochs(trial: TrialProgress) -> float:
-    """The number of epochs that a trial has reported."""
+    """Returns the number of epochs that a trial has reported."""
     return trial.epoch
 
 
 def _epochs(epochs: float) -> str:
-    """``3`` at the end of an epoch, ``3.4`` within one."""
+    """Formats epochs: ``3`` at the end of an epoch, ``3.4`` within one."""
     return f"{math.floor(10 * epochs) / 10:g}"
 
 
@@ -209,7 +209,7 @@ def _state_cell(
 
 
 def best_so_far(study: Study, state: StudyState) -> str:
-    """``Best so far: 81.2% after epoch 3 of 8: clip factor 0.02``; empty before the first epoch."""
+    """Describes the best trial, such as ``Best so far: 81.2% after epoch 3 of 8: clip factor 0.02``; else empty."""
     best = _best(study, state)
     if best is None:
         return ""
@@ -224,7 +224,7 @@ def best_so_far(study: Study, state: StudyState) -> str:
 
 
 def _best(study: Study, state: StudyState) -> Trial | None:
-    """The trial with the highest accuracy after its last epoch, without those that diverged or failed."""
+    """Returns the trial with the highest accuracy after its last epoch, except diverged and failed trials."""
 
     def is_sound(progress: TrialProgress) -> bool:
         return bool(progress.epochs) and progress.state not in LOST
@@ -234,12 +234,12 @@ def _best(study: Study, state: StudyState) -> Trial | None:
 
 
 class StudyDisplay:
-    """Shows a study while it runs: a live table on a terminal, a line for each event and minute elsewhere.
+    """Displays a study while it runs: a live table on a terminal, else a line for each event and each minute.
 
     Args:
-        trials: the folder in which each trial has one of its own name.
+        trials: the folder that contains one folder for each trial, by name.
         footnote: returns a line to show below the table.
-        work: {trial: arithmetic of one of its epochs}, to estimate the time left; by default all are equal.
+        work: {trial: arithmetic of one of its epochs}, to estimate the time left; by default all trials are equal.
     """
 
     def __init__(
@@ -267,7 +267,7 @@ class StudyDisplay:
         self._note = ""
         self._is_live = can_redraw(console)
         self.frame = _Frame(self._draw)
-        """Draws what the terminal shows now; for rich."""
+        """Returns what the terminal shows now, as a renderable for rich."""
         self._live = Live(
             _Frame(self._draw, _LARGEST_SHARE),
             console=console,
@@ -289,19 +289,19 @@ class StudyDisplay:
         self.close()
 
     def close(self) -> None:
-        """Shows nothing more, from any thread."""
+        """Stops the display. It can be called from any thread."""
         self._closed.set()
         if self._is_live:
             self._live.stop()
 
     def note(self, text: str) -> None:
-        """Show a message below the table, until the next one."""
+        """Shows a message below the table, until the next message."""
         self._note = printable(text)
         if not self._is_live:
             self._print(text)
 
     def update(self) -> None:
-        """Show what the latest event has changed; the first time, whatever there is."""
+        """Shows what the latest event has changed; the first call shows the whole state."""
         latest = [self._state.latest] if self._state.latest else []
         changed = latest if self._is_updated else self._state.members
         self._is_updated = True
@@ -343,7 +343,7 @@ class StudyDisplay:
             self._print("; ".join(filter(None, [done, self._left()])))
 
     def _epochs_done(self, trial: TrialProgress) -> float:
-        """Epochs of a trial, with the fraction of the running one. After a restart the file may be older."""
+        """Returns a trial's epochs with the fraction of the running one, which may be outdated after a restart."""
         noted = noted_progress(self._trials / trial.name) if trial.state == "running" else 0.0
         return max(trial.epoch, min(noted, trial.epoch + 0.99))
 
@@ -352,8 +352,8 @@ class StudyDisplay:
         return time.monotonic() - self._started
 
     def _left(self) -> str:
-        """The time left, at most a second old: it is worked out from all trials."""
-        with self._left_lock:  # events arrive in one thread, the table is drawn in another
+        """The time left as a sentence, at most a second old, because computing it takes all trials into account."""
+        with self._left_lock:  # events arrive in one thread, and the table is drawn in another
             now = self._elapsed
             if self._left_at is None or now - self._left_at >= 1:
                 self._time_left.observe(now)
@@ -361,9 +361,9 @@ class StudyDisplay:
             return self._left_sentence
 
     def _draw(self, console: Console, options: ConsoleOptions) -> list[list[Segment]]:
-        """The lines of a frame that is one line lower than the terminal: rich cannot erase what has scrolled away.
+        """Returns the lines of a frame that is one line lower than the terminal: rich cannot erase scrolled lines.
 
-        The footer gets its lines first. The table has the rest, for the trials that matter most.
+        The footer gets its lines first, and the table gets the rest, for the most important trials.
         """
         height = max(1, options.size.height - 1)
         footer = [
@@ -400,7 +400,7 @@ class StudyDisplay:
         return lines
 
     def _rows(self, console: Console, room: int) -> list[Table | Text]:
-        """A table of at most ``room`` rows. If trials are left out, the last row is a line that counts them."""
+        """Returns a table of at most ``room`` rows. If trials are left out, the last row is a line that counts them."""
         self._study = self._study.grown(self._state)
         trials = self._study.trials() + added_trials(self._study, self._state)
         shown = trials if len(trials) <= room else self._chosen(trials, room - 1)
@@ -420,7 +420,7 @@ class StudyDisplay:
         return [table, Text(f"… {counts}", style="dim", no_wrap=True)]
 
     def _chosen(self, trials: list[Trial], room: int) -> list[Trial]:
-        """The ``room`` trials that matter most: the best so far, the running, the best that have ended, the next."""
+        """Returns the ``room`` most important trials: the best so far, running, best ended, and next ones."""
         best = _best(self._study, self._state)
 
         def rank(trial: Trial) -> tuple[int, float]:
@@ -436,9 +436,9 @@ class StudyDisplay:
 
 
 class _Frame:
-    """A renderable for rich whose lines are drawn for the terminal's size at that moment.
+    """A renderable for rich whose lines are drawn for the terminal's current size.
 
-    At most ``largest_share`` of the time is spent on drawing: until then the last lines are shown again.
+    At most ``largest_share`` of the time is spent on drawing. In between, the previous lines are shown again.
     """
 
     def __init__(

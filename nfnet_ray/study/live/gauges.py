@@ -1,8 +1,9 @@
-"""The numbers of a running study for a monitoring system, as a function of the study's state and the time.
+"""Computes the numbers that a running study exports to a monitoring system, from its state and the time.
 
-Everything is known to the driver already, so no step and no worker does anything for it. A trial has numbers while it
-runs and for a minute after it has paused or ended, so there are never more than a cluster can train at once, and those
-of the last minute, however many trials a study has. :mod:`nfnet_ray.cluster.gauge_export` hands them to Ray.
+The driver already knows all these numbers, so they cost no step and no worker anything. A trial has gauges while it
+runs and for a minute after it has paused or ended. The number of gauges is therefore bounded by the number of trials
+that train at once, plus those of the last minute, however many trials a study has.
+:mod:`nfnet_ray.cluster.gauge_export` passes them to Ray.
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ from nfnet_ray.tracking.state import StudyState
 from nfnet_ray.tracking.trial_progress import ENDED, TrialProgress
 
 SECONDS_AFTER_THE_END = 60.0
-"""For how long a trial that has paused or ended keeps its numbers: those of its last epoch would otherwise be gone
-before anybody has asked for them, which Prometheus does every 15 to 30 s by the defaults of Ray and its operator."""
+"""How long a trial that has paused or ended keeps its gauges. Without this delay, its last epoch could be missed by
+Prometheus, which reads the gauges every 15 to 30 s by the defaults of Ray and its operator."""
 
 STATES = ("waiting", "running", "paused", *ENDED, "interrupted")
-"""``waiting``: it has not been started."""
+"""The states of a trial; ``waiting``: it has not been started."""
 
 
 class Gauge(NamedTuple):
-    """The meaning of a number, and the labels that tell its values apart."""
+    """The meaning of a gauge, and the labels that distinguish its values."""
 
     meaning: str
     labels: tuple[str, ...]
@@ -73,7 +74,8 @@ GAUGES: Mapping[str, Gauge] = {
         "Fraction of the validation images that are classified correctly after the trial's last epoch", _TRIAL
     ),
 }
-"""{name: gauge}. Units are in the names; a share is a fraction of 1. In Prometheus Ray puts ``ray_`` before a name."""
+"""{name: gauge}. Names contain the units; a share is a fraction of 1. In Prometheus, Ray puts ``ray_`` before a
+name."""
 
 _METRICS = {
     "nfnet_trial_images_per_second": "images_per_second",
@@ -84,7 +86,7 @@ _METRICS = {
 
 
 class Sample(NamedTuple):
-    """The value of a gauge at these labels."""
+    """The value of a gauge for given labels."""
 
     gauge: str
     labels: Mapping[str, str]
@@ -92,9 +94,9 @@ class Sample(NamedTuple):
 
 
 def samples(study: str, state: StudyState, now: float, backlog: int) -> Iterator[Sample]:
-    """The numbers of a study at ``now`` (Unix seconds); ``backlog`` events have not reached MLflow.
+    """Yields the gauges of a study at ``now`` (Unix seconds); ``backlog`` events have not reached MLflow.
 
-    Numbers that are unknown, infinite or not a number are left out.
+    Values that are unknown, infinite or NaN are left out.
     """
     for name, labels, value in _all_samples(state, now, backlog):
         if value is not None and math.isfinite(value):
@@ -107,7 +109,8 @@ def _all_samples(
     trials = state.members
     states = Counter(trial.state or "waiting" for trial in trials)
     if state.started is not None:
-        # A driver that is killed leaves a last "running" without an "ended" after it: an alert looks for this.
+        # A driver that is killed leaves a "running" heartbeat without an "ended" one after it, which an alert looks
+        # for.
         status = "running" if state.ended is None else "ended"
         yield "nfnet_driver_heartbeat_timestamp_seconds", {"status": status}, now
     for name in STATES:
@@ -139,7 +142,7 @@ def _all_samples(
 
 
 def _data_wait_share(trial: TrialProgress) -> float | None:
-    """How much of its last epoch a trial waited for data; None where the clock did not run."""
+    """Returns the share of its last epoch for which a trial waited for data; None if the clock did not run."""
     last, before = trial.epochs[trial.epoch], trial.epochs.get(trial.epoch - 1, {})
     waited, trained = (
         (last.get(name) or 0.0) - (before.get(name) or 0.0) for name in ("data_wait_seconds", "train_seconds")

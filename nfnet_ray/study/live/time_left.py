@@ -1,4 +1,4 @@
-"""How much longer a study takes, from the pace of its epochs so far and from the trials that halving may still stop."""
+"""Estimates how much longer a study takes, from the pace of its epochs and the trials that halving may still stop."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from nfnet_ray.tracking.state import StudyState
 from nfnet_ray.tracking.trial_progress import ENDED, TrialProgress
 from nfnet_ray.wording import clock_time
 
-# The phases of the clock that each epoch has (docs/time.md). Start-up and warm-up happen once in a trial, and lost or
-# paused time does not predict anything.
+# The phases of the clock that occur in each epoch (docs/time.md). Start-up and warm-up happen once in a trial, and lost
+# or paused time has no predictive value.
 _PHASES = ("train_seconds", "data_wait_seconds", "eval_seconds", "checkpoint_seconds", "report_seconds")
-# Few enough to follow a machine that becomes faster or slower, and enough to average out one slow epoch: of 8, 16, 32
-# and all epochs, 16 gave the best estimates in two studies on a machine whose load changed tenfold.
+# A compromise between following a machine whose speed changes and averaging out single slow epochs. Of 8, 16, 32 and
+# all epochs, 16 gave the best estimates in two studies on a machine whose load changed tenfold.
 _RECENT_EPOCHS = 16
-# A trial that ends leaves its place empty until Ray has started the next one.
+# When a trial ends, its place stays empty until Ray has started the next trial.
 _PLACES_SECONDS = 30.0
 
 
 class TimeLeft:
-    """Estimates the seconds that a study still takes, from the first epoch on that is reported to this process.
+    """Estimates the remaining seconds of a study, from the first epoch that is reported to this process.
 
-    The pace is that of the last epochs, in seconds per unit of work, without start-up. For a waiting trial, the mean
-    start-up of earlier trials is added. The very first ones do not count, nor do those of which the journal says that
-    their workers were new, because they also start their workers' processes. The number of trials that run side by
-    side is the highest of the last half minute.
+    The pace is that of the last epochs, in seconds per unit of work, without start-up. For each waiting trial, the mean
+    start-up of earlier trials is added. The first trials are excluded from this mean, and so are trials whose workers
+    were new according to the journal, because their start-up includes that of their workers' processes. The number of
+    trials that run side by side is the highest of the last half minute.
 
     Args:
         work: {trial: arithmetic of one of its epochs}, in any unit.
@@ -58,9 +58,9 @@ class TimeLeft:
         self._had = (state.has_contenders, state.has_winners)
 
     def observe(self, now: float, changed: Iterable[TrialProgress] | None = None) -> None:
-        """Take in what has changed in the study's state; ``now`` is in seconds since any fixed time.
+        """Updates the estimate from the study's state; ``now`` is in seconds since any fixed time.
 
-        ``changed`` are the trials that may have changed since the last call; None: any of them.
+        ``changed`` are the trials that may have changed since the last call; None: all trials.
         """
         has = (self._state.has_contenders, self._state.has_winners)
         if (len(self._state.proposals), has) != (self._proposed, self._had):
@@ -87,10 +87,10 @@ class TimeLeft:
             self._running.popleft()
 
     def seconds(self, epochs_done: Callable[[TrialProgress], float]) -> tuple[float, float] | None:
-        """(least, most), or None before an epoch is done. ``epochs_done`` may count fractions of an epoch.
+        """Returns (least, most) seconds; None before the first epoch. ``epochs_done`` may return fractions of an epoch.
 
-        Least: early stopping ends as many trials as it can. Most: where their number is not known beforehand, it ends
-        only those of the remaining ones that are behind now.
+        The least assumes that early stopping ends as many trials as it can. If the number is not certain in advance,
+        the most assumes that early stopping ends only those of the remaining trials that are currently behind.
         """
         work = sum(amount for _, amount in self._epochs)
         if not work:
@@ -101,7 +101,7 @@ class TimeLeft:
         may_continue = halving is not None and not halving.is_certain
         least, most = [], []
         for group in self._groups:
-            # Of trials that are equally far, halving lets the better ones through.
+            # Among trials that have trained equally far, halving lets the better ones continue.
             rivals = sorted(map(self._progress_of, group.trials), key=_last_top1)
             done = [epochs_done(rival) for rival in rivals]
             ladder = ladder_in_epochs(group, _epoch_train_seconds(rivals) if group.in_seconds else None)
@@ -126,15 +126,15 @@ class TimeLeft:
         self._groups = [*groups(self._study), further, rerun_group(self._study, self._state)]
 
     def _progress_of(self, name: str) -> TrialProgress:
-        """Also of a trial that is yet to be proposed."""
+        """Returns a trial's progress, even if the search has yet to propose the trial."""
         return self._state.trials.get(name) or TrialProgress(name)
 
     def _work_of(self, name: str) -> float:
-        """Of a trial that was not planned, the mean of those that were."""
+        """Returns a trial's work per epoch; for a trial that was not planned, the mean of the planned trials."""
         return self._work.get(name, self._mean_work)
 
     def sentence(self, epochs_done: Callable[[TrialProgress], float]) -> str:
-        """``1:10 to 2:25 left``, or ``about 2:25 left`` without halving; empty before the first epoch."""
+        """Formats the time left: ``1:10 to 2:25 left``, without halving ``about 2:25 left``; empty before an epoch."""
         seconds = self.seconds(epochs_done)
         if seconds is None:
             return ""
@@ -148,7 +148,7 @@ def _seconds(trial: TrialProgress, epoch: int) -> float:
 
 
 def _epoch_train_seconds(trials: Iterable[TrialProgress]) -> float:
-    """Training seconds of an epoch, on average over trials; 0 before the first one."""
+    """Returns the mean training seconds of an epoch over trials; 0 before the first epoch."""
     seconds = [(trial.last("train_seconds") or 0.0) / trial.epoch for trial in trials if trial.epoch]
     return math.fsum(seconds) / len(seconds) if seconds else 0.0
 
@@ -158,7 +158,7 @@ def _last_top1(trial: TrialProgress) -> float:
 
 
 def _is_behind(trial: TrialProgress, rivals: list[TrialProgress], ladder: Sequence[tuple[int, int]]) -> bool:
-    """Whether a rung at the trial's last epoch would end it, by what its rivals had reached at that epoch."""
+    """Whether a rung at the trial's last epoch would stop the trial, given its rivals' accuracies at that epoch."""
     kept = next((kept for rung, kept in ladder if rung >= trial.epoch), None)
     if not trial.epochs or kept is None:
         return False

@@ -1,7 +1,8 @@
-"""A webhook: one JSON POST that tells a chat, a pager or a script how a study is doing.
+"""Posts a JSON document to a webhook, which tells a chat, a pager or a script how a study is doing.
 
-The address of a webhook is a secret, because whoever knows it can post there. So it is neither printed nor journaled:
-:func:`shown_webhook` is all that anybody sees of it. A webhook never stops or delays a study for long.
+The address of a webhook is a secret, because everybody who knows it can post there. It is therefore neither printed nor
+recorded in the journal; messages only contain :func:`shown_webhook`. A webhook never stops a study, and never delays it
+for long.
 """
 
 from __future__ import annotations
@@ -29,25 +30,26 @@ from nfnet_ray.tracking.state import StudyState
 from nfnet_ray.wording import clock_time
 
 WEBHOOK_VARIABLE = "NFNET_RAY_NOTIFY"
-"""The environment's webhook: other users of a machine see the arguments of its processes, and all who may see a job
-see its command."""
+"""The environment variable for the webhook's address. An argument would be less safe: other users of a machine see the
+arguments of its processes, and everybody who may see a job sees its command."""
 WEBHOOK_SECONDS = 10.0
-"""The longest that one notification may take, with everything."""
+"""The longest time that one notification may take, including a retry."""
 _ANSWER_SECONDS, _PAUSE_SECONDS, _ATTEMPTS = 4.0, 1.0, 2
 
 Happening = Literal["finished", "failed", "interrupted", "cap"]
 
 
 class WebhookEvent(TypedDict):
-    """The JSON document that is posted. ``text`` says everything in one paragraph: Slack, Mattermost and Google Chat
-    show it.
+    """The JSON document that is posted.
+
+    ``text`` contains everything in one paragraph, which Slack, Mattermost and Google Chat show.
 
     Attributes:
-        event: ``finished`` (all trials have ended, perhaps some in failure), ``interrupted`` (somebody stopped it),
-            ``failed`` (it had to stop), ``cap`` (a limit on time or money was reached).
-        study_id: the tag of that name in MLflow.
+        event: ``finished`` (all trials have ended, some perhaps with a failure), ``interrupted`` (a person stopped the
+            study), ``failed`` (the study had to stop), ``cap`` (a limit on time or money was reached).
+        study_id: the tag ``study_id`` in MLflow.
         trials: {state: number of trials}.
-        wall_seconds: time for which drivers were at work.
+        wall_seconds: the time for which drivers were at work.
         directory: the study's folder on ``host``.
         time: Unix seconds.
     """
@@ -64,7 +66,7 @@ class WebhookEvent(TypedDict):
 
 
 def webhook_event(event: Happening, name: str, state: StudyState, directory: Path, text: str) -> WebhookEvent:
-    """The message to a webhook about the study ``name``; ``text`` is in sentences."""
+    """Returns the document to post about the study ``name``; ``text`` consists of sentences."""
     return {
         "event": event,
         "study": name,
@@ -87,7 +89,7 @@ _IN_WORDS: dict[Happening, str] = {
 
 
 def outcome_text(event: Happening, name: str, state: StudyState, sentences: Sequence[str]) -> str:
-    """The paragraph for people: what has happened to the study ``name``, its trials, and more ``sentences``."""
+    """Returns the paragraph for people: what happened to the study ``name``, its trials, and further ``sentences``."""
     states = Counter(trial.state or "waiting" for trial in state.members)
     trials = ", ".join(f"{number:,} {trial_state}" for trial_state, number in states.items())
     beginning = f"{name} {_IN_WORDS[event]} after {clock_time(state.wall_seconds)}. Trials: {trials}."
@@ -99,7 +101,7 @@ def _full_stop(sentence: str) -> str:
 
 
 def shown_webhook(url: str) -> str:
-    """A webhook's address without its secret part, which can be printed: ``https://hooks.slack.com/…``.
+    """Returns a webhook's address without its secret part, such as ``https://hooks.slack.com/…``, for messages.
 
     >>> shown_webhook("https://me:secret@hooks.slack.com/services/T0/B0/key")
     'https://hooks.slack.com/…'
@@ -113,7 +115,7 @@ def shown_webhook(url: str) -> str:
 
 
 def check_webhook(url: str) -> None:
-    """Raises UserError if nothing can be posted to ``url``. Nothing is sent, and nobody is asked."""
+    """Raises UserError if nothing can be posted to ``url``. Checks only the address and sends nothing."""
     why = "write http://HOST/PATH or https://HOST/PATH"
     try:
         parts = urlsplit(url)
@@ -136,15 +138,16 @@ def check_webhook(url: str) -> None:
 def notify(url: str | None, event: Mapping[str, Any]) -> str:
     """Posts an event, such as a :class:`WebhookEvent`, and waits at most :data:`WEBHOOK_SECONDS`.
 
-    An address that does not answer, or has trouble of its own, is asked once more. Never raises.
+    If the server does not answer, or reports a problem of its own, the event is posted once more. Never raises.
 
     Returns:
-        Why it could not be posted, as a sentence without its full stop; empty if it was, or if ``url`` is None.
+        The reason why the event could not be posted, as a sentence without its full stop; empty on success or without
+        ``url``.
     """
     if url is None:
         return ""
     answer: list[str] = []
-    # In a thread: a name server that does not answer has no timeout of its own.
+    # A thread limits the time, because looking up a name has no timeout when the name server does not answer.
     posting = threading.Thread(target=lambda: answer.append(_post(url, event)), daemon=True, name="webhook")
     try:
         posting.start()
@@ -156,7 +159,7 @@ def notify(url: str | None, event: Mapping[str, Any]) -> str:
 
 
 def _post(url: str, event: Mapping[str, Any]) -> str:
-    """Posts with one retry; why it failed, or an empty text."""
+    """Posts with one retry. Returns the reason of the failure, or an empty text."""
     try:
         request = _request(url, event)
         handlers = [urllib.request.ProxyHandler({})] if is_this_machine(url) else []
@@ -172,10 +175,11 @@ def _post(url: str, event: Mapping[str, Any]) -> str:
                 return ""
         except urllib.error.HTTPError as error:
             why = f"it answers HTTP {error.code}"
-            if error.code < 500 and error.code != 429:  # another time it would say the same
+            if error.code < 500 and error.code != 429:  # a retry would be answered in the same way
                 return why
         except Exception as error:
-            # Whatever sockets, TLS and proxies raise: the study has ended well without it.
+            # Sockets, TLS and proxies raise many kinds of errors, and none of them may affect a study that has ended
+            # well.
             why = _in_words(error)
     return why
 
@@ -183,7 +187,7 @@ def _post(url: str, event: Mapping[str, Any]) -> str:
 def _request(url: str, event: Mapping[str, Any]) -> urllib.request.Request:
     parts = urlsplit(url)
     headers = {"Content-Type": "application/json", "User-Agent": "nfnet_ray"}
-    if "@" in parts.netloc:  # urllib takes it for a part of the host's name
+    if "@" in parts.netloc:  # urllib would take the account for a part of the host's name
         account = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
         headers["Authorization"] = f"Basic {base64.b64encode(account.encode()).decode()}"
     address = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], fragment=""))
@@ -192,7 +196,7 @@ def _request(url: str, event: Mapping[str, Any]) -> urllib.request.Request:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN."""
+    """Replaces numbers that are not finite by None, because JSON has no NaN."""
     if isinstance(value, Mapping):
         return {str(key): _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -206,5 +210,5 @@ def _in_words(error: Exception) -> str:
         return f"it did not answer within {_ANSWER_SECONDS:g} s"
     if isinstance(reason, OSError):
         return reason.strerror or os.strerror(reason.errno or 0) or type(reason).__name__
-    # Not its message, which may hold the address.
+    # The message of the error may contain the address, which is secret.
     return type(reason).__name__

@@ -1,7 +1,7 @@
-"""The free fields of a space as axes from 0 to 1: at each place of the cube that they span there is a point.
+"""Maps the free fields of a space to axes from 0 to 1, so that each place in the unit cube is a point of the space.
 
-A field that is tied to another one, or that has a single value, is no axis. One that exists only under a condition is
-an axis too; where it does not exist, its number is not used.
+A field that is tied to another one, or that has a single value, has no axis. A conditional field has an axis, too;
+where the field does not exist, its coordinate is not used.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ from typing import Any
 from nfnet_ray.recipe import Recipe
 from nfnet_ray.study.space import Point, Range, SameAs, Space, build_point, unconditional
 
-# The share of draws in which a range that may be none is none: one of six, as in the paper's ablation of clip factors
-# (Brock et al. 2021, section 4.1), which has five of them and no clipping.
+# The share of draws in which a range with ``or_none`` is none. One of six, as in the paper's ablation of clip factors
+# (Brock et al. 2021, section 4.1), which compares five factors and no clipping.
 NONE_SHARE = 1 / 6
 
 Chooser = Callable[[str, tuple[Any, ...] | Range], Any]
-"""``choose(field, its values or range)`` returns the field's value."""
+"""A function ``choose(field, its values or range)`` that returns the field's value."""
 
 
 def axis_names(space: Space) -> list[str]:
-    """The fields that are free to vary, in alphabetical order."""
+    """Returns the fields that are free to vary, in alphabetical order."""
     return sorted(name for name, domain in space.items() if _is_free(unconditional(domain)))
 
 
 def point_key(point: Mapping[str, Any]) -> str:
-    """A text that equal points have in common, also after they have been through a journal or a table."""
+    """Returns a text that is the same for equal points, even after a round trip through a journal or a table."""
     return value_key({name: point[name] for name in sorted(point)})
 
 
 def value_key(value: Any) -> str:
-    """A text that equal values of a field have in common: 0 and 0.0, a list and a tuple.
+    """Returns a text that is the same for equal values of a field: 0 and 0.0, or a list and a tuple.
 
     >>> value_key((0.0, 0.5)) == value_key([0, 0.5]), value_key(True) == value_key(1)
     (True, False)
@@ -52,10 +52,10 @@ def _plain(value: Any) -> Any:
 
 
 def chosen_point(space: Space, recipe: Recipe, choose: Chooser) -> Point:
-    """The point whose free fields have the values that ``choose`` returns.
+    """Returns the point whose free fields have the values that ``choose`` returns.
 
-    A field is chosen after those that decide whether it exists, else in alphabetical order: the order of the fields in
-    the space changes no proposal, only the order in which a point lists them.
+    A field is chosen after the fields that decide whether it exists, otherwise in alphabetical order. The order of the
+    fields in the space therefore changes no proposal, only the order in which a point lists its fields.
     """
     alphabetical = {name: space[name] for name in sorted(space)}
 
@@ -67,7 +67,7 @@ def chosen_point(space: Space, recipe: Recipe, choose: Chooser) -> Point:
 
 
 def point_at(space: Space, recipe: Recipe, place: Mapping[str, float]) -> Point:
-    """The point at a place of the cube, {axis: number from 0 to below 1}."""
+    """Returns the point at a place of the unit cube, {axis: number from 0 to below 1}."""
     return chosen_point(space, recipe, lambda name, domain: _value_at(domain, place[name]))
 
 
@@ -82,7 +82,7 @@ def _value_at(domain: tuple[Any, ...] | Range, number: float) -> Any:
         if number < NONE_SHARE:
             return None
         number = (number - NONE_SHARE) / (1 - NONE_SHARE)
-    # Each whole number has the interval from half below it to half above it.
+    # Each whole number gets the interval from half below it to half above it.
     margin = 0.5 if domain.integer else 0.0
     return domain.rounded(_between(domain.low - margin, domain.high + margin, number, domain.log))
 

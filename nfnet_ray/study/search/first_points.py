@@ -1,7 +1,7 @@
-"""The points with which a search begins: the Recipe's own, then the best ones of an earlier study.
+"""Determines the points with which a search begins: the Recipe's own, then the best ones of an earlier study.
 
-They are points and nothing else. A result of an earlier study is no result of this one, even if data and Recipe are the
-same: what a study says of a setting is in its own journal.
+Only points are taken over, and no results, even if data and Recipe are the same: all results of a study are in its own
+journal.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from nfnet_ray.study.space import Point, Range, SameAs, Space, all_values, uncon
 from nfnet_ray.tracking.labels import point_label, short_names
 from nfnet_ray.tracking.state import StudyState
 
-# Of all settings of a study, those that may come from an earlier one: most of them are to be new.
+# The largest share of a study's settings that comes from an earlier study. Most settings should be new.
 EARLIER_SHARE = 1 / 4
 
 
 def point_within(space: Space, recipe: Recipe, values: Mapping[str, Any]) -> Point | None:
-    """The point of the space at which each of its fields has the value of ``values``, or None if there is no such.
+    """Returns the point of the space whose fields have the given ``values``; None if it does not lie in the space.
 
     Args:
-        recipe: of the study that is searched.
-        values: {dotted name: value} of every field of a Recipe.
+        recipe: the Recipe of the study that is searched.
+        values: {dotted name: value} of all fields of a Recipe.
     """
     point = chosen_point(space, recipe, lambda name, _domain: values[name])
     everywhere = all_values(space, recipe, point)
@@ -42,9 +42,9 @@ def point_within(space: Space, recipe: Recipe, values: Mapping[str, Any]) -> Poi
 def first_points(
     space: Space, recipe: Recipe, earlier: Sequence[Mapping[str, Any]] = ()
 ) -> tuple[Point, ...]:
-    """The Recipe's own point, if it lies in the space, then those of ``earlier``, each once.
+    """Returns the Recipe's own point, if it lies in the space, then the points of ``earlier``, without duplicates.
 
-    A field that the Recipe leaves to the model, such as its dropout, has the published value there.
+    A field that the Recipe leaves to the model, such as dropout, has the model's published value.
     """
     own = point_within(space, recipe, recipe.to_values())
     own = own or point_within(space, recipe, with_published_values(recipe).to_values())
@@ -65,10 +65,10 @@ def check_first_points(space: Space, recipe: Recipe, points: Sequence[Mapping[st
 
 
 def best_points(space: Space, recipe: Recipe, settings: int, earlier: StudyState) -> tuple[Point, ...]:
-    """The points of the best settings of an earlier study that lie in the space, the best first.
+    """Returns the points of the best settings of an earlier study that lie in the space, the best first.
 
-    A quarter of the study's ``settings`` at most. Fields that the earlier study did not sweep have the value there that
-    its Recipe had.
+    At most a quarter of the study's ``settings`` are taken over. Fields that the earlier study did not sweep have the
+    value of that study's Recipe.
     """
     points: dict[str, Point] = {}
     for values in best_values(earlier):
@@ -79,9 +79,9 @@ def best_points(space: Space, recipe: Recipe, settings: int, earlier: StudyState
 
 
 def best_values(state: StudyState) -> list[dict[str, Any]]:
-    """{dotted name: value} of all fields of each setting of a study that came out well, the best first.
+    """Returns {dotted name: value} of all fields for each setting of a study that has usable results, the best first.
 
-    Finished ones come before those that were given up, of which the ones that came furthest are first.
+    Finished settings come before those that were given up. Among the latter, those that trained furthest come first.
     """
     assert state.started is not None
     base = state.started["study"]["recipe"]
@@ -96,7 +96,7 @@ def best_values(state: StudyState) -> list[dict[str, Any]]:
         plan = state.plans[names[0]]
         result = result_of(plan["point"], [state.trials[name] for name in names])
         if result.state in ("finished", "given up") and result.values:
-            # Through a Recipe: a journal has lists where a Recipe has tuples.
+            # Converted by a Recipe, because a journal has lists where a Recipe has tuples.
             values = Recipe.from_values({**base, **plan["recipe"], **plan["point"]}).to_values()
             ranked.append((_merit(result), values))
     ranked.sort(key=lambda entry: entry[0], reverse=True)

@@ -1,7 +1,7 @@
-"""Optuna's samplers, asked and told by us: the study that they see is made anew from the results each time.
+"""Proposes points with Optuna's samplers, from an Optuna study that is rebuilt from the results each time.
 
-Nothing of it is kept or pickled, so nothing can be lost. Ray Tune's OptunaSearch is not used: it tells the sampler that
-a trial which was stopped early is complete, with the accuracy of an early epoch.
+No state is kept or pickled between proposals, so none can be lost. Ray Tune's OptunaSearch is not used, because it
+reports a trial that was stopped early as complete, with the accuracy of an early epoch.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ if TYPE_CHECKING:
     import optuna
     from optuna.distributions import BaseDistribution
 
-# Of a field whose range may be none, Optuna sees two: whether it is none, and a number where it is not.
+# A field whose range may be none becomes two parameters for Optuna: whether it is none, and its number otherwise.
 _IS_NONE = " is none"
-# How often a sampler is asked for a point that is not among the earlier ones.
+# The number of times that a sampler is asked for a point that differs from all earlier points.
 _ATTEMPTS = 8
 
 
 def startup_points(space: Space) -> int:
-    """The number of results from which on a model proposes: before that, points are Sobol's.
+    """Returns the number of results from which a model proposes points. Before that, Sobol's points are used.
 
-    BOHB fits its model to d + 1 results at least (Falkner et al. 2018, section 3.2); here they are twice as many, for
-    an accuracy is noisy, and at most the 10 that are Optuna's default.
+    BOHB fits its model to at least d + 1 results (Falkner et al. 2018, section 3.2). Twice as many are used here,
+    because accuracies are noisy, but at most 10, which is Optuna's default.
     """
     return min(10, 2 * (len(axis_names(space)) + 1))
 
 
 def is_learned_from(sampler: str, result: Result) -> bool:
-    """Whether a sampler uses the values of a result, and not its point alone."""
+    """Whether a sampler uses the values of a result, rather than its point alone."""
     return bool(result.values) and (
         result.state == "finished" or (result.state == "given up" and sampler == "tpe")
     )
@@ -46,14 +46,14 @@ def is_learned_from(sampler: str, result: Result) -> bool:
 def told_study(
     space: Space, recipe: Recipe, sampler: str, seed: int, results: Sequence[Result]
 ) -> optuna.Study:
-    """Optuna's study of the results, in memory.
+    """Returns Optuna's study of the results, in memory.
 
-    A finished setting is COMPLETE with its last value. One that was given up is PRUNED, with its values at epochs. One
-    that diverged or failed is FAIL. One without a result is RUNNING.
+    A finished setting is COMPLETE with its last value. A setting that was given up is PRUNED, with its values at
+    epochs. A setting that diverged or failed is FAIL. A setting without a result is RUNNING.
 
-    Optuna's samplers do not look at FAIL, and ``gp`` does not look at PRUNED either. Without more they would propose
-    the same place again and again, so such a point is also listed as RUNNING: the samplers keep away from it, and no
-    value is made up for it.
+    Optuna's samplers ignore FAIL, and ``gp`` ignores PRUNED, too. They would therefore propose the same place again and
+    again. So such a point is additionally listed as RUNNING: the samplers keep away from it, and no value has to be
+    made up for it.
     """
     import optuna
     from optuna.trial import TrialState, create_trial
@@ -84,7 +84,7 @@ def told_study(
 
 
 def asked_points(space: Space, recipe: Recipe, study: optuna.Study) -> Iterator[Point]:
-    """The points that the study's sampler proposes one after the other; each is RUNNING for those that follow."""
+    """Yields the points that the study's sampler proposes in turn; each counts as RUNNING for the next proposals."""
     for _ in range(_ATTEMPTS):
         with _quiet():
             trial = study.ask()
@@ -110,7 +110,7 @@ def _sampler(name: str, seed: int, space: Space) -> optuna.samplers.BaseSampler:
 def _seen_by_optuna(
     space: Space, recipe: Recipe, point: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, BaseDistribution]]:
-    """The parameters and distributions of a point that lies in the space."""
+    """Returns the parameters and distributions of a point that lies in the space."""
     from optuna.distributions import CategoricalDistribution
 
     parameters: dict[str, Any] = {}
@@ -147,26 +147,26 @@ def _suggested(trial: optuna.Trial, name: str, domain: tuple[Any, ...] | Range) 
 
 
 def _distribution(domain: tuple[Any, ...] | Range) -> BaseDistribution:
-    """The distribution from which :func:`_suggested` takes the field's value."""
+    """Returns the distribution from which :func:`_suggested` draws the field's value."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     if isinstance(domain, Range):
         if domain.integer:
             return IntDistribution(int(domain.low), int(domain.high), log=domain.log)
         return FloatDistribution(domain.low, domain.high, log=domain.log)
-    # A list of numbers is a scale: neighbours in it are alike.
+    # A list of numbers is an ordered scale, on which neighbours are similar.
     if all_numbers(domain):
         return IntDistribution(0, len(domain) - 1)
     return CategoricalDistribution(range(len(domain)))
 
 
 def _scale(values: tuple[Any, ...]) -> list[Any]:
-    """The values in the order in which Optuna numbers them."""
+    """Returns the values in the order in which Optuna numbers them."""
     return sorted(values) if all_numbers(values) else list(values)
 
 
 def all_numbers(values: tuple[Any, ...]) -> bool:
-    """Whether all values are numbers (true and false are none)."""
+    """Whether all values are numbers (true and false are not)."""
     return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
 
 
@@ -177,7 +177,7 @@ def _may_be_none(domain: Domain) -> bool:
 
 @contextmanager
 def _quiet() -> Generator[None]:
-    """Optuna announces each study, and warns that ``group`` is experimental."""
+    """Silences Optuna, which announces each study and warns that ``group`` is experimental."""
     import optuna
 
     before = optuna.logging.get_verbosity()

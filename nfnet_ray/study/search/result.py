@@ -1,4 +1,4 @@
-"""The result of one setting, as a searcher sees it."""
+"""Defines the result of one setting, as a searcher sees it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from nfnet_ray.tracking.trial_progress import TrialProgress
 
 ResultState = Literal["finished", "given up", "diverged", "failed", "running"]
 
-# {how a trial ended: what that says of its setting}, the worst first: a setting diverges if it does so with any seed.
+# {final state of a trial: the state of its setting}, the worst first: a setting counts as diverged if one of its seeds
+# diverged.
 _WORST_FIRST: dict[str, ResultState] = {
     "diverged": "diverged",
     "failed": "failed",
@@ -23,12 +24,13 @@ _WORST_FIRST: dict[str, ResultState] = {
 
 @dataclass(frozen=True)
 class Result:
-    """How one setting came out, with all of its seeds.
+    """The result of one setting, over all of its seeds.
 
     Attributes:
         point: {dotted name: value} of the fields that are swept.
-        state: ``running`` until each of its seeds has ended, also for one that waits.
-        values: {epoch: validation top-1 from 0 to 1, the mean over all seeds}, of the epochs that all of them reached.
+        state: ``running`` until all seeds have ended, even if no trial has started yet.
+        values: {epoch: validation top-1 from 0 to 1, the mean over all seeds} of the epochs that all seeds have
+            reached.
     """
 
     point: Mapping[str, Any]
@@ -37,7 +39,7 @@ class Result:
 
 
 def result_of(point: Mapping[str, Any], trials: Sequence[TrialProgress]) -> Result:
-    """The result of a setting whose seeds are ``trials``."""
+    """Returns the result of a setting whose seeds are ``trials``."""
     states = [trial.state for trial in trials]
     if not trials or not all(state in _WORST_FIRST for state in states):
         return Result(point)
@@ -46,9 +48,10 @@ def result_of(point: Mapping[str, Any], trials: Sequence[TrialProgress]) -> Resu
 
 
 def result_at(point: Mapping[str, Any], trials: Sequence[TrialProgress], rung: int) -> Result | None:
-    """The result of a setting as its trials were at an epoch, whatever has become of them since.
+    """Returns the result that a setting had when its trials were at an epoch, whatever happened to them later.
 
-    None if one of them is not there yet. ``given up`` for those that were there: nobody knows more of them.
+    Returns None if one of the trials has not reached the epoch yet. Trials that have reached it count as ``given up``,
+    because their later results must not be used.
     """
     reached = [_was_at(trial, rung) for trial in trials]
     if all(reached):
@@ -61,7 +64,7 @@ def result_at(point: Mapping[str, Any], trials: Sequence[TrialProgress], rung: i
 
 
 def _was_at(trial: TrialProgress, rung: int) -> bool:
-    """Whether a trial has left a rung, or waits there. One that is still running may yet diverge in that epoch."""
+    """Whether a trial has left a rung or waits there. A trial that still runs may diverge within that epoch."""
     if trial.epoch > rung or rung in trial.promoted:
         return True
     return rung in trial.epochs and trial.state in ("paused", "stopped", "finished")

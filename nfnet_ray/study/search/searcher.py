@@ -1,4 +1,4 @@
-"""A searcher: the points of a study that are known at its start, and the next one of those that learn from results."""
+"""Defines the searchers, which draw the points known at a study's start and propose further ones from results."""
 
 from __future__ import annotations
 
@@ -42,14 +42,15 @@ SEARCHES: Final = {
     "tpe": "points proposed by Optuna's TPE from the results so far",
     "gp": "points proposed by Optuna's Gaussian process from the results so far, for numbers alone",
 }
-"""{name: what it tries}."""
+"""{name: description of the points that the search tries}."""
 ADAPTIVE: Final = ("tpe", "gp")
 """The searches whose later points depend on the results of earlier ones."""
 _DRAWS: Final = {"sobol": sobol_points, "random": random_points}
-"""How points are drawn that need no results. A search that learns begins with Sobol's; the grid draws none."""
+"""The functions that draw points without results. An adaptive search begins with Sobol's points; the grid draws
+none."""
 DEFAULT_SETTINGS: Final = 16
-"""Settings of a study with a range: a power of two, in which Sobol's points are spread most evenly."""
-# In a row. A space has no more points when this number of draws brought no new one.
+"""The number of settings of a study with a range: a power of two, for which Sobol's points are spread most evenly."""
+# A space counts as exhausted when this number of consecutive draws brought no new point.
 _DRAWS_WITHOUT_A_NEW_POINT = 1024
 
 
@@ -59,9 +60,9 @@ class Searcher:
 
     Attributes:
         name: one of :data:`SEARCHES`.
-        space: what is searched.
-        recipe: the Recipe of the study, which has the values of the fields that are not swept.
-        first_points: points of the space that come before all others; a grid takes none.
+        space: the space that is searched.
+        recipe: the study's Recipe, which has the values of the fields that are not swept.
+        first_points: points of the space that come before all others; not used by a grid.
     """
 
     name: str
@@ -74,24 +75,24 @@ class Searcher:
 
     @property
     def is_adaptive(self) -> bool:
-        """Whether its points depend on results."""
+        """Whether the searcher's points depend on results."""
         return self.name in ADAPTIVE
 
     @property
     def key(self) -> int:
-        """64 bits from which all draws are made: a hash of the space and of the Recipe's seed.
+        """A 64-bit number that seeds all draws: a hash of the space and of the Recipe's seed.
 
-        So two studies of one space, on two data sets say, try the same points, and with another seed they do not.
+        Two studies of one space, e.g. on two data sets, therefore try the same points. With another seed they do not.
         """
         space = {name: domain_to_json(self.space[name]) for name in sorted(self.space)}
         text = json.dumps([space, self.recipe.seed], sort_keys=True)
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
 
     def planned(self, number: int, known: Sequence[Mapping[str, Any]] = ()) -> list[Point]:
-        """The first ``number`` points that need no results, fewer if the space has no more.
+        """Returns the first ``number`` points that need no results; fewer if the space has no more points.
 
-        With a searcher that learns from results these are the points with which it begins. Points that are ``known``
-        come first; if the searcher has drawn them itself, those that follow are the next ones of its sequence.
+        With an adaptive searcher these are the points with which it begins. The ``known`` points come first. If the
+        searcher has drawn them itself, the points that follow continue its sequence.
         """
         if self.name == "grid":
             return list(itertools.islice(grid(self.space, self.recipe), number))
@@ -106,11 +107,11 @@ class Searcher:
         return list(points.values())[:number]
 
     def propose(self, results: Sequence[Result], lag: int) -> Point | None:
-        """The point that follows those of ``results``, or None if the space has no other one.
+        """Returns the point that follows those of ``results``; None if the space has no other point.
 
-        Number j, counted from 0, follows j results. Those up to number j - ``lag`` are what it is made from; of the
-        others it takes the points alone, so it makes no difference which of them have ended. It depends on nothing
-        else but j and the searcher itself.
+        Proposal number j, counted from 0, follows j results. It uses the results up to number j - ``lag``, and only the
+        points of the later ones, so it makes no difference which of the later trials have ended. The proposal depends
+        on nothing else except j and the searcher itself.
         """
         number = len(results)
         if not self.is_adaptive or number < len(self.first_points):
@@ -123,7 +124,8 @@ class Searcher:
             point = _first_new(asked_points(self.space, self.recipe, study), earlier)
             if point is not None:
                 return point
-        # Too few results for a model, or it proposed nothing new: the next one of Sobol's points.
+        # With too few results for a model, or if the model proposed nothing new, the next one of Sobol's points is
+        # used.
         return _first_new(itertools.islice(self._drawn(), number + _DRAWS_WITHOUT_A_NEW_POINT), earlier)
 
     def _drawn(self) -> Iterator[Point]:
@@ -132,12 +134,12 @@ class Searcher:
 
 
 def default_search(space: Space) -> str:
-    """``grid`` for lists alone, ``sobol`` as soon as there is a range."""
+    """Returns ``grid`` if all domains are lists, and ``sobol`` if there is a range."""
     return "sobol" if has_range(space) else "grid"
 
 
 def check_search(name: str, space: Space) -> None:
-    """Raises UserError if there is no such searcher, or if it cannot search this space."""
+    """Raises UserError if there is no searcher of this name, or if it cannot search this space."""
     if name not in SEARCHES:
         raise UserError(f"--search {name} is not known: use one of {', '.join(SEARCHES)}")
     for field, domain in space.items():
@@ -152,7 +154,7 @@ def check_search(name: str, space: Space) -> None:
 
 
 def visible(results: Sequence[Result], lag: int) -> list[Result]:
-    """What the proposal after ``results`` may see: for the last ``lag`` - 1 settings only their points.
+    """Returns the results that the proposal after ``results`` may use: only points for the last ``lag`` - 1 settings.
 
     >>> visible([Result({"a": 1}, "finished", {8: 0.5}), Result({"a": 2}, "finished", {8: 0.6})], lag=2)
     [Result(point={'a': 1}, state='finished', values={8: 0.5}), Result(point={'a': 2}, state='running', values={})]

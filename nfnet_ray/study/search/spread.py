@@ -1,4 +1,4 @@
-"""Points that need no results: of a scrambled Sobol sequence, or drawn at random."""
+"""Draws points that need no results: a scrambled Sobol sequence, or random points."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from nfnet_ray.study.space import Point, Space
 
 # Sobol's points are drawn in blocks of a power of two, in which they are spread most evenly.
 _BLOCK = 64
-# Of a random number's 64 bits, those that a float keeps.
+# The number of a random number's 64 bits that a float can represent.
 _FLOAT_BITS = 53
 
 
 def sobol_points(space: Space, recipe: Recipe, key: int) -> Iterator[Point]:
-    """Points of Sobol's sequence, scrambled by ``key``: the first ones are evenly spread, and so are any more."""
+    """Yields the points of Sobol's sequence, scrambled by ``key``. Every beginning of the sequence is evenly spread."""
     from scipy.stats import qmc
 
     names = axis_names(space)
@@ -30,7 +30,7 @@ def sobol_points(space: Space, recipe: Recipe, key: int) -> Iterator[Point]:
 
 
 def random_points(space: Space, recipe: Recipe, key: int) -> Iterator[Point]:
-    """Points that are drawn independently of each other, uniformly in the space."""
+    """Yields points that are drawn independently and uniformly in the space."""
     names, state = axis_names(space), key
     while True:
         place = {}

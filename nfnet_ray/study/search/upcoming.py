@@ -1,4 +1,4 @@
-"""The trials that a running study adds next if its search learns from results, as a function of the journal alone."""
+"""Determines the trials that an adaptive search adds next to a running study, from the journal alone."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from nfnet_ray.tracking.state import StudyState
 
 @dataclass(frozen=True)
 class Proposal:
-    """Setting ``number``, counted from 0: a trial for each seed, and the trials whose results it was made from."""
+    """Setting ``number``, counted from 0, with a trial for each seed and the trials whose results the proposal used."""
 
     number: int
     plans: tuple[TrialPlan, ...]
     after: tuple[str, ...]
 
     def events(self, state: StudyState) -> list[TrialProposed]:
-        """The lines of the journal that add its trials, without those that are there already."""
+        """Returns the events that add the proposal's trials to the journal, without those that it already has."""
         return [
             trial_proposed(plan, self.number, self.after)
             for plan in self.plans
@@ -31,18 +31,18 @@ class Proposal:
 
 @dataclass(frozen=True)
 class Waiting:
-    """The next proposal needs the results of these trials."""
+    """States that the next proposal needs the results of these trials, which have not ended."""
 
     trials: tuple[str, ...]
 
 
 def next_proposal(study: Study, state: StudyState) -> Proposal | Waiting | None:
-    """The next setting of a study, whether it has to wait, or None if the study has all of its settings.
+    """Returns the next setting of a study, or the trials it has to wait for; None if the study has all its settings.
 
     Args:
-        study: as it has grown so far (:meth:`Study.grown`).
+        study: the study with the settings proposed so far (:meth:`Study.grown`).
 
-    Call it again after the proposal's events have been recorded, with the study that has grown by them.
+    Call the function again after the proposal's events have been recorded, with the study that has grown by them.
     """
     if not study.is_adaptive:
         return None
@@ -68,7 +68,7 @@ def next_proposal(study: Study, state: StudyState) -> Proposal | Waiting | None:
 
 
 def has_more(study: Study, state: StudyState) -> bool:
-    """Whether a study has trials that have not ended, would propose one, or has yet to find contenders or winners."""
+    """Whether a study has unfinished trials, would propose one, or has yet to determine contenders or winners."""
     if study.more_seeds and not state.has_contenders:
         return True
     if state.unfinished or (study.confirm and not state.has_winners):
@@ -77,7 +77,7 @@ def has_more(study: Study, state: StudyState) -> bool:
 
 
 def has_proposals(study: Study, state: StudyState) -> bool:
-    """Whether a study, as it has grown, has another setting to propose, now or when others have ended."""
+    """Whether a study, as it has grown, will propose another setting, now or when other trials have ended."""
     return (
         study.is_adaptive
         and len(study.trials_by_setting()) < study.settings
@@ -86,11 +86,10 @@ def has_proposals(study: Study, state: StudyState) -> bool:
 
 
 def _visible_result(study: Study, state: StudyState, trials: Sequence[Trial], before: int) -> Result | None:
-    """What the proposal sees of the setting ``before`` ones before it, None if that is not known yet.
+    """Returns the result that the proposal uses of the setting ``before`` positions earlier; None if not known yet.
 
-    With early stopping a trial pauses at its first rung, and whether it continues is certain only when the trials that
-    it competes with are there. Until then its result is what it had at that rung, as if it had been given up, even if
-    it is further already.
+    With early stopping a trial pauses at its first rung, and whether it continues is certain only when its competitors
+    have arrived. Until then its result is that at the rung, as if it had been given up, even if it has trained further.
     """
     progress = [state.trials[trial.name] for trial in trials]
     point = trials[0].point

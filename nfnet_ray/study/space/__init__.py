@@ -1,4 +1,4 @@
-"""The space of a study: which values each swept field takes, and where.
+"""Defines the space of a study: the values that each swept field takes, and the conditions on which it is swept.
 
     space = {
         "optimizer.agc.clip_factor": Range(0.002, 0.3, log=True, or_none=True),
@@ -9,8 +9,8 @@
     }
 
 A *point* is {dotted name: value} of the fields that are swept there. A field that a :class:`When` leaves out is not in
-the point and keeps the Recipe's value; a field of a :class:`SameAs` is not in it either, since another field has its
-value already.
+the point and keeps the Recipe's value. A field with a :class:`SameAs` is not in the point either, because it has
+another field's value.
 """
 
 from nfnet_ray.study.space.checks import check_asked, check_points, check_space

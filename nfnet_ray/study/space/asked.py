@@ -1,4 +1,4 @@
-"""The space of a study with what was asked for: fields that are set to one value, and fields that are swept instead."""
+"""Applies ``--set`` and ``--sweep`` to the space of a study."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from nfnet_ray.tracking.labels import short_names
 
 
 def asked_space(space: Space, recipe: Recipe, settings: Mapping[str, Any], sweep: Space) -> dict[str, Domain]:
-    """``space`` with the domains of ``sweep`` in place of its own, or as its last fields, and the set fields fixed.
+    """Returns ``space`` with the domains of ``sweep`` in place of its own or as its last fields, and set fields fixed.
 
     Args:
-        recipe: with the set values.
+        recipe: the Recipe with the set values.
         settings: {dotted name: value} of ``--set``.
         sweep: {dotted name: domain} of ``--sweep``.
 
-    Raises UserError for a field that is both set and swept, and for a sweep whose condition holds nowhere.
+    Raises UserError for a field that is both set and swept, and for a sweep whose condition never holds.
     """
     both = [name for name in sweep if name in settings]
     if both:
@@ -41,7 +41,10 @@ def asked_space(space: Space, recipe: Recipe, settings: Mapping[str, Any], sweep
 def asked_points(
     points: Sequence[Mapping[str, Any]], recipe: Recipe, settings: Mapping[str, Any], sweep: Space
 ) -> tuple[Mapping[str, Any], ...]:
-    """A plain list of points with the set fields fixed, each training once. Raises UserError if one is to be swept."""
+    """Returns a plain list of points with the set fields fixed and duplicates removed.
+
+    Raises UserError if a field is to be swept.
+    """
     if sweep:
         raise UserError(
             f"--sweep {next(iter(sweep))}: this study has a plain list of points and sweeps no field; "
@@ -59,7 +62,7 @@ def asked_points(
 
 
 def question_of(space: Space) -> str:
-    """A question for fields that were chosen on the command line.
+    """Returns a question for fields that were chosen on the command line.
 
     >>> question_of({"optimizer.agc.clip_factor": (0.01, 0.02), "batch_size": (64, 256)})
     'Which clip_factor is best, and how does that depend on batch_size?'

@@ -1,4 +1,4 @@
-"""Checks of a space: a bad one is a UserError of one line, with the field and what to do."""
+"""Checks a space and raises a UserError of one line, with the field and what to do."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NOT_SWEPT: Final = {
 def check_space(space: Space) -> None:
     """Raises UserError, with the field and what to do, if a domain cannot be swept.
 
-    Values are checked against the types and bounds of the Recipe's fields. Rules between fields are checked where the
+    Values are checked against the types and bounds of the Recipe's fields. Rules between fields are checked when the
     Recipe of a point is built.
     """
     for name, domain in space.items():
@@ -42,7 +42,7 @@ def check_space(space: Space) -> None:
 
 
 def check_points(points: Sequence[Mapping[str, Any]], space: Space) -> None:
-    """Raises UserError if a plain list of points cannot be tried."""
+    """Raises UserError if a plain list of points is invalid, or if there is a space as well."""
     if space:
         raise UserError("a study has a space or a list of points, not both: leave one of them out")
 
@@ -55,7 +55,7 @@ def check_points(points: Sequence[Mapping[str, Any]], space: Space) -> None:
 
 
 def check_asked(points: Sequence[Mapping[str, Any]], asked: Sequence[str] | None) -> None:
-    """Raises UserError if the fields that are asked about do not tell the points apart."""
+    """Raises UserError if two points are equal in the fields in question."""
     if asked is None:
         return
     seen: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""Conditions that hold nowhere in a space, so that the field that depends on them is never swept."""
+"""Finds conditions that hold nowhere in a space, so that the field that depends on them is never swept."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from nfnet_ray.study.space.domains import (
 from nfnet_ray.study.space.points import all_values, grid, named_fields
 from nfnet_ray.tracking.labels import value_label
 
-# Combinations of the values that decide; a condition that holds in none of these may still hold in another one.
+# The most combinations of the deciding values that are checked. If there are more, the condition is assumed to hold.
 _MOST_COMBINATIONS: Final = 4096
 
 
 def unswept_sentences(space: Space, recipe: Recipe) -> list[str]:
-    """A sentence for each field that a space was to sweep, and that keeps the Recipe's value everywhere in it."""
+    """Returns a sentence for each field of a space that is swept nowhere and keeps the Recipe's value everywhere."""
     values = recipe.to_values()
     return [
         f"{name} is {value_label(values[name])} in every trial: {why}."
@@ -35,7 +35,7 @@ def unswept_sentences(space: Space, recipe: Recipe) -> list[str]:
 
 
 def why_never(space: Space, recipe: Recipe, name: str) -> str | None:
-    """Why a field is swept nowhere in the space, and what to do; None if it is swept somewhere."""
+    """Says why a field is swept nowhere in the space, and what to do; None if it is swept somewhere."""
     conditions = list(_conditions(space[name]))
     if not conditions or _hold_somewhere(conditions, space, recipe):
         return None
@@ -60,7 +60,7 @@ def _taken(space: Space, recipe: Recipe, field: str) -> str:
 
 
 def _hold_somewhere(conditions: list[When], space: Space, recipe: Recipe) -> bool:
-    """Whether there is a point of the space at which all of the conditions hold."""
+    """Whether the space has a point at which all of the conditions hold."""
     deciding = _deciding_fields(space, [one.field for one in conditions])
     values = recipe.to_values()
     if not deciding:
@@ -73,7 +73,7 @@ def _hold_somewhere(conditions: list[When], space: Space, recipe: Recipe) -> boo
 
 
 def _deciding_fields(space: Space, fields: list[str]) -> Space:
-    """The part of a space on which these fields depend, with the values of a range that conditions name as its list."""
+    """Returns the part of a space on which these fields depend, with the decisive values of each range as a list."""
     deciding: dict[str, Domain] = {}
     to_add = list(fields)
     while to_add:
@@ -88,9 +88,9 @@ def _deciding_fields(space: Space, fields: list[str]) -> Space:
 
 
 def _named_between(space: Space, name: str, range_: Range) -> list[int]:
-    """The whole numbers between the ends of an integer range that conditions on it, or on a field tied to it, name.
+    """Returns the whole numbers within an integer range that conditions name, on it or on a field tied to it.
 
-    A range of other numbers has such a value with probability zero.
+    A range that is not of integers takes such a value with probability zero.
     """
     tied = {other for other, domain in space.items() if unconditional(domain) == SameAs(name)}
     named = (

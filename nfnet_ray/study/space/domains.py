@@ -1,4 +1,4 @@
-"""The domains of a swept field: a list of values, a range, another field's value, or one of these under a condition."""
+"""Defines the domains of a swept field: a list of values, a range, another field's value, or one on a condition."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from nfnet_ray.command_line.python_arguments import plain
 from nfnet_ray.tracking.labels import value_label
 
 SIGNIFICANT_DIGITS: Final = 4
-"""Digits of a value that is drawn from a range, so that a trial's name and ``--set`` write all of them."""
+"""The digits to which values drawn from a range are rounded, so that a trial's name and ``--set`` contain all
+digits."""
 
 
 @dataclass(frozen=True)
 class Range:
     """The numbers from ``low`` to ``high``, both included; with ``or_none`` also None.
 
-    A search draws from it uniformly, or uniformly in the logarithm with ``log``. With ``integer`` it has only
-    whole numbers.
+    A search draws from the range uniformly or, with ``log``, uniformly in the logarithm. With ``integer`` the range has
+    only whole numbers.
     """
 
     low: float
@@ -28,21 +29,21 @@ class Range:
     or_none: bool = False
 
     def rounded(self, number: float) -> float:
-        """A number within the range as a search proposes it: whole, or of four significant digits."""
+        """Rounds a number as a search proposes it, within the range: to a whole number or four significant digits."""
         if self.integer:
             return min(max(round(number), int(self.low)), int(self.high))
         short = float(f"{number:.{SIGNIFICANT_DIGITS}g}")
         return float(min(max(short, self.low), self.high))
 
     def ends(self) -> tuple[Any, ...]:
-        """Both ends, and None if the range has it."""
+        """Returns both ends, and None if the range includes it."""
         numbers = (int(self.low), int(self.high)) if self.integer else (float(self.low), float(self.high))
         return (*numbers, None) if self.or_none else numbers
 
 
 @dataclass(frozen=True)
 class SameAs:
-    """Ties the field: it always has the value of another field of the space."""
+    """Ties a field to another field of the space, so that both always have the same value."""
 
     field: str
 
@@ -51,7 +52,7 @@ class SameAs:
 class When:
     """``domain``, but only where another ``field`` is not None, or has one of the values ``among``.
 
-    Elsewhere the field keeps the Recipe's value. ``field`` is one of the space or of the Recipe.
+    Elsewhere the field keeps the Recipe's value. ``field`` is a field of the space or of the Recipe.
     """
 
     domain: tuple[Any, ...] | Range | SameAs | When
@@ -59,7 +60,7 @@ class When:
     among: tuple[Any, ...] | None = None
 
     def holds(self, values: Mapping[str, Any]) -> bool:
-        """Whether the condition holds among ``values``, which has every field of the Recipe."""
+        """Whether the condition holds for ``values``, which contain every field of the Recipe."""
         value = values[self.field]
         if self.among is None:
             return value is not None
@@ -77,7 +78,7 @@ Point = dict[str, Any]
 
 
 def unconditional(domain: Domain) -> tuple[Any, ...] | Range | SameAs:
-    """A domain without its conditions."""
+    """Returns a domain without its conditions."""
     while isinstance(domain, When):
         domain = domain.domain
     return domain
@@ -89,28 +90,28 @@ def is_listed(domain: Domain) -> bool:
 
 
 def has_range(space: Space) -> bool:
-    """Whether points have to be proposed by a search, because a range has no list of its values."""
+    """Whether a search has to propose the points, because a range cannot be listed."""
     return any(isinstance(unconditional(domain), Range) for domain in space.values())
 
 
 def with_values_of(domain: Domain, change: Callable[[Any], Any]) -> Domain:
-    """The domain with ``change`` of each of its listed values; ranges and ties stay as they are."""
+    """Returns the domain with ``change`` applied to each of its listed values; ranges and ties are unchanged."""
     if isinstance(domain, When):
         return replace(domain, domain=with_values_of(domain.domain, change))
     return domain if isinstance(domain, Range | SameAs) else tuple(map(change, domain))
 
 
 def with_listed(domain: Domain, values: tuple[Any, ...]) -> Domain:
-    """The domain with these values in place of its own; its conditions stay."""
+    """Returns the domain with these values in place of its own; its conditions are kept."""
     if isinstance(domain, When):
         return replace(domain, domain=with_listed(domain.domain, values))
     return values
 
 
 def in_plain_values(domain: Any) -> Any:
-    """A domain, or a value of one, with tuples for lists and Python's numbers for NumPy's, which no journal can hold.
+    """Returns a domain or value with tuples for lists and Python's numbers for NumPy's, which a journal cannot store.
 
-    What is no domain stays as it is.
+    An argument that is not a domain is returned unchanged.
     """
     if isinstance(domain, When):
         return When(in_plain_values(domain.domain), domain.field, in_plain_values(domain.among))
@@ -122,7 +123,7 @@ def in_plain_values(domain: Any) -> Any:
 
 
 def domain_text(domain: Domain) -> str:
-    """A domain as ``--sweep`` takes it, such as ``none,log:0.002..0.3 if optimizer.sam.rho``."""
+    """Formats a domain as in ``--sweep``, such as ``none,log:0.002..0.3 if optimizer.sam.rho``."""
     if isinstance(domain, When):
         among = "" if domain.among is None else f"={','.join(map(listed_value_text, domain.among))}"
         joined = " and " if isinstance(domain.domain, When) else " if "
@@ -142,7 +143,7 @@ def listed_value_text(value: Any) -> str:
 
 
 def domain_to_json(domain: Domain) -> list[Any] | dict[str, Any]:
-    """The domain as a journal has it: a list of values, or an object."""
+    """Returns the domain in the form that a journal stores: a list of values, or an object."""
     if isinstance(domain, Range):
         flags = {name: True for name in ("log", "integer", "or_none") if getattr(domain, name)}
         return {"low": domain.low, "high": domain.high} | flags
@@ -155,7 +156,7 @@ def domain_to_json(domain: Domain) -> list[Any] | dict[str, Any]:
 
 
 def domain_from_json(described: Sequence[Any] | Mapping[str, Any]) -> Domain:
-    """The domain that :func:`domain_to_json` describes."""
+    """Returns the domain that :func:`domain_to_json` has described."""
     if not isinstance(described, Mapping):
         return tuple(map(with_tuples, described))
     if "same_as" in described:
@@ -168,5 +169,5 @@ def domain_from_json(described: Sequence[Any] | Mapping[str, Any]) -> Domain:
 
 
 def with_tuples(value: Any) -> Any:
-    """A value of the command line or a journal, which have lists where a Recipe has tuples."""
+    """Returns a value of the command line or a journal with the lists replaced by tuples, which a Recipe has."""
     return tuple(map(with_tuples, value)) if isinstance(value, list | tuple) else value

@@ -1,4 +1,4 @@
-"""The points of a space: which fields are swept where, and the grid of all points."""
+"""Builds the points of a space: which fields are swept where, and the grid of all points."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nfnet_ray.study.space.domains import Domain, Point, Range, SameAs, Space, W
 
 
 def dependence_order(space: Space) -> list[str]:
-    """The fields of a space, each after those that its conditions and its tie name.
+    """Returns the fields of a space, each after the fields that its conditions and its tie name.
 
     Raises UserError for fields that depend on each other in a circle.
     """
@@ -38,9 +38,9 @@ def dependence_order(space: Space) -> list[str]:
 
 
 def build_point(space: Space, recipe: Recipe, choose: Callable[[str, tuple[Any, ...] | Range], Any]) -> Point:
-    """A point of the space. ``choose(name, domain)`` is asked for the value of each field that is swept there.
+    """Builds a point of the space. ``choose(name, domain)`` returns the value of each field that is swept there.
 
-    A field is asked for after the fields that decide whether it is swept.
+    A field is chosen after the fields that decide whether it is swept.
     """
     values = recipe.to_values()
     chosen: Point = {}
@@ -56,7 +56,7 @@ def build_point(space: Space, recipe: Recipe, choose: Callable[[str, tuple[Any, 
 
 
 def all_values(space: Space, recipe: Recipe, point: Mapping[str, Any]) -> Point:
-    """``point`` and the values of the tied fields there: what the Recipe of its trial is built with."""
+    """Returns ``point`` and the values of the tied fields, from which the Recipe of a trial is built."""
     values, tied = {**recipe.to_values(), **point}, {}
     for name in dependence_order(space):
         domain = unconditional(space[name])
@@ -66,9 +66,9 @@ def all_values(space: Space, recipe: Recipe, point: Mapping[str, Any]) -> Point:
 
 
 def grid(space: Space, recipe: Recipe) -> Iterator[Point]:
-    """Each point of a space of lists once: all values of the first field, for each combination of the others.
+    """Yields each point of a space of lists once: all values of the first field, for each combination of the others.
 
-    A range has its ends in place of its values.
+    A range contributes its ends instead of a list of values.
     """
     lists = {name: _listed(unconditional(domain)) for name, domain in space.items()}
     first, *others = lists
@@ -85,7 +85,7 @@ def grid(space: Space, recipe: Recipe) -> Iterator[Point]:
 def count_settings(
     space: Space, points: Sequence[Mapping[str, Any]] | None, recipe: Recipe, most: int
 ) -> int:
-    """The number of settings of a plain list of points, or else of a space; counted up to ``most``."""
+    """Counts the settings of a plain list of points, or else of a space, up to ``most``."""
     return sum(1 for _ in itertools.islice(grid(space, recipe) if points is None else points, most))
 
 
@@ -96,7 +96,7 @@ def _listed(domain: tuple[Any, ...] | Range | SameAs) -> tuple[Any, ...]:
 
 
 def is_swept(domain: Domain, values: Mapping[str, Any]) -> bool:
-    """Whether all conditions of a domain hold among ``values``, which has every field of the Recipe."""
+    """Whether all conditions of a domain hold for ``values``, which contain every field of the Recipe."""
     while isinstance(domain, When):
         if not domain.holds(values):
             return False
@@ -105,7 +105,7 @@ def is_swept(domain: Domain, values: Mapping[str, Any]) -> bool:
 
 
 def named_fields(domain: Domain) -> Iterator[str]:
-    """The fields that a domain's conditions and its tie name."""
+    """Yields the fields that a domain's conditions and its tie name."""
     while isinstance(domain, When):
         yield domain.field
         domain = domain.domain

@@ -1,4 +1,4 @@
-"""The text of a ``--sweep``: a field and its domain, as :func:`nfnet_ray.study.space.domain_text` writes it."""
+"""Parses the text of a ``--sweep``: a field and its domain, as :func:`nfnet_ray.study.space.domain_text` writes it."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ FORMS = (
     "FIELD=none,0.1..0.5 (a range, or none) or FIELD=same:OTHER.FIELD (always equal to it); 'if OTHER.FIELD' or 'if "
     "OTHER.FIELD=a,b' behind it sweeps the field only where the other one is not none, or has one of these values"
 )
-"""How a --sweep may be written, for help texts and messages."""
+"""The forms in which a --sweep may be written, for help texts and messages."""
 
 _MOST_SHOWN = 100  # characters of a text in a message
 _RANGE = re.compile(r"(?P<kinds>(?:[a-z]+:)*)(?P<low>.*?)\.\.(?P<high>.*)")
 
 
 def parse_sweep(text: str) -> tuple[str, Domain]:
-    """The text of a ``--sweep`` as (dotted name, domain).
+    """Parses the text of a ``--sweep`` to (dotted name, domain).
 
-    Raises UserError for a text that is none, and for a name that is not a field or cannot be swept. The values are
+    Raises UserError for a text in another form, and for a name that is not a field or cannot be swept. The values are
     checked when a Study is built with them.
 
     >>> parse_sweep("optimizer.agc.clip_factor=none,log:0.002..0.3")
@@ -42,7 +42,7 @@ def parse_sweep(text: str) -> tuple[str, Domain]:
 
 
 def parse_domain(name: str, text: str) -> Domain:
-    """The domain after the ``=`` of a ``--sweep`` of the field ``name``. Raises UserError as :func:`parse_sweep`."""
+    """Parses the domain after the ``=`` of a ``--sweep`` of the field ``name``; raises as :func:`parse_sweep`."""
     said = _shown(f"--sweep {name}={text}")
     values, *conditions = re.split(r"\s+if\s+", text.strip())
     if not values:
@@ -65,7 +65,7 @@ def _unconditional(name: str, text: str, said: str) -> tuple[Any, ...] | Range |
             raise UserError(f"{said}: write the other field behind same:, such as same:data.image_size")
         return SameAs(other)
     items = _items(text, said)
-    # A dot in a word, as in a path, makes no range.
+    # A dot within a word, as in a path, does not make a range.
     ranges = [item for item in items if item[0] not in "[('\"" and "/" not in item and _RANGE.fullmatch(item)]
     if not ranges:
         return _values(text, said)
@@ -93,7 +93,7 @@ def _range(name: str, text: str, or_none: bool, said: str) -> Range:
 
 
 def _shown(text: str) -> str:
-    """The text that a person wrote, shortened and made printable for a message."""
+    """Shortens the text that a person wrote and makes it printable, for a message."""
     text = printable(text)
     return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"
 
@@ -103,7 +103,7 @@ def _values(text: str, said: str) -> tuple[Any, ...]:
 
 
 def _items(text: str, said: str) -> list[str]:
-    """The text split at its commas, except those within brackets and quotes."""
+    """Splits the text at its commas, except those within brackets and quotes."""
     items, depth, quote = [""], 0, ""
     for letter in text:
         if quote:
