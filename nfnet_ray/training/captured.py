@@ -1,19 +1,20 @@
 """The steps of a run, captured as CUDA graphs where that is possible.
 
-On a GPU a step of a small network consists of launching kernels, one by one, from Python. A CUDA graph has all kernels
-of a step with their addresses, and the GPU works through it by itself: forward, loss, backward, SAM's two passes, AGC
-and its counts, weight decay, momentum, the moving average, and the sums of the epoch. It is bit for bit the step that
-it was captured from. What has to hold for that:
+On a GPU most of the time of a small network's step is spent in Python, which launches one kernel after the other. A
+CUDA graph holds all kernels of a step with their addresses, and the GPU runs them without Python: forward and backward
+pass, SAM's two passes, AGC and its counts, weight decay, momentum, the moving average, and the sums of the epoch. The
+results are those of the captured step, bit for bit. This requires three things:
 
-* It reads and writes the memory that it was captured with. Batches are copied into static tensors, rates are scalars on
-  the device (``optim/rates.py``), and all that a step changes stays where it is, also when a checkpoint is loaded.
-* No line of Python runs. So what a step does may depend on its batch's shape and on :attr:`TrainStep.kind` alone, of
-  which each has a graph: LookSAM has two, and progressive image sizes have one for each size.
-* Memory within a graph is used again by the others, which share a pool. So nothing that outlives a step is made there.
+* A graph reads and writes the memory that it was captured with. So batches are copied into static tensors, rates are
+  scalars on the device (``optim/rates.py``), and every tensor that a step changes keeps its address, also when a
+  checkpoint is loaded.
+* A graph runs no Python code. So steps may differ only in the shape of the batch and in :attr:`TrainStep.kind`, and
+  each combination has its own graph: LookSAM has two, and progressive image sizes have one for each size.
+* The graphs share one memory pool, and each overwrites the memory of the others. So no tensor in it may outlive a step.
 
-The next run of the process may replay them, too (``form/kept.py``).
+The next run of the process may replay the same graphs (``form/kept.py``).
 
-Where a step cannot be captured, or capturing fails, the steps are done kernel by kernel, and the log says why.
+If a step cannot be captured, or if capturing fails, steps run kernel by kernel, and the log says why.
 """
 
 from __future__ import annotations
@@ -39,41 +40,43 @@ R_co = TypeVar("R_co", covariant=True)
 R_contra = TypeVar("R_contra", contravariant=True)
 
 STEPS_BEFORE_CAPTURE = 3
-"""Libraries choose their algorithms and make their workspaces in the first ones (torch's notes on CUDA graphs)."""
+"""In the first steps libraries choose their algorithms and allocate workspaces (torch's notes on CUDA graphs)."""
 MOST_GRAPHS = 8
-"""Each takes some megabytes for its kernels' arguments; growing images leave those of earlier sizes behind. One more
-replaces them all: with a graph torch before 2.15 may free the workspaces that cuBLAS has on the stream of its capture,
-and graphs that were captured there as well would still write to them (github.com/pytorch/pytorch/issues/193402)."""
+"""Each graph takes some megabytes for the arguments of its kernels, and growing images leave the graphs of earlier
+sizes behind. When there would be one graph more than this, all graphs are dropped together. Dropping one is not safe:
+torch before 2.15 may then free the workspaces that cuBLAS holds on the stream of the captures, to which the other
+graphs still write (github.com/pytorch/pytorch/issues/193402)."""
 
 MOST_KEPT_SHARE = 0.5
-"""Of a worker's part of a GPU's memory: see :func:`too_much_memory`. By judgement; no GPU has seen it."""
+"""The largest share of a worker's GPU memory that graphs may keep (:func:`too_much_memory`). It is a judgement, and has
+not been tried on a GPU."""
 
 logger = logging.getLogger(__name__)
 
 
 class Recorder(Protocol):
-    """Makes graphs."""
+    """Captures graphs."""
 
     def rehearse(self, act: Callable[[], None]) -> None:
-        """Does it once, as it will be captured."""
+        """Runs ``act`` once, under the conditions of the capture."""
 
     def record(self, act: Callable[[], None]) -> Callable[[], None]:
-        """Captures it; what is returned does it again."""
+        """Captures ``act``. Returns a function that replays it."""
 
     def begin_anew(self) -> None:
-        """What was recorded so far is gone; what follows shares no memory with it."""
+        """Notes that all graphs were dropped. Later graphs share no memory with them."""
 
     def forget_peak(self) -> None:
-        """Begins to measure :meth:`peak_bytes` anew."""
+        """Restarts the measurement of :meth:`peak_bytes`."""
 
     def peak_bytes(self) -> float:
-        """The largest memory that tensors took since then."""
+        """The most memory that tensors have taken since :meth:`forget_peak`, in bytes."""
 
 
 class CudaRecorder:
-    """Makes CUDA graphs, which share the memory between their kernels.
+    """Captures CUDA graphs that share one memory pool.
 
-    ``share`` is the part of the device that this process may use; other processes use the rest.
+    ``share`` is the share of the device's memory that this process may use.
     """
 
     def __init__(self, device: torch.device, share: float = 1.0) -> None:
@@ -82,24 +85,25 @@ class CudaRecorder:
         self._pool = torch.cuda.graph_pool_handle()
 
     def rehearse(self, act: Callable[[], None]) -> None:
-        """On the stream of the captures, whose workspaces are made by this."""
+        """Runs ``act`` on the stream of the captures, so that libraries allocate their workspaces for it."""
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
         try:
             with torch.cuda.stream(self._stream):
                 act()
         finally:
-            # Where it fails, too: what it has begun may write to weights, which must not be put back before that.
+            # Also after an error: kernels that are still running may write to weights, which are restored only then.
             current.wait_stream(self._stream)
 
     def record(self, act: Callable[[], None]) -> Callable[[], None]:
-        """Nothing is computed now. If it fails, this raises what ``act`` raised, and eager steps go on as before."""
+        """Captures ``act`` without computing anything. If that fails, raises the error of ``act``; eager steps still
+        work."""
         graph, raised = torch.cuda.CUDAGraph(), list[Exception]()
-        gc.collect()  # an old graph that is collected while another one is captured would disturb it
+        gc.collect()  # collecting an old graph during a capture would disturb it
         try:
             # Threads that load images, write checkpoints and read NVML continue meanwhile, in their own memory and
-            # streams. The outer context puts the stream back where torch's own does not (torch 2.11: where the capture
-            # cannot be ended).
+            # streams. The outer context restores the stream where torch does not (torch 2.11, if the capture cannot be
+            # ended).
             with (
                 torch.cuda.stream(self._stream),
                 torch.cuda.graph(
@@ -113,7 +117,7 @@ class CudaRecorder:
                     raise
         except Exception:
             self._give_up()
-            if raised:  # torch may say instead that the capture cannot be ended
+            if raised:  # torch may have raised that the capture cannot be ended
                 raise raised.pop() from None
             raise
         own = self._share * torch.cuda.get_device_properties(self._device).total_memory
@@ -123,13 +127,14 @@ class CudaRecorder:
         return graph.replay
 
     def begin_anew(self) -> None:
-        """torch refuses a pool whose graphs are all gone (create_or_incref_pool in its CUDACachingAllocator.cpp)."""
+        """Takes a new pool: torch refuses one whose graphs have all been dropped (create_or_incref_pool in its
+        CUDACachingAllocator.cpp)."""
         self._pool = torch.cuda.graph_pool_handle()
 
     def _give_up(self) -> None:
-        """Undoes what torch leaves of a capture that it could not end: its share in the pool, and its generator."""
+        """Cleans up after a capture that torch could not end: its use of the pool, and the state of the generator."""
         index = self._stream.device_index
-        with contextlib.suppress(RuntimeError):  # where it was ended, there is no share any more
+        with contextlib.suppress(RuntimeError):  # if it was ended, it does not use the pool any more
             torch._C._cuda_endAllocateToPool(index, self._pool)
             torch._C._cuda_releasePool(index, self._pool)
         # Otherwise: "Offset increment outside graph capture encountered unexpectedly" at the next draw.
@@ -137,19 +142,20 @@ class CudaRecorder:
         generator.graphsafe_set_state(generator.clone_state())
 
     def forget_peak(self) -> None:
-        """Of this process, and so of its meter, too."""
+        """Restarts the measurement of this process, and so also the one of its meter."""
         torch.cuda.reset_peak_memory_stats(self._device)
 
     def peak_bytes(self) -> float:
-        """The same."""
+        """The most memory that tensors have taken since :meth:`forget_peak`, in bytes."""
         return float(torch.cuda.max_memory_allocated(self._device))
 
 
 def too_much_memory(kept: float, own: float) -> str | None:
-    """Whether graphs keep too much of a worker's memory on its GPU: evaluation cannot use theirs. A sentence, or None.
+    """Says in a sentence that graphs keep too much of a worker's GPU memory; None if they do not.
 
-    ``kept`` and ``own`` are bytes: those of the graphs, and all that the worker may use. Evaluation holds no
-    activations, so it needs far less than a step. Networks that fill half a GPU keep it busy without a graph.
+    ``kept`` is what the graphs keep and ``own`` what the worker may use, in bytes. Evaluation cannot use the memory of
+    graphs. It stores no activations, so it needs far less than a step. Networks that fill half of a GPU keep it busy
+    without graphs.
 
     >>> too_much_memory(60 * 2**30, 80 * 2**30)
     'a graph would keep 60.0 of 80.0 GiB for itself'
@@ -161,7 +167,7 @@ def too_much_memory(kept: float, own: float) -> str | None:
 
 
 class Step(Protocol[R_co]):
-    """A step that can be captured: a :class:`~nfnet_ray.training.step.TrainStep`, or that of a cohort."""
+    """A step that can be captured: a :class:`~nfnet_ray.training.step.TrainStep`, or the step of a cohort."""
 
     @property
     def number(self) -> int:
@@ -172,7 +178,7 @@ class Step(Protocol[R_co]):
 
     @property
     def kind(self) -> Hashable:
-        """What the next step does and others may not."""
+        """A key of the kernels that the next step runs: steps of one kind run the same ones."""
 
     @property
     def needs_warm_up(self) -> bool:
@@ -180,63 +186,64 @@ class Step(Protocol[R_co]):
 
     @property
     def repeats_draws(self) -> bool:
-        """Whether a step sets torch's generator back, to draw the same again."""
+        """Whether a step rewinds torch's generator, to draw the same numbers twice."""
 
     def set_rates(self) -> Any:
-        """The rates of the next step, on the device if that is where they are read."""
+        """Sets and returns the rates of the next step, on the device if it reads them there."""
 
     def apply(self, batch: TrainBatch, rates: Any) -> R_co:
-        """What the device does in a step with these rates. Nothing else depends on the step but :attr:`kind`."""
+        """Runs a step with these rates on the device. Apart from the rates, only :attr:`kind` differs between steps."""
 
     def __call__(self, batch: TrainBatch) -> R_co:
-        """A step, kernel by kernel."""
+        """Does a step, kernel by kernel."""
 
     def warm_up(self, batch: TrainBatch) -> None:
-        """Computes a gradient and throws it away."""
+        """Computes a gradient and discards it."""
 
     def forget_gradients(self) -> None:
-        """Lets go of the memory of gradients that it keeps from one step to the next."""
+        """Releases the memory of gradients that are kept from one step to the next."""
 
     def tensors(self) -> Iterator[Tensor]:
-        """All that a step changes on the device, but gradients, always the same tensors."""
+        """All tensors that a step changes on the device, except gradients. They stay the same objects."""
 
 
 class Sums(Protocol[R_contra]):
-    """Where the results of steps are added up."""
+    """The sums of an epoch, to which the results of steps are added."""
 
     def add(self, result: R_contra) -> None:
-        """Counts a step."""
+        """Adds the result of a step."""
 
     def tensors(self) -> list[Tensor]:
-        """Where it adds, always the same tensors."""
+        """The tensors of the sums. They stay the same objects."""
 
 
 @dataclass
 class _Graph(Generic[R]):
     batch: TrainBatch
-    """What it reads."""
+    """The static tensors from which the graph reads its batch."""
     replay: Callable[[], None]
     result: R
-    """What it writes."""
+    """The tensors to which the graph writes its result."""
     step: Step[R]
-    """What it was captured from, which keeps alive what it reads besides, such as indices brought to the device."""
+    """The step that was captured. It keeps other tensors alive that the graph reads, such as indices on the device."""
     peak_bytes: float
-    """The largest memory that the last rehearsal took. A replay takes it, too; no counter sees it."""
+    """The most memory that the last rehearsal took, in bytes. A replay takes as much, but no counter shows it."""
 
 
 @dataclass(frozen=True)
 class Captured(Generic[R]):
-    """The graphs of a run, and what adds to them."""
+    """The graphs of a run, and the recorder that captures more of them."""
 
     graphs: dict[Hashable, _Graph[R]]
     recorder: Recorder
 
 
 class CapturedStep(Generic[R]):
-    """Does the steps of a run and adds them to the epoch's ``sums``: ``step(batch)``, after :meth:`prepare`.
+    """Does the steps of a run, as CUDA graphs where possible, and adds their results to the epoch's ``sums``.
 
-    ``recorder`` None: kernel by kernel, because the device has no graphs. :attr:`refusal` says why a device that has
-    them does not use them.
+    Call :meth:`prepare` before the first step on a batch of a new kind or shape, then the object itself with each
+    batch. Without a ``recorder`` steps run kernel by kernel, because the device has no graphs. If it has graphs and
+    does not use them, :attr:`refusal` says why.
     """
 
     def __init__(
@@ -246,7 +253,7 @@ class CapturedStep(Generic[R]):
         self._recorder = recorder
         self.refusal: str | None = None
         self.peak_bytes = 0.0
-        """The largest memory that a step of this run took within a graph."""
+        """The most memory that a step of this run took within a graph, in bytes."""
         self._graphs: dict[Hashable, _Graph[R]] = {}
         self._warmed_up: set[torch.Size] = set()
         reason = _obstacle(recipe, context, step)
@@ -255,7 +262,7 @@ class CapturedStep(Generic[R]):
 
     @property
     def form(self) -> str | None:
-        """How a GPU does the steps, in words; None on a device that has no graphs."""
+        """Says in words how a GPU does the steps; None on a device that has no graphs."""
         if self.refusal:
             return f"kernel by kernel: {self.refusal}"
         return "one CUDA graph" if self._recorder else None
@@ -267,16 +274,16 @@ class CapturedStep(Generic[R]):
         return not self._step.needs_warm_up or batch.images.shape in self._warmed_up
 
     def prepare(self, batch: TrainBatch) -> None:
-        """Compiles, chooses algorithms, and captures the next step. No weight, count or generator is changed by it.
+        """Compiles, chooses algorithms, and captures the next step. It changes no weight, count or generator.
 
-        What memory that took is forgotten: to choose, cuDNN tries algorithms with whatever workspace they ask for.
+        The peak of the memory is reset afterwards, since cuDNN tries algorithms with large workspaces to choose one.
         """
         if self._recorder:
             with self._unchanged():
                 try:
                     self._capture(batch, self._recorder)
                 except Exception as error:
-                    # Of CUDA, cuDNN or the compiler: without a graph the step may work.
+                    # From CUDA, cuDNN or the compiler. The step may still work without a graph.
                     self._graphs.clear()
                     lines = str(error).strip().splitlines() or [""]
                     self._refuse(f"{type(error).__name__}: {lines[0]}", logging.WARNING)
@@ -288,7 +295,7 @@ class CapturedStep(Generic[R]):
         self._warmed_up.add(batch.images.shape)
 
     def __call__(self, batch: TrainBatch) -> R:
-        """A step. The tensors of the result may be those of the next one, too, which overwrites them."""
+        """Does a step. The next step may overwrite the tensors of the result."""
         graph = self._graphs.get(self._key(batch)) if self._graphs else None
         if graph is None:
             result = self._step(batch)
@@ -303,16 +310,16 @@ class CapturedStep(Generic[R]):
         return graph.result
 
     def captured(self) -> Captured[R] | None:
-        """What another run may replay, in the memory of this one; None if there is nothing."""
+        """The graphs that another run may replay, in the memory of this one; None if there are none."""
         return Captured(self._graphs, self._recorder) if self._recorder and self._graphs else None
 
     def replay_from(self, captured: Captured[R]) -> None:
-        """Replays the graphs of a run whose memory is this one's now."""
+        """Replays the graphs of an earlier run, whose memory this run has taken over."""
         if self._recorder:
             self._graphs, self._recorder = captured.graphs, captured.recorder
 
     def _key(self, batch: TrainBatch) -> Hashable:
-        """Steps of one key are the same for the device, whatever their batches hold."""
+        """A key that two steps share if the device does the same in both, except for the contents of their batches."""
         return (
             self._step.kind,
             batch.images.shape,
@@ -350,7 +357,7 @@ class CapturedStep(Generic[R]):
 
     @contextlib.contextmanager
     def _unchanged(self) -> Generator[None]:
-        """Within it steps may be tried out: then everything is as before. What is kept is in the host's memory."""
+        """A context for trying out steps. It restores all tensors and generators, from copies in the host's memory."""
         tensors = [*self._step.tensors(), *self._sums.tensors()]
         kept = [tensor.to("cpu", copy=True) for tensor in tensors]
         draws = generators(self._context.device)
@@ -368,12 +375,12 @@ class CapturedStep(Generic[R]):
 
 
 def recorder_for(device: torch.device, share: float = 1.0) -> Recorder | None:
-    """What makes graphs on a device, of which this process may use a ``share``; None on a CPU."""
+    """The recorder for a device of which this process may use a ``share``; None for a CPU."""
     return CudaRecorder(device, share) if device.type == "cuda" else None
 
 
 def _obstacle(recipe: Recipe, context: Context, step: Step[Any]) -> str | None:
-    """Why the steps of a Recipe cannot be captured; None if nothing is known to prevent it."""
+    """Why the steps of a Recipe cannot be captured; None if no reason is known in advance."""
     if recipe.capture == "never":
         return "capture=never"
     if context.world_size > 1:

@@ -1,19 +1,20 @@
-"""The gradient of one step: over micro-batches, over workers, and with an ascent step of SAM or without.
+"""The gradient of one step: over micro-batches, over workers, with or without an ascent step of SAM.
 
-A worker's share of the batch is handled in equal micro-batches, whose gradients add up in ``.grad``; in the
-backward pass of the last one DistributedDataParallel averages them over the workers. The result is the
-gradient of the mean loss over the global batch, however it is cut.
+A worker processes its share of the batch in equal micro-batches, whose gradients add up in ``.grad``. In the backward
+pass of the last one DistributedDataParallel averages them over the workers. The result is the gradient of the mean loss
+over the global batch, however the batch is divided.
 
-With SAM the share falls into groups, each with an ascent step of its own (``optimizer.sam.perturbation``):
+With SAM the share is divided into groups, each with a separate ascent step (``optimizer.sam.perturbation``):
 
-* ``replica``: the share of each replica is a group, so workers see different perturbations (paper A.4);
+* ``replica``: the share of each replica is a group, so workers perturb the weights differently (paper A.4);
 * ``global``: one perturbation for all workers, from the ascent gradient averaged over them;
-* ``micro_batch``: each micro-batch is a group, which on few devices does what many replicas would (paper A.4).
+* ``micro_batch``: each micro-batch is a group, so that a few devices behave like many replicas (paper A.4).
 
-A replica is a worker; where workers are missing (``Context.replicas``), one worker is several replicas, one
-after the other.
+A replica is usually a worker. If there are fewer workers than replicas (``Context.replicas``), a worker computes
+several replicas in turn.
 
-For each group: ascent gradient on its first images, perturb the weights, descent gradient, put the weights back.
+Each group computes the ascent gradient on its first images, perturbs the weights, computes the descent gradient, and
+restores the weights.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.
 
 @dataclass(frozen=True)
 class Losses:
-    """Of some images, each (N,): cross-entropy, and whether the label (MixUp: the first) had the largest logit."""
+    """The cross-entropy of N images, and whether the label (with MixUp, the first label) had the largest logit."""
 
     loss_N: Tensor
     correct_N: Tensor
@@ -64,8 +65,8 @@ class Losses:
 class EagerReplicas(DistributedDataParallel):
     """torch's DistributedDataParallel for a network that is not compiled.
 
-    DistributedDataParallel asks the compiler for its options, and tells it of each forward pass. Both import
-    ``torch._dynamo``, which takes a new process 1.3 to 2.7 s of a core.
+    DistributedDataParallel reads options of the compiler and notifies it of each forward pass. Both import
+    ``torch._dynamo``, which costs a new process 1.3 to 2.7 s of CPU time.
     """
 
     def __init__(self, network: nn.Module, **options: Any) -> None:
@@ -78,7 +79,7 @@ class EagerReplicas(DistributedDataParallel):
 
 @contextlib.contextmanager
 def _no_compiler() -> Generator[None]:
-    """In it ``torch._dynamo`` is not imported: if it has not been, what is there in its place has only one answer."""
+    """A context that prevents the import of ``torch._dynamo``: a stand-in answers the one question that torch asks."""
     if "torch._dynamo" in sys.modules:
         yield
         return
@@ -87,7 +88,7 @@ def _no_compiler() -> Generator[None]:
     try:
         yield
     finally:
-        del torch._dynamo  # torch imports it when it is asked for
+        del torch._dynamo  # the next access imports the real module
 
 
 class Gradient:
@@ -124,12 +125,12 @@ class Gradient:
 
     @property
     def drop_rates(self) -> Tensor | None:
-        """Those of an NFNet, on the device; other networks have theirs as floats in their layers."""
+        """(blocks,) The drop rates of an NFNet, on the device; None for other networks, whose layers hold floats."""
         return self._drop_rates
 
     @property
     def repeats_draws(self) -> bool:
-        """Whether a step sets torch's generator back, to draw the same in two passes."""
+        """Whether a step rewinds torch's generator, so that two passes draw the same numbers."""
         sam = self._recipe.optimizer.sam
         return sam.rho is not None and sam.share_masks and not self._draws_by_sample
 
@@ -139,15 +140,16 @@ class Gradient:
         return sam.rho is not None and (sam.method != "looksam" or step % sam.looksam_interval == 0)
 
     def add(self, batch: TrainBatch, step: int, rates: Rates | None = None) -> Losses:
-        """The gradient of optimiser step ``step``; the losses are those that were descended on.
+        """Adds the gradient of optimiser step ``step`` to ``.grad``, and returns the losses of the descent.
 
-        ``batch`` is this worker's share; ``rates`` are those of the step, by default the Recipe's as floats. With SAM
-        they are losses at the perturbed weights; with ESAM only the sharpest images are among them.
+        ``batch`` is this worker's share, and ``rates`` are the rates of the step; None takes the Recipe's as floats.
+        With SAM the losses are those at the perturbed weights; with ESAM, only those of the sharpest images.
         """
         sam = self._recipe.optimizer.sam
         rates = rates or rates_at(step, self._recipe, steps_per_epoch=1)
         self._smoothing = rates.label_smoothing
-        # The mean over the workers of sums / this is the mean over the global batch, also if some have more images.
+        # Workers may have different numbers of images. The mean over workers of (sum of losses / share) is nevertheless
+        # the mean loss over the global batch.
         share = self._recipe.batch_size / self._context.world_size
         if sam.rho is None:
             return self._descend(batch, share)
@@ -175,7 +177,10 @@ class Gradient:
         return _joined(results)
 
     def _groups(self, batch: TrainBatch) -> list[TrainBatch]:
-        """What has an ascent step of its own. Micro-batches are dealt out of a share as shares are out of a batch."""
+        """Divides the share into groups, one for each ascent step.
+
+        A share is divided into micro-batches in the same way as a batch is divided into shares.
+        """
         rank, world_size, replicas = self._context.rank, self._context.world_size, self._context.replicas
         groups = [batch]
         if self._scope != "global" and replicas > world_size:
@@ -191,20 +196,21 @@ class Gradient:
         return [self._chosen(group, own) for group in groups for own in rows]
 
     def _chosen(self, batch: TrainBatch, rows: Indices) -> TrainBatch:
-        """Rows of a batch that are the same in all steps, so they are brought to the device once."""
+        """Selects rows of a batch. They are the same in all steps, so they are copied to the device once."""
         key = rows.tobytes()
         if key not in self._rows:
             self._rows[key] = on_device(rows, self._context.device)
         return batch.chosen(self._rows[key], rows)
 
     def _micro_batches(self, batch: TrainBatch) -> list[TrainBatch]:
-        """As many images each as a micro-batch of a whole share has; one empty part where there are none."""
+        """Cuts a batch into parts of the size of a micro-batch of a whole share. An empty batch gives one empty
+        part."""
         share = self._recipe.batch_size // self._context.replicas
         size = math.ceil(share / self._recipe.micro_batches)
         return [batch.part(slice(start, start + size)) for start in range(0, max(1, len(batch.labels)), size)]
 
     def _descend(self, batch: TrainBatch, images: float, is_last: bool = True) -> Losses:
-        """Adds the gradient of the summed losses / ``images`` to ``.grad``, and at last averages over workers."""
+        """Adds the gradient of (sum of losses / ``images``) to ``.grad``; if ``is_last``, averages it over workers."""
         results, parts = [], self._micro_batches(batch)
         with keeping_standardised_weights(self._model):
             for number, part in enumerate(parts, start=1):
@@ -216,9 +222,10 @@ class Gradient:
         return _joined(results)
 
     def _ascend(self, group: TrainBatch) -> tuple[list[Tensor], list[Tensor]]:
-        """The gradient of the mean loss over the group's first images, and their losses; leaves ``.grad`` alone."""
+        """Returns the gradient of the mean loss over the group's first images, and their losses. ``.grad`` stays as it
+        is."""
         sam = self._recipe.optimizer.sam
-        if self._scope == "global":  # the first images of the global batch, on whichever workers they are
+        if self._scope == "global":  # the first images of the global batch, which may be on any worker
             total = share_of(self._recipe.batch_size, sam.ascent_share)
             own = int((group.positions < total).sum())
         else:
@@ -238,7 +245,7 @@ class Gradient:
         return gradients, before
 
     def _sharpest(self, group: TrainBatch, before: list[Tensor]) -> tuple[TrainBatch, float]:
-        """ESAM's choice of images for the descent, and their share of all images."""
+        """Selects the images of ESAM's descent. Returns them and their share of all images."""
         share, world_size = self._recipe.optimizer.sam.esam_data_share, self._context.world_size
         with torch.no_grad(), keeping_standardised_weights(self._model):
             after = [self._losses(self._network, part).loss_N for part in self._micro_batches(group)]
@@ -247,7 +254,9 @@ class Gradient:
             rows = sharpest(before_N, after_N, share)
             return group.chosen_by_device(rows), len(rows) / len(group.labels)
         places = torch.from_numpy(group.positions).to(before_N.device)
-        losses = before_N.new_zeros(2, self._recipe.batch_size)  # each worker fills in its own places
+        losses = before_N.new_zeros(
+            2, self._recipe.batch_size
+        )  # each worker fills in the columns of its images
         losses[:, places] = torch.stack([before_N, after_N])
         add_over_workers(losses, self._context)
         chosen = sharpest(losses[0], losses[1], share)
@@ -255,7 +264,7 @@ class Gradient:
         return group.chosen(rows), len(chosen) / self._recipe.batch_size
 
     def _losses(self, network: nn.Module, part: TrainBatch, keys: Tensor | None = None) -> Losses:
-        """Forward pass and loss, (N,) each, in the Recipe's precision; the loss in float32 at least."""
+        """Runs the forward pass in the Recipe's precision and returns the losses, (N,), in float32 or float64."""
         images = normalise(part.images, self._memory_format).to(self._dtype)
         with self._autocast:
             drawn_from: tuple[Tensor, ...] = ()
@@ -272,19 +281,20 @@ class Gradient:
         return Losses(loss_N, logits.detach().argmax(dim=1) == part.labels)
 
     def _cross_entropy(self, logits_NC: Tensor, labels_N: Tensor) -> Tensor:
-        """(N,), with the labels smoothed."""
+        """(N,) cross-entropy with smoothed labels."""
         smoothing = self._smoothing
         if not isinstance(smoothing, Tensor):
             return F.cross_entropy(logits_NC, labels_N, reduction="none", label_smoothing=smoothing)
         if self._recipe.loss.label_smoothing == 0:
             return F.cross_entropy(logits_NC, labels_N, reduction="none")
-        # The same sum; torch takes the share from the host alone.
+        # The same sum. torch's cross_entropy accepts the smoothing only as a number of the host.
         log_NC = logits_NC.log_softmax(dim=1)
         own_N = F.nll_loss(log_NC, labels_N, reduction="none")
         return own_N * (1 - smoothing) - log_NC.sum(dim=1) * (smoothing / logits_NC.shape[1])
 
     def _draws_of_the_descent(self) -> contextlib.AbstractContextManager[None]:
-        """For networks that draw from torch's generator: the pass after the ascent draws the same again."""
+        """For networks that draw from torch's generator: afterwards the descent draws the same numbers as the
+        ascent."""
         devices = [self._context.device] if self._context.device.type == "cuda" else []
         return torch.random.fork_rng(devices, enabled=self.repeats_draws)
 
@@ -304,7 +314,8 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
 
 @contextlib.contextmanager
 def _first_statistics(model: nn.Module) -> Generator[None]:
-    """Batch normalisation's running statistics stay those of the first pass, at the weights themselves."""
+    """Within the context, running statistics of batch normalisation stay as the pass at the unperturbed weights left
+    them."""
     layers = [layer for layer in model.modules() if isinstance(layer, _BatchNorm)]
     momenta = [layer.momentum for layer in layers]
     for layer in layers:

@@ -33,11 +33,17 @@ Ending = Literal["finished", "paused", "diverged", "stopped"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: after ``epochs`` finished epochs, with the metrics of the last one.
+    """How a run ended.
 
-    ``model`` holds the weights as they were trained, ``average`` their moving average, if the Recipe has one.
-    ``diverged``: the loss became infinite or not a number; ``reason`` says when. ``stopped``: the Context asked for
-    it; the last checkpoint is of this very step.
+    Attributes:
+        state: ``finished``; ``paused`` at the epoch or the time that was asked for; ``diverged`` if the loss became
+            infinite or not a number; ``stopped`` if the Context asked for it. A paused or stopped run has a checkpoint
+            of its last step.
+        epochs: the number of finished epochs.
+        metrics: the metrics of the last finished epoch.
+        model: the network with the weights as they were trained.
+        average: the network with the moving average of the weights; None if the Recipe has none.
+        reason: when and how the run diverged; None if it did not.
     """
 
     state: Ending
@@ -62,15 +68,23 @@ def train(
     """Trains the Recipe's network and reports after every epoch.
 
     Resumes from the Context's latest checkpoint if there is one, also in the middle of an epoch. The result depends on
-    the Recipe, the data and the number of workers and threads; not on what ran in this process before, nor on where the
-    run was interrupted. ``clock`` is one that has been running since the run was asked for. With ``until_epoch`` the
-    run pauses after that epoch, with a checkpoint; the schedule remains that of all epochs. With ``until_seconds`` it
-    pauses after the first epoch at whose end it has trained for that time (``train_seconds``). A run that begins counts
-    its time on from ``spent``.
+    the Recipe, the data and the number of workers and threads, but not on earlier runs in this process, nor on where
+    the run was interrupted.
 
-    Raises UserError for data or a checkpoint that does not fit the Recipe; with ``force_resume`` it warns of a
-    checkpoint of another Recipe or other data. Raises DataChangedError if the data set is not that of
-    ``data_fingerprint``, or is written to during the run: nothing is kept or reported of what was trained since.
+    Args:
+        recipe: the training that is asked for.
+        context: where the run takes place: device, workers, checkpoints, and where it reports.
+        clock: a clock that has been running since the run was asked for; None starts one now.
+        until_epoch: the run pauses after this epoch, with a checkpoint. The schedule remains that of all epochs.
+        until_seconds: the run pauses after the first epoch at whose end its ``train_seconds`` have reached this.
+        spent: the seconds of earlier runs, to which a new run adds its own.
+        data_fingerprint: the fingerprint that the data set must have.
+        force_resume: warns of a checkpoint of another Recipe or of other data, and resumes from it.
+
+    Raises:
+        UserError: the data or the checkpoint does not fit the Recipe.
+        DataChangedError: the data set has another fingerprint, or was written to during the run. Nothing that was
+            trained since then is saved or reported.
     """
     # ---- Set up: the data, the network, and the latest checkpoint --------------------------------------------------
 
@@ -104,7 +118,7 @@ def train(
 
 
 def before_first_step(run: Run, at: Position) -> Position:
-    """The position with what is measured of a new network, if anything is."""
+    """Measures the signal in a new network, if the Recipe asks for it. Returns the position with these metrics."""
     if not run.recipe.signal_epochs or run.step.number:
         return at
     signal = evaluate_signal(run.model, on_this_worker(run.eval_loader, run.context), run.recipe)
@@ -112,7 +126,7 @@ def before_first_step(run: Run, at: Position) -> Position:
 
 
 def begin_epoch(run: Run, at: Position) -> Position:
-    """Prepares an epoch, unless the run is within it already."""
+    """Prepares an epoch, unless the run resumes in the middle of it."""
     if at.batches:
         return at
     torch.manual_seed(network_seed(run.recipe.seed, at.epoch, run.context.rank))
@@ -121,9 +135,9 @@ def begin_epoch(run: Run, at: Position) -> Position:
 
 
 def train_epoch(run: Run, at: Position) -> Outcome | None:
-    """Trains on the batches of an epoch from ``at`` on. Returns an Outcome only if the run ends before the epoch does.
+    """Trains on the batches of an epoch, starting at ``at``. Returns an Outcome only if the run ends within the epoch.
 
-    Every few steps the workers agree on what the epoch's loss is so far, and on whether to save or to stop.
+    Every few steps the workers agree on the mean loss of the epoch so far, and on whether to save or to stop.
     """
     clock, step, agreement = run.clock, run.captured_step, run.agreement
     batches = run.train_loader.batches_per_epoch
@@ -139,13 +153,13 @@ def train_epoch(run: Run, at: Position) -> Outcome | None:
             clock.enter("warmup")
             run.warm_up(batch)
             clock.enter("train")
-        step(batch)  # into run.sums
+        step(batch)  # adds the results to run.sums
         run.context.progress(at.epoch + number / batches)
 
         if not agreement.is_due(is_last=number == batches):
             continue
         agreed = agreement.reach(run.sums)
-        clock.recount()  # what was agreed on has been read from the device, whose queue is empty now
+        clock.recount()  # agreeing has read values from the device, so its queue is empty now
         run.system.look()
         if not math.isfinite(agreed.mean_loss):
             place = f"in epoch {at.epoch + 1}, step {run.sums.first_bad_step()}"
@@ -160,10 +174,10 @@ def train_epoch(run: Run, at: Position) -> Outcome | None:
 
 
 def finish_epoch(run: Run, at: Position, *, is_last: bool) -> Position | Outcome:
-    """Evaluates after an epoch's last batch, saves and reports. Returns the position at the start of the next epoch.
+    """Evaluates after the last batch of an epoch, saves and reports.
 
-    ``at`` is where the epoch began. ``is_last``: the run finishes or pauses here. Returns an Outcome if the validation
-    loss is not finite: the run ends.
+    ``at`` is the position at which the epoch began, and ``is_last`` says that the run finishes or pauses here. Returns
+    the position at the start of the next epoch, or an Outcome if the validation loss is not finite, which ends the run.
     """
     recipe, context, clock, step = run.recipe, run.context, run.clock, run.step
     clock.enter("eval")
@@ -181,7 +195,7 @@ def finish_epoch(run: Run, at: Position, *, is_last: bool) -> Position | Outcome
 
 
 def speed_metrics(run: Run, at: Position) -> dict[str, float]:
-    """Speed and cost of the training of an epoch, which began at ``at``."""
+    """Speed and cost of training the epoch that began at ``at``."""
     images = run.train_loader.batches_per_epoch * run.recipe.batch_size
     train_seconds = run.clock.seconds("train") - at.train_seconds_before
     image_size = run.train_loader.image_size(at.epoch)
@@ -200,8 +214,8 @@ def conclude_epoch(
 ) -> Position | Outcome:
     """Saves and reports an epoch: the part of :func:`finish_epoch` after the evaluations.
 
-    ``raw`` is of the weights as they were trained, ``averaged`` of their moving average. The latter is what is
-    delivered and compared, where there is one.
+    ``raw`` evaluates the weights as they were trained, and ``averaged`` their moving average. If there is an average,
+    its accuracy is the one that trials are compared by.
     """
     recipe, context, clock, step = run.recipe, run.context, run.clock, run.step
     evaluation, validation, loss = raw, raw.metrics, raw.metrics["validation_loss"]
@@ -214,7 +228,7 @@ def conclude_epoch(
     if recipe.signal_epochs and (at.epoch + 1) % recipe.signal_epochs == 0:
         metrics |= evaluate_signal(run.model, on_this_worker(run.eval_loader, context), recipe)
 
-    # ---- What the training itself counted ----
+    # ---- Add the metrics that the training has counted ----
     metrics |= {**at.initial, **run.sums.means()}
     metrics |= loading_metrics(recipe.data, run.train_loader, run.eval_loader, at.epoch, context)
     metrics["epoch"] = at.epoch + 1
@@ -224,7 +238,7 @@ def conclude_epoch(
     if is_last:
         texts["correct_images"] = evaluation.images.to_text()
 
-    # ---- Save, then report: what was reported is never trained again ----
+    # ---- Save, then report, so that no reported epoch is ever trained again ----
     clock.enter("checkpoint")
     finished = Position(at.epoch + 1, metrics=metrics | clock.metrics(), texts=texts)
     run.save(finished, paused=is_last and finished.epoch < recipe.schedule.epochs)
@@ -234,17 +248,17 @@ def conclude_epoch(
 
 
 def _is_reached(train_seconds: float | None, run: Run) -> bool:
-    """Whether the run has trained for this time, by the clock of the first worker; never without a time."""
+    """Whether the run has trained for this time, by the clock of the first worker. False if no time is given."""
     return train_seconds is not None and first_workers(
         run.clock.seconds("train") >= train_seconds, run.context
     )
 
 
 def ended(run: Run, at: Position, state: Ending, reason: str | None = None) -> Outcome:
-    """How a run has ended at a position."""
+    """The Outcome of a run that ends at a position."""
     metrics = dict(at.metrics)
     if state == "diverged":
-        # Changed data may be why.
+        # The reason may be that the data have changed: then this raises DataChangedError.
         together(run.dataset.check_unchanged, run.context)
         metrics |= run.clock.metrics()
     run.leave_graphs()

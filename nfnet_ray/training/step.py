@@ -1,13 +1,14 @@
-"""One optimiser step. Its order is written here and nowhere else:
+"""One optimiser step. The order of its parts is defined here and nowhere else:
 
-1. the gradient of the mean loss over the global batch: with SAM, ascent on the first images, then descent on all at
-   the perturbed weights; over micro-batches (they add up); over workers (their mean) (``gradient.py``),
-2. adaptive gradient clipping of everything but the excluded parameters (the classifier's weight),
-3. weight decay is added, then momentum, Nesterov and the update at this step's learning rate,
-4. the moving average takes in the new weights.
+1. Compute the gradient of the mean loss over the global batch, summed over micro-batches and averaged over workers.
+   With SAM this is an ascent on the first images, then a descent on all images at the perturbed weights
+   (``gradient.py``).
+2. Clip the gradient adaptively, except for the excluded parameters (the classifier's weight).
+3. Add weight decay, then apply momentum, Nesterov and the update at this step's learning rate.
+4. Update the moving average with the new weights.
 
-The clip sees the descent gradient of the global batch, without weight decay (official ``optim.py``); the ascent
-gradient is not clipped.
+AGC clips the descent gradient of the global batch, without weight decay (official ``optim.py``). The ascent gradient
+is not clipped.
 """
 
 from __future__ import annotations
@@ -46,27 +47,28 @@ from nfnet_ray.training.measurement.clipping import STEPS_BETWEEN_NORMS, Clippin
 
 @dataclass(frozen=True)
 class StepResult:
-    """One worker's part in the sums of an epoch, from one step; the tensors are scalars on the device."""
+    """The contribution of one worker and one step to the sums of an epoch. The tensors are scalars on the device."""
 
     images: int
-    """Images that this worker descended on: its share of the batch, with ESAM the sharpest of them; may be 0."""
+    """The number of images in this worker's descent: its share of the batch, or with ESAM the sharpest of them. May be
+    0."""
     loss_sum: Tensor
-    """Sum of the losses of these images."""
+    """The sum of the losses of these images."""
     correct: Tensor
-    """Number of these images that were recognised."""
+    """The number of these images that were classified correctly."""
     clipped_fraction: Tensor
     """The share of units that AGC clipped, the same on every worker."""
     step_of_epoch: float | Tensor
-    """From 1."""
+    """The number of the step within the epoch, from 1."""
 
 
 class TrainStep:
     """Applies one batch to the model.
 
-    ``number`` counts the steps done, and ``clipping_counts`` the units that AGC clips, or would be able to clip. On a
-    GPU the rates of a step (:class:`nfnet_ray.optim.rates.Rates`) are scalars on the device, so that the step can be
-    captured (``captured.py``) and has the same bits captured or not; on a CPU they are floats.
-    ``rates_on_device`` decides otherwise, for tests.
+    ``number`` is the number of steps done. ``clipping_counts`` counts the units that AGC clips; without AGC it records
+    the norms that AGC would compare. On a GPU the rates of a step (:class:`nfnet_ray.optim.rates.Rates`) are scalars on
+    the device, so that the step can be captured (``captured.py``), with the same bits as without a capture. On a CPU
+    they are floats. Tests choose with ``rates_on_device``.
     """
 
     def __init__(
@@ -103,12 +105,12 @@ class TrainStep:
 
     @property
     def step_of_epoch(self) -> int:
-        """Of the next step, from 1."""
+        """The number of the next step within its epoch, from 1."""
         return self.number % self._steps_per_epoch + 1
 
     @property
     def last_learning_rate(self) -> float:
-        """The learning rate of the step before."""
+        """The learning rate of the last step."""
         return float(self._rates_of(self.number - 1).learning_rate)
 
     def _rates_of(self, number: int) -> Rates:
@@ -120,7 +122,7 @@ class TrainStep:
         return result
 
     def set_rates(self) -> Rates:
-        """The rates of the next step, on the device if that is where they are read."""
+        """Sets and returns the rates of the next step, on the device if it reads them there."""
         rates = self._rates_of(self.number)
         for group in self.optimizer.param_groups:
             group["lr"] = rates.learning_rate
@@ -131,7 +133,10 @@ class TrainStep:
 
     @property
     def kind(self) -> tuple[bool, bool]:
-        """What the next step does and others of the run may not: (SAM's ascent, norms for the counts alone)."""
+        """(whether the next step has an ascent of SAM, whether it computes norms for the counts alone).
+
+        Steps of one kind run the same kernels.
+        """
         return self._gradient.ascends_in(self.number), self._only_counts_norms
 
     @property
@@ -143,7 +148,7 @@ class TrainStep:
         return not self._clips and self.number % STEPS_BETWEEN_NORMS == 0
 
     def apply(self, batch: TrainBatch, rates: Rates) -> StepResult:
-        """What the device does in a step with these rates. Nothing else depends on the step but :attr:`kind`."""
+        """Runs a step with these rates on the device. Apart from the rates, only :attr:`kind` differs between steps."""
         self.optimizer.zero_grad(set_to_none=True)
         losses = self._gradient.add(batch, self.number, rates)
 
@@ -176,7 +181,7 @@ class TrainStep:
         return bool(self._recipe.compile) or self._context.device.type == "cuda"
 
     def warm_up(self, batch: TrainBatch) -> None:
-        """Computes a gradient and throws it away, so that compilation and the choice of algorithms happen now.
+        """Computes a gradient and discards it, so that compilation and the choice of algorithms happen now.
 
         Weights, generators, running statistics and LookSAM's direction do not change.
         """
@@ -194,20 +199,20 @@ class TrainStep:
 
     @property
     def repeats_draws(self) -> bool:
-        """Whether a step sets torch's generator back, to draw the same again."""
+        """Whether a step rewinds torch's generator, to draw the same numbers twice."""
         return self._gradient.repeats_draws
 
     def forget_gradients(self) -> None:
-        """Lets go of the gradients' memory."""
+        """Releases the memory of the gradients."""
         self.optimizer.zero_grad(set_to_none=True)
 
     def tensors(self) -> Iterator[Tensor]:
-        """All that a step changes on the device, but gradients. It is the same tensors as long as the step lives."""
+        """All tensors that a step changes on the device, except gradients. They stay the same objects."""
         yield from self._model.parameters()
         yield from self._statistics()
         if self.average:
             yield from self.average.model.parameters()
-        # In this order whatever checkpoint the state was loaded from.
+        # Sorted, because the order in a loaded state is that of the checkpoint.
         for group in self.optimizer.param_groups:
             for parameter in group["params"]:
                 state = sorted(self.optimizer.state.get(parameter, {}).items())
@@ -221,18 +226,19 @@ class TrainStep:
         return self._gradient.drop_rates is not None
 
     def numbers(self) -> Iterator[Tensor]:
-        """The Recipe's numbers that a step reads on the device, and its rates. It is the same tensors as well."""
+        """The tensors from which a step reads the Recipe's numbers and its rates. They stay the same objects."""
         if self._device_rates:
             yield from self._device_rates.tensors()
         if self._gradient.drop_rates is not None:
             yield self._gradient.drop_rates
 
     def unify_statistics(self) -> None:
-        """Gives all workers the running statistics of the first one's normalisation layers, if there are any."""
+        """Copies the running statistics of normalisation layers, if there are any, from the first worker to all
+        others."""
         copy_from_first(self._statistics(), self._context)
 
     def own_statistics(self) -> list[Tensor]:
-        """This worker's running statistics, which within an epoch are not those of the others."""
+        """Copies of this worker's running statistics, which differ between workers within an epoch."""
         return [statistic.clone() for statistic in self._statistics()]
 
     def load_own_statistics(self, statistics: Sequence[Tensor]) -> None:
@@ -266,9 +272,9 @@ class TrainStep:
 
 
 def clipped_parameters(model: nn.Module, recipe: Recipe) -> dict[str, nn.Parameter]:
-    """{name: parameter} of those that AGC clips: those that are trained and match no excluded name or pattern.
+    """{name: parameter} of the parameters that AGC clips: those that are trained and match no excluded pattern.
 
-    Raises UserError for an excluded name or pattern that fits no parameter of the model.
+    Raises UserError for an excluded name or pattern that matches no parameter of the model.
     """
     agc, named = recipe.optimizer.agc, dict(model.named_parameters())
     excluded = {pattern: fnmatch.filter(named, pattern) for pattern in agc.exclude}
